@@ -1,0 +1,163 @@
+"""`Batch`: what the model eats. Packed tokens with no batch axis; training and serving run the same forward over it.
+
+Legend of tensor shapes, everywhere in polyphi:
+T packed tokens · S sequences · D width · H heads · K kv heads · V vocabulary · N crops · P patches · F frames ·
+M mel bins · R rank · C crop side in pixels · G patches along a crop's side · Q supervised positions
+
+A pack is read like this (two sequences, `.` not supervised)::
+
+    ids        user  17  23  asst  44  end | user  99  asst  51  end
+    positions     0   1   2     3   4    5 |    0   1     2   3    4
+    labels        .   .   .    44 end    . |    .   .    51 end    .
+    bounds     (0, 6, 11)
+
+`labels[t]` is the id that position t must predict: already shifted, so that a row's last token can't leak into the next row.
+A row (one sample, tokenized) is simply a `Batch` of one sequence; `pack` joins rows.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+IGNORE = -100
+
+
+@dataclass(frozen=True)
+class ImageLayout:
+    """One picture cut into crops: `crop_rows` x `crop_cols` crops of which `rows` x `cols` pooled cells are kept
+    (report 2.2.1). Its crops in `Batch.crops` are the global view first, then row by row."""
+
+    crop_rows: int
+    crop_cols: int
+    rows: int
+    cols: int
+
+    @property
+    def crops(self) -> int:
+        return 1 + self.crop_rows * self.crop_cols
+
+    def tokens(self, cells: int) -> int:
+        """Tokens of the picture when a crop pools to `cells` x `cells`: g(g+1) + 1 + R(C+1), 273 + R(C+1) at 448 pixels."""
+        return cells * (cells + 1) + 1 + self.rows * (self.cols + 1)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One audio clip: `frames` log-mel frames of 10 ms, heard through the audio projector `branch`
+    ("speech", or "vision" where the sequence also has an image)."""
+
+    frames: int
+    branch: str
+
+    @property
+    def tokens(self) -> int:
+        """80 ms per token: ceil(frames / 8)."""
+        return -(-self.frames // 8)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Packed sequences and their media.
+
+    `bounds` (host, S + 1 numbers from 0 to T) delimits sequences; `totals` (host, S) counts each sequence's tokens up to
+    and including this batch, cached ones too: it decides the LongRoPE table of that sequence. `adapters` (host, S) names
+    each sequence's LoRA or None. `image_slots` and `audio_slots` are the positions in `ids` of the placeholder tokens that
+    the pictures of `images` and the clips of `clips` fill, in order.
+    """
+
+    ids: Int[Tensor, " T"]
+    positions: Int[Tensor, " T"]
+    bounds: tuple[int, ...]
+    totals: tuple[int, ...]
+    adapters: tuple[str | None, ...]
+    labels: Int[Tensor, " T"] | None = None
+    supervised: Int[Tensor, " Q"] | None = None
+    crops: Float[Tensor, "N 3 C C"] | None = None
+    crop_masks: Bool[Tensor, "N G G"] | None = None
+    images: tuple[ImageLayout, ...] = ()
+    image_slots: Int[Tensor, " I"] | None = None
+    mels: Float[Tensor, "F M"] | None = None
+    clips: tuple[Clip, ...] = ()
+    audio_slots: Int[Tensor, " A"] | None = None
+
+    @property
+    def sequences(self) -> int:
+        return len(self.bounds) - 1
+
+    def __len__(self) -> int:
+        return self.bounds[-1]
+
+    def to(self, device: torch.device | str) -> "Batch":
+        moved = {
+            f.name: getattr(self, f.name).to(device, non_blocking=True)
+            for f in fields(self)
+            if isinstance(getattr(self, f.name), Tensor)
+        }
+        return replace(self, **moved)
+
+
+def row(
+    ids: Sequence[int],
+    *,
+    supervise: Sequence[bool] | None = None,
+    adapter: str | None = None,
+    **media: object,
+) -> Batch:
+    """One sample as a `Batch` of one sequence. `supervise[t]` says that token t is to be learned (so position t - 1 gets
+    it as its label; token 0 can't be)."""
+    tokens = torch.tensor(ids, dtype=torch.long)
+    labels = supervised = None
+    if supervise is not None:
+        labels = torch.full_like(tokens, IGNORE)
+        wanted = torch.tensor(supervise, dtype=torch.bool)[1:]
+        labels[:-1][wanted] = tokens[1:][wanted]
+        supervised = (labels != IGNORE).nonzero().flatten()
+    return Batch(
+        ids=tokens,
+        positions=torch.arange(len(tokens)),
+        bounds=(0, len(tokens)),
+        totals=(len(tokens),),
+        adapters=(adapter,),
+        labels=labels,
+        supervised=supervised,
+        **media,  # type: ignore[arg-type]
+    )
+
+
+def pack(rows: Sequence[Batch]) -> Batch:
+    """Several batches as one, sequences and media in order. The forward of a pack equals that of its rows one by one."""
+    if not rows:
+        raise ValueError("cannot pack zero rows")
+    starts = [0]
+    for r in rows:
+        starts.append(starts[-1] + len(r))
+
+    def cat(name: str, shift: bool = False) -> Tensor | None:
+        parts = [
+            getattr(r, name) + (start if shift else 0)
+            for r, start in zip(rows, starts, strict=False)
+            if getattr(r, name) is not None
+        ]
+        return torch.cat(parts) if parts else None
+
+    labelled = [r.labels is not None for r in rows]
+    assert all(labelled) or not any(labelled), "a pack mixes rows with and without labels"
+    return Batch(
+        ids=torch.cat([r.ids for r in rows]),
+        positions=torch.cat([r.positions for r in rows]),
+        bounds=(0, *(start + b for r, start in zip(rows, starts, strict=False) for b in r.bounds[1:])),
+        totals=tuple(t for r in rows for t in r.totals),
+        adapters=tuple(a for r in rows for a in r.adapters),
+        labels=cat("labels"),
+        supervised=cat("supervised", shift=True),
+        crops=cat("crops"),
+        crop_masks=cat("crop_masks"),
+        images=tuple(i for r in rows for i in r.images),
+        image_slots=cat("image_slots", shift=True),
+        mels=cat("mels"),
+        clips=tuple(c for r in rows for c in r.clips),
+        audio_slots=cat("audio_slots", shift=True),
+    )

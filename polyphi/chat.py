@@ -1,0 +1,184 @@
+"""What people and data sets speak: a conversation is a list of `Message`s, each made of typed parts.
+
+>>> Message.user(Image("cat.png"), Text("What is this?")).role
+'user'
+
+`SamplingParams`, `Completion`, `Delta` and `Transcript` are what goes in and comes out beside it, and `Generate` is the
+protocol by which evaluation sees any model, local or remote. This leaf imports nothing of ours.
+"""
+
+import base64
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+MediaSource = str | Path | bytes
+
+
+@dataclass(frozen=True)
+class Text:
+    """Plain text. Control tokens written in it are ordinary characters, never control tokens."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Image:
+    """A picture: a path, or the encoded bytes of a PNG, JPEG, WebP or GIF file."""
+
+    source: MediaSource
+
+
+@dataclass(frozen=True)
+class Audio:
+    """A clip: a path, the encoded bytes of a WAV, FLAC, OGG or MP3 file, or (float32 samples [n] in [-1, 1], rate in Hz)."""
+
+    source: MediaSource | tuple[np.ndarray, int]
+
+
+Part = Text | Image | Audio
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn. `tools` (a JSON list, as text) belongs on a system message, as the models' chat template has it."""
+
+    role: str
+    parts: tuple[Part, ...]
+    tools: str | None = None
+
+    @classmethod
+    def system(cls, text: str, tools: str | None = None) -> "Message":
+        return cls("system", (Text(text),), tools)
+
+    @classmethod
+    def user(cls, *parts: Part | str) -> "Message":
+        return cls("user", tuple(Text(p) if isinstance(p, str) else p for p in parts))
+
+    @classmethod
+    def assistant(cls, text: str) -> "Message":
+        return cls("assistant", (Text(text),))
+
+    @property
+    def text(self) -> str:
+        """The text parts, joined."""
+        return "".join(p.text for p in self.parts if isinstance(p, Text))
+
+    @classmethod
+    def parse(cls, value: "Message | Mapping[str, Any]", root: Path | None = None) -> "Message":
+        """A `Message`, or an OpenAI-style dict, as a `Message`.
+
+        Parts may be `text`, `image_url` (a path or a base64 data URL), `input_audio` (base64 `data`, or `path`).
+        Relative paths are taken from `root`. Remote addresses are refused: fetching is the server's business.
+        """
+        if isinstance(value, Message):
+            return value
+        role, content = value.get("role"), value.get("content")
+        if not isinstance(role, str) or not role:
+            raise ValueError(f"a message needs a role, found {role!r}; expected {{'role': 'user', 'content': ...}}")
+        tools = value.get("tools")
+        if isinstance(content, str):
+            return cls(role, (Text(content),), tools)
+        if not isinstance(content, Sequence):
+            raise ValueError(f"message content must be text or a list of parts, found {type(content).__name__}")
+        return cls(role, tuple(_parse_part(p, root) for p in content), tools)
+
+
+def _parse_part(part: Any, root: Path | None) -> Part:
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    if kind == "text":
+        return Text(part["text"])
+    if kind == "image_url":
+        url = part["image_url"]
+        return Image(_parse_source(url["url"] if isinstance(url, Mapping) else url, root))
+    if kind == "input_audio":
+        clip = part["input_audio"]
+        return Audio(base64.b64decode(clip["data"]) if "data" in clip else _parse_source(clip["path"], root))
+    raise ValueError(f"unknown part type {kind!r}; expected text, image_url or input_audio")
+
+
+def _parse_source(url: str, root: Path | None) -> MediaSource:
+    if url.startswith("data:"):
+        return base64.b64decode(url.partition(",")[2])
+    if "://" in url and not url.startswith("file://"):
+        raise ValueError(f"remote media are not fetched here, found {url[:80]!r}; give a path or a data: URL")
+    path = Path(url.removeprefix("file://"))
+    return path if root is None or path.is_absolute() else root / path
+
+
+def media(messages: Sequence[Message], kind: type) -> list[Any]:
+    """All `Image`s or all `Audio`s of a conversation, in order of appearance."""
+    return [p for m in messages for p in m.parts if isinstance(p, kind)]
+
+
+def adapter_for(messages: Sequence[Message]) -> str | None:
+    """The adapter that a conversation's content calls for: image -> vision, audio only -> speech, text -> none
+    (report 2.2; `input_mode` of the published code)."""
+    if media(messages, Image):
+        return "vision"
+    return "speech" if media(messages, Audio) else None
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How to draw tokens. Temperature 0 is greedy. `stop` strings end the answer and are not part of it."""
+
+    max_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Delta:
+    """A piece of a streamed answer; the last one carries `finish_reason` ("stop" or "length")."""
+
+    text: str
+    finish_reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Completion:
+    """An answer, with what it cost and which adapter gave it. `rope` says which LongRoPE tables were used."""
+
+    text: str
+    tokens: tuple[int, ...] = ()
+    finish_reason: str = "stop"
+    adapter: str | None = None
+    prompt_tokens: int = 0
+    image_tokens: int = 0
+    audio_tokens: int = 0
+    rope: str = "short"
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """What was said; `translation` when one was asked for. `warnings` tells what the reader must know."""
+
+    text: str
+    seconds: float = 0.0
+    translation: str | None = None
+    warnings: tuple[str, ...] = field(default=())
+
+
+class Generate(Protocol):
+    """What evaluation needs of a model: answers, and log-probabilities of given ones."""
+
+    def generate(
+        self, messages: Sequence[Message], *, sampling: SamplingParams = ..., adapter: str | None = "auto"
+    ) -> Completion: ...
+
+    def stream(
+        self, messages: Sequence[Message], *, sampling: SamplingParams = ..., adapter: str | None = "auto"
+    ) -> Iterator[Delta]: ...
+
+    def score(
+        self, messages: Sequence[Message], continuation: str, *, adapter: str | None = "auto"
+    ) -> list[float]:
+        """Natural log-probability of each token of `continuation` as the assistant's answer."""
+        ...

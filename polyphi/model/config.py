@@ -1,0 +1,124 @@
+"""Sizes of every part. Field names are those of the public checkpoints' `config.json`, defaults are the published values.
+
+Source: the published configuration of Phi-4-multimodal-instruct; report sections 2.1 and 2.2.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+# fmt: off
+SHORT_FACTOR = (1.0,) * 48
+LONG_FACTOR = (
+    1, 1.118320672, 1.250641126, 1.398617824, 1.564103225, 1.74916897, 1.956131817, 2.187582649, 2.446418898, 2.735880826,
+    3.059592084, 3.421605075, 3.826451687, 4.279200023, 4.785517845, 5.351743533, 5.984965424, 6.693110555, 7.485043894,
+    8.370679318, 9.36110372, 10.4687158, 11.70738129, 13.09260651, 14.64173252, 16.37415215, 18.31155283, 20.47818807,
+    22.90118105, 25.61086418, 28.64115884, 32.03, 32.1, 32.13, 32.23, 32.6, 32.61, 32.64, 32.66, 32.7, 32.71, 32.93, 32.97,
+    33.28, 33.49, 33.5, 44.16, 47.77,
+)
+# fmt: on
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """The language model (report 2.1)."""
+
+    vocab_size: int = 200064
+    hidden_size: int = 3072
+    intermediate_size: int = 8192
+    num_hidden_layers: int = 32
+    num_attention_heads: int = 24
+    num_key_value_heads: int = 8
+    rms_norm_eps: float = 1e-5
+    rope_theta: float = 10000.0
+    partial_rotary_factor: float = 0.75
+    max_position_embeddings: int = 131072
+    original_max_position_embeddings: int = 4096
+    short_factor: tuple[float, ...] = SHORT_FACTOR
+    long_factor: tuple[float, ...] = LONG_FACTOR
+    sliding_window: int | None = 262144
+    initializer_range: float = 0.02
+    bos_token_id: int = 199999
+    pad_token_id: int = 199999
+    eos_token_ids: tuple[int, ...] = (200020, 199999)
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def rotary_dim(self) -> int:
+        """Channels of a head that are rotated: 96 of 128."""
+        return int(self.head_dim * self.partial_rotary_factor)
+
+    @property
+    def rope_scale(self) -> float:
+        """Factor on cos and sin, for both tables: sqrt(1 + ln(max / original) / ln(original)) = 1.1902380714."""
+        stretch = self.max_position_embeddings / self.original_max_position_embeddings
+        return 1.0 if stretch <= 1 else math.sqrt(1 + math.log(stretch) / math.log(self.original_max_position_embeddings))
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """SigLIP tower and multi-crop (report 2.2.1)."""
+
+    hidden_size: int = 1152
+    intermediate_size: int = 4304
+    num_hidden_layers: int = 27
+    num_attention_heads: int = 16
+    crop_size: int = 448
+    patch_size: int = 14
+    layer_norm_eps: float = 1e-6
+    max_crops: int = 36
+    image_token_id: int = 200010
+
+    @property
+    def grid(self) -> int:
+        """Patches along a crop's side: 32."""
+        return self.crop_size // self.patch_size
+
+    @property
+    def cells(self) -> int:
+        """Pooled cells along a crop's side, tokens of a row without its separator: 16."""
+        return self.grid // 2
+
+
+@dataclass(frozen=True)
+class AudioConfig:
+    """Conformer encoder (report 2.2.1)."""
+
+    hidden_size: int = 1024
+    intermediate_size: int = 1536
+    num_attention_heads: int = 16
+    num_blocks: int = 24
+    input_size: int = 80
+    time_reduction: int = 8
+    nemo_conv_channels: int = 1024
+    kernel_size: int = 3
+    ext_pw_out_channel: int = 1024
+    depthwise_separable_out_channel: int = 1024
+    bias_max_distance: int = 500
+    window: int = 500
+    audio_token_id: int = 200011
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """A LoRA on every qkv, o, gate_up and down projection: y = W x + alpha / rank * B(A(dropout(x)))."""
+
+    rank: int
+    alpha: float
+    dropout: float = 0.0
+
+
+def _published_adapters() -> dict[str, AdapterConfig]:
+    return {"vision": AdapterConfig(256, 512.0), "speech": AdapterConfig(320, 640.0, 0.01)}
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The whole model; without `vision`, `audio` and adapters it is Phi-4-mini."""
+
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    vision: VisionConfig | None = field(default_factory=VisionConfig)
+    audio: AudioConfig | None = field(default_factory=AudioConfig)
+    adapters: dict[str, AdapterConfig] = field(default_factory=_published_adapters)

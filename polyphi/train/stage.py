@@ -1,0 +1,115 @@
+"""`Stage`: what is learned from what, starting from what. Machines stay on the command line.
+
+A stage file reads aloud::
+
+    stage = Stage(
+        name="speech_2_post",
+        start={"*": "speech_1_pretrain"},
+        learn={"audio.projector.speech.*": 1e-4, "decoder.*.lora.speech.*": 1e-4},
+        data=Mix({"asr": 28, "ast": 28, "sqa": 26, "summary": 1, "audio_understanding": 17}),
+        objective=NextToken(),
+        ...
+    )
+
+`learn` is the freeze list and the learning-rate list in one: what no glob names is frozen. `Budget` is what a size gives a
+stage (steps, tokens per step, length of a row, factor on the rates); it never changes the science.
+"""
+
+import difflib
+import fnmatch
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Weights of corpora (folder names); only their ratios matter. `adapter` puts rows of a corpus that has no media
+    under a named adapter in training (text rows of the vision stages); inference keeps text -> none."""
+
+    weights: Mapping[str, float]
+    adapter: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.weights or min(self.weights.values()) <= 0:
+            raise ValueError(f"a mix needs positive weights, found {dict(self.weights)}")
+        if unknown := set(self.adapter) - set(self.weights):
+            raise ValueError(f"adapter names corpora that are not in the mix: {sorted(unknown)}")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Learning rate over a stage: linear warm-up over `warmup` (a share of the steps), then `decay` down to `floor`
+    times the peak over the last `decay_share` of the steps."""
+
+    warmup: float = 0.03
+    decay: Literal["cosine", "linear", "constant"] = "cosine"
+    decay_share: float = 1.0
+    floor: float = 0.0
+
+    def factor(self, step: int, steps: int) -> float:
+        """Multiplier of the peak rate at `step` of `steps` (0-based)."""
+        import math
+
+        rise = max(1, round(self.warmup * steps))
+        if step < rise:
+            return (step + 1) / rise
+        fall = max(1, round(self.decay_share * (steps - rise)))
+        done = min(1.0, max(0.0, (step - (steps - fall)) / fall))
+        if self.decay == "constant":
+            return 1.0
+        shape = 1 - done if self.decay == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+        return self.floor + (1 - self.floor) * shape
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a size gives a stage. `context` bounds a row's tokens; `batch_tokens` a step's; `rate` multiplies the rates
+    of `learn` (small models need larger ones)."""
+
+    steps: int
+    batch_tokens: int
+    context: int
+    rate: float = 1.0
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of the recipe (report 2.2.2). `objective` is one of NextToken, DPO, Contrastive, AttentionDecoder."""
+
+    name: str
+    start: Mapping[str, str]
+    learn: Mapping[str, float]
+    data: Mix
+    objective: Any
+    schedule: Schedule = Schedule()
+    context: int = 4096
+    batch_tokens: int = 1 << 20
+    steps: int = 50_000
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip_norm: float = 1.0
+    copy: Mapping[str, str] = field(default_factory=dict)
+    watch: tuple[str, ...] = ()
+
+    @property
+    def parents(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(self.start.values()))
+
+
+def matching(pattern: str, names: Iterable[str]) -> list[str]:
+    """Names that a glob matches (`*` crosses dots); if none, an error that names the nearest."""
+    names = list(names)
+    if found := [n for n in names if fnmatch.fnmatchcase(n, pattern)]:
+        return found
+    near = difflib.get_close_matches(pattern, names, n=1, cutoff=0.0)
+    raise ValueError(f"{pattern!r} matches no parameter; the nearest name is {near[0] if near else '(there are none)'!r}")
+
+
+def claim(patterns: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Each name's value by the most specific (longest) of the patterns that match it; unmatched names are absent."""
+    names = list(names)
+    claimed: dict[str, Any] = {}
+    for pattern in sorted(patterns, key=len):
+        claimed.update({n: patterns[pattern] for n in matching(pattern, names)})
+    return claimed
