@@ -47,12 +47,16 @@ def fingerprint(corpus: Corpus, work: Work) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def is_built(corpus: Corpus, work: Work) -> bool:
+    """Whether every split is there, made by this very recipe."""
+    manifests = [work.data / corpus.name / split / "manifest.json" for split in work.rows]
+    pipeline = fingerprint(corpus, work)
+    return all(p.exists() and json.loads(p.read_text())["pipeline"] == pipeline for p in manifests)
+
+
 def build(corpus: Corpus, work: Work) -> dict[str, dict[str, Any]]:
-    """Build every split of a corpus under `work.data / corpus.name`, unless it is there with the same fingerprint."""
+    """Build every split of a corpus under `work.data / corpus.name`; returns the manifests."""
     folder, pipeline = work.data / corpus.name, fingerprint(corpus, work)
-    existing = {split: folder / split / "manifest.json" for split in work.rows}
-    if all(p.exists() and json.loads(p.read_text())["pipeline"] == pipeline for p in existing.values()):
-        return {split: json.loads(p.read_text()) for split, p in existing.items()}
     parents = [
         hashlib.sha256((work.data / c / "train" / "manifest.json").read_bytes()).hexdigest() for c in corpus.corpora
     ]
@@ -60,9 +64,11 @@ def build(corpus: Corpus, work: Work) -> dict[str, dict[str, Any]]:
     for split, sample in corpus.build(work):
         if len(samples[split]) < work.rows[split]:
             samples[split].append(sample)
+        elif all(len(rows) >= work.rows[name] for name, rows in samples.items()):
+            break
     return {
         split: shards.write(folder / split, rows, pipeline=pipeline, parents=parents) for split, rows in samples.items()
     }
 
 
-__all__ = ["Corpus", "Shards", "Work", "build", "fingerprint"]
+__all__ = ["Corpus", "Shards", "Work", "build", "fingerprint", "is_built"]

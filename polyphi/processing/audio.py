@@ -1,0 +1,95 @@
+"""Waveform -> log-mel frames, one every 10 ms (report 2.2.1; numbers from the published processor).
+
+>>> log_mel(np.zeros(16000, np.float32), 16000).shape        # one second
+torch.Size([98, 80])
+
+Frames are neither centred nor padded, each is pre-emphasised by itself, and energy is measured on the scale of 16-bit
+samples and floored at 1, so that silence is exactly 0. A clip at 8 kHz fills the lower half of the same spectrum.
+"""
+
+from functools import cache
+
+import numpy as np
+import soxr
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+RATE = 16_000  # Hz, what the encoder hears
+HALF_RATE = 8_000  # Hz, telephone speech: same frames, upper half of the spectrum empty
+WINDOW = 400  # samples at 16 kHz: 25 ms
+HOP = 160  # samples at 16 kHz: 10 ms
+FFT = 512  # samples at 16 kHz
+BINS = FFT // 2 + 1  # 257
+MELS = 80
+TOP = 7690.0  # Hz, upper edge of the last filter
+PRE_EMPHASIS = 0.97
+FULL_SCALE = 32768.0  # of 16-bit samples
+FLOOR = 1.0  # of mel energy, on that scale
+CHUNK = 4096  # frames at a time: bounds memory at about 50 MB however long the clip
+
+
+def resample(wave: Float[np.ndarray, " n"], rate: int) -> tuple[Float[np.ndarray, " m"], int]:
+    """The clip at 16 or 8 kHz, and which. Rates above 16 kHz come down to 16, those between 8 and 16 down to 8 kHz.
+
+    The published processor reads 24 kHz as 16 and 44.1 kHz as 22.05; we resample properly. Raises `ValueError` below 8 kHz.
+    """
+    if rate < HALF_RATE:
+        raise ValueError(f"clips need at least {HALF_RATE} Hz, found {rate} Hz; record or resample at {RATE} Hz")
+    target = RATE if rate >= RATE else HALF_RATE
+    if rate == target:
+        return wave, target
+    return soxr.resample(wave, rate, target, quality="HQ"), target
+
+
+def frames(samples: int, rate: int) -> int:
+    """Log-mel frames of a clip at 16 or 8 kHz: floor((N - 400) / 160) + 1 at 16 kHz, at least 1."""
+    assert rate in (RATE, HALF_RATE), rate
+    window, hop = WINDOW * rate // RATE, HOP * rate // RATE
+    return max(0, samples - window) // hop + 1
+
+
+def log_mel(wave: Float[np.ndarray, " n"], rate: int) -> Float[Tensor, "F M"]:
+    """Natural log of the mel energies of a mono clip in [-1, 1], float32. Clips shorter than one window of 25 ms are
+    zero-padded to it (the published processor crashes); raises `ValueError` for an empty clip or a rate below 8 kHz."""
+    if wave.ndim != 1 or len(wave) == 0:
+        raise ValueError(f"log_mel needs samples of shape [n] with n > 0, found {list(wave.shape)}")
+    wave, rate = resample(np.ascontiguousarray(wave, np.float32), rate)
+    window, hop, fft = (size * rate // RATE for size in (WINDOW, HOP, FFT))
+    if len(wave) < window:
+        wave = np.pad(wave, (0, window - len(wave)))
+    windows = np.lib.stride_tricks.sliding_window_view(wave, window)[::hop]
+    hamming = np.hamming(window)
+    # At 8 kHz the 128 bins below 4 kHz are the same bins; the Nyquist bin is dropped and the upper ones stay empty.
+    used = BINS if rate == RATE else fft // 2
+    filters = mel_filters()[:used]
+    out = np.empty((len(windows), MELS), np.float32)
+    for start in range(0, len(windows), CHUNK):
+        x = windows[start : start + CHUNK]
+        emphasised = np.empty(x.shape, np.float32)
+        np.subtract(x[:, 1:], np.float32(PRE_EMPHASIS) * x[:, :-1], out=emphasised[:, 1:])
+        # The sample before a frame's first is taken to equal it, not to be the one before it in the clip.
+        emphasised[:, 0] = x[:, 0] - np.float32(PRE_EMPHASIS) * x[:, 0]
+        emphasised *= np.float32(FULL_SCALE)
+        spectrum = np.fft.rfft(emphasised * hamming, fft)[:, :used].astype(np.complex64)
+        power = np.abs(spectrum) ** 2
+        out[start : start + CHUNK] = np.log(np.maximum(power @ filters, np.float32(FLOOR)))
+    return torch.from_numpy(out)
+
+
+@cache
+def mel_filters() -> Float[np.ndarray, "bins M"]:
+    """[257, 80] triangles of peak 1, evenly spaced in mel = 1127 ln(1 + Hz / 700) from 0 to 7690 Hz, over FFT bins 1..245."""
+
+    def mel(hertz: np.ndarray | float) -> np.ndarray:
+        return 1127.0 * np.log1p(np.asarray(hertz, np.float64) / 700.0)
+
+    edges = np.linspace(0.0, mel(TOP), MELS + 2)
+    spacing = edges[1]
+    last = int(TOP * FFT / RATE + 0.5)  # 246, exclusive: the newer transformers let it leak into the last filter
+    bins = np.arange(BINS)
+    height = 1.0 - np.abs(edges[None, 1:-1] - mel(bins * RATE / FFT)[:, None]) / spacing
+    height[(bins < 1) | (bins >= last)] = 0.0
+    filters = np.maximum(height, 0.0).astype(np.float32)
+    filters.setflags(write=False)
+    return filters

@@ -1,0 +1,123 @@
+"""Photo -> crops: dynamic multi-crop (report 2.2.1; rules of the published processor).
+
+>>> crops, masks, layout = cut(picture)                     # a photo of 900 x 500
+>>> crops.shape, (layout.crop_rows, layout.crop_cols), layout.tokens(16)
+(torch.Size([7, 3, 448, 448]), (2, 3), 1596)
+
+A picture is covered by as few crops as its size needs, so small pictures are not blown up to the largest grid; only when
+that takes more than `max_crops` is a grid chosen by aspect ratio. The picture is scaled to touch the grid's nearer side, the
+rest is padded white and masked, and the whole is seen once more, squeezed into one crop, as the global view.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from polyphi.batch import ImageLayout
+
+CROP = 448  # pixels
+PATCH = 14  # pixels
+MAX_CROPS = 36  # besides the global view
+MIN_SIDE = 10  # pixels of a scaled picture: thinner ones are refused, as by the published processor
+WHITE = 255
+MEAN = STD = 0.5  # pixels go from [0, 1] to [-1, 1]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a picture of a given size will be cut: a grid of crops, the scaled size in pixels, what is left of it in patches."""
+
+    crop_rows: int
+    crop_cols: int
+    width: int
+    height: int
+    patch_rows: int
+    patch_cols: int
+
+    @property
+    def layout(self) -> ImageLayout:
+        """Two by two patches pool to a cell; a cell with any valid patch is kept."""
+        return ImageLayout(self.crop_rows, self.crop_cols, -(-self.patch_rows // 2), -(-self.patch_cols // 2))
+
+
+def grid(width: int, height: int, crop_size: int = CROP, max_crops: int = MAX_CROPS) -> tuple[int, int]:
+    """(columns, rows) of crops for a picture: just enough to cover it, or, if that is more than `max_crops`, those of the
+    nearest aspect ratio. Of equally near grids the larger is taken when the picture has more than half its pixels."""
+    cols, rows = -(-width // crop_size), -(-height // crop_size)
+    if cols * rows <= max_crops:
+        return cols, rows
+    pairs = ((i, j) for i in range(1, max_crops + 1) for j in range(1, max_crops // i + 1))
+    best, nearest = (1, 1), float("inf")
+    for i, j in sorted(pairs, key=lambda pair: (pair[0] * pair[1], pair)):
+        distance = abs(width / height - i / j)
+        if distance < nearest or (distance == nearest and 2 * width * height > crop_size**2 * i * j):
+            best, nearest = (i, j), distance
+    return best
+
+
+def plan(
+    width: int, height: int, *, crop_size: int = CROP, patch_size: int = PATCH, max_crops: int = MAX_CROPS
+) -> Plan:
+    """How a picture of `width` x `height` pixels is cut. Raises `ValueError` if a side would be under 10 pixels."""
+    if crop_size % (2 * patch_size):
+        raise ValueError(f"a crop is a whole number of 2 x 2 patches: {2 * patch_size} divides it, found {crop_size}")
+    if max_crops < 1:
+        raise ValueError(f"a picture needs at least one crop, found max_crops={max_crops}")
+    if width < 1 or height < 1:
+        raise ValueError(f"a picture has at least 1 x 1 pixels, found {width} x {height}")
+    cols, rows = grid(width, height, crop_size, max_crops)
+    full_width, full_height = cols * crop_size, rows * crop_size
+    by_width, by_height = full_width / width, full_height / height
+    if by_width < by_height:
+        new_width, new_height = full_width, int(height * by_width)
+    else:
+        new_width, new_height = int(width * by_height), full_height
+    if min(new_width, new_height) < MIN_SIDE:
+        raise ValueError(
+            f"a picture of {width} x {height} pixels is too long and thin: scaled to its {cols} x {rows} crops it has "
+            f"{new_width} x {new_height} pixels, and {MIN_SIDE} are needed; cut it into pieces"
+        )
+    # A patch is masked only if all of it is padding.
+    patch_cols = full_width // patch_size - (full_width - new_width) // patch_size
+    patch_rows = full_height // patch_size - (full_height - new_height) // patch_size
+    return Plan(rows, cols, new_width, new_height, patch_rows, patch_cols)
+
+
+def count_tokens(
+    width: int, height: int, *, crop_size: int = CROP, patch_size: int = PATCH, max_crops: int = MAX_CROPS
+) -> int:
+    """Tokens that a picture of that size costs, without its pixels."""
+    layout = plan(width, height, crop_size=crop_size, patch_size=patch_size, max_crops=max_crops).layout
+    return layout.tokens(crop_size // (2 * patch_size))
+
+
+def cut(
+    picture: Image.Image, *, crop_size: int = CROP, patch_size: int = PATCH, max_crops: int = MAX_CROPS
+) -> tuple[Float[Tensor, "N 3 C C"], Bool[Tensor, "N G G"], ImageLayout]:
+    """(crops in [-1, 1], masks of valid patches, layout): the global view first, then crops row by row.
+
+    The picture is RGB. Raises `ValueError` for one too long and thin.
+    """
+    assert picture.mode == "RGB", picture.mode
+    p = plan(picture.width, picture.height, crop_size=crop_size, patch_size=patch_size, max_crops=max_crops)
+    # Pillow's own 8-bit bilinear filter (antialiased when shrinking): resizing tensors can miss it by a grey level.
+    scaled = np.asarray(picture.resize((p.width, p.height), Image.Resampling.BILINEAR))
+    canvas = np.full((p.crop_rows * crop_size, p.crop_cols * crop_size, 3), WHITE, np.uint8)
+    canvas[: p.height, : p.width] = scaled
+    whole = torch.from_numpy(canvas).permute(2, 0, 1).float().div_(255).sub_(MEAN).div_(STD)
+    view = interpolate(whole[None], size=(crop_size, crop_size), mode="bicubic", align_corners=False)
+    crops = whole.reshape(3, p.crop_rows, crop_size, p.crop_cols, crop_size).permute(1, 3, 0, 2, 4)
+    side = crop_size // patch_size
+    valid = torch.zeros(p.crop_rows * side, p.crop_cols * side, dtype=torch.bool)
+    valid[: p.patch_rows, : p.patch_cols] = True
+    masks = valid.reshape(p.crop_rows, side, p.crop_cols, side).transpose(1, 2).reshape(-1, side, side)
+    return (
+        torch.cat([view, crops.reshape(-1, 3, crop_size, crop_size)]),
+        torch.cat([torch.ones(1, side, side, dtype=torch.bool), masks]),
+        p.layout,
+    )

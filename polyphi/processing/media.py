@@ -1,0 +1,231 @@
+"""One way in for media: training, the command line and the server all decode pictures and clips here.
+
+>>> picture = decode_image("cat.png")                 # PIL, RGB
+>>> wave, rate = decode_audio("hello.flac")           # float32 mono [n] in [-1, 1], Hz
+
+What a file is, its first bytes say; its name is never looked at. Bytes, pixels and seconds are capped before or while
+decoding, so that a small file can't become a large memory. Every refusal is a `ValueError` of one line that says what was
+expected and what was found, and never what a decoder printed (that may hold addresses and paths).
+"""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from jaxtyping import Float
+from PIL import Image, ImageFile
+
+from polyphi.chat import MediaSource
+
+MAX_IMAGE_BYTES = 64 << 20
+MAX_IMAGE_PIXELS = 89_478_485  # Pillow's own warning line, about 9,459 x 9,459: 256 MiB once decoded to RGB
+MAX_AUDIO_BYTES = 256 << 20  # encoded, and again decoded
+MAX_AUDIO_SECONDS = 1800.0  # 30 minutes are 22,500 tokens (report 2.2.1 tests up to that length)
+MAX_RATE = 768_000  # Hz; above it a header is forged rather than recorded
+MAX_CHANNELS = 16
+BLOCK = 1 << 18  # samples decoded between two looks at the caps
+
+PICTURES = {"PNG": "PNG", "JPEG": "JPEG", "WebP": "WEBP", "GIF": "GIF", "BMP": "BMP"}  # what we say -> what Pillow says
+CLIPS = ("WAV", "FLAC", "OGG", "MP3")
+
+
+def sniff(data: bytes) -> str:
+    """What the first bytes say a file is: "PNG", "WAV", ..., "text", "nothing (0 bytes)" or "unknown data"."""
+    if not data:
+        return "nothing (0 bytes)"
+    if data[:4] == b"RIFF" or data[:4] == b"RF64":
+        return {b"WAVE": "WAV", b"WEBP": "WebP", b"AVI ": "AVI video"}.get(data[8:12], "unknown RIFF data")
+    for magic, kind in _MAGIC:
+        if data.startswith(magic):
+            return kind
+    if data[4:8] == b"ftyp":
+        return {b"avif": "AVIF", b"heic": "HEIC", b"mif1": "HEIC", b"M4A ": "M4A audio"}.get(data[8:12], "MP4")
+    # An MPEG audio frame: eleven set bits, then a version and a layer that are not the reserved ones.
+    if len(data) > 2 and data[0] == 0xFF and data[1] & 0xE0 == 0xE0 and data[1] & 0x18 != 0x08 and data[1] & 0x06:
+        return "MP3"
+    head = data[:512]
+    try:
+        head.decode("utf-8")
+    except UnicodeDecodeError as error:
+        if error.start < len(head) - 3:  # else a character that our own cut of 512 bytes split
+            return "unknown data"
+    return "unknown data" if b"\0" in head else "text"
+
+
+_MAGIC = (
+    (b"\x89PNG\r\n\x1a\n", "PNG"),
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"GIF87a", "GIF"),
+    (b"GIF89a", "GIF"),
+    (b"BM", "BMP"),
+    (b"fLaC", "FLAC"),
+    (b"OggS", "OGG"),
+    (b"ID3", "MP3"),
+    (b"\x1aE\xdf\xa3", "WebM or Matroska"),
+    (b"II*\0", "TIFF"),
+    (b"MM\0*", "TIFF"),
+    (b"%PDF", "PDF"),
+    (b"PK\x03\x04", "ZIP"),
+    (b"FORM", "AIFF"),
+    (b"\x1f\x8b", "gzip"),
+)
+
+
+def decode_image(
+    source: MediaSource, *, max_bytes: int = MAX_IMAGE_BYTES, max_pixels: int = MAX_IMAGE_PIXELS
+) -> Image.Image:
+    """A picture as RGB: the first frame, alpha dropped, EXIF orientation left alone, as the published processor does.
+
+    16-bit grey keeps its upper 8 bits (the published processor saturates it to white). Raises `ValueError` for a missing
+    file, for bytes that are no PNG, JPEG, WebP, GIF or BMP, for damaged ones, and above either cap.
+    """
+    picture, name = _open_image(source, max_bytes, max_pixels)
+    try:
+        picture.load()
+        if picture.mode.startswith("I"):
+            picture = Image.fromarray((np.asarray(picture).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+        return picture.convert("RGB")
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError):
+        raise ValueError(f"{name}: the picture is damaged or truncated; expected a complete file") from None
+
+
+def image_size(source: MediaSource) -> tuple[int, int]:
+    """(width, height) in pixels as the header says, without decoding; raises as `decode_image` does."""
+    return _open_image(source, MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS)[0].size
+
+
+def decode_audio(
+    source: MediaSource | tuple[np.ndarray, int],
+    *,
+    max_bytes: int = MAX_AUDIO_BYTES,
+    max_seconds: float = MAX_AUDIO_SECONDS,
+) -> tuple[Float[np.ndarray, " n"], int]:
+    """A clip as mono float32 samples in [-1, 1] (the mean over its channels) and its rate in Hz.
+
+    `source` is a path, the bytes of a WAV, FLAC, OGG (Vorbis, Opus) or MP3 file, or `(samples, rate)` with samples [n] or
+    [n, channels], of floats or of integers (divided by their full scale). Raises `ValueError` for a missing file, other
+    formats, damaged, empty or truncated ones, samples that are not finite, and above a cap.
+    """
+    if isinstance(source, tuple):
+        return _from_array(source, max_seconds)
+    data, name = _read(source, max_bytes, "clip")
+    kind = sniff(data)
+    if kind not in CLIPS:
+        raise ValueError(f"{name}: expected a WAV, FLAC, OGG or MP3 clip, found {kind}")
+    if kind == "WAV":
+        _check_wav(data, name)
+    try:
+        # libsndfile reads these from memory; the name of the file plays no part.
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            rate, channels, announced = file.samplerate, file.channels, file.frames
+            if not (1 <= rate <= MAX_RATE and 1 <= channels <= MAX_CHANNELS):
+                raise _Refused(f"{name}: a header of {rate} Hz and {channels} channels is not believable")
+            blocks: list[np.ndarray] = []
+            count = 0
+            while len(block := file.read(max(1, BLOCK // channels), dtype="float32", always_2d=True)):
+                count += len(block)
+                if count > max_seconds * rate or count * 4 > max_bytes:
+                    raise _Refused(_too_long(name, count / rate, max_seconds))
+                blocks.append(block[:, 0] if channels == 1 else block.mean(axis=1, dtype=np.float32))
+    except _Refused as refused:
+        raise ValueError(str(refused)) from None
+    except (soundfile.SoundFileError, RuntimeError, OSError):
+        raise ValueError(f"{name}: the {kind} clip is damaged or truncated; expected a complete file") from None
+    if count == 0:
+        raise ValueError(f"{name}: the {kind} clip is empty; expected samples, found 0")
+    if count < 0.95 * announced < 2**60:  # compressed formats announce their length only nearly
+        raise ValueError(f"{name}: the {kind} clip is truncated; its header promises {announced} samples, found {count}")
+    return _finite(np.concatenate(blocks), name), rate
+
+
+class _Refused(Exception):
+    """Our own refusal from inside a decoder's `try`."""
+
+
+def _read(source: MediaSource, limit: int, what: str) -> tuple[bytes, str]:
+    """(bytes, name for messages); reads no more than the limit and one byte."""
+    if isinstance(source, bytes | bytearray | memoryview):
+        data, name = bytes(source), f"the given bytes of a {what}"
+    elif isinstance(source, str | Path):
+        path, name = Path(source), str(source)[:200]
+        try:
+            if not path.is_file():
+                raise ValueError(f"{name}: expected a file, found {'a folder' if path.is_dir() else 'nothing there'}")
+            with path.open("rb") as file:
+                data = file.read(limit + 1)
+        except OSError as error:
+            raise ValueError(f"{name}: expected a readable file, found: {error.strerror}") from None
+    else:
+        raise ValueError(f"expected a {what} as a path or as bytes, found {type(source).__name__}")
+    if len(data) > limit:
+        raise ValueError(f"{name}: a {what} may have {limit:,} bytes, found more")
+    return data, name
+
+
+def _open_image(source: MediaSource, max_bytes: int, max_pixels: int) -> tuple[ImageFile.ImageFile, str]:
+    """A picture whose header is read and whose size is within the cap, not decoded yet."""
+    data, name = _read(source, max_bytes, "picture")
+    kind = sniff(data)
+    if kind not in PICTURES:
+        raise ValueError(f"{name}: expected a PNG, JPEG, WebP, GIF or BMP picture, found {kind}")
+    try:
+        picture = Image.open(io.BytesIO(data), formats=[PICTURES[kind]])
+    except Image.DecompressionBombError:
+        raise ValueError(f"{name}: a picture may have {max_pixels:,} pixels, found more than twice that") from None
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError):
+        raise ValueError(f"{name}: the {kind} picture is damaged or truncated; expected a complete file") from None
+    if picture.width * picture.height > max_pixels:
+        found = picture.width * picture.height
+        raise ValueError(f"{name}: a picture may have {max_pixels:,} pixels, found {found:,}; shrink it first")
+    return picture, name
+
+
+def _check_wav(data: bytes, name: str) -> None:
+    """libsndfile reads a cut WAV file to its end without a word, so its `data` chunk is held to what is there.
+
+    Sizes 0 and 0xFFFFFFFF mean "unknown", as written by programs that stream.
+    """
+    at = 12
+    while at + 8 <= len(data):
+        chunk, size = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
+        at += 8
+        if chunk == b"data":
+            found = len(data) - at
+            if found == 0:
+                raise ValueError(f"{name}: the WAV clip is empty; expected samples, found 0")
+            if size not in (0, 0xFFFFFFFF) and found < size:
+                raise ValueError(f"{name}: the WAV clip is truncated; its header promises {size} bytes, found {found}")
+            return
+        at += size + size % 2
+    raise ValueError(f"{name}: the WAV clip is truncated; its header ends before the samples")
+
+
+def _from_array(source: tuple[np.ndarray, int], max_seconds: float) -> tuple[Float[np.ndarray, " n"], int]:
+    if len(source) != 2:
+        raise ValueError(f"a clip in memory is (samples, rate), found a tuple of {len(source)}")
+    wave, rate = np.asarray(source[0]), int(source[1])
+    if wave.ndim not in (1, 2) or (wave.ndim == 2 and not 1 <= wave.shape[1] <= MAX_CHANNELS):
+        raise ValueError(f"samples must have shape [n] or [n, channels], found {list(wave.shape)}")
+    if wave.size == 0:
+        raise ValueError("the given samples are empty; expected at least one")
+    if not 1 <= rate <= MAX_RATE:
+        raise ValueError(f"a rate lies between 1 and {MAX_RATE} Hz, found {rate}")
+    if len(wave) > max_seconds * rate:
+        raise ValueError(_too_long("the given samples", len(wave) / rate, max_seconds))
+    if np.issubdtype(wave.dtype, np.signedinteger):
+        wave = wave.astype(np.float32) / np.float32(-float(np.iinfo(wave.dtype).min))
+    elif not np.issubdtype(wave.dtype, np.floating):
+        raise ValueError(f"samples must be floats in [-1, 1] or signed integers, found {wave.dtype}")
+    wave = wave.astype(np.float32)
+    return _finite(wave if wave.ndim == 1 else wave.mean(axis=1, dtype=np.float32), "the given samples"), rate
+
+
+def _finite(wave: np.ndarray, name: str) -> np.ndarray:
+    if not np.isfinite(wave).all():
+        raise ValueError(f"{name}: samples must be finite, found NaN or infinity")
+    return wave
+
+
+def _too_long(name: str, seconds: float, limit: float) -> str:
+    return f"{name}: a clip may last {limit:g} s, found {seconds:.1f} s or more; cut it first"

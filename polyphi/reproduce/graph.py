@@ -1,0 +1,301 @@
+"""The whole recipe as one resumable graph: corpora, tokenizer, sixteen stages, export, evaluation, page.
+
+A `Run` is a folder. Each step leaves a finished file or nothing, so the same command goes on where it stopped::
+
+    DIR/data/CORPUS/SPLIT/*.parquet     DIR/tokenizer/               DIR/stages/NAME/{manifest.json,metrics.jsonl,trained...}
+    DIR/model  DIR/mini  DIR/reasoning  DIR/recogniser               DIR/eval/*.jsonl
+    DIR/timings.json  DIR/freeze.json   DIR/report.html  DIR/report.json
+"""
+
+import contextlib
+import hashlib
+import importlib
+import json
+import os
+import resource
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from polyphi import stages
+from polyphi.batch import pack
+from polyphi.chat import Message
+from polyphi.curate import corpus as corpora
+from polyphi.engine.engine import Engine
+from polyphi.eval.run import evaluate
+from polyphi.eval.task import find
+from polyphi.model import weights
+from polyphi.model.multimodal import PhiModel
+from polyphi.processing.processor import Processor
+from polyphi.processing.tokenizer import Tokenizer
+from polyphi.reproduce import lineage, page
+from polyphi.stages import sizes
+from polyphi.train.loop import train
+from polyphi.train.stage import Stage
+
+FREEZE_PROMPTS = (
+    "How much is 3 plus 4?",
+    "Translate to German: seven",
+    "Scene: 2 red circles, 1 blue star. How many circles?",
+)
+TOKENIZER_CORPORA = ("instructions", "documents", "translation", "math", "code", "tools", "preferences")
+
+
+class Run:
+    """One run of the recipe in a folder. `size` is a name in `stages.sizes`."""
+
+    def __init__(
+        self, size: str, out: Path, *, seed: int = 0, precision: str = "bf16", console: Console | None = None
+    ) -> None:
+        self.size = sizes.load(size)
+        self.out, self.seed, self.precision = Path(out), seed, precision
+        self.console = console or Console()
+        self.data, self.runs = self.out / "data", self.out / "stages"
+        self.cache = Path(os.environ.get("POLYPHI_CACHE", Path.home() / ".cache" / "polyphi"))
+        self._check_identity()
+
+    def _check_identity(self) -> None:
+        """A folder belongs to one size, seed and precision: a run never mixes two."""
+        identity = {"size": self.size.name, "seed": self.seed}
+        path = self.out / "run.json"
+        if path.exists():
+            if (found := json.loads(path.read_text())) != identity:
+                raise ValueError(f"{self.out} holds a run of {found}, but {identity} was asked for; choose another --out")
+        else:
+            self.out.mkdir(parents=True, exist_ok=True)
+            _write_json(path, identity)
+
+    # ------------------------------------------------------------------ the main job
+
+    def reproduce(self) -> Path:
+        """Everything, in order; returns the page."""
+        with self._clock("total"):
+            for name in self._corpora_without_models():
+                self.build(name)
+            for name in stages.ORDER:
+                self.train(name)
+            self.export()
+            self.evaluate()
+        return self.page()
+
+    # ------------------------------------------------------------------ data
+
+    def _corpora_without_models(self) -> list[str]:
+        named = dict.fromkeys(c for stage in stages.ORDER for c in stages.load(stage).data.weights)
+        return [name for name in named if not _corpus(name).stages]
+
+    def build(self, name: str) -> None:
+        """One corpus, after the corpora and stages that it is made from."""
+        corpus = _corpus(name)
+        for parent in corpus.corpora:
+            self.build(parent)
+        for parent in corpus.stages:
+            self.train(parent)
+        train_rows, test_rows = self.size.rows.get(name, (1_000_000, 1_000))
+        work = corpora.Work(
+            rows={"train": train_rows, "test": test_rows},
+            seed=self.seed,
+            cache=self.cache,
+            data=self.data,
+            models=_Lazy({parent: lambda parent=parent: self._made_by(parent) for parent in corpus.stages}),
+            tell=self._tell,
+        )
+        if corpora.is_built(corpus, work):
+            return
+        with self._clock(f"corpus {name}"):
+            manifests = corpora.build(corpus, work)
+        counts = ", ".join(f"{m['rows']} {split}" for split, m in manifests.items())
+        self._tell(f"[bold]{name:<22}[/bold] {counts}")
+
+    def _made_by(self, stage: str) -> Any:
+        """What a stage made, for corpora: the recogniser after speech_0, else a language model that answers."""
+        if stage == "speech_0_aed":
+            return self._recogniser().transcribe_bytes
+        return Engine(self._after(stage), self.processor)
+
+    def show(self) -> None:
+        """What the run's corpora hold."""
+        for path in sorted(self.data.glob("*/*/manifest.json")):
+            manifest = json.loads(path.read_text())
+            self._tell(f"{path.parent.parent.name:<22}{path.parent.name:<7}{manifest['rows']:>7}  {', '.join(manifest['licences'])}")
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The run's tokenizer: trained on its own text corpora (a size without a vocabulary uses o200k_base)."""
+        folder = self.out / "tokenizer"
+        if not folder.exists():
+            for name in TOKENIZER_CORPORA:
+                self.build(name)
+            with self._clock("tokenizer"):
+                made = (
+                    Tokenizer.train(self._texts(), self.size.vocabulary) if self.size.vocabulary else Tokenizer.o200k(self.cache)
+                )
+                partial = self.out / ".tokenizer.partial"
+                shutil.rmtree(partial, ignore_errors=True)
+                made.save(partial)
+                partial.rename(folder)
+        return Tokenizer.load(folder)
+
+    def _texts(self) -> Iterator[str]:
+        for name in TOKENIZER_CORPORA:
+            for sample in corpora.Shards(self.data / name / "train"):
+                yield from (message.text for message in sample.messages)
+
+    @cached_property
+    def processor(self) -> Processor:
+        vision = self.size.model.vision
+        assert vision is not None
+        return Processor(
+            self.tokenizer, crop_size=vision.crop_size, patch_size=vision.patch_size, max_crops=vision.max_crops
+        )
+
+    # ------------------------------------------------------------------ stages
+
+    def _model(self, stage: Stage) -> PhiModel:
+        config = lineage.configuration(stage, self.size.model, self.tokenizer)
+        return lineage.assemble(stage, config, self.runs, self.seed)[0]
+
+    def _after(self, name: str) -> PhiModel:
+        return self._model(lineage.after(name)).eval()
+
+    def train(self, name: str) -> None:
+        """One stage, unless it is done, after its parents and corpora."""
+        stage = stages.load(name)
+        out = self.runs / name
+        if (out / "manifest.json").exists():
+            return
+        for parent in stage.parents:
+            self.train(parent)
+        for corpus in stage.data.weights:
+            self.build(corpus)
+        config = lineage.configuration(stage, self.size.model, self.tokenizer)
+        model, origins = lineage.assemble(stage, config, self.runs, self.seed)
+        adapters_only = not any(glob.startswith("decoder.") and ".lora." not in glob for glob in stage.learn)
+        before = self._text_logits(model) if adapters_only else None
+        self._tell(f"\n[bold]{name}[/bold]")
+        with self._clock(name):
+            train(
+                stage,
+                self.size.budget(stage),
+                model,
+                self.processor,
+                self.data,
+                out,
+                seed=self.seed,
+                precision=self.precision,
+                origins=origins,
+                checkpoint_seconds=self.size.seconds_between_checkpoints,
+                tell=self._tell,
+            )
+        if before is not None:
+            self._record_freeze(name, before, self._text_logits(model))
+
+    def _text_logits(self, model: PhiModel) -> str:
+        """SHA-256 of the fp32 logits of fixed text prompts: equal hashes are bit-identical logits."""
+        rows = [self.processor.row([Message.user(p)], generation_prompt=True) for p in FREEZE_PROMPTS]
+        with torch.inference_mode():
+            logits = model.eval().logits(model(pack(rows)))
+        return hashlib.sha256(logits.float().numpy().tobytes()).hexdigest()
+
+    def _record_freeze(self, stage: str, before: str, after: str) -> None:
+        path = self.out / "freeze.json"
+        entries = [e for e in (json.loads(path.read_text()) if path.exists() else []) if e["stage"] != stage]
+        entries.append({"stage": stage, "logits_sha256_before": before, "logits_sha256_after": after})
+        _write_json(path, entries)
+        if before != after:
+            raise RuntimeError(f"{stage} changed the text logits of the frozen language model: {before} -> {after}")
+
+    # ------------------------------------------------------------------ export and evaluation
+
+    def _recogniser(self) -> Any:
+        from polyphi.train.aed import Recogniser
+
+        folder = self.out / "recogniser"
+        if not folder.exists():
+            model = self._after("speech_0_aed")
+            Recogniser.from_stage(model, self.runs / "speech_0_aed", self.processor).save(folder)
+        return Recogniser.load(folder)
+
+    def export(self) -> None:
+        """`model`, `mini`, `reasoning` and `recogniser`, each loadable."""
+        wanted = {"mini": ("text_4_align", "mini"), "reasoning": ("reasoning_3_dpo", "mini")}
+        wanted["model"] = ("joint_1_vision_speech", "native")
+        for name, (stage, layout) in wanted.items():
+            folder = self.out / name
+            if folder.exists():
+                continue
+            with self._clock("export"):
+                partial = self.out / f".{name}.partial"
+                shutil.rmtree(partial, ignore_errors=True)
+                weights.save(self._after(stage), partial, layout)
+                self.tokenizer.save(partial)
+                partial.rename(folder)
+        self._recogniser()
+
+    def evaluate(self) -> None:
+        """Every task on its held-out rows: the reasoning model for reasoning corpora, the final model for all others."""
+        engines: dict[str, Engine] = {}
+        for task in find():
+            test = self.data / task.corpus / "test"
+            if not test.exists():
+                self._tell(f"{task.name}: no held-out rows at {test}, left out")
+                continue
+            name = "reasoning_3_dpo" if task.corpus.startswith("reasoning") else "joint_1_vision_speech"
+            if name not in engines:
+                engines[name] = Engine(self._after(name), self.processor)
+            with self._clock("evaluation"):
+                result = evaluate(
+                    engines[name], task, corpora.Shards(test), self.out / "eval", limit=self.size.test_rows, seed=self.seed
+                )
+            self._tell(page.line(result))
+
+    def page(self) -> Path:
+        """The report page, from what the folder holds."""
+        return page.write(self.out)
+
+    # ------------------------------------------------------------------ telling and timing
+
+    def _tell(self, text: str) -> None:
+        self.console.print(text, highlight=False)
+
+    @contextlib.contextmanager
+    def _clock(self, name: str) -> Iterator[None]:
+        """Add the seconds of a step to timings.json, interrupted parts included, and the peak memory so far."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            path = self.out / "timings.json"
+            timings = json.loads(path.read_text()) if path.exists() else {"seconds": {}, "peak_bytes": 0}
+            timings["seconds"][name] = round(timings["seconds"].get(name, 0.0) + time.monotonic() - start, 1)
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+            timings["peak_bytes"] = max(timings["peak_bytes"], peak)
+            _write_json(path, timings)
+
+
+class _Lazy(dict[str, Callable[[], Any]]):
+    """Models made when a corpus first asks for them."""
+
+    def __getitem__(self, key: str) -> Any:
+        return super().__getitem__(key)()
+
+
+def _corpus(name: str) -> corpora.Corpus:
+    if name not in sizes.CORPORA:
+        raise ValueError(f"unknown corpus {name!r}; the corpora are {', '.join(sizes.CORPORA)}")
+    corpus: corpora.Corpus = importlib.import_module(f"polyphi.corpora.{name}").corpus
+    return corpus
+
+
+def _write_json(path: Path, value: Any) -> None:
+    """Whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(value, indent=1))
+    partial.replace(path)

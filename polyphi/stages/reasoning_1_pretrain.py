@@ -1,0 +1,22 @@
+"""Reasoning 1: reasoning pre-training. The language model goes on with chain-of-thought documents from which wrong ones were removed (report 2.2.2; about 60B tokens).
+
+    polyphi train reasoning_1_pretrain --size nano --out runs/reasoning_1_pretrain
+
+Expected: worked solutions in the right form; a separate model, Phi-4-Mini itself is untouched.
+"""
+
+from polyphi.train.stage import Mix, Stage
+from polyphi.train.loss import NextToken
+
+stage = Stage(
+    name="reasoning_1_pretrain",
+    start={"*": "text_4_align"},
+    learn={"decoder.*": 5e-5},
+    data=Mix({"reasoning_documents": 90, "math": 10}),
+    objective=NextToken(),
+    context=16_384,
+    batch_tokens=4 << 20,
+    steps=14_300,
+    weight_decay=0.1,
+    watch=("cot_arithmetic",),
+)

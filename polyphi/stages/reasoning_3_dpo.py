@@ -1,0 +1,21 @@
+"""Reasoning 3: reasoning preferences. Filtered wrong answers are dispreferred, corrected ones preferred (report 2.2.2; 300K pairs).
+
+    polyphi train reasoning_3_dpo --size nano --out runs/reasoning_3_dpo
+
+Expected: fewer slips in long sums; form unchanged.
+"""
+
+from polyphi.train.stage import Mix, Stage
+from polyphi.train.preference import DPO
+
+stage = Stage(
+    name="reasoning_3_dpo",
+    start={"*": "reasoning_2_sft"},
+    learn={"decoder.*": 5e-7},
+    data=Mix({"reasoning_pairs": 1}),
+    objective=DPO(beta=0.1, nll=0.2),
+    context=16_384,
+    batch_tokens=1 << 19,
+    steps=3_000,
+    watch=("cot_arithmetic",),
+)

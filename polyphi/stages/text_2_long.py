@@ -1,0 +1,22 @@
+"""Text 2: long context. Documents longer than the first context bring the long LongRoPE table into use [ours: the report names LongRoPE and 128K, not the stage].
+
+    polyphi train text_2_long --size nano --out runs/text_2_long
+
+Expected: loss past the original context no longer rises; short documents keep theirs.
+"""
+
+from polyphi.train.stage import Mix, Stage
+from polyphi.train.loss import NextToken
+
+stage = Stage(
+    name="text_2_long",
+    start={"*": "text_1_pretrain"},
+    learn={"decoder.*": 1e-4},
+    data=Mix({"long_documents": 60, "documents": 20, "math": 10, "translation": 10}),
+    objective=NextToken(),
+    context=131_072,
+    batch_tokens=4 << 20,
+    steps=2_400,
+    weight_decay=0.1,
+    watch=("documents",),
+)

@@ -1,0 +1,21 @@
+"""Vision 0: the image encoder. SigLIP learns from pictures and captions with the language model's own text embedding as teacher (LLM2CLIP; report 2.2.1).
+
+    polyphi train vision_0_encoder --size nano --out runs/vision_0_encoder
+
+Expected: the contrastive loss falls; a picture's nearest caption in its batch is mostly its own.
+"""
+
+from polyphi.train.stage import Mix, Stage
+from polyphi.train.contrastive import Contrastive
+
+stage = Stage(
+    name="vision_0_encoder",
+    start={"*": "text_4_align"},
+    learn={"vision.encoder.*": 1e-5, "objective.*": 1e-4},
+    data=Mix({"captions": 1}),
+    objective=Contrastive(),
+    context=512,
+    batch_tokens=1 << 20,
+    steps=20_000,
+    watch=(),
+)

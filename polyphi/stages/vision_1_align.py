@@ -1,0 +1,21 @@
+"""Vision 1: projector alignment. Only the projector and its separators learn, from captions (report 2.2.2).
+
+    polyphi train vision_1_align --size nano --out runs/vision_1_align
+
+Expected: captions name the kind of picture; small text is still unread.
+"""
+
+from polyphi.train.stage import Mix, Stage
+from polyphi.train.loss import NextToken
+
+stage = Stage(
+    name="vision_1_align",
+    start={"*": "vision_0_encoder", "decoder.*": "text_4_align"},
+    learn={"vision.projector.*": 1e-3},
+    data=Mix({"captions": 1}),
+    objective=NextToken(),
+    context=4096,
+    batch_tokens=1 << 20,
+    steps=5_000,
+    watch=(),
+)

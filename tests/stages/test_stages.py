@@ -1,0 +1,50 @@
+"""The sixteen stages say what the report says (sections 2.2.2 and 3): who learns, from what, at which rates."""
+
+import pytest
+
+from polyphi import stages
+from polyphi.stages import sizes
+
+EVERY = {name: stages.load(name) for name in stages.ORDER}
+
+
+def test_there_are_sixteen_in_an_order_where_parents_come_first() -> None:
+    assert len(EVERY) == 16
+    seen: set[str] = set()
+    for name, stage in EVERY.items():
+        assert stage.name == name
+        assert set(stage.parents) <= seen, f"{name} starts from a later stage"
+        seen.add(name)
+
+
+@pytest.mark.parametrize("name", [n for n in stages.ORDER if n.split("_")[0] in ("vision", "speech", "joint")])
+def test_the_language_model_itself_never_learns_after_alignment(name: str) -> None:
+    assert not [g for g in EVERY[name].learn if g.startswith("decoder.") and ".lora." not in g]
+
+
+def test_the_rates_and_steps_that_the_report_gives() -> None:
+    assert EVERY["speech_1_pretrain"].learn == {"audio.encoder.*": 4e-5, "audio.projector.speech.*": 4e-5}
+    assert EVERY["speech_1_pretrain"].steps == EVERY["speech_2_post"].steps == 50_000
+    assert EVERY["speech_2_post"].learn == {"audio.projector.speech.*": 1e-4, "decoder.*.lora.speech.*": 1e-4}
+    assert EVERY["vision_4_multiframe"].context == 65_536
+    assert set(EVERY["vision_1_align"].learn) == {"vision.projector.*"}
+
+
+def test_the_joint_stage_keeps_audio_frozen() -> None:
+    assert not [g for g in EVERY["joint_1_vision_speech"].learn if "audio" in g or "speech" in g]
+
+
+@pytest.mark.parametrize("size", ["micro", "nano", "lab"])
+def test_every_size_has_a_budget_and_rows_for_everything(size: str) -> None:
+    table = sizes.load(size)
+    assert set(table.budgets) == set(stages.ORDER)
+    assert set(table.rows) == set(sizes.CORPORA)
+    for stage in EVERY.values():
+        assert set(stage.data.weights) <= set(sizes.CORPORA)
+
+
+def test_unknown_names_are_refused_with_the_nearest() -> None:
+    with pytest.raises(ValueError, match="text_1_pretrain"):
+        stages.load("text_1_pretrian")
+    with pytest.raises(ValueError, match="micro, nano"):
+        sizes.load("huge")
