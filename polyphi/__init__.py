@@ -1,0 +1,34 @@
+"""Phi-4-Mini and Phi-4-Multimodal, end to end: one frozen language model, a mixture of LoRAs, every modality.
+
+>>> import polyphi
+>>> phi = polyphi.load("path/or/hub-id")
+>>> phi.generate([polyphi.Message.user(polyphi.Image("cat.png"), "What is this?")]).text
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from polyphi.chat import Audio, Completion, Image, Message, SamplingParams, Text, Transcript
+
+if TYPE_CHECKING:
+    from polyphi.phi import Phi, load
+
+__all__ = [
+    "Audio",
+    "Completion",
+    "Image",
+    "Message",
+    "Phi",
+    "SamplingParams",
+    "Text",
+    "Transcript",
+    "load",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """`load` and `Phi` bring torch and the whole model; they are imported when first asked for."""
+    if name in {"load", "Phi"}:
+        from polyphi import phi
+
+        return getattr(phi, name)
+    raise AttributeError(f"module 'polyphi' has no attribute {name!r}")

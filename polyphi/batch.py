@@ -137,7 +137,7 @@ def pack(rows: Sequence[Batch]) -> Batch:
 
     def cat(name: str, shift: bool = False) -> Tensor | None:
         parts = [
-            getattr(r, name) + (start if shift else 0)
+            getattr(r, name) + start if shift else getattr(r, name)
             for r, start in zip(rows, starts, strict=False)
             if getattr(r, name) is not None
         ]

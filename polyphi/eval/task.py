@@ -6,6 +6,8 @@ A score is in [0, 1] and carries what it saw. `guess` gives the candidate consta
 (default: the most frequent reference answer of the split).
 """
 
+import importlib
+import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -42,3 +44,23 @@ class Task:
     metric: Literal["accuracy", "wer", "cer", "bleu"] = "accuracy"
     max_tokens: int = 32
     note: str = ""
+
+
+def find(*names: str) -> list[Task]:
+    """The tasks of `eval/tasks/MODALITY/*.py`, each file's `task`, by modality and file; all, or those named.
+
+    A task is found by where its file is: there is no registry.
+    """
+    from polyphi.eval import tasks
+
+    found: list[Task] = []
+    for module in sorted(pkgutil.walk_packages(tasks.__path__, tasks.__name__ + "."), key=lambda m: m.name):
+        if not module.ispkg:
+            found.append(importlib.import_module(module.name).task)
+    order = {m: i for i, m in enumerate(Modality.__args__)}  # type: ignore[attr-defined]
+    found.sort(key=lambda t: order[t.modality])
+    if twice := {t.name for t in found if [u.name for u in found].count(t.name) > 1}:
+        raise ValueError(f"two task files have the same task name: {sorted(twice)}; a name must be unique")
+    if unknown := set(names) - {t.name for t in found}:
+        raise ValueError(f"no task is called {sorted(unknown)}; the tasks are {', '.join(t.name for t in found)}")
+    return [t for t in found if not names or t.name in names]

@@ -32,14 +32,17 @@ CHUNK = 4096  # frames at a time: bounds memory at about 50 MB however long the 
 def resample(wave: Float[np.ndarray, " n"], rate: int) -> tuple[Float[np.ndarray, " m"], int]:
     """The clip at 16 or 8 kHz, and which. Rates above 16 kHz come down to 16, those between 8 and 16 down to 8 kHz.
 
-    The published processor reads 24 kHz as 16 and 44.1 kHz as 22.05; we resample properly. Raises `ValueError` below 8 kHz.
+    The published processor hears 24 kHz as if it were 16, and 44.1 kHz as if 22.05 were 16; we resample properly.
+    Raises `ValueError` below 8 kHz.
     """
     if rate < HALF_RATE:
         raise ValueError(f"clips need at least {HALF_RATE} Hz, found {rate} Hz; record or resample at {RATE} Hz")
     target = RATE if rate >= RATE else HALF_RATE
     if rate == target:
         return wave, target
-    return soxr.resample(wave, rate, target, quality="HQ"), target
+    resampled = soxr.resample(wave, rate, target, quality="HQ")
+    # One sample at 44.1 kHz rounds to none at 16 kHz; a clip that isn't empty stays so.
+    return (resampled if len(resampled) else np.zeros(1, np.float32)), target
 
 
 def frames(samples: int, rate: int) -> int:
@@ -79,7 +82,7 @@ def log_mel(wave: Float[np.ndarray, " n"], rate: int) -> Float[Tensor, "F M"]:
 
 @cache
 def mel_filters() -> Float[np.ndarray, "bins M"]:
-    """[257, 80] triangles of peak 1, evenly spaced in mel = 1127 ln(1 + Hz / 700) from 0 to 7690 Hz, over FFT bins 1..245."""
+    """[257, 80] triangles of peak 1, evenly spaced in mel = 1127 ln(1 + Hz / 700) from 0 to 7690 Hz, bins 1 to 245."""
 
     def mel(hertz: np.ndarray | float) -> np.ndarray:
         return 1127.0 * np.log1p(np.asarray(hertz, np.float64) / 700.0)

@@ -4,9 +4,9 @@
 >>> crops.shape, (layout.crop_rows, layout.crop_cols), layout.tokens(16)
 (torch.Size([7, 3, 448, 448]), (2, 3), 1596)
 
-A picture is covered by as few crops as its size needs, so small pictures are not blown up to the largest grid; only when
-that takes more than `max_crops` is a grid chosen by aspect ratio. The picture is scaled to touch the grid's nearer side, the
-rest is padded white and masked, and the whole is seen once more, squeezed into one crop, as the global view.
+A picture is covered by as few crops as its size needs, so small pictures are not blown up to the largest grid; only
+when that takes more than `max_crops` is a grid chosen by aspect ratio. The picture is scaled to fit the grid, the rest
+is padded white and masked, and the whole is seen once more, squeezed into one crop, as the global view.
 """
 
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ MEAN = STD = 0.5  # pixels go from [0, 1] to [-1, 1]
 
 @dataclass(frozen=True)
 class Plan:
-    """How a picture of a given size will be cut: a grid of crops, the scaled size in pixels, what is left of it in patches."""
+    """How a picture will be cut: its grid of crops, its scaled size in pixels, its patches that are not all padding."""
 
     crop_rows: int
     crop_cols: int
@@ -46,8 +46,8 @@ class Plan:
 
 
 def grid(width: int, height: int, crop_size: int = CROP, max_crops: int = MAX_CROPS) -> tuple[int, int]:
-    """(columns, rows) of crops for a picture: just enough to cover it, or, if that is more than `max_crops`, those of the
-    nearest aspect ratio. Of equally near grids the larger is taken when the picture has more than half its pixels."""
+    """(columns, rows) of crops for a picture: just enough to cover it, or, if that is more than `max_crops`, those of
+    the nearest aspect ratio. Of equally near grids the larger is taken if the picture has over half its pixels."""
     cols, rows = -(-width // crop_size), -(-height // crop_size)
     if cols * rows <= max_crops:
         return cols, rows

@@ -4,8 +4,8 @@
 >>> wave, rate = decode_audio("hello.flac")           # float32 mono [n] in [-1, 1], Hz
 
 What a file is, its first bytes say; its name is never looked at. Bytes, pixels and seconds are capped before or while
-decoding, so that a small file can't become a large memory. Every refusal is a `ValueError` of one line that says what was
-expected and what was found, and never what a decoder printed (that may hold addresses and paths).
+decoding, so that a small file can't fill the memory. Every refusal is a `ValueError` of one line that says what was
+expected and what was found, and never what a decoder printed (that may hold addresses).
 """
 
 import io
@@ -77,10 +77,11 @@ def decode_image(
 ) -> Image.Image:
     """A picture as RGB: the first frame, alpha dropped, EXIF orientation left alone, as the published processor does.
 
-    16-bit grey keeps its upper 8 bits (the published processor saturates it to white). Raises `ValueError` for a missing
-    file, for bytes that are no PNG, JPEG, WebP, GIF or BMP, for damaged ones, and above either cap.
+    16-bit grey keeps its upper 8 bits (the published processor turns nearly all of it white). Raises `ValueError` for a
+    missing file, for bytes that are no PNG, JPEG, WebP, GIF or BMP, for damaged ones, and above either cap.
     """
-    picture, name = _open_image(source, max_bytes, max_pixels)
+    file, name = _open_image(source, max_bytes, max_pixels)
+    picture: Image.Image = file
     try:
         picture.load()
         if picture.mode.startswith("I"):
@@ -103,9 +104,9 @@ def decode_audio(
 ) -> tuple[Float[np.ndarray, " n"], int]:
     """A clip as mono float32 samples in [-1, 1] (the mean over its channels) and its rate in Hz.
 
-    `source` is a path, the bytes of a WAV, FLAC, OGG (Vorbis, Opus) or MP3 file, or `(samples, rate)` with samples [n] or
-    [n, channels], of floats or of integers (divided by their full scale). Raises `ValueError` for a missing file, other
-    formats, damaged, empty or truncated ones, samples that are not finite, and above a cap.
+    `source` is a path, the bytes of a WAV, FLAC, OGG (Vorbis, Opus) or MP3 file, or `(samples, rate)` with samples [n]
+    or [n, channels], of floats or of integers (divided by their full scale). Raises `ValueError` for a missing file,
+    other formats, damaged, empty or truncated ones, samples that are not finite, and above a cap.
     """
     if isinstance(source, tuple):
         return _from_array(source, max_seconds)
@@ -135,7 +136,7 @@ def decode_audio(
     if count == 0:
         raise ValueError(f"{name}: the {kind} clip is empty; expected samples, found 0")
     if count < 0.95 * announced < 2**60:  # compressed formats announce their length only nearly
-        raise ValueError(f"{name}: the {kind} clip is truncated; its header promises {announced} samples, found {count}")
+        raise ValueError(f"{name}: the {kind} clip is truncated; expected {announced} samples, found {count}")
     return _finite(np.concatenate(blocks), name), rate
 
 

@@ -1,0 +1,328 @@
+"""Questions about one picture: scanned digits, counting, colours, shapes, stamps, rendered words and numbers, places, charts.
+
+The single-image instruction set of `vision_3_generative`. Held out for the test split: scans, stamps, fonts, numbers and pairs of
+shape and colour. A fifth of the questions that allow it are asked in the other seven languages.
+"""
+
+from collections.abc import Iterator, Mapping
+
+from PIL import Image
+
+from polyphi.curate import charts, images
+from polyphi.curate.corpus import Corpus, Work
+from polyphi.curate.images import SCANS, SIDE, STAMPS, Made, Scene, asked, sheet
+from polyphi.curate.lexicon import COLOUR_RGB, COLOURS, LANGUAGES, SHAPES, lexicon
+from polyphi.data.shards import Sample
+
+PLURALS = {shape: shape + ("es" if shape.endswith("s") else "s") for shape in SHAPES}
+MOST = 6  # things to count
+LATIN = tuple(language for language in LANGUAGES if language not in ("zh", "ja"))  # the fonts at hand write these
+
+QUESTIONS: dict[str, Mapping[str, tuple[str, ...]]] = {
+    "digit": dict(
+        en=("What digit is this?", "Which digit do you see?", "Read the digit."),
+        fr=("Quel est ce chiffre ?",),
+        de=("Welche Ziffer ist das?",),
+        it=("Che cifra è?",),
+        pt=("Que algarismo é este?",),
+        es=("¿Qué cifra es?",),
+        zh=("这是什么数字？",),
+        ja=("この すうじは なに ですか。",),
+    ),
+    "count": dict(
+        fr=("Combien d'objets y a-t-il ?",),
+        de=("Wie viele Dinge sind da?",),
+        it=("Quanti oggetti ci sono?",),
+        pt=("Quantos objetos há?",),
+        es=("¿Cuántos objetos hay?",),
+        zh=("有几个物体？",),
+        ja=("ものは いくつ ありますか。",),
+    ),
+    "colour": dict(
+        en=("What colour is this?", "Which colour do you see?", "Name the colour."),
+        fr=("De quelle couleur est-ce ?",),
+        de=("Welche Farbe ist das?",),
+        it=("Di che colore è?",),
+        pt=("De que cor é?",),
+        es=("¿De qué color es?",),
+        zh=("这是什么颜色？",),
+        ja=("なにいろ ですか。",),
+    ),
+    "shape": dict(
+        en=("What shape is this?", "Which shape do you see?", "Name the shape."),
+        fr=("Quelle est cette forme ?",),
+        de=("Welche Form ist das?",),
+        it=("Che forma è?",),
+        pt=("Que forma é esta?",),
+        es=("¿Qué forma es?",),
+        zh=("这是什么形状？",),
+        ja=("どんな かたち ですか。",),
+    ),
+    "stamp": dict(
+        en=("What is this?", "What do you see?", "Name this thing."),
+        fr=("Qu'est-ce que c'est ?",),
+        de=("Was ist das?",),
+        it=("Che cos'è?",),
+        pt=("O que é isto?",),
+        es=("¿Qué es esto?",),
+        zh=("这是什么？",),
+        ja=("これは なん ですか。",),
+    ),
+}
+"""Task -> language -> ways to ask. They are also read aloud, so they hold nothing that only an eye could use."""
+
+
+def ask(scene: Scene, task: str, language: str) -> str:
+    return scene.rng.choice(QUESTIONS[task][language])
+
+
+def digit(scene: Scene) -> Made:
+    """One scanned digit, large."""
+    value, language, size = scene.answer(range(10)), scene.language(), scene.size()
+    paper = scene.paper()
+    picture, side = sheet(size, paper), scene.rng.randint(56, 100)
+    corner = scene.corner(size, (side, side))
+    images.stamp_digits(picture, [scene.scan(value)], corner, side, scene.ink(paper), scene.rng)
+    return asked(picture, ask(scene, "digit", language), value, SCANS, language)
+
+
+def draw_digits(scene: Scene, values: list[int], size: tuple[int, int]) -> Image.Image:
+    """Scanned digits in one row, somewhere in the picture."""
+    paper = scene.paper()
+    largest = min(40, int((size[0] - 4) / (0.9 * len(values) + 0.1)))
+    picture, side = sheet(size, paper), scene.rng.randint(min(26, largest), largest)
+    wide = round(side * (0.9 * len(values) + 0.1))
+    corner = scene.corner(size, (wide, side))
+    images.stamp_digits(picture, [scene.scan(v) for v in values], corner, side, scene.ink(paper), scene.rng)
+    return picture
+
+
+def digits(scene: Scene) -> Made:
+    """Two to four scanned digits in a row."""
+    values = [scene.rng.randrange(10) for _ in range(scene.answer((2, 3, 4)))]
+    picture = draw_digits(scene, values, scene.size())
+    question = scene.rng.choice(("What digits do you see?", "Which digits are these?", "Read the digits."))
+    return asked(picture, question, " ".join(map(str, values)), SCANS, length=len(values))
+
+
+def count(scene: Scene) -> Made:
+    """One to six shapes or stamps; in a quarter of the scenes other shapes stand about that don't count."""
+    total, size = scene.answer(range(1, MOST + 1)), scene.size()
+    side = scene.rng.randint(20, 34) * size[1] // SIDE
+    if scene.stamps and scene.rng.random() < 0.25:
+        stamp, language = scene.stamp(), scene.language()
+        picture = sheet(size, stamp.paper(scene.rng))
+        for corner in scene.scatter(total, side, size):
+            cutout = stamp.cutout(side)
+            picture.paste(cutout, corner, cutout)
+        if language != "en":
+            return asked(picture, ask(scene, "count", language), total, STAMPS, language, stamp=stamp.id)
+        question = scene.rng.choice(("How many things are there?", "Count the things."))
+        return asked(picture, question, total, STAMPS, stamp=stamp.id)
+    shape, colour = scene.pair()
+    others = scene.rng.randint(1, 3) if scene.rng.random() < 0.25 else 0
+    paper = scene.paper(COLOUR_RGB[colour])
+    picture = sheet(size, paper)
+    other = scene.rng.choice([s for s in SHAPES if s != shape])
+    for i, corner in enumerate(scene.scatter(total + others, side, size)):
+        one, turn = scene.rng.randint(int(0.75 * side), side), scene.turn()
+        images.stamp_shape(picture, shape if i < total else other, corner, one, scene.tint(colour), turn)
+    language = "en" if others else scene.language()
+    if language != "en":
+        return asked(picture, ask(scene, "count", language), total, language=language)
+    question = scene.rng.choice((f"How many {PLURALS[shape]} are there?", f"Count the {PLURALS[shape]}."))
+    return asked(picture, question, total)
+
+
+def _of(scene: Scene, part: int, values: Mapping[str, object]) -> tuple[str, str]:
+    """A (shape, colour) of the split whose `part` (0 or 1) is the balanced answer."""
+    wanted = scene.answer(list(values))
+    return scene.rng.choice([pair for pair in images.pairs(scene.split) if pair[part] == wanted])
+
+
+def _single(scene: Scene, shape: str, colour: str) -> Image.Image:
+    size = scene.size()
+    picture, side = sheet(size, scene.paper(COLOUR_RGB[colour])), scene.rng.randint(36, 92)
+    corner = scene.corner(size, (side, side))
+    images.stamp_shape(picture, shape, corner, side, scene.tint(colour), scene.turn())
+    return picture
+
+
+def colour(scene: Scene) -> Made:
+    """The colour of a shape, or of one of two."""
+    shape, name = _of(scene, 1, COLOURS)
+    if scene.rng.random() < 0.35:
+        other = scene.rng.choice([(s, c) for s, c in images.pairs(scene.split) if s != shape and c != name])
+        colours = COLOUR_RGB[name], COLOUR_RGB[other[1]]
+        picture = sheet((SIDE, SIDE), scene.paper(*colours))
+        for (s, c), corner in zip([(shape, name), other], scene.scatter(2, 40), strict=True):
+            images.stamp_shape(picture, s, corner, 40, scene.tint(c), scene.turn())
+        question = scene.rng.choice((f"What colour is the {shape}?", f"Which colour has the {shape}?"))
+        return asked(picture, question, name, pair=f"{name} {shape}")
+    language = scene.language()
+    return asked(
+        _single(scene, shape, name), ask(scene, "colour", language), COLOURS[name][language], language=language, pair=f"{name} {shape}"
+    )
+
+
+def shape(scene: Scene) -> Made:
+    """The name of a shape."""
+    name, tint = _of(scene, 0, SHAPES)
+    language = scene.language()
+    return asked(
+        _single(scene, name, tint), ask(scene, "shape", language), SHAPES[name][language], language=language, pair=f"{tint} {name}"
+    )
+
+
+def draw_stamp(scene: Scene, stamp: images.Stamp, size: tuple[int, int], smallest: int = 66, largest: int = 100) -> Image.Image:
+    """One stamp, half of the time mirrored, unless it is writing."""
+    picture = sheet(size, stamp.paper(scene.rng))
+    cutout = stamp.cutout(scene.rng.randint(smallest, largest))
+    if scene.rng.random() < 0.5 and stamp.kind not in ("letter", "sign", "coin") and not stamp.id.startswith("symbols/"):
+        cutout = cutout.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    picture.paste(cutout, scene.corner(size, cutout.size), cutout)
+    return picture
+
+
+def stamp(scene: Scene) -> Made:
+    """What kind of thing a stamp shows."""
+    kind, language = scene.answer(list(images.KINDS)), scene.language()
+    found = scene.stamp(kind)
+    picture = draw_stamp(scene, found, scene.size())
+    return asked(picture, ask(scene, "stamp", language), images.KIND_WORDS[kind][language], STAMPS, language, stamp=found.id)
+
+
+def draw_text(scene: Scene, text: str, size: tuple[int, int], largest: int) -> tuple[Image.Image, str]:
+    """A line of text in a font of the split, somewhere in the picture, and the font's name."""
+    paper, name = scene.paper(), scene.font(text)
+    face = images.fitting(name, text, size[0] - 8, scene.rng.randint(largest * 2 // 3, largest))
+    picture = sheet(size, paper)
+    corner = scene.corner(size, images.measure(text, face), margin=3)
+    images.write(picture, text, face, corner, scene.ink(paper))
+    return picture, name
+
+
+def word(scene: Scene) -> Made:
+    """A rendered word of the lexicon; one in six in another language written in Latin letters."""
+    english = scene.answer(sorted(lexicon()))
+    language = scene.rng.choice(LATIN[1:]) if scene.rng.random() < 1 / 6 else "en"
+    text = lexicon()[english][language]
+    picture, font = draw_text(scene, text, scene.size(), 36)
+    question = scene.rng.choice(("What word is this?", "Which word do you see?", "Read the word."))
+    return asked(picture, question, text, language=language, font=font)
+
+
+def pick_number(scene: Scene) -> int:
+    """A number of the split, its length first: else nearly all would have three digits."""
+    length = scene.answer((2, 3) if scene.split == "test" else (1, 2, 3))
+    return scene.rng.choice([n for n in images.numbers(scene.split) if len(str(n)) == length])
+
+
+def number(scene: Scene) -> Made:
+    """A rendered number of one to three digits."""
+    value = pick_number(scene)
+    picture, font = draw_text(scene, str(value), scene.size(), 60)
+    question = scene.rng.choice(("What number is this?", "Which number do you see?", "Read the number."))
+    return asked(picture, question, value, font=font)
+
+
+PLACES: dict[str, tuple[float, float]] = {"left": (0.0, 0.5), "right": (1.0, 0.5), "top": (0.5, 0.0), "bottom": (0.5, 1.0)}
+"""Side of the picture -> where along its width and height."""
+
+
+def at(scene: Scene, place: str, side: int) -> tuple[int, int]:
+    """A corner for an item of `side` pixels near that side of the picture."""
+    free = SIDE - side
+    x, y = (p * free + scene.rng.uniform(-0.14, 0.14) * free for p in PLACES[place])
+    return int(min(free, max(0, x))), int(min(free, max(0, y)))
+
+
+def where(scene: Scene) -> Made:
+    """On which side of the picture a shape is; half of the time another shape is elsewhere."""
+    place, (name, tint) = scene.answer(list(PLACES)), scene.pair()
+    things = [(name, tint, place)]
+    if scene.rng.random() < 0.5:
+        other = scene.rng.choice([pair for pair in images.pairs(scene.split) if pair[0] != name])
+        things.append((*other, scene.rng.choice([p for p in PLACES if p != place])))
+    picture = sheet((SIDE, SIDE), scene.paper(*(COLOUR_RGB[c] for _, c, _ in things)))
+    for s, c, p in things:
+        side = scene.rng.randint(26, 36)
+        images.stamp_shape(picture, s, at(scene, p, side), side, scene.tint(c), scene.turn())
+    question = scene.rng.choice((f"Where is the {name}?", f"On which side is the {name}?"))
+    return asked(picture, question, place)
+
+
+def more(scene: Scene) -> Made:
+    """Which of two colours there is more of: yes or no, or the colour."""
+    answer = scene.answer(("yes", "no", "colour", "colour"))
+    first = scene.answer(list(COLOURS), every=4)
+    second = scene.rng.choice([c for c in COLOURS if c != first])
+    few = scene.rng.randint(1, 3)
+    many = few + scene.rng.choice((1, 2, 2, 3, 3))
+    # The colour named first has more, unless the answer is no.
+    counts = {first: few, second: many} if answer == "no" else {first: many, second: few}
+    name = scene.rng.choice(list(SHAPES))
+    picture = sheet((SIDE, SIDE), scene.paper(*(COLOUR_RGB[c] for c in counts)))
+    items = [c for c, n in counts.items() for _ in range(n)]
+    for c, corner in zip(items, scene.scatter(len(items), 24), strict=True):
+        images.stamp_shape(picture, name, corner, scene.rng.randint(20, 24), scene.tint(c), scene.turn())
+    if answer != "colour":
+        return asked(picture, f"Are there more {first} than {second} {PLURALS[name]}?", answer, form="yes or no")
+    one, two = scene.rng.sample([first, second], 2)
+    return asked(picture, f"Which colour is there more of, {one} or {two}?", first, form="colour")
+
+
+def pick_values(scene: Scene, count: int) -> tuple[int, ...]:
+    """Different values from 1 to 9."""
+    return tuple(scene.rng.sample(range(1, charts.LARGEST + 1), count))
+
+
+def chart(scene: Scene) -> Made:
+    """A bar chart of three or four colours: which is highest or lowest, or the value of one."""
+    form = scene.answer(("highest", "value", "lowest"))
+    labels = scene.rng.sample(list(COLOURS), scene.rng.choice((3, 4)))
+    values = list(pick_values(scene, len(labels)))
+    if form == "value":
+        label, value = labels[0], scene.answer(range(1, charts.LARGEST + 1), every=3)
+        values[0] = value
+        while len(set(values)) < len(values):
+            values[1:] = pick_values(scene, len(values) - 1)
+    else:
+        label = scene.answer(list(COLOURS), every=3)
+        labels = [label, *[c for c in labels if c != label]][: len(labels)]
+        values.sort(reverse=form == "highest")
+    order = scene.rng.sample(range(len(labels)), len(labels))
+    draw = scene.rng.choice((charts.columns, charts.columns, charts.rows))
+    drawn = draw(scene, [labels[i] for i in order], [values[i] for i in order], scene.size())
+    longest = draw is charts.rows
+    if form == "value":
+        question = scene.rng.choice((f"What is the value of the {label} bar?", f"How high is {label}?"))
+        return asked(drawn.picture, question, drawn.value(label), form=form)
+    asks = {"highest": "Which bar is longest?", "lowest": "Which bar is shortest?"} if longest else {}
+    question = asks.get(form, f"Which bar is {form}?")
+    return asked(drawn.picture, question, drawn.highest() if form == "highest" else drawn.lowest(), form=form)
+
+
+MAKERS: dict[str, tuple[float, images.Maker]] = {
+    "digit": (14, digit),
+    "digits": (16, digits),
+    "count": (12, count),
+    "colour": (7, colour),
+    "shape": (8, shape),
+    "stamp": (12, stamp),
+    "word": (10, word),
+    "number": (10, number),
+    "where": (6, where),
+    "more": (7, more),
+    "chart": (9, chart),
+}
+"""Task -> (share of the training set, maker)."""
+
+
+def questions(work: Work) -> Iterator[tuple[str, Sample]]:
+    stamps = images.load_stamps(work)
+    makers = {task: made for task, made in MAKERS.items() if stamps or task != "stamp"}
+    return images.samples("image_qa", work, makers, stamps)
+
+
+corpus = Corpus("image_qa", build=questions)

@@ -1,0 +1,305 @@
+"""Short questions with short answers, a family per skill, over the vocabulary that vision and speech share.
+
+>>> ask = families(work, "train")["number_words"]
+>>> ask(Random(0))
+Ask("number_words", "Write 42 in German words.", "zweiundvierzig", "de", ...)
+
+A family draws from its own side of the split: what a question is about (a number in a language, a word and its target
+language, a pair of operands) is train's or test's, whatever words ask for it.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from random import Random
+
+from polyphi.chat import Message
+from polyphi.curate.corpus import Work
+from polyphi.curate.lexicon import COLOURS, DIGIT_WORDS, LANGUAGES, NOUNS, SHAPES, digit_words, lexicon, number_words
+from polyphi.curate.text import origin, sentences, side
+from polyphi.data.shards import Sample
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A question, its answer, and the language of the answer; `to` where it is a translation."""
+
+    task: str
+    question: str
+    answer: str
+    language: str = "en"
+    to: str = ""
+
+    def sample(self, id: str, source: str = "polyphi") -> Sample:
+        meta = {"task": self.task, "language": self.language, **({"to": self.to} if self.to else {})}
+        return Sample(id, (Message.user(self.question), Message.assistant(self.answer)), meta=meta, **origin(source))
+
+
+Family = Callable[[Random], Ask]
+
+SHARES = {
+    "number_words": 15,
+    "translate_words": 16,
+    "translate_numbers": 14,
+    "copy": 6,
+    "count": 7,
+    "scene_count": 8,
+    "scene": 7,
+    "arithmetic": 9,
+    "compare": 4,
+    "yes_no": 3,
+    "language_id": 4,
+    "sort": 4,
+    "position": 3,
+}
+"""Family -> its share of the training rows; test rows are equal."""
+
+
+def held_number(split: str, n: int, words: str) -> bool:
+    """Whether the number and its words (not their language: "noventa" is said in two) belong to `split`; numbers up to
+    twenty are always train's."""
+    return split == "train" if n <= 20 else side(split, "number", n, words)
+
+
+def held_sum(split: str, a: int, sign: str, b: int) -> bool:
+    """Whether a sum belongs to `split`; those of two single digits are always train's, worked sums need them."""
+    pair = sorted((a, b)) if sign == "+" else (a, b)
+    return split == "train" if max(a, b) < 10 else side(split, "sum", sign, *pair)
+
+
+def until(draw: Callable[[], tuple | None]) -> tuple:
+    """The first draw that isn't None."""
+    while (found := draw()) is None:
+        pass
+    return found
+
+
+def families(work: Work, split: str) -> dict[str, Family]:
+    """Family name -> a function that draws one question of this split."""
+    codes = list(LANGUAGES)
+    speech: dict[str, list[str]] = {}
+
+    def number(rng: Random) -> Ask:
+        def draw() -> tuple | None:
+            n, language = rng.randrange(100), rng.choice(codes)
+            return (n, language) if held_number(split, n, number_words(n, language)) else None
+
+        n, language = until(draw)
+        words = number_words(n, language)
+        if rng.random() < 0.5:
+            asked = rng.choice(("Write {} in {} words.", "What is {} in {}?")).format(n, LANGUAGES[language])
+            return Ask("number_words", asked, words, language)
+        asked = rng.choice(("Write in digits: {}", "Which number is this? {}")).format(words)
+        return Ask("number_words", asked, str(n), "en")
+
+    def translate(rng: Random) -> Ask:
+        def draw() -> tuple | None:
+            word, source, target = rng.choice(_CONCEPTS), *rng.sample(codes, 2)
+            # The word, not its language, is held out: "orange" is the same question in three languages.
+            return (word, source, target) if side(split, "word", lexicon()[word][source], target) else None
+
+        word, source, target = until(draw)
+        return _translation("translate_words", lexicon()[word][source], lexicon()[word][target], target)
+
+    def translate_numbers(rng: Random) -> Ask:
+        source, target = rng.sample(codes, 2)
+
+        def draw() -> tuple | None:
+            if rng.random() < 0.4:
+                n = rng.randrange(100)
+                right = held_number(split, n, number_words(n, source))
+                return (number_words(n, source), number_words(n, target)) if right else None
+            digits = "".join(rng.choices("0123456789", k=rng.randrange(2, 5)))
+            right = side(split, "digits", digits)
+            return (digit_words(digits, source), digit_words(digits, target)) if right else None
+
+        return _translation("translate_numbers", *until(draw), target)
+
+    def copy(rng: Random) -> Ask:
+        language = rng.choice(codes)
+
+        def draw() -> tuple | None:
+            words = rng.sample([w[language] for w in lexicon().values()], rng.randrange(2, 4))
+            digits = [str(rng.randrange(10)) for _ in range(rng.randrange(3, 6))]
+            text = " ".join(words if rng.random() < 0.6 else digits)
+            return (text,) if side(split, "copy", text) else None
+
+        (text,) = until(draw)
+        return Ask("copy", f"{rng.choice(('Repeat', 'Copy'))}: {text}", text, language)
+
+    def count(rng: Random) -> Ask:
+        def draw() -> tuple | None:
+            if rng.random() < 0.5:
+                few = rng.sample("0123456789", 3)
+                items, what = rng.choices(few, k=rng.randrange(3, 7)), rng.choice(few)
+            else:
+                few = rng.sample(_SHORT_NOUNS, 3)
+                items, what = rng.choices(few, k=rng.randrange(3, 6)), rng.choice(few)
+            text = " ".join(items)
+            return (text, what, items.count(what)) if side(split, "count", text) else None
+
+        text, what, n = until(draw)
+        return Ask("count", f"How many times is {what} in this list? {text}", str(n))
+
+    def scene_count(rng: Random) -> Ask:
+        return _scene(rng, split, counting=True)
+
+    def scene(rng: Random) -> Ask:
+        return _scene(rng, split, counting=False)
+
+    def arithmetic(rng: Random) -> Ask:
+        def draw() -> tuple | None:
+            a, b, sign = rng.randrange(1, 100), rng.randrange(1, 20), rng.choice("+-")
+            value = a + b if sign == "+" else a - b
+            return (a, sign, b, value) if 0 <= value <= 99 and held_sum(split, a, sign, b) else None
+
+        a, sign, b, value = until(draw)
+        language = rng.choice(codes) if rng.random() < 0.5 else "en"
+        return Ask("arithmetic", _SUM[language].format(f"{a} {sign} {b}"), str(value), language)
+
+    def compare(rng: Random) -> Ask:
+        def draw() -> tuple | None:
+            a, b = rng.sample(range(100), 2)
+            return (a, b) if side(split, "compare", *sorted((a, b))) else None
+
+        a, b = until(draw)
+        kind = rng.choice(("larger", "smaller"))
+        answer = max(a, b) if kind == "larger" else min(a, b)
+        return Ask("compare", f"Which is {kind}, {a} or {b}?", str(answer))
+
+    def yes_no(rng: Random) -> Ask:
+        def draw() -> tuple | None:
+            a, b = rng.sample(range(100), 2)
+            return (a, b) if side(split, "compare", *sorted((a, b))) else None
+
+        a, b = until(draw)
+        if rng.random() < 0.3:
+            kind = rng.choice(("even", "odd"))
+            return Ask("yes_no", f"Is {a} {kind}?", "yes" if (a % 2 == 0) == (kind == "even") else "no")
+        kind = rng.choice(("larger", "smaller"))
+        return Ask("yes_no", f"Is {a} {kind} than {b}?", "yes" if (a > b) == (kind == "larger") else "no")
+
+    def language_id(rng: Random) -> Ask:
+        language = rng.choice(codes)
+        if not speech:
+            speech.update({c: _sentences(c, work, split) for c in codes})
+        return Ask("language_id", f"Which language is this? {rng.choice(speech[language])}", LANGUAGES[language])
+
+    def sort(rng: Random) -> Ask:
+        def draw() -> tuple | None:
+            digits = rng.sample("0123456789", rng.randrange(3, 5))
+            return (digits,) if side(split, "sort", *digits) else None
+
+        (digits,) = until(draw)
+        if rng.random() < 0.3:
+            kind = rng.choice(("largest", "smallest"))
+            return Ask("sort", f"Which is the {kind}? {' '.join(digits)}", (max if kind == "largest" else min)(digits))
+        return Ask("sort", f"Sort from small to large: {' '.join(digits)}", " ".join(sorted(digits)))
+
+    def position(rng: Random) -> Ask:
+        def draw() -> tuple | None:
+            words = rng.sample(_CONCEPTS, 3)
+            return (words,) if side(split, "position", *words) else None
+
+        (words,) = until(draw)
+        place = rng.choice(("first", "second", "last"))
+        answer = words[{"first": 0, "second": 1, "last": -1}[place]]
+        return Ask("position", f"Which word is {place}? {' '.join(words)}", answer)
+
+    made = [number, translate, translate_numbers, copy, count, scene_count, scene, arithmetic, compare, yes_no]
+    return dict(zip(SHARES, [*made, language_id, sort, position], strict=True))
+
+
+_CONCEPTS = [*COLOURS, *SHAPES, *(n for n in NOUNS if n not in COLOURS)]
+_SHORT_NOUNS = ["cat", "dog", "cow", "pig", "bird", "fish", "car", "sun", "tree", "book", "hat", "key"]
+_SUM = {
+    "en": "What is {}?",
+    "fr": "Combien font {} ?",
+    "de": "Was ist {}?",
+    "it": "Quanto fa {}?",
+    "pt": "Quanto é {}?",
+    "es": "¿Cuánto es {}?",
+    "zh": "{} 等于多少？",
+    "ja": "{} はいくつですか？",
+}
+
+
+def _translation(task: str, text: str, answer: str, target: str) -> Ask:
+    return Ask(task, f"Translate to {LANGUAGES[target]}: {text}", answer, target, target)
+
+
+def _sentences(language: str, work: Work, split: str) -> list[str]:
+    found = list(islice(sentences(language, work, split, Random(f"{work.seed}:sentences:{language}"), 50), 300))
+    return found or [" ".join(DIGIT_WORDS[language][i:]) for i in range(8)]
+
+
+def plural(shape: str, n: int) -> str:
+    """The English name of `n` of a shape: "3 crosses" wants "crosses"."""
+    return shape if n == 1 else f"{shape}es" if shape.endswith("s") else f"{shape}s"
+
+
+def _scene(rng: Random, split: str, counting: bool) -> Ask:
+    """A question about a described scene of two or three groups, each with a shape and a colour of its own."""
+
+    def draw() -> tuple | None:
+        groups = rng.randrange(2, 4)
+        shapes, colours = rng.sample(sorted(SHAPES), groups), rng.sample(sorted(COLOURS), groups)
+        counts = [rng.randrange(1, 6) for _ in range(groups)]
+        told = ", ".join(f"{n} {c} {plural(s, n)}" for n, c, s in zip(counts, colours, shapes, strict=True))
+        return (told, counts, colours, shapes) if side(split, "scene", told) else None
+
+    told, counts, colours, shapes = until(draw)
+    at = rng.randrange(len(counts))
+    n, colour, shape = counts[at], colours[at], shapes[at]
+    if counting:
+        if rng.random() < 0.1:
+            n, shape = 0, rng.choice([s for s in sorted(SHAPES) if s not in shapes])
+        if n and rng.random() < 0.4:
+            question = f"How many {colour} shapes are there?"
+        else:
+            question = f"How many {plural(shape, 2)} are there?"
+        return Ask("scene_count", f"Scene: {told}.\n{question}", str(n))
+    kind = rng.randrange(3)
+    if kind == 0:
+        what = f"is the {shape}" if n == 1 else f"are the {plural(shape, n)}"
+        return Ask("scene", f"Scene: {told}.\nWhat colour {what}?", colour)
+    if kind == 1:
+        return Ask("scene", f"Scene: {told}.\nWhich shape is {colour}?", shape)
+    truth = rng.random() < 0.5
+    if not truth:
+        colour = rng.choice([c for c in (sorted(COLOURS) if rng.random() < 0.5 else colours) if c != colour])
+    return Ask("scene", f"Scene: {told}.\nIs there a {colour} {shape}?", "yes" if truth else "no")
+
+
+def training(work: Work, rng: Random) -> Iterator[Ask]:
+    """Endless training questions in the proportions of `SHARES`."""
+    draw = families(work, "train")
+    names, weights = list(SHARES), list(SHARES.values())
+    while True:
+        yield draw[rng.choices(names, weights)[0]](rng)
+
+
+def testing(work: Work, rng: Random, rows: int) -> Iterator[Ask]:
+    """About `rows` held-out questions, the same number of each family, in turn, none twice, answers balanced."""
+    draw = families(work, "test")
+    each = -(-rows // len(draw))
+    picked = [balanced((draw[name](rng) for _ in range(12 * each + 60)), each) for name in draw]
+    for turn in zip(*picked, strict=False):
+        yield from turn
+
+
+def balanced(candidates: Iterator[Ask], wanted: int) -> list[Ask]:
+    """`wanted` of the candidates (or as many as there are), questions unlike, each answer as often as any other."""
+    groups: dict[str, list[Ask]] = {}
+    seen: set[str] = set()
+    for ask in candidates:
+        if ask.question not in seen:
+            seen.add(ask.question)
+            groups.setdefault(ask.answer, []).append(ask)
+    picked: list[Ask] = []
+    while groups and len(picked) < wanted:
+        for answer in list(groups):
+            picked.append(groups[answer].pop())
+            if not groups[answer]:
+                del groups[answer]
+    return picked[:wanted]

@@ -1,0 +1,239 @@
+"""Scorers: an answer and its sample in, a `Score` out. Each is a plain function, so a task names the one that it wants.
+
+>>> exact("The answer: Red!", sample).value        # reference "red"
+0.0
+>>> contains("The answer: Red!", sample).value
+1.0
+
+The reference is `meta["answer"]` where a sample has one (a short answer beside a worked solution), otherwise the text
+of its last message; `meta["answers"]` adds further accepted answers. Text is judged in the language of the answer:
+`meta["to"]` for translations, otherwise `meta["language"]`, otherwise English. Scorers look at nothing of a sample but
+its last message and its meta, so that recorded answers can be scored again without data or model.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+from polyphi.data.shards import Sample
+from polyphi.eval.task import Score
+from polyphi.normalize import UNSPACED, Errors, characters, digits, errors, normalise, numbers, words
+
+SEPARATOR = "<sep>"  # between transcript and translation in chain-of-thought translation (report, section 4.1.2)
+BLEU_ORDERS = 4
+NAMES = {
+    "english": "en",
+    "chinese": "zh",
+    "french": "fr",
+    "german": "de",
+    "italian": "it",
+    "japanese": "ja",
+    "portuguese": "pt",
+    "spanish": "es",
+}
+YES = {"yes", "oui", "ja", "sì", "si", "sim", "sí", "はい", "是", "对", "有", "true", "うん"}
+NO = {"no", "non", "nein", "não", "nao", "いいえ", "不", "不是", "没有", "沒有", "否", "false", "いや"}
+_DECLINING = """
+    can't help | cannot help | can't assist | cannot assist | won't help | i can't | i cannot | i'm sorry | i am sorry
+    | not able to | unable to | i won't | i will not | je ne peux pas | désolé | je ne suis pas en mesure
+    | kann ich nicht | kann nicht | nicht helfen | tut mir leid | non posso | mi dispiace | não posso | não consigo
+    | desculpe | no puedo | lo siento | できません | ごめんなさい | 申し訳 | すみません | 不能 | 无法 | 抱歉 | 对不起
+"""
+REFUSALS = tuple(phrase.strip() for phrase in _DECLINING.split("|"))
+
+
+def language_of(sample: Sample) -> str:
+    """Two-letter code of the language that the answer is in."""
+    value = str(sample.meta.get("to") or sample.meta.get("language") or "en").casefold()
+    return NAMES.get(value, value[:2])
+
+
+def references(sample: Sample) -> list[str]:
+    """The accepted answers, the first one being the reference."""
+    first = str(sample.meta.get("answer") or sample.answer)
+    return [first, *map(str, sample.meta.get("answers", ()))]
+
+
+def last_part(answer: str) -> str:
+    """What follows the last separator: the translation of a chain-of-thought answer, or the whole answer."""
+    return answer.rpartition(SEPARATOR)[2]
+
+
+def _equal(extracted: str, accepted: Sequence[str]) -> Score:
+    return Score(float(extracted != "" and extracted in accepted), extracted)
+
+
+def exact(answer: str, sample: Sample) -> Score:
+    """Equal after normalisation, to any accepted answer. Of an answer with separators the last part counts."""
+    language = language_of(sample)
+    return _equal(
+        normalise(last_part(answer), language), [normalise(last_part(r), language) for r in references(sample)]
+    )
+
+
+def contains(answer: str, sample: Sample) -> Score:
+    """An accepted answer occurs in it, as whole words."""
+    language = language_of(sample)
+    text = normalise(answer, language)
+    gap = "" if language in UNSPACED else " "
+    wanted = [normalise(r, language) for r in references(sample)]
+    return Score(float(any(w and f"{gap}{w}{gap}" in f"{gap}{text}{gap}" for w in wanted)), text)
+
+
+def number(answer: str, sample: Sample) -> Score:
+    """The last number written in it equals the last one of the reference (chains of thought end with their result)."""
+    return _number(answer, sample, -1)
+
+
+def first_number(answer: str, sample: Sample) -> Score:
+    """The first number written in it equals the first one of the reference."""
+    return _number(answer, sample, 0)
+
+
+def _number(answer: str, sample: Sample, index: int) -> Score:
+    def extract(text: str) -> str:
+        found = numbers(text, language_of(sample))
+        return format(found[index], "g") if found else ""
+
+    return _equal(extract(answer), [extract(r) for r in references(sample)])
+
+
+def yes_no(answer: str, sample: Sample) -> Score:
+    """The first yes or no of it, in any of the eight languages, agrees with the reference's."""
+    language = language_of(sample)
+    return _equal(_polarity(answer, language), [_polarity(r, language) for r in references(sample)])
+
+
+def _polarity(text: str, language: str) -> str:
+    if language in UNSPACED:
+        text = normalise(text, language)
+        # The longest word at the earliest place decides, so that 不是 isn't read as 是.
+        found = [(text.find(w), -len(w), w in YES) for w in YES | NO if not w.isascii() and w in text]
+        if found:
+            return "yes" if min(found)[2] else "no"
+    return next(("yes" if w in YES else "no" for w in normalise(text, language="fr").split() if w in YES | NO), "")
+
+
+def choice(answer: str, sample: Sample) -> Score:
+    """The first option letter A to J that stands alone equals the reference's: "B", "(B)", "B. Paris", "Answer: B"."""
+    return _equal(_letter(answer), [_letter(r) for r in references(sample)])
+
+
+def _letter(text: str) -> str:
+    if re.fullmatch(r"\W*[a-jA-J]\W*", text):
+        return re.sub(r"\W", "", text).upper()
+    # "A" and "I" are also English words: a letter in brackets, before punctuation or at the end is the surer one.
+    found = re.findall(r"\([A-J]\)|(?<![\w'])[A-J](?=[.):,]|\s*$)", text) or re.findall(r"(?<![\w'])[B-HJ](?!\w)", text)
+    return found[0].strip("()") if found else ""
+
+
+def refusal(answer: str, sample: Sample) -> Score:
+    """The answer refuses exactly where the reference does (`meta["refuse"]`, or the reference's own words)."""
+    wanted = sample.meta.get("refuse")
+    wanted = refuses(sample.answer) if wanted is None else bool(wanted)
+    found = refuses(answer)
+    return Score(float(found == wanted), "refuses" if found else "answers")
+
+
+def refuses(text: str) -> bool:
+    """Whether a text declines a request, by phrases in eight languages."""
+    text = text.casefold().replace("’", "'")
+    return any(phrase in text for phrase in REFUSALS)
+
+
+def _rate(found: Errors, extracted: str) -> Score:
+    """Errors as a score: 1 is perfect, an error rate of 1 or more is 0; the parts give the rate over a corpus."""
+    return Score(max(0.0, 1.0 - found.rate), extracted, {"errors": found.total, "units": found.units})
+
+
+def _best(answer: str, sample: Sample, units: Any) -> Score:
+    language = language_of(sample)
+    heard = units(answer, language)
+    found = min((errors(units(r, language), heard) for r in references(sample)), key=lambda e: e.rate)
+    return _rate(found, ("" if language in UNSPACED or units is not words else " ").join(heard))
+
+
+def wer(answer: str, sample: Sample) -> Score:
+    """Word errors (character errors in Chinese and Japanese, as in the report's Table 4)."""
+    return _best(answer, sample, words)
+
+
+def cer(answer: str, sample: Sample) -> Score:
+    """Character errors, spaces not counted."""
+    return _best(answer, sample, characters)
+
+
+def digits_wer(answer: str, sample: Sample) -> Score:
+    """Errors per digit of a digit string, written ("7 1 3", "713") or spelled ("seven one three")."""
+    return _best(answer, sample, lambda text, language: list(digits(text, language)))
+
+
+def bleu(answer: str, sample: Sample) -> Score:
+    """Counts for corpus BLEU by sacrebleu (13a; `zh` for Chinese, `ja-mecab` for Japanese), cased as in the report's
+    Table 5; the value is the smoothed sentence score. Of an answer with separators the last part counts."""
+    metric = _sacrebleu(language_of(sample))
+    text, wanted = last_part(answer).strip(), [last_part(r).strip() for r in references(sample)]
+    stats = metric._extract_corpus_statistics([text], [[r] for r in wanted])[0]
+    names = ["answer_units", "reference_units"]
+    names += [f"{kind}_{n}" for kind in ("correct", "total") for n in range(1, BLEU_ORDERS + 1)]
+    value = metric.sentence_score(text, wanted).score / 100
+    return Score(min(1.0, max(0.0, value)), text, dict(zip(names, map(float, stats), strict=True)))
+
+
+@cache
+def _sacrebleu(language: str) -> Any:
+    try:
+        from sacrebleu.metrics.bleu import BLEU
+    except ImportError as e:
+        raise ValueError("BLEU needs sacrebleu, which is not installed; pip install 'polyphi[eval]'") from e
+    return BLEU(tokenize={"zh": "zh", "ja": "ja-mecab"}.get(language, "13a"), effective_order=True)
+
+
+def json_call(answer: str, sample: Sample) -> Score:
+    """Tool calls with the same names and arguments, in any order; where the reference calls nothing, the answer must
+    call nothing. `parts` tells how many names agree and whether a call could be read."""
+    found, wanted = tool_calls(answer), tool_calls(references(sample)[0])
+    if wanted is None:
+        return Score(
+            float(found is None), "" if found is None else json.dumps(found, ensure_ascii=False, sort_keys=True)
+        )
+    canonical = "" if found is None else json.dumps(found, ensure_ascii=False, sort_keys=True)
+    names = Counter(c["name"] for c in found or ())
+    agree = sum((names & Counter(c["name"] for c in wanted)).values())
+    return Score(
+        float(found is not None and _sorted(found) == _sorted(wanted)),
+        canonical,
+        {"calls": float(len(wanted)), "names_right": float(agree), "readable": float(found is not None)},
+    )
+
+
+def _sorted(calls: list[dict[str, Any]]) -> list[str]:
+    def plain(value: Any) -> Any:
+        """3.0 and 3 are one number; text is compared without outer spaces."""
+        if isinstance(value, dict):
+            return {k: plain(v) for k, v in value.items()}
+        if isinstance(value, list):
+            return [plain(v) for v in value]
+        if isinstance(value, float) and value.is_integer():
+            return int(value)
+        return value.strip() if isinstance(value, str) else value
+
+    return sorted(json.dumps(plain(c), ensure_ascii=False, sort_keys=True) for c in calls)
+
+
+def tool_calls(text: str) -> list[dict[str, Any]] | None:
+    """The calls in an answer: the first JSON list or object of `{"name", "arguments"}` objects, with or without the
+    `<|tool_call|>` tags or the `functools` prefix that checkpoints write. None where there is no readable call."""
+    decoder = json.JSONDecoder()
+    for match in re.finditer(r"[\[{]", text):
+        try:
+            value, _ = decoder.raw_decode(text, match.start())
+        except (json.JSONDecodeError, RecursionError):
+            continue
+        calls = value if isinstance(value, list) else [value]
+        if calls and all(isinstance(c, dict) and isinstance(c.get("name"), str) for c in calls):
+            return [{"name": c["name"], "arguments": c.get("arguments", c.get("parameters", {}))} for c in calls]
+    return None

@@ -1,0 +1,120 @@
+"""Causal attention over a pack: every sequence sees itself and what its cache holds, never its neighbour.
+
+Three sequences of 2, 1 and 3 tokens in one pack, none cached (row = query, column = key)::
+
+    1 . . . . .
+    1 1 . . . .
+    . . 1 . . .
+    . . . 1 . .
+    . . . 1 1 .
+    . . . 1 1 1
+
+With a cache a sequence has more keys than queries and the triangle sits at the bottom right: 2 new tokens after 3
+cached ones read `1 1 1 1 .` and `1 1 1 1 1`.
+
+One function, two ways to compute it: a loop of `scaled_dot_product_attention` over the sequences, which runs anywhere,
+and on CUDA in half precision one call of `torch.nn.attention.varlen`.
+"""
+
+import inspect
+from collections.abc import Sequence
+from functools import cache as once
+from itertools import pairwise
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+
+@runtime_checkable
+class KVCache(Protocol):
+    """Where keys and values of earlier tokens live. The model asks; the engine decides how they are stored."""
+
+    def update(
+        self, layer: int, sequence: int, k: Float[Tensor, "t K d"], v: Float[Tensor, "t K d"]
+    ) -> tuple[Float[Tensor, "n K d"], Float[Tensor, "n K d"]]:
+        """Append the new keys (already rotated) and values of the batch's sequence number `sequence`, and return all of
+        that sequence's keys and values so far, the new ones last."""
+        ...
+
+
+def working_dtype(x: Tensor) -> torch.dtype:
+    """The type that a linear gives for `x`: the narrow one inside `torch.autocast`, else its own."""
+    kind = x.device.type
+    mixed = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if mixed else x.dtype
+
+
+def packed_attention(
+    q: Float[Tensor, "T H d"],
+    k: Float[Tensor, "T K d"],
+    v: Float[Tensor, "T K d"],
+    bounds: Sequence[int],
+    *,
+    cache: KVCache | None = None,
+    layer: int = 0,
+) -> Float[Tensor, "T H d"]:
+    """Grouped-query causal attention, sequence by sequence (`bounds` as in `Batch`): kv head j serves the query heads
+    j H/K to (j + 1) H/K - 1, scores are scaled by 1/sqrt(d)."""
+    lengths = [end - start for start, end in pairwise(bounds)]
+    # `split` rather than slices: its gradient is one concatenation, a slice's is a pack full of zeros per sequence.
+    keys, values = list(k.split(lengths)), list(v.split(lengths))
+    if cache is not None:
+        for s, (key, value) in enumerate(zip(keys, values, strict=True)):
+            keys[s], values[s] = cache.update(layer, s, key, value)
+    if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16) and (varlen := _varlen()) is not None:
+        return _one_call(varlen, q, keys, values, lengths)
+    parts = [_causal(*three) for three in zip(q.split(lengths), keys, values, strict=True)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _causal(q: Float[Tensor, "t H d"], k: Float[Tensor, "n K d"], v: Float[Tensor, "n K d"]) -> Float[Tensor, "t H d"]:
+    """One sequence: its t newest tokens against all its n keys."""
+    (t, heads, d), (n, kv_heads, _) = q.shape, k.shape
+    group = heads // kv_heads
+    if t == 1:
+        # A single token sees everything, so the query heads of a group can stand where the tokens would.
+        k, v = k.transpose(0, 1)[None], v.transpose(0, 1)[None]
+        out = F.scaled_dot_product_attention(q.view(1, kv_heads, group, d), k, v)
+        return out.reshape(1, heads, d)
+    # [K, H/K, t, d] against keys seen H/K times through a stride of zero: grouped heads without a copy.
+    queries = q.view(t, kv_heads, group, d).permute(1, 2, 0, 3)
+    k, v = (x.transpose(0, 1)[:, None].expand(kv_heads, group, n, d) for x in (k, v))
+    corner = None if t == n else torch.ones(t, n, dtype=torch.bool, device=q.device).tril(n - t)
+    out = F.scaled_dot_product_attention(queries, k, v, attn_mask=corner, is_causal=corner is None)
+    return out.permute(2, 0, 1, 3).reshape(t, heads, d)
+
+
+@once
+def _varlen() -> Any:
+    """torch's variable-length flash attention, where this build has it with grouped heads."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    known = inspect.signature(varlen_attn).parameters
+    return varlen_attn if {"enable_gqa", "window_size"} <= known.keys() else None
+
+
+def _one_call(varlen: Any, q: Tensor, keys: list[Tensor], values: list[Tensor], lengths: list[int]) -> Tensor:
+    """The whole pack in one kernel; `window_size=(-1, 0)` is causal with the triangle at the bottom right."""
+
+    def starts(sizes: list[int]) -> Tensor:
+        total = torch.tensor([0, *sizes], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+        return total.to(q.device, non_blocking=True)
+
+    totals = [len(key) for key in keys]
+    k, v = torch.cat(keys).contiguous(), torch.cat(values).contiguous()
+    return varlen(
+        q.contiguous(),
+        k,
+        v,
+        starts(lengths),
+        starts(totals),
+        max(lengths),
+        max(totals),
+        window_size=(-1, 0),
+        enable_gqa=True,
+    )

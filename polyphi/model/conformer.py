@@ -1,0 +1,333 @@
+"""Conformer speech encoder: log-mel frames every 10 ms become features every 80 ms (report 2.2.1).
+
+Three strided convolutions shorten time and frequency by eight, then 24 blocks of half-step feed-forward, attention with
+a learned bias per relative distance, causal convolution and half-step feed-forward. What is heard beyond 500 features
+(40 s) is encoded in windows of 500 that don't see each other.
+
+Clips of any lengths share one call and each gives what it gives alone. In the subsampling they lie on one tape with
+blank frames between, blanked again before every convolution::
+
+    a a a a a . . . b b b . . . . . c c c c        frames,    starts are multiples of 8
+    a a a . b b . . c c                            after one convolution of stride 2
+
+In the blocks everything that works frame by frame runs over packed frames without padding; only attention sorts windows
+of similar length into groups and pads those a little.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from polyphi.batch import Clip
+from polyphi.model.attention import working_dtype
+from polyphi.model.config import AudioConfig
+
+SUBSAMPLING = 8
+"""Mel frames per feature: three convolutions of stride 2."""
+
+FURTHEST_GAP = 4
+"""Blank frames that must separate two clips: one frame at the last convolution's input, which is 4 frames wide."""
+
+
+def _half(n: int) -> int:
+    """Outputs of a convolution of width 3, stride 2, padding 1 over n inputs."""
+    return -(-n // 2)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Windows of similar length that attend together: `gather` [windows * longest] picks their frames (padding repeats
+    frame 0), `visible` is False at padded keys, None where nothing is padded."""
+
+    windows: int
+    longest: int
+    gather: Int[Tensor, " WL"]
+    visible: Bool[Tensor, "W 1 1 L"] | None
+
+
+@dataclass(frozen=True)
+class Windows:
+    """How a call's frames attend: `place[t]` is where frame t comes out of the concatenated groups, `age[t]` counts the
+    frames since its window began."""
+
+    groups: tuple[Group, ...]
+    place: Int[Tensor, " A"]
+    age: Int[Tensor, " A"]
+
+    @staticmethod
+    def of(lengths: Sequence[int], device: torch.device) -> "Windows":
+        """Group windows of the given lengths (at most a quarter or 8 frames of padding each), in order of length."""
+        starts = np.concatenate([[0], np.cumsum(lengths)])
+        groups, place, out = [], np.empty(starts[-1], dtype=np.int64), 0
+        order = sorted(range(len(lengths)), key=lambda w: lengths[w])
+        while order:
+            shortest = lengths[order[0]]
+            mine = [w for w in order if lengths[w] <= max(shortest + 8, shortest * 5 // 4)]
+            order = order[len(mine) :]
+            longest = lengths[mine[-1]]
+            real = np.arange(longest) < np.array([lengths[w] for w in mine])[:, None]
+            frames = np.where(real, starts[mine][:, None] + np.arange(longest), 0)
+            place[frames[real]] = out + np.flatnonzero(real)
+            out += real.size
+            visible = None if real.all() else torch.from_numpy(real)[:, None, None, :].to(device, non_blocking=True)
+            gather = torch.from_numpy(frames.ravel()).to(device, non_blocking=True)
+            groups.append(Group(len(mine), longest, gather, visible))
+        age = np.arange(starts[-1]) - np.repeat(starts[:-1], lengths)
+        place_, age_ = (torch.from_numpy(x).to(device, non_blocking=True) for x in (place, age))
+        return Windows(tuple(groups), place_, age_)
+
+
+class Subsampling(nn.Module):
+    """Frames by eight, frequencies by eight: a convolution, then twice a depthwise and a pointwise one. Not causal."""
+
+    def __init__(self, config: AudioConfig) -> None:
+        super().__init__()
+        if config.time_reduction != SUBSAMPLING:
+            raise ValueError(
+                f"time_reduction must be {SUBSAMPLING} (three convolutions of stride 2), not {config.time_reduction}"
+            )
+        c = config.nemo_conv_channels
+        depthwise = dict(kernel_size=3, stride=2, padding=1, groups=c)
+        self.conv = nn.Sequential(
+            nn.Conv2d(1, c, kernel_size=3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(c, c, **depthwise),
+            nn.Conv2d(c, c, kernel_size=1),
+            nn.ReLU(),
+            nn.Conv2d(c, c, **depthwise),
+            nn.Conv2d(c, c, kernel_size=1),
+            nn.ReLU(),
+        )
+        self.out = nn.Linear(c * _half(_half(_half(config.input_size))), config.hidden_size)
+
+    def forward(self, mels: Float[Tensor, "F M"], lengths: Sequence[int]) -> Float[Tensor, "A D"]:
+        """Packed frames of clips of the given lengths to packed features."""
+        # Every clip starts where a feature starts, at least FURTHEST_GAP frames behind the one before.
+        spans = [-(-(4 * -(-n // 4) + FURTHEST_GAP) // SUBSAMPLING) * SUBSAMPLING for n in lengths]
+        starts = np.concatenate([[0], np.cumsum(spans)])
+        counts = list(lengths)
+
+        def spots(stride: int) -> Tensor:
+            parts = [np.arange(n) + start // stride for n, start in zip(counts, starts, strict=False)]
+            return torch.from_numpy(np.concatenate(parts)).to(mels.device, non_blocking=True)
+
+        x = mels.new_zeros(int(starts[-1]), mels.shape[-1]).index_copy(0, spots(1), mels)[None, None]
+        stride = 1
+        for module in self.conv:
+            if isinstance(module, nn.Conv2d) and module.stride[0] == 2:
+                if stride > 1:
+                    alive = x.new_zeros(x.shape[2]).index_fill(0, spots(stride), 1)
+                    x = x * alive[None, None, :, None]
+                stride *= 2
+                counts = [_half(n) for n in counts]
+            x = module(x)
+        # [1, channels, time, frequency] -> a row per feature, channel-major.
+        x = x[0].transpose(0, 1).index_select(0, spots(stride))
+        return self.out(x.flatten(1))
+
+
+class FeedForward(nn.Module):
+    """down(value * swish(gate)); here the *value* comes first in the fused projection, unlike in the decoder."""
+
+    def __init__(self, config: AudioConfig) -> None:
+        super().__init__()
+        self.layer_norm = nn.LayerNorm(config.hidden_size)
+        self.value_gate_proj = nn.Linear(config.hidden_size, 2 * config.intermediate_size)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, x: Float[Tensor, "A D"]) -> Float[Tensor, "A D"]:
+        value, gate = self.value_gate_proj(self.layer_norm(x)).chunk(2, dim=-1)
+        return self.down_proj(value * F.silu(gate))
+
+
+class SelfAttention(nn.Module):
+    """Attention within windows, with a bias per head and distance."""
+
+    def __init__(self, config: AudioConfig) -> None:
+        super().__init__()
+        size = config.hidden_size
+        self.heads = config.num_attention_heads
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(size, size) for _ in range(4))
+
+    def forward(
+        self, x: Float[Tensor, "A D"], windows: Windows, biases: Sequence[Float[Tensor, "W H L L"]]
+    ) -> Float[Tensor, "A D"]:
+        qkv = [p(x) for p in (self.q_proj, self.k_proj, self.v_proj)]
+        outs = []
+        for group, bias in zip(windows.groups, biases, strict=True):
+            shape = (group.windows, group.longest, self.heads, -1)
+            q, k, v = (t.index_select(0, group.gather).view(shape).transpose(1, 2) for t in qkv)
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+            outs.append(out.transpose(1, 2).flatten(0, 1).flatten(1))
+        return self.o_proj(torch.cat(outs).index_select(0, windows.place))
+
+
+class Pointwise(nn.Module):
+    """A convolution of width 1, stored as one ([out in 1]), computed as the linear it is."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(outputs, inputs, 1))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+        nn.init.xavier_uniform_(self.weight)
+
+    def forward(self, x: Float[Tensor, "A I"]) -> Float[Tensor, "A O"]:
+        return F.linear(x, self.weight.squeeze(-1), self.bias)
+
+
+class GLU(nn.Module):
+    """(value + b1) * swish(gate + b2)."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.b1 = nn.Parameter(torch.zeros(1, outputs, 1))
+        self.b2 = nn.Parameter(torch.zeros(1, outputs, 1))
+        self.ext_pw_conv_1d = Pointwise(inputs, 2 * outputs)
+
+    def forward(self, x: Float[Tensor, "A I"]) -> Float[Tensor, "A O"]:
+        value, gate = self.ext_pw_conv_1d(x).chunk(2, dim=-1)
+        return (value + self.b1.flatten()) * F.silu(gate + self.b2.flatten())
+
+
+class CausalDepthwise(nn.Module):
+    """Each channel over its own last `width` frames, nothing from before its window; weight [D 1 width]."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(channels, 1, width))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        nn.init.kaiming_uniform_(self.weight, a=5**0.5)
+
+    def forward(self, x: Float[Tensor, "A D"], age: Int[Tensor, " A"]) -> Float[Tensor, "A D"]:
+        taps = self.weight[:, 0].t()
+        out = self.bias + x * taps[-1]
+        for back in range(1, len(taps)):
+            # Frame t - back; frames younger than that have none in their window.
+            past = F.pad(x[: max(len(x) - back, 0)], (0, 0, min(back, len(x)), 0))
+            out = out + torch.where((age >= back)[:, None], past, 0) * taps[-1 - back]
+        return out
+
+
+class SeparableConv(nn.Module):
+    """Depthwise over time, then pointwise over channels."""
+
+    def __init__(self, inputs: int, outputs: int, width: int) -> None:
+        super().__init__()
+        self.dw_conv = CausalDepthwise(inputs, width)
+        self.pw_conv = Pointwise(inputs, outputs)
+
+    def forward(self, x: Float[Tensor, "A I"], age: Int[Tensor, " A"]) -> Float[Tensor, "A O"]:
+        return self.pw_conv(self.dw_conv(x, age))
+
+
+class ConvModule(nn.Module):
+    """Norm, GLU, causal separable convolution, swish, pointwise; no batch norm."""
+
+    def __init__(self, config: AudioConfig) -> None:
+        super().__init__()
+        size, inner, middle = config.hidden_size, config.ext_pw_out_channel, config.depthwise_separable_out_channel
+        self.layer_norm = nn.LayerNorm(size)
+        self.glu = GLU(size, inner)
+        self.dw_sep_conv_1d = SeparableConv(inner, middle, config.kernel_size)
+        self.ext_pw_conv_1d = Pointwise(middle, size)
+
+    def forward(self, x: Float[Tensor, "A D"], age: Int[Tensor, " A"]) -> Float[Tensor, "A D"]:
+        return self.ext_pw_conv_1d(F.silu(self.dw_sep_conv_1d(self.glu(self.layer_norm(x)), age)))
+
+
+class Block(nn.Module):
+    """Half a feed-forward, attention, convolution, half a feed-forward, norm."""
+
+    def __init__(self, config: AudioConfig) -> None:
+        super().__init__()
+        self.feed_forward_in = FeedForward(config)
+        self.layer_norm_att = nn.LayerNorm(config.hidden_size)
+        self.self_attn = SelfAttention(config)
+        self.conv = ConvModule(config)
+        self.feed_forward_out = FeedForward(config)
+        self.layer_norm = nn.LayerNorm(config.hidden_size)
+
+    def forward(self, x: Float[Tensor, "A D"], windows: Windows, biases: Sequence[Tensor]) -> Float[Tensor, "A D"]:
+        x = x + 0.5 * self.feed_forward_in(x)
+        x = x + self.self_attn(self.layer_norm_att(x), windows, biases)
+        x = x + self.conv(x, windows.age)
+        x = x + 0.5 * self.feed_forward_out(x)
+        return self.layer_norm(x)
+
+
+class ConformerEncoder(nn.Module):
+    """Packed log-mel frames of all clips to packed features of all clips."""
+
+    def __init__(self, config: AudioConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.register_buffer("global_mean", torch.zeros(config.input_size))
+        self.register_buffer("global_invstd", torch.ones(config.input_size))
+        self.subsampling = Subsampling(config)
+        self.relative_attention_bias = nn.Embedding(2 * config.bias_max_distance, config.num_attention_heads)
+        self.blocks = nn.ModuleList([Block(config) for _ in range(config.num_blocks)])
+
+    def _biases(self, windows: Windows, dtype: torch.dtype) -> list[Float[Tensor, "W H L L"]]:
+        """Score biases per group, shared by all blocks: the learned one for (key - query), -inf at padded keys."""
+        furthest = self.config.bias_max_distance
+        longest = max(group.longest for group in windows.groups)
+        t = torch.arange(longest, device=windows.age.device)
+        distance = (t[None, :] - t[:, None]).clamp(-furthest, furthest - 1) + furthest
+        table = self.relative_attention_bias(distance).permute(2, 0, 1).to(dtype)
+        biases = []
+        for group in windows.groups:
+            bias = table[None, :, : group.longest, : group.longest]
+            if group.visible is not None:
+                bias = torch.where(group.visible, bias, float("-inf"))
+            biases.append(bias)
+        return biases
+
+    def forward(self, mels: Float[Tensor, "F M"], clips: Sequence[Clip]) -> Float[Tensor, "A D"]:
+        """Features of all clips, `clip.tokens` each, as if every clip were alone.
+
+        Raises ValueError where the clips don't account for every frame or one has none.
+        """
+        total = sum(clip.frames for clip in clips)
+        if total != len(mels):
+            raise ValueError(f"the clips count {total} log-mel frames, the batch brings {len(mels)}")
+        if any(clip.frames < 1 for clip in clips):
+            raise ValueError("a clip has no log-mel frame: audio must last at least 25 ms")
+        weight = self.subsampling.out.weight
+        # Rounded to the weights' type first, then normalized: the order of the published code.
+        x = (mels.to(weight.dtype) - self.global_mean) * self.global_invstd
+        x = self.subsampling(x, [clip.frames for clip in clips])
+        x, lengths = self._into_windows(x, clips)
+        windows = Windows.of(lengths, x.device)
+        biases = self._biases(windows, working_dtype(x))
+        for block in self.blocks:
+            x = block(x, windows, biases)
+        return self._out_of_windows(x, clips)
+
+    def _padding(self, clip: Clip) -> int:
+        """Zero frames that fill the last window of a clip longer than one window. Attention sees them, as it does in
+        the published code for a clip alone."""
+        return -clip.tokens % self.config.window if clip.tokens > self.config.window else 0
+
+    def _into_windows(self, x: Float[Tensor, "A D"], clips: Sequence[Clip]) -> tuple[Float[Tensor, "B D"], list[int]]:
+        """Long clips filled up to whole windows, and the lengths of all windows."""
+        lengths: list[int] = []
+        for clip in clips:
+            n = clip.tokens + self._padding(clip)
+            lengths += [n] if n <= self.config.window else [self.config.window] * (n // self.config.window)
+        if any(self._padding(clip) for clip in clips):
+            parts = x.split([clip.tokens for clip in clips])
+            x = torch.cat(
+                [F.pad(part, (0, 0, 0, self._padding(clip))) for part, clip in zip(parts, clips, strict=True)]
+            )
+        return x, lengths
+
+    def _out_of_windows(self, x: Float[Tensor, "B D"], clips: Sequence[Clip]) -> Float[Tensor, "A D"]:
+        if not any(self._padding(clip) for clip in clips):
+            return x
+        parts = x.split([clip.tokens + self._padding(clip) for clip in clips])
+        return torch.cat([part[: clip.tokens] for part, clip in zip(parts, clips, strict=True)])

@@ -1,0 +1,135 @@
+"""The language model: 32 blocks of grouped-query attention and a gated MLP over packed tokens (report 2.1).
+
+    x = x + o_proj(attention(rms(x)))
+    x = x + down_proj(up * silu(gate))          [gate | up] = gate_up_proj(rms(x))
+
+No biases, no norm on queries or keys; the head is the embedding, transposed. Linears are stored fused, as in the public
+checkpoints: query, key, value rows in `qkv_proj`, gate rows before up rows in `gate_up_proj`.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from polyphi.batch import Batch
+from polyphi.model.attention import KVCache, packed_attention, working_dtype
+from polyphi.model.config import AdapterConfig, DecoderConfig
+from polyphi.model.lora import LoraLinear, Route, routes
+from polyphi.model.rope import LongRope, rotate
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What all layers of one forward share, worked out once."""
+
+    cos: Float[Tensor, "T 1 pairs"]
+    sin: Float[Tensor, "T 1 pairs"]
+    routes: Sequence[Route]
+    bounds: Sequence[int]
+    cache: KVCache | None
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x), computed in float32 and rounded back to the input's type *before* the weight multiplies it."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Float[Tensor, "T D"]) -> Float[Tensor, "T D"]:
+        # Given the weight as well, the fused function would multiply it in float32 before rounding.
+        return F.rms_norm(x, x.shape[-1:], eps=self.eps) * self.weight
+
+
+class Attention(nn.Module):
+    """Grouped-query attention: `num_attention_heads` query heads over `num_key_value_heads` keys and values."""
+
+    def __init__(self, config: DecoderConfig, adapters: Mapping[str, AdapterConfig]) -> None:
+        super().__init__()
+        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.head_dim = config.head_dim
+        width = (self.heads + 2 * self.kv_heads) * self.head_dim
+        self.qkv_proj = LoraLinear(config.hidden_size, width, adapters)
+        self.o_proj = LoraLinear(self.heads * self.head_dim, config.hidden_size, adapters)
+
+    def forward(self, x: Float[Tensor, "T D"], shared: Shared, layer: int) -> Float[Tensor, "T D"]:
+        qkv = self.qkv_proj(x, shared.routes).view(len(x), -1, self.head_dim)
+        turning, v = qkv.split((self.heads + self.kv_heads, self.kv_heads), dim=1)
+        q, k = rotate(turning, shared.cos, shared.sin).split((self.heads, self.kv_heads), dim=1)
+        out = packed_attention(q, k, v, shared.bounds, cache=shared.cache, layer=layer)
+        return self.o_proj(out.reshape(len(x), -1), shared.routes)
+
+
+class MLP(nn.Module):
+    """down(up * silu(gate)), gate first in the fused projection."""
+
+    def __init__(self, config: DecoderConfig, adapters: Mapping[str, AdapterConfig]) -> None:
+        super().__init__()
+        self.gate_up_proj = LoraLinear(config.hidden_size, 2 * config.intermediate_size, adapters)
+        self.down_proj = LoraLinear(config.intermediate_size, config.hidden_size, adapters)
+
+    def forward(self, x: Float[Tensor, "T D"], shared: Shared) -> Float[Tensor, "T D"]:
+        gate, up = self.gate_up_proj(x, shared.routes).chunk(2, dim=-1)
+        return self.down_proj(up * F.silu(gate), shared.routes)
+
+
+class Layer(nn.Module):
+    """One block."""
+
+    def __init__(self, config: DecoderConfig, adapters: Mapping[str, AdapterConfig]) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config, adapters)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = MLP(config, adapters)
+
+    def forward(self, x: Float[Tensor, "T D"], shared: Shared, layer: int) -> Float[Tensor, "T D"]:
+        x = x + self.self_attn(self.input_layernorm(x), shared, layer)
+        return x + self.mlp(self.post_attention_layernorm(x), shared)
+
+
+class Decoder(nn.Module):
+    """Embedding, blocks, final norm and the tied head. Phi-4-mini is this and nothing else."""
+
+    def __init__(self, config: DecoderConfig, adapters: Mapping[str, AdapterConfig] | None = None) -> None:
+        super().__init__()
+        if config.sliding_window is not None and config.sliding_window < config.max_position_embeddings:
+            raise ValueError(
+                f"sliding_window {config.sliding_window} is shorter than max_position_embeddings "
+                f"{config.max_position_embeddings}; there is only full attention (the published window never binds)"
+            )
+        self.config = config
+        self.adapters = dict(adapters or {})
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList([Layer(config, self.adapters) for _ in range(config.num_hidden_layers)])
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.rope = LongRope(config)
+
+    def embed(self, ids: Int[Tensor, " T"]) -> Float[Tensor, "T D"]:
+        """Token embeddings, not scaled."""
+        return self.embed_tokens(ids)
+
+    def forward(self, x: Float[Tensor, "T D"], batch: Batch, cache: KVCache | None = None) -> Float[Tensor, "T D"]:
+        """Hidden states after the final norm for embedded tokens `x`; with a `cache`, `batch` has only the new tokens.
+
+        Raises ValueError where the batch names an adapter that the model doesn't have.
+        """
+        cos, sin = self.rope(batch, working_dtype(x))
+        shared = Shared(cos, sin, routes(batch, self.adapters.keys(), x.device), batch.bounds, cache)
+        for number, layer in enumerate(self.layers):
+            x = layer(x, shared, number)
+        return self.norm(x)
+
+    def logits(self, hidden: Float[Tensor, "*T D"]) -> Float[Tensor, "*T V"]:
+        """Scores of the next token, in the model's type (the loss raises them to float32)."""
+        return F.linear(hidden, self.embed_tokens.weight)
+
+    def residual_scale(self) -> float:
+        """Factor on fresh output projections, so that the residual stream keeps its size over 2 * layers additions."""
+        return 1 / math.sqrt(2 * self.config.num_hidden_layers)

@@ -1,0 +1,89 @@
+"""Mixture of LoRAs: one frozen linear, a low-rank adapter per modality, chosen per sequence (report 2.2.1).
+
+y = W x + alpha / rank * B A dropout(x) on the tokens of sequences that name the adapter, y = W x on all others. A batch
+mixes them freely: the base product runs once over all tokens, each low-rank product only over its own.
+"""
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from polyphi.batch import Batch
+from polyphi.model.config import AdapterConfig
+
+
+@dataclass(frozen=True)
+class Route:
+    """The tokens that go through `adapter`; `tokens` is None where that is the whole pack."""
+
+    adapter: str
+    tokens: Int[Tensor, " n"] | None
+
+
+def routes(batch: Batch, known: Collection[str], device: torch.device) -> list[Route]:
+    """Who goes where: made once per forward, used by every linear of every layer."""
+    named = set(batch.adapters) - {None}
+    if unknown := sorted(str(name) for name in named - set(known)):
+        have = ", ".join(sorted(known)) or "none"
+        raise ValueError(f"the batch asks for the adapter {', '.join(unknown)}, but this model has: {have}")
+    if len(set(batch.adapters)) == 1:
+        return [Route(str(name), None) for name in named]
+    return [Route(str(name), _tokens(batch, name).to(device, non_blocking=True)) for name in sorted(named, key=str)]
+
+
+def _tokens(batch: Batch, adapter: str | None) -> Int[Tensor, " n"]:
+    spans = zip(batch.adapters, pairwise(batch.bounds), strict=True)
+    return torch.cat([torch.arange(*span) for name, span in spans if name == adapter])
+
+
+class LowRank(nn.Module):
+    """An adapter's two factors: x -> B A dropout(x), not yet scaled."""
+
+    def __init__(self, inputs: int, outputs: int, config: AdapterConfig) -> None:
+        super().__init__()
+        self.a = nn.Parameter(torch.empty(config.rank, inputs))
+        self.b = nn.Parameter(torch.empty(outputs, config.rank))
+        self.scale = config.alpha / config.rank
+        self.dropout = config.dropout
+
+    def initialise(self, generator: torch.Generator) -> None:
+        """A uniform, B zero: a fresh adapter changes nothing."""
+        nn.init.kaiming_uniform_(self.a, a=math.sqrt(5), generator=generator)
+        nn.init.zeros_(self.b)
+
+    def squeeze(self, x: Float[Tensor, "n I"]) -> Float[Tensor, "n R"]:
+        """A dropout(x)."""
+        if self.training and self.dropout > 0:
+            x = F.dropout(x, self.dropout)
+        return F.linear(x, self.a)
+
+
+class LoraLinear(nn.Module):
+    """A linear without bias and its adapters: `weight` [out in], `lora.NAME.a` [R in], `lora.NAME.b` [out R]."""
+
+    def __init__(self, inputs: int, outputs: int, adapters: Mapping[str, AdapterConfig]) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(outputs, inputs))
+        self.lora = nn.ModuleDict({name: LowRank(inputs, outputs, config) for name, config in adapters.items()})
+
+    def base(self, x: Float[Tensor, "T I"]) -> Float[Tensor, "T O"]:
+        """W x alone."""
+        return F.linear(x, self.weight)
+
+    def forward(self, x: Float[Tensor, "T I"], taken: Sequence[Route] = ()) -> Float[Tensor, "T O"]:
+        y = self.base(x)
+        for route in taken:
+            pair = self.lora[route.adapter]
+            assert isinstance(pair, LowRank)
+            if route.tokens is None:
+                y = torch.addmm(y, pair.squeeze(x), pair.b.t(), alpha=pair.scale)
+            else:
+                low = pair.squeeze(x.index_select(0, route.tokens))
+                y = y.index_add(0, route.tokens, F.linear(low, pair.b).to(y.dtype), alpha=pair.scale)
+        return y

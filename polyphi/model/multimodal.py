@@ -1,0 +1,158 @@
+"""The whole model: tokens, pictures and clips of a `Batch` to hidden states, in one forward for training and serving.
+
+    embed tokens -> write picture and audio features over their placeholders -> decoder, one adapter per sequence
+
+Encoders run only where the batch has something for them.
+"""
+
+import zlib
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from polyphi.batch import Batch
+from polyphi.model.attention import KVCache
+from polyphi.model.config import AudioConfig, ModelConfig, VisionConfig
+from polyphi.model.conformer import CausalDepthwise, ConformerEncoder, Pointwise
+from polyphi.model.decoder import Decoder, RMSNorm
+from polyphi.model.lora import LoraLinear, LowRank
+from polyphi.model.projector import AudioProjector, VisionProjector
+from polyphi.model.siglip import CrossAttention, PoolingHead, SiglipEncoder
+
+
+class Vision(nn.Module):
+    """Pictures to tokens: encoder, then projector."""
+
+    def __init__(self, config: VisionConfig, width: int) -> None:
+        super().__init__()
+        self.encoder = SiglipEncoder(config)
+        self.projector = VisionProjector(config.hidden_size, width, config.cells)
+
+
+class Audio(nn.Module):
+    """Clips to tokens: encoder, then one of two projectors."""
+
+    def __init__(self, config: AudioConfig, width: int) -> None:
+        super().__init__()
+        self.encoder = ConformerEncoder(config)
+        self.projector = AudioProjector(config.hidden_size, width)
+
+
+class PhiModel(nn.Module):
+    """Phi-4-multimodal, or Phi-4-mini where `config` has no vision, audio or adapters.
+
+        model = PhiModel(config)
+        model.initialise(seed=0)                      # or polyphi.model.weights.load(folder)
+        scores = model.logits(model(batch))           # [T V]
+
+    Until one of the two, the weights are whatever memory held.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.decoder.hidden_size
+        self.decoder = Decoder(config.decoder, config.adapters)
+        self.vision = Vision(config.vision, width) if config.vision else None
+        self.audio = Audio(config.audio, width) if config.audio else None
+
+    def forward(self, batch: Batch, cache: KVCache | None = None) -> Float[Tensor, "T D"]:
+        """Hidden states after the final norm; with a `cache`, the batch holds only the new tokens of each sequence."""
+        return self.decoder(self.embed(batch), batch, cache)
+
+    def logits(self, hidden: Float[Tensor, "*T D"]) -> Float[Tensor, "*T V"]:
+        """Scores of the next token through the tied head."""
+        return self.decoder.logits(hidden)
+
+    def embed(self, batch: Batch) -> Float[Tensor, "T D"]:
+        """Token embeddings with every placeholder replaced by what it stands for."""
+        x = self.decoder.embed(batch.ids)
+        if batch.images:
+            x = _splice(x, batch.image_slots, self.image_tokens(batch), "image")
+        if batch.clips:
+            x = _splice(x, batch.audio_slots, self.audio_tokens(batch), "audio")
+        return x
+
+    def image_tokens(self, batch: Batch) -> Float[Tensor, "I D"]:
+        """Embeddings of all pictures of the batch, in order."""
+        if self.vision is None:
+            raise ValueError(f"the batch has {len(batch.images)} pictures, but this model has no vision tower")
+        assert batch.crops is not None and batch.crop_masks is not None, "pictures without crops"
+        return self.vision.projector(self.vision.encoder(batch.crops, batch.crop_masks), batch.images)
+
+    def audio_tokens(self, batch: Batch) -> Float[Tensor, "A D"]:
+        """Embeddings of all clips of the batch, in order."""
+        if self.audio is None:
+            raise ValueError(f"the batch has {len(batch.clips)} audio clips, but this model has no audio encoder")
+        assert batch.mels is not None, "clips without log-mel frames"
+        return self.audio.projector(self.audio.encoder(batch.mels, batch.clips), batch.clips)
+
+    def unused(self) -> frozenset[str]:
+        """Names of the parameters that no multimodal forward reaches: the vision tower's last layer, final norm and
+        head."""
+        return frozenset(f"vision.encoder.{n}" for n in self.vision.encoder.unused()) if self.vision else frozenset()
+
+    @torch.no_grad()
+    def initialise(self, seed: int = 0) -> None:
+        """Fresh weights for training every part from scratch.
+
+        Each module draws from its own generator, seeded by `seed` and its name: a model with an audio encoder starts
+        from the same decoder as one without.
+        """
+        for name, module in self.named_modules():
+            generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
+            scale = self.decoder.residual_scale() if name.endswith(("o_proj", "down_proj")) else 1.0
+            _initialise(module, generator, self.config.decoder.initializer_range, scale)
+
+
+def _splice(
+    x: Float[Tensor, "T D"], slots: Int[Tensor, " n"] | None, features: Float[Tensor, "m D"], what: str
+) -> Float[Tensor, "T D"]:
+    """`x` with `features` written at `slots`."""
+    found = 0 if slots is None else len(slots)
+    if slots is None or found != len(features):
+        raise ValueError(
+            f"the batch has {found} {what} placeholder tokens but its {what} data makes {len(features)} tokens: "
+            "the prompt must repeat each placeholder exactly as often as its picture or clip has tokens"
+        )
+    return x.index_copy(0, slots, features.to(x.dtype))
+
+
+def _initialise(module: nn.Module, generator: torch.Generator, spread: float, scale: float) -> None:
+    """Fresh values for the module's own parameters (not its children's)."""
+    match module:
+        case LowRank():
+            module.initialise(generator)
+        case LoraLinear():
+            nn.init.normal_(module.weight, std=spread * scale, generator=generator)
+        case RMSNorm() | nn.LayerNorm():
+            module.weight.fill_(1)
+            if getattr(module, "bias", None) is not None:
+                module.bias.zero_()
+        case Decoder():
+            nn.init.normal_(module.embed_tokens.weight, std=spread, generator=generator)
+        case SiglipEncoder():
+            # The spread that the public SigLIP code starts positions from.
+            nn.init.normal_(module.position_embedding.weight, std=module.config.hidden_size**-0.5, generator=generator)
+        case PoolingHead():
+            nn.init.normal_(module.probe, std=spread, generator=generator)
+        case CrossAttention():
+            nn.init.xavier_uniform_(module.in_proj_weight, generator=generator)
+            module.in_proj_bias.zero_()
+        case VisionProjector():
+            nn.init.normal_(module.global_separator, std=spread, generator=generator)
+            nn.init.normal_(module.row_separator, std=spread, generator=generator)
+        case ConformerEncoder():
+            module.global_mean.zero_()
+            module.global_invstd.fill_(1)
+            module.relative_attention_bias.weight.zero_()
+        case nn.Linear() | Pointwise():
+            nn.init.xavier_uniform_(module.weight, generator=generator)
+            module.bias.zero_()
+        case nn.Conv2d() | CausalDepthwise():
+            nn.init.kaiming_uniform_(module.weight, nonlinearity="relu", generator=generator)
+            module.bias.zero_()
+        case _ if hasattr(module, "b1"):
+            module.b1.zero_()
+            module.b2.zero_()

@@ -1,0 +1,150 @@
+"""SigLIP vision tower: a crop of 448 x 448 pixels becomes 32 x 32 patch features (report 2.2.1).
+
+A plain pre-norm transformer, bidirectional over one crop. Two habits are its own. Positions stretch: a crop of which
+only n x m patches show picture spreads those over the whole 32 x 32 grid of learned positions. And the features are
+those of the second-last layer, so for the multimodal model the last layer, the final norm and the pooling head are dead
+weight; they stay as parameters because the checkpoint has them and contrastive pre-training (`pooled`) learns through
+them.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from polyphi.model.config import VisionConfig
+
+
+def position_ids(masks: Bool[Tensor, "N G G"]) -> Int[Tensor, "N P"]:
+    """Which learned position each patch takes: floor(G i / n) * G + floor(G j / m) for patch (i, j) of a crop whose
+    first n rows and m columns are valid, 0 where masked. Integers equal the reference's bucketing of fractions for
+    all n."""
+    grid = masks.shape[-1]
+    rows, columns = masks[:, :, 0].sum(1, keepdim=True), masks[:, 0, :].sum(1, keepdim=True)
+    steps = grid * torch.arange(grid, device=masks.device)
+    down, across = steps // rows.clamp(min=1), steps // columns.clamp(min=1)
+    return torch.where(masks, down[:, :, None] * grid + across[:, None, :], 0).flatten(1)
+
+
+class SelfAttention(nn.Module):
+    """Bidirectional attention over the patches of a crop."""
+
+    def __init__(self, size: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(size, size) for _ in range(4))
+
+    def forward(self, x: Float[Tensor, "N P D"], keys: Bool[Tensor, "N 1 1 P"]) -> Float[Tensor, "N P D"]:
+        q, k, v = (
+            p(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=keys)
+        return self.out_proj(out.transpose(1, 2).flatten(2))
+
+
+class MLP(nn.Module):
+    """fc2(gelu(fc1(x))), the tanh form of GELU."""
+
+    def __init__(self, size: int, inner: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(size, inner)
+        self.fc2 = nn.Linear(inner, size)
+
+    def forward(self, x: Float[Tensor, "*n D"]) -> Float[Tensor, "*n D"]:
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+
+
+class Layer(nn.Module):
+    """One pre-norm block."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.self_attn = SelfAttention(config.hidden_size, config.num_attention_heads)
+        self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = MLP(config.hidden_size, config.intermediate_size)
+
+    def forward(self, x: Float[Tensor, "N P D"], keys: Bool[Tensor, "N 1 1 P"]) -> Float[Tensor, "N P D"]:
+        x = x + self.self_attn(self.layer_norm1(x), keys)
+        return x + self.mlp(self.layer_norm2(x))
+
+
+class CrossAttention(nn.Module):
+    """One learned query over all patches; parameters named as `nn.MultiheadAttention` stores them."""
+
+    def __init__(self, size: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * size, size))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * size))
+        self.out_proj = nn.Linear(size, size)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+
+    def forward(
+        self, query: Float[Tensor, "N 1 D"], x: Float[Tensor, "N P D"], keys: Bool[Tensor, "N 1 1 P"]
+    ) -> Float[Tensor, "N 1 D"]:
+        size = x.shape[-1]
+        q = F.linear(query, self.in_proj_weight[:size], self.in_proj_bias[:size])
+        k, v = F.linear(x, self.in_proj_weight[size:], self.in_proj_bias[size:]).chunk(2, dim=-1)
+        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=keys)
+        return self.out_proj(out.transpose(1, 2).flatten(2))
+
+
+class PoolingHead(nn.Module):
+    """Attention pooling: a probe asks all valid patches once, then an MLP."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.probe = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
+        self.attention = CrossAttention(config.hidden_size, config.num_attention_heads)
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = MLP(config.hidden_size, config.intermediate_size)
+
+    def forward(self, x: Float[Tensor, "N P D"], keys: Bool[Tensor, "N 1 1 P"]) -> Float[Tensor, "N D"]:
+        pooled = self.attention(self.probe.expand(len(x), -1, -1), x, keys)
+        return (pooled + self.mlp(self.layernorm(pooled)))[:, 0]
+
+
+class SiglipEncoder(nn.Module):
+    """Crops to patch features."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        if config.crop_size % config.patch_size or config.grid % 2:
+            raise ValueError(
+                f"a crop of {config.crop_size} pixels must hold an even number of patches of {config.patch_size} "
+                f"pixels per side (they pool 2 x 2), it holds {config.crop_size / config.patch_size:g}"
+            )
+        self.config = config
+        size, patch = config.hidden_size, config.patch_size
+        self.patch_embedding = nn.Conv2d(3, size, kernel_size=patch, stride=patch)
+        self.position_embedding = nn.Embedding(config.grid**2, size)
+        self.layers = nn.ModuleList([Layer(config) for _ in range(config.num_hidden_layers)])
+        self.post_layernorm = nn.LayerNorm(size, eps=config.layer_norm_eps)
+        self.head = PoolingHead(config)
+
+    def unused(self) -> frozenset[str]:
+        """Names of the parameters that the multimodal forward never reaches: last layer, final norm, head."""
+        dead = (f"layers.{len(self.layers) - 1}.", "post_layernorm.", "head.")
+        return frozenset(name for name, _ in self.named_parameters() if name.startswith(dead))
+
+    def _run(
+        self, crops: Float[Tensor, "N 3 C C"], masks: Bool[Tensor, "N G G"], layers: int
+    ) -> tuple[Float[Tensor, "N P D"], Bool[Tensor, "N 1 1 P"]]:
+        patches = self.patch_embedding(crops.to(self.patch_embedding.weight.dtype))
+        x = patches.flatten(2).transpose(1, 2) + self.position_embedding(position_ids(masks))
+        # Masked patches are hidden as keys only. They still ask: half-empty cells of the 2 x 2 pooling average them in.
+        keys = masks.flatten(1)[:, None, None, :]
+        for layer in self.layers[:layers]:
+            x = layer(x, keys)
+        return x, keys
+
+    def forward(self, crops: Float[Tensor, "N 3 C C"], masks: Bool[Tensor, "N G G"]) -> Float[Tensor, "N P D"]:
+        """Features of the second-last layer, not normed. `masks` is True where a patch shows picture, padding False."""
+        return self._run(crops, masks, len(self.layers) - 1)[0]
+
+    def pooled(self, crops: Float[Tensor, "N 3 C C"], masks: Bool[Tensor, "N G G"]) -> Float[Tensor, "N D"]:
+        """One vector per crop through all layers, the final norm and the head: what contrastive training compares."""
+        x, keys = self._run(crops, masks, len(self.layers))
+        return self.head(self.post_layernorm(x), keys)

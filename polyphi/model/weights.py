@@ -1,0 +1,826 @@
+"""Checkpoints: the three public layouts <-> our names, as one table of renames with a reason each.
+
+- `mini`: Phi-4-mini as published, the language model alone (transformers' `Phi3ForCausalLM`).
+- `original`: Phi-4-multimodal as Microsoft publishes it (`Phi4MMForCausalLM`), adapters nested in the checkpoint.
+- `native`: the same model as the transformers library stores it (`Phi4MultimodalForCausalLM`), adapters beside it as
+  PEFT folders `vision-lora/` and `speech-lora/`.
+
+>>> model = load("path/to/folder")                # the layout is recognised; sizes come from config.json and the shapes
+>>> save(model, "elsewhere", layout="original")   # bit-exact, atomically
+
+Only safetensors are read, mapped into memory and never copied unless a cast or a device asks for it. Pickles are
+refused, and the code that a checkpoint's `auto_map` names is never run.
+Source: names and shapes of the published checkpoints; transformers' own conversion script for the native names.
+"""
+
+import json
+import math
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from polyphi.model.config import AdapterConfig, AudioConfig, DecoderConfig, ModelConfig, VisionConfig
+from polyphi.model.multimodal import PhiModel
+
+LAYOUTS = ("mini", "original", "native")
+SHARD_BYTES = 2_000_000_000
+HUB_FILES = ["*.json", "*.safetensors", "*.txt"]
+PEFT_PREFIX = "base_model.model."
+"""What PEFT writes before every module name of an adapter file; read with and without it."""
+NAMES_SHOWN = 20
+"""Names listed per kind of mismatch in an error; a count stands for the rest."""
+
+
+# ---- the table -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Rename:
+    """`<x>` stands for a piece between dots, or the end of one. A rule matches the front of a name and keeps the rest;
+    the first that matches wins. `unit_axes` leading axes of length 1 precede the shape in both public layouts."""
+
+    ours: str
+    original: str
+    native: str
+    why: str
+    unit_axes: int = 0
+
+
+_IMAGE = "model.embed_tokens_extend.image_embed"
+_AUDIO = "model.embed_tokens_extend.audio_embed"
+_LINEAR = "decoder.layers.<n>.<block>.<linear>"
+_PUBLIC_LINEAR = "model.layers.<n>.<block>.<linear>"
+_BLOCK = "audio.encoder.blocks.<n>"
+_PUBLIC_BLOCK = f"{_AUDIO}.encoder.encoders.<n>"
+
+
+def _same(ours: str, public: str, why: str) -> Rename:
+    return Rename(ours, public, public, why)
+
+
+# fmt: off
+RENAMES = (
+    # The language model. `<adapter>-lora/` names the PEFT folder; `mini` uses the native column, which it equals.
+    Rename(f"{_LINEAR}.lora.<adapter>.a",
+           f"{_PUBLIC_LINEAR}.lora_A.<adapter>.weight", f"<adapter>-lora/{_PUBLIC_LINEAR}.lora_A.weight",
+           "an adapter is one thing with two matrices, not an entry in two dictionaries"),
+    Rename(f"{_LINEAR}.lora.<adapter>.b",
+           f"{_PUBLIC_LINEAR}.lora_B.<adapter>.weight", f"<adapter>-lora/{_PUBLIC_LINEAR}.lora_B.weight", "likewise"),
+    Rename(f"{_LINEAR}.weight", f"{_PUBLIC_LINEAR}.base_layer.weight", f"{_PUBLIC_LINEAR}.weight",
+           "the base weight keeps its name whether or not an adapter sits on it"),
+    _same("decoder", "model", "three parts side by side: decoder, vision, audio"),
+    # Vision.
+    _same("vision.encoder.patch_embedding", f"{_IMAGE}.img_processor.embeddings.patch_embedding",
+          "no level for two members"),
+    _same("vision.encoder.position_embedding", f"{_IMAGE}.img_processor.embeddings.position_embedding", "likewise"),
+    _same("vision.encoder.layers", f"{_IMAGE}.img_processor.encoder.layers", "it is the encoder already"),
+    _same("vision.encoder", f"{_IMAGE}.img_processor", "it encodes; pictures are processed in `processing`"),
+    Rename("vision.projector.global_separator", f"{_IMAGE}.glb_GN", f"{_IMAGE}.global_img_feature_extensor",
+           "it separates the crops from the global view", unit_axes=2),
+    Rename("vision.projector.row_separator", f"{_IMAGE}.sub_GN", f"{_IMAGE}.sub_img_feature_extensor",
+           "it ends every row of cells, the global view's too", unit_axes=3),
+    Rename("vision.projector.up", f"{_IMAGE}.img_projection.0", f"{_IMAGE}.img_projection_up", "a name, not an index"),
+    Rename("vision.projector.down", f"{_IMAGE}.img_projection.2", f"{_IMAGE}.img_projection_down", "likewise"),
+    # Audio.
+    _same("audio.encoder.global_mean", f"{_AUDIO}.encoder.encoder_embedding.global_mean", "no level for two buffers"),
+    _same("audio.encoder.global_invstd", f"{_AUDIO}.encoder.encoder_embedding.global_invstd", "likewise"),
+    _same("audio.encoder.subsampling", f"{_AUDIO}.encoder.embed", "it shortens time eightfold; nothing is embedded"),
+    _same("audio.encoder.relative_attention_bias", f"{_AUDIO}.encoder.relative_attention_bias_layer.bias_values",
+          "one table needs one name"),
+    Rename(f"{_BLOCK}.feed_forward_<side>.value_gate_proj",
+           f"{_PUBLIC_BLOCK}.feed_forward_<side>.net.0.linear", f"{_PUBLIC_BLOCK}.feed_forward_<side>.gate_up_proj",
+           "the value comes first here, the gate second: `gate_up` promises the opposite"),
+    Rename(f"{_BLOCK}.feed_forward_<side>.down_proj",
+           f"{_PUBLIC_BLOCK}.feed_forward_<side>.net.2", f"{_PUBLIC_BLOCK}.feed_forward_<side>.down_proj",
+           "a name, not an index"),
+    *(Rename(f"{_BLOCK}.self_attn.{ours}", f"{_PUBLIC_BLOCK}.self_attn.{original}", f"{_PUBLIC_BLOCK}.self_attn.{ours}",
+             "the decoder's words")
+      for ours, original in zip(("q_proj", "k_proj", "v_proj", "o_proj"),
+                                ("linear_q", "linear_k", "linear_v", "linear_out"),
+                                strict=True)),
+    _same("audio.encoder.blocks", f"{_AUDIO}.encoder.encoders", "the encoder's blocks are no encoders"),
+    Rename("audio.projector.speech.up", f"{_AUDIO}.audio_projection.speech.0", f"{_AUDIO}.up_proj_for_speech",
+           "a name, not an index"),
+    Rename("audio.projector.speech.down", f"{_AUDIO}.audio_projection.speech.2", f"{_AUDIO}.down_proj_for_speech",
+           "likewise"),
+    Rename("audio.projector.vision.up", f"{_AUDIO}.audio_projection.vision.0", f"{_AUDIO}.up_proj_for_vision_speech",
+           "likewise; the branch of clips beside a picture"),
+    Rename("audio.projector.vision.down",
+           f"{_AUDIO}.audio_projection.vision.2", f"{_AUDIO}.down_proj_for_vision_speech", "likewise"),
+)
+# fmt: on
+
+
+def _pattern(ours: str) -> re.Pattern[str]:
+    return re.compile(re.sub(r"<(\w+)>", r"(?P<\1>[^.]+)", ours.replace(".", r"\.")) + r"(?P<rest>(\..+)?)$")
+
+
+_PATTERNS = [(_pattern(r.ours), r) for r in RENAMES]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a tensor lives with us, and the shape that the public layout gives it."""
+
+    ours: str
+    shape: tuple[int, ...]
+
+
+def public_name(ours: str, layout: str, *, adapted: bool = True) -> tuple[str, int]:
+    """The public name of one of our tensors, and how many leading axes of length 1 it has there. `adapted` says whether
+    the checkpoint holds adapters: only then does the original layout say `.base_layer`."""
+    for pattern, rule in _PATTERNS:
+        if match := pattern.match(ours):
+            wrapped = layout == "original" and (adapted or not rule.original.endswith(".base_layer.weight"))
+            public = rule.original if wrapped else rule.native
+            return re.sub(r"<(\w+)>", lambda m: match[m[1]], public) + match["rest"], rule.unit_axes
+    raise AssertionError(f"no rename covers {ours}")
+
+
+def names(config: ModelConfig, layout: str = "original") -> dict[str, Entry]:
+    """Every tensor of a checkpoint of these sizes: public name -> `Entry`. Adapter files of the native layout appear as
+    `vision-lora/NAME`. The mini layout has the language model only, whatever else the configuration holds."""
+    return _entries(_empty(config).state_dict(), layout, adapted=bool(config.adapters))
+
+
+def _empty(config: ModelConfig) -> PhiModel:
+    """The modules with shapes and no memory."""
+    with torch.device("meta"):
+        return PhiModel(config)
+
+
+def _entries(state: Mapping[str, Tensor], layout: str, *, adapted: bool) -> dict[str, Entry]:
+    if layout not in LAYOUTS:
+        raise ValueError(f"unknown layout {layout!r}; expected one of {', '.join(LAYOUTS)}")
+    entries = {}
+    for ours, tensor in state.items():
+        if layout == "mini" and (not ours.startswith("decoder.") or ".lora." in ours):
+            continue
+        name, unit_axes = public_name(ours, layout, adapted=adapted)
+        entries[name] = Entry(ours, (1,) * unit_axes + tuple(tensor.shape))
+    return entries
+
+
+# ---- reading ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """One tensor in a file; nothing but its header has been read."""
+
+    file: Path
+    key: str
+    shape: tuple[int, ...]
+
+
+def load(
+    source: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    adapters: bool = True,
+) -> PhiModel:
+    """A model from a folder, or from the hub by `owner/name`, in any of the three layouts. `dtype=None` keeps what is
+    stored; `adapters=False` leaves the LoRAs out.
+
+    On the CPU, without a cast, the parameters are the mapped file itself, so memory stays at the checkpoint's size.
+    Raises ValueError, in one message: no config.json, a damaged file, pickles, or tensors that are missing, unexpected
+    or mis-shaped, by name.
+    """
+    folder = locate(source)
+    layout, config, stored = _open(folder)
+    adapted = bool(config.adapters)
+    if not adapters:
+        config = replace(config, adapters={})
+        stored = {name: s for name, s in stored.items() if ".lora_A." not in name and ".lora_B." not in name}
+    model = _empty(config)
+    expected = _entries(model.state_dict(), layout, adapted=adapted)
+    stored = _without_tied_head(stored, expected)
+    _check(expected, stored, folder, layout)
+
+    by_file: dict[Path, list[str]] = {}
+    for name in expected:
+        by_file.setdefault(stored[name].file, []).append(name)
+    state = {}
+    for file, members in by_file.items():
+        with _safe_open(file) as tensors:
+            for name in members:
+                entry = expected[name]
+                tensor = tensors.get_tensor(stored[name].key)
+                unit_axes = public_name(entry.ours, layout)[1]
+                state[entry.ours] = tensor.reshape(entry.shape[unit_axes:]).to(device=device, dtype=dtype)
+    model.load_state_dict(state, strict=True, assign=True)
+    # A buffer that no checkpoint holds would still be on the meta device; modules compute such tables when they run.
+    assert not any(t.is_meta for t in (*model.parameters(), *model.buffers())), "a tensor was left without values"
+    return model.eval()
+
+
+def read_config(source: str | Path) -> ModelConfig:
+    """The sizes of a checkpoint: what config.json says, and what it leaves out from the tensors' shapes."""
+    return _open(locate(source))[1]
+
+
+def locate(source: str | Path) -> Path:
+    """The local folder of a checkpoint; `owner/name` (or `hf:owner/name`) that is no folder here comes from the hub."""
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    repository = str(source).removeprefix("hf:")
+    if folder.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", repository):
+        raise ValueError(f"expected a checkpoint folder or a hub id owner/name, found no folder at {source}")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repository, allow_patterns=HUB_FILES))
+    except Exception as error:  # the hub client raises a family of network, cache and HTTP errors
+        raise ValueError(
+            f"no folder {source} here, and {repository} could not be fetched from the hub: {error}"
+        ) from error
+
+
+def _open(folder: Path) -> tuple[str, ModelConfig, dict[str, _Stored]]:
+    """Layout, configuration and table of contents of a checkpoint folder."""
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} has no config.json; expected a checkpoint folder with config.json and safetensors")
+    written = _read_json(folder / "config.json")
+    stored = _contents(_weight_files(folder))
+    layout = _layout(written, stored)
+    adapters = {}
+    if layout == "native":
+        for place in sorted(p for p in folder.glob("*-lora") if p.is_dir()):
+            adapters[place.name.removesuffix("-lora")] = _read_peft(place)
+            inside = _contents([place / "adapter_model.safetensors"])
+            stored |= {f"{place.name}/{name.removeprefix(PEFT_PREFIX)}": s for name, s in inside.items()}
+    elif layout == "original":
+        for key, block in written.items():
+            if key.endswith("_lora") and isinstance(block, dict):
+                adapters[key.removesuffix("_lora")] = AdapterConfig(
+                    block["r"], float(block["lora_alpha"]), block.get("dp", 0.0)
+                )
+    return layout, _parse_config(folder, written, layout, stored, adapters), stored
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} must hold a JSON object, found {type(value).__name__}")
+    return value
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        members = sorted(set(_read_json(index).get("weight_map", {}).values()))
+        if strange := [m for m in members if Path(m).name != m or not m.endswith(".safetensors")]:
+            raise ValueError(
+                f"{index} names {strange[0]!r}; expected safetensors files in the same folder (pickles are refused)"
+            )
+        if absent := [m for m in members if not (folder / m).is_file()]:
+            raise ValueError(
+                f"{index} names {len(members)} shards, of which {len(absent)} are missing: {', '.join(absent)}"
+            )
+        return [folder / m for m in members]
+    if files := sorted(folder.glob("*.safetensors")):
+        return files
+    if pickles := sorted(p.name for p in folder.iterdir() if p.suffix in {".bin", ".pt", ".pth", ".ckpt"}):
+        raise ValueError(
+            f"{folder} holds {pickles[0]}, a pickle, which can run code and is refused; expected model.safetensors"
+        )
+    raise ValueError(f"{folder} holds no weights; expected model.safetensors or model.safetensors.index.json")
+
+
+def _safe_open(file: Path) -> Any:
+    if not file.is_file():
+        raise ValueError(f"{file} is missing")
+    try:
+        return safe_open(file, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{file} is not a whole safetensors file ({error}); was it cut off while copying?") from error
+
+
+def _contents(files: Iterable[Path]) -> dict[str, _Stored]:
+    stored: dict[str, _Stored] = {}
+    for file in files:
+        with _safe_open(file) as tensors:
+            for key in tensors.keys():  # noqa: SIM118  (not a mapping)
+                if key in stored:
+                    raise ValueError(f"tensor {key} stands in two files: {stored[key].file} and {file}")
+                stored[key] = _Stored(file, key, tuple(tensors.get_slice(key).get_shape()))
+    return stored
+
+
+def _layout(written: Mapping[str, Any], stored: Mapping[str, _Stored]) -> str:
+    model_type = written.get("model_type")
+    known = {"phi3": "mini", "phi4mm": "original", "phi4_multimodal": "native"}
+    if model_type in known:
+        return known[model_type]
+    if model_type is not None:
+        raise ValueError(f"config.json says model_type {model_type!r}; expected one of {', '.join(known)}")
+    if any(".base_layer." in name or name.endswith("glb_GN") for name in stored):
+        return "original"
+    return "native" if any(name.startswith(_IMAGE) or name.startswith(_AUDIO) for name in stored) else "mini"
+
+
+def _without_tied_head(stored: dict[str, _Stored], expected: Mapping[str, Entry]) -> dict[str, _Stored]:
+    """The head is the embedding; a checkpoint may store it once more, but then it must be the same."""
+    head, embedding = "lm_head.weight", "model.embed_tokens.weight"
+    if head not in stored or head in expected or embedding not in stored:
+        return stored
+    first, second = (_safe_open(stored[name].file).get_tensor(stored[name].key) for name in (head, embedding))
+    if not torch.equal(first, second):
+        raise ValueError(f"{head} differs from {embedding}; the Phi-4 models tie them, an untied head is not supported")
+    return {name: s for name, s in stored.items() if name != head}
+
+
+def _check(expected: Mapping[str, Entry], stored: Mapping[str, _Stored], folder: Path, layout: str) -> None:
+    misshaped = [
+        f"{name} expected {list(entry.shape)} found {list(stored[name].shape)}"
+        for name, entry in expected.items()
+        if name in stored and entry.shape != stored[name].shape
+    ]
+    faults = {
+        "missing": [name for name in expected if name not in stored],
+        "unexpected": [name for name in stored if name not in expected],
+        "mis-shaped": misshaped,
+    }
+    if not any(faults.values()):
+        return
+    parts = []
+    for kind, found in faults.items():
+        if found:
+            more = f" ... and {len(found) - NAMES_SHOWN} more" if len(found) > NAMES_SHOWN else ""
+            parts.append(f"{len(found)} {kind}: {', '.join(found[:NAMES_SHOWN])}{more}")
+    raise ValueError(
+        f"{folder} does not hold what its config.json promises ({layout} layout, {len(expected)} tensors expected, "
+        f"{len(stored)} found). {'; '.join(parts)}"
+    )
+
+
+# ---- configurations --------------------------------------------------------------------------------------------------
+
+_Shape = Callable[[str], tuple[int, ...] | None]
+"""Shape of one of our tensors, None where the checkpoint has no such one."""
+_Sizes = TypeVar("_Sizes", DecoderConfig, VisionConfig, AudioConfig)
+
+
+def _fill(kind: type[_Sizes], *sources: Mapping[str, Any]) -> _Sizes:
+    """A configuration from several sources, later ones first; keys that are no field of it are other people's."""
+    known = {f.name for f in fields(kind)}
+    values: dict[str, Any] = {}
+    for source in sources:
+        values |= {k: v for k, v in source.items() if k in known and v is not None}
+    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def _parse_config(
+    folder: Path,
+    written: Mapping[str, Any],
+    layout: str,
+    stored: Mapping[str, _Stored],
+    adapters: dict[str, AdapterConfig],
+) -> ModelConfig:
+    def shape(ours: str) -> tuple[int, ...] | None:
+        name, unit_axes = public_name(ours, layout, adapted=bool(adapters))
+        return stored[name].shape[unit_axes:] if name in stored else None
+
+    own = written.get("polyphi", {})
+    generation = _read_json(folder / "generation_config.json")
+    decoder = _parse_decoder(written, generation, shape)
+    vision = audio = None
+    if layout == "native":
+        said_vision, said_audio = written.get("vision_config"), written.get("audio_config")
+    else:
+        embedding = written.get("embd_layer") or {}
+        said_vision = embedding.get("image_embd_layer")
+        said_audio = (written.get("audio_processor") or {}).get("config")
+        if said_audio:
+            said_audio = _original_audio(said_audio)
+    if layout != "mini" and (said_vision or any(name.startswith(_IMAGE) for name in stored)):
+        crops = _read_json(folder / "preprocessor_config.json").get("dynamic_hd")
+        said = {"max_crops": crops, **(said_vision or {})}
+        vision = _fill(VisionConfig, _vision_sizes(shape), said, own.get("vision", {}))
+    if layout != "mini" and (said_audio or any(name.startswith(_AUDIO) for name in stored)):
+        audio = _fill(AudioConfig, _audio_sizes(shape), said_audio or {}, own.get("audio", {}))
+    return ModelConfig(decoder, vision, audio, adapters)
+
+
+def _parse_decoder(written: Mapping[str, Any], generation: Mapping[str, Any], shape: _Shape) -> DecoderConfig:
+    rope = {**(written.get("rope_parameters") or {}), **(written.get("rope_scaling") or {})}
+    moved = ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings")  # transformers 5 nests them
+    given = {**{k: rope[k] for k in moved if k in rope}, **written}
+    heads = given.get("num_attention_heads")
+    if heads is None:
+        raise ValueError("config.json does not say num_attention_heads, and no tensor's shape can tell it")
+    if given.get("tie_word_embeddings") is False:
+        raise ValueError("config.json says tie_word_embeddings false; the Phi-4 models tie head and embedding")
+    # transformers' class defaults, which its config.json files may leave out
+    given.setdefault("partial_rotary_factor", 1.0)
+    eos = generation.get("eos_token_id") or given.get("eos_token_id")
+    if eos is not None:
+        given["eos_token_ids"] = (eos,) if isinstance(eos, int) else tuple(eos)
+
+    inferred: dict[str, Any] = {}
+    if embedding := shape("decoder.embed_tokens.weight"):
+        inferred["vocab_size"], inferred["hidden_size"] = embedding
+    if down := shape("decoder.layers.0.mlp.down_proj.weight"):
+        inferred["intermediate_size"] = down[1]
+    if layers := _count(shape, "decoder.layers.{}.input_layernorm.weight"):
+        inferred["num_hidden_layers"] = layers
+    if qkv := shape("decoder.layers.0.self_attn.qkv_proj.weight"):
+        head = given.get("hidden_size", qkv[1]) // heads
+        inferred["num_key_value_heads"] = (qkv[0] // head - heads) // 2
+    config = replace(_fill(DecoderConfig, inferred, given), sliding_window=given.get("sliding_window"))
+    if config.sliding_window is not None and config.sliding_window < config.max_position_embeddings:
+        raise ValueError(
+            f"config.json asks for a sliding window of {config.sliding_window} tokens within "
+            f"{config.max_position_embeddings}; only full attention is supported, as in the Phi-4 models"
+        )
+    half = config.rotary_dim // 2
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind in {"longrope", "su"}:
+        tables = {k: tuple(float(x) for x in rope.get(k, ())) for k in ("short_factor", "long_factor")}
+        if wrong := {k: len(t) for k, t in tables.items() if len(t) != half}:
+            raise ValueError(
+                f"LongRoPE tables need {half} factors for {config.rotary_dim} rotated channels, found {wrong}"
+            )
+        return replace(config, **tables)
+    if kind != "default":
+        raise ValueError(f"config.json asks for rope type {kind!r}; expected longrope, or none")
+    plain = (1.0,) * half
+    return replace(
+        config,
+        short_factor=plain,
+        long_factor=plain,
+        original_max_position_embeddings=config.max_position_embeddings,
+    )
+
+
+def _count(shape: _Shape, pattern: str) -> int:
+    n = 0
+    while shape(pattern.format(n)) is not None:
+        n += 1
+    return n
+
+
+_VISION_SHAPES = {
+    "hidden_size": ("vision.encoder.patch_embedding.weight", 0),
+    "patch_size": ("vision.encoder.patch_embedding.weight", 2),
+    "intermediate_size": ("vision.encoder.layers.0.mlp.fc1.weight", 0),
+}
+_AUDIO_SHAPES = {
+    "hidden_size": ("audio.encoder.subsampling.out.weight", 0),
+    "input_size": ("audio.encoder.global_mean", 0),
+    "num_attention_heads": ("audio.encoder.relative_attention_bias.weight", 1),
+    "nemo_conv_channels": ("audio.encoder.subsampling.conv.0.weight", 0),
+    "intermediate_size": ("audio.encoder.blocks.0.feed_forward_in.down_proj.weight", 1),
+    "kernel_size": ("audio.encoder.blocks.0.conv.dw_sep_conv_1d.dw_conv.weight", 2),
+    "depthwise_separable_out_channel": ("audio.encoder.blocks.0.conv.dw_sep_conv_1d.pw_conv.weight", 0),
+    "ext_pw_out_channel": ("audio.encoder.blocks.0.conv.ext_pw_conv_1d.weight", 0),
+}
+"""Field -> the tensor and axis that tell it, where config.json doesn't (the original layout's never tells vision)."""
+
+
+def _from_shapes(table: Mapping[str, tuple[str, int]], shape: _Shape) -> dict[str, Any]:
+    sizes = {}
+    for field, (ours, axis) in table.items():
+        found = shape(ours)
+        if found is not None and len(found) > axis:
+            sizes[field] = found[axis]
+    return sizes
+
+
+def _vision_sizes(shape: _Shape) -> dict[str, Any]:
+    sizes = _from_shapes(_VISION_SHAPES, shape)
+    if layers := _count(shape, "vision.encoder.layers.{}.layer_norm1.weight"):
+        sizes["num_hidden_layers"] = layers
+    places = shape("vision.encoder.position_embedding.weight")
+    if places and "patch_size" in sizes:
+        sizes["crop_size"] = math.isqrt(places[0]) * sizes["patch_size"]
+    if "hidden_size" in sizes:
+        sizes["num_attention_heads"] = max(1, sizes["hidden_size"] // 72)  # SigLIP-so400m's heads have 72 channels
+    return sizes
+
+
+def _audio_sizes(shape: _Shape) -> dict[str, Any]:
+    sizes = _from_shapes(_AUDIO_SHAPES, shape)
+    if blocks := _count(shape, "audio.encoder.blocks.{}.layer_norm.weight"):
+        sizes["num_blocks"] = blocks
+    if table := shape("audio.encoder.relative_attention_bias.weight"):
+        sizes["bias_max_distance"] = table[0] // 2
+    return sizes
+
+
+_ORIGINAL_AUDIO = {
+    "hidden_size": "attention_dim",
+    "num_attention_heads": "attention_heads",
+    "intermediate_size": "linear_units",
+    "depthwise_separable_out_channel": "depthwise_seperable_out_channel",  # the published key is misspelt
+}
+"""Our (the native layout's) field -> the original layout's key."""
+_SAME_AUDIO = ("num_blocks", "input_size", "time_reduction", "kernel_size", "ext_pw_out_channel")
+
+
+def _original_audio(said: Mapping[str, Any]) -> dict[str, Any]:
+    values = {ours: said.get(theirs) for ours, theirs in _ORIGINAL_AUDIO.items()}
+    values |= {key: said.get(key) for key in _SAME_AUDIO}
+    values["nemo_conv_channels"] = (said.get("nemo_conv_settings") or {}).get("conv_channels")
+    values["bias_max_distance"] = (said.get("relative_attention_bias_args") or {}).get("t5_bias_max_distance")
+    return values
+
+
+def _read_peft(place: Path) -> AdapterConfig:
+    said = _read_json(place / "adapter_config.json")
+    if "r" not in said or "lora_alpha" not in said:
+        raise ValueError(
+            f"{place}/adapter_config.json must say r and lora_alpha, as PEFT writes it; found {sorted(said)}"
+        )
+    for key in ("use_rslora", "use_dora", "lora_bias", "fan_in_fan_out", "rank_pattern", "alpha_pattern"):
+        if said.get(key):
+            raise ValueError(f"{place}/adapter_config.json sets {key}, which is not supported; expected a plain LoRA")
+    return AdapterConfig(said["r"], float(said["lora_alpha"]), float(said.get("lora_dropout", 0.0)))
+
+
+# ---- writing ---------------------------------------------------------------------------------------------------------
+
+
+def save(
+    model: PhiModel,
+    folder: str | Path,
+    layout: str = "native",
+    *,
+    dtype: torch.dtype | None = None,
+    max_shard_bytes: int = SHARD_BYTES,
+    files: Sequence[str | Path] = (),
+) -> None:
+    """Writes a checkpoint in one of the three layouts; `mini` keeps the language model alone. `files` (a tokenizer's,
+    say) are copied beside it.
+
+    Everything is written into a temporary folder that takes the place of `folder` at the end, so a full disk or a kill
+    leaves either the old checkpoint or the new one. Raises ValueError where `folder` holds something else.
+    """
+    state = model.state_dict()
+    write(model.config, state.__getitem__, folder, layout, dtype=dtype, max_shard_bytes=max_shard_bytes, files=files)
+
+
+def write(
+    config: ModelConfig,
+    tensor: Callable[[str], Tensor],
+    folder: str | Path,
+    layout: str,
+    *,
+    dtype: torch.dtype | None = None,
+    max_shard_bytes: int = SHARD_BYTES,
+    files: Sequence[str | Path] = (),
+) -> None:
+    """`save` for tensors that come one at a time: `tensor(our name)` is asked for each; no more than a shard is held."""
+    target = Path(folder)
+    if target.exists() and not (target / "config.json").is_file() and (not target.is_dir() or any(target.iterdir())):
+        raise ValueError(f"{target} exists and is no checkpoint (it has no config.json); give a new or an empty folder")
+    entries = names(config, layout)
+    beside: dict[str, dict[str, Entry]] = {}
+    for name in [name for name in entries if "/" in name]:
+        place, _, rest = name.partition("/")
+        beside.setdefault(place, {})[PEFT_PREFIX + rest] = entries.pop(name)
+
+    def ready(entry: Entry) -> Tensor:
+        return tensor(entry.ours).detach().reshape(entry.shape).to("cpu", dtype).contiguous()
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        work.chmod(0o777 & ~_umask())  # mkdtemp makes it private
+        stored = _write_shards(((name, ready(entry)) for name, entry in entries.items()), work, max_shard_bytes)
+        _write_json(work / "config.json", {**_written_config(config, layout), "torch_dtype": stored})
+        tokens = {
+            "bos_token_id": config.decoder.bos_token_id,
+            "eos_token_id": list(config.decoder.eos_token_ids),
+            "pad_token_id": config.decoder.pad_token_id,
+        }
+        _write_json(work / "generation_config.json", tokens)
+        for place, members in beside.items():
+            (work / place).mkdir()
+            _save_file({name: ready(e) for name, e in members.items()}, work / place / "adapter_model.safetensors")
+            adapter = config.adapters[place.removesuffix("-lora")]
+            _write_json(work / place / "adapter_config.json", _peft_config(adapter))
+        for file in files:
+            shutil.copy(file, work / Path(file).name)
+        _replace(work, target)
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+
+
+def _replace(work: Path, target: Path) -> None:
+    """Puts `work` where `target` is; the old one goes aside first, since a rename can't replace a full folder."""
+    if not target.exists():
+        work.rename(target)
+        return
+    old = work.with_name(work.name + ".old")
+    target.rename(old)
+    try:
+        work.rename(target)
+    except OSError:
+        old.rename(target)
+        raise
+    shutil.rmtree(old)
+
+
+def _write_shards(tensors: Iterable[tuple[str, Tensor]], folder: Path, limit: int) -> str:
+    """Fills shards of at most `limit` bytes in order; returns the name of the first tensor's type."""
+    shards: list[list[str]] = []
+    shard: dict[str, Tensor] = {}
+    filled = total = 0
+    stored = ""
+
+    def flush() -> None:
+        _save_file(shard, folder / f"part-{len(shards)}.safetensors")
+        shards.append(list(shard))
+        shard.clear()
+
+    for name, tensor in tensors:
+        stored = stored or str(tensor.dtype).removeprefix("torch.")
+        if shard and filled + tensor.nbytes > limit:
+            flush()
+            filled = 0
+        shard[name] = tensor
+        filled += tensor.nbytes
+        total += tensor.nbytes
+    flush()
+    if len(shards) == 1:
+        (folder / "part-0.safetensors").rename(folder / "model.safetensors")
+        return stored
+    weight_map = {}
+    for i, members in enumerate(shards):
+        file = f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
+        (folder / f"part-{i}.safetensors").rename(folder / file)
+        weight_map |= dict.fromkeys(members, file)
+    _write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
+    return stored
+
+
+def _save_file(tensors: dict[str, Tensor], path: Path) -> None:
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})  # transformers insists on the metadata
+    except SafetensorError as error:  # a full disk, mostly
+        raise OSError(f"could not write {path}: {error}") from error
+    path.chmod(0o666 & ~_umask())
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _number(value: float) -> float | int:
+    """512.0 as 512: public readers expect a whole alpha."""
+    return int(value) if float(value).is_integer() else value
+
+
+def _written_config(config: ModelConfig, layout: str) -> dict[str, Any]:
+    """The config.json of a layout. What it has no key for stands under `polyphi`, which other readers ignore."""
+    d = config.decoder
+    common = {
+        "vocab_size": d.vocab_size,
+        "hidden_size": d.hidden_size,
+        "intermediate_size": d.intermediate_size,
+        "num_hidden_layers": d.num_hidden_layers,
+        "num_attention_heads": d.num_attention_heads,
+        "num_key_value_heads": d.num_key_value_heads,
+        "hidden_act": "silu",
+        "rms_norm_eps": d.rms_norm_eps,
+        "rope_theta": d.rope_theta,
+        "partial_rotary_factor": d.partial_rotary_factor,
+        "rope_scaling": {
+            "type": "longrope",
+            "short_factor": [float(x) for x in d.short_factor],
+            "long_factor": [float(x) for x in d.long_factor],
+        },
+        "max_position_embeddings": d.max_position_embeddings,
+        "original_max_position_embeddings": d.original_max_position_embeddings,
+        "sliding_window": d.sliding_window,
+        "tie_word_embeddings": True,
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "embd_pdrop": 0.0,
+        "resid_pdrop": 0.0,
+        "initializer_range": d.initializer_range,
+        "bos_token_id": d.bos_token_id,
+        "eos_token_id": list(d.eos_token_ids),
+        "pad_token_id": d.pad_token_id,
+    }
+    if layout == "mini":
+        return {"architectures": ["Phi3ForCausalLM"], "model_type": "phi3", **common}
+    if layout == "native":
+        return {
+            "architectures": ["Phi4MultimodalForCausalLM"],
+            "model_type": "phi4_multimodal",
+            **common,
+            **_native_towers(config),
+        }
+    return {"architectures": ["Phi4MMForCausalLM"], "model_type": "phi4mm", **common, **_original_towers(config)}
+
+
+def _native_towers(config: ModelConfig) -> dict[str, Any]:
+    written: dict[str, Any] = {"vision_config": None, "audio_config": None, "polyphi": {}}
+    if config.vision:
+        said = asdict(config.vision)
+        written["polyphi"]["vision"] = {"max_crops": said.pop("max_crops")}
+        written["vision_config"] = {
+            "model_type": "phi4_multimodal_vision",
+            "feature_layer": -2,
+            "image_size": config.vision.crop_size,
+            **said,
+        }
+    if config.audio:
+        said = asdict(config.audio)
+        written["polyphi"]["audio"] = {"window": said.pop("window")}
+        written["audio_config"] = {"model_type": "phi4_multimodal_audio", **said}
+    return written
+
+
+def _original_towers(config: ModelConfig) -> dict[str, Any]:
+    written: dict[str, Any] = {"embd_layer": {"embedding_cls": "image_audio"}, "polyphi": {}}
+    if config.vision:
+        written["polyphi"]["vision"] = asdict(config.vision)
+        written["embd_layer"]["image_embd_layer"] = {
+            "crop_size": config.vision.crop_size,
+            "embedding_cls": "tune_image",
+            "hd_transform_order": "sub_glb",
+            "image_token_compression_cls": "avg_pool_2d",
+            "projection_cls": "mlp",
+            "use_hd_transform": True,
+            "with_learnable_separator": True,
+        }
+    if config.audio:
+        said = asdict(config.audio)
+        written["polyphi"]["audio"] = said
+        written["embd_layer"]["audio_embd_layer"] = {
+            "compression_rate": config.audio.time_reduction,
+            "downsample_rate": 1,
+            "embedding_cls": "audio",
+            "projection_cls": "mlp",
+            "use_conv_downsample": False,
+            "use_qformer": False,
+        }
+        encoder = {theirs: said[ours] for ours, theirs in _ORIGINAL_AUDIO.items()} | {k: said[k] for k in _SAME_AUDIO}
+        encoder |= {
+            "activation": "swish",
+            "conv_activation": "swish",
+            "conv_glu_type": "swish",
+            "bias_in_glu": True,
+            "causal": True,
+            "batch_norm": False,
+            "chunk_size": -1,
+            "left_chunk": 18,
+            "depthwise_multiplier": 1,
+            "ext_pw_kernel_size": 1,
+            "dropout_rate": 0.0,
+            "input_layer": "nemo_conv",
+            "nemo_conv_settings": {"conv_channels": config.audio.nemo_conv_channels},
+            "relative_attention_bias_args": {"type": "t5", "t5_bias_max_distance": config.audio.bias_max_distance},
+        }
+        written["audio_processor"] = {"name": "cascades", "config": encoder}
+    for name, adapter in config.adapters.items():
+        written[f"{name}_lora"] = {
+            "r": adapter.rank,
+            "lora_alpha": _number(adapter.alpha),
+            "dp": adapter.dropout,
+            "layer": r"layers.*((self_attn\.(qkv_proj|o_proj))|(mlp\.(gate_up|down)_proj))",
+        }
+    return written
+
+
+def _peft_config(adapter: AdapterConfig) -> dict[str, Any]:
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": None,
+        "inference_mode": True,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "r": adapter.rank,
+        "lora_alpha": _number(adapter.alpha),
+        "lora_dropout": adapter.dropout,
+        # a full match from the start, so that the towers' own projections stay out
+        "target_modules": r"model\.layers\.\d+\.(self_attn\.(qkv|o)_proj|mlp\.(gate_up|down)_proj)",
+        "use_rslora": False,
+        "use_dora": False,
+    }

@@ -1,0 +1,247 @@
+"""Messages -> `Batch`: text becomes ids, a picture a run of exactly as many placeholders as the projector will fill.
+
+>>> processor = Processor(tokenizer)
+>>> row = processor.row([Message.user(Image("cat.png"), Text("What is this?"))], generation_prompt=True)
+>>> row.adapters, len(row.image_slots) == row.images[0].tokens(16)
+(('vision',), True)
+
+Training and serving make their rows here, both of them. Sizes are plain numbers, so that no weights are needed.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from polyphi.batch import Batch, Clip, ImageLayout, row
+from polyphi.chat import Audio, Image, Message, adapter_for
+from polyphi.processing import audio, image, media
+from polyphi.processing.template import Piece, render
+from polyphi.processing.tokenizer import Tokenizer
+
+Supervise = Literal["answers", "all"]
+Source = Any  # what `Image` and `Audio` take: a path, bytes, or (samples, rate)
+
+
+class TooLong(ValueError):
+    """A row has more tokens than the context holds. A loader may drop it; a person is told both numbers."""
+
+
+@dataclass(frozen=True)
+class _Media:
+    """A picture, or a clip at 16 or 8 kHz, decoded, with the tokens it will fill."""
+
+    part: Image | Audio
+    tokens: int
+    data: Any
+    max_crops: int = 0
+
+
+class Processor:
+    """Makes rows. `crop_size` and `patch_size` in pixels; `max_crops` bounds a picture's crops, not counting its global
+    view."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        crop_size: int = image.CROP,
+        patch_size: int = image.PATCH,
+        max_crops: int = image.MAX_CROPS,
+    ) -> None:
+        # Impossible sizes are refused now rather than at the first picture.
+        image.plan(1, 1, crop_size=crop_size, patch_size=patch_size, max_crops=max_crops)
+        self.tokenizer = tokenizer
+        self.crop_size = crop_size
+        self.patch_size = patch_size
+        self.max_crops = max_crops
+
+    @property
+    def cells(self) -> int:
+        """Pooled cells along a crop's side."""
+        return self.crop_size // (2 * self.patch_size)
+
+    def row(
+        self,
+        messages: Sequence[Message | Mapping[str, Any]],
+        *,
+        adapter: str | None = "auto",
+        supervise: Supervise | None = None,
+        generation_prompt: bool = False,
+        context: int | None = None,
+        max_crops: int | None = None,
+        truncate: bool = False,
+        trusted: bool | None = None,
+    ) -> Batch:
+        """One conversation, or one document, as a `Batch` of one sequence.
+
+        `adapter`: "auto" (image -> vision, audio only -> speech, text -> none), a name, or None. `supervise`: None (no
+        labels), "answers" (the assistant's words and their `<|end|>`; a whole document) or "all" (every token but the
+        placeholders). `generation_prompt`: end in `<|assistant|>`. `max_crops`: at most the processor's own.
+        `trusted`: whether tool-call marks in assistant messages are control tokens (template.py); by default only in
+        training, that is, with `supervise`.
+
+        Raises `TooLong` (a `ValueError`) above `context` tokens, unless `truncate` and no picture or clip would be cut.
+        """
+        if supervise not in (None, "answers", "all"):
+            raise ValueError(f"supervise is None, 'answers' or 'all', found {supervise!r}")
+        conversation = [Message.parse(m) for m in messages]
+        trusted = supervise is not None if trusted is None else trusted
+        pieces = render(conversation, self.tokenizer, generation_prompt=generation_prompt, trusted=trusted)
+        if adapter == "auto":
+            adapter = adapter_for(conversation)
+        decoded = [(p, None if p.media is None else self._decode(p.media, max_crops)) for p in pieces]
+        return self._join(decoded, adapter, supervise, context, truncate=truncate)
+
+    def ids_row(
+        self,
+        ids: Sequence[int],
+        images: Sequence[Source] = (),
+        audios: Sequence[Source] = (),
+        adapter: str | None = "auto",
+        *,
+        context: int | None = None,
+        max_crops: int | None = None,
+    ) -> Batch:
+        """Given ids as a row. Each picture and clip has one placeholder among them, or already a run of as many as it
+        fills. Raises `ValueError` with both numbers if it is neither."""
+        known = self.tokenizer.vocab_size
+        if bad := [i for i in ids if not 0 <= i < known]:
+            raise ValueError(f"ids lie between 0 and {known - 1}, found {bad[0]}")
+        kinds: tuple[tuple[int | None, list[Image | Audio]], ...] = (
+            (self.tokenizer.image_id, [Image(s) for s in images]),
+            (self.tokenizer.audio_id, [Audio(s) for s in audios]),
+        )
+        waiting: dict[int, Iterator[_Media]] = {}
+        run_of: dict[int, bool] = {}
+        for id, parts in kinds:
+            if id is None:
+                if parts:
+                    raise ValueError("this tokenizer has no placeholders for media; it only reads text")
+                continue
+            items = [self._decode(part, max_crops) for part in parts]
+            found, count, filled = sum(i == id for i in ids), len(items), sum(m.tokens for m in items)
+            if found not in (count, filled):
+                raise ValueError(
+                    f"{count} pictures or clips need {count} placeholders of id {id}, or {filled} once expanded; "
+                    f"found {found}"
+                )
+            waiting[id], run_of[id] = iter(items), found != count
+        pieces: list[tuple[Piece, _Media | None]] = []
+        skip = 0
+        for id in ids:
+            if skip:
+                if id != pieces[-1][0].ids[0]:
+                    raise ValueError(f"a run of placeholders of id {pieces[-1][0].ids[0]} ends {skip} too early")
+                skip -= 1
+            elif id in waiting:
+                item = next(waiting[id])
+                pieces.append((Piece((id,), media=item.part), item))
+                skip = item.tokens - 1 if run_of[id] else 0
+            else:
+                pieces.append((Piece((id,)), None))
+        if skip:
+            raise ValueError(f"the last run of placeholders of id {pieces[-1][0].ids[0]} ends {skip} too early")
+        if adapter == "auto":
+            adapter = "vision" if images else "speech" if audios else None
+        return self._join(pieces, adapter, None, context)
+
+    def count(
+        self,
+        messages: Sequence[Message | Mapping[str, Any]],
+        *,
+        generation_prompt: bool = True,
+        max_crops: int | None = None,
+    ) -> int:
+        """Tokens of a conversation, before running anything. Of a picture only the header is read."""
+        total = 0
+        for piece in render([Message.parse(m) for m in messages], self.tokenizer, generation_prompt=generation_prompt):
+            if isinstance(piece.media, Image):
+                total += self._layout(*media.image_size(piece.media.source), max_crops).tokens(self.cells)
+            elif piece.media is not None:
+                total += self._decode(piece.media, max_crops).tokens
+            else:
+                total += len(piece.ids)
+        return total
+
+    def _crops(self, max_crops: int | None) -> int:
+        return self.max_crops if max_crops is None else min(max_crops, self.max_crops)
+
+    def _layout(self, width: int, height: int, max_crops: int | None) -> ImageLayout:
+        sizes = {"crop_size": self.crop_size, "patch_size": self.patch_size, "max_crops": self._crops(max_crops)}
+        return image.plan(width, height, **sizes).layout
+
+    def _decode(self, part: Image | Audio, max_crops: int | None) -> _Media:
+        """Decoded and measured; pixels and mels wait until the row is known to fit."""
+        if isinstance(part, Image):
+            picture = media.decode_image(part.source)
+            tokens = self._layout(picture.width, picture.height, max_crops).tokens(self.cells)
+            return _Media(part, tokens, picture, self._crops(max_crops))
+        wave, rate = audio.resample(*media.decode_audio(part.source))
+        return _Media(part, Clip(audio.frames(len(wave), rate), "").tokens, (wave, rate))
+
+    def _join(
+        self,
+        pieces: Sequence[tuple[Piece, _Media | None]],
+        adapter: str | None,
+        supervise: Supervise | None,
+        context: int | None,
+        *,
+        truncate: bool = False,
+    ) -> Batch:
+        """Pieces as one sequence: placeholders repeated, slots and labels noted, pixels and mels made."""
+        ids: list[int] = []
+        wanted: list[bool] = []
+        slots: dict[type, list[int]] = {Image: [], Audio: []}
+        for piece, item in pieces:
+            if item is None:
+                ids += piece.ids
+                wanted += [piece.answer or supervise == "all"] * len(piece.ids)
+            else:
+                slots[type(item.part)] += range(len(ids), len(ids) + item.tokens)
+                ids += piece.ids * item.tokens
+                wanted += [False] * item.tokens
+        if context is not None and len(ids) > context:
+            if not truncate or max((s[-1] for s in slots.values() if s), default=-1) >= context:
+                raise TooLong(
+                    f"the row has {len(ids)} tokens, the context holds {context}; shorten the text or its media"
+                )
+            ids, wanted = ids[:context], wanted[:context]
+        items = [item for _, item in pieces if item is not None]
+        return row(
+            ids,
+            supervise=wanted if supervise is not None else None,
+            adapter=adapter,
+            **self._pixels([m for m in items if isinstance(m.part, Image)], slots[Image]),
+            **self._mels(
+                [m for m in items if isinstance(m.part, Audio)],
+                slots[Audio],
+                # A clip beside a picture goes through the projector trained with pictures, whatever the adapter.
+                "vision" if slots[Image] else "speech",
+            ),
+        )
+
+    def _pixels(self, items: Sequence[_Media], slots: Iterable[int]) -> dict[str, Any]:
+        if not items:
+            return {}
+        sizes = {"crop_size": self.crop_size, "patch_size": self.patch_size}
+        cuts = [image.cut(m.data, max_crops=m.max_crops, **sizes) for m in items]
+        return {
+            "crops": torch.cat([crops for crops, _, _ in cuts]),
+            "crop_masks": torch.cat([masks for _, masks, _ in cuts]),
+            "images": tuple(layout for _, _, layout in cuts),
+            "image_slots": _positions(slots),
+        }
+
+    def _mels(self, items: Sequence[_Media], slots: Iterable[int], branch: str) -> dict[str, Any]:
+        if not items:
+            return {}
+        mels = [audio.log_mel(*m.data) for m in items]
+        clips = tuple(Clip(len(m), branch) for m in mels)
+        assert [c.tokens for c in clips] == [m.tokens for m in items]
+        return {"mels": torch.cat(mels), "clips": clips, "audio_slots": _positions(slots)}
+
+
+def _positions(slots: Iterable[int]) -> Tensor:
+    return torch.tensor(list(slots), dtype=torch.long)

@@ -1,0 +1,275 @@
+"""Text <-> ids. What a person types never becomes a control token.
+
+>>> tokenizer = Tokenizer.load("model/tokenizer.json")
+>>> tokenizer.encode("<|user|>") == [tokenizer.control("<|user|>")]      # ten or so ordinary tokens instead
+False
+
+One `tokenizer.json` is read twice: whole, to decode, and without its added tokens, to encode. Turning off "special
+tokens" in a tokenizer would not do alone, for the tool tokens of Phi-4 are added tokens that are not special.
+"""
+
+import base64
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+
+END_OF_TEXT, END, IMAGE, AUDIO = "<|endoftext|>", "<|end|>", "<|endoftext10|>", "<|endoftext11|>"
+IMAGE_NAMES, AUDIO_NAMES = (IMAGE, "<|image|>"), (AUDIO, "<|audio|>")  # Microsoft's layout, then the transformers one's
+
+# Token -> (id in the published vocabulary, special, swallows whitespace after it); from the published tokenizer_config.
+CONTROLS: dict[str, tuple[int, bool, bool]] = {
+    END_OF_TEXT: (199999, True, False),
+    IMAGE: (200010, True, False),
+    AUDIO: (200011, True, False),
+    "<|endofprompt|>": (200018, True, False),
+    "<|assistant|>": (200019, True, True),
+    END: (200020, True, True),
+    "<|user|>": (200021, True, True),
+    "<|system|>": (200022, True, True),
+    "<|tool|>": (200023, False, True),
+    "<|/tool|>": (200024, False, True),
+    "<|tool_call|>": (200025, False, True),
+    "<|/tool_call|>": (200026, False, True),
+    "<|tool_response|>": (200027, False, True),
+    "<|tag|>": (200028, True, True),
+}
+REQUIRED = (END_OF_TEXT, "<|system|>", "<|user|>", "<|assistant|>", END)  # without these there is no chat
+ALIGNMENT = 64  # embedding rows come in multiples of 64
+
+# How o200k_base splits text before merging: words with the space before them, one to three digits, signs, line ends.
+_LOWER, _UPPER = r"\p{Ll}\p{Lm}\p{Lo}\p{M}", r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}"
+_SHORT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+O200K_SPLIT = "|".join(
+    (
+        rf"[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]*[{_LOWER}]+{_SHORT}",
+        rf"[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]+[{_LOWER}]*{_SHORT}",
+        r"\p{N}{1,3}",
+        r" ?[^\s\p{L}\p{N}]+[\r\n/]*",
+        r"\s*[\r\n]+",
+        r"\s+(?!\S)",
+        r"\s+",
+    )
+)
+O200K_SHA256 = "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d"
+# A small model does sums far better on single digits than on three at a time, so our own vocabularies have no others.
+DIGIT_SPLIT = O200K_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")
+
+# The published chat template: tools sit on the system message, as JSON text.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'system' and 'tools' in message and message['tools'] is not none %}"
+    "{{ '<|' + message['role'] + '|>' + message['content'] + '<|tool|>' + message['tools'] + '<|/tool|>' + '<|end|>' }}"
+    "{% else %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% else %}{{ '<|endoftext|>' }}{% endif %}"
+)
+
+
+class Tokenizer:
+    """Byte-level BPE with Phi-4's control tokens. Made by `load`, `train` or `from_ranks`; finds ids by token text."""
+
+    def __init__(self, spec: dict[str, Any]) -> None:
+        """`spec` is the content of a `tokenizer.json`. Raises `ValueError` if it lacks the tokens every chat needs."""
+        self._spec = spec
+        self._controls = {t["content"]: t["id"] for t in spec.get("added_tokens") or ()}
+        self._swallows = {t["content"] for t in spec.get("added_tokens") or () if t["rstrip"]}
+        if missing := [t for t in REQUIRED if t not in self._controls]:
+            raise ValueError(f"expected Phi-4's added tokens in tokenizer.json, found no {', '.join(missing)}")
+        self._whole = tokenizers.Tokenizer.from_str(json.dumps(spec))
+        self._plain = tokenizers.Tokenizer.from_str(json.dumps(self._without_controls()))
+
+    def _without_controls(self) -> dict[str, Any]:
+        """The same tokenizer that knows no added token. Their names also stand in the vocabulary, to hold their ids."""
+        model = self._spec["model"]
+        vocabulary = {token: id for token, id in model["vocab"].items() if token not in self._controls}
+        unused: dict[str, Any] = {"added_tokens": [], "post_processor": None, "padding": None, "truncation": None}
+        return {**self._spec, **unused, "model": {**model, "vocab": vocabulary}}
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Tokenizer":
+        """From a `tokenizer.json` or the folder it lies in."""
+        path = Path(path)
+        path = path / "tokenizer.json" if path.is_dir() else path
+        if not path.is_file():
+            raise ValueError(f"{path}: expected a tokenizer.json, found nothing there")
+        try:
+            spec = json.loads(path.read_text(encoding="utf-8"))
+            return cls(spec)
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+            raise ValueError(f"{path}: expected the JSON of a tokenizer, found something else") from None
+
+    def save(self, folder: str | Path) -> None:
+        """Write `tokenizer.json` and `tokenizer_config.json` (with the chat template), which transformers reads too."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "tokenizer.json").write_text(json.dumps(self._spec, ensure_ascii=False), encoding="utf-8")
+        added = {str(t["id"]): {k: v for k, v in t.items() if k != "id"} for t in self._spec["added_tokens"]}
+        config = {
+            "add_bos_token": False,
+            "add_prefix_space": False,
+            "added_tokens_decoder": added,
+            "bos_token": END_OF_TEXT,
+            "chat_template": CHAT_TEMPLATE,
+            "clean_up_tokenization_spaces": False,
+            "eos_token": END_OF_TEXT,
+            "model_max_length": 131072,
+            "pad_token": END_OF_TEXT,
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "unk_token": END_OF_TEXT,
+        }
+        text = json.dumps(config, ensure_ascii=False, indent=2, sort_keys=True)
+        (folder / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
+        """A vocabulary of `vocab_size` tokens in all (rounded up to a multiple of 64), learnt from `texts`: 256 bytes,
+        merges, and the control tokens last; smaller if the texts hold no more. Every digit is a token of its own.
+        Deterministic. Raises `ValueError` if there is no room for the bytes."""
+        wanted = _aligned(vocab_size) - len(CONTROLS)
+        if wanted < 256:
+            raise ValueError(f"a vocabulary has 256 bytes and {len(CONTROLS)} control tokens, found size {vocab_size}")
+        learner = tokenizers.Tokenizer(models.BPE())
+        learner.pre_tokenizer = _split(DIGIT_SPLIT)
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+        learner.train_from_iterator(
+            texts, trainers.BpeTrainer(vocab_size=wanted, initial_alphabet=alphabet, show_progress=False)
+        )
+        model = json.loads(learner.to_str())["model"]
+        ids = {token: len(model["vocab"]) + n for n, token in enumerate(CONTROLS)}
+        return cls(_spec(model["vocab"], model["merges"], DIGIT_SPLIT, ids))
+
+    @classmethod
+    def from_ranks(cls, path: str | Path) -> "Tokenizer":
+        """The published 200,064-token vocabulary, from a file of o200k_base ranks (a token in base64 and its rank per
+        line, as tiktoken keeps it). Takes some seconds, so `save` it. Raises `ValueError` if the file's SHA-256 isn't
+        the known one."""
+        if not Path(path).is_file():
+            raise ValueError(f"{path}: expected a file of o200k_base ranks, found nothing there")
+        data = Path(path).read_bytes()
+        if (found := hashlib.sha256(data).hexdigest()) != O200K_SHA256:
+            raise ValueError(f"{path}: expected o200k_base ranks with SHA-256 {O200K_SHA256}, found {found}")
+        pairs = (line.split() for line in data.splitlines() if line)
+        ranks = {base64.b64decode(token): int(rank) for token, rank in pairs}
+        letters = _byte_letters()
+
+        def spell(token: bytes) -> str:
+            return "".join(letters[b] for b in token)
+
+        vocabulary = {spell(token): rank for token, rank in ranks.items()}
+        merges = [[spell(a), spell(b)] for a, b in _merges(ranks)]
+        return cls(_spec(vocabulary, merges, O200K_SPLIT, {t: c[0] for t, c in CONTROLS.items()}))
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of plain text; never a control token, whatever the text says."""
+        return self._plain.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
+        """Text of ids; incomplete characters show as U+FFFD. `skip_special` leaves out control tokens except those of
+        tools, which the reader of a tool call needs."""
+        return self._whole.decode(list(ids), skip_special_tokens=skip_special)
+
+    def control(self, token: str) -> int:
+        """Id of a control token, by its text. Raises `ValueError` if the tokenizer has none of that name."""
+        if token not in self._controls:
+            raise ValueError(f"this tokenizer has no control token {token!r}; it has {', '.join(self._controls)}")
+        return self._controls[token]
+
+    def swallows(self, token: str) -> bool:
+        """Whether whitespace right after this control token disappears, as in the published tokenizer (`rstrip`)."""
+        return token in self._swallows
+
+    @property
+    def controls(self) -> dict[str, int]:
+        """All control tokens and their ids."""
+        return dict(self._controls)
+
+    @property
+    def image_id(self) -> int | None:
+        """The placeholder of pictures; None for a text-only tokenizer."""
+        return next((self._controls[t] for t in IMAGE_NAMES if t in self._controls), None)
+
+    @property
+    def audio_id(self) -> int | None:
+        """The placeholder of clips; None for a text-only tokenizer."""
+        return next((self._controls[t] for t in AUDIO_NAMES if t in self._controls), None)
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """What ends an answer: <|end|>, <|endoftext|>."""
+        return self._controls[END], self._controls[END_OF_TEXT]
+
+    @property
+    def vocab_size(self) -> int:
+        """Embedding rows: the largest id + 1, rounded up to a multiple of 64 (200,064 for the published vocabulary)."""
+        return _aligned(1 + max(*self._controls.values(), *self._spec["model"]["vocab"].values()))
+
+
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def _split(pattern: str) -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+
+
+def _spec(vocabulary: dict[str, int], merges: list[Any], pattern: str, controls: dict[str, int]) -> dict[str, Any]:
+    """The content of a `tokenizer.json`. Control tokens stand in the vocabulary too: so they keep their ids where it
+    has gaps (199,998; 200,000 to 200,009; ...)."""
+    # A piece that is a token as it stands is taken whole, as tiktoken does.
+    shell = tokenizers.Tokenizer(models.BPE(ignore_merges=True))
+    shell.pre_tokenizer = _split(pattern)
+    shell.decoder = decoders.ByteLevel()
+    spec = json.loads(shell.to_str())
+    spec["model"]["vocab"] = {**vocabulary, **controls}
+    spec["model"]["merges"] = merges
+    spec["added_tokens"] = [
+        {
+            "id": id,
+            "content": token,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": CONTROLS[token][2],
+            "normalized": False,
+            "special": CONTROLS[token][1],
+        }
+        for token, id in controls.items()
+    ]
+    return spec
+
+
+def _byte_letters() -> list[str]:
+    """The letter that stands for each byte in a byte-level vocabulary: its own where it prints, else from U+0100 on."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    letters, spare = [], 0x100
+    for byte in range(256):
+        letters.append(chr(byte if byte in printable else spare))
+        spare += byte not in printable
+    return letters
+
+
+def _merges(ranks: dict[bytes, int]) -> Iterator[tuple[bytes, bytes]]:
+    """The two tokens that each longer token is merged from, in order of rank: its bytes are merged by the ranks below
+    its own until two are left. The few tokens that are never reached so are found whole (`ignore_merges`)."""
+    for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
+        parts = [token[i : i + 1] for i in range(len(token))]
+        while len(parts) > 2:
+            best, at = rank, -1
+            for i in range(len(parts) - 1):
+                found = ranks.get(parts[i] + parts[i + 1], rank)
+                if found < best:
+                    best, at = found, i
+            if at < 0:
+                break
+            parts[at : at + 2] = [parts[at] + parts[at + 1]]
+        if len(parts) == 2:
+            yield parts[0], parts[1]

@@ -1,0 +1,51 @@
+"""Fixtures shared by all rooms' tests."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from polyphi.model.config import AdapterConfig, AudioConfig, DecoderConfig, ModelConfig, VisionConfig
+
+# So that a test file may import the helper beside it (`from parity.oracle import ...`) under pytest's importlib mode.
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture
+def tiny_config() -> ModelConfig:
+    """The real structure, running in milliseconds: crops of 4 x 4 patches, a LongRoPE switch at 64 tokens."""
+    decoder = DecoderConfig(
+        vocab_size=1000,
+        hidden_size=96,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        original_max_position_embeddings=64,
+        short_factor=(1.0,) * 6,
+        long_factor=(1.0, 1.5, 2.0, 4.0, 8.0, 16.0),
+        bos_token_id=0,
+        pad_token_id=0,
+        eos_token_ids=(1, 0),
+    )
+    vision = VisionConfig(
+        hidden_size=48,
+        intermediate_size=80,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        crop_size=56,
+        image_token_id=10,
+    )
+    audio = AudioConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        num_attention_heads=4,
+        num_blocks=2,
+        nemo_conv_channels=16,
+        ext_pw_out_channel=32,
+        depthwise_separable_out_channel=32,
+        audio_token_id=11,
+    )
+    adapters = {"vision": AdapterConfig(4, 8.0), "speech": AdapterConfig(5, 10.0, 0.01)}
+    return ModelConfig(decoder, vision, audio, adapters)

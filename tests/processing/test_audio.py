@@ -1,0 +1,74 @@
+"""Frames are counted as published, short clips are padded, other rates are resampled."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from polyphi.batch import Clip
+from polyphi.processing.audio import frames, log_mel, mel_filters, resample
+
+
+@pytest.mark.parametrize(
+    ("samples", "expected"), [(1, 1), (399, 1), (400, 1), (559, 1), (560, 2), (1000, 4), (16000, 98)]
+)
+def test_frames_of_a_clip(samples: int, expected: int) -> None:
+    assert log_mel(np.zeros(samples, np.float32), 16000).shape == (expected, 80) and frames(samples, 16000) == expected
+    # Half the samples at half the rate make as many frames.
+    assert frames(samples // 2, 8000) == expected
+
+
+def test_tokens_of_a_clip() -> None:
+    assert Clip(frames(16000, 16000), "speech").tokens == 13  # one second
+    assert Clip(frames(60 * 16000, 16000), "speech").tokens == 750  # one minute
+    assert Clip(351, "speech").tokens == 44
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 5000), st.sampled_from([8000, 11025, 16000, 22050, 24000, 44100, 48000]))
+def test_frames_are_foretold(samples: int, rate: int) -> None:
+    wave, target = resample(np.zeros(samples, np.float32), rate)
+    assert len(log_mel(np.zeros(samples, np.float32), rate)) == frames(len(wave), target)
+
+
+def test_silence_is_exactly_zero_and_padding_a_short_clip_is_silence() -> None:
+    assert not log_mel(np.zeros(5000, np.float32), 16000).any()
+    wave = np.random.default_rng(0).standard_normal(250).astype(np.float32)
+    padded = np.concatenate([wave, np.zeros(150, np.float32)])
+    assert log_mel(wave, 16000).equal(log_mel(padded, 16000))
+
+
+def test_a_clip_gives_what_its_pieces_give() -> None:
+    wave = 0.1 * np.random.default_rng(0).standard_normal(160 * 4300).astype(
+        np.float32
+    )  # more than one chunk of frames
+    whole = log_mel(wave, 16000)
+    assert whole[4090:4110].equal(log_mel(wave[160 * 4090 : 160 * 4109 + 400], 16000))
+
+
+@pytest.mark.parametrize(
+    ("rate", "target"), [(44100, 16000), (48000, 16000), (24000, 16000), (12000, 8000), (11025, 8000)]
+)
+def test_a_tone_stays_where_it_is_at_other_rates(rate: int, target: int) -> None:
+    def tone(rate: int) -> np.ndarray:
+        return (0.3 * np.sin(2 * np.pi * 1000 * np.arange(rate) / rate)).astype(np.float32)
+
+    assert resample(tone(rate), rate)[1] == target
+    ours, expected = log_mel(tone(rate), rate), log_mel(tone(target), target)
+    assert ours.shape == expected.shape
+    loud = expected[10:-10] > 10
+    assert (ours - expected)[10:-10][loud].abs().max() < 0.1
+
+
+def test_8_khz_fills_the_lower_half_only() -> None:
+    wave = 0.3 * np.random.default_rng(0).standard_normal(8000).astype(np.float32)
+    mel = log_mel(wave, 8000)
+    empty = [m for m in range(80) if not mel_filters()[:128, m].any()]
+    assert empty and not mel[:, empty].any() and (mel[:, : empty[0] - 1] > 0).all()
+
+
+def test_refusals() -> None:
+    with pytest.raises(ValueError, match=r"at least 8000 Hz, found 7999 Hz"):
+        log_mel(np.zeros(8000, np.float32), 7999)
+    with pytest.raises(ValueError, match=r"n > 0, found \[0\]"):
+        log_mel(np.zeros(0, np.float32), 16000)

@@ -1,0 +1,222 @@
+"""Files are known by their bytes, capped, and refused with one clear line."""
+
+import io
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image
+
+from polyphi.processing.media import decode_audio, decode_image, image_size, sniff
+
+Make = Callable[..., bytes]
+
+
+def encode(picture: Image.Image, format: str, **options: object) -> bytes:
+    out = io.BytesIO()
+    picture.save(out, format, **options)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("format", ["PNG", "WEBP", "BMP"])
+def test_lossless_pictures_decode_to_their_pixels_whatever_the_name(format: str, png: Make, tmp_path: Path) -> None:
+    path = tmp_path / "cat.txt"
+    path.write_bytes(png(20, 10, format=format))
+    expected = np.random.default_rng(0).integers(0, 256, (10, 20, 3), np.uint8)
+    for source in (path, str(path), path.read_bytes()):
+        picture = decode_image(source)
+        assert picture.mode == "RGB"
+        np.testing.assert_array_equal(np.asarray(picture), expected)
+        assert image_size(source) == (20, 10)
+
+
+def test_a_jpeg_decodes(png: Make) -> None:
+    assert decode_image(png(20, 10, format="JPEG")).size == (20, 10)
+
+
+def test_only_the_first_frame_of_a_gif_is_seen() -> None:
+    red, blue = Image.new("RGB", (4, 4), "red"), Image.new("RGB", (4, 4), "blue")
+    picture = decode_image(encode(red, "GIF", save_all=True, append_images=[blue]))
+    assert picture.getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_alpha_is_dropped_not_blended() -> None:
+    picture = decode_image(encode(Image.new("RGBA", (4, 4), (10, 20, 30, 0)), "PNG"))
+    assert picture.getpixel((0, 0)) == (10, 20, 30)
+
+
+@pytest.mark.parametrize(("mode", "colour"), [("L", 7), ("1", 1), ("P", 3), ("CMYK", (9, 8, 7, 6)), ("LA", (7, 0))])
+def test_other_modes_become_rgb(mode: str, colour: object) -> None:
+    data = encode(Image.new(mode, (4, 4), colour), "JPEG" if mode == "CMYK" else "PNG")
+    assert decode_image(data).mode == "RGB"
+
+
+def test_16_bit_grey_keeps_its_upper_bits() -> None:
+    grey = np.array([[0, 256, 0x8000, 0xFFFF]], np.uint16)
+    assert np.asarray(decode_image(encode(Image.fromarray(grey), "PNG")))[0, :, 0].tolist() == [0, 1, 128, 255]
+
+
+def test_exif_orientation_is_left_alone() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees
+    assert decode_image(encode(Image.new("RGB", (20, 10)), "JPEG", exif=exif)).size == (20, 10)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "found"),
+    [
+        ("photo.png", b"hello, I am a letter", "text"),
+        ("photo.png", b"", "nothing"),
+        ("photo.jpg", b"%PDF-1.7 ...", "PDF"),
+        ("photo.png", b"RIFF\0\0\0\0WAVEfmt ", "WAV"),
+        ("photo.png", bytes(range(256)), "unknown data"),
+        ("photo.heic", b"\0\0\0\x18ftypheic", "HEIC"),
+    ],
+)
+def test_what_is_no_picture_is_named(name: str, data: bytes, found: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=f"{name}: expected a PNG, JPEG, .*, found {found}"):
+        decode_image(path)
+
+
+@pytest.mark.parametrize("decode", [decode_image, decode_audio])
+def test_missing_files_and_folders_are_named(decode: Callable, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"none\.png: expected a file, found nothing there"):
+        decode(tmp_path / "none.png")
+    with pytest.raises(ValueError, match="found a folder"):
+        decode(tmp_path)
+    with pytest.raises(ValueError, match="expected a file"):
+        decode("x" * 200)
+    with pytest.raises(ValueError, match="expected a readable file"):
+        decode("x" * 5000)
+    with pytest.raises(ValueError, match="found int"):
+        decode(7)
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "GIF", "BMP"])
+def test_truncated_pictures_are_refused_in_our_words(format: str, png: Make) -> None:
+    data = png(64, 64, format=format)
+    for length in (16, len(data) // 2):
+        with pytest.raises(ValueError, match="damaged or truncated") as error:
+            decode_image(data[:length])
+        assert "0x" not in str(error.value) and "\n" not in str(error.value)
+
+
+def huge_png(side: int) -> bytes:
+    """A valid header of side x side pixels, and next to nothing behind it."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_bombs_are_refused_before_decoding(png: Make) -> None:
+    for side in (10_000, 40_000):
+        with pytest.raises(ValueError, match="89,478,485 pixels"):
+            decode_image(huge_png(side))
+    with pytest.raises(ValueError, match=r"100 pixels, found 400"):
+        decode_image(png(20, 20), max_pixels=100)
+    with pytest.raises(ValueError, match=r"100 bytes, found more"):
+        decode_image(png(20, 20), max_bytes=100)
+
+
+@pytest.mark.parametrize(
+    ("format", "subtype", "tolerance"),
+    [
+        ("WAV", "PCM_16", 1e-4),
+        ("WAV", "FLOAT", 1e-6),
+        ("FLAC", "PCM_16", 1e-4),
+        ("OGG", "VORBIS", None),
+        ("OGG", "OPUS", None),
+        ("MP3", "MPEG_LAYER_III", None),
+    ],
+)
+def test_clips_decode_whatever_the_name(
+    format: str, subtype: str, tolerance: float | None, clip: Make, tmp_path: Path
+) -> None:
+    data = clip(16000, format=format, subtype=subtype)
+    assert sniff(data) == format
+    path = tmp_path / "song.txt"
+    path.write_bytes(data)
+    wave, rate = decode_audio(path)
+    assert (rate, wave.dtype, wave.shape) == (16000, np.float32, (16000,))
+    if tolerance:
+        expected = 0.1 * np.random.default_rng(0).standard_normal(16000)
+        np.testing.assert_allclose(wave, expected, atol=tolerance)
+
+
+def test_channels_are_averaged(clip: Make) -> None:
+    wave, _ = decode_audio(clip(100, channels=3, subtype="FLOAT"))
+    expected = (0.1 * np.random.default_rng(0).standard_normal((100, 3))).mean(axis=1)
+    np.testing.assert_allclose(wave, expected, atol=1e-6)
+
+
+def test_samples_in_memory() -> None:
+    wave, rate = decode_audio((np.array([[0.5, 0.0], [-1.0, 0.0]]), 8000))
+    assert wave.tolist() == [0.25, -0.5] and rate == 8000 and wave.dtype == np.float32
+    assert decode_audio((np.array([-32768, 16384], np.int16), 16000))[0].tolist() == [-1.0, 0.5]
+    for samples, message in (
+        (np.zeros(0), "empty"),
+        (np.zeros((2, 2, 2)), r"\[n\] or \[n, channels\], found \[2, 2, 2\]"),
+        (np.array([np.nan]), "finite"),
+        (np.array([np.inf]), "finite"),
+        (np.array([1], np.uint8), "uint8"),
+        (np.array(["a"]), "<U1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            decode_audio((samples, 16000))
+    with pytest.raises(ValueError, match="found 0"):
+        decode_audio((np.zeros(5), 0))
+
+
+def test_empty_and_truncated_clips_are_refused(clip: Make) -> None:
+    with pytest.raises(ValueError, match=r"expected a WAV, FLAC, OGG or MP3 clip, found nothing \(0 bytes\)"):
+        decode_audio(b"")
+    with pytest.raises(ValueError, match="the WAV clip is empty"):
+        decode_audio(clip(0))
+    with pytest.raises(ValueError, match="promises 32000 bytes, found 15956"):
+        decode_audio(clip(16000)[:16000])
+    with pytest.raises(ValueError, match="truncated"):
+        decode_audio(clip(16000)[:40])
+    for format, subtype in (("FLAC", "PCM_16"), ("OGG", "VORBIS"), ("OGG", "OPUS"), ("MP3", "MPEG_LAYER_III")):
+        data = clip(16000, format=format, subtype=subtype)
+        for length in (20, len(data) // 2):
+            with pytest.raises(ValueError, match=r"truncated|empty") as error:
+                decode_audio(data[:length])
+            assert "0x" not in str(error.value)
+
+
+def test_a_streamed_wav_of_unknown_length_is_read(clip: Make) -> None:
+    data = bytearray(clip(1000))
+    data[40:44] = b"\xff\xff\xff\xff"
+    assert len(decode_audio(bytes(data))[0]) == 1000
+
+
+def test_clips_are_capped_in_seconds_and_bytes(clip: Make) -> None:
+    with pytest.raises(ValueError, match=r"may last 0\.5 s"):
+        decode_audio(clip(16000), max_seconds=0.5)
+    with pytest.raises(ValueError, match=r"may last 0\.5 s, found 1\.0 s"):
+        decode_audio((np.zeros(16000), 16000), max_seconds=0.5)
+    with pytest.raises(ValueError, match="bytes, found more"):
+        decode_audio(clip(16000), max_bytes=1000)
+
+
+def test_forged_headers_and_bad_samples_are_refused(clip: Make) -> None:
+    data = bytearray(clip(1000))
+    data[24:28] = struct.pack("<I", 2_000_000_000)
+    with pytest.raises(ValueError, match=r"not believable|damaged"):
+        decode_audio(bytes(data))
+    out = io.BytesIO()
+    soundfile.write(out, np.array([0.0, np.nan]), 16000, format="WAV", subtype="FLOAT")
+    with pytest.raises(ValueError, match="finite"):
+        decode_audio(out.getvalue())
+    with pytest.raises(ValueError, match="expected a WAV, FLAC, OGG or MP3 clip, found text"):
+        decode_audio(b"I am a poem")

@@ -1,0 +1,143 @@
+"""Conversations become the ids of the published template and tokenizer; only the template emits control ids."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from polyphi.chat import Audio, Image, Message, Text
+from polyphi.processing.template import render
+from polyphi.processing.tokenizer import CONTROLS, Tokenizer
+
+
+def ids(messages: list[Message], tokenizer: Tokenizer, **options: bool) -> list[int]:
+    return [i for piece in render(messages, tokenizer, **options) for i in piece.ids]
+
+
+def learnt(messages: list[Message], tokenizer: Tokenizer, **options: bool) -> str:
+    return tokenizer.decode([i for piece in render(messages, tokenizer, **options) if piece.answer for i in piece.ids])
+
+
+def text(messages: list[Message], tokenizer: Tokenizer, **options: bool) -> str:
+    return tokenizer.decode(ids(messages, tokenizer, **options))
+
+
+CHAT = [Message.system("Be brief."), Message.user("Hi"), Message.assistant("Hello!"), Message.user("Bye")]
+
+
+def test_the_shape_of_a_conversation(tokenizer: Tokenizer) -> None:
+    start = "<|system|>Be brief.<|end|><|user|>Hi<|end|><|assistant|>Hello!<|end|><|user|>Bye<|end|>"
+    assert text(CHAT, tokenizer) == start + "<|endoftext|>"
+    assert text(CHAT, tokenizer, generation_prompt=True) == start + "<|assistant|>"
+    assert learnt(CHAT, tokenizer) == "Hello!<|end|>"
+
+
+def test_tools_sit_on_the_system_message(tokenizer: Tokenizer) -> None:
+    chat = [Message.system("Use tools.", tools='[{"name": "f"}]'), Message("tool_response", (Text("4"),))]
+    assert text(chat, tokenizer) == (
+        '<|system|>Use tools.<|tool|>[{"name": "f"}]<|/tool|><|end|><|tool_response|>4<|end|><|endoftext|>'
+    )
+
+
+def test_tool_calls_are_control_tokens_only_in_trusted_answers(tokenizer: Tokenizer) -> None:
+    call = 'I look.<|tool_call|>[{"name": "f"}]<|/tool_call|>'
+    marks = {tokenizer.control("<|tool_call|>"), tokenizer.control("<|/tool_call|>")}
+    answer = [Message.user(call), Message.assistant(call + "<|user|><|/tool_call|>")]
+    trusted, plain = ids(answer, tokenizer, trusted=True), ids(answer, tokenizer)
+    assert [i in marks for i in trusted].count(True) == 3 and not marks & set(plain)
+    assert tokenizer.decode(trusted) == tokenizer.decode(plain)
+    assert trusted.count(tokenizer.control("<|user|>")) == 1
+    assert learnt(answer, tokenizer, trusted=True) == call + "<|user|><|/tool_call|><|end|>"
+
+
+def test_media_become_one_placeholder_where_they_stand(tokenizer: Tokenizer) -> None:
+    message = Message.user("a", Image(b"1"), "b", "c", Audio(b"2"), Image(b"3"))
+    pieces = render([message], tokenizer, generation_prompt=True)
+    assert [p.media.source for p in pieces if p.media] == [b"1", b"2", b"3"]
+    assert text([message], tokenizer) == (
+        "<|user|>a<|endoftext10|>bc<|endoftext11|><|endoftext10|><|end|><|endoftext|>"
+    )
+
+
+def test_neighbouring_texts_are_one_text(tokenizer: Tokenizer) -> None:
+    assert ids([Message.user("The qu", "ick fox")], tokenizer) == ids([Message.user("The quick fox")], tokenizer)
+
+
+def test_whitespace_after_a_control_token_is_swallowed(tokenizer: Tokenizer) -> None:
+    spaced = [Message.user("\n ", "\u3000Hi \n"), Message.assistant("  ")]
+    assert text(spaced, tokenizer) == "<|user|>Hi \n<|end|><|assistant|><|end|><|endoftext|>"
+    # Placeholders do not swallow it, and what stands before one is swallowed by the role's token.
+    assert text([Message.user(" ", Image(b""), "\nHi")], tokenizer) == (
+        "<|user|><|endoftext10|>\nHi<|end|><|endoftext|>"
+    )
+    assert text([Message.user("\x1cHi")], tokenizer).startswith("<|user|>\x1cHi")  # whitespace to Python, not to them
+
+
+def test_a_document_stands_alone_and_is_all_learnt(tokenizer: Tokenizer) -> None:
+    document = [Message("document", (Text("  Once <|end|>"),))]
+    assert text(document, tokenizer) == "  Once <|end|><|endoftext|>" == learnt(document, tokenizer)
+    assert ids(document, tokenizer).count(tokenizer.control("<|end|>")) == 0
+    assert text(document, tokenizer, generation_prompt=True) == "  Once <|end|>"
+    with pytest.raises(ValueError, match="a document stands alone, found 2"):
+        render([*document, Message.user("Hi")], tokenizer)
+
+
+def test_refusals(tokenizer: Tokenizer) -> None:
+    with pytest.raises(ValueError, match="found none"):
+        render([], tokenizer)
+    for role in ("endoftext", "end", "/tool", "endoftext10", "User", "tool_call"):
+        with pytest.raises(ValueError, match=f"unknown role '{role}'; expected one of system, user"):
+            render([Message(role, (Text("x"),))], tokenizer)
+    with pytest.raises(ValueError, match="tools belong on a system message"):
+        render([Message("user", (Text("x"),), tools="[]")], tokenizer)
+
+
+PART = st.one_of(st.text(max_size=8), st.sampled_from([*CONTROLS, "\n", " ", "<|image_1|>", "<|tool_call|>["]))
+CONVERSATION = st.lists(
+    st.tuples(st.sampled_from(["system", "user", "assistant", "tool_response"]), st.lists(PART, max_size=4)),
+    min_size=1,
+    max_size=4,
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(CONVERSATION, st.booleans())
+def test_text_never_adds_a_control_token(tokenizer: Tokenizer, turns: list, generation_prompt: bool) -> None:
+    messages = [Message(role, tuple(map(Text, parts))) for role, parts in turns]
+    expected = [t for role, _ in turns for t in (f"<|{role}|>", "<|end|>")]
+    expected.append("<|assistant|>" if generation_prompt else "<|endoftext|>")
+    controls = set(tokenizer.controls.values())
+    found = [i for i in ids(messages, tokenizer, generation_prompt=generation_prompt) if i in controls]
+    assert found == [tokenizer.control(t) for t in expected]
+
+
+@pytest.fixture(scope="module")
+def peer(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory):
+    transformers = pytest.importorskip("transformers")
+    folder: Path = tmp_path_factory.mktemp("peer")
+    tokenizer.save(folder)
+    return transformers.AutoTokenizer.from_pretrained(folder)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["system", "user", "assistant", "tool_response"]),
+            st.text(alphabet=st.sampled_from("ab1 \n\t\u3000\xa0\u2028\x1céß犬|<>"), max_size=12),
+        ),
+        min_size=1,
+        max_size=4,
+    ),
+    st.booleans(),
+)
+def test_ids_are_those_of_the_chat_template_in_transformers(
+    tokenizer: Tokenizer, peer, turns: list, generation_prompt: bool
+) -> None:
+    messages = [{"role": role, "content": content} for role, content in turns]
+    if turns[0][0] == "system":
+        messages[0]["tools"] = '[{"name": "f"}]'
+    theirs = peer.apply_chat_template(messages, add_generation_prompt=generation_prompt, tokenize=False)
+    ours = ids([Message.parse(m) for m in messages], tokenizer, generation_prompt=generation_prompt)
+    assert ours == peer(theirs, add_special_tokens=False)["input_ids"]
