@@ -148,7 +148,7 @@ class Phi:
         Messages get the generation prompt. Ids are taken as they are, with `images` and `audios` (paths or bytes) for
         their placeholders, in order; "auto" then looks at which of the two are given.
         """
-        given = messages_or_ids.tolist() if isinstance(messages_or_ids, Tensor) else list(messages_or_ids)
+        given: list[Any] = messages_or_ids.tolist() if isinstance(messages_or_ids, Tensor) else list(messages_or_ids)
         if not given:
             raise ValueError("expected messages or token ids, found an empty list")
         if isinstance(given[0], Message | Mapping):

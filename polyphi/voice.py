@@ -2,9 +2,9 @@
 
 >>> wave, rate = speak("seven two nine", Voice("espeak-ng", "en", "f2"))       # float32 mono [n] in [-1, 1], Hz
 
-espeak-ng and flite are loaded as shared libraries, because a process for each clip costs more than the speech; where only
-the command is there, it is used. A `Booth` holds engines of its own: what espeak-ng says depends a little on what it said
-before, so whoever wants the same bytes again opens a new booth and says the same things in the same order.
+espeak-ng and flite are loaded as shared libraries, because a process for each clip costs more than the speech; where
+only the command is there, it is used. A `Booth` holds engines of its own: what espeak-ng says depends a little on what
+it said before, so whoever wants the same bytes again opens a new booth and says the same things in the same order.
 """
 
 import ctypes
@@ -40,7 +40,7 @@ ESPEAK_LANGUAGES = {
     "pt": "pt-br",
     "es": "es",
 }
-"""Language -> espeak-ng's voice for it; other names ("en-gb", "es-419") go through as they are. `ja` reads only kana."""
+"""Language -> espeak-ng's voice for it; other names ("en-gb", "es-419") pass as they are. `ja` reads only kana."""
 FLITE_VOICES = ("slt", "rms", "awb", "kal16", "kal")
 ESPEAK_WORDS_PER_MINUTE = 175  # espeak-ng's normal speed
 _FIX = {

@@ -1,17 +1,20 @@
-"""Questions about one picture: scanned digits, counting, colours, shapes, stamps, rendered words and numbers, places, charts.
+"""Questions about one picture: scanned digits, counting, colours, shapes, stamps, words and numbers, places, charts.
 
-The single-image instruction set of `vision_3_generative`. Held out for the test split: scans, stamps, fonts, numbers and pairs of
-shape and colour. A fifth of the questions that allow it are asked in the other seven languages.
+The single-image instruction set of `vision_3_generative`. Held out for the test split: scans, stamps, fonts, numbers
+and pairs of shape and colour. A fifth of the questions that allow it are asked in the other seven languages.
 """
 
 from collections.abc import Iterator, Mapping
+from functools import cache
 
 from PIL import Image
 
-from polyphi.curate import charts, images
+from polyphi.curate import charts, images, stamps
 from polyphi.curate.corpus import Corpus, Work
-from polyphi.curate.images import SCANS, SIDE, STAMPS, Made, Scene, asked, sheet
+from polyphi.curate.images import SCANS, SIDE, sheet
 from polyphi.curate.lexicon import COLOUR_RGB, COLOURS, LANGUAGES, SHAPES, lexicon
+from polyphi.curate.scenes import Made, Maker, Scene, asked, samples
+from polyphi.curate.stamps import KIND_WORDS, KINDS, STAMPS, Stamp
 from polyphi.data.shards import Sample
 
 PLURALS = {shape: shape + ("es" if shape.endswith("s") else "s") for shape in SHAPES}
@@ -82,7 +85,7 @@ def digit(scene: Scene) -> Made:
     paper = scene.paper()
     picture, side = sheet(size, paper), scene.rng.randint(56, 100)
     corner = scene.corner(size, (side, side))
-    images.stamp_digits(picture, [scene.scan(value)], corner, side, scene.ink(paper), scene.rng)
+    images.stamp_digits(picture, [scene.scan(value)], corner, side, scene.ink(paper), rng=scene.rng)
     return asked(picture, ask(scene, "digit", language), value, SCANS, language)
 
 
@@ -93,7 +96,7 @@ def draw_digits(scene: Scene, values: list[int], size: tuple[int, int]) -> Image
     picture, side = sheet(size, paper), scene.rng.randint(min(26, largest), largest)
     wide = round(side * (0.9 * len(values) + 0.1))
     corner = scene.corner(size, (wide, side))
-    images.stamp_digits(picture, [scene.scan(v) for v in values], corner, side, scene.ink(paper), scene.rng)
+    images.stamp_digits(picture, [scene.scan(v) for v in values], corner, side, scene.ink(paper), rng=scene.rng)
     return picture
 
 
@@ -102,14 +105,14 @@ def digits(scene: Scene) -> Made:
     values = [scene.rng.randrange(10) for _ in range(scene.answer((2, 3, 4)))]
     picture = draw_digits(scene, values, scene.size())
     question = scene.rng.choice(("What digits do you see?", "Which digits are these?", "Read the digits."))
-    return asked(picture, question, " ".join(map(str, values)), SCANS, length=len(values))
+    return asked(picture, question, "".join(map(str, values)), SCANS, length=len(values))
 
 
 def count(scene: Scene) -> Made:
     """One to six shapes or stamps; in a quarter of the scenes other shapes stand about that don't count."""
     total, size = scene.answer(range(1, MOST + 1)), scene.size()
     side = scene.rng.randint(20, 34) * size[1] // SIDE
-    if scene.stamps and scene.rng.random() < 0.25:
+    if scene.album and scene.rng.random() < 0.25:
         stamp, language = scene.stamp(), scene.language()
         picture = sheet(size, stamp.paper(scene.rng))
         for corner in scene.scatter(total, side, size):
@@ -126,7 +129,7 @@ def count(scene: Scene) -> Made:
     other = scene.rng.choice([s for s in SHAPES if s != shape])
     for i, corner in enumerate(scene.scatter(total + others, side, size)):
         one, turn = scene.rng.randint(int(0.75 * side), side), scene.turn()
-        images.stamp_shape(picture, shape if i < total else other, corner, one, scene.tint(colour), turn)
+        images.stamp_shape(picture, shape if i < total else other, corner, one, scene.tint(colour), turn=turn)
     language = "en" if others else scene.language()
     if language != "en":
         return asked(picture, ask(scene, "count", language), total, language=language)
@@ -144,7 +147,7 @@ def _single(scene: Scene, shape: str, colour: str) -> Image.Image:
     size = scene.size()
     picture, side = sheet(size, scene.paper(COLOUR_RGB[colour])), scene.rng.randint(36, 92)
     corner = scene.corner(size, (side, side))
-    images.stamp_shape(picture, shape, corner, side, scene.tint(colour), scene.turn())
+    images.stamp_shape(picture, shape, corner, side, scene.tint(colour), turn=scene.turn())
     return picture
 
 
@@ -152,16 +155,20 @@ def colour(scene: Scene) -> Made:
     """The colour of a shape, or of one of two."""
     shape, name = _of(scene, 1, COLOURS)
     if scene.rng.random() < 0.35:
-        other = scene.rng.choice([(s, c) for s, c in images.pairs(scene.split) if s != shape and c != name])
+        other = scene.rng.choice([(s, c) for s, c in scene.pairs if s != shape and c != name])
         colours = COLOUR_RGB[name], COLOUR_RGB[other[1]]
         picture = sheet((SIDE, SIDE), scene.paper(*colours))
         for (s, c), corner in zip([(shape, name), other], scene.scatter(2, 40), strict=True):
-            images.stamp_shape(picture, s, corner, 40, scene.tint(c), scene.turn())
-        question = scene.rng.choice((f"What colour is the {shape}?", f"Which colour has the {shape}?"))
+            images.stamp_shape(picture, s, corner, 40, scene.tint(c), turn=scene.turn())
+        question = scene.rng.choice((f"What colour is the {shape}?", f"What is the colour of the {shape}?"))
         return asked(picture, question, name, pair=f"{name} {shape}")
     language = scene.language()
     return asked(
-        _single(scene, shape, name), ask(scene, "colour", language), COLOURS[name][language], language=language, pair=f"{name} {shape}"
+        _single(scene, shape, name),
+        ask(scene, "colour", language),
+        COLOURS[name][language],
+        language=language,
+        pair=f"{name} {shape}",
     )
 
 
@@ -170,15 +177,25 @@ def shape(scene: Scene) -> Made:
     name, tint = _of(scene, 0, SHAPES)
     language = scene.language()
     return asked(
-        _single(scene, name, tint), ask(scene, "shape", language), SHAPES[name][language], language=language, pair=f"{tint} {name}"
+        _single(scene, name, tint),
+        ask(scene, "shape", language),
+        SHAPES[name][language],
+        language=language,
+        pair=f"{tint} {name}",
     )
 
 
-def draw_stamp(scene: Scene, stamp: images.Stamp, size: tuple[int, int], smallest: int = 66, largest: int = 100) -> Image.Image:
+def draw_stamp(
+    scene: Scene, stamp: Stamp, size: tuple[int, int], smallest: int = 66, largest: int = 100
+) -> Image.Image:
     """One stamp, half of the time mirrored, unless it is writing."""
     picture = sheet(size, stamp.paper(scene.rng))
     cutout = stamp.cutout(scene.rng.randint(smallest, largest))
-    if scene.rng.random() < 0.5 and stamp.kind not in ("letter", "sign", "coin") and not stamp.id.startswith("symbols/"):
+    if (
+        scene.rng.random() < 0.5
+        and stamp.kind not in ("letter", "sign", "coin")
+        and not stamp.id.startswith("symbols/")
+    ):
         cutout = cutout.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     picture.paste(cutout, scene.corner(size, cutout.size), cutout)
     return picture
@@ -186,10 +203,10 @@ def draw_stamp(scene: Scene, stamp: images.Stamp, size: tuple[int, int], smalles
 
 def stamp(scene: Scene) -> Made:
     """What kind of thing a stamp shows."""
-    kind, language = scene.answer(list(images.KINDS)), scene.language()
+    kind, language = scene.answer(list(KINDS)), scene.language()
     found = scene.stamp(kind)
     picture = draw_stamp(scene, found, scene.size())
-    return asked(picture, ask(scene, "stamp", language), images.KIND_WORDS[kind][language], STAMPS, language, stamp=found.id)
+    return asked(picture, ask(scene, "stamp", language), KIND_WORDS[kind][language], STAMPS, language, stamp=found.id)
 
 
 def draw_text(scene: Scene, text: str, size: tuple[int, int], largest: int) -> tuple[Image.Image, str]:
@@ -215,7 +232,12 @@ def word(scene: Scene) -> Made:
 def pick_number(scene: Scene) -> int:
     """A number of the split, its length first: else nearly all would have three digits."""
     length = scene.answer((2, 3) if scene.split == "test" else (1, 2, 3))
-    return scene.rng.choice([n for n in images.numbers(scene.split) if len(str(n)) == length])
+    return scene.answer(_numbers(scene.split, length), every=2)
+
+
+@cache
+def _numbers(split: str, length: int) -> list[int]:
+    return [n for n in images.numbers(split) if len(str(n)) == length]
 
 
 def number(scene: Scene) -> Made:
@@ -226,7 +248,12 @@ def number(scene: Scene) -> Made:
     return asked(picture, question, value, font=font)
 
 
-PLACES: dict[str, tuple[float, float]] = {"left": (0.0, 0.5), "right": (1.0, 0.5), "top": (0.5, 0.0), "bottom": (0.5, 1.0)}
+PLACES: dict[str, tuple[float, float]] = {
+    "left": (0.0, 0.5),
+    "right": (1.0, 0.5),
+    "top": (0.5, 0.0),
+    "bottom": (0.5, 1.0),
+}
 """Side of the picture -> where along its width and height."""
 
 
@@ -242,12 +269,12 @@ def where(scene: Scene) -> Made:
     place, (name, tint) = scene.answer(list(PLACES)), scene.pair()
     things = [(name, tint, place)]
     if scene.rng.random() < 0.5:
-        other = scene.rng.choice([pair for pair in images.pairs(scene.split) if pair[0] != name])
+        other = scene.rng.choice([pair for pair in scene.pairs if pair[0] != name])
         things.append((*other, scene.rng.choice([p for p in PLACES if p != place])))
     picture = sheet((SIDE, SIDE), scene.paper(*(COLOUR_RGB[c] for _, c, _ in things)))
     for s, c, p in things:
         side = scene.rng.randint(26, 36)
-        images.stamp_shape(picture, s, at(scene, p, side), side, scene.tint(c), scene.turn())
+        images.stamp_shape(picture, s, at(scene, p, side), side, scene.tint(c), turn=scene.turn())
     question = scene.rng.choice((f"Where is the {name}?", f"On which side is the {name}?"))
     return asked(picture, question, place)
 
@@ -265,7 +292,7 @@ def more(scene: Scene) -> Made:
     picture = sheet((SIDE, SIDE), scene.paper(*(COLOUR_RGB[c] for c in counts)))
     items = [c for c, n in counts.items() for _ in range(n)]
     for c, corner in zip(items, scene.scatter(len(items), 24), strict=True):
-        images.stamp_shape(picture, name, corner, scene.rng.randint(20, 24), scene.tint(c), scene.turn())
+        images.stamp_shape(picture, name, corner, scene.rng.randint(20, 24), scene.tint(c), turn=scene.turn())
     if answer != "colour":
         return asked(picture, f"Are there more {first} than {second} {PLURALS[name]}?", answer, form="yes or no")
     one, two = scene.rng.sample([first, second], 2)
@@ -296,14 +323,14 @@ def chart(scene: Scene) -> Made:
     drawn = draw(scene, [labels[i] for i in order], [values[i] for i in order], scene.size())
     longest = draw is charts.rows
     if form == "value":
-        question = scene.rng.choice((f"What is the value of the {label} bar?", f"How high is {label}?"))
+        question = scene.rng.choice((f"What is the value of the {label} bar?", f"What number has the {label} bar?"))
         return asked(drawn.picture, question, drawn.value(label), form=form)
     asks = {"highest": "Which bar is longest?", "lowest": "Which bar is shortest?"} if longest else {}
     question = asks.get(form, f"Which bar is {form}?")
     return asked(drawn.picture, question, drawn.highest() if form == "highest" else drawn.lowest(), form=form)
 
 
-MAKERS: dict[str, tuple[float, images.Maker]] = {
+MAKERS: dict[str, tuple[float, Maker]] = {
     "digit": (14, digit),
     "digits": (16, digits),
     "count": (12, count),
@@ -320,9 +347,9 @@ MAKERS: dict[str, tuple[float, images.Maker]] = {
 
 
 def questions(work: Work) -> Iterator[tuple[str, Sample]]:
-    stamps = images.load_stamps(work)
-    makers = {task: made for task, made in MAKERS.items() if stamps or task != "stamp"}
-    return images.samples("image_qa", work, makers, stamps)
+    album = stamps.load(work)
+    makers = {task: made for task, made in MAKERS.items() if album or task != "stamp"}
+    return samples("image_qa", work, makers, album)
 
 
 corpus = Corpus("image_qa", build=questions)

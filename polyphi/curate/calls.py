@@ -1,7 +1,7 @@
 """Function calling by template: tools in the system message, a request, and the call as compact JSON.
 
 >>> call(Random(0), "train").answer
-'[{"name": "get_weather", "arguments": {"city": "Rome"}}]'
+'[{"name": "get_weather", "arguments": {"city": "Rome", "day": "Monday"}}]'
 
 Each conversation offers two tools; one in ten requests fits neither and is answered `NO_TOOL`.
 """
@@ -15,12 +15,13 @@ from polyphi.curate.lexicon import COLOURS, LANGUAGES, NOUNS
 from polyphi.curate.text import side
 
 NO_TOOL = "None of the tools can do that."
-_CITIES, _PEOPLE, _ROOMS = (
+_CITIES, _PEOPLE, _ROOMS, _DAYS = (
     tuple(names.split())
     for names in (
         "Paris Rome Berlin Tokyo Madrid London Lisbon Milan Lyon Munich Osaka Porto Boston Beijing Seville Vienna",
         "Anna Paul Maria Ken Lucia Tom Mei Jan Rosa Leo",
         "kitchen bedroom bathroom garden office hall",
+        "Monday Tuesday Wednesday Thursday Friday Saturday Sunday",
     )
 )
 
@@ -38,15 +39,15 @@ class Tool:
 TOOLS: dict[str, Tool] = {
     "get_weather": Tool(
         "Weather in a city",
-        {"city": "str"},
-        lambda rng: {"city": rng.choice(_CITIES)},
-        ("What is the weather in {city}?", "Will it rain in {city}?"),
+        {"city": "str", "day": "str"},
+        lambda rng: {"city": rng.choice(_CITIES), "day": rng.choice(_DAYS)},
+        ("What is the weather in {city} on {day}?", "Will it rain in {city} on {day}?"),
     ),
-    "get_time": Tool(
-        "Time in a city",
-        {"city": "str"},
-        lambda rng: {"city": rng.choice(_CITIES)},
-        ("What time is it in {city}?", "Tell me the time in {city}."),
+    "find_train": Tool(
+        "Find a train",
+        {"start": "str", "end": "str"},
+        lambda rng: dict(zip(("start", "end"), rng.sample(_CITIES, 2), strict=True)),
+        ("Find a train from {start} to {end}.", "I want to go from {start} to {end} by train."),
     ),
     "add": Tool(
         "Add two numbers",

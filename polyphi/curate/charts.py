@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
 
-from polyphi.curate.images import RGB, SIDE, Scene, fitting, sheet
+from polyphi.curate.images import RGB, SIDE, font, sheet
 from polyphi.curate.lexicon import COLOUR_RGB
+from polyphi.curate.scenes import Scene
 
 PAPERS: tuple[RGB, ...] = ((255, 255, 255), (246, 244, 236), (236, 240, 246))
 GREY: RGB = (90, 90, 90)
@@ -50,8 +51,8 @@ def _start(scene: Scene, size: tuple[int, int]) -> tuple[Image.Image, ImageDraw.
     return picture, ImageDraw.Draw(picture)
 
 
-def _write(draw: ImageDraw.ImageDraw, scene: Scene, centre: tuple[float, float], text: str, height: int = 15) -> None:
-    draw.text(centre, text, font=fitting(scene.font(text), text, 40, height), fill=(20, 20, 20), anchor="mm")
+def _write(draw: ImageDraw.ImageDraw, centre: tuple[float, float], text: str, face: str) -> None:
+    draw.text(centre, text, font=font(face, 15), fill=(20, 20, 20), anchor="mm")
 
 
 def _ink(scene: Scene, labels: Sequence[str]) -> list[RGB]:
@@ -63,7 +64,7 @@ def _ink(scene: Scene, labels: Sequence[str]) -> list[RGB]:
 def columns(scene: Scene, labels: Sequence[str], values: Sequence[int], size: tuple[int, int] = (SIDE, SIDE)) -> Chart:
     """Upright bars, the value written above each."""
     picture, draw = _start(scene, size)
-    named = [label not in COLOUR_RGB for label in labels]
+    face, named = scene.font("0"), [label not in COLOUR_RGB for label in labels]
     floor, step = size[1] - (20 if any(named) else 8), (size[0] - 12) / len(labels)
     unit, wide = (floor - 22) / LARGEST, step * scene.rng.uniform(0.5, 0.8)
     if scene.rng.random() < 0.5:
@@ -72,9 +73,9 @@ def columns(scene: Scene, labels: Sequence[str], values: Sequence[int], size: tu
     for i, (label, value, colour) in enumerate(zip(labels, values, _ink(scene, labels), strict=True)):
         middle = 6 + (i + 0.5) * step
         draw.rectangle([middle - wide / 2, floor - value * unit, middle + wide / 2, floor], fill=colour)
-        _write(draw, scene, (middle, floor - value * unit - 10), str(value))
+        _write(draw, (middle, floor - value * unit - 10), str(value), face)
         if named[i]:
-            _write(draw, scene, (middle, floor + 11), label)
+            _write(draw, (middle, floor + 11), label, face)
     draw.line([(4, floor), (size[0] - 4, floor)], fill=GREY, width=2)
     return Chart(picture, tuple(labels), tuple(values))
 
@@ -82,15 +83,15 @@ def columns(scene: Scene, labels: Sequence[str], values: Sequence[int], size: tu
 def rows(scene: Scene, labels: Sequence[str], values: Sequence[int], size: tuple[int, int] = (SIDE, SIDE)) -> Chart:
     """Lying bars, the value written behind each."""
     picture, draw = _start(scene, size)
-    named = [label not in COLOUR_RGB for label in labels]
+    face, named = scene.font("0"), [label not in COLOUR_RGB for label in labels]
     wall, step = 22 if any(named) else 6, (size[1] - 10) / len(labels)
     unit, high = (size[0] - wall - 22) / LARGEST, step * scene.rng.uniform(0.5, 0.8)
     for i, (label, value, colour) in enumerate(zip(labels, values, _ink(scene, labels), strict=True)):
         middle = 5 + (i + 0.5) * step
         draw.rectangle([wall, middle - high / 2, wall + value * unit, middle + high / 2], fill=colour)
-        _write(draw, scene, (wall + value * unit + 10, middle), str(value))
+        _write(draw, (wall + value * unit + 10, middle), str(value), face)
         if named[i]:
-            _write(draw, scene, (wall - 11, middle), label)
+            _write(draw, (wall - 11, middle), label, face)
     draw.line([(wall, 4), (wall, size[1] - 4)], fill=GREY, width=2)
     return Chart(picture, tuple(labels), tuple(values))
 

@@ -15,7 +15,7 @@ from random import Random
 
 from polyphi.chat import Message
 from polyphi.curate.corpus import Work
-from polyphi.curate.lexicon import COLOURS, DIGIT_WORDS, LANGUAGES, NOUNS, SHAPES, digit_words, lexicon, number_words
+from polyphi.curate.lexicon import COLOURS, LANGUAGES, NOUNS, SHAPES, digit_words, lexicon, number_words
 from polyphi.curate.text import origin, sentences, side
 from polyphi.data.shards import Sample
 
@@ -84,6 +84,13 @@ def families(work: Work, split: str) -> dict[str, Family]:
             n, language = rng.randrange(100), rng.choice(codes)
             return (n, language) if held_number(split, n, number_words(n, language)) else None
 
+        def draw_digits() -> tuple | None:
+            digits = "".join(rng.choices("0123456789", k=rng.randrange(2, 5)))
+            return (digits, rng.choice(codes)) if side(split, "digits", digits) else None
+
+        if rng.random() < 0.2:
+            digits, language = until(draw_digits)
+            return Ask("number_words", f"Write in digits: {digit_words(digits, language)}", " ".join(digits))
         n, language = until(draw)
         words = number_words(n, language)
         if rng.random() < 0.5:
@@ -155,27 +162,30 @@ def families(work: Work, split: str) -> dict[str, Family]:
 
         a, sign, b, value = until(draw)
         language = rng.choice(codes) if rng.random() < 0.5 else "en"
-        return Ask("arithmetic", _SUM[language].format(f"{a} {sign} {b}"), str(value), language)
+        told = f"{a} {sign} {b}"
+        if language == "en" and rng.random() < 0.3:
+            told = f"{a} {'plus' if sign == '+' else 'minus'} {b}"
+        return Ask("arithmetic", _SUM[language].format(told), str(value), language)
 
-    def compare(rng: Random) -> Ask:
+    def pair(rng: Random) -> Callable[[], tuple | None]:
         def draw() -> tuple | None:
             a, b = rng.sample(range(100), 2)
             return (a, b) if side(split, "compare", *sorted((a, b))) else None
 
-        a, b = until(draw)
+        return draw
+
+    def compare(rng: Random) -> Ask:
+        a, b = until(pair(rng))
         kind = rng.choice(("larger", "smaller"))
         answer = max(a, b) if kind == "larger" else min(a, b)
         return Ask("compare", f"Which is {kind}, {a} or {b}?", str(answer))
 
     def yes_no(rng: Random) -> Ask:
-        def draw() -> tuple | None:
-            a, b = rng.sample(range(100), 2)
-            return (a, b) if side(split, "compare", *sorted((a, b))) else None
-
-        a, b = until(draw)
         if rng.random() < 0.3:
+            a = rng.choice([n for n in range(100) if side(split, "parity", n, percent=20)])
             kind = rng.choice(("even", "odd"))
             return Ask("yes_no", f"Is {a} {kind}?", "yes" if (a % 2 == 0) == (kind == "even") else "no")
+        a, b = until(pair(rng))
         kind = rng.choice(("larger", "smaller"))
         return Ask("yes_no", f"Is {a} {kind} than {b}?", "yes" if (a > b) == (kind == "larger") else "no")
 
@@ -229,8 +239,13 @@ def _translation(task: str, text: str, answer: str, target: str) -> Ask:
 
 
 def _sentences(language: str, work: Work, split: str) -> list[str]:
-    found = list(islice(sentences(language, work, split, Random(f"{work.seed}:sentences:{language}"), 50), 300))
-    return found or [" ".join(DIGIT_WORDS[language][i:]) for i in range(8)]
+    rng = Random(f"{work.seed}:sentences:{language}:{split}")
+    found = list(islice(sentences(language, work, split, rng, 50), 300))
+    while len(found) < 60:  # without packages: words of the lexicon
+        words = " ".join(rng.sample([w[language] for w in lexicon().values()], 3))
+        if side(split, "sentence", words):
+            found.append(words)
+    return found
 
 
 def plural(shape: str, n: int) -> str:
@@ -257,7 +272,9 @@ def _scene(rng: Random, split: str, counting: bool) -> Ask:
         if n and rng.random() < 0.4:
             question = f"How many {colour} shapes are there?"
         else:
-            question = f"How many {plural(shape, 2)} are there?"
+            question = (
+                f"How many {plural(shape, 2)} are there?" if rng.random() < 0.7 else f"Count the {plural(shape, 2)}."
+            )
         return Ask("scene_count", f"Scene: {told}.\n{question}", str(n))
     kind = rng.randrange(3)
     if kind == 0:

@@ -84,7 +84,7 @@ tiger      tigre      Tiger         tigre       tigre      tigre      老虎    
 elephant   éléphant   Elefant       elefante    elefante   elefante   大象    ぞう
 monkey     singe      Affe          scimmia     macaco     mono       猴子    さる
 butterfly  papillon   Schmetterling farfalla    borboleta  mariposa   蝴蝶    ちょう
-bee        abeille    Biene         ape         abelha     abeja      蜜蜂    はち
+bee        abeille    Biene         ape         abelha     abeja      蜜蜂    みつばち
 apple      pomme      Apfel         mela        maçã       manzana    苹果    りんご
 banana     banane     Banane        banana      banana     plátano    香蕉    バナナ
 bread      pain       Brot          pane        pão        pan        面包    パン

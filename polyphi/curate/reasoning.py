@@ -12,10 +12,13 @@ Answer: 632
 """
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from random import Random
 
+from polyphi.chat import Message
 from polyphi.curate.lexicon import NOUNS
+from polyphi.curate.text import side
 
 
 @dataclass(frozen=True)
@@ -213,9 +216,12 @@ def corrupt(problem: Problem, rng: Random) -> str:
     """A solution with one slip: a step's result is off by one or two, and so is the answer. Never passes `verify`."""
     steps = list(problem.steps)
     at = rng.randrange(len(steps))
-    slip = rng.choice((-2, -1, 1, 2))
+    result = re.search(r"= (\d+)" if "=" in steps[at] else r"(\d+)", steps[at])
+    assert result
+    # Never below zero, so that the slip always shows.
+    slip = rng.choice((-2, -1, 1, 2) if int(result[1]) >= 2 else (1, 2))
     if "=" in steps[at]:
-        steps[at] = re.sub(r"= (\d+)", lambda m: f"= {max(0, int(m[1]) + slip)}", steps[at])
+        steps[at] = re.sub(r"= (\d+)", lambda m: f"= {int(m[1]) + slip}", steps[at])
         if problem.family in ("add", "multiply", "subtract"):
             written = re.search(r"= (\d+)", steps[at])
             assert written
@@ -223,6 +229,34 @@ def corrupt(problem: Problem, rng: Random) -> str:
             steps[at] = re.sub(r"write \d+", f"write {digit}", steps[at])
             slip *= 10**at
     else:
-        steps[at] = re.sub(r"\d+", lambda m: str(max(0, int(m[0]) + slip)), steps[at])
+        steps[at] = re.sub(r"\d+", lambda m: str(int(m[0]) + slip), steps[at])
     wrong = abs(problem.answer + slip)
     return "\n".join((*steps, f"Answer: {wrong if wrong != problem.answer else problem.answer + 1}"))
+
+
+def drawn(split: str, rng: Random) -> Iterator[Problem]:
+    """Endless random problems of a split, families in turn; none twice in a test split while there are new."""
+    seen: set[str] = set()
+    while True:
+        for family in FAMILIES:
+            for _ in range(200):
+                problem = draw(rng, family)
+                operands = re.findall(r"\d+", problem.question) or [problem.question]
+                fresh = split == "train" or problem.question not in seen
+                if fresh and side(split, "cot", *operands, percent=20 if family == "letters" else 10):
+                    seen.add(problem.question)
+                    yield problem
+                    break
+
+
+def conversation(problem: Problem, solution: str) -> tuple[tuple[Message, ...], dict[str, object]]:
+    """A problem as a chat that asks for the steps, with its meta: sums are one task, stories and letters another."""
+    task = "cot_story" if problem.family in ("story", "letters") else "cot_arithmetic"
+    meta = {
+        "task": task,
+        "language": problem.language,
+        "answer": str(problem.answer),
+        "family": problem.family,
+        "level": problem.level,
+    }
+    return (Message.user(f"Solve step by step: {problem.question}"), Message.assistant(solution)), meta

@@ -4,8 +4,8 @@
 >>> folder and sorted(folder.rglob("*.html"))
 
 Debian packages come by `apt-get download` and `dpkg -x` (no root needed), wheels by `pip download --no-deps`. A source
-that the platform can't give is skipped with one line and `None`; corpora then do without it. Unpacked folders are whole or
-absent, and safe to ask for from several threads and processes at once.
+that the platform can't give is skipped with one line and `None`; corpora then do without it. Unpacked folders are
+whole or absent, and safe to ask for from several threads and processes at once.
 """
 
 import errno

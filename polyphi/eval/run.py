@@ -103,8 +103,8 @@ def evaluate(
 
     `fingerprint` names the model's weights: answers of a model with another one aren't reused. A model that has
     `generate_many(conversations, sampling=, adapter=)` is asked for several answers at once, and one that has `adapter`
-    says which adapter it uses where content calls for the named one. If no sample of `shards`
-    belongs to the task, the row has n = 0 and nothing is written.
+    says which adapter it uses where content calls for the named one. If no sample of `shards` belongs to the task, the
+    row has n = 0 and nothing is written.
     """
     if unknown := set(conditions) - set(CONDITIONS):
         raise ValueError(f"unknown conditions {sorted(unknown)}; expected some of {CONDITIONS}")

@@ -92,16 +92,15 @@ class Subsampling(nn.Module):
                 f"time_reduction must be {SUBSAMPLING} (three convolutions of stride 2), not {config.time_reduction}"
             )
         c = config.nemo_conv_channels
-        depthwise = dict(kernel_size=3, stride=2, padding=1, groups=c)
         self.conv = nn.Sequential(
             nn.Conv2d(1, c, kernel_size=3, stride=2, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(c, c, **depthwise),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(c, c, kernel_size=3, stride=2, padding=1, groups=c),
             nn.Conv2d(c, c, kernel_size=1),
-            nn.ReLU(),
-            nn.Conv2d(c, c, **depthwise),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(c, c, kernel_size=3, stride=2, padding=1, groups=c),
             nn.Conv2d(c, c, kernel_size=1),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
         )
         self.out = nn.Linear(c * _half(_half(_half(config.input_size))), config.hidden_size)
 
@@ -110,24 +109,33 @@ class Subsampling(nn.Module):
         # Every clip starts where a feature starts, at least FURTHEST_GAP frames behind the one before.
         spans = [-(-(4 * -(-n // 4) + FURTHEST_GAP) // SUBSAMPLING) * SUBSAMPLING for n in lengths]
         starts = np.concatenate([[0], np.cumsum(spans)])
-        counts = list(lengths)
+        counts, stride = list(lengths), 1
 
-        def spots(stride: int) -> Tensor:
+        def spots(blank: bool = False) -> Tensor:
+            """Where on the tape the clips' frames lie, or the blank ones."""
             parts = [np.arange(n) + start // stride for n, start in zip(counts, starts, strict=False)]
-            return torch.from_numpy(np.concatenate(parts)).to(mels.device, non_blocking=True)
+            where = np.concatenate(parts)
+            if blank:
+                where = np.setdiff1d(np.arange(starts[-1] // stride), where, assume_unique=True)
+            return torch.from_numpy(where).to(mels.device, non_blocking=True)
 
-        x = mels.new_zeros(int(starts[-1]), mels.shape[-1]).index_copy(0, spots(1), mels)[None, None]
-        stride = 1
+        x = mels.new_zeros(int(starts[-1]), mels.shape[-1]).index_copy(0, spots(), mels)[None, None]
         for module in self.conv:
-            if isinstance(module, nn.Conv2d) and module.stride[0] == 2:
-                if stride > 1:
-                    alive = x.new_zeros(x.shape[2]).index_fill(0, spots(stride), 1)
-                    x = x * alive[None, None, :, None]
-                stride *= 2
-                counts = [_half(n) for n in counts]
-            x = module(x)
+            if isinstance(module, nn.ReLU):
+                if stride < SUBSAMPLING:  # a convolution's bias has written on the blank frames that the next one reads
+                    x = x.index_fill_(2, spots(blank=True), 0)
+                x = module(x)
+            elif isinstance(module, nn.Conv2d) and module.kernel_size == (
+                1,
+                1,
+            ):  # one matrix product over all times and frequencies
+                assert module.bias is not None
+                x = torch.addmm(module.bias[:, None], module.weight.flatten(1), x.flatten(2)[0]).view_as(x)
+            else:
+                x = module(x)
+                counts, stride = [_half(n) for n in counts], 2 * stride
         # [1, channels, time, frequency] -> a row per feature, channel-major.
-        x = x[0].transpose(0, 1).index_select(0, spots(stride))
+        x = x[0].transpose(0, 1).index_select(0, spots())
         return self.out(x.flatten(1))
 
 
@@ -146,7 +154,7 @@ class FeedForward(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Attention within windows, with a bias per head and distance."""
+    """Attention within windows, with a bias per head and distance: `biases` holds [W H L L] per group."""
 
     def __init__(self, config: AudioConfig) -> None:
         super().__init__()
@@ -154,9 +162,7 @@ class SelfAttention(nn.Module):
         self.heads = config.num_attention_heads
         self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(size, size) for _ in range(4))
 
-    def forward(
-        self, x: Float[Tensor, "A D"], windows: Windows, biases: Sequence[Float[Tensor, "W H L L"]]
-    ) -> Float[Tensor, "A D"]:
+    def forward(self, x: Float[Tensor, "A D"], windows: Windows, biases: Sequence[Tensor]) -> Float[Tensor, "A D"]:
         qkv = [p(x) for p in (self.q_proj, self.k_proj, self.v_proj)]
         outs = []
         for group, bias in zip(windows.groups, biases, strict=True):
@@ -263,6 +269,9 @@ class Block(nn.Module):
 class ConformerEncoder(nn.Module):
     """Packed log-mel frames of all clips to packed features of all clips."""
 
+    global_mean: Tensor
+    global_invstd: Tensor
+
     def __init__(self, config: AudioConfig) -> None:
         super().__init__()
         self.config = config
@@ -272,8 +281,9 @@ class ConformerEncoder(nn.Module):
         self.relative_attention_bias = nn.Embedding(2 * config.bias_max_distance, config.num_attention_heads)
         self.blocks = nn.ModuleList([Block(config) for _ in range(config.num_blocks)])
 
-    def _biases(self, windows: Windows, dtype: torch.dtype) -> list[Float[Tensor, "W H L L"]]:
-        """Score biases per group, shared by all blocks: the learned one for (key - query), -inf at padded keys."""
+    def _biases(self, windows: Windows, dtype: torch.dtype) -> list[Tensor]:
+        """Score biases [W or 1, H, L, L] per group, shared by all blocks: the learned one for (key - query), -inf at
+        padded keys."""
         furthest = self.config.bias_max_distance
         longest = max(group.longest for group in windows.groups)
         t = torch.arange(longest, device=windows.age.device)

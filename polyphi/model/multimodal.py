@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from polyphi.batch import Batch
 from polyphi.model.attention import KVCache
 from polyphi.model.config import AudioConfig, ModelConfig, VisionConfig
-from polyphi.model.conformer import CausalDepthwise, ConformerEncoder, Pointwise
+from polyphi.model.conformer import GLU, CausalDepthwise, ConformerEncoder, Pointwise
 from polyphi.model.decoder import Decoder, RMSNorm
 from polyphi.model.lora import LoraLinear, LowRank
 from polyphi.model.projector import AudioProjector, VisionProjector
@@ -126,10 +126,11 @@ def _initialise(module: nn.Module, generator: torch.Generator, spread: float, sc
             module.initialise(generator)
         case LoraLinear():
             nn.init.normal_(module.weight, std=spread * scale, generator=generator)
-        case RMSNorm() | nn.LayerNorm():
-            module.weight.fill_(1)
-            if getattr(module, "bias", None) is not None:
-                module.bias.zero_()
+        case RMSNorm():
+            nn.init.ones_(module.weight)
+        case nn.LayerNorm():
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
         case Decoder():
             nn.init.normal_(module.embed_tokens.weight, std=spread, generator=generator)
         case SiglipEncoder():
@@ -139,20 +140,21 @@ def _initialise(module: nn.Module, generator: torch.Generator, spread: float, sc
             nn.init.normal_(module.probe, std=spread, generator=generator)
         case CrossAttention():
             nn.init.xavier_uniform_(module.in_proj_weight, generator=generator)
-            module.in_proj_bias.zero_()
+            nn.init.zeros_(module.in_proj_bias)
         case VisionProjector():
             nn.init.normal_(module.global_separator, std=spread, generator=generator)
             nn.init.normal_(module.row_separator, std=spread, generator=generator)
         case ConformerEncoder():
-            module.global_mean.zero_()
-            module.global_invstd.fill_(1)
-            module.relative_attention_bias.weight.zero_()
+            nn.init.zeros_(module.global_mean)
+            nn.init.ones_(module.global_invstd)
+            nn.init.zeros_(module.relative_attention_bias.weight)
         case nn.Linear() | Pointwise():
             nn.init.xavier_uniform_(module.weight, generator=generator)
-            module.bias.zero_()
+            nn.init.zeros_(module.bias)
         case nn.Conv2d() | CausalDepthwise():
             nn.init.kaiming_uniform_(module.weight, nonlinearity="relu", generator=generator)
-            module.bias.zero_()
-        case _ if hasattr(module, "b1"):
-            module.b1.zero_()
-            module.b2.zero_()
+            assert module.bias is not None
+            nn.init.zeros_(module.bias)
+        case GLU():
+            nn.init.zeros_(module.b1)
+            nn.init.zeros_(module.b2)

@@ -14,22 +14,22 @@ Source: names and shapes of the published checkpoints; transformers' own convers
 """
 
 import json
-import math
 import os
 import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from polyphi.model.config import AdapterConfig, AudioConfig, DecoderConfig, ModelConfig, VisionConfig
+from polyphi.model import public_config
+from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 
 LAYOUTS = ("mini", "original", "native")
@@ -258,16 +258,29 @@ def _open(folder: Path) -> tuple[str, ModelConfig, dict[str, _Stored]]:
     adapters = {}
     if layout == "native":
         for place in sorted(p for p in folder.glob("*-lora") if p.is_dir()):
-            adapters[place.name.removesuffix("-lora")] = _read_peft(place)
+            said = _read_json(place / "adapter_config.json")
+            adapters[place.name.removesuffix("-lora")] = public_config.parse_peft(said, f"{place}/adapter_config.json")
             inside = _contents([place / "adapter_model.safetensors"])
             stored |= {f"{place.name}/{name.removeprefix(PEFT_PREFIX)}": s for name, s in inside.items()}
-    elif layout == "original":
-        for key, block in written.items():
-            if key.endswith("_lora") and isinstance(block, dict):
-                adapters[key.removesuffix("_lora")] = AdapterConfig(
-                    block["r"], float(block["lora_alpha"]), block.get("dp", 0.0)
-                )
-    return layout, _parse_config(folder, written, layout, stored, adapters), stored
+
+    def shape(ours: str) -> tuple[int, ...] | None:
+        name, unit_axes = public_name(ours, layout, adapted=bool(adapters))
+        return stored[name].shape[unit_axes:] if name in stored else None
+
+    try:
+        if layout == "original":
+            adapters = public_config.parse_nested_adapters(written)
+        config = public_config.parse(
+            written,
+            layout,
+            generation=_read_json(folder / "generation_config.json"),
+            preprocessor=_read_json(folder / "preprocessor_config.json"),
+            adapters=adapters,
+            shape=shape,
+        )
+    except (TypeError, AttributeError, KeyError, ZeroDivisionError) as error:
+        raise ValueError(f"{folder}/config.json holds a value that makes no sense: {error!r}") from error
+    return layout, config, stored
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -369,190 +382,6 @@ def _check(expected: Mapping[str, Entry], stored: Mapping[str, _Stored], folder:
     )
 
 
-# ---- configurations --------------------------------------------------------------------------------------------------
-
-_Shape = Callable[[str], tuple[int, ...] | None]
-"""Shape of one of our tensors, None where the checkpoint has no such one."""
-_Sizes = TypeVar("_Sizes", DecoderConfig, VisionConfig, AudioConfig)
-
-
-def _fill(kind: type[_Sizes], *sources: Mapping[str, Any]) -> _Sizes:
-    """A configuration from several sources, later ones first; keys that are no field of it are other people's."""
-    known = {f.name for f in fields(kind)}
-    values: dict[str, Any] = {}
-    for source in sources:
-        values |= {k: v for k, v in source.items() if k in known and v is not None}
-    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
-
-
-def _parse_config(
-    folder: Path,
-    written: Mapping[str, Any],
-    layout: str,
-    stored: Mapping[str, _Stored],
-    adapters: dict[str, AdapterConfig],
-) -> ModelConfig:
-    def shape(ours: str) -> tuple[int, ...] | None:
-        name, unit_axes = public_name(ours, layout, adapted=bool(adapters))
-        return stored[name].shape[unit_axes:] if name in stored else None
-
-    own = written.get("polyphi", {})
-    generation = _read_json(folder / "generation_config.json")
-    decoder = _parse_decoder(written, generation, shape)
-    vision = audio = None
-    if layout == "native":
-        said_vision, said_audio = written.get("vision_config"), written.get("audio_config")
-    else:
-        embedding = written.get("embd_layer") or {}
-        said_vision = embedding.get("image_embd_layer")
-        said_audio = (written.get("audio_processor") or {}).get("config")
-        if said_audio:
-            said_audio = _original_audio(said_audio)
-    if layout != "mini" and (said_vision or any(name.startswith(_IMAGE) for name in stored)):
-        crops = _read_json(folder / "preprocessor_config.json").get("dynamic_hd")
-        said = {"max_crops": crops, **(said_vision or {})}
-        vision = _fill(VisionConfig, _vision_sizes(shape), said, own.get("vision", {}))
-    if layout != "mini" and (said_audio or any(name.startswith(_AUDIO) for name in stored)):
-        audio = _fill(AudioConfig, _audio_sizes(shape), said_audio or {}, own.get("audio", {}))
-    return ModelConfig(decoder, vision, audio, adapters)
-
-
-def _parse_decoder(written: Mapping[str, Any], generation: Mapping[str, Any], shape: _Shape) -> DecoderConfig:
-    rope = {**(written.get("rope_parameters") or {}), **(written.get("rope_scaling") or {})}
-    moved = ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings")  # transformers 5 nests them
-    given = {**{k: rope[k] for k in moved if k in rope}, **written}
-    heads = given.get("num_attention_heads")
-    if heads is None:
-        raise ValueError("config.json does not say num_attention_heads, and no tensor's shape can tell it")
-    if given.get("tie_word_embeddings") is False:
-        raise ValueError("config.json says tie_word_embeddings false; the Phi-4 models tie head and embedding")
-    # transformers' class defaults, which its config.json files may leave out
-    given.setdefault("partial_rotary_factor", 1.0)
-    eos = generation.get("eos_token_id") or given.get("eos_token_id")
-    if eos is not None:
-        given["eos_token_ids"] = (eos,) if isinstance(eos, int) else tuple(eos)
-
-    inferred: dict[str, Any] = {}
-    if embedding := shape("decoder.embed_tokens.weight"):
-        inferred["vocab_size"], inferred["hidden_size"] = embedding
-    if down := shape("decoder.layers.0.mlp.down_proj.weight"):
-        inferred["intermediate_size"] = down[1]
-    if layers := _count(shape, "decoder.layers.{}.input_layernorm.weight"):
-        inferred["num_hidden_layers"] = layers
-    if qkv := shape("decoder.layers.0.self_attn.qkv_proj.weight"):
-        head = given.get("hidden_size", qkv[1]) // heads
-        inferred["num_key_value_heads"] = (qkv[0] // head - heads) // 2
-    config = replace(_fill(DecoderConfig, inferred, given), sliding_window=given.get("sliding_window"))
-    if config.sliding_window is not None and config.sliding_window < config.max_position_embeddings:
-        raise ValueError(
-            f"config.json asks for a sliding window of {config.sliding_window} tokens within "
-            f"{config.max_position_embeddings}; only full attention is supported, as in the Phi-4 models"
-        )
-    half = config.rotary_dim // 2
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind in {"longrope", "su"}:
-        tables = {k: tuple(float(x) for x in rope.get(k, ())) for k in ("short_factor", "long_factor")}
-        if wrong := {k: len(t) for k, t in tables.items() if len(t) != half}:
-            raise ValueError(
-                f"LongRoPE tables need {half} factors for {config.rotary_dim} rotated channels, found {wrong}"
-            )
-        return replace(config, **tables)
-    if kind != "default":
-        raise ValueError(f"config.json asks for rope type {kind!r}; expected longrope, or none")
-    plain = (1.0,) * half
-    return replace(
-        config,
-        short_factor=plain,
-        long_factor=plain,
-        original_max_position_embeddings=config.max_position_embeddings,
-    )
-
-
-def _count(shape: _Shape, pattern: str) -> int:
-    n = 0
-    while shape(pattern.format(n)) is not None:
-        n += 1
-    return n
-
-
-_VISION_SHAPES = {
-    "hidden_size": ("vision.encoder.patch_embedding.weight", 0),
-    "patch_size": ("vision.encoder.patch_embedding.weight", 2),
-    "intermediate_size": ("vision.encoder.layers.0.mlp.fc1.weight", 0),
-}
-_AUDIO_SHAPES = {
-    "hidden_size": ("audio.encoder.subsampling.out.weight", 0),
-    "input_size": ("audio.encoder.global_mean", 0),
-    "num_attention_heads": ("audio.encoder.relative_attention_bias.weight", 1),
-    "nemo_conv_channels": ("audio.encoder.subsampling.conv.0.weight", 0),
-    "intermediate_size": ("audio.encoder.blocks.0.feed_forward_in.down_proj.weight", 1),
-    "kernel_size": ("audio.encoder.blocks.0.conv.dw_sep_conv_1d.dw_conv.weight", 2),
-    "depthwise_separable_out_channel": ("audio.encoder.blocks.0.conv.dw_sep_conv_1d.pw_conv.weight", 0),
-    "ext_pw_out_channel": ("audio.encoder.blocks.0.conv.ext_pw_conv_1d.weight", 0),
-}
-"""Field -> the tensor and axis that tell it, where config.json doesn't (the original layout's never tells vision)."""
-
-
-def _from_shapes(table: Mapping[str, tuple[str, int]], shape: _Shape) -> dict[str, Any]:
-    sizes = {}
-    for field, (ours, axis) in table.items():
-        found = shape(ours)
-        if found is not None and len(found) > axis:
-            sizes[field] = found[axis]
-    return sizes
-
-
-def _vision_sizes(shape: _Shape) -> dict[str, Any]:
-    sizes = _from_shapes(_VISION_SHAPES, shape)
-    if layers := _count(shape, "vision.encoder.layers.{}.layer_norm1.weight"):
-        sizes["num_hidden_layers"] = layers
-    places = shape("vision.encoder.position_embedding.weight")
-    if places and "patch_size" in sizes:
-        sizes["crop_size"] = math.isqrt(places[0]) * sizes["patch_size"]
-    if "hidden_size" in sizes:
-        sizes["num_attention_heads"] = max(1, sizes["hidden_size"] // 72)  # SigLIP-so400m's heads have 72 channels
-    return sizes
-
-
-def _audio_sizes(shape: _Shape) -> dict[str, Any]:
-    sizes = _from_shapes(_AUDIO_SHAPES, shape)
-    if blocks := _count(shape, "audio.encoder.blocks.{}.layer_norm.weight"):
-        sizes["num_blocks"] = blocks
-    if table := shape("audio.encoder.relative_attention_bias.weight"):
-        sizes["bias_max_distance"] = table[0] // 2
-    return sizes
-
-
-_ORIGINAL_AUDIO = {
-    "hidden_size": "attention_dim",
-    "num_attention_heads": "attention_heads",
-    "intermediate_size": "linear_units",
-    "depthwise_separable_out_channel": "depthwise_seperable_out_channel",  # the published key is misspelt
-}
-"""Our (the native layout's) field -> the original layout's key."""
-_SAME_AUDIO = ("num_blocks", "input_size", "time_reduction", "kernel_size", "ext_pw_out_channel")
-
-
-def _original_audio(said: Mapping[str, Any]) -> dict[str, Any]:
-    values = {ours: said.get(theirs) for ours, theirs in _ORIGINAL_AUDIO.items()}
-    values |= {key: said.get(key) for key in _SAME_AUDIO}
-    values["nemo_conv_channels"] = (said.get("nemo_conv_settings") or {}).get("conv_channels")
-    values["bias_max_distance"] = (said.get("relative_attention_bias_args") or {}).get("t5_bias_max_distance")
-    return values
-
-
-def _read_peft(place: Path) -> AdapterConfig:
-    said = _read_json(place / "adapter_config.json")
-    if "r" not in said or "lora_alpha" not in said:
-        raise ValueError(
-            f"{place}/adapter_config.json must say r and lora_alpha, as PEFT writes it; found {sorted(said)}"
-        )
-    for key in ("use_rslora", "use_dora", "lora_bias", "fan_in_fan_out", "rank_pattern", "alpha_pattern"):
-        if said.get(key):
-            raise ValueError(f"{place}/adapter_config.json sets {key}, which is not supported; expected a plain LoRA")
-    return AdapterConfig(said["r"], float(said["lora_alpha"]), float(said.get("lora_dropout", 0.0)))
-
-
 # ---- writing ---------------------------------------------------------------------------------------------------------
 
 
@@ -585,7 +414,7 @@ def write(
     max_shard_bytes: int = SHARD_BYTES,
     files: Sequence[str | Path] = (),
 ) -> None:
-    """`save` for tensors that come one at a time: `tensor(our name)` is asked for each; no more than a shard is held."""
+    """`save` for tensors that come one at a time: `tensor(our name)` is asked for each; only one shard is held."""
     target = Path(folder)
     if target.exists() and not (target / "config.json").is_file() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"{target} exists and is no checkpoint (it has no config.json); give a new or an empty folder")
@@ -603,7 +432,7 @@ def write(
     try:
         work.chmod(0o777 & ~_umask())  # mkdtemp makes it private
         stored = _write_shards(((name, ready(entry)) for name, entry in entries.items()), work, max_shard_bytes)
-        _write_json(work / "config.json", {**_written_config(config, layout), "torch_dtype": stored})
+        _write_json(work / "config.json", {**public_config.write(config, layout), "torch_dtype": stored})
         tokens = {
             "bos_token_id": config.decoder.bos_token_id,
             "eos_token_id": list(config.decoder.eos_token_ids),
@@ -614,7 +443,7 @@ def write(
             (work / place).mkdir()
             _save_file({name: ready(e) for name, e in members.items()}, work / place / "adapter_model.safetensors")
             adapter = config.adapters[place.removesuffix("-lora")]
-            _write_json(work / place / "adapter_config.json", _peft_config(adapter))
+            _write_json(work / place / "adapter_config.json", public_config.write_peft(adapter))
         for file in files:
             shutil.copy(file, work / Path(file).name)
         _replace(work, target)
@@ -662,7 +491,7 @@ def _write_shards(tensors: Iterable[tuple[str, Tensor]], folder: Path, limit: in
     if len(shards) == 1:
         (folder / "part-0.safetensors").rename(folder / "model.safetensors")
         return stored
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for i, members in enumerate(shards):
         file = f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
         (folder / f"part-{i}.safetensors").rename(folder / file)
@@ -687,140 +516,3 @@ def _umask() -> int:
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _number(value: float) -> float | int:
-    """512.0 as 512: public readers expect a whole alpha."""
-    return int(value) if float(value).is_integer() else value
-
-
-def _written_config(config: ModelConfig, layout: str) -> dict[str, Any]:
-    """The config.json of a layout. What it has no key for stands under `polyphi`, which other readers ignore."""
-    d = config.decoder
-    common = {
-        "vocab_size": d.vocab_size,
-        "hidden_size": d.hidden_size,
-        "intermediate_size": d.intermediate_size,
-        "num_hidden_layers": d.num_hidden_layers,
-        "num_attention_heads": d.num_attention_heads,
-        "num_key_value_heads": d.num_key_value_heads,
-        "hidden_act": "silu",
-        "rms_norm_eps": d.rms_norm_eps,
-        "rope_theta": d.rope_theta,
-        "partial_rotary_factor": d.partial_rotary_factor,
-        "rope_scaling": {
-            "type": "longrope",
-            "short_factor": [float(x) for x in d.short_factor],
-            "long_factor": [float(x) for x in d.long_factor],
-        },
-        "max_position_embeddings": d.max_position_embeddings,
-        "original_max_position_embeddings": d.original_max_position_embeddings,
-        "sliding_window": d.sliding_window,
-        "tie_word_embeddings": True,
-        "attention_bias": False,
-        "attention_dropout": 0.0,
-        "embd_pdrop": 0.0,
-        "resid_pdrop": 0.0,
-        "initializer_range": d.initializer_range,
-        "bos_token_id": d.bos_token_id,
-        "eos_token_id": list(d.eos_token_ids),
-        "pad_token_id": d.pad_token_id,
-    }
-    if layout == "mini":
-        return {"architectures": ["Phi3ForCausalLM"], "model_type": "phi3", **common}
-    if layout == "native":
-        return {
-            "architectures": ["Phi4MultimodalForCausalLM"],
-            "model_type": "phi4_multimodal",
-            **common,
-            **_native_towers(config),
-        }
-    return {"architectures": ["Phi4MMForCausalLM"], "model_type": "phi4mm", **common, **_original_towers(config)}
-
-
-def _native_towers(config: ModelConfig) -> dict[str, Any]:
-    written: dict[str, Any] = {"vision_config": None, "audio_config": None, "polyphi": {}}
-    if config.vision:
-        said = asdict(config.vision)
-        written["polyphi"]["vision"] = {"max_crops": said.pop("max_crops")}
-        written["vision_config"] = {
-            "model_type": "phi4_multimodal_vision",
-            "feature_layer": -2,
-            "image_size": config.vision.crop_size,
-            **said,
-        }
-    if config.audio:
-        said = asdict(config.audio)
-        written["polyphi"]["audio"] = {"window": said.pop("window")}
-        written["audio_config"] = {"model_type": "phi4_multimodal_audio", **said}
-    return written
-
-
-def _original_towers(config: ModelConfig) -> dict[str, Any]:
-    written: dict[str, Any] = {"embd_layer": {"embedding_cls": "image_audio"}, "polyphi": {}}
-    if config.vision:
-        written["polyphi"]["vision"] = asdict(config.vision)
-        written["embd_layer"]["image_embd_layer"] = {
-            "crop_size": config.vision.crop_size,
-            "embedding_cls": "tune_image",
-            "hd_transform_order": "sub_glb",
-            "image_token_compression_cls": "avg_pool_2d",
-            "projection_cls": "mlp",
-            "use_hd_transform": True,
-            "with_learnable_separator": True,
-        }
-    if config.audio:
-        said = asdict(config.audio)
-        written["polyphi"]["audio"] = said
-        written["embd_layer"]["audio_embd_layer"] = {
-            "compression_rate": config.audio.time_reduction,
-            "downsample_rate": 1,
-            "embedding_cls": "audio",
-            "projection_cls": "mlp",
-            "use_conv_downsample": False,
-            "use_qformer": False,
-        }
-        encoder = {theirs: said[ours] for ours, theirs in _ORIGINAL_AUDIO.items()} | {k: said[k] for k in _SAME_AUDIO}
-        encoder |= {
-            "activation": "swish",
-            "conv_activation": "swish",
-            "conv_glu_type": "swish",
-            "bias_in_glu": True,
-            "causal": True,
-            "batch_norm": False,
-            "chunk_size": -1,
-            "left_chunk": 18,
-            "depthwise_multiplier": 1,
-            "ext_pw_kernel_size": 1,
-            "dropout_rate": 0.0,
-            "input_layer": "nemo_conv",
-            "nemo_conv_settings": {"conv_channels": config.audio.nemo_conv_channels},
-            "relative_attention_bias_args": {"type": "t5", "t5_bias_max_distance": config.audio.bias_max_distance},
-        }
-        written["audio_processor"] = {"name": "cascades", "config": encoder}
-    for name, adapter in config.adapters.items():
-        written[f"{name}_lora"] = {
-            "r": adapter.rank,
-            "lora_alpha": _number(adapter.alpha),
-            "dp": adapter.dropout,
-            "layer": r"layers.*((self_attn\.(qkv_proj|o_proj))|(mlp\.(gate_up|down)_proj))",
-        }
-    return written
-
-
-def _peft_config(adapter: AdapterConfig) -> dict[str, Any]:
-    return {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": None,
-        "inference_mode": True,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "r": adapter.rank,
-        "lora_alpha": _number(adapter.alpha),
-        "lora_dropout": adapter.dropout,
-        # a full match from the start, so that the towers' own projections stay out
-        "target_modules": r"model\.layers\.\d+\.(self_attn\.(qkv|o)_proj|mlp\.(gate_up|down)_proj)",
-        "use_rslora": False,
-        "use_dora": False,
-    }

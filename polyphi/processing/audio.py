@@ -84,10 +84,10 @@ def log_mel(wave: Float[np.ndarray, " n"], rate: int) -> Float[Tensor, "F M"]:
 def mel_filters() -> Float[np.ndarray, "bins M"]:
     """[257, 80] triangles of peak 1, evenly spaced in mel = 1127 ln(1 + Hz / 700) from 0 to 7690 Hz, bins 1 to 245."""
 
-    def mel(hertz: np.ndarray | float) -> np.ndarray:
-        return 1127.0 * np.log1p(np.asarray(hertz, np.float64) / 700.0)
+    def mel(hertz: np.ndarray) -> np.ndarray:
+        return 1127.0 * np.log1p(hertz / 700.0)
 
-    edges = np.linspace(0.0, mel(TOP), MELS + 2)
+    edges = np.linspace(0.0, mel(np.array([TOP]))[0], MELS + 2)
     spacing = edges[1]
     last = int(TOP * FFT / RATE + 0.5)  # 246, exclusive: the newer transformers let it leak into the last filter
     bins = np.arange(BINS)

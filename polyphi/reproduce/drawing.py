@@ -1,4 +1,4 @@
-"""Pictures of the report page as inline SVG: the graph of stages, and loss curves. Colours are the page's CSS variables.
+"""Pictures of the report page as inline SVG: the graph of stages, loss curves. Colours are the page's CSS variables.
 
 >>> graph(report["stages"]), curve([[0, 8.3], [100, 2.1]])
 """
@@ -44,7 +44,7 @@ def part_of(name: str) -> tuple[str, ...]:
     """The parts that a parameter name, or a glob over such names, belongs to: "vision.*" -> encoder and projector."""
     if ".lora." in name:
         return tuple(part for part, _, fronts in PARTS if fronts[0].startswith("lora.") and fronts[0] in name)
-    stem = name.split("*")[0]
+    stem = name.partition("*")[0]
     return tuple(
         part
         for part, _, fronts in PARTS
@@ -53,7 +53,9 @@ def part_of(name: str) -> tuple[str, ...]:
 
 
 def graph(stages: Sequence[Mapping[str, Any]]) -> str:
-    """The stages as boxes, an arrow from each parent, a square per part: filled where it learned, hollow where it rests."""
+    """The stages as boxes, an arrow from each parent, a square per part: filled where it learned, hollow where it
+    rests. A parent that is reached through another one (text_4 through vision_0) has no arrow of its own."""
+    ancestors = _ancestors(stages)
     names = {s["name"] for s in stages}
     places = {name: place for name, place in PLACES.items() if name in names}
     for i, name in enumerate(sorted(names - places.keys())):
@@ -68,10 +70,22 @@ def graph(stages: Sequence[Mapping[str, Any]]) -> str:
     ]
     for stage in stages:
         for parent in stage["parents"]:
-            if parent in places:
-                out.append(f'<path class="edge" marker-end="url(#tip)" d="{_edge(places[parent], places[stage["name"]])}"/>')
+            through = any(parent in ancestors.get(other, ()) for other in stage["parents"])
+            if parent in places and not through:
+                out.append(
+                    f'<path class="edge" marker-end="url(#tip)" d="{_edge(places[parent], places[stage["name"]])}"/>'
+                )
     out += [_node(stage, places[stage["name"]]) for stage in stages]
     return "".join([*out, "</svg>"])
+
+
+def _ancestors(stages: Sequence[Mapping[str, Any]]) -> dict[str, set[str]]:
+    parents = {s["name"]: s["parents"] for s in stages}
+
+    def above(name: str) -> set[str]:
+        return {a for p in parents.get(name, ()) for a in ({p} | above(p))}
+
+    return {name: above(name) for name in parents}
 
 
 def _edge(start: tuple[float, float], end: tuple[float, float]) -> str:
@@ -92,14 +106,14 @@ def _node(stage: Mapping[str, Any], place: tuple[float, float]) -> str:
     family, _, rest = stage["name"].partition("_")
     number, _, title = rest.partition("_")
     learned, present = set(stage["learned_parts"]), set(stage["parts"])
-    tip = f"{stage['name']}: learns {', '.join(stage['learned_parts']) or 'nothing'}"
+    classes = f"stage {family}" if stage["done"] else f"stage {family} missing"
     out = [
-        f'<g class="stage {html.escape(family)}{"" if stage["done"] else " missing"}" transform="translate({x:g} {y:g})">'
-        f"<title>{html.escape(tip)}</title>"
-        f'<rect class="box" width="{WIDTH}" height="{HEIGHT}" rx="9"/><rect class="edge-bar" width="4" height="{HEIGHT - 18}" '
-        f'x="0" y="9" rx="2"/>'
-        f'<text x="13" y="19" class="family">{html.escape(family)} {html.escape(number)}</text>'
-        f'<text x="13" y="36" class="title">{html.escape(title.replace("_", " "))}</text>'
+        f'<g class="{html.escape(classes)}" transform="translate({x:g} {y:g})">',
+        f"<title>{html.escape(stage['name'])}: learns {', '.join(stage['learned_parts']) or 'nothing'}</title>",
+        f'<rect class="box" width="{WIDTH}" height="{HEIGHT}" rx="9"/>',
+        f'<rect class="edge-bar" width="4" height="{HEIGHT - 18}" y="9" rx="2"/>',
+        f'<text x="13" y="19" class="family">{html.escape(family)} {html.escape(number)}</text>',
+        f'<text x="13" y="36" class="title">{html.escape(title.replace("_", " "))}</text>',
     ]
     shown = [(part, css) for part, css, _ in PARTS if part in learned | present]
     for i, (part, css) in enumerate(shown):
@@ -115,13 +129,13 @@ def legend() -> str:
 
 
 def curve(points: Sequence[Sequence[float]], width: int = 240, height: int = 84) -> str:
-    """A loss curve: thin raw line, bold smoothed one (exponential mean over a fifteenth of the points)."""
+    """A loss curve: a thin raw line and a bold smoothed one (the mean over a twelfth of the points around each)."""
     if len(points) < 2:
         return f'<svg class="curve" viewBox="0 0 {width} {height}"></svg>'
     steps, losses = [p[0] for p in points], [p[1] for p in points]
-    smooth, rate = [losses[0]], 1 / max(1.0, len(points) / 15)
-    for loss in losses[1:]:
-        smooth.append(smooth[-1] + rate * (loss - smooth[-1]))
+    reach = len(points) // 24
+    windows = (losses[max(0, i - reach) : i + reach + 1] for i in range(len(losses)))
+    smooth = [sum(window) / len(window) for window in windows]
     low, high = min(losses), max(losses)
     span, length = (high - low) or 1.0, (steps[-1] - steps[0]) or 1
 
@@ -133,19 +147,23 @@ def curve(points: Sequence[Sequence[float]], width: int = 240, height: int = 84)
         return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
 
     area = f"{path(smooth)}L{width} {height}L0 {height}z"
+    drawn = {"area": area, "raw": path(losses), "smooth": path(smooth)}
     return (
         f'<svg class="curve" viewBox="0 0 {width} {height}" preserveAspectRatio="none" aria-hidden="true">'
-        f'<path class="area" d="{area}"/><path class="raw" d="{path(losses)}"/><path class="smooth" d="{path(smooth)}"/></svg>'
+        + "".join(f'<path class="{name}" d="{d}"/>' for name, d in drawn.items())
+        + "</svg>"
     )
 
 
 def plot(low: float, score: float, high: float, ticks: Sequence[tuple[str, float]]) -> str:
-    """A score on a line from 0 to 100 per cent, with its interval, and a mark per baseline. All values are in 0 to 1."""
+    """A score on a line from 0 to 100 per cent, with its interval and a mark per baseline. All values are 0 to 1."""
 
     def at(value: float) -> str:
         return f"{100 * min(1.0, max(0.0, value)):.1f}%"
 
-    marks = "".join(f'<i class="tick {name}" style="left:{at(v)}" title="{name} {100 * v:.1f}"></i>' for name, v in ticks)
+    marks = "".join(
+        f'<i class="tick {name}" style="left:{at(v)}" title="{name} {100 * v:.1f}"></i>' for name, v in ticks
+    )
     width = f"{100 * (min(1.0, high) - min(1.0, max(0.0, low))):.1f}%"
     return (
         f'<div class="plot"><i class="ci" style="left:{at(low)};width:{width}"></i>{marks}'

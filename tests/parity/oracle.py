@@ -1,11 +1,12 @@
 """Tiny random-weight references from the transformers library, and the way of their weights into polyphi.
 
-Rules that make the reference valid: eager attention (under sdpa and flash its vision tower is causal), one clip per call (its
-audio mask is added to the scores instead of hiding keys), pixels and log-mel frames given directly, every parameter filled
-(separators and LoRA B start at zero).
+Rules that make the reference valid: eager attention (under sdpa and flash its vision tower is causal), one clip per
+call (its audio mask is added to the scores instead of hiding keys), pixels and log-mel frames given directly, every
+parameter filled (separators and LoRA B start at zero).
 """
 
 import re
+import warnings
 from dataclasses import replace
 
 import torch
@@ -55,8 +56,9 @@ def our_name(name: str) -> str:
 
 
 def fill(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Random values everywhere, feature statistics included. Matrices keep the size of what passes through them, so that
-    positions, distances and neighbours show in the result: at the usual 0.02 every frame of a clip comes out alike."""
+    """Random values everywhere, feature statistics included. Matrices keep the size of what passes through them, so
+    that positions, distances and neighbours show in the result: at the usual 0.02 all frames of a clip come out alike.
+    """
     g = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, p in model.named_parameters():
@@ -133,8 +135,12 @@ def multimodal(config: ModelConfig) -> Phi4MultimodalForCausalLM:
     whole = Phi4MultimodalConfig(vision_config=vision, audio_config=audio, **language(config))
     model = Phi4MultimodalForCausalLM._from_config(whole, attn_implementation="eager")
     for name, adapter in config.adapters.items():
-        lora = LoraConfig(r=adapter.rank, lora_alpha=adapter.alpha, lora_dropout=adapter.dropout, target_modules=LINEARS)
-        inject_adapter_in_model(lora, model, name)
+        lora = LoraConfig(
+            r=adapter.rank, lora_alpha=adapter.alpha, lora_dropout=adapter.dropout, target_modules=LINEARS
+        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # two adapters are the point
+            inject_adapter_in_model(lora, model, name)
     return fill(model)
 
 
@@ -162,7 +168,7 @@ def ours(reference: nn.Module, config: ModelConfig) -> PhiModel:
 def picture(
     config: ModelConfig, crops: tuple[int, int], valid: tuple[int, int], seed: int
 ) -> tuple[Tensor, Tensor, ImageLayout]:
-    """(crops, masks, layout) of a picture of rows x columns crops in which valid rows x columns of patches show picture."""
+    """(crops, masks, layout) of a picture of `crops` rows and columns, of `valid` patch rows and columns."""
     v = config.vision
     (rows, cols), g = crops, v.grid
     count = rows * cols
@@ -227,7 +233,5 @@ def reference_logits(model: nn.Module, config: ModelConfig, batch: Batch) -> Ten
         inputs |= dict(image_pixel_values=pixels, image_sizes=sizes, image_attention_mask=masks)
     if batch.clips:
         assert len(batch.clips) == 1, "the reference's mask for several clips is wrong"
-        inputs |= dict(
-            audio_input_features=batch.mels[None], audio_embed_sizes=torch.tensor([batch.clips[0].tokens])
-        )
+        inputs |= dict(audio_input_features=batch.mels[None], audio_embed_sizes=torch.tensor([batch.clips[0].tokens]))
     return model(batch.ids[None], use_cache=False, **inputs).logits[0]

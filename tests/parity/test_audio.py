@@ -8,7 +8,7 @@ from parity import oracle
 
 from polyphi.batch import Clip
 
-# Same formulas in float32, sums in another order. Measured 4e-6 on features between -4 and 4; a swapped sign of the relative
+# Same formulas in float32, sums in another order. Measured 3e-6 on features of spread 1; a swapped sign of the relative
 # distance moves them by 0.3.
 ROUNDING = 2e-5
 
@@ -54,16 +54,17 @@ class Formulas:
 
     def norm(self, x, name):
         centred = x - x.mean(-1, keepdims=True)
-        return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * self.w[f"{name}.weight"] + self.w[
-            f"{name}.bias"
-        ]
+        return (
+            centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * self.w[f"{name}.weight"]
+            + self.w[f"{name}.bias"]
+        )
 
     @staticmethod
     def swish(x):
         return x / (1 + np.exp(-x))
 
     def strided(self, x, name):
-        """[channels time frequency], width 3, stride 2, padding 1; depthwise when there is one input channel per group."""
+        """[channels time frequency], width 3, stride 2, padding 1, one input channel per output channel."""
         weight, bias = self.w[f"{name}.weight"], self.w[f"{name}.bias"]
         padded = np.pad(x, ((0, 0), (1, 1), (1, 1)))
         t, f = -(-x.shape[1] // 2), -(-x.shape[2] // 2)
@@ -137,7 +138,6 @@ def test_packed_clips_against_plain_formulas(models, tiny_config):
     clips = [Clip(len(m), "speech") for m in heard]
     found = model.audio.encoder(torch.cat(heard), clips).numpy()
     expected = np.concatenate([formulas.encode(m.numpy()) for m in heard])
-    # float32 against float64: twice the rounding of two float32 computations is not exceeded. Measured 4e-6.
     np.testing.assert_allclose(found, expected, atol=ROUNDING, rtol=0)
 
 
@@ -151,7 +151,7 @@ def test_a_swapped_relative_distance_is_noticed(models, tiny_config):
     formulas = Formulas(weights, a.num_attention_heads, a.num_blocks)
     mels = oracle.mels(300, seed=1)
     found = model.audio.encoder(mels, [Clip(300, "speech")]).numpy()
-    assert np.abs(found - formulas.encode(mels.numpy())).max() > 100 * ROUNDING
+    assert np.abs(found - formulas.encode(mels.numpy())).max() > 1000 * ROUNDING
 
 
 @pytest.mark.parametrize("branch", ["speech", "vision"])

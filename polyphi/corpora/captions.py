@@ -1,0 +1,152 @@
+"""Pictures with short captions: shapes, scanned digits, numbers, words and stamps, the last in eight languages.
+
+The image-text pairs of `vision_0_encoder` (contrastive) and `vision_1_align`. Rendered scenes are captioned in English;
+a stamp has its own captions, written by volunteers.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from PIL import Image
+
+from polyphi.corpora.image_qa import PLACES, PLURALS, at, draw_digits, draw_stamp, draw_text, pick_number
+from polyphi.curate import images, stamps
+from polyphi.curate.corpus import Corpus, Work
+from polyphi.curate.images import SCANS, SIDE, sheet
+from polyphi.curate.lexicon import COLOUR_RGB, COLOURS, LANGUAGES, SHAPES, lexicon, number_words
+from polyphi.curate.scenes import Made, Maker, Scene, asked, samples
+from polyphi.curate.stamps import KIND_WORDS, KINDS, STAMPS
+from polyphi.data.shards import Sample
+
+PROMPTS: dict[str, tuple[str, ...]] = {
+    "en": ("Describe the picture.", "What does the picture show?"),
+    "fr": ("Décris l'image.",),
+    "de": ("Beschreibe das Bild.",),
+    "it": ("Descrivi l'immagine.",),
+    "pt": ("Descreva a imagem.",),
+    "es": ("Describe la imagen.",),
+    "zh": ("描述这张图片。",),
+    "ja": ("この えは なに ですか。",),
+}
+"""Language -> ways to ask for a caption."""
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """A picture, what it shows, and where it comes from."""
+
+    picture: Image.Image
+    caption: str
+    source: str = "polyphi"
+    language: str = "en"
+    meta: Mapping[str, str] = field(default_factory=dict)
+
+
+def a(noun: str) -> str:
+    """A noun with its English article."""
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+
+
+def several(count: int, colour: str, shape: str) -> str:
+    """One or more shapes in words: "a red circle", "three blue stars"."""
+    return a(f"{colour} {shape}") if count == 1 else f"{number_words(count, 'en')} {colour} {PLURALS[shape]}"
+
+
+def shapes(scene: Scene) -> Captioned:
+    """One to four shapes alike, a shape on a side of the picture, or two groups; in training, one in eight
+    is captioned by its name or its colour alone, in another language."""
+    if scene.split == "train" and scene.rng.random() < 1 / 8:
+        return one_word(scene)
+    form = scene.answer(("alike", "alike", "place", "two"))
+    shape, colour = scene.pair()
+    if form == "place":
+        place, side = scene.answer(list(PLACES), every=4), scene.rng.randint(28, 44)
+        picture = sheet((SIDE, SIDE), scene.paper(COLOUR_RGB[colour]))
+        images.stamp_shape(picture, shape, at(scene, place, side), side, scene.tint(colour), turn=scene.turn())
+        return Captioned(
+            picture, f"{a(f'{colour} {shape}')} {'on the' if place in ('left', 'right') else 'at the'} {place}"
+        )
+    groups = [(scene.answer(range(1, 5), every=4), colour, shape)]
+    if form == "two":
+        other = scene.rng.choice([pair for pair in scene.pairs if pair[0] != shape])
+        groups = [(scene.rng.randint(1, 2), colour, shape), (scene.rng.randint(1, 2), other[1], other[0])]
+    total = sum(count for count, _, _ in groups)
+    side = scene.rng.randint(50, 88) if total == 1 else scene.rng.randint(26, 34)
+    picture = sheet((SIDE, SIDE), scene.paper(*(COLOUR_RGB[c] for _, c, _ in groups)))
+    things = [(c, s) for count, c, s in groups for _ in range(count)]
+    for (c, s), corner in zip(things, scene.scatter(total, side), strict=True):
+        images.stamp_shape(picture, s, corner, side, scene.tint(c), turn=scene.turn())
+    return Captioned(picture, " and ".join(several(*group) for group in groups))
+
+
+def text(scene: Scene) -> Captioned:
+    """Scanned digits, a rendered number, or a rendered word."""
+    form = scene.answer(("digit", "digits", "number", "word"))
+    if form == "digit":
+        value = scene.answer(range(10), every=4)
+        paper, side = scene.paper(), scene.rng.randint(50, 96)
+        picture = sheet((SIDE, SIDE), paper)
+        corner = scene.corner(picture.size, (side, side))
+        images.stamp_digits(picture, [scene.scan(value)], corner, side, scene.ink(paper), rng=scene.rng)
+        return Captioned(picture, f"the digit {value}", SCANS)
+    if form == "digits":
+        values = [scene.rng.randrange(10) for _ in range(scene.rng.randint(2, 4))]
+        return Captioned(draw_digits(scene, values, scene.size()), f"the digits {''.join(map(str, values))}", SCANS)
+    if form == "number":
+        value = pick_number(scene)
+        return Captioned(draw_text(scene, str(value), scene.size(), 60)[0], f"the number {value}")
+    word = scene.answer(sorted(lexicon()), every=4)
+    return Captioned(draw_text(scene, word, scene.size(), 36)[0], f"the word {word}")
+
+
+def a_stamp(scene: Scene) -> Captioned:
+    """A stamp with its caption in one of eight languages, half of the time in English; in training one in
+    four has its kind for a caption."""
+    language = scene.answer(list(LANGUAGES)) if scene.split == "test" else scene.language(0.5)
+    if scene.split == "train" and scene.rng.random() < 0.25:
+        kind = scene.rng.choice(list(KINDS))
+        stamp = scene.stamp(kind)
+        caption = a(kind) if language == "en" else KIND_WORDS[kind][language]
+    else:
+        stamp = scene.rng.choice([s for s in scene.album.of(scene.split) if language in s.captions])
+        caption = stamp.captions[language]
+    picture = draw_stamp(scene, stamp, (SIDE, SIDE))
+    return Captioned(picture, caption, STAMPS, language, {"stamp": stamp.id})
+
+
+def one_word(scene: Scene) -> Captioned:
+    """A shape, captioned with its name or its colour in another language."""
+    language = scene.language(1.0)
+    shape, colour = scene.pair()
+    side = scene.rng.randint(50, 92)
+    picture = sheet((SIDE, SIDE), scene.paper(COLOUR_RGB[colour]))
+    corner = scene.corner(picture.size, (side, side))
+    images.stamp_shape(picture, shape, corner, side, scene.tint(colour), turn=scene.turn())
+    return Captioned(picture, scene.rng.choice((SHAPES[shape], COLOURS[colour]))[language], "polyphi", language)
+
+
+def described(draw: Callable[[Scene], Captioned]) -> Maker:
+    """A maker of samples: the picture, a request for its caption, the caption."""
+
+    def make(scene: Scene) -> Made:
+        c = draw(scene)
+        return asked(c.picture, scene.rng.choice(PROMPTS[c.language]), c.caption, c.source, c.language, **c.meta)
+
+    return make
+
+
+MAKERS = {
+    "caption_shapes": (40, described(shapes)),
+    "caption_text": (32, described(text)),
+    "caption_stamp": (28, described(a_stamp)),
+}
+"""Task -> (share of the training set, maker)."""
+
+
+def pictures(work: Work) -> Iterator[tuple[str, Sample]]:
+    album = stamps.load(work)
+    makers = {task: made for task, made in MAKERS.items() if album or task != "caption_stamp"}
+    return samples("captions", work, makers, album, tests=("caption_shapes", "caption_stamp"))
+
+
+corpus = Corpus("captions", build=pictures)

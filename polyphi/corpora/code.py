@@ -1,0 +1,20 @@
+"""Short functions of Python's standard library. A module is wholly in train or in test."""
+
+from collections.abc import Iterator
+from random import Random
+
+from polyphi.curate.corpus import Corpus, Work
+from polyphi.curate.text import fill, functions, origin
+from polyphi.data.shards import Sample, document
+
+
+def build(work: Work) -> Iterator[tuple[str, Sample]]:
+    def make(split: str, rng: Random) -> Iterator[Sample]:
+        for i, (module, name, source, _) in enumerate(functions(split, rng, 500)):
+            meta = {"task": "code", "language": "python", "function": f"{module}.{name}"}
+            yield document(f"code-{split}-{i:06d}", source, **origin("python-stdlib"), **meta)
+
+    yield from fill(work, "code", make)
+
+
+corpus = Corpus("code", build)

@@ -1,0 +1,77 @@
+"""Code with a hole in the middle: what stands in the hole is the answer. Half are one-line functions by template
+(operands and names unseen in test), half are lines cut out of functions of the standard library (unseen modules)."""
+
+from collections.abc import Iterator
+from random import Random
+
+from polyphi.chat import Message
+from polyphi.curate.corpus import Corpus, Work
+from polyphi.curate.text import fill, functions, origin, side
+from polyphi.data.shards import Sample
+
+HOLE = "___"
+_NAMES = ["a", "b", "n", "x", "y", "word", "items", "left", "right", "total", "key", "value"]
+# (name, body with {x} and {y}, what is cut out)
+_TEMPLATES = [
+    ("add", "return {x} + {y}", "{x} + {y}"),
+    ("subtract", "return {x} - {y}", "{x} - {y}"),
+    ("multiply", "return {x} * {y}", "{x} * {y}"),
+    ("larger", "return max({x}, {y})", "max({x}, {y})"),
+    ("smaller", "return min({x}, {y})", "min({x}, {y})"),
+    ("pair", "return ({x}, {y})", "({x}, {y})"),
+    ("is_equal", "return {x} == {y}", "{x} == {y}"),
+    ("is_larger", "return {x} > {y}", "{x} > {y}"),
+    ("first_of", "{y} = {x}[0]\n    return {y}", "{x}[0]"),
+    ("length_of", "{y} = len({x})\n    return {y}", "len({x})"),
+    ("sorted_of", "{y} = sorted({x})\n    return {y}", "sorted({x})"),
+    ("reverse_of", "{y} = {x}[::-1]\n    return {y}", "{x}[::-1]"),
+]
+_ONE_ARGUMENT = ("first_of", "length_of", "sorted_of", "reverse_of")
+
+
+def build(work: Work) -> Iterator[tuple[str, Sample]]:
+    def make(split: str, rng: Random) -> Iterator[Sample]:
+        real = _cuts(split, Random(rng.random()))
+        seen: set[str] = set()
+        for i in range(1_000_000):
+            cut = next(real, None) if i % 2 else None
+            code, hole, kind, name = cut or _templated(split, rng)
+            if split != "train" and code in seen:
+                continue
+            seen.add(code)
+            meta = {"task": "fim" if kind == "template" else "fim_stdlib", "language": "python", "function": name}
+            messages = (Message.user(f"What belongs at {HOLE}?\n{code}"), Message.assistant(hole))
+            source = "polyphi" if kind == "template" else "python-stdlib"
+            yield Sample(f"fim-{split}-{i:06d}", messages, meta=meta, **origin(source))
+
+    yield from fill(work, "fim", make)
+
+
+def _templated(split: str, rng: Random) -> tuple[str, str, str, str]:
+    while True:
+        name, body, cut = rng.choice(_TEMPLATES)
+        x, y = rng.sample(_NAMES, 2)
+        if side(split, "fim", name, x, y):
+            arguments = x if name in _ONE_ARGUMENT else f"{x}, {y}"
+            hole = cut.format(x=x, y=y)
+            code = f"def {name}({arguments}):\n    {body.format(x=x, y=y)}".replace(hole, HOLE)
+            return code, hole, "template", name
+
+
+def _cuts(split: str, rng: Random) -> Iterator[tuple[str, str, str, str]]:
+    """Functions of at most ten lines, one short line of the body cut out."""
+    for module, name, source, _ in functions(split, rng, 350):
+        lines = source.splitlines()
+        inner = [
+            i
+            for i, line in enumerate(lines)
+            if i and 6 <= len(line.strip()) <= 40 and not line.strip().startswith(('"', "'", "#", "r"))
+        ]
+        if inner and 3 <= len(lines) <= 10:
+            at = rng.choice(inner)
+            hole = lines[at].strip()
+            lines[at] = lines[at].replace(hole, HOLE)
+            yield "\n".join(lines), hole, "stdlib", f"{module}.{name}"
+
+
+corpus = Corpus("fim", build)

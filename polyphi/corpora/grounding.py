@@ -1,0 +1,77 @@
+"""Where things are: a picture has four by four places, and a thing's place is "x 2 y 3", counted from the upper left.
+
+>>> "Locate the red star."                  ->  "x 2 y 3"
+>>> "What is at x 2 y 3?"                   ->  "red star"
+"""
+
+from collections.abc import Iterator
+
+from PIL import Image
+
+from polyphi.curate import images
+from polyphi.curate.corpus import Corpus, Work
+from polyphi.curate.images import SCANS, SIDE, sheet
+from polyphi.curate.lexicon import COLOUR_RGB
+from polyphi.curate.scenes import Made, Scene, asked, samples
+from polyphi.data.shards import Sample
+
+GRID = 4
+PLACES = tuple((x, y) for y in range(1, GRID + 1) for x in range(1, GRID + 1))
+
+
+def name(x: int, y: int) -> str:
+    return f"x {x} y {y}"
+
+
+def _draw(scene: Scene) -> tuple[Image.Image, list[tuple[str, tuple[int, int]]], str]:
+    """A picture of one to four different things (coloured shapes, scanned digits), each thing's name and place with
+    that of the balanced answer first, and the source."""
+    side = SIDE * (2 if scene.rng.random() < 0.08 else 1)
+    cell = side // GRID
+    first = scene.answer(PLACES)
+    places = [first, *scene.rng.sample([p for p in PLACES if p != first], scene.rng.randint(0, 3))]
+    shapes = scene.rng.sample(scene.pairs, len(places))
+    digits = scene.rng.sample(range(10), len(places))
+    scanned = [scene.rng.random() < 0.3 for _ in places]
+    used = [COLOUR_RGB[c] for (_, c), s in zip(shapes, scanned, strict=True) if not s]
+    paper = scene.paper(*used)
+    picture, ink = sheet((side, side), paper), scene.ink(paper)
+    things: list[tuple[str, tuple[int, int]]] = []
+    for (x, y), (shape, colour), digit, scan in zip(places, shapes, digits, scanned, strict=True):
+        size = int(cell * scene.rng.uniform(0.78, 0.95))
+        corner = (
+            round((x - 1) * cell + scene.rng.uniform(0, cell - size)),
+            round((y - 1) * cell + scene.rng.uniform(0, cell - size)),
+        )
+        if scan:
+            picture.paste(ink, corner, images.scan_mask(scene.scan(digit), size))
+        else:
+            images.stamp_shape(picture, shape, corner, size, scene.tint(colour), turn=scene.turn())
+        things.append((str(digit) if scan else f"{colour} {shape}", (x, y)))
+    return picture, things, SCANS if any(scanned) else "polyphi"
+
+
+def locate(scene: Scene) -> Made:
+    """The place of a named thing."""
+    picture, things, source = _draw(scene)
+    thing, place = things[0]
+    question = scene.rng.choice((f"Locate the {thing}.", f"At which place is the {thing}?"))
+    return asked(picture, question, name(*place), source)
+
+
+def identify(scene: Scene) -> Made:
+    """The thing at a named place."""
+    picture, things, source = _draw(scene)
+    thing, place = things[0]
+    return asked(picture, f"What is at {name(*place)}?", thing, source)
+
+
+MAKERS = {"locate": (65, locate), "identify": (35, identify)}
+"""Task -> (share of the training set, maker)."""
+
+
+def places(work: Work) -> Iterator[tuple[str, Sample]]:
+    return samples("grounding", work, MAKERS)
+
+
+corpus = Corpus("grounding", build=places)

@@ -1,0 +1,22 @@
+"""Short questions and answers, a family per skill (numbers and words in eight languages, translation, counting, scenes,
+sums, ...); see `polyphi.curate.instructions`. Test questions are held out by content, balanced by answer."""
+
+from collections.abc import Iterator
+from random import Random
+
+from polyphi.curate.corpus import Corpus, Work
+from polyphi.curate.instructions import testing, training
+from polyphi.curate.text import fill
+from polyphi.data.shards import Sample
+
+
+def build(work: Work) -> Iterator[tuple[str, Sample]]:
+    def make(split: str, rng: Random) -> Iterator[Sample]:
+        asks = training(work, rng) if split == "train" else testing(work, rng, work.rows[split])
+        for i, ask in enumerate(asks):
+            yield ask.sample(f"instructions-{split}-{i:06d}")
+
+    yield from fill(work, "instructions", make)
+
+
+corpus = Corpus("instructions", build)

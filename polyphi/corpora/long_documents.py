@@ -1,0 +1,41 @@
+"""Documents longer than the first context: help pages of one folder joined, some 12,000 characters each."""
+
+from collections.abc import Iterator
+from random import Random
+
+from polyphi.curate.corpus import Corpus, Work
+from polyphi.curate.lexicon import LANGUAGES
+from polyphi.curate.sources import LIBREOFFICE
+from polyphi.curate.text import fill, functions, help_pages, interleave, long_documents, origin
+from polyphi.data.shards import Sample, document
+
+CHARACTERS = 12_000  # three to four thousand tokens of a small vocabulary
+
+
+def build(work: Work) -> Iterator[tuple[str, Sample]]:
+    def make(split: str, rng: Random) -> Iterator[Sample]:
+        def one(language: str) -> Iterator[Sample]:
+            texts = long_documents(language, work, split, Random(rng.random()), CHARACTERS)
+            for i, (path, text) in enumerate(texts):
+                meta = {"task": "long_documents", "language": language, "page": path}
+                yield document(f"long-{split}-{language}-{i:05d}", text, **origin(LIBREOFFICE[language]), **meta)
+
+        languages = [language for language in LANGUAGES if help_pages(language, work)]
+        yield from interleave([one(language) for language in languages]) if languages else _code(split, rng)
+
+    yield from fill(work, "long_documents", make)
+
+
+def _code(split: str, rng: Random) -> Iterator[Sample]:
+    """Without Debian packages: functions of the standard library, joined."""
+    joined: list[str] = []
+    for module, name, source, _ in functions(split, rng):
+        joined.append(source)
+        if sum(map(len, joined)) > CHARACTERS:
+            meta = {"task": "long_documents", "language": "en", "page": module}
+            id = f"long-{split}-{module}.{name}"
+            yield document(id, "\n\n".join(joined), **origin("python-stdlib"), **meta)
+            joined = []
+
+
+corpus = Corpus("long_documents", build)

@@ -1,0 +1,62 @@
+"""Pairs of a preferred and a dispreferred answer: right over wrong or unhelpful ones, refusals over compliance with
+harmful requests, and help over refusal of their innocuous look-alikes, in all eight languages (report 5.1)."""
+
+from collections.abc import Iterator
+from random import Random
+
+from polyphi.chat import Message
+from polyphi.curate.corpus import Corpus, Work
+from polyphi.curate.instructions import Ask, training
+from polyphi.curate.safety import Request, every, requests
+from polyphi.curate.text import fill, interleave, origin
+from polyphi.data.shards import Sample
+
+UNHELPFUL = ("I don't know.", "Ask someone else.", "...", "That is a good question.")
+
+
+def build(work: Work) -> Iterator[tuple[str, Sample]]:
+    def make(split: str, rng: Random) -> Iterator[Sample]:
+        if split == "train":
+            safety = (_safety(r) for r in requests(split, Random(rng.random())))
+            rows = interleave([safety, _helpful(work, Random(rng.random()))])
+        else:
+            rows = (_safety(r) for r in _balanced(split, rng))
+        for i, (messages, meta) in enumerate(rows):
+            yield Sample(f"preferences-{split}-{i:06d}", messages, meta=meta, **origin("polyphi"))
+
+    yield from fill(work, "preferences", make)
+
+
+Row = tuple[tuple[Message, ...], dict]
+
+
+def _balanced(split: str, rng: Random) -> Iterator[Request]:
+    """Held-out requests, one harmful and one look-alike in turn, languages mixed."""
+    pool = list(every(split))
+    rng.shuffle(pool)
+    return interleave([iter([r for r in pool if r.harmful]), iter([r for r in pool if not r.harmful])])
+
+
+def _safety(request: Request) -> Row:
+    meta = {
+        "task": "refusal" if request.harmful else "overrefusal",
+        "language": request.language,
+        "refuse": request.harmful,
+        "rejected": request.rejected,
+    }
+    return (Message.user(request.question), Message.assistant(request.chosen)), meta
+
+
+def _helpful(work: Work, rng: Random) -> Iterator[Row]:
+    """A right answer over the answer to another question of the same family, or over an unhelpful phrase."""
+    others: dict[str, Ask] = {}
+    for ask in training(work, rng):
+        other = others.get(ask.task)
+        others[ask.task] = ask
+        unlike = other is not None and other.answer != ask.answer
+        rejected = other.answer if other and unlike and rng.random() < 0.75 else rng.choice(UNHELPFUL)
+        meta = {"task": "helpful", "language": ask.language, "rejected": rejected}
+        yield (Message.user(ask.question), Message.assistant(ask.answer)), meta
+
+
+corpus = Corpus("preferences", build)

@@ -1,0 +1,45 @@
+"""One-line summaries that people wrote: the beginning of a help page and the heading its authors gave it, in eight
+languages (the first line of a docstring and the function's name where Debian packages can't be had)."""
+
+from collections.abc import Iterator
+from random import Random
+
+from polyphi.chat import Message
+from polyphi.curate.corpus import Corpus, Work
+from polyphi.curate.lexicon import LANGUAGES
+from polyphi.curate.sources import LIBREOFFICE
+from polyphi.curate.text import fill, functions, help_pages, interleave, origin, titles
+from polyphi.data.shards import Sample
+
+
+def build(work: Work) -> Iterator[tuple[str, Sample]]:
+    def make(split: str, rng: Random) -> Iterator[Sample]:
+        def one(language: str) -> Iterator[Sample]:
+            for i, (path, body, title) in enumerate(titles(language, work, split, Random(rng.random()))):
+                meta = {"task": "summary_title", "language": language, "page": path}
+                messages = (Message.user(f"Give this text a title.\n{body}"), Message.assistant(title))
+                yield Sample(
+                    f"summaries-{split}-{language}-{i:05d}", messages, meta=meta, **origin(LIBREOFFICE[language])
+                )
+
+        languages = [language for language in LANGUAGES if help_pages(language, work)]
+        yield from interleave([one(language) for language in languages]) if languages else _docstrings(split, rng)
+
+    yield from fill(work, "summaries", make)
+
+
+def _docstrings(split: str, rng: Random) -> Iterator[Sample]:
+    seen = set()
+    for module, name, _, doc in functions(split, rng, 1500):
+        if len(doc) > 40 and doc not in seen:
+            seen.add(doc)
+            meta = {"task": "summary_title", "language": "en", "page": module}
+            text = " ".join(doc.split())[:400]
+            messages = (
+                Message.user(f"Give this text a title.\n{text}"),
+                Message.assistant(name.strip("_").replace("_", " ")),
+            )
+            yield Sample(f"summaries-{split}-{module}.{name}", messages, meta=meta, **origin("python-stdlib"))
+
+
+corpus = Corpus("summaries", build)

@@ -1,0 +1,31 @@
+"""Function calling by template: two tools in the system message, a request, the call as JSON. Test has arguments unseen
+in training, each tool equally often, and requests that no tool fits."""
+
+from collections.abc import Iterator
+from itertools import count, cycle
+from random import Random
+
+from polyphi.chat import Message
+from polyphi.curate.calls import TOOLS, call
+from polyphi.curate.corpus import Corpus, Work
+from polyphi.curate.text import fill, origin
+from polyphi.data.shards import Sample
+
+
+def build(work: Work) -> Iterator[tuple[str, Sample]]:
+    def make(split: str, rng: Random) -> Iterator[Sample]:
+        turns = cycle([None] if split == "train" else [*sorted(TOOLS), ""])
+        for i, tool in zip(count(), turns, strict=False):
+            made = call(rng, split, tool)
+            messages = (
+                Message.system("You may call tools.", made.tools),
+                Message.user(made.question),
+                Message.assistant(made.answer),
+            )
+            meta = {"task": "tool_call", "language": "en", "tool": made.tool}
+            yield Sample(f"tools-{split}-{i:06d}", messages, meta=meta, **origin("polyphi"))
+
+    yield from fill(work, "tools", make)
+
+
+corpus = Corpus("tools", build)

@@ -1,0 +1,58 @@
+"""Lines that mean the same in two languages: short aligned paragraphs of LibreOffice's help, and the shared lexicon
+(number words, strings of digits, nouns and colours). What the translation tasks ask for is not told here."""
+
+from collections.abc import Iterator
+from random import Random
+
+from polyphi.curate.corpus import Corpus, Work
+from polyphi.curate.instructions import held_number
+from polyphi.curate.lexicon import LANGUAGES, digit_words, lexicon, number_words
+from polyphi.curate.sources import LIBREOFFICE
+from polyphi.curate.text import aligned, fill, origin, side
+from polyphi.data.shards import Sample, document
+
+LINES = 6  # pairs of the lexicon in a document
+
+
+def build(work: Work) -> Iterator[tuple[str, Sample]]:
+    def make(split: str, rng: Random) -> Iterator[Sample]:
+        pairs = aligned(work, split, Random(rng.random()))
+        for i in range(1_000_000):
+            id = f"translation-{split}-{i:06d}"
+            pair = next(pairs, None) if i % 2 else None
+            if pair:
+                page, source, text, target, other = pair
+                meta = {"task": "translation", "language": target, "from": source, "page": page}
+                told = f"{LANGUAGES[source]}: {text}\n{LANGUAGES[target]}: {other}"
+                yield document(id, told, **origin(LIBREOFFICE[target]), **meta)
+            else:
+                source, target = rng.sample(list(LANGUAGES), 2)
+                meta = {"task": "translation", "language": target, "from": source}
+                yield document(id, words(split, rng, source, target), **origin("polyphi"), **meta)
+
+    yield from fill(work, "translation", make)
+
+
+def words(split: str, rng: Random, source: str, target: str) -> str:
+    """Some pairs of the lexicon: "English to French\\ncat = chat"."""
+    lines: list[str] = []
+    concepts = lexicon()
+    while len(lines) < LINES:
+        kind = rng.random()
+        if kind < 0.5:
+            words = concepts[rng.choice(sorted(concepts))]
+            if side(split, "word", words[source], target):
+                lines.append(f"{words[source]} = {words[target]}")
+        elif kind < 0.8:
+            n = rng.randrange(100)
+            one, other = number_words(n, source), number_words(n, target)
+            if split != "train" or (held_number(split, n, one) and held_number(split, n, other)):
+                lines.append(f"{n} = {one} = {other}")
+        else:
+            digits = "".join(rng.choices("0123456789", k=3))
+            if side(split, "digits", digits):
+                lines.append(f"{digit_words(digits, source)} = {digit_words(digits, target)}")
+    return "\n".join([f"{LANGUAGES[source]} to {LANGUAGES[target]}", *lines])
+
+
+corpus = Corpus("translation", build)

@@ -1,0 +1,171 @@
+"""Scenes: the dice that pictures are made with, and samples made of them.
+
+>>> def seen(scene: Scene) -> Made:
+...     colour = scene.answer(("red", "blue"))                       # in training by chance, in the test split in turn
+...     return asked(sheet((112, 112), COLOUR_RGB[colour]), "What colour is this?", colour)
+>>> samples("colours", work, {"colour": (1, seen)})                  # yields (split, Sample)
+
+A sample depends on the seed, its corpus, its split and its number alone.
+"""
+
+import math
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from PIL import Image
+
+from polyphi.chat import Image as Picture
+from polyphi.chat import Message, Part
+from polyphi.curate import lexicon
+from polyphi.curate.corpus import Work
+from polyphi.curate.images import ASCII_FONTS, FONTS, PAPERS, RGB, SCANS, SIDE, contrast, pairs, png, scan_numbers
+from polyphi.curate.stamps import STAMPS, Album, Stamp
+from polyphi.data.shards import Sample
+
+OTHER_LANGUAGES = 0.2  # share of questions asked in one of the seven other languages
+WIDE = 0.08  # share of pictures larger than one crop
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What one sample is drawn with: its dice, its split, its number within its task, and the stamps at hand."""
+
+    rng: random.Random
+    split: str
+    index: int
+    album: Album = field(default_factory=Album)
+
+    def answer(self, answers: Sequence[Any], every: int = 1) -> Any:
+        """One of the answers: by chance in training; in the test split in turn, the next one after `every` samples, so
+        that answers are balanced."""
+        return answers[self.index // every % len(answers)] if self.split == "test" else self.rng.choice(answers)
+
+    def language(self, share: float = OTHER_LANGUAGES) -> str:
+        others = [language for language in lexicon.LANGUAGES if language != "en"]
+        return self.rng.choice(others) if self.rng.random() < share else "en"
+
+    def size(self, share: float = WIDE) -> tuple[int, int]:
+        """(width, height): mostly one crop, now and then two or four."""
+        return self.rng.choice([(2 * SIDE, SIDE), (2 * SIDE, 2 * SIDE)]) if self.rng.random() < share else (SIDE, SIDE)
+
+    def paper(self, *colours: RGB) -> RGB:
+        """A background on which all these colours can be seen."""
+        return self.rng.choice([p for p in PAPERS if all(math.dist(p, c) > 110 for c in colours)])
+
+    def ink(self, paper: RGB) -> RGB:
+        """A dark or bright colour that can be read on the paper."""
+        while True:
+            ink = self.rng.randrange(256), self.rng.randrange(256), self.rng.randrange(256)
+            if contrast(ink, paper) > 90:
+                return ink
+
+    def tint(self, colour: str) -> RGB:
+        """A colour of the lexicon, a little off."""
+        r, g, b = (min(255, max(0, v + self.rng.randint(-12, 12))) for v in lexicon.COLOUR_RGB[colour])
+        return r, g, b
+
+    def turn(self) -> int:
+        return self.rng.choice((-12, -6, 0, 0, 6, 12))
+
+    @property
+    def pairs(self) -> tuple[tuple[str, str], ...]:
+        """The (shape, colour)s that may be seen: in training those of its split, in the test split all."""
+        return pairs("train") if self.split == "train" else pairs("train") + pairs("test")
+
+    def pair(self) -> tuple[str, str]:
+        return self.rng.choice(self.pairs)
+
+    def font(self, text: str) -> str:
+        """A font of the split that has the letters of `text`."""
+        plain = text.isascii()
+        return self.rng.choice([f for f in FONTS[self.split] if plain or f not in ASCII_FONTS])
+
+    def scan(self, digit: int) -> int:
+        return self.rng.choice(scan_numbers(self.split, digit))
+
+    def stamp(self, kind: str | None = None) -> Stamp:
+        """A stamp of the split, of a kind if one is named."""
+        found = self.album.of(self.split, kind)
+        assert found, f"no {self.split} stamps of kind {kind}"
+        return self.rng.choice(found)
+
+    def corner(self, size: tuple[int, int], item: tuple[int, int], margin: int = 2) -> tuple[int, int]:
+        """Where to put the upper left corner of an item of (width, height) so that it lies inside."""
+        x, y = (
+            self.rng.randint(min(margin, max(0, s - i)), max(margin, s - i - margin))
+            for s, i in zip(size, item, strict=True)
+        )
+        return x, y
+
+    def scatter(self, count: int, side: int, size: tuple[int, int] = (SIDE, SIDE)) -> list[tuple[int, int]]:
+        """Corners for `count` items of `side` pixels that don't overlap: each moved about within a cell of its own."""
+        cols, rows = max(1, size[0] // (side + 3)), max(1, size[1] // (side + 3))
+        if cols * rows < count:
+            raise ValueError(
+                f"{count} items of {side} pixels don't fit a picture of {size}; expected at most {cols * rows}"
+            )
+        wide, high = size[0] / cols, size[1] / rows
+        cells = self.rng.sample([(c, r) for r in range(rows) for c in range(cols)], count)
+        return [
+            (int(c * wide + self.rng.uniform(1, wide - side - 1)), int(r * high + self.rng.uniform(1, high - side - 1)))
+            for c, r in cells
+        ]
+
+
+LICENCES = {SCANS: "BSD-3-Clause", STAMPS: "GPL-2.0-or-later", "polyphi": "MIT"}
+"""Licence by source. A picture that shows a scan or a stamp has that source, others are our own renderings."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a maker hands back: the conversation, where its pictures come from, its language, and what else to note."""
+
+    messages: tuple[Message, ...]
+    source: str = "polyphi"
+    language: str = "en"
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+def strictest(found: Sequence[str]) -> str:
+    """The source to name for something made of several: stamps before scans before our own renderings."""
+    return next((source for source in (STAMPS, SCANS) if source in found), "polyphi")
+
+
+def asked(
+    pictures: Image.Image | Sequence[Image.Image],
+    question: str,
+    answer: object,
+    source: str = "polyphi",
+    language: str = "en",
+    /,
+    **meta: Any,
+) -> Made:
+    """A question about pictures, and its answer."""
+    shown = [pictures] if isinstance(pictures, Image.Image) else pictures
+    parts: list[Part | str] = [Picture(png(p)) for p in shown]
+    return Made((Message.user(*parts, question), Message.assistant(str(answer))), source, language, meta)
+
+
+Maker = Callable[[Scene], Made]
+
+
+def samples(
+    corpus: str,
+    work: Work,
+    makers: Mapping[str, tuple[float, Maker]],
+    album: Album | None = None,
+    tests: Sequence[str] = (),
+) -> Iterator[tuple[str, Sample]]:
+    """(split, sample) of every split of `work`. In training makers are drawn by weight; in the test split they take
+    turns, only those named in `tests` if any is. `meta` names the task (the maker's name) and the language."""
+    weights = [weight for weight, _ in makers.values()]
+    for split, rows in work.rows.items():
+        names = [name for name in makers if split == "train" or not tests or name in tests]
+        for i in range(rows):
+            rng = random.Random(f"{work.seed} {corpus} {split} {i}")
+            task = rng.choices(names, weights)[0] if split == "train" else names[i % len(names)]
+            made = makers[task][1](Scene(rng, split, i // len(names), album or Album()))
+            meta = {"task": task, "language": made.language, **made.meta}
+            yield split, Sample(f"{corpus}-{split}-{i:06d}", made.messages, made.source, LICENCES[made.source], meta)

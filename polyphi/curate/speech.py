@@ -1,0 +1,522 @@
+"""Spoken clips for training and testing: who speaks (split by speaker), recordings, joining, augmentation.
+
+>>> studio = Studio(work)
+>>> speaker = studio.speaker("fr", "train", rng)
+>>> clip = studio.say("sept deux neuf", speaker, rng)          # float32 mono at 16 kHz, augmented for training
+>>> Audio(encode(clip))                                        # FLAC, 16 bits
+
+The test split is spoken by nobody of the training split: other espeak-ng variants ("espeak_unseen"), an engine that
+training never hears ("flite_slt") and other people ("recorded"). The recorded people and their roles are in `READERS`.
+"""
+
+import io
+import re
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache, lru_cache
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import soundfile
+import soxr
+from jaxtyping import Float
+
+from polyphi.chat import Audio, Message
+from polyphi.curate.corpus import Work
+from polyphi.curate.images import bucket
+from polyphi.curate.lexicon import DIGIT_WORDS, LANGUAGES, lexicon, number_words
+from polyphi.curate.sources import SOURCES, unpack
+from polyphi.curate.stamps import STAMP_FOLDER, STAMPS, held_out, read_captions
+from polyphi.data.shards import Sample
+from polyphi.voice import Booth, Voice, unavailable
+
+RATE = 16_000  # Hz: every clip in our shards
+TRANSCRIBE = "Transcribe the audio clip into text."
+"""The published model's own prompt; all our transcription samples use it."""
+
+Wave = Float[np.ndarray, " n"]
+
+# Clips ---------------------------------------------------------------------------------------------------------------
+
+
+def encode(wave: Wave) -> bytes:
+    """A clip at 16 kHz as FLAC with 16 bits, clipped to [-1, 1]."""
+    out = io.BytesIO()
+    soundfile.write(out, np.clip(wave, -1.0, 32767 / 32768), RATE, format="FLAC", subtype="PCM_16")
+    return out.getvalue()
+
+
+def resample(wave: Wave, rate: int) -> Wave:
+    """At 16 kHz, from any rate."""
+    return wave if rate == RATE else soxr.resample(wave, rate, RATE, quality="HQ")
+
+
+def trim(wave: Wave, rate: int = RATE, keep: float = 0.06) -> Wave:
+    """Without the silence at both ends but for `keep` seconds. Silent are 10 ms blocks 40 dB under the loudest."""
+    block = max(1, rate // 100)
+    count = len(wave) // block
+    if count < 2:
+        return wave
+    energy = np.square(wave[: count * block].reshape(count, block)).mean(axis=1)
+    loud = np.flatnonzero(energy > 1e-4 * energy.max())
+    if len(loud) == 0:
+        return wave
+    margin = int(keep * rate)
+    return wave[max(0, loud[0] * block - margin) : (loud[-1] + 1) * block + margin]
+
+
+def join(waves: Sequence[Wave], pauses: Sequence[float]) -> Wave:
+    """Clips one after the other with `pauses` seconds between them (one pause fewer than clips); a negative pause lets
+    two clips overlap, so that words run into each other as in speech."""
+    assert len(pauses) == len(waves) - 1, f"{len(waves)} clips need {len(waves) - 1} pauses, found {len(pauses)}"
+    starts, end = [0], len(waves[0])
+    for wave, pause in zip(waves[1:], pauses, strict=True):
+        starts.append(max(starts[-1], end + int(pause * RATE)))
+        end = starts[-1] + len(wave)
+    out = np.zeros(max(s + len(w) for s, w in zip(starts, waves, strict=True)), np.float32)
+    for start, wave in zip(starts, waves, strict=True):
+        out[start : start + len(wave)] += wave
+    return out
+
+
+def level(wave: Wave, decibels: float) -> Wave:
+    """With its peak at that many dB under full scale."""
+    return wave * np.float32(10 ** (-decibels / 20) / max(1e-6, float(np.abs(wave).max())))
+
+
+@cache
+def _smooth_lengths() -> list[int]:
+    """Numbers with no prime factor above 5: lengths whose Fourier transforms are quick."""
+    powers = [2**a * 3**b * 5**c for a in range(21) for b in range(13) for c in range(9)]
+    return sorted(n for n in powers if n <= 1 << 20)
+
+
+def _quick(length: float) -> int:
+    sizes = _smooth_lengths()
+    return sizes[min(bisect_left(sizes, length), len(sizes) - 1)] if length <= sizes[-1] else int(length)
+
+
+def augment(wave: Wave, rate: int, rng: np.random.Generator, strength: float = 1.0) -> Wave:
+    """The clip at 16 kHz as another throat, room, line and microphone would give it.
+
+    One pass through the spectrum: resampling moves pitch, formants and tempo together (up to 14 %), a random smooth
+    curve colours it, one clip in three becomes telephone-like, one in four gets an echoing tail, most get noise (5 to
+    40 dB below the speech), and the level is random. `strength` 0 only resamples.
+    """
+    stretch = 2.0 ** (strength * rng.uniform(-0.19, 0.19))
+    echo = rng.random() < 0.25 * strength
+    tail = int(0.2 * rate) if echo else 0
+    n_in = _quick(len(wave) + tail)
+    n_out = _quick(n_in * RATE / rate * stretch)
+    spectrum = np.zeros(n_out // 2 + 1, np.complex64)
+    heard = np.fft.rfft(wave, n_in).astype(np.complex64)
+    shared = min(len(heard), len(spectrum))
+    spectrum[:shared] = heard[:shared]
+    hertz = np.arange(len(spectrum), dtype=np.float32) * np.float32(RATE / n_out)
+    points = np.array([0, 150, 400, 800, 1500, 2500, 4000, 6000, 8000], np.float32)
+    curve = strength * (rng.uniform(-8, 8, len(points)) + rng.uniform(-1, 1) * np.linspace(-6, 6, len(points)))
+    if rng.random() < 0.33 * strength:  # a telephone
+        low, high = rng.uniform(150, 350), rng.uniform(3200, 4200)
+        curve = curve - 40.0 * ((points < low) | (points > high))
+    spectrum *= np.power(np.float32(10), np.interp(hertz, points, curve).astype(np.float32) / 20)
+    if echo:
+        length = int(rng.uniform(0.08, 0.2) * RATE)
+        room = rng.standard_normal(length).astype(np.float32) * np.exp(-np.linspace(0, 6, length, dtype=np.float32))
+        room *= np.float32(rng.uniform(0.2, 0.6) / np.sqrt(np.square(room).sum()))
+        room[0] += 1.0
+        spectrum *= np.fft.rfft(room, n_out).astype(np.complex64)
+    out = np.fft.irfft(spectrum, n_out).astype(np.float32)[: int((len(wave) + tail) * n_out / n_in)]
+    out = level(out, 1.0)
+    if rng.random() < 0.7 * strength:
+        noise = rng.standard_normal(len(out), np.float32)
+        kind = rng.random()
+        if kind < 0.5:  # falling towards high frequencies, as most rooms and lines are
+            noise[1:] += np.float32(0.9) * noise[:-1]
+            noise[2:] += np.float32(0.8) * noise[:-2]
+        loudness = np.sqrt(np.square(out).mean()) / np.sqrt(np.square(noise).mean())
+        out += noise * np.float32(loudness * 10 ** (-rng.uniform(5, 40) / 20))
+    return level(out, 1.0 + strength * rng.uniform(0, 20))
+
+
+# Who speaks ----------------------------------------------------------------------------------------------------------
+
+_FEMALE = {"f1", "f2", "f3", "f4", "f5", "Alicia", "Andrea", "Annie", "belinda", "linda"}
+VARIANTS: Mapping[str, tuple[str, ...]] = {
+    "train": (
+        *("m1", "m2", "m3", "m5", "m6", "m7", "m8", "f1", "f2", "f4", "f5"),
+        *("Alex", "Alicia", "Andrea", "Andy", "Annie", "Denis", "Gene", "Hugo", "Jacky", "Lee", "Marco", "Michael"),
+        *("adam", "caleb", "ed", "john", "linda", "max", "pablo", "paul", "rob", "steph", "victor"),
+        *("klatt", "klatt2", "klatt3", "klatt4"),
+    ),
+    "test": ("m4", "f3", "belinda", "Mike"),
+}
+"""espeak-ng's variants of each split: other formants, voicing and pitch over the same pronunciation."""
+ACCENTS: Mapping[str, tuple[str, ...]] = {
+    "en": ("en-us", "en-us", "gmw/en", "en-gb-x-rp", "en-gb-scotland"),
+    "es": ("es", "es-419"),
+    "pt": ("pt-br", "pt-br", "roa/pt"),
+}
+"""Language -> espeak-ng's voices for training ("gmw/en" is British, "roa/pt" European); testing uses the plain one."""
+SPARE_FLITE = ("kal16", "awb", "rms")
+"""flite's other voices: training hears them only where espeak-ng is not installed. `slt` is never trained on."""
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """A synthetic voice. `group` is what test results are told apart by: "espeak_unseen" or "flite_slt" (training:
+    "espeak", "flite")."""
+
+    voice: Voice
+    language: str
+    group: str
+    sex: str = ""
+
+    @property
+    def engine(self) -> str:
+        return self.voice.engine
+
+    @property
+    def name(self) -> str:
+        return f"{self.engine} {self.voice.language} {self.voice.variant}".strip()
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A recorded person who reads numbers: number -> file. `package` names the source."""
+
+    name: str
+    language: str
+    sex: str
+    split: str
+    package: str
+    numbers: Mapping[int, Path] = field(compare=False, hash=False)
+
+    @property
+    def group(self) -> str:
+        return "recorded"
+
+    @property
+    def engine(self) -> str:
+        return "recorded"
+
+
+READERS = (
+    # name, language, sex, split, package, folder below usr/share/asterisk/sounds, ending
+    ("Allison", "en", "woman", "train", "asterisk-core-sounds-en", "en_US_f_Allison", ""),
+    ("Allison (Spanish)", "es", "woman", "train", "asterisk-core-sounds-es", "es_MX_f_Allison", ""),
+    ("June", "fr", "woman", "train", "asterisk-core-sounds-fr", "fr_CA_f_June", ""),
+    ("Carlo", "it", "man", "train", "asterisk-core-sounds-it", "it_IT_m_Carlo", ""),
+    ("asterisk-prompt-de", "de", "", "train", "asterisk-prompt-de", "de", ".gsm"),
+    ("Armelle", "fr", "woman", "test", "asterisk-prompt-fr-armelle", "fr", ".gsm"),
+    ("July", "es", "woman", "test", "asterisk-prompt-es-co", "es_CO_f_Avatar", ".gsm"),
+    ("Paola", "it", "woman", "test", "asterisk-prompt-it-menardi-wav", "it_IT_f_Menardi", ".wav"),
+)
+STAMP_DIGITS = {
+    **{"": "en", "en_GB": "en", "zh_tw": "zh"},
+    **{language: language for language in ("fr", "es", "de", "it", "ja", "pt")},
+}
+"""Ending of Tux Paint's spoken digits -> language; all of them are for training."""
+
+
+def _wideband() -> bool:
+    """Whether G.722 files can be read (PyAV, the `video` extra); otherwise the 8 kHz packages serve."""
+    try:
+        import av  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def readers(work: Work, split: str) -> list[Reader]:
+    """The recorded people of a split whose packages can be had, by rule: `digits/42.gsm` says forty-two."""
+    found = []
+    wide = _wideband()
+    for name, language, sex, where, package, folder, ending in READERS:
+        if where != split:
+            continue
+        full = package if ending else f"{package}-{'g722' if wide else 'wav'}"
+        if root := unpack(full, work.cache, work.tell):
+            files = root / "usr/share/asterisk/sounds" / folder / "digits"
+            ending = ending or (".g722" if wide else ".wav")
+            numbers = {n: p for n in range(100) if (p := files / f"{n}{ending}").exists()}
+            found.append(Reader(name, language, sex, split, full, numbers))
+    if split == "train" and (root := unpack(STAMPS, work.cache, work.tell)):
+        files = root / STAMP_FOLDER / "symbols/math"
+        for ending, language in STAMP_DIGITS.items():
+            stem = "{}_" + ending if ending else "{}"
+            numbers = {n: p for n in range(10) if (p := files / f"{stem.format(n)}.ogg").exists()}
+            if len(numbers) >= 5:
+                found.append(Reader(f"Tux Paint {ending or 'en'}", language, "", split, STAMPS, numbers))
+    return found
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A recorded phrase with its transcript."""
+
+    text: str
+    language: str
+    path: Path
+    package: str
+    id: str
+
+
+def captions(work: Work, split: str) -> list[Recording]:
+    """Spoken captions of Tux Paint's stamps in French, Spanish and English, of the split's stamps."""
+    root = unpack(STAMPS, work.cache, work.tell)
+    if root is None:
+        return []
+    folder, found = root / STAMP_FOLDER, []
+    for ending, language in (("_desc_fr", "fr"), ("_desc_es", "es"), ("_desc", "en")):
+        for path in sorted(folder.rglob(f"*{ending}.ogg")):
+            stem = path.with_name(path.name.removesuffix(f"{ending}.ogg"))
+            id, text = stem.relative_to(folder).as_posix(), stem.with_name(stem.name + ".txt")
+            if id.startswith("symbols/math/") or not text.exists() or held_out(id) != (split == "test"):
+                continue
+            if caption := read_captions(text).get(language):
+                found.append(Recording(caption, language, path, STAMPS, id))
+    return found
+
+
+def effects(work: Work, split: str) -> list[Recording]:
+    """Recorded sounds of Tux Paint's stamps (animals, tools, instruments), of the split's stamps; `text` is the English
+    caption."""
+    root = unpack(STAMPS, work.cache, work.tell)
+    if root is None:
+        return []
+    folder, found = root / STAMP_FOLDER, []
+    for path in sorted(folder.rglob("*.ogg")):
+        id = path.with_suffix("").relative_to(folder).as_posix()
+        text = path.with_suffix(".txt")
+        spoken = "_desc" in path.name or id.startswith("symbols/") or not text.exists()
+        if not spoken and held_out(id) == (split == "test"):
+            found.append(Recording(read_captions(text).get("en", path.stem), "en", path, STAMPS, id))
+    return found
+
+
+@lru_cache(4096)
+def load(path: Path) -> Wave:
+    """A recording at 16 kHz, trimmed; WAV, OGG, GSM (8 kHz) or G.722 (16 kHz) by its ending."""
+    if path.suffix == ".gsm":
+        wave, rate = soundfile.read(path, dtype="float32", format="RAW", subtype="GSM610", samplerate=8000, channels=1)
+    elif path.suffix == ".g722":
+        wave, rate = _g722(path), RATE
+    else:
+        wave, rate = soundfile.read(path, dtype="float32", always_2d=True)
+        wave = wave.mean(axis=1)
+    wave = trim(resample(np.asarray(wave, np.float32), rate))
+    wave.setflags(write=False)
+    return wave
+
+
+def _g722(path: Path) -> Wave:
+    import av
+
+    with av.open(str(path)) as file:
+        return np.concatenate([f.to_ndarray().ravel() for f in file.decode(audio=0)]).astype(np.float32) / 32768.0
+
+
+# The studio ----------------------------------------------------------------------------------------------------------
+
+
+class Studio:
+    """Everyone who can speak here. A studio opens its own booth, so the same requests in the same order give the same
+    bytes. Engines that are missing are told once; where nobody can speak at all, `ValueError` says what to install."""
+
+    def __init__(self, work: Work) -> None:
+        self.work, self.booth = work, Booth()
+        self.espeak, self.flite = (unavailable(engine) is None for engine in ("espeak-ng", "flite"))
+        for engine in ("espeak-ng", "flite"):
+            if missing := unavailable(engine):
+                work.tell(f"skipped speech of {engine}: {missing}")
+        self._readers: dict[str, list[Reader]] = {}
+        if not (self.espeak or self.flite or self.readers("train")):
+            raise ValueError(
+                "there is no speech: expected espeak-ng, flite or packages with recordings, found none; "
+                "install an engine with `apt install espeak-ng`"
+            )
+
+    def readers(self, split: str, language: str = "") -> list[Reader]:
+        """Recorded readers of a split, of one language if it is given."""
+        if split not in self._readers:
+            self._readers[split] = readers(self.work, split)
+        return [r for r in self._readers[split] if language in ("", r.language)]
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """Languages that an engine here can speak."""
+        return tuple(LANGUAGES) if self.espeak else ("en",) if self.flite else ()
+
+    def groups(self, language: str) -> tuple[str, ...]:
+        """The groups of synthetic test voices that speak a language here."""
+        espeak = ("espeak_unseen",) if self.espeak else ()
+        return espeak + (("flite_slt",) if self.flite and language == "en" else ())
+
+    def speaker(self, language: str, split: str, rng: Random, group: str = "", sex: str = "") -> Speaker:
+        """Somebody of the split who speaks the language; `group` picks the kind of test voice, `sex` "man" or "woman"
+        restricts to voices made as such."""
+        if split == "test" and (group == "flite_slt" or (group == "" and not self.espeak)):
+            return Speaker(Voice("flite", "en", "slt"), "en", "flite_slt", "woman")
+        if not self.espeak:
+            return Speaker(Voice("flite", "en", rng.choice(SPARE_FLITE)), "en", "flite", "man")
+        variants = [v for v in VARIANTS[split] if not sex or _sex(v) == sex]
+        accent = rng.choice(ACCENTS.get(language, (language,))) if split == "train" else language
+        return Speaker(
+            Voice("espeak-ng", accent, rng.choice(variants)),
+            language,
+            "espeak" if split == "train" else "espeak_unseen",
+            _sex(variants[0]) if sex else "",
+        )
+
+    def say(self, text: str, speaker: Speaker, rng: Random, augmented: bool | None = None) -> Wave:
+        """The text, trimmed, at 16 kHz. Training voices (or `augmented`) vary in speed and pitch and are augmented."""
+        training = speaker.group in ("espeak", "flite")
+        speed, pitch = (rng.uniform(0.75, 1.3), rng.randint(25, 75)) if training else (rng.uniform(0.9, 1.1), 50)
+        wave, rate = self.booth.speak(text, replace(speaker.voice, speed=speed, pitch=pitch))
+        return self._finish(trim(wave, rate), rate, rng, training if augmented is None else augmented)
+
+    def read(self, numbers: Sequence[int], reader: Reader, rng: Random, augmented: bool | None = None) -> Wave:
+        """Recorded numbers, one after the other with short pauses."""
+        pauses = [rng.uniform(-0.06, 0.15) for _ in numbers[1:]]
+        waves = [level(load(reader.numbers[n]), rng.uniform(1, 4)) for n in numbers]
+        return self.recorded(join(waves, pauses), rng, reader.split == "train" if augmented is None else augmented)
+
+    def recorded(self, wave: Wave, rng: Random, augmented: bool) -> Wave:
+        """A recording at 16 kHz as it goes into a shard."""
+        return self._finish(wave, RATE, rng, augmented)
+
+    def _finish(self, wave: Wave, rate: int, rng: Random, augmented: bool) -> Wave:
+        if augmented:
+            return augment(wave, rate, np.random.default_rng(rng.getrandbits(64)))
+        return level(resample(wave, rate), 3.0)
+
+
+def _sex(variant: str) -> str:
+    if variant in _FEMALE:
+        return "woman"
+    return "man" if re.fullmatch(r"m\d", variant) else ""
+
+
+# Samples -------------------------------------------------------------------------------------------------------------
+
+
+def origin(speaker: Speaker | Reader | Recording | None) -> dict[str, str]:
+    """`source` and `licence` of a sample: the package of a recording; what engines say of our texts is our own."""
+    package = "polyphi" if speaker is None or isinstance(speaker, Speaker) else speaker.package
+    return {"source": package, "licence": SOURCES[package].licence}
+
+
+def asked(
+    clip: Wave, question: str, answer: str, speaker: Speaker | Reader | Recording | None, id: str = "", **meta: Any
+) -> Sample:
+    """A clip, the text beside it ("" for a spoken query) and the answer. `meta` must hold `task` and `language`."""
+    parts = (Audio(encode(clip)), question) if question else (Audio(encode(clip)),)
+    if isinstance(speaker, Speaker | Reader):
+        meta = {"voice": speaker.group, "engine": speaker.engine, "speaker": speaker.name, **meta}
+    elif isinstance(speaker, Recording):
+        meta = {"voice": "recorded", "engine": "recorded", "speaker": speaker.package, **meta}
+    messages = (Message.user(*parts), Message.assistant(answer))
+    return Sample(id, messages, meta={**meta, "seconds": round(len(clip) / RATE, 2)}, **origin(speaker))
+
+
+def numbered(corpus: str, split: str, samples: Iterator[Sample]) -> Iterator[Sample]:
+    """The samples with ids: corpus, split and number."""
+    for i, sample in enumerate(samples):
+        yield replace(sample, id=f"{corpus}-{split}-{i:06d}")
+
+
+def digits(rng: Random, split: str, allowed: Sequence[int] = range(10), least: int = 2, most: int = 6) -> list[int]:
+    """A string of digits of the split: one string in ten is held out, whoever says it."""
+    while True:
+        found = [rng.choice(allowed) for _ in range(rng.randint(least, most))]
+        if (bucket(f"digits {found}", 10) == 0) == (split == "test"):
+            return found
+
+
+def digit_text(numbers: Sequence[int], language: str, rng: Random) -> str:
+    """Digits in words as an engine shall say them: run together, or with commas, which slows it down."""
+    between = rng.choice((" ", " ", ", "))
+    return between.join(DIGIT_WORDS[language][n] for n in numbers)
+
+
+def written(numbers: Sequence[int]) -> str:
+    """How digit strings are written in every language: "3 1 4", one token a digit."""
+    return " ".join(map(str, numbers))
+
+
+def speakable(text: str, longest: int = 100) -> bool:
+    """Whether a written question can be read out: one line, of ordinary words and numbers, not too long."""
+    return 0 < len(text) <= longest and not re.search(r"[\n<>{}\[\]|\\/=_*#@&]|https?:|\d{4,}", text)
+
+
+KTUBERLING = "ktuberling-data"
+_TOYS = {
+    **{word: word for word in ("hat", "flower", "ball", "car", "tree", "star", "rabbit", "moon")},
+    **{"tv_car": "car", "tv_bicycle": "bicycle", "tv_train": "train", "tv_tree": "tree", "moon_star": "star"},
+    **{"butterflies_circle": "circle", "butterflies_heart": "heart", "xmas_tree": "tree", "xmas_star": "star"},
+    **{"xmas_rabbit": "rabbit", "xmas_moon": "moon", "xmas_ball": "ball"},
+}
+"""KTuberling's names for its sounds -> English word of the lexicon."""
+
+
+def toys(work: Work) -> list[Recording]:
+    """Single nouns of the lexicon, spoken by KTuberling's volunteers: for testing only."""
+    root = unpack(KTUBERLING, work.cache, work.tell)
+    if root is None:
+        return []
+    folder, words, found = root / "usr/share/ktuberling/sounds", lexicon(), []
+    for language in LANGUAGES:
+        theme = folder / f"{language}.soundtheme"
+        lines = re.findall(r'name="([^"]+)"\s+file="([^"]+)"', theme.read_text("utf-8")) if theme.exists() else []
+        for name, file in lines:
+            if name in _TOYS and (path := folder / file).exists():
+                text = words[_TOYS[name]][language]
+                found.append(Recording(text, language, path, KTUBERLING, f"{language} {name}"))
+    return found
+
+
+SUMS: Mapping[str, tuple[str, str, str, str]] = {
+    # language -> written question ({} is "3 + 4"), spoken question, plus, minus
+    "en": ("What is {}?", "What is {}?", "plus", "minus"),
+    "fr": ("Combien font {} ?", "Combien font {} ?", "plus", "moins"),
+    "de": ("Was ist {}?", "Was ist {}?", "plus", "minus"),
+    "it": ("Quanto fa {}?", "Quanto fa {}?", "più", "meno"),
+    "pt": ("Quanto é {}?", "Quanto é {}?", "mais", "menos"),
+    "es": ("¿Cuánto es {}?", "¿Cuánto es {}?", "más", "menos"),
+    "zh": ("{} 等于多少？", "{}等于多少？", "加", "减"),
+    "ja": ("{} はいくつですか？", "{}はいくつですか？", "たす", "ひく"),
+}
+"""Language -> how a sum is asked, in writing and aloud."""
+
+
+def sum_question(rng: Random, language: str, value: int | None = None) -> tuple[str, str, int]:
+    """(written question, spoken question, value) of a sum or a difference of two digits: "What is 3 + 4?"; the text
+    corpora ask in the same words. `value` fixes the result (0 to 18)."""
+    while True:
+        a, b, plus = rng.randrange(10), rng.randrange(10), rng.random() < 0.5
+        found = a + b if plus else a - b
+        if found >= 0 and (value is None or found == value):
+            break
+    written_as, spoken_as, more, less = SUMS[language]
+    words = f"{number_words(a, language)} {more if plus else less} {number_words(b, language)}"
+    return written_as.format(f"{a} {'+' if plus else '-'} {b}"), spoken_as.format(words), found
+
+
+def comparison(rng: Random, kind: str = "") -> tuple[str, str, str]:
+    """(written question, spoken question, answer): "Which is larger, 2 or 9?", of numbers up to 20."""
+    a, b = rng.sample(range(21), 2)
+    kind = kind or rng.choice(("larger", "smaller"))
+    says = "Which is {}, {} or {}?"
+    spoken = says.format(kind, number_words(a, "en"), number_words(b, "en"))
+    return says.format(kind, a, b), spoken, str(max(a, b) if kind == "larger" else min(a, b))
+
+
+def yes_no_question(rng: Random, truth: bool) -> tuple[str, str, str]:
+    """(written question, spoken question, answer): "Is 7 larger than 4?", of numbers up to 20."""
+    kind = rng.choice(("larger", "smaller"))
+    a, b = sorted(rng.sample(range(21), 2), reverse=truth == (kind == "larger"))
+    spoken = f"Is {number_words(a, 'en')} {kind} than {number_words(b, 'en')}?"
+    return f"Is {a} {kind} than {b}?", spoken, "yes" if truth else "no"

@@ -1,0 +1,91 @@
+"""What a run tells: `metrics.jsonl`, a progress bar where someone watches, a loss plot at the end."""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+SECONDS_BETWEEN_LINES = 20.0
+"""How often a run without a terminal says where it is."""
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Every record of a metrics file; a half-written last line (a killed run) is left out."""
+    records = []
+    if path.exists():
+        for line in path.read_text().splitlines():
+            try:
+                records.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+    return records
+
+
+class Metrics:
+    """Appends records to `metrics.jsonl`; `until` drops those of steps from there on (a resumed run writes them again)."""
+
+    def __init__(self, path: Path, until: int = 0) -> None:
+        kept = [r for r in read_metrics(path) if r["step"] < until]
+        path.write_text("".join(json.dumps(r) + "\n" for r in kept))
+        self._file = path.open("a")
+
+    def write(self, record: dict[str, Any]) -> None:
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+@contextmanager
+def progress(name: str, total: int, done: int = 0) -> Iterator[Callable[[int, str], None]]:
+    """`advance(step, text)`: a bar on a terminal, a line now and then elsewhere."""
+    if not sys.stdout.isatty():
+        last = time.monotonic()
+
+        def line(step: int, text: str) -> None:
+            nonlocal last
+            if time.monotonic() - last > SECONDS_BETWEEN_LINES:
+                last = time.monotonic()
+                print(f"  {name} {step}/{total} {text}", flush=True)
+
+        yield line
+        return
+    columns = (
+        TextColumn("  {task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[text]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(), transient=True) as bar:
+        task = bar.add_task(name, total=total, completed=done, text="")
+        yield lambda step, text: bar.update(task, completed=step, text=text)
+
+
+def plot_loss(records: list[dict[str, Any]], path: Path, title: str) -> None:
+    """Loss against step, raw and smoothed, as a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    steps, losses = [r["step"] for r in records], [r["loss"] for r in records]
+    smooth, value = [], None
+    for loss in losses:
+        value = loss if value is None else 0.9 * value + 0.1 * loss
+        smooth.append(value)
+    figure, axes = pyplot.subplots(figsize=(6, 3.2), layout="constrained")
+    axes.plot(steps, losses, color="#b9c3d6", linewidth=1)
+    axes.plot(steps, smooth, color="#2f5fb3", linewidth=1.8)
+    axes.set(title=title, xlabel="step", ylabel="loss")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)

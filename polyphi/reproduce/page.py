@@ -1,0 +1,349 @@
+"""The report page of a run: one HTML file that needs nothing else, the same as Markdown, and every number as JSON.
+
+>>> write(Path("runs/nano"))
+PosixPath('runs/nano/report.html')
+
+`collect` reads the run's folder into one dictionary, `report.json`; the pages are drawn from that dictionary alone (and
+the media that it names by hash), so that no number stands on a page that isn't in the file. Scores are computed again
+from `eval/*.jsonl`. What a run doesn't have (a stage that hasn't run, a folder that isn't there) is left out.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import random
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from polyphi import inspection, stages
+from polyphi.chat import Audio, Image
+from polyphi.curate.sources import SOURCES
+from polyphi.data.shards import Shards
+from polyphi.eval import report as tables
+from polyphi.eval.report import line
+from polyphi.eval.run import read, rescore
+from polyphi.model import weights
+from polyphi.reproduce import drawing, sections
+from polyphi.reproduce.drawing import part_of
+from polyphi.reproduce.sections import render
+
+POINTS = 140  # of a loss curve
+GALLERY = {"vision": 15, "speech": 10, "joint": 10, "safety": 5}  # samples shown of each modality
+LARGEST_MEDIA = 240_000  # bytes of one sample's media
+ALL_MEDIA = 3_000_000  # bytes; base64 makes them 4 MB, and the page stays under 5 MB
+OUR_PICTURES = re.compile(r"polyphi|scikit-learn-digits")  # own renderings and digit scans
+SHARE_ALIKE = re.compile(r"GPL|SA\b|share.?alike|unknown|proprietary", re.IGNORECASE)
+MIME = {
+    b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"GIF8": "image/gif",
+    b"RIFF": "audio/wav", b"fLaC": "audio/flac", b"OggS": "audio/ogg", b"ID3": "audio/mpeg",
+}  # fmt: skip
+PACKAGES = ("torch", "numpy", "tokenizers", "safetensors", "soundfile", "soxr", "pillow", "grain", "sacrebleu", "jiwer")
+
+__all__ = ["collect", "line", "render", "render_markdown", "write"]
+
+
+def write(run: Path) -> Path:
+    """Write `report.json`, `report.html` and `report.md` into the run's folder; returns the HTML's path."""
+    run = Path(run)
+    report, media = collect(run)
+    written = {
+        "report.json": json.dumps(report, indent=1, ensure_ascii=False),
+        "report.md": render_markdown(report),
+        "report.html": render(report, media),
+    }
+    for name, text in written.items():
+        partial = run / f".{name}.partial"
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(run / name)
+    return run / "report.html"
+
+
+# ---------------------------------------------------------------------- collecting
+
+
+def collect(run: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """The report of a run, and the media of its gallery by SHA-256."""
+    results = rescore(run / "eval") if any((run / "eval").glob("*.jsonl")) else []
+    gallery, media = _gallery(run, results)
+    rows = [_stage(run / "stages" / name, name) for name in stages.ORDER]
+    freeze = _load(run / "freeze.json", [])
+    timings = _load(run / "timings.json", {})
+    identity = _load(run / "run.json", {})
+    report = {
+        "size": identity.get("size", "unnamed"),
+        "seed": identity.get("seed"),
+        "summary": {
+            "stages_done": sum(s["done"] for s in rows),
+            "stages": len(rows),
+            "tasks": len(results),
+            "beats": sum(r["verdict"] == "beats" for r in results),
+            "beats_by_modality": _count(r["modality"] for r in results if r["verdict"] == "beats"),
+            "tasks_by_modality": _count(r["modality"] for r in results),
+            "frozen_checks": len(freeze),
+            "frozen_checks_equal": sum(e["logits_sha256_before"] == e["logits_sha256_after"] for e in freeze),
+            "seconds": timings.get("seconds", {}).get("total") or sum(timings.get("seconds", {}).values()),
+            "peak_bytes": timings.get("peak_bytes"),
+        },
+        "stages": rows,
+        "tasks": results,
+        "gallery": gallery,
+        "freeze": freeze,
+        "parts": _parts(run),
+        "data": _data(run),
+        "timings": timings,
+        "environment": _load(run / "environment.json", None) or environment(),
+    }
+    return report, media
+
+
+def _load(path: Path, default: Any) -> Any:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else default
+
+
+def _count(items: Iterable[str]) -> dict[str, int]:
+    found: dict[str, int] = defaultdict(int)
+    for item in items:
+        found[item] += 1
+    return dict(found)
+
+
+def _stage(folder: Path, name: str) -> dict[str, Any]:
+    """A stage's row: who learned, from whom, how its loss went, and what stayed frozen."""
+    manifest = _load(folder / "manifest.json", {})
+    declared = stages.load(name)
+    points = _points(folder / "metrics.jsonl")
+    learned = [row for row in manifest.get("who_learns", ()) if row["module"] in declared.learn]
+    learned = learned or [{"module": glob, "rate": rate} for glob, rate in declared.learn.items()]
+    frozen = _frozen(manifest)
+    tenth = max(1, len(points) // 20)
+    return {
+        "name": name,
+        "done": bool(manifest),
+        "parents": list(declared.parents),
+        "objective": type(declared.objective).__name__,
+        "learned": learned,
+        "learned_parts": _in_order(p for entry in learned for p in part_of(entry["module"])),
+        "parts": _in_order(p for tensor in frozen["names"] for p in part_of(tensor)),
+        "steps": manifest.get("steps"),
+        "counters": manifest.get("counters", {}),
+        "seconds": manifest.get("seconds"),
+        "loss_first": _mean([p[1] for p in points[:tenth]]),
+        "loss_last": _mean([p[1] for p in points[-tenth:]]),
+        "curve": points,
+        "frozen_tensors": len(frozen["names"]),
+        "frozen_changed": frozen["changed"],
+        "frozen_sha256": frozen["sha256"],
+    }
+
+
+def _in_order(parts: Iterable[str]) -> list[str]:
+    found = set(parts)
+    return [name for name, _, _ in drawing.PARTS if name in found]
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return round(sum(values) / len(values), 4) if values else None
+
+
+def _points(path: Path) -> list[list[float]]:
+    """[step, loss] of a stage, averaged down to POINTS; lines cut short by an interruption are left out."""
+    by_step: dict[int, float] = {}
+    if path.exists():
+        for text in path.read_text(encoding="utf-8").split("\n"):
+            try:
+                record = json.loads(text)
+                by_step[int(record["step"])] = float(record["loss"])
+            except (ValueError, KeyError, TypeError):
+                continue
+    steps = sorted(by_step)
+    size = max(1, -(-len(steps) // POINTS))
+    groups = (steps[i : i + size] for i in range(0, len(steps), size))
+    return [[g[-1], round(sum(by_step[s] for s in g) / len(g), 4)] for g in groups]
+
+
+def _frozen(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Names of the frozen tensors, those whose SHA-256 changed, and one hash over all of them."""
+    frozen = manifest.get("frozen", {})
+    before, after = ({name: pair[i] for name, pair in frozen.items()} for i in (0, 1))
+    digest = hashlib.sha256(json.dumps(sorted(after.items())).encode()).hexdigest() if after else None
+    return {"names": sorted(before), "changed": [k for k in before if before[k] != after[k]], "sha256": digest}
+
+
+def _parts(run: Path) -> list[dict[str, Any]]:
+    """Parameters of each part of the finished model, beside the report's."""
+    if not (run / "model").exists():
+        return []
+    return [
+        {"part": p.name, "parameters": p.parameters, "report": p.report}
+        for p in inspection.parts(weights.read_config(run / "model"))
+    ]
+
+
+def _data(run: Path) -> dict[str, Any]:
+    """Corpora with their rows, and sources with licence, origin and the corpora they are in."""
+    corpora: dict[str, dict[str, Any]] = {}
+    sources: dict[str, dict[str, Any]] = {}
+    for path in sorted((run / "data").glob("*/*/manifest.json")):
+        name, split, manifest = path.parent.parent.name, path.parent.name, json.loads(path.read_text(encoding="utf-8"))
+        corpora.setdefault(name, {})[split] = {
+            "rows": manifest["rows"],
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        }
+        for source, rows in manifest.get("sources", {}).items():
+            known = SOURCES.get(source)
+            entry = sources.setdefault(
+                source, {"rows": 0, "corpora": [], "licence": None, "origin": None, "what": None}
+            )
+            entry["rows"] += rows
+            if name not in entry["corpora"]:
+                entry["corpora"].append(name)
+            entry["licence"] = known.licence if known else " / ".join(manifest.get("licences", {}))
+            entry["origin"], entry["what"] = (known.origin, known.what) if known else (None, None)
+    return {"corpora": corpora, "sources": sources}
+
+
+def environment() -> dict[str, Any]:
+    """The machine and the versions that numbers depend on."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists() and (found := re.search(r"model name\s*:\s*(.+)", info.read_text())):
+        cpu = found.group(1).strip()
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "cpu": cpu,
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "system": f"{platform.system()} {platform.machine()} {' '.join(platform.libc_ver())}".strip(),
+        "python": platform.python_version(),
+        "versions": versions,
+    }
+
+
+def _gallery(run: Path, results: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
+    """Samples with their media, drawn by chance before their answers are looked at; only pictures that are digit scans
+    or our own renderings, and no media under a share-alike licence."""
+    entries: list[dict[str, Any]] = []
+    media: dict[str, bytes] = {}
+    for modality, wanted in GALLERY.items():
+        queues = [_candidates(run, r) for r in results if r["modality"] == modality]
+        shown = 0
+        while queues and shown < wanted:
+            queue = queues.pop(0)
+            found = next(queue, None)
+            if found is None:
+                continue
+            queues.append(queue)  # one of each task, then a second one
+            entry, parts = found
+            if sum(map(len, media.values())) + sum(map(len, parts)) > ALL_MEDIA:
+                return entries, media
+            media.update((m["sha256"], p) for m, p in zip(entry["media"], parts, strict=True))
+            entries.append(entry)
+            shown += 1
+    order = {r["task"]: i for i, r in enumerate(results)}
+    return sorted(entries, key=lambda e: order[e["task"]]), media
+
+
+def _candidates(run: Path, result: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], list[bytes]]]:
+    lines = [x for x in read(run / "eval" / f"{result['task']}.jsonl") if x["condition"] == "with" and _showable(x)]
+    random.Random(result["task"]).shuffle(lines)
+    folder = run / "data" / result["corpus"] / "test"
+    if not lines or not (folder / "manifest.json").exists():
+        return
+    samples = {s.id: s for s in Shards(folder) if s.id in {x["id"] for x in lines}}
+    for x in lines:
+        if x["id"] not in samples:
+            continue
+        shown = (p for m in samples[x["id"]].prompt for p in m.parts if isinstance(p, Image | Audio))
+        parts = [p.source for p in shown if isinstance(p.source, bytes)]
+        kinds = [next((mime for magic, mime in MIME.items() if p.startswith(magic)), None) for p in parts]
+        if None in kinds or sum(map(len, parts)) > LARGEST_MEDIA:
+            continue
+        yield (
+            {
+                "task": result["task"],
+                "title": result["title"],
+                "modality": result["modality"],
+                "question": re.sub(r"\[(image|audio)\]", "", x["prompt"]).strip(),
+                "answer": x["answer"],
+                "reference": x["reference"],
+                "value": x["value"],
+                "source": x["source"],
+                "licence": x["licence"],
+                "media": [
+                    {"kind": m["kind"], "sha256": m["sha256"], "mime": mime}
+                    for m, mime in zip(x["media"], kinds, strict=True)
+                ],
+            },
+            parts,
+        )
+
+
+def _showable(x: Mapping[str, Any]) -> bool:
+    """Whether a sample's media may stand on a page that people commit and share."""
+    if not x["media"] or SHARE_ALIKE.search(x["licence"]):
+        return False
+    pictures = any(m["kind"] == "image" for m in x["media"])
+    return not pictures or all(OUR_PICTURES.search(s) for s in re.split(r"[,;+]", x["source"]))
+
+
+# ---------------------------------------------------------------------- Markdown
+
+
+def render_markdown(report: Mapping[str, Any]) -> str:
+    """The page as Markdown, without pictures and clips."""
+    s, env = report["summary"], report["environment"]
+    stage_rows, frozen_rows = [], []
+    checks = {e["stage"]: e for e in report["freeze"]}
+    for x in report["stages"]:
+        parents, learned = (", ".join(x[key]) or "–" for key in ("parents", "learned_parts"))
+        steps, took = str(x["steps"] or "–"), sections.time(x["seconds"])
+        stage_rows.append([x["name"], parents, learned, steps, sections.losses(x), took])
+        if check := checks.get(x["name"]):
+            before, after = check["logits_sha256_before"], check["logits_sha256_after"]
+            logits = [f"`{before[:16]}`", f"`{after[:16]}`", "bit-identical" if before == after else "**differ**"]
+        else:
+            logits = ["–", "–", "–"]
+        if x["frozen_tensors"] or check:
+            frozen_rows.append([x["name"], str(x["frozen_tensors"]), str(len(x["frozen_changed"])), *logits])
+    parts = [[p["part"], sections.count(p["parameters"]), sections.count(p["report"])] for p in report["parts"]]
+    sources = report["data"]["sources"].items()
+    data = [[name, str(x["rows"]), x["licence"], x["origin"] or "–"] for name, x in sources]
+    out = [
+        f"# polyphi {report['size']}",
+        f"{s['stages_done']} of {s['stages']} stages in {sections.time(s['seconds'])} on {env['cpu']}, "
+        f"{env['cores']} cores; peak memory {sections.memory(s['peak_bytes'])}. {s['beats']} of {s['tasks']} held-out "
+        "tasks beat the best of their baselines outside the 95 % interval.",
+        "## Held-out results",
+        tables.markdown(report["tasks"]) or "No task has been measured.",
+        "## Stages",
+        _table(["stage", "starts from", "learned", "steps", "loss", "time"], stage_rows),
+    ]
+    if frozen_rows:
+        heads = ["stage", "frozen tensors", "changed", "text logits before", "after", ""]
+        out += ["## Frozen is frozen", sections.CHECKED, _table(heads, frozen_rows)]
+    if parts:
+        out += ["## Size", _table(["part", "here", "the report"], parts)]
+    if data:
+        out += ["## Data", _table(["source", "rows", "licence", "origin"], data)]
+    versions = ", ".join(f"{k} {v}" for k, v in env["versions"].items())
+    out += ["## Again", f"`polyphi reproduce {report['size']} --out DIR --seed {report['seed']}`"]
+    out += [f"{env['system']}, Python {env['python']}, {versions}."]
+    return "\n\n".join(out) + "\n"
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

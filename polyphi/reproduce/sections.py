@@ -1,0 +1,351 @@
+"""The report page's sections as HTML, each drawn from the report (`page.collect`) alone.
+
+>>> html = render(report, media)          # media: SHA-256 -> bytes, for the gallery
+"""
+
+import base64
+import html
+import string
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from polyphi.eval import report as tables
+from polyphi.reproduce import drawing
+
+Report = Mapping[str, Any]
+SEEN = ("samples", "tokens", "crops", "frames")
+CHECKED = (
+    "SHA-256 of every frozen tensor before and after its stage, and of the fp32 logits of fixed text prompts before "
+    "and after each stage that adds a modality."
+)
+
+
+def text(value: object) -> str:
+    """Any value, safe inside HTML."""
+    return html.escape(str(value))
+
+
+def count(n: float | None) -> str:
+    """A count as people say it: 3.8B, 440M, 12.3k."""
+    if n is None:
+        return "–"
+    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if n >= size:
+            return f"{n / size:.3g}{unit}"
+    return f"{n:g}"
+
+
+def time(seconds: float | None) -> str:
+    if not seconds:
+        return "–"
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def memory(n: float | None) -> str:
+    return f"{n / 1e9:.1f} GB" if n else "–"
+
+
+def losses(stage: Report) -> str:
+    return f"{stage['loss_first']:.3g} → {stage['loss_last']:.3g}" if stage["curve"] else "–"
+
+
+def same(equal: bool, yes: str, no: str) -> str:
+    return f'<span class="chip same">{yes}</span>' if equal else f'<span class="chip">{no}</span>'
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]], classes: Iterable[str] = ()) -> str:
+    """A table in a card. A head that starts with ">" is right-aligned, with its column; cells are HTML. `classes` gives
+    each row's CSS class."""
+    kinds = [' class="n"' if h.startswith(">") else "" for h in heads]
+    top = "".join(f"<th{k}>{h.removeprefix('>')}</th>" for h, k in zip(heads, kinds, strict=True))
+    body, names = [], iter(classes)
+    for row in rows:
+        cells = "".join(f"<td{k}>{c}</td>" for c, k in zip(row, kinds, strict=True))
+        name = next(names, "")
+        body.append(f'<tr class="{name}">{cells}</tr>' if name else f"<tr>{cells}</tr>")
+    head = f"<thead><tr>{top}</tr></thead>" if any(heads) else ""
+    return f'<div class="card scroll"><table>{head}<tbody>{"".join(body)}</tbody></table></div>'
+
+
+def section(title: str, about: str, content: str) -> str:
+    return f'<h2>{title}</h2><p class="about">{about}</p>{content}'
+
+
+def render(report: Report, media: Mapping[str, bytes]) -> str:
+    """The page as HTML: no script, no request to anywhere, light and dark."""
+    sections = [
+        ("stages", "Stages", graph(report)),
+        ("results", "Results", results(report)),
+        ("samples", "Samples", gallery(report, media)),
+        ("losses", "Losses", curves(report)),
+        ("learned", "Who learned", learned(report)),
+        ("frozen", "Frozen", frozen(report)),
+        ("size", "Size", parts(report)),
+        ("data", "Data", data(report)),
+        ("again", "Again", again(report)),
+    ]
+    sections = [s for s in sections if s[2]]
+    links = "".join(f'<a href="#{name}">{title}</a>' for name, title, _ in sections)
+    body = "".join(f'<section id="{name}">{content}</section>' for name, _, content in sections)
+    foot = (
+        "Every number of this page stands in <code>report.json</code>; scores can be computed again from "
+        "<code>eval/*.jsonl</code> with <code>polyphi eval score</code>."
+    )
+    page = f"{top(report)}<nav><div>{links}</div></nav><main>{body}<footer>{foot}</footer></main>"
+    template = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
+    return string.Template(template).substitute(size=text(report["size"]), body=page)
+
+
+def top(report: Report) -> str:
+    s, environment = report["summary"], report["environment"]
+    took = f" in <b>{time(s['seconds'])}</b>" if s["seconds"] else ""
+    lede = (
+        "A language model is trained, then frozen; it learns to see and to hear through encoders, projectors and a "
+        f"mixture of LoRAs. <b>{s['stages_done']} of {s['stages']} stages</b> ran{took} on {text(environment['cpu'])}."
+    )
+    tiles = [(f"{s['stages_done']} <small>/ {s['stages']}</small>", "stages done")]
+    if s["tasks"]:
+        lede += (
+            f" On held-out data <b>{s['beats']} of {s['tasks']} tasks</b> beat the best of their baselines outside the "
+            "95 % interval; the others say that they don't."
+        )
+        tiles.append((f"{s['beats']} <small>/ {s['tasks']}</small>", "tasks beat their best baseline"))
+    if s["frozen_checks"]:
+        label = "stages left the text logits bit-identical"
+        tiles.append((f"{s['frozen_checks_equal']} <small>/ {s['frozen_checks']}</small>", label))
+    if report["parts"]:
+        whole = report["parts"][-1]
+        tiles.append((count(whole["parameters"]), f"parameters; the report's model has {count(whole['report'])}"))
+    if s["seconds"]:
+        tiles.append((time(s["seconds"]), f"on {environment['cores']} cores"))
+    if s["peak_bytes"]:
+        tiles.append((memory(s["peak_bytes"]), "peak memory"))
+    shown = "".join(f'<div class="tile"><b>{value}</b><span>{text(label)}</span></div>' for value, label in tiles)
+    return (
+        f'<header class="top"><h1>polyphi <small>{text(report["size"])}</small></h1><p class="lede">{lede}</p>'
+        f'<div class="tiles">{shown}</div></header>'
+    )
+
+
+def graph(report: Report) -> str:
+    drawn = f'<div class="card"><div class="scroll">{drawing.graph(report["stages"])}</div>{drawing.legend()}</div>'
+    about = (
+        "An arrow leads from the stage that a stage starts from. Squares are the parts of its model: filled ones "
+        "learned, hollow ones were there and stayed as they were."
+    )
+    return section("From text to every modality", about, drawn)
+
+
+def results(report: Report) -> str:
+    if not report["tasks"]:
+        return ""
+    about = (
+        "Scans, stamps, templates and speakers that no stage has seen. Each score stands beside three baselines: the "
+        "best constant answer; the same model asked without the picture or clip; and with pictures or clips swapped "
+        "among the questions. A task <em>beats</em> them when the 95 % interval of its lead over the best one (paired "
+        "bootstrap) lies above zero."
+    )
+    marks = ("majority answer", "majority"), ("without picture or clip", "without"), ("shuffled", "shuffled")
+    key = '<div class="key"><span><i class="dot"></i>this model, with its 95 % interval</span>'
+    key += "".join(f'<span><i class="tick {css}"></i>{label}</span>' for label, css in marks)
+    key += "<span>error rates ↓: further left is better</span></div>"
+    blocks = []
+    heads = ["task", ">score", "0 to 100 %", ">n", ">majority", ">without", ">shuffled", ">lead over best", ""]
+    for modality, title in tables.MODALITIES.items():
+        rows = [r for r in report["tasks"] if r["modality"] == modality]
+        if rows:
+            won = sum(r["verdict"] == "beats" for r in rows)
+            note = f"{won} of {len(rows)} beat their best baseline"
+            shown = table(heads, map(task_row, rows))
+            blocks.append(f'<div class="results {modality}"><h3>{title} <em>{note}</em></h3>{shown}</div>')
+    return section("Held-out results", about, key + "".join(blocks))
+
+
+def task_row(r: Report) -> list[str]:
+    metric = r["metric"]
+    unit = 100 if metric == "bleu" else 1
+    columns = {name: tables.column(r, name) for name in ("majority", "without", "shuffled")}
+    present = {name: c for name, c in columns.items() if c is not None}
+    best = max(present, key=lambda n: tables.direction(metric) * present[n]["score"], default=None)
+    title = text(r["title"])
+    if r["note"]:
+        title += f'<span class="sub">{text(r["note"])}</span>'
+    if r["languages"]:
+        scores = ", ".join(
+            f"{k} {tables.number(metric, v['score'])} (n {v['n']:.0f})" for k, v in r["languages"].items()
+        )
+        title += f"<details><summary>{len(r['languages'])} languages</summary><span>{text(scores)}</span></details>"
+    score = f'<b class="score">{tables.number(metric, r["score"])}</b>'
+    if metric != "accuracy":
+        score += f" <small>{tables.METRICS[metric]}</small>"
+    score += f'<span class="sub">{tables.interval(metric, r["low"], r["high"])}</span>'
+    plot = drawing.plot(
+        r["low"] / unit, r["score"] / unit, r["high"] / unit, [(k, c["score"] / unit) for k, c in present.items()]
+    )
+    cells = []
+    for name, c in columns.items():
+        cell = tables.number(metric, c["score"]) if c else "–"
+        if c and c.get("answer") is not None:
+            cell = f'<span title="always: {text(c["answer"])}">{cell}</span>'
+        cells.append(f"<b>{cell}</b>" if name == best else cell)
+    lead = "–"
+    if r["best"]:
+        lead = f"{tables.number(metric, r['margin'], sign=True)}"
+        lead += f'<span class="sub">{tables.interval(metric, r["margin_low"], r["margin_high"])}</span>'
+    return [title, score, plot, str(r["n"]), *cells, lead, same(r["verdict"] == "beats", "beats", "doesn’t")]
+
+
+def gallery(report: Report, media: Mapping[str, bytes]) -> str:
+    blocks = []
+    for modality, title in tables.MODALITIES.items():
+        if entries := [e for e in report["gallery"] if e["modality"] == modality]:
+            cards = "".join(sample(e, media) for e in entries)
+            blocks.append(f'<div class="{modality}"><h3>{title}</h3><div class="gallery">{cards}</div></div>')
+    about = (
+        "Held-out samples, drawn by chance before their answers were looked at. Pictures are scanned digits or our own "
+        "renderings; each sample names its source and licence."
+    )
+    return section("What it saw, heard and said", about, "".join(blocks)) if blocks else ""
+
+
+def sample(e: Report, media: Mapping[str, bytes]) -> str:
+    pictures, clips = [], []
+    for m in e["media"]:
+        uri = f"data:{m['mime']};base64,{base64.b64encode(media[m['sha256']]).decode()}"
+        if m["kind"] == "image":
+            pictures.append(f'<img alt="" src="{uri}">')
+        else:
+            clips.append(f'<audio controls preload="none" src="{uri}"></audio>')
+    right, answer, reference = e["value"] >= 1, e["answer"].strip(), e["reference"].strip()
+    shown = [f'<div class="shot">{"".join(pictures)}</div>' if pictures else "", *clips, '<div class="body">']
+    if e["question"]:
+        shown.append(f'<div class="q">{text(e["question"])}</div>')
+    shown.append(
+        f'<div class="a {"right" if right else "wrong"}">{"✓" if right else "✗"} {text(answer or "(nothing)")}</div>'
+    )
+    if not right or answer != reference:
+        shown.append(f'<div class="r">expected: {text(reference)}</div>')
+    origin = " · ".join(text(e[k]) for k in ("title", "source", "licence"))
+    return f'<div class="card sample">{"".join(shown)}<div class="lic">{origin}</div></div></div>'
+
+
+def curves(report: Report) -> str:
+    boxes = []
+    for s in report["stages"]:
+        if s["curve"]:
+            end = f"{s['curve'][-1][0] + 1} steps" + (f", {time(s['seconds'])}" if s["seconds"] else "")
+            boxes.append(
+                f'<div class="card curvebox {s["name"].partition("_")[0]}"><b>{text(s["name"])}</b>'
+                f'{drawing.curve(s["curve"])}<div class="sub"><span>{losses(s)}</span><span>{end}</span></div></div>'
+            )
+    about = "On the training stream, in the unit of the stage's objective; each panel has its own scale."
+    return section("Loss of every stage", about, f'<div class="curves">{"".join(boxes)}</div>') if boxes else ""
+
+
+def learned(report: Report) -> str:
+    rows = []
+    for s in report["stages"]:
+        for i, entry in enumerate(s["learned"]):
+            rate, name = entry.get("rate"), ""
+            if i == 0:
+                seen = [f"{count(s['counters'][k])} {k}" for k in SEEN if s["counters"].get(k)]
+                name = f'<b>{text(s["name"])}</b><span class="sub">{", ".join(seen)}</span>'
+            rows.append(
+                [
+                    name,
+                    f"<code>{text(entry['module'])}</code>",
+                    count(entry.get("parameters")),
+                    "–" if rate is None else f"{rate:.2g}",
+                    text(", ".join(entry.get("from") or s["parents"]) or "fresh"),
+                ]
+            )
+    heads = ["stage", "parameters", ">how many", ">peak rate", "started from"]
+    about = (
+        "What a stage doesn't name is frozen. Below its name: what it read, crops that reached the vision encoder and "
+        "10 ms frames that reached the audio encoder among it."
+    )
+    return section("Who learned", about, table(heads, rows))
+
+
+def frozen(report: Report) -> str:
+    checks = {e["stage"]: e for e in report["freeze"]}
+    rows = []
+    for s in report["stages"]:
+        check = checks.get(s["name"])
+        tensors = logits = "–"
+        if s["frozen_tensors"]:
+            chip = same(not s["frozen_changed"], "unchanged", f"{len(s['frozen_changed'])} changed")
+            tensors = f'{s["frozen_tensors"]} {chip}<span class="sub mono">{(s["frozen_sha256"] or "")[:16]}</span>'
+        if check:
+            before, after = check["logits_sha256_before"], check["logits_sha256_after"]
+            chip = same(before == after, "bit-identical", "differ")
+            logits = f'{chip}<span class="sub mono">{text(before[:16])} → {text(after[:16])}</span>'
+        if s["frozen_tensors"] or check:
+            rows.append([f"<b>{text(s['name'])}</b>", tensors, logits])
+    heads = ["stage", "frozen tensors, before = after", "text logits, before → after"]
+    return section("Frozen is frozen", CHECKED, table(heads, rows)) if rows else ""
+
+
+def parts(report: Report) -> str:
+    rows = []
+    for p in report["parts"]:
+        ratio = f"{p['report'] / p['parameters']:,.0f} ×" if p["report"] and p["parameters"] else "–"
+        rows.append([text(p["part"]), count(p["parameters"]), count(p["report"]), ratio])
+    about = (
+        "The same architecture and recipe at a size that trains here; scores of this size are not comparable with the "
+        "report's."
+    )
+    return (
+        section("How small it is", about, table(["part", ">here", ">the report", ">larger by"], rows)) if rows else ""
+    )
+
+
+def data(report: Report) -> str:
+    corpora, sources = report["data"]["corpora"], report["data"]["sources"]
+    if not corpora:
+        return ""
+    rows = [
+        [
+            text(name),
+            *(f"{splits.get(split, {}).get('rows', 0):,}" for split in ("train", "test")),
+            f'<span class="mono">{next(iter(splits.values()))["sha256"][:12]}</span>',
+        ]
+        for name, splits in corpora.items()
+    ]
+    first = table(["corpus", ">train", ">held out", "manifest"], rows)
+    rows = [
+        [
+            f'{text(name)}<span class="sub">{text(x["what"] or "")}</span>',
+            f"{x['rows']:,}",
+            text(x["licence"]),
+            text(x["origin"]),
+        ]
+        for name, x in sorted(sources.items(), key=lambda kv: -kv[1]["rows"])
+    ]
+    second = table(["source", ">rows", "licence", "origin"], rows)
+    about = "Held-out rows differ from training rows by stamp, scan, template or speaker, not by chance alone."
+    return section("Data", about, f'<div class="two">{first}{second}</div>')
+
+
+def again(report: Report) -> str:
+    env = report["environment"]
+    facts = {
+        "command": f"<code>polyphi reproduce {text(report['size'])} --out DIR --seed {text(report['seed'])}</code>",
+        "processor": text(f"{env['cpu']}, {env['cores']} cores, torch threads: {env['threads']}"),
+        "accelerator": text(env.get("cuda") or "none"),
+        "system": text(f"{env['system']}, Python {env['python']}"),
+        "packages": text(", ".join(f"{k} {v}" for k, v in env["versions"].items())),
+        "peak memory": memory(report["summary"]["peak_bytes"]),
+    }
+    left = table(["", ""], facts.items())
+    seconds = {k: v for k, v in report["timings"].get("seconds", {}).items() if k != "total"}
+    longest = max(seconds.values(), default=0) or 1
+    bars = [
+        [text(k), time(v), f'<i class="bar" style="width:{100 * v / longest:.1f}%"></i>'] for k, v in seconds.items()
+    ]
+    right = table(["step", ">time", ""], bars, [k.partition("_")[0] for k in seconds]) if bars else ""
+    about = "Same seed, same corpora, same order of samples; another processor may round differently."
+    return section("Run it again", about, f'<div class="two times">{left}{right}</div>')

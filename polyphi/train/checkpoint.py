@@ -1,0 +1,122 @@
+"""Checkpoints that are whole or absent, and hashes that prove what stayed frozen.
+
+A checkpoint is a folder `step_00000120` with `tensors.safetensors` (trainable tensors, throw-away module, optimiser moments,
+random state) and `state.json` (step, data cursor, hashes). It is written under another name, synced, renamed; then `latest`
+moves, then older ones go. Nothing is pickled.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+LATEST = "latest"
+
+
+def digest(tensor: Tensor) -> str:
+    """SHA-256 of a tensor's type, shape and bytes."""
+    flat = tensor.detach().cpu().contiguous()
+    hasher = hashlib.sha256(f"{flat.dtype} {tuple(flat.shape)}".encode())
+    hasher.update(flat.view(-1).view(torch.uint8).numpy().data)
+    return hasher.hexdigest()
+
+
+def digests(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, str]:
+    """Name -> SHA-256."""
+    return {name: digest(tensor) for name, tensor in tensors}
+
+
+def write_json(path: Path, value: Any) -> None:
+    """A JSON file, whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w") as file:
+        json.dump(value, file, indent=1, ensure_ascii=False)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """A safetensors file, whole or not at all. Raises OSError that says what to do when the disk is full."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        save_file({name: t.detach().contiguous() for name, t in tensors.items()}, partial, metadata=metadata)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except Exception as error:
+        partial.unlink(missing_ok=True)
+        if "No space left" in str(error) or getattr(error, "errno", None) == errno.ENOSPC:
+            size = sum(t.numel() * t.element_size() for t in tensors.values())
+            raise OSError(
+                errno.ENOSPC, f"the disk is full: {path} needs {size / 1e6:.0f} MB; free some space and run again, nothing is lost"
+            ) from error
+        raise
+
+
+def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+    """Write checkpoint `step` under `folder`, move `latest` to it and drop the ones before."""
+    name = f"step_{step:08d}"
+    partial = folder / f".{name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        write_tensors(partial / "tensors.safetensors", tensors)
+        write_json(partial / "state.json", {**state, "step": step, "sha256": _file_digest(partial / "tensors.safetensors")})
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    shutil.rmtree(folder / name, ignore_errors=True)
+    partial.rename(folder / name)
+    write_json(folder / LATEST, name)
+    for old in folder.glob("step_*"):
+        if old.name != name:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """Tensors and state of the latest checkpoint, or None. Raises ValueError if it is damaged."""
+    if not (folder / LATEST).exists():
+        return None
+    path = folder / json.loads((folder / LATEST).read_text())
+    state = json.loads((path / "state.json").read_text())
+    if (found := _file_digest(path / "tensors.safetensors")) != state["sha256"]:
+        raise ValueError(f"{path} is damaged: expected SHA-256 {state['sha256']}, found {found}; remove it to start the stage again")
+    return load_file(path / "tensors.safetensors"), state
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def optimiser_tensors(optimiser: torch.optim.Optimizer, names: Mapping[int, str]) -> dict[str, Tensor]:
+    """AdamW's moments and step counts, by parameter name (`names` maps id(parameter) to it)."""
+    found = {}
+    for parameter, moments in optimiser.state.items():
+        for key, value in moments.items():
+            found[f"{key}/{names[id(parameter)]}"] = value
+    return found
+
+
+def restore_optimiser(optimiser: torch.optim.Optimizer, names: Mapping[int, str], stored: Mapping[str, Tensor]) -> None:
+    """The reverse, in place."""
+    for group in optimiser.param_groups:
+        for parameter in group["params"]:
+            name = names[id(parameter)]
+            keys = [k for k in ("step", "exp_avg", "exp_avg_sq") if f"{k}/{name}" in stored]
+            if keys:
+                optimiser.state[parameter] = {k: stored[f"{k}/{name}"].clone() for k in keys}
+
+
+def drop(folder: Path) -> None:
+    """Remove a finished stage's checkpoints."""
+    shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,114 @@
+"""Contrastive learning of the image encoder with the frozen language model's text embedding as teacher
+(vision_0_encoder; LLM2CLIP, report 2.2.1), by SigLIP's sigmoid loss.
+
+Every picture of a batch is compared with every caption of it; z is +1 where they belong together, else -1::
+
+                 "a cat"   "two dogs"   "a cat"
+    cat photo      +1         -1          +1        the same caption twice: both are right
+    dogs photo     -1         +1          -1
+    cat photo      +1         -1          +1
+
+    loss = sum over pictures i and captions j of -log sigmoid(z_ij (temperature * cos(picture_i, caption_j) + bias))
+
+[ours] A caption's embedding is the mean of the language model's last hidden states behind a small head that is thrown
+away, a picture's that of its global view alone.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from polyphi.batch import Batch, ImageLayout
+from polyphi.chat import Image, Message, Text, media
+from polyphi.data.shards import Sample
+from polyphi.model.multimodal import PhiModel
+
+GLOBAL_VIEW = ImageLayout(0, 0, 0, 0)
+"""A picture of which only the global view is kept: one crop."""
+
+
+class Heads(nn.Module):
+    """What is thrown away: two linear heads into one space, the temperature (as its logarithm) and the bias."""
+
+    def __init__(self, picture_size: int, text_size: int, width: int) -> None:
+        super().__init__()
+        self.picture = nn.Linear(picture_size, width)
+        self.text = nn.Linear(text_size, width)
+        # SigLIP's start: almost all pairs are negatives, and the bias says so from the first step on.
+        self.log_temperature = nn.Parameter(torch.tensor(math.log(10.0)))
+        self.bias = nn.Parameter(torch.tensor(-10.0))
+
+    def forward(self, pictures: Float[Tensor, "S P"], texts: Float[Tensor, "S D"]) -> Float[Tensor, "S S"]:
+        """Score of every picture (row) with every caption (column), float32."""
+        # Hidden states of a language model share a large common part; normed, it doesn't drown what differs.
+        texts = F.layer_norm(texts, texts.shape[-1:])
+        a, b = (F.normalize(x.float(), dim=-1) for x in (self.picture(pictures), self.text(texts)))
+        with torch.autocast(a.device.type, enabled=False):
+            return self.log_temperature.exp() * (a @ b.t()) + self.bias
+
+
+def caption_embeddings(model: PhiModel, batch: Batch) -> Float[Tensor, "S D"]:
+    """Mean last hidden state of each caption, from the language model alone and without gradient; float32."""
+    captions = replace(batch, crops=None, crop_masks=None, images=(), image_slots=None)
+    with torch.no_grad():
+        hidden = model(captions).float()
+    lengths = torch.tensor([end - start for start, end in pairwise(batch.bounds)]).to(hidden.device, non_blocking=True)
+    owner = torch.repeat_interleave(lengths, output_size=len(batch))
+    sums = hidden.new_zeros(batch.sequences, hidden.shape[-1]).index_add(0, owner, hidden)
+    return sums / lengths[:, None]
+
+
+def same_caption(batch: Batch) -> Bool[Tensor, "S S"]:
+    """Which captions are the same, id by id."""
+    ids = batch.ids.tolist()
+    seen: dict[tuple[int, ...], int] = {}
+    numbers = torch.tensor([seen.setdefault(tuple(ids[a:b]), len(seen)) for a, b in pairwise(batch.bounds)])
+    numbers = numbers.to(batch.ids.device, non_blocking=True)
+    return numbers[:, None] == numbers[None, :]
+
+
+@dataclass(frozen=True)
+class Contrastive:
+    """`width`: size of the space in which pictures and captions are compared."""
+
+    width: int = 256
+
+    def rows(self, sample: Sample, processor: Any, context: int, adapter: str | None = "auto") -> list[Batch]:
+        """The caption as a document, carrying the picture's global view; no labels and no placeholders. Raises
+        ValueError unless the sample has exactly one picture and a caption within `context`."""
+        pictures = media(sample.messages, Image)
+        if len(pictures) != 1:
+            raise ValueError(f"sample {sample.id}: contrastive learning needs one picture, found {len(pictures)}")
+        if not sample.answer.strip():
+            raise ValueError(f"sample {sample.id}: the caption is empty")
+        caption = processor.row([Message("document", (Text(sample.answer),))], adapter=None, context=context)
+        seen = processor.row([Message.user(pictures[0])])
+        return [replace(caption, crops=seen.crops[:1], crop_masks=seen.crop_masks[:1], images=(GLOBAL_VIEW,))]
+
+    def build(self, model: PhiModel, processor: Any, seed: int = 0) -> Heads:
+        """Fresh heads, the same for the same seed. Raises ValueError where the model has no vision tower."""
+        if model.vision is None:
+            raise ValueError("contrastive learning needs a vision tower, this model has none")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            config = model.config
+            return Heads(model.vision.encoder.config.hidden_size, config.decoder.hidden_size, self.width)
+
+    def begin(self, model: PhiModel) -> None:
+        """Nothing to remember of the start."""
+
+    def loss(self, model: PhiModel, module: Heads, state: None, batch: Batch) -> tuple[Tensor, int, dict[str, float]]:
+        """(sum over all pairs, pictures, sums over pictures of `accuracy`: the nearest caption is its own)."""
+        assert model.vision is not None and batch.crops is not None and batch.crop_masks is not None
+        assert len(batch.crops) == len(batch.images) == batch.sequences, "one global view per caption"
+        scores = module(model.vision.encoder.pooled(batch.crops, batch.crop_masks), caption_embeddings(model, batch))
+        same = same_caption(batch)
+        total = -F.logsigmoid(torch.where(same, scores, -scores)).sum()
+        right = same.gather(1, scores.argmax(1, keepdim=True)).sum()
+        return total, batch.sequences, {"accuracy": float(right)}

@@ -1,0 +1,107 @@
+"""Direct preference optimisation: the chosen answer becomes likelier than the rejected one, measured from where the
+stage started (text_4_align, reasoning_3_dpo; report 2.2.2, 5.1).
+
+A preference sample makes two rows, always neighbours in the same pack::
+
+    user 17 23 asst 44 51 end | user 17 23 asst 60 end        even sequences: chosen, odd: rejected
+                    ^^^^^^^^^                   ^^^^^^        only the last answer is compared
+
+    loss = -log sigmoid(beta ((chosen - chosen_ref) - (rejected - rejected_ref))) + nll * mean NLL of chosen
+
+where each term is the sum of an answer's log-probabilities. The second summand [ours] keeps the chosen answer itself
+likely: DPO alone is content when both become less likely, one faster than the other.
+"""
+
+import copy
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from polyphi.batch import IGNORE, Batch
+from polyphi.chat import Message
+from polyphi.data.shards import Sample
+from polyphi.model.multimodal import PhiModel
+from polyphi.train.loss import token_losses
+
+
+def _answer_only(full: Batch, earlier: int) -> Batch:
+    """The row without the labels of its first `earlier` supervised positions."""
+    assert full.labels is not None and full.supervised is not None
+    labels = full.labels.index_fill(0, full.supervised[:earlier], IGNORE)
+    return replace(full, labels=labels, supervised=full.supervised[earlier:])
+
+
+def answer_log_probs(model: PhiModel, batch: Batch) -> Float[Tensor, " S"]:
+    """Summed natural log-probability of each sequence's supervised tokens, float32. The head sees no other
+    positions."""
+    assert batch.labels is not None and batch.supervised is not None
+    hidden = model(batch).index_select(0, batch.supervised)
+    labels = batch.labels.index_select(0, batch.supervised)
+    said = -token_losses(hidden, model.decoder.embed_tokens.weight, labels)
+    return hidden.new_zeros(batch.sequences, dtype=torch.float32).index_add(0, owners(batch), said)
+
+
+def owners(batch: Batch) -> Tensor:
+    """Number of the sequence that each supervised position belongs to, [Q]."""
+    assert batch.supervised is not None
+    ends = torch.tensor(batch.bounds[1:]).to(batch.supervised.device, non_blocking=True)
+    return torch.searchsorted(ends, batch.supervised, right=True)
+
+
+@dataclass(frozen=True)
+class DPO:
+    """`beta`: how hard leaving the reference is punished. `nll`: weight of the chosen answer's mean negative
+    log-likelihood per token."""
+
+    beta: float = 0.1
+    nll: float = 0.2
+
+    def rows(self, sample: Sample, processor: Any, context: int, adapter: str | None = "auto") -> list[Batch]:
+        """[chosen, rejected]. Raises ValueError where the sample has no `meta["rejected"]`, doesn't end in an answer,
+        or a row exceeds `context`."""
+        rejected = sample.meta.get("rejected")
+        if not isinstance(rejected, str) or not rejected:
+            raise ValueError(
+                f"sample {sample.id}: a preference sample needs the text meta['rejected'], found {rejected!r}"
+            )
+        if (role := sample.messages[-1].role) != "assistant":
+            raise ValueError(f"sample {sample.id}: the last message must be the assistant's, found role {role!r}")
+        made = [
+            processor.row([*sample.prompt, answer], adapter=adapter, supervise="answers", context=context)
+            for answer in (sample.messages[-1], Message.assistant(rejected))
+        ]
+        earlier = 0
+        if any(message.role == "assistant" for message in sample.prompt):
+            earlier = len(processor.row(sample.prompt, adapter=adapter, supervise="answers").supervised)
+        return [_answer_only(row, earlier) for row in made]
+
+    def build(self, model: PhiModel, processor: Any, seed: int = 0) -> None:
+        """Nothing of its own to learn."""
+
+    def begin(self, model: PhiModel) -> PhiModel:
+        """The reference: the model as it is now, frozen. Parameters that don't learn are shared with it, not copied."""
+        shared = {id(p): p for p in model.parameters() if not p.requires_grad}
+        return copy.deepcopy(model, shared).eval().requires_grad_(False)
+
+    def loss(
+        self, model: PhiModel, module: None, state: PhiModel, batch: Batch
+    ) -> tuple[Tensor, int, dict[str, float]]:
+        """(sum over pairs, pairs, sums over pairs of `accuracy`: chosen preferred more than by the reference, `margin`:
+        by how much in units of the reward, `chosen_nll` per token)."""
+        assert batch.sequences % 2 == 0, "a pack holds whole pairs"
+        with torch.no_grad():
+            reference = answer_log_probs(state, batch)
+        policy = answer_log_probs(model, batch)
+        rewards = self.beta * (policy - reference)
+        margin = rewards[0::2] - rewards[1::2]
+        lengths = torch.bincount(owners(batch), minlength=batch.sequences)[0::2]
+        nll = -policy[0::2] / lengths.clamp(min=1)
+        total = (self.nll * nll - F.logsigmoid(margin)).sum()
+        accuracy, gap, mean = torch.stack(
+            [(margin > 0).float().sum(), margin.detach().sum(), nll.detach().sum()]
+        ).tolist()
+        return total, batch.sequences // 2, {"accuracy": accuracy, "margin": gap, "chosen_nll": mean}

@@ -1,0 +1,149 @@
+"""Vision corpora: well-formed, balanced, the same each time, held-out things held out, with and without stamps."""
+
+import io
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from polyphi.chat import Image as Picture
+from polyphi.chat import media
+from polyphi.corpora import captions, charts, grounding, image_qa, interleaved, multi_image, ocr
+from polyphi.curate import images, sources, stamps
+from polyphi.curate.corpus import Corpus, Work, build
+from polyphi.curate.lexicon import LANGUAGES
+from polyphi.data.shards import Sample, Shards
+from polyphi.eval.task import find
+
+CORPORA = [m.corpus for m in (captions, interleaved, grounding, ocr, charts, image_qa, multi_image)]
+
+
+@pytest.fixture
+def no_stamps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "unpack", lambda name, cache, tell=print: None)
+
+
+@pytest.fixture
+def few_stamps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A package with two stamps of every kind, one of each split."""
+    found = []
+    for k, kind in enumerate(stamps.KINDS):
+        names = (f"{kind}/{i}" for i in range(1000))
+        chosen: dict[bool, str] = {}
+        for name in names:
+            chosen.setdefault(stamps.held_out(name), name)
+            if len(chosen) == 2:
+                break
+        for name in chosen.values():
+            path = tmp_path / f"{name}.png"
+            path.parent.mkdir(exist_ok=True)
+            Image.new("RGBA", (40, 30), (10 * k, 90, 200 - 10 * k, 255)).save(path)
+            found.append(stamps.Stamp(name, path, {language: f"{kind} {language}" for language in LANGUAGES}, kind))
+    monkeypatch.setattr(stamps, "load", lambda work: stamps.Album(found))
+
+
+def made(corpus: Corpus, folder: Path, train: int = 150, test: int = 132, seed: int = 0) -> dict[str, list[Sample]]:
+    work = Work(rows={"train": train, "test": test}, seed=seed, cache=folder, data=folder, tell=lambda line: None)
+    split: dict[str, list[Sample]] = {"train": [], "test": []}
+    for name, sample in corpus.build(work):
+        split[name].append(sample)
+    return split
+
+
+@pytest.mark.parametrize("corpus", CORPORA, ids=lambda c: c.name)
+def test_samples_are_well_formed(corpus: Corpus, few_stamps: None, tmp_path: Path) -> None:
+    split = made(corpus, tmp_path)
+    assert [len(s) for s in split.values()] == [150, 132]
+    assert len({s.id for samples in split.values() for s in samples}) == 282
+    for sample in split["train"] + split["test"]:
+        pictures = media(sample.messages, Picture)
+        assert 1 <= len(pictures) <= 3
+        for picture in pictures:
+            with Image.open(io.BytesIO(picture.source)) as opened:
+                assert opened.mode == "RGB" and opened.size in {(112, 112), (224, 112), (224, 224)}
+        assert sample.licence == {
+            "polyphi": "MIT", "scikit-learn-digits": "BSD-3-Clause", "tuxpaint-stamps-default": "GPL-2.0-or-later"
+        }[sample.source]  # fmt: skip
+        assert sample.source in sources.SOURCES
+        assert sample.meta["language"] in LANGUAGES
+        if corpus.name == "interleaved":
+            assert [m.role for m in sample.messages] == ["document"] and len(pictures) >= 2
+        else:
+            assert [m.role for m in sample.messages] == ["user", "assistant"]
+            assert sample.answer.strip() == sample.answer != "" and len(sample.prompt[0].text) < 60
+
+
+@pytest.mark.parametrize("corpus", CORPORA, ids=lambda c: c.name)
+def test_the_same_seed_gives_the_same_corpus(corpus: Corpus, no_stamps: None, tmp_path: Path) -> None:
+    first, again = made(corpus, tmp_path, 30, 12), made(corpus, tmp_path, 30, 12)
+    assert first == again
+    assert first["train"] != made(corpus, tmp_path, 30, 12, seed=1)["train"]
+    assert made(corpus, tmp_path, 20, 6)["train"] == first["train"][:20], (
+        "a sample doesn't depend on how many there are"
+    )
+
+
+@pytest.mark.parametrize("corpus", CORPORA, ids=lambda c: c.name)
+def test_without_the_package_scans_and_renderings_remain(corpus: Corpus, no_stamps: None, tmp_path: Path) -> None:
+    split = made(corpus, tmp_path, 60, 24)
+    assert {s.source for samples in split.values() for s in samples} <= {"polyphi", "scikit-learn-digits"}
+
+
+@pytest.mark.parametrize(
+    ("corpus", "task"),
+    [
+        *[(image_qa.corpus, task) for task in ("digit", "count", "colour", "shape", "stamp", "where")],
+        *[(multi_image.corpus, task) for task in ("which_picture", "same", "motion", "frames")],
+        (grounding.corpus, "locate"),
+        (charts.corpus, "chart_pie"),
+    ],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_answers_of_the_test_split_are_balanced(corpus: Corpus, task: str, few_stamps: None, tmp_path: Path) -> None:
+    samples = [s for s in made(corpus, tmp_path, 0, 1056)["test"] if s.meta["task"] == task]
+    answers = Counter(s.answer for s in samples if s.meta["language"] == "en")
+    share = max(answers.values()) / sum(answers.values())
+    assert share < 1.6 / len(answers), answers
+
+
+def test_the_test_split_shows_unseen_things(few_stamps: None, tmp_path: Path) -> None:
+    split = made(image_qa.corpus, tmp_path, 600, 264)
+    for key in ("font", "stamp", "pair"):
+        train, test = ({s.meta[key] for s in samples if key in s.meta} for samples in split.values())
+        assert train and test and not train & test, key
+    numbers = {s.answer for s in split["test"] if s.meta["task"] == "number"}
+    assert numbers and all(int(n) in images.numbers("test") for n in numbers)
+
+
+def test_a_named_place_is_where_the_thing_is(tmp_path: Path) -> None:
+    """The picture of a lone thing is empty outside the cell that the answer names."""
+    checked = 0
+    for sample in made(grounding.corpus, tmp_path, 200, 0)["train"]:
+        with Image.open(io.BytesIO(media(sample.messages, Picture)[0].source)) as picture:
+            paper, side = picture.getpixel((0, 0)), picture.width // grounding.GRID
+            cells = {
+                (x + 1, y + 1)
+                for x in range(grounding.GRID)
+                for y in range(grounding.GRID)
+                if len(picture.crop((x * side, y * side, (x + 1) * side, (y + 1) * side)).getcolors(9999)) > 1
+            }
+        if sample.meta["task"] == "locate":
+            assert any(sample.answer == grounding.name(*cell) for cell in cells), (sample.answer, cells, paper)
+            checked += len(cells) == 1
+    assert checked > 10
+
+
+def test_a_corpus_becomes_shards(no_stamps: None, tmp_path: Path) -> None:
+    work = Work(rows={"train": 12, "test": 4}, seed=0, cache=tmp_path, data=tmp_path, tell=lambda line: None)
+    manifests = build(image_qa.corpus, work)
+    assert manifests["train"]["rows"] == 12 and set(manifests["train"]["licences"]) <= {"MIT", "BSD-3-Clause"}
+    assert Shards(tmp_path / "image_qa" / "test")[0].meta["task"] == "digit"
+
+
+def test_every_vision_task_finds_its_samples(few_stamps: None, tmp_path: Path) -> None:
+    tests = {corpus.name: made(corpus, tmp_path, 0, 44)["test"] for corpus in CORPORA}
+    for task in (t for t in find() if t.modality == "vision"):
+        samples = [s for s in tests[task.corpus] if all(s.meta.get(k) == v for k, v in task.only.items())]
+        assert len(samples) >= 4, task.name
+        assert all(task.scorer(s.answer, s).value == 1.0 for s in samples), task.name

@@ -1,0 +1,80 @@
+"""A tiny random model with a tokenizer of its own, and pictures and clips to ask it about."""
+
+import io
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image as PIL
+
+from polyphi.chat import Audio, Image, Message
+from polyphi.engine.engine import Engine
+from polyphi.model.config import ModelConfig
+from polyphi.model.multimodal import PhiModel
+from polyphi.phi import make_processor
+from polyphi.processing.tokenizer import Tokenizer
+
+SAYINGS = [
+    "the quick brown fox jumps over the lazy dog",
+    "größer als ein Haus",
+    "図書館で本を読む",
+    "1 + 2 = 3",
+    "<sep> yes no",
+]
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.train(SAYINGS, vocab_size=384)
+
+
+@pytest.fixture
+def engine(tiny_config: ModelConfig, tokenizer: Tokenizer) -> Engine:
+    """Weights are large enough for answers to wander instead of repeating one token."""
+    assert tiny_config.vision and tiny_config.audio
+    config = replace(
+        tiny_config,
+        decoder=replace(tiny_config.decoder, vocab_size=tokenizer.vocab_size, eos_token_ids=tokenizer.eos_ids),
+        vision=replace(tiny_config.vision, image_token_id=tokenizer.image_id, max_crops=4),
+        audio=replace(tiny_config.audio, audio_token_id=tokenizer.audio_id),
+    )
+    return make_engine(config, tokenizer)
+
+
+def make_engine(config: ModelConfig, tokenizer: Tokenizer) -> Engine:
+    import torch
+
+    model = PhiModel(config)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            centre = 1.0 if "norm" in name and name.endswith("weight") else 0.0
+            tensor.copy_(centre + 0.15 * torch.randn(tensor.shape, generator=generator))
+        # Control tokens are never the best continuation: answers go on until max_tokens unless a test says otherwise.
+        ids = list(tokenizer.controls.values())
+        model.decoder.embed_tokens.weight[ids] *= 0.01
+    return Engine(model, make_processor(config, tokenizer))
+
+
+def picture(width: int = 70, height: int = 50) -> Image:
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    PIL.fromarray(pixels).save(file, "PNG")
+    return Image(file.getvalue())
+
+
+def clip(seconds: float = 0.5) -> Audio:
+    wave = np.random.default_rng(1).normal(0, 0.1, int(16000 * seconds)).astype(np.float32)
+    return Audio((wave, 16000))
+
+
+@pytest.fixture
+def conversations() -> list[list[Message]]:
+    """Text, image, audio, both, and a longer one: every adapter in one group."""
+    return [
+        [Message.user("the quick fox")],
+        [Message.user(picture(), "what is this?")],
+        [Message.user(clip(), "say it")],
+        [Message.user(picture(50, 50), clip(0.3))],
+        [Message.system("be brief"), Message.user("1 + 2"), Message.assistant("3"), Message.user("and then?")],
+    ]

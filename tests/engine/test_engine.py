@@ -1,0 +1,182 @@
+"""Answers: cached equals uncached, together equals alone, streamed equals whole, and bad requests say why."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from polyphi.chat import Message, SamplingParams
+from polyphi.engine import engine as engine_module
+from polyphi.engine.engine import Engine
+from polyphi.engine.runner import extend
+from polyphi.processing.tokenizer import Tokenizer
+
+
+def without_cache(engine: Engine, messages: list[Message], count: int) -> list[int]:
+    """Greedy decoding that runs everything anew for every token."""
+    prompt = engine.row(messages)
+    tokens: list[int] = []
+    with torch.no_grad():
+        for _ in range(count):
+            hidden = engine.model(extend(prompt, tokens))
+            tokens.append(int(engine.model.logits(hidden[-1]).argmax()))
+    return tokens
+
+
+def test_cached_equals_uncached_in_every_mode(engine: Engine, conversations: list[list[Message]]) -> None:
+    for messages in conversations:
+        answer = engine.generate(messages, sampling=SamplingParams(max_tokens=12))
+        assert list(answer.tokens) == without_cache(engine, messages, 12)
+        assert len(set(answer.tokens)) > 2, "an answer of one token proves nothing"
+
+
+@pytest.mark.parametrize("words", [5, 35])
+def test_the_long_table_takes_over_while_decoding(engine: Engine, words: int) -> None:
+    """The switch is at 64 tokens; a cache kept across it would hold keys rotated with the short table."""
+    messages = [Message.user("fox " * words)]
+    prompt = len(engine.row(messages))
+    assert prompt < 64
+    answer = engine.generate(messages, sampling=SamplingParams(max_tokens=80 - prompt))
+    assert list(answer.tokens) == without_cache(engine, messages, 80 - prompt)
+    assert answer.rope == "short+long"
+
+
+def test_the_long_table_takes_over_with_media(engine: Engine, conversations: list[list[Message]]) -> None:
+    """The pictures and clips are run again with the rest."""
+    messages = conversations[2]
+    count = 70 - len(engine.row(messages))
+    answer = engine.generate(messages, sampling=SamplingParams(max_tokens=count))
+    assert list(answer.tokens) == without_cache(engine, messages, count)
+    assert answer.rope == "short+long"
+
+
+def test_which_tables_were_used(engine: Engine) -> None:
+    """`rope` tells what was run: the last token drawn is never fed back."""
+    messages = [Message.user("dog")]
+    prompt = len(engine.row(messages))
+    at = lambda count: engine.generate(messages, sampling=SamplingParams(max_tokens=count)).rope  # noqa: E731
+    assert at(64 - prompt) == "short"
+    assert at(64 - prompt + 1) == "short"
+    assert at(64 - prompt + 2) == "short+long"
+    assert engine.generate([Message.user("fox " * 90)], sampling=SamplingParams(max_tokens=3)).rope == "long"
+
+
+def test_together_equals_alone(
+    engine: Engine, conversations: list[list[Message]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many = conversations * 2
+    sampling = SamplingParams(max_tokens=45)  # long enough for several to cross the switch at different steps
+    alone = [engine.generate(c, sampling=sampling) for c in many]
+    assert {a.rope for a in alone} == {"short", "short+long"}
+    assert engine.generate_many(iter(many), sampling=sampling) == alone
+    monkeypatch.setattr(engine_module, "TOGETHER", 3)
+    monkeypatch.setattr(engine_module, "PREFILL_TOKENS", 40)
+    assert engine.generate_many(many, sampling=sampling) == alone
+    assert engine.generate_many([]) == []
+
+
+def test_together_equals_alone_when_answers_end_at_different_times(
+    engine: Engine, conversations: list[list[Message]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = [engine.generate(c, sampling=SamplingParams(max_tokens=20)) for c in conversations]
+    stops = {a.tokens[5 + 2 * i] for i, a in enumerate(long)}
+    monkeypatch.setattr(Tokenizer, "eos_ids", property(lambda _: tuple(stops)))
+    monkeypatch.setattr(engine_module, "TOGETHER", 2)
+    alone = [engine.generate(c, sampling=SamplingParams(max_tokens=20)) for c in conversations]
+    assert len({len(a.tokens) for a in alone}) > 1
+    assert all(a.finish_reason == "stop" and not stops & set(a.tokens) for a in alone)
+    assert engine.generate_many(conversations, sampling=SamplingParams(max_tokens=20)) == alone
+
+
+def test_sampled_answers_are_the_same_together_and_alone(engine: Engine, conversations: list[list[Message]]) -> None:
+    sampling = SamplingParams(max_tokens=10, temperature=1.5, top_p=0.9, top_k=50, seed=7)
+    alone = [engine.generate(c, sampling=sampling) for c in conversations]
+    assert engine.generate_many(conversations, sampling=sampling) == alone
+    other = engine.generate(conversations[0], sampling=replace(sampling, seed=8))
+    assert other.tokens != alone[0].tokens
+
+
+def test_streamed_equals_whole(engine: Engine, conversations: list[list[Message]]) -> None:
+    for messages in conversations:
+        for sampling in (SamplingParams(max_tokens=30), SamplingParams(max_tokens=30, temperature=2.0, seed=3)):
+            whole = engine.generate(messages, sampling=sampling)
+            deltas = list(engine.stream(messages, sampling=sampling))
+            assert "".join(d.text for d in deltas) == whole.text
+            assert deltas[-1].finish_reason == whole.finish_reason == "length"
+            assert all(d.finish_reason is None for d in deltas[:-1])
+
+
+def test_stop_strings(engine: Engine) -> None:
+    messages = [Message.user("the dog")]
+    whole = engine.generate(messages, sampling=SamplingParams(max_tokens=30)).text
+    stop = whole[10:14]
+    answer = engine.generate(messages, sampling=SamplingParams(max_tokens=30, stop=("never", stop)))
+    assert answer.text == whole[: whole.index(stop)]
+    assert answer.finish_reason == "stop"
+    deltas = list(engine.stream(messages, sampling=SamplingParams(max_tokens=30, stop=(stop,))))
+    assert "".join(d.text for d in deltas) == answer.text
+
+
+def test_what_a_completion_tells(engine: Engine, conversations: list[list[Message]]) -> None:
+    adapters = [None, "vision", "speech", "vision", None]
+    for messages, adapter in zip(conversations, adapters, strict=True):
+        row = engine.row(messages)
+        answer = engine.generate(messages, sampling=SamplingParams(max_tokens=2))
+        assert answer.adapter == adapter
+        assert answer.prompt_tokens == len(row)
+        assert answer.image_tokens == sum(i.tokens(2) for i in row.images)
+        assert answer.audio_tokens == sum(c.tokens for c in row.clips)
+
+
+def test_adapters_can_be_chosen(engine: Engine) -> None:
+    messages = [Message.user("the dog")]
+    answers = {a: engine.generate(messages, adapter=a) for a in ("auto", None, "vision", "speech")}
+    assert answers["auto"] == answers[None]
+    assert len({a.tokens for a in answers.values()}) == 3
+    with pytest.raises(ValueError, match=r"unknown adapter 'video'.*\['speech', 'vision'\]"):
+        engine.generate(messages, adapter="video")
+
+
+def test_a_model_without_adapters_or_encoders(engine: Engine, conversations: list[list[Message]]) -> None:
+    engine.model.vision = None
+    engine.model.audio = None
+    with pytest.raises(ValueError, match="1 pictures, but this model has no encoder"):
+        engine.generate(conversations[1])
+    with pytest.raises(ValueError, match="1 clips, but this model has no encoder"):
+        engine.generate(conversations[2])
+
+
+def test_requests_that_do_not_fit(engine: Engine) -> None:
+    with pytest.raises(ValueError, match=r"\d+ prompt tokens and 510 more are \d+, but the model reads at most 512"):
+        engine.generate([Message.user("dog")], sampling=SamplingParams(max_tokens=510))
+    with pytest.raises(ValueError, match="the context holds 512"):
+        engine.generate([Message.user("fox " * 600)])
+    with pytest.raises(ValueError, match="max_tokens must be at least 1"):
+        engine.stream(
+            [Message.user("dog")], sampling=SamplingParams(max_tokens=0)
+        )  # before the first piece is asked for
+
+
+def test_scores_are_the_log_probabilities_of_the_continuation(
+    engine: Engine, conversations: list[list[Message]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = engine.processor.tokenizer
+    pairs = [(messages, text) for messages in conversations for text in ("yes", "the lazy dog", "")]
+    for messages, text in pairs:
+        answer = tokenizer.encode(text)
+        logits = engine.logits(extend(engine.row(messages), answer)).log_softmax(-1)
+        expected = [float(logits[len(logits) - len(answer) + i - 1, t]) for i, t in enumerate(answer)]
+        assert engine.score(messages, text) == pytest.approx(expected, abs=1e-5)
+    alone = [engine.score(m, t) for m, t in pairs]
+    for budget in (engine_module.PREFILL_TOKENS, 50):
+        monkeypatch.setattr(engine_module, "PREFILL_TOKENS", budget)
+        together = engine.score_many(pairs)
+        assert len(together) == len(alone)
+        assert all(a == pytest.approx(b, abs=1e-5) for a, b in zip(together, alone, strict=True))
+
+
+def test_greedy_answer_is_what_scoring_finds_likeliest(engine: Engine) -> None:
+    messages = [Message.user("the dog")]
+    answer = engine.generate(messages, sampling=SamplingParams(max_tokens=1))
+    logits = engine.logits(engine.row(messages))
+    assert answer.tokens == (int(logits[-1].argmax()),)

@@ -1,0 +1,88 @@
+"""Rules of the Conformer; its numbers are compared with transformers and plain formulas in tests/parity."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from polyphi.batch import Clip
+from polyphi.model.config import AudioConfig
+from polyphi.model.conformer import CausalDepthwise, ConformerEncoder, Windows
+from polyphi.model.multimodal import PhiModel
+
+
+@pytest.fixture
+def encoder(tiny_config) -> ConformerEncoder:
+    model = PhiModel(tiny_config)
+    model.initialise(seed=0)
+    return model.audio.encoder.eval()
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(1, 500), min_size=1, max_size=12))
+def test_windows_cover_every_frame_once_with_little_padding(lengths):
+    windows = Windows.of(lengths, torch.device("cpu"))
+    frames = torch.cat([group.gather for group in windows.groups])
+    assert torch.equal(frames[windows.place], torch.arange(sum(lengths)))
+    assert windows.age.tolist() == [t for n in lengths for t in range(n)]
+    assert sum(group.windows for group in windows.groups) == len(lengths)
+    owner = np.repeat(np.arange(len(lengths)), lengths)
+    for group in windows.groups:
+        table = group.gather.view(group.windows, group.longest)
+        real = torch.ones_like(table, dtype=torch.bool) if group.visible is None else group.visible[:, 0, 0]
+        counts = real.sum(1)
+        assert counts.max() == group.longest <= max(counts.min() + 8, counts.min() * 5 // 4)
+        for line, kept in zip(table, real, strict=True):
+            assert len(set(owner[line[kept].tolist()])) == 1  # one window's frames, nobody else's
+
+
+@torch.no_grad()
+def test_windows_of_a_long_clip_do_not_hear_each_other(encoder):
+    mels = torch.randn(4400, 80)
+    clip = [Clip(4400, "speech")]
+    before = encoder(mels, clip)
+    mels[4100:] = 5  # beyond what the subsampling of feature 499 can hear
+    after = encoder(mels, clip)
+    assert torch.equal(before[:500], after[:500])
+    assert not torch.equal(before[500:], after[500:])
+
+
+@torch.no_grad()
+def test_a_loud_neighbour_is_not_heard(encoder):
+    quiet, clips = torch.randn(33, 80), [Clip(33, "speech"), Clip(21, "speech"), Clip(33, "speech")]
+    features = [
+        encoder(torch.cat([quiet, loud, quiet]), clips) for loud in (torch.zeros(21, 80), torch.full((21, 80), 1e4))
+    ]
+    assert torch.equal(features[0][:5], features[1][:5])
+    assert torch.equal(features[0][8:], features[1][8:])
+
+
+def test_depthwise_is_causal_within_its_window():
+    conv = CausalDepthwise(1, 3)
+    with torch.no_grad():
+        conv.weight.copy_(torch.tensor([[[100.0, 10.0, 1.0]]]))
+    x = torch.tensor([1.0, 2, 3, 4, 5])[:, None]
+    age = torch.tensor([0, 1, 2, 0, 1])  # two windows: 1 2 3 | 4 5
+    assert conv(x, age).flatten().tolist() == [1, 12, 123, 4, 45]
+    assert conv(x[:1], age[:1]).flatten().tolist() == [1]
+
+
+def test_relative_distances_learn(encoder):
+    encoder(torch.randn(100, 80), [Clip(60, "speech"), Clip(40, "speech")]).square().sum().backward()
+    used = encoder.relative_attention_bias.weight.grad.abs().sum(1).nonzero().flatten()
+    assert (used.min(), used.max()) == (500 - 7, 500 + 7)  # eight features: distances -7 to 7
+
+
+def test_frames_that_do_not_add_up(encoder):
+    with pytest.raises(ValueError, match="count 90 log-mel frames, the batch brings 100"):
+        encoder(torch.zeros(100, 80), [Clip(90, "speech")])
+    with pytest.raises(ValueError, match="at least 25 ms"):
+        encoder(torch.zeros(8, 80), [Clip(8, "speech"), Clip(0, "speech")])
+
+
+def test_another_reduction_is_refused():
+    with pytest.raises(ValueError, match="time_reduction must be 8"):
+        ConformerEncoder(replace(AudioConfig(), time_reduction=4))

@@ -1,0 +1,166 @@
+"""The whole model: splicing, what runs when, fresh weights, types and devices."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from polyphi.batch import Batch, Clip, ImageLayout, pack, row
+from polyphi.model.config import ModelConfig
+from polyphi.model.multimodal import PhiModel
+
+
+@pytest.fixture
+def model(tiny_config) -> PhiModel:
+    model = PhiModel(tiny_config)
+    model.initialise(seed=0)
+    return model.eval()
+
+
+def seen(adapter: str | None = "vision") -> Batch:
+    layout = ImageLayout(1, 2, 2, 3)
+    n = layout.tokens(2)
+    return row(
+        [1, 2, *[10] * n, 3],
+        adapter=adapter,
+        crops=torch.randn(3, 3, 56, 56, generator=torch.Generator().manual_seed(0)),
+        crop_masks=torch.ones(3, 4, 4, dtype=torch.bool),
+        images=(layout,),
+        image_slots=torch.arange(2, 2 + n),
+    )
+
+
+def heard(branch: str = "speech", frames: int = 37) -> Batch:
+    clip = Clip(frames, branch)
+    mels = torch.randn(frames, 80, generator=torch.Generator().manual_seed(0))
+    slots = torch.arange(1, 1 + clip.tokens)
+    return row([1, *[11] * clip.tokens, 5], adapter=branch, mels=mels, clips=(clip,), audio_slots=slots)
+
+
+def test_placeholders_and_features_must_agree(model):
+    batch = seen()
+    with pytest.raises(ValueError, match=r"has 14 image placeholder tokens but its image data makes 15 tokens"):
+        model(replace(batch, image_slots=batch.image_slots[:-1]))
+    with pytest.raises(ValueError, match=r"has 0 audio placeholder tokens but its audio data makes 5 tokens"):
+        model(replace(heard(), audio_slots=None))
+
+
+@torch.no_grad()
+def test_features_stand_where_the_placeholders_were(model):
+    batch = pack([heard(), seen()])
+    x = model.embed(batch)
+    assert torch.equal(x[batch.image_slots], model.image_tokens(batch))
+    assert torch.equal(x[batch.audio_slots], model.audio_tokens(batch))
+    text = torch.ones(len(batch), dtype=torch.bool)
+    text[batch.image_slots] = text[batch.audio_slots] = False
+    assert torch.equal(x[text], model.decoder.embed_tokens.weight[batch.ids[text]])
+
+
+def test_encoders_run_only_when_needed(model):
+    model.vision.encoder.forward = model.audio.encoder.forward = None  # calling either would raise
+    model(row([1, 2, 3]))
+
+
+def test_a_model_without_towers(tiny_config):
+    mini = PhiModel(ModelConfig(tiny_config.decoder, None, None, {}))
+    mini.initialise()
+    assert mini(row([1, 2, 3])).shape == (3, 96) and mini.unused() == frozenset()
+    with pytest.raises(ValueError, match="1 pictures, but this model has no vision tower"):
+        mini(seen(None))
+    with pytest.raises(ValueError, match="1 audio clips, but this model has no audio encoder"):
+        mini(heard())
+    with pytest.raises(ValueError, match="asks for the adapter vision, but this model has: none"):
+        mini(row([1], adapter="vision"))
+
+
+def test_published_sizes():
+    """Counted on the meta device (report, 2.2.1: 3.8B, 440M, 460M, 370M and 460M; in all 5,574,460,224)."""
+    with torch.device("meta"):
+        model = PhiModel(ModelConfig())
+
+    def count(part: str) -> int:
+        return sum(p.numel() for name, p in model.named_parameters() if part in name)
+
+    assert count("decoder") - count(".lora.") == 3_836_021_760
+    assert count("vision.encoder.") + count("vision.projector.") == 441_550_016
+    assert count("audio.encoder.") + count("audio.projector.") == 466_416_256
+    assert (count(".lora.vision."), count(".lora.speech.")) == (369_098_752, 461_373_440)
+    assert sum(p.numel() for p in model.parameters()) == 5_574_460_224
+    assert len(model.state_dict()) == 2047
+    assert len(model.unused()) == 29
+
+
+def test_every_used_parameter_learns_and_no_other(model):
+    batch = pack([seen(), heard("speech"), heard("vision"), row([1, 2])])
+    with torch.no_grad():  # B starts at zero, which would hide A
+        for name, p in model.named_parameters():
+            if name.endswith(".b"):
+                p.normal_()
+    model.logits(model(batch)).square().sum().backward()
+    assert {name for name, p in model.named_parameters() if p.grad is None} == model.unused()
+
+
+def test_fresh_weights_follow_the_seed_and_not_the_other_parts(tiny_config, model):
+    again, other = PhiModel(tiny_config), PhiModel(tiny_config)
+    again.initialise(seed=0)
+    other.initialise(seed=1)
+    mini = PhiModel(ModelConfig(tiny_config.decoder, None, None, {}))
+    mini.initialise(seed=0)
+    state = model.state_dict()
+    assert all(torch.equal(t, state[n]) for n, t in again.state_dict().items())
+    assert not torch.equal(other.decoder.embed_tokens.weight, model.decoder.embed_tokens.weight)
+    assert all(torch.equal(t, state[n]) for n, t in mini.state_dict().items())
+
+
+def test_fresh_weights_leave_nothing_to_chance(tiny_config):
+    """Every parameter and buffer is written: what memory held before does not show."""
+    model = PhiModel(tiny_config)
+    with torch.no_grad():
+        for t in [*model.parameters(), *model.buffers()]:
+            t.fill_(float("nan"))
+    model.initialise(seed=0)
+    assert not [name for name, t in model.state_dict().items() if not t.isfinite().all()]
+
+
+@torch.no_grad()
+def test_a_fresh_model_guesses_evenly(model, tiny_config):
+    batch = pack([seen(), heard(), row(list(range(100, 160)))])
+    logits = model.logits(model(batch))
+    surprise = F.cross_entropy(logits, torch.randint(0, 1000, (len(batch),)))
+    assert surprise == pytest.approx(math.log(1000), abs=0.2)
+    for features in (model.image_tokens(batch), model.audio_tokens(batch)):
+        assert 0.01 < features.std() < 10
+
+
+def test_training_under_autocast(model):
+    """bfloat16 products, float32 weights, gradients and norms. Eight bits of mantissa through two layers: measured 0.03
+    on hidden states of spread 1."""
+    batch = pack([seen(), heard(), row([1, 2, 3])])
+    exact = model(batch)
+    model.train()
+    with torch.autocast("cpu", torch.bfloat16):
+        hidden = model(batch)
+        logits = model.logits(hidden)
+    assert logits.dtype == torch.bfloat16
+    logits.float().square().mean().backward()
+    torch.testing.assert_close(hidden, exact, atol=0.15, rtol=0)
+    assert all(
+        p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in model.parameters() if p.grad is not None
+    )
+
+
+@torch.no_grad()
+def test_bfloat16_weights(model):
+    batch = pack([seen(), heard(), heard(frames=4100), row([1, 2, 3])])
+    exact = model(batch)
+    hidden = model.to(torch.bfloat16)(batch)
+    assert hidden.dtype == torch.bfloat16
+    torch.testing.assert_close(hidden.float(), exact, atol=0.15, rtol=0)
+
+
+def test_shapes_on_the_meta_device(model):
+    batch = pack([seen(), heard(), row([1, 2, 3])])
+    hidden = model.to("meta")(batch.to("meta"))
+    assert model.logits(hidden).shape == (len(batch), 1000)

@@ -1,0 +1,167 @@
+"""The public surface: load, ask, transcribe, compare."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from PIL import Image as PIL
+from safetensors.torch import load_file
+
+import polyphi
+from polyphi.chat import Completion, Message, SamplingParams
+from polyphi.inspection import parts, write_logits
+from polyphi.model import weights
+from polyphi.model.config import ModelConfig
+from polyphi.model.multimodal import PhiModel
+from polyphi.processing.tokenizer import Tokenizer
+
+
+@pytest.fixture
+def folder(tiny_config: ModelConfig, tmp_path: Path) -> Path:
+    """A checkpoint as `reproduce` leaves it: weights and tokenizer in one folder."""
+    tokenizer = Tokenizer.train(["the quick brown fox", "jumps <sep>"], vocab_size=384)
+    assert tiny_config.vision and tiny_config.audio
+    config = replace(
+        tiny_config,
+        decoder=replace(tiny_config.decoder, vocab_size=tokenizer.vocab_size, eos_token_ids=tokenizer.eos_ids),
+        vision=replace(tiny_config.vision, image_token_id=tokenizer.image_id, max_crops=4),
+        audio=replace(tiny_config.audio, audio_token_id=tokenizer.audio_id),
+    )
+    model = PhiModel(config)
+    model.initialise(seed=1)
+    weights.save(model, tmp_path / "model")
+    tokenizer.save(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def media(tmp_path: Path) -> tuple[Path, Path]:
+    noise = np.random.default_rng(0)
+    PIL.fromarray(noise.integers(0, 256, (40, 90, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    soundfile.write(tmp_path / "a.wav", noise.normal(0, 0.1, 8000).astype(np.float32), 16000)
+    return tmp_path / "a.png", tmp_path / "a.wav"
+
+
+def test_load_takes_sizes_from_the_folder(folder: Path) -> None:
+    phi = polyphi.load(folder, device="cpu")
+    assert isinstance(phi, polyphi.Phi)
+    assert (phi.processor.crop_size, phi.processor.max_crops) == (56, 4)
+    answer = phi.generate([polyphi.Message.user("fox")], sampling=SamplingParams(max_tokens=3))
+    assert answer == phi.generate([{"role": "user", "content": "fox"}], sampling=SamplingParams(max_tokens=3))
+    assert polyphi.load(folder, dtype="bfloat16").model.decoder.norm.weight.dtype == torch.bfloat16
+
+
+def test_half_precision_answers_with_media(folder: Path, media: tuple[Path, Path]) -> None:
+    phi = polyphi.load(folder, dtype="bfloat16")
+    messages = [Message.user(polyphi.Image(media[0]), polyphi.Audio(media[1]), "what?")]
+    assert phi.generate(messages, sampling=SamplingParams(max_tokens=3)).adapter == "vision"
+    assert phi.logits(messages)[1].dtype == torch.float32
+
+
+def test_load_says_what_is_wrong(folder: Path) -> None:
+    for wrong, message in (({"quant": "int3"}, "quant must be None"), ({"dtype": "int64"}, "dtype must be")):
+        with pytest.raises(ValueError, match=message):
+            polyphi.load(folder, **wrong)
+    Tokenizer.train(["many other words " * 9], vocab_size=448).save(folder)
+    with pytest.raises(ValueError, match=r"placeholder|embedding only"):
+        polyphi.load(folder)
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(ValueError, match=r"tokenizer\.json"):
+        polyphi.load(folder)
+
+
+def test_logits_of_messages_and_of_ids_agree(folder: Path, media: tuple[Path, Path]) -> None:
+    phi = polyphi.load(folder)
+    picture, clip = media
+    messages = [Message.user(polyphi.Image(picture), polyphi.Audio(clip), "fox")]
+    ids, logits = phi.logits(messages)
+    assert logits.shape == (len(ids), phi.config.decoder.vocab_size)
+    expanded, again = phi.logits(ids, [picture], [clip])
+    assert torch.equal(ids, expanded) and torch.equal(logits, again)
+    short = torch.unique_consecutive(ids)  # one placeholder per picture and clip
+    expanded, again = phi.logits(short.tolist(), [picture], [clip])
+    assert torch.equal(ids, expanded) and torch.equal(logits, again)
+    with pytest.raises(ValueError, match="empty list"):
+        phi.logits([])
+    with pytest.raises(ValueError, match="go with ids"):
+        phi.logits(messages, images=[picture])
+
+
+def test_transcribe_uses_the_published_prompts(
+    folder: Path, media: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    phi = polyphi.load(folder)
+    asked: list[str] = []
+
+    def answering(text: str, reason: str = "stop") -> None:
+        def generate(messages: list[Message], **_: object) -> Completion:
+            asked.append(messages[0].text)
+            return Completion(text, finish_reason=reason)
+
+        monkeypatch.setattr(phi.engine, "generate", generate)
+
+    answering(" hello there ")
+    said = phi.transcribe(media[1])
+    assert (said.text, said.translation, said.seconds, said.warnings) == ("hello there", None, 0.5, ())
+    said = phi.transcribe(media[1].read_bytes(), to="de")
+    assert (said.text, said.translation) == ("", "hello there")
+    answering("hello <sep> hallo")
+    said = phi.transcribe((np.zeros(8000, np.float32), 16000), to="French", cot=True)
+    assert (said.text, said.translation, said.warnings) == ("hello", "hallo", ())
+    assert asked == [
+        "Transcribe the audio clip into text.",
+        "Translate the audio to German.",
+        "Transcribe the audio to text, and then translate the audio to French. "
+        "Use <sep> as a separator between the original transcript and the translation.",
+    ]
+    answering("hello", "length")
+    said = phi.transcribe(media[1], to="de", cot=True)
+    assert said.translation is None
+    assert len(said.warnings) == 2
+    with pytest.raises(ValueError, match="unknown language 'tlh'"):
+        phi.transcribe(media[1], to="tlh")
+    with pytest.raises(ValueError, match="say which language"):
+        phi.transcribe(media[1], cot=True)
+
+
+def test_transcribe_fits_the_context(folder: Path) -> None:
+    """Half a minute of noise: the answer may take what the context leaves, not more."""
+    phi = polyphi.load(folder)
+    said = phi.transcribe((np.random.default_rng(0).normal(0, 0.1, 16000 * 30).astype(np.float32), 16000))
+    assert said.seconds == 30
+
+
+def test_logits_file(folder: Path, media: tuple[Path, Path], tmp_path: Path) -> None:
+    phi = polyphi.load(folder)
+    parts_ = [
+        {"type": "image_url", "image_url": {"url": "a.png"}},
+        {"type": "input_audio", "input_audio": {"path": "a.wav"}},
+        {"type": "text", "text": "fox"},
+    ]
+    request = tmp_path / "request.json"
+    request.write_text(json.dumps([{"role": "user", "content": parts_}]))
+    shape = write_logits(phi, request, tmp_path / "out/a.safetensors")
+    first = load_file(tmp_path / "out/a.safetensors")
+    assert first["logits"].shape == shape and first["logits"].dtype == torch.float32
+    request.write_text(json.dumps({"ids": first["ids"].tolist(), "images": ["a.png"], "audios": ["a.wav"]}))
+    write_logits(phi, request, tmp_path / "b.safetensors")
+    second = load_file(tmp_path / "b.safetensors")
+    assert torch.equal(first["ids"], second["ids"]) and torch.equal(first["logits"], second["logits"])
+    for text, message in (("{", "not valid JSON"), ("3", "must hold a list of messages")):
+        request.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            write_logits(phi, request, tmp_path / "c.safetensors")
+    with pytest.raises(ValueError, match="no request file"):
+        write_logits(phi, tmp_path / "none.json", tmp_path / "c.safetensors")
+
+
+def test_parts_add_up(tiny_config: ModelConfig) -> None:
+    rows = parts(tiny_config)
+    assert sum(p.parameters for p in rows[:-1]) == rows[-1].parameters
+    assert rows[-1].parameters == sum(p.numel() for p in PhiModel(tiny_config).parameters())
+    text = parts(ModelConfig(tiny_config.decoder, None, None, {}))
+    assert [p.parameters for p in text[1:-1]] == [0, 0, 0, 0]

@@ -1,0 +1,117 @@
+"""Recognition: two clips are learnt by heart, the recogniser survives its file, padding changes nothing."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import torch.nn.functional as F
+
+from polyphi.batch import pack
+from polyphi.chat import Audio, Message
+from polyphi.data.shards import Sample
+from polyphi.model.config import ModelConfig
+from polyphi.model.multimodal import PhiModel
+from polyphi.processing.processor import Processor
+from polyphi.processing.tokenizer import Tokenizer
+from polyphi.train.aed import AttentionDecoder, Recogniser
+
+
+@pytest.fixture(scope="module")
+def processor() -> Processor:
+    return Processor(Tokenizer.train(["3 1 4 one seven two"] * 8, 512))
+
+
+@pytest.fixture
+def model(tiny_config: ModelConfig) -> PhiModel:
+    model = PhiModel(tiny_config)
+    model.initialise(0)
+    return model
+
+
+def wav(seed: int, seconds: float) -> bytes:
+    """A melody of eight tones a second. Noise sounds the same everywhere: CTC would have nothing to hold on to."""
+    n = int(16000 * seconds)
+    pitch = np.repeat(np.random.default_rng(seed).uniform(200, 4000, -(-n // 2000)), 2000)[:n]
+    out = io.BytesIO()
+    soundfile.write(out, 0.3 * np.sin(2 * np.pi * np.cumsum(pitch) / 16000), 16000, format="WAV")
+    return out.getvalue()
+
+
+def sample(text: str, seed: int = 0, seconds: float = 1.0) -> Sample:
+    return Sample(str(seed), (Message.user(Audio(wav(seed, seconds))), Message.assistant(text)), "", "")
+
+
+SAMPLES = (sample("3 1 4", 1, 0.9), sample("one seven", 2, 1.6))
+
+
+def test_refuses_what_it_cannot_learn(processor: Processor) -> None:
+    with pytest.raises(ValueError, match="one audio clip, found 0"):
+        AttentionDecoder().rows(Sample("x", (Message.user("3"), Message.assistant("3")), "", ""), processor, 64)
+    with pytest.raises(ValueError, match="context holds 10"):
+        AttentionDecoder().rows(SAMPLES[0], processor, 10)
+
+
+def test_loss_of_a_pack_is_the_sum_of_its_rows(model: PhiModel, processor: Processor) -> None:
+    objective = AttentionDecoder(layers=2, ctc=0.3)
+    module = objective.build(model, processor, seed=1)
+    rows = [row for s in SAMPLES for row in objective.rows(s, processor, 128)]
+    alone = [objective.loss(model, module, None, row) for row in rows]
+    total, count, metrics = objective.loss(model, module, None, pack(rows))
+    assert count == sum(n for _, n, _ in alone) == sum(len(row.supervised) for row in rows)
+    assert total.item() == pytest.approx(sum(t.item() for t, _, _ in alone), rel=1e-4)
+    assert metrics["ctc"] == pytest.approx(sum(m["ctc"] for _, _, m in alone), rel=1e-4)
+    assert total.item() == pytest.approx(0.7 * metrics["aed"] + 0.3 * metrics["ctc"], rel=1e-4)
+
+
+def test_attention_decoder_is_causal_and_reads_all_its_targets(model: PhiModel, processor: Processor) -> None:
+    """Cross-entropy token by token, each predicted from the tokens before it alone."""
+    objective = AttentionDecoder(ctc=0.0)
+    module = objective.build(model, processor)
+    (row,) = objective.rows(SAMPLES[0], processor, 128)
+    wanted = row.labels[row.supervised]
+    frames = model.audio.encoder(row.mels, row.clips)[None]
+    blind = torch.zeros(frames.shape[:2], dtype=torch.bool)
+    expected = sum(
+        F.cross_entropy(module.scores(module(wanted[None, :i], frames, blind)[0, -1]), wanted[i])
+        for i in range(len(wanted))
+    )
+    assert objective.loss(model, module, None, row)[0].item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_overfits_and_survives_its_file(model: PhiModel, processor: Processor, tmp_path: Path) -> None:
+    objective = AttentionDecoder()
+    module = objective.build(model, processor)
+    batch = pack([row for s in SAMPLES for row in objective.rows(s, processor, 128)])
+    learns = {**dict(model.audio.encoder.named_parameters()), **dict(module.named_parameters())}
+    model.audio.encoder.global_mean.copy_(batch.mels.mean(0))
+    model.audio.encoder.global_invstd.copy_(1 / batch.mels.std(0))
+    optimiser = torch.optim.Adam(learns.values(), 6e-3)
+    for _ in range(400):
+        with torch.autocast("cpu", torch.bfloat16):
+            total, count, metrics = objective.loss(model, module, None, batch)
+        if metrics["ctc"] + metrics["aed"] < 0.5:
+            break
+        optimiser.zero_grad()
+        (total / count).backward()
+        optimiser.step()
+    assert not [name for name, p in learns.items() if p.grad is None]
+
+    state = {f"objective.{name}": value for name, value in module.state_dict().items()}
+    recogniser = Recogniser.from_stage(model, state, processor)
+    clips = [recogniser.mels(s.messages[0].parts[0].source) for s in SAMPLES]
+    texts = [s.answer for s in SAMPLES]
+    assert recogniser.transcribe(clips) == texts
+    assert recogniser.transcribe(clips[::-1], decoding="aed") == texts[::-1]
+    assert recogniser.transcribe([]) == []
+
+    recogniser.save(tmp_path / "recogniser")
+    own = Processor(Tokenizer.load(tmp_path / "recogniser"))
+    again = Recogniser.load(tmp_path / "recogniser", own)
+    assert [again.transcribe_bytes(s.messages[0].parts[0].source) for s in SAMPLES] == texts
+    assert all(torch.equal(a, b) for a, b in zip(recogniser.parameters(), again.parameters(), strict=True))
+    other = Processor(Tokenizer.train([chr(i) + chr(i + 1) for i in range(200, 400)] * 4, 512))
+    with pytest.raises(ValueError, match=f"vocabulary of {own.tokenizer.vocab_size}"):
+        Recogniser.load(tmp_path / "recogniser", other)

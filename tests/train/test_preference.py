@@ -1,0 +1,105 @@
+"""DPO: rows in pairs, the loss against its formula written out, the reference stays where it was."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from polyphi.batch import pack
+from polyphi.chat import Message
+from polyphi.data.shards import Sample
+from polyphi.model.config import ModelConfig
+from polyphi.model.multimodal import PhiModel
+from polyphi.processing.processor import Processor
+from polyphi.processing.tokenizer import Tokenizer
+from polyphi.train import loss
+from polyphi.train.preference import DPO, answer_log_probs
+
+
+@pytest.fixture(scope="module")
+def processor() -> Processor:
+    return Processor(Tokenizer.train(["May I help you? No, never. Yes, of course I can."] * 8, 512))
+
+
+@pytest.fixture
+def model(tiny_config: ModelConfig) -> PhiModel:
+    model = PhiModel(replace(tiny_config, vision=None, audio=None))
+    model.initialise(0)
+    return model
+
+
+def sample(question: str = "May I?", chosen: str = "Yes, of course.", rejected: str = "No.") -> Sample:
+    return Sample("a", (Message.user(question), Message.assistant(chosen)), "", "", {"rejected": rejected})
+
+
+def one_by_one(model: PhiModel, row) -> list[float]:
+    """Log-probability of every supervised token, position by position."""
+    scores = model.logits(model(row)).log_softmax(-1)
+    return [float(scores[t, row.labels[t]]) for t in row.supervised.tolist()]
+
+
+def test_rows_are_chosen_then_rejected(processor: Processor) -> None:
+    chosen, rejected = DPO().rows(sample(), processor, 64)
+    said = [processor.tokenizer.decode(r.labels[r.supervised].tolist()) for r in (chosen, rejected)]
+    assert said == ["Yes, of course.<|end|>", "No.<|end|>"]
+
+
+def test_only_the_last_answer_counts(processor: Processor) -> None:
+    turns = (Message.user("May I?"), Message.assistant("No."), *sample().messages)
+    chosen, rejected = DPO().rows(replace(sample(), messages=turns), processor, 64)
+    assert processor.tokenizer.decode(chosen.labels[chosen.supervised].tolist()) == "Yes, of course.<|end|>"
+    assert processor.tokenizer.decode(rejected.labels[rejected.labels >= 0].tolist()) == "No.<|end|>"
+
+
+def test_refuses_what_is_no_preference(processor: Processor) -> None:
+    with pytest.raises(ValueError, match="rejected"):
+        DPO().rows(replace(sample(), meta={}), processor, 64)
+    with pytest.raises(ValueError, match="context holds 8"):
+        DPO().rows(sample(), processor, 8)
+
+
+@pytest.mark.parametrize("scores", [1 << 24, 3000])
+def test_loss_is_the_formula(model: PhiModel, processor: Processor, scores: int, monkeypatch) -> None:
+    monkeypatch.setattr(loss, "CHUNK_SCORES", scores)
+    dpo = DPO(beta=0.3, nll=0.2)
+    rows = [*dpo.rows(sample(), processor, 64), *dpo.rows(sample("Can I?", "Yes.", "No, never."), processor, 64)]
+    reference = dpo.begin(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    total, count, metrics = dpo.loss(model, None, reference, pack(rows))
+    total.backward()
+
+    expected, right = 0.0, 0
+    with torch.no_grad():
+        for chosen, rejected in (rows[:2], rows[2:]):
+            now, before = [[one_by_one(m, r) for r in (chosen, rejected)] for m in (model, reference)]
+            margin = 0.3 * ((sum(now[0]) - sum(before[0])) - (sum(now[1]) - sum(before[1])))
+            expected += math.log(1 + math.exp(-margin)) - 0.2 * sum(now[0]) / len(now[0])
+            right += margin > 0
+    assert count == 2
+    assert total.item() == pytest.approx(expected, rel=1e-4)
+    assert metrics["accuracy"] == right
+    assert model.decoder.norm.weight.grad.abs().sum() > 0
+
+
+def test_starts_at_log_two(model: PhiModel, processor: Processor) -> None:
+    dpo = DPO(nll=0.0)
+    batch = pack(dpo.rows(sample(), processor, 64))
+    with torch.autocast("cpu", torch.bfloat16):
+        total, count, metrics = dpo.loss(model, None, dpo.begin(model), batch)
+    assert total.item() / count == pytest.approx(math.log(2), abs=1e-3)
+    assert metrics["margin"] == pytest.approx(0, abs=1e-3)
+
+
+def test_reference_copies_only_what_learns(model: PhiModel, processor: Processor) -> None:
+    model.requires_grad_(False)
+    model.decoder.layers.requires_grad_(True)
+    reference = DPO().begin(model)
+    assert reference.decoder.embed_tokens.weight is model.decoder.embed_tokens.weight
+    assert not any(p.requires_grad for p in reference.parameters())
+    before = answer_log_probs(reference, DPO().rows(sample(), processor, 64)[0])
+    with torch.no_grad():
+        model.decoder.layers[0].mlp.down_proj.weight.mul_(2)
+    assert torch.equal(before, answer_log_probs(reference, DPO().rows(sample(), processor, 64)[0]))
