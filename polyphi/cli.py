@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
 app = typer.Typer(
     name="polyphi",
@@ -137,14 +138,20 @@ def inspect(
     out: Annotated[Path | None, typer.Option(help="The .safetensors file for --logits.")] = None,
 ) -> None:
     """Parts and parameters beside the report's; with --logits, exact numbers for comparison."""
+    import polyphi
     from polyphi import inspection
+    from polyphi.model import weights
 
     if (logits is None) != (out is None):
         raise ValueError("--logits request.json and --out file.safetensors belong together")
     if logits is not None and out is not None:
-        console.print(inspection.write_logits(model, logits, out))
-    else:
-        console.print(inspection.table(model))
+        tokens, vocabulary = inspection.write_logits(polyphi.load(model), logits, out)
+        console.print(f"wrote {out}: {tokens} positions, {vocabulary} scores each", highlight=False)
+        return
+    table = Table("part", "parameters", "report", box=None, padding=(0, 2))
+    for part in inspection.parts(weights.read_config(model)):
+        table.add_row(part.name, f"{part.parameters:,}", f"{part.report:.3g}" if part.report else "")
+    console.print(table)
 
 
 @app.command()
@@ -155,9 +162,12 @@ def export(
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; as stored if not given.")] = None,
 ) -> None:
     """Write a checkpoint in one of the public layouts."""
-    from polyphi import phi
+    from polyphi.model import weights
+    from polyphi.phi import as_dtype
 
-    phi.export(model, out, layout=layout, dtype=dtype)
+    folder = weights.locate(model)
+    tokenizer = [p for p in (folder / name for name in ("tokenizer.json", "tokenizer_config.json")) if p.exists()]
+    weights.save(weights.load(folder), out, layout, dtype=as_dtype(dtype) if dtype else None, files=tokenizer)
     console.print(f"wrote {out} ({layout})")
 
 

@@ -184,7 +184,7 @@ def load(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     folder = weights.locate(path_or_id)
     tokenizer = Tokenizer.load(folder)
-    model = weights.load(folder, device=device, dtype=None if dtype == "auto" else _dtype(dtype))
+    model = weights.load(folder, device=device, dtype=None if dtype == "auto" else as_dtype(dtype))
     return Phi(model, make_processor(model.config, tokenizer))
 
 
@@ -206,7 +206,8 @@ def make_processor(config: ModelConfig, tokenizer: Tokenizer) -> Processor:
     return Processor(tokenizer, config.vision.crop_size, config.vision.patch_size, config.vision.max_crops)
 
 
-def _dtype(name: str | torch.dtype) -> torch.dtype:
+def as_dtype(name: str | torch.dtype) -> torch.dtype:
+    """A type of weights by its name."""
     found = name if isinstance(name, torch.dtype) else getattr(torch, name, None)
     if found not in (torch.float32, torch.bfloat16, torch.float16):
         raise ValueError(f"dtype must be 'auto', 'float32', 'bfloat16' or 'float16', found {name!r}")

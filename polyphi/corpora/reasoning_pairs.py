@@ -52,7 +52,7 @@ def sample(model: Any, problems: Sequence[Problem], seed: int) -> list[str]:
     prompts: list[Sequence[Message]] = [conversation(p, "")[0][:1] for p in problems]
     if hasattr(model, "generate_many"):
         batches = (prompts[i : i + AT_ONCE] for i in range(0, len(prompts), AT_ONCE))
-        return [done.text for batch in batches for done in model.generate_many(batch, sampling)]
+        return [done.text for batch in batches for done in model.generate_many(batch, sampling=sampling)]
     return [model.generate(prompt, sampling=sampling).text for prompt in prompts]
 
 

@@ -29,9 +29,10 @@ def build(work: Work) -> Iterator[tuple[str, Sample]]:
 
 
 def _docstrings(split: str, rng: Random) -> Iterator[Sample]:
-    seen = set()
+    seen: set[str] = set()
     for module, name, _, doc in functions(split, rng, 1500):
-        if len(doc) > 40 and doc not in seen:
+        if len(doc) > 40 and doc not in seen and name.strip("_"):
+            id = f"summaries-{split}-{len(seen):05d}"
             seen.add(doc)
             meta = {"task": "summary_title", "language": "en", "page": module}
             text = " ".join(doc.split())[:400]
@@ -39,7 +40,7 @@ def _docstrings(split: str, rng: Random) -> Iterator[Sample]:
                 Message.user(f"Give this text a title.\n{text}"),
                 Message.assistant(name.strip("_").replace("_", " ")),
             )
-            yield Sample(f"summaries-{split}-{module}.{name}", messages, meta=meta, **origin("python-stdlib"))
+            yield Sample(id, messages, meta=meta, **origin("python-stdlib"))
 
 
 corpus = Corpus("summaries", build)

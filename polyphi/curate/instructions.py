@@ -120,7 +120,8 @@ def families(work: Work, split: str) -> dict[str, Family]:
             right = side(split, "digits", digits)
             return (digit_words(digits, source), digit_words(digits, target)) if right else None
 
-        return _translation("translate_numbers", *until(draw), target)
+        text, answer = until(draw)
+        return _translation("translate_numbers", text, answer, target)
 
     def copy(rng: Random) -> Ask:
         language = rng.choice(codes)

@@ -167,7 +167,7 @@ def _letters(rng: Random, level: int) -> Problem:
 
 
 def _compare(rng: Random, level: int) -> Problem:
-    sums = []
+    sums: list[tuple[int, str, int, int]] = []
     while len(sums) < 2 or sums[0][3] == sums[1][3]:
         a, b, sign = rng.randrange(10, 60), rng.randrange(2, 10), rng.choice("+-")
         sums = [*sums[-1:], (a, sign, b, a + b if sign == "+" else a - b)]

@@ -72,6 +72,9 @@ SOURCES: dict[str, Source] = {
             "0.5.5",
             "89d3f52317cf06f995e42415e7c6b83ed7d78d1d480d8a2165d6ffa3db4f9227",
         ),
+        Source(
+            "litellm", "wheel", "MIT", "https://pypi.org/project/litellm", "the o200k_base vocabulary (MIT)", "1.110.2"
+        ),
         *_debs(" ".join(LIBREOFFICE.values()), "MPL-2.0", "https://www.libreoffice.org", "help pages"),
         *_debs("tuxpaint-stamps-default", _GPL2, "https://tuxpaint.org", "stamps, captions (also spoken), sounds"),
         *_debs("asterisk-core-sounds-en-g722 asterisk-core-sounds-en-wav", _SHARE, _ASTERISK, _PROMPTS),
@@ -138,6 +141,16 @@ def unpack(name: str, cache: Path, tell: Callable[[str], None] = print) -> Path 
                 return folder
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
+
+
+def o200k_base(cache: Path) -> Path:
+    """The rank file of the o200k_base vocabulary, out of the litellm wheel. Raises ValueError where it can't be had."""
+    folder = unpack("litellm", cache)
+    if folder is None:
+        raise ValueError(
+            "the o200k_base vocabulary comes in the litellm wheel, which could not be downloaded; see the line above"
+        )
+    return folder / "litellm" / "litellm_core_utils" / "tokenizers" / "fb374d419588a4632f3f557e76b4b70aebbca790"
 
 
 @contextmanager

@@ -17,6 +17,7 @@ import threading
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from random import Random
@@ -151,11 +152,13 @@ def documents(language: str, work: Work, split: str, rng: Random, characters: in
     if not pages:
         yield from spare_documents(language, work, split, rng)
         return
-    limit, seen = characters // 2 if language in DENSE else characters, set()
+    limit = characters // 2 if language in DENSE else characters
+    seen: set[str] = set()
     for path in shuffled(sorted(pages), rng):
         if not side(split, path, percent=5):
             continue
-        page, lines = pages[path], []
+        page = pages[path]
+        lines: list[str] = []
         for _, text in page.paragraphs:
             if text in seen or text == page.title or not _is_prose(text, language):
                 continue
@@ -171,7 +174,8 @@ def documents(language: str, work: Work, split: str, rng: Random, characters: in
 
 def long_documents(language: str, work: Work, split: str, rng: Random, characters: int) -> Iterator[tuple[str, str]]:
     """(first page's path, text): whole pages of one folder, joined until they are longer than `characters`."""
-    pages, joined, first = help_pages(language, work), [], ""
+    pages, first = help_pages(language, work), ""
+    joined: list[str] = []
     for path in sorted(pages, key=lambda p: (os.path.dirname(p), rng.random())):
         if not side(split, path, percent=5):
             continue
@@ -208,6 +212,9 @@ def aligned(work: Work, split: str, rng: Random, longest: int = 60) -> Iterator[
             if rng.random() < 0.5 and "en" not in (source, target):
                 source, target = rng.choice([("en", target), (source, "en")])
             one, other = tables[source][id], tables[target][id]
+            # Pages repeat short lines: a line, too, is on one side only.
+            if not side(split, "line", english):
+                continue
             if one != other and max(len(one), len(other)) <= 1.5 * longest and (source, target, one) not in seen:
                 seen.add((source, target, one))
                 yield path, source, one, target, other
@@ -252,7 +259,9 @@ def sentences(language: str, work: Work, split: str, rng: Random, longest: int =
 def spare_documents(language: str, work: Work, split: str, rng: Random) -> Iterator[tuple[str, str]]:
     """What pip alone brings: docstrings of the standard library in English, word problems in the other languages."""
     if language == "en":
-        texts = [(f"{module}.{name}", doc) for module, name, _, doc in islice(functions(split, rng), 3000) if doc]
+        texts = [
+            (f"{module}.{name}", doc) for module, name, _, doc in islice(functions(split, rng), 3000) if len(doc) > 20
+        ]
     else:
         problems = word_problems(language, work, split)
         texts = [(f"problem {number}", f"{question}\n{answer}") for number, question, answer in problems]
@@ -280,19 +289,25 @@ def functions(split: str, rng: Random, characters: int = 700) -> Iterator[tuple[
         module = file.relative_to(root).with_suffix("").as_posix().replace("/", ".")
         if not side(split, module, percent=5):
             continue
-        try:
-            code = file.read_text(encoding="utf-8")
-            tree = ast.parse(code)
-        except (UnicodeDecodeError, SyntaxError):
-            continue
-        lines = code.splitlines()
-        for node in ast.walk(tree):
-            if not isinstance(node, ast.FunctionDef) or node.name.startswith("__"):
-                continue
-            source = "\n".join(line[node.col_offset :] for line in lines[node.lineno - 1 : node.end_lineno])
+        for name, source, doc in _parse_module(file):
             if 60 <= len(source) <= characters:
-                doc = ast.get_docstring(node) or ""
-                yield module, node.name, source, doc.split("\n\n")[0]
+                yield module, name, source, doc
+
+
+@cache
+def _parse_module(file: Path) -> list[tuple[str, str, str]]:
+    """(name, source, first paragraph of the docstring) of a module's functions; none of a module that doesn't parse."""
+    try:
+        code = file.read_text(encoding="utf-8")
+        tree = ast.parse(code)
+    except (UnicodeDecodeError, SyntaxError):
+        return []
+    lines, found = code.splitlines(), []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("__"):
+            source = "\n".join(line[node.col_offset :] for line in lines[node.lineno - 1 : node.end_lineno])
+            found.append((node.name, source, (ast.get_docstring(node) or "").split("\n\n")[0]))
+    return found
 
 
 _GSM = {"en": "eng", "zh": "zho", "fr": "fra", "de": "deu", "it": "ita", "ja": "jpn", "pt": "por", "es": "spa"}

@@ -1,7 +1,8 @@
-"""Which sample comes n-th: a pure function of (mix, seed, n), so a run resumes by remembering one number.
+"""Which sample comes n-th: a pure function of (mix, seed, n), so that a run resumes by remembering one number.
 
-Corpora take turns by weight: draw n goes to the corpus that is furthest behind its share, which keeps every prefix of the
-stream within one sample of the wanted shares. Within a corpus each epoch is a permutation of its own.
+Corpora take turns by weight, as seats are dealt to parties (Webster's rule): the k-th sample of a corpus is due at time
+(k + 1/2) / share, and draws follow their due times. Every prefix of the stream has the wanted shares to within a sample
+or so. Within a corpus each epoch is a permutation of its own.
 """
 
 import hashlib
@@ -9,43 +10,68 @@ from collections.abc import Mapping
 
 import numpy as np
 
+EPOCHS_KEPT = 2
+"""Permutations held per corpus: the current one, and one for a look back."""
+
 
 class Order:
     """The endless order of draws. `sizes` gives the rows of each corpus; `weights` their shares (ratios matter).
 
     >>> order = Order({"a": 2, "b": 1}, {"a": 10, "b": 5}, seed=0)
-    >>> [order.draw(n)[0] for n in range(3)]
-    ['a', 'b', 'a']
+    >>> [order.draw(n)[0] for n in range(6)]
+    ['a', 'b', 'a', 'a', 'b', 'a']
     """
 
     def __init__(self, weights: Mapping[str, float], sizes: Mapping[str, int], seed: int) -> None:
         if empty := [name for name in weights if not sizes[name]]:
             raise ValueError(f"the mix draws from corpora without rows: {', '.join(empty)}")
-        self.names = list(weights)
-        self._shares = np.array([weights[n] for n in self.names], dtype=np.float64) / sum(weights.values())
-        self._sizes = dict(sizes)
+        self.names = tuple(weights)
+        self._shares = [weights[n] / sum(weights.values()) for n in self.names]
+        self._sizes = [sizes[n] for n in self.names]
         self._seed = seed
-        self._turns: list[tuple[int, int]] = []  # (corpus, how many of it came before), grown as asked for
-        self._counts = np.zeros(len(self.names), dtype=np.int64)
-        self._epochs: dict[tuple[str, int], np.ndarray] = {}
+        self._epochs: dict[tuple[int, int], np.ndarray] = {}
+        self._next = 0  # the draw that `_taken` is the state before: draws in a row needn't look for their place
+        self._taken = [0] * len(self.names)
 
     def draw(self, n: int) -> tuple[str, int]:
         """Corpus and row of draw n."""
-        while len(self._turns) <= n:
-            behind = self._shares * (len(self._turns) + 1) - self._counts
-            corpus = int(behind.argmax())
-            self._turns.append((corpus, int(self._counts[corpus])))
-            self._counts[corpus] += 1
-        corpus, before = self._turns[n]
-        name = self.names[corpus]
-        epoch, place = divmod(before, self._sizes[name])
-        return name, int(self._epoch(name, epoch)[place])
+        if n != self._next:
+            self._seek(n)
+        corpus = self._turn()
+        epoch, place = divmod(self._taken[corpus] - 1, self._sizes[corpus])
+        return self.names[corpus], int(self._epoch(corpus, epoch)[place])
 
-    def _epoch(self, name: str, epoch: int) -> np.ndarray:
-        if (name, epoch) not in self._epochs:
-            for old in [key for key in self._epochs if key[0] == name and key[1] < epoch - 1]:
+    def _due(self, corpus: int, k: int) -> float:
+        return (k + 0.5) / self._shares[corpus]
+
+    def _turn(self) -> int:
+        """Take the next draw; returns its corpus. Of equal due times the first corpus goes first."""
+        due = [self._due(c, taken) for c, taken in enumerate(self._taken)]
+        corpus = due.index(min(due))
+        self._taken[corpus] += 1
+        self._next += 1
+        return corpus
+
+    def _seek(self, n: int) -> None:
+        """To the state before draw n, without walking there: at time t a corpus has had all its samples that were due
+        before t, which over all corpora is t draws to within one per corpus."""
+        time = max(0, n - len(self.names))
+        for corpus, share in enumerate(self._shares):
+            taken = max(0, int(time * share) - 1)
+            while self._due(corpus, taken) < time:  # twice or so; the very comparison that `_turn` makes, so no rounding differs
+                taken += 1
+            self._taken[corpus] = taken
+        self._next = sum(self._taken)
+        assert self._next <= n
+        while self._next < n:
+            self._turn()
+
+    def _epoch(self, corpus: int, epoch: int) -> np.ndarray:
+        if (corpus, epoch) not in self._epochs:
+            held = sorted(key for key in self._epochs if key[0] == corpus)
+            for old in held[: max(0, len(held) - EPOCHS_KEPT + 1)]:
                 del self._epochs[old]
-            key = hashlib.sha256(f"{self._seed} {name} {epoch}".encode()).digest()
+            key = hashlib.sha256(f"{self._seed} {self.names[corpus]} {epoch}".encode()).digest()
             generator = np.random.default_rng(int.from_bytes(key[:8], "big"))
-            self._epochs[name, epoch] = generator.permutation(self._sizes[name])
-        return self._epochs[name, epoch]
+            self._epochs[corpus, epoch] = generator.permutation(self._sizes[corpus])
+        return self._epochs[corpus, epoch]

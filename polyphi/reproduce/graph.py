@@ -15,20 +15,22 @@ import os
 import resource
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
+from safetensors.torch import load_file
 
 from polyphi import stages
 from polyphi.batch import pack
 from polyphi.chat import Message
 from polyphi.curate import corpus as corpora
+from polyphi.curate import sources
 from polyphi.engine.engine import Engine
+from polyphi.eval.report import line
 from polyphi.eval.run import evaluate
 from polyphi.eval.task import find
 from polyphi.model import weights
@@ -37,6 +39,7 @@ from polyphi.processing.processor import Processor
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.reproduce import lineage, page
 from polyphi.stages import sizes
+from polyphi.train.aed import Recogniser
 from polyphi.train.loop import train
 from polyphi.train.stage import Stage
 
@@ -46,6 +49,13 @@ FREEZE_PROMPTS = (
     "Scene: 2 red circles, 1 blue star. How many circles?",
 )
 TOKENIZER_CORPORA = ("instructions", "documents", "translation", "math", "code", "tools", "preferences")
+
+
+EXPORTS = {
+    "mini": ("text_4_align", "mini"),
+    "reasoning": ("reasoning_3_dpo", "mini"),
+    "model": ("joint_1_vision_speech", "native"),
+}
 
 
 class Run:
@@ -134,9 +144,10 @@ class Run:
             for name in TOKENIZER_CORPORA:
                 self.build(name)
             with self._clock("tokenizer"):
-                made = (
-                    Tokenizer.train(self._texts(), self.size.vocabulary) if self.size.vocabulary else Tokenizer.o200k(self.cache)
-                )
+                if self.size.vocabulary:
+                    made = Tokenizer.train(self._texts(), self.size.vocabulary)
+                else:
+                    made = Tokenizer.from_ranks(sources.o200k_base(self.cache))
                 partial = self.out / ".tokenizer.partial"
                 shutil.rmtree(partial, ignore_errors=True)
                 made.save(partial)
@@ -214,29 +225,23 @@ class Run:
 
     # ------------------------------------------------------------------ export and evaluation
 
-    def _recogniser(self) -> Any:
-        from polyphi.train.aed import Recogniser
-
+    def _recogniser(self) -> Recogniser:
         folder = self.out / "recogniser"
         if not folder.exists():
-            model = self._after("speech_0_aed")
-            Recogniser.from_stage(model, self.runs / "speech_0_aed", self.processor).save(folder)
-        return Recogniser.load(folder)
+            trained = load_file(self.runs / "speech_0_aed" / lineage.TRAINED)
+            partial = self.out / ".recogniser.partial"
+            shutil.rmtree(partial, ignore_errors=True)
+            Recogniser.from_stage(self._after("speech_0_aed"), trained, self.processor).save(partial)
+            partial.rename(folder)
+        return Recogniser.load(folder, self.processor)
 
     def export(self) -> None:
         """`model`, `mini`, `reasoning` and `recogniser`, each loadable."""
-        wanted = {"mini": ("text_4_align", "mini"), "reasoning": ("reasoning_3_dpo", "mini")}
-        wanted["model"] = ("joint_1_vision_speech", "native")
-        for name, (stage, layout) in wanted.items():
-            folder = self.out / name
-            if folder.exists():
-                continue
-            with self._clock("export"):
-                partial = self.out / f".{name}.partial"
-                shutil.rmtree(partial, ignore_errors=True)
-                weights.save(self._after(stage), partial, layout)
-                self.tokenizer.save(partial)
-                partial.rename(folder)
+        for name, (stage, layout) in EXPORTS.items():
+            if not (self.out / name).exists():
+                files = sorted((self.out / "tokenizer").iterdir())
+                with self._clock("export"):
+                    weights.save(self._after(stage), self.out / name, layout, files=files)
         self._recogniser()
 
     def evaluate(self) -> None:
@@ -252,9 +257,15 @@ class Run:
                 engines[name] = Engine(self._after(name), self.processor)
             with self._clock("evaluation"):
                 result = evaluate(
-                    engines[name], task, corpora.Shards(test), self.out / "eval", limit=self.size.test_rows, seed=self.seed
+                    engines[name],
+                    task,
+                    corpora.Shards(test),
+                    self.out / "eval",
+                    limit=self.size.test_rows,
+                    seed=self.seed,
+                    fingerprint=hashlib.sha256((self.runs / name / "manifest.json").read_bytes()).hexdigest(),
                 )
-            self._tell(page.line(result))
+            self._tell(line(result))
 
     def page(self) -> Path:
         """The report page, from what the folder holds."""
@@ -280,11 +291,20 @@ class Run:
             _write_json(path, timings)
 
 
-class _Lazy(dict[str, Callable[[], Any]]):
+class _Lazy(Mapping[str, Any]):
     """Models made when a corpus first asks for them."""
 
+    def __init__(self, makers: dict[str, Callable[[], Any]]) -> None:
+        self._makers = makers
+
     def __getitem__(self, key: str) -> Any:
-        return super().__getitem__(key)()
+        return self._makers[key]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._makers)
+
+    def __len__(self) -> int:
+        return len(self._makers)
 
 
 def _corpus(name: str) -> corpora.Corpus:

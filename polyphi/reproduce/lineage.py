@@ -45,7 +45,7 @@ def origin(name: str, stage: Stage) -> Origin:
     if (pattern := _claimed(stage.start, name)) is None:
         return Origin(None, name)
     parent = stages.load(stage.start[pattern])
-    if _claimed(parent.learn, name) is not None:
+    if _claimed(parent.learn, name) is not None and _part(name) in {"decoder", *parts(parent)}:
         return Origin(parent.name, name)
     return origin(name, parent)
 
@@ -62,6 +62,12 @@ def parts(stage: Stage) -> set[str]:
         found |= {part for part in ("vision", "audio") if glob.startswith(part + ".")}
         found |= {f"lora.{adapter}" for adapter in ("vision", "speech") if f".lora.{adapter}." in glob}
     return found.union(*(parts(stages.load(p)) for p in stage.parents)) if stage.parents else found
+
+
+def _part(name: str) -> str:
+    """The part of `parts` that a tensor belongs to: its tower, its adapter, or the decoder."""
+    _, adapted, rest = name.partition(".lora.")
+    return f"lora.{rest.partition('.')[0]}" if adapted else name.partition(".")[0]
 
 
 def configuration(stage: Stage, full: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:

@@ -173,11 +173,12 @@ class Recogniser(nn.Module):
 
     @classmethod
     def from_stage(cls, model: PhiModel, module_state: Mapping[str, Tensor], processor: Any) -> "Recogniser":
-        """From the stage's model and its throw-away module's tensors (with or without `objective.` before the names);
-        both are copied."""
+        """From the stage's model and its throw-away module's tensors, both copied. `module_state` is the module's own
+        state, or all that the stage trained, where the module's names begin with `objective.`."""
         if model.audio is None:
             raise ValueError("a recogniser needs an audio encoder, this model has none")
-        state = {name.removeprefix("objective."): value for name, value in module_state.items()}
+        prefix = "objective." if any(name.startswith("objective.") for name in module_state) else ""
+        state = {n.removeprefix(prefix): value for n, value in module_state.items() if n.startswith(prefix)}
         made = cls(model.audio.encoder.config, len(state["tokens.weight"]), _layers(state), processor)
         made.encoder = copy.deepcopy(model.audio.encoder).requires_grad_(True)
         made.decoder.load_state_dict(state)

@@ -9,7 +9,6 @@ and a manifest. A finished stage is a folder with `manifest.json`; an unfinished
 with the very numbers of a run that was never stopped.
 """
 
-import dataclasses
 import hashlib
 import math
 import platform
@@ -19,6 +18,7 @@ import time
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 from types import FrameType
@@ -29,8 +29,10 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from polyphi import dist, logs
+from polyphi.batch import Batch
 from polyphi.data.loader import Loader, Step
 from polyphi.data.packing import deal, split
+from polyphi.data.shards import Sample
 from polyphi.model.multimodal import PhiModel
 from polyphi.train import checkpoint
 from polyphi.train.optim import groups, optimiser, set_rate
@@ -72,7 +74,12 @@ def train(
     adamw = optimiser(stage, parameters, budget.rate)
     frozen = checkpoint.digests(_frozen(model, learned))
     table = who_learns(stage, budget, parameters, origins or {})
-    loader = Loader(stage.data.weights, data, _row_maker(stage, budget, processor), batch_tokens=budget.batch_tokens, seed=seed)
+
+    def stream(start: int) -> Loader:
+        rows = _row_maker(stage, budget, model, processor)
+        return Loader(stage.data.weights, data, rows, batch_tokens=budget.batch_tokens, seed=seed, start=start)
+
+    loader = stream(0)
     identity = _identity(stage, budget, seed, precision, loader)
 
     done, seconds, counters = 0, 0.0, Counter[str]()
@@ -84,14 +91,7 @@ def train(
             for name, p in learned.items():
                 p.copy_(tensors[f"parameter/{name}"])
         checkpoint.restore_optimiser(adamw, names, tensors)
-        loader = Loader(
-            stage.data.weights,
-            data,
-            _row_maker(stage, budget, processor),
-            batch_tokens=budget.batch_tokens,
-            seed=seed,
-            start=before["draws"],
-        )
+        loader = stream(before["draws"])
         tell(f"  goes on from step {done} of {budget.steps}")
     else:
         tell(_as_table(table))
@@ -225,7 +225,7 @@ def _frozen(model: PhiModel, learned: Mapping[str, Tensor]) -> list[tuple[str, T
 def _check_gradients(stage: Stage, parameters: Mapping[str, Tensor]) -> None:
     """After the first backward: every group that learns has a gradient, nothing else has one."""
     for glob, names in groups(stage, dict(parameters)).items():
-        if not any(parameters[n].grad is not None and bool(parameters[n].grad.any()) for n in names):
+        if not any(g is not None and bool(g.any()) for g in (parameters[n].grad for n in names)):
             raise RuntimeError(f"{stage.name}: {glob!r} is to be learned, but its {len(names)} tensors got no gradient")
     if leaks := [n for n, p in parameters.items() if p.grad is not None and not p.requires_grad]:
         raise RuntimeError(f"{stage.name}: frozen tensors got gradients: {', '.join(leaks[:5])}")
@@ -256,11 +256,13 @@ def _as_table(rows: list[dict[str, Any]]) -> Table:
 # ---------------------------------------------------------------------------------------------- rows, identity, interruption
 
 
-def _row_maker(stage: Stage, budget: Budget, processor: Any) -> Callable[[str, Any], list[Any]]:
-    def rows(corpus: str, sample: Any) -> list[Any]:
-        adapter = stage.data.adapter.get(corpus, "auto")
-        made: list[Any] = stage.objective.rows(sample, processor, budget.context, adapter)
-        return made
+def _row_maker(stage: Stage, budget: Budget, model: PhiModel, processor: Any) -> Callable[[str, Sample], list[Batch]]:
+    """Rows as the stage's objective makes them; an adapter that the model doesn't have yet (before its stage) is none."""
+    known = model.config.adapters
+
+    def rows(corpus: str, sample: Sample) -> list[Batch]:
+        made = stage.objective.rows(sample, processor, budget.context, stage.data.adapter.get(corpus, "auto"))
+        return [replace(row, adapters=tuple(a if a in known else None for a in row.adapters)) for row in made]
 
     return rows
 
@@ -269,7 +271,7 @@ def _identity(stage: Stage, budget: Budget, seed: int, precision: str, loader: L
     """What must be equal for a checkpoint to be continued."""
     return {
         "stage": stage.name,
-        "budget": dataclasses.asdict(budget),
+        "budget": asdict(budget),
         "seed": seed,
         "precision": precision,
         "learn": dict(stage.learn),

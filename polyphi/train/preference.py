@@ -83,9 +83,8 @@ class DPO:
         """Nothing of its own to learn."""
 
     def begin(self, model: PhiModel) -> PhiModel:
-        """The reference: the model as it is now, frozen. Parameters that don't learn are shared with it, not copied."""
-        shared = {id(p): p for p in model.parameters() if not p.requires_grad}
-        return copy.deepcopy(model, shared).eval().requires_grad_(False)
+        """The reference: a frozen copy of the model as it is now."""
+        return copy.deepcopy(model).eval().requires_grad_(False)
 
     def loss(
         self, model: PhiModel, module: None, state: PhiModel, batch: Batch

@@ -13,11 +13,9 @@ from polyphi.data.shards import Shards
 from polyphi.eval import tasks
 from polyphi.eval.task import Task
 
-NAMES = (
-    "documents code math translation long_documents instructions tools summaries fim preferences reasoning_documents "
-    "reasoning_sft reasoning_pairs"
-).split()
 DOCUMENTS = {"documents", "code", "math", "translation", "long_documents", "reasoning_documents"}
+CHATS = {"instructions", "tools", "summaries", "fim", "preferences", "reasoning_sft", "reasoning_pairs"}
+NAMES = sorted(DOCUMENTS | CHATS)
 
 
 def corpus(name: str) -> Corpus:
@@ -36,7 +34,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Work:
 @pytest.mark.parametrize("name", NAMES)
 def test_corpus_builds_without_packages(name, work):
     manifests = build(corpus(name), work)
-    assert manifests["train"]["rows"] == 26 and manifests["test"]["rows"] >= 10
+    assert manifests["train"]["rows"] == 26 and manifests["test"]["rows"] >= (4 if name == "long_documents" else 14)
     for split in ("train", "test"):
         rows = Shards(work.data / name / split)
         assert len({s.id for s in rows}) == len(rows)
@@ -59,7 +57,7 @@ def test_same_seed_same_shards(name, work, tmp_path):
 
 def test_long_documents_are_long(work):
     build(corpus("long_documents"), work)
-    assert min(len(s.answer) for s in Shards(work.data / "long_documents/train")) > 10_000
+    assert min(len(s.answer) for s in Shards(work.data / "long_documents/train")) > 9_000
 
 
 class _Wrong:

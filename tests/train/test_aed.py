@@ -99,8 +99,9 @@ def test_overfits_and_survives_its_file(model: PhiModel, processor: Processor, t
         optimiser.step()
     assert not [name for name, p in learns.items() if p.grad is None]
 
-    state = {f"objective.{name}": value for name, value in module.state_dict().items()}
-    recogniser = Recogniser.from_stage(model, state, processor)
+    trained = {f"objective.{name}": value for name, value in module.state_dict().items()}
+    trained |= {f"audio.encoder.{name}": value for name, value in model.audio.encoder.named_parameters()}
+    recogniser = Recogniser.from_stage(model, trained, processor)
     clips = [recogniser.mels(s.messages[0].parts[0].source) for s in SAMPLES]
     texts = [s.answer for s in SAMPLES]
     assert recogniser.transcribe(clips) == texts

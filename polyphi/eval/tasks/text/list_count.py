@@ -4,7 +4,7 @@ from polyphi.eval.scorers import exact
 from polyphi.eval.task import Task
 
 task = Task(
-    name="count",
+    name="list_count",
     title="Counting in a list",
     modality="text",
     corpus="instructions",
