@@ -8,11 +8,15 @@ import os
 import torch
 import torch.distributed as distributed
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 
 def start() -> None:
-    """Join the process group that torchrun announces, if any: NCCL where there are GPUs, gloo elsewhere."""
-    if "WORLD_SIZE" in os.environ and int(os.environ["WORLD_SIZE"]) > 1 and not distributed.is_initialized():
+    """Join the process group that torchrun announces, if any: NCCL where there are GPUs, gloo elsewhere. Calling it again
+    changes nothing."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not distributed.is_initialized():
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
 
 
@@ -31,3 +35,23 @@ def total(value: Tensor) -> Tensor:
     if world() > 1:
         distributed.all_reduce(value)
     return value
+
+
+def anyone(*flags: bool, device: torch.device | str = "cpu") -> list[bool]:
+    """For each flag, whether it is up in any process: what must be decided by all is decided alike."""
+    if world() == 1:
+        return list(flags)
+    return [count > 0 for count in total(torch.tensor(flags, dtype=torch.float32, device=device)).tolist()]
+
+
+def wait() -> None:
+    """Until every process is here."""
+    if world() > 1:
+        distributed.barrier()
+
+
+def mesh(device: str) -> DeviceMesh:
+    """All processes in a row. Raises ValueError where there is no process group."""
+    if not distributed.is_initialized():
+        raise ValueError("sharding needs a process group; start with torchrun, even for one process")
+    return init_device_mesh(device, (world(),))

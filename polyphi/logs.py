@@ -32,7 +32,9 @@ class Metrics:
 
     def __init__(self, path: Path, until: int = 0) -> None:
         kept = [r for r in read_metrics(path) if r["step"] < until]
-        path.write_text("".join(json.dumps(r) + "\n" for r in kept))
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_text("".join(json.dumps(r) + "\n" for r in kept))
+        partial.replace(path)
         self._file = path.open("a")
 
     def write(self, record: dict[str, Any]) -> None:
@@ -44,8 +46,11 @@ class Metrics:
 
 
 @contextmanager
-def progress(name: str, total: int, done: int = 0) -> Iterator[Callable[[int, str], None]]:
-    """`advance(step, text)`: a bar on a terminal, a line now and then elsewhere."""
+def progress(name: str, total: int, done: int = 0, quiet: bool = False) -> Iterator[Callable[[int, str], None]]:
+    """`advance(step, text)`: a bar on a terminal, a line now and then elsewhere, nothing where `quiet`."""
+    if quiet:
+        yield lambda step, text: None
+        return
     if not sys.stdout.isatty():
         last = time.monotonic()
 

@@ -150,7 +150,7 @@ def _private_copy(library: ctypes.CDLL) -> ctypes.CDLL:
         maps = Path("/proc/self/maps").read_text().splitlines()
         path = next(line.split(maxsplit=5)[5] for line in maps if "/libespeak-ng.so" in line)
         with tempfile.TemporaryDirectory() as folder:
-            return ctypes.CDLL(shutil.copy(path, Path(folder) / "espeak-ng.so"))
+            return ctypes.CDLL(str(shutil.copy(path, Path(folder) / "espeak-ng.so")))
     except (OSError, StopIteration):
         return library
 
@@ -163,6 +163,8 @@ class _Espeak:
         self.rate = self.library.espeak_Initialize(_SYNCHRONOUS, 100, None, 0)
         if self.rate <= 0:
             raise ValueError("espeak-ng can't find its data; try `apt install --reinstall espeak-ng-data`")
+        if seed := getattr(self.library, "espeak_ng_SetRandSeed", None):
+            seed(ctypes.c_long(1))  # else breathy voices take their noise from the clock
         self._heard: list[bytes] = []
 
         @_CALLBACK

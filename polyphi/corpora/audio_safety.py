@@ -6,6 +6,7 @@ Verb and object together are train's or test's, as in the text; voices are unsee
 from collections.abc import Iterator
 from itertools import islice
 from random import Random
+from typing import Any
 
 from polyphi.curate import safety
 from polyphi.curate.corpus import Corpus, Work
@@ -32,6 +33,7 @@ def spoken(studio: Studio, split: str, rng: Random) -> Iterator[Sample]:
     pool = [r for r in safety.every(split) if r.language in studio.languages]
     others = sorted({r.language for r in pool} - {"en"})
     harmful = True
+    meta: dict[str, Any]
     while True:
         language = "en" if not others or rng.random() < ENGLISH_SHARE else rng.choice(others)
         request = rng.choice([r for r in pool if r.language == language and r.harmful == harmful])

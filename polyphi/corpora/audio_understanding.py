@@ -63,7 +63,10 @@ def _pitch(rng: Random, split: str) -> float:
 def beep(rng: Random, split: str) -> Wave:
     """A short tone, with an overtone or two."""
     t, pitch = _seconds(rng, 0.08, 0.2), _pitch(rng, split)
-    return _fade(sum(rng.uniform(0.2, 1) / k * np.sin(2 * np.pi * k * pitch * t) for k in range(1, rng.randint(2, 4))))
+    wave = np.zeros(len(t), np.float32)
+    for k in range(1, rng.randint(2, 4)):
+        wave += rng.uniform(0.2, 1) / k * np.sin(2 * np.pi * k * pitch * t)
+    return _fade(wave)
 
 
 def tone(rng: Random, split: str) -> Wave:
@@ -147,18 +150,25 @@ class Listener:
         clip = np.pad(clip, (int(self.rng.uniform(0, 0.3) * RATE), int(self.rng.uniform(0, 0.3) * RATE)))
         return asked(self.heard(clip), "How many beeps are there?", str(count), None, task="beeps", language="en")
 
+    def talk(self) -> tuple[Wave, Speaker]:
+        """A few words by somebody, in any language."""
+        language = self.rng.choice(self.studio.languages)
+        speaker = self.speaker(language)
+        return self.studio.say(self.words(language), speaker, self.rng), speaker
+
+    def generated(self) -> Wave:
+        """A sound of ours."""
+        return self.heard(self.rng.choice(list(SOUNDS.values()))(self.rng, self.split))
+
     def speech(self, i: int) -> Sample:
         question, meta = "Is this speech?", {"task": "speech", "language": "en"}
         if i % 2 == 0:
-            language = self.rng.choice(self.studio.languages)
-            speaker = self.speaker(language)
-            return asked(self.studio.say(self.words(language), speaker, self.rng), question, "yes", speaker, **meta)
+            clip, speaker = self.talk()
+            return asked(clip, question, "yes", speaker, **meta)
         if self.animals and self.rng.random() < 0.5:
             recording = self.rng.choice(self.animals + self.others)
             return asked(self.effect(recording), question, "no", recording, **meta)
-        return asked(
-            self.heard(self.rng.choice(list(SOUNDS.values()))(self.rng, self.split)), question, "no", None, **meta
-        )
+        return asked(self.generated(), question, "no", None, **meta)
 
     def sound(self, i: int) -> Sample:
         name = list(SOUNDS)[i % len(SOUNDS)]
@@ -166,7 +176,7 @@ class Listener:
         return asked(clip, "What sound is this?", name, None, task="sound", language="en")
 
     def effect(self, recording: Recording) -> Wave:
-        """At most two seconds of a recorded sound. Held-out sounds are few, so that test clips are varied a little too."""
+        """At most two seconds of a recorded sound. Held-out sounds are few: the test split too hears them varied."""
         whole = speech.load(recording.path)
         start = int(self.rng.random() * max(0, len(whole) - 2 * RATE))
         return self.studio.recorded(whole[start : start + 2 * RATE], self.rng, True)
@@ -179,12 +189,9 @@ class Listener:
             answer = "no" if i % 2 else "yes"
             return asked(self.effect(recording), question, answer, recording, stamp=recording.id, **meta)
         if self.rng.random() < 0.5:
-            return asked(
-                self.heard(self.rng.choice(list(SOUNDS.values()))(self.rng, self.split)), question, "no", None, **meta
-            )
-        language = self.rng.choice(self.studio.languages)
-        speaker = self.speaker(language)
-        return asked(self.studio.say(self.words(language), speaker, self.rng), question, "no", speaker, **meta)
+            return asked(self.generated(), question, "no", None, **meta)
+        clip, speaker = self.talk()
+        return asked(clip, question, "no", speaker, **meta)
 
     def sex(self, i: int) -> Sample:
         sex, language = ("man", "woman")[i % 2], self.rng.choice(self.studio.languages)

@@ -54,7 +54,7 @@ def _templated(split: str, rng: Random) -> tuple[str, str, str, str]:
         if side(split, "fim", name, x, y):
             arguments = x if name in _ONE_ARGUMENT else f"{x}, {y}"
             hole = cut.format(x=x, y=y)
-            code = f"def {name}({arguments}):\n    {body.format(x=x, y=y)}".replace(hole, HOLE)
+            code = f"def {name}({arguments}):\n    {body.format(x=x, y=y).replace(hole, HOLE)}"
             return code, hole, "template", name
 
 
@@ -67,12 +67,12 @@ def _cuts(split: str, rng: Random) -> Iterator[tuple[str, str, str, str]]:
             for i, line in enumerate(lines)
             if i and 6 <= len(line.strip()) <= 40 and not line.strip().startswith(('"', "'", "#", "r"))
         ]
-        if inner and 3 <= len(lines) <= 10:
+        if inner and 3 <= len(lines) <= 10 and HOLE not in source:
             at = rng.choice(inner)
             hole = lines[at].strip()
             lines[at] = lines[at].replace(hole, HOLE)
-            # Some functions stand in several modules.
-            if side(split, "function", source, percent=30):
+            # Some functions stand in several modules, all but alike.
+            if side(split, "function", lines[0], percent=30):
                 yield "\n".join(lines), hole, "stdlib", f"{module}.{name}"
 
 

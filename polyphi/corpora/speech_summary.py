@@ -9,7 +9,7 @@ from random import Random
 
 from polyphi.curate.corpus import Corpus, Work
 from polyphi.curate.lexicon import COLOURS, NOUNS, SHAPES, number_words
-from polyphi.curate.speech import RATE, Studio, asked, join, numbered
+from polyphi.curate.speech import RATE, Studio, Wave, asked, join, numbered
 from polyphi.curate.text import fill
 from polyphi.data.shards import Sample
 
@@ -35,7 +35,7 @@ def talk(studio: Studio, topic: str, split: str, rng: Random) -> Sample:
     group = rng.choice(studio.groups(language)) if split == "test" else ""
     speaker = studio.speaker(language, split, rng, group)
     every = {**COLOURS, **SHAPES, **NOUNS}
-    length, waves = rng.uniform(*SECONDS), []
+    length, waves = rng.uniform(*SECONDS), list[Wave]()
     while sum(map(len, waves)) < length * RATE:
         if topic == NUMBERS:
             words = [number_words(rng.randrange(100), language) for _ in range(4)]

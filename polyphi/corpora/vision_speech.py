@@ -22,7 +22,7 @@ from polyphi.curate.text import fill, shuffled
 from polyphi.data.shards import Sample, Shards
 from polyphi.normalize import wer
 
-CLIPS_PER_ROW = 0.4
+CLIPS_PER_ROW = 0.2
 RECOGNISER = "speech_0_aed"
 MEASURED = 60  # clips that the recogniser is measured on
 USABLE = 0.35  # median word error rate up to which the recogniser may filter

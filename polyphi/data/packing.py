@@ -9,10 +9,11 @@ from polyphi.batch import Batch, pack
 
 @dataclass(frozen=True)
 class Pack:
-    """A batch, and whether it counts: a process that has run out of samples fills in with one that doesn't."""
+    """A batch and the share of it that this process answers for: 1, or 0 where a process that has run out of samples fills
+    in, or 1/processes where all of them work on the same samples."""
 
     batch: Batch
-    counts: bool = True
+    share: float = 1.0
 
 
 def split(samples: Sequence[Sequence[Batch]], micro_tokens: int) -> list[Batch]:
@@ -21,17 +22,20 @@ def split(samples: Sequence[Sequence[Batch]], micro_tokens: int) -> list[Batch]:
     return [pack([row for rows in group for row in rows]) for group in _groups(samples, micro_tokens)]
 
 
-def deal(samples: Sequence[Sequence[Batch]], micro_tokens: int, rank: int = 0, world: int = 1) -> list[Pack]:
+def deal(
+    samples: Sequence[Sequence[Batch]], micro_tokens: int, rank: int = 0, world: int = 1, together: bool = False
+) -> list[Pack]:
     """This process's packs of a step: every world-th sample is its own, so that one process and many see the same step.
 
     Every process gets equally many packs (sharded layers and sums meet in each); where it lacks one it repeats the shortest
-    of the step's samples, uncounted.
+    of the step's samples. `together`: samples are compared with each other, so all of them are one pack, on every process.
     """
+    if together:
+        return [Pack(pack([row for rows in samples for row in rows]), 1 / world)]
     own = [Pack(batch) for batch in split(samples[rank::world], micro_tokens)]
     most = max(len(_groups(samples[r::world], micro_tokens)) for r in range(world)) if world > 1 else len(own)
     if missing := most - len(own):
-        shortest = min(samples, key=_tokens)
-        own += [Pack(pack(shortest), counts=False)] * missing
+        own += [Pack(pack(min(samples, key=_tokens)), 0.0)] * missing
     return own
 
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ def write_json(path: Path, value: Any) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
+    _sync(path.parent)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
@@ -52,31 +53,51 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
         with partial.open("rb") as file:
             os.fsync(file.fileno())
         partial.replace(path)
+        _sync(path.parent)
     except Exception as error:
         partial.unlink(missing_ok=True)
-        if "No space left" in str(error) or getattr(error, "errno", None) == errno.ENOSPC:
+        # safetensors raises errors of its own, with the system's words in them
+        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
             size = sum(t.numel() * t.element_size() for t in tensors.values())
-            raise OSError(
-                errno.ENOSPC, f"the disk is full: {path} needs {size / 1e6:.0f} MB; free some space and run again, nothing is lost"
-            ) from error
+            raise _disk_full(path, size) from error
         raise
+
+
+def _disk_full(path: Path, size: int) -> OSError:
+    what = f"{path} needs {size / 1e6:.1f} MB" if size else f"{path} could not be written"
+    return OSError(errno.ENOSPC, f"the disk is full: {what}; free some space and run again, the checkpoint before it is whole")
+
+
+def _sync(folder: Path) -> None:
+    """Make renames in a folder last through a loss of power."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-    """Write checkpoint `step` under `folder`, move `latest` to it and drop the ones before."""
+    """Write checkpoint `step` under `folder`, move `latest` to it and drop the ones before. If anything fails, the checkpoint
+    before it stays the latest."""
     name = f"step_{step:08d}"
     partial = folder / f".{name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob(".step_*.partial"):  # of a run that was killed
+            shutil.rmtree(left)
+        partial.mkdir()
         write_tensors(partial / "tensors.safetensors", tensors)
         write_json(partial / "state.json", {**state, "step": step, "sha256": _file_digest(partial / "tensors.safetensors")})
-    except BaseException:
+        shutil.rmtree(folder / name, ignore_errors=True)  # of a run that was killed before `latest` moved
+        partial.rename(folder / name)
+        _sync(folder)
+        write_json(folder / LATEST, name)
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC and "the disk is full" not in str(error):
+            raise _disk_full(folder / name, 0) from error
         raise
-    shutil.rmtree(folder / name, ignore_errors=True)
-    partial.rename(folder / name)
-    write_json(folder / LATEST, name)
     for old in folder.glob("step_*"):
         if old.name != name:
             shutil.rmtree(old, ignore_errors=True)
@@ -87,9 +108,15 @@ def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     if not (folder / LATEST).exists():
         return None
     path = folder / json.loads((folder / LATEST).read_text())
-    state = json.loads((path / "state.json").read_text())
-    if (found := _file_digest(path / "tensors.safetensors")) != state["sha256"]:
-        raise ValueError(f"{path} is damaged: expected SHA-256 {state['sha256']}, found {found}; remove it to start the stage again")
+    try:
+        state = json.loads((path / "state.json").read_text())
+        found = _file_digest(path / "tensors.safetensors")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is damaged: {error}; remove {folder} to start the stage again") from error
+    if found != state["sha256"]:
+        raise ValueError(
+            f"{path} is damaged: expected SHA-256 {state['sha256']}, found {found}; remove {folder} to start the stage again"
+        )
     return load_file(path / "tensors.safetensors"), state
 
 
@@ -100,21 +127,28 @@ def _file_digest(path: Path) -> str:
 
 def optimiser_tensors(optimiser: torch.optim.Optimizer, names: Mapping[int, str]) -> dict[str, Tensor]:
     """AdamW's moments and step counts, by parameter name (`names` maps id(parameter) to it)."""
-    found = {}
-    for parameter, moments in optimiser.state.items():
-        for key, value in moments.items():
-            found[f"{key}/{names[id(parameter)]}"] = value
-    return found
+    return {
+        f"{key}/{names[id(parameter)]}": value
+        for parameter, moments in optimiser.state.items()
+        for key, value in moments.items()
+    }
 
 
-def restore_optimiser(optimiser: torch.optim.Optimizer, names: Mapping[int, str], stored: Mapping[str, Tensor]) -> None:
-    """The reverse, in place."""
+def restore_optimiser(
+    optimiser: torch.optim.Optimizer,
+    names: Mapping[int, str],
+    stored: Mapping[str, Tensor],
+    like: Callable[[Tensor, Tensor], Tensor],
+) -> None:
+    """The reverse, in place. `like(tensor, parameter)` places a moment where its parameter is."""
     for group in optimiser.param_groups:
         for parameter in group["params"]:
             name = names[id(parameter)]
-            keys = [k for k in ("step", "exp_avg", "exp_avg_sq") if f"{k}/{name}" in stored]
-            if keys:
-                optimiser.state[parameter] = {k: stored[f"{k}/{name}"].clone() for k in keys}
+            if f"step/{name}" in stored:
+                optimiser.state[parameter] = {
+                    "step": stored[f"step/{name}"].to(parameter.device),
+                    **{k: like(stored[f"{k}/{name}"], parameter) for k in ("exp_avg", "exp_avg_sq")},
+                }
 
 
 def drop(folder: Path) -> None:

@@ -1,7 +1,11 @@
 """Next-token loss over supervised positions only.
 
-Hidden states of supervised positions are gathered first, the head runs over a chunk of them at a time, and the chunk's logits
-are made again in the backward pass instead of kept: 200,064 scores per position never pile up. A frozen head gets no gradient.
+Hidden states of supervised positions are gathered first; the head runs over a chunk of them at a time, so that 200,064 scores
+per position never pile up. Two ways, by what is asked for:
+
+- `token_loss_sum`: one sum. A chunk's gradient is worked out right beside its loss, while its scores are at hand, and only
+  gradients of the hidden states (and of the head, if it learns) are kept: the head runs once.
+- `token_losses`: a loss per position. A chunk's scores are made again in the backward pass.
 """
 
 from dataclasses import dataclass
@@ -17,25 +21,81 @@ from polyphi.batch import Batch
 from polyphi.data.shards import Sample
 from polyphi.model.multimodal import PhiModel
 
-CHUNK_SCORES = 1 << 24
-"""Logits of a chunk, in numbers: 64 MiB in float32, 83 positions of the public vocabulary, 4,096 of a small one."""
+CHUNK_SCORES = {"cpu": 1 << 20, "cuda": 1 << 26}
+"""Logits of a chunk, in numbers. On a CPU 4 MiB in float32 (256 positions of a vocabulary of 4,096), which its cache holds; on
+a GPU 256 MiB (335 positions of the public vocabulary), enough to keep it busy."""
+
+
+def _rows(head: Tensor) -> int:
+    return max(1, CHUNK_SCORES.get(head.device.type, 1 << 22) // head.shape[0])
 
 
 def token_losses(
     hidden: Float[Tensor, "Q D"], head: Float[Tensor, "V D"], labels: Int[Tensor, " Q"]
 ) -> Float[Tensor, " Q"]:
     """Cross-entropy of each position in float32, the logits never kept."""
-    rows = max(1, CHUNK_SCORES // head.shape[0])
-    keep = torch.is_grad_enabled() and len(hidden) > rows
+    rows = _rows(head)
+    again = torch.is_grad_enabled() and len(hidden) > rows
 
     def chunk(h: Tensor, y: Tensor) -> Tensor:
         return F.cross_entropy(F.linear(h, head).float(), y, reduction="none")
 
     parts = [
-        checkpoint(chunk, h, y, use_reentrant=False) if keep else chunk(h, y)
+        checkpoint(chunk, h, y, use_reentrant=False) if again else chunk(h, y)
         for h, y in zip(hidden.split(rows), labels.split(rows), strict=True)
     ]
     return torch.cat(parts)
+
+
+def token_loss_sum(hidden: Float[Tensor, "Q D"], head: Float[Tensor, "V D"], labels: Int[Tensor, " Q"]) -> Float[Tensor, ""]:
+    """Sum of the cross-entropies of all positions, in float32; under autocast the head multiplies in its precision."""
+    device = hidden.device.type
+    narrow = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    total: Tensor = _LossSum.apply(hidden, head, labels, narrow)
+    return total
+
+
+class _LossSum(torch.autograd.Function):
+    """For a position with scores s and label y: loss = logsumexp(s) - s[y], gradient of s = softmax(s) - onehot(y)."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, head: Tensor, labels: Tensor, narrow: torch.dtype) -> Tensor:
+        wants_hidden, wants_head, *_ = ctx.needs_input_grad
+        weight = head.detach().to(narrow)
+        total = hidden.new_zeros((), dtype=torch.float32)
+        to_hidden = torch.empty_like(hidden) if wants_hidden else None
+        to_head = torch.zeros_like(head, dtype=torch.float32) if wants_head else None
+        rows = _rows(head)
+        with torch.autocast(hidden.device.type, enabled=False):
+            for start in range(0, len(hidden), rows):
+                h = hidden[start : start + rows].detach().to(narrow)
+                y = labels[start : start + rows, None]
+                scores = (h @ weight.t()).float()
+                norms = scores.logsumexp(-1, keepdim=True)
+                total += (norms - scores.gather(1, y)).sum()
+                if not (wants_hidden or wants_head):
+                    continue
+                slope = scores.sub_(norms).exp_()
+                slope.scatter_add_(1, y, slope.new_full((len(y), 1), -1.0))
+                slope = slope.to(narrow)
+                if to_hidden is not None:
+                    to_hidden[start : start + rows] = slope @ weight
+                if to_head is not None:
+                    # In float32 the sum over chunks is a single accumulation; narrower, each chunk is rounded once.
+                    to_head.addmm_(slope.t(), h) if narrow == torch.float32 else to_head.add_(slope.t() @ h)
+        ctx.save_for_backward(to_hidden, to_head)
+        ctx.head_dtype = head.dtype
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        to_hidden, to_head = ctx.saved_tensors
+        return (
+            None if to_hidden is None else to_hidden * scale.to(to_hidden.dtype),
+            None if to_head is None else (to_head * scale).to(ctx.head_dtype),
+            None,
+            None,
+        )
 
 
 @dataclass(frozen=True)
@@ -46,18 +106,20 @@ class NextToken:
     max_crops: int | None = None
 
     def rows(self, sample: Sample, processor: Any, context: int, adapter: str | None = "auto") -> list[Batch]:
-        """The sample as one row; documents are cut at `context`, conversations must fit."""
+        """The sample as one row; documents are cut at `context`, conversations must fit. Raises ValueError where nothing
+        would be learned."""
         document = sample.messages[0].role == "document"
-        return [
-            processor.row(
-                sample.messages,
-                adapter=adapter,
-                supervise=self.supervise,
-                context=context,
-                max_crops=self.max_crops,
-                truncate=document,
-            )
-        ]
+        row = processor.row(
+            sample.messages,
+            adapter=adapter,
+            supervise=self.supervise,
+            context=context,
+            max_crops=self.max_crops,
+            truncate=document,
+        )
+        if row.supervised is None or not len(row.supervised):
+            raise ValueError(f"sample {sample.id}: no token of it is supervised; expected an answer or a document")
+        return [row]
 
     def build(self, model: PhiModel, processor: Any, seed: int = 0) -> nn.Module | None:
         """No throw-away module."""
@@ -73,5 +135,5 @@ class NextToken:
         """(sum of token losses, number of supervised tokens, metrics)."""
         assert batch.supervised is not None and batch.labels is not None, "a training batch without labels"
         hidden = model(batch).index_select(0, batch.supervised)
-        losses = token_losses(hidden, model.decoder.embed_tokens.weight, batch.labels.index_select(0, batch.supervised))
-        return losses.sum(), len(batch.supervised), {}
+        labels = batch.labels.index_select(0, batch.supervised)
+        return token_loss_sum(hidden, model.decoder.embed_tokens.weight, labels), len(labels), {}

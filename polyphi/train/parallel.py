@@ -1,23 +1,90 @@
-"""Data parallelism: every process has the whole model, its share of a step's samples, and the sum of all gradients.
+"""Many processes, the numbers of one. Each has its share of a step's samples; gradients are summed over all.
 
-Ranks never wait for each other's modality: a rank without pictures or clips contributes zeros for the tensors it didn't touch.
+Replicas (every stage): each process has the whole model; after the backward pass gradients are summed in one collective. Ranks
+never wait for each other's modality: one without pictures or clips contributes zeros for the tensors it didn't touch.
+
+Shards (stages of the language model): the decoder's layers are cut into equal parts (FSDP2) and gathered layer by layer; the
+embedding, the last norm and all other parts stay replicas.
 """
 
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from polyphi import dist
+from polyphi.model.multimodal import PhiModel
+
+
+def shard(model: PhiModel, precision: str) -> None:
+    """Cut the decoder's layers over all processes, in place; parameters made before are void. Under "bf16" layers are
+    gathered in bfloat16, and gradients are summed in float32. Raises ValueError where adapters learn."""
+    decoder = model.decoder
+    if adapters := [n for n, p in decoder.named_parameters() if ".lora." in n and p.requires_grad]:
+        # A process whose samples all go by another adapter has no gradient to bring to the sum, and the others would wait.
+        raise ValueError(f"sharding is for stages of the language model; {adapters[0]} and others learn here: train replicas")
+    policy = MixedPrecisionPolicy(cast_forward_inputs=False)
+    if precision == "bf16":
+        policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+    mesh = dist.mesh(next(model.parameters()).device.type)
+    for layer in decoder.layers:
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    whole = {p for n, p in decoder.named_parameters() if not n.startswith("layers.")}
+    fully_shard(decoder, mesh=mesh, mp_policy=policy, ignored_params=whole)
+    for module in decoder.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)  # sums, not means: the loop divides by the global count
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The part of a tensor that lies in this process."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor; every process must ask."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def like(tensor: Tensor, model: Tensor) -> Tensor:
+    """A whole tensor cut as `model` is; every process must ask."""
+    if not isinstance(model, DTensor):
+        return tensor
+    return distribute_tensor(tensor.to(model.device), model.device_mesh, model.placements)
 
 
 def sum_gradients(parameters: Sequence[Tensor]) -> None:
-    """Replace each gradient by its sum over processes, in one collective."""
+    """Replace each replica's gradient by its sum over processes, in one collective; a tensor that no process touched stays
+    without one, so that the optimiser leaves it alone. Shards have their sums already."""
     if dist.world() == 1:
         return
-    for p in parameters:
-        if p.grad is None:
-            p.grad = torch.zeros_like(p)
-    flat = dist.total(torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]))
-    for p, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-        p.grad = part.view_as(p).clone()
+    replicas = [p for p in parameters if not isinstance(p, DTensor)]
+    if not replicas:
+        return
+    touched = torch.tensor([p.grad is not None for p in replicas], dtype=torch.float32, device=replicas[0].device)
+    parts = [torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in replicas]
+    flat = dist.total(torch.cat([touched, *parts]))
+    touched, *parts = flat.split([len(replicas), *(p.numel() for p in replicas)])
+    for p, part, anyone in zip(replicas, parts, touched.tolist(), strict=True):
+        p.grad = part.view_as(p).clone() if anyone else None
+
+
+def clip_gradients(parameters: Sequence[Tensor], scale: float, largest: float) -> Tensor:
+    """Multiply all gradients by `scale`, and then down to the global norm `largest`; returns the norm before the second."""
+    grads = [(local(p.grad), isinstance(p, DTensor)) for p in parameters if p.grad is not None]
+    tensors = [g for g, _ in grads]
+    torch._foreach_mul_(tensors, scale)
+    norms = torch._foreach_norm(tensors)
+    squares = torch.stack(norms).square()
+    sharded = torch.tensor([s for _, s in grads], device=squares.device)
+    norm = squares[~sharded].sum() if not sharded.any() else squares[~sharded].sum() + dist.total(squares[sharded].sum())
+    norm = norm.sqrt()
+    torch._foreach_mul_(tensors, (largest / (norm + 1e-6)).clamp(max=1.0))
+    return norm
+
+
+def has_gradient(tensor: nn.Parameter | Tensor) -> bool:
+    """Whether this process holds a gradient of it that isn't zero."""
+    return tensor.grad is not None and bool(local(tensor.grad).any())
