@@ -9,7 +9,7 @@ import hashlib
 import queue
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -111,7 +111,7 @@ class Loader:
                 "give the stage a longer context or leave the corpus out of its mix"
             )
 
-    def ahead(self, steps: int) -> Iterator[Step]:
+    def ahead(self, steps: int) -> Generator[Step, None, None]:
         """The next `steps` steps, made by a thread. Close the iterator (`contextlib.closing`) to end the thread early."""
         ready: queue.Queue[Step | BaseException] = queue.Queue(maxsize=STEPS_AHEAD)
         stop = threading.Event()

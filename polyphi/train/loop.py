@@ -104,8 +104,6 @@ def train(
         tell(_as_table(table))
 
     def save() -> None:
-        past.seconds += time.monotonic() - save.since
-        save.since = time.monotonic()
         tensors = {f"parameter/{name}": p for name, p in learned.items()}
         tensors |= checkpoint.optimiser_tensors(adamw, {id(p): name for name, p in learned.items()})
         tensors = {name: parallel.whole(t) for name, t in tensors.items()}  # all processes together
@@ -115,7 +113,7 @@ def train(
 
     model.train()
     metrics = logs.Metrics(out / METRICS, until=past.step) if first else None
-    clock = save.since = last_save = time.monotonic()
+    clock = last_save = time.monotonic()
     with (
         _Interruptible() as interrupted,
         logs.progress(stage.name, budget.steps, past.step, quiet=not first) as advance,
@@ -136,10 +134,9 @@ def train(
             adamw.step()
             adamw.zero_grad(set_to_none=True)
 
-            past.count(step, record)
-            speed = round(record["tokens"] / (time.monotonic() - clock), 1)
-            clock = time.monotonic()
-            record |= {"rate": rate, "gradient_norm": norm, "tokens_per_second": speed}
+            seconds, clock = time.monotonic() - clock, time.monotonic()
+            past.count(step, record, seconds)
+            record |= {"rate": rate, "gradient_norm": norm, "tokens_per_second": round(record["tokens"] / seconds, 1)}
             record |= {"skipped": len(step.skipped), "ids": step.fingerprint()}
             if watch is not None and watch_steps and past.step % watch_steps == 0:
                 record["watch"] = _watched(watch, model)
@@ -153,7 +150,6 @@ def train(
                 last_save = time.monotonic()
             if stop:
                 raise KeyboardInterrupt
-    past.seconds += time.monotonic() - save.since
     model.eval()
 
     after = _digests(_frozen(model, parameters))
@@ -199,9 +195,10 @@ class _Past:
     seconds: float = 0.0
     counters: dict[str, int] = dataclasses.field(default_factory=dict)
 
-    def count(self, step: Step, record: Mapping[str, Any]) -> None:
+    def count(self, step: Step, record: Mapping[str, Any], seconds: float) -> None:
         """A step is done."""
         self.step += 1
+        self.seconds += seconds
         self.draws = step.draws
         found = Counter({key: record[key] for key in COUNTED})
         found.update({"samples": len(step.ids), "skipped": len(step.skipped)})
@@ -287,7 +284,8 @@ def _freeze(stage: Stage, model: PhiModel, module: nn.Module | None) -> dict[str
 
 def _frozen(model: PhiModel, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Everything a stage must not touch: parameters it doesn't learn, and buffers."""
-    return {n: p for n, p in parameters.items() if not p.requires_grad} | dict(model.named_buffers())
+    resting = {n: p for n, p in parameters.items() if not p.requires_grad}
+    return resting | {n: t for n, t in model.state_dict(keep_vars=True).items() if n not in parameters}
 
 
 def _digests(tensors: Mapping[str, Tensor]) -> dict[str, str]:

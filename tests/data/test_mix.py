@@ -1,0 +1,57 @@
+"""The order of draws: shares, epochs, and no memory of how one got there."""
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from polyphi.data.mix import Order
+
+SPEECH = {"asr": 28, "ast": 28, "sqa": 26, "summary": 1, "understanding": 17, "safety": 1}
+
+
+def test_any_draw_is_the_same_however_one_gets_there() -> None:
+    sizes = dict.fromkeys(SPEECH, 40)
+    walked = Order(SPEECH, sizes, seed=3)
+    drawn = [walked.draw(n) for n in range(500)]
+    for n in (499, 0, 250, 251, 7, 499):
+        assert walked.draw(n) == drawn[n] == Order(SPEECH, sizes, seed=3).draw(n)
+    assert Order(SPEECH, sizes, seed=3).draw(10**12)[0] in SPEECH  # no walk to get there
+
+
+@given(st.lists(st.floats(0.01, 100), min_size=1, max_size=6), st.integers(0, 400))
+def test_seeking_equals_walking_for_any_weights(weights: list[float], n: int) -> None:
+    shares = {str(i): w for i, w in enumerate(weights)}
+    walked = Order(shares, dict.fromkeys(shares, 9), seed=0)
+    expected = [walked.draw(i) for i in range(n + 1)][-1]
+    assert Order(shares, dict.fromkeys(shares, 9), seed=0).draw(n) == expected
+
+
+def test_every_prefix_has_the_shares() -> None:
+    order = Order(SPEECH, dict.fromkeys(SPEECH, 40), seed=0)
+    drawn: Counter[str] = Counter()
+    for n in range(1010):
+        drawn[order.draw(n)[0]] += 1
+        assert all(abs(drawn[name] - weight / 101 * (n + 1)) < 1.5 for name, weight in SPEECH.items())
+    assert drawn == {name: 10 * weight for name, weight in SPEECH.items()}
+
+
+def test_an_epoch_brings_every_row_once_in_an_order_of_its_own() -> None:
+    order = Order({"a": 1, "b": 3}, {"a": 5, "b": 7}, seed=0)
+    rows = [row for name, row in (order.draw(n) for n in range(56)) if name == "b"]
+    epochs = [rows[i : i + 7] for i in range(0, 42, 7)]
+    assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 3
+
+
+def test_the_seed_changes_rows_but_not_turns() -> None:
+    one, two = (Order({"a": 1, "b": 1}, {"a": 50, "b": 50}, seed) for seed in (1, 2))
+    first, second = ([order.draw(n) for n in range(20)] for order in (one, two))
+    assert [name for name, _ in first] == [name for name, _ in second]
+    assert first != second
+
+
+def test_an_empty_corpus_is_named() -> None:
+    with pytest.raises(ValueError, match="without rows: b"):
+        Order({"a": 1, "b": 1}, {"a": 1, "b": 0}, seed=0)

@@ -1,0 +1,164 @@
+"""Interrupted and resumed = never stopped: same samples, losses and weights to the last bit. By an exception, by Ctrl-C, by
+kill -9, and by nothing but bad luck in the last moment."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from train import small
+from train.small import BUDGET, EVERYTHING, LANGUAGE, run, told
+
+from polyphi.train import checkpoint
+from polyphi.train.loss import NextToken
+from polyphi.train.preference import DPO
+from polyphi.train.stage import Mix
+
+SIX = replace(BUDGET, steps=6)
+OFTEN = {"checkpoint_seconds": 0.0, "dropout": 0.3}
+
+
+class Fails(NextToken):
+    """Raises in the loss number `at`."""
+
+    def __init__(self, at: int, error: BaseException) -> None:
+        super().__init__()
+        object.__setattr__(self, "_left", [at])
+        object.__setattr__(self, "_error", error)
+
+    def __repr__(self) -> str:
+        return repr(NextToken())
+
+    def loss(self, model, module, state, batch):
+        self._left[0] -= 1
+        if self._left[0] < 0:
+            raise self._error
+        return super().loss(model, module, state, batch)
+
+
+@pytest.fixture(scope="module")
+def straight(corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("straight")
+    run(out, corpora, budget=SIX, **OFTEN)
+    return out
+
+
+def same(straight: Path, out: Path) -> None:
+    assert told(out) == told(straight)
+    one, two = (load_file(folder / "trained.safetensors") for folder in (straight, out))
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_an_exception(straight: Path, corpora: Path, tmp_path: Path) -> None:
+    for at in (2, 3):  # twice in a row
+        with pytest.raises(RuntimeError, match="bad luck"):
+            run(tmp_path, corpora, replace(EVERYTHING, objective=Fails(at, RuntimeError("bad luck"))), SIX, **OFTEN)
+    assert checkpoint.load(tmp_path / "checkpoints")[1]["step"] == 5
+    manifest = run(tmp_path, corpora, budget=SIX, **OFTEN)
+    same(straight, tmp_path)
+    assert manifest["counters"] == json.loads((straight / "manifest.json").read_text())["counters"]
+
+
+def test_ctrl_c_finishes_the_step_and_saves(straight: Path, corpora: Path, tmp_path: Path) -> None:
+    class Interrupts(Fails):
+        def loss(self, model, module, state, batch):
+            self._left[0] -= 1
+            if self._left[0] == 0:
+                os.kill(os.getpid(), signal.SIGINT)
+            return NextToken.loss(self, model, module, state, batch)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        stage = replace(EVERYTHING, objective=Interrupts(3, RuntimeError()))
+        run(tmp_path, corpora, stage, SIX, dropout=0.3, checkpoint_seconds=1e9)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert len(told(tmp_path)) == checkpoint.load(tmp_path / "checkpoints")[1]["step"] == 3
+    run(tmp_path, corpora, budget=SIX, dropout=0.3)
+    same(straight, tmp_path)
+
+
+def test_kill_9(straight: Path, corpora: Path, tmp_path: Path) -> None:
+    def command(pause: float) -> list[str]:
+        options = ["--steps", "6", "--dropout", "0.3", "--pause", str(pause)]
+        return [sys.executable, small.__file__, str(tmp_path), str(corpora), *options]
+
+    process = subprocess.Popen(command(0.2), env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())})
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "checkpoints" / "latest").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(0.3)
+    process.kill()
+    process.wait()
+    assert 1 <= checkpoint.load(tmp_path / "checkpoints")[1]["step"] < 6
+    run(tmp_path, corpora, replace(EVERYTHING, objective=small.Slow()), SIX, **OFTEN)
+    same(straight, tmp_path)
+
+
+def test_killed_between_the_last_step_and_the_manifest(
+    straight: Path, corpora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "write_tensors", _only_checkpoints(full))
+        with pytest.raises(OSError, match="full"):
+            run(tmp_path, corpora, budget=SIX, **OFTEN)
+    assert not (tmp_path / "manifest.json").exists()
+    run(tmp_path, corpora, budget=SIX, **OFTEN)
+    same(straight, tmp_path)
+
+
+def _only_checkpoints(otherwise):
+    real = checkpoint.write_tensors
+
+    def write(path: Path, *rest):
+        return real(path, *rest) if path.name == "tensors.safetensors" else otherwise(path)
+
+    return write
+
+
+def test_preferences_keep_the_reference_of_the_start(corpora: Path, tmp_path: Path) -> None:
+    stage = replace(LANGUAGE, data=Mix({"questions": 1}), objective=DPO())
+    run(tmp_path / "straight", corpora, stage, SIX, **OFTEN)
+    half = tmp_path / "half"
+    calls = iter(range(100))
+
+    class Stops(DPO):
+        def loss(self, model, module, state, batch):
+            if next(calls) == 3:
+                raise RuntimeError("bad luck")
+            return super().loss(model, module, state, batch)
+
+        def __repr__(self) -> str:
+            return repr(DPO())
+
+    with pytest.raises(RuntimeError, match="bad luck"):
+        run(half, corpora, replace(stage, objective=Stops()), SIX, **OFTEN)
+    run(half, corpora, stage, SIX, **OFTEN)
+    same(tmp_path / "straight", half)
+
+
+def test_another_run_is_refused(corpora: Path, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError):
+        run(tmp_path, corpora, replace(EVERYTHING, objective=Fails(2, RuntimeError("stop"))), SIX, **OFTEN)
+    with pytest.raises(ValueError, match="holds a run made with seed 0, now it is 7"):
+        run(tmp_path, corpora, budget=SIX, seed=7)
+    with pytest.raises(ValueError, match="holds a run made with budget"):
+        run(tmp_path, corpora, budget=BUDGET)
+    with pytest.raises(ValueError, match="holds a run made with stage 'everything', now it is 'language'"):
+        run(tmp_path, corpora, LANGUAGE, SIX)
+    other = small.make_model(small.make_processor())
+    with torch.no_grad():
+        other.decoder.norm.weight.mul_(2)
+    with pytest.raises(ValueError, match=r"started from other weights: 1 of \d+ frozen tensors differ, such as decoder.norm.weight"):
+        run(tmp_path, corpora, budget=SIX, model=other)
+    checkpoints = list((tmp_path / "checkpoints").glob("step_*"))
+    assert len(checkpoints) == 1, "refusing loses nothing"

@@ -1,0 +1,184 @@
+"""A run of the loop that takes a second: four corpora of a dozen samples, a tiny model with every part.
+
+    python small.py OUT DATA [--steps N] [--shard] [--pause SECONDS]        # what tests start in processes of their own
+"""
+
+import argparse
+import io
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import torch
+from PIL import Image as Picture
+
+from polyphi.batch import Batch
+from polyphi.chat import Audio, Image, Message
+from polyphi.data import shards
+from polyphi.data.shards import Sample, document
+from polyphi.logs import read_metrics
+from polyphi.model.config import AdapterConfig, AudioConfig, DecoderConfig, ModelConfig, VisionConfig
+from polyphi.model.multimodal import PhiModel
+from polyphi.processing.processor import Processor
+from polyphi.processing.tokenizer import Tokenizer
+from polyphi.train.loop import train
+from polyphi.train.loss import NextToken
+from polyphi.train.stage import Budget, Mix, Stage
+
+WORDS = "zero one two three four five six seven eight nine red blue green square circle".split()
+BUDGET = Budget(steps=4, batch_tokens=200, context=120, rate=1.0)
+LANGUAGE = Stage(
+    name="language",
+    start={},
+    learn={"decoder.*": 1e-3},
+    data=Mix({"documents": 2, "questions": 1}),
+    objective=NextToken(),
+)
+EVERYTHING = Stage(
+    name="everything",
+    start={},
+    learn={
+        "vision.projector.*": 1e-3,
+        "audio.encoder.*": 1e-3,
+        "audio.projector.speech.*": 1e-3,
+        "decoder.*.lora.vision.*": 2e-3,
+        "decoder.*.lora.speech.*": 2e-3,
+    },
+    data=Mix({"pictures": 2, "sounds": 2, "questions": 1}, adapter={"questions": "vision"}),
+    objective=NextToken(),
+)
+
+
+def _says(random: np.random.Generator, few: int = 2, many: int = 9) -> str:
+    return " ".join(random.choice(WORDS, random.integers(few, many)))
+
+
+def _png(random: np.random.Generator) -> bytes:
+    out = io.BytesIO()
+    Picture.fromarray(random.integers(0, 256, (56, 56, 3), np.uint8)).save(out, "PNG")
+    return out.getvalue()
+
+
+def _wav(random: np.random.Generator) -> bytes:
+    out = io.BytesIO()
+    soundfile.write(out, 0.1 * random.standard_normal(random.integers(4000, 9000)), 16000, format="WAV")
+    return out.getvalue()
+
+
+def write_corpora(folder: Path, rows: int = 12) -> Path:
+    """documents, questions, pictures and sounds, each with a train split."""
+    random = np.random.default_rng(0)
+    made: dict[str, list[Sample]] = {
+        "documents": [document(str(i), _says(random, 8, 30), "", "") for i in range(rows)],
+        "questions": [_pair(i, random) for i in range(rows)],
+        "pictures": [_pair(i, random, Image(_png(random))) for i in range(rows)],
+        "sounds": [_pair(i, random, Audio(_wav(random))) for i in range(rows)],
+    }
+    for name, samples in made.items():
+        shards.write(folder / name / "train", samples, pipeline="test")
+    return folder
+
+
+def _pair(i: int, random: np.random.Generator, *media: Any) -> Sample:
+    return Sample(
+        str(i),
+        (Message.user(*media, _says(random)), Message.assistant(_says(random))),
+        "",
+        "",
+        {"rejected": _says(random)},
+    )
+
+
+def make_processor() -> Processor:
+    return Processor(Tokenizer.train([" ".join(WORDS)] * 4, 512), crop_size=56, patch_size=14, max_crops=4)
+
+
+def make_model(processor: Processor, dropout: float = 0.0, text: bool = False) -> PhiModel:
+    """Fresh weights; `text`: the language model alone."""
+    tokens = processor.tokenizer
+    decoder = DecoderConfig(
+        vocab_size=tokens.vocab_size,
+        hidden_size=48,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        num_key_value_heads=1,
+        max_position_embeddings=512,
+        original_max_position_embeddings=64,
+        short_factor=(1.0,) * 6,
+        long_factor=(1.0, 1.5, 2.0, 4.0, 8.0, 16.0),
+    )
+    vision = VisionConfig(32, 48, 3, 2, 56, image_token_id=tokens.image_id)
+    audio = AudioConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        num_attention_heads=2,
+        num_blocks=1,
+        nemo_conv_channels=8,
+        ext_pw_out_channel=32,
+        depthwise_separable_out_channel=32,
+        audio_token_id=tokens.audio_id,
+    )
+    adapters = {"vision": AdapterConfig(4, 8.0), "speech": AdapterConfig(5, 10.0, dropout)}
+    model = PhiModel(ModelConfig(decoder, None, None, {}) if text else ModelConfig(decoder, vision, audio, adapters))
+    model.initialise(0)
+    return model
+
+
+def run(
+    out: Path,
+    data: Path,
+    stage: Stage = EVERYTHING,
+    budget: Budget = BUDGET,
+    *,
+    model: PhiModel | None = None,
+    dropout: float = 0.0,
+    **options: Any,
+) -> dict[str, Any]:
+    """One stage from fresh weights, in float32."""
+    processor = make_processor()
+    options = {"precision": "fp32", "tell": lambda _: None, **options}
+    model = model or make_model(processor, dropout, text=stage.name == LANGUAGE.name)
+    return train(stage, budget, model, processor, data, out, **options)
+
+
+def told(out: Path) -> list[tuple[Any, ...]]:
+    """What must be equal between equal runs: step, samples, loss and gradient norm to the last bit."""
+    return [(r["step"], r["ids"], r["loss"], r["gradient_norm"], r["rate"]) for r in read_metrics(out / "metrics.jsonl")]
+
+
+class Slow(NextToken):
+    """Sleeps in every loss, so that there is time to kill it."""
+
+    pause = 0.0
+
+    def loss(self, model: Any, module: Any, state: Any, batch: Batch) -> Any:
+        time.sleep(self.pause)
+        return super().loss(model, module, state, batch)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("out", type=Path)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--stage", default="everything")
+    parser.add_argument("--steps", type=int, default=BUDGET.steps)
+    parser.add_argument("--shard", action="store_true")
+    parser.add_argument("--pause", type=float, default=0.0)
+    parser.add_argument("--dropout", type=float, default=0.0)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    stage = {"everything": EVERYTHING, "language": LANGUAGE}[given.stage]
+    if given.pause:
+        Slow.pause = given.pause
+        stage = replace(stage, objective=Slow())
+    budget = replace(BUDGET, steps=given.steps)
+    run(given.out, given.data, stage, budget, dropout=given.dropout, shard=given.shard, checkpoint_seconds=0.0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
