@@ -1,4 +1,5 @@
-"""Which process am I, and sums over all of them. Without torchrun everything is the only process, and sums are what they were.
+"""Which process am I, and sums over all of them. Without torchrun everything is the only process, and sums are what
+they were.
 
 `torchrun --nproc-per-node 2 -m polyphi.cli train ...` sets the variables that `start` reads.
 """
@@ -6,14 +7,13 @@
 import os
 
 import torch
-import torch.distributed as distributed
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 
 def start() -> None:
-    """Join the process group that torchrun announces, if any: NCCL where there are GPUs, gloo elsewhere. Calling it again
-    changes nothing."""
+    """Join the process group that torchrun announces, if any: NCCL where there are GPUs, gloo elsewhere. Calling it
+    again changes nothing."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not distributed.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))

@@ -28,7 +28,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 class Metrics:
-    """Appends records to `metrics.jsonl`; `until` drops those of steps from there on (a resumed run writes them again)."""
+    """Appends records to `metrics.jsonl`; `until` drops those of steps from there on (a resumed run writes them
+    again)."""
 
     def __init__(self, path: Path, until: int = 0) -> None:
         kept = [r for r in read_metrics(path) if r["step"] < until]

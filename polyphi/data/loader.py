@@ -1,8 +1,8 @@
 """The stream of steps: draws become rows, rows fill a step's token budget. Its whole state is the number of draws made.
 
-A step takes draws in order while they fit `batch_tokens` (the first always does); a sample that makes no row, for example one
-longer than the context, is left out and counted. A thread makes the next steps while one trains; the stream is the same
-without it.
+A step takes draws in order while they fit `batch_tokens` (the first always does); a sample that makes no row, for
+example one longer than the context, is left out and counted. A thread makes the next steps while one trains; the
+stream is the same without it.
 """
 
 import hashlib
@@ -22,15 +22,16 @@ MakeRows = Callable[[str, Sample], list[Batch]]
 """(corpus, sample) -> the sample's rows; ValueError where it can't be used."""
 
 LONGEST_DROUGHT = 1000
-"""Samples of a corpus in a row that may be left out (a small corpus: all of it, once) before the mix is declared unusable."""
+"""Samples of a corpus in a row that may be left out (a small corpus: all of it, once) before the mix is declared
+unusable."""
 STEPS_AHEAD = 2
 """Finished steps that wait for the one in training."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step's samples (each a list of rows), their ids, and the number of draws made after it: where the next begins.
-    `skipped` tells of each sample left out: (corpus, why)."""
+    """One step's samples (each a list of rows), their ids, and the number of draws made after it: where the next
+    begins. `skipped` tells of each sample left out: (corpus, why)."""
 
     samples: list[list[Batch]]
     ids: list[str]
@@ -47,7 +48,8 @@ class Step:
 
 
 class Loader:
-    """Steps of at most `batch_tokens` tokens over all processes. `folder` holds a corpus folder per name in `weights`."""
+    """Steps of at most `batch_tokens` tokens over all processes. `folder` holds a corpus folder per name in
+    `weights`."""
 
     def __init__(
         self,
@@ -68,8 +70,8 @@ class Loader:
         self.manifests: dict[str, dict[str, Any]] = {name: s.manifest for name, s in self._shards.items()}
 
     def state(self) -> int:
-        """Draws made. While `ahead` runs, the thread may be further than the steps that were handed out: then a step's own
-        `draws` is the state after it."""
+        """Draws made. While `ahead` runs, the thread may be further than the steps that were handed out: then a
+        step's own `draws` is the state after it."""
         return self._draws
 
     def restore(self, draws: int) -> None:
@@ -112,7 +114,8 @@ class Loader:
             )
 
     def ahead(self, steps: int) -> Generator[Step, None, None]:
-        """The next `steps` steps, made by a thread. Close the iterator (`contextlib.closing`) to end the thread early."""
+        """The next `steps` steps, made by a thread. Close the iterator (`contextlib.closing`) to end the thread
+        early."""
         ready: queue.Queue[Step | BaseException] = queue.Queue(maxsize=STEPS_AHEAD)
         stop = threading.Event()
 

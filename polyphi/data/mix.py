@@ -58,7 +58,8 @@ class Order:
         time = max(0, n - len(self.names))
         for corpus, share in enumerate(self._shares):
             taken = max(0, int(time * share) - 1)
-            while self._due(corpus, taken) < time:  # twice or so; the very comparison that `_turn` makes, so no rounding differs
+            # Twice or so, by the very numbers that `_turn` compares, so that no rounding differs.
+            while self._due(corpus, taken) < time:
                 taken += 1
             self._taken[corpus] = taken
         self._next = sum(self._taken)

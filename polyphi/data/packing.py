@@ -1,5 +1,6 @@
-"""Rows to packs: a step's samples are dealt to processes and cut into packs that fit the memory. Packing never changes the
-loss: the forward of a pack equals that of its rows one by one, and sums are divided by counts over all packs."""
+"""Rows to packs: a step's samples are dealt to processes and cut into packs that fit the memory. Packing never
+changes the loss: the forward of a pack equals that of its rows one by one, and sums are divided by counts over all
+packs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,16 +10,16 @@ from polyphi.batch import Batch, pack
 
 @dataclass(frozen=True)
 class Pack:
-    """A batch and the share of it that this process answers for: 1, or 0 where a process that has run out of samples fills
-    in, or 1/processes where all of them work on the same samples."""
+    """A batch and the share of it that this process answers for: 1, or 0 where a process that has run out of samples
+    fills in, or 1/processes where all of them work on the same samples."""
 
     batch: Batch
     share: float = 1.0
 
 
 def split(samples: Sequence[Sequence[Batch]], micro_tokens: int) -> list[Batch]:
-    """Packs of at most `micro_tokens` tokens, in order; the rows of one sample stay together, and a sample that is longer than
-    that has a pack of its own."""
+    """Packs of at most `micro_tokens` tokens, in order; the rows of one sample stay together, and a sample that is
+    longer than that has a pack of its own."""
     return [pack([row for rows in group for row in rows]) for group in _groups(samples, micro_tokens)]
 
 
@@ -27,8 +28,9 @@ def deal(
 ) -> list[Pack]:
     """This process's packs of a step: every world-th sample is its own, so that one process and many see the same step.
 
-    Every process gets equally many packs (sharded layers and sums meet in each); where it lacks one it repeats the shortest
-    of the step's samples. `together`: samples are compared with each other, so all of them are one pack, on every process.
+    Every process gets equally many packs (sharded layers and sums meet in each); where it lacks one it repeats the
+    shortest of the step's samples. `together`: samples are compared with each other, so all of them are one pack, on
+    every process.
     """
     if together:
         return [Pack(pack([row for rows in samples for row in rows]), 1 / world)]

@@ -78,7 +78,7 @@ class TranscriptDecoder(nn.Module):
         """Logits over the vocabulary."""
         return F.linear(hidden, self.tokens.weight)
 
-    def frame_scores(self, frames: Float[Tensor, "A D"]) -> Float[Tensor, "A V+1"]:
+    def frame_scores(self, frames: Float[Tensor, "A D"]) -> Float[Tensor, "A symbols"]:
         """CTC log-probabilities of every frame, float32."""
         return self.ctc(frames).float().log_softmax(-1)
 

@@ -1,8 +1,9 @@
 """Checkpoints that are whole or absent, and hashes that prove what stayed frozen.
 
-A checkpoint is a folder `step_00000120` with `tensors.safetensors` (trainable tensors, throw-away module, optimiser moments,
-random state) and `state.json` (step, data cursor, hashes). It is written under another name, synced, renamed; then `latest`
-moves, then older ones go. Nothing is pickled.
+A checkpoint is a folder `step_00000120` with `tensors.safetensors` (trainable tensors, throw-away module, optimiser
+moments) and `state.json` (step, data cursor, counters, hashes of what is frozen). Random state isn't in it: every step
+draws from a seed of its own. It is written under another name, synced, renamed; then `latest` moves, then older ones
+go. Nothing is pickled.
 """
 
 import errno
@@ -65,7 +66,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
 
 def _disk_full(path: Path, size: int) -> OSError:
     what = f"{path} needs {size / 1e6:.1f} MB" if size else f"{path} could not be written"
-    return OSError(errno.ENOSPC, f"the disk is full: {what}; free some space and run again, the checkpoint before it is whole")
+    return OSError(
+        errno.ENOSPC, f"the disk is full: {what}; free some space and run again, the checkpoint before it is whole"
+    )
 
 
 def _sync(folder: Path) -> None:
@@ -78,8 +81,8 @@ def _sync(folder: Path) -> None:
 
 
 def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-    """Write checkpoint `step` under `folder`, move `latest` to it and drop the ones before. If anything fails, the checkpoint
-    before it stays the latest."""
+    """Write checkpoint `step` under `folder`, move `latest` to it and drop the ones before. If anything fails, the
+    checkpoint before it stays the latest."""
     name = f"step_{step:08d}"
     partial = folder / f".{name}.partial"
     try:
@@ -88,7 +91,9 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[
             shutil.rmtree(left)
         partial.mkdir()
         write_tensors(partial / "tensors.safetensors", tensors)
-        write_json(partial / "state.json", {**state, "step": step, "sha256": _file_digest(partial / "tensors.safetensors")})
+        write_json(
+            partial / "state.json", {**state, "step": step, "sha256": _file_digest(partial / "tensors.safetensors")}
+        )
         shutil.rmtree(folder / name, ignore_errors=True)  # of a run that was killed before `latest` moved
         partial.rename(folder / name)
         _sync(folder)
@@ -115,7 +120,8 @@ def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         raise ValueError(f"{path} is damaged: {error}; remove {folder} to start the stage again") from error
     if found != state["sha256"]:
         raise ValueError(
-            f"{path} is damaged: expected SHA-256 {state['sha256']}, found {found}; remove {folder} to start the stage again"
+            f"{path} is damaged: expected SHA-256 {state['sha256']}, found {found}; "
+            f"remove {folder} to start the stage again"
         )
     return load_file(path / "tensors.safetensors"), state
 

@@ -17,7 +17,7 @@ away, a picture's that of its global view alone.
 import math
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -78,6 +78,7 @@ class Contrastive:
     """`width`: size of the space in which pictures and captions are compared."""
 
     width: int = 256
+    together: ClassVar[bool] = True  # a step's pictures meet all its captions, whatever the memory and the processes
 
     def rows(self, sample: Sample, processor: Any, context: int, adapter: str | None = "auto") -> list[Batch]:
         """The caption as a document, carrying the picture's global view; no labels and no placeholders. Raises

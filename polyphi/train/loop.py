@@ -4,9 +4,9 @@
                    divide by the global count of supervised tokens -> clip -> AdamW
                    once in a while: log, checkpoint, watch
 
-Before it: freeze what the stage doesn't name, say who learns, hash what is frozen. After it: hash again, write what was learned
-and a manifest. A finished stage is a folder with `manifest.json`; an unfinished one goes on from its latest checkpoint, and ends
-with the very numbers of a run that was never stopped.
+Before it: freeze what the stage doesn't name, say who learns, hash what is frozen. After it: hash again, write what
+was learned and a manifest. A finished stage is a folder with `manifest.json`; an unfinished one goes on from its
+latest checkpoint, and ends with the very numbers of a run that was never stopped.
 """
 
 import contextlib
@@ -45,7 +45,7 @@ COUNTED = ("tokens", "supervised", "crops", "frames")
 Tell = Callable[[Any], None]
 
 
-def train(
+def train(  # noqa: PLR0917
     stage: Stage,
     budget: Budget,
     model: PhiModel,
@@ -65,12 +65,12 @@ def train(
 ) -> dict[str, Any]:
     """Run a stage from the start weights in `model` and leave it trained; returns the manifest, which `out` then holds.
 
-    `data` holds the corpora of the mix, `origins` says for each tensor which stage its start weights came from. `micro_tokens`
-    bounds a pack and `shard` spreads the decoder's layers over processes: memory, never the result's meaning. `watch(model)` is
-    measured every `watch_steps` steps. A finished stage in `out` is only loaded.
+    `data` holds the corpora of the mix, `origins` says for each tensor which stage its start weights came from.
+    `micro_tokens` bounds a pack and `shard` spreads the decoder's layers over processes: memory, never the result's
+    meaning. `watch(model)` is measured every `watch_steps` steps. A finished stage in `out` is only loaded.
 
-    Raises ValueError if `out` belongs to another run; RuntimeError if the loss stops being finite, a named group gets no gradient
-    or a frozen tensor changes; KeyboardInterrupt after Ctrl-C, with a checkpoint of the last whole step.
+    Raises ValueError if `out` belongs to another run; RuntimeError if the loss stops being finite, a named group gets
+    no gradient or a frozen tensor changes; KeyboardInterrupt after Ctrl-C, with a checkpoint of the last whole step.
     """
     dist.start()
     first = dist.rank() == 0
@@ -80,7 +80,9 @@ def train(
     module = stage.objective.build(model, processor, seed=seed)
     module = module.to(device) if module is not None else None
     parameters = _freeze(stage, model, module)
-    loader = Loader(stage.data.weights, data, _row_maker(stage, budget, processor), batch_tokens=budget.batch_tokens, seed=seed)
+    loader = Loader(
+        stage.data.weights, data, _row_maker(stage, budget, processor), batch_tokens=budget.batch_tokens, seed=seed
+    )
     identity = _identity(stage, budget, seed, precision, loader)
     if (out / MANIFEST).exists():
         return _finished(out, identity, parameters)
@@ -97,8 +99,9 @@ def train(
     table = who_learns(stage, budget, parameters, origins or {})
     past = _Past()
     if (stored := checkpoint.load(out / CHECKPOINTS)) is not None:
-        past = _resume(stored, identity, frozen, learned, adamw, out)
+        past = _resume(stored, out, identity=identity, frozen=frozen, learned=learned, adamw=adamw)
         loader.restore(past.draws)
+        stored = None  # its memory
         tell(f"  goes on from step {past.step} of {budget.steps}")
     else:
         tell(_as_table(table))
@@ -122,8 +125,10 @@ def train(
         for number, step in enumerate(steps, start=past.step):
             past.tell_skipped(step, tell)
             torch.manual_seed(zlib.crc32(f"{seed} {stage.name} {number} {dist.rank()}".encode()))  # dropout
-            packs = deal(step.samples, micro_tokens, dist.rank(), dist.world(), getattr(stage.objective, "together", False))
-            record = _gradients(stage, model, module, reference, packs, precision, device)
+            packs = deal(
+                step.samples, micro_tokens, dist.rank(), dist.world(), getattr(stage.objective, "together", False)
+            )
+            record = _gradients(stage, (model, module, reference), packs, precision=precision, device=device)
             _must_be_finite("loss", record["loss"], stage, number, step)
             parallel.sum_gradients(list(learned.values()))
             if number == 0:
@@ -188,7 +193,8 @@ def train(
 
 @dataclasses.dataclass
 class _Past:
-    """What a run has behind it: steps, draws, seconds, counters (tokens, samples, crops ... and samples left out by corpus)."""
+    """What a run has behind it: steps, draws, seconds, counters (tokens, samples, crops ... and samples left out by
+    corpus)."""
 
     step: int = 0
     draws: int = 0
@@ -213,25 +219,25 @@ class _Past:
                 tell(f"  samples of {corpus} are left out, the first: {reason}")
 
 
-# ---------------------------------------------------------------------------------------------- one step
+# ------------------------------------------------------------------------------ one step
 
 
 def _gradients(
     stage: Stage,
-    model: PhiModel,
-    module: nn.Module | None,
-    reference: Any,
+    learners: tuple[PhiModel, nn.Module | None, Any],
     packs: Iterable[Pack],
+    *,
     precision: str,
     device: torch.device,
 ) -> dict[str, Any]:
-    """Forward and backward of a step's packs: gradients are sums over units, the record holds sums over all processes and,
-    for losses and the objective's metrics, means over units."""
+    """Forward and backward of a step's packs (`learners`: model, throw-away module, reference): gradients are sums
+    over units, the record holds sums over all processes and, for losses and the objective's metrics, means over
+    units."""
     sums: defaultdict[str, Any] = defaultdict(float)
     for pack in packs:
         batch, share = pack.batch.to(device), pack.share
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            loss, count, extra = stage.objective.loss(model, module, reference, batch)
+            loss, count, extra = stage.objective.loss(*learners, batch)
         (loss if share == 1 else loss * share).backward()
         found = {"loss": loss.detach().double(), "count": count, "tokens": len(batch), **extra}
         for key, field in (("supervised", batch.supervised), ("crops", batch.crops), ("frames", batch.mels)):
@@ -249,7 +255,8 @@ def _must_be_finite(what: str, value: float, stage: Stage, number: int, step: St
     if not math.isfinite(value):
         few = ", ".join(step.ids[:20]) + (f" and {len(step.ids) - 20} more" if len(step.ids) > 20 else "")
         raise RuntimeError(
-            f"{stage.name}: the {what} is {value} at step {number}; lower the rates of `learn` or look at its samples: {few}"
+            f"{stage.name}: the {what} is {value} at step {number}; lower the rates of `learn`, "
+            f"or look at the samples: {few}"
         )
 
 
@@ -261,7 +268,7 @@ def _watched(watch: Callable[[PhiModel], Mapping[str, float]], model: PhiModel) 
     return found
 
 
-# ---------------------------------------------------------------------------------------------- who learns
+# ------------------------------------------------------------------------------ who learns
 
 
 def _named(model: PhiModel, module: nn.Module | None) -> dict[str, Tensor]:
@@ -299,8 +306,8 @@ def _check_gradients(stage: Stage, parameters: dict[str, Tensor], device: torch.
     for (glob, names), good in zip(by_glob.items(), dist.anyone(*found, device=device), strict=True):
         if not good:
             raise RuntimeError(
-                f"{stage.name}: {glob!r} is to be learned, but its {len(names)} tensors got no gradient in the first step; "
-                "does the mix bring what reaches them?"
+                f"{stage.name}: {glob!r} is to be learned, but its {len(names)} tensors got no gradient in the first "
+                "step; does the mix bring what reaches them?"
             )
     if leaks := [n for n, p in parameters.items() if p.grad is not None and not p.requires_grad]:
         raise RuntimeError(f"{stage.name}: frozen tensors got gradients: {', '.join(leaks[:5])}")
@@ -316,7 +323,9 @@ def who_learns(
     for glob, names in [*chosen.items(), ("(frozen)", [n for n in parameters if n not in taken])]:
         sources = sorted({origins.get(n, "fresh") for n in names})
         rate = stage.learn[glob] * budget.rate if glob in stage.learn else 0.0
-        rows.append({"module": glob, "parameters": sum(parameters[n].numel() for n in names), "rate": rate, "from": sources})
+        rows.append(
+            {"module": glob, "parameters": sum(parameters[n].numel() for n in names), "rate": rate, "from": sources}
+        )
     return rows
 
 
@@ -328,7 +337,7 @@ def _as_table(rows: list[dict[str, Any]]) -> Table:
     return table
 
 
-# ---------------------------------------------------------------------------------------------- rows, identity, interruption
+# ------------------------------------------------------------------------------ rows, identity, interruption
 
 
 def _row_maker(stage: Stage, budget: Budget, processor: Any) -> Callable[[str, Any], list[Any]]:
@@ -370,11 +379,12 @@ def _same_run(identity: Mapping[str, Any], before: Mapping[str, Any], out: Path)
 
 def _resume(
     stored: tuple[dict[str, Tensor], dict[str, Any]],
+    out: Path,
+    *,
     identity: Mapping[str, Any],
     frozen: Mapping[str, str],
     learned: Mapping[str, Tensor],
     adamw: torch.optim.AdamW,
-    out: Path,
 ) -> _Past:
     """Put a checkpoint's tensors in place, if it is of this very run."""
     tensors, before = stored
@@ -382,8 +392,8 @@ def _resume(
     names = {*frozen, *before["frozen"]}
     if changed := sorted(n for n in names if before["frozen"].get(n) != frozen.get(n)):
         raise ValueError(
-            f"the checkpoint in {out} started from other weights: {len(changed)} of {len(names)} frozen tensors differ, "
-            f"such as {', '.join(changed[:3])}; give it its parents back, or remove {out} to start the stage again"
+            f"the checkpoint in {out} started from other weights: {len(changed)} of {len(names)} frozen tensors "
+            f"differ, such as {', '.join(changed[:3])}; give it its parents back, or remove {out} to start again"
         )
     with torch.no_grad():
         for name, p in learned.items():

@@ -1,10 +1,10 @@
 """Next-token loss over supervised positions only.
 
-Hidden states of supervised positions are gathered first; the head runs over a chunk of them at a time, so that 200,064 scores
-per position never pile up. Two ways, by what is asked for:
+Hidden states of supervised positions are gathered first; the head runs over a chunk of them at a time, so that
+200,064 scores per position never pile up. Two ways, by what is asked for:
 
-- `token_loss_sum`: one sum. A chunk's gradient is worked out right beside its loss, while its scores are at hand, and only
-  gradients of the hidden states (and of the head, if it learns) are kept: the head runs once.
+- `token_loss_sum`: one sum. A chunk's gradient is worked out right beside its loss, while its scores are at hand, and
+  only gradients of the hidden states (and of the head, if it learns) are kept: the head runs once.
 - `token_losses`: a loss per position. A chunk's scores are made again in the backward pass.
 """
 
@@ -22,8 +22,8 @@ from polyphi.data.shards import Sample
 from polyphi.model.multimodal import PhiModel
 
 CHUNK_SCORES = {"cpu": 1 << 20, "cuda": 1 << 26}
-"""Logits of a chunk, in numbers. On a CPU 4 MiB in float32 (256 positions of a vocabulary of 4,096), which its cache holds; on
-a GPU 256 MiB (335 positions of the public vocabulary), enough to keep it busy."""
+"""Logits of a chunk, in numbers. On a CPU 4 MiB in float32 (256 positions of a vocabulary of 4,096), which its cache
+holds; on a GPU 256 MiB (335 positions of the public vocabulary), enough to keep it busy."""
 
 
 def _rows(head: Tensor) -> int:
@@ -47,7 +47,9 @@ def token_losses(
     return torch.cat(parts)
 
 
-def token_loss_sum(hidden: Float[Tensor, "Q D"], head: Float[Tensor, "V D"], labels: Int[Tensor, " Q"]) -> Float[Tensor, ""]:
+def token_loss_sum(
+    hidden: Float[Tensor, "Q D"], head: Float[Tensor, "V D"], labels: Int[Tensor, " Q"]
+) -> Float[Tensor, ""]:
     """Sum of the cross-entropies of all positions, in float32; under autocast the head multiplies in its precision."""
     device = hidden.device.type
     narrow = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
@@ -106,8 +108,8 @@ class NextToken:
     max_crops: int | None = None
 
     def rows(self, sample: Sample, processor: Any, context: int, adapter: str | None = "auto") -> list[Batch]:
-        """The sample as one row; documents are cut at `context`, conversations must fit. Raises ValueError where nothing
-        would be learned."""
+        """The sample as one row; documents are cut at `context`, conversations must fit. Raises ValueError where
+        nothing would be learned."""
         document = sample.messages[0].role == "document"
         row = processor.row(
             sample.messages,

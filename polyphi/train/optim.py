@@ -10,7 +10,8 @@ from polyphi.train.stage import Stage, claim
 
 
 def groups(stage: Stage, parameters: dict[str, Tensor]) -> dict[str, list[str]]:
-    """Glob -> the parameters it claims (the longest matching glob wins). Raises ValueError if a glob matches nothing."""
+    """Glob -> the parameters it claims (the longest matching glob wins). Raises ValueError if a glob matches
+    nothing."""
     owner = claim({glob: glob for glob in stage.learn}, parameters)
     return {glob: [name for name in parameters if owner.get(name) == glob] for glob in stage.learn}
 
@@ -21,10 +22,14 @@ def optimiser(stage: Stage, parameters: dict[str, Tensor], rate: float) -> torch
     made = []
     for glob, names in groups(stage, parameters).items():
         for matrix, sharded in product((True, False), repeat=2):  # one fused call can't mix whole and sharded tensors
-            chosen = [p for p in (parameters[n] for n in names) if (p.ndim > 1, isinstance(p, DTensor)) == (matrix, sharded)]
+            chosen = [
+                p for p in (parameters[n] for n in names) if (p.ndim > 1, isinstance(p, DTensor)) == (matrix, sharded)
+            ]
             if chosen:
                 decay = stage.weight_decay if matrix else 0.0
-                made.append({"params": chosen, "lr": 0.0, "peak": stage.learn[glob] * rate, "weight_decay": decay, "glob": glob})
+                made.append(
+                    {"params": chosen, "lr": 0.0, "peak": stage.learn[glob] * rate, "weight_decay": decay, "glob": glob}
+                )
     return torch.optim.AdamW(made, betas=stage.betas, eps=1e-8, fused=True)
 
 

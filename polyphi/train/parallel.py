@@ -1,10 +1,11 @@
 """Many processes, the numbers of one. Each has its share of a step's samples; gradients are summed over all.
 
-Replicas (every stage): each process has the whole model; after the backward pass gradients are summed in one collective. Ranks
-never wait for each other's modality: one without pictures or clips contributes zeros for the tensors it didn't touch.
+Replicas (every stage): each process has the whole model; after the backward pass gradients are summed in one
+collective. Ranks never wait for each other's modality: one without pictures or clips contributes zeros for the
+tensors it didn't touch.
 
-Shards (stages of the language model): the decoder's layers are cut into equal parts (FSDP2) and gathered layer by layer; the
-embedding, the last norm and all other parts stay replicas.
+Shards (stages of the language model): the decoder's layers are cut into equal parts (FSDP2) and gathered layer by
+layer; the embedding, the last norm and all other parts stay replicas.
 """
 
 from collections.abc import Sequence
@@ -23,8 +24,10 @@ def shard(model: PhiModel, precision: str) -> None:
     gathered in bfloat16, and gradients are summed in float32. Raises ValueError where adapters learn."""
     decoder = model.decoder
     if adapters := [n for n, p in decoder.named_parameters() if ".lora." in n and p.requires_grad]:
-        # A process whose samples all go by another adapter has no gradient to bring to the sum, and the others would wait.
-        raise ValueError(f"sharding is for stages of the language model; {adapters[0]} and others learn here: train replicas")
+        # A process whose samples all go by another adapter has no gradient to bring; the others would wait for it.
+        raise ValueError(
+            f"sharding is for stages of the language model; {adapters[0]} and others learn here: train replicas"
+        )
     policy = MixedPrecisionPolicy(cast_forward_inputs=False)
     if precision == "bf16":
         policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
@@ -35,7 +38,9 @@ def shard(model: PhiModel, precision: str) -> None:
     fully_shard(decoder, mesh=mesh, mp_policy=policy, ignored_params=whole)
     for module in decoder.modules():
         if isinstance(module, FSDPModule):
-            module.set_gradient_divide_factor(1.0)  # sums, not means: the loop divides by the global count
+            # Sums, not means: the loop divides by the global count. A plain sum is also what gloo has.
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -56,8 +61,8 @@ def like(tensor: Tensor, model: Tensor) -> Tensor:
 
 
 def sum_gradients(parameters: Sequence[Tensor]) -> None:
-    """Replace each replica's gradient by its sum over processes, in one collective; a tensor that no process touched stays
-    without one, so that the optimiser leaves it alone. Shards have their sums already."""
+    """Replace each replica's gradient by its sum over processes, in one collective; a tensor that no process touched
+    stays without one, so that the optimiser leaves it alone. Shards have their sums already."""
     if dist.world() == 1:
         return
     replicas = [p for p in parameters if not isinstance(p, DTensor)]
@@ -72,14 +77,17 @@ def sum_gradients(parameters: Sequence[Tensor]) -> None:
 
 
 def clip_gradients(parameters: Sequence[Tensor], scale: float, largest: float) -> Tensor:
-    """Multiply all gradients by `scale`, and then down to the global norm `largest`; returns the norm before the second."""
+    """Multiply all gradients by `scale`, and then down to the global norm `largest`; returns the norm before the
+    second."""
     grads = [(local(p.grad), isinstance(p, DTensor)) for p in parameters if p.grad is not None]
     tensors = [g for g, _ in grads]
     torch._foreach_mul_(tensors, scale)
     norms = torch._foreach_norm(tensors)
     squares = torch.stack(norms).square()
     sharded = torch.tensor([s for _, s in grads], device=squares.device)
-    norm = squares[~sharded].sum() if not sharded.any() else squares[~sharded].sum() + dist.total(squares[sharded].sum())
+    norm = (
+        squares[~sharded].sum() if not sharded.any() else squares[~sharded].sum() + dist.total(squares[sharded].sum())
+    )
     norm = norm.sqrt()
     torch._foreach_mul_(tensors, (largest / (norm + 1e-6)).clamp(max=1.0))
     return norm

@@ -13,7 +13,7 @@ likely: DPO alone is content when both become less likely, one faster than the o
 """
 
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,18 +21,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from polyphi.batch import IGNORE, Batch
-from polyphi.chat import Message
+from polyphi.batch import Batch
+from polyphi.data.preferences import pair
 from polyphi.data.shards import Sample
 from polyphi.model.multimodal import PhiModel
 from polyphi.train.loss import token_losses
-
-
-def _answer_only(full: Batch, earlier: int) -> Batch:
-    """The row without the labels of its first `earlier` supervised positions."""
-    assert full.labels is not None and full.supervised is not None
-    labels = full.labels.index_fill(0, full.supervised[:earlier], IGNORE)
-    return replace(full, labels=labels, supervised=full.supervised[earlier:])
 
 
 def answer_log_probs(model: PhiModel, batch: Batch) -> Float[Tensor, " S"]:
@@ -63,21 +56,7 @@ class DPO:
     def rows(self, sample: Sample, processor: Any, context: int, adapter: str | None = "auto") -> list[Batch]:
         """[chosen, rejected]. Raises ValueError where the sample has no `meta["rejected"]`, doesn't end in an answer,
         or a row exceeds `context`."""
-        rejected = sample.meta.get("rejected")
-        if not isinstance(rejected, str) or not rejected:
-            raise ValueError(
-                f"sample {sample.id}: a preference sample needs the text meta['rejected'], found {rejected!r}"
-            )
-        if (role := sample.messages[-1].role) != "assistant":
-            raise ValueError(f"sample {sample.id}: the last message must be the assistant's, found role {role!r}")
-        made = [
-            processor.row([*sample.prompt, answer], adapter=adapter, supervise="answers", context=context)
-            for answer in (sample.messages[-1], Message.assistant(rejected))
-        ]
-        earlier = 0
-        if any(message.role == "assistant" for message in sample.prompt):
-            earlier = len(processor.row(sample.prompt, adapter=adapter, supervise="answers").supervised)
-        return [_answer_only(row, earlier) for row in made]
+        return pair(sample, processor, context, adapter)
 
     def build(self, model: PhiModel, processor: Any, seed: int = 0) -> None:
         """Nothing of its own to learn."""

@@ -1,12 +1,13 @@
 """A run of the loop that takes a second: four corpora of a dozen samples, a tiny model with every part.
 
-    python small.py OUT DATA [--steps N] [--shard] [--pause SECONDS]        # what tests start in processes of their own
+python small.py OUT DATA [--steps N] [--shard] [--pause SECONDS]        # what tests start in processes of their own
 """
 
 import argparse
 import io
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,13 +30,14 @@ from polyphi.train.loop import train
 from polyphi.train.loss import NextToken
 from polyphi.train.stage import Budget, Mix, Stage
 
-WORDS = "zero one two three four five six seven eight nine red blue green square circle".split()
+NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+WORDS = [*NUMBERS, "red", "blue", "green", "square", "circle"]
 BUDGET = Budget(steps=4, batch_tokens=200, context=120, rate=1.0)
 LANGUAGE = Stage(
     name="language",
     start={},
     learn={"decoder.*": 1e-3},
-    data=Mix({"documents": 2, "questions": 1}),
+    data=Mix({"documents": 2.0, "questions": 1.0}),
     objective=NextToken(),
 )
 EVERYTHING = Stage(
@@ -48,7 +50,7 @@ EVERYTHING = Stage(
         "decoder.*.lora.vision.*": 2e-3,
         "decoder.*.lora.speech.*": 2e-3,
     },
-    data=Mix({"pictures": 2, "sounds": 2, "questions": 1}, adapter={"questions": "vision"}),
+    data=Mix({"pictures": 2.0, "sounds": 2.0, "questions": 1.0}, adapter={"questions": "vision"}),
     objective=NextToken(),
 )
 
@@ -148,13 +150,39 @@ def run(
 
 def told(out: Path) -> list[tuple[Any, ...]]:
     """What must be equal between equal runs: step, samples, loss and gradient norm to the last bit."""
-    return [(r["step"], r["ids"], r["loss"], r["gradient_norm"], r["rate"]) for r in read_metrics(out / "metrics.jsonl")]
+    return [
+        (r["step"], r["ids"], r["loss"], r["gradient_norm"], r["rate"]) for r in read_metrics(out / "metrics.jsonl")
+    ]
+
+
+class Fails(NextToken):
+    """After `losses` losses, does something once: by default it raises. To a checkpoint it is a plain `NextToken`."""
+
+    def __init__(self, losses: int, action: Callable[[], None] | None = None) -> None:
+        super().__init__()
+        object.__setattr__(self, "left", losses)
+        object.__setattr__(self, "action", action or self._raise)
+
+    def __repr__(self) -> str:
+        return repr(NextToken())
+
+    def _raise(self) -> None:
+        raise RuntimeError("bad luck")
+
+    def loss(self, model: Any, module: Any, state: Any, batch: Batch) -> Any:
+        object.__setattr__(self, "left", self.left - 1)
+        if self.left == -1:
+            self.action()
+        return super().loss(model, module, state, batch)
 
 
 class Slow(NextToken):
-    """Sleeps in every loss, so that there is time to kill it."""
+    """Sleeps in every loss, so that there is time to kill it. To a checkpoint it is a plain `NextToken`."""
 
     pause = 0.0
+
+    def __repr__(self) -> str:
+        return repr(NextToken())
 
     def loss(self, model: Any, module: Any, state: Any, batch: Batch) -> Any:
         time.sleep(self.pause)

@@ -43,7 +43,7 @@ def test_damage_is_found(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is damaged: expected SHA-256"):
         checkpoint.load(tmp_path)
     path.unlink()
-    with pytest.raises(ValueError, match="is damaged: .*tensors.safetensors"):
+    with pytest.raises(ValueError, match=r"is damaged: .*tensors\.safetensors"):
         checkpoint.load(tmp_path)
 
 
@@ -60,7 +60,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(
         raise error
 
     monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises(OSError, match="the disk is full: .* free some space and run again") as raised:
+    with pytest.raises(OSError, match=r"the disk is full: .* free some space and run again") as raised:
         checkpoint.save(tmp_path, 2, tensors(2), {})
     assert raised.value.errno == errno.ENOSPC
     assert checkpoint.load(tmp_path)[1]["step"] == 1

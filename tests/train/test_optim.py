@@ -43,5 +43,5 @@ def test_rates_are_shares_of_the_peaks() -> None:
 
 
 def test_a_glob_that_matches_nothing_names_the_nearest() -> None:
-    with pytest.raises(ValueError, match="vision.projector.weight"):
+    with pytest.raises(ValueError, match=r"vision\.projector\.weight"):
         optimiser(stage({"vision.projecter.*": 1e-3}), PARAMETERS, rate=1.0)

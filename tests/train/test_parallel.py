@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -44,7 +45,7 @@ def test_two_processes_give_the_numbers_of_one(options: tuple[str, ...], corpora
     first, second = (load_file(tmp_path / name / "trained.safetensors") for name in ("one", "two"))
     assert first.keys() == second.keys()
     for name, tensor in first.items():
-        # AdamW's first steps are of the rate's size whatever the gradient's: rounding shows where a gradient is near zero.
+        # AdamW's first steps are of the rate's size whatever the gradient's: where it is near zero, rounding shows.
         torch.testing.assert_close(tensor, second[name], atol=1e-3, rtol=1e-3)
 
 
@@ -58,3 +59,25 @@ def test_clipping_is_torchs() -> None:
     torch.testing.assert_close(norm, torch.nn.utils.clip_grad_norm_(theirs, 1.0))
     for p, q in zip(ours, theirs, strict=True):
         torch.testing.assert_close(p.grad, q.grad)
+
+
+def test_shards_resume(corpora: Path, tmp_path: Path) -> None:
+    """A process group of one is enough to cut tensors, gather them for a checkpoint, and cut them again."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        small.run(tmp_path / "whole", corpora, small.LANGUAGE)
+        small.run(tmp_path / "straight", corpora, small.LANGUAGE, shard=True)
+        stage = replace(small.LANGUAGE, objective=small.Fails(2))
+        with pytest.raises(RuntimeError, match="bad luck"):
+            small.run(tmp_path / "half", corpora, stage, shard=True, checkpoint_seconds=0.0)
+        small.run(tmp_path / "half", corpora, small.LANGUAGE, shard=True)
+    finally:
+        torch.distributed.destroy_process_group()
+    assert small.told(tmp_path / "half") == small.told(tmp_path / "straight")
+    whole, half = small.told(tmp_path / "whole"), small.told(tmp_path / "half")
+    assert [r[2] for r in half] == pytest.approx([r[2] for r in whole], rel=1e-6)
+
+
+def test_sharding_is_refused_where_adapters_learn(corpora: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"stages of the language model; .*lora"):
+        small.run(tmp_path, corpora, small.EVERYTHING, shard=True)

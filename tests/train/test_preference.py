@@ -61,7 +61,7 @@ def test_refuses_what_is_no_preference(processor: Processor) -> None:
 
 @pytest.mark.parametrize("scores", [1 << 24, 3000])
 def test_loss_is_the_formula(model: PhiModel, processor: Processor, scores: int, monkeypatch) -> None:
-    monkeypatch.setattr(loss, "CHUNK_SCORES", scores)
+    monkeypatch.setattr(loss, "CHUNK_SCORES", {"cpu": scores})
     dpo = DPO(beta=0.3, nll=0.2)
     rows = [*dpo.rows(sample(), processor, 64), *dpo.rows(sample("Can I?", "Yes.", "No, never."), processor, 64)]
     reference = dpo.begin(model)

@@ -1,0 +1,37 @@
+"""A preference sample as two rows: the conversation with the answer that is preferred, and with the one that isn't.
+
+    user 17 23 asst 44 51 end | user 17 23 asst 60 end
+                    ^^^^^^^^^                   ^^^^^^        only the last answer is supervised, whatever came before
+"""
+
+from dataclasses import replace
+from typing import Any
+
+from polyphi.batch import IGNORE, Batch
+from polyphi.chat import Message
+from polyphi.data.shards import Sample
+
+
+def pair(sample: Sample, processor: Any, context: int, adapter: str | None = "auto") -> list[Batch]:
+    """[chosen, rejected]. Raises ValueError where the sample has no `meta["rejected"]`, doesn't end in an answer, or
+    a row exceeds `context`."""
+    rejected = sample.meta.get("rejected")
+    if not isinstance(rejected, str) or not rejected:
+        raise ValueError(f"sample {sample.id}: a preference sample needs the text meta['rejected'], found {rejected!r}")
+    if (role := sample.messages[-1].role) != "assistant":
+        raise ValueError(f"sample {sample.id}: the last message must be the assistant's, found role {role!r}")
+    made = [
+        processor.row([*sample.prompt, answer], adapter=adapter, supervise="answers", context=context)
+        for answer in (sample.messages[-1], Message.assistant(rejected))
+    ]
+    earlier = 0
+    if any(message.role == "assistant" for message in sample.prompt):
+        earlier = len(processor.row(sample.prompt, adapter=adapter, supervise="answers").supervised)
+    return [_answer_only(row, earlier) for row in made]
+
+
+def _answer_only(row: Batch, earlier: int) -> Batch:
+    """The row without the labels of its first `earlier` supervised positions."""
+    assert row.labels is not None and row.supervised is not None
+    labels = row.labels.index_fill(0, row.supervised[:earlier], IGNORE)
+    return replace(row, labels=labels, supervised=row.supervised[earlier:])
