@@ -1,6 +1,6 @@
 """Speech with transcripts in eight languages: digit strings, numbers, words, questions, and recorded phrases.
 
-Digit strings are written "3 1 4" in every language, numbers from 10 to 99 in words. Training hears espeak-ng's variants
+Digit strings are written "314" in every language, numbers from 10 to 99 in words. Training hears espeak-ng's variants
 and recorded speakers; testing hears others (`polyphi.curate.speech`). "open" is recorded speech of open vocabulary, too
 hard for a small model: its number is reported as it is.
 """

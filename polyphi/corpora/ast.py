@@ -46,7 +46,7 @@ class Speech:
         """(kind, transcript, spoken text, translation)."""
         kind = self.rng.choice(("digits", "digits", "numbers", "words"))
         if kind == "digits":
-            numbers = speech.digits(self.rng, self.split, most=5)
+            numbers = speech.digits(self.rng, self.split)
             written = speech.written(numbers)
             said = speech.digit_text(numbers, source, self.rng)
             return kind, written, said, digit_words(written.replace(" ", ""), target)
@@ -72,7 +72,7 @@ class Speech:
         if not (found := self.studio.readers(self.split)):
             return None
         reader = self.rng.choice(found)
-        numbers = speech.digits(self.rng, self.split, [n for n in reader.numbers if n < 10], most=5)
+        numbers = speech.digits(self.rng, self.split, [n for n in reader.numbers if n < 10])
         written, target = speech.written(numbers), self.target(reader.language)
         translation = digit_words(written.replace(" ", ""), target)
         clip = self.studio.read(numbers, reader, self.rng)

@@ -208,7 +208,7 @@ class Listener:
 
     def digits(self, i: int) -> Sample:
         language, count = self.rng.choice(self.studio.languages), 2 + i % 5
-        numbers = speech.digits(self.rng, self.split, least=count, most=count)
+        numbers = speech.digits(self.rng, self.split, count=count)
         speaker = self.speaker(language)
         clip = self.studio.say(speech.digit_text(numbers, language, self.rng), speaker, self.rng)
         return asked(clip, "How many digits are spoken?", str(count), speaker, task="digits", language="en")

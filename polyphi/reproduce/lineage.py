@@ -22,7 +22,7 @@ from polyphi.processing.tokenizer import Tokenizer
 from polyphi.train.stage import Stage
 
 TRAINED = "trained.safetensors"
-LOG_MEL_MEAN, LOG_MEL_INVSTD = 8.0, 0.3  # [ours] roughly those of speech at the front end's scale; fresh encoders start here
+LOG_MEL_MEAN, LOG_MEL_INVSTD = 16.0, 0.22  # [ours] roughly those of speech at the front end's scale; fresh encoders start here
 
 
 @dataclass(frozen=True)
