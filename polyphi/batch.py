@@ -11,7 +11,8 @@ A pack is read like this (two sequences, `.` not supervised)::
     labels        .   .   .    44 end    . |    .   .    51 end    .
     bounds     (0, 6, 11)
 
-`labels[t]` is the id that position t must predict: already shifted, so that a row's last token can't leak into the next row.
+`labels[t]` is the id that position t must predict: already shifted, so that a row's last token can't leak into the
+next row.
 A row (one sample, tokenized) is simply a `Batch` of one sequence; `pack` joins rows.
 """
 
@@ -40,7 +41,8 @@ class ImageLayout:
         return 1 + self.crop_rows * self.crop_cols
 
     def tokens(self, cells: int) -> int:
-        """Tokens of the picture when a crop pools to `cells` x `cells`: g(g+1) + 1 + R(C+1), 273 + R(C+1) at 448 pixels."""
+        """Tokens of the picture when a crop pools to `cells` x `cells`: g(g+1) + 1 + R(C+1), 273 + R(C+1) at 448
+        pixels."""
         return cells * (cells + 1) + 1 + self.rows * (self.cols + 1)
 
 
@@ -62,9 +64,12 @@ class Clip:
 class Batch:
     """Packed sequences and their media.
 
-    `bounds` (host, S + 1 numbers from 0 to T) delimits sequences; `totals` (host, S) counts each sequence's tokens up to
-    and including this batch, cached ones too: it decides the LongRoPE table of that sequence. `adapters` (host, S) names
-    each sequence's LoRA or None. `image_slots` and `audio_slots` are the positions in `ids` of the placeholder tokens that
+    `bounds` (host, S + 1 numbers from 0 to T) delimits sequences; `totals` (host, S) counts each sequence's tokens
+    up to
+    and including this batch, cached ones too: it decides the LongRoPE table of that sequence. `adapters` (host, S)
+    names
+    each sequence's LoRA or None. `image_slots` and `audio_slots` are the positions in `ids` of the placeholder
+    tokens that
     the pictures of `images` and the clips of `clips` fill, in order.
     """
 
@@ -106,7 +111,8 @@ def row(
     adapter: str | None = None,
     **media: object,
 ) -> Batch:
-    """One sample as a `Batch` of one sequence. `supervise[t]` says that token t is to be learned (so position t - 1 gets
+    """One sample as a `Batch` of one sequence. `supervise[t]` says that token t is to be learned (so position t - 1
+    gets
     it as its label; token 0 can't be)."""
     tokens = torch.tensor(ids, dtype=torch.long)
     labels = supervised = None
@@ -128,7 +134,8 @@ def row(
 
 
 def pack(rows: Sequence[Batch]) -> Batch:
-    """Several batches as one, sequences and media in order. The forward of a pack equals that of its rows one by one."""
+    """Several batches as one, sequences and media in order. The forward of a pack equals that of its rows one by
+    one."""
     if not rows:
         raise ValueError("cannot pack zero rows")
     starts = [0]
@@ -148,7 +155,10 @@ def pack(rows: Sequence[Batch]) -> Batch:
     return Batch(
         ids=torch.cat([r.ids for r in rows]),
         positions=torch.cat([r.positions for r in rows]),
-        bounds=(0, *(start + b for r, start in zip(rows, starts, strict=False) for b in r.bounds[1:])),
+        bounds=(
+            0,
+            *(start + b for r, start in zip(rows, starts, strict=False) for b in r.bounds[1:]),
+        ),
         totals=tuple(t for r in rows for t in r.totals),
         adapters=tuple(a for r in rows for a in r.adapters),
         labels=cat("labels"),

@@ -3,7 +3,8 @@
 >>> Message.user(Image("cat.png"), Text("What is this?")).role
 'user'
 
-`SamplingParams`, `Completion`, `Delta` and `Transcript` are what goes in and comes out beside it, and `Generate` is the
+`SamplingParams`, `Completion`, `Delta` and `Transcript` are what goes in and comes out beside it, and `Generate` is
+the
 protocol by which evaluation sees any model, local or remote. This leaf imports nothing of ours.
 """
 
@@ -34,7 +35,8 @@ class Image:
 
 @dataclass(frozen=True)
 class Audio:
-    """A clip: a path, the encoded bytes of a WAV, FLAC, OGG or MP3 file, or (float32 samples [n] in [-1, 1], rate in Hz)."""
+    """A clip: a path, the encoded bytes of a WAV, FLAC, OGG or MP3 file, or (float32 samples [n] in [-1, 1], rate
+    in Hz)."""
 
     source: MediaSource | tuple[np.ndarray, int]
 
@@ -78,12 +80,16 @@ class Message:
             return value
         role, content = value.get("role"), value.get("content")
         if not isinstance(role, str) or not role:
-            raise ValueError(f"a message needs a role, found {role!r}; expected {{'role': 'user', 'content': ...}}")
+            raise ValueError(
+                f"a message needs a role, found {role!r}; expected {{'role': 'user', 'content': ...}}"
+            )
         tools = value.get("tools")
         if isinstance(content, str):
             return cls(role, (Text(content),), tools)
         if not isinstance(content, Sequence):
-            raise ValueError(f"message content must be text or a list of parts, found {type(content).__name__}")
+            raise ValueError(
+                f"message content must be text or a list of parts, found {type(content).__name__}"
+            )
         return cls(role, tuple(_parse_part(p, root) for p in content), tools)
 
 
@@ -96,7 +102,9 @@ def _parse_part(part: Any, root: Path | None) -> Part:
         return Image(_parse_source(url["url"] if isinstance(url, Mapping) else url, root))
     if kind == "input_audio":
         clip = part["input_audio"]
-        return Audio(base64.b64decode(clip["data"]) if "data" in clip else _parse_source(clip["path"], root))
+        return Audio(
+            base64.b64decode(clip["data"]) if "data" in clip else _parse_source(clip["path"], root)
+        )
     raise ValueError(f"unknown part type {kind!r}; expected text, image_url or input_audio")
 
 
@@ -104,7 +112,9 @@ def _parse_source(url: str, root: Path | None) -> MediaSource:
     if url.startswith("data:"):
         return base64.b64decode(url.partition(",")[2])
     if "://" in url and not url.startswith("file://"):
-        raise ValueError(f"remote media are not fetched here, found {url[:80]!r}; give a path or a data: URL")
+        raise ValueError(
+            f"remote media are not fetched here, found {url[:80]!r}; give a path or a data: URL"
+        )
     path = Path(url.removeprefix("file://"))
     return path if root is None or path.is_absolute() else root / path
 
@@ -170,11 +180,19 @@ class Generate(Protocol):
     """What evaluation needs of a model: answers, and log-probabilities of given ones."""
 
     def generate(
-        self, messages: Sequence[Message], *, sampling: SamplingParams = ..., adapter: str | None = "auto"
+        self,
+        messages: Sequence[Message],
+        *,
+        sampling: SamplingParams = ...,
+        adapter: str | None = "auto",
     ) -> Completion: ...
 
     def stream(
-        self, messages: Sequence[Message], *, sampling: SamplingParams = ..., adapter: str | None = "auto"
+        self,
+        messages: Sequence[Message],
+        *,
+        sampling: SamplingParams = ...,
+        adapter: str | None = "auto",
     ) -> Iterator[Delta]: ...
 
     def score(

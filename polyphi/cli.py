@@ -1,9 +1,10 @@
-"""The command line: one short function per verb. A wrong argument is one clear line and exit code 2; a failed run, 1."""
+"""The command line: one short function per verb. A wrong argument is one clear line and exit code 2; a failed run,
+1."""
 
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -23,14 +24,18 @@ ModelArgument = Annotated[str, typer.Argument(help="Folder of a checkpoint, or a
 @app.command()
 def reproduce(
     size: Annotated[str, typer.Argument(help="micro, nano, lab or full.")],
-    out: Annotated[Path, typer.Option(help="Folder of the run; the same folder goes on where it stopped.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder of the run; the same folder goes on where it stopped.")
+    ],
     seed: int = 0,
-    precision: Annotated[str, typer.Option(help="bf16 or fp32 arithmetic in training; weights stay fp32.")] = "bf16",
+    precision: Annotated[
+        str, typer.Option(help="bf16 or fp32 arithmetic in training; weights stay fp32.")
+    ] = "bf16",
 ) -> None:
     """The whole recipe: data, tokenizer, sixteen stages, evaluation and a report page."""
     from polyphi.reproduce.graph import Run
 
-    page = Run(size, out, seed=seed, precision=precision, console=console).reproduce()
+    page = Run(size, out, seed=seed, precision=_precision(precision), console=console).reproduce()
     console.print(f"\nreport  {page}\ntalk    polyphi chat {out / 'model'}")
 
 
@@ -38,19 +43,23 @@ def reproduce(
 def train(
     stage: Annotated[str, typer.Argument(help="Name of a stage, such as speech_2_post.")],
     size: Annotated[str, typer.Option(help="micro, nano, lab or full.")] = "nano",
-    out: Annotated[Path, typer.Option(help="Folder of the run that holds its data and its parent stages.")] = Path("runs/nano"),
+    out: Annotated[
+        Path, typer.Option(help="Folder of the run that holds its data and its parent stages.")
+    ] = Path("runs/nano"),
     seed: int = 0,
     precision: Annotated[str, typer.Option(help="bf16 or fp32 arithmetic.")] = "bf16",
 ) -> None:
     """One stage, after the corpora and parent stages that it needs."""
     from polyphi.reproduce.graph import Run
 
-    Run(size, out, seed=seed, precision=precision, console=console).train(stage)
+    Run(size, out, seed=seed, precision=_precision(precision), console=console).train(stage)
 
 
 @app.command()
 def curate(
-    corpus: Annotated[str, typer.Argument(help="Name of a corpus, or `show` to list what a run holds.")],
+    corpus: Annotated[
+        str, typer.Argument(help="Name of a corpus, or `show` to list what a run holds.")
+    ],
     size: Annotated[str, typer.Option(help="micro, nano, lab or full.")] = "nano",
     out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/nano"),
     seed: int = 0,
@@ -68,9 +77,15 @@ def curate(
 @app.command()
 def chat(
     model: ModelArgument,
-    prompt: Annotated[str | None, typer.Argument(help="One question; without it, a conversation.")] = None,
-    image: Annotated[list[Path] | None, typer.Option(help="A picture; may be given several times.")] = None,
-    audio: Annotated[list[Path] | None, typer.Option(help="A clip; may be given several times.")] = None,
+    prompt: Annotated[
+        str | None, typer.Argument(help="One question; without it, a conversation.")
+    ] = None,
+    image: Annotated[
+        list[Path] | None, typer.Option(help="A picture; may be given several times.")
+    ] = None,
+    audio: Annotated[
+        list[Path] | None, typer.Option(help="A clip; may be given several times.")
+    ] = None,
     max_tokens: int = 256,
     temperature: float = 0.0,
     adapter: Annotated[str, typer.Option(help="auto, none, vision or speech.")] = "auto",
@@ -113,8 +128,12 @@ def _ask() -> str | None:
 def transcribe(
     model: ModelArgument,
     files: Annotated[list[Path], typer.Argument(help="Audio files.")],
-    to: Annotated[str | None, typer.Option(help="Translate into this language, such as German.")] = None,
-    cot: Annotated[bool, typer.Option("--cot", help="Transcribe first, then translate (chain of thought).")] = False,
+    to: Annotated[
+        str | None, typer.Option(help="Translate into this language, such as German.")
+    ] = None,
+    cot: Annotated[
+        bool, typer.Option("--cot", help="Transcribe first, then translate (chain of thought).")
+    ] = False,
 ) -> None:
     """Write down, or translate, what is said in audio files."""
     import polyphi
@@ -125,7 +144,13 @@ def transcribe(
     for file in files:
         result = phi.transcribe(file, to=to, cot=cot)
         name = f"{file}: " if len(files) > 1 else ""
-        text = f"{result.text}\n{result.translation}" if cot else result.translation if to else result.text
+        text = (
+            f"{result.text}\n{result.translation}"
+            if cot
+            else result.translation
+            if to
+            else result.text
+        )
         console.print(f"{name}{text}", markup=False, highlight=False, soft_wrap=True)
         for warning in result.warnings:
             print(f"{name}warning: {warning}", file=sys.stderr)
@@ -134,7 +159,9 @@ def transcribe(
 @app.command()
 def inspect(
     model: ModelArgument,
-    logits: Annotated[Path | None, typer.Option(help="A request.json whose logits to write.")] = None,
+    logits: Annotated[
+        Path | None, typer.Option(help="A request.json whose logits to write.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="The .safetensors file for --logits.")] = None,
 ) -> None:
     """Parts and parameters beside the report's; with --logits, exact numbers for comparison."""
@@ -150,7 +177,9 @@ def inspect(
         return
     table = Table("part", "parameters", "report", box=None, padding=(0, 2))
     for part in inspection.parts(weights.read_config(model)):
-        table.add_row(part.name, f"{part.parameters:,}", f"{part.report:.3g}" if part.report else "")
+        table.add_row(
+            part.name, f"{part.parameters:,}", f"{part.report:.3g}" if part.report else ""
+        )
     console.print(table)
 
 
@@ -159,19 +188,31 @@ def export(
     model: ModelArgument,
     out: Annotated[Path, typer.Option(help="Folder to write.")],
     layout: Annotated[str, typer.Option(help="native, original or mini.")] = "native",
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; as stored if not given.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16; as stored if not given.")
+    ] = None,
 ) -> None:
     """Write a checkpoint in one of the public layouts."""
     from polyphi.model import weights
     from polyphi.phi import as_dtype
 
     folder = weights.locate(model)
-    tokenizer = [p for p in (folder / name for name in ("tokenizer.json", "tokenizer_config.json")) if p.exists()]
-    weights.save(weights.load(folder), out, layout, dtype=as_dtype(dtype) if dtype else None, files=tokenizer)
+    tokenizer = [
+        p
+        for p in (folder / name for name in ("tokenizer.json", "tokenizer_config.json"))
+        if p.exists()
+    ]
+    weights.save(
+        weights.load(folder), out, layout, dtype=as_dtype(dtype) if dtype else None, files=tokenizer
+    )
     console.print(f"wrote {out} ({layout})")
 
 
-evaluation = typer.Typer(name="eval", help="Measure a model on held-out data, or score recorded answers again.", no_args_is_help=True)
+evaluation = typer.Typer(
+    name="eval",
+    help="Measure a model on held-out data, or score recorded answers again.",
+    no_args_is_help=True,
+)
 app.add_typer(evaluation)
 
 
@@ -188,11 +229,19 @@ def eval_run(
 
 
 @evaluation.command("score")
-def eval_score(folder: Annotated[Path, typer.Argument(help="Folder with the per-sample .jsonl files.")]) -> None:
+def eval_score(
+    folder: Annotated[Path, typer.Argument(help="Folder with the per-sample .jsonl files.")],
+) -> None:
     """Compute every score again from recorded answers, without the model."""
     from polyphi.eval.run import rescore
 
     print(json.dumps(rescore(folder), indent=1, ensure_ascii=False))
+
+
+def _precision(name: str) -> Literal["bf16", "fp32"]:
+    if name not in ("bf16", "fp32"):
+        raise ValueError(f"precision is bf16 or fp32, found {name!r}")
+    return name  # type: ignore[return-value]
 
 
 def main(arguments: list[str] | None = None) -> Any:
@@ -205,7 +254,13 @@ def main(arguments: list[str] | None = None) -> Any:
         print("interrupted: the same command goes on where it stopped", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        code = 2 if isinstance(error, ValueError | FileNotFoundError) else 1 if isinstance(error, OSError | RuntimeError) else None
+        code = (
+            2
+            if isinstance(error, ValueError | FileNotFoundError)
+            else 1
+            if isinstance(error, OSError | RuntimeError)
+            else None
+        )
         if hasattr(error, "exit_code"):  # a usage error, which click words itself
             error.show()  # type: ignore[attr-defined]
             sys.exit(error.exit_code)

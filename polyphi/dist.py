@@ -41,7 +41,10 @@ def anyone(*flags: bool, device: torch.device | str = "cpu") -> list[bool]:
     """For each flag, whether it is up in any process: what must be decided by all is decided alike."""
     if world() == 1:
         return list(flags)
-    return [count > 0 for count in total(torch.tensor(flags, dtype=torch.float32, device=device)).tolist()]
+    return [
+        count > 0
+        for count in total(torch.tensor(flags, dtype=torch.float32, device=device)).tolist()
+    ]
 
 
 def wait() -> None:
@@ -53,5 +56,7 @@ def wait() -> None:
 def mesh(device: str) -> DeviceMesh:
     """All processes in a row. Raises ValueError where there is no process group."""
     if not distributed.is_initialized():
-        raise ValueError("sharding needs a process group; start with torchrun, even for one process")
+        raise ValueError(
+            "sharding needs a process group; start with torchrun, even for one process"
+        )
     return init_device_mesh(device, (world(),))

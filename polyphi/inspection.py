@@ -51,15 +51,20 @@ def parts(config: ModelConfig) -> list[Part]:
     for name, size in sizes.items():
         counted[owner(name)] = counted.get(owner(name), 0) + size
     rows = [Part(name, counted.pop(prefix, 0), report) for name, report, prefix in PARTS]
-    rows += [Part(f"{prefix.removeprefix('lora.')} adapter", size, None) for prefix, size in counted.items()]
+    rows += [
+        Part(f"{prefix.removeprefix('lora.')} adapter", size, None)
+        for prefix, size in counted.items()
+    ]
     return [*rows, Part("all", sum(sizes.values()), TOTAL)]
 
 
 def write_logits(phi: Phi, request: str | Path, out: str | Path) -> tuple[int, int]:
-    """Runs a request; writes `ids` (after placeholder expansion) and `logits` (float32, every position) as safetensors.
+    """Runs a request; writes `ids` (after placeholder expansion) and `logits` (float32, every position) as
+    safetensors.
 
     `request` is a JSON file: an OpenAI-style list of messages (the generation prompt is added), with media as paths
-    relative to the file or data URLs, or `{"ids": [...], "images": [...], "audios": [...]}`. Returns the logits' shape.
+    relative to the file or data URLs, or `{"ids": [...], "images": [...], "audios": [...]}`. Returns the logits'
+    shape.
     """
     request, out = Path(request), Path(out)
     ids, logits = phi.logits(*_read_request(request))
@@ -82,9 +87,13 @@ def _read_request(path: Path) -> tuple[Sequence[Any], Sequence[Path], Sequence[P
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     root = path.parent
     if isinstance(value, dict) and "ids" in value:
-        images, audios = ([root / name for name in value.get(kind, ())] for kind in ("images", "audios"))
+        images, audios = (
+            [root / name for name in value.get(kind, ())] for kind in ("images", "audios")
+        )
         return value["ids"], images, audios
     messages = value.get("messages") if isinstance(value, dict) else value
     if not isinstance(messages, list):
-        raise ValueError(f"{path} must hold a list of messages, or an object with ids; found {type(value).__name__}")
+        raise ValueError(
+            f"{path} must hold a list of messages, or an object with ids; found {type(value).__name__}"
+        )
     return [Message.parse(m, root) for m in messages], (), ()

@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 SECONDS_BETWEEN_LINES = 20.0
 """How often a run without a terminal says where it is."""
@@ -47,7 +54,9 @@ class Metrics:
 
 
 @contextmanager
-def progress(name: str, total: int, done: int = 0, quiet: bool = False) -> Iterator[Callable[[int, str], None]]:
+def progress(
+    name: str, total: int, done: int = 0, quiet: bool = False
+) -> Iterator[Callable[[int, str], None]]:
     """`advance(step, text)`: a bar on a terminal, a line now and then elsewhere, nothing where `quiet`."""
     if quiet:
         yield lambda step, text: None

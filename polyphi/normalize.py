@@ -27,7 +27,10 @@ _FORMS = {
     "zh": "零/〇 一 二/两 三 四 五 六 七 八 九",
     "ja": "ゼロ/れい/零 いち/一 に/二 さん/三 よん/四 ご/五 ろく/六 なな/しち/七 はち/八 きゅう/く/九",
 }
-DIGIT_WORDS = {language: tuple(tuple(d.split("/")) for d in forms.split()) for language, forms in _FORMS.items()}
+DIGIT_WORDS = {
+    language: tuple(tuple(d.split("/")) for d in forms.split())
+    for language, forms in _FORMS.items()
+}
 """Spoken digits 0 to 9 in every usual form, by language."""
 
 _JOINERS = {"'", "’", "ʼ"}
@@ -66,7 +69,8 @@ def characters(text: str, language: str = "en") -> list[str]:
 
 
 def digits(text: str, language: str = "en") -> str:
-    """The digits of a text in order, spelled ones too: digits("7, one 3") = "713"; digits("deux cinq", "fr") = "25"."""
+    """The digits of a text in order, spelled ones too: digits("7, one 3") = "713"; digits("deux cinq", "fr") =
+    "25"."""
     spelled = {w: str(d) for d, forms in enumerate(DIGIT_WORDS.get(language, ())) for w in forms}
     text = unicodedata.normalize("NFKC", text).casefold()
     if language in UNSPACED:
@@ -112,10 +116,15 @@ def errors(reference: Sequence[str], hypothesis: Sequence[str]) -> Errors:
     try:
         import jiwer
     except ImportError as e:
-        raise ValueError("error rates need jiwer, which is not installed; pip install 'polyphi[eval]'") from e
+        raise ValueError(
+            "error rates need jiwer, which is not installed; pip install 'polyphi[eval]'"
+        ) from e
     plain = jiwer.Compose([jiwer.ReduceToListOfListOfWords()])
     found = jiwer.process_words(
-        " ".join(reference), " ".join(hypothesis), reference_transform=plain, hypothesis_transform=plain
+        " ".join(reference),
+        " ".join(hypothesis),
+        reference_transform=plain,
+        hypothesis_transform=plain,
     )
     return Errors(found.substitutions, found.deletions, found.insertions, len(reference))
 

@@ -71,24 +71,38 @@ class Phi:
         return self.processor.tokenizer
 
     def generate(
-        self, messages: Conversation, *, sampling: SamplingParams = GREEDY, adapter: str | None = "auto"
+        self,
+        messages: Conversation,
+        *,
+        sampling: SamplingParams = GREEDY,
+        adapter: str | None = "auto",
     ) -> Completion:
         """The assistant's answer to `Message`s or OpenAI-style dicts."""
         return self.engine.generate(messages, sampling=sampling, adapter=adapter)
 
     def generate_many(
-        self, conversations: Iterable[Conversation], *, sampling: SamplingParams = GREEDY, adapter: str | None = "auto"
+        self,
+        conversations: Iterable[Conversation],
+        *,
+        sampling: SamplingParams = GREEDY,
+        adapter: str | None = "auto",
     ) -> list[Completion]:
         """Answers to many conversations, decoded together; each is the one it would get alone."""
         return self.engine.generate_many(conversations, sampling=sampling, adapter=adapter)
 
     def stream(
-        self, messages: Conversation, *, sampling: SamplingParams = GREEDY, adapter: str | None = "auto"
+        self,
+        messages: Conversation,
+        *,
+        sampling: SamplingParams = GREEDY,
+        adapter: str | None = "auto",
     ) -> Iterator[Delta]:
         """The answer in pieces, as it comes; joined they are `generate`'s text."""
         return self.engine.stream(messages, sampling=sampling, adapter=adapter)
 
-    def score(self, messages: Conversation, continuation: str, *, adapter: str | None = "auto") -> list[float]:
+    def score(
+        self, messages: Conversation, continuation: str, *, adapter: str | None = "auto"
+    ) -> list[float]:
         """Natural log-probability of each token of `continuation` as the assistant's answer."""
         return self.engine.score(messages, continuation, adapter=adapter)
 
@@ -106,7 +120,8 @@ class Phi:
         cot: bool = False,
         sampling: SamplingParams | None = None,
     ) -> Transcript:
-        """What a clip (path, bytes, or float32 samples and rate) says. `to` (a code such as "de", or a language's name)
+        """What a clip (path, bytes, or float32 samples and rate) says. `to` (a code such as "de", or a language's
+        name)
         asks for a translation; with `cot` the model writes the transcript first and translates after it, which is
         better and gives both (report 2.2.2), otherwise the transcript stays empty.
 
@@ -115,22 +130,30 @@ class Phi:
         wave, rate = decode_audio(audio)
         seconds = len(wave) / rate
         if cot and to is None:
-            raise ValueError("cot=True writes a transcript and then a translation; say which language with to=")
+            raise ValueError(
+                "cot=True writes a transcript and then a translation; say which language with to="
+            )
         if to is None:
             prompt = TRANSCRIBE
         else:
             prompt = (TRANSCRIBE_AND_TRANSLATE if cot else TRANSLATE).format(language=_language(to))
         messages = [Message.user(Audio((wave, rate)), prompt)]
-        answer = self.generate(messages, sampling=sampling or self._room(messages, seconds, twice=cot))
+        answer = self.generate(
+            messages, sampling=sampling or self._room(messages, seconds, twice=cot)
+        )
         warnings = []
         if answer.finish_reason == "length":
-            warnings.append(f"the answer was cut after {len(answer.tokens)} tokens; the end of the clip may be missing")
+            warnings.append(
+                f"the answer was cut after {len(answer.tokens)} tokens; the end of the clip may be missing"
+            )
         text, translation = answer.text.strip(), None
         if cot:
             text, found, rest = (piece.strip() for piece in answer.text.partition(SEPARATOR))
             translation = rest if found else None
             if not found:
-                warnings.append(f"the model wrote no {SEPARATOR}, so its answer holds no separate translation")
+                warnings.append(
+                    f"the model wrote no {SEPARATOR}, so its answer holds no separate translation"
+                )
         elif to is not None:
             text, translation = "", text
         return Transcript(text, seconds, translation, tuple(warnings))
@@ -148,12 +171,18 @@ class Phi:
         Messages get the generation prompt. Ids are taken as they are, with `images` and `audios` (paths or bytes) for
         their placeholders, in order; "auto" then looks at which of the two are given.
         """
-        given: list[Any] = messages_or_ids.tolist() if isinstance(messages_or_ids, Tensor) else list(messages_or_ids)
+        given: list[Any] = (
+            messages_or_ids.tolist()
+            if isinstance(messages_or_ids, Tensor)
+            else list(messages_or_ids)
+        )
         if not given:
             raise ValueError("expected messages or token ids, found an empty list")
         if isinstance(given[0], Message | Mapping):
             if images or audios:
-                raise ValueError("pictures and clips of messages stand in their parts; images= and audios= go with ids")
+                raise ValueError(
+                    "pictures and clips of messages stand in their parts; images= and audios= go with ids"
+                )
             row = self.engine.row(given, adapter=adapter)
         else:
             row = self.engine.ids_row(given, images, audios, adapter=adapter)
@@ -200,17 +229,23 @@ def make_processor(config: ModelConfig, tokenizer: Tokenizer) -> Processor:
         ("audio", config.audio and config.audio.audio_token_id, tokenizer.audio_id),
     ):
         if part is not None and part != found:
-            raise ValueError(f"config.json says the {kind} placeholder is id {part}, the tokenizer's is {found}")
+            raise ValueError(
+                f"config.json says the {kind} placeholder is id {part}, the tokenizer's is {found}"
+            )
     if config.vision is None:
         return Processor(tokenizer)
-    return Processor(tokenizer, config.vision.crop_size, config.vision.patch_size, config.vision.max_crops)
+    return Processor(
+        tokenizer, config.vision.crop_size, config.vision.patch_size, config.vision.max_crops
+    )
 
 
 def as_dtype(name: str | torch.dtype) -> torch.dtype:
     """A type of weights by its name."""
     found = name if isinstance(name, torch.dtype) else getattr(torch, name, None)
     if found not in (torch.float32, torch.bfloat16, torch.float16):
-        raise ValueError(f"dtype must be 'auto', 'float32', 'bfloat16' or 'float16', found {name!r}")
+        raise ValueError(
+            f"dtype must be 'auto', 'float32', 'bfloat16' or 'float16', found {name!r}"
+        )
     return found
 
 

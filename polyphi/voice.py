@@ -51,11 +51,13 @@ _FIX = {
 
 @dataclass(frozen=True)
 class Voice:
-    """Who speaks. `variant` is espeak-ng's ("f2", "m3", "" for the plain voice), flite's voice ("slt") or an endpoint's
+    """Who speaks. `variant` is espeak-ng's ("f2", "m3", "" for the plain voice), flite's voice ("slt") or an
+    endpoint's
     voice name. `speed` is relative to the engine's normal; `pitch` is espeak-ng's, 0 to 99 with 50 as normal.
 
     `where` is the command of engine "command" (`{text}` and `{language}` are filled in; it writes WAV to its standard
-    output), or the base address of engine "endpoint" (".../v1"), whose model is `model`. An endpoint's key is read from
+    output), or the base address of engine "endpoint" (".../v1"), whose model is `model`. An endpoint's key is read
+    from
     POLYPHI_SPEECH_KEY."""
 
     engine: str = "espeak-ng"
@@ -68,13 +70,21 @@ class Voice:
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
-            raise ValueError(f"unknown speech engine {self.engine!r}; expected one of {', '.join(ENGINES)}")
+            raise ValueError(
+                f"unknown speech engine {self.engine!r}; expected one of {', '.join(ENGINES)}"
+            )
         if not 0.3 <= self.speed <= 3.0 or not 0 <= self.pitch <= 99:
-            raise ValueError(f"a voice's speed is 0.3 to 3 and its pitch 0 to 99, found {self.speed} and {self.pitch}")
+            raise ValueError(
+                f"a voice's speed is 0.3 to 3 and its pitch 0 to 99, found {self.speed} and {self.pitch}"
+            )
         if self.engine in ("command", "endpoint") and not self.where:
-            raise ValueError(f"a voice of engine {self.engine!r} needs `where`: the command, or the endpoint's address")
+            raise ValueError(
+                f"a voice of engine {self.engine!r} needs `where`: the command, or the endpoint's address"
+            )
         if self.engine == "flite" and self.variant not in FLITE_VOICES:
-            raise ValueError(f"flite has no voice {self.variant!r}; expected one of {', '.join(FLITE_VOICES)}")
+            raise ValueError(
+                f"flite has no voice {self.variant!r}; expected one of {', '.join(FLITE_VOICES)}"
+            )
 
 
 class _Engine(Protocol):
@@ -102,7 +112,9 @@ class Booth:
                 self._engines[voice.engine] = _OPEN[voice.engine]()
             wave, rate = self._engines[voice.engine].speak(text, voice)
         if len(wave) == 0:
-            raise ValueError(f"{voice.engine} made no sound of {text[:60]!r} as {voice.language!r} {voice.variant!r}")
+            raise ValueError(
+                f"{voice.engine} made no sound of {text[:60]!r} as {voice.language!r} {voice.variant!r}"
+            )
         return wave, rate
 
 
@@ -127,7 +139,10 @@ def unavailable(engine: str) -> str | None:
 
 # espeak-ng --------------------------------------------------------------------------------------------------
 
-_SONAMES = {"espeak-ng": ("libespeak-ng.so.1", "libespeak-ng.1.dylib"), "flite": ("libflite.so.1", "libflite.1.dylib")}
+_SONAMES = {
+    "espeak-ng": ("libespeak-ng.so.1", "libespeak-ng.1.dylib"),
+    "flite": ("libflite.so.1", "libflite.1.dylib"),
+}
 _SYNCHRONOUS, _UTF8 = 2, 1  # espeak_AUDIO_OUTPUT, and a flag of espeak_Synth
 _RATE, _PITCH = 1, 3  # espeak_PARAMETER
 _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)
@@ -162,7 +177,9 @@ class _Espeak:
         self.library = _private_copy(library)
         self.rate = self.library.espeak_Initialize(_SYNCHRONOUS, 100, None, 0)
         if self.rate <= 0:
-            raise ValueError("espeak-ng can't find its data; try `apt install --reinstall espeak-ng-data`")
+            raise ValueError(
+                "espeak-ng can't find its data; try `apt install --reinstall espeak-ng-data`"
+            )
         if seed := getattr(self.library, "espeak_ng_SetRandSeed", None):
             seed(ctypes.c_long(1))  # else breathy voices take their noise from the clock
         self._heard: list[bytes] = []
@@ -181,13 +198,18 @@ class _Espeak:
         name = _espeak_name(voice)
         if name != self._voice:
             if self.library.espeak_SetVoiceByName(name.encode()) != 0:
-                raise ValueError(f"espeak-ng has no voice {name!r}; `espeak-ng --voices` lists them")
+                raise ValueError(
+                    f"espeak-ng has no voice {name!r}; `espeak-ng --voices` lists them"
+                )
             self._voice = name
         self.library.espeak_SetParameter(_RATE, round(ESPEAK_WORDS_PER_MINUTE * voice.speed), 0)
         self.library.espeak_SetParameter(_PITCH, voice.pitch, 0)
         self._heard.clear()
         data = text.encode() + b"\0"
-        if self.library.espeak_Synth(data, ctypes.c_size_t(len(data)), 0, 0, 0, _UTF8, None, None) != 0:
+        if (
+            self.library.espeak_Synth(data, ctypes.c_size_t(len(data)), 0, 0, 0, _UTF8, None, None)
+            != 0
+        ):
             raise ValueError(f"espeak-ng failed at {text[:60]!r}")
         return _float(np.frombuffer(b"".join(self._heard), np.int16)), self.rate
 
@@ -204,7 +226,20 @@ def _float(samples: np.ndarray) -> Float[np.ndarray, " n"]:
 class _EspeakCommand:
     def speak(self, text: str, voice: Voice) -> tuple[Float[np.ndarray, " n"], int]:
         speed, pitch = str(round(ESPEAK_WORDS_PER_MINUTE * voice.speed)), str(voice.pitch)
-        return _run(["espeak-ng", "-v", _espeak_name(voice), "-s", speed, "-p", pitch, "--stdout", "--", text])
+        return _run(
+            [
+                "espeak-ng",
+                "-v",
+                _espeak_name(voice),
+                "-s",
+                speed,
+                "-p",
+                pitch,
+                "--stdout",
+                "--",
+                text,
+            ]
+        )
 
 
 # flite ------------------------------------------------------------------------------------------------------
@@ -240,7 +275,9 @@ class _Flite:
 
     def _voice(self, name: str) -> int:
         if name not in self._voices:
-            register = getattr(ctypes.CDLL(f"libflite_cmu_us_{name}.so.1"), f"register_cmu_us_{name}")
+            register = getattr(
+                ctypes.CDLL(f"libflite_cmu_us_{name}.so.1"), f"register_cmu_us_{name}"
+            )
             register.restype, register.argtypes = ctypes.c_void_p, [ctypes.c_char_p]
             self._voices[name] = register(None)
         return self._voices[name]
@@ -249,7 +286,9 @@ class _Flite:
         pointer = self._voice(voice.variant)
         features = ctypes.cast(pointer, ctypes.POINTER(_FliteVoice)).contents.features
         self.library.feat_set_float(features, b"duration_stretch", 1.0 / voice.speed)
-        self.library.srand(1)  # its noise comes from the C library's generator; the same text shall be the same clip
+        self.library.srand(
+            1
+        )  # its noise comes from the C library's generator; the same text shall be the same clip
         made = self.library.flite_text_to_wave(text.encode(), pointer)
         if not made:
             raise ValueError(f"flite failed at {text[:60]!r}")
@@ -264,7 +303,9 @@ class _FliteCommand:
         stretch = f"duration_stretch={1.0 / voice.speed}"
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "clip.wav"
-            _output(["flite", "-voice", voice.variant, "--setf", stretch, "-t", text, "-o", str(path)])
+            _output(
+                ["flite", "-voice", voice.variant, "--setf", stretch, "-t", text, "-o", str(path)]
+            )
             return _decode(path.read_bytes(), "flite")
 
 
@@ -274,7 +315,9 @@ class _FliteCommand:
 class _Command:
     def speak(self, text: str, voice: Voice) -> tuple[Float[np.ndarray, " n"], int]:
         words = shlex.split(voice.where)
-        return _run([w.replace("{text}", text).replace("{language}", voice.language) for w in words])
+        return _run(
+            [w.replace("{text}", text).replace("{language}", voice.language) for w in words]
+        )
 
 
 def _run(command: list[str]) -> tuple[Float[np.ndarray, " n"], int]:
@@ -287,10 +330,14 @@ def _output(command: list[str]) -> bytes:
     except FileNotFoundError:
         raise ValueError(f"the speech command {command[0]!r} is not on this system") from None
     except subprocess.TimeoutExpired:
-        raise ValueError(f"the speech command {command[0]!r} took more than {SECONDS:g} s for one clip") from None
+        raise ValueError(
+            f"the speech command {command[0]!r} took more than {SECONDS:g} s for one clip"
+        ) from None
     if done.returncode:
         said = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
-        raise ValueError(f"the speech command {command[0]!r} failed with code {done.returncode}: {said[-1][:160]}")
+        raise ValueError(
+            f"the speech command {command[0]!r} failed with code {done.returncode}: {said[-1][:160]}"
+        )
     return done.stdout
 
 
@@ -298,7 +345,12 @@ class _Endpoint:
     """`POST {where}/audio/speech`, as OpenAI's API has it, asked for WAV."""
 
     def speak(self, text: str, voice: Voice) -> tuple[Float[np.ndarray, " n"], int]:
-        body = {"model": voice.model, "input": text, "voice": voice.variant or "default", "response_format": "wav"}
+        body = {
+            "model": voice.model,
+            "input": text,
+            "voice": voice.variant or "default",
+            "response_format": "wav",
+        }
         if voice.speed != 1.0:
             body["speed"] = voice.speed  # type: ignore[assignment]
         headers = {"Content-Type": "application/json"}
@@ -306,7 +358,9 @@ class _Endpoint:
             headers["Authorization"] = f"Bearer {key}"
         address = voice.where.rstrip("/") + "/audio/speech"
         if not address.startswith(("http://", "https://")):
-            raise ValueError(f"a speech endpoint's address starts with http:// or https://, found {voice.where!r}")
+            raise ValueError(
+                f"a speech endpoint's address starts with http:// or https://, found {voice.where!r}"
+            )
         request = urllib.request.Request(address, json.dumps(body).encode(), headers)
         try:
             with urllib.request.urlopen(request, timeout=SECONDS) as response:
@@ -314,7 +368,9 @@ class _Endpoint:
         except urllib.error.HTTPError as error:
             raise ValueError(f"{address} answered {error.code}; expected a WAV clip") from None
         except OSError as error:
-            raise ValueError(f"{address} can't be reached: {getattr(error, 'reason', error)}") from None
+            raise ValueError(
+                f"{address} can't be reached: {getattr(error, 'reason', error)}"
+            ) from None
 
 
 def _decode(data: bytes, name: str) -> tuple[Float[np.ndarray, " n"], int]:
@@ -323,7 +379,9 @@ def _decode(data: bytes, name: str) -> tuple[Float[np.ndarray, " n"], int]:
     try:
         wave, rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, RuntimeError):
-        raise ValueError(f"{name} gave no readable audio; expected WAV, found {len(data)} bytes") from None
+        raise ValueError(
+            f"{name} gave no readable audio; expected WAV, found {len(data)} bytes"
+        ) from None
     return wave.mean(axis=1, dtype=np.float32), rate
 
 

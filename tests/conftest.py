@@ -5,7 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from polyphi.model.config import AdapterConfig, AudioConfig, DecoderConfig, ModelConfig, VisionConfig
+from polyphi.model.config import (
+    AdapterConfig,
+    AudioConfig,
+    DecoderConfig,
+    ModelConfig,
+    VisionConfig,
+)
 
 # So that a test file may import the helper beside it (`from parity.oracle import ...`) under pytest's importlib mode.
 sys.path.insert(0, str(Path(__file__).parent))

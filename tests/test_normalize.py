@@ -4,7 +4,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polyphi.normalize import DIGIT_WORDS, cer, characters, digits, errors, normalise, numbers, wer, words
+from polyphi.normalize import (
+    DIGIT_WORDS,
+    cer,
+    characters,
+    digits,
+    errors,
+    normalise,
+    numbers,
+    wer,
+    words,
+)
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,9 @@ def folder(tiny_config: ModelConfig, tmp_path: Path) -> Path:
     assert tiny_config.vision and tiny_config.audio
     config = replace(
         tiny_config,
-        decoder=replace(tiny_config.decoder, vocab_size=tokenizer.vocab_size, eos_token_ids=tokenizer.eos_ids),
+        decoder=replace(
+            tiny_config.decoder, vocab_size=tokenizer.vocab_size, eos_token_ids=tokenizer.eos_ids
+        ),
         vision=replace(tiny_config.vision, image_token_id=tokenizer.image_id, max_crops=4),
         audio=replace(tiny_config.audio, audio_token_id=tokenizer.audio_id),
     )
@@ -51,7 +53,9 @@ def test_load_takes_sizes_from_the_folder(folder: Path) -> None:
     assert isinstance(phi, polyphi.Phi)
     assert (phi.processor.crop_size, phi.processor.max_crops) == (56, 4)
     answer = phi.generate([polyphi.Message.user("fox")], sampling=SamplingParams(max_tokens=3))
-    assert answer == phi.generate([{"role": "user", "content": "fox"}], sampling=SamplingParams(max_tokens=3))
+    assert answer == phi.generate(
+        [{"role": "user", "content": "fox"}], sampling=SamplingParams(max_tokens=3)
+    )
     assert polyphi.load(folder, dtype="bfloat16").model.decoder.norm.weight.dtype == torch.bfloat16
 
 
@@ -63,7 +67,10 @@ def test_half_precision_answers_with_media(folder: Path, media: tuple[Path, Path
 
 
 def test_load_says_what_is_wrong(folder: Path) -> None:
-    for wrong, message in (({"quant": "int3"}, "quant must be None"), ({"dtype": "int64"}, "dtype must be")):
+    for wrong, message in (
+        ({"quant": "int3"}, "quant must be None"),
+        ({"dtype": "int64"}, "dtype must be"),
+    ):
         with pytest.raises(ValueError, match=message):
             polyphi.load(folder, **wrong)
     Tokenizer.train(["many other words " * 9], vocab_size=448).save(folder)
@@ -106,7 +113,12 @@ def test_transcribe_uses_the_published_prompts(
 
     answering(" hello there ")
     said = phi.transcribe(media[1])
-    assert (said.text, said.translation, said.seconds, said.warnings) == ("hello there", None, 0.5, ())
+    assert (said.text, said.translation, said.seconds, said.warnings) == (
+        "hello there",
+        None,
+        0.5,
+        (),
+    )
     said = phi.transcribe(media[1].read_bytes(), to="de")
     assert (said.text, said.translation) == ("", "hello there")
     answering("hello <sep> hallo")
@@ -131,7 +143,9 @@ def test_transcribe_uses_the_published_prompts(
 def test_transcribe_fits_the_context(folder: Path) -> None:
     """Half a minute of noise: the answer may take what the context leaves, not more."""
     phi = polyphi.load(folder)
-    said = phi.transcribe((np.random.default_rng(0).normal(0, 0.1, 16000 * 30).astype(np.float32), 16000))
+    said = phi.transcribe(
+        (np.random.default_rng(0).normal(0, 0.1, 16000 * 30).astype(np.float32), 16000)
+    )
     assert said.seconds == 30
 
 
@@ -147,10 +161,14 @@ def test_logits_file(folder: Path, media: tuple[Path, Path], tmp_path: Path) -> 
     shape = write_logits(phi, request, tmp_path / "out/a.safetensors")
     first = load_file(tmp_path / "out/a.safetensors")
     assert first["logits"].shape == shape and first["logits"].dtype == torch.float32
-    request.write_text(json.dumps({"ids": first["ids"].tolist(), "images": ["a.png"], "audios": ["a.wav"]}))
+    request.write_text(
+        json.dumps({"ids": first["ids"].tolist(), "images": ["a.png"], "audios": ["a.wav"]})
+    )
     write_logits(phi, request, tmp_path / "b.safetensors")
     second = load_file(tmp_path / "b.safetensors")
-    assert torch.equal(first["ids"], second["ids"]) and torch.equal(first["logits"], second["logits"])
+    assert torch.equal(first["ids"], second["ids"]) and torch.equal(
+        first["logits"], second["logits"]
+    )
     for text, message in (("{", "not valid JSON"), ("3", "must hold a list of messages")):
         request.write_text(text)
         with pytest.raises(ValueError, match=message):

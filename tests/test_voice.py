@@ -15,19 +15,24 @@ import soundfile
 from polyphi import voice
 from polyphi.voice import Booth, Voice, speak, unavailable
 
-needs_espeak = pytest.mark.skipif(unavailable("espeak-ng") is not None, reason="espeak-ng is not installed")
+needs_espeak = pytest.mark.skipif(
+    unavailable("espeak-ng") is not None, reason="espeak-ng is not installed"
+)
 needs_flite = pytest.mark.skipif(unavailable("flite") is not None, reason="flite is not installed")
 
 
 def wav(seconds: float, rate: int) -> bytes:
     out = io.BytesIO()
-    soundfile.write(out, np.full(int(seconds * rate), 0.25, np.float32), rate, format="WAV", subtype="PCM_16")
+    soundfile.write(
+        out, np.full(int(seconds * rate), 0.25, np.float32), rate, format="WAV", subtype="PCM_16"
+    )
     return out.getvalue()
 
 
 @needs_espeak
 @pytest.mark.parametrize(
-    ("language", "text"), [("en", "seven two"), ("zh", "七 二"), ("ja", "なな に"), ("pt", "sete dois")]
+    ("language", "text"),
+    [("en", "seven two"), ("zh", "七 二"), ("ja", "なな に"), ("pt", "sete dois")],
 )
 def test_espeak_speaks(language: str, text: str) -> None:
     wave, rate = speak(text, Voice("espeak-ng", language, "f2"))
@@ -39,7 +44,11 @@ def test_espeak_speaks(language: str, text: str) -> None:
 def test_a_new_booth_says_the_same_bytes_whatever_was_said_elsewhere() -> None:
     def session() -> list[np.ndarray]:
         booth = Booth()
-        return [booth.speak(t, Voice("espeak-ng", "en", v))[0] for t in ("one", "two") for v in ("f1", "m3", "f5")]
+        return [
+            booth.speak(t, Voice("espeak-ng", "en", v))[0]
+            for t in ("one", "two")
+            for v in ("f1", "m3", "f5")
+        ]
 
     first = session()
     speak("something else", Voice("espeak-ng", "de", "m2"))
@@ -69,7 +78,9 @@ def test_flite_speaks_the_same_again_and_faster() -> None:
     first, rate = booth.speak("seven two", Voice("flite", "en", "slt"))
     assert rate == 16000
     assert np.array_equal(first, booth.speak("seven two", Voice("flite", "en", "slt"))[0])
-    assert len(booth.speak("seven two", Voice("flite", "en", "slt", speed=1.5))[0]) < 0.8 * len(first)
+    assert len(booth.speak("seven two", Voice("flite", "en", "slt", speed=1.5))[0]) < 0.8 * len(
+        first
+    )
     wave, _ = voice._FliteCommand().speak("seven two", Voice("flite", "en", "slt"))
     assert abs(len(wave) - len(first)) < 0.1 * rate
 
@@ -79,7 +90,9 @@ def test_any_command_that_writes_wav(tmp_path: object) -> None:
         "import sys, wave; w = wave.open(sys.stdout.buffer, 'wb'); w.setnchannels(1); w.setsampwidth(2); "
         "w.setframerate(8000); w.writeframes(bytes(2 * 100 * len(sys.argv[1])))"
     )
-    wave, rate = speak("hello there", Voice("command", "en", where=f'{sys.executable} -c "{program}" {{text}}'))
+    wave, rate = speak(
+        "hello there", Voice("command", "en", where=f'{sys.executable} -c "{program}" {{text}}')
+    )
     assert rate == 8000 and len(wave) == 100 * len("hello there")
 
 
@@ -124,7 +137,13 @@ def test_an_endpoint(endpoint: tuple[str, list[dict]], monkeypatch: pytest.Monke
     monkeypatch.setenv("POLYPHI_SPEECH_KEY", "secret")
     wave, rate = speak("hello", Voice("endpoint", "fr", "alloy", speed=1.2, where=where, model="m"))
     assert rate == 24000 and len(wave) == 12000
-    wanted = {"model": "m", "input": "hello", "voice": "alloy", "response_format": "wav", "speed": 1.2}
+    wanted = {
+        "model": "m",
+        "input": "hello",
+        "voice": "alloy",
+        "response_format": "wav",
+        "speed": 1.2,
+    }
     assert asked == [{**wanted, "path": "/v1/audio/speech", "key": "Bearer secret"}]
     with pytest.raises(ValueError, match="answered 500"):
         speak("fail", Voice("endpoint", where=where))

@@ -1,7 +1,8 @@
 """Speech with transcripts in eight languages: digit strings, numbers, words, questions, and recorded phrases.
 
 Digit strings are written "314" in every language, numbers from 10 to 99 in words. Training hears espeak-ng's variants
-and recorded speakers; testing hears others (`polyphi.curate.speech`). "open" is recorded speech of open vocabulary, too
+and recorded speakers; testing hears others (`polyphi.curate.speech`). "open" is recorded speech of open vocabulary,
+too
 hard for a small model: its number is reported as it is.
 """
 
@@ -19,12 +20,15 @@ from polyphi.data.shards import Sample
 
 SHARES = {"digits": 46, "numbers": 10, "words": 18, "questions": 20, "open": 6}
 """Kind -> its share of the training rows."""
-RECORDED_SHARE = 0.3  # of training digit strings and numbers, where somebody recorded speaks the language
+RECORDED_SHARE = (
+    0.3  # of training digit strings and numbers, where somebody recorded speaks the language
+)
 ENGLISH_SHARE = 0.3  # of the languages of synthesised speech; the others share the rest evenly
 
 
 class Kinds:
-    """One method per kind of sample; each returns a sample of the split, spoken by one of the named group of voices."""
+    """One method per kind of sample; each returns a sample of the split, spoken by one of the named group of
+    voices."""
 
     def __init__(self, work: Work, split: str, rng: Random) -> None:
         self.work, self.split, self.rng, self.studio = work, split, rng, Studio(work)
@@ -35,9 +39,15 @@ class Kinds:
 
     def language(self) -> str:
         """A language that is spoken here, English most often."""
-        spoken = self.studio.languages or tuple({r.language for r in self.studio.readers(self.split)})
+        spoken = self.studio.languages or tuple(
+            {r.language for r in self.studio.readers(self.split)}
+        )
         others = [language for language in spoken if language != "en"]
-        return "en" if "en" in spoken and (not others or self.rng.random() < ENGLISH_SHARE) else self.rng.choice(others)
+        return (
+            "en"
+            if "en" in spoken and (not others or self.rng.random() < ENGLISH_SHARE)
+            else self.rng.choice(others)
+        )
 
     def synthetic(self, kind: str, text: str, spoken: str, language: str, group: str) -> Sample:
         speaker = self.studio.speaker(language, self.split, self.rng, group)
@@ -76,19 +86,28 @@ class Kinds:
         return self.synthetic("words", " ".join(words), ", ".join(words), language, group)
 
     def question(self, language: str, group: str = "") -> Sample | None:
-        """A question as later stages will hear it: about a picture or a sum; in English also a comparison, or a request
+        """A question as later stages will hear it: about a picture or a sum; in English also a comparison, or a
+        request
         of the safety set. None where the split has no such question in the language."""
         dice = self.rng.random()
         if dice < 0.25:
             written, spoken, _ = speech.sum_question(self.rng, language)
         elif dice < 0.4 and language == "en":
-            ask = speech.comparison if dice < 0.32 else lambda rng: speech.yes_no_question(rng, rng.random() < 0.5)
+            ask = (
+                speech.comparison
+                if dice < 0.32
+                else lambda rng: speech.yes_no_question(rng, rng.random() < 0.5)
+            )
             written, spoken, _ = ask(self.rng)
         elif dice < 0.45 and language == "en":
             written = spoken = next(r.question for r in self.requests if r.language == "en")
         else:
             # English has hundreds of questions, others a handful: in training the language is drawn with the question.
-            found = [q for q in self.questions if q[1] == language or (not group and q[1] in self.studio.languages)]
+            found = [
+                q
+                for q in self.questions
+                if q[1] == language or (not group and q[1] in self.studio.languages)
+            ]
             if not found:
                 return None
             written, language = self.rng.choice(found)
@@ -97,8 +116,14 @@ class Kinds:
 
     def open(self, recordings: Sequence[speech.Recording]) -> Iterator[Sample]:
         """Recorded phrases, each once, then again with other augmentation."""
-        for recording in (r for again in repeat(recordings) for r in again) if self.split == "train" else recordings:
-            clip = self.studio.recorded(speech.load(recording.path), self.rng, self.split == "train")
+        for recording in (
+            (r for again in repeat(recordings) for r in again)
+            if self.split == "train"
+            else recordings
+        ):
+            clip = self.studio.recorded(
+                speech.load(recording.path), self.rng, self.split == "train"
+            )
             yield asked(
                 clip,
                 TRANSCRIBE,
@@ -113,7 +138,14 @@ class Kinds:
         """Single recorded nouns, each once."""
         for recording in self.toys:
             clip = self.studio.recorded(speech.load(recording.path), self.rng, False)
-            yield asked(clip, TRANSCRIBE, recording.text, recording, task="words", language=recording.language)
+            yield asked(
+                clip,
+                TRANSCRIBE,
+                recording.text,
+                recording,
+                task="words",
+                language=recording.language,
+            )
 
 
 def training(work: Work, rng: Random) -> Iterator[Sample]:
@@ -133,7 +165,9 @@ def training(work: Work, rng: Random) -> Iterator[Sample]:
             sample = next(open_, None)
         else:
             language = kinds.language()
-            if kind in ("digits", "numbers") and rng.random() < (RECORDED_SHARE if kinds.studio.languages else 1.0):
+            if kind in ("digits", "numbers") and rng.random() < (
+                RECORDED_SHARE if kinds.studio.languages else 1.0
+            ):
                 sample = kinds.recorded(kind, language)
             if sample is None and kinds.studio.languages:
                 sample = make[kind](language)
@@ -145,7 +179,12 @@ def testing(work: Work, rng: Random) -> Iterator[Sample]:
     """Every kind by every group of voices, in turn."""
     kinds = Kinds(work, "test", rng)
     streams: list[Iterator[Sample | None]] = []
-    for make, rows in ((kinds.digits, 150), (kinds.words, 90), (kinds.numbers, 90), (kinds.question, 90)):
+    for make, rows in (
+        (kinds.digits, 150),
+        (kinds.words, 90),
+        (kinds.numbers, 90),
+        (kinds.question, 90),
+    ):
         for group in ("espeak_unseen", "flite_slt"):
             spoken = [language for language in LANGUAGES if group in kinds.studio.groups(language)]
             streams.append(in_turn(make, spoken, group, rows))

@@ -40,7 +40,11 @@ class Speech:
         return source, self.target(source)
 
     def target(self, source: str) -> str:
-        return "en" if source != "en" else self.rng.choice([language for language in LANGUAGES if language != "en"])
+        return (
+            "en"
+            if source != "en"
+            else self.rng.choice([language for language in LANGUAGES if language != "en"])
+        )
 
     def phrase(self, source: str, target: str) -> tuple[str, str, str, str]:
         """(kind, transcript, spoken text, translation)."""
@@ -76,11 +80,18 @@ class Speech:
         written, target = speech.written(numbers), self.target(reader.language)
         translation = digit_words(written.replace(" ", ""), target)
         clip = self.studio.read(numbers, reader, self.rng)
-        return both(clip, reader, written, translation, target, language=reader.language, kind="digits")
+        return both(
+            clip, reader, written, translation, target, language=reader.language, kind="digits"
+        )
 
 
 def both(
-    clip: Wave, speaker: Speaker | Reader, transcript: str, translation: str, target: str, **meta: str
+    clip: Wave,
+    speaker: Speaker | Reader,
+    transcript: str,
+    translation: str,
+    target: str,
+    **meta: str,
 ) -> tuple[Sample, Sample]:
     """The clip asked about directly and by chain of thought."""
     meta = {"task": "ast", "to": target, **meta}

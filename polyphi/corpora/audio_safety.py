@@ -21,7 +21,9 @@ def build(work: Work) -> Iterator[tuple[str, Sample]]:
     def make(split: str, rng: Random) -> Iterator[Sample]:
         studio = Studio(work)
         if not studio.languages:
-            work.tell("skipped spoken requests: no speech engine is installed; `apt install espeak-ng`")
+            work.tell(
+                "skipped spoken requests: no speech engine is installed; `apt install espeak-ng`"
+            )
             return iter(())
         return numbered("audio_safety", split, islice(spoken(studio, split, rng), work.rows[split]))
 
@@ -40,7 +42,12 @@ def spoken(studio: Studio, split: str, rng: Random) -> Iterator[Sample]:
         group = rng.choice(studio.groups(language)) if split == "test" else ""
         speaker = studio.speaker(language, split, rng, group)
         clip = studio.say(request.question, speaker, rng)
-        meta = {"task": "audio_safety", "language": language, "refuse": harmful, "written": request.question}
+        meta = {
+            "task": "audio_safety",
+            "language": language,
+            "refuse": harmful,
+            "written": request.question,
+        }
         yield asked(clip, "", request.chosen, speaker, **meta)
         harmful = not harmful
 

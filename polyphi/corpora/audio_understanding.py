@@ -21,11 +21,29 @@ import numpy as np
 from polyphi.curate import speech
 from polyphi.curate.corpus import Corpus, Work
 from polyphi.curate.lexicon import LANGUAGES, lexicon
-from polyphi.curate.speech import RATE, Recording, Speaker, Studio, Wave, asked, join, level, numbered
+from polyphi.curate.speech import (
+    RATE,
+    Recording,
+    Speaker,
+    Studio,
+    Wave,
+    asked,
+    join,
+    level,
+    numbered,
+)
 from polyphi.curate.text import fill, interleave
 from polyphi.data.shards import Sample
 
-SHARES = {"beeps": 16, "speech": 14, "sound": 18, "animal": 8, "sex": 14, "language": 14, "digits": 16}
+SHARES = {
+    "beeps": 16,
+    "speech": 14,
+    "sound": 18,
+    "animal": 8,
+    "sex": 14,
+    "language": 14,
+    "digits": 16,
+}
 """Task -> its share of the training rows; test rows are equal."""
 MOST_BEEPS = 5
 
@@ -141,14 +159,25 @@ class Listener:
         return self.studio.speaker(language, self.split, self.rng, group, sex)
 
     def words(self, language: str) -> str:
-        return ", ".join(w[language] for w in self.rng.sample(list(lexicon().values()), self.rng.randint(2, 4)))
+        return ", ".join(
+            w[language] for w in self.rng.sample(list(lexicon().values()), self.rng.randint(2, 4))
+        )
 
     def beeps(self, i: int) -> Sample:
         count = 1 + i % MOST_BEEPS
         sound = beep(self.rng, self.split)
         clip = join([sound] * count, [self.rng.uniform(0.1, 0.3) for _ in range(count - 1)])
-        clip = np.pad(clip, (int(self.rng.uniform(0, 0.3) * RATE), int(self.rng.uniform(0, 0.3) * RATE)))
-        return asked(self.heard(clip), "How many beeps are there?", str(count), None, task="beeps", language="en")
+        clip = np.pad(
+            clip, (int(self.rng.uniform(0, 0.3) * RATE), int(self.rng.uniform(0, 0.3) * RATE))
+        )
+        return asked(
+            self.heard(clip),
+            "How many beeps are there?",
+            str(count),
+            None,
+            task="beeps",
+            language="en",
+        )
 
     def talk(self) -> tuple[Wave, Speaker]:
         """A few words by somebody, in any language."""
@@ -187,7 +216,9 @@ class Listener:
         if i % 2 == 0 or not self.studio.languages or self.rng.random() < 0.67:
             recording = self.rng.choice(self.others if i % 2 else self.animals)
             answer = "no" if i % 2 else "yes"
-            return asked(self.effect(recording), question, answer, recording, stamp=recording.id, **meta)
+            return asked(
+                self.effect(recording), question, answer, recording, stamp=recording.id, **meta
+            )
         if self.rng.random() < 0.5:
             return asked(self.generated(), question, "no", None, **meta)
         clip, speaker = self.talk()
@@ -211,7 +242,9 @@ class Listener:
         numbers = speech.digits(self.rng, self.split, count=count)
         speaker = self.speaker(language)
         clip = self.studio.say(speech.digit_text(numbers, language, self.rng), speaker, self.rng)
-        return asked(clip, "How many digits are spoken?", str(count), speaker, task="digits", language="en")
+        return asked(
+            clip, "How many digits are spoken?", str(count), speaker, task="digits", language="en"
+        )
 
 
 def training(listener: Listener, rng: Random) -> Iterator[Sample]:

@@ -1,6 +1,7 @@
 """Pictures with short captions: shapes, scanned digits, numbers, words and stamps, the last in eight languages.
 
-The image-text pairs of `vision_0_encoder` (contrastive) and `vision_1_align`. Rendered scenes are captioned in English;
+The image-text pairs of `vision_0_encoder` (contrastive) and `vision_1_align`. Rendered scenes are captioned in
+English;
 a stamp has its own captions, written by volunteers.
 """
 
@@ -9,7 +10,15 @@ from dataclasses import dataclass, field
 
 from PIL import Image
 
-from polyphi.corpora.image_qa import PLACES, PLURALS, at, draw_digits, draw_stamp, draw_text, pick_number
+from polyphi.corpora.image_qa import (
+    PLACES,
+    PLURALS,
+    at,
+    draw_digits,
+    draw_stamp,
+    draw_text,
+    pick_number,
+)
 from polyphi.curate import images, stamps
 from polyphi.curate.corpus import Corpus, Work
 from polyphi.curate.images import SCANS, SIDE, sheet
@@ -49,7 +58,11 @@ def a(noun: str) -> str:
 
 def several(count: int, colour: str, shape: str) -> str:
     """One or more shapes in words: "a red circle", "three blue stars"."""
-    return a(f"{colour} {shape}") if count == 1 else f"{number_words(count, 'en')} {colour} {PLURALS[shape]}"
+    return (
+        a(f"{colour} {shape}")
+        if count == 1
+        else f"{number_words(count, 'en')} {colour} {PLURALS[shape]}"
+    )
 
 
 def shapes(scene: Scene) -> Captioned:
@@ -62,14 +75,20 @@ def shapes(scene: Scene) -> Captioned:
     if form == "place":
         place, side = scene.answer(list(PLACES), every=4), scene.rng.randint(28, 44)
         picture = sheet((SIDE, SIDE), scene.paper(COLOUR_RGB[colour]))
-        images.stamp_shape(picture, shape, at(scene, place, side), side, scene.tint(colour), turn=scene.turn())
+        images.stamp_shape(
+            picture, shape, at(scene, place, side), side, scene.tint(colour), turn=scene.turn()
+        )
         return Captioned(
-            picture, f"{a(f'{colour} {shape}')} {'on the' if place in ('left', 'right') else 'at the'} {place}"
+            picture,
+            f"{a(f'{colour} {shape}')} {'on the' if place in ('left', 'right') else 'at the'} {place}",
         )
     groups = [(scene.answer(range(1, 5), every=4), colour, shape)]
     if form == "two":
         other = scene.rng.choice([pair for pair in scene.pairs if pair[0] != shape])
-        groups = [(scene.rng.randint(1, 2), colour, shape), (scene.rng.randint(1, 2), other[1], other[0])]
+        groups = [
+            (scene.rng.randint(1, 2), colour, shape),
+            (scene.rng.randint(1, 2), other[1], other[0]),
+        ]
     total = sum(count for count, _, _ in groups)
     side = scene.rng.randint(50, 88) if total == 1 else scene.rng.randint(26, 34)
     picture = sheet((SIDE, SIDE), scene.paper(*(COLOUR_RGB[c] for _, c, _ in groups)))
@@ -87,11 +106,17 @@ def text(scene: Scene) -> Captioned:
         paper, side = scene.paper(), scene.rng.randint(50, 96)
         picture = sheet((SIDE, SIDE), paper)
         corner = scene.corner(picture.size, (side, side))
-        images.stamp_digits(picture, [scene.scan(value)], corner, side, scene.ink(paper), rng=scene.rng)
+        images.stamp_digits(
+            picture, [scene.scan(value)], corner, side, scene.ink(paper), rng=scene.rng
+        )
         return Captioned(picture, f"the digit {value}", SCANS)
     if form == "digits":
         values = [scene.rng.randrange(10) for _ in range(scene.rng.randint(2, 4))]
-        return Captioned(draw_digits(scene, values, scene.size()), f"the digits {''.join(map(str, values))}", SCANS)
+        return Captioned(
+            draw_digits(scene, values, scene.size()),
+            f"the digits {''.join(map(str, values))}",
+            SCANS,
+        )
     if form == "number":
         value = pick_number(scene)
         return Captioned(draw_text(scene, str(value), scene.size(), 60)[0], f"the number {value}")
@@ -122,7 +147,9 @@ def one_word(scene: Scene) -> Captioned:
     picture = sheet((SIDE, SIDE), scene.paper(COLOUR_RGB[colour]))
     corner = scene.corner(picture.size, (side, side))
     images.stamp_shape(picture, shape, corner, side, scene.tint(colour), turn=scene.turn())
-    return Captioned(picture, scene.rng.choice((SHAPES[shape], COLOURS[colour]))[language], "polyphi", language)
+    return Captioned(
+        picture, scene.rng.choice((SHAPES[shape], COLOURS[colour]))[language], "polyphi", language
+    )
 
 
 def described(draw: Callable[[Scene], Captioned]) -> Maker:
@@ -130,7 +157,14 @@ def described(draw: Callable[[Scene], Captioned]) -> Maker:
 
     def make(scene: Scene) -> Made:
         c = draw(scene)
-        return asked(c.picture, scene.rng.choice(PROMPTS[c.language]), c.caption, c.source, c.language, **c.meta)
+        return asked(
+            c.picture,
+            scene.rng.choice(PROMPTS[c.language]),
+            c.caption,
+            c.source,
+            c.language,
+            **c.meta,
+        )
 
     return make
 

@@ -23,7 +23,9 @@ def labelled(scene: Scene) -> Made:
     value = scene.answer(range(1, charts.LARGEST + 1))
     values = [value]
     while len(values) < len(labels):
-        values.append(scene.rng.choice([v for v in range(1, charts.LARGEST + 1) if v not in values]))
+        values.append(
+            scene.rng.choice([v for v in range(1, charts.LARGEST + 1) if v not in values])
+        )
     order = scene.rng.sample(range(len(labels)), len(labels))
     draw = scene.rng.choice((charts.columns, charts.columns, charts.rows))
     drawn = draw(scene, [labels[i] for i in order], [values[i] for i in order], scene.size())
@@ -36,7 +38,9 @@ def table(scene: Scene) -> Made:
     labels = scene.rng.sample(LETTERS if letters else list(COLOURS), scene.rng.choice((2, 3)))
     draw = scene.rng.choice((charts.columns, charts.columns, charts.rows))
     drawn = draw(scene, labels, pick_values(scene, len(labels)), scene.size())
-    return asked(drawn.picture, scene.rng.choice(("Read the chart.", "List the values.")), drawn.table())
+    return asked(
+        drawn.picture, scene.rng.choice(("Read the chart.", "List the values.")), drawn.table()
+    )
 
 
 def slices(scene: Scene) -> Made:

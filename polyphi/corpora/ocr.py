@@ -38,7 +38,9 @@ def line(scene: Scene) -> Made:
     pieces = []
     for i in range(2 + (scene.rng.random() < 0.3)):
         pieces.append(
-            str(pick_number(scene)) if i and scene.rng.random() < 0.4 else scene.rng.choice(sorted(lexicon()))
+            str(pick_number(scene))
+            if i and scene.rng.random() < 0.4
+            else scene.rng.choice(sorted(lexicon()))
         )
     text, paper = " ".join(pieces), scene.paper()
     font, ink = scene.font(text), scene.ink(paper)
@@ -46,7 +48,9 @@ def line(scene: Scene) -> Made:
         size = (2 * SIDE, SIDE)
         face = images.fitting(font, text, size[0] - 12, scene.rng.randint(20, 30))
         picture = sheet(size, paper)
-        images.write(picture, text, face, scene.corner(size, images.measure(text, face), margin=3), ink)
+        images.write(
+            picture, text, face, scene.corner(size, images.measure(text, face), margin=3), ink
+        )
     else:
         picture = sheet((SIDE, SIDE), paper)
         longest = max(pieces, key=len)
@@ -66,7 +70,9 @@ def scans(scene: Scene) -> Made:
     """One to four scanned digits in a row, read as one number string."""
     values = [scene.rng.randrange(10) for _ in range(scene.answer((1, 2, 3, 4)))]
     picture = draw_digits(scene, values, scene.size())
-    return asked(picture, scene.rng.choice(PROMPTS), "".join(map(str, values)), SCANS, length=len(values))
+    return asked(
+        picture, scene.rng.choice(PROMPTS), "".join(map(str, values)), SCANS, length=len(values)
+    )
 
 
 MAKERS = {

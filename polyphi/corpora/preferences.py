@@ -34,7 +34,9 @@ def _balanced(split: str, rng: Random) -> Iterator[Request]:
     """Held-out requests, one harmful and one look-alike in turn, languages mixed."""
     pool = list(every(split))
     rng.shuffle(pool)
-    return interleave([iter([r for r in pool if r.harmful]), iter([r for r in pool if not r.harmful])])
+    return interleave(
+        [iter([r for r in pool if r.harmful]), iter([r for r in pool if not r.harmful])]
+    )
 
 
 def _safety(request: Request) -> Row:
@@ -54,7 +56,9 @@ def _helpful(work: Work, rng: Random) -> Iterator[Row]:
         other = others.get(ask.task)
         others[ask.task] = ask
         unlike = other is not None and other.answer != ask.answer
-        rejected = other.answer if other and unlike and rng.random() < 0.75 else rng.choice(UNHELPFUL)
+        rejected = (
+            other.answer if other and unlike and rng.random() < 0.75 else rng.choice(UNHELPFUL)
+        )
         meta = {"task": "helpful", "language": ask.language, "rejected": rejected}
         yield (Message.user(ask.question), Message.assistant(ask.answer)), meta
 

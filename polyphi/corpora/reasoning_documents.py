@@ -28,7 +28,9 @@ def build(work: Work) -> Iterator[tuple[str, Sample]]:
             kept.append(f"{problem.question}\n{draft}")
             if len(kept) == PER_DOCUMENT:
                 meta = {"task": "reasoning_documents", "language": problem.language}
-                yield document(f"reasoning-{split}-{made:06d}", "\n\n".join(kept), **origin("polyphi"), **meta)
+                yield document(
+                    f"reasoning-{split}-{made:06d}", "\n\n".join(kept), **origin("polyphi"), **meta
+                )
                 kept, made = [], made + 1
 
     yield from fill(work, "reasoning_documents", make)

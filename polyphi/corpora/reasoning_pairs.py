@@ -39,9 +39,13 @@ def build(work: Work) -> Iterator[tuple[str, Sample]]:
                 rejected, by, wrong = answer, "model", wrong + 1
             messages, meta = conversation(problem, chosen)
             meta = {**meta, "task": "reasoning_pairs", "rejected": rejected, "rejected_by": by}
-            yield Sample(f"reasoning_pairs-{split}-{i:06d}", messages, meta=meta, **origin("polyphi"))
+            yield Sample(
+                f"reasoning_pairs-{split}-{i:06d}", messages, meta=meta, **origin("polyphi")
+            )
         if asked:
-            work.tell(f"reasoning_pairs: {wrong} of {asked} sampled answers were wrong and are dispreferred")
+            work.tell(
+                f"reasoning_pairs: {wrong} of {asked} sampled answers were wrong and are dispreferred"
+            )
 
     yield from fill(work, "reasoning_pairs", make)
 
@@ -52,7 +56,9 @@ def sample(model: Any, problems: Sequence[Problem], seed: int) -> list[str]:
     prompts: list[Sequence[Message]] = [conversation(p, "")[0][:1] for p in problems]
     if hasattr(model, "generate_many"):
         batches = (prompts[i : i + AT_ONCE] for i in range(0, len(prompts), AT_ONCE))
-        return [done.text for batch in batches for done in model.generate_many(batch, sampling=sampling)]
+        return [
+            done.text for batch in batches for done in model.generate_many(batch, sampling=sampling)
+        ]
     return [model.generate(prompt, sampling=sampling).text for prompt in prompts]
 
 

@@ -30,7 +30,11 @@ SECONDS = (8.0, 16.0)
 
 def talk(studio: Studio, topic: str, split: str, rng: Random) -> Sample:
     """Sentences of a few words each by one speaker, until the clip is long enough."""
-    spoken = {language: share for language, share in LANGUAGE_SHARES.items() if language in studio.languages}
+    spoken = {
+        language: share
+        for language, share in LANGUAGE_SHARES.items()
+        if language in studio.languages
+    }
     language = rng.choices(list(spoken), list(spoken.values()))[0]
     group = rng.choice(studio.groups(language)) if split == "test" else ""
     speaker = studio.speaker(language, split, rng, group)
@@ -43,16 +47,28 @@ def talk(studio: Studio, topic: str, split: str, rng: Random) -> Sample:
             words = [every[w][language] for w in rng.sample(TOPICS[topic], 4)]
         waves.append(studio.say(", ".join(words) + ".", speaker, rng))
     clip = join(waves, [0.15] * (len(waves) - 1))
-    return asked(clip, PROMPT, f"A list of {topic}.", speaker, task="speech_summary", language="en", spoken=language)
+    return asked(
+        clip,
+        PROMPT,
+        f"A list of {topic}.",
+        speaker,
+        task="speech_summary",
+        language="en",
+        spoken=language,
+    )
 
 
 def build(work: Work) -> Iterator[tuple[str, Sample]]:
     def make(split: str, rng: Random) -> Iterator[Sample]:
         studio = Studio(work)
         if not studio.languages:
-            work.tell("skipped spoken summaries: no speech engine is installed; `apt install espeak-ng`")
+            work.tell(
+                "skipped spoken summaries: no speech engine is installed; `apt install espeak-ng`"
+            )
             return iter(())
-        talks = (talk(studio, list(TOPICS)[i % len(TOPICS)], split, rng) for i in range(work.rows[split]))
+        talks = (
+            talk(studio, list(TOPICS)[i % len(TOPICS)], split, rng) for i in range(work.rows[split])
+        )
         return numbered("speech_summary", split, islice(talks, work.rows[split]))
 
     return fill(work, "speech_summary", make)

@@ -32,9 +32,15 @@ class Asker:
 
     def language(self) -> str:
         spoken = self.studio.languages
-        return "en" if "en" in spoken and self.rng.random() < ENGLISH_SHARE else self.rng.choice(spoken)
+        return (
+            "en"
+            if "en" in spoken and self.rng.random() < ENGLISH_SHARE
+            else self.rng.choice(spoken)
+        )
 
-    def spoken(self, task: str, said: str, answer: str, language: str, question: str = "", **meta: str) -> Sample:
+    def spoken(
+        self, task: str, said: str, answer: str, language: str, question: str = "", **meta: str
+    ) -> Sample:
         group = self.rng.choice(self.studio.groups(language)) if self.split == "test" else ""
         speaker = self.studio.speaker(language, self.split, self.rng, group)
         clip = self.studio.say(said, speaker, self.rng)
@@ -61,7 +67,9 @@ class Asker:
             place, language = self.rng.choice(("first", "second", "last")), self.language()
             answer = words[{"first": 0, "second": 1, "last": -1}[place]][language]
             said = ", ".join(w[language] for w in words)
-            return self.spoken("clip", said, answer, language, f"Which word is {place}?", kind="word")
+            return self.spoken(
+                "clip", said, answer, language, f"Which word is {place}?", kind="word"
+            )
         kind, language = self.rng.choice(("largest", "smallest")), self.language()
         value = i % 10 if self.split == "test" else self.rng.randrange(10)
         # The others lie on one side of the wanted answer; where there is no room (a largest 0), the question changes.
@@ -71,14 +79,18 @@ class Asker:
         numbers = [value, *self.rng.sample(others, min(len(others), self.rng.randint(2, 3)))]
         self.rng.shuffle(numbers)
         said = speech.digit_text(numbers, language, self.rng)
-        return self.spoken("clip", said, str(value), language, f"Which is the {kind}?", kind="digit")
+        return self.spoken(
+            "clip", said, str(value), language, f"Which is the {kind}?", kind="digit"
+        )
 
 
 def build(work: Work) -> Iterator[tuple[str, Sample]]:
     def make(split: str, rng: Random) -> Iterator[Sample]:
         asker = Asker(work, split, rng)
         if not asker.studio.languages:
-            work.tell("skipped spoken questions: no speech engine is installed; `apt install espeak-ng`")
+            work.tell(
+                "skipped spoken questions: no speech engine is installed; `apt install espeak-ng`"
+            )
             return iter(())
         made = stream(asker, rng) if split == "train" else testing(asker)
         return numbered("sqa", split, islice(made, work.rows[split]))
@@ -89,7 +101,9 @@ def build(work: Work) -> Iterator[tuple[str, Sample]]:
 def stream(asker: Asker, rng: Random) -> Iterator[Sample]:
     """Endless training questions in the proportions of `SHARES`."""
     while True:
-        yield getattr(asker, rng.choices(list(SHARES), list(SHARES.values()))[0])(rng.randrange(1 << 20))
+        yield getattr(asker, rng.choices(list(SHARES), list(SHARES.values()))[0])(
+            rng.randrange(1 << 20)
+        )
 
 
 def testing(asker: Asker) -> Iterator[Sample]:

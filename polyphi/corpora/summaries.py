@@ -15,15 +15,27 @@ from polyphi.data.shards import Sample
 def build(work: Work) -> Iterator[tuple[str, Sample]]:
     def make(split: str, rng: Random) -> Iterator[Sample]:
         def one(language: str) -> Iterator[Sample]:
-            for i, (path, body, title) in enumerate(titles(language, work, split, Random(rng.random()))):
+            for i, (path, body, title) in enumerate(
+                titles(language, work, split, Random(rng.random()))
+            ):
                 meta = {"task": "summary_title", "language": language, "page": path}
-                messages = (Message.user(f"Give this text a title.\n{body}"), Message.assistant(title))
+                messages = (
+                    Message.user(f"Give this text a title.\n{body}"),
+                    Message.assistant(title),
+                )
                 yield Sample(
-                    f"summaries-{split}-{language}-{i:05d}", messages, meta=meta, **origin(LIBREOFFICE[language])
+                    f"summaries-{split}-{language}-{i:05d}",
+                    messages,
+                    meta=meta,
+                    **origin(LIBREOFFICE[language]),
                 )
 
         languages = [language for language in LANGUAGES if help_pages(language, work)]
-        yield from interleave([one(language) for language in languages]) if languages else _docstrings(split, rng)
+        yield from (
+            interleave([one(language) for language in languages])
+            if languages
+            else _docstrings(split, rng)
+        )
 
     yield from fill(work, "summaries", make)
 

@@ -1,7 +1,8 @@
 """Spoken questions about pictures: the questions of `image_qa`, read aloud, in place of the written ones.
 
 As in the report (3.4): questions unfit to be read out are left out, the others are spoken by synthetic voices, and a
-recogniser's word error rate filters the clips: here that of `speech_0_aed`. A poor recogniser would only throw dice, so
+recogniser's word error rate filters the clips: here that of `speech_0_aed`. A poor recogniser would only throw
+dice, so
 it is measured first on the clips' known texts, and filters only if its median error rate is low enough; what was done
 is told and stands in `meta["filter"]`. Few questions are asked of many pictures, so a clip is used several times.
 
@@ -43,7 +44,12 @@ class Clip:
 
 def language_of(question: str) -> str:
     """The language that a question of `image_qa` is asked in; its `meta` names that of the answer."""
-    asked = {text: language for ways in QUESTIONS.values() for language, texts in ways.items() for text in texts}
+    asked = {
+        text: language
+        for ways in QUESTIONS.values()
+        for language, texts in ways.items()
+        for text in texts
+    }
     return asked.get(question, "en")
 
 
@@ -75,7 +81,8 @@ def written(work: Work, split: str, studio: Studio, rng: Random) -> list[Sample]
 def filtered(
     clips: list[Clip], recognise: Callable[[bytes], str] | None, work: Work, rng: Random
 ) -> tuple[list[Clip], str]:
-    """The clips that the recogniser understands, and what was done: "none", "poor recogniser", or the limit applied."""
+    """The clips that the recogniser understands, and what was done: "none", "poor recogniser", or the limit
+    applied."""
     if recognise is None:
         work.tell("vision_speech: no recogniser, clips are not filtered")
         return clips, "none"
@@ -105,10 +112,23 @@ def sample(picture: Sample, clip: Clip, task: str, filter: str) -> Sample:
     image = next(part for part in picture.prompt[-1].parts if isinstance(part, Image))
     meta = {
         **{key: value for key, value in picture.meta.items() if key != "task"},
-        **{"task": task, "kind": picture.meta.get("task", ""), "question": clip.text, "filter": filter},
+        **{
+            "task": task,
+            "kind": picture.meta.get("task", ""),
+            "question": clip.text,
+            "filter": filter,
+        },
         "spoken": clip.language,
-        **{"voice": clip.speaker.group, "engine": clip.speaker.engine, "speaker": clip.speaker.name},
-        **{"seconds": clip.seconds, "image_qa": picture.id, **({} if clip.error is None else {"wer": clip.error})},
+        **{
+            "voice": clip.speaker.group,
+            "engine": clip.speaker.engine,
+            "speaker": clip.speaker.name,
+        },
+        **{
+            "seconds": clip.seconds,
+            "image_qa": picture.id,
+            **({} if clip.error is None else {"wer": clip.error}),
+        },
     }
     messages = (Message.user(image, Audio(clip.audio)), picture.messages[-1])
     return replace(picture, messages=messages, meta=meta)
@@ -136,7 +156,12 @@ def testing(work: Work, studio: Studio, rng: Random) -> Iterator[Sample]:
     for row in written(work, "test", studio, rng):
         clip = speak(studio, row.prompt[-1].text, language_of(row.prompt[-1].text), "test", rng)
         yield sample(row, clip, "spoken_question", "none")
-        meta = {**row.meta, "task": "written_question", "kind": row.meta.get("task", ""), "question": clip.text}
+        meta = {
+            **row.meta,
+            "task": "written_question",
+            "kind": row.meta.get("task", ""),
+            "question": clip.text,
+        }
         yield replace(row, meta={**meta, "image_qa": row.id})
 
 
@@ -144,7 +169,9 @@ def build(work: Work) -> Iterator[tuple[str, Sample]]:
     def make(split: str, rng: Random) -> Iterator[Sample]:
         studio = Studio(work)
         if not studio.languages:
-            work.tell("skipped spoken questions about pictures: no speech engine is installed; `apt install espeak-ng`")
+            work.tell(
+                "skipped spoken questions about pictures: no speech engine is installed; `apt install espeak-ng`"
+            )
             return iter(())
         made = training(work, studio, rng) if split == "train" else testing(work, studio, rng)
         return numbered("vision_speech", split, islice(made, work.rows[split]))

@@ -64,13 +64,19 @@ TOOLS: dict[str, Tool] = {
     "translate": Tool(
         "Translate a text",
         {"text": "str", "language": "str"},
-        lambda rng: {"text": rng.choice(sorted(NOUNS)), "language": rng.choice(sorted(LANGUAGES.values()))},
+        lambda rng: {
+            "text": rng.choice(sorted(NOUNS)),
+            "language": rng.choice(sorted(LANGUAGES.values())),
+        },
         ("Translate {text} to {language}.", "How do you say {text} in {language}?"),
     ),
     "send_message": Tool(
         "Send a message",
         {"to": "str", "text": "str"},
-        lambda rng: {"to": rng.choice(_PEOPLE), "text": rng.choice(("yes", "no", "hello", "thank you", "see you"))},
+        lambda rng: {
+            "to": rng.choice(_PEOPLE),
+            "text": rng.choice(("yes", "no", "hello", "thank you", "see you")),
+        },
         ("Send {text} to {to}.", "Write {to}: {text}"),
     ),
     "set_light": Tool(
@@ -123,5 +129,11 @@ def call(rng: Random, split: str, tool: str | None = None) -> Call:
     others = [n for n in sorted(TOOLS) if n != asked]
     offered = rng.sample(others, 2) if not tool else [tool, rng.choice(others)]
     rng.shuffle(offered)
-    answer = json.dumps([{"name": tool, "arguments": arguments}], ensure_ascii=False) if tool else NO_TOOL
-    return Call(specification(offered), rng.choice(TOOLS[asked].requests).format(**arguments), answer, tool)
+    answer = (
+        json.dumps([{"name": tool, "arguments": arguments}], ensure_ascii=False)
+        if tool
+        else NO_TOOL
+    )
+    return Call(
+        specification(offered), rng.choice(TOOLS[asked].requests).format(**arguments), answer, tool
+    )

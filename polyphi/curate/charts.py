@@ -43,7 +43,9 @@ class Chart:
 
     def table(self) -> str:
         """Label and value of every mark, from left to right or from the top down."""
-        return ", ".join(f"{label} {value}" for label, value in zip(self.labels, self.values, strict=True))
+        return ", ".join(
+            f"{label} {value}" for label, value in zip(self.labels, self.values, strict=True)
+        )
 
 
 def _start(scene: Scene, size: tuple[int, int]) -> tuple[Image.Image, ImageDraw.ImageDraw]:
@@ -61,7 +63,9 @@ def _ink(scene: Scene, labels: Sequence[str]) -> list[RGB]:
     return [scene.tint(label) if label in COLOUR_RGB else one for label in labels]
 
 
-def columns(scene: Scene, labels: Sequence[str], values: Sequence[int], size: tuple[int, int] = (SIDE, SIDE)) -> Chart:
+def columns(
+    scene: Scene, labels: Sequence[str], values: Sequence[int], size: tuple[int, int] = (SIDE, SIDE)
+) -> Chart:
     """Upright bars, the value written above each."""
     picture, draw = _start(scene, size)
     face, named = scene.font("0"), [label not in COLOUR_RGB for label in labels]
@@ -70,9 +74,13 @@ def columns(scene: Scene, labels: Sequence[str], values: Sequence[int], size: tu
     if scene.rng.random() < 0.5:
         for tick in range(3, LARGEST + 1, 3):
             draw.line([(6, floor - tick * unit), (size[0] - 6, floor - tick * unit)], fill=PALE)
-    for i, (label, value, colour) in enumerate(zip(labels, values, _ink(scene, labels), strict=True)):
+    for i, (label, value, colour) in enumerate(
+        zip(labels, values, _ink(scene, labels), strict=True)
+    ):
         middle = 6 + (i + 0.5) * step
-        draw.rectangle([middle - wide / 2, floor - value * unit, middle + wide / 2, floor], fill=colour)
+        draw.rectangle(
+            [middle - wide / 2, floor - value * unit, middle + wide / 2, floor], fill=colour
+        )
         _write(draw, (middle, floor - value * unit - 10), str(value), face)
         if named[i]:
             _write(draw, (middle, floor + 11), label, face)
@@ -80,15 +88,21 @@ def columns(scene: Scene, labels: Sequence[str], values: Sequence[int], size: tu
     return Chart(picture, tuple(labels), tuple(values))
 
 
-def rows(scene: Scene, labels: Sequence[str], values: Sequence[int], size: tuple[int, int] = (SIDE, SIDE)) -> Chart:
+def rows(
+    scene: Scene, labels: Sequence[str], values: Sequence[int], size: tuple[int, int] = (SIDE, SIDE)
+) -> Chart:
     """Lying bars, the value written behind each."""
     picture, draw = _start(scene, size)
     face, named = scene.font("0"), [label not in COLOUR_RGB for label in labels]
     wall, step = 22 if any(named) else 6, (size[1] - 10) / len(labels)
     unit, high = (size[0] - wall - 22) / LARGEST, step * scene.rng.uniform(0.5, 0.8)
-    for i, (label, value, colour) in enumerate(zip(labels, values, _ink(scene, labels), strict=True)):
+    for i, (label, value, colour) in enumerate(
+        zip(labels, values, _ink(scene, labels), strict=True)
+    ):
         middle = 5 + (i + 0.5) * step
-        draw.rectangle([wall, middle - high / 2, wall + value * unit, middle + high / 2], fill=colour)
+        draw.rectangle(
+            [wall, middle - high / 2, wall + value * unit, middle + high / 2], fill=colour
+        )
         _write(draw, (wall + value * unit + 10, middle), str(value), face)
         if named[i]:
             _write(draw, (wall - 11, middle), label, face)
@@ -96,7 +110,9 @@ def rows(scene: Scene, labels: Sequence[str], values: Sequence[int], size: tuple
     return Chart(picture, tuple(labels), tuple(values))
 
 
-def pie(scene: Scene, labels: Sequence[str], values: Sequence[int], size: tuple[int, int] = (SIDE, SIDE)) -> Chart:
+def pie(
+    scene: Scene, labels: Sequence[str], values: Sequence[int], size: tuple[int, int] = (SIDE, SIDE)
+) -> Chart:
     """A pie whose slices are as the values; labels are colours."""
     side = min(size) - scene.rng.randint(10, 30)
     paper = scene.rng.choice(PAPERS)
@@ -118,9 +134,13 @@ def line(scene: Scene, values: Sequence[int], size: tuple[int, int] = (SIDE, SID
     picture = sheet((wide, high), paper)
     draw = ImageDraw.Draw(picture)
     left, floor = 12 * FINE, high - 12 * FINE
-    draw.line([(left, 8 * FINE), (left, floor), (wide - 6 * FINE, floor)], fill=GREY, width=2 * FINE)
+    draw.line(
+        [(left, 8 * FINE), (left, floor), (wide - 6 * FINE, floor)], fill=GREY, width=2 * FINE
+    )
     step, unit = (wide - left - 16 * FINE) / max(1, len(values) - 1), (floor - 14 * FINE) / LARGEST
-    colour = scene.tint(scene.rng.choice([c for c, rgb in COLOUR_RGB.items() if math.dist(rgb, paper) > 120]))
+    colour = scene.tint(
+        scene.rng.choice([c for c, rgb in COLOUR_RGB.items() if math.dist(rgb, paper) > 120])
+    )
     points = [(left + 6 * FINE + i * step, floor - value * unit) for i, value in enumerate(values)]
     draw.line(points, fill=colour, width=3 * FINE, joint="curve")
     for x, y in points:

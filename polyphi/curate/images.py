@@ -51,10 +51,13 @@ def pairs(split: str) -> tuple[tuple[str, str], ...]:
 
 @cache
 def numbers(split: str) -> tuple[int, ...]:
-    """Numbers from 0 to 999 that a split may show: a quarter of those with two digits is held out, and a sixth of those
+    """Numbers from 0 to 999 that a split may show: a quarter of those with two digits is held out, and a sixth of
+    those
     with three."""
     return tuple(
-        n for n in range(1000) if (n >= 10 and bucket(f"number {n}", 4 if n < 100 else 6) == 0) == (split == "test")
+        n
+        for n in range(1000)
+        if (n >= 10 and bucket(f"number {n}", 4 if n < 100 else 6) == 0) == (split == "test")
     )
 
 
@@ -90,7 +93,9 @@ def font(name: str, size: int) -> ImageFont.FreeTypeFont:
         return ImageFont.load_default(size)  # type: ignore[return-value]
     path = _font_folder() / f"{name}.ttf"
     if not path.exists():
-        raise ValueError(f"no font {name!r} in {path.parent}; expected one of {', '.join(sum(FONTS.values(), ()))}")
+        raise ValueError(
+            f"no font {name!r} in {path.parent}; expected one of {', '.join(sum(FONTS.values(), ()))}"
+        )
     return ImageFont.truetype(path, size, layout_engine=ImageFont.Layout.BASIC)
 
 
@@ -100,7 +105,9 @@ def fitting(name: str, text: str, width: float, largest: int) -> ImageFont.FreeT
     return font(name, max(7, min(largest, int(32 * width / max(wide, 1)))))
 
 
-def write(picture: Image.Image, text: str, face: ImageFont.FreeTypeFont, corner: tuple[int, int], ink: RGB) -> None:
+def write(
+    picture: Image.Image, text: str, face: ImageFont.FreeTypeFont, corner: tuple[int, int], ink: RGB
+) -> None:
     """Render a line of text, the upper left corner of its ink at `corner`."""
     left, top, _, _ = face.getbbox(text)
     ImageDraw.Draw(picture).text((corner[0] - left, corner[1] - top), text, font=face, fill=ink)
@@ -140,10 +147,17 @@ def _outline(shape: str) -> list[tuple[float, float]]:
         return [(0.0, -0.95), (0.98, 0.8), (-0.98, 0.8)]
     if shape == "star":
         radii = [1.0 if i % 2 == 0 else 0.42 for i in range(10)]
-        return [(r * math.sin(i * math.pi / 5), -r * math.cos(i * math.pi / 5)) for i, r in enumerate(radii)]
+        return [
+            (r * math.sin(i * math.pi / 5), -r * math.cos(i * math.pi / 5))
+            for i, r in enumerate(radii)
+        ]
     if shape == "heart":
         return [
-            (math.sin(t) ** 3, -(13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)) / 16)
+            (
+                math.sin(t) ** 3,
+                -(13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t))
+                / 16,
+            )
             for t in turns
         ]
     if shape == "cross":
@@ -171,13 +185,21 @@ def shape_mask(shape: str, side: int, turn: int = 0) -> Image.Image:
     fine, angle = 4, math.radians(turn)
     c, s, r = math.cos(angle), math.sin(angle), side * fine / 2
     mask = Image.new("L", (side * fine, side * fine))
-    corners = [(r + 0.96 * r * (x * c - y * s), r + 0.96 * r * (x * s + y * c)) for x, y in _outline(shape)]
+    corners = [
+        (r + 0.96 * r * (x * c - y * s), r + 0.96 * r * (x * s + y * c)) for x, y in _outline(shape)
+    ]
     ImageDraw.Draw(mask).polygon(corners, fill=255)
     return mask.resize((side, side), Image.Resampling.BOX)
 
 
 def stamp_shape(
-    picture: Image.Image, shape: str, corner: tuple[int, int], side: int, colour: RGB, *, turn: int = 0
+    picture: Image.Image,
+    shape: str,
+    corner: tuple[int, int],
+    side: int,
+    colour: RGB,
+    *,
+    turn: int = 0,
 ) -> None:
     """Draw a shape with its upper left corner at `corner`."""
     picture.paste(colour, corner, shape_mask(shape, side, turn))
@@ -215,10 +237,18 @@ def scan_mask(number: int, side: int, turn: float = 0.0, strength: float = 1.0) 
 
 
 def stamp_digits(
-    picture: Image.Image, numbers: Sequence[int], corner: tuple[int, int], side: int, ink: RGB, *, rng: random.Random
+    picture: Image.Image,
+    numbers: Sequence[int],
+    corner: tuple[int, int],
+    side: int,
+    ink: RGB,
+    *,
+    rng: random.Random,
 ) -> None:
     """Scans side by side, a little up and down, each turned a little. Together they are `side` x 0.9 a digit wide."""
     strength = rng.uniform(0.75, 1.0)
     for i, number in enumerate(numbers):
         mask = scan_mask(number, side, rng.uniform(-8, 8), strength)
-        picture.paste(ink, (corner[0] + round(0.9 * side * i), corner[1] + rng.randint(-2, 2)), mask)
+        picture.paste(
+            ink, (corner[0] + round(0.9 * side * i), corner[1] + rng.randint(-2, 2)), mask
+        )

@@ -15,7 +15,15 @@ from random import Random
 
 from polyphi.chat import Message
 from polyphi.curate.corpus import Work
-from polyphi.curate.lexicon import COLOURS, LANGUAGES, NOUNS, SHAPES, digit_words, lexicon, number_words
+from polyphi.curate.lexicon import (
+    COLOURS,
+    LANGUAGES,
+    NOUNS,
+    SHAPES,
+    digit_words,
+    lexicon,
+    number_words,
+)
 from polyphi.curate.text import origin, sentences, side
 from polyphi.data.shards import Sample
 
@@ -31,8 +39,17 @@ class Ask:
     to: str = ""
 
     def sample(self, id: str, source: str = "polyphi") -> Sample:
-        meta = {"task": self.task, "language": self.language, **({"to": self.to} if self.to else {})}
-        return Sample(id, (Message.user(self.question), Message.assistant(self.answer)), meta=meta, **origin(source))
+        meta = {
+            "task": self.task,
+            "language": self.language,
+            **({"to": self.to} if self.to else {}),
+        }
+        return Sample(
+            id,
+            (Message.user(self.question), Message.assistant(self.answer)),
+            meta=meta,
+            **origin(source),
+        )
 
 
 Family = Callable[[Random], Ask]
@@ -90,11 +107,17 @@ def families(work: Work, split: str) -> dict[str, Family]:
 
         if rng.random() < 0.2:
             digits, language = until(draw_digits)
-            return Ask("number_words", f"Write in digits: {digit_words(digits, language)}", " ".join(digits))
+            return Ask(
+                "number_words",
+                f"Write in digits: {digit_words(digits, language)}",
+                " ".join(digits),
+            )
         n, language = until(draw)
         words = number_words(n, language)
         if rng.random() < 0.5:
-            asked = rng.choice(("Write {} in {} words.", "What is {} in {}?")).format(n, LANGUAGES[language])
+            asked = rng.choice(("Write {} in {} words.", "What is {} in {}?")).format(
+                n, LANGUAGES[language]
+            )
             return Ask("number_words", asked, words, language)
         asked = rng.choice(("Write in digits: {}", "Which number is this? {}")).format(words)
         return Ask("number_words", asked, str(n), "en")
@@ -103,10 +126,16 @@ def families(work: Work, split: str) -> dict[str, Family]:
         def draw() -> tuple | None:
             word, source, target = rng.choice(_CONCEPTS), *rng.sample(codes, 2)
             # The word, not its language, is held out: "orange" is the same question in three languages.
-            return (word, source, target) if side(split, "word", lexicon()[word][source], target) else None
+            return (
+                (word, source, target)
+                if side(split, "word", lexicon()[word][source], target)
+                else None
+            )
 
         word, source, target = until(draw)
-        return _translation("translate_words", lexicon()[word][source], lexicon()[word][target], target)
+        return _translation(
+            "translate_words", lexicon()[word][source], lexicon()[word][target], target
+        )
 
     def translate_numbers(rng: Random) -> Ask:
         source, target = rng.sample(codes, 2)
@@ -185,16 +214,24 @@ def families(work: Work, split: str) -> dict[str, Family]:
         if rng.random() < 0.3:
             a = rng.choice([n for n in range(100) if side(split, "parity", n, percent=20)])
             kind = rng.choice(("even", "odd"))
-            return Ask("yes_no", f"Is {a} {kind}?", "yes" if (a % 2 == 0) == (kind == "even") else "no")
+            return Ask(
+                "yes_no", f"Is {a} {kind}?", "yes" if (a % 2 == 0) == (kind == "even") else "no"
+            )
         a, b = until(pair(rng))
         kind = rng.choice(("larger", "smaller"))
-        return Ask("yes_no", f"Is {a} {kind} than {b}?", "yes" if (a > b) == (kind == "larger") else "no")
+        return Ask(
+            "yes_no", f"Is {a} {kind} than {b}?", "yes" if (a > b) == (kind == "larger") else "no"
+        )
 
     def language_id(rng: Random) -> Ask:
         language = rng.choice(codes)
         if not speech:
             speech.update({c: _sentences(c, work, split) for c in codes})
-        return Ask("language_id", f"Which language is this? {rng.choice(speech[language])}", LANGUAGES[language])
+        return Ask(
+            "language_id",
+            f"Which language is this? {rng.choice(speech[language])}",
+            LANGUAGES[language],
+        )
 
     def sort(rng: Random) -> Ask:
         def draw() -> tuple | None:
@@ -204,8 +241,14 @@ def families(work: Work, split: str) -> dict[str, Family]:
         (digits,) = until(draw)
         if rng.random() < 0.3:
             kind = rng.choice(("largest", "smallest"))
-            return Ask("sort", f"Which is the {kind}? {' '.join(digits)}", (max if kind == "largest" else min)(digits))
-        return Ask("sort", f"Sort from small to large: {' '.join(digits)}", " ".join(sorted(digits)))
+            return Ask(
+                "sort",
+                f"Which is the {kind}? {' '.join(digits)}",
+                (max if kind == "largest" else min)(digits),
+            )
+        return Ask(
+            "sort", f"Sort from small to large: {' '.join(digits)}", " ".join(sorted(digits))
+        )
 
     def position(rng: Random) -> Ask:
         def draw() -> tuple | None:
@@ -217,12 +260,36 @@ def families(work: Work, split: str) -> dict[str, Family]:
         answer = words[{"first": 0, "second": 1, "last": -1}[place]]
         return Ask("position", f"Which word is {place}? {' '.join(words)}", answer)
 
-    made = [number, translate, translate_numbers, copy, count, scene_count, scene, arithmetic, compare, yes_no]
+    made = [
+        number,
+        translate,
+        translate_numbers,
+        copy,
+        count,
+        scene_count,
+        scene,
+        arithmetic,
+        compare,
+        yes_no,
+    ]
     return dict(zip(SHARES, [*made, language_id, sort, position], strict=True))
 
 
 _CONCEPTS = [*COLOURS, *SHAPES, *(n for n in NOUNS if n not in COLOURS)]
-_SHORT_NOUNS = ["cat", "dog", "cow", "pig", "bird", "fish", "car", "sun", "tree", "book", "hat", "key"]
+_SHORT_NOUNS = [
+    "cat",
+    "dog",
+    "cow",
+    "pig",
+    "bird",
+    "fish",
+    "car",
+    "sun",
+    "tree",
+    "book",
+    "hat",
+    "key",
+]
 _SUM = {
     "en": "What is {}?",
     "fr": "Combien font {} ?",
@@ -261,7 +328,9 @@ def _scene(rng: Random, split: str, counting: bool) -> Ask:
         groups = rng.randrange(2, 4)
         shapes, colours = rng.sample(sorted(SHAPES), groups), rng.sample(sorted(COLOURS), groups)
         counts = [rng.randrange(1, 6) for _ in range(groups)]
-        told = ", ".join(f"{n} {c} {plural(s, n)}" for n, c, s in zip(counts, colours, shapes, strict=True))
+        told = ", ".join(
+            f"{n} {c} {plural(s, n)}" for n, c, s in zip(counts, colours, shapes, strict=True)
+        )
         return (told, counts, colours, shapes) if side(split, "scene", told) else None
 
     told, counts, colours, shapes = until(draw)
@@ -274,7 +343,9 @@ def _scene(rng: Random, split: str, counting: bool) -> Ask:
             question = f"How many {colour} shapes are there?"
         else:
             question = (
-                f"How many {plural(shape, 2)} are there?" if rng.random() < 0.7 else f"Count the {plural(shape, 2)}."
+                f"How many {plural(shape, 2)} are there?"
+                if rng.random() < 0.7
+                else f"Count the {plural(shape, 2)}."
             )
         return Ask("scene_count", f"Scene: {told}.\n{question}", str(n))
     kind = rng.randrange(3)
@@ -285,7 +356,9 @@ def _scene(rng: Random, split: str, counting: bool) -> Ask:
         return Ask("scene", f"Scene: {told}.\nWhich shape is {colour}?", shape)
     truth = rng.random() < 0.5
     if not truth:
-        colour = rng.choice([c for c in (sorted(COLOURS) if rng.random() < 0.5 else colours) if c != colour])
+        colour = rng.choice(
+            [c for c in (sorted(COLOURS) if rng.random() < 0.5 else colours) if c != colour]
+        )
     return Ask("scene", f"Scene: {told}.\nIs there a {colour} {shape}?", "yes" if truth else "no")
 
 

@@ -1,6 +1,7 @@
 """The small vocabulary that text, vision and speech share: languages, numbers, colours, shapes and everyday nouns.
 
-Japanese is written in kana, so that espeak-ng, which reads no kanji, can say it. Words and number grammars are our own.
+Japanese is written in kana, so that espeak-ng, which reads no kanji, can say it. Words and number grammars are our
+own.
 
 >>> number_words(42, "de"), NOUNS["cat"]["fr"]
 ('zweiundvierzig', 'chat')
@@ -180,7 +181,11 @@ def number_words(n: int, language: str) -> str:
     if language == "it":
         return (ten[:-1] if ones in (1, 8) else ten) + ("tré" if ones == 3 else small[ones])
     if language == "es":
-        return _SPANISH_TWENTIES.get(n, "veinti" + small[ones]) if tens == 2 else f"{ten} y {small[ones]}"
+        return (
+            _SPANISH_TWENTIES.get(n, "veinti" + small[ones])
+            if tens == 2
+            else f"{ten} y {small[ones]}"
+        )
     return f"{ten} e {small[ones]}"
 
 

@@ -23,7 +23,8 @@ from polyphi.curate.text import side
 
 @dataclass(frozen=True)
 class Problem:
-    """A question, the steps that solve it, and the answer. `level` is its difficulty: digits, or numbers in a chain."""
+    """A question, the steps that solve it, and the answer. `level` is its difficulty: digits, or numbers in a
+    chain."""
 
     family: str
     level: int
@@ -74,7 +75,11 @@ def addition_steps(a: int, b: int) -> list[str]:
         said = f"{x} + {y} + {carry} = {total}" if carry else f"{x} + {y} = {total}"
         last = place == top - 1
         carry = total // 10
-        steps.append(f"{said}, write {total}." if last or not carry else f"{said}, write {total % 10}, carry {carry}.")
+        steps.append(
+            f"{said}, write {total}."
+            if last or not carry
+            else f"{said}, write {total % 10}, carry {carry}."
+        )
     return steps
 
 
@@ -104,7 +109,11 @@ def _multiply(rng: Random, level: int) -> Problem:
         total = x * b + carry
         said = f"{x} x {b} + {carry} = {total}" if carry else f"{x} x {b} = {total}"
         last, carry = place == level - 1, total // 10
-        steps.append(f"{said}, write {total}." if last or not carry else f"{said}, write {total % 10}, carry {carry}.")
+        steps.append(
+            f"{said}, write {total}."
+            if last or not carry
+            else f"{said}, write {total % 10}, carry {carry}."
+        )
     return Problem("multiply", level, f"{a} x {b}", tuple(steps), a * b)
 
 
@@ -231,7 +240,9 @@ def corrupt(problem: Problem, rng: Random) -> str:
     else:
         steps[at] = re.sub(r"\d+", lambda m: str(int(m[0]) + slip), steps[at])
     wrong = abs(problem.answer + slip)
-    return "\n".join((*steps, f"Answer: {wrong if wrong != problem.answer else problem.answer + 1}"))
+    return "\n".join(
+        (*steps, f"Answer: {wrong if wrong != problem.answer else problem.answer + 1}")
+    )
 
 
 def drawn(split: str, rng: Random) -> Iterator[Problem]:
@@ -243,7 +254,9 @@ def drawn(split: str, rng: Random) -> Iterator[Problem]:
                 problem = draw(rng, family)
                 operands = re.findall(r"\d+", problem.question) or [problem.question]
                 fresh = split == "train" or problem.question not in seen
-                if fresh and side(split, "cot", *operands, percent=20 if family == "letters" else 10):
+                if fresh and side(
+                    split, "cot", *operands, percent=20 if family == "letters" else 10
+                ):
                     seen.add(problem.question)
                     yield problem
                     break
@@ -259,4 +272,7 @@ def conversation(problem: Problem, solution: str) -> tuple[tuple[Message, ...], 
         "family": problem.family,
         "level": problem.level,
     }
-    return (Message.user(f"Solve step by step: {problem.question}"), Message.assistant(solution)), meta
+    return (
+        Message.user(f"Solve step by step: {problem.question}"),
+        Message.assistant(solution),
+    ), meta

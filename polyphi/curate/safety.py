@@ -28,7 +28,9 @@ class Request:
 def _rows(text: str) -> dict[str, list[str]]:
     """Lines of `language: a | b | c`, indented where they go on, as lists by language."""
     lines = [line.split(":", 1) for line in text.strip().replace("\n    |", " |").splitlines()]
-    return {language.strip(): [part.strip() for part in rest.split("|")] for language, rest in lines}
+    return {
+        language.strip(): [part.strip() for part in rest.split("|")] for language, rest in lines
+    }
 
 
 VERBS = _rows("""
@@ -128,7 +130,13 @@ def every(split: str) -> Iterator[Request]:
                         act = action(language, VERBS[language][verb], things[language][thing])
                         answers = (REFUSAL[language], _HELP[language].format(act))
                         chosen, rejected = answers if harmful else answers[::-1]
-                        yield Request(language, _QUESTIONS[language][wording].format(act), harmful, chosen, rejected)
+                        yield Request(
+                            language,
+                            _QUESTIONS[language][wording].format(act),
+                            harmful,
+                            chosen,
+                            rejected,
+                        )
 
 
 def requests(split: str, rng: Random) -> Iterator[Request]:

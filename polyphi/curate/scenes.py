@@ -20,7 +20,18 @@ from polyphi.chat import Image as Picture
 from polyphi.chat import Message, Part
 from polyphi.curate import lexicon
 from polyphi.curate.corpus import Work
-from polyphi.curate.images import ASCII_FONTS, FONTS, PAPERS, RGB, SCANS, SIDE, contrast, pairs, png, scan_numbers
+from polyphi.curate.images import (
+    ASCII_FONTS,
+    FONTS,
+    PAPERS,
+    RGB,
+    SCANS,
+    SIDE,
+    contrast,
+    pairs,
+    png,
+    scan_numbers,
+)
 from polyphi.curate.stamps import STAMPS, Album, Stamp
 from polyphi.data.shards import Sample
 
@@ -40,7 +51,11 @@ class Scene:
     def answer(self, answers: Sequence[Any], every: int = 1) -> Any:
         """One of the answers: by chance in training; in the test split in turn, the next one after `every` samples, so
         that answers are balanced."""
-        return answers[self.index // every % len(answers)] if self.split == "test" else self.rng.choice(answers)
+        return (
+            answers[self.index // every % len(answers)]
+            if self.split == "test"
+            else self.rng.choice(answers)
+        )
 
     def language(self, share: float = OTHER_LANGUAGES) -> str:
         others = [language for language in lexicon.LANGUAGES if language != "en"]
@@ -48,7 +63,11 @@ class Scene:
 
     def size(self, share: float = WIDE) -> tuple[int, int]:
         """(width, height): mostly one crop, now and then two or four."""
-        return self.rng.choice([(2 * SIDE, SIDE), (2 * SIDE, 2 * SIDE)]) if self.rng.random() < share else (SIDE, SIDE)
+        return (
+            self.rng.choice([(2 * SIDE, SIDE), (2 * SIDE, 2 * SIDE)])
+            if self.rng.random() < share
+            else (SIDE, SIDE)
+        )
 
     def paper(self, *colours: RGB) -> RGB:
         """A background on which all these colours can be seen."""
@@ -63,7 +82,9 @@ class Scene:
 
     def tint(self, colour: str) -> RGB:
         """A colour of the lexicon, a little off."""
-        r, g, b = (min(255, max(0, v + self.rng.randint(-12, 12))) for v in lexicon.COLOUR_RGB[colour])
+        r, g, b = (
+            min(255, max(0, v + self.rng.randint(-12, 12))) for v in lexicon.COLOUR_RGB[colour]
+        )
         return r, g, b
 
     def turn(self) -> int:
@@ -91,7 +112,9 @@ class Scene:
         assert found, f"no {self.split} stamps of kind {kind}"
         return self.rng.choice(found)
 
-    def corner(self, size: tuple[int, int], item: tuple[int, int], margin: int = 2) -> tuple[int, int]:
+    def corner(
+        self, size: tuple[int, int], item: tuple[int, int], margin: int = 2
+    ) -> tuple[int, int]:
         """Where to put the upper left corner of an item of (width, height) so that it lies inside."""
         x, y = (
             self.rng.randint(min(margin, max(0, s - i)), max(margin, s - i - margin))
@@ -99,7 +122,9 @@ class Scene:
         )
         return x, y
 
-    def scatter(self, count: int, side: int, size: tuple[int, int] = (SIDE, SIDE)) -> list[tuple[int, int]]:
+    def scatter(
+        self, count: int, side: int, size: tuple[int, int] = (SIDE, SIDE)
+    ) -> list[tuple[int, int]]:
         """Corners for `count` items of `side` pixels that don't overlap: each moved about within a cell of its own."""
         cols, rows = max(1, size[0] // (side + 3)), max(1, size[1] // (side + 3))
         if cols * rows < count:
@@ -109,7 +134,10 @@ class Scene:
         wide, high = size[0] / cols, size[1] / rows
         cells = self.rng.sample([(c, r) for r in range(rows) for c in range(cols)], count)
         return [
-            (int(c * wide + self.rng.uniform(1, wide - side - 1)), int(r * high + self.rng.uniform(1, high - side - 1)))
+            (
+                int(c * wide + self.rng.uniform(1, wide - side - 1)),
+                int(r * high + self.rng.uniform(1, high - side - 1)),
+            )
             for c, r in cells
         ]
 
@@ -145,7 +173,9 @@ def asked(
     """A question about pictures, and its answer."""
     shown = [pictures] if isinstance(pictures, Image.Image) else pictures
     parts: list[Part | str] = [Picture(png(p)) for p in shown]
-    return Made((Message.user(*parts, question), Message.assistant(str(answer))), source, language, meta)
+    return Made(
+        (Message.user(*parts, question), Message.assistant(str(answer))), source, language, meta
+    )
 
 
 Maker = Callable[[Scene], Made]
@@ -168,4 +198,13 @@ def samples(
             task = rng.choices(names, weights)[0] if split == "train" else names[i % len(names)]
             made = makers[task][1](Scene(rng, split, i // len(names), album or Album()))
             meta = {"task": task, "language": made.language, **made.meta}
-            yield split, Sample(f"{corpus}-{split}-{i:06d}", made.messages, made.source, LICENCES[made.source], meta)
+            yield (
+                split,
+                Sample(
+                    f"{corpus}-{split}-{i:06d}",
+                    made.messages,
+                    made.source,
+                    LICENCES[made.source],
+                    meta,
+                ),
+            )

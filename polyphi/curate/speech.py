@@ -71,7 +71,9 @@ def trim(wave: Wave, rate: int = RATE, keep: float = 0.06) -> Wave:
 def join(waves: Sequence[Wave], pauses: Sequence[float]) -> Wave:
     """Clips one after the other with `pauses` seconds between them (one pause fewer than clips); a negative pause lets
     two clips overlap, so that words run into each other as in speech."""
-    assert len(pauses) == len(waves) - 1, f"{len(waves)} clips need {len(waves) - 1} pauses, found {len(pauses)}"
+    assert len(pauses) == len(waves) - 1, (
+        f"{len(waves)} clips need {len(waves) - 1} pauses, found {len(pauses)}"
+    )
     starts, end = [0], len(waves[0])
     for wave, pause in zip(waves[1:], pauses, strict=True):
         starts.append(max(starts[-1], end + int(pause * RATE)))
@@ -96,7 +98,11 @@ def _smooth_lengths() -> list[int]:
 
 def _quick(length: float) -> int:
     sizes = _smooth_lengths()
-    return sizes[min(bisect_left(sizes, length), len(sizes) - 1)] if length <= sizes[-1] else int(length)
+    return (
+        sizes[min(bisect_left(sizes, length), len(sizes) - 1)]
+        if length <= sizes[-1]
+        else int(length)
+    )
 
 
 def augment(wave: Wave, rate: int, rng: np.random.Generator, strength: float = 0.4) -> Wave:
@@ -117,14 +123,18 @@ def augment(wave: Wave, rate: int, rng: np.random.Generator, strength: float = 0
     spectrum[:shared] = heard[:shared]
     hertz = np.arange(len(spectrum), dtype=np.float32) * np.float32(RATE / n_out)
     points = np.array([0, 150, 400, 800, 1500, 2500, 4000, 6000, 8000], np.float32)
-    curve = strength * (rng.uniform(-6, 6, len(points)) + rng.uniform(-1, 1) * np.linspace(-6, 6, len(points)))
+    curve = strength * (
+        rng.uniform(-6, 6, len(points)) + rng.uniform(-1, 1) * np.linspace(-6, 6, len(points))
+    )
     if rng.random() < 0.25 * strength:  # a telephone
         low, high = rng.uniform(150, 350), rng.uniform(3200, 4200)
         curve = curve - 40.0 * ((points < low) | (points > high))
     spectrum *= np.power(np.float32(10), np.interp(hertz, points, curve).astype(np.float32) / 20)
     if echo:
         length = int(rng.uniform(0.08, 0.2) * RATE)
-        room = rng.standard_normal(length).astype(np.float32) * np.exp(-np.linspace(0, 6, length, dtype=np.float32))
+        room = rng.standard_normal(length).astype(np.float32) * np.exp(
+            -np.linspace(0, 6, length, dtype=np.float32)
+        )
         room *= np.float32(rng.uniform(0.2, 0.6) / np.sqrt(np.square(room).sum()))
         room[0] += 1.0
         spectrum *= np.fft.rfft(room, n_out).astype(np.complex64)
@@ -147,7 +157,20 @@ _FEMALE = {"f1", "f2", "f3", "f4", "f5", "Alicia", "Andrea", "Annie", "belinda",
 VARIANTS: Mapping[str, tuple[str, ...]] = {
     "train": (
         *("m1", "m2", "m3", "m5", "m6", "m7", "m8", "f1", "f2", "f4", "f5"),
-        *("Alex", "Alicia", "Andrea", "Andy", "Annie", "Denis", "Gene", "Hugo", "Jacky", "Lee", "Marco", "Michael"),
+        *(
+            "Alex",
+            "Alicia",
+            "Andrea",
+            "Andy",
+            "Annie",
+            "Denis",
+            "Gene",
+            "Hugo",
+            "Jacky",
+            "Lee",
+            "Marco",
+            "Michael",
+        ),
         *("adam", "caleb", "ed", "john", "linda", "max", "pablo", "paul", "rob", "steph", "victor"),
         *("klatt", "klatt2", "klatt3", "klatt4"),
     ),
@@ -249,7 +272,9 @@ def readers(work: Work, split: str) -> list[Reader]:
             stem = "{}_" + ending if ending else "{}"
             numbers = {n: p for n in range(10) if (p := files / f"{stem.format(n)}.ogg").exists()}
             if len(numbers) >= 5:
-                found.append(Reader(f"Tux Paint {ending or 'en'}", language, "", split, STAMPS, numbers))
+                found.append(
+                    Reader(f"Tux Paint {ending or 'en'}", language, "", split, STAMPS, numbers)
+                )
     return found
 
 
@@ -274,7 +299,11 @@ def captions(work: Work, split: str) -> list[Recording]:
         for path in sorted(folder.rglob(f"*{ending}.ogg")):
             stem = path.with_name(path.name.removesuffix(f"{ending}.ogg"))
             id, text = stem.relative_to(folder).as_posix(), stem.with_name(stem.name + ".txt")
-            if id.startswith("symbols/math/") or not text.exists() or held_out(id) != (split == "test"):
+            if (
+                id.startswith("symbols/math/")
+                or not text.exists()
+                or held_out(id) != (split == "test")
+            ):
                 continue
             if caption := read_captions(text).get(language):
                 found.append(Recording(caption, language, path, STAMPS, id))
@@ -282,7 +311,8 @@ def captions(work: Work, split: str) -> list[Recording]:
 
 
 def effects(work: Work, split: str) -> list[Recording]:
-    """Recorded sounds of Tux Paint's stamps (animals, tools, instruments), of the split's stamps; `text` is the English
+    """Recorded sounds of Tux Paint's stamps (animals, tools, instruments), of the split's stamps; `text` is the
+    English
     caption."""
     root = unpack(STAMPS, work.cache, work.tell)
     if root is None:
@@ -293,7 +323,9 @@ def effects(work: Work, split: str) -> list[Recording]:
         text = path.with_suffix(".txt")
         spoken = "_desc" in path.name or id.startswith("symbols/") or not text.exists()
         if not spoken and held_out(id) == (split == "test"):
-            found.append(Recording(read_captions(text).get("en", path.stem), "en", path, STAMPS, id))
+            found.append(
+                Recording(read_captions(text).get("en", path.stem), "en", path, STAMPS, id)
+            )
     return found
 
 
@@ -301,7 +333,9 @@ def effects(work: Work, split: str) -> list[Recording]:
 def load(path: Path) -> Wave:
     """A recording at 16 kHz, trimmed; WAV, OGG, GSM (8 kHz) or G.722 (16 kHz) by its ending."""
     if path.suffix == ".gsm":
-        wave, rate = soundfile.read(path, dtype="float32", format="RAW", subtype="GSM610", samplerate=8000, channels=1)
+        wave, rate = soundfile.read(
+            path, dtype="float32", format="RAW", subtype="GSM610", samplerate=8000, channels=1
+        )
     elif path.suffix == ".g722":
         wave, rate = _g722(path), RATE
     else:
@@ -316,7 +350,12 @@ def _g722(path: Path) -> Wave:
     import av
 
     with av.open(str(path)) as file:
-        return np.concatenate([f.to_ndarray().ravel() for f in file.decode(audio=0)]).astype(np.float32) / 32768.0
+        return (
+            np.concatenate([f.to_ndarray().ravel() for f in file.decode(audio=0)]).astype(
+                np.float32
+            )
+            / 32768.0
+        )
 
 
 # The studio ----------------------------------------------------------------------------------------------------------
@@ -355,7 +394,9 @@ class Studio:
         espeak = ("espeak_unseen",) if self.espeak else ()
         return espeak + (("flite_slt",) if self.flite and language == "en" else ())
 
-    def speaker(self, language: str, split: str, rng: Random, group: str = "", sex: str = "") -> Speaker:
+    def speaker(
+        self, language: str, split: str, rng: Random, group: str = "", sex: str = ""
+    ) -> Speaker:
         """Somebody of the split who speaks the language; `group` picks the kind of test voice, `sex` "man" or "woman"
         restricts to voices made as such."""
         if split == "test" and (group == "flite_slt" or (group == "" and not self.espeak)):
@@ -374,15 +415,25 @@ class Studio:
     def say(self, text: str, speaker: Speaker, rng: Random, augmented: bool | None = None) -> Wave:
         """The text, trimmed, at 16 kHz. Training voices (or `augmented`) vary in speed and pitch and are augmented."""
         training = speaker.group in ("espeak", "flite")
-        speed, pitch = (rng.uniform(0.75, 1.3), rng.randint(25, 75)) if training else (rng.uniform(0.9, 1.1), 50)
+        speed, pitch = (
+            (rng.uniform(0.75, 1.3), rng.randint(25, 75))
+            if training
+            else (rng.uniform(0.9, 1.1), 50)
+        )
         wave, rate = self.booth.speak(text, replace(speaker.voice, speed=speed, pitch=pitch))
-        return self._finish(trim(wave, rate), rate, rng, training if augmented is None else augmented)
+        return self._finish(
+            trim(wave, rate), rate, rng, training if augmented is None else augmented
+        )
 
-    def read(self, numbers: Sequence[int], reader: Reader, rng: Random, augmented: bool | None = None) -> Wave:
+    def read(
+        self, numbers: Sequence[int], reader: Reader, rng: Random, augmented: bool | None = None
+    ) -> Wave:
         """Recorded numbers, one after the other with short pauses."""
         pauses = [rng.uniform(-0.06, 0.15) for _ in numbers[1:]]
         waves = [level(load(reader.numbers[n]), rng.uniform(1, 4)) for n in numbers]
-        return self.recorded(join(waves, pauses), rng, reader.split == "train" if augmented is None else augmented)
+        return self.recorded(
+            join(waves, pauses), rng, reader.split == "train" if augmented is None else augmented
+        )
 
     def recorded(self, wave: Wave, rng: Random, augmented: bool) -> Wave:
         """A recording at 16 kHz as it goes into a shard."""
@@ -410,7 +461,12 @@ def origin(speaker: Speaker | Reader | Recording | None) -> dict[str, str]:
 
 
 def asked(
-    clip: Wave, question: str, answer: str, speaker: Speaker | Reader | Recording | None, id: str = "", **meta: Any
+    clip: Wave,
+    question: str,
+    answer: str,
+    speaker: Speaker | Reader | Recording | None,
+    id: str = "",
+    **meta: Any,
 ) -> Sample:
     """A clip, the text beside it ("" for a spoken query) and the answer. `meta` must hold `task` and `language`."""
     parts = (Audio(encode(clip)), question) if question else (Audio(encode(clip)),)
@@ -419,7 +475,9 @@ def asked(
     elif isinstance(speaker, Recording):
         meta = {"voice": "recorded", "engine": "recorded", "speaker": speaker.package, **meta}
     messages = (Message.user(*parts), Message.assistant(answer))
-    return Sample(id, messages, meta={**meta, "seconds": round(len(clip) / RATE, 2)}, **origin(speaker))
+    return Sample(
+        id, messages, meta={**meta, "seconds": round(len(clip) / RATE, 2)}, **origin(speaker)
+    )
 
 
 def numbered(corpus: str, split: str, samples: Iterator[Sample]) -> Iterator[Sample]:
@@ -429,14 +487,21 @@ def numbered(corpus: str, split: str, samples: Iterator[Sample]) -> Iterator[Sam
 
 
 LENGTHS = {1: 30, 2: 22, 3: 16, 4: 14, 5: 10, 6: 8}
-"""Digits of a string -> its share in training. Short ones lead a fresh recogniser off the plateau where it only counts."""
+"""Digits of a string -> its share in training. Short ones lead a fresh recogniser off the plateau where it only
+counts."""
 
 
-def digits(rng: Random, split: str, allowed: Sequence[int] = range(10), count: int = 0) -> list[int]:
+def digits(
+    rng: Random, split: str, allowed: Sequence[int] = range(10), count: int = 0
+) -> list[int]:
     """A string of `count` digits of the split, or of a random number of them: of strings of two and more one in ten is
     held out, whoever says it; training has single digits too."""
     while True:
-        drawn = rng.choices(list(LENGTHS), list(LENGTHS.values()))[0] if split == "train" else rng.randint(2, 6)
+        drawn = (
+            rng.choices(list(LENGTHS), list(LENGTHS.values()))[0]
+            if split == "train"
+            else rng.randint(2, 6)
+        )
         length = count or drawn
         found = [rng.choice(allowed) for _ in range(length)]
         if length == 1 or (bucket(f"digits {found}", 10) == 0) == (split == "test"):
@@ -456,14 +521,27 @@ def written(numbers: Sequence[int]) -> str:
 
 def speakable(text: str, longest: int = 100) -> bool:
     """Whether a written question can be read out: one line, of ordinary words and numbers, not too long."""
-    return 0 < len(text) <= longest and not re.search(r"[\n<>{}\[\]|\\/=_*#@&]|https?:|\d{4,}", text)
+    return 0 < len(text) <= longest and not re.search(
+        r"[\n<>{}\[\]|\\/=_*#@&]|https?:|\d{4,}", text
+    )
 
 
 KTUBERLING = "ktuberling-data"
 _TOYS = {
     **{word: word for word in ("hat", "flower", "ball", "car", "tree", "star", "rabbit", "moon")},
-    **{"tv_car": "car", "tv_bicycle": "bicycle", "tv_train": "train", "tv_tree": "tree", "moon_star": "star"},
-    **{"butterflies_circle": "circle", "butterflies_heart": "heart", "xmas_tree": "tree", "xmas_star": "star"},
+    **{
+        "tv_car": "car",
+        "tv_bicycle": "bicycle",
+        "tv_train": "train",
+        "tv_tree": "tree",
+        "moon_star": "star",
+    },
+    **{
+        "butterflies_circle": "circle",
+        "butterflies_heart": "heart",
+        "xmas_tree": "tree",
+        "xmas_star": "star",
+    },
     **{"xmas_rabbit": "rabbit", "xmas_moon": "moon", "xmas_ball": "ball"},
 }
 """KTuberling's names for its sounds -> English word of the lexicon."""
@@ -477,7 +555,11 @@ def toys(work: Work) -> list[Recording]:
     folder, words, found = root / "usr/share/ktuberling/sounds", lexicon(), []
     for language in LANGUAGES:
         theme = folder / f"{language}.soundtheme"
-        lines = re.findall(r'name="([^"]+)"\s+file="([^"]+)"', theme.read_text("utf-8")) if theme.exists() else []
+        lines = (
+            re.findall(r'name="([^"]+)"\s+file="([^"]+)"', theme.read_text("utf-8"))
+            if theme.exists()
+            else []
+        )
         for name, file in lines:
             if name in _TOYS and (path := folder / file).exists():
                 text = words[_TOYS[name]][language]

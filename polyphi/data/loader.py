@@ -1,4 +1,5 @@
-"""The stream of steps: draws become rows, rows fill a step's token budget. Its whole state is the number of draws made.
+"""The stream of steps: draws become rows, rows fill a step's token budget. Its whole state is the number of draws
+made.
 
 A step takes draws in order while they fit `batch_tokens` (the first always does); a sample that makes no row, for
 example one longer than the context, is left out and counted. A thread makes the next steps while one trains; the
@@ -67,7 +68,9 @@ class Loader:
         self._batch_tokens = batch_tokens
         self._draws = 0
         self._drought: Counter[str] = Counter()
-        self.manifests: dict[str, dict[str, Any]] = {name: s.manifest for name, s in self._shards.items()}
+        self.manifests: dict[str, dict[str, Any]] = {
+            name: s.manifest for name, s in self._shards.items()
+        }
 
     def state(self) -> int:
         """Draws made. While `ahead` runs, the thread may be further than the steps that were handed out: then a

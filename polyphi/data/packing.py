@@ -20,13 +20,20 @@ class Pack:
 def split(samples: Sequence[Sequence[Batch]], micro_tokens: int) -> list[Batch]:
     """Packs of at most `micro_tokens` tokens, in order; the rows of one sample stay together, and a sample that is
     longer than that has a pack of its own."""
-    return [pack([row for rows in group for row in rows]) for group in _groups(samples, micro_tokens)]
+    return [
+        pack([row for rows in group for row in rows]) for group in _groups(samples, micro_tokens)
+    ]
 
 
 def deal(
-    samples: Sequence[Sequence[Batch]], micro_tokens: int, rank: int = 0, world: int = 1, together: bool = False
+    samples: Sequence[Sequence[Batch]],
+    micro_tokens: int,
+    rank: int = 0,
+    world: int = 1,
+    together: bool = False,
 ) -> list[Pack]:
-    """This process's packs of a step: every world-th sample is its own, so that one process and many see the same step.
+    """This process's packs of a step: every world-th sample is its own, so that one process and many see the same
+    step.
 
     Every process gets equally many packs (sharded layers and sums meet in each); where it lacks one it repeats the
     shortest of the step's samples. `together`: samples are compared with each other, so all of them are one pack, on
@@ -35,7 +42,11 @@ def deal(
     if together:
         return [Pack(pack([row for rows in samples for row in rows]), 1 / world)]
     own = [Pack(batch) for batch in split(samples[rank::world], micro_tokens)]
-    most = max(len(_groups(samples[r::world], micro_tokens)) for r in range(world)) if world > 1 else len(own)
+    most = (
+        max(len(_groups(samples[r::world], micro_tokens)) for r in range(world))
+        if world > 1
+        else len(own)
+    )
     if missing := most - len(own):
         own += [Pack(pack(min(samples, key=_tokens)), 0.0)] * missing
     return own

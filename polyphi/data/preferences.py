@@ -1,7 +1,7 @@
 """A preference sample as two rows: the conversation with the answer that is preferred, and with the one that isn't.
 
-    user 17 23 asst 44 51 end | user 17 23 asst 60 end
-                    ^^^^^^^^^                   ^^^^^^        only the last answer is supervised, whatever came before
+user 17 23 asst 44 51 end | user 17 23 asst 60 end
+                ^^^^^^^^^                   ^^^^^^        only the last answer is supervised, whatever came before
 """
 
 from dataclasses import replace
@@ -17,11 +17,17 @@ def pair(sample: Sample, processor: Any, context: int, adapter: str | None = "au
     a row exceeds `context`."""
     rejected = sample.meta.get("rejected")
     if not isinstance(rejected, str) or not rejected:
-        raise ValueError(f"sample {sample.id}: a preference sample needs the text meta['rejected'], found {rejected!r}")
+        raise ValueError(
+            f"sample {sample.id}: a preference sample needs the text meta['rejected'], found {rejected!r}"
+        )
     if (role := sample.messages[-1].role) != "assistant":
-        raise ValueError(f"sample {sample.id}: the last message must be the assistant's, found role {role!r}")
+        raise ValueError(
+            f"sample {sample.id}: the last message must be the assistant's, found role {role!r}"
+        )
     made = [
-        processor.row([*sample.prompt, answer], adapter=adapter, supervise="answers", context=context)
+        processor.row(
+            [*sample.prompt, answer], adapter=adapter, supervise="answers", context=context
+        )
         for answer in (sample.messages[-1], Message.assistant(rejected))
     ]
     earlier = 0

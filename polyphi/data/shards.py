@@ -26,14 +26,32 @@ PART = pa.struct([("type", pa.string()), ("text", pa.string()), ("media", pa.int
 SCHEMA = pa.schema(
     [
         ("id", pa.string()),
-        ("messages", pa.list_(pa.struct([("role", pa.string()), ("parts", pa.list_(PART)), ("tools", pa.string())]))),
-        ("media", pa.list_(pa.struct([("kind", pa.string()), ("bytes", pa.binary()), ("mime", pa.string())]))),
+        (
+            "messages",
+            pa.list_(
+                pa.struct(
+                    [("role", pa.string()), ("parts", pa.list_(PART)), ("tools", pa.string())]
+                )
+            ),
+        ),
+        (
+            "media",
+            pa.list_(
+                pa.struct([("kind", pa.string()), ("bytes", pa.binary()), ("mime", pa.string())])
+            ),
+        ),
         ("source", pa.string()),
         ("licence", pa.string()),
         ("meta", pa.string()),
     ]
 )
-MIME = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"RIFF": "audio/wav", b"fLaC": "audio/flac", b"OggS": "audio/ogg"}
+MIME = {
+    b"\x89PNG": "image/png",
+    b"\xff\xd8\xff": "image/jpeg",
+    b"RIFF": "audio/wav",
+    b"fLaC": "audio/flac",
+    b"OggS": "audio/ogg",
+}
 ROWS_PER_SHARD = 4096
 ROWS_PER_GROUP = 64
 GROUPS_KEPT = 512
@@ -41,7 +59,8 @@ GROUPS_KEPT = 512
 
 @dataclass(frozen=True)
 class Sample:
-    """One example: a conversation whose media are encoded bytes, its origin and licence, and free `meta` (JSON values).
+    """One example: a conversation whose media are encoded bytes, its origin and licence, and free `meta` (JSON
+    values).
 
     A raw document is a single message of role "document". Conversations end with the assistant's answer. Preference
     samples carry the dispreferred answer in `meta["rejected"]`. Test samples carry `meta["task"]`.
@@ -70,7 +89,9 @@ def document(id: str, text: str, source: str, licence: str, **meta: Any) -> Samp
 
 
 def _mime(data: bytes) -> str:
-    return next((m for magic, m in MIME.items() if data.startswith(magic)), "application/octet-stream")
+    return next(
+        (m for magic, m in MIME.items() if data.startswith(magic)), "application/octet-stream"
+    )
 
 
 def _to_row(sample: Sample) -> dict[str, Any]:
@@ -80,12 +101,17 @@ def _to_row(sample: Sample) -> dict[str, Any]:
         if isinstance(p, Text):
             return {"type": "text", "text": p.text, "media": None}
         if not isinstance(p.source, bytes):
-            raise ValueError(f"sample {sample.id}: media in shards are encoded bytes, found {type(p.source).__name__}")
+            raise ValueError(
+                f"sample {sample.id}: media in shards are encoded bytes, found {type(p.source).__name__}"
+            )
         kind = "image" if isinstance(p, Image) else "audio"
         media.append({"kind": kind, "bytes": p.source, "mime": _mime(p.source)})
         return {"type": kind, "text": None, "media": len(media) - 1}
 
-    messages = [{"role": m.role, "parts": [part(p) for p in m.parts], "tools": m.tools} for m in sample.messages]
+    messages = [
+        {"role": m.role, "parts": [part(p) for p in m.parts], "tools": m.tools}
+        for m in sample.messages
+    ]
     return {
         "id": sample.id,
         "messages": messages,
@@ -103,12 +129,17 @@ def _from_row(row: dict[str, Any]) -> Sample:
         data = row["media"][p["media"]]["bytes"]
         return Image(data) if p["type"] == "image" else Audio(data)
 
-    messages = tuple(Message(m["role"], tuple(part(p) for p in m["parts"]), m["tools"]) for m in row["messages"])
+    messages = tuple(
+        Message(m["role"], tuple(part(p) for p in m["parts"]), m["tools"]) for m in row["messages"]
+    )
     return Sample(row["id"], messages, row["source"], row["licence"], json.loads(row["meta"]))
 
 
-def write(folder: Path, samples: Iterable[Sample], *, pipeline: str, parents: Sequence[str] = ()) -> dict[str, Any]:
-    """Write a split, whole or not at all, and return its manifest: rows, SHA-256 per shard, licences, sources, the hash
+def write(
+    folder: Path, samples: Iterable[Sample], *, pipeline: str, parents: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Write a split, whole or not at all, and return its manifest: rows, SHA-256 per shard, licences, sources, the
+    hash
     of the pipeline that made it, and the parents (manifest hashes) it came from. An existing split is replaced."""
     folder = Path(folder)
     partial = folder.with_name(f".{folder.name}.partial")
@@ -122,9 +153,19 @@ def write(folder: Path, samples: Iterable[Sample], *, pipeline: str, parents: Se
     def flush() -> None:
         path = partial / f"{len(shards):05d}.parquet"
         pq.write_table(
-            pa.Table.from_pylist(rows, SCHEMA), path, row_group_size=ROWS_PER_GROUP, compression="zstd", use_dictionary=False
+            pa.Table.from_pylist(rows, SCHEMA),
+            path,
+            row_group_size=ROWS_PER_GROUP,
+            compression="zstd",
+            use_dictionary=False,
         )
-        shards.append({"file": path.name, "rows": len(rows), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()})
+        shards.append(
+            {
+                "file": path.name,
+                "rows": len(rows),
+                "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            }
+        )
         rows.clear()
 
     for sample in samples:
@@ -159,7 +200,9 @@ class Shards(Sequence[Sample]):
         self.folder = Path(folder)
         path = self.folder / "manifest.json"
         if not path.exists():
-            raise ValueError(f"no shards at {self.folder}: expected a manifest.json there; build the corpus first")
+            raise ValueError(
+                f"no shards at {self.folder}: expected a manifest.json there; build the corpus first"
+            )
         self.manifest: dict[str, Any] = json.loads(path.read_text())
         self._starts = [0]
         for shard in self.manifest["shards"]:
@@ -193,4 +236,6 @@ class Shards(Sequence[Sample]):
         for shard in self.manifest["shards"]:
             found = hashlib.sha256((self.folder / shard["file"]).read_bytes()).hexdigest()
             if found != shard["sha256"]:
-                raise ValueError(f"{self.folder / shard['file']} is damaged: expected SHA-256 {shard['sha256']}, found {found}")
+                raise ValueError(
+                    f"{self.folder / shard['file']} is damaged: expected SHA-256 {shard['sha256']}, found {found}"
+                )

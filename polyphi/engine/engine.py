@@ -14,7 +14,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from polyphi.batch import Batch, pack
-from polyphi.chat import Audio, Completion, Delta, Image, Message, SamplingParams, adapter_for, media
+from polyphi.chat import (
+    Audio,
+    Completion,
+    Delta,
+    Image,
+    Message,
+    SamplingParams,
+    adapter_for,
+    media,
+)
 from polyphi.engine.cache import BLOCK, SequenceCache
 from polyphi.engine.request import Request
 from polyphi.engine.runner import Runner, Running, extend
@@ -40,7 +49,11 @@ class Engine:
         self.runner = Runner(model)
 
     def generate(
-        self, messages: Conversation, *, sampling: SamplingParams = GREEDY, adapter: str | None = "auto"
+        self,
+        messages: Conversation,
+        *,
+        sampling: SamplingParams = GREEDY,
+        adapter: str | None = "auto",
     ) -> Completion:
         """The assistant's next turn. `adapter`: "auto" (image -> vision, audio only -> speech, text -> none), a name,
         or None. Raises ValueError for an unknown adapter, media that the model has no encoder for, and a request that
@@ -48,9 +61,14 @@ class Engine:
         return self.generate_many([messages], sampling=sampling, adapter=adapter)[0]
 
     def generate_many(
-        self, conversations: Iterable[Conversation], *, sampling: SamplingParams = GREEDY, adapter: str | None = "auto"
+        self,
+        conversations: Iterable[Conversation],
+        *,
+        sampling: SamplingParams = GREEDY,
+        adapter: str | None = "auto",
     ) -> list[Completion]:
-        """Answers in the order of the conversations, up to 32 decoded at once; media are read when their turn comes."""
+        """Answers in the order of the conversations, up to 32 decoded at once; media are read when their turn
+        comes."""
         requests: list[Request] = []
 
         def admitted() -> Iterator[Request]:
@@ -62,11 +80,17 @@ class Engine:
         for request, _ in self._run(admitted()):
             if request.finish_reason:
                 done[id(request)] = request.completion()
-                request.sequence.cache = SequenceCache()  # its memory is free as soon as it's finished
+                request.sequence.cache = (
+                    SequenceCache()
+                )  # its memory is free as soon as it's finished
         return [done[id(r)] for r in requests]
 
     def stream(
-        self, messages: Conversation, *, sampling: SamplingParams = GREEDY, adapter: str | None = "auto"
+        self,
+        messages: Conversation,
+        *,
+        sampling: SamplingParams = GREEDY,
+        adapter: str | None = "auto",
     ) -> Iterator[Delta]:
         """The answer in pieces that join to `generate`'s text; the last one carries the finish reason."""
         request = self._request(messages, sampling, adapter)  # raises here, not at the first piece
@@ -77,7 +101,9 @@ class Engine:
             if text or request.finish_reason:
                 yield Delta(text, request.finish_reason)
 
-    def score(self, messages: Conversation, continuation: str, *, adapter: str | None = "auto") -> list[float]:
+    def score(
+        self, messages: Conversation, continuation: str, *, adapter: str | None = "auto"
+    ) -> list[float]:
         """Natural log-probability of each token of `continuation` as the assistant's answer, without its end."""
         return self.score_many([(messages, continuation)], adapter=adapter)[0]
 
@@ -91,7 +117,11 @@ class Engine:
             prompt = self.row(messages, adapter=adapter)
             answer = self.processor.tokenizer.encode(continuation)
             self._check_room(len(prompt), len(answer))
-            if group and sum(len(p) + len(a) for p, a in group) + len(prompt) + len(answer) > PREFILL_TOKENS:
+            if (
+                group
+                and sum(len(p) + len(a) for p, a in group) + len(prompt) + len(answer)
+                > PREFILL_TOKENS
+            ):
                 scores += self._score_group(group)
                 group = []
             group.append((prompt, answer))
@@ -103,7 +133,9 @@ class Engine:
         scores = []
         with torch.inference_mode():
             for (_, answer), end in zip(group, batch.bounds[1:], strict=True):
-                before = hidden[end - len(answer) - 1 : end - 1]  # the position before a token predicts it
+                before = hidden[
+                    end - len(answer) - 1 : end - 1
+                ]  # the position before a token predicts it
                 chosen = torch.tensor(answer, dtype=torch.long, device=hidden.device)
                 logs = self.model.logits(before).float().log_softmax(-1)
                 scores.append(logs.gather(1, chosen[:, None])[:, 0].tolist())
@@ -120,7 +152,9 @@ class Engine:
         parsed = [Message.parse(m) for m in messages]
         self._check_media(len(media(parsed, Image)), len(media(parsed, Audio)))
         chosen = self._adapter(adapter, adapter_for(parsed))
-        return self.processor.row(parsed, adapter=chosen, generation_prompt=True, context=self.context)
+        return self.processor.row(
+            parsed, adapter=chosen, generation_prompt=True, context=self.context
+        )
 
     def ids_row(
         self,
@@ -141,9 +175,14 @@ class Engine:
         return self.model.config.decoder.max_position_embeddings
 
     def _check_media(self, pictures: int, clips: int) -> None:
-        for kind, given, encoder in (("pictures", pictures, self.model.vision), ("clips", clips, self.model.audio)):
+        for kind, given, encoder in (
+            ("pictures", pictures, self.model.vision),
+            ("clips", clips, self.model.audio),
+        ):
             if given and encoder is None:
-                raise ValueError(f"the request has {given} {kind}, but this model has no encoder for them")
+                raise ValueError(
+                    f"the request has {given} {kind}, but this model has no encoder for them"
+                )
 
     def _adapter(self, adapter: str | None, called_for: str | None) -> str | None:
         """`adapter`, or for "auto" the one that the content calls for where this model has it: Phi-4-mini has none."""
@@ -151,7 +190,9 @@ class Engine:
         if adapter == "auto":
             return called_for if called_for in have else None
         if adapter is not None and adapter not in have:
-            raise ValueError(f"unknown adapter {adapter!r}; expected 'auto', None or one of {sorted(have)}")
+            raise ValueError(
+                f"unknown adapter {adapter!r}; expected 'auto', None or one of {sorted(have)}"
+            )
         return adapter
 
     def _check_room(self, prompt: int, more: int) -> None:
@@ -161,12 +202,16 @@ class Engine:
                 f"{self.context}; shorten the prompt or lower max_tokens"
             )
 
-    def _request(self, messages: Conversation, sampling: SamplingParams, adapter: str | None) -> Request:
+    def _request(
+        self, messages: Conversation, sampling: SamplingParams, adapter: str | None
+    ) -> Request:
         check(sampling)
         prompt = self.row(messages, adapter=adapter)
         self._check_room(len(prompt), sampling.max_tokens)
         reserve = len(prompt) + min(sampling.max_tokens, BLOCK)
-        return Request(Running(prompt, cache=SequenceCache(reserve)), sampling, self.processor.tokenizer)
+        return Request(
+            Running(prompt, cache=SequenceCache(reserve)), sampling, self.processor.tokenizer
+        )
 
     def _run(self, requests: Iterable[Request]) -> Iterator[tuple[Request, str]]:
         """Advances requests until all are finished; yields each with the text that its newest token lets show."""
@@ -176,7 +221,9 @@ class Engine:
             admitted = 0
             while len(running) < TOGETHER:
                 next_up = next_up or next(waiting, None)
-                if next_up is None or (admitted and admitted + len(next_up.sequence) > PREFILL_TOKENS):
+                if next_up is None or (
+                    admitted and admitted + len(next_up.sequence) > PREFILL_TOKENS
+                ):
                     break
                 admitted += len(next_up.sequence)
                 running.append(next_up)
@@ -187,6 +234,8 @@ class Engine:
             # One transfer for all greedy choices; a sampler of its own for the others.
             greedy = logits.argmax(-1).tolist()
             for i, request in enumerate(running):
-                token = greedy[i] if request.sampling.temperature == 0 else request.sampler(logits[i])
+                token = (
+                    greedy[i] if request.sampling.temperature == 0 else request.sampler(logits[i])
+                )
                 yield request, request.accept(token)
             running = [r for r in running if r.finish_reason is None]

@@ -25,7 +25,9 @@ def extend(prompt: Batch, tokens: Sequence[int]) -> Batch:
     length = len(prompt) + len(tokens)
     return replace(
         prompt,
-        ids=torch.cat([prompt.ids, torch.tensor(tokens, dtype=prompt.ids.dtype, device=prompt.ids.device)]),
+        ids=torch.cat(
+            [prompt.ids, torch.tensor(tokens, dtype=prompt.ids.dtype, device=prompt.ids.device)]
+        ),
         positions=torch.arange(length, device=prompt.positions.device),
         bounds=(0, length),
         totals=(length,),
@@ -48,7 +50,8 @@ class Running:
 
 class Runner:
     """The model and the rule of its LongRoPE tables: a sequence of more than `original_max_position_embeddings` tokens
-    is run with the long table altogether. One that grows across it while decoding is run again from its start, once."""
+    is run with the long table altogether. One that grows across it while decoding is run again from its start,
+    once."""
 
     def __init__(self, model: PhiModel) -> None:
         self.model = model
@@ -81,4 +84,6 @@ class Runner:
         if len(sequence.cache) == 0:
             return extend(sequence.prompt, sequence.tokens)
         newest = row(sequence.tokens[-1:], adapter=sequence.prompt.adapters[0])
-        return replace(newest, positions=newest.positions + len(sequence) - 1, totals=(len(sequence),))
+        return replace(
+            newest, positions=newest.positions + len(sequence) - 1, totals=(len(sequence),)
+        )

@@ -42,7 +42,9 @@ class Sampler:
         return int(ids[torch.multinomial(probabilities, 1, generator=self._generator)])
 
 
-def candidates(logits: Float[Tensor, " V"], sampling: SamplingParams) -> tuple[Float[Tensor, " n"], Tensor]:
+def candidates(
+    logits: Float[Tensor, " V"], sampling: SamplingParams
+) -> tuple[Float[Tensor, " n"], Tensor]:
     """What may be drawn: probabilities that sum to 1 and their ids, the likeliest first.
 
     Top-k keeps the k best; of these, top-p keeps the fewest that together reach p, the one that crosses p included.

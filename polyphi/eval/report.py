@@ -94,5 +94,7 @@ def markdown(results: Sequence[Mapping[str, Any]]) -> str:
 
 def paper() -> dict[str, Any]:
     """The report's own tables, as data (`paper.json`): table -> caption, columns, rows with label and values."""
-    tables: dict[str, Any] = json.loads((Path(__file__).parent / "paper.json").read_text(encoding="utf-8"))
+    tables: dict[str, Any] = json.loads(
+        (Path(__file__).parent / "paper.json").read_text(encoding="utf-8")
+    )
     return {name: table for name, table in tables.items() if not name.startswith("_")}

@@ -7,7 +7,8 @@ A file `OUT/TASK.jsonl` has a line for each sample and condition: what was asked
 judged. Answers that are there for the same model, question and media are kept, so that an interrupted evaluation goes
 on; every number can be made again from these files (`rescore`), without the model or the data.
 
-Conditions: `with` is the task itself. `majority` is the best constant answer that the references offer. `without` takes
+Conditions: `with` is the task itself. `majority` is the best constant answer that the references offer. `without`
+takes
 the pictures away (the clips, where there are no pictures) and `shuffled` swaps them among samples; the adapter stays
 what it is with them, so that nothing but the input is missing. Questions with both a picture and a clip also have
 `without_clip` and `shuffled_clip`. Text tasks have the majority baseline alone.
@@ -51,7 +52,8 @@ class Measure:
 @dataclass(frozen=True)
 class Result:
     """A task's row. Accuracies and error rates are fractions, BLEU is 0 to 100; `margin` is the model's lead over its
-    best baseline with a paired bootstrap interval, positive when the model is better, whichever way the metric goes."""
+    best baseline with a paired bootstrap interval, positive when the model is better, whichever way the metric
+    goes."""
 
     task: str
     title: str
@@ -102,7 +104,8 @@ def evaluate(
     """Answer and score a task's samples, write `out/TASK.jsonl`, and return its row.
 
     `fingerprint` names the model's weights: answers of a model with another one aren't reused. A model that has
-    `generate_many(conversations, sampling=, adapter=)` is asked for several answers at once, and one that has `adapter`
+    `generate_many(conversations, sampling=, adapter=)` is asked for several answers at once, and one that has
+    `adapter`
     says which adapter it uses where content calls for the named one. If no sample of `shards` belongs to the task, the
     row has n = 0 and nothing is written.
     """
@@ -110,7 +113,9 @@ def evaluate(
         raise ValueError(f"unknown conditions {sorted(unknown)}; expected some of {CONDITIONS}")
     samples = select(task, shards, limit, seed)
     if not samples:
-        return Result(task.name, task.title, task.modality, task.metric, 0, 0.0, 0.0, 1.0, corpus=task.corpus)
+        return Result(
+            task.name, task.title, task.modality, task.metric, 0, 0.0, 0.0, 1.0, corpus=task.corpus
+        )
     sampling = SamplingParams(max_tokens=task.max_tokens)
     known = getattr(model, "adapter", None)  # what the content calls for, if this model has it
     questions = [
@@ -120,7 +125,9 @@ def evaluate(
     keys = [_key(q, sampling, fingerprint) for q in questions]
     path = Path(out) / f"{task.name}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
-    answers = {line["key"]: line["answer"] for line in read(path) if line["condition"] != "majority"}
+    answers = {
+        line["key"]: line["answer"] for line in read(path) if line["condition"] != "majority"
+    }
 
     missing: dict[str | None, dict[str, Question]] = defaultdict(dict)
     for key, question in zip(keys, questions, strict=True):
@@ -146,12 +153,16 @@ def evaluate(
     return summarise(lines, task)
 
 
-def select(task: Task, shards: Iterable[Sample] | Shards, limit: int | None, seed: int) -> list[Sample]:
+def select(
+    task: Task, shards: Iterable[Sample] | Shards, limit: int | None, seed: int
+) -> list[Sample]:
     """The task's samples, in order; at most `limit` of them, drawn by `seed` evenly over languages."""
 
     def belongs(sample: Sample) -> bool:
         return all(
-            sample.meta.get(k) in v if isinstance(v, list | tuple | set | frozenset) else sample.meta.get(k) == v
+            sample.meta.get(k) in v
+            if isinstance(v, list | tuple | set | frozenset)
+            else sample.meta.get(k) == v
             for k, v in task.only.items()
         )
 
@@ -164,22 +175,33 @@ def select(task: Task, shards: Iterable[Sample] | Shards, limit: int | None, see
     draw = random.Random(f"{seed} {task.name}")
     for group in groups.values():
         draw.shuffle(group)
-    rounds = (group[r] for r in range(max(map(len, groups.values()))) for group in groups.values() if r < len(group))
+    rounds = (
+        group[r]
+        for r in range(max(map(len, groups.values())))
+        for group in groups.values()
+        if r < len(group)
+    )
     return [samples[i] for i in sorted(i for i, _ in zip(rounds, range(limit), strict=False))]
 
 
-def ask(task: Task, samples: Sequence[Sample], conditions: Sequence[str], seed: int) -> Iterator[Question]:
+def ask(
+    task: Task, samples: Sequence[Sample], conditions: Sequence[str], seed: int
+) -> Iterator[Question]:
     """Every question of the task: each condition over all samples, in the order of `conditions`."""
     prompts = [s.prompt for s in samples]
     for condition in conditions:
         if condition == "with":
-            yield from (Question(s, "with", p, "auto") for s, p in zip(samples, prompts, strict=True))
+            yield from (
+                Question(s, "with", p, "auto") for s, p in zip(samples, prompts, strict=True)
+            )
             continue
         both = any(media(p, Image) for p in prompts) and any(media(p, Audio) for p in prompts)
         for kind in (Image, Audio) if both else (None,):
             name = f"{condition}_clip" if kind is Audio else condition
             shown = (
-                _without(prompts, kind) if condition == "without" else _shuffled(prompts, kind, f"{seed} {task.name}")
+                _without(prompts, kind)
+                if condition == "without"
+                else _shuffled(prompts, kind, f"{seed} {task.name}")
             )
             for sample, prompt, messages in zip(samples, prompts, shown, strict=True):
                 if messages is not None:
@@ -190,7 +212,9 @@ def _is_media(part: object, kind: type | None) -> bool:
     return isinstance(part, kind or (Image, Audio))
 
 
-def _without(prompts: Sequence[tuple[Message, ...]], kind: type | None) -> list[tuple[Message, ...] | None]:
+def _without(
+    prompts: Sequence[tuple[Message, ...]], kind: type | None
+) -> list[tuple[Message, ...] | None]:
     """The prompts less their media of a kind; None where there is nothing to take away."""
     return [
         tuple(replace(m, parts=tuple(p for p in m.parts if not _is_media(p, kind))) for m in prompt)
@@ -200,7 +224,9 @@ def _without(prompts: Sequence[tuple[Message, ...]], kind: type | None) -> list[
     ]
 
 
-def _shuffled(prompts: Sequence[tuple[Message, ...]], kind: type | None, seed: str) -> list[tuple[Message, ...] | None]:
+def _shuffled(
+    prompts: Sequence[tuple[Message, ...]], kind: type | None, seed: str
+) -> list[tuple[Message, ...] | None]:
     """The prompts with their media of a kind taken from another one that has as many; None where no other one has."""
     own = [[p for m in prompt for p in m.parts if _is_media(p, kind)] for prompt in prompts]
     hashes = [[_sha(p) for p in parts if isinstance(p, Image | Audio)] for parts in own]
@@ -218,17 +244,24 @@ def _shuffled(prompts: Sequence[tuple[Message, ...]], kind: type | None, seed: s
             if donor is not None:
                 given = iter(own[donor])
                 shown[i] = tuple(
-                    replace(m, parts=tuple(next(given) if _is_media(p, kind) else p for p in m.parts))
+                    replace(
+                        m, parts=tuple(next(given) if _is_media(p, kind) else p for p in m.parts)
+                    )
                     for m in prompts[i]
                 )
     return shown
 
 
 def _generate(
-    model: Any, conversations: list[Sequence[Message]], sampling: SamplingParams, adapter: str | None
+    model: Any,
+    conversations: list[Sequence[Message]],
+    sampling: SamplingParams,
+    adapter: str | None,
 ) -> list[str]:
     if hasattr(model, "generate_many"):
-        return [c.text for c in model.generate_many(conversations, sampling=sampling, adapter=adapter)]
+        return [
+            c.text for c in model.generate_many(conversations, sampling=sampling, adapter=adapter)
+        ]
     return [model.generate(c, sampling=sampling, adapter=adapter).text for c in conversations]
 
 
@@ -257,18 +290,26 @@ def _sha(part: Image | Audio) -> str:
     """SHA-256 of what a media part shows."""
     source = part.source
     if isinstance(source, tuple):
-        return hashlib.sha256(np.ascontiguousarray(source[0]).tobytes() + str(source[1]).encode()).hexdigest()
-    return hashlib.sha256(source if isinstance(source, bytes) else Path(source).read_bytes()).hexdigest()
+        return hashlib.sha256(
+            np.ascontiguousarray(source[0]).tobytes() + str(source[1]).encode()
+        ).hexdigest()
+    return hashlib.sha256(
+        source if isinstance(source, bytes) else Path(source).read_bytes()
+    ).hexdigest()
 
 
 def _written(messages: Sequence[Message]) -> str:
     """A conversation as text, with [image] and [audio] where media stand; roles are named if there are several."""
 
     def content(m: Message) -> str:
-        body = "".join(p.text if isinstance(p, Text) else f"[{type(p).__name__.lower()}]" for p in m.parts)
+        body = "".join(
+            p.text if isinstance(p, Text) else f"[{type(p).__name__.lower()}]" for p in m.parts
+        )
         return f"{body}\n{m.tools}" if m.tools else body
 
-    return "\n".join(content(m) if len(messages) == 1 else f"{m.role}: {content(m)}" for m in messages)
+    return "\n".join(
+        content(m) if len(messages) == 1 else f"{m.role}: {content(m)}" for m in messages
+    )
 
 
 def _hashes(messages: Sequence[Message]) -> list[dict[str, str]]:
@@ -278,7 +319,11 @@ def _hashes(messages: Sequence[Message]) -> list[dict[str, str]]:
 
 def _key(question: Question, sampling: SamplingParams, fingerprint: str) -> str:
     """Equal keys have equal answers: same weights, sampling, adapter, text and media."""
-    shown = [_written(question.messages), [m.role for m in question.messages], _hashes(question.messages)]
+    shown = [
+        _written(question.messages),
+        [m.role for m in question.messages],
+        _hashes(question.messages),
+    ]
     text = json.dumps([fingerprint, asdict(sampling), question.adapter, shown], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
@@ -353,9 +398,13 @@ def rescore(folder: Path, tasks: Sequence[Task] | None = None) -> list[dict[str,
         if task is not None:
             for line in lines:
                 message = Message.assistant(line["reference"])
-                sample = Sample(line["id"], (message,), line["source"], line["licence"], line["meta"])
+                sample = Sample(
+                    line["id"], (message,), line["source"], line["licence"], line["meta"]
+                )
                 score = task.scorer(line["answer"], sample)
-                line.update(extracted=score.extracted, value=round(score.value, 6), parts=dict(score.parts))
+                line.update(
+                    extracted=score.extracted, value=round(score.value, 6), parts=dict(score.parts)
+                )
         results.append(summarise(lines, task))
     order = ["text", "vision", "speech", "joint", "safety"]
     return [r.as_dict() for r in sorted(results, key=lambda r: (order.index(r.modality), r.task))]
@@ -377,7 +426,8 @@ def summarise(lines: Sequence[Mapping[str, Any]], task: Task | None = None) -> R
     score, low, high = _measure(metric, vectors["with"], seed)
     baselines = {
         name: Measure(
-            *_measure(metric, vectors[name], seed), _constant(conditions[name]) if name == "majority" else None
+            *_measure(metric, vectors[name], seed),
+            _constant(conditions[name]) if name == "majority" else None,
         )
         for name in BASELINES
         if name in conditions
@@ -402,7 +452,8 @@ def summarise(lines: Sequence[Mapping[str, Any]], task: Task | None = None) -> R
     best = max(baselines, key=lambda name: sign * baselines[name].score)
     shared = [i for i in own if i in conditions[best]]
     pair = np.stack(
-        [[_vector(metric, _judged(by_id[i])) for i in shared] for by_id in (own, conditions[best])], axis=1
+        [[_vector(metric, _judged(by_id[i])) for i in shared] for by_id in (own, conditions[best])],
+        axis=1,
     )  # [n 2 k]
     drawn = np.concatenate([rates(metric, sums) for sums in _resampled(pair, seed)])
     lead = sign * (drawn[:, 0] - drawn[:, 1])
@@ -433,7 +484,10 @@ def _languages(metric: str, lines: Iterable[Mapping[str, Any]]) -> dict[str, dic
             groups[str(language)].append(_vector(metric, _judged(line)))
     if len(groups) < 2:
         return {}
-    return {k: {"n": len(v), "score": float(rates(metric, np.sum(v, axis=0)))} for k, v in sorted(groups.items())}
+    return {
+        k: {"n": len(v), "score": float(rates(metric, np.sum(v, axis=0)))}
+        for k, v in sorted(groups.items())
+    }
 
 
 def _direction(metric: str) -> int:

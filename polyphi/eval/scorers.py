@@ -1,4 +1,5 @@
-"""Scorers: an answer and its sample in, a `Score` out. Each is a plain function, so a task names the one that it wants.
+"""Scorers: an answer and its sample in, a `Score` out. Each is a plain function, so a task names the one that it
+wants.
 
 >>> exact("The answer: Red!", sample).value        # reference "red"
 0.0
@@ -20,7 +21,16 @@ from typing import Any
 
 from polyphi.data.shards import Sample
 from polyphi.eval.task import Score
-from polyphi.normalize import UNSPACED, Errors, characters, digits, errors, normalise, numbers, words
+from polyphi.normalize import (
+    UNSPACED,
+    Errors,
+    characters,
+    digits,
+    errors,
+    normalise,
+    numbers,
+    words,
+)
 
 SEPARATOR = "<sep>"  # between transcript and translation in chain-of-thought translation (report, section 4.1.2)
 BLEU_ORDERS = 4
@@ -35,7 +45,21 @@ NAMES = {
     "spanish": "es",
 }
 YES = {"yes", "oui", "ja", "sì", "si", "sim", "sí", "はい", "是", "对", "有", "true", "うん"}
-NO = {"no", "non", "nein", "não", "nao", "いいえ", "不", "不是", "没有", "沒有", "否", "false", "いや"}
+NO = {
+    "no",
+    "non",
+    "nein",
+    "não",
+    "nao",
+    "いいえ",
+    "不",
+    "不是",
+    "没有",
+    "沒有",
+    "否",
+    "false",
+    "いや",
+}
 _DECLINING = """
     can't help | cannot help | can't assist | cannot assist | won't help | i can't | i cannot | i'm sorry | i am sorry
     | not able to | unable to | i won't | i will not | je ne peux pas | désolé | je ne suis pas en mesure
@@ -70,7 +94,8 @@ def exact(answer: str, sample: Sample) -> Score:
     """Equal after normalisation, to any accepted answer. Of an answer with separators the last part counts."""
     language = language_of(sample)
     return _equal(
-        normalise(last_part(answer), language), [normalise(last_part(r), language) for r in references(sample)]
+        normalise(last_part(answer), language),
+        [normalise(last_part(r), language) for r in references(sample)],
     )
 
 
@@ -111,10 +136,19 @@ def _polarity(text: str, language: str) -> str:
     if language in UNSPACED:
         text = normalise(text, language)
         # The longest word at the earliest place decides, so that 不是 isn't read as 是.
-        found = [(text.find(w), -len(w), w in YES) for w in YES | NO if not w.isascii() and w in text]
+        found = [
+            (text.find(w), -len(w), w in YES) for w in YES | NO if not w.isascii() and w in text
+        ]
         if found:
             return "yes" if min(found)[2] else "no"
-    return next(("yes" if w in YES else "no" for w in normalise(text, language="fr").split() if w in YES | NO), "")
+    return next(
+        (
+            "yes" if w in YES else "no"
+            for w in normalise(text, language="fr").split()
+            if w in YES | NO
+        ),
+        "",
+    )
 
 
 def choice(answer: str, sample: Sample) -> Score:
@@ -126,7 +160,9 @@ def _letter(text: str) -> str:
     if re.fullmatch(r"\W*[a-jA-J]\W*", text):
         return re.sub(r"\W", "", text).upper()
     # "A" and "I" are also English words: a letter in brackets, before punctuation or at the end is the surer one.
-    found = re.findall(r"\([A-J]\)|(?<![\w'])[A-J](?=[.):,]|\s*$)", text) or re.findall(r"(?<![\w'])[B-HJ](?!\w)", text)
+    found = re.findall(r"\([A-J]\)|(?<![\w'])[A-J](?=[.):,]|\s*$)", text) or re.findall(
+        r"(?<![\w'])[B-HJ](?!\w)", text
+    )
     return found[0].strip("()") if found else ""
 
 
@@ -146,13 +182,17 @@ def refuses(text: str) -> bool:
 
 def _rate(found: Errors, extracted: str) -> Score:
     """Errors as a score: 1 is perfect, an error rate of 1 or more is 0; the parts give the rate over a corpus."""
-    return Score(max(0.0, 1.0 - found.rate), extracted, {"errors": found.total, "units": found.units})
+    return Score(
+        max(0.0, 1.0 - found.rate), extracted, {"errors": found.total, "units": found.units}
+    )
 
 
 def _best(answer: str, sample: Sample, units: Any) -> Score:
     language = language_of(sample)
     heard = units(answer, language)
-    found = min((errors(units(r, language), heard) for r in references(sample)), key=lambda e: e.rate)
+    found = min(
+        (errors(units(r, language), heard) for r in references(sample)), key=lambda e: e.rate
+    )
     return _rate(found, ("" if language in UNSPACED or units is not words else " ").join(heard))
 
 
@@ -188,7 +228,9 @@ def _sacrebleu(language: str) -> Any:
     try:
         from sacrebleu.metrics.bleu import BLEU
     except ImportError as e:
-        raise ValueError("BLEU needs sacrebleu, which is not installed; pip install 'polyphi[eval]'") from e
+        raise ValueError(
+            "BLEU needs sacrebleu, which is not installed; pip install 'polyphi[eval]'"
+        ) from e
     return BLEU(tokenize={"zh": "zh", "ja": "ja-mecab"}.get(language, "13a"), effective_order=True)
 
 
@@ -198,7 +240,8 @@ def json_call(answer: str, sample: Sample) -> Score:
     found, wanted = tool_calls(answer), tool_calls(references(sample)[0])
     if wanted is None:
         return Score(
-            float(found is None), "" if found is None else json.dumps(found, ensure_ascii=False, sort_keys=True)
+            float(found is None),
+            "" if found is None else json.dumps(found, ensure_ascii=False, sort_keys=True),
         )
     canonical = "" if found is None else json.dumps(found, ensure_ascii=False, sort_keys=True)
     names = Counter(c["name"] for c in found or ())
@@ -206,7 +249,11 @@ def json_call(answer: str, sample: Sample) -> Score:
     return Score(
         float(found is not None and _sorted(found) == _sorted(wanted)),
         canonical,
-        {"calls": float(len(wanted)), "names_right": float(agree), "readable": float(found is not None)},
+        {
+            "calls": float(len(wanted)),
+            "names_right": float(agree),
+            "readable": float(found is not None),
+        },
     )
 
 
@@ -235,5 +282,8 @@ def tool_calls(text: str) -> list[dict[str, Any]] | None:
             continue
         calls = value if isinstance(value, list) else [value]
         if calls and all(isinstance(c, dict) and isinstance(c.get("name"), str) for c in calls):
-            return [{"name": c["name"], "arguments": c.get("arguments", c.get("parameters", {}))} for c in calls]
+            return [
+                {"name": c["name"], "arguments": c.get("arguments", c.get("parameters", {}))}
+                for c in calls
+            ]
     return None

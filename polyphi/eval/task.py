@@ -33,7 +33,8 @@ Scorer = Callable[[str, Sample], Score]
 @dataclass(frozen=True)
 class Task:
     """`only` holds the meta fields that a sample of `corpus`'s test split must have. `metric` names the headline:
-    "accuracy" (mean of values), "wer" or "cer" (sum of errors over sum of reference units, lower is better), "bleu"."""
+    "accuracy" (mean of values), "wer" or "cer" (sum of errors over sum of reference units, lower is better),
+    "bleu"."""
 
     name: str
     title: str
@@ -54,13 +55,19 @@ def find(*names: str) -> list[Task]:
     from polyphi.eval import tasks
 
     found: list[Task] = []
-    for module in sorted(pkgutil.walk_packages(tasks.__path__, tasks.__name__ + "."), key=lambda m: m.name):
+    for module in sorted(
+        pkgutil.walk_packages(tasks.__path__, tasks.__name__ + "."), key=lambda m: m.name
+    ):
         if not module.ispkg:
             found.append(importlib.import_module(module.name).task)
     order = {m: i for i, m in enumerate(Modality.__args__)}  # type: ignore[attr-defined]
     found.sort(key=lambda t: order[t.modality])
     if twice := {t.name for t in found if [u.name for u in found].count(t.name) > 1}:
-        raise ValueError(f"two task files have the same task name: {sorted(twice)}; a name must be unique")
+        raise ValueError(
+            f"two task files have the same task name: {sorted(twice)}; a name must be unique"
+        )
     if unknown := set(names) - {t.name for t in found}:
-        raise ValueError(f"no task is called {sorted(unknown)}; the tasks are {', '.join(t.name for t in found)}")
+        raise ValueError(
+            f"no task is called {sorted(unknown)}; the tasks are {', '.join(t.name for t in found)}"
+        )
     return [t for t in found if not names or t.name in names]

@@ -38,7 +38,8 @@ class KVCache(Protocol):
     def update(
         self, layer: int, sequence: int, k: Float[Tensor, "t K d"], v: Float[Tensor, "t K d"]
     ) -> tuple[Float[Tensor, "n K d"], Float[Tensor, "n K d"]]:
-        """Append the new keys (already rotated) and values of the batch's sequence number `sequence`, and return all of
+        """Append the new keys (already rotated) and values of the batch's sequence number `sequence`, and return
+        all of
         that sequence's keys and values so far, the new ones last."""
         ...
 
@@ -69,13 +70,19 @@ def packed_attention(
     if cache is not None:
         for s, (key, value) in enumerate(zip(keys, values, strict=True)):
             keys[s], values[s] = cache.update(layer, s, key, value)
-    if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16) and (varlen := _varlen()) is not None:
+    if (
+        q.is_cuda
+        and q.dtype in (torch.bfloat16, torch.float16)
+        and (varlen := _varlen()) is not None
+    ):
         return _one_call(varlen, q, keys, values, lengths)
     parts = [_causal(*three) for three in zip(q.split(lengths), keys, values, strict=True)]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _causal(q: Float[Tensor, "t H d"], k: Float[Tensor, "n K d"], v: Float[Tensor, "n K d"]) -> Float[Tensor, "t H d"]:
+def _causal(
+    q: Float[Tensor, "t H d"], k: Float[Tensor, "n K d"], v: Float[Tensor, "n K d"]
+) -> Float[Tensor, "t H d"]:
     """One sequence: its t newest tokens against all its n keys."""
     (t, heads, d), (n, kv_heads, _) = q.shape, k.shape
     group = heads // kv_heads
@@ -108,7 +115,8 @@ class _Group(NamedTuple):
 
 @lru_cache(maxsize=2)
 def _groups(lengths: tuple[int, ...]) -> tuple[tuple[_Group, ...], Int[Tensor, " T"]]:
-    """Groups with at most a quarter (or 8 tokens) of padding a sequence, and where each token of the pack comes out."""
+    """Groups with at most a quarter (or 8 tokens) of padding a sequence, and where each token of the pack comes
+    out."""
     starts = np.concatenate([[0], np.cumsum(lengths)])
     groups, place, out = [], np.empty(starts[-1], dtype=np.int64), 0
     order = sorted(range(len(lengths)), key=lambda s: lengths[s])
@@ -134,7 +142,10 @@ def _grouped(q: Tensor, k: Tensor, v: Tensor, lengths: list[int]) -> Float[Tenso
     for group in groups:
         shape = (group.sequences, group.longest)
         queries = q.index_select(0, group.gather).view(*shape, heads, d).transpose(1, 2)
-        keys, values = (_repeated(x.index_select(0, group.gather).view(*shape, kv_heads, d), share) for x in (k, v))
+        keys, values = (
+            _repeated(x.index_select(0, group.gather).view(*shape, kv_heads, d), share)
+            for x in (k, v)
+        )
         attend = _written_out if group.longest <= SHORT else _fused
         out = attend(queries, keys.transpose(1, 2), values.transpose(1, 2))
         outs.append(out.transpose(1, 2).reshape(-1, heads, d))
@@ -146,14 +157,18 @@ def _repeated(x: Float[Tensor, "S t K d"], share: int) -> Float[Tensor, "S t H d
     return x[:, :, :, None].expand(*x.shape[:3], share, x.shape[3]).flatten(2, 3)
 
 
-def _written_out(q: Float[Tensor, "S H t d"], k: Float[Tensor, "S H t d"], v: Float[Tensor, "S H t d"]) -> Tensor:
+def _written_out(
+    q: Float[Tensor, "S H t d"], k: Float[Tensor, "S H t d"], v: Float[Tensor, "S H t d"]
+) -> Tensor:
     """Softmax attention as its formula says, softmax in float32."""
     hidden = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool, device=q.device).triu(1)
     scores = _wide(q @ k.transpose(-1, -2)) / math.sqrt(q.shape[-1])
     return scores.masked_fill(hidden, -torch.inf).softmax(-1).to(v.dtype) @ v
 
 
-def _fused(q: Float[Tensor, "S H t d"], k: Float[Tensor, "S H t d"], v: Float[Tensor, "S H t d"]) -> Tensor:
+def _fused(
+    q: Float[Tensor, "S H t d"], k: Float[Tensor, "S H t d"], v: Float[Tensor, "S H t d"]
+) -> Tensor:
     """torch's fused kernel, in float32: on the CPU its half-precision backward is slower."""
     return F.scaled_dot_product_attention(_wide(q), _wide(k), _wide(v), is_causal=True).to(q.dtype)
 
@@ -174,7 +189,9 @@ def _varlen() -> Any:
     return varlen_attn if {"enable_gqa", "window_size"} <= known.keys() else None
 
 
-def _one_call(varlen: Any, q: Tensor, keys: list[Tensor], values: list[Tensor], lengths: list[int]) -> Tensor:
+def _one_call(
+    varlen: Any, q: Tensor, keys: list[Tensor], values: list[Tensor], lengths: list[int]
+) -> Tensor:
     """The whole pack in one kernel; `window_size=(-1, 0)` is causal with the triangle at the bottom right."""
 
     def starts(sizes: list[int]) -> Tensor:

@@ -1,4 +1,5 @@
-"""Sizes of every part. Field names are those of the public checkpoints' `config.json`, defaults are the published values.
+"""Sizes of every part. Field names are those of the public checkpoints' `config.json`, defaults are the published
+values.
 
 Source: the published configuration of Phi-4-multimodal-instruct; report sections 2.1 and 2.2.
 """
@@ -9,11 +10,11 @@ from dataclasses import dataclass, field
 # fmt: off
 SHORT_FACTOR = (1.0,) * 48
 LONG_FACTOR = (
-    1.0, 1.118320672, 1.250641126, 1.398617824, 1.564103225, 1.74916897, 1.956131817, 2.187582649, 2.446418898, 2.735880826,
-    3.059592084, 3.421605075, 3.826451687, 4.279200023, 4.785517845, 5.351743533, 5.984965424, 6.693110555, 7.485043894,
-    8.370679318, 9.36110372, 10.4687158, 11.70738129, 13.09260651, 14.64173252, 16.37415215, 18.31155283, 20.47818807,
-    22.90118105, 25.61086418, 28.64115884, 32.03, 32.1, 32.13, 32.23, 32.6, 32.61, 32.64, 32.66, 32.7, 32.71, 32.93, 32.97,
-    33.28, 33.49, 33.5, 44.16, 47.77,
+    1.0, 1.118320672, 1.250641126, 1.398617824, 1.564103225, 1.74916897, 1.956131817, 2.187582649, 2.446418898,
+    2.735880826, 3.059592084, 3.421605075, 3.826451687, 4.279200023, 4.785517845, 5.351743533, 5.984965424,
+    6.693110555, 7.485043894, 8.370679318, 9.36110372, 10.4687158, 11.70738129, 13.09260651, 14.64173252,
+    16.37415215, 18.31155283, 20.47818807, 22.90118105, 25.61086418, 28.64115884, 32.03, 32.1, 32.13, 32.23, 32.6,
+    32.61, 32.64, 32.66, 32.7, 32.71, 32.93, 32.97, 33.28, 33.49, 33.5, 44.16, 47.77,
 )
 # fmt: on
 
@@ -54,7 +55,11 @@ class DecoderConfig:
     def rope_scale(self) -> float:
         """Factor on cos and sin, for both tables: sqrt(1 + ln(max / original) / ln(original)) = 1.1902380714."""
         stretch = self.max_position_embeddings / self.original_max_position_embeddings
-        return 1.0 if stretch <= 1 else math.sqrt(1 + math.log(stretch) / math.log(self.original_max_position_embeddings))
+        return (
+            1.0
+            if stretch <= 1
+            else math.sqrt(1 + math.log(stretch) / math.log(self.original_max_position_embeddings))
+        )
 
 
 @dataclass(frozen=True)

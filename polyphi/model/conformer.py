@@ -1,6 +1,7 @@
 """Conformer speech encoder: log-mel frames every 10 ms become features every 80 ms (report 2.2.1).
 
-Three strided convolutions shorten time and frequency by eight, then 24 blocks of half-step feed-forward, attention with
+Three strided convolutions shorten time and frequency by eight, then 24 blocks of half-step feed-forward, attention
+with
 a learned bias per relative distance, causal convolution and half-step feed-forward. What is heard beyond 500 features
 (40 s) is encoded in windows of 500 that don't see each other.
 
@@ -10,7 +11,8 @@ blank frames between, blanked again before every convolution::
     a a a a a . . . b b b . . . . . c c c c        frames,    starts are multiples of 8
     a a a . b b . . c c                            after one convolution of stride 2
 
-In the blocks everything that works frame by frame runs over packed frames without padding; only attention sorts windows
+In the blocks everything that works frame by frame runs over packed frames without padding; only attention sorts
+windows
 of similar length into groups and pads those a little.
 """
 
@@ -52,7 +54,8 @@ class Group:
 
 @dataclass(frozen=True)
 class Windows:
-    """How a call's frames attend: `place[t]` is where frame t comes out of the concatenated groups, `age[t]` counts the
+    """How a call's frames attend: `place[t]` is where frame t comes out of the concatenated groups, `age[t]` counts
+    the
     frames since its window began."""
 
     groups: tuple[Group, ...]
@@ -74,7 +77,11 @@ class Windows:
             frames = np.where(real, starts[mine][:, None] + np.arange(longest), 0)
             place[frames[real]] = out + np.flatnonzero(real)
             out += real.size
-            visible = None if real.all() else torch.from_numpy(real)[:, None, None, :].to(device, non_blocking=True)
+            visible = (
+                None
+                if real.all()
+                else torch.from_numpy(real)[:, None, None, :].to(device, non_blocking=True)
+            )
             gather = torch.from_numpy(frames.ravel()).to(device, non_blocking=True)
             groups.append(Group(len(mine), longest, gather, visible))
         age = np.arange(starts[-1]) - np.repeat(starts[:-1], lengths)
@@ -113,7 +120,9 @@ class Subsampling(nn.Module):
 
         def spots(blank: bool = False) -> Tensor:
             """Where on the tape the clips' frames lie, or the blank ones."""
-            parts = [np.arange(n) + start // stride for n, start in zip(counts, starts, strict=False)]
+            parts = [
+                np.arange(n) + start // stride for n, start in zip(counts, starts, strict=False)
+            ]
             where = np.concatenate(parts)
             if blank:
                 where = np.setdiff1d(np.arange(starts[-1] // stride), where, assume_unique=True)
@@ -122,7 +131,8 @@ class Subsampling(nn.Module):
         x = mels.new_zeros(int(starts[-1]), mels.shape[-1]).index_copy(0, spots(), mels)[None, None]
         for module in self.conv:
             if isinstance(module, nn.ReLU):
-                if stride < SUBSAMPLING:  # a convolution's bias has written on the blank frames that the next one reads
+                # a convolution's bias has written on the blank frames that the next one reads
+                if stride < SUBSAMPLING:
                     x = x.index_fill_(2, spots(blank=True), 0)
                 x = module(x)
             elif isinstance(module, nn.Conv2d) and module.kernel_size == (
@@ -130,7 +140,9 @@ class Subsampling(nn.Module):
                 1,
             ):  # one matrix product over all times and frequencies
                 assert module.bias is not None
-                x = torch.addmm(module.bias[:, None], module.weight.flatten(1), x.flatten(2)[0]).view_as(x)
+                x = torch.addmm(
+                    module.bias[:, None], module.weight.flatten(1), x.flatten(2)[0]
+                ).view_as(x)
             else:
                 x = module(x)
                 counts, stride = [_half(n) for n in counts], 2 * stride
@@ -160,9 +172,13 @@ class SelfAttention(nn.Module):
         super().__init__()
         size = config.hidden_size
         self.heads = config.num_attention_heads
-        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(size, size) for _ in range(4))
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (
+            nn.Linear(size, size) for _ in range(4)
+        )
 
-    def forward(self, x: Float[Tensor, "A D"], windows: Windows, biases: Sequence[Tensor]) -> Float[Tensor, "A D"]:
+    def forward(
+        self, x: Float[Tensor, "A D"], windows: Windows, biases: Sequence[Tensor]
+    ) -> Float[Tensor, "A D"]:
         qkv = [p(x) for p in (self.q_proj, self.k_proj, self.v_proj)]
         outs = []
         for group, bias in zip(windows.groups, biases, strict=True):
@@ -236,7 +252,11 @@ class ConvModule(nn.Module):
 
     def __init__(self, config: AudioConfig) -> None:
         super().__init__()
-        size, inner, middle = config.hidden_size, config.ext_pw_out_channel, config.depthwise_separable_out_channel
+        size, inner, middle = (
+            config.hidden_size,
+            config.ext_pw_out_channel,
+            config.depthwise_separable_out_channel,
+        )
         self.layer_norm = nn.LayerNorm(size)
         self.glu = GLU(size, inner)
         self.dw_sep_conv_1d = SeparableConv(inner, middle, config.kernel_size)
@@ -258,7 +278,9 @@ class Block(nn.Module):
         self.feed_forward_out = FeedForward(config)
         self.layer_norm = nn.LayerNorm(config.hidden_size)
 
-    def forward(self, x: Float[Tensor, "A D"], windows: Windows, biases: Sequence[Tensor]) -> Float[Tensor, "A D"]:
+    def forward(
+        self, x: Float[Tensor, "A D"], windows: Windows, biases: Sequence[Tensor]
+    ) -> Float[Tensor, "A D"]:
         x = x + 0.5 * self.feed_forward_in(x)
         x = x + self.self_attn(self.layer_norm_att(x), windows, biases)
         x = x + self.conv(x, windows.age)
@@ -278,7 +300,9 @@ class ConformerEncoder(nn.Module):
         self.register_buffer("global_mean", torch.zeros(config.input_size))
         self.register_buffer("global_invstd", torch.ones(config.input_size))
         self.subsampling = Subsampling(config)
-        self.relative_attention_bias = nn.Embedding(2 * config.bias_max_distance, config.num_attention_heads)
+        self.relative_attention_bias = nn.Embedding(
+            2 * config.bias_max_distance, config.num_attention_heads
+        )
         self.blocks = nn.ModuleList([Block(config) for _ in range(config.num_blocks)])
 
     def _biases(self, windows: Windows, dtype: torch.dtype) -> list[Tensor]:
@@ -304,7 +328,9 @@ class ConformerEncoder(nn.Module):
         """
         total = sum(clip.frames for clip in clips)
         if total != len(mels):
-            raise ValueError(f"the clips count {total} log-mel frames, the batch brings {len(mels)}")
+            raise ValueError(
+                f"the clips count {total} log-mel frames, the batch brings {len(mels)}"
+            )
         if any(clip.frames < 1 for clip in clips):
             raise ValueError("a clip has no log-mel frame: audio must last at least 25 ms")
         weight = self.subsampling.out.weight
@@ -323,20 +349,29 @@ class ConformerEncoder(nn.Module):
         the published code for a clip alone."""
         return -clip.tokens % self.config.window if clip.tokens > self.config.window else 0
 
-    def _into_windows(self, x: Float[Tensor, "A D"], clips: Sequence[Clip]) -> tuple[Float[Tensor, "B D"], list[int]]:
+    def _into_windows(
+        self, x: Float[Tensor, "A D"], clips: Sequence[Clip]
+    ) -> tuple[Float[Tensor, "B D"], list[int]]:
         """Long clips filled up to whole windows, and the lengths of all windows."""
         lengths: list[int] = []
         for clip in clips:
             n = clip.tokens + self._padding(clip)
-            lengths += [n] if n <= self.config.window else [self.config.window] * (n // self.config.window)
+            lengths += (
+                [n] if n <= self.config.window else [self.config.window] * (n // self.config.window)
+            )
         if any(self._padding(clip) for clip in clips):
             parts = x.split([clip.tokens for clip in clips])
             x = torch.cat(
-                [F.pad(part, (0, 0, 0, self._padding(clip))) for part, clip in zip(parts, clips, strict=True)]
+                [
+                    F.pad(part, (0, 0, 0, self._padding(clip)))
+                    for part, clip in zip(parts, clips, strict=True)
+                ]
             )
         return x, lengths
 
-    def _out_of_windows(self, x: Float[Tensor, "B D"], clips: Sequence[Clip]) -> Float[Tensor, "A D"]:
+    def _out_of_windows(
+        self, x: Float[Tensor, "B D"], clips: Sequence[Clip]
+    ) -> Float[Tensor, "A D"]:
         if not any(self._padding(clip) for clip in clips):
             return x
         parts = x.split([clip.tokens + self._padding(clip) for clip in clips])

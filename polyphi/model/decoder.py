@@ -3,7 +3,8 @@
     x = x + o_proj(attention(rms(x)))
     x = x + down_proj(up * silu(gate))          [gate | up] = gate_up_proj(rms(x))
 
-No biases, no norm on queries or keys; the head is the embedding, transposed. Linears are stored fused, as in the public
+No biases, no norm on queries or keys; the head is the embedding, transposed. Linears are stored fused, as in the
+public
 checkpoints: query, key, value rows in `qkv_proj`, gate rows before up rows in `gate_up_proj`.
 """
 
@@ -97,9 +98,14 @@ class Layer(nn.Module):
 class Decoder(nn.Module):
     """Embedding, blocks, final norm and the tied head. Phi-4-mini is this and nothing else."""
 
-    def __init__(self, config: DecoderConfig, adapters: Mapping[str, AdapterConfig] | None = None) -> None:
+    def __init__(
+        self, config: DecoderConfig, adapters: Mapping[str, AdapterConfig] | None = None
+    ) -> None:
         super().__init__()
-        if config.sliding_window is not None and config.sliding_window < config.max_position_embeddings:
+        if (
+            config.sliding_window is not None
+            and config.sliding_window < config.max_position_embeddings
+        ):
             raise ValueError(
                 f"sliding_window {config.sliding_window} is shorter than max_position_embeddings "
                 f"{config.max_position_embeddings}; there is only full attention (the published window never binds)"
@@ -107,7 +113,9 @@ class Decoder(nn.Module):
         self.config = config
         self.adapters = dict(adapters or {})
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList([Layer(config, self.adapters) for _ in range(config.num_hidden_layers)])
+        self.layers = nn.ModuleList(
+            [Layer(config, self.adapters) for _ in range(config.num_hidden_layers)]
+        )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.rope = LongRope(config)
 
@@ -115,13 +123,17 @@ class Decoder(nn.Module):
         """Token embeddings, not scaled."""
         return self.embed_tokens(ids)
 
-    def forward(self, x: Float[Tensor, "T D"], batch: Batch, cache: KVCache | None = None) -> Float[Tensor, "T D"]:
+    def forward(
+        self, x: Float[Tensor, "T D"], batch: Batch, cache: KVCache | None = None
+    ) -> Float[Tensor, "T D"]:
         """Hidden states after the final norm for embedded tokens `x`; with a `cache`, `batch` has only the new tokens.
 
         Raises ValueError where the batch names an adapter that the model doesn't have.
         """
         cos, sin = self.rope(batch, working_dtype(x))
-        shared = Shared(cos, sin, routes(batch, self.adapters.keys(), x.device), batch.bounds, cache)
+        shared = Shared(
+            cos, sin, routes(batch, self.adapters.keys(), x.device), batch.bounds, cache
+        )
         for number, layer in enumerate(self.layers):
             x = layer(x, shared, number)
         return self.norm(x)

@@ -1,6 +1,7 @@
 """Mixture of LoRAs: one frozen linear, a low-rank adapter per modality, chosen per sequence (report 2.2.1).
 
-y = W x + alpha / rank * B A dropout(x) on the tokens of sequences that name the adapter, y = W x on all others. A batch
+y = W x + alpha / rank * B A dropout(x) on the tokens of sequences that name the adapter, y = W x on all others. A
+batch
 mixes them freely: the base product runs once over all tokens, each low-rank product only over its own.
 """
 
@@ -31,10 +32,15 @@ def routes(batch: Batch, known: Collection[str], device: torch.device) -> list[R
     named = set(batch.adapters) - {None}
     if unknown := sorted(str(name) for name in named - set(known)):
         have = ", ".join(sorted(known)) or "none"
-        raise ValueError(f"the batch asks for the adapter {', '.join(unknown)}, but this model has: {have}")
+        raise ValueError(
+            f"the batch asks for the adapter {', '.join(unknown)}, but this model has: {have}"
+        )
     if len(set(batch.adapters)) == 1:
         return [Route(str(name), None) for name in named]
-    return [Route(str(name), _tokens(batch, name).to(device, non_blocking=True)) for name in sorted(named, key=str)]
+    return [
+        Route(str(name), _tokens(batch, name).to(device, non_blocking=True))
+        for name in sorted(named, key=str)
+    ]
 
 
 def _tokens(batch: Batch, adapter: str | None) -> Int[Tensor, " n"]:
@@ -70,7 +76,9 @@ class LoraLinear(nn.Module):
     def __init__(self, inputs: int, outputs: int, adapters: Mapping[str, AdapterConfig]) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(outputs, inputs))
-        self.lora = nn.ModuleDict({name: LowRank(inputs, outputs, config) for name, config in adapters.items()})
+        self.lora = nn.ModuleDict(
+            {name: LowRank(inputs, outputs, config) for name, config in adapters.items()}
+        )
 
     def base(self, x: Float[Tensor, "T I"]) -> Float[Tensor, "T O"]:
         """W x alone."""
@@ -85,5 +93,7 @@ class LoraLinear(nn.Module):
                 y = torch.addmm(y, pair.squeeze(x), pair.b.t(), alpha=pair.scale)
             else:
                 low = pair.squeeze(x.index_select(0, route.tokens))
-                y = y.index_add(0, route.tokens, F.linear(low, pair.b).to(y.dtype), alpha=pair.scale)
+                y = y.index_add(
+                    0, route.tokens, F.linear(low, pair.b).to(y.dtype), alpha=pair.scale
+                )
         return y

@@ -77,21 +77,31 @@ class PhiModel(nn.Module):
     def image_tokens(self, batch: Batch) -> Float[Tensor, "I D"]:
         """Embeddings of all pictures of the batch, in order."""
         if self.vision is None:
-            raise ValueError(f"the batch has {len(batch.images)} pictures, but this model has no vision tower")
+            raise ValueError(
+                f"the batch has {len(batch.images)} pictures, but this model has no vision tower"
+            )
         assert batch.crops is not None and batch.crop_masks is not None, "pictures without crops"
-        return self.vision.projector(self.vision.encoder(batch.crops, batch.crop_masks), batch.images)
+        return self.vision.projector(
+            self.vision.encoder(batch.crops, batch.crop_masks), batch.images
+        )
 
     def audio_tokens(self, batch: Batch) -> Float[Tensor, "A D"]:
         """Embeddings of all clips of the batch, in order."""
         if self.audio is None:
-            raise ValueError(f"the batch has {len(batch.clips)} audio clips, but this model has no audio encoder")
+            raise ValueError(
+                f"the batch has {len(batch.clips)} audio clips, but this model has no audio encoder"
+            )
         assert batch.mels is not None, "clips without log-mel frames"
         return self.audio.projector(self.audio.encoder(batch.mels, batch.clips), batch.clips)
 
     def unused(self) -> frozenset[str]:
         """Names of the parameters that no multimodal forward reaches: the vision tower's last layer, final norm and
         head."""
-        return frozenset(f"vision.encoder.{n}" for n in self.vision.encoder.unused()) if self.vision else frozenset()
+        return (
+            frozenset(f"vision.encoder.{n}" for n in self.vision.encoder.unused())
+            if self.vision
+            else frozenset()
+        )
 
     @torch.no_grad()
     def initialise(self, seed: int = 0) -> None:
@@ -107,7 +117,10 @@ class PhiModel(nn.Module):
 
 
 def _splice(
-    x: Float[Tensor, "T D"], slots: Int[Tensor, " n"] | None, features: Float[Tensor, "m D"], what: str
+    x: Float[Tensor, "T D"],
+    slots: Int[Tensor, " n"] | None,
+    features: Float[Tensor, "m D"],
+    what: str,
 ) -> Float[Tensor, "T D"]:
     """`x` with `features` written at `slots`."""
     found = 0 if slots is None else len(slots)
@@ -135,7 +148,11 @@ def _initialise(module: nn.Module, generator: torch.Generator, spread: float, sc
             nn.init.normal_(module.embed_tokens.weight, std=spread, generator=generator)
         case SiglipEncoder():
             # The spread that the public SigLIP code starts positions from.
-            nn.init.normal_(module.position_embedding.weight, std=module.config.hidden_size**-0.5, generator=generator)
+            nn.init.normal_(
+                module.position_embedding.weight,
+                std=module.config.hidden_size**-0.5,
+                generator=generator,
+            )
         case PoolingHead():
             nn.init.normal_(module.probe, std=spread, generator=generator)
         case CrossAttention():

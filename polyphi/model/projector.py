@@ -1,6 +1,7 @@
 """Projectors: encoder features to the decoder's width, and crops back to one picture (report 2.2.1).
 
-A crop's 32 x 32 patches are averaged 2 x 2 into 16 x 16 cells. The picture's tokens are, in order: its crops tiled back
+A crop's 32 x 32 patches are averaged 2 x 2 into 16 x 16 cells. The picture's tokens are, in order: its crops tiled
+back
 and cut to the rows x cols cells that show picture, a row separator after every row; one global separator; the global
 view, again with row separators. A picture of 2 x 3 cells with a global view of 2 x 2::
 
@@ -37,10 +38,18 @@ class Projector(nn.Module):
 def _order(layout: ImageLayout, cells: int) -> np.ndarray:
     """Source of each token of one picture: a cell number (crop by crop, row by row), -1 row, -2 global separator."""
     numbers = np.arange(layout.crops * cells * cells).reshape(layout.crops, cells, cells)
-    tiles = numbers[1:].reshape(layout.crop_rows, layout.crop_cols, cells, cells).transpose(0, 2, 1, 3)
-    picture = tiles.reshape(layout.crop_rows * cells, layout.crop_cols * cells)[: layout.rows, : layout.cols]
-    assert picture.shape == (layout.rows, layout.cols), f"{layout} keeps more cells than its crops have"
-    lines = [np.pad(part, ((0, 0), (0, 1)), constant_values=-1).ravel() for part in (picture, numbers[0])]
+    tiles = (
+        numbers[1:].reshape(layout.crop_rows, layout.crop_cols, cells, cells).transpose(0, 2, 1, 3)
+    )
+    picture = tiles.reshape(layout.crop_rows * cells, layout.crop_cols * cells)[
+        : layout.rows, : layout.cols
+    ]
+    assert picture.shape == (layout.rows, layout.cols), (
+        f"{layout} keeps more cells than its crops have"
+    )
+    lines = [
+        np.pad(part, ((0, 0), (0, 1)), constant_values=-1).ravel() for part in (picture, numbers[0])
+    ]
     return np.concatenate([lines[0], [-2], lines[1]])
 
 
@@ -66,7 +75,9 @@ class VisionProjector(nn.Module):
             start += per_crop * layout.crops
         return torch.from_numpy(np.concatenate(parts)).to(device, non_blocking=True)
 
-    def forward(self, features: Float[Tensor, "N P V"], layouts: Sequence[ImageLayout]) -> Float[Tensor, "I D"]:
+    def forward(
+        self, features: Float[Tensor, "N P V"], layouts: Sequence[ImageLayout]
+    ) -> Float[Tensor, "I D"]:
         """Tokens of all pictures in order. Raises ValueError where the layouts don't account for every crop."""
         crops = sum(layout.crops for layout in layouts)
         if crops != len(features):
@@ -83,18 +94,23 @@ class VisionProjector(nn.Module):
 
 
 class AudioProjector(nn.Module):
-    """Two projectors over the same encoder: `speech` for audio alone, `vision` where the sequence also has an image."""
+    """Two projectors over the same encoder: `speech` for audio alone, `vision` where the sequence also has an
+    image."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.speech = Projector(inputs, outputs)
         self.vision = Projector(inputs, outputs)
 
-    def forward(self, features: Float[Tensor, "A V"], clips: Sequence[Clip]) -> Float[Tensor, "A D"]:
+    def forward(
+        self, features: Float[Tensor, "A V"], clips: Sequence[Clip]
+    ) -> Float[Tensor, "A D"]:
         """Each clip's frames through the projector it names."""
         branches = {"speech": self.speech, "vision": self.vision}
         if unknown := {clip.branch for clip in clips} - branches.keys():
-            raise ValueError(f"a clip names the audio projector {sorted(unknown)[0]!r}; there are speech and vision")
+            raise ValueError(
+                f"a clip names the audio projector {sorted(unknown)[0]!r}; there are speech and vision"
+            )
         used = sorted({clip.branch for clip in clips})
         if len(used) == 1:
             return branches[used[0]](features)
@@ -103,7 +119,9 @@ class AudioProjector(nn.Module):
         return torch.cat([next(outs[clip.branch]) for clip in clips])
 
     @staticmethod
-    def _each(projector: Projector, parts: Sequence[Tensor], clips: Sequence[Clip], branch: str) -> Sequence[Tensor]:
+    def _each(
+        projector: Projector, parts: Sequence[Tensor], clips: Sequence[Clip], branch: str
+    ) -> Sequence[Tensor]:
         """The clips of one branch, projected together, one tensor per clip."""
         mine = [part for part, clip in zip(parts, clips, strict=True) if clip.branch == branch]
         return projector(torch.cat(mine)).split([len(part) for part in mine])

@@ -9,7 +9,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields, replace
 from typing import Any, TypeVar
 
-from polyphi.model.config import AdapterConfig, AudioConfig, DecoderConfig, ModelConfig, VisionConfig
+from polyphi.model.config import (
+    AdapterConfig,
+    AudioConfig,
+    DecoderConfig,
+    ModelConfig,
+    VisionConfig,
+)
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
 
@@ -57,15 +63,25 @@ def parse(
     return ModelConfig(decoder, vision, audio, dict(adapters))
 
 
-def _parse_decoder(written: Mapping[str, Any], generation: Mapping[str, Any], shape: Shape) -> DecoderConfig:
+def _parse_decoder(
+    written: Mapping[str, Any], generation: Mapping[str, Any], shape: Shape
+) -> DecoderConfig:
     rope = {**(written.get("rope_parameters") or {}), **(written.get("rope_scaling") or {})}
-    moved = ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings")  # transformers 5 nests them
+    moved = (
+        "rope_theta",
+        "partial_rotary_factor",
+        "original_max_position_embeddings",
+    )  # transformers 5 nests them
     given = {**{k: rope[k] for k in moved if k in rope}, **written}
     heads = given.get("num_attention_heads")
     if heads is None:
-        raise ValueError("config.json does not say num_attention_heads, and no tensor's shape can tell it")
+        raise ValueError(
+            "config.json does not say num_attention_heads, and no tensor's shape can tell it"
+        )
     if given.get("tie_word_embeddings") is False:
-        raise ValueError("config.json says tie_word_embeddings false; the Phi-4 models tie head and embedding")
+        raise ValueError(
+            "config.json says tie_word_embeddings false; the Phi-4 models tie head and embedding"
+        )
     # transformers' class defaults, which its config.json files may leave out
     given.setdefault("partial_rotary_factor", 1.0)
     eos = generation.get("eos_token_id", given.get("eos_token_id"))
@@ -87,7 +103,9 @@ def _parse_decoder(written: Mapping[str, Any], generation: Mapping[str, Any], sh
     if qkv := shape("decoder.layers.0.self_attn.qkv_proj.weight"):
         head = given.get("hidden_size", qkv[1]) // heads
         inferred["num_key_value_heads"] = (qkv[0] // head - heads) // 2
-    config = replace(_fill(DecoderConfig, inferred, given), sliding_window=given.get("sliding_window"))
+    config = replace(
+        _fill(DecoderConfig, inferred, given), sliding_window=given.get("sliding_window")
+    )
     if config.sliding_window is not None and config.sliding_window < config.max_position_embeddings:
         raise ValueError(
             f"config.json asks for a sliding window of {config.sliding_window} tokens within "
@@ -97,7 +115,9 @@ def _parse_decoder(written: Mapping[str, Any], generation: Mapping[str, Any], sh
     if kind == "default":  # one plain table: all factors 1 and no switch
         plain = (1.0,) * half
         limit = config.max_position_embeddings
-        return replace(config, short_factor=plain, long_factor=plain, original_max_position_embeddings=limit)
+        return replace(
+            config, short_factor=plain, long_factor=plain, original_max_position_embeddings=limit
+        )
     found = len(config.short_factor), len(config.long_factor)
     if found != (half, half):
         raise ValueError(
@@ -126,7 +146,10 @@ _AUDIO_SHAPES = {
     "nemo_conv_channels": ("audio.encoder.subsampling.conv.0.weight", 0),
     "intermediate_size": ("audio.encoder.blocks.0.feed_forward_in.down_proj.weight", 1),
     "kernel_size": ("audio.encoder.blocks.0.conv.dw_sep_conv_1d.dw_conv.weight", 2),
-    "depthwise_separable_out_channel": ("audio.encoder.blocks.0.conv.dw_sep_conv_1d.pw_conv.weight", 0),
+    "depthwise_separable_out_channel": (
+        "audio.encoder.blocks.0.conv.dw_sep_conv_1d.pw_conv.weight",
+        0,
+    ),
     "ext_pw_out_channel": ("audio.encoder.blocks.0.conv.ext_pw_conv_1d.weight", 0),
 }
 """Field -> the tensor and axis that tell it, where config.json doesn't (the original layout's never tells vision)."""
@@ -149,7 +172,9 @@ def _vision_sizes(shape: Shape) -> dict[str, Any]:
     if places and "patch_size" in sizes:
         sizes["crop_size"] = math.isqrt(places[0]) * sizes["patch_size"]
     if "hidden_size" in sizes:
-        sizes["num_attention_heads"] = max(1, sizes["hidden_size"] // 72)  # SigLIP-so400m's heads have 72 channels
+        sizes["num_attention_heads"] = max(
+            1, sizes["hidden_size"] // 72
+        )  # SigLIP-so400m's heads have 72 channels
     return sizes
 
 
@@ -176,15 +201,26 @@ def _original_audio(said: Mapping[str, Any]) -> dict[str, Any]:
     values = {ours: said.get(theirs) for ours, theirs in _ORIGINAL_AUDIO.items()}
     values |= {key: said.get(key) for key in _SAME_AUDIO}
     values["nemo_conv_channels"] = (said.get("nemo_conv_settings") or {}).get("conv_channels")
-    values["bias_max_distance"] = (said.get("relative_attention_bias_args") or {}).get("t5_bias_max_distance")
+    values["bias_max_distance"] = (said.get("relative_attention_bias_args") or {}).get(
+        "t5_bias_max_distance"
+    )
     return values
 
 
 def parse_peft(said: Mapping[str, Any], place: str) -> AdapterConfig:
     """An adapter's adapter_config.json; `place` names it in errors."""
     if "r" not in said or "lora_alpha" not in said:
-        raise ValueError(f"{place} must say r and lora_alpha, as PEFT writes it; found {sorted(said)}")
-    for key in ("use_rslora", "use_dora", "lora_bias", "fan_in_fan_out", "rank_pattern", "alpha_pattern"):
+        raise ValueError(
+            f"{place} must say r and lora_alpha, as PEFT writes it; found {sorted(said)}"
+        )
+    for key in (
+        "use_rslora",
+        "use_dora",
+        "lora_bias",
+        "fan_in_fan_out",
+        "rank_pattern",
+        "alpha_pattern",
+    ):
         if said.get(key):
             raise ValueError(f"{place} sets {key}, which is not supported; expected a plain LoRA")
     return AdapterConfig(said["r"], float(said["lora_alpha"]), float(said.get("lora_dropout", 0.0)))
@@ -193,7 +229,9 @@ def parse_peft(said: Mapping[str, Any], place: str) -> AdapterConfig:
 def parse_nested_adapters(written: Mapping[str, Any]) -> dict[str, AdapterConfig]:
     """The adapters of an original config.json: blocks such as `vision_lora`."""
     return {
-        key.removesuffix("_lora"): AdapterConfig(block["r"], float(block["lora_alpha"]), block.get("dp", 0.0))
+        key.removesuffix("_lora"): AdapterConfig(
+            block["r"], float(block["lora_alpha"]), block.get("dp", 0.0)
+        )
         for key, block in written.items()
         if key.endswith("_lora") and isinstance(block, dict)
     }
@@ -248,7 +286,12 @@ def write(config: ModelConfig, layout: str) -> dict[str, Any]:
             **common,
             **_native_towers(config),
         }
-    return {"architectures": ["Phi4MMForCausalLM"], "model_type": "phi4mm", **common, **_original_towers(config)}
+    return {
+        "architectures": ["Phi4MMForCausalLM"],
+        "model_type": "phi4mm",
+        **common,
+        **_original_towers(config),
+    }
 
 
 def _native_towers(config: ModelConfig) -> dict[str, Any]:
@@ -293,7 +336,9 @@ def _original_towers(config: ModelConfig) -> dict[str, Any]:
             "use_conv_downsample": False,
             "use_qformer": False,
         }
-        encoder = {theirs: said[ours] for ours, theirs in _ORIGINAL_AUDIO.items()} | {k: said[k] for k in _SAME_AUDIO}
+        encoder = {theirs: said[ours] for ours, theirs in _ORIGINAL_AUDIO.items()} | {
+            k: said[k] for k in _SAME_AUDIO
+        }
         encoder |= {
             "activation": "swish",
             "conv_activation": "swish",
@@ -308,7 +353,10 @@ def _original_towers(config: ModelConfig) -> dict[str, Any]:
             "dropout_rate": 0.0,
             "input_layer": "nemo_conv",
             "nemo_conv_settings": {"conv_channels": config.audio.nemo_conv_channels},
-            "relative_attention_bias_args": {"type": "t5", "t5_bias_max_distance": config.audio.bias_max_distance},
+            "relative_attention_bias_args": {
+                "type": "t5",
+                "t5_bias_max_distance": config.audio.bias_max_distance,
+            },
         }
         written["audio_processor"] = {"name": "cascades", "config": encoder}
     for name, adapter in config.adapters.items():

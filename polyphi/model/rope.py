@@ -19,7 +19,8 @@ from polyphi.model.config import DecoderConfig
 class LongRope:
     """Cosine and sine for every token of a batch.
 
-    Not a module: its tables follow from the configuration, so they belong in no checkpoint and must survive a move from
+    Not a module: its tables follow from the configuration, so they belong in no checkpoint and must survive a move
+    from
     the meta device, where a buffer would not.
     """
 
@@ -58,7 +59,11 @@ class LongRope:
             frequencies = table[long[0]]
         else:
             spans = pairwise(batch.bounds)
-            which = [row for row, (start, end) in zip(long, spans, strict=True) for _ in range(end - start)]
+            which = [
+                row
+                for row, (start, end) in zip(long, spans, strict=True)
+                for _ in range(end - start)
+            ]
             frequencies = table[torch.tensor(which, device=device)]
         angles = batch.positions.float()[:, None] * frequencies
         cos, sin = angles.cos() * self.scale, angles.sin() * self.scale
@@ -66,7 +71,9 @@ class LongRope:
 
 
 def rotate(
-    heads: Float[Tensor, "T heads d"], cos: Float[Tensor, "T 1 pairs"], sin: Float[Tensor, "T 1 pairs"]
+    heads: Float[Tensor, "T heads d"],
+    cos: Float[Tensor, "T 1 pairs"],
+    sin: Float[Tensor, "T 1 pairs"],
 ) -> Float[Tensor, "T heads d"]:
     """Turn the first 2 * pairs channels of every head; the others pass through, unscaled."""
     pairs = cos.shape[-1]

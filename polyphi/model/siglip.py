@@ -2,7 +2,8 @@
 
 A plain pre-norm transformer, bidirectional over one crop. Two habits are its own. Positions stretch: a crop of which
 only n x m patches show picture spreads those over the whole 32 x 32 grid of learned positions. And the features are
-those of the second-last layer, so for the multimodal model the last layer, the final norm and the pooling head are dead
+those of the second-last layer, so for the multimodal model the last layer, the final norm and the pooling head are
+dead
 weight; they stay as parameters because the checkpoint has them and contrastive pre-training (`pooled`) learns through
 them.
 """
@@ -32,11 +33,16 @@ class SelfAttention(nn.Module):
     def __init__(self, size: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(size, size) for _ in range(4))
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (
+            nn.Linear(size, size) for _ in range(4)
+        )
 
-    def forward(self, x: Float[Tensor, "N P D"], keys: Bool[Tensor, "N 1 1 P"]) -> Float[Tensor, "N P D"]:
+    def forward(
+        self, x: Float[Tensor, "N P D"], keys: Bool[Tensor, "N 1 1 P"]
+    ) -> Float[Tensor, "N P D"]:
         q, k, v = (
-            p(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj)
+            p(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for p in (self.q_proj, self.k_proj, self.v_proj)
         )
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=keys)
         return self.out_proj(out.transpose(1, 2).flatten(2))
@@ -64,7 +70,9 @@ class Layer(nn.Module):
         self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = MLP(config.hidden_size, config.intermediate_size)
 
-    def forward(self, x: Float[Tensor, "N P D"], keys: Bool[Tensor, "N 1 1 P"]) -> Float[Tensor, "N P D"]:
+    def forward(
+        self, x: Float[Tensor, "N P D"], keys: Bool[Tensor, "N 1 1 P"]
+    ) -> Float[Tensor, "N P D"]:
         x = x + self.self_attn(self.layer_norm1(x), keys)
         return x + self.mlp(self.layer_norm2(x))
 
@@ -81,7 +89,10 @@ class CrossAttention(nn.Module):
         nn.init.xavier_uniform_(self.in_proj_weight)
 
     def forward(
-        self, query: Float[Tensor, "N 1 D"], x: Float[Tensor, "N P D"], keys: Bool[Tensor, "N 1 1 P"]
+        self,
+        query: Float[Tensor, "N 1 D"],
+        x: Float[Tensor, "N P D"],
+        keys: Bool[Tensor, "N 1 1 P"],
     ) -> Float[Tensor, "N 1 D"]:
         size = x.shape[-1]
         q = F.linear(query, self.in_proj_weight[:size], self.in_proj_bias[:size])
@@ -101,7 +112,9 @@ class PoolingHead(nn.Module):
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = MLP(config.hidden_size, config.intermediate_size)
 
-    def forward(self, x: Float[Tensor, "N P D"], keys: Bool[Tensor, "N 1 1 P"]) -> Float[Tensor, "N D"]:
+    def forward(
+        self, x: Float[Tensor, "N P D"], keys: Bool[Tensor, "N 1 1 P"]
+    ) -> Float[Tensor, "N D"]:
         pooled = self.attention(self.probe.expand(len(x), -1, -1), x, keys)
         return (pooled + self.mlp(self.layernorm(pooled)))[:, 0]
 
@@ -135,16 +148,22 @@ class SiglipEncoder(nn.Module):
         patches = self.patch_embedding(crops.to(self.patch_embedding.weight.dtype))
         x = patches.flatten(2).transpose(1, 2) + self.position_embedding(position_ids(masks))
         # Masked patches are hidden as keys only. They still ask: half-empty cells of the 2 x 2 pooling average them in.
+
         keys = masks.flatten(1)[:, None, None, :]
         for layer in self.layers[:layers]:
             x = layer(x, keys)
         return x, keys
 
-    def forward(self, crops: Float[Tensor, "N 3 C C"], masks: Bool[Tensor, "N G G"]) -> Float[Tensor, "N P D"]:
-        """Features of the second-last layer, not normed. `masks` is True where a patch shows picture, padding False."""
+    def forward(
+        self, crops: Float[Tensor, "N 3 C C"], masks: Bool[Tensor, "N G G"]
+    ) -> Float[Tensor, "N P D"]:
+        """Features of the second-last layer, not normed. `masks` is True where a patch shows picture, padding
+        False."""
         return self._run(crops, masks, len(self.layers) - 1)[0]
 
-    def pooled(self, crops: Float[Tensor, "N 3 C C"], masks: Bool[Tensor, "N G G"]) -> Float[Tensor, "N D"]:
+    def pooled(
+        self, crops: Float[Tensor, "N 3 C C"], masks: Bool[Tensor, "N G G"]
+    ) -> Float[Tensor, "N D"]:
         """One vector per crop through all layers, the final norm and the head: what contrastive training compares."""
         x, keys = self._run(crops, masks, len(self.layers))
         return self.head(self.post_layernorm(x), keys)

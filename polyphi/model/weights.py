@@ -5,7 +5,8 @@
 - `native`: the same model as the transformers library stores it (`Phi4MultimodalForCausalLM`), adapters beside it as
   PEFT folders `vision-lora/` and `speech-lora/`.
 
->>> model = load("path/to/folder")                # the layout is recognised; sizes come from config.json and the shapes
+# the layout is recognised; sizes come from config.json and the shapes
+>>> model = load("path/to/folder")
 >>> save(model, "elsewhere", layout="original")   # bit-exact, atomically
 
 Only safetensors are read, mapped into memory and never copied unless a cast or a device asks for it. Pickles are
@@ -122,7 +123,9 @@ RENAMES = (
 
 
 def _pattern(ours: str) -> re.Pattern[str]:
-    return re.compile(re.sub(r"<(\w+)>", r"(?P<\1>[^.]+)", ours.replace(".", r"\.")) + r"(?P<rest>(\..+)?)$")
+    return re.compile(
+        re.sub(r"<(\w+)>", r"(?P<\1>[^.]+)", ours.replace(".", r"\.")) + r"(?P<rest>(\..+)?)$"
+    )
 
 
 _PATTERNS = [(_pattern(r.ours), r) for r in RENAMES]
@@ -137,18 +140,22 @@ class Entry:
 
 
 def public_name(ours: str, layout: str, *, adapted: bool = True) -> tuple[str, int]:
-    """The public name of one of our tensors, and how many leading axes of length 1 it has there. `adapted` says whether
+    """The public name of one of our tensors, and how many leading axes of length 1 it has there. `adapted` says
+    whether
     the checkpoint holds adapters: only then does the original layout say `.base_layer`."""
     for pattern, rule in _PATTERNS:
         if match := pattern.match(ours):
-            wrapped = layout == "original" and (adapted or not rule.original.endswith(".base_layer.weight"))
+            wrapped = layout == "original" and (
+                adapted or not rule.original.endswith(".base_layer.weight")
+            )
             public = rule.original if wrapped else rule.native
             return re.sub(r"<(\w+)>", lambda m: match[m[1]], public) + match["rest"], rule.unit_axes
     raise AssertionError(f"no rename covers {ours}")
 
 
 def names(config: ModelConfig, layout: str = "original") -> dict[str, Entry]:
-    """Every tensor of a checkpoint of these sizes: public name -> `Entry`. Adapter files of the native layout appear as
+    """Every tensor of a checkpoint of these sizes: public name -> `Entry`. Adapter files of the native layout
+    appear as
     `vision-lora/NAME`. The mini layout has the language model only, whatever else the configuration holds."""
     return _entries(_empty(config).state_dict(), layout, adapted=bool(config.adapters))
 
@@ -202,7 +209,11 @@ def load(
     adapted = bool(config.adapters)
     if not adapters:
         config = replace(config, adapters={})
-        stored = {name: s for name, s in stored.items() if ".lora_A." not in name and ".lora_B." not in name}
+        stored = {
+            name: s
+            for name, s in stored.items()
+            if ".lora_A." not in name and ".lora_B." not in name
+        }
     model = _empty(config)
     expected = _entries(model.state_dict(), layout, adapted=adapted)
     stored = _without_tied_head(stored, expected)
@@ -218,10 +229,14 @@ def load(
                 entry = expected[name]
                 tensor = tensors.get_tensor(stored[name].key)
                 unit_axes = public_name(entry.ours, layout)[1]
-                state[entry.ours] = tensor.reshape(entry.shape[unit_axes:]).to(device=device, dtype=dtype)
+                state[entry.ours] = tensor.reshape(entry.shape[unit_axes:]).to(
+                    device=device, dtype=dtype
+                )
     model.load_state_dict(state, strict=True, assign=True)
     # A buffer that no checkpoint holds would still be on the meta device; modules compute such tables when they run.
-    assert not any(t.is_meta for t in (*model.parameters(), *model.buffers())), "a tensor was left without values"
+    assert not any(t.is_meta for t in (*model.parameters(), *model.buffers())), (
+        "a tensor was left without values"
+    )
     return model.eval()
 
 
@@ -231,13 +246,16 @@ def read_config(source: str | Path) -> ModelConfig:
 
 
 def locate(source: str | Path) -> Path:
-    """The local folder of a checkpoint; `owner/name` (or `hf:owner/name`) that is no folder here comes from the hub."""
+    """The local folder of a checkpoint; `owner/name` (or `hf:owner/name`) that is no folder here comes from the
+    hub."""
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder
     repository = str(source).removeprefix("hf:")
     if folder.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", repository):
-        raise ValueError(f"expected a checkpoint folder or a hub id owner/name, found no folder at {source}")
+        raise ValueError(
+            f"expected a checkpoint folder or a hub id owner/name, found no folder at {source}"
+        )
     from huggingface_hub import snapshot_download
 
     try:
@@ -251,7 +269,9 @@ def locate(source: str | Path) -> Path:
 def _open(folder: Path) -> tuple[str, ModelConfig, dict[str, _Stored]]:
     """Layout, configuration and table of contents of a checkpoint folder."""
     if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} has no config.json; expected a checkpoint folder with config.json and safetensors")
+        raise ValueError(
+            f"{folder} has no config.json; expected a checkpoint folder with config.json and safetensors"
+        )
     written = _read_json(folder / "config.json")
     stored = _contents(_weight_files(folder))
     layout = _layout(written, stored)
@@ -259,9 +279,13 @@ def _open(folder: Path) -> tuple[str, ModelConfig, dict[str, _Stored]]:
     if layout == "native":
         for place in sorted(p for p in folder.glob("*-lora") if p.is_dir()):
             said = _read_json(place / "adapter_config.json")
-            adapters[place.name.removesuffix("-lora")] = public_config.parse_peft(said, f"{place}/adapter_config.json")
+            adapters[place.name.removesuffix("-lora")] = public_config.parse_peft(
+                said, f"{place}/adapter_config.json"
+            )
             inside = _contents([place / "adapter_model.safetensors"])
-            stored |= {f"{place.name}/{name.removeprefix(PEFT_PREFIX)}": s for name, s in inside.items()}
+            stored |= {
+                f"{place.name}/{name.removeprefix(PEFT_PREFIX)}": s for name, s in inside.items()
+            }
 
     def shape(ours: str) -> tuple[int, ...] | None:
         name, unit_axes = public_name(ours, layout, adapted=bool(adapters))
@@ -279,7 +303,9 @@ def _open(folder: Path) -> tuple[str, ModelConfig, dict[str, _Stored]]:
             shape=shape,
         )
     except (TypeError, AttributeError, KeyError, ZeroDivisionError) as error:
-        raise ValueError(f"{folder}/config.json holds a value that makes no sense: {error!r}") from error
+        raise ValueError(
+            f"{folder}/config.json holds a value that makes no sense: {error!r}"
+        ) from error
     return layout, config, stored
 
 
@@ -308,11 +334,15 @@ def _weight_files(folder: Path) -> list[Path]:
         return [folder / m for m in members]
     if files := sorted(folder.glob("*.safetensors")):
         return files
-    if pickles := sorted(p.name for p in folder.iterdir() if p.suffix in {".bin", ".pt", ".pth", ".ckpt"}):
+    if pickles := sorted(
+        p.name for p in folder.iterdir() if p.suffix in {".bin", ".pt", ".pth", ".ckpt"}
+    ):
         raise ValueError(
             f"{folder} holds {pickles[0]}, a pickle, which can run code and is refused; expected model.safetensors"
         )
-    raise ValueError(f"{folder} holds no weights; expected model.safetensors or model.safetensors.index.json")
+    raise ValueError(
+        f"{folder} holds no weights; expected model.safetensors or model.safetensors.index.json"
+    )
 
 
 def _safe_open(file: Path) -> Any:
@@ -321,7 +351,9 @@ def _safe_open(file: Path) -> Any:
     try:
         return safe_open(file, framework="pt")
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{file} is not a whole safetensors file ({error}); was it cut off while copying?") from error
+        raise ValueError(
+            f"{file} is not a whole safetensors file ({error}); was it cut off while copying?"
+        ) from error
 
 
 def _contents(files: Iterable[Path]) -> dict[str, _Stored]:
@@ -330,7 +362,9 @@ def _contents(files: Iterable[Path]) -> dict[str, _Stored]:
         with _safe_open(file) as tensors:
             for key in tensors.keys():  # noqa: SIM118  (not a mapping)
                 if key in stored:
-                    raise ValueError(f"tensor {key} stands in two files: {stored[key].file} and {file}")
+                    raise ValueError(
+                        f"tensor {key} stands in two files: {stored[key].file} and {file}"
+                    )
                 stored[key] = _Stored(file, key, tuple(tensors.get_slice(key).get_shape()))
     return stored
 
@@ -341,24 +375,38 @@ def _layout(written: Mapping[str, Any], stored: Mapping[str, _Stored]) -> str:
     if model_type in known:
         return known[model_type]
     if model_type is not None:
-        raise ValueError(f"config.json says model_type {model_type!r}; expected one of {', '.join(known)}")
+        raise ValueError(
+            f"config.json says model_type {model_type!r}; expected one of {', '.join(known)}"
+        )
     if any(".base_layer." in name or name.endswith("glb_GN") for name in stored):
         return "original"
-    return "native" if any(name.startswith(_IMAGE) or name.startswith(_AUDIO) for name in stored) else "mini"
+    return (
+        "native"
+        if any(name.startswith(_IMAGE) or name.startswith(_AUDIO) for name in stored)
+        else "mini"
+    )
 
 
-def _without_tied_head(stored: dict[str, _Stored], expected: Mapping[str, Entry]) -> dict[str, _Stored]:
+def _without_tied_head(
+    stored: dict[str, _Stored], expected: Mapping[str, Entry]
+) -> dict[str, _Stored]:
     """The head is the embedding; a checkpoint may store it once more, but then it must be the same."""
     head, embedding = "lm_head.weight", "model.embed_tokens.weight"
     if head not in stored or head in expected or embedding not in stored:
         return stored
-    first, second = (_safe_open(stored[name].file).get_tensor(stored[name].key) for name in (head, embedding))
+    first, second = (
+        _safe_open(stored[name].file).get_tensor(stored[name].key) for name in (head, embedding)
+    )
     if not torch.equal(first, second):
-        raise ValueError(f"{head} differs from {embedding}; the Phi-4 models tie them, an untied head is not supported")
+        raise ValueError(
+            f"{head} differs from {embedding}; the Phi-4 models tie them, an untied head is not supported"
+        )
     return {name: s for name, s in stored.items() if name != head}
 
 
-def _check(expected: Mapping[str, Entry], stored: Mapping[str, _Stored], folder: Path, layout: str) -> None:
+def _check(
+    expected: Mapping[str, Entry], stored: Mapping[str, _Stored], folder: Path, layout: str
+) -> None:
     misshaped = [
         f"{name} expected {list(entry.shape)} found {list(stored[name].shape)}"
         for name, entry in expected.items()
@@ -401,7 +449,15 @@ def save(
     leaves either the old checkpoint or the new one. Raises ValueError where `folder` holds something else.
     """
     state = model.state_dict()
-    write(model.config, state.__getitem__, folder, layout, dtype=dtype, max_shard_bytes=max_shard_bytes, files=files)
+    write(
+        model.config,
+        state.__getitem__,
+        folder,
+        layout,
+        dtype=dtype,
+        max_shard_bytes=max_shard_bytes,
+        files=files,
+    )
 
 
 def write(
@@ -416,8 +472,14 @@ def write(
 ) -> None:
     """`save` for tensors that come one at a time: `tensor(our name)` is asked for each; only one shard is held."""
     target = Path(folder)
-    if target.exists() and not (target / "config.json").is_file() and (not target.is_dir() or any(target.iterdir())):
-        raise ValueError(f"{target} exists and is no checkpoint (it has no config.json); give a new or an empty folder")
+    if (
+        target.exists()
+        and not (target / "config.json").is_file()
+        and (not target.is_dir() or any(target.iterdir()))
+    ):
+        raise ValueError(
+            f"{target} exists and is no checkpoint (it has no config.json); give a new or an empty folder"
+        )
     entries = names(config, layout)
     beside: dict[str, dict[str, Entry]] = {}
     for name in [name for name in entries if "/" in name]:
@@ -431,8 +493,12 @@ def write(
     work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         work.chmod(0o777 & ~_umask())  # mkdtemp makes it private
-        stored = _write_shards(((name, ready(entry)) for name, entry in entries.items()), work, max_shard_bytes)
-        _write_json(work / "config.json", {**public_config.write(config, layout), "torch_dtype": stored})
+        stored = _write_shards(
+            ((name, ready(entry)) for name, entry in entries.items()), work, max_shard_bytes
+        )
+        _write_json(
+            work / "config.json", {**public_config.write(config, layout), "torch_dtype": stored}
+        )
         tokens = {
             "bos_token_id": config.decoder.bos_token_id,
             "eos_token_id": list(config.decoder.eos_token_ids),
@@ -441,7 +507,10 @@ def write(
         _write_json(work / "generation_config.json", tokens)
         for place, members in beside.items():
             (work / place).mkdir()
-            _save_file({name: ready(e) for name, e in members.items()}, work / place / "adapter_model.safetensors")
+            _save_file(
+                {name: ready(e) for name, e in members.items()},
+                work / place / "adapter_model.safetensors",
+            )
             adapter = config.adapters[place.removesuffix("-lora")]
             _write_json(work / place / "adapter_config.json", public_config.write_peft(adapter))
         for file in files:
@@ -496,7 +565,10 @@ def _write_shards(tensors: Iterable[tuple[str, Tensor]], folder: Path, limit: in
         file = f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
         (folder / f"part-{i}.safetensors").rename(folder / file)
         weight_map |= dict.fromkeys(members, file)
-    _write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
+    _write_json(
+        folder / "model.safetensors.index.json",
+        {"metadata": {"total_size": total}, "weight_map": weight_map},
+    )
     return stored
 
 

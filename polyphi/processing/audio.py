@@ -36,7 +36,9 @@ def resample(wave: Float[np.ndarray, " n"], rate: int) -> tuple[Float[np.ndarray
     Raises `ValueError` below 8 kHz.
     """
     if rate < HALF_RATE:
-        raise ValueError(f"clips need at least {HALF_RATE} Hz, found {rate} Hz; record or resample at {RATE} Hz")
+        raise ValueError(
+            f"clips need at least {HALF_RATE} Hz, found {rate} Hz; record or resample at {RATE} Hz"
+        )
     target = RATE if rate >= RATE else HALF_RATE
     if rate == target:
         return wave, target
@@ -54,7 +56,8 @@ def frames(samples: int, rate: int) -> int:
 
 def log_mel(wave: Float[np.ndarray, " n"], rate: int) -> Float[Tensor, "F M"]:
     """Natural log of the mel energies of a mono clip in [-1, 1], float32. Clips shorter than one window of 25 ms are
-    zero-padded to it (the published processor crashes); raises `ValueError` for an empty clip or a rate below 8 kHz."""
+    zero-padded to it (the published processor crashes); raises `ValueError` for an empty clip or a rate below 8
+    kHz."""
     if wave.ndim != 1 or len(wave) == 0:
         raise ValueError(f"log_mel needs samples of shape [n] with n > 0, found {list(wave.shape)}")
     wave, rate = resample(np.ascontiguousarray(wave, np.float32), rate)
@@ -89,7 +92,9 @@ def mel_filters() -> Float[np.ndarray, "bins M"]:
 
     edges = np.linspace(0.0, mel(np.array([TOP]))[0], MELS + 2)
     spacing = edges[1]
-    last = int(TOP * FFT / RATE + 0.5)  # 246, exclusive: the newer transformers let it leak into the last filter
+    last = int(
+        TOP * FFT / RATE + 0.5
+    )  # 246, exclusive: the newer transformers let it leak into the last filter
     bins = np.arange(BINS)
     height = 1.0 - np.abs(edges[None, 1:-1] - mel(bins * RATE / FFT)[:, None]) / spacing
     height[(bins < 1) | (bins >= last)] = 0.0

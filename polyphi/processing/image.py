@@ -30,7 +30,8 @@ MEAN = STD = 0.5  # pixels go from [0, 1] to [-1, 1]
 
 @dataclass(frozen=True)
 class Plan:
-    """How a picture will be cut: its grid of crops, its scaled size in pixels, its patches that are not all padding."""
+    """How a picture will be cut: its grid of crops, its scaled size in pixels, its patches that are not all
+    padding."""
 
     crop_rows: int
     crop_cols: int
@@ -42,10 +43,14 @@ class Plan:
     @property
     def layout(self) -> ImageLayout:
         """Two by two patches pool to a cell; a cell with any valid patch is kept."""
-        return ImageLayout(self.crop_rows, self.crop_cols, -(-self.patch_rows // 2), -(-self.patch_cols // 2))
+        return ImageLayout(
+            self.crop_rows, self.crop_cols, -(-self.patch_rows // 2), -(-self.patch_cols // 2)
+        )
 
 
-def grid(width: int, height: int, crop_size: int = CROP, max_crops: int = MAX_CROPS) -> tuple[int, int]:
+def grid(
+    width: int, height: int, crop_size: int = CROP, max_crops: int = MAX_CROPS
+) -> tuple[int, int]:
     """(columns, rows) of crops for a picture: just enough to cover it, or, if that is more than `max_crops`, those of
     the nearest aspect ratio. Of equally near grids the larger is taken if the picture has over half its pixels."""
     cols, rows = -(-width // crop_size), -(-height // crop_size)
@@ -55,17 +60,26 @@ def grid(width: int, height: int, crop_size: int = CROP, max_crops: int = MAX_CR
     best, nearest = (1, 1), float("inf")
     for i, j in sorted(pairs, key=lambda pair: (pair[0] * pair[1], pair)):
         distance = abs(width / height - i / j)
-        if distance < nearest or (distance == nearest and 2 * width * height > crop_size**2 * i * j):
+        if distance < nearest or (
+            distance == nearest and 2 * width * height > crop_size**2 * i * j
+        ):
             best, nearest = (i, j), distance
     return best
 
 
 def plan(
-    width: int, height: int, *, crop_size: int = CROP, patch_size: int = PATCH, max_crops: int = MAX_CROPS
+    width: int,
+    height: int,
+    *,
+    crop_size: int = CROP,
+    patch_size: int = PATCH,
+    max_crops: int = MAX_CROPS,
 ) -> Plan:
     """How a picture of `width` x `height` pixels is cut. Raises `ValueError` if a side would be under 10 pixels."""
     if crop_size % (2 * patch_size):
-        raise ValueError(f"a crop is a whole number of 2 x 2 patches: {2 * patch_size} divides it, found {crop_size}")
+        raise ValueError(
+            f"a crop is a whole number of 2 x 2 patches: {2 * patch_size} divides it, found {crop_size}"
+        )
     if max_crops < 1:
         raise ValueError(f"a picture needs at least one crop, found max_crops={max_crops}")
     if width < 1 or height < 1:
@@ -89,33 +103,54 @@ def plan(
 
 
 def count_tokens(
-    width: int, height: int, *, crop_size: int = CROP, patch_size: int = PATCH, max_crops: int = MAX_CROPS
+    width: int,
+    height: int,
+    *,
+    crop_size: int = CROP,
+    patch_size: int = PATCH,
+    max_crops: int = MAX_CROPS,
 ) -> int:
     """Tokens that a picture of that size costs, without its pixels."""
-    layout = plan(width, height, crop_size=crop_size, patch_size=patch_size, max_crops=max_crops).layout
+    layout = plan(
+        width, height, crop_size=crop_size, patch_size=patch_size, max_crops=max_crops
+    ).layout
     return layout.tokens(crop_size // (2 * patch_size))
 
 
 def cut(
-    picture: Image.Image, *, crop_size: int = CROP, patch_size: int = PATCH, max_crops: int = MAX_CROPS
+    picture: Image.Image,
+    *,
+    crop_size: int = CROP,
+    patch_size: int = PATCH,
+    max_crops: int = MAX_CROPS,
 ) -> tuple[Float[Tensor, "N 3 C C"], Bool[Tensor, "N G G"], ImageLayout]:
     """(crops in [-1, 1], masks of valid patches, layout): the global view first, then crops row by row.
 
     The picture is RGB. Raises `ValueError` for one too long and thin.
     """
     assert picture.mode == "RGB", picture.mode
-    p = plan(picture.width, picture.height, crop_size=crop_size, patch_size=patch_size, max_crops=max_crops)
+    p = plan(
+        picture.width,
+        picture.height,
+        crop_size=crop_size,
+        patch_size=patch_size,
+        max_crops=max_crops,
+    )
     # Pillow's own 8-bit bilinear filter (antialiased when shrinking): resizing tensors can miss it by a grey level.
     scaled = np.asarray(picture.resize((p.width, p.height), Image.Resampling.BILINEAR))
     canvas = np.full((p.crop_rows * crop_size, p.crop_cols * crop_size, 3), WHITE, np.uint8)
     canvas[: p.height, : p.width] = scaled
     whole = torch.from_numpy(canvas).permute(2, 0, 1).float().div_(255).sub_(MEAN).div_(STD)
-    view = interpolate(whole[None], size=(crop_size, crop_size), mode="bicubic", align_corners=False)
+    view = interpolate(
+        whole[None], size=(crop_size, crop_size), mode="bicubic", align_corners=False
+    )
     crops = whole.reshape(3, p.crop_rows, crop_size, p.crop_cols, crop_size).permute(1, 3, 0, 2, 4)
     side = crop_size // patch_size
     valid = torch.zeros(p.crop_rows * side, p.crop_cols * side, dtype=torch.bool)
     valid[: p.patch_rows, : p.patch_cols] = True
-    masks = valid.reshape(p.crop_rows, side, p.crop_cols, side).transpose(1, 2).reshape(-1, side, side)
+    masks = (
+        valid.reshape(p.crop_rows, side, p.crop_cols, side).transpose(1, 2).reshape(-1, side, side)
+    )
     return (
         torch.cat([view, crops.reshape(-1, 3, crop_size, crop_size)]),
         torch.cat([torch.ones(1, side, side, dtype=torch.bool), masks]),

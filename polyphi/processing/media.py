@@ -19,14 +19,17 @@ from PIL import Image, ImageFile
 from polyphi.chat import MediaSource
 
 MAX_IMAGE_BYTES = 64 << 20
-MAX_IMAGE_PIXELS = 89_478_485  # Pillow's own warning line, about 9,459 x 9,459: 256 MiB once decoded to RGB
+MAX_IMAGE_PIXELS = (
+    89_478_485  # Pillow's own warning line, about 9,459 x 9,459: 256 MiB once decoded to RGB
+)
 MAX_AUDIO_BYTES = 256 << 20  # encoded, and again decoded
 MAX_AUDIO_SECONDS = 1800.0  # 30 minutes are 22,500 tokens (report 2.2.1 tests up to that length)
 MAX_RATE = 768_000  # Hz; above it a header is forged rather than recorded
 MAX_CHANNELS = 16
 BLOCK = 1 << 18  # samples decoded between two looks at the caps
 
-PICTURES = {"PNG": "PNG", "JPEG": "JPEG", "WebP": "WEBP", "GIF": "GIF", "BMP": "BMP"}  # what we say -> what Pillow says
+# what we say -> what Pillow says
+PICTURES = {"PNG": "PNG", "JPEG": "JPEG", "WebP": "WEBP", "GIF": "GIF", "BMP": "BMP"}
 CLIPS = ("WAV", "FLAC", "OGG", "MP3")
 
 
@@ -35,14 +38,24 @@ def sniff(data: bytes) -> str:
     if not data:
         return "nothing (0 bytes)"
     if data[:4] == b"RIFF" or data[:4] == b"RF64":
-        return {b"WAVE": "WAV", b"WEBP": "WebP", b"AVI ": "AVI video"}.get(data[8:12], "unknown RIFF data")
+        return {b"WAVE": "WAV", b"WEBP": "WebP", b"AVI ": "AVI video"}.get(
+            data[8:12], "unknown RIFF data"
+        )
     for magic, kind in _MAGIC:
         if data.startswith(magic):
             return kind
     if data[4:8] == b"ftyp":
-        return {b"avif": "AVIF", b"heic": "HEIC", b"mif1": "HEIC", b"M4A ": "M4A audio"}.get(data[8:12], "MP4")
+        return {b"avif": "AVIF", b"heic": "HEIC", b"mif1": "HEIC", b"M4A ": "M4A audio"}.get(
+            data[8:12], "MP4"
+        )
     # An MPEG audio frame: eleven set bits, then a version and a layer that are not the reserved ones.
-    if len(data) > 2 and data[0] == 0xFF and data[1] & 0xE0 == 0xE0 and data[1] & 0x18 != 0x08 and data[1] & 0x06:
+    if (
+        len(data) > 2
+        and data[0] == 0xFF
+        and data[1] & 0xE0 == 0xE0
+        and data[1] & 0x18 != 0x08
+        and data[1] & 0x06
+    ):
         return "MP3"
     head = data[:512]
     try:
@@ -77,7 +90,8 @@ def decode_image(
 ) -> Image.Image:
     """A picture as RGB: the first frame, alpha dropped, EXIF orientation left alone, as the published processor does.
 
-    16-bit grey keeps its upper 8 bits (the published processor turns nearly all of it white). Raises `ValueError` for a
+    16-bit grey keeps its upper 8 bits (the published processor turns nearly all of it white). Raises `ValueError`
+    for a
     missing file, for bytes that are no PNG, JPEG, WebP, GIF or BMP, for damaged ones, and above either cap.
     """
     file, name = _open_image(source, max_bytes, max_pixels)
@@ -85,10 +99,14 @@ def decode_image(
     try:
         picture.load()
         if picture.mode.startswith("I"):
-            picture = Image.fromarray((np.asarray(picture).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+            picture = Image.fromarray(
+                (np.asarray(picture).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
+            )
         return picture.convert("RGB")
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError):
-        raise ValueError(f"{name}: the picture is damaged or truncated; expected a complete file") from None
+        raise ValueError(
+            f"{name}: the picture is damaged or truncated; expected a complete file"
+        ) from None
 
 
 def image_size(source: MediaSource) -> tuple[int, int]:
@@ -121,22 +139,32 @@ def decode_audio(
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             rate, channels, announced = file.samplerate, file.channels, file.frames
             if not (1 <= rate <= MAX_RATE and 1 <= channels <= MAX_CHANNELS):
-                raise _Refused(f"{name}: a header of {rate} Hz and {channels} channels is not believable")
+                raise _Refused(
+                    f"{name}: a header of {rate} Hz and {channels} channels is not believable"
+                )
             blocks: list[np.ndarray] = []
             count = 0
-            while len(block := file.read(max(1, BLOCK // channels), dtype="float32", always_2d=True)):
+            while len(
+                block := file.read(max(1, BLOCK // channels), dtype="float32", always_2d=True)
+            ):
                 count += len(block)
                 if count > max_seconds * rate or count * 4 > max_bytes:
                     raise _Refused(_too_long(name, count / rate, max_seconds))
-                blocks.append(block[:, 0] if channels == 1 else block.mean(axis=1, dtype=np.float32))
+                blocks.append(
+                    block[:, 0] if channels == 1 else block.mean(axis=1, dtype=np.float32)
+                )
     except _Refused as refused:
         raise ValueError(str(refused)) from None
     except (soundfile.SoundFileError, RuntimeError, OSError):
-        raise ValueError(f"{name}: the {kind} clip is damaged or truncated; expected a complete file") from None
+        raise ValueError(
+            f"{name}: the {kind} clip is damaged or truncated; expected a complete file"
+        ) from None
     if count == 0:
         raise ValueError(f"{name}: the {kind} clip is empty; expected samples, found 0")
     if count < 0.95 * announced < 2**60:  # compressed formats announce their length only nearly
-        raise ValueError(f"{name}: the {kind} clip is truncated; expected {announced} samples, found {count}")
+        raise ValueError(
+            f"{name}: the {kind} clip is truncated; expected {announced} samples, found {count}"
+        )
     return _finite(np.concatenate(blocks), name), rate
 
 
@@ -152,7 +180,9 @@ def _read(source: MediaSource, limit: int, what: str) -> tuple[bytes, str]:
         path, name = Path(source), str(source)[:200]
         try:
             if not path.is_file():
-                raise ValueError(f"{name}: expected a file, found {'a folder' if path.is_dir() else 'nothing there'}")
+                raise ValueError(
+                    f"{name}: expected a file, found {'a folder' if path.is_dir() else 'nothing there'}"
+                )
             with path.open("rb") as file:
                 data = file.read(limit + 1)
         except OSError as error:
@@ -164,7 +194,9 @@ def _read(source: MediaSource, limit: int, what: str) -> tuple[bytes, str]:
     return data, name
 
 
-def _open_image(source: MediaSource, max_bytes: int, max_pixels: int) -> tuple[ImageFile.ImageFile, str]:
+def _open_image(
+    source: MediaSource, max_bytes: int, max_pixels: int
+) -> tuple[ImageFile.ImageFile, str]:
     """A picture whose header is read and whose size is within the cap, not decoded yet."""
     data, name = _read(source, max_bytes, "picture")
     kind = sniff(data)
@@ -173,12 +205,18 @@ def _open_image(source: MediaSource, max_bytes: int, max_pixels: int) -> tuple[I
     try:
         picture = Image.open(io.BytesIO(data), formats=[PICTURES[kind]])
     except Image.DecompressionBombError:
-        raise ValueError(f"{name}: a picture may have {max_pixels:,} pixels, found more than twice that") from None
+        raise ValueError(
+            f"{name}: a picture may have {max_pixels:,} pixels, found more than twice that"
+        ) from None
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError):
-        raise ValueError(f"{name}: the {kind} picture is damaged or truncated; expected a complete file") from None
+        raise ValueError(
+            f"{name}: the {kind} picture is damaged or truncated; expected a complete file"
+        ) from None
     if picture.width * picture.height > max_pixels:
         found = picture.width * picture.height
-        raise ValueError(f"{name}: a picture may have {max_pixels:,} pixels, found {found:,}; shrink it first")
+        raise ValueError(
+            f"{name}: a picture may have {max_pixels:,} pixels, found {found:,}; shrink it first"
+        )
     return picture, name
 
 
@@ -196,13 +234,17 @@ def _check_wav(data: bytes, name: str) -> None:
             if found == 0:
                 raise ValueError(f"{name}: the WAV clip is empty; expected samples, found 0")
             if size not in (0, 0xFFFFFFFF) and found < size:
-                raise ValueError(f"{name}: the WAV clip is truncated; its header promises {size} bytes, found {found}")
+                raise ValueError(
+                    f"{name}: the WAV clip is truncated; its header promises {size} bytes, found {found}"
+                )
             return
         at += size + size % 2
     raise ValueError(f"{name}: the WAV clip is truncated; its header ends before the samples")
 
 
-def _from_array(source: tuple[np.ndarray, int], max_seconds: float) -> tuple[Float[np.ndarray, " n"], int]:
+def _from_array(
+    source: tuple[np.ndarray, int], max_seconds: float
+) -> tuple[Float[np.ndarray, " n"], int]:
     if len(source) != 2:
         raise ValueError(f"a clip in memory is (samples, rate), found a tuple of {len(source)}")
     wave, rate = np.asarray(source[0]), int(source[1])
@@ -217,9 +259,13 @@ def _from_array(source: tuple[np.ndarray, int], max_seconds: float) -> tuple[Flo
     if np.issubdtype(wave.dtype, np.signedinteger):
         wave = wave.astype(np.float32) / np.float32(-float(np.iinfo(wave.dtype).min))
     elif not np.issubdtype(wave.dtype, np.floating):
-        raise ValueError(f"samples must be floats in [-1, 1] or signed integers, found {wave.dtype}")
+        raise ValueError(
+            f"samples must be floats in [-1, 1] or signed integers, found {wave.dtype}"
+        )
     wave = wave.astype(np.float32)
-    return _finite(wave if wave.ndim == 1 else wave.mean(axis=1, dtype=np.float32), "the given samples"), rate
+    return _finite(
+        wave if wave.ndim == 1 else wave.mean(axis=1, dtype=np.float32), "the given samples"
+    ), rate
 
 
 def _finite(wave: np.ndarray, name: str) -> np.ndarray:

@@ -40,7 +40,8 @@ class _Media:
 
 
 class Processor:
-    """Makes rows. `crop_size` and `patch_size` in pixels; `max_crops` bounds a picture's crops, not counting its global
+    """Makes rows. `crop_size` and `patch_size` in pixels; `max_crops` bounds a picture's crops, not counting its
+    global
     view."""
 
     def __init__(
@@ -82,16 +83,21 @@ class Processor:
         `trusted`: whether tool-call marks in assistant messages are control tokens (template.py); by default only in
         training, that is, with `supervise`.
 
-        Raises `TooLong` (a `ValueError`) above `context` tokens, unless `truncate` and no picture or clip would be cut.
+        Raises `TooLong` (a `ValueError`) above `context` tokens, unless `truncate` and no picture or clip would be
+        cut.
         """
         if supervise not in (None, "answers", "all"):
             raise ValueError(f"supervise is None, 'answers' or 'all', found {supervise!r}")
         conversation = [Message.parse(m) for m in messages]
         trusted = supervise is not None if trusted is None else trusted
-        pieces = render(conversation, self.tokenizer, generation_prompt=generation_prompt, trusted=trusted)
+        pieces = render(
+            conversation, self.tokenizer, generation_prompt=generation_prompt, trusted=trusted
+        )
         if adapter == "auto":
             adapter = adapter_for(conversation)
-        decoded = [(p, None if p.media is None else self._decode(p.media, max_crops)) for p in pieces]
+        decoded = [
+            (p, None if p.media is None else self._decode(p.media, max_crops)) for p in pieces
+        ]
         return self._join(decoded, adapter, supervise, context, truncate=truncate)
 
     def ids_row(
@@ -118,10 +124,16 @@ class Processor:
         for id, parts in kinds:
             if id is None:
                 if parts:
-                    raise ValueError("this tokenizer has no placeholders for media; it only reads text")
+                    raise ValueError(
+                        "this tokenizer has no placeholders for media; it only reads text"
+                    )
                 continue
             items = [self._decode(part, max_crops) for part in parts]
-            found, count, filled = sum(i == id for i in ids), len(items), sum(m.tokens for m in items)
+            found, count, filled = (
+                sum(i == id for i in ids),
+                len(items),
+                sum(m.tokens for m in items),
+            )
             if found not in (count, filled):
                 raise ValueError(
                     f"{count} pictures or clips need {count} placeholders of id {id}, or {filled} once expanded; "
@@ -133,7 +145,9 @@ class Processor:
         for id in ids:
             if skip:
                 if id != pieces[-1][0].ids[0]:
-                    raise ValueError(f"a run of placeholders of id {pieces[-1][0].ids[0]} ends {skip} too early")
+                    raise ValueError(
+                        f"a run of placeholders of id {pieces[-1][0].ids[0]} ends {skip} too early"
+                    )
                 skip -= 1
             elif id in waiting:
                 item = next(waiting[id])
@@ -142,7 +156,9 @@ class Processor:
             else:
                 pieces.append((Piece((id,)), None))
         if skip:
-            raise ValueError(f"the last run of placeholders of id {pieces[-1][0].ids[0]} ends {skip} too early")
+            raise ValueError(
+                f"the last run of placeholders of id {pieces[-1][0].ids[0]} ends {skip} too early"
+            )
         if adapter == "auto":
             adapter = "vision" if images else "speech" if audios else None
         return self._join(pieces, adapter, None, context)
@@ -156,9 +172,15 @@ class Processor:
     ) -> int:
         """Tokens of a conversation, before running anything. Of a picture only the header is read."""
         total = 0
-        for piece in render([Message.parse(m) for m in messages], self.tokenizer, generation_prompt=generation_prompt):
+        for piece in render(
+            [Message.parse(m) for m in messages],
+            self.tokenizer,
+            generation_prompt=generation_prompt,
+        ):
             if isinstance(piece.media, Image):
-                total += self._layout(*media.image_size(piece.media.source), max_crops).tokens(self.cells)
+                total += self._layout(*media.image_size(piece.media.source), max_crops).tokens(
+                    self.cells
+                )
             elif piece.media is not None:
                 total += self._decode(piece.media, max_crops).tokens
             else:
@@ -169,7 +191,11 @@ class Processor:
         return self.max_crops if max_crops is None else min(max_crops, self.max_crops)
 
     def _layout(self, width: int, height: int, max_crops: int | None) -> ImageLayout:
-        sizes = {"crop_size": self.crop_size, "patch_size": self.patch_size, "max_crops": self._crops(max_crops)}
+        sizes = {
+            "crop_size": self.crop_size,
+            "patch_size": self.patch_size,
+            "max_crops": self._crops(max_crops),
+        }
         return image.plan(width, height, **sizes).layout
 
     def _decode(self, part: Image | Audio, max_crops: int | None) -> _Media:

@@ -27,7 +27,11 @@ ROLES = ("system", "user", "assistant", "tool", "tool_response")
 DOCUMENT = "document"
 CALL, CALL_END = "<|tool_call|>", "<|/tool_call|>"
 # What the published tokenizer takes for whitespace (Unicode White_Space; Python's own set also has U+001C to U+001F).
-WHITESPACE = "\t\n\v\f\r \x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000"
+WHITESPACE = (
+    "\t\n\v\f\r \x85\xa0\u1680"
+    + "".join(map(chr, range(0x2000, 0x200B)))
+    + "\u2028\u2029\u202f\u205f\u3000"
+)
 
 
 @dataclass(frozen=True)
@@ -40,11 +44,17 @@ class Piece:
 
 
 def render(
-    messages: Sequence[Message], tokenizer: Tokenizer, *, generation_prompt: bool = False, trusted: bool = False
+    messages: Sequence[Message],
+    tokenizer: Tokenizer,
+    *,
+    generation_prompt: bool = False,
+    trusted: bool = False,
 ) -> list[Piece]:
-    """The pieces of a conversation, or of one document (with `generation_prompt`, to be continued: no `<|endoftext|>`).
+    """The pieces of a conversation, or of one document (with `generation_prompt`, to be continued: no
+    `<|endoftext|>`).
 
-    Raises `ValueError` for no messages, unknown roles, tools on any but a system message, and media that this tokenizer
+    Raises `ValueError` for no messages, unknown roles, tools on any but a system message, and media that this
+    tokenizer
     has no placeholder for.
     """
     if not messages:
@@ -52,16 +62,22 @@ def render(
     writer = _Writer(tokenizer)
     if any(m.role == DOCUMENT for m in messages):
         if len(messages) > 1:
-            raise ValueError(f"a document stands alone, found {len(messages)} messages beside or including it")
+            raise ValueError(
+                f"a document stands alone, found {len(messages)} messages beside or including it"
+            )
         writer.parts(messages[0], answer=True)
         if not generation_prompt:
             writer.control(END_OF_TEXT, answer=True)
         return writer.pieces
     for message in messages:
         if message.role not in ROLES:
-            raise ValueError(f"unknown role {message.role!r}; expected one of {', '.join(ROLES)}, or a single document")
+            raise ValueError(
+                f"unknown role {message.role!r}; expected one of {', '.join(ROLES)}, or a single document"
+            )
         if message.tools is not None and message.role != "system":
-            raise ValueError(f"tools belong on a system message, found them on a message of role {message.role!r}")
+            raise ValueError(
+                f"tools belong on a system message, found them on a message of role {message.role!r}"
+            )
         answer = message.role == "assistant"
         writer.control(f"<|{message.role}|>")
         writer.parts(message, answer=answer, calls=answer and trusted)
@@ -108,7 +124,9 @@ class _Writer:
     def _media(self, part: Image | Audio) -> None:
         id = self._tokenizer.image_id if isinstance(part, Image) else self._tokenizer.audio_id
         if id is None:
-            raise ValueError(f"this model has no placeholder for an {type(part).__name__.lower()}; it only reads text")
+            raise ValueError(
+                f"this model has no placeholder for an {type(part).__name__.lower()}; it only reads text"
+            )
         self._flush()
         self._pieces.append(Piece((id,), media=part))
         self._swallow = False
@@ -116,7 +134,9 @@ class _Writer:
     def _calls(self, text: str) -> None:
         """An assistant's text in which the two tool-call marks are control tokens."""
         while text:
-            at, mark = min((text.find(m) % (len(text) + 1), m) for m in (CALL, CALL_END))  # -1 -> len(text)
+            at, mark = min(
+                (text.find(m) % (len(text) + 1), m) for m in (CALL, CALL_END)
+            )  # -1 -> len(text)
             self.text(text[:at], answer=True)
             if at == len(text):
                 return

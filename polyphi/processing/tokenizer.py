@@ -19,7 +19,8 @@ import tokenizers
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
 END_OF_TEXT, END, IMAGE, AUDIO = "<|endoftext|>", "<|end|>", "<|endoftext10|>", "<|endoftext11|>"
-IMAGE_NAMES, AUDIO_NAMES = (IMAGE, "<|image|>"), (AUDIO, "<|audio|>")  # Microsoft's layout, then the transformers one's
+# Microsoft's layout, then the transformers one's
+IMAGE_NAMES, AUDIO_NAMES = (IMAGE, "<|image|>"), (AUDIO, "<|audio|>")
 
 # Token -> (id in the published vocabulary, special, swallows whitespace after it); from the published tokenizer_config.
 CONTROLS: dict[str, tuple[int, bool, bool]] = {
@@ -38,7 +39,13 @@ CONTROLS: dict[str, tuple[int, bool, bool]] = {
     "<|tool_response|>": (200027, False, True),
     "<|tag|>": (200028, True, True),
 }
-REQUIRED = (END_OF_TEXT, "<|system|>", "<|user|>", "<|assistant|>", END)  # without these there is no chat
+REQUIRED = (
+    END_OF_TEXT,
+    "<|system|>",
+    "<|user|>",
+    "<|assistant|>",
+    END,
+)  # without these there is no chat
 ALIGNMENT = 64  # embedding rows come in multiples of 64
 
 # How o200k_base splits text before merging: words with the space before them, one to three digits, signs, line ends.
@@ -79,15 +86,25 @@ class Tokenizer:
         self._controls = {t["content"]: t["id"] for t in spec.get("added_tokens") or ()}
         self._swallows = {t["content"] for t in spec.get("added_tokens") or () if t["rstrip"]}
         if missing := [t for t in REQUIRED if t not in self._controls]:
-            raise ValueError(f"expected Phi-4's added tokens in tokenizer.json, found no {', '.join(missing)}")
+            raise ValueError(
+                f"expected Phi-4's added tokens in tokenizer.json, found no {', '.join(missing)}"
+            )
         self._whole = tokenizers.Tokenizer.from_str(json.dumps(spec))
         self._plain = tokenizers.Tokenizer.from_str(json.dumps(self._without_controls()))
 
     def _without_controls(self) -> dict[str, Any]:
-        """The same tokenizer that knows no added token. Their names also stand in the vocabulary, to hold their ids."""
+        """The same tokenizer that knows no added token. Their names also stand in the vocabulary, to hold their
+        ids."""
         model = self._spec["model"]
-        vocabulary = {token: id for token, id in model["vocab"].items() if token not in self._controls}
-        unused: dict[str, Any] = {"added_tokens": [], "post_processor": None, "padding": None, "truncation": None}
+        vocabulary = {
+            token: id for token, id in model["vocab"].items() if token not in self._controls
+        }
+        unused: dict[str, Any] = {
+            "added_tokens": [],
+            "post_processor": None,
+            "padding": None,
+            "truncation": None,
+        }
         return {**self._spec, **unused, "model": {**model, "vocab": vocabulary}}
 
     @classmethod
@@ -101,14 +118,22 @@ class Tokenizer:
             spec = json.loads(path.read_text(encoding="utf-8"))
             return cls(spec)
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
-            raise ValueError(f"{path}: expected the JSON of a tokenizer, found something else") from None
+            raise ValueError(
+                f"{path}: expected the JSON of a tokenizer, found something else"
+            ) from None
 
     def save(self, folder: str | Path) -> None:
-        """Write `tokenizer.json` and `tokenizer_config.json` (with the chat template), which transformers reads too."""
+        """Write `tokenizer.json` and `tokenizer_config.json` (with the chat template), which transformers reads
+        too."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "tokenizer.json").write_text(json.dumps(self._spec, ensure_ascii=False), encoding="utf-8")
-        added = {str(t["id"]): {k: v for k, v in t.items() if k != "id"} for t in self._spec["added_tokens"]}
+        (folder / "tokenizer.json").write_text(
+            json.dumps(self._spec, ensure_ascii=False), encoding="utf-8"
+        )
+        added = {
+            str(t["id"]): {k: v for k, v in t.items() if k != "id"}
+            for t in self._spec["added_tokens"]
+        }
         config = {
             "add_bos_token": False,
             "add_prefix_space": False,
@@ -132,12 +157,15 @@ class Tokenizer:
         Deterministic. Raises `ValueError` if there is no room for the bytes."""
         wanted = _aligned(vocab_size) - len(CONTROLS)
         if wanted < 256:
-            raise ValueError(f"a vocabulary has 256 bytes and {len(CONTROLS)} control tokens, found size {vocab_size}")
+            raise ValueError(
+                f"a vocabulary has 256 bytes and {len(CONTROLS)} control tokens, found size {vocab_size}"
+            )
         learner = tokenizers.Tokenizer(models.BPE())
         learner.pre_tokenizer = _split(DIGIT_SPLIT)
         alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
         learner.train_from_iterator(
-            texts, trainers.BpeTrainer(vocab_size=wanted, initial_alphabet=alphabet, show_progress=False)
+            texts,
+            trainers.BpeTrainer(vocab_size=wanted, initial_alphabet=alphabet, show_progress=False),
         )
         model = json.loads(learner.to_str())["model"]
         ids = {token: len(model["vocab"]) + n for n, token in enumerate(CONTROLS)}
@@ -152,7 +180,9 @@ class Tokenizer:
             raise ValueError(f"{path}: expected a file of o200k_base ranks, found nothing there")
         data = Path(path).read_bytes()
         if (found := hashlib.sha256(data).hexdigest()) != O200K_SHA256:
-            raise ValueError(f"{path}: expected o200k_base ranks with SHA-256 {O200K_SHA256}, found {found}")
+            raise ValueError(
+                f"{path}: expected o200k_base ranks with SHA-256 {O200K_SHA256}, found {found}"
+            )
         pairs = (line.split() for line in data.splitlines() if line)
         ranks = {base64.b64decode(token): int(rank) for token, rank in pairs}
         letters = _byte_letters()
@@ -176,7 +206,9 @@ class Tokenizer:
     def control(self, token: str) -> int:
         """Id of a control token, by its text. Raises `ValueError` if the tokenizer has none of that name."""
         if token not in self._controls:
-            raise ValueError(f"this tokenizer has no control token {token!r}; it has {', '.join(self._controls)}")
+            raise ValueError(
+                f"this tokenizer has no control token {token!r}; it has {', '.join(self._controls)}"
+            )
         return self._controls[token]
 
     def swallows(self, token: str) -> bool:
@@ -205,7 +237,8 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Embedding rows: the largest id + 1, rounded up to a multiple of 64 (200,064 for the published vocabulary)."""
+        """Embedding rows: the largest id + 1, rounded up to a multiple of 64 (200,064 for the published
+        vocabulary)."""
         return _aligned(1 + max(*self._controls.values(), *self._spec["model"]["vocab"].values()))
 
 
@@ -222,7 +255,9 @@ def _split(pattern: str) -> pre_tokenizers.PreTokenizer:
     )
 
 
-def _spec(vocabulary: dict[str, int], merges: list[Any], pattern: str, controls: dict[str, int]) -> dict[str, Any]:
+def _spec(
+    vocabulary: dict[str, int], merges: list[Any], pattern: str, controls: dict[str, int]
+) -> dict[str, Any]:
     """The content of a `tokenizer.json`. Control tokens stand in the vocabulary too: so they keep their ids where it
     has gaps (199,998; 200,000 to 200,009; ...)."""
     # A piece that is a token as it stands is taken whole, as tiktoken does.
@@ -248,7 +283,8 @@ def _spec(vocabulary: dict[str, int], merges: list[Any], pattern: str, controls:
 
 
 def _byte_letters() -> list[str]:
-    """The letter that stands for each byte in a byte-level vocabulary: its own where it prints, else from U+0100 on."""
+    """The letter that stands for each byte in a byte-level vocabulary: its own where it prints, else from U+0100
+    on."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     letters, spare = [], 0x100
     for byte in range(256):

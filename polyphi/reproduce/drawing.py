@@ -43,12 +43,15 @@ WIDTH, HEIGHT, COLUMN, ROW, MARGIN = 122, 62, 146, 104, 6
 def part_of(name: str) -> tuple[str, ...]:
     """The parts that a parameter name, or a glob over such names, belongs to: "vision.*" -> encoder and projector."""
     if ".lora." in name:
-        return tuple(part for part, _, fronts in PARTS if fronts[0].startswith("lora.") and fronts[0] in name)
+        return tuple(
+            part for part, _, fronts in PARTS if fronts[0].startswith("lora.") and fronts[0] in name
+        )
     stem = name.partition("*")[0]
     return tuple(
         part
         for part, _, fronts in PARTS
-        if not fronts[0].startswith("lora.") and (stem.startswith(fronts[0]) or fronts[0].startswith(stem))
+        if not fronts[0].startswith("lora.")
+        and (stem.startswith(fronts[0]) or fronts[0].startswith(stem))
     )
 
 
@@ -118,13 +121,17 @@ def _node(stage: Mapping[str, Any], place: tuple[float, float]) -> str:
     shown = [(part, css) for part, css, _ in PARTS if part in learned | present]
     for i, (part, css) in enumerate(shown):
         kind = "learned" if part in learned else "rests"
-        out.append(f'<rect class="part {css} {kind}" x="{13 + 13 * i}" y="44" width="9" height="9" rx="2.5"/>')
+        out.append(
+            f'<rect class="part {css} {kind}" x="{13 + 13 * i}" y="44" width="9" height="9" rx="2.5"/>'
+        )
     return "".join([*out, "</g>"])
 
 
 def legend() -> str:
     """What the squares of the graph mean."""
-    items = "".join(f'<span><i class="part {css} learned"></i>{part}</span>' for part, css, _ in PARTS)
+    items = "".join(
+        f'<span><i class="part {css} learned"></i>{part}</span>' for part, css, _ in PARTS
+    )
     return f'<div class="legend">{items}<span><i class="part rests"></i>hollow: present and frozen</span></div>'
 
 
@@ -162,7 +169,8 @@ def plot(low: float, score: float, high: float, ticks: Sequence[tuple[str, float
         return f"{100 * min(1.0, max(0.0, value)):.1f}%"
 
     marks = "".join(
-        f'<i class="tick {name}" style="left:{at(v)}" title="{name} {100 * v:.1f}"></i>' for name, v in ticks
+        f'<i class="tick {name}" style="left:{at(v)}" title="{name} {100 * v:.1f}"></i>'
+        for name, v in ticks
     )
     width = f"{100 * (min(1.0, high) - min(1.0, max(0.0, low))):.1f}%"
     return (

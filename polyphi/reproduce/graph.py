@@ -2,9 +2,10 @@
 
 A `Run` is a folder. Each step leaves a finished file or nothing, so the same command goes on where it stopped::
 
-    DIR/data/CORPUS/SPLIT/*.parquet     DIR/tokenizer/               DIR/stages/NAME/{manifest.json,metrics.jsonl,trained...}
-    DIR/model  DIR/mini  DIR/reasoning  DIR/recogniser               DIR/eval/*.jsonl
-    DIR/timings.json  DIR/freeze.json   DIR/report.html  DIR/report.json
+    DIR/data/CORPUS/SPLIT/*.parquet     DIR/tokenizer/
+    DIR/stages/NAME/{manifest.json,metrics.jsonl,trained.safetensors}
+    DIR/model  DIR/mini  DIR/reasoning  DIR/recogniser
+    DIR/eval/*.jsonl  DIR/timings.json  DIR/freeze.json  DIR/report.{html,json,md}
 """
 
 import contextlib
@@ -15,10 +16,10 @@ import os
 import resource
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
@@ -48,7 +49,15 @@ FREEZE_PROMPTS = (
     "Translate to German: seven",
     "Scene: 2 red circles, 1 blue star. How many circles?",
 )
-TOKENIZER_CORPORA = ("instructions", "documents", "translation", "math", "code", "tools", "preferences")
+TOKENIZER_CORPORA = (
+    "instructions",
+    "documents",
+    "translation",
+    "math",
+    "code",
+    "tools",
+    "preferences",
+)
 
 
 EXPORTS = {
@@ -62,7 +71,13 @@ class Run:
     """One run of the recipe in a folder. `size` is a name in `stages.sizes`."""
 
     def __init__(
-        self, size: str, out: Path, *, seed: int = 0, precision: str = "bf16", console: Console | None = None
+        self,
+        size: str,
+        out: Path,
+        *,
+        seed: int = 0,
+        precision: Literal["bf16", "fp32"] = "bf16",
+        console: Console | None = None,
     ) -> None:
         self.size = sizes.load(size)
         self.out, self.seed, self.precision = Path(out), seed, precision
@@ -77,7 +92,9 @@ class Run:
         path = self.out / "run.json"
         if path.exists():
             if (found := json.loads(path.read_text())) != identity:
-                raise ValueError(f"{self.out} holds a run of {found}, but {identity} was asked for; choose another --out")
+                raise ValueError(
+                    f"{self.out} holds a run of {found}, but {identity} was asked for; choose another --out"
+                )
         else:
             self.out.mkdir(parents=True, exist_ok=True)
             _write_json(path, identity)
@@ -114,7 +131,7 @@ class Run:
             seed=self.seed,
             cache=self.cache,
             data=self.data,
-            models=_Lazy({parent: lambda parent=parent: self._made_by(parent) for parent in corpus.stages}),
+            models=_Lazy(corpus.stages, self._made_by),
             tell=self._tell,
         )
         if corpora.is_built(corpus, work):
@@ -134,7 +151,10 @@ class Run:
         """What the run's corpora hold."""
         for path in sorted(self.data.glob("*/*/manifest.json")):
             manifest = json.loads(path.read_text())
-            self._tell(f"{path.parent.parent.name:<22}{path.parent.name:<7}{manifest['rows']:>7}  {', '.join(manifest['licences'])}")
+            corpus, split = path.parts[-3:-1]
+            self._tell(
+                f"{corpus:<22}{split:<7}{manifest['rows']:>7}  {', '.join(manifest['licences'])}"
+            )
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -164,7 +184,10 @@ class Run:
         vision = self.size.model.vision
         assert vision is not None
         return Processor(
-            self.tokenizer, crop_size=vision.crop_size, patch_size=vision.patch_size, max_crops=vision.max_crops
+            self.tokenizer,
+            crop_size=vision.crop_size,
+            patch_size=vision.patch_size,
+            max_crops=vision.max_crops,
         )
 
     # ------------------------------------------------------------------ stages
@@ -188,7 +211,9 @@ class Run:
             self.build(corpus)
         config = lineage.configuration(stage, self.size.model, self.tokenizer)
         model, origins = lineage.assemble(stage, config, self.runs, self.seed)
-        adapters_only = not any(glob.startswith("decoder.") and ".lora." not in glob for glob in stage.learn)
+        adapters_only = not any(
+            glob.startswith("decoder.") and ".lora." not in glob for glob in stage.learn
+        )
         before = self._text_logits(model) if adapters_only else None
         self._tell(f"\n[bold]{name}[/bold]")
         with self._clock(name):
@@ -210,18 +235,28 @@ class Run:
 
     def _text_logits(self, model: PhiModel) -> str:
         """SHA-256 of the fp32 logits of fixed text prompts: equal hashes are bit-identical logits."""
-        rows = [self.processor.row([Message.user(p)], generation_prompt=True) for p in FREEZE_PROMPTS]
+        rows = [
+            self.processor.row([Message.user(p)], generation_prompt=True) for p in FREEZE_PROMPTS
+        ]
         with torch.inference_mode():
             logits = model.eval().logits(model(pack(rows)))
         return hashlib.sha256(logits.float().numpy().tobytes()).hexdigest()
 
     def _record_freeze(self, stage: str, before: str, after: str) -> None:
         path = self.out / "freeze.json"
-        entries = [e for e in (json.loads(path.read_text()) if path.exists() else []) if e["stage"] != stage]
-        entries.append({"stage": stage, "logits_sha256_before": before, "logits_sha256_after": after})
+        entries = [
+            e
+            for e in (json.loads(path.read_text()) if path.exists() else [])
+            if e["stage"] != stage
+        ]
+        entries.append(
+            {"stage": stage, "logits_sha256_before": before, "logits_sha256_after": after}
+        )
         _write_json(path, entries)
         if before != after:
-            raise RuntimeError(f"{stage} changed the text logits of the frozen language model: {before} -> {after}")
+            raise RuntimeError(
+                f"{stage} changed the text logits of the frozen language model: {before} -> {after}"
+            )
 
     # ------------------------------------------------------------------ export and evaluation
 
@@ -231,7 +266,9 @@ class Run:
             trained = load_file(self.runs / "speech_0_aed" / lineage.TRAINED)
             partial = self.out / ".recogniser.partial"
             shutil.rmtree(partial, ignore_errors=True)
-            Recogniser.from_stage(self._after("speech_0_aed"), trained, self.processor).save(partial)
+            Recogniser.from_stage(self._after("speech_0_aed"), trained, self.processor).save(
+                partial
+            )
             partial.rename(folder)
         return Recogniser.load(folder, self.processor)
 
@@ -245,14 +282,19 @@ class Run:
         self._recogniser()
 
     def evaluate(self) -> None:
-        """Every task on its held-out rows: the reasoning model for reasoning corpora, the final model for all others."""
+        """Every task on its held-out rows: the reasoning model for reasoning corpora, the final model for all
+        others."""
         engines: dict[str, Engine] = {}
         for task in find():
             test = self.data / task.corpus / "test"
             if not test.exists():
                 self._tell(f"{task.name}: no held-out rows at {test}, left out")
                 continue
-            name = "reasoning_3_dpo" if task.corpus.startswith("reasoning") else "joint_1_vision_speech"
+            name = (
+                "reasoning_3_dpo"
+                if task.corpus.startswith("reasoning")
+                else "joint_1_vision_speech"
+            )
             if name not in engines:
                 engines[name] = Engine(self._after(name), self.processor)
             with self._clock("evaluation"):
@@ -263,7 +305,9 @@ class Run:
                     self.out / "eval",
                     limit=self.size.test_rows,
                     seed=self.seed,
-                    fingerprint=hashlib.sha256((self.runs / name / "manifest.json").read_bytes()).hexdigest(),
+                    fingerprint=hashlib.sha256(
+                        (self.runs / name / "manifest.json").read_bytes()
+                    ).hexdigest(),
                 )
             self._tell(line(result))
 
@@ -284,27 +328,32 @@ class Run:
             yield
         finally:
             path = self.out / "timings.json"
-            timings = json.loads(path.read_text()) if path.exists() else {"seconds": {}, "peak_bytes": 0}
-            timings["seconds"][name] = round(timings["seconds"].get(name, 0.0) + time.monotonic() - start, 1)
+            timings: dict[str, Any] = {"seconds": {}, "peak_bytes": 0}
+            if path.exists():
+                timings = json.loads(path.read_text())
+            spent = timings["seconds"].get(name, 0.0) + time.monotonic() - start
+            timings["seconds"][name] = round(spent, 1)
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
             timings["peak_bytes"] = max(timings["peak_bytes"], peak)
             _write_json(path, timings)
 
 
 class _Lazy(Mapping[str, Any]):
-    """Models made when a corpus first asks for them."""
+    """What stages made, each loaded when a corpus first asks for it."""
 
-    def __init__(self, makers: dict[str, Callable[[], Any]]) -> None:
-        self._makers = makers
+    def __init__(self, stages: Sequence[str], made_by: Callable[[str], Any]) -> None:
+        self._stages, self._made_by = stages, made_by
 
-    def __getitem__(self, key: str) -> Any:
-        return self._makers[key]()
+    def __getitem__(self, stage: str) -> Any:
+        if stage not in self._stages:
+            raise KeyError(stage)
+        return self._made_by(stage)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._makers)
+        return iter(self._stages)
 
     def __len__(self) -> int:
-        return len(self._makers)
+        return len(self._stages)
 
 
 def _corpus(name: str) -> corpora.Corpus:

@@ -1,9 +1,11 @@
-"""Where every tensor comes from. A stage's `start` maps globs to parents; what a parent doesn't own it resolves through its
-own `start`, so each tensor of each model is claimed exactly once, back to the stage that learned it or to a fresh start.
+"""Where every tensor comes from. A stage's `start` maps globs to parents; what a parent doesn't own it resolves
+through its
+own `start`, so each tensor of each model is claimed exactly once, back to the stage that learned it or to a fresh
+start.
 
     joint_1_vision_speech   decoder.layers.0.mlp.down_proj.lora.vision.a  <-  vision_4_multiframe
                             decoder.layers.0.mlp.down_proj.weight         <-  text_4_align
-                            audio.projector.vision.up.weight              <-  speech_2_post's audio.projector.speech.up.weight
+                            audio.projector.vision.up.weight              <-  speech_2_post (audio.projector.speech.up)
 """
 
 import fnmatch
@@ -21,8 +23,12 @@ from polyphi.model.multimodal import PhiModel
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.train.stage import Stage
 
+IMAGE, AUDIO = "<|endoftext10|>", "<|endoftext11|>"
 TRAINED = "trained.safetensors"
-LOG_MEL_MEAN, LOG_MEL_INVSTD = 16.0, 0.22  # [ours] roughly those of speech at the front end's scale; fresh encoders start here
+LOG_MEL_MEAN, LOG_MEL_INVSTD = (
+    16.0,
+    0.22,
+)  # [ours] roughly those of speech at the front end's scale; fresh encoders start here
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,9 @@ def parts(stage: Stage) -> set[str]:
     found: set[str] = set()
     for glob in (*stage.learn, *stage.start):
         found |= {part for part in ("vision", "audio") if glob.startswith(part + ".")}
-        found |= {f"lora.{adapter}" for adapter in ("vision", "speech") if f".lora.{adapter}." in glob}
+        found |= {
+            f"lora.{adapter}" for adapter in ("vision", "speech") if f".lora.{adapter}." in glob
+        }
     return found.union(*(parts(stages.load(p)) for p in stage.parents)) if stage.parents else found
 
 
@@ -81,13 +89,23 @@ def configuration(stage: Stage, full: ModelConfig, tokenizer: Tokenizer) -> Mode
         pad_token_id=end,
         eos_token_ids=tuple(tokenizer.eos_ids),
     )
-    vision = full.vision and replace(full.vision, image_token_id=tokenizer.image_id) if "vision" in has else None
-    audio = full.audio and replace(full.audio, audio_token_id=tokenizer.audio_id) if "audio" in has else None
+    vision = (
+        full.vision and replace(full.vision, image_token_id=tokenizer.control(IMAGE))
+        if "vision" in has
+        else None
+    )
+    audio = (
+        full.audio and replace(full.audio, audio_token_id=tokenizer.control(AUDIO))
+        if "audio" in has
+        else None
+    )
     adapters = {name: config for name, config in full.adapters.items() if f"lora.{name}" in has}
     return ModelConfig(decoder, vision, audio, adapters)
 
 
-def assemble(stage: Stage, config: ModelConfig, runs: Path, seed: int) -> tuple[PhiModel, dict[str, str]]:
+def assemble(
+    stage: Stage, config: ModelConfig, runs: Path, seed: int
+) -> tuple[PhiModel, dict[str, str]]:
     """The model as `stage` finds it, and for each tensor the stage it came from ("fresh" where none).
 
     `runs` holds a folder per finished stage. Raises ValueError if a parent hasn't run.
@@ -106,11 +124,15 @@ def assemble(stage: Stage, config: ModelConfig, runs: Path, seed: int) -> tuple[
         if source.stage is not None:
             wanted[source.stage].append((name, source.name))
         elif source.name != name:
-            raise ValueError(f"{stage.name} copies {name} from {source.name}, which no stage has learned")
+            raise ValueError(
+                f"{stage.name} copies {name} from {source.name}, which no stage has learned"
+            )
     for parent, pairs in wanted.items():
         path = runs / parent / TRAINED
         if not path.exists():
-            raise ValueError(f"{stage.name} starts from {parent}, which hasn't run: expected {path}; run `polyphi train {parent}`")
+            raise ValueError(
+                f"{stage.name} starts from {parent}, which hasn't run: expected {path}; run `polyphi train {parent}`"
+            )
         with safe_open(path, "pt") as stored, torch.no_grad():
             for name, source_name in pairs:
                 tensors[name].copy_(stored.get_tensor(source_name))

@@ -3,7 +3,8 @@
 >>> write(Path("runs/nano"))
 PosixPath('runs/nano/report.html')
 
-`collect` reads the run's folder into one dictionary, `report.json`; the pages are drawn from that dictionary alone (and
+`collect` reads the run's folder into one dictionary, `report.json`; the pages are drawn from that dictionary alone
+(and
 the media that it names by hash), so that no number stands on a page that isn't in the file. Scores are computed again
 from `eval/*.jsonl`. What a run doesn't have (a stage that hasn't run, a folder that isn't there) is left out.
 """
@@ -44,7 +45,18 @@ MIME = {
     b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"GIF8": "image/gif",
     b"RIFF": "audio/wav", b"fLaC": "audio/flac", b"OggS": "audio/ogg", b"ID3": "audio/mpeg",
 }  # fmt: skip
-PACKAGES = ("torch", "numpy", "tokenizers", "safetensors", "soundfile", "soxr", "pillow", "grain", "sacrebleu", "jiwer")
+PACKAGES = (
+    "torch",
+    "numpy",
+    "tokenizers",
+    "safetensors",
+    "soundfile",
+    "soxr",
+    "pillow",
+    "grain",
+    "sacrebleu",
+    "jiwer",
+)
 
 __all__ = ["collect", "line", "render", "render_markdown", "write"]
 
@@ -87,8 +99,11 @@ def collect(run: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
             "beats_by_modality": _count(r["modality"] for r in results if r["verdict"] == "beats"),
             "tasks_by_modality": _count(r["modality"] for r in results),
             "frozen_checks": len(freeze),
-            "frozen_checks_equal": sum(e["logits_sha256_before"] == e["logits_sha256_after"] for e in freeze),
-            "seconds": timings.get("seconds", {}).get("total") or sum(timings.get("seconds", {}).values()),
+            "frozen_checks_equal": sum(
+                e["logits_sha256_before"] == e["logits_sha256_after"] for e in freeze
+            ),
+            "seconds": timings.get("seconds", {}).get("total")
+            or sum(timings.get("seconds", {}).values()),
             "peak_bytes": timings.get("peak_bytes"),
         },
         "stages": rows,
@@ -172,8 +187,14 @@ def _frozen(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Names of the frozen tensors, those whose SHA-256 changed, and one hash over all of them."""
     frozen = manifest.get("frozen", {})
     before, after = ({name: pair[i] for name, pair in frozen.items()} for i in (0, 1))
-    digest = hashlib.sha256(json.dumps(sorted(after.items())).encode()).hexdigest() if after else None
-    return {"names": sorted(before), "changed": [k for k in before if before[k] != after[k]], "sha256": digest}
+    digest = (
+        hashlib.sha256(json.dumps(sorted(after.items())).encode()).hexdigest() if after else None
+    )
+    return {
+        "names": sorted(before),
+        "changed": [k for k in before if before[k] != after[k]],
+        "sha256": digest,
+    }
 
 
 def _parts(run: Path) -> list[dict[str, Any]]:
@@ -191,7 +212,11 @@ def _data(run: Path) -> dict[str, Any]:
     corpora: dict[str, dict[str, Any]] = {}
     sources: dict[str, dict[str, Any]] = {}
     for path in sorted((run / "data").glob("*/*/manifest.json")):
-        name, split, manifest = path.parent.parent.name, path.parent.name, json.loads(path.read_text(encoding="utf-8"))
+        name, split, manifest = (
+            path.parent.parent.name,
+            path.parent.name,
+            json.loads(path.read_text(encoding="utf-8")),
+        )
         corpora.setdefault(name, {})[split] = {
             "rows": manifest["rows"],
             "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
@@ -223,7 +248,9 @@ def environment() -> dict[str, Any]:
             continue
     return {
         "cpu": cpu,
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "system": f"{platform.system()} {platform.machine()} {' '.join(platform.libc_ver())}".strip(),
@@ -232,7 +259,9 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _gallery(run: Path, results: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
+def _gallery(
+    run: Path, results: Sequence[Mapping[str, Any]]
+) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
     """Samples with their media, drawn by chance before their answers are looked at; only pictures that are digit scans
     or our own renderings, and no media under a share-alike licence."""
     entries: list[dict[str, Any]] = []
@@ -256,8 +285,14 @@ def _gallery(run: Path, results: Sequence[Mapping[str, Any]]) -> tuple[list[dict
     return sorted(entries, key=lambda e: order[e["task"]]), media
 
 
-def _candidates(run: Path, result: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], list[bytes]]]:
-    lines = [x for x in read(run / "eval" / f"{result['task']}.jsonl") if x["condition"] == "with" and _showable(x)]
+def _candidates(
+    run: Path, result: Mapping[str, Any]
+) -> Iterator[tuple[dict[str, Any], list[bytes]]]:
+    lines = [
+        x
+        for x in read(run / "eval" / f"{result['task']}.jsonl")
+        if x["condition"] == "with" and _showable(x)
+    ]
     random.Random(result["task"]).shuffle(lines)
     folder = run / "data" / result["corpus"] / "test"
     if not lines or not (folder / "manifest.json").exists():
@@ -266,9 +301,13 @@ def _candidates(run: Path, result: Mapping[str, Any]) -> Iterator[tuple[dict[str
     for x in lines:
         if x["id"] not in samples:
             continue
-        shown = (p for m in samples[x["id"]].prompt for p in m.parts if isinstance(p, Image | Audio))
+        shown = (
+            p for m in samples[x["id"]].prompt for p in m.parts if isinstance(p, Image | Audio)
+        )
         parts = [p.source for p in shown if isinstance(p.source, bytes)]
-        kinds = [next((mime for magic, mime in MIME.items() if p.startswith(magic)), None) for p in parts]
+        kinds = [
+            next((mime for magic, mime in MIME.items() if p.startswith(magic)), None) for p in parts
+        ]
         if None in kinds or sum(map(len, parts)) > LARGEST_MEDIA:
             continue
         yield (
@@ -313,12 +352,21 @@ def render_markdown(report: Mapping[str, Any]) -> str:
         stage_rows.append([x["name"], parents, learned, steps, sections.losses(x), took])
         if check := checks.get(x["name"]):
             before, after = check["logits_sha256_before"], check["logits_sha256_after"]
-            logits = [f"`{before[:16]}`", f"`{after[:16]}`", "bit-identical" if before == after else "**differ**"]
+            logits = [
+                f"`{before[:16]}`",
+                f"`{after[:16]}`",
+                "bit-identical" if before == after else "**differ**",
+            ]
         else:
             logits = ["–", "–", "–"]
         if x["frozen_tensors"] or check:
-            frozen_rows.append([x["name"], str(x["frozen_tensors"]), str(len(x["frozen_changed"])), *logits])
-    parts = [[p["part"], sections.count(p["parameters"]), sections.count(p["report"])] for p in report["parts"]]
+            frozen_rows.append(
+                [x["name"], str(x["frozen_tensors"]), str(len(x["frozen_changed"])), *logits]
+            )
+    parts = [
+        [p["part"], sections.count(p["parameters"]), sections.count(p["report"])]
+        for p in report["parts"]
+    ]
     sources = report["data"]["sources"].items()
     data = [[name, str(x["rows"]), x["licence"], x["origin"] or "–"] for name, x in sources]
     out = [

@@ -57,7 +57,8 @@ def same(equal: bool, yes: str, no: str) -> str:
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]], classes: Iterable[str] = ()) -> str:
-    """A table in a card. A head that starts with ">" is right-aligned, with its column; cells are HTML. `classes` gives
+    """A table in a card. A head that starts with ">" is right-aligned, with its column; cells are HTML. `classes`
+    gives
     each row's CSS class."""
     kinds = [' class="n"' if h.startswith(">") else "" for h in heads]
     top = "".join(f"<th{k}>{h.removeprefix('>')}</th>" for h, k in zip(heads, kinds, strict=True))
@@ -112,18 +113,28 @@ def top(report: Report) -> str:
             f" On held-out data <b>{s['beats']} of {s['tasks']} tasks</b> beat the best of their baselines outside the "
             "95 % interval; the others say that they don't."
         )
-        tiles.append((f"{s['beats']} <small>/ {s['tasks']}</small>", "tasks beat their best baseline"))
+        tiles.append(
+            (f"{s['beats']} <small>/ {s['tasks']}</small>", "tasks beat their best baseline")
+        )
     if s["frozen_checks"]:
         label = "stages left the text logits bit-identical"
         tiles.append((f"{s['frozen_checks_equal']} <small>/ {s['frozen_checks']}</small>", label))
     if report["parts"]:
         whole = report["parts"][-1]
-        tiles.append((count(whole["parameters"]), f"parameters; the report's model has {count(whole['report'])}"))
+        tiles.append(
+            (
+                count(whole["parameters"]),
+                f"parameters; the report's model has {count(whole['report'])}",
+            )
+        )
     if s["seconds"]:
         tiles.append((time(s["seconds"]), f"on {environment['cores']} cores"))
     if s["peak_bytes"]:
         tiles.append((memory(s["peak_bytes"]), "peak memory"))
-    shown = "".join(f'<div class="tile"><b>{value}</b><span>{text(label)}</span></div>' for value, label in tiles)
+    shown = "".join(
+        f'<div class="tile"><b>{value}</b><span>{text(label)}</span></div>'
+        for value, label in tiles
+    )
     return (
         f'<header class="top"><h1>polyphi <small>{text(report["size"])}</small></h1><p class="lede">{lede}</p>'
         f'<div class="tiles">{shown}</div></header>'
@@ -148,19 +159,35 @@ def results(report: Report) -> str:
         "among the questions. A task <em>beats</em> them when the 95 % interval of its lead over the best one (paired "
         "bootstrap) lies above zero."
     )
-    marks = ("majority answer", "majority"), ("without picture or clip", "without"), ("shuffled", "shuffled")
+    marks = (
+        ("majority answer", "majority"),
+        ("without picture or clip", "without"),
+        ("shuffled", "shuffled"),
+    )
     key = '<div class="key"><span><i class="dot"></i>this model, with its 95 % interval</span>'
     key += "".join(f'<span><i class="tick {css}"></i>{label}</span>' for label, css in marks)
     key += "<span>error rates ↓: further left is better</span></div>"
     blocks = []
-    heads = ["task", ">score", "0 to 100 %", ">n", ">majority", ">without", ">shuffled", ">lead over best", ""]
+    heads = [
+        "task",
+        ">score",
+        "0 to 100 %",
+        ">n",
+        ">majority",
+        ">without",
+        ">shuffled",
+        ">lead over best",
+        "",
+    ]
     for modality, title in tables.MODALITIES.items():
         rows = [r for r in report["tasks"] if r["modality"] == modality]
         if rows:
             won = sum(r["verdict"] == "beats" for r in rows)
             note = f"{won} of {len(rows)} beat their best baseline"
             shown = table(heads, map(task_row, rows))
-            blocks.append(f'<div class="results {modality}"><h3>{title} <em>{note}</em></h3>{shown}</div>')
+            blocks.append(
+                f'<div class="results {modality}"><h3>{title} <em>{note}</em></h3>{shown}</div>'
+            )
     return section("Held-out results", about, key + "".join(blocks))
 
 
@@ -175,7 +202,8 @@ def task_row(r: Report) -> list[str]:
         title += f'<span class="sub">{text(r["note"])}</span>'
     if r["languages"]:
         scores = ", ".join(
-            f"{k} {tables.number(metric, v['score'])} (n {v['n']:.0f})" for k, v in r["languages"].items()
+            f"{k} {tables.number(metric, v['score'])} (n {v['n']:.0f})"
+            for k, v in r["languages"].items()
         )
         title += f"<details><summary>{len(r['languages'])} languages</summary><span>{text(scores)}</span></details>"
     score = f'<b class="score">{tables.number(metric, r["score"])}</b>'
@@ -183,7 +211,10 @@ def task_row(r: Report) -> list[str]:
         score += f" <small>{tables.METRICS[metric]}</small>"
     score += f'<span class="sub">{tables.interval(metric, r["low"], r["high"])}</span>'
     plot = drawing.plot(
-        r["low"] / unit, r["score"] / unit, r["high"] / unit, [(k, c["score"] / unit) for k, c in present.items()]
+        r["low"] / unit,
+        r["score"] / unit,
+        r["high"] / unit,
+        [(k, c["score"] / unit) for k, c in present.items()],
     )
     cells = []
     for name, c in columns.items():
@@ -194,8 +225,18 @@ def task_row(r: Report) -> list[str]:
     lead = "–"
     if r["best"]:
         lead = f"{tables.number(metric, r['margin'], sign=True)}"
-        lead += f'<span class="sub">{tables.interval(metric, r["margin_low"], r["margin_high"])}</span>'
-    return [title, score, plot, str(r["n"]), *cells, lead, same(r["verdict"] == "beats", "beats", "doesn’t")]
+        lead += (
+            f'<span class="sub">{tables.interval(metric, r["margin_low"], r["margin_high"])}</span>'
+        )
+    return [
+        title,
+        score,
+        plot,
+        str(r["n"]),
+        *cells,
+        lead,
+        same(r["verdict"] == "beats", "beats", "doesn’t"),
+    ]
 
 
 def gallery(report: Report, media: Mapping[str, bytes]) -> str:
@@ -203,7 +244,9 @@ def gallery(report: Report, media: Mapping[str, bytes]) -> str:
     for modality, title in tables.MODALITIES.items():
         if entries := [e for e in report["gallery"] if e["modality"] == modality]:
             cards = "".join(sample(e, media) for e in entries)
-            blocks.append(f'<div class="{modality}"><h3>{title}</h3><div class="gallery">{cards}</div></div>')
+            blocks.append(
+                f'<div class="{modality}"><h3>{title}</h3><div class="gallery">{cards}</div></div>'
+            )
     about = (
         "Held-out samples, drawn by chance before their answers were looked at. Pictures are scanned digits or our own "
         "renderings; each sample names its source and licence."
@@ -220,7 +263,11 @@ def sample(e: Report, media: Mapping[str, bytes]) -> str:
         else:
             clips.append(f'<audio controls preload="none" src="{uri}"></audio>')
     right, answer, reference = e["value"] >= 1, e["answer"].strip(), e["reference"].strip()
-    shown = [f'<div class="shot">{"".join(pictures)}</div>' if pictures else "", *clips, '<div class="body">']
+    shown = [
+        f'<div class="shot">{"".join(pictures)}</div>' if pictures else "",
+        *clips,
+        '<div class="body">',
+    ]
     if e["question"]:
         shown.append(f'<div class="q">{text(e["question"])}</div>')
     shown.append(
@@ -236,13 +283,19 @@ def curves(report: Report) -> str:
     boxes = []
     for s in report["stages"]:
         if s["curve"]:
-            end = f"{s['curve'][-1][0] + 1} steps" + (f", {time(s['seconds'])}" if s["seconds"] else "")
+            end = f"{s['curve'][-1][0] + 1} steps" + (
+                f", {time(s['seconds'])}" if s["seconds"] else ""
+            )
             boxes.append(
                 f'<div class="card curvebox {s["name"].partition("_")[0]}"><b>{text(s["name"])}</b>'
                 f'{drawing.curve(s["curve"])}<div class="sub"><span>{losses(s)}</span><span>{end}</span></div></div>'
             )
     about = "On the training stream, in the unit of the stage's objective; each panel has its own scale."
-    return section("Loss of every stage", about, f'<div class="curves">{"".join(boxes)}</div>') if boxes else ""
+    return (
+        section("Loss of every stage", about, f'<div class="curves">{"".join(boxes)}</div>')
+        if boxes
+        else ""
+    )
 
 
 def learned(report: Report) -> str:
@@ -292,14 +345,20 @@ def frozen(report: Report) -> str:
 def parts(report: Report) -> str:
     rows = []
     for p in report["parts"]:
-        ratio = f"{p['report'] / p['parameters']:,.0f} ×" if p["report"] and p["parameters"] else "–"
+        ratio = (
+            f"{p['report'] / p['parameters']:,.0f} ×" if p["report"] and p["parameters"] else "–"
+        )
         rows.append([text(p["part"]), count(p["parameters"]), count(p["report"]), ratio])
     about = (
         "The same architecture and recipe at a size that trains here; scores of this size are not comparable with the "
         "report's."
     )
     return (
-        section("How small it is", about, table(["part", ">here", ">the report", ">larger by"], rows)) if rows else ""
+        section(
+            "How small it is", about, table(["part", ">here", ">the report", ">larger by"], rows)
+        )
+        if rows
+        else ""
     )
 
 
@@ -344,8 +403,13 @@ def again(report: Report) -> str:
     seconds = {k: v for k, v in report["timings"].get("seconds", {}).items() if k != "total"}
     longest = max(seconds.values(), default=0) or 1
     bars = [
-        [text(k), time(v), f'<i class="bar" style="width:{100 * v / longest:.1f}%"></i>'] for k, v in seconds.items()
+        [text(k), time(v), f'<i class="bar" style="width:{100 * v / longest:.1f}%"></i>']
+        for k, v in seconds.items()
     ]
-    right = table(["step", ">time", ""], bars, [k.partition("_")[0] for k in seconds]) if bars else ""
-    about = "Same seed, same corpora, same order of samples; another processor may round differently."
+    right = (
+        table(["step", ">time", ""], bars, [k.partition("_")[0] for k in seconds]) if bars else ""
+    )
+    about = (
+        "Same seed, same corpora, same order of samples; another processor may round differently."
+    )
     return section("Run it again", about, f'<div class="two times">{left}{right}</div>')

@@ -1,4 +1,5 @@
-"""The sixteen stages of the report, one file each, and `sizes`, the one table of sizes (report 2.2.2; `docs/recipe.md`)."""
+"""The sixteen stages of the report, one file each, and `sizes`, the one table of sizes (report 2.2.2;
+`docs/recipe.md`)."""
 
 import importlib
 
@@ -30,6 +31,8 @@ def load(name: str) -> Stage:
         import difflib
 
         near = difflib.get_close_matches(name, ORDER, n=1, cutoff=0.0)[0]
-        raise ValueError(f"unknown stage {name!r}; did you mean {near!r}? The stages are: {', '.join(ORDER)}")
+        raise ValueError(
+            f"unknown stage {name!r}; did you mean {near!r}? The stages are: {', '.join(ORDER)}"
+        )
     stage: Stage = importlib.import_module(f"polyphi.stages.{name}").stage
     return stage

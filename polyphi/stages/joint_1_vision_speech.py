@@ -1,12 +1,13 @@
-"""Joint 1: vision-speech. LoRA_V, the vision encoder and its projector learn from spoken questions about pictures; the language model, audio encoder and audio projectors rest (report 2.2.2, 3.4).
+"""Joint 1: vision-speech. LoRA_V, the vision encoder and its projector learn from spoken questions about pictures;
+the language model, audio encoder and audio projectors rest (report 2.2.2, 3.4).
 
     polyphi train joint_1_vision_speech --size nano --out runs/joint_1_vision_speech
 
 Expected: spoken questions are answered nearly as well as written ones, and vision keeps its scores.
 """
 
-from polyphi.train.stage import Mix, Stage
 from polyphi.train.loss import NextToken
+from polyphi.train.stage import Mix, Stage
 
 stage = Stage(
     name="joint_1_vision_speech",
@@ -15,9 +16,14 @@ stage = Stage(
         "vision.*": "vision_4_multiframe",
         "decoder.*.lora.vision.*": "vision_4_multiframe",
     },
-    copy={"audio.projector.vision.*": "audio.projector.speech.*"},  # [ours] the second projector starts as the first
+    copy={
+        "audio.projector.vision.*": "audio.projector.speech.*"
+    },  # [ours] the second projector starts as the first
     learn={"decoder.*.lora.vision.*": 5e-5, "vision.*": 1e-5},
-    data=Mix({"vision_speech": 55, "image_qa": 25, "multi_image": 8, "instructions": 12}, adapter={"instructions": "vision"}),  # [ours]
+    data=Mix(
+        {"vision_speech": 55, "image_qa": 25, "multi_image": 8, "instructions": 12},
+        adapter={"instructions": "vision"},
+    ),  # [ours]
     objective=NextToken(max_crops=36),
     context=16_384,
     batch_tokens=1 << 22,

@@ -1,12 +1,13 @@
-"""Reasoning 1: reasoning pre-training. The language model goes on with chain-of-thought documents from which wrong ones were removed (report 2.2.2; about 60B tokens).
+"""Reasoning 1: reasoning pre-training. The language model goes on with chain-of-thought documents from which wrong
+ones were removed (report 2.2.2; about 60B tokens).
 
     polyphi train reasoning_1_pretrain --size nano --out runs/reasoning_1_pretrain
 
 Expected: worked solutions in the right form; a separate model, Phi-4-Mini itself is untouched.
 """
 
-from polyphi.train.stage import Mix, Stage
 from polyphi.train.loss import NextToken
+from polyphi.train.stage import Mix, Stage
 
 stage = Stage(
     name="reasoning_1_pretrain",

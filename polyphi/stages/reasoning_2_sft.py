@@ -1,12 +1,13 @@
-"""Reasoning 2: reasoning fine-tuning on curated chain-of-thought conversations over domains and difficulties (report 2.2.2; about 200K).
+"""Reasoning 2: reasoning fine-tuning on curated chain-of-thought conversations over domains and difficulties
+(report 2.2.2; about 200K).
 
     polyphi train reasoning_2_sft --size nano --out runs/reasoning_2_sft
 
 Expected: problems are solved step by step in the chat format.
 """
 
-from polyphi.train.stage import Mix, Stage
 from polyphi.train.loss import NextToken
+from polyphi.train.stage import Mix, Stage
 
 stage = Stage(
     name="reasoning_2_sft",

@@ -1,12 +1,13 @@
-"""Reasoning 3: reasoning preferences. Filtered wrong answers are dispreferred, corrected ones preferred (report 2.2.2; 300K pairs).
+"""Reasoning 3: reasoning preferences. Filtered wrong answers are dispreferred, corrected ones preferred (report
+2.2.2; 300K pairs).
 
     polyphi train reasoning_3_dpo --size nano --out runs/reasoning_3_dpo
 
 Expected: fewer slips in long sums; form unchanged.
 """
 
-from polyphi.train.stage import Mix, Stage
 from polyphi.train.preference import DPO
+from polyphi.train.stage import Mix, Stage
 
 stage = Stage(
     name="reasoning_3_dpo",

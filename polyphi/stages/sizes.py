@@ -1,21 +1,31 @@
 """The one table of sizes: how large each part is, how long each stage runs, how much of each corpus is made.
 
-A stage's science (who learns, from what, the ratios of its mix, its peak rates) doesn't change with the size; a `Budget`
-scales the rates by one factor, because small models need larger ones. `full` is the report's own size: its budgets are those
+A stage's science (who learns, from what, the ratios of its mix, its peak rates) doesn't change with the size; a
+`Budget`
+scales the rates by one factor, because small models need larger ones. `full` is the report's own size: its budgets
+are those
 in the stage files. Everything below `full` is ours, measured on two CPU cores (docs/numbers.md).
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from polyphi.model.config import LONG_FACTOR, AdapterConfig, AudioConfig, DecoderConfig, ModelConfig, VisionConfig
+from polyphi.model.config import (
+    LONG_FACTOR,
+    AdapterConfig,
+    AudioConfig,
+    DecoderConfig,
+    ModelConfig,
+    VisionConfig,
+)
 from polyphi.stages import ORDER
 from polyphi.train.stage import Budget, Stage
 
 
 @dataclass(frozen=True)
 class Size:
-    """`vocabulary` is the tokenizer's (0: the public o200k_base layout). `rows` gives train and test rows of each corpus."""
+    """`vocabulary` is the tokenizer's (0: the public o200k_base layout). `rows` gives train and test rows of each
+    corpus."""
 
     name: str
     model: ModelConfig
@@ -26,10 +36,21 @@ class Size:
     seconds_between_checkpoints: float = 60.0
 
     def budget(self, stage: Stage) -> Budget:
-        return self.budgets.get(stage.name) or Budget(stage.steps, stage.batch_tokens, stage.context)
+        return self.budgets.get(stage.name) or Budget(
+            stage.steps, stage.batch_tokens, stage.context
+        )
 
 
-def _small(vocabulary: int, width: int, layers: int, heads: int, kv: int, inner: int, context: int, longest: int) -> DecoderConfig:
+def _small(
+    vocabulary: int,
+    width: int,
+    layers: int,
+    heads: int,
+    kv: int,
+    inner: int,
+    context: int,
+    longest: int,
+) -> DecoderConfig:
     rotary = int(width // heads * 0.75) // 2
     every = len(LONG_FACTOR) // rotary
     return DecoderConfig(
@@ -61,15 +82,18 @@ def _audio(width: int, inner: int, heads: int, blocks: int, stem: int) -> AudioC
 def _adapters(rank: int) -> dict[str, AdapterConfig]:
     """The published ratios: ranks 256 and 320, alpha twice the rank."""
     other = rank * 5 // 4
-    return {"vision": AdapterConfig(rank, 2.0 * rank), "speech": AdapterConfig(other, 2.0 * other, 0.01)}
+    return {
+        "vision": AdapterConfig(rank, 2.0 * rank),
+        "speech": AdapterConfig(other, 2.0 * other, 0.01),
+    }
 
 
 # fmt: off
 CORPORA = (
-    "documents", "code", "math", "translation", "long_documents", "instructions", "tools", "summaries", "fim", "preferences",
-    "reasoning_documents", "reasoning_sft", "reasoning_pairs",
-    "captions", "interleaved", "grounding", "ocr", "charts", "image_qa", "multi_image",
-    "asr", "ast", "sqa", "speech_summary", "audio_understanding", "audio_safety", "vision_speech",
+    "documents", "code", "math", "translation", "long_documents", "instructions", "tools", "summaries", "fim",
+    "preferences", "reasoning_documents", "reasoning_sft", "reasoning_pairs", "captions", "interleaved",
+    "grounding", "ocr", "charts", "image_qa", "multi_image", "asr", "ast", "sqa", "speech_summary",
+    "audio_understanding", "audio_safety", "vision_speech",
 )
 # fmt: on
 
@@ -77,14 +101,19 @@ MICRO = Size(
     name="micro",
     model=ModelConfig(
         decoder=_small(512, 48, 2, 3, 1, 96, 128, 512),
-        vision=VisionConfig(hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=2, crop_size=56),
+        vision=VisionConfig(
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            crop_size=56,
+        ),
         audio=_audio(32, 48, 2, 2, 8),
         adapters=_adapters(4),
     ),
     vocabulary=512,
     budgets={
-        name: Budget(2, 512, 4096 if name == "text_2_long" else 400, rate=10.0)
-        for name in ORDER
+        name: Budget(2, 512, 4096 if name == "text_2_long" else 400, rate=10.0) for name in ORDER
     },
     rows={name: (12, 4) for name in CORPORA},
     test_rows=2,
@@ -94,36 +123,42 @@ NANO = Size(
     name="nano",
     model=ModelConfig(
         decoder=_small(4096, 192, 6, 6, 2, 512, 1024, 8192),
-        vision=VisionConfig(hidden_size=128, intermediate_size=384, num_hidden_layers=5, num_attention_heads=4, crop_size=112),
+        vision=VisionConfig(
+            hidden_size=128,
+            intermediate_size=384,
+            num_hidden_layers=5,
+            num_attention_heads=4,
+            crop_size=112,
+        ),
         audio=_audio(144, 216, 4, 4, 48),
         adapters=_adapters(32),
     ),
     vocabulary=4096,
     budgets={
-        "text_1_pretrain": Budget(400, 4096, 1024, rate=7.5),
-        "text_2_long": Budget(16, 8192, 4096, rate=5.0),
-        "text_3_post": Budget(280, 4096, 1024, rate=50.0),
-        "text_4_align": Budget(30, 4096, 512, rate=30.0),
-        "reasoning_1_pretrain": Budget(100, 4096, 1024, rate=30.0),
-        "reasoning_2_sft": Budget(80, 4096, 1024, rate=100.0),
-        "reasoning_3_dpo": Budget(20, 4096, 1024, rate=100.0),
-        "vision_0_encoder": Budget(150, 2048, 256, rate=100.0),
-        "vision_1_align": Budget(60, 4096, 512, rate=3.0),
-        "vision_2_joint": Budget(200, 4096, 512, rate=10.0),
-        "vision_3_generative": Budget(300, 4096, 512, rate=20.0),
-        "vision_4_multiframe": Budget(60, 4096, 1024, rate=20.0),
-        "speech_0_aed": Budget(500, 2048, 512, rate=2.0),
-        "speech_1_pretrain": Budget(100, 4096, 512, rate=30.0),
-        "speech_2_post": Budget(200, 4096, 1024, rate=30.0),
-        "joint_1_vision_speech": Budget(80, 4096, 512, rate=20.0),
+        "text_1_pretrain": Budget(1100, 1024, 1024, rate=5.0),
+        "text_2_long": Budget(8, 8192, 4096, rate=5.0),
+        "text_3_post": Budget(1600, 1024, 1024, rate=60.0),
+        "text_4_align": Budget(40, 2048, 512, rate=50.0),
+        "reasoning_1_pretrain": Budget(200, 1024, 1024, rate=15.0),
+        "reasoning_2_sft": Budget(300, 1024, 1024, rate=80.0),
+        "reasoning_3_dpo": Budget(20, 2048, 1024, rate=100.0),
+        "vision_0_encoder": Budget(500, 512, 256, rate=60.0),
+        "vision_1_align": Budget(100, 1024, 512, rate=2.0),
+        "vision_2_joint": Budget(500, 1024, 512, rate=10.0),
+        "vision_3_generative": Budget(900, 1024, 512, rate=15.0),
+        "vision_4_multiframe": Budget(200, 1024, 1024, rate=15.0),
+        "speech_0_aed": Budget(2200, 420, 512, rate=1.0),
+        "speech_1_pretrain": Budget(350, 1024, 512, rate=20.0),
+        "speech_2_post": Budget(600, 1024, 1024, rate=15.0),
+        "joint_1_vision_speech": Budget(150, 1024, 512, rate=15.0),
     },
     rows={
-        "documents": (6000, 150),
+        "documents": (4000, 150),
         "code": (2000, 50),
         "math": (6000, 50),
         "translation": (6000, 50),
         "long_documents": (60, 4),
-        "instructions": (16000, 900),
+        "instructions": (48000, 900),
         "tools": (2500, 120),
         "summaries": (1200, 100),
         "fim": (1500, 100),
@@ -131,14 +166,14 @@ NANO = Size(
         "reasoning_documents": (6000, 50),
         "reasoning_sft": (6000, 150),
         "reasoning_pairs": (600, 50),
-        "captions": (8000, 100),
+        "captions": (8000, 200),
         "interleaved": (1000, 50),
-        "grounding": (2500, 120),
+        "grounding": (2500, 240),
         "ocr": (4000, 240),
-        "charts": (2000, 120),
+        "charts": (2000, 240),
         "image_qa": (16000, 1500),
         "multi_image": (3000, 360),
-        "asr": (9000, 1200),
+        "asr": (8000, 1200),
         "ast": (5000, 480),
         "sqa": (3000, 240),
         "speech_summary": (200, 60),
@@ -146,14 +181,22 @@ NANO = Size(
         "audio_safety": (400, 120),
         "vision_speech": (4000, 480),
     },
-    test_rows=150,
+    test_rows=100,
 )
 
 LAB = Size(
     name="lab",
     model=ModelConfig(
-        decoder=DecoderConfig(hidden_size=1024, intermediate_size=2816, num_hidden_layers=16, num_attention_heads=8, num_key_value_heads=4),
-        vision=VisionConfig(hidden_size=384, intermediate_size=1536, num_hidden_layers=13, num_attention_heads=6),
+        decoder=DecoderConfig(
+            hidden_size=1024,
+            intermediate_size=2816,
+            num_hidden_layers=16,
+            num_attention_heads=8,
+            num_key_value_heads=4,
+        ),
+        vision=VisionConfig(
+            hidden_size=384, intermediate_size=1536, num_hidden_layers=13, num_attention_heads=6
+        ),
         audio=_audio(384, 576, 6, 12, 256),
         adapters=_adapters(64),
     ),

@@ -1,12 +1,13 @@
-"""Speech 0: the audio encoder. An attention encoder-decoder learns to recognise; its decoder is thrown away (report 2.2.2). A CTC loss beside it steadies the start [ours].
+"""Speech 0: the audio encoder. An attention encoder-decoder learns to recognise; its decoder is thrown away (report
+2.2.2). A CTC loss beside it steadies the start [ours].
 
     polyphi train speech_0_aed --size nano --out runs/speech_0_aed
 
 Expected: a plateau, then a fast fall; the whole recogniser is kept aside for the WER filter.
 """
 
-from polyphi.train.stage import Mix, Stage
 from polyphi.train.aed import AttentionDecoder
+from polyphi.train.stage import Mix, Stage
 
 stage = Stage(
     name="speech_0_aed",

@@ -1,12 +1,13 @@
-"""Speech 1: pre-training. Encoder and projector align with the frozen language model by transcription, rate 4e-5 for 50k steps (report 2.2.2).
+"""Speech 1: pre-training. Encoder and projector align with the frozen language model by transcription, rate 4e-5
+for 50k steps (report 2.2.2).
 
     polyphi train speech_1_pretrain --size nano --out runs/speech_1_pretrain
 
 Expected: the frozen model writes down what was said, and can do nothing else with audio (claim C4).
 """
 
-from polyphi.train.stage import Mix, Stage
 from polyphi.train.loss import NextToken
+from polyphi.train.stage import Mix, Stage
 
 stage = Stage(
     name="speech_1_pretrain",

@@ -1,18 +1,28 @@
-"""Speech 2: post-training. The encoder rests; its projector and the speech adapter learn, rate 1e-4 for 50k steps (report 2.2.2, 3.3).
+"""Speech 2: post-training. The encoder rests; its projector and the speech adapter learn, rate 1e-4 for 50k steps
+(report 2.2.2, 3.3).
 
     polyphi train speech_2_post --size nano --out runs/speech_2_post
 
 Expected: translation, questions, summaries and sounds are unlocked.
 """
 
-from polyphi.train.stage import Mix, Stage
 from polyphi.train.loss import NextToken
+from polyphi.train.stage import Mix, Stage
 
 stage = Stage(
     name="speech_2_post",
     start={"*": "speech_1_pretrain"},
     learn={"audio.projector.speech.*": 1e-4, "decoder.*.lora.speech.*": 1e-4},
-    data=Mix({"asr": 28, "ast": 28, "sqa": 26, "speech_summary": 1, "audio_understanding": 17, "audio_safety": 1}),  # report 3.3, millions
+    data=Mix(
+        {
+            "asr": 28,
+            "ast": 28,
+            "sqa": 26,
+            "speech_summary": 1,
+            "audio_understanding": 17,
+            "audio_safety": 1,
+        }
+    ),  # report 3.3, millions
     objective=NextToken(),
     context=23_000,  # 30 minutes are 22.5k tokens (report 2.2.2)
     batch_tokens=1 << 20,

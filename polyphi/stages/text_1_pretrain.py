@@ -1,18 +1,22 @@
-"""Text 1: pre-training. The whole language model reads documents, code, mathematics and translations (report 2.1, 3.1).
+"""Text 1: pre-training. The whole language model reads documents, code, mathematics and translations (report 2.1,
+3.1).
 
     polyphi train text_1_pretrain --size nano --out runs/text_1_pretrain
 
 Expected: bits per byte of held-out documents fall fast; the model spells, counts and copies, but doesn't answer yet.
 """
 
-from polyphi.train.stage import Mix, Schedule, Stage
 from polyphi.train.loss import NextToken
+from polyphi.train.stage import Mix, Schedule, Stage
 
 stage = Stage(
     name="text_1_pretrain",
     start={},
-    learn={"decoder.*": 4e-4},  # [ours] the report gives only the law LR*(D) = B * D^-0.32, fitted by `polyphi scaling`
-    data=Mix({"documents": 30, "code": 8, "math": 22, "translation": 20, "instructions": 20}),  # [ours] shares
+    # [ours] the report gives only the law LR*(D) = B * D^-0.32, fitted by `polyphi scaling`
+    learn={"decoder.*": 4e-4},
+    data=Mix(
+        {"documents": 15, "code": 5, "math": 15, "translation": 20, "instructions": 45}
+    ),  # [ours] shares
     objective=NextToken(),
     schedule=Schedule(warmup=0.02, decay="linear", decay_share=0.7),
     context=4096,

@@ -1,12 +1,13 @@
-"""Text 2: long context. Documents longer than the first context bring the long LongRoPE table into use [ours: the report names LongRoPE and 128K, not the stage].
+"""Text 2: long context. Documents longer than the first context bring the long LongRoPE table into use [ours: the
+report names LongRoPE and 128K, not the stage].
 
     polyphi train text_2_long --size nano --out runs/text_2_long
 
 Expected: loss past the original context no longer rises; short documents keep theirs.
 """
 
-from polyphi.train.stage import Mix, Stage
 from polyphi.train.loss import NextToken
+from polyphi.train.stage import Mix, Stage
 
 stage = Stage(
     name="text_2_long",

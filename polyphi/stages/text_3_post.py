@@ -1,18 +1,29 @@
-"""Text 3: post-training. Function calling, summaries, instructions, and code with a hole in the middle (report 2.2.2, 3.1).
+"""Text 3: post-training. Function calling, summaries, instructions, and code with a hole in the middle (report
+2.2.2, 3.1).
 
     polyphi train text_3_post --size nano --out runs/text_3_post
 
 Expected: the model answers in the chat format and stops at <|end|>; tool calls are valid JSON.
 """
 
-from polyphi.train.stage import Mix, Stage
 from polyphi.train.loss import NextToken
+from polyphi.train.stage import Mix, Stage
 
 stage = Stage(
     name="text_3_post",
     start={"*": "text_2_long"},
     learn={"decoder.*": 2e-5},
-    data=Mix({"instructions": 64, "tools": 9, "summaries": 5, "fim": 5, "math": 7, "documents": 5, "preferences": 5}),  # [ours] shares
+    data=Mix(
+        {
+            "instructions": 75,
+            "tools": 7,
+            "summaries": 3,
+            "fim": 3,
+            "math": 4,
+            "documents": 3,
+            "preferences": 5,
+        }
+    ),  # [ours] shares
     objective=NextToken(),
     context=4096,
     batch_tokens=1 << 20,

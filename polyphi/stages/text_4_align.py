@@ -1,12 +1,13 @@
-"""Text 4: alignment. Helpfulness and harmlessness preferences in all eight languages (report 5.1, 5.2). The result is Phi-4-Mini, frozen from here on.
+"""Text 4: alignment. Helpfulness and harmlessness preferences in all eight languages (report 5.1, 5.2). The result
+is Phi-4-Mini, frozen from here on.
 
     polyphi train text_4_align --size nano --out runs/text_4_align
 
 Expected: harmful requests are refused, their innocuous look-alikes answered; other scores stay.
 """
 
-from polyphi.train.stage import Mix, Stage
 from polyphi.train.preference import DPO
+from polyphi.train.stage import Mix, Stage
 
 stage = Stage(
     name="text_4_align",

@@ -1,12 +1,13 @@
-"""Vision 0: the image encoder. SigLIP learns from pictures and captions with the language model's own text embedding as teacher (LLM2CLIP; report 2.2.1).
+"""Vision 0: the image encoder. SigLIP learns from pictures and captions with the language model's own text
+embedding as teacher (LLM2CLIP; report 2.2.1).
 
     polyphi train vision_0_encoder --size nano --out runs/vision_0_encoder
 
 Expected: the contrastive loss falls; a picture's nearest caption in its batch is mostly its own.
 """
 
-from polyphi.train.stage import Mix, Stage
 from polyphi.train.contrastive import Contrastive
+from polyphi.train.stage import Mix, Stage
 
 stage = Stage(
     name="vision_0_encoder",

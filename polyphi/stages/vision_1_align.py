@@ -5,8 +5,8 @@
 Expected: captions name the kind of picture; small text is still unread.
 """
 
-from polyphi.train.stage import Mix, Stage
 from polyphi.train.loss import NextToken
+from polyphi.train.stage import Mix, Stage
 
 stage = Stage(
     name="vision_1_align",

@@ -1,18 +1,21 @@
-"""Vision 2: joint vision training. Projector and encoder learn on the whole vision pre-training set: interleaved documents, pairs, grounding, OCR, charts; at most 16 crops (report 2.2.2, 3.2).
+"""Vision 2: joint vision training. Projector and encoder learn on the whole vision pre-training set: interleaved
+documents, pairs, grounding, OCR, charts; at most 16 crops (report 2.2.2, 3.2).
 
     polyphi train vision_2_joint --size nano --out runs/vision_2_joint
 
 Expected: the frozen language model reads short words and numbers and counts a little.
 """
 
-from polyphi.train.stage import Mix, Stage
 from polyphi.train.loss import NextToken
+from polyphi.train.stage import Mix, Stage
 
 stage = Stage(
     name="vision_2_joint",
     start={"*": "vision_1_align"},
     learn={"vision.*": 1e-4},
-    data=Mix({"captions": 35, "interleaved": 5, "grounding": 15, "ocr": 30, "charts": 15}),  # [ours] shares
+    data=Mix(
+        {"captions": 35, "interleaved": 5, "grounding": 15, "ocr": 30, "charts": 15}
+    ),  # [ours] shares
     objective=NextToken(supervise="answers", max_crops=16),
     context=8192,
     batch_tokens=1 << 22,

@@ -1,18 +1,21 @@
-"""Vision 3: generative vision-language training. LoRA_V, the encoder and the projector [ours: projector] learn from single-image instructions; at most 36 crops (report 2.2.2, 3.2).
+"""Vision 3: generative vision-language training. LoRA_V, the encoder and the projector [ours: projector] learn from
+single-image instructions; at most 36 crops (report 2.2.2, 3.2).
 
     polyphi train vision_3_generative --size nano --out runs/vision_3_generative
 
 Expected: questions about one picture are answered; text rows train the adapter too, so that it keeps language.
 """
 
-from polyphi.train.stage import Mix, Stage
 from polyphi.train.loss import NextToken
+from polyphi.train.stage import Mix, Stage
 
 stage = Stage(
     name="vision_3_generative",
     start={"*": "vision_2_joint"},
     learn={"decoder.*.lora.vision.*": 1e-4, "vision.*": 2e-5},
-    data=Mix({"image_qa": 80, "ocr": 8, "instructions": 12}, adapter={"instructions": "vision"}),  # [ours] shares
+    data=Mix(
+        {"image_qa": 80, "ocr": 8, "instructions": 12}, adapter={"instructions": "vision"}
+    ),  # [ours] shares
     objective=NextToken(max_crops=36),
     context=16_384,
     batch_tokens=1 << 22,

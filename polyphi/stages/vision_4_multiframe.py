@@ -1,18 +1,21 @@
-"""Vision 4: multi-frame training. The encoder rests; LoRA_V and the projector [ours: projector] learn from several pictures and frames, context 64k (report 2.2.2).
+"""Vision 4: multi-frame training. The encoder rests; LoRA_V and the projector [ours: projector] learn from several
+pictures and frames, context 64k (report 2.2.2).
 
     polyphi train vision_4_multiframe --size nano --out runs/vision_4_multiframe
 
 Expected: pictures are compared and motion is told; single pictures keep their scores.
 """
 
-from polyphi.train.stage import Mix, Stage
 from polyphi.train.loss import NextToken
+from polyphi.train.stage import Mix, Stage
 
 stage = Stage(
     name="vision_4_multiframe",
     start={"*": "vision_3_generative"},
     learn={"decoder.*.lora.vision.*": 5e-5, "vision.projector.*": 2e-5},
-    data=Mix({"multi_image": 55, "image_qa": 35, "instructions": 10}, adapter={"instructions": "vision"}),  # [ours] shares
+    data=Mix(
+        {"multi_image": 55, "image_qa": 35, "instructions": 10}, adapter={"instructions": "vision"}
+    ),  # [ours] shares
     objective=NextToken(max_crops=36),
     context=65_536,
     batch_tokens=1 << 22,

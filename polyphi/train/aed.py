@@ -52,7 +52,13 @@ class TranscriptDecoder(nn.Module):
         self.positions = nn.Embedding(LONGEST, width)
         self.layers = nn.ModuleList(
             nn.TransformerDecoderLayer(
-                width, heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+                width,
+                heads,
+                4 * width,
+                dropout=0.0,
+                activation="gelu",
+                batch_first=True,
+                norm_first=True,
             )
             for _ in range(layers)
         )
@@ -62,7 +68,10 @@ class TranscriptDecoder(nn.Module):
             nn.init.normal_(weight, std=width**-0.5)  # scores of the tied output start near 1
 
     def forward(
-        self, written: Int[Tensor, "S n"], frames: Float[Tensor, "S L D"], blind: Bool[Tensor, "S L"]
+        self,
+        written: Int[Tensor, "S n"],
+        frames: Float[Tensor, "S L D"],
+        blind: Bool[Tensor, "S L"],
     ) -> Float[Tensor, "S n+1 D"]:
         """Hidden states that predict the next token after nothing, one, two ... tokens `written`. `blind` is True at
         frames that are padding."""
@@ -83,7 +92,9 @@ class TranscriptDecoder(nn.Module):
         return self.ctc(frames).float().log_softmax(-1)
 
 
-def _padded(frames: Float[Tensor, "A D"], clips: Sequence[Clip]) -> tuple[Float[Tensor, "S L D"], Bool[Tensor, "S L"]]:
+def _padded(
+    frames: Float[Tensor, "A D"], clips: Sequence[Clip]
+) -> tuple[Float[Tensor, "S L D"], Bool[Tensor, "S L"]]:
     """Frames clip by clip, padded with zeros, and where the padding is."""
     lengths = torch.tensor([clip.tokens for clip in clips])
     blind = torch.arange(int(lengths.max())) >= lengths[:, None]
@@ -98,12 +109,16 @@ class AttentionDecoder:
     layers: int = 1
     ctc: float = 0.5
 
-    def rows(self, sample: Sample, processor: Any, context: int, adapter: str | None = "auto") -> list[Batch]:
+    def rows(
+        self, sample: Sample, processor: Any, context: int, adapter: str | None = "auto"
+    ) -> list[Batch]:
         """The conversation as the language model will see it; the answer is the transcript. Raises ValueError unless
         there is exactly one clip, and for transcripts over 512 tokens and rows over `context`."""
         row = processor.row(sample.messages, adapter=adapter, supervise="answers", context=context)
         if len(row.clips) != 1:
-            raise ValueError(f"sample {sample.id}: recognition needs one audio clip, found {len(row.clips)}")
+            raise ValueError(
+                f"sample {sample.id}: recognition needs one audio clip, found {len(row.clips)}"
+            )
         if not 1 <= len(row.supervised) <= LONGEST:
             raise ValueError(
                 f"sample {sample.id}: a transcript has 1 to {LONGEST} tokens, found {len(row.supervised)}; cut the clip"
@@ -119,7 +134,9 @@ class AttentionDecoder:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             vocabulary = processor.tokenizer.vocab_size
-            return TranscriptDecoder(vocabulary, config.hidden_size, config.num_attention_heads, self.layers)
+            return TranscriptDecoder(
+                vocabulary, config.hidden_size, config.num_attention_heads, self.layers
+            )
 
     def begin(self, model: PhiModel) -> None:
         """Nothing to remember of the start."""
@@ -127,7 +144,8 @@ class AttentionDecoder:
     def loss(
         self, model: PhiModel, module: TranscriptDecoder, state: None, batch: Batch
     ) -> tuple[Tensor, int, dict[str, float]]:
-        """(weighted sum of both losses over target tokens, target tokens, sums over them of `aed`, `ctc` and `accuracy`
+        """(weighted sum of both losses over target tokens, target tokens, sums over them of `aed`, `ctc` and
+        `accuracy`
         of the attention decoder's next token)."""
         assert model.audio is not None and batch.mels is not None
         assert batch.labels is not None and batch.supervised is not None
@@ -143,12 +161,16 @@ class AttentionDecoder:
         hidden = module(written, *_padded(frames, batch.clips))
         longest = hidden.shape[1]
         real = [torch.arange(len(t)) + s * longest for s, t in enumerate(targets)]
-        hidden = hidden.flatten(0, 1).index_select(0, torch.cat(real).to(hidden.device, non_blocking=True))
+        hidden = hidden.flatten(0, 1).index_select(
+            0, torch.cat(real).to(hidden.device, non_blocking=True)
+        )
         scores = module.scores(hidden).float()
         aed = F.cross_entropy(scores, wanted, reduction="sum")
 
         ctc = F.ctc_loss(
-            pad_sequence(list(module.frame_scores(frames).split([clip.tokens for clip in batch.clips]))),
+            pad_sequence(
+                list(module.frame_scores(frames).split([clip.tokens for clip in batch.clips]))
+            ),
             torch.cat([t[:-1] for t in targets]),
             torch.tensor([clip.tokens for clip in batch.clips]),
             torch.tensor([len(t) - 1 for t in targets]),
@@ -168,18 +190,28 @@ class Recogniser(nn.Module):
     def __init__(self, config: AudioConfig, vocabulary: int, layers: int, processor: Any) -> None:
         super().__init__()
         self.encoder = ConformerEncoder(config)
-        self.decoder = TranscriptDecoder(vocabulary, config.hidden_size, config.num_attention_heads, layers)
+        self.decoder = TranscriptDecoder(
+            vocabulary, config.hidden_size, config.num_attention_heads, layers
+        )
         self.processor = processor
 
     @classmethod
-    def from_stage(cls, model: PhiModel, module_state: Mapping[str, Tensor], processor: Any) -> "Recogniser":
+    def from_stage(
+        cls, model: PhiModel, module_state: Mapping[str, Tensor], processor: Any
+    ) -> "Recogniser":
         """From the stage's model and its throw-away module's tensors, both copied. `module_state` is the module's own
         state, or all that the stage trained, where the module's names begin with `objective.`."""
         if model.audio is None:
             raise ValueError("a recogniser needs an audio encoder, this model has none")
         prefix = "objective." if any(name.startswith("objective.") for name in module_state) else ""
-        state = {n.removeprefix(prefix): value for n, value in module_state.items() if n.startswith(prefix)}
-        made = cls(model.audio.encoder.config, len(state["tokens.weight"]), _layers(state), processor)
+        state = {
+            n.removeprefix(prefix): value
+            for n, value in module_state.items()
+            if n.startswith(prefix)
+        }
+        made = cls(
+            model.audio.encoder.config, len(state["tokens.weight"]), _layers(state), processor
+        )
         made.encoder = copy.deepcopy(model.audio.encoder).requires_grad_(True)
         made.decoder.load_state_dict(state)
         return made.eval()
@@ -189,7 +221,9 @@ class Recogniser(nn.Module):
         fresh folder and renames it."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
+        tensors = {
+            name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()
+        }
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
         config = {"model_type": "polyphi_recogniser", "audio": asdict(self.encoder.config)}
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -201,9 +235,13 @@ class Recogniser(nn.Module):
         folder = Path(folder)
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         if config.get("model_type") != "polyphi_recogniser":
-            raise ValueError(f"{folder} holds {config.get('model_type')!r}, expected 'polyphi_recogniser'")
+            raise ValueError(
+                f"{folder} holds {config.get('model_type')!r}, expected 'polyphi_recogniser'"
+            )
         tensors = load_file(folder / "model.safetensors")
-        state = {n.removeprefix("decoder."): t for n, t in tensors.items() if n.startswith("decoder.")}
+        state = {
+            n.removeprefix("decoder."): t for n, t in tensors.items() if n.startswith("decoder.")
+        }
         vocabulary = len(state["tokens.weight"])
         if vocabulary != processor.tokenizer.vocab_size:
             raise ValueError(
@@ -223,7 +261,9 @@ class Recogniser(nn.Module):
         return self.transcribe([self.mels(data)])[0]
 
     @torch.inference_mode()
-    def transcribe(self, clips: Sequence[Tensor], decoding: Literal["ctc", "aed"] = "ctc") -> list[str]:
+    def transcribe(
+        self, clips: Sequence[Tensor], decoding: Literal["ctc", "aed"] = "ctc"
+    ) -> list[str]:
         """Transcripts of clips given as log-mel frames [F 80], by greedy choice, clips of similar length together.
         "ctc" reads every frame by itself and can't run away; "aed" lets the attention decoder write."""
         if decoding not in ("ctc", "aed"):
@@ -231,7 +271,9 @@ class Recogniser(nn.Module):
         texts = [""] * len(clips)
         for group in _groups([len(mels) for mels in clips]):
             spans = tuple(Clip(len(clips[i]), "speech") for i in group)
-            frames = self.encoder(torch.cat([clips[i] for i in group]).to(self.decoder.start.device), spans)
+            frames = self.encoder(
+                torch.cat([clips[i] for i in group]).to(self.decoder.start.device), spans
+            )
             made = self._ctc(frames, spans) if decoding == "ctc" else self._aed(frames, spans)
             for i, ids in zip(group, made, strict=True):
                 texts[i] = self.processor.tokenizer.decode(ids, skip_special=True).strip()
@@ -240,7 +282,9 @@ class Recogniser(nn.Module):
     def _ctc(self, frames: Float[Tensor, "A D"], clips: Sequence[Clip]) -> list[list[int]]:
         """Each frame's likeliest id; repeats are one, blanks none."""
         best = self.decoder.ctc(frames).argmax(-1).split([clip.tokens for clip in clips])
-        return [[id for id, _ in groupby(line.tolist()) if id != self.decoder.blank] for line in best]
+        return [
+            [id for id, _ in groupby(line.tolist()) if id != self.decoder.blank] for line in best
+        ]
 
     def _aed(self, frames: Float[Tensor, "A D"], clips: Sequence[Clip]) -> list[list[int]]:
         """Token after token until `<|end|>`, at most two per frame."""

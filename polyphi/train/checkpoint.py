@@ -46,11 +46,17 @@ def write_json(path: Path, value: Any) -> None:
     _sync(path.parent)
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
     """A safetensors file, whole or not at all. Raises OSError that says what to do when the disk is full."""
     partial = path.with_name(f".{path.name}.partial")
     try:
-        save_file({name: t.detach().contiguous() for name, t in tensors.items()}, partial, metadata=metadata)
+        save_file(
+            {name: t.detach().contiguous() for name, t in tensors.items()},
+            partial,
+            metadata=metadata,
+        )
         with partial.open("rb") as file:
             os.fsync(file.fileno())
         partial.replace(path)
@@ -67,7 +73,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
 def _disk_full(path: Path, size: int) -> OSError:
     what = f"{path} needs {size / 1e6:.1f} MB" if size else f"{path} could not be written"
     return OSError(
-        errno.ENOSPC, f"the disk is full: {what}; free some space and run again, the checkpoint before it is whole"
+        errno.ENOSPC,
+        f"the disk is full: {what}; free some space and run again, the checkpoint before it is whole",
     )
 
 
@@ -92,15 +99,22 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[
         partial.mkdir()
         write_tensors(partial / "tensors.safetensors", tensors)
         write_json(
-            partial / "state.json", {**state, "step": step, "sha256": _file_digest(partial / "tensors.safetensors")}
+            partial / "state.json",
+            {**state, "step": step, "sha256": _file_digest(partial / "tensors.safetensors")},
         )
-        shutil.rmtree(folder / name, ignore_errors=True)  # of a run that was killed before `latest` moved
+        shutil.rmtree(
+            folder / name, ignore_errors=True
+        )  # of a run that was killed before `latest` moved
         partial.rename(folder / name)
         _sync(folder)
         write_json(folder / LATEST, name)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC and "the disk is full" not in str(error):
+        if (
+            isinstance(error, OSError)
+            and error.errno == errno.ENOSPC
+            and "the disk is full" not in str(error)
+        ):
             raise _disk_full(folder / name, 0) from error
         raise
     for old in folder.glob("step_*"):
@@ -117,7 +131,9 @@ def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         state = json.loads((path / "state.json").read_text())
         found = _file_digest(path / "tensors.safetensors")
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is damaged: {error}; remove {folder} to start the stage again") from error
+        raise ValueError(
+            f"{path} is damaged: {error}; remove {folder} to start the stage again"
+        ) from error
     if found != state["sha256"]:
         raise ValueError(
             f"{path} is damaged: expected SHA-256 {state['sha256']}, found {found}; "
@@ -131,7 +147,9 @@ def _file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def optimiser_tensors(optimiser: torch.optim.Optimizer, names: Mapping[int, str]) -> dict[str, Tensor]:
+def optimiser_tensors(
+    optimiser: torch.optim.Optimizer, names: Mapping[int, str]
+) -> dict[str, Tensor]:
     """AdamW's moments and step counts, by parameter name (`names` maps id(parameter) to it)."""
     return {
         f"{key}/{names[id(parameter)]}": value
@@ -153,7 +171,9 @@ def restore_optimiser(
             if f"step/{name}" in stored:
                 optimiser.state[parameter] = {
                     "step": stored[f"step/{name}"].to(parameter.device),
-                    **{k: like(stored[f"{k}/{name}"], parameter) for k in ("exp_avg", "exp_avg_sq")},
+                    **{
+                        k: like(stored[f"{k}/{name}"], parameter) for k in ("exp_avg", "exp_avg_sq")
+                    },
                 }
 
 

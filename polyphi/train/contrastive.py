@@ -44,7 +44,9 @@ class Heads(nn.Module):
         self.log_temperature = nn.Parameter(torch.tensor(math.log(10.0)))
         self.bias = nn.Parameter(torch.tensor(-10.0))
 
-    def forward(self, pictures: Float[Tensor, "S P"], texts: Float[Tensor, "S D"]) -> Float[Tensor, "S S"]:
+    def forward(
+        self, pictures: Float[Tensor, "S P"], texts: Float[Tensor, "S D"]
+    ) -> Float[Tensor, "S S"]:
         """Score of every picture (row) with every caption (column), float32."""
         # Hidden states of a language model share a large common part; normed, it doesn't drown what differs.
         texts = F.layer_norm(texts, texts.shape[-1:])
@@ -58,7 +60,9 @@ def caption_embeddings(model: PhiModel, batch: Batch) -> Float[Tensor, "S D"]:
     captions = replace(batch, crops=None, crop_masks=None, images=(), image_slots=None)
     with torch.no_grad():
         hidden = model(captions).float()
-    lengths = torch.tensor([end - start for start, end in pairwise(batch.bounds)]).to(hidden.device, non_blocking=True)
+    lengths = torch.tensor([end - start for start, end in pairwise(batch.bounds)]).to(
+        hidden.device, non_blocking=True
+    )
     owner = torch.repeat_interleave(lengths, output_size=len(batch))
     sums = hidden.new_zeros(batch.sequences, hidden.shape[-1]).index_add(0, owner, hidden)
     return sums / lengths[:, None]
@@ -68,7 +72,9 @@ def same_caption(batch: Batch) -> Bool[Tensor, "S S"]:
     """Which captions are the same, id by id."""
     ids = batch.ids.tolist()
     seen: dict[tuple[int, ...], int] = {}
-    numbers = torch.tensor([seen.setdefault(tuple(ids[a:b]), len(seen)) for a, b in pairwise(batch.bounds)])
+    numbers = torch.tensor(
+        [seen.setdefault(tuple(ids[a:b]), len(seen)) for a, b in pairwise(batch.bounds)]
+    )
     numbers = numbers.to(batch.ids.device, non_blocking=True)
     return numbers[:, None] == numbers[None, :]
 
@@ -78,19 +84,31 @@ class Contrastive:
     """`width`: size of the space in which pictures and captions are compared."""
 
     width: int = 256
-    together: ClassVar[bool] = True  # a step's pictures meet all its captions, whatever the memory and the processes
+    together: ClassVar[bool] = (
+        True  # a step's pictures meet all its captions, whatever the memory and the processes
+    )
 
-    def rows(self, sample: Sample, processor: Any, context: int, adapter: str | None = "auto") -> list[Batch]:
+    def rows(
+        self, sample: Sample, processor: Any, context: int, adapter: str | None = "auto"
+    ) -> list[Batch]:
         """The caption as a document, carrying the picture's global view; no labels and no placeholders. Raises
         ValueError unless the sample has exactly one picture and a caption within `context`."""
         pictures = media(sample.messages, Image)
         if len(pictures) != 1:
-            raise ValueError(f"sample {sample.id}: contrastive learning needs one picture, found {len(pictures)}")
+            raise ValueError(
+                f"sample {sample.id}: contrastive learning needs one picture, found {len(pictures)}"
+            )
         if not sample.answer.strip():
             raise ValueError(f"sample {sample.id}: the caption is empty")
-        caption = processor.row([Message("document", (Text(sample.answer),))], adapter=None, context=context)
+        caption = processor.row(
+            [Message("document", (Text(sample.answer),))], adapter=None, context=context
+        )
         seen = processor.row([Message.user(pictures[0])])
-        return [replace(caption, crops=seen.crops[:1], crop_masks=seen.crop_masks[:1], images=(GLOBAL_VIEW,))]
+        return [
+            replace(
+                caption, crops=seen.crops[:1], crop_masks=seen.crop_masks[:1], images=(GLOBAL_VIEW,)
+            )
+        ]
 
     def build(self, model: PhiModel, processor: Any, seed: int = 0) -> Heads:
         """Fresh heads, the same for the same seed. Raises ValueError where the model has no vision tower."""
@@ -99,16 +117,25 @@ class Contrastive:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             config = model.config
-            return Heads(model.vision.encoder.config.hidden_size, config.decoder.hidden_size, self.width)
+            return Heads(
+                model.vision.encoder.config.hidden_size, config.decoder.hidden_size, self.width
+            )
 
     def begin(self, model: PhiModel) -> None:
         """Nothing to remember of the start."""
 
-    def loss(self, model: PhiModel, module: Heads, state: None, batch: Batch) -> tuple[Tensor, int, dict[str, float]]:
+    def loss(
+        self, model: PhiModel, module: Heads, state: None, batch: Batch
+    ) -> tuple[Tensor, int, dict[str, float]]:
         """(sum over all pairs, pictures, sums over pictures of `accuracy`: the nearest caption is its own)."""
         assert model.vision is not None and batch.crops is not None and batch.crop_masks is not None
-        assert len(batch.crops) == len(batch.images) == batch.sequences, "one global view per caption"
-        scores = module(model.vision.encoder.pooled(batch.crops, batch.crop_masks), caption_embeddings(model, batch))
+        assert len(batch.crops) == len(batch.images) == batch.sequences, (
+            "one global view per caption"
+        )
+        scores = module(
+            model.vision.encoder.pooled(batch.crops, batch.crop_masks),
+            caption_embeddings(model, batch),
+        )
         same = same_caption(batch)
         total = -F.logsigmoid(torch.where(same, scores, -scores)).sum()
         right = same.gather(1, scores.argmax(1, keepdim=True)).sum()

@@ -40,12 +40,17 @@ from polyphi.train import checkpoint, parallel
 from polyphi.train.optim import groups, optimiser, set_rate
 from polyphi.train.stage import Budget, Stage, claim
 
-MANIFEST, TRAINED, METRICS, CHECKPOINTS = "manifest.json", "trained.safetensors", "metrics.jsonl", "checkpoints"
+MANIFEST, TRAINED, METRICS, CHECKPOINTS = (
+    "manifest.json",
+    "trained.safetensors",
+    "metrics.jsonl",
+    "checkpoints",
+)
 COUNTED = ("tokens", "supervised", "crops", "frames")
 Tell = Callable[[Any], None]
 
 
-def train(  # noqa: PLR0917
+def train(
     stage: Stage,
     budget: Budget,
     model: PhiModel,
@@ -63,7 +68,8 @@ def train(  # noqa: PLR0917
     watch_steps: int = 0,
     tell: Tell = rich.print,
 ) -> dict[str, Any]:
-    """Run a stage from the start weights in `model` and leave it trained; returns the manifest, which `out` then holds.
+    """Run a stage from the start weights in `model` and leave it trained; returns the manifest, which `out` then
+    holds.
 
     `data` holds the corpora of the mix, `origins` says for each tensor which stage its start weights came from.
     `micro_tokens` bounds a pack and `shard` spreads the decoder's layers over processes: memory, never the result's
@@ -81,7 +87,11 @@ def train(  # noqa: PLR0917
     module = module.to(device) if module is not None else None
     parameters = _freeze(stage, model, module)
     loader = Loader(
-        stage.data.weights, data, _row_maker(stage, budget, processor), batch_tokens=budget.batch_tokens, seed=seed
+        stage.data.weights,
+        data,
+        _row_maker(stage, budget, processor),
+        batch_tokens=budget.batch_tokens,
+        seed=seed,
     )
     identity = _identity(stage, budget, seed, precision, loader)
     if (out / MANIFEST).exists():
@@ -124,16 +134,26 @@ def train(  # noqa: PLR0917
     ):
         for number, step in enumerate(steps, start=past.step):
             past.tell_skipped(step, tell)
-            torch.manual_seed(zlib.crc32(f"{seed} {stage.name} {number} {dist.rank()}".encode()))  # dropout
+            torch.manual_seed(
+                zlib.crc32(f"{seed} {stage.name} {number} {dist.rank()}".encode())
+            )  # dropout
             packs = deal(
-                step.samples, micro_tokens, dist.rank(), dist.world(), getattr(stage.objective, "together", False)
+                step.samples,
+                micro_tokens,
+                dist.rank(),
+                dist.world(),
+                getattr(stage.objective, "together", False),
             )
-            record = _gradients(stage, (model, module, reference), packs, precision=precision, device=device)
+            record = _gradients(
+                stage, (model, module, reference), packs, precision=precision, device=device
+            )
             _must_be_finite("loss", record["loss"], stage, number, step)
             parallel.sum_gradients(list(learned.values()))
             if number == 0:
                 _check_gradients(stage, parameters, device)
-            norm = parallel.clip_gradients(list(learned.values()), 1 / max(1, record["count"]), stage.clip_norm).item()
+            norm = parallel.clip_gradients(
+                list(learned.values()), 1 / max(1, record["count"]), stage.clip_norm
+            ).item()
             _must_be_finite("gradient norm", norm, stage, number, step)
             rate = set_rate(adamw, stage.schedule.factor(number, budget.steps))
             adamw.step()
@@ -141,7 +161,11 @@ def train(  # noqa: PLR0917
 
             seconds, clock = time.monotonic() - clock, time.monotonic()
             past.count(step, record, seconds)
-            record |= {"rate": rate, "gradient_norm": norm, "tokens_per_second": round(record["tokens"] / seconds, 1)}
+            record |= {
+                "rate": rate,
+                "gradient_norm": norm,
+                "tokens_per_second": round(record["tokens"] / seconds, 1),
+            }
             record |= {"skipped": len(step.skipped), "ids": step.fingerprint()}
             if watch is not None and watch_steps and past.step % watch_steps == 0:
                 record["watch"] = _watched(watch, model)
@@ -159,7 +183,9 @@ def train(  # noqa: PLR0917
 
     after = _digests(_frozen(model, parameters))
     if changed := [name for name in frozen if after[name] != frozen[name]]:
-        raise RuntimeError(f"{stage.name} changed frozen tensors: {', '.join(changed[:5])} ({len(changed)} in all)")
+        raise RuntimeError(
+            f"{stage.name} changed frozen tensors: {', '.join(changed[:5])} ({len(changed)} in all)"
+        )
     trained = {name: parallel.whole(p) for name, p in learned.items()}
     records = logs.read_metrics(out / METRICS) if first else []
     manifest = {
@@ -170,7 +196,10 @@ def train(  # noqa: PLR0917
         "steps": budget.steps,
         "seconds": round(past.seconds, 1),
         "counters": past.counters,
-        "loss": {"first": records[0]["loss"] if records else None, "last": _mean([r["loss"] for r in records[-10:]])},
+        "loss": {
+            "first": records[0]["loss"] if records else None,
+            "last": _mean([r["loss"] for r in records[-10:]]),
+        },
         "frozen": {name: [frozen[name], after[name]] for name in frozen},
         "trained": checkpoint.digests(trained.items()),
         "environment": {
@@ -183,7 +212,9 @@ def train(  # noqa: PLR0917
     }
     if metrics is not None:
         metrics.close()
-        checkpoint.write_tensors(out / TRAINED, trained, {"stage": stage.name, "code": manifest["code"]})
+        checkpoint.write_tensors(
+            out / TRAINED, trained, {"stage": stage.name, "code": manifest["code"]}
+        )
         logs.plot_loss(records, out / "loss.png", stage.name)
         checkpoint.write_json(out / MANIFEST, manifest)
         checkpoint.drop(out / CHECKPOINTS)
@@ -240,20 +271,31 @@ def _gradients(
             loss, count, extra = stage.objective.loss(*learners, batch)
         (loss if share == 1 else loss * share).backward()
         found = {"loss": loss.detach().double(), "count": count, "tokens": len(batch), **extra}
-        for key, field in (("supervised", batch.supervised), ("crops", batch.crops), ("frames", batch.mels)):
+        for key, field in (
+            ("supervised", batch.supervised),
+            ("crops", batch.crops),
+            ("frames", batch.mels),
+        ):
             found[key] = 0 if field is None else len(field)
         for key, value in found.items():
             sums[key] += share * value
     keys = sorted(sums)  # the same in every process: each has at least one pack
-    values = torch.stack([torch.as_tensor(sums[key], dtype=torch.float64).to(device) for key in keys])
+    values = torch.stack(
+        [torch.as_tensor(sums[key], dtype=torch.float64).to(device) for key in keys]
+    )
     whole = dict(zip(keys, dist.total(values).tolist(), strict=True))
     count = max(1, round(whole["count"]))
-    return {key: round(value) if key in ("count", *COUNTED) else value / count for key, value in whole.items()}
+    return {
+        key: round(value) if key in ("count", *COUNTED) else value / count
+        for key, value in whole.items()
+    }
 
 
 def _must_be_finite(what: str, value: float, stage: Stage, number: int, step: Step) -> None:
     if not math.isfinite(value):
-        few = ", ".join(step.ids[:20]) + (f" and {len(step.ids) - 20} more" if len(step.ids) > 20 else "")
+        few = ", ".join(step.ids[:20]) + (
+            f" and {len(step.ids) - 20} more" if len(step.ids) > 20 else ""
+        )
         raise RuntimeError(
             f"{stage.name}: the {what} is {value} at step {number}; lower the rates of `learn`, "
             f"or look at the samples: {few}"
@@ -292,7 +334,9 @@ def _freeze(stage: Stage, model: PhiModel, module: nn.Module | None) -> dict[str
 def _frozen(model: PhiModel, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Everything a stage must not touch: parameters it doesn't learn, and buffers."""
     resting = {n: p for n, p in parameters.items() if not p.requires_grad}
-    return resting | {n: t for n, t in model.state_dict(keep_vars=True).items() if n not in parameters}
+    return resting | {
+        n: t for n, t in model.state_dict(keep_vars=True).items() if n not in parameters
+    }
 
 
 def _digests(tensors: Mapping[str, Tensor]) -> dict[str, str]:
@@ -303,7 +347,9 @@ def _check_gradients(stage: Stage, parameters: dict[str, Tensor], device: torch.
     """After the first backward: every group that learns has a gradient, nothing else has one."""
     by_glob = groups(stage, parameters)
     found = [any(parallel.has_gradient(parameters[n]) for n in names) for names in by_glob.values()]
-    for (glob, names), good in zip(by_glob.items(), dist.anyone(*found, device=device), strict=True):
+    for (glob, names), good in zip(
+        by_glob.items(), dist.anyone(*found, device=device), strict=True
+    ):
         if not good:
             raise RuntimeError(
                 f"{stage.name}: {glob!r} is to be learned, but its {len(names)} tensors got no gradient in the first "
@@ -324,7 +370,12 @@ def who_learns(
         sources = sorted({origins.get(n, "fresh") for n in names})
         rate = stage.learn[glob] * budget.rate if glob in stage.learn else 0.0
         rows.append(
-            {"module": glob, "parameters": sum(parameters[n].numel() for n in names), "rate": rate, "from": sources}
+            {
+                "module": glob,
+                "parameters": sum(parameters[n].numel() for n in names),
+                "rate": rate,
+                "from": sources,
+            }
         )
     return rows
 
@@ -349,7 +400,9 @@ def _row_maker(stage: Stage, budget: Budget, processor: Any) -> Callable[[str, A
     return rows
 
 
-def _identity(stage: Stage, budget: Budget, seed: int, precision: str, loader: Loader) -> dict[str, Any]:
+def _identity(
+    stage: Stage, budget: Budget, seed: int, precision: str, loader: Loader
+) -> dict[str, Any]:
     """What must be equal for a run to be continued, as JSON gives it back."""
     value = {
         "stage": stage.name,
@@ -361,7 +414,11 @@ def _identity(stage: Stage, budget: Budget, seed: int, precision: str, loader: L
         "adapter": dict(stage.data.adapter),
         "objective": repr(stage.objective),
         "schedule": dataclasses.asdict(stage.schedule),
-        "optimiser": {"weight_decay": stage.weight_decay, "betas": stage.betas, "clip_norm": stage.clip_norm},
+        "optimiser": {
+            "weight_decay": stage.weight_decay,
+            "betas": stage.betas,
+            "clip_norm": stage.clip_norm,
+        },
         "data": {name: [s["sha256"] for s in m["shards"]] for name, m in loader.manifests.items()},
     }
     identity: dict[str, Any] = json.loads(json.dumps(value))
@@ -398,11 +455,15 @@ def _resume(
     with torch.no_grad():
         for name, p in learned.items():
             p.copy_(parallel.like(tensors[f"parameter/{name}"], p))
-    checkpoint.restore_optimiser(adamw, {id(p): name for name, p in learned.items()}, tensors, parallel.like)
+    checkpoint.restore_optimiser(
+        adamw, {id(p): name for name, p in learned.items()}, tensors, parallel.like
+    )
     return _Past(**{f.name: before[f.name] for f in dataclasses.fields(_Past)})
 
 
-def _finished(out: Path, identity: Mapping[str, Any], parameters: Mapping[str, Tensor]) -> dict[str, Any]:
+def _finished(
+    out: Path, identity: Mapping[str, Any], parameters: Mapping[str, Tensor]
+) -> dict[str, Any]:
     """The manifest of a stage that is done; its tensors are put in place."""
     manifest: dict[str, Any] = json.loads((out / MANIFEST).read_text())
     _same_run(identity, manifest, out)

@@ -61,7 +61,9 @@ class _LossSum(torch.autograd.Function):
     """For a position with scores s and label y: loss = logsumexp(s) - s[y], gradient of s = softmax(s) - onehot(y)."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, head: Tensor, labels: Tensor, narrow: torch.dtype) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, head: Tensor, labels: Tensor, narrow: torch.dtype
+    ) -> Tensor:
         wants_hidden, wants_head, *_ = ctx.needs_input_grad
         weight = head.detach().to(narrow)
         total = hidden.new_zeros((), dtype=torch.float32)
@@ -84,7 +86,9 @@ class _LossSum(torch.autograd.Function):
                     to_hidden[start : start + rows] = slope @ weight
                 if to_head is not None:
                     # In float32 the sum over chunks is a single accumulation; narrower, each chunk is rounded once.
-                    to_head.addmm_(slope.t(), h) if narrow == torch.float32 else to_head.add_(slope.t() @ h)
+                    to_head.addmm_(slope.t(), h) if narrow == torch.float32 else to_head.add_(
+                        slope.t() @ h
+                    )
         ctx.save_for_backward(to_hidden, to_head)
         ctx.head_dtype = head.dtype
         return total
@@ -102,12 +106,15 @@ class _LossSum(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class NextToken:
-    """Predict the next token of the answers (or of `all` text). `max_crops` bounds a picture's crops (report 2.2.1)."""
+    """Predict the next token of the answers (or of `all` text). `max_crops` bounds a picture's crops (report
+    2.2.1)."""
 
     supervise: Literal["answers", "all"] = "answers"
     max_crops: int | None = None
 
-    def rows(self, sample: Sample, processor: Any, context: int, adapter: str | None = "auto") -> list[Batch]:
+    def rows(
+        self, sample: Sample, processor: Any, context: int, adapter: str | None = "auto"
+    ) -> list[Batch]:
         """The sample as one row; documents are cut at `context`, conversations must fit. Raises ValueError where
         nothing would be learned."""
         document = sample.messages[0].role == "document"
@@ -120,7 +127,9 @@ class NextToken:
             truncate=document,
         )
         if row.supervised is None or not len(row.supervised):
-            raise ValueError(f"sample {sample.id}: no token of it is supervised; expected an answer or a document")
+            raise ValueError(
+                f"sample {sample.id}: no token of it is supervised; expected an answer or a document"
+            )
         return [row]
 
     def build(self, model: PhiModel, processor: Any, seed: int = 0) -> nn.Module | None:
@@ -135,7 +144,9 @@ class NextToken:
         self, model: PhiModel, module: nn.Module | None, state: Any, batch: Batch
     ) -> tuple[Tensor, int, dict[str, float]]:
         """(sum of token losses, number of supervised tokens, metrics)."""
-        assert batch.supervised is not None and batch.labels is not None, "a training batch without labels"
+        assert batch.supervised is not None and batch.labels is not None, (
+            "a training batch without labels"
+        )
         hidden = model(batch).index_select(0, batch.supervised)
         labels = batch.labels.index_select(0, batch.supervised)
         return token_loss_sum(hidden, model.decoder.embed_tokens.weight, labels), len(labels), {}

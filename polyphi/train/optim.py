@@ -17,18 +17,29 @@ def groups(stage: Stage, parameters: dict[str, Tensor]) -> dict[str, list[str]]:
 
 
 def optimiser(stage: Stage, parameters: dict[str, Tensor], rate: float) -> torch.optim.AdamW:
-    """AdamW with a group per glob and kind of tensor: matrices decay, vectors (norms, biases, separators) don't. `rate`
+    """AdamW with a group per glob and kind of tensor: matrices decay, vectors (norms, biases, separators) don't.
+    `rate`
     multiplies the peak rates of the stage."""
     made = []
     for glob, names in groups(stage, parameters).items():
-        for matrix, sharded in product((True, False), repeat=2):  # one fused call can't mix whole and sharded tensors
+        for matrix, sharded in product(
+            (True, False), repeat=2
+        ):  # one fused call can't mix whole and sharded tensors
             chosen = [
-                p for p in (parameters[n] for n in names) if (p.ndim > 1, isinstance(p, DTensor)) == (matrix, sharded)
+                p
+                for p in (parameters[n] for n in names)
+                if (p.ndim > 1, isinstance(p, DTensor)) == (matrix, sharded)
             ]
             if chosen:
                 decay = stage.weight_decay if matrix else 0.0
                 made.append(
-                    {"params": chosen, "lr": 0.0, "peak": stage.learn[glob] * rate, "weight_decay": decay, "glob": glob}
+                    {
+                        "params": chosen,
+                        "lr": 0.0,
+                        "peak": stage.learn[glob] * rate,
+                        "weight_decay": decay,
+                        "glob": glob,
+                    }
                 )
     return torch.optim.AdamW(made, betas=stage.betas, eps=1e-8, fused=True)
 

@@ -68,8 +68,12 @@ def sum_gradients(parameters: Sequence[Tensor]) -> None:
     replicas = [p for p in parameters if not isinstance(p, DTensor)]
     if not replicas:
         return
-    touched = torch.tensor([p.grad is not None for p in replicas], dtype=torch.float32, device=replicas[0].device)
-    parts = [torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in replicas]
+    touched = torch.tensor(
+        [p.grad is not None for p in replicas], dtype=torch.float32, device=replicas[0].device
+    )
+    parts = [
+        torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in replicas
+    ]
     flat = dist.total(torch.cat([touched, *parts]))
     touched, *parts = flat.split([len(replicas), *(p.numel() for p in replicas)])
     for p, part, anyone in zip(replicas, parts, touched.tolist(), strict=True):
@@ -86,7 +90,9 @@ def clip_gradients(parameters: Sequence[Tensor], scale: float, largest: float) -
     squares = torch.stack(norms).square()
     sharded = torch.tensor([s for _, s in grads], device=squares.device)
     norm = (
-        squares[~sharded].sum() if not sharded.any() else squares[~sharded].sum() + dist.total(squares[sharded].sum())
+        squares[~sharded].sum()
+        if not sharded.any()
+        else squares[~sharded].sum() + dist.total(squares[sharded].sum())
     )
     norm = norm.sqrt()
     torch._foreach_mul_(tensors, (largest / (norm + 1e-6)).clamp(max=1.0))

@@ -53,7 +53,9 @@ class DPO:
     beta: float = 0.1
     nll: float = 0.2
 
-    def rows(self, sample: Sample, processor: Any, context: int, adapter: str | None = "auto") -> list[Batch]:
+    def rows(
+        self, sample: Sample, processor: Any, context: int, adapter: str | None = "auto"
+    ) -> list[Batch]:
         """[chosen, rejected]. Raises ValueError where the sample has no `meta["rejected"]`, doesn't end in an answer,
         or a row exceeds `context`."""
         return pair(sample, processor, context, adapter)
@@ -68,7 +70,8 @@ class DPO:
     def loss(
         self, model: PhiModel, module: None, state: PhiModel, batch: Batch
     ) -> tuple[Tensor, int, dict[str, float]]:
-        """(sum over pairs, pairs, sums over pairs of `accuracy`: chosen preferred more than by the reference, `margin`:
+        """(sum over pairs, pairs, sums over pairs of `accuracy`: chosen preferred more than by the reference,
+        `margin`:
         by how much in units of the reward, `chosen_nll` per token)."""
         assert batch.sequences % 2 == 0, "a pack holds whole pairs"
         with torch.no_grad():
@@ -82,4 +85,8 @@ class DPO:
         accuracy, gap, mean = torch.stack(
             [(margin > 0).float().sum(), margin.detach().sum(), nll.detach().sum()]
         ).tolist()
-        return total, batch.sequences // 2, {"accuracy": accuracy, "margin": gap, "chosen_nll": mean}
+        return (
+            total,
+            batch.sequences // 2,
+            {"accuracy": accuracy, "margin": gap, "chosen_nll": mean},
+        )

@@ -11,7 +11,8 @@ A stage file reads aloud::
         ...
     )
 
-`learn` is the freeze list and the learning-rate list in one: what no glob names is frozen. `Budget` is what a size gives a
+`learn` is the freeze list and the learning-rate list in one: what no glob names is frozen. `Budget` is what a size
+gives a
 stage (steps, tokens per step, length of a row, factor on the rates); it never changes the science.
 """
 
@@ -103,7 +104,9 @@ def matching(pattern: str, names: Iterable[str]) -> list[str]:
     if found := [n for n in names if fnmatch.fnmatchcase(n, pattern)]:
         return found
     near = difflib.get_close_matches(pattern, names, n=1, cutoff=0.0)
-    raise ValueError(f"{pattern!r} matches no parameter; the nearest name is {near[0] if near else '(there are none)'!r}")
+    raise ValueError(
+        f"{pattern!r} matches no parameter; the nearest name is {near[0] if near else '(there are none)'!r}"
+    )
 
 
 def claim(patterns: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:

@@ -19,9 +19,24 @@ from polyphi.data.shards import Sample
 from polyphi.processing.media import decode_audio
 from polyphi.voice import unavailable
 
-pytestmark = pytest.mark.skipif(unavailable("espeak-ng") is not None, reason="espeak-ng is not installed")
-NAMES = ("asr", "ast", "sqa", "speech_summary", "audio_understanding", "audio_safety", "vision_speech")
-QUESTIONS = ("How many circles are there?", "What digit is this?", "Quel est ce chiffre ?", "Solve: x = {3}")
+pytestmark = pytest.mark.skipif(
+    unavailable("espeak-ng") is not None, reason="espeak-ng is not installed"
+)
+NAMES = (
+    "asr",
+    "ast",
+    "sqa",
+    "speech_summary",
+    "audio_understanding",
+    "audio_safety",
+    "vision_speech",
+)
+QUESTIONS = (
+    "How many circles are there?",
+    "What digit is this?",
+    "Quel est ce chiffre ?",
+    "Solve: x = {3}",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -37,12 +52,25 @@ def work(tmp_path: Path) -> Work:
     pixel = b"\x89PNG not looked at"
 
     def picture(split: str, i: int) -> Sample:
-        messages = (Message.user(Image(pixel), Text(QUESTIONS[i % 4])), Message.assistant(str(i % 10)))
-        return Sample(f"{split}-{i}", messages, "polyphi", "MIT", {"task": "digit", "language": "en"})
+        messages = (
+            Message.user(Image(pixel), Text(QUESTIONS[i % 4])),
+            Message.assistant(str(i % 10)),
+        )
+        return Sample(
+            f"{split}-{i}", messages, "polyphi", "MIT", {"task": "digit", "language": "en"}
+        )
 
     for split, rows in (("train", 40), ("test", 12)):
-        shards.write(tmp_path / "image_qa" / split, (picture(split, i) for i in range(rows)), pipeline="p")
-    return Work(rows={"train": 24, "test": 16}, seed=1, cache=tmp_path, data=tmp_path, tell=lambda text: None)
+        shards.write(
+            tmp_path / "image_qa" / split, (picture(split, i) for i in range(rows)), pipeline="p"
+        )
+    return Work(
+        rows={"train": 24, "test": 16},
+        seed=1,
+        cache=tmp_path,
+        data=tmp_path,
+        tell=lambda text: None,
+    )
 
 
 def built(name: str, work: Work) -> dict[str, list[Sample]]:
@@ -71,7 +99,10 @@ def test_samples_are_clips_with_answers(name: str, work: Work) -> None:
                 assert rate == 16000 and np.abs(wave).max() > 0.01
                 assert abs(len(wave) / rate - sample.meta["seconds"]) < 0.01
             assert len(clips(sample)) == (sample.meta["task"] != "written_question")
-    speakers = {s: {x.meta["speaker"] for x in samples if "speaker" in x.meta} for s, samples in found.items()}
+    speakers = {
+        s: {x.meta["speaker"] for x in samples if "speaker" in x.meta}
+        for s, samples in found.items()
+    }
     assert not speakers["train"] & speakers["test"]
     assert {x.meta.get("engine") for x in found["train"]} <= {"espeak-ng", None}
 
@@ -89,8 +120,12 @@ def test_recognition_has_every_kind_and_voice(work: Work) -> None:
     assert all(s.prompt[-1].text == "Transcribe the audio clip into text." for s in found["train"])
     groups = Counter((s.meta["task"], s.meta["voice"]) for s in found["test"])
     voices = ("espeak_unseen",) + (("flite_slt",) if unavailable("flite") is None else ())
-    assert set(groups) == {(t, v) for t in ("digits", "numbers", "words", "questions") for v in voices}
-    assert max(groups.values()) - min(groups.values()) <= 8, "groups take turns, so that few rows still hold all"
+    assert set(groups) == {
+        (t, v) for t in ("digits", "numbers", "words", "questions") for v in voices
+    }
+    assert max(groups.values()) - min(groups.values()) <= 8, (
+        "groups take turns, so that few rows still hold all"
+    )
     digits = [s.answer for s in found["train"] if s.meta["task"] == "digits"]
     assert all(a.isdigit() for a in digits), "digits are written '314'"
     assert len({s.meta["language"] for s in found["train"]}) == 8
@@ -104,7 +139,10 @@ def test_both_forms_of_translation_share_a_clip(work: Work) -> None:
         assert "<sep>" not in direct.answer and chain.answer.endswith(f" <sep> {direct.answer}")
         assert direct.prompt[-1].text.startswith("Translate the audio to ")
         assert "Use <sep> as a separator" in chain.prompt[-1].text
-        assert "en" in (direct.meta["language"], direct.meta["to"]) and direct.meta["language"] != direct.meta["to"]
+        assert (
+            "en" in (direct.meta["language"], direct.meta["to"])
+            and direct.meta["language"] != direct.meta["to"]
+        )
 
 
 def test_spoken_queries_come_without_text(work: Work) -> None:
@@ -152,14 +190,21 @@ def test_questions_that_cannot_be_read_out_are_left_out(work: Work) -> None:
         assert sample.meta["spoken"] == ("fr" if french else "en")
         assert f" {'fr' if french else 'en'}" in sample.meta["speaker"].replace("gmw/en", "en")
     for spoken, written in zip(found["test"][::2], found["test"][1::2], strict=True):
-        assert (spoken.meta["task"], written.meta["task"]) == ("spoken_question", "written_question")
-        assert spoken.meta["image_qa"] == written.meta["image_qa"] and spoken.answer == written.answer
+        assert (spoken.meta["task"], written.meta["task"]) == (
+            "spoken_question",
+            "written_question",
+        )
+        assert (
+            spoken.meta["image_qa"] == written.meta["image_qa"] and spoken.answer == written.answer
+        )
         assert written.prompt[-1].text == spoken.meta["question"] and not clips(written)
 
 
 def heard(told: list[str], recognise: Callable[[bytes], str] | None, work: Work) -> list[Sample]:
     models = {} if recognise is None else {"speech_0_aed": recognise}
-    return built("vision_speech", replace(work, models=models, tell=told.append, rows={"train": 24}))["train"]
+    return built(
+        "vision_speech", replace(work, models=models, tell=told.append, rows={"train": 24})
+    )["train"]
 
 
 def test_a_good_recogniser_filters(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,7 +236,9 @@ def test_a_poor_recogniser_does_not_filter(work: Work) -> None:
 # Without engines
 
 
-def test_without_engines_recordings_still_serve_or_a_line_says_why(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_engines_recordings_still_serve_or_a_line_says_why(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
     told: list[str] = []
     somebody = speech.Reader("somebody", "fr", "", "train", "asterisk-prompt-de", {})
     monkeypatch.setattr(speech, "unavailable", lambda engine: f"{engine} is not installed")

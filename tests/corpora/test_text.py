@@ -14,7 +14,15 @@ from polyphi.eval import tasks
 from polyphi.eval.task import Task
 
 DOCUMENTS = {"documents", "code", "math", "translation", "long_documents", "reasoning_documents"}
-CHATS = {"instructions", "tools", "summaries", "fim", "preferences", "reasoning_sft", "reasoning_pairs"}
+CHATS = {
+    "instructions",
+    "tools",
+    "summaries",
+    "fim",
+    "preferences",
+    "reasoning_sft",
+    "reasoning_pairs",
+}
 NAMES = sorted(DOCUMENTS | CHATS)
 
 
@@ -28,13 +36,17 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Work:
         raise sources.Unavailable("no network")
 
     monkeypatch.setattr(sources, "_fill", refuse)
-    return Work({"train": 26, "test": 14}, 0, tmp_path / "cache", tmp_path / "data", tell=lambda line: None)
+    return Work(
+        {"train": 26, "test": 14}, 0, tmp_path / "cache", tmp_path / "data", tell=lambda line: None
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_corpus_builds_without_packages(name, work):
     manifests = build(corpus(name), work)
-    assert manifests["train"]["rows"] == 26 and manifests["test"]["rows"] >= (4 if name == "long_documents" else 14)
+    assert manifests["train"]["rows"] == 26 and manifests["test"]["rows"] >= (
+        4 if name == "long_documents" else 14
+    )
     for split in ("train", "test"):
         rows = Shards(work.data / name / split)
         assert len({s.id for s in rows}) == len(rows)
@@ -50,7 +62,10 @@ def test_corpus_builds_without_packages(name, work):
 def test_same_seed_same_shards(name, work, tmp_path):
     def digests(folder: str) -> list[str]:
         build(corpus(name), Work(work.rows, 3, work.cache, tmp_path / folder, tell=work.tell))
-        return [hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted((tmp_path / folder).rglob("*.parquet"))]
+        return [
+            hashlib.sha256(f.read_bytes()).hexdigest()
+            for f in sorted((tmp_path / folder).rglob("*.parquet"))
+        ]
 
     assert digests("one") == digests("two")
 
@@ -81,7 +96,9 @@ class _Right:
 def test_reasoning_pairs_come_from_the_models_errors(work):
     def rows(model: object) -> list:
         made = Work(work.rows, 0, work.cache, work.data, {"reasoning_2_sft": model}, work.tell)
-        return [sample for split, sample in corpus("reasoning_pairs").build(made) if split == "train"]
+        return [
+            sample for split, sample in corpus("reasoning_pairs").build(made) if split == "train"
+        ]
 
     wrong = rows(_Wrong())
     assert [s.meta["rejected_by"] for s in wrong] == ["model"] * 13 + ["rule"] * 13
@@ -106,9 +123,18 @@ def test_references_of_every_task_score_fully(work):
     seen = set()
     for task in text_tasks():
         if task.corpus not in seen:
-            build(corpus(task.corpus), Work({"train": 1, "test": 80}, 0, work.cache, work.data, tell=work.tell))
+            build(
+                corpus(task.corpus),
+                Work({"train": 1, "test": 80}, 0, work.cache, work.data, tell=work.tell),
+            )
             seen.add(task.corpus)
-        rows = [s for s in Shards(work.data / task.corpus / "test") if s.meta.items() >= dict(task.only).items()]
+        rows = [
+            s
+            for s in Shards(work.data / task.corpus / "test")
+            if s.meta.items() >= dict(task.only).items()
+        ]
         assert rows, task.name
         assert all(task.scorer(s.answer, s).value == 1.0 for s in rows), task.name
-        assert not any(task.scorer("", s).value for s in rows if task.name not in ("overrefusal", "tool_call"))
+        assert not any(
+            task.scorer("", s).value for s in rows if task.name not in ("overrefusal", "tool_call")
+        )

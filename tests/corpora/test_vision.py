@@ -39,12 +39,24 @@ def few_stamps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
             path = tmp_path / f"{name}.png"
             path.parent.mkdir(exist_ok=True)
             Image.new("RGBA", (40, 30), (10 * k, 90, 200 - 10 * k, 255)).save(path)
-            found.append(stamps.Stamp(name, path, {language: f"{kind} {language}" for language in LANGUAGES}, kind))
+            found.append(
+                stamps.Stamp(
+                    name, path, {language: f"{kind} {language}" for language in LANGUAGES}, kind
+                )
+            )
     monkeypatch.setattr(stamps, "load", lambda work: stamps.Album(found))
 
 
-def made(corpus: Corpus, folder: Path, train: int = 150, test: int = 132, seed: int = 0) -> dict[str, list[Sample]]:
-    work = Work(rows={"train": train, "test": test}, seed=seed, cache=folder, data=folder, tell=lambda line: None)
+def made(
+    corpus: Corpus, folder: Path, train: int = 150, test: int = 132, seed: int = 0
+) -> dict[str, list[Sample]]:
+    work = Work(
+        rows={"train": train, "test": test},
+        seed=seed,
+        cache=folder,
+        data=folder,
+        tell=lambda line: None,
+    )
     split: dict[str, list[Sample]] = {"train": [], "test": []}
     for name, sample in corpus.build(work):
         split[name].append(sample)
@@ -75,7 +87,9 @@ def test_samples_are_well_formed(corpus: Corpus, few_stamps: None, tmp_path: Pat
 
 
 @pytest.mark.parametrize("corpus", CORPORA, ids=lambda c: c.name)
-def test_the_same_seed_gives_the_same_corpus(corpus: Corpus, no_stamps: None, tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_corpus(
+    corpus: Corpus, no_stamps: None, tmp_path: Path
+) -> None:
     first, again = made(corpus, tmp_path, 30, 12), made(corpus, tmp_path, 30, 12)
     assert first == again
     assert first["train"] != made(corpus, tmp_path, 30, 12, seed=1)["train"]
@@ -85,22 +99,32 @@ def test_the_same_seed_gives_the_same_corpus(corpus: Corpus, no_stamps: None, tm
 
 
 @pytest.mark.parametrize("corpus", CORPORA, ids=lambda c: c.name)
-def test_without_the_package_scans_and_renderings_remain(corpus: Corpus, no_stamps: None, tmp_path: Path) -> None:
+def test_without_the_package_scans_and_renderings_remain(
+    corpus: Corpus, no_stamps: None, tmp_path: Path
+) -> None:
     split = made(corpus, tmp_path, 60, 24)
-    assert {s.source for samples in split.values() for s in samples} <= {"polyphi", "scikit-learn-digits"}
+    assert {s.source for samples in split.values() for s in samples} <= {
+        "polyphi",
+        "scikit-learn-digits",
+    }
 
 
 @pytest.mark.parametrize(
     ("corpus", "task"),
     [
-        *[(image_qa.corpus, task) for task in ("digit", "count", "colour", "shape", "stamp", "where")],
+        *[
+            (image_qa.corpus, task)
+            for task in ("digit", "count", "colour", "shape", "stamp", "where")
+        ],
         *[(multi_image.corpus, task) for task in ("which_picture", "same", "motion", "frames")],
         (grounding.corpus, "locate"),
         (charts.corpus, "chart_pie"),
     ],
     ids=lambda value: getattr(value, "name", value),
 )
-def test_answers_of_the_test_split_are_balanced(corpus: Corpus, task: str, few_stamps: None, tmp_path: Path) -> None:
+def test_answers_of_the_test_split_are_balanced(
+    corpus: Corpus, task: str, few_stamps: None, tmp_path: Path
+) -> None:
     samples = [s for s in made(corpus, tmp_path, 0, 1056)["test"] if s.meta["task"] == task]
     answers = Counter(s.answer for s in samples if s.meta["language"] == "en")
     share = max(answers.values()) / sum(answers.values())
@@ -110,7 +134,9 @@ def test_answers_of_the_test_split_are_balanced(corpus: Corpus, task: str, few_s
 def test_the_test_split_shows_unseen_things(few_stamps: None, tmp_path: Path) -> None:
     split = made(image_qa.corpus, tmp_path, 600, 264)
     for key in ("font", "stamp", "pair"):
-        train, test = ({s.meta[key] for s in samples if key in s.meta} for samples in split.values())
+        train, test = (
+            {s.meta[key] for s in samples if key in s.meta} for samples in split.values()
+        )
         assert train and test and not train & test, key
     numbers = {s.answer for s in split["test"] if s.meta["task"] == "number"}
     assert numbers and all(int(n) in images.numbers("test") for n in numbers)
@@ -126,24 +152,40 @@ def test_a_named_place_is_where_the_thing_is(tmp_path: Path) -> None:
                 (x + 1, y + 1)
                 for x in range(grounding.GRID)
                 for y in range(grounding.GRID)
-                if len(picture.crop((x * side, y * side, (x + 1) * side, (y + 1) * side)).getcolors(9999)) > 1
+                if len(
+                    picture.crop((x * side, y * side, (x + 1) * side, (y + 1) * side)).getcolors(
+                        9999
+                    )
+                )
+                > 1
             }
         if sample.meta["task"] == "locate":
-            assert any(sample.answer == grounding.name(*cell) for cell in cells), (sample.answer, cells, paper)
+            assert any(sample.answer == grounding.name(*cell) for cell in cells), (
+                sample.answer,
+                cells,
+                paper,
+            )
             checked += len(cells) == 1
     assert checked > 10
 
 
 def test_a_corpus_becomes_shards(no_stamps: None, tmp_path: Path) -> None:
-    work = Work(rows={"train": 12, "test": 4}, seed=0, cache=tmp_path, data=tmp_path, tell=lambda line: None)
+    work = Work(
+        rows={"train": 12, "test": 4}, seed=0, cache=tmp_path, data=tmp_path, tell=lambda line: None
+    )
     manifests = build(image_qa.corpus, work)
-    assert manifests["train"]["rows"] == 12 and set(manifests["train"]["licences"]) <= {"MIT", "BSD-3-Clause"}
+    assert manifests["train"]["rows"] == 12 and set(manifests["train"]["licences"]) <= {
+        "MIT",
+        "BSD-3-Clause",
+    }
     assert Shards(tmp_path / "image_qa" / "test")[0].meta["task"] == "digit"
 
 
 def test_every_vision_task_finds_its_samples(few_stamps: None, tmp_path: Path) -> None:
     tests = {corpus.name: made(corpus, tmp_path, 0, 44)["test"] for corpus in CORPORA}
     for task in (t for t in find() if t.modality == "vision"):
-        samples = [s for s in tests[task.corpus] if all(s.meta.get(k) == v for k, v in task.only.items())]
+        samples = [
+            s for s in tests[task.corpus] if all(s.meta.get(k) == v for k, v in task.only.items())
+        ]
         assert len(samples) >= 4, task.name
         assert all(task.scorer(s.answer, s).value == 1.0 for s in samples), task.name

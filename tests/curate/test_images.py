@@ -18,9 +18,13 @@ def scene(split: str = "train", index: int = 0, seed: int = 0) -> Scene:
 
 
 def test_splits_share_nothing() -> None:
-    assert set(images.pairs("train")) | set(images.pairs("test")) == {(s, c) for s in SHAPES for c in COLOURS}
+    assert set(images.pairs("train")) | set(images.pairs("test")) == {
+        (s, c) for s in SHAPES for c in COLOURS
+    }
     assert not set(images.pairs("train")) & set(images.pairs("test"))
-    assert {c for _, c in images.pairs("test")} == set(COLOURS) and {s for s, _ in images.pairs("test")} == set(SHAPES)
+    assert {c for _, c in images.pairs("test")} == set(COLOURS) and {
+        s for s, _ in images.pairs("test")
+    } == set(SHAPES)
     assert not set(images.numbers("train")) & set(images.numbers("test"))
     assert set(range(10)) <= set(images.numbers("train"))
     assert not set(images.FONTS["train"]) & set(images.FONTS["test"])
@@ -62,7 +66,9 @@ def test_every_font_draws_distinct_letters(name: str) -> None:
         picture = images.sheet((40, 40), (255, 255, 255))
         images.write(picture, letter, images.font(name, 24), (4, 4), (0, 0, 0))
         drawn.add(picture.tobytes())
-    assert len(drawn) == len(text), f"{name} draws two letters alike: some are missing from the file"
+    assert len(drawn) == len(text), (
+        f"{name} draws two letters alike: some are missing from the file"
+    )
 
 
 def test_text_fits_and_starts_at_its_corner() -> None:
@@ -136,11 +142,20 @@ def test_stamps_are_read_with_captions_kinds_and_splits(tmp_path: Path) -> None:
     album = stamps.read(tmp_path)
     assert [s.id for s in album] == ["animals/birds/owl"]
     owl = album[0]
-    assert owl.captions == {"en": "an Owl", "fr": "une chouette", "zh": "一只猫头鹰", "pt": "uma coruja"}
+    assert owl.captions == {
+        "en": "an Owl",
+        "fr": "une chouette",
+        "zh": "一只猫头鹰",
+        "pt": "uma coruja",
+    }
     assert owl.kind == "bird" and album.of(owl.split, "bird") == (owl,)
     assert owl.cutout(40).size == (40, 20), "trimmed to what is opaque"
-    assert all(max(owl.paper(random.Random(i))) < 230 for i in range(9)), "a white owl is not put on white paper"
-    assert stamps.held_out("a/b_mirror") == stamps.held_out("a/b"), "a mirrored stamp is on the side of its original"
+    assert all(max(owl.paper(random.Random(i))) < 230 for i in range(9)), (
+        "a white owl is not put on white paper"
+    )
+    assert stamps.held_out("a/b_mirror") == stamps.held_out("a/b"), (
+        "a mirrored stamp is on the side of its original"
+    )
 
 
 def test_every_kind_has_a_word_in_every_language() -> None:

@@ -16,7 +16,9 @@ from polyphi.curate.speech import RATE, Reader, Studio, augment, encode, join, l
 from polyphi.processing.media import decode_audio
 from polyphi.voice import unavailable
 
-needs_espeak = pytest.mark.skipif(unavailable("espeak-ng") is not None, reason="espeak-ng is not installed")
+needs_espeak = pytest.mark.skipif(
+    unavailable("espeak-ng") is not None, reason="espeak-ng is not installed"
+)
 needs_flite = pytest.mark.skipif(unavailable("flite") is not None, reason="flite is not installed")
 
 
@@ -24,12 +26,16 @@ SOMEBODY = Reader("somebody", "fr", "", "train", "asterisk-prompt-de", {})
 
 
 def tone(seconds: float, hertz: float = 440.0, rate: int = RATE) -> np.ndarray:
-    return (0.5 * np.sin(2 * np.pi * hertz * np.arange(int(seconds * rate)) / rate)).astype(np.float32)
+    return (0.5 * np.sin(2 * np.pi * hertz * np.arange(int(seconds * rate)) / rate)).astype(
+        np.float32
+    )
 
 
 @pytest.fixture
 def work(tmp_path: Path) -> Work:
-    return Work(rows={"train": 8, "test": 8}, seed=3, cache=tmp_path, data=tmp_path, tell=lambda text: None)
+    return Work(
+        rows={"train": 8, "test": 8}, seed=3, cache=tmp_path, data=tmp_path, tell=lambda text: None
+    )
 
 
 @pytest.fixture
@@ -62,13 +68,19 @@ def test_join_puts_pauses_and_overlaps() -> None:
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(1, 30_000), st.sampled_from([8000, 11025, 16000, 22050]), st.integers(0, 1 << 32))
+@given(
+    st.integers(1, 30_000), st.sampled_from([8000, 11025, 16000, 22050]), st.integers(0, 1 << 32)
+)
 def test_augmentation_keeps_a_clip_a_clip(samples: int, rate: int, seed: int) -> None:
     wave = np.random.default_rng(1).standard_normal(samples).astype(np.float32)
     heard = augment(wave, rate, np.random.default_rng(seed))
     assert heard.dtype == np.float32 and heard.ndim == 1 and np.isfinite(heard).all()
     assert np.abs(heard).max() <= 1.0
-    assert 0.8 * samples * RATE / rate - 64 <= len(heard) <= (1.25 * samples + 0.25 * rate) * RATE / rate + 64
+    assert (
+        0.8 * samples * RATE / rate - 64
+        <= len(heard)
+        <= (1.25 * samples + 0.25 * rate) * RATE / rate + 64
+    )
     assert np.array_equal(heard, augment(wave, rate, np.random.default_rng(seed)))
 
 
@@ -90,10 +102,13 @@ def test_no_voice_and_no_person_is_on_both_sides() -> None:
     assert not set(speech.VARIANTS["train"]) & set(speech.VARIANTS["test"])
     assert "slt" not in speech.SPARE_FLITE
     people = {
-        split: {name for name, _, _, where, *_ in speech.READERS if where == split} for split in ("train", "test")
+        split: {name for name, _, _, where, *_ in speech.READERS if where == split}
+        for split in ("train", "test")
     }
     assert people["train"] and people["test"] and not people["train"] & people["test"]
-    packages = {split: {p for _, _, _, where, p, *_ in speech.READERS if where == split} for split in people}
+    packages = {
+        split: {p for _, _, _, where, p, *_ in speech.READERS if where == split} for split in people
+    }
     assert not packages["train"] & packages["test"]
 
 
@@ -103,9 +118,14 @@ def test_training_never_hears_flite_nor_a_test_variant(work: Work, no_packages: 
     for language in LANGUAGES:
         for _ in range(40):
             speaker = studio.speaker(language, "train", rng)
-            assert speaker.engine == "espeak-ng" and speaker.voice.variant in speech.VARIANTS["train"]
+            assert (
+                speaker.engine == "espeak-ng" and speaker.voice.variant in speech.VARIANTS["train"]
+            )
             speaker = studio.speaker(language, "test", rng, "espeak_unseen")
-            assert speaker.voice.variant in speech.VARIANTS["test"] and speaker.group == "espeak_unseen"
+            assert (
+                speaker.voice.variant in speech.VARIANTS["test"]
+                and speaker.group == "espeak_unseen"
+            )
     assert studio.languages == tuple(LANGUAGES)
     assert studio.speaker("en", "train", rng, sex="woman").voice.variant in speech._FEMALE
     if unavailable("flite") is None:
@@ -133,10 +153,18 @@ def test_the_same_seed_gives_the_same_bytes(work: Work, no_packages: None) -> No
 
 
 @needs_flite
-def test_without_espeak_flite_speaks_english(work: Work, no_packages: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speech, "unavailable", lambda engine: "not here" if engine == "espeak-ng" else None)
+def test_without_espeak_flite_speaks_english(
+    work: Work, no_packages: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        speech, "unavailable", lambda engine: "not here" if engine == "espeak-ng" else None
+    )
     studio, rng = Studio(work), Random(0)
-    assert studio.languages == ("en",) and studio.groups("en") == ("flite_slt",) and studio.groups("fr") == ()
+    assert (
+        studio.languages == ("en",)
+        and studio.groups("en") == ("flite_slt",)
+        and studio.groups("fr") == ()
+    )
     assert studio.speaker("en", "train", rng).voice.variant in speech.SPARE_FLITE
     assert studio.speaker("en", "test", rng).group == "flite_slt"
 
@@ -175,13 +203,18 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             soundfile.write(digits / f"{n}.{ending}", tone(0.3, 300 + 40 * n, 8000), 8000, **kind)
         (digits / f"oh.{ending}").write_bytes(b"")
     stamps = tmp_path / speech.STAMPS / speech.STAMP_FOLDER
-    for id, texts in {"animals/cat": "A cat.\nfr.utf8=Un chat.", "animals/dog": "A dog.\nfr.utf8=Un chien."}.items():
+    for id, texts in {
+        "animals/cat": "A cat.\nfr.utf8=Un chat.",
+        "animals/dog": "A dog.\nfr.utf8=Un chien.",
+    }.items():
         path = stamps / id
         path.parent.mkdir(parents=True, exist_ok=True)
         path.with_suffix(".txt").write_text(texts, "utf-8")
         for ending in (".ogg", "_desc_fr.ogg"):
             soundfile.write(path.with_name(path.name + ending), tone(0.5, 300, 22050), 22050)
-    monkeypatch.setattr(speech, "unpack", lambda name, cache, tell: p if (p := tmp_path / name).exists() else None)
+    monkeypatch.setattr(
+        speech, "unpack", lambda name, cache, tell: p if (p := tmp_path / name).exists() else None
+    )
     monkeypatch.setattr(speech, "_wideband", lambda: False)
     return tmp_path
 
@@ -189,7 +222,12 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_recorded_numbers_are_known_by_their_file_names(work: Work, packages: Path) -> None:
     (allison,) = speech.readers(work, "train")
     (july,) = speech.readers(work, "test")
-    assert (allison.name, allison.language, july.name, july.language) == ("Allison", "en", "July", "es")
+    assert (allison.name, allison.language, july.name, july.language) == (
+        "Allison",
+        "en",
+        "July",
+        "es",
+    )
     assert sorted(allison.numbers) == sorted(july.numbers) == [*range(10), 42]
     wave = speech.load(july.numbers[3])
     peak = np.abs(np.fft.rfft(wave)).argmax() * RATE / len(wave)
@@ -198,7 +236,9 @@ def test_recorded_numbers_are_known_by_their_file_names(work: Work, packages: Pa
     assert 0.8 < len(clip) / RATE < 1.4
 
 
-def test_captions_and_effects_are_split_by_stamp(work: Work, packages: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_captions_and_effects_are_split_by_stamp(
+    work: Work, packages: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(speech, "held_out", lambda id: id == "animals/dog")
     assert [(r.text, r.language) for r in speech.captions(work, "train")] == [("un chat", "fr")]
     assert [(r.text, r.language) for r in speech.captions(work, "test")] == [("un chien", "fr")]
@@ -207,7 +247,9 @@ def test_captions_and_effects_are_split_by_stamp(work: Work, packages: Path, mon
 
 
 def test_without_packages_there_are_no_recordings(work: Work, no_packages: None) -> None:
-    assert not any(made(work, "train") for made in (speech.readers, speech.captions, speech.effects))
+    assert not any(
+        made(work, "train") for made in (speech.readers, speech.captions, speech.effects)
+    )
     assert not speech.toys(work)
 
 
@@ -215,7 +257,10 @@ def test_without_packages_there_are_no_recordings(work: Work, no_packages: None)
 
 
 def test_digit_strings_of_the_test_split_are_never_trained_on() -> None:
-    seen = {split: {tuple(speech.digits(Random(i), split)) for i in range(600)} for split in ("train", "test")}
+    seen = {
+        split: {tuple(speech.digits(Random(i), split)) for i in range(600)}
+        for split in ("train", "test")
+    }
     assert not seen["train"] & seen["test"]
     assert {len(d) for d in seen["test"]} == {2, 3, 4, 5, 6}
 
@@ -224,8 +269,14 @@ def test_digit_strings_of_the_test_split_are_never_trained_on() -> None:
 def test_sums_are_right_in_every_language(language: str) -> None:
     for value in range(19):
         written, spoken, found = speech.sum_question(Random(value), language, value)
-        a, sign, b = next(written.split()[i - 1 : i + 2] for i, w in enumerate(written.split()) if w in "+-")
-        assert found == value == (int(a) + int(b.rstrip("?？")) if sign == "+" else int(a) - int(b.rstrip("?？")))
+        a, sign, b = next(
+            written.split()[i - 1 : i + 2] for i, w in enumerate(written.split()) if w in "+-"
+        )
+        assert (
+            found
+            == value
+            == (int(a) + int(b.rstrip("?？")) if sign == "+" else int(a) - int(b.rstrip("?？")))
+        )
         assert speech.speakable(spoken) and not any(c.isdigit() for c in spoken)
 
 
@@ -236,7 +287,11 @@ def test_comparisons_are_right() -> None:
         assert int(answer) == (max(a, b) if "larger" in written else min(a, b))
         written, _, answer = speech.yes_no_question(Random(i), i % 2 == 0)
         a, b = (int(w.strip("?,")) for w in written.split() if w.strip("?,").isdigit())
-        assert answer == ("yes" if i % 2 == 0 else "no") == ("yes" if (a > b) == ("larger" in written) else "no")
+        assert (
+            answer
+            == ("yes" if i % 2 == 0 else "no")
+            == ("yes" if (a > b) == ("larger" in written) else "no")
+        )
 
 
 @pytest.mark.parametrize(

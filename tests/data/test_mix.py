@@ -33,7 +33,9 @@ def test_every_prefix_has_the_shares() -> None:
     drawn: Counter[str] = Counter()
     for n in range(1010):
         drawn[order.draw(n)[0]] += 1
-        assert all(abs(drawn[name] - weight / 101 * (n + 1)) < 1.5 for name, weight in SPEECH.items())
+        assert all(
+            abs(drawn[name] - weight / 101 * (n + 1)) < 1.5 for name, weight in SPEECH.items()
+        )
     assert drawn == {name: 10 * weight for name, weight in SPEECH.items()}
 
 

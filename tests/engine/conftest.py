@@ -34,7 +34,9 @@ def engine(tiny_config: ModelConfig, tokenizer: Tokenizer) -> Engine:
     assert tiny_config.vision and tiny_config.audio
     config = replace(
         tiny_config,
-        decoder=replace(tiny_config.decoder, vocab_size=tokenizer.vocab_size, eos_token_ids=tokenizer.eos_ids),
+        decoder=replace(
+            tiny_config.decoder, vocab_size=tokenizer.vocab_size, eos_token_ids=tokenizer.eos_ids
+        ),
         vision=replace(tiny_config.vision, image_token_id=tokenizer.image_id, max_crops=4),
         audio=replace(tiny_config.audio, audio_token_id=tokenizer.audio_id),
     )
@@ -76,5 +78,10 @@ def conversations() -> list[list[Message]]:
         [Message.user(picture(), "what is this?")],
         [Message.user(clip(), "say it")],
         [Message.user(picture(50, 50), clip(0.3))],
-        [Message.system("be brief"), Message.user("1 + 2"), Message.assistant("3"), Message.user("and then?")],
+        [
+            Message.system("be brief"),
+            Message.user("1 + 2"),
+            Message.assistant("3"),
+            Message.user("and then?"),
+        ],
     ]

@@ -23,7 +23,9 @@ def without_cache(engine: Engine, messages: list[Message], count: int) -> list[i
     return tokens
 
 
-def test_cached_equals_uncached_in_every_mode(engine: Engine, conversations: list[list[Message]]) -> None:
+def test_cached_equals_uncached_in_every_mode(
+    engine: Engine, conversations: list[list[Message]]
+) -> None:
     for messages in conversations:
         answer = engine.generate(messages, sampling=SamplingParams(max_tokens=12))
         assert list(answer.tokens) == without_cache(engine, messages, 12)
@@ -41,7 +43,9 @@ def test_the_long_table_takes_over_while_decoding(engine: Engine, words: int) ->
     assert answer.rope == "short+long"
 
 
-def test_the_long_table_takes_over_with_media(engine: Engine, conversations: list[list[Message]]) -> None:
+def test_the_long_table_takes_over_with_media(
+    engine: Engine, conversations: list[list[Message]]
+) -> None:
     """The pictures and clips are run again with the rest."""
     messages = conversations[2]
     count = 70 - len(engine.row(messages))
@@ -58,14 +62,19 @@ def test_which_tables_were_used(engine: Engine) -> None:
     assert at(64 - prompt) == "short"
     assert at(64 - prompt + 1) == "short"
     assert at(64 - prompt + 2) == "short+long"
-    assert engine.generate([Message.user("fox " * 90)], sampling=SamplingParams(max_tokens=3)).rope == "long"
+    assert (
+        engine.generate([Message.user("fox " * 90)], sampling=SamplingParams(max_tokens=3)).rope
+        == "long"
+    )
 
 
 def test_together_equals_alone(
     engine: Engine, conversations: list[list[Message]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     many = conversations * 2
-    sampling = SamplingParams(max_tokens=45)  # long enough for several to cross the switch at different steps
+    sampling = SamplingParams(
+        max_tokens=45
+    )  # long enough for several to cross the switch at different steps
     alone = [engine.generate(c, sampling=sampling) for c in many]
     assert {a.rope for a in alone} == {"short", "short+long"}
     assert engine.generate_many(iter(many), sampling=sampling) == alone
@@ -88,7 +97,9 @@ def test_together_equals_alone_when_answers_end_at_different_times(
     assert engine.generate_many(conversations, sampling=SamplingParams(max_tokens=20)) == alone
 
 
-def test_sampled_answers_are_the_same_together_and_alone(engine: Engine, conversations: list[list[Message]]) -> None:
+def test_sampled_answers_are_the_same_together_and_alone(
+    engine: Engine, conversations: list[list[Message]]
+) -> None:
     sampling = SamplingParams(max_tokens=10, temperature=1.5, top_p=0.9, top_k=50, seed=7)
     alone = [engine.generate(c, sampling=sampling) for c in conversations]
     assert engine.generate_many(conversations, sampling=sampling) == alone
@@ -98,7 +109,10 @@ def test_sampled_answers_are_the_same_together_and_alone(engine: Engine, convers
 
 def test_streamed_equals_whole(engine: Engine, conversations: list[list[Message]]) -> None:
     for messages in conversations:
-        for sampling in (SamplingParams(max_tokens=30), SamplingParams(max_tokens=30, temperature=2.0, seed=3)):
+        for sampling in (
+            SamplingParams(max_tokens=30),
+            SamplingParams(max_tokens=30, temperature=2.0, seed=3),
+        ):
             whole = engine.generate(messages, sampling=sampling)
             deltas = list(engine.stream(messages, sampling=sampling))
             assert "".join(d.text for d in deltas) == whole.text
@@ -137,7 +151,9 @@ def test_adapters_can_be_chosen(engine: Engine) -> None:
         engine.generate(messages, adapter="video")
 
 
-def test_a_model_without_adapters_or_encoders(engine: Engine, conversations: list[list[Message]]) -> None:
+def test_a_model_without_adapters_or_encoders(
+    engine: Engine, conversations: list[list[Message]]
+) -> None:
     engine.model.vision = None
     engine.model.audio = None
     with pytest.raises(ValueError, match="1 pictures, but this model has no encoder"):
@@ -147,7 +163,9 @@ def test_a_model_without_adapters_or_encoders(engine: Engine, conversations: lis
 
 
 def test_requests_that_do_not_fit(engine: Engine) -> None:
-    with pytest.raises(ValueError, match=r"\d+ prompt tokens and 510 more are \d+, but the model reads at most 512"):
+    with pytest.raises(
+        ValueError, match=r"\d+ prompt tokens and 510 more are \d+, but the model reads at most 512"
+    ):
         engine.generate([Message.user("dog")], sampling=SamplingParams(max_tokens=510))
     with pytest.raises(ValueError, match="the context holds 512"):
         engine.generate([Message.user("fox " * 600)])
@@ -165,7 +183,9 @@ def test_scores_are_the_log_probabilities_of_the_continuation(
     for messages, text in pairs:
         answer = tokenizer.encode(text)
         logits = engine.logits(extend(engine.row(messages), answer)).log_softmax(-1)
-        expected = [float(logits[len(logits) - len(answer) + i - 1, t]) for i, t in enumerate(answer)]
+        expected = [
+            float(logits[len(logits) - len(answer) + i - 1, t]) for i, t in enumerate(answer)
+        ]
         assert engine.score(messages, text) == pytest.approx(expected, abs=1e-5)
     alone = [engine.score(m, t) for m, t in pairs]
     for budget in (engine_module.PREFILL_TOKENS, 50):

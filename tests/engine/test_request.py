@@ -6,7 +6,9 @@ from hypothesis import strategies as st
 from polyphi.engine.request import AnswerText
 from polyphi.processing.tokenizer import Tokenizer
 
-BYTES = Tokenizer.train(["ab"], vocab_size=320)  # hardly any merges: letters outside ASCII take several tokens
+BYTES = Tokenizer.train(
+    ["ab"], vocab_size=320
+)  # hardly any merges: letters outside ASCII take several tokens
 SNIPPETS = st.text(alphabet="ab<>sep é日本😀\n", max_size=12)
 
 
@@ -19,7 +21,10 @@ def expected(text: str, stops: tuple[str, ...]) -> str:
     return text
 
 
-@given(SNIPPETS, st.lists(st.text(alphabet="ab<>sep é日", min_size=1, max_size=4), max_size=3).map(tuple))
+@given(
+    SNIPPETS,
+    st.lists(st.text(alphabet="ab<>sep é日", min_size=1, max_size=4), max_size=3).map(tuple),
+)
 def test_pieces_join_to_the_text_before_the_first_stop(text: str, stops: tuple[str, ...]) -> None:
     shown = AnswerText(BYTES, stops)
     pieces = [shown.add(token) for token in BYTES.encode(text)]

@@ -15,14 +15,21 @@ from polyphi.data.shards import Sample
 from polyphi.eval import report, run, scorers
 from polyphi.eval.task import Score, Task, find
 
-TASK = Task("colour", "Colour of the square", "vision", "image_qa", scorers.exact, only={"task": "colour"})
+TASK = Task(
+    "colour", "Colour of the square", "vision", "image_qa", scorers.exact, only={"task": "colour"}
+)
 COLOURS = ["red", "blue", "green", "pink"]
 
 
 def picture_question(i: int) -> Sample:
     colour = COLOURS[i % 4]
-    messages = (Message.user(Image(f"{colour} {i}".encode()), "Which colour?"), Message.assistant(colour))
-    return Sample(f"s{i}", messages, "made up", "MIT", {"task": "colour", "language": ["en", "fr"][i % 2]})
+    messages = (
+        Message.user(Image(f"{colour} {i}".encode()), "Which colour?"),
+        Message.assistant(colour),
+    )
+    return Sample(
+        f"s{i}", messages, "made up", "MIT", {"task": "colour", "language": ["en", "fr"][i % 2]}
+    )
 
 
 class Sighted:
@@ -87,7 +94,11 @@ def test_answers_are_kept_and_an_interrupted_run_goes_on(tmp_path: Path) -> None
 
 def test_scores_come_again_from_the_lines(tmp_path: Path) -> None:
     result = run.evaluate(Sighted(), TASK, SAMPLES, tmp_path)
-    assert run.rescore(tmp_path, [TASK]) == run.rescore(tmp_path, []) == [json.loads(json.dumps(result.as_dict()))]
+    assert (
+        run.rescore(tmp_path, [TASK])
+        == run.rescore(tmp_path, [])
+        == [json.loads(json.dumps(result.as_dict()))]
+    )
     with pytest.raises(ValueError, match=r"no \*.jsonl"):
         run.rescore(tmp_path / "nowhere")
 
@@ -110,46 +121,80 @@ def test_shuffled_media_are_never_ones_own() -> None:
 def test_a_spoken_question_about_a_picture_has_baselines_for_both() -> None:
     task = Task("spoken", "Spoken", "joint", "vision_speech", scorers.exact)
     samples = [
-        Sample(f"{i}", (Message.user(Image(b"p%d" % i), Audio(b"a%d" % i)), Message.assistant("x")), "made up", "MIT")
+        Sample(
+            f"{i}",
+            (Message.user(Image(b"p%d" % i), Audio(b"a%d" % i)), Message.assistant("x")),
+            "made up",
+            "MIT",
+        )
         for i in range(3)
     ]
     asked = list(run.ask(task, samples, run.CONDITIONS, seed=0))
-    assert {q.condition for q in asked} == {"with", "without", "shuffled", "without_clip", "shuffled_clip"}
+    assert {q.condition for q in asked} == {
+        "with",
+        "without",
+        "shuffled",
+        "without_clip",
+        "shuffled_clip",
+    }
     for q in asked:
         assert q.adapter == ("auto" if q.condition == "with" else adapter_for(q.sample.prompt))
         images, clips = media(q.messages, Image), media(q.messages, Audio)
-        assert len(images) == (q.condition != "without") and len(clips) == (q.condition != "without_clip")
-        assert (clips == media(q.sample.prompt, Audio)) == (q.condition not in ("without_clip", "shuffled_clip"))
-        assert (images == media(q.sample.prompt, Image)) == (q.condition not in ("without", "shuffled"))
+        assert len(images) == (q.condition != "without") and len(clips) == (
+            q.condition != "without_clip"
+        )
+        assert (clips == media(q.sample.prompt, Audio)) == (
+            q.condition not in ("without_clip", "shuffled_clip")
+        )
+        assert (images == media(q.sample.prompt, Image)) == (
+            q.condition not in ("without", "shuffled")
+        )
 
 
 def test_text_tasks_have_the_majority_baseline_alone(tmp_path: Path) -> None:
     task = Task("sums", "Sums", "text", "instructions", scorers.number)
     samples = [
-        Sample(f"{i}", (Message.user(Text(f"{i}+0")), Message.assistant(f"{i} + 0 = {i % 5}")), "made up", "MIT", {})
+        Sample(
+            f"{i}",
+            (Message.user(Text(f"{i}+0")), Message.assistant(f"{i} + 0 = {i % 5}")),
+            "made up",
+            "MIT",
+            {},
+        )
         for i in range(30)
     ]
     echo = SimpleNamespace(generate=lambda messages, sampling, adapter: Completion("0"))
     result = run.evaluate(echo, task, samples, tmp_path)
     assert list(result.baselines) == ["majority"]
-    assert result.baselines["majority"].score == pytest.approx(0.2)  # the shared result, though all workings differ
+    assert result.baselines["majority"].score == pytest.approx(
+        0.2
+    )  # the shared result, though all workings differ
 
 
 def test_error_rates_count_units_not_samples(tmp_path: Path) -> None:
     task = Task("asr", "ASR", "speech", "asr", scorers.wer, metric="wer")
     texts = ["one"] * 30 + ["one two three four five six"] * 10
-    samples = [Sample(f"{i}", (Message.user("?"), Message.assistant(t)), "m", "MIT") for i, t in enumerate(texts)]
+    samples = [
+        Sample(f"{i}", (Message.user("?"), Message.assistant(t)), "m", "MIT")
+        for i, t in enumerate(texts)
+    ]
     half = SimpleNamespace(generate=lambda messages, sampling, adapter: Completion("one two three"))
     result = run.evaluate(half, task, samples, tmp_path)
     assert result.score == pytest.approx((30 * 2 + 10 * 3) / (30 + 60))
-    assert result.baselines["majority"].score == pytest.approx(10 * 5 / 90)  # "one" is the best constant
+    assert result.baselines["majority"].score == pytest.approx(
+        10 * 5 / 90
+    )  # "one" is the best constant
     assert result.verdict == "doesn't" and result.margin < 0
 
 
 def test_corpus_bleu_is_sacrebleus() -> None:
     from sacrebleu.metrics.bleu import BLEU
 
-    pairs = [("the cat sat on a mat", "the cat sat on the mat"), ("a b", "b a c d"), ("hello world again you", "no")]
+    pairs = [
+        ("the cat sat on a mat", "the cat sat on the mat"),
+        ("a b", "b a c d"),
+        ("hello world again you", "no"),
+    ]
     for use in (pairs, pairs[1:], pairs[2:], pairs[1:2]):
         samples = [Sample("s", (Message.assistant(r),), "m", "MIT") for _, r in use]
         scores = [scorers.bleu(a, s) for (a, _), s in zip(use, samples, strict=True)]
@@ -171,7 +216,9 @@ def test_intervals() -> None:
 
 def test_shards_can_be_evaluated(tmp_path: Path) -> None:
     shards.write(tmp_path / "image_qa" / "test", SAMPLES, pipeline="p")
-    result = run.evaluate(Sighted(), TASK, shards.Shards(tmp_path / "image_qa" / "test"), tmp_path / "eval", limit=40)
+    result = run.evaluate(
+        Sighted(), TASK, shards.Shards(tmp_path / "image_qa" / "test"), tmp_path / "eval", limit=40
+    )
     assert (result.n, result.score) == (40, 1.0)
 
 
@@ -179,7 +226,9 @@ def test_models_that_batch_are_asked_for_many(tmp_path: Path) -> None:
     sizes = []
 
     class Many(Sighted):
-        def generate_many(self, conversations: list, *, sampling: Any, adapter: str | None) -> list[Completion]:
+        def generate_many(
+            self, conversations: list, *, sampling: Any, adapter: str | None
+        ) -> list[Completion]:
             sizes.append(len(conversations))
             return [self.generate(c, sampling=sampling, adapter=adapter) for c in conversations]
 

@@ -10,7 +10,9 @@ from polyphi.eval import scorers
 
 
 def sample(reference: str, **meta: object) -> Sample:
-    return Sample("s", (Message.user("?"), Message.assistant(reference)), "made up", "MIT", dict(meta))
+    return Sample(
+        "s", (Message.user("?"), Message.assistant(reference)), "made up", "MIT", dict(meta)
+    )
 
 
 @pytest.mark.parametrize(
@@ -19,7 +21,13 @@ def sample(reference: str, **meta: object) -> Sample:
         ("exact", " Red.", "red", {}, (1, "red")),
         ("exact", "Red car", "red", {}, (0, "red car")),
         ("exact", "", "red", {}, (0, "")),
-        ("exact", "sept<sep>Sieben", "seven<sep>sieben", {"language": "fr", "to": "German"}, (1, "sieben")),
+        (
+            "exact",
+            "sept<sep>Sieben",
+            "seven<sep>sieben",
+            {"language": "fr", "to": "German"},
+            (1, "sieben"),
+        ),
         ("exact", "grey", "gray", {"answers": ["grey"]}, (1, "grey")),
         ("contains", "It is a red car.", "red", {}, (1, "it is a red car")),
         ("contains", "It is bored.", "red", {}, (0, "it is bored")),
@@ -40,12 +48,20 @@ def sample(reference: str, **meta: object) -> Sample:
         ("choice", "A dog is in picture C", "C", {}, (1, "C")),
         ("choice", "Answer: D", "D", {}, (1, "D")),
         ("choice", "none", "D", {}, (0, "")),
-        ("refusal", "I'm sorry, I can't help with that.", "Sorry", {"refuse": True}, (1, "refuses")),
+        (
+            "refusal",
+            "I'm sorry, I can't help with that.",
+            "Sorry",
+            {"refuse": True},
+            (1, "refuses"),
+        ),
         ("refusal", "Désolé.", "Je ne peux pas.", {"language": "fr"}, (1, "refuses")),
         ("refusal", "Sure: first, ...", "I cannot help with that.", {}, (0, "answers")),
     ],
 )
-def test_judging(scorer: str, answer: str, reference: str, meta: dict, seen: tuple[float, str]) -> None:
+def test_judging(
+    scorer: str, answer: str, reference: str, meta: dict, seen: tuple[float, str]
+) -> None:
     score = getattr(scorers, scorer)(answer, sample(reference, **meta))
     assert (score.value, score.extracted) == seen
 
@@ -69,8 +85,13 @@ def test_bleu_counts() -> None:
 def test_tool_calls() -> None:
     call = [{"name": "add", "arguments": {"a": 1, "b": 2}}]
     wanted = sample(f"<|tool_call|>{json.dumps(call)}<|/tool_call|>")
-    assert scorers.json_call('[{"arguments": {"b": 2.0, "a": 1}, "name": "add"}]', wanted).value == 1
-    assert scorers.json_call('functools[{"name": "add", "arguments": {"a": 1, "b": 2}}]', wanted).value == 1
+    assert (
+        scorers.json_call('[{"arguments": {"b": 2.0, "a": 1}, "name": "add"}]', wanted).value == 1
+    )
+    assert (
+        scorers.json_call('functools[{"name": "add", "arguments": {"a": 1, "b": 2}}]', wanted).value
+        == 1
+    )
     assert scorers.json_call('{"name": "add", "arguments": {"a": 1, "b": 3}}', wanted).value == 0
     broken = scorers.json_call('[{"name": "add", "arguments": {"a": 1', wanted)
     assert broken.value == 0 and broken.parts["readable"] == 0

@@ -40,7 +40,9 @@ def sample(config: ModelConfig, dice: random.Random) -> Batch:
     ids, slots, media = [], {"image": [], "audio": []}, {}
 
     def text() -> None:
-        ids.extend(dice.randrange(20, config.decoder.vocab_size) for _ in range(dice.randrange(1, 12)))
+        ids.extend(
+            dice.randrange(20, config.decoder.vocab_size) for _ in range(dice.randrange(1, 12))
+        )
 
     def placeholders(kind: str, token: int, count: int) -> None:
         slots[kind].extend(range(len(ids), len(ids) + count))
@@ -50,7 +52,10 @@ def sample(config: ModelConfig, dice: random.Random) -> Batch:
     layouts, masks = [], []
     for _ in range(dice.choice([0, 0, 1, 2])):
         rows, cols = dice.randrange(1, 3), dice.randrange(1, 4)
-        high, wide = grid * (rows - 1) + dice.randrange(1, grid + 1), grid * (cols - 1) + dice.randrange(1, grid + 1)
+        high, wide = (
+            grid * (rows - 1) + dice.randrange(1, grid + 1),
+            grid * (cols - 1) + dice.randrange(1, grid + 1),
+        )
         full = torch.zeros(grid * rows, grid * cols, dtype=torch.bool)
         full[:high, :wide] = True
         tiles = full.view(rows, grid, cols, grid).transpose(1, 2).reshape(-1, grid, grid)
@@ -61,7 +66,12 @@ def sample(config: ModelConfig, dice: random.Random) -> Batch:
     if layouts:
         masks = torch.cat(masks)
         crops = torch.randn(len(masks), 3, size, size, generator=generator)
-        media |= dict(crops=crops, crop_masks=masks, images=tuple(layouts), image_slots=torch.tensor(slots["image"]))
+        media |= dict(
+            crops=crops,
+            crop_masks=masks,
+            images=tuple(layouts),
+            image_slots=torch.tensor(slots["image"]),
+        )
     clips = [
         Clip(dice.choice([1, 7, 8, 60, 61, 300, 4100]), "vision" if layouts else "speech")
         for _ in range(dice.choice([0, 0, 1, 2]))
@@ -70,7 +80,9 @@ def sample(config: ModelConfig, dice: random.Random) -> Batch:
         placeholders("audio", config.audio.audio_token_id, clip.tokens)
         text()
     if clips:
-        mels = 8 + 3 * torch.randn(sum(c.frames for c in clips), config.audio.input_size, generator=generator)
+        mels = 8 + 3 * torch.randn(
+            sum(c.frames for c in clips), config.audio.input_size, generator=generator
+        )
         media |= dict(mels=mels, clips=tuple(clips), audio_slots=torch.tensor(slots["audio"]))
     own = "vision" if layouts else "speech" if clips else None
     return row(ids, adapter=dice.choice([own, own, own, "vision", "speech", None]), **media)
@@ -83,14 +95,18 @@ def test_pack_equals_each_alone_forward_and_gradients(model, tiny_config, seed):
     rows = [sample(tiny_config, dice) for _ in range(6)]
     lengths = [len(r) for r in rows]
     generator = torch.Generator().manual_seed(seed)
-    weights = torch.randn(sum(lengths), tiny_config.decoder.hidden_size, generator=generator, dtype=torch.float64)
+    weights = torch.randn(
+        sum(lengths), tiny_config.decoder.hidden_size, generator=generator, dtype=torch.float64
+    )
 
     together = model(pack(rows))
     (together * weights).sum().backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
 
-    for alone, found, weight in zip(rows, together.split(lengths), weights.split(lengths), strict=True):
+    for alone, found, weight in zip(
+        rows, together.split(lengths), weights.split(lengths), strict=True
+    ):
         hidden = model(alone)
         torch.testing.assert_close(found, hidden, atol=DOUBLE, rtol=0)
         (hidden * weight).sum().backward()  # gradients of all rows add up
@@ -127,7 +143,12 @@ class GrowingCache:
 
 def part(batch: Batch, start: int, end: int) -> Batch:
     """Tokens start to end of one text row, as the next piece of a cached sequence."""
-    return replace(batch, ids=batch.ids[start:end], positions=batch.positions[start:end], bounds=(0, end - start))
+    return replace(
+        batch,
+        ids=batch.ids[start:end],
+        positions=batch.positions[start:end],
+        bounds=(0, end - start),
+    )
 
 
 @pytest.mark.parametrize("lengths", [(40, 3, 60), (90, 70)], ids=["short table", "long table"])
@@ -145,7 +166,9 @@ def test_cached_equals_uncached(model, lengths, seed):
     ]
     done, cache, pieces = [0] * len(rows), GrowingCache(), [[] for _ in rows]
     while any(d < len(r) for d, r in zip(done, rows, strict=True)):
-        ends = [min(d + dice.choice([1, 1, 2, 9, 30]), len(r)) for d, r in zip(done, rows, strict=True)]
+        ends = [
+            min(d + dice.choice([1, 1, 2, 9, 30]), len(r)) for d, r in zip(done, rows, strict=True)
+        ]
         live = [s for s in range(len(rows)) if ends[s] > done[s]]
         batch = pack([part(rows[s], done[s], ends[s]) for s in live])
 
@@ -156,7 +179,9 @@ def test_cached_equals_uncached(model, lengths, seed):
             def update(layer, sequence, k, v, live=live):
                 return cache.update(layer, live[sequence], k, v)
 
-        for s, hidden in zip(live, model(batch, Renumbered()).split([ends[s] - done[s] for s in live]), strict=True):
+        for s, hidden in zip(
+            live, model(batch, Renumbered()).split([ends[s] - done[s] for s in live]), strict=True
+        ):
             pieces[s].append(hidden)
         done = ends
     for alone, found in zip(rows, pieces, strict=True):

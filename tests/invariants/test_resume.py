@@ -63,7 +63,9 @@ def test_kill_9(straight: Path, corpora: Path, tmp_path: Path) -> None:
         options = ["--steps", "6", "--dropout", "0.3", "--pause", str(pause)]
         return [sys.executable, small.__file__, str(tmp_path), str(corpora), *options]
 
-    process = subprocess.Popen(command(0.2), env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())})
+    process = subprocess.Popen(
+        command(0.2), env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    )
     deadline = time.monotonic() + 60
     while not (tmp_path / "checkpoints" / "latest").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -127,13 +129,16 @@ def test_another_run_is_refused(corpora: Path, tmp_path: Path) -> None:
         run(tmp_path, corpora, budget=SIX, seed=7)
     with pytest.raises(ValueError, match="holds a run made with budget"):
         run(tmp_path, corpora, budget=BUDGET)
-    with pytest.raises(ValueError, match="holds a run made with stage 'everything', now it is 'language'"):
+    with pytest.raises(
+        ValueError, match="holds a run made with stage 'everything', now it is 'language'"
+    ):
         run(tmp_path, corpora, LANGUAGE, SIX)
     other = small.make_model(small.make_processor())
     with torch.no_grad():
         other.decoder.norm.weight.mul_(2)
     with pytest.raises(
-        ValueError, match=r"started from other weights: 1 of \d+ frozen tensors differ, such as decoder.norm.weight"
+        ValueError,
+        match=r"started from other weights: 1 of \d+ frozen tensors differ, such as decoder.norm.weight",
     ):
         run(tmp_path, corpora, budget=SIX, model=other)
     checkpoints = list((tmp_path / "checkpoints").glob("step_*"))

@@ -36,7 +36,8 @@ class Held:
 
     def __init__(self, counts, kv_heads, d):
         self.held = [
-            (noise(n, kv_heads, d, seed=10 + i), noise(n, kv_heads, d, seed=20 + i)) for i, n in enumerate(counts)
+            (noise(n, kv_heads, d, seed=10 + i), noise(n, kv_heads, d, seed=20 + i))
+            for i, n in enumerate(counts)
         ]
         self.asked = []
 
@@ -49,7 +50,11 @@ class Held:
 @pytest.mark.parametrize("heads, kv_heads", [(6, 2), (4, 4), (3, 1)])
 def test_sequences_see_themselves_only(heads, kv_heads):
     bounds = (0, 5, 6, 20, 21)
-    q, k, v = noise(21, heads, 8, seed=0), noise(21, kv_heads, 8, seed=1), noise(21, kv_heads, 8, seed=2)
+    q, k, v = (
+        noise(21, heads, 8, seed=0),
+        noise(21, kv_heads, 8, seed=1),
+        noise(21, kv_heads, 8, seed=2),
+    )
     found = packed_attention(q, k, v, bounds)
     expected = np.concatenate([formula(q[a:b], k[a:b], v[a:b]) for a, b in pairwise(bounds)])
     np.testing.assert_allclose(found.numpy(), expected, atol=ROUNDING, rtol=0)
@@ -60,7 +65,10 @@ def test_with_a_cache_the_triangle_sits_at_the_bottom_right():
     q, k, v = noise(8, 6, 8, seed=0), noise(8, 2, 8, seed=1), noise(8, 2, 8, seed=2)
     found = packed_attention(q, k, v, bounds, cache=cache, layer=3)
     assert cache.asked == [(3, 0), (3, 1), (3, 2)]
-    expected = [formula(q[a:b], *cache.update(3, s, k[a:b], v[a:b])) for s, (a, b) in enumerate(pairwise(bounds))]
+    expected = [
+        formula(q[a:b], *cache.update(3, s, k[a:b], v[a:b]))
+        for s, (a, b) in enumerate(pairwise(bounds))
+    ]
     np.testing.assert_allclose(found.numpy(), np.concatenate(expected), atol=ROUNDING, rtol=0)
 
 
@@ -72,7 +80,9 @@ def test_the_single_kernel_gets_the_same_question():
         assert starts_q.dtype == starts_k.dtype == torch.int32
         assert (longest_q, longest_k, window_size, enable_gqa) == (4, 8, (-1, 0), True)
         spans = zip(pairwise(starts_q.tolist()), pairwise(starts_k.tolist()), strict=True)
-        return torch.cat([torch.from_numpy(formula(q[a:b], k[c:d], v[c:d])) for (a, b), (c, d) in spans])
+        return torch.cat(
+            [torch.from_numpy(formula(q[a:b], k[c:d], v[c:d])) for (a, b), (c, d) in spans]
+        )
 
     bounds, cache = (0, 4, 5, 8), Held((3, 7, 0), 2, 8)
     q, k, v = noise(8, 6, 8, seed=0), noise(8, 2, 8, seed=1), noise(8, 2, 8, seed=2)

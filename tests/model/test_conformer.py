@@ -32,7 +32,11 @@ def test_windows_cover_every_frame_once_with_little_padding(lengths):
     owner = np.repeat(np.arange(len(lengths)), lengths)
     for group in windows.groups:
         table = group.gather.view(group.windows, group.longest)
-        real = torch.ones_like(table, dtype=torch.bool) if group.visible is None else group.visible[:, 0, 0]
+        real = (
+            torch.ones_like(table, dtype=torch.bool)
+            if group.visible is None
+            else group.visible[:, 0, 0]
+        )
         counts = real.sum(1)
         assert counts.max() == group.longest <= max(counts.min() + 8, counts.min() * 5 // 4)
         for line, kept in zip(table, real, strict=True):
@@ -54,7 +58,8 @@ def test_windows_of_a_long_clip_do_not_hear_each_other(encoder):
 def test_a_loud_neighbour_is_not_heard(encoder):
     quiet, clips = torch.randn(33, 80), [Clip(33, "speech"), Clip(21, "speech"), Clip(33, "speech")]
     features = [
-        encoder(torch.cat([quiet, loud, quiet]), clips) for loud in (torch.zeros(21, 80), torch.full((21, 80), 1e4))
+        encoder(torch.cat([quiet, loud, quiet]), clips)
+        for loud in (torch.zeros(21, 80), torch.full((21, 80), 1e4))
     ]
     assert torch.equal(features[0][:5], features[1][:5])
     assert torch.equal(features[0][8:], features[1][8:])
@@ -71,7 +76,9 @@ def test_depthwise_is_causal_within_its_window():
 
 
 def test_relative_distances_learn(encoder):
-    encoder(torch.randn(100, 80), [Clip(60, "speech"), Clip(40, "speech")]).square().sum().backward()
+    encoder(
+        torch.randn(100, 80), [Clip(60, "speech"), Clip(40, "speech")]
+    ).square().sum().backward()
     used = encoder.relative_attention_bias.weight.grad.abs().sum(1).nonzero().flatten()
     assert (used.min(), used.max()) == (500 - 7, 500 + 7)  # eight features: distances -7 to 7
 

@@ -33,7 +33,12 @@ def test_shapes_and_names(linear):
 
 
 def test_every_token_gets_its_sequences_adapter(linear):
-    batch = pack([row([1] * n, adapter=a) for n, a in ((2, "speech"), (3, None), (1, "vision"), (4, "speech"))])
+    batch = pack(
+        [
+            row([1] * n, adapter=a)
+            for n, a in ((2, "speech"), (3, None), (1, "vision"), (4, "speech"))
+        ]
+    )
     x = torch.randn(10, 8)
     found = linear(x, routes(batch, ADAPTERS, CPU))
     for t, name in enumerate(["speech"] * 2 + [None] * 3 + ["vision"] + ["speech"] * 4):
@@ -55,7 +60,9 @@ def test_a_pack_of_one_adapter_needs_no_index():
 
 
 def test_an_unknown_adapter_is_named_with_the_known_ones():
-    with pytest.raises(ValueError, match=r"asks for the adapter video, but this model has: speech, vision"):
+    with pytest.raises(
+        ValueError, match=r"asks for the adapter video, but this model has: speech, vision"
+    ):
         routes(row([1], adapter="video"), ADAPTERS, CPU)
     with pytest.raises(ValueError, match=r"vision, but this model has: none"):
         routes(row([1], adapter="vision"), {}, CPU)

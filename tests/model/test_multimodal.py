@@ -36,14 +36,20 @@ def heard(branch: str = "speech", frames: int = 37) -> Batch:
     clip = Clip(frames, branch)
     mels = torch.randn(frames, 80, generator=torch.Generator().manual_seed(0))
     slots = torch.arange(1, 1 + clip.tokens)
-    return row([1, *[11] * clip.tokens, 5], adapter=branch, mels=mels, clips=(clip,), audio_slots=slots)
+    return row(
+        [1, *[11] * clip.tokens, 5], adapter=branch, mels=mels, clips=(clip,), audio_slots=slots
+    )
 
 
 def test_placeholders_and_features_must_agree(model):
     batch = seen()
-    with pytest.raises(ValueError, match=r"has 14 image placeholder tokens but its image data makes 15 tokens"):
+    with pytest.raises(
+        ValueError, match=r"has 14 image placeholder tokens but its image data makes 15 tokens"
+    ):
         model(replace(batch, image_slots=batch.image_slots[:-1]))
-    with pytest.raises(ValueError, match=r"has 0 audio placeholder tokens but its audio data makes 5 tokens"):
+    with pytest.raises(
+        ValueError, match=r"has 0 audio placeholder tokens but its audio data makes 5 tokens"
+    ):
         model(replace(heard(), audio_slots=None))
 
 
@@ -147,7 +153,9 @@ def test_training_under_autocast(model):
     logits.float().square().mean().backward()
     torch.testing.assert_close(hidden, exact, atol=0.15, rtol=0)
     assert all(
-        p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in model.parameters() if p.grad is not None
+        p.grad.dtype == torch.float32 and p.grad.isfinite().all()
+        for p in model.parameters()
+        if p.grad is not None
     )
 
 

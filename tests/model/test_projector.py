@@ -19,7 +19,9 @@ def transparent(projector: VisionProjector) -> VisionProjector:
     return projector
 
 
-def show(projector: VisionProjector, features: torch.Tensor, layouts: list[ImageLayout]) -> list[float]:
+def show(
+    projector: VisionProjector, features: torch.Tensor, layouts: list[ImageLayout]
+) -> list[float]:
     with torch.no_grad():
         return projector(features, layouts).flatten().tolist()
 
@@ -42,10 +44,15 @@ def test_pooling_averages_two_by_two():
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.tuples(*[st.integers(1, 3)] * 2, *[st.floats(0, 0.99)] * 2), min_size=1, max_size=4))
+@given(
+    st.lists(st.tuples(*[st.integers(1, 3)] * 2, *[st.floats(0, 0.99)] * 2), min_size=1, max_size=4)
+)
 def test_as_many_tokens_as_the_formula(pictures):
     cells = 3
-    layouts = [ImageLayout(r, c, 1 + int(high * r * cells), 1 + int(wide * c * cells)) for r, c, high, wide in pictures]
+    layouts = [
+        ImageLayout(r, c, 1 + int(high * r * cells), 1 + int(wide * c * cells))
+        for r, c, high, wide in pictures
+    ]
     patches = torch.zeros(sum(layout.crops for layout in layouts), 4 * cells**2, 5)
     projector = VisionProjector(5, 7, cells)
     assert projector(patches, layouts).shape == (sum(layout.tokens(cells) for layout in layouts), 7)
@@ -62,7 +69,9 @@ def test_clips_take_the_projector_they_name():
     clips = [Clip(8, "speech"), Clip(20, "vision"), Clip(9, "speech"), Clip(1, "vision")]
     features = torch.randn(sum(clip.tokens for clip in clips), 4)
     parts = features.split([clip.tokens for clip in clips])
-    expected = torch.cat([getattr(projector, c.branch)(part) for c, part in zip(clips, parts, strict=True)])
+    expected = torch.cat(
+        [getattr(projector, c.branch)(part) for c, part in zip(clips, parts, strict=True)]
+    )
     torch.testing.assert_close(projector(features, clips), expected)
     assert torch.equal(projector(parts[0], clips[:1]), projector.speech(parts[0]))
 

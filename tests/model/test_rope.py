@@ -15,7 +15,11 @@ def test_each_sequence_of_a_pack_has_its_table(tiny_config):
     cos, sin = LongRope(config)(pack([row([1] * n) for n in (64, 65, 3)]), torch.float32)
     exponents = np.arange(0, config.rotary_dim, 2) / config.rotary_dim
     start = 0
-    for length, factors in ((64, config.short_factor), (65, config.long_factor), (3, config.short_factor)):
+    for length, factors in (
+        (64, config.short_factor),
+        (65, config.long_factor),
+        (3, config.short_factor),
+    ):
         angles = np.arange(length)[:, None] / (np.array(factors) * config.rope_theta**exponents)
         for found, curve in ((cos, np.cos), (sin, np.sin)):
             expected = curve(angles) * np.sqrt(1 + np.log(512 / 64) / np.log(64))
@@ -46,5 +50,7 @@ def test_channels_beyond_the_rotated_pass_through():
 
 
 def test_factors_that_do_not_fit_the_head(tiny_config):
-    with pytest.raises(ValueError, match=r"long_factor has 5 values, but 12 rotated channels need 6"):
+    with pytest.raises(
+        ValueError, match=r"long_factor has 5 values, but 12 rotated channels need 6"
+    ):
         LongRope(replace(tiny_config.decoder, long_factor=(1.0,) * 5))

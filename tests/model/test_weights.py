@@ -50,7 +50,10 @@ def test_missing_unexpected_and_misshaped_tensors_are_all_named(folder: Path) ->
 
 
 def test_long_lists_are_cut_with_a_count(folder: Path) -> None:
-    edit_tensors(folder / "model.safetensors", lambda t: [t.pop(n) for n in list(t) if "encoder.encoders.1." in n])
+    edit_tensors(
+        folder / "model.safetensors",
+        lambda t: [t.pop(n) for n in list(t) if "encoder.encoders.1." in n],
+    )
     with pytest.raises(ValueError, match=r"missing: .* \.\.\. and \d+ more") as error:
         weights.load(folder)
     assert len(str(error.value)) < 4000
@@ -114,7 +117,10 @@ def test_other_models_are_refused(folder: Path) -> None:
         ({"tie_word_embeddings": False}, "tie_word_embeddings"),
         ({"rope_scaling": {"type": "yarn"}}, "rope type 'yarn'"),
         ({"sliding_window": 100}, "sliding window of 100"),
-        ({"rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}}, "need 6 factors"),
+        (
+            {"rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}},
+            "need 6 factors",
+        ),
     ):
         said = (folder / "config.json").read_text()
         edit_json(folder / "config.json", lambda c, change=change: c.update(change))
@@ -147,13 +153,21 @@ def test_unusual_adapters_are_refused(tiny_config: ModelConfig, tmp_path: Path) 
     assert weights.load(tmp_path / "model").config.adapters.keys() == {"speech"}
 
 
-def test_sizes_come_from_shapes_where_the_config_is_silent(folder: Path, tiny_config: ModelConfig) -> None:
+def test_sizes_come_from_shapes_where_the_config_is_silent(
+    folder: Path, tiny_config: ModelConfig
+) -> None:
     """The published original config.json knows neither the tower nor our own keys."""
 
     def silence(said: dict) -> None:
         said["polyphi"] = {"vision": {"num_attention_heads": 4}, "audio": {"audio_token_id": 11}}
         said["polyphi"]["vision"]["image_token_id"] = 10
-        for key in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_key_value_heads"):
+        for key in (
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "num_key_value_heads",
+        ):
             del said[key]
 
     edit_json(folder / "config.json", silence)
@@ -172,7 +186,9 @@ def test_loaded_parameters_are_the_mapped_file_but_private(folder: Path) -> None
     before = (folder / "model.safetensors").read_bytes()
     model = weights.load(folder)
     mapped = [
-        line.split()[0].split("-") for line in Path("/proc/self/maps").read_text().splitlines() if str(folder) in line
+        line.split()[0].split("-")
+        for line in Path("/proc/self/maps").read_text().splitlines()
+        if str(folder) in line
     ]
     spans = [(int(start, 16), int(end, 16)) for start, end in mapped]
     assert all(any(start <= p.data_ptr() < end for start, end in spans) for p in model.parameters())
@@ -192,7 +208,9 @@ def test_saving_over_the_checkpoint_one_was_loaded_from(folder: Path) -> None:
     assert [p.name for p in folder.parent.iterdir()] == [folder.name]
 
 
-def test_a_failed_save_leaves_the_old_checkpoint(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_save_leaves_the_old_checkpoint(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = weights.load(folder)
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
 

@@ -19,7 +19,13 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
 def make(
-    config: ModelConfig, folder: Path, layout: str, *, shard_bytes: int, seed: int = 0, files: tuple[Path, ...] = ()
+    config: ModelConfig,
+    folder: Path,
+    layout: str,
+    *,
+    shard_bytes: int,
+    seed: int = 0,
+    files: tuple[Path, ...] = (),
 ) -> None:
     shapes = {entry.ours: entry.shape for entry in weights.names(config, "native").values()}
 
@@ -42,8 +48,17 @@ if __name__ == "__main__":
     parser.add_argument("--layout", choices=weights.LAYOUTS, default="original")
     parser.add_argument("--shard-bytes", type=int, default=weights.SHARD_BYTES)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--tokenizer", type=Path, help="folder whose tokenizer files are copied beside the weights")
+    parser.add_argument(
+        "--tokenizer", type=Path, help="folder whose tokenizer files are copied beside the weights"
+    )
     given = parser.parse_args()
     files = [given.tokenizer / name for name in TOKENIZER_FILES] if given.tokenizer else []
     there = tuple(f for f in files if f.is_file())
-    make(ModelConfig(), given.out, given.layout, shard_bytes=given.shard_bytes, seed=given.seed, files=there)
+    make(
+        ModelConfig(),
+        given.out,
+        given.layout,
+        shard_bytes=given.shard_bytes,
+        seed=given.seed,
+        files=there,
+    )

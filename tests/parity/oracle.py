@@ -32,16 +32,34 @@ RENAMES = [
     (r"\.base_layer\.weight$", ".weight"),
     (r"\.lora_A\.(\w+)\.weight$", r".lora.\1.a"),
     (r"\.lora_B\.(\w+)\.weight$", r".lora.\1.b"),
-    (r"^model\.embed_tokens_extend\.image_embed\.img_processor\.(embeddings\.|encoder\.)?", "vision.encoder."),
-    (r"^model\.embed_tokens_extend\.image_embed\.global_img_feature_extensor$", "vision.projector.global_separator"),
-    (r"^model\.embed_tokens_extend\.image_embed\.sub_img_feature_extensor$", "vision.projector.row_separator"),
+    (
+        r"^model\.embed_tokens_extend\.image_embed\.img_processor\.(embeddings\.|encoder\.)?",
+        "vision.encoder.",
+    ),
+    (
+        r"^model\.embed_tokens_extend\.image_embed\.global_img_feature_extensor$",
+        "vision.projector.global_separator",
+    ),
+    (
+        r"^model\.embed_tokens_extend\.image_embed\.sub_img_feature_extensor$",
+        "vision.projector.row_separator",
+    ),
     (r"^model\.embed_tokens_extend\.image_embed\.img_projection_", "vision.projector."),
-    (r"^model\.embed_tokens_extend\.audio_embed\.(up|down)_proj_for_speech", r"audio.projector.speech.\1"),
-    (r"^model\.embed_tokens_extend\.audio_embed\.(up|down)_proj_for_vision_speech", r"audio.projector.vision.\1"),
+    (
+        r"^model\.embed_tokens_extend\.audio_embed\.(up|down)_proj_for_speech",
+        r"audio.projector.speech.\1",
+    ),
+    (
+        r"^model\.embed_tokens_extend\.audio_embed\.(up|down)_proj_for_vision_speech",
+        r"audio.projector.vision.\1",
+    ),
     (r"^model\.embed_tokens_extend\.audio_embed\.encoder\.", "audio.encoder."),
     (r"^audio\.encoder\.encoder_embedding\.", "audio.encoder."),
     (r"^audio\.encoder\.embed\.", "audio.encoder.subsampling."),
-    (r"^audio\.encoder\.relative_attention_bias_layer\.bias_values\.", "audio.encoder.relative_attention_bias."),
+    (
+        r"^audio\.encoder\.relative_attention_bias_layer\.bias_values\.",
+        "audio.encoder.relative_attention_bias.",
+    ),
     (r"^audio\.encoder\.encoders\.", "audio.encoder.blocks."),
     (r"^(audio\.encoder\..*feed_forward_(in|out))\.gate_up_proj\.", r"\1.value_gate_proj."),
     (r"^model\.", "decoder."),
@@ -136,10 +154,15 @@ def multimodal(config: ModelConfig) -> Phi4MultimodalForCausalLM:
     model = Phi4MultimodalForCausalLM._from_config(whole, attn_implementation="eager")
     for name, adapter in config.adapters.items():
         lora = LoraConfig(
-            r=adapter.rank, lora_alpha=adapter.alpha, lora_dropout=adapter.dropout, target_modules=LINEARS
+            r=adapter.rank,
+            lora_alpha=adapter.alpha,
+            lora_dropout=adapter.dropout,
+            target_modules=LINEARS,
         )
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # two adapters are the point
+            warnings.filterwarnings(
+                "ignore", message="Already found a `peft_config`"
+            )  # two adapters are the point
             inject_adapter_in_model(lora, model, name)
     return fill(model)
 
@@ -161,7 +184,9 @@ def ours(reference: nn.Module, config: ModelConfig) -> PhiModel:
     target = model.state_dict()
     given = {our_name(n): t for n, t in reference.state_dict().items() if n != "lm_head.weight"}
     assert given.keys() == target.keys(), sorted(given.keys() ^ target.keys())
-    model.load_state_dict({name: tensor.reshape(target[name].shape) for name, tensor in given.items()})
+    model.load_state_dict(
+        {name: tensor.reshape(target[name].shape) for name, tensor in given.items()}
+    )
     return model.eval()
 
 
@@ -172,7 +197,9 @@ def picture(
     v = config.vision
     (rows, cols), g = crops, v.grid
     count = rows * cols
-    pixels = torch.randn(1 + count, 3, v.crop_size, v.crop_size, generator=torch.Generator().manual_seed(seed))
+    pixels = torch.randn(
+        1 + count, 3, v.crop_size, v.crop_size, generator=torch.Generator().manual_seed(seed)
+    )
     full = torch.zeros(g * rows, g * cols, dtype=torch.bool)
     full[: valid[0], : valid[1]] = True
     masks = full.view(rows, g, cols, g).transpose(1, 2).reshape(count, g, g)
@@ -227,11 +254,16 @@ def reference_logits(model: nn.Module, config: ModelConfig, batch: Batch) -> Ten
         pixels = torch.zeros(len(batch.images), most, *batch.crops.shape[1:])
         masks = torch.ones(len(batch.images), most, *batch.crop_masks.shape[1:])
         counts = [layout.crops for layout in batch.images]
-        for i, (p, m) in enumerate(zip(batch.crops.split(counts), batch.crop_masks.split(counts), strict=True)):
+        for i, (p, m) in enumerate(
+            zip(batch.crops.split(counts), batch.crop_masks.split(counts), strict=True)
+        ):
             pixels[i, : len(p)], masks[i, : len(p)] = p, m.float()
         sizes = torch.tensor([[size * x.crop_rows, size * x.crop_cols] for x in batch.images])
         inputs |= dict(image_pixel_values=pixels, image_sizes=sizes, image_attention_mask=masks)
     if batch.clips:
         assert len(batch.clips) == 1, "the reference's mask for several clips is wrong"
-        inputs |= dict(audio_input_features=batch.mels[None], audio_embed_sizes=torch.tensor([batch.clips[0].tokens]))
+        inputs |= dict(
+            audio_input_features=batch.mels[None],
+            audio_embed_sizes=torch.tensor([batch.clips[0].tokens]),
+        )
     return model(batch.ids[None], use_cache=False, **inputs).logits[0]

@@ -44,7 +44,9 @@ class Formulas:
     """A Conformer in numpy float64, one clip, straight from the description: convolutions as loops over their taps, one
     window at a time."""
 
-    def __init__(self, weights: dict[str, torch.Tensor], heads: int, blocks: int, window: int = 500) -> None:
+    def __init__(
+        self, weights: dict[str, torch.Tensor], heads: int, blocks: int, window: int = 500
+    ) -> None:
         self.w = {name: tensor.double().numpy() for name, tensor in weights.items()}
         self.heads, self.blocks, self.window = heads, blocks, window
 
@@ -55,7 +57,9 @@ class Formulas:
     def norm(self, x, name):
         centred = x - x.mean(-1, keepdims=True)
         return (
-            centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * self.w[f"{name}.weight"]
+            centred
+            / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
+            * self.w[f"{name}.weight"]
             + self.w[f"{name}.bias"]
         )
 
@@ -81,8 +85,12 @@ class Formulas:
     def subsample(self, mels):
         x = ((mels - self.w["global_mean"]) * self.w["global_invstd"])[None]
         x = np.maximum(self.strided(x, "subsampling.conv.0"), 0)
-        x = np.maximum(self.pointwise(self.strided(x, "subsampling.conv.2"), "subsampling.conv.3"), 0)
-        x = np.maximum(self.pointwise(self.strided(x, "subsampling.conv.5"), "subsampling.conv.6"), 0)
+        x = np.maximum(
+            self.pointwise(self.strided(x, "subsampling.conv.2"), "subsampling.conv.3"), 0
+        )
+        x = np.maximum(
+            self.pointwise(self.strided(x, "subsampling.conv.5"), "subsampling.conv.6"), 0
+        )
         return self.linear(x.transpose(1, 0, 2).reshape(x.shape[1], -1), "subsampling.out")
 
     def feed_forward(self, x, name):
@@ -91,22 +99,31 @@ class Formulas:
         return self.linear(value * self.swish(gate), f"{name}.down_proj")
 
     def attention(self, x, name):
-        q, k, v = (self.linear(x, f"{name}.{p}_proj").reshape(len(x), self.heads, -1) for p in "qkv")
+        q, k, v = (
+            self.linear(x, f"{name}.{p}_proj").reshape(len(x), self.heads, -1) for p in "qkv"
+        )
         t = np.arange(len(x))
         distance = np.clip(t[None, :] - t[:, None], -500, 499) + 500  # key minus query
         scores = np.einsum("qhd,khd->hqk", q / np.sqrt(q.shape[-1]), k)
         scores = scores + self.w["relative_attention_bias.weight"][distance].transpose(2, 0, 1)
         chances = np.exp(scores - scores.max(-1, keepdims=True))
         chances /= chances.sum(-1, keepdims=True)
-        return self.linear(np.einsum("hqk,khd->qhd", chances, v).reshape(len(x), -1), f"{name}.o_proj")
+        return self.linear(
+            np.einsum("hqk,khd->qhd", chances, v).reshape(len(x), -1), f"{name}.o_proj"
+        )
 
     def convolution(self, x, name):
         x = self.linear(self.norm(x, f"{name}.layer_norm"), f"{name}.glu.ext_pw_conv_1d")
         value, gate = np.split(x, 2, axis=-1)
-        x = (value + self.w[f"{name}.glu.b1"].ravel()) * self.swish(gate + self.w[f"{name}.glu.b2"].ravel())
+        x = (value + self.w[f"{name}.glu.b1"].ravel()) * self.swish(
+            gate + self.w[f"{name}.glu.b2"].ravel()
+        )
         taps = self.w[f"{name}.dw_sep_conv_1d.dw_conv.weight"][:, 0]
         padded = np.pad(x, ((2, 0), (0, 0)))
-        x = sum(taps[:, i] * padded[i : i + len(x)] for i in range(3)) + self.w[f"{name}.dw_sep_conv_1d.dw_conv.bias"]
+        x = (
+            sum(taps[:, i] * padded[i : i + len(x)] for i in range(3))
+            + self.w[f"{name}.dw_sep_conv_1d.dw_conv.bias"]
+        )
         x = self.swish(self.linear(x, f"{name}.dw_sep_conv_1d.pw_conv"))
         return self.linear(x, f"{name}.ext_pw_conv_1d")
 
@@ -134,7 +151,9 @@ def test_packed_clips_against_plain_formulas(models, tiny_config):
     a = tiny_config.audio
     formulas = Formulas(model.audio.encoder.state_dict(), a.num_attention_heads, a.num_blocks)
     # Long among short, one frame among thousands, equal lengths, and padding in the last window only.
-    heard = [oracle.mels(frames, seed=frames) for frames in (41, 1, 4001, 300, 300, 9, 4000, 320, 8123)]
+    heard = [
+        oracle.mels(frames, seed=frames) for frames in (41, 1, 4001, 300, 300, 9, 4000, 320, 8123)
+    ]
     clips = [Clip(len(m), "speech") for m in heard]
     found = model.audio.encoder(torch.cat(heard), clips).numpy()
     expected = np.concatenate([formulas.encode(m.numpy()) for m in heard])

@@ -55,14 +55,18 @@ def test_the_wrong_table_is_noticed(models):
     ids = tokens(64)
     batch = row(ids)
     object.__setattr__(batch, "totals", (65,))
-    assert (model.logits(model(batch)) - reference_logits(reference, ids)).abs().max() > 1000 * ROUNDING
+    assert (
+        model.logits(model(batch)) - reference_logits(reference, ids)
+    ).abs().max() > 1000 * ROUNDING
 
 
 @pytest.mark.parametrize("total", [4096, 4097, 131072])
 def test_published_rotary_tables(total):
     """All 48 published factors, at the last positions of each table."""
     config = DecoderConfig()
-    reference = Phi3RotaryEmbedding(Phi3Config(**oracle.language(ModelConfig(vision=None, audio=None, adapters={}))))
+    reference = Phi3RotaryEmbedding(
+        Phi3Config(**oracle.language(ModelConfig(vision=None, audio=None, adapters={})))
+    )
     positions = torch.tensor([0, 1, 2, 1000, total - 2, total - 1])
     cos, sin = reference(torch.zeros(1), positions[None])
     batch = row([0] * len(positions))

@@ -49,7 +49,9 @@ def test_round_trip(
 ) -> None:
     model = filled(tiny_config, dtype)
     weights.save(model, tmp_path / "model", layout, max_shard_bytes=max_shard_bytes)
-    assert (tmp_path / "model/model.safetensors.index.json").exists() == (max_shard_bytes == 100_000)
+    assert (tmp_path / "model/model.safetensors.index.json").exists() == (
+        max_shard_bytes == 100_000
+    )
     again = weights.load(tmp_path / "model")
     assert again.config == tiny_config
     assert same(model, again)
@@ -101,7 +103,9 @@ def some_ids(n: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_transformers_reads_our_mini(tiny_config: ModelConfig, tmp_path: Path, attention: str) -> None:
+def test_transformers_reads_our_mini(
+    tiny_config: ModelConfig, tmp_path: Path, attention: str
+) -> None:
     """Also around the LongRoPE switch at 64 tokens."""
     model = filled(tiny_config)
     weights.save(model, tmp_path / "mini", "mini")
@@ -135,7 +139,9 @@ def test_transformers_and_peft_read_our_native(tiny_config: ModelConfig, tmp_pat
     assert not any(info.values()), info
     assert theirs.config.vision_config.image_token_id == 10
     assert theirs.config.audio_config.bias_max_distance == 500
-    wrapped = peft.PeftModel.from_pretrained(theirs, tmp_path / "native/vision-lora", adapter_name="vision")
+    wrapped = peft.PeftModel.from_pretrained(
+        theirs, tmp_path / "native/vision-lora", adapter_name="vision"
+    )
     missing = wrapped.load_adapter(tmp_path / "native/speech-lora", adapter_name="speech")
     assert not missing.unexpected_keys
     for n in (30, 65):
@@ -147,21 +153,29 @@ def test_transformers_and_peft_read_our_native(tiny_config: ModelConfig, tmp_pat
                         expected = wrapped(input_ids=some_ids(n)[None], use_cache=False).logits[0]
                 else:
                     expected = wrapped(input_ids=some_ids(n)[None], use_cache=False).logits[0]
-            torch.testing.assert_close(ours(model, some_ids(n), adapter), expected, atol=TOLERANCE, rtol=0)
+            torch.testing.assert_close(
+                ours(model, some_ids(n), adapter), expected, atol=TOLERANCE, rtol=0
+            )
 
 
 def test_we_read_adapters_that_peft_wrote(tiny_config: ModelConfig, tmp_path: Path) -> None:
     model = filled(tiny_config)
     weights.save(model, tmp_path / "native", "native")
-    theirs = transformers.Phi4MultimodalForCausalLM.from_pretrained(tmp_path / "native", attn_implementation="eager")
-    wrapped = peft.PeftModel.from_pretrained(theirs, tmp_path / "native/vision-lora", adapter_name="vision")
+    theirs = transformers.Phi4MultimodalForCausalLM.from_pretrained(
+        tmp_path / "native", attn_implementation="eager"
+    )
+    wrapped = peft.PeftModel.from_pretrained(
+        theirs, tmp_path / "native/vision-lora", adapter_name="vision"
+    )
     wrapped.save_pretrained(tmp_path / "adapters")
     for file in (tmp_path / "adapters/vision").iterdir():
         file.replace(tmp_path / "native/vision-lora" / file.name)
     assert same(model, weights.load(tmp_path / "native"))
 
 
-def test_an_untied_copy_of_the_head_must_be_the_embedding(tiny_config: ModelConfig, tmp_path: Path) -> None:
+def test_an_untied_copy_of_the_head_must_be_the_embedding(
+    tiny_config: ModelConfig, tmp_path: Path
+) -> None:
     from safetensors.torch import load_file, save_file
 
     model = filled(ModelConfig(tiny_config.decoder, None, None, {}))
@@ -175,7 +189,9 @@ def test_an_untied_copy_of_the_head_must_be_the_embedding(tiny_config: ModelConf
         weights.load(tmp_path / "mini")
 
 
-def test_layout_is_recognised_without_a_model_type(tiny_config: ModelConfig, tmp_path: Path) -> None:
+def test_layout_is_recognised_without_a_model_type(
+    tiny_config: ModelConfig, tmp_path: Path
+) -> None:
     for layout in weights.LAYOUTS:
         weights.save(filled(tiny_config), tmp_path / layout, layout)
         path = tmp_path / layout / "config.json"
@@ -185,19 +201,25 @@ def test_layout_is_recognised_without_a_model_type(tiny_config: ModelConfig, tmp
         assert weights._open(tmp_path / layout)[0] == layout
 
 
-def test_two_models_in_one_pack_are_unaffected_by_the_layout(tiny_config: ModelConfig, tmp_path: Path) -> None:
+def test_two_models_in_one_pack_are_unaffected_by_the_layout(
+    tiny_config: ModelConfig, tmp_path: Path
+) -> None:
     """A loaded model computes exactly what the saved one did, adapters mixed within a pack."""
     model = filled(tiny_config)
     weights.save(model, tmp_path / "original", "original")
     again = weights.load(tmp_path / "original")
-    rows = [row(some_ids(n).tolist(), adapter=a) for n, a in ((5, None), (9, "vision"), (70, "speech"))]
+    rows = [
+        row(some_ids(n).tolist(), adapter=a) for n, a in ((5, None), (9, "vision"), (70, "speech"))
+    ]
     with torch.no_grad():
         assert torch.equal(model(pack(rows)), again(pack(rows)))
 
 
 def test_the_maker_of_full_size_checkpoints(tiny_config: ModelConfig, tmp_path: Path) -> None:
     """`make_full_checkpoint.py` at tiny size: it loads, gives finite numbers, and both layouts hold the same model."""
-    spec = importlib.util.spec_from_file_location("maker", Path(__file__).parent / "make_full_checkpoint.py")
+    spec = importlib.util.spec_from_file_location(
+        "maker", Path(__file__).parent / "make_full_checkpoint.py"
+    )
     assert spec and spec.loader
     maker = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(maker)

@@ -55,7 +55,11 @@ def speech_like(samples: int, rate: int) -> np.ndarray:
 
 def test_filters() -> None:
     np.testing.assert_allclose(mel_filters(), published_filters(), atol=1e-6)
-    assert mel_filters()[:, 79].argmax() < 246 and not mel_filters()[246:].any() and not mel_filters()[0].any()
+    assert (
+        mel_filters()[:, 79].argmax() < 246
+        and not mel_filters()[246:].any()
+        and not mel_filters()[0].any()
+    )
     assert mel_filters().any(axis=0).all()
 
 

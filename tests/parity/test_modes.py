@@ -25,26 +25,40 @@ def agree(models, config, batch) -> float:
 @pytest.mark.parametrize("adapter", [None, "vision", "speech"])
 @pytest.mark.parametrize("length", [40, 100])
 def test_text(models, tiny_config, adapter, length):
-    text = tuple(torch.randint(20, 1000, (length,), generator=torch.Generator().manual_seed(length)).tolist())
-    assert agree(models, tiny_config, oracle.request(tiny_config, adapter=adapter, text=text)) < ROUNDING
+    text = tuple(
+        torch.randint(20, 1000, (length,), generator=torch.Generator().manual_seed(length)).tolist()
+    )
+    assert (
+        agree(models, tiny_config, oracle.request(tiny_config, adapter=adapter, text=text))
+        < ROUNDING
+    )
 
 
 @pytest.mark.parametrize("adapter", ["vision", None])
 def test_one_picture(models, tiny_config, adapter):
     cut = oracle.picture(tiny_config, (2, 3), (7, 11), seed=1)
-    assert agree(models, tiny_config, oracle.request(tiny_config, pictures=(cut,), adapter=adapter)) < ROUNDING
+    assert (
+        agree(models, tiny_config, oracle.request(tiny_config, pictures=(cut,), adapter=adapter))
+        < ROUNDING
+    )
 
 
 def test_several_pictures(models, tiny_config):
     shapes = [((1, 1), (4, 4)), ((2, 1), (8, 3)), ((1, 2), (4, 7))]
     cuts = tuple(oracle.picture(tiny_config, *shape, seed=i) for i, shape in enumerate(shapes))
-    assert agree(models, tiny_config, oracle.request(tiny_config, pictures=cuts, adapter="vision")) < ROUNDING
+    assert (
+        agree(models, tiny_config, oracle.request(tiny_config, pictures=cuts, adapter="vision"))
+        < ROUNDING
+    )
 
 
 @pytest.mark.parametrize("frames", [3, 300, 4500])
 def test_one_clip(models, tiny_config, frames):
     mels = oracle.mels(frames, seed=4)
-    assert agree(models, tiny_config, oracle.request(tiny_config, clips=(mels,), adapter="speech")) < ROUNDING
+    assert (
+        agree(models, tiny_config, oracle.request(tiny_config, clips=(mels,), adapter="speech"))
+        < ROUNDING
+    )
 
 
 def test_picture_and_clip(models, tiny_config):

@@ -47,7 +47,9 @@ def test_published_tensors_load_strictly_without_memory() -> None:
     for name, shape in published().items():
         entry = entries[name]
         unit_axes = weights.public_name(entry.ours, "original")[1]
-        state[entry.ours] = torch.empty(shape, dtype=torch.bfloat16, device="meta").reshape(shape[unit_axes:])
+        state[entry.ours] = torch.empty(shape, dtype=torch.bfloat16, device="meta").reshape(
+            shape[unit_axes:]
+        )
     with torch.device("meta"):
         model = PhiModel(config)
     model.load_state_dict(state, strict=True, assign=True)
@@ -61,7 +63,11 @@ def hollow(folder: Path, tensors: dict[str, tuple[int, ...]], shards: int) -> No
         header, offset = {}, 0
         for name in names[i::shards]:
             end = offset + 2 * math.prod(tensors[name])
-            header[name] = {"dtype": "BF16", "shape": list(tensors[name]), "data_offsets": [offset, end]}
+            header[name] = {
+                "dtype": "BF16",
+                "shape": list(tensors[name]),
+                "data_offsets": [offset, end],
+            }
             offset = end
             weight_map[name] = f"model-{i}.safetensors"
         text = json.dumps(header).encode()

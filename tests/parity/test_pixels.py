@@ -11,7 +11,17 @@ from PIL import Image
 
 from polyphi.processing.image import cut
 
-SIZES = [(448, 448), (449, 448), (100, 100), (32, 400), (1000, 30), (900, 500), (1, 1), (333, 777), (1800, 2100)]
+SIZES = [
+    (448, 448),
+    (449, 448),
+    (100, 100),
+    (32, 400),
+    (1000, 30),
+    (900, 500),
+    (1, 1),
+    (333, 777),
+    (1800, 2100),
+]
 
 
 def photo(width: int, height: int) -> Image.Image:
@@ -21,16 +31,24 @@ def photo(width: int, height: int) -> Image.Image:
     return Image.fromarray((noise + slope).astype(np.uint8))
 
 
-def published(picture: Image.Image, cols: int, rows: int, crop: int) -> tuple[torch.Tensor, torch.Tensor]:
+def published(
+    picture: Image.Image, cols: int, rows: int, crop: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """(normalised padded picture, its global view) by torchvision, given the grid."""
     functional = pytest.importorskip("torchvision.transforms.functional")
     width, height = picture.size
     across, down = crop * cols / width, crop * rows / height
-    size = (crop * cols, int(height * across)) if across < down else (int(width * down), crop * rows)
+    size = (
+        (crop * cols, int(height * across)) if across < down else (int(width * down), crop * rows)
+    )
     scaled = functional.resize(picture, [size[1], size[0]])
-    padded = functional.pad(scaled, [0, 0, crop * cols - size[0], crop * rows - size[1]], fill=[255, 255, 255])
+    padded = functional.pad(
+        scaled, [0, 0, crop * cols - size[0], crop * rows - size[1]], fill=[255, 255, 255]
+    )
     whole = functional.normalize(functional.to_tensor(padded), [0.5] * 3, [0.5] * 3)
-    view = torch.nn.functional.interpolate(whole[None].float(), size=(crop, crop), mode="bicubic", align_corners=False)
+    view = torch.nn.functional.interpolate(
+        whole[None].float(), size=(crop, crop), mode="bicubic", align_corners=False
+    )
     return whole, view[0]
 
 
@@ -45,14 +63,18 @@ def test_pixels_are_those_of_the_published_recipe(width: int, height: int, crop:
     torch.testing.assert_close(crops[0], view, atol=1e-5, rtol=0)
     for n, found in enumerate(crops[1:]):
         top, left = crop * (n // layout.crop_cols), crop * (n % layout.crop_cols)
-        torch.testing.assert_close(found, whole[:, top : top + crop, left : left + crop], atol=1e-6, rtol=0)
+        torch.testing.assert_close(
+            found, whole[:, top : top + crop, left : left + crop], atol=1e-6, rtol=0
+        )
 
 
 @pytest.mark.parametrize(("width", "height"), [(448, 448), (100, 100), (900, 500), (224, 112)])
 def test_transformers_is_within_a_grey_level(width: int, height: int) -> None:
     transformers = pytest.importorskip("transformers")
     picture = photo(width, height)
-    theirs = transformers.models.phi4_multimodal.Phi4MultimodalImageProcessor()(picture, return_tensors="pt")
+    theirs = transformers.models.phi4_multimodal.Phi4MultimodalImageProcessor()(
+        picture, return_tensors="pt"
+    )
     crops, _, _ = cut(picture)
     difference = (theirs["image_pixel_values"][0] - crops).abs()
     assert difference[1:].max() <= 1 / 127.5 + 1e-6 and difference.mean() < 1e-3

@@ -45,16 +45,27 @@ SIZES = [
 def test_the_published_table(row: tuple[int, ...]) -> None:
     width, height, cols, rows, patch_rows, patch_cols, tokens = row
     p = plan(width, height)
-    assert (p.crop_cols, p.crop_rows, p.patch_rows, p.patch_cols) == (cols, rows, patch_rows, patch_cols)
+    assert (p.crop_cols, p.crop_rows, p.patch_rows, p.patch_cols) == (
+        cols,
+        rows,
+        patch_rows,
+        patch_cols,
+    )
     assert count_tokens(width, height) == tokens == p.layout.tokens(16)
     assert tokens == 273 + p.layout.rows * (p.layout.cols + 1)
 
 
-@pytest.mark.parametrize(("width", "height"), [(449, 448), (900, 500), (32, 400), (1000, 30), (300, 700), (1093, 337)])
+@pytest.mark.parametrize(
+    ("width", "height"), [(449, 448), (900, 500), (32, 400), (1000, 30), (300, 700), (1093, 337)]
+)
 def test_transformers_counts_and_masks_the_same(width: int, height: int) -> None:
     transformers = pytest.importorskip("transformers")
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8))
-    theirs = transformers.models.phi4_multimodal.Phi4MultimodalImageProcessor()(picture, return_tensors="pt")
+    picture = Image.fromarray(
+        np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    )
+    theirs = transformers.models.phi4_multimodal.Phi4MultimodalImageProcessor()(
+        picture, return_tensors="pt"
+    )
     _, masks, layout = cut(picture)
     assert layout.tokens(16) == theirs["num_img_tokens"][0]
     assert theirs["image_attention_mask"][0].bool().equal(masks)

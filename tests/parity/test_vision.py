@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 from parity import oracle
-from transformers.models.phi4_multimodal.modeling_phi4_multimodal import Phi4MultimodalVisionEmbeddings
+from transformers.models.phi4_multimodal.modeling_phi4_multimodal import (
+    Phi4MultimodalVisionEmbeddings,
+)
 
 from polyphi.model.siglip import position_ids
 
@@ -52,7 +54,11 @@ def test_positions_equal_the_reference_bucketing(grid):
         expected = reference(torch.zeros(len(masks), 3, 14 * grid, 14 * grid), masks)[..., 0].long()
     assert torch.equal(position_ids(masks), expected)
     plain = [
-        [(grid * i // n) * grid + grid * j // m if i < n and j < m else 0 for i in range(grid) for j in range(grid)]
+        [
+            (grid * i // n) * grid + grid * j // m if i < n and j < m else 0
+            for i in range(grid)
+            for j in range(grid)
+        ]
         for n, m in counts
     ]
     assert np.array_equal(position_ids(masks).numpy(), plain)
@@ -68,7 +74,9 @@ def test_patch_features_and_image_tokens(models, tiny_config, shape):
     found = model.vision.encoder(crops, masks)
     # Padded patches too: half-empty cells of the pooling average them in.
     torch.testing.assert_close(found, expected.hidden_states[-2], atol=ROUNDING, rtol=0)
-    torch.testing.assert_close(model.vision.encoder.pooled(crops, masks), expected.pooler_output, atol=ROUNDING, rtol=0)
+    torch.testing.assert_close(
+        model.vision.encoder.pooled(crops, masks), expected.pooler_output, atol=ROUNDING, rtol=0
+    )
 
     n = layout.tokens(tiny_config.vision.cells)
     size = tiny_config.vision.crop_size
@@ -79,13 +87,17 @@ def test_patch_features_and_image_tokens(models, tiny_config, shape):
         torch.tensor([[layout.crop_rows * size, layout.crop_cols * size]]),
         masks[None].float(),
     )[0]
-    torch.testing.assert_close(model.vision.projector(found, [layout]), tokens, atol=ROUNDING, rtol=0)
+    torch.testing.assert_close(
+        model.vision.projector(found, [layout]), tokens, atol=ROUNDING, rtol=0
+    )
 
 
 @torch.no_grad()
 def test_real_geometry(tiny_config):
     """A 900 x 500 picture: 2 x 3 crops of 448 pixels, 54 of 64 patch rows valid, 1,596 tokens."""
-    config = replace(tiny_config, vision=replace(tiny_config.vision, crop_size=448, num_hidden_layers=2))
+    config = replace(
+        tiny_config, vision=replace(tiny_config.vision, crop_size=448, num_hidden_layers=2)
+    )
     reference = oracle.multimodal(config)
     model = oracle.ours(reference, config)
     cut = oracle.picture(config, (2, 3), (53, 96), seed=3)

@@ -40,7 +40,9 @@ def png() -> Callable[..., bytes]:
     def make(width: int, height: int, seed: int = 0, format: str = "PNG") -> bytes:
         pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
         out = io.BytesIO()
-        Image.fromarray(pixels).save(out, format, **({"lossless": True} if format == "WEBP" else {}))
+        Image.fromarray(pixels).save(
+            out, format, **({"lossless": True} if format == "WEBP" else {})
+        )
         return out.getvalue()
 
     return make
@@ -51,7 +53,11 @@ def clip() -> Callable[..., bytes]:
     """Encoded bytes of a noisy clip."""
 
     def make(
-        samples: int, rate: int = 16000, channels: int = 1, format: str = "WAV", subtype: str | None = None
+        samples: int,
+        rate: int = 16000,
+        channels: int = 1,
+        format: str = "WAV",
+        subtype: str | None = None,
     ) -> bytes:
         wave = 0.1 * np.random.default_rng(0).standard_normal((samples, channels))
         out = io.BytesIO()

@@ -10,10 +10,14 @@ from polyphi.processing.audio import frames, log_mel, mel_filters, resample
 
 
 @pytest.mark.parametrize(
-    ("samples", "expected"), [(1, 1), (399, 1), (400, 1), (559, 1), (560, 2), (1000, 4), (16000, 98)]
+    ("samples", "expected"),
+    [(1, 1), (399, 1), (400, 1), (559, 1), (560, 2), (1000, 4), (16000, 98)],
 )
 def test_frames_of_a_clip(samples: int, expected: int) -> None:
-    assert log_mel(np.zeros(samples, np.float32), 16000).shape == (expected, 80) and frames(samples, 16000) == expected
+    assert (
+        log_mel(np.zeros(samples, np.float32), 16000).shape == (expected, 80)
+        and frames(samples, 16000) == expected
+    )
     # Half the samples at half the rate make as many frames.
     assert frames(samples // 2, 8000) == expected
 
@@ -47,7 +51,8 @@ def test_a_clip_gives_what_its_pieces_give() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rate", "target"), [(44100, 16000), (48000, 16000), (24000, 16000), (12000, 8000), (11025, 8000)]
+    ("rate", "target"),
+    [(44100, 16000), (48000, 16000), (24000, 16000), (12000, 8000), (11025, 8000)],
 )
 def test_a_tone_stays_where_it_is_at_other_rates(rate: int, target: int) -> None:
     def tone(rate: int) -> np.ndarray:

@@ -19,20 +19,37 @@ def test_the_docstring() -> None:
 def test_a_small_picture_is_blown_up_to_one_crop() -> None:
     crops, masks, layout = cut(Image.new("RGB", (1, 1), (255, 0, 0)), crop_size=112)
     assert layout.tokens(4) == 41 and masks.all()
-    assert crops.shape == (2, 3, 112, 112) and (crops[:, 0] == 1).all() and (crops[:, 1:] == -1).all()
+    assert (
+        crops.shape == (2, 3, 112, 112) and (crops[:, 0] == 1).all() and (crops[:, 1:] == -1).all()
+    )
 
 
 def test_pixels_and_masks_land_where_the_plan_says() -> None:
     """Crops of 56 x 56 pixels, 4 x 4 patches; a picture of 100 x 40 fills 112 x 44 pixels: 8 x 4 patches, some cut."""
     p = plan(100, 40, crop_size=56)
-    assert (p.crop_cols, p.crop_rows, p.width, p.height, p.patch_cols, p.patch_rows) == (2, 1, 112, 44, 8, 4)
+    assert (p.crop_cols, p.crop_rows, p.width, p.height, p.patch_cols, p.patch_rows) == (
+        2,
+        1,
+        112,
+        44,
+        8,
+        4,
+    )
     assert (p.layout.rows, p.layout.cols) == (2, 4)
     p = plan(100, 30, crop_size=56)
-    assert (p.height, p.patch_rows, p.layout.rows) == (33, 3, 2)  # 23 pixels of padding: one patch row is all padding
+    assert (p.height, p.patch_rows, p.layout.rows) == (
+        33,
+        3,
+        2,
+    )  # 23 pixels of padding: one patch row is all padding
     crops, masks, _ = cut(Image.new("RGB", (100, 30), (255, 0, 0)), crop_size=56)
     assert masks[0].all() and masks[1:, :3].all() and not masks[1:, 3:].any()
-    assert (crops[1:, 1, :33] == -1).all() and (crops[1:, :, 33:] == 1).all()  # no green above, white below
-    assert crops[0, 1, :30].max() < -0.9 and crops[0, 1, 36:].min() > 0.9  # the global view shows the padding too
+    assert (crops[1:, 1, :33] == -1).all() and (
+        crops[1:, :, 33:] == 1
+    ).all()  # no green above, white below
+    assert (
+        crops[0, 1, :30].max() < -0.9 and crops[0, 1, 36:].min() > 0.9
+    )  # the global view shows the padding too
 
 
 def test_crops_go_row_by_row() -> None:
@@ -44,7 +61,12 @@ def test_crops_go_row_by_row() -> None:
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.integers(1, 5000), st.integers(1, 5000), st.sampled_from([28, 56, 112, 448]), st.integers(1, 36))
+@given(
+    st.integers(1, 5000),
+    st.integers(1, 5000),
+    st.sampled_from([28, 56, 112, 448]),
+    st.integers(1, 36),
+)
 def test_every_plan_is_sound(width: int, height: int, crop_size: int, max_crops: int) -> None:
     try:
         p = plan(width, height, crop_size=crop_size, max_crops=max_crops)
@@ -59,21 +81,34 @@ def test_every_plan_is_sound(width: int, height: int, crop_size: int, max_crops:
     assert (p.crop_rows - 1) * side < p.patch_rows <= p.crop_rows * side
     assert (p.crop_cols - 1) * side < p.patch_cols <= p.crop_cols * side
     cells = side // 2
-    assert count_tokens(width, height, crop_size=crop_size, max_crops=max_crops) == p.layout.tokens(cells)
+    assert count_tokens(width, height, crop_size=crop_size, max_crops=max_crops) == p.layout.tokens(
+        cells
+    )
 
 
 @settings(max_examples=15, deadline=None)
 @given(st.integers(8, 300), st.integers(8, 300), st.sampled_from([28, 56, 112]), st.integers(1, 12))
-def test_the_pixels_follow_the_plan(width: int, height: int, crop_size: int, max_crops: int) -> None:
+def test_the_pixels_follow_the_plan(
+    width: int, height: int, crop_size: int, max_crops: int
+) -> None:
     try:
         p = plan(width, height, crop_size=crop_size, max_crops=max_crops)
     except ValueError:
         assume(False)
-    crops, masks, layout = cut(Image.new("RGB", (width, height)), crop_size=crop_size, max_crops=max_crops)
+    crops, masks, layout = cut(
+        Image.new("RGB", (width, height)), crop_size=crop_size, max_crops=max_crops
+    )
     side = crop_size // 14
     assert layout == p.layout and len(crops) == len(masks) == layout.crops
-    assert masks[0].all() and masks[1:].sum() == p.patch_rows * p.patch_cols and masks[1:, 0, 0].all()
-    whole = masks[1:].reshape(p.crop_rows, p.crop_cols, side, side).transpose(1, 2).reshape(p.crop_rows * side, -1)
+    assert (
+        masks[0].all() and masks[1:].sum() == p.patch_rows * p.patch_cols and masks[1:, 0, 0].all()
+    )
+    whole = (
+        masks[1:]
+        .reshape(p.crop_rows, p.crop_cols, side, side)
+        .transpose(1, 2)
+        .reshape(p.crop_rows * side, -1)
+    )
     assert whole[:, 0].sum() == p.patch_rows and whole[0].sum() == p.patch_cols
     assert crops.min() >= -1.5 and torch.isfinite(crops).all()
 
@@ -85,7 +120,10 @@ def test_a_grid_by_aspect_ratio() -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(ValueError, match=r"20000 x 10 pixels is too long and thin: .* 36 x 1 crops it has 16128 x 8"):
+    with pytest.raises(
+        ValueError,
+        match=r"20000 x 10 pixels is too long and thin: .* 36 x 1 crops it has 16128 x 8",
+    ):
         plan(20000, 10)
     with pytest.raises(ValueError, match=r"28 divides it, found 100"):
         plan(10, 10, crop_size=100)

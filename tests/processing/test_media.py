@@ -23,7 +23,9 @@ def encode(picture: Image.Image, format: str, **options: object) -> bytes:
 
 
 @pytest.mark.parametrize("format", ["PNG", "WEBP", "BMP"])
-def test_lossless_pictures_decode_to_their_pixels_whatever_the_name(format: str, png: Make, tmp_path: Path) -> None:
+def test_lossless_pictures_decode_to_their_pixels_whatever_the_name(
+    format: str, png: Make, tmp_path: Path
+) -> None:
     path = tmp_path / "cat.txt"
     path.write_bytes(png(20, 10, format=format))
     expected = np.random.default_rng(0).integers(0, 256, (10, 20, 3), np.uint8)
@@ -49,7 +51,9 @@ def test_alpha_is_dropped_not_blended() -> None:
     assert picture.getpixel((0, 0)) == (10, 20, 30)
 
 
-@pytest.mark.parametrize(("mode", "colour"), [("L", 7), ("1", 1), ("P", 3), ("CMYK", (9, 8, 7, 6)), ("LA", (7, 0))])
+@pytest.mark.parametrize(
+    ("mode", "colour"), [("L", 7), ("1", 1), ("P", 3), ("CMYK", (9, 8, 7, 6)), ("LA", (7, 0))]
+)
 def test_other_modes_become_rgb(mode: str, colour: object) -> None:
     data = encode(Image.new(mode, (4, 4), colour), "JPEG" if mode == "CMYK" else "PNG")
     assert decode_image(data).mode == "RGB"
@@ -57,7 +61,12 @@ def test_other_modes_become_rgb(mode: str, colour: object) -> None:
 
 def test_16_bit_grey_keeps_its_upper_bits() -> None:
     grey = np.array([[0, 256, 0x8000, 0xFFFF]], np.uint16)
-    assert np.asarray(decode_image(encode(Image.fromarray(grey), "PNG")))[0, :, 0].tolist() == [0, 1, 128, 255]
+    assert np.asarray(decode_image(encode(Image.fromarray(grey), "PNG")))[0, :, 0].tolist() == [
+        0,
+        1,
+        128,
+        255,
+    ]
 
 
 def test_exif_orientation_is_left_alone() -> None:
@@ -94,7 +103,9 @@ def test_missing_files_and_folders_are_named(decode: Callable, tmp_path: Path) -
         decode("x" * 200)
     with pytest.raises(ValueError, match="expected a readable file"):
         decode("x" * 5000)
-    with pytest.raises((ValueError, TypeError), match=r"found int|Type-check"):  # the latter where types are checked
+    with pytest.raises(
+        (ValueError, TypeError), match=r"found int|Type-check"
+    ):  # the latter where types are checked
         decode(7)
 
 
@@ -111,10 +122,17 @@ def huge_png(side: int) -> bytes:
     """A valid header of side x side pixels, and next to nothing behind it."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
 
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + header
+        + chunk(b"IDAT", zlib.compress(b"\0" * 1000))
+        + chunk(b"IEND", b"")
+    )
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
@@ -178,7 +196,9 @@ def test_samples_in_memory() -> None:
 
 
 def test_empty_and_truncated_clips_are_refused(clip: Make) -> None:
-    with pytest.raises(ValueError, match=r"expected a WAV, FLAC, OGG or MP3 clip, found nothing \(0 bytes\)"):
+    with pytest.raises(
+        ValueError, match=r"expected a WAV, FLAC, OGG or MP3 clip, found nothing \(0 bytes\)"
+    ):
         decode_audio(b"")
     with pytest.raises(ValueError, match="the WAV clip is empty"):
         decode_audio(clip(0))
@@ -186,7 +206,12 @@ def test_empty_and_truncated_clips_are_refused(clip: Make) -> None:
         decode_audio(clip(16000)[:16000])
     with pytest.raises(ValueError, match="truncated"):
         decode_audio(clip(16000)[:40])
-    for format, subtype in (("FLAC", "PCM_16"), ("OGG", "VORBIS"), ("OGG", "OPUS"), ("MP3", "MPEG_LAYER_III")):
+    for format, subtype in (
+        ("FLAC", "PCM_16"),
+        ("OGG", "VORBIS"),
+        ("OGG", "OPUS"),
+        ("MP3", "MPEG_LAYER_III"),
+    ):
         data = clip(16000, format=format, subtype=subtype)
         for length in (20, len(data) // 2):
             with pytest.raises(ValueError, match=r"truncated|empty") as error:

@@ -26,18 +26,32 @@ def sound(samples: int, rate: int = 16000) -> Audio:
 
 
 def test_a_picture_fills_its_placeholders(processor: Processor, png: Make) -> None:
-    row = processor.row([Message.user("Look", Image(png(100, 40)), "What?")], generation_prompt=True)
+    row = processor.row(
+        [Message.user("Look", Image(png(100, 40)), "What?")], generation_prompt=True
+    )
     (layout,) = row.images
     assert layout.tokens(2) == 7 + 2 * 5 == len(row.image_slots)
-    assert row.image_slots.tolist() == (row.ids == processor.tokenizer.image_id).nonzero().flatten().tolist()
+    assert (
+        row.image_slots.tolist()
+        == (row.ids == processor.tokenizer.image_id).nonzero().flatten().tolist()
+    )
     assert row.crops.shape == (3, 3, 56, 56) and row.crop_masks.shape == (3, 4, 4)
-    assert row.adapters == ("vision",) and row.bounds == (0, len(row.ids)) and row.totals == (len(row.ids),)
+    assert (
+        row.adapters == ("vision",)
+        and row.bounds == (0, len(row.ids))
+        and row.totals == (len(row.ids),)
+    )
     assert row.labels is None and row.mels is None and row.clips == () and row.audio_slots is None
 
 
 @pytest.mark.parametrize(
     ("parts", "adapter", "branch"),
-    [("", None, None), ("a", "speech", "speech"), ("ai", "vision", "vision"), ("i", "vision", None)],
+    [
+        ("", None, None),
+        ("a", "speech", "speech"),
+        ("ai", "vision", "vision"),
+        ("i", "vision", None),
+    ],
 )
 def test_content_chooses_adapter_and_branch(
     processor: Processor, png: Make, parts: str, adapter: str | None, branch: str | None
@@ -45,14 +59,20 @@ def test_content_chooses_adapter_and_branch(
     kinds = {"a": sound(1600), "i": Image(png(56, 56))}
     message = Message("user", (*(kinds[k] for k in parts), Text("Hi")))
     row = processor.row([message])
-    assert row.adapters == (adapter,) and [c.branch for c in row.clips] == ([branch] if branch else [])
+    assert row.adapters == (adapter,) and [c.branch for c in row.clips] == (
+        [branch] if branch else []
+    )
     forced = processor.row([message], adapter="vision")
     assert forced.adapters == ("vision",) and forced.clips == row.clips
     assert processor.row([message], adapter=None).adapters == (None,)
 
 
 def test_the_answer_is_supervised_and_nothing_else(processor: Processor, png: Make) -> None:
-    chat = [Message.user(Image(png(56, 56)), "What?"), Message.assistant("A dog."), Message.user("Sure?")]
+    chat = [
+        Message.user(Image(png(56, 56)), "What?"),
+        Message.assistant("A dog."),
+        Message.user("Sure?"),
+    ]
     chat.append(Message.assistant("Yes."))
     row = processor.row(chat, supervise="answers")
     wanted = row.labels[row.labels != IGNORE]
@@ -66,7 +86,9 @@ def test_the_answer_is_supervised_and_nothing_else(processor: Processor, png: Ma
 
 def test_a_document_is_all_supervised_but_its_media(processor: Processor, png: Make) -> None:
     for supervise in ("answers", "all"):
-        row = processor.row([Message("document", (Text("The dog."), Image(png(56, 56))))], supervise=supervise)
+        row = processor.row(
+            [Message("document", (Text("The dog."), Image(png(56, 56))))], supervise=supervise
+        )
         learnt = row.labels[row.labels != IGNORE].tolist()
         assert processor.tokenizer.decode(row.ids[:1].tolist() + learnt) == "The dog.<|endoftext|>"
 
@@ -74,7 +96,9 @@ def test_a_document_is_all_supervised_but_its_media(processor: Processor, png: M
 def test_tool_calls_are_control_tokens_in_training_only(processor: Processor) -> None:
     chat = [Message.user("Go"), Message.assistant("<|tool_call|>[]<|/tool_call|>")]
     mark = processor.tokenizer.control("<|tool_call|>")
-    assert mark in processor.row(chat, supervise="answers").ids and mark not in processor.row(chat).ids
+    assert (
+        mark in processor.row(chat, supervise="answers").ids and mark not in processor.row(chat).ids
+    )
     assert mark in processor.row(chat, trusted=True).ids
     assert mark not in processor.row(chat, supervise="answers", trusted=False).ids
 
@@ -89,7 +113,9 @@ def test_rows_that_do_not_fit(processor: Processor, png: Make) -> None:
     cut = processor.row(document, context=20, truncate=True, supervise="all")
     assert cut.ids.equal(processor.row(document).ids[:20]) and len(cut.supervised) == 19
     with pytest.raises(ValueError, match="the context holds 5"):  # would cut the picture
-        processor.row([Message("document", (Text("a"), Image(png(56, 56))))], context=5, truncate=True)
+        processor.row(
+            [Message("document", (Text("a"), Image(png(56, 56))))], context=5, truncate=True
+        )
 
 
 def test_max_crops_can_be_lowered_per_row(processor: Processor, png: Make) -> None:
@@ -100,8 +126,13 @@ def test_max_crops_can_be_lowered_per_row(processor: Processor, png: Make) -> No
 
 
 def test_openai_style_messages_are_read(processor: Processor) -> None:
-    chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": [{"type": "text", "text": "Ho"}]}]
-    assert processor.row(chat).ids.equal(processor.row([Message.user("Hi"), Message.assistant("Ho")]).ids)
+    chat = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": [{"type": "text", "text": "Ho"}]},
+    ]
+    assert processor.row(chat).ids.equal(
+        processor.row([Message.user("Hi"), Message.assistant("Ho")]).ids
+    )
 
 
 def test_bad_media_stop_the_row(processor: Processor, tmp_path) -> None:
@@ -122,14 +153,19 @@ def test_bad_media_stop_the_row(processor: Processor, tmp_path) -> None:
 def test_ids_with_single_and_with_expanded_placeholders(processor: Processor, png: Make) -> None:
     images, clip = [png(100, 40), png(56, 56, seed=1)], (np.ones(8000, np.float32), 16000)
     row = processor.row(
-        [Message.user(Image(images[0]), Image(images[1]), Audio(clip), "What?")], generation_prompt=True
+        [Message.user(Image(images[0]), Image(images[1]), Audio(clip), "What?")],
+        generation_prompt=True,
     )
     image, sound = processor.tokenizer.image_id, processor.tokenizer.audio_id
     single = [row.ids[0].item(), image, image, sound, *row.ids[row.audio_slots[-1] + 1 :].tolist()]
     for ids in (single, row.ids.tolist()):
         again = processor.ids_row(ids, images, [clip])
         assert again.ids.equal(row.ids) and again.images == row.images and again.clips == row.clips
-        assert again.crops.equal(row.crops) and again.mels.equal(row.mels) and again.adapters == row.adapters
+        assert (
+            again.crops.equal(row.crops)
+            and again.mels.equal(row.mels)
+            and again.adapters == row.adapters
+        )
         assert again.image_slots.equal(row.image_slots) and again.audio_slots.equal(row.audio_slots)
     assert processor.ids_row([1, 2, 3]).adapters == (None,)
     assert processor.ids_row(single, images, [clip], adapter="speech").adapters == ("speech",)
@@ -137,7 +173,10 @@ def test_ids_with_single_and_with_expanded_placeholders(processor: Processor, pn
 
 def test_ids_with_wrong_placeholders_are_refused(processor: Processor, png: Make) -> None:
     image = processor.tokenizer.image_id
-    with pytest.raises(ValueError, match=f"1 pictures or clips need 1 placeholders of id {image}, or 13 .*; found 2"):
+    with pytest.raises(
+        ValueError,
+        match=f"1 pictures or clips need 1 placeholders of id {image}, or 13 .*; found 2",
+    ):
         processor.ids_row([1, image, image], [png(56, 56)])
     with pytest.raises(ValueError, match="found 1"):
         processor.ids_row([1, image])
@@ -170,7 +209,11 @@ def test_slots_are_as_many_as_the_model_fills(processor: Processor, png: Make, t
     row = processor.row(messages, generation_prompt=True)
     assert processor.count(messages) == len(row)
     for slots, id, wanted in (
-        (row.image_slots, processor.tokenizer.image_id, sum(i.tokens(processor.cells) for i in row.images)),
+        (
+            row.image_slots,
+            processor.tokenizer.image_id,
+            sum(i.tokens(processor.cells) for i in row.images),
+        ),
         (row.audio_slots, processor.tokenizer.audio_id, sum(c.tokens for c in row.clips)),
     ):
         assert (0 if slots is None else len(slots)) == wanted == (row.ids == id).sum()

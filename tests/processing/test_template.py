@@ -16,25 +16,37 @@ def ids(messages: list[Message], tokenizer: Tokenizer, **options: bool) -> list[
 
 
 def learnt(messages: list[Message], tokenizer: Tokenizer, **options: bool) -> str:
-    return tokenizer.decode([i for piece in render(messages, tokenizer, **options) if piece.answer for i in piece.ids])
+    return tokenizer.decode(
+        [i for piece in render(messages, tokenizer, **options) if piece.answer for i in piece.ids]
+    )
 
 
 def text(messages: list[Message], tokenizer: Tokenizer, **options: bool) -> str:
     return tokenizer.decode(ids(messages, tokenizer, **options))
 
 
-CHAT = [Message.system("Be brief."), Message.user("Hi"), Message.assistant("Hello!"), Message.user("Bye")]
+CHAT = [
+    Message.system("Be brief."),
+    Message.user("Hi"),
+    Message.assistant("Hello!"),
+    Message.user("Bye"),
+]
 
 
 def test_the_shape_of_a_conversation(tokenizer: Tokenizer) -> None:
-    start = "<|system|>Be brief.<|end|><|user|>Hi<|end|><|assistant|>Hello!<|end|><|user|>Bye<|end|>"
+    start = (
+        "<|system|>Be brief.<|end|><|user|>Hi<|end|><|assistant|>Hello!<|end|><|user|>Bye<|end|>"
+    )
     assert text(CHAT, tokenizer) == start + "<|endoftext|>"
     assert text(CHAT, tokenizer, generation_prompt=True) == start + "<|assistant|>"
     assert learnt(CHAT, tokenizer) == "Hello!<|end|>"
 
 
 def test_tools_sit_on_the_system_message(tokenizer: Tokenizer) -> None:
-    chat = [Message.system("Use tools.", tools='[{"name": "f"}]'), Message("tool_response", (Text("4"),))]
+    chat = [
+        Message.system("Use tools.", tools='[{"name": "f"}]'),
+        Message("tool_response", (Text("4"),)),
+    ]
     assert text(chat, tokenizer) == (
         '<|system|>Use tools.<|tool|>[{"name": "f"}]<|/tool|><|end|><|tool_response|>4<|end|><|endoftext|>'
     )
@@ -61,7 +73,9 @@ def test_media_become_one_placeholder_where_they_stand(tokenizer: Tokenizer) -> 
 
 
 def test_neighbouring_texts_are_one_text(tokenizer: Tokenizer) -> None:
-    assert ids([Message.user("The qu", "ick fox")], tokenizer) == ids([Message.user("The quick fox")], tokenizer)
+    assert ids([Message.user("The qu", "ick fox")], tokenizer) == ids(
+        [Message.user("The quick fox")], tokenizer
+    )
 
 
 def test_whitespace_after_a_control_token_is_swallowed(tokenizer: Tokenizer) -> None:
@@ -71,7 +85,9 @@ def test_whitespace_after_a_control_token_is_swallowed(tokenizer: Tokenizer) -> 
     assert text([Message.user(" ", Image(b""), "\nHi")], tokenizer) == (
         "<|user|><|endoftext10|>\nHi<|end|><|endoftext|>"
     )
-    assert text([Message.user("\x1cHi")], tokenizer).startswith("<|user|>\x1cHi")  # whitespace to Python, not to them
+    assert text([Message.user("\x1cHi")], tokenizer).startswith(
+        "<|user|>\x1cHi"
+    )  # whitespace to Python, not to them
 
 
 def test_a_document_stands_alone_and_is_all_learnt(tokenizer: Tokenizer) -> None:
@@ -87,15 +103,22 @@ def test_refusals(tokenizer: Tokenizer) -> None:
     with pytest.raises(ValueError, match="found none"):
         render([], tokenizer)
     for role in ("endoftext", "end", "/tool", "endoftext10", "User", "tool_call"):
-        with pytest.raises(ValueError, match=f"unknown role '{role}'; expected one of system, user"):
+        with pytest.raises(
+            ValueError, match=f"unknown role '{role}'; expected one of system, user"
+        ):
             render([Message(role, (Text("x"),))], tokenizer)
     with pytest.raises(ValueError, match="tools belong on a system message"):
         render([Message("user", (Text("x"),), tools="[]")], tokenizer)
 
 
-PART = st.one_of(st.text(max_size=8), st.sampled_from([*CONTROLS, "\n", " ", "<|image_1|>", "<|tool_call|>["]))
+PART = st.one_of(
+    st.text(max_size=8), st.sampled_from([*CONTROLS, "\n", " ", "<|image_1|>", "<|tool_call|>["])
+)
 CONVERSATION = st.lists(
-    st.tuples(st.sampled_from(["system", "user", "assistant", "tool_response"]), st.lists(PART, max_size=4)),
+    st.tuples(
+        st.sampled_from(["system", "user", "assistant", "tool_response"]),
+        st.lists(PART, max_size=4),
+    ),
     min_size=1,
     max_size=4,
 )
@@ -103,12 +126,16 @@ CONVERSATION = st.lists(
 
 @settings(max_examples=100, deadline=None)
 @given(CONVERSATION, st.booleans())
-def test_text_never_adds_a_control_token(tokenizer: Tokenizer, turns: list, generation_prompt: bool) -> None:
+def test_text_never_adds_a_control_token(
+    tokenizer: Tokenizer, turns: list, generation_prompt: bool
+) -> None:
     messages = [Message(role, tuple(map(Text, parts))) for role, parts in turns]
     expected = [t for role, _ in turns for t in (f"<|{role}|>", "<|end|>")]
     expected.append("<|assistant|>" if generation_prompt else "<|endoftext|>")
     controls = set(tokenizer.controls.values())
-    found = [i for i in ids(messages, tokenizer, generation_prompt=generation_prompt) if i in controls]
+    found = [
+        i for i in ids(messages, tokenizer, generation_prompt=generation_prompt) if i in controls
+    ]
     assert found == [tokenizer.control(t) for t in expected]
 
 
@@ -138,6 +165,8 @@ def test_ids_are_those_of_the_chat_template_in_transformers(
     messages = [{"role": role, "content": content} for role, content in turns]
     if turns[0][0] == "system":
         messages[0]["tools"] = '[{"name": "f"}]'
-    theirs = peer.apply_chat_template(messages, add_generation_prompt=generation_prompt, tokenize=False)
+    theirs = peer.apply_chat_template(
+        messages, add_generation_prompt=generation_prompt, tokenize=False
+    )
     ours = ids([Message.parse(m) for m in messages], tokenizer, generation_prompt=generation_prompt)
     assert ours == peer(theirs, add_special_tokens=False)["input_ids"]

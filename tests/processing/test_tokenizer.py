@@ -18,7 +18,14 @@ from polyphi.processing.tokenizer import CONTROLS, O200K_SPLIT, Tokenizer
 def test_every_control_token_typed_by_a_person_is_plain_text(tokenizer: Tokenizer) -> None:
     controls = set(tokenizer.controls.values())
     assert set(tokenizer.controls) == set(CONTROLS) and len(controls) == 14
-    for token in [*CONTROLS, "".join(CONTROLS), "<|image_1|>", "<|image|>", "a<|tool_call|>b", "<|end|>\n<|system|>x"]:
+    for token in [
+        *CONTROLS,
+        "".join(CONTROLS),
+        "<|image_1|>",
+        "<|image|>",
+        "a<|tool_call|>b",
+        "<|end|>\n<|system|>x",
+    ]:
         ids = tokenizer.encode(token)
         assert not controls & set(ids), token
         assert tokenizer.decode(ids) == token
@@ -27,11 +34,16 @@ def test_every_control_token_typed_by_a_person_is_plain_text(tokenizer: Tokenize
 @settings(max_examples=100, deadline=None)
 @given(
     st.lists(
-        st.one_of(st.text(max_size=12), st.sampled_from([*CONTROLS, "<|", "|>", "<|image_1|>", "  \n", "0451"])),
+        st.one_of(
+            st.text(max_size=12),
+            st.sampled_from([*CONTROLS, "<|", "|>", "<|image_1|>", "  \n", "0451"]),
+        ),
         max_size=8,
     )
 )
-def test_text_goes_round_and_never_yields_control_ids(tokenizer: Tokenizer, parts: list[str]) -> None:
+def test_text_goes_round_and_never_yields_control_ids(
+    tokenizer: Tokenizer, parts: list[str]
+) -> None:
     text = "".join(parts)
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text == tokenizer.decode(ids, skip_special=True)
@@ -46,7 +58,9 @@ def test_control_tokens_by_name(tokenizer: Tokenizer) -> None:
     assert tokenizer.image_id == tokenizer.control("<|endoftext10|>")
     assert tokenizer.audio_id == tokenizer.control("<|endoftext11|>")
     assert tokenizer.eos_ids == (tokenizer.control("<|end|>"), tokenizer.control("<|endoftext|>"))
-    with pytest.raises(ValueError, match=r"no control token '<\|nobody\|>'; it has <\|endoftext\|>, "):
+    with pytest.raises(
+        ValueError, match=r"no control token '<\|nobody\|>'; it has <\|endoftext\|>, "
+    ):
         tokenizer.control("<|nobody|>")
     assert tokenizer.swallows("<|user|>") and not tokenizer.swallows("<|endoftext10|>")
 
@@ -57,7 +71,9 @@ def test_decoding_leaves_the_tool_marks(tokenizer: Tokenizer) -> None:
     assert tokenizer.decode(ids) == "<|tool_call|><|/tool_call|><|end|>"
 
 
-def test_a_trained_vocabulary_has_the_size_asked_for_and_is_deterministic(sentences: list[str]) -> None:
+def test_a_trained_vocabulary_has_the_size_asked_for_and_is_deterministic(
+    sentences: list[str],
+) -> None:
     first, second = (Tokenizer.train(sentences, 384) for _ in range(2))
     assert first.vocab_size == 384 and max(first.controls.values()) == 383
     assert all(first.encode(s) == second.encode(s) for s in sentences)
@@ -80,11 +96,17 @@ def test_saved_files_load_again(tokenizer: Tokenizer, sentences: list[str], tmp_
 def test_other_layouts_and_other_files(tokenizer: Tokenizer, tmp_path: Path) -> None:
     tokenizer.save(tmp_path)
     spec = json.loads((tmp_path / "tokenizer.json").read_text())
-    renamed = json.dumps(spec).replace("<|endoftext10|>", "<|image|>").replace("<|endoftext11|>", "<|audio|>")
+    renamed = (
+        json.dumps(spec)
+        .replace("<|endoftext10|>", "<|image|>")
+        .replace("<|endoftext11|>", "<|audio|>")
+    )
     assert Tokenizer(json.loads(renamed)).image_id == tokenizer.image_id
     for name in ("<|endoftext10|>", "<|endoftext11|>"):  # as Phi-4-mini's
         del spec["model"]["vocab"][name]
-    spec["added_tokens"] = [t for t in spec["added_tokens"] if not t["content"].startswith("<|endoftext1")]
+    spec["added_tokens"] = [
+        t for t in spec["added_tokens"] if not t["content"].startswith("<|endoftext1")
+    ]
     mini = Tokenizer(spec)
     assert mini.image_id is None and mini.audio_id is None
     spec["added_tokens"] = spec["added_tokens"][:1]
@@ -99,7 +121,9 @@ def test_other_layouts_and_other_files(tokenizer: Tokenizer, tmp_path: Path) -> 
         Tokenizer.from_ranks(tmp_path / "bad.json")
 
 
-def test_transformers_reads_what_we_save(tokenizer: Tokenizer, sentences: list[str], tmp_path: Path) -> None:
+def test_transformers_reads_what_we_save(
+    tokenizer: Tokenizer, sentences: list[str], tmp_path: Path
+) -> None:
     transformers = pytest.importorskip("transformers")
     tokenizer.save(tmp_path)
     peer = transformers.AutoTokenizer.from_pretrained(tmp_path)
@@ -113,7 +137,9 @@ def test_transformers_reads_what_we_save(tokenizer: Tokenizer, sentences: list[s
 
 def test_the_split_is_that_of_tiktoken(monkeypatch: pytest.MonkeyPatch) -> None:
     public = pytest.importorskip("tiktoken_ext.openai_public")
-    monkeypatch.setattr(public, "load_tiktoken_bpe", lambda *_, **__: {})  # the pattern, without the file of ranks
+    monkeypatch.setattr(
+        public, "load_tiktoken_bpe", lambda *_, **__: {}
+    )  # the pattern, without the file of ranks
     assert public.o200k_base()["pat_str"] == O200K_SPLIT
 
 
@@ -136,9 +162,13 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     got = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = list(folder.glob("litellm-*.whl"))
     if got.returncode or not wheels:
-        pytest.skip(f"no file of o200k_base ranks: pip download litellm said {got.stderr.strip()[-200:]!r}")
+        pytest.skip(
+            f"no file of o200k_base ranks: pip download litellm said {got.stderr.strip()[-200:]!r}"
+        )
     with zipfile.ZipFile(wheels[0]) as wheel:
-        names = [n for n in wheel.namelist() if n.endswith("fb374d419588a4632f3f557e76b4b70aebbca790")]
+        names = [
+            n for n in wheel.namelist() if n.endswith("fb374d419588a4632f3f557e76b4b70aebbca790")
+        ]
         if not names:
             pytest.skip("no file of o200k_base ranks: this version of litellm does not carry it")
         return Path(wheel.extract(names[0], folder))
@@ -149,12 +179,21 @@ def test_the_published_vocabulary(
     ranks: Path, sentences: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tiktoken = pytest.importorskip("tiktoken")
-    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(ranks.parent))  # where it finds the file under the name it looks for
+    monkeypatch.setenv(
+        "TIKTOKEN_CACHE_DIR", str(ranks.parent)
+    )  # where it finds the file under the name it looks for
     peer = tiktoken.get_encoding("o200k_base")
     ours = Tokenizer.from_ranks(ranks)
     assert ours.vocab_size == 200064
     assert ours.controls == {token: facts[0] for token, facts in CONTROLS.items()}
-    texts = [*sentences, "x = 12345 + 0.5\n\n\tif  y:\r\n  return", "I'LL we've", "🙂👩‍👩‍👧", " \n ", "a" * 300]
+    texts = [
+        *sentences,
+        "x = 12345 + 0.5\n\n\tif  y:\r\n  return",
+        "I'LL we've",
+        "🙂👩‍👩‍👧",
+        " \n ",
+        "a" * 300,
+    ]
     texts += [Path(__file__).read_text(), *CONTROLS]
     for text in texts:
         assert ours.encode(text) == peer.encode(text, disallowed_special=()), text[:40]
@@ -169,4 +208,8 @@ def test_the_published_vocabulary(
     assert all(Tokenizer.load(tmp_path).encode(t) == ours.encode(t) for t in texts[:3])
     transformers = pytest.importorskip("transformers")
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
-    assert theirs("<|user|>\n" + texts[0] + "<|end|>")["input_ids"] == [200021, *ours.encode(texts[0]), 200020]
+    assert theirs("<|user|>\n" + texts[0] + "<|end|>")["input_ids"] == [
+        200021,
+        *ours.encode(texts[0]),
+        200020,
+    ]

@@ -24,17 +24,52 @@ from polyphi.eval.task import Task
 from polyphi.reproduce import drawing, page
 
 TASKS = (
-    Task("made_up_arithmetic", "Sums and differences", "text", "instructions", scorers.number, note="numbers up to 20"),
+    Task(
+        "made_up_arithmetic",
+        "Sums and differences",
+        "text",
+        "instructions",
+        scorers.number,
+        note="numbers up to 20",
+    ),
     Task("made_up_tool_call", "Tool calls", "text", "tools", scorers.json_call),
     Task("made_up_digit", "Scanned digits", "vision", "image_qa", scorers.exact),
     Task("made_up_count", "Counting shapes", "vision", "image_qa", scorers.exact),
     Task("made_up_stamp", "Naming stamps", "vision", "image_qa", scorers.exact),
-    Task("made_up_spoken_digits", "Spoken digit strings", "speech", "asr", scorers.digits_wer, metric="wer"),
-    Task("made_up_translate_speech", "Speech translation", "speech", "ast", scorers.bleu, metric="bleu"),
-    Task("made_up_spoken_question", "Spoken questions about a picture", "joint", "vision_speech", scorers.exact),
-    Task("made_up_harmful_speech", "Declining harmful spoken requests", "safety", "audio_safety", scorers.refusal),
+    Task(
+        "made_up_spoken_digits",
+        "Spoken digit strings",
+        "speech",
+        "asr",
+        scorers.digits_wer,
+        metric="wer",
+    ),
+    Task(
+        "made_up_translate_speech",
+        "Speech translation",
+        "speech",
+        "ast",
+        scorers.bleu,
+        metric="bleu",
+    ),
+    Task(
+        "made_up_spoken_question",
+        "Spoken questions about a picture",
+        "joint",
+        "vision_speech",
+        scorers.exact,
+    ),
+    Task(
+        "made_up_harmful_speech",
+        "Declining harmful spoken requests",
+        "safety",
+        "audio_safety",
+        scorers.refusal,
+    ),
 )
-SKILL = dict(zip([t.name for t in TASKS], (0.9, 0.1, 0.95, 0.7, 0.4, 0.93, 0.6, 0.75, 0.97), strict=True))
+SKILL = dict(
+    zip([t.name for t in TASKS], (0.9, 0.1, 0.95, 0.7, 0.4, 0.93, 0.6, 0.75, 0.97), strict=True)
+)
 
 
 def png(value: int) -> bytes:
@@ -87,9 +122,13 @@ def answers(task: Task, samples: list[Sample]) -> Any:
     class Model:
         def generate(self, messages: Any, *, sampling: Any, adapter: str | None) -> Any:
             draw = random.Random(str(messages)[-2000:])
-            own = right.get(run._key(run.Question(samples[0], "with", tuple(messages), "auto"), sampling, ""))
+            own = right.get(
+                run._key(run.Question(samples[0], "with", tuple(messages), "auto"), sampling, "")
+            )
             other = draw.choice(samples)
-            return run_completion((own if own is not None and draw.random() < SKILL[task.name] else other).answer)
+            return run_completion(
+                (own if own is not None and draw.random() < SKILL[task.name] else other).answer
+            )
 
     return Model()
 
@@ -115,15 +154,26 @@ def make_run(out: Path, n: int = 40, steps: int = 300) -> Path:
         folder.mkdir(parents=True)
         stage, draw = stages.load(name), random.Random(name)
         frozen = (
-            [] if name.startswith(("text", "reasoning")) else ["decoder.embed_tokens.weight", "decoder.norm.weight"]
+            []
+            if name.startswith(("text", "reasoning"))
+            else ["decoder.embed_tokens.weight", "decoder.norm.weight"]
         )
         if name.startswith(("vision_3", "vision_4", "joint")):
-            frozen.append("audio.encoder.subsampling.out.weight" if name.startswith("joint") else "vision.encoder.x")
+            frozen.append(
+                "audio.encoder.subsampling.out.weight"
+                if name.startswith("joint")
+                else "vision.encoder.x"
+            )
         if name.startswith("speech"):
             frozen.append("audio.encoder.subsampling.out.weight")
         hashes = {f: f"{abs(hash(f)):064x}"[:64] for f in frozen}
         learned = [
-            {"module": glob, "parameters": 10 ** (4 + i + k % 3), "rate": rate, "from": [stage.start.get("*", "fresh")]}
+            {
+                "module": glob,
+                "parameters": 10 ** (4 + i + k % 3),
+                "rate": rate,
+                "from": [stage.start.get("*", "fresh")],
+            }
             for i, (glob, rate) in enumerate(stage.learn.items())
         ]
         manifest = {
@@ -134,7 +184,9 @@ def make_run(out: Path, n: int = 40, steps: int = 300) -> Path:
         }  # fmt: skip
         (folder / "manifest.json").write_text(json.dumps(manifest))
         lines = [
-            json.dumps({"step": s, "loss": 1 + 6 * math.exp(-s / 60) + 0.3 * draw.random(), "rate": 1e-3})
+            json.dumps(
+                {"step": s, "loss": 1 + 6 * math.exp(-s / 60) + 0.3 * draw.random(), "rate": 1e-3}
+            )
             for s in range(steps)
         ]
         (folder / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 12']))
@@ -144,7 +196,11 @@ def make_run(out: Path, n: int = 40, steps: int = 300) -> Path:
         if s.startswith(("vision", "speech", "joint"))
     ]
     (out / "freeze.json").write_text(json.dumps(checks))
-    seconds = {"corpus image_qa": 41.0, "tokenizer": 6.0, **{s: 40.0 + 9 * k for k, s in enumerate(stages.ORDER)}}
+    seconds = {
+        "corpus image_qa": 41.0,
+        "tokenizer": 6.0,
+        **{s: 40.0 + 9 * k for k, s in enumerate(stages.ORDER)},
+    }
     seconds |= {"evaluation": 200.0, "total": 1735.0}
     (out / "timings.json").write_text(json.dumps({"seconds": seconds, "peak_bytes": 3_400_000_000}))
     (out / "run.json").write_text(json.dumps({"size": "nano", "seed": 0}))
@@ -161,7 +217,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_page_needs_nothing_else(made: Path) -> None:
     text = (made / "report.html").read_text()
     assert len(text) < 5_000_000
-    assert not re.search(r"(src|href)=\"(?!data:|#)", text) and "url(http" not in text and "<script" not in text
+    assert (
+        not re.search(r"(src|href)=\"(?!data:|#)", text)
+        and "url(http" not in text
+        and "<script" not in text
+    )
     for heading in (
         "Held-out results",
         "What it saw",
@@ -210,10 +270,20 @@ def test_every_number_is_in_the_json(made: Path) -> None:
 
 def test_only_what_may_be_shared_is_embedded(made: Path) -> None:
     report = json.loads((made / "report.json").read_text())
-    assert report["gallery"] and {e["modality"] for e in report["gallery"]} == {"vision", "speech", "joint", "safety"}
-    assert not [e for e in report["gallery"] if "GPL" in e["licence"] or e["task"] == "made_up_stamp"]
+    assert report["gallery"] and {e["modality"] for e in report["gallery"]} == {
+        "vision",
+        "speech",
+        "joint",
+        "safety",
+    }
+    assert not [
+        e for e in report["gallery"] if "GPL" in e["licence"] or e["task"] == "made_up_stamp"
+    ]
     text = (made / "report.html").read_text()
-    assert base64.b64encode(png(3)).decode()[:40] in text or base64.b64encode(png(4)).decode()[:40] in text
+    assert (
+        base64.b64encode(png(3)).decode()[:40] in text
+        or base64.b64encode(png(4)).decode()[:40] in text
+    )
     assert "BSD-3-Clause" in text
 
 

@@ -22,7 +22,13 @@ from polyphi.chat import Audio, Image, Message
 from polyphi.data import shards
 from polyphi.data.shards import Sample, document
 from polyphi.logs import read_metrics
-from polyphi.model.config import AdapterConfig, AudioConfig, DecoderConfig, ModelConfig, VisionConfig
+from polyphi.model.config import (
+    AdapterConfig,
+    AudioConfig,
+    DecoderConfig,
+    ModelConfig,
+    VisionConfig,
+)
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.processor import Processor
 from polyphi.processing.tokenizer import Tokenizer
@@ -67,7 +73,9 @@ def _png(random: np.random.Generator) -> bytes:
 
 def _wav(random: np.random.Generator) -> bytes:
     out = io.BytesIO()
-    soundfile.write(out, 0.1 * random.standard_normal(random.integers(4000, 9000)), 16000, format="WAV")
+    soundfile.write(
+        out, 0.1 * random.standard_normal(random.integers(4000, 9000)), 16000, format="WAV"
+    )
     return out.getvalue()
 
 
@@ -96,7 +104,9 @@ def _pair(i: int, random: np.random.Generator, *media: Any) -> Sample:
 
 
 def make_processor() -> Processor:
-    return Processor(Tokenizer.train([" ".join(WORDS)] * 4, 512), crop_size=56, patch_size=14, max_crops=4)
+    return Processor(
+        Tokenizer.train([" ".join(WORDS)] * 4, 512), crop_size=56, patch_size=14, max_crops=4
+    )
 
 
 def make_model(processor: Processor, dropout: float = 0.0, text: bool = False) -> PhiModel:
@@ -126,7 +136,11 @@ def make_model(processor: Processor, dropout: float = 0.0, text: bool = False) -
         audio_token_id=tokens.audio_id,
     )
     adapters = {"vision": AdapterConfig(4, 8.0), "speech": AdapterConfig(5, 10.0, dropout)}
-    model = PhiModel(ModelConfig(decoder, None, None, {}) if text else ModelConfig(decoder, vision, audio, adapters))
+    model = PhiModel(
+        ModelConfig(decoder, None, None, {})
+        if text
+        else ModelConfig(decoder, vision, audio, adapters)
+    )
     model.initialise(0)
     return model
 
@@ -151,7 +165,8 @@ def run(
 def told(out: Path) -> list[tuple[Any, ...]]:
     """What must be equal between equal runs: step, samples, loss and gradient norm to the last bit."""
     return [
-        (r["step"], r["ids"], r["loss"], r["gradient_norm"], r["rate"]) for r in read_metrics(out / "metrics.jsonl")
+        (r["step"], r["ids"], r["loss"], r["gradient_norm"], r["rate"])
+        for r in read_metrics(out / "metrics.jsonl")
     ]
 
 
@@ -205,7 +220,15 @@ def main() -> None:
         Slow.pause = given.pause
         stage = replace(stage, objective=Slow())
     budget = replace(BUDGET, steps=given.steps)
-    run(given.out, given.data, stage, budget, dropout=given.dropout, shard=given.shard, checkpoint_seconds=0.0)
+    run(
+        given.out,
+        given.data,
+        stage,
+        budget,
+        dropout=given.dropout,
+        shard=given.shard,
+        checkpoint_seconds=0.0,
+    )
 
 
 if __name__ == "__main__":

@@ -41,7 +41,9 @@ def wav(seed: int, seconds: float) -> bytes:
 
 
 def sample(text: str, seed: int = 0, seconds: float = 1.0) -> Sample:
-    return Sample(str(seed), (Message.user(Audio(wav(seed, seconds))), Message.assistant(text)), "", "")
+    return Sample(
+        str(seed), (Message.user(Audio(wav(seed, seconds))), Message.assistant(text)), "", ""
+    )
 
 
 SAMPLES = (sample("3 1 4", 1, 0.9), sample("one seven", 2, 1.6))
@@ -49,7 +51,9 @@ SAMPLES = (sample("3 1 4", 1, 0.9), sample("one seven", 2, 1.6))
 
 def test_refuses_what_it_cannot_learn(processor: Processor) -> None:
     with pytest.raises(ValueError, match="one audio clip, found 0"):
-        AttentionDecoder().rows(Sample("x", (Message.user("3"), Message.assistant("3")), "", ""), processor, 64)
+        AttentionDecoder().rows(
+            Sample("x", (Message.user("3"), Message.assistant("3")), "", ""), processor, 64
+        )
     with pytest.raises(ValueError, match="context holds 10"):
         AttentionDecoder().rows(SAMPLES[0], processor, 10)
 
@@ -66,7 +70,9 @@ def test_loss_of_a_pack_is_the_sum_of_its_rows(model: PhiModel, processor: Proce
     assert total.item() == pytest.approx(0.7 * metrics["aed"] + 0.3 * metrics["ctc"], rel=1e-4)
 
 
-def test_attention_decoder_is_causal_and_reads_all_its_targets(model: PhiModel, processor: Processor) -> None:
+def test_attention_decoder_is_causal_and_reads_all_its_targets(
+    model: PhiModel, processor: Processor
+) -> None:
     """Cross-entropy token by token, each predicted from the tokens before it alone."""
     objective = AttentionDecoder(ctc=0.0)
     module = objective.build(model, processor)
@@ -78,10 +84,14 @@ def test_attention_decoder_is_causal_and_reads_all_its_targets(model: PhiModel, 
         F.cross_entropy(module.scores(module(wanted[None, :i], frames, blind)[0, -1]), wanted[i])
         for i in range(len(wanted))
     )
-    assert objective.loss(model, module, None, row)[0].item() == pytest.approx(expected.item(), rel=1e-4)
+    assert objective.loss(model, module, None, row)[0].item() == pytest.approx(
+        expected.item(), rel=1e-4
+    )
 
 
-def test_overfits_and_survives_its_file(model: PhiModel, processor: Processor, tmp_path: Path) -> None:
+def test_overfits_and_survives_its_file(
+    model: PhiModel, processor: Processor, tmp_path: Path
+) -> None:
     objective = AttentionDecoder()
     module = objective.build(model, processor)
     batch = pack([row for s in SAMPLES for row in objective.rows(s, processor, 128)])
@@ -100,7 +110,9 @@ def test_overfits_and_survives_its_file(model: PhiModel, processor: Processor, t
     assert not [name for name, p in learns.items() if p.grad is None]
 
     trained = {f"objective.{name}": value for name, value in module.state_dict().items()}
-    trained |= {f"audio.encoder.{name}": value for name, value in model.audio.encoder.named_parameters()}
+    trained |= {
+        f"audio.encoder.{name}": value for name, value in model.audio.encoder.named_parameters()
+    }
     recogniser = Recogniser.from_stage(model, trained, processor)
     clips = [recogniser.mels(s.messages[0].parts[0].source) for s in SAMPLES]
     texts = [s.answer for s in SAMPLES]
@@ -112,7 +124,9 @@ def test_overfits_and_survives_its_file(model: PhiModel, processor: Processor, t
     own = Processor(Tokenizer.load(tmp_path / "recogniser"))
     again = Recogniser.load(tmp_path / "recogniser", own)
     assert [again.transcribe_bytes(s.messages[0].parts[0].source) for s in SAMPLES] == texts
-    assert all(torch.equal(a, b) for a, b in zip(recogniser.parameters(), again.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(recogniser.parameters(), again.parameters(), strict=True)
+    )
     other = Processor(Tokenizer.train([chr(i) + chr(i + 1) for i in range(200, 400)] * 4, 512))
     with pytest.raises(ValueError, match=f"vocabulary of {own.tokenizer.vocab_size}"):
         Recogniser.load(tmp_path / "recogniser", other)

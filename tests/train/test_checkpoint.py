@@ -48,7 +48,11 @@ def test_damage_is_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [OSError(errno.ENOSPC, "No space left on device"), SafetensorError("I/O error: No space left on device")]
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        SafetensorError("I/O error: No space left on device"),
+    ],
 )
 def test_a_full_disk_leaves_the_checkpoint_before(
     error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -60,14 +64,18 @@ def test_a_full_disk_leaves_the_checkpoint_before(
         raise error
 
     monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises(OSError, match=r"the disk is full: .* free some space and run again") as raised:
+    with pytest.raises(
+        OSError, match=r"the disk is full: .* free some space and run again"
+    ) as raised:
         checkpoint.save(tmp_path, 2, tensors(2), {})
     assert raised.value.errno == errno.ENOSPC
     assert checkpoint.load(tmp_path)[1]["step"] == 1
     assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step_00000001"]
 
 
-def test_a_full_disk_in_the_small_files_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_in_the_small_files_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     checkpoint.save(tmp_path, 1, tensors(1), {})
 
     def full(path: Path, value: object) -> None:
@@ -81,6 +89,8 @@ def test_a_full_disk_in_the_small_files_too(tmp_path: Path, monkeypatch: pytest.
 
 def test_digests_see_type_shape_and_bits() -> None:
     a = torch.zeros(2, 3)
-    seen = {checkpoint.digest(t) for t in (a, a.t(), a.bfloat16(), a.view(6), -a, torch.tensor(0.0))}
+    seen = {
+        checkpoint.digest(t) for t in (a, a.t(), a.bfloat16(), a.view(6), -a, torch.tensor(0.0))
+    }
     assert len(seen) == 6
     assert checkpoint.digest(a) == checkpoint.digest(torch.zeros(4, 3)[:2])

@@ -20,7 +20,12 @@ from polyphi.train.contrastive import Contrastive, caption_embeddings, same_capt
 
 @pytest.fixture(scope="module")
 def processor() -> Processor:
-    return Processor(Tokenizer.train(["a red cat, two blue dogs"] * 8, 512), crop_size=56, patch_size=14, max_crops=4)
+    return Processor(
+        Tokenizer.train(["a red cat, two blue dogs"] * 8, 512),
+        crop_size=56,
+        patch_size=14,
+        max_crops=4,
+    )
 
 
 @pytest.fixture
@@ -37,12 +42,21 @@ def sample(caption: str, seed: int, size: tuple[int, int] = (56, 56)) -> Sample:
     out = io.BytesIO()
     Picture.fromarray(pixels).save(out, "PNG")
     return Sample(
-        str(seed), (Message.user(Image(out.getvalue()), "Describe it."), Message.assistant(caption)), "polyphi", ""
+        str(seed),
+        (Message.user(Image(out.getvalue()), "Describe it."), Message.assistant(caption)),
+        "polyphi",
+        "",
     )
 
 
 def batch_of(processor: Processor, *captions: str) -> Batch:
-    return pack([row for i, c in enumerate(captions) for row in Contrastive().rows(sample(c, i), processor, 64)])
+    return pack(
+        [
+            row
+            for i, c in enumerate(captions)
+            for row in Contrastive().rows(sample(c, i), processor, 64)
+        ]
+    )
 
 
 def test_a_row_is_a_caption_with_a_global_view(processor: Processor) -> None:
@@ -51,7 +65,9 @@ def test_a_row_is_a_caption_with_a_global_view(processor: Processor) -> None:
     assert row.adapters == (None,) and row.labels is None and row.image_slots is None
     assert len(row.crops) == len(row.crop_masks) == sum(layout.crops for layout in row.images) == 1
     with pytest.raises(ValueError, match="one picture, found 0"):
-        Contrastive().rows(Sample("x", (Message("document", (Text("a cat"),)),), "", ""), processor, 64)
+        Contrastive().rows(
+            Sample("x", (Message("document", (Text("a cat"),)),), "", ""), processor, 64
+        )
 
 
 def test_loss_is_the_formula(model: PhiModel, processor: Processor) -> None:
@@ -74,14 +90,22 @@ def test_loss_is_the_formula(model: PhiModel, processor: Processor) -> None:
         expected, right = 0.0, 0
         same = [(i, j) for i in range(4) for j in range(4) if i == j or {i, j} == {0, 2}]
         for i in range(4):
-            picture = heads.picture(model.vision.encoder.pooled(batch.crops[i : i + 1], batch.crop_masks[i : i + 1])[0])
+            picture = heads.picture(
+                model.vision.encoder.pooled(batch.crops[i : i + 1], batch.crop_masks[i : i + 1])[0]
+            )
             scores = [10 * float(picture @ text / picture.norm()) - 1 for text in texts]
-            expected += sum(math.log1p(math.exp(-s if (i, j) in same else s)) for j, s in enumerate(scores))
+            expected += sum(
+                math.log1p(math.exp(-s if (i, j) in same else s)) for j, s in enumerate(scores)
+            )
             right += (i, scores.index(max(scores))) in same
     assert count == 4
     assert total.item() == pytest.approx(expected, rel=1e-4)
     assert metrics["accuracy"] == right
-    missing = [n for n, p in [*model.vision.encoder.named_parameters(), *heads.named_parameters()] if p.grad is None]
+    missing = [
+        n
+        for n, p in [*model.vision.encoder.named_parameters(), *heads.named_parameters()]
+        if p.grad is None
+    ]
     assert not missing
     assert model.decoder.embed_tokens.weight.grad is None
 
@@ -102,7 +126,9 @@ def test_learns_under_autocast(model: PhiModel, processor: Processor) -> None:
     objective = Contrastive(width=16)
     heads = objective.build(model, processor)
     again = objective.build(model, processor)
-    assert all(torch.equal(a, b) for a, b in zip(heads.parameters(), again.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(heads.parameters(), again.parameters(), strict=True)
+    )
     optimiser = torch.optim.Adam([*model.vision.encoder.parameters(), *heads.parameters()], 3e-3)
     losses = []
     for _ in range(40):

@@ -34,7 +34,9 @@ def test_a_stage_trains_what_it_names_and_proves_it(corpora: Path, tmp_path: Pat
     assert all(first == last for first, last in manifest["frozen"].values())
     assert set(manifest["frozen"]) | set(trained) == set(model.state_dict())
     assert [row["module"] for row in manifest["who_learns"]] == [*EVERYTHING.learn, "(frozen)"]
-    assert sum(row["parameters"] for row in manifest["who_learns"]) == sum(p.numel() for p in model.parameters())
+    assert sum(row["parameters"] for row in manifest["who_learns"]) == sum(
+        p.numel() for p in model.parameters()
+    )
     records = read_metrics(tmp_path / "metrics.jsonl")
     for key in ("tokens", "supervised", "crops", "frames"):
         assert manifest["counters"][key] == sum(r[key] for r in records) > 0
@@ -64,7 +66,10 @@ def test_bf16_is_near_fp32(corpora: Path, tmp_path: Path) -> None:
         run(tmp_path / precision, corpora, LANGUAGE, TWO, precision=precision)
     exact, narrow = told(tmp_path / "fp32"), told(tmp_path / "bf16")
     assert [r[2] for r in exact] == pytest.approx([r[2] for r in narrow], rel=1e-2)
-    assert all(t.dtype == torch.float32 for t in load_file(tmp_path / "bf16" / "trained.safetensors").values())
+    assert all(
+        t.dtype == torch.float32
+        for t in load_file(tmp_path / "bf16" / "trained.safetensors").values()
+    )
 
 
 def test_a_frozen_tensor_that_changes_is_caught(corpora: Path, tmp_path: Path) -> None:
@@ -74,14 +79,19 @@ def test_a_frozen_tensor_that_changes_is_caught(corpora: Path, tmp_path: Path) -
                 model.decoder.norm.weight[0] += 1e-6
             return super().loss(model, module, state, batch)
 
-    with pytest.raises(RuntimeError, match=r"everything changed frozen tensors: decoder.norm.weight \(1 in all\)"):
+    with pytest.raises(
+        RuntimeError, match=r"everything changed frozen tensors: decoder.norm.weight \(1 in all\)"
+    ):
         run(tmp_path, corpora, replace(EVERYTHING, objective=Meddling()), TWO)
     assert not (tmp_path / "manifest.json").exists()
 
 
 def test_a_group_without_gradient_is_caught(corpora: Path, tmp_path: Path) -> None:
     deaf = replace(EVERYTHING, data=Mix({"pictures": 1}))
-    with pytest.raises(RuntimeError, match=r"'audio.encoder.\*' is to be learned, but its \d+ tensors got no gradient"):
+    with pytest.raises(
+        RuntimeError,
+        match=r"'audio.encoder.\*' is to be learned, but its \d+ tensors got no gradient",
+    ):
         run(tmp_path, corpora, deaf, TWO)
 
 
@@ -103,7 +113,12 @@ def test_samples_left_out_are_counted_and_told(corpora: Path, tmp_path: Path) ->
         tell=said.append,
     )
     assert manifest["counters"]["skipped"] == manifest["counters"]["skipped questions"] > 0
-    assert sum("samples of questions are left out, the first: questions/" in str(line) for line in said) == 1
+    assert (
+        sum(
+            "samples of questions are left out, the first: questions/" in str(line) for line in said
+        )
+        == 1
+    )
 
 
 def test_watching_reaches_the_metrics_and_changes_nothing(corpora: Path, tmp_path: Path) -> None:
@@ -125,8 +140,12 @@ def test_watching_reaches_the_metrics_and_changes_nothing(corpora: Path, tmp_pat
         (AttentionDecoder(), "sounds", ["audio.encoder.*", "objective.*"]),
     ],
 )
-def test_other_objectives_fit_the_loop(objective, corpus: str, learn: list[str], corpora: Path, tmp_path: Path) -> None:
-    stage = replace(EVERYTHING, data=Mix({corpus: 1}), objective=objective, learn=dict.fromkeys(learn, 1e-3))
+def test_other_objectives_fit_the_loop(
+    objective, corpus: str, learn: list[str], corpora: Path, tmp_path: Path
+) -> None:
+    stage = replace(
+        EVERYTHING, data=Mix({corpus: 1}), objective=objective, learn=dict.fromkeys(learn, 1e-3)
+    )
     manifest = run(tmp_path, corpora, stage, TWO)
     assert manifest["steps"] == 2
     kept = load_file(tmp_path / "trained.safetensors")
@@ -139,7 +158,9 @@ def test_the_code_revision_is_a_hash_of_the_sources() -> None:
 
 def test_contrastive_steps_are_never_cut(corpora: Path, tmp_path: Path) -> None:
     learn = {"vision.encoder.*": 1e-3, "objective.*": 1e-3}
-    stage = replace(EVERYTHING, data=Mix({"pictures": 1}), objective=Contrastive(width=16), learn=learn)
+    stage = replace(
+        EVERYTHING, data=Mix({"pictures": 1}), objective=Contrastive(width=16), learn=learn
+    )
     for micro_tokens in (1000, 1):
         run(tmp_path / str(micro_tokens), corpora, stage, TWO, micro_tokens=micro_tokens)
     assert told(tmp_path / "1000") == told(tmp_path / "1")

@@ -24,7 +24,9 @@ def problem(frozen: bool = False) -> tuple[Tensor, Tensor, Tensor]:
 
 @pytest.mark.parametrize("scores", [1 << 20, 7 * 300, 1])
 @pytest.mark.parametrize("frozen", [False, True])
-def test_both_ways_are_cross_entropy(scores: int, frozen: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_ways_are_cross_entropy(
+    scores: int, frozen: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(loss, "CHUNK_SCORES", {"cpu": scores})
     hidden, head, labels = problem(frozen)
     inputs = [hidden] if frozen else [hidden, head]
@@ -42,7 +44,11 @@ def test_both_ways_are_cross_entropy(scores: int, frozen: bool, monkeypatch: pyt
 
     total = token_loss_sum(hidden, head, labels)
     torch.testing.assert_close(total, plain.sum())
-    both = zip(torch.autograd.grad(3 * total, inputs), torch.autograd.grad(3 * plain.sum(), inputs), strict=True)
+    both = zip(
+        torch.autograd.grad(3 * total, inputs),
+        torch.autograd.grad(3 * plain.sum(), inputs),
+        strict=True,
+    )
     for ours, theirs in both:
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
@@ -67,7 +73,9 @@ def test_scores_are_never_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loss, "CHUNK_SCORES", {"cpu": 5 * 300})
     hidden, head, labels = problem(frozen=True)
     kept: list[int] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: kept.append(t.numel()) or t, lambda t: t
+    ):
         token_loss_sum(hidden, head, labels)
     assert max(kept) == hidden.numel(), "only the gradient of the hidden states"
 
@@ -77,7 +85,11 @@ def test_packed_equals_one_by_one(corpora: Path) -> None:
     processor = make_processor()
     model = make_model(processor)
     objective = NextToken()
-    samples = [Shards(corpora / name / "train")[i] for i in range(2) for name in ("documents", "pictures", "sounds")]
+    samples = [
+        Shards(corpora / name / "train")[i]
+        for i in range(2)
+        for name in ("documents", "pictures", "sounds")
+    ]
     rows = [row for sample in samples for row in objective.rows(sample, processor, 120)]
 
     def gradients() -> list[Tensor]:

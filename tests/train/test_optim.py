@@ -10,7 +10,9 @@ from polyphi.train.stage import Mix, Stage
 
 
 def stage(learn: dict[str, float]) -> Stage:
-    return Stage(name="s", start={}, learn=learn, data=Mix({"a": 1}), objective=NextToken(), weight_decay=0.1)
+    return Stage(
+        name="s", start={}, learn=learn, data=Mix({"a": 1}), objective=NextToken(), weight_decay=0.1
+    )
 
 
 PARAMETERS = {
@@ -39,7 +41,9 @@ def test_the_longest_glob_wins_and_only_matrices_decay() -> None:
 def test_rates_are_shares_of_the_peaks() -> None:
     adamw = optimiser(stage({"vision.*": 1e-4, "decoder.*": 1e-5}), PARAMETERS, rate=1.0)
     assert set_rate(adamw, 0.5) == pytest.approx(5e-5)
-    assert {g["glob"]: g["lr"] for g in adamw.param_groups} == pytest.approx({"vision.*": 5e-5, "decoder.*": 5e-6})
+    assert {g["glob"]: g["lr"] for g in adamw.param_groups} == pytest.approx(
+        {"vision.*": 5e-5, "decoder.*": 5e-6}
+    )
 
 
 def test_a_glob_that_matches_nothing_names_the_nearest() -> None:

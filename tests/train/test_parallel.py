@@ -20,10 +20,17 @@ def together(out: Path, corpora: Path, *options: str) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    shared = {
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+    }
     command = [sys.executable, small.__file__, str(out), str(corpora), *options]
     started = [
-        subprocess.Popen(command, env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        subprocess.Popen(
+            command, env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        )
         for rank in range(2)
     ]
     try:
@@ -34,7 +41,9 @@ def together(out: Path, corpora: Path, *options: str) -> None:
 
 
 @pytest.mark.parametrize("options", [("--stage", "everything"), ("--stage", "language", "--shard")])
-def test_two_processes_give_the_numbers_of_one(options: tuple[str, ...], corpora: Path, tmp_path: Path) -> None:
+def test_two_processes_give_the_numbers_of_one(
+    options: tuple[str, ...], corpora: Path, tmp_path: Path
+) -> None:
     stage = {"everything": small.EVERYTHING, "language": small.LANGUAGE}[options[1]]
     small.run(tmp_path / "one", corpora, stage)
     together(tmp_path / "two", corpora, *options)
@@ -63,7 +72,9 @@ def test_clipping_is_torchs() -> None:
 
 def test_shards_resume(corpora: Path, tmp_path: Path) -> None:
     """A process group of one is enough to cut tensors, gather them for a checkpoint, and cut them again."""
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1
+    )
     try:
         small.run(tmp_path / "whole", corpora, small.LANGUAGE)
         small.run(tmp_path / "straight", corpora, small.LANGUAGE, shard=True)

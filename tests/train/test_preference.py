@@ -29,8 +29,12 @@ def model(tiny_config: ModelConfig) -> PhiModel:
     return model
 
 
-def sample(question: str = "May I?", chosen: str = "Yes, of course.", rejected: str = "No.") -> Sample:
-    return Sample("a", (Message.user(question), Message.assistant(chosen)), "", "", {"rejected": rejected})
+def sample(
+    question: str = "May I?", chosen: str = "Yes, of course.", rejected: str = "No."
+) -> Sample:
+    return Sample(
+        "a", (Message.user(question), Message.assistant(chosen)), "", "", {"rejected": rejected}
+    )
 
 
 def one_by_one(model: PhiModel, row) -> list[float]:
@@ -48,8 +52,13 @@ def test_rows_are_chosen_then_rejected(processor: Processor) -> None:
 def test_only_the_last_answer_counts(processor: Processor) -> None:
     turns = (Message.user("May I?"), Message.assistant("No."), *sample().messages)
     chosen, rejected = DPO().rows(replace(sample(), messages=turns), processor, 64)
-    assert processor.tokenizer.decode(chosen.labels[chosen.supervised].tolist()) == "Yes, of course.<|end|>"
-    assert processor.tokenizer.decode(rejected.labels[rejected.labels >= 0].tolist()) == "No.<|end|>"
+    assert (
+        processor.tokenizer.decode(chosen.labels[chosen.supervised].tolist())
+        == "Yes, of course.<|end|>"
+    )
+    assert (
+        processor.tokenizer.decode(rejected.labels[rejected.labels >= 0].tolist()) == "No.<|end|>"
+    )
 
 
 def test_refuses_what_is_no_preference(processor: Processor) -> None:
@@ -60,21 +69,30 @@ def test_refuses_what_is_no_preference(processor: Processor) -> None:
 
 
 @pytest.mark.parametrize("scores", [1 << 24, 3000])
-def test_loss_is_the_formula(model: PhiModel, processor: Processor, scores: int, monkeypatch) -> None:
+def test_loss_is_the_formula(
+    model: PhiModel, processor: Processor, scores: int, monkeypatch
+) -> None:
     monkeypatch.setattr(loss, "CHUNK_SCORES", {"cpu": scores})
     dpo = DPO(beta=0.3, nll=0.2)
-    rows = [*dpo.rows(sample(), processor, 64), *dpo.rows(sample("Can I?", "Yes.", "No, never."), processor, 64)]
+    rows = [
+        *dpo.rows(sample(), processor, 64),
+        *dpo.rows(sample("Can I?", "Yes.", "No, never."), processor, 64),
+    ]
     reference = dpo.begin(model)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+            parameter.add_(
+                0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+            )
     total, count, metrics = dpo.loss(model, None, reference, pack(rows))
     total.backward()
 
     expected, right = 0.0, 0
     with torch.no_grad():
         for chosen, rejected in (rows[:2], rows[2:]):
-            now, before = [[one_by_one(m, r) for r in (chosen, rejected)] for m in (model, reference)]
+            now, before = [
+                [one_by_one(m, r) for r in (chosen, rejected)] for m in (model, reference)
+            ]
             margin = 0.3 * ((sum(now[0]) - sum(before[0])) - (sum(now[1]) - sum(before[1])))
             expected += math.log(1 + math.exp(-margin)) - 0.2 * sum(now[0]) / len(now[0])
             right += margin > 0
