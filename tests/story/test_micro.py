@@ -1,0 +1,113 @@
+"""The whole recipe at micro size: every stage, an interrupted run that goes on, a model that loads and answers."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from polyphi import stages
+from polyphi.reproduce.graph import Run
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished micro run. Packages come from the cache where it has them; what can't be had is left out."""
+    out = tmp_path_factory.mktemp("run") / "micro"
+    Run("micro", out, precision="fp32").reproduce()
+    return out
+
+
+def test_it_leaves_what_it_promises(run: Path) -> None:
+    for name in ("report.html", "report.json", "model", "mini", "reasoning", "recogniser"):
+        assert (run / name).exists(), name
+    for stage in stages.ORDER:
+        assert (run / "stages" / stage / "manifest.json").exists(), stage
+
+
+def test_the_language_model_stayed_frozen(run: Path) -> None:
+    entries = json.loads((run / "freeze.json").read_text())
+    assert {e["stage"] for e in entries} == {
+        s for s in stages.ORDER if s.split("_")[0] in ("vision", "speech", "joint")
+    }
+    assert len({e[key] for e in entries for key in e if key != "stage"}) == 1
+
+
+def test_frozen_tensors_have_the_same_hash_before_and_after(run: Path) -> None:
+    for stage in stages.ORDER:
+        manifest = json.loads((run / "stages" / stage / "manifest.json").read_text())
+        assert all(before == after for before, after in manifest["frozen"].values())
+
+
+def test_media_reached_the_encoders(run: Path) -> None:
+    def counters(stage: str) -> dict[str, int]:
+        return json.loads((run / "stages" / stage / "manifest.json").read_text())["counters"]
+
+    assert counters("vision_3_generative")["crops"] > 0
+    assert counters("speech_2_post")["frames"] > 0
+    assert counters("joint_1_vision_speech")["crops"] > 0
+    assert counters("joint_1_vision_speech")["frames"] > 0
+
+
+def test_transformers_reads_the_mini_model_to_the_same_logits(run: Path) -> None:
+    import polyphi
+
+    phi = polyphi.load(run / "model")
+    ids, ours = phi.logits([{"role": "user", "content": "How much is 3 plus 4?"}])
+    code = (
+        "import sys, torch; from transformers import Phi3ForCausalLM; "
+        "m = Phi3ForCausalLM.from_pretrained(sys.argv[1], attn_implementation='eager').float(); "
+        "ids = torch.tensor([[int(i) for i in sys.argv[2].split(',')]]); "
+        "torch.save(m(ids).logits[0].detach(), sys.argv[3])"
+    )
+    out = run / "theirs.pt"
+    words = ",".join(map(str, ids.tolist()))
+    subprocess.run([sys.executable, "-c", code, str(run / "mini"), words, str(out)], check=True)
+    theirs = torch.load(out)
+    assert torch.allclose(ours, theirs, atol=2e-4), (ours - theirs).abs().max()
+
+
+def test_a_finished_run_has_nothing_to_do(run: Path) -> None:
+    before = (run / "stages" / "joint_1_vision_speech" / "manifest.json").stat().st_mtime_ns
+    Run("micro", run, precision="fp32").train("joint_1_vision_speech")
+    assert (run / "stages" / "joint_1_vision_speech" / "manifest.json").stat().st_mtime_ns == before
+
+
+def test_a_folder_belongs_to_one_run(run: Path) -> None:
+    with pytest.raises(ValueError, match="choose another --out"):
+        Run("micro", run, seed=1)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("signal", ["INT", "KILL"])
+def test_interrupted_anywhere_it_ends_the_same(run: Path, tmp_path: Path, signal: str) -> None:
+    """Stopped again and again, the run's losses equal those of the run that was never stopped."""
+    out = tmp_path / "micro"
+    command = [
+        sys.executable,
+        "-m",
+        "polyphi.cli",
+        "reproduce",
+        "micro",
+        "--out",
+        str(out),
+        "--precision",
+        "fp32",
+    ]
+    for wait in (12, 20, 28):
+        process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        time.sleep(wait)
+        process.send_signal(getattr(__import__("signal"), f"SIG{signal}"))
+        process.wait(60)
+    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+    def losses(folder: Path, stage: str) -> list[float]:
+        lines = (folder / "stages" / stage / "metrics.jsonl").read_text().splitlines()
+        return [json.loads(line)["loss"] for line in lines]
+
+    for stage in stages.ORDER:
+        assert losses(out, stage) == pytest.approx(losses(run, stage), rel=1e-5), stage

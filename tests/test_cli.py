@@ -1,0 +1,114 @@
+"""Bad input is one clear line and an exit code, never a traceback."""
+
+import wave
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from polyphi import cli
+
+
+def run(*arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(list(arguments))
+    return int(stop.value.code or 0), capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["train", "speech_9"], "unknown stage"),
+        (["reproduce", "huge", "--out", "x"], "unknown size"),
+        (["curate", "nothing"], "unknown corpus"),
+        (["inspect", "nowhere/at/all/x"], ""),
+        (["transcribe", "x", "y.wav", "--cot"], "--to"),
+        (["inspect", "x", "--logits", "request.json"], "--out"),
+        (["reproduce", "micro", "--out", "x", "--precision", "fp8"], "fp8"),
+    ],
+)
+def test_a_wrong_argument_is_one_line(
+    arguments: list[str],
+    says: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    code, error = run(*arguments, capsys=capsys)
+    assert code in (1, 2)
+    assert says in error
+    assert "Traceback" not in error
+    assert len(error.strip().splitlines()) <= 2
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random micro model with a tokenizer of its own."""
+    from polyphi.model import weights
+    from polyphi.model.multimodal import PhiModel
+    from polyphi.processing.tokenizer import Tokenizer
+    from polyphi.reproduce import lineage
+    from polyphi.stages import sizes
+
+    folder = tmp_path_factory.mktemp("checkpoint")
+    tokenizer = Tokenizer.train(["one two three"] * 4, 512)
+    tokenizer.save(folder / "tokenizer")
+    config = lineage.configuration(
+        lineage.after("joint_1_vision_speech"), sizes.MICRO.model, tokenizer
+    )
+    model = PhiModel(config)
+    model.initialise(0)
+    weights.save(model, folder / "model", files=sorted((folder / "tokenizer").iterdir()))
+    return folder / "model"
+
+
+def broken(kind: str, folder: Path) -> tuple[str, Path]:
+    path = folder / f"{kind}.png"
+    if kind == "text":
+        path.write_text("not a picture")
+    elif kind == "tall":
+        Image.new("RGB", (20000, 10)).save(path)
+    elif kind == "missing":
+        pass
+    else:
+        path = folder / f"{kind}.wav"
+        with wave.open(str(path), "wb") as clip:
+            clip.setnchannels(1)
+            clip.setsampwidth(2)
+            clip.setframerate(16000)
+            clip.writeframes(np.zeros(0 if kind == "empty" else 1600, np.int16).tobytes())
+        if kind == "truncated":
+            path.write_bytes(path.read_bytes()[:30])
+    return ("--audio" if path.suffix == ".wav" else "--image"), path
+
+
+@pytest.mark.parametrize("kind", ["missing", "text", "tall", "empty", "truncated"])
+def test_bad_media_are_one_line(
+    kind: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    option, path = broken(kind, tmp_path)
+    code, error = run("chat", str(checkpoint), "What is this?", option, str(path), capsys=capsys)
+    assert code in (1, 2)
+    assert "Traceback" not in error
+    assert len(error.strip().splitlines()) == 1
+
+
+def test_a_tiny_picture_is_answered(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (1, 1)).save(tmp_path / "dot.png")
+    cli.main(
+        [
+            "chat",
+            str(checkpoint),
+            "What?",
+            "--image",
+            str(tmp_path / "dot.png"),
+            "--max-tokens",
+            "2",
+        ]
+    )
+    assert capsys.readouterr().err == ""
