@@ -18,10 +18,10 @@ from polyphi.curate.speech import TRANSCRIBE, Studio, asked, numbered
 from polyphi.curate.text import fill, interleave, shuffled
 from polyphi.data.shards import Sample
 
-SHARES = {"digits": 46, "numbers": 10, "words": 18, "questions": 20, "open": 6}
+SHARES = {"digits": 60, "numbers": 12, "words": 16, "questions": 10, "open": 2}
 """Kind -> its share of the training rows."""
 RECORDED_SHARE = (
-    0.3  # of training digit strings and numbers, where somebody recorded speaks the language
+    0.15  # of training digit strings and numbers, where somebody recorded speaks the language
 )
 ENGLISH_SHARE = 0.3  # of the languages of synthesised speech; the others share the rest evenly
 

@@ -105,7 +105,7 @@ def _quick(length: float) -> int:
     )
 
 
-def augment(wave: Wave, rate: int, rng: np.random.Generator, strength: float = 0.4) -> Wave:
+def augment(wave: Wave, rate: int, rng: np.random.Generator, strength: float = 0.15) -> Wave:
     """The clip at 16 kHz as another throat, room, line and microphone would give it.
 
     One pass through the spectrum: resampling moves pitch, formants and tempo together (up to 14 %), a random smooth
