@@ -41,7 +41,9 @@ def reproduce(
 
 @app.command()
 def train(
-    stage: Annotated[str, typer.Argument(help="Name of a stage, such as speech_2_post.")],
+    names: Annotated[
+        list[str], typer.Argument(metavar="STAGE...", help="Stages, such as speech_2_post.")
+    ],
     size: Annotated[str, typer.Option(help="micro, nano, lab or full.")] = "nano",
     out: Annotated[
         Path, typer.Option(help="Folder of the run that holds its data and its parent stages.")
@@ -49,10 +51,15 @@ def train(
     seed: int = 0,
     precision: Annotated[str, typer.Option(help="bf16 or fp32 arithmetic.")] = "bf16",
 ) -> None:
-    """One stage, after the corpora and parent stages that it needs."""
+    """One stage or several, after the corpora and parent stages that they need."""
+    from polyphi import stages
     from polyphi.reproduce.graph import Run
 
-    Run(size, out, seed=seed, precision=_precision(precision), console=console).train(stage)
+    for name in names:
+        stages.load(name)  # a misspelt name is told before the first hour of training
+    run = Run(size, out, seed=seed, precision=_precision(precision), console=console)
+    for name in names:
+        run.train(name)
 
 
 @app.command()

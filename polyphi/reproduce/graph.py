@@ -9,12 +9,18 @@ A `Run` is a folder. Each step leaves a finished file or nothing, so the same co
 """
 
 import contextlib
+import ctypes
+import fcntl
 import hashlib
 import importlib
 import json
 import os
 import resource
 import shutil
+import signal
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -60,6 +66,9 @@ TOKENIZER_CORPORA = (
 )
 
 
+LANGUAGE_MODEL = stages.ORDER[: stages.ORDER.index("text_4_align") + 1]
+BRANCHES = (("vision_4_multiframe",), ("speech_2_post", "reasoning_3_dpo"))
+"""What grows from the frozen language model, as stages to reach: about equally long at nano size."""
 EXPORTS = {
     "mini": ("text_4_align", "mini"),
     "reasoning": ("reasoning_3_dpo", "mini"),
@@ -106,11 +115,81 @@ class Run:
         with self._clock("total"):
             for name in self._corpora_without_models():
                 self.build(name)
+            for name in LANGUAGE_MODEL:
+                self.train(name)
+            self._branches()
             for name in stages.ORDER:
                 self.train(name)
             self.export()
             self.evaluate()
         return self.page()
+
+    def _branches(self) -> None:
+        """The branches that grow from the frozen language model, side by side: small steps leave cores idle, two
+        processes with half the cores each don't. Their lines come out here; a branch that fails stops the run."""
+        cores = (
+            len(os.sched_getaffinity(0))
+            if hasattr(os, "sched_getaffinity")
+            else os.cpu_count() or 1
+        )
+        waiting = [
+            branch
+            for branch in BRANCHES
+            if not all((self.runs / s / "manifest.json").exists() for s in branch)
+        ]
+        if cores < 2 or len(waiting) < 2:
+            return  # one after the other, by the caller
+        environment = {**os.environ, "OMP_NUM_THREADS": str(cores // 2), "PYTHONUNBUFFERED": "1"}
+        options = [
+            "--size",
+            self.size.name,
+            "--out",
+            str(self.out),
+            "--seed",
+            str(self.seed),
+            "--precision",
+            self.precision,
+        ]
+        running = [
+            subprocess.Popen(
+                [sys.executable, "-m", "polyphi.cli", "train", *branch, *options],
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,  # Ctrl-C reaches them through us, once
+                preexec_fn=_die_with_parent,  # noqa: PLW1509 - no threads of ours hold locks here
+            )
+            for branch in waiting
+        ]
+        relays = [
+            threading.Thread(target=self._relay, args=(process,), daemon=True)
+            for process in running
+        ]
+        for relay in relays:
+            relay.start()
+        try:
+            codes = [process.wait() for process in running]
+        except KeyboardInterrupt:  # each finishes its step and saves
+            for process in running:
+                process.send_signal(signal.SIGINT)
+            for process in running:
+                process.wait()
+            raise
+        for relay in relays:
+            relay.join()
+        if any(codes):
+            failed = ", ".join(
+                branch[-1] for branch, code in zip(waiting, codes, strict=True) if code
+            )
+            raise RuntimeError(
+                f"the branch up to {failed} failed, see its message above; run again to go on"
+            )
+
+    def _relay(self, process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None
+        for told in process.stdout:
+            self._tell(told.rstrip("\n"))
 
     # ------------------------------------------------------------------ data
 
@@ -243,16 +322,12 @@ class Run:
         return hashlib.sha256(logits.float().numpy().tobytes()).hexdigest()
 
     def _record_freeze(self, stage: str, before: str, after: str) -> None:
-        path = self.out / "freeze.json"
-        entries = [
-            e
-            for e in (json.loads(path.read_text()) if path.exists() else [])
-            if e["stage"] != stage
-        ]
-        entries.append(
-            {"stage": stage, "logits_sha256_before": before, "logits_sha256_after": after}
-        )
-        _write_json(path, entries)
+        entry = {"stage": stage, "logits_sha256_before": before, "logits_sha256_after": after}
+
+        def add(entries: list[dict[str, str]]) -> list[dict[str, str]]:
+            return [*(e for e in entries if e["stage"] != stage), entry]
+
+        _update_json(self.out / "freeze.json", [], add)
         if before != after:
             raise RuntimeError(
                 f"{stage} changed the text logits of the frozen language model: {before} -> {after}"
@@ -327,15 +402,21 @@ class Run:
         try:
             yield
         finally:
-            path = self.out / "timings.json"
-            timings: dict[str, Any] = {"seconds": {}, "peak_bytes": 0}
-            if path.exists():
-                timings = json.loads(path.read_text())
-            spent = timings["seconds"].get(name, 0.0) + time.monotonic() - start
-            timings["seconds"][name] = round(spent, 1)
+            spent = time.monotonic() - start
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-            timings["peak_bytes"] = max(timings["peak_bytes"], peak)
-            _write_json(path, timings)
+
+            def add(timings: dict[str, Any]) -> dict[str, Any]:
+                seconds = timings["seconds"]
+                seconds[name] = round(seconds.get(name, 0.0) + spent, 1)
+                return {"seconds": seconds, "peak_bytes": max(timings["peak_bytes"], peak)}
+
+            _update_json(self.out / "timings.json", {"seconds": {}, "peak_bytes": 0}, add)
+
+
+def _die_with_parent() -> None:
+    """In a new process on Linux: be killed when the parent is, so that nobody writes on in a killed run's folder."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 class _Lazy(Mapping[str, Any]):
@@ -361,6 +442,13 @@ def _corpus(name: str) -> corpora.Corpus:
         raise ValueError(f"unknown corpus {name!r}; the corpora are {', '.join(sizes.CORPORA)}")
     corpus: corpora.Corpus = importlib.import_module(f"polyphi.corpora.{name}").corpus
     return corpus
+
+
+def _update_json(path: Path, default: Any, change: Callable[[Any], Any]) -> None:
+    """Change a JSON file that several processes of a run change."""
+    with path.with_name(f".{path.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _write_json(path, change(json.loads(path.read_text()) if path.exists() else default))
 
 
 def _write_json(path: Path, value: Any) -> None:
