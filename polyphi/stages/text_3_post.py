@@ -13,17 +13,8 @@ stage = Stage(
     name="text_3_post",
     start={"*": "text_2_long"},
     learn={"decoder.*": 2e-5},
-    data=Mix(
-        {
-            "instructions": 75,
-            "tools": 7,
-            "summaries": 3,
-            "fim": 3,
-            "math": 4,
-            "documents": 3,
-            "preferences": 5,
-        }
-    ),  # [ours] shares
+    # [ours] shares of samples
+    data=Mix({"instructions": 84, "tools": 6, "summaries": 2, "fim": 3, "preferences": 5}),
     objective=NextToken(),
     context=4096,
     batch_tokens=1 << 20,
