@@ -33,6 +33,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from polyphi import dist, logs
+from polyphi.batch import Batch
 from polyphi.data.loader import Loader, Step
 from polyphi.data.packing import Pack, deal
 from polyphi.model.multimodal import PhiModel
@@ -89,7 +90,7 @@ def train(
     loader = Loader(
         stage.data.weights,
         data,
-        _row_maker(stage, budget, processor),
+        _row_maker(stage, budget, model, processor),
         batch_tokens=budget.batch_tokens,
         seed=seed,
     )
@@ -391,11 +392,21 @@ def _as_table(rows: list[dict[str, Any]]) -> Table:
 # ------------------------------------------------------------------------------ rows, identity, interruption
 
 
-def _row_maker(stage: Stage, budget: Budget, processor: Any) -> Callable[[str, Any], list[Any]]:
-    def rows(corpus: str, sample: Any) -> list[Any]:
+def _row_maker(
+    stage: Stage, budget: Budget, model: PhiModel, processor: Any
+) -> Callable[[str, Any], list[Batch]]:
+    """Rows as the objective makes them; an adapter that the model lacks as yet (vision_1, speech_1) is none."""
+    known = model.config.adapters
+
+    def rows(corpus: str, sample: Any) -> list[Batch]:
         adapter = stage.data.adapter.get(corpus, "auto")
-        made: list[Any] = stage.objective.rows(sample, processor, budget.context, adapter)
-        return made
+        made = stage.objective.rows(sample, processor, budget.context, adapter)
+        return [
+            dataclasses.replace(
+                row, adapters=tuple(a if a in known else None for a in row.adapters)
+            )
+            for row in made
+        ]
 
     return rows
 
