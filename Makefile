@@ -13,10 +13,10 @@ reproduce: setup
 	$(BIN)/polyphi reproduce $(SIZE) --out $(OUT)
 
 test: setup lint
-	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m "not long"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not long"
 
 test-all: setup lint
-	OMP_NUM_THREADS=2 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 lint: setup
 	$(BIN)/ruff check polyphi tests
