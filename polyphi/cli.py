@@ -1,6 +1,7 @@
 """The command line: one short function per verb. A wrong argument is one clear line and exit code 2; a failed run,
 1."""
 
+import errno
 import json
 import sys
 from pathlib import Path
@@ -273,7 +274,9 @@ def main(arguments: list[str] | None = None) -> Any:
             sys.exit(error.exit_code)
         if code is None:
             raise
-        print(f"polyphi: {error}", file=sys.stderr)
+        full = getattr(error, "errno", None) == errno.ENOSPC
+        advice = "; free some space and run the same command again, nothing is lost" if full else ""
+        print(f"polyphi: {error}{advice}", file=sys.stderr)
         sys.exit(code)
 
 

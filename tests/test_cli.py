@@ -1,5 +1,6 @@
 """Bad input is one clear line and an exit code, never a traceback."""
 
+import errno
 import wave
 from pathlib import Path
 
@@ -112,3 +113,18 @@ def test_a_tiny_picture_is_answered(
         ]
     )
     assert capsys.readouterr().err == ""
+
+
+def test_a_full_disk_is_one_line_with_advice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("polyphi.data.shards.pq.write_table", full)
+    code, error = run(
+        "curate", "tools", "--size", "micro", "--out", str(tmp_path / "run"), capsys=capsys
+    )
+    assert code == 1
+    assert "free some space" in error
+    assert len(error.strip().splitlines()) == 1
