@@ -3,7 +3,7 @@ the language model, audio encoder and audio projectors rest (report 2.2.2, 3.4).
 
     polyphi train joint_1_vision_speech --size nano --out runs/joint_1_vision_speech
 
-Expected: spoken questions are answered nearly as well as written ones, and vision keeps its scores.
+Aimed at: spoken questions are answered nearly as well as written ones, and vision keeps its scores.
 """
 
 from polyphi.train.loss import NextToken

@@ -3,7 +3,7 @@ ones were removed (report 2.2.2; about 60B tokens).
 
     polyphi train reasoning_1_pretrain --size nano --out runs/reasoning_1_pretrain
 
-Expected: worked solutions in the right form; a separate model, Phi-4-Mini itself is untouched.
+Aimed at: worked solutions in the right form; a separate model, Phi-4-Mini itself is untouched.
 """
 
 from polyphi.train.loss import NextToken

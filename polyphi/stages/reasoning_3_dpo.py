@@ -3,7 +3,7 @@
 
     polyphi train reasoning_3_dpo --size nano --out runs/reasoning_3_dpo
 
-Expected: fewer slips in long sums; form unchanged.
+Aimed at: fewer slips in long sums; form unchanged.
 """
 
 from polyphi.train.preference import DPO

@@ -3,7 +3,7 @@
 
     polyphi train speech_0_aed --size nano --out runs/speech_0_aed
 
-Expected: a plateau, then a fast fall; the whole recogniser is kept aside for the WER filter.
+Aimed at: a plateau, then a fast fall; the whole recogniser is kept aside for the WER filter.
 """
 
 from polyphi.train.aed import AttentionDecoder

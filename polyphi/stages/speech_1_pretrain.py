@@ -3,7 +3,7 @@ for 50k steps (report 2.2.2).
 
     polyphi train speech_1_pretrain --size nano --out runs/speech_1_pretrain
 
-Expected: the frozen model writes down what was said, and can do nothing else with audio (claim C4).
+Aimed at: the frozen model writes down what was said, and can do nothing else with audio (claim C4).
 """
 
 from polyphi.train.loss import NextToken

@@ -3,7 +3,7 @@
 
     polyphi train speech_2_post --size nano --out runs/speech_2_post
 
-Expected: translation, questions, summaries and sounds are unlocked.
+Aimed at: translation, questions, summaries and sounds are unlocked.
 """
 
 from polyphi.train.loss import NextToken

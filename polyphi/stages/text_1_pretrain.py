@@ -3,7 +3,7 @@
 
     polyphi train text_1_pretrain --size nano --out runs/text_1_pretrain
 
-Expected: bits per byte of held-out documents fall fast; the model spells, counts and copies, but doesn't answer yet.
+Aimed at: bits per byte of held-out documents fall fast; the model spells, counts and copies, but doesn't answer yet.
 """
 
 from polyphi.train.loss import NextToken
@@ -12,7 +12,7 @@ from polyphi.train.stage import Mix, Schedule, Stage
 stage = Stage(
     name="text_1_pretrain",
     start={},
-    # [ours] the report gives only the law LR*(D) = B * D^-0.32, fitted by `polyphi scaling`
+    # [ours] the report gives the law LR*(D) = B * D^-0.32, not its B
     learn={"decoder.*": 4e-4},
     # [ours] shares of samples; a document has a dozen times the tokens of an instruction
     data=Mix({"documents": 3, "code": 1, "math": 8, "translation": 25, "instructions": 63}),

@@ -3,7 +3,7 @@ report names LongRoPE and 128K, not the stage].
 
     polyphi train text_2_long --size nano --out runs/text_2_long
 
-Expected: loss past the original context no longer rises; short documents keep theirs.
+Aimed at: loss past the original context no longer rises; short documents keep theirs.
 """
 
 from polyphi.train.loss import NextToken

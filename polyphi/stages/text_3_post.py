@@ -3,7 +3,7 @@
 
     polyphi train text_3_post --size nano --out runs/text_3_post
 
-Expected: the model answers in the chat format and stops at <|end|>; tool calls are valid JSON.
+Aimed at: the model answers in the chat format and stops at <|end|>; tool calls are valid JSON.
 """
 
 from polyphi.train.loss import NextToken

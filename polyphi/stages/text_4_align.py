@@ -3,7 +3,7 @@ is Phi-4-Mini, frozen from here on.
 
     polyphi train text_4_align --size nano --out runs/text_4_align
 
-Expected: harmful requests are refused, their innocuous look-alikes answered; other scores stay.
+Aimed at: harmful requests are refused, their innocuous look-alikes answered; other scores stay.
 """
 
 from polyphi.train.preference import DPO

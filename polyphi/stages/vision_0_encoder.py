@@ -3,7 +3,7 @@ embedding as teacher (LLM2CLIP; report 2.2.1).
 
     polyphi train vision_0_encoder --size nano --out runs/vision_0_encoder
 
-Expected: the contrastive loss falls; a picture's nearest caption in its batch is mostly its own.
+Aimed at: the contrastive loss falls; a picture's nearest caption in its batch is mostly its own.
 """
 
 from polyphi.train.contrastive import Contrastive

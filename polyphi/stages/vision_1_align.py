@@ -2,7 +2,7 @@
 
     polyphi train vision_1_align --size nano --out runs/vision_1_align
 
-Expected: captions name the kind of picture; small text is still unread.
+Aimed at: captions name the kind of picture; small text is still unread.
 """
 
 from polyphi.train.loss import NextToken

@@ -3,7 +3,7 @@ documents, pairs, grounding, OCR, charts; at most 16 crops (report 2.2.2, 3.2).
 
     polyphi train vision_2_joint --size nano --out runs/vision_2_joint
 
-Expected: the frozen language model reads short words and numbers and counts a little.
+Aimed at: the frozen language model reads short words and numbers and counts a little.
 """
 
 from polyphi.train.loss import NextToken

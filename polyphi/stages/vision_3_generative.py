@@ -3,7 +3,7 @@ single-image instructions; at most 36 crops (report 2.2.2, 3.2).
 
     polyphi train vision_3_generative --size nano --out runs/vision_3_generative
 
-Expected: questions about one picture are answered; text rows train the adapter too, so that it keeps language.
+Aimed at: questions about one picture are answered; text rows train the adapter too, so that it keeps language.
 """
 
 from polyphi.train.loss import NextToken

@@ -3,7 +3,7 @@ pictures and frames, context 64k (report 2.2.2).
 
     polyphi train vision_4_multiframe --size nano --out runs/vision_4_multiframe
 
-Expected: pictures are compared and motion is told; single pictures keep their scores.
+Aimed at: pictures are compared and motion is told; single pictures keep their scores.
 """
 
 from polyphi.train.loss import NextToken
