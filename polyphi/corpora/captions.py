@@ -12,7 +12,6 @@ from PIL import Image
 
 from polyphi.corpora.image_qa import (
     PLACES,
-    PLURALS,
     at,
     draw_digits,
     draw_stamp,
@@ -22,7 +21,8 @@ from polyphi.corpora.image_qa import (
 from polyphi.curate import images, stamps
 from polyphi.curate.corpus import Corpus, Work
 from polyphi.curate.images import SCANS, SIDE, sheet
-from polyphi.curate.lexicon import COLOUR_RGB, COLOURS, LANGUAGES, SHAPES, lexicon, number_words
+from polyphi.curate.instructions import several
+from polyphi.curate.lexicon import COLOUR_RGB, COLOURS, LANGUAGES, SHAPES, lexicon
 from polyphi.curate.scenes import Made, Maker, Scene, asked, samples
 from polyphi.curate.stamps import KIND_WORDS, KINDS, STAMPS
 from polyphi.data.shards import Sample
@@ -54,15 +54,6 @@ class Captioned:
 def a(noun: str) -> str:
     """A noun with its English article."""
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
-
-
-def several(count: int, colour: str, shape: str) -> str:
-    """One or more shapes in words: "a red circle", "three blue stars"."""
-    return (
-        a(f"{colour} {shape}")
-        if count == 1
-        else f"{number_words(count, 'en')} {colour} {PLURALS[shape]}"
-    )
 
 
 def shapes(scene: Scene) -> Captioned:
@@ -100,10 +91,10 @@ def shapes(scene: Scene) -> Captioned:
 
 def text(scene: Scene) -> Captioned:
     """Scanned digits, a rendered number, or a rendered word."""
-    form = scene.answer(("digit", "digits", "number", "word"))
+    form = scene.answer(("digit", "digit", "digits", "digits", "number", "word"))
     if form == "digit":
         value = scene.answer(range(10), every=4)
-        paper, side = scene.paper(), scene.rng.randint(50, 96)
+        paper, side = scene.paper(), scene.rng.randint(76, 104)
         picture = sheet((SIDE, SIDE), paper)
         corner = scene.corner(picture.size, (side, side))
         images.stamp_digits(
@@ -170,9 +161,9 @@ def described(draw: Callable[[Scene], Captioned]) -> Maker:
 
 
 MAKERS = {
-    "caption_shapes": (40, described(shapes)),
-    "caption_text": (32, described(text)),
-    "caption_stamp": (28, described(a_stamp)),
+    "caption_shapes": (42, described(shapes)),
+    "caption_text": (46, described(text)),
+    "caption_stamp": (12, described(a_stamp)),
 }
 """Task -> (share of the training set, maker)."""
 

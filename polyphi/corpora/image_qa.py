@@ -5,13 +5,17 @@ and pairs of shape and colour. A fifth of the questions that allow it are asked 
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import cache
 
 from PIL import Image
 
+from polyphi.chat import Message
 from polyphi.curate import charts, images, stamps
 from polyphi.curate.corpus import Corpus, Work
 from polyphi.curate.images import SCANS, SIDE, sheet
+from polyphi.curate.instructions import DESCRIBE, several
+from polyphi.curate.instructions import PLACES as TOLD_PLACES
 from polyphi.curate.lexicon import COLOUR_RGB, COLOURS, LANGUAGES, SHAPES, lexicon
 from polyphi.curate.scenes import Made, Maker, Scene, asked, samples
 from polyphi.curate.stamps import KIND_WORDS, KINDS, STAMPS, Stamp
@@ -85,7 +89,7 @@ def digit(scene: Scene) -> Made:
     """One scanned digit, large."""
     value, language, size = scene.answer(range(10)), scene.language(), scene.size()
     paper = scene.paper()
-    picture, side = sheet(size, paper), scene.rng.randint(56, 100)
+    picture, side = sheet(size, paper), scene.rng.randint(76, 104)
     corner = scene.corner(size, (side, side))
     images.stamp_digits(picture, [scene.scan(value)], corner, side, scene.ink(paper), rng=scene.rng)
     return asked(picture, ask(scene, "digit", language), value, SCANS, language)
@@ -94,8 +98,8 @@ def digit(scene: Scene) -> Made:
 def draw_digits(scene: Scene, values: list[int], size: tuple[int, int]) -> Image.Image:
     """Scanned digits in one row, somewhere in the picture."""
     paper = scene.paper()
-    largest = min(40, int((size[0] - 4) / (0.9 * len(values) + 0.1)))
-    picture, side = sheet(size, paper), scene.rng.randint(min(26, largest), largest)
+    largest = min(48, int((size[0] - 4) / (0.9 * len(values) + 0.1)))
+    picture, side = sheet(size, paper), scene.rng.randint(3 * largest // 4, largest)
     wide = round(side * (0.9 * len(values) + 0.1))
     corner = scene.corner(size, (wide, side))
     images.stamp_digits(
@@ -368,26 +372,67 @@ def chart(scene: Scene) -> Made:
     )
 
 
+def talk(scene: Scene) -> Made:
+    """A picture of shapes, its description and several questions about it, in any order, as one conversation: every
+    turn teaches, and the picture is looked at once."""
+    form = scene.rng.choice(("alike", "alike", "place", "two"))
+    shape, colour = scene.pair()
+    count = 1 if form == "place" else scene.rng.randint(1, MOST if form == "alike" else 3)
+    groups = [(count, colour, shape)]
+    if form == "two":
+        other = [(s, c) for s, c in scene.pairs if s != shape and c != colour]
+        s, c = scene.rng.choice(other)
+        groups.append((scene.rng.randint(1, 3), c, s))
+    told = " and ".join(several(*group) for group in groups)
+    turns: list[tuple[str, object]] = []
+    if form == "place":
+        place, side = scene.rng.choice(list(PLACES)), scene.rng.randint(26, 44)
+        corners = [at(scene, place, side)]
+        told += f" {TOLD_PLACES[place]}"
+        turns.append((f"Where is the {shape}?", place))
+    else:
+        total = sum(n for n, _, _ in groups)
+        side = scene.rng.randint(44, 92) if total == 1 else scene.rng.randint(24, 34)
+        corners = scene.scatter(total, side)
+    picture = sheet((SIDE, SIDE), scene.paper(*(COLOUR_RGB[c] for _, c, _ in groups)))
+    things = [(c, s) for n, c, s in groups for _ in range(n)]
+    for (c, s), corner in zip(things, corners, strict=True):
+        images.stamp_shape(picture, s, corner, side, scene.tint(c), turn=scene.turn())
+    for n, c, s in groups:
+        turns.append((f"How many {PLURALS[s]} are there?", n))
+        alone = len(groups) == 1
+        turns.append((ask(scene, "colour", "en") if alone else f"What colour is the {s}?", c))
+        turns.append((ask(scene, "shape", "en") if alone else f"Which shape is {c}?", s))
+    turns.append((scene.rng.choice(DESCRIBE), told))
+    scene.rng.shuffle(turns)
+    made = asked(picture, *turns[0])
+    more = (m for q, a in turns[1:4] for m in (Message.user(q), Message.assistant(str(a))))
+    return replace(made, messages=(*made.messages, *more))
+
+
 MAKERS: dict[str, tuple[float, Maker]] = {
-    "digit": (14, digit),
-    "digits": (16, digits),
-    "count": (12, count),
-    "colour": (7, colour),
-    "shape": (8, shape),
-    "stamp": (12, stamp),
-    "word": (10, word),
-    "number": (10, number),
-    "where": (6, where),
-    "more": (7, more),
-    "chart": (9, chart),
+    "digit": (18, digit),
+    "digits": (13, digits),
+    "count": (8, count),
+    "colour": (4, colour),
+    "shape": (4, shape),
+    "stamp": (6, stamp),
+    "word": (6, word),
+    "number": (6, number),
+    "where": (4, where),
+    "more": (5, more),
+    "chart": (4, chart),
+    "talk": (26, talk),
 }
-"""Task -> (share of the training set, maker)."""
+"""Task -> (share of the training set, maker). Tests ask one question each."""
 
 
 def questions(work: Work) -> Iterator[tuple[str, Sample]]:
     album = stamps.load(work)
     makers = {task: made for task, made in MAKERS.items() if album or task != "stamp"}
-    return samples("image_qa", work, makers, album)
+    return samples(
+        "image_qa", work, makers, album, tests=[task for task in makers if task != "talk"]
+    )
 
 
 corpus = Corpus("image_qa", build=questions)

@@ -32,7 +32,7 @@ def _shape(scene: Scene, shape: str, colour: str) -> Image.Image:
 
 
 def _digit(scene: Scene, value: int) -> Image.Image:
-    paper, side = scene.paper(), scene.rng.randint(56, 96)
+    paper, side = scene.paper(), scene.rng.randint(76, 104)
     picture = sheet((SIDE, SIDE), paper)
     corner = scene.corner(picture.size, (side, side))
     images.stamp_digits(picture, [scene.scan(value)], corner, side, scene.ink(paper), rng=scene.rng)

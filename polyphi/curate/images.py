@@ -24,15 +24,15 @@ from polyphi.curate import lexicon
 
 RGB = tuple[int, int, int]
 SIDE = 112  # pixels: one crop of the nano size
-PAPERS: tuple[RGB, ...] = (
+PALE: tuple[RGB, ...] = (
     (255, 255, 255),
     (246, 244, 236),
     (228, 232, 236),
     (208, 212, 208),
     (250, 236, 220),
     (222, 236, 250),
-    (70, 74, 82),
 )
+PAPERS: tuple[RGB, ...] = (*PALE, (70, 74, 82))
 """Backgrounds: pale ones, and one dark."""
 
 

@@ -23,6 +23,7 @@ from polyphi.curate.corpus import Work
 from polyphi.curate.images import (
     ASCII_FONTS,
     FONTS,
+    PALE,
     PAPERS,
     RGB,
     SCANS,
@@ -70,15 +71,15 @@ class Scene:
         )
 
     def paper(self, *colours: RGB) -> RGB:
-        """A background on which all these colours can be seen."""
-        return self.rng.choice([p for p in PAPERS if all(math.dist(p, c) > 110 for c in colours)])
+        """A background on which all these colours can be seen; without any a pale one, for writing."""
+        found = [p for p in PAPERS if all(math.dist(p, c) > 110 for c in colours)]
+        return self.rng.choice(found if colours else PALE)
 
     def ink(self, paper: RGB) -> RGB:
-        """A dark or bright colour that can be read on the paper."""
-        while True:
-            ink = self.rng.randrange(256), self.rng.randrange(256), self.rng.randrange(256)
-            if contrast(ink, paper) > 90:
-                return ink
+        """A dark colour for pale paper, a bright one for dark paper."""
+        least = 0 if contrast(paper, (0, 0, 0)) > 128 else 150
+        r, g, b = (least + self.rng.randrange(105) for _ in range(3))
+        return r, g, b
 
     def tint(self, colour: str) -> RGB:
         """A colour of the lexicon, a little off."""

@@ -10,7 +10,7 @@ import hashlib
 import queue
 import threading
 from collections import Counter
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,9 +61,11 @@ class Loader:
         batch_tokens: int,
         seed: int,
         split: str = "train",
+        curriculum: Collection[str] = (),
     ) -> None:
         self._shards = {name: Shards(Path(folder) / name / split) for name in weights}
-        self._order = Order(weights, {name: len(s) for name, s in self._shards.items()}, seed)
+        sizes = {name: len(s) for name, s in self._shards.items()}
+        self._order = Order(weights, sizes, seed, curriculum)
         self._make_rows = make_rows
         self._batch_tokens = batch_tokens
         self._draws = 0

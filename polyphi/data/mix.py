@@ -8,7 +8,7 @@ or so. Within a corpus each epoch is a permutation of its own.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 
@@ -17,20 +17,28 @@ EPOCHS_KEPT = 2
 
 
 class Order:
-    """The endless order of draws. `sizes` gives the rows of each corpus; `weights` their shares (ratios matter).
+    """The endless order of draws. `sizes` gives the rows of each corpus; `weights` their shares (ratios matter). The
+    first epoch of a corpus named in `curriculum` is the corpus's own order.
 
     >>> order = Order({"a": 2, "b": 1}, {"a": 10, "b": 5}, seed=0)
     >>> [order.draw(n)[0] for n in range(6)]
     ['a', 'b', 'a', 'a', 'b', 'a']
     """
 
-    def __init__(self, weights: Mapping[str, float], sizes: Mapping[str, int], seed: int) -> None:
+    def __init__(
+        self,
+        weights: Mapping[str, float],
+        sizes: Mapping[str, int],
+        seed: int,
+        curriculum: Collection[str] = (),
+    ) -> None:
         if empty := [name for name in weights if not sizes[name]]:
             raise ValueError(f"the mix draws from corpora without rows: {', '.join(empty)}")
         self.names = tuple(weights)
         self._shares = [weights[n] / sum(weights.values()) for n in self.names]
         self._sizes = [sizes[n] for n in self.names]
         self._seed = seed
+        self._curriculum = frozenset(curriculum)
         self._epochs: dict[tuple[int, int], np.ndarray] = {}
         self._next = 0  # the draw that `_taken` is the state before: draws in a row needn't look for their place
         self._taken = [0] * len(self.names)
@@ -70,6 +78,8 @@ class Order:
             self._turn()
 
     def _epoch(self, corpus: int, epoch: int) -> np.ndarray:
+        if epoch == 0 and self.names[corpus] in self._curriculum:
+            return np.arange(self._sizes[corpus])
         if (corpus, epoch) not in self._epochs:
             held = sorted(key for key in self._epochs if key[0] == corpus)
             for old in held[: max(0, len(held) - EPOCHS_KEPT + 1)]:

@@ -41,6 +41,7 @@ from polyphi.eval.report import line
 from polyphi.eval.run import evaluate
 from polyphi.eval.task import find
 from polyphi.model import weights
+from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.processor import Processor
 from polyphi.processing.tokenizer import Tokenizer
@@ -53,9 +54,10 @@ from polyphi.train.stage import Stage
 FREEZE_PROMPTS = (
     "How much is 3 plus 4?",
     "Translate to German: seven",
-    "Scene: 2 red circles, 1 blue star. How many circles?",
+    "Scene: two red circles and a blue star.\nHow many circles are there?",
 )
 TOKENIZER_CORPORA = (
+    "copying",
     "instructions",
     "documents",
     "translation",
@@ -66,9 +68,9 @@ TOKENIZER_CORPORA = (
 )
 
 
-LANGUAGE_MODEL = stages.ORDER[: stages.ORDER.index("text_4_align") + 1]
-BRANCHES = (("vision_4_multiframe",), ("speech_2_post", "reasoning_3_dpo"))
-"""What grows from the frozen language model, as stages to reach: about equally long at nano size."""
+BRANCHES = (("vision_4_multiframe",), ("speech_0_aed", "speech_2_post", "reasoning_3_dpo"))
+"""Stages to reach side by side, about equally long at nano size: language and vision; hearing, which needs no language
+model at first, and reasoning."""
 EXPORTS = {
     "mini": ("text_4_align", "mini"),
     "reasoning": ("reasoning_3_dpo", "mini"),
@@ -113,10 +115,7 @@ class Run:
     def reproduce(self) -> Path:
         """Everything, in order; returns the page."""
         with self._clock("total"):
-            for name in self._corpora_without_models():
-                self.build(name)
-            for name in LANGUAGE_MODEL:
-                self.train(name)
+            self._tokenizer_made()
             self._branches()
             for name in stages.ORDER:
                 self.train(name)
@@ -125,8 +124,8 @@ class Run:
         return self.page()
 
     def _branches(self) -> None:
-        """The branches that grow from the frozen language model, side by side: small steps leave cores idle, two
-        processes with half the cores each don't. Their lines come out here; a branch that fails stops the run."""
+        """The branches side by side: small steps leave cores idle, two processes with half the cores each don't. What
+        one is making the other waits for (`_alone`). Their lines come out here; a branch that fails stops the run."""
         cores = (
             len(os.sched_getaffinity(0))
             if hasattr(os, "sched_getaffinity")
@@ -191,11 +190,16 @@ class Run:
         for told in process.stdout:
             self._tell(told.rstrip("\n"))
 
-    # ------------------------------------------------------------------ data
+    @contextlib.contextmanager
+    def _alone(self, name: str) -> Iterator[None]:
+        """One process of the run at a time makes a corpus, the tokenizer or a stage; the others wait, then find it."""
+        folder = self.out / ".locks"
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / name).open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
-    def _corpora_without_models(self) -> list[str]:
-        named = dict.fromkeys(c for stage in stages.ORDER for c in stages.load(stage).data.weights)
-        return [name for name in named if not _corpus(name).stages]
+    # ------------------------------------------------------------------ data
 
     def build(self, name: str) -> None:
         """One corpus, after the corpora and stages that it is made from."""
@@ -213,10 +217,11 @@ class Run:
             models=_Lazy(corpus.stages, self._made_by),
             tell=self._tell,
         )
-        if corpora.is_built(corpus, work):
-            return
-        with self._clock(f"corpus {name}"):
-            manifests = corpora.build(corpus, work)
+        with self._alone(f"corpus {name}"):
+            if corpora.is_built(corpus, work):
+                return
+            with self._clock(f"corpus {name}"):
+                manifests = corpora.build(corpus, work)
         counts = ", ".join(f"{m['rows']} {split}" for split, m in manifests.items())
         self._tell(f"[bold]{name:<22}[/bold] {counts}")
 
@@ -238,10 +243,17 @@ class Run:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The run's tokenizer: trained on its own text corpora (a size without a vocabulary uses o200k_base)."""
+        return Tokenizer.load(self._tokenizer_made())
+
+    def _tokenizer_made(self) -> Path:
         folder = self.out / "tokenizer"
-        if not folder.exists():
-            for name in TOKENIZER_CORPORA:
-                self.build(name)
+        if folder.exists():
+            return folder
+        for name in TOKENIZER_CORPORA:
+            self.build(name)
+        with self._alone("tokenizer"):
+            if folder.exists():
+                return folder
             with self._clock("tokenizer"):
                 if self.size.vocabulary:
                     made = Tokenizer.train(self._texts(), self.size.vocabulary)
@@ -251,7 +263,7 @@ class Run:
                 shutil.rmtree(partial, ignore_errors=True)
                 made.save(partial)
                 partial.rename(folder)
-        return Tokenizer.load(folder)
+        return folder
 
     def _texts(self) -> Iterator[str]:
         for name in TOKENIZER_CORPORA:
@@ -288,14 +300,19 @@ class Run:
             self.train(parent)
         for corpus in stage.data.weights:
             self.build(corpus)
-        config = lineage.configuration(stage, self.size.model, self.tokenizer)
+        tokenizer = self.tokenizer
+        with self._alone(name):
+            if not (out / "manifest.json").exists():
+                self._train(stage, lineage.configuration(stage, self.size.model, tokenizer), out)
+
+    def _train(self, stage: Stage, config: ModelConfig, out: Path) -> None:
         model, origins = lineage.assemble(stage, config, self.runs, self.seed)
         adapters_only = not any(
             glob.startswith("decoder.") and ".lora." not in glob for glob in stage.learn
         )
         before = self._text_logits(model) if adapters_only else None
-        self._tell(f"\n[bold]{name}[/bold]")
-        with self._clock(name):
+        self._tell(f"\n[bold]{stage.name}[/bold]")
+        with self._clock(stage.name):
             train(
                 stage,
                 self.size.budget(stage),
@@ -310,7 +327,7 @@ class Run:
                 tell=self._tell,
             )
         if before is not None:
-            self._record_freeze(name, before, self._text_logits(model))
+            self._record_freeze(stage.name, before, self._text_logits(model))
 
     def _text_logits(self, model: PhiModel) -> str:
         """SHA-256 of the fp32 logits of fixed text prompts: equal hashes are bit-identical logits."""

@@ -11,9 +11,9 @@ from polyphi.train.stage import Mix, Stage
 
 stage = Stage(
     name="speech_0_aed",
-    start={"*": "text_4_align"},
-    learn={"audio.encoder.*": 1e-3, "objective.*": 1e-3},
-    data=Mix({"asr": 1}),
+    start={},  # it needs no language model
+    learn={"audio.encoder.*": 5e-4, "objective.*": 5e-4},
+    data=Mix({"asr": 1}, curriculum=("asr",)),
     objective=AttentionDecoder(),
     context=2048,
     batch_tokens=1 << 16,

@@ -15,8 +15,10 @@ stage = Stage(
     # [ours] the report gives the law LR*(D) = B * D^-0.32, not its B
     learn={"decoder.*": 4e-4},
     # [ours] shares of samples; a document has a dozen times the tokens of an instruction
-    data=Mix({"documents": 3, "code": 1, "math": 8, "translation": 25, "instructions": 63}),
-    objective=NextToken(supervise="all"),
+    data=Mix(
+        {"documents": 2, "code": 1, "math": 5, "translation": 8, "copying": 38, "instructions": 46}
+    ),
+    objective=NextToken(),
     schedule=Schedule(warmup=0.02, decay="linear", decay_share=0.7),
     context=4096,
     batch_tokens=4 << 20,

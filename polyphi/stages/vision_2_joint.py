@@ -14,7 +14,7 @@ stage = Stage(
     start={"*": "vision_1_align"},
     learn={"vision.*": 1e-4},
     data=Mix(
-        {"captions": 35, "interleaved": 5, "grounding": 15, "ocr": 30, "charts": 15}
+        {"captions": 55, "interleaved": 4, "grounding": 8, "ocr": 25, "charts": 8}
     ),  # [ours] shares
     objective=NextToken(supervise="answers", max_crops=16),
     context=8192,

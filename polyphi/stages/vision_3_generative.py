@@ -12,9 +12,9 @@ from polyphi.train.stage import Mix, Stage
 stage = Stage(
     name="vision_3_generative",
     start={"*": "vision_2_joint"},
-    learn={"decoder.*.lora.vision.*": 1e-4, "vision.*": 2e-5},
+    learn={"decoder.*.lora.vision.*": 1e-4, "vision.*": 5e-5},
     data=Mix(
-        {"image_qa": 80, "ocr": 8, "instructions": 12}, adapter={"instructions": "vision"}
+        {"image_qa": 87, "ocr": 5, "instructions": 8}, adapter={"instructions": "vision"}
     ),  # [ours] shares
     objective=NextToken(max_crops=36),
     context=16_384,

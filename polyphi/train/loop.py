@@ -93,6 +93,7 @@ def train(
         _row_maker(stage, budget, model, processor),
         batch_tokens=budget.batch_tokens,
         seed=seed,
+        curriculum=stage.data.curriculum,
     )
     identity = _identity(stage, budget, seed, precision, loader)
     if (out / MANIFEST).exists():
@@ -423,6 +424,7 @@ def _identity(
         "learn": dict(stage.learn),
         "mix": dict(stage.data.weights),
         "adapter": dict(stage.data.adapter),
+        "curriculum": stage.data.curriculum,
         "objective": repr(stage.objective),
         "schedule": dataclasses.asdict(stage.schedule),
         "optimiser": {

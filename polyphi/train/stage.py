@@ -26,16 +26,20 @@ from typing import Any, Literal
 @dataclass(frozen=True)
 class Mix:
     """Weights of corpora (folder names); only their ratios matter. `adapter` puts rows of a corpus that has no media
-    under a named adapter in training (text rows of the vision stages); inference keeps text -> none."""
+    under a named adapter in training (text rows of the vision stages); inference keeps text -> none. Corpora that
+    `curriculum` names are read in their own order the first time through, the easy rows first."""
 
     weights: Mapping[str, float]
     adapter: Mapping[str, str] = field(default_factory=dict)
+    curriculum: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.weights or min(self.weights.values()) <= 0:
             raise ValueError(f"a mix needs positive weights, found {dict(self.weights)}")
-        if unknown := set(self.adapter) - set(self.weights):
-            raise ValueError(f"adapter names corpora that are not in the mix: {sorted(unknown)}")
+        if unknown := {*self.adapter, *self.curriculum} - set(self.weights):
+            raise ValueError(
+                f"adapter or curriculum names corpora that are not in the mix: {sorted(unknown)}"
+            )
 
 
 @dataclass(frozen=True)

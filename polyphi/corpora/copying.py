@@ -1,0 +1,27 @@
+"""Texts said twice: strings of digits and words of eight languages, and the same again. [ours]
+
+What a language model of any size learns from pages by the billion, a small one must be shown: to find in its context
+what it was given, and to say it again. Everything else that it does with its input rests on this. Strings of digits
+come first because they are learned first.
+"""
+
+from collections.abc import Iterator
+from random import Random
+
+from polyphi.curate.corpus import Corpus, Work
+from polyphi.curate.instructions import Ask, copied
+from polyphi.curate.text import fill
+from polyphi.data.shards import Sample
+
+
+def build(work: Work) -> Iterator[tuple[str, Sample]]:
+    def make(split: str, rng: Random) -> Iterator[Sample]:
+        for i in range(work.rows[split]):
+            text, language = copied(split, rng, longest=9)
+            ask = Ask("copy", f"Repeat: {text}", text, language)
+            yield ask.sample(f"copying-{split}-{i:06d}")
+
+    yield from fill(work, "copying", make)
+
+
+corpus = Corpus("copying", build)
