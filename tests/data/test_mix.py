@@ -57,3 +57,14 @@ def test_the_seed_changes_rows_but_not_turns() -> None:
 def test_an_empty_corpus_is_named() -> None:
     with pytest.raises(ValueError, match="without rows: b"):
         Order({"a": 1, "b": 1}, {"a": 1, "b": 0}, seed=0)
+
+
+def test_a_curriculum_is_read_in_its_own_order_once() -> None:
+    order = Order({"a": 1, "b": 1}, {"a": 20, "b": 20}, seed=0, curriculum=("b",))
+    drawn = [order.draw(n) for n in range(80)]
+    first, second = (
+        [row for name, row in part if name == "b"] for part in (drawn[:40], drawn[40:])
+    )
+    assert first == list(range(20))
+    assert sorted(second) == first != second
+    assert [row for name, row in drawn[:40] if name == "a"] != first

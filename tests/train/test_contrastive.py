@@ -84,8 +84,13 @@ def test_loss_is_the_formula(model: PhiModel, processor: Processor) -> None:
         for start, end in zip(batch.bounds[:-1], batch.bounds[1:], strict=True):
             ids = batch.ids[start:end]
             alone = Batch(ids, torch.arange(len(ids)), (0, len(ids)), (len(ids),), (None,))
-            mean = model(alone).mean(0)
-            text = heads.text((mean - mean.mean()) / (mean.var(unbiased=False) + 1e-5).sqrt())
+            seen = (model(alone), model.decoder.embed_tokens.weight[ids])
+            normed = [
+                (x - x.mean(1, keepdim=True))
+                / (x.var(1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+                for x in seen
+            ]
+            text = heads.text(torch.cat(normed, 1).mean(0))
             texts.append(text / text.norm())
         expected, right = 0.0, 0
         same = [(i, j) for i in range(4) for j in range(4) if i == j or {i, j} == {0, 2}]
