@@ -227,13 +227,14 @@ app.add_typer(evaluation)
 @evaluation.command("run")
 def eval_run(
     out: Annotated[Path, typer.Argument(help="Folder of a run (its model, its data).")],
+    tasks: Annotated[list[str] | None, typer.Argument(help="Names of tasks; all without.")] = None,
     size: Annotated[str, typer.Option(help="micro, nano, lab or full.")] = "nano",
     seed: int = 0,
 ) -> None:
     """Measure a run's models on the held-out splits, with baselines."""
     from polyphi.reproduce.graph import Run
 
-    Run(size, out, seed=seed, console=console).evaluate()
+    Run(size, out, seed=seed, console=console).evaluate(*tasks or ())
 
 
 @evaluation.command("score")

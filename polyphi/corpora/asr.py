@@ -20,13 +20,14 @@ from polyphi.data.shards import Sample
 
 SHARES = {"digits": 44, "numbers": 15, "words": 18, "questions": 21, "open": 2}
 """Kind -> its share of the training rows."""
-SINGLE_DIGITS, DIGITS = 0.1, 0.6
-"""The training rows begin with single digits up to the first part of all rows, and have digits alone up to the second: a
-fresh recogniser that begins with everything at once sits on a plateau for thousands of steps; this is its curriculum."""
+SINGLE_DIGITS, CLEAN, DIGITS = 0.1, 0.3, 0.6
+"""The training rows begin with single digits up to the first part of all rows, are nearly clean up to the second, and
+have digits alone up to the third: a fresh recogniser that begins with everything at once sits on a plateau for
+thousands of steps; this is its curriculum."""
 RECORDED_SHARE = (
-    0.15  # of training digit strings and numbers, where somebody recorded speaks the language
+    0.25  # of training digit strings and numbers, where somebody recorded speaks the language
 )
-ENGLISH_SHARE = 0.3  # of the languages of synthesised speech; the others share the rest evenly
+ENGLISH_SHARE = 0.4  # of the languages of synthesised speech; the others share the rest evenly
 
 
 class Kinds:
@@ -167,6 +168,7 @@ def training(work: Work, rng: Random) -> Iterator[Sample]:
     while True:
         kind, part = "digits", made / work.rows["train"]
         kinds.count = 1 if part < SINGLE_DIGITS else 0
+        kinds.studio.strength = 0.15 if part < CLEAN else 0.4
         if part >= DIGITS:
             kind = rng.choices(list(SHARES), list(SHARES.values()))[0]
         sample: Sample | None = None

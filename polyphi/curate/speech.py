@@ -105,12 +105,12 @@ def _quick(length: float) -> int:
     )
 
 
-def augment(wave: Wave, rate: int, rng: np.random.Generator, strength: float = 0.15) -> Wave:
+def augment(wave: Wave, rate: int, rng: np.random.Generator, strength: float = 1.0) -> Wave:
     """The clip at 16 kHz as another throat, room, line and microphone would give it.
 
     One pass through the spectrum: resampling moves pitch, formants and tempo together (up to 14 %), a random smooth
-    curve colours it, one clip in three becomes telephone-like, one in four gets an echoing tail, most get noise (5 to
-    40 dB below the speech), and the level is random. `strength` 0 only resamples.
+    curve colours it, one clip in four becomes telephone-like, one in four gets an echoing tail, half of them get noise
+    (10 to 40 dB below the speech), and the level is random. `strength` scales all of it; 0 only resamples.
     """
     stretch = 2.0 ** (strength * rng.uniform(-0.19, 0.19))
     echo = rng.random() < 0.25 * strength
@@ -126,7 +126,7 @@ def augment(wave: Wave, rate: int, rng: np.random.Generator, strength: float = 0
     curve = strength * (
         rng.uniform(-6, 6, len(points)) + rng.uniform(-1, 1) * np.linspace(-6, 6, len(points))
     )
-    if rng.random() < 0.25 * strength:  # a telephone
+    if rng.random() < min(0.25, strength / 2):  # a telephone
         low, high = rng.uniform(150, 350), rng.uniform(3200, 4200)
         curve = curve - 40.0 * ((points < low) | (points > high))
     spectrum *= np.power(np.float32(10), np.interp(hertz, points, curve).astype(np.float32) / 20)
@@ -363,10 +363,11 @@ def _g722(path: Path) -> Wave:
 
 class Studio:
     """Everyone who can speak here. A studio opens its own booth, so the same requests in the same order give the same
-    bytes. Engines that are missing are told once; where nobody can speak at all, `ValueError` says what to install."""
+    bytes. Engines that are missing are told once; where nobody can speak at all, `ValueError` says what to install.
+    `strength` is that of the augmentation of training clips."""
 
-    def __init__(self, work: Work) -> None:
-        self.work, self.booth = work, Booth()
+    def __init__(self, work: Work, strength: float = 0.5) -> None:
+        self.work, self.booth, self.strength = work, Booth(), strength
         self.espeak, self.flite = (unavailable(engine) is None for engine in ("espeak-ng", "flite"))
         for engine in ("espeak-ng", "flite"):
             if missing := unavailable(engine):
@@ -441,7 +442,7 @@ class Studio:
 
     def _finish(self, wave: Wave, rate: int, rng: Random, augmented: bool) -> Wave:
         if augmented:
-            return augment(wave, rate, np.random.default_rng(rng.getrandbits(64)))
+            return augment(wave, rate, np.random.default_rng(rng.getrandbits(64)), self.strength)
         return level(resample(wave, rate), 3.0)
 
 

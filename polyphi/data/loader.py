@@ -62,10 +62,11 @@ class Loader:
         seed: int,
         split: str = "train",
         curriculum: Collection[str] = (),
+        late: Mapping[str, int] | None = None,
     ) -> None:
         self._shards = {name: Shards(Path(folder) / name / split) for name in weights}
         sizes = {name: len(s) for name, s in self._shards.items()}
-        self._order = Order(weights, sizes, seed, curriculum)
+        self._order = Order(weights, sizes, seed, curriculum, late)
         self._make_rows = make_rows
         self._batch_tokens = batch_tokens
         self._draws = 0

@@ -4,7 +4,7 @@ Corpora take turns by weight, as seats are dealt to parties (Webster's rule): th
 time
 (k + 1/2) / share, and draws follow their due times. Every prefix of the stream has the wanted shares to within a
 sample
-or so. Within a corpus each epoch is a permutation of its own.
+or so. A corpus that comes late is due from its own time on. Within a corpus each epoch is a permutation of its own.
 """
 
 import hashlib
@@ -18,7 +18,8 @@ EPOCHS_KEPT = 2
 
 class Order:
     """The endless order of draws. `sizes` gives the rows of each corpus; `weights` their shares (ratios matter). The
-    first epoch of a corpus named in `curriculum` is the corpus's own order.
+    first epoch of a corpus named in `curriculum` is the corpus's own order; one named in `late` joins after so many
+    draws of those that aren't.
 
     >>> order = Order({"a": 2, "b": 1}, {"a": 10, "b": 5}, seed=0)
     >>> [order.draw(n)[0] for n in range(6)]
@@ -31,12 +32,16 @@ class Order:
         sizes: Mapping[str, int],
         seed: int,
         curriculum: Collection[str] = (),
+        late: Mapping[str, int] | None = None,
     ) -> None:
         if empty := [name for name in weights if not sizes[name]]:
             raise ValueError(f"the mix draws from corpora without rows: {', '.join(empty)}")
         self.names = tuple(weights)
         self._shares = [weights[n] / sum(weights.values()) for n in self.names]
         self._sizes = [sizes[n] for n in self.names]
+        late = late or {}
+        early = sum(s for n, s in zip(self.names, self._shares, strict=True) if n not in late)
+        self._starts = [late.get(n, 0) / early for n in self.names]
         self._seed = seed
         self._curriculum = frozenset(curriculum)
         self._epochs: dict[tuple[int, int], np.ndarray] = {}
@@ -52,7 +57,7 @@ class Order:
         return self.names[corpus], int(self._epoch(corpus, epoch)[place])
 
     def _due(self, corpus: int, k: int) -> float:
-        return (k + 0.5) / self._shares[corpus]
+        return self._starts[corpus] + (k + 0.5) / self._shares[corpus]
 
     def _turn(self) -> int:
         """Take the next draw; returns its corpus. Of equal due times the first corpus goes first."""
@@ -63,11 +68,11 @@ class Order:
         return corpus
 
     def _seek(self, n: int) -> None:
-        """To the state before draw n, without walking there: at time t a corpus has had all its samples that were due
-        before t, which over all corpora is t draws to within one per corpus."""
-        time = max(0, n - len(self.names))
+        """To the state before draw n, without walking there: at time t a corpus that began at time s has had all its
+        samples that were due before t, which is (t - s) times its share to within one."""
+        time = self._time(max(0, n - len(self.names)))
         for corpus, share in enumerate(self._shares):
-            taken = max(0, int(time * share) - 1)
+            taken = max(0, int((time - self._starts[corpus]) * share) - 1)
             # Twice or so, by the very numbers that `_turn` compares, so that no rounding differs.
             while self._due(corpus, taken) < time:
                 taken += 1
@@ -76,6 +81,16 @@ class Order:
         assert self._next <= n
         while self._next < n:
             self._turn()
+
+    def _time(self, draws: float) -> float:
+        """When so many draws have been made: their number grows with time by the shares of those that have begun."""
+        begun, time = 0.0, 0.0
+        for start, share in sorted(zip(self._starts, self._shares, strict=True)):
+            if begun and draws <= (start - time) * begun:
+                break
+            draws -= (start - time) * begun
+            begun, time = begun + share, start
+        return time + draws / begun
 
     def _epoch(self, corpus: int, epoch: int) -> np.ndarray:
         if epoch == 0 and self.names[corpus] in self._curriculum:

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -146,8 +146,12 @@ def _grouped(q: Tensor, k: Tensor, v: Tensor, lengths: list[int]) -> Float[Tenso
             _repeated(x.index_select(0, group.gather).view(*shape, kv_heads, d), share)
             for x in (k, v)
         )
-        attend = _written_out if group.longest <= SHORT else _fused
-        out = attend(queries, keys.transpose(1, 2), values.transpose(1, 2))
+        keys, values = keys.transpose(1, 2), values.transpose(1, 2)
+        if group.longest <= SHORT:
+            future = torch.ones(group.longest, group.longest, dtype=torch.bool, device=q.device)
+            out = written_out(queries, keys, values, future.triu(1))
+        else:
+            out = _fused(queries, keys, values)
         outs.append(out.transpose(1, 2).reshape(-1, heads, d))
     return torch.cat(outs).index_select(0, place)
 
@@ -157,11 +161,13 @@ def _repeated(x: Float[Tensor, "S t K d"], share: int) -> Float[Tensor, "S t H d
     return x[:, :, :, None].expand(*x.shape[:3], share, x.shape[3]).flatten(2, 3)
 
 
-def _written_out(
-    q: Float[Tensor, "S H t d"], k: Float[Tensor, "S H t d"], v: Float[Tensor, "S H t d"]
-) -> Tensor:
-    """Softmax attention as its formula says, softmax in float32."""
-    hidden = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool, device=q.device).triu(1)
+def written_out(
+    q: Float[Tensor, "S H t d"],
+    k: Float[Tensor, "S H t d"],
+    v: Float[Tensor, "S H t d"],
+    hidden: Bool[Tensor, "*b n t"],
+) -> Float[Tensor, "S H t d"]:
+    """Softmax attention as its formula says, softmax in float32; nobody sees keys where `hidden` is True."""
     scores = _wide(q @ k.transpose(-1, -2)) / math.sqrt(q.shape[-1])
     return scores.masked_fill(hidden, -torch.inf).softmax(-1).to(v.dtype) @ v
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from polyphi.model.attention import SHORT, written_out
 from polyphi.model.config import VisionConfig
 
 
@@ -44,7 +45,10 @@ class SelfAttention(nn.Module):
             p(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for p in (self.q_proj, self.k_proj, self.v_proj)
         )
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=keys)
+        if q.shape[2] <= SHORT and not q.is_cuda:
+            out = written_out(q, k, v, ~keys)
+        else:
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=keys)
         return self.out_proj(out.transpose(1, 2).flatten(2))
 
 
@@ -142,11 +146,20 @@ class SiglipEncoder(nn.Module):
         dead = (f"layers.{len(self.layers) - 1}.", "post_layernorm.", "head.")
         return frozenset(name for name, _ in self.named_parameters() if name.startswith(dead))
 
+    def _patches(self, crops: Float[Tensor, "N 3 C C"]) -> Float[Tensor, "N P D"]:
+        """The patch convolution as the matrix product it is: its windows don't overlap, and on a CPU torch's convolution
+        takes several times as long backwards."""
+        weight, bias = self.patch_embedding.weight, self.patch_embedding.bias
+        grid, patch = self.config.grid, self.config.patch_size
+        pixels = crops.to(weight.dtype).unflatten(3, (grid, patch)).unflatten(2, (grid, patch))
+        return F.linear(
+            pixels.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2), weight.flatten(1), bias
+        )
+
     def _run(
         self, crops: Float[Tensor, "N 3 C C"], masks: Bool[Tensor, "N G G"], layers: int
     ) -> tuple[Float[Tensor, "N P D"], Bool[Tensor, "N 1 1 P"]]:
-        patches = self.patch_embedding(crops.to(self.patch_embedding.weight.dtype))
-        x = patches.flatten(2).transpose(1, 2) + self.position_embedding(position_ids(masks))
+        x = self._patches(crops) + self.position_embedding(position_ids(masks))
         # Masked patches are hidden as keys only. They still ask: half-empty cells of the 2 x 2 pooling average them in.
 
         keys = masks.flatten(1)[:, None, None, :]

@@ -120,38 +120,48 @@ class Run:
             for name in stages.ORDER:
                 self.train(name)
             self.export()
-            self.evaluate()
+            if not self._measure():
+                self.evaluate()
         return self.page()
 
     def _branches(self) -> None:
         """The branches side by side: small steps leave cores idle, two processes with half the cores each don't. What
-        one is making the other waits for (`_alone`). Their lines come out here; a branch that fails stops the run."""
+        one is making the other waits for (`_alone`)."""
+        self._side_by_side(
+            {
+                branch[-1]: ["train", *branch, "--out", str(self.out)]
+                for branch in BRANCHES
+                if not all((self.runs / s / "manifest.json").exists() for s in branch)
+            }
+        )
+
+    def _measure(self) -> bool:
+        """Every second task in a process, the others in another, where there are cores for two."""
+        names = [task.name for task in find()]
+        return self._side_by_side(
+            {
+                f"evaluation {part + 1}": ["eval", "run", str(self.out), *names[part::2]]
+                for part in range(2)
+            }
+        )
+
+    def _side_by_side(self, commands: Mapping[str, Sequence[str]]) -> bool:
+        """Commands of ours at once, with a fair share of the cores each. Their lines come out here; one that fails
+        stops the run. False where there is one core or one command: the caller then does the work itself."""
         cores = (
             len(os.sched_getaffinity(0))
             if hasattr(os, "sched_getaffinity")
             else os.cpu_count() or 1
         )
-        waiting = [
-            branch
-            for branch in BRANCHES
-            if not all((self.runs / s / "manifest.json").exists() for s in branch)
-        ]
-        if cores < 2 or len(waiting) < 2:
-            return  # one after the other, by the caller
-        environment = {**os.environ, "OMP_NUM_THREADS": str(cores // 2), "PYTHONUNBUFFERED": "1"}
-        options = [
-            "--size",
-            self.size.name,
-            "--out",
-            str(self.out),
-            "--seed",
-            str(self.seed),
-            "--precision",
-            self.precision,
-        ]
-        running = [
-            subprocess.Popen(
-                [sys.executable, "-m", "polyphi.cli", "train", *branch, *options],
+        if cores < 2 or len(commands) < 2:
+            return False
+        threads = str(max(1, cores // len(commands)))
+        environment = {**os.environ, "OMP_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1"}
+        options = ["--size", self.size.name, "--seed", str(self.seed)]
+        running = {
+            name: subprocess.Popen(
+                [sys.executable, "-m", "polyphi.cli", *command, *options]
+                + (["--precision", self.precision] if command[0] == "train" else []),
                 env=environment,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -159,31 +169,29 @@ class Run:
                 start_new_session=True,  # Ctrl-C reaches them through us, once
                 preexec_fn=_die_with_parent,  # noqa: PLW1509 - no threads of ours hold locks here
             )
-            for branch in waiting
-        ]
+            for name, command in commands.items()
+        }
         relays = [
             threading.Thread(target=self._relay, args=(process,), daemon=True)
-            for process in running
+            for process in running.values()
         ]
         for relay in relays:
             relay.start()
         try:
-            codes = [process.wait() for process in running]
+            codes = {name: process.wait() for name, process in running.items()}
         except KeyboardInterrupt:  # each finishes its step and saves
-            for process in running:
+            for process in running.values():
                 process.send_signal(signal.SIGINT)
-            for process in running:
+            for process in running.values():
                 process.wait()
             raise
         for relay in relays:
             relay.join()
-        if any(codes):
-            failed = ", ".join(
-                branch[-1] for branch, code in zip(waiting, codes, strict=True) if code
-            )
+        if failed := ", ".join(name for name, code in codes.items() if code):
             raise RuntimeError(
-                f"the branch up to {failed} failed, see its message above; run again to go on"
+                f"what led to {failed} failed, see its message above; run again to go on"
             )
+        return True
 
     def _relay(self, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
@@ -373,11 +381,11 @@ class Run:
                     weights.save(self._after(stage), self.out / name, layout, files=files)
         self._recogniser()
 
-    def evaluate(self) -> None:
-        """Every task on its held-out rows: the reasoning model for reasoning corpora, the final model for all
-        others."""
+    def evaluate(self, *names: str) -> None:
+        """Every task (or those named) on its held-out rows, unless it is measured: the reasoning model for reasoning
+        corpora, the final model for all others."""
         engines: dict[str, Engine] = {}
-        for task in find():
+        for task in find(*names):
             test = self.data / task.corpus / "test"
             if not test.exists():
                 self._tell(f"{task.name}: no held-out rows at {test}, left out")

@@ -102,12 +102,40 @@ def _padded(
     return padded, blind.to(frames.device, non_blocking=True)
 
 
+def disturbed(
+    mels: Float[Tensor, "F M"], clips: Sequence[Clip], warp: float, masks: int, widest: int
+) -> Float[Tensor, "F M"]:
+    """Clips as other throats and lines would give them [ours]. Half of them have their frequencies stretched by up to
+    `warp` (formants and pitch move, words stay), and `masks` bands of up to `widest` bins replaced by the mean, as in
+    SpecAugment. Anew in each epoch, from torch's generator."""
+    count, bins = len(clips), mels.shape[-1]
+    stretch = 1 + warp * (2 * torch.rand(count, 1) - 1)
+    source = (torch.arange(bins) * stretch).clamp(max=bins - 1)
+    below = source.floor().long()
+    part = source - below
+    start, width = torch.rand(2, count, masks, 1)
+    width = (width * (widest + 1)).floor()
+    start = (start * (bins - width)).floor()
+    hidden = ((start <= torch.arange(bins)) & (torch.arange(bins) < start + width)).any(1)
+    alone = torch.rand(count, 1) < 0.5
+    below = torch.where(alone, torch.arange(bins), below)
+    part, hidden = torch.where(alone, 0.0, part), hidden & ~alone
+    owner = torch.repeat_interleave(torch.tensor([clip.frames for clip in clips]))
+    below, part, hidden = (t[owner].to(mels.device) for t in (below, part, hidden))
+    above = mels.gather(1, (below + 1).clamp(max=bins - 1))
+    return torch.where(hidden, mels.mean(), mels.gather(1, below).lerp(above, part.to(mels.dtype)))
+
+
 @dataclass(frozen=True)
 class AttentionDecoder:
-    """`layers` of the attention decoder; `ctc` is the share of the CTC loss."""
+    """`layers` of the attention decoder; `ctc` is the share of the CTC loss; `warp`, `masks` and `widest` as in
+    `disturbed`."""
 
     layers: int = 1
     ctc: float = 0.5
+    warp: float = 0.12
+    masks: int = 2
+    widest: int = 12
 
     def rows(
         self, sample: Sample, processor: Any, context: int, adapter: str | None = "auto"
@@ -150,7 +178,10 @@ class AttentionDecoder:
         assert model.audio is not None and batch.mels is not None
         assert batch.labels is not None and batch.supervised is not None
         assert len(batch.clips) == batch.sequences, "one clip per sequence"
-        frames = model.audio.encoder(batch.mels, batch.clips)
+        mels = batch.mels
+        if model.training:
+            mels = disturbed(mels, batch.clips, self.warp, self.masks, self.widest)
+        frames = model.audio.encoder(mels, batch.clips)
         wanted = batch.labels.index_select(0, batch.supervised)
         bounds = torch.tensor(batch.bounds, device=wanted.device)
         edges = torch.searchsorted(batch.supervised, bounds).tolist()

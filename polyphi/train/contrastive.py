@@ -8,7 +8,8 @@ Every picture of a batch is compared with every caption of it; z is +1 where the
     dogs photo     -1         +1          -1
     cat photo      +1         -1          +1
 
-    loss = sum over pictures i and captions j of -log sigmoid(z_ij (temperature * cos(picture_i, caption_j) + bias))
+    loss = sum over pictures i and captions j of
+           -log sigmoid(z_ij (temperature * cos(picture_i, caption_j) + bias - log(captions)))
 
 [ours] A caption's embedding is the mean of the language model's last hidden states, and beside it the mean of its token
 embeddings: the hidden states of "the digit 3" and "the digit 7" differ by less than a hundredth, the embeddings by a
@@ -41,9 +42,10 @@ class Heads(nn.Module):
         super().__init__()
         self.picture = nn.Linear(picture_size, width)
         self.text = nn.Linear(text_size, width)
-        # SigLIP's start: almost all pairs are negatives, and the bias says so from the first step on.
+        # Almost all pairs are negatives, and the scores must say so from the first step on. SigLIP's bias starts at -10
+        # for its 32,768 captions, which is minus their logarithm; here that is taken off whatever the number [ours].
         self.log_temperature = nn.Parameter(torch.tensor(math.log(10.0)))
-        self.bias = nn.Parameter(torch.tensor(-10.0))
+        self.bias = nn.Parameter(torch.tensor(0.0))
 
     def forward(
         self, pictures: Float[Tensor, "S P"], texts: Float[Tensor, "S 2D"]
@@ -51,7 +53,7 @@ class Heads(nn.Module):
         """Score of every picture (row) with every caption (column), float32."""
         a, b = (F.normalize(x.float(), dim=-1) for x in (self.picture(pictures), self.text(texts)))
         with torch.autocast(a.device.type, enabled=False):
-            return self.log_temperature.exp() * (a @ b.t()) + self.bias
+            return self.log_temperature.exp() * (a @ b.t()) + self.bias - math.log(len(texts))
 
 
 def caption_embeddings(model: PhiModel, batch: Batch) -> Float[Tensor, "S 2D"]:

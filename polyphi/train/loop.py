@@ -94,6 +94,7 @@ def train(
         batch_tokens=budget.batch_tokens,
         seed=seed,
         curriculum=stage.data.curriculum,
+        late=stage.data.late,
     )
     identity = _identity(stage, budget, seed, precision, loader)
     if (out / MANIFEST).exists():
@@ -431,6 +432,7 @@ def _identity(
         "mix": dict(stage.data.weights),
         "adapter": dict(stage.data.adapter),
         "curriculum": stage.data.curriculum,
+        "late": dict(stage.data.late),
         "objective": repr(stage.objective),
         "schedule": dataclasses.asdict(stage.schedule),
         "optimiser": {

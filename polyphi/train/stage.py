@@ -27,18 +27,24 @@ from typing import Any, Literal
 class Mix:
     """Weights of corpora (folder names); only their ratios matter. `adapter` puts rows of a corpus that has no media
     under a named adapter in training (text rows of the vision stages); inference keeps text -> none. Corpora that
-    `curriculum` names are read in their own order the first time through, the easy rows first."""
+    `curriculum` names are read in their own order the first time through, the easy rows first. Those that `late` names
+    join after so many samples of the others."""
 
     weights: Mapping[str, float]
     adapter: Mapping[str, str] = field(default_factory=dict)
     curriculum: tuple[str, ...] = ()
+    late: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.weights or min(self.weights.values()) <= 0:
             raise ValueError(f"a mix needs positive weights, found {dict(self.weights)}")
-        if unknown := {*self.adapter, *self.curriculum} - set(self.weights):
+        if unknown := {*self.adapter, *self.curriculum, *self.late} - set(self.weights):
             raise ValueError(
-                f"adapter or curriculum names corpora that are not in the mix: {sorted(unknown)}"
+                f"adapter, curriculum or late names corpora that are not in the mix: {sorted(unknown)}"
+            )
+        if self.late and (set(self.late) == set(self.weights) or min(self.late.values()) < 0):
+            raise ValueError(
+                f"some corpus must come first, and none before it; found late={self.late}"
             )
 
 

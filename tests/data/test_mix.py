@@ -68,3 +68,23 @@ def test_a_curriculum_is_read_in_its_own_order_once() -> None:
     assert first == list(range(20))
     assert sorted(second) == first != second
     assert [row for name, row in drawn[:40] if name == "a"] != first
+
+
+def test_a_late_corpus_joins_after_so_many_draws_of_the_others() -> None:
+    order = Order({"a": 3, "b": 1, "c": 1}, dict.fromkeys("abc", 9), seed=0, late={"c": 40})
+    names = [order.draw(n)[0] for n in range(90)]
+    assert 40 <= names.index("c") <= 44
+    assert Counter(names[:40]) == {"a": 30, "b": 10}
+    assert Counter(names[40:]) == {"a": 30, "b": 10, "c": 10}
+
+
+@given(
+    st.lists(st.tuples(st.floats(0.01, 100), st.integers(0, 90)), min_size=1, max_size=5),
+    st.integers(0, 300),
+)
+def test_seeking_equals_walking_with_late_corpora(corpora: list[tuple[float, int]], n: int) -> None:
+    shares = {"first": 1.0} | {str(i): weight for i, (weight, _) in enumerate(corpora)}
+    late = {str(i): start for i, (_, start) in enumerate(corpora)}
+    walked, seeking = (Order(shares, dict.fromkeys(shares, 9), 0, late=late) for _ in range(2))
+    expected = [walked.draw(i) for i in range(n + 1)][-1]
+    assert seeking.draw(n) == expected

@@ -9,14 +9,14 @@ import soundfile
 import torch
 import torch.nn.functional as F
 
-from polyphi.batch import pack
+from polyphi.batch import Clip, pack
 from polyphi.chat import Audio, Message
 from polyphi.data.shards import Sample
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.processor import Processor
 from polyphi.processing.tokenizer import Tokenizer
-from polyphi.train.aed import AttentionDecoder, Recogniser
+from polyphi.train.aed import AttentionDecoder, Recogniser, disturbed
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def processor() -> Processor:
 def model(tiny_config: ModelConfig) -> PhiModel:
     model = PhiModel(tiny_config)
     model.initialise(0)
-    return model
+    return model.eval()  # in training clips are disturbed
 
 
 def wav(seed: int, seconds: float) -> bytes:
@@ -56,6 +56,23 @@ def test_refuses_what_it_cannot_learn(processor: Processor) -> None:
         )
     with pytest.raises(ValueError, match="context holds 10"):
         AttentionDecoder().rows(SAMPLES[0], processor, 10)
+
+
+def test_half_of_the_clips_are_disturbed_each_in_its_own_way() -> None:
+    clips = [Clip(20, "speech")] * 400
+    mels = torch.arange(80.0).repeat(20 * len(clips), 1)  # a bin's value is its number
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        found = disturbed(mels, clips, warp=0.1, masks=1, widest=8).view(len(clips), 20, 80)
+        assert torch.equal(disturbed(mels, clips, warp=0.0, masks=1, widest=0), mels)
+    assert (found == found[:, :1]).all()  # the same in all frames of a clip
+    changed = (found[:, 0] != mels[0]).any(1)
+    assert 0.4 < changed.float().mean() < 0.6
+    masked = (found[:, 0] == mels.mean()).sum(1)
+    assert masked.max() == 8 and masked[~changed].max() == 0
+    seen = torch.where(found == mels.mean(), torch.nan, found)[changed, 0, 1:79]
+    stretch = (seen / torch.arange(1.0, 79)).nanmedian(1).values
+    assert stretch.min() > 0.9 - 1e-4 and stretch.max() < 1.1 + 1e-4 and stretch.std() > 0.03
 
 
 def test_loss_of_a_pack_is_the_sum_of_its_rows(model: PhiModel, processor: Processor) -> None:
