@@ -147,8 +147,7 @@ class SiglipEncoder(nn.Module):
         return frozenset(name for name, _ in self.named_parameters() if name.startswith(dead))
 
     def _patches(self, crops: Float[Tensor, "N 3 C C"]) -> Float[Tensor, "N P D"]:
-        """The patch convolution as the matrix product it is: its windows don't overlap, and on a CPU torch's convolution
-        takes several times as long backwards."""
+        """The patch convolution as the matrix product it is: its windows don't overlap."""
         weight, bias = self.patch_embedding.weight, self.patch_embedding.bias
         grid, patch = self.config.grid, self.config.patch_size
         pixels = crops.to(weight.dtype).unflatten(3, (grid, patch)).unflatten(2, (grid, patch))

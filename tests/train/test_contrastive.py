@@ -90,8 +90,11 @@ def test_loss_is_the_formula(model: PhiModel, processor: Processor) -> None:
                 / (x.var(1, unbiased=False, keepdim=True) + 1e-5).sqrt()
                 for x in seen
             ]
-            text = heads.text(torch.cat(normed, 1).mean(0))
-            texts.append(text / text.norm())
+            texts.append(torch.cat(normed, 1).mean(0))
+        seen = torch.stack(texts)
+        spread = (seen - seen.mean(0)).pow(2).mean(0).sqrt()
+        texts = [heads.text((t - seen.mean(0)) / (spread + 1e-3)) for t in texts]
+        texts = [t / t.norm() for t in texts]
         expected, right = 0.0, 0
         same = [(i, j) for i in range(4) for j in range(4) if i == j or {i, j} == {0, 2}]
         for i in range(4):
