@@ -18,7 +18,7 @@ from polyphi.curate.speech import TRANSCRIBE, Studio, asked, numbered
 from polyphi.curate.text import fill, interleave, shuffled
 from polyphi.data.shards import Sample
 
-SHARES = {"digits": 44, "numbers": 15, "words": 18, "questions": 21, "open": 2}
+SHARES = {"digits": 40, "numbers": 18, "words": 14, "questions": 26, "open": 2}
 """Kind -> its share of the training rows."""
 SINGLE_DIGITS, CLEAN, DIGITS = 0.1, 0.3, 0.6
 """The training rows begin with single digits up to the first part of all rows, are nearly clean up to the second, and
@@ -168,7 +168,7 @@ def training(work: Work, rng: Random) -> Iterator[Sample]:
     while True:
         kind, part = "digits", made / work.rows["train"]
         kinds.count = 1 if part < SINGLE_DIGITS else 0
-        kinds.studio.strength = 0.15 if part < CLEAN else 0.4
+        kinds.studio.strength = 0.15 if part < CLEAN else 0.6
         if part >= DIGITS:
             kind = rng.choices(list(SHARES), list(SHARES.values()))[0]
         sample: Sample | None = None

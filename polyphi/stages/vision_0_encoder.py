@@ -12,7 +12,7 @@ from polyphi.train.stage import Mix, Stage
 stage = Stage(
     name="vision_0_encoder",
     start={"*": "text_4_align"},
-    learn={"vision.encoder.*": 1e-5, "objective.*": 1e-4},
+    learn={"vision.encoder.*": 1e-5, "objective.*": 2e-5},
     data=Mix({"captions": 1}),
     objective=Contrastive(),
     context=512,
