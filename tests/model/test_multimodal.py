@@ -41,6 +41,35 @@ def heard(branch: str = "speech", frames: int = 37) -> Batch:
     )
 
 
+def test_a_picture_of_one_crop_is_encoded_once(model, monkeypatch):
+    layout = ImageLayout(1, 1, 2, 2)
+    crop, other = torch.randn(2, 3, 56, 56, generator=torch.Generator().manual_seed(1))
+
+    def picture(*crops: torch.Tensor) -> Batch:
+        n = layout.tokens(2)
+        return row(
+            [1, *[10] * n, 3],
+            adapter="vision",
+            crops=torch.stack(crops),
+            crop_masks=torch.ones(2, 4, 4, dtype=torch.bool),
+            images=(layout,),
+            image_slots=torch.arange(1, 1 + n),
+        )
+
+    batch = pack([picture(other, crop), picture(crop, crop), seen()])
+    encode, calls = type(model.vision.encoder).forward, []
+
+    def counting(self, crops, masks):
+        calls.append(len(crops))
+        return encode(self, crops, masks)
+
+    monkeypatch.setattr(type(model.vision.encoder), "forward", counting)
+    once = model.image_tokens(batch)
+    features = encode(model.vision.encoder, batch.crops, batch.crop_masks)
+    assert calls == [6]  # of seven
+    assert torch.allclose(once, model.vision.projector(features, batch.images), atol=1e-6)
+
+
 def test_placeholders_and_features_must_agree(model):
     batch = seen()
     with pytest.raises(
