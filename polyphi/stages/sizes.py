@@ -148,8 +148,8 @@ NANO = Size(
         "vision_3_generative": Budget(1300, 1024, 512, rate=16.0),
         "vision_4_multiframe": Budget(180, 1024, 1024, rate=12.0),
         "speech_0_aed": Budget(4500, 420, 512),
-        "speech_1_pretrain": Budget(350, 1024, 512, rate=10.0),
-        "speech_2_post": Budget(800, 1024, 1024, rate=15.0),
+        "speech_1_pretrain": Budget(250, 1024, 512, rate=10.0),
+        "speech_2_post": Budget(950, 1024, 1024, rate=15.0),
         "joint_1_vision_speech": Budget(300, 1024, 512, rate=20.0),
     },
     rows={
