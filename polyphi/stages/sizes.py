@@ -182,7 +182,7 @@ NANO = Size(
         "audio_safety": (400, 120),
         "vision_speech": (4000, 480),
     },
-    test_rows=80,
+    test_rows=120,
 )
 
 LAB = Size(
