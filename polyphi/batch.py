@@ -64,13 +64,10 @@ class Clip:
 class Batch:
     """Packed sequences and their media.
 
-    `bounds` (host, S + 1 numbers from 0 to T) delimits sequences; `totals` (host, S) counts each sequence's tokens
-    up to
-    and including this batch, cached ones too: it decides the LongRoPE table of that sequence. `adapters` (host, S)
-    names
-    each sequence's LoRA or None. `image_slots` and `audio_slots` are the positions in `ids` of the placeholder
-    tokens that
-    the pictures of `images` and the clips of `clips` fill, in order.
+    `bounds` (host, S + 1 numbers from 0 to T) delimits sequences; `totals` (host, S) counts each sequence's tokens up
+    to and including this batch, cached ones too: it decides the LongRoPE table of that sequence. `adapters` (host, S)
+    names each sequence's LoRA or None. `image_slots` and `audio_slots` are the positions in `ids` of the placeholder
+    tokens that the pictures of `images` and the clips of `clips` fill, in order.
     """
 
     ids: Int[Tensor, " T"]
@@ -112,8 +109,7 @@ def row(
     **media: object,
 ) -> Batch:
     """One sample as a `Batch` of one sequence. `supervise[t]` says that token t is to be learned (so position t - 1
-    gets
-    it as its label; token 0 can't be)."""
+    gets it as its label; token 0 can't be)."""
     tokens = torch.tensor(ids, dtype=torch.long)
     labels = supervised = None
     if supervise is not None:

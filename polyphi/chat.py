@@ -4,8 +4,7 @@
 'user'
 
 `SamplingParams`, `Completion`, `Delta` and `Transcript` are what goes in and comes out beside it, and `Generate` is
-the
-protocol by which evaluation sees any model, local or remote. This leaf imports nothing of ours.
+the protocol by which evaluation sees any model, local or remote. This leaf imports nothing of ours.
 """
 
 import base64

@@ -121,9 +121,8 @@ class Phi:
         sampling: SamplingParams | None = None,
     ) -> Transcript:
         """What a clip (path, bytes, or float32 samples and rate) says. `to` (a code such as "de", or a language's
-        name)
-        asks for a translation; with `cot` the model writes the transcript first and translates after it, which is
-        better and gives both (report 2.2.2), otherwise the transcript stays empty.
+        name) asks for a translation; with `cot` the model writes the transcript first and translates after it, which
+        is better and gives both (report 2.2.2), otherwise the transcript stays empty.
 
         Prompts are the published ones. Raises ValueError for a language that the model wasn't trained for.
         """

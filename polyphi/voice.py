@@ -52,13 +52,12 @@ _FIX = {
 @dataclass(frozen=True)
 class Voice:
     """Who speaks. `variant` is espeak-ng's ("f2", "m3", "" for the plain voice), flite's voice ("slt") or an
-    endpoint's
-    voice name. `speed` is relative to the engine's normal; `pitch` is espeak-ng's, 0 to 99 with 50 as normal.
+    endpoint's voice name. `speed` is relative to the engine's normal; `pitch` is espeak-ng's, 0 to 99 with 50 as
+    normal.
 
     `where` is the command of engine "command" (`{text}` and `{language}` are filled in; it writes WAV to its standard
     output), or the base address of engine "endpoint" (".../v1"), whose model is `model`. An endpoint's key is read
-    from
-    POLYPHI_SPEECH_KEY."""
+    from POLYPHI_SPEECH_KEY."""
 
     engine: str = "espeak-ng"
     language: str = "en"

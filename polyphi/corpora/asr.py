@@ -2,8 +2,7 @@
 
 Digit strings are written "314" in every language, numbers from 10 to 99 in words. Training hears espeak-ng's variants
 and recorded speakers; testing hears others (`polyphi.curate.speech`). "open" is recorded speech of open vocabulary,
-too
-hard for a small model: its number is reported as it is.
+too hard for a small model: its number is reported as it is.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -93,8 +92,7 @@ class Kinds:
 
     def question(self, language: str, group: str = "") -> Sample | None:
         """A question as later stages will hear it: about a picture or a sum; in English also a comparison, or a
-        request
-        of the safety set. None where the split has no such question in the language."""
+        request of the safety set. None where the split has no such question in the language."""
         dice = self.rng.random()
         if dice < 0.25:
             written, spoken, _ = speech.sum_question(self.rng, language)

@@ -1,8 +1,7 @@
 """Pictures with short captions: shapes, scanned digits, numbers, words and stamps, the last in eight languages.
 
 The image-text pairs of `vision_0_encoder` (contrastive) and `vision_1_align`. Rendered scenes are captioned in
-English;
-a stamp has its own captions, written by volunteers.
+English; a stamp has its own captions, written by volunteers.
 """
 
 from collections.abc import Callable, Iterator, Mapping

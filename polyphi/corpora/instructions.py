@@ -1,6 +1,5 @@
 """Short questions and answers, a family per skill (numbers and words in eight languages, translation, counting,
-scenes,
-sums, ...); see `polyphi.curate.instructions`. Test questions are held out by content, balanced by answer."""
+scenes, sums, ...); see `polyphi.curate.instructions`. Test questions are held out by content, balanced by answer."""
 
 from collections.abc import Iterator
 from random import Random

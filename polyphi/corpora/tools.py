@@ -1,6 +1,5 @@
 """Function calling by template: two tools in the system message, a request, the call as JSON. Test has arguments
-unseen
-in training, each tool equally often, and requests that no tool fits."""
+unseen in training, each tool equally often, and requests that no tool fits."""
 
 from collections.abc import Iterator
 from itertools import count, cycle

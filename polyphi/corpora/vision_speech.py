@@ -1,10 +1,9 @@
 """Spoken questions about pictures: the questions of `image_qa`, read aloud, in place of the written ones.
 
 As in the report (3.4): questions unfit to be read out are left out, the others are spoken by synthetic voices, and a
-recogniser's word error rate filters the clips: here that of `speech_0_aed`. A poor recogniser would only throw
-dice, so
-it is measured first on the clips' known texts, and filters only if its median error rate is low enough; what was done
-is told and stands in `meta["filter"]`. Few questions are asked of many pictures, so a clip is used several times.
+recogniser's word error rate filters the clips: here that of `speech_0_aed`. A poor recogniser would only throw dice,
+so it is measured first on the clips' known texts, and filters only if its median error rate is low enough; what was
+done is told and stands in `meta["filter"]`. Few questions are asked of many pictures, so a clip is used several times.
 
 The test split asks each question twice: spoken ("spoken_question") and, as its control, written ("written_question").
 """

@@ -19,10 +19,9 @@ from polyphi.data.shards import Sample, Shards
 
 @dataclass(frozen=True)
 class Work:
-    """What a corpus is built with. `rows` bounds each split; `cache` holds downloaded packages; `data` is the
-    folder of
-    corpora (so that one may be made from another); `models` gives what parent stages made: for a recogniser a callable
-    from audio bytes to text, for a language model a `Generate`."""
+    """What a corpus is built with. `rows` bounds each split; `cache` holds downloaded packages; `data` is the folder
+    of corpora (so that one may be made from another); `models` gives what parent stages made: for a recogniser a
+    callable from audio bytes to text, for a language model a `Generate`."""
 
     rows: Mapping[str, int]
     seed: int

@@ -52,8 +52,7 @@ def pairs(split: str) -> tuple[tuple[str, str], ...]:
 @cache
 def numbers(split: str) -> tuple[int, ...]:
     """Numbers from 0 to 999 that a split may show: a quarter of those with two digits is held out, and a sixth of
-    those
-    with three."""
+    those with three."""
     return tuple(
         n
         for n in range(1000)

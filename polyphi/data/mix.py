@@ -1,10 +1,9 @@
 """Which sample comes n-th: a pure function of (mix, seed, n), so that a run resumes by remembering one number.
 
 Corpora take turns by weight, as seats are dealt to parties (Webster's rule): the k-th sample of a corpus is due at
-time
-(k + 1/2) / share, and draws follow their due times. Every prefix of the stream has the wanted shares to within a
-sample
-or so. A corpus that comes late is due from its own time on. Within a corpus each epoch is a permutation of its own.
+time (k + 1/2) / share, and draws follow their due times. Every prefix of the stream has the wanted shares to within a
+sample or so. A corpus that comes late is due from its own time on. Within a corpus each epoch is a permutation of its
+own.
 """
 
 import hashlib

@@ -139,8 +139,8 @@ def write(
     folder: Path, samples: Iterable[Sample], *, pipeline: str, parents: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Write a split, whole or not at all, and return its manifest: rows, SHA-256 per shard, licences, sources, the
-    hash
-    of the pipeline that made it, and the parents (manifest hashes) it came from. An existing split is replaced."""
+    hash of the pipeline that made it, and the parents (manifest hashes) it came from. An existing split is
+    replaced."""
     folder = Path(folder)
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)

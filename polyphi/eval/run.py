@@ -8,10 +8,9 @@ judged. Answers that are there for the same model, question and media are kept, 
 on; every number can be made again from these files (`rescore`), without the model or the data.
 
 Conditions: `with` is the task itself. `majority` is the best constant answer that the references offer. `without`
-takes
-the pictures away (the clips, where there are no pictures) and `shuffled` swaps them among samples; the adapter stays
-what it is with them, so that nothing but the input is missing. Questions with both a picture and a clip also have
-`without_clip` and `shuffled_clip`. Text tasks have the majority baseline alone.
+takes the pictures away (the clips, where there are no pictures) and `shuffled` swaps them among samples; the adapter
+stays what it is with them, so that nothing but the input is missing. Questions with both a picture and a clip also
+have `without_clip` and `shuffled_clip`. Text tasks have the majority baseline alone.
 """
 
 import hashlib
@@ -105,9 +104,8 @@ def evaluate(
 
     `fingerprint` names the model's weights: answers of a model with another one aren't reused. A model that has
     `generate_many(conversations, sampling=, adapter=)` is asked for several answers at once, and one that has
-    `adapter`
-    says which adapter it uses where content calls for the named one. If no sample of `shards` belongs to the task, the
-    row has n = 0 and nothing is written.
+    `adapter` says which adapter it uses where content calls for the named one. If no sample of `shards` belongs to the
+    task, the row has n = 0 and nothing is written.
     """
     if unknown := set(conditions) - set(CONDITIONS):
         raise ValueError(f"unknown conditions {sorted(unknown)}; expected some of {CONDITIONS}")

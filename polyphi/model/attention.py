@@ -38,9 +38,8 @@ class KVCache(Protocol):
     def update(
         self, layer: int, sequence: int, k: Float[Tensor, "t K d"], v: Float[Tensor, "t K d"]
     ) -> tuple[Float[Tensor, "n K d"], Float[Tensor, "n K d"]]:
-        """Append the new keys (already rotated) and values of the batch's sequence number `sequence`, and return
-        all of
-        that sequence's keys and values so far, the new ones last."""
+        """Append the new keys (already rotated) and values of the batch's sequence number `sequence`, and return all
+        of that sequence's keys and values so far, the new ones last."""
         ...
 
 

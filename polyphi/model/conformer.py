@@ -1,9 +1,8 @@
 """Conformer speech encoder: log-mel frames every 10 ms become features every 80 ms (report 2.2.1).
 
 Three strided convolutions shorten time and frequency by eight, then 24 blocks of half-step feed-forward, attention
-with
-a learned bias per relative distance, causal convolution and half-step feed-forward. What is heard beyond 500 features
-(40 s) is encoded in windows of 500 that don't see each other.
+with a learned bias per relative distance, causal convolution and half-step feed-forward. What is heard beyond 500
+features (40 s) is encoded in windows of 500 that don't see each other.
 
 Clips of any lengths share one call and each gives what it gives alone. In the subsampling they lie on one tape with
 blank frames between, blanked again before every convolution::
@@ -12,8 +11,7 @@ blank frames between, blanked again before every convolution::
     a a a . b b . . c c                            after one convolution of stride 2
 
 In the blocks everything that works frame by frame runs over packed frames without padding; only attention sorts
-windows
-of similar length into groups and pads those a little.
+windows of similar length into groups and pads those a little.
 """
 
 from collections.abc import Sequence
@@ -55,8 +53,7 @@ class Group:
 @dataclass(frozen=True)
 class Windows:
     """How a call's frames attend: `place[t]` is where frame t comes out of the concatenated groups, `age[t]` counts
-    the
-    frames since its window began."""
+    the frames since its window began."""
 
     groups: tuple[Group, ...]
     place: Int[Tensor, " A"]

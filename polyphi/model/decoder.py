@@ -4,8 +4,7 @@
     x = x + down_proj(up * silu(gate))          [gate | up] = gate_up_proj(rms(x))
 
 No biases, no norm on queries or keys; the head is the embedding, transposed. Linears are stored fused, as in the
-public
-checkpoints: query, key, value rows in `qkv_proj`, gate rows before up rows in `gate_up_proj`.
+public checkpoints: query, key, value rows in `qkv_proj`, gate rows before up rows in `gate_up_proj`.
 """
 
 import math

@@ -1,8 +1,7 @@
 """Mixture of LoRAs: one frozen linear, a low-rank adapter per modality, chosen per sequence (report 2.2.1).
 
 y = W x + alpha / rank * B A dropout(x) on the tokens of sequences that name the adapter, y = W x on all others. A
-batch
-mixes them freely: the base product runs once over all tokens, each low-rank product only over its own.
+batch mixes them freely: the base product runs once over all tokens, each low-rank product only over its own.
 """
 
 import math

@@ -1,9 +1,8 @@
 """Projectors: encoder features to the decoder's width, and crops back to one picture (report 2.2.1).
 
 A crop's 32 x 32 patches are averaged 2 x 2 into 16 x 16 cells. The picture's tokens are, in order: its crops tiled
-back
-and cut to the rows x cols cells that show picture, a row separator after every row; one global separator; the global
-view, again with row separators. A picture of 2 x 3 cells with a global view of 2 x 2::
+back and cut to the rows x cols cells that show picture, a row separator after every row; one global separator; the
+global view, again with row separators. A picture of 2 x 3 cells with a global view of 2 x 2::
 
     c c c | c c c | # g g | g g |        | row separator, # global separator
 

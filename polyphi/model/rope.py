@@ -20,8 +20,7 @@ class LongRope:
     """Cosine and sine for every token of a batch.
 
     Not a module: its tables follow from the configuration, so they belong in no checkpoint and must survive a move
-    from
-    the meta device, where a buffer would not.
+    from the meta device, where a buffer would not.
     """
 
     def __init__(self, config: DecoderConfig) -> None:

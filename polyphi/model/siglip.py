@@ -3,9 +3,8 @@
 A plain pre-norm transformer, bidirectional over one crop. Two habits are its own. Positions stretch: a crop of which
 only n x m patches show picture spreads those over the whole 32 x 32 grid of learned positions. And the features are
 those of the second-last layer, so for the multimodal model the last layer, the final norm and the pooling head are
-dead
-weight; they stay as parameters because the checkpoint has them and contrastive pre-training (`pooled`) learns through
-them.
+dead weight; they stay as parameters because the checkpoint has them and contrastive pre-training (`pooled`) learns
+through them.
 """
 
 import torch

@@ -141,8 +141,7 @@ class Entry:
 
 def public_name(ours: str, layout: str, *, adapted: bool = True) -> tuple[str, int]:
     """The public name of one of our tensors, and how many leading axes of length 1 it has there. `adapted` says
-    whether
-    the checkpoint holds adapters: only then does the original layout say `.base_layer`."""
+    whether the checkpoint holds adapters: only then does the original layout say `.base_layer`."""
     for pattern, rule in _PATTERNS:
         if match := pattern.match(ours):
             wrapped = layout == "original" and (
@@ -154,9 +153,8 @@ def public_name(ours: str, layout: str, *, adapted: bool = True) -> tuple[str, i
 
 
 def names(config: ModelConfig, layout: str = "original") -> dict[str, Entry]:
-    """Every tensor of a checkpoint of these sizes: public name -> `Entry`. Adapter files of the native layout
-    appear as
-    `vision-lora/NAME`. The mini layout has the language model only, whatever else the configuration holds."""
+    """Every tensor of a checkpoint of these sizes: public name -> `Entry`. Adapter files of the native layout appear
+    as `vision-lora/NAME`. The mini layout has the language model only, whatever else the configuration holds."""
     return _entries(_empty(config).state_dict(), layout, adapted=bool(config.adapters))
 
 

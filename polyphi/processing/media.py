@@ -90,9 +90,8 @@ def decode_image(
 ) -> Image.Image:
     """A picture as RGB: the first frame, alpha dropped, EXIF orientation left alone, as the published processor does.
 
-    16-bit grey keeps its upper 8 bits (the published processor turns nearly all of it white). Raises `ValueError`
-    for a
-    missing file, for bytes that are no PNG, JPEG, WebP, GIF or BMP, for damaged ones, and above either cap.
+    16-bit grey keeps its upper 8 bits (the published processor turns nearly all of it white). Raises `ValueError` for
+    a missing file, for bytes that are no PNG, JPEG, WebP, GIF or BMP, for damaged ones, and above either cap.
     """
     file, name = _open_image(source, max_bytes, max_pixels)
     picture: Image.Image = file

@@ -41,8 +41,7 @@ class _Media:
 
 class Processor:
     """Makes rows. `crop_size` and `patch_size` in pixels; `max_crops` bounds a picture's crops, not counting its
-    global
-    view."""
+    global view."""
 
     def __init__(
         self,

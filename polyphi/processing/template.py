@@ -54,8 +54,7 @@ def render(
     `<|endoftext|>`).
 
     Raises `ValueError` for no messages, unknown roles, tools on any but a system message, and media that this
-    tokenizer
-    has no placeholder for.
+    tokenizer has no placeholder for.
     """
     if not messages:
         raise ValueError("a conversation needs at least one message, found none")

@@ -1,7 +1,6 @@
 """Where every tensor comes from. A stage's `start` maps globs to parents; what a parent doesn't own it resolves
-through its
-own `start`, so each tensor of each model is claimed exactly once, back to the stage that learned it or to a fresh
-start.
+through its own `start`, so each tensor of each model is claimed exactly once, back to the stage that learned it or to
+a fresh start.
 
     joint_1_vision_speech   decoder.layers.0.mlp.down_proj.lora.vision.a  <-  vision_4_multiframe
                             decoder.layers.0.mlp.down_proj.weight         <-  text_4_align

@@ -4,9 +4,8 @@
 PosixPath('runs/nano/report.html')
 
 `collect` reads the run's folder into one dictionary, `report.json`; the pages are drawn from that dictionary alone
-(and
-the media that it names by hash), so that no number stands on a page that isn't in the file. Scores are computed again
-from `eval/*.jsonl`. What a run doesn't have (a stage that hasn't run, a folder that isn't there) is left out.
+(and the media that it names by hash), so that no number stands on a page that isn't in the file. Scores are computed
+again from `eval/*.jsonl`. What a run doesn't have (a stage that hasn't run, a folder that isn't there) is left out.
 """
 
 import hashlib

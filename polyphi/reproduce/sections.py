@@ -58,8 +58,7 @@ def same(equal: bool, yes: str, no: str) -> str:
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]], classes: Iterable[str] = ()) -> str:
     """A table in a card. A head that starts with ">" is right-aligned, with its column; cells are HTML. `classes`
-    gives
-    each row's CSS class."""
+    gives each row's CSS class."""
     kinds = [' class="n"' if h.startswith(">") else "" for h in heads]
     top = "".join(f"<th{k}>{h.removeprefix('>')}</th>" for h, k in zip(heads, kinds, strict=True))
     body, names = [], iter(classes)

@@ -1,10 +1,8 @@
 """The one table of sizes: how large each part is, how long each stage runs, how much of each corpus is made.
 
 A stage's science (who learns, from what, the ratios of its mix, its peak rates) doesn't change with the size; a
-`Budget`
-scales the rates by one factor, because small models need larger ones. `full` is the report's own size: its budgets
-are those
-in the stage files. Everything below `full` is ours, measured on two CPU cores (docs/numbers.md).
+`Budget` scales the rates by one factor, because small models need larger ones. `full` is the report's own size: its
+budgets are those in the stage files. Everything below `full` is ours, measured on two CPU cores (docs/numbers.md).
 """
 
 from collections.abc import Mapping

@@ -173,8 +173,7 @@ class AttentionDecoder:
         self, model: PhiModel, module: TranscriptDecoder, state: None, batch: Batch
     ) -> tuple[Tensor, int, dict[str, float]]:
         """(weighted sum of both losses over target tokens, target tokens, sums over them of `aed`, `ctc` and
-        `accuracy`
-        of the attention decoder's next token)."""
+        `accuracy` of the attention decoder's next token)."""
         assert model.audio is not None and batch.mels is not None
         assert batch.labels is not None and batch.supervised is not None
         assert len(batch.clips) == batch.sequences, "one clip per sequence"

@@ -18,8 +18,7 @@ def groups(stage: Stage, parameters: dict[str, Tensor]) -> dict[str, list[str]]:
 
 def optimiser(stage: Stage, parameters: dict[str, Tensor], rate: float) -> torch.optim.AdamW:
     """AdamW with a group per glob and kind of tensor: matrices decay, vectors (norms, biases, separators) don't.
-    `rate`
-    multiplies the peak rates of the stage."""
+    `rate` multiplies the peak rates of the stage."""
     made = []
     for glob, names in groups(stage, parameters).items():
         for matrix, sharded in product(

@@ -12,8 +12,7 @@ A stage file reads aloud::
     )
 
 `learn` is the freeze list and the learning-rate list in one: what no glob names is frozen. `Budget` is what a size
-gives a
-stage (steps, tokens per step, length of a row, factor on the rates); it never changes the science.
+gives a stage (steps, tokens per step, length of a row, factor on the rates); it never changes the science.
 """
 
 import difflib
