@@ -15,7 +15,6 @@ import hashlib
 import importlib
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -27,6 +26,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import psutil
 import torch
 from rich.console import Console
 from safetensors.torch import load_file
@@ -114,7 +114,7 @@ class Run:
 
     def reproduce(self) -> Path:
         """Everything, in order; returns the page."""
-        with self._clock("total"):
+        with self._clock("total"), self._weighed():
             self._tokenizer_made()
             self._branches()
             for name in stages.ORDER:
@@ -422,20 +422,51 @@ class Run:
 
     @contextlib.contextmanager
     def _clock(self, name: str) -> Iterator[None]:
-        """Add the seconds of a step to timings.json, interrupted parts included, and the peak memory so far."""
+        """Add the seconds of a step to timings.json, interrupted parts included."""
         start = time.monotonic()
         try:
             yield
         finally:
             spent = time.monotonic() - start
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
             def add(timings: dict[str, Any]) -> dict[str, Any]:
                 seconds = timings["seconds"]
                 seconds[name] = round(seconds.get(name, 0.0) + spent, 1)
-                return {"seconds": seconds, "peak_bytes": max(timings["peak_bytes"], peak)}
+                return timings
 
-            _update_json(self.out / "timings.json", {"seconds": {}, "peak_bytes": 0}, add)
+            self._update_timings(add)
+
+    @contextlib.contextmanager
+    def _weighed(self) -> Iterator[None]:
+        """Meanwhile note the most memory that this process and those it starts take together, looked at every two
+        seconds; a page that several share counts once (where the system tells)."""
+        done = threading.Event()
+
+        def note(now: int) -> None:
+            self._update_timings(lambda t: {**t, "peak_bytes": max(t["peak_bytes"], now)})
+
+        def weigh() -> None:
+            most, me = 0, psutil.Process()
+            while not done.wait(2.0):
+                now = 0
+                for process in (me, *me.children(recursive=True)):
+                    with contextlib.suppress(psutil.Error):  # it may have ended
+                        taken = process.memory_full_info()
+                        now += getattr(taken, "pss", taken.uss)
+                if now > most:
+                    most = now
+                    note(now)
+
+        thread = threading.Thread(target=weigh, daemon=True, name="memory")
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+    def _update_timings(self, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+        _update_json(self.out / "timings.json", {"seconds": {}, "peak_bytes": 0}, change)
 
 
 def _die_with_parent() -> None:

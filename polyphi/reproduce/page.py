@@ -371,7 +371,7 @@ def render_markdown(report: Mapping[str, Any]) -> str:
     out = [
         f"# polyphi {report['size']}",
         f"{s['stages_done']} of {s['stages']} stages in {sections.time(s['seconds'])} on {env['cpu']}, "
-        f"{env['cores']} cores; largest process {sections.memory(s['peak_bytes'])}. "
+        f"{env['cores']} cores; {sections.memory(s['peak_bytes'])} of memory, all processes. "
         f"{s['beats']} of {s['tasks']} held-out tasks beat the best of their baselines outside the 95 % interval.",
         "## Held-out results",
         tables.markdown(report["tasks"]) or "No task has been measured.",

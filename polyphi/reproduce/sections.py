@@ -129,7 +129,7 @@ def top(report: Report) -> str:
     if s["seconds"]:
         tiles.append((time(s["seconds"]), f"on {environment['cores']} cores"))
     if s["peak_bytes"]:
-        tiles.append((memory(s["peak_bytes"]), "largest process"))
+        tiles.append((memory(s["peak_bytes"]), "memory, all processes"))
     shown = "".join(
         f'<div class="tile"><b>{value}</b><span>{text(label)}</span></div>'
         for value, label in tiles
@@ -396,7 +396,7 @@ def again(report: Report) -> str:
         "accelerator": text(env.get("cuda") or "none"),
         "system": text(f"{env['system']}, Python {env['python']}"),
         "packages": text(", ".join(f"{k} {v}" for k, v in env["versions"].items())),
-        "largest process": memory(report["summary"]["peak_bytes"]),
+        "memory, all processes": memory(report["summary"]["peak_bytes"]),
     }
     left = table(["", ""], facts.items())
     seconds = {k: v for k, v in report["timings"].get("seconds", {}).items() if k != "total"}

@@ -27,6 +27,8 @@ def test_it_leaves_what_it_promises(run: Path) -> None:
         assert (run / name).exists(), name
     for stage in stages.ORDER:
         assert (run / "stages" / stage / "manifest.json").exists(), stage
+    timings = json.loads((run / "timings.json").read_text())
+    assert timings["peak_bytes"] > 1e8 and timings["seconds"]["total"] > 1
 
 
 def test_the_language_model_stayed_frozen(run: Path) -> None:
