@@ -115,7 +115,6 @@ class Run:
     def reproduce(self) -> Path:
         """Everything, in order; returns the page."""
         with self._clock("total"), self._weighed():
-            self._tokenizer_made()
             self._branches()
             for name in stages.ORDER:
                 self.train(name)
