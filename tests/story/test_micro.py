@@ -36,7 +36,10 @@ def test_the_language_model_stayed_frozen(run: Path) -> None:
     assert {e["stage"] for e in entries} == {
         s for s in stages.ORDER if s.split("_")[0] in ("vision", "speech", "joint")
     }
-    assert len({e[key] for e in entries for key in e if key != "stage"}) == 1
+    assert all(e["logits_sha256_before"] == e["logits_sha256_after"] for e in entries)
+    # Speech 0 runs beside the language model and holds a fresh one; all others hold that of text 4.
+    others = {e["logits_sha256_after"] for e in entries if e["stage"] != "speech_0_aed"}
+    assert len(others) == 1
 
 
 def test_frozen_tensors_have_the_same_hash_before_and_after(run: Path) -> None:
