@@ -110,7 +110,8 @@ def augment(wave: Wave, rate: int, rng: np.random.Generator, strength: float = 1
 
     One pass through the spectrum: resampling moves pitch, formants and tempo together (up to 14 %), a random smooth
     curve colours it, one clip in four becomes telephone-like, one in four gets an echoing tail, half of them get noise
-    (10 to 40 dB below the speech), and the level is random. `strength` scales all of it; 0 only resamples.
+    (10 to 40 dB below the speech), and the level is random. `strength` scales all of it, the telephone's share only
+    below one half; 0 only resamples.
     """
     stretch = 2.0 ** (strength * rng.uniform(-0.19, 0.19))
     echo = rng.random() < 0.25 * strength

@@ -125,30 +125,29 @@ class Subsampling(nn.Module):
                 where = np.setdiff1d(np.arange(starts[-1] // stride), where, assume_unique=True)
             return torch.from_numpy(where).to(mels.device, non_blocking=True)
 
-        # The tape is [time, frequency] and [time, frequency, channels] from the first convolution on: channels last, so
-        # that two of three convolutions are matrix products, and the others' backward on a CPU takes a fifth.
-        x = mels.new_zeros(int(starts[-1]), mels.shape[-1]).index_copy(0, spots(), mels)
-        for module in self.conv:
-            if isinstance(module, nn.ReLU):
-                # a convolution's bias has written on the blank frames that the next one reads
-                if stride < SUBSAMPLING:
-                    x = x.index_fill_(0, spots(blank=True), 0)
-                x = module(x)
-                continue
-            assert isinstance(module, nn.Conv2d)
-            if module.kernel_size == (1, 1):
-                x = F.linear(x, module.weight.flatten(1), module.bias)
-                continue
-            if module.groups == 1:
-                patches = F.pad(x, (1, 1, 1, 1)).unfold(0, 3, 2).unfold(1, 3, 2).flatten(2)
-                x = F.linear(patches, module.weight.flatten(1), module.bias)
-            else:
-                # On a CPU torch's depthwise convolutions take six times as long in bf16 as in fp32.
-                with torch.autocast("cpu", enabled=False):
-                    x = module(x.to(module.weight.dtype).permute(2, 0, 1)[None])[0].permute(1, 2, 0)
-            counts, stride = [_half(n) for n in counts], 2 * stride
-        # A row per feature, channel-major.
-        return self.out(x.index_select(0, spots()).transpose(1, 2).flatten(1))
+        x = mels.new_zeros(int(starts[-1]), mels.shape[-1]).index_copy(0, spots(), mels)[None, None]
+        # On a CPU torch's depthwise convolutions are slower in bf16 than in fp32, backwards by half.
+        with torch.autocast("cpu", enabled=False):
+            for module in self.conv:
+                if isinstance(module, nn.ReLU):
+                    # a convolution's bias has written on the blank frames that the next one reads
+                    if stride < SUBSAMPLING:
+                        x = x.index_fill_(2, spots(blank=True), 0)
+                    x = module(x)
+                elif isinstance(module, nn.Conv2d) and module.kernel_size == (
+                    1,
+                    1,
+                ):  # one matrix product over all times and frequencies
+                    assert module.bias is not None
+                    x = torch.addmm(
+                        module.bias[:, None], module.weight.flatten(1), x.flatten(2)[0]
+                    ).view_as(x)
+                else:
+                    x = module(x)
+                    counts, stride = [_half(n) for n in counts], 2 * stride
+        # [1, channels, time, frequency] -> a row per feature, channel-major.
+        x = x[0].transpose(0, 1).index_select(0, spots())
+        return self.out(x.flatten(1))
 
 
 class FeedForward(nn.Module):

@@ -145,19 +145,11 @@ class SiglipEncoder(nn.Module):
         dead = (f"layers.{len(self.layers) - 1}.", "post_layernorm.", "head.")
         return frozenset(name for name, _ in self.named_parameters() if name.startswith(dead))
 
-    def _patches(self, crops: Float[Tensor, "N 3 C C"]) -> Float[Tensor, "N P D"]:
-        """The patch convolution as the matrix product it is: its windows don't overlap."""
-        weight, bias = self.patch_embedding.weight, self.patch_embedding.bias
-        grid, patch = self.config.grid, self.config.patch_size
-        pixels = crops.to(weight.dtype).unflatten(3, (grid, patch)).unflatten(2, (grid, patch))
-        return F.linear(
-            pixels.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2), weight.flatten(1), bias
-        )
-
     def _run(
         self, crops: Float[Tensor, "N 3 C C"], masks: Bool[Tensor, "N G G"], layers: int
     ) -> tuple[Float[Tensor, "N P D"], Bool[Tensor, "N 1 1 P"]]:
-        x = self._patches(crops) + self.position_embedding(position_ids(masks))
+        patches = self.patch_embedding(crops.to(self.patch_embedding.weight.dtype))
+        x = patches.flatten(2).transpose(1, 2) + self.position_embedding(position_ids(masks))
         # Masked patches are hidden as keys only. They still ask: half-empty cells of the 2 x 2 pooling average them in.
 
         keys = masks.flatten(1)[:, None, None, :]

@@ -126,9 +126,10 @@ class Run:
     def _branches(self) -> None:
         """The branches side by side: small steps leave cores idle, two processes with half the cores each don't. What
         one is making the other waits for (`_alone`)."""
+        options = ["--out", str(self.out), "--precision", self.precision]
         self._side_by_side(
             {
-                branch[-1]: ["train", *branch, "--out", str(self.out)]
+                branch[-1]: ["train", *branch, *options]
                 for branch in BRANCHES
                 if not all((self.runs / s / "manifest.json").exists() for s in branch)
             }
@@ -159,8 +160,7 @@ class Run:
         options = ["--size", self.size.name, "--seed", str(self.seed)]
         running = {
             name: subprocess.Popen(
-                [sys.executable, "-m", "polyphi.cli", *command, *options]
-                + (["--precision", self.precision] if command[0] == "train" else []),
+                [sys.executable, "-m", "polyphi.cli", *command, *options],
                 env=environment,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,

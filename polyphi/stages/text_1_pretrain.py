@@ -14,8 +14,8 @@ stage = Stage(
     start={},
     # [ours] the report gives the law LR*(D) = B * D^-0.32, not its B
     learn={"decoder.*": 4e-4},
-    # [ours] shares of samples; a document has dozens of times the tokens of an answer. A small model that reads pages
-    # from the start learns to copy, on which all else rests, three times as late
+    # [ours] shares of samples; a document has dozens of times the tokens of an answer. Pages come late: a small
+    # model that reads them from the start hardly learns to copy, on which all else rests (LOG.md)
     data=Mix(
         {
             "copying": 40,
