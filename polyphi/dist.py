@@ -5,10 +5,15 @@ they were.
 """
 
 import os
+from functools import cache
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed
+from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+T = TypeVar("T")
 
 
 def start() -> None:
@@ -17,7 +22,9 @@ def start() -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not distributed.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        distributed.init_process_group(
+            "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        )
 
 
 def rank() -> int:
@@ -47,16 +54,48 @@ def anyone(*flags: bool, device: torch.device | str = "cpu") -> list[bool]:
     ]
 
 
-def wait() -> None:
-    """Until every process is here."""
+def wait(group: ProcessGroup | None = None) -> None:
+    """Until every process is here. A `group` of its own doesn't meet the collectives of other threads."""
     if world() > 1:
-        distributed.barrier()
+        distributed.barrier(group)
 
 
-def mesh(device: str) -> DeviceMesh:
-    """All processes in a row. Raises ValueError where there is no process group."""
+def everyones(value: T) -> list[T]:
+    """A small value (anything that pickles) of each process, in their order."""
+    if world() == 1:
+        return [value]
+    found: list[Any] = [None] * world()
+    distributed.all_gather_object(found, value, group=cpu_group())
+    return found
+
+
+def cpu_group() -> ProcessGroup | None:
+    """A group of all processes that talks through the CPU's memory; the first call must be made by all together."""
+    return _gloo() if world() > 1 else None
+
+
+@cache
+def _gloo() -> ProcessGroup:
+    return distributed.new_group(backend="gloo")
+
+
+def mesh(device: str, shard: int) -> DeviceMesh:
+    """All processes as replicas of `shard` shards. Raises ValueError where there is no process group, or the processes
+    don't divide."""
     if not distributed.is_initialized():
         raise ValueError(
             "sharding needs a process group; start with torchrun, even for one process"
         )
-    return init_device_mesh(device, (world(),))
+    if world() % shard:
+        raise ValueError(f"{world()} processes can't be cut into groups of {shard} shards")
+    return init_device_mesh(
+        device, (world() // shard, shard), mesh_dim_names=("replicate", "shard")
+    )
+
+
+@cache
+def cpu_mesh(like: DeviceMesh) -> DeviceMesh:
+    """The same mesh over the CPU's memory."""
+    if like.device_type == "cpu":
+        return like
+    return init_device_mesh("cpu", tuple(like.shape), mesh_dim_names=like.mesh_dim_names)

@@ -11,7 +11,7 @@ import queue
 import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Generator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,13 @@ class Step:
     @property
     def tokens(self) -> int:
         return sum(len(row) for rows in self.samples for row in rows)
+
+    def without(self, ids: Collection[str]) -> "Step":
+        """The step without the samples of these ids."""
+        if not set(ids) & set(self.ids):
+            return self
+        kept = [(s, i) for s, i in zip(self.samples, self.ids, strict=True) if i not in ids]
+        return replace(self, samples=[s for s, _ in kept], ids=[i for _, i in kept])
 
     def fingerprint(self) -> str:
         """Short hash of the ids in order."""
