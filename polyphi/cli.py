@@ -60,6 +60,9 @@ def train(
         Literal["keep", "recompute", "offload"],
         typer.Option(help="keep, recompute (less memory, more time) or offload."),
     ] = "keep",
+    features: Annotated[
+        Path | None, typer.Option(help="Keep what encoders that rest make of media in this folder.")
+    ] = None,
     background: Annotated[
         bool, typer.Option("--background", help="Write checkpoints beside the training.")
     ] = False,
@@ -103,6 +106,7 @@ def train(
         micro_tokens=micro_tokens,
         shard=shard,
         keep=activations,
+        features=features,
         background=background,
         deterministic=deterministic,
         protect=Guard(spike, on_spike),

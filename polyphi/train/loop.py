@@ -37,6 +37,7 @@ from polyphi.data.loader import Loader, Step
 from polyphi.data.packing import deal
 from polyphi.model.multimodal import PhiModel
 from polyphi.train import checkpoint, guard, parallel, resume
+from polyphi.train.features import kept_features
 from polyphi.train.freeze import (
     as_table,
     check_gradients,
@@ -70,6 +71,7 @@ def train(
     micro_tokens: int = 8192,
     shard: int = 1,
     keep: Activations = "keep",
+    features: Path | None = None,
     deterministic: bool = False,
     protect: Guard = Guard(),  # noqa: B008 - frozen
     origins: Mapping[str, str] | None = None,
@@ -85,7 +87,8 @@ def train(
 
     `data` holds the corpora of the mix, `origins` says for each tensor which stage its start weights came from.
     `micro_tokens` bounds a pack, `shard` cuts the decoder's layers into so many parts over processes, `keep` says what
-    becomes of activations: memory, never the result's meaning. `deterministic` has torch choose only kernels that give
+    becomes of activations: memory, never the result's meaning. `features` is a folder where outputs of encoders that
+    rest are kept from one epoch to the next. `deterministic` has torch choose only kernels that give
     the same bits every time, where a GPU has others. `protect` says what happens when a step goes wrong, `background`
     writes checkpoints beside the training. `watch(model)` is measured every `watch_steps` steps; `trackers` get every
     record. A finished stage in `out` is only loaded.
@@ -144,6 +147,7 @@ def train(
         _Interruptible() as interrupted,
         _reproducible(deterministic),
         activations(model, keep),
+        kept_features(model, features, precision),
         logs.progress(stage.name, budget.steps, run.past.step, dist.rank() > 0) as advance,
     ):
         while run.past.step < budget.steps:
