@@ -56,6 +56,9 @@ def train(
     shard: Annotated[
         int, typer.Option(help="Parts to cut the decoder's layers into, over torchrun's processes.")
     ] = 1,
+    context: Annotated[
+        int, typer.Option(help="Processes to cut each pack of a long text over.")
+    ] = 1,
     activations: Annotated[
         Literal["keep", "recompute", "offload"],
         typer.Option(help="keep, recompute (less memory, more time) or offload."),
@@ -105,6 +108,7 @@ def train(
         track=track or (),
         micro_tokens=micro_tokens,
         shard=shard,
+        context=context,
         keep=activations,
         features=features,
         background=background,

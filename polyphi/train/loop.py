@@ -48,6 +48,7 @@ from polyphi.train.freeze import (
     who_learns,
 )
 from polyphi.train.guard import Guard
+from polyphi.train.loss import NextToken
 from polyphi.train.memory import Activations, activations
 from polyphi.train.optim import optimiser, set_rate
 from polyphi.train.resume import CHECKPOINTS, COUNTED, MANIFEST, METRICS, QUARANTINE, TRAINED, Past
@@ -70,6 +71,7 @@ def train(
     precision: Literal["bf16", "fp32"] = "bf16",
     micro_tokens: int = 8192,
     shard: int = 1,
+    context: int = 1,
     keep: Activations = "keep",
     features: Path | None = None,
     deterministic: bool = False,
@@ -86,7 +88,8 @@ def train(
     holds.
 
     `data` holds the corpora of the mix, `origins` says for each tensor which stage its start weights came from.
-    `micro_tokens` bounds a pack, `shard` cuts the decoder's layers into so many parts over processes, `keep` says what
+    `micro_tokens` bounds a pack, `shard` cuts the decoder's layers into so many parts over processes and `context`
+    each pack of a language model, `keep` says what
     becomes of activations: memory, never the result's meaning. `features` is a folder where outputs of encoders that
     rest are kept from one epoch to the next. `deterministic` has torch choose only kernels that give
     the same bits every time, where a GPU has others. `protect` says what happens when a step goes wrong, `background`
@@ -124,13 +127,14 @@ def train(
     run = _Run(
         stage,
         budget,
-        (model, module, reference),
+        (_spread(stage, model, context), module, reference),
         parameters,
         loader,
         out,
         seed=seed,
         precision=precision,
         micro_tokens=micro_tokens,
+        context=context,
         tell=tell,
     )
     resting = hashes(frozen(model, parameters))
@@ -225,7 +229,7 @@ class _Run:
         self,
         stage: Stage,
         budget: Budget,
-        learners: tuple[PhiModel, nn.Module | None, Any],
+        learners: tuple[PhiModel | parallel.Context, nn.Module | None, Any],
         parameters: dict[str, Tensor],
         loader: Loader,
         out: Path,
@@ -233,12 +237,14 @@ class _Run:
         seed: int,
         precision: str,
         micro_tokens: int,
+        context: int,
         tell: Tell,
     ) -> None:
         self.stage, self.budget, self.learners = stage, budget, learners
         self.parameters, self.loader, self.out, self.tell = parameters, loader, out, tell
         self.seed, self.precision, self.micro_tokens = seed, precision, micro_tokens
-        self.device = next(learners[0].parameters()).device
+        self.reader, self.readers = dist.rank() // context, dist.world() // context
+        self.device = next(iter(parameters.values())).device
         self.learned = {name: p for name, p in parameters.items() if p.requires_grad}
         self.averages = (
             {n: p.detach().clone() for n, p in self.learned.items()} if stage.ema else {}
@@ -387,10 +393,12 @@ class _Run:
         seeds = f"{self.seed} {self.stage.name} {self.past.step} {dist.rank()}"
         torch.manual_seed(zlib.crc32(seeds.encode()))  # dropout
         together = getattr(self.stage.objective, "together", False)
-        packs = deal(step.samples, self.micro_tokens, dist.rank(), dist.world(), together)
+        packs = deal(step.samples, self.micro_tokens, self.reader, self.readers, together)
         sums: defaultdict[tuple[str, int], Any] = defaultdict(float)
         for dealt in packs:
             batch, share = dealt.batch.to(self.device), dealt.share
+            if isinstance(self.learners[0], parallel.Context):
+                batch = self.learners[0].part(batch)
             loss, count, extra = self._loss(batch)
             (loss if share == 1 else loss * share).backward()
             found = {"loss": loss.detach().double(), "count": count, "tokens": len(batch), **extra}
@@ -462,6 +470,18 @@ class _Run:
         with torch.no_grad():
             for name, average in self.averages.items():
                 self.learned[name].copy_(average)
+
+
+def _spread(stage: Stage, model: PhiModel, context: int) -> PhiModel | parallel.Context:
+    """The model, or its view of a part of each pack. Raises ValueError where an objective compares whole answers."""
+    if context == 1:
+        return model
+    if not isinstance(stage.objective, NextToken):
+        raise ValueError(
+            f"{stage.name} compares whole rows: its packs can't be cut over processes; leave --context at 1"
+        )
+    device = next(model.parameters()).device.type
+    return parallel.Context(model, dist.groups(device, context))
 
 
 def _watched(watch: Callable[[PhiModel], Mapping[str, float]], model: PhiModel) -> dict[str, float]:
