@@ -3,6 +3,7 @@
 
 import errno
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,6 +20,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 console = Console()
+# Worker processes (data/workers.py) read this file before grain, which would warn that it has no profiler.
+logging.getLogger("absl").setLevel(logging.ERROR)
 ModelArgument = Annotated[str, typer.Argument(help="Folder of a checkpoint, or a hub id.")]
 
 

@@ -5,6 +5,8 @@ they were.
 """
 
 import os
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, distributed
@@ -45,6 +47,21 @@ def anyone(*flags: bool, device: torch.device | str = "cpu") -> list[bool]:
         count > 0
         for count in total(torch.tensor(flags, dtype=torch.float32, device=device)).tolist()
     ]
+
+
+def gathered(value: Any) -> list[Any]:
+    """What every process says, in order of their numbers. Any picklable value; it goes by the hosts' network."""
+    if world() == 1:
+        return [value]
+    found: list[Any] = [None] * world()
+    distributed.all_gather_object(found, value, group=_hosts())
+    return found
+
+
+@cache
+def _hosts() -> distributed.ProcessGroup | None:
+    """A group for values that lie on no GPU; None: the one there is."""
+    return None if distributed.get_backend() == "gloo" else distributed.new_group(backend="gloo")
 
 
 def wait() -> None:

@@ -34,8 +34,9 @@ from torch import Tensor, nn
 
 from polyphi import dist, logs
 from polyphi.batch import Batch
+from polyphi.data import workers as processes
 from polyphi.data.loader import Loader, Step
-from polyphi.data.packing import Pack, deal
+from polyphi.data.packing import Pack, Room, deal, whole
 from polyphi.model.multimodal import PhiModel
 from polyphi.train import checkpoint, parallel
 from polyphi.train.optim import groups, optimiser, set_rate
@@ -56,12 +57,15 @@ def train(
     budget: Budget,
     model: PhiModel,
     processor: Any,
-    data: Path,
+    data: Path | str,
     out: Path,
     *,
     seed: int = 0,
     precision: Literal["bf16", "fp32"] = "bf16",
     micro_tokens: int = 8192,
+    micro_crops: int | None = None,
+    micro_frames: int | None = None,
+    workers: int | None = None,
     shard: bool = False,
     origins: Mapping[str, str] | None = None,
     checkpoint_seconds: float = 60.0,
@@ -72,9 +76,11 @@ def train(
     """Run a stage from the start weights in `model` and leave it trained; returns the manifest, which `out` then
     holds.
 
-    `data` holds the corpora of the mix, `origins` says for each tensor which stage its start weights came from.
-    `micro_tokens` bounds a pack and `shard` spreads the decoder's layers over processes: memory, never the result's
-    meaning. `watch(model)` is measured every `watch_steps` steps. A finished stage in `out` is only loaded.
+    `data` (a folder, or an address as in data/shards.py) holds the corpora of the mix, `origins` says for each tensor
+    which stage its start weights came from. `micro_tokens`, `micro_crops` and `micro_frames` bound a pack and `shard`
+    spreads the decoder's layers over processes: memory, never the result's meaning. `workers` processes make the rows
+    (None: some beside a GPU, 0 on a CPU). `watch(model)` is measured every `watch_steps` steps. A finished stage in
+    `out` is only loaded.
 
     Raises ValueError if `out` belongs to another run; RuntimeError if the loss stops being finite, a named group gets
     no gradient or a frozen tensor changes; KeyboardInterrupt after Ctrl-C, with a checkpoint of the last whole step.
@@ -87,6 +93,8 @@ def train(
     module = stage.objective.build(model, processor, seed=seed)
     module = module.to(device) if module is not None else None
     parameters = _freeze(stage, model, module)
+    room = Room(micro_tokens, micro_crops, micro_frames)
+    together = getattr(stage.objective, "together", False)
     loader = Loader(
         stage.data.weights,
         data,
@@ -95,6 +103,9 @@ def train(
         seed=seed,
         curriculum=stage.data.curriculum,
         late=stage.data.late,
+        workers=processes.default(device) if workers is None else workers,
+        rank=0 if together else dist.rank(),
+        world=1 if together else dist.world(),
     )
     identity = _identity(stage, budget, seed, precision, loader)
     if (out / MANIFEST).exists():
@@ -113,7 +124,7 @@ def train(
     past = _Past()
     if (stored := checkpoint.load(out / CHECKPOINTS)) is not None:
         past = _resume(stored, out, identity=identity, frozen=frozen, learned=learned, adamw=adamw)
-        loader.restore(past.draws)
+        loader.restore(past.draws, past.counters.get("corrupt", 0))
         stored = None  # its memory
         tell(f"  goes on from step {past.step} of {budget.steps}")
     else:
@@ -140,12 +151,10 @@ def train(
             torch.manual_seed(
                 zlib.crc32(f"{seed} {stage.name} {number} {dist.rank()}".encode())
             )  # dropout
-            packs = deal(
-                step.samples,
-                micro_tokens,
-                dist.rank(),
-                dist.world(),
-                getattr(stage.objective, "together", False),
+            packs = (
+                whole(step.samples, dist.world())
+                if together
+                else deal(step.samples, room, step.others, step.spare)
             )
             record = _gradients(
                 stage, (model, module, reference), packs, precision=precision, device=device
@@ -169,7 +178,8 @@ def train(
                 "gradient_norm": norm,
                 "tokens_per_second": round(record["tokens"] / seconds, 1),
             }
-            record |= {"skipped": len(step.skipped), "ids": step.fingerprint()}
+            record |= {"skipped": len(step.skipped), "cut": step.cut, "ids": step.fingerprint()}
+            record["empty"] = round(sum(pack.empty for pack in packs) / len(packs), 3)
             if watch is not None and watch_steps and past.step % watch_steps == 0:
                 record["watch"] = _watched(watch, model)
             if metrics is not None:
@@ -228,7 +238,7 @@ def train(
 def _steps(loader: Loader, count: int, device: torch.device) -> Generator[Step, None, None]:
     """The next steps: made ahead by a thread while a GPU trains. On a CPU there is no core to spare for it, and two
     threads that wait for Python's one lock take turns of 5 ms: training took half as long again."""
-    return (loader.step() for _ in range(count)) if device.type == "cpu" else loader.ahead(count)
+    return loader.steps(count, ahead=device.type != "cpu")
 
 
 @dataclasses.dataclass
@@ -247,16 +257,17 @@ class _Past:
         self.seconds += seconds
         self.draws = step.draws
         found = Counter({key: record[key] for key in COUNTED})
-        found.update({"samples": len(step.ids), "skipped": len(step.skipped)})
-        found.update(f"skipped {corpus}" for corpus, _ in step.skipped)
+        found.update({"samples": len(step.ids), "skipped": len(step.skipped), "cut": step.cut})
+        found.update(f"skipped {skipped.corpus}" for skipped in step.skipped)
+        found.update(skipped.kind for skipped in step.skipped if skipped.kind == "corrupt")
         for key, value in found.items():
             self.counters[key] = self.counters.get(key, 0) + value
 
     def tell_skipped(self, step: Step, tell: Tell) -> None:
         """The first sample of each corpus that is left out is worth a line."""
-        for corpus, reason in {corpus: reason for corpus, reason in reversed(step.skipped)}.items():
+        for corpus, first in {s.corpus: s for s in reversed(step.skipped)}.items():
             if f"skipped {corpus}" not in self.counters:
-                tell(f"  samples of {corpus} are left out, the first: {reason}")
+                tell(f"  samples of {corpus} are left out, the first: {first}")
 
 
 # ------------------------------------------------------------------------------ one step
