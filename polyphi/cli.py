@@ -22,6 +22,7 @@ app = typer.Typer(
 console = Console()
 # Worker processes (data/workers.py) read this file before grain, which would warn that it has no profiler.
 logging.getLogger("absl").setLevel(logging.ERROR)
+Precision = Literal["bf16", "fp32"]
 ModelArgument = Annotated[str, typer.Argument(help="Folder of a checkpoint, or a hub id.")]
 
 
@@ -33,13 +34,13 @@ def reproduce(
     ],
     seed: int = 0,
     precision: Annotated[
-        str, typer.Option(help="bf16 or fp32 arithmetic in training; weights stay fp32.")
+        Precision, typer.Option(help="bf16 or fp32 arithmetic in training; weights stay fp32.")
     ] = "bf16",
 ) -> None:
     """The whole recipe: data, tokenizer, sixteen stages, evaluation and a report page."""
     from polyphi.reproduce.graph import Run
 
-    page = Run(size, out, seed=seed, precision=_precision(precision), console=console).reproduce()
+    page = Run(size, out, seed=seed, precision=precision, console=console).reproduce()
     console.print(f"\nreport  {page}\ntalk    polyphi chat {out / 'model'}")
 
 
@@ -53,15 +54,78 @@ def train(
         Path, typer.Option(help="Folder of the run that holds its data and its parent stages.")
     ] = Path("runs/nano"),
     seed: int = 0,
-    precision: Annotated[str, typer.Option(help="bf16 or fp32 arithmetic.")] = "bf16",
+    precision: Annotated[Precision, typer.Option(help="bf16 or fp32 arithmetic.")] = "bf16",
+    micro_tokens: Annotated[int, typer.Option(help="Most tokens of a pack: memory.")] = 8192,
+    micro_crops: Annotated[
+        int | None,
+        typer.Option(help="Most crops of a pack; as many as its tokens bring if not given."),
+    ] = None,
+    micro_frames: Annotated[
+        int | None, typer.Option(help="Most audio frames of 10 ms of a pack; likewise.")
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            help="Processes that read and decode; if not given 0 on a CPU, some beside a GPU."
+        ),
+    ] = None,
+    shard: Annotated[
+        int, typer.Option(help="Parts to cut the decoder's layers into, over torchrun's processes.")
+    ] = 1,
+    activations: Annotated[
+        Literal["keep", "recompute", "offload"],
+        typer.Option(help="keep, recompute (less memory, more time) or offload."),
+    ] = "keep",
+    background: Annotated[
+        bool, typer.Option("--background", help="Write checkpoints beside the training.")
+    ] = False,
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="Only kernels that give the same bits always.")
+    ] = False,
+    spike: Annotated[
+        float | None,
+        typer.Option(help="A gradient norm this many times the usual one goes wrong, such as 10."),
+    ] = None,
+    on_spike: Annotated[
+        Literal["skip", "roll-back"],
+        typer.Option(help="skip the step, or roll-back to the last checkpoint."),
+    ] = "skip",
+    watch_every: Annotated[
+        int, typer.Option(help="Steps between looks at the stage's held-out tasks; 0: none.")
+    ] = 0,
+    track: Annotated[
+        list[str] | None, typer.Option(help="tensorboard, trackio or wandb; may be repeated.")
+    ] = None,
 ) -> None:
     """One stage or several, after the corpora and parent stages that they need."""
     from polyphi import stages
     from polyphi.reproduce.graph import Run
+    from polyphi.train.guard import Guard
 
     for name in names:
         stages.load(name)  # a misspelt name is told before the first hour of training
-    run = Run(size, out, seed=seed, precision=_precision(precision), console=console)
+    if on_spike not in ("skip", "roll-back"):
+        raise ValueError(f"--on-spike is skip or roll-back, found {on_spike!r}")
+    if activations not in ("keep", "recompute", "offload"):
+        raise ValueError(f"--activations is keep, recompute or offload, found {activations!r}")
+    run = Run(
+        size,
+        out,
+        seed=seed,
+        precision=precision,
+        console=console,
+        watch_steps=watch_every,
+        track=track or (),
+        micro_tokens=micro_tokens,
+        micro_crops=micro_crops,
+        micro_frames=micro_frames,
+        workers=workers,
+        shard=shard,
+        keep=activations,
+        background=background,
+        deterministic=deterministic,
+        protect=Guard(spike, on_spike),
+    )
     for name in names:
         run.train(name)
 
@@ -250,12 +314,6 @@ def eval_score(
     print(json.dumps(rescore(folder), indent=1, ensure_ascii=False))
 
 
-def _precision(name: str) -> Literal["bf16", "fp32"]:
-    if name not in ("bf16", "fp32"):
-        raise ValueError(f"precision is bf16 or fp32, found {name!r}")
-    return name  # type: ignore[return-value]
-
-
 def main(arguments: list[str] | None = None) -> Any:
     """Run the command line; errors that users can mend become one line."""
     try:
@@ -274,7 +332,10 @@ def main(arguments: list[str] | None = None) -> Any:
             else None
         )
         if hasattr(error, "exit_code"):  # a usage error, which click words itself
-            error.show()  # type: ignore[attr-defined]
+            said = error.format_message().rstrip(".")  # type: ignore[attr-defined]
+            said = said.replace("Value error, ", "")
+            command = getattr(getattr(error, "ctx", None), "command_path", "polyphi")
+            print(f"polyphi: {said}. See `{command} --help`.", file=sys.stderr)
             sys.exit(error.exit_code)
         if code is None:
             raise

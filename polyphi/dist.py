@@ -6,11 +6,14 @@ they were.
 
 import os
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed
+from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+T = TypeVar("T")
 
 
 def start() -> None:
@@ -19,7 +22,9 @@ def start() -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not distributed.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        distributed.init_process_group(
+            "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        )
 
 
 def rank() -> int:
@@ -49,31 +54,49 @@ def anyone(*flags: bool, device: torch.device | str = "cpu") -> list[bool]:
     ]
 
 
-def gathered(value: Any) -> list[Any]:
-    """What every process says, in order of their numbers. Any picklable value; it goes by the hosts' network."""
+def wait(group: ProcessGroup | None = None) -> None:
+    """Until every process is here. A `group` of its own doesn't meet the collectives of other threads."""
+    if world() > 1:
+        distributed.barrier(group)
+
+
+def everyones(value: T) -> list[T]:
+    """A small value (anything that pickles) of each process, in their order."""
     if world() == 1:
         return [value]
     found: list[Any] = [None] * world()
-    distributed.all_gather_object(found, value, group=_hosts())
+    # Not the checkpoints' group, whose thread may be talking meanwhile.
+    distributed.all_gather_object(found, value, group=_gloo("values"))
     return found
 
 
+def cpu_group() -> ProcessGroup | None:
+    """A group of all processes that talks through the CPU's memory; the first call must be made by all together."""
+    return _gloo("files") if world() > 1 else None
+
+
 @cache
-def _hosts() -> distributed.ProcessGroup | None:
-    """A group for values that lie on no GPU; None: the one there is."""
-    return None if distributed.get_backend() == "gloo" else distributed.new_group(backend="gloo")
+def _gloo(purpose: str) -> ProcessGroup:
+    return distributed.new_group(backend="gloo")
 
 
-def wait() -> None:
-    """Until every process is here."""
-    if world() > 1:
-        distributed.barrier()
-
-
-def mesh(device: str) -> DeviceMesh:
-    """All processes in a row. Raises ValueError where there is no process group."""
+def mesh(device: str, shard: int) -> DeviceMesh:
+    """All processes as replicas of `shard` shards. Raises ValueError where there is no process group, or the processes
+    don't divide."""
     if not distributed.is_initialized():
         raise ValueError(
             "sharding needs a process group; start with torchrun, even for one process"
         )
-    return init_device_mesh(device, (world(),))
+    if world() % shard:
+        raise ValueError(f"{world()} processes can't be cut into groups of {shard} shards")
+    return init_device_mesh(
+        device, (world() // shard, shard), mesh_dim_names=("replicate", "shard")
+    )
+
+
+@cache
+def cpu_mesh(like: DeviceMesh) -> DeviceMesh:
+    """The same mesh over the CPU's memory."""
+    if like.device_type == "cpu":
+        return like
+    return init_device_mesh("cpu", tuple(like.shape), mesh_dim_names=like.mesh_dim_names)

@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+Tracker = Callable[[int, Mapping[str, Any]], None]
+"""Takes the number of a step and its record."""
+TRACKERS = ("tensorboard", "trackio", "wandb")
 SECONDS_BETWEEN_LINES = 20.0
 """How often a run without a terminal says where it is."""
 
@@ -51,6 +54,46 @@ class Metrics:
 
     def close(self) -> None:
         self._file.close()
+
+
+def tracker(name: str, folder: Path, title: str) -> Tracker:
+    """Sends records to "tensorboard" (files in `folder`), "trackio" or "wandb" (a run called `title`). Raises
+    ValueError where it is unknown or not installed."""
+    if name not in TRACKERS:
+        raise ValueError(f"unknown tracker {name!r}; there are {', '.join(TRACKERS)}")
+    try:
+        if name == "tensorboard":
+            from torch.utils.tensorboard import SummaryWriter
+
+            writer = SummaryWriter(str(folder))
+
+            def write(step: int, record: Mapping[str, Any]) -> None:
+                for key, value in _numbers(record).items():
+                    writer.add_scalar(key, value, step)
+                writer.flush()
+
+            return write
+        if name == "trackio":
+            import trackio as run
+        else:
+            import wandb as run
+        run.init(project="polyphi", name=title)
+        return lambda step, record: run.log(_numbers(record), step=step)
+    except ImportError as error:
+        raise ValueError(
+            f"{name} isn't installed ({error}); install it with `pip install {name}`"
+        ) from error
+
+
+def _numbers(record: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """Every number of a record under one name."""
+    found: dict[str, float] = {}
+    for key, value in record.items():
+        if isinstance(value, Mapping):
+            found |= _numbers(value, f"{prefix}{key}/")
+        elif isinstance(value, int | float):
+            found[f"{prefix}{key}"] = float(value)
+    return found
 
 
 @contextmanager

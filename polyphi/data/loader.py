@@ -15,25 +15,21 @@ import copy
 import hashlib
 import queue
 import threading
-import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from polyphi import dist
 from polyphi.batch import Batch
+from polyphi.data import workers as processes
+from polyphi.data.draws import Draw, Draws, MakeRows, Skipped
 from polyphi.data.mix import Order
 from polyphi.data.packing import Size
-from polyphi.data.shards import Sample, Shards, place
-from polyphi.processing.processor import TooLong
-
-MakeRows = Callable[[str, Sample], list[Batch]]
-"""(corpus, sample) -> the sample's rows. `TooLong` and `Unfit` where the sample is sound but can't be used, another
-ValueError where it is damaged."""
+from polyphi.data.shards import Shards, place
 
 LONGEST_DROUGHT = 1000
 """Samples of a corpus in a row that may be left out (a small corpus: all of it, once) before the mix is declared
@@ -46,106 +42,63 @@ ROUND = 8
 """Draws that each process of a group makes before they tell each other what those hold."""
 
 
-class Unfit(ValueError):
-    """A sound sample that a stage can't learn from, such as one without an answer."""
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """A sample that was left out, and why. "corrupt" is damage: a picture, a clip or a row that can't be read."""
-
-    corpus: str
-    id: str
-    kind: Literal["corrupt", "too_long", "unfit", "excluded"]
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.corpus}/{self.id}: {self.reason}"
-
-
-@dataclass(frozen=True)
-class Draw:
-    """What a draw gave: rows (none where another process has them) of that `size`, of which documents lost `lost`
-    tokens at the context's end; or why there are none."""
-
-    corpus: str
-    id: str
-    rows: list[Batch]
-    size: Size = field(default_factory=Size)
-    lost: int = 0
-    skipped: Skipped | None = None
-
-    @property
-    def name(self) -> str:
-        return f"{self.corpus}/{self.id}"
-
-
-class Draws:
-    """Rows by number: `draws[n]` is what draw n gives, whoever asks. The part of process `rank` of `world`: its i-th
-    draw is one of the i-th group of `world` draws, which one differs from group to group, so that no rhythm of the mix
-    gives one process all pictures."""
-
-    def __init__(
-        self, order: Order, shards: Mapping[str, Shards], make_rows: MakeRows, rank: int, world: int
-    ) -> None:
-        self._order = order
-        self._shards = shards
-        self._make_rows = make_rows
-        self._rank = rank
-        self._world = world
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Draws":
-        """Another reader of the same draws, with no state in common."""
-        order, shards = copy.deepcopy((self._order, self._shards), memo)
-        return Draws(order, shards, self._make_rows, self._rank, self._world)
-
-    def __getitem__(self, group: int) -> Draw:
-        return self.make(self.numbers(group)[self._rank])
-
-    def numbers(self, group: int) -> list[int]:
-        """The draw that each process makes of a group."""
-        turn = zlib.crc32(str(group).encode())
-        return [group * self._world + (r + turn) % self._world for r in range(self._world)]
-
-    def make(self, number: int) -> Draw:
-        """What a draw gives, whosever it is."""
-        corpus, index = self._order.draw(number)
-        row = self._shards[corpus].row(index)
-        kind: Literal["corrupt", "too_long", "unfit"]
-        try:
-            rows = self._make_rows(corpus, Shards.parse(row))
-            return Draw(corpus, row["id"], rows, Size.of(rows), sum(r.lost for r in rows))
-        except TooLong as error:
-            kind, reason = "too_long", str(error)
-        except Unfit as error:
-            kind, reason = "unfit", str(error)
-        except ValueError as error:
-            kind, reason = "corrupt", str(error)
-        return Draw(corpus, row["id"], [], skipped=Skipped(corpus, row["id"], kind, reason))
-
-
 @dataclass(frozen=True)
 class Step:
-    """One step. `samples` are the rows of each sample that this process has, `ids` and `sizes` those of all samples;
-    `others` are the sizes of the other processes' samples, process by process, and `spare` is the step's smallest
-    sample where this process has none. `draws` is the number of draws made after it: where the next begins. `skipped`
-    tells of samples left out, `cut` counts samples that were cut at the context and `lost` the tokens cut off;
-    `corrupt` counts damaged samples since the first step of the run."""
+    """One step. `ids`, `sizes`, `numbers` (of their draws) and `processes` are those of all its samples, `samples` the
+    rows of each that process `rank`, this one, has. `draws` is the number of draws made after it: where the next
+    begins. `skipped` tells of samples left out, `cut` counts samples that were cut at the context and `lost` the tokens
+    cut off; `corrupt` counts damaged samples since the first step of the run."""
 
     samples: list[list[Batch]]
     ids: list[str]
     sizes: list[Size]
+    numbers: list[int]
+    processes: list[int]
     draws: int
+    make: Callable[[int], Draw]
+    rank: int = 0
+    world: int = 1
     skipped: list[Skipped] = field(default_factory=list)
     cut: int = 0
     lost: int = 0
     corrupt: int = 0
-    others: list[list[Size]] = field(default_factory=list)
-    spare: list[Batch] = field(default_factory=list)
 
     @property
     def tokens(self) -> int:
         return sum(size.tokens for size in self.sizes)
+
+    def own_ids(self) -> list[str]:
+        """The ids of `samples`."""
+        return [i for i, p in zip(self.ids, self.processes, strict=True) if p == self.rank]
+
+    def others(self) -> list[list[Size]]:
+        """What the samples of each other process hold."""
+        placed = list(zip(self.sizes, self.processes, strict=True))
+        return [
+            [size for size, process in placed if process == other]
+            for other in range(self.world)
+            if other != self.rank
+        ]
+
+    def spare(self) -> list[Batch]:
+        """The rows of the step's smallest sample where this process has no sample, else none."""
+        if self.samples:
+            return []
+        smallest = min(range(len(self.ids)), key=lambda i: self.sizes[i].tokens)
+        return self.make(self.numbers[smallest]).rows
+
+    def without(self, ids: Collection[str]) -> "Step":
+        """The step without the samples of these ids."""
+        kept = [i for i, name in enumerate(self.ids) if name not in ids]
+        mine = zip(self.own_ids(), self.samples, strict=True)
+        return replace(
+            self,
+            samples=[rows for name, rows in mine if name not in ids],
+            ids=[self.ids[i] for i in kept],
+            sizes=[self.sizes[i] for i in kept],
+            numbers=[self.numbers[i] for i in kept],
+            processes=[self.processes[i] for i in kept],
+        )
 
     def fingerprint(self) -> str:
         """Short hash of the ids in order."""
@@ -157,7 +110,7 @@ class Loader:
     corpus folder per name in `weights`.
 
     `workers` processes make the rows; 0: this one. In a group of `world` processes each makes the rows of its part,
-    and `exchange` gives everyone what each of them says. Samples named in `exclude`, as "corpus/id", are left out.
+    and `exchange` gives everyone what each of them says.
     """
 
     def __init__(
@@ -172,20 +125,18 @@ class Loader:
         curriculum: Collection[str] = (),
         late: Mapping[str, int] | None = None,
         workers: int = 0,
-        exclude: Collection[str] = (),
         rank: int = 0,
         world: int = 1,
-        exchange: Callable[[list[Draw]], Sequence[list[Draw]]] = dist.gathered,
+        exchange: Callable[[list[Draw]], Sequence[list[Draw]]] = dist.everyones,
     ) -> None:
         shards = {name: Shards(place(folder, name, split)) for name in weights}
         self._sizes = {name: len(s) for name, s in shards.items()}
         windows = {name: s.window for name, s in shards.items()}
         order = Order(weights, self._sizes, seed, curriculum, late, windows)
-        self._source = Draws(order, shards, make_rows, rank, world)
-        self._again = copy.deepcopy(self._source)  # not in use by the thread
+        self.source = Draws(order, shards, make_rows, rank, world)
+        self._again = copy.deepcopy(self.source)  # not in use by the thread
         self._batch_tokens = batch_tokens
         self._workers = workers
-        self._exclude = frozenset(exclude)
         self._rank = rank
         self._world = world
         self._exchange = exchange
@@ -226,9 +177,6 @@ class Loader:
             if not self._ready:
                 self._round()
             process, draw = self._ready[0]
-            if draw.name in self._exclude:
-                why = Skipped(draw.corpus, draw.id, "excluded", "excluded from this run")
-                draw = replace(draw, rows=[], skipped=why)
             if draw.skipped is None:
                 if taken and tokens + draw.size.tokens > self._batch_tokens:
                     break  # it stays the next
@@ -240,23 +188,21 @@ class Loader:
             if draw.skipped is not None:
                 self._refuse(draw.skipped)
                 skipped.append(draw.skipped)
-        parts: list[list[Draw]] = [[] for _ in range(self._world)]
-        for _, process, draw in taken:
-            parts[process].append(draw)
-        own, others = parts[self._rank], parts[: self._rank] + parts[self._rank + 1 :]
-        smallest = min(taken, key=lambda one: one[2].size.tokens)[0]
         draws = [draw for _, _, draw in taken]
         return Step(
-            [draw.rows for draw in own],
+            [draw.rows for _, process, draw in taken if process == self._rank],
             [draw.name for draw in draws],
             [draw.size for draw in draws],
+            [number for number, _, _ in taken],
+            [process for _, process, _ in taken],
             self._draws,
+            self._again.make,
+            self._rank,
+            self._world,
             skipped,
             cut=sum(draw.lost > 0 for draw in draws),
             lost=sum(draw.lost for draw in draws),
             corrupt=self._corrupt,
-            others=[[draw.size for draw in part] for part in others],
-            spare=[] if own else self._again.make(smallest).rows,
         )
 
     def _round(self) -> None:
@@ -269,7 +215,7 @@ class Loader:
         own = [next(self._made) for _ in range(ROUND)]
         told = self._exchange([replace(draw, rows=[]) for draw in own])
         for i in range(ROUND):
-            numbers = self._source.numbers(self._group)
+            numbers = self.source.numbers(self._group)
             for r in sorted(range(self._world), key=numbers.__getitem__):
                 self._ready.append((r, own[i] if r == self._rank else told[r][i]))
             self._group += 1
@@ -288,7 +234,7 @@ class Loader:
         if skipped.kind != "corrupt":
             return
         self._corrupt += 1
-        self._damaged.append(f"{name}/{skipped.id}")
+        self._damaged.append(skipped.name)
         if self._corrupt >= CORRUPT_LEAST and self._corrupt > CORRUPT_SHARE * self._draws:
             raise ValueError(
                 f"{self._corrupt} of {self._draws} samples are damaged, more than {CORRUPT_SHARE:.0%}; the last "
@@ -299,15 +245,13 @@ class Loader:
         """This process's draws from where its state is, by whoever makes them."""
         made = self._made_here()
         if self._workers:
-            from polyphi.data import workers
-
-            made = workers.draws(self._source, self._group, self._workers)
+            made = processes.draws(self.source, self._group, self._workers)
         most = STEPS_AHEAD * self._batch_tokens // self._world
         return _threaded(made, most) if self._ahead else made
 
     def _made_here(self) -> Generator[Draw, None, None]:
         for group in count(self._group):
-            yield self._source[group]
+            yield self.source[group]
 
     def steps(self, number: int, *, ahead: bool = False) -> Generator[Step, None, None]:
         """The next so many steps; `ahead`: a thread makes draws while one is in use. Close the iterator

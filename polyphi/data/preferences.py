@@ -9,7 +9,7 @@ from typing import Any
 
 from polyphi.batch import IGNORE, Batch
 from polyphi.chat import Message
-from polyphi.data.loader import Unfit
+from polyphi.data.draws import Unfit
 from polyphi.data.shards import Sample
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from polyphi.batch import Batch
-from polyphi.data.loader import Draw, Draws
+from polyphi.data.draws import Draw, Draws
 
 DRAWS_AHEAD = 8
 """Finished draws that wait per worker."""

@@ -19,6 +19,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,7 +32,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from polyphi import stages
+from polyphi import logs, stages
 from polyphi.batch import pack
 from polyphi.chat import Message
 from polyphi.curate import corpus as corpora
@@ -78,6 +79,10 @@ EXPORTS = {
 }
 
 
+WATCHED_ROWS = 32
+"""Held-out rows of a task that are answered now and then while a stage trains."""
+
+
 class Run:
     """One run of the recipe in a folder. `size` is a name in `stages.sizes`."""
 
@@ -89,8 +94,15 @@ class Run:
         seed: int = 0,
         precision: Literal["bf16", "fp32"] = "bf16",
         console: Console | None = None,
+        watch_steps: int = 0,
+        track: Sequence[str] = (),
+        **machine: Any,
     ) -> None:
+        """`machine` is what the loop (`polyphi.train.loop.train`) takes beside the science: how packs, shards and
+        activations are laid out, and what happens when a step goes wrong. Every `watch_steps` steps a stage's `watch`
+        tasks are measured; `track` names trackers that get every record."""
         self.size = sizes.load(size)
+        self.watch_steps, self.track, self.machine = watch_steps, track, machine
         self.out, self.seed, self.precision = Path(out), seed, precision
         self.console = console or Console()
         self.data, self.runs = self.out / "data", self.out / "stages"
@@ -331,10 +343,34 @@ class Run:
                 precision=self.precision,
                 origins=origins,
                 checkpoint_seconds=self.size.seconds_between_checkpoints,
+                watch=lambda model: self._watched(stage, model),
+                watch_steps=self.watch_steps if stage.watch else 0,
+                trackers=[
+                    logs.tracker(t, out / t, f"{self.size.name} {stage.name}") for t in self.track
+                ],
                 tell=self._tell,
+                **self.machine,
             )
         if before is not None:
             self._record_freeze(stage.name, before, self._text_logits(model))
+
+    def _watched(self, stage: Stage, model: PhiModel) -> dict[str, float]:
+        """Scores of a stage's tasks as its model answers now, on a few held-out rows."""
+        engine, scores = Engine(model, self.processor), {}
+        for task in find(*stage.watch):
+            self.build(task.corpus)
+            rows = corpora.Shards(self.data / task.corpus / "test")
+            with tempfile.TemporaryDirectory() as folder:
+                scores[task.name] = evaluate(
+                    engine,
+                    task,
+                    rows,
+                    Path(folder),
+                    limit=WATCHED_ROWS,
+                    seed=self.seed,
+                    conditions=("with",),
+                ).score
+        return scores
 
     def _text_logits(self, model: PhiModel) -> str:
         """SHA-256 of the fp32 logits of fixed text prompts: equal hashes are bit-identical logits."""

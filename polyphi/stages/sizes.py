@@ -115,6 +115,7 @@ MICRO = Size(
     },
     rows={name: (12, 4) for name in CORPORA},
     test_rows=2,
+    seconds_between_checkpoints=0.0,
 )
 
 NANO = Size(

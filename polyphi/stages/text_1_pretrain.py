@@ -33,5 +33,5 @@ stage = Stage(
     batch_tokens=4 << 20,
     steps=1_190_000,  # 5T tokens (report 2.1)
     weight_decay=0.1,
-    watch=("documents",),
+    watch=("copy", "number_words"),
 )

@@ -19,5 +19,5 @@ stage = Stage(
     batch_tokens=4 << 20,
     steps=2_400,
     weight_decay=0.1,
-    watch=("documents",),
+    watch=("copy", "number_words"),
 )

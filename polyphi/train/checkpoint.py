@@ -1,9 +1,15 @@
 """Checkpoints that are whole or absent, and hashes that prove what stayed frozen.
 
-A checkpoint is a folder `step_00000120` with `tensors.safetensors` (trainable tensors, throw-away module, optimiser
-moments) and `state.json` (step, data cursor, counters, hashes of what is frozen). Random state isn't in it: every step
-draws from a seed of its own. It is written under another name, synced, renamed; then `latest` moves, then older ones
-go. Nothing is pickled.
+A checkpoint is a folder `step_00000120` with safetensors files (trainable tensors, throw-away module, optimiser
+moments), each process's shards in a file of its own, and `state.json` (step, data cursor, counters, hashes of what is
+frozen, hashes of the files). Random state isn't in it: every step draws from a seed of its own. torch's distributed
+checkpoints write and read the tensors, so that a run goes on with any number of processes; nothing is pickled.
+
+It is written under another name, synced, renamed; then `latest` moves, then older ones go, but for the one before::
+
+    .step_00000120.partial/  ->  step_00000120/  ->  latest: "step_00000120"  ->  step_00000100/ goes, 110 stays
+
+In the `background` all of this happens beside the training, from a copy of the tensors.
 """
 
 import errno
@@ -11,15 +17,28 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+import warnings
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
+from torch.distributed import checkpoint as distributed_checkpoint
+from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.tensor import DTensor
+
+from polyphi import dist
+
+# A single process is what it is: no need to say so at each checkpoint.
+warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable")
 
 LATEST = "latest"
+KEPT = 2
+"""Checkpoints that stay: the latest, and one to fall back to should a disk damage it."""
 
 
 def digest(tensor: Tensor) -> str:
@@ -63,19 +82,33 @@ def write_tensors(
         _sync(path.parent)
     except Exception as error:
         partial.unlink(missing_ok=True)
-        # safetensors raises errors of its own, with the system's words in them
-        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
-            size = sum(t.numel() * t.element_size() for t in tensors.values())
-            raise _disk_full(path, size) from error
-        raise
+        raise _explained(error, path, _size(tensors)) from error
 
 
-def _disk_full(path: Path, size: int) -> OSError:
-    what = f"{path} needs {size / 1e6:.1f} MB" if size else f"{path} could not be written"
-    return OSError(
-        errno.ENOSPC,
-        f"the disk is full: {what}; free some space and run again, the checkpoint before it is whole",
-    )
+def _size(tensors: Mapping[str, Tensor]) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors.values())
+
+
+def _explained(error: BaseException, path: Path, size: int) -> BaseException:
+    """An error that says what to do, where it is the disk's: libraries raise errors of their own, with the system's
+    words in them."""
+    number, words = getattr(error, "errno", None), str(error)
+    if "free some space" in words or "can't be written" in words:
+        return error
+    if number == errno.ENOSPC or "No space left" in words:
+        return OSError(
+            errno.ENOSPC,
+            f"the disk is full: {path} needs {size / 1e6:.1f} MB; "
+            "free some space and run again, the checkpoint before it is whole",
+        )
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS) or any(
+        said in words for said in ("Permission denied", "Read-only file system")
+    ):
+        return OSError(
+            errno.EACCES,
+            f"{path} can't be written: {words}; make its folder writable and run again, what it holds is whole",
+        )
+    return error
 
 
 def _sync(folder: Path) -> None:
@@ -87,59 +120,149 @@ def _sync(folder: Path) -> None:
         os.close(handle)
 
 
-def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-    """Write checkpoint `step` under `folder`, move `latest` to it and drop the ones before. If anything fails, the
-    checkpoint before it stays the latest."""
-    name = f"step_{step:08d}"
-    partial = folder / f".{name}.partial"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for left in folder.glob(".step_*.partial"):  # of a run that was killed
-            shutil.rmtree(left)
-        partial.mkdir()
-        write_tensors(partial / "tensors.safetensors", tensors)
-        write_json(
-            partial / "state.json",
-            {**state, "step": step, "sha256": _file_digest(partial / "tensors.safetensors")},
+@dataclass(frozen=True)
+class Stored:
+    """A whole checkpoint: its folder and its state."""
+
+    path: Path
+    state: dict[str, Any]
+
+    @property
+    def names(self) -> list[str]:
+        """Names of its tensors."""
+        return list(self.state["names"])
+
+    def read(self, tensors: Mapping[str, Tensor]) -> None:
+        """Fill tensors in place, each process the parts that it holds; all processes together."""
+        distributed_checkpoint.load(
+            dict(tensors),
+            storage_reader=HuggingFaceStorageReader(str(self.path)),
+            no_dist=dist.world() == 1,
         )
-        shutil.rmtree(
-            folder / name, ignore_errors=True
-        )  # of a run that was killed before `latest` moved
-        partial.rename(folder / name)
-        _sync(folder)
-        write_json(folder / LATEST, name)
-    except BaseException as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        if (
-            isinstance(error, OSError)
-            and error.errno == errno.ENOSPC
-            and "the disk is full" not in str(error)
-        ):
-            raise _disk_full(folder / name, 0) from error
-        raise
-    for old in folder.glob("step_*"):
-        if old.name != name:
+
+
+class Checkpoints:
+    """The checkpoints of one stage under `folder`. All processes call `save`, `wait` and `find` together."""
+
+    def __init__(self, folder: Path, background: bool = False) -> None:
+        self.folder = Path(folder)
+        # One thread, so that checkpoints are written in turn; its collectives need a group of their own, on the CPU.
+        self._thread = ThreadPoolExecutor(1, "checkpoint") if background else None
+        self._group = dist.cpu_group() if background else None
+        self._pending: Future[None] | None = None
+
+    def save(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Write checkpoint `step`. If anything fails, the checkpoint before it stays the latest; in the background
+        the error comes out of the next `save` or `wait`."""
+        self.wait()
+        if self._latest() == _name(step):
+            return
+        if self._thread is None:
+            self._write(step, tensors, state)
+        else:
+            # Copied here and now: the optimiser writes on into the originals while they are saved.
+            copies = {name: _copy(t) for name, t in tensors.items()}
+            self._pending = self._thread.submit(self._write, step, copies, dict(state))
+
+    def wait(self) -> None:
+        """Until nothing is being written; raises what went wrong meanwhile."""
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            pending.result()
+
+    def close(self) -> None:
+        """Wait, whatever came of it, and end the thread."""
+        if self._thread is not None:
+            self._thread.shutdown(wait=True)
+
+    def _write(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        name = _name(step)
+        partial, first = self.folder / f".{name}.partial", dist.rank() == 0
+        try:
+            if first:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                for left in self.folder.glob(".step_*.partial"):  # of a run that was killed
+                    shutil.rmtree(left)
+                partial.mkdir()
+            dist.wait(self._group)
+            distributed_checkpoint.save(
+                dict(tensors),
+                storage_writer=HuggingFaceStorageWriter(str(partial), save_distributed=True),
+                process_group=self._group,
+                no_dist=dist.world() == 1,
+            )
+            if first:
+                self._commit(partial, name, {**state, "step": step, "names": sorted(tensors)})
+            dist.wait(self._group)
+        except BaseException as error:
+            if first:
+                shutil.rmtree(partial, ignore_errors=True)
+            raise _explained(error, self.folder / name, _size(tensors)) from error
+
+    def _commit(self, partial: Path, name: str, state: Mapping[str, Any]) -> None:
+        files = sorted(partial.glob("*.safetensors"))
+        for path in files:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        write_json(
+            partial / "state.json", {**state, "sha256": {p.name: _file_digest(p) for p in files}}
+        )
+        # A folder of that name was renamed by a run that was killed before `latest` moved.
+        shutil.rmtree(self.folder / name, ignore_errors=True)
+        partial.rename(self.folder / name)
+        _sync(self.folder)
+        write_json(self.folder / LATEST, name)
+        for old in self._whole()[KEPT:]:
             shutil.rmtree(old, ignore_errors=True)
 
+    def _whole(self) -> list[Path]:
+        """Folders of checkpoints up to the latest, which comes first. One beyond it was never committed."""
+        latest = self._latest()
+        paths = sorted(self.folder.glob("step_*"), reverse=True)
+        return [path for path in paths if latest is not None and path.name <= latest]
 
-def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Tensors and state of the latest checkpoint, or None. Raises ValueError if it is damaged."""
-    if not (folder / LATEST).exists():
+    def _latest(self) -> str | None:
+        path = self.folder / LATEST
+        return str(json.loads(path.read_text())) if path.exists() else None
+
+    def find(self) -> Stored | None:
+        """The latest checkpoint that isn't damaged, or None where nothing was saved. Raises ValueError if all are
+        damaged."""
+        problems = []
+        for path in self._whole():
+            try:
+                state = json.loads((path / "state.json").read_text())
+                for file, expected in state["sha256"].items():
+                    if (found := _file_digest(path / file)) != expected:
+                        raise ValueError(f"{file}: expected SHA-256 {expected}, found {found}")
+                return Stored(path, state)
+            except (OSError, ValueError) as error:
+                problems.append(f"{path} is damaged: {error}")
+        if problems:
+            raise ValueError(f"{problems[0]}; remove {self.folder} to start the stage again")
         return None
-    path = folder / json.loads((folder / LATEST).read_text())
-    try:
-        state = json.loads((path / "state.json").read_text())
-        found = _file_digest(path / "tensors.safetensors")
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{path} is damaged: {error}; remove {folder} to start the stage again"
-        ) from error
-    if found != state["sha256"]:
-        raise ValueError(
-            f"{path} is damaged: expected SHA-256 {state['sha256']}, found {found}; "
-            f"remove {folder} to start the stage again"
+
+    def drop(self) -> None:
+        """Remove them all: the stage is finished."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _name(step: int) -> str:
+    return f"step_{step:08d}"
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    """The part that lies in this process, copied to the CPU's memory; a shard stays a shard of the whole."""
+    if isinstance(tensor, DTensor):
+        return DTensor.from_local(
+            _copy(tensor.to_local()),
+            dist.cpu_mesh(tensor.device_mesh),
+            tensor.placements,
+            run_check=False,
+            shape=tensor.shape,
+            stride=tensor.stride(),
         )
-    return load_file(path / "tensors.safetensors"), state
+    return tensor.detach().to("cpu", copy=True)
 
 
 def _file_digest(path: Path) -> str:
@@ -158,25 +281,17 @@ def optimiser_tensors(
     }
 
 
-def restore_optimiser(
-    optimiser: torch.optim.Optimizer,
-    names: Mapping[int, str],
-    stored: Mapping[str, Tensor],
-    like: Callable[[Tensor, Tensor], Tensor],
+def make_moments(
+    optimiser: torch.optim.Optimizer, names: Mapping[int, str], stored: Iterable[str]
 ) -> None:
-    """The reverse, in place. `like(tensor, parameter)` places a moment where its parameter is."""
+    """Empty moments for the parameters that have stored ones (those that no step has touched have none), to be read
+    into."""
+    stored = set(stored)
     for group in optimiser.param_groups:
         for parameter in group["params"]:
-            name = names[id(parameter)]
-            if f"step/{name}" in stored:
+            if f"step/{names[id(parameter)]}" in stored:
                 optimiser.state[parameter] = {
-                    "step": stored[f"step/{name}"].to(parameter.device),
-                    **{
-                        k: like(stored[f"{k}/{name}"], parameter) for k in ("exp_avg", "exp_avg_sq")
-                    },
+                    "step": torch.zeros((), device=parameter.device),
+                    "exp_avg": torch.zeros_like(parameter, requires_grad=False),
+                    "exp_avg_sq": torch.zeros_like(parameter, requires_grad=False),
                 }
-
-
-def drop(folder: Path) -> None:
-    """Remove a finished stage's checkpoints."""
-    shutil.rmtree(folder, ignore_errors=True)

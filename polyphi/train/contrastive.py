@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from polyphi.batch import Batch, ImageLayout
 from polyphi.chat import Image, Message, Text, media
-from polyphi.data.loader import Unfit
+from polyphi.data.draws import Unfit
 from polyphi.data.shards import Sample
 from polyphi.model.multimodal import PhiModel
 

@@ -12,44 +12,50 @@ latest checkpoint, and ends with the very numbers of a run that was never stoppe
 import contextlib
 import dataclasses
 import hashlib
-import json
 import math
+import os
 import platform
 import signal
 import threading
 import time
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
+import numpy as np
 import rich
 import torch
-from rich.table import Table
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from polyphi import dist, logs
-from polyphi.batch import Batch
+from polyphi.batch import Batch, pack
 from polyphi.data import workers as processes
 from polyphi.data.loader import Loader, Step
-from polyphi.data.packing import Pack, Room, deal, whole
+from polyphi.data.packing import Room, deal, whole
 from polyphi.model.multimodal import PhiModel
-from polyphi.train import checkpoint, parallel
-from polyphi.train.optim import groups, optimiser, set_rate
-from polyphi.train.stage import Budget, Stage, claim
-
-MANIFEST, TRAINED, METRICS, CHECKPOINTS = (
-    "manifest.json",
-    "trained.safetensors",
-    "metrics.jsonl",
-    "checkpoints",
+from polyphi.train import checkpoint, guard, parallel, resume
+from polyphi.train.freeze import (
+    as_table,
+    check_gradients,
+    freeze,
+    frozen,
+    hashes,
+    named,
+    who_learns,
 )
-COUNTED = ("tokens", "supervised", "crops", "frames")
+from polyphi.train.guard import Guard
+from polyphi.train.memory import Activations, activations
+from polyphi.train.optim import optimiser, set_rate
+from polyphi.train.resume import CHECKPOINTS, COUNTED, MANIFEST, METRICS, QUARANTINE, TRAINED, Past
+from polyphi.train.stage import Budget, Stage
+
 Tell = Callable[[Any], None]
+FRAMES_PER_SECOND = 100
+"""Log-mel frames (report 2.2.1)."""
 
 
 def train(
@@ -66,35 +72,39 @@ def train(
     micro_crops: int | None = None,
     micro_frames: int | None = None,
     workers: int | None = None,
-    shard: bool = False,
+    shard: int = 1,
+    keep: Activations = "keep",
+    deterministic: bool = False,
+    protect: Guard = Guard(),  # noqa: B008 - frozen
     origins: Mapping[str, str] | None = None,
     checkpoint_seconds: float = 60.0,
+    background: bool = False,
     watch: Callable[[PhiModel], Mapping[str, float]] | None = None,
     watch_steps: int = 0,
+    trackers: Sequence[logs.Tracker] = (),
     tell: Tell = rich.print,
 ) -> dict[str, Any]:
     """Run a stage from the start weights in `model` and leave it trained; returns the manifest, which `out` then
     holds.
 
-    `data` (a folder, or an address as in data/shards.py) holds the corpora of the mix, `origins` says for each tensor
-    which stage its start weights came from. `micro_tokens`, `micro_crops` and `micro_frames` bound a pack and `shard`
-    spreads the decoder's layers over processes: memory, never the result's meaning. `workers` processes make the rows
-    (None: some beside a GPU, 0 on a CPU). `watch(model)` is measured every `watch_steps` steps. A finished stage in
-    `out` is only loaded.
+    `data`, a folder or an address (data/shards.py), holds the corpora of the mix, `origins` says for each tensor which
+    stage its start weights came from. `micro_tokens`, `micro_crops` and `micro_frames` bound a pack, `shard` cuts the
+    decoder's layers into so many parts over processes, `keep` says what becomes of activations: memory, never the
+    result's meaning. `workers` processes make the rows (None: 0 on a CPU, some beside a GPU). `deterministic` has torch
+    choose only kernels that give the same bits every time, where a GPU has others. `protect` says what happens when a
+    step goes wrong, `background` writes checkpoints beside the training. `watch(model)` is measured every `watch_steps`
+    steps; `trackers` get every record. A finished stage in `out` is only loaded.
 
     Raises ValueError if `out` belongs to another run; RuntimeError if the loss stops being finite, a named group gets
     no gradient or a frozen tensor changes; KeyboardInterrupt after Ctrl-C, with a checkpoint of the last whole step.
     """
     dist.start()
-    first = dist.rank() == 0
-    tell = tell if first else _silence
-    device = next(model.parameters()).device
+    tell = tell if dist.rank() == 0 else _silence
     out.mkdir(parents=True, exist_ok=True)
     module = stage.objective.build(model, processor, seed=seed)
-    module = module.to(device) if module is not None else None
-    parameters = _freeze(stage, model, module)
-    room = Room(micro_tokens, micro_crops, micro_frames)
-    together = getattr(stage.objective, "together", False)
+    module = module.to(next(model.parameters()).device) if module is not None else None
+    parameters = freeze(stage, model, module)
+    apart = not getattr(stage.objective, "together", False)
     loader = Loader(
         stage.data.weights,
         data,
@@ -103,223 +113,367 @@ def train(
         seed=seed,
         curriculum=stage.data.curriculum,
         late=stage.data.late,
-        workers=processes.default(device) if workers is None else workers,
-        rank=0 if together else dist.rank(),
-        world=1 if together else dist.world(),
+        workers=processes.default(next(model.parameters()).device) if workers is None else workers,
+        rank=dist.rank() if apart else 0,
+        world=dist.world() if apart else 1,
     )
-    identity = _identity(stage, budget, seed, precision, loader)
+    identity = resume.identity(stage, budget, seed, precision, loader)
     if (out / MANIFEST).exists():
-        return _finished(out, identity, parameters)
+        return resume.finished(out, identity, parameters)
 
     reference = stage.objective.begin(model)
-    if shard:
+    if shard > 1:
         for sharded in (model, reference):
             if isinstance(sharded, PhiModel):
-                parallel.shard(sharded, precision)
-        parameters = _named(model, module)
-    learned = {name: p for name, p in parameters.items() if p.requires_grad}
-    adamw = optimiser(stage, parameters, budget.rate)
-    frozen = _digests(_frozen(model, parameters))
+                parallel.shard(sharded, precision, shard)
+        parameters = named(model, module)
+    run = _Run(
+        stage,
+        budget,
+        (model, module, reference),
+        parameters,
+        loader,
+        out,
+        seed=seed,
+        precision=precision,
+        room=Room(micro_tokens, micro_crops, micro_frames),
+        tell=tell,
+    )
+    resting = hashes(frozen(model, parameters))
     table = who_learns(stage, budget, parameters, origins or {})
-    past = _Past()
-    if (stored := checkpoint.load(out / CHECKPOINTS)) is not None:
-        past = _resume(stored, out, identity=identity, frozen=frozen, learned=learned, adamw=adamw)
-        loader.restore(past.draws, past.counters.get("corrupt", 0))
-        stored = None  # its memory
-        tell(f"  goes on from step {past.step} of {budget.steps}")
+    if run.resume(checkpoint.Checkpoints(out / CHECKPOINTS, background), identity, resting):
+        tell(f"  goes on from step {run.past.step} of {budget.steps}")
     else:
-        tell(_as_table(table))
-
-    def save() -> None:
-        tensors = {f"parameter/{name}": p for name, p in learned.items()}
-        tensors |= checkpoint.optimiser_tensors(adamw, {id(p): name for name, p in learned.items()})
-        tensors = {name: parallel.whole(t) for name, t in tensors.items()}  # all processes together
-        if first:
-            extra = {"identity": identity, "frozen": frozen, **dataclasses.asdict(past)}
-            checkpoint.save(out / CHECKPOINTS, past.step, tensors, extra)
+        tell(as_table(table))
 
     model.train()
-    metrics = logs.Metrics(out / METRICS, until=past.step) if first else None
     clock = last_save = time.monotonic()
     with (
+        run,
         _Interruptible() as interrupted,
-        logs.progress(stage.name, budget.steps, past.step, quiet=not first) as advance,
-        contextlib.closing(_steps(loader, budget.steps - past.step, device)) as steps,
+        _reproducible(deterministic),
+        activations(model, keep),
+        logs.progress(stage.name, budget.steps, run.past.step, dist.rank() > 0) as advance,
     ):
-        for number, step in enumerate(steps, start=past.step):
-            past.tell_skipped(step, tell)
-            torch.manual_seed(
-                zlib.crc32(f"{seed} {stage.name} {number} {dist.rank()}".encode())
-            )  # dropout
-            packs = (
-                whole(step.samples, dist.world())
-                if together
-                else deal(step.samples, room, step.others, step.spare)
-            )
-            record = _gradients(
-                stage, (model, module, reference), packs, precision=precision, device=device
-            )
-            _must_be_finite("loss", record["loss"], stage, number, step)
-            parallel.sum_gradients(list(learned.values()))
-            if number == 0:
-                _check_gradients(stage, parameters, device)
-            norm = parallel.clip_gradients(
-                list(learned.values()), 1 / max(1, record["count"]), stage.clip_norm
-            ).item()
-            _must_be_finite("gradient norm", norm, stage, number, step)
-            rate = set_rate(adamw, stage.schedule.factor(number, budget.steps))
-            adamw.step()
-            adamw.zero_grad(set_to_none=True)
-
+        while run.past.step < budget.steps:
+            step = run.next_step()
+            if (record := run.take(step, protect)) is None:  # it went wrong
+                if protect.then == "roll-back":
+                    run.roll_back()
+                continue
             seconds, clock = time.monotonic() - clock, time.monotonic()
-            past.count(step, record, seconds)
-            record |= {
-                "rate": rate,
-                "gradient_norm": norm,
-                "tokens_per_second": round(record["tokens"] / seconds, 1),
-            }
-            record |= {"skipped": len(step.skipped), "cut": step.cut, "ids": step.fingerprint()}
-            record["empty"] = round(sum(pack.empty for pack in packs) / len(packs), 3)
-            if watch is not None and watch_steps and past.step % watch_steps == 0:
+            record |= run.count(step, record, seconds)
+            if watch is not None and watch_steps and run.past.step % watch_steps == 0:
                 record["watch"] = _watched(watch, model)
-            if metrics is not None:
-                metrics.write({"step": number, **record})
-            advance(past.step, f"loss {record['loss']:.3f}")
-            due = first and time.monotonic() - last_save > checkpoint_seconds
-            stop, due = dist.anyone(interrupted(), due, device=device)
+            run.write(record, trackers)
+            advance(run.past.step, f"loss {record['loss']:.3f}")
+            due = time.monotonic() - last_save > checkpoint_seconds
+            stop, due = dist.anyone(interrupted(), due, device=run.device)
             if stop or due:
-                save()
+                run.save()
                 last_save = time.monotonic()
             if stop:
+                run.checkpoints.wait()
                 raise KeyboardInterrupt
+        run.checkpoints.wait()
     model.eval()
-
-    after = _digests(_frozen(model, parameters))
-    if changed := [name for name in frozen if after[name] != frozen[name]]:
+    run.hand_on()
+    after = hashes(frozen(model, parameters))
+    if changed := [name for name in resting if after[name] != resting[name]]:
         raise RuntimeError(
             f"{stage.name} changed frozen tensors: {', '.join(changed[:5])} ({len(changed)} in all)"
         )
-    trained = {name: parallel.whole(p) for name, p in learned.items()}
-    records = logs.read_metrics(out / METRICS) if first else []
+    trained = {name: parallel.whole(p) for name, p in run.learned.items()}
+    records = logs.read_metrics(out / METRICS) if dist.rank() == 0 else []
     manifest = {
         **identity,
         "code": code_revision(),
         "parents": dict(Counter((origins or {}).values())),
         "who_learns": table,
         "steps": budget.steps,
-        "seconds": round(past.seconds, 1),
-        "counters": past.counters,
+        "seconds": round(run.past.seconds, 1),
+        "counters": run.past.counters,
+        "set_aside": run.past.set_aside,
+        "wrong_steps": run.past.wrong_steps,
+        "rolled_back": run.past.rolled_back,
         "loss": {
             "first": records[0]["loss"] if records else None,
             "last": _mean([r["loss"] for r in records[-10:]]),
         },
-        "frozen": {name: [frozen[name], after[name]] for name in frozen},
+        "frozen": {name: [resting[name], after[name]] for name in resting},
         "trained": checkpoint.digests(trained.items()),
         "environment": {
             "torch": torch.__version__,
+            "numpy": np.__version__,
             "python": platform.python_version(),
-            "device": str(device),
+            "device": str(run.device),
             "processes": dist.world(),
             "threads": torch.get_num_threads(),
+            "deterministic": deterministic,
         },
     }
-    if metrics is not None:
-        metrics.close()
+    if dist.rank() == 0:
         checkpoint.write_tensors(
             out / TRAINED, trained, {"stage": stage.name, "code": manifest["code"]}
         )
         logs.plot_loss(records, out / "loss.png", stage.name)
         checkpoint.write_json(out / MANIFEST, manifest)
-        checkpoint.drop(out / CHECKPOINTS)
+        run.checkpoints.drop()
     dist.wait()
     return manifest
 
 
-def _steps(loader: Loader, count: int, device: torch.device) -> Generator[Step, None, None]:
-    """The next steps: made ahead by a thread while a GPU trains. On a CPU there is no core to spare for it, and two
-    threads that wait for Python's one lock take turns of 5 ms: training took half as long again."""
-    return loader.steps(count, ahead=device.type != "cpu")
+class _Run:
+    """A stage in training: who learns, what is behind it, and how a step is taken."""
 
-
-@dataclasses.dataclass
-class _Past:
-    """What a run has behind it: steps, draws, seconds, counters (tokens, samples, crops ... and samples left out by
-    corpus)."""
-
-    step: int = 0
-    draws: int = 0
-    seconds: float = 0.0
-    counters: dict[str, int] = dataclasses.field(default_factory=dict)
-
-    def count(self, step: Step, record: Mapping[str, Any], seconds: float) -> None:
-        """A step is done."""
-        self.step += 1
-        self.seconds += seconds
-        self.draws = step.draws
-        found = Counter({key: record[key] for key in COUNTED})
-        found.update({"samples": len(step.ids), "skipped": len(step.skipped), "cut": step.cut})
-        found.update(f"skipped {skipped.corpus}" for skipped in step.skipped)
-        found.update(skipped.kind for skipped in step.skipped if skipped.kind == "corrupt")
-        for key, value in found.items():
-            self.counters[key] = self.counters.get(key, 0) + value
-
-    def tell_skipped(self, step: Step, tell: Tell) -> None:
-        """The first sample of each corpus that is left out is worth a line."""
-        for corpus, first in {s.corpus: s for s in reversed(step.skipped)}.items():
-            if f"skipped {corpus}" not in self.counters:
-                tell(f"  samples of {corpus} are left out, the first: {first}")
-
-
-# ------------------------------------------------------------------------------ one step
-
-
-def _gradients(
-    stage: Stage,
-    learners: tuple[PhiModel, nn.Module | None, Any],
-    packs: Iterable[Pack],
-    *,
-    precision: str,
-    device: torch.device,
-) -> dict[str, Any]:
-    """Forward and backward of a step's packs (`learners`: model, throw-away module, reference): gradients are sums
-    over units, the record holds sums over all processes and, for losses and the objective's metrics, means over
-    units."""
-    sums: defaultdict[str, Any] = defaultdict(float)
-    for pack in packs:
-        batch, share = pack.batch.to(device), pack.share
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            loss, count, extra = stage.objective.loss(*learners, batch)
-        (loss if share == 1 else loss * share).backward()
-        found = {"loss": loss.detach().double(), "count": count, "tokens": len(batch), **extra}
-        for key, field in (
-            ("supervised", batch.supervised),
-            ("crops", batch.crops),
-            ("frames", batch.mels),
-        ):
-            found[key] = 0 if field is None else len(field)
-        for key, value in found.items():
-            sums[key] += share * value
-    keys = sorted(sums)  # the same in every process: each has at least one pack
-    values = torch.stack(
-        [torch.as_tensor(sums[key], dtype=torch.float64).to(device) for key in keys]
-    )
-    whole = dict(zip(keys, dist.total(values).tolist(), strict=True))
-    count = max(1, round(whole["count"]))
-    return {
-        key: round(value) if key in ("count", *COUNTED) else value / count
-        for key, value in whole.items()
-    }
-
-
-def _must_be_finite(what: str, value: float, stage: Stage, number: int, step: Step) -> None:
-    if not math.isfinite(value):
-        few = ", ".join(step.ids[:20]) + (
-            f" and {len(step.ids) - 20} more" if len(step.ids) > 20 else ""
+    def __init__(
+        self,
+        stage: Stage,
+        budget: Budget,
+        learners: tuple[PhiModel, nn.Module | None, Any],
+        parameters: dict[str, Tensor],
+        loader: Loader,
+        out: Path,
+        *,
+        seed: int,
+        precision: str,
+        room: Room,
+        tell: Tell,
+    ) -> None:
+        self.stage, self.budget, self.learners = stage, budget, learners
+        self.parameters, self.loader, self.out, self.tell = parameters, loader, out, tell
+        self.seed, self.precision, self.room = seed, precision, room
+        self.device = next(learners[0].parameters()).device
+        self.learned = {name: p for name, p in parameters.items() if p.requires_grad}
+        self.averages = (
+            {n: p.detach().clone() for n, p in self.learned.items()} if stage.ema else {}
         )
-        raise RuntimeError(
-            f"{stage.name}: the {what} is {value} at step {number}; lower the rates of `learn`, "
-            f"or look at the samples: {few}"
+        self.adamw = optimiser(stage, parameters, budget.rate)
+        self.past = Past()
+        self._steps: Generator[Step, None, None] | None = None
+
+    # ---------------------------------------------------------------- files
+
+    def resume(
+        self,
+        checkpoints: checkpoint.Checkpoints,
+        identity: Mapping[str, Any],
+        resting: Mapping[str, str],
+    ) -> bool:
+        """Go on from the latest checkpoint, if there is one."""
+        self.checkpoints = checkpoints
+        self._state = {"identity": identity, "frozen": resting}
+        stored = checkpoints.find()
+        if stored is not None:
+            resume.must_continue(stored, self.out, identity, resting)
+            self._restore(stored)
+            self.loader.restore(self.past.draws, self.past.corrupt)
+        return stored is not None
+
+    def _restore(self, stored: checkpoint.Stored) -> None:
+        self.past = resume.restore(stored, self.learned, self.averages, self.adamw)
+
+    def __enter__(self) -> "_Run":
+        self._open()
+        return self
+
+    def _open(self) -> None:
+        """Metrics and quarantine, without what a run wrote that went on after its last checkpoint."""
+        first = dist.rank() == 0
+        self._metrics, self._quarantine = (
+            logs.Metrics(self.out / name, until=self.past.step) if first else None
+            for name in (METRICS, QUARANTINE)
         )
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+        self.checkpoints.close()
+
+    def _close(self) -> None:
+        for file in (self._metrics, self._quarantine):
+            if file is not None:
+                file.close()
+        if self._steps is not None:
+            self._steps.close()
+            self._steps = None
+
+    def save(self) -> None:
+        """A checkpoint of this very moment."""
+        tensors = resume.tensors(self.learned, self.averages, self.adamw)
+        self.checkpoints.save(
+            self.past.step, tensors, {**self._state, **dataclasses.asdict(self.past)}
+        )
+
+    def write(self, record: Mapping[str, Any], trackers: Sequence[logs.Tracker]) -> None:
+        """A step's record to the metrics and to all trackers, with its number."""
+        if self._metrics is not None:
+            number = self.past.step - 1
+            self._metrics.write({"step": number, **record})
+            for tracker in trackers:
+                tracker(number, record)
+
+    # ---------------------------------------------------------------- steps
+
+    def next_step(self) -> Step:
+        """The samples that come next: made ahead by a thread while a GPU trains. On a CPU there is no core to spare
+        for it, and two threads that wait for Python's one lock take turns of 5 ms: training took half as long again."""
+        if self._steps is None:
+            self._steps = self.loader.steps(
+                self.budget.steps - self.past.step, ahead=self.device.type != "cpu"
+            )
+        step = next(self._steps)
+        self.past.tell_skipped(step, self.tell)
+        for skipped in step.skipped:
+            if skipped.kind == "corrupt":
+                self._note(id=skipped.name, reason=skipped.reason)
+        return step.without(self.past.set_aside)
+
+    def take(self, step: Step, protect: Guard) -> dict[str, Any] | None:
+        """Learn from a step, and give its record; None where it went wrong and nothing was learned."""
+        if not step.ids:
+            self._pass_over(step)
+            return None
+        record, norm = self._gradients(step)
+        if not math.isfinite(norm):
+            step = self._without_guilty(step)
+            if not step.ids:
+                self._pass_over(step)
+                return None
+            record, norm = self._gradients(step)
+        rate = set_rate(self.adamw, self.stage.schedule.factor(self.past.step, self.budget.steps))
+        if protect.is_wrong(norm, self.past):
+            self.adamw.zero_grad(set_to_none=True)
+            guard.wrong_step(self.past, step, norm, self.stage.name)
+            self.tell(f"  step {self.past.step} isn't taken: its gradient norm is {norm:.3g}")
+            self._note(id=step.ids, reason=f"the gradient norm is {norm:.3g}")
+            self._pass_over(step)
+            return None
+        self.adamw.step()
+        self.adamw.zero_grad(set_to_none=True)
+        if self.averages:
+            torch._foreach_lerp_(
+                list(self.averages.values()), list(self.learned.values()), 1 - self.stage.ema
+            )
+        guard.remember(self.past, norm)
+        return record | {"rate": rate, "gradient_norm": norm, "ids": step.fingerprint()}
+
+    def _pass_over(self, step: Step) -> None:
+        self.past.step += 1
+        self.past.draws, self.past.corrupt = step.draws, step.corrupt
+
+    def count(self, step: Step, record: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+        """A step is done: what it did per second, and what was left out."""
+        self.past.count(step, record, seconds)
+        done = {"tokens": record["tokens"], "samples": len(step.ids), "crops": record["crops"]}
+        done["audio_seconds"] = record["frames"] / FRAMES_PER_SECOND
+        speeds = {f"{what}_per_second": round(n / seconds, 2) for what, n in done.items() if n}
+        return {**speeds, "skipped": len(step.skipped), "cut": step.cut}
+
+    def roll_back(self) -> None:
+        """To the latest checkpoint, if there is one, and on with the samples that come next."""
+        self.checkpoints.wait()
+        if (stored := self.checkpoints.find()) is None:
+            return
+        before = self.past
+        self._restore(stored)
+        self.tell(f"  goes back from step {before.step} to step {self.past.step}")
+        self.past = dataclasses.replace(
+            self.past,
+            draws=before.draws,
+            corrupt=before.corrupt,
+            set_aside=before.set_aside,
+            wrong_steps=before.wrong_steps,
+            rolled_back=before.rolled_back + 1,
+        )
+        self.loader.restore(self.past.draws, self.past.corrupt)
+        self._close()
+        self._open()
+
+    def _gradients(self, step: Step) -> tuple[dict[str, Any], float]:
+        """Everyone's gradients of a step, means over its units and clipped; its record and their norm (NaN where the
+        loss isn't finite). The record holds sums over all processes and, for losses and the objective's metrics,
+        means."""
+        seeds = f"{self.seed} {self.stage.name} {self.past.step} {dist.rank()}"
+        torch.manual_seed(zlib.crc32(seeds.encode()))  # dropout
+        if getattr(self.stage.objective, "together", False):
+            packs = whole(step.samples, dist.world())
+        else:
+            packs = deal(step.samples, self.room, step.others(), step.spare())
+        sums: defaultdict[tuple[str, int], Any] = defaultdict(float)
+        for dealt in packs:
+            batch, share = dealt.batch.to(self.device), dealt.share
+            loss, count, extra = self._loss(batch)
+            (loss if share == 1 else loss * share).backward()
+            found = {"loss": loss.detach().double(), "count": count, "tokens": len(batch), **extra}
+            found |= {"empty": (dealt.empty, 1), "blank": (dealt.blank, 1)}
+            for key, field in (
+                ("supervised", batch.supervised),
+                ("crops", batch.crops),
+                ("frames", batch.mels),
+            ):
+                found[key] = 0 if field is None else len(field)
+            for key, value in found.items():  # a pair is a sum and a number of its own
+                for part, number in enumerate(value if isinstance(value, tuple) else (value,)):
+                    sums[key, part] += share * number
+        record = self._record(sums)
+        learned = list(self.learned.values())
+        parallel.sum_gradients(learned)
+        if not math.isfinite(record["loss"]):
+            return record, math.nan
+        if self.past.step == 0:
+            check_gradients(self.stage, self.parameters, self.device)
+        scale = 1 / max(1, record["count"])
+        return record, parallel.clip_gradients(learned, scale, self.stage.clip_norm).item()
+
+    def _loss(self, batch: Batch) -> tuple[Tensor, int, dict[str, Any]]:
+        with torch.autocast(self.device.type, torch.bfloat16, self.precision == "bf16"):
+            found: tuple[Tensor, int, dict[str, Any]] = self.stage.objective.loss(
+                *self.learners, batch
+            )
+        return found
+
+    def _record(self, sums: Mapping[tuple[str, int], Any]) -> dict[str, Any]:
+        """Sums over packs to sums over processes and means over units, or over a pair's own number."""
+        keys = sorted(sums)  # the same in every process: each has at least one pack
+        values = torch.stack(
+            [torch.as_tensor(sums[key], dtype=torch.float64).to(self.device) for key in keys]
+        )
+        whole = dict(zip(keys, dist.total(values).tolist(), strict=True))
+        count = max(1, round(whole["count", 0]))
+        record = {}
+        for (key, part), value in whole.items():
+            if part == 0:
+                number = whole.get((key, 1), count)
+                if key in ("count", *COUNTED):
+                    record[key] = round(value)
+                elif number:
+                    record[key] = value / number
+        return record
+
+    def _without_guilty(self, step: Step) -> Step:
+        """The step without the samples that make its loss NaN, which are noted; they are not learned from again."""
+        self.adamw.zero_grad(set_to_none=True)
+
+        def alone(rows: list[Batch]) -> float:
+            with torch.no_grad():
+                return float(self._loss(pack(rows).to(self.device))[0])
+
+        guilty = guard.blame(step, alone)
+        for name in guilty:
+            self.tell(f"  {name} is set aside: its loss isn't finite")
+            self._note(id=name, reason="its loss isn't finite")
+        guard.set_aside(self.past, guilty, self.stage.name)
+        return step.without(guilty)
+
+    def _note(self, **what: Any) -> None:
+        if self._quarantine is not None:
+            self._quarantine.write({"step": self.past.step, **what})
+
+    def hand_on(self) -> None:
+        """What was learned is what the average says, where there is one."""
+        with torch.no_grad():
+            for name, average in self.averages.items():
+                self.learned[name].copy_(average)
 
 
 def _watched(watch: Callable[[PhiModel], Mapping[str, float]], model: PhiModel) -> dict[str, float]:
@@ -330,85 +484,7 @@ def _watched(watch: Callable[[PhiModel], Mapping[str, float]], model: PhiModel) 
     return found
 
 
-# ------------------------------------------------------------------------------ who learns
-
-
-def _named(model: PhiModel, module: nn.Module | None) -> dict[str, Tensor]:
-    """All parameters by name, `objective.` before the throw-away module's."""
-    parameters: dict[str, Tensor] = dict(model.named_parameters())
-    if module is not None:
-        parameters |= {f"objective.{name}": p for name, p in module.named_parameters()}
-    return parameters
-
-
-def _freeze(stage: Stage, model: PhiModel, module: nn.Module | None) -> dict[str, Tensor]:
-    """All parameters by name; only what `learn` names requires gradients."""
-    parameters = _named(model, module)
-    chosen = claim(stage.learn, parameters)
-    for name, p in parameters.items():
-        p.requires_grad_(name in chosen)
-        p.grad = None
-    return parameters
-
-
-def _frozen(model: PhiModel, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Everything a stage must not touch: parameters it doesn't learn, and buffers."""
-    resting = {n: p for n, p in parameters.items() if not p.requires_grad}
-    return resting | {
-        n: t for n, t in model.state_dict(keep_vars=True).items() if n not in parameters
-    }
-
-
-def _digests(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    return checkpoint.digests((name, parallel.whole(t)) for name, t in tensors.items())
-
-
-def _check_gradients(stage: Stage, parameters: dict[str, Tensor], device: torch.device) -> None:
-    """After the first backward: every group that learns has a gradient, nothing else has one."""
-    by_glob = groups(stage, parameters)
-    found = [any(parallel.has_gradient(parameters[n]) for n in names) for names in by_glob.values()]
-    for (glob, names), good in zip(
-        by_glob.items(), dist.anyone(*found, device=device), strict=True
-    ):
-        if not good:
-            raise RuntimeError(
-                f"{stage.name}: {glob!r} is to be learned, but its {len(names)} tensors got no gradient in the first "
-                "step; does the mix bring what reaches them?"
-            )
-    if leaks := [n for n, p in parameters.items() if p.grad is not None and not p.requires_grad]:
-        raise RuntimeError(f"{stage.name}: frozen tensors got gradients: {', '.join(leaks[:5])}")
-
-
-def who_learns(
-    stage: Stage, budget: Budget, parameters: dict[str, Tensor], origins: Mapping[str, str]
-) -> list[dict[str, Any]]:
-    """One row per glob of `learn`, and one for all that rests: parameters, peak rate, where the weights came from."""
-    rows = []
-    chosen = groups(stage, parameters)
-    taken = {name for names in chosen.values() for name in names}
-    for glob, names in [*chosen.items(), ("(frozen)", [n for n in parameters if n not in taken])]:
-        sources = sorted({origins.get(n, "fresh") for n in names})
-        rate = stage.learn[glob] * budget.rate if glob in stage.learn else 0.0
-        rows.append(
-            {
-                "module": glob,
-                "parameters": sum(parameters[n].numel() for n in names),
-                "rate": rate,
-                "from": sources,
-            }
-        )
-    return rows
-
-
-def _as_table(rows: list[dict[str, Any]]) -> Table:
-    table = Table("who learns", "parameters", "peak rate", "weights from", box=None, padding=(0, 2))
-    for r in rows:
-        rate = f"{r['rate']:.1e}" if r["rate"] else "rests"
-        table.add_row(r["module"], f"{r['parameters']:,}", rate, ", ".join(r["from"]))
-    return table
-
-
-# ------------------------------------------------------------------------------ rows, identity, interruption
+# ------------------------------------------------------------------------------ rows, interruption
 
 
 def _row_maker(
@@ -430,81 +506,6 @@ def _row_maker(
     return rows
 
 
-def _identity(
-    stage: Stage, budget: Budget, seed: int, precision: str, loader: Loader
-) -> dict[str, Any]:
-    """What must be equal for a run to be continued, as JSON gives it back."""
-    value = {
-        "stage": stage.name,
-        "budget": dataclasses.asdict(budget),
-        "seed": seed,
-        "precision": precision,
-        "learn": dict(stage.learn),
-        "mix": dict(stage.data.weights),
-        "adapter": dict(stage.data.adapter),
-        "curriculum": stage.data.curriculum,
-        "late": dict(stage.data.late),
-        "objective": repr(stage.objective),
-        "schedule": dataclasses.asdict(stage.schedule),
-        "optimiser": {
-            "weight_decay": stage.weight_decay,
-            "betas": stage.betas,
-            "clip_norm": stage.clip_norm,
-        },
-        "data": {name: [s["sha256"] for s in m["shards"]] for name, m in loader.manifests.items()},
-    }
-    identity: dict[str, Any] = json.loads(json.dumps(value))
-    return identity
-
-
-def _same_run(identity: Mapping[str, Any], before: Mapping[str, Any], out: Path) -> None:
-    for key, value in identity.items():
-        if before.get(key) != value:
-            raise ValueError(
-                f"{out} holds a run made with {key} {before.get(key)!r}, now it is {value!r}; "
-                "use another folder, or remove that one to start the stage again"
-            )
-
-
-def _resume(
-    stored: tuple[dict[str, Tensor], dict[str, Any]],
-    out: Path,
-    *,
-    identity: Mapping[str, Any],
-    frozen: Mapping[str, str],
-    learned: Mapping[str, Tensor],
-    adamw: torch.optim.AdamW,
-) -> _Past:
-    """Put a checkpoint's tensors in place, if it is of this very run."""
-    tensors, before = stored
-    _same_run(identity, before["identity"], out)
-    names = {*frozen, *before["frozen"]}
-    if changed := sorted(n for n in names if before["frozen"].get(n) != frozen.get(n)):
-        raise ValueError(
-            f"the checkpoint in {out} started from other weights: {len(changed)} of {len(names)} frozen tensors "
-            f"differ, such as {', '.join(changed[:3])}; give it its parents back, or remove {out} to start again"
-        )
-    with torch.no_grad():
-        for name, p in learned.items():
-            p.copy_(parallel.like(tensors[f"parameter/{name}"], p))
-    checkpoint.restore_optimiser(
-        adamw, {id(p): name for name, p in learned.items()}, tensors, parallel.like
-    )
-    return _Past(**{f.name: before[f.name] for f in dataclasses.fields(_Past)})
-
-
-def _finished(
-    out: Path, identity: Mapping[str, Any], parameters: Mapping[str, Tensor]
-) -> dict[str, Any]:
-    """The manifest of a stage that is done; its tensors are put in place."""
-    manifest: dict[str, Any] = json.loads((out / MANIFEST).read_text())
-    _same_run(identity, manifest, out)
-    with torch.no_grad():
-        for name, tensor in load_file(out / TRAINED).items():
-            parameters[name].copy_(tensor)
-    return manifest
-
-
 @cache
 def code_revision() -> str:
     """SHA-256 of the package's sources: which code made a result."""
@@ -521,6 +522,23 @@ def _mean(values: list[float]) -> float | None:
 
 def _silence(_: Any) -> None:
     """Processes but the first say nothing."""
+
+
+@contextlib.contextmanager
+def _reproducible(wanted: bool) -> Iterator[None]:
+    """Meanwhile torch chooses only kernels that give the same bits every time, and says so where it has none."""
+    if not wanted:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.backends.cudnn.benchmark = before[1]
 
 
 class _Interruptible:

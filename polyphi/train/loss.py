@@ -3,8 +3,8 @@
 Hidden states of supervised positions are gathered first; the head runs over a chunk of them at a time, so that
 200,064 scores per position never pile up. Two ways, by what is asked for:
 
-- `token_loss_sum`: one sum. A chunk's gradient is worked out right beside its loss, while its scores are at hand, and
-  only gradients of the hidden states (and of the head, if it learns) are kept: the head runs once.
+- `token_loss_sum`: one sum to learn from. A chunk's gradient is worked out right beside its loss, while its scores are
+  at hand, and only gradients of the hidden states (and of the head, if it learns) are kept: the head runs once.
 - `token_losses`: a loss per position. A chunk's scores are made again in the backward pass.
 """
 
@@ -18,13 +18,15 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from polyphi.batch import Batch
-from polyphi.data.loader import Unfit
+from polyphi.data.draws import Unfit
 from polyphi.data.shards import Sample
 from polyphi.model.multimodal import PhiModel
 
 CHUNK_SCORES = {"cpu": 1 << 20, "cuda": 1 << 26}
 """Logits of a chunk, in numbers. On a CPU 4 MiB in float32 (256 positions of a vocabulary of 4,096), which its cache
 holds; on a GPU 256 MiB (335 positions of the public vocabulary), enough to keep it busy."""
+
+MODALITIES = ("text", "image", "audio", "image and audio")
 
 
 def _rows(head: Tensor) -> int:
@@ -50,12 +52,13 @@ def token_losses(
 
 def token_loss_sum(
     hidden: Float[Tensor, "Q D"], head: Float[Tensor, "V D"], labels: Int[Tensor, " Q"]
-) -> Float[Tensor, ""]:
-    """Sum of the cross-entropies of all positions, in float32; under autocast the head multiplies in its precision."""
+) -> tuple[Float[Tensor, ""], Float[Tensor, " Q"]]:
+    """Sum of the cross-entropies of all positions, in float32, and beside it each of them without gradient; under
+    autocast the head multiplies in its precision."""
     device = hidden.device.type
     narrow = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-    total: Tensor = _LossSum.apply(hidden, head, labels, narrow)
-    return total
+    found: tuple[Tensor, Tensor] = _LossSum.apply(hidden, head, labels, narrow)
+    return found
 
 
 class _LossSum(torch.autograd.Function):
@@ -64,10 +67,10 @@ class _LossSum(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, head: Tensor, labels: Tensor, narrow: torch.dtype
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         wants_hidden, wants_head, *_ = ctx.needs_input_grad
         weight = head.detach().to(narrow)
-        total = hidden.new_zeros((), dtype=torch.float32)
+        losses = hidden.new_empty(len(hidden), dtype=torch.float32)
         to_hidden = torch.empty_like(hidden) if wants_hidden else None
         to_head = torch.zeros_like(head, dtype=torch.float32) if wants_head else None
         rows = _rows(head)
@@ -77,7 +80,7 @@ class _LossSum(torch.autograd.Function):
                 y = labels[start : start + rows, None]
                 scores = (h @ weight.t()).float()
                 norms = scores.logsumexp(-1, keepdim=True)
-                total += (norms - scores.gather(1, y)).sum()
+                losses[start : start + rows] = (norms - scores.gather(1, y))[:, 0]
                 if not (wants_hidden or wants_head):
                     continue
                 slope = scores.sub_(norms).exp_()
@@ -92,10 +95,13 @@ class _LossSum(torch.autograd.Function):
                     )
         ctx.save_for_backward(to_hidden, to_head)
         ctx.head_dtype = head.dtype
-        return total
+        ctx.mark_non_differentiable(losses)
+        return losses.sum(), losses
 
     @staticmethod
-    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(
+        ctx: Any, scale: Tensor, _: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, None, None]:
         to_hidden, to_head = ctx.saved_tensors
         return (
             None if to_hidden is None else to_hidden * scale.to(to_hidden.dtype),
@@ -143,11 +149,33 @@ class NextToken:
 
     def loss(
         self, model: PhiModel, module: nn.Module | None, state: Any, batch: Batch
-    ) -> tuple[Tensor, int, dict[str, float]]:
-        """(sum of token losses, number of supervised tokens, metrics)."""
+    ) -> tuple[Tensor, int, dict[str, tuple[Tensor, Tensor]]]:
+        """(sum of token losses, number of supervised tokens, for each kind of row its own sum and number)."""
         assert batch.supervised is not None and batch.labels is not None, (
             "a training batch without labels"
         )
         hidden = model(batch).index_select(0, batch.supervised)
         labels = batch.labels.index_select(0, batch.supervised)
-        return token_loss_sum(hidden, model.decoder.embed_tokens.weight, labels), len(labels), {}
+        total, losses = token_loss_sum(hidden, model.decoder.embed_tokens.weight, labels)
+        return total, len(labels), by_modality(batch, losses)
+
+
+def by_modality(batch: Batch, losses: Float[Tensor, " Q"]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Losses of the supervised positions by what their row shows: sum and number, "loss text", "loss image" and so
+    on."""
+    assert batch.supervised is not None
+    kind = torch.zeros(batch.sequences, dtype=torch.long, device=losses.device)
+    for bit, slots in ((1, batch.image_slots), (2, batch.audio_slots)):
+        if slots is not None:
+            shown = torch.zeros_like(kind).index_fill(0, owners(batch, slots), bit)
+            kind += shown
+    kinds = kind.index_select(0, owners(batch, batch.supervised))
+    sums = losses.new_zeros(len(MODALITIES)).index_add(0, kinds, losses)
+    counts = torch.bincount(kinds, minlength=len(MODALITIES))
+    return {f"loss {name}": (sums[i], counts[i]) for i, name in enumerate(MODALITIES)}
+
+
+def owners(batch: Batch, positions: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+    """Number of the sequence that each position of a pack belongs to."""
+    ends = torch.tensor(batch.bounds[1:]).to(positions.device, non_blocking=True)
+    return torch.searchsorted(ends, positions, right=True)

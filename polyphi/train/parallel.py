@@ -5,7 +5,10 @@ collective. Ranks never wait for each other's modality: one without pictures or 
 tensors it didn't touch.
 
 Shards (stages of the language model): the decoder's layers are cut into equal parts (FSDP2) and gathered layer by
-layer; the embedding, the last norm and all other parts stay replicas.
+layer; the embedding, the last norm and all other parts stay replicas. Groups of shards are replicas of each other::
+
+    6 processes, shard = 3     replicate: 0 |  0  1  2        each row holds the layers once, in three parts;
+                                          1 |  3  4  5        columns hold the same part
 """
 
 from collections.abc import Sequence
@@ -19,8 +22,8 @@ from polyphi import dist
 from polyphi.model.multimodal import PhiModel
 
 
-def shard(model: PhiModel, precision: str) -> None:
-    """Cut the decoder's layers over all processes, in place; parameters made before are void. Under "bf16" layers are
+def shard(model: PhiModel, precision: str, parts: int) -> None:
+    """Cut the decoder's layers into `parts`, in place; parameters made before are void. Under "bf16" layers are
     gathered in bfloat16, and gradients are summed in float32. Raises ValueError where adapters learn."""
     decoder = model.decoder
     if adapters := [n for n, p in decoder.named_parameters() if ".lora." in n and p.requires_grad]:
@@ -31,7 +34,7 @@ def shard(model: PhiModel, precision: str) -> None:
     policy = MixedPrecisionPolicy(cast_forward_inputs=False)
     if precision == "bf16":
         policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
-    mesh = dist.mesh(next(model.parameters()).device.type)
+    mesh = dist.mesh(next(model.parameters()).device.type, parts)
     for layer in decoder.layers:
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     whole = {p for n, p in decoder.named_parameters() if not n.startswith("layers.")}
@@ -83,18 +86,17 @@ def sum_gradients(parameters: Sequence[Tensor]) -> None:
 def clip_gradients(parameters: Sequence[Tensor], scale: float, largest: float) -> Tensor:
     """Multiply all gradients by `scale`, and then down to the global norm `largest`; returns the norm before the
     second."""
-    grads = [(local(p.grad), isinstance(p, DTensor)) for p in parameters if p.grad is not None]
-    tensors = [g for g, _ in grads]
+    learning = [p for p in parameters if p.grad is not None]
+    tensors = [local(p.grad) for p in learning if p.grad is not None]
     torch._foreach_mul_(tensors, scale)
-    norms = torch._foreach_norm(tensors)
-    squares = torch.stack(norms).square()
-    sharded = torch.tensor([s for _, s in grads], device=squares.device)
-    norm = (
-        squares[~sharded].sum()
-        if not sharded.any()
-        else squares[~sharded].sum() + dist.total(squares[sharded].sum())
-    )
-    norm = norm.sqrt()
+    squares = torch.stack(torch._foreach_norm(tensors)).square()
+    # Every process has all of a replica, and a part of a shard, of which there are as many copies as replicas.
+    copies = [p.device_mesh.size(0) if isinstance(p, DTensor) else 0 for p in learning]
+    sharded = torch.tensor(copies, device=squares.device)
+    square = squares[sharded == 0].sum()
+    if any(copies):
+        square = square + dist.total((squares / sharded)[sharded > 0].sum())
+    norm = square.sqrt()
     torch._foreach_mul_(tensors, (largest / (norm + 1e-6)).clamp(max=1.0))
     return norm
 

@@ -25,7 +25,7 @@ from polyphi.batch import Batch
 from polyphi.data.preferences import pair
 from polyphi.data.shards import Sample
 from polyphi.model.multimodal import PhiModel
-from polyphi.train.loss import token_losses
+from polyphi.train.loss import owners, token_losses
 
 
 def answer_log_probs(model: PhiModel, batch: Batch) -> Float[Tensor, " S"]:
@@ -35,14 +35,9 @@ def answer_log_probs(model: PhiModel, batch: Batch) -> Float[Tensor, " S"]:
     hidden = model(batch).index_select(0, batch.supervised)
     labels = batch.labels.index_select(0, batch.supervised)
     said = -token_losses(hidden, model.decoder.embed_tokens.weight, labels)
-    return hidden.new_zeros(batch.sequences, dtype=torch.float32).index_add(0, owners(batch), said)
-
-
-def owners(batch: Batch) -> Tensor:
-    """Number of the sequence that each supervised position belongs to, [Q]."""
-    assert batch.supervised is not None
-    ends = torch.tensor(batch.bounds[1:]).to(batch.supervised.device, non_blocking=True)
-    return torch.searchsorted(ends, batch.supervised, right=True)
+    return hidden.new_zeros(batch.sequences, dtype=torch.float32).index_add(
+        0, owners(batch, batch.supervised), said
+    )
 
 
 @dataclass(frozen=True)
@@ -79,7 +74,8 @@ class DPO:
         policy = answer_log_probs(model, batch)
         rewards = self.beta * (policy - reference)
         margin = rewards[0::2] - rewards[1::2]
-        lengths = torch.bincount(owners(batch), minlength=batch.sequences)[0::2]
+        assert batch.supervised is not None
+        lengths = torch.bincount(owners(batch, batch.supervised), minlength=batch.sequences)[0::2]
         nll = -policy[0::2] / lengths.clamp(min=1)
         total = (self.nll * nll - F.logsigmoid(margin)).sum()
         accuracy, gap, mean = torch.stack(

@@ -85,7 +85,9 @@ class Budget:
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of the recipe (report 2.2.2). `objective` is one of NextToken, DPO, Contrastive, AttentionDecoder."""
+    """One stage of the recipe (report 2.2.2). `objective` is one of NextToken, DPO, Contrastive, AttentionDecoder.
+    `ema`: where it isn't 0, what is learned is handed on as an average over the steps, in which each step's weights
+    count `ema` times as much as those of the next."""
 
     name: str
     start: Mapping[str, str]
@@ -99,6 +101,7 @@ class Stage:
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.95)
     clip_norm: float = 1.0
+    ema: float = 0.0
     copy: Mapping[str, str] = field(default_factory=dict)
     watch: tuple[str, ...] = ()
 

@@ -22,8 +22,9 @@ from hypothesis import strategies as st
 from polyphi.batch import Batch, Clip, row
 from polyphi.data import loader as module
 from polyphi.data import shards
-from polyphi.data.loader import Draw, Loader, Skipped, Step, Unfit
-from polyphi.data.packing import Room, Size, deal
+from polyphi.data.draws import Draw, Skipped, Unfit
+from polyphi.data.loader import Loader, Step
+from polyphi.data.packing import Pack, Room, Size, deal
 from polyphi.data.shards import Sample, document
 from polyphi.processing.processor import TooLong
 
@@ -66,7 +67,11 @@ def told(step: Step) -> tuple[Any, ...]:
 
 
 def packs(step: Step) -> list[list[int]]:
-    return [p.batch.ids.tolist() for p in deal(step.samples, Room(12, frames=60), step.others)]
+    return [p.batch.ids.tolist() for p in dealt(step)]
+
+
+def dealt(step: Step) -> list[Pack]:
+    return deal(step.samples, Room(12, frames=60), step.others(), step.spare())
 
 
 def test_steps_fill_the_budget_with_draws_in_a_row(folder: Path) -> None:
@@ -180,14 +185,12 @@ def test_too_much_damage_ends_the_run_at_the_same_draw_when_resumed(many: Path) 
     assert end(again, 12_000)[0] != draws
 
 
-def test_named_samples_are_left_out_and_the_rest_stays_where_it_was(folder: Path) -> None:
-    whole = make(folder).step()
-    loader = make(folder, exclude=[whole.ids[1]])
-    less = loader.step()
-    (left_out,) = (one for one in less.skipped if one.kind == "excluded")
-    assert f"{left_out.corpus}/{left_out.id}" == whole.ids[1]
-    kept = [name for name in whole.ids if name != whole.ids[1]]
-    assert less.ids[: len(kept)] == kept
+def test_a_step_without_some_of_its_samples(folder: Path) -> None:
+    step = make(folder).step()
+    less = step.without([step.ids[1], "a/none"])
+    assert less.ids == step.ids[:1] + step.ids[2:] == less.own_ids()
+    assert less.sizes == [Size.of(rows) for rows in less.samples] and less.draws == step.draws
+    assert not step.without(step.ids).samples
 
 
 # ------------------------------------------------------------------------------ many processes
@@ -228,16 +231,18 @@ def test_any_number_of_processes_sees_the_same_steps(
         for part in parts:
             assert (part.ids, part.sizes, part.draws) == (step.ids, step.sizes, step.draws)
             assert part.skipped == step.skipped and part.cut == step.cut
-            assert bool(part.samples) != bool(part.spare)
+            assert bool(part.samples) != bool(part.spare())
         made = sorted(rows[0].ids.tolist() for part in parts for rows in part.samples)
         assert made == sorted(rows[0].ids.tolist() for rows in step.samples), "each sample once"
-        dealt = [deal(p.samples, Room(12, frames=60), p.others, p.spare) for p in parts]
-        assert len({len(packs) for packs in dealt}) == 1
+        assert len({len(dealt(part)) for part in parts}) == 1
+        less = [part.without(step.ids[:1]) for part in parts]
+        if len(step.ids) > 1:
+            assert len({len(dealt(part)) for part in less}) == 1
 
 
 def test_no_rhythm_of_the_mix_gives_one_process_all_of_a_corpus(folder: Path) -> None:
     loader = Loader({"a": 1, "b": 1}, folder, as_row, batch_tokens=9, seed=0, rank=0, world=2)
-    drawn = [loader._source[g].corpus for g in range(200)]
+    drawn = [loader.source[g].corpus for g in range(200)]
     assert 70 < drawn.count("a") < 130
 
 

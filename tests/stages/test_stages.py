@@ -3,6 +3,7 @@
 import pytest
 
 from polyphi import stages
+from polyphi.eval.task import find
 from polyphi.stages import sizes
 
 EVERY = {name: stages.load(name) for name in stages.ORDER}
@@ -49,6 +50,11 @@ def test_every_size_has_a_budget_and_rows_for_everything(size: str) -> None:
     assert set(table.rows) == set(sizes.CORPORA)
     for stage in EVERY.values():
         assert set(stage.data.weights) <= set(sizes.CORPORA)
+
+
+def test_what_a_stage_watches_are_tasks() -> None:
+    for stage in EVERY.values():
+        assert [task.name for task in find(*stage.watch)] or not stage.watch
 
 
 def test_unknown_names_are_refused_with_the_nearest() -> None:

@@ -1,6 +1,6 @@
 """A run of the loop that takes a second: four corpora of a dozen samples, a tiny model with every part.
 
-python small.py OUT DATA [--steps N] [--shard] [--pause SECONDS]        # what tests start in processes of their own
+python small.py OUT DATA [--steps N] [--shard PARTS] [--pause SECONDS]      # what tests start in processes of their own
 """
 
 import argparse
@@ -59,6 +59,8 @@ EVERYTHING = Stage(
     data=Mix({"pictures": 2.0, "sounds": 2.0, "questions": 1.0}, adapter={"questions": "vision"}),
     objective=NextToken(),
 )
+APART = replace(EVERYTHING, name="apart", data=Mix({"pictures": 1.0, "sounds": 1.0}))
+"""Two processes: in some steps one gets all the pictures, the other all the clips."""
 
 
 def _says(random: np.random.Generator, few: int = 2, many: int = 9) -> str:
@@ -209,16 +211,20 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("data", type=Path)
     parser.add_argument("--stage", default="everything")
+    parser.add_argument("--stop-after", type=int, help="losses, and then an exception")
     parser.add_argument("--steps", type=int, default=BUDGET.steps)
-    parser.add_argument("--shard", action="store_true")
+    parser.add_argument("--shard", type=int, default=1)
+    parser.add_argument("--background", action="store_true")
     parser.add_argument("--pause", type=float, default=0.0)
     parser.add_argument("--dropout", type=float, default=0.0)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    stage = {"everything": EVERYTHING, "language": LANGUAGE}[given.stage]
+    stage = {s.name: s for s in (EVERYTHING, LANGUAGE, APART)}[given.stage]
     if given.pause:
         Slow.pause = given.pause
         stage = replace(stage, objective=Slow())
+    if given.stop_after is not None:
+        stage = replace(stage, objective=Fails(given.stop_after))
     budget = replace(BUDGET, steps=given.steps)
     run(
         given.out,
@@ -227,6 +233,7 @@ def main() -> None:
         budget,
         dropout=given.dropout,
         shard=given.shard,
+        background=given.background,
         checkpoint_seconds=0.0,
     )
 

@@ -1,11 +1,17 @@
 """Checkpoints are whole or absent: damage is found, a full disk leaves the one before, leftovers go."""
 
 import errno
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from safetensors import SafetensorError
 
 from polyphi.train import checkpoint
 
@@ -14,77 +20,174 @@ def tensors(value: float) -> dict[str, torch.Tensor]:
     return {"parameter/a": torch.full((3, 2), value), "step/a": torch.tensor(value)}
 
 
-def test_the_latest_is_read_and_older_ones_go(tmp_path: Path) -> None:
-    assert checkpoint.load(tmp_path) is None
+def read(folder: Path) -> tuple[int, float]:
+    """Step and value of the checkpoint that a run would go on from; all its tensors hold that value."""
+    stored = checkpoint.Checkpoints(folder).find()
+    found = tensors(-1.0)
+    assert stored.names == sorted(found)
+    stored.read(found)
+    assert len({float(v) for t in found.values() for v in t.flatten()}) == 1
+    return stored.state["step"], float(found["step/a"])
+
+
+@pytest.fixture(params=[False, True], ids=["at once", "in the background"])
+def checkpoints(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[checkpoint.Checkpoints]:
+    with closing(checkpoint.Checkpoints(tmp_path / "checkpoints", request.param)) as made:
+        yield made
+
+
+def test_the_latest_is_read_and_one_before_it_stays(checkpoints: checkpoint.Checkpoints) -> None:
+    assert checkpoints.find() is None
+    for step in (1, 2, 3):
+        checkpoints.save(step, tensors(step), {"draws": 10 * step})
+    checkpoints.wait()
+    assert checkpoints.find().state["draws"] == 30
+    assert read(checkpoints.folder) == (3, 3.0)
+    names = sorted(p.name for p in checkpoints.folder.iterdir())
+    assert names == ["latest", "step_00000002", "step_00000003"]
+
+
+def test_what_is_saved_is_what_was_there_when_it_was_asked_for(
+    checkpoints: checkpoint.Checkpoints,
+) -> None:
+    """The optimiser goes on writing into the tensors at once."""
+    live = {"parameter/a": torch.ones(512, 1024), "step/a": torch.tensor(1.0)}
+    for step in range(1, 6):
+        for tensor in live.values():
+            tensor.fill_(step)
+        checkpoints.save(step, live, {})
+        for _ in range(20):
+            for tensor in live.values():
+                tensor.add_(1)
+    checkpoints.wait()
+    found = {name: torch.zeros_like(t) for name, t in live.items()}
+    checkpoints.find().read(found)
+    assert all(bool((t == 5).all()) for t in found.values())
+
+
+def test_leftovers_of_a_killed_run_are_no_checkpoint(checkpoints: checkpoint.Checkpoints) -> None:
+    checkpoints.save(1, tensors(1), {})
+    checkpoints.wait()
+    (checkpoints.folder / ".step_00000002.partial").mkdir()
+    (checkpoints.folder / "step_00000003").mkdir()  # renamed, but `latest` hadn't moved
+    assert read(checkpoints.folder) == (1, 1.0)
+    checkpoints.save(3, tensors(3), {})
+    checkpoints.wait()
+    assert read(checkpoints.folder) == (3, 3.0)
+    names = sorted(p.name for p in checkpoints.folder.iterdir())
+    assert names == ["latest", "step_00000001", "step_00000003"]
+
+
+def test_damage_is_found_and_the_one_before_taken(tmp_path: Path) -> None:
+    checkpoints = checkpoint.Checkpoints(tmp_path)
     for step in (1, 2):
-        checkpoint.save(tmp_path, step, tensors(step), {"draws": 10 * step})
-    found, state = checkpoint.load(tmp_path)
-    assert torch.equal(found["parameter/a"], tensors(2)["parameter/a"]) and found["step/a"] == 2
-    assert (state["step"], state["draws"]) == (2, 20)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step_00000002"]
-
-
-def test_leftovers_of_a_killed_run_are_no_checkpoint(tmp_path: Path) -> None:
-    checkpoint.save(tmp_path, 1, tensors(1), {})
-    (tmp_path / ".step_00000002.partial").mkdir()
-    (tmp_path / "step_00000003").mkdir()  # renamed, but `latest` hadn't moved
-    assert checkpoint.load(tmp_path)[1]["step"] == 1
-    checkpoint.save(tmp_path, 3, tensors(3), {})
-    assert checkpoint.load(tmp_path)[1]["step"] == 3
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step_00000003"]
-
-
-def test_damage_is_found(tmp_path: Path) -> None:
-    checkpoint.save(tmp_path, 1, tensors(1), {})
-    path = tmp_path / "step_00000001" / "tensors.safetensors"
+        checkpoints.save(step, tensors(step), {})
+    (path,) = (tmp_path / "step_00000002").glob("*.safetensors")
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    with pytest.raises(ValueError, match="is damaged: expected SHA-256"):
-        checkpoint.load(tmp_path)
+    assert read(tmp_path) == (1, 1.0)
+    shutil.rmtree(tmp_path / "step_00000001")
+    with pytest.raises(ValueError, match=r"is damaged: .*expected SHA-256"):
+        checkpoints.find()
     path.unlink()
-    with pytest.raises(ValueError, match=r"is damaged: .*tensors\.safetensors"):
-        checkpoint.load(tmp_path)
+    with pytest.raises(ValueError, match=r"is damaged: .*safetensors.*remove .* to start"):
+        checkpoints.find()
 
 
 @pytest.mark.parametrize(
-    "error",
+    ("error", "says"),
     [
-        OSError(errno.ENOSPC, "No space left on device"),
-        SafetensorError("I/O error: No space left on device"),
+        (OSError(errno.ENOSPC, "No space left on device"), "the disk is full: .* free some space"),
+        (
+            RuntimeError("I/O error: No space left on device"),
+            "the disk is full: .* free some space",
+        ),
+        (OSError(errno.EROFS, "Read-only file system"), "can't be written: .* make its folder"),
+        (
+            PermissionError(errno.EACCES, "Permission denied"),
+            "can't be written: .* make its folder",
+        ),
     ],
 )
-def test_a_full_disk_leaves_the_checkpoint_before(
-    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("where", ["tensors", "small files", "the folder"])
+def test_a_disk_that_refuses_leaves_the_checkpoint_before(
+    checkpoints: checkpoint.Checkpoints,
+    error: Exception,
+    says: str,
+    where: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    checkpoint.save(tmp_path, 1, tensors(1), {})
+    checkpoints.save(1, tensors(1), {})
+    checkpoints.wait()
 
-    def full(tensors: dict, path: Path, metadata: dict | None = None) -> None:
-        path.write_bytes(b"half of it")
+    def refuses(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises(
-        OSError, match=r"the disk is full: .* free some space and run again"
-    ) as raised:
-        checkpoint.save(tmp_path, 2, tensors(2), {})
-    assert raised.value.errno == errno.ENOSPC
-    assert checkpoint.load(tmp_path)[1]["step"] == 1
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step_00000001"]
+    with monkeypatch.context() as patch:
+        match where:
+            case "tensors":
+                patch.setattr(checkpoint.distributed_checkpoint, "save", refuses)
+            case "small files":
+                patch.setattr(checkpoint, "write_json", refuses)
+            case "the folder":
+                patch.setattr(Path, "mkdir", refuses)
+        with pytest.raises(OSError, match=says):
+            checkpoints.save(2, tensors(2), {})
+            checkpoints.wait()
+    assert read(checkpoints.folder) == (1, 1.0)
+    assert sorted(p.name for p in checkpoints.folder.iterdir()) == ["latest", "step_00000001"]
+    checkpoints.save(2, tensors(2), {})
+    checkpoints.wait()
+    assert read(checkpoints.folder) == (2, 2.0)
 
 
-def test_a_full_disk_in_the_small_files_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    checkpoint.save(tmp_path, 1, tensors(1), {})
+def test_a_folder_that_cannot_be_written_to_says_so(tmp_path: Path) -> None:
+    """A real one: /proc takes no files, not even from root."""
+    checkpoints = checkpoint.Checkpoints(Path("/proc/checkpoints"))
+    with pytest.raises(OSError, match="checkpoints"):
+        checkpoints.save(1, tensors(1), {})
 
-    def full(path: Path, value: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "write_json", full)
-    with pytest.raises(OSError, match="the disk is full"):
-        checkpoint.save(tmp_path, 2, tensors(2), {})
-    assert checkpoint.load(tmp_path)[1]["step"] == 1
+@pytest.mark.parametrize("background", [False, True])
+def test_killed_at_any_moment_of_saving(background: bool, tmp_path: Path) -> None:
+    """kill -9 at twenty random moments (of either way): the latest is always whole, and none is lost."""
+    random = np.random.default_rng(int(background))
+    latest = 0
+    for _ in range(20):
+        saved, write = os.pipe()
+        child = os.fork()  # quicker than a fresh interpreter by the seconds that torch takes
+        if child == 0:
+            _save_forever(tmp_path, latest + 1, background, write)
+        os.close(write)
+        os.read(saved, 1)  # it has begun
+        time.sleep(random.uniform(0.0, 0.3))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        with os.fdopen(saved, "rb") as pipe:
+            said = len(pipe.read())
+        stored = checkpoint.Checkpoints(tmp_path).find()
+        found = stored.state["step"] if stored is not None else 0
+        # Each byte is a checkpoint that is saved; in the background, but for the one that is being written.
+        assert found >= latest + said - background
+        if stored is not None:
+            values = {"parameter/a": torch.zeros(300, 200), "step/a": torch.tensor(0.0)}
+            stored.read(values)
+            assert all(bool((t == found).all()) for t in values.values())
+        latest = found
+    assert latest >= 5, "hardly any was saved"
+
+
+def _save_forever(folder: Path, step: int, background: bool, told: int) -> None:
+    try:
+        checkpoints = checkpoint.Checkpoints(folder, background)
+        os.write(told, b"!")
+        for value in range(step, 1_000_000):
+            tensors = {"parameter/a": torch.full((300, 200), float(value))}
+            checkpoints.save(value, {**tensors, "step/a": torch.tensor(float(value))}, {})
+            os.write(told, b".")
+    finally:
+        os._exit(1)
 
 
 def test_digests_see_type_shape_and_bits() -> None:

@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from train import small
 from train.small import BUDGET, EVERYTHING, LANGUAGE, make_model, make_processor, run, told
 
+from polyphi import logs
 from polyphi.logs import read_metrics
-from polyphi.train import loop
+from polyphi.train import freeze, loop
 from polyphi.train.aed import AttentionDecoder
 from polyphi.train.contrastive import Contrastive
 from polyphi.train.loss import NextToken
@@ -86,6 +89,34 @@ def test_a_frozen_tensor_that_changes_is_caught(corpora: Path, tmp_path: Path) -
     assert not (tmp_path / "manifest.json").exists()
 
 
+def test_a_run_that_goes_on_with_a_thawed_base_is_caught(
+    corpora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two ways: the resumed run learns more than it says, or an optimiser has written to what rests meanwhile."""
+    stopped = replace(EVERYTHING, objective=small.Fails(1))
+    with pytest.raises(RuntimeError, match="bad luck"):
+        run(tmp_path, corpora, stopped, TWO, checkpoint_seconds=0.0)
+
+    def thaws(stage, model, module):
+        parameters = freeze.freeze(stage, model, module)
+        model.decoder.layers[0].mlp.down_proj.weight.requires_grad_(True)
+        return parameters
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "freeze", thaws)
+        with pytest.raises(
+            ValueError, match=r"1 of \d+ frozen tensors differ, such as .*down_proj"
+        ):
+            run(tmp_path, corpora, budget=TWO)
+    touched = make_model(make_processor())
+    weight = touched.decoder.layers[0].mlp.down_proj.weight
+    weight.grad = torch.ones_like(weight)
+    torch.optim.AdamW([weight], lr=1e-6).step()
+    with pytest.raises(ValueError, match=r"1 of \d+ frozen tensors differ, such as .*down_proj"):
+        run(tmp_path, corpora, budget=TWO, model=touched)
+    run(tmp_path, corpora, budget=TWO)
+
+
 def test_a_group_without_gradient_is_caught(corpora: Path, tmp_path: Path) -> None:
     deaf = replace(EVERYTHING, data=Mix({"pictures": 1}))
     with pytest.raises(
@@ -99,7 +130,9 @@ def test_a_loss_that_is_not_finite_names_its_samples(corpora: Path, tmp_path: Pa
     model = make_model(make_processor())
     with torch.no_grad():
         model.decoder.norm.weight[3] = torch.nan
-    with pytest.raises(RuntimeError, match=r"the loss is nan at step 0; .*pictures/\d+"):
+    with pytest.raises(
+        RuntimeError, match=r"norm is nan at step 2; 3 steps went wrong, .*pictures/\d+"
+    ):
         run(tmp_path, corpora, model=model)
 
 
@@ -130,6 +163,67 @@ def test_watching_reaches_the_metrics_and_changes_nothing(corpora: Path, tmp_pat
     run(tmp_path / "watched", corpora, budget=TWO, dropout=0.5, watch=watch, watch_steps=1)
     assert told(tmp_path / "plain") == told(tmp_path / "watched")
     assert all("noise" in r["watch"] for r in read_metrics(tmp_path / "watched" / "metrics.jsonl"))
+
+
+def test_losses_by_modality_add_up(corpora: Path, tmp_path: Path) -> None:
+    run(tmp_path, corpora, budget=TWO)
+    for record in read_metrics(tmp_path / "metrics.jsonl"):
+        kinds = [record[f"loss {kind}"] for kind in ("text", "image", "audio")]
+        assert min(kinds) < record["loss"] < max(kinds) and "loss image and audio" not in record
+    run(tmp_path / "text", corpora, LANGUAGE, TWO)
+    for record in read_metrics(tmp_path / "text" / "metrics.jsonl"):
+        assert record["loss text"] == pytest.approx(record["loss"]) and "loss image" not in record
+
+
+def test_what_is_handed_on_can_be_an_average(corpora: Path, tmp_path: Path) -> None:
+    seen = []
+
+    def watch(model) -> dict[str, float]:
+        seen.append(model.decoder.norm.weight.clone())
+        return {}
+
+    stage = replace(LANGUAGE, ema=0.75)
+    first = make_model(make_processor(), text=True).decoder.norm.weight.clone()
+    model = make_model(make_processor(), text=True)
+    run(tmp_path / "straight", corpora, stage, model=model, watch=watch, watch_steps=1)
+    for weights in seen:
+        first = 0.75 * first + 0.25 * weights
+    torch.testing.assert_close(model.decoder.norm.weight, first)
+    with pytest.raises(RuntimeError, match="bad luck"):
+        half = replace(stage, objective=small.Fails(2))
+        run(tmp_path / "half", corpora, half, checkpoint_seconds=0.0)
+    run(tmp_path / "half", corpora, stage)
+    one, two = (load_file(tmp_path / name / "trained.safetensors") for name in ("straight", "half"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_deterministic_kernels_are_asked_for_and_let_go(corpora: Path, tmp_path: Path) -> None:
+    def watch(model) -> dict[str, float]:
+        return {"asked": float(torch.are_deterministic_algorithms_enabled())}
+
+    for name, wanted in (("plain", False), ("deterministic", True)):
+        options = {"deterministic": wanted, "watch": watch, "watch_steps": 1}
+        run(tmp_path / name, corpora, budget=TWO, **options)
+        records = read_metrics(tmp_path / name / "metrics.jsonl")
+        assert all(r["watch"]["asked"] == wanted for r in records)
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert told(tmp_path / "plain") == told(tmp_path / "deterministic")
+
+
+def test_trackers_get_every_record(corpora: Path, tmp_path: Path) -> None:
+    board = logs.tracker("tensorboard", tmp_path / "board", "language")
+    seen = []
+    both = [board, lambda step, record: seen.append((step, record["loss"]))]
+    run(tmp_path / "out", corpora, LANGUAGE, TWO, trackers=both)
+    expected = [(r["step"], r["loss"]) for r in read_metrics(tmp_path / "out" / "metrics.jsonl")]
+    assert seen == expected
+    events = EventAccumulator(str(tmp_path / "board"))
+    events.Reload()
+    drawn = [(e.step, e.value) for e in events.Scalars("loss")]
+    assert [s for s, _ in drawn] == [0, 1]
+    assert [v for _, v in drawn] == pytest.approx([v for _, v in expected])
+    with pytest.raises(ValueError, match="unknown tracker 'paper'; there are tensorboard"):
+        logs.tracker("paper", tmp_path, "language")
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def test_both_ways_are_cross_entropy(
     for ours, theirs in both:
         torch.testing.assert_close(ours, theirs)
 
-    total = token_loss_sum(hidden, head, labels)
+    total = token_loss_sum(hidden, head, labels)[0]
     torch.testing.assert_close(total, plain.sum())
     both = zip(
         torch.autograd.grad(3 * total, inputs),
@@ -55,9 +55,9 @@ def test_both_ways_are_cross_entropy(
 
 def test_autocast_stays_near() -> None:
     hidden, head, labels = problem()
-    exact = torch.autograd.grad(token_loss_sum(hidden, head, labels), [hidden, head])
+    exact = torch.autograd.grad(token_loss_sum(hidden, head, labels)[0], [hidden, head])
     with torch.autocast("cpu", torch.bfloat16):
-        total = token_loss_sum(hidden, head, labels)
+        total = token_loss_sum(hidden, head, labels)[0]
     for ours, theirs in zip(torch.autograd.grad(total, [hidden, head]), exact, strict=True):
         assert ours.dtype == torch.float32
         assert (ours - theirs).norm() < 0.01 * theirs.norm()  # 8 bits of mantissa
@@ -66,7 +66,7 @@ def test_autocast_stays_near() -> None:
 def test_without_gradient_none_is_worked_out() -> None:
     hidden, head, labels = problem()
     with torch.no_grad():
-        assert not token_loss_sum(hidden, head, labels).requires_grad
+        assert not token_loss_sum(hidden, head, labels)[0].requires_grad
 
 
 def test_scores_are_never_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,7 +76,7 @@ def test_scores_are_never_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.autograd.graph.saved_tensors_hooks(
         lambda t: kept.append(t.numel()) or t, lambda t: t
     ):
-        token_loss_sum(hidden, head, labels)
+        token_loss_sum(hidden, head, labels)[0]
     assert max(kept) == hidden.numel(), "only the gradient of the hidden states"
 
 

@@ -1,10 +1,9 @@
-"""One process = two processes (gloo), replicas and shards."""
+"""One process = many processes (gloo), replicas and shards, also where a run is stopped in between."""
 
 import os
 import socket
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,16 +11,21 @@ import torch
 from safetensors.torch import load_file
 from train import small
 
+from polyphi.data.loader import Loader
+from polyphi.train import loop
+from polyphi.train.checkpoint import Checkpoints
 from polyphi.train.parallel import clip_gradients
 
+STAGES = {stage.name: stage for stage in (small.EVERYTHING, small.LANGUAGE, small.APART)}
 
-def together(out: Path, corpora: Path, *options: str) -> None:
-    """Two processes, as torchrun starts them."""
+
+def together(out: Path, corpora: Path, *options: str, processes: int = 2, code: int = 0) -> None:
+    """Several processes, as torchrun starts them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {
-        "WORLD_SIZE": "2",
+        "WORLD_SIZE": str(processes),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "OMP_NUM_THREADS": "1",
@@ -31,31 +35,84 @@ def together(out: Path, corpora: Path, *options: str) -> None:
         subprocess.Popen(
             command, env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
         )
-        for rank in range(2)
+        for rank in range(processes)
     ]
     try:
-        assert [process.wait(timeout=100) for process in started] == [0, 0]
+        assert [process.wait(timeout=200) for process in started] == [code] * processes
     finally:
         for process in started:
             process.kill()
 
 
-@pytest.mark.parametrize("options", [("--stage", "everything"), ("--stage", "language", "--shard")])
-def test_two_processes_give_the_numbers_of_one(
-    options: tuple[str, ...], corpora: Path, tmp_path: Path
-) -> None:
-    stage = {"everything": small.EVERYTHING, "language": small.LANGUAGE}[options[1]]
-    small.run(tmp_path / "one", corpora, stage)
-    together(tmp_path / "two", corpora, *options)
-    one, two = small.told(tmp_path / "one"), small.told(tmp_path / "two")
-    assert [r[:2] for r in one] == [r[:2] for r in two]
-    assert [r[2] for r in one] == pytest.approx([r[2] for r in two], rel=1e-5)
-    assert [r[3] for r in one] == pytest.approx([r[3] for r in two], rel=1e-3)
-    first, second = (load_file(tmp_path / name / "trained.safetensors") for name in ("one", "two"))
-    assert first.keys() == second.keys()
-    for name, tensor in first.items():
+def same(one: Path, two: Path) -> None:
+    """Equal samples, losses and weights, but for the order of sums."""
+    first, second = small.told(one), small.told(two)
+    assert [r[:2] for r in first] == [r[:2] for r in second]
+    assert [r[2] for r in first] == pytest.approx([r[2] for r in second], rel=1e-5)
+    assert [r[3] for r in first] == pytest.approx([r[3] for r in second], rel=1e-3)
+    a, b = (load_file(folder / "trained.safetensors") for folder in (one, two))
+    assert a.keys() == b.keys()
+    for name, tensor in a.items():
         # AdamW's first steps are of the rate's size whatever the gradient's: where it is near zero, rounding shows.
-        torch.testing.assert_close(tensor, second[name], atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(tensor, b[name], atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("processes", "options"),
+    [
+        (2, ("--stage", "everything")),
+        (2, ("--stage", "apart")),
+        (2, ("--stage", "language", "--shard", "2")),
+        pytest.param(4, ("--stage", "language", "--shard", "2"), marks=pytest.mark.long),
+    ],
+)
+def test_many_processes_give_the_numbers_of_one(
+    processes: int, options: tuple[str, ...], corpora: Path, tmp_path: Path
+) -> None:
+    small.run(tmp_path / "one", corpora, STAGES[options[1]])
+    together(tmp_path / "many", corpora, *options, processes=processes)
+    same(tmp_path / "one", tmp_path / "many")
+
+
+def test_apart_means_apart(corpora: Path) -> None:
+    """A step of the stage `apart` does give one process of two no clip, and the other no picture."""
+    processor, model = small.make_processor(), small.make_model(small.make_processor())
+    rows = loop._row_maker(small.APART, small.BUDGET, model, processor)
+    one, two = (
+        Loader(small.APART.data.weights, corpora, rows, batch_tokens=200, seed=0, world=world)
+        for world in (1, 2)
+    )
+    had = []
+    for step in one.steps(small.BUDGET.steps):
+        kinds: tuple[set[str], set[str]] = (set(), set())
+        for name, number in zip(step.ids, step.numbers, strict=True):
+            kinds[two.source.numbers(number // 2).index(number)].add(name.split("/")[0])
+        had.append(kinds)
+    assert ({"pictures"}, {"sounds"}) in had or ({"sounds"}, {"pictures"}) in had
+
+
+@pytest.mark.parametrize(
+    ("before", "background"),
+    [
+        (2, ("--background",)),
+        (1, ()),
+        pytest.param(2, (), marks=pytest.mark.long),
+        pytest.param(1, ("--background",), marks=pytest.mark.long),
+    ],
+)
+def test_saved_by_some_processes_resumed_by_others(
+    before: int, background: tuple[str, ...], corpora: Path, tmp_path: Path
+) -> None:
+    """Replicas or shards, on two processes or one: the rest of the run is the same."""
+    small.run(tmp_path / "one", corpora, small.LANGUAGE)
+    options = ("--stage", "language", *background)
+    stop, shard = ("--stop-after", "2"), ("--shard", "2")
+    first, second = ((*stop, *shard), ()) if before == 2 else (stop, shard)
+    out = tmp_path / "both"
+    together(out, corpora, *options, *first, processes=before, code=1)
+    assert Checkpoints(out / "checkpoints").find().state["step"] == 2
+    together(out, corpora, *options, *second, processes=3 - before)
+    same(tmp_path / "one", out)
 
 
 def test_clipping_is_torchs() -> None:
@@ -70,25 +127,6 @@ def test_clipping_is_torchs() -> None:
         torch.testing.assert_close(p.grad, q.grad)
 
 
-def test_shards_resume(corpora: Path, tmp_path: Path) -> None:
-    """A process group of one is enough to cut tensors, gather them for a checkpoint, and cut them again."""
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1
-    )
-    try:
-        small.run(tmp_path / "whole", corpora, small.LANGUAGE)
-        small.run(tmp_path / "straight", corpora, small.LANGUAGE, shard=True)
-        stage = replace(small.LANGUAGE, objective=small.Fails(2))
-        with pytest.raises(RuntimeError, match="bad luck"):
-            small.run(tmp_path / "half", corpora, stage, shard=True, checkpoint_seconds=0.0)
-        small.run(tmp_path / "half", corpora, small.LANGUAGE, shard=True)
-    finally:
-        torch.distributed.destroy_process_group()
-    assert small.told(tmp_path / "half") == small.told(tmp_path / "straight")
-    whole, half = small.told(tmp_path / "whole"), small.told(tmp_path / "half")
-    assert [r[2] for r in half] == pytest.approx([r[2] for r in whole], rel=1e-6)
-
-
 def test_sharding_is_refused_where_adapters_learn(corpora: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"stages of the language model; .*lora"):
-        small.run(tmp_path, corpora, small.EVERYTHING, shard=True)
+        small.run(tmp_path, corpora, small.EVERYTHING, shard=2)

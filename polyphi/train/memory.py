@@ -1,0 +1,41 @@
+"""What to do with activations, the largest part of a step's memory: keep them, make them again in the backward pass, or
+lay them aside in the CPU's memory. The numbers stay the same."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from polyphi.model.multimodal import PhiModel
+
+Activations = Literal["keep", "recompute", "offload"]
+
+
+def blocks(model: PhiModel) -> Iterator[nn.Module]:
+    """The repeated blocks of decoder and encoders."""
+    yield from model.decoder.layers
+    if model.vision is not None:
+        yield from model.vision.encoder.layers
+    if model.audio is not None:
+        yield from model.audio.encoder.blocks
+
+
+@contextmanager
+def activations(model: PhiModel, choice: Activations) -> Iterator[None]:
+    """Meanwhile `model` keeps its activations, or only those between blocks ("recompute", a third more arithmetic), or
+    has them all in the CPU's memory ("offload", for GPUs)."""
+    if choice == "recompute":
+        for block in blocks(model):
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+    aside = torch.autograd.graph.save_on_cpu(pin_memory=torch.cuda.is_available())
+    with aside if choice == "offload" else nullcontext():
+        try:
+            yield
+        finally:
+            if choice == "recompute":
+                for block in blocks(model):
+                    del block.forward  # the class's own shows again
