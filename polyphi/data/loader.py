@@ -243,15 +243,13 @@ class Loader:
 
     def _make(self) -> Generator[Draw, None, None]:
         """This process's draws from where its state is, by whoever makes them."""
-        made = self._made_here()
+        start, source = self._group, self.source
         if self._workers:
-            made = processes.draws(self.source, self._group, self._workers)
+            made = processes.draws(source, start, self._workers)
+        else:
+            made = (source[group] for group in count(start))
         most = STEPS_AHEAD * self._batch_tokens // self._world
         return _threaded(made, most) if self._ahead else made
-
-    def _made_here(self) -> Generator[Draw, None, None]:
-        for group in count(self._group):
-            yield self.source[group]
 
     def steps(self, number: int, *, ahead: bool = False) -> Generator[Step, None, None]:
         """The next so many steps; `ahead`: a thread makes draws while one is in use. Close the iterator

@@ -348,7 +348,8 @@ class Shards(Sequence[Sample]):
     def _read_manifest(self) -> dict[str, Any]:
         try:
             with self._open("manifest.json") as file:
-                manifest: dict[str, Any] = json.load(file)
+                text = file.read()
+            manifest: dict[str, Any] = json.loads(text)
             if not all({"file", "rows"} <= set(shard) for shard in manifest["shards"]):
                 raise KeyError("shards")
         except (FileNotFoundError, NotADirectoryError):
@@ -362,10 +363,13 @@ class Shards(Sequence[Sample]):
             ) from None
         return manifest
 
-    def _open(self, file: str) -> Any:
+    @contextmanager
+    def _open(self, file: str) -> Iterator[Any]:
         """An open file of this split."""
         if isinstance(self.folder, Path):
-            return (self.folder / file).open("rb")
+            with (self.folder / file).open("rb") as here:
+                yield here
+            return
         import fsspec
 
         try:
@@ -373,8 +377,17 @@ class Shards(Sequence[Sample]):
         except ImportError as error:
             extra = 'pip install "polyphi[s3]"' if self.folder.startswith("s3") else "install it"
             raise ValueError(f"{self.folder} needs another package: {error}; {extra}") from None
-        # Arrow asks for whole column chunks: reading further ahead would fetch what nobody wants.
-        return system.open(f"{path}/{file}", "rb", cache_type="none")
+        try:
+            # Arrow asks for whole column chunks: reading further ahead would fetch what nobody wants.
+            with system.open(f"{path}/{file}", "rb", cache_type="none") as far:
+                yield far
+        except (OSError, ValueError):
+            raise
+        except Exception as error:  # each of those libraries has its own for a network that is away
+            raise OSError(
+                f"{place(self.folder, file)} can't be read ({type(error).__name__}: {error}); is the address right, "
+                "and the network there?"
+            ) from error
 
     @contextmanager
     def _told(self, file: str) -> Iterator[None]:

@@ -215,6 +215,22 @@ def test_addresses_that_need_a_package_or_make_no_sense(monkeypatch: pytest.Monk
         Shards("nowhere://c/train")
 
 
+def test_a_network_that_is_away_is_an_os_error(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Away(Exception):
+        pass
+
+    def away(*_: Any, **__: Any) -> Any:
+        raise Away("no route")
+
+    monkeypatch.setattr(fsspec.implementations.memory.MemoryFileSystem, "_open", away)
+    with pytest.raises(
+        OSError, match=r"manifest\.json can't be read \(Away: no route\); is the add"
+    ):
+        Shards(address)
+
+
 def test_damaged_samples_are_told_one_by_one(folder: Path) -> None:
     row = Shards(folder).row(1)
     row["media"][0]["bytes"] = row["media"][0]["bytes"][:-1] + b"?"
