@@ -67,7 +67,8 @@ class Batch:
     `bounds` (host, S + 1 numbers from 0 to T) delimits sequences; `totals` (host, S) counts each sequence's tokens up
     to and including this batch, cached ones too: it decides the LongRoPE table of that sequence. `adapters` (host, S)
     names each sequence's LoRA or None. `image_slots` and `audio_slots` are the positions in `ids` of the placeholder
-    tokens that the pictures of `images` and the clips of `clips` fill, in order.
+    tokens that the pictures of `images` and the clips of `clips` fill, in order. `lost` counts tokens that were cut
+    off at the context.
     """
 
     ids: Int[Tensor, " T"]
@@ -84,6 +85,7 @@ class Batch:
     mels: Float[Tensor, "F M"] | None = None
     clips: tuple[Clip, ...] = ()
     audio_slots: Int[Tensor, " A"] | None = None
+    lost: int = 0
 
     @property
     def sequences(self) -> int:
@@ -166,4 +168,5 @@ def pack(rows: Sequence[Batch]) -> Batch:
         mels=cat("mels"),
         clips=tuple(c for r in rows for c in r.clips),
         audio_slots=cat("audio_slots", shift=True),
+        lost=sum(r.lost for r in rows),
     )

@@ -3,6 +3,7 @@
 
 import errno
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,6 +20,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 console = Console()
+# Worker processes (data/workers.py) read this file before grain, which would warn that it has no profiler.
+logging.getLogger("absl").setLevel(logging.ERROR)
 Precision = Literal["bf16", "fp32"]
 ModelArgument = Annotated[str, typer.Argument(help="Folder of a checkpoint, or a hub id.")]
 
@@ -53,6 +56,19 @@ def train(
     seed: int = 0,
     precision: Annotated[Precision, typer.Option(help="bf16 or fp32 arithmetic.")] = "bf16",
     micro_tokens: Annotated[int, typer.Option(help="Most tokens of a pack: memory.")] = 8192,
+    micro_crops: Annotated[
+        int | None,
+        typer.Option(help="Most crops of a pack; as many as its tokens bring if not given."),
+    ] = None,
+    micro_frames: Annotated[
+        int | None, typer.Option(help="Most audio frames of 10 ms of a pack; likewise.")
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            help="Processes that read and decode; if not given 0 on a CPU, some beside a GPU."
+        ),
+    ] = None,
     shard: Annotated[
         int, typer.Option(help="Parts to cut the decoder's layers into, over torchrun's processes.")
     ] = 1,
@@ -107,6 +123,9 @@ def train(
         watch_steps=watch_every,
         track=track or (),
         micro_tokens=micro_tokens,
+        micro_crops=micro_crops,
+        micro_frames=micro_frames,
+        workers=workers,
         shard=shard,
         context=context,
         keep=activations,

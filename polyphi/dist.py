@@ -65,17 +65,18 @@ def everyones(value: T) -> list[T]:
     if world() == 1:
         return [value]
     found: list[Any] = [None] * world()
-    distributed.all_gather_object(found, value, group=cpu_group())
+    # Not the checkpoints' group, whose thread may be talking meanwhile.
+    distributed.all_gather_object(found, value, group=_gloo("values"))
     return found
 
 
 def cpu_group() -> ProcessGroup | None:
     """A group of all processes that talks through the CPU's memory; the first call must be made by all together."""
-    return _gloo() if world() > 1 else None
+    return _gloo("files") if world() > 1 else None
 
 
 @cache
-def _gloo() -> ProcessGroup:
+def _gloo(purpose: str) -> ProcessGroup:
     return distributed.new_group(backend="gloo")
 
 

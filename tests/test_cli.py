@@ -121,7 +121,7 @@ def test_a_full_disk_is_one_line_with_advice(
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("polyphi.data.shards.pq.write_table", full)
+    monkeypatch.setattr("polyphi.data.shards.pq.ParquetWriter", full)
     code, error = run(
         "curate", "tools", "--size", "micro", "--out", str(tmp_path / "run"), capsys=capsys
     )

@@ -4,21 +4,32 @@ Corpora take turns by weight, as seats are dealt to parties (Webster's rule): th
 time (k + 1/2) / share, and draws follow their due times. Every prefix of the stream has the wanted shares to within a
 sample or so. A corpus that comes late is due from its own time on. Within a corpus each epoch is a permutation of its
 own.
+
+A corpus larger than the cache of its shards can't be read in any order: each sample would cost a row group of its own.
+It has a window: blocks of neighbouring rows are shuffled over the corpus, then rows within as many blocks as the cache
+holds::
+
+    blocks    0 1 2 3 4 5 6 7        ->  5 2 | 7 0 | 4 1 | 3 6       windows of two blocks
+    rows      within each window, all of its rows in any order
 """
 
 import hashlib
+from collections import OrderedDict
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import numpy as np
 
-EPOCHS_KEPT = 2
-"""Permutations held per corpus: the current one, and one for a look back."""
+BLOCK = 64
+"""Neighbouring rows that are shuffled as one; a row group of the shards."""
+HELD = 4
+"""Permutations held per corpus: of the blocks and of the rows, now and for a look back."""
 
 
 class Order:
     """The endless order of draws. `sizes` gives the rows of each corpus; `weights` their shares (ratios matter). The
     first epoch of a corpus named in `curriculum` is the corpus's own order; one named in `late` joins after so many
-    draws of those that aren't.
+    draws of those that aren't. `windows` bounds how many rows of a corpus are in turn at a time (a multiple of 64).
 
     >>> order = Order({"a": 2, "b": 1}, {"a": 10, "b": 5}, seed=0)
     >>> [order.draw(n)[0] for n in range(6)]
@@ -32,6 +43,7 @@ class Order:
         seed: int,
         curriculum: Collection[str] = (),
         late: Mapping[str, int] | None = None,
+        windows: Mapping[str, int] | None = None,
     ) -> None:
         if empty := [name for name in weights if not sizes[name]]:
             raise ValueError(f"the mix draws from corpora without rows: {', '.join(empty)}")
@@ -43,17 +55,24 @@ class Order:
         self._starts = [late.get(n, 0) / early for n in self.names]
         self._seed = seed
         self._curriculum = frozenset(curriculum)
-        self._epochs: dict[tuple[int, int], np.ndarray] = {}
+        self._windows = [(windows or {}).get(n, sizes[n]) for n in self.names]
+        self._held: OrderedDict[tuple[int, str], np.ndarray] = OrderedDict()
         self._next = 0  # the draw that `_taken` is the state before: draws in a row needn't look for their place
         self._taken = [0] * len(self.names)
 
     def draw(self, n: int) -> tuple[str, int]:
         """Corpus and row of draw n."""
-        if n != self._next:
+        if not self._next <= n <= self._next + len(self.names):
             self._seek(n)
+        while self._next < n:
+            self._turn()
         corpus = self._turn()
         epoch, place = divmod(self._taken[corpus] - 1, self._sizes[corpus])
-        return self.names[corpus], int(self._epoch(corpus, epoch)[place])
+        return self.names[corpus], self._row(corpus, epoch, place)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For worker processes: permutations are made anew."""
+        return self.__dict__ | {"_held": OrderedDict()}
 
     def _due(self, corpus: int, k: int) -> float:
         return self._starts[corpus] + (k + 0.5) / self._shares[corpus]
@@ -91,14 +110,27 @@ class Order:
             begun, time = begun + share, start
         return time + draws / begun
 
-    def _epoch(self, corpus: int, epoch: int) -> np.ndarray:
+    def _row(self, corpus: int, epoch: int, place: int) -> int:
+        """The row at a place of an epoch."""
+        size, window = self._sizes[corpus], self._windows[corpus]
         if epoch == 0 and self.names[corpus] in self._curriculum:
-            return np.arange(self._sizes[corpus])
-        if (corpus, epoch) not in self._epochs:
-            held = sorted(key for key in self._epochs if key[0] == corpus)
-            for old in held[: max(0, len(held) - EPOCHS_KEPT + 1)]:
-                del self._epochs[old]
-            key = hashlib.sha256(f"{self._seed} {self.names[corpus]} {epoch}".encode()).digest()
+            return place
+        if window >= size:
+            return int(self._permutation(corpus, f"{epoch}", size)[place])
+        first = place // window * window
+        rows = self._permutation(corpus, f"{epoch} window {first}", min(window, size - first))
+        slot, row = divmod(first + int(rows[place - first]), BLOCK)
+        whole = size // BLOCK  # rows behind the last whole block stay last
+        if slot < whole:
+            slot = int(self._permutation(corpus, f"{epoch} blocks", whole)[slot])
+        return slot * BLOCK + row
+
+    def _permutation(self, corpus: int, name: str, size: int) -> np.ndarray:
+        if (corpus, name) not in self._held:
+            key = hashlib.sha256(f"{self._seed} {self.names[corpus]} {name}".encode()).digest()
             generator = np.random.default_rng(int.from_bytes(key[:8], "big"))
-            self._epochs[corpus, epoch] = generator.permutation(self._sizes[corpus])
-        return self._epochs[corpus, epoch]
+            self._held[corpus, name] = generator.permutation(size)
+            if len(self._held) > HELD * len(self.names):
+                self._held.popitem(last=False)
+        self._held.move_to_end((corpus, name))
+        return self._held[corpus, name]

@@ -9,19 +9,20 @@ from typing import Any
 
 from polyphi.batch import IGNORE, Batch
 from polyphi.chat import Message
+from polyphi.data.draws import Unfit
 from polyphi.data.shards import Sample
 
 
 def pair(sample: Sample, processor: Any, context: int, adapter: str | None = "auto") -> list[Batch]:
-    """[chosen, rejected]. Raises ValueError where the sample has no `meta["rejected"]`, doesn't end in an answer, or
+    """[chosen, rejected]. Raises `Unfit` where the sample has no `meta["rejected"]`, doesn't end in an answer, or
     a row exceeds `context`."""
     rejected = sample.meta.get("rejected")
     if not isinstance(rejected, str) or not rejected:
-        raise ValueError(
+        raise Unfit(
             f"sample {sample.id}: a preference sample needs the text meta['rejected'], found {rejected!r}"
         )
     if (role := sample.messages[-1].role) != "assistant":
-        raise ValueError(
+        raise Unfit(
             f"sample {sample.id}: the last message must be the assistant's, found role {role!r}"
         )
     made = [

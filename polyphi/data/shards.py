@@ -1,19 +1,25 @@
 """Shards: parquet files that any Hub user can open, with a manifest that says what is in them and where it came from.
 
-A row has `id`, `messages` (role and typed parts, media by index), `media` (kind, bytes, mime), `source`, `licence` and
-`meta` (JSON). A corpus is a folder of splits: `CORPUS/SPLIT/*.parquet` and `CORPUS/SPLIT/manifest.json`.
+A row has `id`, `messages` (role and typed parts, media by index), `media` (kind, bytes, mime, sha256), `source`,
+`licence`, `meta` (JSON) and its own `sha256`. A corpus is a folder of splits: `CORPUS/SPLIT/*.parquet` and
+`CORPUS/SPLIT/manifest.json`. It may lie on this machine or anywhere that fsspec reaches; then only the row groups that
+are asked for are fetched.
 
 >>> write(Path("data/digits/train"), samples, pipeline="...")       # whole or absent
 >>> Shards("data/digits/train")[0].messages
+>>> Shards("hf://datasets/OWNER/NAME/digits/train")[0].messages     # also s3://BUCKET/..., with the extra `s3`
 """
 
 import hashlib
 import json
 import os
 import shutil
+from bisect import bisect_right
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +43,24 @@ SCHEMA = pa.schema(
         (
             "media",
             pa.list_(
-                pa.struct([("kind", pa.string()), ("bytes", pa.binary()), ("mime", pa.string())])
+                pa.struct(
+                    [
+                        ("kind", pa.string()),
+                        ("bytes", pa.binary()),
+                        ("mime", pa.string()),
+                        ("sha256", pa.string()),
+                    ]
+                )
             ),
         ),
         ("source", pa.string()),
         ("licence", pa.string()),
         ("meta", pa.string()),
+        ("sha256", pa.string()),
     ]
 )
+OPTIONAL = {"sha256"}
+"""Columns that shards may lack."""
 MIME = {
     b"\x89PNG": "image/png",
     b"\xff\xd8\xff": "image/jpeg",
@@ -54,7 +70,12 @@ MIME = {
 }
 ROWS_PER_SHARD = 4096
 ROWS_PER_GROUP = 64
-GROUPS_KEPT = 512
+GROUP_BYTES = 4 << 20
+"""A row group ends at 64 rows or 4 MiB of media, whichever comes first: what is read, or fetched, for one sample."""
+CACHE_BYTES = 512 << 20
+"""Row groups that stay in memory per corpus and process."""
+FOOTERS_KEPT = 256
+"""Shards whose footers (where their row groups lie) stay in memory."""
 
 
 @dataclass(frozen=True)
@@ -105,14 +126,21 @@ def _to_row(sample: Sample) -> dict[str, Any]:
                 f"sample {sample.id}: media in shards are encoded bytes, found {type(p.source).__name__}"
             )
         kind = "image" if isinstance(p, Image) else "audio"
-        media.append({"kind": kind, "bytes": p.source, "mime": _mime(p.source)})
+        media.append(
+            {
+                "kind": kind,
+                "bytes": p.source,
+                "mime": _mime(p.source),
+                "sha256": hashlib.sha256(p.source).hexdigest(),
+            }
+        )
         return {"type": kind, "text": None, "media": len(media) - 1}
 
     messages = [
         {"role": m.role, "parts": [part(p) for p in m.parts], "tools": m.tools}
         for m in sample.messages
     ]
-    return {
+    row = {
         "id": sample.id,
         "messages": messages,
         "media": media,
@@ -120,9 +148,27 @@ def _to_row(sample: Sample) -> dict[str, Any]:
         "licence": sample.licence,
         "meta": json.dumps(sample.meta, ensure_ascii=False, sort_keys=True),
     }
+    return row | {"sha256": row_hash(row)}
 
 
-def _from_row(row: dict[str, Any]) -> Sample:
+def row_hash(row: Mapping[str, Any]) -> str:
+    """SHA-256 of a row: of its JSON with sorted keys, in which `sha256` of each medium stands for its bytes."""
+    media = [{key: m[key] for key in ("kind", "mime", "sha256")} for m in row["media"]]
+    said = {key: value for key, value in row.items() if key != "sha256"} | {"media": media}
+    text = json.dumps(said, ensure_ascii=False, sort_keys=True)
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
+
+
+def _check_media(row: Mapping[str, Any]) -> None:
+    for number, medium in enumerate(row["media"]):
+        wanted = medium.get("sha256")
+        if wanted and (found := hashlib.sha256(medium["bytes"]).hexdigest()) != wanted:
+            raise ValueError(
+                f"sample {row['id']}: medium {number} is damaged: its bytes should have SHA-256 {wanted}, found {found}"
+            )
+
+
+def _from_row(row: Mapping[str, Any]) -> Sample:
     def part(p: dict[str, Any]) -> Part:
         if p["type"] == "text":
             return Text(p["text"])
@@ -138,9 +184,9 @@ def _from_row(row: dict[str, Any]) -> Sample:
 def write(
     folder: Path, samples: Iterable[Sample], *, pipeline: str, parents: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Write a split, whole or not at all, and return its manifest: rows, SHA-256 per shard, licences, sources, the
-    hash of the pipeline that made it, and the parents (manifest hashes) it came from. An existing split is
-    replaced."""
+    """Write a split, whole or not at all, and return its manifest: rows, bytes and SHA-256 per shard, licences,
+    sources, the hash of the pipeline that made it, and the parents (manifest hashes) it came from. An existing split
+    is replaced."""
     folder = Path(folder)
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -148,34 +194,19 @@ def write(
     shards: list[dict[str, Any]] = []
     licences: Counter[str] = Counter()
     sources: Counter[str] = Counter()
-    rows: list[dict[str, Any]] = []
 
-    def flush() -> None:
+    def counted() -> Iterator[dict[str, Any]]:
+        for sample in samples:
+            licences[sample.licence] += 1
+            sources[sample.source] += 1
+            yield _to_row(sample)
+
+    rows = counted()
+    while (shard := list(islice(rows, ROWS_PER_SHARD))) or not shards:
         path = partial / f"{len(shards):05d}.parquet"
-        pq.write_table(
-            pa.Table.from_pylist(rows, SCHEMA),
-            path,
-            row_group_size=ROWS_PER_GROUP,
-            compression="zstd",
-            use_dictionary=False,
-        )
-        shards.append(
-            {
-                "file": path.name,
-                "rows": len(rows),
-                "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-            }
-        )
-        rows.clear()
-
-    for sample in samples:
-        rows.append(_to_row(sample))
-        licences[sample.licence] += 1
-        sources[sample.source] += 1
-        if len(rows) == ROWS_PER_SHARD:
-            flush()
-    if rows or not shards:
-        flush()
+        size = _write_shard(path, shard)
+        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        shards.append({"file": path.name, "rows": len(shard), "bytes": size, "sha256": sha256})
     manifest = {
         "rows": sum(s["rows"] for s in shards),
         "shards": shards,
@@ -193,49 +224,244 @@ def write(
     return manifest
 
 
+def _write_shard(path: Path, rows: Sequence[dict[str, Any]]) -> int:
+    """Write rows in groups; returns their bytes in memory."""
+    size = 0
+    with pq.ParquetWriter(path, SCHEMA, compression="zstd", use_dictionary=False) as writer:
+        for group in _row_groups(rows):
+            table = pa.Table.from_pylist(group, SCHEMA)
+            writer.write_table(table)
+            size += table.nbytes
+    return size
+
+
+def _row_groups(rows: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    group: list[dict[str, Any]] = []
+    room = GROUP_BYTES
+    for row in rows:
+        size = sum(len(m["bytes"]) for m in row["media"])
+        if group and (len(group) == ROWS_PER_GROUP or size > room):
+            yield group
+            group, room = [], GROUP_BYTES
+        group.append(row)
+        room -= size
+    if group:
+        yield group
+
+
+def place(folder: Path | str, *names: str) -> Path | str:
+    """A folder inside another, here (a path) or elsewhere (an address such as `hf://datasets/OWNER/NAME`)."""
+    if "://" in str(folder):
+        return "/".join((str(folder).rstrip("/"), *names))
+    return Path(folder, *names)
+
+
 class Shards(Sequence[Sample]):
-    """Random access to a split. Rows are read by row group; the groups read last stay in memory, as Arrow tables."""
+    """Random access to a split. Rows are read by row group; the groups read last stay in memory, as Arrow tables.
+
+    `folder` is a path, or an address that fsspec knows. Raises ValueError, which names the file, where there is no
+    manifest, where a shard is missing, truncated or lacks columns, and where an address needs a package that isn't
+    there.
+    """
 
     def __init__(self, folder: Path | str) -> None:
-        self.folder = Path(folder)
-        path = self.folder / "manifest.json"
-        if not path.exists():
-            raise ValueError(
-                f"no shards at {self.folder}: expected a manifest.json there; build the corpus first"
-            )
-        self.manifest: dict[str, Any] = json.loads(path.read_text())
+        self.folder = place(folder)
+        self.manifest = self._read_manifest()
         self._starts = [0]
         for shard in self.manifest["shards"]:
             self._starts.append(self._starts[-1] + shard["rows"])
+        self._footers: OrderedDict[int, tuple[Any, list[int]]] = OrderedDict()
         self._groups: OrderedDict[tuple[int, int], pa.Table] = OrderedDict()
+        self._cached = 0  # bytes of `_groups`
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For worker processes: without what was read."""
+        return self.__dict__ | {
+            "_footers": OrderedDict(),
+            "_groups": OrderedDict(),
+            "_cached": 0,
+        }
 
     def __len__(self) -> int:
         return self._starts[-1]
 
     def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
-        if not 0 <= index < len(self):
-            raise IndexError(f"row {index} of {len(self)} in {self.folder}")
-        shard = next(i for i, start in enumerate(self._starts[1:]) if index < start)
-        group, offset = divmod(index - self._starts[shard], ROWS_PER_GROUP)
-        return _from_row(self._read(shard, group).slice(offset, 1).to_pylist()[0])
-
-    def _read(self, shard: int, group: int) -> pa.Table:
-        if (shard, group) not in self._groups:
-            with pq.ParquetFile(self.folder / self.manifest["shards"][shard]["file"]) as file:
-                self._groups[shard, group] = file.read_row_group(group)
-            if len(self._groups) > GROUPS_KEPT:
-                self._groups.popitem(last=False)
-        self._groups.move_to_end((shard, group))
-        return self._groups[shard, group]
+        return self.parse(self.row(index))
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[i] for i in range(len(self)))
 
-    def verify(self) -> None:
-        """Raise if a shard's bytes are not those the manifest names."""
+    @property
+    def window(self) -> int:
+        """Neighbouring rows that may be read in any order without a row group being read twice: those that fill half
+        of the cache, or all (also where an older manifest doesn't say how large they are)."""
+        size = sum(shard.get("bytes", 0) for shard in self.manifest["shards"])
+        if size <= CACHE_BYTES:
+            return len(self)
+        rows = len(self) * CACHE_BYTES // (2 * size)
+        return max(1, rows // ROWS_PER_GROUP) * ROWS_PER_GROUP
+
+    def row(self, index: int) -> dict[str, Any]:
+        """A row as it stands in the parquet file."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)} in {self.folder}")
+        shard = bisect_right(self._starts, index) - 1
+        within = index - self._starts[shard]
+        starts = self._footer(shard)[1]
+        group = bisect_right(starts, within) - 1
+        found: dict[str, Any] = (
+            self._group(shard, group).slice(within - starts[group], 1).to_pylist()[0]
+        )
+        return found
+
+    @staticmethod
+    def parse(row: Mapping[str, Any]) -> Sample:
+        """A row as a sample. Raises ValueError where it isn't whole: media whose hash is another, broken JSON, parts
+        that name no medium."""
+        try:
+            _check_media(row)
+            return _from_row(row)
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"sample {row['id']}: the row is damaged ({type(error).__name__}: {error})"
+            ) from None
+
+    def verify(self, samples: bool = False) -> None:
+        """Raise ValueError if a shard's bytes are not those the manifest names; with `samples`, also if a row or a
+        medium is not what its own hash says (older shards have none)."""
         for shard in self.manifest["shards"]:
-            found = hashlib.sha256((self.folder / shard["file"]).read_bytes()).hexdigest()
+            with self._told(shard["file"]), self._open(shard["file"]) as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
             if found != shard["sha256"]:
                 raise ValueError(
-                    f"{self.folder / shard['file']} is damaged: expected SHA-256 {shard['sha256']}, found {found}"
+                    f"{place(self.folder, shard['file'])} is damaged: expected SHA-256 {shard['sha256']}, found {found}"
                 )
+        for index in range(len(self) if samples else 0):
+            row = self.row(index)
+            _check_media(row)
+            if row.get("sha256") and (found := row_hash(row)) != row["sha256"]:
+                raise ValueError(
+                    f"row {index} ({row['id']}) of {self.folder} is damaged: expected SHA-256 {row['sha256']}, "
+                    f"found {found}"
+                )
+
+    def _read_manifest(self) -> dict[str, Any]:
+        try:
+            with self._open("manifest.json") as file:
+                text = file.read()
+            manifest: dict[str, Any] = json.loads(text)
+            if not all({"file", "rows"} <= set(shard) for shard in manifest["shards"]):
+                raise KeyError("shards")
+        except (FileNotFoundError, NotADirectoryError):
+            raise ValueError(
+                f"no shards at {self.folder}: expected a manifest.json there; build the corpus first"
+            ) from None
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{place(self.folder, 'manifest.json')}: expected the manifest that polyphi writes beside its shards, "
+                f"found something else ({type(error).__name__}: {error})"
+            ) from None
+        return manifest
+
+    @contextmanager
+    def _open(self, file: str) -> Iterator[Any]:
+        """An open file of this split."""
+        if isinstance(self.folder, Path):
+            with (self.folder / file).open("rb") as here:
+                yield here
+            return
+        import fsspec
+
+        try:
+            system, path = fsspec.core.url_to_fs(self.folder)
+        except ImportError as error:
+            extra = 'pip install "polyphi[s3]"' if self.folder.startswith("s3") else "install it"
+            raise ValueError(f"{self.folder} needs another package: {error}; {extra}") from None
+        try:
+            # Arrow asks for whole column chunks: reading further ahead would fetch what nobody wants.
+            with system.open(f"{path}/{file}", "rb", cache_type="none") as far:
+                yield far
+        except (OSError, ValueError):
+            raise
+        except Exception as error:  # each of those libraries has its own for a network that is away
+            raise OSError(
+                f"{place(self.folder, file)} can't be read ({type(error).__name__}: {error}); is the address right, "
+                "and the network there?"
+            ) from error
+
+    @contextmanager
+    def _told(self, file: str) -> Iterator[None]:
+        """What is wrong with a shard, in words. Trouble on the way to it stays the OSError that it is."""
+        try:
+            yield
+        except FileNotFoundError:
+            raise ValueError(
+                f"{place(self.folder, file)} is missing, though the manifest beside it names it; build or copy the "
+                "corpus again"
+            ) from None
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+            raise ValueError(
+                f"{place(self.folder, file)}: expected a whole parquet file, found a damaged or truncated one "
+                f"({str(error).splitlines()[0]}); build or copy the corpus again"
+            ) from None
+
+    def _footer(self, shard: int) -> tuple[Any, list[int]]:
+        """A shard's parquet metadata, and the first row of each of its row groups."""
+        if shard not in self._footers:
+            entry = self.manifest["shards"][shard]
+            with self._told(entry["file"]), self._open(entry["file"]) as file:
+                metadata = pq.read_metadata(file)
+                if lacking := _lacking(metadata.schema.to_arrow_schema(), SCHEMA):
+                    raise ValueError(
+                        f"{place(self.folder, entry['file'])} isn't a shard: it lacks {', '.join(lacking)}; expected "
+                        f"the columns {', '.join(SCHEMA.names)}"
+                    )
+            if metadata.num_rows != entry["rows"]:
+                raise ValueError(
+                    f"{place(self.folder, entry['file'])}: the manifest promises {entry['rows']} rows, found "
+                    f"{metadata.num_rows}; build or copy the corpus again"
+                )
+            rows = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+            self._footers[shard] = (metadata, [0, *accumulate(rows)][:-1])
+            if len(self._footers) > FOOTERS_KEPT:
+                self._footers.popitem(last=False)
+        self._footers.move_to_end(shard)
+        return self._footers[shard]
+
+    def _group(self, shard: int, group: int) -> pa.Table:
+        if (shard, group) not in self._groups:
+            name = self.manifest["shards"][shard]["file"]
+            with self._told(name), self._open(name) as file:
+                # One request for neighbouring columns where a file lies far away.
+                far = not isinstance(self.folder, Path)
+                parquet = pq.ParquetFile(file, metadata=self._footer(shard)[0], pre_buffer=far)
+                table = parquet.read_row_group(group)
+            self._groups[shard, group] = table
+            self._cached += table.nbytes
+            while self._cached > CACHE_BYTES and len(self._groups) > 1:
+                self._cached -= self._groups.popitem(last=False)[1].nbytes
+        self._groups.move_to_end((shard, group))
+        return self._groups[shard, group]
+
+
+def _lacking(found: Any, wanted: Any, path: str = "") -> list[str]:
+    """Names of columns, and of fields inside them, that a schema lacks. How text and bytes are stored may differ."""
+    missing = []
+    for column in wanted:
+        name = path + column.name
+        if column.name in OPTIONAL:
+            continue
+        index = found.get_field_index(column.name)
+        if index < 0:
+            missing.append(name)
+            continue
+        inner, outer = found.field(index).type, column.type
+        while pa.types.is_list(outer):
+            if not (pa.types.is_list(inner) or pa.types.is_large_list(inner)):
+                break
+            inner, outer = inner.value_type, outer.value_type
+        if pa.types.is_struct(outer):
+            missing += _lacking(inner, outer, f"{name}.") if pa.types.is_struct(inner) else [name]
+        elif pa.types.is_list(outer):
+            missing.append(name)
+    return missing

@@ -83,7 +83,7 @@ class Processor:
         training, that is, with `supervise`.
 
         Raises `TooLong` (a `ValueError`) above `context` tokens, unless `truncate` and no picture or clip would be
-        cut.
+        cut; then the row says how many tokens it `lost`.
         """
         if supervise not in (None, "answers", "all"):
             raise ValueError(f"supervise is None, 'answers' or 'all', found {supervise!r}")
@@ -227,17 +227,20 @@ class Processor:
                 slots[type(item.part)] += range(len(ids), len(ids) + item.tokens)
                 ids += piece.ids * item.tokens
                 wanted += [False] * item.tokens
+        lost = 0
         if context is not None and len(ids) > context:
             if not truncate or max((s[-1] for s in slots.values() if s), default=-1) >= context:
                 raise TooLong(
                     f"the row has {len(ids)} tokens, the context holds {context}; shorten the text or its media"
                 )
+            lost = len(ids) - context
             ids, wanted = ids[:context], wanted[:context]
         items = [item for _, item in pieces if item is not None]
         return row(
             ids,
             supervise=wanted if supervise is not None else None,
             adapter=adapter,
+            lost=lost,
             **self._pixels([m for m in items if isinstance(m.part, Image)], slots[Image]),
             **self._mels(
                 [m for m in items if isinstance(m.part, Audio)],

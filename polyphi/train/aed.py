@@ -28,6 +28,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from polyphi.batch import Batch, Clip
 from polyphi.chat import Audio, Message
+from polyphi.data.draws import Unfit
 from polyphi.data.shards import Sample
 from polyphi.model.config import AudioConfig
 from polyphi.model.conformer import ConformerEncoder
@@ -140,15 +141,15 @@ class AttentionDecoder:
     def rows(
         self, sample: Sample, processor: Any, context: int, adapter: str | None = "auto"
     ) -> list[Batch]:
-        """The conversation as the language model will see it; the answer is the transcript. Raises ValueError unless
+        """The conversation as the language model will see it; the answer is the transcript. Raises `Unfit` unless
         there is exactly one clip, and for transcripts over 512 tokens and rows over `context`."""
         row = processor.row(sample.messages, adapter=adapter, supervise="answers", context=context)
         if len(row.clips) != 1:
-            raise ValueError(
+            raise Unfit(
                 f"sample {sample.id}: recognition needs one audio clip, found {len(row.clips)}"
             )
         if not 1 <= len(row.supervised) <= LONGEST:
-            raise ValueError(
+            raise Unfit(
                 f"sample {sample.id}: a transcript has 1 to {LONGEST} tokens, found {len(row.supervised)}; cut the clip"
             )
         return [row]

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from polyphi.batch import Batch, ImageLayout
 from polyphi.chat import Image, Message, Text, media
+from polyphi.data.draws import Unfit
 from polyphi.data.shards import Sample
 from polyphi.model.multimodal import PhiModel
 
@@ -100,14 +101,14 @@ class Contrastive:
         self, sample: Sample, processor: Any, context: int, adapter: str | None = "auto"
     ) -> list[Batch]:
         """The caption as a document, carrying the picture's global view; no labels and no placeholders. Raises
-        ValueError unless the sample has exactly one picture and a caption within `context`."""
+        `Unfit` unless the sample has exactly one picture and a caption within `context`."""
         pictures = media(sample.messages, Image)
         if len(pictures) != 1:
-            raise ValueError(
+            raise Unfit(
                 f"sample {sample.id}: contrastive learning needs one picture, found {len(pictures)}"
             )
         if not sample.answer.strip():
-            raise ValueError(f"sample {sample.id}: the caption is empty")
+            raise Unfit(f"sample {sample.id}: the caption is empty")
         caption = processor.row(
             [Message("document", (Text(sample.answer),))], adapter=None, context=context
         )

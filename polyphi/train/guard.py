@@ -52,18 +52,17 @@ def remember(past: Past, norm: float) -> None:
 
 
 def blame(step: Step, loss_of: Callable[[list[Batch]], float]) -> list[str]:
-    """Ids of the samples whose own loss isn't finite: each process tries its share, all get the same answer. Nobody
+    """Ids of the samples whose own loss isn't finite: each process tries its own, all get the same answer. Nobody
     where all of several samples are: then it is the weights."""
-    rank, world = dist.rank(), dist.world()
+    mine = list(zip(step.own_ids(), step.samples, strict=True)) or [("", step.spare())]
     guilty = []
-    for at in range(0, len(step.samples), world):
-        mine = at + rank
-        # Where there are shards, all processes must meet in every forward: the last ones try a sample once more.
-        loss = loss_of(step.samples[min(mine, len(step.samples) - 1)])
-        if mine < len(step.samples) and not math.isfinite(loss):
-            guilty.append(step.ids[mine])
-    found = sorted(name for names in dist.everyones(guilty) for name in names)
-    return [] if len(found) == len(step.samples) > 1 else found
+    for at in range(max(len(mine), *map(len, step.others()), 0)):
+        # Where there are shards, all processes must meet in every forward: those with fewer try a sample once more.
+        name, rows = mine[min(at, len(mine) - 1)]
+        if not math.isfinite(loss_of(rows)) and name:
+            guilty.append(name)
+    found = sorted({name for names in dist.everyones(guilty) for name in names})
+    return [] if len(found) == len(step.ids) > 1 else found
 
 
 def set_aside(past: Past, ids: Sequence[str], stage: str) -> None:

@@ -33,8 +33,9 @@ from torch import Tensor, nn
 
 from polyphi import dist, logs
 from polyphi.batch import Batch, pack
+from polyphi.data import workers as processes
 from polyphi.data.loader import Loader, Step
-from polyphi.data.packing import deal
+from polyphi.data.packing import Room, deal, whole
 from polyphi.model.multimodal import PhiModel
 from polyphi.train import checkpoint, guard, parallel, resume
 from polyphi.train.features import kept_features
@@ -64,12 +65,15 @@ def train(
     budget: Budget,
     model: PhiModel,
     processor: Any,
-    data: Path,
+    data: Path | str,
     out: Path,
     *,
     seed: int = 0,
     precision: Literal["bf16", "fp32"] = "bf16",
     micro_tokens: int = 8192,
+    micro_crops: int | None = None,
+    micro_frames: int | None = None,
+    workers: int | None = None,
     shard: int = 1,
     context: int = 1,
     keep: Activations = "keep",
@@ -87,14 +91,14 @@ def train(
     """Run a stage from the start weights in `model` and leave it trained; returns the manifest, which `out` then
     holds.
 
-    `data` holds the corpora of the mix, `origins` says for each tensor which stage its start weights came from.
-    `micro_tokens` bounds a pack, `shard` cuts the decoder's layers into so many parts over processes and `context`
-    each pack of a language model, `keep` says what
-    becomes of activations: memory, never the result's meaning. `features` is a folder where outputs of encoders that
-    rest are kept from one epoch to the next. `deterministic` has torch choose only kernels that give
-    the same bits every time, where a GPU has others. `protect` says what happens when a step goes wrong, `background`
-    writes checkpoints beside the training. `watch(model)` is measured every `watch_steps` steps; `trackers` get every
-    record. A finished stage in `out` is only loaded.
+    `data`, a folder or an address (data/shards.py), holds the corpora of the mix, `origins` says for each tensor which
+    stage its start weights came from. `micro_tokens`, `micro_crops` and `micro_frames` bound a pack, `shard` cuts the
+    decoder's layers into so many parts over processes and `context` each pack of a language model, `keep` says what
+    becomes of activations: memory, never the result's meaning. `workers` processes make the rows (None: 0 on a CPU, some
+    beside a GPU). `features` is a folder where outputs of encoders that rest are kept from one epoch to the next.
+    `deterministic` has torch choose only kernels that give the same bits every time, where a GPU has others. `protect`
+    says what happens when a step goes wrong, `background` writes checkpoints beside the training. `watch(model)` is
+    measured every `watch_steps` steps; `trackers` get every record. A finished stage in `out` is only loaded.
 
     Raises ValueError if `out` belongs to another run; RuntimeError if the loss stops being finite, a named group gets
     no gradient or a frozen tensor changes; KeyboardInterrupt after Ctrl-C, with a checkpoint of the last whole step.
@@ -105,6 +109,7 @@ def train(
     module = stage.objective.build(model, processor, seed=seed)
     module = module.to(next(model.parameters()).device) if module is not None else None
     parameters = freeze(stage, model, module)
+    apart = not getattr(stage.objective, "together", False)
     loader = Loader(
         stage.data.weights,
         data,
@@ -113,6 +118,10 @@ def train(
         seed=seed,
         curriculum=stage.data.curriculum,
         late=stage.data.late,
+        workers=processes.default(next(model.parameters()).device) if workers is None else workers,
+        rank=dist.rank() // context if apart else 0,
+        world=dist.world() // context if apart else 1,
+        exchange=lambda said: dist.everyones(said)[::context],
     )
     identity = resume.identity(stage, budget, seed, precision, loader)
     if (out / MANIFEST).exists():
@@ -133,8 +142,7 @@ def train(
         out,
         seed=seed,
         precision=precision,
-        micro_tokens=micro_tokens,
-        context=context,
+        room=Room(micro_tokens, micro_crops, micro_frames),
         tell=tell,
     )
     resting = hashes(frozen(model, parameters))
@@ -236,14 +244,12 @@ class _Run:
         *,
         seed: int,
         precision: str,
-        micro_tokens: int,
-        context: int,
+        room: Room,
         tell: Tell,
     ) -> None:
         self.stage, self.budget, self.learners = stage, budget, learners
         self.parameters, self.loader, self.out, self.tell = parameters, loader, out, tell
-        self.seed, self.precision, self.micro_tokens = seed, precision, micro_tokens
-        self.reader, self.readers = dist.rank() // context, dist.world() // context
+        self.seed, self.precision, self.room = seed, precision, room
         self.device = next(iter(parameters.values())).device
         self.learned = {name: p for name, p in parameters.items() if p.requires_grad}
         self.averages = (
@@ -268,7 +274,7 @@ class _Run:
         if stored is not None:
             resume.must_continue(stored, self.out, identity, resting)
             self._restore(stored)
-            self.loader.restore(self.past.draws)
+            self.loader.restore(self.past.draws, self.past.corrupt)
         return stored is not None
 
     def _restore(self, stored: checkpoint.Stored) -> None:
@@ -318,24 +324,26 @@ class _Run:
     def next_step(self) -> Step:
         """The samples that come next: made ahead by a thread while a GPU trains. On a CPU there is no core to spare
         for it, and two threads that wait for Python's one lock take turns of 5 ms: training took half as long again."""
-        if self.device.type == "cpu":
-            step = self.loader.step()
-        else:
-            if self._steps is None:
-                self._steps = self.loader.ahead(self.budget.steps - self.past.step)
-            step = next(self._steps)
+        if self._steps is None:
+            self._steps = self.loader.steps(
+                self.budget.steps - self.past.step, ahead=self.device.type != "cpu"
+            )
+        step = next(self._steps)
         self.past.tell_skipped(step, self.tell)
+        for skipped in step.skipped:
+            if skipped.kind == "corrupt":
+                self._note(id=skipped.name, reason=skipped.reason)
         return step.without(self.past.set_aside)
 
     def take(self, step: Step, protect: Guard) -> dict[str, Any] | None:
         """Learn from a step, and give its record; None where it went wrong and nothing was learned."""
-        if not step.samples:
+        if not step.ids:
             self._pass_over(step)
             return None
         record, norm = self._gradients(step)
         if not math.isfinite(norm):
             step = self._without_guilty(step)
-            if not step.samples:
+            if not step.ids:
                 self._pass_over(step)
                 return None
             record, norm = self._gradients(step)
@@ -357,7 +365,8 @@ class _Run:
         return record | {"rate": rate, "gradient_norm": norm, "ids": step.fingerprint()}
 
     def _pass_over(self, step: Step) -> None:
-        self.past.step, self.past.draws = self.past.step + 1, step.draws
+        self.past.step += 1
+        self.past.draws, self.past.corrupt = step.draws, step.corrupt
 
     def count(self, step: Step, record: Mapping[str, Any], seconds: float) -> dict[str, Any]:
         """A step is done: what it did per second, and what was left out."""
@@ -365,7 +374,7 @@ class _Run:
         done = {"tokens": record["tokens"], "samples": len(step.ids), "crops": record["crops"]}
         done["audio_seconds"] = record["frames"] / FRAMES_PER_SECOND
         speeds = {f"{what}_per_second": round(n / seconds, 2) for what, n in done.items() if n}
-        return {**speeds, "skipped": len(step.skipped)}
+        return {**speeds, "skipped": len(step.skipped), "cut": step.cut}
 
     def roll_back(self) -> None:
         """To the latest checkpoint, if there is one, and on with the samples that come next."""
@@ -378,11 +387,12 @@ class _Run:
         self.past = dataclasses.replace(
             self.past,
             draws=before.draws,
+            corrupt=before.corrupt,
             set_aside=before.set_aside,
             wrong_steps=before.wrong_steps,
             rolled_back=before.rolled_back + 1,
         )
-        self.loader.restore(self.past.draws)
+        self.loader.restore(self.past.draws, self.past.corrupt)
         self._close()
         self._open()
 
@@ -392,16 +402,17 @@ class _Run:
         means."""
         seeds = f"{self.seed} {self.stage.name} {self.past.step} {dist.rank()}"
         torch.manual_seed(zlib.crc32(seeds.encode()))  # dropout
-        together = getattr(self.stage.objective, "together", False)
-        packs = deal(step.samples, self.micro_tokens, self.reader, self.readers, together)
+        if getattr(self.stage.objective, "together", False):
+            packs = whole(step.samples, dist.world())
+        else:
+            packs = deal(step.samples, self.room, step.others(), step.spare())
         sums: defaultdict[tuple[str, int], Any] = defaultdict(float)
         for dealt in packs:
-            batch, share = dealt.batch.to(self.device), dealt.share
-            if isinstance(self.learners[0], parallel.Context):
-                batch = self.learners[0].part(batch)
+            batch, share = self._mine(dealt.batch.to(self.device)), dealt.share
             loss, count, extra = self._loss(batch)
             (loss if share == 1 else loss * share).backward()
             found = {"loss": loss.detach().double(), "count": count, "tokens": len(batch), **extra}
+            found |= {"empty": (dealt.empty, 1), "blank": (dealt.blank, 1)}
             for key, field in (
                 ("supervised", batch.supervised),
                 ("crops", batch.crops),
@@ -420,6 +431,11 @@ class _Run:
             check_gradients(self.stage, self.parameters, self.device)
         scale = 1 / max(1, record["count"])
         return record, parallel.clip_gradients(learned, scale, self.stage.clip_norm).item()
+
+    def _mine(self, batch: Batch) -> Batch:
+        """The part of a pack that this process works on."""
+        model = self.learners[0]
+        return model.part(batch) if isinstance(model, parallel.Context) else batch
 
     def _loss(self, batch: Batch) -> tuple[Tensor, int, dict[str, Any]]:
         with torch.autocast(self.device.type, torch.bfloat16, self.precision == "bf16"):
@@ -452,7 +468,7 @@ class _Run:
 
         def alone(rows: list[Batch]) -> float:
             with torch.no_grad():
-                return float(self._loss(pack(rows).to(self.device))[0])
+                return float(self._loss(self._mine(pack(rows).to(self.device)))[0])
 
         guilty = guard.blame(step, alone)
         for name in guilty:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from polyphi.batch import Batch
+from polyphi.data.draws import Unfit
 from polyphi.data.shards import Sample
 from polyphi.model.multimodal import PhiModel
 
@@ -121,7 +122,7 @@ class NextToken:
     def rows(
         self, sample: Sample, processor: Any, context: int, adapter: str | None = "auto"
     ) -> list[Batch]:
-        """The sample as one row; documents are cut at `context`, conversations must fit. Raises ValueError where
+        """The sample as one row; documents are cut at `context`, conversations must fit. Raises `Unfit` where
         nothing would be learned."""
         document = sample.messages[0].role == "document"
         row = processor.row(
@@ -133,7 +134,7 @@ class NextToken:
             truncate=document,
         )
         if row.supervised is None or not len(row.supervised):
-            raise ValueError(
+            raise Unfit(
                 f"sample {sample.id}: no token of it is supervised; expected an answer or a document"
             )
         return [row]

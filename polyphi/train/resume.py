@@ -31,12 +31,13 @@ COUNTED = ("tokens", "supervised", "crops", "frames")
 
 @dataclasses.dataclass
 class Past:
-    """What a run has behind it: steps, draws, seconds, counters (tokens, samples, crops ... and samples left out by
-    corpus), its latest gradient norms, the samples that made a loss NaN, steps that weren't taken (in all, and just now
-    in a row), and times it went back to a checkpoint."""
+    """What a run has behind it: steps, draws (and how many of them were damaged samples), seconds, counters (tokens,
+    samples, crops ... and samples left out by corpus), its latest gradient norms, the samples that made a loss NaN,
+    steps that weren't taken (in all, and just now in a row), and times it went back to a checkpoint."""
 
     step: int = 0
     draws: int = 0
+    corrupt: int = 0
     seconds: float = 0.0
     counters: dict[str, int] = dataclasses.field(default_factory=dict)
     norms: list[float] = dataclasses.field(default_factory=list)
@@ -49,18 +50,19 @@ class Past:
         """A step is done."""
         self.step += 1
         self.seconds += seconds
-        self.draws = step.draws
+        self.draws, self.corrupt = step.draws, step.corrupt
         found = Counter({key: record[key] for key in COUNTED})
         found.update({"samples": len(step.ids), "skipped": len(step.skipped)})
-        found.update(f"skipped {corpus}" for corpus, _ in step.skipped)
+        found.update({"cut": step.cut, "corrupt": sum(s.kind == "corrupt" for s in step.skipped)})
+        found.update(f"skipped {skipped.corpus}" for skipped in step.skipped)
         for key, value in found.items():
             self.counters[key] = self.counters.get(key, 0) + value
 
     def tell_skipped(self, step: Step, tell: Callable[[str], None]) -> None:
         """The first sample of each corpus that is left out is worth a line."""
-        for corpus, reason in {corpus: reason for corpus, reason in reversed(step.skipped)}.items():
+        for corpus, first in {s.corpus: s for s in reversed(step.skipped)}.items():
             if f"skipped {corpus}" not in self.counters:
-                tell(f"  samples of {corpus} are left out, the first: {reason}")
+                tell(f"  samples of {corpus} are left out, the first: {first}")
 
 
 def identity(

@@ -88,3 +88,18 @@ def test_seeking_equals_walking_with_late_corpora(corpora: list[tuple[float, int
     walked, seeking = (Order(shares, dict.fromkeys(shares, 9), 0, late=late) for _ in range(2))
     expected = [walked.draw(i) for i in range(n + 1)][-1]
     assert seeking.draw(n) == expected
+
+
+@given(st.integers(1, 700), st.integers(1, 5), st.integers(0, 3))
+def test_an_epoch_in_windows_brings_every_row_once(size: int, blocks: int, seed: int) -> None:
+    order = Order({"a": 1}, {"a": size}, seed, windows={"a": 64 * blocks})
+    drawn = [order.draw(n)[1] for n in range(2 * size)]
+    assert sorted(drawn[:size]) == sorted(drawn[size:]) == list(range(size))
+    assert size < 5 or drawn[:size] != drawn[size:]
+    for start in range(0, size, 64 * blocks):  # at most as many blocks at a time as the window has
+        assert len({row // 64 for row in drawn[: min(size, start + 64 * blocks)][start:]}) <= blocks
+
+
+def test_a_window_as_large_as_the_corpus_changes_nothing() -> None:
+    plain, windowed = (Order({"a": 1}, {"a": 99}, 3, windows=w) for w in (None, {"a": 128}))
+    assert [plain.draw(n) for n in range(250)] == [windowed.draw(n) for n in range(250)]

@@ -60,7 +60,7 @@ EVERYTHING = Stage(
     objective=NextToken(),
 )
 APART = replace(EVERYTHING, name="apart", data=Mix({"pictures": 1.0, "sounds": 1.0}))
-"""Two processes: one gets all the pictures, the other all the clips."""
+"""Two processes: in some steps one gets all the pictures, the other all the clips."""
 
 
 def _says(random: np.random.Generator, few: int = 2, many: int = 9) -> str:

@@ -13,6 +13,7 @@ from train import small
 from train.small import BUDGET, EVERYTHING, LANGUAGE, make_model, make_processor, run, told
 
 from polyphi import logs
+from polyphi.data import shards
 from polyphi.logs import read_metrics
 from polyphi.train import freeze, loop
 from polyphi.train.aed import AttentionDecoder
@@ -258,3 +259,35 @@ def test_contrastive_steps_are_never_cut(corpora: Path, tmp_path: Path) -> None:
     for micro_tokens in (1000, 1):
         run(tmp_path / str(micro_tokens), corpora, stage, TWO, micro_tokens=micro_tokens)
     assert told(tmp_path / "1000") == told(tmp_path / "1")
+
+
+def test_a_damaged_picture_is_left_out_named_and_counted(corpora: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "data" / "pictures" / "train"
+    made = list(shards.Shards(corpora / "pictures" / "train"))
+    user, answer = made[4].messages
+    half = replace(user.parts[0], source=user.parts[0].source[:-2000])
+    made[4] = replace(made[4], messages=(replace(user, parts=(half, *user.parts[1:])), answer))
+    shards.write(folder, made, pipeline="test")
+    stage = replace(EVERYTHING, data=Mix({"pictures": 1.0}), learn={"vision.projector.*": 1e-3})
+    manifest = run(tmp_path / "out", tmp_path / "data", stage)
+    lines = [
+        json.loads(line)
+        for line in (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines()
+    ]
+    assert lines and {line["id"] for line in lines} == {"pictures/4"}
+    assert all("damaged or truncated" in line["reason"] for line in lines)
+    assert manifest["counters"]["corrupt"] == manifest["counters"]["skipped"] == len(lines)
+
+
+def test_documents_are_cut_and_counted(corpora: Path, tmp_path: Path) -> None:
+    budget = replace(BUDGET, context=12)
+    manifest = run(tmp_path, corpora, replace(LANGUAGE, data=Mix({"documents": 1})), budget)
+    records = read_metrics(tmp_path / "metrics.jsonl")
+    assert manifest["counters"]["cut"] == sum(r["cut"] for r in records) > 0
+    assert all(0 <= r["empty"] < 1 for r in records)
+
+
+def test_worker_processes_change_nothing(corpora: Path, tmp_path: Path) -> None:
+    run(tmp_path / "none", corpora, budget=TWO)
+    run(tmp_path / "two", corpora, budget=TWO, workers=2)
+    assert told(tmp_path / "two") == told(tmp_path / "none")

@@ -1,0 +1,99 @@
+"""What a draw gives: a sample's rows, or why there are none. Random access, so that anyone can make any draw."""
+
+import copy
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from polyphi.batch import Batch
+from polyphi.data.mix import Order
+from polyphi.data.packing import Size
+from polyphi.data.shards import Sample, Shards
+from polyphi.processing.processor import TooLong
+
+MakeRows = Callable[[str, Sample], list[Batch]]
+"""(corpus, sample) -> the sample's rows. `TooLong` and `Unfit` where the sample is sound but can't be used, another
+ValueError where it is damaged."""
+
+
+class Unfit(ValueError):
+    """A sound sample that a stage can't learn from, such as one without an answer."""
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A sample that was left out, and why. "corrupt" is damage: a picture, a clip or a row that can't be read."""
+
+    corpus: str
+    id: str
+    kind: Literal["corrupt", "too_long", "unfit"]
+    reason: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.corpus}/{self.id}"
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What a draw gave: rows (none where another process has them) of that `size`, of which documents lost `lost`
+    tokens at the context's end; or why there are none."""
+
+    corpus: str
+    id: str
+    rows: list[Batch]
+    size: Size = field(default_factory=Size)
+    lost: int = 0
+    skipped: Skipped | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.corpus}/{self.id}"
+
+
+class Draws:
+    """Rows by number: `draws[n]` is what draw n gives, whoever asks. The part of process `rank` of `world`: its i-th
+    draw is one of the i-th group of `world` draws, which one differs from group to group, so that no rhythm of the mix
+    gives one process all pictures."""
+
+    def __init__(
+        self, order: Order, shards: Mapping[str, Shards], make_rows: MakeRows, rank: int, world: int
+    ) -> None:
+        self._order = order
+        self._shards = shards
+        self._make_rows = make_rows
+        self._rank = rank
+        self._world = world
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Draws":
+        """Another reader of the same draws, with no state in common."""
+        order, shards = copy.deepcopy((self._order, self._shards), memo)
+        return Draws(order, shards, self._make_rows, self._rank, self._world)
+
+    def __getitem__(self, group: int) -> Draw:
+        return self.make(self.numbers(group)[self._rank])
+
+    def numbers(self, group: int) -> list[int]:
+        """The draw that each process makes of a group."""
+        turn = int.from_bytes(hashlib.sha256(str(group).encode()).digest()[:8], "big")
+        return [group * self._world + (r + turn) % self._world for r in range(self._world)]
+
+    def make(self, number: int) -> Draw:
+        """What a draw gives, whosever it is."""
+        corpus, index = self._order.draw(number)
+        row = self._shards[corpus].row(index)
+        kind: Literal["corrupt", "too_long", "unfit"]
+        try:
+            rows = self._make_rows(corpus, Shards.parse(row))
+            return Draw(corpus, row["id"], rows, Size.of(rows), sum(r.lost for r in rows))
+        except TooLong as error:
+            kind, reason = "too_long", str(error)
+        except Unfit as error:
+            kind, reason = "unfit", str(error)
+        except ValueError as error:
+            kind, reason = "corrupt", str(error)
+        return Draw(corpus, row["id"], [], skipped=Skipped(corpus, row["id"], kind, reason))
