@@ -72,10 +72,16 @@ def train(
     shard: Annotated[
         int, typer.Option(help="Parts to cut the decoder's layers into, over torchrun's processes.")
     ] = 1,
+    context: Annotated[
+        int, typer.Option(help="Processes to cut each pack of a long text over.")
+    ] = 1,
     activations: Annotated[
         Literal["keep", "recompute", "offload"],
         typer.Option(help="keep, recompute (less memory, more time) or offload."),
     ] = "keep",
+    features: Annotated[
+        Path | None, typer.Option(help="Keep what encoders that rest make of media in this folder.")
+    ] = None,
     background: Annotated[
         bool, typer.Option("--background", help="Write checkpoints beside the training.")
     ] = False,
@@ -121,7 +127,9 @@ def train(
         micro_frames=micro_frames,
         workers=workers,
         shard=shard,
+        context=context,
         keep=activations,
+        features=features,
         background=background,
         deterministic=deterministic,
         protect=Guard(spike, on_spike),

@@ -1,7 +1,7 @@
 """What attention remembers of each sequence: keys and values of every layer, in one stretch of memory per sequence.
 
 >>> cache = Cache([SequenceCache(reserve=300), SequenceCache(reserve=20)])
->>> keys, values = cache.update(layer=0, sequence=1, k=k, v=v)    # k, v [t K d] appended; all [n K d] come back
+>>> keys, values = cache.extend(0, k, v, [4, 1])    # layer 0; k, v [5 K d] appended; all [n K d] of each come back
 
 It fits the `KVCache` protocol of `model/attention.py`. Keys are stored after RoPE, so a sequence that changes its
 LongRoPE table must be cleared and run again (`runner.py` does it).
@@ -65,7 +65,13 @@ class Cache:
     def __init__(self, sequences: Sequence[SequenceCache]) -> None:
         self.sequences = sequences
 
-    def update(
-        self, layer: int, sequence: int, k: Float[Tensor, "t K d"], v: Float[Tensor, "t K d"]
-    ) -> tuple[Float[Tensor, "n K d"], Float[Tensor, "n K d"]]:
-        return self.sequences[sequence].update(layer, k, v)
+    def extend(
+        self,
+        layer: int,
+        k: Float[Tensor, "T K d"],
+        v: Float[Tensor, "T K d"],
+        lengths: Sequence[int],
+    ) -> tuple[list[Float[Tensor, "n K d"]], list[Float[Tensor, "n K d"]]]:
+        parts = zip(self.sequences, k.split(list(lengths)), v.split(list(lengths)), strict=True)
+        pairs = [sequence.update(layer, key, value) for sequence, key, value in parts]
+        return [key for key, _ in pairs], [value for _, value in pairs]

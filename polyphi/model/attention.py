@@ -35,11 +35,15 @@ from torch import Tensor
 class KVCache(Protocol):
     """Where keys and values of earlier tokens live. The model asks; the engine decides how they are stored."""
 
-    def update(
-        self, layer: int, sequence: int, k: Float[Tensor, "t K d"], v: Float[Tensor, "t K d"]
-    ) -> tuple[Float[Tensor, "n K d"], Float[Tensor, "n K d"]]:
-        """Append the new keys (already rotated) and values of the batch's sequence number `sequence`, and return all
-        of that sequence's keys and values so far, the new ones last."""
+    def extend(
+        self,
+        layer: int,
+        k: Float[Tensor, "T K d"],
+        v: Float[Tensor, "T K d"],
+        lengths: Sequence[int],
+    ) -> tuple[list[Float[Tensor, "n K d"]], list[Float[Tensor, "n K d"]]]:
+        """Take the new keys (already rotated) and values of a pack whose sequences have `lengths` new tokens, and
+        return each sequence's keys and values so far, the new ones last."""
         ...
 
 
@@ -65,10 +69,11 @@ def packed_attention(
     if cache is None and not q.is_cuda and len(lengths) > 1:
         return _grouped(q, k, v, lengths)
     # `split` rather than slices: its gradient is one concatenation, a slice's is a pack full of zeros per sequence.
-    keys, values = list(k.split(lengths)), list(v.split(lengths))
-    if cache is not None:
-        for s, (key, value) in enumerate(zip(keys, values, strict=True)):
-            keys[s], values[s] = cache.update(layer, s, key, value)
+    keys, values = (
+        (list(k.split(lengths)), list(v.split(lengths)))
+        if cache is None
+        else cache.extend(layer, k, v, lengths)
+    )
     if (
         q.is_cuda
         and q.dtype in (torch.bfloat16, torch.float16)

@@ -69,16 +69,17 @@ TOKENIZER_CORPORA = (
 )
 
 
-BRANCHES = (("vision_4_multiframe",), ("speech_0_aed", "speech_2_post", "reasoning_3_dpo"))
-"""Stages to reach side by side, about equally long at nano size: language and vision; hearing, which needs no language
-model at first, and reasoning."""
+BRANCHES = (
+    ("vision_4_multiframe", "joint_1_vision_speech"),
+    ("speech_0_aed", "speech_2_post", "reasoning_3_dpo"),
+)
+"""Stages to reach side by side, about equally long at nano size: language, vision and the joint stage; hearing, which
+needs no language model at first, and reasoning."""
 EXPORTS = {
     "mini": ("text_4_align", "mini"),
     "reasoning": ("reasoning_3_dpo", "mini"),
     "model": ("joint_1_vision_speech", "native"),
 }
-
-
 WATCHED_ROWS = 32
 """Held-out rows of a task that are answered now and then while a stage trains."""
 

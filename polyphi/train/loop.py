@@ -38,6 +38,7 @@ from polyphi.data.loader import Loader, Step
 from polyphi.data.packing import Room, deal, whole
 from polyphi.model.multimodal import PhiModel
 from polyphi.train import checkpoint, guard, parallel, resume
+from polyphi.train.features import kept_features
 from polyphi.train.freeze import (
     as_table,
     check_gradients,
@@ -48,6 +49,7 @@ from polyphi.train.freeze import (
     who_learns,
 )
 from polyphi.train.guard import Guard
+from polyphi.train.loss import NextToken
 from polyphi.train.memory import Activations, activations
 from polyphi.train.optim import optimiser, set_rate
 from polyphi.train.resume import CHECKPOINTS, COUNTED, MANIFEST, METRICS, QUARANTINE, TRAINED, Past
@@ -73,7 +75,9 @@ def train(
     micro_frames: int | None = None,
     workers: int | None = None,
     shard: int = 1,
+    context: int = 1,
     keep: Activations = "keep",
+    features: Path | None = None,
     deterministic: bool = False,
     protect: Guard = Guard(),  # noqa: B008 - frozen
     origins: Mapping[str, str] | None = None,
@@ -89,11 +93,12 @@ def train(
 
     `data`, a folder or an address (data/shards.py), holds the corpora of the mix, `origins` says for each tensor which
     stage its start weights came from. `micro_tokens`, `micro_crops` and `micro_frames` bound a pack, `shard` cuts the
-    decoder's layers into so many parts over processes, `keep` says what becomes of activations: memory, never the
-    result's meaning. `workers` processes make the rows (None: 0 on a CPU, some beside a GPU). `deterministic` has torch
-    choose only kernels that give the same bits every time, where a GPU has others. `protect` says what happens when a
-    step goes wrong, `background` writes checkpoints beside the training. `watch(model)` is measured every `watch_steps`
-    steps; `trackers` get every record. A finished stage in `out` is only loaded.
+    decoder's layers into so many parts over processes and `context` each pack of a language model, `keep` says what
+    becomes of activations: memory, never the result's meaning. `workers` processes make the rows (None: 0 on a CPU, some
+    beside a GPU). `features` is a folder where outputs of encoders that rest are kept from one epoch to the next.
+    `deterministic` has torch choose only kernels that give the same bits every time, where a GPU has others. `protect`
+    says what happens when a step goes wrong, `background` writes checkpoints beside the training. `watch(model)` is
+    measured every `watch_steps` steps; `trackers` get every record. A finished stage in `out` is only loaded.
 
     Raises ValueError if `out` belongs to another run; RuntimeError if the loss stops being finite, a named group gets
     no gradient or a frozen tensor changes; KeyboardInterrupt after Ctrl-C, with a checkpoint of the last whole step.
@@ -114,8 +119,9 @@ def train(
         curriculum=stage.data.curriculum,
         late=stage.data.late,
         workers=processes.default(next(model.parameters()).device) if workers is None else workers,
-        rank=dist.rank() if apart else 0,
-        world=dist.world() if apart else 1,
+        rank=dist.rank() // context if apart else 0,
+        world=dist.world() // context if apart else 1,
+        exchange=lambda said: dist.everyones(said)[::context],
     )
     identity = resume.identity(stage, budget, seed, precision, loader)
     if (out / MANIFEST).exists():
@@ -130,7 +136,7 @@ def train(
     run = _Run(
         stage,
         budget,
-        (model, module, reference),
+        (_spread(stage, model, context), module, reference),
         parameters,
         loader,
         out,
@@ -153,6 +159,7 @@ def train(
         _Interruptible() as interrupted,
         _reproducible(deterministic),
         activations(model, keep),
+        kept_features(model, features, precision),
         logs.progress(stage.name, budget.steps, run.past.step, dist.rank() > 0) as advance,
     ):
         while run.past.step < budget.steps:
@@ -230,7 +237,7 @@ class _Run:
         self,
         stage: Stage,
         budget: Budget,
-        learners: tuple[PhiModel, nn.Module | None, Any],
+        learners: tuple[PhiModel | parallel.Context, nn.Module | None, Any],
         parameters: dict[str, Tensor],
         loader: Loader,
         out: Path,
@@ -243,7 +250,7 @@ class _Run:
         self.stage, self.budget, self.learners = stage, budget, learners
         self.parameters, self.loader, self.out, self.tell = parameters, loader, out, tell
         self.seed, self.precision, self.room = seed, precision, room
-        self.device = next(learners[0].parameters()).device
+        self.device = next(iter(parameters.values())).device
         self.learned = {name: p for name, p in parameters.items() if p.requires_grad}
         self.averages = (
             {n: p.detach().clone() for n, p in self.learned.items()} if stage.ema else {}
@@ -401,7 +408,7 @@ class _Run:
             packs = deal(step.samples, self.room, step.others(), step.spare())
         sums: defaultdict[tuple[str, int], Any] = defaultdict(float)
         for dealt in packs:
-            batch, share = dealt.batch.to(self.device), dealt.share
+            batch, share = self._mine(dealt.batch.to(self.device)), dealt.share
             loss, count, extra = self._loss(batch)
             (loss if share == 1 else loss * share).backward()
             found = {"loss": loss.detach().double(), "count": count, "tokens": len(batch), **extra}
@@ -426,6 +433,11 @@ class _Run:
             check_gradients(self.stage, self.parameters, self.device)
         scale = 1 / max(1, record["count"])
         return record, parallel.clip_gradients(learned, scale, self.stage.clip_norm).item()
+
+    def _mine(self, batch: Batch) -> Batch:
+        """The part of a pack that this process works on."""
+        model = self.learners[0]
+        return model.part(batch) if isinstance(model, parallel.Context) else batch
 
     def _loss(self, batch: Batch) -> tuple[Tensor, int, dict[str, Any]]:
         with torch.autocast(self.device.type, torch.bfloat16, self.precision == "bf16"):
@@ -458,7 +470,7 @@ class _Run:
 
         def alone(rows: list[Batch]) -> float:
             with torch.no_grad():
-                return float(self._loss(pack(rows).to(self.device))[0])
+                return float(self._loss(self._mine(pack(rows).to(self.device)))[0])
 
         guilty = guard.blame(step, alone)
         for name in guilty:
@@ -476,6 +488,18 @@ class _Run:
         with torch.no_grad():
             for name, average in self.averages.items():
                 self.learned[name].copy_(average)
+
+
+def _spread(stage: Stage, model: PhiModel, context: int) -> PhiModel | parallel.Context:
+    """The model, or its view of a part of each pack. Raises ValueError where an objective compares whole answers."""
+    if context == 1:
+        return model
+    if not isinstance(stage.objective, NextToken):
+        raise ValueError(
+            f"{stage.name} compares whole rows: its packs can't be cut over processes; leave --context at 1"
+        )
+    device = next(model.parameters()).device.type
+    return parallel.Context(model, dist.groups(device, context))
 
 
 def _watched(watch: Callable[[PhiModel], Mapping[str, float]], model: PhiModel) -> dict[str, float]:

@@ -9,16 +9,29 @@ layer; the embedding, the last norm and all other parts stay replicas. Groups of
 
     6 processes, shard = 3     replicate: 0 |  0  1  2        each row holds the layers once, in three parts;
                                           1 |  3  4  5        columns hold the same part
+
+Context (long rows of text): a pack's tokens are cut over a group of processes; in each layer a process gathers the keys
+and values of the whole pack, and its own queries see those up to themselves::
+
+    tokens   0 1 2 3 | 4 5 6 7        process 0 has queries 0-3 and sees keys 0-3,
+                                      process 1 has queries 4-7 and sees keys 0-7
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
 from polyphi import dist
+from polyphi.batch import Batch
+from polyphi.model.decoder import Decoder
 from polyphi.model.multimodal import PhiModel
 
 
@@ -54,13 +67,6 @@ def local(tensor: Tensor) -> Tensor:
 def whole(tensor: Tensor) -> Tensor:
     """All of a tensor; every process must ask."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def like(tensor: Tensor, model: Tensor) -> Tensor:
-    """A whole tensor cut as `model` is; every process must ask."""
-    if not isinstance(model, DTensor):
-        return tensor
-    return distribute_tensor(tensor.to(model.device), model.device_mesh, model.placements)
 
 
 def sum_gradients(parameters: Sequence[Tensor]) -> None:
@@ -104,3 +110,78 @@ def clip_gradients(parameters: Sequence[Tensor], scale: float, largest: float) -
 def has_gradient(tensor: nn.Parameter | Tensor) -> bool:
     """Whether this process holds a gradient of it that isn't zero."""
     return tensor.grad is not None and bool(local(tensor.grad).any())
+
+
+class Context:
+    """A language model whose packs are cut over the processes of `mesh`: called as the model is, with the part that
+    `part` gave, it returns that part's hidden states."""
+
+    def __init__(self, model: PhiModel, mesh: DeviceMesh) -> None:
+        self.model, self.mesh = model, mesh
+        self._starts: list[int] = []
+        self._edges: list[int] = []
+
+    @property
+    def decoder(self) -> Decoder:
+        return self.model.decoder
+
+    def part(self, batch: Batch) -> Batch:
+        """This process's tokens of a pack. Raises ValueError where the pack shows media (their tokens come from
+        encoders that see all of them) or has fewer tokens than there are processes."""
+        if batch.images or batch.clips:
+            raise ValueError(
+                "context parallelism is for rows of text; this pack has pictures or clips: leave --context at 1"
+            )
+        mine, parts = self.mesh.get_local_rank(), self.mesh.size()
+        if len(batch) < parts:
+            raise ValueError(f"a pack of {len(batch)} tokens can't be cut over {parts} processes")
+        self._edges = [len(batch) * i // parts for i in range(parts + 1)]
+        start, end = self._edges[mine : mine + 2]
+        spans = list(pairwise(batch.bounds))
+        inside = [s for s, (a, b) in enumerate(spans) if a < end and b > start]
+        self._starts = [spans[s][0] for s in inside]
+        supervised = batch.supervised
+        if supervised is not None:
+            supervised = supervised[(supervised >= start) & (supervised < end)] - start
+        return replace(
+            batch,
+            ids=batch.ids[start:end],
+            positions=batch.positions[start:end],
+            bounds=(0, *(min(spans[s][1], end) - start for s in inside)),
+            totals=tuple(batch.totals[s] for s in inside),
+            adapters=tuple(batch.adapters[s] for s in inside),
+            labels=None if batch.labels is None else batch.labels[start:end],
+            supervised=supervised,
+        )
+
+    def __call__(self, batch: Batch) -> Float[Tensor, "T D"]:
+        hidden: Tensor = self.model(batch, self)
+        return hidden
+
+    def extend(
+        self,
+        layer: int,
+        k: Float[Tensor, "T K d"],
+        v: Float[Tensor, "T K d"],
+        lengths: Sequence[int],
+    ) -> tuple[list[Float[Tensor, "n K d"]], list[Float[Tensor, "n K d"]]]:
+        """The cache protocol of `model/attention.py`: what came before a sequence's own tokens lies in other
+        processes."""
+        whole = self._gathered(torch.stack([k, v], dim=1))
+        keys, values, end = [], [], self._edges[self.mesh.get_local_rank()]
+        for start, length in zip(self._starts, lengths, strict=True):
+            end += length
+            keys.append(whole[start:end, 0])
+            values.append(whole[start:end, 1])
+        return keys, values
+
+    def _gathered(self, part: Float[Tensor, "T 2 K d"]) -> Float[Tensor, "W 2 K d"]:
+        """Every process's rows, in order; the gradient of each row is summed over those who used it."""
+        sizes = [b - a for a, b in pairwise(self._edges)]
+        longest = max(sizes)
+        padded = F.pad(part, (0, 0, 0, 0, 0, 0, 0, longest - len(part)))
+        spread = DTensor.from_local(padded, self.mesh, [Shard(0)], run_check=False)
+        every = spread.redistribute(self.mesh, [Replicate()])
+        local = every.to_local(grad_placements=[Partial()])
+        parts = zip(local.split(longest), sizes, strict=True)
+        return torch.cat([rows[:size] for rows, size in parts])

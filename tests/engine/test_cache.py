@@ -35,6 +35,8 @@ def test_reserved_memory_is_not_moved() -> None:
 def test_sequences_are_apart() -> None:
     cache = Cache([SequenceCache(), SequenceCache()])
     assert isinstance(cache, KVCache)
-    cache.update(0, 0, torch.ones(3, 1, 4), torch.ones(3, 1, 4))
-    k, _ = cache.update(0, 1, torch.zeros(2, 1, 4), torch.zeros(2, 1, 4))
-    assert k.shape == (2, 1, 4)
+    for n in (1, 2):
+        new = torch.arange(5.0)[:, None, None].expand(5, 1, 4)
+        keys, values = cache.extend(0, new, -new, [3, 2])
+        assert keys[0][:, 0, 0].tolist() == [0, 1, 2] * n
+        assert values[1][:, 0, 0].tolist() == [-3, -4] * n

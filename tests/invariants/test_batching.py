@@ -140,6 +140,10 @@ class GrowingCache:
         self.held[layer, sequence] = (k, v)
         return k, v
 
+    def extend(self, layer, k, v, lengths):
+        parts = zip(k.split(lengths), v.split(lengths), strict=True)
+        return zip(*(self.update(layer, s, *pair) for s, pair in enumerate(parts)), strict=True)
+
 
 def part(batch: Batch, start: int, end: int) -> Batch:
     """Tokens start to end of one text row, as the next piece of a cached sequence."""
@@ -176,8 +180,9 @@ def test_cached_equals_uncached(model, lengths, seed):
             """Sequence numbers count within the batch; finished sequences have left it."""
 
             @staticmethod
-            def update(layer, sequence, k, v, live=live):
-                return cache.update(layer, live[sequence], k, v)
+            def extend(layer, k, v, lengths, live=live):
+                parts = zip(live, k.split(lengths), v.split(lengths), strict=True)
+                return zip(*(cache.update(layer, s, *pair) for s, *pair in parts), strict=True)
 
         for s, hidden in zip(
             live, model(batch, Renumbered()).split([ends[s] - done[s] for s in live]), strict=True

@@ -41,10 +41,11 @@ class Held:
         ]
         self.asked = []
 
-    def update(self, layer, sequence, k, v):
-        self.asked.append((layer, sequence))
-        before = self.held[sequence]
-        return torch.cat([before[0], k]), torch.cat([before[1], v])
+    def extend(self, layer, k, v, lengths):
+        self.asked.append((layer, lengths))
+        pairs = zip(self.held, k.split(lengths), v.split(lengths), strict=True)
+        both = [(torch.cat([b[0], key]), torch.cat([b[1], value])) for b, key, value in pairs]
+        return [key for key, _ in both], [value for _, value in both]
 
 
 @pytest.mark.parametrize("heads, kv_heads", [(6, 2), (4, 4), (3, 1)])
@@ -64,11 +65,9 @@ def test_with_a_cache_the_triangle_sits_at_the_bottom_right():
     bounds, cache = (0, 4, 5, 8), Held((3, 7, 0), 2, 8)
     q, k, v = noise(8, 6, 8, seed=0), noise(8, 2, 8, seed=1), noise(8, 2, 8, seed=2)
     found = packed_attention(q, k, v, bounds, cache=cache, layer=3)
-    assert cache.asked == [(3, 0), (3, 1), (3, 2)]
-    expected = [
-        formula(q[a:b], *cache.update(3, s, k[a:b], v[a:b]))
-        for s, (a, b) in enumerate(pairwise(bounds))
-    ]
+    assert cache.asked == [(3, [4, 1, 3])]
+    keys, values = cache.extend(3, k, v, [4, 1, 3])
+    expected = [formula(q[a:b], keys[s], values[s]) for s, (a, b) in enumerate(pairwise(bounds))]
     np.testing.assert_allclose(found.numpy(), np.concatenate(expected), atol=ROUNDING, rtol=0)
 
 
@@ -86,8 +85,7 @@ def test_the_single_kernel_gets_the_same_question():
 
     bounds, cache = (0, 4, 5, 8), Held((3, 7, 0), 2, 8)
     q, k, v = noise(8, 6, 8, seed=0), noise(8, 2, 8, seed=1), noise(8, 2, 8, seed=2)
-    both = [cache.update(0, s, k[a:b], v[a:b]) for s, (a, b) in enumerate(pairwise(bounds))]
-    found = _one_call(kernel, q, [key for key, _ in both], [value for _, value in both], [4, 1, 3])
+    found = _one_call(kernel, q, *cache.extend(0, k, v, [4, 1, 3]), [4, 1, 3])
     expected = packed_attention(q, k, v, bounds, cache=cache)
     torch.testing.assert_close(found.float(), expected, atol=ROUNDING, rtol=0)
 

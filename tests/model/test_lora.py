@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from polyphi.batch import pack, row
 from polyphi.model.config import AdapterConfig
-from polyphi.model.lora import LoraLinear, Route, routes
+from polyphi.model.lora import LoraLinear, Route, dropped, routes
 
 CPU = torch.device("cpu")
 ADAPTERS = {"vision": AdapterConfig(4, 8.0), "speech": AdapterConfig(5, 15.0, 0.5)}
@@ -89,3 +89,22 @@ def test_gradients_reach_only_the_tokens_of_the_adapter(linear):
     batch = pack([row([1] * 3), row([1] * 2, adapter="vision")])
     linear(torch.randn(5, 8), routes(batch, ADAPTERS, CPU)).sum().backward()
     assert linear.lora["vision"].b.grad is not None and linear.lora["speech"].b.grad is None
+
+
+@pytest.mark.parametrize("p", [0.01, 0.05])
+def test_few_are_dropped_as_dropout_drops(p: float) -> None:
+    """Independent values of the right share: counts over many draws have a binomial's mean and spread, gradients go
+    where values went, and nothing else changes."""
+    torch.manual_seed(0)
+    x = torch.rand(40, 50, requires_grad=True)
+    counts = torch.tensor([float((dropped(x, p) == 0).sum()) for _ in range(400)])
+    spread = (2000 * p * (1 - p)) ** 0.5
+    assert abs(counts.mean() - 2000 * p) < 4 * spread / 400**0.5
+    assert counts.std() == pytest.approx(spread, rel=0.15)
+    hits = sum((dropped(x, p) == 0).float() for _ in range(400))
+    assert hits.mean(0).std() < 3 * (400 * p / 40) ** 0.5, "no place is preferred"
+    y = dropped(x, p)
+    y.sum().backward()
+    kept = y != 0
+    torch.testing.assert_close(y[kept], x[kept] / (1 - p))
+    torch.testing.assert_close(x.grad, kept / (1 - p))

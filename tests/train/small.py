@@ -214,6 +214,7 @@ def main() -> None:
     parser.add_argument("--stop-after", type=int, help="losses, and then an exception")
     parser.add_argument("--steps", type=int, default=BUDGET.steps)
     parser.add_argument("--shard", type=int, default=1)
+    parser.add_argument("--context", type=int, default=1)
     parser.add_argument("--background", action="store_true")
     parser.add_argument("--pause", type=float, default=0.0)
     parser.add_argument("--dropout", type=float, default=0.0)
@@ -233,6 +234,7 @@ def main() -> None:
         budget,
         dropout=given.dropout,
         shard=given.shard,
+        context=given.context,
         background=given.background,
         checkpoint_seconds=0.0,
     )

@@ -4,17 +4,23 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from train import small
 
+from polyphi import dist
+from polyphi.chat import Image, Message
 from polyphi.data.loader import Loader
-from polyphi.train import loop
+from polyphi.train import loop, parallel
 from polyphi.train.checkpoint import Checkpoints
 from polyphi.train.parallel import clip_gradients
+from polyphi.train.preference import DPO
+from polyphi.train.stage import Mix
 
 STAGES = {stage.name: stage for stage in (small.EVERYTHING, small.LANGUAGE, small.APART)}
 
@@ -63,7 +69,11 @@ def same(one: Path, two: Path) -> None:
         (2, ("--stage", "everything")),
         (2, ("--stage", "apart")),
         (2, ("--stage", "language", "--shard", "2")),
+        (2, ("--stage", "language", "--context", "2")),
         pytest.param(4, ("--stage", "language", "--shard", "2"), marks=pytest.mark.long),
+        pytest.param(
+            4, ("--stage", "language", "--shard", "2", "--context", "2"), marks=pytest.mark.long
+        ),
     ],
 )
 def test_many_processes_give_the_numbers_of_one(
@@ -125,6 +135,29 @@ def test_clipping_is_torchs() -> None:
     torch.testing.assert_close(norm, torch.nn.utils.clip_grad_norm_(theirs, 1.0))
     for p, q in zip(ours, theirs, strict=True):
         torch.testing.assert_close(p.grad, q.grad)
+
+
+def test_context_is_refused_where_rows_are_compared_or_show_media(
+    corpora: Path, tmp_path: Path
+) -> None:
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1
+    )
+    try:
+        stage = replace(small.LANGUAGE, data=Mix({"questions": 1}), objective=DPO())
+        with pytest.raises(ValueError, match="compares whole rows"):
+            small.run(tmp_path, corpora, stage, context=2)
+        processor = small.make_processor()
+        model = small.make_model(processor)
+        context = parallel.Context(model, dist.groups("cpu", 1))
+        picture = Image(small._png(np.random.default_rng(0)))
+        with pytest.raises(ValueError, match="for rows of text"):
+            context.part(processor.row([Message.user(picture, "red")]))
+        row = processor.row([Message.user("red blue green")])
+        torch.testing.assert_close(context(context.part(row)), model(row))
+    finally:
+        torch.distributed.destroy_process_group()
+        dist.groups.cache_clear()
 
 
 def test_sharding_is_refused_where_adapters_learn(corpora: Path, tmp_path: Path) -> None:
