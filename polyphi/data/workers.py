@@ -25,6 +25,8 @@ from polyphi.data.draws import Draw, Draws
 DRAWS_AHEAD = 8
 """Finished draws that wait per worker."""
 ENDLESS = 1 << 60
+STOPS = (signal.SIGINT, signal.SIGTERM)
+"""Signals that a terminal or a scheduler sends to all processes at once."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,13 @@ class _From(Sequence[_Parcel]):
         return ENDLESS
 
     def __getitem__(self, index: int) -> _Parcel:  # type: ignore[override]
-        return _Parcel.of(self._source[self._start + index])
+        try:
+            return _Parcel.of(self._source[self._start + index])
+        except Exception as error:
+            if type(error).__module__ == "builtins":
+                raise
+            # Others may not survive the way: then the parent would wait for ever.
+            raise RuntimeError(f"{type(error).__name__}: {error}") from error
 
 
 def draws(source: Draws, start: int, count: int) -> Generator[Draw, None, None]:
@@ -82,10 +90,10 @@ def draws(source: Draws, start: int, count: int) -> Generator[Draw, None, None]:
         .mp_prefetch(grain.MultiprocessingOptions(count, DRAWS_AHEAD), _start_worker)
     )
     try:
-        # Ctrl-C is for this process, which then ends the workers; they inherit that it is held back, and by whom it
-        # isn't: Python's resource tracker lets it through in the thread that starts it.
+        # Ctrl-C is for this process, which ends the workers when its step is done. They inherit that it is held back;
+        # but Python's resource tracker, when it starts, lets it through again, so it starts first.
         resource_tracker.ensure_running()
-        held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        held = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
         try:
             parcel = next(made)
         finally:
@@ -114,7 +122,8 @@ def _grain() -> Any:
 
 
 def _start_worker(worker: int, workers: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in STOPS:
+        signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -413,7 +413,9 @@ class _Run:
             loss, count, extra = self._loss(batch)
             (loss if share == 1 else loss * share).backward()
             found = {"loss": loss.detach().double(), "count": count, "tokens": len(batch), **extra}
-            found |= {"empty": (dealt.empty, 1), "blank": (dealt.blank, 1)}
+            found["blank"] = (dealt.blank, 1)
+            sums["empty", 0] += dealt.empty  # packs that only fill in, too
+            sums["empty", 1] += 1
             for key, field in (
                 ("supervised", batch.supervised),
                 ("crops", batch.crops),

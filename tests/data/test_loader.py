@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from polyphi.batch import Batch, Clip, row
 from polyphi.data import loader as module
-from polyphi.data import shards
+from polyphi.data import shards, workers
 from polyphi.data.draws import Draw, Skipped, Unfit
 from polyphi.data.loader import Loader, Step
 from polyphi.data.packing import Pack, Room, Size, deal
@@ -262,11 +262,11 @@ def no_workers_left() -> Iterator[None]:
     assert not pids()
 
 
-@pytest.mark.parametrize("workers", [2, pytest.param(1, marks=pytest.mark.long)])
-def test_workers_change_nothing(folder: Path, workers: int, no_workers_left: None) -> None:
+@pytest.mark.parametrize("count", [2, pytest.param(1, marks=pytest.mark.long)])
+def test_workers_change_nothing(folder: Path, count: int, no_workers_left: None) -> None:
     plain = make(folder)
     steps = [plain.step() for _ in range(12)]
-    with closing(make(folder, workers=workers).steps(9)) as made:
+    with closing(make(folder, workers=count).steps(9)) as made:
         found = list(made)
     assert [told(step) for step in found] == [told(step) for step in steps[:9]]
     assert [packs(step) for step in found] == [packs(step) for step in steps[:9]]
@@ -274,17 +274,22 @@ def test_workers_change_nothing(folder: Path, workers: int, no_workers_left: Non
         for one, other in zip(ours.samples, theirs.samples, strict=True):
             assert torch.equal(one[0].mels, other[0].mels) and one[0].clips == other[0].clips
             assert torch.equal(one[0].labels, other[0].labels) and one[0].bounds == other[0].bounds
-    again = make(folder, workers=3 - workers)  # and with another number of them
+    again = make(folder, workers=3 - count)  # and with another number of them
     again.restore(steps[4].draws, steps[4].corrupt)
     with closing(again.steps(7, ahead=True)) as made:
         assert [told(step) for step in made] == [told(step) for step in steps[5:]]
 
 
 def test_an_error_in_a_worker_is_raised_here(folder: Path, no_workers_left: None) -> None:
-    def broken(corpus: str, sample: Sample) -> list[Batch]:
-        raise TypeError("a mistake in the program")
+    class Stubborn(Exception):
+        def __init__(self) -> None:
+            super().__init__("a mistake in the program")
+            self.lock = threading.Lock()  # so that it can't be pickled
 
-    with pytest.raises(TypeError, match="a mistake in the program"):
+    def broken(corpus: str, sample: Sample) -> list[Batch]:
+        raise Stubborn
+
+    with pytest.raises(RuntimeError, match="Stubborn: a mistake in the program"):
         next(make(folder, broken, workers=1).steps(3))
 
 
@@ -333,10 +338,10 @@ def test_workers_end_with_their_parent(folder: Path, tmp_path: Path, number: int
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
     children = psutil.Process(process.pid).children(recursive=True)
     assert len(children) >= 2
-    if number == signal.SIGINT:
-        os.killpg(process.pid, number)  # as a terminal does
-    else:
+    if number == signal.SIGKILL:
         process.send_signal(number)
+    else:
+        os.killpg(process.pid, number)  # as a terminal or a scheduler does
     _, said = process.communicate(timeout=40)
     _, alive = psutil.wait_procs(children, timeout=20)
     assert not alive
@@ -349,6 +354,15 @@ def test_no_workers_need_no_grain() -> None:
     code = "import sys, polyphi.train.loop, polyphi.data.workers; print('grain' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout == "False\n"
+
+
+def test_how_many_workers_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(12))
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert (workers.default(cpu), workers.default(gpu)) == (0, 5)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    assert workers.default(gpu) == 0
 
 
 def test_workers_without_grain_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
