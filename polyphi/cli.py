@@ -64,6 +64,22 @@ def train(
 
 
 @app.command()
+def scaling(
+    size: Annotated[str, typer.Option(help="micro, nano, lab or full.")] = "nano",
+    out: Annotated[Path, typer.Option(help="Folder of the run; results in its `scaling`.")] = Path(
+        "runs/nano"
+    ),
+    seeds: Annotated[int, typer.Option(help="Runs of every length and rate.", min=1)] = 2,
+    seed: int = 0,
+    precision: Annotated[str, typer.Option(help="bf16 or fp32 arithmetic.")] = "bf16",
+) -> None:
+    """Measure the law of text 1's peak rate: best rates over runs of several lengths, B, a picture."""
+    from polyphi.reproduce.graph import Run
+
+    Run(size, out, seed=seed, precision=_precision(precision), console=console).scaling(seeds)
+
+
+@app.command()
 def curate(
     corpus: Annotated[
         str, typer.Argument(help="Name of a corpus, or `show` to list what a run holds.")

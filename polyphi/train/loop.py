@@ -51,6 +51,10 @@ COUNTED = ("tokens", "supervised", "crops", "frames")
 Tell = Callable[[Any], None]
 
 
+class Diverged(RuntimeError):
+    """A loss or a gradient norm that isn't finite."""
+
+
 def train(
     stage: Stage,
     budget: Budget,
@@ -76,8 +80,9 @@ def train(
     `micro_tokens` bounds a pack and `shard` spreads the decoder's layers over processes: memory, never the result's
     meaning. `watch(model)` is measured every `watch_steps` steps. A finished stage in `out` is only loaded.
 
-    Raises ValueError if `out` belongs to another run; RuntimeError if the loss stops being finite, a named group gets
-    no gradient or a frozen tensor changes; KeyboardInterrupt after Ctrl-C, with a checkpoint of the last whole step.
+    Raises ValueError if `out` belongs to another run; Diverged if the loss stops being finite; RuntimeError if a named
+    group gets no gradient or a frozen tensor changes; KeyboardInterrupt after Ctrl-C, with a checkpoint of the last
+    whole step.
     """
     dist.start()
     first = dist.rank() == 0
@@ -305,7 +310,7 @@ def _must_be_finite(what: str, value: float, stage: Stage, number: int, step: St
         few = ", ".join(step.ids[:20]) + (
             f" and {len(step.ids) - 20} more" if len(step.ids) > 20 else ""
         )
-        raise RuntimeError(
+        raise Diverged(
             f"{stage.name}: the {what} is {value} at step {number}; lower the rates of `learn`, "
             f"or look at the samples: {few}"
         )
