@@ -62,7 +62,12 @@ def alternate(
                 check=False,
             )
             if done.returncode:
-                raise RuntimeError(f"{name} ended with code {done.returncode}, see above")
+                why = (
+                    "killed, most likely for want of memory"
+                    if done.returncode == -9
+                    else "see above"
+                )
+                raise RuntimeError(f"{name} ended with code {done.returncode}: {why}")
             told[name].append(json.loads(done.stdout.splitlines()[-1]))
             seconds = time.monotonic() - start
             console.print(f"  {name}, {repeat + 1} of {repeats}: {seconds:.0f} s", highlight=False)

@@ -19,7 +19,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -141,12 +141,15 @@ def spoken_or_seen(work: Work, count: int) -> list[dict[str, Any]]:
 
 
 def written(work: Work, folder: Path) -> list[dict[str, Any]]:
-    """Rows of those corpora of text 1 that are made without a download, in its proportions, by a tokenizer of their
-    own."""
-    mix = {"copying": 40, "instructions": 57.4, "code": 0.6}  # code for all pages
+    """Rows of text 1's corpora in its proportions, code standing for all pages; by a tokenizer of their own. (A help
+    page is as long as a whole step: beside it a padded batch would be almost empty.)"""
+    mix = {"copying": 40, "instructions": 57.4, "code": 0.6}
+    cache = Path(os.environ.get("POLYPHI_CACHE", Path.home() / ".cache" / "polyphi"))
     for made in (copying.corpus, instructions.corpus, code.corpus):
         rows = {"train": 2000 if made.name != "code" else 200}
-        corpora.build(made, corpora.Work(rows, seed=0, cache=folder / "cache", data=folder))
+        corpora.build(
+            made, corpora.Work(rows, seed=0, cache=cache, data=folder, tell=console.print)
+        )
     texts = (
         message.text
         for name in mix
@@ -239,8 +242,7 @@ def for_peer(work: Work) -> dict[str, Any]:
         return told
     vision = {**asdict(v), "image_size": v.crop_size}
     audio = asdict(a)
-    for key in ("max_crops",):
-        vision.pop(key)
+    vision.pop("max_crops")
     for key in ("window", "input_size", "time_reduction", "kernel_size"):
         audio.pop(key)  # the library's defaults are the same
     adapter = work.config.adapters[work.adapter]
@@ -290,8 +292,10 @@ def ours(work: Work, folder: Path, *, count_flops: bool = False) -> dict[str, An
             )
         records = read_metrics(Path(out) / "metrics.jsonl")
     seconds = sum(r["tokens"] / r["tokens_per_second"] for r in records[1:])
+    supervised = sum(r["supervised"] for r in records[1:])
     return {
-        "speed": sum(r["supervised"] for r in records[1:]) / seconds,
+        "supervised": supervised,
+        "speed": supervised / seconds,
         "memory": peak_bytes() / 2**30,
         "losses": [r["loss"] for r in records],
         "trainable": sum(r["parameters"] for r in manifest["who_learns"] if r["rate"]),
@@ -303,7 +307,9 @@ def ours(work: Work, folder: Path, *, count_flops: bool = False) -> dict[str, An
 # ------------------------------------------------------------------------------ both
 
 
-def compare(work: Work, repeats: int, threads: int, limit: float) -> tuple[list[Row], list[Row]]:
+def compare(
+    work: Work, repeats: int, threads: int, limit: float, peer_name: str
+) -> tuple[list[Row], list[Row]]:
     """Rows of one work, and those against the peer with its head on labelled positions only."""
     console.print(f"[bold]{work.name}[/bold]")
     with tempfile.TemporaryDirectory() as name:
@@ -319,7 +325,6 @@ def compare(work: Work, repeats: int, threads: int, limit: float) -> tuple[list[
         counted = alternate({"ours, counting": [*us, "--flops"]}, 1, threads)["ours, counting"][0]
     same_work(told)
     share = counted["flops_per_step"] / median(told["ours"], "seconds_per_step") / limit
-    peer_name = f"transformers {version('transformers')} + peft {version('peft')}"
     kinds = [("speed", "supervised tokens/s", share)]
     if work.adapter:
         kinds.append(("memory", "GiB", None))
@@ -342,9 +347,10 @@ def compare(work: Work, repeats: int, threads: int, limit: float) -> tuple[list[
 
 
 def same_work(told: dict[str, list[dict[str, Any]]]) -> None:
-    """Both sides learn as many parameters and begin at the loss of a model that knows nothing."""
+    """Both sides learn as many parameters from as many tokens and begin at the loss of a model that knows nothing."""
     ours, peer = told["ours"][0], told["peer"][0]
-    assert ours["trainable"] == peer["trainable"], (ours["trainable"], peer["trainable"])
+    for key in ("trainable", "supervised"):
+        assert ours[key] == peer[key], f"{key}: ours {ours[key]}, the peer's {peer[key]}"
     assert abs(ours["losses"][0] - peer["losses"][0]) < 0.3, (ours["losses"], peer["losses"])
 
 
@@ -360,13 +366,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         work = next(w for w in WORKS if w.name == given.side)
         print(json.dumps(ours(work, given.folder, count_flops=given.flops)))
         return
+    try:
+        peer = f"transformers {version('transformers')} + peft {version('peft')}"
+    except PackageNotFoundError as error:
+        parser.error(
+            f"the peer needs {error.name}: pip install -r {HERE / 'peers/requirements.txt'}"
+        )
     threads = len(os.sched_getaffinity(0))
     torch.set_num_threads(threads)
     limit = matmul_rate()
     console.print(f"{threads} threads, bf16 matrix products at {limit / 1e9:.0f} GFLOP/s")
     rows, others = [], []
     for work in WORKS:
-        ours_and_peer, ours_and_short = compare(work, given.repeats, threads, limit)
+        ours_and_peer, ours_and_short = compare(work, given.repeats, threads, limit, peer)
         rows += ours_and_peer
         others += ours_and_short
     show(rows, as_json=given.json, others=others)

@@ -127,6 +127,7 @@ def main() -> None:
     print(
         json.dumps(
             {
+                "supervised": supervised,
                 "speed": supervised / seconds,
                 "memory": peak_bytes() / 2**30,
                 "losses": losses,

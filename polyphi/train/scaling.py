@@ -133,12 +133,17 @@ def sweep(
 
 
 def _best_step(points: Mapping[tuple[int, int, int], Point], size: int) -> int:
-    """The rate with the lowest mean loss at one D."""
+    """The best rate of one D."""
     losses: defaultdict[int, list[float]] = defaultdict(list)
     for (length, step, _), point in points.items():
         if length == size:
             losses[step].append(point.loss)
-    return min(losses, key=lambda step: sum(losses[step]) / len(losses[step]))
+    return min(losses, key=lambda step: _order(losses[step]))
+
+
+def _order(losses: Sequence[float]) -> tuple[int, float]:
+    """Rates are compared by their mean loss where they had as many seeds; those with fewer come after them."""
+    return -len(losses), sum(losses) / len(losses)
 
 
 def _held_out(
@@ -223,7 +228,7 @@ def _best_rates(
         rate: [p.loss for p in group]
         for rate, group in groupby(sorted(points, key=lambda p: p.rate), lambda p: p.rate)
     }
-    best = min(by_rate, key=lambda rate: sum(by_rate[rate]) / len(by_rate[rate]))
+    best = min(by_rate, key=lambda rate: _order(by_rate[rate]))
     near = [
         p
         for p in points
