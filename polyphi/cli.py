@@ -4,6 +4,7 @@
 import errno
 import json
 import logging
+import subprocess
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -136,6 +137,22 @@ def train(
     )
     for name in names:
         run.train(name)
+
+
+@app.command()
+def scaling(
+    size: Annotated[str, typer.Option(help="micro, nano, lab or full.")] = "nano",
+    out: Annotated[Path, typer.Option(help="Folder of the run; results in its `scaling`.")] = Path(
+        "runs/nano"
+    ),
+    seeds: Annotated[int, typer.Option(help="Runs of every length and rate.", min=1)] = 2,
+    seed: int = 0,
+    precision: Annotated[str, typer.Option(help="bf16 or fp32 arithmetic.")] = "bf16",
+) -> None:
+    """Measure the law of text 1's peak rate: best rates over runs of several lengths, B, a picture."""
+    from polyphi.reproduce.graph import Run
+
+    Run(size, out, seed=seed, precision=_precision(precision), console=console).scaling(seeds)
 
 
 @app.command()
@@ -320,6 +337,28 @@ def eval_score(
     from polyphi.eval.run import rescore
 
     print(json.dumps(rescore(folder), indent=1, ensure_ascii=False))
+
+
+@app.command()
+def bench(
+    name: Annotated[str, typer.Argument(help="train.")],
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON list of rows on standard output.")
+    ] = False,
+    repeats: Annotated[int, typer.Option(help="Turns of each side.", min=1)] = 3,
+) -> None:
+    """Side by side with public peers in one run; needs a checkout and a quiet machine."""
+    folder = Path(__file__).parents[1] / "benchmarks"
+    if not folder.exists():
+        raise ValueError(
+            f"bench runs scripts of a checkout, and there is no {folder}; clone the repository and run "
+            "`pip install --editable '.[dev]'` in it"
+        )
+    if name not in (known := sorted(p.stem for p in folder.glob("*.py") if p.stem != "sidebyside")):
+        raise ValueError(f"unknown benchmark {name!r}; the benchmarks are {', '.join(known)}")
+    command = [sys.executable, str(folder / f"{name}.py"), "--repeats", str(repeats)]
+    if code := subprocess.run([*command, *(["--json"] if as_json else [])], check=False).returncode:
+        raise typer.Exit(code)
 
 
 def main(arguments: list[str] | None = None) -> Any:

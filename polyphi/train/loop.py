@@ -100,8 +100,9 @@ def train(
     says what happens when a step goes wrong, `background` writes checkpoints beside the training. `watch(model)` is
     measured every `watch_steps` steps; `trackers` get every record. A finished stage in `out` is only loaded.
 
-    Raises ValueError if `out` belongs to another run; RuntimeError if the loss stops being finite, a named group gets
-    no gradient or a frozen tensor changes; KeyboardInterrupt after Ctrl-C, with a checkpoint of the last whole step.
+    Raises ValueError if `out` belongs to another run; Diverged if steps go wrong again and again; RuntimeError if a
+    named group gets no gradient or a frozen tensor changes; KeyboardInterrupt after Ctrl-C, with a checkpoint of the
+    last whole step.
     """
     dist.start()
     _must_spread(stage, context)
