@@ -43,22 +43,85 @@ def reproduce(
 @app.command()
 def train(
     names: Annotated[
-        list[str], typer.Argument(metavar="STAGE...", help="Stages, such as speech_2_post.")
+        list[str],
+        typer.Argument(metavar="STAGE...", help="Stages, such as speech_2_post, or a file of one."),
     ],
     size: Annotated[str, typer.Option(help="micro, nano, lab or full.")] = "nano",
     out: Annotated[
-        Path, typer.Option(help="Folder of the run that holds its data and its parent stages.")
-    ] = Path("runs/nano"),
+        Path | None,
+        typer.Option(
+            help="Folder of the run; runs/nano (or runs/NAME of an own stage) if not given."
+        ),
+    ] = None,
     seed: int = 0,
     precision: Annotated[str, typer.Option(help="bf16 or fp32 arithmetic.")] = "bf16",
+    model: Annotated[
+        str | None, typer.Option(help="Own stage: the checkpoint to start from, folder or hub id.")
+    ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Own stage: .jsonl, .parquet, a folder or hf:owner/name; CORPUS=... of several."
+        ),
+    ] = None,
+    columns: Annotated[
+        str | None,
+        typer.Option(help="Own stage: names of the data's columns, answer=text,audio=clip."),
+    ] = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Own stage: leave out rows that can't be used.")
+    ] = False,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Own stage: in place of its own.")
+    ] = None,
+    batch_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Own stage: tokens of a step, in place of its own.")
+    ] = None,
+    rate: Annotated[float, typer.Option(help="Own stage: factor on its rates.")] = 1.0,
+    micro_tokens: Annotated[
+        int, typer.Option(min=1, help="Own stage: tokens of one forward; fewer take less memory.")
+    ] = 8192,
 ) -> None:
-    """One stage or several, after the corpora and parent stages that they need."""
+    """Stages of the recipe, after the corpora and parent stages that they need; or a stage of your own from a public
+    checkpoint: polyphi train my_stage.py --model CHECKPOINT --data mine.jsonl (docs/finetune.md)."""
+    if any(name.endswith(".py") for name in names):
+        from polyphi.finetune import finetune
+
+        if len(names) > 1:
+            raise ValueError(f"one stage file at a time, found {', '.join(names)}")
+        finetune(
+            Path(names[0]),
+            data or (),
+            out,
+            model=model,
+            steps=steps,
+            batch_tokens=batch_tokens,
+            rate=rate,
+            micro_tokens=micro_tokens,
+            columns=_pairs(columns),
+            skip_bad=skip_bad,
+            seed=seed,
+            precision=_precision(precision),
+            tell=lambda told: console.print(told, highlight=False, soft_wrap=True),
+        )
+        return
     from polyphi import stages
     from polyphi.reproduce.graph import Run
 
+    if model or data or columns or steps or batch_tokens:
+        raise ValueError(
+            "--model, --data, --columns, --steps and --batch-tokens are for a stage of your own, in a .py file; "
+            f"found the recipe's {names[0]}"
+        )
     for name in names:
         stages.load(name)  # a misspelt name is told before the first hour of training
-    run = Run(size, out, seed=seed, precision=_precision(precision), console=console)
+    run = Run(
+        size,
+        out or Path("runs/nano"),
+        seed=seed,
+        precision=_precision(precision),
+        console=console,
+    )
     for name in names:
         run.train(name)
 
@@ -96,7 +159,9 @@ def chat(
     ] = None,
     max_tokens: int = 256,
     temperature: float = 0.0,
-    adapter: Annotated[str, typer.Option(help="auto, none, vision or speech.")] = "auto",
+    adapter: Annotated[
+        str, typer.Option(help="auto, none, vision, speech, or a sibling that the model has.")
+    ] = "auto",
 ) -> None:
     """Talk to a model; the adapter follows from what the message holds."""
     import polyphi
@@ -142,6 +207,7 @@ def transcribe(
     cot: Annotated[
         bool, typer.Option("--cot", help="Transcribe first, then translate (chain of thought).")
     ] = False,
+    adapter: Annotated[str, typer.Option(help="auto, none, or an adapter of the model.")] = "auto",
 ) -> None:
     """Write down, or translate, what is said in audio files."""
     import polyphi
@@ -149,8 +215,9 @@ def transcribe(
     if cot and to is None:
         raise ValueError("--cot is for translation: give --to LANGUAGE as well")
     phi = polyphi.load(model)
+    chosen = None if adapter == "none" else adapter
     for file in files:
-        result = phi.transcribe(file, to=to, cot=cot)
+        result = phi.transcribe(file, to=to, cot=cot, adapter=chosen)
         name = f"{file}: " if len(files) > 1 else ""
         text = (
             f"{result.text}\n{result.translation}"
@@ -199,20 +266,21 @@ def export(
     dtype: Annotated[
         str | None, typer.Option(help="float32, bfloat16 or float16; as stored if not given.")
     ] = None,
+    merge: Annotated[
+        str | None, typer.Option(help="Fold this adapter into the base weights first, and drop it.")
+    ] = None,
 ) -> None:
     """Write a checkpoint in one of the public layouts."""
     from polyphi.model import weights
     from polyphi.phi import as_dtype
 
     folder = weights.locate(model)
-    tokenizer = [
-        p
-        for p in (folder / name for name in ("tokenizer.json", "tokenizer_config.json"))
-        if p.exists()
-    ]
-    weights.save(
-        weights.load(folder), out, layout, dtype=as_dtype(dtype) if dtype else None, files=tokenizer
-    )
+    kind = as_dtype(dtype) if dtype else None
+    # cast before merging: in float32 the merged weights are exact
+    loaded = weights.load(folder, dtype=kind)
+    if merge is not None:
+        loaded.merge_adapter(merge)
+    weights.save(loaded, out, layout, files=weights.files_beside(folder, layout))
     console.print(f"wrote {out} ({layout})")
 
 
@@ -245,6 +313,14 @@ def eval_score(
     from polyphi.eval.run import rescore
 
     print(json.dumps(rescore(folder), indent=1, ensure_ascii=False))
+
+
+def _pairs(columns: str | None) -> dict[str, str]:
+    """`answer=text,audio=clip` as a mapping."""
+    pairs = [pair.partition("=") for pair in columns.split(",")] if columns else []
+    if wrong := [ours for ours, sign, theirs in pairs if not (ours and sign and theirs)]:
+        raise ValueError(f"--columns is OURS=YOURS,..., such as answer=text; found {wrong[0]!r}")
+    return {ours.strip(): theirs.strip() for ours, _, theirs in pairs}
 
 
 def _precision(name: str) -> Literal["bf16", "fp32"]:

@@ -442,6 +442,8 @@ def _identity(
         },
         "data": {name: [s["sha256"] for s in m["shards"]] for name, m in loader.manifests.items()},
     }
+    if stage.adapters:
+        value["adapters"] = {name: repr(a) for name, a in stage.adapters.items()}
     identity: dict[str, Any] = json.loads(json.dumps(value))
     return identity
 
