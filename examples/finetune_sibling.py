@@ -3,8 +3,8 @@
     polyphi train examples/finetune_sibling.py --data scans.jsonl --out runs/medical
     polyphi chat runs/medical/model --image scan.png --adapter medical "What does it show?"
 
-A line of scans.jsonl: {"image": "scan.png", "question": "What does it show?", "answer": "A fracture."}. Rows may just as
-well hold clips, or text alone: all of the corpus goes by the adapter that `Mix.adapter` names.
+A line of scans.jsonl: {"image": "scan.png", "question": "What does it show?", "answer": "A fracture."}. Rows may hold
+clips instead, or text alone: all of the corpus goes by the adapter that `Mix.adapter` names.
 
 Expect: the loss falls within the first hundred steps. Without --adapter every answer is what it was, bit for bit. The
 transformers library reads the sibling as runs/medical/model/medical-lora.

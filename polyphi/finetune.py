@@ -66,6 +66,9 @@ def finetune(
     origins = dict.fromkeys((n for n, _ in phi.named_parameters()), source)
     for name, like in stage.adapters.items():
         phi.add_adapter(name, like, seed)
+        if isinstance(like, str):
+            copied = [n for n, _ in phi.named_parameters() if f".lora.{name}." in n]
+            origins |= dict.fromkeys(copied, f"copy of {like}")
     learned = claim(stage.learn, [n for n, _ in phi.named_parameters()])
     _check_routes(stage, phi, learned)
     stored = {name: tensor.dtype for name, tensor in phi.state_dict().items()}

@@ -8,20 +8,22 @@ import numpy as np
 import soundfile
 import torch
 from PIL import Image
+from train.small import WORDS, make_model, make_processor
 
 from polyphi.model import weights
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.tokenizer import Tokenizer
-from train.small import WORDS, make_model, make_processor
 
 COLOURS = {"red": (250, 20, 20), "green": (20, 250, 20), "blue": (20, 20, 250)}
 PITCHES = {"low": 200.0, "high": 2000.0}
 
 
 def filled(model: PhiModel) -> PhiModel:
-    """Every tensor random, B matrices too: an adapter that does nothing would hide mistakes."""
+    """B matrices random too, since an adapter that does nothing would hide mistakes, and embeddings as large as those
+    of a trained model, since the head that they are could say nothing clearly."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
+        model.decoder.embed_tokens.weight.mul_(10)
         for name, tensor in model.named_parameters():
             if name.endswith(".b") and ".lora." in name:
                 tensor.normal_(std=0.02, generator=generator)

@@ -15,15 +15,14 @@ from polyphi.logs import read_metrics
 from polyphi.model import weights
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-# file -> data, a prefix of every name that learns
+SPEECH = ("audio.projector.speech.", ".lora.speech.")
+VISION = ("vision.projector.", ".lora.vision.")
+# file -> corpora (the mix's name -> file) and what stands in the names of all that learns
 CASES = {
-    "finetune_speech": (["clips.jsonl"], ("audio.projector.speech.", ".lora.speech.")),
-    "finetune_vision": (["pictures.jsonl"], ("vision.projector.", ".lora.vision.")),
-    "finetune_both": (
-        ["pictures=pictures.jsonl", "clips=clips.jsonl"],
-        ("audio.projector.speech.", ".lora.speech.", "vision.projector.", ".lora.vision."),
-    ),
-    "finetune_sibling": (["pictures.jsonl"], (".lora.medical.",)),
+    "finetune_speech": ({"calls": "clips.jsonl"}, SPEECH),
+    "finetune_vision": ({"receipts": "pictures.jsonl"}, VISION),
+    "finetune_both": ({"pictures": "pictures.jsonl", "clips": "clips.jsonl"}, (*SPEECH, *VISION)),
+    "finetune_sibling": ({"scans": "pictures.jsonl"}, (".lora.medical.",)),
 }
 
 
@@ -44,36 +43,32 @@ def test_every_example_is_here() -> None:
 @pytest.mark.parametrize("layout", ["original", "native"])
 @pytest.mark.parametrize("name", CASES)
 def test_example(name: str, layout: str, place: Path, tmp_path: Path) -> None:
-    sources, learning = CASES[name]
-    data = [
-        f"{n}={place / 'data' / p}" if n else str(place / "data" / p)
-        for n, p in (s.split("=") if "=" in s else ("", s) for s in sources)
-    ]
-    out = tmp_path / "run"
-    options = ["--steps", "20", "--batch-tokens", "400", "--rate", "300", "--precision", "bf16"]
-    cli.main(
-        ["train", str(EXAMPLES / f"{name}.py"), "--model", str(place / layout), "--out", str(out)]
-        + options
-        + [x for d in data for x in ("--data", d)]
-    )
-    losses = [r["loss"] for r in read_metrics(out / "metrics.jsonl")]
-    assert np.mean(losses[-3:]) < 0.8 * np.mean(losses[:3]), losses
+    corpora, learning = CASES[name]
+    command = ["train", str(EXAMPLES / f"{name}.py"), "--model", str(place / layout)]
+    for corpus, file in corpora.items():
+        command += ["--data", f"{corpus}={place / 'data' / file}"]
+    # a tiny model needs larger rates
+    command += ["--out", str(tmp_path), "--steps", "10", "--batch-tokens", "200", "--rate", "200"]
+    cli.main(command)
+    losses = [r["loss"] for r in read_metrics(tmp_path / "metrics.jsonl")]
+    assert np.mean(losses[-3:]) < 0.7 * np.mean(losses[:3]), losses
 
-    manifest = json.loads((out / "manifest.json").read_text())
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert all(before == after for before, after in manifest["frozen"].values())
-    before, after = (weights.load(f).state_dict() for f in (place / layout, out / "model"))
+    before, after = (weights.load(p).state_dict() for p in (place / layout, tmp_path / "model"))
     changed = {n for n in after if n not in before or not torch.equal(before[n], after[n])}
-    assert changed and all(any(part in n for part in learning) for n in changed), changed
-    assert all(t.dtype == torch.bfloat16 for t in after.values())
-    trained = load_file(out / "trained.safetensors")
+    assert {part for n in changed for part in learning if part in n} == set(learning)
+    assert all(any(part in n for part in learning) for n in changed)
+    assert {t.dtype for t in after.values()} == {torch.bfloat16}
+    trained = load_file(tmp_path / "trained.safetensors")
     assert changed <= set(trained)
-    assert all(t.dtype == torch.float32 for t in trained.values())
+    assert {t.dtype for t in trained.values()} == {torch.float32}
 
-    phi = polyphi.load(out / "model")
-    sibling = "medical" if "sibling" in name else "auto"
+    phi = polyphi.load(tmp_path / "model")
+    adapter = "medical" if "medical" in phi.config.adapters else "auto"
     picture, clip = Image(place / "data/1.png"), Audio(place / "data/1.wav")
     for media in ((picture,), (clip,), (picture, clip), ()):
         messages = [Message.user(*media, "which colour is it")]
-        answer = phi.generate(messages, sampling=SamplingParams(max_tokens=4), adapter=sibling)
-        assert answer.tokens
-        assert sibling == "auto" or answer.adapter == "medical"
+        answer = phi.generate(messages, sampling=SamplingParams(max_tokens=4), adapter=adapter)
+        called_for = "vision" if picture in media else "speech" if media else None
+        assert answer.adapter == ("medical" if adapter == "medical" else called_for)

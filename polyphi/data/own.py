@@ -213,7 +213,9 @@ def _conversation(row: Mapping[str, Any]) -> list[Message]:
         return found
 
     def message(value: Any) -> Message:
-        if not isinstance(value, Mapping) or not isinstance(value.get("content"), list):
+        if not isinstance(value, Mapping):
+            raise ValueError(f"a message is an object with role and content, found {value!r:.80}")
+        if not isinstance(value.get("content"), list):
             return Message.parse(value)
         return Message(value["role"], tuple(map(part, value["content"])), value.get("tools"))
 
