@@ -66,7 +66,9 @@ def train(
     ] = None,
     columns: Annotated[
         str | None,
-        typer.Option(help="Own stage: names of the data's columns, answer=text,audio=clip."),
+        typer.Option(
+            help="Own stage: the data's names, answer=text,audio=clip; CORPUS.answer=... of several."
+        ),
     ] = None,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Own stage: leave out rows that can't be used.")
@@ -276,11 +278,11 @@ def export(
 
     folder = weights.locate(model)
     kind = as_dtype(dtype) if dtype else None
-    # cast before merging: in float32 the merged weights are exact
-    loaded = weights.load(folder, dtype=kind)
-    if merge is not None:
+    # merged in the type that is written: in float32 nothing is rounded
+    loaded = weights.load(folder, dtype=kind if merge else None)
+    if merge:
         loaded.merge_adapter(merge)
-    weights.save(loaded, out, layout, files=weights.files_beside(folder, layout))
+    weights.save(loaded, out, layout, dtype=kind, files=weights.files_beside(folder, layout))
     console.print(f"wrote {out} ({layout})")
 
 

@@ -48,7 +48,8 @@ def finetune(
 ) -> Path:
     """Train `stage` (or that of a file) from a published checkpoint; returns the folder of the exported model.
 
-    `data`: sources (`data/own.py`), as NAME=SOURCE where the mix has several corpora. `model` is the checkpoint, by
+    `data`: sources (`data/own.py`), as CORPUS=SOURCE where the mix has several corpora; `columns` maps names of columns
+    (or CORPUS.NAME) to those of the data. `model` is the checkpoint, by
     default the one that the stage starts from. `steps`, `batch_tokens` and `rate` (a factor on the rates of `learn`)
     take the place of the stage's own. The same call goes on where an interrupted one stopped.
 
@@ -58,6 +59,7 @@ def finetune(
     out = Path("runs") / stage.name if out is None else Path(out)
     dist.start()
     sources = _sources(stage, data)
+    named = _columns(list(sources), columns or {})
     source = _start(stage, model)
     folder = weights.locate(source)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -78,7 +80,13 @@ def finetune(
 
     if dist.rank() == 0:
         for corpus, found in sources.items():
-            own.build(out / "data" / corpus, found, columns=columns, skip_bad=skip_bad, tell=tell)
+            own.build(
+                out / "data" / corpus,
+                found,
+                columns=named[corpus],
+                skip_bad=skip_bad,
+                tell=tell,
+            )
     dist.wait()
     train(
         stage,
@@ -127,6 +135,10 @@ def load_stage(file: Path) -> Stage:
 
 def _start(stage: Stage, model: str | Path | None) -> str:
     """The checkpoint: `model`, or what `start` names."""
+    if stage.copy:
+        raise ValueError(
+            f"{stage.name}: `copy` is for the recipe's stages; use adapters={{NEW: OLD}}"
+        )
     if set(stage.start) - {"*"}:
         raise ValueError(
             f"{stage.name}: own stages start from one checkpoint, {{'*': 'hf:owner/name'}}; found {dict(stage.start)}"
@@ -158,6 +170,20 @@ def _sources(stage: Stage, data: Sequence[str]) -> dict[str, list[str]]:
         raise ValueError(
             f"no data for {', '.join(missing)}; give --data {missing[0]}=SOURCE, or leave it out of the mix"
         )
+    return found
+
+
+def _columns(corpora: Sequence[str], columns: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """The names of columns of each corpus: `CORPUS.answer` is for that one, `answer` for all."""
+    found: dict[str, dict[str, str]] = {corpus: {} for corpus in corpora}
+    for ours, theirs in columns.items():
+        corpus, _, name = ours.rpartition(".")
+        if corpus and corpus not in found:
+            raise ValueError(
+                f"--columns {ours}={theirs} names no corpus of the mix; it has {', '.join(found)}"
+            )
+        for one in [corpus] if corpus else corpora:
+            found[one][name] = theirs
     return found
 
 

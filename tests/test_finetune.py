@@ -174,7 +174,7 @@ def test_merging_on_the_command_line(
     run: Callable[..., Path], place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """In float32 within 1e-5 on logits of scale 10: the same sums in another order."""
-    out = run(precision="fp32", steps=6)
+    out = run(precision="fp32")
     model = str(out / "model")
     with pytest.raises(SystemExit) as stop:
         cli.main(["export", model, "--layout", "original", "--out", str(tmp_path / "no")])
@@ -235,6 +235,7 @@ def test_a_sibling_is_asked_for_by_name(
             {"data": Mix({"pictures": 1}, adapter={"pictures": "medicine"})},
             "sends data to the adapter 'medicine'; this model has: vision, speech, medical",
         ),
+        ({"copy": {"audio.projector.vision.*": "audio.projector.speech.*"}}, "adapters={NEW: OLD}"),
         ({"adapters": {"vision": AdapterConfig(2, 4.0)}}, "needs a name of its own"),
         ({"adapters": {"a.b": AdapterConfig(2, 4.0)}}, "needs a name of its own"),
         ({"adapters": {"none": AdapterConfig(2, 4.0)}}, "needs a name of its own"),
@@ -258,6 +259,19 @@ def test_data_that_could_be_any_corpus(place: Path, tmp_path: Path) -> None:
         ValueError, match=r"2 corpora; say which one .* is, such as --data pictures="
     ):
         finetune(SIBLING, ["x.jsonl"], tmp_path, model=place / "original")
+
+
+def test_columns_of_one_corpus(run: Callable[..., Path], place: Path, tmp_path: Path) -> None:
+    renamed = (place / "data/clips.jsonl").read_text().replace("answer", "sentence")
+    (place / "data/renamed.jsonl").write_text(renamed)
+    data = [f"pictures={place / 'data/pictures.jsonl'}", f"clips={place / 'data/renamed.jsonl'}"]
+    names = {"clips.answer": "sentence"}
+    options = {"model": place / "original", "tell": lambda _: None, "steps": 1}
+    finetune(SIBLING, data, tmp_path / "run", columns=names, **options)
+    with pytest.raises(
+        ValueError, match=r"clip\.answer=sentence names no corpus of the mix; it has"
+    ):
+        finetune(SIBLING, data, tmp_path / "other", columns={"clip.answer": "sentence"}, **options)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,8 @@ before anything is trained.
 
 import hashlib
 import json
+import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,8 +35,11 @@ from polyphi.data.shards import Sample
 from polyphi.processing import media
 from polyphi.processing.template import DOCUMENT, ROLES
 
-COLUMNS = ("messages", "question", "answer", "image", "images", "audio", "audios", "rejected", "id")
-"""What `columns` may map."""
+COLUMNS = (
+    *("messages", "question", "answer", "image", "images", "audio", "audios"),
+    *("rejected", "id", "licence"),
+)
+"""Those of a row that are read."""
 HUB = "hf://"
 CONVERTED = "@refs%2Fconvert%2Fparquet"
 """The branch of a data set on the hub that holds its automatic conversion to parquet."""
@@ -63,6 +68,8 @@ def build(
             return manifest
     files = [file for source in sources for file in find(source)]
     bad: list[str] = []
+    found: Counter[type] = Counter()
+    unread: set[str] = set()
 
     def samples() -> Iterator[Sample]:
         done = 0
@@ -73,17 +80,25 @@ def build(
                     done += 1
                     advance(done, "")
                     try:
-                        yield sample(row, place, root, columns)
+                        made, unknown = sample(row, place, root, columns)
                     except ValueError as error:
                         if not skip_bad:
                             raise ValueError(f"{error} (--skip-bad leaves such rows out)") from None
                         bad.append(str(error))
+                        continue
+                    unread.update(unknown)
+                    found.update(type(part) for m in made.messages for part in m.parts)
+                    yield made
 
     manifest = shards.write(split, samples(), pipeline=pipeline)
     rest = f"; {len(bad)} left out, the first: {bad[0]}" if bad else ""
     if not manifest["rows"]:
         raise ValueError(f"{', '.join(sources)}: expected rows, found none{rest}")
-    tell(f"{folder.name}: {manifest['rows']} rows{rest}")
+    tell(
+        f"{folder.name}: {manifest['rows']} rows, {found[Image]} pictures, {found[Audio]} clips{rest}"
+    )
+    if unread:  # a misspelt `image` would be missed by nobody else
+        tell(f"  columns that are not read: {', '.join(sorted(unread))}")
     return manifest
 
 
@@ -141,7 +156,8 @@ def _hub() -> Any:
 
 
 def _train_split(files: list[str], under: str) -> list[str]:
-    return [file for file in files if "train" in file.removeprefix(under)] or files
+    said = re.compile(r"(^|[/._-])train([/._-]|$)")
+    return [file for file in files if said.search(file.removeprefix(under))] or files
 
 
 def _open(file: str) -> Any:
@@ -171,8 +187,11 @@ def _rows(file: str) -> Iterator[tuple[str, Any]]:
 # ------------------------------------------------------------------------------ a row
 
 
-def sample(row: Any, place: str, root: Path | None, columns: Mapping[str, str]) -> Sample:
-    """A row as a sample. Paths start at `root`; None forbids them. Raises ValueError that names the place."""
+def sample(
+    row: Any, place: str, root: Path | None, columns: Mapping[str, str]
+) -> tuple[Sample, set[str]]:
+    """A row as a sample, and the columns that it has beside those that are read. Paths start at `root`; None forbids
+    them. Raises ValueError that names the place."""
     try:
         row = json.loads(row) if isinstance(row, bytes) else row
         if not isinstance(row, Mapping):
@@ -194,7 +213,8 @@ def sample(row: Any, place: str, root: Path | None, columns: Mapping[str, str]) 
     meta = {"rejected": row["rejected"]} if "rejected" in row else {}
     file, _, line = place.rpartition(", ")
     id = str(row.get("id") or f"{Path(file).name}, {line}")
-    return Sample(id, messages, file, str(row.get("licence", "")), meta)
+    unread = set(row) - set(COLUMNS) - set(columns.values())
+    return Sample(id, messages, file, str(row.get("licence", "")), meta), unread
 
 
 def _conversation(row: Mapping[str, Any]) -> list[Message]:

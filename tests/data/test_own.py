@@ -112,7 +112,7 @@ def test_a_bad_row_is_named(row: Any, says: str, root: Path, tmp_path: Path) -> 
     told: list[str] = []
     own.build(tmp_path / "corpus", [str(file)], skip_bad=True, tell=told.append)
     assert len(Shards(tmp_path / "corpus/train")) == 2
-    assert "2 rows; 1 left out, the first: " in told[0]
+    assert "2 rows, 0 pictures, 0 clips; 1 left out, the first: " in told[0]
 
 
 def parquet(root: Path, name: str = "train-0.parquet", rows: int = 20) -> Path:
@@ -138,6 +138,13 @@ def test_parquet_with_columns_of_other_names(root: Path, tmp_path: Path) -> None
         read(root / "train-0.parquet", tmp_path / "other", columns={"reply": "text"})
 
 
+def test_columns_that_are_not_read_are_named(root: Path, tmp_path: Path) -> None:
+    told: list[str] = []
+    source, names = str(parquet(root)), {"audio": "clip", "answer": "text"}
+    own.build(tmp_path / "corpus", [source], columns=names, tell=told.append)
+    assert told == ["corpus: 20 rows, 0 pictures, 20 clips", "  columns that are not read: photo"]
+
+
 def test_parquet_of_conversations(root: Path, tmp_path: Path) -> None:
     """Nested columns give every part every key, most of them null."""
     row = said("red", {"type": "image", "text": None}, {"type": "text", "text": "what?"})
@@ -153,11 +160,11 @@ def test_a_folder_gives_its_train_split(root: Path, tmp_path: Path) -> None:
     folder = root / "dataset/data"
     folder.mkdir(parents=True)
     line = {"question": "?", "answer": "x"}
-    for name in ("test", "train-2", "train-1"):
+    for name in ("constraints", "train-2", "train-1"):
         written(folder, {**line, "id": name}, name=f"{name}.jsonl")
     assert [s.id for s in read(root / "dataset", tmp_path / "corpus")] == ["train-1", "train-2"]
     (folder / "train-1.jsonl").unlink(), (folder / "train-2.jsonl").unlink()
-    assert [s.id for s in read(root / "dataset", tmp_path / "corpus")] == ["test"]
+    assert [s.id for s in read(root / "dataset", tmp_path / "corpus")] == ["constraints"]
 
 
 @pytest.mark.parametrize("source", ["nothing.jsonl", "a.png", "empty"])
