@@ -95,7 +95,7 @@ def train(
             Path(names[0]),
             data or (),
             out,
-            model=model,
+            checkpoint=model,
             steps=steps,
             batch_tokens=batch_tokens,
             rate=rate,

@@ -35,7 +35,7 @@ def finetune(
     data: Sequence[str],
     out: Path | None = None,
     *,
-    model: str | Path | None = None,
+    checkpoint: str | Path | None = None,
     steps: int | None = None,
     batch_tokens: int | None = None,
     rate: float = 1.0,
@@ -49,9 +49,8 @@ def finetune(
     """Train `stage` (or that of a file) from a published checkpoint; returns the folder of the exported model.
 
     `data`: sources (`data/own.py`), as CORPUS=SOURCE where the mix has several corpora; `columns` maps names of columns
-    (or CORPUS.NAME) to those of the data. `model` is the checkpoint, by
-    default the one that the stage starts from. `steps`, `batch_tokens` and `rate` (a factor on the rates of `learn`)
-    take the place of the stage's own. The same call goes on where an interrupted one stopped.
+    (or CORPUS.NAME) to those of the data. `checkpoint`, `steps`, `batch_tokens` and `rate` (a factor on the rates of
+    `learn`) take the place of the stage's own. The same call goes on where an interrupted one stopped.
 
     Raises ValueError for whatever the user can mend: the file, the data, names of tensors and adapters.
     """
@@ -60,21 +59,21 @@ def finetune(
     dist.start()
     sources = _sources(stage, data)
     named = _columns(list(sources), columns or {})
-    source = _start(stage, model)
+    source = _start(stage, checkpoint)
     folder = weights.locate(source)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    phi = weights.load(folder, device=device)
-    processor = make_processor(phi.config, Tokenizer.load(folder))
-    origins = dict.fromkeys((n for n, _ in phi.named_parameters()), source)
+    model = weights.load(folder, device=device)
+    processor = make_processor(model.config, Tokenizer.load(folder))
+    origins = dict.fromkeys((n for n, _ in model.named_parameters()), source)
     for name, like in stage.adapters.items():
-        phi.add_adapter(name, like, seed)
+        model.add_adapter(name, like, seed)
         if isinstance(like, str):
-            copied = [n for n, _ in phi.named_parameters() if f".lora.{name}." in n]
+            copied = [n for n, _ in model.named_parameters() if f".lora.{name}." in n]
             origins |= dict.fromkeys(copied, f"copy of {like}")
-    learned = claim(stage.learn, [n for n, _ in phi.named_parameters()])
-    _check_routes(stage, phi, learned)
-    stored = {name: tensor.dtype for name, tensor in phi.state_dict().items()}
-    for name, parameter in phi.named_parameters():
+    learned = claim(stage.learn, [n for n, _ in model.named_parameters()])
+    _check_routes(stage, model, learned)
+    stored = {name: tensor.dtype for name, tensor in model.state_dict().items()}
+    for name, parameter in model.named_parameters():
         if precision == "fp32" or name in learned:
             parameter.data = parameter.data.float()
 
@@ -91,7 +90,7 @@ def finetune(
     train(
         stage,
         Budget(steps or stage.steps, batch_tokens or stage.batch_tokens, stage.context, rate),
-        phi,
+        model,
         processor,
         out / "data",
         out,
@@ -103,11 +102,11 @@ def finetune(
     )
     if dist.rank() == 0 and not (out / "model").exists():
         layout = weights.read_layout(folder)
-        if set(phi.config.adapters) - set(weights.PUBLISHED_ADAPTERS) and layout == "original":
+        if set(model.config.adapters) - set(weights.PUBLISHED_ADAPTERS) and layout == "original":
             layout = "native"
-        tensors = phi.state_dict()
+        tensors = model.state_dict()
         weights.write(
-            phi.config,
+            model.config,
             lambda name: tensors[name].to(stored[name]),
             out / "model",
             layout,
@@ -133,8 +132,8 @@ def load_stage(file: Path) -> Stage:
     return found
 
 
-def _start(stage: Stage, model: str | Path | None) -> str:
-    """The checkpoint: `model`, or what `start` names."""
+def _start(stage: Stage, checkpoint: str | Path | None) -> str:
+    """The checkpoint: `checkpoint`, or what `start` names."""
     if stage.copy:
         raise ValueError(
             f"{stage.name}: `copy` is for the recipe's stages; use adapters={{NEW: OLD}}"
@@ -143,7 +142,7 @@ def _start(stage: Stage, model: str | Path | None) -> str:
         raise ValueError(
             f"{stage.name}: own stages start from one checkpoint, {{'*': 'hf:owner/name'}}; found {dict(stage.start)}"
         )
-    source = model or stage.start.get("*")
+    source = checkpoint or stage.start.get("*")
     if source is None:
         raise ValueError(
             f"{stage.name} doesn't say what it starts from; give --model CHECKPOINT, a folder or a hub id"

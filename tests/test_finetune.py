@@ -58,7 +58,7 @@ def run(place: Path, tmp_path: Path) -> Callable[..., Path]:
         stage: Stage = SIBLING, out: str = "run", model: str = "original", **options: Any
     ) -> Path:
         data = [f"{n}={place / 'data' / n}.jsonl" for n in stage.data.weights]
-        options = {"model": place / model, "tell": lambda _: None, **options}
+        options = {"checkpoint": place / model, "tell": lambda _: None, **options}
         finetune(stage, data, tmp_path / out, **options)
         return tmp_path / out
 
@@ -250,7 +250,7 @@ def test_mistakes_are_told_before_anything_is_done(
     names = [n for n in stage.data.weights if n != "films"]
     data = [f"{n}={place / 'data' / n}.jsonl" for n in names]
     with pytest.raises(ValueError, match=says):
-        finetune(stage, data, tmp_path / "run", model=model, tell=lambda _: None)
+        finetune(stage, data, tmp_path / "run", checkpoint=model, tell=lambda _: None)
     assert not (tmp_path / "run").exists()
 
 
@@ -258,7 +258,7 @@ def test_data_that_could_be_any_corpus(place: Path, tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"2 corpora; say which one .* is, such as --data pictures="
     ):
-        finetune(SIBLING, ["x.jsonl"], tmp_path, model=place / "original")
+        finetune(SIBLING, ["x.jsonl"], tmp_path, checkpoint=place / "original")
 
 
 def test_columns_of_one_corpus(run: Callable[..., Path], place: Path, tmp_path: Path) -> None:
@@ -266,7 +266,7 @@ def test_columns_of_one_corpus(run: Callable[..., Path], place: Path, tmp_path: 
     (place / "data/renamed.jsonl").write_text(renamed)
     data = [f"pictures={place / 'data/pictures.jsonl'}", f"clips={place / 'data/renamed.jsonl'}"]
     names = {"clips.answer": "sentence"}
-    options = {"model": place / "original", "tell": lambda _: None, "steps": 1}
+    options = {"checkpoint": place / "original", "tell": lambda _: None, "steps": 1}
     finetune(SIBLING, data, tmp_path / "run", columns=names, **options)
     with pytest.raises(
         ValueError, match=r"clip\.answer=sentence names no corpus of the mix; it has"

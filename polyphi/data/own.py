@@ -128,7 +128,7 @@ def find(source: str) -> list[str]:
     if not found:
         raise ValueError(
             f"{source}: expected a .jsonl or .parquet file, a folder of them, or hf://datasets/owner/name, found "
-            f"{'none in that folder' if path.is_dir() else 'no such file or folder'}"
+            f"{'none in that folder' if path.is_dir() else 'another file' if path.is_file() else 'nothing there'}"
         )
     return _train_split(found, str(path))
 
@@ -296,9 +296,10 @@ def _check(messages: Sequence[Message]) -> None:
     for message in messages:
         if message.role not in (*ROLES, DOCUMENT):
             raise ValueError(f"unknown role {message.role!r}; expected one of {', '.join(ROLES)}")
-        for part in message.parts:
-            if isinstance(part, Text) and not isinstance(part.text, str):
-                raise ValueError(f"expected text, found {type(part.text).__name__} {part.text!r}")
+        texts = [part.text for part in message.parts if isinstance(part, Text)]
+        for text in (*texts, message.tools or ""):
+            if not isinstance(text, str):
+                raise ValueError(f"expected text, found {type(text).__name__} {text!r:.80}")
     last = messages[-1].role if messages else "nothing"
     if last not in ("assistant", DOCUMENT):
         raise ValueError(f"a conversation ends with the assistant's answer, found {last} last")

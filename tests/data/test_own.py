@@ -93,6 +93,10 @@ def test_what_stands_beside(root: Path, tmp_path: Path) -> None:
         ({"question": "?", "answer": 4}, "expected text, found int 4"),
         ({"messages": [{"role": "user", "content": "?"}]}, "found user last"),
         ({"messages": []}, "found nothing last"),
+        (
+            {"messages": [{"role": "system", "content": "", "tools": [1]}]},
+            "expected text, found list",
+        ),
         ({"messages": [{"role": "human", "content": "?"}]}, "unknown role 'human'"),
         ({"messages": [{"content": "?"}]}, "needs a role"),
         ({"messages": ["hello"]}, "a message is an object with role and content, found 'hello'"),
