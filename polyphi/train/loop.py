@@ -94,8 +94,8 @@ def train(
     `data`, a folder or an address (data/shards.py), holds the corpora of the mix, `origins` says for each tensor which
     stage its start weights came from. `micro_tokens`, `micro_crops` and `micro_frames` bound a pack, `shard` cuts the
     decoder's layers into so many parts over processes and `context` each pack of a language model, `keep` says what
-    becomes of activations: memory, never the result's meaning. `workers` processes make the rows (None: 0 on a CPU, some
-    beside a GPU). `features` is a folder where outputs of encoders that rest are kept from one epoch to the next.
+    becomes of activations: memory, never the result's meaning. `workers` processes make the rows (None: 0 on a CPU,
+    some beside a GPU). `features` is a folder where outputs of encoders that rest are kept from one epoch to the next.
     `deterministic` has torch choose only kernels that give the same bits every time, where a GPU has others. `protect`
     says what happens when a step goes wrong, `background` writes checkpoints beside the training. `watch(model)` is
     measured every `watch_steps` steps; `trackers` get every record. A finished stage in `out` is only loaded.
