@@ -19,8 +19,8 @@ test-all: setup lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 lint: setup
-	$(BIN)/ruff check polyphi tests
-	$(BIN)/ruff format --check polyphi tests
+	$(BIN)/ruff check polyphi tests benchmarks examples
+	$(BIN)/ruff format --check polyphi tests benchmarks examples
 	$(BIN)/mypy
 
 setup: .venv/.packages .venv/.speech

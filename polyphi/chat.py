@@ -16,6 +16,8 @@ from typing import Any, Protocol
 import numpy as np
 
 MediaSource = str | Path | bytes
+TRANSCRIBE = "Transcribe the audio clip into text."
+"""The published prompt of a transcription."""
 
 
 @dataclass(frozen=True)

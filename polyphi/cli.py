@@ -4,6 +4,7 @@
 import errno
 import json
 import logging
+import subprocess
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,6 +23,7 @@ app = typer.Typer(
 console = Console()
 # Worker processes (data/workers.py) read this file before grain, which would warn that it has no profiler.
 logging.getLogger("absl").setLevel(logging.ERROR)
+MACHINE, OWN = "Machines: never what comes out", "A stage of your own (a .py file)"
 Precision = Literal["bf16", "fp32"]
 ModelArgument = Annotated[str, typer.Argument(help="Folder of a checkpoint, or a hub id.")]
 
@@ -47,81 +49,143 @@ def reproduce(
 @app.command()
 def train(
     names: Annotated[
-        list[str], typer.Argument(metavar="STAGE...", help="Stages, such as speech_2_post.")
+        list[str],
+        typer.Argument(metavar="STAGE...", help="Stages, such as speech_2_post, or a file of one."),
     ],
     size: Annotated[str, typer.Option(help="micro, nano, lab or full.")] = "nano",
     out: Annotated[
-        Path, typer.Option(help="Folder of the run that holds its data and its parent stages.")
-    ] = Path("runs/nano"),
+        Path | None,
+        typer.Option(
+            help="Folder of the run; runs/nano (or runs/NAME of an own stage) if not given."
+        ),
+    ] = None,
     seed: int = 0,
     precision: Annotated[Precision, typer.Option(help="bf16 or fp32 arithmetic.")] = "bf16",
-    micro_tokens: Annotated[int, typer.Option(help="Most tokens of a pack: memory.")] = 8192,
+    micro_tokens: Annotated[
+        int, typer.Option(help="Most tokens of a pack: memory.", rich_help_panel=MACHINE)
+    ] = 8192,
     micro_crops: Annotated[
         int | None,
-        typer.Option(help="Most crops of a pack; as many as its tokens bring if not given."),
+        typer.Option(
+            help="Most crops of a pack; as many as its tokens bring if not given.",
+            rich_help_panel=MACHINE,
+        ),
     ] = None,
     micro_frames: Annotated[
-        int | None, typer.Option(help="Most audio frames of 10 ms of a pack; likewise.")
+        int | None,
+        typer.Option(
+            help="Most audio frames of 10 ms of a pack; likewise.", rich_help_panel=MACHINE
+        ),
     ] = None,
     workers: Annotated[
         int | None,
         typer.Option(
-            help="Processes that read and decode; if not given 0 on a CPU, some beside a GPU."
+            help="Processes that read and decode; if not given 0 on a CPU, some beside a GPU.",
+            rich_help_panel=MACHINE,
         ),
     ] = None,
     shard: Annotated[
-        int, typer.Option(help="Parts to cut the decoder's layers into, over torchrun's processes.")
+        int,
+        typer.Option(
+            help="Parts to cut the decoder's layers into, over torchrun's processes.",
+            rich_help_panel=MACHINE,
+        ),
     ] = 1,
     context: Annotated[
-        int, typer.Option(help="Processes to cut each pack of a long text over.")
+        int,
+        typer.Option(
+            help="Processes to cut each pack of a long text over.", rich_help_panel=MACHINE
+        ),
     ] = 1,
     activations: Annotated[
         Literal["keep", "recompute", "offload"],
-        typer.Option(help="keep, recompute (less memory, more time) or offload."),
+        typer.Option(
+            help="keep, recompute (less memory, more time) or offload.", rich_help_panel=MACHINE
+        ),
     ] = "keep",
     features: Annotated[
-        Path | None, typer.Option(help="Keep what encoders that rest make of media in this folder.")
+        Path | None,
+        typer.Option(
+            help="Keep what encoders that rest make of media in this folder.",
+            rich_help_panel=MACHINE,
+        ),
     ] = None,
     background: Annotated[
-        bool, typer.Option("--background", help="Write checkpoints beside the training.")
+        bool,
+        typer.Option(
+            "--background", help="Write checkpoints beside the training.", rich_help_panel=MACHINE
+        ),
     ] = False,
     deterministic: Annotated[
-        bool, typer.Option("--deterministic", help="Only kernels that give the same bits always.")
+        bool,
+        typer.Option(
+            "--deterministic",
+            help="Only kernels that give the same bits always.",
+            rich_help_panel=MACHINE,
+        ),
     ] = False,
     spike: Annotated[
         float | None,
-        typer.Option(help="A gradient norm this many times the usual one goes wrong, such as 10."),
+        typer.Option(
+            help="A gradient norm this many times the usual one goes wrong, such as 10.",
+            rich_help_panel=MACHINE,
+        ),
     ] = None,
     on_spike: Annotated[
         Literal["skip", "roll-back"],
-        typer.Option(help="skip the step, or roll-back to the last checkpoint."),
+        typer.Option(
+            help="skip the step, or roll-back to the last checkpoint.", rich_help_panel=MACHINE
+        ),
     ] = "skip",
     watch_every: Annotated[
-        int, typer.Option(help="Steps between looks at the stage's held-out tasks; 0: none.")
+        int,
+        typer.Option(
+            help="Steps between looks at the stage's held-out tasks; 0: none.",
+            rich_help_panel=MACHINE,
+        ),
     ] = 0,
     track: Annotated[
-        list[str] | None, typer.Option(help="tensorboard, trackio or wandb; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            help="tensorboard, trackio or wandb; may be repeated.", rich_help_panel=MACHINE
+        ),
     ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="the checkpoint to start from, folder or hub id.", rich_help_panel=OWN),
+    ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=".jsonl, .parquet, a folder or hf:owner/name; CORPUS=... of several.",
+            rich_help_panel=OWN,
+        ),
+    ] = None,
+    columns: Annotated[
+        str | None,
+        typer.Option(
+            help="the data's names, answer=text,audio=clip; CORPUS.answer=... of several.",
+            rich_help_panel=OWN,
+        ),
+    ] = None,
+    skip_bad: Annotated[
+        bool,
+        typer.Option("--skip-bad", help="leave out rows that can't be used.", rich_help_panel=OWN),
+    ] = False,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="in place of its own.", rich_help_panel=OWN)
+    ] = None,
+    batch_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="tokens of a step, in place of its own.", rich_help_panel=OWN),
+    ] = None,
+    rate: Annotated[float, typer.Option(help="factor on its rates.", rich_help_panel=OWN)] = 1.0,
 ) -> None:
-    """One stage or several, after the corpora and parent stages that they need."""
-    from polyphi import stages
-    from polyphi.reproduce.graph import Run
+    """Stages of the recipe, after the corpora and parent stages that they need; or a stage of your own from a public
+    checkpoint: polyphi train my_stage.py --model CHECKPOINT --data mine.jsonl (docs/finetune.md)."""
     from polyphi.train.guard import Guard
 
-    for name in names:
-        stages.load(name)  # a misspelt name is told before the first hour of training
-    if on_spike not in ("skip", "roll-back"):
-        raise ValueError(f"--on-spike is skip or roll-back, found {on_spike!r}")
-    if activations not in ("keep", "recompute", "offload"):
-        raise ValueError(f"--activations is keep, recompute or offload, found {activations!r}")
-    run = Run(
-        size,
-        out,
-        seed=seed,
-        precision=precision,
-        console=console,
-        watch_steps=watch_every,
-        track=track or (),
+    machine = dict(
         micro_tokens=micro_tokens,
         micro_crops=micro_crops,
         micro_frames=micro_frames,
@@ -134,8 +198,66 @@ def train(
         deterministic=deterministic,
         protect=Guard(spike, on_spike),
     )
+    if any(name.endswith(".py") for name in names):
+        from polyphi.finetune import finetune
+
+        if len(names) > 1:
+            raise ValueError(f"one stage file at a time, found {', '.join(names)}")
+        finetune(
+            Path(names[0]),
+            data or (),
+            out,
+            checkpoint=model,
+            steps=steps,
+            batch_tokens=batch_tokens,
+            rate=rate,
+            columns=_pairs(columns),
+            skip_bad=skip_bad,
+            seed=seed,
+            precision=precision,
+            track=track or (),
+            tell=lambda told: console.print(told, highlight=False, soft_wrap=True),
+            **machine,
+        )
+        return
+    from polyphi import stages
+    from polyphi.reproduce.graph import Run
+
+    if model or data or columns or steps or batch_tokens:
+        raise ValueError(
+            "--model, --data, --columns, --steps and --batch-tokens are for a stage of your own, in a .py file; "
+            f"found the recipe's {names[0]}"
+        )
+    for name in names:
+        stages.load(name)  # a misspelt name is told before the first hour of training
+    run = Run(
+        size,
+        out or Path("runs/nano"),
+        seed=seed,
+        precision=precision,
+        console=console,
+        watch_steps=watch_every,
+        track=track or (),
+        **machine,
+    )
     for name in names:
         run.train(name)
+
+
+@app.command()
+def scaling(
+    size: Annotated[str, typer.Option(help="micro, nano, lab or full.")] = "nano",
+    out: Annotated[Path, typer.Option(help="Folder of the run; results in its `scaling`.")] = Path(
+        "runs/nano"
+    ),
+    seeds: Annotated[int, typer.Option(help="Runs of every length and rate.", min=1)] = 2,
+    seed: int = 0,
+    precision: Annotated[str, typer.Option(help="bf16 or fp32 arithmetic.")] = "bf16",
+) -> None:
+    """Measure the law of text 1's peak rate: best rates over runs of several lengths, B, a picture."""
+    from polyphi.reproduce.graph import Run
+
+    Run(size, out, seed=seed, precision=_precision(precision), console=console).scaling(seeds)
 
 
 @app.command()
@@ -171,7 +293,9 @@ def chat(
     ] = None,
     max_tokens: int = 256,
     temperature: float = 0.0,
-    adapter: Annotated[str, typer.Option(help="auto, none, vision or speech.")] = "auto",
+    adapter: Annotated[
+        str, typer.Option(help="auto, none, vision, speech, or a sibling that the model has.")
+    ] = "auto",
 ) -> None:
     """Talk to a model; the adapter follows from what the message holds."""
     import polyphi
@@ -217,6 +341,7 @@ def transcribe(
     cot: Annotated[
         bool, typer.Option("--cot", help="Transcribe first, then translate (chain of thought).")
     ] = False,
+    adapter: Annotated[str, typer.Option(help="auto, none, or an adapter of the model.")] = "auto",
 ) -> None:
     """Write down, or translate, what is said in audio files."""
     import polyphi
@@ -224,8 +349,9 @@ def transcribe(
     if cot and to is None:
         raise ValueError("--cot is for translation: give --to LANGUAGE as well")
     phi = polyphi.load(model)
+    chosen = None if adapter == "none" else adapter
     for file in files:
-        result = phi.transcribe(file, to=to, cot=cot)
+        result = phi.transcribe(file, to=to, cot=cot, adapter=chosen)
         name = f"{file}: " if len(files) > 1 else ""
         text = (
             f"{result.text}\n{result.translation}"
@@ -274,20 +400,21 @@ def export(
     dtype: Annotated[
         str | None, typer.Option(help="float32, bfloat16 or float16; as stored if not given.")
     ] = None,
+    merge: Annotated[
+        str | None, typer.Option(help="Fold this adapter into the base weights first, and drop it.")
+    ] = None,
 ) -> None:
     """Write a checkpoint in one of the public layouts."""
     from polyphi.model import weights
     from polyphi.phi import as_dtype
 
     folder = weights.locate(model)
-    tokenizer = [
-        p
-        for p in (folder / name for name in ("tokenizer.json", "tokenizer_config.json"))
-        if p.exists()
-    ]
-    weights.save(
-        weights.load(folder), out, layout, dtype=as_dtype(dtype) if dtype else None, files=tokenizer
-    )
+    kind = as_dtype(dtype) if dtype else None
+    # merged in the type that is written: in float32 nothing is rounded
+    loaded = weights.load(folder, dtype=kind if merge else None)
+    if merge:
+        loaded.merge_adapter(merge)
+    weights.save(loaded, out, layout, dtype=kind, files=weights.files_beside(folder, layout))
     console.print(f"wrote {out} ({layout})")
 
 
@@ -320,6 +447,36 @@ def eval_score(
     from polyphi.eval.run import rescore
 
     print(json.dumps(rescore(folder), indent=1, ensure_ascii=False))
+
+
+@app.command()
+def bench(
+    name: Annotated[str, typer.Argument(help="train.")],
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON list of rows on standard output.")
+    ] = False,
+    repeats: Annotated[int, typer.Option(help="Turns of each side.", min=1)] = 3,
+) -> None:
+    """Side by side with public peers in one run; needs a checkout and a quiet machine."""
+    folder = Path(__file__).parents[1] / "benchmarks"
+    if not folder.exists():
+        raise ValueError(
+            f"bench runs scripts of a checkout, and there is no {folder}; clone the repository and run "
+            "`pip install --editable '.[dev]'` in it"
+        )
+    if name not in (known := sorted(p.stem for p in folder.glob("*.py") if p.stem != "sidebyside")):
+        raise ValueError(f"unknown benchmark {name!r}; the benchmarks are {', '.join(known)}")
+    command = [sys.executable, str(folder / f"{name}.py"), "--repeats", str(repeats)]
+    if code := subprocess.run([*command, *(["--json"] if as_json else [])], check=False).returncode:
+        raise typer.Exit(code)
+
+
+def _pairs(columns: str | None) -> dict[str, str]:
+    """`answer=text,audio=clip` as a mapping."""
+    pairs = [pair.partition("=") for pair in columns.split(",")] if columns else []
+    if wrong := [ours for ours, sign, theirs in pairs if not (ours and sign and theirs)]:
+        raise ValueError(f"--columns is OURS=YOURS,..., such as answer=text; found {wrong[0]!r}")
+    return {ours.strip(): theirs.strip() for ours, _, theirs in pairs}
 
 
 def main(arguments: list[str] | None = None) -> Any:

@@ -96,10 +96,7 @@ def mesh(device: str, shard: int) -> DeviceMesh:
 
 @cache
 def groups(device: str, size: int) -> DeviceMesh:
-    """This process's group of `size` neighbours, as a mesh of one axis. Raises ValueError where the processes don't
-    divide."""
-    if world() % size:
-        raise ValueError(f"{world()} processes can't be cut into groups of {size}")
+    """This process's group of `size` neighbours, as a mesh of one axis."""
     shape = (world() // size, size)
     return init_device_mesh(device, shape, mesh_dim_names=("group", "member"))["member"]
 

@@ -15,7 +15,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from polyphi.chat import Audio, Completion, Delta, MediaSource, Message, SamplingParams, Transcript
+from polyphi.chat import (
+    TRANSCRIBE,
+    Audio,
+    Completion,
+    Delta,
+    MediaSource,
+    Message,
+    SamplingParams,
+    Transcript,
+)
 from polyphi.engine.engine import GREEDY, Conversation, Engine
 from polyphi.model import weights
 from polyphi.model.config import ModelConfig
@@ -35,7 +44,6 @@ LANGUAGES = {
     "es": "Spanish",
 }
 """The languages of speech input (report, table of supported languages) as the published prompts name them."""
-TRANSCRIBE = "Transcribe the audio clip into text."
 TRANSLATE = "Translate the audio to {language}."
 TRANSCRIBE_AND_TRANSLATE = (
     "Transcribe the audio to text, and then translate the audio to {language}. "
@@ -119,12 +127,14 @@ class Phi:
         to: str | None = None,
         cot: bool = False,
         sampling: SamplingParams | None = None,
+        adapter: str | None = "auto",
     ) -> Transcript:
         """What a clip (path, bytes, or float32 samples and rate) says. `to` (a code such as "de", or a language's
         name) asks for a translation; with `cot` the model writes the transcript first and translates after it, which
         is better and gives both (report 2.2.2), otherwise the transcript stays empty.
 
-        Prompts are the published ones. Raises ValueError for a language that the model wasn't trained for.
+        Prompts are the published ones. `adapter` as in `generate`. Raises ValueError for a language that the model
+        wasn't trained for.
         """
         wave, rate = decode_audio(audio)
         seconds = len(wave) / rate
@@ -138,7 +148,9 @@ class Phi:
             prompt = (TRANSCRIBE_AND_TRANSLATE if cot else TRANSLATE).format(language=_language(to))
         messages = [Message.user(Audio((wave, rate)), prompt)]
         answer = self.generate(
-            messages, sampling=sampling or self._room(messages, seconds, twice=cot)
+            messages,
+            sampling=sampling or self._room(messages, seconds, twice=cot),
+            adapter=adapter,
         )
         warnings = []
         if answer.finish_reason == "length":

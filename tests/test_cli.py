@@ -23,6 +23,7 @@ def run(*arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
         (["train", "speech_9"], "unknown stage"),
         (["reproduce", "huge", "--out", "x"], "unknown size"),
         (["curate", "nothing"], "unknown corpus"),
+        (["bench", "nothing"], "the benchmarks are"),
         (["inspect", "nowhere/at/all/x"], ""),
         (["transcribe", "x", "y.wav", "--cot"], "--to"),
         (["inspect", "x", "--logits", "request.json"], "--out"),
@@ -128,3 +129,11 @@ def test_a_full_disk_is_one_line_with_advice(
     assert code == 1
     assert "free some space" in error
     assert len(error.strip().splitlines()) == 1
+
+
+def test_bench_needs_a_checkout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "__file__", str(tmp_path / "polyphi" / "cli.py"))
+    code, told = run("bench", "train", capsys=capsys)
+    assert code == 2 and "clone the repository" in told

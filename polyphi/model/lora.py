@@ -94,6 +94,12 @@ class LoraLinear(nn.Module):
             {name: LowRank(inputs, outputs, config) for name, config in adapters.items()}
         )
 
+    def pair(self, adapter: str) -> LowRank:
+        """An adapter's factors."""
+        found = self.lora[adapter]
+        assert isinstance(found, LowRank)
+        return found
+
     def base(self, x: Float[Tensor, "T I"]) -> Float[Tensor, "T O"]:
         """W x alone."""
         return F.linear(x, self.weight)
@@ -101,8 +107,7 @@ class LoraLinear(nn.Module):
     def forward(self, x: Float[Tensor, "T I"], taken: Sequence[Route] = ()) -> Float[Tensor, "T O"]:
         y = self.base(x)
         for route in taken:
-            pair = self.lora[route.adapter]
-            assert isinstance(pair, LowRank)
+            pair = self.pair(route.adapter)
             if route.tokens is None:
                 y = torch.addmm(y, pair.squeeze(x), pair.b.t(), alpha=pair.scale)
             else:

@@ -6,7 +6,10 @@ Encoders run only where the batch has something for them.
 """
 
 import math
+import re
 import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +18,7 @@ from torch import Tensor, nn
 
 from polyphi.batch import Batch
 from polyphi.model.attention import KVCache
-from polyphi.model.config import AudioConfig, ModelConfig, VisionConfig
+from polyphi.model.config import AdapterConfig, AudioConfig, ModelConfig, VisionConfig
 from polyphi.model.conformer import GLU, CausalDepthwise, ConformerEncoder, Pointwise
 from polyphi.model.decoder import Decoder, RMSNorm
 from polyphi.model.lora import LoraLinear, LowRank
@@ -116,9 +119,77 @@ class PhiModel(nn.Module):
         from the same decoder as one without.
         """
         for name, module in self.named_modules():
-            generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
+            generator = _generator(seed, name)
             scale = self.decoder.residual_scale() if name.endswith(("o_proj", "down_proj")) else 1.0
             _initialise(module, generator, self.config.decoder.initializer_range, scale)
+
+    @torch.no_grad()
+    def add_adapter(self, name: str, like: AdapterConfig | str, seed: int = 0) -> None:
+        """Put a sibling beside the adapters that are there: a fresh one of a given rank and alpha, which changes
+        nothing until it has learned, or a copy of the one that `like` names. Raises ValueError for a name that is
+        taken or can't be one, and for a copy of an unknown adapter."""
+        have = self.config.adapters
+        if name in have or name in {"auto", "none"} or not re.fullmatch(r"[A-Za-z][\w-]*", name):
+            raise ValueError(
+                f"a new adapter needs a name of its own (letters, digits, _ and -), not auto or none; found {name!r} "
+                f"beside: {', '.join(have) or 'none'}"
+            )
+        if isinstance(like, str) and like not in have:
+            raise ValueError(
+                f"{name} can't start as a copy of {like!r}; this model has: {', '.join(have) or 'no adapters'}"
+            )
+        config = have[like] if isinstance(like, str) else like
+        for place, linear in self._adapted():
+            pair = LowRank(linear.weight.shape[1], linear.weight.shape[0], config)
+            if isinstance(like, str):
+                pair.load_state_dict(linear.pair(like).state_dict())
+            else:
+                pair.initialise(_generator(seed, f"{place}.lora.{name}"))
+            linear.lora[name] = pair.to(linear.weight).train(self.training)
+        self._use_adapters({**have, name: config})
+
+    @torch.no_grad()
+    def merge_adapter(self, name: str) -> None:
+        """Fold an adapter into the base weights, W + alpha / rank * B A, and drop it: what it computed, the bare model
+        now computes. Every other adapter takes the reverse along (its rank grows by the merged one's), so that its own
+        sequences compute what they did. Sums are in float32; weights in bfloat16 are rounded once, so cast the model
+        first where that matters. Raises ValueError for an unknown adapter."""
+        others = dict(self.config.adapters)
+        if name not in others:
+            raise ValueError(
+                f"there is no adapter {name!r} to merge; this model has: {', '.join(others) or 'none'}"
+            )
+        merged = others.pop(name)
+        scale = {key: a.alpha / a.rank for key, a in (*others.items(), (name, merged))}
+        grown = {
+            key: replace(a, rank=a.rank + merged.rank, alpha=scale[key] * (a.rank + merged.rank))
+            for key, a in others.items()
+        }
+        for _, linear in self._adapted():
+            gone = linear.pair(name)
+            a, b = gone.a.float(), gone.b.float()
+            del linear.lora[name]
+            linear.weight.copy_(linear.weight.float() + scale[name] * (b @ a))
+            for key, config in grown.items():
+                old, back = linear.pair(key), -scale[name] / scale[key]
+                pair = LowRank(linear.weight.shape[1], linear.weight.shape[0], config)
+                pair.a.copy_(torch.cat([old.a.float(), a]))
+                pair.b.copy_(torch.cat([old.b.float(), back * b], dim=1))
+                linear.lora[key] = pair.to(old.a).train(self.training)
+        self._use_adapters(grown)
+
+    def _adapted(self) -> Iterator[tuple[str, LoraLinear]]:
+        """Every linear that adapters sit on, with its name."""
+        return ((n, m) for n, m in self.named_modules() if isinstance(m, LoraLinear))
+
+    def _use_adapters(self, adapters: Mapping[str, AdapterConfig]) -> None:
+        self.config = replace(self.config, adapters=dict(adapters))
+        self.decoder.adapters = dict(adapters)
+
+
+def _generator(seed: int, name: str) -> torch.Generator:
+    """The generator that a module of that name draws its fresh weights from."""
+    return torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
 
 
 def _sources(batch: Batch) -> Int[Tensor, " N"] | None:

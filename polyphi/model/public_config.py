@@ -47,7 +47,7 @@ def parse(
     own = written.get("polyphi", {})
     decoder = _parse_decoder(written, generation, shape)
     if layout == "mini":
-        return ModelConfig(decoder, None, None, {})
+        return ModelConfig(decoder, None, None, dict(adapters))
     if layout == "native":
         said_vision, said_audio = written.get("vision_config"), written.get("audio_config")
     else:

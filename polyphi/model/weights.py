@@ -1,9 +1,10 @@
 """Checkpoints: the three public layouts <-> our names, as one table of renames with a reason each.
 
-- `mini`: Phi-4-mini as published, the language model alone (transformers' `Phi3ForCausalLM`).
+- `mini`: Phi-4-mini as published, the language model alone (transformers' `Phi3ForCausalLM`); adapters of its own stand
+  beside it, as in the native layout.
 - `original`: Phi-4-multimodal as Microsoft publishes it (`Phi4MMForCausalLM`), adapters nested in the checkpoint.
 - `native`: the same model as the transformers library stores it (`Phi4MultimodalForCausalLM`), adapters beside it as
-  PEFT folders `vision-lora/` and `speech-lora/`.
+  PEFT folders `vision-lora/` and `speech-lora/`, and any sibling as `NAME-lora/`.
 
 # the layout is recognised; sizes come from config.json and the shapes
 >>> model = load("path/to/folder")
@@ -35,7 +36,18 @@ from polyphi.model.multimodal import PhiModel
 
 LAYOUTS = ("mini", "original", "native")
 SHARD_BYTES = 2_000_000_000
-HUB_FILES = ["*.json", "*.safetensors", "*.txt"]
+HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja"]
+PUBLISHED_ADAPTERS = ("vision", "speech")
+"""All that the original layout has room for."""
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
 PEFT_PREFIX = "base_model.model."
 """What PEFT writes before every module name of an adapter file; read with and without it."""
 NAMES_SHOWN = 20
@@ -155,7 +167,15 @@ def public_name(ours: str, layout: str, *, adapted: bool = True) -> tuple[str, i
 def names(config: ModelConfig, layout: str = "original") -> dict[str, Entry]:
     """Every tensor of a checkpoint of these sizes: public name -> `Entry`. Adapter files of the native layout appear
     as `vision-lora/NAME`. The mini layout has the language model only, whatever else the configuration holds."""
+    config = _as_stored(config, layout)
     return _entries(_empty(config).state_dict(), layout, adapted=bool(config.adapters))
+
+
+def _as_stored(config: ModelConfig, layout: str) -> ModelConfig:
+    """What of a model a layout holds: `mini` leaves out the towers, and then the adapters that were made for them."""
+    if layout == "mini" and (config.vision or config.audio):
+        return replace(config, vision=None, audio=None, adapters={})
+    return config
 
 
 def _empty(config: ModelConfig) -> PhiModel:
@@ -169,8 +189,6 @@ def _entries(state: Mapping[str, Tensor], layout: str, *, adapted: bool) -> dict
         raise ValueError(f"unknown layout {layout!r}; expected one of {', '.join(LAYOUTS)}")
     entries = {}
     for ours, tensor in state.items():
-        if layout == "mini" and (not ours.startswith("decoder.") or ".lora." in ours):
-            continue
         name, unit_axes = public_name(ours, layout, adapted=adapted)
         entries[name] = Entry(ours, (1,) * unit_axes + tuple(tensor.shape))
     return entries
@@ -243,6 +261,22 @@ def read_config(source: str | Path) -> ModelConfig:
     return _open(locate(source))[1]
 
 
+def read_layout(source: str | Path) -> str:
+    """Which of the three layouts a checkpoint has."""
+    return _open(locate(source))[0]
+
+
+def files_beside(source: str | Path, layout: str) -> list[Path]:
+    """What goes along when a checkpoint is written again in a `layout`: its tokenizer, and where the layout stays the
+    settings of its processor and templates too."""
+    folder = locate(source)
+    if read_layout(folder) != layout:
+        return [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
+    ours = {"config.json", "generation_config.json", "model.safetensors.index.json"}
+    kept = (p for p in sorted(folder.iterdir()) if p.suffix in {".json", ".txt", ".jinja"})
+    return [p for p in kept if p.name not in ours]
+
+
 def locate(source: str | Path) -> Path:
     """The local folder of a checkpoint; `owner/name` (or `hf:owner/name`) that is no folder here comes from the
     hub."""
@@ -274,7 +308,7 @@ def _open(folder: Path) -> tuple[str, ModelConfig, dict[str, _Stored]]:
     stored = _contents(_weight_files(folder))
     layout = _layout(written, stored)
     adapters = {}
-    if layout == "native":
+    if layout != "original":
         for place in sorted(p for p in folder.glob("*-lora") if p.is_dir()):
             said = _read_json(place / "adapter_config.json")
             adapters[place.name.removesuffix("-lora")] = public_config.parse_peft(
@@ -444,7 +478,8 @@ def save(
     say) are copied beside it.
 
     Everything is written into a temporary folder that takes the place of `folder` at the end, so a full disk or a kill
-    leaves either the old checkpoint or the new one. Raises ValueError where `folder` holds something else.
+    leaves either the old checkpoint or the new one. Raises ValueError where `folder` holds something else, and for
+    adapters that the original layout has no room for.
     """
     state = model.state_dict()
     write(
@@ -478,6 +513,13 @@ def write(
         raise ValueError(
             f"{target} exists and is no checkpoint (it has no config.json); give a new or an empty folder"
         )
+    siblings = sorted(set(config.adapters) - set(PUBLISHED_ADAPTERS))
+    if layout == "original" and siblings:
+        raise ValueError(
+            f"the original layout holds the adapters {' and '.join(PUBLISHED_ADAPTERS)}, this model also has "
+            f"{', '.join(siblings)}; merge it into the base (--merge {siblings[0]}), or use the native layout"
+        )
+    config = _as_stored(config, layout)
     entries = names(config, layout)
     beside: dict[str, dict[str, Entry]] = {}
     for name in [name for name in entries if "/" in name]:

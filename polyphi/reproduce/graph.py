@@ -48,8 +48,9 @@ from polyphi.processing.processor import Processor
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.reproduce import lineage, page
 from polyphi.stages import sizes
+from polyphi.train import scaling
 from polyphi.train.aed import Recogniser
-from polyphi.train.loop import train
+from polyphi.train.loop import code_revision, train
 from polyphi.train.stage import Stage
 
 FREEZE_PROMPTS = (
@@ -393,6 +394,37 @@ class Run:
             raise RuntimeError(
                 f"{stage} changed the text logits of the frozen language model: {before} -> {after}"
             )
+
+    def scaling(self, seeds: int = 2) -> Path:
+        """The law of text 1's peak rate, measured: `scaling/fit.json` and `scaling/fit.png` (report 2.1)."""
+        stage = stages.load("text_1_pretrain")
+        budget, folder = self.size.budget(stage), self.out / "scaling"
+        for corpus in stage.data.weights:
+            self.build(corpus)
+        config = lineage.configuration(stage, self.size.model, self.tokenizer)
+        points = scaling.sweep(
+            stage,
+            budget,
+            lambda seed: lineage.assemble(stage, config, self.runs, seed)[0],
+            self.processor,
+            self.data,
+            folder,
+            tokens=self.size.sweep,
+            seeds=seeds,
+            precision=self.precision,
+            tell=self._tell,
+        )
+        found = scaling.fit(points, budget.steps * budget.batch_tokens)
+        found = {
+            "command": f"polyphi scaling --size {self.size.name} --out DIR --seeds {seeds}",
+            "date": time.strftime("%Y-%m-%d"),
+            "code": code_revision(),
+            **found,
+        }
+        _write_json(folder / "fit.json", found)
+        scaling.draw(found, folder / "fit.png")
+        self._tell(scaling.told(found))
+        return folder / "fit.json"
 
     # ------------------------------------------------------------------ export and evaluation
 

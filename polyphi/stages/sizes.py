@@ -23,7 +23,7 @@ from polyphi.train.stage import Budget, Stage
 @dataclass(frozen=True)
 class Size:
     """`vocabulary` is the tokenizer's (0: the public o200k_base layout). `rows` gives train and test rows of each
-    corpus."""
+    corpus, `sweep` the lengths in tokens of the runs that the law of text 1's peak rate is measured on."""
 
     name: str
     model: ModelConfig
@@ -31,6 +31,7 @@ class Size:
     budgets: Mapping[str, Budget] = field(default_factory=dict)
     rows: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     test_rows: int = 100
+    sweep: tuple[int, ...] = ()
     seconds_between_checkpoints: float = 60.0
 
     def budget(self, stage: Stage) -> Budget:
@@ -116,6 +117,7 @@ MICRO = Size(
     rows={name: (12, 4) for name in CORPORA},
     test_rows=2,
     seconds_between_checkpoints=0.0,
+    sweep=(512, 1024, 2048, 4096),
 )
 
 NANO = Size(
@@ -182,6 +184,7 @@ NANO = Size(
         "vision_speech": (4000, 480),
     },
     test_rows=120,
+    sweep=(52 << 10, 104 << 10, 208 << 10, 416 << 10),  # up to a third of text 1
 )
 
 LAB = Size(
@@ -219,10 +222,17 @@ LAB = Size(
         "joint_1_vision_speech": Budget(1_000, 1 << 17, 16_384, rate=2.0),
     },
     rows={name: (100 * train, 4 * test) for name, (train, test) in NANO.rows.items()},
+    sweep=(1 << 26, 1 << 27, 1 << 28, 1 << 29),
     seconds_between_checkpoints=600.0,
 )
 
-FULL = Size(name="full", model=ModelConfig(), seconds_between_checkpoints=1800.0)
+FULL = Size(
+    name="full",
+    model=ModelConfig(),
+    # The report's four lengths (2.1); the fifth is ours, so that they span a factor of 8.
+    sweep=(12_500_000_000, 25_000_000_000, 37_500_000_000, 50_000_000_000, 100_000_000_000),
+    seconds_between_checkpoints=1800.0,
+)
 
 SIZES = {size.name: size for size in (MICRO, NANO, LAB, FULL)}
 

@@ -28,6 +28,10 @@ NORMS_KEPT, FEWEST_NORMS = 100, 10
 SHOWN = 20
 
 
+class Diverged(RuntimeError):
+    """Losses or gradients go wrong again and again."""
+
+
 @dataclass(frozen=True)
 class Guard:
     """A gradient norm `spike` times the median of the last hundred counts as wrong (None: only what isn't finite
@@ -66,21 +70,21 @@ def blame(step: Step, loss_of: Callable[[list[Batch]], float]) -> list[str]:
 
 
 def set_aside(past: Past, ids: Sequence[str], stage: str) -> None:
-    """Never draw these samples again. Raises RuntimeError where there are too many."""
+    """Never draw these samples again. Raises Diverged where there are too many."""
     past.set_aside = [*past.set_aside, *ids]
     if len(past.set_aside) > MOST_SET_ASIDE:
-        raise RuntimeError(
+        raise Diverged(
             f"{stage}: {len(past.set_aside)} samples have a loss that isn't finite, so the weights or the rates of "
             f"`learn` are to blame rather than they: {few(past.set_aside)}"
         )
 
 
 def wrong_step(past: Past, step: Step, norm: float, stage: str) -> None:
-    """Count a step that isn't taken. Raises RuntimeError where there are too many."""
+    """Count a step that isn't taken. Raises Diverged where there are too many."""
     past.wrong_steps += 1
     past.wrong_in_a_row += 1
     if past.wrong_steps > MOST_WRONG_STEPS or past.wrong_in_a_row >= MOST_IN_A_ROW:
-        raise RuntimeError(
+        raise Diverged(
             f"{stage}: the gradient norm is {norm:.3g} at step {past.step}; {past.wrong_steps} steps went wrong, "
             f"{past.wrong_in_a_row} in a row; lower the rates of `learn`, or look at the samples: {few(step.ids)}"
         )

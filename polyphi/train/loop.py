@@ -94,16 +94,18 @@ def train(
     `data`, a folder or an address (data/shards.py), holds the corpora of the mix, `origins` says for each tensor which
     stage its start weights came from. `micro_tokens`, `micro_crops` and `micro_frames` bound a pack, `shard` cuts the
     decoder's layers into so many parts over processes and `context` each pack of a language model, `keep` says what
-    becomes of activations: memory, never the result's meaning. `workers` processes make the rows (None: 0 on a CPU,
+    becomes of activations: memory, never the result's meaning. `workers` processes make the rows (None: none on a CPU,
     some beside a GPU). `features` is a folder where outputs of encoders that rest are kept from one epoch to the next.
     `deterministic` has torch choose only kernels that give the same bits every time, where a GPU has others. `protect`
     says what happens when a step goes wrong, `background` writes checkpoints beside the training. `watch(model)` is
     measured every `watch_steps` steps; `trackers` get every record. A finished stage in `out` is only loaded.
 
-    Raises ValueError if `out` belongs to another run; RuntimeError if the loss stops being finite, a named group gets
-    no gradient or a frozen tensor changes; KeyboardInterrupt after Ctrl-C, with a checkpoint of the last whole step.
+    Raises ValueError if `out` belongs to another run; Diverged if steps go wrong again and again; RuntimeError if a
+    named group gets no gradient or a frozen tensor changes; KeyboardInterrupt after Ctrl-C, with a checkpoint of the
+    last whole step.
     """
     dist.start()
+    _must_spread(stage, context)
     tell = tell if dist.rank() == 0 else _silence
     out.mkdir(parents=True, exist_ok=True)
     module = stage.objective.build(model, processor, seed=seed)
@@ -136,7 +138,7 @@ def train(
     run = _Run(
         stage,
         budget,
-        (_spread(stage, model, context), module, reference),
+        (parallel.spread(model, context), module, reference),
         parameters,
         loader,
         out,
@@ -490,16 +492,14 @@ class _Run:
                 self.learned[name].copy_(average)
 
 
-def _spread(stage: Stage, model: PhiModel, context: int) -> PhiModel | parallel.Context:
-    """The model, or its view of a part of each pack. Raises ValueError where an objective compares whole answers."""
-    if context == 1:
-        return model
-    if not isinstance(stage.objective, NextToken):
+def _must_spread(stage: Stage, context: int) -> None:
+    """Raise ValueError where packs can't be cut over so many processes."""
+    if context > 1 and not isinstance(stage.objective, NextToken):
         raise ValueError(
             f"{stage.name} compares whole rows: its packs can't be cut over processes; leave --context at 1"
         )
-    device = next(model.parameters()).device.type
-    return parallel.Context(model, dist.groups(device, context))
+    if dist.world() % context:
+        raise ValueError(f"{dist.world()} processes can't be cut into groups of {context}")
 
 
 def _watched(watch: Callable[[PhiModel], Mapping[str, float]], model: PhiModel) -> dict[str, float]:

@@ -112,6 +112,13 @@ def has_gradient(tensor: nn.Parameter | Tensor) -> bool:
     return tensor.grad is not None and bool(local(tensor.grad).any())
 
 
+def spread(model: PhiModel, processes: int) -> "PhiModel | Context":
+    """The model, or its view of packs that are cut over groups of so many neighbouring processes."""
+    if processes == 1:
+        return model
+    return Context(model, dist.groups(next(model.parameters()).device.type, processes))
+
+
 class Context:
     """A language model whose packs are cut over the processes of `mesh`: called as the model is, with the part that
     `part` gave, it returns that part's hidden states."""

@@ -89,6 +89,8 @@ def identity(
         },
         "data": {name: [s["sha256"] for s in m["shards"]] for name, m in loader.manifests.items()},
     }
+    if stage.adapters:
+        value["adapters"] = {name: repr(adapter) for name, adapter in stage.adapters.items()}
     found: dict[str, Any] = json.loads(json.dumps(value))
     return found
 

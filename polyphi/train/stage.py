@@ -21,13 +21,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from polyphi.model.config import AdapterConfig
+
 
 @dataclass(frozen=True)
 class Mix:
-    """Weights of corpora (folder names); only their ratios matter. `adapter` puts rows of a corpus that has no media
-    under a named adapter in training (text rows of the vision stages); inference keeps text -> none. Corpora that
-    `curriculum` names are read in their own order the first time through, the easy rows first. Those that `late` names
-    join after so many samples of the others."""
+    """Weights of corpora (folder names); only their ratios matter. `adapter` puts all rows of a corpus under a named
+    adapter in training: text rows of the vision stages (inference keeps text -> none), or a sibling's own data.
+    Corpora that `curriculum` names are read in their own order the first time through, the easy rows first. Those that
+    `late` names join after so many samples of the others."""
 
     weights: Mapping[str, float]
     adapter: Mapping[str, str] = field(default_factory=dict)
@@ -85,9 +87,10 @@ class Budget:
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of the recipe (report 2.2.2). `objective` is one of NextToken, DPO, Contrastive, AttentionDecoder.
-    `ema`: where it isn't 0, what is learned is handed on as an average over the steps, in which each step's weights
-    count `ema` times as much as those of the next."""
+    """One stage of the recipe (report 2.2.2), or of one's own. `objective` is one of NextToken, DPO, Contrastive,
+    AttentionDecoder. `adapters` adds siblings to those that the start has: a rank and alpha for a fresh one, or the
+    name of the one to start as a copy of. `ema`: where it isn't 0, what is learned is handed on as an average over the
+    steps, in which each step's weights count `ema` times as much as those of the next."""
 
     name: str
     start: Mapping[str, str]
@@ -103,6 +106,7 @@ class Stage:
     clip_norm: float = 1.0
     ema: float = 0.0
     copy: Mapping[str, str] = field(default_factory=dict)
+    adapters: Mapping[str, AdapterConfig | str] = field(default_factory=dict)
     watch: tuple[str, ...] = ()
 
     @property

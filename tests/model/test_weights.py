@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from polyphi.model import weights
-from polyphi.model.config import ModelConfig
+from polyphi.model.config import AdapterConfig, ModelConfig
 from polyphi.model.multimodal import PhiModel
 
 
@@ -238,6 +238,30 @@ def test_files_are_copied_along(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     weights.save(weights.load(folder), tmp_path / "copy", files=[tmp_path / "tokenizer.json"])
     assert (tmp_path / "copy/tokenizer.json").read_text() == "{}"
+
+
+def test_the_original_layout_has_no_room_for_a_sibling(
+    tiny_config: ModelConfig, tmp_path: Path
+) -> None:
+    model = PhiModel(tiny_config)
+    model.initialise()
+    model.add_adapter("medical", AdapterConfig(2, 4.0))
+    with pytest.raises(ValueError, match=r"also has medical; merge it .* or use the native layout"):
+        weights.save(model, tmp_path / "no", "original")
+    assert not (tmp_path / "no").exists()
+    weights.save(model, tmp_path / "mini", "mini")  # of a whole model the language model alone
+    assert weights.read_config(tmp_path / "mini").adapters == {}
+
+
+def test_what_goes_along(folder: Path) -> None:
+    for name in ("tokenizer.json", "preprocessor_config.json", "chat_template.jinja", "code.py"):
+        (folder / name).write_text("{}")
+    kept = {
+        layout: {p.name for p in weights.files_beside(folder, layout)}
+        for layout in ("original", "native")
+    }
+    assert kept["native"] == {"tokenizer.json", "chat_template.jinja"}
+    assert kept["original"] == kept["native"] | {"preprocessor_config.json"}
 
 
 def test_every_rename_is_used(tiny_config: ModelConfig) -> None:

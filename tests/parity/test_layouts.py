@@ -13,7 +13,7 @@ import torch
 
 from polyphi.batch import pack, row
 from polyphi.model import weights
-from polyphi.model.config import ModelConfig
+from polyphi.model.config import AdapterConfig, ModelConfig
 from polyphi.model.multimodal import PhiModel
 
 transformers = pytest.importorskip("transformers")
@@ -156,6 +156,31 @@ def test_transformers_and_peft_read_our_native(tiny_config: ModelConfig, tmp_pat
             torch.testing.assert_close(
                 ours(model, some_ids(n), adapter), expected, atol=TOLERANCE, rtol=0
             )
+
+
+@pytest.mark.parametrize("layout", ["native", "mini"])
+def test_peft_reads_a_sibling(tiny_config: ModelConfig, tmp_path: Path, layout: str) -> None:
+    """A third adapter beside the two, or beside the language model alone."""
+    if layout == "mini":
+        tiny_config = ModelConfig(tiny_config.decoder, None, None, {})
+    medical = {"medical": AdapterConfig(3, 9.0, 0.1)}
+    model = filled(replace(tiny_config, adapters={**tiny_config.adapters, **medical}))
+    weights.save(model, tmp_path / layout, layout)
+    kind = "Phi3ForCausalLM" if layout == "mini" else "Phi4MultimodalForCausalLM"
+    theirs, info = getattr(transformers, kind).from_pretrained(
+        tmp_path / layout, attn_implementation="eager", output_loading_info=True
+    )
+    assert not any(info.values()), info
+    bare = ours(model, some_ids(30))
+    with torch.no_grad():
+        found = theirs(input_ids=some_ids(30)[None], use_cache=False).logits[0]
+        torch.testing.assert_close(bare, found, atol=TOLERANCE, rtol=0)
+        wrapped = peft.PeftModel.from_pretrained(theirs, tmp_path / layout / "medical-lora").eval()
+        found = wrapped(input_ids=some_ids(30)[None], use_cache=False).logits[0]
+    torch.testing.assert_close(ours(model, some_ids(30), "medical"), found, atol=TOLERANCE, rtol=0)
+    assert (found - bare).abs().max() > 100 * TOLERANCE
+    again = weights.load(tmp_path / layout)
+    assert same(model, again) and again.config == model.config
 
 
 def test_we_read_adapters_that_peft_wrote(tiny_config: ModelConfig, tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ def test_both_ways_are_cross_entropy(
     scores: int, frozen: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loss, "CHUNK_SCORES", {"cpu": scores})
+    monkeypatch.setattr(loss, "CHUNK_ROWS", 1)
     hidden, head, labels = problem(frozen)
     inputs = [hidden] if frozen else [hidden, head]
     weights = torch.linspace(0.5, 2, 50)
@@ -71,6 +72,7 @@ def test_without_gradient_none_is_worked_out() -> None:
 
 def test_scores_are_never_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loss, "CHUNK_SCORES", {"cpu": 5 * 300})
+    monkeypatch.setattr(loss, "CHUNK_ROWS", 1)
     hidden, head, labels = problem(frozen=True)
     kept: list[int] = []
     with torch.autograd.graph.saved_tensors_hooks(

@@ -147,6 +147,8 @@ def test_context_is_refused_where_rows_are_compared_or_show_media(
         stage = replace(small.LANGUAGE, data=Mix({"questions": 1}), objective=DPO())
         with pytest.raises(ValueError, match="compares whole rows"):
             small.run(tmp_path, corpora, stage, context=2)
+        with pytest.raises(ValueError, match="1 processes can't be cut into groups of 2"):
+            small.run(tmp_path, corpora, small.LANGUAGE, context=2)
         processor = small.make_processor()
         model = small.make_model(processor)
         context = parallel.Context(model, dist.groups("cpu", 1))

@@ -73,6 +73,7 @@ def test_loss_is_the_formula(
     model: PhiModel, processor: Processor, scores: int, monkeypatch
 ) -> None:
     monkeypatch.setattr(loss, "CHUNK_SCORES", {"cpu": scores})
+    monkeypatch.setattr(loss, "CHUNK_ROWS", 1)
     dpo = DPO(beta=0.3, nll=0.2)
     rows = [
         *dpo.rows(sample(), processor, 64),

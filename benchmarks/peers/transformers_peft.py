@@ -1,0 +1,141 @@
+"""The peer: a training loop as one writes it with transformers and PEFT. Rows padded to the longest of the batch, one
+forward with `labels`, AdamW (fused, as transformers' own Trainer has it), bfloat16 autocast.
+
+    python benchmarks/peers/transformers_peft.py FOLDER [--head supervised]
+
+FOLDER holds what `benchmarks/train.py` wrote: `work.json` (sizes, adapter, the rows of each step) and `rows.pt` (rows:
+ids, pixels and log-mels ready). `--head supervised` gives the head only the positions that have a label, which
+the library's loss doesn't do. Prints one JSON object: seconds and supervised tokens of the steps after the first, the
+losses, the peak of memory.
+"""
+
+import argparse
+import fnmatch
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peft import LoraConfig, inject_adapter_in_model
+from sidebyside import peak_bytes
+from torch import Tensor, nn
+from transformers import (
+    Phi3Config,
+    Phi3ForCausalLM,
+    Phi4MultimodalAudioConfig,
+    Phi4MultimodalConfig,
+    Phi4MultimodalForCausalLM,
+    Phi4MultimodalVisionConfig,
+)
+
+LINEARS = r"model\.layers\.\d+\.((self_attn\.(qkv|o)_proj)|(mlp\.(gate_up|down)_proj))"
+
+
+def build(work: dict[str, Any]) -> Any:
+    """The library's model with fresh weights; what learns requires gradients, all else is frozen."""
+    torch.manual_seed(0)
+    if not work["adapter"]:
+        return Phi3ForCausalLM(Phi3Config(**work["decoder"]))
+    config = Phi4MultimodalConfig(
+        vision_config=Phi4MultimodalVisionConfig(**work["vision"]),
+        audio_config=Phi4MultimodalAudioConfig(**work["audio"]),
+        **work["decoder"],
+    )
+    model = Phi4MultimodalForCausalLM(config)
+    lora = LoraConfig(**work["lora"], target_modules=LINEARS)
+    inject_adapter_in_model(lora, model, work["adapter"])
+    for name, p in model.named_parameters():
+        p.requires_grad_(any(fnmatch.fnmatch(name, glob) for glob in work["learn"]))
+    return model
+
+
+def collate(rows: list[dict[str, Any]], work: dict[str, Any]) -> dict[str, Tensor]:
+    """A step's rows as one padded batch."""
+    longest = max(len(row["ids"]) for row in rows)
+    batch: dict[str, Tensor] = {
+        "input_ids": torch.full((len(rows), longest), work["decoder"]["pad_token_id"]),
+        "attention_mask": torch.zeros(len(rows), longest, dtype=torch.long),
+        "labels": torch.full((len(rows), longest), -100),
+    }
+    for i, row in enumerate(rows):
+        n = len(row["ids"])
+        ids = torch.tensor(row["ids"])
+        batch["input_ids"][i, :n], batch["attention_mask"][i, :n] = ids, 1
+        batch["labels"][i, :n] = ids.where(torch.tensor(row["supervise"]), -100)
+    if "crops" in rows[0]:
+        most = max(len(row["crops"]) for row in rows)
+        pixels = torch.zeros(len(rows), most, *rows[0]["crops"].shape[1:])
+        masks = torch.ones(len(rows), most, *rows[0]["crop_masks"].shape[1:])
+        for i, row in enumerate(rows):
+            pixels[i, : len(row["crops"])] = row["crops"]
+            masks[i, : len(row["crops"])] = row["crop_masks"].float()
+        sizes = torch.tensor([row["image_size"] for row in rows])
+        batch |= dict(image_pixel_values=pixels, image_sizes=sizes, image_attention_mask=masks)
+    if "mels" in rows[0]:
+        frames = [len(row["mels"]) for row in rows]
+        features = torch.zeros(len(rows), max(frames), rows[0]["mels"].shape[1])
+        for i, row in enumerate(rows):
+            features[i, : frames[i]] = row["mels"]
+        batch |= dict(
+            audio_input_features=features,
+            audio_embed_sizes=torch.tensor([-(-n // 8) for n in frames]),
+            audio_attention_mask=torch.arange(max(frames)) < torch.tensor(frames)[:, None],
+        )
+    return batch
+
+
+def supervised_loss(model: Any, batch: dict[str, Tensor]) -> Tensor:
+    """The mean loss with the head on labelled positions only."""
+    labels = batch.pop("labels")
+    hidden = model.model(**batch, use_cache=False).last_hidden_state[:, :-1]
+    wanted = labels[:, 1:] != -100
+    logits = model.lm_head(hidden[wanted]).float()
+    return F.cross_entropy(logits, labels[:, 1:][wanted])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--head", choices=("all", "supervised"), default="all")
+    given = parser.parse_args()
+    work = json.loads((given.folder / "work.json").read_text())
+    stored = torch.load(given.folder / "rows.pt", weights_only=True)
+    model = build(work).train()
+    learned = [p for p in model.parameters() if p.requires_grad]
+    adamw = torch.optim.AdamW(
+        learned, lr=work["rate"], betas=(0.9, 0.95), weight_decay=0.01, fused=True
+    )
+    seconds, supervised, losses = 0.0, 0, []
+    for number, places in enumerate(work["steps"]):
+        start = time.perf_counter()
+        batch = collate([stored[place] for place in places], work)
+        count = int((batch["labels"] != -100).sum())
+        with torch.autocast("cpu", torch.bfloat16):
+            short = given.head == "supervised"
+            loss = supervised_loss(model, batch) if short else model(**batch, use_cache=False).loss
+        loss.backward()
+        nn.utils.clip_grad_norm_(learned, 1.0)
+        adamw.step()
+        adamw.zero_grad(set_to_none=True)
+        losses.append(loss.item())
+        del loss, batch
+        if number:  # the first one allocates
+            seconds += time.perf_counter() - start
+            supervised += count
+    print(
+        json.dumps(
+            {
+                "supervised": supervised,
+                "speed": supervised / seconds,
+                "memory": peak_bytes() / 2**30,
+                "losses": losses,
+                "trainable": sum(p.numel() for p in learned),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,388 @@
+"""Training beside a plain transformers + PEFT loop (peers/transformers_peft.py), on the same rows in the same steps:
+
+- vision: what vision 3 learns (LoRA, encoder, projector) in the report's model at a quarter of every width and depth,
+  its vocabulary of 200,064 whole: a decoder of 768 x 8
+- speech: what speech 2 learns (LoRA, projector) in the same model
+- text: the whole language model of nano, on rows of text 1's corpora
+
+    polyphi bench train [--json]
+
+Ours is `polyphi.train.loop.train` as a stage runs it, its end with hashes and files included in the peak of memory.
+Speed is supervised tokens per second after the first step, memory the most that a process held; both sides have the
+same threads, bfloat16 autocast and AdamW. [ours] The lengths of questions, answers, pictures and clips: about 6 % and
+13 % of the padded positions are supervised, as in instruction data of these kinds.
+"""
+
+import argparse
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+from PIL import Image as Picture
+from sidebyside import Row, alternate, console, matmul_rate, median, peak_bytes, show
+from torch.utils.flop_counter import FlopCounterMode
+
+from polyphi import stages
+from polyphi.batch import Batch, Clip, ImageLayout, row
+from polyphi.corpora import code, copying, instructions
+from polyphi.curate import corpus as corpora
+from polyphi.data import shards
+from polyphi.data.loader import Loader
+from polyphi.logs import read_metrics
+from polyphi.model.config import (
+    AdapterConfig,
+    AudioConfig,
+    DecoderConfig,
+    ModelConfig,
+    VisionConfig,
+)
+from polyphi.model.multimodal import PhiModel
+from polyphi.processing import image
+from polyphi.processing.processor import Processor
+from polyphi.processing.tokenizer import Tokenizer
+from polyphi.stages import sizes
+from polyphi.train.loop import train
+from polyphi.train.loss import NextToken
+from polyphi.train.stage import Budget, Mix, Stage
+
+HERE = Path(__file__).parent
+QUARTER = ModelConfig(
+    decoder=DecoderConfig(
+        hidden_size=768,
+        intermediate_size=2048,
+        num_hidden_layers=8,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+    ),
+    vision=VisionConfig(
+        hidden_size=288, intermediate_size=1076, num_hidden_layers=7, num_attention_heads=4
+    ),
+    audio=AudioConfig(
+        hidden_size=256,
+        intermediate_size=384,
+        num_attention_heads=4,
+        num_blocks=6,
+        nemo_conv_channels=256,
+        ext_pw_out_channel=256,
+        depthwise_separable_out_channel=256,
+    ),
+    adapters={"vision": AdapterConfig(64, 128.0), "speech": AdapterConfig(80, 160.0, 0.01)},
+)
+PICTURES = ((448, 448), (300, 700), (640, 480), (896, 448))
+"""Width and height in pixels: 545, 753, 1065 and 801 tokens."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """One comparison. `adapter` is the one that learns ("" for the whole language model); `steps` counts the first,
+    which is not timed."""
+
+    name: str
+    adapter: str
+    config: ModelConfig
+    stage: str
+    batch_tokens: int
+    steps: int
+
+
+NANO = ModelConfig(
+    replace(sizes.NANO.model.decoder, bos_token_id=0, pad_token_id=0), None, None, adapters={}
+)
+WORKS = (
+    Work("vision", "vision", QUARTER, "vision_3_generative", batch_tokens=2048, steps=3),
+    Work("speech", "speech", QUARTER, "speech_2_post", batch_tokens=1024, steps=4),
+    Work("text", "", NANO, "text_1_pretrain", batch_tokens=1024, steps=41),
+)
+
+
+# ------------------------------------------------------------------------------ rows, the same for both sides
+
+
+def spoken_or_seen(work: Work, count: int) -> list[dict[str, Any]]:
+    """Rows about noise of usual sizes: a picture or a clip, a question, an answer; ids drawn at random."""
+    random, rows = Random(0), []
+    vision, audio = work.config.vision, work.config.audio
+    assert vision is not None and audio is not None
+    for _ in range(count):
+        generator = torch.Generator().manual_seed(random.randrange(1 << 30))
+        media: dict[str, Any]
+        if work.adapter == "vision":
+            width, height = random.choice(PICTURES)
+            noise = torch.randint(
+                256, (height, width, 3), dtype=torch.uint8, generator=generator
+            ).numpy()
+            crops, masks, layout = image.cut(
+                Picture.fromarray(noise), crop_size=vision.crop_size, patch_size=vision.patch_size
+            )
+            media = {"crops": crops, "crop_masks": masks, "image": list(asdict(layout).values())}
+            media["image_size"] = [
+                vision.crop_size * layout.crop_rows,
+                vision.crop_size * layout.crop_cols,
+            ]
+            placeholders = [vision.image_token_id] * layout.tokens(vision.cells)
+            answer = random.randint(16, 96)
+        else:
+            frames = random.randint(200, 1500)  # 2 to 15 s
+            media = {"mels": 8 + 3 * torch.randn(frames, 80, generator=generator)}
+            placeholders = [audio.audio_token_id] * Clip(frames, "speech").tokens
+            answer = round(frames * 0.027)  # tokens of 10 ms of speech
+        text = [random.randrange(work.config.decoder.vocab_size - 100) for _ in range(answer + 16)]
+        ids = placeholders + text
+        supervise = [False] * (len(ids) - answer) + [True] * answer
+        rows.append({"ids": ids, "supervise": supervise, **media})
+    return rows
+
+
+def written(work: Work, folder: Path) -> list[dict[str, Any]]:
+    """Rows of text 1's corpora in its proportions, code standing for all pages; by a tokenizer of their own. (A help
+    page is as long as a whole step: beside it a padded batch would be almost empty.)"""
+    mix = {"copying": 40, "instructions": 57.4, "code": 0.6}
+    cache = Path(os.environ.get("POLYPHI_CACHE", Path.home() / ".cache" / "polyphi"))
+    for made in (copying.corpus, instructions.corpus, code.corpus):
+        rows = {"train": 2000 if made.name != "code" else 200}
+        corpora.build(
+            made, corpora.Work(rows, seed=0, cache=cache, data=folder, tell=console.print)
+        )
+    texts = (
+        message.text
+        for name in mix
+        for sample in shards.Shards(folder / name / "train")
+        for message in sample.messages
+    )
+    processor = Processor(Tokenizer.train(texts, work.config.decoder.vocab_size))
+    stage = stages.load(work.stage)
+    loader = Loader(
+        mix,
+        folder,
+        lambda _, sample: stage.objective.rows(sample, processor, work.batch_tokens),
+        batch_tokens=(work.steps + 1) * work.batch_tokens,
+        seed=0,
+    )
+    return [
+        {
+            "ids": batch.ids.tolist(),
+            "supervise": [False, *(batch.labels[:-1] != -100).tolist()],
+        }
+        for rows in loader.step().samples
+        for batch in rows
+        if batch.labels is not None
+    ]
+
+
+def as_batch(made: dict[str, Any], work: Work) -> Batch:
+    """A row as polyphi has it."""
+    media: dict[str, Any] = {}
+    slots = torch.arange(len(made["ids"]))
+    if "crops" in made:
+        layout = ImageLayout(*made["image"])
+        assert work.config.vision is not None
+        media = {"crops": made["crops"], "crop_masks": made["crop_masks"], "images": (layout,)}
+        media["image_slots"] = slots[: layout.tokens(work.config.vision.cells)]
+    if "mels" in made:
+        clip = Clip(len(made["mels"]), "speech")
+        media = {"mels": made["mels"], "clips": (clip,), "audio_slots": slots[: clip.tokens]}
+    return row(made["ids"], supervise=made["supervise"], adapter=work.adapter or None, **media)
+
+
+def stage_of(work: Work, batches: Sequence[Batch]) -> Stage:
+    """The stage, on rows that were made before, in their order."""
+
+    class Prepared(NextToken):
+        def rows(
+            self, sample: Any, processor: Any, context: int, adapter: str | None = "auto"
+        ) -> list[Batch]:
+            return [batches[int(sample.id)]]
+
+    mix = Mix({"rows": 1.0}, curriculum=("rows",))
+    return replace(stages.load(work.stage), data=mix, objective=Prepared())
+
+
+def write(work: Work, folder: Path) -> None:
+    """For both sides: `rows.pt`, `work.json` (sizes, rate, rows of each step) and `rows`, a corpus of their places."""
+    made = (
+        spoken_or_seen(work, 10 * work.steps) if work.adapter else written(work, folder / "corpora")
+    )
+    stubs = [shards.document(str(i), "", "", "") for i in range(len(made))]
+    shards.write(folder / "rows" / "train", stubs, pipeline="benchmark")
+    places = Loader(
+        {"rows": 1.0},
+        folder,
+        lambda _, sample: [as_batch(made[int(sample.id)], work)],
+        batch_tokens=work.batch_tokens,
+        seed=0,
+        curriculum=("rows",),
+    )
+    steps = [[int(id.removeprefix("rows/")) for id in places.step().ids] for _ in range(work.steps)]
+    torch.save(made, folder / "rows.pt")
+    rate = max(stages.load(work.stage).learn.values())
+    told = {**for_peer(work), "rate": rate, "steps": steps}
+    (folder / "work.json").write_text(json.dumps(told))
+
+
+def for_peer(work: Work) -> dict[str, Any]:
+    """The model's sizes in the peer's words."""
+    d, v, a = work.config.decoder, work.config.vision, work.config.audio
+    decoder = asdict(d)
+    factors = {k: list(decoder.pop(k)) for k in ("short_factor", "long_factor")}
+    decoder.pop("eos_token_ids")
+    decoder |= {
+        "rope_scaling": {"type": "longrope", **factors},
+        "tie_word_embeddings": True,
+        "eos_token_id": d.bos_token_id,
+    }
+    told: dict[str, Any] = {"decoder": decoder, "adapter": work.adapter}
+    if v is None or a is None:
+        return told
+    vision = {**asdict(v), "image_size": v.crop_size}
+    audio = asdict(a)
+    vision.pop("max_crops")
+    for key in ("window", "input_size", "time_reduction", "kernel_size"):
+        audio.pop(key)  # the library's defaults are the same
+    adapter = work.config.adapters[work.adapter]
+    learn = {
+        "vision": ["*.lora_?.vision.*", "*.image_embed.*"],
+        "speech": ["*.lora_?.speech.*", "*.audio_embed.*_for_speech.*"],
+    }
+    lora = {"r": adapter.rank, "lora_alpha": adapter.alpha, "lora_dropout": adapter.dropout}
+    return {
+        **told,
+        "vision": vision,
+        "audio": audio,
+        "lora": lora,
+        "learn": learn[work.adapter],
+    }
+
+
+# ------------------------------------------------------------------------------ our side
+
+
+def ours(work: Work, folder: Path, *, count_flops: bool = False) -> dict[str, Any]:
+    """Train as a stage does; what `sidebyside.alternate` reads."""
+    rows = torch.load(folder / "rows.pt", weights_only=True)
+    batches = [as_batch(made, work) for made in rows]
+    config = work.config
+    if work.adapter:  # what the stage's model is made of
+        config = replace(
+            config,
+            adapters={work.adapter: config.adapters[work.adapter]},
+            vision=config.vision if work.adapter == "vision" else None,
+            audio=config.audio if work.adapter == "speech" else None,
+        )
+    model = PhiModel(config)
+    model.initialise(0)
+    budget = Budget(work.steps, work.batch_tokens, work.batch_tokens)
+    with tempfile.TemporaryDirectory(dir=folder) as out:
+        counter = FlopCounterMode(display=False) if count_flops else None
+        with counter or torch.enable_grad():
+            manifest = train(
+                stage_of(work, batches),
+                budget,
+                model,
+                None,
+                folder,
+                Path(out),
+                tell=lambda _: None,
+            )
+        records = read_metrics(Path(out) / "metrics.jsonl")
+    seconds = sum(r["tokens"] / r["tokens_per_second"] for r in records[1:])
+    supervised = sum(r["supervised"] for r in records[1:])
+    return {
+        "supervised": supervised,
+        "speed": supervised / seconds,
+        "memory": peak_bytes() / 2**30,
+        "losses": [r["loss"] for r in records],
+        "trainable": sum(r["parameters"] for r in manifest["who_learns"] if r["rate"]),
+        "seconds_per_step": seconds / max(1, len(records) - 1),
+        "flops_per_step": counter.get_total_flops() / len(records) if counter else None,
+    }
+
+
+# ------------------------------------------------------------------------------ both
+
+
+def compare(
+    work: Work, repeats: int, threads: int, limit: float, peer_name: str
+) -> tuple[list[Row], list[Row]]:
+    """Rows of one work, and those against the peer with its head on labelled positions only."""
+    console.print(f"[bold]{work.name}[/bold]")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write(work, folder)
+        us: list[str | Path] = [Path(__file__), "--side", work.name, "--folder", folder]
+        peer: list[str | Path] = [HERE / "peers" / "transformers_peft.py", folder]
+        told = alternate(
+            {"ours": us, "peer": peer, "peer, short head": [*peer, "--head", "supervised"]},
+            repeats,
+            threads,
+        )
+        counted = alternate({"ours, counting": [*us, "--flops"]}, 1, threads)["ours, counting"][0]
+    same_work(told)
+    share = counted["flops_per_step"] / median(told["ours"], "seconds_per_step") / limit
+    kinds = [("speed", "supervised tokens/s", share)]
+    if work.adapter:
+        kinds.append(("memory", "GiB", None))
+    made: list[list[Row]] = []
+    for side, label in (("peer", ""), ("peer, short head", ", head on labelled positions only")):
+        made.append(
+            [
+                Row(
+                    f"{work.name} {key}",
+                    median(told["ours"], key),
+                    median(told[side], key),
+                    peer_name + label,
+                    unit,
+                    limit_share,
+                )
+                for key, unit, limit_share in kinds
+            ]
+        )
+    return made[0], made[1]
+
+
+def same_work(told: dict[str, list[dict[str, Any]]]) -> None:
+    """Both sides learn as many parameters from as many tokens and begin at the loss of a model that knows nothing."""
+    ours, peer = told["ours"][0], told["peer"][0]
+    for key in ("trainable", "supervised"):
+        assert ours[key] == peer[key], f"{key}: ours {ours[key]}, the peer's {peer[key]}"
+    assert abs(ours["losses"][0] - peer["losses"][0]) < 0.3, (ours["losses"], peer["losses"])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Training beside a plain transformers loop.")
+    parser.add_argument("--json", action="store_true", help="one JSON list of rows on stdout")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--side", choices=[w.name for w in WORKS], help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--flops", action="store_true", help=argparse.SUPPRESS)
+    given = parser.parse_args(arguments)
+    if given.side:
+        work = next(w for w in WORKS if w.name == given.side)
+        print(json.dumps(ours(work, given.folder, count_flops=given.flops)))
+        return
+    try:
+        peer = f"transformers {version('transformers')} + peft {version('peft')}"
+    except PackageNotFoundError as error:
+        parser.error(
+            f"the peer needs {error.name}: pip install -r {HERE / 'peers/requirements.txt'}"
+        )
+    threads = len(os.sched_getaffinity(0))
+    torch.set_num_threads(threads)
+    limit = matmul_rate()
+    console.print(f"{threads} threads, bf16 matrix products at {limit / 1e9:.0f} GFLOP/s")
+    rows, others = [], []
+    for work in WORKS:
+        ours_and_peer, ours_and_short = compare(work, given.repeats, threads, limit, peer)
+        rows += ours_and_peer
+        others += ours_and_short
+    show(rows, as_json=given.json, others=others)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""The training benchmark at a size of seconds: both sides take the same rows in the same steps."""
+
+import importlib.util
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from polyphi.model.config import ModelConfig
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def train(monkeypatch: pytest.MonkeyPatch):
+    """The script, by a name that isn't the tests' own."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    spec = importlib.util.spec_from_file_location("benchmark_train", BENCHMARKS / "train.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    yield module
+    sys.modules.pop("sidebyside", None)
+
+
+@pytest.mark.parametrize("adapter", ["speech", pytest.param("vision", marks=pytest.mark.long)])
+def test_both_sides_do_the_same_work(
+    train, adapter: str, tiny_config: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "PICTURES", ((56, 56), (112, 56)))
+    full = next(work for work in train.WORKS if work.name == adapter)
+    work = replace(full, config=tiny_config, batch_tokens=400, steps=2)
+    train.write(work, tmp_path)
+    stored = torch.load(tmp_path / "rows.pt", weights_only=True)
+    first = json.loads((tmp_path / "work.json").read_text())["steps"][0]
+    assert 0 < sum(len(stored[place]["ids"]) for place in first) <= 400
+
+    script = BENCHMARKS / "peers" / "transformers_peft.py"
+    told = train.alternate(
+        {"peer": [script, tmp_path], "short": [script, tmp_path, "--head", "supervised"]}, 1, 1
+    )
+    told["ours"] = [train.ours(work, tmp_path)]
+    train.same_work(told)
+    # The peer's two heads differ in nothing but the positions without a label.
+    torch.testing.assert_close(
+        told["peer"][0]["losses"][0], told["short"][0]["losses"][0], atol=2e-3, rtol=0
+    )
+    counted = train.ours(work, tmp_path, count_flops=True)
+    assert counted["flops_per_step"] > 1e6
+
+
+def test_a_row_is_supervised_where_it_answers(train, tiny_config: ModelConfig) -> None:
+    work = replace(train.WORKS[1], config=tiny_config)
+    for made in train.spoken_or_seen(work, 3):
+        batch = train.as_batch(made, work)
+        assert len(batch.supervised) == sum(made["supervise"]) > 0
+        assert batch.adapters == ("speech",)
+        assert len(batch.audio_slots) == batch.clips[0].tokens
+
+
+def test_rows_are_told_as_one_list(train, capsys: pytest.CaptureFixture[str]) -> None:
+    row = train.Row("vision speed", 3.0, 2.0, "a peer", "tokens/s", 0.5)
+    train.show([row], as_json=True, others=[replace(row, peer_name="another")])
+    (told,) = json.loads(capsys.readouterr().out)
+    assert told == {
+        "work": "vision speed",
+        "ours": 3.0,
+        "peer": 2.0,
+        "peer_name": "a peer",
+        "unit": "tokens/s",
+        "ratio": 1.5,
+        "limit_share": 0.5,
+    }

@@ -1,0 +1,247 @@
+"""People's own data: both forms, JSON lines and parquet, and what is said about a bad row."""
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+from PIL import Image as PIL
+
+from polyphi.chat import TRANSCRIBE, Audio, Image, Message, Text
+from polyphi.data import own
+from polyphi.data.shards import Sample, Shards
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A folder with a picture, a clip and a file that is neither."""
+    PIL.new("RGB", (8, 8), "red").save(tmp_path / "a.png")
+    soundfile.write(tmp_path / "a.wav", np.zeros(800), 16000)
+    (tmp_path / "b.png").write_text("no picture")
+    return tmp_path
+
+
+def written(root: Path, *rows: Any, name: str = "mine.jsonl") -> Path:
+    text = "".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows)
+    (root / name).write_text(text)
+    return root / name
+
+
+def read(source: Path | str, folder: Path, **options: Any) -> list[Sample]:
+    own.build(folder, [str(source)], tell=lambda _: None, **options)
+    return list(Shards(folder / "train"))
+
+
+def said(answer: str, *parts: Any) -> dict[str, Any]:
+    user = {"role": "user", "content": list(parts)}
+    return {"messages": [user, {"role": "assistant", "content": answer}]}
+
+
+def test_both_forms_say_the_same(root: Path, tmp_path: Path) -> None:
+    picture, clip = (root / "a.png").read_bytes(), (root / "a.wav").read_bytes()
+    text = {"type": "text", "text": "what?"}
+    file = written(
+        root,
+        {"image": "a.png", "audio": "a.wav", "question": "what?", "answer": "red"},
+        said("red", {"type": "image", "image": "a.png"}, {"type": "audio", "audio": "a.wav"}, text),
+        {**said("red", {"type": "image"}, {"type": "audio"}, text),
+         "images": [str(root / "a.png")], "audio": "a.wav"},
+        said("red", {"type": "image_url", "image_url": {"url": "a.png"}},
+             {"type": "input_audio", "input_audio": {"path": "a.wav"}}, text),
+    )  # fmt: skip
+    expected = (
+        Message("user", (Image(picture), Audio(clip), Text("what?"))),
+        Message.assistant("red"),
+    )
+    samples = read(file, tmp_path / "corpus")
+    assert [s.messages for s in samples] == [expected] * 4
+    assert [s.id for s in samples] == [f"mine.jsonl, line {n}" for n in (1, 2, 3, 4)]
+
+
+def test_what_stands_beside(root: Path, tmp_path: Path) -> None:
+    file = written(
+        root,
+        {"id": 7, "question": "1+1?", "answer": "2", "rejected": "3", "licence": "CC0"},
+        "",
+        {"audio": "a.wav", "answer": "hello", "image": None},
+        {"messages": [{"role": "document", "content": "a page"}]},
+    )
+    first, second, third = read(file, tmp_path / "corpus")
+    assert (first.id, first.meta, first.licence) == ("7", {"rejected": "3"}, "CC0")
+    assert second.messages[0].text == TRANSCRIBE
+    assert second.id == "mine.jsonl, line 3"
+    assert third.messages[0].role == "document"
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ("{", "expected JSON"),
+        ("[1]", "expected an object, found list"),
+        ({"question": "?"}, "found question .*--columns answer=NAME"),
+        ({"image": "none.png", "answer": "x"}, "none.png: expected a file, found nothing there"),
+        ({"image": "b.png", "answer": "x"}, "expected a PNG, .* found text"),
+        ({"image": 3, "answer": "x"}, "a path or bytes as image, found int"),
+        ({"audio": "a.png", "answer": "x"}, "expected a WAV"),
+        ({"question": "?", "answer": " "}, "the answer is empty"),
+        ({"question": "?", "answer": 4}, "expected text, found int 4"),
+        ({"messages": [{"role": "user", "content": "?"}]}, "found user last"),
+        ({"messages": []}, "found nothing last"),
+        (
+            {"messages": [{"role": "system", "content": "", "tools": [1]}]},
+            "expected text, found list",
+        ),
+        ({"messages": [{"role": "human", "content": "?"}]}, "unknown role 'human'"),
+        ({"messages": [{"content": "?"}]}, "needs a role"),
+        ({"messages": ["hello"]}, "a message is an object with role and content, found 'hello'"),
+        (said("x", {"type": "image"}), "no images left"),
+        ({**said("x", {"type": "text", "text": "?"}), "image": "a.png"}, "more images than parts"),
+        (said("x", {"type": "film"}), "unknown part type 'film'"),
+        (said("x", {"type": "image_url", "image_url": "http://x/y.png"}), "remote media"),
+    ],
+)
+def test_a_bad_row_is_named(row: Any, says: str, root: Path, tmp_path: Path) -> None:
+    good = {"question": "1+1?", "answer": "2"}
+    file = written(root, good, row, good)
+    with pytest.raises(ValueError, match=f"mine.jsonl, line 2: .*{says}") as error:
+        read(file, tmp_path / "corpus")
+    assert "--skip-bad" in str(error.value)
+    assert not (tmp_path / "corpus/train").exists(), "nothing half"
+    told: list[str] = []
+    own.build(tmp_path / "corpus", [str(file)], skip_bad=True, tell=told.append)
+    assert len(Shards(tmp_path / "corpus/train")) == 2
+    assert "2 rows, 0 pictures, 0 clips; 1 left out, the first: " in told[0]
+
+
+def parquet(root: Path, name: str = "train-0.parquet", rows: int = 20) -> Path:
+    """As the hub stores pictures and clips."""
+    picture = {"bytes": (root / "a.png").read_bytes(), "path": "x.png"}
+    clip = {"bytes": None, "path": "a.wav"}
+    table = [
+        {"photo": picture, "clip": clip, "question": f"{i}?", "text": "x"} for i in range(rows)
+    ]
+    pq.write_table(pa.Table.from_pylist(table), root / name)
+    return root / name
+
+
+def test_parquet_with_columns_of_other_names(root: Path, tmp_path: Path) -> None:
+    names = {"image": "photo", "audio": "clip", "answer": "text"}
+    samples = read(parquet(root), tmp_path / "corpus", columns=names)
+    assert [s.messages[0].text for s in samples] == [f"{i}?" for i in range(20)]
+    assert samples[19].id == "train-0.parquet, row 20"
+    assert [type(p) for p in samples[0].messages[0].parts] == [Image, Audio, Text]
+    with pytest.raises(ValueError, match="row 1: expected a column 'txt', found photo, clip"):
+        read(root / "train-0.parquet", tmp_path / "other", columns={"answer": "txt"})
+    with pytest.raises(ValueError, match="no column 'reply'; expected one of messages"):
+        read(root / "train-0.parquet", tmp_path / "other", columns={"reply": "text"})
+
+
+def test_columns_that_are_not_read_are_named(root: Path, tmp_path: Path) -> None:
+    told: list[str] = []
+    source, names = str(parquet(root)), {"audio": "clip", "answer": "text"}
+    own.build(tmp_path / "corpus", [source], columns=names, tell=told.append)
+    assert told == ["corpus: 20 rows, 0 pictures, 20 clips", "  columns that are not read: photo"]
+
+
+def test_parquet_of_conversations(root: Path, tmp_path: Path) -> None:
+    """Nested columns give every part every key, most of them null."""
+    row = said("red", {"type": "image", "text": None}, {"type": "text", "text": "what?"})
+    row["messages"][1]["content"] = [{"type": "text", "text": "red"}]
+    row["images"] = [{"bytes": (root / "a.png").read_bytes(), "path": None}]
+    pq.write_table(pa.Table.from_pylist([row]), root / "chat.parquet")
+    (sample,) = read(root / "chat.parquet", tmp_path / "corpus")
+    assert [type(p) for p in sample.messages[0].parts] == [Image, Text]
+    assert sample.answer == "red"
+
+
+def test_a_folder_gives_its_train_split(root: Path, tmp_path: Path) -> None:
+    folder = root / "dataset/data"
+    folder.mkdir(parents=True)
+    line = {"question": "?", "answer": "x"}
+    for name in ("constraints", "train-2", "train-1"):
+        written(folder, {**line, "id": name}, name=f"{name}.jsonl")
+    assert [s.id for s in read(root / "dataset", tmp_path / "corpus")] == ["train-1", "train-2"]
+    (folder / "train-1.jsonl").unlink(), (folder / "train-2.jsonl").unlink()
+    assert [s.id for s in read(root / "dataset", tmp_path / "corpus")] == ["constraints"]
+
+
+@pytest.mark.parametrize("source", ["nothing.jsonl", "a.png", "empty"])
+def test_no_data(source: str, root: Path, tmp_path: Path) -> None:
+    (root / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"expected a \.jsonl or \.parquet file"):
+        read(root / source, tmp_path / "corpus")
+
+
+def test_no_rows(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="expected rows, found none"):
+        read(written(root), tmp_path / "corpus")
+
+
+def test_built_once_until_the_file_changes(root: Path, tmp_path: Path) -> None:
+    file = written(root, {"question": "?", "answer": "x"})
+    told: list[str] = []
+    for _ in range(2):
+        own.build(tmp_path / "corpus", [str(file)], tell=told.append)
+    assert len(told) == 1
+    written(root, {"question": "?", "answer": "x"}, {"question": "?", "answer": "y"})
+    assert own.build(tmp_path / "corpus", [str(file)], tell=told.append)["rows"] == 2
+
+
+class Hub:
+    """What is asked of huggingface_hub's file system, over a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def glob(self, pattern: str) -> list[str]:
+        return [str(p.relative_to(self.folder)) for p in self.folder.glob(pattern)]
+
+    def open(self, path: str) -> io.BufferedReader:
+        return (self.folder / path).open("rb")
+
+
+@pytest.fixture
+def hub(root: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    def put(folder: str) -> None:
+        place = root / "hub" / folder
+        place.mkdir(parents=True)
+        picture = {"bytes": (root / "a.png").read_bytes(), "path": "x.png"}
+        for split in ("test", "train"):
+            row = {"image": picture, "question": "?", "answer": split}
+            pq.write_table(pa.Table.from_pylist([row]), place / f"{split}-00000.parquet")
+
+    monkeypatch.setattr(own, "_hub", lambda: Hub(root / "hub"))
+    return put
+
+
+@pytest.mark.parametrize("folder", ["/data", f"{own.CONVERTED}/default"])
+def test_the_hub(folder: str, hub: Callable[[str], None], tmp_path: Path) -> None:
+    hub(f"datasets/me/cats{folder}")
+    for i, source in enumerate(("hf://datasets/me/cats", "hf:me/cats")):
+        (sample,) = read(source, tmp_path / str(i))
+        assert sample.answer == "train"
+    with pytest.raises(ValueError, match="hf:me/dogs: expected parquet files"):
+        read("hf:me/dogs", tmp_path / "dogs")
+
+
+def test_the_hub_by_path(hub: Callable[[str], None], tmp_path: Path) -> None:
+    hub("datasets/me/cats/data")
+    (sample,) = read("hf://datasets/me/cats/data/test-*.parquet", tmp_path / "corpus")
+    assert sample.answer == "test"
+
+
+def test_the_hub_names_no_file_of_ours(
+    root: Path, hub: Callable[[str], None], tmp_path: Path
+) -> None:
+    hub("datasets/me/cats/data")
+    row = {"image": {"bytes": None, "path": str(root / "a.png")}, "answer": "x"}
+    place = root / "hub/datasets/me/cats/data/train-00000.parquet"
+    pq.write_table(pa.Table.from_pylist([row]), place)
+    with pytest.raises(ValueError, match="expected bytes in a data set of the hub, found the path"):
+        read("hf:me/cats", tmp_path / "corpus")
