@@ -142,7 +142,9 @@ def cut(
     canvas[: p.height, : p.width] = scaled
     whole = torch.from_numpy(canvas).permute(2, 0, 1).float().div_(255).sub_(MEAN).div_(STD)
     view = whole[None]
-    if p.crop_rows * p.crop_cols > 1:  # one crop is its own view: interpolating gives it back to the bit
+    if (
+        p.crop_rows * p.crop_cols > 1
+    ):  # one crop is its own view: interpolating gives it back to the bit
         size = (crop_size, crop_size)
         view = interpolate(view, size=size, mode="bicubic", align_corners=False)
     crops = whole.reshape(3, p.crop_rows, crop_size, p.crop_cols, crop_size).permute(1, 3, 0, 2, 4)

@@ -131,9 +131,9 @@ def train(
 
     reference = stage.objective.begin(model)
     if shard > 1:
-        for sharded in (model, reference):
-            if isinstance(sharded, PhiModel):
-                parallel.shard(sharded, precision, shard)
+        parallel.shard(model, precision, shard)
+        if isinstance(reference, PhiModel) and reference is not model:
+            parallel.shard(reference, precision, shard)
         parameters = named(model, module)
     run = _Run(
         stage,

@@ -13,8 +13,8 @@ likely: DPO alone is content when both become less likely, one faster than the o
 """
 
 import copy
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -43,10 +43,12 @@ def answer_log_probs(model: PhiModel, batch: Batch) -> Float[Tensor, " S"]:
 @dataclass(frozen=True)
 class DPO:
     """`beta`: how hard leaving the reference is punished. `nll`: weight of the chosen answer's mean negative
-    log-likelihood per token."""
+    log-likelihood per token. `reference`: the model as the stage found it, a copy in memory; or, where only adapters
+    learn, the model itself without its adapters."""
 
     beta: float = 0.1
     nll: float = 0.2
+    reference: Literal["start", "adapters off"] = "start"
 
     def rows(
         self, sample: Sample, processor: Any, context: int, adapter: str | None = "auto"
@@ -59,8 +61,17 @@ class DPO:
         """Nothing of its own to learn."""
 
     def begin(self, model: PhiModel) -> PhiModel:
-        """The reference: a frozen copy of the model as it is now."""
-        return copy.deepcopy(model).eval().requires_grad_(False)
+        """The reference: a frozen copy of the model as it is now, or the model itself. Raises ValueError where more
+        than adapters learn of a model that is to be its own reference."""
+        if self.reference == "start":
+            return copy.deepcopy(model).eval().requires_grad_(False)
+        learning = [n for n, p in model.named_parameters() if p.requires_grad and ".lora." not in n]
+        if learning:
+            raise ValueError(
+                f"a reference without adapters must rest, but {learning[0]} learns "
+                f"({len(learning)} tensors beside adapters do); use DPO(reference='start')"
+            )
+        return model
 
     def loss(
         self, model: PhiModel, module: None, state: PhiModel, batch: Batch
@@ -69,8 +80,11 @@ class DPO:
         `margin`:
         by how much in units of the reward, `chosen_nll` per token)."""
         assert batch.sequences % 2 == 0, "a pack holds whole pairs"
+        base = batch
+        if self.reference == "adapters off":
+            base = replace(batch, adapters=(None,) * batch.sequences)
         with torch.no_grad():
-            reference = answer_log_probs(state, batch)
+            reference = answer_log_probs(state, base)
         policy = answer_log_probs(model, batch)
         rewards = self.beta * (policy - reference)
         margin = rewards[0::2] - rewards[1::2]

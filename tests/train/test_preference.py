@@ -2,19 +2,23 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from train.small import BUDGET, EVERYTHING, run
 
 from polyphi.batch import pack
 from polyphi.chat import Message
 from polyphi.data.shards import Sample
+from polyphi.logs import read_metrics
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.processor import Processor
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.train import loss
 from polyphi.train.preference import DPO, answer_log_probs
+from polyphi.train.stage import Mix
 
 
 @pytest.fixture(scope="module")
@@ -123,3 +127,31 @@ def test_reference_stays_where_it_was(model: PhiModel, processor: Processor) -> 
             parameter.mul_(1.1)
     assert torch.equal(before, answer_log_probs(reference, row))
     assert not torch.equal(before, answer_log_probs(model, row))
+
+
+@pytest.mark.parametrize("corpus", ["pictures", "sounds"])
+def test_pairs_about_pictures_and_clips(corpus: str, corpora: Path, tmp_path: Path) -> None:
+    """Fresh adapters are off adapters: both references give the same numbers, at first and as they learn; without its
+    adapters the model needs no copy."""
+    adapter = {"pictures": "vision", "sounds": "speech"}[corpus]
+    learn = {f"decoder.*.lora.{adapter}.*": 3e-2}
+    references = ("start", "adapters off")
+    for reference in references:
+        stage = replace(
+            EVERYTHING,
+            data=Mix({corpus: 1}),
+            learn=learn,
+            objective=DPO(nll=0.0, reference=reference),
+        )
+        run(tmp_path / reference, corpora, stage, replace(BUDGET, steps=16))
+    start, off = (read_metrics(tmp_path / r / "metrics.jsonl") for r in references)
+    assert off[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
+    assert off[-1]["loss"] < 0.97 * math.log(2) and off[-1]["accuracy"] > 0.7
+    assert [r["loss"] for r in off] == pytest.approx([r["loss"] for r in start], rel=1e-5)
+
+
+def test_a_model_that_learns_is_no_reference_of_its_own(model: PhiModel) -> None:
+    assert DPO(reference="adapters off").begin(model.requires_grad_(False)) is model
+    model.decoder.norm.weight.requires_grad_(True)
+    with pytest.raises(ValueError, match=r"must rest, but decoder.norm.weight learns"):
+        DPO(reference="adapters off").begin(model)
