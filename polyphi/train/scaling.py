@@ -81,7 +81,7 @@ def sweep(
 
     `make_model(seed)` gives fresh weights, `budget` is the size's own: its rate is where the search begins, and the
     corpora that join late do so after the same share of a shorter run. Each D is searched from the best rate of the
-    one before until that has its neighbours. Raises ValueError as the loop does.
+    one before (or of the seeds before) until the best one has its neighbours. Raises ValueError as the loop does.
     """
     top = max(stage.learn.values())
     measure = _held_out(stage, budget, processor, data, precision)
@@ -124,6 +124,8 @@ def sweep(
     for seed in range(seeds):  # a sweep cut short is then whole for its first seeds
         for size in tokens:
             best = None
+            if any(length == size for length, _, _ in points):
+                around = _best_step(points, size)
             while best != around:
                 best = around
                 for step in range(best - REACH, best + REACH + 1):
