@@ -179,8 +179,9 @@ def _held_out(
 
 
 def fit(points: Sequence[Point], tokens: int, seed: int = 0) -> dict[str, Any]:
-    """The best rate of each D, and the law with its exponent fixed and free, all with 95 % intervals; both laws' peak
-    rate for a run of `tokens` tokens. JSON as it stands.
+    """The best rate of each D, and the law with its exponent fixed and free (least squares of logs, each D by the
+    certainty of its best rate), all with 95 % intervals; both laws' peak rate for a run of `tokens` tokens. JSON as it
+    stands.
 
     Raises ValueError where there are fewer than two D, or fewer than three finite losses of one.
     """
@@ -190,9 +191,10 @@ def fit(points: Sequence[Point], tokens: int, seed: int = 0) -> dict[str, Any]:
         raise ValueError(f"a law needs runs of at least two lengths, found {len(sizes)}")
     found = [_best_rates([p for p in points if p.tokens == d], random) for d in sizes]
     log_d, logs = np.log(sizes), np.stack([log_rates for log_rates, _ in found])
-    # One column per bootstrap, the measured runs first.
-    fixed = (logs - EXPONENT * log_d[:, None]).mean(0)
-    exponent, free = np.polyfit(log_d, logs, 1)
+    # One column per bootstrap, the measured runs first. A length whose losses are flat says little about the law.
+    weight = 1 / (logs[:, 1:].var(1) + (math.log(STEP) / 10) ** 2)
+    fixed = np.average(logs - EXPONENT * log_d[:, None], axis=0, weights=weight)
+    exponent, free = np.polyfit(log_d, logs, 1, w=np.sqrt(weight))
     at = math.log(tokens)
     inside = _interval(exponent)
     return {
