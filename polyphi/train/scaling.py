@@ -191,8 +191,15 @@ def fit(points: Sequence[Point], tokens: int, seed: int = 0) -> dict[str, Any]:
         raise ValueError(f"a law needs runs of at least two lengths, found {len(sizes)}")
     found = [_best_rates([p for p in points if p.tokens == d], random) for d in sizes]
     log_d, logs = np.log(sizes), np.stack([log_rates for log_rates, _ in found])
-    # One column per bootstrap, the measured runs first. A length whose losses are flat says little about the law.
-    weight = 1 / (logs[:, 1:].var(1) + (math.log(STEP) / 10) ** 2)
+    # One column per bootstrap, the measured runs first. A length whose losses are flat says little about the law; none
+    # is known better than the rates' own distance.
+    weight = 1 / (logs[:, 1:].var(1) + math.log(STEP) ** 2)
+    exponent, free = np.polyfit(log_d, logs[:, 0], 1, w=np.sqrt(weight))
+    if spare := len(sizes) - 2:
+        # How far lengths lie off the line is uncertainty too: weights and order of samples move a whole curve.
+        off = logs[:, 0] - free - exponent * log_d
+        variance = (weight * off**2).sum() / weight.mean() / random.chisquare(spare, BOOTSTRAPS)
+        logs[:, 1:] += np.sqrt(variance) * random.standard_normal((len(sizes), BOOTSTRAPS))
     fixed = np.average(logs - EXPONENT * log_d[:, None], axis=0, weights=weight)
     exponent, free = np.polyfit(log_d, logs, 1, w=np.sqrt(weight))
     at = math.log(tokens)
