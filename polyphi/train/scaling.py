@@ -31,8 +31,8 @@ from polyphi.train.stage import Budget, Stage
 
 EXPONENT = -0.32
 """Report 2.1."""
-STEP, REACH = math.sqrt(2), 2
-"""[ours] Rates of a sweep stand a factor of 1.4 apart, two on either side of the best one. Farther out the loss is no
+FROM, STEP, REACH = 1e-4, math.sqrt(2), 2
+"""[ours] Rates of a sweep are 1e-4 times powers of 1.4, two on either side of the best one. Farther out the loss is no
 parabola in log rate: it rises faster on the side of high rates."""
 HELD_OUT_TOKENS = 32_768
 """[ours] Held-out rows of the mix that every run is measured on, in tokens."""
@@ -90,7 +90,7 @@ def sweep(
     def run(size: int, step: int, seed: int) -> None:
         if (size, step, seed) in points:
             return
-        rate = top * budget.rate * STEP**step
+        rate = FROM * STEP**step
         folder = out / f"{size}_{rate:.2e}_{seed}"
         shorter = replace(budget, steps=round(size / budget.batch_tokens), rate=rate / top)
         late = {
@@ -120,7 +120,7 @@ def sweep(
         points[size, step, seed] = Point(size, rate, seed, loss)
         tell(f"{size:>14,} tokens, peak rate {rate:.1e}, seed {seed}: held-out loss {loss:.3f}")
 
-    around = 0
+    around = round(math.log(top * budget.rate / FROM, STEP))
     for seed in range(seeds):  # a sweep cut short is then whole for its first seeds
         for size in tokens:
             best = None
