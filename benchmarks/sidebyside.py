@@ -49,7 +49,7 @@ def alternate(
         **os.environ,
         "OMP_NUM_THREADS": str(threads),
         "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)]),
-        "TOKENIZERS_PARALLELISM": "false",
+        "TRANSFORMERS_VERBOSITY": "error",
     }
     for repeat in range(repeats):
         for name, command in sides.items():
@@ -108,5 +108,4 @@ def show(rows: Sequence[Row], *, as_json: bool, others: Sequence[Row] = ()) -> N
         table.add_row(row.work, *numbers)
     out = console if as_json else Console()
     out.print(table)
-    for name in dict.fromkeys(row.peer_name for row in (*rows, *others)):
-        out.print(f"peer: {name}", highlight=False)
+    out.print(f"peer: {', '.join(dict.fromkeys(row.peer_name for row in rows))}", highlight=False)

@@ -329,17 +329,11 @@ def compare(
     if work.adapter:
         kinds.append(("memory", "GiB", None))
     made: list[list[Row]] = []
-    for side, label in (("peer", ""), ("peer, short head", ", head on labelled positions only")):
+    for side, label in (("peer", ""), ("peer, short head", ", the peer's head on labels only")):
+        medians = {k: (median(told["ours"], k), median(told[side], k)) for k, *_ in kinds}
         made.append(
             [
-                Row(
-                    f"{work.name} {key}",
-                    median(told["ours"], key),
-                    median(told[side], key),
-                    peer_name + label,
-                    unit,
-                    limit_share,
-                )
+                Row(f"{work.name} {key}{label}", *medians[key], peer_name, unit, limit_share)
                 for key, unit, limit_share in kinds
             ]
         )

@@ -33,8 +33,8 @@ from polyphi.train.stage import Budget, Stage
 
 EXPONENT = -0.32
 """Report 2.1."""
-STEP, REACH = math.sqrt(2), 2
-"""[ours] Rates of a sweep stand a factor of 1.4 apart, two on either side of the best one. Farther out the loss is no
+FROM, STEP, REACH = 1e-4, math.sqrt(2), 2
+"""[ours] Rates of a sweep are 1e-4 times powers of 1.4, two on either side of the best one. Farther out the loss is no
 parabola in log rate: it rises faster on the side of high rates."""
 HELD_OUT_TOKENS = 32_768
 """[ours] Held-out rows of the mix that every run is measured on, in tokens."""
@@ -83,7 +83,7 @@ def sweep(
 
     `make_model(seed)` gives fresh weights, `budget` is the size's own: its rate is where the search begins, and the
     corpora that join late do so after the same share of a shorter run. Each D is searched from the best rate of the
-    one before until that has its neighbours. Raises ValueError as the loop does.
+    one before (or of the seeds before) until the best one has its neighbours. Raises ValueError as the loop does.
     """
     top = max(stage.learn.values())
     measure = _held_out(stage, budget, processor, data, precision)
@@ -92,7 +92,7 @@ def sweep(
     def run(size: int, step: int, seed: int) -> None:
         if (size, step, seed) in points:
             return
-        rate = top * budget.rate * STEP**step
+        rate = FROM * STEP**step
         folder = out / f"{size}_{rate:.2e}_{seed}"
         shorter = replace(budget, steps=round(size / budget.batch_tokens), rate=rate / top)
         late = {
@@ -122,10 +122,12 @@ def sweep(
         points[size, step, seed] = Point(size, rate, seed, loss)
         tell(f"{size:>14,} tokens, peak rate {rate:.1e}, seed {seed}: held-out loss {loss:.3f}")
 
-    around = 0
+    around = round(math.log(top * budget.rate / FROM, STEP))
     for seed in range(seeds):  # a sweep cut short is then whole for its first seeds
         for size in tokens:
             best = None
+            if any(length == size for length, _, _ in points):
+                around = _best_step(points, size)
             while best != around:
                 best = around
                 for step in range(best - REACH, best + REACH + 1):
@@ -179,8 +181,9 @@ def _held_out(
 
 
 def fit(points: Sequence[Point], tokens: int, seed: int = 0) -> dict[str, Any]:
-    """The best rate of each D, and the law with its exponent fixed and free, all with 95 % intervals; both laws' peak
-    rate for a run of `tokens` tokens. JSON as it stands.
+    """The best rate of each D, and the law with its exponent fixed and free (least squares of logs, each D by the
+    certainty of its best rate), all with 95 % intervals; both laws' peak rate for a run of `tokens` tokens. JSON as it
+    stands.
 
     Raises ValueError where there are fewer than two D, or fewer than three finite losses of one.
     """
@@ -190,9 +193,17 @@ def fit(points: Sequence[Point], tokens: int, seed: int = 0) -> dict[str, Any]:
         raise ValueError(f"a law needs runs of at least two lengths, found {len(sizes)}")
     found = [_best_rates([p for p in points if p.tokens == d], random) for d in sizes]
     log_d, logs = np.log(sizes), np.stack([log_rates for log_rates, _ in found])
-    # One column per bootstrap, the measured runs first.
-    fixed = (logs - EXPONENT * log_d[:, None]).mean(0)
-    exponent, free = np.polyfit(log_d, logs, 1)
+    # One column per bootstrap, the measured runs first. A length whose losses are flat says little about the law; none
+    # is known better than the rates' own distance.
+    weight = 1 / (logs[:, 1:].var(1) + math.log(STEP) ** 2)
+    exponent, free = np.polyfit(log_d, logs[:, 0], 1, w=np.sqrt(weight))
+    if spare := len(sizes) - 2:
+        # How far lengths lie off the line is uncertainty too: weights and order of samples move a whole curve.
+        off = logs[:, 0] - free - exponent * log_d
+        variance = (weight * off**2).sum() / weight.mean() / random.chisquare(spare, BOOTSTRAPS)
+        logs[:, 1:] += np.sqrt(variance) * random.standard_normal((len(sizes), BOOTSTRAPS))
+    fixed = np.average(logs - EXPONENT * log_d[:, None], axis=0, weights=weight)
+    exponent, free = np.polyfit(log_d, logs, 1, w=np.sqrt(weight))
     at = math.log(tokens)
     inside = _interval(exponent)
     return {
