@@ -137,6 +137,16 @@ def _groups(lengths: tuple[int, ...]) -> tuple[tuple[_Group, ...], Int[Tensor, "
     return tuple(groups), torch.from_numpy(place)
 
 
+def padding(bounds: Sequence[int]) -> int:
+    """Tokens that the CPU's attention computes in vain for a pack: where sequences of similar length attend together,
+    the shorter ones are padded. On a GPU, and for a single sequence, there are none."""
+    lengths = tuple(end - start for start, end in pairwise(bounds))
+    if len(lengths) < 2:
+        return 0
+    groups, place = _groups(lengths)
+    return sum(len(group.gather) for group in groups) - len(place)
+
+
 def _grouped(q: Tensor, k: Tensor, v: Tensor, lengths: list[int]) -> Float[Tensor, "T H d"]:
     """Many sequences with few calls: those of similar length attend together, padded on the right."""
     groups, place = _groups(tuple(lengths))

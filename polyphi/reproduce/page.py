@@ -132,7 +132,8 @@ def _stage(folder: Path, name: str) -> dict[str, Any]:
     """A stage's row: who learned, from whom, how its loss went, and what stayed frozen."""
     manifest = _load(folder / "manifest.json", {})
     declared = stages.load(name)
-    points = _points(folder / "metrics.jsonl")
+    records = _records(folder / "metrics.jsonl")
+    points = _points(records)
     learned = [row for row in manifest.get("who_learns", ()) if row["module"] in declared.learn]
     learned = learned or [{"module": glob, "rate": rate} for glob, rate in declared.learn.items()]
     frozen = _frozen(manifest)
@@ -148,6 +149,11 @@ def _stage(folder: Path, name: str) -> dict[str, Any]:
         "steps": manifest.get("steps"),
         "counters": manifest.get("counters", {}),
         "seconds": manifest.get("seconds"),
+        "speed": _speed(manifest),
+        "waste": {
+            kind: round(sum(r[kind] for r in records) / len(records), 4) if records else None
+            for kind in ("padding", "blank")
+        },
         "loss_first": _mean([p[1] for p in points[:tenth]]),
         "loss_last": _mean([p[1] for p in points[-tenth:]]),
         "curve": points,
@@ -166,20 +172,33 @@ def _mean(values: Sequence[float]) -> float | None:
     return round(sum(values) / len(values), 4) if values else None
 
 
-def _points(path: Path) -> list[list[float]]:
-    """[step, loss] of a stage, averaged down to POINTS; lines cut short by an interruption are left out."""
-    by_step: dict[int, float] = {}
+def _speed(manifest: Mapping[str, Any]) -> dict[str, float]:
+    """What a stage learned from in a second."""
+    counters, seconds = manifest.get("counters", {}), manifest.get("seconds")
+    done = {key: counters.get(key, 0) for key in ("tokens", "samples", "crops")}
+    done["audio_seconds"] = counters.get("frames", 0) / 100  # of 10 ms
+    return {key: round(n / seconds, 2) for key, n in done.items() if n} if seconds else {}
+
+
+def _records(path: Path) -> list[dict[str, Any]]:
+    """The records of a stage, the last of each step; lines cut short by an interruption are left out."""
+    by_step: dict[int, dict[str, Any]] = {}
     if path.exists():
         for text in path.read_text(encoding="utf-8").split("\n"):
             try:
                 record = json.loads(text)
-                by_step[int(record["step"])] = float(record["loss"])
+                float(record["loss"])
+                by_step[int(record["step"])] = {"padding": 0.0, "blank": 0.0, **record}
             except (ValueError, KeyError, TypeError):
                 continue
-    steps = sorted(by_step)
-    size = max(1, -(-len(steps) // POINTS))
-    groups = (steps[i : i + size] for i in range(0, len(steps), size))
-    return [[g[-1], round(sum(by_step[s] for s in g) / len(g), 4)] for g in groups]
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def _points(records: Sequence[Mapping[str, Any]]) -> list[list[float]]:
+    """[step, loss] of a stage, averaged down to POINTS."""
+    size = max(1, -(-len(records) // POINTS))
+    groups = (records[i : i + size] for i in range(0, len(records), size))
+    return [[g[-1]["step"], round(sum(r["loss"] for r in g) / len(g), 4)] for g in groups]
 
 
 def _frozen(manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -348,7 +367,10 @@ def render_markdown(report: Mapping[str, Any]) -> str:
     for x in report["stages"]:
         parents, learned = (", ".join(x[key]) or "–" for key in ("parents", "learned_parts"))
         steps, took = str(x["steps"] or "–"), sections.time(x["seconds"])
-        stage_rows.append([x["name"], parents, learned, steps, sections.losses(x), took])
+        speed, waste = sections.speed(x), sections.waste(x)
+        stage_rows.append(
+            [x["name"], parents, learned, steps, sections.losses(x), took, speed, waste]
+        )
         if check := checks.get(x["name"]):
             before, after = check["logits_sha256_before"], check["logits_sha256_after"]
             logits = [
@@ -376,7 +398,10 @@ def render_markdown(report: Mapping[str, Any]) -> str:
         "## Held-out results",
         tables.markdown(report["tasks"]) or "No task has been measured.",
         "## Stages",
-        _table(["stage", "starts from", "learned", "steps", "loss", "time"], stage_rows),
+        _table(
+            ["stage", "starts from", "learned", "steps", "loss", "time", "speed", "padding"],
+            stage_rows,
+        ),
     ]
     if frozen_rows:
         heads = ["stage", "frozen tensors", "changed", "text logits before", "after", ""]

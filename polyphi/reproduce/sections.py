@@ -52,6 +52,25 @@ def losses(stage: Report) -> str:
     return f"{stage['loss_first']:.3g} → {stage['loss_last']:.3g}" if stage["curve"] else "–"
 
 
+def speed(stage: Report) -> str:
+    """What a stage learned from in a second."""
+    units = {"tokens": "tokens/s", "samples": "samples/s", "crops": "crops/s"}
+    shown = [
+        f"{count(round(stage['speed'][k]))} {u}" for k, u in units.items() if k in stage["speed"]
+    ]
+    if heard := stage["speed"].get("audio_seconds"):
+        shown.append(f"{heard:.0f} s of audio/s")
+    return ", ".join(shown) or "–"
+
+
+def waste(stage: Report) -> str:
+    """Padding: of attention's rows, and of the crops' patches."""
+    padded, blank = stage["waste"]["padding"], stage["waste"]["blank"]
+    if padded is None:
+        return "–"
+    return f"{padded:.1%}" + (f", patches {blank:.1%}" if blank else "")
+
+
 def same(equal: bool, yes: str, no: str) -> str:
     return f'<span class="chip same">{yes}</span>' if equal else f'<span class="chip">{no}</span>'
 
@@ -287,9 +306,14 @@ def curves(report: Report) -> str:
             )
             boxes.append(
                 f'<div class="card curvebox {s["name"].partition("_")[0]}"><b>{text(s["name"])}</b>'
-                f'{drawing.curve(s["curve"])}<div class="sub"><span>{losses(s)}</span><span>{end}</span></div></div>'
+                f'{drawing.curve(s["curve"])}<div class="sub"><span>{losses(s)}</span><span>{end}</span></div>'
+                f'<div class="sub"><span>{speed(s)}</span></div>'
+                f'<div class="sub"><span>padding {waste(s)}</span></div></div>'
             )
-    about = "On the training stream, in the unit of the stage's objective; each panel has its own scale."
+    about = (
+        "On the training stream, in the unit of the stage's objective; each panel has its own scale. Below: what it "
+        "learned from in a second, and the share of what was computed that is padding (packs themselves have none)."
+    )
     return (
         section("Loss of every stage", about, f'<div class="curves">{"".join(boxes)}</div>')
         if boxes

@@ -36,6 +36,7 @@ from polyphi.batch import Batch, pack
 from polyphi.data import workers as processes
 from polyphi.data.loader import Loader, Step
 from polyphi.data.packing import Room, deal, whole
+from polyphi.model.attention import padding
 from polyphi.model.multimodal import PhiModel
 from polyphi.train import checkpoint, guard, parallel, resume
 from polyphi.train.features import kept_features
@@ -415,6 +416,9 @@ class _Run:
             (loss if share == 1 else loss * share).backward()
             found = {"loss": loss.detach().double(), "count": count, "tokens": len(batch), **extra}
             found["blank"] = (dealt.blank, 1)
+            if self.device.type == "cpu":
+                padded = padding(batch.bounds)
+                found["padding"] = (padded, padded + len(batch))
             sums["empty", 0] += dealt.empty  # packs that only fill in, too
             sums["empty", 1] += 1
             for key, field in (

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from polyphi.model.attention import _one_call, packed_attention
+from polyphi.model.attention import _one_call, packed_attention, padding
 
 # float32 against float64 formulas: measured 6e-7 on outputs of spread 1.
 ROUNDING = 5e-6
@@ -100,3 +100,10 @@ def test_gradients():
 def test_keeps_its_type(dtype):
     q, k, v = (noise(4, n, 8, seed=0).to(dtype) for n in (4, 2, 2))
     assert packed_attention(q, k, v, (0, 3, 4)).dtype == dtype
+
+
+@pytest.mark.parametrize(
+    "lengths, vain", [((10, 10, 40), 0), ((10, 14), 4), ((14, 10, 60), 4), ((9,), 0)]
+)
+def test_padding_is_what_is_computed_in_vain(lengths, vain):
+    assert padding((0, *np.cumsum(lengths).tolist())) == vain
