@@ -21,10 +21,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from polyphi.batch import Batch
+from polyphi.batch import Batch, pack
+from polyphi.cost import Subject, imagined, vocabulary
 from polyphi.data.packing import Pack
 from polyphi.model.multimodal import PhiModel
-from polyphi.plan import Subject, vocabulary
 from polyphi.train import parallel
 from polyphi.train.loop import _check_gradients as check_gradients
 from polyphi.train.loop import _freeze as freeze
@@ -47,7 +47,9 @@ class Meter(TorchDispatchMode):
     def add(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         size = storage.nbytes()
-        if storage in self._seen or not isinstance(size, int):  # a size that hangs on numbers is a handful
+        if storage in self._seen or not isinstance(
+            size, int
+        ):  # a size that hangs on numbers is a handful
             return
         self._seen[storage] = None
         self.live += size
@@ -57,9 +59,7 @@ class Meter(TorchDispatchMode):
     def _drop(self, size: int) -> None:
         self.live -= size
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor):
@@ -160,3 +160,19 @@ def rehearse(
         for group in adamw.param_groups
     ]
     return Rehearsal(made, steps, meter.live, meter.peak)
+
+
+def told(it: Subject, shard: int = 1) -> str:
+    """A dry run in words, with packs as they come: one sample of each corpus of the mix, twice a step."""
+    batch = pack([row for corpus in it.stage.data.weights for row in imagined(it, corpus)])
+    world = max(8, shard)
+    came = rehearse(it, [batch, batch], world=world, shard=shard)
+    lines = [
+        f"{it.stage.name}: {came.steps} steps as process 0 of {world}, packs of {len(batch):,} tokens"
+    ]
+    lines += [
+        f"  {glob}: {size:,} parameters, peak rate {rate:.1e}, weight decay {decay:g}"
+        for glob, size, rate, decay in came.groups
+    ]
+    gigabytes = f"{came.standing / 1e9:.1f} GB between steps, {came.peak / 1e9:.1f} GB at the most"
+    return "\n".join([*lines, f"  counted: {gigabytes}"])

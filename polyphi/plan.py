@@ -4,37 +4,21 @@ names.
     polyphi plan                                                       all sixteen stages on 64 H100
     polyphi plan text_1_pretrain --devices 512xA100 --shard 8 --price 1.5
 
-Everything is worked out from the model itself, built on the meta device, and from what a step's batch is imagined to
-hold (`ROWS`). `docs/plan.md` says what the figures assume and how far they were from measured ones.
+`docs/plan.md` says what the figures assume and how far they were from measured ones.
 """
 
-import fnmatch
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
-from itertools import pairwise
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
 from math import ceil
-from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Literal
 
-import torch
 from rich.table import Table
 
-from polyphi import stages
-from polyphi.batch import Batch, Clip, row
-from polyphi.model.config import ModelConfig
-from polyphi.model.multimodal import PhiModel
-from polyphi.processing import image
-from polyphi.reproduce import lineage
+from polyphi.cost import Subject, Switches, flops, imagined, memory, subject, times, traffic, work
 from polyphi.stages.sizes import Size
-from polyphi.train.aed import AttentionDecoder
-from polyphi.train.contrastive import GLOBAL_VIEW, Contrastive
-from polyphi.train.loss import CHUNK_SCORES
-from polyphi.train.optim import groups
-from polyphi.train.preference import DPO
-from polyphi.train.stage import Budget, Stage, matching
 
 # ------------------------------------------------------------------------------ devices
 
@@ -80,394 +64,253 @@ def cluster(text: str) -> tuple[int, str]:
     return int(found[1] or 1), names[found[2].lower()]
 
 
-# ------------------------------------------------------------------------------ what a batch holds
+# ------------------------------------------------------------------------------ the plan
 
 
 @dataclass(frozen=True)
-class Row:
-    """One sample of a corpus at full size: tokens of the text, of which the last `learned` are supervised (None: all,
-    a document), pictures (width, height in pixels) and a clip (seconds)."""
+class Plan:
+    """What `polyphi plan --json` prints for a stage. Bytes and FLOPs are plain numbers, of a device and of a step over
+    all devices; `learn` lists (glob, parameters, peak rate); `step` is what a step holds, on the average of its mix;
+    `fullest` the corpus whose packs take most memory; `advice` the changes that would make it fit, each enough by
+    itself."""
 
-    text: int
-    learned: int | None = None
-    pictures: tuple[tuple[int, int], ...] = ()
-    seconds: float = 0.0
+    stage: str
+    size: str
+    objective: str
+    parents: tuple[str, ...]
+    learn: list[tuple[str, int, float]]
+    frozen: int
+    steps: int
+    tokens: int
+    step: dict[str, float]
+    devices: str
+    switches: Switches
+    memory: dict[str, float]
+    room: float
+    fullest: str
+    fits: bool
+    advice: list[str]
+    flops: dict[str, float]
+    traffic: dict[str, float]
+    seconds: float
+    utilisation: float
+    device_hours: float
+    price: float | None
 
+    @property
+    def total(self) -> float:
+        """FLOPs of the whole stage."""
+        return sum(self.flops.values()) * self.steps
 
-# [ours] The report gives no lengths but the bounds: 1344 x 1344 in vision pre-training (3.2), 30 s of sound and 30
-# minutes for summaries (2.2.2). Summaries stand here with their longest clip, for memory; others with a middling one.
-ROWS = {
-    "documents": Row(1500),
-    "code": Row(1500),
-    "math": Row(1500),
-    "copying": Row(200, 100),
-    "translation": Row(300),
-    "long_documents": Row(131_072),
-    "instructions": Row(500, 350),
-    "tools": Row(600, 100),
-    "summaries": Row(1800, 150),
-    "fim": Row(900, 100),
-    "preferences": Row(500, 350),
-    "reasoning_documents": Row(4000),
-    "reasoning_sft": Row(6000, 5800),
-    "reasoning_pairs": Row(6000, 5800),
-    "captions": Row(60, 50, ((896, 672),)),
-    "interleaved": Row(900, 880, ((672, 448),) * 3),
-    "grounding": Row(100, 60, ((896, 672),)),
-    "ocr": Row(900, 880, ((1344, 1344),)),
-    "charts": Row(100, 60, ((896, 672),)),
-    "image_qa": Row(160, 100, ((1344, 1008),)),
-    "multi_image": Row(200, 120, ((896, 672),) * 8),
-    "asr": Row(70, 50, seconds=15),
-    "ast": Row(90, 60, seconds=15),
-    "sqa": Row(130, 120, seconds=10),
-    "speech_summary": Row(250, 220, seconds=1800),
-    "audio_understanding": Row(80, 60, seconds=15),
-    "audio_safety": Row(80, 60, seconds=10),
-    "vision_speech": Row(130, 100, ((1344, 1008),), seconds=8),
-}
+    @property
+    def cost(self) -> float | None:
+        """Of the whole stage."""
+        return None if self.price is None else self.price * self.device_hours
 
 
-def imagined(stage: Stage, corpus: str, budget: Budget, config: ModelConfig) -> list[Batch]:
-    """The rows that one sample of a corpus makes in a stage, as `ROWS` has it; pictures shrink with the size of a
-    crop."""
-    given, media = ROWS[corpus], dict[str, Any]()
-    before = 0
-    vision, contrastive = config.vision, isinstance(stage.objective, Contrastive)
-    if given.pictures and vision is not None:
-        side, patch = vision.crop_size, vision.patch_size
-        most = getattr(stage.objective, "max_crops", None) or vision.max_crops
-        sizes = [tuple(round(n * side / image.CROP) for n in size) for size in given.pictures]
-        layouts = [GLOBAL_VIEW] if contrastive else [
-            image.plan(w, h, crop_size=side, patch_size=patch, max_crops=most).layout
-            for w, h in sizes
+def plan(
+    name: str,
+    size: Size,
+    devices: str = "64xH100",
+    on: Switches = Switches(),  # noqa: B008 - frozen
+    *,
+    utilisation: float = UTILISATION,
+    price: float | None = None,
+) -> Plan:
+    """What a stage costs. `price`: of a device's hour. Raises ValueError for an unknown stage or device, and for shards
+    that the devices or the stage can't have."""
+    it, (world, kind) = subject(name, size), cluster(devices)
+    device = DEVICES[kind]
+    if on.shard < 1 or world % on.shard:
+        raise ValueError(f"{devices} can't be cut into groups of {on.shard} shards")
+    if on.shard > 1 and not shardable(it):
+        raise ValueError(
+            f"sharding is for stages of the language model; in {name} other parts learn: leave --shard out"
+        )
+    if on.micro_tokens < 1 or not 0 < utilisation <= 1:
+        raise ValueError(
+            f"expected micro-tokens above 0 and a utilisation in (0, 1], found {on.micro_tokens} and {utilisation}"
+        )
+    budget, mix = it.budget, it.stage.data.weights
+    one = {c: work(imagined(it, c), it.config) for c in mix}
+    mean = sum((times(one[c], w / sum(mix.values())) for c, w in mix.items()), Counter())
+    step = times(mean, budget.batch_tokens / mean["tokens"])
+    together = getattr(it.stage.objective, "together", False)
+
+    def fullest(on: Switches, world: int) -> tuple[dict[str, float], str]:
+        """Memory under the fullest pack, and its corpus: as many samples as fit, at least one."""
+        most = budget.batch_tokens if together else on.micro_tokens
+        packs = {c: times(w, max(1, int(most // w["tokens"]))) for c, w in one.items()}
+        found = {c: memory(it, w, on, world, kind == "cpu") for c, w in packs.items()}
+        worst = max(found, key=lambda c: found[c]["peak"])
+        return found[worst], worst
+
+    used, worst = fullest(on, world)
+    advice: list[str] = []
+    if used["peak"] > device.memory:
+        for text, other, many, card in changes(it, on, world, kind):
+            if fullest(other, many)[0]["peak"] <= DEVICES[card].memory:
+                advice.append(text)
+        # The fewest switches, and of each kind the mildest.
+        advice.sort(key=lambda text: text.count("--"))
+        mildest = {re.sub(r"\d+", "", text): text for text in reversed(advice)}
+        advice = [t for t in mildest.values() if t.count("--") == advice[0].count("--")][::-1]
+    if used["peak"] > device.memory and together:
+        advice = [
+            f"batch_tokens {budget.batch_tokens // 2**n} (all samples of a step are one pack)"
+            for n in range(1, 20)
+            if memory(
+                it, times(one[worst], budget.batch_tokens / 2**n / one[worst]["tokens"]), on, world
+            )["peak"]
+            <= device.memory
+        ][:1]
+    done = flops(it, step, on.activations == "recompute")
+    packs = ceil(budget.batch_tokens / world / on.micro_tokens)
+    sent = traffic(it, on, world, packs)
+    link = device.inside if world <= device.together else device.between
+    near = device.inside if on.shard <= device.together else device.between
+    # All devices look at all samples where those are compared with each other.
+    arithmetic = sum(done.values()) / (device.flops * utilisation * (1 if together else world))
+    seconds = max(arithmetic, sent["shards"] / near) + sent["gradients"] / link
+    return Plan(
+        stage=name,
+        size=size.name,
+        objective=repr(it.stage.objective),
+        parents=it.stage.parents,
+        learn=[(g, it.size(n), it.stage.learn[g] * budget.rate) for g, n in it.learners.items()],
+        frozen=it.size(it.tensors) - it.size(it.learned),
+        steps=budget.steps,
+        tokens=budget.steps * budget.batch_tokens,
+        step=dict(step),
+        devices=f"{world}x{kind}",
+        switches=on,
+        memory=used,
+        room=device.memory,
+        fullest=worst,
+        fits=used["peak"] <= device.memory,
+        advice=advice,
+        flops=done,
+        traffic=sent,
+        seconds=seconds,
+        utilisation=utilisation,
+        device_hours=seconds * budget.steps * world / 3600,
+        price=price,
+    )
+
+
+def shardable(it: Subject) -> bool:
+    """Whether the decoder's layers may be cut: only where they learn themselves (`polyphi/train/parallel.py`)."""
+    return it.learns("decoder.norm")
+
+
+def changes(
+    it: Subject, on: Switches, world: int, kind: str
+) -> Iterator[tuple[str, Switches, int, str]]:
+    """Other switches as the command line has them, with the devices that they need, each alone and all together."""
+    larger = [n for n in DEVICES if DEVICES[n].memory > DEVICES[kind].memory]
+    devices = [(world, kind, "")]
+    devices += [(world, n, f"--devices {world}x{n}") for n in sorted(larger, key=_memory)]
+    shards, more = [on.shard], 2 * on.shard
+    while shardable(it) and more <= MOST_SHARDS:
+        shards.append(more)
+        more *= 2
+    kept: tuple[Literal["keep", "recompute"], ...] = ("keep", "recompute")
+    packs = [on.micro_tokens, *(n for n in (4096, 2048, 1024, 512) if n < on.micro_tokens)]
+    for (many, card, text), shard, keep, most in product(devices, shards, kept, packs):
+        if keep == "keep" and on.activations == "recompute":
+            continue
+        if many % shard:
+            many, text = shard, f"--devices {shard}x{card}"
+        flags = [text] + [
+            f"--{flag} {value}"
+            for flag, value, before in (
+                ("shard", shard, on.shard),
+                ("activations", keep, on.activations),
+                ("micro-tokens", most, on.micro_tokens),
+            )
+            if value != before
         ]
-        before = 0 if contrastive else sum(layout.tokens(vision.cells) for layout in layouts)
-        crops = sum(layout.crops for layout in layouts)
-        media = {
-            "images": tuple(layouts),
-            "image_slots": None if contrastive else torch.arange(before),
-            "crops": torch.zeros(crops, 3, side, side),
-            "crop_masks": torch.ones(crops, vision.grid, vision.grid, dtype=torch.bool),
-        }
-    if given.seconds and config.audio is not None:
-        clip = Clip(round(100 * given.seconds), "vision" if media else "speech")
-        media |= {
-            "clips": (clip,),
-            "mels": torch.zeros(clip.frames, config.audio.input_size),
-            "audio_slots": torch.arange(before, before + clip.tokens),
-        }
-        before += clip.tokens
-    length = max(before + 2, min(before + given.text, budget.context))
-    learned = min(length - 1, given.text if given.learned is None else given.learned)
-    adapter = stage.data.adapter.get(
-        corpus, "vision" if given.pictures else "speech" if given.seconds else None
-    )
-    made = row(
-        [0] * length,
-        supervise=[t >= length - learned for t in range(length)],
-        adapter=adapter if adapter in config.adapters else None,
-        **media,
-    )
-    return [made] * (2 if isinstance(stage.objective, DPO) else 1)
+        if any(flags):
+            yield " ".join(filter(None, flags)), Switches(shard, most, keep), many, card
 
 
-Work = Counter[str]
-"""What a batch makes the model do: `tokens`, `pairs` (of a token and one that it sees), `supervised`, `crops` ..."""
+def _memory(kind: str) -> float:
+    return DEVICES[kind].memory
 
 
-def work(batches: Sequence[Batch], config: ModelConfig) -> Work:
-    """Counted on batches."""
-    found: Work = Counter()
-    for batch in batches:
-        lengths = [end - start for start, end in pairwise(batch.bounds)]
-        found["tokens"] += len(batch)
-        found["sequences"] += len(lengths)
-        found["pairs"] += sum(n * (n + 1) // 2 for n in lengths)
-        found["supervised"] += 0 if batch.supervised is None else len(batch.supervised)
-        found["crops"] += 0 if batch.crops is None else len(batch.crops)
-        found["picture tokens"] += 0 if batch.image_slots is None else len(batch.image_slots)
-        for adapter, n in zip(batch.adapters, lengths, strict=True):
-            found[f"lora.{adapter}"] += n
-        for clip in batch.clips:
-            assert config.audio is not None
-            window = config.audio.window
-            windows = [clip.tokens] if clip.tokens <= window else [window] * ceil(clip.tokens / window)
-            found["mels"] += clip.frames
-            found["features"] += sum(windows)
-            found["window pairs"] += sum(n * n for n in windows)
-            found[f"heard.{clip.branch}"] += clip.tokens
-    return found
+MOST_SHARDS = 512
+
+# ------------------------------------------------------------------------------ on paper
 
 
-def times(done: Mapping[str, float], factor: float) -> Work:
-    """So much of it."""
-    return Counter({key: value * factor for key, value in done.items()})  # type: ignore[misc]
-
-
-# ------------------------------------------------------------------------------ who learns
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A stage's model without memory, and who learns in it: glob -> names."""
-
-    stage: Stage
-    budget: Budget
-    config: ModelConfig
-    tensors: Mapping[str, torch.Tensor]
-    learners: Mapping[str, Sequence[str]]
-
-    @cached_property
-    def learned(self) -> frozenset[str]:
-        return frozenset(name for names in self.learners.values() for name in names)
-
-    def learns(self, prefix: str) -> bool:
-        return any(name.startswith(prefix) for name in self.learned)
-
-    def size(self, names: Iterable[str]) -> int:
-        """Parameters."""
-        return sum(self.tensors[name].numel() for name in names)
-
-    @cached_property
-    def decoder(self) -> Literal["learns", "looks on", "is not asked"]:
-        """Gradients pass through the language model, or it only gives the embeddings of captions, or it isn't run."""
-        kind = type(self.stage.objective)
-        return (
-            "looks on"
-            if kind is Contrastive
-            else "is not asked"
-            if kind is AttentionDecoder
-            else "learns"
+def page(plans: Sequence[Plan]) -> Iterator[Table | str]:
+    """What `polyphi plan` prints: a stage in full, or a line of each with the sum."""
+    if len(plans) == 1:
+        yield from _in_full(plans[0])
+        return
+    table = Table(box=None, padding=(0, 1))
+    for column in ("stage", "learn", "tokens", "GB", "fits", "FLOPs", "days", "device hours"):
+        table.add_column(column, justify="left" if column in ("stage", "fits") else "right")
+    for p in plans:
+        table.add_row(
+            p.stage,
+            _short(sum(n for _, n, _ in p.learn)),
+            _short(p.tokens),
+            f"{p.memory['peak'] / 1e9:,.0f}",
+            "yes" if p.fits else "with " + (p.advice[0] if p.advice else "no switch"),
+            f"{p.total:.2g}",
+            f"{p.seconds * p.steps / 86400:.1f}",
+            f"{p.device_hours:,.0f}",
         )
-
-    def through(self, name: str) -> bool:
-        """Whether a matrix hands a gradient on to its input: something below it learns."""
-        part = name.split(".")[0]
-        if part == "decoder":
-            return self.decoder == "learns"
-        if part == "objective":
-            return not name.startswith("objective.text.")
-        if ".projector." in name:
-            return self.learns(f"{part}." if ".down." in name else f"{part}.encoder.")
-        bottom = name.endswith(("patch_embedding.weight", "subsampling.conv.0.weight"))
-        return self.learns(f"{part}.encoder.") and not bottom
+    hours = sum(p.device_hours for p in plans)
+    table.add_row("all", "", _short(sum(p.tokens for p in plans)), "", "", "", "", f"{hours:,.0f}")
+    first = plans[0]
+    yield f"{first.size}, {first.devices} of {first.room / 1e9:.0f} GB, {_set(first.switches)}"
+    yield table
+    if first.price is not None:
+        yield f"cost {first.price * hours:,.0f} at {first.price:g} per device hour"
 
 
-def subject(name: str, size: Size) -> Subject:
-    """A stage at a size. Raises ValueError where a glob of `learn`, `start` or `copy` matches nothing."""
-    stage = stages.load(name)
-    config = lineage.configuration(stage, size.model, None)
-    with torch.device("meta"):
-        model = PhiModel(config)
-        module = stage.objective.build(model, vocabulary(config))
-    tensors: dict[str, torch.Tensor] = dict(model.named_parameters())
-    for glob in (*stage.start, *stage.copy):
-        matching(glob, tensors)
-    if module is not None:
-        tensors |= {f"objective.{n}": p for n, p in module.named_parameters()}
-    return Subject(stage, size.budget(stage), config, tensors, groups(stage, tensors))
-
-
-def vocabulary(config: ModelConfig) -> Any:
-    """As much of a processor as an objective asks for to build its module."""
-    return SimpleNamespace(tokenizer=SimpleNamespace(vocab_size=config.decoder.vocab_size))
-
-
-# ------------------------------------------------------------------------------ FLOPs
-
-
-def rows_of(it: Subject, done: Mapping[str, float]) -> dict[str, float]:
-    """Parameter -> how many rows it multiplies, where it multiplies any: the first glob that matches says it."""
-    contrastive, language = it.decoder == "looks on", it.decoder == "learns"
-    vision, audio = it.config.vision, it.config.audio
-    written, features = done["supervised"], done["features"]
-    table = {
-        "*.b[12]": 0.0,
-        "decoder.embed_tokens.*": written * language,
-        **{f"decoder.*.lora.{name}.*": done[f"lora.{name}"] for name in it.config.adapters},
-        "decoder.layers.*": done["tokens"] * (it.decoder != "is not asked"),
-    }
-    if vision is not None:
-        crops, patches = done["crops"], done["crops"] * vision.grid**2
-        table |= {
-            "vision.encoder.position_embedding.*": 0,
-            "vision.encoder.head.probe": 0,
-            "vision.encoder.head.*.in_proj_weight": (2 * patches + crops) / 3 * contrastive,
-            "vision.encoder.head.*": crops * contrastive,
-            f"vision.encoder.layers.{vision.num_hidden_layers - 1}.*": patches * contrastive,
-            "vision.encoder.*": patches,
-            "vision.projector.*": done["picture tokens"],
-        }
-    if audio is not None:
-        # Positions in time and frequency after one, two and three convolutions of stride 2.
-        first, second, third = (done["mels"] * audio.input_size / 4**n for n in (1, 2, 3))
-        table |= {
-            "audio.encoder.relative_attention_bias.*": 0,
-            "audio.encoder.subsampling.conv.0.*": first,
-            "audio.encoder.subsampling.conv.[23].*": second,
-            "audio.encoder.subsampling.conv.[56].*": third,
-            "audio.encoder.*.dw_conv.*": 0,  # worked out element by element
-            "audio.encoder.*": features,
-            **{f"audio.projector.{b}.*": done[f"heard.{b}"] * language for b in ("speech", "vision")},
-        }
-    table |= {
-        "objective.positions.*": 0,
-        "objective.ctc.*": features,
-        "objective.*.multihead_attn.in_proj_weight": (written + 2 * features) / 3,
-        "objective.*": done["sequences"] if contrastive else written,
-    }
-    return {
-        name: rows
-        for name, tensor in it.tensors.items()
-        if tensor.ndim > 1
-        and (rows := next((n for glob, n in table.items() if fnmatch.fnmatchcase(name, glob)), 0))
-    }
-
-
-def flops(it: Subject, done: Mapping[str, float], recompute: bool = False) -> dict[str, float]:
-    """FLOPs of forward and backward: of `products` (of matrices, convolutions too) and of `attention`. A frozen matrix
-    has no gradient of its own, yet hands one on where something below it learns. Causal attention counts the pairs
-    that see each other, half of the square; what fused kernels work out twice isn't counted."""
-    twice = isinstance(it.stage.objective, DPO)  # the reference looks at the same rows
-    found = {"products": 0.0, "attention": 0.0}
-    for name, rows in rows_of(it, done).items():
-        backward = (name in it.learned) + it.through(name)
-        again = twice + (recompute and backward > 0 and _in_layers(name))
-        found["products"] += 2 * it.tensors[name].numel() * rows * (1 + backward + again)
-
-    def attend(pairs: float, width: int, layers: int, learns: bool, again: int = 0) -> None:
-        share = 1 + again + (2 + recompute) * learns
-        found["attention"] += 4 * pairs * width * layers * share
-
-    d, vision, audio = it.config.decoder, it.config.vision, it.config.audio
-    if it.decoder != "is not asked":
-        width = d.num_attention_heads * d.head_dim
-        attend(done["pairs"], width, d.num_hidden_layers, it.decoder == "learns", twice)
-    if vision is not None:
-        layers = vision.num_hidden_layers - (it.decoder != "looks on")
-        pairs = done["crops"] * vision.grid**4
-        attend(pairs, vision.hidden_size, layers, it.learns("vision.encoder."))
-    if audio is not None:
-        pairs = done["window pairs"]
-        attend(pairs, audio.hidden_size, audio.num_blocks, it.learns("audio.encoder."))
-    return found
-
-
-def _in_layers(name: str) -> bool:
-    return ".layers." in name or ".blocks." in name
-
-
-# ------------------------------------------------------------------------------ memory
-
-
-@dataclass(frozen=True)
-class Switches:
-    """What the command line may set: how many devices share the decoder's layers, tokens of a pack, activations kept
-    or worked out again."""
-
-    shard: int = 1
-    micro_tokens: int = 8192
-    activations: Literal["keep", "recompute"] = "keep"
-
-
-def layer_bytes(it: Subject, part: str, adapter: str | None = None, cpu: bool = False) -> float:
-    """Bytes that a layer keeps of a row (a token, a patch, a feature) for its backward pass under bf16 autocast, as
-    the forward of `polyphi/model` runs it: the stream between layers is float32 (4 bytes), what matrices read and
-    write is bf16 (2)."""
-    d, vision, audio = it.config.decoder, it.config.vision, it.config.audio
-    if part == "decoder":
-        if it.decoder != "learns":
-            return 0
-        base = it.learns("decoder.norm")
-        size, inner, heads = d.hidden_size, d.intermediate_size, d.num_attention_heads
-        q, kv = heads * d.head_dim, d.num_key_value_heads * d.head_dim
-        found = 2 * 4 * size + 6 * inner  # what the norms read; gate, up and silu(gate)
-        # Queries, keys, values and what comes out. The CPU's kernel works in float32, each key once per query head.
-        found += 4 * 4 * q + 2 * q if cpu else 2 * (2 * q + 2 * kv) + 4 * heads
-        if base:
-            found += 2 * 4 * size + 2 * (2 * size + inner)  # normed streams; what the matrices read
-        elif adapter is not None and it.learns(f"decoder.layers.0.mlp.down_proj.lora.{adapter}"):
-            lora = it.config.adapters[adapter]
-            found += 2 * (2 * size + inner) + 4 * 2 * lora.rank
-            if lora.dropout:  # which inputs stay; on the CPU as numbers
-                found += (4 * 2 * size + 2 * (q + inner) if cpu else 2 * size + q + inner) + 2 * q
-        return found
-    if part == "vision":
-        assert vision is not None
-        return (24 + 2 * cpu) * vision.hidden_size + 4 * vision.intermediate_size
-    assert audio is not None
-    # The scores' bias learns, so the CPU keeps the attention's probabilities, of a clip of 15 s.
-    probabilities = 2 * audio.num_attention_heads * 188 * cpu
-    return 72 * audio.hidden_size + 16 * audio.intermediate_size + probabilities
-
-
-def memory(
-    it: Subject, pack: Sequence[Batch], on: Switches, world: int = 1, cpu: bool = False
-) -> dict[str, float]:
-    """Bytes of one device by part while `pack` is learned, after the first step, with gradients of an earlier pack in
-    place; `peak` is the most at one time."""
-    done, d = work(pack, it.config), it.config.decoder
-    adapter = next((a for batch in pack for a in batch.adapters if a), None)
-    layers = [n for n in it.tensors if n.startswith("decoder.layers.")]
-    cut = it.size(layers) * (1 - 1 / on.shard)  # of the layers, what lies on other devices
-    cut_learned = cut if it.learns("decoder.norm") else 0.0
-    learned, every = it.size(it.learned), it.size(it.tensors)
-    models = 1 + isinstance(it.stage.objective, DPO)
-    found = {
-        "weights, frozen": 4 * (every * models - learned - cut * models + cut_learned),
-        "weights, learned": 4 * (learned - cut_learned),
-        "gradients": 4 * (learned - cut_learned),
-        "optimiser": 8 * (learned - cut_learned),
-    }
-
-    # bf16 copies of the matrices, kept until their backward; a shard's layers are gathered two at a time.
-    used = rows_of(it, done)
-    copied = [n for n in used if (n in it.learned or it.through(n)) and n != EMBEDDING]
-    whole = [n for n in copied if not (on.shard > 1 and n.startswith("decoder.layers."))]
-    if on.activations == "recompute":
-        whole = [n for n in whole if n in it.learned or not _in_layers(n)]
-    layer = it.size(layers) / d.num_hidden_layers
-    gathered = (2 * 2 + 2 + 4) * layer * (on.shard > 1)  # and a layer's gradients, bf16 and float32
-    found["bf16 copies"] = 2 * it.size(whole) + gathered
-
-    activations = 0.0
-    sizes = {"decoder": (done["tokens"], d.hidden_size, d.num_hidden_layers)}
-    if it.config.vision is not None and it.learns("vision.encoder."):
-        v = it.config.vision
-        patches = done["crops"] * v.grid**2
-        sizes["vision"] = (
-            patches,
-            v.hidden_size,
-            v.num_hidden_layers - (it.decoder != "looks on"),
+def _in_full(p: Plan) -> Iterator[Table | str]:
+    yield f"{p.stage} {p.size}, {p.objective}, on {p.devices}, {_set(p.switches)}"
+    yield f"starts from {', '.join(p.parents) or 'nothing'}"
+    who = Table("who learns", "parameters", "peak rate", box=None, padding=(0, 2))
+    for glob, size, rate in p.learn:
+        who.add_row(glob, f"{size:,}", f"{rate:.1e}")
+    who.add_row("(frozen)", f"{p.frozen:,}", "rests")
+    yield who
+    held = ("tokens", "supervised", "sequences", "crops", "mels")
+    step = ", ".join(f"{_short(p.step[k])} {k}" for k in held if p.step.get(k))
+    yield f"{p.steps:,} steps, {_short(p.tokens)} tokens; a step: {step}"
+    parts = Table("memory of a device", "GB", box=None, padding=(0, 2))
+    for part, size in p.memory.items():
+        parts.add_row(part, f"{size / 1e9:,.1f}")
+    yield parts
+    if p.fits:
+        yield f"fits into {p.room / 1e9:.0f} GB; fullest with {p.fullest}"
+    else:
+        yield f"doesn't fit into {p.room / 1e9:.0f} GB; fullest with {p.fullest}"
+        yield "would fit with  " + (
+            "\n           or  ".join(p.advice) or "nothing that can be set here"
         )
-    if it.config.audio is not None and it.learns("audio.encoder."):
-        a = it.config.audio
-        sizes["audio"] = (done["features"], a.hidden_size, a.num_blocks)
-        # Three convolutions: what they read, in float32 on the CPU.
-        positions = (1 / 4 + 2 / 16 + 2 / 64) * a.input_size * a.nemo_conv_channels
-        activations += (4 if cpu else 2) * done["mels"] * positions
-    largest = 0.0
-    for part, (rows, size, count) in sizes.items():
-        one = rows * layer_bytes(it, part, adapter, cpu)
-        largest = max(largest, one)
-        kept = 4 * rows * size * (one > 0) if on.activations == "recompute" else one
-        activations += count * kept
-    found["activations"] = activations + largest * (on.activations == "recompute")
-
-    head = d.vocab_size * d.hidden_size * (it.decoder == "learns")
-    scores = min(CHUNK_SCORES["cpu" if cpu else "cuda"], done["supervised"] * d.vocab_size)
-    rows = done["supervised"] * d.hidden_size
-    # A chunk's scores and their gradient; the hidden states, and theirs; the head in bf16 or, later, its gradient.
-    found["logits"] = (
-        10 * scores + 8 * rows + (8 * head if it.learns("decoder.embed") else 2 * head)
-    ) * (it.decoder == "learns")
-    # Afterwards the gradients of replicas are laid side by side to be summed.
-    replicas = learned - (it.size(layers) if on.shard > 1 and it.learns("decoder.norm") else 0)
-    found["exchange"] = 4 * replicas * (world > 1)
-    passing = found["bf16 copies"] + found["activations"] + found["logits"]
-    standing = sum(found[k] for k in ("weights, frozen", "weights, learned", "gradients", "optimiser"))
-    return found | {"peak": standing + max(passing, found["exchange"])}
+    forward = ", ".join(f"{kind} {n:.3g}" for kind, n in p.flops.items())
+    yield f"FLOPs of a step: {sum(p.flops.values()):.3g} ({forward}); of the stage: {p.total:.3g}"
+    sent = ", ".join(f"{kind} {n / 1e9:,.1f} GB" for kind, n in p.traffic.items())
+    yield f"sent by a device in a step: {sent}"
+    cost = "" if p.cost is None else f", cost {p.cost:,.0f}"
+    yield (
+        f"{p.seconds:.3g} s a step at {p.utilisation:.0%} of the peak, "
+        f"{p.seconds * p.steps / 86400:.1f} days, {p.device_hours:,.0f} device hours{cost}"
+    )
 
 
-EMBEDDING = "decoder.embed_tokens.weight"
+def _set(on: Switches) -> str:
+    shards = f"layers in {on.shard} shards" if on.shard > 1 else "replicas"
+    return f"{shards}, packs of {on.micro_tokens:,} tokens, activations: {on.activations}"
+
+
+def _short(n: float) -> str:
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if n >= size:
+            return f"{n / size:.3g}{unit}"
+    return f"{n:.3g}"
