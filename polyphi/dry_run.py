@@ -42,24 +42,35 @@ class Meter(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.live = self.peak = 0
-        self._seen: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self._sizes: dict[int, int] = {}
+        self._ever = 0
+        self._numbers: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
     def add(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
+        """Count a tensor's storage (of a shard, the part that is here), unless it is counted."""
+        storage = parallel.local(tensor).untyped_storage()
         size = storage.nbytes()
-        if storage in self._seen or not isinstance(
-            size, int
-        ):  # a size that hangs on numbers is a handful
-            return
-        self._seen[storage] = None
-        self.live += size
-        self.peak = max(self.peak, self.live)
-        weakref.finalize(storage, self._drop, size)
+        # A size that hangs on numbers is that of a handful of them.
+        if storage not in self._numbers and isinstance(size, int):
+            self._ever += 1
+            number = self._numbers[storage] = self._ever
+            self._count(number, size)
+            weakref.finalize(storage, self._count, number, 0)
 
-    def _drop(self, size: int) -> None:
-        self.live -= size
+    def recount(self) -> None:
+        """Look at all storages again: shards free a gathered layer by taking its storage's bytes away."""
+        for storage, number in self._numbers.items():
+            self._count(number, storage.nbytes())
+
+    def _count(self, number: int, size: int) -> None:
+        self.live += size - self._sizes.pop(number, 0)
+        self.peak = max(self.peak, self.live)
+        if size:
+            self._sizes[number] = size
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "fsdp":
+            self.recount()
         out = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor):
@@ -129,7 +140,7 @@ def rehearse(
         for part in (model, module, reference):
             if isinstance(part, nn.Module):
                 for tensor in (*part.parameters(), *part.buffers()):
-                    meter.add(parallel.local(tensor))
+                    meter.add(tensor)
         adamw = optimiser(stage, parameters, it.budget.rate)
         learned = [p for p in parameters.values() if p.requires_grad]
         # A shard's buffers are made from nothing, so the fakes must be on. Elsewhere what comes from the weights is
@@ -150,6 +161,7 @@ def rehearse(
                 set_rate(adamw, stage.schedule.factor(number, it.budget.steps))
                 adamw.step()
                 adamw.zero_grad(set_to_none=True)
+            meter.recount()
     made = [
         (
             group["glob"],

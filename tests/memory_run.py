@@ -57,7 +57,7 @@ def main(name: str) -> None:
     it = cost.subject(name, size())
     it = replace(it, budget=Budget(2, 4096, 700))
     rows = [row for corpus in it.stage.data.weights for row in cost.imagined(it, corpus)]
-    batch = pack(rows * max(1, 3000 // sum(map(len, rows))))
+    batch = pack(rows * max(1, 1200 // sum(map(len, rows))))
     done = cost.work([batch], it.config)
     planned = cost.memory(it, done, cost.Switches(), cpu=True)
     assert batch.crops is None or batch.crops.fill_(0.5).any()  # zeros take no memory until written
