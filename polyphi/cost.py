@@ -249,7 +249,7 @@ def work(batches: Sequence[Batch], config: ModelConfig) -> Work:
     return found
 
 
-def times(done: Mapping[str, float], factor: float) -> Work:
+def times(done: Work, factor: float) -> Work:
     """So much of it."""
     return Counter({key: value * factor for key, value in done.items()})  # type: ignore[misc]
 
@@ -257,7 +257,7 @@ def times(done: Mapping[str, float], factor: float) -> Work:
 # ------------------------------------------------------------------------------ FLOPs
 
 
-def rows(it: Subject, done: Mapping[str, float]) -> dict[str, float]:
+def rows(it: Subject, done: Work) -> dict[str, float]:
     """Glob -> how many rows its matrices multiply; of the globs that match a name the first one counts."""
     contrastive, language = it.decoder == "looks on", it.decoder == "learns"
     vision, audio = it.config.vision, it.config.audio
@@ -303,7 +303,7 @@ def rows(it: Subject, done: Mapping[str, float]) -> dict[str, float]:
     }
 
 
-def flops(it: Subject, done: Mapping[str, float], recompute: bool = False) -> dict[str, float]:
+def flops(it: Subject, done: Work, recompute: bool = False) -> dict[str, float]:
     """FLOPs of forward and backward: of `products` (of matrices, convolutions too) and of `attention`. A frozen matrix
     has no gradient of its own, yet hands one on where something below it learns. Causal attention counts the pairs
     that see each other, half of the square; what fused kernels work out twice isn't counted."""
@@ -378,7 +378,7 @@ def layer_bytes(it: Subject, part: str, adapter: str | None = None, cpu: bool = 
 
 
 def memory(
-    it: Subject, done: Mapping[str, float], on: Switches, world: int = 1, cpu: bool = False
+    it: Subject, done: Work, on: Switches, world: int = 1, cpu: bool = False
 ) -> dict[str, float]:
     """Bytes of one device by part while a pack is learned, after the first step, with gradients of an earlier pack in
     place; `peak` is the most at one time."""

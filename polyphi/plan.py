@@ -283,8 +283,8 @@ def _in_full(p: Plan) -> Iterator[Table | str]:
     step = ", ".join(f"{_short(p.step[k])} {k}" for k in held if p.step.get(k))
     yield f"{p.steps:,} steps, {_short(p.tokens)} tokens; a step: {step}"
     parts = Table("memory of a device", "GB", box=None, padding=(0, 2))
-    for part, size in p.memory.items():
-        parts.add_row(part, f"{size / 1e9:,.1f}")
+    for part, held_bytes in p.memory.items():
+        parts.add_row(part, f"{held_bytes / 1e9:,.1f}")
     yield parts
     if p.fits:
         yield f"fits into {p.room / 1e9:.0f} GB; fullest with {p.fullest}"

@@ -46,9 +46,7 @@ def size() -> sizes.Size:
 
 def grown() -> dict[str, int]:
     """Resident bytes now and at the most so far."""
-    lines = dict(
-        line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines()
-    )
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return {key: 1024 * int(lines[key].split()[0]) for key in ("VmRSS", "VmHWM")}
 
 
