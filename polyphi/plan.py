@@ -249,21 +249,22 @@ def page(plans: Sequence[Plan]) -> Iterator[Table | str]:
         yield from _in_full(plans[0])
         return
     table = Table(box=None, padding=(0, 1))
-    for column in ("stage", "learn", "tokens", "GB", "fits", "FLOPs", "days", "device hours"):
-        table.add_column(column, justify="left" if column in ("stage", "fits") else "right")
+    for column in ("stage", "learn", "tokens", "GB", "FLOPs", "days", "device hours", "fits"):
+        left = column in ("stage", "fits")
+        table.add_column(column, justify="left" if left else "right", no_wrap=column != "fits")
     for p in plans:
         table.add_row(
             p.stage,
             _short(sum(n for _, n, _ in p.learn)),
             _short(p.tokens),
             f"{p.memory['peak'] / 1e9:,.0f}",
-            "yes" if p.fits else "with " + (p.advice[0] if p.advice else "no switch"),
             f"{p.total:.2g}",
             f"{p.seconds * p.steps / 86400:.1f}",
             f"{p.device_hours:,.0f}",
+            "yes" if p.fits else "with " + (p.advice[0] if p.advice else "no switch"),
         )
     hours = sum(p.device_hours for p in plans)
-    table.add_row("all", "", _short(sum(p.tokens for p in plans)), "", "", "", "", f"{hours:,.0f}")
+    table.add_row("all", "", _short(sum(p.tokens for p in plans)), "", "", "", f"{hours:,.0f}", "")
     first = plans[0]
     yield f"{first.size}, {first.devices} of {first.room / 1e9:.0f} GB, {_set(first.switches)}"
     yield table
