@@ -77,9 +77,18 @@ def _part(name: str) -> str:
     return f"lora.{rest.partition('.')[0]}" if adapted else name.partition(".")[0]
 
 
-def configuration(stage: Stage, full: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:
-    """The configuration of a stage's model: the parts it needs, with the ids of its tokenizer."""
+def configuration(stage: Stage, full: ModelConfig, tokenizer: Tokenizer | None) -> ModelConfig:
+    """The configuration of a stage's model: the parts it needs, with the ids of its tokenizer (None: as `full` has
+    them)."""
     has = parts(stage)
+    adapters = {name: config for name, config in full.adapters.items() if f"lora.{name}" in has}
+    if tokenizer is None:
+        return ModelConfig(
+            full.decoder,
+            full.vision if "vision" in has else None,
+            full.audio if "audio" in has else None,
+            adapters,
+        )
     end = tokenizer.control("<|endoftext|>")
     decoder = replace(
         full.decoder,
@@ -98,7 +107,6 @@ def configuration(stage: Stage, full: ModelConfig, tokenizer: Tokenizer) -> Mode
         if "audio" in has
         else None
     )
-    adapters = {name: config for name, config in full.adapters.items() if f"lora.{name}" in has}
     return ModelConfig(decoder, vision, audio, adapters)
 
 

@@ -1,0 +1,89 @@
+"""Two steps of a stage of some 10 million parameters, weighed: python memory_run.py STAGE
+
+Prints one JSON object: the peak as planned, as counted tensor by tensor, and as the process grew, in bytes.
+"""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from polyphi import cost
+from polyphi.batch import pack
+from polyphi.data.packing import Pack
+from polyphi.dry_run import CPU, Meter, freeze, gradients
+from polyphi.model.multimodal import PhiModel
+from polyphi.stages import sizes
+from polyphi.train import parallel
+from polyphi.train.optim import optimiser, set_rate
+from polyphi.train.stage import Budget
+
+
+def size() -> sizes.Size:
+    """Between nano and lab: large enough that tensors, not the allocator, are what takes memory."""
+    lab = sizes.LAB.model
+    assert lab.vision is not None and lab.audio is not None
+    model = replace(
+        lab,
+        decoder=replace(
+            sizes.NANO.model.decoder,
+            hidden_size=384,
+            intermediate_size=1024,
+            num_hidden_layers=4,
+            num_attention_heads=12,
+            num_key_value_heads=4,
+        ),
+        vision=replace(lab.vision, num_hidden_layers=5, crop_size=224),
+        audio=replace(lab.audio, num_blocks=3, nemo_conv_channels=64),
+        adapters=sizes.NANO.model.adapters,
+    )
+    return sizes.Size("weighed", model, budgets={})
+
+
+def grown() -> dict[str, int]:
+    """Resident bytes now and at the most so far."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return {key: 1024 * int(lines[key].split()[0]) for key in ("VmRSS", "VmHWM")}
+
+
+def main(name: str) -> None:
+    torch.set_num_threads(1)
+    it = cost.subject(name, size())
+    it = replace(it, budget=Budget(2, 4096, 700))
+    corpora = [c for c in it.stage.data.weights if c != "speech_summary"]  # half an hour of sound
+    rows = [row for corpus in corpora for row in cost.imagined(it, corpus)]
+    batch = pack(rows * max(1, 1200 // sum(map(len, rows))))
+    done = cost.work([batch], it.config)
+    planned = cost.memory(it, done, cost.Switches(), cpu=True)
+    assert batch.crops is None or batch.crops.fill_(0.5).any()  # zeros take no memory until written
+    torch.nn.functional.linear(torch.ones(256, 256), torch.ones(256, 256))  # the library's own
+    before, meter = grown()["VmRSS"], Meter()
+    with meter:
+        model = PhiModel(it.config).train()
+        module = it.stage.objective.build(model, cost.vocabulary(it.config))
+        for part in (model, module):
+            for p in part.parameters() if part is not None else ():
+                torch.nn.init.normal_(p.data, std=0.02)
+        parameters = freeze(it.stage, model, module)
+        adamw = optimiser(it.stage, parameters, 1.0)
+        learned = [p for p in parameters.values() if p.requires_grad]
+        for _ in range(2):
+            gradients(
+                it.stage,
+                (model, module, it.stage.objective.begin(model)),
+                [Pack(batch), Pack(batch)],
+                precision="bf16",
+                device=CPU,
+            )
+            parallel.clip_gradients(learned, 1e-3, 1.0)
+            set_rate(adamw, 1.0)
+            adamw.step()
+            adamw.zero_grad(set_to_none=True)
+    found = {"planned": planned["peak"], "counted": meter.peak, "grown": grown()["VmHWM"] - before}
+    print(json.dumps(found | {"parts": planned, "tokens": len(batch), "work": done}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,62 @@
+"""Two steps of every stage at its full size, on tensors without memory, among eight pretended processes."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from polyphi import cost, stages
+from polyphi.batch import pack
+from polyphi.dry_run import Meter, rehearse
+from polyphi.stages import sizes
+
+QUICK = ("vision_1_align", "text_3_post")
+PASSING = ("bf16 copies", "activations", "logits")
+
+
+def test_the_meter_counts_what_lives() -> None:
+    with Meter() as meter:
+        a = torch.zeros(1000)
+        b = (a + 1) * 2  # the sum is freed
+        view = b[:10]
+    assert (meter.live, meter.peak) == (8000, 12000)
+    del a, b
+    assert meter.live == 4000
+    del view
+    assert meter.live == 0
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.long) for n in stages.ORDER]
+)
+def test_full_size_takes_two_steps(name: str) -> None:
+    """Language stages in eight shards, the others as replicas. Counted memory is the plan's, to 10 % of the peak."""
+    it = cost.subject(name, sizes.FULL)
+    context = min(it.budget.context, 2000)  # only the lists of positions get longer with it
+    it = replace(it, budget=replace(it.budget, context=context))
+    corpora = [c for c in it.stage.data.weights if c != "speech_summary"]
+    batch = pack([row for corpus in corpora for row in cost.imagined(it, corpus)])
+    shard = 8 if it.learns("decoder.norm") else 1
+    came = rehearse(it, [batch, batch], world=8, shard=shard)
+    assert came.steps == 2
+    assert {glob for glob, *_ in came.groups} == set(it.stage.learn)
+    if shard == 1:
+        assert sum(size for _, size, *_ in came.groups) == it.size(it.learned)
+    done = cost.work([batch], it.config)
+    planned = cost.memory(it, done, cost.Switches(shard=shard), world=8, cpu=True)
+    assert planned["peak"] == pytest.approx(came.peak, rel=0.1)
+    standing = planned["peak"] - planned["gradients"]
+    standing -= max(planned["exchange"], sum(planned[part] for part in PASSING))
+    assert standing == pytest.approx(came.standing, rel=0.05)
+
+
+def test_shards_are_all_or_none() -> None:
+    with pytest.raises(ValueError, match="all 8 processes or none"):
+        rehearse(cost.subject("text_3_post", sizes.MICRO), [], shard=2)
+
+
+def test_sharding_is_refused_where_adapters_learn() -> None:
+    it = cost.subject("vision_3_generative", sizes.MICRO)
+    with pytest.raises(ValueError, match="stages of the language model"):
+        rehearse(it, [], shard=8)
+    assert not torch.distributed.is_initialized()  # the pretended group is gone
