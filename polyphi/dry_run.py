@@ -26,10 +26,8 @@ from polyphi.cost import Subject, imagined, vocabulary
 from polyphi.data.packing import Pack
 from polyphi.model.multimodal import PhiModel
 from polyphi.train import parallel
-from polyphi.train.loop import _check_gradients as check_gradients
-from polyphi.train.loop import _freeze as freeze
-from polyphi.train.loop import _gradients as gradients
-from polyphi.train.loop import _named as named
+from polyphi.train.freeze import check_gradients, freeze, named
+from polyphi.train.loop import accumulate
 from polyphi.train.optim import optimiser, set_rate
 
 CPU = torch.device("cpu")
@@ -135,7 +133,7 @@ def rehearse(
         if shard > 1:
             for cut in (model, reference):
                 if isinstance(cut, PhiModel):
-                    parallel.shard(cut, "bf16")
+                    parallel.shard(cut, "bf16", shard)
             parameters = named(model, module)
         for part in (model, module, reference):
             if isinstance(part, nn.Module):
@@ -147,13 +145,8 @@ def rehearse(
         # fake by itself, and what only says where things lie (bounds, slots, lengths) may stay real.
         with fakes if shard > 1 else contextlib.nullcontext(), meter:
             for number in range(steps):
-                record = gradients(
-                    stage,
-                    (model, module, reference),
-                    [Pack(batch) for batch in packs],
-                    precision="bf16",
-                    device=CPU,
-                )
+                dealt = [Pack(batch) for batch in packs]
+                record = accumulate(stage, (model, module, reference), dealt, "bf16", CPU)
                 parallel.sum_gradients(learned)
                 if number == 0:
                     check_gradients(stage, parameters, CPU)

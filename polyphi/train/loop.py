@@ -35,7 +35,7 @@ from polyphi import dist, logs
 from polyphi.batch import Batch, pack
 from polyphi.data import workers as processes
 from polyphi.data.loader import Loader, Step
-from polyphi.data.packing import Room, deal, whole
+from polyphi.data.packing import Pack, Room, deal, whole
 from polyphi.model.attention import padding
 from polyphi.model.multimodal import PhiModel
 from polyphi.train import checkpoint, guard, parallel, resume
@@ -240,7 +240,7 @@ class _Run:
         self,
         stage: Stage,
         budget: Budget,
-        learners: tuple[PhiModel | parallel.Context, nn.Module | None, Any],
+        learners: "Learners",
         parameters: dict[str, Tensor],
         loader: Loader,
         out: Path,
@@ -401,36 +401,14 @@ class _Run:
 
     def _gradients(self, step: Step) -> tuple[dict[str, Any], float]:
         """Everyone's gradients of a step, means over its units and clipped; its record and their norm (NaN where the
-        loss isn't finite). The record holds sums over all processes and, for losses and the objective's metrics,
-        means."""
+        loss isn't finite)."""
         seeds = f"{self.seed} {self.stage.name} {self.past.step} {dist.rank()}"
         torch.manual_seed(zlib.crc32(seeds.encode()))  # dropout
         if getattr(self.stage.objective, "together", False):
             packs = whole(step.samples, dist.world())
         else:
             packs = deal(step.samples, self.room, step.others(), step.spare())
-        sums: defaultdict[tuple[str, int], Any] = defaultdict(float)
-        for dealt in packs:
-            batch, share = self._mine(dealt.batch.to(self.device)), dealt.share
-            loss, count, extra = self._loss(batch)
-            (loss if share == 1 else loss * share).backward()
-            found = {"loss": loss.detach().double(), "count": count, "tokens": len(batch), **extra}
-            found["blank"] = (dealt.blank, 1)
-            if self.device.type == "cpu":
-                padded = padding(batch.bounds)
-                found["padding"] = (padded, padded + len(batch))
-            sums["empty", 0] += dealt.empty  # packs that only fill in, too
-            sums["empty", 1] += 1
-            for key, field in (
-                ("supervised", batch.supervised),
-                ("crops", batch.crops),
-                ("frames", batch.mels),
-            ):
-                found[key] = 0 if field is None else len(field)
-            for key, value in found.items():  # a pair is a sum and a number of its own
-                for part, number in enumerate(value if isinstance(value, tuple) else (value,)):
-                    sums[key, part] += share * number
-        record = self._record(sums)
+        record = accumulate(self.stage, self.learners, packs, self.precision, self.device)
         learned = list(self.learned.values())
         parallel.sum_gradients(learned)
         if not math.isfinite(record["loss"]):
@@ -440,43 +418,14 @@ class _Run:
         scale = 1 / max(1, record["count"])
         return record, parallel.clip_gradients(learned, scale, self.stage.clip_norm).item()
 
-    def _mine(self, batch: Batch) -> Batch:
-        """The part of a pack that this process works on."""
-        model = self.learners[0]
-        return model.part(batch) if isinstance(model, parallel.Context) else batch
-
-    def _loss(self, batch: Batch) -> tuple[Tensor, int, dict[str, Any]]:
-        with torch.autocast(self.device.type, torch.bfloat16, self.precision == "bf16"):
-            found: tuple[Tensor, int, dict[str, Any]] = self.stage.objective.loss(
-                *self.learners, batch
-            )
-        return found
-
-    def _record(self, sums: Mapping[tuple[str, int], Any]) -> dict[str, Any]:
-        """Sums over packs to sums over processes and means over units, or over a pair's own number."""
-        keys = sorted(sums)  # the same in every process: each has at least one pack
-        values = torch.stack(
-            [torch.as_tensor(sums[key], dtype=torch.float64).to(self.device) for key in keys]
-        )
-        whole = dict(zip(keys, dist.total(values).tolist(), strict=True))
-        count = max(1, round(whole["count", 0]))
-        record = {}
-        for (key, part), value in whole.items():
-            if part == 0:
-                number = whole.get((key, 1), count)
-                if key in ("count", *COUNTED):
-                    record[key] = round(value)
-                elif number:
-                    record[key] = value / number
-        return record
-
     def _without_guilty(self, step: Step) -> Step:
         """The step without the samples that make its loss NaN, which are noted; they are not learned from again."""
         self.adamw.zero_grad(set_to_none=True)
 
         def alone(rows: list[Batch]) -> float:
             with torch.no_grad():
-                return float(self._loss(self._mine(pack(rows).to(self.device)))[0])
+                batch = pack(rows).to(self.device)
+                return float(_loss(self.stage, self.learners, batch, self.precision)[1])
 
         guilty = guard.blame(step, alone)
         for name in guilty:
@@ -494,6 +443,63 @@ class _Run:
         with torch.no_grad():
             for name, average in self.averages.items():
                 self.learned[name].copy_(average)
+
+
+Learners = tuple[PhiModel | parallel.Context, nn.Module | None, Any]
+"""Model (or its view of a part of each pack), throw-away module, and what the objective remembers of the start."""
+
+
+def accumulate(
+    stage: Stage, learners: Learners, packs: Sequence[Pack], precision: str, device: torch.device
+) -> dict[str, Any]:
+    """Forward and backward of a step's packs: gradients are sums over units. The record holds sums over all processes
+    and, for losses and the objective's metrics, means over units or over a number of their own."""
+    sums: defaultdict[tuple[str, int], Any] = defaultdict(float)
+    for dealt in packs:
+        batch, loss, count, extra = _loss(stage, learners, dealt.batch.to(device), precision)
+        (loss if dealt.share == 1 else loss * dealt.share).backward()
+        found = {"loss": loss.detach().double(), "count": count, "tokens": len(batch), **extra}
+        found["blank"] = (dealt.blank, 1)
+        sums["empty", 0] += dealt.empty  # packs that only fill in, too
+        sums["empty", 1] += 1
+        if device.type == "cpu":
+            padded = padding(batch.bounds)
+            found["padding"] = (padded, padded + len(batch))
+        for key, field in (
+            ("supervised", batch.supervised),
+            ("crops", batch.crops),
+            ("frames", batch.mels),
+        ):
+            found[key] = 0 if field is None else len(field)
+        for key, value in found.items():  # a pair is a sum and a number of its own
+            for part, number in enumerate(value if isinstance(value, tuple) else (value,)):
+                sums[key, part] += dealt.share * number
+    keys = sorted(sums)  # the same in every process: each has at least one pack
+    values = torch.stack(
+        [torch.as_tensor(sums[key], dtype=torch.float64).to(device) for key in keys]
+    )
+    everyone = dict(zip(keys, dist.total(values).tolist(), strict=True))
+    units = max(1, round(everyone["count", 0]))
+    record = {}
+    for (key, part), value in everyone.items():
+        if part == 0:
+            number = everyone.get((key, 1), units)
+            if key in ("count", *COUNTED):
+                record[key] = round(value)
+            elif number:
+                record[key] = value / number
+    return record
+
+
+def _loss(
+    stage: Stage, learners: Learners, batch: Batch, precision: str
+) -> tuple[Batch, Tensor, int, dict[str, Any]]:
+    """This process's part of a pack, and what the objective makes of it."""
+    if isinstance(learners[0], parallel.Context):
+        batch = learners[0].part(batch)
+    with torch.autocast(batch.ids.device.type, torch.bfloat16, precision == "bf16"):
+        loss, count, extra = stage.objective.loss(*learners, batch)
+    return batch, loss, count, extra
 
 
 def _must_spread(stage: Stage, context: int) -> None:
