@@ -13,10 +13,12 @@ import torch
 from polyphi import cost
 from polyphi.batch import pack
 from polyphi.data.packing import Pack
-from polyphi.dry_run import CPU, Meter, freeze, gradients
+from polyphi.dry_run import CPU, Meter
 from polyphi.model.multimodal import PhiModel
 from polyphi.stages import sizes
 from polyphi.train import parallel
+from polyphi.train.freeze import freeze
+from polyphi.train.loop import accumulate
 from polyphi.train.optim import optimiser, set_rate
 from polyphi.train.stage import Budget
 
@@ -70,13 +72,8 @@ def main(name: str) -> None:
         adamw = optimiser(it.stage, parameters, 1.0)
         learned = [p for p in parameters.values() if p.requires_grad]
         for _ in range(2):
-            gradients(
-                it.stage,
-                (model, module, it.stage.objective.begin(model)),
-                [Pack(batch), Pack(batch)],
-                precision="bf16",
-                device=CPU,
-            )
+            learners = (model, module, it.stage.objective.begin(model))
+            accumulate(it.stage, learners, [Pack(batch), Pack(batch)], "bf16", CPU)
             parallel.clip_gradients(learned, 1e-3, 1.0)
             set_rate(adamw, 1.0)
             adamw.step()

@@ -186,6 +186,7 @@ def train(
                 run.checkpoints.wait()
                 raise KeyboardInterrupt
         run.checkpoints.wait()
+        asked = interrupted()  # too late for the loop: the stage is finished first
     model.eval()
     run.hand_on()
     after = hashes(frozen(model, parameters))
@@ -230,6 +231,8 @@ def train(
         checkpoint.write_json(out / MANIFEST, manifest)
         run.checkpoints.drop()
     dist.wait()
+    if asked:
+        raise KeyboardInterrupt
     return manifest
 
 

@@ -62,6 +62,36 @@ def test_ctrl_c_finishes_the_step_and_saves(straight: Path, corpora: Path, tmp_p
     same(straight, tmp_path)
 
 
+def test_ctrl_c_after_the_last_step_is_not_forgotten(
+    straight: Path, corpora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is too late to stop the stage, which is finished; what called it stops."""
+    save = checkpoint.Checkpoints.save
+
+    def interrupted(self, step, *rest):
+        save(self, step, *rest)
+        if step == SIX.steps:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(checkpoint.Checkpoints, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, corpora, budget=SIX, **OFTEN)
+    same(straight, tmp_path)
+    assert (tmp_path / "manifest.json").exists()
+
+
+def test_a_second_ctrl_c_stops_at_once(corpora: Path, tmp_path: Path) -> None:
+    def twice() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        stage = replace(EVERYTHING, objective=Fails(2, twice))
+        run(tmp_path, corpora, stage, SIX, dropout=0.3, checkpoint_seconds=1e9)
+    assert len(told(tmp_path)) == 2, "the step is not finished"
+    assert checkpoint.Checkpoints(tmp_path / "checkpoints").find() is None
+
+
 def test_kill_9(straight: Path, corpora: Path, tmp_path: Path) -> None:
     def command(pause: float) -> list[str]:
         options = ["--steps", "6", "--dropout", "0.3", "--pause", str(pause)]
