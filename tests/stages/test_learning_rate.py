@@ -1,0 +1,35 @@
+"""The committed fits of the peak rate follow from the runs that stand beside them."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+import polyphi.stages
+from polyphi.stages import sizes
+from polyphi.train.scaling import EXPONENT, Point, fit
+
+FITS = json.loads((Path(polyphi.stages.__file__).parent / "learning_rate.json").read_text())
+
+
+@pytest.mark.parametrize("size", sorted(FITS))
+def test_a_fit_follows_from_its_runs(size: str) -> None:
+    found = FITS[size]
+    points = [Point(d, r, s, math.inf if loss is None else loss) for d, r, s, loss in found["runs"]]
+    again = fit(points, found["at"]["tokens"])
+    for law in ("law", "free"):
+        assert again[law].keys() == found[law].keys()
+        for key, value in found[law].items():
+            assert again[law][key] == pytest.approx(value, rel=1e-6), (law, key)
+
+
+@pytest.mark.parametrize("size", sorted(FITS))
+def test_its_runs_are_those_of_the_size(size: str) -> None:
+    found, table = FITS[size], sizes.load(size)
+    lengths = sorted({run[0] for run in found["runs"]})
+    assert tuple(lengths) == table.sweep
+    assert lengths[-1] >= 8 * lengths[0]
+    budget = table.budgets["text_1_pretrain"]
+    assert found["at"]["tokens"] == budget.steps * budget.batch_tokens
+    assert found["law"]["exponent"] == EXPONENT
