@@ -15,6 +15,7 @@ from itertools import product
 from math import ceil
 from typing import Literal
 
+import torch
 from rich.table import Table
 
 from polyphi.cost import Subject, Switches, flops, imagined, memory, subject, times, traffic, work
@@ -51,6 +52,14 @@ DEVICES = {
 
 UTILISATION = 0.4
 """Share of a device's peak that training reaches. Llama 3 405B: 38 to 43 % on H100 (arXiv 2407.21783, table 4)."""
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """Dense bf16 FLOP/s of a GPU that is in the table; None of others, and of CPUs, which differ too much."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((made.flops for known, made in DEVICES.items() if known in name), None)
 
 
 def cluster(text: str) -> tuple[int, str]:

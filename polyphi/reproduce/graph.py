@@ -32,7 +32,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from polyphi import logs, stages
+from polyphi import cost, logs, plan, stages
 from polyphi.batch import pack
 from polyphi.chat import Message
 from polyphi.curate import corpus as corpora
@@ -332,6 +332,7 @@ class Run:
             glob.startswith("decoder.") and ".lora." not in glob for glob in stage.learn
         )
         before = self._text_logits(model) if adapters_only else None
+        it = cost.subject(stage.name, self.size)
         self._tell(f"\n[bold]{stage.name}[/bold]")
         with self._clock(stage.name):
             train(
@@ -350,6 +351,8 @@ class Run:
                 trackers=[
                     logs.tracker(t, out / t, f"{self.size.name} {stage.name}") for t in self.track
                 ],
+                flops=lambda pack: sum(cost.flops(it, cost.work([pack], it.config)).values()),
+                peak_flops=plan.peak_flops(next(model.parameters()).device),
                 tell=self._tell,
                 **self.machine,
             )

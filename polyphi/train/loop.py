@@ -87,6 +87,8 @@ def train(
     watch: Callable[[PhiModel], Mapping[str, float]] | None = None,
     watch_steps: int = 0,
     trackers: Sequence[logs.Tracker] = (),
+    flops: Callable[[Batch], float] | None = None,
+    peak_flops: float | None = None,
     tell: Tell = rich.print,
 ) -> dict[str, Any]:
     """Run a stage from the start weights in `model` and leave it trained; returns the manifest, which `out` then
@@ -99,7 +101,9 @@ def train(
     some beside a GPU). `features` is a folder where outputs of encoders that rest are kept from one epoch to the next.
     `deterministic` has torch choose only kernels that give the same bits every time, where a GPU has others. `protect`
     says what happens when a step goes wrong, `background` writes checkpoints beside the training. `watch(model)` is
-    measured every `watch_steps` steps; `trackers` get every record. A finished stage in `out` is only loaded.
+    measured every `watch_steps` steps; `trackers` get every record. `flops(pack)` counts a pack's FLOPs, of
+    which a process can do `peak_flops` a second: then records say how many were done, and at which share of the peak. A
+    finished stage in `out` is only loaded.
 
     Raises ValueError if `out` belongs to another run; Diverged if steps go wrong again and again; RuntimeError if a
     named group gets no gradient or a frozen tensor changes; KeyboardInterrupt after Ctrl-C, with a checkpoint of the
@@ -146,6 +150,8 @@ def train(
         seed=seed,
         precision=precision,
         room=Room(micro_tokens, micro_crops, micro_frames),
+        flops=flops,
+        peak_flops=peak_flops,
         tell=tell,
     )
     resting = hashes(frozen(model, parameters))
@@ -251,11 +257,14 @@ class _Run:
         seed: int,
         precision: str,
         room: Room,
+        flops: Callable[[Batch], float] | None,
+        peak_flops: float | None,
         tell: Tell,
     ) -> None:
         self.stage, self.budget, self.learners = stage, budget, learners
         self.parameters, self.loader, self.out, self.tell = parameters, loader, out, tell
         self.seed, self.precision, self.room = seed, precision, room
+        self.flops, self.peak_flops = flops, peak_flops
         self.device = next(iter(parameters.values())).device
         self.learned = {name: p for name, p in parameters.items() if p.requires_grad}
         self.averages = (
@@ -379,7 +388,10 @@ class _Run:
         self.past.count(step, record, seconds)
         done = {"tokens": record["tokens"], "samples": len(step.ids), "crops": record["crops"]}
         done["audio_seconds"] = record["frames"] / FRAMES_PER_SECOND
+        done["flops"] = record.get("flops", 0)
         speeds = {f"{what}_per_second": round(n / seconds, 2) for what, n in done.items() if n}
+        if self.peak_flops and done["flops"]:
+            speeds["utilisation"] = done["flops"] / seconds / self.peak_flops / dist.world()
         return {**speeds, "skipped": len(step.skipped), "cut": step.cut}
 
     def roll_back(self) -> None:
@@ -411,7 +423,9 @@ class _Run:
             packs = whole(step.samples, dist.world())
         else:
             packs = deal(step.samples, self.room, step.others(), step.spare())
-        record = accumulate(self.stage, self.learners, packs, self.precision, self.device)
+        record = accumulate(
+            self.stage, self.learners, packs, self.precision, self.device, self.flops
+        )
         learned = list(self.learned.values())
         parallel.sum_gradients(learned)
         if not math.isfinite(record["loss"]):
@@ -453,11 +467,17 @@ Learners = tuple[PhiModel | parallel.Context, nn.Module | None, Any]
 
 
 def accumulate(
-    stage: Stage, learners: Learners, packs: Sequence[Pack], precision: str, device: torch.device
+    stage: Stage,
+    learners: Learners,
+    packs: Sequence[Pack],
+    precision: str,
+    device: torch.device,
+    flops: Callable[[Batch], float] | None = None,
 ) -> dict[str, Any]:
     """Forward and backward of a step's packs: gradients are sums over units. The record holds sums over all processes
     and, for losses and the objective's metrics, means over units or over a number of their own."""
     sums: defaultdict[tuple[str, int], Any] = defaultdict(float)
+    parts = learners[0].mesh.size() if isinstance(learners[0], parallel.Context) else 1
     for dealt in packs:
         batch, loss, count, extra = _loss(stage, learners, dealt.batch.to(device), precision)
         (loss if dealt.share == 1 else loss * dealt.share).backward()
@@ -465,6 +485,8 @@ def accumulate(
         found["blank"] = (dealt.blank, 1)
         sums["empty", 0] += dealt.empty  # packs that only fill in, too
         sums["empty", 1] += 1
+        if flops is not None:
+            found["flops"] = flops(dealt.batch) / parts
         if device.type == "cpu":
             padded = padding(batch.bounds)
             found["padding"] = (padded, padded + len(batch))
@@ -487,7 +509,7 @@ def accumulate(
     for (key, part), value in everyone.items():
         if part == 0:
             number = everyone.get((key, 1), units)
-            if key in ("count", *COUNTED):
+            if key in ("count", "flops", *COUNTED):
                 record[key] = round(value)
             elif number:
                 record[key] = value / number

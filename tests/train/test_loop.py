@@ -211,6 +211,15 @@ def test_deterministic_kernels_are_asked_for_and_let_go(corpora: Path, tmp_path:
     assert told(tmp_path / "plain") == told(tmp_path / "deterministic")
 
 
+def test_flops_are_counted_beside_the_peak(corpora: Path, tmp_path: Path) -> None:
+    counted = {"flops": lambda pack: 1000.0 * len(pack), "peak_flops": 1e9}
+    run(tmp_path, corpora, budget=TWO, **counted)
+    for record in read_metrics(tmp_path / "metrics.jsonl"):
+        assert record["flops"] == 1000 * record["tokens"]
+        share = record["flops_per_second"] / 1e9
+        assert record["utilisation"] == pytest.approx(share, rel=1e-2)
+
+
 def test_trackers_get_every_record(corpora: Path, tmp_path: Path) -> None:
     board = logs.tracker("tensorboard", tmp_path / "board", "language")
     seen = []
