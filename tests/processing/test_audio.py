@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -47,7 +48,10 @@ def test_a_clip_gives_what_its_pieces_give() -> None:
         np.float32
     )  # more than one chunk of frames
     whole = log_mel(wave, 16000)
-    assert whole[4090:4110].equal(log_mel(wave[160 * 4090 : 160 * 4109 + 400], 16000))
+    piece = log_mel(wave[160 * 4090 : 160 * 4109 + 400], 16000)
+    # Not always bit for bit: a processor's matrix product may sum in another order for another number of rows.
+    # One unit in the last place of values up to 32 is 1.9e-6.
+    torch.testing.assert_close(whole[4090:4110], piece, rtol=0, atol=4e-6)
 
 
 @pytest.mark.parametrize(
