@@ -68,7 +68,7 @@ class Batch:
     to and including this batch, cached ones too: it decides the LongRoPE table of that sequence. `adapters` (host, S)
     names each sequence's LoRA or None. `image_slots` and `audio_slots` are the positions in `ids` of the placeholder
     tokens that the pictures of `images` and the clips of `clips` fill, in order. `lost` counts tokens that were cut
-    off at the context.
+    off at the context. `keys` (host, S or none) is what an objective knows sequences by.
     """
 
     ids: Int[Tensor, " T"]
@@ -86,6 +86,7 @@ class Batch:
     clips: tuple[Clip, ...] = ()
     audio_slots: Int[Tensor, " A"] | None = None
     lost: int = 0
+    keys: tuple[str, ...] = ()
 
     @property
     def sequences(self) -> int:
@@ -169,4 +170,5 @@ def pack(rows: Sequence[Batch]) -> Batch:
         clips=tuple(c for r in rows for c in r.clips),
         audio_slots=cat("audio_slots", shift=True),
         lost=sum(r.lost for r in rows),
+        keys=tuple(k for r in rows for k in r.keys),
     )

@@ -303,26 +303,27 @@ def rows(it: Subject, done: Work) -> dict[str, float]:
     }
 
 
-def flops(it: Subject, done: Work, recompute: bool = False) -> dict[str, float]:
-    """FLOPs of forward and backward: of `products` (of matrices, convolutions too) and of `attention`. A frozen matrix
-    has no gradient of its own, yet hands one on where something below it learns. Causal attention counts the pairs
-    that see each other, half of the square; what fused kernels work out twice isn't counted."""
-    twice = isinstance(it.stage.objective, DPO)  # the reference looks at the same rows
+def flops(
+    it: Subject, done: Work, recompute: bool = False, backward: bool = True
+) -> dict[str, float]:
+    """FLOPs of forward and `backward`: of `products` (of matrices, convolutions too) and of `attention`. A frozen
+    matrix has no gradient of its own, yet hands one on where something below it learns. Causal attention counts the
+    pairs that see each other, half of the square; what fused kernels work out twice isn't counted."""
     found = {"products": 0.0, "attention": 0.0}
     multiplied = rows(it, done)
     for kind, size in it.matrices.items():
-        backward = kind.learned + kind.through
-        again = twice + (recompute and backward > 0 and kind.repeated)
-        found["products"] += 2 * size * multiplied[kind.glob] * (1 + backward + again)
+        back = (kind.learned + kind.through) * backward
+        again = recompute and back > 0 and kind.repeated
+        found["products"] += 2 * size * multiplied[kind.glob] * (1 + back + again)
 
-    def attend(pairs: float, width: int, layers: int, learns: bool, again: int = 0) -> None:
-        share = 1 + again + (2 + recompute) * learns
+    def attend(pairs: float, width: int, layers: int, learns: bool) -> None:
+        share = 1 + (2 + recompute) * learns * backward
         found["attention"] += 4 * pairs * width * layers * share
 
     d, vision, audio = it.config.decoder, it.config.vision, it.config.audio
     if it.decoder != "is not asked":
         width = d.num_attention_heads * d.head_dim
-        attend(done["pairs"], width, d.num_hidden_layers, it.decoder == "learns", twice)
+        attend(done["pairs"], width, d.num_hidden_layers, it.decoder == "learns")
     if vision is not None:
         layers = vision.num_hidden_layers - (it.decoder != "looks on")
         pairs = done["crops"] * vision.grid**4
@@ -387,9 +388,8 @@ def memory(
     cut = it.size(layers) * (1 - 1 / on.shard)  # of the layers, what lies on other devices
     cut_learned = cut if it.learns("decoder.norm") else 0.0
     learned, every = it.size(it.learned), it.size(it.tensors)
-    models = 1 + isinstance(it.stage.objective, DPO)
     found = {
-        "weights, frozen": 4 * (every * models - learned - cut * models + cut_learned),
+        "weights, frozen": 4 * (every - learned - cut + cut_learned),
         "weights, learned": 4 * (learned - cut_learned),
         "gradients": 4 * (learned - cut_learned),
         "optimiser": 8 * (learned - cut_learned),
@@ -449,6 +449,11 @@ def memory(
     return found | {"peak": standing + max(passing, found["exchange"])}
 
 
+def looks_ahead(it: Subject) -> bool:
+    """Whether the stage's start is asked about all rows before anything learns (`polyphi/train/reference.py`)."""
+    return isinstance(it.stage.objective, DPO)
+
+
 # ------------------------------------------------------------------------------ communication
 
 
@@ -461,7 +466,7 @@ def traffic(it: Subject, on: Switches, world: int, packs: int) -> dict[str, floa
     replicas = it.size(it.learned) - cut * layers
     found = {"gradients": 2 * 4 * replicas * (world - 1) / world, "shards": 0.0}
     if cut:
-        gathers = 2 + isinstance(it.stage.objective, DPO)
+        gathers = 2 + looks_ahead(it)
         within = (2 * gathers + 4) * layers * (on.shard - 1) / on.shard
         groups = world / on.shard
         found["shards"] = packs * (within + 2 * 4 * layers / on.shard * (groups - 1) / groups)

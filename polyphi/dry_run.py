@@ -29,6 +29,7 @@ from polyphi.train import parallel
 from polyphi.train.freeze import check_gradients, freeze, named
 from polyphi.train.loop import accumulate
 from polyphi.train.optim import optimiser, set_rate
+from polyphi.train.reference import References
 
 CPU = torch.device("cpu")
 
@@ -128,14 +129,12 @@ def rehearse(
         model = PhiModel(it.config).train()
         module = stage.objective.build(model, vocabulary(it.config))
         parameters = freeze(stage, model, module)
-        reference = stage.objective.begin(model)
+        reference = remembered(it, model)
     with pretended(world):
         if shard > 1:
-            for cut in (model, reference):
-                if isinstance(cut, PhiModel):
-                    parallel.shard(cut, "bf16", shard)
+            parallel.shard(model, "bf16", shard)
             parameters = named(model, module)
-        for part in (model, module, reference):
+        for part in (model, module):
             if isinstance(part, nn.Module):
                 for tensor in (*part.parameters(), *part.buffers()):
                     meter.add(tensor)
@@ -165,6 +164,14 @@ def rehearse(
         for group in adamw.param_groups
     ]
     return Rehearsal(made, steps, meter.live, meter.peak)
+
+
+def remembered(it: Subject, model: PhiModel) -> Any:
+    """What the stage's objective keeps of the start: of what a reference said before, that it was nothing."""
+    begun = it.stage.objective.begin(model)
+    if isinstance(begun, References):
+        return lambda batch: torch.zeros(batch.sequences)
+    return begun
 
 
 def told(it: Subject, shard: int = 1) -> str:

@@ -18,7 +18,18 @@ from typing import Literal
 import torch
 from rich.table import Table
 
-from polyphi.cost import Subject, Switches, flops, imagined, memory, subject, times, traffic, work
+from polyphi.cost import (
+    Subject,
+    Switches,
+    flops,
+    imagined,
+    looks_ahead,
+    memory,
+    subject,
+    times,
+    traffic,
+    work,
+)
 from polyphi.stages.sizes import Size
 
 # ------------------------------------------------------------------------------ devices
@@ -174,6 +185,8 @@ def plan(
             <= device.memory
         ][:1]
     done = flops(it, step, on.activations == "recompute")
+    if looks_ahead(it):
+        done["reference"] = sum(flops(it, step, backward=False).values())
     packs = ceil(budget.batch_tokens / world / on.micro_tokens)
     sent = traffic(it, on, world, packs)
     link = device.inside if world <= device.together else device.between

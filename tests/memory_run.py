@@ -13,7 +13,7 @@ import torch
 from polyphi import cost
 from polyphi.batch import pack
 from polyphi.data.packing import Pack
-from polyphi.dry_run import CPU, Meter
+from polyphi.dry_run import CPU, Meter, remembered
 from polyphi.model.multimodal import PhiModel
 from polyphi.stages import sizes
 from polyphi.train import parallel
@@ -72,7 +72,7 @@ def main(name: str) -> None:
         adamw = optimiser(it.stage, parameters, 1.0)
         learned = [p for p in parameters.values() if p.requires_grad]
         for _ in range(2):
-            learners = (model, module, it.stage.objective.begin(model))
+            learners = (model, module, remembered(it, model))
             accumulate(it.stage, learners, [Pack(batch), Pack(batch)], "bf16", CPU)
             parallel.clip_gradients(learned, 1e-3, 1.0)
             set_rate(adamw, 1.0)

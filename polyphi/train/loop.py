@@ -53,6 +53,7 @@ from polyphi.train.guard import Guard
 from polyphi.train.loss import NextToken
 from polyphi.train.memory import Activations, activations
 from polyphi.train.optim import optimiser, set_rate
+from polyphi.train.reference import REFERENCE, References
 from polyphi.train.resume import CHECKPOINTS, COUNTED, MANIFEST, METRICS, QUARANTINE, TRAINED, Past
 from polyphi.train.stage import Budget, Stage
 
@@ -135,10 +136,15 @@ def train(
         return resume.finished(out, identity, parameters)
 
     reference = stage.objective.begin(model)
+    if isinstance(reference, References):
+        if protect.then == "roll-back":
+            raise ValueError(
+                f"{stage.name} reads the pairs that its reference was asked about, and no others, as a step back would "
+                "have it; let wrong steps be skipped"
+            )
+        asked_of = {**identity, "start": hashes(parameters)}
     if shard > 1:
         parallel.shard(model, precision, shard)
-        if isinstance(reference, PhiModel) and reference is not model:
-            parallel.shard(reference, precision, shard)
         parameters = named(model, module)
     run = _Run(
         stage,
@@ -154,6 +160,8 @@ def train(
         peak_flops=peak_flops,
         tell=tell,
     )
+    if isinstance(reference, References):
+        run.look_ahead(reference, asked_of)
     resting = hashes(frozen(model, parameters))
     table = who_learns(stage, budget, parameters, origins or {})
     if run.resume(checkpoint.Checkpoints(out / CHECKPOINTS, background), identity, resting):
@@ -236,6 +244,7 @@ def train(
         logs.plot_loss(records, out / "loss.png", stage.name)
         checkpoint.write_json(out / MANIFEST, manifest)
         run.checkpoints.drop()
+        (out / REFERENCE).unlink(missing_ok=True)
     dist.wait()
     if asked:
         raise KeyboardInterrupt
@@ -336,6 +345,36 @@ class _Run:
 
     # ---------------------------------------------------------------- steps
 
+    def look_ahead(self, reference: References, start: Mapping[str, Any]) -> None:
+        """What the model says, as it is now, of all that the stage will read."""
+        model = self.learners[0]
+        assert isinstance(model, PhiModel)
+
+        def answers(step: Step) -> dict[str, float]:
+            said: dict[str, float] = {}
+            for dealt in self._packs(step):
+                batch = dealt.batch.to(self.device)
+                with torch.no_grad(), _autocast(batch, self.precision):
+                    said |= reference.ask(model, batch)
+            return said
+
+        model.eval()
+        with (
+            _Interruptible() as interrupted,
+            logs.progress(
+                f"{self.stage.name}, its reference", self.budget.steps, 0, dist.rank() > 0
+            ) as advance,
+        ):
+            reference.look_ahead(
+                self.loader,
+                self.budget.steps,
+                answers,
+                self.out,
+                start,
+                advance=advance,
+                stopped=interrupted,
+            )
+
     def next_step(self) -> Step:
         """The samples that come next: made ahead by a thread while a GPU trains. On a CPU there is no core to spare
         for it, and two threads that wait for Python's one lock take turns of 5 ms: training took half as long again."""
@@ -419,12 +458,8 @@ class _Run:
         loss isn't finite)."""
         seeds = f"{self.seed} {self.stage.name} {self.past.step} {dist.rank()}"
         torch.manual_seed(zlib.crc32(seeds.encode()))  # dropout
-        if getattr(self.stage.objective, "together", False):
-            packs = whole(step.samples, dist.world())
-        else:
-            packs = deal(step.samples, self.room, step.others(), step.spare())
         record = accumulate(
-            self.stage, self.learners, packs, self.precision, self.device, self.flops
+            self.stage, self.learners, self._packs(step), self.precision, self.device, self.flops
         )
         learned = list(self.learned.values())
         parallel.sum_gradients(learned)
@@ -434,6 +469,12 @@ class _Run:
             check_gradients(self.stage, self.parameters, self.device)
         scale = 1 / max(1, record["count"])
         return record, parallel.clip_gradients(learned, scale, self.stage.clip_norm).item()
+
+    def _packs(self, step: Step) -> list[Pack]:
+        """This process's packs of a step."""
+        if getattr(self.stage.objective, "together", False):
+            return whole(step.samples, dist.world())
+        return deal(step.samples, self.room, step.others(), step.spare())
 
     def _without_guilty(self, step: Step) -> Step:
         """The step without the samples that make its loss NaN, which are noted; they are not learned from again."""
@@ -522,9 +563,13 @@ def _loss(
     """This process's part of a pack, and what the objective makes of it."""
     if isinstance(learners[0], parallel.Context):
         batch = learners[0].part(batch)
-    with torch.autocast(batch.ids.device.type, torch.bfloat16, precision == "bf16"):
+    with _autocast(batch, precision):
         loss, count, extra = stage.objective.loss(*learners, batch)
     return batch, loss, count, extra
+
+
+def _autocast(batch: Batch, precision: str) -> torch.autocast:
+    return torch.autocast(batch.ids.device.type, torch.bfloat16, precision == "bf16")
 
 
 def _must_spread(stage: Stage, context: int) -> None:

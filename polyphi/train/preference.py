@@ -12,7 +12,7 @@ where each term is the sum of an answer's log-probabilities. The second summand 
 likely: DPO alone is content when both become less likely, one faster than the other.
 """
 
-import copy
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -26,6 +26,7 @@ from polyphi.data.preferences import pair
 from polyphi.data.shards import Sample
 from polyphi.model.multimodal import PhiModel
 from polyphi.train.loss import owners, token_losses
+from polyphi.train.reference import References, key
 
 
 def answer_log_probs(model: PhiModel, batch: Batch) -> Float[Tensor, " S"]:
@@ -40,11 +41,14 @@ def answer_log_probs(model: PhiModel, batch: Batch) -> Float[Tensor, " S"]:
     )
 
 
+def _without_adapters(model: PhiModel, batch: Batch) -> Float[Tensor, " S"]:
+    return answer_log_probs(model, replace(batch, adapters=(None,) * batch.sequences))
+
+
 @dataclass(frozen=True)
 class DPO:
     """`beta`: how hard leaving the reference is punished. `nll`: weight of the chosen answer's mean negative
-    log-likelihood per token. `reference`: the model as the stage found it, a copy in memory; or, where only adapters
-    learn, the model itself without its adapters."""
+    log-likelihood per token. `reference`: the model as the stage found it; or that without its adapters."""
 
     beta: float = 0.1
     nll: float = 0.2
@@ -55,38 +59,29 @@ class DPO:
     ) -> list[Batch]:
         """[chosen, rejected]. Raises ValueError where the sample has no `meta["rejected"]`, doesn't end in an answer,
         or a row exceeds `context`."""
-        return pair(sample, processor, context, adapter)
+        rows = pair(sample, processor, context, adapter)
+        return [replace(row, keys=(key(row),)) for row in rows]
 
     def build(self, model: PhiModel, processor: Any, seed: int = 0) -> None:
         """Nothing of its own to learn."""
 
-    def begin(self, model: PhiModel) -> PhiModel:
-        """The reference: a frozen copy of the model as it is now, or the model itself. Raises ValueError where more
-        than adapters learn of a model that is to be its own reference."""
-        if self.reference == "start":
-            return copy.deepcopy(model).eval().requires_grad_(False)
-        learning = [n for n, p in model.named_parameters() if p.requires_grad and ".lora." not in n]
-        if learning:
-            raise ValueError(
-                f"a reference without adapters must rest, but {learning[0]} learns "
-                f"({len(learning)} tensors beside adapters do); use DPO(reference='start')"
-            )
-        return model
+    def begin(self, model: PhiModel) -> References:
+        """The reference, which hasn't been asked as yet."""
+        return References(answer_log_probs if self.reference == "start" else _without_adapters)
 
     def loss(
-        self, model: PhiModel, module: None, state: PhiModel, batch: Batch
+        self,
+        model: PhiModel,
+        module: None,
+        reference: Callable[[Batch], Float[Tensor, " S"]],
+        batch: Batch,
     ) -> tuple[Tensor, int, dict[str, float]]:
         """(sum over pairs, pairs, sums over pairs of `accuracy`: chosen preferred more than by the reference,
-        `margin`:
-        by how much in units of the reward, `chosen_nll` per token)."""
+        `margin`: by how much in units of the reward, `chosen_nll` per token). `reference` says what it gave a pack's
+        answers."""
         assert batch.sequences % 2 == 0, "a pack holds whole pairs"
-        base = batch
-        if self.reference == "adapters off":
-            base = replace(batch, adapters=(None,) * batch.sequences)
-        with torch.no_grad():
-            reference = answer_log_probs(state, base)
         policy = answer_log_probs(model, batch)
-        rewards = self.beta * (policy - reference)
+        rewards = self.beta * (policy - reference(batch))
         margin = rewards[0::2] - rewards[1::2]
         assert batch.supervised is not None
         lengths = torch.bincount(owners(batch, batch.supervised), minlength=batch.sequences)[0::2]

@@ -1,5 +1,6 @@
 """DPO: rows in pairs, the loss against its formula written out, the reference stays where it was."""
 
+import copy
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -83,22 +84,22 @@ def test_loss_is_the_formula(
         *dpo.rows(sample(), processor, 64),
         *dpo.rows(sample("Can I?", "Yes.", "No, never."), processor, 64),
     ]
-    reference = dpo.begin(model)
+    before = copy.deepcopy(model)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(
                 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
             )
-    total, count, metrics = dpo.loss(model, None, reference, pack(rows))
+    total, count, metrics = dpo.loss(
+        model, None, lambda batch: answer_log_probs(before, batch).detach(), pack(rows)
+    )
     total.backward()
 
     expected, right = 0.0, 0
     with torch.no_grad():
         for chosen, rejected in (rows[:2], rows[2:]):
-            now, before = [
-                [one_by_one(m, r) for r in (chosen, rejected)] for m in (model, reference)
-            ]
-            margin = 0.3 * ((sum(now[0]) - sum(before[0])) - (sum(now[1]) - sum(before[1])))
+            now, then = [[one_by_one(m, r) for r in (chosen, rejected)] for m in (model, before)]
+            margin = 0.3 * ((sum(now[0]) - sum(then[0])) - (sum(now[1]) - sum(then[1])))
             expected += math.log(1 + math.exp(-margin)) - 0.2 * sum(now[0]) / len(now[0])
             right += margin > 0
     assert count == 2
@@ -107,32 +108,9 @@ def test_loss_is_the_formula(
     assert model.decoder.norm.weight.grad.abs().sum() > 0
 
 
-def test_starts_at_log_two(model: PhiModel, processor: Processor) -> None:
-    dpo = DPO(nll=0.0)
-    batch = pack(dpo.rows(sample(), processor, 64))
-    with torch.autocast("cpu", torch.bfloat16):
-        total, count, metrics = dpo.loss(model, None, dpo.begin(model), batch)
-    assert total.item() / count == pytest.approx(math.log(2), abs=1e-3)
-    assert metrics["margin"] == pytest.approx(0, abs=1e-3)
-
-
-def test_reference_stays_where_it_was(model: PhiModel, processor: Processor) -> None:
-    model.requires_grad_(False)  # as another stage may have left it
-    reference = DPO().begin(model)
-    assert not any(p.requires_grad for p in reference.parameters())
-    row = DPO().rows(sample(), processor, 64)[0]
-    before = answer_log_probs(reference, row)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(1.1)
-    assert torch.equal(before, answer_log_probs(reference, row))
-    assert not torch.equal(before, answer_log_probs(model, row))
-
-
 @pytest.mark.parametrize("corpus", ["pictures", "sounds"])
 def test_pairs_about_pictures_and_clips(corpus: str, corpora: Path, tmp_path: Path) -> None:
-    """Fresh adapters are off adapters: both references give the same numbers, at first and as they learn; without its
-    adapters the model needs no copy."""
+    """Fresh adapters are off adapters: both references give the same numbers, at first and as they learn."""
     adapter = {"pictures": "vision", "sounds": "speech"}[corpus]
     learn = {f"decoder.*.lora.{adapter}.*": 3e-2}
     references = ("start", "adapters off")
@@ -148,10 +126,3 @@ def test_pairs_about_pictures_and_clips(corpus: str, corpora: Path, tmp_path: Pa
     assert off[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
     assert off[-1]["loss"] < 0.97 * math.log(2) and max(r["accuracy"] for r in off[-4:]) == 1
     assert [r["loss"] for r in off] == pytest.approx([r["loss"] for r in start], rel=1e-5)
-
-
-def test_a_model_that_learns_is_no_reference_of_its_own(model: PhiModel) -> None:
-    assert DPO(reference="adapters off").begin(model.requires_grad_(False)) is model
-    model.decoder.norm.weight.requires_grad_(True)
-    with pytest.raises(ValueError, match=r"must rest, but decoder.norm.weight learns"):
-        DPO(reference="adapters off").begin(model)

@@ -1,0 +1,115 @@
+"""The start is asked once, before anything learns: its answers stay what they were, stopped or not."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from train.small import BUDGET, LANGUAGE, make_model, make_processor, run, told
+
+from polyphi.batch import pack
+from polyphi.data.shards import Shards
+from polyphi.logs import read_metrics
+from polyphi.train.guard import Guard
+from polyphi.train.preference import DPO, answer_log_probs
+from polyphi.train.reference import REFERENCE, References, key
+from polyphi.train.stage import Mix
+
+STAGE = replace(LANGUAGE, data=Mix({"questions": 1}), objective=DPO(nll=0.0))
+
+
+class Dead(Exception):
+    """What a killed process leaves behind is on disk."""
+
+
+def dies_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    learned = []
+
+    def ask(self: References, *about: object) -> dict[str, float]:
+        learned.append(about)
+        if len(learned) > steps:
+            raise Dead
+        return real(self, *about)
+
+    real = References.ask
+    monkeypatch.setattr(References, "ask", ask)
+
+
+def test_starts_at_log_two_and_leaves_it(corpora: Path, tmp_path: Path) -> None:
+    run(tmp_path, corpora, STAGE, replace(BUDGET, steps=12))
+    losses = [r["loss"] for r in read_metrics(tmp_path / "metrics.jsonl")]
+    assert losses[0] == pytest.approx(math.log(2), abs=1e-6)
+    assert losses[-1] < 0.99 * math.log(2)
+    assert not (tmp_path / REFERENCE).exists()  # of no use any more
+
+
+def test_all_is_asked_before_anything_learns(corpora: Path, tmp_path: Path, monkeypatch) -> None:
+    """Every row of every step, of the model as it starts."""
+    monkeypatch.setattr("polyphi.train.loop.REFERENCE", "nothing")  # so that it stays
+    run(tmp_path, corpora, STAGE)
+    said = {k: v for r in read_metrics(tmp_path / REFERENCE)[1:] for k, v in r["said"].items()}
+    processor, rows = make_processor(), {}
+    for sample in Shards(corpora / "questions" / "train"):
+        for row in DPO().rows(sample, processor, 120):
+            rows[key(row)] = row
+    assert len(said) > 12 and set(said) <= set(rows)
+    model = make_model(processor, text=True).eval()
+    with torch.no_grad():
+        alone = {k: float(answer_log_probs(model, rows[k])) for k in said}
+    assert said == pytest.approx(alone, rel=1e-5)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3])
+def test_stopped_while_asking_is_never_stopped(
+    steps: int, corpora: Path, tmp_path: Path, monkeypatch
+) -> None:
+    run(tmp_path / "whole", corpora, STAGE)
+    with monkeypatch.context() as patch:
+        dies_after(steps, patch)
+        with pytest.raises(Dead):
+            run(tmp_path / "out", corpora, STAGE)
+    path = tmp_path / "out" / REFERENCE
+    path.write_text(path.read_text() + '{"step": 9, "sai')  # killed while writing
+    run(tmp_path / "out", corpora, STAGE)
+    assert told(tmp_path / "out") == told(tmp_path / "whole")
+
+
+def test_what_another_start_said_is_not_believed(
+    corpora: Path, tmp_path: Path, monkeypatch
+) -> None:
+    other = make_model(make_processor(), text=True)
+    with torch.no_grad():
+        other.decoder.embed_tokens.weight.mul_(2)
+    with monkeypatch.context() as patch:
+        dies_after(2, patch)
+        with pytest.raises(Dead):
+            run(tmp_path, corpora, STAGE, model=other)
+    run(tmp_path, corpora, STAGE)
+    first = read_metrics(tmp_path / "metrics.jsonl")[0]
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-6)
+
+
+def test_steps_back_are_refused(corpora: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="let wrong steps be skipped"):
+        run(tmp_path, corpora, STAGE, protect=Guard(then="roll-back"))
+
+
+def test_media_are_part_of_a_row(corpora: Path) -> None:
+    processor = make_processor()
+    first, second = (Shards(corpora / "pictures" / "train")[i] for i in (0, 1))
+    swapped = replace(
+        first,
+        messages=(
+            replace(
+                first.messages[0], parts=(second.messages[0].parts[0], *first.messages[0].parts[1:])
+            ),
+            first.messages[1],
+        ),
+    )
+    rows = [DPO().rows(sample, processor, 120) for sample in (first, swapped)]
+    assert torch.equal(rows[0][0].ids, rows[1][0].ids)
+    assert len({row.keys for pair in rows for row in pair}) == 4
+    assert pack([row for pair in rows for row in pair]).keys == tuple(
+        row.keys[0] for pair in rows for row in pair
+    )
