@@ -433,6 +433,7 @@ def plan(
     ] = 1,
     micro_tokens: Annotated[int, typer.Option(help="Tokens of a pack.")] = 8192,
     activations: Annotated[str, typer.Option(help="keep or recompute.")] = "keep",
+    context: Annotated[int, typer.Option(help="Devices that share a pack of text.")] = 1,
     utilisation: Annotated[
         float, typer.Option(help="Share of the devices' peak that training reaches.")
     ] = 0.4,
@@ -449,13 +450,13 @@ def plan(
 
     if activations not in ("keep", "recompute"):
         raise ValueError(f"activations are keep or recompute, found {activations!r}")
-    on = cost.Switches(shard, micro_tokens, activations)  # type: ignore[arg-type]
+    on = cost.Switches(shard, micro_tokens, activations, context)  # type: ignore[arg-type]
     chosen, table = names or list(stages.ORDER), sizes.load(size)
     if dry_run:
         from polyphi.dry_run import told
 
         for name in chosen:
-            console.print(told(cost.subject(name, table), shard), highlight=False)
+            console.print(told(cost.subject(name, table), shard, context), highlight=False)
         return
     plans = [
         planning.plan(name, table, devices, on, utilisation=utilisation, price=price)

@@ -340,11 +340,12 @@ def flops(
 @dataclass(frozen=True)
 class Switches:
     """What the command line may set: how many devices share the decoder's layers, tokens of a pack, activations kept
-    or worked out again."""
+    or worked out again, how many devices share a pack."""
 
     shard: int = 1
     micro_tokens: int = 8192
     activations: Literal["keep", "recompute"] = "keep"
+    context: int = 1
 
 
 def layer_bytes(it: Subject, part: str, adapter: str | None = None, cpu: bool = False) -> float:
@@ -378,11 +379,18 @@ def layer_bytes(it: Subject, part: str, adapter: str | None = None, cpu: bool = 
     return 72 * audio.hidden_size + 16 * audio.intermediate_size + scores
 
 
+def key_bytes(it: Subject) -> int:
+    """A token's key and value in a layer, bf16."""
+    d = it.config.decoder
+    return 2 * 2 * d.num_key_value_heads * d.head_dim
+
+
 def memory(
     it: Subject, done: Work, on: Switches, world: int = 1, cpu: bool = False
 ) -> dict[str, float]:
-    """Bytes of one device by part while a pack is learned, after the first step, with gradients of an earlier pack in
-    place; `peak` is the most at one time."""
+    """Bytes of one device by part while its part of a pack is learned, after the first step, with gradients of an
+    earlier pack in place; `peak` is the most at one time. Where devices share a pack, the last one has the keys and
+    values of all of it."""
     d = it.config.decoder
     layers = [n for n in it.tensors if n.startswith("decoder.layers.")]
     cut = it.size(layers) * (1 - 1 / on.shard)  # of the layers, what lies on other devices
@@ -428,6 +436,9 @@ def memory(
         between = 4 * size * (kept > 0)
         found["activations"] += many * (count * between + kept if recompute else count * kept)
 
+    others = (on.context - 1) * done["tokens"] * key_bytes(it)
+    found["activations"] += others * (1 if recompute else d.num_hidden_layers)
+
     written, symbols = done["supervised"], d.vocab_size
     if it.decoder == "learns":
         # A chunk's scores and their gradient; hidden states and theirs; the head in bf16, or twice its gradient.
@@ -458,9 +469,10 @@ def looks_ahead(it: Subject) -> bool:
 
 
 def traffic(it: Subject, on: Switches, world: int, packs: int) -> dict[str, float]:
-    """Bytes that one device sends in a step of `packs` packs: `gradients` of replicas, in one sum at the end, and of
+    """Bytes that one device sends in a step of `packs` packs: `gradients` of replicas, in one sum at the end; of
     `shards` (layers gathered for forward and backward in bf16, gradients scattered in float32), behind the
-    arithmetic."""
+    arithmetic; of `context`, keys and values gathered in each layer, and their gradients scattered, which the layer
+    waits for."""
     layers = sum(t.numel() for n, t in it.tensors.items() if n.startswith("decoder.layers."))
     cut = on.shard > 1
     replicas = it.size(it.learned) - cut * layers
@@ -470,4 +482,7 @@ def traffic(it: Subject, on: Switches, world: int, packs: int) -> dict[str, floa
         within = (2 * gathers + 4) * layers * (on.shard - 1) / on.shard
         groups = world / on.shard
         found["shards"] = packs * (within + 2 * 4 * layers / on.shard * (groups - 1) / groups)
+    asked = 2 + (on.activations == "recompute")
+    pack = on.micro_tokens * key_bytes(it) * it.config.decoder.num_hidden_layers
+    found["context"] = packs * asked * pack * (on.context - 1) / on.context
     return found

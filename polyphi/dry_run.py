@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
+from polyphi import dist
 from polyphi.batch import Batch, pack
 from polyphi.cost import Subject, imagined, vocabulary
 from polyphi.data.packing import Pack
@@ -94,14 +95,16 @@ class Fakes(FakeTensorMode):
 
 
 @contextlib.contextmanager
-def pretended(world: int) -> Iterator[None]:
-    """Meanwhile this is process 0 of `world`, the others only pretended: sums over all are what this one brings."""
+def pretended(world: int, rank: int = 0) -> Iterator[None]:
+    """Meanwhile this is process `rank` of `world`, the others only pretended: sums over all are what this one
+    brings."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
-    distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=world)
+    distributed.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world)
     try:
         yield
     finally:
+        dist.groups.cache_clear()
         distributed.destroy_process_group()
 
 
@@ -117,20 +120,27 @@ class Rehearsal:
 
 
 def rehearse(
-    it: Subject, packs: Sequence[Batch], *, world: int = 8, shard: int = 1, steps: int = 2
+    it: Subject,
+    packs: Sequence[Batch],
+    *,
+    world: int = 8,
+    shard: int = 1,
+    context: int = 1,
+    steps: int = 2,
 ) -> Rehearsal:
-    """Take `steps` steps of a stage, each with all `packs`, as process 0 of `world`; with `shard` equal to `world` the
-    decoder's layers are cut over all. Raises ValueError where the stage's adapters learn and layers are to be cut, and
-    RuntimeError where a glob of `learn` gets no gradient or something frozen gets one."""
+    """Take `steps` steps of a stage, each with all `packs`, as the last process of `world`; with `shard` equal to
+    `world` the decoder's layers are cut over all; `context` processes share each pack. Raises ValueError where the
+    stage's adapters learn and layers are to be cut, and RuntimeError where a glob of `learn` gets no gradient or
+    something frozen gets one."""
     if shard not in (1, world):
         raise ValueError(f"layers are cut over all {world} processes or none, found shard={shard}")
     stage, fakes, meter = it.stage, Fakes(), Meter()
-    with pretended(world), fakes:
+    with pretended(world, world - 1), fakes:
         model = PhiModel(it.config).train()
         module = stage.objective.build(model, vocabulary(it.config))
         parameters = freeze(stage, model, module)
         reference = remembered(it, model)
-    with pretended(world):
+    with pretended(world, world - 1):
         if shard > 1:
             parallel.shard(model, "bf16", shard)
             parameters = named(model, module)
@@ -138,6 +148,7 @@ def rehearse(
             if isinstance(part, nn.Module):
                 for tensor in (*part.parameters(), *part.buffers()):
                     meter.add(tensor)
+        learners = (parallel.spread(model, context), module, reference)
         adamw = optimiser(stage, parameters, it.budget.rate)
         learned = [p for p in parameters.values() if p.requires_grad]
         # A shard's buffers are made from nothing, so the fakes must be on. Elsewhere what comes from the weights is
@@ -145,7 +156,7 @@ def rehearse(
         with fakes if shard > 1 else contextlib.nullcontext(), meter:
             for number in range(steps):
                 dealt = [Pack(batch) for batch in packs]
-                record = accumulate(stage, (model, module, reference), dealt, "bf16", CPU)
+                record = accumulate(stage, learners, dealt, "bf16", CPU)
                 parallel.sum_gradients(learned)
                 if number == 0:
                     check_gradients(stage, parameters, CPU)
@@ -174,13 +185,13 @@ def remembered(it: Subject, model: PhiModel) -> Any:
     return begun
 
 
-def told(it: Subject, shard: int = 1) -> str:
+def told(it: Subject, shard: int = 1, context: int = 1) -> str:
     """A dry run in words, with packs as they come: one sample of each corpus of the mix, twice a step."""
     batch = pack([row for corpus in it.stage.data.weights for row in imagined(it, corpus)])
-    world = max(8, shard)
-    came = rehearse(it, [batch, batch], world=world, shard=shard)
+    world = max(8, shard, context)
+    came = rehearse(it, [batch, batch], world=world, shard=shard, context=context)
     lines = [
-        f"{it.stage.name}: {came.steps} steps as process 0 of {world}, packs of {len(batch):,} tokens"
+        f"{it.stage.name}: {came.steps} steps as the last process of {world}, packs of {len(batch):,} tokens"
     ]
     lines += [
         f"  {glob}: {size:,} parameters, peak rate {rate:.1e}, weight decay {decay:g}"

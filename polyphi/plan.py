@@ -147,6 +147,12 @@ def plan(
         raise ValueError(
             f"sharding is for stages of the language model; in {name} other parts learn: leave --shard out"
         )
+    if on.context < 1 or world % on.context:
+        raise ValueError(f"{devices} can't be cut into groups of {on.context} that share a pack")
+    if on.context > 1 and not spreadable(it):
+        raise ValueError(
+            f"devices share packs of text; {name} has pictures, clips or pairs: leave --context out"
+        )
     if on.micro_tokens < 1 or not 0 < utilisation <= 1:
         raise ValueError(
             f"expected micro-tokens above 0 and a utilisation in (0, 1], found {on.micro_tokens} and {utilisation}"
@@ -158,9 +164,10 @@ def plan(
     together = getattr(it.stage.objective, "together", False)
 
     def fullest(on: Switches, world: int) -> tuple[dict[str, float], str]:
-        """Memory under the fullest pack, and its corpus: as many samples as fit, at least one."""
+        """Memory under the fullest pack, and its corpus: as many samples as fit, at least one, and of it a device's
+        part."""
         most = budget.batch_tokens if together else on.micro_tokens
-        packs = {c: times(w, max(1, int(most // w["tokens"]))) for c, w in one.items()}
+        packs = {c: times(w, max(1, int(most // w["tokens"])) / on.context) for c, w in one.items()}
         found = {c: memory(it, w, on, world, kind == "cpu") for c, w in packs.items()}
         worst = max(found, key=lambda c: found[c]["peak"])
         return found[worst], worst
@@ -168,13 +175,16 @@ def plan(
     used, worst = fullest(on, world)
     advice: list[str] = []
     if used["peak"] > device.memory:
-        for text, other, many, card in changes(it, on, world, kind):
+        # The fewest switches, and of each kind the mildest.
+        for text, other, many, card in sorted(
+            changes(it, on, world, kind), key=lambda change: change[0].count("--")
+        ):
+            if advice and text.count("--") > advice[0].count("--"):
+                break
             if fullest(other, many)[0]["peak"] <= DEVICES[card].memory:
                 advice.append(text)
-        # The fewest switches, and of each kind the mildest.
-        advice.sort(key=lambda text: text.count("--"))
         mildest = {re.sub(r"\d+", "", text): text for text in reversed(advice)}
-        advice = [t for t in mildest.values() if t.count("--") == advice[0].count("--")][::-1]
+        advice = list(mildest.values())[::-1]
     if used["peak"] > device.memory and together:
         advice = [
             f"batch_tokens {budget.batch_tokens // 2**n} (all samples of a step are one pack)"
@@ -187,13 +197,14 @@ def plan(
     done = flops(it, step, on.activations == "recompute")
     if looks_ahead(it):
         done["reference"] = sum(flops(it, step, backward=False).values())
-    packs = ceil(budget.batch_tokens / world / on.micro_tokens)
+    packs = ceil(budget.batch_tokens * on.context / world / on.micro_tokens)
     sent = traffic(it, on, world, packs)
     link = device.inside if world <= device.together else device.between
-    near = device.inside if on.shard <= device.together else device.between
+    near = device.inside if max(on.shard, on.context) <= device.together else device.between
     # All devices look at all samples where those are compared with each other.
     arithmetic = sum(done.values()) / (device.flops * utilisation * (1 if together else world))
-    seconds = max(arithmetic, sent["shards"] / near) + sent["gradients"] / link
+    seconds = max(arithmetic, sent["shards"] / near) + sent["context"] / near
+    seconds += sent["gradients"] / link
     return Plan(
         stage=name,
         size=size.name,
@@ -225,6 +236,11 @@ def shardable(it: Subject) -> bool:
     return it.learns("decoder.norm")
 
 
+def spreadable(it: Subject) -> bool:
+    """Whether devices may share a pack: only rows of text, that nothing compares (`polyphi/train/parallel.py`)."""
+    return shardable(it) and not looks_ahead(it)
+
+
 def changes(
     it: Subject, on: Switches, world: int, kind: str
 ) -> Iterator[tuple[str, Switches, int, str]]:
@@ -232,35 +248,41 @@ def changes(
     larger = [n for n in DEVICES if DEVICES[n].memory > DEVICES[kind].memory]
     devices = [(world, kind, "")]
     devices += [(world, n, f"--devices {world}x{n}") for n in sorted(larger, key=_memory)]
-    shards, more = [on.shard], 2 * on.shard
-    while shardable(it) and more <= MOST_SHARDS:
-        shards.append(more)
-        more *= 2
+    shards = _doubled(on.shard, MOST_SHARDS if shardable(it) else 0)
+    contexts = _doubled(on.context, MOST_CONTEXT if spreadable(it) else 0)
     kept: tuple[Literal["keep", "recompute"], ...] = ("keep", "recompute")
     packs = [on.micro_tokens, *(n for n in (4096, 2048, 1024, 512) if n < on.micro_tokens)]
-    for (many, card, text), shard, keep, most in product(devices, shards, kept, packs):
+    for (many, card, text), shard, context, keep, most in product(
+        devices, shards, contexts, kept, packs
+    ):
         if keep == "keep" and on.activations == "recompute":
             continue
-        if many % shard:
-            many, text = shard, f"--devices {shard}x{card}"
+        if least := [n for n in (shard, context) if many % n]:
+            many, text = max(least), f"--devices {max(least)}x{card}"
         flags = [text] + [
             f"--{flag} {value}"
             for flag, value, before in (
                 ("shard", shard, on.shard),
+                ("context", context, on.context),
                 ("activations", keep, on.activations),
                 ("micro-tokens", most, on.micro_tokens),
             )
             if value != before
         ]
         if any(flags):
-            yield " ".join(filter(None, flags)), Switches(shard, most, keep), many, card
+            yield " ".join(filter(None, flags)), Switches(shard, most, keep, context), many, card
+
+
+def _doubled(start: int, most: int) -> list[int]:
+    """`start` and its doubles up to `most`."""
+    return [start, *(start << n for n in range(1, 10) if start << n <= most)]
 
 
 def _memory(kind: str) -> float:
     return DEVICES[kind].memory
 
 
-MOST_SHARDS = 512
+MOST_SHARDS, MOST_CONTEXT = 512, 64
 
 # ------------------------------------------------------------------------------ on paper
 
@@ -329,7 +351,8 @@ def _in_full(p: Plan) -> Iterator[Table | str]:
 
 def _set(on: Switches) -> str:
     shards = f"layers in {on.shard} shards" if on.shard > 1 else "replicas"
-    return f"{shards}, packs of {on.micro_tokens:,} tokens, activations: {on.activations}"
+    over = f" over {on.context} devices" if on.context > 1 else ""
+    return f"{shards}, packs of {on.micro_tokens:,} tokens{over}, activations: {on.activations}"
 
 
 def _short(n: float) -> str:

@@ -51,6 +51,19 @@ def test_full_size_takes_two_steps(name: str) -> None:
     assert standing == pytest.approx(came.standing, rel=0.1 if shard > 1 else 0.001)
 
 
+def test_a_pack_over_eight_processes_takes_what_is_planned() -> None:
+    """3 % more are counted: the masks of the CPU's attention, where a part of a row sees the parts before it."""
+    it = cost.subject("text_2_long", sizes.LAB)
+    it = replace(it, budget=replace(it.budget, context=8192))
+    batch = pack(cost.imagined(it, "long_documents"))
+    came = rehearse(it, [batch, batch], world=8, context=8)
+    part = cost.times(cost.work([batch], it.config), 1 / 8)
+    planned = cost.memory(it, part, cost.Switches(context=8), world=8, cpu=True)
+    assert planned["peak"] == pytest.approx(came.peak, rel=0.05)
+    alone = cost.memory(it, cost.times(part, 8), cost.Switches(), world=8, cpu=True)
+    assert planned["activations"] < 0.2 * alone["activations"]
+
+
 def test_shards_are_all_or_none() -> None:
     with pytest.raises(ValueError, match="all 8 processes or none"):
         rehearse(cost.subject("text_3_post", sizes.MICRO), [], shard=2)

@@ -26,6 +26,16 @@ def test_advice_holds() -> None:
     assert plan.plan("text_3_post", sizes.FULL, "64xH100", on).fits
 
 
+def test_long_rows_are_shared() -> None:
+    """Rows of 131,072 tokens fit no device but by sharing them."""
+    made = plan.plan("text_2_long", sizes.FULL, "64xH100")
+    assert not made.fits and "--context 16 --activations recompute" in made.advice
+    on = Switches(activations="recompute", context=16)
+    shared = plan.plan("text_2_long", sizes.FULL, "64xH100", on)
+    assert shared.fits and shared.traffic["context"] > 0
+    assert shared.memory["activations"] < made.memory["activations"] / 16
+
+
 def test_what_is_compared_with_each_other_stays_one_pack() -> None:
     """No switch and no further device helps the contrastive stage: the batch must be smaller."""
     made = plan.plan("vision_0_encoder", sizes.FULL, "64xH100")
@@ -64,6 +74,8 @@ def test_it_reads(names: list[str], capsys: pytest.CaptureFixture[str]) -> None:
         (["--devices", "8xH1000"], "unknown devices"),
         (["text_1_pretrain", "--shard", "3"], "can't be cut"),
         (["vision_3_generative", "--shard", "8"], "stages of the language model"),
+        (["text_2_long", "--context", "5"], "can't be cut"),
+        (["text_4_align", "--context", "8"], "pictures, clips or pairs"),
         (["--activations", "forget"], "keep or recompute"),
         (["--utilisation", "2"], "utilisation"),
     ],

@@ -5,8 +5,10 @@ A stage's science (who learns, from what, the ratios of its mix, its peak rates)
 budgets are those in the stage files. Everything below `full` is ours, measured on two CPU cores (docs/numbers.md).
 """
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from polyphi.model.config import (
     LONG_FACTOR,
@@ -18,6 +20,9 @@ from polyphi.model.config import (
 )
 from polyphi.stages import ORDER
 from polyphi.train.stage import Budget, Stage
+
+LAWS = json.loads(Path(__file__).with_name("learning_rate.json").read_text())
+"""By size: text 1's peak rate against its length, as `polyphi scaling` measured it (report 2.1)."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +40,16 @@ class Size:
     seconds_between_checkpoints: float = 60.0
 
     def budget(self, stage: Stage) -> Budget:
-        return self.budgets.get(stage.name) or Budget(
+        """The stage's budget at this size; text 1's peak rate is what the size's own law gives, where one was
+        measured."""
+        budget = self.budgets.get(stage.name) or Budget(
             stage.steps, stage.batch_tokens, stage.context
         )
+        if stage.name == "text_1_pretrain" and self.name in LAWS:
+            law = LAWS[self.name]["law"]
+            peak = law["factor"] * (budget.steps * budget.batch_tokens) ** law["exponent"]
+            budget = replace(budget, rate=peak / max(stage.learn.values()))
+        return budget
 
 
 def _small(
