@@ -115,7 +115,8 @@ def _mime(data: bytes) -> str:
     )
 
 
-def _to_row(sample: Sample) -> dict[str, Any]:
+def to_row(sample: Sample) -> dict[str, Any]:
+    """A sample as a row of `SCHEMA`. Raises ValueError where media aren't encoded bytes."""
     media: list[dict[str, Any]] = []
 
     def part(p: Part) -> dict[str, Any]:
@@ -199,7 +200,7 @@ def write(
         for sample in samples:
             licences[sample.licence] += 1
             sources[sample.source] += 1
-            yield _to_row(sample)
+            yield to_row(sample)
 
     rows = counted()
     while (shard := list(islice(rows, ROWS_PER_SHARD))) or not shards:
