@@ -23,7 +23,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from datatrove.data import DocumentsPipeline
+from datatrove.pipeline.base import PipelineStep
+
 from polyphi.chat import Audio, Completion, Image, Message, SamplingParams, Text, media
+from polyphi.curate import documents
 from polyphi.data.shards import Sample
 from polyphi.endpoint import Rejected, chat_body, rough_tokens
 
@@ -211,8 +215,7 @@ class Answers:
         with self._asking[int(key[:3], 16)]:
             answer, sent = self.known(key), False
             if answer is None:
-                answer, sent = self._send(request), True
-                self._keep(key, request, answer)
+                answer, sent = self._keep(key, request, self._send(request)), True
         with self._counting:
             self.tally.asked += sent
             self.tally.known += not sent
@@ -227,7 +230,8 @@ class Answers:
             return {"rejected": str(error)}
         return {"text": given.text, "finish_reason": given.finish_reason}
 
-    def _keep(self, key: str, request: Request, answer: dict[str, str]) -> None:
+    def _keep(self, key: str, request: Request, answer: dict[str, str]) -> dict[str, str]:
+        """The answer that is kept: another process's, where one was faster."""
         path = self._path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{key}.{os.getpid()}.partial")
@@ -236,7 +240,15 @@ class Answers:
             json.dump(said, file, indent=1)
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(path)
+        try:
+            os.link(partial, path)  # unlike a rename, it replaces nothing
+        except FileExistsError:
+            answer = self.known(key) or answer
+        except OSError:  # a file system without hard links
+            partial.replace(path)
+            return answer
+        partial.unlink()
+        return answer
 
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.json"
@@ -259,8 +271,10 @@ def synthesize(
     *,
     concurrency: int = 8,
     tell: Callable[[Tally], None] = lambda tally: None,
+    aside: str = "",
 ) -> Iterator[Sample]:
-    """Samples made of samples, in the order of their sources. `tell` hears of each source sample that is done.
+    """Samples made of samples, in the order of their sources. `tell` hears of each source sample that is done; `aside`
+    is another name for the file of what is refused, so that several runs may share their answers.
 
     An error that isn't about one request (no endpoint, a wrong key) ends the run; the answers so far are kept, and the
     same call goes on from there."""
@@ -268,8 +282,8 @@ def synthesize(
     work.mkdir(parents=True, exist_ok=True)
     tally = Tally()
     answers = Answers(work / "answers", teacher, tally)
-    aside = work / f"{synthesis.name}.refused.jsonl"
-    partial = aside.with_name(f".{aside.name}.partial")
+    kept = work / (aside or f"{synthesis.name}.refused.jsonl")
+    partial = kept.with_name(f".{kept.name}.partial")
     with partial.open("w", encoding="utf-8", errors="backslashreplace") as refused:
         for outcome in _in_order(
             lambda s: _see_through(synthesis, s, answers), samples, concurrency
@@ -282,7 +296,7 @@ def synthesize(
             tally.refused += len(outcome.refused)
             tell(tally)
             yield from outcome.made
-    partial.replace(aside)
+    partial.replace(kept)
 
 
 def _in_order(
@@ -435,6 +449,55 @@ def _stamped(made: Sample, origin: Sample, number: int, step: dict[str, Json]) -
         source=f"{origin.source}, {step['step']} by {step['teacher']}",
         meta={**made.meta, "lineage": lineage},
     )
+
+
+class Taught(PipelineStep):  # type: ignore[misc]
+    """A synthesis as a step of a corpus (`Corpus.steps`): documents come, those that are made of them go on.
+
+    `teacher` opens the teacher, in each task anew, since connections can't be sent to other processes: a limit of
+    requests a minute is each task's own. All tasks share the answers under `work`; what task 3 refuses stands in
+    `work/NAME.00003.refused.jsonl`."""
+
+    name, type = "Taught", "SYNTHESIS"
+
+    def __init__(
+        self,
+        synthesis: Synthesis,
+        teacher: Callable[[], Teacher],
+        work: Path,
+        *,
+        concurrency: int = 8,
+    ) -> None:
+        super().__init__()
+        self._synthesis, self._teacher, self._work = synthesis, teacher, work
+        self._concurrency = concurrency
+
+    def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
+        """Documents of task `rank`."""
+
+        def read() -> Iterator[Sample]:
+            for one in data:
+                self.stat_update("total")
+                yield documents.sample(one)
+
+        last = Tally()
+
+        def count(tally: Tally) -> None:
+            nonlocal last
+            self.stat_update("dropped_refused", value=tally.refused - last.refused)
+            last = replace(tally)
+
+        for made in synthesize(
+            self._synthesis,
+            read(),
+            self._teacher(),
+            self._work,
+            concurrency=self._concurrency,
+            tell=count,
+            aside=f"{self._synthesis.name}.{rank:05d}.refused.jsonl",
+        ):
+            self.stat_update("forwarded")
+            yield documents.document(made)
 
 
 @dataclass(frozen=True)

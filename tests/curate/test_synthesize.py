@@ -9,15 +9,19 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 from replay import Replay
 
-from polyphi.chat import Message, SamplingParams
-from polyphi.curate.synthesize import Command, Synthesis, Tally, estimate, synthesize
+from polyphi.chat import Completion, Message, SamplingParams
+from polyphi.curate.corpus import Corpus, Work
+from polyphi.curate.corpus import build as build_corpus
+from polyphi.curate.pipeline import counts
+from polyphi.curate.synthesize import Command, Synthesis, Tally, Taught, estimate, synthesize
 from polyphi.data import shards
-from polyphi.data.shards import Sample
+from polyphi.data.shards import Sample, Shards
 from polyphi.endpoint import Endpoint
 
 N = 60
@@ -323,6 +327,63 @@ def test_any_command_is_a_teacher(tmp_path: Path) -> None:
 def test_a_failing_command_is_one_clear_line(command: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Command(command, "own", seconds=0.5).chat([Message.user("hello")])
+
+
+def test_the_first_answer_stays_where_two_processes_ask(tmp_path: Path) -> None:
+    class Slow:
+        """A teacher who, while it thinks, is overtaken by another process."""
+
+        name = "m"
+
+        def chat(self, messages: object, **_: object) -> Completion:
+            with Replay({"number 0 ": "first"}) as replay:
+                list(synthesize(ECHO, sources(1), teacher(replay), tmp_path, aside="other"))
+            return Completion("second")
+
+    [made] = synthesize(ECHO, sources(1), Slow(), tmp_path)
+    assert made.answer == "first"
+    assert not [p for p in (tmp_path / "answers").rglob("*partial")]
+
+
+def test_answers_are_kept_where_files_cannot_be_linked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def link(*_: object) -> None:
+        raise PermissionError("no links here")
+
+    monkeypatch.setattr("polyphi.curate.synthesize.os.link", link)
+    with Replay(CHATS) as replay:
+        for _ in range(2):
+            assert len(list(synthesize(ECHO, sources(4), teacher(replay), tmp_path))) == 3
+        assert len(replay.asked) == 4
+
+
+def test_a_step_of_a_corpus(tmp_path: Path) -> None:
+    def build(work: Work) -> Iterator[tuple[str, Sample]]:
+        part, parts = work.part
+        for split in work.rows:
+            yield from ((split, s) for s in sources(12)[part::parts])
+
+    with Replay(CHATS) as replay:
+        opened = partial(Endpoint, replay.where, "m")
+        corpus = Corpus(
+            "taught",
+            build,
+            steps=lambda work: [Taught(ECHO, opened, work.cache / "taught")],
+            tasks=2,
+        )
+        work = Work({"train": 100, "test": 3}, 0, tmp_path / "cache", tmp_path / "data")
+        manifests = build_corpus(corpus, work)
+        assert len(replay.asked) == 11  # those of the test split are known by then
+    train, test = (list(Shards(tmp_path / "data" / "taught" / s)) for s in ("train", "test"))
+    # Each task its part, in order.
+    assert [s.id for s in train] == [f"s{i}/echo/0" for i in (0, 2, 6, 8, 3, 9, 11)]
+    assert [s.id for s in test] == ["s0/echo/0", "s2/echo/0"]
+    assert manifests["train"]["rows"] == 7 and train[0].meta["lineage"][-1]["step"] == "echo"
+    aside = sorted(p.name for p in (tmp_path / "cache" / "taught").glob("*.jsonl"))
+    assert aside == [f"echo.{i:05d}.refused.jsonl" for i in range(3)]
+    [_, step, _] = counts(tmp_path / "data" / "taught", manifests["train"]["pipeline"])
+    assert step == {"step": "Taught", "total": 15, "forwarded": 9, "dropped_refused": 5}
 
 
 def test_a_damaged_answer_is_named(tmp_path: Path) -> None:
