@@ -281,7 +281,7 @@ class Endpoint:
             response = self._insist(path, tokens, content)
             try:
                 yield response
-            except httpx2.TransportError as error:
+            except httpx2.RequestError as error:
                 raise ValueError(
                     f"{self.where} broke off in the middle of an answer: {error}"
                 ) from None
@@ -303,14 +303,14 @@ class Endpoint:
             )
             try:
                 response = self._client.send(request, stream=True)
-                if response.status_code < 400 and not streamed:
+                if not (streamed and response.is_success):
                     response.read()  # a connection cut here is tried again too
-            except httpx2.TransportError as error:
-                trouble = f"{self.where} can't be reached: {self._hide(str(error)) or type(error).__name__}"
+            except httpx2.RequestError as error:
+                why = self._hide(str(error)) or type(error).__name__
+                trouble = f"{self.where} can't be reached: {why}"
             else:
                 if response.is_success:
                     return response
-                response.read()
                 trouble = self._judge(response)
                 asked = _retry_after(response.headers.get("retry-after"))
                 if asked > LONGEST_WAIT:

@@ -18,8 +18,8 @@ class Replay:
     answer for each seed, a mapping is sent as JSON. `clips` maps a text to its speech, `transcripts` a clip to text.
 
     `faults` are taken one by one, before anything is answered: an int is a status, (status, headers, body), "cut" (the
-    connection breaks before the head), "half" (in the middle of the body), "garbage" (not JSON) or a float (seconds of
-    silence). With a `key`, others are refused, and quoted."""
+    connection breaks before the head), "half" (in the middle of the body), "torn" (likewise, of an error), "garbage"
+    (not JSON) or a float (seconds of silence). With a `key`, others are refused, and quoted."""
 
     def __init__(
         self,
@@ -82,8 +82,9 @@ class Replay:
         if fault == "cut":
             handler.connection.close()
             return
-        if isinstance(fault, int):
-            status, content = fault, json.dumps({"error": {"message": "on demand"}}).encode()
+        if isinstance(fault, int) or fault == "torn":
+            status = 500 if fault == "torn" else fault
+            content = json.dumps({"error": {"message": "on demand"}}).encode()
         elif isinstance(fault, tuple):
             status, headers, content = fault
         elif self.key and given != self.key:
@@ -103,7 +104,7 @@ class Replay:
             handler.send_header(name, value)
         handler.send_header("Content-Length", str(len(content)))
         handler.end_headers()
-        handler.wfile.write(content[: len(content) // 2] if fault == "half" else content)
+        handler.wfile.write(content[: len(content) // 2] if fault in ("half", "torn") else content)
 
     def chat(self, body: dict[str, Any]) -> tuple[int, bytes]:
         said = " ".join(seen(part) for m in body["messages"] for part in _parts(m))

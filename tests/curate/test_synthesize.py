@@ -114,7 +114,7 @@ from polyphi.curate.synthesize import synthesize
 from polyphi.endpoint import Endpoint
 list(synthesize(ECHO, sources(), Endpoint(sys.argv[1], "m"), Path(sys.argv[2]), concurrency=3))
 """
-    with Replay(CHATS, seconds=0.03) as replay:
+    with Replay(CHATS, seconds=0.05) as replay:
         run = subprocess.Popen([sys.executable, "-c", program, replay.where, str(tmp_path / "a")])
         while len(replay.asked) < 20:
             assert run.poll() is None, "the run ended before it could be killed"
