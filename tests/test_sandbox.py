@@ -1,0 +1,261 @@
+"""Hostile programs: what each tries must not work, and must be told."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from polyphi import sandbox
+from polyphi.sandbox import Limits, run, unavailable
+
+isolated = pytest.mark.skipif(unavailable() is not None, reason=f"no namespaces: {unavailable()}")
+QUICK = Limits(seconds=5.0, cpu_seconds=2)
+
+
+def processes_of_sandboxes() -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        line = process.info["cmdline"] or []
+        if "main.py" in line or sandbox.__file__ in line:
+            found.append(process)
+    return found
+
+
+def test_a_program_runs() -> None:
+    result = run("import sys\nprint(input()[::-1])\nprint('é', file=sys.stderr)", stdin="olleh\n")
+    assert (result.stdout, result.stderr, result.exit, result.ended) == ("hello\n", "é\n", 0, "ok")
+
+
+def test_errors_are_told() -> None:
+    result = run("1/0")
+    assert result.ended == "error" and result.exit == 1
+    assert result.stderr.endswith("ZeroDivisionError: division by zero\n")
+    assert run("import sys; sys.exit(7)").exit == 7
+    assert run("import os; os.kill(os.getpid(), 9)").ended == "killed"
+
+
+@isolated
+def test_the_same_twice() -> None:
+    code = "print({'a', 'b', 'c', 'd'}, hash('x'))"
+    assert run(code).stdout == run(code).stdout != ""
+
+
+def test_endless_loops_end() -> None:
+    started = time.monotonic()
+    assert run("while True: pass", limits=Limits(seconds=0.5)).ended == "timeout"
+    assert run("import time; time.sleep(60)", limits=Limits(seconds=0.5)).ended == "timeout"
+    assert time.monotonic() - started < 5
+    result = run("while True: pass", limits=Limits(seconds=20.0, cpu_seconds=1))
+    assert result.ended == "timeout" and result.seconds < 10
+
+
+def test_endless_output_ends() -> None:
+    limits = Limits(seconds=5.0, output_bytes=100_000)
+    for code in (
+        "while True: print('x' * 1000)",
+        "import os\nwhile True: os.write(2, b'y' * 9999)",
+    ):
+        result = run(code, limits=limits)
+        assert result.ended == "output"
+        assert len(result.stdout) + len(result.stderr) <= 200_000
+
+
+def test_a_memory_hog_gets_no_memory() -> None:
+    result = run("x = bytearray(1 << 30)", limits=QUICK)
+    assert result.ended == "memory" and "MemoryError" in result.stderr
+
+
+@isolated
+def test_many_processes_get_no_more_memory_than_one() -> None:
+    code = """
+import os, time
+for _ in range(8):
+    if not os.fork():
+        break
+x = bytearray(b"1") * (48 << 20)
+time.sleep(30)
+"""
+    result = run(code, limits=Limits(seconds=20.0, memory_bytes=100 << 20))
+    assert result.ended == "memory"
+    assert processes_of_sandboxes() == []
+
+
+def test_files_stay_small() -> None:
+    result = run("open('f', 'wb').write(bytes(1 << 20) * 30)", limits=QUICK)
+    assert "File too large" in result.stderr
+
+
+@isolated
+def test_the_disk_stays_empty() -> None:
+    code = """
+try:
+    for n in range(40):
+        open(f"f{n}", "wb").write(bytes(4 << 20))
+except OSError as error:
+    print(error.strerror, n)
+"""
+    text, number = run(code, limits=QUICK).stdout.rsplit(maxsplit=1)
+    assert text == "No space left on device" and 10 <= int(number) <= 16
+
+
+@isolated
+def test_a_fork_bomb_stays_small() -> None:
+    code = """
+import os, time
+made = 0
+try:
+    while True:
+        if not os.fork():
+            time.sleep(60)
+        made += 1
+except BlockingIOError:
+    print(made)
+"""
+    result = run(code, limits=Limits(seconds=10.0, processes=10))
+    assert result.ended == "ok" and 5 <= int(result.stdout) <= 11
+    bomb = "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass"
+    assert run(bomb, limits=Limits(seconds=1.0, processes=10)).ended == "timeout"
+    assert processes_of_sandboxes() == []
+
+
+@isolated
+def test_nothing_lives_on() -> None:
+    code = """
+import os, time, signal
+if not os.fork():
+    os.setsid()
+    if not os.fork():
+        for number in range(1, 32):
+            if number not in (9, 17, 19): signal.signal(number, signal.SIG_IGN)
+        time.sleep(60)
+    os._exit(0)
+print("bye")
+"""
+    assert run(code).stdout == "bye\n"
+    assert processes_of_sandboxes() == []
+
+
+def test_the_environment_is_not_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET_TOKEN", "hunter2")
+    code = """
+import os, glob
+print(sorted(os.environ))
+for path in glob.glob("/proc/*/environ"):
+    try: print(open(path, "rb").read())
+    except OSError: pass
+"""
+    result = run(code)
+    assert "PATH" in result.stdout and "hunter2" not in result.stdout
+
+
+@isolated
+@pytest.mark.parametrize("address", ["('1.1.1.1', 53)", "('127.0.0.1', PORT)"])
+def test_there_is_no_network(address: str) -> None:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
+        code = (
+            f"import socket; socket.create_connection({address.replace('PORT', port)}, timeout=2)"
+        )
+        result = run(code, limits=QUICK)
+    assert "Network is unreachable" in result.stderr or "refused" in result.stderr
+
+
+@isolated
+def test_no_process_outside_is_reached() -> None:
+    code = f"""
+import os
+for pid in ({os.getpid()}, os.getppid(), 1, -1):
+    for number in (9, 15):
+        try:
+            if pid != -1: os.kill(pid, number)
+        except OSError as error: print(pid, error.strerror)
+print("alive")
+os.kill(-1, 9)
+"""
+    result = run(code, limits=QUICK)
+    assert f"{os.getpid()} No such process" in result.stdout and "alive" in result.stdout
+
+
+@isolated
+def test_only_the_systems_files_are_seen(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("hunter2")
+    secret.chmod(0o644)
+    code = f"""
+import os
+for path in ({str(secret)!r}, {__file__!r}, {sandbox.__file__!r}, "/etc/passwd", "/proc/1/environ"):
+    try: print("read", path, open(path).read(10))
+    except OSError as error: print(error.strerror)
+for path in ("/usr/x", "/x", os.path.dirname(os.__file__) + "/x"):
+    try: open(path, "w"); print("wrote", path)
+    except OSError as error: print(error.strerror)
+print(sorted(os.listdir("/")), os.listdir("."))
+"""
+    said = run(code).stdout
+    assert "read" not in said and "wrote" not in said, said
+    assert "'usr'" in said and "['main.py']" in said
+
+
+@isolated
+def test_it_is_nobody() -> None:
+    code = """
+import os, ctypes
+print(os.getuid(), os.getgroups())
+libc = ctypes.CDLL(None, use_errno=True)
+print(libc.mount(b"none", b"/usr", b"tmpfs", 0, None), libc.chroot(b"/tmp"), libc.setuid(0))
+"""
+    who, failed = run(code).stdout.splitlines()
+    assert not who.startswith("0 ")
+    assert failed == "-1 -1 -1"
+
+
+@isolated
+def test_nothing_stays_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox.tempfile, "tempdir", str(tmp_path))
+    run("open('f', 'w').write('x'); import os; os.makedirs('a/b'); os.chmod('a', 0)")
+    assert list(tmp_path.iterdir()) == []
+
+
+@isolated
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root, to become another user")
+def test_a_user_who_is_not_root_is_isolated_too(tmp_path: Path) -> None:
+    """With a user namespace, which root does without; in a process of that user."""
+    python = Path(sys.executable)
+    if not _readable_by_all(python.resolve()):
+        pytest.skip("this Python is private to root")
+    code = (
+        f"import sys; sys.path.insert(0, {str(Path(sandbox.__file__).parents[1])!r})\n"
+        "from polyphi import sandbox\n"
+        "r = sandbox.run('import os; print(os.getuid(), os.listdir(\"/\"))')\n"
+        "print(r)"
+    )
+    done = subprocess.run(
+        [python, "-c", code], user=65534, capture_output=True, text=True, check=False
+    )
+    assert "isolated=True" in done.stdout, done.stderr
+
+
+def _readable_by_all(path: Path) -> bool:
+    return all(p.stat().st_mode & 0o005 == 0o005 for p in (path, *path.parents))
+
+
+def test_where_it_can_not_be_isolated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "unavailable", lambda: "unshare: Operation not permitted")
+    with pytest.raises(
+        ValueError, match=r"can't be isolated.*unshare: Operation not permitted.*weak=True"
+    ):
+        run("print(1)")
+    if os.getuid() == 0 and not _readable_by_all(Path(sys.executable).resolve()):
+        pytest.skip("this Python is private to root, and weak runs are not root's")
+    result = run("print(1)", weak=True)
+    assert (result.stdout, result.ended, result.isolated) == ("1\n", "ok", False)
+    for code in ("import socket; socket.socket()", "import os; os.kill(1, 0)", "import os; os.fork()",
+                 "import subprocess; subprocess.run(['true'])"):  # fmt: skip
+        assert "PermissionError" in run(code, weak=True).stderr
+    assert run("while True: pass", limits=Limits(seconds=0.5), weak=True).ended == "timeout"
