@@ -4,6 +4,7 @@ arXiv 2409.19913).
     runs over a grid of D and peak rates: the ordinary loop, the stage's own mix and schedule, held-out loss at the end
         -> best rate of each D: the lowest point of a parabola in log rate
         -> B with the report's exponent; B and exponent both free; 95 % intervals by bootstrap over the runs
+        -> the law that the stage goes by: the report's exponent, through the best rate of the longest runs
 
 Each run is a finished folder, so a sweep goes on where it stopped.
 """
@@ -182,8 +183,9 @@ def _held_out(
 
 def fit(points: Sequence[Point], tokens: int, seed: int = 0) -> dict[str, Any]:
     """The best rate of each D, and the law with its exponent fixed and free (least squares of logs, each D by the
-    certainty of its best rate), all with 95 % intervals; both laws' peak rate for a run of `tokens` tokens. JSON as it
-    stands.
+    certainty of its best rate), all with 95 % intervals; both laws' peak rate for a run of `tokens` tokens. `through`
+    is the law with the report's exponent that goes through the longest runs' best rate: where shorter runs differ in
+    kind, those nearest to the run to come say most. JSON as it stands.
 
     Raises ValueError where there are fewer than two D, or fewer than three finite losses of one.
     """
@@ -218,6 +220,11 @@ def fit(points: Sequence[Point], tokens: int, seed: int = 0) -> dict[str, Any]:
         "free": {
             **_with_interval("factor", np.exp(free)),
             **_with_interval("exponent", exponent),
+        },
+        "through": {
+            "tokens": sizes[-1],
+            **_with_interval("factor", np.exp(logs[-1] - EXPONENT * log_d[-1])),
+            "exponent": EXPONENT,
         },
         "exponent_holds": bool(inside[0] <= EXPONENT <= inside[1]),
         "at": {

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 import polyphi.stages
+from polyphi import stages
 from polyphi.stages import sizes
-from polyphi.train.scaling import EXPONENT, Point, fit
+from polyphi.train.scaling import EXPONENT, Law, Point, fit
 
 FITS = json.loads((Path(polyphi.stages.__file__).parent / "learning_rate.json").read_text())
 
@@ -18,10 +19,20 @@ def test_a_fit_follows_from_its_runs(size: str) -> None:
     found = FITS[size]
     points = [Point(d, r, s, math.inf if loss is None else loss) for d, r, s, loss in found["runs"]]
     again = fit(points, found["at"]["tokens"])
-    for law in ("law", "free"):
+    for law in ("law", "free", "through"):
         assert again[law].keys() == found[law].keys()
         for key, value in found[law].items():
             assert again[law][key] == pytest.approx(value, rel=1e-6), (law, key)
+
+
+@pytest.mark.parametrize("size", sorted(FITS))
+def test_text_1_takes_its_rate_from_the_fit(size: str) -> None:
+    found, stage = FITS[size], stages.load("text_1_pretrain")
+    budget = sizes.load(size).budget(stage)
+    law = Law(found["through"]["factor"], EXPONENT)
+    assert max(stage.learn.values()) * budget.rate == pytest.approx(
+        law.rate(budget.steps * budget.batch_tokens)
+    )
 
 
 @pytest.mark.parametrize("size", sorted(FITS))

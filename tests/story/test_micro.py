@@ -93,9 +93,12 @@ def test_a_folder_belongs_to_one_run(run: Path) -> None:
 def test_interrupted_in_every_stage_it_ends_the_same(run: Path, tmp_path: Path, name: str) -> None:
     """Stopped once in each of the sixteen stages, the run's losses equal those of the run that was never stopped."""
     out = tmp_path / "micro"
+    (tmp_path / "sitecustomize.py").write_text(SLOW)
     command = f"-m polyphi.cli reproduce micro --out {out} --precision fp32".split()
     stopped: set[str] = set()
-    while (code := _until_a_stage_runs(command, out, stopped, getattr(signal, name))) is None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(tmp_path)}
+    stop = getattr(signal, name)
+    while (code := _until_a_stage_runs(command, environment, out, stopped, stop)) is None:
         pass
     assert code == 0 and stopped == set(stages.ORDER)
 
@@ -107,14 +110,34 @@ def test_interrupted_in_every_stage_it_ends_the_same(run: Path, tmp_path: Path, 
         assert losses(out, stage) == pytest.approx(losses(run, stage), rel=1e-5), stage
 
 
+SLOW = """
+import time
+
+from polyphi import logs
+
+write = logs.Metrics.write
+
+
+def slowly(self, record):
+    write(self, record)
+    time.sleep(0.3)
+
+
+logs.Metrics.write = slowly
+"""
+"""Every Python process that finds this rests after each step, so that it can be met there."""
+
+
 def _until_a_stage_runs(
-    command: list[str], out: Path, stopped: set[str], stop: signal.Signals
+    command: list[str],
+    environment: dict[str, str],
+    out: Path,
+    stopped: set[str],
+    stop: signal.Signals,
 ) -> int | None:
     """Start the command and stop it when a stage that isn't among `stopped` has made its first step; its exit code
     where it comes to its end before that."""
-    process = subprocess.Popen(
-        [sys.executable, *command], env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
+    process = subprocess.Popen([sys.executable, *command], env=environment)
     while process.poll() is None:
         running = {
             path.parent.name

@@ -47,6 +47,9 @@ def test_a_planted_law_is_found(exponent: float) -> None:
     )
     if exponent == EXPONENT:
         assert found["law"]["factor"] == pytest.approx(0.1, rel=1e-5)
+    through = Law(found["through"]["factor"], found["through"]["exponent"])
+    assert through.rate(8000) == pytest.approx(found["best"][-1]["rate"], rel=1e-5)
+    assert through.rate(16_000) == pytest.approx(2**EXPONENT * through.rate(8000))
     json.dumps(found)
 
 
