@@ -12,8 +12,9 @@ loopback included; seeing, signalling or tracing processes outside; files other 
 Python with its packages, all read-only; the environment of this process; processes that live on after the run, however
 they detach; more than the `Limits`.
 
-**What is not**: the code reads every installed package; it uses the kernel as any program does (no filter of system
-calls), so that a hole in the kernel is a hole here. Code from people who mean harm belongs into a virtual machine.
+**What is not**: the code reads every installed package. Memory that no process maps (a memfd, System V segments, full
+pipes) counts towards no limit while it runs. It uses the kernel as any program does (no filter of system calls), so
+that a hole in the kernel is a hole here. Code from people who mean harm belongs into a virtual machine.
 
 Where the kernel, or a container's own filter, has no namespaces for us, `run` refuses, unless `weak=True`: then there
 are limits, an empty environment, a folder of its own and, inside Python, a hook that forbids sockets, signals and

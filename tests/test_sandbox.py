@@ -3,7 +3,9 @@
 import os
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -139,6 +141,36 @@ print("bye")
     assert processes_of_sandboxes() == []
 
 
+@isolated
+def test_nothing_outlives_whoever_started_it(tmp_path: Path) -> None:
+    """Not even one that is killed and can clean up nothing."""
+    code = (
+        "from polyphi.sandbox import run; run('import time; print(1, flush=True); time.sleep(60)')"
+    )
+    starter = subprocess.Popen([sys.executable, "-c", code])
+    deadline = time.monotonic() + 30
+    while not any("main.py" in p.info["cmdline"] for p in processes_of_sandboxes()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    starter.kill()
+    starter.wait()
+    while processes_of_sandboxes():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@isolated
+def test_memory_of_its_own_file_systems_is_none() -> None:
+    """A user namespace inside gives the right to mount, but without /proc no user who may write there."""
+    code = """
+import ctypes
+libc = ctypes.CDLL(None)
+print(libc.unshare(0x10020000), libc.mount(b"none", b"/tmp", b"tmpfs", 0, b"size=4g"))
+open("/tmp/f", "w")
+"""
+    assert "Value too large" in run(code, limits=QUICK).stderr
+
+
 def test_the_environment_is_not_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET_TOKEN", "hunter2")
     code = """
@@ -222,27 +254,56 @@ def test_nothing_stays_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.fixture
+def public_folder() -> Iterator[Path]:
+    """A folder that any user may read; pytest's own are private."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+def public_python() -> str:
+    """A Python that any user may start; this one may be private to root."""
+    for path in (Path(sys.executable).resolve(), Path("/usr/bin/python3").resolve()):
+        if path.is_file() and all(p.stat().st_mode & 5 == 5 for p in (path, *path.parents)):
+            version = subprocess.check_output(
+                [path, "-c", "import sys; print(sys.version_info >= (3, 11))"]
+            )
+            if version == b"True\n":
+                return str(path)
+    pytest.skip("no Python of 3.11 or later here that is not private to root")
+
+
+ALONE = """
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location("sandbox", FILE)
+sandbox = sys.modules["sandbox"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(sandbox)
+sandbox._memory = lambda pid: 0
+"""
+"""The leaf by itself, for a Python that has no psutil."""
+
+
+def in_public_python(code: str, folder: Path, user: int) -> str:
+    file = folder / "sandbox.py"
+    file.write_text(Path(sandbox.__file__).read_text())
+    command = [public_python(), "-c", ALONE.replace("FILE", repr(str(file))) + code]
+    done = subprocess.run(command, user=user, capture_output=True, text=True, check=False, cwd="/")
+    assert not done.returncode, done.stderr
+    return done.stdout
+
+
 @isolated
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root, to become another user")
-def test_a_user_who_is_not_root_is_isolated_too(tmp_path: Path) -> None:
-    """With a user namespace, which root does without; in a process of that user."""
-    python = Path(sys.executable)
-    if not _readable_by_all(python.resolve()):
-        pytest.skip("this Python is private to root")
-    code = (
-        f"import sys; sys.path.insert(0, {str(Path(sandbox.__file__).parents[1])!r})\n"
-        "from polyphi import sandbox\n"
-        "r = sandbox.run('import os; print(os.getuid(), os.listdir(\"/\"))')\n"
-        "print(r)"
-    )
-    done = subprocess.run(
-        [python, "-c", code], user=65534, capture_output=True, text=True, check=False
-    )
-    assert "isolated=True" in done.stdout, done.stderr
-
-
-def _readable_by_all(path: Path) -> bool:
-    return all(p.stat().st_mode & 0o005 == 0o005 for p in (path, *path.parents))
+def test_a_user_who_is_not_root_is_isolated_too(public_folder: Path) -> None:
+    """With a user namespace, which root does without."""
+    code = """
+result = sandbox.run("import os; print(os.getuid(), os.listdir('/'))\\nwhile True: os.fork()")
+print(result.isolated, result.stdout, result.stderr)
+"""
+    said = in_public_python(code, public_folder, user=65534)
+    assert said.startswith("True 65534 ['tmp', ") and "home" not in said
+    assert "BlockingIOError" in said
 
 
 def test_where_it_can_not_be_isolated(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,11 +312,20 @@ def test_where_it_can_not_be_isolated(monkeypatch: pytest.MonkeyPatch) -> None:
         ValueError, match=r"can't be isolated.*unshare: Operation not permitted.*weak=True"
     ):
         run("print(1)")
-    if os.getuid() == 0 and not _readable_by_all(Path(sys.executable).resolve()):
-        pytest.skip("this Python is private to root, and weak runs are not root's")
-    result = run("print(1)", weak=True)
-    assert (result.stdout, result.ended, result.isolated) == ("1\n", "ok", False)
-    for code in ("import socket; socket.socket()", "import os; os.kill(1, 0)", "import os; os.fork()",
-                 "import subprocess; subprocess.run(['true'])"):  # fmt: skip
-        assert "PermissionError" in run(code, weak=True).stderr
-    assert run("while True: pass", limits=Limits(seconds=0.5), weak=True).ended == "timeout"
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root, to become another user")
+def test_without_namespaces_there_are_limits_and_a_hook(public_folder: Path) -> None:
+    code = """
+sandbox.unavailable = lambda: "because"
+limits = sandbox.Limits(seconds=0.1)
+print(sandbox.run("print(1)", weak=True))
+for code in ("import socket; socket.socket()", "import os; os.kill(1, 0)", "import os; os.fork()",
+             "import subprocess; subprocess.run(['true'])", "import os; os.listdir('/root')"):
+    print("PermissionError" in sandbox.run(code, weak=True).stderr)
+print(sandbox.run("while True: pass", limits=limits, weak=True).ended)
+"""
+    for user in (0, 65534):
+        first, *forbidden, last = in_public_python(code, public_folder, user).splitlines()
+        assert "stdout='1\\n', stderr='', exit=0, ended='ok'" in first and "isolated=False" in first
+        assert forbidden == ["True"] * 5 and last == "timeout"
