@@ -22,7 +22,7 @@ def processes_of_sandboxes() -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter(["cmdline"]):
         line = process.info["cmdline"] or []
-        if "main.py" in line or sandbox.__file__ in line:
+        if line == [sys.executable, "-s", "-P", "-B", "main.py"] or sandbox.__file__ in line:
             found.append(process)
     return found
 
@@ -144,14 +144,18 @@ print("bye")
 @isolated
 def test_nothing_outlives_whoever_started_it(tmp_path: Path) -> None:
     """Not even one that is killed and can clean up nothing."""
-    code = (
-        "from polyphi.sandbox import run; run('import time; print(1, flush=True); time.sleep(60)')"
+    code = "from polyphi.sandbox import Limits, run; run('import time; time.sleep(60)', limits=Limits(seconds=60))"
+    starter = subprocess.Popen(
+        [sys.executable, "-c", code], env={**os.environ, "TMPDIR": str(tmp_path)}
     )
-    starter = subprocess.Popen([sys.executable, "-c", code])
     deadline = time.monotonic() + 30
-    while not any("main.py" in p.info["cmdline"] for p in processes_of_sandboxes()):
+    seen: set[int] = set()  # first the trial of namespaces runs, which soon ends by itself
+    while len(seen) < 4 or not processes_of_sandboxes():
+        seen |= {p.pid for p in processes_of_sandboxes()}
         assert time.monotonic() < deadline
         time.sleep(0.02)
+    time.sleep(0.5)
+    assert processes_of_sandboxes()
     starter.kill()
     starter.wait()
     while processes_of_sandboxes():
