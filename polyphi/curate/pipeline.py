@@ -152,7 +152,7 @@ def _aside(folder: Path) -> JsonlWriter:
             "text": dropped.text,
             "source": kept["source"],
             "licence": kept["licence"],
-            "media": [m.id for m in dropped.media],
+            "media_sha256": [m.id for m in dropped.media],
             "lineage": dropped.metadata["lineage"],
         }
 
