@@ -29,8 +29,13 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from datatrove.data import Document
+from datatrove.pipeline.filters.base_filter import BaseFilter
+
 from polyphi import sandbox
 from polyphi.chat import Generate, Message, SamplingParams, Text
+from polyphi.curate.documents import note
+from polyphi.curate.documents import sample as sample_of
 from polyphi.data.shards import Sample
 
 Ask = Callable[[Sequence[Message], int], str]
@@ -204,6 +209,24 @@ def count(outcomes: Iterable[Outcome]) -> dict[str, int]:
         found["kept"] += sum(1 for _ in right(outcome))
         found["pairs"] += sum(1 for _ in preferences(outcome))
     return dict(found)
+
+
+class Verified(BaseFilter):
+    """Lets samples through whose answer is right: for chains of thought that somebody else drew. `verifier` tells how
+    a sample is verified, such as `lambda sample: number(sample.meta["answer"])`."""
+
+    name = "Verified"
+
+    def __init__(self, verifier: Callable[[Sample], Verify]) -> None:
+        super().__init__()
+        self._verifier = verifier
+
+    def filter(self, doc: Document) -> bool | tuple[bool, str]:
+        """True, or False with "wrong answer"; the verdict is in the lineage."""
+        one = sample_of(doc)
+        verdict = self._verifier(one)(one.answer)
+        note(doc, "verified", right=verdict.right, reason=verdict.reason)
+        return verdict.right or (False, "wrong answer")
 
 
 # ------------------------------------------------------------------------------ who is asked

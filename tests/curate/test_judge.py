@@ -1,19 +1,23 @@
 """Rejection sampling: what is asked, kept, fed back and paired; verifiers by their right, wrong and hostile answers."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from polyphi import sandbox
 from polyphi.chat import Completion, Image, Message, SamplingParams
-from polyphi.curate import judge
+from polyphi.curate import corpus, judge
+from polyphi.curate.corpus import Corpus, Work
 from polyphi.curate.judge import Attempt, Outcome, Problem, Remembered, Verdict
+from polyphi.data.shards import Sample, Shards
 
 needs_sandbox = pytest.mark.skipif(
     sandbox.unavailable() is not None, reason=f"no namespaces: {sandbox.unavailable()}"
@@ -134,6 +138,29 @@ def test_pairs_prefer_the_correction_or_the_nearest_length() -> None:
     }
 
 
+def test_chains_of_others_are_verified_in_a_pipeline(tmp_path: Path) -> None:
+    def build(work: Work) -> Iterator[tuple[str, Sample]]:
+        for i in range(6):
+            said = (Message.user(f"{i} + 1?"), Message.assistant(f"Answer: {i + 1 + i % 2}"))
+            yield "train", Sample(str(i), said, "others", "CC0", {"answer": str(i + 1)})
+
+    made = Corpus(
+        "checked",
+        build,
+        steps=lambda work: [judge.Verified(lambda sample: judge.number(sample.meta["answer"]))],
+    )
+    corpus.build(made, Work({"train": 99}, 0, tmp_path, tmp_path / "data"))
+    kept = list(Shards(tmp_path / "data" / "checked" / "train"))
+    assert [s.id for s in kept] == ["0", "2", "4"]
+    assert kept[1].meta["lineage"] == [
+        {"step": "verified", "right": True, "reason": "'3' is right"}
+    ]
+    (file,) = (tmp_path / "data" / "checked").rglob("dropped/Verified/*.jsonl")
+    dropped = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [(d["id"], d["reason"]) for d in dropped] == [(n, "wrong answer") for n in "135"]
+    assert dropped[0]["lineage"][0]["reason"] == "'3' is not right"
+
+
 def test_models_are_asked_with_the_seed() -> None:
     class Model:
         def generate(self, messages: object, *, sampling: SamplingParams) -> Completion:
@@ -155,6 +182,23 @@ def test_answers_are_remembered_by_what_was_asked(tmp_path: Path) -> None:
     assert again(asked, 1) == "b"
     other = Remembered(tmp_path / "deep" / "answers.sqlite", "psi", script)
     assert other(asked, 1) == "e", "another model has not been asked"
+
+
+def test_many_share_a_file(tmp_path: Path) -> None:
+    """Connections of their own, as processes have, opened and written to at the same time."""
+    file = tmp_path / "answers.sqlite"
+
+    def work(number: int) -> list[str]:
+        ask = Remembered(file, "phi", lambda messages, seed: str(seed * seed))
+        answers = [ask([Message.user("x")], seed) for seed in range(number, number + 20)]
+        ask.close()
+        return answers
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(work, range(0, 160, 10)))
+    assert found == [[str(i * i) for i in range(n, n + 20)] for n in range(0, 160, 10)]
+    again = Remembered(file, "phi", Script())
+    assert [again([Message.user("x")], i) for i in range(170)] == [str(i * i) for i in range(170)]
 
 
 KILLED = """
