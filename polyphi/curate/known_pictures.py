@@ -6,6 +6,8 @@
 
 Each known picture is there with the hashes of 2401 crops. A hash within 16 bits of 64 is a suspicion; what decides is
 the correlation of the two pictures' colours, once the crop is found to half a percent of a side.
+
+Mirrored or turned copies are not found, nor pictures of which the known one is a part.
 """
 
 from collections.abc import Iterable, Sequence

@@ -15,6 +15,9 @@ have it: both shares must reach a half, so that neither a template's words nor t
 words in common.
 
 A run or shingle found in more than ten items is a template and speaks for none of them.
+Up to ten items of a template can't be told from it: its other instances, with other numbers, are found reworded too
+(95 % of them in benchmarks/leaks.py; `drop=False` marks them instead). Synonyms for 45 % of the words are not seen
+through (6 % found), for 30 % mostly (70 %), for 15 % nearly always (95 %).
 """
 
 from collections.abc import Iterable, Sequence

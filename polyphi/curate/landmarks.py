@@ -26,8 +26,8 @@ LEAP = 19.0
 """Semitones from a peak to its partner at most."""
 PITCH, STEP, GAP = 1.0, 0.75, 2.0
 """How finely a key counts: pitch and step in semitones, time in frames."""
-"""dB below a clip's loudest peak at which a peak is noise."""
 DEPTH = 50.0
+"""dB below a clip's loudest peak at which a peak is noise."""
 
 
 def peaks(wave: Float[np.ndarray, " n"], rate: int) -> Float[np.ndarray, "p 2"]:

@@ -33,7 +33,7 @@ TASKS = 3
 def text(number: int) -> str:
     """Every tenth document repeats the one before it with a few words changed."""
     said = random.Random(f"{number - number % 10}" if number % 10 < 2 else f"{number}").choices(
-        WORDS, k=120
+        WORDS, k=400
     )
     if number % 10 == 1:
         said[40] = "changed"

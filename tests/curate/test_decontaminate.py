@@ -346,7 +346,7 @@ def test_what_is_no_evaluation_set(tmp_path: Path) -> None:
 
 
 def test_memory_stays_flat(tmp_path: Path) -> None:
-    """Ten times as many documents, the same index."""
+    """Ten times as many documents (7 MB of text more), the same index: none of them stays."""
     known = [asked(str(n), text(n)) for n in range(5)]
     index(*known).save(tmp_path / "known")
     peaks = []
