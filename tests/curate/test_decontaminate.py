@@ -349,12 +349,12 @@ def test_memory_stays_flat(tmp_path: Path) -> None:
     """Ten times as many documents (7 MB of text more), the same index: none of them stays."""
     known = [asked(str(n), text(n)) for n in range(5)]
     index(*known).save(tmp_path / "known")
-    peaks = []
+    growth = []
     for rows in (400, 4000):
-        status, peak = start(tmp_path / str(rows), rows, "--known", tmp_path / "known")
+        status, grown = start(tmp_path / str(rows), rows, "--known", tmp_path / "known")
         assert status == 0
-        peaks.append(peak)
+        growth.append(grown)
         ledger = sorted((tmp_path / str(rows) / "ledger").glob("*.jsonl"))
         found = {json.loads(line)["item"] for p in ledger for line in p.read_text().splitlines()}
         assert found == {n for n in "01234"}
-    assert peaks[1] - peaks[0] < 4 << 20
+    assert growth[1] - growth[0] < 4 << 20
