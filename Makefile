@@ -15,7 +15,7 @@ reproduce: setup
 test: setup lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not long"
 
-test-all: setup lint
+test-all: setup lint .venv/.ray
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 lint: setup
@@ -29,6 +29,10 @@ setup: .venv/.packages .venv/.speech
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+.venv/.ray: .venv/.packages
+	$(BIN)/python -m pip install --quiet --editable '.[dev,ray]'
 	touch $@
 
 # Speech engines come from Debian where it is there; elsewhere the recipe goes on without them and says so.

@@ -264,20 +264,34 @@ def scaling(
 @app.command()
 def curate(
     corpus: Annotated[
-        str, typer.Argument(help="Name of a corpus, or `show` to list what a run holds.")
+        str, typer.Argument(help="Name of a corpus, a Python file with your own, or `show`.")
     ],
+    shown: Annotated[
+        str, typer.Argument(metavar="[CORPUS or SAMPLE]", help="What `show` explains.")
+    ] = "",
     size: Annotated[str, typer.Option(help="micro, nano, lab or full.")] = "nano",
     out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/nano"),
     seed: int = 0,
+    executor: Annotated[
+        Literal["local", "ray", "slurm"], typer.Option(help="Where tasks run.")
+    ] = "local",
+    workers: Annotated[int, typer.Option(help="Tasks at a time.", min=1)] = 1,
+    slurm: Annotated[
+        list[str] | None, typer.Option(help="KEY=VALUE for sbatch: partition, time ...")
+    ] = None,
 ) -> None:
-    """Build one corpus of a run, or show what is there."""
+    """Build one corpus of a run, or show what is there: all corpora, one, or where a sample comes from."""
+    from polyphi.curate.pipeline import Machines
     from polyphi.reproduce.graph import Run
 
     run = Run(size, out, seed=seed, console=console)
     if corpus == "show":
-        run.show()
-    else:
-        run.build(corpus)
+        run.show(shown)
+        return
+    if shown:
+        raise ValueError(f"one corpus at a time, found {corpus} and {shown}")
+    options = dict(given.partition("=")[::2] for given in slurm or ())
+    run.build(corpus, Machines(executor, workers, options))
 
 
 @app.command()
@@ -530,6 +544,10 @@ def _pairs(columns: str | None) -> dict[str, str]:
     return {ours.strip(): theirs.strip() for ours, _, theirs in pairs}
 
 
+EXTRAS = {"datatrove": "curate", "sklearn": "curate", "jiwer": "eval", "sacrebleu": "eval"}
+"""Package -> the extra that brings it."""
+
+
 def main(arguments: list[str] | None = None) -> Any:
     """Run the command line; errors that users can mend become one line."""
     try:
@@ -540,6 +558,11 @@ def main(arguments: list[str] | None = None) -> Any:
         print("interrupted: the same command goes on where it stopped", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
+        lacking = (getattr(error, "name", None) or "").partition(".")[0]
+        if isinstance(error, ImportError) and lacking in EXTRAS:
+            extra = f'pip install "polyphi[{EXTRAS[lacking]}]"'
+            print(f"polyphi: this needs {lacking}; `{extra}` brings it", file=sys.stderr)
+            sys.exit(1)
         code = (
             2
             if isinstance(error, ValueError | FileNotFoundError)

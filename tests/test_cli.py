@@ -1,6 +1,8 @@
 """Bad input is one clear line and an exit code, never a traceback."""
 
 import errno
+import subprocess
+import sys
 import wave
 from pathlib import Path
 
@@ -137,3 +139,17 @@ def test_bench_needs_a_checkout(
     monkeypatch.setattr(cli, "__file__", str(tmp_path / "polyphi" / "cli.py"))
     code, told = run("bench", "train", capsys=capsys)
     assert code == 2 and "clone the repository" in told
+
+
+def test_a_missing_extra_is_one_line_that_names_it() -> None:
+    script = (
+        "import sys; sys.modules['datatrove'] = None; "
+        "from polyphi.cli import main; main(['curate', 'show'])"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 1
+    assert found.stderr.splitlines() == [
+        'polyphi: this needs datatrove; `pip install "polyphi[curate]"` brings it'
+    ]

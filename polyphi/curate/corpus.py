@@ -9,19 +9,25 @@ import hashlib
 import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from polyphi.data import shards
+from datatrove.pipeline.base import PipelineStep
+
+from polyphi.curate import pipeline
+from polyphi.curate.pipeline import Machines
 from polyphi.data.shards import Sample, Shards
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a corpus is built with. `rows` bounds each split; `cache` holds downloaded packages; `data` is the folder
-    of corpora (so that one may be made from another); `models` gives what parent stages made: for a recogniser a
-    callable from audio bytes to text, for a language model a `Generate`."""
+    """What a corpus is built with. `rows` bounds each split, or each part of it; `cache` holds downloaded packages;
+    `data` is the folder of corpora (so that one may be made from another); `models` gives what parent stages made: for
+    a recogniser a callable from audio bytes to text, for a language model a `Generate`. Of a corpus made by several
+    tasks each makes its `part`: (its number, how many)."""
 
     rows: Mapping[str, int]
     seed: int
@@ -29,16 +35,21 @@ class Work:
     data: Path
     models: Mapping[str, Any] = field(default_factory=dict)
     tell: Callable[[str], None] = print
+    part: tuple[int, int] = (0, 1)
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """`build(work)` yields (split, sample). `corpora` and `stages` name what must exist first."""
+    """`build(work)` yields (split, sample), each split on its own where `work.rows` names but one. `steps(work)` are
+    datatrove's or ours and see each sample as a document (documents.py). So many `tasks` make the training split, each
+    `work.part` of it. `corpora` and `stages` name what must exist first."""
 
     name: str
     build: Callable[[Work], Iterator[tuple[str, Sample]]]
     corpora: tuple[str, ...] = ()
     stages: tuple[str, ...] = ()
+    steps: Callable[[Work], list[PipelineStep]] = lambda work: []
+    tasks: int = 1
 
 
 def fingerprint(corpus: Corpus, work: Work) -> str:
@@ -46,7 +57,7 @@ def fingerprint(corpus: Corpus, work: Work) -> str:
     own = inspect.getsourcefile(inspect.unwrap(corpus.build))
     assert own is not None
     code = [path.read_text() for path in (Path(own), *sorted(Path(__file__).parent.glob("*.py")))]
-    text = json.dumps([corpus.name, code, dict(work.rows), work.seed], sort_keys=True)
+    text = json.dumps([corpus.name, corpus.tasks, code, dict(work.rows), work.seed])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -57,23 +68,45 @@ def is_built(corpus: Corpus, work: Work) -> bool:
     return all(p.exists() and json.loads(p.read_text())["pipeline"] == pipeline for p in manifests)
 
 
-def build(corpus: Corpus, work: Work) -> dict[str, dict[str, Any]]:
-    """Build every split of a corpus under `work.data / corpus.name`; returns the manifests."""
-    folder, pipeline = work.data / corpus.name, fingerprint(corpus, work)
+def build(
+    corpus: Corpus,
+    work: Work,
+    machines: Machines = Machines(),  # noqa: B008 - frozen
+) -> dict[str, dict[str, Any]]:
+    """Build every split of a corpus under `work.data / corpus.name`; returns the manifests (none as yet where jobs are
+    handed in). A corpus that is made with a model is made in this process."""
+    folder = work.data / corpus.name
     parents = [
         hashlib.sha256((work.data / c / "train" / "manifest.json").read_bytes()).hexdigest()
         for c in corpus.corpora
     ]
-    samples: dict[str, list[Sample]] = {split: [] for split in work.rows}
-    for split, sample in corpus.build(work):
-        if len(samples[split]) < work.rows[split]:
-            samples[split].append(sample)
-        elif all(len(rows) >= work.rows[name] for name, rows in samples.items()):
-            break
-    return {
-        split: shards.write(folder / split, rows, pipeline=pipeline, parents=parents)
-        for split, rows in samples.items()
-    }
+    if corpus.stages:
+        machines = Machines()
+    told = work if machines == Machines() else replace(work, tell=print, models={})
+    pipeline.run(
+        folder,
+        {
+            split: [
+                partial(
+                    _part, corpus.build, replace(told, rows={split: rows}, part=(i, corpus.tasks))
+                )
+                for i in range(corpus.tasks if split == "train" else 1)
+            ]
+            for split, rows in work.rows.items()
+        },
+        corpus.steps(work),
+        machines,
+        pipeline=fingerprint(corpus, work),
+        parents=parents,
+    )
+    manifests = {split: folder / split / "manifest.json" for split in work.rows}
+    return {s: json.loads(path.read_text()) for s, path in manifests.items() if path.exists()}
 
 
-__all__ = ["Corpus", "Shards", "Work", "build", "fingerprint", "is_built"]
+def _part(make: Callable[[Work], Iterator[tuple[str, Sample]]], work: Work) -> Iterator[Sample]:
+    """The samples of one split, or of a part of it."""
+    (rows,) = work.rows.values()
+    return islice((sample for _, sample in make(work)), rows)
+
+
+__all__ = ["Corpus", "Machines", "Shards", "Work", "build", "fingerprint", "is_built"]

@@ -216,13 +216,45 @@ def write(
         "licences": dict(sorted(licences.items())),
         "sources": dict(sorted(sources.items())),
     }
+    _commit(partial, folder, manifest)
+    return manifest
+
+
+def join(folder: Path, parts: Sequence[Path]) -> dict[str, Any]:
+    """One split of several, in order, whole or not at all; returns its manifest. `parts` were made by one pipeline
+    from the same parents, and go away."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    manifests = [json.loads((part / "manifest.json").read_text()) for part in parts]
+    joined: list[dict[str, Any]] = []
+    for part, manifest in zip(parts, manifests, strict=True):
+        for shard in manifest["shards"]:
+            if shard["rows"] or (
+                part == parts[-1] and not joined
+            ):  # an empty split has a shard, too
+                name = f"{len(joined):05d}.parquet"
+                os.link(part / shard["file"], partial / name)
+                joined.append(shard | {"file": name})
+    summed = {
+        key: dict(sorted(sum((Counter(m[key]) for m in manifests), Counter()).items()))
+        for key in ("licences", "sources")
+    }
+    manifest = manifests[0] | {"rows": sum(s["rows"] for s in joined), "shards": joined} | summed
+    _commit(partial, folder, manifest)
+    for part in parts:
+        shutil.rmtree(part)
+    return manifest
+
+
+def _commit(partial: Path, folder: Path, manifest: Mapping[str, Any]) -> None:
+    """A folder of shards takes its place once all of it is on disk."""
     (partial / "manifest.json").write_text(json.dumps(manifest, indent=1, ensure_ascii=False))
     for path in partial.iterdir():
         with path.open("rb") as f:
             os.fsync(f.fileno())
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
-    return manifest
 
 
 def _write_shard(path: Path, rows: Sequence[dict[str, Any]]) -> int:

@@ -35,8 +35,9 @@ from safetensors.torch import load_file
 from polyphi import cost, logs, plan, stages
 from polyphi.batch import pack
 from polyphi.chat import Message
+from polyphi.curate import cards, sources
 from polyphi.curate import corpus as corpora
-from polyphi.curate import sources
+from polyphi.curate.pipeline import Machines
 from polyphi.engine.engine import Engine
 from polyphi.eval.report import line
 from polyphi.eval.run import evaluate
@@ -224,11 +225,11 @@ class Run:
 
     # ------------------------------------------------------------------ data
 
-    def build(self, name: str) -> None:
+    def build(self, name: str, machines: Machines = Machines()) -> None:  # noqa: B008 - frozen
         """One corpus, after the corpora and stages that it is made from."""
         corpus = _corpus(name)
         for parent in corpus.corpora:
-            self.build(parent)
+            self.build(parent, machines)
         for parent in corpus.stages:
             self.train(parent)
         train_rows, test_rows = self.size.rows.get(name, (1_000_000, 1_000))
@@ -244,7 +245,7 @@ class Run:
             if corpora.is_built(corpus, work):
                 return
             with self._clock(f"corpus {name}"):
-                manifests = corpora.build(corpus, work)
+                manifests = corpora.build(corpus, work, machines)
         counts = ", ".join(f"{m['rows']} {split}" for split, m in manifests.items())
         self._tell(f"[bold]{name:<22}[/bold] {counts}")
 
@@ -254,14 +255,25 @@ class Run:
             return self._recogniser().transcribe_bytes
         return Engine(self._after(stage), self.processor)
 
-    def show(self) -> None:
-        """What the run's corpora hold."""
-        for path in sorted(self.data.glob("*/*/manifest.json")):
-            manifest = json.loads(path.read_text())
-            corpus, split = path.parts[-3:-1]
-            self._tell(
-                f"{corpus:<22}{split:<7}{manifest['rows']:>7}  {', '.join(manifest['licences'])}"
+    def show(self, name: str = "") -> None:
+        """What the run's corpora hold; a corpus's card; or, by its id (CORPUS/ID), all that is known of a sample."""
+        corpus, _, sample = name.partition("/")
+        manifests = sorted(self.data.glob(f"{corpus or '*'}/*/manifest.json"))
+        if corpus and not manifests:
+            built = sorted({path.parts[-3] for path in self.data.glob("*/*/manifest.json")})
+            raise ValueError(
+                f"{self.out} holds no corpus {corpus!r}; it has {', '.join(built) or 'none as yet'}"
             )
+        for path in manifests if not sample else ():
+            manifest = json.loads(path.read_text())
+            found, split = path.parts[-3:-1]
+            self._tell(
+                f"{found:<22}{split:<7}{manifest['rows']:>7}  {', '.join(manifest['licences'])}"
+            )
+        if sample:
+            self._tell(cards.explain(self.data / corpus, sample))
+        elif corpus:
+            self._tell(cards.card(self.data / corpus))
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -567,10 +579,20 @@ class _Lazy(Mapping[str, Any]):
 
 
 def _corpus(name: str) -> corpora.Corpus:
+    """One of ours, or the `corpus` of somebody's own Python file."""
+    if name.endswith(".py"):
+        file = Path(name).resolve()
+        if not file.exists():
+            raise ValueError(f"no corpus at {name}: expected a Python file that defines `corpus`")
+        sys.path.insert(0, str(file.parent))  # where worker processes look, too
+        corpus = getattr(importlib.import_module(file.stem), "corpus", None)
+        if not isinstance(corpus, corpora.Corpus):
+            raise ValueError(f"{name} defines no `corpus`: expected a polyphi.curate.corpus.Corpus")
+        return corpus
     if name not in sizes.CORPORA:
         raise ValueError(f"unknown corpus {name!r}; the corpora are {', '.join(sizes.CORPORA)}")
-    corpus: corpora.Corpus = importlib.import_module(f"polyphi.corpora.{name}").corpus
-    return corpus
+    made: corpora.Corpus = importlib.import_module(f"polyphi.corpora.{name}").corpus
+    return made
 
 
 def _update_json(path: Path, default: Any, change: Callable[[Any], Any]) -> None:

@@ -163,7 +163,7 @@ NANO = Size(
         "speech_0_aed": Budget(4500, 420, 512),
         "speech_1_pretrain": Budget(250, 1024, 512, rate=10.0),
         "speech_2_post": Budget(950, 1024, 1024, rate=15.0),
-        "joint_1_vision_speech": Budget(300, 1024, 512, rate=20.0),
+        "joint_1_vision_speech": Budget(500, 1024, 512, rate=20.0),
     },
     rows={
         "documents": (4000, 150),

@@ -1,0 +1,513 @@
+"""Common instruction formats -> `Sample`, and back: OpenAI's, ShareGPT's, LLaVA's, Alpaca's.
+
+    OpenAI    {"messages": [{"role", "content": text or parts, "tool_calls"}], "tools": [...]}
+    ShareGPT  {"conversations": [{"from": "human", "value"}, {"from": "gpt", "value"}], "system", "tools"}
+    LLaVA     the same with "image": a path or some, one for each <image> in the values
+    Alpaca    {"instruction", "input", "output", "system", "history": [[instruction, output], ...]}
+
+>>> samples = read(Path("alpaca.jsonl"), licence="CC-BY-4.0")              # which format, each row tells by its keys
+>>> shards.write(Path("data/alpaca/train"), samples, pipeline="formats")
+>>> to_sharegpt(sample.messages)
+{'conversations': [{'from': 'human', 'value': ...}, ...]}
+
+Only what a format marks as such becomes media, tools or calls. Control tokens and `<image>` in anybody's words stay
+words, with one exception, `processing/template.py`'s: an assistant's `<|tool_call|>[...]<|/tool_call|>` is a call.
+Pictures and clips are decoded once, so that a bad one is told here. Paths are read inside the row's folder only.
+"""
+
+import base64
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from polyphi.chat import Audio, Image, Message, Part, Text
+from polyphi.data.shards import Sample
+from polyphi.processing import media
+from polyphi.processing.template import CALL, CALL_END, ROLES
+
+SPEAKERS = {
+    "system": "system",
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "function_call": "assistant",
+    "observation": "tool_response",
+    "function_response": "tool_response",
+    "tool": "tool_response",
+}
+"""Who speaks in ShareGPT -> our roles. The value of `function_call` is JSON."""
+IMAGE = "<image>"
+_FORMATS = {"WAV": "wav", "FLAC": "flac", "OGG": "ogg", "MP3": "mp3"}
+
+
+def detect(row: Mapping[str, Any]) -> str:
+    """The format of a row: "openai", "sharegpt", "llava" or "alpaca". Raises ValueError that says what was found."""
+    found = []
+    if "messages" in row:
+        found.append("openai")
+    if "conversations" in row:
+        found.append("llava" if row.get("image") is not None else "sharegpt")
+    if "instruction" in row and "output" in row:
+        found.append("alpaca")
+    if len(found) != 1:
+        raise ValueError(
+            "expected `messages` (OpenAI), `conversations` (ShareGPT; LLaVA with `image`), or `instruction` with "
+            f"`output` (Alpaca), and only one of them; found {', '.join(map(str, row)) or 'nothing'}"
+        )
+    return found[0]
+
+
+def sample(row: Any, place: str, *, source: str, licence: str, root: Path | None = None) -> Sample:
+    """A row of any of the formats as a sample; `place` names it in errors (and is its id where it has none). Media are
+    read from `root`; None forbids paths. Raises ValueError."""
+    try:
+        if not isinstance(row, Mapping):
+            raise ValueError(f"expected an object, found {type(row).__name__}")
+        messages = _READERS[detect(row)](row, root)
+        _check(messages)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else error
+        raise ValueError(f"{place}: {reason}") from None
+    id = row.get("id")
+    return Sample(place if id is None else str(id), messages, source, licence)
+
+
+def read(
+    file: Path, *, licence: str, source: str = "", bad: Callable[[str], None] | None = None
+) -> Iterator[Sample]:
+    """The rows of a JSON lines file, or of one JSON list (which is read whole). A bad row raises ValueError, or with
+    `bad` is told to it and left out."""
+    with file.open("rb") as opened:
+        if file.suffix == ".json":
+            try:
+                listed = json.load(opened)
+            except ValueError as error:
+                raise ValueError(f"{file}: expected JSON, {error}") from None
+            if not isinstance(listed, list):
+                raise ValueError(f"{file}: expected a list of rows, found {type(listed).__name__}")
+            rows = ((f"{file.name}, row {n}", row) for n, row in enumerate(listed, 1))
+        else:
+            rows = (
+                (f"{file.name}, line {n}", row) for n, row in enumerate(opened, 1) if row.strip()
+            )
+        for place, row in rows:
+            try:
+                try:
+                    row = json.loads(row) if isinstance(row, bytes) else row
+                except (ValueError, RecursionError) as error:
+                    raise ValueError(f"{place}: expected JSON, {error}") from None
+                yield sample(
+                    row, place, source=source or file.name, licence=licence, root=file.parent
+                )
+            except ValueError as error:
+                if bad is None:
+                    raise
+                bad(str(error))
+
+
+# ------------------------------------------------------------------------------ OpenAI
+
+
+def from_openai(row: Mapping[str, Any], root: Path | None = None) -> tuple[Message, ...]:
+    """Chat messages with text, `image_url`, `input_audio`, tools and tool calls. Answers of tools stand in the order of
+    their calls, for our template has no call ids."""
+    messages: list[Message] = []
+    waiting: list[str] = []  # ids of calls without an answer yet
+    answers: dict[str, Message] = {}
+    for value in _list(row["messages"], "messages"):
+        if not isinstance(value, Mapping):
+            raise ValueError(f"a message is an object with role and content, found {value!r:.80}")
+        if value.get("role") == "tool":
+            id = value.get("tool_call_id")
+            if id not in waiting or id in answers:
+                raise ValueError(
+                    f"a tool answers call {id!r}, which nobody made or which has an answer"
+                )
+            answers[id] = Message("tool_response", _parts(value, root))
+            if len(answers) == len(waiting):
+                messages += [answers[one] for one in waiting]
+                waiting, answers = [], {}
+            continue
+        if waiting:
+            raise ValueError(f"call {waiting[0]!r} has no answer of role tool after it")
+        parts = _parts(value, root)
+        if calls := value.get("tool_calls"):
+            parts = (*(p for p in parts if p != Text("")), Text(_call_text(map(_call, calls))))
+            waiting = [str(call.get("id")) for call in calls]
+            if len(set(waiting)) < len(waiting):
+                raise ValueError(f"two tool calls have the same id among {', '.join(waiting)}")
+        role = {"developer": "system"}.get(str(value.get("role")), str(value.get("role")))
+        messages.append(Message(role, parts))
+    if waiting and (answers or messages[-1].role != "assistant"):
+        raise ValueError("some tool calls have answers and some don't")
+    return _with_tools(messages, _functions(row.get("tools")))
+
+
+def to_openai(messages: Sequence[Message]) -> dict[str, Any]:
+    """The row that `from_openai` reads as these messages; calls are numbered. Raises ValueError where the format has no
+    place for something."""
+    made: list[dict[str, Any]] = []
+    waiting: list[str] = []
+    calls_so_far = 0
+    for number, message in enumerate(messages, 1):
+        if message.role == "tool_response":
+            if not waiting:
+                raise ValueError("a tool's answer needs a call before it")
+            made.append({"role": "tool", "tool_call_id": waiting.pop(0), "content": message.text})
+            continue
+        if waiting:
+            raise ValueError("every tool call needs an answer, or none after the last message")
+        value: dict[str, Any] = {"role": message.role}
+        words, calls = _split_calls(number, message)
+        if calls:
+            waiting = [f"call_{calls_so_far + n}" for n in range(len(calls))]
+            calls_so_far += len(calls)
+            value["tool_calls"] = [
+                {
+                    "id": id,
+                    "type": "function",
+                    "function": {
+                        "name": call["name"],
+                        "arguments": json.dumps(call["arguments"], ensure_ascii=False),
+                    },
+                }
+                for id, call in zip(waiting, calls, strict=True)
+            ]
+        if all(isinstance(p, Text) for p in words) and len(words) < 2:
+            value["content"] = words[0].text if words and isinstance(words[0], Text) else None
+            if not words and not calls:
+                value["content"] = []
+        else:
+            value["content"] = [_openai_part(p) for p in words]
+        made.append(value)
+    row: dict[str, Any] = {"messages": made}
+    if tools := _tools_of(messages):
+        row["tools"] = [{"type": "function", "function": tool} for tool in tools]
+        if not messages[0].parts:
+            del made[0]  # it only carried the tools
+    return row
+
+
+def _parts(value: Mapping[str, Any], root: Path | None) -> tuple[Part, ...]:
+    content = value.get("content")
+    if content is None:
+        return ()
+    parts = Message.parse({"role": value.get("role"), "content": content}).parts
+    return tuple(_whole(p, root) for p in parts)
+
+
+def _openai_part(part: Part) -> dict[str, Any]:
+    if isinstance(part, Text):
+        return {"type": "text", "text": part.text}
+    data = _bytes(part)
+    text, kind = base64.b64encode(data).decode(), media.sniff(data)
+    if isinstance(part, Image):
+        url = f"data:image/{kind.lower()};base64,{text}"
+        return {"type": "image_url", "image_url": {"url": url}}
+    return {"type": "input_audio", "input_audio": {"data": text, "format": _FORMATS[kind]}}
+
+
+# ------------------------------------------------------------------------------ ShareGPT and LLaVA
+
+
+def from_sharegpt(row: Mapping[str, Any], root: Path | None = None) -> tuple[Message, ...]:
+    """Conversations of text, tool calls (`function_call`) and tools' answers (`observation`). `<image>` is a word."""
+    return _turns(row, lambda text: (Text(text),))
+
+
+def from_llava(row: Mapping[str, Any], root: Path | None = None) -> tuple[Message, ...]:
+    """Conversations in which each `<image>` of a human stands for the next of `image`. The line end right after it
+    belongs to it."""
+    given = row["image"] if isinstance(row["image"], list) else [row["image"]]
+    pictures = [_whole(Image(_source(value)), root) for value in given]
+    left = iter(pictures)
+    wanted = sum(
+        str(turn.get("value")).count(IMAGE)
+        for turn in _list(row["conversations"], "conversations")
+        if isinstance(turn, Mapping) and SPEAKERS.get(str(turn.get("from"))) == "user"
+    )
+    if wanted != len(pictures):
+        raise ValueError(
+            f"expected one picture for each {IMAGE}, found {len(pictures)} for {wanted}"
+        )
+
+    def parts(text: str) -> tuple[Part, ...]:
+        pieces = re.split(rf"({IMAGE})\n?", text)
+        return tuple(next(left) if p == IMAGE else Text(p) for p in pieces if p)
+
+    return _turns(row, parts)
+
+
+def to_sharegpt(messages: Sequence[Message]) -> dict[str, Any]:
+    """The row that `from_sharegpt` reads as these messages, which have no media."""
+    return _from_turns(messages, _only_text)
+
+
+def to_llava(messages: Sequence[Message], save: Callable[[bytes], str]) -> dict[str, Any]:
+    """The row that `from_llava` reads as these messages. `save` stores a picture's bytes and returns the path that the
+    row shall have."""
+    paths: list[str] = []
+
+    def said(message: Message) -> str:
+        text = ""
+        for part in message.parts:
+            if isinstance(part, Image) and message.role == "user":
+                paths.append(save(_bytes(part)))
+                text += f"{IMAGE}\n"
+            elif not isinstance(part, Text):
+                raise ValueError(
+                    f"LLaVA's format has pictures of users only, found {type(part).__name__.lower()} of {message.role}"
+                )
+            elif IMAGE in part.text and message.role == "user":
+                raise ValueError(
+                    f"a text says {IMAGE} itself, which this format reads as a picture"
+                )
+            else:
+                text += part.text
+        return text
+
+    row = _from_turns(messages, said)
+    return {"image": paths[0] if len(paths) == 1 else paths, **row} if paths else row
+
+
+def _turns(
+    row: Mapping[str, Any], parts_of_user: Callable[[str], tuple[Part, ...]]
+) -> tuple[Message, ...]:
+    messages = [Message.system(row["system"])] if row.get("system") else []
+    for turn in _list(row["conversations"], "conversations"):
+        if not isinstance(turn, Mapping) or not isinstance(turn.get("value"), str):
+            raise ValueError(
+                f"a turn is an object with `from` and text as `value`, found {turn!r:.80}"
+            )
+        speaker, text = turn.get("from"), turn["value"]
+        if speaker not in SPEAKERS:
+            raise ValueError(f"unknown speaker {speaker!r}; expected one of {', '.join(SPEAKERS)}")
+        role = SPEAKERS[speaker]
+        if speaker == "function_call":
+            calls = json.loads(text)
+            listed = calls if isinstance(calls, list) else [calls]
+            parts: tuple[Part, ...] = (Text(_call_text(map(_call, listed))),)
+        else:
+            parts = parts_of_user(text) if role == "user" else (Text(text),)
+        messages.append(Message(role, parts))
+    tools = row.get("tools")
+    tools = json.loads(tools) if isinstance(tools, str) and tools.strip() else tools
+    return _with_tools(messages, _functions(tools))
+
+
+def _from_turns(messages: Sequence[Message], said: Callable[[Message], str]) -> dict[str, Any]:
+    speakers = {"user": "human", "assistant": "gpt", "tool_response": "observation"}
+    row: dict[str, Any] = {}
+    if tools := _tools_of(messages):
+        row["tools"] = json.dumps(tools, ensure_ascii=False)
+    first = 0
+    if messages and messages[0].role == "system":
+        if text := said(messages[0]):
+            row["system"] = text
+        first = 1
+    turns = []
+    for number, message in enumerate(messages[first:], 1 + first):
+        words, calls = _split_calls(number, message)
+        if calls and words:
+            raise ValueError("this format has no turn with both words and tool calls")
+        speaker = "function_call" if calls else speakers.get(message.role, message.role)
+        value = json.dumps(calls, ensure_ascii=False) if calls else said(message)
+        turns.append({"from": speaker, "value": value})
+    return {"conversations": turns, **row}
+
+
+def _only_text(message: Message) -> str:
+    for part in message.parts:
+        if not isinstance(part, Text):
+            raise ValueError(f"this format holds text only, found {type(part).__name__.lower()}")
+    return message.text
+
+
+# ------------------------------------------------------------------------------ Alpaca
+
+
+def from_alpaca(row: Mapping[str, Any], root: Path | None = None) -> tuple[Message, ...]:
+    """An instruction, with its input (if any) on the lines below, and the output; `history` came before."""
+    messages = [Message.system(row["system"])] if row.get("system") else []
+    for asked, said in row.get("history") or ():
+        messages += [Message.user(asked), Message.assistant(said)]
+    asked = "\n".join(text for text in (row["instruction"], row.get("input")) if text)
+    return (*messages, Message.user(asked), Message.assistant(row["output"]))
+
+
+def to_alpaca(messages: Sequence[Message]) -> dict[str, Any]:
+    """The row that `from_alpaca` reads as these messages: users and assistants in turn, after a system or none."""
+    row: dict[str, Any] = {}
+    if messages and messages[0].role == "system" and messages[0].tools is None and messages[0].text:
+        row["system"], messages = _only_text(messages[0]), messages[1:]
+    roles = [m.role for m in messages]
+    if not roles or roles != ["user", "assistant"] * (len(roles) // 2):
+        raise ValueError(
+            f"Alpaca's rows are users and assistants in turn, found {', '.join(roles)}"
+        )
+    texts = [_only_text(m) for m in messages]
+    if len(texts) > 2:
+        row["history"] = [list(pair) for pair in zip(texts[:-2:2], texts[1:-2:2], strict=True)]
+    return {"instruction": texts[-2], "input": "", "output": texts[-1], **row}
+
+
+_READERS = {
+    "openai": from_openai,
+    "sharegpt": from_sharegpt,
+    "llava": from_llava,
+    "alpaca": from_alpaca,
+}
+
+
+# ------------------------------------------------------------------------------ tools
+
+
+def _functions(tools: Any) -> list[dict[str, Any]] | None:
+    """OpenAI's list of tools, or a list of functions, as the latter."""
+    if not tools:
+        return None
+    found = [t.get("function", t) if isinstance(t, Mapping) else t for t in _list(tools, "tools")]
+    for tool in found:
+        if not isinstance(tool, Mapping) or not isinstance(tool.get("name"), str):
+            raise ValueError(f"a tool is an object with a name, found {tool!r:.80}")
+    return [dict(tool) for tool in found]
+
+
+def _with_tools(messages: list[Message], tools: list[dict[str, Any]] | None) -> tuple[Message, ...]:
+    if tools is None:
+        return tuple(messages)
+    text = json.dumps(tools, ensure_ascii=False)
+    if messages and messages[0].role == "system":
+        return (Message("system", messages[0].parts, text), *messages[1:])
+    return (Message("system", (), text), *messages)
+
+
+def _tools_of(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    if any(m.tools is not None for m in messages[1:]):
+        raise ValueError("tools stand on the first message in this format, found them on another")
+    if not messages or messages[0].tools is None:
+        return []
+    return _functions(json.loads(messages[0].tools)) or []
+
+
+def _call(value: Any) -> dict[str, Any]:
+    """A call with its arguments as an object, from OpenAI's form or a plain one."""
+    call = value.get("function", value) if isinstance(value, Mapping) else value
+    if not isinstance(call, Mapping) or not isinstance(call.get("name"), str):
+        raise ValueError(f"a tool call has a name and arguments, found {value!r:.80}")
+    arguments = call.get("arguments", {})
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments or "{}")
+        except ValueError:
+            raise ValueError(
+                f"the arguments of a call of {call['name']} are no JSON: {arguments!r:.80}"
+            ) from None
+    if not isinstance(arguments, Mapping):
+        raise ValueError(
+            f"the arguments of a call of {call['name']} are no object: {arguments!r:.80}"
+        )
+    return {"name": call["name"], "arguments": dict(arguments)}
+
+
+def _call_text(calls: Any) -> str:
+    text = json.dumps(list(calls), ensure_ascii=False)
+    # Marks inside an argument would be read as control tokens; in JSON strings "<" may be written so:
+    text = text.replace(CALL, "\\u003c" + CALL[1:]).replace(CALL_END, "\\u003c" + CALL_END[1:])
+    return f"{CALL}{text}{CALL_END}"
+
+
+def _split_calls(number: int, message: Message) -> tuple[tuple[Part, ...], list[dict[str, Any]]]:
+    """What an assistant says, and the calls at its end."""
+    last = message.parts[-1] if message.parts else None
+    if message.role != "assistant" or not isinstance(last, Text) or CALL not in last.text:
+        return message.parts, []
+    _check_marks(number, last.text)
+    before, _, rest = last.text.partition(CALL)
+    calls = [_call(c) for c in json.loads(rest.removesuffix(CALL_END))]
+    return (*message.parts[:-1], *((Text(before),) if before else ())), calls
+
+
+# ------------------------------------------------------------------------------ checks
+
+
+def _list(value: Any, name: str) -> list[Any]:
+    value = json.loads(value) if isinstance(value, str) else value
+    if not isinstance(value, list):
+        raise ValueError(f"expected a list of {name}, found {type(value).__name__}")
+    return value
+
+
+def _source(value: Any) -> Any:
+    """A path, bytes, or the hub's {"bytes", "path"}."""
+    if isinstance(value, Mapping):
+        value = value.get("bytes") or value.get("path")
+    if not isinstance(value, str | bytes):
+        raise ValueError(f"expected a path or bytes as image, found {type(value).__name__}")
+    return value
+
+
+def _whole(part: Part, root: Path | None) -> Part:
+    """The part with its media as bytes, which can be decoded."""
+    if isinstance(part, Text):
+        return part
+    data = part.source
+    if isinstance(data, str | Path):
+        if root is None:
+            raise ValueError(f"expected bytes, found the path {data}")
+        path = (root / data).resolve()
+        # Rows come from strangers, and what they name ends up in a public shard.
+        if not path.is_relative_to(root.resolve()):
+            raise ValueError(f"expected a path inside the row's folder, found {data}")
+        if not path.is_file():
+            raise ValueError(f"there is no file {data} beside the row's")
+        data = path
+    assert isinstance(data, bytes | Path)
+    media.decode_image(data) if isinstance(part, Image) else media.decode_audio(data)
+    return type(part)(data if isinstance(data, bytes) else data.read_bytes())
+
+
+def _bytes(part: Image | Audio) -> bytes:
+    if not isinstance(part.source, bytes):
+        raise ValueError(f"media of samples are encoded bytes, found {type(part.source).__name__}")
+    return part.source
+
+
+def _check(messages: Sequence[Message]) -> None:
+    """What training would stumble over later."""
+    for number, message in enumerate(messages, 1):
+        if message.role not in ROLES:
+            raise ValueError(
+                f"message {number}: unknown role {message.role!r}; expected one of {', '.join(ROLES)}"
+            )
+        for part in message.parts:
+            if isinstance(part, Text) and not isinstance(part.text, str):
+                raise ValueError(
+                    f"message {number}: expected text, found {type(part.text).__name__} {part.text!r:.80}"
+                )
+        if message.role == "assistant":
+            _check_marks(number, message.text)
+    last = messages[-1].role if messages else "nothing"
+    if last != "assistant":
+        raise ValueError(f"a conversation ends with the assistant's answer, found {last} last")
+    if not messages[-1].text.strip():
+        raise ValueError("the answer is empty; expected some text to learn")
+
+
+def _check_marks(number: int, text: str) -> None:
+    """The marks of tool calls, which become control tokens in an assistant's text, stand around calls at its end."""
+    if CALL not in text and CALL_END not in text:
+        return
+    try:
+        _, calls = text.split(CALL)
+        assert calls.endswith(CALL_END) and calls.count(CALL_END) == 1
+        made = [_call(call) for call in json.loads(calls.removesuffix(CALL_END))]
+        assert made
+    except (ValueError, TypeError, AssertionError):
+        raise ValueError(
+            f"message {number}: {CALL} and {CALL_END} become control tokens in an assistant's text and may only stand "
+            "around a JSON list of calls at its end"
+        ) from None

@@ -1,0 +1,98 @@
+"""Clips as landmarks: pairs of spectral peaks, which outlive noise, gain and compression.
+
+>>> found = landmarks(wave, 16000)
+>>> keys(found)                                            # uint32: one per pair of peaks
+>>> keys(found, semitones=1.0, tempo=1.06)                 # as they would be, had the clip been played faster
+
+Peaks of a spectrogram, in pairs: (pitch of the first, step to the second, time between them), after Wang, "An
+Industrial-Strength Audio Search Algorithm" (2003). Pitch is counted in semitones rather than in Hz, as in Panako (Six
+and Leman, 2014): a shifted copy has the same steps, and its first pitches are all off by the same amount, so that a
+few shifts tried by whoever asks find it.
+"""
+
+import numpy as np
+from jaxtyping import Float, UInt32
+
+from polyphi.processing.audio import RATE, resample
+
+WINDOW, HOP = 1024, 256  # 64 ms and 16 ms at 16 kHz
+LOWEST, HIGHEST = 180.0, 5500.0  # Hz
+PEAKS_PER_SECOND = 45
+PARTNERS = 6
+"""Pairs that start at a peak."""
+REACH = (2, 56)
+"""Frames from a peak to its partner: 32 ms to 0.9 s."""
+LEAP = 19.0
+"""Semitones from a peak to its partner at most."""
+PITCH, STEP, GAP = 1.0, 0.75, 2.0
+"""How finely a key counts: pitch and step in semitones, time in frames."""
+"""dB below a clip's loudest peak at which a peak is noise."""
+DEPTH = 50.0
+
+
+def peaks(wave: Float[np.ndarray, " n"], rate: int) -> Float[np.ndarray, "p 2"]:
+    """(frame, semitones above 180 Hz) of the strongest spectral peaks of a mono clip, at most 45 in a second, by
+    time. Both are interpolated between frames and bins."""
+    from scipy.ndimage import maximum_filter
+
+    wave, rate = resample(np.ascontiguousarray(wave, np.float32), rate)
+    window, hop = WINDOW * rate // RATE, HOP * rate // RATE
+    wave = np.pad(wave, window // 2)
+    frames = np.lib.stride_tricks.sliding_window_view(wave, window)[::hop]
+    taper = np.hanning(window).astype(np.float32)
+    hertz = rate / window
+    low, high = int(LOWEST / hertz), min(int(HIGHEST / hertz), window // 2 - 1)
+    strength = np.empty((len(frames), high - low), np.float32)
+    for start in range(0, len(frames), 1024):  # half an hour's windows would fill 400 MB
+        power = np.abs(np.fft.rfft(frames[start : start + 1024] * taper)[:, low:high])
+        strength[start : start + 1024] = 20 * np.log10(np.maximum(power, 1e-6))
+    top = maximum_filter(strength, (9, 7), mode="constant", cval=-1e9)
+    frame, bin = np.nonzero((strength == top) & (strength > strength.max() - DEPTH))
+    inside = (frame > 0) & (frame < len(strength) - 1) & (bin > 0) & (bin < high - low - 1)
+    frame, bin = frame[inside], bin[inside]
+    keep = _strongest(frame, strength[frame, bin], hop / rate)
+    frame, bin = frame[keep], bin[keep]
+    around = [strength[frame, bin + d] for d in (-1, 0, 1)]
+    pitch = 12 * np.log2((low + bin + _summit(*around)) * hertz / LOWEST)
+    beside = [strength[frame + d, bin] for d in (-1, 0, 1)]
+    return np.stack([frame + _summit(*beside), pitch], 1).astype(np.float32)
+
+
+def _strongest(frame: np.ndarray, strength: np.ndarray, seconds: float) -> np.ndarray:
+    """Indices of the strongest peaks of each half second, in order."""
+    part = (frame * seconds * 2).astype(int)
+    order = np.lexsort((-strength, part))
+    rank = np.arange(len(order)) - np.searchsorted(part[order], part[order])
+    return np.sort(order[rank < PEAKS_PER_SECOND // 2])
+
+
+def _summit(left: np.ndarray, middle: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Where between -0.5 and 0.5 a parabola through three points has its top."""
+    return np.clip((left - right) / (2 * np.minimum(left - 2 * middle + right, -1e-6)), -0.5, 0.5)
+
+
+def landmarks(wave: Float[np.ndarray, " n"], rate: int) -> Float[np.ndarray, "l 4"]:
+    """(frame, pitch, step, gap) of each pair of neighbouring peaks: when and how high the first is, how many semitones
+    up and how many frames later the second."""
+    found = peaks(wave, rate)
+    first: list[np.ndarray] = []
+    for i, (frame, pitch) in enumerate(found):
+        later = found[i + 1 : i + 1 + 4 * PEAKS_PER_SECOND]
+        gap, step = later[:, 0] - frame, later[:, 1] - pitch
+        near = np.flatnonzero((gap >= REACH[0]) & (gap <= REACH[1]) & (np.abs(step) <= LEAP))
+        near = near[np.argsort(gap[near] + 2 * np.abs(step[near]), kind="stable")[:PARTNERS]]
+        pair = np.empty((len(near), 4), np.float32)
+        pair[:, :2], pair[:, 2], pair[:, 3] = (frame, pitch), step[near], gap[near]
+        first.append(pair)
+    return np.concatenate(first) if first else np.empty((0, 4), np.float32)
+
+
+def keys(
+    found: Float[np.ndarray, "l 4"], semitones: float = 0.0, tempo: float = 1.0
+) -> UInt32[np.ndarray, " l"]:
+    """A number for each landmark, equal where two sound the same: as it would be `semitones` higher and `tempo` times
+    as fast."""
+    pitch = np.clip(np.round((found[:, 1] + semitones) / PITCH), 0, 127)
+    step = np.round(found[:, 2] / STEP) + 32
+    gap = np.round(found[:, 3] / tempo / GAP)
+    return ((pitch * 64 + step) * 64 + gap).astype(np.uint32)

@@ -1,0 +1,161 @@
+"""Pictures as 64 signs of their lowest frequencies, and how much two pictures are alike.
+
+>>> seen = look(picture)                                   # 128 x 128 pixels, what all else is made of
+>>> signs(seen)                                            # uint64: the picture's hash
+>>> crops(seen)[1].shape                                   # hashes of 2401 crops of it
+>>> alike(look(copy), seen, box)                           # 0.99, and where in `seen` the copy lies
+
+A hash is that of Zauner's thesis (2010) as everyone uses it: signs of a cosine transform's lowest coefficients. A
+crop's transform is a product of three matrices, (cosines over the crop's rows) x (picture) x (cosines over its
+columns), so that thousands of crops of a picture cost milliseconds, and a copy is found whatever was cut off its sides.
+"""
+
+from functools import cache, lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, UInt64
+from PIL import Image
+
+SIDE = 128  # pixels of a look
+CUTS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
+"""Shares of a side that crops cut off, on each of the four sides."""
+COARSE, FINE = 32, 64  # cells of a side in which two pictures are compared, at first and at last
+UNLIKE = 0.3
+"""Correlation below which it is no use to move a crop's edges; twice that, once they are right to 2 %."""
+FLAT = 2.0
+"""Standard deviation, in grey levels of 255, below which a picture shows nothing to recognise."""
+FAINT = 0.02
+"""Coefficients below this share of their root mean square are noise: their sign counts as minus."""
+_ORDERS = sorted(
+    ((r, c) for r in range(11) for c in range(11) if r + c), key=lambda rc: (sum(rc), rc)
+)[:64]
+
+
+class Box(NamedTuple):
+    """A part of a picture, as shares of its sides."""
+
+    left: float = 0.0
+    top: float = 0.0
+    right: float = 1.0
+    bottom: float = 1.0
+
+
+WHOLE = Box()
+
+
+def look(picture: Image.Image) -> Float[np.ndarray, "128 128 3"]:
+    """A picture of any size as [128, 128, RGB], 0 to 255."""
+    small = picture.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX)
+    return np.asarray(small, np.float32)
+
+
+def is_flat(seen: Float[np.ndarray, "128 128 3"]) -> bool:
+    """Whether there is nothing to recognise: an empty sheet is like every other."""
+    return bool(seen.std((0, 1)).max() < FLAT)
+
+
+def _grey(seen: np.ndarray) -> np.ndarray:
+    return seen @ np.array([0.3, 0.59, 0.11], np.float32)
+
+
+@cache
+def _cosines(start: float, end: float, count: int = 11) -> Float[np.ndarray, "count 128"]:
+    """Cosines of orders 0 to `count` - 1 over the part of a side from `start` to `end`, zero outside."""
+    middle = np.arange(SIDE) + 0.5
+    low, high = start * SIDE, end * SIDE
+    inside = np.clip(np.minimum(middle + 0.5, high) - np.maximum(middle - 0.5, low), 0, 1)
+    phase = np.pi * np.clip((middle - low) / (high - low), 0, 1)
+    waves = inside * np.cos(np.arange(count)[:, None] * phase) / (high - low)
+    waves[1:] -= waves[1:].sum(1, keepdims=True) * inside / inside.sum()
+    return np.asarray(waves, np.float32)
+
+
+def _pack(coefficients: Float[np.ndarray, "*n 11 11"]) -> UInt64[np.ndarray, "*n"]:
+    """Signs of the 64 coefficients of lowest order but the mean."""
+    rows, cols = np.array(_ORDERS).T
+    kept = coefficients[..., rows, cols]
+    faint = FAINT * np.sqrt((kept**2).mean(-1, keepdims=True))
+    bits = np.packbits(np.ascontiguousarray(kept > faint), axis=-1)
+    return np.ascontiguousarray(bits).view(np.uint64)[..., 0]
+
+
+def signs(seen: Float[np.ndarray, "128 128 3"], box: Box = WHOLE) -> np.uint64:
+    """The hash of a picture, or of a part of it."""
+    rows, cols = _cosines(box.top, box.bottom), _cosines(box.left, box.right)
+    return np.uint64(_pack(rows @ _grey(seen) @ cols.T))
+
+
+@cache
+def boxes() -> tuple[Box, ...]:
+    """All crops that an index holds: each side cut by each of `CUTS`, the whole picture first."""
+    spans = [(a, 1 - b) for a in CUTS for b in CUTS]
+    return tuple(Box(left, top, right, bottom) for top, bottom in spans for left, right in spans)
+
+
+def crops(seen: Float[np.ndarray, "128 128 3"]) -> UInt64[np.ndarray, " 2401"]:
+    """Hashes of all `boxes()` of a picture."""
+    spans = [_cosines(a, 1 - b) for a in CUTS for b in CUTS]
+    stack = np.stack(spans)  # [49, 11, 128]
+    rows = stack @ _grey(seen)  # [49, 11, 128]
+    both = np.einsum("rap,cbp->rcab", rows, stack, optimize=True)
+    return _pack(both).reshape(-1)
+
+
+def distance(a: UInt64[np.ndarray, "*n"] | np.uint64, b: np.uint64) -> np.ndarray:
+    """Bits in which hashes differ, 0 to 64; unrelated pictures differ in about 32."""
+    return np.bitwise_count(np.bitwise_xor(a, b))
+
+
+@lru_cache(1024)
+def _cells(start: float, end: float, count: int) -> Float[np.ndarray, "count 128"]:
+    """Means over `count` equal cells between two points of a side."""
+    edges = np.linspace(start, end, count + 1) * SIDE
+    pixel = np.arange(SIDE)
+    share = np.clip(
+        np.minimum(pixel + 1, edges[1:, None]) - np.maximum(pixel, edges[:-1, None]), 0, 1
+    )
+    return np.asarray(share / np.maximum(share.sum(1, keepdims=True), 1e-6), np.float32)
+
+
+def _part(seen: np.ndarray, box: Box, count: int) -> np.ndarray:
+    """A part of a picture in `count` x `count` cells, each colour about its mean, of length 1."""
+    rows, cols = _cells(box.top, box.bottom, count), _cells(box.left, box.right, count)
+    high = (rows @ seen.reshape(SIDE, -1)).reshape(count, SIDE, 3)
+    part = high.transpose(0, 2, 1) @ cols.T  # [count, RGB, count]
+    part -= part.mean((0, 2))[None, :, None]
+    return np.asarray(part / max(1e-6, float(np.linalg.norm(part))))
+
+
+def alike(
+    copy: Float[np.ndarray, "128 128 3"], seen: Float[np.ndarray, "128 128 3"], box: Box = WHOLE
+) -> tuple[float, Box]:
+    """(correlation of the colours of `copy` with a part of `seen`, that part), the part searched for around `box`:
+    1 for a copy, whatever its size, brightness and contrast."""
+    found = box
+    for step, cells, least in ((0.02, COARSE, UNLIKE), (0.01, FINE, 2 * UNLIKE), (0.005, FINE, 0)):
+        target = _part(copy, WHOLE, cells)
+        best = float((_part(seen, found, cells) * target).sum())
+        moved = best >= least
+        while moved:
+            moved = False
+            for move in _MOVES:
+                edges = [round(e + step * m, 4) for e, m in zip(found, move, strict=True)]
+                b = Box(*(min(1.0, max(0.0, e)) for e in edges))
+                if min(b.right - b.left, b.bottom - b.top) <= 0.3 or b == found:
+                    continue
+                if (score := float((_part(seen, b, cells) * target).sum())) > best:
+                    best, found, moved = score, b, True
+        if best < least:
+            break
+    return best, found
+
+
+_MOVES = [
+    *((s, 0, 0, 0) for s in (1, -1)),
+    *((0, s, 0, 0) for s in (1, -1)),
+    *((0, 0, s, 0) for s in (1, -1)),
+    *((0, 0, 0, s) for s in (1, -1)),
+    *((s, 0, s, 0) for s in (1, -1)),
+    *((0, s, 0, s) for s in (1, -1)),
+]

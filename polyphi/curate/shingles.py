@@ -1,0 +1,85 @@
+"""Text as sets of hashed shingles, so that likeness is a matter of counting.
+
+>>> tokens("Don't PANIC, 東京へ!")
+['don', 't', 'panic', '東', '京', 'へ']
+>>> len(ngrams(hashes(tokens("one two three four")), 3))
+2
+
+Writing without spaces (Chinese, Japanese, Thai, Lao, Khmer, Burmese) counts by characters, everything else by words;
+a text that mixes both is cut by both rules. Numbers and accents are kept: in arithmetic the numbers are the content.
+"""
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from functools import lru_cache
+from hashlib import blake2b
+
+import numpy as np
+from jaxtyping import UInt64
+
+_UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+    "\U00020000-\U0003ffff"
+)
+_TOKEN = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+")
+_PARTICLES = re.compile(
+    "[\u3040-\u309f]|\\d{1,2}|(?![\\d\u3005-\u9fff\U00020000-\U0003ffff]).{1,3}"
+)
+"""What carries little content: hiragana, words of up to three letters, and numbers of up to two digits."""
+STEM = 6
+"""Letters of a content word that count: what follows is mostly inflection."""
+
+
+def tokens(text: str) -> list[str]:
+    """Words, or characters where a script has no spaces; compatibility forms and case folded, punctuation gone."""
+    return _TOKEN.findall(unicodedata.normalize("NFKC", text).casefold())
+
+
+@lru_cache(1 << 16)
+def _hash(token: str) -> int:
+    return int.from_bytes(blake2b(token.encode(errors="surrogatepass"), digest_size=8).digest())
+
+
+def hashes(words: Sequence[str]) -> UInt64[np.ndarray, " n"]:
+    """A stable 64-bit hash of each token."""
+    return np.fromiter(map(_hash, words), np.uint64, len(words))
+
+
+def mix(value: np.ndarray) -> np.ndarray:
+    """Scrambles 64 bits (the finaliser of SplitMix64)."""
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return value ^ (value >> np.uint64(31))
+
+
+def ngrams(hashed: UInt64[np.ndarray, " n"], n: int) -> UInt64[np.ndarray, " m"]:
+    """Hashes of all runs of `n` tokens, in order: m = max(0, tokens - n + 1)."""
+    size = max(0, len(hashed) - n + 1)
+    out = np.zeros(size, np.uint64)
+    for k in range(n):
+        out = mix(out + hashed[k : k + size])
+    return out
+
+
+def content(words: Sequence[str]) -> tuple[list[str], list[int]]:
+    """(stems of the words that carry content, where in `words` each stands). Words of up to three letters, hiragana and
+    numbers below a hundred don't count: every text has them."""
+    kept = [i for i, word in enumerate(words) if not _PARTICLES.fullmatch(word)]
+    return [words[i][:STEM] for i in kept], kept
+
+
+def pairs(hashed: UInt64[np.ndarray, " n"]) -> UInt64[np.ndarray, "n 3"]:
+    """For each token three shingles: itself, and itself with each of the next two, whichever of both comes first.
+    Where there is no next one the pair is 0."""
+    out = np.zeros((len(hashed), 3), np.uint64)
+    out[:, 0] = mix(hashed)
+    for step in (1, 2):
+        a, b = hashed[:-step], hashed[step:]
+        out[: len(a), step] = mix(mix(np.minimum(a, b)) + np.maximum(a, b))
+    return out
+
+
+def unspaced(words: Sequence[str]) -> bool:
+    """Whether most of a text is written without spaces, so that its tokens are characters."""
+    return sum(bool(re.match(f"[{_UNSPACED}]", word)) for word in words) * 2 > len(words)

@@ -1,0 +1,555 @@
+"""A teacher makes samples: a prompt about each source sample, an answer, a verifier that may refuse it with a reason.
+
+>>> teacher = Endpoint("http://127.0.0.1:8000/v1", "some-model", key_from="TEACHER_KEY")
+>>> estimate(CAPTION, pictures, teacher, work, price=(0.15, 0.60)).cost_at_most          # asks nothing
+>>> shards.write(out, synthesize(CAPTION, pictures, teacher, work), pipeline="...")
+
+Every answer is kept under `work/answers` by the SHA-256 of who was asked and what. A run that was killed goes on
+without asking anything twice, and ends with the same samples in the same order whatever the concurrency. What was
+refused stands in `work/NAME.refused.jsonl`. The syntheses of the report are in polyphi/curate/syntheses.py.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shlex
+import subprocess
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from datatrove.data import DocumentsPipeline
+from datatrove.pipeline.base import PipelineStep
+
+from polyphi.chat import Audio, Completion, Image, Message, SamplingParams, Text, media
+from polyphi.curate import documents
+from polyphi.data.shards import Sample
+from polyphi.endpoint import Rejected, chat_body, rough_tokens
+
+Json = Any
+"""What an answer holds: a text, or the JSON value that a schema asked for."""
+GREEDY, LIVELY = SamplingParams(), SamplingParams(max_tokens=1024, temperature=0.7, top_p=0.95)
+
+
+class Teacher(Protocol):
+    """Who answers. An `Endpoint` is one, and a `Command`. `name` tells answers of one from those of another; `Rejected`
+    is raised for a request that it won't answer, any other error for what would befall all of them."""
+
+    @property
+    def name(self) -> str: ...
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        sampling: SamplingParams = ...,
+        schema: Mapping[str, Any] | None = ...,
+    ) -> Completion: ...
+
+
+@dataclass(frozen=True)
+class Command:
+    """Any program as a teacher, run once for each request. It reads a chat request as OpenAI's API has it (JSON) from
+    its standard input and writes {"text": "..."} or, where it won't answer, {"rejected": "why"}."""
+
+    command: str
+    name: str
+    seconds: float = 300.0
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        sampling: SamplingParams = GREEDY,
+        schema: Mapping[str, Any] | None = None,
+    ) -> Completion:
+        body = json.dumps({"model": self.name} | chat_body(messages, sampling, schema))
+        program = shlex.split(self.command)
+        try:
+            done = subprocess.run(
+                program, input=body.encode(), capture_output=True, timeout=self.seconds, check=False
+            )
+        except FileNotFoundError:
+            raise ValueError(f"the teacher {program[0]!r} is not on this system") from None
+        except subprocess.TimeoutExpired:
+            raise ValueError(
+                f"the teacher {program[0]!r} took more than {self.seconds:g} s for one answer"
+            ) from None
+        if done.returncode:
+            said = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
+            raise ValueError(
+                f"the teacher {program[0]!r} failed with code {done.returncode}: {said[-1][:160]}"
+            )
+        try:
+            answer = json.loads(done.stdout)
+            if "rejected" in answer:
+                raise Rejected(str(answer["rejected"]))
+            return Completion(
+                str(answer["text"]), finish_reason=answer.get("finish_reason", "stop")
+            )
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
+            raise ValueError(
+                f'the teacher {program[0]!r} should write {{"text": "..."}}, '
+                f"found {done.stdout[:120].decode(errors='replace')!r}"
+            ) from None
+
+
+@dataclass(frozen=True)
+class Synthesis:
+    """How samples become others.
+
+    `read` gives the fields of the prompt, or None for a source sample that this synthesis has no use for; media of type
+    `shows` go before the prompt. The answer is text, or JSON by `schema`; `items` takes it apart. Each item is judged
+    by `verify` ("" or the reason to refuse it) and, where it passes, becomes a sample by `make`, which changes the
+    source sample (id, source and lineage are seen to). An answer with no item that passes is asked for again with
+    another seed, `tries` times in all (the report's rejection and resampling, 3.1.3).
+
+    With `check`, each item is put to the teacher once more: `check` is filled with the fields of `read` and, as
+    {answer}, the item in JSON; `agree` judges what comes back and gives its reason with what it found. Such a synthesis
+    has one item in each answer."""
+
+    name: str
+    prompt: str
+    read: Callable[[Sample], Mapping[str, Json] | None]
+    make: Callable[[Sample, Json], Sample]
+    verify: Callable[[Sample, Json], str] = lambda sample, item: ""
+    schema: Mapping[str, Any] | None = None
+    items: Callable[[Json], Sequence[Json]] = lambda answer: (answer,)
+    shows: type[Image] | type[Audio] | None = None
+    sampling: SamplingParams = LIVELY
+    tries: int = 1
+    check: str = ""
+    agree: Callable[[Sample, Json, Json], tuple[str, dict[str, Json]]] = lambda *_: ("", {})
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a teacher is asked. `attempt` counts from 0; `checks` says that it is about an answer."""
+
+    messages: tuple[Message, ...]
+    sampling: SamplingParams
+    schema: Mapping[str, Any] | None
+    attempt: int = 0
+    checks: bool = False
+
+    def told(self, teacher: str) -> dict[str, Json]:
+        """All that the answer depends on, media by their SHA-256."""
+
+        def part(p: Any) -> dict[str, str]:
+            if isinstance(p, Text):
+                return {"text": p.text}
+            if not isinstance(p.source, bytes):
+                raise ValueError(
+                    f"a teacher is shown encoded bytes, as shards hold them; found {type(p.source).__name__}"
+                )
+            return {type(p).__name__.lower(): hashlib.sha256(p.source).hexdigest()}
+
+        sampling = {key: getattr(self.sampling, key) for key in SamplingParams.__dataclass_fields__}
+        return {
+            "teacher": teacher,
+            "messages": [
+                {"role": m.role, "parts": [part(p) for p in m.parts]} for m in self.messages
+            ],
+            "sampling": sampling,
+            "schema": self.schema,
+        }
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """An answer that no sample was made of: `answer` is the item, or the whole text where it could not be read."""
+
+    sample: str
+    synthesis: str
+    reason: str
+    request: str
+    answer: Json
+
+
+@dataclass
+class Tally:
+    """How far a run is: source samples read, and of them passed over (nothing to ask); samples made, answers refused;
+    requests sent to the teacher and those answered from disk."""
+
+    read: int = 0
+    passed_over: int = 0
+    made: int = 0
+    refused: int = 0
+    asked: int = 0
+    known: int = 0
+
+
+class Answers:
+    """A teacher's answers on disk: `FOLDER/ab/abcd....json`, one file each, there whole or not at all."""
+
+    def __init__(self, folder: Path, teacher: Teacher, tally: Tally) -> None:
+        self.folder, self.teacher, self.tally = Path(folder), teacher, tally
+        self._counting = threading.Lock()
+        # Equal requests wait for each other, others seldom do.
+        self._asking = [threading.Lock() for _ in range(4096)]
+
+    def key(self, request: Request) -> str:
+        told = json.dumps(request.told(self.teacher.name), sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(told.encode(errors="surrogatepass")).hexdigest()
+
+    def known(self, key: str) -> dict[str, str] | None:
+        """The answer on disk: `text` and `finish_reason`, or `rejected`."""
+        path = self._path(key)
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))["answer"]
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(
+                f"{path} is damaged: it should hold an answer in JSON; delete it to ask again"
+            ) from None
+
+    def ask(self, request: Request) -> dict[str, str]:
+        """The answer from disk or, once, from the teacher."""
+        key = self.key(request)
+        with self._asking[int(key[:3], 16)]:
+            answer, sent = self.known(key), False
+            if answer is None:
+                answer, sent = self._keep(key, request, self._send(request)), True
+        with self._counting:
+            self.tally.asked += sent
+            self.tally.known += not sent
+        return answer
+
+    def _send(self, request: Request) -> dict[str, str]:
+        try:
+            given = self.teacher.chat(
+                request.messages, sampling=request.sampling, schema=request.schema
+            )
+        except Rejected as error:
+            return {"rejected": str(error)}
+        return {"text": given.text, "finish_reason": given.finish_reason}
+
+    def _keep(self, key: str, request: Request, answer: dict[str, str]) -> dict[str, str]:
+        """The answer that is kept: another process's, where one was faster."""
+        path = self._path(key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{key}.{os.getpid()}.partial")
+        said = {"request": request.told(self.teacher.name), "answer": answer}
+        with partial.open("w", encoding="utf-8") as file:
+            json.dump(said, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(partial, path)  # unlike a rename, it replaces nothing
+        except FileExistsError:
+            answer = self.known(key) or answer
+        except OSError:  # a file system without hard links
+            partial.replace(path)
+            return answer
+        partial.unlink()
+        return answer
+
+    def _path(self, key: str) -> Path:
+        return self.folder / key[:2] / f"{key}.json"
+
+
+@dataclass
+class Outcome:
+    """What became of one source sample."""
+
+    made: list[Sample] = field(default_factory=list)
+    refused: list[Refusal] = field(default_factory=list)
+    asked: bool = False
+
+
+def synthesize(
+    synthesis: Synthesis,
+    samples: Iterable[Sample],
+    teacher: Teacher,
+    work: Path,
+    *,
+    concurrency: int = 8,
+    tell: Callable[[Tally], None] = lambda tally: None,
+    aside: str = "",
+) -> Iterator[Sample]:
+    """Samples made of samples, in the order of their sources. `tell` hears of each source sample that is done; `aside`
+    is another name for the file of what is refused, so that several runs may share their answers.
+
+    An error that isn't about one request (no endpoint, a wrong key) ends the run; the answers so far are kept, and the
+    same call goes on from there."""
+    work = Path(work)
+    work.mkdir(parents=True, exist_ok=True)
+    tally = Tally()
+    answers = Answers(work / "answers", teacher, tally)
+    kept = work / (aside or f"{synthesis.name}.refused.jsonl")
+    partial = kept.with_name(f".{kept.name}.partial")
+    with partial.open("w", encoding="utf-8", errors="backslashreplace") as refused:
+        for outcome in _in_order(
+            lambda s: _see_through(synthesis, s, answers), samples, concurrency
+        ):
+            for refusal in outcome.refused:
+                refused.write(json.dumps(vars(refusal), ensure_ascii=False) + "\n")
+            tally.read += 1
+            tally.passed_over += not outcome.asked
+            tally.made += len(outcome.made)
+            tally.refused += len(outcome.refused)
+            tell(tally)
+            yield from outcome.made
+    partial.replace(kept)
+
+
+def _in_order(
+    work: Callable[[Sample], Outcome], samples: Iterable[Sample], concurrency: int
+) -> Iterator[Outcome]:
+    """`map` by threads: in order, and never far ahead of who reads."""
+    pending: deque[Future[Outcome]] = deque()
+    pool = ThreadPoolExecutor(concurrency)
+    try:
+        for sample in samples:
+            pending.append(pool.submit(work, sample))
+            if len(pending) >= 4 * concurrency:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)  # what was asked already is still waited for, and kept
+
+
+def _see_through(synthesis: Synthesis, sample: Sample, answers: Answers) -> Outcome:
+    steps = _pursue(synthesis, sample, answers.key, answers.teacher.name)
+    try:
+        request = next(steps)
+        while True:
+            request = steps.send(answers.ask(request))
+    except StopIteration as end:
+        return end.value
+
+
+def _pursue(
+    synthesis: Synthesis, sample: Sample, key: Callable[[Request], str], teacher: str
+) -> Generator[Request, dict[str, str], Outcome]:
+    """One source sample's way: yields what to ask, is sent the answers, returns what became of it."""
+    outcome = Outcome()
+    fields = synthesis.read(sample)
+    if fields is None:
+        return outcome
+    outcome.asked = True
+    for attempt in range(synthesis.tries):
+        request = first_request(synthesis, sample, fields, attempt)
+        value, reason = _value(synthesis, (yield request))
+
+        def refuse(reason: str, answer: Json, by: Request = request) -> None:
+            outcome.refused.append(Refusal(sample.id, synthesis.name, reason, key(by), answer))
+
+        if reason:
+            refuse(reason, value)
+            continue
+        for number, item in enumerate(synthesis.items(value)):
+            found: dict[str, Json] = {}
+            if reason := synthesis.verify(sample, item):
+                refuse(reason, item)
+                continue
+            if synthesis.check:
+                again = _request(
+                    synthesis, (), synthesis.check, _check_fields(fields, item), attempt
+                )
+                again = replace(again, checks=True)
+                second, reason = _value(synthesis, (yield again))
+                if not reason:
+                    reason, found = synthesis.agree(sample, item, second)
+                if reason:
+                    refuse(reason, {"item": item, "check": second}, again)
+                    continue
+            step = {"step": synthesis.name, "teacher": teacher, "from": sample.id}
+            step |= {"request": key(request), **found}
+            outcome.made.append(_stamped(synthesis.make(sample, item), sample, number, step))
+        if outcome.made:
+            break
+        if not synthesis.items(value):
+            refuse("the answer is empty", value)
+    return outcome
+
+
+def first_request(
+    synthesis: Synthesis, sample: Sample, fields: Mapping[str, Json], attempt: int = 0
+) -> Request:
+    """What is asked about a source sample."""
+    shown = tuple(media(sample.messages, synthesis.shows)) if synthesis.shows else ()
+    return _request(synthesis, shown, synthesis.prompt, fields, attempt)
+
+
+def _request(
+    synthesis: Synthesis,
+    shown: tuple[Image | Audio, ...],
+    prompt: str,
+    fields: Mapping[str, Json],
+    attempt: int,
+) -> Request:
+    sampling = replace(synthesis.sampling, seed=synthesis.sampling.seed + attempt)
+    message = Message.user(*shown, prompt.strip().format(**fields))
+    return Request((message,), sampling, synthesis.schema, attempt)
+
+
+def _check_fields(fields: Mapping[str, Json], item: Json) -> dict[str, Json]:
+    return {**fields, "answer": json.dumps(item, ensure_ascii=False)}
+
+
+_FENCE = re.compile(r"\A\s*```(?:json)?\s*\n(.*)\n\s*```\s*\Z", re.DOTALL)
+_DECLINED = re.compile(r"\s*(?:i['’]m sorry|sorry,|i can(?:no|['’])t|i am unable|as an ai\b)", re.I)
+
+
+def _value(synthesis: Synthesis, answer: Mapping[str, str]) -> tuple[Json, str]:
+    """(what an answer holds, "" or the reason why it can't be used)."""
+    if "rejected" in answer:
+        return None, f"not answered: {answer['rejected']}"
+    text, end = answer["text"].strip(), answer["finish_reason"]
+    if end != "stop":
+        why = "cut off at max_tokens" if end == "length" else f"ended by {end}"
+        return text, f"the answer is {why}"
+    if not text:
+        return text, "the answer is empty"
+    if _DECLINED.match(text):
+        return text, "the teacher declined"
+    if synthesis.schema is None:
+        return text, "" if _is_unicode(text) else _HALF
+    import jsonschema
+
+    if fenced := _FENCE.match(text):
+        text = fenced[1]
+    try:
+        value = json.loads(text)
+        jsonschema.validate(value, synthesis.schema)
+    except json.JSONDecodeError:
+        return text, "the answer is not JSON"
+    except jsonschema.ValidationError as error:
+        return text, f"the answer doesn't fit its schema: {error.message[:160]}"
+    if not _is_unicode(json.dumps(value, ensure_ascii=False)):
+        return text, _HALF
+    return value, ""
+
+
+_HALF = "the answer holds half a character"
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether a text can be written; JSON can escape lone surrogates, which shards can't hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _stamped(made: Sample, origin: Sample, number: int, step: dict[str, Json]) -> Sample:
+    lineage = [*origin.meta.get("lineage", ()), step]
+    return replace(
+        made,
+        id=f"{origin.id}/{step['step']}/{number}",
+        source=f"{origin.source}, {step['step']} by {step['teacher']}",
+        meta={**made.meta, "lineage": lineage},
+    )
+
+
+class Taught(PipelineStep):  # type: ignore[misc]
+    """A synthesis as a step of a corpus (`Corpus.steps`): documents come, those that are made of them go on.
+
+    `teacher` opens the teacher, in each task anew, since connections can't be sent to other processes: a limit of
+    requests a minute is each task's own. All tasks share the answers under `work`; what task 3 refuses stands in
+    `work/NAME.00003.refused.jsonl`."""
+
+    name, type = "Taught", "SYNTHESIS"
+
+    def __init__(
+        self,
+        synthesis: Synthesis,
+        teacher: Callable[[], Teacher],
+        work: Path,
+        *,
+        concurrency: int = 8,
+    ) -> None:
+        super().__init__()
+        self._synthesis, self._teacher, self._work = synthesis, teacher, work
+        self._concurrency = concurrency
+
+    def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
+        """Documents of task `rank`."""
+
+        def read() -> Iterator[Sample]:
+            for one in data:
+                self.stat_update("total")
+                yield documents.sample(one)
+
+        last = Tally()
+
+        def count(tally: Tally) -> None:
+            nonlocal last
+            self.stat_update("dropped_refused", value=tally.refused - last.refused)
+            last = replace(tally)
+
+        for made in synthesize(
+            self._synthesis,
+            read(),
+            self._teacher(),
+            self._work,
+            concurrency=self._concurrency,
+            tell=count,
+            aside=f"{self._synthesis.name}.{rank:05d}.refused.jsonl",
+        ):
+            self.stat_update("forwarded")
+            yield documents.document(made)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run would ask that isn't on disk yet. First requests are certain; more come where an answer is refused and
+    asked for again, and for checks. Of an answer only its bound is known, `max_tokens`."""
+
+    requests: int
+    requests_at_most: int
+    prompt_tokens: int
+    prompt_tokens_at_most: int
+    answer_tokens_at_most: int
+    cost_at_most: float
+
+
+def estimate(
+    synthesis: Synthesis,
+    samples: Iterable[Sample],
+    teacher: Teacher,
+    work: Path,
+    *,
+    price: tuple[float, float],
+    count: Callable[[Sequence[Message]], int] = rough_tokens,
+) -> Estimate:
+    """Requests, tokens and cost of a run, without asking anything. `price` is for a million tokens of prompt and of
+    answer; `count` gives the tokens of a prompt, as the endpoint's tokenizer has them."""
+    answers = Answers(Path(work) / "answers", teacher, Tally())
+    certain = certain_tokens = requests = tokens = 0
+    seen: set[bytes] = set()
+    for sample in samples:
+        steps = _pursue(synthesis, sample, answers.key, teacher.name)
+        try:
+            request = next(steps)
+            while (answer := answers.known(answers.key(request))) is not None:
+                request = steps.send(answer)
+        except StopIteration:
+            continue
+        key = bytes.fromhex(answers.key(request))
+        if key in seen:
+            continue
+        seen.add(key)
+        now = count(request.messages)
+        certain, certain_tokens = certain + 1, certain_tokens + now
+        further, check = synthesis.tries - request.attempt - 1, 0
+        fields = synthesis.read(sample) or {}
+        first = count(first_request(synthesis, sample, fields).messages)
+        if synthesis.check:
+            longest = _request(synthesis, (), synthesis.check, _check_fields(fields, ""), 0)
+            check = count(longest.messages) + synthesis.sampling.max_tokens
+        checks = (further + (not request.checks)) if synthesis.check else 0
+        requests += 1 + further + checks
+        tokens += now + further * first + checks * check
+    answer_tokens = requests * synthesis.sampling.max_tokens
+    cost = (tokens * price[0] + answer_tokens * price[1]) / 1e6
+    return Estimate(certain, requests, certain_tokens, tokens, answer_tokens, cost)

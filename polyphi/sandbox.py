@@ -1,0 +1,387 @@
+"""Runs code that nobody has read: Python that a model wrote, in processes that see and reach next to nothing.
+
+>>> run("print(6 * 7)").stdout
+'42\\n'
+>>> run("while True: pass", limits=Limits(seconds=1.0)).ended
+'timeout'
+
+    this process -> launcher (this file, as a script) -> first process of the namespaces -> the code
+
+**What is prevented** (Linux namespaces, no package needed; root becomes a user that owns nothing): any network, the
+loopback included; seeing, signalling or tracing processes outside; files other than the system's libraries and this
+Python with its packages, all read-only; the environment of this process; processes that live on after the run, however
+they detach; more than the `Limits`.
+
+**What is not**: the code reads every installed package. Memory that no process maps (a memfd, System V segments, full
+pipes) counts towards no limit while it runs. It uses the kernel as any program does (no filter of system calls), so
+that a hole in the kernel is a hole here. Code from people who mean harm belongs into a virtual machine.
+
+Where the kernel, or a container's own filter, has no namespaces for us, `run` refuses, unless `weak=True`: then there
+are limits, an empty environment, a folder of its own and, inside Python, a hook that forbids sockets, signals and
+other programs. It reads what its user reads, and code that is made to get around a hook will.
+"""
+
+import ctypes
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+Ended = Literal["ok", "error", "timeout", "memory", "output", "killed"]
+SYSTEM = ("/usr", "/bin", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache")
+"""What programs need to start, beside this Python."""
+DEVICES = ("null", "zero", "full", "random", "urandom")
+FIRST_UID = 1 << 30
+"""Root's children become user `FIRST_UID` + process id: one that owns no file and has no other process."""
+NOBODY = 65534
+SLACK = 96 << 20  # bytes that the launcher and an empty Python take
+
+_NAMESPACES = 0x00020000 | 0x04000000 | 0x08000000 | 0x20000000 | 0x40000000  # mnt uts ipc pid net
+_USER_NAMESPACE = 0x10000000
+_NOSUID_NODEV, _BIND, _REC, _PRIVATE, _DETACH = 2 | 4, 4096, 16384, 1 << 18, 2
+_MOUNT_SETATTR, _HERE, _RECURSIVE, _READ_ONLY = 442, -100, 0x8000, 1
+_DEATH_SIGNAL, _DUMPABLE, _NO_NEW_PRIVILEGES = 1, 4, 38
+
+
+@dataclass(frozen=True)
+class Limits:
+    """`seconds` by the clock and `cpu_seconds` of each process; bytes of memory (of each process, and watched over
+    all), of each file, of all files, of stdout and stderr; processes and threads; open files of each process."""
+
+    seconds: float = 10.0
+    cpu_seconds: int = 10
+    memory_bytes: int = 512 << 20
+    file_bytes: int = 16 << 20
+    disk_bytes: int = 64 << 20
+    output_bytes: int = 1 << 20
+    processes: int = 16
+    open_files: int = 64
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came out. `ended`: "ok" (exit code 0), "error" (another), "timeout", "memory", "output" (too much of it), or
+    "killed" by a signal. `exit` is None where we ended it. `isolated`: in namespaces, not only within limits."""
+
+    stdout: str
+    stderr: str
+    exit: int | None
+    ended: Ended
+    seconds: float
+    isolated: bool
+
+
+def run(code: str, *, stdin: str = "", limits: Limits = Limits(), weak: bool = False) -> Result:
+    """Run `code` as a program. Raises ValueError where it can't be isolated and `weak` doesn't allow less."""
+    why = unavailable()
+    if why and not weak:
+        raise ValueError(
+            f"code can't be isolated on this machine ({why}): expected a Linux kernel, or container, that allows "
+            "namespaces (for Docker: --security-opt seccomp=unconfined, or --privileged); weak=True runs it with "
+            "limits alone, which is no protection from code that means harm"
+        )
+    return _run(code, stdin, limits, isolated=not why)
+
+
+@cache
+def unavailable() -> str | None:
+    """Why code can't be isolated here, or None. Tried once per process."""
+    try:
+        _run("", "", Limits(), isolated=True)
+    except OSError as error:
+        return str(error)
+    return None
+
+
+def _run(code: str, stdin: str, limits: Limits, isolated: bool) -> Result:
+    with (
+        tempfile.TemporaryDirectory(prefix="polyphi-", ignore_cleanup_errors=True) as folder,
+        tempfile.TemporaryFile() as given,
+        tempfile.TemporaryFile() as out,
+        tempfile.TemporaryFile() as err,
+    ):
+        for name in ("root", "box"):
+            Path(folder, name).mkdir()
+        Path(folder, "box", "main.py").write_text(code, encoding="utf-8", errors="replace")
+        if not isolated:  # another user works there
+            Path(folder).chmod(0o711)
+            Path(folder, "box").chmod(0o777)
+        given.write(stdin.encode(errors="replace"))
+        given.seek(0)
+        reading, writing = os.pipe()
+        order = {
+            "folder": folder,
+            "limits": asdict(limits),
+            "isolated": isolated,
+            "python": sys.executable,
+            "readable": [*SYSTEM, sys.base_prefix, sys.prefix],
+            "report": writing,
+        }
+        started = time.monotonic()
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-B", __file__, json.dumps(order)],
+            stdin=given,
+            stdout=out,
+            stderr=err,
+            env={},
+            cwd="/",
+            pass_fds=(writing,),
+            start_new_session=True,
+        )
+        os.close(writing)
+        stopped: Ended | None = None
+        try:
+            stopped = _watch(process, started + limits.seconds, limits, (out, err))
+        finally:
+            _end(process, isolated)
+            with open(reading, "rb") as pipe:
+                told = pipe.read()
+        seconds = time.monotonic() - started
+        texts = [_text(file, limits.output_bytes) for file in (out, err)]
+        full = sum(os.fstat(file.fileno()).st_size for file in (out, err)) > limits.output_bytes
+    report: dict[str, Any] = json.loads(told.partition(b"\n")[0] or b"{}")
+    if "failed" in report:
+        raise OSError(report["failed"])
+    exit = report.get("exit") if stopped is None else None
+    ended = stopped or ("output" if full else _how(exit, texts[1]))
+    return Result(texts[0], texts[1], exit, ended, seconds, isolated)
+
+
+def _watch(
+    process: subprocess.Popen[bytes], deadline: float, limits: Limits, outputs: tuple[Any, ...]
+) -> Ended | None:
+    """Wait; why it must be stopped, or None when it ended by itself."""
+    looked = time.monotonic()
+    while process.poll() is None:
+        now = time.monotonic()
+        if now > deadline:
+            return "timeout"
+        if sum(os.fstat(file.fileno()).st_size for file in outputs) > limits.output_bytes:
+            return "output"
+        if now - looked > 0.1:
+            looked = now
+            if _memory(process.pid) > limits.memory_bytes + SLACK:
+                return "memory"
+        time.sleep(0.005)
+    return None
+
+
+def _memory(pid: int) -> int:
+    """Resident bytes of a process and all below it."""
+    import psutil
+
+    total = 0
+    try:
+        top = psutil.Process(pid)
+        for process in (top, *top.children(recursive=True)):
+            total += process.memory_info().rss
+    except psutil.Error:  # one that is just ending
+        pass
+    return total
+
+
+def _end(process: subprocess.Popen[bytes], isolated: bool) -> None:
+    """After this no process of it is alive: the launcher, asked to end, kills the namespace's first one, and the kernel
+    the rest before the launcher hears of it."""
+    if isolated and process.poll() is None:
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(10)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _text(file: Any, limit: int) -> str:
+    file.seek(0)
+    text: str = file.read(limit).decode(errors="replace")
+    return text
+
+
+def _how(exit: int | None, stderr: str) -> Ended:
+    if exit == 0:
+        return "ok"
+    if exit == -signal.SIGXCPU:
+        return "timeout"
+    if exit is None or exit < 0:
+        return "killed"
+    last = stderr.rstrip().rpartition("\n")[2]
+    return "memory" if last.startswith("MemoryError") else "error"
+
+
+# ------------------------------------------------------------------------------ the launcher
+
+# Runs inside Python where there are no namespaces.
+_GUARD = """
+import sys
+def _guard(event, _, forbidden=("socket.", "os.kill", "os.fork", "os.exec", "os.posix_spawn", "os.system",
+                                "subprocess.", "ctypes.", "pty.")):
+    if event.startswith(forbidden):
+        raise PermissionError(event + " is forbidden here")
+sys.argv = ["main.py"]
+sys.addaudithook(_guard)
+with open("main.py", encoding="utf-8") as _file:
+    _code = compile(_file.read(), "main.py", "exec")
+exec(_code, {"__name__": "__main__"})
+"""
+
+
+def _launch(order: dict[str, Any]) -> None:
+    """In the launcher: make the namespaces, become nobody, start the code, report how it ended."""
+    report, isolated = order["report"], order["isolated"]
+    os.set_inheritable(report, False)
+    _prctl(_DEATH_SIGNAL, signal.SIGKILL)
+    box = Path(order["folder"], "box")
+    code, user = (box / "main.py").read_bytes(), FIRST_UID + os.getpid()
+    if isolated:
+        _enter_namespaces()
+        if first := os.fork():
+            signal.signal(signal.SIGTERM, lambda *_: os.kill(first, signal.SIGKILL))
+            os.waitpid(first, 0)
+            return
+        _private_root(f"{order['folder']}/root", order["readable"], order["limits"]["disk_bytes"])
+        box = Path("/tmp")
+        (box / "main.py").write_bytes(code)
+    os.chdir(box)
+    if os.geteuid() == 0:
+        _become(user)
+    _prctl(_DEATH_SIGNAL, signal.SIGKILL)  # a change of user clears it
+    _prctl(_NO_NEW_PRIVILEGES, 1)
+    _prctl(_DUMPABLE, 0)  # nobody traces this process or reads its memory
+    worker = os.fork()
+    if not worker:
+        _start(order, str(box))
+    while (ended := os.wait())[0] != worker:  # the first process inherits orphans
+        pass
+    os.write(report, _line(exit=os.waitstatus_to_exitcode(ended[1])))
+
+
+def _line(**told: Any) -> bytes:
+    """A report; the first one counts."""
+    return json.dumps(told).encode() + b"\n"
+
+
+def _start(order: dict[str, Any], home: str) -> None:
+    """Become the code."""
+    limits = order["limits"]
+    for what, value in (
+        (resource.RLIMIT_CPU, limits["cpu_seconds"]),
+        (resource.RLIMIT_AS, limits["memory_bytes"]),
+        (resource.RLIMIT_FSIZE, max(limits["file_bytes"], limits["output_bytes"] + 1)),
+        (resource.RLIMIT_NOFILE, limits["open_files"]),
+        (resource.RLIMIT_NPROC, limits["processes"] + 2),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        # CPU time: a second between the signal and the kill, or there would be no telling it from other kills.
+        most = resource.getrlimit(what)[1]
+        most = value + 1 if most == resource.RLIM_INFINITY else min(most, value + 1)
+        resource.setrlimit(
+            what, (min(value, most), most if what == resource.RLIMIT_CPU else min(value, most))
+        )
+    environment = {"HOME": home, "TMPDIR": home, "PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}
+    environment |= {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    program = ["main.py"] if order["isolated"] else ["-c", _GUARD]
+    python = order["python"]
+    os.execve(python, [python, "-s", "-P", "-B", *program], environment)
+
+
+def _enter_namespaces() -> None:
+    user, group = os.geteuid(), os.getegid()
+    _call("unshare", _NAMESPACES | (_USER_NAMESPACE if user else 0))
+    if user:
+        for name, text in (
+            ("setgroups", "deny"),
+            ("uid_map", f"{user} {user} 1"),
+            ("gid_map", f"{group} {group} 1"),
+        ):
+            Path("/proc/self", name).write_text(text)
+
+
+def _private_root(root: str, readable: list[str], disk_bytes: int) -> None:
+    """A new root that holds what is readable, read-only, and a /tmp in memory."""
+    _mount("none", "/", None, _REC | _PRIVATE)
+    _mount("tmpfs", root, "tmpfs", _NOSUID_NODEV, "mode=755,size=1m")
+    bound: list[str] = []
+    for path in readable:
+        if any(path == there or path.startswith(f"{there}/") for there in bound):
+            continue
+        if os.path.islink(path):
+            os.symlink(os.readlink(path), root + path)
+        elif os.path.exists(path):
+            _make_place(path, root + path)
+            _mount(path, root + path, None, _BIND | _REC)
+            bound.append(path)
+    for name in DEVICES:
+        _make_place(f"/dev/{name}", f"{root}/dev/{name}")
+    os.symlink("/tmp", f"{root}/dev/shm")  # for multiprocessing's locks
+    os.mkdir(f"{root}/tmp")
+    attributes = (ctypes.c_uint64 * 4)(_READ_ONLY | _NOSUID_NODEV, 0, 0, 0)
+    numbers = [
+        ctypes.c_long(n) for n in (_MOUNT_SETATTR, _HERE, _RECURSIVE, ctypes.sizeof(attributes))
+    ]
+    _call("syscall", *numbers[:2], root.encode(), numbers[2], attributes, numbers[3])
+    _mount("tmpfs", f"{root}/tmp", "tmpfs", _NOSUID_NODEV, f"mode=1777,size={disk_bytes}")
+    for name in DEVICES:
+        _mount(f"/dev/{name}", f"{root}/dev/{name}", None, _BIND)
+    os.chdir(root)
+    _call("pivot_root", b".", b".")
+    _call("umount2", b".", _DETACH)
+
+
+def _make_place(source: str, target: str) -> None:
+    """An empty folder or file, to mount another on."""
+    if os.path.isdir(source):
+        os.makedirs(target, exist_ok=True)
+    else:
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        Path(target).touch()
+
+
+def _become(user: int) -> None:
+    os.setgroups([])
+    try:
+        os.setresgid(user, user, user)
+        os.setresuid(user, user, user)
+    except OSError:  # a container that maps few users
+        os.setresgid(NOBODY, NOBODY, NOBODY)
+        os.setresuid(NOBODY, NOBODY, NOBODY)
+
+
+def _mount(source: str, target: str, kind: str | None, flags: int, options: str = "") -> None:
+    _call(
+        "mount",
+        *(source.encode(), target.encode(), kind.encode() if kind else None),
+        *(ctypes.c_ulong(flags), options.encode()),
+    )
+
+
+def _prctl(what: int, value: int) -> None:
+    _call("prctl", what, ctypes.c_ulong(value), *(ctypes.c_ulong(0),) * 3)
+
+
+def _call(name: str, *arguments: Any) -> None:
+    """A function of the C library; raises OSError where it fails."""
+    function = getattr(ctypes.CDLL(None, use_errno=True), name, None)
+    if function is None:
+        raise OSError(f"this system has no {name}")
+    if function(*arguments) < 0:
+        error = ctypes.get_errno()
+        raise OSError(error, f"{name}: {os.strerror(error)}")
+
+
+if __name__ == "__main__":
+    _order = json.loads(sys.argv[1])
+    try:
+        _launch(_order)
+    except BaseException as _error:
+        os.write(_order["report"], _line(failed=str(_error)))
+    os._exit(0)

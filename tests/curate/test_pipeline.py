@@ -1,0 +1,167 @@
+"""Corpora by datatrove: the same shards whoever makes them, stopped or not; nothing is dropped without a word."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from datatrove.data import Document
+from datatrove.pipeline.base import PipelineStep
+from datatrove.pipeline.filters.base_filter import BaseFilter
+
+from polyphi.corpora import charts, copying
+from polyphi.curate import cards, corpus, pipeline
+from polyphi.curate.corpus import Corpus, Machines, Work
+from polyphi.curate.documents import note
+from polyphi.data.shards import Sample, Shards, document
+
+
+def work(folder: Path, rows: int = 60) -> Work:
+    return Work({"train": rows, "test": rows // 4}, 0, folder / "cache", folder / "data", {}, print)
+
+
+def hashes(folder: Path, name: str) -> dict[str, list[str]]:
+    manifests = sorted((folder / "data" / name).glob("*/manifest.json"))
+    return {
+        m.parent.name: [s["sha256"] for s in json.loads(m.read_text())["shards"]] for m in manifests
+    }
+
+
+class Even(BaseFilter):
+    """Lets samples through whose number is even."""
+
+    name = "Even"
+
+    def filter(self, doc: Document) -> bool | tuple[bool, str]:
+        note(doc, "even", number=int(doc.id))
+        return int(doc.id) % 2 == 0 or (False, "odd")
+
+
+def numbers(work: Work) -> Iterator[tuple[str, Sample]]:
+    for split in work.rows:
+        for i in range(20):
+            yield split, document(str(i), f"number {i}", "here", "MIT")
+
+
+def even(work: Work) -> list[PipelineStep]:
+    return [Even()]
+
+
+def parts(work: Work) -> Iterator[tuple[str, Sample]]:
+    (split,), (part, of) = work.rows, work.part
+    for i in range(part, 20, of):
+        yield split, document(str(i), f"number {i}", "here", "MIT")
+
+
+NUMBERS = Corpus("numbers", numbers, steps=even)
+
+
+def test_more_workers_make_the_same_shards(tmp_path: Path) -> None:
+    for workers in (1, 2):
+        corpus.build(copying.corpus, work(tmp_path / str(workers)), Machines(workers=workers))
+    one, two = (hashes(tmp_path / n, "copying") for n in ("1", "2"))
+    assert one == two and set(one) == {"train", "test"}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_tasks_make_parts_that_are_joined_in_order(workers: int, tmp_path: Path) -> None:
+    here = work(tmp_path, 20)
+    made = corpus.build(Corpus("parts", parts, tasks=3), here, Machines(workers=workers))
+    ids = [int(s.id) for s in Shards(here.data / "parts" / "train")]
+    assert ids == [*range(0, 20, 3), *range(1, 20, 3), *range(2, 20, 3)]
+    assert made["train"]["sources"] == {"here": 20}
+    Shards(here.data / "parts" / "train").verify(samples=True)
+    assert len(Shards(here.data / "parts" / "test")) == 5
+
+
+def test_a_pipeline_makes_what_the_recipe_says(tmp_path: Path) -> None:
+    here = work(tmp_path)
+    corpus.build(charts.corpus, here)
+    whole = [sample for split, sample in charts.corpus.build(here) if split == "train"]
+    assert list(Shards(here.data / "charts" / "train")) == whole
+
+
+def test_what_is_dropped_is_kept_with_the_reason(tmp_path: Path) -> None:
+    here = work(tmp_path, 20)
+    corpus.build(NUMBERS, here)
+    folder = here.data / "numbers"
+    kept = list(Shards(folder / "train"))
+    assert [s.id for s in kept] == [str(i) for i in range(0, 20, 2)]
+    assert kept[1].meta["lineage"] == [{"step": "even", "number": 2}]
+    print_ = corpus.fingerprint(NUMBERS, here)
+    made, steps, written = pipeline.counts(folder, print_)  # 20 rows of train, 5 of test
+    assert (made["documents"], written["documents"]) == (25, 13)
+    assert (steps["total"], steps["forwarded"], steps["dropped_odd"]) == (25, 13, 12)
+    card = cards.card(folder)
+    assert "from here: 10 rows" in card and "dropped_odd 12" in card
+    assert "in train" in cards.explain(folder, "8") and "'number': 8" in cards.explain(folder, "8")
+    assert "dropped by Even: odd" in cards.explain(folder, "3")
+    with pytest.raises(ValueError, match="no sample '99'"):
+        cards.explain(folder, "99")
+
+
+def test_a_finished_split_is_left_alone_and_a_lost_one_is_made_again(tmp_path: Path) -> None:
+    here = work(tmp_path)
+    corpus.build(copying.corpus, here)
+    before = hashes(tmp_path, "copying")
+    train, test = (here.data / "copying" / split / "manifest.json" for split in ("train", "test"))
+    first = train.stat().st_mtime_ns
+    test.unlink()
+    assert not corpus.is_built(copying.corpus, here)
+    corpus.build(copying.corpus, here)
+    assert train.stat().st_mtime_ns == first and hashes(tmp_path, "copying") == before
+
+
+def test_a_changed_recipe_is_made_anew(tmp_path: Path) -> None:
+    corpus.build(copying.corpus, work(tmp_path))
+    before = hashes(tmp_path, "copying")
+    corpus.build(copying.corpus, replace(work(tmp_path), seed=1))
+    after = hashes(tmp_path, "copying")
+    assert all(before[split] != after[split] for split in before)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_killed_anywhere_it_makes_the_same_shards(workers: int, tmp_path: Path) -> None:
+    """Five kills at random moments, the first ones before the first split is whole."""
+    corpus.build(copying.corpus, work(tmp_path / "whole", 4000))
+    script = (
+        "import sys; from pathlib import Path; from curate.test_pipeline import *; "
+        "corpus.build(copying.corpus, work(Path(sys.argv[1]), 4000), Machines(workers=int(sys.argv[2])))"
+    )
+    places = [str(Path(__file__).parents[1]), str(Path(pipeline.__file__).parents[2])]
+    command = [sys.executable, "-c", script, str(tmp_path / "out"), str(workers)]
+    chance = random.Random(workers)
+    for _ in range(5):
+        process = subprocess.Popen(
+            command,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(places)},
+            start_new_session=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        time.sleep(chance.uniform(1.0, 4.0))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": os.pathsep.join(places)}, check=True, timeout=120
+    )
+    assert hashes(tmp_path / "out", "copying") == hashes(tmp_path / "whole", "copying")
+
+
+@pytest.mark.long
+def test_ray_makes_the_same_shards(tmp_path: Path) -> None:
+    ray = pytest.importorskip("ray")
+    ray.init(num_cpus=2, log_to_driver=False)
+    try:
+        for name, machines in (("local", Machines()), ("ray", Machines("ray", workers=2))):
+            corpus.build(copying.corpus, work(tmp_path / name), machines)
+    finally:
+        ray.shutdown()
+    assert hashes(tmp_path / "ray", "copying") == hashes(tmp_path / "local", "copying")

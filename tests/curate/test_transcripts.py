@@ -1,0 +1,144 @@
+"""The word error rate filter: planted wrong transcripts are found, a recogniser out of its depth is refused."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from polyphi import voice
+from polyphi.chat import Audio, Message
+from polyphi.curate import corpus
+from polyphi.curate.corpus import Corpus, Work
+from polyphi.curate.documents import document
+from polyphi.curate.speech import encode, resample
+from polyphi.curate.transcripts import Recogniser, WordErrors, measure, pocketsphinx
+from polyphi.data.shards import Sample, Shards
+
+WORDS = [
+    "seven",
+    "nine",
+    "two",
+    "one",
+    "dog",
+    "cat",
+    "house",
+    "tree",
+    "river",
+    "bread",
+    "water",
+    "street",
+    "green",
+    "open",
+    "little",
+]
+
+
+def clip(id: str, said: str, written: str, **meta: str) -> Sample:
+    """A clip that carries what it says as its length, for a recogniser that reads it there."""
+    wave = np.zeros(1600 + len(said), np.float32)
+    known = {"language": "en", "engine": "flite", "said": said, **meta}
+    messages = (Message.user(Audio(encode(wave)), "Transcribe."), Message.assistant(written))
+    return Sample(id, messages, "here", "MIT", known)
+
+
+def planted(n: int = 200) -> list[Sample]:
+    """Every fifth transcript is another clip's."""
+    chance = random.Random(0)
+    said = [" ".join(chance.sample(WORDS, 5)) for _ in range(n)]
+    return [clip(str(i), s, said[i - 7] if i % 5 == 0 else s) for i, s in enumerate(said)]
+
+
+def listener(samples: list[Sample], mistakes: float) -> Recogniser:
+    """Hears what was said, but for a share of the words."""
+    chance = random.Random(1)
+    said = iter([s.meta["said"] for s in samples])
+
+    def hear(audio: bytes, language: str) -> str:
+        return " ".join(
+            chance.choice(WORDS) if chance.random() < mistakes else word
+            for word in next(said).split()
+        )
+
+    return Recogniser("listener", hear)
+
+
+@pytest.mark.parametrize("mistakes", [0.0, 0.1, 0.2])
+def test_wrong_transcripts_are_found(mistakes: float) -> None:
+    samples = planted()
+    judge = WordErrors(listener(samples, mistakes), limit=0.65)
+    dropped = {s.id for s in samples if judge.filter(document(s)) is not True}
+    wrong = {s.id for s in samples if int(s.id) % 5 == 0}
+    precision, recall = len(dropped & wrong) / len(dropped), len(dropped & wrong) / len(wrong)
+    print(f"{mistakes:.0%} mistakes: precision {precision:.0%}, recall {recall:.0%}")
+    assert precision >= 0.97 and recall >= 0.85  # measured: 100, 100, 100 and 90 to 95 %
+
+
+def test_what_was_heard_stays_with_the_sample(tmp_path: Path) -> None:
+    samples = planted(20)
+    made = Corpus(
+        "spoken",
+        lambda work: (("train", s) for s in samples),
+        steps=lambda work: [WordErrors(listener(samples, 0.0), 0.5)],
+    )
+    corpus.build(made, Work({"train": 99}, 0, tmp_path, tmp_path / "data"))
+    kept = list(Shards(tmp_path / "data" / "spoken" / "train"))
+    assert [s.id for s in kept] == [s.id for s in samples if int(s.id) % 5]
+    (found,) = kept[0].meta["lineage"]
+    assert found["rate"] == 0 and found["recogniser"] == "listener"
+    assert found["heard"] == samples[1].meta["said"]
+
+
+def test_a_recogniser_out_of_its_depth_is_refused() -> None:
+    deaf = Recogniser("small", lambda audio, language: "", ("en",), {"espeak-ng": "70 %"})
+    judge = WordErrors(deaf, 0.5)
+    with pytest.raises(ValueError, match="small knows only en, not de: sample 1 can't be judged"):
+        judge.filter(document(clip("1", "sieben", "sieben", language="de")))
+    with pytest.raises(ValueError, match=r"small doesn't understand espeak-ng \(70 %\)"):
+        judge.filter(document(clip("2", "seven", "seven", engine="espeak-ng")))
+    asked = clip(
+        "3", "seven", "7", language="en", spoken="fr"
+    )  # a French question, an English answer
+    with pytest.raises(ValueError, match="not fr"):
+        judge.filter(document(asked))
+    silent = Sample("4", (Message.user("Hi"), Message.assistant("Hello")), "", "")
+    assert judge.filter(document(silent)) is True
+
+
+def test_a_recogniser_is_measured_on_what_is_certain() -> None:
+    samples = [s for s in planted() if int(s.id) % 5]
+    assert measure(listener(samples, 0.0), samples) == 0
+    assert 0.2 <= measure(listener(samples, 0.4), samples) <= 0.6
+    with pytest.raises(ValueError, match="found none"):
+        measure(listener([], 0.0), [])
+
+
+@pytest.mark.skipif(voice.unavailable("flite") is not None, reason="flite isn't installed")
+def test_pocketsphinx_tells_flites_transcripts(capsys) -> None:
+    pytest.importorskip("pocketsphinx")
+    said = [
+        "the cat sat by the river and looked at the water",
+        "please open the window and close the door",
+        "we bought bread and milk on the way home",
+        "seven people came to the party last night",
+        "the green house at the end of the street is old",
+        "she read the letter twice before she answered",
+    ]
+    booth = voice.Booth()
+
+    def spoken(i: int, written: str) -> Sample:
+        wave, rate = booth.speak(said[i], voice.Voice("flite", "en", "rms"))
+        known = {"language": "en", "engine": "flite"}
+        messages = (Message.user(Audio(encode(resample(wave, rate)))), Message.assistant(written))
+        return Sample(str(i), messages, "here", "MIT", known)
+
+    right = [spoken(i, text) for i, text in enumerate(said)]
+    wrong = [spoken(i, said[i - 1]) for i in range(len(said))]
+    judge = WordErrors(pocketsphinx(), 0.4)
+    kept = [judge.filter(document(s)) is True for s in right]
+    caught = [judge.filter(document(s)) is not True for s in wrong]
+    rate = measure(pocketsphinx(), right)
+    with capsys.disabled():
+        counted = f"kept {sum(kept)} of 6 right, caught {sum(caught)} of 6 wrong"
+        print(f"\npocketsphinx on flite rms: median word error rate {rate:.0%}, {counted}")
+    assert sum(kept) >= 5 and all(caught)

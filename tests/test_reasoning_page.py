@@ -1,0 +1,73 @@
+"""The Python of docs/reasoning.md runs as it stands; only the model and the server are stand-ins."""
+
+import http.server
+import json
+import re
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import polyphi
+from polyphi.chat import Completion, SamplingParams
+from polyphi.data.shards import Shards
+
+PAGE = Path(__file__).parents[1] / "docs" / "reasoning.md"
+
+
+class Slow:
+    """Is right about the first sum, but for its first answer; about others it is wrong."""
+
+    asked = 0
+
+    def generate(self, messages: Any, *, sampling: SamplingParams) -> Completion:
+        assert sampling.temperature == 1.0
+        self.asked += 1
+        return Completion(f"Draw {sampling.seed}.\nAnswer: {622 if self.asked == 1 else 632}")
+
+
+@pytest.fixture
+def server() -> Iterator[tuple[str, list[Any]]]:
+    asked: list[Any] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            answer = json.dumps({"choices": [{"message": {"content": "Answer: 632"}}]}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_address[1]}", asked
+        running.shutdown()
+
+
+def test_the_page_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: tuple[str, list[Any]]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(polyphi, "load", lambda _: Slow())
+    local, remote = re.findall(r"(?s)```python\n(.*?)```", PAGE.read_text())
+    names: dict[str, Any] = {}
+    exec(local, names)
+    right, pairs = Shards("data/my_reasoning/train"), Shards("data/my_pairs/train")
+    counts = names["judge"].count(names["outcomes"])
+    assert (
+        counts["problems"] == 21 and counts["kept"] == len(right) and counts["pairs"] == len(pairs)
+    )
+    assert {s.answer.split()[-1] for s in right if s.id.startswith("sum-1")} == {"632"}
+    assert any(s.meta["rejected"].endswith("622") for s in pairs)
+
+    address, asked = server
+    assert "http://localhost:8000" in remote
+    exec(remote.replace("http://localhost:8000", address), names)
+    assert names["outcome"].solved and len(asked) == 8
+    assert len({body["seed"] for body in asked}) == 8
