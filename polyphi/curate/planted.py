@@ -2,7 +2,7 @@
 is measured on.
 
 >>> next(cases("en", 1, seed=0))
-('Call me tomorrow: (212) 734-8120.', [('PHONE', 18, 32)])
+('I met Hannah Clarke at the station.', [('NAME', 6, 19)])
 
 The names are our own, not those of the gazetteers; some are of other countries than the sentence. Telephone numbers
 follow the formats people write and aren't checked to be in use. Spelled forms stand in half of the phone, card and

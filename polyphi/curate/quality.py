@@ -2,7 +2,7 @@
 
 >>> quality = train(lambda: labelled(paths))           # rows {"text", "language", "aspect", "label"}, read as a stream
 >>> quality.scores("Ein Dreieck hat drei Seiten.", "de")
-{'educational': 0.93, 'scientific': 0.71, 'toxicity': 0.02}
+{'educational': ..., 'scientific': ..., 'toxicity': ...}       # probabilities
 >>> save(quality, folder); load(folder)                # weights.safetensors + quality.json, no pickle
 
 An aspect is a name: the report gives "toxic, obscure, scientific, etc.". Each pair of a language and an aspect has a
@@ -99,11 +99,17 @@ def features(texts: Sequence[str], language: str) -> Any:
     return _vectorizer(language in DENSE).transform([text[:READ] for text in texts])
 
 
-@dataclass(frozen=True)
 class Classifier:
-    """`heads`: (language, aspect) -> weights, float32, BUCKETS and one more, the bias."""
+    """`heads`: (language, aspect) -> weights, float32, BUCKETS and one more, the bias.
 
-    heads: Mapping[tuple[str, str], np.ndarray]
+    No dataclass: datatrove would write all weights into the JSON that it keeps of a pipeline.
+    """
+
+    def __init__(self, heads: Mapping[tuple[str, str], np.ndarray]) -> None:
+        self.heads = heads
+
+    def __repr__(self) -> str:
+        return f"Classifier({', '.join('.'.join(key) for key in self.heads)})"
 
     @property
     def aspects(self) -> tuple[str, ...]:

@@ -123,7 +123,7 @@ def judge(text: str, language: str) -> tuple[str, str]:
     """(why the text should be dropped, or "" to keep it; the text without the lines that C4 leaves out).
 
     >>> judge("Click here. " * 99, "en")[0]
-    'repetition_top_2_gram'
+    'gopher_below_alpha_threshold'
     """
     scratch = Document(text, "")
     for name, rule in rules(language).items():
