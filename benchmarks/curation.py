@@ -1,0 +1,147 @@
+"""What the curation of text finds, misses and costs:
+
+    python benchmarks/curation.py language     # accuracy by language and length, on paragraphs of help pages
+    python benchmarks/curation.py rules        # how much of help pages each rule drops
+    python benchmarks/curation.py quality      # precision and recall by aspect and language, on the packages' labels
+    python benchmarks/curation.py pii          # precision and recall on planted cases; findings per MB of help pages
+    python benchmarks/curation.py speed        # MB/s of each step on one core
+
+Data packages are downloaded into ~/.cache/polyphi at first use.
+"""
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from itertools import islice
+from pathlib import Path
+from random import Random
+
+from polyphi.curate import labels, planted
+from polyphi.curate.corpus import Work
+from polyphi.curate.language import identify
+from polyphi.curate.lexicon import LANGUAGES
+from polyphi.curate.pii import KINDS, find
+from polyphi.curate.quality import Classifier, measure, table, train
+from polyphi.curate.rules import judge
+from polyphi.curate.text import DENSE, documents, help_pages, shuffled
+
+WORK = Work({"train": 1}, 0, Path.home() / ".cache/polyphi", Path("."))
+LENGTHS = ((10, 20), (20, 50), (50, 100), (100, 300), (300, 10_000))
+
+
+def paragraphs(language: str, most: int) -> list[str]:
+    """Different paragraphs of help pages, mixed."""
+    every = {t for page in help_pages(language, WORK).values() for _, t in page.paragraphs}
+    return shuffled(sorted(every), Random(0))[:most]
+
+
+def prose(language: str, most: int) -> list[str]:
+    """Runs of help pages."""
+    return [t for _, t in islice(documents(language, WORK, "train", Random(0)), most)]
+
+
+def _own_script(text: str) -> float:
+    """Share of letters that are Chinese or Japanese: some paragraphs of those pages are left in English."""
+    letters = [c for c in text if c.isalpha()]
+    return sum(c > "\u3000" for c in letters) / max(1, len(letters))
+
+
+def language() -> None:
+    """Share of paragraphs whose language is found, and that the filter would keep (score of 0.65 or more)."""
+    print("| language |", " | ".join(f"{a}-{b}" for a, b in LENGTHS), "| (characters)")
+    for code in LANGUAGES:
+        cells = []
+        every = paragraphs(code, 100_000)
+        mine = [t for t in every if code not in DENSE or _own_script(t) > 0.3]
+        for low, high in LENGTHS:
+            some = [t for t in mine if low <= len(t) < high and any(map(str.isalpha, t))][:1000]
+            found = [identify(t) for t in some]
+            right = sum(c == code for c, _ in found) / max(1, len(some))
+            kept = sum(c == code and s >= 0.65 for c, s in found) / max(1, len(some))
+            wrong = sum(c != code and c in LANGUAGES and s >= 0.65 for c, s in found)
+            cells.append(f"{right:.3f} ({kept:.3f}, {wrong / max(1, len(some)):.3f}) n={len(some)}")
+        left = len(every) - len(mine)
+        print(
+            f"| {code} |",
+            " | ".join(cells),
+            f"| {left} mostly in Latin letters left out" * (left > 0),
+        )
+    print("found (found and sure, sure of another of the eight) n = paragraphs")
+
+
+def rules() -> None:
+    """Share of 400 runs of help pages that each rule drops."""
+    for code in LANGUAGES:
+        texts = prose(code, 400)
+        dropped = Counter(judge(t, code)[0] or "kept" for t in texts)
+        print(code, ", ".join(f"{r} {n / len(texts):.3f}" for r, n in dropped.most_common()))
+
+
+def _trained() -> Classifier:
+    rows = list(labels.rows(WORK, "train"))
+    print(f"{len(rows)} rows")
+    return train(lambda: rows)
+
+
+def quality() -> None:
+    """Held-out precision and recall at 0.5, with 95 % intervals."""
+    print(table(measure(_trained(), labels.rows(WORK, "test"))))
+
+
+def pii() -> None:
+    """Planted cases of seeds that no test has, then what is found in help pages, where there is next to none."""
+
+    def spans(text: str, code: str) -> Iterable[planted.Planted]:
+        return ((f.kind, f.start, f.end) for f in find(text, code))
+
+    counts = planted.measure(spans, lambda code: planted.cases(code, 200, seed=2))
+    print("precision / recall |", " | ".join(LANGUAGES))
+    for kind in KINDS:
+        cells = []
+        for code in LANGUAGES:
+            n = counts[code, kind]
+            precision = n["right"] / max(1, n["right"] + n["wrong"])
+            cells.append(f"{precision:.2f} / {n['found'] / n['planted']:.2f}")
+        print(f"{kind} |", " | ".join(cells))
+    found = planted.measure(spans, planted.fresh)
+    print("fresh sentences, all languages:")
+    for kind in KINDS:
+        n = sum((found[key] for key in found if key[1] == kind), Counter[str]())
+        print(f"{kind}: {n['found']} of {n['planted']} covered whole, {n['wrong']} wrong")
+    for code in LANGUAGES:
+        texts = paragraphs(code, 4000)
+        size = sum(len(t.encode()) for t in texts) / 1e6
+        kinds = Counter(f.kind for t in texts for f in find(t, code))
+        print(f"{code}: {size:.2f} MB of help pages, found {dict(kinds)}")
+
+
+def speed() -> None:
+    """MB of UTF-8 per second, the best of three rounds over 200 runs of help pages."""
+    judged = _trained()
+    steps: dict[str, Callable[[str, str], object]] = {
+        "language": lambda text, code: identify(text),
+        "rules": judge,
+        "quality": judged.scores,
+        "pii": find,
+    }
+    for code in LANGUAGES:
+        texts = prose(code, 200)
+        size = sum(len(t.encode()) for t in texts) / 1e6
+        cells = []
+        for name, step in steps.items():
+            took = []
+            for _ in range(3):
+                start = time.perf_counter()
+                for text in texts:
+                    step(text, code)
+                took.append(time.perf_counter() - start)
+            cells.append(f"{name} {size / min(took):.2f}")
+        print(code, " ".join(cells), "MB/s", flush=True)
+
+
+if __name__ == "__main__":
+    parts = {f.__name__: f for f in (language, rules, quality, pii, speed)}
+    if len(sys.argv) != 2 or sys.argv[1] not in parts:
+        sys.exit(f"expected one of {', '.join(parts)}")
+    parts[sys.argv[1]]()

@@ -1,0 +1,185 @@
+"""Names of people by patterns and gazetteers, in eight languages: what can be had without a model.
+
+>>> [text[a:b] for a, b in names(text := "Gestern rief Frau Lindqvist an.", "de")]
+['Lindqvist']
+
+A name is a known given name and a capitalised word after it; or what follows a title ("Mme", "Sig.") or the speaker's
+own words ("my name is"), in lower case too where the given name is known; in Chinese a family name with a given name
+that is known, a title after it or a cue before it; in Japanese a known family name with a known given name or a title.
+Of given names that are plain words too ("Rose", "Ernst") the family name has to be known. Gazetteers are those of
+Faker (MIT).
+
+A lone given name, a family name in running text and names from elsewhere are missed. For more, `pii.spacy_names`.
+"""
+
+import re
+from collections.abc import Iterator
+from functools import cache
+from importlib import import_module
+
+from polyphi.curate.rules import FREQUENT
+
+_LOCALES = {
+    "en": ("en_US", "en_GB"),
+    "fr": ("fr_FR",),
+    "de": ("de_DE",),
+    "it": ("it_IT",),
+    "pt": ("pt_BR", "pt_PT"),
+    "es": ("es_ES", "es_MX"),
+    "zh": ("zh_CN",),
+    "ja": ("ja_JP",),
+}
+# Given names that are also places, months or plain words: with them the family name has to be known.
+_PLAIN = set(
+    re.findall(
+        r"\w+",
+        """
+    April May June August Will Mark Grant Art Page Chase Dawn Rose Summer Autumn Sol Paris Sydney Austin Jordan Virginia
+    Georgia Carolina Savannah Madison Brooklyn Chelsea London Dakota Israel Christian Angel Faith Hope Grace Joy Cash
+    Drew Bill Frank Dale Glen Heath Hunter Mason Taylor Tyler Parker Logan Cooper Carter Chance Rich Sierra Destiny
+    Crystal Amber Ruby Jade Pearl Iris Daisy Lily Ivy Holly Olive Ginger Penny Robin Jay Lane Reed Rusty Trinity
+    Sterling Noel Major Marine France Aurore Océane Margot Claire Luce Marina Stella Viola Rosa Alba Gioia Fortuna Santa
+    Sante Donato Felice Franca Bianca Vera Vitória Glória Luz Pilar Dolores Mar Rosario Cruz Tecla Consuelo Socorro
+    Remedios Milagros Esperanza Ángeles Jesus Jesús Ernst Wolf Mai Heide Linde Erika Urban Silvester Engel Blume Sieg
+    Hardy Wolfram Falk Gala Franz Heil""",
+    )
+)
+_CAP = r"[A-ZÀ-ÖØ-ÞĀ-Ž][a-zß-öø-ÿā-ž]+(?:[-'’][A-ZÀ-ÖØ-ÞĀ-Ž][a-zß-öø-ÿā-ž]+)*"
+_PARTICLES = (
+    r"(?:(?:(?:[Dd]e|[Dd]a|do|dos|das|[Dd]i|[Dd]el|[Dd]ella|[Ll]a|[Ll]e|[Vv]an|[Vv]on|der|den|[Dd]u)"
+    r"\s|O['’])){0,2}"
+)
+_FAMILY = rf"{_PARTICLES}{_CAP}"
+_GIVEN = re.compile(rf"(?<![\w.@-])({_CAP})(?:\s[A-ZÀ-Þ]\.)?\s({_FAMILY})(?![\w@])")
+# Two family names, or two given names, are common where Portuguese and Spanish are spoken.
+_GIVEN_LONG = re.compile(
+    rf"(?<![\w.@-])({_CAP})(?:\s[A-ZÀ-Þ]\.)?\s({_FAMILY}(?:\s{_FAMILY})?)(?![\w@])"
+)
+_TITLES = {
+    "en": r"Mr|Mrs|Ms|Miss|Dr|Prof",
+    "fr": r"M\.|Mme|Mlle|Monsieur|Madame|Mademoiselle|Dr|Maître",
+    "de": r"Herrn?|Frau|Dr|Prof",
+    "it": r"Sig|Sig\.ra|Signora?|Dott|Dott\.ssa|Avv|Ing",
+    "pt": r"Sr|Sra|Senhora?|Dra?|Dona",
+    "es": r"Sr|Sra|Srta|Señora?|Señorita|Dra?|Don|Doña",
+}
+_CUES = {
+    "en": r"my name is|my name's|i'm called",
+    "fr": r"je m['’]appelle|mon nom est",
+    "de": r"ich heiße|mein name ist|hier spricht",
+    "it": r"mi chiamo|il mio nome è",
+    "pt": r"me chamo|chamo-me|meu nome é",
+    "es": r"me llamo|mi nombre es",
+}
+# Less sure: only a known given name counts after them.
+_WEAK_CUES = {
+    "en": r"this is|name:",
+    "fr": r"je suis|nom\s?:",
+    "de": r"hier ist|name:",
+    "it": r"sono|nome:",
+    "pt": r"aqui é|sou o|sou a|nome:",
+    "es": r"soy|nombre:",
+}
+# Who isn't named by a title: "Frau Präsidentin", "Sr. Presidente".
+_OFFICES = re.compile(
+    r"(?i)pr[eäé]sid|minist|direct|direkt|docto|dottor|profes|bundes|kanzler|bürger|juge|maire|president"
+)
+_HAN = "\u4e00-\u9fff々"
+
+
+@cache
+def _gazetteer(language: str) -> tuple[frozenset[str], frozenset[str]]:
+    """(given names, family names), of one part each."""
+    given: set[str] = set()
+    family: set[str] = set()
+    for locale in _LOCALES[language]:
+        provider = import_module(f"faker.providers.person.{locale}").Provider
+        if language == "ja":
+            given |= {kanji for kanji, *_ in provider.first_name_pairs}
+            family |= {kanji for kanji, *_ in provider.last_name_pairs}
+        else:
+            given |= {n for n in provider.first_names if " " not in n}
+            # Faker's Chinese family names are in the order of their frequency.
+            family |= set(list(provider.last_names)[: 120 if language == "zh" else None])
+    return frozenset(given), frozenset(family)
+
+
+def names(text: str, language: str) -> Iterator[tuple[int, int]]:
+    """(start, end) of names, in no order, maybe overlapping; none in other languages than the eight."""
+    if language in ("zh", "ja"):
+        for pattern in _dense_patterns(language):
+            yield from (m.span("name") for m in pattern.finditer(text))
+    elif language in _TITLES:
+        yield from _western(text, language)
+
+
+def _western(text: str, language: str) -> Iterator[tuple[int, int]]:
+    given, family = _gazetteer(language)
+    at = 0
+    pattern = _GIVEN_LONG if language in ("pt", "es") else _GIVEN
+    while m := pattern.search(text, at):
+        if m[1] in given and (m[1] not in _PLAIN or m[2].split()[-1] in family):
+            yield m.start(), m.end()
+            at = m.end()
+        else:
+            at = m.end(1)  # the second word may be a given name
+    titles, cues = _western_patterns(language)
+    for m in titles.finditer(text):
+        if not _OFFICES.match(m["name"]):
+            yield m.span("name")
+    frequent = FREQUENT[language].split()
+    for m in cues.finditer(text):
+        words = m["name"].split()
+        first = words[0].capitalize()
+        known = first in given and words[0].lower() not in frequent
+        known = known and bool(m["strong"] or first not in _PLAIN)
+        if known or (m["strong"] and all(re.fullmatch(_CAP, w) for w in words)):
+            # In lower case only the second word can be the family name, and only if it's no other word.
+            cased = words[0][0].isupper()
+            two = len(words) > 1 and (
+                words[1][0].isupper() if cased else words[1].capitalize() in family
+            )
+            yield m.start("name"), m.start("name") + len(m["name"] if two else words[0])
+
+
+@cache
+def _western_patterns(language: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
+    return (
+        re.compile(
+            rf"(?<![\w.])(?:{_TITLES[language]})\.?\s(?P<name>(?:{_CAP}\s){{0,2}}{_FAMILY})(?!\w)"
+        ),
+        re.compile(
+            rf"(?<!\w)(?:(?P<strong>(?i:{_CUES[language]}))|(?i:{_WEAK_CUES[language]}))\s+"
+            r"(?P<name>[^\W\d_]{2,}(?:[-'’][^\W\d_]+)?(?: [^\W\d_]{2,}(?:[-'’][^\W\d_]+)?)?)(?!\w)"
+        ),
+    )
+
+
+@cache
+def _dense_patterns(language: str) -> list[re.Pattern[str]]:
+    given, family = (_any_of(words) for words in _gazetteer(language))
+    if language == "zh":
+        two = _any_of(frozenset(n for n in _gazetteer("zh")[0] if len(n) == 2))
+        return [
+            re.compile(rf"(?P<name>(?:{family})(?:{two}))"),
+            re.compile(rf"(?P<name>(?:{family})[{_HAN}]{{0,2}}?)(?=先生|女士|小姐|医生|教授|经理)"),
+            re.compile(
+                rf"(?:我叫|名叫|叫做|姓名[：:]|联系人[：:]|收件人[：:]|名字是)\s*(?P<name>(?:{family})[{_HAN}]{{1,2}})"
+            ),
+        ]
+    return [
+        re.compile(rf"(?P<name>(?:{family})[ 　]?(?:{given}))"),
+        re.compile(
+            rf"(?P<name>(?:{family})(?:[ 　]?[{_HAN}ぁ-んァ-ヶ]{{1,4}}?)?)(?=さん|様|氏|くん|ちゃん)"
+        ),
+        re.compile(
+            rf"(?P<name>(?:{family})(?:[ 　]?[{_HAN}ぁ-んァ-ヶ]{{1,4}}?)?)(?=と申します|といいます|と言います)"
+        ),
+        re.compile(
+            rf"(?:名前は|氏名[：:]|お名前[：:])\s*(?P<name>[{_HAN}]{{2,4}}(?:[ 　][{_HAN}ぁ-んァ-ヶ]{{1,4}})?)"
+        ),
+    ]
+
+
+def _any_of(words: frozenset[str]) -> str:
+    return "|".join(sorted(words, key=lambda w: (-len(w), w)))

@@ -1,0 +1,372 @@
+"""Personal information in text and transcripts: found, then replaced or the document dropped.
+
+>>> remove("Call me: 415-555-2671, or write to ada@lovelace.org", "en")
+('Call me: [PHONE], or write to [EMAIL]', Counter({'PHONE': 1, 'EMAIL': 1}))
+>>> remove("write to ada@lovelace.org", "en", fake=Fakes(seed=0))[0]     # the same address gets the same fake
+'write to jennifer96@example.net'
+
+    kind    how it is known
+    EMAIL   pattern; in transcripts "ada dot lovelace at example dot com" (`spoken.py`)
+    IBAN    pattern, country's layout and check digits (python-stdnum)
+    CARD    13 to 19 digits, an issuer's prefix, Luhn's check digit; also spelled
+    IP      pattern, public addresses only (as datatrove has it); not after "version"
+    PHONE   a valid number of a country where the language is spoken (phonenumbers), and one of: a plus, a cue ("Tel."),
+            a grouping that isn't that of thousands; not after "order", "invoice" and the like; also spelled
+    NAME    patterns and gazetteers (`names.py`), or any recogniser that is passed in
+
+Why these libraries: presidio-analyzer has good pattern recognisers, but each install of it installs spaCy and its
+numerics (21 packages), and its names need a spaCy model, so it isn't a dependency; `spacy_names` takes the user's own
+model. datatrove's PIIFormatter knows addresses only, finds none in Chinese or Japanese (its pattern wants a word's edge
+before them), takes 1.2.3.4 out of version 1.2.3.4.5, and gives no kinds to count.
+
+What it finds and misses on planted cases: `benchmarks/curation.py pii`, and docs/curation.md for what that said.
+Pictures and recordings are not looked into.
+"""
+
+import hashlib
+import ipaddress
+import re
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from datatrove.data import Document
+from datatrove.pipeline.filters.base_filter import BaseFilter
+from datatrove.pipeline.writers.disk_base import DiskWriter
+
+from polyphi.curate import spoken
+from polyphi.curate.documents import edit, note
+from polyphi.curate.language import language_of
+from polyphi.curate.names import names
+from polyphi.curate.text import DENSE
+
+KINDS = ("EMAIL", "IBAN", "CARD", "IP", "PHONE", "NAME")
+"""In order of precedence: of two that overlap the first is taken."""
+REGIONS = {
+    "en": ("US", "GB"),
+    "zh": ("CN",),
+    "fr": ("FR",),
+    "de": ("DE", "AT", "CH"),
+    "it": ("IT",),
+    "ja": ("JP",),
+    "pt": ("BR", "PT"),
+    "es": ("ES", "MX"),
+}
+"""Language -> countries whose telephone numbers are known without their +code."""
+
+_EMAIL = re.compile(
+    r"(?<![A-Za-z0-9._%+-])[A-Za-z0-9_%+-]+(?:\.[A-Za-z0-9_%+-]+)*@"
+    r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?\.)+[A-Za-z]{2,24}(?![A-Za-z0-9])"
+)
+_IBAN = re.compile(
+    r"(?<![A-Za-z0-9])[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?(?![A-Za-z0-9])"
+)
+_CARD = re.compile(r"(?<![\d.,-])\d(?:[ -]?\d){12,18}(?![\d]|[.,-]\d)")
+_ISSUER = re.compile(
+    r"4(?:\d{12}|\d{15}|\d{18})|(?:5[1-5]|2[2-7])\d{14}|3[47]\d{13}|35\d{14}|6(?:011|2|5)\d{12,17}"
+)
+"""Visa; Mastercard; American Express; JCB; Discover and UnionPay: prefix and length."""
+_IP4 = re.compile(r"(?<![\d.])(?:\d{1,3}\.){3}\d{1,3}(?![\d]|\.\d)")
+_IP6 = re.compile(r"(?<![\w:.])(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4}(?![\w:])")
+_PHONE = re.compile(r"(?<![\w.,/+-])(?:\+\d|\(\+?\d|\d)[\d\s().\-/]{5,20}\d(?![\w]|[.,-]\d)", re.A)
+_NO_PHONE = re.compile(
+    r"(?:\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.](?:\d{4}|\d{2}))(?!\d|[-/.]\d)"  # a date
+    r"|(?:19|20)\d\d ?- ?(?:19|20)\d\d$|\d+\.\d+$"  # years, a decimal number
+)
+_CUE = re.compile(
+    r"(?i)\btel|phone|\bcall|mobile|\bcell|\bfax|whatsapp|t[ée]l[ée]phon|appel|portable|joindre|telefon|handy"
+    r"|rückruf|\bruf|cellulare|chiam|celular|ligu|ligar|móvil|ll[aá]m|reach me|my number|mon numéro|meine nummer"
+    r"|mio numero|meu número|mi número|电话|手机|致电|拨打|号码|電話|携帯|連絡"
+)
+_OTHER = re.compile(
+    r"(?i)order|invoice|isbn|version|build|ticket|serial|\bref|rfc|item|tracking|bestell|rechnung|auftrag|artikel"
+    r"|commande|facture|ordin|fattura|pedido|encomenda|fatura|factura|订单|版本|编号|発票|注文|請求|バージョン|型番|伝票"
+)
+_VERSION = re.compile(
+    r"(?i)(?:\bv|version|versão|versione|versión|build|release|版本|バージョン)[\s.:]*$"
+)
+BEFORE = 32
+"""Characters before a number in which a cue is looked for."""
+
+Recognise = Callable[[str], Iterable[tuple[int, int, str]]]
+"""(start, end, kind) of what a recogniser finds in a text."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """`text[start:end]` is of a kind; `value` is the same however it was written ("+14155552671", spelled or not)."""
+
+    kind: str
+    start: int
+    end: int
+    value: str
+
+
+def find(
+    text: str, language: str, kinds: Sequence[str] = KINDS, recognise: Recognise | None = None
+) -> list[Finding]:
+    """What is personal in a text, in order, without overlaps. In a language that isn't one of the eight: no names, no
+    spelled forms, and of telephone numbers those with a plus. Raises ValueError for unknown kinds."""
+    if unknown := set(kinds) - set(KINDS):
+        raise ValueError(f"expected kinds of {', '.join(KINDS)}, found {sorted(unknown)}")
+    found = [*_patterns(text, language)]
+    if "NAME" in kinds:
+        found += [Finding("NAME", a, b, _plain(text[a:b])) for a, b in names(text, language)]
+    if recognise is not None:
+        found += [Finding(k, a, b, _plain(text[a:b])) for a, b, k in recognise(text)]
+    ranked = sorted(
+        (f for f in found if f.kind in kinds),
+        key=lambda f: (KINDS.index(f.kind), f.start - f.end, f.start),
+    )
+    kept: list[Finding] = []  # in order of place, which overlap-free findings have only one of
+    for one in ranked:
+        at = bisect_left(kept, one.start, key=lambda f: f.start)
+        if (at == 0 or kept[at - 1].end <= one.start) and (
+            at == len(kept) or kept[at].start >= one.end
+        ):
+            kept.insert(at, one)
+    return kept
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.lower().split())
+
+
+def _patterns(text: str, language: str) -> Iterator[Finding]:
+    if "@" in text:
+        for m in _EMAIL.finditer(text):
+            yield Finding("EMAIL", *m.span(), m[0].lower())
+    for start, end, address in spoken.emails(text, language):
+        yield Finding("EMAIL", start, end, address)
+    if any(c.isdecimal() for c in text):
+        yield from _numbers(text, language)
+    for start, end, digits in spoken.numbers(text, language):
+        if _is_card(digits):
+            yield Finding("CARD", start, end, digits)
+        elif "12345678" not in digits:  # somebody counts
+            cue = _CUE.search(text, max(0, start - BEFORE), start)
+            if number := _parsed(digits, language, possible=bool(cue)):
+                yield Finding("PHONE", start, end, number)
+
+
+def _numbers(text: str, language: str) -> Iterator[Finding]:
+    from stdnum import iban
+
+    for m in _IBAN.finditer(text):
+        # The pattern may run on into a following word in capitals: the longest beginning that is valid.
+        for end in range(m.end(), m.start() + 14, -1):
+            said = text[m.start() : end]
+            if (
+                said[-1] != " "
+                and (end == m.end() or text[end] == " ")
+                and iban.is_valid(said, check_country=False)
+            ):
+                yield Finding("IBAN", m.start(), end, said.replace(" ", ""))
+                break
+    for m in _CARD.finditer(text):
+        digits = re.sub(r"\D", "", m[0])
+        if _is_card(digits) and not _OTHER.search(text, max(0, m.start() - BEFORE), m.start()):
+            yield Finding("CARD", *m.span(), digits)
+    for pattern in (_IP4, _IP6):
+        for m in pattern.finditer(text):
+            if _is_public(m[0]) and not _VERSION.search(text[max(0, m.start() - 12) : m.start()]):
+                yield Finding("IP", *m.span(), m[0].lower())
+    for m in _PHONE.finditer(text):
+        if phone := _written_phone(m[0], text[max(0, m.start() - BEFORE) : m.start()], language):
+            yield Finding("PHONE", *m.span(), phone)
+
+
+def _is_card(digits: str) -> bool:
+    from stdnum import luhn
+
+    return bool(_ISSUER.fullmatch(digits)) and len(set(digits)) > 1 and luhn.is_valid(digits)
+
+
+def _is_public(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_global
+    except ValueError:
+        return False
+
+
+def _parsed(said: str, language: str, possible: bool = False) -> str:
+    """A valid number (or one whose length is possible) in the form +CODE..., or ""."""
+    import phonenumbers
+
+    check = phonenumbers.is_possible_number if possible else phonenumbers.is_valid_number
+    for region in (None,) if "+" in said[:2] else REGIONS.get(language, ()):
+        try:
+            number = phonenumbers.parse(said, region)
+        except phonenumbers.NumberParseException:
+            continue
+        if check(number):
+            return str(phonenumbers.format_number(number, phonenumbers.PhoneNumberFormat.E164))
+    return ""
+
+
+def _written_phone(said: str, before: str, language: str) -> str:
+    """The number that is written so, or "" if it is more likely something else."""
+    cue, other = list(_CUE.finditer(before)), list(_OTHER.finditer(before))
+    if (other and (not cue or cue[-1].start() < other[-1].start())) or _NO_PHONE.match(said):
+        return ""
+    if said.count("(") != said.count(")"):
+        return ""
+    number = _parsed(said, language, possible=bool(cue))
+    if not number or cue or "+" in said[:2]:
+        return number
+    groups = re.findall(r"\d+", said)
+    # 612 345 678 may be a number of people: groups of three after a first one of at most three.
+    thousands = len(groups[0]) <= 3 and all(len(g) == 3 for g in groups[1:]) and "-" not in said
+    grouped = len(groups) > 1 and min(map(len, groups)) > 1 and not (thousands and said[0] != "0")
+    # Mobile numbers in China are written without spaces.
+    return number if grouped or (language == "zh" and re.fullmatch(r"1[3-9]\d{9}", said)) else ""
+
+
+# ----------------------------------------------------------------------------------------------------------- replacing
+
+
+@dataclass(frozen=True)
+class Fakes:
+    """Consistent stand-ins: the same value has the same fake, with the same seed, in every document and process.
+
+    They reach nobody: addresses at example.com, .net and .org, telephone numbers 555-01xx, IP addresses from the ranges
+    kept for documentation, cards and IBANs made up with right check digits, names of Faker's. Few exist of some (2,000
+    telephone numbers), so two values may share one.
+    """
+
+    seed: int = 0
+
+    def __call__(self, finding: Finding, language: str) -> str:
+        """What stands in for a finding; a name in the language."""
+        key = f"{self.seed}\x1f{finding.kind}\x1f{finding.value}"
+        made = _faker(language if finding.kind == "NAME" else "en")
+        made.seed_instance(int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest()))
+        if finding.kind == "EMAIL":
+            return str(made.safe_email())
+        if finding.kind == "PHONE":
+            return f"+1 {made.random.choice(_AREAS)}-555-01{made.random.randrange(100):02d}"
+        if finding.kind == "CARD":
+            return str(made.credit_card_number("visa16"))
+        if finding.kind == "IBAN":
+            return str(made.iban())
+        if finding.kind == "IP":
+            number = made.random.randrange(1, 255)
+            return f"2001:db8::{number:x}" if ":" in finding.value else f"192.0.2.{number}"
+        if language in DENSE:
+            return f"{made.last_name()}{made.first_name()}"
+        return f"{made.first_name()} {made.last_name()}"
+
+
+_AREAS = (
+    201,
+    202,
+    203,
+    205,
+    206,
+    212,
+    213,
+    214,
+    215,
+    216,
+    301,
+    302,
+    303,
+    304,
+    305,
+    312,
+    313,
+    314,
+    315,
+    316,
+)
+_FAKER = {"en": "en_US", "fr": "fr_FR", "de": "de_DE", "it": "it_IT", "pt": "pt_BR", "es": "es_ES"}
+_FAKER |= {"zh": "zh_CN", "ja": "ja_JP"}
+
+
+@cache
+def _faker(language: str) -> Any:
+    from faker import Faker
+
+    return Faker(_FAKER.get(language, "en_US"))
+
+
+def remove(
+    text: str,
+    language: str,
+    kinds: Sequence[str] = KINDS,
+    fake: Fakes | None = None,
+    recognise: Recognise | None = None,
+) -> tuple[str, Counter[str]]:
+    """The text with `[KIND]`, or a fake, in place of each finding; and how many of each kind there were."""
+    pieces, at, counts = [], 0, Counter[str]()
+    for f in find(text, language, kinds, recognise):
+        pieces += [text[at : f.start], fake(f, language) if fake else f"[{f.kind}]"]
+        at = f.end
+        counts[f.kind] += 1
+    return "".join((*pieces, text[at:])), counts
+
+
+def spacy_names(path: Path) -> Recognise:
+    """A recogniser of names by a spaCy model in a folder of the user's (`pip install spacy`; nothing is downloaded).
+    The model is read at the first text. Raises ValueError where there is no model."""
+    if not (Path(path) / "config.cfg").exists():
+        raise ValueError(f"{path}: expected the folder of a spaCy model, which has a config.cfg")
+
+    @cache
+    def model() -> Any:
+        try:
+            import spacy
+        except ImportError:
+            raise ValueError(
+                "recognising names by a model needs spaCy: pip install spacy"
+            ) from None
+        return spacy.load(path)
+
+    def recognise(text: str) -> Iterator[tuple[int, int, str]]:
+        for entity in model()(text).ents:
+            if entity.label_ in ("PER", "PERSON"):
+                yield entity.start_char, entity.end_char, "NAME"
+
+    return recognise
+
+
+class Personal(BaseFilter):
+    """Takes personal information out of every text of a document, or drops documents that have any
+    (`action="drop"`, reason `pii_KIND`, the kind that comes first). Notes how many of each kind. The language is that
+    which the step `Language` found, or `meta["language"]`."""
+
+    name, type = "Personal", "FILTER"
+
+    def __init__(
+        self,
+        action: Literal["replace", "drop"] = "replace",
+        kinds: Sequence[str] = KINDS,
+        fake: Fakes | None = None,
+        recognise: Recognise | None = None,
+        exclusion_writer: DiskWriter | None = None,
+    ) -> None:
+        super().__init__(exclusion_writer)
+        if action not in ("replace", "drop"):
+            raise ValueError(f"expected the action 'replace' or 'drop', found {action!r}")
+        find("", "en", kinds)  # refuses unknown kinds
+        self._drop, self._kinds = action == "drop", tuple(kinds)
+        self._fake, self._recognise = fake, recognise
+
+    def filter(self, doc: Document) -> bool | tuple[bool, str]:
+        """Whether to keep a document."""
+        language, counts = language_of(doc), Counter[str]()
+
+        def clean(text: str) -> str:
+            cleaned, found = remove(text, language, self._kinds, self._fake, self._recognise)
+            counts.update(found)
+            return text if self._drop else cleaned
+
+        edit(doc, clean)
+        note(doc, "pii", **{kind: counts[kind] for kind in KINDS if counts[kind]})
+        if self._drop and counts:
+            return False, f"pii_{next(kind for kind in KINDS if counts[kind])}"
+        return True
