@@ -39,6 +39,8 @@ from typing import Any, Literal
 Ended = Literal["ok", "error", "timeout", "memory", "output", "killed"]
 SYSTEM = ("/usr", "/bin", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache")
 """What programs need to start, beside this Python."""
+BOX = "/box"
+"""Where the code works and may write."""
 DEVICES = ("null", "zero", "full", "random", "urandom")
 FIRST_UID = 1 << 30
 """Root's children become user `FIRST_UID` + process id: one that owns no file and has no other process."""
@@ -249,7 +251,7 @@ def _launch(order: dict[str, Any]) -> None:
             os.waitpid(first, 0)
             return
         _private_root(f"{order['folder']}/root", order["readable"], order["limits"]["disk_bytes"])
-        box = Path("/tmp")
+        box = Path(BOX)
         (box / "main.py").write_bytes(code)
     os.chdir(box)
     if os.geteuid() == 0:
@@ -307,7 +309,7 @@ def _enter_namespaces() -> None:
 
 
 def _private_root(root: str, readable: list[str], disk_bytes: int) -> None:
-    """A new root that holds what is readable, read-only, and a /tmp in memory."""
+    """A new root that holds what is readable, read-only, and a box to write in, in memory."""
     _mount("none", "/", None, _REC | _PRIVATE)
     _mount("tmpfs", root, "tmpfs", _NOSUID_NODEV, "mode=755,size=1m")
     bound: list[str] = []
@@ -322,14 +324,16 @@ def _private_root(root: str, readable: list[str], disk_bytes: int) -> None:
             bound.append(path)
     for name in DEVICES:
         _make_place(f"/dev/{name}", f"{root}/dev/{name}")
-    os.symlink("/tmp", f"{root}/dev/shm")  # for multiprocessing's locks
-    os.mkdir(f"{root}/tmp")
+    os.symlink(BOX, f"{root}/dev/shm")  # for multiprocessing's locks
+    os.mkdir(root + BOX)
+    if not os.path.lexists(f"{root}/tmp"):  # this Python may lie there
+        os.symlink(BOX, f"{root}/tmp")
     attributes = (ctypes.c_uint64 * 4)(_READ_ONLY | _NOSUID_NODEV, 0, 0, 0)
     numbers = [
         ctypes.c_long(n) for n in (_MOUNT_SETATTR, _HERE, _RECURSIVE, ctypes.sizeof(attributes))
     ]
     _call("syscall", *numbers[:2], root.encode(), numbers[2], attributes, numbers[3])
-    _mount("tmpfs", f"{root}/tmp", "tmpfs", _NOSUID_NODEV, f"mode=1777,size={disk_bytes}")
+    _mount("tmpfs", root + BOX, "tmpfs", _NOSUID_NODEV, f"mode=1777,size={disk_bytes}")
     for name in DEVICES:
         _mount(f"/dev/{name}", f"{root}/dev/{name}", None, _BIND)
     os.chdir(root)
