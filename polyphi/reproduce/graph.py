@@ -228,6 +228,7 @@ class Run:
     def build(self, name: str, machines: Machines = Machines()) -> None:  # noqa: B008 - frozen
         """One corpus, after the corpora and stages that it is made from."""
         corpus = _corpus(name)
+        name = corpus.name
         for parent in corpus.corpora:
             self.build(parent, machines)
         for parent in corpus.stages:
