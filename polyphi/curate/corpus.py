@@ -5,6 +5,7 @@
 >>> build(corpus, Work(rows={"train": 4000, "test": 200}, seed=0, cache=..., data=...))
 """
 
+import ast
 import hashlib
 import inspect
 import json
@@ -20,6 +21,10 @@ from datatrove.pipeline.base import PipelineStep
 from polyphi.curate import pipeline
 from polyphi.curate.pipeline import Machines
 from polyphi.data.shards import Sample, Shards
+
+
+ROOMS = ("polyphi.curate.", "polyphi.corpora.")
+"""Whose code decides what a corpus holds."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +58,33 @@ class Corpus:
 
 
 def fingerprint(corpus: Corpus, work: Work) -> str:
-    """Hash of the corpus's file, of this room's code, its rows and its seed: a changed recipe is a new corpus."""
+    """Hash of the corpus's file and of what it imports of this room, its rows and its seed: a changed recipe is a new
+    corpus."""
     own = inspect.getsourcefile(inspect.unwrap(corpus.build))
     assert own is not None
-    code = [path.read_text() for path in (Path(own), *sorted(Path(__file__).parent.glob("*.py")))]
+    code = [path.read_text() for path in imported(Path(own))]
     text = json.dumps([corpus.name, corpus.tasks, code, dict(work.rows), work.seed])
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def imported(file: Path) -> list[Path]:
+    """A file, the files of `polyphi.curate` and `polyphi.corpora` that it imports, those that they import, and so
+    on."""
+    package, found, new = Path(__file__).parents[1], {file}, [file]
+    while new:
+        for node in ast.walk(ast.parse(new.pop().read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            elif isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            else:
+                continue
+            for name in names:
+                path = package.joinpath(*name.split(".")[1:]).with_suffix(".py")
+                if name.startswith(ROOMS) and path.exists() and path not in found:
+                    found.add(path)
+                    new.append(path)
+    return sorted(found)
 
 
 def is_built(corpus: Corpus, work: Work) -> bool:

@@ -16,7 +16,7 @@ from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.filters.base_filter import BaseFilter
 
-from polyphi.corpora import charts, copying
+from polyphi.corpora import charts, copying, vision_speech
 from polyphi.curate import cards, corpus, pipeline
 from polyphi.curate.corpus import Corpus, Machines, Work
 from polyphi.curate.documents import note
@@ -125,6 +125,13 @@ def test_a_changed_recipe_is_made_anew(tmp_path: Path) -> None:
     corpus.build(copying.corpus, replace(work(tmp_path), seed=1))
     after = hashes(tmp_path, "copying")
     assert all(before[split] != after[split] for split in before)
+
+
+def test_a_corpus_is_what_its_code_imports() -> None:
+    names = {path.stem for path in corpus.imported(Path(copying.__file__))}
+    assert names >= {"copying", "corpus", "pipeline", "documents", "text", "lexicon"}
+    assert not names & {"dedup", "speech", "image_qa", "endpoint"}
+    assert "image_qa" in {p.stem for p in corpus.imported(Path(vision_speech.__file__))}
 
 
 @pytest.mark.parametrize("workers", [1, 2])
