@@ -22,7 +22,6 @@ from polyphi.curate import pipeline
 from polyphi.curate.pipeline import Machines
 from polyphi.data.shards import Sample, Shards
 
-
 ROOMS = ("polyphi.curate.", "polyphi.corpora.")
 """Whose code decides what a corpus holds."""
 
