@@ -19,13 +19,13 @@ from polyphi.corpora.image_qa import QUESTIONS
 from polyphi.curate.corpus import Corpus, Work
 from polyphi.curate.speech import RATE, Speaker, Studio, encode, numbered, speakable
 from polyphi.curate.text import fill, shuffled
+from polyphi.curate.transcripts import USABLE
 from polyphi.data.shards import Sample, Shards
 from polyphi.normalize import wer
 
 CLIPS_PER_ROW = 0.2
 RECOGNISER = "speech_0_aed"
 MEASURED = 60  # clips that the recogniser is measured on
-USABLE = 0.35  # median word error rate up to which the recogniser may filter
 KEPT = 0.7  # word error rate up to which a clip is kept: twice what a usable recogniser does at its worst
 
 
