@@ -57,13 +57,20 @@ class Corpus:
 
 
 def fingerprint(corpus: Corpus, work: Work) -> str:
-    """Hash of the corpus's file and of what it imports of this room, its rows and its seed: a changed recipe is a new
-    corpus."""
+    """Hash of the corpus's file and of what it imports of this room, the corpora that it is made from, its rows and its
+    seed: a changed recipe is a new corpus."""
     own = inspect.getsourcefile(inspect.unwrap(corpus.build))
     assert own is not None
     code = [path.read_text() for path in imported(Path(own))]
-    text = json.dumps([corpus.name, corpus.tasks, code, dict(work.rows), work.seed])
+    made_from = _parents(corpus, work)
+    text = json.dumps([corpus.name, corpus.tasks, code, made_from, dict(work.rows), work.seed])
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _parents(corpus: Corpus, work: Work) -> list[str]:
+    """Hash of the manifest of each corpus that it is made from; "" of one that isn't there."""
+    manifests = [work.data / name / "train" / "manifest.json" for name in corpus.corpora]
+    return [hashlib.sha256(m.read_bytes()).hexdigest() if m.exists() else "" for m in manifests]
 
 
 def imported(file: Path) -> list[Path]:
@@ -101,10 +108,6 @@ def build(
     """Build every split of a corpus under `work.data / corpus.name`; returns the manifests (none as yet where jobs are
     handed in). A corpus that is made with a model is made in this process."""
     folder = work.data / corpus.name
-    parents = [
-        hashlib.sha256((work.data / c / "train" / "manifest.json").read_bytes()).hexdigest()
-        for c in corpus.corpora
-    ]
     if corpus.stages:
         machines = Machines()
     told = work if machines == Machines() else replace(work, tell=print, models={})
@@ -122,7 +125,7 @@ def build(
         corpus.steps(work),
         machines,
         pipeline=fingerprint(corpus, work),
-        parents=parents,
+        parents=_parents(corpus, work),
     )
     manifests = {split: folder / split / "manifest.json" for split in work.rows}
     return {s: json.loads(path.read_text()) for s, path in manifests.items() if path.exists()}

@@ -127,6 +127,18 @@ def test_a_changed_recipe_is_made_anew(tmp_path: Path) -> None:
     assert all(before[split] != after[split] for split in before)
 
 
+def test_a_child_is_made_anew_when_its_parent_was(tmp_path: Path) -> None:
+    child = Corpus("child", numbers, corpora=("copying",))
+    here = work(tmp_path)
+    corpus.build(copying.corpus, here)
+    corpus.build(child, here)
+    assert corpus.is_built(child, here)
+    corpus.build(copying.corpus, replace(here, seed=1))
+    assert not corpus.is_built(child, here)
+    made = corpus.build(child, here)
+    assert corpus.is_built(child, here) and made["train"]["parents"]
+
+
 def test_a_corpus_is_what_its_code_imports() -> None:
     names = {path.stem for path in corpus.imported(Path(copying.__file__))}
     assert names >= {"copying", "corpus", "pipeline", "documents", "text", "lexicon"}
