@@ -5,7 +5,7 @@
     a wrong first answer and its correction -> a preference pair
 
 >>> problem = Problem("seven", (Message.user("What is 3 + 4?"),), number(7), "mine", "CC0")
->>> ask = Remembered(Path("answers.sqlite"), "phi, temperature 1", sampled(model, SamplingParams(temperature=1.0)))
+>>> ask = Remembered(Path("answers"), "phi, temperature 1", sampled(model, SamplingParams(temperature=1.0)))
 >>> outcomes = [solve(problem, ask, n=4, rounds=2) for problem in problems]
 >>> fine = [sample for outcome in outcomes for sample in right(outcome)]
 >>> pairs = [sample for outcome in outcomes for sample in preferences(outcome)]
@@ -19,7 +19,6 @@ is there, so that a run that was killed asks for nothing twice.
 import hashlib
 import json
 import re
-import sqlite3
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -33,7 +32,8 @@ from datatrove.data import Document
 from datatrove.pipeline.filters.base_filter import BaseFilter
 
 from polyphi import sandbox
-from polyphi.chat import Generate, Message, SamplingParams, Text
+from polyphi.chat import Generate, Message, SamplingParams
+from polyphi.curate.answers import Kept, told
 from polyphi.curate.documents import note
 from polyphi.curate.documents import sample as sample_of
 from polyphi.data.shards import Sample
@@ -242,55 +242,27 @@ def sampled(model: Generate, sampling: SamplingParams) -> Ask:
 
 
 class Remembered:
-    """Asks `ask` what it wasn't asked before; each answer goes to the file `path` (SQLite) before it is returned.
-    `who` names the model and its sampling: another name is asked anew. Threads and processes may share a file.
+    """Asks `ask` what it wasn't asked before; each answer is in `folder` (answers.py) before it is returned. `who`
+    names the model and its sampling: another name is asked anew. Threads and processes may share a folder.
 
     `asked` counts the questions that `ask` got, `remembered` the others.
     """
 
-    def __init__(self, path: Path, who: str, ask: Ask) -> None:
+    def __init__(self, folder: Path, who: str, ask: Ask) -> None:
         self.asked = self.remembered = 0
-        self._who, self._ask, self._lock = who, ask, threading.Lock()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = sqlite3.connect(path, timeout=60, check_same_thread=False)
-        with self._lock, self._file:
-            # What is written is safe from a kill at once, and from a power cut a little later.
-            self._file.execute("pragma journal_mode = wal")
-            self._file.execute("pragma synchronous = normal")
-            self._file.execute(
-                "create table if not exists answers (question text primary key, answer text) without rowid"
-            )
+        self._kept, self._who, self._ask = Kept(folder), who, ask
+        self._counting = threading.Lock()
 
     def __call__(self, messages: Sequence[Message], seed: int) -> str:
-        question = _hash(self._who, messages, seed)
-        with self._lock:
-            found = self._file.execute(
-                "select answer from answers where question = ?", (question,)
-            ).fetchone()
-            self.remembered += found is not None
-        if found is not None:
-            return str(found[0])
-        answer = self._ask(messages, seed)
-        with self._lock, self._file:  # committed when this block ends
-            self._file.execute("insert or ignore into answers values (?, ?)", (question, answer))
-            self.asked += 1
-        return answer
-
-    def close(self) -> None:
-        self._file.close()
-
-
-def _hash(who: str, messages: Sequence[Message], seed: int) -> str:
-    def part(value: Any) -> list[str]:
-        if isinstance(value, Text):
-            return ["text", value.text]
-        data = value.source
-        if not isinstance(data, bytes):
-            raise ValueError(f"media of a problem are encoded bytes, found {type(data).__name__}")
-        return [type(value).__name__, hashlib.sha256(data).hexdigest()]
-
-    said = [[m.role, [part(p) for p in m.parts], m.tools] for m in messages]
-    return hashlib.sha256(json.dumps([who, seed, said]).encode()).hexdigest()
+        request = {"who": self._who, "messages": told(messages), "seed": seed}
+        key = self._kept.key(request)
+        answer, found = self._kept.find(key), True
+        if answer is None:
+            answer, found = self._kept.keep(key, request, self._ask(messages, seed)), False
+        with self._counting:
+            self.remembered += found
+            self.asked += not found
+        return str(answer)
 
 
 # ------------------------------------------------------------------------------ what verifies

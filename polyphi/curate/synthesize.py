@@ -9,9 +9,7 @@ without asking anything twice, and ends with the same samples in the same order 
 refused stands in `work/NAME.refused.jsonl`. The syntheses of the report are in polyphi/curate/syntheses.py.
 """
 
-import hashlib
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -26,8 +24,9 @@ from typing import Any, Protocol
 from datatrove.data import DocumentsPipeline
 from datatrove.pipeline.base import PipelineStep
 
-from polyphi.chat import Audio, Completion, Image, Message, SamplingParams, Text, media
+from polyphi.chat import Audio, Completion, Image, Message, SamplingParams, media
 from polyphi.curate import documents
+from polyphi.curate.answers import Kept, told
 from polyphi.data.shards import Sample
 from polyphi.endpoint import Rejected, chat_body, rough_tokens
 
@@ -139,22 +138,10 @@ class Request:
 
     def told(self, teacher: str) -> dict[str, Json]:
         """All that the answer depends on, media by their SHA-256."""
-
-        def part(p: Any) -> dict[str, str]:
-            if isinstance(p, Text):
-                return {"text": p.text}
-            if not isinstance(p.source, bytes):
-                raise ValueError(
-                    f"a teacher is shown encoded bytes, as shards hold them; found {type(p.source).__name__}"
-                )
-            return {type(p).__name__.lower(): hashlib.sha256(p.source).hexdigest()}
-
         sampling = {key: getattr(self.sampling, key) for key in SamplingParams.__dataclass_fields__}
         return {
             "teacher": teacher,
-            "messages": [
-                {"role": m.role, "parts": [part(p) for p in m.parts]} for m in self.messages
-            ],
+            "messages": told(self.messages),
             "sampling": sampling,
             "schema": self.schema,
         }
@@ -185,29 +172,21 @@ class Tally:
 
 
 class Answers:
-    """A teacher's answers on disk: `FOLDER/ab/abcd....json`, one file each, there whole or not at all."""
+    """A teacher's answers, from disk where they are there (`Kept`)."""
 
     def __init__(self, folder: Path, teacher: Teacher, tally: Tally) -> None:
-        self.folder, self.teacher, self.tally = Path(folder), teacher, tally
+        self.kept, self.teacher, self.tally = Kept(folder), teacher, tally
         self._counting = threading.Lock()
         # Equal requests wait for each other, others seldom do.
         self._asking = [threading.Lock() for _ in range(4096)]
 
     def key(self, request: Request) -> str:
-        told = json.dumps(request.told(self.teacher.name), sort_keys=True, ensure_ascii=False)
-        return hashlib.sha256(told.encode(errors="surrogatepass")).hexdigest()
+        return self.kept.key(request.told(self.teacher.name))
 
     def known(self, key: str) -> dict[str, str] | None:
         """The answer on disk: `text` and `finish_reason`, or `rejected`."""
-        path = self._path(key)
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))["answer"]
-        except FileNotFoundError:
-            return None
-        except (ValueError, KeyError, TypeError):
-            raise ValueError(
-                f"{path} is damaged: it should hold an answer in JSON; delete it to ask again"
-            ) from None
+        found: dict[str, str] | None = self.kept.find(key)
+        return found
 
     def ask(self, request: Request) -> dict[str, str]:
         """The answer from disk or, once, from the teacher."""
@@ -215,7 +194,8 @@ class Answers:
         with self._asking[int(key[:3], 16)]:
             answer, sent = self.known(key), False
             if answer is None:
-                answer, sent = self._keep(key, request, self._send(request)), True
+                asked_for = request.told(self.teacher.name)
+                answer, sent = self.kept.keep(key, asked_for, self._send(request)), True
         with self._counting:
             self.tally.asked += sent
             self.tally.known += not sent
@@ -229,29 +209,6 @@ class Answers:
         except Rejected as error:
             return {"rejected": str(error)}
         return {"text": given.text, "finish_reason": given.finish_reason}
-
-    def _keep(self, key: str, request: Request, answer: dict[str, str]) -> dict[str, str]:
-        """The answer that is kept: another process's, where one was faster."""
-        path = self._path(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{key}.{os.getpid()}.partial")
-        said = {"request": request.told(self.teacher.name), "answer": answer}
-        with partial.open("w", encoding="utf-8") as file:
-            json.dump(said, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        try:
-            os.link(partial, path)  # unlike a rename, it replaces nothing
-        except FileExistsError:
-            answer = self.known(key) or answer
-        except OSError:  # a file system without hard links
-            partial.replace(path)
-            return answer
-        partial.unlink()
-        return answer
-
-    def _path(self, key: str) -> Path:
-        return self.folder / key[:2] / f"{key}.json"
 
 
 @dataclass

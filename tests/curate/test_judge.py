@@ -171,33 +171,30 @@ def test_models_are_asked_with_the_seed() -> None:
 
 def test_answers_are_remembered_by_what_was_asked(tmp_path: Path) -> None:
     script = Script("a", "b", "c", "d", "e")
-    ask = Remembered(tmp_path / "deep" / "answers.sqlite", "phi", script)
+    ask = Remembered(tmp_path / "deep" / "answers", "phi", script)
     asked = [Message.user("x")]
     assert [ask(asked, 0), ask(asked, 0), ask(asked, 1)] == ["a", "a", "b"]
     assert ask([Message.user(Image(b"1"), "x")], 0) == "c"
     assert ask([Message.user(Image(b"2"), "x")], 0) == "d"
     assert (ask.asked, ask.remembered) == (4, 1)
-    ask.close()
-    again = Remembered(tmp_path / "deep" / "answers.sqlite", "phi", Script())
+    again = Remembered(tmp_path / "deep" / "answers", "phi", Script())
     assert again(asked, 1) == "b"
-    other = Remembered(tmp_path / "deep" / "answers.sqlite", "psi", script)
+    other = Remembered(tmp_path / "deep" / "answers", "psi", script)
     assert other(asked, 1) == "e", "another model has not been asked"
 
 
-def test_many_share_a_file(tmp_path: Path) -> None:
-    """Connections of their own, as processes have, opened and written to at the same time."""
-    file = tmp_path / "answers.sqlite"
+def test_many_share_a_folder(tmp_path: Path) -> None:
+    """Objects of their own, as processes have, written to at the same time."""
+    folder = tmp_path / "answers"
 
     def work(number: int) -> list[str]:
-        ask = Remembered(file, "phi", lambda messages, seed: str(seed * seed))
-        answers = [ask([Message.user("x")], seed) for seed in range(number, number + 20)]
-        ask.close()
-        return answers
+        ask = Remembered(folder, "phi", lambda messages, seed: str(seed * seed))
+        return [ask([Message.user("x")], seed) for seed in range(number, number + 20)]
 
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(work, range(0, 160, 10)))
     assert found == [[str(i * i) for i in range(n, n + 20)] for n in range(0, 160, 10)]
-    again = Remembered(file, "phi", Script())
+    again = Remembered(folder, "phi", Script())
     assert [again([Message.user("x")], i) for i in range(170)] == [str(i * i) for i in range(170)]
 
 
@@ -212,7 +209,7 @@ def ask(messages, seed):
     time.sleep(0.005)
     return f"Answer: {seed % 3}"
 
-remembered = judge.Remembered(Path(sys.argv[1], "answers.sqlite"), "phi", ask)
+remembered = judge.Remembered(Path(sys.argv[1], "answers"), "phi", ask)
 problems = [judge.Problem(str(i), (Message.user(str(i)),), judge.number(1), "m", "CC0") for i in range(5)]
 outcomes = [judge.solve(p, remembered) for p in problems]
 print(judge.count(outcomes), [a.text for o in outcomes for a in o.attempts], remembered.remembered)

@@ -351,7 +351,7 @@ def test_answers_are_kept_where_files_cannot_be_linked(
     def link(*_: object) -> None:
         raise PermissionError("no links here")
 
-    monkeypatch.setattr("polyphi.curate.synthesize.os.link", link)
+    monkeypatch.setattr("polyphi.curate.answers.os.link", link)
     with Replay(CHATS) as replay:
         for _ in range(2):
             assert len(list(synthesize(ECHO, sources(4), teacher(replay), tmp_path))) == 3
