@@ -28,9 +28,9 @@ from polyphi.data.packing import Pack
 from polyphi.model.multimodal import PhiModel
 from polyphi.train import parallel
 from polyphi.train.freeze import check_gradients, freeze, named
-from polyphi.train.loop import accumulate
 from polyphi.train.optim import optimiser, set_rate
 from polyphi.train.reference import References
+from polyphi.train.run import accumulate
 
 CPU = torch.device("cpu")
 

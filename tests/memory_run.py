@@ -18,8 +18,8 @@ from polyphi.model.multimodal import PhiModel
 from polyphi.stages import sizes
 from polyphi.train import parallel
 from polyphi.train.freeze import freeze
-from polyphi.train.loop import accumulate
 from polyphi.train.optim import optimiser, set_rate
+from polyphi.train.run import accumulate
 from polyphi.train.stage import Budget
 
 
