@@ -1,5 +1,6 @@
 """Corpora by datatrove: the same shards whoever makes them, stopped or not; nothing is dropped without a word."""
 
+import contextlib
 import json
 import os
 import random
@@ -148,30 +149,48 @@ def test_a_corpus_is_what_its_code_imports() -> None:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_killed_anywhere_it_makes_the_same_shards(workers: int, tmp_path: Path) -> None:
-    """Five kills at random moments, the first ones before the first split is whole."""
-    corpus.build(copying.corpus, work(tmp_path / "whole", 4000))
+    """Five kills at random moments after a part is begun, the later ones later; at least two of them cut one."""
+    corpus.build(copying.corpus, work(tmp_path / "whole", ROWS))
     script = (
         "import sys; from pathlib import Path; from curate.test_pipeline import *; "
-        "corpus.build(copying.corpus, work(Path(sys.argv[1]), 4000), Machines(workers=int(sys.argv[2])))"
+        "corpus.build(copying.corpus, work(Path(sys.argv[1]), ROWS), Machines(workers=int(sys.argv[2])))"
     )
     places = [str(Path(__file__).parents[1]), str(Path(pipeline.__file__).parents[2])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(places)}
     command = [sys.executable, "-c", script, str(tmp_path / "out"), str(workers)]
-    chance = random.Random(workers)
-    for _ in range(5):
+    folder = tmp_path / "out" / "data" / "copying"
+    chance, cut = random.Random(workers), 0
+    for latest in (0.6, 0.6, 0.6, 3.0, 3.0):
+        begun = time.time()
         process = subprocess.Popen(
             command,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(places)},
+            env=environment,
             start_new_session=True,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        time.sleep(chance.uniform(1.0, 4.0))
-        os.killpg(process.pid, signal.SIGKILL)
+        while process.poll() is None and not _partial(folder, begun):
+            time.sleep(0.01)
+        time.sleep(chance.uniform(0.0, latest))
+        with contextlib.suppress(ProcessLookupError):  # it had come to its end
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    assert subprocess.run(
-        command, env={**os.environ, "PYTHONPATH": os.pathsep.join(places)}, check=True, timeout=120
-    )
+        cut += bool(_partial(folder, begun))
+    assert cut >= 2
+    subprocess.run(command, env=environment, check=True, timeout=120)
     assert hashes(tmp_path / "out", "copying") == hashes(tmp_path / "whole", "copying")
+
+
+ROWS = 24_000  # two or three seconds
+
+
+def _partial(folder: Path, begun: float) -> list[Path]:
+    """Parts that were begun since, and aren't whole."""
+    found = []
+    for path in folder.rglob("*.partial"):
+        with contextlib.suppress(FileNotFoundError):  # whole just now
+            found += [path] * (path.stat().st_mtime > begun)
+    return found
 
 
 @pytest.mark.long
