@@ -39,11 +39,19 @@ def reproduce(
     precision: Annotated[
         Precision, typer.Option(help="bf16 or fp32 arithmetic in training; weights stay fp32.")
     ] = "bf16",
+    claims: Annotated[
+        bool, typer.Option("--claims", help="Then re-test the report's claims on it.")
+    ] = False,
 ) -> None:
     """The whole recipe: data, tokenizer, sixteen stages, evaluation and a report page."""
     from polyphi.reproduce.graph import Run
 
-    page = Run(size, out, seed=seed, precision=precision, console=console).reproduce()
+    run = Run(size, out, seed=seed, precision=precision, console=console)
+    page = run.reproduce()
+    if claims:
+        from polyphi.reproduce.claims import laboratory
+
+        laboratory.conduct_all(run)
     console.print(f"\nreport  {page}\ntalk    polyphi chat {out / 'model'}")
 
 
@@ -259,6 +267,26 @@ def scaling(
     from polyphi.reproduce.graph import Run
 
     Run(size, out, seed=seed, precision=_precision(precision), console=console).scaling(seeds)
+
+
+@app.command()
+def claims(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[CLAIM...]", help="Claims, such as C4; all if none is named."),
+    ] = None,
+    size: Annotated[str, typer.Option(help="micro, nano, lab or full.")] = "nano",
+    out: Annotated[Path, typer.Option(help="Folder of a finished run.")] = Path("runs/nano"),
+    seeds: Annotated[int, typer.Option(help="How often an arm is trained.", min=1)] = 3,
+    seed: int = 0,
+    precision: Annotated[Precision, typer.Option(help="bf16 or fp32 arithmetic.")] = "bf16",
+) -> None:
+    """Re-test the report's claims on a finished run; two of these at once share the work."""
+    from polyphi.reproduce.claims import laboratory
+    from polyphi.reproduce.graph import Run
+
+    run = Run(size, out, seed=seed, precision=precision, console=console)
+    laboratory.conduct(run, names or (), seeds)
 
 
 @app.command()

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from polyphi.eval.run import Result
+from polyphi.eval.run import Result, direction
 
 MODALITIES = {
     "text": "Text",
@@ -26,11 +26,6 @@ CONDITIONS = {
     "without_clip": "without the clip",
     "shuffled_clip": "shuffled clips",
 }
-
-
-def direction(metric: str) -> int:
-    """1 where more is better, -1 for error rates."""
-    return -1 if metric in ("wer", "cer") else 1
 
 
 def number(metric: str, value: float, *, sign: bool = False) -> str:

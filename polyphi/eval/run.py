@@ -275,7 +275,7 @@ def majority(task: Task, samples: Sequence[Sample]) -> str:
     best, best_score = "", -np.inf
     for candidate in ["", *(c for c, _ in common.most_common(CANDIDATES))]:
         vectors = np.array([_vector(task.metric, task.scorer(candidate, s)) for s in samples])
-        score = _direction(task.metric) * float(rates(task.metric, vectors.sum(0)))
+        score = direction(task.metric) * float(rates(task.metric, vectors.sum(0)))
         if score > best_score:
             best, best_score = candidate, score
     return best
@@ -446,7 +446,7 @@ def summarise(lines: Sequence[Mapping[str, Any]], task: Task | None = None) -> R
     )
     if not baselines:
         return result
-    sign = _direction(metric)
+    sign = direction(metric)
     best = max(baselines, key=lambda name: sign * baselines[name].score)
     shared = [i for i in own if i in conditions[best]]
     pair = np.stack(
@@ -464,6 +464,12 @@ def summarise(lines: Sequence[Mapping[str, Any]], task: Task | None = None) -> R
         margin_high=margin_high,
         verdict="beats" if margin_low > 0 and len(shared) >= FEWEST else "doesn't",
     )
+
+
+def judged(path: Path, condition: str = "with") -> dict[str, list[float]]:
+    """By sample of a results file: what of its score is summed into the task's (`rates`)."""
+    lines = [line for line in read(path) if line["condition"] == condition]
+    return {line["id"]: _vector(line["metric"], _judged(line)) for line in lines}
 
 
 def _judged(line: Mapping[str, Any]) -> Score:
@@ -488,7 +494,7 @@ def _languages(metric: str, lines: Iterable[Mapping[str, Any]]) -> dict[str, dic
     }
 
 
-def _direction(metric: str) -> int:
+def direction(metric: str) -> int:
     """1 where more is better, -1 for error rates."""
     return -1 if metric in ("wer", "cer") else 1
 

@@ -30,7 +30,7 @@ class TooLong(ValueError):
 
 
 @dataclass(frozen=True)
-class _Media:
+class Decoded:
     """A picture, or a clip at 16 or 8 kHz, decoded, with the tokens it will fill."""
 
     part: Image | Audio
@@ -95,7 +95,7 @@ class Processor:
         if adapter == "auto":
             adapter = adapter_for(conversation)
         decoded = [
-            (p, None if p.media is None else self._decode(p.media, max_crops)) for p in pieces
+            (p, None if p.media is None else self.decode(p.media, max_crops)) for p in pieces
         ]
         return self._join(decoded, adapter, supervise, context, truncate=truncate)
 
@@ -118,7 +118,7 @@ class Processor:
             (self.tokenizer.image_id, [Image(s) for s in images]),
             (self.tokenizer.audio_id, [Audio(s) for s in audios]),
         )
-        waiting: dict[int, Iterator[_Media]] = {}
+        waiting: dict[int, Iterator[Decoded]] = {}
         run_of: dict[int, bool] = {}
         for id, parts in kinds:
             if id is None:
@@ -127,7 +127,7 @@ class Processor:
                         "this tokenizer has no placeholders for media; it only reads text"
                     )
                 continue
-            items = [self._decode(part, max_crops) for part in parts]
+            items = [self.decode(part, max_crops) for part in parts]
             found, count, filled = (
                 sum(i == id for i in ids),
                 len(items),
@@ -139,7 +139,7 @@ class Processor:
                     f"found {found}"
                 )
             waiting[id], run_of[id] = iter(items), found != count
-        pieces: list[tuple[Piece, _Media | None]] = []
+        pieces: list[tuple[Piece, Decoded | None]] = []
         skip = 0
         for id in ids:
             if skip:
@@ -181,7 +181,7 @@ class Processor:
                     self.cells
                 )
             elif piece.media is not None:
-                total += self._decode(piece.media, max_crops).tokens
+                total += self.decode(piece.media, max_crops).tokens
             else:
                 total += len(piece.ids)
         return total
@@ -197,18 +197,18 @@ class Processor:
         }
         return image.plan(width, height, **sizes).layout
 
-    def _decode(self, part: Image | Audio, max_crops: int | None) -> _Media:
+    def decode(self, part: Image | Audio, max_crops: int | None) -> Decoded:
         """Decoded and measured; pixels and mels wait until the row is known to fit."""
         if isinstance(part, Image):
             picture = media.decode_image(part.source)
             tokens = self._layout(picture.width, picture.height, max_crops).tokens(self.cells)
-            return _Media(part, tokens, picture, self._crops(max_crops))
+            return Decoded(part, tokens, picture, self._crops(max_crops))
         wave, rate = audio.resample(*media.decode_audio(part.source))
-        return _Media(part, Clip(audio.frames(len(wave), rate), "").tokens, (wave, rate))
+        return Decoded(part, Clip(audio.frames(len(wave), rate), "").tokens, (wave, rate))
 
     def _join(
         self,
-        pieces: Sequence[tuple[Piece, _Media | None]],
+        pieces: Sequence[tuple[Piece, Decoded | None]],
         adapter: str | None,
         supervise: Supervise | None,
         context: int | None,
@@ -250,7 +250,7 @@ class Processor:
             ),
         )
 
-    def _pixels(self, items: Sequence[_Media], slots: Iterable[int]) -> dict[str, Any]:
+    def _pixels(self, items: Sequence[Decoded], slots: Iterable[int]) -> dict[str, Any]:
         if not items:
             return {}
         sizes = {"crop_size": self.crop_size, "patch_size": self.patch_size}
@@ -262,7 +262,7 @@ class Processor:
             "image_slots": _positions(slots),
         }
 
-    def _mels(self, items: Sequence[_Media], slots: Iterable[int], branch: str) -> dict[str, Any]:
+    def _mels(self, items: Sequence[Decoded], slots: Iterable[int], branch: str) -> dict[str, Any]:
         if not items:
             return {}
         mels = [audio.log_mel(*m.data) for m in items]

@@ -177,3 +177,14 @@ def plot(low: float, score: float, high: float, ticks: Sequence[tuple[str, float
         f'<div class="plot"><i class="ci" style="left:{at(low)};width:{width}"></i>{marks}'
         f'<i class="dot" style="left:{at(score)}"></i></div>'
     )
+
+
+def effect(low: float, value: float, high: float, above: float) -> str:
+    """An effect with its interval, on a line of its own scale; the mark in the middle is what it must exceed."""
+    reach = 1.1 * max(abs(low - above), abs(high - above), abs(value - above)) or 1.0
+    at = [50 + 50 * (x - above) / reach for x in (low, value, high)]
+    return (
+        f'<div class="plot"><i class="tick majority" style="left:50%"></i>'
+        f'<i class="ci" style="left:{at[0]:.1f}%;width:{at[2] - at[0]:.1f}%"></i>'
+        f'<i class="dot" style="left:{at[1]:.1f}%"></i></div>'
+    )

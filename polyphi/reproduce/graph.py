@@ -129,7 +129,7 @@ class Run:
 
     def reproduce(self) -> Path:
         """Everything, in order; returns the page."""
-        with self._clock("total"), self._weighed():
+        with self.clock("total"), self._weighed():
             self._branches()
             for name in stages.ORDER:
                 self.train(name)
@@ -140,9 +140,9 @@ class Run:
 
     def _branches(self) -> None:
         """The branches side by side: small steps leave cores idle, two processes with half the cores each don't. What
-        one is making the other waits for (`_alone`)."""
+        one is making the other waits for (`alone`)."""
         options = ["--out", str(self.out), "--precision", self.precision]
-        self._side_by_side(
+        self.side_by_side(
             {
                 branch[-1]: ["train", *branch, *options]
                 for branch in BRANCHES
@@ -153,14 +153,14 @@ class Run:
     def _measure(self) -> bool:
         """Every second task in a process, the others in another, where there are cores for two."""
         names = [task.name for task in find()]
-        return self._side_by_side(
+        return self.side_by_side(
             {
                 f"evaluation {part + 1}": ["eval", "run", str(self.out), *names[part::2]]
                 for part in range(2)
             }
         )
 
-    def _side_by_side(self, commands: Mapping[str, Sequence[str]]) -> bool:
+    def side_by_side(self, commands: Mapping[str, Sequence[str]]) -> bool:
         """Commands of ours at once, with a fair share of the cores each. Their lines come out here; one that fails
         stops the run. False where there is one core or one command: the caller then does the work itself."""
         cores = (
@@ -212,10 +212,10 @@ class Run:
     def _relay(self, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
         for told in process.stdout:
-            self._tell(told.rstrip("\n"))
+            self.tell(told.rstrip("\n"))
 
     @contextlib.contextmanager
-    def _alone(self, name: str) -> Iterator[None]:
+    def alone(self, name: str) -> Iterator[None]:
         """One process of the run at a time makes a corpus, the tokenizer or a stage; the others wait, then find it."""
         folder = self.out / ".locks"
         folder.mkdir(parents=True, exist_ok=True)
@@ -233,22 +233,26 @@ class Run:
             self.build(parent, machines)
         for parent in corpus.stages:
             self.train(parent)
-        train_rows, test_rows = self.size.rows.get(name, (1_000_000, 1_000))
-        work = corpora.Work(
+        work = self.work(corpus)
+        with self.alone(f"corpus {name}"):
+            if corpora.is_built(corpus, work):
+                return
+            with self.clock(f"corpus {name}"):
+                manifests = corpora.build(corpus, work, machines)
+        counts = ", ".join(f"{m['rows']} {split}" for split, m in manifests.items())
+        self.tell(f"[bold]{name:<22}[/bold] {counts}")
+
+    def work(self, corpus: corpora.Corpus) -> corpora.Work:
+        """What a corpus is built with in this run."""
+        train_rows, test_rows = self.size.rows.get(corpus.name, (1_000_000, 1_000))
+        return corpora.Work(
             rows={"train": train_rows, "test": test_rows},
             seed=self.seed,
             cache=self.cache,
             data=self.data,
             models=_Lazy(corpus.stages, self._made_by),
-            tell=self._tell,
+            tell=self.tell,
         )
-        with self._alone(f"corpus {name}"):
-            if corpora.is_built(corpus, work):
-                return
-            with self._clock(f"corpus {name}"):
-                manifests = corpora.build(corpus, work, machines)
-        counts = ", ".join(f"{m['rows']} {split}" for split, m in manifests.items())
-        self._tell(f"[bold]{name:<22}[/bold] {counts}")
 
     def _made_by(self, stage: str) -> Any:
         """What a stage made, for corpora: the recogniser after speech_0, else a language model that answers."""
@@ -268,13 +272,13 @@ class Run:
         for path in manifests if not sample else ():
             manifest = json.loads(path.read_text())
             found, split = path.parts[-3:-1]
-            self._tell(
+            self.tell(
                 f"{found:<22}{split:<7}{manifest['rows']:>7}  {', '.join(manifest['licences'])}"
             )
         if sample:
-            self._tell(cards.explain(self.data / corpus, sample))
+            self.tell(cards.explain(self.data / corpus, sample))
         elif corpus:
-            self._tell(cards.card(self.data / corpus))
+            self.tell(cards.card(self.data / corpus))
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -287,10 +291,10 @@ class Run:
             return folder
         for name in TOKENIZER_CORPORA:
             self.build(name)
-        with self._alone("tokenizer"):
+        with self.alone("tokenizer"):
             if folder.exists():
                 return folder
-            with self._clock("tokenizer"):
+            with self.clock("tokenizer"):
                 if self.size.vocabulary:
                     made = Tokenizer.train(self._texts(), self.size.vocabulary)
                 else:
@@ -337,7 +341,7 @@ class Run:
         for corpus in stage.data.weights:
             self.build(corpus)
         tokenizer = self.tokenizer
-        with self._alone(name):
+        with self.alone(name):
             if not (out / "manifest.json").exists():
                 self._train(stage, lineage.configuration(stage, self.size.model, tokenizer), out)
 
@@ -348,8 +352,8 @@ class Run:
         )
         before = self._text_logits(model) if adapters_only else None
         it = cost.subject(stage.name, self.size)
-        self._tell(f"\n[bold]{stage.name}[/bold]")
-        with self._clock(stage.name):
+        self.tell(f"\n[bold]{stage.name}[/bold]")
+        with self.clock(stage.name):
             train(
                 stage,
                 self.size.budget(stage),
@@ -368,7 +372,7 @@ class Run:
                 ],
                 flops=lambda pack: sum(cost.flops(it, cost.work([pack], it.config)).values()),
                 peak_flops=plan.peak_flops(next(model.parameters()).device),
-                tell=self._tell,
+                tell=self.tell,
                 **self.machine,
             )
         if before is not None:
@@ -413,8 +417,9 @@ class Run:
                 f"{stage} changed the text logits of the frozen language model: {before} -> {after}"
             )
 
-    def scaling(self, seeds: int = 2) -> Path:
-        """The law of text 1's peak rate, measured: `scaling/fit.json` and `scaling/fit.png` (report 2.1)."""
+    def scaling(self, seeds: int = 2, tokens: Sequence[int] = ()) -> Path:
+        """The law of text 1's peak rate, measured on runs of the size's lengths (or of so many `tokens`):
+        `scaling/fit.json` and `scaling/fit.png` (report 2.1)."""
         stage = stages.load("text_1_pretrain")
         budget, folder = self.size.budget(stage), self.out / "scaling"
         for corpus in stage.data.weights:
@@ -427,10 +432,10 @@ class Run:
             self.processor,
             self.data,
             folder,
-            tokens=self.size.sweep,
+            tokens=tokens or self.size.sweep,
             seeds=seeds,
             precision=self.precision,
-            tell=self._tell,
+            tell=self.tell,
         )
         found = scaling.fit(points, budget.steps * budget.batch_tokens)
         found = {
@@ -441,7 +446,7 @@ class Run:
         }
         _write_json(folder / "fit.json", found)
         scaling.draw(found, folder / "fit.png")
-        self._tell(scaling.told(found))
+        self.tell(scaling.told(found))
         return folder / "fit.json"
 
     # ------------------------------------------------------------------ export and evaluation
@@ -463,7 +468,7 @@ class Run:
         for name, (stage, layout) in EXPORTS.items():
             if not (self.out / name).exists():
                 files = sorted((self.out / "tokenizer").iterdir())
-                with self._clock("export"):
+                with self.clock("export"):
                     weights.save(self._after(stage), self.out / name, layout, files=files)
         self._recogniser()
 
@@ -474,7 +479,7 @@ class Run:
         for task in find(*names):
             test = self.data / task.corpus / "test"
             if not test.exists():
-                self._tell(f"{task.name}: no held-out rows at {test}, left out")
+                self.tell(f"{task.name}: no held-out rows at {test}, left out")
                 continue
             name = (
                 "reasoning_3_dpo"
@@ -483,7 +488,7 @@ class Run:
             )
             if name not in engines:
                 engines[name] = Engine(self._after(name), self.processor)
-            with self._clock("evaluation"):
+            with self.clock("evaluation"):
                 result = evaluate(
                     engines[name],
                     task,
@@ -495,7 +500,7 @@ class Run:
                         (self.runs / name / "manifest.json").read_bytes()
                     ).hexdigest(),
                 )
-            self._tell(line(result))
+            self.tell(line(result))
 
     def page(self) -> Path:
         """The report page, from what the folder holds."""
@@ -503,11 +508,11 @@ class Run:
 
     # ------------------------------------------------------------------ telling and timing
 
-    def _tell(self, text: str) -> None:
+    def tell(self, text: str) -> None:
         self.console.print(text, highlight=False)
 
     @contextlib.contextmanager
-    def _clock(self, name: str) -> Iterator[None]:
+    def clock(self, name: str) -> Iterator[None]:
         """Add the seconds of a step to timings.json, interrupted parts included."""
         start = time.monotonic()
         try:

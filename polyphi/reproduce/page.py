@@ -109,6 +109,7 @@ def collect(run: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
         "tasks": results,
         "gallery": gallery,
         "freeze": freeze,
+        "claims": _claims(run),
         "parts": _parts(run),
         "data": _data(run),
         "timings": timings,
@@ -213,6 +214,12 @@ def _frozen(manifest: Mapping[str, Any]) -> dict[str, Any]:
         "changed": [k for k in before if before[k] != after[k]],
         "sha256": digest,
     }
+
+
+def _claims(run: Path) -> list[dict[str, Any]]:
+    """What was found of the report's claims, in their order."""
+    found = [json.loads(p.read_text(encoding="utf-8")) for p in (run / "claims").glob("C*.json")]
+    return sorted(found, key=lambda claim: int(claim["name"].removeprefix("C")))
 
 
 def _parts(run: Path) -> list[dict[str, Any]]:
@@ -406,6 +413,9 @@ def render_markdown(report: Mapping[str, Any]) -> str:
     if frozen_rows:
         heads = ["stage", "frozen tensors", "changed", "text logits before", "after", ""]
         out += ["## Frozen is frozen", sections.CHECKED, _table(heads, frozen_rows)]
+    if report["claims"]:
+        heads = ["claim", "effect", "found", "95 % interval", "claimed above", "smallest seen", ""]
+        out += ["## The report's claims", sections.CLAIMED, _table(heads, _claim_rows(report))]
     if parts:
         out += ["## Size", _table(["part", "here", "the report"], parts)]
     if data:
@@ -414,6 +424,16 @@ def render_markdown(report: Mapping[str, Any]) -> str:
     out += ["## Again", f"`polyphi reproduce {report['size']} --out DIR --seed {report['seed']}`"]
     out += [f"{env['system']}, Python {env['python']}, {versions}."]
     return "\n\n".join(out) + "\n"
+
+
+def _claim_rows(report: Mapping[str, Any]) -> list[list[str]]:
+    rows = []
+    for found in report["claims"]:
+        title = f"**{found['name']}** {found['title']}: **{found['verdict']}**"
+        for effect in found["effects"]:
+            rows.append([title, effect["what"], *sections.effect(effect), effect["verdict"]])
+            title = ""
+    return rows
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

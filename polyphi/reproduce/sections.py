@@ -102,6 +102,7 @@ def render(report: Report, media: Mapping[str, bytes]) -> str:
         ("losses", "Losses", curves(report)),
         ("learned", "Who learned", learned(report)),
         ("frozen", "Frozen", frozen(report)),
+        ("claims", "Claims", claims(report)),
         ("size", "Size", parts(report)),
         ("data", "Data", data(report)),
         ("again", "Again", again(report)),
@@ -363,6 +364,49 @@ def frozen(report: Report) -> str:
             rows.append([f"<b>{text(s['name'])}</b>", tensors, logits])
     heads = ["stage", "frozen tensors, before = after", "text logits, before → after"]
     return section("Frozen is frozen", CHECKED, table(heads, rows)) if rows else ""
+
+
+def claims(report: Report) -> str:
+    blocks = []
+    heads = ["effect", "", ">found", ">95 % interval", ">claimed above", ">smallest seen", ""]
+    for found in report["claims"]:
+        rows = []
+        for shown in found["effects"]:
+            plot = drawing.effect(shown["low"], shown["value"], shown["high"], shown["above"])
+            value, *more = effect(shown)
+            rows.append(
+                [text(shown["what"]), plot, f"<b>{value}</b>", *more, verdict(shown["verdict"])]
+            )
+        seeds = f"{found['identity']['seeds']} seeds, {time(found['seconds'])}"
+        blocks.append(
+            f"<h3>{found['name']} {text(found['title'])} {verdict(found['verdict'])}</h3>"
+            f'<p class="about"><b>{text(found["says"])}</b> (report {text(found["where"])})<br>'
+            f"{text(found['experiment'])}; {seeds}.</p>{table(heads, rows)}"
+        )
+    shown = f'<div class="claims">{"".join(blocks)}</div>'
+    return section("The report’s claims", CLAIMED, shown) if blocks else ""
+
+
+CLAIMED = (
+    "Each is tested at this run's size, which isn't the report's. A claim holds where the 95 % interval (paired "
+    "bootstrap over items and seeds) lies above what is claimed, doesn't where it lies below, and is undecided "
+    "between. The last number is how far from it a true effect had to be for this experiment to see it in four of "
+    "five cases."
+)
+
+
+def effect(shown: Report) -> tuple[str, str, str, str]:
+    """An effect's value, its interval, what the claim says that it exceeds, and the smallest one to be seen."""
+    unit = f" {shown['unit']}".rstrip()
+    value, low, high, above, smallest = (
+        f"{shown[key]:.3g}" for key in ("value", "low", "high", "above", "smallest")
+    )
+    return value + unit, f"{low} to {high}", above, smallest
+
+
+def verdict(found: str) -> str:
+    kind = {"holds": "yes", "doesn't": "no"}.get(found, "unsure")
+    return f'<span class="chip {kind}">{text(found)}</span>'
 
 
 def parts(report: Report) -> str:

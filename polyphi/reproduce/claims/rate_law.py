@@ -1,0 +1,51 @@
+"""C7: the best peak rate falls with the number of tokens, LR*(D) = B * D^-0.32 (report 2.1).
+
+polyphi claims C7 --out runs/nano
+"""
+
+import json
+from collections.abc import Iterator
+
+from polyphi.reproduce.claims.claim import POWER, Claim, Effect
+from polyphi.reproduce.claims.laboratory import Laboratory
+from polyphi.train.scaling import EXPONENT
+
+SEEDS = 2
+NEAR = 0.16  # half of the report's exponent
+
+
+def run(lab: Laboratory) -> Iterator[Effect]:
+    """Text 1 at several rates and lengths, but for the longest; the exponent that fits their best rates."""
+    lengths = lab.run.size.sweep[:4]
+    free = json.loads(lab.run.scaling(SEEDS, lengths).read_text())["free"]
+    value, (low, high) = free["exponent"], free["exponent_interval"]
+    smallest = POWER * (high - low) / 3.92
+    span = f"over {max(lengths) / min(lengths):.0f} times in D"
+    yield Effect(
+        f"the best rate falls: minus the exponent, {span}", -value, -high, -low, "", 0.0, smallest
+    )
+    # |exponent - (-0.32)| < 0.16, as one effect that must be above: the nearer of the two bounds.
+    off = sorted(abs(x - EXPONENT) for x in (low, high))
+    nearest = 0.0 if low <= EXPONENT <= high else off[0]
+    yield Effect(
+        f"it is near {EXPONENT}: {NEAR} less the distance",
+        NEAR - abs(value - EXPONENT),
+        NEAR - off[1],
+        NEAR - nearest,
+        "",
+        0.0,
+        smallest,
+    )
+
+
+claim = Claim(
+    name="C7",
+    title="The law of the peak rate",
+    says="The best peak rate is B * D^-0.32 for D tokens.",
+    where="2.1",
+    experiment=(
+        f"text 1 at four lengths that span eightfold, five or more rates each, {SEEDS} seeds; the free exponent of the "
+        "best rates, with a 95 % interval by bootstrap over runs"
+    ),
+    run=run,
+)
