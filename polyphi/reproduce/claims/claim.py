@@ -73,19 +73,22 @@ def contrast(
     """How much better the second arm is than the first, on the mean over tasks, in hundredths ("points"; of losses in
     nats: give `unit`).
 
-    Each task is (metric, what is summed over items: eval/run.py). Items and seeds are drawn anew, arms stay paired:
-    the same items in both arms and all seeds. Deviations between seeds are widened by sqrt(S / (S - 1)), as few seeds
-    show too little of them. Where no draw differs from another, as where both arms give the same answers, the interval
-    is what n items can't rule out: 3 / n to either side.
+    Each task is (metric, what is summed over items: eval/run.py). Items are drawn anew with arms paired, the same ones in
+    both arms and all seeds. What seeds add to that is drawn from Student's t with S - 1 degrees of freedom, as three
+    seeds are few. Where no draw differs from another, as where both arms give the same answers, the interval is what n
+    items can't rule out: 3 / n to either side.
     """
     random = np.random.default_rng(0)
     found, drawn = zip(*(_differences(m, v, random, unit) for m, v in tasks), strict=True)
     by_seed = np.mean(found, axis=0)  # [S]
     value, seeds = float(by_seed.mean()), len(by_seed)
-    some = np.mean(drawn, axis=0).mean(-1)  # [draws]
+    every = np.mean(drawn, axis=0)  # [draws S]
+    some = every.mean(-1)
     if seeds > 1:
-        chosen = by_seed[random.integers(seeds, size=(DRAWS, seeds))].mean(-1)
-        some = some + (chosen - value) * np.sqrt(seeds / (seeds - 1))
+        # How far seeds lie apart, less what items alone put between them.
+        by_items = (every - some[:, None]).var(0).sum() / (seeds - 1)
+        spread = np.sqrt(max(0.0, by_seed.var(ddof=1) - by_items) / seeds)
+        some = some + spread * random.standard_t(seeds - 1, DRAWS)
     if some.std() == 0:
         least = 3 / sum(vectors.shape[1] for _, vectors in tasks) * (100 if unit == "points" else 1)
         return Effect(what, value, value - least, value + least, unit, above, least)

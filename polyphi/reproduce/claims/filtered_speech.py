@@ -103,7 +103,7 @@ claim = Claim(
     says="Synthetic speech filtered by a recogniser's word error rate trains better than unfiltered.",
     where="3.3, 3.4",
     experiment=(
-        f"joint 1 for {SHARE:.0%} of its steps on the same pictures and questions, each question in {VOICES // 2} of "
+        f"Joint 1 for {SHARE:.0%} of its steps on the same pictures and questions, each question in {VOICES // 2} of "
         f"{VOICES} voices: those the run's own recogniser understands best, or any"
     ),
     run=run,

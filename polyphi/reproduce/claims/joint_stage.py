@@ -58,7 +58,7 @@ claim = Claim(
     says="The joint stage unlocks vision with speech and keeps what vision and text could do.",
     where="2.2.2",
     experiment=(
-        "spoken questions about held-out pictures and all vision tasks before and after joint 1 (several seeds), "
+        "Spoken questions about held-out pictures and all vision tasks before and after joint 1 (several seeds), "
         f"{LIMIT} samples a vision task, margin {MARGIN:g} points; for text see C1"
     ),
     run=run,

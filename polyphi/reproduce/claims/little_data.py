@@ -50,7 +50,7 @@ claim = Claim(
     says="Speech is summarised well though summaries are 1 % of speech post-training.",
     where="4.1.2",
     experiment=(
-        f"speech 2 for {SHARE:.0%} of its steps with {', '.join(f'{s:.0%}' for s in SHARES)} of summaries among its "
+        f"Speech 2 for {SHARE:.0%} of its steps with {', '.join(f'{s:.0%}' for s in SHARES)} of summaries among its "
         f"samples; topics of held-out talks (margin {MARGIN:g} points)"
     ),
     run=run,

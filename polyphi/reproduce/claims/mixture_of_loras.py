@@ -214,7 +214,7 @@ claim = Claim(
     ),
     where="2.2, 4.1.1",
     experiment=(
-        f"vision 3 three times from vision 2, on the same samples, {SHARE:.0%} of its steps: LoRA, full fine-tuning "
+        f"Vision 3 three times from vision 2, on the same samples, {SHARE:.0%} of its steps: LoRA, full fine-tuning "
         "(at text 3's rate), gated cross-attention and MLP before every second layer; exact answers on "
         f"{PICTURES} held-out pictures (margin {MARGIN:g} points), loss on {TEXTS} held-out text answers"
     ),

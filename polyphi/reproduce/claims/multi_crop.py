@@ -162,7 +162,7 @@ claim = Claim(
     says="The crop rule spares small images: they aren't blown up to the grid of the nearest aspect ratio.",
     where="2.2.1",
     experiment=(
-        f"both rules on {len(SIDES) ** 2} sizes, 28 x 448 among them; then small pictures of numbers, learned by "
+        f"Both rules on {len(SIDES) ** 2} sizes, 28 x 448 among them; then small pictures of numbers, learned by "
         f"vision 3's model with either rule from the same samples, {SHARE:.0%} of the stage's steps (margin "
         f"{MARGIN:g} points)"
     ),

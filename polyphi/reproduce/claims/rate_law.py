@@ -44,7 +44,7 @@ claim = Claim(
     says="The best peak rate is B * D^-0.32 for D tokens.",
     where="2.1",
     experiment=(
-        f"text 1 at four lengths that span eightfold, five or more rates each, {SEEDS} seeds; the free exponent of the "
+        f"Text 1 at four lengths that span eightfold, five or more rates each, {SEEDS} seeds; the free exponent of the "
         "best rates, with a 95 % interval by bootstrap over runs"
     ),
     run=run,

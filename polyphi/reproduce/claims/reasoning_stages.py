@@ -32,6 +32,6 @@ claim = Claim(
     title="Three reasoning stages",
     says="Pre-training, fine-tuning and preferences each improve reasoning.",
     where="2.2.2, Table 9",
-    experiment="final answers of held-out worked problems after each stage, stages trained with several seeds",
+    experiment="Final answers of held-out worked problems after each stage, stages trained with several seeds",
     run=run,
 )

@@ -49,7 +49,7 @@ claim = Claim(
     ),
     where="2.2.2",
     experiment=(
-        "speech tasks after speech 1 and after speech 2, beside the best constant answer; speech 2 trained with "
+        "Speech tasks after speech 1 and after speech 2, beside the best constant answer; speech 2 trained with "
         f"several seeds; {LIMIT} samples a task, margin {MARGIN:g} points"
     ),
     run=run,
