@@ -47,8 +47,8 @@ def test_an_error_rate_is_better_when_lower() -> None:
 
 
 def test_the_interval_covers_what_is_true() -> None:
-    """Of experiments whose arms are equal about 5 % find a difference: by items alone, and with seeds whose shares differ
-    by 10 points (seen: 3 and 9 % of 300, as three seeds tell their own spread badly)."""
+    """Of experiments whose arms are equal about 5 % find a difference: by items alone, and with seeds whose shares
+    differ by 10 points (seen: 3 and 9 % of 300, as three seeds tell their own spread badly)."""
     found = {}
     for noise in (0.0, 0.1):
         wrong = 0

@@ -73,10 +73,10 @@ def contrast(
     """How much better the second arm is than the first, on the mean over tasks, in hundredths ("points"; of losses in
     nats: give `unit`).
 
-    Each task is (metric, what is summed over items: eval/run.py). Items are drawn anew with arms paired, the same ones in
-    both arms and all seeds. What seeds add to that is drawn from Student's t with S - 1 degrees of freedom, as three
-    seeds are few. Where no draw differs from another, as where both arms give the same answers, the interval is what n
-    items can't rule out: 3 / n to either side.
+    Each task is (metric, what is summed over items: eval/run.py). Items are drawn anew with arms paired, the same ones
+    in both arms and all seeds. What seeds add to that is drawn from Student's t with S - 1 degrees of freedom, as three
+    seeds are few. Where no draw differs from another, as where both arms give the same answers, the interval is what
+    n items can't rule out: 3 / n to either side.
     """
     random = np.random.default_rng(0)
     found, drawn = zip(*(_differences(m, v, random, unit) for m, v in tasks), strict=True)
