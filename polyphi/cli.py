@@ -318,7 +318,10 @@ def curate(
         return
     if shown:
         raise ValueError(f"one corpus at a time, found {corpus} and {shown}")
-    options = dict(given.partition("=")[::2] for given in slurm or ())
+    options = {
+        key: int(value) if value.isdigit() else value
+        for key, _, value in (given.partition("=") for given in slurm or ())
+    }
     run.build(corpus, Machines(executor, workers, options))
 
 

@@ -11,6 +11,9 @@ again, so that its shards are the same bit for bit, whoever made them and howeve
 """
 
 import json
+import shutil
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,7 +36,7 @@ logger.disable("datatrove")  # it says a dozen lines a task; its own log files g
 @dataclass(frozen=True)
 class Machines:
     """Where tasks run: `executor` "local" (so many processes), "ray" (so many tasks at a time, on the cluster that
-    RAY_ADDRESS names, or one started here) or "slurm" (jobs are handed in; `slurm` has sbatch's `partition`, `time`
+    RAY_ADDRESS names, or one started here) or "slurm" (jobs are handed in; `slurm` has sbatch's `partition` and `time`,
     and what else datatrove's executor takes)."""
 
     executor: Literal["local", "ray", "slurm"] = "local"
@@ -95,8 +98,8 @@ def run(
     parents: Sequence[str] = (),
 ) -> None:
     """Make splits in `folder`, each by its tasks, but for those that are there. `pipeline` is the hash of all that
-    decides what is made. With Slurm it returns when jobs are handed in; called again after they are done, it joins
-    what they made. Raises ValueError where an executor isn't installed."""
+    decides what is made. With Slurm it returns when jobs are handed in (and at once while they wait or run);
+    called again after they are done, it joins what they made. Raises ValueError where an executor isn't installed."""
     made = folder / ".made" / pipeline[:16]
     places = [
         (s, made / "parts" / s / f"{n:05d}") for s, ts in splits.items() for n in range(len(ts))
@@ -107,6 +110,8 @@ def run(
     for step in steps:
         if getattr(step, "exclusion_writer", "none") is None:
             step.exclusion_writer = _aside(made / "dropped" / type(step).__name__)
+    if machines.executor == "slurm" and _queued(made):
+        return
     tasks = [task for each in splits.values() for task in each]
     last = Part([part for _, part in places], pipeline, parents)
     _executor(machines, [Samples(tasks), *steps, last], len(tasks), made).run()
@@ -121,6 +126,21 @@ def _is_made(folder: Path, pipeline: str) -> bool:
     return manifest.exists() and json.loads(manifest.read_text())["pipeline"] == pipeline
 
 
+def _job(made: Path) -> str:
+    """What Slurm knows a pipeline's jobs by: its corpus, and the hash of all that decides what is made."""
+    return f"polyphi-{made.parents[1].name}-{made.name}"
+
+
+def _queued(made: Path) -> bool:
+    """Whether jobs that were handed in before wait or run."""
+    if shutil.which("squeue") is None:
+        return False
+    command = ["squeue", "--noheader", "--name", _job(made), "--format", "%r"]
+    told = subprocess.run(command, check=False, capture_output=True, text=True).stdout
+    # What waits for jobs that failed waits for ever.
+    return any(reason != "DependencyNeverSatisfied" for reason in told.split())
+
+
 def _executor(machines: Machines, steps: list[PipelineStep], tasks: int, made: Path) -> Any:
     common = {"pipeline": steps, "tasks": tasks, "logging_dir": str(made)}
     try:
@@ -133,7 +153,14 @@ def _executor(machines: Machines, steps: list[PipelineStep], tasks: int, made: P
         if machines.executor == "slurm":
             from datatrove.executor import SlurmPipelineExecutor
 
-            return SlurmPipelineExecutor(**common, workers=machines.workers, **machines.slurm)
+            if lacking := {"partition", "time"} - set(machines.slurm):
+                raise ValueError(
+                    f"Slurm wants to know {' and '.join(sorted(lacking))}: --slurm partition=NAME --slurm time=04:00:00"
+                )
+            # Jobs use the Python that hands them in.
+            activate = f'export PATH="{Path(sys.executable).parent}:$PATH"'
+            options = {"job_name": _job(made), "env_command": activate, **machines.slurm}
+            return SlurmPipelineExecutor(**common, workers=machines.workers, **options)
     except ImportError as error:
         raise ValueError(
             f"the executor {machines.executor!r} isn't installed ({error}); `pip install ray` brings it"

@@ -239,6 +239,11 @@ class Run:
                 return
             with self.clock(f"corpus {name}"):
                 manifests = corpora.build(corpus, work, machines)
+        if not manifests:
+            self.tell(
+                f"{name}: jobs are handed in; say the same again when they are done, to join what they made"
+            )
+            return
         counts = ", ".join(f"{m['rows']} {split}" for split, m in manifests.items())
         self.tell(f"[bold]{name:<22}[/bold] {counts}")
 

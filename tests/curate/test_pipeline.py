@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -191,6 +192,31 @@ def _partial(folder: Path, begun: float) -> list[Path]:
         with contextlib.suppress(FileNotFoundError):  # whole just now
             found += [path] * (path.stat().st_mtime > begun)
     return found
+
+
+def test_slurm_must_know_where_and_how_long(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match="wants to know partition and time: --slurm partition=NAME"
+    ):
+        corpus.build(copying.corpus, work(tmp_path), Machines("slurm"))
+
+
+@pytest.mark.long
+@pytest.mark.skipif(shutil.which("sinfo") is None, reason="no Slurm here")
+def test_slurm_makes_the_same_shards(tmp_path: Path) -> None:
+    """Jobs are handed in once, however often it is asked, and what they made is joined. One node will do."""
+    found = subprocess.run(["sinfo", "-h", "-o", "%R"], check=False, capture_output=True, text=True)
+    if not (partitions := found.stdout.split()):
+        pytest.skip("no Slurm partition is up")
+    machines = Machines("slurm", 2, {"partition": partitions[0], "time": "00:10:00"})
+    corpus.build(copying.corpus, work(tmp_path / "local"))
+    assert corpus.build(copying.corpus, work(tmp_path / "slurm"), machines) == {}
+    deadline = time.monotonic() + 120
+    while not (made := corpus.build(copying.corpus, work(tmp_path / "slurm"), machines)):
+        assert time.monotonic() < deadline, "the jobs haven't ended"
+        subprocess.run(["sleep", "5"], check=True)
+    assert made["train"]["rows"]
+    assert hashes(tmp_path / "slurm", "copying") == hashes(tmp_path / "local", "copying")
 
 
 @pytest.mark.long
