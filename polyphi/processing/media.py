@@ -220,10 +220,13 @@ def _frames(
     container: Any, stream: Any, count: int, max_pixels: int, max_seconds: float
 ) -> list[Image.Image]:
     """Frames of an open video: packets are read once for their times, then what is wanted is decoded."""
+    if stream.codec_context is None:
+        raise _Refused("it has an encoding that isn't known here; convert it to H.264 first")
+    _check_frame(stream.codec_context, max_pixels)
     packets = [
         (p.dts if p.pts is None else p.pts, p.is_keyframe, p.duration or 0)  # AVI may lack the one
         for p in container.demux(stream)
-        if p.pts is not None or p.dts is not None
+        if (p.pts is not None or p.dts is not None) and not p.is_discard
     ]
     if not packets:
         return []
@@ -235,7 +238,6 @@ def _frames(
         raise _Refused(f"a video may last {max_seconds:g} s, found {seconds:.1f} s; cut it first")
     middles = [start + (end - start) * (2 * i + 1) / (2 * count) for i in range(count)]
     wanted = sorted({shown[bisect_right(shown, middle) - 1] for middle in middles})
-    _check_frame(stream.codec_context, max_pixels)
     found: list[Image.Image] = []
     decoder, last = None, start - 1
     for pts in wanted:
@@ -250,6 +252,10 @@ def _frames(
             if frame.pts is not None and frame.pts >= pts:
                 found.append(frame.to_image())
                 break
+    if len(found) < 0.75 * len(wanted):  # a few may be missing: some packets are never shown
+        raise _Refused(
+            f"the video is damaged or truncated; expected {len(wanted)} frames, found {len(found)}"
+        )
     return found
 
 

@@ -313,6 +313,21 @@ def test_what_is_no_video_is_refused_in_one_line(png: Make, tmp_path: Path) -> N
         assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize("format", ["mp4", "webm", "avi"])
+def test_damaged_videos_are_read_or_refused_and_nothing_else(format: str) -> None:
+    whole = film(12, format, "libvpx" if format == "webm" else "mpeg4")
+    rng, refused = np.random.default_rng(0), 0
+    for _ in range(150):
+        data = np.frombuffer(whole, np.uint8).copy()
+        data[rng.integers(0, len(data), 5)] = rng.integers(0, 256, 5)
+        try:
+            assert 1 <= len(decode_video(data.tobytes(), frames=4)) <= 4
+        except ValueError as error:
+            assert "\n" not in str(error)
+            refused += 1
+    assert 0 < refused < 150
+
+
 def test_a_video_is_held_to_its_caps() -> None:
     whole = film(40)
     for cap, said in (
