@@ -184,7 +184,7 @@ def decode_video(
     max_seconds: float = MAX_VIDEO_SECONDS,
 ) -> list[Image.Image]:
     """Up to `frames` frames as RGB, in order: what is shown in the middle of each of so many equal parts of the time
-    (16, uniformly, as the report has it for VideoMME; section 4.1). A shorter video gives all that it has.
+    (16, uniformly, as the report has it for VideoMME; section 4.1.1). A shorter video gives all that it has.
 
     When a frame is shown its packet says; headers, which may lie, aren't asked. A turn that the file asks for is not
     made. Needs PyAV (extra `video`). Raises `ValueError` for bytes that are no MP4, WebM, Matroska or AVI, for damaged
