@@ -3,7 +3,7 @@
 
     picture                   step             found                         then
     cut JPEG                  Sizes            "broken"                      dropped
-    20 x 900                  Sizes            20 pixels, aspect 45          dropped: "too small"
+    20 x 900                  Sizes            20 x 900                      dropped: "too small"
     4000 x 3000               Shrink           1344 x 1008                   stays, smaller
     (a classifier's 0.93)     Safe             0.93 of at most 0.5           dropped: "unsafe"
     a cat, "A red bus."       Matching         0.11 of at least 0.25         dropped: "caption doesn't match"
@@ -148,12 +148,13 @@ class Safe(BaseFilter):
         if not scores:
             return True
         _note(doc, "safe", self._classifier, scores, most=self._most)
-        return max(scores) <= self._most or (False, "unsafe")
+        return all(score <= self._most for score in scores) or (False, "unsafe")
 
 
 class Matching(BaseFilter):
     """Keeps documents in which every picture fits its caption (`captions`): `similarity(picture, caption)`, such as the
-    cosine of CLIP's embeddings, is at least `least`. Notes every score, and which `model` gave it. Documents whose
+    cosine of CLIP's embeddings, is at least `least`. For corpora of captions: of questions the answer would be held
+    against the picture. Notes every score, and which `model` gave it. Documents whose
     pictures have no caption pass, and say so.
     """
 
@@ -172,7 +173,7 @@ class Matching(BaseFilter):
         pairs = captions(sample(doc))
         scores = [float(self._similarity(decode_image(data), told)) for data, told in pairs]
         _note(doc, "matching", self._model, scores, least=self._least)
-        return not scores or min(scores) >= self._least or (False, "caption doesn't match")
+        return all(score >= self._least for score in scores) or (False, "caption doesn't match")
 
 
 def captions(one: Sample) -> list[tuple[bytes, str]]:

@@ -133,6 +133,15 @@ def test_a_caption_of_something_else_is_dropped() -> None:
     assert step.filter(untold) is True and untold.metadata["lineage"][0]["scores"] == []
 
 
+def test_a_score_that_is_no_number_lets_nothing_through() -> None:
+    doc = document(row(picture(30, 30), picture(30, 30)))
+    scores = iter([0.1, float("nan")])
+    assert Safe(lambda _: next(scores), classifier="broken").filter(doc) == (False, "unsafe")
+    told = document(row(picture(30, 30)))
+    broken = Matching(lambda *_: float("nan"), model="broken", least=0.0)
+    assert broken.filter(told) == (False, "caption doesn't match")
+
+
 def test_in_a_pipeline_what_is_dropped_stays_aside_with_its_reason(tmp_path: Path) -> None:
     def rows() -> Iterator[Sample]:
         yield row(picture(2688, 1344), id="large")
