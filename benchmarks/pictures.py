@@ -1,14 +1,16 @@
-"""What pictures, pages and videos cost to curate, on one core:
+"""What pictures, pages and videos cost to curate, on one core, and which wrong captions our own similarity finds:
 
-    OMP_NUM_THREADS=1 python benchmarks/pictures.py
-
-Each line is the best of three rounds over the same material, which is drawn here.
+OMP_NUM_THREADS=1 python benchmarks/pictures.py              # each line the best of three rounds over what is drawn
+OMP_NUM_THREADS=1 python benchmarks/pictures.py runs/nano    # of captions, every fifth planted; needs vision_0
 """
 
 import io
 import random
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import av
 import numpy as np
@@ -21,10 +23,11 @@ from polyphi.chat import Message
 from polyphi.curate import cartoons, pdf_pages
 from polyphi.curate.documents import document
 from polyphi.curate.photos import photo, set_page
-from polyphi.curate.pictures import Shrink, Sizes, encoded
+from polyphi.curate.pictures import Shrink, Sizes, captions, encoded
 from polyphi.curate.scenes import Scene
-from polyphi.data.shards import Sample
-from polyphi.processing.media import decode_video
+from polyphi.data.shards import Sample, Shards
+from polyphi.processing.media import decode_image, decode_video
+from polyphi.reproduce.graph import Run
 
 
 def scenery(width: int, height: int) -> Image.Image:
@@ -73,7 +76,43 @@ def best(what: str, unit: str, count: float, work: Callable[[], object]) -> None
     print(f"{what}: {count / min(took):,.1f} {unit}/s")
 
 
-def main() -> None:
+def planted(rows: Sequence[Sample]) -> list[tuple[Sample, bool]]:
+    """Captions of which every fifth is another picture's, of the same task and language; whether it is."""
+    rng, found = random.Random(0), []
+    for i, one in enumerate(rows):
+        like = [r for r in rows if r.answer != one.answer and _kind(r) == _kind(one)]
+        if wrong := i % 5 == 0 and bool(like):
+            told = Message.assistant(rng.choice(like).answer)
+            one = replace(one, messages=(*one.prompt, told))
+        found.append((one, wrong))
+    return found
+
+
+def _kind(one: Sample) -> tuple[str, str]:
+    return one.meta["task"], one.meta["language"]
+
+
+def similarity(out: Path) -> None:
+    """Precision and recall of `Matching` on planted captions of the test split, by task and threshold."""
+    run = Run("nano", out)
+    asked = run.made_by("vision_0_encoder")
+    pairs = planted(list(Shards(run.data / "captions" / "test")))
+    scored = [(asked(decode_image(data), told), wrong, one.meta["task"])
+              for one, wrong in pairs for data, told in captions(one)]  # fmt: skip
+    for task in sorted({task for *_, task in scored}):
+        right = np.array([score for score, wrong, of in scored if of == task and not wrong])
+        wrong = np.array([score for score, wrong, of in scored if of == task and wrong])
+        order = (right[:, None] > wrong).mean()
+        print(
+            f"{task}: {len(right)} right, {len(wrong)} wrong, a right one above a wrong one {order:.2f}"
+        )
+        for least in (-0.1, 0.0, 0.1, 0.2):
+            caught, lost = (wrong < least).sum(), (right < least).sum()
+            precision = caught / max(1, caught + lost)
+            print(f"  below {least:g}: precision {precision:.2f}, recall {caught / len(wrong):.2f}")
+
+
+def speed() -> None:
     middling, large = (encoded(scenery(*size)) for size in ((1024, 768), (4000, 3000)))
     sizes, shrink = Sizes(), Shrink()
     best("Sizes, JPEG of 1024 x 768", "pictures", 20, lambda: [
@@ -111,4 +150,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    similarity(Path(sys.argv[1])) if len(sys.argv) == 2 else speed()

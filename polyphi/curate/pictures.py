@@ -154,8 +154,8 @@ class Safe(BaseFilter):
 class Matching(BaseFilter):
     """Keeps documents in which every picture fits its caption (`captions`): `similarity(picture, caption)`, such as the
     cosine of CLIP's embeddings, is at least `least`. For corpora of captions: of questions the answer would be held
-    against the picture. Notes every score, and which `model` gave it. Documents whose
-    pictures have no caption pass, and say so.
+    against the picture. Notes every score, and which `model` gave it. Documents whose pictures have no caption pass,
+    with no score.
     """
 
     name, type = "Matching", "FILTER"

@@ -241,7 +241,7 @@ class Run:
             seed=self.seed,
             cache=self.cache,
             data=self.data,
-            models=_Lazy(corpus.stages, self._made_by),
+            models=_Lazy(corpus.stages, self.made_by),
             tell=self._tell,
         )
         with self._alone(f"corpus {name}"):
@@ -252,7 +252,7 @@ class Run:
         counts = ", ".join(f"{m['rows']} {split}" for split, m in manifests.items())
         self._tell(f"[bold]{name:<22}[/bold] {counts}")
 
-    def _made_by(self, stage: str) -> Any:
+    def made_by(self, stage: str) -> Any:
         """What a stage made, for corpora: the recogniser after speech_0, how well captions fit pictures after vision_0,
         else a language model that answers."""
         if stage == "speech_0_aed":
@@ -260,7 +260,7 @@ class Run:
         if stage == "vision_0_encoder":
             trained = load_file(self.runs / stage / lineage.TRAINED)
             known = (
-                s.answer for s in islice(corpora.Shards(self.data / "captions" / "train"), 2000)
+                s.answer for s in islice(corpora.Shards(self.data / "captions" / "train"), 1000)
             )
             return Similarity(self._after(stage), trained, self.processor, known)
         return Engine(self._after(stage), self.processor)
