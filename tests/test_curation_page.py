@@ -1,13 +1,21 @@
-"""The example corpus of docs/curation.md, from files to shards and their card."""
+"""The examples of docs/curation.md, from files to shards and their card; only classifiers are stand-ins."""
 
+import io
 import json
+import re
 from pathlib import Path
 
+import av
 import pytest
+from matplotlib.figure import Figure
+from PIL import Image, ImageStat
 
 from polyphi import cli
+from polyphi.chat import Image as Picture
+from polyphi.chat import media
 from polyphi.data.shards import Shards
 
+PAGE = Path(__file__).parents[1] / "docs" / "curation.md"
 EXAMPLE = Path(__file__).parents[1] / "examples" / "curate_pages.py"
 DOGS = (
     "Dogs have lived with people for many thousands of years, and they have learned to understand much of what we say. "
@@ -37,3 +45,84 @@ def test_the_example_makes_clean_shards(
     assert "my crawl" in card and "CC-BY-4.0" in card and "dropped" in card
     cli.main(["curate", "show", f"pages/{kept[0].id}", "--out", "mine", "--size", "micro"])
     assert "in train" in capsys.readouterr().out
+
+
+def blocks(section: str) -> list[str]:
+    """The Python of a section of the page."""
+    (text,) = re.findall(rf"(?ms)^## {section}\n(.*?)(?=^## |\Z)", PAGE.read_text())
+    return re.findall(r"(?s)```python\n(.*?)```", text)
+
+
+def run(code: str) -> None:
+    exec(compile(code, str(PAGE), "exec"), {"__name__": "example"})
+
+
+def test_the_page_s_picture_filters_make_a_corpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _ = blocks("Pictures")
+    (tmp_path / "pairs").mkdir()
+    kinds = {
+        "good": ("black", 1600),
+        "tiny": ("black", 20),
+        "unsafe": ("white", 90),
+        "other": ("#202020", 90),
+    }
+    for name, (colour, side) in kinds.items():
+        Image.new("RGB", (side, side), colour).save(tmp_path / "pairs" / f"{name}.png")
+    (tmp_path / "pairs" / "broken.png").write_bytes(b"\x89PNG")
+    for split in ("train", "test"):
+        lines = [
+            {"id": name, "image": f"{name}.png", "conversations": [
+                {"from": "human", "value": "<image>\nWhat is this?"}, {"from": "gpt", "value": "Night."}]}
+            for name in (*kinds, "broken")
+        ]  # fmt: skip
+        (tmp_path / "pairs" / f"{split}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    mine = (
+        "from PIL import ImageStat\n\n"
+        "def my_classifier(picture):\n    return ImageStat.Stat(picture.convert('L')).mean[0] / 255\n\n"
+        "def my_similarity(picture, caption):\n    return float(my_classifier(picture) < 0.05)\n\n"
+    )
+    (tmp_path / "pairs.py").write_text(mine + code)
+    monkeypatch.chdir(tmp_path)
+    cli.main(["curate", "pairs.py", "--out", "mine", "--size", "micro"])
+    (kept,) = Shards(tmp_path / "mine" / "data" / "pairs" / "train")
+    assert kept.id == "good"
+    with Image.open(io.BytesIO(media(kept.messages, Picture)[0].source)) as opened:
+        assert opened.size == (1344, 1344)
+    assert [s["step"] for s in kept.meta["lineage"]] == ["sizes", "shrink", "safe", "matching"]
+    for name, reason in (
+        ("tiny", "too small"),
+        ("unsafe", "unsafe"),
+        ("other", "caption doesn't match"),
+    ):
+        capsys.readouterr()
+        cli.main(["curate", "show", f"pairs/{name}", "--out", "mine", "--size", "micro"])
+        assert reason in capsys.readouterr().out
+
+
+def test_the_page_s_pdfs_and_videos_become_shards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "papers").mkdir()
+    figure = Figure(figsize=(4, 5))
+    figure.text(0.1, 0.9, "A paper.")
+    figure.savefig(tmp_path / "papers" / "a.pdf")
+    (tmp_path / "clips").mkdir()
+    with av.open(str(tmp_path / "clips" / "walk.mp4"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=8)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for i in range(24):
+            frame = Image.new("RGB", (64, 48), (10 * i, 0, 0))
+            container.mux(stream.encode(av.VideoFrame.from_image(frame)))
+        container.mux(stream.encode(None))
+    (tmp_path / "clips" / "walk.txt").write_text("It dawns.")
+    monkeypatch.chdir(tmp_path)
+    run(blocks("Pictures")[1])
+    run(*blocks("Video"))
+    (page,) = Shards(tmp_path / "read_pages" / "train")
+    assert page.answer == "A paper." and page.source == "my papers"
+    (watched,) = Shards(tmp_path / "watched" / "train")
+    frames = [Image.open(io.BytesIO(p.source)) for p in media(watched.messages, Picture)]
+    red = [ImageStat.Stat(frame).mean[0] for frame in frames]
+    assert watched.answer == "It dawns." and len(red) == 16 and red == sorted(red)

@@ -1,20 +1,25 @@
-"""Charts with exact answers: bars, lying bars, pies and lines; the highest, a bar's value, the whole table.
+"""Charts with exact answers: bars, lying bars, pies and lines; the highest, a bar's value, the whole table. Tables: a
+cell, the highest of a column, all of it. Slides: their title, their points, the chart on them.
 
-Held out for the test split: fonts; every chart's numbers are drawn anew.
+Held out for the test split: fonts; every picture's numbers are drawn anew.
 """
 
 from collections.abc import Iterator
 
 from polyphi.corpora.image_qa import chart as bars
 from polyphi.corpora.image_qa import pick_values
-from polyphi.curate import charts
+from polyphi.curate import charts, slides, tables
 from polyphi.curate.corpus import Corpus, Work
 from polyphi.curate.images import SIDE
-from polyphi.curate.lexicon import COLOURS
+from polyphi.curate.lexicon import COLOURS, NOUNS
 from polyphi.curate.scenes import Made, Scene, asked, samples
 from polyphi.data.shards import Sample
 
 LETTERS = "ABCDEFG"
+SHORT = tuple(noun for noun in NOUNS if len(noun) <= 5)
+"""Names of a table's rows, which are small."""
+THINGS = tuple(noun for noun in NOUNS if len(noun) <= 6)
+PLACES = ("first", "second", "third", "last")
 
 
 def labelled(scene: Scene) -> Made:
@@ -29,7 +34,8 @@ def labelled(scene: Scene) -> Made:
     order = scene.rng.sample(range(len(labels)), len(labels))
     draw = scene.rng.choice((charts.columns, charts.columns, charts.rows))
     drawn = draw(scene, [labels[i] for i in order], [values[i] for i in order], scene.size())
-    return asked(drawn.picture, f"What is the value of {labels[0]}?", drawn.value(labels[0]))
+    question = f"What is the value of {labels[0]}?"
+    return asked(drawn.picture, question, drawn.value(labels[0]), layout="chart")
 
 
 def table(scene: Scene) -> Made:
@@ -52,7 +58,8 @@ def slices(scene: Scene) -> Made:
     values.insert(0, max(values) + scene.rng.randint(2, 4) if largest else 1)
     order = scene.rng.sample(range(len(values)), len(values))
     drawn = charts.pie(scene, [[label, *others][i] for i in order], [values[i] for i in order])
-    return asked(drawn.picture, f"Which slice is {'largest' if largest else 'smallest'}?", label)
+    question = f"Which slice is {'largest' if largest else 'smallest'}?"
+    return asked(drawn.picture, question, label, layout="chart")
 
 
 def trend(scene: Scene) -> Made:
@@ -61,7 +68,64 @@ def trend(scene: Scene) -> Made:
     count = scene.rng.choice((3, 4, 5))
     values = sorted(scene.rng.sample(range(1, charts.LARGEST + 1), count), reverse=answer == "down")
     drawn = charts.line(scene, values, (SIDE, SIDE))
-    return asked(drawn.picture, "Does the line go up or down?", answer)
+    return asked(drawn.picture, "Does the line go up or down?", answer, layout="chart")
+
+
+def _table(scene: Scene, largest: int) -> tables.Table:
+    """Two or three columns, two to four rows of short nouns; in a column no number stands twice."""
+    columns = LETTERS[: scene.rng.choice((2, 2, 3))]
+    rows = scene.rng.sample(SHORT, scene.rng.choice((2, 3, 4)))
+    numbers = [scene.rng.sample(range(1, largest + 1), len(rows)) for _ in columns]
+    return tables.draw(scene, columns, rows, list(zip(*numbers, strict=True)), scene.size())
+
+
+def cell(scene: Scene) -> Made:
+    """A number of a table by the names of its row and column, or the row that has the most of a column."""
+    form, drawn = scene.answer(("value", "highest")), _table(scene, largest=20)
+    column = scene.rng.choice(drawn.columns)
+    if form == "highest":
+        question = f"Which row has the highest {column}?"
+        return asked(drawn.picture, question, drawn.highest(column), form=form, layout="table")
+    row = scene.rng.choice(drawn.rows)
+    question = f"What is the {column} of {row}?"
+    return asked(drawn.picture, question, drawn.cell(row, column), form=form, layout="table")
+
+
+def read_table(scene: Scene) -> Made:
+    """All of a table."""
+    drawn = _table(scene, largest=9)
+    return asked(drawn.picture, "Read the table.", drawn.text(), layout="table")
+
+
+def slide(scene: Scene) -> Made:
+    """The title of a slide, one of its points, how many there are, or the value of a bar on it."""
+    form = scene.answer(("title", "point", "count", "chart"))
+    count = scene.answer((2, 3, 4), every=4)
+    points = [
+        f"{scene.rng.choice(list(COLOURS))} {noun}" for noun in scene.rng.sample(THINGS, count)
+    ]
+    title = scene.rng.choice(list(NOUNS)).capitalize()
+    labels = LETTERS[: scene.rng.choice((2, 3))]
+    plot = None
+    if form == "chart" or scene.rng.random() < 0.15:
+        values = pick_values(scene, len(labels))
+        plot = charts.columns(scene, labels, values, (SIDE - 4, SIDE - 30))
+    drawn = slides.draw(scene, title, points, plot.picture if plot else None)
+    question: str
+    answer: object
+    if form == "title":
+        question, answer = "What is the title?", drawn.title
+    elif form == "count":
+        question, answer = "How many points are there?", len(drawn.points)
+    elif form == "point":
+        place = scene.rng.choice((*PLACES[: count - 1], PLACES[-1]))
+        question = f"What is the {place} point?"
+        answer = drawn.points[-1 if place == "last" else PLACES.index(place)]
+    else:
+        assert plot is not None
+        label = scene.rng.choice(labels)
+        question, answer = f"What is the value of {label}?", plot.value(label)
+    return asked(drawn.picture, question, answer, form=form, layout="slide")
 
 
 MAKERS = {
@@ -70,12 +134,16 @@ MAKERS = {
     "chart_pie": (15, slices),
     "chart_line": (8, trend),
     "chart_table": (22, table),
+    "table_cell": (4, cell),
+    "table_text": (2, read_table),
+    "slide": (4, slide),
 }
 """Task -> (share of the training set, maker)."""
 
 
 def plots(work: Work) -> Iterator[tuple[str, Sample]]:
-    return samples("charts", work, MAKERS, tests=("chart_value", "chart_pie", "chart_line"))
+    tests = ("chart_value", "chart_pie", "chart_line", "table_cell", "slide")
+    return samples("charts", work, MAKERS, tests=tests)
 
 
 corpus = Corpus("charts", build=plots)

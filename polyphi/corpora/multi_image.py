@@ -1,13 +1,14 @@
-"""Several pictures at once: which one shows a thing, whether two show the same, how a shape moves, how many show it.
+"""Several pictures at once: which one shows a thing, whether two show the same, how a shape moves, how many show it;
+frames of drawn videos: what happens first or last, and all that happens, in order.
 
-The multi-image and video set of `vision_4_multiframe`; frames of a moving shape stand in for video.
+The multi-image and video set of `vision_4_multiframe`. Videos of your own: polyphi/curate/videos.py.
 """
 
 from collections.abc import Iterator
 
 from PIL import Image
 
-from polyphi.curate import images, stamps
+from polyphi.curate import cartoons, images, stamps
 from polyphi.curate.corpus import Corpus, Work
 from polyphi.curate.images import SCANS, SIDE, sheet
 from polyphi.curate.lexicon import COLOUR_RGB
@@ -147,11 +148,38 @@ def frames(scene: Scene) -> Made:
     return asked(pictures, f"How many pictures show a {shape}?", answer)
 
 
+def _cartoon(scene: Scene, events: list[str], first: bool) -> cartoons.Cartoon:
+    """A video of `events` and one or two more, which come before or after them."""
+    shape, colour = scene.pair()
+    others = [c for s, c in scene.pairs if s == shape and c != colour]
+    more = [e for e in (*cartoons.PLAIN, f"turns {scene.rng.choice(others)}") if e not in events]
+    more = scene.rng.sample(more, scene.rng.choice((2, 3)) - len(events))
+    return cartoons.draw(scene, shape, colour, events + more if first else more + events)
+
+
+def event(scene: Scene) -> Made:
+    """What happens first, or last, in a video of two or three events."""
+    first, wanted = scene.answer((True, False)), scene.answer(cartoons.PLAIN, every=2)
+    drawn = _cartoon(scene, [wanted], first)
+    question = f"What does the {drawn.shape} do {'first' if first else 'last'}?"
+    return asked(drawn.seen(), question, wanted, events=list(drawn.events))
+
+
+def summary(scene: Scene) -> Made:
+    """What happens in a video, in order."""
+    drawn = _cartoon(scene, [], first=True)
+    return asked(
+        drawn.seen(), "What happens in the video?", drawn.summary(), events=list(drawn.events)
+    )
+
+
 MAKERS = {
     "which_picture": (35, which_picture),
     "same": (20, same),
     "motion": (25, motion),
     "frames": (20, frames),
+    "video_event": (6, event),
+    "video_summary": (4, summary),
 }
 """Task -> (share of the training set, maker)."""
 

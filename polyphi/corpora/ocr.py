@@ -1,20 +1,36 @@
-"""Reading: rendered words of six languages, numbers, short lines, and strings of scanned digits.
+"""Reading: rendered words of six languages, numbers, short lines, strings of scanned digits; pages of help text, and
+photos of such pages.
 
-Held out for the test split: fonts, numbers and scans. Words are from the closed lexicon; Chinese and Japanese, whose
-fonts pip alone doesn't bring, are not rendered.
+Held out for the test split: fonts, numbers, scans and help pages. Words are from the closed lexicon; Chinese and
+Japanese, whose fonts pip alone doesn't bring, are not rendered. PDFs of your own: polyphi/curate/pdf_pages.py.
 """
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 
 from polyphi.corpora.image_qa import LATIN, draw_digits, draw_text, pick_number
 from polyphi.curate import images
 from polyphi.curate.corpus import Corpus, Work
 from polyphi.curate.images import SCANS, SIDE, sheet
 from polyphi.curate.lexicon import lexicon
-from polyphi.curate.scenes import Made, Scene, asked, samples
+from polyphi.curate.photos import photo, set_page
+from polyphi.curate.scenes import Made, Maker, Scene, asked, samples
+from polyphi.curate.sources import LIBREOFFICE
+from polyphi.curate.text import help_pages, side
 from polyphi.data.shards import Sample
 
 PROMPTS = ("Read the text.", "What is written here?")
+WRITTEN = re.compile("[ -~À-ÖØ-öø-ÿŒœ]+")
+"""What every font at hand can write (the ASCII ones aside)."""
+WORDS = (3, 7)
+"""From how many to how many words stand on a page of one crop; on a wide one twice as many."""
+
+LONGEST = 10
+"""Letters of a word: what can still be read where it fills a crop."""
+
+Paragraphs = Mapping[str, Mapping[str, Sequence[str]]]
+"""Split -> language -> paragraphs; a language without a package has none."""
 
 
 def word(scene: Scene) -> Made:
@@ -23,14 +39,16 @@ def word(scene: Scene) -> Made:
     language = "en" if scene.rng.random() < 0.5 else scene.rng.choice(LATIN[1:])
     text = lexicon()[entry][language]
     picture, font = draw_text(scene, text, scene.size(), 36)
-    return asked(picture, scene.rng.choice(PROMPTS), text, language=language, font=font)
+    return asked(
+        picture, scene.rng.choice(PROMPTS), text, "polyphi", language, font=font, layout="line"
+    )
 
 
 def number(scene: Scene) -> Made:
     """A number of one to three digits."""
     value = pick_number(scene)
     picture, font = draw_text(scene, str(value), scene.size(), 56)
-    return asked(picture, scene.rng.choice(PROMPTS), value, font=font)
+    return asked(picture, scene.rng.choice(PROMPTS), value, font=font, layout="line")
 
 
 def line(scene: Scene) -> Made:
@@ -63,29 +81,89 @@ def line(scene: Scene) -> Made:
                 4 + i * step + scene.rng.randint(0, max(0, step - high - 2)),
             )
             images.write(picture, piece, face, (x, y), ink)
-    return asked(picture, scene.rng.choice(PROMPTS), text, font=font, pieces=len(pieces))
+    return asked(
+        picture,
+        scene.rng.choice(PROMPTS),
+        text,
+        font=font,
+        pieces=len(pieces),
+        layout="line",
+    )
 
 
 def scans(scene: Scene) -> Made:
     """One to four scanned digits in a row, read as one number string."""
     values = [scene.rng.randrange(10) for _ in range(scene.answer((1, 2, 3, 4)))]
     picture = draw_digits(scene, values, scene.size())
-    return asked(
-        picture, scene.rng.choice(PROMPTS), "".join(map(str, values)), SCANS, length=len(values)
+    said = "".join(map(str, values))
+    return asked(picture, scene.rng.choice(PROMPTS), said, SCANS, length=len(values), layout="line")
+
+
+def page(paragraphs: Paragraphs, scene: Scene) -> Made:
+    """The beginning of a paragraph of help, set in lines; lexicon words where there is no help."""
+    return _page(paragraphs, scene, photographed=False)
+
+
+def photographed(paragraphs: Paragraphs, scene: Scene) -> Made:
+    """A photo of such a page."""
+    return _page(paragraphs, scene, photographed=True)
+
+
+def _page(paragraphs: Paragraphs, scene: Scene, photographed: bool) -> Made:
+    language = "en" if scene.rng.random() < 0.5 else scene.rng.choice(LATIN[1:])
+    found = paragraphs[scene.split][language]
+    if found:
+        source, words = LIBREOFFICE[language], scene.rng.choice(found).split()
+    else:
+        short = [w for entry in lexicon().values() if len(w := entry[language]) <= LONGEST]
+        source, words = "polyphi", scene.rng.sample(short, 2 * WORDS[1])
+    size = (2 * SIDE, SIDE) if scene.rng.random() < 0.25 else (SIDE, SIDE)
+    count = scene.rng.randint(*WORDS) * size[0] // SIDE
+    picture, said, font = set_page(" ".join(words[:count]), scene, size)
+    shown = photo(picture, scene.rng) if photographed else picture
+    return asked(shown, scene.rng.choice(PROMPTS), said, source, language, font=font, layout="page")
+
+
+def paragraphs(work: Work) -> Paragraphs:
+    """Paragraphs of LibreOffice's help that can be written on a page, each once, by split and language; in the test
+    split none that a training page has too."""
+    found: dict[str, dict[str, list[str]]] = {"train": {}, "test": {}}
+    for language in LATIN:
+        pages = help_pages(language, work)
+        for split, kept in found.items():
+            paths = (path for path in sorted(pages) if side(split, path, percent=5))
+            told = (text for path in paths for _, text in pages[path].paragraphs if _fits(text))
+            kept[language] = list(dict.fromkeys(told))
+        seen = set(found["train"][language])
+        found["test"][language] = [text for text in found["test"][language] if text not in seen]
+    return found
+
+
+def _fits(text: str) -> bool:
+    """Whether a page can be made of its first words."""
+    words = text.split()
+    return len(words) >= WORDS[0] and all(
+        len(word) <= LONGEST and WRITTEN.fullmatch(word) for word in words[: 2 * WORDS[1]]
     )
 
 
-MAKERS = {
+MAKERS: dict[str, tuple[float, Maker]] = {
     "read_word": (35, word),
     "read_number": (25, number),
     "read_line": (15, line),
     "read_scans": (25, scans),
 }
 """Task -> (share of the training set, maker)."""
+PAGE_MAKERS = {"read_page": (4, page), "read_photo": (4, photographed)}
+"""The same for makers that need paragraphs."""
 
 
 def texts(work: Work) -> Iterator[tuple[str, Sample]]:
-    return samples("ocr", work, MAKERS)
+    known = paragraphs(work)
+    makers = dict(MAKERS)
+    for task, (share, maker) in PAGE_MAKERS.items():
+        makers[task] = (share, partial(maker, known))
+    return samples("ocr", work, makers)
 
 
 corpus = Corpus("ocr", build=texts)

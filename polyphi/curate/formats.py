@@ -450,6 +450,17 @@ def _source(value: Any) -> Any:
     return value
 
 
+def inside(root: Path, name: str) -> Path:
+    """The file that a row names, in the row's own folder. Raises ValueError: rows come from strangers, and what they
+    name ends up in a public shard."""
+    path = (root / name).resolve()
+    if not path.is_relative_to(root.resolve()):
+        raise ValueError(f"expected a path inside the row's folder, found {name}")
+    if not path.is_file():
+        raise ValueError(f"there is no file {name} beside the row's")
+    return path
+
+
 def _whole(part: Part, root: Path | None) -> Part:
     """The part with its media as bytes, which can be decoded."""
     if isinstance(part, Text):
@@ -458,13 +469,7 @@ def _whole(part: Part, root: Path | None) -> Part:
     if isinstance(data, str | Path):
         if root is None:
             raise ValueError(f"expected bytes, found the path {data}")
-        path = (root / data).resolve()
-        # Rows come from strangers, and what they name ends up in a public shard.
-        if not path.is_relative_to(root.resolve()):
-            raise ValueError(f"expected a path inside the row's folder, found {data}")
-        if not path.is_file():
-            raise ValueError(f"there is no file {data} beside the row's")
-        data = path
+        data = inside(root, str(data))
     assert isinstance(data, bytes | Path)
     media.decode_image(data) if isinstance(part, Image) else media.decode_audio(data)
     return type(part)(data if isinstance(data, bytes) else data.read_bytes())

@@ -112,6 +112,14 @@ def write(
     ImageDraw.Draw(picture).text((corner[0] - left, corner[1] - top), text, font=face, fill=ink)
 
 
+def write_line(
+    picture: Image.Image, text: str, face: ImageFont.FreeTypeFont, corner: tuple[int, int], ink: RGB
+) -> None:
+    """Render a line of several: its left edge and the top of the font's tallest letters at `corner`, so that the lines
+    of a page are even."""
+    ImageDraw.Draw(picture).text(corner, text, font=face, fill=ink, anchor="la")
+
+
 def measure(text: str, face: ImageFont.FreeTypeFont) -> tuple[int, int]:
     """(width, height) of a line's ink in pixels."""
     left, top, right, bottom = face.getbbox(text)

@@ -47,7 +47,7 @@ def read(
             kept = Shards(folder)
             yield from (kept[i] for i in range(number, len(kept), of))
             continue
-        for path in _files(str(place))[number::of]:
+        for path in files(str(place))[number::of]:
             try:
                 for title, text, meta in _documents(path):
                     yield _sample(title, text, {"file": path.name, **meta}, source, licence)
@@ -91,9 +91,7 @@ def _documents(path: Path) -> Found:
             for row in batch.to_pylist():
                 yield _row(row)
     else:
-        data = _open(path).read(LONGEST_PAGE + 1)
-        if len(data) > LONGEST_PAGE:
-            raise ValueError(f"expected at most {LONGEST_PAGE:,} bytes")
+        data = content(path)
         if kind == "pdf":
             title, pages = pdf_text(data)
             if any(pages):
@@ -156,16 +154,25 @@ def _sample(title: str, text: str, meta: dict[str, Any], source: str, licence: s
     return document(id, whole, *origin, **meta)
 
 
-def _files(place: str) -> list[Path]:
-    """Readable files of a place, in the order of their names."""
+def files(place: str, formats: Sequence[str] = FORMATS) -> list[Path]:
+    """Readable files of a file, folder or glob, in the order of their names. Raises ValueError where there are none."""
     path = Path(place)
     found = sorted(path.rglob("*")) if path.is_dir() else [Path(p) for p in sorted(glob(place))]
-    files = [p for p in found if p.is_file() and _kind(p)]
-    if not files:
+    kept = [p for p in found if p.is_file() and _kind(p) in formats]
+    if not kept:
         raise ValueError(
-            f"nothing to read at {place}: expected files that end in {', '.join(FORMATS)} (or those with .gz)"
+            f"nothing to read at {place}: expected files that end in {', '.join(formats)} (or those with .gz)"
         )
-    return files
+    return kept
+
+
+def content(path: Path) -> bytes:
+    """All of a file, unpacked where it ends in .gz. Raises ValueError where that is more than `LONGEST_PAGE`."""
+    with _open(path) as file:
+        data: bytes = file.read(LONGEST_PAGE + 1)
+    if len(data) > LONGEST_PAGE:
+        raise ValueError(f"expected at most {LONGEST_PAGE:,} bytes")
+    return data
 
 
 def _kind(path: Path) -> str:

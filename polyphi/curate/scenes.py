@@ -33,6 +33,7 @@ from polyphi.curate.images import (
     png,
     scan_numbers,
 )
+from polyphi.curate.sources import SOURCES
 from polyphi.curate.stamps import STAMPS, Album, Stamp
 from polyphi.data.shards import Sample
 
@@ -143,13 +144,10 @@ class Scene:
         ]
 
 
-LICENCES = {SCANS: "BSD-3-Clause", STAMPS: "GPL-2.0-or-later", "polyphi": "MIT"}
-"""Licence by source. A picture that shows a scan or a stamp has that source, others are our own renderings."""
-
-
 @dataclass(frozen=True)
 class Made:
-    """What a maker hands back: the conversation, where its pictures come from, its language, and what else to note."""
+    """What a maker hands back: the conversation, where its pictures come from (what shows a scan, a stamp or a page of
+    somebody's is theirs, the rest our own), its language, and what else to note."""
 
     messages: tuple[Message, ...]
     source: str = "polyphi"
@@ -163,7 +161,7 @@ def strictest(found: Sequence[str]) -> str:
 
 
 def asked(
-    pictures: Image.Image | Sequence[Image.Image],
+    pictures: Image.Image | bytes | Sequence[Image.Image],
     question: str,
     answer: object,
     source: str = "polyphi",
@@ -171,9 +169,12 @@ def asked(
     /,
     **meta: Any,
 ) -> Made:
-    """A question about pictures, and its answer."""
-    shown = [pictures] if isinstance(pictures, Image.Image) else pictures
-    parts: list[Part | str] = [Picture(png(p)) for p in shown]
+    """A question about pictures, and its answer. Bytes are an encoded picture, such as a photo."""
+    if isinstance(pictures, bytes):
+        parts: list[Part | str] = [Picture(pictures)]
+    else:
+        shown = [pictures] if isinstance(pictures, Image.Image) else pictures
+        parts = [Picture(png(p)) for p in shown]
     return Made(
         (Message.user(*parts, question), Message.assistant(str(answer))), source, language, meta
     )
@@ -205,7 +206,7 @@ def samples(
                     f"{corpus}-{split}-{i:06d}",
                     made.messages,
                     made.source,
-                    LICENCES[made.source],
+                    SOURCES[made.source].licence,
                     meta,
                 ),
             )

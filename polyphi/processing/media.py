@@ -2,6 +2,7 @@
 
 >>> picture = decode_image("cat.png")                 # PIL, RGB
 >>> wave, rate = decode_audio("hello.flac")           # float32 mono [n] in [-1, 1], Hz
+>>> frames = decode_video("walk.mp4", frames=16)      # 16 of PIL, RGB, one for each sixteenth of its time
 
 What a file is, its first bytes say; its name is never looked at. Bytes, pixels and seconds are capped before or while
 decoding, so that a small file can't fill the memory. Every refusal is a `ValueError` of one line that says what was
@@ -9,7 +10,9 @@ expected and what was found, and never what a decoder printed (that may hold add
 """
 
 import io
+from bisect import bisect_right
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -24,6 +27,9 @@ MAX_IMAGE_PIXELS = (
 )
 MAX_AUDIO_BYTES = 256 << 20  # encoded, and again decoded
 MAX_AUDIO_SECONDS = 1800.0  # 30 minutes are 22,500 tokens (report 2.2.1 tests up to that length)
+MAX_VIDEO_BYTES = 512 << 20
+MAX_VIDEO_SECONDS = 4 * 3600.0  # [ours]
+MAX_FRAME_PIXELS = 4096 * 2304  # of one frame [ours]: "4K" and a little more
 MAX_RATE = 768_000  # Hz; above it a header is forged rather than recorded
 MAX_CHANNELS = 16
 BLOCK = 1 << 18  # samples decoded between two looks at the caps
@@ -31,6 +37,8 @@ BLOCK = 1 << 18  # samples decoded between two looks at the caps
 # what we say -> what Pillow says
 PICTURES = {"PNG": "PNG", "JPEG": "JPEG", "WebP": "WEBP", "GIF": "GIF", "BMP": "BMP"}
 CLIPS = ("WAV", "FLAC", "OGG", "MP3")
+# what we say -> what FFmpeg says
+VIDEOS = {"MP4": "mov", "WebM or Matroska": "matroska", "AVI video": "avi"}
 
 
 def sniff(data: bytes) -> str:
@@ -165,6 +173,97 @@ def decode_audio(
             f"{name}: the {kind} clip is truncated; expected {announced} samples, found {count}"
         )
     return _finite(np.concatenate(blocks), name), rate
+
+
+def decode_video(
+    source: MediaSource,
+    *,
+    frames: int = 16,
+    max_bytes: int = MAX_VIDEO_BYTES,
+    max_pixels: int = MAX_FRAME_PIXELS,
+    max_seconds: float = MAX_VIDEO_SECONDS,
+) -> list[Image.Image]:
+    """Up to `frames` frames as RGB, in order: what is shown in the middle of each of so many equal parts of the time
+    (16, uniformly, as the report has it for VideoMME; section 4.1.1). A shorter video gives all that it has.
+
+    When a frame is shown its packet says; headers, which may lie, aren't asked. A turn that the file asks for is not
+    made. Needs PyAV (extra `video`). Raises `ValueError` for bytes that are no MP4, WebM, Matroska or AVI, for damaged
+    ones, for a video without pictures, and above a cap.
+    """
+    try:
+        import av
+    except ImportError as error:
+        raise ValueError(f"reading video needs PyAV ({error}); `pip install av`") from None
+    if frames < 1:
+        raise ValueError(f"a video is read as at least one frame, found {frames}")
+    data, name = _read(source, max_bytes, "video")
+    if (kind := sniff(data)) not in VIDEOS:
+        raise ValueError(f"{name}: expected an MP4, WebM, Matroska or AVI video, found {kind}")
+    try:
+        # Told its format, FFmpeg tries no other: some of them open files and addresses that the bytes name.
+        with av.open(io.BytesIO(data), format=VIDEOS[kind]) as container:
+            if not container.streams.video:
+                raise _Refused("expected a video with pictures, found only sound")
+            found = _frames(container, container.streams.video[0], frames, max_pixels, max_seconds)
+    except _Refused as refused:
+        raise ValueError(f"{name}: {refused}") from None
+    except (av.error.FFmpegError, OSError, ValueError, EOFError):
+        raise ValueError(
+            f"{name}: the {kind} is damaged or truncated; expected a complete file"
+        ) from None
+    if not found:
+        raise ValueError(f"{name}: the {kind} is damaged or empty; expected frames, found 0")
+    return found
+
+
+def _frames(
+    container: Any, stream: Any, count: int, max_pixels: int, max_seconds: float
+) -> list[Image.Image]:
+    """Frames of an open video: packets are read once for their times, then what is wanted is decoded."""
+    if stream.codec_context is None:
+        raise _Refused("it has an encoding that isn't known here; convert it to H.264 first")
+    _check_frame(stream.codec_context, max_pixels)
+    packets = [
+        (p.dts if p.pts is None else p.pts, p.is_keyframe, p.duration or 0)  # AVI may lack the one
+        for p in container.demux(stream)
+        if (p.pts is not None or p.dts is not None) and not p.is_discard
+    ]
+    if not packets:
+        return []
+    shown = sorted(pts for pts, _, _ in packets)
+    keys = sorted(pts for pts, key, _ in packets if key)
+    start, end = shown[0], max(pts + duration for pts, _, duration in packets)
+    seconds = float((end - start) * stream.time_base)
+    if seconds > max_seconds:
+        raise _Refused(f"a video may last {max_seconds:g} s, found {seconds:.1f} s; cut it first")
+    middles = [start + (end - start) * (2 * i + 1) / (2 * count) for i in range(count)]
+    wanted = sorted({shown[bisect_right(shown, middle) - 1] for middle in middles})
+    found: list[Image.Image] = []
+    decoder, last = None, start - 1
+    for pts in wanted:
+        # From the last picture before it that stands on its own, unless decoding is past that already.
+        before = bisect_right(keys, pts) - 1
+        if decoder is None or (before >= 0 and keys[before] > last):
+            container.seek(keys[before] if before >= 0 else start, stream=stream)
+            decoder = container.decode(stream)
+        for frame in decoder:
+            _check_frame(frame, max_pixels)
+            last = frame.pts if frame.pts is not None else last
+            if frame.pts is not None and frame.pts >= pts:
+                found.append(frame.to_image())
+                break
+    if len(found) < 0.75 * len(wanted):  # a few may be missing: some packets are never shown
+        raise _Refused(
+            f"the video is damaged or truncated; expected {len(wanted)} frames, found {len(found)}"
+        )
+    return found
+
+
+def _check_frame(of: Any, max_pixels: int) -> None:
+    if of.width * of.height > max_pixels:
+        raise _Refused(
+            f"a frame may have {max_pixels:,} pixels, found {of.width * of.height:,}; shrink it"
+        )
 
 
 class _Refused(Exception):

@@ -24,6 +24,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,6 +52,7 @@ from polyphi.reproduce import lineage, page
 from polyphi.stages import sizes
 from polyphi.train import scaling
 from polyphi.train.aed import Recogniser
+from polyphi.train.contrastive import Similarity
 from polyphi.train.loop import code_revision, train
 from polyphi.train.stage import Stage
 
@@ -255,14 +257,21 @@ class Run:
             seed=self.seed,
             cache=self.cache,
             data=self.data,
-            models=_Lazy(corpus.stages, self._made_by),
+            models=_Lazy(corpus.stages, self.made_by),
             tell=self.tell,
         )
 
-    def _made_by(self, stage: str) -> Any:
-        """What a stage made, for corpora: the recogniser after speech_0, else a language model that answers."""
+    def made_by(self, stage: str) -> Any:
+        """What a stage made, for corpora: the recogniser after speech_0, how well captions fit pictures after vision_0,
+        else a language model that answers."""
         if stage == "speech_0_aed":
             return self._recogniser().transcribe_bytes
+        if stage == "vision_0_encoder":
+            trained = load_file(self.runs / stage / lineage.TRAINED)
+            known = (
+                s.answer for s in islice(corpora.Shards(self.data / "captions" / "train"), 1000)
+            )
+            return Similarity(self._after(stage), trained, self.processor, known)
         return Engine(self._after(stage), self.processor)
 
     def show(self, name: str = "") -> None:

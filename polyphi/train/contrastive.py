@@ -18,7 +18,9 @@ chance after 9,000 pictures; so they are read by 44 % after 4,500. Both pass a s
 picture's embedding is that of its global view alone.
 """
 
+import io
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, ClassVar
@@ -26,9 +28,10 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
+from PIL import Image as Picture
 from torch import Tensor, nn
 
-from polyphi.batch import Batch, ImageLayout
+from polyphi.batch import Batch, ImageLayout, pack
 from polyphi.chat import Image, Message, Text, media
 from polyphi.data.draws import Unfit
 from polyphi.data.shards import Sample
@@ -36,6 +39,17 @@ from polyphi.model.multimodal import PhiModel
 
 GLOBAL_VIEW = ImageLayout(0, 0, 0, 0)
 """A picture of which only the global view is kept: one crop."""
+
+
+LEAST_CAPTIONS = 64
+HEAD_TENSORS = {
+    "picture.weight",
+    "picture.bias",
+    "text.weight",
+    "text.bias",
+    "log_temperature",
+    "bias",
+}
 
 
 class Heads(nn.Module):
@@ -149,3 +163,63 @@ class Contrastive:
         total = -F.logsigmoid(torch.where(same, scores, -scores)).sum()
         right = same.gather(1, scores.argmax(1, keepdim=True)).sum()
         return total, batch.sequences, {"accuracy": float(right)}
+
+
+class Similarity:
+    """How well a caption fits a picture: the cosine of their embeddings, by the trained encoder and its heads.
+
+    >>> similarity = Similarity(model, trained, processor, captions)
+    >>> similarity(picture, "two red stars")
+    0.83
+
+    `trained` holds the heads' tensors, by themselves or as all that the stage trained (`objective.` before their
+    names). `captions` (64 different ones at least) say what captions share, which is taken off as in training.
+    """
+
+    def __init__(
+        self,
+        model: PhiModel,
+        trained: Mapping[str, Tensor],
+        processor: Any,
+        captions: Iterable[str],
+    ) -> None:
+        if model.vision is None:
+            raise ValueError("comparing captions with pictures needs a vision tower, found none")
+        known = list(dict.fromkeys(captions))
+        if len(known) < LEAST_CAPTIONS:
+            raise ValueError(
+                f"what captions share shows in {LEAST_CAPTIONS} different ones, found {len(known)}"
+            )
+        state = {name.removeprefix("objective."): value for name, value in trained.items()}
+        state = {name: value for name, value in state.items() if name in HEAD_TENSORS}
+        if set(state) != HEAD_TENSORS:
+            raise ValueError(f"expected the heads' {sorted(HEAD_TENSORS)}, found {sorted(state)}")
+        width = len(state["picture.bias"])
+        self._model, self._processor = model, processor
+        self._heads = Contrastive(width).build(model, processor)
+        self._heads.load_state_dict(state)
+        self._heads.eval()
+        texts = torch.cat([self._embedded(caption) for caption in known])
+        self._mean, self._spread = texts.mean(0), texts.std(0, unbiased=False) + 1e-3
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Similarity":
+        """Itself: datatrove copies its steps for each task, and a model needs no copy."""
+        return self
+
+    @torch.no_grad()
+    def __call__(self, picture: Picture.Image, caption: str) -> float:
+        """In [-1, 1]; only the picture's global view is looked at. Raises ValueError for an empty caption."""
+        if not caption.strip():
+            raise ValueError("a caption needs words, found none")
+        encoded = io.BytesIO()
+        picture.convert("RGB").save(encoded, "PNG", compress_level=1)
+        seen = self._processor.row([Message.user(Image(encoded.getvalue()))])
+        assert self._model.vision is not None
+        pooled = self._model.vision.encoder.pooled(seen.crops[:1], seen.crop_masks[:1])
+        text = (self._embedded(caption) - self._mean) / self._spread
+        a = self._heads.picture(pooled.float())
+        return float(F.cosine_similarity(a, self._heads.text(text)))
+
+    def _embedded(self, caption: str) -> Float[Tensor, "1 2D"]:
+        said = Message("document", (Text(caption),))
+        return caption_embeddings(self._model, pack([self._processor.row([said], adapter=None)]))

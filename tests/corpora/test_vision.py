@@ -10,7 +10,7 @@ from PIL import Image
 from polyphi.chat import Image as Picture
 from polyphi.chat import media
 from polyphi.corpora import captions, charts, grounding, image_qa, interleaved, multi_image, ocr
-from polyphi.curate import images, sources, stamps
+from polyphi.curate import images, sources, stamps, text
 from polyphi.curate.corpus import Corpus, Work, build
 from polyphi.curate.lexicon import LANGUAGES
 from polyphi.data.shards import Sample, Shards
@@ -22,6 +22,12 @@ CORPORA = [m.corpus for m in (captions, interleaved, grounding, ocr, charts, ima
 @pytest.fixture
 def no_stamps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "unpack", lambda name, cache, tell=print: None)
+
+
+@pytest.fixture(autouse=True)
+def no_help(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Help pages aren't fetched for a test; those that want some bring them."""
+    monkeypatch.setattr(ocr, "help_pages", lambda language, work: {})
 
 
 @pytest.fixture
@@ -70,7 +76,7 @@ def test_samples_are_well_formed(corpus: Corpus, few_stamps: None, tmp_path: Pat
     assert len({s.id for samples in split.values() for s in samples}) == 282
     for sample in split["train"] + split["test"]:
         pictures = media(sample.messages, Picture)
-        assert 1 <= len(pictures) <= 3
+        assert 1 <= len(pictures) <= (4 if sample.meta["task"].startswith("video") else 3)
         for picture in pictures:
             with Image.open(io.BytesIO(picture.source)) as opened:
                 assert opened.mode == "RGB" and opened.size in {(112, 112), (224, 112), (224, 224)}
@@ -119,6 +125,7 @@ def test_without_the_package_scans_and_renderings_remain(
             for task in ("digit", "count", "colour", "shape", "stamp", "where")
         ],
         *[(multi_image.corpus, task) for task in ("which_picture", "same", "motion", "frames")],
+        (multi_image.corpus, "video_event"),
         (grounding.corpus, "locate"),
         (charts.corpus, "chart_pie"),
     ],
@@ -169,6 +176,37 @@ def test_a_named_place_is_where_the_thing_is(tmp_path: Path) -> None:
             )
             checked += len(cells) == 1
     assert checked > 10
+
+
+def test_pages_to_read_are_help_of_the_split(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pages(language: str, work: Work) -> dict[str, text.Page]:
+        said = {n: f"{language} page {n} has five" for n in range(200)}
+        return {
+            f"{n}.html": text.Page(
+                f"{n}.html",
+                "",
+                (("a", told), ("b", "too few"), ("c", "→ 字 x y"), ("d", "On every page.")),
+            )
+            for n, told in said.items()
+        }
+
+    monkeypatch.setattr(ocr, "help_pages", pages)
+    split = made(ocr.corpus, tmp_path, 400, 60)
+    read = {name: [s for s in found if s.meta["layout"] == "page"] for name, found in split.items()}
+    assert len(read["test"]) == 20 and 10 < len(read["train"]) < 60
+    numbers = {}
+    for name, found in read.items():
+        for s in found:
+            assert s.source == sources.LIBREOFFICE[s.meta["language"]] and s.licence == "MPL-2.0"
+            assert s.answer.startswith((f"{s.meta['language']} page ", "On every"))
+            assert name == "train" or s.answer[:2] != "On"
+        numbers[name] = {s.answer.split()[2] for s in found if s.answer[:2] != "On"}
+        assert all(text.side(name, f"{n}.html", percent=5) for n in numbers[name])
+    assert numbers["test"] and numbers["train"] and not numbers["test"] & numbers["train"]
+    photos = {s.meta["task"]: media(s.messages, Picture)[0].source[:2] for s in read["test"]}
+    assert photos == {"read_page": b"\x89P", "read_photo": b"\xff\xd8"}
 
 
 def test_a_corpus_becomes_shards(no_stamps: None, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from polyphi.curate import charts, images, stamps
+from polyphi.curate import charts, images, slides, stamps, tables
 from polyphi.curate.lexicon import COLOUR_RGB, COLOURS, LANGUAGES, SHAPES
 from polyphi.curate.scenes import Scene
 
@@ -122,6 +122,55 @@ def test_bars_are_as_high_as_their_values() -> None:
     red = ((pixels[..., 0] > 190) & (pixels[..., 1] < 60)).any(axis=1).sum()
     blue = ((pixels[..., 2] > 190) & (pixels[..., 0] < 60)).any(axis=1).sum()
     assert blue / red == pytest.approx(3, abs=0.25)
+
+
+def changed(a: Image.Image, b: Image.Image) -> tuple[int, int, int, int]:
+    """Where two pictures differ: left, top, right, bottom in pixels."""
+    ys, xs = np.nonzero((np.asarray(a) != np.asarray(b)).any(axis=2))
+    return xs.min(), ys.min(), xs.max(), ys.max()
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("columns", ["AB", "ABC"])
+def test_a_table_shows_each_number_in_its_cell(columns: str, seed: int) -> None:
+    rows, high = ("cat", "dog", "sun"), 106 / 4
+    cells = [[11] * len(columns) for _ in rows]
+    before = tables.draw(scene(seed=seed), columns, rows, cells)
+    cells[1][1] = 8
+    after = tables.draw(scene(seed=seed), columns, rows, cells)
+    left, top, right, bottom = changed(before.picture, after.picture)
+    first = 106 * (0.42 if columns == "ABC" else 0.46)
+    wide = (106 - first) / len(columns)
+    assert 3 + first + wide <= left + 2 and right - 2 <= 3 + first + 2 * wide
+    assert 3 + 2 * high <= top and bottom <= 3 + 3 * high
+
+
+def test_a_table_knows_its_cells() -> None:
+    table = tables.draw(scene(), "AB", ("cat", "dog"), ((3, 5), (8, 2)), (224, 112))
+    assert (table.cell("dog", "A"), table.highest("A"), table.highest("B")) == (8, "dog", "cat")
+    assert table.text() == "A B; cat 3 5; dog 8 2" and table.picture.size == (224, 112)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_slide_shows_its_title_above_its_points_in_order(seed: int) -> None:
+    points = ["red hat", "blue car", "pink egg"]
+    whole = slides.draw(scene(seed=seed), "Train", points)
+    assert whole.text() == "Train: red hat, blue car, pink egg" and whole.picture.size == (112, 112)
+    other = slides.draw(scene(seed=seed), "Mouse", points)
+    assert changed(whole.picture, other.picture)[3] <= 25
+    for i in range(3):
+        one = slides.draw(
+            scene(seed=seed), "Train", [*points[:i], points[i][::-1], *points[i + 1 :]]
+        )
+        _, top, _, bottom = changed(whole.picture, one.picture)
+        assert 30 + i * 82 / 3 <= top and bottom <= 30 + (i + 1) * 82 / 3
+
+
+def test_a_slide_with_a_chart_is_wide() -> None:
+    chart = charts.columns(scene(), "AB", (3, 8), (108, 82)).picture
+    wide = slides.draw(scene(), "Train", ["red hat", "blue car"], chart)
+    assert wide.picture.size == (224, 112)
+    assert wide.picture.crop((114, 29, 222, 111)).tobytes() == chart.tobytes()
 
 
 def _stamp(folder: Path, id: str, text: str, colour: tuple[int, int, int, int]) -> None:

@@ -15,7 +15,7 @@ from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.processor import Processor
 from polyphi.processing.tokenizer import Tokenizer
-from polyphi.train.contrastive import Contrastive, caption_embeddings, same_caption
+from polyphi.train.contrastive import Contrastive, Similarity, caption_embeddings, same_caption
 
 
 @pytest.fixture(scope="module")
@@ -150,3 +150,26 @@ def test_learns_under_autocast(model: PhiModel, processor: Processor) -> None:
         losses.append(total.item() / count)
     assert losses[-1] < losses[0] / 2
     assert metrics["accuracy"] == 3
+
+
+def test_a_similarity_is_what_training_compared(model: PhiModel, processor: Processor) -> None:
+    """With the captions of a batch as those that say what captions share, it is the score's cosine."""
+    captions = [f"{n} red cats and {m} blue dogs" for n in range(8) for m in range(8)]
+    heads = Contrastive(16).build(model, processor, seed=3)
+    samples = [sample(caption, i) for i, caption in enumerate(captions)]
+    batch = pack([r for s in samples for r in Contrastive().rows(s, processor, 64)])
+    scores = heads(
+        model.vision.encoder.pooled(batch.crops, batch.crop_masks), caption_embeddings(model, batch)
+    )
+    cosines = (scores - heads.bias + math.log(64)) / heads.log_temperature.exp()
+    trained = {f"objective.{name}": value for name, value in heads.state_dict().items()}
+    similarity = Similarity(model, {**trained, "vision.x": torch.ones(1)}, processor, captions)
+    for i, j in ((0, 0), (5, 9), (63, 1)):
+        picture = Picture.open(io.BytesIO(samples[i].messages[0].parts[0].source))
+        assert similarity(picture, captions[j]) == pytest.approx(cosines[i, j].item(), abs=1e-3)
+    with pytest.raises(ValueError, match="needs words"):
+        similarity(picture, " ")
+    with pytest.raises(ValueError, match="64 different ones, found 1"):
+        Similarity(model, trained, processor, ["a"] * 100)
+    with pytest.raises(ValueError, match="expected the heads'"):
+        Similarity(model, {"vision.x": torch.ones(1)}, processor, captions)

@@ -9,6 +9,7 @@ task = Task(
     modality="vision",
     corpus="charts",
     scorer=exact,
+    only={"layout": "chart"},
     max_tokens=8,
     note="unseen fonts, new numbers",
 )

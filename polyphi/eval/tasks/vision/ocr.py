@@ -9,6 +9,7 @@ task = Task(
     modality="vision",
     corpus="ocr",
     scorer=cer,
+    only={"layout": "line"},
     metric="cer",
     max_tokens=32,
     note="unseen fonts, numbers and scans",

@@ -1,0 +1,108 @@
+"""Pages set by us, and photos of pages: text whose wording is known, seen askew, in bad light, out of focus.
+
+>>> page, said = set_page("You can open a file from the menu ...", scene, (224, 112))
+>>> said                                              # as much of the text as fits
+'You can open a file'
+>>> photo(page, rng)[:2]                              # a JPEG
+b'\\xff\\xd8'
+
+A photo has perspective (corners off by up to a fourteenth of a side), a table below, shade across, blur, noise and
+JPEG's marks: what a hand and a telephone do to a page. All strengths are ours, chosen so that it can still be read.
+"""
+
+import random
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+from polyphi.curate import images
+from polyphi.curate.images import RGB
+from polyphi.curate.pictures import encoded
+from polyphi.curate.scenes import Scene
+
+TABLES: tuple[RGB, ...] = (
+    (96, 72, 50),
+    (58, 60, 66),
+    (120, 116, 108),
+    (40, 52, 44),
+    (150, 126, 96),
+)
+"""What a page lies on."""
+JPEG = (45, 90)
+"""From which to which quality."""
+
+
+def set_page(
+    text: str, scene: Scene, size: tuple[int, int], *, heights: tuple[int, int] = (13, 17)
+) -> tuple[Image.Image, str, str]:
+    """(page, what stands on it, its font): the first words of a text in lines from the upper left corner on, as many as
+    fit `size`, in letters of `heights` pixels, or smaller ones where a word is long. Raises ValueError where not even
+    the first word fits."""
+    paper, name, margin = scene.paper(), scene.font(text), 6
+    longest = max(text.split(), key=images.font(name, 32).getlength, default="")
+    face = images.fitting(name, longest, size[0] - 2 * margin, scene.rng.randint(*heights))
+    step = round(1.3 * face.size)
+    lines: list[str] = []
+    room = (size[1] - 2 * margin) // step
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and face.getlength(longer) <= size[0] - 2 * margin:
+            lines[-1] = longer
+        elif len(lines) < room and face.getlength(word) <= size[0] - 2 * margin:
+            lines.append(word)
+        else:
+            break
+    if not lines:
+        raise ValueError(f"a page of {size[0]} x {size[1]} pixels can't hold {text.split()[:1]}")
+    picture, ink = images.sheet(size, paper), scene.ink(paper)
+    for i, line in enumerate(lines):
+        images.write_line(picture, line, face, (margin, margin + i * step), ink)
+    return picture, " ".join(lines), name
+
+
+def photo(picture: Image.Image, rng: random.Random) -> bytes:
+    """JPEG bytes of a picture's photo, of the picture's size."""
+    wide, high = picture.size
+    seen = _lying(picture, rng)
+    pixels = np.asarray(seen.filter(ImageFilter.GaussianBlur(rng.uniform(0.0, 0.6)))).astype(
+        np.float32
+    )
+    # Light falls off along a line through the picture, by up to two fifths.
+    angle, fall = rng.uniform(0, 2 * np.pi), rng.uniform(0.0, 0.4)
+    x, y = np.linspace(-0.5, 0.5, wide), np.linspace(-0.5, 0.5, high)[:, None]
+    shade = 1 - fall * (0.5 + (np.cos(angle) * x + np.sin(angle) * y) / np.sqrt(2))
+    noise = np.random.default_rng(rng.randrange(1 << 32)).normal(0, rng.uniform(1, 7), pixels.shape)
+    lit = pixels * shade[..., None] + noise
+    return encoded(
+        Image.fromarray(np.clip(lit, 0, 255).astype(np.uint8)), quality=rng.randint(*JPEG)
+    )
+
+
+def _lying(picture: Image.Image, rng: random.Random) -> Image.Image:
+    """The picture on a table, seen from a little aside: each corner goes inwards by up to a fourteenth."""
+    wide, high = picture.size
+    corners = np.array([(0, 0), (wide, 0), (wide, high), (0, high)], float)
+    inwards = np.array([(1, 1), (-1, 1), (-1, -1), (1, -1)], float)
+    moved = corners + inwards * [
+        (rng.uniform(0, wide / 14), rng.uniform(0, high / 14)) for _ in corners
+    ]
+    table = images.sheet(picture.size, rng.choice(TABLES))
+    coefficients = _projection(moved, corners)
+    page = picture.transform(
+        picture.size, Image.Transform.PERSPECTIVE, coefficients, Image.Resampling.BICUBIC
+    )
+    inside = Image.new("L", picture.size, 255).transform(
+        picture.size, Image.Transform.PERSPECTIVE, coefficients, Image.Resampling.BICUBIC
+    )
+    table.paste(page, (0, 0), inside)
+    return table
+
+
+def _projection(seen: np.ndarray, flat: np.ndarray) -> tuple[float, ...]:
+    """The eight numbers of the projection that takes points `seen` [4 2] to `flat` [4 2], as Pillow wants them:
+    x' = (a x + b y + c) / (g x + h y + 1)."""
+    rows, right = [], []
+    for (x, y), (u, v) in zip(seen, flat, strict=True):
+        rows += [[x, y, 1, 0, 0, 0, -u * x, -u * y], [0, 0, 0, x, y, 1, -v * x, -v * y]]
+        right += [u, v]
+    return tuple(np.linalg.solve(np.array(rows), np.array(right)).tolist())

@@ -1,0 +1,123 @@
+"""Videos with what is said of them -> rows of frames (report 3.2, "video summarization").
+
+    clips/                     a folder: each video with a text file of its name
+      walk.mp4  walk.txt         "A dog walks along the river."
+    clips/rows.jsonl           or rows beside the videos, each with one of
+      {"video": "walk.mp4", "caption": "A dog walks along the river."}
+      {"video": "walk.mp4", "question": "Who walks?", "answer": "A dog."}
+      {"video": "walk.mp4", "conversations": [{"from": "human", "value": "<video>\\nWho walks?"}, {"from": "gpt", ...}]}
+
+>>> samples = read(Path("clips"), source="my clips", licence="CC-BY-4.0", frames=16)
+
+Frames are JPEGs of at most 1344 pixels a side, uniformly from the whole time: 16 of them, as the report reads VideoMME.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from polyphi.curate import formats
+from polyphi.curate.pictures import CAP, encoded, shrunk
+from polyphi.data.shards import Sample
+from polyphi.processing.media import decode_video
+
+FRAMES = 16
+VIDEO = "<video>"
+ENDINGS = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi")
+QUESTION = "What happens in the video?"
+
+
+def read(
+    place: Path,
+    *,
+    source: str,
+    licence: str,
+    frames: int = FRAMES,
+    cap: int = CAP,
+    part: tuple[int, int] = (0, 1),
+    tell: Callable[[str], None] = print,
+) -> Iterator[Sample]:
+    """A sample for each row of a JSON lines file, or for each video of a folder that has a text beside it; of `part`
+    (i, n) every n-th from the i-th. What can't be read is told and left out. Raises ValueError where there is nothing
+    to read."""
+    if not place.exists():
+        raise ValueError(f"nothing to read at {place}: expected a folder of videos, or JSON lines")
+    number, of = part
+    rows = _folder(place) if place.is_dir() else _lines(place)
+    root = place if place.is_dir() else place.parent
+    found = 0
+    for i, (name, row) in enumerate(rows):
+        found += 1
+        if i % of != number:
+            continue
+        try:
+            parsed = json.loads(row) if isinstance(row, str) else row
+            yield _sample(parsed, name, root, frames, cap, source, licence)
+        except (ValueError, OSError, RecursionError) as error:
+            tell(f"  {name} is left out: {error}")
+    if not found:
+        raise ValueError(
+            f"nothing to read at {place}: expected videos ({', '.join(ENDINGS)}) with a .txt of their name, or rows"
+        )
+
+
+def _folder(folder: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in ENDINGS):
+        told = path.with_suffix(".txt")
+        if told.is_file():
+            name = path.relative_to(folder).as_posix()
+            yield name, {"video": name, "caption": told.read_text(errors="replace").strip()}
+
+
+def _lines(file: Path) -> Iterator[tuple[str, str]]:
+    with file.open(encoding="utf-8", errors="replace") as opened:
+        for number, line in enumerate(opened, 1):
+            if line.strip():
+                yield f"{file.name}, line {number}", line
+
+
+def _sample(
+    row: Any, name: str, root: Path, frames: int, cap: int, source: str, licence: str
+) -> Sample:
+    """A row as a sample, by way of LLaVA's format: a video is so many pictures."""
+    if not isinstance(row, Mapping) or not isinstance(row.get("video"), str):
+        raise ValueError("expected an object whose `video` is a path")
+    turns = _turns(row)
+    asked = [t for t in turns if formats.SPEAKERS.get(str(t.get("from"))) == "user"]
+    if (marks := sum(t["value"].count(VIDEO) for t in asked)) != 1:
+        raise ValueError(f"expected one {VIDEO} in what is asked, found {marks}")
+    pictures = decode_video(formats.inside(root, row["video"]), frames=frames)
+    shown = [{"bytes": encoded(shrunk(picture, cap))} for picture in pictures]
+    for turn in asked:
+        head, mark, tail = turn["value"].partition(VIDEO)
+        if mark:
+            turn["value"] = head + f"{formats.IMAGE}\n" * len(shown) + tail.removeprefix("\n")
+    made = formats.sample(
+        {"image": shown, "conversations": turns}, name, source=source, licence=licence
+    )
+    meta = {"task": "video", "file": row["video"], "frames": len(shown)}
+    return Sample(str(row.get("id", name)), made.messages, source, licence, meta)
+
+
+def _turns(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The conversation of a row, in which `<video>` stands for the video."""
+    if "conversations" in row:
+        turns = row["conversations"]
+        if not isinstance(turns, list) or not all(
+            isinstance(t, Mapping) and isinstance(t.get("value"), str) for t in turns
+        ):
+            raise ValueError("expected `conversations` as a list of {from, value}")
+        return [dict(turn) for turn in turns]
+    if "question" in row and "answer" in row:
+        question, answer = row["question"], row["answer"]
+    elif "caption" in row:
+        question, answer = QUESTION, row["caption"]
+    else:
+        raise ValueError(
+            f"expected `caption`, `question` and `answer`, or `conversations`, found {', '.join(map(str, row))}"
+        )
+    return [
+        {"from": "human", "value": f"{VIDEO}\n{question}"},
+        {"from": "gpt", "value": str(answer)},
+    ]
