@@ -42,11 +42,11 @@ class Machines:
 
 
 class Samples(PipelineStep):
-    """The first step: each task's samples, as documents."""
+    """The first step: each task's samples, as documents; `metadata["split"]` is the split that a task fills."""
 
     name, type = "Samples", "READER"
 
-    def __init__(self, tasks: Sequence[Callable[[], Iterator[Sample]]]) -> None:
+    def __init__(self, tasks: Sequence[tuple[str, Callable[[], Iterator[Sample]]]]) -> None:
         super().__init__()
         self._tasks = tasks
 
@@ -58,9 +58,10 @@ class Samples(PipelineStep):
         self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1
     ) -> DocumentsPipeline:
         """Documents of task `rank`."""
-        for one in self._tasks[rank]():
+        split, task = self._tasks[rank]
+        for one in task():
             self.stat_update("documents")
-            yield document(one)
+            yield document(one, split)
 
 
 class Part(PipelineStep):
@@ -107,7 +108,7 @@ def run(
     for step in steps:
         if getattr(step, "exclusion_writer", "none") is None:
             step.exclusion_writer = _aside(made / "dropped" / type(step).__name__)
-    tasks = [task for each in splits.values() for task in each]
+    tasks = [(split, task) for split, each in splits.items() for task in each]
     last = Part([part for _, part in places], pipeline, parents)
     _executor(machines, [Samples(tasks), *steps, last], len(tasks), made).run()
     for split in splits:

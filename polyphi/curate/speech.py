@@ -520,11 +520,29 @@ def written(numbers: Sequence[int]) -> str:
     return "".join(map(str, numbers))
 
 
+_UNFIT = {
+    "an address": r"https?:|@",
+    "a table": r"\|",
+    "code": r"[<>{}\[\]\\=_#]",
+    "several lines": r"\n",
+    "marks that nobody says": r"[/*&]",
+    "a long number": r"\d{4,}",
+}
+"""What can't be read out -> how it is known."""
+
+
+def unfit(text: str, longest: int = 100) -> str:
+    """Why a written question can't be read out: "" where it can, being one line of ordinary words and numbers that is
+    not too long."""
+    if not any(c.isalnum() for c in text):
+        return "nothing to say"
+    found = next((why for why, pattern in _UNFIT.items() if re.search(pattern, text)), "")
+    return found or ("too long" if len(text) > longest else "")
+
+
 def speakable(text: str, longest: int = 100) -> bool:
-    """Whether a written question can be read out: one line, of ordinary words and numbers, not too long."""
-    return 0 < len(text) <= longest and not re.search(
-        r"[\n<>{}\[\]|\\/=_*#@&]|https?:|\d{4,}", text
-    )
+    """Whether a written question can be read out."""
+    return not unfit(text, longest)
 
 
 KTUBERLING = "ktuberling-data"
