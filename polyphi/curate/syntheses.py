@@ -15,15 +15,16 @@ Limits without a source are choices, none of them measured against what training
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from itertools import permutations
+from pathlib import Path
 from typing import Any
 
 from polyphi.chat import Audio, Image, Message, SamplingParams, Text, media
 from polyphi.curate.lexicon import LANGUAGES
-from polyphi.curate.synthesize import Json, Synthesis
+from polyphi.curate.synthesize import Json, Synthesis, Teacher, synthesize
 from polyphi.data.shards import Sample
 
 COPIED_RUN, COPIED_AT_MOST = 8, 0.2
@@ -485,3 +486,29 @@ def translation(language: str, *, at_least: float) -> Synthesis:
         agree=agree,
         sampling=SamplingParams(max_tokens=4096),
     )
+
+
+def in_languages(
+    samples: Callable[[], Iterable[Sample]],
+    languages: Iterable[str],
+    teacher: Teacher,
+    work: Path,
+    *,
+    at_least: float,
+    concurrency: int = 8,
+    aside: str = "",
+) -> Iterator[Sample]:
+    """Conversations in all of `languages`: for each those that are in it, as they are, and then the others translated
+    (`translation`). `samples` is read once for each language; what is refused stands in
+    `work/translation_LANGUAGE[.ASIDE].refused.jsonl`."""
+    for language in languages:
+        synthesis = translation(language, at_least=at_least)
+        yield from (s for s in samples() if s.meta.get("language", "en") == language)
+        yield from synthesize(
+            synthesis,
+            samples(),
+            teacher,
+            work,
+            concurrency=concurrency,
+            aside=".".join(filter(None, (synthesis.name, aside, "refused.jsonl"))),
+        )
