@@ -31,7 +31,8 @@ class Work:
     """What a corpus is built with. `rows` bounds each split, or each part of it; `cache` holds downloaded packages;
     `data` is the folder of corpora (so that one may be made from another); `models` gives what parent stages made: for
     a recogniser a callable from audio bytes to text, for a language model a `Generate`. Of a corpus made by several
-    tasks each makes its `part`: (its number, how many)."""
+    tasks each makes its `part`: (its number, how many). `seconds` is the longest clip that the rows of this size
+    hold."""
 
     rows: Mapping[str, int]
     seed: int
@@ -40,6 +41,7 @@ class Work:
     models: Mapping[str, Any] = field(default_factory=dict)
     tell: Callable[[str], None] = print
     part: tuple[int, int] = (0, 1)
+    seconds: float = 30.0
 
 
 @dataclass(frozen=True)
@@ -57,13 +59,14 @@ class Corpus:
 
 
 def fingerprint(corpus: Corpus, work: Work) -> str:
-    """Hash of the corpus's file and of what it imports of this room, the corpora that it is made from, its rows and its
-    seed: a changed recipe is a new corpus."""
+    """Hash of the corpus's file and of what it imports of this room, the corpora that it is made from, its rows, its
+    longest clip and its seed: a changed recipe is a new corpus."""
     own = inspect.getsourcefile(inspect.unwrap(corpus.build))
     assert own is not None
     code = [path.read_text() for path in imported(Path(own))]
     made_from = _parents(corpus, work)
-    text = json.dumps([corpus.name, corpus.tasks, code, made_from, dict(work.rows), work.seed])
+    asked = [dict(work.rows), work.seconds, work.seed]
+    text = json.dumps([corpus.name, corpus.tasks, code, made_from, *asked])
     return hashlib.sha256(text.encode()).hexdigest()
 
 

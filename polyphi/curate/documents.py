@@ -57,6 +57,12 @@ def sample(document: Document) -> Sample:
     )
 
 
+def become(old: Document, made: Sample) -> None:
+    """Let a document stand for another sample, in place; its lineage goes on."""
+    new = document(made, old.metadata.get("split", "train"))
+    old.text, old.media, old.metadata["sample"] = new.text, new.media, new.metadata["sample"]
+
+
 def note(document: Document, step: str, **found: Any) -> None:
     """What a step found, kept with the document: JSON values."""
     document.metadata["lineage"].append({"step": step, **found})

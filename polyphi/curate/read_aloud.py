@@ -22,7 +22,7 @@ from datatrove.data import Document
 from datatrove.pipeline.filters.base_filter import BaseFilter
 
 from polyphi.chat import Audio, Image, Message, Part, media
-from polyphi.curate.documents import document, note, sample
+from polyphi.curate.documents import become, note, sample
 from polyphi.curate.language import language_of
 from polyphi.curate.lexicon import LANGUAGES
 from polyphi.curate.speech import (
@@ -141,8 +141,7 @@ class ReadAloud(BaseFilter):
         if reading.voice.engine == "espeak-ng" and language == "ja" and _KANJI.search(text):
             return False, "unfit to be read: kanji, which espeak-ng can't read"
         wave = self._speak(text, reading, rng, split == "train")
-        new = document(_spoken(one, text, wave, reading), split)
-        doc.text, doc.media, doc.metadata["sample"] = new.text, new.media, new.metadata["sample"]
+        become(doc, _spoken(one, text, wave, reading))
         note(doc, "read aloud", speaker=reading.name, seconds=round(len(wave) / RATE, 2))
         return True
 

@@ -241,6 +241,7 @@ class Run:
             data=self.data,
             models=_Lazy(corpus.stages, self._made_by),
             tell=self._tell,
+            seconds=self.size.seconds,
         )
         with self._alone(f"corpus {name}"):
             if corpora.is_built(corpus, work):
