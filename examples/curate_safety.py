@@ -46,4 +46,4 @@ def build(work: Work) -> Iterator[tuple[str, Sample]]:
     return ((split, sample) for sample in made)
 
 
-corpus = Corpus("safety", build, corpora=("preferences",), tasks=len(LANGUAGES))
+corpus = Corpus("safety", build, corpora=("preferences",), tasks=len(LANGUAGES), files=(FOUND,))

@@ -48,7 +48,8 @@ class Work:
 class Corpus:
     """`build(work)` yields (split, sample), each split on its own where `work.rows` names but one. `steps(work)` are
     datatrove's or ours and see each sample as a document (documents.py). So many `tasks` make the training split, each
-    `work.part` of it. `corpora` and `stages` name what must exist first."""
+    `work.part` of it. `corpora` and `stages` name what must exist first; a change of
+    one of `files` makes it a new corpus."""
 
     name: str
     build: Callable[[Work], Iterator[tuple[str, Sample]]]
@@ -56,17 +57,19 @@ class Corpus:
     stages: tuple[str, ...] = ()
     steps: Callable[[Work], list[PipelineStep]] = lambda work: []
     tasks: int = 1
+    files: tuple[Path, ...] = ()
 
 
 def fingerprint(corpus: Corpus, work: Work) -> str:
-    """Hash of the corpus's file and of what it imports of this room, the corpora that it is made from, its rows, its
-    longest clip and its seed: a changed recipe is a new corpus."""
+    """Hash of the corpus's file and of what it imports of this room, the corpora and files that it is made from, its
+    rows, its longest clip and its seed: a changed recipe is a new corpus."""
     own = inspect.getsourcefile(inspect.unwrap(corpus.build))
     assert own is not None
     code = [path.read_text() for path in imported(Path(own))]
     made_from = _parents(corpus, work)
+    raw = [hashlib.sha256(f.read_bytes()).hexdigest() if f.exists() else "" for f in corpus.files]
     asked = [dict(work.rows), work.seconds, work.seed]
-    text = json.dumps([corpus.name, corpus.tasks, code, made_from, *asked])
+    text = json.dumps([corpus.name, corpus.tasks, code, made_from, raw, *asked])
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -36,6 +36,12 @@ from polyphi.voice import Booth, Voice, unavailable
 RATE = 16_000  # Hz: every clip in our shards
 TRANSCRIBE = "Transcribe the audio clip into text."
 """The published model's own prompt; all our transcription samples use it."""
+TRANSLATE = "Translate the audio to {}."
+TRANSCRIBE_AND_TRANSLATE = (
+    "Transcribe the audio to text, and then translate the audio to {}. "
+    "Use <sep> as a separator between the original transcript and the translation."
+)
+"""The published model's own prompts of translation, direct and by chain of thought."""
 
 Wave = Float[np.ndarray, " n"]
 
@@ -478,6 +484,20 @@ def asked(
     messages = (Message.user(*parts), Message.assistant(answer))
     return Sample(
         id, messages, meta={**meta, "seconds": round(len(clip) / RATE, 2)}, **origin(speaker)
+    )
+
+
+def chained(direct: Sample, transcript: str) -> Sample:
+    """A translation of a clip (`meta["to"]`) by chain of thought: its transcript, `<sep>`, then the translation."""
+    clip, prompt = direct.messages[0].parts[0], TRANSCRIBE_AND_TRANSLATE
+    return replace(
+        direct,
+        id=f"{direct.id}/cot",
+        messages=(
+            Message.user(clip, prompt.format(LANGUAGES[direct.meta["to"]])),
+            Message.assistant(f"{transcript} <sep> {direct.answer}"),
+        ),
+        meta={**direct.meta, "cot": True},
     )
 
 

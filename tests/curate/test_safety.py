@@ -1,7 +1,8 @@
-"""Safety rows: in all eight languages by a teacher who is checked, with what a red team found; pictured requests."""
+"""Safety rows: in all eight languages by a teacher who is checked, with what a red team found; docs/safety.md."""
 
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,15 @@ import pytest
 from replay import Replay
 
 from polyphi import cli
+from polyphi.chat import Audio, media
 from polyphi.curate import feedback
 from polyphi.curate.lexicon import LANGUAGES
 from polyphi.curate.text import side
 from polyphi.data.shards import Shards
+from polyphi.voice import unavailable
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "curate_safety.py"
+PAGE = Path(__file__).parents[2] / "docs" / "safety.md"
 NAMES = {name: code for code, name in LANGUAGES.items()}
 
 
@@ -54,9 +58,14 @@ def test_the_example_speaks_eight_languages(
         asked = len(replay.asked)
         cli.main(command)
         assert len(replay.asked) == asked, "a corpus that is there is not made again"
-    data = tmp_path / "mine" / "data"
+        data = tmp_path / "mine" / "data"
+        rows = list(Shards(data / "safety" / "train"))
+        more = {"prompt": mine[0], "language": "en", "harmful": True, "answered": "Of course."}
+        feedback.append(Path("feedback.jsonl"), more)
+        cli.main(command)
+        assert len(replay.asked) == asked + 2 * (len(LANGUAGES) - 1), "there and back"
+        after = len(Shards(data / "safety" / "train"))
     english = [s for s in Shards(data / "preferences" / "train") if s.meta["language"] == "en"]
-    rows = list(Shards(data / "safety" / "train"))
     by_language = {code: [s for s in rows if s.meta["language"] == code] for code in LANGUAGES}
     assert english and rows
     for code, found in by_language.items():
@@ -73,9 +82,36 @@ def test_the_example_speaks_eight_languages(
         )
     tests = {s.meta["language"] for s in Shards(data / "safety" / "test")}
     assert tests == set(LANGUAGES)
+    assert after == len(rows) + len(LANGUAGES), "a new finding is asked about, in every language"
     [aside] = (tmp_path / "work").rglob("translation_de.train.refused.jsonl")
     [refused] = [json.loads(line) for line in aside.read_text().splitlines()]
     assert refused["reason"].startswith("chrF ") and "LOST" in json.dumps(refused["answer"])
     capsys.readouterr()
     cli.main(["curate", "show", "safety", "--out", "mine", "--size", "micro"])
     assert "translation_de by some-model" in capsys.readouterr().out
+
+
+def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """docs/safety.md: its commands, then its blocks as one file."""
+    if missing := unavailable("espeak-ng"):
+        pytest.skip(missing)
+    monkeypatch.chdir(tmp_path)
+    page = PAGE.read_text()
+    [commands] = re.findall(r"(?s)```bash\n(.*?)```", page)
+    for line in commands.splitlines():
+        assert line.startswith("python -m polyphi.curate.feedback ")
+        feedback.main(shlex.split(line)[3:])
+    assert capsys.readouterr().out.endswith("2 findings, 1 of harmful requests\n")
+    told = set(re.findall(r"`(\w+)`", "".join(re.findall(r"(?m)^\| (`.*?) \|", page))))
+    assert told == {*feedback.MUST, *feedback.MAY}
+    code = "\n".join(re.findall(r"(?s)```python\n(.*?)```", page))
+    Path("page.py").write_text(code)
+    exec(compile(code, str(tmp_path / "page.py"), "exec"), {"__name__": "page"})
+    assert capsys.readouterr().out.endswith("2 spoken findings\n")
+    pairs, answers, spoken = (
+        list(Shards(tmp_path / "data" / name / "train"))
+        for name in ("found_pairs", "found_answers", "found_aloud")
+    )
+    assert [s.answer for s in pairs] == [s.answer for s in answers] == [s.answer for s in spoken]
+    assert [s.meta["refuse"] for s in spoken] == [True, False]
+    assert all(media(s.messages, Audio) and not s.prompt[-1].text for s in spoken)
