@@ -150,7 +150,10 @@ def append(path: Path, row: Mapping[str, Any]) -> Finding:
 
 
 def _line(row: Mapping[str, Any]) -> bytes:
-    return json.dumps(dict(sorted(row.items())), ensure_ascii=False).encode(errors="replace")
+    try:
+        return json.dumps(dict(sorted(row.items())), ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ValueError("a text holds half a character (a lone surrogate)") from None
 
 
 # Rows ------------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from polyphi.curate.read_aloud import Cast, ReadAloud, cast, installed, query
 from polyphi.curate.speech import encode, unfit
 from polyphi.curate.transcripts import Recogniser, WordErrors
 from polyphi.data.shards import Sample, Shards
+from polyphi.endpoint import Endpoint
 from polyphi.processing.media import decode_audio
 from polyphi.voice import Voice, unavailable
 
@@ -150,6 +151,16 @@ def test_clips_that_nobody_understands_are_dropped_afterwards(tmp_path: Path) ->
     judge = Recogniser("listener", lambda clip, language: heard[language])
     found = built(ROWS[:2], tmp_path, [ReadAloud(installed()), WordErrors(judge, 0.35)])
     assert [s.id for s in found["train"]] == ["fit"]
+
+
+@needs_espeak
+def test_an_endpoint_judges_what_was_read(tmp_path: Path) -> None:
+    with Replay(transcripts={b"fLaC": "Who wrote Faust?"}) as replay:
+        ear = Endpoint(replay.where, "m")
+        judge = Recogniser("m", lambda clip, language: ear.transcribe(clip, language=language))
+        found = built(ROWS[:2], tmp_path, [ReadAloud(installed()), WordErrors(judge, 0.35)])
+        assert len(replay.asked) == 4
+    assert [s.id for s in found["train"]] == [s.id for s in found["test"]] == ["fit"]
 
 
 def test_what_is_unfit_is_told() -> None:

@@ -37,7 +37,7 @@ STORY = "Paragraph {} tells how a ship left the harbour in the morning and came 
 def test_half_an_hour_is_one_clip_in_little_memory(tmp_path: Path) -> None:
     """In a process of its own: memory grows by the compressed bytes, not by the sound."""
     program = f"""
-import json, re, sys
+import json, re, sys, time
 from pathlib import Path
 from polyphi.curate.recordings import record
 from polyphi.voice import Booth, Voice
@@ -49,21 +49,23 @@ def peak():
 booth, story = Booth(), ({STORY!r}.format(i % 900) for i in range(10_000))
 voices = [Voice(variant="m1"), Voice(variant="f2")]
 record(story, voices, seconds=120, booth=booth)
-before = peak()
+before, begun = peak(), time.perf_counter()
 made = record(story, voices, booth=booth)
+took = time.perf_counter() - begun
 Path(sys.argv[1]).write_bytes(made.audio)
-print(json.dumps([made.seconds, peak() - before, len(made.said)]))
+print(json.dumps([made.seconds, took, peak() - before, len(made.said)]))
 """
     clip = tmp_path / "clip.flac"
     done = subprocess.run(
         [sys.executable, "-c", program, str(clip)], capture_output=True, text=True, check=True
     )
-    seconds, grown, said = json.loads(done.stdout)
+    seconds, took, grown, said = json.loads(done.stdout)
     wave, rate = decode_audio(clip)  # media's own bound lets it in
     assert rate == 16_000 and abs(len(wave) / rate - seconds) < 0.01
     assert 1780 < seconds <= 1800 and said > 100
     tokens, megabytes = Clip(frames(len(wave), rate), "speech").tokens, clip.stat().st_size / 1e6
-    print(f"{seconds:.0f} s, {tokens} tokens, {megabytes:.0f} MB of FLAC, {grown:.0f} MB of memory")
+    print(f"\n{seconds:.0f} s of speech, {tokens} tokens, made in {took:.1f} s")
+    print(f"{megabytes:.0f} MB of FLAC, {grown:.0f} MB more memory at its peak")
     assert 22_000 < tokens <= 22_500
     assert grown < 2 * megabytes + 5 < 4 * len(wave) / 1e6
 
