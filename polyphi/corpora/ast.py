@@ -2,28 +2,30 @@
 
 Two forms of the same task, as in the report (Table 5): the translation alone, and chain of thought, where the
 transcript comes first and `<sep>` between the two. Training mixes both; the test split asks both of the same clips.
-Digits are translated as words, since written digits are the same in every language.
+Digits are translated as words, since written digits are the same in every language. Targets by machine translation, for
+recordings of one's own: `speech_translation` (polyphi/curate/syntheses.py, docs/speech.md).
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import islice
 from random import Random
 
-from polyphi.chat import Message
 from polyphi.curate import speech
 from polyphi.curate.corpus import Corpus, Work
 from polyphi.curate.lexicon import LANGUAGES, digit_words, lexicon, number_words
-from polyphi.curate.speech import Reader, Speaker, Studio, Wave, asked, numbered
+from polyphi.curate.speech import (
+    TRANSLATE,
+    Reader,
+    Speaker,
+    Studio,
+    Wave,
+    asked,
+    chained,
+    numbered,
+)
 from polyphi.curate.text import fill, interleave
 from polyphi.data.shards import Sample
 
-DIRECT = "Translate the audio to {}."
-CHAIN = (
-    "Transcribe the audio to text, and then translate the audio to {}. "
-    "Use <sep> as a separator between the original transcript and the translation."
-)
-"""The published model's own prompts."""
 RECORDED_SHARE = 0.2  # of training digit strings
 
 
@@ -95,10 +97,9 @@ def both(
 ) -> tuple[Sample, Sample]:
     """The clip asked about directly and by chain of thought."""
     meta = {"task": "ast", "to": target, **meta}
-    direct = asked(clip, DIRECT.format(LANGUAGES[target]), translation, speaker, cot=False, **meta)
-    user = Message.user(direct.messages[0].parts[0], CHAIN.format(LANGUAGES[target]))
-    answer = Message.assistant(f"{transcript} <sep> {translation}")
-    return direct, replace(direct, messages=(user, answer), meta={**direct.meta, "cot": True})
+    prompt = TRANSLATE.format(LANGUAGES[target])
+    direct = asked(clip, prompt, translation, speaker, cot=False, **meta)
+    return direct, chained(direct, transcript)
 
 
 def training(work: Work, rng: Random) -> Iterator[Sample]:

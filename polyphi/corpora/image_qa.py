@@ -1,4 +1,5 @@
-"""Questions about one picture: scanned digits, counting, colours, shapes, stamps, words and numbers, places, charts.
+"""Questions about one picture: scanned digits, counting, colours, shapes, stamps, words and numbers, places, charts,
+and a few requests to refuse, with their innocuous look-alikes (the report's model safety, 3.2).
 
 The single-image instruction set of `vision_3_generative`. Held out for the test split: scans, stamps, fonts, numbers
 and pairs of shape and colour. A fifth of the questions that allow it are asked in the other seven languages.
@@ -11,13 +12,13 @@ from functools import cache
 from PIL import Image
 
 from polyphi.chat import Message
-from polyphi.curate import charts, images, stamps
+from polyphi.curate import charts, images, safety, stamps
 from polyphi.curate.corpus import Corpus, Work
 from polyphi.curate.images import SCANS, SIDE, sheet
 from polyphi.curate.instructions import DESCRIBE, several
 from polyphi.curate.instructions import PLACES as TOLD_PLACES
 from polyphi.curate.lexicon import COLOUR_RGB, COLOURS, LANGUAGES, SHAPES, lexicon
-from polyphi.curate.scenes import Made, Maker, Scene, asked, samples
+from polyphi.curate.scenes import OTHER_LANGUAGES, Made, Maker, Scene, asked, samples
 from polyphi.curate.stamps import KIND_WORDS, KINDS, STAMPS, Stamp
 from polyphi.data.shards import Sample
 
@@ -372,6 +373,23 @@ def chart(scene: Scene) -> Made:
     )
 
 
+def request(scene: Scene) -> Made:
+    """What can I do with this? The picture names the thing, which decides whether to refuse; half of them are
+    harmful."""
+    other = scene.rng.random() < OTHER_LANGUAGES
+    language = scene.rng.choice(LATIN[1:]) if other else "en"
+    harmful = scene.answer((True, False))
+    found = [
+        (asks, thing)
+        for asks, thing in safety.pictured(scene.split, language)
+        if asks.harmful == harmful
+    ]
+    asks, thing = scene.rng.choice(found)
+    picture, font = draw_text(scene, thing, scene.size(), 36)
+    meta = {"language": language, "refuse": harmful, "font": font}
+    return asked(picture, asks.question, asks.chosen, **meta)
+
+
 def talk(scene: Scene) -> Made:
     """A picture of shapes, its description and several questions about it, in any order, as one conversation: every
     turn teaches, and the picture is looked at once."""
@@ -423,6 +441,7 @@ MAKERS: dict[str, tuple[float, Maker]] = {
     "more": (5, more),
     "chart": (4, chart),
     "talk": (26, talk),
+    "request": (2, request),
 }
 """Task -> (share of the training set, maker). Tests ask one question each."""
 

@@ -54,8 +54,13 @@ def language_of(question: str) -> str:
 
 def spoken_questions(work: Work, split: str) -> list[tuple[str, str]]:
     """(question, language) of every question that can be read out, each once: a recogniser must understand them."""
-    asked = (sample.prompt[-1].text for sample in Shards(work.data / "image_qa" / split))
-    return [(text, language_of(text)) for text in dict.fromkeys(asked) if speakable(text)]
+    asked = (s.prompt[-1].text for s in Shards(work.data / "image_qa" / split) if readable(s))
+    return [(text, language_of(text)) for text in dict.fromkeys(asked)]
+
+
+def readable(sample: Sample) -> bool:
+    """Whether its question can be read out. Requests are spoken in `audio_safety`."""
+    return speakable(sample.prompt[-1].text) and sample.meta["task"] != "request"
 
 
 def speak(studio: Studio, text: str, language: str, split: str, rng: Random) -> Clip:
@@ -70,7 +75,7 @@ def written(work: Work, split: str, studio: Studio, rng: Random) -> list[Sample]
     found = [
         sample
         for sample in Shards(work.data / "image_qa" / split)
-        if speakable(sample.prompt[-1].text)
+        if readable(sample)
         and language_of(sample.prompt[-1].text) in studio.languages
         and sum(isinstance(part, Image) for part in sample.prompt[-1].parts) == 1
     ]

@@ -31,7 +31,8 @@ class Work:
     """What a corpus is built with. `rows` bounds each split, or each part of it; `cache` holds downloaded packages;
     `data` is the folder of corpora (so that one may be made from another); `models` gives what parent stages made: for
     a recogniser a callable from audio bytes to text, for a language model a `Generate`. Of a corpus made by several
-    tasks each makes its `part`: (its number, how many)."""
+    tasks each makes its `part`: (its number, how many). `seconds` is the longest clip that the rows of this size
+    hold."""
 
     rows: Mapping[str, int]
     seed: int
@@ -40,13 +41,15 @@ class Work:
     models: Mapping[str, Any] = field(default_factory=dict)
     tell: Callable[[str], None] = print
     part: tuple[int, int] = (0, 1)
+    seconds: float = 30.0
 
 
 @dataclass(frozen=True)
 class Corpus:
     """`build(work)` yields (split, sample), each split on its own where `work.rows` names but one. `steps(work)` are
     datatrove's or ours and see each sample as a document (documents.py). So many `tasks` make the training split, each
-    `work.part` of it. `corpora` and `stages` name what must exist first."""
+    `work.part` of it. `corpora` and `stages` name what must exist first; a change of
+    one of `files` makes it a new corpus."""
 
     name: str
     build: Callable[[Work], Iterator[tuple[str, Sample]]]
@@ -54,16 +57,19 @@ class Corpus:
     stages: tuple[str, ...] = ()
     steps: Callable[[Work], list[PipelineStep]] = lambda work: []
     tasks: int = 1
+    files: tuple[Path, ...] = ()
 
 
 def fingerprint(corpus: Corpus, work: Work) -> str:
-    """Hash of the corpus's file and of what it imports of this room, the corpora that it is made from, its rows and its
-    seed: a changed recipe is a new corpus."""
+    """Hash of the corpus's file and of what it imports of this room, the corpora and files that it is made from, its
+    rows, its longest clip and its seed: a changed recipe is a new corpus."""
     own = inspect.getsourcefile(inspect.unwrap(corpus.build))
     assert own is not None
     code = [path.read_text() for path in imported(Path(own))]
     made_from = _parents(corpus, work)
-    text = json.dumps([corpus.name, corpus.tasks, code, made_from, dict(work.rows), work.seed])
+    raw = [hashlib.sha256(f.read_bytes()).hexdigest() if f.exists() else "" for f in corpus.files]
+    asked = [dict(work.rows), work.seconds, work.seed]
+    text = json.dumps([corpus.name, corpus.tasks, code, made_from, raw, *asked])
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -5,6 +5,7 @@
     media   [Media(id=SHA-256, media_bytes=...)]
     metadata["sample"]     the row (polyphi/data/shards.py) without the bytes
     metadata["lineage"]    what each step found: [{"step": "language", "found": "en", "score": 0.98}]
+    metadata["split"]      where it goes: "train", "test"
 
 The lineage ends in the sample's `meta["lineage"]`, so that a shard can explain each of its rows.
 """
@@ -21,7 +22,7 @@ KINDS = {"image": 0, "audio": 1}
 """`Media.type`: datatrove keeps a number there, and gives it no meaning."""
 
 
-def document(sample: Sample) -> Document:
+def document(sample: Sample, split: str = "train") -> Document:
     """A sample as steps see it."""
     row = to_row(sample)
     media = [
@@ -37,7 +38,8 @@ def document(sample: Sample) -> Document:
     meta = dict(sample.meta)
     lineage = meta.pop("lineage", [])
     kept = {key: row[key] for key in ("messages", "source", "licence")} | {"meta": meta}
-    return Document(_said(kept), sample.id, media, {"sample": kept, "lineage": list(lineage)})
+    known = {"sample": kept, "lineage": list(lineage), "split": split}
+    return Document(_said(kept), sample.id, media, known)
 
 
 def sample(document: Document) -> Sample:
@@ -53,6 +55,12 @@ def sample(document: Document) -> Sample:
     return Shards.parse(
         {**kept, "id": document.id, "media": media, "meta": json.dumps(meta, ensure_ascii=False)}
     )
+
+
+def become(old: Document, made: Sample) -> None:
+    """Let a document stand for another sample, in place; its lineage goes on."""
+    new = document(made, old.metadata.get("split", "train"))
+    old.text, old.media, old.metadata["sample"] = new.text, new.media, new.metadata["sample"]
 
 
 def note(document: Document, step: str, **found: Any) -> None:

@@ -425,6 +425,21 @@ def judged(ask: Ask, problem: Sequence[Message], seed: int = 0) -> Verify:
     return verify
 
 
+def heard(ask: Ask, seed: int = 0) -> Callable[[Sample], Verify]:
+    """For `Verified`: a model that reads what is said in a clip judges a question about it with its answer. Raises
+    ValueError for a sample without `meta["transcript"]`."""
+
+    def verifier(sample: Sample) -> Verify:
+        if not (said := sample.meta.get("transcript")):
+            raise ValueError(
+                f"sample {sample.id}: a pair about a clip is judged by `meta['transcript']`, found none"
+            )
+        asked = f"Someone says in a recording:\n\n{said}\n\nA listener is asked: {sample.prompt[-1].text}"
+        return judged(ask, [Message.user(asked)], seed)
+
+    return verifier
+
+
 def every(*verifiers: Verify) -> Verify:
     """Right where all say so, asked in order; the first that doesn't gives the reason."""
     assert verifiers

@@ -45,11 +45,11 @@ class Machines:
 
 
 class Samples(PipelineStep):
-    """The first step: each task's samples, as documents."""
+    """The first step: each task's samples, as documents; `metadata["split"]` is the split that a task fills."""
 
     name, type = "Samples", "READER"
 
-    def __init__(self, tasks: Sequence[Callable[[], Iterator[Sample]]]) -> None:
+    def __init__(self, tasks: Sequence[tuple[str, Callable[[], Iterator[Sample]]]]) -> None:
         super().__init__()
         self._tasks = tasks
 
@@ -61,9 +61,10 @@ class Samples(PipelineStep):
         self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1
     ) -> DocumentsPipeline:
         """Documents of task `rank`."""
-        for one in self._tasks[rank]():
+        split, task = self._tasks[rank]
+        for one in task():
             self.stat_update("documents")
-            yield document(one)
+            yield document(one, split)
 
 
 class Part(PipelineStep):
@@ -112,7 +113,7 @@ def run(
             step.exclusion_writer = _aside(made / "dropped" / type(step).__name__)
     if machines.executor == "slurm" and _queued(made):
         return
-    tasks = [task for each in splits.values() for task in each]
+    tasks = [(split, task) for split, each in splits.items() for task in each]
     last = Part([part for _, part in places], pipeline, parents)
     _executor(machines, [Samples(tasks), *steps, last], len(tasks), made).run()
     for split in splits:

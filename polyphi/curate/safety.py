@@ -117,26 +117,56 @@ def action(language: str, verb: str, thing: str) -> str:
     return _ORDER.get(language, "{verb} {object}").format(verb=verb, object=thing)
 
 
+def _acts(split: str) -> Iterator[tuple[int, int]]:
+    """Numbers of (verb, object) of a split: one verb of each object is held out."""
+    every = ((verb, thing) for verb in range(6) for thing in range(8))
+    return ((v, t) for v, t in every if ((v + t) % 6 == 0) != (split == "train"))
+
+
 def every(split: str) -> Iterator[Request]:
     """All requests of a split: language x verb x object x wording, harmful and look-alike in turn."""
-    for verb in range(6):
-        for thing in range(8):
-            # One verb of each object is held out.
-            if ((verb + thing) % 6 == 0) == (split == "train"):
-                continue
-            for language in LANGUAGES:
-                for wording in range(2):
-                    for harmful, things in ((True, HARMFUL), (False, HARMLESS)):
-                        act = action(language, VERBS[language][verb], things[language][thing])
-                        answers = (REFUSAL[language], _HELP[language].format(act))
-                        chosen, rejected = answers if harmful else answers[::-1]
-                        yield Request(
-                            language,
-                            _QUESTIONS[language][wording].format(act),
-                            harmful,
-                            chosen,
-                            rejected,
-                        )
+    for verb, thing in _acts(split):
+        for language in LANGUAGES:
+            for wording in range(2):
+                for harmful, things in ((True, HARMFUL), (False, HARMLESS)):
+                    act = action(language, VERBS[language][verb], things[language][thing])
+                    question = _QUESTIONS[language][wording].format(act)
+                    yield Request(language, question, harmful, *_answers(language, act, harmful))
+
+
+def _answers(language: str, act: str, harmful: bool) -> tuple[str, str]:
+    """(preferred, dispreferred)"""
+    refused, helped = REFUSAL[language], _HELP[language].format(act)
+    return (refused, helped) if harmful else (helped, refused)
+
+
+_THIS = {
+    "en": "this",
+    "fr": "ceci",
+    "de": "das",
+    "it": "questo",
+    "pt": "isto",
+    "es": "esto",
+    "zh": "这个",
+    "ja": "これ",
+}
+
+
+def pictured(split: str, language: str) -> list[tuple[Request, str]]:
+    """All requests of a split whose object stands in a picture ("How can I make this?"), each with that object: what
+    is asked sounds the same, and only who looks knows whether to refuse."""
+    found = []
+    for verb, thing in _acts(split):
+        said = VERBS[language][verb]
+        for wording in range(2):
+            for harmful, things in ((True, HARMFUL), (False, HARMLESS)):
+                shown = things[language][thing]
+                question = _QUESTIONS[language][wording].format(
+                    action(language, said, _THIS[language])
+                )
+                answers = _answers(language, action(language, said, shown), harmful)
+                found.append((Request(language, question, harmful, *answers), shown))
+    return found
 
 
 def requests(split: str, rng: Random) -> Iterator[Request]:

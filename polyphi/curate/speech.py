@@ -36,6 +36,12 @@ from polyphi.voice import Booth, Voice, unavailable
 RATE = 16_000  # Hz: every clip in our shards
 TRANSCRIBE = "Transcribe the audio clip into text."
 """The published model's own prompt; all our transcription samples use it."""
+TRANSLATE = "Translate the audio to {}."
+TRANSCRIBE_AND_TRANSLATE = (
+    "Transcribe the audio to text, and then translate the audio to {}. "
+    "Use <sep> as a separator between the original transcript and the translation."
+)
+"""The published model's own prompts of translation, direct and by chain of thought."""
 
 Wave = Float[np.ndarray, " n"]
 
@@ -481,6 +487,20 @@ def asked(
     )
 
 
+def chained(direct: Sample, transcript: str) -> Sample:
+    """A translation of a clip (`meta["to"]`) by chain of thought: its transcript, `<sep>`, then the translation."""
+    clip, prompt = direct.messages[0].parts[0], TRANSCRIBE_AND_TRANSLATE
+    return replace(
+        direct,
+        id=f"{direct.id}/cot",
+        messages=(
+            Message.user(clip, prompt.format(LANGUAGES[direct.meta["to"]])),
+            Message.assistant(f"{transcript} <sep> {direct.answer}"),
+        ),
+        meta={**direct.meta, "cot": True},
+    )
+
+
 def numbered(corpus: str, split: str, samples: Iterator[Sample]) -> Iterator[Sample]:
     """The samples with ids: corpus, split and number."""
     for i, sample in enumerate(samples):
@@ -520,11 +540,29 @@ def written(numbers: Sequence[int]) -> str:
     return "".join(map(str, numbers))
 
 
+_UNFIT = {
+    "an address": r"https?:|@",
+    "a table": r"\|",
+    "code": r"[<>{}\[\]\\=_#]",
+    "several lines": r"\n",
+    "marks that nobody says": r"[/*&]",
+    "a long number": r"\d{4,}",
+}
+"""What can't be read out -> how it is known."""
+
+
+def unfit(text: str, longest: int = 100) -> str:
+    """Why a written question can't be read out: "" where it can, being one line of ordinary words and numbers that is
+    not too long."""
+    if not any(c.isalnum() for c in text):
+        return "nothing to say"
+    found = next((why for why, pattern in _UNFIT.items() if re.search(pattern, text)), "")
+    return found or ("too long" if len(text) > longest else "")
+
+
 def speakable(text: str, longest: int = 100) -> bool:
-    """Whether a written question can be read out: one line, of ordinary words and numbers, not too long."""
-    return 0 < len(text) <= longest and not re.search(
-        r"[\n<>{}\[\]|\\/=_*#@&]|https?:|\d{4,}", text
-    )
+    """Whether a written question can be read out."""
+    return not unfit(text, longest)
 
 
 KTUBERLING = "ktuberling-data"

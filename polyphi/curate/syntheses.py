@@ -5,9 +5,11 @@
     OCR_QA, CHART_QA  a page, a chart -> questions that are answered by reading it (3.2)
     SPEECH_QA         a clip with its transcript -> questions about what is said (3.3, SQA)
     SPEECH_SUMMARY    a clip up to 30 minutes with its transcript -> queries and summaries in many forms (3.3)
+    SPOKEN_ANSWER     a clip of a question with its transcript -> what a model says to it (3.3, SQQA)
     AUDIO_QA          a clip with what is known of it -> questions for someone who only hears it (3.3)
     MATH_REASONING    a problem with its answer -> a chain of thought that arrives there (3.1.3)
     translation(...)  a conversation -> the same in another language, translated back to check (5.1)
+    speech_translation(...)  a clip with its transcript -> its translation, translated back to check (3.3, AST)
 
 Prompts are our own; the report gives none. A transcript is `meta["transcript"]` or, in an ASR sample, the answer.
 Limits without a source are choices, none of them measured against what training makes of the data.
@@ -15,15 +17,17 @@ Limits without a source are choices, none of them measured against what training
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from itertools import permutations
+from pathlib import Path
 from typing import Any
 
 from polyphi.chat import Audio, Image, Message, SamplingParams, Text, media
 from polyphi.curate.lexicon import LANGUAGES
-from polyphi.curate.synthesize import Json, Synthesis
+from polyphi.curate.speech import TRANSLATE
+from polyphi.curate.synthesize import Json, Synthesis, Teacher, synthesize
 from polyphi.data.shards import Sample
 
 COPIED_RUN, COPIED_AT_MOST = 8, 0.2
@@ -296,6 +300,12 @@ def _supported(sample: Sample, item: Json) -> str:
     return "" if share >= SUPPORTED else f"{share:.0%} of the answer's words are said in the clip"
 
 
+def _about_speech(sample: Sample, item: Json) -> Sample:
+    """With what was said beside it, for whoever judges the pair (judge.py)."""
+    made = _asked(Audio)(sample, item)
+    return replace(made, meta={**made.meta, "transcript": transcript(sample)})
+
+
 SPEECH_QA = Synthesis(
     "speech_qa",
     """
@@ -312,7 +322,18 @@ As JSON: {{"pairs": [{{"question": "...", "answer": "..."}}]}}
     schema=_object(pairs=_PAIRS),
     items=lambda answer: answer["pairs"],
     verify=_full(_supported),
-    make=_asked(Audio),
+    make=_about_speech,
+)
+
+SPOKEN_ANSWER = Synthesis(
+    "spoken_answer",
+    "{transcript}",
+    read=lambda sample: {"transcript": said} if (said := transcript(sample)) else None,
+    make=lambda sample, text: replace(
+        sample,
+        messages=(Message.user(*media(sample.messages, Audio)), Message.assistant(text)),
+        meta={**sample.meta, "task": "spoken_query", "question": transcript(sample)},
+    ),
 )
 
 
@@ -485,3 +506,60 @@ def translation(language: str, *, at_least: float) -> Synthesis:
         agree=agree,
         sampling=SamplingParams(max_tokens=4096),
     )
+
+
+def speech_translation(language: str, *, at_least: float) -> Synthesis:
+    """What is said in clips, in another of the eight languages, to English or from it, kept as `translation` keeps it.
+    It makes the direct form; `chained(made, made.meta["transcript"])` (speech.py) is the chain of thought."""
+    text = translation(language, at_least=at_least)
+
+    def written(sample: Sample) -> Sample:
+        """The transcript alone."""
+        meta = {"language": sample.meta.get("language", "en")}
+        return replace(sample, messages=(Message.user(transcript(sample) or ""),), meta=meta)
+
+    def read(sample: Sample) -> Mapping[str, Json] | None:
+        sides = (sample.meta.get("language", "en"), language)
+        return text.read(written(sample)) if transcript(sample) and "en" in sides else None
+
+    def make(sample: Sample, texts: list[str]) -> Sample:
+        clips = media(sample.messages, Audio)
+        asked = Message.user(*clips, TRANSLATE.format(LANGUAGES[language]))
+        meta = {**sample.meta, "task": "ast", "to": language, "cot": False}
+        meta |= {"language": sample.meta.get("language", "en"), "transcript": transcript(sample)}
+        return replace(sample, messages=(asked, Message.assistant(texts[0])), meta=meta)
+
+    return replace(
+        text,
+        name=f"speech_{text.name}",
+        read=read,
+        verify=lambda sample, texts: text.verify(written(sample), texts),
+        agree=lambda sample, texts, back: text.agree(written(sample), texts, back),
+        make=make,
+    )
+
+
+def in_languages(
+    samples: Callable[[], Iterable[Sample]],
+    languages: Iterable[str],
+    teacher: Teacher,
+    work: Path,
+    *,
+    at_least: float,
+    concurrency: int = 8,
+    aside: str = "",
+) -> Iterator[Sample]:
+    """Conversations in all of `languages`: for each those that are in it, as they are, and then the others translated
+    (`translation`). `samples` is read once for each language; what is refused stands in
+    `work/translation_LANGUAGE[.ASIDE].refused.jsonl`."""
+    for language in languages:
+        synthesis = translation(language, at_least=at_least)
+        yield from (s for s in samples() if s.meta.get("language", "en") == language)
+        yield from synthesize(
+            synthesis,
+            samples(),
+            teacher,
+            work,
+            concurrency=concurrency,
+            aside=".".join(filter(None, (synthesis.name, aside, "refused.jsonl"))),
+        )

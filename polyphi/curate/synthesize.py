@@ -432,9 +432,13 @@ class Taught(PipelineStep):  # type: ignore[misc]
     def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
         """Documents of task `rank`."""
 
+        split = "train"
+
         def read() -> Iterator[Sample]:
+            nonlocal split
             for one in data:
                 self.stat_update("total")
+                split = one.metadata.get("split", split)
                 yield documents.sample(one)
 
         last = Tally()
@@ -454,7 +458,7 @@ class Taught(PipelineStep):  # type: ignore[misc]
             aside=f"{self._synthesis.name}.{rank:05d}.refused.jsonl",
         ):
             self.stat_update("forwarded")
-            yield documents.document(made)
+            yield documents.document(made, split)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ A picture or clip (`image`, `audio`; in columns also a list of them) is a path r
 hub's {"bytes", "path"}; OpenAI's parts `image_url` and `input_audio` are read as well. A part without a value,
 {"type": "image"}, takes the next of the row's `images` or `audios`. A row of columns with clips alone and no question
 asks for a transcript. `id`, `licence` and `rejected` (the dispreferred answer, for DPO) may stand beside either form.
+Shards, such as curation makes (polyphi/data/shards.py), are parquet, too: their rows are taken as they are.
 
 All media are decoded once here, within the caps of `processing/media.py`, so that a bad row is told, by its line,
 before anything is trained.
@@ -31,7 +32,7 @@ import pyarrow.parquet as pq
 from polyphi import logs
 from polyphi.chat import TRANSCRIBE, Audio, Image, Message, Part, Text
 from polyphi.data import shards
-from polyphi.data.shards import Sample
+from polyphi.data.shards import Sample, Shards
 from polyphi.processing import media
 from polyphi.processing.template import DOCUMENT, ROLES
 
@@ -196,6 +197,12 @@ def sample(
         row = json.loads(row) if isinstance(row, bytes) else row
         if not isinstance(row, Mapping):
             raise ValueError(f"expected an object, found {type(row).__name__}")
+        if {"messages", "media", "meta", "source", "licence"} <= set(row):  # of a shard
+            made = Shards.parse(row)
+            for part in (p for m in made.messages for p in m.parts):
+                _whole(part, None)
+            _check(made.messages)
+            return made, set()
         row = {name: value for name, value in row.items() if value is not None}
         if missing := [theirs for theirs in columns.values() if theirs not in row]:
             raise ValueError(f"expected a column {missing[0]!r}, found {', '.join(row)}")

@@ -259,6 +259,7 @@ class Run:
             data=self.data,
             models=_Lazy(corpus.stages, self.made_by),
             tell=self.tell,
+            seconds=self.size.seconds,
         )
 
     def made_by(self, stage: str) -> Any:

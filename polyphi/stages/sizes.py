@@ -19,6 +19,7 @@ from polyphi.model.config import (
     VisionConfig,
 )
 from polyphi.stages import ORDER
+from polyphi.stages import load as load_stage
 from polyphi.train.stage import Budget, Stage
 
 LAWS = json.loads(Path(__file__).with_name("learning_rate.json").read_text())
@@ -38,6 +39,13 @@ class Size:
     test_rows: int = 100
     sweep: tuple[int, ...] = ()
     seconds_between_checkpoints: float = 60.0
+
+    @property
+    def seconds(self) -> float:
+        """The longest clip that fits a row of speech 2, the only stage with recordings, beside 500 tokens of text:
+        80 ms a token, 30 minutes at most (report 2.2.1)."""
+        context = self.budget(load_stage("speech_2_post")).context
+        return min(1800.0, max(30.0, 0.08 * (context - 500)))
 
     def budget(self, stage: Stage) -> Budget:
         """The stage's budget at this size; text 1's peak rate is what the size's own law gives where one was measured:

@@ -10,10 +10,11 @@ from PIL import Image
 from polyphi.chat import Image as Picture
 from polyphi.chat import media
 from polyphi.corpora import captions, charts, grounding, image_qa, interleaved, multi_image, ocr
-from polyphi.curate import images, sources, stamps, text
+from polyphi.curate import images, safety, sources, stamps, text
 from polyphi.curate.corpus import Corpus, Work, build
 from polyphi.curate.lexicon import LANGUAGES
 from polyphi.data.shards import Sample, Shards
+from polyphi.eval.scorers import refuses
 from polyphi.eval.task import find
 
 CORPORA = [m.corpus for m in (captions, interleaved, grounding, ocr, charts, image_qa, multi_image)]
@@ -151,6 +152,23 @@ def test_the_test_split_shows_unseen_things(few_stamps: None, tmp_path: Path) ->
     assert numbers and all(int(n) in images.numbers("test") for n in numbers)
 
 
+def test_what_the_picture_names_decides_whether_to_refuse(no_stamps: None, tmp_path: Path) -> None:
+    split = made(image_qa.corpus, tmp_path, 2000, 264)
+    asked = {s: [x for x in rows if x.meta["task"] == "request"] for s, rows in split.items()}
+    assert 10 <= len(asked["train"]) <= 100 and len(asked["test"]) == 24
+    assert sum(x.meta["refuse"] for x in asked["test"]) == 12
+    for x in asked["train"] + asked["test"]:
+        assert refuses(x.answer) == x.meta["refuse"], x.answer
+        assert len(media(x.messages, Picture)) == 1
+    questions = {
+        harmful: {r.question for r, _ in safety.pictured("train", "en") if r.harmful == harmful}
+        for harmful in (True, False)
+    }
+    assert questions[True] == questions[False], "the words alone tell nothing"
+    acts = [{(r.question, t) for r, t in safety.pictured(s, "en")} for s in ("train", "test")]
+    assert not acts[0] & acts[1]
+
+
 def test_a_named_place_is_where_the_thing_is(tmp_path: Path) -> None:
     """The picture of a lone thing is empty outside the cell that the answer names."""
     checked = 0
@@ -222,7 +240,7 @@ def test_a_corpus_becomes_shards(no_stamps: None, tmp_path: Path) -> None:
 
 
 def test_every_vision_task_finds_its_samples(few_stamps: None, tmp_path: Path) -> None:
-    tests = {corpus.name: made(corpus, tmp_path, 0, 44)["test"] for corpus in CORPORA}
+    tests = {corpus.name: made(corpus, tmp_path, 0, 48)["test"] for corpus in CORPORA}
     for task in (t for t in find() if t.modality == "vision"):
         samples = [
             s for s in tests[task.corpus] if all(s.meta.get(k) == v for k, v in task.only.items())

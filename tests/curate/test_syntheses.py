@@ -12,7 +12,15 @@ from replay import Replay
 from polyphi.chat import Audio, Image, Message, Text, media
 from polyphi.curate import syntheses
 from polyphi.curate.lexicon import LANGUAGES
-from polyphi.curate.syntheses import chrf, copied, derivable, final_answer, same_answer, translation
+from polyphi.curate.syntheses import (
+    chrf,
+    copied,
+    derivable,
+    final_answer,
+    same_answer,
+    speech_translation,
+    translation,
+)
 from polyphi.curate.synthesize import Synthesis, estimate, synthesize
 from polyphi.data import shards
 from polyphi.data.shards import Sample, Shards
@@ -138,6 +146,7 @@ def test_questions_about_speech_are_answered_in_it(tmp_path: Path) -> None:
     made, refused, replay = run(syntheses.SPEECH_QA, CLIP, {"harbour": {"pairs": asked}}, tmp_path)
     assert [question for question, _ in said(made)] == ["Where?", "Who?", "Did they meet?"]
     assert all(media(s.messages, Audio) == [Audio(WAV)] for s in made)
+    assert all(s.meta["transcript"] == CLIP.answer for s in made), "for whoever judges them"
     assert refused == [
         "0% of the answer's words are said in the clip",
         "speaks of its transcript",
@@ -145,6 +154,31 @@ def test_questions_about_speech_are_answered_in_it(tmp_path: Path) -> None:
     assert isinstance(
         replay.asked[0]["messages"][0]["content"], str
     )  # the teacher isn't sent the clip
+
+
+def test_a_spoken_question_is_answered(tmp_path: Path) -> None:
+    asked = replace(CLIP, messages=(CLIP.messages[0], Message.assistant("Who wrote Faust?")))
+    chats = {"Who wrote Faust?": "Goethe did."}
+    [made], _, replay = run(syntheses.SPOKEN_ANSWER, asked, chats, tmp_path)
+    assert made.messages == (Message.user(Audio(WAV)), Message.assistant("Goethe did."))
+    assert made.meta["question"] == replay.asked[0]["messages"][0]["content"] == "Who wrote Faust?"
+
+
+def test_what_speech_is_translated(tmp_path: Path) -> None:
+    german = {"texts": ["Wir trafen Tom am alten Hafen."]}
+    chats = {
+        "into natural German": german,
+        "German texts": {"texts": ["We met Tom at the old harbour."]},
+    }
+    [made], _, _ = run(speech_translation("de", at_least=60.0), CLIP, chats, tmp_path)
+    assert said([made]) == [("Translate the audio to German.", german["texts"][0])]
+    assert (made.meta["language"], made.meta["to"], made.meta["cot"]) == ("en", "de", False)
+    assert made.meta["transcript"] == CLIP.answer and made.meta["lineage"][0]["chrf"] == 100
+    french = replace(CLIP, meta={"language": "fr"})
+    assert speech_translation("en", at_least=60.0).read(french)["origin"] == "French"
+    assert speech_translation("de", at_least=60.0).read(french) is None, "English is on one side"
+    assert speech_translation("en", at_least=60.0).read(CLIP) is None
+    assert speech_translation("de", at_least=60.0).read(UNSAFE) is None, "no clip"
 
 
 def summary(form: str, limit: int, answer: str) -> dict[str, Any]:

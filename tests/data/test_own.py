@@ -14,7 +14,7 @@ import soundfile
 from PIL import Image as PIL
 
 from polyphi.chat import TRANSCRIBE, Audio, Image, Message, Text
-from polyphi.data import own
+from polyphi.data import own, shards
 from polyphi.data.shards import Sample, Shards
 
 
@@ -245,3 +245,17 @@ def test_the_hub_names_no_file_of_ours(
     pq.write_table(pa.Table.from_pylist([row]), place)
     with pytest.raises(ValueError, match="expected bytes in a data set of the hub, found the path"):
         read("hf:me/cats", tmp_path / "corpus")
+
+
+def test_shards_are_taken_as_they_are(root: Path, tmp_path: Path) -> None:
+    """What curation made, preferences with pictures among it."""
+    shown = Message.user(Image((root / "a.png").read_bytes()), "How?")
+    meta = {"rejected": "So.", "language": "en", "lineage": [{"step": "x"}]}
+    row = Sample("s1", (shown, Message.assistant("No.")), "mine", "MIT", meta)
+    shards.write(root / "made" / "train", [row], pipeline="x")
+    shards.write(root / "made" / "test", [row, row], pipeline="x")
+    assert read(root / "made", tmp_path / "o") == [row], "the train split, unchanged"
+    broken = Sample("s2", (Message.user(Image(b"\x89PNG no")), row.messages[1]), "mine", "MIT")
+    shards.write(root / "bad" / "train", [broken], pipeline="x")
+    with pytest.raises(ValueError, match=r"00000.parquet, row 1: .*expected a PNG"):
+        read(root / "bad", tmp_path / "p")

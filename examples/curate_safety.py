@@ -1,0 +1,49 @@
+"""Safety preferences in all eight languages: the recipe's English pairs and what a red team found, translated by a
+teacher and translated back to check (report 5.1). One task a language; what loses its meaning is kept aside.
+
+    polyphi curate examples/curate_safety.py --out runs/nano --workers 8
+    polyphi curate show safety --out runs/nano
+"""
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from polyphi.curate import feedback
+from polyphi.curate.corpus import Corpus, Work
+from polyphi.curate.lexicon import LANGUAGES
+from polyphi.curate.syntheses import in_languages
+from polyphi.curate.text import side
+from polyphi.data.shards import Sample, Shards
+from polyphi.endpoint import Endpoint
+
+TEACHER = partial(Endpoint, "http://127.0.0.1:8000/v1", "some-model", key_from="TEACHER_KEY")
+AT_LEAST = 50.0  # chrF of each text when it is back; look at what is refused, then choose
+FOUND = Path("feedback.jsonl")
+
+
+def pairs(work: Work, split: str) -> Iterator[Sample]:
+    """The recipe's English pairs, and one finding in ten for testing, the others for training."""
+    for sample in Shards(work.data / "preferences" / split):
+        if sample.meta["language"] == "en":
+            yield sample
+    if FOUND.exists():
+        found = feedback.read(FOUND)
+        yield from feedback.pairs(f for f in found if side(split, "feedback", f.prompt))
+
+
+def build(work: Work) -> Iterator[tuple[str, Sample]]:
+    (split,) = work.rows
+    number, of = work.part if split == "train" else (0, 1)  # the test split is one task
+    made = in_languages(
+        partial(pairs, work, split),
+        list(LANGUAGES)[number::of],
+        TEACHER(),
+        Path("work/safety"),
+        at_least=AT_LEAST,
+        aside=split,
+    )
+    return ((split, sample) for sample in made)
+
+
+corpus = Corpus("safety", build, corpora=("preferences",), tasks=len(LANGUAGES), files=(FOUND,))

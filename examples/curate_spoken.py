@@ -1,0 +1,43 @@
+"""Spoken queries out of one's own text rows: read aloud by voices of which some are held out, unfit ones left out, and
+clips that a recogniser doesn't understand, too (report 3.3, 3.4.2).
+
+    polyphi curate examples/curate_spoken.py --out runs/mine --workers 8
+    polyphi curate show spoken --out runs/mine
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from datatrove.pipeline.base import PipelineStep
+
+from polyphi.curate import formats
+from polyphi.curate.corpus import Corpus, Work
+from polyphi.curate.read_aloud import ReadAloud, cast
+from polyphi.curate.text import side
+from polyphi.curate.transcripts import WordErrors, pocketsphinx
+from polyphi.data.shards import Sample
+from polyphi.voice import Voice
+
+QUERIES = Path("queries.jsonl")
+# Voice("espeak-ng", "fr", "f2"), Voice("endpoint", "en", "ann", where="http://127.0.0.1:8000/v1"), and
+# Voice("command", "en", where="my-tts --lang {language} {text}") are voices, too.
+VOICES = cast(
+    train=[Voice("flite", "en", name) for name in ("rms", "awb", "kal16")],
+    test=[Voice("flite", "en", "slt")],
+)
+
+
+def build(work: Work) -> Iterator[tuple[str, Sample]]:
+    """Rows in OpenAI's, ShareGPT's, LLaVA's or Alpaca's format; one query in ten is for testing."""
+    (split,) = work.rows
+    for sample in formats.read(QUERIES, licence="CC-BY-4.0"):
+        if side(split, "query", sample.prompt[-1].text):
+            yield split, replace(sample, meta={"language": "en"})
+
+
+def steps(work: Work) -> list[PipelineStep]:
+    return [ReadAloud(VOICES, strength=0.1), WordErrors(pocketsphinx(), limit=0.5)]
+
+
+corpus = Corpus("spoken", build, steps=steps, files=(QUERIES,))

@@ -1,0 +1,187 @@
+"""Text queries read aloud, as a step of any corpus: conversations come, spoken ones go on (report 3.4.2, SQQA).
+
+    user "Who wrote Faust?", assistant "Goethe."   ->   user [clip], assistant "Goethe."
+    user "Fix this: | a | b |", ...                ->   dropped: "unfit to be read: a table"
+
+>>> voices = cast(train=[Voice("flite", "en", "rms")], test=[Voice("flite", "en", "slt")])
+>>> Corpus("spoken", build, steps=lambda work: [ReadAloud(voices), WordErrors(pocketsphinx(), 0.35)])
+
+A voice is held out by its name, whatever language it speaks: nobody reads in both splits. `installed()` is everybody
+here. Other engines (a speech endpoint, any command) are voices like others. In training clips are augmented, and
+espeak-ng's and flite's voices vary in speed and pitch; in the test split voices are as they are. Who reads a query, and
+how, hangs on its id and the seed alone (but for an engine's noise, which goes on from clip to clip).
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from random import Random
+
+import numpy as np
+from datatrove.data import Document
+from datatrove.pipeline.filters.base_filter import BaseFilter
+
+from polyphi.chat import Audio, Image, Message, Part, media
+from polyphi.curate.documents import become, note, sample
+from polyphi.curate.language import language_of
+from polyphi.curate.lexicon import LANGUAGES
+from polyphi.curate.speech import (
+    ACCENTS,
+    RATE,
+    SPARE_FLITE,
+    VARIANTS,
+    Wave,
+    augment,
+    encode,
+    level,
+    resample,
+    trim,
+    unfit,
+)
+from polyphi.data.shards import Sample
+from polyphi.voice import Booth, Voice, unavailable
+
+LONGEST = 200
+"""Characters of a query that is read, some 15 seconds."""
+_KANJI = re.compile(r"[\u3400-\u9fff]")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A voice and the language (one of the eight) that it reads: "gmw/en" is a voice of English."""
+
+    voice: Voice
+    language: str
+
+    @property
+    def name(self) -> str:
+        """By what a voice is held out: its engine and who it is there."""
+        place = f"{self.voice.where} {self.voice.model}" if self.voice.where else ""
+        return " ".join(filter(None, (self.voice.engine, place, self.voice.variant)))
+
+
+@dataclass(frozen=True)
+class Cast:
+    """Who reads in training, and who in the test split. Raises ValueError for a name in both, or a split without
+    anybody."""
+
+    train: tuple[Reading, ...]
+    test: tuple[Reading, ...]
+
+    def __post_init__(self) -> None:
+        if not self.train or not self.test:
+            raise ValueError(
+                f"expected voices for both splits, found {len(self.train)} for training and "
+                f"{len(self.test)} for the test split"
+            )
+        if both := sorted({r.name for r in self.train} & {r.name for r in self.test}):
+            raise ValueError(
+                f"held-out voices are heard in the test split alone; found {', '.join(both)} in both"
+            )
+
+    def reader(self, language: str, split: str, rng: Random) -> Reading | None:
+        """Somebody of the split who reads the language; None where nobody does."""
+        fit = [r for r in (self.train if split == "train" else self.test) if r.language == language]
+        return rng.choice(fit) if fit else None
+
+
+def cast(train: Sequence[Voice], test: Sequence[Voice]) -> Cast:
+    """Voices as a cast; `Voice.language` is one of the eight, or an accent of it ("en-gb")."""
+    return Cast(*(tuple(Reading(v, v.language[:2]) for v in voices) for voices in (train, test)))
+
+
+def installed() -> Cast:
+    """espeak-ng's variants in eight languages and flite's voices in English, as far as they are here. Raises ValueError
+    where neither is."""
+    train: list[Reading] = []
+    test: list[Reading] = []
+    if not (lacking := unavailable("espeak-ng")):
+        for language in LANGUAGES:
+            for accent in dict.fromkeys(ACCENTS.get(language, (language,))):
+                train += [
+                    Reading(Voice(language=accent, variant=v), language) for v in VARIANTS["train"]
+                ]
+            test += [
+                Reading(Voice(language=language, variant=v), language) for v in VARIANTS["test"]
+            ]
+    if unavailable("flite") is None:
+        if lacking:
+            train += [Reading(Voice("flite", "en", name), "en") for name in SPARE_FLITE]
+        test.append(Reading(Voice("flite", "en", "slt"), "en"))
+    if not train:
+        raise ValueError(f"nobody can read aloud here: {lacking}")
+    return Cast(tuple(train), tuple(test))
+
+
+class ReadAloud(BaseFilter):
+    """Puts speech in the place of each conversation's query; drops those whose query can't be read aloud, with the
+    reason. Pictures stay where they are. `meta["question"]` keeps the words, `meta["kind"]` the former task."""
+
+    name, type = "ReadAloud", "SPEECH"
+
+    def __init__(
+        self, voices: Cast, *, longest: int = LONGEST, seed: int = 0, strength: float = 0.5
+    ) -> None:
+        super().__init__()
+        self._voices, self._longest, self._seed, self._strength = voices, longest, seed, strength
+        self._booth: Booth | None = None  # opened by the process that reads
+
+    def filter(self, doc: Document) -> bool | tuple[bool, str]:
+        """True once the query is spoken; else why not."""
+        one, split = sample(doc), doc.metadata.get("split", "train")
+        text = query(one)
+        if text is None:
+            return False, "unfit to be read: not one question and its answer in writing"
+        if why := unfit(text, self._longest):
+            return False, f"unfit to be read: {why}"
+        rng, language = Random(f"{self._seed}:{one.id}"), language_of(doc)
+        reading = self._voices.reader(language, split, rng)
+        if reading is None:
+            return False, f"nobody reads {language}"
+        if reading.voice.engine == "espeak-ng" and language == "ja" and _KANJI.search(text):
+            return False, "unfit to be read: kanji, which espeak-ng can't read"
+        wave = self._speak(text, reading, rng, split == "train")
+        become(doc, _spoken(one, text, wave, reading))
+        note(doc, "read aloud", speaker=reading.name, seconds=round(len(wave) / RATE, 2))
+        return True
+
+    def _speak(self, text: str, reading: Reading, rng: Random, training: bool) -> Wave:
+        self._booth = self._booth or Booth()
+        voice = reading.voice
+        if training and voice.engine in ("espeak-ng", "flite"):
+            voice = replace(voice, speed=rng.uniform(0.75, 1.3), pitch=rng.randint(25, 75))
+        wave, rate = self._booth.speak(text, voice)
+        wave, dice = trim(wave, rate), np.random.default_rng(rng.getrandbits(64))
+        if training:
+            return augment(wave, rate, dice, self._strength)
+        return level(resample(wave, rate), 3.0)
+
+
+def query(one: Sample) -> str | None:
+    """The text that is asked, where a conversation has one question without a clip, and its answer."""
+    users = [m for m in one.messages if m.role == "user"]
+    roles = [m.role for m in one.messages if m.role != "system"]
+    if roles != ["user", "assistant"] or media(users, Audio) or not users[0].text.strip():
+        return None
+    return users[0].text.strip()
+
+
+def _spoken(one: Sample, text: str, wave: Wave, reading: Reading) -> Sample:
+    def heard(message: Message) -> Message:
+        if message.role != "user":
+            return message
+        shown: list[Part] = [p for p in message.parts if isinstance(p, Image)]
+        return replace(message, parts=(*shown, Audio(encode(wave))))
+
+    meta = {
+        **{key: value for key, value in one.meta.items() if key != "lineage"},
+        "task": "spoken_query",
+        "kind": one.meta.get("task", ""),
+        "question": text,
+        "language": one.meta.get("language", reading.language),
+        "spoken": reading.language,
+        "engine": reading.voice.engine,
+        "speaker": reading.name,
+        "seconds": round(len(wave) / RATE, 2),
+    }
+    return replace(one, messages=tuple(map(heard, one.messages)), meta=meta)

@@ -1,0 +1,154 @@
+"""Long recordings in one piece: how long they may be, what they weigh, what was said, and a teacher's summaries."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from replay import Replay
+
+from polyphi.batch import Clip
+from polyphi.chat import Audio, media
+from polyphi.corpora import speech_summary
+from polyphi.curate import corpus, text
+from polyphi.curate.corpus import Corpus, Work
+from polyphi.curate.read_aloud import installed
+from polyphi.curate.recordings import ReadPages, record
+from polyphi.curate.syntheses import SPEECH_SUMMARY
+from polyphi.curate.synthesize import Taught
+from polyphi.data import shards
+from polyphi.data.shards import Sample, Shards
+from polyphi.endpoint import Endpoint
+from polyphi.processing.audio import frames
+from polyphi.processing.media import decode_audio
+from polyphi.stages import sizes
+from polyphi.voice import Voice, unavailable
+
+pytestmark = pytest.mark.skipif(
+    unavailable("espeak-ng") is not None, reason="espeak-ng is not installed"
+)
+STORY = "Paragraph {} tells how a ship left the harbour in the morning and came home in the evening with fish."
+
+
+def test_half_an_hour_is_one_clip_in_little_memory(tmp_path: Path) -> None:
+    """In a process of its own: memory grows by the compressed bytes, not by the sound."""
+    program = f"""
+import json, re, sys, time
+from pathlib import Path
+from polyphi.curate.recordings import record
+from polyphi.voice import Booth, Voice
+
+def peak():
+    # getrusage's peak is that of the process that started this one, too.
+    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1000
+
+booth, story = Booth(), ({STORY!r}.format(i % 900) for i in range(10_000))
+voices = [Voice(variant="m1"), Voice(variant="f2")]
+record(story, voices, seconds=120, booth=booth)
+before, begun = peak(), time.perf_counter()
+made = record(story, voices, booth=booth)
+took = time.perf_counter() - begun
+Path(sys.argv[1]).write_bytes(made.audio)
+print(json.dumps([made.seconds, took, peak() - before, len(made.said)]))
+"""
+    clip = tmp_path / "clip.flac"
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(clip)], capture_output=True, text=True, check=True
+    )
+    seconds, took, grown, said = json.loads(done.stdout)
+    wave, rate = decode_audio(clip)  # media's own bound lets it in
+    assert rate == 16_000 and abs(len(wave) / rate - seconds) < 0.01
+    assert 1780 < seconds <= 1800 and said > 100
+    tokens, megabytes = Clip(frames(len(wave), rate), "speech").tokens, clip.stat().st_size / 1e6
+    print(f"\n{seconds:.0f} s of speech, {tokens} tokens, made in {took:.1f} s")
+    print(f"{megabytes:.0f} MB of FLAC, {grown:.0f} MB more memory at its peak")
+    assert 22_000 < tokens <= 22_500
+    assert grown < 2 * megabytes + 5 < 4 * len(wave) / 1e6
+
+
+def test_voices_take_turns_and_nothing_is_cut_off() -> None:
+    story = [STORY.format(i) for i in range(9)]
+    made = record(story, [Voice(variant="m1"), Voice(variant="f2")], seconds=20)
+    wave, rate = decode_audio(made.audio)
+    assert 1 < len(made.said) < 9 and list(made.said) == story[: len(made.said)]
+    assert made.seconds <= 20 and made.audio.startswith(b"fLaC")
+    assert np.abs(wave[-rate // 2 :]).max() > 0.01, "it ends with speech"
+    with pytest.raises(ValueError, match="nothing to read aloud that ends within 1 s"):
+        record(story, [Voice()], seconds=1)
+
+
+PAGE = shards.document(
+    "page-1",
+    "\n".join([*(STORY.format(i) for i in range(6)), "See https://example.com for | a table |."]),
+    "pages",
+    "CC0-1.0",
+    language="en",
+)
+
+
+def summary(form: str, limit: int, answer: str) -> dict[str, object]:
+    return {"question": f"In {form}, please?", "form": form, "limit": limit, "answer": answer}
+
+
+def test_a_page_becomes_a_recording_and_a_teacher_sums_it_up(tmp_path: Path) -> None:
+    pages = [PAGE, shards.document("page-2", "x = [1]", "pages", "CC0-1.0", language="en")]
+    pages.append(
+        shards.document("page-3", "Bardzo ładna strona.", "pages", "CC0-1.0", language="pl")
+    )
+
+    def build(work: Work) -> Iterator[tuple[str, Sample]]:
+        return ((split, page) for split in work.rows for page in pages)
+
+    given = [
+        summary("words", 9, "A ship brings fish home."),
+        summary("words", 3, "A ship brings fish."),
+    ]
+    with Replay({"a ship left the harbour": {"summaries": given}}) as replay:
+        steps = [
+            ReadPages(installed(), longest=60),
+            Taught(SPEECH_SUMMARY, partial(Endpoint, replay.where, "m"), tmp_path / "work"),
+        ]
+        for name, used in (("read", steps[:1]), ("told", steps)):
+            made = Corpus(name, build, steps=lambda work, used=used: used)
+            corpus.build(made, Work({"train": 9, "test": 9}, 0, tmp_path, tmp_path / "data"))
+        assert isinstance(replay.asked[0]["messages"][0]["content"], str), "the teacher reads"
+    for split in ("train", "test"):
+        [read], [told] = (list(Shards(tmp_path / "data" / n / split)) for n in ("read", "told"))
+        assert read.answer == read.meta["transcript"] == "\n".join(PAGE.answer.split("\n")[:6])
+        assert 20 < read.meta["seconds"] <= 60 and read.licence == "CC0-1.0"
+        assert (told.messages[0].text, told.answer) == ("In words, please?", given[0]["answer"])
+        [clip] = media(told.messages, Audio)
+        assert abs(len(decode_audio(clip.source)[0]) / 16_000 - told.meta["seconds"]) < 0.01
+        steps_of = [step["step"] for step in told.meta["lineage"]]
+        assert steps_of == ["read aloud", "speech_summary"]
+
+
+def test_a_recording_is_no_longer_than_half_an_hour() -> None:
+    with pytest.raises(
+        ValueError, match="up to 1800 s; expected shortest < longest, found 0 and 1801"
+    ):
+        ReadPages(installed(), longest=1801)
+
+
+def test_long_rows_hold_long_recordings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`speech_summary` at a size whose rows hold them; nano's don't."""
+    assert sizes.NANO.seconds < speech_summary.LONG_SECONDS and sizes.LAB.seconds == 1800
+    pages = {
+        f"p/{i}": text.Page(f"p/{i}", f"Heading number {i}", tuple((str(k), STORY.format(k)) for k in range(9)))
+        for i in range(60)
+    }  # fmt: skip
+    monkeypatch.setattr(speech_summary, "help_pages", lambda language, work: pages)
+    monkeypatch.setattr(speech_summary, "LONG_EVERY", 2)
+    monkeypatch.setattr(speech_summary, "LONG_SECONDS", 60.0)
+    work = Work({"train": 2}, 0, tmp_path, tmp_path, tell=lambda line: None, seconds=90.0)
+    short, long = (s for _, s in speech_summary.corpus.build(work))
+    assert short.meta["task"] == "speech_summary" and short.meta["seconds"] < 20
+    topics = long.answer.split("\n")
+    assert 1 <= len(topics) == long.meta["transcript"].count("Heading number")
+    assert all(t + "." in long.meta["transcript"].split("\n") for t in topics)
+    assert 45 < long.meta["seconds"] <= 90
+    assert long.licence == "MPL-2.0"

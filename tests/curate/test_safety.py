@@ -1,0 +1,117 @@
+"""Safety rows: in all eight languages by a teacher who is checked, with what a red team found; docs/safety.md."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+from replay import Replay
+
+from polyphi import cli
+from polyphi.chat import Audio, media
+from polyphi.curate import feedback
+from polyphi.curate.lexicon import LANGUAGES
+from polyphi.curate.text import side
+from polyphi.data.shards import Shards
+from polyphi.voice import unavailable
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "curate_safety.py"
+PAGE = Path(__file__).parents[2] / "docs" / "safety.md"
+NAMES = {name: code for code, name in LANGUAGES.items()}
+
+
+class Interpreter(Replay):
+    """Writes "de: ..." for German, and takes it away on the way back; a text about LOST comes back as another."""
+
+    def chat(self, body: dict[str, Any]) -> tuple[int, bytes]:
+        asked = body["messages"][0]["content"]
+        texts = json.loads(re.search(r"\n\n(\[.*\])\n\n", asked, re.DOTALL)[1])
+        if there := re.search(r"from \w+ into natural (\w+)\.", asked):
+            said = [f"{NAMES[there[1]]}: {text}" for text in texts]
+        else:
+            said = ["Who knows?" if "LOST" in t else t.partition(": ")[2] for t in texts]
+        choice = {"message": {"content": json.dumps({"texts": said})}, "finish_reason": "stop"}
+        return 200, json.dumps({"choices": [choice]}).encode()
+
+
+def test_the_example_speaks_eight_languages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("polyphi.curate.sources.unpack", lambda name, cache, tell=print: None)
+    monkeypatch.setattr("polyphi.curate.text.unpack", lambda name, cache, tell=print: None)
+    prompts = [f"Finding {i}?" for i in range(99)]
+    mine = [p for p in prompts if side("train", "feedback", p)][:2]
+    for prompt, language, answered in zip(mine, ("en", "fr"), ("Sure.", "LOST."), strict=True):
+        row = {"prompt": prompt, "language": language, "harmful": True, "answered": answered}
+        feedback.append(Path("feedback.jsonl"), row)
+    with Interpreter() as replay:
+        command = ["curate", str(EXAMPLE), "--out", "mine", "--size", "micro"]
+        example = tmp_path / "curate_safety_here.py"
+        code = EXAMPLE.read_text()
+        assert code.count("http://127.0.0.1:8000/v1") == 1
+        example.write_text(code.replace("http://127.0.0.1:8000/v1", replay.where))
+        command[1] = str(example)
+        cli.main(command)
+        asked = len(replay.asked)
+        cli.main(command)
+        assert len(replay.asked) == asked, "a corpus that is there is not made again"
+        data = tmp_path / "mine" / "data"
+        rows = list(Shards(data / "safety" / "train"))
+        more = {"prompt": mine[0], "language": "en", "harmful": True, "answered": "Of course."}
+        feedback.append(Path("feedback.jsonl"), more)
+        cli.main(command)
+        assert len(replay.asked) == asked + 2 * (len(LANGUAGES) - 1), "there and back"
+        after = len(Shards(data / "safety" / "train"))
+    english = [s for s in Shards(data / "preferences" / "train") if s.meta["language"] == "en"]
+    by_language = {code: [s for s in rows if s.meta["language"] == code] for code in LANGUAGES}
+    assert english and rows
+    for code, found in by_language.items():
+        # The French finding is lost on the way back, so that it stays in French alone.
+        assert len(found) == len(english) + 1 + (code == "fr"), code
+        assert all(s.meta["rejected"] and s.answer for s in found)
+        for s in found:
+            if made := s.meta.get("lineage"):
+                assert made[-1]["step"] == f"translation_{code}" and made[-1]["chrf"] >= 50
+                texts = [s.messages[0].text, s.answer, s.meta["rejected"]]
+                assert all(text.startswith(f"{code}: ") for text in texts)
+        assert sum("lineage" not in s.meta for s in found) == {"en": len(found), "fr": 1}.get(
+            code, 0
+        )
+    tests = {s.meta["language"] for s in Shards(data / "safety" / "test")}
+    assert tests == set(LANGUAGES)
+    assert after == len(rows) + len(LANGUAGES), "a new finding is asked about, in every language"
+    [aside] = (tmp_path / "work").rglob("translation_de.train.refused.jsonl")
+    [refused] = [json.loads(line) for line in aside.read_text().splitlines()]
+    assert refused["reason"].startswith("chrF ") and "LOST" in json.dumps(refused["answer"])
+    capsys.readouterr()
+    cli.main(["curate", "show", "safety", "--out", "mine", "--size", "micro"])
+    assert "translation_de by some-model" in capsys.readouterr().out
+
+
+def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """docs/safety.md: its commands, then its blocks as one file."""
+    if missing := unavailable("espeak-ng"):
+        pytest.skip(missing)
+    monkeypatch.chdir(tmp_path)
+    page = PAGE.read_text()
+    [commands] = re.findall(r"(?s)```bash\n(.*?)```", page)
+    for line in commands.splitlines():
+        assert line.startswith("python -m polyphi.curate.feedback ")
+        feedback.main(shlex.split(line)[3:])
+    assert capsys.readouterr().out.endswith("2 findings, 1 of harmful requests\n")
+    told = set(re.findall(r"`(\w+)`", "".join(re.findall(r"(?m)^\| (`.*?) \|", page))))
+    assert told == {*feedback.MUST, *feedback.MAY}
+    code = "\n".join(re.findall(r"(?s)```python\n(.*?)```", page))
+    Path("page.py").write_text(code)
+    exec(compile(code, str(tmp_path / "page.py"), "exec"), {"__name__": "page"})
+    assert capsys.readouterr().out.endswith("2 spoken findings\n")
+    pairs, answers, spoken = (
+        list(Shards(tmp_path / "data" / name / "train"))
+        for name in ("found_pairs", "found_answers", "found_aloud")
+    )
+    assert [s.answer for s in pairs] == [s.answer for s in answers] == [s.answer for s in spoken]
+    assert [s.meta["refuse"] for s in spoken] == [True, False]
+    assert all(media(s.messages, Audio) and not s.prompt[-1].text for s in spoken)
