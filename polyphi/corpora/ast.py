@@ -10,9 +10,12 @@ from dataclasses import replace
 from itertools import islice
 from random import Random
 
+from datatrove.pipeline.base import PipelineStep
+
 from polyphi.chat import Message
 from polyphi.curate import speech
 from polyphi.curate.corpus import Corpus, Work
+from polyphi.curate.decontaminate import held_out
 from polyphi.curate.lexicon import LANGUAGES, digit_words, lexicon, number_words
 from polyphi.curate.speech import Reader, Speaker, Studio, Wave, asked, numbered
 from polyphi.curate.text import fill, interleave
@@ -142,4 +145,9 @@ def build(work: Work) -> Iterator[tuple[str, Sample]]:
     return fill(work, "ast", make)
 
 
-corpus = Corpus("ast", build=build)
+def steps(work: Work) -> list[PipelineStep]:
+    """By bytes: by landmarks, synthetic voices that say nearly the same would be taken for copies."""
+    return [*held_out(work, "ast", ways=("same bytes",))]
+
+
+corpus = Corpus("ast", build=build, steps=steps)

@@ -148,14 +148,16 @@ def deduplicate(
     excluded: Any = None,
     tasks: int = 1,
     executor: Callable[..., Any] = LocalPipelineExecutor,
+    depends: Any = None,
     **machine: Any,
-) -> None:
+) -> Any:
     """Keep one document of each cluster: `reader` makes documents (twice the same ones, in the same order, by rank of
     `tasks`), `writer` takes those that stay, and `excluded` (a `DiskWriter`) those that don't. What a cluster's
     documents have in common is in their lineage: {"step": "deduplicated", "by", "cluster", "size"}.
 
     `work` is a folder of this run's own: signatures, pairs, clusters, logs and what is done already. `executor` is
-    datatrove's for this machine, Slurm or Ray, `machine` what it is told (`workers=2`, `time="2:00:00"`).
+    datatrove's for this machine, Slurm or Ray, `machine` what it is told (`workers=2`, `time="2:00:00"`); the run waits
+    for another one that it `depends` on. Returns the executor of the last step.
 
     Raises ValueError where `work` was begun with other settings."""
     _claim(work, likeness, tasks)
@@ -199,12 +201,12 @@ def deduplicate(
             tasks,
         ),
     ]
-    run = None
+    run = depends
     for number, (pipeline, many) in enumerate(stages):
         logs = str(work / "logs" / str(number))
         run = executor(pipeline=pipeline, tasks=many, logging_dir=logs, depends=run, **machine)
-    assert run is not None
     run.run()
+    return run
 
 
 def _complete(folder: Path, data: None, rank: int, world_size: int) -> None:
