@@ -4,11 +4,8 @@ harmful requests, and help over refusal of their innocuous look-alikes, in all e
 from collections.abc import Iterator
 from random import Random
 
-from datatrove.pipeline.base import PipelineStep
-
 from polyphi.chat import Message
 from polyphi.curate.corpus import Corpus, Work
-from polyphi.curate.decontaminate import held_out
 from polyphi.curate.instructions import Ask, training
 from polyphi.curate.safety import Request, every, requests
 from polyphi.curate.text import fill, interleave, origin
@@ -66,9 +63,4 @@ def _helpful(work: Work, rng: Random) -> Iterator[Row]:
         yield (Message.user(ask.question), Message.assistant(ask.answer)), meta
 
 
-def steps(work: Work) -> list[PipelineStep]:
-    """Word for word only: other instances of a template aren't leaks."""
-    return [*held_out(work, "preferences", ways=("quoted",))]
-
-
-corpus = Corpus("preferences", build, steps=steps)
+corpus = Corpus("preferences", build)
