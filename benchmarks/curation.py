@@ -77,12 +77,13 @@ def quality() -> None:
     print(table(measure(_trained(), labels.rows(WORK, "test"))))
 
 
+def spans(text: str, code: str) -> Iterable[planted.Planted]:
+    """What is found in a text, as planted cases name it."""
+    return ((f.kind, f.start, f.end) for f in find(text, code))
+
+
 def pii() -> None:
     """Planted cases of seeds that no test has, then what is found in help pages, where there is next to none."""
-
-    def spans(text: str, code: str) -> Iterable[planted.Planted]:
-        return ((f.kind, f.start, f.end) for f in find(text, code))
-
     counts = planted.measure(spans, lambda code: planted.cases(code, 200, seed=2))
     print("precision / recall |", " | ".join(LANGUAGES))
     for kind in KINDS:

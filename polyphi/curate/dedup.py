@@ -16,8 +16,10 @@ that keeps. Kill it when you like; run it again and the result is the same.
 """
 
 import json
+import os
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
@@ -175,7 +177,7 @@ def deduplicate(
         ),
         (
             [
-                MinhashDedupCluster(
+                _Clusters(
                     where["pairs"],
                     where["clusters"],
                     config=config,
@@ -232,6 +234,14 @@ def _claim(work: Path, likeness: Likeness, tasks: int) -> None:
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(mine))
     partial.replace(path)
+
+
+class _Clusters(MinhashDedupCluster):  # type: ignore[misc]
+    """datatrove's, without its progress bar."""
+
+    def run(self, data: None = None, rank: int = 0, world_size: int = 1) -> None:
+        with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):
+            super().run(data, rank, world_size)
 
 
 class _NoWords(WordTokenizer):  # type: ignore[misc]
