@@ -24,7 +24,7 @@ from polyphi.curate.lexicon import LANGUAGES
 from polyphi.curate.pii import KINDS, find
 from polyphi.curate.quality import Classifier, measure, table, train
 from polyphi.curate.rules import judge
-from polyphi.curate.text import DENSE, documents, help_pages, shuffled
+from polyphi.curate.text import documents, help_pages, shuffled
 
 WORK = Work({"train": 1}, 0, Path.home() / ".cache/polyphi", Path("."))
 LENGTHS = ((10, 20), (20, 50), (50, 100), (100, 300), (300, 10_000))
@@ -41,19 +41,12 @@ def prose(language: str, most: int) -> list[str]:
     return [t for _, t in islice(documents(language, WORK, "train", Random(0)), most)]
 
 
-def _own_script(text: str) -> float:
-    """Share of letters that are Chinese or Japanese: some paragraphs of those pages are left in English."""
-    letters = [c for c in text if c.isalpha()]
-    return sum(c > "\u3000" for c in letters) / max(1, len(letters))
-
-
 def language() -> None:
     """Share of paragraphs whose language is found, and that the filter would keep (score of 0.65 or more)."""
     print("| language |", " | ".join(f"{a}-{b}" for a, b in LENGTHS), "| (characters)")
     for code in LANGUAGES:
         cells = []
-        every = paragraphs(code, 100_000)
-        mine = [t for t in every if code not in DENSE or _own_script(t) > 0.3]
+        mine = paragraphs(code, 100_000)
         for low, high in LENGTHS:
             some = [t for t in mine if low <= len(t) < high and any(map(str.isalpha, t))][:1000]
             found = [identify(t) for t in some]
@@ -61,12 +54,7 @@ def language() -> None:
             kept = sum(c == code and s >= 0.65 for c, s in found) / max(1, len(some))
             wrong = sum(c != code and c in LANGUAGES and s >= 0.65 for c, s in found)
             cells.append(f"{right:.3f} ({kept:.3f}, {wrong / max(1, len(some)):.3f}) n={len(some)}")
-        left = len(every) - len(mine)
-        print(
-            f"| {code} |",
-            " | ".join(cells),
-            f"| {left} mostly in Latin letters left out" * (left > 0),
-        )
+        print(f"| {code} |", " | ".join(cells), "|")
     print("found (found and sure, sure of another of the eight) n = paragraphs")
 
 
@@ -89,12 +77,13 @@ def quality() -> None:
     print(table(measure(_trained(), labels.rows(WORK, "test"))))
 
 
+def spans(text: str, code: str) -> Iterable[planted.Planted]:
+    """What is found in a text, as planted cases name it."""
+    return ((f.kind, f.start, f.end) for f in find(text, code))
+
+
 def pii() -> None:
     """Planted cases of seeds that no test has, then what is found in help pages, where there is next to none."""
-
-    def spans(text: str, code: str) -> Iterable[planted.Planted]:
-        return ((f.kind, f.start, f.end) for f in find(text, code))
-
     counts = planted.measure(spans, lambda code: planted.cases(code, 200, seed=2))
     print("precision / recall |", " | ".join(LANGUAGES))
     for kind in KINDS:

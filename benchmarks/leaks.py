@@ -322,11 +322,6 @@ def sample(name: str, content: Any) -> Sample:
     return Sample(name, (Message.user(part),), "benchmark", "MIT")
 
 
-def tell(**row: Any) -> dict[str, Any]:
-    print(json.dumps(row, ensure_ascii=False), flush=True)
-    return row
-
-
 def measure(
     modality: str,
     known: list[Any],
@@ -357,7 +352,7 @@ def measure(
             own = set(likeness.shingles(document(sample("", copy))).tolist())
             chances.append(likeness.chance(like(own, shingles[i])))
         asked += len(known)
-        yield tell(
+        yield dict(
             modality=modality,
             copies=name,
             n=len(known),
@@ -373,7 +368,7 @@ def measure(
             own = set(likeness.shingles(document(sample("", content))).tolist())
             fused += max(likeness.chance(like(own, s)) for s in shingles)
         asked += len(innocent)
-        yield tell(
+        yield dict(
             modality=modality,
             neighbours=name,
             n=len(innocent),
@@ -381,7 +376,7 @@ def measure(
             duplicates=round(fused / len(innocent), 4),
         )
     seconds = (time.monotonic() - started) / asked
-    tell(modality=modality, known=len(known), milliseconds_each=round(1000 * seconds, 1))
+    yield {"modality": modality, "known": len(known), "milliseconds_each": round(1000 * seconds, 1)}
 
 
 def texts(items: int, seed: int) -> Iterator[dict[str, Any]]:
@@ -441,6 +436,9 @@ def clips(items: int, seed: int) -> Iterator[dict[str, Any]]:
     yield from measure("audio", known, CLIP_CHANGES, kept, CLIPS, seed)
 
 
+MAKERS = {"text": texts, "image": pictures, "audio": clips}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("--items", type=int, default=60)
@@ -448,8 +446,11 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=["text", "image", "audio"])
     parser.add_argument("--out", type=Path, help="also write the rows to this JSONL file")
     asked = parser.parse_args()
-    makers = {"text": texts, "image": pictures, "audio": clips}
-    rows = [row for name in asked.only for row in makers[name](asked.items, asked.seed)]
+    rows = []
+    for name in asked.only:
+        for row in MAKERS[name](asked.items, asked.seed):
+            print(json.dumps(row, ensure_ascii=False), flush=True)
+            rows.append(row)
     if asked.out:
         asked.out.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
 

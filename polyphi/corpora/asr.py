@@ -9,9 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice, repeat
 from random import Random
 
+from datatrove.pipeline.base import PipelineStep
+
 from polyphi.corpora.vision_speech import spoken_questions
 from polyphi.curate import safety, speech
 from polyphi.curate.corpus import Corpus, Work
+from polyphi.curate.decontaminate import held_out
 from polyphi.curate.lexicon import LANGUAGES, lexicon, number_words
 from polyphi.curate.speech import TRANSCRIBE, Studio, asked, numbered
 from polyphi.curate.text import fill, interleave, shuffled
@@ -220,4 +223,9 @@ def build(work: Work) -> Iterator[tuple[str, Sample]]:
     return fill(work, "asr", make)
 
 
-corpus = Corpus("asr", build=build, corpora=("image_qa",))
+def steps(work: Work) -> list[PipelineStep]:
+    """By bytes: by landmarks, synthetic voices that say nearly the same would be taken for copies."""
+    return [*held_out(work, "asr", ways=("same bytes",))]
+
+
+corpus = Corpus("asr", build=build, corpora=("image_qa",), steps=steps)

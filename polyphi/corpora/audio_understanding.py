@@ -17,9 +17,11 @@ from itertools import islice
 from random import Random
 
 import numpy as np
+from datatrove.pipeline.base import PipelineStep
 
 from polyphi.curate import speech
 from polyphi.curate.corpus import Corpus, Work
+from polyphi.curate.decontaminate import held_out
 from polyphi.curate.lexicon import LANGUAGES, lexicon
 from polyphi.curate.speech import (
     RATE,
@@ -276,4 +278,9 @@ def build(work: Work) -> Iterator[tuple[str, Sample]]:
     return fill(work, "audio_understanding", make)
 
 
-corpus = Corpus("audio_understanding", build=build)
+def steps(work: Work) -> list[PipelineStep]:
+    """By bytes: by landmarks, synthetic voices that say nearly the same would be taken for copies."""
+    return [*held_out(work, "audio_understanding", ways=("same bytes",))]
+
+
+corpus = Corpus("audio_understanding", build=build, steps=steps)

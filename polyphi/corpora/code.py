@@ -1,9 +1,14 @@
 """Short functions of Python's standard library. A module is wholly in train or in test."""
 
 from collections.abc import Iterator
+from functools import partial
 from random import Random
 
+from datatrove.pipeline.base import PipelineStep
+
 from polyphi.curate.corpus import Corpus, Work
+from polyphi.curate.decontaminate import held_out
+from polyphi.curate.dedup import TEXTS, deduplicate
 from polyphi.curate.text import fill, functions, origin
 from polyphi.data.shards import Sample, document
 
@@ -17,4 +22,11 @@ def build(work: Work) -> Iterator[tuple[str, Sample]]:
     yield from fill(work, "code", make)
 
 
-corpus = Corpus("code", build)
+def steps(work: Work) -> list[PipelineStep]:
+    """Word for word only: short functions are alike without being copies."""
+    return [*held_out(work, "code", "fim", ways=("quoted",))]
+
+
+corpus = Corpus(
+    "code", build, corpora=("fim",), steps=steps, across=(partial(deduplicate, TEXTS),), spare=0.15
+)

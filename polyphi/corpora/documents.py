@@ -2,10 +2,17 @@
 docstrings where Debian packages can't be had). Train and test share no page."""
 
 from collections.abc import Iterator
+from functools import partial
 from random import Random
 
+from datatrove.pipeline.base import PipelineStep
+
 from polyphi.curate.corpus import Corpus, Work
+from polyphi.curate.decontaminate import held_out
+from polyphi.curate.dedup import TEXTS, deduplicate
+from polyphi.curate.language import Language
 from polyphi.curate.lexicon import LANGUAGES
+from polyphi.curate.pii import Personal
 from polyphi.curate.sources import LIBREOFFICE
 from polyphi.curate.text import documents, fill, help_pages, interleave, origin
 from polyphi.data.shards import Sample, document
@@ -29,4 +36,16 @@ def build(work: Work) -> Iterator[tuple[str, Sample]]:
     yield from fill(work, "documents", make)
 
 
-corpus = Corpus("documents", build)
+def steps(work: Work) -> list[PipelineStep]:
+    """Rules are left out: they are for the web, and would drop a third of help pages, for formulas and lists."""
+    return [Language(), Personal(), *held_out(work, "documents", "summaries")]
+
+
+corpus = Corpus(
+    "documents",
+    build,
+    corpora=("summaries",),
+    steps=steps,
+    across=(partial(deduplicate, TEXTS),),
+    spare=0.15,
+)

@@ -4,7 +4,10 @@ scenes, sums, ...); see `polyphi.curate.instructions`. Test questions are held o
 from collections.abc import Iterator
 from random import Random
 
+from datatrove.pipeline.base import PipelineStep
+
 from polyphi.curate.corpus import Corpus, Work
+from polyphi.curate.decontaminate import held_out
 from polyphi.curate.instructions import testing, training
 from polyphi.curate.text import fill
 from polyphi.data.shards import Sample
@@ -19,4 +22,10 @@ def build(work: Work) -> Iterator[tuple[str, Sample]]:
     yield from fill(work, "instructions", make)
 
 
-corpus = Corpus("instructions", build)
+def steps(work: Work) -> list[PipelineStep]:
+    """Word for word only: other instances of a template aren't leaks. The same question may come again: families with
+    few (a hundred numbers, a lexicon) are asked as often as the others."""
+    return [*held_out(work, "instructions", ways=("quoted",))]
+
+
+corpus = Corpus("instructions", build, steps=steps)

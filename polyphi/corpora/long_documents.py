@@ -1,10 +1,17 @@
 """Documents longer than the first context: help pages of one folder joined, some 9,500 characters each."""
 
 from collections.abc import Iterator
+from functools import partial
 from random import Random
 
+from datatrove.pipeline.base import PipelineStep
+
 from polyphi.curate.corpus import Corpus, Work
+from polyphi.curate.decontaminate import held_out
+from polyphi.curate.dedup import TEXTS, deduplicate
+from polyphi.curate.language import Language
 from polyphi.curate.lexicon import LANGUAGES
+from polyphi.curate.pii import Personal
 from polyphi.curate.sources import LIBREOFFICE
 from polyphi.curate.text import fill, functions, help_pages, interleave, long_documents, origin
 from polyphi.data.shards import Sample, document
@@ -47,4 +54,20 @@ def _code(split: str, rng: Random) -> Iterator[Sample]:
             joined = []
 
 
-corpus = Corpus("long_documents", build)
+def steps(work: Work) -> list[PipelineStep]:
+    """As of `documents`."""
+    return [
+        Language(),
+        Personal(),
+        *held_out(work, "long_documents", "documents", "summaries"),
+    ]
+
+
+corpus = Corpus(
+    "long_documents",
+    build,
+    corpora=("documents", "summaries"),
+    steps=steps,
+    across=(partial(deduplicate, TEXTS),),
+    spare=2.0,
+)

@@ -4,7 +4,10 @@ a small share of school word problems. Sums that the `arithmetic` task asks for 
 from collections.abc import Callable, Iterator
 from random import Random
 
+from datatrove.pipeline.base import PipelineStep
+
 from polyphi.curate.corpus import Corpus, Work
+from polyphi.curate.decontaminate import held_out
 from polyphi.curate.instructions import held_number, held_sum
 from polyphi.curate.lexicon import LANGUAGES, number_words
 from polyphi.curate.reasoning import addition_steps, subtraction_steps
@@ -139,4 +142,17 @@ def spoken(split: str, rng: Random) -> str:
     return "\n".join(lines)
 
 
-corpus = Corpus("math", build)
+def steps(work: Work) -> list[PipelineStep]:
+    """Word for word only: other instances of a template aren't leaks."""
+    return [*held_out(work, "math", "instructions", "reasoning_sft", ways=("quoted",))]
+
+
+corpus = Corpus(
+    "math",
+    build,
+    corpora=(
+        "instructions",
+        "reasoning_sft",
+    ),
+    steps=steps,
+)

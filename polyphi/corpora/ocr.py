@@ -9,9 +9,12 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
+from datatrove.pipeline.base import PipelineStep
+
 from polyphi.corpora.image_qa import LATIN, draw_digits, draw_text, pick_number
 from polyphi.curate import images
 from polyphi.curate.corpus import Corpus, Work
+from polyphi.curate.decontaminate import held_out
 from polyphi.curate.images import SCANS, SIDE, sheet
 from polyphi.curate.lexicon import lexicon
 from polyphi.curate.photos import photo, set_page
@@ -166,4 +169,9 @@ def texts(work: Work) -> Iterator[tuple[str, Sample]]:
     return samples("ocr", work, makers)
 
 
-corpus = Corpus("ocr", build=texts)
+def steps(work: Work) -> list[PipelineStep]:
+    """Whole pictures: a drawing that is a part of another one isn't a leak."""
+    return [*held_out(work, "ocr", ways=("same bytes", "whole picture"))]
+
+
+corpus = Corpus("ocr", build=texts, steps=steps)

@@ -4,7 +4,10 @@ removes those (report 2.2.2), so that every solution here is right."""
 from collections.abc import Iterator
 from random import Random
 
+from datatrove.pipeline.base import PipelineStep
+
 from polyphi.curate.corpus import Corpus, Work
+from polyphi.curate.decontaminate import held_out
 from polyphi.curate.reasoning import corrupt, drawn, verify
 from polyphi.curate.text import fill, origin
 from polyphi.data.shards import Sample, document
@@ -37,4 +40,9 @@ def build(work: Work) -> Iterator[tuple[str, Sample]]:
     work.tell(f"reasoning_documents: {removed} drafts with a wrong step removed")
 
 
-corpus = Corpus("reasoning_documents", build)
+def steps(work: Work) -> list[PipelineStep]:
+    """Word for word only: other instances of a template aren't leaks."""
+    return [*held_out(work, "reasoning_documents", "reasoning_sft", ways=("quoted",))]
+
+
+corpus = Corpus("reasoning_documents", build, corpora=("reasoning_sft",), steps=steps)

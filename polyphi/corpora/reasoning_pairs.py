@@ -7,8 +7,11 @@ from itertools import islice
 from random import Random
 from typing import Any
 
+from datatrove.pipeline.base import PipelineStep
+
 from polyphi.chat import Message, SamplingParams
 from polyphi.curate.corpus import Corpus, Work
+from polyphi.curate.decontaminate import held_out
 from polyphi.curate.reasoning import Problem, conversation, corrupt, drawn, verify
 from polyphi.curate.text import fill, origin
 from polyphi.data.shards import Sample
@@ -62,4 +65,9 @@ def sample(model: Any, problems: Sequence[Problem], seed: int) -> list[str]:
     return [model.generate(prompt, sampling=sampling).text for prompt in prompts]
 
 
-corpus = Corpus("reasoning_pairs", build, stages=(STAGE,))
+def steps(work: Work) -> list[PipelineStep]:
+    """Word for word only: other instances of a template aren't leaks."""
+    return [*held_out(work, "reasoning_pairs", "reasoning_sft", ways=("quoted",))]
+
+
+corpus = Corpus("reasoning_pairs", build, corpora=("reasoning_sft",), stages=(STAGE,), steps=steps)

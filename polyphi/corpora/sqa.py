@@ -12,8 +12,11 @@ from collections.abc import Iterator
 from itertools import islice
 from random import Random
 
+from datatrove.pipeline.base import PipelineStep
+
 from polyphi.curate import speech
 from polyphi.curate.corpus import Corpus, Work
+from polyphi.curate.decontaminate import held_out
 from polyphi.curate.lexicon import lexicon
 from polyphi.curate.speech import Studio, asked, numbered
 from polyphi.curate.text import fill, interleave
@@ -118,4 +121,9 @@ def testing(asker: Asker) -> Iterator[Sample]:
     return interleave([one(task) for task in SHARES])
 
 
-corpus = Corpus("sqa", build=build)
+def steps(work: Work) -> list[PipelineStep]:
+    """By bytes: by landmarks, synthetic voices that say nearly the same would be taken for copies."""
+    return [*held_out(work, "sqa", ways=("same bytes",))]
+
+
+corpus = Corpus("sqa", build=build, steps=steps)

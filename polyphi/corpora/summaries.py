@@ -4,8 +4,11 @@ languages (the first line of a docstring and the function's name where Debian pa
 from collections.abc import Iterator
 from random import Random
 
+from datatrove.pipeline.base import PipelineStep
+
 from polyphi.chat import Message
 from polyphi.curate.corpus import Corpus, Work
+from polyphi.curate.decontaminate import held_out
 from polyphi.curate.lexicon import LANGUAGES
 from polyphi.curate.sources import LIBREOFFICE
 from polyphi.curate.text import fill, functions, help_pages, interleave, origin, titles
@@ -55,4 +58,8 @@ def _docstrings(split: str, rng: Random) -> Iterator[Sample]:
             yield Sample(id, messages, meta=meta, **origin("python-stdlib"))
 
 
-corpus = Corpus("summaries", build)
+def steps(work: Work) -> list[PipelineStep]:
+    return [*held_out(work, "summaries", ways=("quoted", "reworded"))]
+
+
+corpus = Corpus("summaries", build, steps=steps)

@@ -18,10 +18,10 @@ def card(folder: Path) -> str:
         lines += [f"- from {name}: {n:,} rows" for name, n in manifest["sources"].items()]
         lines += [f"- under {name}: {n:,} rows" for name, n in manifest["licences"].items()]
         lines += [f"- shard {shard['file']} {shard['sha256']}" for shard in manifest["shards"]]
-    lines += ["", f"## steps of the pipeline {manifest['pipeline'][:16]}"]
-    for step in pipeline.counts(folder, manifest["pipeline"]):
-        counted = ", ".join(f"{key} {n:,}" for key, n in step.items() if key != "step")
-        lines.append(f"- {step['step']}: {counted}")
+        lines += ["", f"### steps of the pipeline {manifest['pipeline'][:16]}"]
+        for step in pipeline.counts(folder / split, manifest["pipeline"]):
+            counted = ", ".join(f"{key} {n:,}" for key, n in step.items() if key != "step")
+            lines.append(f"- {step['step']}: {counted}")
     return "\n".join(lines)
 
 
@@ -32,7 +32,7 @@ def explain(folder: Path, id: str) -> str:
         for sample in Shards(folder / split):
             if sample.id == id:
                 return "\n".join([f"{folder.name}/{id}, in {split}", *_told(sample)])
-    for path in sorted(folder.glob(".made/*/dropped/*/*.jsonl")):
+    for path in sorted(folder.glob(".made/*/*/dropped/*/*.jsonl")):
         for line in path.read_text().splitlines():
             dropped = json.loads(line)
             if dropped["id"] == id:

@@ -47,15 +47,19 @@ class Work:
 @dataclass(frozen=True)
 class Corpus:
     """`build(work)` yields (split, sample), each split on its own where `work.rows` names but one. `steps(work)` are
-    datatrove's or ours and see each sample as a document (documents.py). So many `tasks` make the training split, each
-    `work.part` of it. `corpora` and `stages` name what must exist first; a change of
-    one of `files` makes it a new corpus."""
+    datatrove's or ours and see each sample of the split as a document (documents.py); held-out splits are made first,
+    so that training can be held against them (`decontaminate.held_out`). Steps `across` tasks come after them
+    (`dedup.deduplicate`) and see the training split only. Of what steps will drop `spare` makes up: so many more
+    samples are made, as a share of the rows. So many `tasks` make the training split, each `work.part` of it. `corpora`
+    and `stages` name what must exist first; a change of one of `files` makes it a new corpus."""
 
     name: str
     build: Callable[[Work], Iterator[tuple[str, Sample]]]
     corpora: tuple[str, ...] = ()
     stages: tuple[str, ...] = ()
     steps: Callable[[Work], list[PipelineStep]] = lambda work: []
+    across: tuple[Callable[..., Any], ...] = ()
+    spare: float = 0.0
     tasks: int = 1
     files: tuple[Path, ...] = ()
 
@@ -68,8 +72,9 @@ def fingerprint(corpus: Corpus, work: Work) -> str:
     code = [path.read_text() for path in imported(Path(own))]
     made_from = _parents(corpus, work)
     raw = [hashlib.sha256(f.read_bytes()).hexdigest() if f.exists() else "" for f in corpus.files]
+    made = [corpus.name, corpus.tasks, corpus.spare]
     asked = [dict(work.rows), work.seconds, work.seed]
-    text = json.dumps([corpus.name, corpus.tasks, code, made_from, raw, *asked])
+    text = json.dumps([*made, code, made_from, raw, *asked])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -117,23 +122,23 @@ def build(
     if corpus.stages:
         machines = Machines()
     told = work if machines == Machines() else replace(work, tell=print, models={})
-    pipeline.run(
-        folder,
-        {
-            split: [
-                partial(
-                    _part, corpus.build, replace(told, rows={split: rows}, part=(i, corpus.tasks))
-                )
-                for i in range(corpus.tasks if split == "train" else 1)
-            ]
-            for split, rows in work.rows.items()
-        },
-        corpus.steps(work),
-        machines,
-        pipeline=fingerprint(corpus, work),
-        parents=_parents(corpus, work),
-    )
     manifests = {split: folder / split / "manifest.json" for split in work.rows}
+    hashed = fingerprint(corpus, work)
+    for split in sorted(work.rows, key=lambda name: name == "train"):
+        rows, tasks = work.rows[split], corpus.tasks if split == "train" else 1
+        asked = replace(told, rows={split: round(rows * (1 + corpus.spare))})
+        pipeline.run(
+            folder / split,
+            [partial(_part, corpus.build, replace(asked, part=(i, tasks))) for i in range(tasks)],
+            corpus.steps(asked),
+            machines,
+            pipeline=hashed,
+            parents=_parents(corpus, work),
+            rows=rows,
+            across=corpus.across if split == "train" else (),
+        )
+        if not manifests[split].exists():
+            break  # jobs are handed in; training can't be held against what isn't there
     return {s: json.loads(path.read_text()) for s, path in manifests.items() if path.exists()}
 
 

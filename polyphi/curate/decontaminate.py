@@ -3,6 +3,7 @@
 >>> index = Index.of({"gsm8k": Path("gsm8k/test.jsonl"), "charts": Shards("data/charts/test")})
 >>> index.save(Path("work/known"))
 >>> pipeline = [reader, Decontaminate(Path("work/known"), ledger=Path("work/ledger")), writer]
+>>> steps = [*held_out(work, "documents", "summaries", ways=("quoted",))]      # of a corpus (corpus.py)
 
 An item is known by its text (`known_texts`), its pictures (`known_pictures`) and its clips (`known_clips`), each of
 which is found again where it was changed a little. What matches is dropped (or, with `drop=False`, marked in its
@@ -15,7 +16,7 @@ lineage), and each finding is a line of the ledger:
 import io
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from hashlib import sha256
 from pathlib import Path
@@ -26,16 +27,21 @@ from datatrove.data import Document
 from datatrove.pipeline.filters.base_filter import BaseFilter
 
 from polyphi.chat import Audio, Image, Message, media
+from polyphi.curate.corpus import Work
 from polyphi.curate.documents import note
 from polyphi.curate.known_clips import Clips
 from polyphi.curate.known_pictures import Pictures
 from polyphi.curate.known_texts import Texts
-from polyphi.curate.phash import FLAT
+from polyphi.curate.phash import is_flat, look
 from polyphi.data.shards import Sample, Shards
 from polyphi.processing.media import decode_audio, decode_image
 
 Source = Iterable[Sample] | Path | str
 """An evaluation set: samples, the folder of a split of shards, or a JSONL file."""
+WAYS = ("quoted", "reworded", "same bytes", "whole picture", "cropped picture", "landmarks")
+"""What may be looked for: texts word for word and in other words, media by their bytes, pictures that are copies of a
+known one or of a part of it, clips. The last two cost a tenth of a second each, all others a millisecond or two. Where
+templates or drawings repeat by design, "reworded" and "cropped picture" find their other instances, too."""
 
 
 @dataclass(frozen=True)
@@ -108,8 +114,12 @@ class Index:
     digests: dict[str, int]
 
     @classmethod
-    def of(cls, sets: Mapping[str, Source]) -> "Index":
-        """Read every set once. A medium that can't be decoded is a ValueError that names its item."""
+    def of(cls, sets: Mapping[str, Source], ways: Collection[str] = WAYS) -> "Index":
+        """Read every set once, for all that `ways` names. A medium that can't be decoded is a ValueError that names
+        its item, an unknown way another."""
+        if unknown := set(ways) - set(WAYS):
+            raise ValueError(f"expected ways of {', '.join(WAYS)}, found {sorted(unknown)}")
+        looked = {"whole picture", "cropped picture"} & set(ways)
         names: list[tuple[str, str]] = []
         texts: list[tuple[str, bool]] = []
         pictures: list[Pictures] = []
@@ -127,14 +137,17 @@ class Index:
                 texts.append(("\n".join(said), bool(seen or heard)))
                 try:
                     for part in seen:
-                        pictures.append(Pictures.of([decode_image(part.source)]))
-                        picture_items.append(item)
-                        if pictures[-1].looks.std((0, 1, 2)).max() >= FLAT:
+                        picture = decode_image(part.source)
+                        if looked:
+                            pictures.append(Pictures.of([picture], "cropped picture" in ways))
+                            picture_items.append(item)
+                        if not is_flat(look(picture)):
                             _remember(known, part.source, item)
                     for part in heard:
                         wave, rate = decode_audio(part.source)
-                        clips.append(Clips.of([(wave, rate)]))
-                        clip_items.append(item)
+                        if "landmarks" in ways:
+                            clips.append(Clips.of([(wave, rate)]))
+                            clip_items.append(item)
                         if np.abs(wave).max() > SILENT:
                             _remember(known, part.source, item)
                 except ValueError as error:
@@ -179,20 +192,26 @@ class Index:
         }
         return cls(**{**told, "names": [(s, i) for s, i in told["names"]], **arrays})
 
-    def find(self, document: Document) -> list[Finding]:
-        """All that a document has of evaluation items. A medium that can't be decoded has nothing."""
+    def find(self, document: Document, ways: Collection[str] = WAYS) -> list[Finding]:
+        """All that a document has of evaluation items, by the `ways` given, for which the index must have been made.
+        A medium that can't be decoded has nothing."""
+        read = {"quoted", "reworded"} & set(ways)
         found = [
             self._finding(m.item, "text", m.how, m.score, span=m.span)
-            for m in self.texts.find(document.text)
+            for m in (self.texts.find(document.text, "reworded" in ways) if read else ())
+            if m.how in ways
         ]
         for medium in document.media:
             kind, data = medium.metadata["kind"], medium.media_bytes
-            same = self.digests.get(sha256(data).hexdigest())
+            same = self.digests.get(medium.id) if "same bytes" in ways else None
             if same is not None:
                 found.append(self._finding(same, kind, "same bytes", 1.0, sha256=medium.id))
                 continue
             try:
-                found += self._seen(data) if kind == "image" else self._heard(data)
+                if kind == "image" and {"whole picture", "cropped picture"} & set(ways):
+                    found += self._seen(data)
+                elif kind == "audio" and "landmarks" in ways:
+                    found += self._heard(data)
             except ValueError as error:
                 note(document, "decontaminate", unreadable=str(error))
         return found
@@ -236,15 +255,22 @@ def _remember(known: dict[str, int], source: Any, item: int) -> None:
 
 class Decontaminate(BaseFilter):  # type: ignore[misc]
     """The filter. `index` is the folder of a saved `Index`; findings of task `rank` go to `ledger/RANK.jsonl`, which is
-    written anew when the task is repeated. With `drop=False` samples stay, and their lineage tells what was found."""
+    written anew when the task is repeated; `ways` says what is looked for. With `drop=False` samples stay, and their
+    lineage tells what was found."""
 
     name = "Decontamination"
 
     def __init__(
-        self, index: Path, ledger: Path, *, drop: bool = True, exclusion_writer: Any = None
+        self,
+        index: Path,
+        ledger: Path,
+        *,
+        ways: Collection[str] = WAYS,
+        drop: bool = True,
+        exclusion_writer: Any = None,
     ) -> None:
         super().__init__(exclusion_writer)
-        self.folder, self.ledger, self.drop = index, ledger, drop
+        self.folder, self.ledger, self.ways, self.drop = index, ledger, ways, drop
         self._index: Index | None = None
         self._lines: io.TextIOBase | None = None
 
@@ -259,9 +285,33 @@ class Decontaminate(BaseFilter):  # type: ignore[misc]
 
     def filter(self, doc: Document) -> bool | tuple[bool, str]:
         assert self._index is not None and self._lines is not None
-        found = self._index.find(doc)
+        found = self._index.find(doc, self.ways)
         for finding in found:
             self._lines.write(json.dumps(finding.line(doc.id), ensure_ascii=False) + "\n")
             told = asdict(finding)
             note(doc, "decontaminate", **{k: told[k] for k in told if k != "evidence"})
         return True if not found or not self.drop else (False, f"known {found[0].modality}")
+
+
+def held_out(
+    work: Work, own: str, *others: str, ways: Collection[str] = WAYS
+) -> list[Decontaminate]:
+    """The step that keeps out of the training split of the corpus `own` what its held-out split has, or that of
+    `others`; none for other splits. The index is made here, once for each content of those splits. Raises ValueError
+    where one isn't there."""
+    if "train" not in work.rows:
+        return []
+    folders = {name: work.data / name / "test" for name in (own, *others)}
+    for name, folder in folders.items():
+        if not (folder / "manifest.json").exists():
+            raise ValueError(
+                f"{own} is held against the held-out samples of {name}: expected them in {folder}; "
+                f"build {name} with a test split first"
+            )
+    manifests = [json.loads((f / "manifest.json").read_text()) for f in folders.values()]
+    shards = [shard["sha256"] for manifest in manifests for shard in manifest["shards"]]
+    key = sha256(json.dumps([list(folders), shards, list(ways)]).encode()).hexdigest()[:16]
+    known = work.data / own / ".made" / f"known-{key}"
+    if not (known / "index" / "items.json").exists():
+        Index.of(folders, ways).save(known / "index")
+    return [Decontaminate(known / "index", known / "ledger", ways=tuple(ways))]

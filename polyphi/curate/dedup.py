@@ -16,8 +16,10 @@ that keeps. Kill it when you like; run it again and the result is the same.
 """
 
 import json
+import os
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
@@ -148,14 +150,16 @@ def deduplicate(
     excluded: Any = None,
     tasks: int = 1,
     executor: Callable[..., Any] = LocalPipelineExecutor,
+    depends: Any = None,
     **machine: Any,
-) -> None:
+) -> Any:
     """Keep one document of each cluster: `reader` makes documents (twice the same ones, in the same order, by rank of
     `tasks`), `writer` takes those that stay, and `excluded` (a `DiskWriter`) those that don't. What a cluster's
     documents have in common is in their lineage: {"step": "deduplicated", "by", "cluster", "size"}.
 
     `work` is a folder of this run's own: signatures, pairs, clusters, logs and what is done already. `executor` is
-    datatrove's for this machine, Slurm or Ray, `machine` what it is told (`workers=2`, `time="2:00:00"`).
+    datatrove's for this machine, Slurm or Ray, `machine` what it is told (`workers=2`, `time="2:00:00"`); the run waits
+    for another one that it `depends` on. Returns the executor of the last step.
 
     Raises ValueError where `work` was begun with other settings."""
     _claim(work, likeness, tasks)
@@ -173,7 +177,7 @@ def deduplicate(
         ),
         (
             [
-                MinhashDedupCluster(
+                _Clusters(
                     where["pairs"],
                     where["clusters"],
                     config=config,
@@ -199,12 +203,12 @@ def deduplicate(
             tasks,
         ),
     ]
-    run = None
+    run = depends
     for number, (pipeline, many) in enumerate(stages):
         logs = str(work / "logs" / str(number))
         run = executor(pipeline=pipeline, tasks=many, logging_dir=logs, depends=run, **machine)
-    assert run is not None
     run.run()
+    return run
 
 
 def _complete(folder: Path, data: None, rank: int, world_size: int) -> None:
@@ -230,6 +234,14 @@ def _claim(work: Path, likeness: Likeness, tasks: int) -> None:
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(mine))
     partial.replace(path)
+
+
+class _Clusters(MinhashDedupCluster):  # type: ignore[misc]
+    """datatrove's, without its progress bar."""
+
+    def run(self, data: None = None, rank: int = 0, world_size: int = 1) -> None:
+        with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):
+            super().run(data, rank, world_size)
 
 
 class _NoWords(WordTokenizer):  # type: ignore[misc]

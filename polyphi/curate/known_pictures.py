@@ -17,10 +17,24 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from polyphi.curate.phash import SIDE, Box, alike, boxes, crops, distance, is_flat, look, signs
+from polyphi.curate.phash import (
+    SIDE,
+    WHOLE,
+    Box,
+    alike,
+    boxes,
+    crops,
+    distance,
+    is_flat,
+    likeness,
+    look,
+    signs,
+)
 
 RADIUS = 16
 """Bits of 64 that may differ before pictures are compared."""
+NEAR = 8
+"""The same where only copies of the whole are looked for: resized and recompressed ones differ in a bit or two."""
 SUSPECTS = 8
 """Known pictures that a picture is compared with, the nearest first."""
 SAME = 0.92
@@ -38,28 +52,30 @@ class Match(NamedTuple):
 
 @dataclass(frozen=True)
 class Pictures:
-    """An index of pictures: hashes of crops [P, 2401], and what they look like, uint8 [P, 128, 128, 3]."""
+    """An index of pictures: hashes of crops [P, 2401], or of the whole alone [P, 1], and what they look like, uint8
+    [P, 128, 128, 3]."""
 
     crops: np.ndarray
     looks: np.ndarray
 
     @classmethod
-    def of(cls, pictures: Iterable[Image.Image]) -> "Pictures":
-        """An item's number is its place in the row. Empty sheets keep their place and match nothing."""
+    def of(cls, pictures: Iterable[Image.Image], cropped: bool = True) -> "Pictures":
+        """An item's number is its place in the row. Empty sheets keep their place and match nothing. With
+        `cropped=False` only copies of the whole are found, a hundred times as fast."""
         hashes, looks = [], []
         for picture in pictures:
             seen = look(picture)
-            hashes.append(crops(seen))
+            hashes.append(crops(seen) if cropped else [signs(seen)])
             looks.append(seen.round().astype(np.uint8))
         return cls(
-            np.array(hashes, np.uint64).reshape(-1, len(boxes())),
+            np.array(hashes, np.uint64).reshape(-1, len(boxes()) if cropped else 1),
             np.array(looks, np.uint8).reshape(-1, SIDE, SIDE, 3),
         )
 
     @classmethod
     def joined(cls, parts: Sequence["Pictures"]) -> "Pictures":
         """Several indices as one, their items one after another."""
-        parts = [cls.of([]), *parts]
+        parts = parts or [cls.of([])]
         return cls(
             np.concatenate([p.crops for p in parts]), np.concatenate([p.looks for p in parts])
         )
@@ -77,11 +93,13 @@ class Pictures:
             which[start : start + 256] = bits.argmin(1)
             nearest[start : start + 256] = bits.min(1)
         found = []
+        cropped = self.crops.shape[1] > 1
         for item in np.argsort(nearest, kind="stable")[:SUSPECTS].tolist():
-            if nearest[item] > RADIUS:
+            if nearest[item] > (RADIUS if cropped else NEAR):
                 break
             known = self.looks[item].astype(np.float32)
-            score, box = alike(seen, known, boxes()[which[item]])
+            around = boxes()[which[item]]
+            score, box = alike(seen, known, around) if cropped else (likeness(seen, known), WHOLE)
             if score >= SAME and not is_flat(known):
                 found.append(Match(item, int(nearest[item]), round(score, 4), box))
         return found

@@ -22,11 +22,12 @@ through (6 % found), for 30 % mostly (70 %), for 15 % nearly always (95 %).
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 
-from polyphi.curate.shingles import content, hashes, ngrams, pairs, tokens, unspaced
+from polyphi.curate.shingles import all_ngrams, content, hashes, ngrams, pairs, tokens, unspaced
 
 WORDS, FEWEST = 13, 8
 """Words of a run that gives an item away, and of the shortest item that a run can give away."""
@@ -106,21 +107,27 @@ class Texts:
             np.array(lengths, np.int32),
         )
 
-    def find(self, text: str) -> list[Match]:
-        """Every item of which the text has a part, the surest evidence of each."""
+    @cached_property
+    def _sizes(self) -> list[int]:
+        return np.unique(self.run_words).tolist()
+
+    def find(self, text: str, reworded: bool = True) -> list[Match]:
+        """Every item of which the text has a part, the surest evidence of each; word for word alone, if it shall."""
         said = tokens(text)
         if not said:
             return []
         quoted = self._quoted(said)
         found = {m.item for m in quoted}
-        return quoted + [m for m in self._reworded(said) if m.item not in found]
+        others = self._reworded(said) if reworded else []
+        return quoted + [m for m in others if m.item not in found]
 
     def _quoted(self, said: Sequence[str]) -> list[Match]:
-        hashed = hashes(said)
         seen: dict[int, tuple[int, int]] = {}
-        for n in np.unique(self.run_words).tolist():
+        lengths = [n for n in self._sizes if n <= len(said)]
+        runs = all_ngrams(hashes(said), {n or len(said) for n in lengths})
+        for n in lengths:
             size = n or len(said)
-            mine = ngrams(hashed, size)
+            mine = runs[size]
             at = np.searchsorted(self.runs, mine)
             for place in np.flatnonzero(self.runs[np.minimum(at, len(self.runs) - 1)] == mine):
                 run = at[place]
@@ -153,16 +160,26 @@ class Texts:
                 found.append(Match(item, "reworded", round(score, 3), span))
         return found
 
+    @cached_property
+    def _owners(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(items of each shingle, one shingle after another; where each begins; the weight of all of each item)."""
+        items = np.repeat(np.arange(len(self.lengths), dtype=np.int32), np.diff(self.starts))
+        weights = np.bincount(items, 1 / self.common[self.parts], len(self.lengths))
+        first = np.cumsum(self.common) - self.common
+        return items[np.argsort(self.parts, kind="stable")], first, weights
+
     def _candidates(self, there: np.ndarray) -> list[int]:
         """Items of which enough is somewhere in a text that has the shingles `there`."""
-        present = np.zeros(len(self.shingles), bool)
-        present[there] = True
-        present = present[self.parts]
-        weight = 1 / self.common[self.parts]
-        total, have = (_sums(w, self.starts) for w in (weight, weight * present))
-        rare = _sums(present & (self.common[self.parts] <= COMMON), self.starts)
-        count = _sums(present, self.starts)
-        enough = (have >= HALF * total) & (count >= HALF * np.diff(self.starts)) & (rare > 0)
+        owners, first, total = self._owners
+        count = self.common[there]
+        ends = np.cumsum(count)
+        item = owners[np.arange(count.sum()) + np.repeat(first[there] - ends + count, count)]
+        shared = np.repeat(count, count)
+        have, many, rare = (
+            np.bincount(item, weights, len(total))
+            for weights in (1 / shared, None, shared <= COMMON)
+        )
+        enough = (have >= HALF * total) & (many >= HALF * np.diff(self.starts)) & (rare > 0)
         return np.flatnonzero(enough).tolist()
 
     def _stretch(self, item: int, ids: np.ndarray) -> tuple[float, int, int]:
@@ -185,9 +202,3 @@ class Texts:
 
 def _joined(arrays: list[np.ndarray]) -> np.ndarray:
     return np.concatenate(arrays) if arrays else np.zeros(0, np.uint64)
-
-
-def _sums(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """Sums of `values` from each start to the next."""
-    total = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
-    return np.asarray(total[starts[1:]] - total[starts[:-1]])

@@ -127,6 +127,11 @@ def _part(seen: np.ndarray, box: Box, count: int) -> np.ndarray:
     return np.asarray(part / max(1e-6, float(np.linalg.norm(part))))
 
 
+def likeness(a: Float[np.ndarray, "128 128 3"], b: Float[np.ndarray, "128 128 3"]) -> float:
+    """Correlation of the colours of two whole pictures: 1 for a copy, whatever its brightness and contrast."""
+    return float((_part(a, WHOLE, FINE) * _part(b, WHOLE, FINE)).sum())
+
+
 def alike(
     copy: Float[np.ndarray, "128 128 3"], seen: Float[np.ndarray, "128 128 3"], box: Box = WHOLE
 ) -> tuple[float, Box]:

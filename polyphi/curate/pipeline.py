@@ -1,10 +1,10 @@
-"""A corpus as a datatrove pipeline: samples, steps, shards; on this machine, on Ray or on Slurm.
+r"""A split of a corpus as a datatrove pipeline: samples, steps, shards; on this machine, on Ray or on Slurm.
 
-    task          samples                 steps                     shards
-    train 0  ->   build(train, 0 of 2) -> language -> quality  ->   part 0  \
-    train 1  ->   build(train, 1 of 2) -> language -> quality  ->   part 1  -> data/NAME/train/*.parquet + manifest.json
-    test  0  ->   build(test)          -> language -> quality  ->   part 0  -> data/NAME/test/*.parquet + manifest.json
-                                          what a step drops    ->   data/NAME/.made/HASH/dropped/STEP/00000.jsonl
+    task      samples            steps                   across all tasks     shards
+    train 0   build(0 of 2) ->  language -> held out ->  part 0  \            part 0  \
+    train 1   build(1 of 2) ->  language -> held out ->  part 1  -> one of -> part 1  -> data/NAME/train/*.parquet
+                                   |                                 each |              and manifest.json
+                                what a step drops:  data/NAME/.made/HASH/train/dropped/STEP/00000.jsonl
 
 A task writes its part whole or not at all. A run that was killed leaves finished tasks alone and starts the others
 again, so that its shards are the same bit for bit, whoever made them and however often it was stopped.
@@ -17,6 +17,8 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +30,7 @@ from datatrove.utils.logging import logger
 
 from polyphi.curate.documents import document, sample
 from polyphi.data import shards
-from polyphi.data.shards import Sample
+from polyphi.data.shards import Sample, Shards
 
 logger.disable("datatrove")  # it says a dozen lines a task; its own log files go with them
 
@@ -36,7 +38,7 @@ logger.disable("datatrove")  # it says a dozen lines a task; its own log files g
 @dataclass(frozen=True)
 class Machines:
     """Where tasks run: `executor` "local" (so many processes), "ray" (so many tasks at a time, on the cluster that
-    RAY_ADDRESS names, or one started here) or "slurm" (jobs are handed in; `slurm` has sbatch's `partition` and `time`,
+    RAY_ADDRESS names, or one started here) or "slurm" (jobs are handed in; `slurm` has sbatch's `partition`, `time`
     and what else datatrove's executor takes)."""
 
     executor: Literal["local", "ray", "slurm"] = "local"
@@ -45,42 +47,62 @@ class Machines:
 
 
 class Samples(PipelineStep):
-    """The first step: each task's samples, as documents; `metadata["split"]` is the split that a task fills."""
+    """The first step: each task's samples, as documents."""
 
     name, type = "Samples", "READER"
 
-    def __init__(self, tasks: Sequence[tuple[str, Callable[[], Iterator[Sample]]]]) -> None:
+    def __init__(self, split: str, tasks: Sequence[Callable[[], Iterator[Sample]]]) -> None:
         super().__init__()
-        self._tasks = tasks
+        self._split, self._tasks = split, tasks
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Samples":
         """The local executor copies its steps for each task; a model that a corpus is made with needs no copy."""
-        return Samples(self._tasks)
+        return Samples(self._split, self._tasks)
 
     def run(
         self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1
     ) -> DocumentsPipeline:
         """Documents of task `rank`."""
-        split, task = self._tasks[rank]
-        for one in task():
+        for one in self._tasks[rank]():
             self.stat_update("documents")
-            yield document(one, split)
+            yield document(one, self._split)
+
+
+class Parts(PipelineStep):
+    """The first step of what looks across tasks: the documents of each task's part."""
+
+    name, type = "Parts", "READER"
+
+    def __init__(self, split: str, folders: Sequence[Path]) -> None:
+        super().__init__()
+        self._split, self._folders = split, folders
+
+    def run(
+        self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1
+    ) -> DocumentsPipeline:
+        """Documents of part `rank`."""
+        for one in Shards(self._folders[rank]):
+            self.stat_update("documents")
+            yield document(one, self._split)
 
 
 class Part(PipelineStep):
-    """The last step: each task's documents become a part of a split."""
+    """The last step: each task's documents become a part of a split, of at most `rows`."""
 
     name, type = "Part", "WRITER"
 
-    def __init__(self, folders: Sequence[Path], pipeline: str, parents: Sequence[str]) -> None:
+    def __init__(
+        self, folders: Sequence[Path], pipeline: str, parents: Sequence[str], rows: int | None
+    ) -> None:
         super().__init__()
         self._folders, self._pipeline, self._parents = folders, pipeline, parents
+        self._rows = rows
 
     def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
         """Write them; nothing comes out."""
 
         def counted() -> Iterator[Sample]:
-            for one in data:
+            for one in islice(data, self._rows):
                 self.stat_update("documents")
                 yield sample(one)
 
@@ -91,35 +113,64 @@ class Part(PipelineStep):
 
 def run(
     folder: Path,
-    splits: Mapping[str, Sequence[Callable[[], Iterator[Sample]]]],
+    tasks: Sequence[Callable[[], Iterator[Sample]]],
     steps: Sequence[PipelineStep],
     machines: Machines,
     *,
     pipeline: str,
     parents: Sequence[str] = (),
+    rows: int | None = None,
+    across: Sequence[Callable[..., Any]] = (),
 ) -> None:
-    """Make splits in `folder`, each by its tasks, but for those that are there. `pipeline` is the hash of all that
-    decides what is made. With Slurm it returns when jobs are handed in (and at once while they wait or run);
-    called again after they are done, it joins what they made. Raises ValueError where an executor isn't installed."""
-    made = folder / ".made" / pipeline[:16]
-    places = [
-        (s, made / "parts" / s / f"{n:05d}") for s, ts in splits.items() for n in range(len(ts))
+    """Make the split `folder` by its tasks, each of at most `rows` samples, unless it is there. `pipeline` is the hash
+    of all that decides what is made. Each of `across` sees the parts of all tasks at once: `dedup.deduplicate`, told
+    what is alike. With Slurm it returns when jobs are handed in (and at once while they wait or run); called again
+    after they are done, it joins what they made. Raises ValueError where an executor isn't installed."""
+    if _is_made(folder, pipeline):
+        return
+    made = _made(folder, pipeline)
+    if machines.executor == "slurm" and _queued(made):
+        return
+    rounds = [
+        [made / f"parts-{n}" / f"{rank:05d}" for rank in range(len(tasks))]
+        for n in range(len(across) + 1)
     ]
-    for rank, (split, part) in enumerate(places):
-        if not (_is_made(folder / split, pipeline) or _is_made(part, pipeline)):
-            (made / "completions" / f"{rank:05d}").unlink(missing_ok=True)
+    logs = [made, *(made / f"across-{n}" / "logs" / "3" for n in range(len(across)))]
+    for parts, completed in zip(rounds, logs, strict=True):
+        for rank, part in enumerate(parts):
+            if not _is_made(part, pipeline):
+                (completed / "completions" / f"{rank:05d}").unlink(missing_ok=True)
     for step in steps:
         if getattr(step, "exclusion_writer", "none") is None:
             step.exclusion_writer = _aside(made / "dropped" / type(step).__name__)
-    if machines.executor == "slurm" and _queued(made):
-        return
-    tasks = [(split, task) for split, each in splits.items() for task in each]
-    last = Part([part for _, part in places], pipeline, parents)
-    _executor(machines, [Samples(tasks), *steps, last], len(tasks), made).run()
-    for split in splits:
-        parts = [part for s, part in places if s == split]
-        if not _is_made(folder / split, pipeline) and all(_is_made(p, pipeline) for p in parts):
-            shards.join(folder / split, parts)
+    last = [Part(parts, pipeline, parents, None) for parts in rounds[:-1]]
+    last.append(Part(rounds[-1], pipeline, parents, rows))
+    execute = partial(_executor, machines, _job(made))
+    done = execute(
+        pipeline=[Samples(folder.name, tasks), *steps, last[0]],
+        tasks=len(tasks),
+        logging_dir=str(made),
+    )
+    done.run()
+    for n, one in enumerate(across):
+        done = one(
+            [Parts(folder.name, rounds[n])],
+            [last[n + 1]],
+            made / f"across-{n}",
+            excluded=_aside(made / "dropped" / f"Duplicates-{n}"),
+            tasks=len(tasks),
+            executor=execute,
+            depends=done,
+        )
+    if all(_is_made(part, pipeline) for part in rounds[-1]):
+        shards.join(folder, rounds[-1])
+        for parts in rounds[:-1]:
+            shutil.rmtree(parts[0].parent)
+
+
+def _made(folder: Path, pipeline: str) -> Path:
+    """Where the split of a corpus is made by a pipeline."""
+    return folder.parent / ".made" / pipeline[:16] / folder.name
 
 
 def _is_made(folder: Path, pipeline: str) -> bool:
@@ -128,8 +179,8 @@ def _is_made(folder: Path, pipeline: str) -> bool:
 
 
 def _job(made: Path) -> str:
-    """What Slurm knows a pipeline's jobs by: its corpus, and the hash of all that decides what is made."""
-    return f"polyphi-{made.parents[1].name}-{made.name}"
+    """What Slurm knows the jobs of a split by: its corpus, the hash of all that decides what is made, and itself."""
+    return f"polyphi-{made.parents[2].name}-{made.parent.name}-{made.name}"
 
 
 def _queued(made: Path) -> bool:
@@ -142,15 +193,15 @@ def _queued(made: Path) -> bool:
     return any(reason != "DependencyNeverSatisfied" for reason in told.split())
 
 
-def _executor(machines: Machines, steps: list[PipelineStep], tasks: int, made: Path) -> Any:
-    common = {"pipeline": steps, "tasks": tasks, "logging_dir": str(made)}
+def _executor(machines: Machines, job: str, **common: Any) -> Any:
+    common["workers"] = machines.workers
     try:
         if machines.executor == "ray":
             import ray
             from datatrove.executor import RayPipelineExecutor
 
             ray.init(ignore_reinit_error=True, log_to_driver=False)
-            return RayPipelineExecutor(**common, workers=machines.workers)
+            return RayPipelineExecutor(**common)
         if machines.executor == "slurm":
             from datatrove.executor import SlurmPipelineExecutor
 
@@ -160,13 +211,13 @@ def _executor(machines: Machines, steps: list[PipelineStep], tasks: int, made: P
                 )
             # Jobs use the Python that hands them in.
             activate = f'export PATH="{Path(sys.executable).parent}:$PATH"'
-            options = {"job_name": _job(made), "env_command": activate, **machines.slurm}
-            return SlurmPipelineExecutor(**common, workers=machines.workers, **options)
+            options = {"job_name": job, "env_command": activate, **machines.slurm}
+            return SlurmPipelineExecutor(**common, **options)
     except ImportError as error:
         raise ValueError(
             f"the executor {machines.executor!r} isn't installed ({error}); `pip install ray` brings it"
         ) from error
-    return LocalPipelineExecutor(**common, workers=machines.workers)
+    return LocalPipelineExecutor(**common)
 
 
 def _aside(folder: Path) -> JsonlWriter:
@@ -188,11 +239,22 @@ def _aside(folder: Path) -> JsonlWriter:
 
 
 def counts(folder: Path, pipeline: str) -> list[dict[str, Any]]:
-    """What each step counted in all tasks: documents that came, went on ("forwarded"), were dropped, and for which
-    reason; empty where the corpus was made elsewhere."""
+    """What each step counted in all tasks of a split: documents that came, went on ("forwarded"), were dropped, and
+    for which reason; empty where the corpus was made elsewhere."""
+    made = _made(folder, pipeline)
+    found, n = _counted(made / "stats"), 0
+    while across := _counted(made / f"across-{n}" / "logs" / "3" / "stats"):
+        # Of reading parts, dropping, telling and writing. What the last part has counts, not the one before.
+        dropped = next(step for step in across if "total" in step)
+        found[-1:] = [dropped | {"step": f"Duplicates-{n}"}, across[-1]]
+        n += 1
+    return found
+
+
+def _counted(folder: Path) -> list[dict[str, Any]]:
     found: list[Counter[str]] = []
     names: list[str] = []
-    for path in sorted((folder / ".made" / pipeline[:16] / "stats").glob("*.json")):
+    for path in sorted(folder.glob("*.json")):
         steps = json.loads(path.read_text())
         names = [step["name"].split(": ")[-1] for step in steps]
         found = found or [Counter() for _ in steps]

@@ -11,7 +11,7 @@ a text that mixes both is cut by both rules. Numbers and accents are kept: in ar
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 from hashlib import blake2b
 
@@ -55,11 +55,19 @@ def mix(value: np.ndarray) -> np.ndarray:
 
 def ngrams(hashed: UInt64[np.ndarray, " n"], n: int) -> UInt64[np.ndarray, " m"]:
     """Hashes of all runs of `n` tokens, in order: m = max(0, tokens - n + 1)."""
-    size = max(0, len(hashed) - n + 1)
-    out = np.zeros(size, np.uint64)
-    for k in range(n):
-        out = mix(out + hashed[k : k + size])
-    return out
+    return all_ngrams(hashed, (n,))[n]
+
+
+def all_ngrams(
+    hashed: UInt64[np.ndarray, " n"], sizes: Collection[int]
+) -> dict[int, UInt64[np.ndarray, " m"]]:
+    """`ngrams` of several sizes, the longer ones made of the shorter ones."""
+    out, found = np.zeros(len(hashed) + 1, np.uint64), {}
+    for k in range(max(sizes, default=0) + 1):
+        if k in sizes:
+            found[k] = out
+        out = mix(out[:-1] + hashed[k:])
+    return found
 
 
 def content(words: Sequence[str]) -> tuple[list[str], list[int]]:

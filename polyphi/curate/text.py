@@ -102,8 +102,10 @@ _lock = threading.Lock()
 
 
 def help_pages(language: str, work: Work) -> dict[str, Page]:
-    """Translated pages of one language by path; empty where the package can't be had. Paragraphs that stand in English
-    in another language's page (untranslated ones) and code are left out. Cached beside the package and in memory."""
+    """Translated pages of one language by path; empty where the package can't be had. Left out are code, paragraphs
+    that stand in English in another language's page (untranslated ones), and those of Chinese and Japanese pages that
+    are mostly Latin letters (untranslated with a word changed, or formulas). Cached beside the package and in
+    memory."""
     key = (language, str(work.cache))
     with _lock:
         if key not in _pages:
@@ -132,9 +134,19 @@ def _load_pages(language: str, work: Work) -> dict[str, Page]:
         partial.rename(parsed)
     raw = json.loads(parsed.read_text(encoding="utf-8"))
     return {
-        path: Page(path, title, tuple((i, t) for i, t in paragraphs))
+        path: Page(
+            path,
+            title,
+            tuple((i, t) for i, t in paragraphs if language not in DENSE or own_script(t) > 0.3),
+        )
         for path, (title, paragraphs) in raw.items()
     }
+
+
+def own_script(text: str) -> float:
+    """Share of a text's letters that are Chinese or Japanese."""
+    letters = [c for c in text if c.isalpha()]
+    return sum(c > "\u3000" for c in letters) / max(1, len(letters))
 
 
 def _parse(folder: Path) -> Iterator[tuple[str, str, str, str]]:

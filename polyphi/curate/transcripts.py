@@ -12,6 +12,7 @@ text is certain.
 import io
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from statistics import median
 from typing import Any
 
@@ -54,25 +55,31 @@ def pocketsphinx() -> Recogniser:
     """CMU's small recogniser, English only. On twenty sentences its word error rate was 5 to 11 % for flite's voices
     and 70 % for espeak-ng's. Raises ValueError where the package isn't there."""
     try:
-        from pocketsphinx import Decoder
+        _decoder()
     except ImportError as error:
         raise ValueError(
             f"pocketsphinx isn't installed ({error}); `pip install pocketsphinx`"
         ) from None
-    decoder: Any = None
+    return Recogniser("pocketsphinx", _heard, ("en",), {"espeak-ng": "70 % word errors"})
 
-    def hear(clip: bytes, language: str) -> str:
-        nonlocal decoder
-        decoder = decoder or Decoder(samprate=RATE, loglevel="FATAL")  # its model takes a second
-        wave, rate = soundfile.read(io.BytesIO(clip), dtype="float32", always_2d=True)
-        mono, _ = resample(wave.mean(1), rate)
-        decoder.start_utt()
-        decoder.process_raw((np.clip(mono, -1, 1) * 32767).astype("<i2").tobytes(), full_utt=True)
-        decoder.end_utt()
-        found = decoder.hyp()
-        return found.hypstr if found else ""
 
-    return Recogniser("pocketsphinx", hear, ("en",), {"espeak-ng": "70 % word errors"})
+@cache
+def _decoder() -> Any:
+    """One per process, made at first use: it can't be copied, and datatrove copies its steps."""
+    from pocketsphinx import Decoder
+
+    return Decoder(samprate=RATE, loglevel="FATAL")  # its model takes a second
+
+
+def _heard(clip: bytes, language: str) -> str:
+    wave, rate = soundfile.read(io.BytesIO(clip), dtype="float32", always_2d=True)
+    mono, _ = resample(wave.mean(1), rate)
+    decoder = _decoder()
+    decoder.start_utt()
+    decoder.process_raw((np.clip(mono, -1, 1) * 32767).astype("<i2").tobytes(), full_utt=True)
+    decoder.end_utt()
+    found = decoder.hyp()
+    return found.hypstr if found else ""
 
 
 def transcript(sample: Sample) -> str:

@@ -241,7 +241,7 @@ class Run:
                 return
             with self.clock(f"corpus {name}"):
                 manifests = corpora.build(corpus, work, machines)
-        if not manifests:
+        if len(manifests) < len(work.rows):
             self.tell(
                 f"{name}: jobs are handed in; say the same again when they are done, to join what they made"
             )

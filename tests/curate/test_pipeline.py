@@ -11,16 +11,20 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.filters.base_filter import BaseFilter
 
-from polyphi.corpora import charts, copying, vision_speech
+from polyphi.corpora import charts, copying, tools, vision_speech
 from polyphi.curate import cards, corpus, pipeline
 from polyphi.curate.corpus import Corpus, Machines, Work
+from polyphi.curate.decontaminate import held_out
+from polyphi.curate.dedup import TEXTS, deduplicate
 from polyphi.curate.documents import note
 from polyphi.data.shards import Sample, Shards, document
 
@@ -34,6 +38,59 @@ def hashes(folder: Path, name: str) -> dict[str, list[str]]:
     return {
         m.parent.name: [s["sha256"] for s in json.loads(m.read_text())["shards"]] for m in manifests
     }
+
+
+def near(work: Work) -> Iterator[tuple[str, Sample]]:
+    """Part 0 says eight things, part 1 the same with a word changed and two of its own; of both splits, one is the
+    same."""
+    (split,), (part, _) = work.rows, work.part
+    for i in range(10 if part else 8):
+        told = " ".join(
+            random.Random(i if split == "train" or i == 3 else i + 100).choices(WORDS, k=200)
+        )
+        yield split, document(f"{split}-{part}-{i}", told + " changed" * part, "here", "MIT")
+
+
+WORDS = [f"{a}{b}" for a in ("ba", "de", "ki", "lo", "mu") for b in ("na", "re", "si", "to", "vu")]
+NEAR = Corpus(
+    "near",
+    near,
+    steps=lambda work: [*held_out(work, "near", ways=("quoted",))],
+    across=(partial(deduplicate, TEXTS),),
+    spare=0.5,
+    tasks=2,
+)
+
+
+def test_training_is_held_against_held_out_samples_and_loses_duplicates_across_tasks(
+    tmp_path: Path,
+) -> None:
+    here = work(tmp_path, 20)
+    corpus.build(NEAR, here)
+    folder = here.data / "near"
+    kept = [s.id for s in Shards(folder / "train")]
+    own = {s.id.rpartition("-")[2] for s in Shards(folder / "train")}
+    assert len(kept) == 9 and own == {str(i) for i in range(10) if i != 3}
+    assert len(Shards(folder / "test")) == 5
+    card = cards.card(folder)
+    assert (
+        "dropped_known text 2" in card and "Duplicates-0: total 16, forwarded 9, dropped 7" in card
+    )
+    assert "dropped by Decontaminate: known text" in cards.explain(folder, "train-0-3")
+    pairs = [(f"train-0-{i}", f"train-1-{i}") for i in range(8) if i != 3]
+    assert all((one in kept) != (other in kept) for one, other in pairs)
+    lost = next(id for pair in pairs for id in pair if id not in kept)
+    assert "dropped by Duplicates-0" in cards.explain(folder, lost)
+    with pytest.raises(ValueError, match="build instructions with a test split first"):
+        held_out(replace(here, rows={"train": 1}), "near", "instructions")
+
+
+def test_spare_samples_fill_up_to_the_rows_asked_for(tmp_path: Path) -> None:
+    here = Work({"train": 8}, 0, tmp_path, tmp_path / "data", tell=print)
+    corpus.build(Corpus("spared", numbers, steps=even, spare=1.0), here)
+    assert [s.id for s in Shards(here.data / "spared" / "train")] == [
+        str(i) for i in range(0, 16, 2)
+    ]
 
 
 class Even(BaseFilter):
@@ -98,11 +155,11 @@ def test_what_is_dropped_is_kept_with_the_reason(tmp_path: Path) -> None:
     assert [s.id for s in kept] == [str(i) for i in range(0, 20, 2)]
     assert kept[1].meta["lineage"] == [{"step": "even", "number": 2}]
     print_ = corpus.fingerprint(NUMBERS, here)
-    made, steps, written = pipeline.counts(folder, print_)  # 20 rows of train, 5 of test
-    assert (made["documents"], written["documents"]) == (25, 13)
-    assert (steps["total"], steps["forwarded"], steps["dropped_odd"]) == (25, 13, 12)
+    made, steps, written = pipeline.counts(folder / "train", print_)
+    assert (made["documents"], written["documents"]) == (20, 10)
+    assert (steps["total"], steps["forwarded"], steps["dropped_odd"]) == (20, 10, 10)
     card = cards.card(folder)
-    assert "from here: 10 rows" in card and "dropped_odd 12" in card
+    assert "from here: 10 rows" in card and "dropped_odd 10" in card and "dropped_odd 2" in card
     assert "in train" in cards.explain(folder, "8") and "'number': 8" in cards.explain(folder, "8")
     assert "dropped by Even: odd" in cards.explain(folder, "3")
     with pytest.raises(ValueError, match="no sample '99'"):
@@ -148,18 +205,22 @@ def test_a_corpus_is_what_its_code_imports() -> None:
     assert "image_qa" in {p.stem for p in corpus.imported(Path(vision_speech.__file__))}
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_killed_anywhere_it_makes_the_same_shards(workers: int, tmp_path: Path) -> None:
-    """Five kills at random moments after a part is begun, the later ones later; at least two of them cut one."""
-    corpus.build(copying.corpus, work(tmp_path / "whole", ROWS))
+@pytest.mark.parametrize(("made", "workers"), [(copying, 1), (copying, 2), (tools, 2)])
+def test_killed_anywhere_it_makes_the_same_shards(
+    made: ModuleType, workers: int, tmp_path: Path
+) -> None:
+    """Five kills at random moments after a part is begun, the later ones later; at least two of them cut one. `tools`
+    is held against its held-out split, and duplicates are taken out of all its parts."""
+    name, rows = made.corpus.name, ROWS[made.corpus.name]
+    corpus.build(made.corpus, work(tmp_path / "whole", rows))
     script = (
-        "import sys; from pathlib import Path; from curate.test_pipeline import *; "
-        "corpus.build(copying.corpus, work(Path(sys.argv[1]), ROWS), Machines(workers=int(sys.argv[2])))"
+        f"import sys; from pathlib import Path; from curate.test_pipeline import *; corpus.build({name}.corpus, "
+        f"work(Path(sys.argv[1]), {rows}), Machines(workers=int(sys.argv[2])))"
     )
     places = [str(Path(__file__).parents[1]), str(Path(pipeline.__file__).parents[2])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(places)}
     command = [sys.executable, "-c", script, str(tmp_path / "out"), str(workers)]
-    folder = tmp_path / "out" / "data" / "copying"
+    folder = tmp_path / "out" / "data" / name
     chance, cut = random.Random(workers), 0
     for latest in (0.6, 0.6, 0.6, 3.0, 3.0):
         begun = time.time()
@@ -179,10 +240,11 @@ def test_killed_anywhere_it_makes_the_same_shards(workers: int, tmp_path: Path) 
         cut += bool(_partial(folder, begun))
     assert cut >= 2
     subprocess.run(command, env=environment, check=True, timeout=120)
-    assert hashes(tmp_path / "out", "copying") == hashes(tmp_path / "whole", "copying")
+    found, wanted = hashes(tmp_path / "out", name), hashes(tmp_path / "whole", name)
+    assert found == wanted and set(found) == {"train", "test"}
 
 
-ROWS = 24_000  # two or three seconds
+ROWS = {"copying": 24_000, "tools": 4_000}  # a few seconds each
 
 
 def _partial(folder: Path, begun: float) -> list[Path]:
@@ -212,7 +274,8 @@ def test_slurm_makes_the_same_shards(tmp_path: Path) -> None:
     corpus.build(copying.corpus, work(tmp_path / "local"))
     assert corpus.build(copying.corpus, work(tmp_path / "slurm"), machines) == {}
     deadline = time.monotonic() + 120
-    while not (made := corpus.build(copying.corpus, work(tmp_path / "slurm"), machines)):
+    # The held-out split first, then the training split that is held against it.
+    while "train" not in (made := corpus.build(copying.corpus, work(tmp_path / "slurm"), machines)):
         assert time.monotonic() < deadline, "the jobs haven't ended"
         subprocess.run(["sleep", "5"], check=True)
     assert made["train"]["rows"]
@@ -220,12 +283,14 @@ def test_slurm_makes_the_same_shards(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-def test_ray_makes_the_same_shards(tmp_path: Path) -> None:
+@pytest.mark.parametrize("made", [copying, tools])
+def test_ray_makes_the_same_shards(made: ModuleType, tmp_path: Path) -> None:
     ray = pytest.importorskip("ray")
     ray.init(num_cpus=2, log_to_driver=False)
     try:
         for name, machines in (("local", Machines()), ("ray", Machines("ray", workers=2))):
-            corpus.build(copying.corpus, work(tmp_path / name), machines)
+            corpus.build(made.corpus, work(tmp_path / name, 400), machines)
     finally:
         ray.shutdown()
-    assert hashes(tmp_path / "ray", "copying") == hashes(tmp_path / "local", "copying")
+    found = hashes(tmp_path / "ray", made.corpus.name)
+    assert found == hashes(tmp_path / "local", made.corpus.name) and set(found) == {"train", "test"}

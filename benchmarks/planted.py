@@ -1,0 +1,300 @@
+"""Everything that curation shall find, planted among what it shall leave alone: one table of what it found.
+
+    python benchmarks/planted.py [--only text media pii language duplicates transcripts broken unfit]
+
+Rows: how many were planted and the share found (recall), how many innocents stood beside them and the share that was
+taken for planted ones, and of all that was found the share that was planted (precision; "-" where copies and
+innocents are counted in rows of their own). `benchmarks/leaks.py` and `polyphi/curate/planted.py` make the material.
+"""
+
+import argparse
+import io
+import random
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import curation
+import leaks
+from datatrove.data import Document
+from datatrove.pipeline.base import PipelineStep
+
+from polyphi.chat import Audio, Image, Message
+from polyphi.curate import planted
+from polyphi.curate.dedup import CLIPS, PICTURES, TEXTS, Likeness, deduplicate
+from polyphi.curate.documents import document
+from polyphi.curate.images import png
+from polyphi.curate.language import Language
+from polyphi.curate.lexicon import LANGUAGES
+from polyphi.curate.readable import Readable
+from polyphi.curate.speech import encode, resample, speakable
+from polyphi.curate.transcripts import WordErrors, pocketsphinx
+from polyphi.data import shards
+from polyphi.data.shards import Sample
+from polyphi.voice import Booth, Voice, unavailable
+
+
+def row(kind: str, planted: int, found: int, innocents: int = 0, flagged: int = 0) -> str:
+    """A line of the table."""
+    recall = f"{found / planted:.2f}" if planted else "-"
+    alarms = f"{flagged / innocents:.3f}" if innocents else "-"
+    precision = f"{found / (found + flagged):.2f}" if innocents and found else "-"
+    told = [kind, planted or "-", recall, innocents or "-", alarms, precision]
+    return f"| {' | '.join(map(str, told))} |"
+
+
+def leaked(modality: str) -> Iterator[str]:
+    """Copies of evaluation items, changed as leaks are, and innocents like them."""
+    for told in leaks.MAKERS[modality](60, 1):
+        n, of = told.get("n", 0), {"text": "text", "image": "picture", "audio": "clip"}[modality]
+        if "copies" in told:
+            yield row(f"leaked {of}: {told['copies']}", n, round(n * told["recall"]))
+        elif "neighbours" in told:
+            flagged = round(n * told["flagged"])
+            yield row(f"no leak, {of}: {told['neighbours']}", 0, 0, n, flagged)
+
+
+def text() -> Iterator[str]:
+    return leaked("text")
+
+
+def media() -> Iterator[str]:
+    yield from leaked("image")
+    yield from leaked("audio")
+
+
+def pii() -> Iterator[str]:
+    """All languages together; written, and as transcripts spell it. What is wrongly found is counted for the kind."""
+
+    def only(spelled: bool) -> Callable[[str], Iterable[tuple[str, list[planted.Planted]]]]:
+        def sentences(code: str) -> Iterator[tuple[str, list[planted.Planted]]]:
+            for said, what in planted.cases(code, 100, seed=3):
+                values = "".join(said[start:end] for _, start, end in what)
+                named = any(kind == "NAME" for kind, _, _ in what)
+                written = named or any(c in "@0123456789" for c in values)
+                if not what or written != spelled:
+                    yield said, what
+
+        return sentences
+
+    sources = (("written", only(False)), ("in transcripts", only(True)), ("fresh", planted.fresh))
+    for name, sentences in sources:
+        counts = planted.measure(curation.spans, sentences)
+        for kind in curation.KINDS:
+            n = sum((counts[key] for key in counts if key[1] == kind), Counter[str]())
+            if n["planted"]:
+                precision = n["right"] / max(1, n["right"] + n["wrong"])
+                found = f"{n['found'] / n['planted']:.2f} | - | - | {precision:.2f}"
+                yield f"| {kind}, {name} | {n['planted']} | {found} |"
+
+
+def language() -> Iterator[str]:
+    """Help pages under a wrong language's name, and under their own."""
+    codes = list(LANGUAGES)
+    for name, most in (("900 characters", 900), ("80 characters", 80)):
+        wrong, right = [], []
+        for i, code in enumerate(codes):
+            for said in curation.prose(code, 100):
+                for told, kept in ((code, right), (codes[i - 1], wrong)):
+                    sample = shards.document("", said[:most], "", "", language=told)
+                    kept.append(Language().filter(document(sample)) is True)
+        yield row(
+            f"text in another language, {name}",
+            *(len(wrong), wrong.count(False), len(right), right.count(False)),
+        )
+
+
+class Read(PipelineStep):
+    """Documents that are there already."""
+
+    def __init__(self, found: list[Document]) -> None:
+        super().__init__()
+        self.found = found
+
+    def __deepcopy__(self, memo: Any) -> "Read":
+        return self
+
+    def run(self, data: object, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        yield from self.found
+
+
+class Keep:
+    """Ids of the documents that come here."""
+
+    def __init__(self) -> None:
+        self.ids: list[str] = []
+
+    def __deepcopy__(self, memo: Any) -> "Keep":
+        return self
+
+    def __call__(self, data: Iterator[Document], rank: int = 0, world_size: int = 1) -> None:
+        self.ids += [one.id for one in data]
+
+
+def every(step: int) -> leaks.Change:
+    """A word in so many is another one."""
+
+    def change(text: str, rng: random.Random) -> str:
+        words = text.split()
+        words[::step] = rng.sample(leaks.VOCABULARY, len(words[::step]))
+        return " ".join(words)
+
+    return change
+
+
+def duplicates() -> Iterator[str]:
+    """Copies among their originals and others, by the whole MinHash run: of each pair one must go, of the others
+    none."""
+    rng = random.Random(5)
+    sentences = leaks.manual()
+    rng.shuffle(sentences)
+    texts = [" ".join(sentences[i : i + 8]) for i in range(0, 8 * 120, 8)]
+    tiles = leaks.photographs(rng, 1000)
+    drawn = [leaks.drawn(rng, i) for i in range(40)]
+    voices = leaks.voices() or [None]
+    clips = [leaks.said(s[:80], voices[i % len(voices)]) for i, s in enumerate(sentences[:60])]
+    cases: list[tuple[str, list[Any], leaks.Change, Likeness]] = [
+        ("text, every 60th word another", texts, every(60), TEXTS),
+        ("text, every 30th word another", texts, every(30), TEXTS),
+        ("picture, JPEG 30", tiles + drawn, leaks.PICTURE_CHANGES["JPEG 30"], PICTURES),
+        ("picture, half the size", tiles + drawn, leaks.PICTURE_CHANGES["half the size"], PICTURES),
+        ("clip, Ogg Vorbis", clips, leaks.CLIP_CHANGES["Ogg Vorbis"], CLIPS),
+        ("clip, noise at 20 dB", clips, leaks.CLIP_CHANGES["noise at 20 dB"], CLIPS),
+    ]
+    for name, known, change, likeness in cases:
+        half = len(known) // 2
+        made = [leaks.sample(f"own-{i}", k) for i, k in enumerate(known)]
+        made += [leaks.sample(f"copy-{i}", change(k, rng)) for i, k in enumerate(known[:half])]
+        kept = Keep()
+        with tempfile.TemporaryDirectory() as folder:
+            deduplicate(likeness, [Read([document(s) for s in made])], [kept], Path(folder))
+        there = Counter(id.partition("-")[2] for id in kept.ids)
+        found = sum(there[str(i)] == 1 for i in range(half))
+        lost = sum(there[str(i)] == 0 for i in range(half, len(known)))
+        yield row(f"duplicate {name}", half, found, len(known) - half, lost)
+
+
+def transcripts() -> Iterator[str]:
+    """Clips by flite, heard by pocketsphinx: of every four transcripts one is another clip's, one has a third of its
+    words replaced, and two are right."""
+    if missing := unavailable("flite"):
+        yield f"| mislabelled transcripts: {missing} | - | - | - | - | - |"
+        return
+    sentences = [
+        " ".join(s.split()[:10]) for s in leaks.manual() if s.replace(" ", "")[:60].isalpha()
+    ]
+    random.Random(6).shuffle(sentences)
+    booth, judge, rng = Booth(), WordErrors(pocketsphinx(), 0.4), random.Random(7)
+    dropped: dict[str, list[bool]] = {"another clip's": [], "a third replaced": [], "right": []}
+    for i, said in enumerate(sentences[:80]):
+        kind = ("another clip's", "a third replaced", "right", "right")[i % 4]
+        written = {
+            "another clip's": sentences[i - 1],
+            "a third replaced": leaks.reworded(0.5)(said, rng),
+            "right": said,
+        }[kind]
+        voice = Voice("flite", "en", ("slt", "rms", "awb")[i % 3])
+        wave = resample(*booth.speak(said, voice))
+        messages = (Message.user(Audio(encode(wave))), Message.assistant(written))
+        known = {"language": "en", "engine": "flite"}
+        found = judge.filter(document(Sample(str(i), messages, "", "", known)))
+        dropped[kind].append(found is not True)
+    right = dropped.pop("right")
+    for kind, found in dropped.items():
+        told = (len(found), sum(found), len(right), sum(right))
+        yield row(f"transcript: {kind} (WER filter at 0.4)", *told)
+
+
+def broken() -> Iterator[str]:
+    """Pictures and clips cut short, emptied, overwritten, or of a kind that isn't known; whole ones beside them."""
+    rng = random.Random(8)
+    pictures = [leaks.drawn(rng, i) for i in range(40)]
+    tone = leaks.said("one two three", None)
+
+    def jpeg(picture: Any) -> bytes:
+        out = io.BytesIO()
+        picture.convert("RGB").save(out, "JPEG")
+        return out.getvalue()
+
+    whole: dict[str, list[bytes]] = {
+        "picture": [f(p) for p in pictures for f in (png, jpeg)],
+        "clip": [f(tone[: len(tone) - 900 * i]) for i in range(40) for f in (encode, leaks.wav)],
+    }
+    changes: dict[str, Callable[[bytes], bytes]] = {
+        "cut to a half": lambda data: data[: len(data) // 2],
+        "emptied": lambda data: b"",
+        "beginning overwritten": lambda data: bytes(64) + data[64:],
+        "middle overwritten": lambda data: (
+            data[:200] + rng.randbytes(len(data) - 400) + data[-200:]
+        ),
+        "a web page instead": lambda data: b"<html><body>404 Not Found</body></html>",
+    }
+
+    def drops(kind: str, data: bytes) -> bool:
+        part = Image(data) if kind == "picture" else Audio(data)
+        sample = Sample("", (Message.user(part), Message.assistant("")), "", "")
+        return Readable().filter(document(sample)) is not True
+
+    for kind, files in whole.items():
+        flagged = sum(drops(kind, data) for data in files)
+        for name, change in changes.items():
+            found = sum(drops(kind, change(data)) for data in files)
+            yield row(f"broken {kind}: {name}", len(files), found, len(files), flagged)
+
+
+UNFIT = {
+    "tables": [
+        "| a | b |\n| 1 | 2 |",
+        "name, age\nAnn, 3",
+        "1\t2\n3\t4",
+        "<table><tr><td>7</td></tr></table>",
+    ],
+    "code": [
+        "What does x = [i for i in y] do?",
+        "Explain `print(a_b)`.",
+        "Fix: def f():\n  return 1",
+        "Is a && b?",
+    ],
+    "addresses": [
+        "Open https://example.org now",
+        "See www.example.org/help",
+        "Write to ann@example.org",
+        "http://a.b",
+    ],
+    "formulas": [
+        "Solve x^2 = 4 * y",
+        "What is {a} \\cdot b?",
+        "Simplify 3/4 of 1/2",
+        "Is 123456789 prime?",
+    ],
+}
+
+
+def unfit() -> Iterator[str]:
+    """Queries that nobody can read out, and questions of the nano run's kind."""
+    fit = [s for s in leaks.manual() if len(s) < 100 and not set("`_*[]{}<>/=#@&|\\") & set(s)]
+    fit += [f"How many {w} are there?" for w in leaks.lexicon_words()[:60]]
+    flagged = sum(not speakable(s) for s in fit)
+    for name, queries in UNFIT.items():
+        found = sum(not speakable(q) for q in queries)
+        yield row(f"unfit to speak: {name}", len(queries), found, len(fit), flagged)
+
+
+PARTS = (text, media, pii, language, duplicates, transcripts, broken, unfit)
+
+
+def main() -> None:
+    parts = {part.__name__: part for part in PARTS}
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
+    parser.add_argument("--only", nargs="*", choices=list(parts), default=list(parts))
+    asked = parser.parse_args()
+    print("| planted | n | recall | innocents | flagged | precision |\n|---|---|---|---|---|---|")
+    for name in asked.only:
+        for line in parts[name]():
+            print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()

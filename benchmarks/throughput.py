@@ -1,0 +1,197 @@
+"""How fast curation is, with one worker and two, and what memory it takes when there is ten times as much:
+
+    python benchmarks/throughput.py text [--megabytes 1 10] [--workers 1 2]     # MB of UTF-8 per second, read to shards
+    python benchmarks/throughput.py speech [--clips 200] [--workers 1 2]        # hours of audio per hour
+
+Text: JSON lines of prose in eight languages go through language, rules, quality, personal information, held-out
+samples and near duplicates. Speech: flite reads sentences aloud (espeak-ng where there is no flite), with and without
+pocketsphinx listening. Each run is a process of its own; its memory is the proportional set size (PSS) of all its
+processes, looked at ten times a second.
+"""
+
+import argparse
+import json
+import multiprocessing
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from functools import partial
+from itertools import cycle
+from pathlib import Path
+from random import Random
+
+import curation
+import leaks
+import numpy as np
+import psutil
+from datatrove.pipeline.base import PipelineStep
+
+from polyphi.chat import Audio, Message
+from polyphi.curate import corpus, pages
+from polyphi.curate.corpus import Corpus, Machines, Work
+from polyphi.curate.decontaminate import held_out
+from polyphi.curate.dedup import TEXTS, deduplicate
+from polyphi.curate.language import Language
+from polyphi.curate.lexicon import LANGUAGES
+from polyphi.curate.pii import Personal
+from polyphi.curate.quality import BUCKETS, Classifier, Quality, save
+from polyphi.curate.rules import Rules
+from polyphi.curate.speech import RATE, encode, resample
+from polyphi.curate.transcripts import WordErrors, pocketsphinx
+from polyphi.data.shards import Sample, Shards
+from polyphi.voice import Booth, Voice, unavailable
+
+TASKS = 8
+ASPECTS = ("educational", "scientific", "toxicity", "obscurity")
+
+
+def raw(folder: Path, megabytes: float) -> None:
+    """JSON lines in `TASKS` files and one to hold out: documents of eight paragraphs of help pages drawn at random, one
+    in twenty said twice."""
+    rng = Random(0)
+    every = {code: curation.paragraphs(code, 4000) for code in LANGUAGES}
+    folder.mkdir(parents=True)
+    files = [(folder / f"{n}.jsonl").open("w") for n in range(TASKS)]
+    held, written, line = (folder.parent / "held.jsonl").open("w"), 0, ""
+    for number, code in enumerate(cycle(every)):
+        if rng.random() > 0.05 or not line:
+            text = "\n".join(rng.sample(every[code], 8))
+            line = json.dumps({"text": text, "language": code}, ensure_ascii=False) + "\n"
+        (held if number < 200 else files[number % TASKS]).write(line)
+        written += len(text.encode())
+        if written > megabytes * 1e6:
+            break
+    for file in (*files, held):
+        file.close()
+
+
+def documents(work: Work) -> Iterator[tuple[str, Sample]]:
+    (split,) = work.rows
+    place = work.cache / ("raw" if split == "train" else "held.jsonl")
+    part = work.part if split == "train" else (0, 1)
+    for sample in pages.read([place], source="benchmark", licence="MIT", part=part):
+        yield split, sample
+
+
+def text_steps(work: Work) -> list[PipelineStep]:
+    judged = Quality(work.cache / "quality", least={"educational": 0.01})
+    return [Language(), Rules(), judged, Personal(), *held_out(work, "text", ways=("quoted",))]
+
+
+def spoken(work: Work) -> Iterator[tuple[str, Sample]]:
+    (split,), (part, of) = work.rows, work.part
+    engine, names = (
+        ("espeak-ng", ("f2", "m3")) if unavailable("flite") else ("flite", ("slt", "rms"))
+    )
+    booth, sentences = Booth(), leaks.manual()
+    for i in range(part, work.seed, of):  # the seed is the number of clips
+        said = " ".join(sentences[i % len(sentences)].split()[:12])
+        wave = resample(*booth.speak(said, Voice(engine, "en", names[i % 2])))
+        messages = (Message.user(Audio(encode(wave)), "Transcribe."), Message.assistant(said))
+        known = {"language": "en", "engine": engine, "seconds": len(wave) / RATE}
+        yield split, Sample(f"{i}", messages, "benchmark", "MIT", known)
+
+
+def heard(work: Work) -> list[PipelineStep]:
+    return [WordErrors(pocketsphinx(), 0.6)]
+
+
+CORPORA = {
+    "text": Corpus(
+        "text", documents, steps=text_steps, across=(partial(deduplicate, TEXTS),), tasks=TASKS
+    ),
+    "spoken": Corpus("spoken", spoken, tasks=TASKS),
+    "spoken and heard": Corpus("heard", spoken, steps=heard, tasks=TASKS),
+}
+
+
+def made(name: str, work: Work, workers: int) -> None:
+    corpus.build(CORPORA[name], work, Machines(workers=workers))
+
+
+def measure(name: str, work: Work, workers: int) -> tuple[float, float]:
+    """(seconds, peak in MB) of a process that builds a corpus."""
+    process = multiprocessing.get_context("spawn").Process(target=made, args=(name, work, workers))
+    started, peak = time.monotonic(), 0
+    process.start()
+    root = psutil.Process(process.pid)
+    while process.is_alive():
+        taken = 0
+        for one in [root, *_children(root)]:
+            try:
+                taken += one.memory_full_info().pss
+            except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+                continue  # it had come to its end
+        peak = max(peak, taken)
+        process.join(0.1)
+    if process.exitcode:
+        sys.exit(f"the run ended with status {process.exitcode}")
+    return time.monotonic() - started, peak / 1e6
+
+
+def _children(root: psutil.Process) -> list[psutil.Process]:
+    try:
+        return root.children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def text(megabytes: list[float], workers: list[int]) -> None:
+    # Heads of zeros keep every document, and cost what trained ones do.
+    heads = {
+        (code, aspect): np.zeros(BUCKETS + 1, np.float32)
+        for code in LANGUAGES
+        for aspect in ASPECTS
+    }
+    classifier = Classifier(heads)
+    for size in megabytes:
+        with tempfile.TemporaryDirectory() as folder:
+            save(classifier, Path(folder) / "quality")
+            raw(Path(folder) / "raw", size)
+            bytes = sum(path.stat().st_size for path in (Path(folder) / "raw").iterdir())
+            for n in workers:
+                data = Path(folder) / f"data-{n}"
+                work = Work({"train": 10**9, "test": 200}, 0, Path(folder), data)
+                seconds, peak = measure("text", work, n)
+                kept = len(Shards(data / "text" / "train"))
+                print(
+                    f"text, {bytes / 1e6:.1f} MB, {n} workers: {bytes / 1e6 / seconds:.3f} MB/s in {seconds:.0f} s, "
+                    f"peak {peak:.0f} MB, {kept} documents kept",
+                    flush=True,
+                )
+
+
+def speech(clips: int, workers: list[int]) -> None:
+    for name in ("spoken", "spoken and heard"):
+        for n in workers:
+            with tempfile.TemporaryDirectory() as folder:
+                place = Path(folder)
+                work = Work({"train": 10**9}, clips, place, place / "data")
+                seconds, peak = measure(name, work, n)
+                kept = [
+                    s.meta["seconds"] for s in Shards(place / "data" / CORPORA[name].name / "train")
+                ]
+                audio = sum(kept) * clips / max(1, len(kept))
+                print(
+                    f"{name}, {clips} clips, {audio / 60:.1f} minutes, {n} workers: {audio / seconds:.0f} hours "
+                    f"per hour in {seconds:.0f} s, peak {peak:.0f} MB, {len(kept)} clips kept",
+                    flush=True,
+                )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
+    parser.add_argument("what", choices=["text", "speech"])
+    parser.add_argument("--megabytes", type=float, nargs="*", default=[1.0, 10.0])
+    parser.add_argument("--clips", type=int, default=200)
+    parser.add_argument("--workers", type=int, nargs="*", default=[1, 2])
+    asked = parser.parse_args()
+    if asked.what == "text":
+        text(asked.megabytes, asked.workers)
+    else:
+        speech(asked.clips, asked.workers)
+
+
+if __name__ == "__main__":
+    main()
