@@ -110,7 +110,7 @@ def train(
     loader = Loader(
         stage.data.weights,
         data,
-        _row_maker(stage, budget, model, processor),
+        row_maker(stage, budget, model, processor),
         batch_tokens=budget.batch_tokens,
         seed=seed,
         curriculum=stage.data.curriculum,
@@ -261,7 +261,7 @@ def _watched(watch: Callable[[PhiModel], Mapping[str, float]], model: PhiModel) 
 # ------------------------------------------------------------------------------ rows, interruption
 
 
-def _row_maker(
+def row_maker(
     stage: Stage, budget: Budget, model: PhiModel, processor: Any
 ) -> Callable[[str, Any], list[Batch]]:
     """Rows as the objective makes them; an adapter that the model lacks as yet (vision_1, speech_1) is none."""
