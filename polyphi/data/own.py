@@ -10,7 +10,8 @@ A row has one of two forms, `messages` or columns::
 A picture or clip (`image`, `audio`; in columns also a list of them) is a path relative to the file, bytes, or the
 hub's {"bytes", "path"}; OpenAI's parts `image_url` and `input_audio` are read as well. A part without a value,
 {"type": "image"}, takes the next of the row's `images` or `audios`. A row of columns with clips alone and no question
-asks for a transcript. `id`, `licence` and `rejected` (the dispreferred answer, for DPO) may stand beside either form.
+asks for a transcript. `id`, `licence` and `rejected` (the dispreferred answer, for DPO) may stand beside either form,
+OpenAI's `tools` beside messages, whose `tool_calls` are read too. Rows of our own shards are read as they are.
 
 All media are decoded once here, within the caps of `processing/media.py`, so that a bad row is told, by its line,
 before anything is trained.
@@ -29,15 +30,15 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from polyphi import logs
-from polyphi.chat import TRANSCRIBE, Audio, Image, Message, Part, Text
+from polyphi.chat import TRANSCRIBE, Audio, Image, Message, Part, Text, with_tools
 from polyphi.data import shards
-from polyphi.data.shards import Sample
+from polyphi.data.shards import Sample, Shards
 from polyphi.processing import media
 from polyphi.processing.template import DOCUMENT, ROLES
 
 COLUMNS = (
     *("messages", "question", "answer", "image", "images", "audio", "audios"),
-    *("rejected", "id", "licence"),
+    *("rejected", "id", "licence", "tools"),
 )
 """Those of a row that are read."""
 HUB = "hf://"
@@ -200,6 +201,12 @@ def sample(
         if missing := [theirs for theirs in columns.values() if theirs not in row]:
             raise ValueError(f"expected a column {missing[0]!r}, found {', '.join(row)}")
         row |= {ours: row[theirs] for ours, theirs in columns.items()}
+        if set(shards.SCHEMA.names) - shards.OPTIONAL <= set(row):
+            made = Shards.parse(row)
+            for part in (part for message in made.messages for part in message.parts):
+                _whole(part, None)
+            _check(made.messages)
+            return made, set()
         said = _conversation(row) if "messages" in row else _from_columns(row)
         messages = tuple(
             Message(m.role, tuple(_whole(part, root) for part in m.parts), m.tools) for m in said
@@ -237,13 +244,28 @@ def _conversation(row: Mapping[str, Any]) -> list[Message]:
             raise ValueError(f"a message is an object with role and content, found {value!r:.80}")
         if not isinstance(value.get("content"), list):
             return Message.parse(value)
-        return Message(value["role"], tuple(map(part, value["content"])), value.get("tools"))
+        parts = tuple(map(part, value["content"]))
+        around = Message.parse({**value, "content": ()})  # the role, and calls behind the parts
+        return Message(around.role, (*parts, *around.parts), around.tools)
 
-    messages = [message(value) for value in said]
+    messages = with_tools([message(value) for value in _answers_in_order(said)], row.get("tools"))
     for kind, rest in waiting.items():
         if next(rest, None) is not None:
             raise ValueError(f'more {kind}s than parts {{"type": "{kind}"}} that say where they go')
-    return messages
+    return list(messages)
+
+
+def _answers_in_order(said: Sequence[Any]) -> list[Any]:
+    """The messages, with answers of tools in the order of their calls, for our template has no call ids."""
+    places: list[tuple[int, int]] = []  # (turn, place in it)
+    turn, calls = 0, dict[Any, int]()
+    for value in said:
+        read = value if isinstance(value, Mapping) else {}
+        if (place := calls.get(read.get("tool_call_id"))) is None:
+            turn += 1
+            calls = {call.get("id"): i for i, call in enumerate(read.get("tool_calls") or (), 1)}
+        places.append((turn, place or 0))
+    return [said[i] for i in sorted(range(len(said)), key=places.__getitem__)]
 
 
 def _from_columns(row: Mapping[str, Any]) -> list[Message]:
