@@ -46,7 +46,8 @@ class Work:
 class Corpus:
     """`build(work)` yields (split, sample), each split on its own where `work.rows` names but one. `steps(work)` are
     datatrove's or ours and see each sample as a document (documents.py). So many `tasks` make the training split, each
-    `work.part` of it. `corpora` and `stages` name what must exist first."""
+    `work.part` of it. `corpora` and `stages` name what must exist first. `inputs` are files or folders that `build` and
+    `steps` read: the corpus is made anew when one of them is another."""
 
     name: str
     build: Callable[[Work], Iterator[tuple[str, Sample]]]
@@ -54,16 +55,27 @@ class Corpus:
     stages: tuple[str, ...] = ()
     steps: Callable[[Work], list[PipelineStep]] = lambda work: []
     tasks: int = 1
+    inputs: tuple[str, ...] = ()
 
 
 def fingerprint(corpus: Corpus, work: Work) -> str:
-    """Hash of the corpus's file and of what it imports of this room, the corpora that it is made from, its rows and its
-    seed: a changed recipe is a new corpus."""
+    """Hash of the corpus's file and of what it imports of this room, the corpora and files that it is made from, its
+    rows and its seed: a changed recipe is a new corpus."""
     own = inspect.getsourcefile(inspect.unwrap(corpus.build))
     assert own is not None
     code = [path.read_text() for path in imported(Path(own))]
     made_from = _parents(corpus, work)
-    text = json.dumps([corpus.name, corpus.tasks, code, made_from, dict(work.rows), work.seed])
+    if missing := [place for place in corpus.inputs if not Path(place).exists()]:
+        raise ValueError(
+            f"{corpus.name} is made from {missing[0]}: expected it, found nothing there"
+        )
+    read = [
+        (str(file), file.stat().st_size, file.stat().st_mtime_ns)
+        for place in map(Path, corpus.inputs)
+        for file in (sorted(place.rglob("*")) if place.is_dir() else [place])
+    ]
+    said = [corpus.name, corpus.tasks, code, made_from, read, dict(work.rows), work.seed]
+    text = json.dumps(said)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace, TracebackType
 from typing import Any
 
@@ -43,7 +44,9 @@ from jaxtyping import UInt64
 from polyphi.curate.documents import note
 from polyphi.curate.landmarks import keys, landmarks
 from polyphi.curate.phash import is_flat, look, signs
+from polyphi.curate.pipeline import Part, Samples
 from polyphi.curate.shingles import hashes, mix, ngrams, tokens
+from polyphi.data.shards import Sample, Shards
 from polyphi.processing.media import decode_audio, decode_image
 
 WORDS = 5
@@ -205,6 +208,19 @@ def deduplicate(
         run = executor(pipeline=pipeline, tasks=many, logging_dir=logs, depends=run, **machine)
     assert run is not None
     run.run()
+
+
+def distinct(samples: Callable[[], Iterator[Sample]], *likenesses: Likeness) -> Iterator[Sample]:
+    """The samples (each call gives the same ones), one of each cluster by every likeness in turn: for as many as one
+    process looks through in one go. Nothing of it is kept."""
+    with TemporaryDirectory() as place:
+        for number, likeness in enumerate(likenesses):
+            work, kept = Path(place) / f"{number}", Path(place) / f"{number}-kept"
+            deduplicate(
+                likeness, [Samples([samples])], [Part([kept], likeness.name, ())], work, workers=1
+            )
+            samples = partial(iter, Shards(kept))
+        yield from samples()
 
 
 def _complete(folder: Path, data: None, rank: int, world_size: int) -> None:

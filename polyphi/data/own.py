@@ -68,6 +68,10 @@ def build(
         if manifest["pipeline"] == pipeline:
             return manifest
     files = [file for source in sources for file in find(source)]
+    if inside := [file for file in files if Path(file).resolve().is_relative_to(folder.resolve())]:
+        raise ValueError(
+            f"{inside[0]} lies in {folder}, which this run writes; choose another folder for it with --out"
+        )
     bad: list[str] = []
     found: Counter[type] = Counter()
     unread: set[str] = set()
@@ -101,6 +105,25 @@ def build(
     if unread:  # a misspelt `image` would be missed by nobody else
         tell(f"  columns that are not read: {', '.join(sorted(unread))}")
     return manifest
+
+
+def read(
+    sources: Sequence[str],
+    columns: Mapping[str, str] | None = None,
+    bad: Callable[[str], None] | None = None,
+) -> Iterator[Sample]:
+    """The samples of sources, as `build` writes them. A row that can't be used is a ValueError, or told to `bad` and
+    left out."""
+    for source in sources:
+        for file in find(source):
+            root = None if file.startswith(HUB) else Path(file).parent
+            for place, row in _rows(file):
+                try:
+                    yield sample(row, place, root, columns or {})[0]
+                except ValueError as error:
+                    if bad is None:
+                        raise
+                    bad(str(error))
 
 
 def _fingerprint(sources: Sequence[str], columns: Mapping[str, str]) -> str:
