@@ -1,6 +1,6 @@
 """Both at once: pictures, clips, and spoken questions about pictures, in one run.
 
-    polyphi train examples/finetune_both.py --data pictures=receipts.jsonl --data clips=calls.jsonl --out runs/desk
+    polyphi train examples/finetune_both.py --data receipts.jsonl --data calls.jsonl --out runs/desk
     polyphi chat runs/desk/model --image receipt.jpg --audio question.wav
 
 Each row goes by the adapter that its media call for: a picture by vision, clips alone by speech. A row with both, such
@@ -21,7 +21,8 @@ stage = Stage(
         "decoder.*.lora.speech.*": 1e-4,
         "audio.projector.speech.*": 1e-4,
     },
-    data=Mix({"pictures": 1, "clips": 1}),  # as many samples of the one as of the other
+    # every row once, then again; Mix({"receipts": 1, "calls": 1}) draws as many samples of the one as of the other
+    data=Mix({"desk": 1}),
     objective=NextToken(max_crops=16),
     schedule=Schedule(warmup=0.05, decay="linear"),
     context=8192,

@@ -8,7 +8,8 @@ the protocol by which evaluation sees any model, local or remote. This leaf impo
 """
 
 import base64
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +19,8 @@ import numpy as np
 MediaSource = str | Path | bytes
 TRANSCRIBE = "Transcribe the audio clip into text."
 """The published prompt of a transcription."""
+CALL, CALL_END = "<|tool_call|>", "<|/tool_call|>"
+"""Around the JSON of a tool call in an assistant's text (processing/template.py)."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,8 @@ class Message:
 
         Parts may be `text`, `image_url` (a path or a base64 data URL), `input_audio` (base64 `data`, or `path`).
         Relative paths are taken from `root`. Remote addresses are refused: fetching is the server's business.
+        `tool_calls` stand at the end of the text as the model writes them; a tool's answer to one (role "tool" with a
+        `tool_call_id`) gets the model's role "tool_response".
         """
         if isinstance(value, Message):
             return value
@@ -85,6 +90,12 @@ class Message:
                 f"a message needs a role, found {role!r}; expected {{'role': 'user', 'content': ...}}"
             )
         tools = value.get("tools")
+        if role == "tool" and "tool_call_id" in value:
+            role = "tool_response"
+        if called := value.get("tool_calls"):
+            said = cls.parse({"role": role, "content": content or ()}, root).parts
+            said = tuple(part for part in said if part != Text(""))
+            return cls(role, (*said, Text(call_text(called))), tools)
         if isinstance(content, str):
             return cls(role, (Text(content),), tools)
         if not isinstance(content, Sequence):
@@ -107,6 +118,59 @@ def _parse_part(part: Any, root: Path | None) -> Part:
             base64.b64decode(clip["data"]) if "data" in clip else _parse_source(clip["path"], root)
         )
     raise ValueError(f"unknown part type {kind!r}; expected text, image_url or input_audio")
+
+
+def tool_call(value: Any) -> dict[str, Any]:
+    """A call as {"name", "arguments"}, from OpenAI's form or a plain one; raises ValueError for anything else."""
+    call = value.get("function", value) if isinstance(value, Mapping) else value
+    if not isinstance(call, Mapping) or not isinstance(call.get("name"), str):
+        raise ValueError(f"a tool call has a name and arguments, found {value!r:.80}")
+    arguments = call.get("arguments", {})
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments or "{}")
+        except ValueError:
+            raise ValueError(
+                f"the arguments of a call of {call['name']} are no JSON: {arguments!r:.80}"
+            ) from None
+    if not isinstance(arguments, Mapping):
+        raise ValueError(
+            f"the arguments of a call of {call['name']} are no object: {arguments!r:.80}"
+        )
+    return {"name": call["name"], "arguments": dict(arguments)}
+
+
+def call_text(calls: Iterable[Any]) -> str:
+    """Calls as the model writes them: JSON between the two marks."""
+    text = json.dumps([tool_call(call) for call in calls], ensure_ascii=False)
+    # Marks inside an argument would be read as control tokens; in JSON strings "<" may be written so:
+    text = text.replace(CALL, "\\u003c" + CALL[1:]).replace(CALL_END, "\\u003c" + CALL_END[1:])
+    return f"{CALL}{text}{CALL_END}"
+
+
+def functions(tools: Any) -> list[dict[str, Any]] | None:
+    """OpenAI's list of tools (or its JSON), or a list of functions, as the latter; None where there are none."""
+    if isinstance(tools, str):
+        tools = json.loads(tools) if tools.strip() else None
+    if not tools:
+        return None
+    if not isinstance(tools, list):
+        raise ValueError(f"expected a list of tools, found {type(tools).__name__}")
+    found = [t.get("function", t) if isinstance(t, Mapping) else t for t in tools]
+    for tool in found:
+        if not isinstance(tool, Mapping) or not isinstance(tool.get("name"), str):
+            raise ValueError(f"a tool is an object with a name, found {tool!r:.80}")
+    return [dict(tool) for tool in found]
+
+
+def with_tools(messages: Sequence[Message], tools: Any) -> tuple[Message, ...]:
+    """A conversation with tools (as `functions` reads them) on its system message; one is made where there is none."""
+    if (found := functions(tools)) is None:
+        return tuple(messages)
+    text = json.dumps(found, ensure_ascii=False)
+    if messages and messages[0].role == "system":
+        return (Message("system", messages[0].parts, text), *messages[1:])
+    return (Message("system", (), text), *messages)
 
 
 def _parse_source(url: str, root: Path | None) -> MediaSource:

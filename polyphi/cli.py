@@ -261,12 +261,45 @@ def scaling(
     ),
     seeds: Annotated[int, typer.Option(help="Runs of every length and rate.", min=1)] = 2,
     seed: int = 0,
-    precision: Annotated[str, typer.Option(help="bf16 or fp32 arithmetic.")] = "bf16",
+    precision: Annotated[Precision, typer.Option(help="bf16 or fp32 arithmetic.")] = "bf16",
 ) -> None:
     """Measure the law of text 1's peak rate: best rates over runs of several lengths, B, a picture."""
     from polyphi.reproduce.graph import Run
 
-    Run(size, out, seed=seed, precision=_precision(precision), console=console).scaling(seeds)
+    Run(size, out, seed=seed, precision=precision, console=console).scaling(seeds)
+
+
+@app.command()
+def ablate(
+    stage: Annotated[str, typer.Argument(help="Stage, such as text_3_post.")],
+    mix: Annotated[
+        list[str] | None,
+        typer.Option(help="Other weights, tools=0 or code=2,math=1; may be repeated."),
+    ] = None,
+    leave_one_out: Annotated[
+        bool, typer.Option("--leave-one-out", help="Also the mix without each of its corpora.")
+    ] = False,
+    seeds: Annotated[int, typer.Option(help="Runs of every mix.", min=1)] = 3,
+    steps: Annotated[int | None, typer.Option(help="In place of the stage's own.", min=1)] = None,
+    task: Annotated[
+        list[str] | None, typer.Option(help="A held-out task to score as well; may be repeated.")
+    ] = None,
+    size: Annotated[str, typer.Option(help="micro, nano, lab or full.")] = "nano",
+    out: Annotated[Path, typer.Option(help="Folder of the run; results in its `ablation`.")] = Path(
+        "runs/nano"
+    ),
+    seed: int = 0,
+    precision: Annotated[Precision, typer.Option(help="bf16 or fp32 arithmetic.")] = "bf16",
+) -> None:
+    """Train a stage under other mixes and compare the held-out loss of every corpus."""
+    from polyphi import stages
+    from polyphi.reproduce import ablation
+    from polyphi.reproduce.graph import Run
+
+    arms = ablation.mixes(stages.load(stage), mix or (), leave_one_out)
+    run = Run(size, out, seed=seed, precision=precision, console=console)
+    found = ablation.ablate(run, stage, arms, seeds=seeds, steps=steps, tasks=task or ())
+    console.print(ablation.markdown(found), highlight=False, soft_wrap=True)
 
 
 @app.command()

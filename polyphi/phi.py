@@ -92,10 +92,11 @@ class Phi:
         self,
         conversations: Iterable[Conversation],
         *,
-        sampling: SamplingParams = GREEDY,
+        sampling: SamplingParams | Sequence[SamplingParams] = GREEDY,
         adapter: str | None = "auto",
     ) -> list[Completion]:
-        """Answers to many conversations, decoded together; each is the one it would get alone."""
+        """Answers to many conversations, decoded together; each is the one it would get alone.
+        `sampling` is one for all, or one for each."""
         return self.engine.generate_many(conversations, sampling=sampling, adapter=adapter)
 
     def stream(

@@ -21,7 +21,7 @@ VISION = ("vision.projector.", ".lora.vision.")
 CASES = {
     "finetune_speech": ({"calls": "clips.jsonl"}, SPEECH),
     "finetune_vision": ({"receipts": "pictures.jsonl"}, VISION),
-    "finetune_both": ({"pictures": "pictures.jsonl", "clips": "clips.jsonl"}, (*SPEECH, *VISION)),
+    "finetune_both": ({"desk": "pictures.jsonl clips.jsonl"}, (*SPEECH, *VISION)),
     "finetune_sibling": ({"scans": "pictures.jsonl"}, (".lora.medical.",)),
 }
 
@@ -45,8 +45,9 @@ def test_every_example_is_here() -> None:
 def test_example(name: str, layout: str, place: Path, tmp_path: Path) -> None:
     corpora, learning = CASES[name]
     command = ["train", str(EXAMPLES / f"{name}.py"), "--model", str(place / layout)]
-    for corpus, file in corpora.items():
-        command += ["--data", f"{corpus}={place / 'data' / file}"]
+    for corpus, files in corpora.items():
+        for file in files.split():
+            command += ["--data", f"{corpus}={place / 'data' / file}"]
     # a tiny model needs larger rates
     command += ["--out", str(tmp_path), "--steps", "10", "--batch-tokens", "200", "--rate", "200"]
     cli.main(command)

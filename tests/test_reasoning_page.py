@@ -12,6 +12,7 @@ import pytest
 
 import polyphi
 from polyphi.chat import Completion, SamplingParams
+from polyphi.curate.corpus import Work
 from polyphi.data.shards import Shards
 
 PAGE = Path(__file__).parents[1] / "docs" / "reasoning.md"
@@ -28,6 +29,13 @@ class Slow:
         return Completion(f"Draw {sampling.seed}.\nAnswer: {622 if self.asked == 1 else 632}")
 
 
+def solution(question: str) -> str:
+    """Sums of two numbers are solved; the answer to everything else is 632."""
+    found = re.match(r"Solve step by step: (\d+) \+ (\d+)\n", question)
+    total = int(found[1]) + int(found[2]) if found else 632
+    return f"{found[0][20:-1]} = {total}\nAnswer: {total}" if found else "Answer: 632"
+
+
 @pytest.fixture
 def server() -> Iterator[tuple[str, list[Any]]]:
     asked: list[Any] = []
@@ -35,7 +43,8 @@ def server() -> Iterator[tuple[str, list[Any]]]:
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            answer = json.dumps({"choices": [{"message": {"content": "Answer: 632"}}]}).encode()
+            said = solution(asked[-1]["messages"][0]["content"])
+            answer = json.dumps({"choices": [{"message": {"content": said}}]}).encode()
             self.send_response(200)
             self.send_header("Content-Length", str(len(answer)))
             self.end_headers()
@@ -55,7 +64,7 @@ def test_the_page_runs(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(polyphi, "load", lambda _: Slow())
-    local, remote = re.findall(r"(?s)```python\n(.*?)```", PAGE.read_text())
+    local, remote, corpus = re.findall(r"(?s)```python\n(.*?)```", PAGE.read_text())
     names: dict[str, Any] = {}
     exec(local, names)
     right, pairs = Shards("data/my_reasoning/train"), Shards("data/my_pairs/train")
@@ -71,3 +80,13 @@ def test_the_page_runs(
     exec(remote.replace("http://localhost:8000", address), names)
     assert names["outcome"].solved and len(asked) == 8
     assert len({body["seed"] for body in asked}) == 8
+
+    names = {}
+    exec(corpus.replace("http://localhost:8000", address), names)
+    names["ROWS"] = {"train": 12, "test": 2}
+    work = Work({"train": 1_000_000, "test": 1_000}, 0, tmp_path / "cache", tmp_path / "data")
+    made = [sample for split, sample in names["build"](work) if split == "train"]
+    assert len(made) == 12 and {s.meta["family"] for s in made} == {"add"}
+    so_far = len(asked)
+    again = [sample for split, sample in names["build"](work) if split == "train"]
+    assert again == made and len(asked) == so_far, "nothing is asked twice"

@@ -1,14 +1,17 @@
 """Chains of thought to read. As a stronger model's would, a share of the drafts has slips; rejection sampling by rule
-removes those (report 2.2.2), so that every solution here is right."""
+removes those (report 2.2.2), so that every solution here is right. With a teacher (docs/reasoning.md) the drafts are
+its own."""
 
 from collections.abc import Iterator
+from itertools import count, islice
 from random import Random
 
 from datatrove.pipeline.base import PipelineStep
 
+from polyphi.curate import judge
 from polyphi.curate.corpus import Corpus, Work
 from polyphi.curate.decontaminate import held_out
-from polyphi.curate.reasoning import corrupt, drawn, verify
+from polyphi.curate.reasoning import Problem, corrupt, drawn, taught, verify
 from polyphi.curate.text import fill, origin
 from polyphi.data.shards import Sample, document
 
@@ -16,28 +19,36 @@ SLIPS = 0.15  # share of drafts with a wrong step
 PER_DOCUMENT = 2
 
 
-def build(work: Work) -> Iterator[tuple[str, Sample]]:
+def build(
+    work: Work, ask: judge.AskMany | None = None, check: judge.Ask | None = None
+) -> Iterator[tuple[str, Sample]]:
+    """With `ask`, a teacher, training rows hold its right solutions; `check` is a model that judges what passes the
+    rule."""
     removed = 0
 
-    def make(split: str, rng: Random) -> Iterator[Sample]:
+    def drafts(split: str, rng: Random) -> Iterator[tuple[Problem, str]]:
         nonlocal removed
-        kept: list[str] = []
-        made = 0
         for problem in drawn(split, rng):
             draft = corrupt(problem, rng) if rng.random() < SLIPS else problem.solution
-            if not verify(problem, draft):
+            if verify(problem, draft):
+                yield problem, draft
+            else:
                 removed += 1
-                continue
-            kept.append(f"{problem.question}\n{draft}")
-            if len(kept) == PER_DOCUMENT:
-                meta = {"task": "reasoning_documents", "language": problem.language}
-                yield document(
-                    f"reasoning-{split}-{made:06d}", "\n\n".join(kept), **origin("polyphi"), **meta
-                )
-                kept, made = [], made + 1
+
+    def make(split: str, rng: Random) -> Iterator[Sample]:
+        solved = drafts(split, rng)
+        if ask is not None and split == "train":
+            solved = taught(drawn(split, rng), ask, f"documents-{work.seed}", check=check)
+        for made in count():
+            together = list(islice(solved, PER_DOCUMENT))
+            text = "\n\n".join(f"{problem.question}\n{draft}" for problem, draft in together)
+            language = together[-1][0].language
+            meta = {"task": "reasoning_documents", "language": language}
+            yield document(f"reasoning-{split}-{made:06d}", text, **origin("polyphi"), **meta)
 
     yield from fill(work, "reasoning_documents", make)
-    work.tell(f"reasoning_documents: {removed} drafts with a wrong step removed")
+    if removed:
+        work.tell(f"reasoning_documents: {removed} drafts with a wrong step removed")
 
 
 def steps(work: Work) -> list[PipelineStep]:

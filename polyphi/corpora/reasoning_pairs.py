@@ -1,25 +1,29 @@
-"""Preferences between worked solutions. The reasoning model answers training problems; wrong answers are dispreferred,
-corrected ones preferred (report 2.2.2). Where it makes too few errors, slips made by rule fill up;
+"""Preferences between worked solutions, by rejection sampling (judge.py; report 2.2.2). The reasoning model answers
+training problems; wrong answers are fed back to it. A wrong one is dispreferred; preferred is its correction, or the
+known solution where the model found none. Where it makes too few errors, slips made by rule fill up;
 `meta["rejected_by"]` tells which."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from random import Random
 from typing import Any
 
 from datatrove.pipeline.base import PipelineStep
 
-from polyphi.chat import Message, SamplingParams
+from polyphi.chat import SamplingParams
+from polyphi.curate import judge
 from polyphi.curate.corpus import Corpus, Work
 from polyphi.curate.decontaminate import held_out
-from polyphi.curate.reasoning import Problem, conversation, corrupt, drawn, verify
+from polyphi.curate.reasoning import Problem, conversation, corrupt, drawn, posed
 from polyphi.curate.text import fill, origin
 from polyphi.data.shards import Sample
 
 STAGE = "reasoning_2_sft"
 SAMPLED = 0.5  # share of the rows for which the model is asked
-AT_ONCE = 32
-MAX_TOKENS = 160  # of an answer; the longest solution is shorter
+ROUNDS = 1  # times that a wrong answer is fed back
+# The longest solution is shorter.
+SAMPLING = SamplingParams(max_tokens=160, temperature=1.0)
 
 
 def build(work: Work) -> Iterator[tuple[str, Sample]]:
@@ -28,41 +32,46 @@ def build(work: Work) -> Iterator[tuple[str, Sample]]:
         work.tell(f"reasoning_pairs: no {STAGE} to sample from; slips by rule only")
 
     def make(split: str, rng: Random) -> Iterator[Sample]:
-        rows = work.rows[split]
-        asked = round(SAMPLED * rows) if model is not None and split == "train" else 0
-        problems = list(islice(drawn(split, rng), rows))
-        answers = sample(model, problems[:asked], work.seed) if asked else []
-        wrong = 0
+        problems = list(islice(drawn(split, rng), work.rows[split]))
+        sampled = model is not None and split == "train"
+        outcomes = sample(model, problems, work) if sampled else []
         for i, problem in enumerate(problems):
-            answer = answers[i] if i < len(answers) else None
-            chosen, rejected, by = problem.solution, corrupt(problem, rng), "rule"
-            if answer is not None and verify(problem, answer):
-                chosen = answer
-            elif answer is not None and answer.strip():
-                rejected, by, wrong = answer, "model", wrong + 1
-            messages, meta = conversation(problem, chosen)
-            meta = {**meta, "task": "reasoning_pairs", "rejected": rejected, "rejected_by": by}
-            yield Sample(
-                f"reasoning_pairs-{split}-{i:06d}", messages, meta=meta, **origin("polyphi")
-            )
-        if asked:
-            work.tell(
-                f"reasoning_pairs: {wrong} of {asked} sampled answers were wrong and are dispreferred"
-            )
+            id, slip = f"reasoning_pairs-{split}-{i:06d}", corrupt(problem, rng)
+            pair = paired(problem, outcomes[i]) if i < len(outcomes) else None
+            if pair is None:
+                messages, meta = conversation(problem, problem.solution)
+                pair = Sample(id, messages, meta=meta, **origin("polyphi"))
+            rejected = {"rejected": slip, "rejected_by": "rule"}
+            if "rejected" in pair.meta:
+                rejected = {"rejected_by": "model"}
+            yield replace(pair, id=id, meta={**pair.meta, "task": "reasoning_pairs", **rejected})
 
     yield from fill(work, "reasoning_pairs", make)
 
 
-def sample(model: Any, problems: Sequence[Problem], seed: int) -> list[str]:
-    """The model's answers at temperature 1, in batches where it can (`generate_many`)."""
-    sampling = SamplingParams(max_tokens=MAX_TOKENS, temperature=1.0, seed=seed)
-    prompts: list[Sequence[Message]] = [conversation(p, "")[0][:1] for p in problems]
+def sample(model: Any, problems: list[Problem], work: Work) -> list[judge.Outcome]:
+    """What the model makes of the first of the problems, many at a time where it can."""
+    asked = problems[: round(SAMPLED * len(problems))]
     if hasattr(model, "generate_many"):
-        batches = (prompts[i : i + AT_ONCE] for i in range(0, len(prompts), AT_ONCE))
-        return [
-            done.text for batch in batches for done in model.generate_many(batch, sampling=sampling)
-        ]
-    return [model.generate(prompt, sampling=sampling).text for prompt in prompts]
+        ask = judge.together(model, SAMPLING)
+    else:
+        ask = judge.side_by_side(judge.sampled(model, SAMPLING), 1)
+    questions = [posed(problem, f"reasoning_pairs-{i:06d}") for i, problem in enumerate(asked)]
+    outcomes = judge.solve_many(questions, ask, n=1, rounds=ROUNDS, seed=work.seed)
+    found = judge.count(outcomes)
+    wrong = len(outcomes) - found.get("right at round 0", 0)
+    work.tell(
+        f"reasoning_pairs: {wrong} of {len(outcomes)} sampled answers were wrong and are dispreferred; "
+        f"{found.get('right at round 1', 0)} were right when the model tried again"
+    )
+    return outcomes
+
+
+def paired(problem: Problem, outcome: judge.Outcome) -> Sample | None:
+    """A wrong answer and what is preferred to it; a right answer, which still lacks a wrong one; or neither, where
+    the model said nothing."""
+    pairs = judge.preferences(outcome, known=problem.solution)
+    return next(pairs, None) or next(judge.right(outcome), None)
 
 
 def steps(work: Work) -> list[PipelineStep]:

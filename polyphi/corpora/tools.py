@@ -1,5 +1,6 @@
-"""Function calling by template: two tools in the system message, a request, the call as JSON. Test has arguments
-unseen in training, each tool equally often, and requests that no tool fits."""
+"""Function calling by template: two tools in the system message, a request, the call as the model
+writes it, JSON between two control tokens. Test has arguments unseen in training, each tool equally often, and requests
+that no tool fits."""
 
 from collections.abc import Iterator
 from functools import partial

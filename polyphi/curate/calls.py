@@ -1,7 +1,7 @@
-"""Function calling by template: tools in the system message, a request, and the call as compact JSON.
+"""Function calling by template: tools in the system message, a request, and the call as the model writes it.
 
 >>> call(Random(0), "train").answer
-'[{"name": "get_weather", "arguments": {"city": "Rome", "day": "Monday"}}]'
+'<|tool_call|>[{"name": "get_weather", "arguments": {"city": "Rome", "day": "Monday"}}]<|/tool_call|>'
 
 Each conversation offers two tools; one in ten requests fits neither and is answered `NO_TOOL`.
 """
@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from random import Random
 
+from polyphi.chat import call_text
 from polyphi.curate.lexicon import COLOURS, LANGUAGES, NOUNS
 from polyphi.curate.text import side
 
@@ -129,11 +130,7 @@ def call(rng: Random, split: str, tool: str | None = None) -> Call:
     others = [n for n in sorted(TOOLS) if n != asked]
     offered = rng.sample(others, 2) if not tool else [tool, rng.choice(others)]
     rng.shuffle(offered)
-    answer = (
-        json.dumps([{"name": tool, "arguments": arguments}], ensure_ascii=False)
-        if tool
-        else NO_TOOL
-    )
+    answer = call_text([{"name": tool, "arguments": arguments}]) if tool else NO_TOOL
     return Call(
         specification(offered), rng.choice(TOOLS[asked].requests).format(**arguments), answer, tool
     )

@@ -51,7 +51,8 @@ class Corpus:
     so that training can be held against them (`decontaminate.held_out`). Steps `across` tasks come after them
     (`dedup.deduplicate`) and see the training split only. Of what steps will drop `spare` makes up: so many more
     samples are made, as a share of the rows. So many `tasks` make the training split, each `work.part` of it. `corpora`
-    and `stages` name what must exist first; a change of one of `files` makes it a new corpus."""
+    and `stages` name what must exist first. `files` (or folders) are what `build` and `steps` read beside them: one
+    that is another, by its size and time, makes the corpus anew."""
 
     name: str
     build: Callable[[Work], Iterator[tuple[str, Sample]]]
@@ -61,7 +62,7 @@ class Corpus:
     across: tuple[Callable[..., Any], ...] = ()
     spare: float = 0.0
     tasks: int = 1
-    files: tuple[Path, ...] = ()
+    files: tuple[str | Path, ...] = ()
 
 
 def fingerprint(corpus: Corpus, work: Work) -> str:
@@ -71,7 +72,12 @@ def fingerprint(corpus: Corpus, work: Work) -> str:
     assert own is not None
     code = [path.read_text() for path in imported(Path(own))]
     made_from = _parents(corpus, work)
-    raw = [hashlib.sha256(f.read_bytes()).hexdigest() if f.exists() else "" for f in corpus.files]
+    raw = [
+        (str(file), file.stat().st_size, file.stat().st_mtime_ns)
+        for place in map(Path, corpus.files)
+        for file in (sorted(place.rglob("*")) if place.is_dir() else [place])
+        if file.exists()
+    ]
     made = [corpus.name, corpus.tasks, corpus.spare]
     asked = [dict(work.rows), work.seconds, work.seed]
     text = json.dumps([*made, code, made_from, raw, *asked])

@@ -22,10 +22,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from polyphi.chat import Audio, Image, Message, Part, Text
+from polyphi.chat import (
+    CALL,
+    CALL_END,
+    Audio,
+    Image,
+    Message,
+    Part,
+    Text,
+    call_text,
+    functions,
+    tool_call,
+    with_tools,
+)
 from polyphi.data.shards import Sample
 from polyphi.processing import media
-from polyphi.processing.template import CALL, CALL_END, ROLES
+from polyphi.processing.template import ROLES
 
 SPEAKERS = {
     "system": "system",
@@ -135,7 +147,7 @@ def from_openai(row: Mapping[str, Any], root: Path | None = None) -> tuple[Messa
             raise ValueError(f"call {waiting[0]!r} has no answer of role tool after it")
         parts = _parts(value, root)
         if calls := value.get("tool_calls"):
-            parts = (*(p for p in parts if p != Text("")), Text(_call_text(map(_call, calls))))
+            parts = (*(p for p in parts if p != Text("")), Text(call_text(calls)))
             waiting = [str(call.get("id")) for call in calls]
             if len(set(waiting)) < len(waiting):
                 raise ValueError(f"two tool calls have the same id among {', '.join(waiting)}")
@@ -143,7 +155,7 @@ def from_openai(row: Mapping[str, Any], root: Path | None = None) -> tuple[Messa
         messages.append(Message(role, parts))
     if waiting and (answers or messages[-1].role != "assistant"):
         raise ValueError("some tool calls have answers and some don't")
-    return _with_tools(messages, _functions(row.get("tools")))
+    return with_tools(messages, row.get("tools"))
 
 
 def to_openai(messages: Sequence[Message]) -> dict[str, Any]:
@@ -289,13 +301,11 @@ def _turns(
         if speaker == "function_call":
             calls = json.loads(text)
             listed = calls if isinstance(calls, list) else [calls]
-            parts: tuple[Part, ...] = (Text(_call_text(map(_call, listed))),)
+            parts: tuple[Part, ...] = (Text(call_text(listed)),)
         else:
             parts = parts_of_user(text) if role == "user" else (Text(text),)
         messages.append(Message(role, parts))
-    tools = row.get("tools")
-    tools = json.loads(tools) if isinstance(tools, str) and tools.strip() else tools
-    return _with_tools(messages, _functions(tools))
+    return with_tools(messages, row.get("tools"))
 
 
 def _from_turns(messages: Sequence[Message], said: Callable[[Message], str]) -> dict[str, Any]:
@@ -365,59 +375,12 @@ _READERS = {
 # ------------------------------------------------------------------------------ tools
 
 
-def _functions(tools: Any) -> list[dict[str, Any]] | None:
-    """OpenAI's list of tools, or a list of functions, as the latter."""
-    if not tools:
-        return None
-    found = [t.get("function", t) if isinstance(t, Mapping) else t for t in _list(tools, "tools")]
-    for tool in found:
-        if not isinstance(tool, Mapping) or not isinstance(tool.get("name"), str):
-            raise ValueError(f"a tool is an object with a name, found {tool!r:.80}")
-    return [dict(tool) for tool in found]
-
-
-def _with_tools(messages: list[Message], tools: list[dict[str, Any]] | None) -> tuple[Message, ...]:
-    if tools is None:
-        return tuple(messages)
-    text = json.dumps(tools, ensure_ascii=False)
-    if messages and messages[0].role == "system":
-        return (Message("system", messages[0].parts, text), *messages[1:])
-    return (Message("system", (), text), *messages)
-
-
 def _tools_of(messages: Sequence[Message]) -> list[dict[str, Any]]:
     if any(m.tools is not None for m in messages[1:]):
         raise ValueError("tools stand on the first message in this format, found them on another")
     if not messages or messages[0].tools is None:
         return []
-    return _functions(json.loads(messages[0].tools)) or []
-
-
-def _call(value: Any) -> dict[str, Any]:
-    """A call with its arguments as an object, from OpenAI's form or a plain one."""
-    call = value.get("function", value) if isinstance(value, Mapping) else value
-    if not isinstance(call, Mapping) or not isinstance(call.get("name"), str):
-        raise ValueError(f"a tool call has a name and arguments, found {value!r:.80}")
-    arguments = call.get("arguments", {})
-    if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments or "{}")
-        except ValueError:
-            raise ValueError(
-                f"the arguments of a call of {call['name']} are no JSON: {arguments!r:.80}"
-            ) from None
-    if not isinstance(arguments, Mapping):
-        raise ValueError(
-            f"the arguments of a call of {call['name']} are no object: {arguments!r:.80}"
-        )
-    return {"name": call["name"], "arguments": dict(arguments)}
-
-
-def _call_text(calls: Any) -> str:
-    text = json.dumps(list(calls), ensure_ascii=False)
-    # Marks inside an argument would be read as control tokens; in JSON strings "<" may be written so:
-    text = text.replace(CALL, "\\u003c" + CALL[1:]).replace(CALL_END, "\\u003c" + CALL_END[1:])
-    return f"{CALL}{text}{CALL_END}"
+    return functions(json.loads(messages[0].tools)) or []
 
 
 def _split_calls(number: int, message: Message) -> tuple[tuple[Part, ...], list[dict[str, Any]]]:
@@ -427,7 +390,7 @@ def _split_calls(number: int, message: Message) -> tuple[tuple[Part, ...], list[
         return message.parts, []
     _check_marks(number, last.text)
     before, _, rest = last.text.partition(CALL)
-    calls = [_call(c) for c in json.loads(rest.removesuffix(CALL_END))]
+    calls = [tool_call(c) for c in json.loads(rest.removesuffix(CALL_END))]
     return (*message.parts[:-1], *((Text(before),) if before else ())), calls
 
 
@@ -509,7 +472,7 @@ def _check_marks(number: int, text: str) -> None:
     try:
         _, calls = text.split(CALL)
         assert calls.endswith(CALL_END) and calls.count(CALL_END) == 1
-        made = [_call(call) for call in json.loads(calls.removesuffix(CALL_END))]
+        made = [tool_call(call) for call in json.loads(calls.removesuffix(CALL_END))]
         assert made
     except (ValueError, TypeError, AssertionError):
         raise ValueError(

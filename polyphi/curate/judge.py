@@ -40,6 +40,8 @@ from polyphi.data.shards import Sample
 
 Ask = Callable[[Sequence[Message], int], str]
 """A model's answer to a conversation, drawn with a seed."""
+AskMany = Callable[[Sequence[Sequence[Message]], Sequence[int]], Sequence[str]]
+"""Its answers to many, each drawn with a seed of its own."""
 LIMITS = sandbox.Limits()
 AGAIN = (
     "This answer is wrong: {reason}. Solve the problem again from its beginning. "
@@ -108,26 +110,33 @@ def solve(
 ) -> Outcome:
     """Draw `n` answers; each wrong one is shown and answered anew, until it is right or was `rounds` times. `at_once`
     answers are asked for at a time (for an endpoint; the outcome is the same)."""
+    return solve_many([problem], side_by_side(ask, at_once), n=n, rounds=rounds, seed=seed)[0]
+
+
+def solve_many(
+    problems: Sequence[Problem], ask: AskMany, *, n: int = 4, rounds: int = 2, seed: int = 0
+) -> list[Outcome]:
+    """`solve` of each problem, with the same outcomes; all that is open in a round is asked for together."""
     if n < 1 or rounds < 0:
         raise ValueError(
             f"expected at least one answer and no negative rounds, found n={n}, rounds={rounds}"
         )
-    attempts: list[Attempt] = []
-    prompts = dict.fromkeys(range(n), problem.prompt)
+    attempts: list[list[Attempt]] = [[] for _ in problems]
+    prompts = {(i, draw): p.prompt for i, p in enumerate(problems) for draw in range(n)}
     for round in range(rounds + 1):
-        seeds = [_seed(seed, problem.id, round, draw) for draw in prompts]
-        with ThreadPoolExecutor(at_once) as pool:
-            texts = list(pool.map(ask, prompts.values(), seeds))
+        seeds = [_seed(seed, problems[i].id, round, draw) for i, draw in prompts]
+        texts = ask(list(prompts.values()), seeds)
+        wrong = {}
         # Judged in this thread: math-verify's time limit works in no other.
-        made = [
-            Attempt(text, draw, round, problem.verify(text))
-            for draw, text in zip(prompts, texts, strict=True)
-        ]
-        attempts += made
-        prompts = {a.draw: _again(problem, a) for a in made if not a.verdict.right}
+        for (i, draw), text in zip(prompts, texts, strict=True):
+            made = Attempt(text, draw, round, problems[i].verify(text))
+            attempts[i].append(made)
+            if not made.verdict.right:
+                wrong[i, draw] = _again(problems[i], made)
+        prompts = wrong
         if not prompts:
             break
-    return Outcome(problem, tuple(attempts))
+    return [Outcome(p, tuple(made)) for p, made in zip(problems, attempts, strict=True)]
 
 
 def _again(problem: Problem, wrong: Attempt) -> tuple[Message, ...]:
@@ -149,11 +158,15 @@ def right(outcome: Outcome) -> Iterator[Sample]:
         yield _sample(outcome, attempt, f"right-{number}", {})
 
 
-def preferences(outcome: Outcome) -> Iterator[Sample]:
+def preferences(outcome: Outcome, known: str | None = None) -> Iterator[Sample]:
     """Pairs for DPO: each distinct wrong answer of the first round is dispreferred once. Preferred is its own
     correction; where it was never corrected, the problem's right answer whose length is nearest to its own (the first
-    of equals), so that length tells little about which is which. No pairs where nothing was right."""
+    of equals), so that length tells little about which is which. Where nothing was right it is `known`, a right answer
+    from elsewhere; without one there are no pairs."""
     rights = list(_distinct(a for a in outcome.attempts if a.verdict.right))
+    by = "length"
+    if not rights and known is not None:
+        rights, by = [Attempt(known, -1, -1, Verdict(True, "known beforehand"))], "known"
     if not rights:
         return
     first = (a for a in outcome.attempts if a.round == 0 and not a.verdict.right)
@@ -163,7 +176,7 @@ def preferences(outcome: Outcome) -> Iterator[Sample]:
         meta = {
             "rejected": wrong.text,
             "rejected_because": wrong.verdict.reason,
-            "paired_by": "correction" if corrected else "length",
+            "paired_by": "correction" if corrected else by,
         }
         yield _sample(outcome, corrected[0] if corrected else nearest, f"pair-{number}", meta)
 
@@ -181,8 +194,7 @@ def _sample(outcome: Outcome, attempt: Attempt, name: str, meta: dict[str, Any])
     problem = outcome.problem
     step = {
         "step": "rejection",
-        "round": attempt.round,
-        "draw": attempt.draw,
+        **({"round": attempt.round, "draw": attempt.draw} if attempt.round >= 0 else {}),
         "reason": attempt.verdict.reason,
         "asked": len(outcome.attempts),
         "right": sum(a.verdict.right for a in outcome.attempts),
@@ -239,6 +251,26 @@ def sampled(model: Generate, sampling: SamplingParams) -> Ask:
         return model.generate(messages, sampling=replace(sampling, seed=seed)).text
 
     return ask
+
+
+def together(model: Any, sampling: SamplingParams) -> AskMany:
+    """A model that decodes many answers at once (`generate_many`), with `sampling` but for its seed."""
+
+    def ask(prompts: Sequence[Sequence[Message]], seeds: Sequence[int]) -> list[str]:
+        each = [replace(sampling, seed=seed) for seed in seeds]
+        return [answer.text for answer in model.generate_many(prompts, sampling=each)]
+
+    return ask
+
+
+def side_by_side(ask: Ask, at_once: int) -> AskMany:
+    """Asks one by one, so many at a time, each in a thread."""
+
+    def ask_many(prompts: Sequence[Sequence[Message]], seeds: Sequence[int]) -> list[str]:
+        with ThreadPoolExecutor(at_once) as pool:
+            return list(pool.map(ask, prompts, seeds))
+
+    return ask_many
 
 
 class Remembered:

@@ -51,13 +51,15 @@ class Samples(PipelineStep):
 
     name, type = "Samples", "READER"
 
-    def __init__(self, split: str, tasks: Sequence[Callable[[], Iterator[Sample]]]) -> None:
+    def __init__(
+        self, tasks: Sequence[Callable[[], Iterator[Sample]]], split: str = "train"
+    ) -> None:
         super().__init__()
-        self._split, self._tasks = split, tasks
+        self._tasks, self._split = tasks, split
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Samples":
         """The local executor copies its steps for each task; a model that a corpus is made with needs no copy."""
-        return Samples(self._split, self._tasks)
+        return Samples(self._tasks, self._split)
 
     def run(
         self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1
@@ -73,9 +75,9 @@ class Parts(PipelineStep):
 
     name, type = "Parts", "READER"
 
-    def __init__(self, split: str, folders: Sequence[Path]) -> None:
+    def __init__(self, folders: Sequence[Path], split: str = "train") -> None:
         super().__init__()
-        self._split, self._folders = split, folders
+        self._folders, self._split = folders, split
 
     def run(
         self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1
@@ -147,14 +149,14 @@ def run(
     last.append(Part(rounds[-1], pipeline, parents, rows))
     execute = partial(_executor, machines, _job(made))
     done = execute(
-        pipeline=[Samples(folder.name, tasks), *steps, last[0]],
+        pipeline=[Samples(tasks, folder.name), *steps, last[0]],
         tasks=len(tasks),
         logging_dir=str(made),
     )
     done.run()
     for n, one in enumerate(across):
         done = one(
-            [Parts(folder.name, rounds[n])],
+            [Parts(rounds[n], folder.name)],
             [last[n + 1]],
             made / f"across-{n}",
             excluded=_aside(made / "dropped" / f"Duplicates-{n}"),

@@ -12,12 +12,17 @@ Answer: 632
 """
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
 from random import Random
 
 from polyphi.chat import Message
+from polyphi.curate import judge
+from polyphi.curate.judge import Verdict
 from polyphi.curate.lexicon import NOUNS
+from polyphi.curate.sources import SOURCES
 from polyphi.curate.text import side
 
 
@@ -196,7 +201,7 @@ _MAKERS = {
 }
 
 _EQUATION = re.compile(r"(\d+(?: [-+x] \d+)+) = (\d+)")
-_ANSWER = re.compile(r"Answer: (\d+)\s*$")
+_ANSWER = re.compile(r"(?:^|\n)Answer: (\d+)\s*$")
 
 
 def _evaluate(expression: str) -> int:
@@ -212,13 +217,24 @@ def _evaluate(expression: str) -> int:
 
 def verify(problem: Problem, text: str) -> bool:
     """Whether a worked solution is right: it ends in the right answer, and no equation in it is wrong."""
+    return verdict(problem, text).right
+
+
+def verdict(problem: Problem, text: str, free: bool = False) -> Verdict:
+    """`verify`, with the reason. Letters are told in our own words, or where it is `free` in any, but told."""
     answer = _ANSWER.search(text)
-    if not answer or int(answer[1]) != problem.answer:
-        return False
+    if not answer:
+        return Verdict(False, 'it doesn\'t end in a line "Answer: " and a number')
+    if int(answer[1]) != problem.answer:
+        return Verdict(False, f"{answer[1]} is not right")
     if problem.family == "letters":
-        return text.strip() == problem.solution
+        told = "\n" in text.strip() if free else text.strip() == problem.solution
+        return Verdict(told, f"the letters are {'told' if told else 'not told one by one'}")
     equations = _EQUATION.findall(text)
-    return bool(equations) and all(_evaluate(left) == int(right) for left, right in equations)
+    for left, right in equations:
+        if _evaluate(left) != int(right):
+            return Verdict(False, f"{left} = {right} is not right")
+    return Verdict(bool(equations), "the steps are right" if equations else "it shows no steps")
 
 
 def corrupt(problem: Problem, rng: Random) -> str:
@@ -276,3 +292,62 @@ def conversation(problem: Problem, solution: str) -> tuple[tuple[Message, ...], 
         Message.user(f"Solve step by step: {problem.question}"),
         Message.assistant(solution),
     ), meta
+
+
+# ------------------------------------------------------------------------------ a model's solutions
+
+FORM = (
+    "Write short steps, each sum as an equation such as 3 + 4 = 7, "
+    'and end with a line "Answer: " and the number.'
+)
+"""What a teacher is told, who doesn't know how our solutions look."""
+AT_ONCE = 32
+"""Problems put to a teacher together."""
+UNSOLVED = 256
+"""Problems in a row without a right solution, after which a teacher is of no use."""
+
+
+def posed(problem: Problem, id: str) -> judge.Problem:
+    """The problem for rejection sampling (judge.py): asked as a chat and verified by `verdict`."""
+    messages, meta = conversation(problem, "")
+    return judge.Problem(
+        id, messages[:1], partial(verdict, problem), "polyphi", SOURCES["polyphi"].licence, meta
+    )
+
+
+def taught(
+    problems: Iterable[Problem],
+    ask: judge.AskMany,
+    name: str,
+    *,
+    rounds: int = 2,
+    check: judge.Ask | None = None,
+) -> Iterator[tuple[Problem, str]]:
+    """Problems with a teacher's own solutions: wrong ones are fed back, so many `rounds`; what is never right is left
+    out. Right is what the rule says (`verdict`) and then, where there is one, a model that checks. Drawn anew for each
+    `name`.
+
+    Raises ValueError where nothing is right for a long time.
+    """
+    coming, asked, unsolved = iter(problems), 0, 0
+    while batch := list(islice(coming, AT_ONCE)):
+        questions = []
+        for problem in batch:
+            question = posed(problem, f"{name}-{asked:06d}")
+            prompt = (Message.user(f"{question.prompt[0].text}\n\n{FORM}"),)
+            rule = partial(verdict, problem, free=True)
+            right = judge.every(rule, judge.judged(check, prompt)) if check else rule
+            questions.append(replace(question, prompt=prompt, verify=right))
+            asked += 1
+        for problem, outcome in zip(
+            batch, judge.solve_many(questions, ask, n=1, rounds=rounds), strict=True
+        ):
+            last = outcome.attempts[-1]
+            if last.verdict.right:
+                unsolved = 0
+                yield problem, last.text.strip()
+            elif (unsolved := unsolved + 1) == UNSOLVED:
+                raise ValueError(
+                    f"{name}: the teacher solved none of {UNSOLVED} problems in a row; the last answer was wrong: "
+                    f"{last.verdict.reason}"
+                )

@@ -10,8 +10,8 @@ A row has one of two forms, `messages` or columns::
 A picture or clip (`image`, `audio`; in columns also a list of them) is a path relative to the file, bytes, or the
 hub's {"bytes", "path"}; OpenAI's parts `image_url` and `input_audio` are read as well. A part without a value,
 {"type": "image"}, takes the next of the row's `images` or `audios`. A row of columns with clips alone and no question
-asks for a transcript. `id`, `licence` and `rejected` (the dispreferred answer, for DPO) may stand beside either form.
-Shards, such as curation makes (polyphi/data/shards.py), are parquet, too: their rows are taken as they are.
+asks for a transcript. `id`, `licence` and `rejected` (the dispreferred answer, for DPO) may stand beside either form,
+OpenAI's `tools` beside messages, whose `tool_calls` are read too. Rows of our own shards are read as they are.
 
 All media are decoded once here, within the caps of `processing/media.py`, so that a bad row is told, by its line,
 before anything is trained.
@@ -30,7 +30,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from polyphi import logs
-from polyphi.chat import TRANSCRIBE, Audio, Image, Message, Part, Text
+from polyphi.chat import TRANSCRIBE, Audio, Image, Message, Part, Text, with_tools
 from polyphi.data import shards
 from polyphi.data.shards import Sample, Shards
 from polyphi.processing import media
@@ -38,7 +38,7 @@ from polyphi.processing.template import DOCUMENT, ROLES
 
 COLUMNS = (
     *("messages", "question", "answer", "image", "images", "audio", "audios"),
-    *("rejected", "id", "licence"),
+    *("rejected", "id", "licence", "tools"),
 )
 """Those of a row that are read."""
 HUB = "hf://"
@@ -68,6 +68,10 @@ def build(
         if manifest["pipeline"] == pipeline:
             return manifest
     files = [file for source in sources for file in find(source)]
+    if inside := [file for file in files if Path(file).resolve().is_relative_to(folder.resolve())]:
+        raise ValueError(
+            f"{inside[0]} lies in {folder}, which this run writes; choose another folder for it with --out"
+        )
     bad: list[str] = []
     found: Counter[type] = Counter()
     unread: set[str] = set()
@@ -101,6 +105,25 @@ def build(
     if unread:  # a misspelt `image` would be missed by nobody else
         tell(f"  columns that are not read: {', '.join(sorted(unread))}")
     return manifest
+
+
+def read(
+    sources: Sequence[str],
+    columns: Mapping[str, str] | None = None,
+    bad: Callable[[str], None] | None = None,
+) -> Iterator[Sample]:
+    """The samples of sources, as `build` writes them. A row that can't be used is a ValueError, or told to `bad` and
+    left out."""
+    for source in sources:
+        for file in find(source):
+            root = None if file.startswith(HUB) else Path(file).parent
+            for place, row in _rows(file):
+                try:
+                    yield sample(row, place, root, columns or {})[0]
+                except ValueError as error:
+                    if bad is None:
+                        raise
+                    bad(str(error))
 
 
 def _fingerprint(sources: Sequence[str], columns: Mapping[str, str]) -> str:
@@ -197,16 +220,16 @@ def sample(
         row = json.loads(row) if isinstance(row, bytes) else row
         if not isinstance(row, Mapping):
             raise ValueError(f"expected an object, found {type(row).__name__}")
-        if {"messages", "media", "meta", "source", "licence"} <= set(row):  # of a shard
-            made = Shards.parse(row)
-            for part in (p for m in made.messages for p in m.parts):
-                _whole(part, None)
-            _check(made.messages)
-            return made, set()
         row = {name: value for name, value in row.items() if value is not None}
         if missing := [theirs for theirs in columns.values() if theirs not in row]:
             raise ValueError(f"expected a column {missing[0]!r}, found {', '.join(row)}")
         row |= {ours: row[theirs] for ours, theirs in columns.items()}
+        if set(shards.SCHEMA.names) - shards.OPTIONAL <= set(row):
+            made = Shards.parse(row)
+            for part in (part for message in made.messages for part in message.parts):
+                _whole(part, None)
+            _check(made.messages)
+            return made, set()
         said = _conversation(row) if "messages" in row else _from_columns(row)
         messages = tuple(
             Message(m.role, tuple(_whole(part, root) for part in m.parts), m.tools) for m in said
@@ -244,13 +267,28 @@ def _conversation(row: Mapping[str, Any]) -> list[Message]:
             raise ValueError(f"a message is an object with role and content, found {value!r:.80}")
         if not isinstance(value.get("content"), list):
             return Message.parse(value)
-        return Message(value["role"], tuple(map(part, value["content"])), value.get("tools"))
+        parts = tuple(map(part, value["content"]))
+        around = Message.parse({**value, "content": ()})  # the role, and calls behind the parts
+        return Message(around.role, (*parts, *around.parts), around.tools)
 
-    messages = [message(value) for value in said]
+    messages = with_tools([message(value) for value in _answers_in_order(said)], row.get("tools"))
     for kind, rest in waiting.items():
         if next(rest, None) is not None:
             raise ValueError(f'more {kind}s than parts {{"type": "{kind}"}} that say where they go')
-    return messages
+    return list(messages)
+
+
+def _answers_in_order(said: Sequence[Any]) -> list[Any]:
+    """The messages, with answers of tools in the order of their calls, for our template has no call ids."""
+    places: list[tuple[int, int]] = []  # (turn, place in it)
+    turn, calls = 0, dict[Any, int]()
+    for value in said:
+        read = value if isinstance(value, Mapping) else {}
+        if (place := calls.get(read.get("tool_call_id"))) is None:
+            turn += 1
+            calls = {call.get("id"): i for i, call in enumerate(read.get("tool_calls") or (), 1)}
+        places.append((turn, place or 0))
+    return [said[i] for i in sorted(range(len(said)), key=places.__getitem__)]
 
 
 def _from_columns(row: Mapping[str, Any]) -> list[Message]:

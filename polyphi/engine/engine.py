@@ -7,6 +7,7 @@
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -64,16 +65,18 @@ class Engine:
         self,
         conversations: Iterable[Conversation],
         *,
-        sampling: SamplingParams = GREEDY,
+        sampling: SamplingParams | Sequence[SamplingParams] = GREEDY,
         adapter: str | None = "auto",
     ) -> list[Completion]:
         """Answers in the order of the conversations, up to 32 decoded at once; media are read when their turn
-        comes."""
+        comes. `sampling` is one for all, or one for each. Raises ValueError as `generate` does."""
         requests: list[Request] = []
 
         def admitted() -> Iterator[Request]:
-            for messages in conversations:
-                requests.append(self._request(messages, sampling, adapter))
+            one = isinstance(sampling, SamplingParams)
+            each = repeat(sampling) if isinstance(sampling, SamplingParams) else sampling
+            for messages, its in zip(conversations, each, strict=not one):
+                requests.append(self._request(messages, its, adapter))
                 yield requests[-1]
 
         done: dict[int, Completion] = {}

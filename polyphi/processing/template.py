@@ -20,12 +20,11 @@ conversation may have made up its answers.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from polyphi.chat import Audio, Image, Message, Text
+from polyphi.chat import CALL, CALL_END, Audio, Image, Message, Text
 from polyphi.processing.tokenizer import END, END_OF_TEXT, Tokenizer
 
 ROLES = ("system", "user", "assistant", "tool", "tool_response")
 DOCUMENT = "document"
-CALL, CALL_END = "<|tool_call|>", "<|/tool_call|>"
 # What the published tokenizer takes for whitespace (Unicode White_Space; Python's own set also has U+001C to U+001F).
 WHITESPACE = (
     "\t\n\v\f\r \x85\xa0\u1680"

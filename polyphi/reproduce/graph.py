@@ -35,7 +35,7 @@ from safetensors.torch import load_file
 
 from polyphi import cost, logs, plan, stages
 from polyphi.batch import pack
-from polyphi.chat import Message
+from polyphi.chat import CALL, CALL_END, Message
 from polyphi.curate import cards, sources
 from polyphi.curate import corpus as corpora
 from polyphi.curate.pipeline import Machines
@@ -323,7 +323,9 @@ class Run:
     def _texts(self) -> Iterator[str]:
         for name in TOKENIZER_CORPORA:
             for sample in corpora.Shards(self.data / name / "train"):
-                yield from (message.text for message in sample.messages)
+                for message in sample.messages:
+                    # The marks of a call are control tokens, not letters to learn merges for.
+                    yield message.text.replace(CALL, "").replace(CALL_END, "")
 
     @cached_property
     def processor(self) -> Processor:

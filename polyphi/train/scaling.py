@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float
 
 from polyphi.data.loader import Loader
-from polyphi.data.packing import Room, deal
+from polyphi.data.packing import Pack, Room, deal
 from polyphi.logs import read_metrics
 from polyphi.model.multimodal import PhiModel
 from polyphi.train.checkpoint import write_tensors
@@ -95,16 +95,12 @@ def sweep(
             return
         rate = FROM * STEP**step
         folder = out / f"{size}_{rate:.2e}_{seed}"
-        shorter = replace(budget, steps=round(size / budget.batch_tokens), rate=rate / top)
-        late = {
-            name: round(draws * shorter.steps / budget.steps)
-            for name, draws in stage.data.late.items()
-        }
-        scaled = replace(stage, data=replace(stage.data, late=late))
+        scaled, short = shorter(stage, budget, round(size / budget.batch_tokens))
+        short = replace(short, rate=rate / top)
         try:
             train(
                 scaled,
-                shorter,
+                short,
                 make_model(seed),
                 processor,
                 data,
@@ -112,7 +108,7 @@ def sweep(
                 seed=seed,
                 precision=precision,
                 watch=measure,
-                watch_steps=shorter.steps,
+                watch_steps=short.steps,
                 tell=lambda _: None,
             )
             # A run's loss is all that it is for: its weights make room.
@@ -135,6 +131,12 @@ def sweep(
                     run(size, step, seed)
                 around = _best_step(points, size)
     return sorted(points.values(), key=lambda p: (p.tokens, p.rate, p.seed))
+
+
+def shorter(stage: Stage, budget: Budget, steps: int) -> tuple[Stage, Budget]:
+    """The stage in so many steps: corpora that join late do so after the same share of them."""
+    late = {name: round(n * steps / budget.steps) for name, n in stage.data.late.items()}
+    return replace(stage, data=replace(stage.data, late=late)), replace(budget, steps=steps)
 
 
 def _best_step(points: Mapping[tuple[int, int, int], Point], size: int) -> int:
@@ -165,17 +167,21 @@ def _held_out(
         seed=0,
         split="test",
     ).step()
-    packs = [dealt.batch for dealt in deal(step.samples, Room(8192))]
+    packs = deal(step.samples, Room(8192))
+    return lambda model: {"held_out_loss": mean_loss(stage.objective, model, packs, precision)}
 
-    def measure(model: PhiModel) -> dict[str, float]:
-        device, total, count = next(model.parameters()).device, 0.0, 0
-        for pack in packs:
-            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-                loss, n, _ = stage.objective.loss(model, None, None, pack.to(device))
-            total, count = total + float(loss), count + n
-        return {"held_out_loss": total / count}
 
-    return measure
+def mean_loss(objective: Any, model: PhiModel, packs: Sequence[Pack], precision: str) -> float:
+    """Loss per supervised token (nats) of an objective that needs nothing beside the model."""
+    device, total, count = next(model.parameters()).device, 0.0, 0
+    for dealt in packs:
+        with (
+            torch.no_grad(),
+            torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"),
+        ):
+            loss, n, _ = objective.loss(model, None, None, dealt.batch.to(device))
+        total, count = total + float(loss), count + n
+    return total / count
 
 
 # ------------------------------------------------------------------------------ fits

@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib
+import re
 from pathlib import Path
 
 import pytest
@@ -78,9 +79,29 @@ def test_long_documents_are_long(work):
 class _Wrong:
     """A reasoning model that answers everything wrongly, some at a time."""
 
-    def generate_many(self, prompts: list, sampling: SamplingParams) -> list[Completion]:
-        assert sampling.temperature > 0 and all(p[-1].role == "user" for p in prompts)
+    def __init__(self) -> None:
+        self.asked: list[tuple] = []
+
+    def generate_many(self, prompts: list, sampling: list[SamplingParams]) -> list[Completion]:
+        assert all(s.temperature > 0 for s in sampling)
+        assert all(p[-1].role == "user" for p in prompts)
+        self.asked += [(tuple(p), s.seed) for p, s in zip(prompts, sampling, strict=True)]
         return [Completion("1 + 1 = 3.\nAnswer: 3") for _ in prompts]
+
+
+class _Learns(_Wrong):
+    """One that is wrong at first and right when its answer is fed back, but for every second problem."""
+
+    def __init__(self, solutions: dict[str, str]) -> None:
+        super().__init__()
+        self.solutions = solutions
+
+    def generate_many(self, prompts: list, sampling: list[SamplingParams]) -> list[Completion]:
+        answers = super().generate_many(prompts, sampling)
+        return [
+            Completion(self.solutions[p[0].text]) if len(p) > 1 and i % 2 else answer
+            for i, (p, answer) in enumerate(zip(prompts, answers, strict=True))
+        ]
 
 
 class _Right:
@@ -100,10 +121,18 @@ def test_reasoning_pairs_come_from_the_models_errors(work):
             sample for split, sample in corpus("reasoning_pairs").build(made) if split == "train"
         ]
 
-    wrong = rows(_Wrong())
+    model = _Wrong()
+    wrong = rows(model)
+    assert [len(p) for p, _ in model.asked] == [1] * 13 + [3] * 13, "each is fed back, once"
+    assert len({seed for _, seed in model.asked}) == 26
     assert [s.meta["rejected_by"] for s in wrong] == ["model"] * 13 + ["rule"] * 13
     assert wrong[0].meta["rejected"] == "1 + 1 = 3.\nAnswer: 3"
-    right = rows(_Right({s.messages[0].text: s.answer for s in wrong}))
+    assert {s.meta.get("paired_by") for s in wrong[:13]} == {"known"}
+    solutions = {s.messages[0].text: s.answer for s in wrong}
+    learns = rows(_Learns(solutions))[:13]
+    assert [s.meta["paired_by"] for s in learns] == ["known", "correction"] * 6 + ["known"]
+    assert [s.answer for s in learns] == [s.answer for s in wrong[:13]]
+    right = rows(_Right(solutions))
     assert [s.answer for s in right] == [s.answer for s in wrong]
     assert {s.meta["rejected_by"] for s in right} == {"rule"}
 
@@ -138,3 +167,41 @@ def test_references_of_every_task_score_fully(work):
         assert not any(
             task.scorer("", s).value for s in rows if task.name not in ("overrefusal", "tool_call")
         )
+
+
+@pytest.mark.parametrize("name", ["reasoning_sft", "reasoning_documents"])
+def test_a_teacher_s_chains_are_kept_where_they_are_right(name, work):
+    """It solves stories only, and of these each second one only when its wrong answer is fed back."""
+
+    def ask(prompts: list, seeds: list[int]) -> list[str]:
+        said = []
+        for prompt, seed in zip(prompts, seeds, strict=True):
+            question = prompt[0].text.removeprefix("Solve step by step: ").partition("\n")[0]
+            numbers = re.findall(r"\d+", question)
+            if len(numbers) != 3 or re.search(r"\d [-+x] \d", question):
+                said.append("I don't know.\nAnswer: 10000")
+                continue
+            a, b, c = map(int, numbers)
+            slip = len(prompt) == 1 and seed % 2
+            said.append(f"Seen: {a} + {b} - {c} = {a + b - c + slip}\nAnswer: {a + b - c + slip}")
+        return said
+
+    checked = []
+
+    def check(messages: list, seed: int) -> str:
+        checked.append(messages[0].text)
+        return "yes, it is"
+
+    made = list(importlib.import_module(f"polyphi.corpora.{name}").build(work, ask, check))
+    train = [sample for split, sample in made if split == "train"]
+    assert len(train) == work.rows["train"]
+    assert all("Seen: " in s.answer and "I don't know" not in s.answer for s in train)
+    assert all("Seen: " in asked for asked in checked) and len(checked) >= len(train)
+    assert not [s for split, s in made if split == "test" and "Seen: " in s.answer]
+
+
+def test_a_teacher_that_is_never_right_is_no_teacher(work):
+    from polyphi.corpora import reasoning_sft
+
+    with pytest.raises(ValueError, match=r"none of 256 problems in a row.*10000 is not right"):
+        list(reasoning_sft.build(work, lambda prompts, seeds: ["Answer: 10000"] * len(prompts)))

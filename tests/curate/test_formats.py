@@ -185,7 +185,7 @@ def exchange(
     def called(drawn: tuple[Message, list[Any], list[str], str]) -> list[Message]:
         asked, made, answers, said = drawn
         answered = [Message("tool_response", (Text(t),)) for t in (answers * 3)[: len(made)]]
-        text = formats._call_text(made)
+        text = formats.call_text(made)
         return [asked, Message("assistant", (Text(text),)), *answered, Message.assistant(said)]
 
     plain = st.tuples(user, spoken).map(lambda d: [d[0], Message.assistant(d[1])])

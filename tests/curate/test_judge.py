@@ -81,6 +81,31 @@ def test_what_is_drawn_depends_on_nothing_but_problem_and_seed() -> None:
     assert {a.round for a in alone.attempts} == {0, 1, 2}
 
 
+def test_many_problems_together_are_each_solved_as_alone() -> None:
+    problems = [problem("seven"), problem("eight", 8), problem("nine", 9)]
+    rounds: list[int] = []
+
+    def ask(messages: Sequence[Message], seed: int) -> str:
+        return f"{len(messages)} {seed}\nAnswer: {seed % 3 + 7}"
+
+    def ask_many(prompts: Sequence[Sequence[Message]], seeds: Sequence[int]) -> list[str]:
+        rounds.append(len(prompts))
+        return [ask(p, s) for p, s in zip(prompts, seeds, strict=True)]
+
+    together = judge.solve_many(problems, ask_many, n=3, rounds=2, seed=5)
+    assert together == [judge.solve(p, ask, n=3, rounds=2, seed=5) for p in problems]
+    assert rounds[0] == 9 and len(rounds) == 3 and rounds[1] > rounds[2]
+
+
+def test_a_known_answer_is_preferred_where_nothing_was_right() -> None:
+    unsolved = Outcome(problem(), (attempt("wrong", 0, 0, False), attempt("still", 0, 1, False)))
+    (pair,) = judge.preferences(unsolved, known="Answer: 7")
+    assert (pair.answer, pair.meta["rejected"]) == ("Answer: 7", "wrong")
+    assert pair.meta["paired_by"] == "known" and "round" not in pair.meta["lineage"][-1]
+    solved = Outcome(problem(), (attempt("wrong", 0, 0, False), attempt("right", 0, 1, True)))
+    assert next(judge.preferences(solved, known="Answer: 7")).answer == "right"
+
+
 def test_same_chains_are_kept_once() -> None:
     outcome = Outcome(
         problem(),

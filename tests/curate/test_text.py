@@ -9,6 +9,7 @@ from random import Random
 
 import pytest
 
+from polyphi.chat import CALL, CALL_END
 from polyphi.curate import calls, instructions, safety, sources, text
 from polyphi.curate.corpus import Work
 from polyphi.curate.lexicon import (
@@ -259,6 +260,7 @@ def test_calls_are_json_and_use_an_offered_tool():
         for tool in [*calls.TOOLS, ""]:
             made = calls.call(Random(7), split, tool)
             found = tool_calls(made.answer)
+            assert made.answer.startswith(CALL) == made.answer.endswith(CALL_END) == bool(tool)
             offered = {t["name"] for t in json.loads(made.tools)}
             assert len(offered) == 2
             if tool:

@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,63 @@ def test_both_forms_say_the_same(root: Path, tmp_path: Path) -> None:
     samples = read(file, tmp_path / "corpus")
     assert [s.messages for s in samples] == [expected] * 4
     assert [s.id for s in samples] == [f"mine.jsonl, line {n}" for n in (1, 2, 3, 4)]
+
+
+def test_calls_of_tools_are_read_as_the_model_writes_them(root: Path, tmp_path: Path) -> None:
+    """OpenAI's form: tools beside the messages, calls as a field, answers by id in any order."""
+    asked = [
+        {"id": id, "type": "function", "function": {"name": "add", "arguments": f'{{"a": {a}}}'}}
+        for id, a in (("x", 1), ("y", 2))
+    ]
+    tool = {"name": "add", "description": "Adds", "parameters": {"a": {"type": "int"}}}
+    file = written(
+        root,
+        {
+            "tools": [{"type": "function", "function": tool}],
+            "messages": [
+                {"role": "user", "content": [{"type": "image", "image": "a.png"}]},
+                {"role": "assistant", "content": None, "tool_calls": asked},
+                {"role": "tool", "tool_call_id": "y", "content": "two"},
+                {"role": "tool", "tool_call_id": "x", "content": "one"},
+                {"role": "assistant", "content": [{"type": "text", "text": "One and two."}]},
+            ],
+        },
+        {
+            "messages": [
+                *[{"role": "user", "content": "?"}],
+                {"role": "assistant", "tool_calls": asked},
+            ]
+        },
+    )
+    first, second = read(file, tmp_path / "corpus")
+    assert [m.role for m in first.messages] == [
+        *("system", "user", "assistant", "tool_response", "tool_response", "assistant")
+    ]
+    assert json.loads(first.messages[0].tools or "") == [tool]
+    call = '[{"name": "add", "arguments": {"a": 1}}, {"name": "add", "arguments": {"a": 2}}]'
+    assert first.messages[2].text == second.answer == f"<|tool_call|>{call}<|/tool_call|>"
+    assert [m.text for m in first.messages[3:5]] == ["one", "two"]
+
+
+def test_our_own_shards_are_read(root: Path, tmp_path: Path) -> None:
+    png, wav = (root / "a.png").read_bytes(), (root / "a.wav").read_bytes()
+    samples = [
+        Sample(
+            f"{i}",
+            (Message.user(Image(png), Audio(wav), "?"), Message.assistant("red")),
+            "elsewhere",
+            "CC0",
+            {"task": "colours", "lineage": [{"step": "made"}]},
+        )
+        for i in range(3)
+    ]
+    shards.write(tmp_path / "theirs/train", samples, pipeline="theirs")
+    shards.write(tmp_path / "theirs/test", samples[:1], pipeline="theirs")
+    assert read(tmp_path / "theirs", tmp_path / "corpus") == samples
+    broken = replace(samples[0], messages=(Message.user(Image(b"no")), Message.assistant("x")))
+    shards.write(tmp_path / "broken/train", [broken], pipeline="theirs")
+    with pytest.raises(ValueError, match=r"row 1: .*expected a PNG"):
+        read(tmp_path / "broken", tmp_path / "other")
 
 
 def test_what_stands_beside(root: Path, tmp_path: Path) -> None:

@@ -105,6 +105,10 @@ def test_sampled_answers_are_the_same_together_and_alone(
     assert engine.generate_many(conversations, sampling=sampling) == alone
     other = engine.generate(conversations[0], sampling=replace(sampling, seed=8))
     assert other.tokens != alone[0].tokens
+    each = [replace(sampling, seed=i) for i in range(len(conversations))]
+    assert engine.generate_many(conversations, sampling=each) == [
+        engine.generate(c, sampling=s) for c, s in zip(conversations, each, strict=True)
+    ]
 
 
 def test_streamed_equals_whole(engine: Engine, conversations: list[list[Message]]) -> None:

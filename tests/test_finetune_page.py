@@ -1,0 +1,127 @@
+"""docs/finetune.md, walked from its first command to its last with a tiny model: rows as people have them, planted
+faults among them, to adapters that answer."""
+
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import numpy as np
+import published
+import pytest
+import soundfile
+from PIL import Image as PIL
+
+from polyphi import cli
+from polyphi.data.shards import Shards
+from polyphi.model import weights
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "finetune.md").read_text()
+TINY = "--steps 2 --batch-tokens 600 --rate 100 --model"
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a user has: rows with pictures and clips, and what the model will be measured on."""
+    desk = tmp_path_factory.mktemp("desk")
+    published.write(desk / "phi", "native")
+    # Plain colours are like each other, to a hash, and so are tones: photos and voices aren't.
+    random = np.random.default_rng(0)
+    clips, photos = [], []
+    for i in range(24):
+        steps = np.repeat(random.uniform(200, 3000, 12), 1600)
+        soundfile.write(
+            desk / f"voice{i}.wav", 0.3 * np.sin(np.cumsum(steps) * 6.28 / 16000), 16000
+        )
+        clips.append({"audio": f"voice{i}.wav", "answer": ["low", "high"][i % 2]})
+        PIL.effect_noise((64, 48), 60 + i).convert("RGB").save(desk / f"photo{i}.png")
+        row = {"image": f"photo{i}.png", "question": f"which colour is it {i}", "answer": "red"}
+        photos.append(row)
+    PIL.open(desk / "photo3.png").save(desk / "copy.jpg", quality=90)
+    said = {"answer": "blue, says anna.smith@example.com"}
+    receipts = [
+        *photos,
+        {**photos[3], "image": "copy.jpg"},
+        {**photos[4], **said},
+        {"image": "nowhere.png", "question": "which colour is it", "answer": "red"},
+    ]
+    for name, rows in {
+        "receipts": receipts,
+        "calls": [*clips, clips[0]],
+        "desk_test": [photos[5]],
+        "scans": photos[:8],
+    }.items():
+        (desk / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name, of in {"receipt": "photo1", "scan": "photo2"}.items():
+        shutil.copy(desk / f"{of}.png", desk / f"{name}.png")
+    shutil.copy(desk / "voice1.wav", desk / "call.wav")
+    (desk / "examples").symlink_to(ROOT / "examples")
+    (desk / "medical.py").write_text("".join(re.findall(r"(?s)```python\n(.*?)```", PAGE)))
+    return desk
+
+
+def commands() -> list[list[str]]:
+    blocks = re.findall(r"(?s)```\n(polyphi .*?)```", PAGE)
+    return [shlex.split(line)[1:] for block in blocks for line in block.splitlines()]
+
+
+def test_the_page_runs(
+    desk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(desk)
+    told: dict[str, str] = {}
+    for command in commands():
+        options = []
+        if command[0] == "train":
+            options = [*TINY.split(), str(desk / "phi")]
+        if command[0] == "chat":
+            options = ["--max-tokens", "4"]
+        cli.main([*command, *options])
+        told[" ".join(command)] = capsys.readouterr().out
+    assert [c.split()[0] for c in told].count("train") == 3
+
+    kept = {s.id: s for s in Shards("runs/desk/data/desk/train")}
+    kept |= {s.id: s for s in Shards("runs/desk/data/desk/test")}
+    line = "{}.jsonl, line {}".format
+    assert not {line("receipts", 4), line("receipts", 25)} <= set(kept), "one of two alike"
+    assert line("receipts", 6) not in kept, "it will be measured on"
+    assert "nowhere.png" in Path("bad_rows.txt").read_text()
+    assert not {line("calls", 1), line("calls", 25)} <= set(kept), "the same clip twice"
+    assert len(kept) == 24 + 24 - 1 + 1, "all others, and one more question about photo 4"
+    asked = kept[line("receipts", 26)].answer
+    assert asked.startswith("blue, says ") and "@" in asked and "anna.smith" not in asked
+    assert "Decontamination: total" in told["curate show desk --out runs/desk"]
+    for name in ("calls", "adapter", "medical"):
+        assert weights.read_layout(Path("runs") / name / "model") == "native"
+    assert not weights.read_config("single").adapters.get("medical")
+
+
+def test_a_changed_file_is_a_new_corpus(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(desk)
+    manifest = Path("runs/desk/data/desk/train/manifest.json")
+    curate = ["curate", "examples/curate_own.py", "--out", "runs/desk"]
+    cli.main(curate)
+    before = manifest.stat().st_mtime_ns
+    cli.main(curate)
+    assert manifest.stat().st_mtime_ns == before
+    rows = Path("receipts.jsonl").read_text().splitlines(keepends=True)
+    Path("receipts.jsonl").write_text("".join(rows[:-1]))
+    cli.main(curate)
+    assert manifest.stat().st_mtime_ns > before and not Path("bad_rows.txt").read_text()
+    with pytest.raises(SystemExit):
+        cli.main(
+            [
+                *[
+                    "train",
+                    "examples/finetune_both.py",
+                    "--data",
+                    "runs/desk/data/desk",
+                    "--out",
+                    "runs/desk",
+                ],
+                *TINY.split(),
+                "phi",
+            ]
+        )
