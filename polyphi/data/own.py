@@ -148,7 +148,13 @@ def find(source: str) -> list[str]:
     path = Path(source).expanduser()
     if path.is_file() and path.suffix in {".jsonl", ".parquet"}:
         return [str(path)]
-    found = [str(p) for kind in ("*.jsonl", "*.parquet") for p in sorted(path.rglob(kind))]
+    found = [
+        str(p)
+        for kind in ("*.jsonl", "*.parquet")
+        for p in sorted(path.rglob(kind))
+        # What a folder hides isn't data: where curation keeps what it dropped.
+        if not any(part.startswith(".") for part in p.relative_to(path).parts)
+    ]
     if not found:
         raise ValueError(
             f"{source}: expected a .jsonl or .parquet file, a folder of them, or hf://datasets/owner/name, found "
