@@ -19,6 +19,7 @@ from polyphi.data.shards import Sample
 STAGE = "reasoning_2_sft"
 SAMPLED = 0.5  # share of the rows for which the model is asked
 ROUNDS = 1  # times that a wrong answer is fed back
+ROOM = 1024  # tokens that a model must be able to read for that: problem, answer, complaint, new answer
 # The longest solution is shorter.
 SAMPLING = SamplingParams(max_tokens=160, temperature=1.0)
 
@@ -54,7 +55,8 @@ def sample(model: Any, problems: list[Problem], work: Work) -> list[judge.Outcom
     else:
         ask = judge.side_by_side(judge.sampled(model, SAMPLING), 1)
     questions = [posed(problem, f"reasoning_pairs-{i:06d}") for i, problem in enumerate(asked)]
-    outcomes = judge.solve_many(questions, ask, n=1, rounds=ROUNDS, seed=work.seed)
+    rounds = ROUNDS if getattr(model, "context", ROOM) >= ROOM else 0
+    outcomes = judge.solve_many(questions, ask, n=1, rounds=rounds, seed=work.seed)
     found = judge.count(outcomes)
     wrong = len(outcomes) - found.get("right at round 0", 0)
     work.tell(
