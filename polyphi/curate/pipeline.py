@@ -22,6 +22,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+import multiprocess
 from datatrove.data import Document, DocumentsPipeline
 from datatrove.executor import LocalPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
@@ -31,6 +32,8 @@ from datatrove.utils.logging import logger
 from polyphi.curate.documents import document, sample
 from polyphi.data import shards
 from polyphi.data.shards import Sample, Shards
+
+PRELOADED = [f"polyphi.curate.{name}" for name in ("pipeline", "decontaminate", "dedup")]
 
 logger.disable("datatrove")  # it says a dozen lines a task; its own log files go with them
 
@@ -219,6 +222,8 @@ def _executor(machines: Machines, job: str, **common: Any) -> Any:
         raise ValueError(
             f"the executor {machines.executor!r} isn't installed ({error}); `pip install ray` brings it"
         ) from error
+    # Workers of all steps are forked from one process that has imported what they need: else each does, for seconds.
+    multiprocess.get_context("forkserver").set_forkserver_preload(PRELOADED)
     return LocalPipelineExecutor(**common)
 
 

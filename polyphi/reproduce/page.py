@@ -24,6 +24,7 @@ import torch
 
 from polyphi import inspection, stages
 from polyphi.chat import Audio, Image
+from polyphi.curate.pipeline import counts
 from polyphi.curate.sources import SOURCES
 from polyphi.data.shards import Shards
 from polyphi.eval import report as tables
@@ -244,6 +245,7 @@ def _data(run: Path) -> dict[str, Any]:
         )
         corpora.setdefault(name, {})[split] = {
             "rows": manifest["rows"],
+            "dropped": _dropped(path.parent, manifest["pipeline"]),
             "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         }
         for source, rows in manifest.get("sources", {}).items():
@@ -257,6 +259,12 @@ def _data(run: Path) -> dict[str, Any]:
             entry["licence"] = known.licence if known else " / ".join(manifest.get("licences", {}))
             entry["origin"], entry["what"] = (known.origin, known.what) if known else (None, None)
     return {"corpora": corpora, "sources": sources}
+
+
+def _dropped(split: Path, pipeline: str) -> dict[str, int]:
+    """How many samples each step of a split dropped, of steps that dropped any."""
+    steps = counts(split, pipeline)
+    return {step["step"]: step["dropped"] for step in steps if step.get("dropped")}
 
 
 def environment() -> dict[str, Any]:

@@ -437,11 +437,17 @@ def data(report: Report) -> str:
         [
             text(name),
             *(f"{splits.get(split, {}).get('rows', 0):,}" for split in ("train", "test")),
+            text(
+                ", ".join(
+                    f"{n:,} {step}"
+                    for step, n in splits.get("train", {}).get("dropped", {}).items()
+                )
+            ),
             f'<span class="mono">{next(iter(splits.values()))["sha256"][:12]}</span>',
         ]
         for name, splits in corpora.items()
     ]
-    first = table(["corpus", ">train", ">held out", "manifest"], rows)
+    first = table(["corpus", ">train", ">held out", "dropped before", "manifest"], rows)
     rows = [
         [
             f'{text(name)}<span class="sub">{text(x["what"] or "")}</span>',
