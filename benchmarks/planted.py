@@ -188,7 +188,7 @@ def transcripts() -> Iterator[str]:
     random.Random(6).shuffle(sentences)
     booth, judge, rng = Booth(), WordErrors(pocketsphinx(), 0.4), random.Random(7)
     dropped: dict[str, list[bool]] = {"another clip's": [], "a third replaced": [], "right": []}
-    for i, said in enumerate(sentences[:80]):
+    for i, said in enumerate(sentences[:40]):
         kind = ("another clip's", "a third replaced", "right", "right")[i % 4]
         written = {
             "another clip's": sentences[i - 1],

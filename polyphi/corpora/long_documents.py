@@ -55,9 +55,10 @@ def _code(split: str, rng: Random) -> Iterator[Sample]:
 
 
 def steps(work: Work) -> list[PipelineStep]:
-    """As of `documents`."""
+    """As of `documents`. Code, which stands in where there are no help pages, is in no language."""
+    pages = any(help_pages(language, work) for language in LANGUAGES)
     return [
-        Language(),
+        *([Language()] if pages else []),
         Personal(),
         *held_out(work, "long_documents", "documents", "summaries"),
     ]

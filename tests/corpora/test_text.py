@@ -31,6 +31,13 @@ def corpus(name: str) -> Corpus:
     return importlib.import_module(f"polyphi.corpora.{name}").corpus
 
 
+def made(name: str, work: Work) -> dict:
+    """A corpus, after those that it is made from or held against."""
+    for parent in corpus(name).corpora:
+        made(parent, work)
+    return build(corpus(name), work)
+
+
 @pytest.fixture
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Work:
     def refuse(*_: object) -> None:
@@ -44,8 +51,9 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Work:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_corpus_builds_without_packages(name, work):
-    manifests = build(corpus(name), work)
-    assert manifests["train"]["rows"] == 26 and manifests["test"]["rows"] >= (
+    manifests = made(name, work)
+    # Of so few rows what is spare doesn't make up for what steps drop.
+    assert 20 <= manifests["train"]["rows"] <= 26 and manifests["test"]["rows"] >= (
         4 if name == "long_documents" else 14
     )
     for split in ("train", "test"):
@@ -62,7 +70,7 @@ def test_corpus_builds_without_packages(name, work):
 @pytest.mark.parametrize("name", NAMES)
 def test_same_seed_same_shards(name, work, tmp_path):
     def digests(folder: str) -> list[str]:
-        build(corpus(name), Work(work.rows, 3, work.cache, tmp_path / folder, tell=work.tell))
+        made(name, Work(work.rows, 3, work.cache, tmp_path / folder, tell=work.tell))
         return [
             hashlib.sha256(f.read_bytes()).hexdigest()
             for f in sorted((tmp_path / folder).rglob("*.parquet"))
@@ -72,7 +80,7 @@ def test_same_seed_same_shards(name, work, tmp_path):
 
 
 def test_long_documents_are_long(work):
-    build(corpus("long_documents"), work)
+    made("long_documents", work)
     assert min(len(s.answer) for s in Shards(work.data / "long_documents/train")) > 9_000
 
 
