@@ -177,8 +177,8 @@ def duplicates() -> Iterator[str]:
 
 
 def transcripts() -> Iterator[str]:
-    """Clips by flite, heard by pocketsphinx: of every four transcripts one is another clip's, one has a third of its
-    words replaced, and two are right."""
+    """Clips by flite, heard by pocketsphinx: of every four transcripts one is another clip's, one has half of its
+    longer words replaced, and two are right."""
     if missing := unavailable("flite"):
         yield f"| mislabelled transcripts: {missing} | - | - | - | - | - |"
         return
@@ -187,12 +187,16 @@ def transcripts() -> Iterator[str]:
     ]
     random.Random(6).shuffle(sentences)
     booth, judge, rng = Booth(), WordErrors(pocketsphinx(), 0.4), random.Random(7)
-    dropped: dict[str, list[bool]] = {"another clip's": [], "a third replaced": [], "right": []}
+    dropped: dict[str, list[bool]] = {
+        "another clip's": [],
+        "half of the longer words replaced": [],
+        "right": [],
+    }
     for i, said in enumerate(sentences[:40]):
-        kind = ("another clip's", "a third replaced", "right", "right")[i % 4]
+        kind = ("another clip's", "half of the longer words replaced", "right", "right")[i % 4]
         written = {
             "another clip's": sentences[i - 1],
-            "a third replaced": leaks.reworded(0.5)(said, rng),
+            "half of the longer words replaced": leaks.reworded(0.5)(said, rng),
             "right": said,
         }[kind]
         voice = Voice("flite", "en", ("slt", "rms", "awb")[i % 3])
