@@ -20,7 +20,7 @@ from polyphi.reproduce.claims.claim import Claim, Effect, contrast, paired
 from polyphi.reproduce.claims.laboratory import Laboratory
 
 STAGE, TASK = "joint_1_vision_speech", "spoken_question"
-SHARE = 0.5  # of the stage's steps
+SHARE = 0.4  # of the stage's steps
 VOICES = 6  # clips of each question; half of them are used
 ROWS = 2000
 

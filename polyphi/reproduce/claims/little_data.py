@@ -11,7 +11,7 @@ from polyphi.reproduce.claims.claim import Claim, Effect, contrast, paired
 from polyphi.reproduce.claims.laboratory import Arm, Laboratory
 
 STAGE, TASK, CORPUS = "speech_2_post", "speech_summary", "speech_summary"
-SHARE = 0.3  # of the stage's steps
+SHARE = 0.25  # of the stage's steps
 SHARES = (0.0, 0.01, 0.08)  # of the samples that are summaries
 MARGIN = 10.0  # points
 

@@ -26,7 +26,7 @@ from polyphi.train.loss import NextToken, owners
 from polyphi.train.stage import Stage
 
 STAGE = "vision_3_generative"
-SHARE = 0.25  # of the stage's steps
+SHARE = 0.2  # of the stage's steps
 EVERY = 2  # a cross-attention layer before every second layer of the decoder
 GATE = 0.1  # tanh of it is how much of a fresh layer comes through
 MARGIN = 3.0  # points

@@ -25,7 +25,7 @@ from polyphi.reproduce.claims.laboratory import Arm, Laboratory
 from polyphi.train.stage import Mix, Stage
 
 STAGE = "vision_3_generative"
-SHARE = 0.15  # of the stage's steps
+SHARE = 0.1  # of the stage's steps
 MOST = 12  # crops of InternVL2's rule
 SIDES = (28, 56, 84, 112, 168, 224, 280, 336, 448)  # pixels of pictures that one crop covers
 STRIP = (
