@@ -310,7 +310,7 @@ def claims(
     ] = None,
     size: Annotated[str, typer.Option(help="micro, nano, lab or full.")] = "nano",
     out: Annotated[Path, typer.Option(help="Folder of a finished run.")] = Path("runs/nano"),
-    seeds: Annotated[int, typer.Option(help="How often an arm is trained.", min=1)] = 3,
+    seeds: Annotated[int, typer.Option(help="How often an arm is trained.", min=1)] = 2,
     seed: int = 0,
     precision: Annotated[Precision, typer.Option(help="bf16 or fp32 arithmetic.")] = "bf16",
 ) -> None:

@@ -36,7 +36,7 @@ from polyphi.train.loss import owners
 from polyphi.train.resume import MANIFEST
 from polyphi.train.stage import Budget, Stage
 
-SEEDS = 3  # of an experiment that trains something
+SEEDS = 2  # of an experiment that trains something
 PACK = 4096  # tokens of a pack of held-out rows
 
 Scores = dict[str, list[float]]

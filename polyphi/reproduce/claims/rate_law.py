@@ -10,14 +10,13 @@ from polyphi.reproduce.claims.claim import POWER, Claim, Effect
 from polyphi.reproduce.claims.laboratory import Laboratory
 from polyphi.train.scaling import EXPONENT
 
-SEEDS = 2
 NEAR = 0.16  # half of the report's exponent
 
 
 def run(lab: Laboratory) -> Iterator[Effect]:
     """Text 1 at several rates and lengths, but for the longest; the exponent that fits their best rates."""
-    lengths = lab.run.size.sweep[:4]
-    free = json.loads(lab.run.scaling(SEEDS, lengths).read_text())["free"]
+    lengths, seeds = lab.run.size.sweep[:4], max(1, lab.seeds - 1)  # by far the dearest of the ten
+    free = json.loads(lab.run.scaling(seeds, lengths).read_text())["free"]
     value, (low, high) = free["exponent"], free["exponent_interval"]
     smallest = POWER * (high - low) / 3.92
     span = f"over {max(lengths) / min(lengths):.0f} times in D"
@@ -44,8 +43,8 @@ claim = Claim(
     says="The best peak rate is B * D^-0.32 for D tokens.",
     where="2.1",
     experiment=(
-        f"Text 1 at four lengths that span eightfold, five or more rates each, {SEEDS} seeds; the free exponent of the "
-        "best rates, with a 95 % interval by bootstrap over runs"
+        "Text 1 at four lengths that span eightfold, five or more rates each, with one seed fewer than the "
+        "others; the free exponent of the best rates, with a 95 % interval by bootstrap over runs"
     ),
     run=run,
 )
