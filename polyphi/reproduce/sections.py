@@ -435,19 +435,13 @@ def data(report: Report) -> str:
         return ""
     rows = [
         [
-            text(name),
+            f'{text(name)}<span class="sub">{text(_dropped(splits.get("train", {})))}</span>',
             *(f"{splits.get(split, {}).get('rows', 0):,}" for split in ("train", "test")),
-            text(
-                ", ".join(
-                    f"{n:,} {step}"
-                    for step, n in splits.get("train", {}).get("dropped", {}).items()
-                )
-            ),
             f'<span class="mono">{next(iter(splits.values()))["sha256"][:12]}</span>',
         ]
         for name, splits in corpora.items()
     ]
-    first = table(["corpus", ">train", ">held out", "dropped before", "manifest"], rows)
+    first = table(["corpus", ">train", ">held out", "manifest"], rows)
     rows = [
         [
             f'{text(name)}<span class="sub">{text(x["what"] or "")}</span>',
@@ -458,8 +452,15 @@ def data(report: Report) -> str:
         for name, x in sorted(sources.items(), key=lambda kv: -kv[1]["rows"])
     ]
     second = table(["source", ">rows", "licence", "origin"], rows)
-    about = "Held-out rows differ from training rows by stamp, scan, template or speaker, not by chance alone."
+    about = "Held-out rows differ from training rows by stamp, scan, template or speaker, not by chance alone. "
+    about += "Below a corpus's name: training samples that its steps dropped."
     return section("Data", about, f'<div class="two">{first}{second}</div>')
+
+
+def _dropped(split: Report) -> str:
+    """What the steps of a split dropped: "dropped: 33 Language, 5 Duplicates"; else nothing."""
+    steps = [f"{n:,} {step.split('-')[0]}" for step, n in split.get("dropped", {}).items()]
+    return f"dropped: {', '.join(steps)}" if steps else ""
 
 
 def again(report: Report) -> str:
