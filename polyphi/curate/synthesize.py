@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -412,8 +413,8 @@ class Taught(PipelineStep):  # type: ignore[misc]
     """A synthesis as a step of a corpus (`Corpus.steps`): documents come, those that are made of them go on.
 
     `teacher` opens the teacher, in each task anew, since connections can't be sent to other processes: a limit of
-    requests a minute is each task's own. All tasks share the answers under `work`; what task 3 refuses stands in
-    `work/NAME.00003.refused.jsonl`."""
+    requests a minute is each task's own. All tasks share the answers under `work`; what task 3 of the training
+    split refuses stands in `work/NAME.train-00003.refused.jsonl`."""
 
     name, type = "Taught", "SYNTHESIS"
 
@@ -431,14 +432,14 @@ class Taught(PipelineStep):  # type: ignore[misc]
 
     def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
         """Documents of task `rank`."""
-
-        split = "train"
+        coming = iter(data)
+        if (first := next(coming, None)) is None:
+            return
+        split = first.metadata.get("split", "train")
 
         def read() -> Iterator[Sample]:
-            nonlocal split
-            for one in data:
+            for one in chain([first], coming):
                 self.stat_update("total")
-                split = one.metadata.get("split", split)
                 yield documents.sample(one)
 
         last = Tally()
@@ -455,7 +456,7 @@ class Taught(PipelineStep):  # type: ignore[misc]
             self._work,
             concurrency=self._concurrency,
             tell=count,
-            aside=f"{self._synthesis.name}.{rank:05d}.refused.jsonl",
+            aside=f"{self._synthesis.name}.{split}-{rank:05d}.refused.jsonl",
         ):
             self.stat_update("forwarded")
             yield documents.document(made, split)

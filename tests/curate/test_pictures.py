@@ -155,7 +155,7 @@ def test_in_a_pipeline_what_is_dropped_stays_aside_with_its_reason(tmp_path: Pat
         Shrink(),
         Safe(lambda shown: float(shown.width == 90), classifier="ninety"),
     ]
-    pipeline.run(tmp_path, {"train": [rows]}, steps, Machines(), pipeline="p" * 16)
+    pipeline.run(tmp_path / "train", [rows], steps, Machines(), pipeline="p" * 16)
     kept = {s.id: s for s in Shards(tmp_path / "train")}
     assert list(kept) == ["large", "text"]
     assert [step["step"] for step in kept["large"].meta["lineage"]] == ["sizes", "shrink", "safe"]

@@ -381,9 +381,12 @@ def test_a_step_of_a_corpus(tmp_path: Path) -> None:
     assert [s.id for s in test] == ["s0/echo/0", "s2/echo/0"]
     assert manifests["train"]["rows"] == 7 and train[0].meta["lineage"][-1]["step"] == "echo"
     aside = sorted(p.name for p in (tmp_path / "cache" / "taught").glob("*.jsonl"))
-    assert aside == [f"echo.{i:05d}.refused.jsonl" for i in range(3)]
-    [_, step, _] = counts(tmp_path / "data" / "taught", manifests["train"]["pipeline"])
-    assert step == {"step": "Taught", "total": 15, "forwarded": 9, "dropped_refused": 5}
+    assert aside == [
+        f"echo.{s}.refused.jsonl" for s in ("test-00000", "train-00000", "train-00001")
+    ]
+    folder, hashed = tmp_path / "data" / "taught" / "train", manifests["train"]["pipeline"]
+    [_, step, _] = counts(folder, hashed)
+    assert step == {"step": "Taught", "total": 12, "forwarded": 7, "dropped_refused": 4}
 
 
 def test_a_damaged_answer_is_named(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def test_many_processes_give_the_numbers_of_one(
 def test_apart_means_apart(corpora: Path) -> None:
     """A step of the stage `apart` does give one process of two no clip, and the other no picture."""
     processor, model = small.make_processor(), small.make_model(small.make_processor())
-    rows = loop._row_maker(small.APART, small.BUDGET, model, processor)
+    rows = loop.row_maker(small.APART, small.BUDGET, model, processor)
     one, two = (
         Loader(small.APART.data.weights, corpora, rows, batch_tokens=200, seed=0, world=world)
         for world in (1, 2)
