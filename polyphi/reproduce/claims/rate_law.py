@@ -6,7 +6,7 @@ polyphi claims C7 --out runs/nano
 import json
 from collections.abc import Iterator
 
-from polyphi.reproduce.claims.claim import POWER, Claim, Effect
+from polyphi.reproduce.claims.claim import Claim, Effect, seen
 from polyphi.reproduce.claims.laboratory import Laboratory
 from polyphi.train.scaling import EXPONENT
 
@@ -18,7 +18,7 @@ def run(lab: Laboratory) -> Iterator[Effect]:
     lengths, seeds = lab.run.size.sweep[:4], max(1, lab.seeds - 1)  # by far the dearest of the ten
     free = json.loads(lab.run.scaling(seeds, lengths).read_text())["free"]
     value, (low, high) = free["exponent"], free["exponent_interval"]
-    smallest = POWER * (high - low) / 3.92
+    smallest = seen(low, high)
     span = f"over {max(lengths) / min(lengths):.0f} times in D"
     yield Effect(
         f"the best rate falls: minus the exponent, {span}", -value, -high, -low, "", 0.0, smallest
