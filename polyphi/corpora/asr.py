@@ -9,14 +9,13 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice, repeat
 from random import Random
 
-from datatrove.pipeline.base import PipelineStep
-
+from polyphi.chat import TRANSCRIBE
 from polyphi.corpora.vision_speech import spoken_questions
 from polyphi.curate import safety, speech
 from polyphi.curate.corpus import Corpus, Work
-from polyphi.curate.decontaminate import held_out
+from polyphi.curate.decontaminate import against
 from polyphi.curate.lexicon import LANGUAGES, lexicon, number_words
-from polyphi.curate.speech import TRANSCRIBE, Studio, asked, numbered
+from polyphi.curate.speech import Studio, asked, numbered
 from polyphi.curate.text import fill, interleave, shuffled
 from polyphi.data.shards import Sample
 
@@ -223,9 +222,7 @@ def build(work: Work) -> Iterator[tuple[str, Sample]]:
     return fill(work, "asr", make)
 
 
-def steps(work: Work) -> list[PipelineStep]:
-    """By bytes: by landmarks, synthetic voices that say nearly the same would be taken for copies."""
-    return [*held_out(work, "asr", ways=("same bytes",))]
-
-
-corpus = Corpus("asr", build=build, corpora=("image_qa",), steps=steps)
+# By bytes: by landmarks, synthetic voices that say nearly the same would be taken for copies.
+corpus = Corpus(
+    "asr", build=build, corpora=("image_qa",), steps=against("asr", ways=("same bytes",))
+)

@@ -10,11 +10,9 @@ from collections.abc import Iterator
 from itertools import islice
 from random import Random
 
-from datatrove.pipeline.base import PipelineStep
-
 from polyphi.curate import speech
 from polyphi.curate.corpus import Corpus, Work
-from polyphi.curate.decontaminate import held_out
+from polyphi.curate.decontaminate import against
 from polyphi.curate.lexicon import LANGUAGES, digit_words, lexicon, number_words
 from polyphi.curate.speech import (
     TRANSLATE,
@@ -146,9 +144,5 @@ def build(work: Work) -> Iterator[tuple[str, Sample]]:
     return fill(work, "ast", make)
 
 
-def steps(work: Work) -> list[PipelineStep]:
-    """By bytes: by landmarks, synthetic voices that say nearly the same would be taken for copies."""
-    return [*held_out(work, "ast", ways=("same bytes",))]
-
-
-corpus = Corpus("ast", build=build, steps=steps)
+# By bytes: by landmarks, synthetic voices that say nearly the same would be taken for copies.
+corpus = Corpus("ast", build=build, steps=against("ast", ways=("same bytes",)))

@@ -8,11 +8,9 @@ from itertools import islice
 from random import Random
 from typing import Any
 
-from datatrove.pipeline.base import PipelineStep
-
 from polyphi.curate import safety
 from polyphi.curate.corpus import Corpus, Work
-from polyphi.curate.decontaminate import held_out
+from polyphi.curate.decontaminate import against
 from polyphi.curate.speech import Studio, asked, numbered
 from polyphi.curate.text import fill
 from polyphi.data.shards import Sample
@@ -55,9 +53,5 @@ def spoken(studio: Studio, split: str, rng: Random) -> Iterator[Sample]:
         harmful = not harmful
 
 
-def steps(work: Work) -> list[PipelineStep]:
-    """By bytes: by landmarks, synthetic voices that say nearly the same would be taken for copies."""
-    return [*held_out(work, "audio_safety", ways=("same bytes",))]
-
-
-corpus = Corpus("audio_safety", build=build, steps=steps)
+# By bytes: by landmarks, synthetic voices that say nearly the same would be taken for copies.
+corpus = Corpus("audio_safety", build=build, steps=against("audio_safety", ways=("same bytes",)))

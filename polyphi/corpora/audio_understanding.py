@@ -17,11 +17,10 @@ from itertools import islice
 from random import Random
 
 import numpy as np
-from datatrove.pipeline.base import PipelineStep
 
 from polyphi.curate import speech
 from polyphi.curate.corpus import Corpus, Work
-from polyphi.curate.decontaminate import held_out
+from polyphi.curate.decontaminate import against
 from polyphi.curate.lexicon import LANGUAGES, lexicon
 from polyphi.curate.speech import (
     RATE,
@@ -278,9 +277,7 @@ def build(work: Work) -> Iterator[tuple[str, Sample]]:
     return fill(work, "audio_understanding", make)
 
 
-def steps(work: Work) -> list[PipelineStep]:
-    """By bytes: by landmarks, synthetic voices that say nearly the same would be taken for copies."""
-    return [*held_out(work, "audio_understanding", ways=("same bytes",))]
-
-
-corpus = Corpus("audio_understanding", build=build, steps=steps)
+# By bytes: by landmarks, synthetic voices that say nearly the same would be taken for copies.
+corpus = Corpus(
+    "audio_understanding", build=build, steps=against("audio_understanding", ways=("same bytes",))
+)

@@ -7,7 +7,6 @@ English; a stamp has its own captions, written by volunteers.
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from datatrove.pipeline.base import PipelineStep
 from PIL import Image
 
 from polyphi.corpora.image_qa import (
@@ -20,7 +19,7 @@ from polyphi.corpora.image_qa import (
 )
 from polyphi.curate import images, stamps
 from polyphi.curate.corpus import Corpus, Work
-from polyphi.curate.decontaminate import held_out
+from polyphi.curate.decontaminate import against
 from polyphi.curate.images import SCANS, SIDE, sheet
 from polyphi.curate.instructions import several
 from polyphi.curate.lexicon import COLOUR_RGB, COLOURS, LANGUAGES, SHAPES, lexicon
@@ -175,9 +174,5 @@ def pictures(work: Work) -> Iterator[tuple[str, Sample]]:
     return samples("captions", work, makers, album, tests=("caption_shapes", "caption_stamp"))
 
 
-def steps(work: Work) -> list[PipelineStep]:
-    """By bytes: hashing so many pictures would cost more than drawing them."""
-    return [*held_out(work, "captions", ways=("same bytes",))]
-
-
-corpus = Corpus("captions", build=pictures, steps=steps)
+# By bytes: hashing so many pictures would cost more than drawing them.
+corpus = Corpus("captions", build=pictures, steps=against("captions", ways=("same bytes",)))

@@ -6,13 +6,11 @@ Held out for the test split: fonts; every picture's numbers are drawn anew.
 
 from collections.abc import Iterator
 
-from datatrove.pipeline.base import PipelineStep
-
 from polyphi.corpora.image_qa import chart as bars
 from polyphi.corpora.image_qa import pick_values
 from polyphi.curate import charts, slides, tables
 from polyphi.curate.corpus import Corpus, Work
-from polyphi.curate.decontaminate import held_out
+from polyphi.curate.decontaminate import against
 from polyphi.curate.images import SIDE
 from polyphi.curate.lexicon import COLOURS, NOUNS
 from polyphi.curate.scenes import Made, Scene, asked, samples
@@ -149,9 +147,7 @@ def plots(work: Work) -> Iterator[tuple[str, Sample]]:
     return samples("charts", work, MAKERS, tests=tests)
 
 
-def steps(work: Work) -> list[PipelineStep]:
-    """Whole pictures: a drawing that is a part of another one isn't a leak."""
-    return [*held_out(work, "charts", ways=("same bytes", "whole picture"))]
-
-
-corpus = Corpus("charts", build=plots, steps=steps)
+# Whole pictures: a drawing that is a part of another one isn't a leak.
+corpus = Corpus(
+    "charts", build=plots, steps=against("charts", ways=("same bytes", "whole picture"))
+)

@@ -4,10 +4,8 @@ from collections.abc import Iterator
 from functools import partial
 from random import Random
 
-from datatrove.pipeline.base import PipelineStep
-
 from polyphi.curate.corpus import Corpus, Work
-from polyphi.curate.decontaminate import held_out
+from polyphi.curate.decontaminate import against
 from polyphi.curate.dedup import TEXTS, deduplicate
 from polyphi.curate.text import fill, functions, origin
 from polyphi.data.shards import Sample, document
@@ -22,11 +20,12 @@ def build(work: Work) -> Iterator[tuple[str, Sample]]:
     yield from fill(work, "code", make)
 
 
-def steps(work: Work) -> list[PipelineStep]:
-    """Word for word only: short functions are alike without being copies."""
-    return [*held_out(work, "code", "fim", ways=("quoted",))]
-
-
+# Word for word only: short functions are alike without being copies.
 corpus = Corpus(
-    "code", build, corpora=("fim",), steps=steps, across=(partial(deduplicate, TEXTS),), spare=0.15
+    "code",
+    build,
+    corpora=("fim",),
+    steps=against("code", "fim", ways=("quoted",)),
+    across=(partial(deduplicate, TEXTS),),
+    spare=0.15,
 )

@@ -5,11 +5,9 @@ from collections.abc import Iterator
 from functools import partial
 from random import Random
 
-from datatrove.pipeline.base import PipelineStep
-
 from polyphi.chat import Message
 from polyphi.curate.corpus import Corpus, Work
-from polyphi.curate.decontaminate import held_out
+from polyphi.curate.decontaminate import against
 from polyphi.curate.dedup import EXACT, deduplicate
 from polyphi.curate.text import fill, functions, origin, side
 from polyphi.data.shards import Sample
@@ -87,9 +85,11 @@ def _cuts(split: str, rng: Random) -> Iterator[tuple[str, str, str, str]]:
                 yield "\n".join(lines), hole, "stdlib", f"{module}.{name}"
 
 
-def steps(work: Work) -> list[PipelineStep]:
-    """Word for word only: other instances of a template aren't leaks."""
-    return [*held_out(work, "fim", ways=("quoted",))]
-
-
-corpus = Corpus("fim", build, steps=steps, across=(partial(deduplicate, EXACT),), spare=0.3)
+# Word for word only: other instances of a template aren't leaks.
+corpus = Corpus(
+    "fim",
+    build,
+    steps=against("fim", ways=("quoted",)),
+    across=(partial(deduplicate, EXACT),),
+    spare=0.3,
+)

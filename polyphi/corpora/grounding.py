@@ -6,12 +6,11 @@
 
 from collections.abc import Iterator
 
-from datatrove.pipeline.base import PipelineStep
 from PIL import Image
 
 from polyphi.curate import images
 from polyphi.curate.corpus import Corpus, Work
-from polyphi.curate.decontaminate import held_out
+from polyphi.curate.decontaminate import against
 from polyphi.curate.images import SCANS, SIDE, sheet
 from polyphi.curate.lexicon import COLOUR_RGB
 from polyphi.curate.scenes import Made, Scene, asked, samples
@@ -76,9 +75,7 @@ def places(work: Work) -> Iterator[tuple[str, Sample]]:
     return samples("grounding", work, MAKERS)
 
 
-def steps(work: Work) -> list[PipelineStep]:
-    """Whole pictures: a drawing that is a part of another one isn't a leak."""
-    return [*held_out(work, "grounding", ways=("same bytes", "whole picture"))]
-
-
-corpus = Corpus("grounding", build=places, steps=steps)
+# Whole pictures: a drawing that is a part of another one isn't a leak.
+corpus = Corpus(
+    "grounding", build=places, steps=against("grounding", ways=("same bytes", "whole picture"))
+)

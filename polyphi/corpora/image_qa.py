@@ -9,13 +9,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cache
 
-from datatrove.pipeline.base import PipelineStep
 from PIL import Image
 
 from polyphi.chat import Message
 from polyphi.curate import charts, images, safety, stamps
 from polyphi.curate.corpus import Corpus, Work
-from polyphi.curate.decontaminate import held_out
+from polyphi.curate.decontaminate import against
 from polyphi.curate.images import SCANS, SIDE, sheet
 from polyphi.curate.instructions import DESCRIBE, several
 from polyphi.curate.instructions import PLACES as TOLD_PLACES
@@ -456,9 +455,5 @@ def questions(work: Work) -> Iterator[tuple[str, Sample]]:
     )
 
 
-def steps(work: Work) -> list[PipelineStep]:
-    """By bytes: hashing so many pictures would cost more than drawing them."""
-    return [*held_out(work, "image_qa", ways=("same bytes",))]
-
-
-corpus = Corpus("image_qa", build=questions, steps=steps)
+# By bytes: hashing so many pictures would cost more than drawing them.
+corpus = Corpus("image_qa", build=questions, steps=against("image_qa", ways=("same bytes",)))

@@ -4,10 +4,8 @@ scenes, sums, ...); see `polyphi.curate.instructions`. Test questions are held o
 from collections.abc import Iterator
 from random import Random
 
-from datatrove.pipeline.base import PipelineStep
-
 from polyphi.curate.corpus import Corpus, Work
-from polyphi.curate.decontaminate import held_out
+from polyphi.curate.decontaminate import against
 from polyphi.curate.instructions import testing, training
 from polyphi.curate.text import fill
 from polyphi.data.shards import Sample
@@ -22,10 +20,6 @@ def build(work: Work) -> Iterator[tuple[str, Sample]]:
     yield from fill(work, "instructions", make)
 
 
-def steps(work: Work) -> list[PipelineStep]:
-    """Word for word only: other instances of a template aren't leaks. The same question may come again: families with
-    few (a hundred numbers, a lexicon) are asked as often as the others."""
-    return [*held_out(work, "instructions", ways=("quoted",))]
-
-
-corpus = Corpus("instructions", build, steps=steps)
+# Word for word only: other instances of a template aren't leaks. The same question may come again: families with few
+# (a hundred numbers, a lexicon) are asked as often as the others.
+corpus = Corpus("instructions", build, steps=against("instructions", ways=("quoted",)))

@@ -5,14 +5,12 @@ Every document has two or three pictures; what is written after a picture tells 
 
 from collections.abc import Iterator
 
-from datatrove.pipeline.base import PipelineStep
-
 from polyphi.chat import Image as Picture
 from polyphi.chat import Message, Text
 from polyphi.corpora import captions
 from polyphi.curate import stamps
 from polyphi.curate.corpus import Corpus, Work
-from polyphi.curate.decontaminate import held_out
+from polyphi.curate.decontaminate import against
 from polyphi.curate.images import png
 from polyphi.curate.scenes import Made, Scene, samples, strictest
 from polyphi.data.shards import Sample
@@ -58,9 +56,9 @@ def documents(work: Work) -> Iterator[tuple[str, Sample]]:
     return samples("interleaved", work, {"interleaved": (1, document)}, stamps.load(work))
 
 
-def steps(work: Work) -> list[PipelineStep]:
-    """Whole pictures: a drawing that is a part of another one isn't a leak."""
-    return [*held_out(work, "interleaved", ways=("same bytes", "whole picture"))]
-
-
-corpus = Corpus("interleaved", build=documents, steps=steps)
+# Whole pictures: a drawing that is a part of another one isn't a leak.
+corpus = Corpus(
+    "interleaved",
+    build=documents,
+    steps=against("interleaved", ways=("same bytes", "whole picture")),
+)

@@ -4,10 +4,8 @@ a small share of school word problems. Sums that the `arithmetic` task asks for 
 from collections.abc import Callable, Iterator
 from random import Random
 
-from datatrove.pipeline.base import PipelineStep
-
 from polyphi.curate.corpus import Corpus, Work
-from polyphi.curate.decontaminate import held_out
+from polyphi.curate.decontaminate import against
 from polyphi.curate.instructions import held_number, held_sum
 from polyphi.curate.lexicon import LANGUAGES, number_words
 from polyphi.curate.reasoning import addition_steps, subtraction_steps
@@ -142,11 +140,7 @@ def spoken(split: str, rng: Random) -> str:
     return "\n".join(lines)
 
 
-def steps(work: Work) -> list[PipelineStep]:
-    """Word for word only: other instances of a template aren't leaks."""
-    return [*held_out(work, "math", "instructions", "reasoning_sft", ways=("quoted",))]
-
-
+# Word for word only: other instances of a template aren't leaks.
 corpus = Corpus(
     "math",
     build,
@@ -154,5 +148,5 @@ corpus = Corpus(
         "instructions",
         "reasoning_sft",
     ),
-    steps=steps,
+    steps=against("math", "instructions", "reasoning_sft", ways=("quoted",)),
 )

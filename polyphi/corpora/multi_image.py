@@ -6,12 +6,11 @@ The multi-image and video set of `vision_4_multiframe`. Videos of your own: poly
 
 from collections.abc import Iterator
 
-from datatrove.pipeline.base import PipelineStep
 from PIL import Image
 
 from polyphi.curate import cartoons, images, stamps
 from polyphi.curate.corpus import Corpus, Work
-from polyphi.curate.decontaminate import held_out
+from polyphi.curate.decontaminate import against
 from polyphi.curate.images import SCANS, SIDE, sheet
 from polyphi.curate.lexicon import COLOUR_RGB
 from polyphi.curate.scenes import Made, Scene, asked, samples
@@ -190,9 +189,5 @@ def sequences(work: Work) -> Iterator[tuple[str, Sample]]:
     return samples("multi_image", work, MAKERS, stamps.load(work))
 
 
-def steps(work: Work) -> list[PipelineStep]:
-    """By bytes: frames of held-out strips are like those of others by design."""
-    return [*held_out(work, "multi_image", ways=("same bytes",))]
-
-
-corpus = Corpus("multi_image", build=sequences, steps=steps)
+# By bytes: frames of held-out strips are like those of others by design.
+corpus = Corpus("multi_image", build=sequences, steps=against("multi_image", ways=("same bytes",)))

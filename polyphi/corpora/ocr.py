@@ -9,12 +9,10 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
-from datatrove.pipeline.base import PipelineStep
-
 from polyphi.corpora.image_qa import LATIN, draw_digits, draw_text, pick_number
 from polyphi.curate import images
 from polyphi.curate.corpus import Corpus, Work
-from polyphi.curate.decontaminate import held_out
+from polyphi.curate.decontaminate import against
 from polyphi.curate.images import SCANS, SIDE, sheet
 from polyphi.curate.lexicon import lexicon
 from polyphi.curate.photos import photo, set_page
@@ -169,9 +167,5 @@ def texts(work: Work) -> Iterator[tuple[str, Sample]]:
     return samples("ocr", work, makers)
 
 
-def steps(work: Work) -> list[PipelineStep]:
-    """By bytes: pictures of held-out lines are drawn anew, and hashing costs more than drawing."""
-    return [*held_out(work, "ocr", ways=("same bytes",))]
-
-
-corpus = Corpus("ocr", build=texts, steps=steps)
+# By bytes: pictures of held-out lines are drawn anew, and hashing costs more than drawing.
+corpus = Corpus("ocr", build=texts, steps=against("ocr", ways=("same bytes",)))

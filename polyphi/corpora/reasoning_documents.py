@@ -6,11 +6,9 @@ from collections.abc import Iterator
 from itertools import count, islice
 from random import Random
 
-from datatrove.pipeline.base import PipelineStep
-
 from polyphi.curate import judge
 from polyphi.curate.corpus import Corpus, Work
-from polyphi.curate.decontaminate import held_out
+from polyphi.curate.decontaminate import against
 from polyphi.curate.reasoning import Problem, corrupt, drawn, taught, verify
 from polyphi.curate.text import fill, origin
 from polyphi.data.shards import Sample, document
@@ -51,9 +49,10 @@ def build(
         work.tell(f"reasoning_documents: {removed} drafts with a wrong step removed")
 
 
-def steps(work: Work) -> list[PipelineStep]:
-    """Word for word only: other instances of a template aren't leaks."""
-    return [*held_out(work, "reasoning_documents", "reasoning_sft", ways=("quoted",))]
-
-
-corpus = Corpus("reasoning_documents", build, corpora=("reasoning_sft",), steps=steps)
+# Word for word only: other instances of a template aren't leaks.
+corpus = Corpus(
+    "reasoning_documents",
+    build,
+    corpora=("reasoning_sft",),
+    steps=against("reasoning_documents", "reasoning_sft", ways=("quoted",)),
+)

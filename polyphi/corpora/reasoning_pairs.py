@@ -9,12 +9,10 @@ from itertools import islice
 from random import Random
 from typing import Any
 
-from datatrove.pipeline.base import PipelineStep
-
 from polyphi.chat import SamplingParams
 from polyphi.curate import judge
 from polyphi.curate.corpus import Corpus, Work
-from polyphi.curate.decontaminate import held_out
+from polyphi.curate.decontaminate import against
 from polyphi.curate.reasoning import Problem, conversation, corrupt, drawn, posed
 from polyphi.curate.text import fill, origin
 from polyphi.data.shards import Sample
@@ -81,9 +79,11 @@ def paired(problem: Problem, outcome: judge.Outcome) -> Sample | None:
     return next(pairs, None) or next(judge.right(outcome), None)
 
 
-def steps(work: Work) -> list[PipelineStep]:
-    """Word for word only: other instances of a template aren't leaks."""
-    return [*held_out(work, "reasoning_pairs", "reasoning_sft", ways=("quoted",))]
-
-
-corpus = Corpus("reasoning_pairs", build, corpora=("reasoning_sft",), stages=(STAGE,), steps=steps)
+# Word for word only: other instances of a template aren't leaks.
+corpus = Corpus(
+    "reasoning_pairs",
+    build,
+    corpora=("reasoning_sft",),
+    stages=(STAGE,),
+    steps=against("reasoning_pairs", "reasoning_sft", ways=("quoted",)),
+)

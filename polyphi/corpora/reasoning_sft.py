@@ -5,11 +5,9 @@ from collections.abc import Iterator
 from functools import partial
 from random import Random
 
-from datatrove.pipeline.base import PipelineStep
-
 from polyphi.curate import judge
 from polyphi.curate.corpus import Corpus, Work
-from polyphi.curate.decontaminate import held_out
+from polyphi.curate.decontaminate import against
 from polyphi.curate.dedup import EXACT, deduplicate
 from polyphi.curate.reasoning import conversation, drawn, taught
 from polyphi.curate.text import fill, origin
@@ -35,11 +33,11 @@ def build(
     yield from fill(work, "reasoning_sft", make)
 
 
-def steps(work: Work) -> list[PipelineStep]:
-    """Word for word only: other instances of a template aren't leaks."""
-    return [*held_out(work, "reasoning_sft", ways=("quoted",))]
-
-
+# Word for word only: other instances of a template aren't leaks.
 corpus = Corpus(
-    "reasoning_sft", build, steps=steps, across=(partial(deduplicate, EXACT),), spare=0.3
+    "reasoning_sft",
+    build,
+    steps=against("reasoning_sft", ways=("quoted",)),
+    across=(partial(deduplicate, EXACT),),
+    spare=0.3,
 )

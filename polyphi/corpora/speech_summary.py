@@ -11,11 +11,9 @@ from collections.abc import Iterator
 from itertools import chain, islice
 from random import Random
 
-from datatrove.pipeline.base import PipelineStep
-
 from polyphi.chat import Audio, Message
 from polyphi.curate.corpus import Corpus, Work
-from polyphi.curate.decontaminate import held_out
+from polyphi.curate.decontaminate import against
 from polyphi.curate.lexicon import COLOURS, NOUNS, SHAPES, number_words
 from polyphi.curate.recordings import LONGEST_PARAGRAPH, record
 from polyphi.curate.sources import LIBREOFFICE
@@ -128,9 +126,7 @@ def build(work: Work) -> Iterator[tuple[str, Sample]]:
     return fill(work, "speech_summary", make)
 
 
-def steps(work: Work) -> list[PipelineStep]:
-    """By bytes: by landmarks, synthetic voices that say nearly the same would be taken for copies."""
-    return [*held_out(work, "speech_summary", ways=("same bytes",))]
-
-
-corpus = Corpus("speech_summary", build=build, steps=steps)
+# By bytes: by landmarks, synthetic voices that say nearly the same would be taken for copies.
+corpus = Corpus(
+    "speech_summary", build=build, steps=against("speech_summary", ways=("same bytes",))
+)

@@ -12,11 +12,9 @@ from collections.abc import Iterator
 from itertools import islice
 from random import Random
 
-from datatrove.pipeline.base import PipelineStep
-
 from polyphi.curate import speech
 from polyphi.curate.corpus import Corpus, Work
-from polyphi.curate.decontaminate import held_out
+from polyphi.curate.decontaminate import against
 from polyphi.curate.lexicon import lexicon
 from polyphi.curate.speech import Studio, asked, numbered
 from polyphi.curate.text import fill, interleave
@@ -121,9 +119,5 @@ def testing(asker: Asker) -> Iterator[Sample]:
     return interleave([one(task) for task in SHARES])
 
 
-def steps(work: Work) -> list[PipelineStep]:
-    """By bytes: by landmarks, synthetic voices that say nearly the same would be taken for copies."""
-    return [*held_out(work, "sqa", ways=("same bytes",))]
-
-
-corpus = Corpus("sqa", build=build, steps=steps)
+# By bytes: by landmarks, synthetic voices that say nearly the same would be taken for copies.
+corpus = Corpus("sqa", build=build, steps=against("sqa", ways=("same bytes",)))

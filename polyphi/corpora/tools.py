@@ -7,12 +7,10 @@ from functools import partial
 from itertools import count, cycle
 from random import Random
 
-from datatrove.pipeline.base import PipelineStep
-
 from polyphi.chat import Message
 from polyphi.curate.calls import TOOLS, call
 from polyphi.curate.corpus import Corpus, Work
-from polyphi.curate.decontaminate import held_out
+from polyphi.curate.decontaminate import against
 from polyphi.curate.dedup import EXACT, deduplicate
 from polyphi.curate.text import fill, origin
 from polyphi.data.shards import Sample
@@ -34,9 +32,11 @@ def build(work: Work) -> Iterator[tuple[str, Sample]]:
     yield from fill(work, "tools", make)
 
 
-def steps(work: Work) -> list[PipelineStep]:
-    """Word for word only: other instances of a template aren't leaks."""
-    return [*held_out(work, "tools", ways=("quoted",))]
-
-
-corpus = Corpus("tools", build, steps=steps, across=(partial(deduplicate, EXACT),), spare=1.5)
+# Word for word only: other instances of a template aren't leaks.
+corpus = Corpus(
+    "tools",
+    build,
+    steps=against("tools", ways=("quoted",)),
+    across=(partial(deduplicate, EXACT),),
+    spare=1.5,
+)

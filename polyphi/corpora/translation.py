@@ -4,10 +4,8 @@
 from collections.abc import Iterator
 from random import Random
 
-from datatrove.pipeline.base import PipelineStep
-
 from polyphi.curate.corpus import Corpus, Work
-from polyphi.curate.decontaminate import held_out
+from polyphi.curate.decontaminate import against
 from polyphi.curate.instructions import held_number
 from polyphi.curate.lexicon import LANGUAGES, digit_words, lexicon, number_words
 from polyphi.curate.sources import LIBREOFFICE
@@ -58,9 +56,10 @@ def words(split: str, rng: Random, source: str, target: str) -> str:
     return "\n".join([f"{LANGUAGES[source]} to {LANGUAGES[target]}", *lines])
 
 
-def steps(work: Work) -> list[PipelineStep]:
-    """Word for word only: other instances of a template aren't leaks."""
-    return [*held_out(work, "translation", "instructions", ways=("quoted",))]
-
-
-corpus = Corpus("translation", build, corpora=("instructions",), steps=steps)
+# Word for word only: other instances of a template aren't leaks.
+corpus = Corpus(
+    "translation",
+    build,
+    corpora=("instructions",),
+    steps=against("translation", "instructions", ways=("quoted",)),
+)

@@ -3,7 +3,7 @@
 >>> index = Index.of({"gsm8k": Path("gsm8k/test.jsonl"), "charts": Shards("data/charts/test")})
 >>> index.save(Path("work/known"))
 >>> pipeline = [reader, Decontaminate(Path("work/known"), ledger=Path("work/ledger")), writer]
->>> steps = [*held_out(work, "documents", "summaries", ways=("quoted",))]      # of a corpus (corpus.py)
+>>> Corpus("math", build, steps=against("math", "instructions", ways=("quoted",)))     # held-out samples (corpus.py)
 
 An item is known by its text (`known_texts`), its pictures (`known_pictures`) and its clips (`known_clips`), each of
 which is found again where it was changed a little. What matches is dropped (or, with `drop=False`, marked in its
@@ -16,7 +16,7 @@ lineage), and each finding is a line of the ledger:
 import io
 import json
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from hashlib import sha256
 from pathlib import Path
@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 from datatrove.data import Document
+from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.filters.base_filter import BaseFilter
 
 from polyphi.chat import Audio, Image, Message, media
@@ -291,6 +292,13 @@ class Decontaminate(BaseFilter):  # type: ignore[misc]
             told = asdict(finding)
             note(doc, "decontaminate", **{k: told[k] for k in told if k != "evidence"})
         return True if not found or not self.drop else (False, f"known {found[0].modality}")
+
+
+def against(
+    own: str, *others: str, ways: Collection[str] = WAYS
+) -> Callable[[Work], list[PipelineStep]]:
+    """`Corpus.steps` of a corpus that goes through no other step than `held_out`."""
+    return lambda work: [*held_out(work, own, *others, ways=ways)]
 
 
 def held_out(

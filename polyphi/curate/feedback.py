@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from polyphi.chat import Audio, Image, Message
+from polyphi.curate.formats import inside
 from polyphi.curate.lexicon import LANGUAGES
 from polyphi.curate.safety import REFUSAL
 from polyphi.data.shards import Sample
@@ -95,12 +96,10 @@ def finding(row: Any, root: Path) -> Finding:
 
 
 def _read(name: str, root: Path, kind: str) -> bytes:
-    path = (root / name).resolve()
-    if not path.is_relative_to(root.resolve()):
-        raise ValueError(f"`{kind}` lies beside the feedback file or below, found {name!r:.80}")
-    if not path.is_file():
-        raise ValueError(f"`{kind}` names {name!r:.80}, which isn't there")
-    data = path.read_bytes()
+    try:
+        data = inside(root, name).read_bytes()
+    except ValueError as error:
+        raise ValueError(f"`{kind}`: {error}") from None
     media.decode_image(data) if kind == "image" else media.decode_audio(data)
     return data
 

@@ -1,8 +1,8 @@
 """Slides drawn with Pillow: a title, points below it, and beside them a chart where one is given.
 
 >>> slide = draw(scene, "Train", ("red hat", "two birds"))
->>> slide.title, slide.points[1], slide.text()
-('Train', 'two birds', 'Train: red hat, two birds')
+>>> slide.title, slide.points[1]
+('Train', 'two birds')
 """
 
 from collections.abc import Sequence
@@ -26,9 +26,6 @@ class Slide:
     picture: Image.Image
     title: str
     points: tuple[str, ...]
-
-    def text(self) -> str:
-        return f"{self.title}: {', '.join(self.points)}"
 
 
 def draw(

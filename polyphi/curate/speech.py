@@ -34,8 +34,6 @@ from polyphi.data.shards import Sample
 from polyphi.voice import Booth, Voice, unavailable
 
 RATE = 16_000  # Hz: every clip in our shards
-TRANSCRIBE = "Transcribe the audio clip into text."
-"""The published model's own prompt; all our transcription samples use it."""
 TRANSLATE = "Translate the audio to {}."
 TRANSCRIBE_AND_TRANSLATE = (
     "Transcribe the audio to text, and then translate the audio to {}. "

@@ -52,18 +52,22 @@ def grid(
     width: int, height: int, crop_size: int = CROP, max_crops: int = MAX_CROPS
 ) -> tuple[int, int]:
     """(columns, rows) of crops for a picture: just enough to cover it, or, if that is more than `max_crops`, those of
-    the nearest aspect ratio. Of equally near grids the larger is taken if the picture has over half its pixels."""
+    the nearest aspect ratio."""
     cols, rows = -(-width // crop_size), -(-height // crop_size)
-    if cols * rows <= max_crops:
-        return cols, rows
+    return (
+        (cols, rows) if cols * rows <= max_crops else nearest(width, height, crop_size, max_crops)
+    )
+
+
+def nearest(width: int, height: int, crop_size: int, max_crops: int) -> tuple[int, int]:
+    """(columns, rows) of the nearest aspect ratio of all grids up to `max_crops`: InternVL2's rule. Of equally near
+    grids the larger is taken if the picture has over half its pixels."""
     pairs = ((i, j) for i in range(1, max_crops + 1) for j in range(1, max_crops // i + 1))
-    best, nearest = (1, 1), float("inf")
+    best, least = (1, 1), float("inf")
     for i, j in sorted(pairs, key=lambda pair: (pair[0] * pair[1], pair)):
         distance = abs(width / height - i / j)
-        if distance < nearest or (
-            distance == nearest and 2 * width * height > crop_size**2 * i * j
-        ):
-            best, nearest = (i, j), distance
+        if distance < least or (distance == least and 2 * width * height > crop_size**2 * i * j):
+            best, least = (i, j), distance
     return best
 
 

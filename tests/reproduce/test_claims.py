@@ -16,6 +16,7 @@ from polyphi.batch import pack
 from polyphi.data.shards import Shards
 from polyphi.engine.engine import Engine
 from polyphi.model.multimodal import PhiModel
+from polyphi.processing import image
 from polyphi.processing.processor import Processor
 from polyphi.reproduce import page
 from polyphi.reproduce.claims import laboratory, mixture_of_loras, multi_crop
@@ -119,10 +120,10 @@ def processor() -> Processor:
 
 def test_the_aspect_rule_blows_small_pictures_up() -> None:
     """InternVL2 at 448: 28 x 448 is nearest to 1 x 12; a square of one crop and a photo stay what they are."""
-    assert multi_crop.by_aspect(28, 448, 448) == (1, 12)
-    assert multi_crop.by_aspect(448, 28, 448) == (12, 1)
-    assert multi_crop.by_aspect(448, 448, 448) == (1, 1)
-    assert multi_crop.by_aspect(1344, 896, 448) == (3, 2)
+    assert image.nearest(28, 448, 448, multi_crop.MOST) == (1, 12)
+    assert image.nearest(448, 28, 448, multi_crop.MOST) == (12, 1)
+    assert image.nearest(448, 448, 448, multi_crop.MOST) == (1, 1)
+    assert image.nearest(1344, 896, 448, multi_crop.MOST) == (3, 2)
     effects = list(multi_crop.sizes())
     assert [e.verdict for e in effects] == ["holds"] * 3
 

@@ -36,19 +36,6 @@ ROWS = {"train": 2000, "test": 300}
 MARGIN = 3.0  # points
 
 
-def by_aspect(width: int, height: int, crop_size: int) -> tuple[int, int]:
-    """(columns, rows) of InternVL2's rule: of all grids up to 12 crops the one of the nearest aspect ratio; of equally
-    near ones the larger if the picture has over half its pixels."""
-    best, nearest = (1, 1), math.inf
-    grids = [(i, j) for i in range(1, MOST + 1) for j in range(1, MOST // i + 1)]
-    for i, j in sorted(grids, key=lambda grid: grid[0] * grid[1]):
-        distance = abs(width / height - i / j)
-        larger = 2 * width * height > crop_size**2 * i * j
-        if distance < nearest or (distance == nearest and larger):
-            best, nearest = (i, j), distance
-    return best
-
-
 class ByAspect(Processor):
     """Pictures stretched to the grid of InternVL2's rule before they are cut."""
 
@@ -56,7 +43,7 @@ class ByAspect(Processor):
         if not isinstance(part, Image):
             return super().decode(part, max_crops)
         picture = media.decode_image(part.source)
-        cols, rows = by_aspect(picture.width, picture.height, self.crop_size)
+        cols, rows = image.nearest(picture.width, picture.height, self.crop_size, MOST)
         size = (cols * self.crop_size, rows * self.crop_size)
         stretched = picture.resize(size, Picture.Resampling.BILINEAR)
         tokens = self._layout(*size, max_crops).tokens(self.cells)
@@ -69,7 +56,7 @@ def sizes() -> Iterator[Effect]:
     for width in SIDES:
         for height in SIDES:
             p = image.plan(width, height)
-            cols, rows = by_aspect(width, height, image.CROP)
+            cols, rows = image.nearest(width, height, image.CROP, MOST)
             wide, high = cols * image.CROP, rows * image.CROP
             theirs = image.count_tokens(wide, high) / image.count_tokens(width, height)
             enlarged = math.sqrt(wide * high / (p.width * p.height))
@@ -79,24 +66,19 @@ def sizes() -> Iterator[Effect]:
             found.append((math.log(theirs), math.log(enlarged), 100 * stretched))
     values = np.array(found)
     drawn = np.random.default_rng(0).choice(values, (DRAWS, len(values))).mean(1)
-    means, kind = values.mean(0), f"{len(values)} sizes up to one crop"
-    yield measured(
-        f"{kind}: tokens by aspect ratio, as a multiple of ours",
-        math.exp(means[0]),
-        np.exp(drawn[:, 0]),
-        above=1.0,
-        unit="x",
-    )
-    yield measured(
-        f"{kind}: side by aspect ratio, as a multiple of ours",
-        math.exp(means[1]),
-        np.exp(drawn[:, 1]),
-        above=1.0,
-        unit="x",
-    )
-    yield measured(
-        f"{kind}: change of aspect ratio beyond ours", means[2], drawn[:, 2], above=0.0, unit="%"
-    )
+    kind = f"{len(values)} sizes up to one crop"
+    for column, (what, above, unit) in enumerate(
+        (
+            ("tokens by aspect ratio, as a multiple of ours", 1.0, "x"),
+            ("side by aspect ratio, as a multiple of ours", 1.0, "x"),
+            ("change of aspect ratio beyond ours", 0.0, "%"),
+        )
+    ):
+        # Multiples are averaged as logarithms.
+        value, draws = values[:, column].mean(), drawn[:, column]
+        if unit == "x":
+            value, draws = math.exp(value), np.exp(draws)
+        yield measured(f"{kind}: {what}", float(value), draws, above=above, unit=unit)
 
 
 def _stretch(by_width: float, by_height: float) -> float:
