@@ -30,12 +30,12 @@ from polyphi.eval.run import evaluate
 from polyphi.eval.task import Task, find
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.processor import TooLong
-from polyphi.reproduce import lineage
 from polyphi.reproduce.graph import Run
+from polyphi.reproduce.trial import trial
 from polyphi.stages import sizes
 from polyphi.train import scaling
 from polyphi.train.checkpoint import write_json
-from polyphi.train.loop import code_revision, row_maker, train
+from polyphi.train.loop import code_revision, row_maker
 from polyphi.train.loss import NextToken
 from polyphi.train.resume import MANIFEST
 from polyphi.train.stage import Budget, Mix, Stage
@@ -177,22 +177,7 @@ def _run(
     wanted |= {f"score {t.name}": _digest(manifests[t.corpus]) for t in tasks}
     missing = [what for what, rows in wanted.items() if known.get(what, [None])[0] != rows]
     if missing or not (out / MANIFEST).exists():
-        config = lineage.configuration(stage, run.size.model, run.tokenizer)
-        model, origins = lineage.assemble(stage, config, run.runs, seed)
-        train(
-            stage,
-            budget,
-            model,
-            run.processor,
-            run.data,
-            out,
-            seed=seed,
-            precision=run.precision,
-            origins=origins,
-            checkpoint_seconds=run.size.seconds_between_checkpoints,
-            tell=lambda _: None,
-            **run.machine,
-        )
+        model, _ = trial(run, stage, budget, out, seed=seed)
         engine = Engine(model, run.processor)
         for what in missing:
             kind, _, name = what.partition(" ")

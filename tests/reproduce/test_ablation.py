@@ -91,14 +91,14 @@ def test_the_command_compares_mixes_and_goes_on(
     assert "--size" not in command and "runs/nano" in command
     arguments = [*command.replace("runs/nano", str(out)).split(), "--size", "micro"]
     trained: list[str] = []
-    plain = ablation.train
+    plain = ablation.trial
 
-    def train(stage, budget, model, processor, data, folder, **options):
+    def trial(run, stage, budget, folder, **options):
         if not (folder / "manifest.json").exists():
             trained.append(f"{folder.parent.name} {folder.name}")
-        return plain(stage, budget, model, processor, data, folder, **options)
+        return plain(run, stage, budget, folder, **options)
 
-    monkeypatch.setattr(ablation, "train", train)
+    monkeypatch.setattr(ablation, "trial", trial)
     cli.main([*arguments, "--seeds", "2"])
     assert "differences to the stage's own mix" in capsys.readouterr().out
     (folder,) = (out / "ablation").iterdir()

@@ -31,7 +31,8 @@ from polyphi.reproduce import lineage
 from polyphi.reproduce.claims import claim as claims
 from polyphi.reproduce.claims.claim import Claim
 from polyphi.reproduce.graph import Run
-from polyphi.train.loop import code_revision, row_maker, train
+from polyphi.reproduce.trial import trial
+from polyphi.train.loop import code_revision, row_maker
 from polyphi.train.loss import owners
 from polyphi.train.resume import MANIFEST
 from polyphi.train.stage import Budget, Stage
@@ -91,34 +92,18 @@ class Laboratory:
                     (runs / other).symlink_to((self.run.runs / other).resolve())
             for link in chain:
                 stage = stages.load(link)
-                config = lineage.configuration(stage, self.run.size.model, self.run.tokenizer)
-                model, _ = lineage.assemble(stage, config, runs, self.run.seed + number)
-                self._train(stage, self.budget(stage), model, runs / link, number)
+                self._try(stage, self.budget(stage), runs / link, number, runs=runs)
             arms.append(replace(self.after(name, runs), name=f"{name}-{number}"))
         return arms
 
-    def arms(
-        self,
-        name: str,
-        stage: Stage,
-        budget: Budget,
-        *,
-        build: Any = None,
-        data: Path | None = None,
-        processor: Any = None,
-    ) -> list[Arm]:
-        """A changed stage, trained once per seed from where the run stands before it. `build(model, seed)` makes
-        another model around the one it starts from; `data` and `processor` stand in for the run's."""
+    def arms(self, name: str, stage: Stage, budget: Budget, **changed: Any) -> list[Arm]:
+        """A changed stage, trained once per seed from where the run stands before it; `changed` is what else a trial
+        takes (trial.py): another `build`, `data` or `processor`."""
         found = []
         for number in range(self.seeds):
-            config = lineage.configuration(stage, self.run.size.model, self.run.tokenizer)
-            seed = self.run.seed + number
-            model, _ = lineage.assemble(stage, config, self.run.runs, seed)
-            if build is not None:
-                model = build(model, seed)
             folder = self.folder / "arms" / f"{name}-{number}"
-            self._train(stage, budget, model, folder, number, data, processor)
-            found.append(Arm(f"{name}-{number}", model.eval(), folder / MANIFEST))
+            model = self._try(stage, budget, folder, number, **changed)
+            found.append(Arm(f"{name}-{number}", model, folder / MANIFEST))
         return found
 
     def budget(self, stage: Stage, share: float = 1.0) -> Budget:
@@ -126,38 +111,18 @@ class Laboratory:
         budget = self.run.size.budget(stage)
         return replace(budget, steps=max(1, round(share * budget.steps)))
 
-    def _train(
-        self,
-        stage: Stage,
-        budget: Budget,
-        model: PhiModel,
-        out: Path,
-        number: int,
-        data: Path | None = None,
-        processor: Any = None,
-    ) -> None:
-        for corpus in stage.data.weights:
-            if data is None:
-                self.run.build(corpus)
+    def _try(
+        self, stage: Stage, budget: Budget, out: Path, number: int, **changed: Any
+    ) -> PhiModel:
+        for corpus in () if "data" in changed else stage.data.weights:
+            self.run.build(corpus)
+        seed, fresh = self.run.seed + number, not (out / MANIFEST).exists()
         with self.run.alone(f"claims {out.parent.name} {out.name}"):
-            fresh = not (out / MANIFEST).exists()
-            manifest = train(
-                stage,
-                budget,
-                model,
-                processor or self.run.processor,
-                data or self.run.data,
-                out,
-                seed=self.run.seed + number,
-                precision=self.run.precision,
-                checkpoint_seconds=self.run.size.seconds_between_checkpoints,
-                tell=_silence,
-            )
+            model, made = trial(self.run, stage, budget, out, seed=seed, **changed)
         if fresh:
-            loss = manifest["loss"]["last"]
-            self.tell(
-                f"  {out.name}: {budget.steps} steps, {manifest['seconds']:.0f} s, loss {loss:.3f}"
-            )
+            took, loss = made["seconds"], made["loss"]["last"]
+            self.tell(f"  {out.name}: {budget.steps} steps, {took:.0f} s, loss {loss:.3f}")
+        return model
 
     # ------------------------------------------------------------------ answers
 
@@ -226,10 +191,6 @@ def _answered(model: PhiModel, batch: Batch) -> list[tuple[float, float, float]]
     nats = F.cross_entropy(scores, labels, reduction="none").double()
     sums.index_add_(0, owner, torch.stack([wrong, nats, torch.ones_like(nats)], 1))
     return [(float(w == 0), n, t) for w, n, t in sums.tolist()]
-
-
-def _silence(_: Any) -> None:
-    """Arms are told of in a line each."""
 
 
 # ------------------------------------------------------------------ conducting
