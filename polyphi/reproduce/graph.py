@@ -9,18 +9,13 @@ A `Run` is a folder. Each step leaves a finished file or nothing, so the same co
 """
 
 import contextlib
-import ctypes
-import fcntl
 import hashlib
 import importlib
 import json
 import os
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -28,7 +23,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-import psutil
 import torch
 from rich.console import Console
 from safetensors.torch import load_file
@@ -48,10 +42,11 @@ from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.processor import Processor
 from polyphi.processing.tokenizer import Tokenizer
-from polyphi.reproduce import lineage, page
+from polyphi.reproduce import lineage, page, processes
 from polyphi.stages import sizes
 from polyphi.train import scaling
 from polyphi.train.aed import Recogniser
+from polyphi.train.checkpoint import write_json
 from polyphi.train.contrastive import Similarity
 from polyphi.train.loop import code_revision, train
 from polyphi.train.stage import Stage
@@ -125,13 +120,13 @@ class Run:
                 )
         else:
             self.out.mkdir(parents=True, exist_ok=True)
-            _write_json(path, identity)
+            write_json(path, identity)
 
     # ------------------------------------------------------------------ the main job
 
     def reproduce(self) -> Path:
         """Everything, in order; returns the page."""
-        with self.clock("total"), self._weighed():
+        with self.clock("total"), processes.weighed(self._note_memory):
             self._branches()
             for name in stages.ORDER:
                 self.train(name)
@@ -163,66 +158,15 @@ class Run:
         )
 
     def side_by_side(self, commands: Mapping[str, Sequence[str]]) -> bool:
-        """Commands of ours at once, with a fair share of the cores each. Their lines come out here; one that fails
-        stops the run. False where there is one core or one command: the caller then does the work itself."""
-        cores = (
-            len(os.sched_getaffinity(0))
-            if hasattr(os, "sched_getaffinity")
-            else os.cpu_count() or 1
-        )
-        if cores < 2 or len(commands) < 2:
-            return False
-        threads = str(max(1, cores // len(commands)))
-        # oneDNN keeps a kernel for each of the last 1,024 shapes, and packs have many: a third of the memory.
-        environment = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128", **os.environ}
-        environment |= {"OMP_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1"}
+        """Commands of ours at once, for this run (processes.py)."""
         options = ["--size", self.size.name, "--seed", str(self.seed)]
-        running = {
-            name: subprocess.Popen(
-                [sys.executable, "-m", "polyphi.cli", *command, *options],
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                start_new_session=True,  # Ctrl-C reaches them through us, once
-                preexec_fn=_die_with_parent,  # noqa: PLW1509 - no threads of ours hold locks here
-            )
-            for name, command in commands.items()
-        }
-        relays = [
-            threading.Thread(target=self._relay, args=(process,), daemon=True)
-            for process in running.values()
-        ]
-        for relay in relays:
-            relay.start()
-        try:
-            codes = {name: process.wait() for name, process in running.items()}
-        except KeyboardInterrupt:  # each finishes its step and saves
-            for process in running.values():
-                process.send_signal(signal.SIGINT)
-            for process in running.values():
-                process.wait()
-            raise
-        for relay in relays:
-            relay.join()
-        if failed := ", ".join(name for name, code in codes.items() if code):
-            raise RuntimeError(
-                f"what led to {failed} failed, see its message above; run again to go on"
-            )
-        return True
-
-    def _relay(self, process: subprocess.Popen[str]) -> None:
-        assert process.stdout is not None
-        for told in process.stdout:
-            self.tell(told.rstrip("\n"))
+        asked = {name: [*command, *options] for name, command in commands.items()}
+        return processes.side_by_side(asked, self.tell)
 
     @contextlib.contextmanager
     def alone(self, name: str) -> Iterator[None]:
         """One process of the run at a time makes a corpus, the tokenizer or a stage; the others wait, then find it."""
-        folder = self.out / ".locks"
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / name).open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with processes.locked(self.out / ".locks" / name):
             yield
 
     # ------------------------------------------------------------------ data
@@ -428,7 +372,7 @@ class Run:
         def add(entries: list[dict[str, str]]) -> list[dict[str, str]]:
             return [*(e for e in entries if e["stage"] != stage), entry]
 
-        _update_json(self.out / "freeze.json", [], add)
+        processes.update_json(self.out / "freeze.json", [], add)
         if before != after:
             raise RuntimeError(
                 f"{stage} changed the text logits of the frozen language model: {before} -> {after}"
@@ -461,7 +405,7 @@ class Run:
             "code": code_revision(),
             **found,
         }
-        _write_json(folder / "fit.json", found)
+        write_json(folder / "fit.json", found)
         scaling.draw(found, folder / "fit.png")
         self.tell(scaling.told(found))
         return folder / "fit.json"
@@ -544,43 +488,11 @@ class Run:
 
             self._update_timings(add)
 
-    @contextlib.contextmanager
-    def _weighed(self) -> Iterator[None]:
-        """Meanwhile note the most memory that this process and those it starts take together, looked at every two
-        seconds; a page that several share counts once (where the system tells)."""
-        done = threading.Event()
-
-        def note(now: int) -> None:
-            self._update_timings(lambda t: {**t, "peak_bytes": max(t["peak_bytes"], now)})
-
-        def weigh() -> None:
-            most, me = 0, psutil.Process()
-            while not done.wait(2.0):
-                now = 0
-                for process in (me, *me.children(recursive=True)):
-                    with contextlib.suppress(psutil.Error):  # it may have ended
-                        taken = process.memory_full_info()
-                        now += getattr(taken, "pss", taken.uss)
-                if now > most:
-                    most = now
-                    note(now)
-
-        thread = threading.Thread(target=weigh, daemon=True, name="memory")
-        thread.start()
-        try:
-            yield
-        finally:
-            done.set()
-            thread.join()
+    def _note_memory(self, now: int) -> None:
+        self._update_timings(lambda t: {**t, "peak_bytes": max(t["peak_bytes"], now)})
 
     def _update_timings(self, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-        _update_json(self.out / "timings.json", {"seconds": {}, "peak_bytes": 0}, change)
-
-
-def _die_with_parent() -> None:
-    """In a new process on Linux: be killed when the parent is, so that nobody writes on in a killed run's folder."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+        processes.update_json(self.out / "timings.json", {"seconds": {}, "peak_bytes": 0}, change)
 
 
 class _Lazy(Mapping[str, Any]):
@@ -616,17 +528,3 @@ def _corpus(name: str) -> corpora.Corpus:
         raise ValueError(f"unknown corpus {name!r}; the corpora are {', '.join(sizes.CORPORA)}")
     made: corpora.Corpus = importlib.import_module(f"polyphi.corpora.{name}").corpus
     return made
-
-
-def _update_json(path: Path, default: Any, change: Callable[[Any], Any]) -> None:
-    """Change a JSON file that several processes of a run change."""
-    with path.with_name(f".{path.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        _write_json(path, change(json.loads(path.read_text()) if path.exists() else default))
-
-
-def _write_json(path: Path, value: Any) -> None:
-    """Whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(value, indent=1))
-    partial.replace(path)

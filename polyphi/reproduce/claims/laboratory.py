@@ -6,12 +6,10 @@ then answer. All lies in `DIR/claims`, each arm a finished folder, so that an ex
     DIR/claims/answers/NAME/*.jsonl what its model answered, a line each (eval/run.py)
 """
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +29,9 @@ from polyphi.reproduce import lineage
 from polyphi.reproduce.claims import claim as claims
 from polyphi.reproduce.claims.claim import Claim
 from polyphi.reproduce.graph import Run
+from polyphi.reproduce.processes import locked
 from polyphi.reproduce.trial import trial
+from polyphi.train.checkpoint import write_json
 from polyphi.train.loop import code_revision, row_maker
 from polyphi.train.loss import owners
 from polyphi.train.resume import MANIFEST
@@ -201,7 +201,7 @@ def conduct(run: Run, names: Sequence[str] = (), seeds: int = SEEDS) -> None:
     anew."""
     laboratory = Laboratory(run, seeds)
     for claim in sorted(claims.find(*names), key=lambda c: ORDER.index(c.name)):
-        with _taken(run.out / ".locks", claim.name) as mine:
+        with locked(run.out / ".locks" / f"claim {claim.name}", wait=False) as mine:
             if not mine or is_done(run, claim, seeds):
                 continue
             try:
@@ -255,9 +255,7 @@ def _test(laboratory: Laboratory, claim: Claim) -> None:
         code=code_revision(),
     )
     laboratory.folder.mkdir(exist_ok=True)
-    partial = laboratory.folder / f".{claim.name}.partial"
-    partial.write_text(json.dumps(found, indent=1, ensure_ascii=False))
-    partial.replace(laboratory.folder / f"{claim.name}.json")
+    write_json(laboratory.folder / f"{claim.name}.json", found)
     run.tell(f"  {claim.name} {found['verdict']}: " + "; ".join(map(told, found["effects"])))
 
 
@@ -265,16 +263,3 @@ def told(effect: Mapping[str, Any]) -> str:
     """An effect in words."""
     value, low, high = (f"{effect[key]:+.3g}" for key in ("value", "low", "high"))
     return f"{effect['what']} {value} {effect['unit']} ({low} to {high}), {effect['verdict']}"
-
-
-@contextlib.contextmanager
-def _taken(folder: Path, name: str) -> Iterator[bool]:
-    """Whether nobody else is at it; meanwhile nobody else can be."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"claim {name}").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
