@@ -26,6 +26,10 @@ console = Console()
 logging.getLogger("absl").setLevel(logging.ERROR)
 MACHINE, OWN = "Machines: never what comes out", "A stage of your own (a .py file)"
 Precision = Literal["bf16", "fp32"]
+SizeOption = Annotated[str, typer.Option("--size", help="micro, nano, lab or full.")]
+RunOption = Annotated[Path, typer.Option("--out", help="Folder of the run.")]
+PrecisionOption = Annotated[Precision, typer.Option("--precision", help="bf16 or fp32 arithmetic.")]
+NANO = Path("runs/nano")
 ModelArgument = Annotated[str, typer.Argument(help="Folder of a checkpoint, or a hub id.")]
 
 
@@ -61,7 +65,7 @@ def train(
         list[str],
         typer.Argument(metavar="STAGE...", help="Stages, such as speech_2_post, or a file of one."),
     ],
-    size: Annotated[str, typer.Option(help="micro, nano, lab or full.")] = "nano",
+    size: SizeOption = "nano",
     out: Annotated[
         Path | None,
         typer.Option(
@@ -69,7 +73,7 @@ def train(
         ),
     ] = None,
     seed: int = 0,
-    precision: Annotated[Precision, typer.Option(help="bf16 or fp32 arithmetic.")] = "bf16",
+    precision: PrecisionOption = "bf16",
     micro_tokens: Annotated[
         int, typer.Option(help="Most tokens of a pack: memory.", rich_help_panel=MACHINE)
     ] = 8192,
@@ -255,15 +259,14 @@ def train(
 
 @app.command()
 def scaling(
-    size: Annotated[str, typer.Option(help="micro, nano, lab or full.")] = "nano",
-    out: Annotated[Path, typer.Option(help="Folder of the run; results in its `scaling`.")] = Path(
-        "runs/nano"
-    ),
+    size: SizeOption = "nano",
+    out: RunOption = NANO,
     seeds: Annotated[int, typer.Option(help="Runs of every length and rate.", min=1)] = 2,
     seed: int = 0,
-    precision: Annotated[Precision, typer.Option(help="bf16 or fp32 arithmetic.")] = "bf16",
+    precision: PrecisionOption = "bf16",
 ) -> None:
-    """Measure the law of text 1's peak rate: best rates over runs of several lengths, B, a picture."""
+    """Measure the law of text 1's peak rate: best rates over runs of several lengths, B, a picture. Results stand in
+    the run's `scaling`."""
     from polyphi.reproduce.graph import Run
 
     Run(size, out, seed=seed, precision=precision, console=console).scaling(seeds)
@@ -284,14 +287,13 @@ def ablate(
     task: Annotated[
         list[str] | None, typer.Option(help="A held-out task to score as well; may be repeated.")
     ] = None,
-    size: Annotated[str, typer.Option(help="micro, nano, lab or full.")] = "nano",
-    out: Annotated[Path, typer.Option(help="Folder of the run; results in its `ablation`.")] = Path(
-        "runs/nano"
-    ),
+    size: SizeOption = "nano",
+    out: RunOption = NANO,
     seed: int = 0,
-    precision: Annotated[Precision, typer.Option(help="bf16 or fp32 arithmetic.")] = "bf16",
+    precision: PrecisionOption = "bf16",
 ) -> None:
-    """Train a stage under other mixes and compare the held-out loss of every corpus."""
+    """Train a stage under other mixes and compare the held-out loss of every corpus. Results stand in the run's
+    `ablation`."""
     from polyphi import stages
     from polyphi.reproduce import ablation
     from polyphi.reproduce.graph import Run
@@ -308,11 +310,11 @@ def claims(
         list[str] | None,
         typer.Argument(metavar="[CLAIM...]", help="Claims, such as C4; all if none is named."),
     ] = None,
-    size: Annotated[str, typer.Option(help="micro, nano, lab or full.")] = "nano",
-    out: Annotated[Path, typer.Option(help="Folder of a finished run.")] = Path("runs/nano"),
+    size: SizeOption = "nano",
+    out: RunOption = NANO,
     seeds: Annotated[int, typer.Option(help="How often an arm is trained.", min=1)] = 2,
     seed: int = 0,
-    precision: Annotated[Precision, typer.Option(help="bf16 or fp32 arithmetic.")] = "bf16",
+    precision: PrecisionOption = "bf16",
 ) -> None:
     """Re-test the report's claims on a finished run; two of these at once share the work."""
     from polyphi.reproduce.claims import laboratory
@@ -330,8 +332,8 @@ def curate(
     shown: Annotated[
         str, typer.Argument(metavar="[CORPUS or SAMPLE]", help="What `show` explains.")
     ] = "",
-    size: Annotated[str, typer.Option(help="micro, nano, lab or full.")] = "nano",
-    out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/nano"),
+    size: SizeOption = "nano",
+    out: RunOption = NANO,
     seed: int = 0,
     executor: Annotated[
         Literal["local", "ray", "slurm"], typer.Option(help="Where tasks run.")
@@ -502,7 +504,7 @@ def plan(
     names: Annotated[
         list[str] | None, typer.Argument(metavar="[STAGE...]", help="Stages; all without.")
     ] = None,
-    size: Annotated[str, typer.Option(help="micro, nano, lab or full.")] = "full",
+    size: SizeOption = "full",
     devices: Annotated[
         str, typer.Option(help="Number and name: A100, H100, H200, B200, L4 or cpu.")
     ] = "64xH100",
@@ -559,7 +561,7 @@ app.add_typer(evaluation)
 def eval_run(
     out: Annotated[Path, typer.Argument(help="Folder of a run (its model, its data).")],
     tasks: Annotated[list[str] | None, typer.Argument(help="Names of tasks; all without.")] = None,
-    size: Annotated[str, typer.Option(help="micro, nano, lab or full.")] = "nano",
+    size: SizeOption = "nano",
     seed: int = 0,
 ) -> None:
     """Measure a run's models on the held-out splits, with baselines."""
