@@ -29,8 +29,9 @@ from polyphi.curate.images import png
 from polyphi.curate.language import Language
 from polyphi.curate.lexicon import LANGUAGES
 from polyphi.curate.readable import Readable
-from polyphi.curate.speech import encode, resample, speakable
+from polyphi.curate.speech import speakable
 from polyphi.curate.transcripts import WordErrors, pocketsphinx
+from polyphi.curate.waves import encode, resample
 from polyphi.data import shards
 from polyphi.data.shards import Sample
 from polyphi.voice import Booth, Voice, unavailable

@@ -37,8 +37,8 @@ from polyphi.curate.lexicon import LANGUAGES
 from polyphi.curate.pii import Personal
 from polyphi.curate.quality import BUCKETS, Classifier, Quality, save
 from polyphi.curate.rules import Rules
-from polyphi.curate.speech import RATE, encode, resample
 from polyphi.curate.transcripts import WordErrors, pocketsphinx
+from polyphi.curate.waves import RATE, encode, resample
 from polyphi.data.shards import Sample, Shards
 from polyphi.voice import Booth, Voice, unavailable
 

@@ -14,17 +14,9 @@ from polyphi.curate import speech
 from polyphi.curate.corpus import Corpus, Work
 from polyphi.curate.decontaminate import against
 from polyphi.curate.lexicon import LANGUAGES, digit_words, lexicon, number_words
-from polyphi.curate.speech import (
-    TRANSLATE,
-    Reader,
-    Speaker,
-    Studio,
-    Wave,
-    asked,
-    chained,
-    numbered,
-)
+from polyphi.curate.speech import TRANSLATE, Reader, Speaker, Studio, asked, chained, numbered
 from polyphi.curate.text import fill, interleave
+from polyphi.curate.waves import Wave
 from polyphi.data.shards import Sample
 
 RECORDED_SHARE = 0.2  # of training digit strings

@@ -22,18 +22,9 @@ from polyphi.curate import speech
 from polyphi.curate.corpus import Corpus, Work
 from polyphi.curate.decontaminate import against
 from polyphi.curate.lexicon import LANGUAGES, lexicon
-from polyphi.curate.speech import (
-    RATE,
-    Recording,
-    Speaker,
-    Studio,
-    Wave,
-    asked,
-    join,
-    level,
-    numbered,
-)
+from polyphi.curate.speech import Recording, Speaker, Studio, asked, numbered
 from polyphi.curate.text import fill, interleave
+from polyphi.curate.waves import RATE, Wave, join, level
 from polyphi.data.shards import Sample
 
 SHARES = {

@@ -17,8 +17,9 @@ from polyphi.curate.decontaminate import against
 from polyphi.curate.lexicon import COLOURS, NOUNS, SHAPES, number_words
 from polyphi.curate.recordings import LONGEST_PARAGRAPH, record
 from polyphi.curate.sources import LIBREOFFICE
-from polyphi.curate.speech import RATE, Studio, Wave, asked, join, numbered, unfit
+from polyphi.curate.speech import Studio, asked, numbered, unfit
 from polyphi.curate.text import fill, help_pages, origin, shuffled, side
+from polyphi.curate.waves import RATE, Wave, join
 from polyphi.data.shards import Sample
 
 PROMPT = "Summarize the audio in one sentence."

@@ -17,9 +17,10 @@ from statistics import median
 from polyphi.chat import Audio, Image, Message
 from polyphi.corpora.image_qa import QUESTIONS
 from polyphi.curate.corpus import Corpus, Work
-from polyphi.curate.speech import RATE, Speaker, Studio, encode, numbered, speakable
+from polyphi.curate.speech import Speaker, Studio, numbered, speakable
 from polyphi.curate.text import fill, shuffled
 from polyphi.curate.transcripts import USABLE
+from polyphi.curate.waves import RATE, encode
 from polyphi.data.shards import Sample, Shards
 from polyphi.normalize import wer
 

@@ -25,19 +25,8 @@ from polyphi.chat import Audio, Image, Message, Part, media
 from polyphi.curate.documents import become, note, sample
 from polyphi.curate.language import language_of
 from polyphi.curate.lexicon import LANGUAGES
-from polyphi.curate.speech import (
-    ACCENTS,
-    RATE,
-    SPARE_FLITE,
-    VARIANTS,
-    Wave,
-    augment,
-    encode,
-    level,
-    resample,
-    trim,
-    unfit,
-)
+from polyphi.curate.speech import ACCENTS, SPARE_FLITE, VARIANTS, unfit
+from polyphi.curate.waves import RATE, Wave, augment, encode, level, resample, trim
 from polyphi.data.shards import Sample
 from polyphi.voice import Booth, Voice, unavailable
 

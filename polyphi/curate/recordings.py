@@ -22,7 +22,8 @@ from polyphi.chat import TRANSCRIBE, Audio, Message
 from polyphi.curate.documents import become, note, sample
 from polyphi.curate.language import language_of
 from polyphi.curate.read_aloud import Cast
-from polyphi.curate.speech import RATE, level, resample, trim, unfit
+from polyphi.curate.speech import unfit
+from polyphi.curate.waves import RATE, level, resample, trim
 from polyphi.voice import Booth, Voice
 
 LONGEST = 1800.0

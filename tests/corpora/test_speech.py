@@ -12,7 +12,7 @@ import pytest
 
 from polyphi.chat import Audio, Image, Message, Text
 from polyphi.corpora import vision_speech
-from polyphi.curate import sources, speech, stamps
+from polyphi.curate import sources, speech, stamps, waves
 from polyphi.curate.corpus import Work
 from polyphi.data import shards
 from polyphi.data.shards import Sample
@@ -172,7 +172,7 @@ def test_beeps_can_be_counted() -> None:
     module = importlib.import_module("polyphi.corpora.audio_understanding")
     for count in range(1, 6):
         sound = module.beep(module.Random(count), "test")
-        wave = speech.join([sound] * count, [0.1] * (count - 1))
+        wave = waves.join([sound] * count, [0.1] * (count - 1))
         loud = np.square(wave[: len(wave) // 160 * 160].reshape(-1, 160)).mean(1) > 1e-4
         assert int((np.diff(np.r_[0, loud.astype(int)]) == 1).sum()) == count
 

@@ -13,8 +13,9 @@ from polyphi.curate import corpus
 from polyphi.curate.corpus import Corpus, Work
 from polyphi.curate.pipeline import counts
 from polyphi.curate.read_aloud import Cast, ReadAloud, cast, installed, query
-from polyphi.curate.speech import encode, unfit
+from polyphi.curate.speech import unfit
 from polyphi.curate.transcripts import Recogniser, WordErrors
+from polyphi.curate.waves import encode
 from polyphi.data.shards import Sample, Shards
 from polyphi.endpoint import Endpoint
 from polyphi.processing.media import decode_audio

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from polyphi.curate import speech
 from polyphi.curate.corpus import Work
 from polyphi.curate.lexicon import LANGUAGES
-from polyphi.curate.speech import RATE, Reader, Studio, augment, encode, join, level, trim
+from polyphi.curate.speech import Reader, Studio
+from polyphi.curate.waves import RATE, augment, encode, join, level, trim
 from polyphi.processing.media import decode_audio
 from polyphi.voice import unavailable
 

@@ -11,8 +11,8 @@ from replay import Replay
 from polyphi import cli
 from polyphi.chat import Audio, media
 from polyphi.curate.judge import heard
-from polyphi.curate.speech import encode
 from polyphi.curate.text import side
+from polyphi.curate.waves import encode
 from polyphi.data.shards import Sample, Shards
 from polyphi.voice import unavailable
 

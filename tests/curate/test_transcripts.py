@@ -11,8 +11,8 @@ from polyphi.chat import Audio, Message
 from polyphi.curate import corpus
 from polyphi.curate.corpus import Corpus, Work
 from polyphi.curate.documents import document
-from polyphi.curate.speech import encode, resample
 from polyphi.curate.transcripts import Recogniser, WordErrors, measure, pocketsphinx
+from polyphi.curate.waves import encode, resample
 from polyphi.data.shards import Sample, Shards
 
 WORDS = [
