@@ -36,9 +36,17 @@ def build(work: Work) -> Iterator[tuple[str, Sample]]:
     yield from fill(work, "documents", make)
 
 
+def cleaned(work: Work) -> list[PipelineStep]:
+    """Language and personal information. Rules are left out: they are for the web, and would drop a third of help
+    pages, for formulas and lists. What stands in where there are no help pages is too short to tell its language by, or
+    code, which has none."""
+    pages = any(help_pages(language, work) for language in LANGUAGES)
+    return [*([Language()] if pages else []), Personal()]
+
+
 def steps(work: Work) -> list[PipelineStep]:
-    """Rules are left out: they are for the web, and would drop a third of help pages, for formulas and lists."""
-    return [Language(), Personal(), *held_out(work, "documents", "summaries")]
+    """Cleaned, and without what is held out."""
+    return [*cleaned(work), *held_out(work, "documents", "summaries")]
 
 
 corpus = Corpus(

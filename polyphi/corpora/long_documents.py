@@ -6,12 +6,11 @@ from random import Random
 
 from datatrove.pipeline.base import PipelineStep
 
+from polyphi.corpora.documents import cleaned
 from polyphi.curate.corpus import Corpus, Work
 from polyphi.curate.decontaminate import held_out
 from polyphi.curate.dedup import TEXTS, deduplicate
-from polyphi.curate.language import Language
 from polyphi.curate.lexicon import LANGUAGES
-from polyphi.curate.pii import Personal
 from polyphi.curate.sources import LIBREOFFICE
 from polyphi.curate.text import fill, functions, help_pages, interleave, long_documents, origin
 from polyphi.data.shards import Sample, document
@@ -55,13 +54,8 @@ def _code(split: str, rng: Random) -> Iterator[Sample]:
 
 
 def steps(work: Work) -> list[PipelineStep]:
-    """As of `documents`. Code, which stands in where there are no help pages, is in no language."""
-    pages = any(help_pages(language, work) for language in LANGUAGES)
-    return [
-        *([Language()] if pages else []),
-        Personal(),
-        *held_out(work, "long_documents", "documents", "summaries"),
-    ]
+    """As of `documents`."""
+    return [*cleaned(work), *held_out(work, "long_documents", "documents", "summaries")]
 
 
 corpus = Corpus(
