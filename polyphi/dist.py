@@ -4,6 +4,7 @@ they were.
 `torchrun --nproc-per-node 2 -m polyphi.cli train ...` sets the variables that `start` reads.
 """
 
+import atexit
 import os
 from functools import cache
 from typing import Any, TypeVar
@@ -25,6 +26,16 @@ def start() -> None:
         distributed.init_process_group(
             "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         )
+        # Threads of gloo that let go of a tensor while Python is ending abort the process, whatever it had to say.
+        atexit.register(_leave)
+
+
+def _leave() -> None:
+    """End the process group and all that was made of it."""
+    for made in (_gloo, groups, cpu_mesh):
+        made.cache_clear()
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def rank() -> int:
