@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -198,8 +198,26 @@ def adapter_for(messages: Sequence[Message]) -> str | None:
 
 
 @dataclass(frozen=True)
+class Grammar:
+    """What an answer must look like. `kind`: "json" (`text` is a JSON schema), "regex" (the whole answer matches it) or
+    "tools" (a JSON list of tools: the answer is calls of them)."""
+
+    kind: Literal["json", "regex", "tools"]
+    text: str
+
+
+@dataclass(frozen=True)
 class SamplingParams:
-    """How to draw tokens. Temperature 0 is greedy. `stop` strings end the answer and are not part of it."""
+    """How to draw tokens. Temperature 0 is greedy. `stop` strings end the answer and are not part of it.
+
+    `min_p` drops tokens less likely than that share of the likeliest. `repetition_penalty` divides (above 0) or
+    multiplies (below) the score of every token of prompt and answer; `presence_penalty` and `frequency_penalty` are
+    taken off for tokens of the answer, once or for every time. `logprobs` asks for the log-probability of each token
+    and of so many likeliest ones. `n` answers are drawn, the i-th with seed + i. `draft` tokens at most are guessed
+    from the prompt in each step, which never changes the answer. `rope`: "dynamic" runs a sequence that grows past the
+    LongRoPE switch once more with the long table, as the published code does; "bound" takes the table of prompt and
+    `max_tokens` together from the start.
+    """
 
     max_tokens: int = 256
     temperature: float = 0.0
@@ -207,11 +225,30 @@ class SamplingParams:
     top_k: int = 0
     seed: int = 0
     stop: tuple[str, ...] = ()
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logprobs: int | None = None
+    n: int = 1
+    grammar: Grammar | None = None
+    draft: int = 0
+    rope: Literal["dynamic", "bound"] = "dynamic"
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """A token of an answer, its natural log-probability before temperature and cuts, and the likeliest (id, log-
+    probability) pairs in its place, the likeliest first."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True)
 class Delta:
-    """A piece of a streamed answer; the last one carries `finish_reason` ("stop" or "length")."""
+    """A piece of a streamed answer; the last one carries `finish_reason` ("stop", "length" or "abort")."""
 
     text: str
     finish_reason: str | None = None
@@ -219,7 +256,8 @@ class Delta:
 
 @dataclass(frozen=True)
 class Completion:
-    """An answer, with what it cost and which adapter gave it. `rope` says which LongRoPE tables were used."""
+    """An answer, with what it cost and which adapter gave it. `rope` says which LongRoPE tables were used, `cached`
+    how many prompt tokens were remembered from earlier requests, `others` holds answers 2 to n."""
 
     text: str
     tokens: tuple[int, ...] = ()
@@ -229,6 +267,9 @@ class Completion:
     image_tokens: int = 0
     audio_tokens: int = 0
     rope: str = "short"
+    cached: int = 0
+    logprobs: tuple[TokenLogprob, ...] = ()
+    others: tuple["Completion", ...] = ()
 
 
 @dataclass(frozen=True)
