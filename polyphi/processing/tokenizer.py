@@ -122,14 +122,16 @@ class Tokenizer:
                 f"{path}: expected the JSON of a tokenizer, found something else"
             ) from None
 
+    def to_json(self) -> str:
+        """The content of `tokenizer.json`."""
+        return json.dumps(self._spec, ensure_ascii=False)
+
     def save(self, folder: str | Path) -> None:
         """Write `tokenizer.json` and `tokenizer_config.json` (with the chat template), which transformers reads
         too."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "tokenizer.json").write_text(
-            json.dumps(self._spec, ensure_ascii=False), encoding="utf-8"
-        )
+        (folder / "tokenizer.json").write_text(self.to_json(), encoding="utf-8")
         added = {
             str(t["id"]): {k: v for k, v in t.items() if k != "id"}
             for t in self._spec["added_tokens"]
