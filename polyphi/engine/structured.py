@@ -95,10 +95,6 @@ class Matcher:
         assert taken, f"token {token} can't come here"
         self._filled = False
 
-    def forced(self) -> list[int]:
-        """Tokens of the text that must come next, as far as there is no choice."""
-        return [] if self.finished else list(self._matcher.compute_ff_tokens())
-
     def _fill(self) -> None:
         """Asks what can come next: one bit for each token."""
         packed = torch.frombuffer(bytearray(self._matcher.compute_bitmask()), dtype=torch.uint8)
@@ -274,7 +270,26 @@ def _llguidance() -> Any:
 
 @lru_cache(maxsize=2)
 def _vocabulary(tokenizer: Tokenizer) -> Any:
-    """llguidance's view of a tokenizer; takes about a second for 200,064 tokens, so the newest are kept."""
-    return _llguidance().LLTokenizer(
-        tokenizer.to_json(), n_vocab=tokenizer.vocab_size, eos_token=list(tokenizer.eos_ids)
+    """llguidance's view of a tokenizer; takes seconds for 200,064 tokens, so the newest are kept."""
+    library = _llguidance()
+    return library.LLTokenizer(
+        library.TokenizerWrapper(_Words(tokenizer)), eos_token=list(tokenizer.eos_ids)
     )
+
+
+class _Words:
+    """A tokenizer as llguidance wants to see it. Control tokens, and ids that mean nothing, are no text."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        names = {id: name for name, id in tokenizer.controls.items()}
+        spelled = tokenizer.spelled()
+        self.tokens = [
+            names.get(id, f"<|unused {id}|>").encode() if word is None else word
+            for id, word in enumerate(spelled)
+        ]
+        self.special_token_ids = [id for id, word in enumerate(spelled) if word is None]
+        self.eos_token_id, self.bos_token_id = tokenizer.eos_ids[0], None
+        self._tokenizer = tokenizer
+
+    def __call__(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text)

@@ -122,16 +122,14 @@ class Tokenizer:
                 f"{path}: expected the JSON of a tokenizer, found something else"
             ) from None
 
-    def to_json(self) -> str:
-        """The content of `tokenizer.json`."""
-        return json.dumps(self._spec, ensure_ascii=False)
-
     def save(self, folder: str | Path) -> None:
         """Write `tokenizer.json` and `tokenizer_config.json` (with the chat template), which transformers reads
         too."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "tokenizer.json").write_text(self.to_json(), encoding="utf-8")
+        (folder / "tokenizer.json").write_text(
+            json.dumps(self._spec, ensure_ascii=False), encoding="utf-8"
+        )
         added = {
             str(t["id"]): {k: v for k, v in t.items() if k != "id"}
             for t in self._spec["added_tokens"]
@@ -204,6 +202,15 @@ class Tokenizer:
         """Text of ids; incomplete characters show as U+FFFD. `skip_special` leaves out control tokens except those of
         tools, which the reader of a tool call needs."""
         return self._whole.decode(list(ids), skip_special_tokens=skip_special)
+
+    def spelled(self) -> list[bytes | None]:
+        """The bytes of every id, up to `vocab_size`; None for control tokens and ids that mean nothing."""
+        bytes_of = {letter: byte for byte, letter in enumerate(_byte_letters())}
+        words: list[bytes | None] = [None] * self.vocab_size
+        for token, id in self._spec["model"]["vocab"].items():
+            if token not in self._controls:
+                words[id] = bytes(map(bytes_of.__getitem__, token))
+        return words
 
     def control(self, token: str) -> int:
         """Id of a control token, by its text. Raises `ValueError` if the tokenizer has none of that name."""

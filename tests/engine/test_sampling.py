@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from polyphi.chat import Grammar, SamplingParams
-from polyphi.engine import sampling as sampling_module
 from polyphi.engine.sampling import Sampler, candidates, check, likeliest
 from polyphi.processing.tokenizer import Tokenizer
 
@@ -69,7 +68,7 @@ def kept(scores: list[float], s: SamplingParams) -> dict[int, float]:
     return {i: shares[i] / whole for i in chosen}
 
 
-@settings(deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     SOME,
     st.floats(0.1, 5),
@@ -87,32 +86,14 @@ def test_cuts(scores: list[float], heat: float, k: int, p: float, least: float) 
     )
 
 
-@settings(deadline=None)
-@given(SOME.filter(lambda x: len(x) > 3), st.floats(0.05, 1), st.integers(1, 3))
-def test_looking_at_the_head_first_changes_nothing(
-    scores: list[float], p: float, head: int
-) -> None:
-    """Where the likeliest don't reach top-p, all are looked at."""
-    s = SamplingParams(temperature=1.0, top_p=p)
-    assume_clear(scores, s)
-    whole = candidates(torch.tensor(scores), s)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sampling_module, "HEAD", head)
-        short = candidates(torch.tensor(scores), s)
-    assert short[1].tolist() == whole[1].tolist()
-    torch.testing.assert_close(short[0], whole[0])
-
-
-@settings(deadline=None)
-@given(st.lists(st.integers(0, 3), min_size=1, max_size=12), st.integers(1, 14))
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=12), st.integers(0, 14))
 def test_equal_values_stand_by_id(values: list[int], count: int) -> None:
     expected = sorted(range(len(values)), key=lambda i: (-values[i], i))[:count]
-    found, ids = likeliest(torch.tensor(values).float(), count)
-    assert ids.tolist() == expected
-    assert found.tolist() == [values[i] for i in expected]
+    assert likeliest(torch.tensor(values).float(), count).tolist() == expected
 
 
-@settings(deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     st.lists(st.lists(st.floats(-8, 8, width=16), min_size=6, max_size=6), max_size=8),
     st.lists(st.integers(0, 5), max_size=4).map(tuple),
@@ -140,7 +121,7 @@ def test_penalties(
         assert answer[-1] == expected.index(best)
 
 
-@settings(deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.floats(-30, 30, width=16), min_size=1, max_size=30), st.integers(0, 20))
 def test_logprobs_are_the_models_own(scores: list[float], count: int) -> None:
     """Before penalties, temperature and cuts."""
@@ -179,16 +160,14 @@ def drawn(sampler: Sampler, count: int) -> Tensor:
     return torch.bincount(torch.tensor([sampler.draw(LOGITS) for _ in range(count)]), minlength=5)
 
 
-@pytest.mark.parametrize(
-    "cuts", [{}, {"top_k": 3}, {"top_p": 0.8}, {"min_p": 0.2}, {"top_k": 4, "top_p": 0.9}]
-)
+@pytest.mark.parametrize("cuts", [{}, {"top_k": 4, "top_p": 0.9}, {"min_p": 0.2}])
 def test_draws_follow_the_probabilities(cuts: dict) -> None:
     s = SamplingParams(temperature=0.7, seed=1, **cuts)
     expected = torch.zeros(5)
     for token, share in kept(LOGITS.tolist(), s).items():
         expected[token] = share
-    counts = drawn(Sampler(s, TOKENIZER), 4000)
-    torch.testing.assert_close(counts / 4000, expected, atol=0.03, rtol=0)
+    counts = drawn(Sampler(s, TOKENIZER), 2000)
+    torch.testing.assert_close(counts / 2000, expected, atol=0.04, rtol=0)
     assert not counts[expected == 0].any()
 
 

@@ -4,6 +4,7 @@ import json
 import random
 import re
 import sys
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -144,7 +145,7 @@ def test_an_expression_is_matched_from_end_to_end(expression: str) -> None:
 def test_calls_of_tools() -> None:
     by_name = {(t := tool.get("function", tool))["name"]: t for tool in TOOLS}
     called = set()
-    for seed in range(20):
+    for seed in range(8):
         text = written(Grammar("tools", json.dumps(TOOLS)), seed, most=3000)
         assert text.startswith(CALL)
         content, calls = parse_calls(text)
@@ -190,8 +191,9 @@ def test_the_marks_are_control_tokens_and_no_other_control_token_can_come() -> N
     assert max(allowed.tolist()) < TOKENIZER.vocab_size
 
 
-def test_a_tokenizer_without_marks_writes_a_bare_list() -> None:
-    spec = json.loads(TOKENIZER.to_json())
+def test_a_tokenizer_without_marks_writes_a_bare_list(tmp_path: Path) -> None:
+    TOKENIZER.save(tmp_path)
+    spec = json.loads((tmp_path / "tokenizer.json").read_text())
     marks = ("<|tool_call|>", "<|/tool_call|>")
     spec["added_tokens"] = [t for t in spec["added_tokens"] if t["content"] not in marks]
     spec["model"]["vocab"] = {t: i for t, i in spec["model"]["vocab"].items() if t not in marks}
@@ -225,29 +227,16 @@ def test_a_random_model_under_a_schema(engine: Engine) -> None:
     """Greedy and drawn, with the model's own logits."""
     tokenizer = engine.processor.tokenizer
     prompt = engine.row([Message.user("the dog")])
-    for name in ("enum", "nested"):
-        for heat in (0.0, 1.5):
-            sampling = SamplingParams(
-                temperature=heat, grammar=Grammar("json", json.dumps(SCHEMAS[name]))
-            )
-            sampler = Sampler(sampling, tokenizer, prompt.ids.tolist())
-            tokens: list[int] = []
-            while not sampler.finished and len(tokens) < 200:
-                with torch.no_grad():
-                    hidden = engine.model(extend(prompt, tokens))
-                    tokens.append(sampler.draw(engine.model.logits(hidden[-1])))
-            jsonschema.validate(json.loads(tokenizer.decode(tokens)), SCHEMAS[name])
-
-
-def test_what_must_come_is_a_guess() -> None:
-    matcher = Matcher(Grammar("json", '{"const": "Anna Anna"}'), TOKENIZER)
-    first = TOKENIZER.encode('"')[0]
-    matcher.accept(first)
-    assert TOKENIZER.decode([first, *matcher.forced()]) == '"Anna Anna"'
-    for token in matcher.forced():
-        assert matcher.mask(torch.zeros(TOKENIZER.vocab_size))[token] == 0
-        matcher.accept(token)
-    assert matcher.finished and matcher.forced() == []
+    for name, heat in (("enum", 0.0), ("references", 1.5)):
+        grammar = Grammar("json", json.dumps(SCHEMAS[name]))
+        sampling = SamplingParams(temperature=heat, grammar=grammar)
+        sampler = Sampler(sampling, tokenizer, prompt.ids.tolist())
+        tokens: list[int] = []
+        while not sampler.finished and len(tokens) < 300:
+            with torch.no_grad():
+                hidden = engine.model(extend(prompt, tokens))
+                tokens.append(sampler.draw(engine.model.logits(hidden[-1])))
+        jsonschema.validate(json.loads(tokenizer.decode(tokens)), SCHEMAS[name])
 
 
 DEEP = '{"properties": {"a": ' * 40 + "{}" + "}}" * 40
@@ -305,7 +294,7 @@ def test_bounds_hold_while_an_answer_is_written() -> None:
             assert "too complex" in str(error)
 
 
-@settings(deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.text(max_size=30), st.sampled_from(["json", "regex", "tools"]))
 def test_any_text_as_a_grammar_is_followed_or_refused(text: str, kind: Any) -> None:
     try:
