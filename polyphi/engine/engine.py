@@ -312,7 +312,8 @@ class Engine:
                         self.model.config.decoder,
                         self.model.decoder.embed_tokens.weight.dtype,
                     )
-                    self._memory = Memory(config, self.pool.size, dtype, self.runner.device)
+                    # One block more than sequences can get: graphs.py writes there.
+                    self._memory = Memory(config, self.pool.size + 1, dtype, self.runner.device)
                 logits = self.runner.run(parts, self._memory)
             except BaseException as error:
                 for request in [*self.scheduler.running, *self.scheduler.waiting]:
