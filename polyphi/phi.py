@@ -23,6 +23,7 @@ from polyphi.chat import (
     MediaSource,
     Message,
     SamplingParams,
+    Tokens,
     Transcript,
 )
 from polyphi.engine.engine import GREEDY, Conversation, Engine
@@ -108,6 +109,11 @@ class Phi:
     ) -> Iterator[Delta]:
         """The answer in pieces, as it comes; joined they are `generate`'s text."""
         return self.engine.stream(messages, sampling=sampling, adapter=adapter)
+
+    def count(self, messages: Conversation) -> Tokens:
+        """Tokens of a conversation with the generation prompt, before anything runs: as many as `generate` will
+        report. Of pictures and of most clips only headers are read."""
+        return self.processor.count(messages)
 
     def score(
         self, messages: Conversation, continuation: str, *, adapter: str | None = "auto"
@@ -203,7 +209,7 @@ class Phi:
     def _room(self, messages: Sequence[Message], seconds: float, *, twice: bool) -> SamplingParams:
         """Greedy, with tokens for as much text as the clip can hold, within the context."""
         wanted = 64 + math.ceil(seconds * TOKENS_PER_SECOND) * (2 if twice else 1)
-        left = self.config.decoder.max_position_embeddings - self.processor.count(messages)
+        left = self.config.decoder.max_position_embeddings - self.count(messages).total
         return SamplingParams(max_tokens=max(1, min(wanted, left)))
 
 
