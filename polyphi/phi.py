@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from polyphi import devices
 from polyphi.chat import (
     TRANSCRIBE,
     Audio,
@@ -26,6 +27,7 @@ from polyphi.chat import (
     Tokens,
     Transcript,
 )
+from polyphi.devices import Room
 from polyphi.engine.engine import GREEDY, Conversation, Engine
 from polyphi.model import weights
 from polyphi.model.config import ModelConfig
@@ -58,10 +60,12 @@ AudioSource = MediaSource | tuple[np.ndarray, int]
 
 
 class Phi:
-    """Model, tokenizer and processor. It has the `Generate` protocol (chat.py), so `polyphi.eval` can judge it."""
+    """Model, tokenizer and processor. It has the `Generate` protocol (chat.py), so `polyphi.eval` can judge it.
+    `room` tells what it takes and leaves where it was loaded."""
 
-    def __init__(self, model: PhiModel, processor: Processor) -> None:
+    def __init__(self, model: PhiModel, processor: Processor, room: Room | None = None) -> None:
         self.engine = Engine(model, processor)
+        self.room = room
 
     @property
     def model(self) -> PhiModel:
@@ -222,17 +226,22 @@ def load(
 ) -> Phi:
     """A `Phi` from a checkpoint folder or a hub id, in any public layout (`model/weights.py`).
 
-    `device`: "auto" takes CUDA where there is one, else the CPU. `dtype`: "auto" keeps what is stored, or a name such
-    as "float32" or "bfloat16". `quant`: only None, the weights as they are. Raises ValueError, one clear message each.
+    `device`: "auto" takes CUDA where there is one, else Apple's MPS, else the CPU. `dtype`: "auto" keeps what is stored
+    where the device is good at it, or takes float32 (devices.py); or a name such as "float32" or "bfloat16". `quant`:
+    only None, the weights as they are. Raises ValueError, one clear message each, also where the weights don't fit.
     """
     if quant is not None:
         raise ValueError(f"quant must be None (weights as stored), found {quant!r}")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    place = devices.choose(device)
+    asked = None if dtype == "auto" else as_dtype(dtype)
     folder = weights.locate(path_or_id)
     tokenizer = Tokenizer.load(folder)
-    model = weights.load(folder, device=device, dtype=None if dtype == "auto" else as_dtype(dtype))
-    return Phi(model, make_processor(model.config, tokenizer))
+    stored, free = weights.stored_types(folder), devices.free_memory(place)
+    kind = asked or devices.choose_dtype(stored, place, free)
+    devices.check_fits(devices.size(stored, kind), free, place)
+    model = weights.load(folder, device=place, dtype=kind)
+    processor = make_processor(model.config, tokenizer)
+    return Phi(model, processor, devices.room(model, model.config.decoder, free, place, quant))
 
 
 def make_processor(config: ModelConfig, tokenizer: Tokenizer) -> Processor:

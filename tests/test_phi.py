@@ -12,6 +12,7 @@ from PIL import Image as PIL
 from safetensors.torch import load_file
 
 import polyphi
+from polyphi import devices
 from polyphi.chat import Completion, Message, SamplingParams
 from polyphi.inspection import parts, write_logits
 from polyphi.model import weights
@@ -57,6 +58,39 @@ def test_load_takes_sizes_from_the_folder(folder: Path) -> None:
         [{"role": "user", "content": "fox"}], sampling=SamplingParams(max_tokens=3)
     )
     assert polyphi.load(folder, dtype="bfloat16").model.decoder.norm.weight.dtype == torch.bfloat16
+
+
+def test_load_tells_its_room_and_refuses_early(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    phi = polyphi.load(folder, device="cpu")
+    assert phi.room and phi.room.tokens == phi.config.decoder.max_position_embeddings
+    sizes = weights.stored_types(folder)
+    assert sum(sizes.values()) * 4 == devices.size(sizes, None) == phi.room.weights
+    monkeypatch.setattr(devices, "free_memory", lambda place: phi.room.weights - 1)
+    monkeypatch.setattr(weights, "load", None)  # nothing is read before it is known to fit
+    with pytest.raises(ValueError, match=r"weights take .* free;"):
+        polyphi.load(folder)
+    monkeypatch.undo()
+    monkeypatch.setattr(devices, "slowness", lambda dtype: 9.0)
+    weights.save(phi.model, folder, dtype=torch.bfloat16)
+    phi.tokenizer.save(folder)
+    assert polyphi.load(folder).model.decoder.norm.weight.dtype == torch.float32
+    assert polyphi.load(folder, dtype="bfloat16").room.kind == "bfloat16"
+
+
+def test_counts_before_are_counts_after(folder: Path, media: tuple[Path, Path]) -> None:
+    phi = polyphi.load(folder)
+    picture, clip = media
+    for parts_ in (
+        ["fox"],
+        [polyphi.Image(picture), "fox"],
+        [polyphi.Image(picture, "low"), polyphi.Audio(clip)],
+    ):
+        cost = phi.count([Message.user(*parts_)])
+        answer = phi.generate([Message.user(*parts_)], sampling=SamplingParams(max_tokens=1))
+        found = (answer.prompt_tokens, answer.image_tokens, answer.audio_tokens)
+        assert found == (cost.total, cost.image, cost.audio)
 
 
 def test_half_precision_answers_with_media(folder: Path, media: tuple[Path, Path]) -> None:
