@@ -326,10 +326,12 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class Delta:
-    """A piece of a streamed answer; the last one carries `finish_reason` ("stop", "length" or "abort")."""
+    """A piece of a streamed answer; the last one carries `finish_reason` ("stop", "length" or "abort") and, where it is
+    known, the whole answer with what it cost."""
 
     text: str
     finish_reason: str | None = None
+    completion: "Completion | None" = None
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,8 @@ def room(
     """What a loaded model takes of the bytes that were free before."""
     tensors = (*model.parameters(), *model.buffers())
     kind = next(model.parameters()).dtype
-    threads = f" with {torch.get_num_threads()} threads" if place.type == "cpu" else ""
+    count = torch.get_num_threads()
+    threads = f" with {count} thread{'s' if count > 1 else ''}" if place.type == "cpu" else ""
     return Room(
         place=f"{place}{threads}",
         kind=str(kind).removeprefix("torch.") + (f" and {quant}" if quant else ""),

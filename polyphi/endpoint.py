@@ -446,10 +446,11 @@ def _message(message: Message) -> dict[str, Any]:
         )
     if all(isinstance(p, Text) for p in message.parts):
         return {"role": message.role, "content": message.text}
-    return {"role": message.role, "content": [_part(p) for p in message.parts]}
+    return {"role": message.role, "content": [openai_part(p) for p in message.parts]}
 
 
-def _part(part: Part) -> dict[str, Any]:
+def openai_part(part: Part) -> dict[str, Any]:
+    """A part as OpenAI's interface has it, media whole. Raises ValueError for a video and a missing file."""
     if isinstance(part, Text):
         return {"type": "text", "text": part.text}
     if isinstance(part, Video):

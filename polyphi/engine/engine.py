@@ -101,8 +101,10 @@ class Engine:
 
     def _deltas(self, request: Request) -> Iterator[Delta]:
         for _, text in self._run([request]):
-            if text or request.finish_reason:
-                yield Delta(text, request.finish_reason)
+            if request.finish_reason:
+                yield Delta(text, request.finish_reason, request.completion())
+            elif text:
+                yield Delta(text)
 
     def score(
         self, messages: Conversation, continuation: str, *, adapter: str | None = "auto"
