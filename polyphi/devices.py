@@ -2,7 +2,7 @@
 
 >>> place = choose("auto")                       # CUDA where there is one, else Apple's MPS, else the CPU
 >>> print(load("path/or/hub-id").room)
-cpu with 2 threads, bfloat16: 11.9 GB of weights leave 4.3 GB of 16.2 GB free, up to 32,768 of 131,072 tokens of context
+cpu with 2 threads, bfloat16: 11.1 GB of weights leave 5.1 GB of 16.2 GB free, up to 38,536 of 131,072 tokens of context
 
 Nothing here knows a processor by its name: whether a CPU is any good at bfloat16 is measured, once.
 """

@@ -107,6 +107,10 @@ def test_the_line_at_the_start(tiny_config: ModelConfig) -> None:
         "cuda:0, bfloat16: 11.2 GB of weights leave 12.8 GB of 24.0 GB free, "
         "up to 97,656 of 131,072 tokens of context"
     )
+    with torch.device("meta"):
+        published = PhiModel(ModelConfig()).to(torch.bfloat16)
+    shown = str(devices.room(published, DecoderConfig(), int(16.2e9), CPU)).split(": ")[1]
+    assert shown in (Path(__file__).parents[1] / "docs/chat.md").read_text()
     assert "bfloat16 and int8" in str(devices.room(model, tiny_config.decoder, 0, CPU, "int8"))
 
 

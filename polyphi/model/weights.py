@@ -274,11 +274,11 @@ def read_layout(source: str | Path) -> str:
 
 def stored_types(source: str | Path) -> Counter[torch.dtype]:
     """How many parameters of a checkpoint are stored in which type; only headers are read."""
-    layout, config, stored = _open(locate(source))
     counted: Counter[torch.dtype] = Counter()
-    for name in names(config, layout).keys() & stored.keys():
-        kind = _TYPES.get(stored[name].type, torch.float32)  # of others, loading tells
-        counted[kind] += math.prod(stored[name].shape)
+    for name, tensor in _open(locate(source))[2].items():
+        if name != "lm_head.weight":  # the embedding once more
+            kind = _TYPES.get(tensor.type, torch.float32)  # of others, loading tells
+            counted[kind] += math.prod(tensor.shape)
     return counted
 
 
