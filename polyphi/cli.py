@@ -407,7 +407,11 @@ def chat(
         terminal.Terminal(phi, sampling, chosen, console=console).run()
         return
     messages = [Message.user(*asked, *([prompt] if prompt else []))]
-    terminal.once(phi.stream(messages, sampling=sampling, adapter=chosen), console)
+    try:
+        terminal.once(phi.stream(messages, sampling=sampling, adapter=chosen), console)
+    except KeyboardInterrupt:
+        console.print()
+        raise typer.Exit(130) from None
 
 
 def _tell_room(phi: Any) -> None:

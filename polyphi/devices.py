@@ -125,7 +125,7 @@ def free_memory(place: torch.device) -> int:
         return torch.cuda.mem_get_info(place)[0]
     if place.type == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
-    return min(psutil.virtual_memory().available, _left_to_the_group(CGROUP))
+    return int(min(psutil.virtual_memory().available, _left_to_the_group(CGROUP)))
 
 
 def _left_to_the_group(folder: Path) -> float:

@@ -5,6 +5,7 @@ import io
 import subprocess
 import sys
 import wave
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -177,3 +178,20 @@ def test_a_question_may_be_piped_in(
     assert code == 2 and "nothing was piped in" in error
     code, error = run("chat", str(checkpoint), "x", "--video", "none.mp4", capsys=capsys)
     assert code == 2 and "none.mp4: expected a file" in error
+
+
+def test_ctrl_c_ends_one_answer_quietly(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from polyphi.chat import Delta
+    from polyphi.engine.engine import Engine
+
+    def stream(self: Engine, messages: list, **options: object) -> Iterator[Delta]:
+        yield Delta("Once upon")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Engine, "stream", stream)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["chat", str(checkpoint), "Tell me"])
+    shown = capsys.readouterr()
+    assert stop.value.code == 130 and shown.out == "Once upon\n" and shown.err == ""
