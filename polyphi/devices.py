@@ -136,7 +136,7 @@ def _left_to_the_group(folder: Path) -> float:
         said = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
     except (OSError, ValueError):
         return float("inf")
-    return float("inf") if limit == "max" else int(limit) - used + int(said.get("file", 0))
+    return float("inf") if limit == "max" else float(int(limit) - used + int(said.get("file", 0)))
 
 
 def _bytes(count: int) -> str:
