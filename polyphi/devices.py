@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from polyphi.engine.cache import token_bytes
 from polyphi.model.config import DecoderConfig
 
 SLOWER = 1.5
@@ -69,7 +70,7 @@ def check_fits(weights: int, free: int, place: torch.device) -> None:
 @dataclass(frozen=True)
 class Room:
     """What a model takes and leaves: bytes of its `weights`, bytes `free` before they came, bytes of keys and values
-    `per_token`, and the longest `context` of the model."""
+    `per_token`, the longest `context` of the model, and the `capacity` in tokens that the engine set aside."""
 
     place: str
     kind: str
@@ -77,11 +78,13 @@ class Room:
     free: int
     per_token: int
     context: int
+    capacity: int
 
     @property
     def tokens(self) -> int:
         """Tokens of context for which there is memory; what a forward needs beside them comes off it."""
-        return max(0, min(self.context, (self.free - self.weights) // self.per_token))
+        room = (self.free - self.weights) // self.per_token
+        return max(0, min(self.context, self.capacity, room))
 
     def __str__(self) -> str:
         left = max(0, self.free - self.weights)
@@ -96,9 +99,10 @@ def room(
     config: DecoderConfig,
     free: int,
     place: torch.device,
+    capacity: int,
     quant: str | None = None,
 ) -> Room:
-    """What a loaded model takes of the bytes that were free before."""
+    """What a loaded model takes of the bytes that were free before; `capacity` is the engine's."""
     tensors = (*model.parameters(), *model.buffers())
     kind = next(model.parameters()).dtype
     count = torch.get_num_threads()
@@ -108,15 +112,10 @@ def room(
         kind=str(kind).removeprefix("torch.") + (f" and {quant}" if quant else ""),
         weights=sum(t.nbytes for t in tensors),
         free=free,
-        per_token=kv_bytes(config, kind),
+        per_token=token_bytes(config, kind),
         context=config.max_position_embeddings,
+        capacity=capacity,
     )
-
-
-def kv_bytes(config: DecoderConfig, dtype: torch.dtype) -> int:
-    """Bytes that attention remembers of one token: a key and a value of every layer and head."""
-    heads = config.num_hidden_layers * config.num_key_value_heads
-    return 2 * heads * config.head_dim * dtype.itemsize
 
 
 def free_memory(place: torch.device) -> int:

@@ -63,9 +63,9 @@ class Phi:
     """Model, tokenizer and processor. It has the `Generate` protocol (chat.py), so `polyphi.eval` can judge it.
     `room` tells what it takes and leaves where it was loaded."""
 
-    def __init__(self, model: PhiModel, processor: Processor, room: Room | None = None) -> None:
+    def __init__(self, model: PhiModel, processor: Processor) -> None:
         self.engine = Engine(model, processor)
-        self.room = room
+        self.room: Room | None = None
 
     @property
     def model(self) -> PhiModel:
@@ -74,6 +74,11 @@ class Phi:
     @property
     def config(self) -> ModelConfig:
         return self.model.config
+
+    @property
+    def context(self) -> int:
+        """Tokens that prompt and answer may have together: what the model reads, or there is memory for."""
+        return min(self.engine.context, self.engine.capacity)
 
     @property
     def processor(self) -> Processor:
@@ -213,7 +218,7 @@ class Phi:
     def _room(self, messages: Sequence[Message], seconds: float, *, twice: bool) -> SamplingParams:
         """Greedy, with tokens for as much text as the clip can hold, within the context."""
         wanted = 64 + math.ceil(seconds * TOKENS_PER_SECOND) * (2 if twice else 1)
-        left = self.config.decoder.max_position_embeddings - self.count(messages).total
+        left = self.context - self.count(messages).total
         return SamplingParams(max_tokens=max(1, min(wanted, left)))
 
 
@@ -240,8 +245,9 @@ def load(
     kind = asked or devices.choose_dtype(stored, place, free)
     devices.check_fits(devices.size(stored, kind), free, place)
     model = weights.load(folder, device=place, dtype=kind)
-    processor = make_processor(model.config, tokenizer)
-    return Phi(model, processor, devices.room(model, model.config.decoder, free, place, quant))
+    phi = Phi(model, make_processor(model.config, tokenizer))
+    phi.room = devices.room(model, model.config.decoder, free, place, phi.engine.capacity, quant)
+    return phi
 
 
 def make_processor(config: ModelConfig, tokenizer: Tokenizer) -> Processor:

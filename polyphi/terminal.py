@@ -154,10 +154,10 @@ class Terminal:
         """Streams the next answer into the conversation. False if it was stopped before it had begun."""
         sent = self._sent()
         cost = self.phi.count(sent)
-        context = self.phi.config.decoder.max_position_embeddings
+        context = self.phi.context
         if cost.total >= context:
             raise ValueError(
-                f"the conversation has {cost.total:,} tokens, the model reads {context:,}; /undo or /clear makes room"
+                f"the conversation has {cost.total:,} tokens, {context:,} are the most; /undo or /clear makes room"
             )
         sampling = replace(
             self.sampling, max_tokens=min(self.sampling.max_tokens, context - cost.total)
@@ -305,7 +305,7 @@ class Terminal:
         if not self.messages and not waiting:
             raise ValueError("there is no message yet")
         cost = self.phi.count([*self._sent(), *map(self._expanded, waiting)])
-        context = self.phi.config.decoder.max_position_embeddings
+        context = self.phi.context
         self.tell(
             f"{cost.total:,} of {context:,} tokens: text {cost.text:,}, pictures {cost.image:,}, clips {cost.audio:,}"
         )

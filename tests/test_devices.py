@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from polyphi import devices
-from polyphi.engine.cache import Cache, SequenceCache
+from polyphi.engine.cache import token_bytes
 from polyphi.model.config import DecoderConfig, ModelConfig
 from polyphi.model.multimodal import PhiModel
 
@@ -71,18 +71,8 @@ def test_slowness_is_the_ratio_of_the_least_times(monkeypatch: pytest.MonkeyPatc
 
 def test_the_published_model_needs_what_the_design_says() -> None:
     """128 KiB of keys and values a token in bfloat16: 16 GiB at 128k tokens."""
-    assert devices.kv_bytes(DecoderConfig(), torch.bfloat16) == 128 << 10
-    assert devices.kv_bytes(DecoderConfig(), torch.bfloat16) * 131072 == 16 << 30
-
-
-def test_bytes_of_a_token_are_what_the_cache_takes(tiny_config: ModelConfig) -> None:
-    decoder = tiny_config.decoder
-    sequence = SequenceCache(reserve=256)
-    k = torch.zeros(256, decoder.num_key_value_heads, decoder.head_dim, dtype=torch.bfloat16)
-    for layer in range(decoder.num_hidden_layers):
-        keys, values = Cache([sequence]).extend(layer, k, k, [256])
-    taken = decoder.num_hidden_layers * (keys[0].nbytes + values[0].nbytes)
-    assert taken == 256 * devices.kv_bytes(decoder, torch.bfloat16)
+    assert token_bytes(DecoderConfig(), torch.bfloat16) == 128 << 10
+    assert token_bytes(DecoderConfig(), torch.bfloat16) * 131072 == 16 << 30
 
 
 def test_weights_that_do_not_fit_are_one_line() -> None:
@@ -98,20 +88,21 @@ def test_the_line_at_the_start(tiny_config: ModelConfig) -> None:
     model = PhiModel(tiny_config).to(torch.bfloat16)
     weights = 2 * sum(t.numel() for t in (*model.parameters(), *model.buffers()))
     per_token = 2 * 2 * 2 * 16 * 2
-    room = devices.room(model, tiny_config.decoder, weights + 100 * per_token, CPU)
+    room = devices.room(model, tiny_config.decoder, weights + 100 * per_token, CPU, 10**6)
     assert (room.weights, room.per_token, room.tokens) == (weights, per_token, 100)
     assert replace(room, free=10**12).tokens == 512  # no more than the model's context
     assert replace(room, free=weights - 1).tokens == 0
-    full = devices.Room("cuda:0", "bfloat16", 11_200_000_000, 24_000_000_000, 131072, 131072)
+    assert replace(room, capacity=60).tokens == 60  # or of what the engine set aside
+    full = devices.Room("cuda:0", "bfloat16", 11_200_000_000, 24_000_000_000, 131072, 131072, 10**6)
     assert str(full) == (
         "cuda:0, bfloat16: 11.2 GB of weights leave 12.8 GB of 24.0 GB free, "
         "up to 97,656 of 131,072 tokens of context"
     )
     with torch.device("meta"):
         published = PhiModel(ModelConfig()).to(torch.bfloat16)
-    shown = str(devices.room(published, DecoderConfig(), int(16.2e9), CPU)).split(": ")[1]
+    shown = str(devices.room(published, DecoderConfig(), int(16.2e9), CPU, 10**6)).split(": ")[1]
     assert shown in (Path(__file__).parents[1] / "docs/chat.md").read_text()
-    assert "bfloat16 and int8" in str(devices.room(model, tiny_config.decoder, 0, CPU, "int8"))
+    assert "bfloat16 and int8" in str(devices.room(model, tiny_config.decoder, 0, CPU, 0, "int8"))
 
 
 def test_a_container_limits_what_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

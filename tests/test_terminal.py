@@ -45,12 +45,8 @@ CONTEXT = 1000
 class Scripted:
     """A model that gives its answers in turn; an exception among their pieces is raised there."""
 
-    config = SimpleNamespace(
-        vision=True,
-        audio=True,
-        adapters={"vision": 1, "speech": 1},
-        decoder=SimpleNamespace(max_position_embeddings=CONTEXT),
-    )
+    config = SimpleNamespace(vision=True, audio=True, adapters={"vision": 1, "speech": 1})
+    context = CONTEXT
     tokenizer = SimpleNamespace(encode=str.split)
 
     def __init__(self, *answers: Any) -> None:
@@ -284,7 +280,7 @@ def test_answers_fit_into_the_context() -> None:
     terminal, shown = talk(phi, long, "word " * 20)
     assert phi.asked[0][1].max_tokens == 10
     assert len(phi.asked) == 1 and len(terminal.messages) == 2
-    assert "the conversation has 1,011 tokens, the model reads 1,000" in shown
+    assert "the conversation has 1,011 tokens, 1,000 are the most" in shown
 
 
 def test_ctrl_c_keeps_what_was_said() -> None:
