@@ -6,12 +6,12 @@
     table.grow(40)
     model(batch, StepCache(memory, [table], [40]))   # writes 40 tokens, attends over all that is held
 
-A full block has a *name*, a hash of everything that its keys and values follow from: the adapter's weights, the LongRoPE
-table, the content of media and all tokens up to its end. Blocks that nobody holds any more keep their name until their
-memory is needed, so that a later sequence that starts alike finds them.
+A full block has a *name*, a hash of everything that its keys and values follow from: the adapter's weights, the
+LongRoPE table, the content of media and all tokens up to its end. Blocks that nobody holds any more keep their name
+until their memory is needed, so that a later sequence that starts alike finds them.
 
-A sequence's blocks lie side by side where they can (a newcomer starts in the middle of the longest free stretch), because
-attention reads each stretch where it lies.
+A sequence's blocks lie side by side where they can (a newcomer starts in the middle of the longest free stretch),
+because attention reads each stretch where it lies.
 """
 
 import hashlib
@@ -88,7 +88,8 @@ class BlockPool:
         return taken
 
     def _stretch(self, wanted: int, new: bool) -> int:
-        """Where to go on: in the longest free stretch, for a new sequence with room before it for whoever grows there."""
+        """Where to go on: in the longest free stretch, for a new sequence with room before it for whoever grows
+        there."""
         edges = np.flatnonzero(np.diff(np.concatenate(([0], self._free.view(np.int8), [0]))))
         starts, lengths = edges[::2], edges[1::2] - edges[::2]
         longest = int(lengths.argmax())
@@ -210,7 +211,8 @@ class Table:
 
 
 class Memory:
-    """Keys and values, [blocks * BLOCK, K, d] for every layer. A CPU gives a page of it only when it is first written."""
+    """Keys and values, [blocks * BLOCK, K, d] for every layer. A CPU gives a page of it only when it is first
+    written."""
 
     def __init__(
         self, config: DecoderConfig, blocks: int, dtype: torch.dtype, device: torch.device
@@ -233,15 +235,16 @@ def token_bytes(config: DecoderConfig, dtype: torch.dtype) -> int:
 
 @dataclass
 class _Sequence:
-    """What a step needs of one sequence: `new` tokens, and where all before them (or, for one token, all of them) lie."""
+    """What a step needs of one sequence: `new` tokens, and where all before them (or, for one token, all of them)
+    lie."""
 
     new: int
     stretches: list[tuple[int, int]]
 
 
 class StepCache:
-    """The caches of the sequences of one forward, in the order of its `Batch`, as `model.attention.KVCache`. `new` counts
-    each sequence's new tokens; their room was made before."""
+    """The caches of the sequences of one forward, in the order of its `Batch`, as `model.attention.KVCache`. `new`
+    counts each sequence's new tokens; their room was made before."""
 
     def __init__(self, memory: Memory, tables: Sequence[Table], new: Sequence[int]) -> None:
         self._memory = memory
@@ -277,8 +280,8 @@ class StepCache:
         if self._gathered is not None and in_one_call(q):
             every, queries, ends = self._gathered
             most = max(s.new for s in self._sequences)
-            held = (x.index_select(0, every) for x in (keys, values))
-            return varlen_attention(q, *held, queries, ends, most, max(self._ends))
+            held = [x.index_select(0, every) for x in (keys, values)]
+            return varlen_attention(q, held[0], held[1], queries, ends, most, max(self._ends))
         outs = []
         lengths = [s.new for s in self._sequences]
         parts = zip(self._sequences, *(x.split(lengths) for x in (q, k, v)), strict=True)

@@ -85,7 +85,7 @@ def _key(kind: str, layout: str, *tensors: Tensor) -> bytes:
     found = hashlib.sha256(f"{kind} {layout}".encode())
     for tensor in tensors:
         found.update(f" {tuple(tensor.shape)} {tensor.dtype} ".encode())
-        found.update(tensor.contiguous().view(torch.uint8).numpy())
+        found.update(tensor.contiguous().view(torch.uint8).numpy().data)
     return found.digest()
 
 

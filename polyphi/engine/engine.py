@@ -163,8 +163,8 @@ class Engine:
         sampling: SamplingParams | Sequence[SamplingParams] = GREEDY,
         adapter: str | None = "auto",
     ) -> list[Completion]:
-        """Answers in the order of the conversations; media are read when their turn comes. `sampling` is one for all, or
-        one for each. Raises ValueError as `generate` does."""
+        """Answers in the order of the conversations; media are read when their turn comes. `sampling` is one for all,
+        or one for each. Raises ValueError as `generate` does."""
         one = isinstance(sampling, SamplingParams)
         each = repeat(sampling) if isinstance(sampling, SamplingParams) else iter(sampling)
         coming = zip(conversations, each, strict=not one)
@@ -255,8 +255,8 @@ class Engine:
             self._check_room(len(made), sampling.max_tokens)
             if (bound := len(made) + sampling.max_tokens) > self.capacity:
                 raise ValueError(
-                    f"{len(made)} prompt tokens and {sampling.max_tokens} more are {bound}, but there is memory for the "
-                    f"keys and values of {self.capacity}; lower max_tokens, or give the engine more memory"
+                    f"{len(made)} prompt tokens and {sampling.max_tokens} more are {bound}, but there is memory for "
+                    f"the keys and values of {self.capacity}; lower max_tokens, or give the engine more memory"
                 )
             return made
 
@@ -395,7 +395,7 @@ class Engine:
             found = hashlib.sha256(key[1].encode())
             if request.adapter is not None:
                 for tensor in self.model.adapter_tensors(request.adapter):
-                    found.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+                    found.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
             self._roots[key] = found.digest()
         return self._roots[key]
 

@@ -2,8 +2,8 @@
 
 >>> runner.run(parts)                            # {request: logits [n V] of the tokens that may follow}
 
-What stands for pictures and clips was made before (encoders.py); the parts of it that fall into a chunk are written over
-their placeholders here.
+What stands for pictures and clips was made before (encoders.py); the parts of it that fall into a chunk are written
+over their placeholders here.
 """
 
 from collections.abc import Sequence
@@ -89,7 +89,9 @@ class Runner:
         return self.model(batch.to(self.device))
 
     def _batch(self, parts: Sequence[Part]) -> tuple[Batch, list[int]]:
-        ids, positions, bounds = [], [], [0]
+        ids: list[int] = []
+        positions: list[int] = []
+        bounds = [0]
         for part in parts:
             ids += part.request.ids[part.start : part.start + part.new]
             ids += part.guesses

@@ -1,8 +1,9 @@
 """Who runs in the next step, and with how many tokens.
 
-A step first goes on with whoever runs: one token each (more where some are guessed), or the next chunk of a prompt. What
-the step still holds is given to prompts that wait, in the order in which they came. When memory for keys and values is
-short, the request that came last makes room: it lets go of its blocks, keeps its tokens and waits at the front.
+A step first goes on with whoever runs: one token each (more where some are guessed), or the next chunk of a prompt.
+What the step still holds is given to prompts that wait, in the order in which they came. When memory for keys and
+values is short, the request that came last makes room: it lets go of its blocks, keeps its tokens and waits at the
+front.
 """
 
 from collections import deque
@@ -101,7 +102,8 @@ class Scheduler:
         return len(request) - request.table.length
 
     def _turn_table(self, request: Request) -> None:
-        """A sequence that outgrows its LongRoPE table runs again from its start: its keys were rotated with the other."""
+        """A sequence that outgrows its LongRoPE table runs again from its start: its keys were rotated with the
+        other."""
         if (rope := self._rope(request)) != request.ropes[-1]:
             request.ropes.append(rope)
             request.table.clear()
@@ -117,7 +119,8 @@ class Scheduler:
         return tuple(request.lookup.propose(most)) if most > 0 else ()
 
     def _make_room(self, part: Part, parts: dict[int, Part]) -> bool:
-        """Room for a running request's part. Those that came last give theirs up first; False if it was its own turn."""
+        """Room for a running request's part. Those that came last give theirs up first; False if it was its own
+        turn."""
         while True:
             try:
                 part.request.table.grow(part.start + part.size)

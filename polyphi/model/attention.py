@@ -13,8 +13,8 @@ With a cache a sequence has more keys than queries and the triangle sits at the 
 cached ones read `1 1 1 1 .` and `1 1 1 1 1`.
 
 `packed_attention` is for packs without a cache, `continued_attention` for one sequence that goes on: what is held of it
-may lie in several pieces of memory. Both are loops of fused calls, which run anywhere; on CUDA in half precision a whole
-pack is one call of `torch.nn.attention.varlen` (`varlen_attention`).
+may lie in several pieces of memory. Both are loops of fused calls, which run anywhere; on CUDA in half precision a
+whole pack is one call of `torch.nn.attention.varlen` (`varlen_attention`).
 """
 
 import inspect
@@ -44,8 +44,8 @@ class KVCache(Protocol):
         v: Float[Tensor, "T K d"],
         bounds: Sequence[int],
     ) -> Float[Tensor, "T H d"]:
-        """Keep the new keys (already rotated) and values of a pack, and attend: every new token sees what is held of its
-        sequence, and the new ones up to itself."""
+        """Keep the new keys (already rotated) and values of a pack, and attend: every new token sees what is held of
+        its sequence, and the new ones up to itself."""
         ...
 
 

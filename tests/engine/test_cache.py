@@ -1,4 +1,5 @@
-"""The memory of keys and values: who holds which block, what is found again, and that attention reads the right rows."""
+"""The memory of keys and values: who holds which block, what is found again, and that attention reads the right
+rows."""
 
 import random
 

@@ -16,7 +16,8 @@ from polyphi.engine.request import Request
 from polyphi.engine.runner import Runner
 from polyphi.processing.processor import Processor
 
-LONG = "the quick brown fox jumps over the lazy dog " * 2
+LONG = "abc xyz 123 qrs tuv " * 5
+FEW = SamplingParams(max_tokens=12)
 
 
 def finished(engine: Engine, *requests: Request) -> list[Completion]:
@@ -32,31 +33,34 @@ def is_empty(engine: Engine) -> bool:
 
 def test_what_was_read_before_is_not_read_again(engine: Engine) -> None:
     messages = [Message.user(LONG), Message.assistant("yes"), Message.user("and then?")]
-    first = engine.generate(messages)
-    again = engine.generate(messages)
+    first = engine.generate(messages, sampling=FEW)
+    again = engine.generate(messages, sampling=FEW)
     assert (first.cached, again) == (0, first)
     assert 0 < again.prompt_tokens - again.cached <= 32
-    longer = engine.generate([*messages, Message.assistant(first.text), Message.user("why?")])
+    longer = engine.generate(
+        [*messages, Message.assistant("no"), Message.user("why?")], sampling=FEW
+    )
     assert longer.cached >= again.cached
     forgetful = Engine(engine.model, engine.processor, remember=False)
-    assert forgetful.generate(messages) == forgetful.generate(messages)
-    assert forgetful.generate(messages).cached == 0 and forgetful.counters().blocks_remembered == 0
+    assert [forgetful.generate(messages, sampling=FEW) for _ in range(2)] == [first, first]
+    assert forgetful.generate(messages, sampling=FEW).cached == 0
+    assert forgetful.counters().blocks_remembered == 0
 
 
 def test_beginnings_are_shared_within_an_adapter_only(engine: Engine) -> None:
     """An adapter changes the keys of all tokens; so do its weights under the same name."""
     messages = [Message.user(LONG)]
     for adapter in (None, "vision", "speech"):
-        assert engine.generate(messages, adapter=adapter).cached == 0
-        assert engine.generate(messages, adapter=adapter).cached > 0
-    before = engine.generate(messages, adapter="vision")
+        assert engine.generate(messages, adapter=adapter, sampling=FEW).cached == 0
+        assert engine.generate(messages, adapter=adapter, sampling=FEW).cached > 0
+    before = engine.generate(messages, adapter="vision", sampling=FEW)
     with torch.no_grad():
         for tensor in engine.model.adapter_tensors("vision"):
             tensor.mul_(1.5)
-    after = engine.generate(messages, adapter="vision")
+    after = engine.generate(messages, adapter="vision", sampling=FEW)
     assert after.cached == 0 and after.tokens != before.tokens
     fresh = Engine(engine.model, engine.processor)
-    assert fresh.generate(messages, adapter="vision") == after
+    assert fresh.generate(messages, adapter="vision", sampling=FEW) == after
 
 
 def test_beginnings_are_shared_within_a_table_only(engine: Engine) -> None:
@@ -73,13 +77,13 @@ def test_pictures_are_told_apart_by_what_is_seen(engine: Engine) -> None:
     """The same bytes cut otherwise, or turned: other tokens, other keys; the same picture is encoded once."""
     wide, high = picture(150, 30), picture(30, 150)
     asked = [[Message.user(LONG[:90], p, "what is this?")] for p in (wide, high, wide)]
-    answers = [engine.generate(m) for m in asked]
+    answers = [engine.generate(m, sampling=FEW) for m in asked]
     assert engine.encoders.calls == 2
     assert answers[0] == answers[2] and answers[0].tokens != answers[1].tokens
     assert answers[2].cached > answers[1].cached
-    engine.generate([Message.user(wide, "another question about it")])
+    engine.generate([Message.user(wide, "another question about it")], sampling=FEW)
     assert engine.encoders.calls == 2
-    engine.generate([Message.user(clip(0.4), "say it")])
+    engine.generate([Message.user(clip(0.4), "say it")], sampling=FEW)
     engine.generate(
         [Message.user(clip(0.4), "say it in a picture's voice", wide)]
     )  # the other projector
@@ -89,13 +93,14 @@ def test_pictures_are_told_apart_by_what_is_seen(engine: Engine) -> None:
 def test_encoders_remember_within_their_budget(engine: Engine) -> None:
     pictures = [picture(40 + 3 * i, 60) for i in range(6)]
     narrow = Engine(engine.model, engine.processor, encoded=20_000, remember=False)
-    expected = [engine.generate([Message.user(p, "?")]) for p in pictures]
+    expected = [engine.generate([Message.user(p, "?")], sampling=FEW) for p in pictures]
     for _ in range(2):
-        assert [narrow.generate([Message.user(p, "?")]) for p in pictures] == expected
+        again = [narrow.generate([Message.user(p, "?")], sampling=FEW) for p in pictures]
+        assert again == expected
         assert 0 < narrow.counters().encoded_bytes <= 20_000
     assert narrow.encoders.calls > len(pictures)
     none = Engine(engine.model, engine.processor, encoded=0)
-    assert none.generate([Message.user(pictures[0], "?")]) == expected[0]
+    assert none.generate([Message.user(pictures[0], "?")], sampling=FEW) == expected[0]
     assert none.counters().encoded_bytes == 0
 
 
@@ -213,8 +218,8 @@ def test_guesses_never_change_an_answer(engine: Engine) -> None:
 def test_what_does_not_fit_is_refused_before_it_runs(engine: Engine) -> None:
     small = Engine(engine.model, engine.processor, memory=4 * 32 * 2 * 2 * 2 * 16 * 4)
     assert small.capacity == 128
-    with pytest.raises(ValueError, match=r"\d+ prompt tokens and 120 more .* values of 128"):
-        small.generate([Message.user("dog")], sampling=SamplingParams(max_tokens=120))
+    with pytest.raises(ValueError, match=r"\d+ prompt tokens and 127 more .* values of 128"):
+        small.generate([Message.user("dog")], sampling=SamplingParams(max_tokens=127))
     with pytest.raises(ValueError, match="values of 128"):
         small.stream([Message.user(picture(), LONG)])
     assert is_empty(small)
@@ -225,9 +230,9 @@ def test_media_that_cannot_be_read(engine: Engine, tmp_path: Path) -> None:
     from polyphi.chat import Image
 
     good, bad = [Message.user("dog")], [Message.user(Image(tmp_path / "none.png"), "?")]
-    with pytest.raises((ValueError, OSError), match="none.png"):
+    with pytest.raises((ValueError, OSError), match=r"none\.png"):
         engine.generate_many([good, bad, good])
-    with pytest.raises((ValueError, OSError), match="none.png"):
+    with pytest.raises((ValueError, OSError), match=r"none\.png"):
         engine.stream(bad)
     request = engine.submit(bad)
     while not request.finish_reason:
@@ -328,7 +333,7 @@ def ten_thousand(engine: Engine, count: int, seed: int = 0) -> None:
 
 
 def test_random_requests_and_aborts(engine: Engine) -> None:
-    memory = 40 * 32 * 2 * 2 * 2 * 16 * 4
+    memory = 16 * 32 * 2 * 2 * 2 * 16 * 4
     small = Engine(engine.model, engine.processor, memory=memory, together=12, chunk=50)
     ten_thousand(small, 250)
     assert small.counters().preemptions > 0

@@ -1,8 +1,8 @@
 """Whatever happens beside a request, it gets the answer of the model alone.
 
-Random requests of every kind run together in an engine that is short of everything (memory, places, tokens of a step) while
-neighbours are aborted. Each one's logits, token by token, are held against one forward of prompt and answer without a cache,
-with the LongRoPE table of that token's length; all blocks come back.
+Random requests of every kind run together in an engine that is short of everything (memory, places, tokens of a step)
+while neighbours are aborted. Each one's logits, token by token, are held against one forward of prompt and answer
+without a cache, with the LongRoPE table of that token's length; all blocks come back.
 """
 
 import random
@@ -13,13 +13,30 @@ import torch
 from engine.conftest import clip, make_engine, picture
 
 from polyphi.chat import Audio, Image, Message, SamplingParams
-from polyphi.engine import engine as engine_module
 from polyphi.engine.engine import Engine
 from polyphi.engine.request import Request
 from polyphi.engine.runner import extend
 from polyphi.processing.tokenizer import Tokenizer
 
-WORDS = "the quick brown fox jumps over a lazy dog und größer 図書館 1 + 2 = 3".split()
+WORDS = [
+    "the",
+    "quick",
+    "brown",
+    "fox",
+    "jumps",
+    "over",
+    "a",
+    "lazy",
+    "dog",
+    "und",
+    "größer",
+    "図書館",
+    "1",
+    "+",
+    "2",
+    "=",
+    "3",
+]
 
 # float32, other shapes of the same sums: measured 3.2e-5 on logits of spread 1.5 over 42 seeds (float64: 6e-14).
 ROUNDING = 2e-4
@@ -44,7 +61,7 @@ class Watched(Engine):
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return Tokenizer.train([" ".join(WORDS)], vocab_size=384)
+    return Tokenizer.train([TEXT], vocab_size=384)
 
 
 @pytest.fixture
@@ -67,8 +84,8 @@ def engine(tiny_config, tokenizer) -> Engine:
 def conversation(
     dice: random.Random, earlier: list[list[Message]], longest: float
 ) -> list[Message]:
-    """Text, 1 to 3 pictures of odd sizes, 1 or 2 clips of 0.1 to `longest` seconds, in any order; now and then what was said
-    before, and more."""
+    """Text, 1 to 3 pictures of odd sizes, 1 or 2 clips of 0.1 to `longest` seconds, in any order; now and then what
+    was said before, and more."""
     text = lambda most: " ".join(dice.choices(WORDS, k=dice.randrange(1, most)))  # noqa: E731
     if earlier and dice.random() < 0.4:
         return [*dice.choice(earlier), Message.assistant(text(8)), Message.user(text(8))]
