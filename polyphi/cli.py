@@ -626,9 +626,8 @@ EXTRAS = {"datatrove": "curate", "sklearn": "curate", "jiwer": "eval", "sacreble
 def main(arguments: list[str] | None = None) -> Any:
     """Run the command line; errors that users can mend become one line."""
     try:
-        app(arguments, standalone_mode=False)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
+        if code := app(arguments, standalone_mode=False):  # a command ended with typer.Exit
+            sys.exit(code)
     except KeyboardInterrupt:
         print("interrupted: the same command goes on where it stopped", file=sys.stderr)
         sys.exit(130)
