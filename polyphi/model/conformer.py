@@ -40,8 +40,8 @@ FURTHEST_GAP = 4
 """Blank frames that must separate two clips: one frame at the last convolution's input, which is 4 frames wide."""
 
 AT_ONCE = 1000
-"""Features encoded at a time without gradients: 80 s, two windows. [ours] What the first convolution makes of them takes
-330 MB at full size in bfloat16."""
+"""Features encoded at a time without gradients: 80 s, two windows. [ours] What the first convolution makes of them
+takes 330 MB at full size in bfloat16."""
 
 
 class Span(NamedTuple):

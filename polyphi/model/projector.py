@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from polyphi.batch import Clip, ImageLayout
 
-
 AT_ONCE = 4096
 """Audio features projected at a time where no gradient is asked for. [ours]"""
 

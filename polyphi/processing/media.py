@@ -11,8 +11,10 @@ expected and what was found, and never what a decoder printed (that may hold add
 
 import io
 from bisect import bisect_right
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import soundfile
@@ -33,6 +35,10 @@ MAX_FRAME_PIXELS = 4096 * 2304  # of one frame [ours]: "4K" and a little more
 MAX_RATE = 768_000  # Hz; above it a header is forged rather than recorded
 MAX_CHANNELS = 16
 BLOCK = 1 << 18  # samples decoded between two looks at the caps
+SNIFFED = 512  # bytes that tell what a file is
+
+AudioSource = MediaSource | tuple[np.ndarray, int]
+_DECODER_ERRORS = (soundfile.SoundFileError, RuntimeError, OSError)
 
 # what we say -> what Pillow says
 PICTURES = {"PNG": "PNG", "JPEG": "JPEG", "WebP": "WEBP", "GIF": "GIF", "BMP": "BMP"}
@@ -65,11 +71,11 @@ def sniff(data: bytes) -> str:
         and data[1] & 0x06
     ):
         return "MP3"
-    head = data[:512]
+    head = data[:SNIFFED]
     try:
         head.decode("utf-8")
     except UnicodeDecodeError as error:
-        if error.start < len(head) - 3:  # else a character that our own cut of 512 bytes split
+        if error.start < len(head) - 3:  # else a character that our own cut split
             return "unknown data"
     return "unknown data" if b"\0" in head else "text"
 
@@ -122,7 +128,7 @@ def image_size(source: MediaSource) -> tuple[int, int]:
 
 
 def decode_audio(
-    source: MediaSource | tuple[np.ndarray, int],
+    source: AudioSource,
     *,
     max_bytes: int = MAX_AUDIO_BYTES,
     max_seconds: float = MAX_AUDIO_SECONDS,
@@ -135,44 +141,99 @@ def decode_audio(
     """
     if isinstance(source, tuple):
         return _from_array(source, max_seconds)
-    data, name = _read(source, max_bytes, "clip")
-    kind = sniff(data)
-    if kind not in CLIPS:
-        raise ValueError(f"{name}: expected a WAV, FLAC, OGG or MP3 clip, found {kind}")
-    if kind == "WAV":
-        _check_wav(data, name)
-    try:
-        # libsndfile reads these from memory; the name of the file plays no part.
-        with soundfile.SoundFile(io.BytesIO(data)) as file:
-            rate, channels, announced = file.samplerate, file.channels, file.frames
-            if not (1 <= rate <= MAX_RATE and 1 <= channels <= MAX_CHANNELS):
-                raise _Refused(
-                    f"{name}: a header of {rate} Hz and {channels} channels is not believable"
+    stream = AudioStream(source, max_bytes=max_bytes, max_seconds=max_seconds)
+    blocks: list[np.ndarray] = []
+    for block in stream:
+        blocks.append(block)
+        if sum(map(len, blocks)) * 4 > max_bytes:
+            raise ValueError(_too_long(stream.name, stream.seconds, max_seconds))
+    return np.concatenate(blocks), stream.rate
+
+
+class AudioStream:
+    """A clip block by block, for recordings that shouldn't stand in memory: what `decode_audio` gives, in pieces.
+
+    >>> stream = AudioStream("lecture.flac", max_seconds=4 * 3600)
+    >>> for block in stream: ...                     # float32 mono [n] in [-1, 1], n at most 2^18
+
+    `rate` is known at once, `announced` is the header's number of samples (compressed formats say it only nearly, some
+    not at all), and `seconds` counts what has been read. A path is read from the disk as it goes, without a cap on its
+    bytes unless `max_bytes` names one. Raises `ValueError` as `decode_audio` does: for what the header tells when it
+    is opened, for the rest while it is read. Each iteration starts anew.
+    """
+
+    def __init__(
+        self,
+        source: AudioSource,
+        *,
+        max_bytes: int | None = None,
+        max_seconds: float = MAX_AUDIO_SECONDS,
+    ) -> None:
+        self.source, self.max_seconds, self.seconds = source, max_seconds, 0.0
+        self.name, self.kind = "the given samples", "given"
+        if isinstance(source, tuple):
+            _check_array(source, max_seconds)
+            self.rate, self.announced = int(source[1]), len(source[0])
+            return
+        with _opened(source, max_bytes, "clip") as (file, self.name):
+            self.kind = sniff(file.read(SNIFFED))
+            if self.kind not in CLIPS:
+                raise ValueError(
+                    f"{self.name}: expected a WAV, FLAC, OGG or MP3 clip, found {self.kind}"
                 )
-            blocks: list[np.ndarray] = []
-            count = 0
-            while len(
-                block := file.read(max(1, BLOCK // channels), dtype="float32", always_2d=True)
-            ):
+            if self.kind == "WAV":
+                _check_wav(file, self.name)
+            file.seek(0)
+            with self._decoder(file) as clip:
+                self.rate, self.announced = clip.samplerate, clip.frames
+
+    def __iter__(self) -> Iterator[Float[np.ndarray, " n"]]:
+        if isinstance(self.source, tuple):
+            wave = np.asarray(self.source[0])
+            for start in range(0, len(wave), BLOCK):
+                yield _from_array((wave[start : start + BLOCK], self.rate), self.max_seconds)[0]
+            self.seconds = len(wave) / self.rate
+            return
+        count = 0
+        with _opened(self.source, None, "clip") as (file, name), self._decoder(file) as clip:
+            while len(block := self._read(clip)):
                 count += len(block)
-                if count > max_seconds * rate or count * 4 > max_bytes:
-                    raise _Refused(_too_long(name, count / rate, max_seconds))
-                blocks.append(
-                    block[:, 0] if channels == 1 else block.mean(axis=1, dtype=np.float32)
+                self.seconds = count / self.rate
+                if count > self.max_seconds * self.rate:
+                    raise ValueError(_too_long(name, self.seconds, self.max_seconds))
+                yield _finite(
+                    block[:, 0] if clip.channels == 1 else block.mean(axis=1, dtype=np.float32),
+                    name,
                 )
-    except _Refused as refused:
-        raise ValueError(str(refused)) from None
-    except (soundfile.SoundFileError, RuntimeError, OSError):
-        raise ValueError(
-            f"{name}: the {kind} clip is damaged or truncated; expected a complete file"
-        ) from None
-    if count == 0:
-        raise ValueError(f"{name}: the {kind} clip is empty; expected samples, found 0")
-    if count < 0.95 * announced < 2**60:  # compressed formats announce their length only nearly
-        raise ValueError(
-            f"{name}: the {kind} clip is truncated; expected {announced} samples, found {count}"
+        if count == 0:
+            raise ValueError(f"{name}: the {self.kind} clip is empty; expected samples, found 0")
+        # Compressed formats announce their length only nearly.
+        if count < 0.95 * self.announced < 2**60:
+            raise ValueError(
+                f"{name}: the {self.kind} clip is truncated; expected {self.announced} samples, found {count}"
+            )
+
+    def _decoder(self, file: BinaryIO) -> soundfile.SoundFile:
+        try:  # libsndfile looks at the bytes; the name of the file plays no part
+            clip = soundfile.SoundFile(file)
+        except _DECODER_ERRORS:
+            raise ValueError(self._damaged()) from None
+        if not (1 <= clip.samplerate <= MAX_RATE and 1 <= clip.channels <= MAX_CHANNELS):
+            raise ValueError(
+                f"{self.name}: a header of {clip.samplerate} Hz and {clip.channels} channels is not believable"
+            )
+        return clip
+
+    def _read(self, clip: soundfile.SoundFile) -> np.ndarray:
+        try:
+            return clip.read(max(1, BLOCK // clip.channels), dtype="float32", always_2d=True)
+        except _DECODER_ERRORS:
+            raise ValueError(self._damaged()) from None
+
+    def _damaged(self) -> str:
+        return (
+            f"{self.name}: the {self.kind} clip is damaged or truncated; expected a complete file"
         )
-    return _finite(np.concatenate(blocks), name), rate
 
 
 def decode_video(
@@ -272,8 +333,19 @@ class _Refused(Exception):
 
 def _read(source: MediaSource, limit: int, what: str) -> tuple[bytes, str]:
     """(bytes, name for messages); reads no more than the limit and one byte."""
+    with _opened(source, limit, what) as (file, name):
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise ValueError(_too_many_bytes(name, what, limit))
+    return data, name
+
+
+@contextmanager
+def _opened(source: MediaSource, limit: int | None, what: str) -> Iterator[tuple[BinaryIO, str]]:
+    """A path or bytes as (open file, name for messages)."""
     if isinstance(source, bytes | bytearray | memoryview):
-        data, name = bytes(source), f"the given bytes of a {what}"
+        file: BinaryIO = io.BytesIO(source)
+        name, size = f"the given bytes of a {what}", len(source)
     elif isinstance(source, str | Path):
         path, name = Path(source), str(source)[:200]
         try:
@@ -281,15 +353,19 @@ def _read(source: MediaSource, limit: int, what: str) -> tuple[bytes, str]:
                 raise ValueError(
                     f"{name}: expected a file, found {'a folder' if path.is_dir() else 'nothing there'}"
                 )
-            with path.open("rb") as file:
-                data = file.read(limit + 1)
+            file, size = path.open("rb"), path.stat().st_size
         except OSError as error:
             raise ValueError(f"{name}: expected a readable file, found: {error.strerror}") from None
     else:
         raise ValueError(f"expected a {what} as a path or as bytes, found {type(source).__name__}")
-    if len(data) > limit:
-        raise ValueError(f"{name}: a {what} may have {limit:,} bytes, found more")
-    return data, name
+    with file:
+        if limit is not None and size > limit:
+            raise ValueError(_too_many_bytes(name, what, limit))
+        yield file, name
+
+
+def _too_many_bytes(name: str, what: str, limit: int) -> str:
+    return f"{name}: a {what} may have {limit:,} bytes, found more"
 
 
 def _open_image(
@@ -318,17 +394,18 @@ def _open_image(
     return picture, name
 
 
-def _check_wav(data: bytes, name: str) -> None:
+def _check_wav(file: BinaryIO, name: str) -> None:
     """libsndfile reads a cut WAV file to its end without a word, so its `data` chunk is held to what is there.
 
     Sizes 0 and 0xFFFFFFFF mean "unknown", as written by programs that stream.
     """
-    at = 12
-    while at + 8 <= len(data):
-        chunk, size = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
+    at, end = 12, file.seek(0, io.SEEK_END)
+    while at + 8 <= end:
+        file.seek(at)
+        chunk, size = file.read(4), int.from_bytes(file.read(4), "little")
         at += 8
         if chunk == b"data":
-            found = len(data) - at
+            found = end - at
             if found == 0:
                 raise ValueError(f"{name}: the WAV clip is empty; expected samples, found 0")
             if size not in (0, 0xFFFFFFFF) and found < size:
@@ -340,9 +417,7 @@ def _check_wav(data: bytes, name: str) -> None:
     raise ValueError(f"{name}: the WAV clip is truncated; its header ends before the samples")
 
 
-def _from_array(
-    source: tuple[np.ndarray, int], max_seconds: float
-) -> tuple[Float[np.ndarray, " n"], int]:
+def _check_array(source: tuple[np.ndarray, int], max_seconds: float) -> None:
     if len(source) != 2:
         raise ValueError(f"a clip in memory is (samples, rate), found a tuple of {len(source)}")
     wave, rate = np.asarray(source[0]), int(source[1])
@@ -354,12 +429,19 @@ def _from_array(
         raise ValueError(f"a rate lies between 1 and {MAX_RATE} Hz, found {rate}")
     if len(wave) > max_seconds * rate:
         raise ValueError(_too_long("the given samples", len(wave) / rate, max_seconds))
-    if np.issubdtype(wave.dtype, np.signedinteger):
-        wave = wave.astype(np.float32) / np.float32(-float(np.iinfo(wave.dtype).min))
-    elif not np.issubdtype(wave.dtype, np.floating):
+    if not (np.issubdtype(wave.dtype, np.signedinteger) or np.issubdtype(wave.dtype, np.floating)):
         raise ValueError(
             f"samples must be floats in [-1, 1] or signed integers, found {wave.dtype}"
         )
+
+
+def _from_array(
+    source: tuple[np.ndarray, int], max_seconds: float
+) -> tuple[Float[np.ndarray, " n"], int]:
+    _check_array(source, max_seconds)
+    wave, rate = np.asarray(source[0]), int(source[1])
+    if np.issubdtype(wave.dtype, np.signedinteger):
+        wave = wave.astype(np.float32) / np.float32(-float(np.iinfo(wave.dtype).min))
     wave = wave.astype(np.float32)
     return _finite(
         wave if wave.ndim == 1 else wave.mean(axis=1, dtype=np.float32), "the given samples"

@@ -11,7 +11,14 @@ import pytest
 import soundfile
 from PIL import Image
 
-from polyphi.processing.media import decode_audio, decode_image, decode_video, image_size, sniff
+from polyphi.processing.media import (
+    AudioStream,
+    decode_audio,
+    decode_image,
+    decode_video,
+    image_size,
+    sniff,
+)
 
 Make = Callable[..., bytes]
 
@@ -175,6 +182,38 @@ def test_channels_are_averaged(clip: Make) -> None:
     wave, _ = decode_audio(clip(100, channels=3, subtype="FLOAT"))
     expected = (0.1 * np.random.default_rng(0).standard_normal((100, 3))).mean(axis=1)
     np.testing.assert_allclose(wave, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("format", "subtype"),
+    [("WAV", "PCM_16"), ("FLAC", "PCM_16"), ("OGG", "VORBIS"), ("MP3", "MPEG_LAYER_III")],
+)
+def test_a_stream_brings_the_same_samples(
+    format: str, subtype: str, clip: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Block by block, from the disk or from memory, as often as one likes."""
+    monkeypatch.setattr("polyphi.processing.media.BLOCK", 4000)
+    data = clip(30000, channels=2, format=format, subtype=subtype)
+    path = tmp_path / "song"
+    path.write_bytes(data)
+    wave, rate = decode_audio(data)
+    for source in (path, data, (wave, rate)):
+        stream = AudioStream(source)
+        for _ in range(2):
+            blocks = list(stream)
+            assert len(blocks) > 5 and max(map(len, blocks)) <= 4000
+            np.testing.assert_array_equal(np.concatenate(blocks), wave)
+        assert stream.rate == rate and stream.seconds == len(wave) / rate
+
+
+def test_a_stream_has_no_cap_on_bytes_but_one_on_seconds(clip: Make, tmp_path: Path) -> None:
+    path = tmp_path / "long.wav"
+    path.write_bytes(clip(32000))
+    with pytest.raises(ValueError, match=r"may last 1\.5 s"):
+        list(AudioStream(path, max_seconds=1.5))
+    with pytest.raises(ValueError, match="bytes, found more"):
+        AudioStream(path, max_bytes=1000)
+    assert AudioStream(path, max_seconds=2).announced == 32000
 
 
 def test_samples_in_memory() -> None:
