@@ -49,29 +49,26 @@ def words(numbers: list[int]) -> str:
     return " ".join(f"w{n}" for n in numbers)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
-    st.lists(
-        st.tuples(st.integers(0, 60), st.sampled_from([0.02, 0.05, 0.1, 0.3, 0.8])),
-        min_size=30,
-        max_size=90,
-    ),
-    st.sampled_from([4.0, 6.0, 9.0]),
+    st.permutations(range(97)),
+    st.lists(st.sampled_from([0.02, 0.05, 0.1, 0.3, 0.8]), min_size=30, max_size=90),
+    st.sampled_from([5.0, 8.0, 11.0]),
 )
-def test_pieces_say_together_what_was_said(said: list[tuple[int, float]], window: float) -> None:
-    """Whatever is said at whatever pace: cut, heard in pieces and sewn together it's the same words."""
-    numbers = [n for n, _ in said]
-    # Neighbours differ, as a stutter across a cut can't be told from an overlap.
-    numbers = [n if i % 2 else n + 61 for i, n in enumerate(numbers)]
-    numbers = [(7 * i + n) % 97 for i, n in enumerate(numbers)]
-    wave = say(numbers, [0.2, *(pause for _, pause in said)])
+def test_pieces_say_together_what_was_said(
+    numbers: list[int], pauses: list[float], window: float
+) -> None:
+    """Whatever is said at whatever pace: cut, heard in pieces and sewn together it's the same words. Where an overlap
+    is too short for a whole word, that is told, and nothing is lost."""
+    numbers = numbers[: len(pauses)]
+    wave = say(numbers, [0.2, *pauses])
     ears = Ears()
     (found,) = transcribe(ears, [(wave, 16000)], TASK, window=window)
     assert max(seconds for seconds, _ in ears.asked) <= window + 0.01
-    doubted = [w for w in found.warnings if "differently" in w]
-    if not doubted and len(set(numbers)) == len(numbers):
+    if any("heard differently" in w for w in found.warnings):
+        assert set(found.text.split()) >= {f"w{n}" for n in numbers}
+    else:
         assert found.text == words(numbers)
-    assert set(found.text.split()) >= {f"w{n}" for n in numbers}
     check_times(found)
 
 
