@@ -432,7 +432,10 @@ def transcribe(
         typer.Option("--format", help="text, json, verbose_json, srt or vtt."),
     ] = "text",
     words: Annotated[
-        bool, typer.Option("--words", help="Times of words too (json and verbose_json).")
+        bool, typer.Option("--words", help="Times of words too, estimated from their letters.")
+    ] = False,
+    aligned: Annotated[
+        bool, typer.Option("--aligned", help="Times of words too, by the model's attention.")
     ] = False,
     window: Annotated[
         float | None,
@@ -459,7 +462,7 @@ def transcribe(
         to=to,
         cot=cot,
         adapter=None if adapter == "none" else adapter,
-        words=words,
+        words="aligned" if aligned else "estimated" if words else None,
         window=window,
         force=force,
         write=lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True),

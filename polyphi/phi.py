@@ -8,7 +8,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -124,7 +124,7 @@ class Phi:
         sampling: SamplingParams | None = None,
         adapter: str | None = "auto",
         window: float | None = None,
-        words: bool = False,
+        words: Literal["estimated", "aligned"] | None = None,
         max_seconds: float = LONGEST_RECORDING,
     ) -> Transcript:
         """What a recording (path, bytes, or float32 samples and rate) says. `to` (a code such as "de", or a language's
@@ -133,9 +133,10 @@ class Phi:
 
         Up to 30 minutes, or what the context holds, are heard at once, longer recordings in pieces cut at quiet points
         (engine/longform.py). `window` asks for shorter pieces, in seconds: the times of segments are then as sure as
-        they are short. `words` asks for the times of words. What is left out or doubtful stands in the transcript's
-        `warnings`. With `sampling` answers are taken as they come; without it they are greedy, and asked for again
-        where they loop or break off.
+        they are short. `words` asks for the times of words, "estimated" by letters over voiced time or "aligned" by
+        attention (engine/align.py). What is left out or doubtful stands in the transcript's `warnings`. With
+        `sampling` answers are taken as they come; without it they are greedy, and asked for again where they loop or
+        break off.
 
         Prompts are the published ones. `adapter` as in `generate`. Raises ValueError for a language that the model
         wasn't trained for, and for a recording that can't be read or lasts more than `max_seconds` (a day).
@@ -160,7 +161,7 @@ class Phi:
         sampling: SamplingParams | None = None,
         adapter: str | None = "auto",
         window: float | None = None,
-        words: bool = False,
+        words: Literal["estimated", "aligned"] | None = None,
         max_seconds: float = LONGEST_RECORDING,
         tell: Callable[[float], None] = lambda seconds: None,
     ) -> list[Transcript]:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -92,7 +92,7 @@ def transcribe_files(
     to: str | None = None,
     cot: bool = False,
     adapter: str | None = "auto",
-    words: bool = False,
+    words: Literal["estimated", "aligned"] | None = None,
     window: float | None = None,
     force: bool = False,
     write: Callable[[str], None] = print,

@@ -15,13 +15,14 @@ One that breaks off for want of room gets twice the room, then halves. Numbers a
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
 
 from polyphi.chat import Audio, Completion, Message, SamplingParams, Transcript
+from polyphi.engine.align import align
 from polyphi.engine.engine import Engine
 from polyphi.engine.transcript import Heard, Piece, join
 from polyphi.engine.words import repetition
@@ -51,14 +52,14 @@ TOGETHER = 16_384  # tokens of pieces answered together; a single one may have m
 class Task:
     """What is asked of every piece. `texts` says what its answer is, with `<sep>` between "both"; `script` which
     letters the last of them should have ("" for any). Given `sampling`, answers are taken as they come. `words` asks
-    for the times of words."""
+    for the times of words, by letters over voiced time or by attention."""
 
     prompt: str
     texts: Literal["transcript", "translation", "both"] = "transcript"
     script: str = ""
     adapter: str | None = "auto"
     sampling: SamplingParams | None = None
-    words: bool = False
+    words: Literal["estimated", "aligned"] | None = None
 
 
 @dataclass
@@ -180,12 +181,23 @@ def transcribe(
             tell(job.piece.seconds)
         todo = sorted(rest, key=lambda job: (job.recording, job.piece.start))
     found = []
-    for sound, heard in zip(sounds, done, strict=True):
+    for stream, sound, heard in zip(streams, sounds, done, strict=True):
         heard.sort(key=lambda h: h.piece.start)
-        tokenizer = engine.processor.tokenizer
-        found.append(
-            join(tokenizer, sound, heard, task.texts, words=task.words, expected=task.script)
-        )
+        if task.words == "aligned":
+            heard = _aligned(engine, stream, task, heard)
+        tokenizer, words = engine.processor.tokenizer, task.words is not None
+        found.append(join(tokenizer, sound, heard, task.texts, words=words, expected=task.script))
+    return found
+
+
+def _aligned(
+    engine: Engine, stream: AudioStream, task: Task, heard: Sequence[Heard]
+) -> list[Heard]:
+    """Answers with the times of their tokens; the recording is read once more."""
+    found = []
+    for h, clip in zip(heard, sections(stream, [h.piece for h in heard]), strict=True):
+        row = engine.row([Message.user(Audio(clip), task.prompt)], adapter=task.adapter)
+        found.append(replace(h, times=tuple(align(engine.model, row, h.answer.tokens))))
     return found
 
 

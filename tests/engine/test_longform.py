@@ -137,7 +137,7 @@ def test_silence_and_hiss_are_not_transcribed() -> None:
 
 def test_segments_end_with_their_speech_and_know_how_sure_they_are() -> None:
     wave = say([1, 2, 3, 4, 5, 6], [1.0, 0.05, 0.05, 8.0, 0.05, 0.05, 1.0])
-    task = replace(TASK, words=True)
+    task = replace(TASK, words="estimated")
     (found,) = transcribe(Ears(), [(wave, 16000)], task)
     assert [s.text for s in found.segments] == ["w1 w2 w3", "w4 w5 w6"]
     assert {s.source for s in found.segments} == {"estimated"}  # one piece of eleven seconds
