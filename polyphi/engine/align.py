@@ -1,6 +1,7 @@
 """When each token of an answer was said, by the decoder's attention to the clip (there is no CTC head to ask).
 
->>> align(model, row, tokens)                    # row: the prompt with its clip; [(0.08, 0.4), (0.4, 0.72), ...] seconds
+>>> align(model, row, tokens)                    # row: the prompt with its clip
+[(0.0, 0.4), (0.4, 0.72), ...]                   # seconds
 
 One forward over prompt and answer. Of every head, the attention of the position that predicts a token to the clip's
 80 ms places, taken by itself, is one line of a picture, tokens by places. Heads whose lines move on through the clip as
@@ -9,13 +10,12 @@ tokens are averaged, after each place's mean and spread over tokens are taken ou
 smoothed it (both as Whisper does). The path through the picture that gives every place to one token, in order, with the
 most attention along it, is the answer.
 
-Whether that tells the time depends on the model: a head that reads must have come about in training. docs/speech.md says
-how far off it was where it was measured, and how far off times by letters were.
+Whether that tells the time depends on the model: a head that reads must have come about in training. docs/speech.md
+says how far off it was where it was measured, and how far off times by letters were.
 """
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -48,7 +48,7 @@ def align(
     return [(first * PLACE, last * PLACE) for first, last in path(picture)]
 
 
-class Gaze(Sequence[Float[np.ndarray, "n A"]]):
+class Gaze:
     """How every head of every layer looks at the clip, one after another: the attention of the positions that predict
     the tokens to the clip's places, as if there were nothing else (lines sum to 1). Queries and keys are kept and a
     head is worked out when it's asked for; all of them together wouldn't fit the memory for half an hour."""
@@ -85,7 +85,7 @@ class Gaze(Sequence[Float[np.ndarray, "n A"]]):
     def __len__(self) -> int:
         return sum(queries.shape[1] for queries, _ in self.layers)
 
-    def __getitem__(self, head: Any) -> Float[np.ndarray, "n A"]:
+    def __getitem__(self, head: int) -> Float[np.ndarray, "n A"]:
         for queries, keys in self.layers:
             if head < queries.shape[1]:
                 share = queries.shape[1] // keys.shape[1]
@@ -96,7 +96,7 @@ class Gaze(Sequence[Float[np.ndarray, "n A"]]):
 
 
 def read_by(
-    gaze: Sequence[Float[np.ndarray, "n A"]], heads: int = HEADS
+    gaze: Gaze | Sequence[Float[np.ndarray, "n A"]], heads: int = HEADS
 ) -> Float[np.ndarray, "n A"]:
     """The picture of the heads that read: higher where a place belongs to a token."""
     tokens, places = gaze[0].shape

@@ -78,7 +78,7 @@ def _runs(sizes: Sequence[int], at_once: int) -> Iterator[slice]:
     yield slice(start, len(sizes))
 
 
-def _joined(parts: Sequence[Float[Tensor, "n D"]]) -> Float[Tensor, "m D"]:
+def _joined(parts: Sequence[Tensor]) -> Float[Tensor, "m D"]:
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 

@@ -68,14 +68,12 @@ def log_mel(wave: Float[np.ndarray, " n"], rate: int) -> Float[Tensor, "F M"]:
     return log_mel_of([np.ascontiguousarray(wave, np.float32)], rate)
 
 
-def log_mel_of(blocks: Iterable[Float[np.ndarray, " n"]], rate: int) -> Float[Tensor, "F M"]:
+def log_mel_of(blocks: Iterable[np.ndarray], rate: int) -> Float[Tensor, "F M"]:
     """The same for a clip that comes in blocks, to the bit: of its samples no more than 41 s are held at a time."""
     return torch.cat([torch.from_numpy(mel) for mel in _mels(*resampled(blocks, rate))])
 
 
-def resampled(
-    blocks: Iterable[Float[np.ndarray, " n"]], rate: int
-) -> tuple[Iterable[Float[np.ndarray, " m"]], int]:
+def resampled(blocks: Iterable[np.ndarray], rate: int) -> tuple[Iterable[np.ndarray], int]:
     """A clip in blocks at 16 or 8 kHz, and which: joined they are what `resample` gives. Raises `ValueError` below 8
     kHz."""
     target = _target(rate)
@@ -95,9 +93,7 @@ def _resampled(
     yield out if count + len(out) else np.zeros(1, np.float32)
 
 
-def _mels(
-    blocks: Iterable[Float[np.ndarray, " n"]], rate: int
-) -> Iterator[Float[np.ndarray, "F M"]]:
+def _mels(blocks: Iterable[np.ndarray], rate: int) -> Iterator[Float[np.ndarray, "F M"]]:
     """Frames of a clip at 16 or 8 kHz, always as many at a time, however the blocks are cut: a matrix product of
     another number of rows may round otherwise."""
     window, hop, fft = (size * rate // RATE for size in (WINDOW, HOP, FFT))

@@ -14,7 +14,7 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -213,7 +213,7 @@ class AudioStream:
                 f"{name}: the {self.kind} clip is truncated; expected {self.announced} samples, found {count}"
             )
 
-    def _decoder(self, file: BinaryIO) -> soundfile.SoundFile:
+    def _decoder(self, file: io.BufferedIOBase) -> soundfile.SoundFile:
         try:  # libsndfile looks at the bytes; the name of the file plays no part
             clip = soundfile.SoundFile(file)
         except _DECODER_ERRORS:
@@ -341,10 +341,12 @@ def _read(source: MediaSource, limit: int, what: str) -> tuple[bytes, str]:
 
 
 @contextmanager
-def _opened(source: MediaSource, limit: int | None, what: str) -> Iterator[tuple[BinaryIO, str]]:
+def _opened(
+    source: MediaSource, limit: int | None, what: str
+) -> Iterator[tuple[io.BufferedIOBase, str]]:
     """A path or bytes as (open file, name for messages)."""
     if isinstance(source, bytes | bytearray | memoryview):
-        file: BinaryIO = io.BytesIO(source)
+        file: io.BufferedIOBase = io.BytesIO(source)
         name, size = f"the given bytes of a {what}", len(source)
     elif isinstance(source, str | Path):
         path, name = Path(source), str(source)[:200]
@@ -394,7 +396,7 @@ def _open_image(
     return picture, name
 
 
-def _check_wav(file: BinaryIO, name: str) -> None:
+def _check_wav(file: io.BufferedIOBase, name: str) -> None:
     """libsndfile reads a cut WAV file to its end without a word, so its `data` chunk is held to what is there.
 
     Sizes 0 and 0xFFFFFFFF mean "unknown", as written by programs that stream.

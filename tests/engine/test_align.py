@@ -53,8 +53,8 @@ def test_heads_that_read_are_found_among_those_that_do_not() -> None:
         for token, (length, end) in enumerate(zip(lengths, ends, strict=True)):
             weights[head, token, end - length : end] += 20
     weights /= weights.sum(-1, keepdims=True)
-    found = path(read_by(weights, 3))
-    assert np.abs(np.array([b for _, b in found]) - ends).max() <= 1
+    found = path(read_by(list(weights), 3))
+    assert np.abs(np.array([b for _, b in found]) - ends).max() <= 2  # half of the median's seven
 
 
 def test_it_is_the_attention_of_the_forward(
@@ -73,7 +73,8 @@ def test_it_is_the_attention_of_the_forward(
 
     monkeypatch.setattr("polyphi.model.decoder.packed_attention", watched)
     with torch.inference_mode():
-        found = list(Gaze(engine.model, row, tokens))
+        gaze = Gaze(engine.model, row, tokens)
+        found = [gaze[head] for head in range(len(gaze))]
     assert len(found) == 2 * 6
     for layer, (q, k) in enumerate(seen):
         assert len(q) == len(row) + len(tokens)

@@ -12,6 +12,7 @@ from tones import WORD, heard, say
 
 from polyphi.chat import Completion, SamplingParams, TokenLogprob
 from polyphi.engine import longform
+from polyphi.engine.engine import Engine
 from polyphi.engine.longform import Task, cut, longest_piece, sections, transcribe
 from polyphi.engine.transcript import Piece
 from polyphi.processing.media import AudioStream
@@ -23,11 +24,13 @@ TASK = Task("Transcribe.")
 TOKENIZER = Tokenizer.train(["w1 w2 w3 <sep>"], vocab_size=384)
 
 
-class Ears:
+class Ears(Engine):
     """Stands where the engine stands and writes the tones of its clips down. `answer` may change what it says."""
 
+    context = 4096  # type: ignore[assignment]
+
     def __init__(self, context: int = 4096, answer: Any = None) -> None:
-        self.context, self.answer = context, answer
+        self.context, self.answer = context, answer  # type: ignore[misc]
         self.processor = Processor(TOKENIZER)
         self.asked: list[tuple[float, SamplingParams]] = []
         self.together: list[int] = []
@@ -218,7 +221,7 @@ def test_pieces_fit_the_context() -> None:
             assert prompt + int(np.ceil(seconds * 12.5)) + its.max_tokens <= 400
         ears.asked.clear()
     assert longest_piece(Ears(context=131072), TASK) == 1800
-    assert longest_piece(Ears(context=131072), TASK, 30) == 30
+    assert longest_piece(Ears(context=131072), TASK, 30.0) == 30
     with pytest.raises(ValueError, match="a context of 80 tokens holds no second"):
         longest_piece(Ears(context=80), TASK)
     with pytest.raises(ValueError, match="at least 1 s"):
@@ -295,6 +298,6 @@ def test_a_long_recording_is_never_whole_in_memory() -> None:
                 yield np.zeros(16000, np.float32)
 
     stream = Watched((np.zeros(16000 * 200, np.float32), 16000))
-    for wave, _ in sections(stream, [Piece(i, i + 10.0) for i in range(0, 190, 10)]):
+    for wave, _ in sections(stream, [Piece(float(i), i + 10.0) for i in range(0, 190, 10)]):
         held = max(held, len(wave), wave.base.size if wave.base is not None else 0)
     assert 160_000 <= held <= 16000 * 11

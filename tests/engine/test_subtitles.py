@@ -57,7 +57,11 @@ def test_both_kinds_round_trip(transcript: Transcript) -> None:
         found = parsed(written, point)
         assert len(found) == len(cues(transcript))
         shown = "".join("".join(plain(lines).split()) for _, _, lines in found)
-        assert shown == (said if point == "." else said.replace("-->", "->"))
+        if point == ",":  # SubRip's arrows are shortened
+            assert "-->" not in shown
+            assert shown.replace("-", "") == said.replace("-", "")
+        else:
+            assert shown == said
         for start, end, lines in found:
             assert start < end and 1 <= len(lines.split("\n")) <= 2
         for (_, end, _), (start, _, _) in pairwise(found):

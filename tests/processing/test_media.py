@@ -213,7 +213,7 @@ def test_a_stream_has_no_cap_on_bytes_but_one_on_seconds(clip: Make, tmp_path: P
         list(AudioStream(path, max_seconds=1.5))
     with pytest.raises(ValueError, match="bytes, found more"):
         AudioStream(path, max_bytes=1000)
-    assert AudioStream(path, max_seconds=2).announced == 32000
+    assert AudioStream(path, max_seconds=2.0).announced == 32000
 
 
 def test_samples_in_memory() -> None:
