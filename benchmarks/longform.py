@@ -3,7 +3,7 @@
     python benchmarks/longform.py encoder [--minutes 5 10 20 30]     # full-size Conformer, bfloat16, random weights
     python benchmarks/longform.py model [--minutes 5 10 20 30]       # nano-size model, the whole way from file to text
     python benchmarks/longform.py pieces [--minutes 60 180]          # the same in pieces of 10 minutes
-    python benchmarks/longform.py words [--model runs/nano/model]    # error of word times on speech whose words are known
+    python benchmarks/longform.py words [--model runs/nano/model]    # error of word times where they are known
 
 The recording is read aloud by espeak-ng (flite where it isn't there) and repeated. Each measurement is a process of its
 own: "more memory" is its peak (Linux: `VmHWM`) less what it held before the recording was opened. Answers of random

@@ -10,8 +10,8 @@ tokens are averaged, after each place's mean and spread over tokens are taken ou
 smoothed it (both as Whisper does). The path through the picture that gives every place to one token, in order, with the
 most attention along it, is the answer.
 
-Whether that tells the time depends on the model: a head that reads must have come about in training. docs/speech.md
-says how far off it was where it was measured, and how far off times by letters were.
+Whether that tells the time depends on the model: a head that reads must have come about in training.
+docs/transcription.md says how far off it was where it was measured, and how far off times by letters were.
 """
 
 from collections.abc import Sequence

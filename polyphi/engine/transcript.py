@@ -3,7 +3,7 @@
 A time says how it is known (`Segment.source`). A piece of at most 10 s is one segment, and its words were said in it:
 "window". Of longer ones only the whole is known like this; its words get their times by attention where that was asked
 for ("aligned", align.py), else each has as much of the voiced time as of the letters ("estimated"). How far off both
-are stands in docs/speech.md.
+are stands in docs/transcription.md.
 """
 
 import math
