@@ -9,7 +9,7 @@ Nothing gets lost unsaid: what was left out, cut off or doubtful stands in `Tran
 recording only its levels and the pieces being answered are in memory.
 
 An answer is asked for again where it repeats itself (a run of the same words, or zlib shrinks 1,000 bytes of it more
-than threefold): of a piece longer than a minute in two halves, of a shorter one at temperatures 0.2, 0.4, 0.6 and 0.8.
+than 3.5-fold): of a piece longer than a minute in two halves, of a shorter one at temperatures 0.2, 0.4, 0.6 and 0.8.
 One that breaks off for want of room gets twice the room, then halves. Numbers are ours where no source is named.
 """
 
