@@ -103,5 +103,6 @@ def test_aligned_words_say_so(engine: Engine) -> None:
     (found,) = longform.transcribe(engine, [(wave, 16000)], task)
     assert found.words and {w.source for w in found.words} == {"aligned"}
     assert {s.source for s in found.segments} == {"window"}
+    assert all(s.avg_logprob is not None and s.avg_logprob < 0 for s in found.segments)
     ends = [0.0, *(t for w in found.words for t in (w.start, w.end)), found.seconds + PLACE]
     assert ends == sorted(ends)
