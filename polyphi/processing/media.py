@@ -43,6 +43,8 @@ _DECODER_ERRORS = (soundfile.SoundFileError, RuntimeError, OSError)
 # what we say -> what Pillow says
 PICTURES = {"PNG": "PNG", "JPEG": "JPEG", "WebP": "WEBP", "GIF": "GIF", "BMP": "BMP"}
 CLIPS = ("WAV", "FLAC", "OGG", "MP3")
+# what we say -> what FFmpeg says: containers whose sound PyAV reads, where it is installed
+SOUNDTRACKS = {"M4A audio": "mov", "MP4": "mov", "WebM or Matroska": "matroska"}
 # what we say -> what FFmpeg says
 VIDEOS = {"MP4": "mov", "WebM or Matroska": "matroska", "AVI video": "avi"}
 
@@ -135,9 +137,10 @@ def decode_audio(
 ) -> tuple[Float[np.ndarray, " n"], int]:
     """A clip as mono float32 samples in [-1, 1] (the mean over its channels) and its rate in Hz.
 
-    `source` is a path, the bytes of a WAV, FLAC, OGG (Vorbis, Opus) or MP3 file, or `(samples, rate)` with samples [n]
-    or [n, channels], of floats or of integers (divided by their full scale). Raises `ValueError` for a missing file,
-    other formats, damaged, empty or truncated ones, samples that are not finite, and above a cap.
+    `source` is a path, the bytes of a WAV, FLAC, OGG (Vorbis, Opus) or MP3 file (where PyAV is installed also M4A, MP4
+    and WebM), or `(samples, rate)` with samples [n] or [n, channels], of floats or of integers (divided by
+    their full scale). Raises `ValueError` for a missing file, other formats, damaged, empty or truncated ones, samples
+    that are not finite, and above a cap.
     """
     if isinstance(source, tuple):
         return _from_array(source, max_seconds)
@@ -151,7 +154,8 @@ def decode_audio(
 
 
 class AudioStream:
-    """A clip block by block, for recordings that shouldn't stand in memory: what `decode_audio` gives, in pieces.
+    """A clip block by block, for recordings that shouldn't stand in memory: what `decode_audio` gives, in pieces. Where
+    PyAV is installed (extra `video`), the sound of M4A, MP4 and WebM files too.
 
     >>> stream = AudioStream("lecture.flac", max_seconds=4 * 3600)
     >>> for block in stream: ...                     # float32 mono [n] in [-1, 1], n at most 2^18
@@ -177,13 +181,16 @@ class AudioStream:
             return
         with _opened(source, max_bytes, "clip") as (file, self.name):
             self.kind = sniff(file.read(SNIFFED))
-            if self.kind not in CLIPS:
+            if self.kind not in (*CLIPS, *SOUNDTRACKS):
                 raise ValueError(
                     f"{self.name}: expected a WAV, FLAC, OGG or MP3 clip, found {self.kind}"
                 )
             if self.kind == "WAV":
                 _check_wav(file, self.name)
             file.seek(0)
+            if self.kind in SOUNDTRACKS:
+                self._look_into(file)
+                return
             with self._decoder(file) as clip:
                 self.rate, self.announced = clip.samplerate, clip.frames
 
@@ -195,16 +202,13 @@ class AudioStream:
             self.seconds = len(wave) / self.rate
             return
         count = 0
-        with _opened(self.source, None, "clip") as (file, name), self._decoder(file) as clip:
-            while len(block := self._read(clip)):
+        with _opened(self.source, None, "clip") as (file, name):
+            for block in self._soundtrack(file) if self.kind in SOUNDTRACKS else self._clip(file):
                 count += len(block)
                 self.seconds = count / self.rate
                 if count > self.max_seconds * self.rate:
                     raise ValueError(_too_long(name, self.seconds, self.max_seconds))
-                yield _finite(
-                    block[:, 0] if clip.channels == 1 else block.mean(axis=1, dtype=np.float32),
-                    name,
-                )
+                yield _finite(block, name)
         if count == 0:
             raise ValueError(f"{name}: the {self.kind} clip is empty; expected samples, found 0")
         # Compressed formats announce their length only nearly.
@@ -224,10 +228,55 @@ class AudioStream:
             )
         return clip
 
-    def _read(self, clip: soundfile.SoundFile) -> np.ndarray:
+    def _clip(self, file: io.BufferedIOBase) -> Iterator[np.ndarray]:
+        """What libsndfile reads, channels averaged."""
+        with self._decoder(file) as clip:
+            size = max(1, BLOCK // clip.channels)
+            while True:
+                try:
+                    block = clip.read(size, dtype="float32", always_2d=True)
+                except _DECODER_ERRORS:
+                    raise ValueError(self._damaged()) from None
+                if not len(block):
+                    return
+                yield block[:, 0] if clip.channels == 1 else block.mean(axis=1, dtype=np.float32)
+
+    def _look_into(self, file: io.BufferedIOBase) -> None:
+        """Rate and length of a container's first sound."""
         try:
-            return clip.read(max(1, BLOCK // clip.channels), dtype="float32", always_2d=True)
-        except _DECODER_ERRORS:
+            import av
+        except ImportError:
+            raise ValueError(
+                f"{self.name}: {self.kind} needs PyAV; `pip install av`, or convert it to WAV, FLAC, OGG or MP3"
+            ) from None
+        try:
+            with av.open(file, "r", format=SOUNDTRACKS[self.kind]) as container:
+                if not container.streams.audio:
+                    raise ValueError(f"{self.name}: expected a sound, found a {self.kind} without")
+                track = container.streams.audio[0]
+                self.rate = track.codec_context.sample_rate
+                channels = track.codec_context.channels
+                known = container.duration  # microseconds
+        except (*_DECODER_ERRORS, av.error.FFmpegError):
+            raise ValueError(self._damaged()) from None
+        self.announced = round(known / 1e6 * self.rate) if known else 2**62
+        if not (1 <= self.rate <= MAX_RATE and 1 <= channels <= MAX_CHANNELS):
+            raise ValueError(
+                f"{self.name}: a header of {self.rate} Hz and {channels} channels is not believable"
+            )
+
+    def _soundtrack(self, file: io.BufferedIOBase) -> Iterator[np.ndarray]:
+        """What PyAV reads of a container's first sound, channels averaged. Told its format, FFmpeg tries no other."""
+        import av
+
+        try:
+            with av.open(file, "r", format=SOUNDTRACKS[self.kind]) as container:
+                track = container.streams.audio[0]
+                floats = av.AudioResampler("fltp", track.codec_context.layout, self.rate)
+                for frame in container.decode(track):
+                    for part in floats.resample(frame):
+                        yield part.to_ndarray().mean(axis=0, dtype=np.float32)
+        except (*_DECODER_ERRORS, av.error.FFmpegError):
             raise ValueError(self._damaged()) from None
 
     def _damaged(self) -> str:

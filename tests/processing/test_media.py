@@ -206,6 +206,35 @@ def test_a_stream_brings_the_same_samples(
         assert stream.rate == rate and stream.seconds == len(wave) / rate
 
 
+@pytest.mark.parametrize(
+    ("format", "codec"), [("ipod", "aac"), ("mp4", "aac"), ("webm", "libopus")]
+)
+def test_soundtracks_are_heard(format: str, codec: str) -> None:
+    """What phones and browsers record, whatever it's called; the tone is where it was."""
+    import av
+
+    out, rate = io.BytesIO(), 48000
+    tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(rate) / rate)
+    with av.open(out, "w", format=format) as container:
+        track = container.add_stream(codec, rate=rate, layout="stereo")
+        for start in range(0, rate, 960):
+            part = np.tile(tone[start : start + 960], (2, 1)).astype(np.float32)
+            frame = av.AudioFrame.from_ndarray(part, "fltp", "stereo")
+            frame.sample_rate, frame.pts = rate, start
+            container.mux(track.encode(frame))
+        container.mux(track.encode(None))
+    wave, found = decode_audio(out.getvalue())
+    assert found == rate and abs(len(wave) - rate) < 3000
+    spectrum = np.abs(np.fft.rfft(wave[5000:45000]))
+    assert abs(spectrum.argmax() * rate / 40000 - 440) < 2
+    with pytest.raises(ValueError, match=r"damaged or truncated|truncated; expected|without"):
+        decode_audio(out.getvalue()[: len(out.getvalue()) // 3])
+    with pytest.raises(ValueError, match=r"may last 0\.5 s"):
+        decode_audio(out.getvalue(), max_seconds=0.5)
+    with pytest.raises(ValueError, match="expected a sound, found a MP4 without"):
+        decode_audio(film(3))
+
+
 def test_a_stream_has_no_cap_on_bytes_but_one_on_seconds(clip: Make, tmp_path: Path) -> None:
     path = tmp_path / "long.wav"
     path.write_bytes(clip(32000))
