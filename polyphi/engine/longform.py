@@ -135,7 +135,9 @@ def sections(
     blocks, rate = resampled(stream, stream.rate)
     source, held, begin, length = iter(blocks), list[np.ndarray](), 0, 0
     for piece in pieces:
-        first, last = round(piece.start * rate), round(piece.end * rate)
+        first = round(piece.start * rate)
+        # Rounded at both ends, half an hour could be a sample longer.
+        last = min(round(piece.end * rate), first + round(LONGEST * rate))
         while True:
             while held and begin + len(held[0]) <= first:
                 begin, length = begin + len(held[0]), length - len(held[0])
