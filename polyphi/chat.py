@@ -352,14 +352,47 @@ class Completion:
     others: tuple["Completion", ...] = ()
 
 
+TimeSource = Literal["window", "aligned", "estimated"]
+"""How a time is known. "window": the model heard this piece of the recording alone, so its words were said in it.
+"aligned": by the decoder's attention to the audio (engine/align.py). "estimated": by letters over voiced time."""
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word (a character where no spaces are written), from `start` to `end` in seconds."""
+
+    text: str
+    start: float
+    end: float
+    source: TimeSource = "estimated"
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of speech from `start` to `end` in seconds and what was said in it (its translation where only that was
+    asked for; beside it where both were). `avg_logprob` is the mean natural log-probability of its tokens, None where
+    the engine didn't tell; `temperature` the one that they were drawn at."""
+
+    start: float
+    end: float
+    text: str
+    avg_logprob: float | None = None
+    source: TimeSource = "window"
+    temperature: float = 0.0
+    translation: str | None = None
+
+
 @dataclass(frozen=True)
 class Transcript:
-    """What was said; `translation` when one was asked for. `warnings` tells what the reader must know."""
+    """What was said; `translation` when one was asked for. `warnings` tells what the reader must know, and when in the
+    recording. `words` are there when asked for; both they and `segments` are in order of time and don't overlap."""
 
     text: str
     seconds: float = 0.0
     translation: str | None = None
     warnings: tuple[str, ...] = field(default=())
+    segments: tuple[Segment, ...] = ()
+    words: tuple[Word, ...] = ()
 
 
 class Generate(Protocol):

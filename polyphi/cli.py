@@ -423,36 +423,62 @@ def _tell_room(phi: Any) -> None:
 @app.command()
 def transcribe(
     model: ModelArgument,
-    files: Annotated[list[Path], typer.Argument(help="Audio files.")],
+    files: Annotated[
+        list[str], typer.Argument(help='Audio files, folders, patterns such as "talks/*.mp3".')
+    ],
     to: Annotated[
         str | None, typer.Option(help="Translate into this language, such as German.")
     ] = None,
     cot: Annotated[
         bool, typer.Option("--cot", help="Transcribe first, then translate (chain of thought).")
     ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the transcripts; the same command goes on.")
+    ] = None,
+    form: Annotated[
+        Literal["text", "json", "verbose_json", "srt", "vtt"],
+        typer.Option("--format", help="text, json, verbose_json, srt or vtt."),
+    ] = "text",
+    words: Annotated[
+        bool, typer.Option("--words", help="Times of words too, estimated from their letters.")
+    ] = False,
+    aligned: Annotated[
+        bool, typer.Option("--aligned", help="Times of words too, by the model's attention.")
+    ] = False,
+    window: Annotated[
+        float | None,
+        typer.Option(help="Seconds heard at once, such as 30; as much as fits if not given."),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also files whose transcript is there already.")
+    ] = False,
     adapter: Annotated[str, typer.Option(help="auto, none, or an adapter of the model.")] = "auto",
 ) -> None:
-    """Write down, or translate, what is said in audio files."""
+    """Write down, or translate, what is said in recordings of any length."""
     import polyphi
+    from polyphi import transcription
 
     if cot and to is None:
         raise ValueError("--cot is for translation: give --to LANGUAGE as well")
+    recordings = transcription.targets(transcription.find(files), out, form)
+    if out is None and form != "text" and len(recordings) > 1:
+        raise ValueError(f"{len(recordings)} files as {form} need a folder: give --out DIR as well")
     phi = polyphi.load(model)
     _tell_room(phi)
-    chosen = None if adapter == "none" else adapter
-    for file in files:
-        result = phi.transcribe(file, to=to, cot=cot, adapter=chosen)
-        name = f"{file}: " if len(files) > 1 else ""
-        text = (
-            f"{result.text}\n{result.translation}"
-            if cot
-            else result.translation
-            if to
-            else result.text
-        )
-        console.print(f"{name}{text}", markup=False, highlight=False, soft_wrap=True)
-        for warning in result.warnings:
-            print(f"{name}warning: {warning}", file=sys.stderr)
+    failed = transcription.transcribe_files(
+        phi,
+        recordings,
+        form=form,
+        to=to,
+        cot=cot,
+        adapter=None if adapter == "none" else adapter,
+        words="aligned" if aligned else "estimated" if words else None,
+        window=window,
+        force=force,
+        write=lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True),
+    )
+    if failed:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -626,7 +652,7 @@ EXTRAS = {"datatrove": "curate", "sklearn": "curate", "jiwer": "eval", "sacreble
 def main(arguments: list[str] | None = None) -> Any:
     """Run the command line; errors that users can mend become one line."""
     try:
-        if code := app(arguments, standalone_mode=False):  # a command ended with typer.Exit
+        if code := app(arguments, standalone_mode=False):  # what a verb gave `typer.Exit`
             sys.exit(code)
     except KeyboardInterrupt:
         print("interrupted: the same command goes on where it stopped", file=sys.stderr)

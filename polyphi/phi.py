@@ -5,12 +5,11 @@
 >>> phi.transcribe("talk.wav", to="de", cot=True).translation
 """
 
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -18,21 +17,21 @@ from torch import Tensor
 from polyphi import devices
 from polyphi.chat import (
     TRANSCRIBE,
-    Audio,
     Completion,
     Delta,
-    MediaSource,
     Message,
     SamplingParams,
     Tokens,
     Transcript,
 )
 from polyphi.devices import Room
+from polyphi.engine import longform
 from polyphi.engine.engine import GREEDY, Conversation, Engine
+from polyphi.engine.longform import LONGEST_RECORDING
 from polyphi.model import weights
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
-from polyphi.processing.media import decode_audio
+from polyphi.processing.media import AudioSource
 from polyphi.processing.processor import Processor
 from polyphi.processing.tokenizer import Tokenizer
 
@@ -52,11 +51,6 @@ TRANSCRIBE_AND_TRANSLATE = (
     "Transcribe the audio to text, and then translate the audio to {language}. "
     "Use <sep> as a separator between the original transcript and the translation."
 )
-SEPARATOR = "<sep>"
-TOKENS_PER_SECOND = 8
-"""Room for the text of a second of speech; quick speakers need about five."""
-
-AudioSource = MediaSource | tuple[np.ndarray, int]
 
 
 class Phi:
@@ -144,46 +138,55 @@ class Phi:
         cot: bool = False,
         sampling: SamplingParams | None = None,
         adapter: str | None = "auto",
+        window: float | None = None,
+        words: Literal["estimated", "aligned"] | None = None,
+        max_seconds: float = LONGEST_RECORDING,
     ) -> Transcript:
-        """What a clip (path, bytes, or float32 samples and rate) says. `to` (a code such as "de", or a language's
+        """What a recording (path, bytes, or float32 samples and rate) says. `to` (a code such as "de", or a language's
         name) asks for a translation; with `cot` the model writes the transcript first and translates after it, which
         is better and gives both (report 2.2.2), otherwise the transcript stays empty.
 
+        Up to 30 minutes, or what the context holds, are heard at once, longer recordings in pieces cut at quiet points
+        (engine/longform.py). `window` asks for shorter pieces, in seconds: the times of segments are then as sure as
+        they are short. `words` asks for the times of words, "estimated" by letters over voiced time or "aligned" by
+        attention (engine/align.py). What is left out or doubtful stands in the transcript's `warnings`. With
+        `sampling` answers are taken as they come; without it they are greedy, and asked for again where they loop or
+        break off.
+
         Prompts are the published ones. `adapter` as in `generate`. Raises ValueError for a language that the model
-        wasn't trained for.
+        wasn't trained for, and for a recording that can't be read or lasts more than `max_seconds` (a day).
         """
-        wave, rate = decode_audio(audio)
-        seconds = len(wave) / rate
-        if cot and to is None:
-            raise ValueError(
-                "cot=True writes a transcript and then a translation; say which language with to="
-            )
-        if to is None:
-            prompt = TRANSCRIBE
-        else:
-            prompt = (TRANSCRIBE_AND_TRANSLATE if cot else TRANSLATE).format(language=_language(to))
-        messages = [Message.user(Audio((wave, rate)), prompt)]
-        answer = self.generate(
-            messages,
-            sampling=sampling or self._room(messages, seconds, twice=cot),
+        return self.transcribe_many(
+            [audio],
+            to=to,
+            cot=cot,
+            sampling=sampling,
             adapter=adapter,
+            window=window,
+            words=words,
+            max_seconds=max_seconds,
+        )[0]
+
+    def transcribe_many(
+        self,
+        audios: Sequence[AudioSource],
+        *,
+        to: str | None = None,
+        cot: bool = False,
+        sampling: SamplingParams | None = None,
+        adapter: str | None = "auto",
+        window: float | None = None,
+        words: Literal["estimated", "aligned"] | None = None,
+        max_seconds: float = LONGEST_RECORDING,
+        tell: Callable[[float], None] = lambda seconds: None,
+    ) -> list[Transcript]:
+        """`transcribe` of many recordings, answered together where they are short. `tell` hears how many seconds of
+        audio have just been finished. Raises ValueError if any of them can't be read."""
+        task = transcription(to, cot)
+        task = replace(task, adapter=adapter, sampling=sampling, words=words)
+        return longform.transcribe(
+            self.engine, audios, task, window=window, max_seconds=max_seconds, tell=tell
         )
-        warnings = []
-        if answer.finish_reason == "length":
-            warnings.append(
-                f"the answer was cut after {len(answer.tokens)} tokens; the end of the clip may be missing"
-            )
-        text, translation = answer.text.strip(), None
-        if cot:
-            text, found, rest = (piece.strip() for piece in answer.text.partition(SEPARATOR))
-            translation = rest if found else None
-            if not found:
-                warnings.append(
-                    f"the model wrote no {SEPARATOR}, so its answer holds no separate translation"
-                )
-        elif to is not None:
-            text, translation = "", text
-        return Transcript(text, seconds, translation, tuple(warnings))
 
     def logits(
         self,
@@ -215,11 +218,22 @@ class Phi:
             row = self.engine.ids_row(given, images, audios, adapter=adapter)
         return row.ids, self.engine.logits(row)
 
-    def _room(self, messages: Sequence[Message], seconds: float, *, twice: bool) -> SamplingParams:
-        """Greedy, with tokens for as much text as the clip can hold, within the context."""
-        wanted = 64 + math.ceil(seconds * TOKENS_PER_SECOND) * (2 if twice else 1)
-        left = self.context - self.count(messages).total
-        return SamplingParams(max_tokens=max(1, min(wanted, left)))
+
+def transcription(to: str | None = None, cot: bool = False) -> longform.Task:
+    """What `Phi.transcribe` asks of the model. Raises ValueError for a language that it wasn't trained for."""
+    if to is None:
+        if cot:
+            raise ValueError(
+                "cot=True writes a transcript and then a translation; say which language with to="
+            )
+        return longform.Task(TRANSCRIBE)
+    language = _language(to)
+    script = "Han or kana" if language in ("Chinese", "Japanese") else "Latin"
+    if cot:
+        return longform.Task(
+            TRANSCRIBE_AND_TRANSLATE.format(language=language), "both", script=script
+        )
+    return longform.Task(TRANSLATE.format(language=language), "translation", script=script)
 
 
 def load(

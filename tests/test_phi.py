@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Iterable
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import soundfile
 import torch
 from PIL import Image as PIL
 from safetensors.torch import load_file
+from tones import say
 
 import polyphi
 from polyphi import devices
@@ -190,30 +192,34 @@ def test_logits_of_messages_and_of_ids_agree(folder: Path, media: tuple[Path, Pa
 
 
 def test_transcribe_uses_the_published_prompts(
-    folder: Path, media: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     phi = polyphi.load(folder)
     asked: list[str] = []
+    wave = say([1], [0.1, 0.1])
+    clip = tmp_path / "said.wav"
+    soundfile.write(clip, wave, 16000)
 
     def answering(text: str, reason: str = "stop") -> None:
-        def generate(messages: list[Message], **_: object) -> Completion:
-            asked.append(messages[0].text)
-            return Completion(text, finish_reason=reason)
+        def generate_many(conversations: Iterable[list[Message]], **_: object) -> list[Completion]:
+            said = [messages[0].text for messages in conversations]
+            asked.extend(said)
+            return [Completion(text, finish_reason=reason) for _ in said]
 
-        monkeypatch.setattr(phi.engine, "generate", generate)
+        monkeypatch.setattr(phi.engine, "generate_many", generate_many)
 
     answering(" hello there ")
-    said = phi.transcribe(media[1])
+    said = phi.transcribe(clip)
     assert (said.text, said.translation, said.seconds, said.warnings) == (
         "hello there",
         None,
         0.5,
         (),
     )
-    said = phi.transcribe(media[1].read_bytes(), to="de")
+    said = phi.transcribe(clip.read_bytes(), to="de")
     assert (said.text, said.translation) == ("", "hello there")
     answering("hello <sep> hallo")
-    said = phi.transcribe((np.zeros(8000, np.float32), 16000), to="French", cot=True)
+    said = phi.transcribe((wave, 16000), to="French", cot=True)
     assert (said.text, said.translation, said.warnings) == ("hello", "hallo", ())
     assert asked == [
         "Transcribe the audio clip into text.",
@@ -222,22 +228,31 @@ def test_transcribe_uses_the_published_prompts(
         "Use <sep> as a separator between the original transcript and the translation.",
     ]
     answering("hello", "length")
-    said = phi.transcribe(media[1], to="de", cot=True)
+    said = phi.transcribe(clip, to="de", cot=True)
     assert said.translation is None
     assert len(said.warnings) == 2
+    assert "written in Latin letters" in phi.transcribe(clip, to="ja").warnings[-1]
     with pytest.raises(ValueError, match="unknown language 'tlh'"):
-        phi.transcribe(media[1], to="tlh")
+        phi.transcribe(clip, to="tlh")
     with pytest.raises(ValueError, match="say which language"):
-        phi.transcribe(media[1], cot=True)
+        phi.transcribe(clip, cot=True)
+    with pytest.raises(ValueError, match=r"may last 0\.4 s"):
+        phi.transcribe(clip, max_seconds=0.4)
 
 
 def test_transcribe_fits_the_context(folder: Path) -> None:
-    """Half a minute of noise: the answer may take what the context leaves, not more."""
+    """Half a minute doesn't fit 512 tokens together with its answer: it is heard in pieces, and nothing is silent about
+    what a random model makes of them."""
     phi = polyphi.load(folder)
-    said = phi.transcribe(
-        (np.random.default_rng(0).normal(0, 0.1, 16000 * 30).astype(np.float32), 16000)
-    )
-    assert said.seconds == 30
+    wave = say(list(range(50)), [0.3] * 51)
+    sampling = SamplingParams(max_tokens=20)
+    said = phi.transcribe((wave, 16000), sampling=sampling, words="estimated")
+    assert said.seconds == pytest.approx(len(wave) / 16000)
+    assert len(said.warnings) >= 2 and said.warnings[0].startswith("0:00.0 to ")
+    assert phi.transcribe_many([(wave, 16000)] * 2, sampling=sampling, words="estimated") == [
+        said,
+        said,
+    ]
 
 
 def test_logits_file(folder: Path, media: tuple[Path, Path], tmp_path: Path) -> None:

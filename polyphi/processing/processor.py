@@ -31,7 +31,7 @@ class TooLong(ValueError):
 
 @dataclass(frozen=True)
 class Decoded:
-    """A picture, or a clip at 16 or 8 kHz, decoded, with the tokens it will fill."""
+    """A picture, decoded, or a clip's log-mel frames, with the tokens it will fill."""
 
     part: Image | Audio
     tokens: int
@@ -201,14 +201,17 @@ class Processor:
         return image.plan(width, height, **sizes).layout
 
     def decode(self, part: Image | Audio, max_crops: int | None) -> Decoded:
-        """Decoded and measured; pixels and mels wait until the row is known to fit."""
+        """Decoded and measured; pixels wait until the row is known to fit."""
         if isinstance(part, Image):
             picture = media.decode_image(part.source)
             most = self._crops(max_crops, part.most_crops)
             tokens = self._layout(picture.width, picture.height, most).tokens(self.cells)
             return Decoded(part, tokens, picture, most)
-        wave, rate = audio.resample(*media.decode_audio(part.source))
-        return Decoded(part, Clip(audio.frames(len(wave), rate), "").tokens, (wave, rate))
+        # Frames are half the size of samples at 16 kHz and a tenth of those at 44.1 kHz in stereo, so a clip becomes
+        # frames as it is read.
+        stream = media.AudioStream(part.source, max_bytes=media.MAX_AUDIO_BYTES)
+        mels = audio.log_mel_of(stream, stream.rate)
+        return Decoded(part, Clip(len(mels), "").tokens, mels)
 
     def _join(
         self,
@@ -269,7 +272,7 @@ class Processor:
     def _mels(self, items: Sequence[Decoded], slots: Iterable[int], branch: str) -> dict[str, Any]:
         if not items:
             return {}
-        mels = [audio.log_mel(*m.data) for m in items]
+        mels = [m.data for m in items]
         clips = tuple(Clip(len(m), branch) for m in mels)
         assert [c.tokens for c in clips] == [m.tokens for m in items]
         return {"mels": torch.cat(mels), "clips": clips, "audio_slots": _positions(slots)}

@@ -16,6 +16,7 @@ from polyphi.chat import Image as Shown
 from polyphi.chat import Message, Text, Video
 from polyphi.processing import media
 from polyphi.processing.media import (
+    AudioStream,
     audio_size,
     decode_audio,
     decode_image,
@@ -187,6 +188,67 @@ def test_channels_are_averaged(clip: Make) -> None:
     wave, _ = decode_audio(clip(100, channels=3, subtype="FLOAT"))
     expected = (0.1 * np.random.default_rng(0).standard_normal((100, 3))).mean(axis=1)
     np.testing.assert_allclose(wave, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("format", "subtype"),
+    [("WAV", "PCM_16"), ("FLAC", "PCM_16"), ("OGG", "VORBIS"), ("MP3", "MPEG_LAYER_III")],
+)
+def test_a_stream_brings_the_same_samples(
+    format: str, subtype: str, clip: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Block by block, from the disk or from memory, as often as one likes."""
+    monkeypatch.setattr("polyphi.processing.media.BLOCK", 4000)
+    data = clip(30000, channels=2, format=format, subtype=subtype)
+    path = tmp_path / "song"
+    path.write_bytes(data)
+    wave, rate = decode_audio(data)
+    for source in (path, data, (wave, rate)):
+        stream = AudioStream(source)
+        for _ in range(2):
+            blocks = list(stream)
+            assert len(blocks) > 5 and max(map(len, blocks)) <= 4000
+            np.testing.assert_array_equal(np.concatenate(blocks), wave)
+        assert stream.rate == rate and stream.seconds == len(wave) / rate
+
+
+@pytest.mark.parametrize(
+    ("format", "codec"), [("ipod", "aac"), ("mp4", "aac"), ("webm", "libopus")]
+)
+def test_soundtracks_are_heard(format: str, codec: str) -> None:
+    """What phones and browsers record, whatever it's called; the tone is where it was."""
+    import av
+
+    out, rate = io.BytesIO(), 48000
+    tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(rate) / rate)
+    with av.open(out, "w", format=format) as container:
+        track = container.add_stream(codec, rate=rate, layout="stereo")
+        for start in range(0, rate, 960):
+            part = np.tile(tone[start : start + 960], (2, 1)).astype(np.float32)
+            frame = av.AudioFrame.from_ndarray(part, "fltp", "stereo")
+            frame.sample_rate, frame.pts = rate, start
+            container.mux(track.encode(frame))
+        container.mux(track.encode(None))
+    wave, found = decode_audio(out.getvalue())
+    assert found == rate and abs(len(wave) - rate) < 3000
+    spectrum = np.abs(np.fft.rfft(wave[5000:45000]))
+    assert abs(spectrum.argmax() * rate / 40000 - 440) < 2
+    with pytest.raises(ValueError, match=r"damaged or truncated|truncated; expected|without"):
+        decode_audio(out.getvalue()[: len(out.getvalue()) // 3])
+    with pytest.raises(ValueError, match=r"may last 0\.5 s"):
+        decode_audio(out.getvalue(), max_seconds=0.5)
+    with pytest.raises(ValueError, match="expected a sound, found a MP4 without"):
+        decode_audio(film(3))
+
+
+def test_a_stream_has_no_cap_on_bytes_but_one_on_seconds(clip: Make, tmp_path: Path) -> None:
+    path = tmp_path / "long.wav"
+    path.write_bytes(clip(32000))
+    with pytest.raises(ValueError, match=r"may last 1\.5 s"):
+        list(AudioStream(path, max_seconds=1.5))
+    with pytest.raises(ValueError, match="bytes, found more"):
+        AudioStream(path, max_bytes=1000)
+    assert AudioStream(path, max_seconds=2.0).announced == 32000
 
 
 def test_samples_in_memory() -> None:
