@@ -108,7 +108,8 @@ class Request:
         self.items = items(self.prompt)
         self.ids: list[int] = self.prompt.ids.tolist()
         self.sampler = Sampler(self.sampling, self.tokenizer, self.ids)
-        self.lookup = PromptLookup(self.ids) if self.sampling.draft else None
+        never = self.tokenizer.controls.values()
+        self.lookup = PromptLookup(self.ids, never=[*never]) if self.sampling.draft else None
         self._text = AnswerText(self.tokenizer, self.sampling.stop)
         self._names: dict[str, list[bytes]] = {}
         self.phase = "waiting"

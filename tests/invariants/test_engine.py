@@ -18,25 +18,8 @@ from polyphi.engine.request import Request
 from polyphi.engine.runner import extend
 from polyphi.processing.tokenizer import Tokenizer
 
-WORDS = [
-    "the",
-    "quick",
-    "brown",
-    "fox",
-    "jumps",
-    "over",
-    "a",
-    "lazy",
-    "dog",
-    "und",
-    "größer",
-    "図書館",
-    "1",
-    "+",
-    "2",
-    "=",
-    "3",
-]
+TEXT = "the quick brown fox jumps over a lazy dog und größer 図書館 1 + 2 = 3"
+WORDS = TEXT.split()
 
 # float32, other shapes of the same sums: measured 3.2e-5 on logits of spread 1.5 over 42 seeds (float64: 6e-14).
 ROUNDING = 2e-4
