@@ -39,7 +39,7 @@ def check(sampling: SamplingParams) -> None:
     if s.top_p == 0:
         raise ValueError("top_p must be above 0, found 0; for greedy answers set temperature=0")
     _whole("top_k", s.top_k, 0)
-    _whole("seed", s.seed, -(2**63), 2**63 - 1)
+    _whole("seed", s.seed, -(2**63), 2**64 - MAX_ANSWERS)  # the i-th answer's is seed + i
     _number("min_p", s.min_p, 0.0, 1.0)
     _number("repetition_penalty", s.repetition_penalty, 1 / MAX_REPETITION, MAX_REPETITION)
     _number("presence_penalty", s.presence_penalty, -2.0, 2.0)

@@ -29,6 +29,7 @@ TOKENIZER = Tokenizer.train(
     ],
     vocab_size=400,
 )
+SPELT = TOKENIZER.spelled()
 SCHEMAS: dict[str, dict[str, Any]] = {
     "enum": {"enum": ["yes", "no", "ja, größer", 3, None]},
     "flat": {
@@ -118,9 +119,10 @@ def drawn(
 
 
 def written(grammar: Grammar, seed: int = 0, most: int = 600) -> str:
-    """The text of an answer that came to its end."""
+    """The text of an answer that came to its end, in whole letters."""
     tokens = drawn(grammar, seed, most)
     assert len(tokens) < most
+    b"".join(SPELT[token] or b"" for token in tokens).decode("utf-8", errors="strict")
     return TOKENIZER.decode(tokens, skip_special=True)
 
 
