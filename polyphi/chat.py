@@ -267,7 +267,7 @@ class Completion:
     image_tokens: int = 0
     audio_tokens: int = 0
     rope: str = "short"
-    cached: int = 0
+    cached: int = field(default=0, compare=False)
     logprobs: tuple[TokenLogprob, ...] = ()
     others: tuple["Completion", ...] = ()
 

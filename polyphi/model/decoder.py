@@ -62,7 +62,10 @@ class Attention(nn.Module):
         qkv = self.qkv_proj(x, shared.routes).view(len(x), -1, self.head_dim)
         turning, v = qkv.split((self.heads + self.kv_heads, self.kv_heads), dim=1)
         q, k = rotate(turning, shared.cos, shared.sin).split((self.heads, self.kv_heads), dim=1)
-        out = packed_attention(q, k, v, shared.bounds, cache=shared.cache, layer=layer)
+        if shared.cache is None:
+            out = packed_attention(q, k, v, shared.bounds)
+        else:
+            out = shared.cache.attend(layer, q, k, v, shared.bounds)
         return self.o_proj(out.reshape(len(x), -1), shared.routes)
 
 

@@ -178,6 +178,12 @@ class PhiModel(nn.Module):
                 linear.lora[key] = pair.to(old.a).train(self.training)
         self._use_adapters(grown)
 
+    def adapter_tensors(self, name: str) -> Iterator[Tensor]:
+        """The factors of an adapter, linear by linear."""
+        for _, linear in self._adapted():
+            pair = linear.pair(name)
+            yield from (pair.a, pair.b)
+
     def _adapted(self) -> Iterator[tuple[str, LoraLinear]]:
         """Every linear that adapters sit on, with its name."""
         return ((n, m) for n, m in self.named_modules() if isinstance(m, LoraLinear))
