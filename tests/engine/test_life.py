@@ -202,17 +202,14 @@ def test_several_answers_read_the_prompt_once(engine: Engine) -> None:
 
 
 def test_guesses_never_change_an_answer(engine: Engine) -> None:
-    """And some of them are right, or there would be nothing to see: fewer steps than tokens."""
+    """That some of them are right, too, is seen where a text must repeat itself (test_structured.py)."""
     messages = [Message.user("1 + 2 = 3 " * 3)]
     for temperature in (0.0, 0.3):
         for rope in ("dynamic", "bound"):
             plain = SamplingParams(max_tokens=120, temperature=temperature, seed=1, rope=rope)
             expected = engine.generate(messages, sampling=plain)
-            before = engine.counters().steps
             found = engine.generate(messages, sampling=replace(plain, draft=6))
             assert found == expected
-            if temperature == 0:
-                assert engine.counters().steps - before < len(found.tokens)
 
 
 def test_what_does_not_fit_is_refused_before_it_runs(engine: Engine) -> None:
