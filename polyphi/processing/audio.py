@@ -35,16 +35,22 @@ def resample(wave: Float[np.ndarray, " n"], rate: int) -> tuple[Float[np.ndarray
     The published processor hears 24 kHz as if it were 16, and 44.1 kHz as if 22.05 were 16; we resample properly.
     Raises `ValueError` below 8 kHz.
     """
-    if rate < HALF_RATE:
-        raise ValueError(
-            f"clips need at least {HALF_RATE} Hz, found {rate} Hz; record or resample at {RATE} Hz"
-        )
-    target = RATE if rate >= RATE else HALF_RATE
+    _, target = resampled_length(len(wave), rate)
     if rate == target:
         return wave, target
     resampled = soxr.resample(wave, rate, target, quality="HQ")
     # One sample at 44.1 kHz rounds to none at 16 kHz; a clip that isn't empty stays so.
     return (resampled if len(resampled) else np.zeros(1, np.float32)), target
+
+
+def resampled_length(samples: int, rate: int) -> tuple[int, int]:
+    """How many samples `resample` gives, and at which rate, without the clip."""
+    if rate < HALF_RATE:
+        raise ValueError(
+            f"clips need at least {HALF_RATE} Hz, found {rate} Hz; record or resample at {RATE} Hz"
+        )
+    target = RATE if rate >= RATE else HALF_RATE
+    return max(1, int(samples * target / rate + 0.5)), target  # soxr rounds so
 
 
 def frames(samples: int, rate: int) -> int:
