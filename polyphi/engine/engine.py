@@ -380,7 +380,11 @@ class Engine:
                 token = best[number]
                 request.sampler.accept(token)
             else:
-                token = request.sampler.draw(rows[number])
+                try:
+                    token = request.sampler.draw(rows[number])
+                except ValueError as error:  # its own grammar or logits: no one else's end
+                    request.error, request.finish_reason = error, "error"
+                    break
             request.accept(token)
             right = number < len(part.guesses) and token == part.guesses[number]
             if request.finish_reason or not right:

@@ -55,10 +55,10 @@ class AnswerText:
         if self.stopped:
             return ""
         text = self._held + text
-        found = [at for at in (text.find(s) for s in self._stop) if at >= 0]
-        if found:
+        found = [(at + len(s), at) for s in self._stop if (at := text.find(s)) >= 0]
+        if found:  # the one that is complete first, and of those that end there the longest
             self.stopped, self._held = True, ""
-            return text[: min(found)]
+            return text[: min(found)[1]]
         keep = 0 if last else self._possible_start(text)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
@@ -108,8 +108,9 @@ class Request:
         self.items = items(self.prompt)
         self.ids: list[int] = self.prompt.ids.tolist()
         self.sampler = Sampler(self.sampling, self.tokenizer, self.ids)
-        never = self.tokenizer.controls.values()
-        self.lookup = PromptLookup(self.ids, never=[*never]) if self.sampling.draft else None
+        self.lookup = None
+        if self.sampling.draft:
+            self.lookup = PromptLookup(self.ids, never=self.tokenizer.controls.values())
         self._text = AnswerText(self.tokenizer, self.sampling.stop)
         self._names: dict[str, list[bytes]] = {}
         self.phase = "waiting"
@@ -157,9 +158,10 @@ class Request:
             if self.lookup:
                 self.lookup.add(token)
             shown = self._text.add(token)
-            if not self._text.stopped and len(self.tokens) == self.sampling.max_tokens:
+            whole = self.sampler.finished
+            if not self._text.stopped and (whole or len(self.tokens) == self.sampling.max_tokens):
                 shown += self._text.finish()
-                self.finish_reason = "length"
+                self.finish_reason = "stop" if whole else "length"
         if self._text.stopped:
             self.finish_reason = "stop"
         self.pieces.append(shown)
@@ -177,5 +179,5 @@ class Request:
             audio_tokens=0 if prompt.audio_slots is None else len(prompt.audio_slots),
             rope="+".join(self.ropes) + (" (bound)" if self.sampling.rope == "bound" else ""),
             cached=self.cached or 0,
-            logprobs=tuple(self.sampler.logprobs),
+            logprobs=tuple(self.sampler.logprobs[: len(self.tokens)]),
         )

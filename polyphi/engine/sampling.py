@@ -34,16 +34,16 @@ def check(sampling: SamplingParams) -> None:
     be followed."""
     s = sampling
     _whole("max_tokens", s.max_tokens, 1)
-    _number("temperature", s.temperature, 0, MAX_TEMPERATURE)
-    _number("top_p", s.top_p, 0, 1)
+    _number("temperature", s.temperature, 0.0, MAX_TEMPERATURE)
+    _number("top_p", s.top_p, 0.0, 1.0)
     if s.top_p == 0:
         raise ValueError("top_p must be above 0, found 0; for greedy answers set temperature=0")
     _whole("top_k", s.top_k, 0)
-    _whole("seed", s.seed, -(2**63), 2**63 - 1)
-    _number("min_p", s.min_p, 0, 1)
+    _whole("seed", s.seed, -(2**63), 2**64 - MAX_ANSWERS)  # the i-th answer's is seed + i
+    _number("min_p", s.min_p, 0.0, 1.0)
     _number("repetition_penalty", s.repetition_penalty, 1 / MAX_REPETITION, MAX_REPETITION)
-    _number("presence_penalty", s.presence_penalty, -2, 2)
-    _number("frequency_penalty", s.frequency_penalty, -2, 2)
+    _number("presence_penalty", s.presence_penalty, -2.0, 2.0)
+    _number("frequency_penalty", s.frequency_penalty, -2.0, 2.0)
     if s.logprobs is not None:
         _whole("logprobs", s.logprobs, 0, MAX_LOGPROBS)
     _whole("n", s.n, 1, MAX_ANSWERS)
@@ -126,6 +126,7 @@ class Sampler:
     def finished(self) -> bool:
         return self._matcher is not None and self._matcher.finished
 
+    @torch.no_grad()
     def draw(self, logits: Float[Tensor, " V"]) -> int:
         """The next token, which is taken into the counts, the grammar and `logprobs`."""
         raw = logits.float()

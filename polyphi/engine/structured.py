@@ -68,11 +68,6 @@ class Matcher:
         )
         self._bits = torch.zeros(tokenizer.vocab_size, dtype=torch.bool)
         self._fill()
-        if not self._matcher.is_accepting():
-            self._bits[list(tokenizer.eos_ids)] = False
-            if not self._bits.any():
-                raise ValueError(f"no answer fits this {_NAMES[grammar.kind]}")
-        self._filled = True
 
     @property
     def finished(self) -> bool:
@@ -111,9 +106,6 @@ class Matcher:
             raise ValueError(f"this grammar is too complex to follow: {said}")
 
 
-_NAMES = {"json": "JSON schema", "regex": "regular expression", "tools": "list of tools"}
-
-
 @lru_cache(maxsize=32)
 def compiled(grammar: Grammar, marks: bool = True) -> str:
     """A grammar in llguidance's own language. `marks`: the tokenizer has the two of a tool call.
@@ -136,7 +128,7 @@ def compiled(grammar: Grammar, marks: bool = True) -> str:
             )
         what = f"the regular expression {grammar.text!r:.80}"
         _check(matcher.grammar_from_regex(grammar.text), what)
-        # Once more with \\d as 0 to 9: digits of other scripts are in no one's mind.
+        # Once more with \d as 0 to 9: who writes it has no other scripts' digits in mind.
         expression = _llguidance().regex_to_lark(grammar.text, "d")
         made = str(matcher.grammar_from_lark(f"start: /{expression}/"))
         _check(made, what)

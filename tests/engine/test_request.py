@@ -1,6 +1,5 @@
 """Text that may be shown: whole characters, no beginnings of stop strings; pieces join to the whole."""
 
-import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -44,9 +43,6 @@ def test_any_tokens_at_all_join_to_their_decoding(tokens: list[int]) -> None:
     assert "".join([*pieces, shown.finish()]) == BYTES.decode(tokens, skip_special=True)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="of two stop strings in one token the one that begins first wins"
-)
 @settings(max_examples=200, deadline=None)
 @given(
     st.lists(st.integers(0, WORDS.vocab_size - 1), max_size=12),

@@ -95,9 +95,14 @@ def test_equal_values_stand_by_id(values: list[int], count: int) -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(
-    st.lists(st.lists(st.floats(-8, 8, width=16), min_size=6, max_size=6), max_size=8),
-    st.lists(st.integers(0, 5), max_size=4).map(tuple),
-    st.sampled_from([1.0, 1.3, 0.7]),
+    # Below 0 as well, where a penalty multiplies.
+    st.sampled_from([(-8, 8), (-8, -0.5)]).flatmap(
+        lambda ends: st.lists(
+            st.lists(st.floats(*ends, width=16), min_size=4, max_size=4), min_size=3, max_size=8
+        )
+    ),
+    st.lists(st.integers(0, 3), max_size=3).map(tuple),
+    st.sampled_from([1.0, 2.0, 0.5]),
     st.sampled_from([0.0, 1.5, -2.0]),
     st.sampled_from([0.0, 0.4, -0.3]),
 )
@@ -228,7 +233,7 @@ NONSENSE: list[dict[str, Any]] = [
     *({"temperature": v} for v in (-1.0, 101.0, 1e30, math.nan, math.inf, "hot", None)),
     *({"top_p": v} for v in (0.0, 0, -0.1, 1.1, math.nan, None)),
     *({"top_k": v} for v in (-1, 2.0, math.nan)),
-    *({"seed": v} for v in (2**63, -(2**63) - 1, 0.5, None)),
+    *({"seed": v} for v in (2**64, -(2**63) - 1, 0.5, None)),
     *({"min_p": v} for v in (-0.1, 1.1, math.nan)),
     *({"repetition_penalty": v} for v in (0.0, -1.0, 1e9, math.nan)),
     *({"presence_penalty": v} for v in (-2.1, 2.1, math.nan)),

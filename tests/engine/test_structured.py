@@ -4,6 +4,7 @@ import json
 import random
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from hypothesis import strategies as st
 
 from polyphi.chat import CALL, Grammar, Message, SamplingParams
 from polyphi.engine.engine import Engine
-from polyphi.engine.runner import extend
 from polyphi.engine.sampling import Sampler, check
 from polyphi.engine.structured import MAX_SPACE, Matcher, arguments_schema
 from polyphi.engine.tools import parse_calls
@@ -29,6 +29,7 @@ TOKENIZER = Tokenizer.train(
     ],
     vocab_size=400,
 )
+SPELT = TOKENIZER.spelled()
 SCHEMAS: dict[str, dict[str, Any]] = {
     "enum": {"enum": ["yes", "no", "ja, größer", 3, None]},
     "flat": {
@@ -118,9 +119,10 @@ def drawn(
 
 
 def written(grammar: Grammar, seed: int = 0, most: int = 600) -> str:
-    """The text of an answer that came to its end."""
+    """The text of an answer that came to its end, in whole letters."""
     tokens = drawn(grammar, seed, most)
     assert len(tokens) < most
+    b"".join(SPELT[token] or b"" for token in tokens).decode("utf-8", errors="strict")
     return TOKENIZER.decode(tokens, skip_special=True)
 
 
@@ -223,20 +225,47 @@ def test_an_answer_that_is_cut_off_is_the_beginning_of_a_right_one() -> None:
         jsonschema.validate(json.loads(text), SCHEMAS["flat"])
 
 
-def test_a_random_model_under_a_schema(engine: Engine) -> None:
-    """Greedy and drawn, with the model's own logits."""
-    tokenizer = engine.processor.tokenizer
-    prompt = engine.row([Message.user("the dog")])
+def test_the_engine_under_a_grammar(engine: Engine) -> None:
+    """Greedy and drawn, guessed and not, beside others; whole answers stop without an end token."""
+    messages = [Message.user("the dog")]
     for name, heat in (("enum", 0.0), ("references", 1.5)):
         grammar = Grammar("json", json.dumps(SCHEMAS[name]))
-        sampling = SamplingParams(temperature=heat, grammar=grammar)
-        sampler = Sampler(sampling, tokenizer, prompt.ids.tolist())
-        tokens: list[int] = []
-        while not sampler.finished and len(tokens) < 300:
-            with torch.no_grad():
-                hidden = engine.model(extend(prompt, tokens))
-                tokens.append(sampler.draw(engine.model.logits(hidden[-1])))
-        jsonschema.validate(json.loads(tokenizer.decode(tokens)), SCHEMAS[name])
+        plain = SamplingParams(temperature=heat, grammar=grammar, max_tokens=300, logprobs=1)
+        answer = engine.generate(messages, sampling=plain)
+        jsonschema.validate(json.loads(answer.text), SCHEMAS[name])
+        assert answer.finish_reason == "stop"
+        assert [told.token for told in answer.logprobs] == list(answer.tokens)
+        guessed = engine.generate(messages, sampling=replace(plain, draft=6))
+        assert guessed.tokens == answer.tokens and len(guessed.logprobs) == len(answer.tokens)
+        others = [SamplingParams(max_tokens=9), plain, SamplingParams(max_tokens=9, seed=4)]
+        assert engine.generate_many([messages] * 3, sampling=others)[1].tokens == answer.tokens
+        short = engine.generate(messages, sampling=replace(plain, max_tokens=2))
+        assert short.finish_reason == "length" and answer.text.startswith(short.text)
+
+
+def test_guesses_come_true_where_a_text_repeats(engine: Engine) -> None:
+    sampling = SamplingParams(grammar=Grammar("regex", "(abc def ){12}"), max_tokens=200)
+    expected = engine.generate([Message.user("dog")], sampling=sampling)
+    before = engine.counters().steps
+    found = engine.generate([Message.user("dog")], sampling=replace(sampling, draft=6))
+    assert found == expected and found.text == "abc def " * 12
+    assert engine.counters().steps - before < len(found.tokens) / 2
+
+
+def test_a_grammar_that_fails_ends_no_other_request(engine: Engine) -> None:
+    good = SamplingParams(max_tokens=12)
+    expected = engine.generate([Message.user("dog")], sampling=good)
+    bad = replace(
+        good, grammar=Grammar("regex", "(ab){200000}")
+    )  # too complex from the second token on
+    requests = [engine.submit([Message.user("dog")], sampling=s) for s in (good, bad, good)]
+    while not all(request.finish_reason for request in requests):
+        engine.step()
+    assert [request.finish_reason for request in requests] == ["length", "error", "length"]
+    assert "too complex" in str(requests[1].error)
+    assert requests[2].completion().text == expected.text
+    with pytest.raises(ValueError, match="too complex"):
+        engine.generate([Message.user("dog")], sampling=bad)
 
 
 DEEP = '{"properties": {"a": ' * 40 + "{}" + "}}" * 40
