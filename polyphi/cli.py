@@ -372,44 +372,52 @@ def chat(
     audio: Annotated[
         list[Path] | None, typer.Option(help="A clip; may be given several times.")
     ] = None,
+    video: Annotated[
+        list[Path] | None, typer.Option(help="A video, seen as 16 of its frames; likewise.")
+    ] = None,
+    detail: Annotated[
+        Literal["auto", "low", "high"], typer.Option(help="low shows pictures in few tokens.")
+    ] = "auto",
     max_tokens: int = 256,
     temperature: float = 0.0,
     adapter: Annotated[
         str, typer.Option(help="auto, none, vision, speech, or a sibling that the model has.")
     ] = "auto",
 ) -> None:
-    """Talk to a model; the adapter follows from what the message holds."""
+    """Talk to a model, or ask it one question: PROMPT, or what is piped in. The adapter follows from what the message
+    holds."""
     import polyphi
-    from polyphi.chat import Audio, Image, Message, Part, SamplingParams, Text
+    from polyphi import terminal
+    from polyphi.chat import Audio, Image, Message, Part, SamplingParams, Video
 
     sampling = SamplingParams(max_tokens=max_tokens, temperature=temperature)
     chosen = None if adapter == "none" else adapter
-    media: list[Part] = [*(Image(p) for p in image or ()), *(Audio(p) for p in audio or ())]
+    asked: list[Part | str] = [
+        *(Image(p, detail) for p in image or ()),
+        *(Audio(p) for p in audio or ()),
+        *(Video(p, detail=detail) for p in video or ()),
+    ]
+    if prompt is None and not asked and not sys.stdin.isatty():
+        prompt = sys.stdin.read().strip()
+        if not prompt:
+            raise ValueError("nothing was piped in; expected a question")
     phi = polyphi.load(model)
-
-    def answer(messages: list[Message]) -> str:
-        text = ""
-        for delta in phi.stream(messages, sampling=sampling, adapter=chosen):
-            text += delta.text
-            console.print(delta.text, end="", markup=False, highlight=False, soft_wrap=True)
-        console.print()
-        return text
-
-    if prompt is not None or media:
-        answer([Message("user", (*media, *([Text(prompt)] if prompt else [])))])
+    _tell_room(phi)
+    if prompt is None and not asked:
+        terminal.Terminal(phi, sampling, chosen, console=console).run()
         return
-    history: list[Message] = []
-    console.print("[dim]An empty line or Ctrl-D ends the conversation.[/dim]")
-    while (line := _ask()) is not None:
-        history.append(Message.user(line))
-        history.append(Message.assistant(answer(history)))
-
-
-def _ask() -> str | None:
+    messages = [Message.user(*asked, *([prompt] if prompt else []))]
     try:
-        return console.input("[bold]> [/bold]").strip() or None
-    except EOFError:
-        return None
+        terminal.once(phi.stream(messages, sampling=sampling, adapter=chosen), console)
+    except KeyboardInterrupt:
+        console.print()
+        raise typer.Exit(130) from None
+
+
+def _tell_room(phi: Any) -> None:
+    """Where a model runs and what fits there, to whoever looks on; logs of scripts hold mistakes only."""
+    if sys.stderr.isatty():
+        print(f"polyphi: {phi.room}", file=sys.stderr)
 
 
 @app.command()
@@ -455,8 +463,10 @@ def transcribe(
     recordings = transcription.targets(transcription.find(files), out, form)
     if out is None and form != "text" and len(recordings) > 1:
         raise ValueError(f"{len(recordings)} files as {form} need a folder: give --out DIR as well")
+    phi = polyphi.load(model)
+    _tell_room(phi)
     failed = transcription.transcribe_files(
-        polyphi.load(model),
+        phi,
         recordings,
         form=form,
         to=to,

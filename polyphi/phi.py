@@ -14,14 +14,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from polyphi import devices
 from polyphi.chat import (
     TRANSCRIBE,
     Completion,
     Delta,
     Message,
     SamplingParams,
+    Tokens,
     Transcript,
 )
+from polyphi.devices import Room
 from polyphi.engine import longform
 from polyphi.engine.engine import GREEDY, Conversation, Engine
 from polyphi.engine.longform import LONGEST_RECORDING
@@ -51,10 +54,12 @@ TRANSCRIBE_AND_TRANSLATE = (
 
 
 class Phi:
-    """Model, tokenizer and processor. It has the `Generate` protocol (chat.py), so `polyphi.eval` can judge it."""
+    """Model, tokenizer and processor. It has the `Generate` protocol (chat.py), so `polyphi.eval` can judge it.
+    `room` tells what it takes and leaves where it was loaded."""
 
     def __init__(self, model: PhiModel, processor: Processor) -> None:
         self.engine = Engine(model, processor)
+        self.room: Room | None = None
 
     @property
     def model(self) -> PhiModel:
@@ -63,6 +68,11 @@ class Phi:
     @property
     def config(self) -> ModelConfig:
         return self.model.config
+
+    @property
+    def context(self) -> int:
+        """Tokens that prompt and answer may have together: what the model reads, or there is memory for."""
+        return min(self.engine.context, self.engine.capacity)
 
     @property
     def processor(self) -> Processor:
@@ -102,6 +112,11 @@ class Phi:
     ) -> Iterator[Delta]:
         """The answer in pieces, as it comes; joined they are `generate`'s text."""
         return self.engine.stream(messages, sampling=sampling, adapter=adapter)
+
+    def count(self, messages: Conversation) -> Tokens:
+        """Tokens of a conversation with the generation prompt, before anything runs: as many as `generate` will
+        report. Of pictures and of most clips only headers are read."""
+        return self.processor.count(messages)
 
     def score(
         self, messages: Conversation, continuation: str, *, adapter: str | None = "auto"
@@ -230,17 +245,23 @@ def load(
 ) -> Phi:
     """A `Phi` from a checkpoint folder or a hub id, in any public layout (`model/weights.py`).
 
-    `device`: "auto" takes CUDA where there is one, else the CPU. `dtype`: "auto" keeps what is stored, or a name such
-    as "float32" or "bfloat16". `quant`: only None, the weights as they are. Raises ValueError, one clear message each.
+    `device`: "auto" takes CUDA where there is one, else Apple's MPS, else the CPU. `dtype`: "auto" keeps what is stored
+    where the device is good at it, or takes float32 (devices.py); or a name such as "float32" or "bfloat16". `quant`:
+    only None, the weights as they are. Raises ValueError, one clear message each, also where the weights don't fit.
     """
     if quant is not None:
         raise ValueError(f"quant must be None (weights as stored), found {quant!r}")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    place = devices.choose(device)
+    asked = None if dtype == "auto" else as_dtype(dtype)
     folder = weights.locate(path_or_id)
     tokenizer = Tokenizer.load(folder)
-    model = weights.load(folder, device=device, dtype=None if dtype == "auto" else as_dtype(dtype))
-    return Phi(model, make_processor(model.config, tokenizer))
+    stored, free = weights.stored_types(folder), devices.free_memory(place)
+    kind = asked or devices.choose_dtype(stored, place, free)
+    devices.check_fits(devices.size(stored, kind), free, place)
+    model = weights.load(folder, device=place, dtype=kind)
+    phi = Phi(model, make_processor(model.config, tokenizer))
+    phi.room = devices.room(model, model.config.decoder, free, place, phi.engine.capacity, quant)
+    return phi
 
 
 def make_processor(config: ModelConfig, tokenizer: Tokenizer) -> Processor:

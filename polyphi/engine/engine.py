@@ -38,6 +38,7 @@ from polyphi.chat import (
     Image,
     Message,
     SamplingParams,
+    Video,
     adapter_for,
     media,
 )
@@ -202,10 +203,11 @@ class Engine:
         if sampling.n != 1:
             raise ValueError(f"one answer is streamed at a time, found n={sampling.n}")
         request = self.submit(messages, sampling=sampling, adapter=adapter)
-        request.row.exception()  # waits; a request that can't be answered is told here, not at the first piece
-        if request.row.exception() is not None:
+        try:
+            request.row.result()  # a request that can't be answered is told here, not at the first piece
+        except BaseException:  # also of who doesn't want to wait any longer
             self.abort(request)
-            request.row.result()
+            raise
         return self._deltas(request)
 
     def _deltas(self, request: Request) -> Iterator[Delta]:
@@ -213,7 +215,7 @@ class Engine:
             while True:
                 text, reason = self._news(request)
                 if text or reason:
-                    yield Delta(text, reason)
+                    yield Delta(text, reason, request.completion() if reason else None)
                 if reason:
                     return
                 self.step()
@@ -262,7 +264,7 @@ class Engine:
             if not (self._arriving or self.scheduler.waiting or self.scheduler.running):
                 self._look_at_weights()
             requests: list[Request] = []
-            if media(parsed, Image) or media(parsed, Audio):
+            if media(parsed, Image) or media(parsed, Audio) or media(parsed, Video):
                 self._decoders = self._decoders or ThreadPoolExecutor(2, "decode media")
                 future = self._decoders.submit(make)
             else:
@@ -312,7 +314,8 @@ class Engine:
                         self.model.config.decoder,
                         self.model.decoder.embed_tokens.weight.dtype,
                     )
-                    self._memory = Memory(config, self.pool.size, dtype, self.runner.device)
+                    # One block more than sequences can get: graphs.py writes there.
+                    self._memory = Memory(config, self.pool.size + 1, dtype, self.runner.device)
                 logits = self.runner.run(parts, self._memory)
             except BaseException as error:
                 for request in [*self.scheduler.running, *self.scheduler.waiting]:
@@ -458,7 +461,8 @@ class Engine:
     def row(self, messages: Conversation, *, adapter: str | None = "auto") -> Batch:
         """A conversation as the row that the model answers, generation prompt included."""
         parsed = [Message.parse(m) for m in messages]
-        self._check_media(len(media(parsed, Image)), len(media(parsed, Audio)))
+        seen = (*media(parsed, Image), *media(parsed, Video))
+        self._check_media(len(seen), len(media(parsed, Audio)))
         chosen = self._adapter(adapter, adapter_for(parsed))
         return self.processor.row(
             parsed, adapter=chosen, generation_prompt=True, context=self.context

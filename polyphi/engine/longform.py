@@ -205,7 +205,7 @@ def _aligned(
 
 def _prompt(engine: Engine, task: Task) -> int:
     """Tokens of the prompt without its audio."""
-    return engine.processor.count([Message.user(task.prompt)])
+    return engine.processor.count([Message.user(task.prompt)]).total
 
 
 def _left(engine: Engine, task: Task, job: Job) -> int:

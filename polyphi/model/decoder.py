@@ -133,9 +133,11 @@ class Decoder(nn.Module):
         Raises ValueError where the batch names an adapter that the model doesn't have.
         """
         cos, sin = self.rope(batch, working_dtype(x))
-        shared = Shared(
-            cos, sin, routes(batch, self.adapters.keys(), x.device), batch.bounds, cache
-        )
+        taken = routes(batch, self.adapters.keys(), x.device)
+        return self.run(x, Shared(cos, sin, taken, batch.bounds, cache))
+
+    def run(self, x: Float[Tensor, "T D"], shared: Shared) -> Float[Tensor, "T D"]:
+        """The blocks and the final norm."""
         for number, layer in enumerate(self.layers):
             x = layer(x, shared, number)
         return self.norm(x)

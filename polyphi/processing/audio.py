@@ -44,6 +44,12 @@ def resample(wave: Float[np.ndarray, " n"], rate: int) -> tuple[Float[np.ndarray
     return (resampled if len(resampled) else np.zeros(1, np.float32)), target
 
 
+def resampled_length(samples: int, rate: int) -> tuple[int, int]:
+    """How many samples `resample` gives, and at which rate, without the clip."""
+    target = _target(rate)
+    return max(1, int(samples * target / rate + 0.5)), target  # soxr rounds so
+
+
 def _target(rate: int) -> int:
     if rate < HALF_RATE:
         raise ValueError(

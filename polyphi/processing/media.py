@@ -11,17 +11,20 @@ expected and what was found, and never what a decoder printed (that may hold add
 
 import io
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import soundfile
 from jaxtyping import Float
-from PIL import Image, ImageFile
+from PIL import Image as pil
+from PIL import ImageFile
+from PIL.Image import Image as Picture
 
-from polyphi.chat import MediaSource
+from polyphi.chat import Image, MediaSource, Message, Part, Video
 
 MAX_IMAGE_BYTES = 64 << 20
 MAX_IMAGE_PIXELS = (
@@ -32,6 +35,8 @@ MAX_AUDIO_SECONDS = 1800.0  # 30 minutes are 22,500 tokens (report 2.2.1 tests u
 MAX_VIDEO_BYTES = 512 << 20
 MAX_VIDEO_SECONDS = 4 * 3600.0  # [ours]
 MAX_FRAME_PIXELS = 4096 * 2304  # of one frame [ours]: "4K" and a little more
+MAX_FRAMES = 1024  # taken from one video [ours]; the report trains on up to 64k tokens of them
+MAX_VIDEO_PIXELS = 1 << 27  # of all frames taken [ours]: 64 of 1920 x 1080, 400 MB decoded
 MAX_RATE = 768_000  # Hz; above it a header is forged rather than recorded
 MAX_CHANNELS = 16
 BLOCK = 1 << 18  # samples decoded between two looks at the caps
@@ -103,18 +108,18 @@ _MAGIC = (
 
 def decode_image(
     source: MediaSource, *, max_bytes: int = MAX_IMAGE_BYTES, max_pixels: int = MAX_IMAGE_PIXELS
-) -> Image.Image:
+) -> Picture:
     """A picture as RGB: the first frame, alpha dropped, EXIF orientation left alone, as the published processor does.
 
     16-bit grey keeps its upper 8 bits (the published processor turns nearly all of it white). Raises `ValueError` for
     a missing file, for bytes that are no PNG, JPEG, WebP, GIF or BMP, for damaged ones, and above either cap.
     """
     file, name = _open_image(source, max_bytes, max_pixels)
-    picture: Image.Image = file
+    picture: Picture = file
     try:
         picture.load()
         if picture.mode.startswith("I"):
-            picture = Image.fromarray(
+            picture = pil.fromarray(
                 (np.asarray(picture).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
             )
         return picture.convert("RGB")
@@ -285,6 +290,47 @@ class AudioStream:
         )
 
 
+def audio_size(source: MediaSource | tuple[np.ndarray, int]) -> tuple[int, int]:
+    """(samples, rate in Hz) that `decode_audio` gives, from the header where that can be trusted. MP3 is decoded: what
+    it says of its length is a guess, and it may have been cut since. Damage inside a clip may go unseen."""
+    if not isinstance(source, tuple):
+        data, name = _read(source, MAX_AUDIO_BYTES, "clip")
+        kind = sniff(data)
+        if kind == "WAV":
+            _check_wav(io.BytesIO(data), name)
+        if kind in CLIPS and kind != "MP3":
+            try:
+                said = soundfile.info(io.BytesIO(data))
+            except (soundfile.SoundFileError, RuntimeError, OSError):
+                said = None
+            if said and 1 <= said.samplerate <= MAX_RATE and 1 <= said.channels <= MAX_CHANNELS:
+                most = min(MAX_AUDIO_SECONDS * said.samplerate, MAX_AUDIO_BYTES / 4)
+                if 0 < said.frames <= most:
+                    return said.frames, said.samplerate
+    wave, rate = decode_audio(source)  # or it says what is wrong
+    return len(wave), rate
+
+
+def expand_videos(messages: Sequence[Message]) -> list[Message]:
+    """The conversation with the frames of each `Video` in its place, in order, as `Image`s: all that a model sees of
+    one. Raises ValueError as `decode_video` does, and where the frames have too many pixels in all."""
+
+    def shown(part: Part) -> tuple[Part, ...]:
+        if not isinstance(part, Video):
+            return (part,)
+        frames = decode_video(part.source, frames=part.frames)
+        return tuple(Image(_bmp(frame), part.detail, part.max_crops) for frame in frames)
+
+    return [replace(m, parts=tuple(p for part in m.parts for p in shown(part))) for m in messages]
+
+
+def _bmp(picture: Picture) -> bytes:
+    """The quickest to write and to read of the formats that keep every pixel."""
+    out = io.BytesIO()
+    picture.save(out, "BMP")
+    return out.getvalue()
+
+
 def decode_video(
     source: MediaSource,
     *,
@@ -292,7 +338,7 @@ def decode_video(
     max_bytes: int = MAX_VIDEO_BYTES,
     max_pixels: int = MAX_FRAME_PIXELS,
     max_seconds: float = MAX_VIDEO_SECONDS,
-) -> list[Image.Image]:
+) -> list[Picture]:
     """Up to `frames` frames as RGB, in order: what is shown in the middle of each of so many equal parts of the time
     (16, uniformly, as the report has it for VideoMME; section 4.1.1). A shorter video gives all that it has.
 
@@ -303,9 +349,11 @@ def decode_video(
     try:
         import av
     except ImportError as error:
-        raise ValueError(f"reading video needs PyAV ({error}); `pip install av`") from None
-    if frames < 1:
-        raise ValueError(f"a video is read as at least one frame, found {frames}")
+        raise ValueError(
+            f'reading video needs PyAV ({error}); `pip install "polyphi[video]"` brings it'
+        ) from None
+    if not 1 <= frames <= MAX_FRAMES:
+        raise ValueError(f"a video is read as 1 to {MAX_FRAMES} frames, found {frames}")
     data, name = _read(source, max_bytes, "video")
     if (kind := sniff(data)) not in VIDEOS:
         raise ValueError(f"{name}: expected an MP4, WebM, Matroska or AVI video, found {kind}")
@@ -328,7 +376,7 @@ def decode_video(
 
 def _frames(
     container: Any, stream: Any, count: int, max_pixels: int, max_seconds: float
-) -> list[Image.Image]:
+) -> list[Picture]:
     """Frames of an open video: packets are read once for their times, then what is wanted is decoded."""
     if stream.codec_context is None:
         raise _Refused("it has an encoding that isn't known here; convert it to H.264 first")
@@ -348,7 +396,7 @@ def _frames(
         raise _Refused(f"a video may last {max_seconds:g} s, found {seconds:.1f} s; cut it first")
     middles = [start + (end - start) * (2 * i + 1) / (2 * count) for i in range(count)]
     wanted = sorted({shown[bisect_right(shown, middle) - 1] for middle in middles})
-    found: list[Image.Image] = []
+    found: list[Picture] = []
     decoder, last = None, start - 1
     for pts in wanted:
         # From the last picture before it that stands on its own, unless decoding is past that already.
@@ -358,6 +406,11 @@ def _frames(
             decoder = container.decode(stream)
         for frame in decoder:
             _check_frame(frame, max_pixels)
+            if (pixels := frame.width * frame.height * len(wanted)) > MAX_VIDEO_PIXELS:
+                raise _Refused(
+                    f"{len(wanted)} frames of {frame.width} x {frame.height} have {pixels:,} pixels, "
+                    f"{MAX_VIDEO_PIXELS:,} can be taken; ask for fewer frames or shrink the video"
+                )
             last = frame.pts if frame.pts is not None else last
             if frame.pts is not None and frame.pts >= pts:
                 found.append(frame.to_image())
@@ -428,8 +481,8 @@ def _open_image(
     if kind not in PICTURES:
         raise ValueError(f"{name}: expected a PNG, JPEG, WebP, GIF or BMP picture, found {kind}")
     try:
-        picture = Image.open(io.BytesIO(data), formats=[PICTURES[kind]])
-    except Image.DecompressionBombError:
+        picture = pil.open(io.BytesIO(data), formats=[PICTURES[kind]])
+    except pil.DecompressionBombError:
         raise ValueError(
             f"{name}: a picture may have {max_pixels:,} pixels, found more than twice that"
         ) from None

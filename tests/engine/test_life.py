@@ -11,10 +11,13 @@ import torch
 from engine.conftest import clip, make_engine, picture
 
 from polyphi.chat import Completion, Message, SamplingParams
+from polyphi.engine.cache import token_bytes
 from polyphi.engine.engine import Engine
 from polyphi.engine.request import Request
 from polyphi.engine.runner import Runner
 from polyphi.processing.processor import Processor
+from polyphi.processing.tokenizer import Tokenizer
+from polyphi.stages import sizes
 
 LONG = "abc xyz 123 qrs tuv " * 5
 FEW = SamplingParams(max_tokens=12)
@@ -337,3 +340,21 @@ def test_random_requests_and_aborts(engine: Engine) -> None:
     small = Engine(engine.model, engine.processor, memory=memory, together=12, chunk=50)
     ten_thousand(small, 250)
     assert small.counters().preemptions > 0
+
+
+@pytest.mark.long
+def test_ten_thousand_random_requests_and_aborts(tokenizer: Tokenizer) -> None:
+    """At nano size, in memory for 640 tokens."""
+    size = sizes.load("nano").model
+    assert size.vision and size.audio
+    config = replace(
+        size,
+        decoder=replace(size.decoder, eos_token_ids=tokenizer.eos_ids),
+        vision=replace(size.vision, image_token_id=tokenizer.image_id),
+        audio=replace(size.audio, audio_token_id=tokenizer.audio_id),
+    )
+    model = make_engine(config, tokenizer)
+    bytes_each = token_bytes(config.decoder, torch.float32)
+    engine = Engine(model.model, model.processor, memory=640 * bytes_each, encoded=2**20)
+    ten_thousand(engine, 10_000)
+    assert engine.counters().preemptions > 0

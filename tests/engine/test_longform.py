@@ -215,7 +215,7 @@ def test_pieces_fit_the_context() -> None:
         task = replace(TASK, texts=texts)
         limit = longest_piece(ears, task)
         transcribe(ears, [(say(list(range(60)), [0.1] * 61), 16000)], task)
-        prompt = ears.processor.count([longform.Message.user(TASK.prompt)])
+        prompt = ears.processor.count([longform.Message.user(TASK.prompt)]).total
         for seconds, its in ears.asked:
             assert seconds <= limit + 0.01
             assert prompt + int(np.ceil(seconds * 12.5)) + its.max_tokens <= 400
