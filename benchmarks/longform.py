@@ -127,6 +127,7 @@ def measure(part: str, minutes: list[float]) -> list[dict[str, float]]:
             command = [sys.executable, __file__, part, "--child", str(path)]
             told = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
             rows.append({"minutes": length, **json.loads(told.splitlines()[-1])})
+            print(json.dumps(rows[-1]), file=sys.stderr)
     return rows
 
 

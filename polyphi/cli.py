@@ -443,7 +443,8 @@ def transcribe(
         bool, typer.Option("--words", help="Times of words too, estimated from their letters.")
     ] = False,
     aligned: Annotated[
-        bool, typer.Option("--aligned", help="Times of words too, by the model's attention.")
+        bool,
+        typer.Option("--aligned", help="Times of words by the model's attention; poor on nano."),
     ] = False,
     window: Annotated[
         float | None,
