@@ -217,15 +217,18 @@ def load(
     """A `Phi` from a checkpoint folder or a hub id, in any public layout (`model/weights.py`).
 
     `device`: "auto" takes CUDA where there is one, else the CPU. `dtype`: "auto" keeps what is stored, or a name such
-    as "float32" or "bfloat16". `quant`: only None, the weights as they are. Raises ValueError, one clear message each.
+    as "float32" or "bfloat16". `quant`: None keeps every weight as it is; "int8" and "int4" quantise the decoder's base
+    weights and the head (adapters and all else in bfloat16), "bf16" only lays out the encoders for this CPU
+    (`model/quantize.py`): such a model is for inference. Raises ValueError, one clear message each.
     """
-    if quant is not None:
-        raise ValueError(f"quant must be None (weights as stored), found {quant!r}")
+    if quant and dtype == "auto":
+        dtype = torch.bfloat16
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     folder = weights.locate(path_or_id)
     tokenizer = Tokenizer.load(folder)
-    model = weights.load(folder, device=device, dtype=None if dtype == "auto" else as_dtype(dtype))
+    kind = None if dtype == "auto" else as_dtype(dtype)
+    model = weights.load(folder, device=device, dtype=kind, quant=quant)
     return Phi(model, make_processor(model.config, tokenizer))
 
 

@@ -61,6 +61,7 @@ class PhiModel(nn.Module):
         self.decoder = Decoder(config.decoder, config.adapters)
         self.vision = Vision(config.vision, width) if config.vision else None
         self.audio = Audio(config.audio, width) if config.audio else None
+        self.quant: str | None = None  # the kind of quantize.py that has been applied
 
     def forward(self, batch: Batch, cache: KVCache | None = None) -> Float[Tensor, "T D"]:
         """Hidden states after the final norm; with a `cache`, the batch holds only the new tokens of each sequence."""
@@ -179,7 +180,12 @@ class PhiModel(nn.Module):
         self._use_adapters(grown)
 
     def _adapted(self) -> Iterator[tuple[str, LoraLinear]]:
-        """Every linear that adapters sit on, with its name."""
+        """Every linear that adapters sit on, with its name. Raises ValueError for a quantised model."""
+        if self.quant is not None:
+            raise ValueError(
+                "a quantised model keeps the adapters it has; load it without quant, change them, save it, and "
+                "quantise what was saved"
+            )
         return ((n, m) for n, m in self.named_modules() if isinstance(m, LoraLinear))
 
     def _use_adapters(self, adapters: Mapping[str, AdapterConfig]) -> None:
