@@ -226,7 +226,8 @@ def size_in_bytes(tensor: Tensor) -> int:
 
 def held(model: nn.Module) -> float:
     """GiB of a model's tensors, each counted once."""
-    return sum({id(t): size_in_bytes(t) for t in tensors(model)}.values()) / 2**30
+    once = {id(t) if t.is_mkldnn else t.data_ptr(): size_in_bytes(t) for t in tensors(model)}
+    return sum(once.values()) / 2**30
 
 
 def read_per_token(model: PhiModel) -> int:
