@@ -35,11 +35,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from polyphi.batch import Clip, row
 from polyphi.chat import Audio, Image, Message, SamplingParams, Text
+from polyphi.engine.cache import BLOCK, BlockPool, Memory, StepCache, Table
 from polyphi.engine.engine import Engine
+from polyphi.model import quantize as quantized
 from polyphi.model import weights
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
-from polyphi.model.quantize import EightBit, FourBit, Packed, quantize
+from polyphi.model.quantize import EightBit, quantize
 from polyphi.phi import make_processor
 from polyphi.processing.tokenizer import Tokenizer
 
@@ -185,48 +187,14 @@ def filled(peer: Any, state: Mapping[str, Tensor]) -> Any:
     return peer.eval().requires_grad_(False)
 
 
-class Memory:
-    """Keys and values of one sequence, with room for all that it will hold. (`KVCache` of model/attention.py.)"""
-
-    def __init__(self, config: ModelConfig, room: int) -> None:
-        d = config.decoder
-        shape = (2, d.num_hidden_layers, room, d.num_key_value_heads, d.head_dim)
-        self.held = torch.zeros(shape, dtype=torch.bfloat16)
-        self.length = 0
-
-    def extend(
-        self, layer: int, k: Tensor, v: Tensor, lengths: Sequence[int]
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        end = self.length + len(k)
-        self.held[0, layer, self.length : end] = k
-        self.held[1, layer, self.length : end] = v
-        if layer == self.held.shape[1] - 1:
-            self.length = end
-        return [self.held[0, layer, :end]], [self.held[1, layer, :end]]
-
-
 def tensors(model: nn.Module) -> Iterator[Tensor]:
     """Everything that a model holds, quantised weights too."""
-    yield from model.parameters()
-    yield from model.buffers()
-    for module in model.modules():
-        if isinstance(module, Packed):
-            yield module.weight
-        kernels = (getattr(module, name, None) for name in ("kernel", "head"))
-        for kernel in kernels:
-            if isinstance(kernel, EightBit):
-                yield from (kernel.product.weight, kernel.product.scale)
-            elif isinstance(kernel, FourBit):
-                yield from (kernel.packed, kernel.pairs)
-
-
-def size_in_bytes(tensor: Tensor) -> int:
-    return torch.ops.mkldnn._nbytes(tensor) if tensor.is_mkldnn else tensor.nbytes
+    yield from (*model.parameters(), *model.buffers(), *quantized.held(model))
 
 
 def held(model: nn.Module) -> float:
     """GiB of a model's tensors, each counted once."""
-    once = {id(t) if t.is_mkldnn else t.data_ptr(): size_in_bytes(t) for t in tensors(model)}
+    once = {id(t) if t.is_mkldnn else t.data_ptr(): quantized.nbytes(t) for t in tensors(model)}
     return sum(once.values()) / 2**30
 
 
@@ -234,7 +202,7 @@ def read_per_token(model: PhiModel) -> int:
     """Bytes of weights that a decoded token needs: all of the decoder's, where the head is quantised without the
     embedding."""
     decoder = model.decoder
-    all_bytes = sum(size_in_bytes(t) for t in tensors(decoder))
+    all_bytes = sum(quantized.nbytes(t) for t in tensors(decoder))
     return all_bytes - (decoder.embed_tokens.weight.nbytes if decoder.head is not None else 0)
 
 
@@ -301,16 +269,22 @@ def decoder(size: Size, repeats: int, peer_name: str) -> tuple[list[Row], list[R
     ids = torch.randint(config.decoder.vocab_size, (size.prompt + size.tokens,))
     prompt, more = ids[: size.prompt], ids[size.prompt :]
 
-    memories = {id(m): Memory(config, len(ids)) for m in (ours, small)}
+    blocks = -(-len(ids) // BLOCK)
+    memories, tables = {}, {}
+    for model in (ours, small):
+        place = torch.device("cpu")
+        memories[id(model)] = Memory(config.decoder, blocks, torch.bfloat16, place)
+        tables[id(model)] = Table(BlockPool(blocks))
+        tables[id(model)].grow(len(ids))
 
     def ours_run(model: PhiModel, part: Tensor, start: int) -> Tensor:
-        """The logits behind `part`, which begins at position `start`."""
-        memory = memories[id(model)]
-        memory.length = start
+        """The logits behind `part`, which begins at position `start`; the engine's cache holds what is before it."""
+        table = tables[id(model)]
+        table.length, end = start, start + len(part)
         batch = row(part.tolist())
-        end = start + len(part)
         batch = replace(batch, positions=batch.positions + start, totals=(end,))
-        return model.logits(model(batch, memory)[-1:]).float()
+        hidden = model(batch, StepCache(memories[id(model)], [table], [len(part)]))
+        return model.logits(hidden[-1:]).float()
 
     kept: dict[str, Any] = {}
 
@@ -453,17 +427,20 @@ def mixed(size: Size, repeats: int, peer_name: str) -> tuple[list[Row], list[Row
         audio=replace(c.audio, audio_token_id=tokenizer.audio_id),
     )
     model = quantize(random_model(config), "bf16")
-    engine = Engine(model, make_processor(config, tokenizer))
+    processor = make_processor(config, tokenizer)
     asked, sampling = requests(size, c.vision.crop_size), SamplingParams(max_tokens=size.answer)
-    count = sum(len(a.tokens) for a in engine.generate_many(asked, sampling=sampling))
-    rates = paired(
-        {
-            "together": lambda: engine.generate_many(asked, sampling=sampling),
-            "one by one": lambda: [engine.generate(m, sampling=sampling) for m in asked],
-        },
-        repeats,
-        count,
-    )
+
+    def together() -> int:
+        """Tokens of all answers, by an engine that remembers nothing."""
+        done = Engine(model, processor).generate_many(asked, sampling=sampling)
+        return sum(len(answer.tokens) for answer in done)
+
+    def one_by_one() -> None:
+        engine = Engine(model, processor)
+        for messages in asked:
+            engine.generate(messages, sampling=sampling)
+
+    rates = paired({"together": together, "one by one": one_by_one}, repeats, together())
     name = "polyphi, one after another"
     row_ = Row("mixed batch", rates["together"], rates["one by one"], name, "tok/s", None)
     return [row_], []

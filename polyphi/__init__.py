@@ -7,7 +7,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from polyphi.chat import Audio, Completion, Image, Message, SamplingParams, Text, Transcript
+from polyphi.chat import Audio, Completion, Image, Message, SamplingParams, Text, Transcript, Video
 
 if TYPE_CHECKING:
     from polyphi.phi import Phi, load
@@ -21,6 +21,7 @@ __all__ = [
     "SamplingParams",
     "Text",
     "Transcript",
+    "Video",
     "load",
 ]
 

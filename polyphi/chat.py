@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 
@@ -30,11 +30,29 @@ class Text:
     text: str
 
 
+Detail = Literal["auto", "low", "high"]
+
+
 @dataclass(frozen=True)
 class Image:
-    """A picture: a path, or the encoded bytes of a PNG, JPEG, WebP or GIF file."""
+    """A picture: a path, or the encoded bytes of a PNG, JPEG, WebP or GIF file.
+
+    `detail` is OpenAI's: "low" shows it in one crop beside its global view, which costs few tokens; "high" and "auto"
+    in as many crops as it needs, up to the model's own most. `max_crops` is such a bound of one's own instead; a larger
+    one than the model's changes nothing. Shards of training data keep neither.
+    """
 
     source: MediaSource
+    detail: Detail = "auto"
+    max_crops: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_detail(self.detail, self.max_crops)
+
+    @property
+    def most_crops(self) -> int | None:
+        """The bound on crops that this picture asks for; None leaves it to the model."""
+        return self.max_crops or (1 if self.detail == "low" else None)
 
 
 @dataclass(frozen=True)
@@ -45,7 +63,34 @@ class Audio:
     source: MediaSource | tuple[np.ndarray, int]
 
 
-Part = Text | Image | Audio
+@dataclass(frozen=True)
+class Video:
+    """A video without its sound: a path, or the bytes of an MP4, WebM, Matroska or AVI file. `frames` pictures that
+    cover its time evenly stand for it (16 as in the report's 4.1.1), each with this `detail` and `max_crops`."""
+
+    source: MediaSource
+    frames: int = 16
+    detail: Detail = "auto"
+    max_crops: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_detail(self.detail, self.max_crops)
+        if not _counts(self.frames):
+            raise ValueError(f"a video is read as at least one frame, found {self.frames!r}")
+
+
+Part = Text | Image | Audio | Video
+
+
+def _counts(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _check_detail(detail: Any, max_crops: Any) -> None:
+    if detail not in get_args(Detail):
+        raise ValueError(f"detail is auto, low or high, found {detail!r}")
+    if max_crops is not None and not _counts(max_crops):
+        raise ValueError(f"max_crops is a number from 1 on, found {max_crops!r}")
 
 
 @dataclass(frozen=True)
@@ -74,11 +119,19 @@ class Message:
         return "".join(p.text for p in self.parts if isinstance(p, Text))
 
     @classmethod
-    def parse(cls, value: "Message | Mapping[str, Any]", root: Path | None = None) -> "Message":
+    def parse(
+        cls,
+        value: "Message | Mapping[str, Any]",
+        root: Path | None = None,
+        *,
+        video: bool = False,
+    ) -> "Message":
         """A `Message`, or an OpenAI-style dict, as a `Message`.
 
-        Parts may be `text`, `image_url` (a path or a base64 data URL), `input_audio` (base64 `data`, or `path`).
-        Relative paths are taken from `root`. Remote addresses are refused: fetching is the server's business.
+        Parts may be `text`, `image_url` (a path or a base64 data URL, with `detail` and our own `max_crops` beside it),
+        `input_audio` (base64 `data`, or `path`) and, only with `video=True`, `video_url` (likewise, with our own
+        `frames`): a server decodes no videos of strangers. Relative paths are taken from `root`. Remote addresses are
+        refused: fetching is the server's business.
         `tool_calls` stand at the end of the text as the model writes them; a tool's answer to one (role "tool" with a
         `tool_call_id`) gets the model's role "tool_response".
         """
@@ -93,7 +146,7 @@ class Message:
         if role == "tool" and "tool_call_id" in value:
             role = "tool_response"
         if called := value.get("tool_calls"):
-            said = cls.parse({"role": role, "content": content or ()}, root).parts
+            said = cls.parse({"role": role, "content": content or ()}, root, video=video).parts
             said = tuple(part for part in said if part != Text(""))
             return cls(role, (*said, Text(call_text(called))), tools)
         if isinstance(content, str):
@@ -102,20 +155,32 @@ class Message:
             raise ValueError(
                 f"message content must be text or a list of parts, found {type(content).__name__}"
             )
-        return cls(role, tuple(_parse_part(p, root) for p in content), tools)
+        return cls(role, tuple(_parse_part(p, root, video) for p in content), tools)
 
 
-def _parse_part(part: Any, root: Path | None) -> Part:
+def _parse_part(part: Any, root: Path | None, video: bool) -> Part:
     kind = part.get("type") if isinstance(part, Mapping) else None
     if kind == "text":
         return Text(part["text"])
-    if kind == "image_url":
-        url = part["image_url"]
-        return Image(_parse_source(url["url"] if isinstance(url, Mapping) else url, root))
+    if kind == "image_url" or (kind == "video_url" and video):
+        url = part[kind]
+        url = url if isinstance(url, Mapping) else {"url": url}
+        source = _parse_source(url["url"], root)
+        bounds: dict[str, Any] = {
+            "detail": url.get("detail") or "auto",
+            "max_crops": url.get("max_crops"),
+        }
+        if kind == "image_url":
+            return Image(source, **bounds)
+        return Video(source, url.get("frames", Video.frames), **bounds)
     if kind == "input_audio":
         clip = part["input_audio"]
         return Audio(
             base64.b64decode(clip["data"]) if "data" in clip else _parse_source(clip["path"], root)
+        )
+    if kind == "video_url":
+        raise ValueError(
+            "videos aren't decoded here; send some of its frames as image_url parts, in their order"
         )
     raise ValueError(f"unknown part type {kind!r}; expected text, image_url or input_audio")
 
@@ -185,16 +250,29 @@ def _parse_source(url: str, root: Path | None) -> MediaSource:
 
 
 def media(messages: Sequence[Message], kind: type) -> list[Any]:
-    """All `Image`s or all `Audio`s of a conversation, in order of appearance."""
+    """All parts of a kind (`Image`, `Audio`, `Video`) of a conversation, in order of appearance."""
     return [p for m in messages for p in m.parts if isinstance(p, kind)]
 
 
 def adapter_for(messages: Sequence[Message]) -> str | None:
-    """The adapter that a conversation's content calls for: image -> vision, audio only -> speech, text -> none
+    """The adapter that a conversation's content calls for: image or video -> vision, audio only -> speech, text -> none
     (report 2.2; `input_mode` of the published code)."""
-    if media(messages, Image):
+    if media(messages, Image) or media(messages, Video):
         return "vision"
     return "speech" if media(messages, Audio) else None
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What a conversation costs before anything runs; `text` counts control tokens too."""
+
+    text: int = 0
+    image: int = 0
+    audio: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.text + self.image + self.audio
 
 
 @dataclass(frozen=True)
@@ -248,10 +326,12 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class Delta:
-    """A piece of a streamed answer; the last one carries `finish_reason` ("stop", "length" or "abort")."""
+    """A piece of a streamed answer; the last one carries `finish_reason` ("stop", "length" or "abort") and, where it is
+    known, the whole answer with what it cost."""
 
     text: str
     finish_reason: str | None = None
+    completion: "Completion | None" = None
 
 
 @dataclass(frozen=True)
@@ -267,19 +347,52 @@ class Completion:
     image_tokens: int = 0
     audio_tokens: int = 0
     rope: str = "short"
-    cached: int = 0
+    cached: int = field(default=0, compare=False)
     logprobs: tuple[TokenLogprob, ...] = ()
     others: tuple["Completion", ...] = ()
 
 
+TimeSource = Literal["window", "aligned", "estimated"]
+"""How a time is known. "window": the model heard this piece of the recording alone, so its words were said in it.
+"aligned": by the decoder's attention to the audio (engine/align.py). "estimated": by letters over voiced time."""
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word (a character where no spaces are written), from `start` to `end` in seconds."""
+
+    text: str
+    start: float
+    end: float
+    source: TimeSource = "estimated"
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of speech from `start` to `end` in seconds and what was said in it (its translation where only that was
+    asked for; beside it where both were). `avg_logprob` is the mean natural log-probability of its tokens, None where
+    the engine didn't tell; `temperature` the one that they were drawn at."""
+
+    start: float
+    end: float
+    text: str
+    avg_logprob: float | None = None
+    source: TimeSource = "window"
+    temperature: float = 0.0
+    translation: str | None = None
+
+
 @dataclass(frozen=True)
 class Transcript:
-    """What was said; `translation` when one was asked for. `warnings` tells what the reader must know."""
+    """What was said; `translation` when one was asked for. `warnings` tells what the reader must know, and when in the
+    recording. `words` are there when asked for; both they and `segments` are in order of time and don't overlap."""
 
     text: str
     seconds: float = 0.0
     translation: str | None = None
     warnings: tuple[str, ...] = field(default=())
+    segments: tuple[Segment, ...] = ()
+    words: tuple[Word, ...] = ()
 
 
 class Generate(Protocol):

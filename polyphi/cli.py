@@ -378,6 +378,12 @@ def chat(
     audio: Annotated[
         list[Path] | None, typer.Option(help="A clip; may be given several times.")
     ] = None,
+    video: Annotated[
+        list[Path] | None, typer.Option(help="A video, seen as 16 of its frames; likewise.")
+    ] = None,
+    detail: Annotated[
+        Literal["auto", "low", "high"], typer.Option(help="low shows pictures in few tokens.")
+    ] = "auto",
     max_tokens: int = 256,
     temperature: float = 0.0,
     adapter: Annotated[
@@ -385,73 +391,102 @@ def chat(
     ] = "auto",
     quant: QuantOption = None,
 ) -> None:
-    """Talk to a model; the adapter follows from what the message holds."""
+    """Talk to a model, or ask it one question: PROMPT, or what is piped in. The adapter follows from what the message
+    holds."""
     import polyphi
-    from polyphi.chat import Audio, Image, Message, Part, SamplingParams, Text
+    from polyphi import terminal
+    from polyphi.chat import Audio, Image, Message, Part, SamplingParams, Video
 
     sampling = SamplingParams(max_tokens=max_tokens, temperature=temperature)
     chosen = None if adapter == "none" else adapter
-    media: list[Part] = [*(Image(p) for p in image or ()), *(Audio(p) for p in audio or ())]
+    asked: list[Part | str] = [
+        *(Image(p, detail) for p in image or ()),
+        *(Audio(p) for p in audio or ()),
+        *(Video(p, detail=detail) for p in video or ()),
+    ]
+    if prompt is None and not asked and not sys.stdin.isatty():
+        prompt = sys.stdin.read().strip()
+        if not prompt:
+            raise ValueError("nothing was piped in; expected a question")
     phi = polyphi.load(model, quant=quant)
-
-    def answer(messages: list[Message]) -> str:
-        text = ""
-        for delta in phi.stream(messages, sampling=sampling, adapter=chosen):
-            text += delta.text
-            console.print(delta.text, end="", markup=False, highlight=False, soft_wrap=True)
-        console.print()
-        return text
-
-    if prompt is not None or media:
-        answer([Message("user", (*media, *([Text(prompt)] if prompt else [])))])
+    _tell_room(phi)
+    if prompt is None and not asked:
+        terminal.Terminal(phi, sampling, chosen, console=console).run()
         return
-    history: list[Message] = []
-    console.print("[dim]An empty line or Ctrl-D ends the conversation.[/dim]")
-    while (line := _ask()) is not None:
-        history.append(Message.user(line))
-        history.append(Message.assistant(answer(history)))
-
-
-def _ask() -> str | None:
+    messages = [Message.user(*asked, *([prompt] if prompt else []))]
     try:
-        return console.input("[bold]> [/bold]").strip() or None
-    except EOFError:
-        return None
+        terminal.once(phi.stream(messages, sampling=sampling, adapter=chosen), console)
+    except KeyboardInterrupt:
+        console.print()
+        raise typer.Exit(130) from None
+
+
+def _tell_room(phi: Any) -> None:
+    """Where a model runs and what fits there, to whoever looks on; logs of scripts hold mistakes only."""
+    if sys.stderr.isatty():
+        print(f"polyphi: {phi.room}", file=sys.stderr)
 
 
 @app.command()
 def transcribe(
     model: ModelArgument,
-    files: Annotated[list[Path], typer.Argument(help="Audio files.")],
+    files: Annotated[
+        list[str], typer.Argument(help='Audio files, folders, patterns such as "talks/*.mp3".')
+    ],
     to: Annotated[
         str | None, typer.Option(help="Translate into this language, such as German.")
     ] = None,
     cot: Annotated[
         bool, typer.Option("--cot", help="Transcribe first, then translate (chain of thought).")
     ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the transcripts; the same command goes on.")
+    ] = None,
+    form: Annotated[
+        Literal["text", "json", "verbose_json", "srt", "vtt"],
+        typer.Option("--format", help="text, json, verbose_json, srt or vtt."),
+    ] = "text",
+    words: Annotated[
+        bool, typer.Option("--words", help="Times of words too, estimated from their letters.")
+    ] = False,
+    aligned: Annotated[
+        bool, typer.Option("--aligned", help="Times of words too, by the model's attention.")
+    ] = False,
+    window: Annotated[
+        float | None,
+        typer.Option(help="Seconds heard at once, such as 30; as much as fits if not given."),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also files whose transcript is there already.")
+    ] = False,
     adapter: Annotated[str, typer.Option(help="auto, none, or an adapter of the model.")] = "auto",
     quant: QuantOption = None,
 ) -> None:
-    """Write down, or translate, what is said in audio files."""
+    """Write down, or translate, what is said in recordings of any length."""
     import polyphi
+    from polyphi import transcription
 
     if cot and to is None:
         raise ValueError("--cot is for translation: give --to LANGUAGE as well")
+    recordings = transcription.targets(transcription.find(files), out, form)
+    if out is None and form != "text" and len(recordings) > 1:
+        raise ValueError(f"{len(recordings)} files as {form} need a folder: give --out DIR as well")
     phi = polyphi.load(model, quant=quant)
-    chosen = None if adapter == "none" else adapter
-    for file in files:
-        result = phi.transcribe(file, to=to, cot=cot, adapter=chosen)
-        name = f"{file}: " if len(files) > 1 else ""
-        text = (
-            f"{result.text}\n{result.translation}"
-            if cot
-            else result.translation
-            if to
-            else result.text
-        )
-        console.print(f"{name}{text}", markup=False, highlight=False, soft_wrap=True)
-        for warning in result.warnings:
-            print(f"{name}warning: {warning}", file=sys.stderr)
+    _tell_room(phi)
+    failed = transcription.transcribe_files(
+        phi,
+        recordings,
+        form=form,
+        to=to,
+        cot=cot,
+        adapter=None if adapter == "none" else adapter,
+        words="aligned" if aligned else "estimated" if words else None,
+        window=window,
+        force=force,
+        write=lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True),
+    )
+    if failed:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -627,9 +662,8 @@ EXTRAS = {"datatrove": "curate", "sklearn": "curate", "jiwer": "eval", "sacreble
 def main(arguments: list[str] | None = None) -> Any:
     """Run the command line; errors that users can mend become one line."""
     try:
-        app(arguments, standalone_mode=False)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
+        if code := app(arguments, standalone_mode=False):  # what a verb gave `typer.Exit`
+            sys.exit(code)
     except KeyboardInterrupt:
         print("interrupted: the same command goes on where it stopped", file=sys.stderr)
         sys.exit(130)

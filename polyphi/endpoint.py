@@ -25,7 +25,17 @@ from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from polyphi.chat import Audio, Completion, Delta, Image, Message, Part, SamplingParams, Text
+from polyphi.chat import (
+    Audio,
+    Completion,
+    Delta,
+    Image,
+    Message,
+    Part,
+    SamplingParams,
+    Text,
+    Video,
+)
 
 if TYPE_CHECKING:
     import httpx2
@@ -436,17 +446,22 @@ def _message(message: Message) -> dict[str, Any]:
         )
     if all(isinstance(p, Text) for p in message.parts):
         return {"role": message.role, "content": message.text}
-    return {"role": message.role, "content": [_part(p) for p in message.parts]}
+    return {"role": message.role, "content": [openai_part(p) for p in message.parts]}
 
 
-def _part(part: Part) -> dict[str, Any]:
+def openai_part(part: Part) -> dict[str, Any]:
+    """A part as OpenAI's interface has it, media whole. Raises ValueError for a video and a missing file."""
     if isinstance(part, Text):
         return {"type": "text", "text": part.text}
+    if isinstance(part, Video):
+        raise ValueError("videos aren't sent to an endpoint; expected some of its frames as Images")
     data = _encoded(part)
     text = base64.b64encode(data).decode()
     if isinstance(part, Image):
-        url = f"data:image/{_format(data, 'png')};base64,{text}"
-        return {"type": "image_url", "image_url": {"url": url}}
+        url = {"url": f"data:image/{_format(data, 'png')};base64,{text}"}
+        if part.detail != "auto":
+            url["detail"] = part.detail
+        return {"type": "image_url", "image_url": url}
     return {"type": "input_audio", "input_audio": {"data": text, "format": _format(data, "wav")}}
 
 

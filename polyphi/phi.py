@@ -5,31 +5,33 @@
 >>> phi.transcribe("talk.wav", to="de", cot=True).translation
 """
 
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from polyphi import devices
 from polyphi.chat import (
     TRANSCRIBE,
-    Audio,
     Completion,
     Delta,
-    MediaSource,
     Message,
     SamplingParams,
+    Tokens,
     Transcript,
 )
+from polyphi.devices import Room
+from polyphi.engine import longform
 from polyphi.engine.engine import GREEDY, Conversation, Engine
-from polyphi.model import weights
+from polyphi.engine.longform import LONGEST_RECORDING
+from polyphi.model import quantize, weights
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
-from polyphi.processing.media import decode_audio
+from polyphi.processing.media import AudioSource
 from polyphi.processing.processor import Processor
 from polyphi.processing.tokenizer import Tokenizer
 
@@ -49,18 +51,15 @@ TRANSCRIBE_AND_TRANSLATE = (
     "Transcribe the audio to text, and then translate the audio to {language}. "
     "Use <sep> as a separator between the original transcript and the translation."
 )
-SEPARATOR = "<sep>"
-TOKENS_PER_SECOND = 8
-"""Room for the text of a second of speech; quick speakers need about five."""
-
-AudioSource = MediaSource | tuple[np.ndarray, int]
 
 
 class Phi:
-    """Model, tokenizer and processor. It has the `Generate` protocol (chat.py), so `polyphi.eval` can judge it."""
+    """Model, tokenizer and processor. It has the `Generate` protocol (chat.py), so `polyphi.eval` can judge it.
+    `room` tells what it takes and leaves where it was loaded."""
 
     def __init__(self, model: PhiModel, processor: Processor) -> None:
         self.engine = Engine(model, processor)
+        self.room: Room | None = None
 
     @property
     def model(self) -> PhiModel:
@@ -69,6 +68,11 @@ class Phi:
     @property
     def config(self) -> ModelConfig:
         return self.model.config
+
+    @property
+    def context(self) -> int:
+        """Tokens that prompt and answer may have together: what the model reads, or there is memory for."""
+        return min(self.engine.context, self.engine.capacity)
 
     @property
     def processor(self) -> Processor:
@@ -109,6 +113,11 @@ class Phi:
         """The answer in pieces, as it comes; joined they are `generate`'s text."""
         return self.engine.stream(messages, sampling=sampling, adapter=adapter)
 
+    def count(self, messages: Conversation) -> Tokens:
+        """Tokens of a conversation with the generation prompt, before anything runs: as many as `generate` will
+        report. Of pictures and of most clips only headers are read."""
+        return self.processor.count(messages)
+
     def score(
         self, messages: Conversation, continuation: str, *, adapter: str | None = "auto"
     ) -> list[float]:
@@ -129,46 +138,55 @@ class Phi:
         cot: bool = False,
         sampling: SamplingParams | None = None,
         adapter: str | None = "auto",
+        window: float | None = None,
+        words: Literal["estimated", "aligned"] | None = None,
+        max_seconds: float = LONGEST_RECORDING,
     ) -> Transcript:
-        """What a clip (path, bytes, or float32 samples and rate) says. `to` (a code such as "de", or a language's
+        """What a recording (path, bytes, or float32 samples and rate) says. `to` (a code such as "de", or a language's
         name) asks for a translation; with `cot` the model writes the transcript first and translates after it, which
         is better and gives both (report 2.2.2), otherwise the transcript stays empty.
 
+        Up to 30 minutes, or what the context holds, are heard at once, longer recordings in pieces cut at quiet points
+        (engine/longform.py). `window` asks for shorter pieces, in seconds: the times of segments are then as sure as
+        they are short. `words` asks for the times of words, "estimated" by letters over voiced time or "aligned" by
+        attention (engine/align.py). What is left out or doubtful stands in the transcript's `warnings`. With
+        `sampling` answers are taken as they come; without it they are greedy, and asked for again where they loop or
+        break off.
+
         Prompts are the published ones. `adapter` as in `generate`. Raises ValueError for a language that the model
-        wasn't trained for.
+        wasn't trained for, and for a recording that can't be read or lasts more than `max_seconds` (a day).
         """
-        wave, rate = decode_audio(audio)
-        seconds = len(wave) / rate
-        if cot and to is None:
-            raise ValueError(
-                "cot=True writes a transcript and then a translation; say which language with to="
-            )
-        if to is None:
-            prompt = TRANSCRIBE
-        else:
-            prompt = (TRANSCRIBE_AND_TRANSLATE if cot else TRANSLATE).format(language=_language(to))
-        messages = [Message.user(Audio((wave, rate)), prompt)]
-        answer = self.generate(
-            messages,
-            sampling=sampling or self._room(messages, seconds, twice=cot),
+        return self.transcribe_many(
+            [audio],
+            to=to,
+            cot=cot,
+            sampling=sampling,
             adapter=adapter,
+            window=window,
+            words=words,
+            max_seconds=max_seconds,
+        )[0]
+
+    def transcribe_many(
+        self,
+        audios: Sequence[AudioSource],
+        *,
+        to: str | None = None,
+        cot: bool = False,
+        sampling: SamplingParams | None = None,
+        adapter: str | None = "auto",
+        window: float | None = None,
+        words: Literal["estimated", "aligned"] | None = None,
+        max_seconds: float = LONGEST_RECORDING,
+        tell: Callable[[float], None] = lambda seconds: None,
+    ) -> list[Transcript]:
+        """`transcribe` of many recordings, answered together where they are short. `tell` hears how many seconds of
+        audio have just been finished. Raises ValueError if any of them can't be read."""
+        task = transcription(to, cot)
+        task = replace(task, adapter=adapter, sampling=sampling, words=words)
+        return longform.transcribe(
+            self.engine, audios, task, window=window, max_seconds=max_seconds, tell=tell
         )
-        warnings = []
-        if answer.finish_reason == "length":
-            warnings.append(
-                f"the answer was cut after {len(answer.tokens)} tokens; the end of the clip may be missing"
-            )
-        text, translation = answer.text.strip(), None
-        if cot:
-            text, found, rest = (piece.strip() for piece in answer.text.partition(SEPARATOR))
-            translation = rest if found else None
-            if not found:
-                warnings.append(
-                    f"the model wrote no {SEPARATOR}, so its answer holds no separate translation"
-                )
-        elif to is not None:
-            text, translation = "", text
-        return Transcript(text, seconds, translation, tuple(warnings))
 
     def logits(
         self,
@@ -200,11 +218,22 @@ class Phi:
             row = self.engine.ids_row(given, images, audios, adapter=adapter)
         return row.ids, self.engine.logits(row)
 
-    def _room(self, messages: Sequence[Message], seconds: float, *, twice: bool) -> SamplingParams:
-        """Greedy, with tokens for as much text as the clip can hold, within the context."""
-        wanted = 64 + math.ceil(seconds * TOKENS_PER_SECOND) * (2 if twice else 1)
-        left = self.config.decoder.max_position_embeddings - self.processor.count(messages)
-        return SamplingParams(max_tokens=max(1, min(wanted, left)))
+
+def transcription(to: str | None = None, cot: bool = False) -> longform.Task:
+    """What `Phi.transcribe` asks of the model. Raises ValueError for a language that it wasn't trained for."""
+    if to is None:
+        if cot:
+            raise ValueError(
+                "cot=True writes a transcript and then a translation; say which language with to="
+            )
+        return longform.Task(TRANSCRIBE)
+    language = _language(to)
+    script = "Han or kana" if language in ("Chinese", "Japanese") else "Latin"
+    if cot:
+        return longform.Task(
+            TRANSCRIBE_AND_TRANSLATE.format(language=language), "both", script=script
+        )
+    return longform.Task(TRANSLATE.format(language=language), "translation", script=script)
 
 
 def load(
@@ -216,20 +245,26 @@ def load(
 ) -> Phi:
     """A `Phi` from a checkpoint folder or a hub id, in any public layout (`model/weights.py`).
 
-    `device`: "auto" takes CUDA where there is one, else the CPU. `dtype`: "auto" keeps what is stored, or a name such
-    as "float32" or "bfloat16". `quant`: None keeps every weight as it is; "int8" and "int4" quantise the decoder's base
-    weights and the head (adapters and all else in bfloat16), "bf16" only lays out the encoders for this CPU
-    (`model/quantize.py`): such a model is for inference. Raises ValueError, one clear message each.
+    `device`: "auto" takes CUDA where there is one, else Apple's MPS, else the CPU. `dtype`: "auto" keeps what is stored
+    where the device is good at it, or takes float32 (devices.py); or a name such as "float32" or "bfloat16". `quant`:
+    None keeps every weight as it is; "int8" and "int4" quantise the decoder's base weights and the head (adapters and
+    all else in bfloat16), "bf16" only lays out the encoders for this CPU (`model/quantize.py`): such a model is for
+    inference. Raises ValueError, one clear message each, also where the weights don't fit.
     """
-    if quant and dtype == "auto":
-        dtype = torch.bfloat16
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    place = devices.choose(device)
+    asked = (torch.bfloat16 if quant else None) if dtype == "auto" else as_dtype(dtype)
     folder = weights.locate(path_or_id)
     tokenizer = Tokenizer.load(folder)
-    kind = None if dtype == "auto" else as_dtype(dtype)
-    model = weights.load(folder, device=device, dtype=kind, quant=quant)
-    return Phi(model, make_processor(model.config, tokenizer))
+    stored, free = weights.stored_types(folder), devices.free_memory(place)
+    kind = asked or devices.choose_dtype(stored, place, free)
+    saved = quantize.saved(weights.read_config(folder).decoder, quant)
+    devices.check_fits(max(0, devices.size(stored, kind) - saved), free, place)
+    model = weights.load(folder, device=place, dtype=kind, quant=quant)
+    phi = Phi(model, make_processor(model.config, tokenizer))
+    room = devices.room(model, model.config.decoder, free, place, phi.engine.capacity, quant)
+    beside = sum(map(quantize.nbytes, quantize.held(model)))
+    phi.room = replace(room, weights=room.weights + beside)
+    return phi
 
 
 def make_processor(config: ModelConfig, tokenizer: Tokenizer) -> Processor:

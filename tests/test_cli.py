@@ -1,9 +1,11 @@
 """Bad input is one clear line and an exit code, never a traceback."""
 
 import errno
+import io
 import subprocess
 import sys
 import wave
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -153,3 +155,43 @@ def test_a_missing_extra_is_one_line_that_names_it() -> None:
     assert found.stderr.splitlines() == [
         'polyphi: this needs datatrove; `pip install "polyphi[curate]"` brings it'
     ]
+
+
+def test_a_question_may_be_piped_in(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from polyphi.engine.engine import Engine
+
+    asked: list[str] = []
+    stream = Engine.stream
+
+    def listening(self: Engine, messages: list, **options: object) -> object:
+        asked.append(messages[0].text)
+        return stream(self, messages, **options)
+
+    monkeypatch.setattr(Engine, "stream", listening)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("How much is 3 plus 4?\n"))
+    cli.main(["chat", str(checkpoint), "--max-tokens", "2"])
+    assert asked == ["How much is 3 plus 4?"] and capsys.readouterr().err == ""
+    monkeypatch.setattr(sys, "stdin", io.StringIO(" \n"))
+    code, error = run("chat", str(checkpoint), capsys=capsys)
+    assert code == 2 and "nothing was piped in" in error
+    code, error = run("chat", str(checkpoint), "x", "--video", "none.mp4", capsys=capsys)
+    assert code == 2 and "none.mp4: expected a file" in error
+
+
+def test_ctrl_c_ends_one_answer_quietly(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from polyphi.chat import Delta
+    from polyphi.engine.engine import Engine
+
+    def stream(self: Engine, messages: list, **options: object) -> Iterator[Delta]:
+        yield Delta("Once upon")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Engine, "stream", stream)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["chat", str(checkpoint), "Tell me"])
+    shown = capsys.readouterr()
+    assert stop.value.code == 130 and shown.out == "Once upon\n" and shown.err == ""

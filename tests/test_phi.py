@@ -1,6 +1,9 @@
 """The public surface: load, ask, transcribe, compare."""
 
+import io
 import json
+from collections.abc import Iterable
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,13 +13,16 @@ import soundfile
 import torch
 from PIL import Image as PIL
 from safetensors.torch import load_file
+from tones import say
 
 import polyphi
+from polyphi import devices
 from polyphi.chat import Completion, Message, SamplingParams
 from polyphi.inspection import parts, write_logits
 from polyphi.model import weights
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
+from polyphi.processing.media import expand_videos
 from polyphi.processing.tokenizer import Tokenizer
 
 
@@ -59,6 +65,93 @@ def test_load_takes_sizes_from_the_folder(folder: Path) -> None:
     assert polyphi.load(folder, dtype="bfloat16").model.decoder.norm.weight.dtype == torch.bfloat16
 
 
+def test_load_tells_its_room_and_refuses_early(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    phi = polyphi.load(folder, device="cpu")
+    assert phi.room and phi.room.tokens == phi.config.decoder.max_position_embeddings
+    sizes = weights.stored_types(folder)
+    assert sum(sizes.values()) * 4 == devices.size(sizes, None) == phi.room.weights
+    monkeypatch.setattr(devices, "free_memory", lambda place: phi.room.weights - 1)
+    monkeypatch.setattr(weights, "load", None)  # nothing is read before it is known to fit
+    with pytest.raises(ValueError, match=r"weights take .* free;"):
+        polyphi.load(folder)
+    monkeypatch.undo()
+    monkeypatch.setattr(devices, "slowness", lambda dtype: 9.0)
+    weights.save(phi.model, folder, dtype=torch.bfloat16)
+    phi.tokenizer.save(folder)
+    assert polyphi.load(folder).model.decoder.norm.weight.dtype == torch.float32
+    assert polyphi.load(folder, dtype="bfloat16").room.kind == "bfloat16"
+
+
+def test_counts_before_are_counts_after(folder: Path, media: tuple[Path, Path]) -> None:
+    phi = polyphi.load(folder)
+    picture, clip = media
+    for parts_ in (
+        ["fox"],
+        [polyphi.Image(picture), "fox"],
+        [polyphi.Image(picture, "low"), polyphi.Audio(clip)],
+    ):
+        cost = phi.count([Message.user(*parts_)])
+        answer = phi.generate([Message.user(*parts_)], sampling=SamplingParams(max_tokens=1))
+        found = (answer.prompt_tokens, answer.image_tokens, answer.audio_tokens)
+        assert found == (cost.total, cost.image, cost.audio)
+
+
+def film() -> bytes:
+    av = pytest.importorskip("av")
+    out = io.BytesIO()
+    with av.open(out, "w", format="mp4") as container:
+        stream = container.add_stream("mpeg4", rate=8)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for i in range(16):
+            grey = np.full((48, 64, 3), 15 * i, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(grey, "rgb24")))
+        container.mux(stream.encode(None))
+    return out.getvalue()
+
+
+def test_a_video_is_answered_as_its_frames(folder: Path) -> None:
+    phi = polyphi.load(folder)
+    two = SamplingParams(max_tokens=2)
+    seen = [Message.user(polyphi.Video(film(), frames=3), "what?")]
+    answer = phi.generate(seen, sampling=two)
+    assert answer.adapter == "vision"
+    assert answer.image_tokens == phi.count(seen).image > 0
+    assert phi.generate(expand_videos(seen), sampling=two).tokens == answer.tokens
+    with pytest.raises(ValueError, match="videos aren't decoded here"):
+        phi.generate([{"role": "user", "content": [{"type": "video_url", "video_url": "a"}]}])
+    with pytest.raises(ValueError, match="found text"):
+        phi.stream([Message.user(polyphi.Video(b"Dear Sir"))])
+    phi.model.vision = None
+    with pytest.raises(ValueError, match="no encoder"):
+        phi.generate(seen)
+
+
+def test_the_last_piece_of_a_stream_tells_what_it_cost(folder: Path) -> None:
+    phi = polyphi.load(folder)
+    messages, five = [Message.user("fox")], SamplingParams(max_tokens=5)
+    *before, last = phi.stream(messages, sampling=five)
+    whole = phi.generate(messages, sampling=five)
+    assert all(piece.completion is None for piece in before)
+    assert last.completion and last.completion.tokens == whole.tokens
+    assert last.completion.prompt_tokens == whole.prompt_tokens == phi.count(messages).total
+
+
+def test_who_does_not_wait_for_media_leaves_nothing_behind(
+    folder: Path, media: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hit(self: Future, timeout: float | None = None) -> None:
+        raise KeyboardInterrupt
+
+    phi = polyphi.load(folder)
+    for waiting in ("result", "exception"):
+        monkeypatch.setattr(Future, waiting, hit)
+    with pytest.raises(KeyboardInterrupt):
+        phi.stream([Message.user(polyphi.Image(media[0]))])
+    assert phi.engine.counters().requests == 0
+
+
 def test_half_precision_answers_with_media(folder: Path, media: tuple[Path, Path]) -> None:
     phi = polyphi.load(folder, dtype="bfloat16")
     messages = [Message.user(polyphi.Image(media[0]), polyphi.Audio(media[1]), "what?")]
@@ -99,30 +192,34 @@ def test_logits_of_messages_and_of_ids_agree(folder: Path, media: tuple[Path, Pa
 
 
 def test_transcribe_uses_the_published_prompts(
-    folder: Path, media: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     phi = polyphi.load(folder)
     asked: list[str] = []
+    wave = say([1], [0.1, 0.1])
+    clip = tmp_path / "said.wav"
+    soundfile.write(clip, wave, 16000)
 
     def answering(text: str, reason: str = "stop") -> None:
-        def generate(messages: list[Message], **_: object) -> Completion:
-            asked.append(messages[0].text)
-            return Completion(text, finish_reason=reason)
+        def generate_many(conversations: Iterable[list[Message]], **_: object) -> list[Completion]:
+            said = [messages[0].text for messages in conversations]
+            asked.extend(said)
+            return [Completion(text, finish_reason=reason) for _ in said]
 
-        monkeypatch.setattr(phi.engine, "generate", generate)
+        monkeypatch.setattr(phi.engine, "generate_many", generate_many)
 
     answering(" hello there ")
-    said = phi.transcribe(media[1])
+    said = phi.transcribe(clip)
     assert (said.text, said.translation, said.seconds, said.warnings) == (
         "hello there",
         None,
         0.5,
         (),
     )
-    said = phi.transcribe(media[1].read_bytes(), to="de")
+    said = phi.transcribe(clip.read_bytes(), to="de")
     assert (said.text, said.translation) == ("", "hello there")
     answering("hello <sep> hallo")
-    said = phi.transcribe((np.zeros(8000, np.float32), 16000), to="French", cot=True)
+    said = phi.transcribe((wave, 16000), to="French", cot=True)
     assert (said.text, said.translation, said.warnings) == ("hello", "hallo", ())
     assert asked == [
         "Transcribe the audio clip into text.",
@@ -131,22 +228,31 @@ def test_transcribe_uses_the_published_prompts(
         "Use <sep> as a separator between the original transcript and the translation.",
     ]
     answering("hello", "length")
-    said = phi.transcribe(media[1], to="de", cot=True)
+    said = phi.transcribe(clip, to="de", cot=True)
     assert said.translation is None
     assert len(said.warnings) == 2
+    assert "written in Latin letters" in phi.transcribe(clip, to="ja").warnings[-1]
     with pytest.raises(ValueError, match="unknown language 'tlh'"):
-        phi.transcribe(media[1], to="tlh")
+        phi.transcribe(clip, to="tlh")
     with pytest.raises(ValueError, match="say which language"):
-        phi.transcribe(media[1], cot=True)
+        phi.transcribe(clip, cot=True)
+    with pytest.raises(ValueError, match=r"may last 0\.4 s"):
+        phi.transcribe(clip, max_seconds=0.4)
 
 
 def test_transcribe_fits_the_context(folder: Path) -> None:
-    """Half a minute of noise: the answer may take what the context leaves, not more."""
+    """Half a minute doesn't fit 512 tokens together with its answer: it is heard in pieces, and nothing is silent about
+    what a random model makes of them."""
     phi = polyphi.load(folder)
-    said = phi.transcribe(
-        (np.random.default_rng(0).normal(0, 0.1, 16000 * 30).astype(np.float32), 16000)
-    )
-    assert said.seconds == 30
+    wave = say(list(range(50)), [0.3] * 51)
+    sampling = SamplingParams(max_tokens=20)
+    said = phi.transcribe((wave, 16000), sampling=sampling, words="estimated")
+    assert said.seconds == pytest.approx(len(wave) / 16000)
+    assert len(said.warnings) >= 2 and said.warnings[0].startswith("0:00.0 to ")
+    assert phi.transcribe_many([(wave, 16000)] * 2, sampling=sampling, words="estimated") == [
+        said,
+        said,
+    ]
 
 
 def test_logits_file(folder: Path, media: tuple[Path, Path], tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from polyphi.chat import (
     Message,
     Part,
     Text,
+    Video,
     call_text,
     functions,
     tool_call,
@@ -438,8 +439,8 @@ def _whole(part: Part, root: Path | None) -> Part:
     return type(part)(data if isinstance(data, bytes) else data.read_bytes())
 
 
-def _bytes(part: Image | Audio) -> bytes:
-    if not isinstance(part.source, bytes):
+def _bytes(part: Image | Audio | Video) -> bytes:
+    if isinstance(part, Video) or not isinstance(part.source, bytes):
         raise ValueError(f"media of samples are encoded bytes, found {type(part.source).__name__}")
     return part.source
 

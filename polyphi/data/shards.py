@@ -26,7 +26,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from polyphi.chat import Audio, Image, Message, Part, Text
+from polyphi.chat import Audio, Image, Message, Part, Text, Video
 
 PART = pa.struct([("type", pa.string()), ("text", pa.string()), ("media", pa.int32())])
 SCHEMA = pa.schema(
@@ -122,6 +122,10 @@ def to_row(sample: Sample) -> dict[str, Any]:
     def part(p: Part) -> dict[str, Any]:
         if isinstance(p, Text):
             return {"type": "text", "text": p.text, "media": None}
+        if isinstance(p, Video):
+            raise ValueError(
+                f"sample {sample.id}: shards hold pictures, found a video; take frames of it as Images"
+            )
         if not isinstance(p.source, bytes):
             raise ValueError(
                 f"sample {sample.id}: media in shards are encoded bytes, found {type(p.source).__name__}"

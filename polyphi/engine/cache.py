@@ -1,77 +1,301 @@
-"""What attention remembers of each sequence: keys and values of every layer, in one stretch of memory per sequence.
+"""What attention remembers: keys and values of every layer, in blocks of tokens that sequences may share.
 
->>> cache = Cache([SequenceCache(reserve=300), SequenceCache(reserve=20)])
->>> keys, values = cache.extend(0, k, v, [4, 1])    # layer 0; k, v [5 K d] appended; all [n K d] of each come back
+    pool = BlockPool(1000)                     # who holds which block, and what the others still remember
+    memory = Memory(config, 1000)              # the tensors
+    table = Table(pool)                        # one sequence's blocks
+    table.grow(40)
+    model(batch, StepCache(memory, [table], [40]))   # writes 40 tokens, attends over all that is held
 
-It fits the `KVCache` protocol of `model/attention.py`. Keys are stored after RoPE, so a sequence that changes its
-LongRoPE table must be cleared and run again (`runner.py` does it).
+A full block has a *name*, a hash of everything that its keys and values follow from: the adapter's weights, the
+LongRoPE table, the content of media and all tokens up to its end. Blocks that nobody holds any more keep their name
+until their memory is needed, so that a later sequence that starts alike finds them.
+
+A sequence's blocks lie side by side where they can (a newcomer starts in the middle of the longest free stretch),
+because attention reads each stretch where it lies.
 """
 
+import hashlib
+from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-BLOCK = 256
-"""Tokens by which a sequence's memory grows."""
+from polyphi.model.attention import (
+    Piece,
+    continued_attention,
+    in_one_call,
+    last_token_attention,
+    varlen_attention,
+)
+from polyphi.model.config import DecoderConfig
+
+BLOCK = 32
+"""Tokens of a block."""
 
 
-class SequenceCache:
-    """Keys and values of one sequence. `reserve` tokens are allocated at once; then it grows by halves, in blocks."""
+class OutOfBlocks(Exception):
+    """More blocks were asked for than are free or merely remembered."""
 
-    def __init__(self, reserve: int = BLOCK) -> None:
-        self.reserve = reserve
-        self._keys: list[Tensor] = []
-        self._values: list[Tensor] = []
-        self._lengths: list[int] = []
 
-    def __len__(self) -> int:
-        """Tokens held, by every layer; only to be asked between forwards."""
-        return self._lengths[-1] if self._lengths else 0
+class BlockPool:
+    """Which blocks are held, by how many sequences, which are only remembered and which are free."""
+
+    def __init__(self, blocks: int) -> None:
+        self.size = blocks
+        self._holders = [0] * blocks
+        self._free = np.ones(blocks, dtype=bool)
+        self._free_count = blocks
+        self._names: dict[int, bytes] = {}
+        self._by_name: dict[bytes, int] = {}
+        # Remembered blocks that nobody holds, the one that rests longest first.
+        self._resting: OrderedDict[int, None] = OrderedDict()
+
+    @property
+    def available(self) -> int:
+        """Blocks that can be taken."""
+        return self._free_count + len(self._resting)
+
+    @property
+    def held(self) -> int:
+        """Blocks that sequences hold."""
+        return self.size - self.available
+
+    @property
+    def remembered(self) -> int:
+        """Blocks with a name, held or not."""
+        return len(self._names)
+
+    def take(self, count: int, after: int | None = None) -> list[int]:
+        """`count` blocks, right behind block `after` where these are free. Raises `OutOfBlocks` and takes none."""
+        if count > self.available:
+            raise OutOfBlocks(f"{count} blocks are needed, {self.available} are left")
+        while self._free_count < count:
+            self._forget(next(iter(self._resting)))
+        taken: list[int] = []
+        start = None if after is None else after + 1
+        while len(taken) < count:
+            if start is None or start >= self.size or not self._free[start]:
+                start = self._stretch(count - len(taken), new=after is None and not taken)
+            taken.append(start)
+            self._free[start] = False
+            self._holders[start] = 1
+            start += 1
+        self._free_count -= count
+        return taken
+
+    def _stretch(self, wanted: int, new: bool) -> int:
+        """Where to go on: in the longest free stretch, for a new sequence with room before it for whoever grows
+        there."""
+        edges = np.flatnonzero(np.diff(np.concatenate(([0], self._free.view(np.int8), [0]))))
+        starts, lengths = edges[::2], edges[1::2] - edges[::2]
+        longest = int(lengths.argmax())
+        start, length = int(starts[longest]), int(lengths[longest])
+        roomy = new and start > 0 and length >= 4 * wanted
+        return start + length // 2 if roomy else start
+
+    def find(self, name: bytes) -> int | None:
+        """The block of that name, held for the caller from now on."""
+        block = self._by_name.get(name)
+        if block is not None:
+            self._holders[block] += 1
+            self._resting.pop(block, None)
+        return block
+
+    def name(self, block: int, name: bytes) -> None:
+        """Let others find a block that is full. Where another has the name already, this one stays nameless."""
+        if name not in self._by_name:
+            self._names[block] = name
+            self._by_name[name] = block
+
+    def release(self, blocks: Sequence[int]) -> None:
+        """Of a sequence, in order. Its end is forgotten first when memory is short: what stays can still be found."""
+        for block in reversed(blocks):
+            self._holders[block] -= 1
+            assert self._holders[block] >= 0, f"block {block} was released twice"
+            if self._holders[block]:
+                continue
+            if block in self._names:
+                self._resting[block] = None
+            else:
+                self._free[block] = True
+                self._free_count += 1
+
+    def forget(self) -> None:
+        """All names; who holds a block keeps it."""
+        for block in list(self._resting):
+            self._forget(block)
+        self._names.clear()
+        self._by_name.clear()
+
+    def _forget(self, block: int) -> None:
+        del self._resting[block]
+        del self._by_name[self._names.pop(block)]
+        self._free[block] = True
+        self._free_count += 1
+
+
+def chained(before: bytes, ids: Sequence[int], media: Sequence[bytes]) -> bytes:
+    """The name of a block: its own ids and media, after the name of the block before it."""
+    found = hashlib.sha256(before)
+    found.update(np.asarray(ids, dtype=np.int64).tobytes())
+    for key in media:
+        found.update(key)
+    return found.digest()
+
+
+class Table:
+    """The blocks of one sequence, in order, and the `length` of it that they hold. `names` are those of its full
+    blocks."""
+
+    def __init__(self, pool: BlockPool) -> None:
+        self.pool = pool
+        self.blocks: list[int] = []
+        self.length = 0
+        self.names: list[bytes] = []
+
+    @property
+    def room(self) -> int:
+        """Tokens that its blocks can hold."""
+        return len(self.blocks) * BLOCK
+
+    def adopt(self, names: Sequence[bytes]) -> None:
+        """Hold the longest run of remembered blocks that begins with the first name. Only while it is empty."""
+        assert not self.blocks
+        for name in names:
+            block = self.pool.find(name)
+            if block is None:
+                break
+            self.blocks.append(block)
+            self.names.append(name)
+        self.length = self.room
+
+    def missing(self, tokens: int) -> int:
+        """Blocks still to be taken for so many tokens in all."""
+        return max(0, -(-tokens // BLOCK) - len(self.blocks))
+
+    def grow(self, tokens: int) -> None:
+        """Room for so many tokens in all. Raises `OutOfBlocks` and changes nothing."""
+        if count := self.missing(tokens):
+            self.blocks += self.pool.take(count, self.blocks[-1] if self.blocks else None)
+
+    def remember(self, names: Sequence[bytes]) -> None:
+        """Name the blocks that have become full since; `names` of all full ones."""
+        for number in range(len(self.names), min(len(names), self.length // BLOCK)):
+            self.pool.name(self.blocks[number], names[number])
+            self.names.append(names[number])
 
     def clear(self) -> None:
-        """Forgets the tokens and keeps the memory."""
-        self._lengths = [0] * len(self._lengths)
+        """Let go of everything."""
+        self.pool.release(self.blocks)
+        self.blocks, self.names, self.length = [], [], 0
 
-    def update(
-        self, layer: int, k: Float[Tensor, "t K d"], v: Float[Tensor, "t K d"]
-    ) -> tuple[Float[Tensor, "n K d"], Float[Tensor, "n K d"]]:
-        """Appends to a layer and returns all it holds, as views."""
-        if layer == len(self._lengths):  # first forward: layers come in order
-            self._keys.append(k.new_empty(0, *k.shape[1:]))
-            self._values.append(v.new_empty(0, *v.shape[1:]))
-            self._lengths.append(0)
-        start = self._lengths[layer]
-        end = start + len(k)
-        self._keys[layer] = self._with_room(self._keys[layer], start, end)
-        self._values[layer] = self._with_room(self._values[layer], start, end)
-        self._keys[layer][start:end] = k
-        self._values[layer][start:end] = v
-        self._lengths[layer] = end
-        return self._keys[layer][:end], self._values[layer][:end]
+    def rows(self, start: int, end: int) -> list[int]:
+        """Where tokens `start` to `end` stand in memory."""
+        return [self.blocks[t // BLOCK] * BLOCK + t % BLOCK for t in range(start, end)]
 
-    def _with_room(self, held: Tensor, used: int, needed: int) -> Tensor:
-        if needed <= len(held):
-            return held
-        capacity = max(needed, self.reserve, len(held) * 3 // 2)
-        larger = held.new_empty(-(-capacity // BLOCK) * BLOCK, *held.shape[1:])
-        larger[:used] = held[:used]
-        return larger
+    def stretches(self, end: int) -> list[tuple[int, int]]:
+        """Memory rows (from, to) of the first `end` tokens, neighbours joined."""
+        found: list[list[int]] = []
+        for block in self.blocks[: -(-end // BLOCK)]:
+            if found and found[-1][1] == block * BLOCK:
+                found[-1][1] += BLOCK
+            else:
+                found.append([block * BLOCK, (block + 1) * BLOCK])
+        if found:
+            found[-1][1] -= -end % BLOCK
+        return [(first, last) for first, last in found]
 
 
-class Cache:
-    """The caches of the sequences of one forward, in the order of its `Batch`."""
+class Memory:
+    """Keys and values, [blocks * BLOCK, K, d] for every layer. A CPU gives a page of it only when it is first
+    written."""
 
-    def __init__(self, sequences: Sequence[SequenceCache]) -> None:
-        self.sequences = sequences
+    def __init__(
+        self, config: DecoderConfig, blocks: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        shape = (blocks * BLOCK, config.num_key_value_heads, config.head_dim)
+        self.layers = [
+            (
+                torch.empty(shape, dtype=dtype, device=device),
+                torch.empty(shape, dtype=dtype, device=device),
+            )
+            for _ in range(config.num_hidden_layers)
+        ]
 
-    def extend(
+
+def token_bytes(config: DecoderConfig, dtype: torch.dtype) -> int:
+    """Bytes that a token's keys and values take, all layers together."""
+    width = config.num_key_value_heads * config.head_dim
+    return 2 * config.num_hidden_layers * width * dtype.itemsize
+
+
+@dataclass
+class _Sequence:
+    """What a step needs of one sequence: `new` tokens, and where all before them (or, for one token, all of them)
+    lie."""
+
+    new: int
+    stretches: list[tuple[int, int]]
+
+
+class StepCache:
+    """The caches of the sequences of one forward, in the order of its `Batch`, as `model.attention.KVCache`. `new`
+    counts each sequence's new tokens; their room was made before."""
+
+    def __init__(self, memory: Memory, tables: Sequence[Table], new: Sequence[int]) -> None:
+        self._memory = memory
+        device = memory.layers[0][0].device
+        ends = [table.length + n for table, n in zip(tables, new, strict=True)]
+        rows = [r for t, end in zip(tables, ends, strict=True) for r in t.rows(t.length, end)]
+        self._rows = torch.tensor(rows, device=device)
+        self._sequences = [
+            _Sequence(n, table.stretches(end if n == 1 else table.length))
+            for table, n, end in zip(tables, new, ends, strict=True)
+        ]
+        self._ends = ends
+        self._gathered: tuple[Tensor, Tensor, Tensor] | None = None
+        if device.type == "cuda":
+            every = [r for table, end in zip(tables, ends, strict=True) for r in table.rows(0, end)]
+            self._gathered = (
+                torch.tensor(every, device=device),
+                _starts(new, device),
+                _starts(ends, device),
+            )
+
+    def attend(
         self,
         layer: int,
+        q: Float[Tensor, "T H d"],
         k: Float[Tensor, "T K d"],
         v: Float[Tensor, "T K d"],
-        lengths: Sequence[int],
-    ) -> tuple[list[Float[Tensor, "n K d"]], list[Float[Tensor, "n K d"]]]:
-        parts = zip(self.sequences, k.split(list(lengths)), v.split(list(lengths)), strict=True)
-        pairs = [sequence.update(layer, key, value) for sequence, key, value in parts]
-        return [key for key, _ in pairs], [value for _, value in pairs]
+        bounds: Sequence[int],
+    ) -> Float[Tensor, "T H d"]:
+        keys, values = self._memory.layers[layer]
+        keys.index_copy_(0, self._rows, k.to(keys.dtype))
+        values.index_copy_(0, self._rows, v.to(values.dtype))
+        if self._gathered is not None and in_one_call(q):
+            every, queries, ends = self._gathered
+            most = max(s.new for s in self._sequences)
+            held = [x.index_select(0, every) for x in (keys, values)]
+            return varlen_attention(q, held[0], held[1], queries, ends, most, max(self._ends))
+        outs = []
+        lengths = [s.new for s in self._sequences]
+        parts = zip(self._sequences, *(x.split(lengths) for x in (q, k, v)), strict=True)
+        for sequence, query, key, value in parts:
+            pieces: list[Piece] = [
+                (keys[first:last], values[first:last]) for first, last in sequence.stretches
+            ]
+            if sequence.new == 1:
+                outs.append(last_token_attention(query, pieces))
+            else:
+                outs.append(continued_attention(query, key, value, pieces))
+        return outs[0] if len(outs) == 1 else torch.cat(outs)
+
+
+def _starts(lengths: Sequence[int], device: torch.device) -> Tensor:
+    total = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+    return total.to(device, non_blocking=True)

@@ -1,15 +1,31 @@
-"""Requests -> answers. One conversation, or many at once: each gets the answer it gets alone.
+"""Requests -> answers: whoever asks is answered in one batch with everybody else, and gets the answer it gets alone.
 
 >>> engine = Engine(model, processor)
 >>> engine.generate([Message.user("2 + 2 =")]).text
 '4'
 >>> [c.text for c in engine.generate_many(conversations)]        # packed together, finished ones make room
+
+Inside, a request is submitted and the engine is stepped until it is finished; a server does the same by hand::
+
+    request = engine.submit(messages)            # its media are decoded beside the steps
+    while not request.finish_reason:
+        engine.step()
+    engine.abort(request)                        # at any time, from any thread: all that it held is free
+
+A step (scheduler.py) runs new prompts, chunk by chunk, together with one token of everybody else (runner.py), after the
+encoders have looked at what is new to them (encoders.py). Keys and values lie in blocks that requests with the same
+beginning share (cache.py).
 """
 
+import hashlib
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, replace
 from itertools import repeat
 from typing import Any
 
+import psutil
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -22,32 +38,111 @@ from polyphi.chat import (
     Image,
     Message,
     SamplingParams,
+    Video,
     adapter_for,
     media,
 )
-from polyphi.engine.cache import BLOCK, SequenceCache
+from polyphi.engine.cache import BLOCK, BlockPool, Memory, Table, token_bytes
+from polyphi.engine.encoders import Encoders
 from polyphi.engine.request import Request
-from polyphi.engine.runner import Runner, Running, extend
+from polyphi.engine.runner import Runner, extend
 from polyphi.engine.sampling import check
+from polyphi.engine.scheduler import Part, Scheduler
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.processor import Processor
 
 GREEDY = SamplingParams()
 TOGETHER = 32
-"""Sequences decoded at once."""
-PREFILL_TOKENS = 8192
-"""New prompt tokens of one forward; a longer prompt goes alone."""
+"""Sequences that run at once."""
+CHUNK = 512
+"""Prompt tokens of a step while somebody waits for the next token."""
+PREFILL = 2048
+"""Prompt tokens of a step while nobody does, and of one forward of scores."""
+ENCODED = 256 * 2**20
+"""Bytes of encoder outputs to remember."""
+ORDINARY = 2048
+"""Tokens of an ordinary sequence: memory for keys and values is made for `TOGETHER` of them, or one whole context."""
 
 Conversation = Sequence[Message | Mapping[str, Any]]
 
 
-class Engine:
-    """A model (put in eval mode) and the processor of its inputs, behind the `Generate` protocol (chat.py)."""
+@dataclass(frozen=True)
+class Counters:
+    """What the engine holds at a moment. With no request under way `blocks_held` and `requests` are 0."""
 
-    def __init__(self, model: PhiModel, processor: Processor) -> None:
+    blocks: int
+    blocks_held: int
+    blocks_remembered: int
+    encoded_bytes: int
+    requests: int
+    preemptions: int
+    steps: int
+
+
+class Engine:
+    """A model (put in eval mode) and the processor of its inputs, behind the `Generate` protocol (chat.py).
+
+    `memory`: bytes for keys and values; by default for 32 ordinary sequences or one whole context, whichever is more,
+    but at most half of what is free. `remember`: whether beginnings of sequences are shared. Safe to use from several
+    threads; a step is one thread's work at a time.
+    """
+
+    def __init__(
+        self,
+        model: PhiModel,
+        processor: Processor,
+        *,
+        memory: int | None = None,
+        together: int = TOGETHER,
+        chunk: int = CHUNK,
+        prefill: int = PREFILL,
+        encoded: int = ENCODED,
+        remember: bool = True,
+    ) -> None:
         self.model = model.eval()
         self.processor = processor
         self.runner = Runner(model)
+        self.encoders = Encoders(model, encoded)
+        self.steps = 0
+        self._remember = remember
+        self._limits = {"together": together, "chunk": chunk, "prefill": prefill}
+        config, dtype = model.config.decoder, model.decoder.embed_tokens.weight.dtype
+        size = token_bytes(config, dtype) * BLOCK
+        wanted = max(config.max_position_embeddings, together * ORDINARY) // BLOCK
+        given = _half_of_what_is_free(self.runner.device) if memory is None else memory
+        blocks = given // size if memory is not None else min(wanted, given // size)
+        self.pool = BlockPool(max(1, blocks))
+        self.scheduler = Scheduler(
+            self.pool,
+            **self._limits,
+            switch=self.runner.switch,
+            root=self._root,
+            rope=self.runner.table,
+        )
+        self._memory: Memory | None = None  # made for the first request
+        self._arriving: list[Request] = []
+        self._lock = threading.RLock()
+        self._decoders: ThreadPoolExecutor | None = None
+        self._roots: dict[tuple[str | None, str], bytes] = {}
+        self._weights: tuple[int, ...] = ()
+
+    @property
+    def capacity(self) -> int:
+        """Tokens of keys and values that memory holds, all sequences together."""
+        return self.pool.size * BLOCK
+
+    def counters(self) -> Counters:
+        with self._lock:
+            scheduler = self.scheduler
+            return Counters(
+                self.pool.size,
+                self.pool.held,
+                self.pool.remembered,
+                self.encoders.bytes,
+                len(self._arriving) + len(scheduler.waiting) + len(scheduler.running),
+                scheduler.preemptions,
+                self.steps,
+            )
 
     def generate(
         self,
@@ -68,25 +163,33 @@ class Engine:
         sampling: SamplingParams | Sequence[SamplingParams] = GREEDY,
         adapter: str | None = "auto",
     ) -> list[Completion]:
-        """Answers in the order of the conversations, up to 32 decoded at once; media are read when their turn
-        comes. `sampling` is one for all, or one for each. Raises ValueError as `generate` does."""
-        requests: list[Request] = []
-
-        def admitted() -> Iterator[Request]:
-            one = isinstance(sampling, SamplingParams)
-            each = repeat(sampling) if isinstance(sampling, SamplingParams) else sampling
-            for messages, its in zip(conversations, each, strict=not one):
-                requests.append(self._request(messages, its, adapter))
-                yield requests[-1]
-
-        done: dict[int, Completion] = {}
-        for request, _ in self._run(admitted()):
-            if request.finish_reason:
-                done[id(request)] = request.completion()
-                request.sequence.cache = (
-                    SequenceCache()
-                )  # its memory is free as soon as it's finished
-        return [done[id(r)] for r in requests]
+        """Answers in the order of the conversations; media are read when their turn comes. `sampling` is one for all,
+        or one for each. Raises ValueError as `generate` does."""
+        one = isinstance(sampling, SamplingParams)
+        each = repeat(sampling) if isinstance(sampling, SamplingParams) else iter(sampling)
+        coming = zip(conversations, each, strict=not one)
+        done: list[list[Completion | None]] = []
+        under_way: dict[Request, tuple[int, int]] = {}
+        more = True
+        try:
+            while True:
+                while more and len(under_way) < 2 * self._limits["together"]:
+                    if (pair := next(coming, None)) is None:
+                        more = False
+                        break
+                    group = self._submit_all(*pair, adapter)
+                    under_way |= {r: (len(done), i) for i, r in enumerate(group)}
+                    done.append([None] * len(group))
+                if not under_way:
+                    break
+                self.step(in_order=True)
+                for request in [r for r in under_way if r.finish_reason]:
+                    number, i = under_way.pop(request)
+                    done[number][i] = _answer(request)
+        finally:
+            for request in under_way:
+                self.abort(request)
+        return [_together([c for c in group if c is not None]) for group in done]
 
     def stream(
         self,
@@ -95,14 +198,220 @@ class Engine:
         sampling: SamplingParams = GREEDY,
         adapter: str | None = "auto",
     ) -> Iterator[Delta]:
-        """The answer in pieces that join to `generate`'s text; the last one carries the finish reason."""
-        request = self._request(messages, sampling, adapter)  # raises here, not at the first piece
+        """The answer in pieces that join to `generate`'s text; the last one carries the finish reason. Closing the
+        iterator aborts the request. Raises ValueError as `generate` does, before the first piece."""
+        if sampling.n != 1:
+            raise ValueError(f"one answer is streamed at a time, found n={sampling.n}")
+        request = self.submit(messages, sampling=sampling, adapter=adapter)
+        try:
+            request.row.result()  # a request that can't be answered is told here, not at the first piece
+        except BaseException:  # also of who doesn't want to wait any longer
+            self.abort(request)
+            raise
         return self._deltas(request)
 
     def _deltas(self, request: Request) -> Iterator[Delta]:
-        for _, text in self._run([request]):
-            if text or request.finish_reason:
-                yield Delta(text, request.finish_reason)
+        try:
+            while True:
+                text, reason = self._news(request)
+                if text or reason:
+                    yield Delta(text, reason, request.completion() if reason else None)
+                if reason:
+                    return
+                self.step()
+        finally:
+            self.abort(request)
+
+    def _news(self, request: Request) -> tuple[str, str | None]:
+        """What came since it was last asked."""
+        with self._lock:
+            if request.error is not None:
+                raise request.error
+            pieces = request.pieces[request.shown :]
+            request.shown += len(pieces)
+            return "".join(pieces), request.finish_reason
+
+    def submit(
+        self,
+        messages: Conversation,
+        *,
+        sampling: SamplingParams = GREEDY,
+        adapter: str | None = "auto",
+    ) -> Request:
+        """A request that the next steps will answer. Text is read here; media are decoded beside the steps, and what is
+        wrong with them comes out of `request.row`. Raises ValueError as `generate` does."""
+        (request,) = self._submit_all(messages, replace(sampling, n=1), adapter)
+        return request
+
+    def _submit_all(
+        self, messages: Conversation, sampling: SamplingParams, adapter: str | None
+    ) -> list[Request]:
+        """The requests of a conversation's `n` answers; they share the row, and all but the first wait for its keys."""
+        check(sampling)
+        parsed = [Message.parse(m) for m in messages]
+
+        def make() -> Batch:
+            made = self.row(parsed, adapter=adapter)
+            self._check_room(len(made), sampling.max_tokens)
+            if (bound := len(made) + sampling.max_tokens) > self.capacity:
+                raise ValueError(
+                    f"{len(made)} prompt tokens and {sampling.max_tokens} more are {bound}, but there is memory for "
+                    f"the keys and values of {self.capacity}; lower max_tokens, or give the engine more memory"
+                )
+            return made
+
+        with self._lock:
+            if not (self._arriving or self.scheduler.waiting or self.scheduler.running):
+                self._look_at_weights()
+            requests: list[Request] = []
+            if media(parsed, Image) or media(parsed, Audio) or media(parsed, Video):
+                self._decoders = self._decoders or ThreadPoolExecutor(2, "decode media")
+                future = self._decoders.submit(make)
+            else:
+                future = Future()
+                future.set_result(make())
+            for number in range(sampling.n):
+                own = replace(sampling, n=1, seed=sampling.seed + number)
+                leader = requests[0] if requests else None
+                tokenizer = self.processor.tokenizer
+                requests.append(Request(future, own, tokenizer, Table(self.pool), leader))
+            self._arriving += requests
+            return requests
+
+    def abort(self, request: Request) -> None:
+        """End a request in whatever phase it is; what it held is free when this returns. A finished one stays as it
+        is."""
+        with self._lock:
+            if request.finish_reason is not None:
+                return
+            request.row.cancel()
+            self._end(request, "abort")
+
+    def _end(self, request: Request, reason: str) -> None:
+        request.finish_reason = reason
+        request.phase = "finished"
+        if request in self._arriving:
+            self._arriving.remove(request)
+        self.scheduler.drop(request)
+
+    def step(self, *, in_order: bool = False) -> bool:
+        """One forward for everybody whose turn it is; False if there was nothing to do. `in_order`: wait for the media
+        of the request that came first, so that who runs together follows from the requests alone. If the model fails,
+        all requests end and the error comes out here."""
+        if in_order:
+            with self._lock:
+                first = [r.row for r in self._arriving[: max(0, self._room)]]
+            wait(first)  # without the lock: whoever aborts must not wait for a decoder
+        with self._lock:
+            self._welcome(in_order)
+            parts = self.scheduler.plan()
+            if not parts:
+                return False
+            try:
+                self._encode(parts)
+                if self._memory is None:
+                    config, dtype = (
+                        self.model.config.decoder,
+                        self.model.decoder.embed_tokens.weight.dtype,
+                    )
+                    # One block more than sequences can get: graphs.py writes there.
+                    self._memory = Memory(config, self.pool.size + 1, dtype, self.runner.device)
+                logits = self.runner.run(parts, self._memory)
+            except BaseException as error:
+                for request in [*self.scheduler.running, *self.scheduler.waiting]:
+                    request.error = error if isinstance(error, Exception) else None
+                    self._end(request, "error")
+                raise
+            self.steps += 1
+            greedy = _argmax(parts, logits)
+            for part, rows, best in zip(parts, logits, greedy, strict=True):
+                if rows is not None:
+                    self._accept(part, rows, best)
+                if self._remember:
+                    part.request.table.remember(part.request.names(self._root(part.request)))
+            for part in parts:
+                if part.request.finish_reason:
+                    self._end(part.request, part.request.finish_reason)
+            return True
+
+    @property
+    def _room(self) -> int:
+        """Requests that may still be read for."""
+        scheduler = self.scheduler
+        return self._limits["together"] - len(scheduler.running) - len(scheduler.waiting)
+
+    def _welcome(self, in_order: bool) -> None:
+        """Lets requests whose rows are made wait for their turn, the first ones if it goes by order."""
+        for request in self._arriving[: max(0, self._room)] if in_order else list(self._arriving):
+            if not request.row.done():
+                if in_order:
+                    return
+                continue
+            self._arriving.remove(request)
+            try:
+                request.start()
+            except Exception as error:
+                request.error = error
+                self._end(request, "error")
+            else:
+                self.scheduler.waiting.append(request)
+
+    def _encode(self, parts: Sequence[Part]) -> None:
+        """What stands for the media whose placeholders run in this step."""
+        wanted = [
+            (part.request, item)
+            for part in parts
+            for item in part.request.items
+            if item.start < part.start + part.new and item.end > part.start
+        ]
+        new = [item for request, item in wanted if item.key not in request.features]
+        if new:
+            made = self.encoders.encode(new)
+            for request, item in wanted:
+                if item.key in made:
+                    request.features[item.key] = made[item.key]
+
+    def _accept(self, part: Part, rows: Float[Tensor, "n V"], best: list[int]) -> None:
+        """The next token, and those after it as long as they were guessed right: a guess's own logits are only good if
+        it is what was drawn."""
+        request = part.request
+        for number in range(len(rows)):
+            if request.sampler.plain:
+                token = best[number]
+                request.sampler.accept(token)
+            else:
+                token = request.sampler.draw(rows[number])
+            request.accept(token)
+            right = number < len(part.guesses) and token == part.guesses[number]
+            if request.finish_reason or not right:
+                break
+            request.table.length += 1
+        if request.prefilled:
+            request.features.clear()
+
+    def _root(self, request: Request) -> bytes:
+        """The name of a sequence's beginning: the weights of its adapter and its LongRoPE table."""
+        key = (request.adapter, request.ropes[-1])
+        if key not in self._roots:
+            found = hashlib.sha256(key[1].encode())
+            if request.adapter is not None:
+                for tensor in self.model.adapter_tensors(request.adapter):
+                    found.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+            self._roots[key] = found.digest()
+        return self._roots[key]
+
+    def _look_at_weights(self) -> None:
+        """Forgets what was made with other weights: a model may learn between two questions."""
+        found = tuple(
+            number
+            for p in self.model.parameters()
+            for number in (p.data_ptr(), 0 if p.is_inference() else p._version)
+        )
+        if found != self._weights:
+            self._weights = found
+            self._roots.clear()
+            self.pool.forget()
+            self.encoders.forget()
 
     def score(
         self, messages: Conversation, continuation: str, *, adapter: str | None = "auto"
@@ -122,8 +431,7 @@ class Engine:
             self._check_room(len(prompt), len(answer))
             if (
                 group
-                and sum(len(p) + len(a) for p, a in group) + len(prompt) + len(answer)
-                > PREFILL_TOKENS
+                and sum(len(p) + len(a) for p, a in group) + len(prompt) + len(answer) > PREFILL
             ):
                 scores += self._score_group(group)
                 group = []
@@ -153,7 +461,8 @@ class Engine:
     def row(self, messages: Conversation, *, adapter: str | None = "auto") -> Batch:
         """A conversation as the row that the model answers, generation prompt included."""
         parsed = [Message.parse(m) for m in messages]
-        self._check_media(len(media(parsed, Image)), len(media(parsed, Audio)))
+        seen = (*media(parsed, Image), *media(parsed, Video))
+        self._check_media(len(seen), len(media(parsed, Audio)))
         chosen = self._adapter(adapter, adapter_for(parsed))
         return self.processor.row(
             parsed, adapter=chosen, generation_prompt=True, context=self.context
@@ -205,40 +514,35 @@ class Engine:
                 f"{self.context}; shorten the prompt or lower max_tokens"
             )
 
-    def _request(
-        self, messages: Conversation, sampling: SamplingParams, adapter: str | None
-    ) -> Request:
-        check(sampling)
-        prompt = self.row(messages, adapter=adapter)
-        self._check_room(len(prompt), sampling.max_tokens)
-        reserve = len(prompt) + min(sampling.max_tokens, BLOCK)
-        return Request(
-            Running(prompt, cache=SequenceCache(reserve)), sampling, self.processor.tokenizer
-        )
 
-    def _run(self, requests: Iterable[Request]) -> Iterator[tuple[Request, str]]:
-        """Advances requests until all are finished; yields each with the text that its newest token lets show."""
-        waiting, next_up = iter(requests), None
-        running: list[Request] = []
-        while True:
-            admitted = 0
-            while len(running) < TOGETHER:
-                next_up = next_up or next(waiting, None)
-                if next_up is None or (
-                    admitted and admitted + len(next_up.sequence) > PREFILL_TOKENS
-                ):
-                    break
-                admitted += len(next_up.sequence)
-                running.append(next_up)
-                next_up = None
-            if not running:
-                return
-            logits = self.runner.advance([r.sequence for r in running])
-            # One transfer for all greedy choices; a sampler of its own for the others.
-            greedy = logits.argmax(-1).tolist()
-            for i, request in enumerate(running):
-                token = (
-                    greedy[i] if request.sampling.temperature == 0 else request.sampler(logits[i])
-                )
-                yield request, request.accept(token)
-            running = [r for r in running if r.finish_reason is None]
+def _argmax(parts: Sequence[Part], logits: Sequence[Tensor | None]) -> list[list[int]]:
+    """The likeliest tokens of those that take nothing else, moved to the host together."""
+    plain = [
+        rows
+        for p, rows in zip(parts, logits, strict=True)
+        if rows is not None and p.request.sampler.plain
+    ]
+    best = iter(torch.cat(plain).argmax(-1).tolist()) if plain else iter(())
+    return [
+        [next(best) for _ in rows] if rows is not None and p.request.sampler.plain else []
+        for p, rows in zip(parts, logits, strict=True)
+    ]
+
+
+def _answer(request: Request) -> Completion:
+    """A finished request's answer; raises what ended it instead."""
+    if request.error is not None:
+        raise request.error
+    return request.completion()
+
+
+def _together(answers: Sequence[Completion]) -> Completion:
+    """The first answer, with the others of its conversation."""
+    return replace(answers[0], others=tuple(answers[1:])) if len(answers) > 1 else answers[0]
+
+
+def _half_of_what_is_free(device: torch.device) -> int:
+    """Bytes."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] // 2
+    return psutil.virtual_memory().available // 2

@@ -1,14 +1,21 @@
-"""One request on its way: the sequence that the runner advances, and the text that may already be shown.
+"""One request on its way: what is known of its sequence, and the text that may already be shown.
 
 Text is shown only when it can't be taken back: whole characters, and nothing that may be the start of a stop string.
 So the pieces of a stream always join to the very text that comes without streaming.
 """
 
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import Literal
 
+from torch import Tensor
+
+from polyphi.batch import Batch
 from polyphi.chat import Completion, SamplingParams
-from polyphi.engine.runner import Running
+from polyphi.engine.cache import BLOCK, Table, chained
+from polyphi.engine.encoders import items
 from polyphi.engine.sampling import Sampler
+from polyphi.engine.speculate import PromptLookup
 from polyphi.processing.tokenizer import Tokenizer
 
 UNFINISHED = "\ufffd"
@@ -65,46 +72,109 @@ class AnswerText:
         return 0
 
 
-@dataclass
-class Request:
-    """A conversation being answered. `accept` takes the next token; `finish_reason` is set when it was the last."""
+Phase = Literal["decoding media", "waiting", "running", "finished"]
 
-    sequence: Running
+
+@dataclass(eq=False)
+class Request:
+    """A conversation being answered, from its coming to its end.
+
+    Its row (`prompt`) may still be made elsewhere; then `row` is there to be waited for. All tokens known are the
+    prompt's and those drawn; the first `table.length` of them have run.
+    """
+
+    row: Future[Batch]
     sampling: SamplingParams
     tokenizer: Tokenizer
+    table: Table
+    leader: "Request | None" = None
+    """Another request with the same prompt, which runs first."""
+    phase: Phase = "decoding media"
     finish_reason: str | None = None
+    error: Exception | None = None
+    tokens: list[int] = field(default_factory=list)
+    ropes: list[str] = field(default_factory=list)
+    """LongRoPE tables used so far, in order: "short", "long"."""
+    features: dict[bytes, Tensor] = field(default_factory=dict)
+    """What stands for its pictures and clips, while the prompt runs."""
+    cached: int | None = None
     pieces: list[str] = field(default_factory=list)
+    shown: int = 0
+    """Pieces that whoever streams has taken."""
 
-    def __post_init__(self) -> None:
-        self.sampler = Sampler(self.sampling)
+    def start(self) -> None:
+        """The row is made: it waits for its turn. Raises what went wrong while it was made."""
+        self.prompt = self.row.result()
+        self.items = items(self.prompt)
+        self.ids: list[int] = self.prompt.ids.tolist()
+        self.sampler = Sampler(self.sampling, self.tokenizer, self.ids)
+        self.lookup = PromptLookup(self.ids) if self.sampling.draft else None
         self._text = AnswerText(self.tokenizer, self.sampling.stop)
+        self._names: dict[str, list[bytes]] = {}
+        self.phase = "waiting"
 
-    def accept(self, token: int) -> str:
-        """Adds a drawn token; returns the text that can be shown because of it."""
+    def __len__(self) -> int:
+        """Tokens known: prompt and answer so far."""
+        return len(self.ids)
+
+    @property
+    def adapter(self) -> str | None:
+        return self.prompt.adapters[0]
+
+    @property
+    def bound(self) -> int:
+        """Most tokens that it can grow to."""
+        return len(self.prompt) + self.sampling.max_tokens
+
+    @property
+    def prefilled(self) -> bool:
+        """Whether the first token of the answer has been drawn."""
+        return bool(self.tokens) or self.phase == "finished"
+
+    def names(self, root: bytes) -> list[bytes]:
+        """Names of all full blocks (cache.py) of the tokens known, after that of their beginning."""
+        names = self._names.setdefault(root.hex(), [])
+        for number in range(len(names), len(self.ids) // BLOCK):
+            first, end = number * BLOCK, (number + 1) * BLOCK
+            shown = [
+                item.key + (item.start - first).to_bytes(8, "little", signed=True)
+                for item in self.items
+                if item.start < end and item.end > first
+            ]
+            before = names[-1] if names else root
+            names.append(chained(before, self.ids[first:end], shown))
+        return names
+
+    def accept(self, token: int) -> None:
+        """Adds a drawn token, and the text that can be shown because of it to `pieces`."""
         if token in self.tokenizer.eos_ids:
             self.finish_reason = "stop"
             shown = self._text.finish()
         else:
-            self.sequence.tokens.append(token)
+            self.tokens.append(token)
+            self.ids.append(token)
+            if self.lookup:
+                self.lookup.add(token)
             shown = self._text.add(token)
-            if not self._text.stopped and len(self.sequence.tokens) == self.sampling.max_tokens:
+            if not self._text.stopped and len(self.tokens) == self.sampling.max_tokens:
                 shown += self._text.finish()
                 self.finish_reason = "length"
         if self._text.stopped:
             self.finish_reason = "stop"
         self.pieces.append(shown)
-        return shown
 
     def completion(self) -> Completion:
         assert self.finish_reason, "the request is still running"
-        prompt = self.sequence.prompt
+        prompt = self.prompt
         return Completion(
             text="".join(self.pieces),
-            tokens=tuple(self.sequence.tokens),
+            tokens=tuple(self.tokens),
             finish_reason=self.finish_reason,
-            adapter=prompt.adapters[0],
+            adapter=self.adapter,
             prompt_tokens=len(prompt),
             image_tokens=0 if prompt.image_slots is None else len(prompt.image_slots),
             audio_tokens=0 if prompt.audio_slots is None else len(prompt.audio_slots),
-            rope="+".join(self.sequence.tables),
+            rope="+".join(self.ropes) + (" (bound)" if self.sampling.rope == "bound" else ""),
+            cached=self.cached or 0,
+            logprobs=tuple(self.sampler.logprobs),
         )

@@ -1,20 +1,23 @@
-"""Runs the model for sequences that grow: the whole of a sequence first, then one token at a time.
+"""Runs a step: the new tokens of many sequences in one packed forward, each with its own adapter.
 
->>> runner = Runner(model)
->>> logits = runner.advance([first, second])     # [2 V]: what may follow each of them
+>>> runner.run(parts)                            # {request: logits [n V] of the tokens that may follow}
 
-New and running sequences go through one packed forward, each with its own adapter, and each gives what it gives alone.
+What stands for pictures and clips was made before (encoders.py); the parts of it that fall into a chunk are written
+over their placeholders here.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from polyphi.batch import Batch, pack, row
-from polyphi.engine.cache import Cache, SequenceCache
+from polyphi.batch import Batch
+from polyphi.engine.cache import Memory, StepCache
+from polyphi.engine.graphs import DecodeGraphs
+from polyphi.engine.request import Request
+from polyphi.engine.scheduler import Part
 from polyphi.model.multimodal import PhiModel
 
 
@@ -34,56 +37,104 @@ def extend(prompt: Batch, tokens: Sequence[int]) -> Batch:
     )
 
 
-@dataclass
-class Running:
-    """A sequence under way: its prompt (a row, with media), the tokens drawn since, and what attention remembers."""
-
-    prompt: Batch
-    tokens: list[int] = field(default_factory=list)
-    cache: SequenceCache = field(default_factory=SequenceCache)
-    tables: list[str] = field(default_factory=list)
-    """LongRoPE tables used so far, in order: "short", "long"."""
-
-    def __len__(self) -> int:
-        return len(self.prompt) + len(self.tokens)
-
-
 class Runner:
-    """The model and the rule of its LongRoPE tables: a sequence of more than `original_max_position_embeddings` tokens
-    is run with the long table altogether. One that grows across it while decoding is run again from its start,
-    once."""
+    """The model, and the rule of its LongRoPE tables: a sequence of more than `original_max_position_embeddings` tokens
+    is run with the long table altogether."""
 
     def __init__(self, model: PhiModel) -> None:
         self.model = model
         self.switch = model.config.decoder.original_max_position_embeddings
         self.has_long = model.config.decoder.max_position_embeddings > self.switch
-        self.device = model.decoder.embed_tokens.weight.device
+        self._graphs: DecodeGraphs | None = None
 
-    def table(self, length: int) -> str:
-        """The LongRoPE table of a sequence of `length` tokens (report 2.1)."""
-        return "long" if self.has_long and length > self.switch else "short"
+    @property
+    def device(self) -> torch.device:
+        return self.model.decoder.embed_tokens.weight.device
+
+    def total(self, request: Request) -> int:
+        """The length by which a request's table is chosen: that of all it knows, or, bound, of all it may become."""
+        bound = request.sampling.rope == "bound"
+        return min(request.bound, self._longest) if bound else len(request)
+
+    @property
+    def _longest(self) -> int:
+        return self.model.config.decoder.max_position_embeddings
+
+    def table(self, request: Request) -> str:
+        """The LongRoPE table of a request as it stands (report 2.1)."""
+        return "long" if self.has_long and self.total(request) > self.switch else "short"
 
     @torch.inference_mode()
-    def advance(self, sequences: Sequence[Running]) -> Float[Tensor, "S V"]:
-        """Runs what is new of each sequence and returns the float32 logits of the token after it."""
-        batch = pack([self._due(s) for s in sequences]).to(self.device)
-        hidden = self.model(batch, Cache([s.cache for s in sequences]))
-        last = torch.tensor(batch.bounds[1:], device=self.device) - 1
-        return self.model.logits(hidden[last]).float()
+    def run(self, parts: Sequence[Part], memory: Memory) -> list[Float[Tensor, "n V"] | None]:
+        """Runs the parts and moves their tables on. For those that draw, float32 logits after their last known token
+        and each guess; None for the others."""
+        if self.device.type == "cuda" and all(_is_one_word(part) for part in parts):
+            return self._replayed(parts, memory)
+        batch, bounds = self._batch(parts)
+        x = self._embedded(batch, parts, bounds)
+        cache = StepCache(memory, [p.request.table for p in parts], [p.size for p in parts])
+        hidden = self.model.decoder(x, batch, cache)
+        for part in parts:
+            part.request.table.length += part.new
+        wanted = [
+            list(range(end - len(p.guesses) - 1, end)) if p.draws else []
+            for p, end in zip(parts, bounds[1:], strict=True)
+        ]
+        rows = [r for some in wanted for r in some]
+        if not rows:
+            return [None] * len(parts)
+        logits = self.model.logits(hidden[torch.tensor(rows, device=self.device)]).float()
+        split = iter(logits.split([len(some) for some in wanted if some]))
+        return [next(split) if some else None for some in wanted]
+
+    def _replayed(self, parts: Sequence[Part], memory: Memory) -> list[Tensor | None]:
+        """The same where everybody has one token, by a recorded graph."""
+        if self._graphs is None or self._graphs.memory is not memory:
+            self._graphs = DecodeGraphs(self.model, memory)
+        logits = self._graphs.run(parts, [self.total(p.request) for p in parts])
+        for part in parts:
+            part.request.table.length += 1
+        return [row[None] if p.draws else None for p, row in zip(parts, logits, strict=True)]
 
     @torch.inference_mode()
     def hidden(self, batch: Batch) -> Float[Tensor, "T D"]:
         """One forward without a cache."""
         return self.model(batch.to(self.device))
 
-    def _due(self, sequence: Running) -> Batch:
-        table = self.table(len(sequence))
-        if table not in sequence.tables:
-            sequence.cache.clear()  # keys were rotated with the other table
-            sequence.tables.append(table)
-        if len(sequence.cache) == 0:
-            return extend(sequence.prompt, sequence.tokens)
-        newest = row(sequence.tokens[-1:], adapter=sequence.prompt.adapters[0])
-        return replace(
-            newest, positions=newest.positions + len(sequence) - 1, totals=(len(sequence),)
+    def _batch(self, parts: Sequence[Part]) -> tuple[Batch, list[int]]:
+        ids: list[int] = []
+        positions: list[int] = []
+        bounds = [0]
+        for part in parts:
+            ids += part.request.ids[part.start : part.start + part.new]
+            ids += part.guesses
+            positions += range(part.start, part.start + part.size)
+            bounds.append(len(ids))
+        batch = Batch(
+            ids=torch.tensor(ids),
+            positions=torch.tensor(positions),
+            bounds=tuple(bounds),
+            totals=tuple(self.total(p.request) for p in parts),
+            adapters=tuple(p.request.adapter for p in parts),
         )
+        return batch.to(self.device), bounds
+
+    def _embedded(
+        self, batch: Batch, parts: Sequence[Part], bounds: Sequence[int]
+    ) -> Float[Tensor, "T D"]:
+        x = self.model.decoder.embed(batch.ids)
+        for part, first in zip(parts, bounds, strict=False):
+            end = part.start + part.new
+            for item in part.request.items:
+                low, high = max(item.start, part.start), min(item.end, end)
+                if low < high:
+                    features = part.request.features[item.key]
+                    at = first + low - part.start
+                    x[at : at + high - low] = features[low - item.start : high - item.start].to(x)
+        return x
+
+
+def _is_one_word(part: Part) -> bool:
+    """Whether a part is a single token that stands for itself, not for a piece of a picture or clip."""
+    at = part.start
+    return part.size == 1 and not any(i.start <= at < i.end for i in part.request.items)

@@ -12,8 +12,9 @@ Three sequences of 2, 1 and 3 tokens in one pack, none cached (row = query, colu
 With a cache a sequence has more keys than queries and the triangle sits at the bottom right: 2 new tokens after 3
 cached ones read `1 1 1 1 .` and `1 1 1 1 1`.
 
-One function, two ways to compute it: a loop of `scaled_dot_product_attention` over the sequences, which runs anywhere,
-and on CUDA in half precision one call of `torch.nn.attention.varlen`.
+`packed_attention` is for packs without a cache, `continued_attention` for one sequence that goes on: what is held of it
+may lie in several pieces of memory. Both are loops of fused calls, which run anywhere; on CUDA in half precision a
+whole pack is one call of `torch.nn.attention.varlen` (`varlen_attention`).
 """
 
 import inspect
@@ -35,16 +36,21 @@ from torch import Tensor
 class KVCache(Protocol):
     """Where keys and values of earlier tokens live. The model asks; the engine decides how they are stored."""
 
-    def extend(
+    def attend(
         self,
         layer: int,
+        q: Float[Tensor, "T H d"],
         k: Float[Tensor, "T K d"],
         v: Float[Tensor, "T K d"],
-        lengths: Sequence[int],
-    ) -> tuple[list[Float[Tensor, "n K d"]], list[Float[Tensor, "n K d"]]]:
-        """Take the new keys (already rotated) and values of a pack whose sequences have `lengths` new tokens, and
-        return each sequence's keys and values so far, the new ones last."""
+        bounds: Sequence[int],
+    ) -> Float[Tensor, "T H d"]:
+        """Keep the new keys (already rotated) and values of a pack, and attend: every new token sees what is held of
+        its sequence, and the new ones up to itself."""
         ...
+
+
+Piece = tuple[Float[Tensor, "n K d"], Float[Tensor, "n K d"]]
+"""Keys and values of neighbouring tokens."""
 
 
 def working_dtype(x: Tensor) -> torch.dtype:
@@ -59,29 +65,85 @@ def packed_attention(
     k: Float[Tensor, "T K d"],
     v: Float[Tensor, "T K d"],
     bounds: Sequence[int],
-    *,
-    cache: KVCache | None = None,
-    layer: int = 0,
 ) -> Float[Tensor, "T H d"]:
     """Grouped-query causal attention, sequence by sequence (`bounds` as in `Batch`): kv head j serves the query heads
     j H/K to (j + 1) H/K - 1, scores are scaled by 1/sqrt(d)."""
     lengths = [end - start for start, end in pairwise(bounds)]
-    if cache is None and not q.is_cuda and len(lengths) > 1:
+    if not q.is_cuda and len(lengths) > 1:
         return _grouped(q, k, v, lengths)
+    if in_one_call(q):
+        starts = torch.tensor(list(bounds), dtype=torch.int32).to(q.device, non_blocking=True)
+        return varlen_attention(q, k, v, starts, starts, max(lengths), max(lengths))
     # `split` rather than slices: its gradient is one concatenation, a slice's is a pack full of zeros per sequence.
-    keys, values = (
-        (list(k.split(lengths)), list(v.split(lengths)))
-        if cache is None
-        else cache.extend(layer, k, v, lengths)
-    )
-    if (
-        q.is_cuda
-        and q.dtype in (torch.bfloat16, torch.float16)
-        and (varlen := _varlen()) is not None
-    ):
-        return _one_call(varlen, q, keys, values, lengths)
-    parts = [_causal(*three) for three in zip(q.split(lengths), keys, values, strict=True)]
+    parts = [_causal(*three) for three in zip(*(x.split(lengths) for x in (q, k, v)), strict=True)]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def continued_attention(
+    q: Float[Tensor, "t H d"],
+    k: Float[Tensor, "t K d"],
+    v: Float[Tensor, "t K d"],
+    held: Sequence[Piece],
+) -> Float[Tensor, "t H d"]:
+    """The t newest tokens of one sequence against all that is held of it and, causally, each other. On the CPU every
+    piece is attended where it lies, and the results are weighed by the sums of their exponentials: nothing is copied.
+    """
+    if not held:
+        return _causal(q, k, v)
+    if q.device.type != "cpu":
+        keys, values = (
+            torch.cat([*(piece[i] for piece in held), new]) for i, new in enumerate((k, v))
+        )
+        return _causal(q, keys, values)
+    (t, heads, d), kv_heads = q.shape, k.shape[1]
+    group = heads // kv_heads
+    # Queries that see a whole piece can stand in one row: [1, K, H/K * t, d], and no key is repeated.
+    rows = q.view(t, kv_heads, group, d).permute(1, 2, 0, 3)
+    seen = [_attended(rows.reshape(1, kv_heads, group * t, d), *_heads_first(p)) for p in held]
+    outs = [out.view(kv_heads, group, t, d) for out, _ in seen]
+    logs = [log.view(kv_heads, group, t) for _, log in seen]
+    new_keys, new_values = (
+        x[0][:, None].expand(kv_heads, group, t, d) for x in _heads_first((k, v))
+    )
+    out, log = _attended(rows, new_keys, new_values, causal=True)
+    # In float32 at least: a share of the whole is a number between 0 and 1.
+    shares = torch.stack([*logs, log]).softmax(0)[..., None]
+    mixed = (torch.stack([_wide(o) for o in (*outs, out)]) * shares).sum(0)
+    return mixed.to(q.dtype).permute(2, 0, 1, 3).reshape(t, heads, d)
+
+
+def last_token_attention(
+    q: Float[Tensor, "1 H d"], held: Sequence[Piece]
+) -> Float[Tensor, "1 H d"]:
+    """The newest token of a sequence against pieces that hold all of it, itself included."""
+    if len(held) == 1 or q.device.type != "cpu":
+        keys, values = held[0] if len(held) == 1 else map(torch.cat, zip(*held, strict=True))
+        return _causal(q, keys, values)
+    (_, heads, d), kv_heads = q.shape, held[0][0].shape[1]
+    rows = q.view(1, kv_heads, heads // kv_heads, d)
+    outs, logs = zip(*(_attended(rows, *_heads_first(p)) for p in held), strict=True)
+    shares = torch.stack(logs).softmax(0)[..., None]
+    mixed = (torch.stack([_wide(o) for o in outs]) * shares).sum(0)
+    return mixed.to(q.dtype).reshape(1, heads, d)
+
+
+def _heads_first(piece: Piece) -> tuple[Tensor, Tensor]:
+    """[n K d] twice as [1 K n d], without a copy."""
+    keys, values = piece
+    return keys.transpose(0, 1)[None], values.transpose(0, 1)[None]
+
+
+def _attended(
+    q: Float[Tensor, "B h t d"],
+    k: Float[Tensor, "B h n d"],
+    v: Float[Tensor, "B h n d"],
+    causal: bool = False,
+) -> tuple[Float[Tensor, "B h t d"], Float[Tensor, "B h t"]]:
+    """Attention and the logarithm of each query's sum of exponentials, by torch's fused CPU kernel."""
+    found: tuple[Tensor, Tensor] = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        q, k, v, 0.0, causal
+    )
+    return found
 
 
 def _causal(
@@ -209,25 +271,33 @@ def _varlen() -> Any:
     return varlen_attn if {"enable_gqa", "window_size"} <= known.keys() else None
 
 
-def _one_call(
-    varlen: Any, q: Tensor, keys: list[Tensor], values: list[Tensor], lengths: list[int]
-) -> Tensor:
-    """The whole pack in one kernel; `window_size=(-1, 0)` is causal with the triangle at the bottom right."""
+def in_one_call(q: Tensor) -> bool:
+    """Whether `varlen_attention` can take these queries: on CUDA, in half precision, with a torch that has it."""
+    return q.is_cuda and q.dtype in (torch.bfloat16, torch.float16) and _varlen() is not None
 
-    def starts(sizes: list[int]) -> Tensor:
-        total = torch.tensor([0, *sizes], dtype=torch.int32).cumsum(0, dtype=torch.int32)
-        return total.to(q.device, non_blocking=True)
 
-    totals = [len(key) for key in keys]
-    k, v = torch.cat(keys).contiguous(), torch.cat(values).contiguous()
-    return varlen(
+def varlen_attention(
+    q: Float[Tensor, "T H d"],
+    k: Float[Tensor, "N K d"],
+    v: Float[Tensor, "N K d"],
+    query_starts: Int[Tensor, " S1"],
+    key_starts: Int[Tensor, " S1"],
+    most_queries: int,
+    most_keys: int,
+) -> Float[Tensor, "T H d"]:
+    """A whole pack in one kernel; starts (int32, from 0, one more than sequences) cut queries and keys.
+    `window_size=(-1, 0)` is causal with the triangle at the bottom right."""
+    kernel = _varlen()
+    assert kernel is not None, "asked without `in_one_call`"
+    out: Tensor = kernel(
         q.contiguous(),
-        k,
-        v,
-        starts(lengths),
-        starts(totals),
-        max(lengths),
-        max(totals),
+        k.contiguous(),
+        v.contiguous(),
+        query_starts,
+        key_starts,
+        most_queries,
+        most_keys,
         window_size=(-1, 0),
         enable_gqa=True,
     )
+    return out

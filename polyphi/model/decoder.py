@@ -62,7 +62,10 @@ class Attention(nn.Module):
         qkv = self.qkv_proj(x, shared.routes).view(len(x), -1, self.head_dim)
         turning, v = qkv.split((self.heads + self.kv_heads, self.kv_heads), dim=1)
         q, k = rotate(turning, shared.cos, shared.sin).split((self.heads, self.kv_heads), dim=1)
-        out = packed_attention(q, k, v, shared.bounds, cache=shared.cache, layer=layer)
+        if shared.cache is None:
+            out = packed_attention(q, k, v, shared.bounds)
+        else:
+            out = shared.cache.attend(layer, q, k, v, shared.bounds)
         return self.o_proj(out.reshape(len(x), -1), shared.routes)
 
 
@@ -131,9 +134,11 @@ class Decoder(nn.Module):
         Raises ValueError where the batch names an adapter that the model doesn't have.
         """
         cos, sin = self.rope(batch, working_dtype(x))
-        shared = Shared(
-            cos, sin, routes(batch, self.adapters.keys(), x.device), batch.bounds, cache
-        )
+        taken = routes(batch, self.adapters.keys(), x.device)
+        return self.run(x, Shared(cos, sin, taken, batch.bounds, cache))
+
+    def run(self, x: Float[Tensor, "T D"], shared: Shared) -> Float[Tensor, "T D"]:
+        """The blocks and the final norm."""
         for number, layer in enumerate(self.layers):
             x = layer(x, shared, number)
         return self.norm(x)

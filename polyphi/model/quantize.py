@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int8, UInt8
 from torch import Tensor, nn
 
+from polyphi.model.config import DecoderConfig
 from polyphi.model.conformer import Pointwise
 from polyphi.model.lora import LoraLinear
 from polyphi.model.multimodal import PhiModel
@@ -101,6 +102,35 @@ def _put(linear: LoraLinear, kind: str, values: Tensor | None) -> None:
 
 def _put_head(model: PhiModel, values: Tensor | None) -> None:
     model.decoder.head = EightBit(model.decoder.embed_tokens.weight if values is None else values)
+
+
+def saved(config: DecoderConfig, kind: str | None) -> int:
+    """Bytes of a bfloat16 checkpoint's weights that quantising does away with, the head's own copy taken off."""
+    if kind not in ("int8", "int4"):
+        return 0
+    d, inner = config.hidden_size, config.intermediate_size
+    attention = (2 * config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
+    base = config.num_hidden_layers * d * (attention + 3 * inner)
+    per_weight = 1.0 if kind == "int8" else 2 - 0.5 - 4 / GROUP
+    return max(0, int(base * per_weight) - config.vocab_size * d)
+
+
+def held(model: nn.Module) -> Iterator[Tensor]:
+    """The tensors of a model that are neither parameters nor buffers: what is quantised or laid out for the CPU."""
+    for module in model.modules():
+        if isinstance(module, Packed):
+            yield module.weight
+        for name in ("kernel", "head"):
+            found = getattr(module, name, None)
+            if isinstance(found, EightBit):
+                yield from (found.product.weight, found.product.scale)
+            elif isinstance(found, FourBit):
+                yield from (found.packed, found.pairs)
+
+
+def nbytes(tensor: Tensor) -> int:
+    """Bytes of a tensor, in oneDNN's own order too."""
+    return torch.ops.mkldnn._nbytes(tensor) if tensor.is_mkldnn else tensor.nbytes
 
 
 # ---------------------------------------------------------------------- int8

@@ -16,10 +16,12 @@ Source: names and shapes of the published checkpoints; transformers' own convers
 """
 
 import json
+import math
 import os
 import re
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -204,6 +206,7 @@ class _Stored:
     file: Path
     key: str
     shape: tuple[int, ...]
+    type: str
 
 
 def load(
@@ -266,6 +269,9 @@ def load(
     return model.eval()
 
 
+_TYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+
+
 def read_config(source: str | Path) -> ModelConfig:
     """The sizes of a checkpoint: what config.json says, and what it leaves out from the tensors' shapes."""
     return _open(locate(source))[1]
@@ -274,6 +280,16 @@ def read_config(source: str | Path) -> ModelConfig:
 def read_layout(source: str | Path) -> str:
     """Which of the three layouts a checkpoint has."""
     return _open(locate(source))[0]
+
+
+def stored_types(source: str | Path) -> Counter[torch.dtype]:
+    """How many parameters of a checkpoint are stored in which type; only headers are read."""
+    counted: Counter[torch.dtype] = Counter()
+    for name, tensor in _open(locate(source))[2].items():
+        if name != "lm_head.weight":  # the embedding once more
+            kind = _TYPES.get(tensor.type, torch.float32)  # of others, loading tells
+            counted[kind] += math.prod(tensor.shape)
+    return counted
 
 
 def files_beside(source: str | Path, layout: str) -> list[Path]:
@@ -407,7 +423,8 @@ def _contents(files: Iterable[Path]) -> dict[str, _Stored]:
                     raise ValueError(
                         f"tensor {key} stands in two files: {stored[key].file} and {file}"
                     )
-                stored[key] = _Stored(file, key, tuple(tensors.get_slice(key).get_shape()))
+                header = tensors.get_slice(key)
+                stored[key] = _Stored(file, key, tuple(header.get_shape()), header.get_dtype())
     return stored
 
 

@@ -7,6 +7,7 @@ Frames are neither centred nor padded, each is pre-emphasised by itself, and ene
 samples and floored at 1, so that silence is exactly 0. A clip at 8 kHz fills the lower half of the same spectrum.
 """
 
+from collections.abc import Iterable, Iterator
 from functools import cache
 
 import numpy as np
@@ -35,16 +36,26 @@ def resample(wave: Float[np.ndarray, " n"], rate: int) -> tuple[Float[np.ndarray
     The published processor hears 24 kHz as if it were 16, and 44.1 kHz as if 22.05 were 16; we resample properly.
     Raises `ValueError` below 8 kHz.
     """
-    if rate < HALF_RATE:
-        raise ValueError(
-            f"clips need at least {HALF_RATE} Hz, found {rate} Hz; record or resample at {RATE} Hz"
-        )
-    target = RATE if rate >= RATE else HALF_RATE
+    target = _target(rate)
     if rate == target:
         return wave, target
     resampled = soxr.resample(wave, rate, target, quality="HQ")
     # One sample at 44.1 kHz rounds to none at 16 kHz; a clip that isn't empty stays so.
     return (resampled if len(resampled) else np.zeros(1, np.float32)), target
+
+
+def resampled_length(samples: int, rate: int) -> tuple[int, int]:
+    """How many samples `resample` gives, and at which rate, without the clip."""
+    target = _target(rate)
+    return max(1, int(samples * target / rate + 0.5)), target  # soxr rounds so
+
+
+def _target(rate: int) -> int:
+    if rate < HALF_RATE:
+        raise ValueError(
+            f"clips need at least {HALF_RATE} Hz, found {rate} Hz; record or resample at {RATE} Hz"
+        )
+    return RATE if rate >= RATE else HALF_RATE
 
 
 def frames(samples: int, rate: int) -> int:
@@ -60,27 +71,65 @@ def log_mel(wave: Float[np.ndarray, " n"], rate: int) -> Float[Tensor, "F M"]:
     kHz."""
     if wave.ndim != 1 or len(wave) == 0:
         raise ValueError(f"log_mel needs samples of shape [n] with n > 0, found {list(wave.shape)}")
-    wave, rate = resample(np.ascontiguousarray(wave, np.float32), rate)
+    return log_mel_of([np.ascontiguousarray(wave, np.float32)], rate)
+
+
+def log_mel_of(blocks: Iterable[np.ndarray], rate: int) -> Float[Tensor, "F M"]:
+    """The same for a clip that comes in blocks, to the bit: of its samples no more than 41 s are held at a time."""
+    return torch.cat([torch.from_numpy(mel) for mel in _mels(*resampled(blocks, rate))])
+
+
+def resampled(blocks: Iterable[np.ndarray], rate: int) -> tuple[Iterable[np.ndarray], int]:
+    """A clip in blocks at 16 or 8 kHz, and which: joined they are what `resample` gives. Raises `ValueError` below 8
+    kHz."""
+    target = _target(rate)
+    return (blocks if rate == target else _resampled(blocks, rate, target)), target
+
+
+def _resampled(
+    blocks: Iterable[np.ndarray], rate: int, target: int
+) -> Iterator[Float[np.ndarray, " m"]]:
+    stream, count = soxr.ResampleStream(rate, target, 1, dtype="float32", quality="HQ"), 0
+    for block in blocks:
+        out = stream.resample_chunk(np.ascontiguousarray(block, np.float32))
+        count += len(out)
+        yield out
+    out = stream.resample_chunk(np.empty(0, np.float32), last=True)
+    # One sample at 44.1 kHz rounds to none at 16 kHz; a clip that isn't empty stays so.
+    yield out if count + len(out) else np.zeros(1, np.float32)
+
+
+def _mels(blocks: Iterable[np.ndarray], rate: int) -> Iterator[Float[np.ndarray, "F M"]]:
+    """Frames of a clip at 16 or 8 kHz, always as many at a time, however the blocks are cut: a matrix product of
+    another number of rows may round otherwise."""
     window, hop, fft = (size * rate // RATE for size in (WINDOW, HOP, FFT))
-    if len(wave) < window:
-        wave = np.pad(wave, (0, window - len(wave)))
-    windows = np.lib.stride_tricks.sliding_window_view(wave, window)[::hop]
-    hamming = np.hamming(window)
+    full = (CHUNK - 1) * hop + window
+    held, made = np.empty(0, np.float32), False
+    for block in blocks:
+        held = np.concatenate([held, block])
+        while len(held) >= full:
+            yield _frames(held[:full], window, hop, fft)
+            held, made = held[CHUNK * hop :], True
+    if len(held) < window and not made:
+        held = np.pad(held, (0, window - len(held)))
+    if len(held) >= window:
+        yield _frames(held, window, hop, fft)
+
+
+def _frames(
+    wave: Float[np.ndarray, " n"], window: int, hop: int, fft: int
+) -> Float[np.ndarray, "F M"]:
+    x = np.lib.stride_tricks.sliding_window_view(wave, window)[::hop]
     # At 8 kHz the 128 bins below 4 kHz are the same bins; the Nyquist bin is dropped and the upper ones stay empty.
-    used = BINS if rate == RATE else fft // 2
-    filters = mel_filters()[:used]
-    out = np.empty((len(windows), MELS), np.float32)
-    for start in range(0, len(windows), CHUNK):
-        x = windows[start : start + CHUNK]
-        emphasised = np.empty(x.shape, np.float32)
-        np.subtract(x[:, 1:], np.float32(PRE_EMPHASIS) * x[:, :-1], out=emphasised[:, 1:])
-        # The sample before a frame's first is taken to equal it, not to be the one before it in the clip.
-        emphasised[:, 0] = x[:, 0] - np.float32(PRE_EMPHASIS) * x[:, 0]
-        emphasised *= np.float32(FULL_SCALE)
-        spectrum = np.fft.rfft(emphasised * hamming, fft)[:, :used].astype(np.complex64)
-        power = np.abs(spectrum) ** 2
-        out[start : start + CHUNK] = np.log(np.maximum(power @ filters, np.float32(FLOOR)))
-    return torch.from_numpy(out)
+    used = BINS if fft == FFT else fft // 2
+    emphasised = np.empty(x.shape, np.float32)
+    np.subtract(x[:, 1:], np.float32(PRE_EMPHASIS) * x[:, :-1], out=emphasised[:, 1:])
+    # The sample before a frame's first is taken to equal it, not to be the one before it in the clip.
+    emphasised[:, 0] = x[:, 0] - np.float32(PRE_EMPHASIS) * x[:, 0]
+    emphasised *= np.float32(FULL_SCALE)
+    spectrum = np.fft.rfft(emphasised * np.hamming(window), fft)[:, :used].astype(np.complex64)
+    power = np.abs(spectrum) ** 2
+    return np.log(np.maximum(power @ mel_filters()[:used], np.float32(FLOOR)))
 
 
 @cache

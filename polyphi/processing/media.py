@@ -11,15 +11,20 @@ expected and what was found, and never what a decoder printed (that may hold add
 
 import io
 from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import soundfile
 from jaxtyping import Float
-from PIL import Image, ImageFile
+from PIL import Image as pil
+from PIL import ImageFile
+from PIL.Image import Image as Picture
 
-from polyphi.chat import MediaSource
+from polyphi.chat import Image, MediaSource, Message, Part, Video
 
 MAX_IMAGE_BYTES = 64 << 20
 MAX_IMAGE_PIXELS = (
@@ -30,13 +35,21 @@ MAX_AUDIO_SECONDS = 1800.0  # 30 minutes are 22,500 tokens (report 2.2.1 tests u
 MAX_VIDEO_BYTES = 512 << 20
 MAX_VIDEO_SECONDS = 4 * 3600.0  # [ours]
 MAX_FRAME_PIXELS = 4096 * 2304  # of one frame [ours]: "4K" and a little more
+MAX_FRAMES = 1024  # taken from one video [ours]; the report trains on up to 64k tokens of them
+MAX_VIDEO_PIXELS = 1 << 27  # of all frames taken [ours]: 64 of 1920 x 1080, 400 MB decoded
 MAX_RATE = 768_000  # Hz; above it a header is forged rather than recorded
 MAX_CHANNELS = 16
 BLOCK = 1 << 18  # samples decoded between two looks at the caps
+SNIFFED = 512  # bytes that tell what a file is
+
+AudioSource = MediaSource | tuple[np.ndarray, int]
+_DECODER_ERRORS = (soundfile.SoundFileError, RuntimeError, OSError)
 
 # what we say -> what Pillow says
 PICTURES = {"PNG": "PNG", "JPEG": "JPEG", "WebP": "WEBP", "GIF": "GIF", "BMP": "BMP"}
 CLIPS = ("WAV", "FLAC", "OGG", "MP3")
+# what we say -> what FFmpeg says: containers whose sound PyAV reads, where it is installed
+SOUNDTRACKS = {"M4A audio": "mov", "MP4": "mov", "WebM or Matroska": "matroska"}
 # what we say -> what FFmpeg says
 VIDEOS = {"MP4": "mov", "WebM or Matroska": "matroska", "AVI video": "avi"}
 
@@ -65,11 +78,11 @@ def sniff(data: bytes) -> str:
         and data[1] & 0x06
     ):
         return "MP3"
-    head = data[:512]
+    head = data[:SNIFFED]
     try:
         head.decode("utf-8")
     except UnicodeDecodeError as error:
-        if error.start < len(head) - 3:  # else a character that our own cut of 512 bytes split
+        if error.start < len(head) - 3:  # else a character that our own cut split
             return "unknown data"
     return "unknown data" if b"\0" in head else "text"
 
@@ -95,18 +108,18 @@ _MAGIC = (
 
 def decode_image(
     source: MediaSource, *, max_bytes: int = MAX_IMAGE_BYTES, max_pixels: int = MAX_IMAGE_PIXELS
-) -> Image.Image:
+) -> Picture:
     """A picture as RGB: the first frame, alpha dropped, EXIF orientation left alone, as the published processor does.
 
     16-bit grey keeps its upper 8 bits (the published processor turns nearly all of it white). Raises `ValueError` for
     a missing file, for bytes that are no PNG, JPEG, WebP, GIF or BMP, for damaged ones, and above either cap.
     """
     file, name = _open_image(source, max_bytes, max_pixels)
-    picture: Image.Image = file
+    picture: Picture = file
     try:
         picture.load()
         if picture.mode.startswith("I"):
-            picture = Image.fromarray(
+            picture = pil.fromarray(
                 (np.asarray(picture).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
             )
         return picture.convert("RGB")
@@ -122,57 +135,200 @@ def image_size(source: MediaSource) -> tuple[int, int]:
 
 
 def decode_audio(
-    source: MediaSource | tuple[np.ndarray, int],
+    source: AudioSource,
     *,
     max_bytes: int = MAX_AUDIO_BYTES,
     max_seconds: float = MAX_AUDIO_SECONDS,
 ) -> tuple[Float[np.ndarray, " n"], int]:
     """A clip as mono float32 samples in [-1, 1] (the mean over its channels) and its rate in Hz.
 
-    `source` is a path, the bytes of a WAV, FLAC, OGG (Vorbis, Opus) or MP3 file, or `(samples, rate)` with samples [n]
-    or [n, channels], of floats or of integers (divided by their full scale). Raises `ValueError` for a missing file,
-    other formats, damaged, empty or truncated ones, samples that are not finite, and above a cap.
+    `source` is a path, the bytes of a WAV, FLAC, OGG (Vorbis, Opus) or MP3 file (where PyAV is installed also M4A, MP4
+    and WebM), or `(samples, rate)` with samples [n] or [n, channels], of floats or of integers (divided by
+    their full scale). Raises `ValueError` for a missing file, other formats, damaged, empty or truncated ones, samples
+    that are not finite, and above a cap.
     """
     if isinstance(source, tuple):
         return _from_array(source, max_seconds)
-    data, name = _read(source, max_bytes, "clip")
-    kind = sniff(data)
-    if kind not in CLIPS:
-        raise ValueError(f"{name}: expected a WAV, FLAC, OGG or MP3 clip, found {kind}")
-    if kind == "WAV":
-        _check_wav(data, name)
-    try:
-        # libsndfile reads these from memory; the name of the file plays no part.
-        with soundfile.SoundFile(io.BytesIO(data)) as file:
-            rate, channels, announced = file.samplerate, file.channels, file.frames
-            if not (1 <= rate <= MAX_RATE and 1 <= channels <= MAX_CHANNELS):
-                raise _Refused(
-                    f"{name}: a header of {rate} Hz and {channels} channels is not believable"
+    stream = AudioStream(source, max_bytes=max_bytes, max_seconds=max_seconds)
+    blocks: list[np.ndarray] = []
+    for block in stream:
+        blocks.append(block)
+        if sum(map(len, blocks)) * 4 > max_bytes:
+            raise ValueError(_too_long(stream.name, stream.seconds, max_seconds))
+    return np.concatenate(blocks), stream.rate
+
+
+class AudioStream:
+    """A clip block by block, for recordings that shouldn't stand in memory: what `decode_audio` gives, in pieces. Where
+    PyAV is installed (extra `video`), the sound of M4A, MP4 and WebM files too.
+
+    >>> stream = AudioStream("lecture.flac", max_seconds=4 * 3600)
+    >>> for block in stream: ...                     # float32 mono [n] in [-1, 1], n at most 2^18
+
+    `rate` is known at once, `announced` is the header's number of samples (compressed formats say it only nearly, some
+    not at all), and `seconds` counts what has been read. A path is read from the disk as it goes, without a cap on its
+    bytes unless `max_bytes` names one. Raises `ValueError` as `decode_audio` does: for what the header tells when it
+    is opened, for the rest while it is read. Each iteration starts anew.
+    """
+
+    def __init__(
+        self,
+        source: AudioSource,
+        *,
+        max_bytes: int | None = None,
+        max_seconds: float = MAX_AUDIO_SECONDS,
+    ) -> None:
+        self.source, self.max_seconds, self.seconds = source, max_seconds, 0.0
+        self.name, self.kind = "the given samples", "given"
+        if isinstance(source, tuple):
+            _check_array(source, max_seconds)
+            self.rate, self.announced = int(source[1]), len(source[0])
+            return
+        with _opened(source, max_bytes, "clip") as (file, self.name):
+            self.kind = sniff(file.read(SNIFFED))
+            if self.kind not in (*CLIPS, *SOUNDTRACKS):
+                raise ValueError(
+                    f"{self.name}: expected a WAV, FLAC, OGG or MP3 clip, found {self.kind}"
                 )
-            blocks: list[np.ndarray] = []
-            count = 0
-            while len(
-                block := file.read(max(1, BLOCK // channels), dtype="float32", always_2d=True)
-            ):
+            if self.kind == "WAV":
+                _check_wav(file, self.name)
+            file.seek(0)
+            if self.kind in SOUNDTRACKS:
+                self._look_into(file)
+                return
+            with self._decoder(file) as clip:
+                self.rate, self.announced = clip.samplerate, clip.frames
+
+    def __iter__(self) -> Iterator[Float[np.ndarray, " n"]]:
+        if isinstance(self.source, tuple):
+            wave = np.asarray(self.source[0])
+            for start in range(0, len(wave), BLOCK):
+                yield _from_array((wave[start : start + BLOCK], self.rate), self.max_seconds)[0]
+            self.seconds = len(wave) / self.rate
+            return
+        count = 0
+        with _opened(self.source, None, "clip") as (file, name):
+            for block in self._soundtrack(file) if self.kind in SOUNDTRACKS else self._clip(file):
                 count += len(block)
-                if count > max_seconds * rate or count * 4 > max_bytes:
-                    raise _Refused(_too_long(name, count / rate, max_seconds))
-                blocks.append(
-                    block[:, 0] if channels == 1 else block.mean(axis=1, dtype=np.float32)
-                )
-    except _Refused as refused:
-        raise ValueError(str(refused)) from None
-    except (soundfile.SoundFileError, RuntimeError, OSError):
-        raise ValueError(
-            f"{name}: the {kind} clip is damaged or truncated; expected a complete file"
-        ) from None
-    if count == 0:
-        raise ValueError(f"{name}: the {kind} clip is empty; expected samples, found 0")
-    if count < 0.95 * announced < 2**60:  # compressed formats announce their length only nearly
-        raise ValueError(
-            f"{name}: the {kind} clip is truncated; expected {announced} samples, found {count}"
+                self.seconds = count / self.rate
+                if count > self.max_seconds * self.rate:
+                    raise ValueError(_too_long(name, self.seconds, self.max_seconds))
+                yield _finite(block, name)
+        if count == 0:
+            raise ValueError(f"{name}: the {self.kind} clip is empty; expected samples, found 0")
+        # Compressed formats announce their length only nearly.
+        if count < 0.95 * self.announced < 2**60:
+            raise ValueError(
+                f"{name}: the {self.kind} clip is truncated; expected {self.announced} samples, found {count}"
+            )
+
+    def _decoder(self, file: io.BufferedIOBase) -> soundfile.SoundFile:
+        try:  # libsndfile looks at the bytes; the name of the file plays no part
+            clip = soundfile.SoundFile(file)
+        except _DECODER_ERRORS:
+            raise ValueError(self._damaged()) from None
+        if not (1 <= clip.samplerate <= MAX_RATE and 1 <= clip.channels <= MAX_CHANNELS):
+            raise ValueError(
+                f"{self.name}: a header of {clip.samplerate} Hz and {clip.channels} channels is not believable"
+            )
+        return clip
+
+    def _clip(self, file: io.BufferedIOBase) -> Iterator[np.ndarray]:
+        """What libsndfile reads, channels averaged."""
+        with self._decoder(file) as clip:
+            size = max(1, BLOCK // clip.channels)
+            while True:
+                try:
+                    block = clip.read(size, dtype="float32", always_2d=True)
+                except _DECODER_ERRORS:
+                    raise ValueError(self._damaged()) from None
+                if not len(block):
+                    return
+                yield block[:, 0] if clip.channels == 1 else block.mean(axis=1, dtype=np.float32)
+
+    def _look_into(self, file: io.BufferedIOBase) -> None:
+        """Rate and length of a container's first sound."""
+        try:
+            import av
+        except ImportError:
+            raise ValueError(
+                f"{self.name}: {self.kind} needs PyAV; `pip install av`, or convert it to WAV, FLAC, OGG or MP3"
+            ) from None
+        try:
+            with av.open(file, "r", format=SOUNDTRACKS[self.kind]) as container:
+                if not container.streams.audio:
+                    raise ValueError(f"{self.name}: expected a sound, found a {self.kind} without")
+                track = container.streams.audio[0]
+                self.rate = track.codec_context.sample_rate
+                channels = track.codec_context.channels
+                known = container.duration  # microseconds
+        except (*_DECODER_ERRORS, av.error.FFmpegError):
+            raise ValueError(self._damaged()) from None
+        self.announced = round(known / 1e6 * self.rate) if known else 2**62
+        if not (1 <= self.rate <= MAX_RATE and 1 <= channels <= MAX_CHANNELS):
+            raise ValueError(
+                f"{self.name}: a header of {self.rate} Hz and {channels} channels is not believable"
+            )
+
+    def _soundtrack(self, file: io.BufferedIOBase) -> Iterator[np.ndarray]:
+        """What PyAV reads of a container's first sound, channels averaged. Told its format, FFmpeg tries no other."""
+        import av
+
+        try:
+            with av.open(file, "r", format=SOUNDTRACKS[self.kind]) as container:
+                track = container.streams.audio[0]
+                floats = av.AudioResampler("fltp", track.codec_context.layout, self.rate)
+                for frame in container.decode(track):
+                    for part in floats.resample(frame):
+                        yield part.to_ndarray().mean(axis=0, dtype=np.float32)
+        except (*_DECODER_ERRORS, av.error.FFmpegError):
+            raise ValueError(self._damaged()) from None
+
+    def _damaged(self) -> str:
+        return (
+            f"{self.name}: the {self.kind} clip is damaged or truncated; expected a complete file"
         )
-    return _finite(np.concatenate(blocks), name), rate
+
+
+def audio_size(source: MediaSource | tuple[np.ndarray, int]) -> tuple[int, int]:
+    """(samples, rate in Hz) that `decode_audio` gives, from the header where that can be trusted. MP3 is decoded: what
+    it says of its length is a guess, and it may have been cut since. Damage inside a clip may go unseen."""
+    if not isinstance(source, tuple):
+        data, name = _read(source, MAX_AUDIO_BYTES, "clip")
+        kind = sniff(data)
+        if kind == "WAV":
+            _check_wav(io.BytesIO(data), name)
+        if kind in CLIPS and kind != "MP3":
+            try:
+                said = soundfile.info(io.BytesIO(data))
+            except (soundfile.SoundFileError, RuntimeError, OSError):
+                said = None
+            if said and 1 <= said.samplerate <= MAX_RATE and 1 <= said.channels <= MAX_CHANNELS:
+                most = min(MAX_AUDIO_SECONDS * said.samplerate, MAX_AUDIO_BYTES / 4)
+                if 0 < said.frames <= most:
+                    return said.frames, said.samplerate
+    wave, rate = decode_audio(source)  # or it says what is wrong
+    return len(wave), rate
+
+
+def expand_videos(messages: Sequence[Message]) -> list[Message]:
+    """The conversation with the frames of each `Video` in its place, in order, as `Image`s: all that a model sees of
+    one. Raises ValueError as `decode_video` does, and where the frames have too many pixels in all."""
+
+    def shown(part: Part) -> tuple[Part, ...]:
+        if not isinstance(part, Video):
+            return (part,)
+        frames = decode_video(part.source, frames=part.frames)
+        return tuple(Image(_bmp(frame), part.detail, part.max_crops) for frame in frames)
+
+    return [replace(m, parts=tuple(p for part in m.parts for p in shown(part))) for m in messages]
+
+
+def _bmp(picture: Picture) -> bytes:
+    """The quickest to write and to read of the formats that keep every pixel."""
+    out = io.BytesIO()
+    picture.save(out, "BMP")
+    return out.getvalue()
 
 
 def decode_video(
@@ -182,7 +338,7 @@ def decode_video(
     max_bytes: int = MAX_VIDEO_BYTES,
     max_pixels: int = MAX_FRAME_PIXELS,
     max_seconds: float = MAX_VIDEO_SECONDS,
-) -> list[Image.Image]:
+) -> list[Picture]:
     """Up to `frames` frames as RGB, in order: what is shown in the middle of each of so many equal parts of the time
     (16, uniformly, as the report has it for VideoMME; section 4.1.1). A shorter video gives all that it has.
 
@@ -193,9 +349,11 @@ def decode_video(
     try:
         import av
     except ImportError as error:
-        raise ValueError(f"reading video needs PyAV ({error}); `pip install av`") from None
-    if frames < 1:
-        raise ValueError(f"a video is read as at least one frame, found {frames}")
+        raise ValueError(
+            f'reading video needs PyAV ({error}); `pip install "polyphi[video]"` brings it'
+        ) from None
+    if not 1 <= frames <= MAX_FRAMES:
+        raise ValueError(f"a video is read as 1 to {MAX_FRAMES} frames, found {frames}")
     data, name = _read(source, max_bytes, "video")
     if (kind := sniff(data)) not in VIDEOS:
         raise ValueError(f"{name}: expected an MP4, WebM, Matroska or AVI video, found {kind}")
@@ -218,7 +376,7 @@ def decode_video(
 
 def _frames(
     container: Any, stream: Any, count: int, max_pixels: int, max_seconds: float
-) -> list[Image.Image]:
+) -> list[Picture]:
     """Frames of an open video: packets are read once for their times, then what is wanted is decoded."""
     if stream.codec_context is None:
         raise _Refused("it has an encoding that isn't known here; convert it to H.264 first")
@@ -238,7 +396,7 @@ def _frames(
         raise _Refused(f"a video may last {max_seconds:g} s, found {seconds:.1f} s; cut it first")
     middles = [start + (end - start) * (2 * i + 1) / (2 * count) for i in range(count)]
     wanted = sorted({shown[bisect_right(shown, middle) - 1] for middle in middles})
-    found: list[Image.Image] = []
+    found: list[Picture] = []
     decoder, last = None, start - 1
     for pts in wanted:
         # From the last picture before it that stands on its own, unless decoding is past that already.
@@ -248,6 +406,11 @@ def _frames(
             decoder = container.decode(stream)
         for frame in decoder:
             _check_frame(frame, max_pixels)
+            if (pixels := frame.width * frame.height * len(wanted)) > MAX_VIDEO_PIXELS:
+                raise _Refused(
+                    f"{len(wanted)} frames of {frame.width} x {frame.height} have {pixels:,} pixels, "
+                    f"{MAX_VIDEO_PIXELS:,} can be taken; ask for fewer frames or shrink the video"
+                )
             last = frame.pts if frame.pts is not None else last
             if frame.pts is not None and frame.pts >= pts:
                 found.append(frame.to_image())
@@ -272,8 +435,21 @@ class _Refused(Exception):
 
 def _read(source: MediaSource, limit: int, what: str) -> tuple[bytes, str]:
     """(bytes, name for messages); reads no more than the limit and one byte."""
+    with _opened(source, limit, what) as (file, name):
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise ValueError(_too_many_bytes(name, what, limit))
+    return data, name
+
+
+@contextmanager
+def _opened(
+    source: MediaSource, limit: int | None, what: str
+) -> Iterator[tuple[io.BufferedIOBase, str]]:
+    """A path or bytes as (open file, name for messages)."""
     if isinstance(source, bytes | bytearray | memoryview):
-        data, name = bytes(source), f"the given bytes of a {what}"
+        file: io.BufferedIOBase = io.BytesIO(source)
+        name, size = f"the given bytes of a {what}", len(source)
     elif isinstance(source, str | Path):
         path, name = Path(source), str(source)[:200]
         try:
@@ -281,15 +457,19 @@ def _read(source: MediaSource, limit: int, what: str) -> tuple[bytes, str]:
                 raise ValueError(
                     f"{name}: expected a file, found {'a folder' if path.is_dir() else 'nothing there'}"
                 )
-            with path.open("rb") as file:
-                data = file.read(limit + 1)
+            file, size = path.open("rb"), path.stat().st_size
         except OSError as error:
             raise ValueError(f"{name}: expected a readable file, found: {error.strerror}") from None
     else:
         raise ValueError(f"expected a {what} as a path or as bytes, found {type(source).__name__}")
-    if len(data) > limit:
-        raise ValueError(f"{name}: a {what} may have {limit:,} bytes, found more")
-    return data, name
+    with file:
+        if limit is not None and size > limit:
+            raise ValueError(_too_many_bytes(name, what, limit))
+        yield file, name
+
+
+def _too_many_bytes(name: str, what: str, limit: int) -> str:
+    return f"{name}: a {what} may have {limit:,} bytes, found more"
 
 
 def _open_image(
@@ -301,8 +481,8 @@ def _open_image(
     if kind not in PICTURES:
         raise ValueError(f"{name}: expected a PNG, JPEG, WebP, GIF or BMP picture, found {kind}")
     try:
-        picture = Image.open(io.BytesIO(data), formats=[PICTURES[kind]])
-    except Image.DecompressionBombError:
+        picture = pil.open(io.BytesIO(data), formats=[PICTURES[kind]])
+    except pil.DecompressionBombError:
         raise ValueError(
             f"{name}: a picture may have {max_pixels:,} pixels, found more than twice that"
         ) from None
@@ -318,17 +498,18 @@ def _open_image(
     return picture, name
 
 
-def _check_wav(data: bytes, name: str) -> None:
+def _check_wav(file: io.BufferedIOBase, name: str) -> None:
     """libsndfile reads a cut WAV file to its end without a word, so its `data` chunk is held to what is there.
 
     Sizes 0 and 0xFFFFFFFF mean "unknown", as written by programs that stream.
     """
-    at = 12
-    while at + 8 <= len(data):
-        chunk, size = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
+    at, end = 12, file.seek(0, io.SEEK_END)
+    while at + 8 <= end:
+        file.seek(at)
+        chunk, size = file.read(4), int.from_bytes(file.read(4), "little")
         at += 8
         if chunk == b"data":
-            found = len(data) - at
+            found = end - at
             if found == 0:
                 raise ValueError(f"{name}: the WAV clip is empty; expected samples, found 0")
             if size not in (0, 0xFFFFFFFF) and found < size:
@@ -340,9 +521,7 @@ def _check_wav(data: bytes, name: str) -> None:
     raise ValueError(f"{name}: the WAV clip is truncated; its header ends before the samples")
 
 
-def _from_array(
-    source: tuple[np.ndarray, int], max_seconds: float
-) -> tuple[Float[np.ndarray, " n"], int]:
+def _check_array(source: tuple[np.ndarray, int], max_seconds: float) -> None:
     if len(source) != 2:
         raise ValueError(f"a clip in memory is (samples, rate), found a tuple of {len(source)}")
     wave, rate = np.asarray(source[0]), int(source[1])
@@ -354,12 +533,19 @@ def _from_array(
         raise ValueError(f"a rate lies between 1 and {MAX_RATE} Hz, found {rate}")
     if len(wave) > max_seconds * rate:
         raise ValueError(_too_long("the given samples", len(wave) / rate, max_seconds))
-    if np.issubdtype(wave.dtype, np.signedinteger):
-        wave = wave.astype(np.float32) / np.float32(-float(np.iinfo(wave.dtype).min))
-    elif not np.issubdtype(wave.dtype, np.floating):
+    if not (np.issubdtype(wave.dtype, np.signedinteger) or np.issubdtype(wave.dtype, np.floating)):
         raise ValueError(
             f"samples must be floats in [-1, 1] or signed integers, found {wave.dtype}"
         )
+
+
+def _from_array(
+    source: tuple[np.ndarray, int], max_seconds: float
+) -> tuple[Float[np.ndarray, " n"], int]:
+    _check_array(source, max_seconds)
+    wave, rate = np.asarray(source[0]), int(source[1])
+    if np.issubdtype(wave.dtype, np.signedinteger):
+        wave = wave.astype(np.float32) / np.float32(-float(np.iinfo(wave.dtype).min))
     wave = wave.astype(np.float32)
     return _finite(
         wave if wave.ndim == 1 else wave.mean(axis=1, dtype=np.float32), "the given samples"

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from polyphi.batch import Batch, Clip, ImageLayout, row
-from polyphi.chat import Audio, Image, Message, adapter_for
+from polyphi.chat import Audio, Image, Message, Tokens, adapter_for
 from polyphi.processing import audio, image, media
 from polyphi.processing.template import Piece, render
 from polyphi.processing.tokenizer import Tokenizer
@@ -31,7 +31,7 @@ class TooLong(ValueError):
 
 @dataclass(frozen=True)
 class Decoded:
-    """A picture, or a clip at 16 or 8 kHz, decoded, with the tokens it will fill."""
+    """A picture, decoded, or a clip's log-mel frames, with the tokens it will fill."""
 
     part: Image | Audio
     tokens: int
@@ -78,7 +78,8 @@ class Processor:
 
         `adapter`: "auto" (image -> vision, audio only -> speech, text -> none), a name, or None. `supervise`: None (no
         labels), "answers" (the assistant's words and their `<|end|>`; a whole document) or "all" (every token but the
-        placeholders). `generation_prompt`: end in `<|assistant|>`. `max_crops`: at most the processor's own.
+        placeholders). `generation_prompt`: end in `<|assistant|>`. `max_crops`: a bound for all pictures, beside
+        the processor's own and what each asks for.
         `trusted`: whether tool-call marks in assistant messages are control tokens (template.py); by default only in
         training, that is, with `supervise`.
 
@@ -87,7 +88,7 @@ class Processor:
         """
         if supervise not in (None, "answers", "all"):
             raise ValueError(f"supervise is None, 'answers' or 'all', found {supervise!r}")
-        conversation = [Message.parse(m) for m in messages]
+        conversation = media.expand_videos([Message.parse(m) for m in messages])
         trusted = supervise is not None if trusted is None else trusted
         pieces = render(
             conversation, self.tokenizer, generation_prompt=generation_prompt, trusted=trusted
@@ -168,26 +169,28 @@ class Processor:
         *,
         generation_prompt: bool = True,
         max_crops: int | None = None,
-    ) -> int:
-        """Tokens of a conversation, before running anything. Of a picture only the header is read."""
-        total = 0
+    ) -> Tokens:
+        """Tokens of a conversation, before running anything: as many as its row will have. Of a picture or a clip only
+        the header is read, but of an MP3 clip and a video all."""
+        text = pictures = clips = 0
         for piece in render(
-            [Message.parse(m) for m in messages],
+            media.expand_videos([Message.parse(m) for m in messages]),
             self.tokenizer,
             generation_prompt=generation_prompt,
         ):
-            if isinstance(piece.media, Image):
-                total += self._layout(*media.image_size(piece.media.source), max_crops).tokens(
-                    self.cells
-                )
-            elif piece.media is not None:
-                total += self.decode(piece.media, max_crops).tokens
+            part = piece.media
+            if part is None:
+                text += len(piece.ids)
+            elif isinstance(part, Image):
+                most = self._crops(max_crops, part.most_crops)
+                pictures += self._layout(*media.image_size(part.source), most).tokens(self.cells)
             else:
-                total += len(piece.ids)
-        return total
+                length, rate = audio.resampled_length(*media.audio_size(part.source))
+                clips += Clip(audio.frames(length, rate), "").tokens
+        return Tokens(text, pictures, clips)
 
-    def _crops(self, max_crops: int | None) -> int:
-        return self.max_crops if max_crops is None else min(max_crops, self.max_crops)
+    def _crops(self, *bounds: int | None) -> int:
+        return min([self.max_crops, *(b for b in bounds if b is not None)])
 
     def _layout(self, width: int, height: int, max_crops: int | None) -> ImageLayout:
         sizes = {
@@ -198,13 +201,17 @@ class Processor:
         return image.plan(width, height, **sizes).layout
 
     def decode(self, part: Image | Audio, max_crops: int | None) -> Decoded:
-        """Decoded and measured; pixels and mels wait until the row is known to fit."""
+        """Decoded and measured; pixels wait until the row is known to fit."""
         if isinstance(part, Image):
             picture = media.decode_image(part.source)
-            tokens = self._layout(picture.width, picture.height, max_crops).tokens(self.cells)
-            return Decoded(part, tokens, picture, self._crops(max_crops))
-        wave, rate = audio.resample(*media.decode_audio(part.source))
-        return Decoded(part, Clip(audio.frames(len(wave), rate), "").tokens, (wave, rate))
+            most = self._crops(max_crops, part.most_crops)
+            tokens = self._layout(picture.width, picture.height, most).tokens(self.cells)
+            return Decoded(part, tokens, picture, most)
+        # Frames are half the size of samples at 16 kHz and a tenth of those at 44.1 kHz in stereo, so a clip becomes
+        # frames as it is read.
+        stream = media.AudioStream(part.source, max_bytes=media.MAX_AUDIO_BYTES)
+        mels = audio.log_mel_of(stream, stream.rate)
+        return Decoded(part, Clip(len(mels), "").tokens, mels)
 
     def _join(
         self,
@@ -265,7 +272,7 @@ class Processor:
     def _mels(self, items: Sequence[Decoded], slots: Iterable[int], branch: str) -> dict[str, Any]:
         if not items:
             return {}
-        mels = [audio.log_mel(*m.data) for m in items]
+        mels = [m.data for m in items]
         clips = tuple(Clip(len(m), branch) for m in mels)
         assert [c.tokens for c in clips] == [m.tokens for m in items]
         return {"mels": torch.cat(mels), "clips": clips, "audio_slots": _positions(slots)}

@@ -20,7 +20,7 @@ conversation may have made up its answers.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from polyphi.chat import CALL, CALL_END, Audio, Image, Message, Text
+from polyphi.chat import CALL, CALL_END, Audio, Image, Message, Text, Video
 from polyphi.processing.tokenizer import END, END_OF_TEXT, Tokenizer
 
 ROLES = ("system", "user", "assistant", "tool", "tool_response")
@@ -119,7 +119,8 @@ class _Writer:
         self._pieces.append(Piece((self._tokenizer.control(token),), answer))
         self._swallow = self._tokenizer.swallows(token)
 
-    def _media(self, part: Image | Audio) -> None:
+    def _media(self, part: Image | Audio | Video) -> None:
+        assert not isinstance(part, Video), "a video is expanded first (media.expand_videos)"
         id = self._tokenizer.image_id if isinstance(part, Image) else self._tokenizer.audio_id
         if id is None:
             raise ValueError(

@@ -203,6 +203,15 @@ class Tokenizer:
         tools, which the reader of a tool call needs."""
         return self._whole.decode(list(ids), skip_special_tokens=skip_special)
 
+    def spelled(self) -> list[bytes | None]:
+        """The bytes of every id, up to `vocab_size`; None for control tokens and ids that mean nothing."""
+        bytes_of = {letter: byte for byte, letter in enumerate(_byte_letters())}
+        words: list[bytes | None] = [None] * self.vocab_size
+        for token, id in self._spec["model"]["vocab"].items():
+            if token not in self._controls:
+                words[id] = bytes(map(bytes_of.__getitem__, token))
+        return words
+
     def control(self, token: str) -> int:
         """Id of a control token, by its text. Raises `ValueError` if the tokenizer has none of that name."""
         if token not in self._controls:

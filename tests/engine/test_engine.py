@@ -68,9 +68,7 @@ def test_which_tables_were_used(engine: Engine) -> None:
     )
 
 
-def test_together_equals_alone(
-    engine: Engine, conversations: list[list[Message]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_together_equals_alone(engine: Engine, conversations: list[list[Message]]) -> None:
     many = conversations * 2
     sampling = SamplingParams(
         max_tokens=45
@@ -78,9 +76,8 @@ def test_together_equals_alone(
     alone = [engine.generate(c, sampling=sampling) for c in many]
     assert {a.rope for a in alone} == {"short", "short+long"}
     assert engine.generate_many(iter(many), sampling=sampling) == alone
-    monkeypatch.setattr(engine_module, "TOGETHER", 3)
-    monkeypatch.setattr(engine_module, "PREFILL_TOKENS", 40)
-    assert engine.generate_many(many, sampling=sampling) == alone
+    small = Engine(engine.model, engine.processor, together=3, chunk=7, prefill=40)
+    assert small.generate_many(many, sampling=sampling) == alone
     assert engine.generate_many([]) == []
 
 
@@ -90,11 +87,11 @@ def test_together_equals_alone_when_answers_end_at_different_times(
     long = [engine.generate(c, sampling=SamplingParams(max_tokens=20)) for c in conversations]
     stops = {a.tokens[5 + 2 * i] for i, a in enumerate(long)}
     monkeypatch.setattr(Tokenizer, "eos_ids", property(lambda _: tuple(stops)))
-    monkeypatch.setattr(engine_module, "TOGETHER", 2)
     alone = [engine.generate(c, sampling=SamplingParams(max_tokens=20)) for c in conversations]
     assert len({len(a.tokens) for a in alone}) > 1
     assert all(a.finish_reason == "stop" and not stops & set(a.tokens) for a in alone)
-    assert engine.generate_many(conversations, sampling=SamplingParams(max_tokens=20)) == alone
+    two = Engine(engine.model, engine.processor, together=2)
+    assert two.generate_many(conversations, sampling=SamplingParams(max_tokens=20)) == alone
 
 
 def test_sampled_answers_are_the_same_together_and_alone(
@@ -192,8 +189,8 @@ def test_scores_are_the_log_probabilities_of_the_continuation(
         ]
         assert engine.score(messages, text) == pytest.approx(expected, abs=1e-5)
     alone = [engine.score(m, t) for m, t in pairs]
-    for budget in (engine_module.PREFILL_TOKENS, 50):
-        monkeypatch.setattr(engine_module, "PREFILL_TOKENS", budget)
+    for budget in (engine_module.PREFILL, 50):
+        monkeypatch.setattr(engine_module, "PREFILL", budget)
         together = engine.score_many(pairs)
         assert len(together) == len(alone)
         assert all(a == pytest.approx(b, abs=1e-5) for a, b in zip(together, alone, strict=True))

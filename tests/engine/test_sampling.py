@@ -1,60 +1,274 @@
-"""Drawing tokens."""
+"""Drawing tokens: every rule against its plain formula, and an answer that depends on its request alone."""
+
+import math
+from collections import Counter
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
 
-from polyphi.chat import SamplingParams
-from polyphi.engine.sampling import Sampler, candidates, check
+from polyphi.chat import Grammar, SamplingParams
+from polyphi.engine.sampling import Sampler, candidates, check, likeliest
+from polyphi.processing.tokenizer import Tokenizer
 
+TOKENIZER = Tokenizer.train(["yes no maybe"], vocab_size=320)
 LOGITS = torch.tensor([0.0, 2.0, 1.0, -1.0, 1.5])
+SOME = st.lists(st.floats(-8, 8, width=16), min_size=1, max_size=12)
 
 
-def test_greedy_is_the_largest() -> None:
-    assert Sampler(SamplingParams())(LOGITS) == 1
+def sampler(prompt: tuple[int, ...] = (), **values: Any) -> Sampler:
+    return Sampler(SamplingParams(**values), TOKENIZER, prompt)
 
 
-def test_top_k_keeps_the_k_best() -> None:
-    probabilities, ids = candidates(LOGITS, SamplingParams(temperature=1.0, top_k=2))
-    assert ids.tolist() == [1, 4]
-    torch.testing.assert_close(probabilities, torch.tensor([2.0, 1.5]).softmax(-1))
+def softmax(scores: list[float]) -> list[float]:
+    exps = [math.exp(s - max(scores)) for s in scores]
+    return [e / sum(exps) for e in exps]
 
 
-def test_top_p_keeps_the_one_that_crosses() -> None:
-    full = LOGITS.softmax(-1).sort(descending=True).values.cumsum(-1)
-    for p in (0.01, 0.3, float(full[1]) - 1e-4, float(full[1]) + 1e-4, 1.0):
-        probabilities, ids = candidates(LOGITS, SamplingParams(temperature=1.0, top_p=p))
-        assert len(ids) == min(int((full < p).sum()) + 1, 5)
-        assert probabilities.sum() == pytest.approx(1)
+def penalised(
+    scores: list[float], prompt: tuple[int, ...], answer: list[int], s: SamplingParams
+) -> list[float]:
+    """The penalties, written down."""
+    out = []
+    for token, score in enumerate(scores):
+        if token in prompt or token in answer:
+            by = s.repetition_penalty
+            score = score / by if score > 0 else score * by
+        times = answer.count(token)
+        out.append(score - s.presence_penalty * (times > 0) - s.frequency_penalty * times)
+    return out
 
 
-def test_draws_follow_the_probabilities() -> None:
-    draw = Sampler(SamplingParams(temperature=0.5, seed=1))
-    counts = torch.bincount(torch.tensor([draw(LOGITS) for _ in range(4000)]), minlength=5) / 4000
-    torch.testing.assert_close(counts, (LOGITS / 0.5).softmax(-1), atol=0.03, rtol=0)
+def assume_clear(scores: list[float], s: SamplingParams) -> None:
+    """No cut is a matter of rounding."""
+    shares = sorted(softmax([x / s.temperature for x in scores]), reverse=True)
+    shares = shares[: s.top_k or len(shares)]
+    for i in range(len(shares)):
+        assume(abs(sum(shares[:i]) / sum(shares) - s.top_p) > 1e-5)
+        assume(abs(shares[i] / shares[0] - s.min_p) > 1e-5)
 
 
-def test_a_seed_fixes_the_draws() -> None:
-    def run(seed: int) -> list[int]:
-        draw = Sampler(SamplingParams(temperature=3.0, seed=seed))
-        return [draw(LOGITS) for _ in range(20)]
+def kept(scores: list[float], s: SamplingParams) -> dict[int, float]:
+    """What may be drawn and how likely, written down."""
+    shares = softmax([x / s.temperature for x in scores])
+    order = sorted(range(len(scores)), key=lambda i: (-scores[i], i))
+    order = order[: s.top_k or len(order)]
+    whole = sum(shares[i] for i in order)
+    chosen, before = [], 0.0
+    for i in order:
+        if before < s.top_p:
+            chosen.append(i)
+        before += shares[i] / whole
+    chosen = [i for i in chosen if shares[i] >= s.min_p * shares[order[0]]]
+    whole = sum(shares[i] for i in chosen)
+    return {i: shares[i] / whole for i in chosen}
 
-    assert run(1) == run(1) != run(2)
 
-
-@pytest.mark.parametrize(
-    "bad",
-    [
-        {"max_tokens": 0},
-        {"temperature": -1.0},
-        {"temperature": float("nan")},
-        {"temperature": float("inf")},
-        {"top_p": 0.0},
-        {"top_p": 1.1},
-        {"top_p": float("nan")},
-        {"top_k": -1},
-        {"stop": ("",)},
-    ],
+@settings(max_examples=50, deadline=None)
+@given(
+    SOME,
+    st.floats(0.1, 5),
+    st.integers(0, 14),
+    st.floats(0.01, 1),
+    st.sampled_from([0.0, 0.03, 0.3, 0.99]),
 )
-def test_meaningless_values_are_refused(bad: dict) -> None:
-    with pytest.raises(ValueError, match=next(iter(bad))):
+def test_cuts(scores: list[float], heat: float, k: int, p: float, least: float) -> None:
+    s = SamplingParams(temperature=heat, top_k=k, top_p=p, min_p=least)
+    assume_clear(scores, s)
+    expected = kept(scores, s)
+    probabilities, ids = candidates(torch.tensor(scores), s)
+    assert dict(zip(ids.tolist(), probabilities.tolist(), strict=True)) == pytest.approx(
+        expected, abs=1e-5
+    )
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=12), st.integers(0, 14))
+def test_equal_values_stand_by_id(values: list[int], count: int) -> None:
+    expected = sorted(range(len(values)), key=lambda i: (-values[i], i))[:count]
+    assert likeliest(torch.tensor(values).float(), count).tolist() == expected
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.lists(st.floats(-8, 8, width=16), min_size=6, max_size=6), max_size=8),
+    st.lists(st.integers(0, 5), max_size=4).map(tuple),
+    st.sampled_from([1.0, 1.3, 0.7]),
+    st.sampled_from([0.0, 1.5, -2.0]),
+    st.sampled_from([0.0, 0.4, -0.3]),
+)
+def test_penalties(
+    steps: list[list[float]],
+    prompt: tuple[int, ...],
+    repetition: float,
+    presence: float,
+    frequency: float,
+) -> None:
+    s = SamplingParams(
+        repetition_penalty=repetition, presence_penalty=presence, frequency_penalty=frequency
+    )
+    draws = Sampler(s, TOKENIZER, prompt)
+    answer: list[int] = []
+    for scores in steps:
+        expected = penalised(scores, prompt, answer, s)
+        best, *others = sorted(expected, reverse=True)
+        assume(best - others[0] > 1e-3)
+        answer.append(draws.draw(torch.tensor(scores)))
+        assert answer[-1] == expected.index(best)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(-30, 30, width=16), min_size=1, max_size=30), st.integers(0, 20))
+def test_logprobs_are_the_models_own(scores: list[float], count: int) -> None:
+    """Before penalties, temperature and cuts."""
+    draws = sampler((0,), logprobs=count, temperature=2.0, top_k=1, repetition_penalty=3.0)
+    token = draws.draw(torch.tensor(scores))
+    (told,) = draws.logprobs
+    total = max(scores) + math.log(sum(math.exp(x - max(scores)) for x in scores))
+    assert told.token == token
+    assert told.logprob == pytest.approx(scores[token] - total, abs=1e-4)
+    order = sorted(range(len(scores)), key=lambda i: (-scores[i], i))[:count]
+    assert [i for i, _ in told.top] == order
+    assert [x for _, x in told.top] == pytest.approx([scores[i] - total for i in order], abs=1e-4)
+
+
+def test_greedy_is_the_largest_and_the_first_of_equal_ones() -> None:
+    assert sampler().draw(LOGITS) == 1
+    assert sampler().draw(torch.tensor([0.0, 3.0, 3.0])) == 1
+    assert sampler(temperature=1e-8).draw(LOGITS) == 1
+
+
+def test_who_can_do_without_a_sampler() -> None:
+    assert sampler().plain and sampler(seed=5, top_p=0.5, top_k=3).plain
+    for values in (
+        {"temperature": 0.5},
+        {"logprobs": 0},
+        {"presence_penalty": 0.1},
+        {"frequency_penalty": 0.1},
+        {"repetition_penalty": 1.1},
+        {"grammar": Grammar("regex", "yes")},
+    ):
+        assert not sampler(**values).plain
+    assert not sampler().finished
+
+
+def drawn(sampler: Sampler, count: int) -> Tensor:
+    return torch.bincount(torch.tensor([sampler.draw(LOGITS) for _ in range(count)]), minlength=5)
+
+
+@pytest.mark.parametrize("cuts", [{}, {"top_k": 4, "top_p": 0.9}, {"min_p": 0.2}])
+def test_draws_follow_the_probabilities(cuts: dict) -> None:
+    s = SamplingParams(temperature=0.7, seed=1, **cuts)
+    expected = torch.zeros(5)
+    for token, share in kept(LOGITS.tolist(), s).items():
+        expected[token] = share
+    counts = drawn(Sampler(s, TOKENIZER), 2000)
+    torch.testing.assert_close(counts / 2000, expected, atol=0.04, rtol=0)
+    assert not counts[expected == 0].any()
+
+
+def test_a_seed_fixes_the_draws_whatever_else_is_drawn() -> None:
+    alone = sampler(temperature=3.0, seed=1)
+    first = [alone.draw(LOGITS) for _ in range(20)]
+    one, two = sampler(temperature=3.0, seed=1), sampler(temperature=3.0, seed=2)
+    mixed = []
+    for _ in range(20):
+        torch.rand(3)
+        mixed.append((one.draw(LOGITS), two.draw(LOGITS)))
+    assert [a for a, _ in mixed] == first
+    assert [b for _, b in mixed] != first
+    assert (
+        len({tuple(drawn(sampler(temperature=3.0, seed=s), 20).tolist()) for s in (-1, 0, 9)}) > 1
+    )
+
+
+def test_a_cut_that_leaves_one_takes_its_number_all_the_same() -> None:
+    """So that later draws don't depend on how sharp earlier logits were."""
+    one, two = sampler(temperature=1.0, seed=4), sampler(temperature=1.0, seed=4)
+    one.draw(LOGITS)
+    two.draw(torch.tensor([90.0, 0.0, 0.0, 0.0, 0.0]))
+    assert [one.draw(LOGITS) for _ in range(20)] == [two.draw(LOGITS) for _ in range(20)]
+
+
+@pytest.mark.parametrize("heat", [1e-3, 1.0, 100.0])
+def test_extreme_logits(heat: float) -> None:
+    hard = torch.tensor([1e30, -1e30, float("-inf"), 3.0])
+    assert sampler(temperature=heat).draw(hard) == 0
+    for wrong in (math.nan, math.inf):
+        with pytest.raises(ValueError, match="no numbers"):
+            sampler(temperature=heat).draw(torch.tensor([0.0, wrong]))
+
+
+def test_a_grammar_holds_penalties_and_logprobs_too() -> None:
+    draws = sampler(
+        grammar=Grammar("regex", "(yes|no){3}"),
+        temperature=2.0,
+        frequency_penalty=1.0,
+        logprobs=1,
+        seed=3,
+    )
+    answer = []
+    while not draws.finished:
+        logits = torch.zeros(TOKENIZER.vocab_size)
+        logits[7] = 5.0
+        answer.append(draws.draw(logits))
+    text = TOKENIZER.decode(answer)
+    assert text.replace("yes", "").replace("no", "") == "" and draws.finished
+    assert [t.token for t in draws.logprobs] == answer
+    assert {t.top[0][0] for t in draws.logprobs} == {7}, "what the model would have said"
+    assert draws.draw(torch.zeros(TOKENIZER.vocab_size)) in TOKENIZER.eos_ids
+
+
+NONSENSE: list[dict[str, Any]] = [
+    *({"max_tokens": v} for v in (0, -1, 1.5, None, True, "9")),
+    *({"temperature": v} for v in (-1.0, 101.0, 1e30, math.nan, math.inf, "hot", None)),
+    *({"top_p": v} for v in (0.0, 0, -0.1, 1.1, math.nan, None)),
+    *({"top_k": v} for v in (-1, 2.0, math.nan)),
+    *({"seed": v} for v in (2**63, -(2**63) - 1, 0.5, None)),
+    *({"min_p": v} for v in (-0.1, 1.1, math.nan)),
+    *({"repetition_penalty": v} for v in (0.0, -1.0, 1e9, math.nan)),
+    *({"presence_penalty": v} for v in (-2.1, 2.1, math.nan)),
+    *({"frequency_penalty": v} for v in (-2.1, 2.1, math.inf)),
+    *({"logprobs": v} for v in (-1, 21, 10**9, 1.0, True)),
+    *({"n": v} for v in (0, -3, 129, 10**9, 1.5)),
+    *({"draft": v} for v in (-1, 17, 10**9, 0.5)),
+    *({"rope": v} for v in ("short", None)),
+    *({"stop": v} for v in ("END", ("",), ("a", ""), (1,), ("x",) * 17, ("y" * 257,), None)),
+    *({"grammar": v} for v in ("json", {"type": "object"})),
+]
+
+
+@pytest.mark.parametrize("bad", NONSENSE, ids=str)
+def test_nonsense_is_refused_in_one_line(bad: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(bad))) as refusal:
         check(SamplingParams(**bad))
+    assert "\n" not in str(refusal.value)
+    with pytest.raises(ValueError):
+        sampler(**bad)
+
+
+def test_limits_are_allowed() -> None:
+    check(SamplingParams())
+    wide = SamplingParams(
+        10**6,
+        100.0,
+        1.0,
+        10**9,
+        2**63 - 1,
+        ("y" * 256,) * 16,
+        1.0,
+        100.0,
+        2,
+        -2.0,
+        20,
+        128,
+        None,
+        16,
+    )
+    check(wide)
+    check(replace(wide, stop=[], seed=-(2**63), logprobs=None, rope="bound"))  # type: ignore[arg-type]
+    assert Counter([Sampler(wide, TOKENIZER).draw(LOGITS)]) == {1: 1}

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from polyphi.model.attention import _one_call, packed_attention, padding
+from polyphi.model import attention
+from polyphi.model.attention import (
+    continued_attention,
+    last_token_attention,
+    packed_attention,
+    padding,
+    varlen_attention,
+)
 
 # float32 against float64 formulas: measured 6e-7 on outputs of spread 1.
 ROUNDING = 5e-6
@@ -31,21 +38,10 @@ def noise(*shape: int, seed: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-class Held:
-    """A cache that already holds so many tokens per sequence."""
-
-    def __init__(self, counts, kv_heads, d):
-        self.held = [
-            (noise(n, kv_heads, d, seed=10 + i), noise(n, kv_heads, d, seed=20 + i))
-            for i, n in enumerate(counts)
-        ]
-        self.asked = []
-
-    def extend(self, layer, k, v, lengths):
-        self.asked.append((layer, lengths))
-        pairs = zip(self.held, k.split(lengths), v.split(lengths), strict=True)
-        both = [(torch.cat([b[0], key]), torch.cat([b[1], value])) for b, key, value in pairs]
-        return [key for key, _ in both], [value for _, value in both]
+def cut(held: tuple[torch.Tensor, torch.Tensor], at: list[int]) -> list[tuple]:
+    """Keys and values in pieces, as they may lie in memory."""
+    edges = [0, *at, len(held[0])]
+    return [tuple(x[a:b] for x in held) for a, b in pairwise(edges)]
 
 
 @pytest.mark.parametrize("heads, kv_heads", [(6, 2), (4, 4), (3, 1)])
@@ -61,17 +57,30 @@ def test_sequences_see_themselves_only(heads, kv_heads):
     np.testing.assert_allclose(found.numpy(), expected, atol=ROUNDING, rtol=0)
 
 
-def test_with_a_cache_the_triangle_sits_at_the_bottom_right():
-    bounds, cache = (0, 4, 5, 8), Held((3, 7, 0), 2, 8)
-    q, k, v = noise(8, 6, 8, seed=0), noise(8, 2, 8, seed=1), noise(8, 2, 8, seed=2)
-    found = packed_attention(q, k, v, bounds, cache=cache, layer=3)
-    assert cache.asked == [(3, [4, 1, 3])]
-    keys, values = cache.extend(3, k, v, [4, 1, 3])
-    expected = [formula(q[a:b], keys[s], values[s]) for s, (a, b) in enumerate(pairwise(bounds))]
-    np.testing.assert_allclose(found.numpy(), np.concatenate(expected), atol=ROUNDING, rtol=0)
+@pytest.mark.parametrize("new", [1, 3, 70])
+@pytest.mark.parametrize("at", [[], [5], [1, 4, 100]])
+def test_a_sequence_that_goes_on_sees_all_that_is_held_of_it(new, at):
+    """The triangle sits at the bottom right, wherever the pieces were cut."""
+    held = noise(130, 2, 8, seed=3), noise(130, 2, 8, seed=4)
+    q, k, v = noise(new, 6, 8, seed=0), noise(new, 2, 8, seed=1), noise(new, 2, 8, seed=2)
+    every = [torch.cat([old, own]) for old, own in zip(held, (k, v), strict=True)]
+    expected = formula(q, *every)
+    found = continued_attention(q, k, v, cut(held, at))
+    np.testing.assert_allclose(found.numpy(), expected, atol=ROUNDING, rtol=0)
+    if new == 1:
+        found = last_token_attention(q, cut(tuple(every), at))
+        np.testing.assert_allclose(found.numpy(), expected, atol=ROUNDING, rtol=0)
 
 
-def test_the_single_kernel_gets_the_same_question():
+def test_large_scores_in_one_piece_leave_nothing_of_the_others():
+    """Sums of exponentials that float32 can't hold: only their logarithms are compared."""
+    keys = torch.cat([noise(20, 2, 8, seed=1), 300 * noise(20, 2, 8, seed=2)])
+    values, q = noise(40, 2, 8, seed=3), noise(1, 6, 8, seed=4)
+    found = last_token_attention(q, cut((keys, values), [7, 20]))
+    np.testing.assert_allclose(found.numpy(), formula(q, keys, values), atol=10 * ROUNDING, rtol=0)
+
+
+def test_the_single_kernel_gets_the_same_question(monkeypatch):
     """The CUDA path with its kernel replaced by the formula: arguments in the layout that `varlen_attn` documents."""
 
     def kernel(q, k, v, *layout, window_size, enable_gqa):
@@ -83,11 +92,13 @@ def test_the_single_kernel_gets_the_same_question():
             [torch.from_numpy(formula(q[a:b], k[c:d], v[c:d])) for (a, b), (c, d) in spans]
         )
 
-    bounds, cache = (0, 4, 5, 8), Held((3, 7, 0), 2, 8)
-    q, k, v = noise(8, 6, 8, seed=0), noise(8, 2, 8, seed=1), noise(8, 2, 8, seed=2)
-    found = _one_call(kernel, q, *cache.extend(0, k, v, [4, 1, 3]), [4, 1, 3])
-    expected = packed_attention(q, k, v, bounds, cache=cache)
-    torch.testing.assert_close(found.float(), expected, atol=ROUNDING, rtol=0)
+    monkeypatch.setattr(attention, "_varlen", lambda: kernel)
+    queries, keys = (torch.tensor(x, dtype=torch.int32) for x in ((0, 4, 5, 8), (0, 7, 15, 18)))
+    q, k, v = noise(8, 6, 8, seed=0), noise(18, 2, 8, seed=1), noise(18, 2, 8, seed=2)
+    found = varlen_attention(q, k, v, queries, keys, 4, 8)
+    spans = [((0, 4), (0, 7)), ((4, 5), (7, 15)), ((5, 8), (15, 18))]
+    expected = [formula(q[a:b], k[c:d], v[c:d]) for (a, b), (c, d) in spans]
+    np.testing.assert_allclose(found.numpy(), np.concatenate(expected), atol=ROUNDING, rtol=0)
 
 
 def test_gradients():

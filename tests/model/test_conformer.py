@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from polyphi.batch import Clip
 from polyphi.model.config import AudioConfig
 from polyphi.model.conformer import (
+    AT_ONCE,
     CausalDepthwise,
     ConformerEncoder,
     Windows,
@@ -57,6 +58,49 @@ def test_windows_of_a_long_clip_do_not_hear_each_other(encoder):
     after = encoder(mels, clip)
     assert torch.equal(before[:500], after[:500])
     assert not torch.equal(before[500:], after[500:])
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        [33, 8001, 21],  # one feature more than what is encoded at a time
+        [8000 + 4000 + 77],  # three windows and a bit: the last is filled up, as ever
+        [7999, 16, 7985, 9],
+        [900] * 20,  # many short ones
+    ],
+)
+def test_encoded_bit_by_bit_is_encoded_at_once(encoder, frames):
+    """Without gradients clips go through in pieces; what comes out is what one pass gives."""
+    clips = [Clip(n, "speech") for n in frames]
+    mels = 16 + 4 * torch.randn(sum(frames), 80)
+    whole = encoder(mels, clips)
+    assert whole.requires_grad and len(whole) == sum(clip.tokens for clip in clips)
+    with torch.inference_mode():
+        pieces = encoder(mels, clips)
+    # Sums of other lengths may be added up in another order: units in the last place of values around 1.
+    torch.testing.assert_close(pieces, whole.detach(), rtol=0, atol=1e-5)
+
+
+def test_memory_stays_that_of_one_piece(encoder, monkeypatch):
+    """What the convolutions and the blocks see at a time doesn't grow with the clip."""
+    seen = {"frames": 0, "features": 0}
+    subsample, encode = encoder._subsample, encoder._encode
+
+    def subsampling(x, spans):
+        seen["frames"] = max(seen["frames"], sum(span.frames for span in spans))
+        return subsample(x, spans)
+
+    def encoding(x, lengths):
+        seen["features"] = max(seen["features"], len(x))
+        return encode(x, lengths)
+
+    monkeypatch.setattr(encoder, "_subsample", subsampling)
+    monkeypatch.setattr(encoder, "_encode", encoding)
+    with torch.inference_mode():
+        for minutes in (3, 5):
+            clip = Clip(6000 * minutes, "speech")
+            encoder(torch.randn(clip.frames, 80), [clip])
+            assert seen == {"frames": 8 * (AT_ONCE + 1), "features": AT_ONCE}
 
 
 @torch.no_grad()

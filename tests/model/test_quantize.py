@@ -1,5 +1,6 @@
 """Quantised models: what a token gets doesn't depend on its neighbours, and stays close to the whole weights."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from polyphi.batch import pack, row
 from polyphi.model import quantize as quantized
 from polyphi.model import weights
-from polyphi.model.config import ModelConfig
+from polyphi.model.config import DecoderConfig, ModelConfig
 from polyphi.model.lora import product
 from polyphi.model.multimodal import PhiModel
 from polyphi.model.quantize import EightBit, FourBit, IntMm, OneDnn, Plain, per_token, quantize
@@ -178,3 +179,21 @@ def test_unknown_kinds_are_refused(tiny_config: ModelConfig, tmp_path: Path) -> 
     weights.save(filled(tiny_config), tmp_path / "model")
     with pytest.raises(ValueError, match="int3"):
         weights.load(tmp_path / "model", quant="int3")
+
+
+@pytest.mark.parametrize("kind", [None, "bf16", "int8", "int4"])
+def test_what_is_saved_is_known_before(kind: str | None) -> None:
+    d = DecoderConfig(vocab_size=64, hidden_size=1536, num_hidden_layers=1, num_attention_heads=12)
+    config = ModelConfig(replace(d, num_key_value_heads=4, intermediate_size=512), None, None, {})
+    model = PhiModel(config).bfloat16()
+    model.initialise(0)
+
+    def size() -> int:
+        return sum(p.nbytes for p in model.parameters()) + sum(
+            quantized.nbytes(t) for t in quantized.held(model)
+        )
+
+    before = size()
+    if kind:
+        quantize(model, kind)
+    assert before - size() == pytest.approx(quantized.saved(config.decoder, kind), rel=0.02)

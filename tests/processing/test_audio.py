@@ -7,7 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polyphi.batch import Clip
-from polyphi.processing.audio import frames, log_mel, mel_filters, resample
+from polyphi.processing.audio import (
+    frames,
+    log_mel,
+    log_mel_of,
+    mel_filters,
+    resample,
+    resampled,
+)
 
 
 @pytest.mark.parametrize(
@@ -67,6 +74,22 @@ def test_a_tone_stays_where_it_is_at_other_rates(rate: int, target: int) -> None
     assert ours.shape == expected.shape
     loud = expected[10:-10] > 10
     assert (ours - expected)[10:-10][loud].abs().max() < 0.1
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    st.integers(1, 16000 * 60),
+    st.lists(st.integers(1, 200_000), max_size=6),
+    st.sampled_from([8000, 16000, 11025, 44100]),
+)
+def test_a_clip_in_blocks_gives_the_same_bits(samples: int, cuts: list[int], rate: int) -> None:
+    """However a clip is cut, it's resampled and framed as if it came whole."""
+    wave = 0.1 * np.random.default_rng(samples).standard_normal(samples).astype(np.float32)
+    blocks = np.split(wave, sorted({cut % samples for cut in cuts} - {0}))
+    whole, target = resample(wave, rate)
+    parts, same = resampled(blocks, rate)
+    assert same == target and np.array_equal(np.concatenate(list(parts)), whole)
+    assert torch.equal(log_mel_of(blocks, rate), log_mel(wave, rate))
 
 
 def test_8_khz_fills_the_lower_half_only() -> None:

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,19 @@ import pytest
 import soundfile
 from PIL import Image
 
-from polyphi.processing.media import decode_audio, decode_image, decode_video, image_size, sniff
+from polyphi.chat import Image as Shown
+from polyphi.chat import Message, Text, Video
+from polyphi.processing import media
+from polyphi.processing.media import (
+    AudioStream,
+    audio_size,
+    decode_audio,
+    decode_image,
+    decode_video,
+    expand_videos,
+    image_size,
+    sniff,
+)
 
 Make = Callable[..., bytes]
 
@@ -177,6 +190,67 @@ def test_channels_are_averaged(clip: Make) -> None:
     np.testing.assert_allclose(wave, expected, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("format", "subtype"),
+    [("WAV", "PCM_16"), ("FLAC", "PCM_16"), ("OGG", "VORBIS"), ("MP3", "MPEG_LAYER_III")],
+)
+def test_a_stream_brings_the_same_samples(
+    format: str, subtype: str, clip: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Block by block, from the disk or from memory, as often as one likes."""
+    monkeypatch.setattr("polyphi.processing.media.BLOCK", 4000)
+    data = clip(30000, channels=2, format=format, subtype=subtype)
+    path = tmp_path / "song"
+    path.write_bytes(data)
+    wave, rate = decode_audio(data)
+    for source in (path, data, (wave, rate)):
+        stream = AudioStream(source)
+        for _ in range(2):
+            blocks = list(stream)
+            assert len(blocks) > 5 and max(map(len, blocks)) <= 4000
+            np.testing.assert_array_equal(np.concatenate(blocks), wave)
+        assert stream.rate == rate and stream.seconds == len(wave) / rate
+
+
+@pytest.mark.parametrize(
+    ("format", "codec"), [("ipod", "aac"), ("mp4", "aac"), ("webm", "libopus")]
+)
+def test_soundtracks_are_heard(format: str, codec: str) -> None:
+    """What phones and browsers record, whatever it's called; the tone is where it was."""
+    import av
+
+    out, rate = io.BytesIO(), 48000
+    tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(rate) / rate)
+    with av.open(out, "w", format=format) as container:
+        track = container.add_stream(codec, rate=rate, layout="stereo")
+        for start in range(0, rate, 960):
+            part = np.tile(tone[start : start + 960], (2, 1)).astype(np.float32)
+            frame = av.AudioFrame.from_ndarray(part, "fltp", "stereo")
+            frame.sample_rate, frame.pts = rate, start
+            container.mux(track.encode(frame))
+        container.mux(track.encode(None))
+    wave, found = decode_audio(out.getvalue())
+    assert found == rate and abs(len(wave) - rate) < 3000
+    spectrum = np.abs(np.fft.rfft(wave[5000:45000]))
+    assert abs(spectrum.argmax() * rate / 40000 - 440) < 2
+    with pytest.raises(ValueError, match=r"damaged or truncated|truncated; expected|without"):
+        decode_audio(out.getvalue()[: len(out.getvalue()) // 3])
+    with pytest.raises(ValueError, match=r"may last 0\.5 s"):
+        decode_audio(out.getvalue(), max_seconds=0.5)
+    with pytest.raises(ValueError, match="expected a sound, found a MP4 without"):
+        decode_audio(film(3))
+
+
+def test_a_stream_has_no_cap_on_bytes_but_one_on_seconds(clip: Make, tmp_path: Path) -> None:
+    path = tmp_path / "long.wav"
+    path.write_bytes(clip(32000))
+    with pytest.raises(ValueError, match=r"may last 1\.5 s"):
+        list(AudioStream(path, max_seconds=1.5))
+    with pytest.raises(ValueError, match="bytes, found more"):
+        AudioStream(path, max_bytes=1000)
+    assert AudioStream(path, max_seconds=2.0).announced == 32000
+
+
 def test_samples_in_memory() -> None:
     wave, rate = decode_audio((np.array([[0.5, 0.0], [-1.0, 0.0]]), 8000))
     assert wave.tolist() == [0.25, -0.5] and rate == 8000 and wave.dtype == np.float32
@@ -334,7 +408,77 @@ def test_a_video_is_held_to_its_caps() -> None:
         ({"max_bytes": 100}, "may have 100 bytes"),
         ({"max_pixels": 1000}, "may have 1,000 pixels, found 3,072"),
         ({"max_seconds": 2.0}, "may last 2 s, found 5.0 s"),
-        ({"frames": 0}, "at least one frame"),
+        ({"frames": 0}, "1 to 1024 frames, found 0"),
+        ({"frames": 1025}, "1 to 1024 frames, found 1025"),
     ):
         with pytest.raises(ValueError, match=said):
             decode_video(whole, **cap)
+
+
+def test_all_frames_together_are_held_to_a_cap(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(media, "MAX_VIDEO_PIXELS", 4 * 64 * 48)
+    assert len(decode_video(film(40), frames=4)) == 4
+    with pytest.raises(ValueError, match=r"5 frames of 64 x 48 have 15,360 pixels, 12,288 can"):
+        decode_video(film(40), frames=5)
+
+
+def test_a_video_becomes_its_frames_where_it_stands(tmp_path: Path) -> None:
+    (tmp_path / "walk.mp4").write_bytes(film(40))
+    before, after = Text("Before."), Text("What happens?")
+    video = Video(tmp_path / "walk.mp4", frames=4, detail="low", max_crops=2)
+    first, second = expand_videos([Message.user(before, video, after), Message.assistant("It.")])
+    assert first.parts[0] == before and first.parts[-1] == after
+    assert second == Message.assistant("It.")
+    frames = first.parts[1:-1]
+    assert all(isinstance(f, Shown) and (f.detail, f.max_crops) == ("low", 2) for f in frames)
+    decoded = decode_video(tmp_path / "walk.mp4", frames=4)
+    assert len(frames) == 4
+    for frame, wanted in zip(frames, decoded, strict=True):  # every pixel is kept
+        assert np.array_equal(np.asarray(decode_image(frame.source)), np.asarray(wanted))
+
+
+def test_without_pyav_a_video_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(ValueError, match=r'pip install "polyphi\[video\]"') as refused:
+        decode_video(b"")
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("rate", [8000, 16000, 44100])
+@pytest.mark.parametrize(
+    ("format", "subtype"),
+    [("WAV", None), ("FLAC", None), ("OGG", "VORBIS"), ("OGG", "OPUS"), ("MP3", None)],
+)
+def test_a_clip_says_its_length(
+    clip: Make, format: str, subtype: str | None, rate: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rate = 48000 if (subtype, rate) == ("OPUS", 44100) else rate  # Opus knows no 44.1 kHz
+    for samples in (1, 399, 20011):
+        data = clip(samples, rate, 2, format, subtype)
+        wave, found = decode_audio(data)
+        assert audio_size(data) == (len(wave), found) == (samples, rate)
+    if format != "MP3":  # and it does so without being decoded
+        monkeypatch.setattr(media, "decode_audio", None)
+        assert audio_size(data) == (20011, rate)
+
+
+def test_a_cut_mp3_is_measured_not_believed(clip: Make) -> None:
+    whole = clip(160_000, 16000, 1, "MP3")
+    cut = whole[: int(len(whole) * 0.97)]
+    assert audio_size(cut)[0] == len(decode_audio(cut)[0]) < 160_000
+
+
+def test_a_clip_that_has_no_length_says_why(clip: Make) -> None:
+    whole = clip(1600)
+    for source, said in (
+        (whole[:1000], "truncated"),
+        (clip(0), "empty"),
+        (b"Dear Sir", "found text"),
+        ((np.zeros(0, np.float32), 16000), "empty"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            audio_size(source)
+    long = io.BytesIO()
+    soundfile.write(long, np.zeros(8000 * 1801, np.int16), 8000, format="FLAC")
+    with pytest.raises(ValueError, match="may last 1800 s"):
+        audio_size(long.getvalue())

@@ -1,5 +1,7 @@
 """Rows: exactly as many placeholders as the model will fill, labels only where asked for, limits with both numbers."""
 
+import base64
+import io
 from collections.abc import Callable
 
 import numpy as np
@@ -9,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polyphi.batch import IGNORE, pack
-from polyphi.chat import Audio, Image, Message, Text
+from polyphi.chat import Audio, Image, Message, Text, Video
+from polyphi.processing import media
 from polyphi.processing.processor import Processor, TooLong
 from polyphi.processing.tokenizer import Tokenizer
 
@@ -122,7 +125,52 @@ def test_max_crops_can_be_lowered_per_row(processor: Processor, png: Make) -> No
     chat = [Message.user(Image(png(300, 200)))]
     full, low, high = (processor.row(chat, max_crops=n) for n in (None, 1, 100))
     assert full.images[0].crops == 7 == high.images[0].crops and low.images[0].crops == 2
-    assert processor.count(chat, max_crops=1, generation_prompt=False) == len(low)
+    assert processor.count(chat, max_crops=1, generation_prompt=False).total == len(low)
+
+
+def test_a_picture_asks_for_its_own_crops(processor: Processor, png: Make) -> None:
+    def crops(**asked: object) -> int:
+        return processor.row([Message.user(Image(png(300, 200), **asked))]).images[0].crops
+
+    assert crops() == crops(detail="auto") == crops(detail="high") == crops(max_crops=99) == 7
+    assert crops(detail="low") == crops(max_crops=1) == 2
+    assert crops(detail="low", max_crops=4) == crops(max_crops=4) < 7
+    two = [Message.user(Image(png(300, 200), "low"), Image(png(300, 200)))]
+    assert [i.crops for i in processor.row(two).images] == [2, 7]
+    assert [i.crops for i in processor.row(two, max_crops=1).images] == [2, 2]
+
+
+def test_openai_details_reach_the_row(processor: Processor, png: Make) -> None:
+    address = "data:image/png;base64," + base64.b64encode(png(300, 200)).decode()
+
+    def crops(**beside: object) -> int:
+        part = {"type": "image_url", "image_url": {"url": address, **beside}}
+        return processor.row([{"role": "user", "content": [part]}]).images[0].crops
+
+    assert crops() == crops(detail="high") == crops(detail=None) == 7
+    assert crops(detail="low") == crops(max_crops=1) == 2
+
+
+def test_a_video_is_its_frames(processor: Processor) -> None:
+    av = pytest.importorskip("av")
+    out = io.BytesIO()
+    with av.open(out, "w", format="mp4") as container:
+        stream = container.add_stream("mpeg4", rate=8)
+        stream.width, stream.height, stream.pix_fmt = 112, 96, "yuv420p"
+        for i in range(12):
+            grey = np.full((96, 112, 3), 20 * i, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(grey, "rgb24")))
+        container.mux(stream.encode(None))
+    chat = [Message.user(Video(out.getvalue(), frames=5), "What happens?")]
+    row = processor.row(chat, generation_prompt=True)
+    assert row.adapters == ("vision",) and [i.crops for i in row.images] == [5] * 5
+    assert processor.count(chat).total == len(row)
+    brightness = [float(row.crops[i * 5].mean()) for i in range(5)]
+    assert brightness == sorted(brightness) and brightness[-1] > brightness[0] + 0.5
+    low = processor.row([Message.user(Video(out.getvalue(), frames=2, detail="low"))])
+    assert [i.crops for i in low.images] == [2, 2]
+    shown = processor.row(media.expand_videos(chat), generation_prompt=True)
+    assert shown.ids.equal(row.ids) and shown.crops.equal(row.crops)
 
 
 def test_openai_style_messages_are_read(processor: Processor) -> None:
@@ -189,7 +237,13 @@ def test_ids_with_wrong_placeholders_are_refused(processor: Processor, png: Make
 
 
 MEDIA = st.one_of(
-    st.tuples(st.integers(10, 200), st.integers(10, 200)),  # a picture of that size
+    st.tuples(  # a picture of that size, and what it asks for
+        st.integers(40, 200),  # thinner ones are refused where one crop is asked for
+        st.integers(40, 200),
+        st.sampled_from(["auto", "low", "high"]),
+        st.one_of(st.none(), st.integers(1, 9)),
+    ),
+    st.tuples(st.integers(1, 9000), st.sampled_from(["WAV", "FLAC", "OGG", "MP3"])),  # a file
     st.tuples(st.integers(1, 9000), st.sampled_from([8000, 16000, 22050])).map(
         lambda c: (np.zeros(c[0], np.float32), c[1])
     ),
@@ -197,17 +251,29 @@ MEDIA = st.one_of(
 )
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.lists(st.lists(MEDIA, max_size=3), min_size=1, max_size=3))
-def test_slots_are_as_many_as_the_model_fills(processor: Processor, png: Make, turns: list) -> None:
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.lists(MEDIA, max_size=3), min_size=1, max_size=3),
+    st.one_of(st.none(), st.integers(1, 5)),
+)
+def test_slots_are_as_many_as_the_model_fills(
+    processor: Processor, png: Make, clip: Make, turns: list, bound: int | None
+) -> None:
     def part(value: object) -> object:
         if isinstance(value, str):
             return Text(value)
-        return Image(png(*value)) if isinstance(value[0], int) else Audio(value)
+        if len(value) == 4:
+            return Image(png(*value[:2]), *value[2:])
+        if isinstance(value[0], int):
+            return Audio(clip(value[0], format=value[1]))
+        return Audio(value)
 
     messages = [Message("user", tuple(map(part, turn))) for turn in turns]
-    row = processor.row(messages, generation_prompt=True)
-    assert processor.count(messages) == len(row)
+    row = processor.row(messages, generation_prompt=True, max_crops=bound)
+    cost = processor.count(messages, max_crops=bound)
+    assert cost.total == len(row) == cost.text + cost.image + cost.audio
+    assert cost.image == (0 if row.image_slots is None else len(row.image_slots))
+    assert cost.audio == (0 if row.audio_slots is None else len(row.audio_slots))
     for slots, id, wanted in (
         (
             row.image_slots,

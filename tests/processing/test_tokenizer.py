@@ -50,6 +50,16 @@ def test_text_goes_round_and_never_yields_control_ids(
     assert not set(tokenizer.controls.values()) & set(ids)
 
 
+def test_every_id_is_spelt(tokenizer: Tokenizer, sentences: list[str]) -> None:
+    words = tokenizer.spelled()
+    assert len(words) == tokenizer.vocab_size
+    for sentence in [*sentences, "\x00 😀"]:
+        spelt = [words[id] or b"?" for id in tokenizer.encode(sentence)]
+        assert b"".join(spelt) == sentence.encode()
+    assert all(words[id] is None for id in tokenizer.controls.values())
+    assert sum(word is None for word in words) < len(tokenizer.controls) + 64
+
+
 def test_digits_are_single_tokens(tokenizer: Tokenizer) -> None:
     assert [tokenizer.decode([i]) for i in tokenizer.encode("1984")] == list("1984")
 

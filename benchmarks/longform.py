@@ -1,0 +1,213 @@
+"""Long recordings: is memory flat, is the time of a minute of audio constant, how far off are the times of words?
+
+    python benchmarks/longform.py encoder [--minutes 5 10 20 30]     # full-size Conformer, bfloat16, random weights
+    python benchmarks/longform.py model [--minutes 5 10 20 30]       # nano-size model, the whole way from file to text
+    python benchmarks/longform.py pieces [--minutes 60 180]          # the same in pieces of 10 minutes
+    python benchmarks/longform.py words [--model runs/nano/model]    # error of word times where they are known
+
+The recording is read aloud by espeak-ng (flite where it isn't there) and repeated. Each measurement is a process of its
+own: "more memory" is its peak (Linux: `VmHWM`) less what it held before the recording was opened. Answers of random
+weights mean nothing and are held to 64 tokens a piece.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+from rich.console import Console
+from rich.table import Table
+from sidebyside import peak_bytes
+
+import polyphi
+from polyphi.batch import Clip
+from polyphi.chat import Audio, Message, SamplingParams
+from polyphi.engine.align import align
+from polyphi.engine.transcript import Piece, estimated
+from polyphi.engine.words import token_spans, words_of
+from polyphi.model.config import AudioConfig
+from polyphi.model.multimodal import Audio as AudioTower
+from polyphi.model.multimodal import PhiModel
+from polyphi.phi import Phi, make_processor
+from polyphi.processing.audio import log_mel_of, resample
+from polyphi.processing.media import AudioStream
+from polyphi.processing.silence import listen
+from polyphi.processing.tokenizer import Tokenizer
+from polyphi.stages import sizes
+from polyphi.voice import Voice, speak, unavailable
+
+MINUTES = {"encoder": (5, 10, 20, 30), "model": (5, 10, 20, 30), "pieces": (60, 180)}
+RATE = 16_000
+SENTENCES = (
+    "The committee met on Thursday to discuss the budget for the coming year.",
+    "After a long debate members agreed that repairs could not be put off again.",
+    "Nobody knew where the money would come from, and the meeting was adjourned.",
+    "In the end they wrote a letter, signed by everybody, and sent it by post.",
+)
+
+
+def voice(engine: str | None = None) -> Voice:
+    engine = engine or ("flite" if unavailable("espeak-ng") else "espeak-ng")
+    return Voice(engine, "en", "slt" if engine == "flite" else "f2")
+
+
+def record(path: Path, minutes: float) -> None:
+    """Sentences and pauses of half a second, again and again, as 16-bit WAV."""
+    said = [resample(*speak(sentence, voice()))[0] for sentence in SENTENCES]
+    part = np.concatenate([x for s in said for x in (s, np.zeros(RATE // 2, np.float32))])
+    left = round(minutes * 60 * RATE)
+    with soundfile.SoundFile(path, "w", RATE, 1, "PCM_16") as file:
+        while left > 0:
+            file.write(part[:left])
+            left -= len(part)
+
+
+def nano(context: int = 65_536) -> Phi:
+    """A nano-size model of random weights, with a context that holds half an hour."""
+    from polyphi.reproduce import lineage
+
+    tokenizer = Tokenizer.train([" ".join(SENTENCES)] * 4, 512)
+    parts = lineage.after("joint_1_vision_speech")
+    config = lineage.configuration(parts, sizes.NANO.model, tokenizer)
+    config = replace(config, decoder=replace(config.decoder, max_position_embeddings=context))
+    model = PhiModel(config)
+    model.initialise(0)
+    return Phi(model, make_processor(config, tokenizer))
+
+
+def tower() -> AudioTower:
+    """The published size of encoder and projectors, random weights."""
+    with torch.device("meta"):
+        empty = AudioTower(AudioConfig(), 3072).to(torch.bfloat16)
+    found = empty.to_empty(device="cpu").eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for tensor in found.state_dict().values():
+            tensor.copy_(0.02 * torch.randn(tensor.shape, generator=generator))
+    return found
+
+
+def child(part: str, path: Path) -> dict[str, float]:
+    """One measurement: bytes more than before the recording was opened, seconds, tokens heard."""
+    torch.set_grad_enabled(False)
+    if part == "encoder":
+        audio = tower()
+        before, start = peak_bytes(), time.perf_counter()
+        stream = AudioStream(path, max_seconds=7 * 3600.0)
+        mels = log_mel_of(stream, stream.rate)
+        clips = [Clip(len(mels), "speech")]
+        tokens = len(audio.projector(audio.encoder(mels, clips), clips))
+    else:
+        phi = nano()
+        before, start = peak_bytes(), time.perf_counter()
+        found = phi.transcribe(
+            path,
+            sampling=SamplingParams(max_tokens=64),
+            window=600.0 if part == "pieces" else None,
+        )
+        tokens = round(found.seconds * 12.5)
+    seconds = time.perf_counter() - start
+    return {"bytes": peak_bytes() - before, "before": before, "seconds": seconds, "tokens": tokens}
+
+
+def measure(part: str, minutes: list[float]) -> list[dict[str, float]]:
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for length in minutes:
+            path = Path(folder) / "long.wav"
+            record(path, length)
+            command = [sys.executable, __file__, part, "--child", str(path)]
+            told = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+            rows.append({"minutes": length, **json.loads(told.splitlines()[-1])})
+    return rows
+
+
+def show(part: str, rows: list[dict[str, float]]) -> None:
+    table = Table("minutes", "tokens", "before", "more memory", "a minute takes", title=part)
+    for row in rows:
+        table.add_row(
+            f"{row['minutes']:g}",
+            f"{row['tokens']:,.0f}",
+            f"{row['before'] / 1e6:,.0f} MB",
+            f"{row['bytes'] / 1e6:,.0f} MB",
+            f"{row['seconds'] / row['minutes']:.2f} s",
+        )
+    Console(width=100).print(table)
+
+
+def spoken_words(engine: str) -> Iterator[tuple[np.ndarray, list[str], np.ndarray]]:
+    """(samples, words, their starts and ends) of sentences put together word by word, with a breath now and then."""
+    rng = np.random.default_rng(0)
+    for sentence in SENTENCES:
+        words, parts, times, at = sentence.split(), [], [], 0.0
+        for word in words:
+            wave = resample(*speak(word, voice(engine)))[0]
+            loud = np.flatnonzero(np.abs(wave) > 0.02 * np.abs(wave).max())
+            wave = wave[loud[0] : loud[-1] + 1]
+            gap = rng.choice([0.02, 0.05, 0.6], p=[0.5, 0.3, 0.2])
+            parts += [np.zeros(round(gap * RATE), np.float32), wave]
+            times.append((at + gap, at + gap + len(wave) / RATE))
+            at += gap + len(wave) / RATE
+        yield np.concatenate([*parts, np.zeros(RATE // 4, np.float32)]), words, np.array(times)
+
+
+def words(model: str | None) -> None:
+    """Mean and 90th percentile of how far off starts and ends are, the words given."""
+    phi = polyphi.load(model) if model else None
+    table = Table("voice", "way", "mean error", "90 % within", "evenly spread words")
+    for engine in (e for e in ("espeak-ng", "flite") if not unavailable(e)):
+        errors: dict[str, list[float]] = {"estimated": [], "aligned": [], "even": []}
+        for wave, said, truth in spoken_words(engine):
+            sound = listen(AudioStream((wave, RATE)))
+            guess = np.array(estimated(sound, Piece(0.0, sound.seconds), said))
+            errors["estimated"] += np.abs(guess - truth).ravel().tolist()
+            borders = np.linspace(0, sound.seconds, len(said) + 1)
+            even = np.stack([borders[:-1], borders[1:]], axis=1)
+            errors["even"] += np.abs(even - truth).ravel().tolist()
+            if phi is None:
+                continue
+            prompt = "Transcribe the audio clip into text."
+            row = phi.engine.row([Message.user(Audio((wave, RATE)), prompt)])
+            text = " ".join(said)
+            tokens = phi.tokenizer.encode(text)
+            times, spans = align(phi.model, row, tokens), token_spans(phi.tokenizer, tokens)
+            for (a, b), right in zip(words_of(text), truth, strict=True):
+                mine = [t for t, (x, y) in zip(times, spans, strict=True) if x < b and y > a]
+                errors["aligned"] += np.abs(np.array([mine[0][0], mine[-1][1]]) - right).tolist()
+        for way in ("estimated", "aligned"):
+            if found := errors[way]:
+                table.add_row(
+                    engine,
+                    way,
+                    f"{np.mean(found):.2f} s",
+                    f"{np.percentile(found, 90):.2f} s",
+                    f"{np.mean(errors['even']):.2f} s",
+                )
+    Console(width=100).print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("part", choices=(*MINUTES, "words"))
+    parser.add_argument("--minutes", type=float, nargs="*")
+    parser.add_argument("--model")
+    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.child:
+        print(json.dumps(child(given.part, given.child)))
+    elif given.part == "words":
+        words(given.model)
+    else:
+        show(given.part, measure(given.part, given.minutes or list(MINUTES[given.part])))
+
+
+if __name__ == "__main__":
+    main()

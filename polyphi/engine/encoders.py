@@ -1,0 +1,170 @@
+"""Pictures and clips -> what stands in their place, once each: the encoders run for new media only, several at a time,
+and what they made is remembered within a budget of bytes.
+
+An item's key is the hash of what the encoder reads (pixels, masks and layout, or log-mel frames and projector): two
+pictures of equal bytes cut otherwise, or 30 x 150 pixels and 150 x 30, are two items.
+"""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from polyphi.batch import Batch, row
+from polyphi.model.multimodal import PhiModel
+
+CROPS = 16
+"""Crops of one call of the vision encoder."""
+FRAMES = 12_000
+"""Log-mel frames (10 ms) of one call of the audio encoder; a longer clip goes alone."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One picture or clip of a prompt: its `key`, and the tokens `start` to `end` that stand for it."""
+
+    kind: str
+    key: bytes
+    start: int
+    end: int
+    source: Batch
+    """The item alone: its crops and layout, or its frames."""
+
+    @property
+    def size(self) -> int:
+        """Crops, or frames."""
+        tensor = self.source.crops if self.kind == "image" else self.source.mels
+        assert tensor is not None
+        return len(tensor)
+
+
+def items(prompt: Batch) -> list[Item]:
+    """The pictures and clips of a prompt, each with its placeholders (which are neighbours)."""
+    found: list[Item] = []
+    if prompt.images:
+        assert prompt.crops is not None and prompt.crop_masks is not None
+        slots, at, seen = _slots(prompt.image_slots), 0, 0
+        ends = [layout.crops for layout in prompt.images]
+        counts = _image_tokens(prompt, len(slots))
+        for layout, crops, tokens in zip(prompt.images, ends, counts, strict=True):
+            pixels, masks = (t[at : at + crops] for t in (prompt.crops, prompt.crop_masks))
+            source = row([0], crops=pixels, crop_masks=masks, images=(layout,))
+            key = _key("image", repr(layout), pixels, masks)
+            found.append(Item("image", key, slots[seen], slots[seen] + tokens, source))
+            at, seen = at + crops, seen + tokens
+    if prompt.clips:
+        assert prompt.mels is not None
+        slots, at, seen = _slots(prompt.audio_slots), 0, 0
+        for clip in prompt.clips:
+            mels = prompt.mels[at : at + clip.frames]
+            key = _key("audio", repr(clip), mels)
+            source = row([0], mels=mels, clips=(clip,))
+            found.append(Item("audio", key, slots[seen], slots[seen] + clip.tokens, source))
+            at, seen = at + clip.frames, seen + clip.tokens
+    return sorted(found, key=lambda item: item.start)
+
+
+def _slots(slots: Tensor | None) -> list[int]:
+    return [] if slots is None else slots.tolist()
+
+
+def _image_tokens(prompt: Batch, slots: int) -> list[int]:
+    """Tokens of each picture. The side of a pooled crop isn't in the batch: it follows from their sum."""
+    assert prompt.crop_masks is not None
+    cells = prompt.crop_masks.shape[-1] // 2
+    counts = [layout.tokens(cells) for layout in prompt.images]
+    assert sum(counts) == slots, "placeholders and pictures disagree"
+    return counts
+
+
+def _key(kind: str, layout: str, *tensors: Tensor) -> bytes:
+    found = hashlib.sha256(f"{kind} {layout}".encode())
+    for tensor in tensors:
+        found.update(f" {tuple(tensor.shape)} {tensor.dtype} ".encode())
+        found.update(tensor.contiguous().view(torch.uint8).numpy().data)
+    return found.digest()
+
+
+class Encoders:
+    """The model's encoders and what they made last, at most `budget` bytes of it."""
+
+    def __init__(self, model: PhiModel, budget: int) -> None:
+        self._model = model
+        self._budget = budget
+        self._made: OrderedDict[bytes, Float[Tensor, "n D"]] = OrderedDict()
+        self.bytes = 0
+        self.calls = 0
+        """Items encoded so far."""
+
+    def forget(self) -> None:
+        """All that was made."""
+        self._made.clear()
+        self.bytes = 0
+
+    def known(self, key: bytes) -> Float[Tensor, "n D"] | None:
+        """What stands for that item, if it is remembered."""
+        if key in self._made:
+            self._made.move_to_end(key)
+        return self._made.get(key)
+
+    @torch.inference_mode()
+    def encode(self, wanted: Sequence[Item]) -> dict[bytes, Float[Tensor, "n D"]]:
+        """Embeddings by key: remembered ones, and new ones made in as few calls as their sizes allow."""
+        found: dict[bytes, Tensor] = {}
+        new: dict[bytes, Item] = {}
+        for item in wanted:
+            if item.key in found or item.key in new:
+                continue
+            if (known := self.known(item.key)) is not None:
+                found[item.key] = known
+            else:
+                new[item.key] = item
+        for kind, most in (("image", CROPS), ("audio", FRAMES)):
+            group: list[Item] = []
+            for item in sorted((i for i in new.values() if i.kind == kind), key=lambda i: i.size):
+                if group and sum(i.size for i in group) + item.size > most:
+                    found |= self._run(kind, group)
+                    group = []
+                group.append(item)
+            if group:
+                found |= self._run(kind, group)
+        return found
+
+    def _run(self, kind: str, group: Sequence[Item]) -> dict[bytes, Tensor]:
+        sources = [item.source for item in group]
+        device = self._model.decoder.embed_tokens.weight.device
+        if kind == "image":
+            batch = row(
+                [0],
+                crops=torch.cat([s.crops for s in sources if s.crops is not None]),
+                crop_masks=torch.cat([s.crop_masks for s in sources if s.crop_masks is not None]),
+                images=tuple(layout for s in sources for layout in s.images),
+            )
+            made = self._model.image_tokens(batch.to(device))
+        else:
+            batch = row(
+                [0],
+                mels=torch.cat([s.mels for s in sources if s.mels is not None]),
+                clips=tuple(clip for s in sources for clip in s.clips),
+            )
+            made = self._model.audio_tokens(batch.to(device))
+        self.calls += len(group)
+        parts = made.split([item.end - item.start for item in group])
+        for item, part in zip(group, parts, strict=True):
+            # A part of a larger tensor would keep all of it in memory.
+            self._keep(item.key, part if len(group) == 1 else part.clone())
+        return {item.key: part for item, part in zip(group, parts, strict=True)}
+
+    def _keep(self, key: bytes, made: Tensor) -> None:
+        size = made.numel() * made.element_size()
+        if size > self._budget:
+            return
+        self._made[key] = made
+        self.bytes += size
+        while self.bytes > self._budget:
+            _, gone = self._made.popitem(last=False)
+            self.bytes -= gone.numel() * gone.element_size()

@@ -1,0 +1,295 @@
+r"""Answers that can't but have a form: a JSON schema, a regular expression, or calls of given tools, by llguidance.
+
+>>> matcher = Matcher(Grammar("json", '{"enum": ["yes", "no"]}'), tokenizer)
+>>> scores = matcher.mask(logits)                # tokens that can't come next are at minus infinity
+>>> matcher.accept(int(scores.argmax()))
+
+Tokens are weighed by their bytes, so an answer may be spelt with any tokens, and a letter may be cut by a token's end.
+Control tokens never stand for text: of them only the two marks of a tool call, where they belong, and the end can come.
+
+**Expressions** are those of Rust's regex crate, matched from end to end: no look-around, no back-references; `\d` is
+0 to 9.
+
+**Space.** JSON may have up to `MAX_SPACE` spaces, tabs and line ends where JSON allows them, so that a model writes as
+it is used to, but can't go on with spaces for ever. Nothing stands before or after the answer.
+
+**Bounds.** A grammar's text, its depth and what it grows to while an answer is written are bounded; beyond, ValueError.
+"""
+
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from polyphi.chat import CALL, CALL_END, Grammar, functions
+from polyphi.processing.tokenizer import Tokenizer
+
+MAX_LETTERS, MAX_DEPTH, MAX_REGEX, MAX_TOOLS, MAX_CALLS = 256_000, 64, 10_000, 128, 16
+"""A schema or a list of tools: letters and nested brackets; letters of a regular expression; tools offered; calls in
+one answer."""
+MAX_SPACE = 24
+SPACE = rf"[ \n\t]{{0,{MAX_SPACE}}}"
+ROW_ITEMS, LEXER_STATES, LEXER_FUEL = 20_000, 50_000, 200_000
+"""What an answer's parser may hold: alternatives at one place, states of its lexer (1 to 2 kB each), and work on
+expressions before the first token (about 0.1 s)."""
+
+# What the models' own form of tools, {"city": {"type": "str", ...}}, calls types; others may be anything.
+TYPES = {
+    "str": "string",
+    "string": "string",
+    "int": "integer",
+    "integer": "integer",
+    "float": "number",
+    "number": "number",
+    "bool": "boolean",
+    "boolean": "boolean",
+    "list": "array",
+    "array": "array",
+    "dict": "object",
+    "object": "object",
+}
+
+
+class Matcher:
+    """Follows one answer through its grammar. `finished`: nothing but the end can come.
+
+    Raises ValueError for a grammar that can't be followed or that no answer fits, and from `mask` if it has grown
+    beyond the bounds.
+    """
+
+    def __init__(self, grammar: Grammar, tokenizer: Tokenizer) -> None:
+        marks = {CALL, CALL_END} <= tokenizer.controls.keys()
+        self._matcher = _llguidance().LLMatcher(
+            _vocabulary(tokenizer), compiled(grammar, marks), log_level=0, limits=_limits()
+        )
+        self._bits = torch.zeros(tokenizer.vocab_size, dtype=torch.bool)
+        self._fill()
+        if not self._matcher.is_accepting():
+            self._bits[list(tokenizer.eos_ids)] = False
+            if not self._bits.any():
+                raise ValueError(f"no answer fits this {_NAMES[grammar.kind]}")
+        self._filled = True
+
+    @property
+    def finished(self) -> bool:
+        return bool(self._matcher.is_stopped())
+
+    def mask(self, logits: Float[Tensor, " V"]) -> Float[Tensor, " V"]:
+        """Minus infinity for every token that can't come next. Once finished only the end can."""
+        if not self._filled:
+            self._fill()
+        allowed = self._bits.to(logits.device)
+        known = min(len(allowed), len(logits))
+        masked = torch.full_like(logits, -torch.inf)
+        masked[:known] = logits[:known].masked_fill(~allowed[:known], -torch.inf)
+        return masked
+
+    def accept(self, token: int) -> None:
+        """Goes on by a token that the mask allows."""
+        taken = self._matcher.consume_token(token)
+        self._refuse_errors()
+        assert taken, f"token {token} can't come here"
+        self._filled = False
+
+    def _fill(self) -> None:
+        """Asks what can come next: one bit for each token."""
+        packed = torch.frombuffer(bytearray(self._matcher.compute_bitmask()), dtype=torch.uint8)
+        self._refuse_errors()
+        bits = packed[:, None].bitwise_right_shift(torch.arange(8, dtype=torch.uint8)) & 1
+        self._bits = bits.flatten()[: len(self._bits)].bool()
+        self._filled = True
+
+    def _refuse_errors(self) -> None:
+        if self._matcher.is_error():
+            said = _one_line(self._matcher.get_error())
+            if said.startswith("NoExtension"):
+                raise ValueError("no answer fits this grammar")
+            raise ValueError(f"this grammar is too complex to follow: {said}")
+
+
+_NAMES = {"json": "JSON schema", "regex": "regular expression", "tools": "list of tools"}
+
+
+@lru_cache(maxsize=32)
+def compiled(grammar: Grammar, marks: bool = True) -> str:
+    """A grammar in llguidance's own language. `marks`: the tokenizer has the two of a tool call.
+
+    Raises ValueError for what is no schema, expression or list of tools, goes beyond the bounds, or asks for what can't
+    be held (such as `uniqueItems`, or look-ahead), and where llguidance isn't installed.
+    """
+    matcher = _llguidance().LLMatcher
+    if grammar.kind == "json":
+        schema = _parsed(grammar.text, "JSON schema")
+        if not isinstance(schema, dict | bool):
+            raise ValueError(
+                f"a JSON schema is an object, true or false, found {type(schema).__name__}"
+            )
+        return _of_schema(schema, "this JSON schema")
+    if grammar.kind == "regex":
+        if len(grammar.text) > MAX_REGEX:
+            raise ValueError(
+                f"a regular expression has at most {MAX_REGEX} letters, found {len(grammar.text)}"
+            )
+        what = f"the regular expression {grammar.text!r:.80}"
+        _check(matcher.grammar_from_regex(grammar.text), what)
+        # Once more with \\d as 0 to 9: digits of other scripts are in no one's mind.
+        expression = _llguidance().regex_to_lark(grammar.text, "d")
+        made = str(matcher.grammar_from_lark(f"start: /{expression}/"))
+        _check(made, what)
+        return made
+    if grammar.kind == "tools":
+        made = str(matcher.grammar_from_lark(_tools(_parsed(grammar.text, "list of tools"), marks)))
+        _check(made, "this list of tools")
+        return made
+    raise ValueError(f"grammar kind must be 'json', 'regex' or 'tools', found {grammar.kind!r:.80}")
+
+
+def _parsed(text: str, what: str) -> Any:
+    """JSON within the bounds."""
+    if len(text) > MAX_LETTERS:
+        raise ValueError(f"a {what} has at most {MAX_LETTERS} letters, found {len(text)}")
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError(f"a {what} is nested at most {MAX_DEPTH} deep, found far more") from None
+    except ValueError as error:
+        raise ValueError(f"expected a {what}, found no JSON: {error}") from None
+    level, depth = [value], 0
+    while level:
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+        depth += 1
+    if depth - 1 > MAX_DEPTH:
+        raise ValueError(f"a {what} is nested at most {MAX_DEPTH} deep, found {depth - 1}")
+    return value
+
+
+def _tools(value: Any, marks: bool) -> str:
+    """Calls of tools in llguidance's form of Lark: one rule for each tool, its arguments by its own schema."""
+    tools = functions(value) or []
+    if not 1 <= len(tools) <= MAX_TOOLS:
+        raise ValueError(f"expected 1 to {MAX_TOOLS} tools, found {len(tools)}")
+    rules = [
+        f"start: {CALL if marks else ''} list {CALL_END if marks else ''}",
+        f'list: "[" ws call (ws "," ws call){{0,{MAX_CALLS - 1}}} ws "]"',
+        "call: " + " | ".join(f"call_{i}" for i in range(len(tools))),
+        f"ws: SPACE?\nSPACE: /[ \\n\\t]{{1,{MAX_SPACE}}}/",
+    ]
+    for i, tool in enumerate(tools):
+        schema = arguments_schema(tool)
+        _of_schema(schema, f"the parameters of tool {tool['name']!r:.80}")
+        rules += [
+            f'call_{i}: "{{" ws "\\"name\\"" ws ":" ws name_{i} ws "," ws arguments_{i} ws "}}"',
+            f"name_{i}: %json {json.dumps({'const': tool['name']})}",
+            f'arguments_{i}: "\\"arguments\\"" ws ":" ws object_{i}',
+            f"object_{i}: %json {json.dumps(_spaced(schema))}",
+        ]
+    return "\n".join(rules)
+
+
+def arguments_schema(tool: Mapping[str, Any]) -> Any:
+    """The JSON schema of a tool's arguments, an object. `parameters` is a schema, or in the models' own form a mapping
+    of names to {"type": "str", ...}, where those without a default are required. A schema that only lists properties
+    allows no others: a call with an argument of another name is of no use."""
+    parameters = tool.get("parameters")
+    if parameters is None or parameters == {}:
+        return {"type": "object", "properties": {}, "additionalProperties": False}
+    if not isinstance(parameters, Mapping):
+        raise ValueError(
+            f"the parameters of tool {tool['name']!r:.80} must be an object, found {type(parameters).__name__}"
+        )
+    if parameters.get("type") != "object" and all(
+        isinstance(p, Mapping) and isinstance(p.get("type"), str) for p in parameters.values()
+    ):
+        named = {
+            name: {"type": TYPES[p["type"]]} if p["type"] in TYPES else {}
+            for name, p in parameters.items()
+        }
+        return {
+            "type": "object",
+            "properties": named,
+            "required": [name for name, p in parameters.items() if "default" not in p],
+            "additionalProperties": False,
+        }
+    combining = {"additionalProperties", "patternProperties", "unevaluatedProperties", "$ref"}
+    combining |= {"allOf", "anyOf", "oneOf"}
+    if "properties" in parameters and not combining & parameters.keys():
+        return {**parameters, "type": "object", "additionalProperties": False}
+    return {"type": "object", **parameters}
+
+
+def _spaced(schema: Any) -> dict[str, Any]:
+    return {**({} if schema is True else schema), "x-guidance": {"whitespace_pattern": SPACE}}
+
+
+def _of_schema(schema: Any, what: str) -> str:
+    if schema is False:
+        raise ValueError(f"no answer fits {what}: it is false")
+    made = str(_llguidance().LLMatcher.grammar_from_json_schema(json.dumps(_spaced(schema))))
+    _check(made, what)
+    return made
+
+
+def _check(grammar: str, what: str) -> None:
+    failed, said = _llguidance().LLMatcher.validate_grammar_with_warnings(grammar, limits=_limits())
+    if failed:
+        raise ValueError(f"{what} can't be followed: {_one_line(said[0])}")
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:300]
+
+
+def _limits() -> Any:
+    return _llguidance().LLParserLimits(
+        max_items_in_row=ROW_ITEMS,
+        max_lexer_states=LEXER_STATES,
+        initial_lexer_fuel=LEXER_FUEL,
+        verbose_errors=False,
+    )
+
+
+def _llguidance() -> Any:
+    try:
+        import llguidance
+    except ImportError:
+        raise ValueError(
+            "answers by a schema, an expression or tools need llguidance; "
+            '`pip install "polyphi[structured]"` brings it'
+        ) from None
+    return llguidance
+
+
+@lru_cache(maxsize=2)
+def _vocabulary(tokenizer: Tokenizer) -> Any:
+    """llguidance's view of a tokenizer; takes seconds for 200,064 tokens, so the newest are kept."""
+    library = _llguidance()
+    return library.LLTokenizer(
+        library.TokenizerWrapper(_Words(tokenizer)), eos_token=list(tokenizer.eos_ids)
+    )
+
+
+class _Words:
+    """A tokenizer as llguidance wants to see it. Control tokens, and ids that mean nothing, are no text."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        names = {id: name for name, id in tokenizer.controls.items()}
+        spelled = tokenizer.spelled()
+        self.tokens = [
+            names.get(id, f"<|unused {id}|>").encode() if word is None else word
+            for id, word in enumerate(spelled)
+        ]
+        self.special_token_ids = [id for id, word in enumerate(spelled) if word is None]
+        self.eos_token_id, self.bos_token_id = tokenizer.eos_ids[0], None
+        self._tokenizer = tokenizer
+
+    def __call__(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text)

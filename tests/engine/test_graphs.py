@@ -1,0 +1,39 @@
+"""The step that a GPU replays, run here without being recorded: padded sequences and rows change nobody's logits."""
+
+import random
+
+import pytest
+import torch
+
+from polyphi.chat import Message, SamplingParams
+from polyphi.engine.engine import Engine
+from polyphi.engine.graphs import DecodeGraphs
+from polyphi.engine.runner import Runner
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_replayed_step_gives_the_logits_of_a_packed_one(
+    engine: Engine, conversations: list[list[Message]], seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sequences of all adapters on both sides of the LongRoPE switch, in groups of every size."""
+    dice, compared = random.Random(seed), []
+    packed = Runner.run
+
+    def both(self: Runner, parts, memory):
+        wanted = [p for p in parts if p.size == 1 and p.draws and not p.request.features]
+        replayed = None
+        if wanted and len(wanted) == len(parts):
+            totals = [self.total(p.request) for p in parts]
+            replayed = DecodeGraphs(self.model, memory).run(parts, totals)
+        found = packed(self, parts, memory)
+        if replayed is not None:
+            compared.append(len(parts))
+            # float32: measured 1e-5 on logits of spread 1.5.
+            torch.testing.assert_close(replayed, torch.cat(found), atol=1e-4, rtol=0)
+        return found
+
+    monkeypatch.setattr(Runner, "run", both)
+    dice.shuffle(conversations)
+    lengths = [SamplingParams(max_tokens=dice.randrange(20, 60)) for _ in conversations]
+    engine.generate_many(conversations, sampling=lengths)
+    assert len(set(compared)) >= 3 and 3 in compared, "nobody was padded"

@@ -1,0 +1,360 @@
+"""A request's life: what is remembered of it, how it ends in every phase, and that nothing of it stays behind."""
+
+import random
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from engine.conftest import clip, make_engine, picture
+
+from polyphi.chat import Completion, Message, SamplingParams
+from polyphi.engine.cache import token_bytes
+from polyphi.engine.engine import Engine
+from polyphi.engine.request import Request
+from polyphi.engine.runner import Runner
+from polyphi.processing.processor import Processor
+from polyphi.processing.tokenizer import Tokenizer
+from polyphi.stages import sizes
+
+LONG = "abc xyz 123 qrs tuv " * 5
+FEW = SamplingParams(max_tokens=12)
+
+
+def finished(engine: Engine, *requests: Request) -> list[Completion]:
+    while any(not r.finish_reason for r in requests):
+        engine.step(in_order=True)
+    return [r.completion() for r in requests]
+
+
+def is_empty(engine: Engine) -> bool:
+    after = engine.counters()
+    return after.blocks_held == 0 and after.requests == 0 and engine.pool.available == after.blocks
+
+
+def test_what_was_read_before_is_not_read_again(engine: Engine) -> None:
+    messages = [Message.user(LONG), Message.assistant("yes"), Message.user("and then?")]
+    first = engine.generate(messages, sampling=FEW)
+    again = engine.generate(messages, sampling=FEW)
+    assert (first.cached, again) == (0, first)
+    assert 0 < again.prompt_tokens - again.cached <= 32
+    longer = engine.generate(
+        [*messages, Message.assistant("no"), Message.user("why?")], sampling=FEW
+    )
+    assert longer.cached >= again.cached
+    forgetful = Engine(engine.model, engine.processor, remember=False)
+    assert [forgetful.generate(messages, sampling=FEW) for _ in range(2)] == [first, first]
+    assert forgetful.generate(messages, sampling=FEW).cached == 0
+    assert forgetful.counters().blocks_remembered == 0
+
+
+def test_beginnings_are_shared_within_an_adapter_only(engine: Engine) -> None:
+    """An adapter changes the keys of all tokens; so do its weights under the same name."""
+    messages = [Message.user(LONG)]
+    for adapter in (None, "vision", "speech"):
+        assert engine.generate(messages, adapter=adapter, sampling=FEW).cached == 0
+        assert engine.generate(messages, adapter=adapter, sampling=FEW).cached > 0
+    before = engine.generate(messages, adapter="vision", sampling=FEW)
+    with torch.no_grad():
+        for tensor in engine.model.adapter_tensors("vision"):
+            tensor.mul_(1.5)
+    after = engine.generate(messages, adapter="vision", sampling=FEW)
+    assert after.cached == 0 and after.tokens != before.tokens
+    fresh = Engine(engine.model, engine.processor)
+    assert fresh.generate(messages, adapter="vision", sampling=FEW) == after
+
+
+def test_beginnings_are_shared_within_a_table_only(engine: Engine) -> None:
+    messages = [Message.user("fox " * 40)]
+    short = SamplingParams(max_tokens=3)
+    assert len(engine.row(messages)) < 60
+    assert engine.generate(messages, sampling=short).cached == 0
+    assert engine.generate(messages, sampling=short).cached == 32
+    bound = engine.generate(messages, sampling=SamplingParams(max_tokens=30, rope="bound"))
+    assert (bound.cached, bound.rope) == (0, "long (bound)")
+
+
+def test_pictures_are_told_apart_by_what_is_seen(engine: Engine) -> None:
+    """The same bytes cut otherwise, or turned: other tokens, other keys; the same picture is encoded once."""
+    wide, high = picture(150, 30), picture(30, 150)
+    asked = [[Message.user(LONG[:90], p, "what is this?")] for p in (wide, high, wide)]
+    answers = [engine.generate(m, sampling=FEW) for m in asked]
+    assert engine.encoders.calls == 2
+    assert answers[0] == answers[2] and answers[0].tokens != answers[1].tokens
+    assert answers[2].cached > answers[1].cached
+    engine.generate([Message.user(wide, "another question about it")], sampling=FEW)
+    assert engine.encoders.calls == 2
+    engine.generate([Message.user(clip(0.4), "say it")], sampling=FEW)
+    engine.generate(
+        [Message.user(clip(0.4), "say it in a picture's voice", wide)]
+    )  # the other projector
+    assert engine.encoders.calls == 4
+
+
+def test_encoders_remember_within_their_budget(engine: Engine) -> None:
+    pictures = [picture(40 + 3 * i, 60) for i in range(6)]
+    narrow = Engine(engine.model, engine.processor, encoded=20_000, remember=False)
+    expected = [engine.generate([Message.user(p, "?")], sampling=FEW) for p in pictures]
+    for _ in range(2):
+        again = [narrow.generate([Message.user(p, "?")], sampling=FEW) for p in pictures]
+        assert again == expected
+        assert 0 < narrow.counters().encoded_bytes <= 20_000
+    assert narrow.encoders.calls > len(pictures)
+    none = Engine(engine.model, engine.processor, encoded=0)
+    assert none.generate([Message.user(pictures[0], "?")], sampling=FEW) == expected[0]
+    assert none.counters().encoded_bytes == 0
+
+
+@pytest.mark.parametrize("phase", ["decoding media", "waiting", "running", "running late"])
+def test_an_aborted_request_leaves_nothing_behind(
+    engine: Engine, phase: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = threading.Event()
+    row = Processor.row
+
+    def slowly(self: Processor, messages, **options):
+        if any(m.text == "slow" for m in messages):
+            held.wait(20)
+        return row(self, messages, **options)
+
+    monkeypatch.setattr(Processor, "row", slowly)
+    small = Engine(engine.model, engine.processor, together=1, prefill=16)
+    neighbour = small.submit([Message.user("the dog")], sampling=SamplingParams(max_tokens=9))
+    small.step()
+    text = "slow" if phase == "decoding media" else LONG
+    request = small.submit([Message.user(picture(), text)])
+    if phase == "waiting":
+        request.row.result()
+        small.step()
+    elif phase.startswith("running"):
+        finished(small, neighbour)
+        request.row.result()
+        while not (request.tokens if phase == "running late" else request.phase == "running"):
+            small.step()
+    assert request.phase == phase.removesuffix(" late")
+    small.abort(request)
+    small.abort(request)  # again changes nothing
+    assert request.finish_reason == "abort" and not request.features
+    held.set()
+    (answer,) = finished(small, neighbour)
+    assert answer == engine.generate(
+        [Message.user("the dog")], sampling=SamplingParams(max_tokens=9)
+    )
+    assert is_empty(small)
+
+
+def test_a_stream_that_is_closed_is_aborted(engine: Engine) -> None:
+    stream = engine.stream([Message.user("the dog")], sampling=SamplingParams(max_tokens=200))
+    assert next(stream).finish_reason is None
+    assert engine.counters().requests == 1
+    stream.close()
+    assert is_empty(engine)
+
+
+def test_streams_take_turns(engine: Engine) -> None:
+    """Whoever asks for the next piece moves everybody on."""
+    sampling = SamplingParams(max_tokens=12)
+    questions = [[Message.user(word)] for word in ("fox", "dog", "lazy")]
+    whole = [engine.generate(q, sampling=sampling).text for q in questions]
+    steps = engine.counters().steps
+    streams: list[Iterator] = [engine.stream(q, sampling=sampling) for q in questions]
+    texts = [""] * 3
+    while streams_left := [i for i, s in enumerate(streams) if s is not None]:
+        for i in streams_left:
+            delta = next(streams[i], None)
+            if delta is None:
+                streams[i] = None
+            else:
+                texts[i] += delta.text
+    assert texts == whole
+    assert engine.counters().steps - steps < 20, "they ran one after the other"
+
+
+def test_threads_share_the_steps(engine: Engine, conversations: list[list[Message]]) -> None:
+    sampling = SamplingParams(max_tokens=20)
+    expected = [engine.generate(c, sampling=sampling) for c in conversations]
+    found: dict[int, Completion] = {}
+
+    def ask(number: int) -> None:
+        found[number] = engine.generate(conversations[number % 5], sampling=sampling)
+
+    threads = [threading.Thread(target=ask, args=(i,)) for i in range(15)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert [found[i] for i in range(15)] == expected * 3
+    assert is_empty(engine)
+
+
+def test_several_answers_read_the_prompt_once(engine: Engine) -> None:
+    messages = [Message.user(picture(), LONG)]
+    sampling = SamplingParams(max_tokens=8, temperature=1.5, seed=3, n=4)
+    answer = engine.generate(messages, sampling=sampling)
+    every = [answer, *answer.others]
+    assert len({a.tokens for a in every}) == 4
+    assert [a.cached > 0 for a in every] == [False, True, True, True]
+    assert engine.encoders.calls == 1
+    for number, one in enumerate(every):
+        own = replace(sampling, n=1, seed=3 + number)
+        assert engine.generate(messages, sampling=own).tokens == one.tokens
+    with pytest.raises(ValueError, match="found n=4"):
+        engine.stream(messages, sampling=sampling)
+
+
+def test_guesses_never_change_an_answer(engine: Engine) -> None:
+    """And some of them are right, or there would be nothing to see: fewer steps than tokens."""
+    messages = [Message.user("1 + 2 = 3 " * 3)]
+    for temperature in (0.0, 0.3):
+        for rope in ("dynamic", "bound"):
+            plain = SamplingParams(max_tokens=120, temperature=temperature, seed=1, rope=rope)
+            expected = engine.generate(messages, sampling=plain)
+            before = engine.counters().steps
+            found = engine.generate(messages, sampling=replace(plain, draft=6))
+            assert found == expected
+            if temperature == 0:
+                assert engine.counters().steps - before < len(found.tokens)
+
+
+def test_what_does_not_fit_is_refused_before_it_runs(engine: Engine) -> None:
+    small = Engine(engine.model, engine.processor, memory=4 * 32 * 2 * 2 * 2 * 16 * 4)
+    assert small.capacity == 128
+    with pytest.raises(ValueError, match=r"\d+ prompt tokens and 127 more .* values of 128"):
+        small.generate([Message.user("dog")], sampling=SamplingParams(max_tokens=127))
+    with pytest.raises(ValueError, match="values of 128"):
+        small.stream([Message.user(picture(), LONG)])
+    assert is_empty(small)
+    assert small.generate([Message.user("dog")], sampling=SamplingParams(max_tokens=100)).tokens
+
+
+def test_media_that_cannot_be_read(engine: Engine, tmp_path: Path) -> None:
+    from polyphi.chat import Image
+
+    good, bad = [Message.user("dog")], [Message.user(Image(tmp_path / "none.png"), "?")]
+    with pytest.raises((ValueError, OSError), match=r"none\.png"):
+        engine.generate_many([good, bad, good])
+    with pytest.raises((ValueError, OSError), match=r"none\.png"):
+        engine.stream(bad)
+    request = engine.submit(bad)
+    while not request.finish_reason:
+        engine.step()
+    assert "none.png" in str(request.error) and request.finish_reason == "error"
+    assert is_empty(engine)
+
+
+def test_a_model_that_fails_ends_all_requests(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    other = engine.submit([Message.user("dog")])
+    with monkeypatch.context() as broken:
+        broken.setattr(Runner, "run", fail)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            engine.generate([Message.user("fox")])
+    assert other.finish_reason == "error" and str(other.error) == "out of memory"
+    assert is_empty(engine)
+    assert engine.generate([Message.user("fox")]).tokens
+
+
+@pytest.mark.parametrize("words", [1000, 4000])
+@pytest.mark.parametrize("extra", [-1, 0, 1])
+def test_the_real_switch(tiny_config, tokenizer, words: int, extra: int) -> None:
+    """Prompts of 4,095, 4,096 and 4,097 tokens, alone and beside others, and decoding across the border."""
+    config = replace(
+        tiny_config,
+        decoder=replace(
+            tiny_config.decoder,
+            vocab_size=tokenizer.vocab_size,
+            eos_token_ids=tokenizer.eos_ids,
+            max_position_embeddings=8192,
+            original_max_position_embeddings=4096,
+        ),
+        vision=replace(tiny_config.vision, image_token_id=tokenizer.image_id),
+        audio=replace(tiny_config.audio, audio_token_id=tokenizer.audio_id),
+    )
+    engine = make_engine(config, tokenizer)
+    dice = random.Random(words)
+    messages = [Message.user("".join(dice.choices("abcdefgh ", k=4096)))]
+    prompt = engine.row(messages)
+    text = messages[0].text
+    while len(prompt) != 4096 + extra:
+        text = text + "a" if len(prompt) < 4096 + extra else text[: -(len(prompt) - 4096 - extra)]
+        messages = [Message.user(text)]
+        prompt = engine.row(messages)
+    sampling = SamplingParams(max_tokens=4)
+    alone = engine.generate(messages, sampling=sampling)
+    assert alone.rope == ("long" if extra > 0 else "short+long")
+    for number, token in enumerate(alone.tokens):
+        whole = engine.row(messages)
+        from polyphi.engine.runner import extend
+
+        with torch.no_grad():
+            logits = engine.model.logits(engine.model(extend(whole, alone.tokens[:number]))[-1])
+        assert token == int(logits.argmax())
+    others = [[Message.user("dog")], messages, [Message.user(text + "b" * 40)]]
+    small = Engine(engine.model, engine.processor, chunk=words, prefill=words)
+    assert small.generate_many(others, sampling=sampling)[1] == alone
+
+
+def ten_thousand(engine: Engine, count: int, seed: int = 0) -> None:
+    """Random requests with random aborts: each is answered once or aborted, and everything comes back."""
+    dice = random.Random(seed)
+    waiting, under_way = count, set()
+    answers: dict[Request, str] = {}
+    media = [picture(40, 40), picture(70, 50), clip(0.3), clip(1.0)]
+    aborted = 0
+    while waiting or under_way:
+        while waiting and len(under_way) < 48:
+            waiting -= 1
+            parts = [dice.choice(["fox", "dog", "größer", LONG[: dice.randrange(1, 150)]])]
+            if dice.random() < 0.2:
+                parts.append(dice.choice(media))
+            sampling = SamplingParams(
+                max_tokens=dice.randrange(1, 12),
+                temperature=dice.choice([0, 1]),
+                draft=dice.choice([0, 3]),
+            )
+            under_way.add(engine.submit([Message.user(*parts)], sampling=sampling))
+        engine.step(in_order=True)
+        if dice.random() < 0.3:
+            one = dice.choice(list(under_way))
+            aborted += one.finish_reason is None
+            engine.abort(one)
+        for request in [r for r in under_way if r.finish_reason]:
+            under_way.remove(request)
+            assert request not in answers, "answered twice"
+            answers[request] = request.finish_reason
+            assert not request.table.blocks and not request.features
+    assert len(answers) == count
+    assert list(answers.values()).count("abort") == aborted > 0
+    assert set(answers.values()) <= {"stop", "length", "abort"}
+    assert is_empty(engine)
+
+
+def test_random_requests_and_aborts(engine: Engine) -> None:
+    memory = 16 * 32 * 2 * 2 * 2 * 16 * 4
+    small = Engine(engine.model, engine.processor, memory=memory, together=12, chunk=50)
+    ten_thousand(small, 250)
+    assert small.counters().preemptions > 0
+
+
+@pytest.mark.long
+def test_ten_thousand_random_requests_and_aborts(tokenizer: Tokenizer) -> None:
+    """At nano size, in memory for 640 tokens."""
+    size = sizes.load("nano").model
+    assert size.vision and size.audio
+    config = replace(
+        size,
+        decoder=replace(size.decoder, eos_token_ids=tokenizer.eos_ids),
+        vision=replace(size.vision, image_token_id=tokenizer.image_id),
+        audio=replace(size.audio, audio_token_id=tokenizer.audio_id),
+    )
+    model = make_engine(config, tokenizer)
+    bytes_each = token_bytes(config.decoder, torch.float32)
+    engine = Engine(model.model, model.processor, memory=640 * bytes_each, encoded=2**20)
+    ten_thousand(engine, 10_000)
+    assert engine.counters().preemptions > 0

@@ -1,0 +1,310 @@
+"""Answers that must have a form have it, whatever the model says."""
+
+import json
+import random
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from polyphi.chat import CALL, Grammar, Message, SamplingParams
+from polyphi.engine.engine import Engine
+from polyphi.engine.runner import extend
+from polyphi.engine.sampling import Sampler, check
+from polyphi.engine.structured import MAX_SPACE, Matcher, arguments_schema
+from polyphi.engine.tools import parse_calls
+from polyphi.processing.tokenizer import Tokenizer
+
+TOKENIZER = Tokenizer.train(
+    [
+        '{"name": "Anna", "arguments": {"city": "Rome"}}, [1, 2]',
+        "größer als 日本",
+        "true false null",
+    ],
+    vocab_size=400,
+)
+SCHEMAS: dict[str, dict[str, Any]] = {
+    "enum": {"enum": ["yes", "no", "ja, größer", 3, None]},
+    "flat": {
+        "type": "object",
+        "properties": {"name": {"type": "string", "maxLength": 8}, "age": {"enum": [7, 77, 1e9]}},
+        "required": ["name", "age"],
+        "additionalProperties": False,
+    },
+    "nested": {
+        "type": "object",
+        "properties": {
+            "point": {
+                "type": "object",
+                "properties": {"x": {"type": "number", "minimum": 0, "maximum": 9}},
+                "required": ["x"],
+                "additionalProperties": False,
+            },
+            "kind": {"const": "日本 \"é\""},
+        },
+        "required": ["point", "kind"],
+        "additionalProperties": False,
+    },
+    "arrays": {
+        "type": "array",
+        "items": {"type": "array", "items": {"type": "boolean"}, "maxItems": 2},
+        "minItems": 2,
+        "maxItems": 3,
+    },
+    "references": {
+        "type": "object",
+        "properties": {"left": {"$ref": "#/$defs/leaf"}, "right": {"$ref": "#/$defs/leaf"}},
+        "required": ["right"],
+        "additionalProperties": False,
+        "$defs": {"leaf": {"anyOf": [{"type": "null"}, {"enum": ["é", "\n"]}]}},
+    },
+    "pattern": {"type": "string", "pattern": "^[a-c]{2}-[0-9]{1,3}$"},
+    "patterns of names": {
+        "type": "object",
+        "patternProperties": {"^k[0-9]$": {"type": "null"}},
+        "additionalProperties": False,
+        "maxProperties": 2,
+    },
+}  # fmt: skip
+EXPRESSIONS = [
+    "yes|no",
+    "[a-f0-9]{4}(-[a-f0-9]{2}){1,2}",
+    "é+日?",
+    r"\d{2}:\d{2}",
+    "(ab|cd){2,4}x?",
+]
+TOOLS: list[dict[str, Any]] = [
+    {
+        "type": "function",
+        "function": {
+            "name": "get_weather",
+            "parameters": {
+                "type": "object",
+                "properties": {
+                    "city": {"$ref": "#/$defs/city"},
+                    "days": {"type": "integer", "minimum": 1, "maximum": 9},
+                },
+                "required": ["city"],
+                "$defs": {"city": {"enum": ["Rome", "København \"K\""]}},
+            },
+        },
+    },
+    {"name": "now"},
+    # As the models' own template has it: types by Python's names, no schema.
+    {"name": 'say "é"', "parameters": {"loud": {"type": "bool"}, "twice": {"type": "bool", "default": False}}},
+]  # fmt: skip
+
+
+def drawn(
+    grammar: Grammar, seed: int = 0, most: int = 600, tokenizer: Tokenizer = TOKENIZER
+) -> list[int]:
+    """An answer by random logits; with an odd seed some tokens are liked all along."""
+    sampler = Sampler(SamplingParams(temperature=1.0, seed=seed, grammar=grammar), tokenizer)
+    generator = torch.Generator().manual_seed(seed)
+    likes = 3 * torch.randn(tokenizer.vocab_size, generator=generator)
+    # Space may stand nearly everywhere: liked, it would be most of every answer.
+    likes[[token for space in " \n\t" for token in tokenizer.encode(space)]] = -3.0
+    tokens: list[int] = []
+    while not sampler.finished and len(tokens) < most:
+        noise = torch.randn(tokenizer.vocab_size, generator=generator)
+        tokens.append(sampler.draw(likes * (seed % 2) + noise))
+    return tokens
+
+
+def written(grammar: Grammar, seed: int = 0, most: int = 600) -> str:
+    """The text of an answer that came to its end."""
+    tokens = drawn(grammar, seed, most)
+    assert len(tokens) < most
+    return TOKENIZER.decode(tokens, skip_special=True)
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_json_follows_its_schema(name: str) -> None:
+    answers = set()
+    for seed in range(12):
+        text = written(Grammar("json", json.dumps(SCHEMAS[name])), seed)
+        jsonschema.validate(json.loads(text), SCHEMAS[name])
+        assert not re.search(rf"\s{{{MAX_SPACE + 1}}}", text)
+        answers.add(text)
+    assert len(answers) > 2, "a grammar that leaves one answer proves nothing"
+
+
+@pytest.mark.parametrize("expression", EXPRESSIONS)
+def test_an_expression_is_matched_from_end_to_end(expression: str) -> None:
+    answers = [written(Grammar("regex", expression), seed) for seed in range(12)]
+    assert all(re.fullmatch(expression, text) for text in answers)
+    assert len(set(answers)) > 1
+
+
+def test_calls_of_tools() -> None:
+    by_name = {(t := tool.get("function", tool))["name"]: t for tool in TOOLS}
+    called = set()
+    for seed in range(8):
+        text = written(Grammar("tools", json.dumps(TOOLS)), seed, most=3000)
+        assert text.startswith(CALL)
+        content, calls = parse_calls(text)
+        assert content == "" and 1 <= len(calls) <= 16
+        for call in calls:
+            jsonschema.validate(json.loads(call.arguments), arguments_schema(by_name[call.name]))
+            called.add(call.name)
+    assert called == set(by_name)
+    _, calls = parse_calls(written(Grammar("tools", json.dumps(TOOLS[:1]))))
+    assert {call.name for call in calls} == {"get_weather"}
+
+
+def test_parameters_in_both_forms() -> None:
+    own = {"a": {"type": "str"}, "b": {"type": "float", "default": 1.5}, "c": {"type": "List[int]"}}
+    assert arguments_schema({"name": "f", "parameters": own}) == {
+        "type": "object",
+        "properties": {"a": {"type": "string"}, "b": {"type": "number"}, "c": {}},
+        "required": ["a", "c"],
+        "additionalProperties": False,
+    }
+    schema = {"type": "object", "properties": {"type": {"type": "string"}}, "required": ["type"]}
+    closed = {**schema, "additionalProperties": False}
+    assert arguments_schema({"name": "f", "parameters": schema}) == closed
+    for other in ({"additionalProperties": True}, {"anyOf": [{}]}, {"patternProperties": {}}):
+        assert arguments_schema({"name": "f", "parameters": {**schema, **other}}) == {
+            **schema,
+            **other,
+        }
+    nothing = {"type": "object", "properties": {}, "additionalProperties": False}
+    for none in ({}, {"parameters": None}, {"parameters": {}}):
+        assert arguments_schema({"name": "f", **none}) == nothing
+
+
+def test_the_marks_are_control_tokens_and_no_other_control_token_can_come() -> None:
+    matcher = Matcher(Grammar("tools", json.dumps(TOOLS)), TOKENIZER)
+    allowed = matcher.mask(torch.zeros(TOKENIZER.vocab_size + 5)).isfinite().nonzero()[:, 0]
+    assert allowed.tolist() == [TOKENIZER.control(CALL)]
+    matcher = Matcher(Grammar("json", '{"type": "string"}'), TOKENIZER)
+    matcher.accept(*TOKENIZER.encode('"'))
+    allowed = matcher.mask(torch.zeros(TOKENIZER.vocab_size + 5)).isfinite().nonzero()[:, 0]
+    assert len(allowed) > 100
+    assert not set(allowed.tolist()) & set(TOKENIZER.controls.values())
+    assert max(allowed.tolist()) < TOKENIZER.vocab_size
+
+
+def test_a_tokenizer_without_marks_writes_a_bare_list(tmp_path: Path) -> None:
+    TOKENIZER.save(tmp_path)
+    spec = json.loads((tmp_path / "tokenizer.json").read_text())
+    marks = ("<|tool_call|>", "<|/tool_call|>")
+    spec["added_tokens"] = [t for t in spec["added_tokens"] if t["content"] not in marks]
+    spec["model"]["vocab"] = {t: i for t, i in spec["model"]["vocab"].items() if t not in marks}
+    bare = Tokenizer(spec)
+    text = bare.decode(drawn(Grammar("tools", json.dumps(TOOLS[1:2])), tokenizer=bare))
+    assert text.startswith("[")
+    assert {c.name for c in parse_calls(text)[1]} == {"now"}
+
+
+def test_an_answer_that_is_cut_off_is_the_beginning_of_a_right_one() -> None:
+    schema = {"enum": ["yes", "yesterday, no", "ja, größer", "日本"]}
+    whole = [json.dumps(x, ensure_ascii=False) for x in schema["enum"]]
+    for seed in range(20):
+        text = TOKENIZER.decode(drawn(Grammar("json", json.dumps(schema)), seed, most=1 + seed % 5))
+        assert any(w.startswith(text.rstrip("\ufffd")) for w in whole)
+    # And it can be gone on with.
+    grammar = Grammar("json", json.dumps(SCHEMAS["flat"]))
+    for seed in range(8):
+        tokens = drawn(grammar, seed, most=9)
+        matcher = Matcher(grammar, TOKENIZER)
+        for token in tokens:
+            matcher.accept(token)
+        while not matcher.finished:
+            tokens.append(int(matcher.mask(torch.randn(TOKENIZER.vocab_size)).argmax()))
+            matcher.accept(tokens[-1])
+        text = TOKENIZER.decode(tokens, skip_special=True)
+        jsonschema.validate(json.loads(text), SCHEMAS["flat"])
+
+
+def test_a_random_model_under_a_schema(engine: Engine) -> None:
+    """Greedy and drawn, with the model's own logits."""
+    tokenizer = engine.processor.tokenizer
+    prompt = engine.row([Message.user("the dog")])
+    for name, heat in (("enum", 0.0), ("references", 1.5)):
+        grammar = Grammar("json", json.dumps(SCHEMAS[name]))
+        sampling = SamplingParams(temperature=heat, grammar=grammar)
+        sampler = Sampler(sampling, tokenizer, prompt.ids.tolist())
+        tokens: list[int] = []
+        while not sampler.finished and len(tokens) < 300:
+            with torch.no_grad():
+                hidden = engine.model(extend(prompt, tokens))
+                tokens.append(sampler.draw(engine.model.logits(hidden[-1])))
+        jsonschema.validate(json.loads(tokenizer.decode(tokens)), SCHEMAS[name])
+
+
+DEEP = '{"properties": {"a": ' * 40 + "{}" + "}}" * 40
+WRONG = [
+    ("json", "{", "no JSON"),
+    ("json", "[1]", "an object, true or false, found list"),
+    ("json", "false", "no answer fits"),
+    ("json", '{"type": "strin"}', "Invalid type"),
+    ("json", '{"properties": 3}', "properties"),
+    ("json", '{"type": "string", "pattern": "("}', "unclosed"),
+    ("json", '{"type": "array", "uniqueItems": true}', "uniqueItems"),
+    ("json", '{"$ref": "#/nowhere"}', "nowhere"),
+    ("json", '{"$ref": "http://127.0.0.1:1/x"}', "not present"),
+    ("json", '{"enum": []}', "Unsatisfiable"),
+    ("json", '{"$ref": "#"}', "no answer fits"),
+    ("json", DEEP, "at most 64 deep"),
+    ("json", "[" * 100_000, "at most 64 deep"),
+    ("json", '"' + "x" * 300_000, "at most 256000 letters"),
+    ("json", {"type": "object"}, "grammar must be a Grammar of text"),
+    ("regex", "(", "unclosed"),
+    ("regex", "(?=a)b", "look-a"),
+    ("regex", r"(a)\1", "backreferences"),
+    ("regex", "[a&&b]", "no answer fits"),
+    ("regex", "a{1000000}", "too complex"),
+    ("regex", "a" * 10_001, "at most 10000 letters"),
+    ("tools", "[]", "1 to 128 tools, found 0"),
+    ("tools", json.dumps([{"name": f"t{i}"} for i in range(129)]), "found 129"),
+    ("tools", '[{"description": "x"}]', "a name"),
+    ("tools", '[{"name": "f", "parameters": []}]', "'f' must be an object"),
+    ("tools", '[{"name": "f", "parameters": {"properties": {"x": {"type": "y"}}}}]', "tool 'f'"),
+    ("tools", '{"name": "f"}', "list of tools"),
+    ("lark", "start: /x/", "'json', 'regex' or 'tools'"),
+]
+
+
+@pytest.mark.parametrize("kind, text, said", WRONG, ids=[f"{k} {str(t)[:40]}" for k, t, _ in WRONG])
+def test_grammars_that_cannot_be_followed_say_why(kind: Any, text: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(said)) as refusal:
+        drawn(Grammar(kind, text), most=2)
+    assert len(str(refusal.value)) < 500
+
+
+def test_bounds_hold_while_an_answer_is_written() -> None:
+    """Grammars that grow: each ends in an answer, goes on, or is refused; none takes the rest down with it."""
+    wide = {"type": "object", "properties": {f"k{i}": {"type": "string"} for i in range(500)}}
+    heavy = [
+        Grammar("regex", e)
+        for e in ("(.*a){30}", ".*[ab].{18}c|.*b.{19}d", "((a{1,90}){1,90}){1,90}")
+    ]
+    for grammar in [*heavy, Grammar("json", json.dumps(wide))]:
+        check(SamplingParams(grammar=grammar))
+        try:
+            drawn(grammar, most=60)
+        except ValueError as error:
+            assert "too complex" in str(error)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(max_size=30), st.sampled_from(["json", "regex", "tools"]))
+def test_any_text_as_a_grammar_is_followed_or_refused(text: str, kind: Any) -> None:
+    try:
+        Matcher(Grammar(kind, text), TOKENIZER)
+    except ValueError as error:
+        assert str(error)
+
+
+def test_without_llguidance_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    with pytest.raises(ValueError, match=re.escape('pip install "polyphi[structured]"')):
+        check(SamplingParams(grammar=Grammar("regex", f"never seen before {random.random()}")))
+    check(SamplingParams())

@@ -1,0 +1,116 @@
+"""Where a model runs and what fits there, with memory and speed made up."""
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from polyphi import devices
+from polyphi.engine.cache import token_bytes
+from polyphi.model.config import DecoderConfig, ModelConfig
+from polyphi.model.multimodal import PhiModel
+
+CPU = torch.device("cpu")
+
+
+def test_the_best_device_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cuda, mps, best in ((1, 1, "cuda"), (0, 1, "mps"), (0, 0, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: bool(cuda))
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda mps=mps: bool(mps))
+        assert devices.choose("auto") == torch.device(best)
+    assert devices.choose("cpu") == devices.choose(CPU) == CPU
+    for wrong, said in (
+        ("cuda:0", "sees no cuda device"),
+        ("mps", "sees no mps device"),
+        ("tpu9", "device must be auto, cpu, cuda or mps, found 'tpu9'"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            devices.choose(wrong)
+
+
+@pytest.mark.parametrize(
+    ("stored", "slowness", "free", "chosen"),
+    [
+        ({torch.bfloat16: 100}, 0.5, 1000, None),
+        ({torch.bfloat16: 100}, 1.4, 1000, None),
+        ({torch.bfloat16: 100}, 3.0, 1000, torch.float32),
+        ({torch.bfloat16: 100, torch.float32: 1}, 3.0, 1000, torch.float32),
+        ({torch.bfloat16: 100}, 3.0, 399, None),  # slow, but it fits
+        ({torch.float32: 100}, 3.0, 1000, None),
+        ({torch.float32: 100, torch.float16: 99}, 3.0, 1000, None),
+    ],
+)
+def test_a_type_that_the_cpu_is_bad_at_is_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+    stored: dict[torch.dtype, int],
+    slowness: float,
+    free: int,
+    chosen: torch.dtype | None,
+) -> None:
+    monkeypatch.setattr(devices, "slowness", lambda dtype: slowness)
+    assert devices.choose_dtype(stored, CPU, free) == chosen
+
+
+def test_slowness_is_the_ratio_of_the_least_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Turns of (float32, bfloat16): disturbed ones, on either side, don't count."""
+    taken = iter([2, 90, 50, 6, 3, 7])
+    clock = [0.0]
+
+    def tick() -> float:
+        tick.calls += 1
+        clock[0] += next(taken) if tick.calls % 2 == 0 else 0
+        return clock[0]
+
+    tick.calls = 0
+    monkeypatch.setattr(devices.time, "perf_counter", tick)
+    measure = devices.slowness.__wrapped__
+    assert measure(torch.bfloat16, width=8, rows=2, turns=3) == 3.0
+
+
+def test_the_published_model_needs_what_the_design_says() -> None:
+    """128 KiB of keys and values a token in bfloat16: 16 GiB at 128k tokens."""
+    assert token_bytes(DecoderConfig(), torch.bfloat16) == 128 << 10
+    assert token_bytes(DecoderConfig(), torch.bfloat16) * 131072 == 16 << 30
+
+
+def test_weights_that_do_not_fit_are_one_line() -> None:
+    devices.check_fits(10, 10, CPU)
+    with pytest.raises(ValueError, match=r"take 11\.2 GB, and cpu has 8\.0 GB free") as refused:
+        devices.check_fits(11_200_000_000, 8_000_000_000, CPU)
+    assert "\n" not in str(refused.value)
+    assert devices.size(Counter({torch.bfloat16: 3, torch.float32: 1}), None) == 10
+    assert devices.size(Counter({torch.bfloat16: 3, torch.float32: 1}), torch.float32) == 16
+
+
+def test_the_line_at_the_start(tiny_config: ModelConfig) -> None:
+    model = PhiModel(tiny_config).to(torch.bfloat16)
+    weights = 2 * sum(t.numel() for t in (*model.parameters(), *model.buffers()))
+    per_token = 2 * 2 * 2 * 16 * 2
+    room = devices.room(model, tiny_config.decoder, weights + 100 * per_token, CPU, 10**6)
+    assert (room.weights, room.per_token, room.tokens) == (weights, per_token, 100)
+    assert replace(room, free=10**12).tokens == 512  # no more than the model's context
+    assert replace(room, free=weights - 1).tokens == 0
+    assert replace(room, capacity=60).tokens == 60  # or of what the engine set aside
+    full = devices.Room("cuda:0", "bfloat16", 11_200_000_000, 24_000_000_000, 131072, 131072, 10**6)
+    assert str(full) == (
+        "cuda:0, bfloat16: 11.2 GB of weights leave 12.8 GB of 24.0 GB free, "
+        "up to 97,656 of 131,072 tokens of context"
+    )
+    with torch.device("meta"):
+        published = PhiModel(ModelConfig()).to(torch.bfloat16)
+    shown = str(devices.room(published, DecoderConfig(), int(16.2e9), CPU, 10**6)).split(": ")[1]
+    assert shown in (Path(__file__).parents[1] / "docs/chat.md").read_text()
+    assert "bfloat16 and int8" in str(devices.room(model, tiny_config.decoder, 0, CPU, 0, "int8"))
+
+
+def test_a_container_limits_what_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "CGROUP", tmp_path)
+    machine = devices.free_memory(CPU)
+    (tmp_path / "memory.max").write_text("1000000\n")
+    (tmp_path / "memory.current").write_text("700000\n")
+    (tmp_path / "memory.stat").write_text("anon 600000\nfile 100000\n")
+    assert devices.free_memory(CPU) == 400000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert devices.free_memory(CPU) == pytest.approx(machine, rel=0.5)

@@ -1,0 +1,57 @@
+"""The Python of docs/engine.md runs as it stands; only the model is a stand-in that draws at random."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import polyphi
+from polyphi.chat import Completion, SamplingParams
+from polyphi.engine.sampling import MAX_ANSWERS, MAX_LOGPROBS, MAX_STOPS, Sampler
+from polyphi.engine.structured import MAX_CALLS, MAX_DEPTH, MAX_LETTERS, MAX_REGEX, MAX_SPACE
+from polyphi.engine.tools import ToolCall
+from polyphi.processing.tokenizer import Tokenizer
+
+PAGE = (Path(__file__).parents[1] / "docs" / "engine.md").read_text()
+
+
+class Babbler:
+    tokenizer = Tokenizer.train(['{"city": "Rome", "sure": true}'], vocab_size=320)
+
+    def generate(self, messages: Any, *, sampling: SamplingParams) -> Completion:
+        sampler = Sampler(sampling, self.tokenizer)
+        tokens: list[int] = []
+        torch.manual_seed(0)
+        while not sampler.finished and len(tokens) < sampling.max_tokens:
+            logits = torch.randn(self.tokenizer.vocab_size)
+            logits[[i for s in " \n\t" for i in self.tokenizer.encode(s)]] -= 9
+            logits[self.tokenizer.encode('"') + self.tokenizer.encode("]")] += 2
+            tokens.append(sampler.draw(logits))
+        text = self.tokenizer.decode(tokens, skip_special=True)
+        return Completion(text, tuple(tokens), logprobs=tuple(sampler.logprobs))
+
+
+def test_the_page_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(polyphi, "load", lambda _: Babbler())
+    names: dict[str, Any] = {}
+    for block in re.findall(r"(?s)```python\n(.*?)```", PAGE):
+        exec(block, names)
+    assert len(names["answer"].logprobs) == 200 and len(names["answer"].logprobs[0].top) == 3
+    assert names["city"] in ("Rome", "Oslo")
+    assert re.fullmatch("(19|20)[0-9]{2}", names["year"].text)
+    assert names["content"] == "" and {"city"} <= names["arguments"].keys() <= {"city", "days"}
+    assert names["told"] == ["Look: ", ToolCall("now", "{}")]
+
+
+def test_its_bounds_are_those_of_the_code() -> None:
+    said = {
+        f"{MAX_LOGPROBS} alternatives at most",
+        f"up to {MAX_STOPS} strings",
+        f"up to {MAX_ANSWERS} answers",
+        f"up to {MAX_SPACE} spaces",
+        f"at most {MAX_LETTERS:,} letters and {MAX_DEPTH} nested brackets, expressions {MAX_REGEX:,}",
+        f"1 to {MAX_CALLS} calls",
+    }
+    assert {text for text in said if text not in " ".join(PAGE.split())} == set()
