@@ -30,6 +30,12 @@ SizeOption = Annotated[str, typer.Option("--size", help="micro, nano, lab or ful
 RunOption = Annotated[Path, typer.Option("--out", help="Folder of the run.")]
 PrecisionOption = Annotated[Precision, typer.Option("--precision", help="bf16 or fp32 arithmetic.")]
 NANO = Path("runs/nano")
+QuantOption = Annotated[
+    Literal["bf16", "int8", "int4"] | None,
+    typer.Option(
+        help="Quantise the frozen weights: int8 or int4; bf16 only lays them out for this CPU."
+    ),
+]
 ModelArgument = Annotated[str, typer.Argument(help="Folder of a checkpoint, or a hub id.")]
 
 
@@ -383,6 +389,7 @@ def chat(
     adapter: Annotated[
         str, typer.Option(help="auto, none, vision, speech, or a sibling that the model has.")
     ] = "auto",
+    quant: QuantOption = None,
 ) -> None:
     """Talk to a model, or ask it one question: PROMPT, or what is piped in. The adapter follows from what the message
     holds."""
@@ -401,7 +408,7 @@ def chat(
         prompt = sys.stdin.read().strip()
         if not prompt:
             raise ValueError("nothing was piped in; expected a question")
-    phi = polyphi.load(model)
+    phi = polyphi.load(model, quant=quant)
     _tell_room(phi)
     if prompt is None and not asked:
         terminal.Terminal(phi, sampling, chosen, console=console).run()
@@ -454,6 +461,7 @@ def transcribe(
         bool, typer.Option("--force", help="Also files whose transcript is there already.")
     ] = False,
     adapter: Annotated[str, typer.Option(help="auto, none, or an adapter of the model.")] = "auto",
+    quant: QuantOption = None,
 ) -> None:
     """Write down, or translate, what is said in recordings of any length."""
     import polyphi
@@ -464,7 +472,7 @@ def transcribe(
     recordings = transcription.targets(transcription.find(files), out, form)
     if out is None and form != "text" and len(recordings) > 1:
         raise ValueError(f"{len(recordings)} files as {form} need a folder: give --out DIR as well")
-    phi = polyphi.load(model)
+    phi = polyphi.load(model, quant=quant)
     _tell_room(phi)
     failed = transcription.transcribe_files(
         phi,
@@ -489,6 +497,7 @@ def inspect(
         Path | None, typer.Option(help="A request.json whose logits to write.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The .safetensors file for --logits.")] = None,
+    quant: QuantOption = None,
 ) -> None:
     """Parts and parameters beside the report's; with --logits, exact numbers for comparison."""
     import polyphi
@@ -498,7 +507,7 @@ def inspect(
     if (logits is None) != (out is None):
         raise ValueError("--logits request.json and --out file.safetensors belong together")
     if logits is not None and out is not None:
-        tokens, vocabulary = inspection.write_logits(polyphi.load(model), logits, out)
+        tokens, vocabulary = inspection.write_logits(polyphi.load(model, quant=quant), logits, out)
         console.print(f"wrote {out}: {tokens} positions, {vocabulary} scores each", highlight=False)
         return
     table = Table("part", "parameters", "report", box=None, padding=(0, 2))
@@ -599,11 +608,12 @@ def eval_run(
     tasks: Annotated[list[str] | None, typer.Argument(help="Names of tasks; all without.")] = None,
     size: SizeOption = "nano",
     seed: int = 0,
+    quant: QuantOption = None,
 ) -> None:
-    """Measure a run's models on the held-out splits, with baselines."""
+    """Measure a run's models on the held-out splits, with baselines; quantised ones into OUT/eval-KIND."""
     from polyphi.reproduce.graph import Run
 
-    Run(size, out, seed=seed, console=console).evaluate(*tasks or ())
+    Run(size, out, seed=seed, console=console).evaluate(*tasks or (), quant=quant)
 
 
 @evaluation.command("score")
@@ -618,7 +628,7 @@ def eval_score(
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="train.")],
+    name: Annotated[str, typer.Argument(help="train or engine.")],
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON list of rows on standard output.")
     ] = False,

@@ -28,7 +28,7 @@ from polyphi.devices import Room
 from polyphi.engine import longform
 from polyphi.engine.engine import GREEDY, Conversation, Engine
 from polyphi.engine.longform import LONGEST_RECORDING
-from polyphi.model import weights
+from polyphi.model import quantize, weights
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.media import AudioSource
@@ -247,20 +247,23 @@ def load(
 
     `device`: "auto" takes CUDA where there is one, else Apple's MPS, else the CPU. `dtype`: "auto" keeps what is stored
     where the device is good at it, or takes float32 (devices.py); or a name such as "float32" or "bfloat16". `quant`:
-    only None, the weights as they are. Raises ValueError, one clear message each, also where the weights don't fit.
+    None keeps every weight as it is; "int8" and "int4" quantise the decoder's base weights and the head (adapters and
+    all else in bfloat16), "bf16" only lays out the encoders for this CPU (`model/quantize.py`): such a model is for
+    inference. Raises ValueError, one clear message each, also where the weights don't fit.
     """
-    if quant is not None:
-        raise ValueError(f"quant must be None (weights as stored), found {quant!r}")
     place = devices.choose(device)
-    asked = None if dtype == "auto" else as_dtype(dtype)
+    asked = (torch.bfloat16 if quant else None) if dtype == "auto" else as_dtype(dtype)
     folder = weights.locate(path_or_id)
     tokenizer = Tokenizer.load(folder)
     stored, free = weights.stored_types(folder), devices.free_memory(place)
     kind = asked or devices.choose_dtype(stored, place, free)
-    devices.check_fits(devices.size(stored, kind), free, place)
-    model = weights.load(folder, device=place, dtype=kind)
+    saved = quantize.saved(weights.read_config(folder).decoder, quant)
+    devices.check_fits(max(0, devices.size(stored, kind) - saved), free, place)
+    model = weights.load(folder, device=place, dtype=kind, quant=quant)
     phi = Phi(model, make_processor(model.config, tokenizer))
-    phi.room = devices.room(model, model.config.decoder, free, place, phi.engine.capacity, quant)
+    room = devices.room(model, model.config.decoder, free, place, phi.engine.capacity, quant)
+    beside = sum(map(quantize.nbytes, quantize.held(model)))
+    phi.room = replace(room, weights=room.weights + beside)
     return phi
 
 

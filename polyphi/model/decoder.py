@@ -8,7 +8,7 @@ public checkpoints: query, key, value rows in `qkv_proj`, gate rows before up ro
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from polyphi.batch import Batch
 from polyphi.model.attention import KVCache, packed_attention, working_dtype
 from polyphi.model.config import AdapterConfig, DecoderConfig
-from polyphi.model.lora import LoraLinear, Route, routes
+from polyphi.model.lora import LoraLinear, Route, product, routes
 from polyphi.model.rope import LongRope, rotate
 
 
@@ -120,6 +120,7 @@ class Decoder(nn.Module):
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.rope = LongRope(config)
+        self.head: Callable[[Tensor], Tensor] | None = None  # the tied head's own copy, quantised
 
     def embed(self, ids: Int[Tensor, " T"]) -> Float[Tensor, "T D"]:
         """Token embeddings, not scaled."""
@@ -144,7 +145,7 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: Float[Tensor, "*T D"]) -> Float[Tensor, "*T V"]:
         """Scores of the next token, in the model's type (the loss raises them to float32)."""
-        return F.linear(hidden, self.embed_tokens.weight)
+        return product(hidden, self.embed_tokens.weight) if self.head is None else self.head(hidden)
 
     def residual_scale(self) -> float:
         """Factor on fresh output projections, so that the residual stream keeps its size over 2 * layers additions."""

@@ -61,6 +61,7 @@ class PhiModel(nn.Module):
         self.decoder = Decoder(config.decoder, config.adapters)
         self.vision = Vision(config.vision, width) if config.vision else None
         self.audio = Audio(config.audio, width) if config.audio else None
+        self.quant: str | None = None  # the kind of quantize.py that has been applied
 
     def forward(self, batch: Batch, cache: KVCache | None = None) -> Float[Tensor, "T D"]:
         """Hidden states after the final norm; with a `cache`, the batch holds only the new tokens of each sequence."""
@@ -128,6 +129,7 @@ class PhiModel(nn.Module):
         """Put a sibling beside the adapters that are there: a fresh one of a given rank and alpha, which changes
         nothing until it has learned, or a copy of the one that `like` names. Raises ValueError for a name that is
         taken or can't be one, and for a copy of an unknown adapter."""
+        self._whole()
         have = self.config.adapters
         if name in have or name in {"auto", "none"} or not re.fullmatch(r"[A-Za-z][\w-]*", name):
             raise ValueError(
@@ -154,6 +156,7 @@ class PhiModel(nn.Module):
         now computes. Every other adapter takes the reverse along (its rank grows by the merged one's), so that its own
         sequences compute what they did. Sums are in float32; weights in bfloat16 are rounded once, so cast the model
         first where that matters. Raises ValueError for an unknown adapter."""
+        self._whole()
         others = dict(self.config.adapters)
         if name not in others:
             raise ValueError(
@@ -187,6 +190,14 @@ class PhiModel(nn.Module):
     def _adapted(self) -> Iterator[tuple[str, LoraLinear]]:
         """Every linear that adapters sit on, with its name."""
         return ((n, m) for n, m in self.named_modules() if isinstance(m, LoraLinear))
+
+    def _whole(self) -> None:
+        """Raises ValueError for a quantised model."""
+        if self.quant is not None:
+            raise ValueError(
+                "a quantised model keeps the adapters it has; load it without quant, change them, save it, and "
+                "quantise what was saved"
+            )
 
     def _use_adapters(self, adapters: Mapping[str, AdapterConfig]) -> None:
         self.config = replace(self.config, adapters=dict(adapters))

@@ -38,14 +38,15 @@ class SelfAttention(nn.Module):
         )
 
     def forward(
-        self, x: Float[Tensor, "N P D"], keys: Bool[Tensor, "N 1 1 P"]
+        self, x: Float[Tensor, "N P D"], keys: Bool[Tensor, "N 1 1 P"] | None
     ) -> Float[Tensor, "N P D"]:
         q, k, v = (
             p(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for p in (self.q_proj, self.k_proj, self.v_proj)
         )
         if q.shape[2] <= SHORT and not q.is_cuda:
-            out = written_out(q, k, v, ~keys)
+            hidden = torch.zeros(1, dtype=torch.bool) if keys is None else ~keys
+            out = written_out(q, k, v, hidden)
         else:
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=keys)
         return self.out_proj(out.transpose(1, 2).flatten(2))
@@ -57,10 +58,11 @@ class MLP(nn.Module):
     def __init__(self, size: int, inner: int) -> None:
         super().__init__()
         self.fc1 = nn.Linear(size, inner)
+        self.act = nn.GELU(approximate="tanh")
         self.fc2 = nn.Linear(inner, size)
 
     def forward(self, x: Float[Tensor, "*n D"]) -> Float[Tensor, "*n D"]:
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+        return self.fc2(self.act(self.fc1(x)))
 
 
 class Layer(nn.Module):
@@ -74,7 +76,7 @@ class Layer(nn.Module):
         self.mlp = MLP(config.hidden_size, config.intermediate_size)
 
     def forward(
-        self, x: Float[Tensor, "N P D"], keys: Bool[Tensor, "N 1 1 P"]
+        self, x: Float[Tensor, "N P D"], keys: Bool[Tensor, "N 1 1 P"] | None
     ) -> Float[Tensor, "N P D"]:
         x = x + self.self_attn(self.layer_norm1(x), keys)
         return x + self.mlp(self.layer_norm2(x))
@@ -95,7 +97,7 @@ class CrossAttention(nn.Module):
         self,
         query: Float[Tensor, "N 1 D"],
         x: Float[Tensor, "N P D"],
-        keys: Bool[Tensor, "N 1 1 P"],
+        keys: Bool[Tensor, "N 1 1 P"] | None,
     ) -> Float[Tensor, "N 1 D"]:
         size = x.shape[-1]
         q = F.linear(query, self.in_proj_weight[:size], self.in_proj_bias[:size])
@@ -116,7 +118,7 @@ class PoolingHead(nn.Module):
         self.mlp = MLP(config.hidden_size, config.intermediate_size)
 
     def forward(
-        self, x: Float[Tensor, "N P D"], keys: Bool[Tensor, "N 1 1 P"]
+        self, x: Float[Tensor, "N P D"], keys: Bool[Tensor, "N 1 1 P"] | None
     ) -> Float[Tensor, "N D"]:
         pooled = self.attention(self.probe.expand(len(x), -1, -1), x, keys)
         return (pooled + self.mlp(self.layernorm(pooled)))[:, 0]
@@ -147,12 +149,15 @@ class SiglipEncoder(nn.Module):
 
     def _run(
         self, crops: Float[Tensor, "N 3 C C"], masks: Bool[Tensor, "N G G"], layers: int
-    ) -> tuple[Float[Tensor, "N P D"], Bool[Tensor, "N 1 1 P"]]:
+    ) -> tuple[Float[Tensor, "N P D"], Bool[Tensor, "N 1 1 P"] | None]:
         patches = self.patch_embedding(crops.to(self.patch_embedding.weight.dtype))
-        x = patches.flatten(2).transpose(1, 2) + self.position_embedding(position_ids(masks))
+        # A row per patch: what lies across memory would be copied in every norm.
+        x = patches.flatten(2).transpose(1, 2).contiguous()
+        x = x + self.position_embedding(position_ids(masks))
         # Masked patches are hidden as keys only. They still ask: half-empty cells of the 2 x 2 pooling average them in.
-
-        keys = masks.flatten(1)[:, None, None, :]
+        # None where nothing is masked, as attention is faster so; a GPU would have to be waited for.
+        whole = masks.device.type == "cpu" and bool(masks.all())
+        keys = None if whole else masks.flatten(1)[:, None, None, :]
         for layer in self.layers[:layers]:
             x = layer(x, keys)
         return x, keys

@@ -32,7 +32,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from polyphi.model import public_config
+from polyphi.model import public_config, quantize
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 
@@ -215,13 +215,15 @@ def load(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     adapters: bool = True,
+    quant: str | None = None,
 ) -> PhiModel:
     """A model from a folder, or from the hub by `owner/name`, in any of the three layouts. `dtype=None` keeps what is
-    stored; `adapters=False` leaves the LoRAs out.
+    stored; `adapters=False` leaves the LoRAs out; `quant` is a kind of `quantize.py`, for inference.
 
     On the CPU, without a cast, the parameters are the mapped file itself, so memory stays at the checkpoint's size.
-    Raises ValueError, in one message: no config.json, a damaged file, pickles, or tensors that are missing, unexpected
-    or mis-shaped, by name.
+    What is quantised is read one tensor at a time, and nothing of it stays mapped.
+    Raises ValueError, in one message: an unknown `quant`, no config.json, a damaged file, pickles, or tensors that are
+    missing, unexpected or mis-shaped, by name.
     """
     folder = locate(source)
     layout, config, stored = _open(folder)
@@ -238,9 +240,11 @@ def load(
     stored = _without_tied_head(stored, expected)
     _check(expected, stored, folder, layout)
 
+    later = dict(quantize.weights(model, quant)) if quant else {}
     by_file: dict[Path, list[str]] = {}
-    for name in expected:
-        by_file.setdefault(stored[name].file, []).append(name)
+    for name, entry in expected.items():
+        if entry.ours not in later or entry.ours == quantize.EMBEDDING:
+            by_file.setdefault(stored[name].file, []).append(name)
     state = {}
     for file, members in by_file.items():
         with _safe_open(file) as tensors:
@@ -251,7 +255,13 @@ def load(
                 state[entry.ours] = tensor.reshape(entry.shape[unit_axes:]).to(
                     device=device, dtype=dtype
                 )
+    where = {entry.ours: stored[name] for name, entry in expected.items()}
+    for ours, put in later.items():  # a file is open for one of them at a time
+        with _safe_open(where[ours].file) as tensors:
+            put(tensors.get_tensor(where[ours].key).to(device=device, dtype=dtype))
     model.load_state_dict(state, strict=True, assign=True)
+    if quant:
+        quantize.prepare(model, quant)
     # A buffer that no checkpoint holds would still be on the meta device; modules compute such tables when they run.
     assert not any(t.is_meta for t in (*model.parameters(), *model.buffers())), (
         "a tensor was left without values"
@@ -496,8 +506,12 @@ def save(
 
     Everything is written into a temporary folder that takes the place of `folder` at the end, so a full disk or a kill
     leaves either the old checkpoint or the new one. Raises ValueError where `folder` holds something else, and for
-    adapters that the original layout has no room for.
+    adapters that the original layout has no room for and for a quantised model.
     """
+    if model.quant is not None:
+        raise ValueError(
+            f"a model quantised to {model.quant} can't be saved: load it without quant"
+        )
     state = model.state_dict()
     write(
         model.config,

@@ -40,6 +40,7 @@ from polyphi.eval.task import find
 from polyphi.model import weights
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
+from polyphi.model.quantize import quantize
 from polyphi.processing.processor import Processor
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.reproduce import lineage, page, processes
@@ -433,9 +434,11 @@ class Run:
                     weights.save(self._after(stage), self.out / name, layout, files=files)
         self._recogniser()
 
-    def evaluate(self, *names: str) -> None:
+    def evaluate(self, *names: str, quant: str | None = None) -> None:
         """Every task (or those named) on its held-out rows, unless it is measured: the reasoning model for reasoning
-        corpora, the final model for all others."""
+        corpora, the final model for all others. With `quant` they are quantised, and the answers go into a folder of
+        that kind, `eval-int8`."""
+        folder = self.out / (f"eval-{quant}" if quant else "eval")
         engines: dict[str, Engine] = {}
         for task in find(*names):
             test = self.data / task.corpus / "test"
@@ -448,18 +451,22 @@ class Run:
                 else "joint_1_vision_speech"
             )
             if name not in engines:
-                engines[name] = Engine(self._after(name), self.processor)
+                model = self._after(name)
+                if quant:
+                    model = quantize(model.bfloat16(), quant)
+                engines[name] = Engine(model, self.processor)
             with self.clock("evaluation"):
                 result = evaluate(
                     engines[name],
                     task,
                     corpora.Shards(test),
-                    self.out / "eval",
+                    folder,
                     limit=self.size.test_rows,
                     seed=self.seed,
                     fingerprint=hashlib.sha256(
                         (self.runs / name / "manifest.json").read_bytes()
-                    ).hexdigest(),
+                    ).hexdigest()
+                    + (quant or ""),
                 )
             self.tell(line(result))
 

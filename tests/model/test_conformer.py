@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 
 from polyphi.batch import Clip
 from polyphi.model.config import AudioConfig
-from polyphi.model.conformer import AT_ONCE, CausalDepthwise, ConformerEncoder, Windows
+from polyphi.model.conformer import (
+    AT_ONCE,
+    CausalDepthwise,
+    ConformerEncoder,
+    Windows,
+    _from_one_channel,
+)
 from polyphi.model.multimodal import PhiModel
 
 
@@ -136,3 +142,11 @@ def test_frames_that_do_not_add_up(encoder):
 def test_another_reduction_is_refused():
     with pytest.raises(ValueError, match="time_reduction must be 8"):
         ConformerEncoder(replace(AudioConfig(), time_reduction=4))
+
+
+@pytest.mark.parametrize("size", [(8, 80), (16, 5), (24, 6)])
+def test_the_first_convolution_is_a_matrix_product(size: tuple[int, int]) -> None:
+    conv = torch.nn.Conv2d(1, 6, kernel_size=3, stride=2, padding=1)
+    x = torch.randn(*size, generator=torch.Generator().manual_seed(0))
+    found, wanted = _from_one_channel(x, conv), conv(x[None, None])
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)

@@ -1,0 +1,478 @@
+"""The model and the engine beside transformers' own classes, on the same random weights at the published size:
+
+- decode: one sequence, the tokens after a prompt of 256 (Phi3ForCausalLM with its cache, bfloat16)
+- prefill: that prompt
+- conformer, siglip: a clip of 30 s; a crop of 448 pixels (Phi4Multimodal's encoders with their default attention)
+- mixed batch: eight requests (text, picture, clip) together, beside the same one after another
+
+    polyphi bench engine [--json]
+    python benchmarks/engine.py --layers 4 --parts decoder
+
+Both sides hold the same tensors where they can, take turns in one process, and have the same threads; what is told are
+medians. The int8 rows stand beside the same bfloat16 peer, since the library has no int8 of its own for a CPU. Limits
+are measured in the same run: the rate of reading memory for decode (bytes of weights that a token needs), that of
+matrix products for all else. transformers' default attention makes full crops causal, which spares it half of the
+scores; ours sees the whole crop.
+"""
+
+import argparse
+import io
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image as Picture
+from sidebyside import Row, console, matmul_rate, show
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from polyphi.batch import Clip, row
+from polyphi.chat import Audio, Image, Message, SamplingParams, Text
+from polyphi.engine.cache import BLOCK, BlockPool, Memory, StepCache, Table
+from polyphi.engine.engine import Engine
+from polyphi.model import quantize as quantized
+from polyphi.model import weights
+from polyphi.model.config import ModelConfig
+from polyphi.model.multimodal import PhiModel
+from polyphi.model.quantize import EightBit, quantize
+from polyphi.phi import make_processor
+from polyphi.processing.tokenizer import Tokenizer
+
+HERE = Path(__file__).parent
+PARTS = ("decoder", "encoders", "mixed")
+
+
+@dataclass(frozen=True)
+class Size:
+    """The model and the work."""
+
+    config: ModelConfig = field(default_factory=ModelConfig)
+    prompt: int = 256
+    tokens: int = 4
+    """Decoded in one turn."""
+    frames: int = 3000
+    """Of 10 ms."""
+    answer: int = 16
+    """Tokens of each of the mixed requests."""
+
+    def cut(self, layers: int) -> "Size":
+        """The same with so many layers in every tower."""
+        c = self.config
+        assert c.vision is not None and c.audio is not None
+        config = replace(
+            c,
+            decoder=replace(c.decoder, num_hidden_layers=layers),
+            vision=replace(c.vision, num_hidden_layers=layers + 1),
+            audio=replace(c.audio, num_blocks=layers),
+        )
+        return replace(self, config=config)
+
+
+# ------------------------------------------------------------------------------ models
+
+
+def random_model(config: ModelConfig) -> PhiModel:
+    """A bfloat16 model whose matrices are normal with deviation 0.02, norms 1, biases 0. One stretch of noise is laid
+    over all of them, of a length that no row divides."""
+    noise = torch.empty(4_000_037).normal_(0, 0.02, generator=torch.Generator().manual_seed(0))
+    noise = noise.bfloat16()
+    with torch.device("meta"):
+        model = PhiModel(config)
+    state = {}
+    for name, like in model.state_dict().items():
+        if like.dim() == 1:
+            unit = ("norm" in name and name.endswith("weight")) or name.endswith("global_invstd")
+            state[name] = torch.full(like.shape, float(unit), dtype=torch.bfloat16)
+            continue
+        state[name] = torch.empty(like.shape, dtype=torch.bfloat16)
+        for part in state[name].view(-1).split(len(noise)):
+            part.copy_(noise[: len(part)])
+    model.load_state_dict(state, assign=True)
+    return model.eval().requires_grad_(False)
+
+
+def public(model: PhiModel, layout: str, prefix: str = "") -> dict[str, Tensor]:
+    """The model's own tensors by the names that transformers has for them, behind `prefix`."""
+    state = model.state_dict()
+    names = weights.names(model.config, layout).items()
+    return {
+        name.removeprefix(prefix): state[entry.ours].reshape(entry.shape)
+        for name, entry in names
+        if name.startswith(prefix)
+    }
+
+
+def peer_decoder(model: PhiModel) -> Any:
+    """transformers' language model on the same tensors."""
+    from transformers import Phi3Config, Phi3ForCausalLM
+
+    d = model.config.decoder
+    same = (
+        "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads "
+        "max_position_embeddings original_max_position_embeddings rms_norm_eps rope_theta partial_rotary_factor "
+        "sliding_window pad_token_id bos_token_id"
+    )
+    scaling = {"type": "longrope"} | {
+        k: list(getattr(d, k)) for k in ("short_factor", "long_factor")
+    }
+    config = Phi3Config(
+        **{name: getattr(d, name) for name in same.split()},
+        rope_scaling=scaling,
+        eos_token_id=d.bos_token_id,
+        tie_word_embeddings=True,
+    )
+    with torch.device("meta"):
+        peer = Phi3ForCausalLM(config)
+    state = public(model, "mini")
+    state["lm_head.weight"] = state["model.embed_tokens.weight"]
+    peer.load_state_dict(state, assign=True)
+    peer.model.rotary_emb = type(peer.model.rotary_emb)(config)  # its tables are in no checkpoint
+    return peer.eval()
+
+
+def peer_vision(model: PhiModel) -> Any:
+    """transformers' SigLIP on the same tensors."""
+    from transformers import Phi4MultimodalVisionConfig
+    from transformers.models.phi4_multimodal.modeling_phi4_multimodal import (
+        Phi4MultimodalVisionModel,
+    )
+
+    v = model.config.vision
+    assert v is not None
+    config = Phi4MultimodalVisionConfig(
+        hidden_size=v.hidden_size,
+        intermediate_size=v.intermediate_size,
+        num_hidden_layers=v.num_hidden_layers,
+        num_attention_heads=v.num_attention_heads,
+        image_size=v.crop_size,
+        crop_size=v.crop_size,
+        patch_size=v.patch_size,
+        layer_norm_eps=v.layer_norm_eps,
+    )
+    return filled(
+        Phi4MultimodalVisionModel._from_config(config, dtype=torch.bfloat16),
+        public(model, "native", "model.embed_tokens_extend.image_embed.img_processor."),
+    )
+
+
+def peer_audio(model: PhiModel) -> Any:
+    """transformers' Conformer on the same tensors."""
+    from transformers import Phi4MultimodalAudioConfig
+    from transformers.models.phi4_multimodal.modeling_phi4_multimodal import (
+        Phi4MultimodalAudioModel,
+    )
+
+    a = model.config.audio
+    assert a is not None
+    same = (
+        "hidden_size intermediate_size num_blocks num_attention_heads ext_pw_out_channel nemo_conv_channels "
+        "depthwise_separable_out_channel bias_max_distance"
+    )
+    config = Phi4MultimodalAudioConfig(**{name: getattr(a, name) for name in same.split()})
+    return filled(
+        Phi4MultimodalAudioModel._from_config(config, dtype=torch.bfloat16),
+        public(model, "native", "model.embed_tokens_extend.audio_embed.encoder."),
+    )
+
+
+def filled(peer: Any, state: Mapping[str, Tensor]) -> Any:
+    peer.load_state_dict(state, assign=True)
+    return peer.eval().requires_grad_(False)
+
+
+def tensors(model: nn.Module) -> Iterator[Tensor]:
+    """Everything that a model holds, quantised weights too."""
+    yield from (*model.parameters(), *model.buffers(), *quantized.held(model))
+
+
+def held(model: nn.Module) -> float:
+    """GiB of a model's tensors, each counted once."""
+    once = {id(t) if t.is_mkldnn else t.data_ptr(): quantized.nbytes(t) for t in tensors(model)}
+    return sum(once.values()) / 2**30
+
+
+def read_per_token(model: PhiModel) -> int:
+    """Bytes of weights that a decoded token needs: all of the decoder's, where the head is quantised without the
+    embedding."""
+    decoder = model.decoder
+    all_bytes = sum(quantized.nbytes(t) for t in tensors(decoder))
+    return all_bytes - (decoder.embed_tokens.weight.nbytes if decoder.head is not None else 0)
+
+
+# ------------------------------------------------------------------------------ timing
+
+
+def paired(
+    sides: Mapping[str, Callable[[], object]], repeats: int, per: float = 1.0
+) -> dict[str, float]:
+    """Median of `per` / seconds of each side; sides take turns after one turn that isn't timed."""
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for repeat in range(repeats + 1):
+        for name, side in sides.items():
+            start = time.perf_counter()
+            side()
+            if repeat:
+                seconds[name].append(time.perf_counter() - start)
+    rates = {name: per / statistics.median(s) for name, s in seconds.items()}
+    told = ", ".join(f"{name} {rate:.3g}" for name, rate in rates.items())
+    console.print(f"  {told}", highlight=False)
+    return rates
+
+
+def read_rate(megabytes: int = 1024, seconds: float = 2.0) -> float:
+    """Bytes/s of reading memory with this process's threads, by the quickest of three ways to read all of it."""
+    wide = torch.ones(megabytes * 2**20 // 4)
+    matrix = wide.view(torch.bfloat16).view(-1, 4096)
+    half, vector = matrix[: len(matrix) // 2], torch.ones(4096, dtype=torch.bfloat16)
+    ways: list[tuple[int, Callable[[], object]]] = [
+        (wide.nbytes, wide.sum),
+        (wide.nbytes, lambda: torch.mv(wide.view(-1, 4096), vector.float())),
+        (half.nbytes, lambda: torch.mv(half, vector)),
+    ]
+    best, end = 0.0, time.monotonic() + seconds
+    while time.monotonic() < end:
+        for count, way in ways:
+            start = time.perf_counter()
+            way()
+            best = max(best, count / (time.perf_counter() - start))
+    return best
+
+
+def int8_rate(size: int = 2048, seconds: float = 2.0) -> float:
+    """Operations/s of a square int8 matrix product, as `matmul_rate` for bfloat16."""
+    product = EightBit(torch.randn(size, size, dtype=torch.bfloat16)).product
+    q = torch.ones(size, size, dtype=torch.int8)
+    best, end = 0.0, time.monotonic() + seconds
+    while time.monotonic() < end:
+        start = time.perf_counter()
+        product(q, torch.bfloat16)
+        best = max(best, 2 * size**3 / (time.perf_counter() - start))
+    return best
+
+
+# ------------------------------------------------------------------------------ works
+
+
+def decoder(size: Size, repeats: int, peer_name: str) -> tuple[list[Row], list[Row]]:
+    """Decode and prefill, and the bytes of the weights."""
+    config = replace(size.config, vision=None, audio=None, adapters={})
+    ours = random_model(config)
+    peer = peer_decoder(ours)
+    small = quantize(random_model_on(ours), "int8")
+    ids = torch.randint(config.decoder.vocab_size, (size.prompt + size.tokens,))
+    prompt, more = ids[: size.prompt], ids[size.prompt :]
+
+    blocks = -(-len(ids) // BLOCK)
+    memories, tables = {}, {}
+    for model in (ours, small):
+        place = torch.device("cpu")
+        memories[id(model)] = Memory(config.decoder, blocks, torch.bfloat16, place)
+        tables[id(model)] = Table(BlockPool(blocks))
+        tables[id(model)].grow(len(ids))
+
+    def ours_run(model: PhiModel, part: Tensor, start: int) -> Tensor:
+        """The logits behind `part`, which begins at position `start`; the engine's cache holds what is before it."""
+        table = tables[id(model)]
+        table.length, end = start, start + len(part)
+        batch = row(part.tolist())
+        batch = replace(batch, positions=batch.positions + start, totals=(end,))
+        hidden = model(batch, StepCache(memories[id(model)], [table], [len(part)]))
+        return model.logits(hidden[-1:]).float()
+
+    kept: dict[str, Any] = {}
+
+    def peer_run(part: Tensor, start: int) -> Tensor:
+        if start == 0:
+            kept["cache"] = None
+        elif surplus := kept["cache"].get_seq_length() - start:
+            kept["cache"].crop(-surplus)
+        out = peer.model(
+            input_ids=part[None],
+            past_key_values=kept["cache"],
+            position_ids=torch.arange(start, start + len(part))[None],
+            use_cache=True,
+        )
+        kept["cache"] = out.past_key_values
+        # The last row by itself: of `logits_to_keep=1` torch 2.13 makes a product over a view with odd strides, which
+        # takes 58 times as long (3072 x 20064, one core), and that is no part of this comparison.
+        return peer.lm_head(out.last_hidden_state[0, -1:]).float()
+
+    def decode(step: Callable[[Tensor, int], Tensor]) -> Callable[[], None]:
+        def run() -> None:
+            for i in range(size.tokens):
+                step(more[i : i + 1], size.prompt + i)
+
+        return run
+
+    steps: dict[str, Callable[[Tensor, int], Tensor]] = {
+        "bf16": lambda part, start: ours_run(ours, part, start),
+        "peer": peer_run,
+        "int8": lambda part, start: ours_run(small, part, start),
+    }
+    first = {name: step(prompt, 0) for name, step in steps.items()}
+    same_work(first["bf16"], first["peer"], 0.05)
+    same_work(first["int8"], first["peer"], 0.3)
+    fill = paired({k: lambda s=s: s(prompt, 0) for k, s in steps.items()}, repeats, size.prompt)  # type: ignore[misc]
+    read = read_rate()
+    rates = paired({k: decode(s) for k, s in steps.items()}, repeats, size.tokens)
+    read = max(read, read_rate())
+    console.print(f"  memory is read at {read / 1e9:.1f} GB/s", highlight=False)
+
+    d = config.decoder
+    layer = sum(p.numel() for p in ours.decoder.layers.parameters())
+    flops = 2 * layer + 4 * size.prompt / 2 * d.hidden_size * d.num_hidden_layers  # per token
+    rows = []
+    for kind, model, most in (("bf16", ours, matmul_rate()), ("int8", small, int8_rate())):
+        share = rates[kind] * read_per_token(model) / read
+        rows.append(Row(f"decode {kind}", rates[kind], rates["peer"], peer_name, "tok/s", share))
+        share = fill[kind] * flops / most
+        rows.append(Row(f"prefill {kind}", fill[kind], fill["peer"], peer_name, "tok/s", share))
+    others = [
+        Row(f"decoder's weights, {kind}", held(model), held(peer), peer_name, "GiB")
+        for kind, model in (("bf16", ours), ("int8", small))
+    ]
+    return rows, others
+
+
+def random_model_on(model: PhiModel) -> PhiModel:
+    """Another model that holds the same tensors."""
+    with torch.device("meta"):
+        other = PhiModel(model.config)
+    other.load_state_dict(model.state_dict(), assign=True)
+    return other.eval().requires_grad_(False)
+
+
+def same_work(ours: Tensor, peer: Tensor, most: float) -> None:
+    """Both sides compute the same, but for rounding."""
+    off = float((ours - peer).norm() / peer.norm())
+    assert off < most, f"ours and the peer's result differ by {off:.3f} of its size"
+
+
+def encoders(size: Size, repeats: int, peer_name: str) -> tuple[list[Row], list[Row]]:
+    """The Conformer on a clip, SigLIP on a crop; ours laid out for this CPU (`quantize(model, "bf16")`)."""
+    d = replace(size.config.decoder, num_hidden_layers=1, vocab_size=256)  # it isn't run
+    model = random_model(replace(size.config, decoder=d, adapters={}))
+    v = model.config.vision
+    assert model.vision is not None and model.audio is not None and v is not None
+    model.audio.encoder.global_invstd.fill_(0.3)
+    model.audio.encoder.global_mean.fill_(8.0)
+    eyes, ears = peer_vision(model), peer_audio(model)
+    crops = torch.randn(1, 3, v.crop_size, v.crop_size).bfloat16()
+    masks = torch.ones(1, v.grid, v.grid, dtype=torch.bool)
+    mels, clips = (8 + 3 * torch.randn(size.frames, 80)).bfloat16(), [Clip(size.frames, "speech")]
+    vision, audio = model.vision.encoder, model.audio.encoder
+
+    works: dict[str, tuple[Callable[[], Tensor], Callable[[], Tensor]]] = {
+        "conformer": (lambda: audio(mels, clips), lambda: ears(mels[None], None)),
+        "siglip": (
+            lambda: vision(crops, masks),
+            lambda: eyes(
+                crops, patch_attention_mask=masks, output_hidden_states=True
+            ).hidden_states[-2],
+        ),
+    }
+    flops = {}
+    for name, (ours, _) in works.items():
+        with FlopCounterMode(display=False) as counter:
+            ours()
+        flops[name] = counter.get_total_flops()
+    quantize(model, "bf16")
+    same_work(works["conformer"][0]().float(), works["conformer"][1]().float()[0], 0.1)
+    limit = matmul_rate()
+    rows = []
+    for name, (ours, peer) in works.items():
+        rates = paired({"ours": ours, "peer": peer}, repeats)
+        share = flops[name] * rates["ours"] / limit
+        unit = "clips/s" if name == "conformer" else "crops/s"
+        rows.append(Row(name, rates["ours"], rates["peer"], peer_name, unit, share))
+    others = [
+        Row("conformer's weights", held(audio), held(ears), peer_name, "GiB"),
+        Row("siglip's weights", held(vision), held(eyes), peer_name, "GiB"),
+    ]
+    return rows, others
+
+
+SAYINGS = ["what do you see", "what do you hear", "the quick brown fox", "1 + 2 = 3"]
+
+
+def requests(size: Size, side: int) -> list[list[Message]]:
+    """Eight: four of text, two of a picture, two of a clip."""
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (side, side, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Picture.fromarray(noise).save(file, "PNG")
+    wave = 0.1 * rng.standard_normal(size.frames * 160 // 6).astype(np.float32)  # 5 s of 30
+    texts = [[Message.user(Text(f"{SAYINGS[2]} {n} " * 10))] for n in range(4)]
+    seen = [[Message.user(Image(file.getvalue()), Text(f"{SAYINGS[0]} {n}"))] for n in range(2)]
+    heard = [[Message.user(Audio((wave, 16_000)), Text(f"{SAYINGS[1]} {n}"))] for n in range(2)]
+    return [*texts, *seen, *heard]
+
+
+def mixed(size: Size, repeats: int, peer_name: str) -> tuple[list[Row], list[Row]]:
+    """Requests of all kinds in one batch, beside the same one after another."""
+    tokenizer = Tokenizer.train(SAYINGS, vocab_size=384)
+    c = size.config
+    assert c.vision is not None and c.audio is not None
+    config = replace(
+        c,
+        decoder=replace(c.decoder, eos_token_ids=()),  # every answer is as long as it may be
+        vision=replace(c.vision, image_token_id=tokenizer.image_id),
+        audio=replace(c.audio, audio_token_id=tokenizer.audio_id),
+    )
+    model = quantize(random_model(config), "bf16")
+    processor = make_processor(config, tokenizer)
+    asked, sampling = requests(size, c.vision.crop_size), SamplingParams(max_tokens=size.answer)
+
+    def together() -> int:
+        """Tokens of all answers, by an engine that remembers nothing."""
+        done = Engine(model, processor).generate_many(asked, sampling=sampling)
+        return sum(len(answer.tokens) for answer in done)
+
+    def one_by_one() -> None:
+        engine = Engine(model, processor)
+        for messages in asked:
+            engine.generate(messages, sampling=sampling)
+
+    rates = paired({"together": together, "one by one": one_by_one}, repeats, together())
+    name = "polyphi, one after another"
+    row_ = Row("mixed batch", rates["together"], rates["one by one"], name, "tok/s", None)
+    return [row_], []
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="The model and the engine beside transformers.")
+    parser.add_argument("--json", action="store_true", help="one JSON list of rows on stdout")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--layers", type=int, help="of every tower; all without")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    given = parser.parse_args(arguments)
+    try:
+        peer = f"transformers {version('transformers')} bf16"
+    except PackageNotFoundError as error:
+        parser.error(
+            f"the peer needs {error.name}: pip install -r {HERE / 'peers/requirements.txt'}"
+        )
+    torch.set_num_threads(given.threads)
+    torch.manual_seed(0)
+    size = Size().cut(given.layers) if given.layers else Size()
+    works = {"decoder": decoder, "encoders": encoders, "mixed": mixed}
+    rows, others = [], []
+    with torch.inference_mode():
+        for part in given.parts:
+            console.print(f"[bold]{part}[/bold]")
+            made, beside = works[part](size, given.repeats, peer)
+            rows += made
+            others += beside
+    show(rows, as_json=given.json, others=others)
+
+
+if __name__ == "__main__":
+    main()

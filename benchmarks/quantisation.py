@@ -1,0 +1,149 @@
+"""What int8 and int4 cost in quality: a finished run's own evaluation, at bfloat16, int8 and int4.
+
+    python benchmarks/quantisation.py runs/nano [--rows 30] [--tasks digit asr_digits ...]
+
+Prints a table in Markdown: every task's score with its 95 % interval at bfloat16, and what it becomes in int8 and int4;
+then, over the prompts of all tasks, the mean Kullback-Leibler divergence of the next token's distribution from
+bfloat16's, in nats, and the share of positions of bfloat16's own greedy answers where another token would come first
+(flips).
+
+Reasoning tasks are left out: they are measured on another model of the run.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+import polyphi
+from polyphi.batch import Batch
+from polyphi.chat import Message, SamplingParams
+from polyphi.data.shards import Shards
+from polyphi.eval.report import number
+from polyphi.eval.run import Result, evaluate, select
+from polyphi.eval.task import Task, find
+from polyphi.phi import Phi
+
+KINDS = ("bf16", "int8", "int4")
+PROMPTS = 4
+"""Samples of a task that are compared token by token."""
+console = Console(stderr=True)
+
+
+def scores(phi: Phi, tasks: Sequence[Task], run: Path, rows: int) -> dict[str, Result]:
+    """Each task's row; answers are kept nowhere."""
+    with tempfile.TemporaryDirectory() as out:
+        return {
+            task.name: evaluate(
+                phi,
+                task,
+                Shards(run / "data" / task.corpus / "test"),
+                Path(out),
+                limit=rows,
+                conditions=("with",),
+            )
+            for task in tasks
+        }
+
+
+def prompts(tasks: Sequence[Task], run: Path) -> list[tuple[tuple[Message, ...], int]]:
+    """Conversations of all tasks, each with the most tokens of its answer."""
+    found = []
+    for task in tasks:
+        samples = select(task, Shards(run / "data" / task.corpus / "test"), PROMPTS, seed=1)
+        found += [(sample.prompt, task.max_tokens) for sample in samples]
+    return found
+
+
+def answered(phi: Phi, asked: Sequence[tuple[tuple[Message, ...], int]]) -> list[Batch]:
+    """Prompts with the model's own greedy answers behind them."""
+    out = []
+    for messages, most in asked:
+        answer = phi.generate(messages, sampling=SamplingParams(max_tokens=most))
+        prompt = phi.engine.row(messages)
+        ids = torch.cat([prompt.ids, torch.tensor(answer.tokens, dtype=prompt.ids.dtype)])
+        positions = torch.arange(len(ids))
+        bounds = (0, len(ids))
+        row = replace(prompt, ids=ids, positions=positions, bounds=bounds, totals=(len(ids),))
+        out.append(replace(row, labels=None, keys=(str(len(prompt)),)))
+    return out
+
+
+@torch.inference_mode()
+def log_probabilities(phi: Phi, row: Batch) -> torch.Tensor:
+    """Of every token at every position that answers, in float32."""
+    start = int(row.keys[0])
+    hidden = phi.model(row)[start - 1 :]
+    return phi.model.logits(hidden).float().log_softmax(-1)
+
+
+def compare(whole: Phi, other: Phi, rows: Sequence[Batch]) -> tuple[float, float]:
+    """(mean KL from `whole` in nats, share of positions where another token comes first)."""
+    divergence, flips, positions = 0.0, 0, 0
+    for row in rows:
+        p, q = log_probabilities(whole, row), log_probabilities(other, row)
+        divergence += float((p.exp() * (p - q)).sum())
+        flips += int((p.argmax(-1) != q.argmax(-1)).sum())
+        positions += len(p)
+    return divergence / positions, flips / positions
+
+
+def table(
+    results: dict[str, dict[str, Result]], apart: dict[str, tuple[float, float]]
+) -> list[str]:
+    lines = [
+        "| task | metric | n | bf16 (95 %) | int8 | int4 |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, whole in results["bf16"].items():
+        if not whole.n:
+            continue
+        low, high, *cells = (
+            number(whole.metric, x)
+            for x in (
+                whole.low,
+                whole.high,
+                *(results[kind][name].score for kind in KINDS if kind in results),
+            )
+        )
+        first = f"{cells[0]} ({low} to {high})"
+        lines.append(f"| {name} | {whole.metric} | {whole.n} | {' | '.join([first, *cells[1:]])} |")
+    for label, place, form in (
+        ("KL from bf16, nats", 0, "{:.5f}"),
+        ("greedy tokens that flip", 1, "{:.2%}"),
+    ):
+        cells = [form.format(apart[kind][place]) for kind in KINDS[1:]]
+        lines.append(f"| {label} | | | | {' | '.join(cells)} |")
+    return lines
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Quality at bfloat16, int8 and int4.")
+    parser.add_argument("run", type=Path, help="folder of a finished run")
+    parser.add_argument("--rows", type=int, default=30, help="of each task")
+    parser.add_argument("--tasks", nargs="+", default=[])
+    given = parser.parse_args(arguments)
+    data = given.run / "data"
+    tasks = [
+        task
+        for task in find(*given.tasks)
+        if not task.corpus.startswith("reasoning") and (data / task.corpus / "test").exists()
+    ]
+    if not tasks:
+        parser.error(f"{data} holds no held-out rows of these tasks")
+    models = {kind: polyphi.load(given.run / "model", quant=kind) for kind in KINDS}
+    results = {}
+    for kind, phi in models.items():
+        results[kind] = scores(phi, tasks, given.run, given.rows)
+        console.print(f"{kind}: {len(tasks)} tasks measured", highlight=False)
+    rows = answered(models["bf16"], prompts(tasks, given.run))
+    apart = {kind: compare(models["bf16"], models[kind], rows) for kind in KINDS[1:]}
+    print("\n".join(table(results, apart)))
+
+
+if __name__ == "__main__":
+    main()

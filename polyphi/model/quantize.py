@@ -1,0 +1,306 @@
+"""Fewer bits for what stands still: the frozen linears of a model that only answers.
+
+    quantize(model, "int8")      # or polyphi.load(folder, quant="int8")
+
+| kind | base linears of the decoder | head (the embedding, transposed) | encoders' linears |
+|---|---|---|---|
+| bf16 | as they are | as it is | bfloat16, in the order in which this CPU reads them |
+| int8 | a scale per output, activations a scale per token | int8 | as above |
+| int4 | groups of 32 inputs, each with a scale and a zero | int8 | as above |
+
+Adapters, projectors, norms and the lookup of embeddings keep their type, so a batch still mixes adapters freely. The
+head gets rows of its own and the lookup stays exact: of a checkpoint that is mapped from its file only the embeddings
+that are read take memory, so that memory falls all the same.
+
+Scales of activations belong to a token: what its neighbours in the batch are changes nothing. In int8 all sums are of
+integers, exact whatever their order.
+
+A quantised model is for inference on the device it is on. It can't be trained, saved or given other adapters.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import cache, partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int8, UInt8
+from torch import Tensor, nn
+
+from polyphi.model.config import DecoderConfig
+from polyphi.model.conformer import Pointwise
+from polyphi.model.lora import LoraLinear
+from polyphi.model.multimodal import PhiModel
+from polyphi.model.siglip import MLP
+
+KINDS = ("bf16", "int8", "int4")
+EMBEDDING = "decoder.embed_tokens.weight"
+"""Quantised as the head, and kept as it is for the lookup."""
+GROUP = 32
+"""Inputs that share a scale in int4: with 128 the error of a layer is a quarter larger (10 % against 8 %)."""
+ROWS = 4096
+"""Rows of a weight quantised at once, which bounds the memory beside it."""
+UNPACK = 256
+"""From this many tokens on int4 weights are unpacked for a plain product: the kernel's time grows with every token, and
+unpacking takes as long as about 200 of them."""
+
+
+@torch.no_grad()
+def quantize(model: PhiModel, kind: str) -> PhiModel:
+    """Quantise a model in place, one weight after the other; each is freed as its successor stands. Raises ValueError
+    for an unknown kind, or for a model that is quantised already."""
+    for _, put in weights(model, kind):
+        put(None)
+    return prepare(model, kind)
+
+
+@torch.no_grad()
+def prepare(model: PhiModel, kind: str) -> PhiModel:
+    """The rest, where the decoder's weights are done: the encoders' bfloat16 linears are laid out for this CPU, GELU
+    included; elsewhere, and in other types, they stay."""
+    model.quant = kind
+    for encoder in (model.vision and model.vision.encoder, model.audio and model.audio.encoder):
+        if encoder is None or not _packs():
+            continue
+        for module in list(encoder.modules()):
+            for name, child in list(module.named_children()):
+                if not isinstance(child, nn.Linear | Pointwise):
+                    continue
+                if child.weight.dtype != torch.bfloat16 or child.weight.device.type != "cpu":
+                    continue
+                gelu = isinstance(module, MLP) and name == "fc1"
+                setattr(module, name, Packed(child.weight.flatten(1), child.bias, gelu=gelu))
+                if gelu:
+                    module.act = nn.Identity()
+    return model
+
+
+def weights(model: PhiModel, kind: str) -> Iterator[tuple[str, Callable[[Tensor | None], None]]]:
+    """The tensors to quantise by name, each with a function that takes its values (None: those that the model has),
+    puts their quantised form into the model and frees what was there. Raises ValueError for an unknown kind, and for a
+    model that is quantised already."""
+    if kind not in KINDS:
+        raise ValueError(
+            f"quant must be None (as stored) or one of {', '.join(KINDS)}; found {kind!r}"
+        )
+    if model.quant is not None:
+        raise ValueError("this model is quantised already; load it again to quantise it otherwise")
+    if kind == "bf16":
+        return
+    for name, module in model.decoder.named_modules():
+        if isinstance(module, LoraLinear):
+            yield f"decoder.{name}.weight", partial(_put, module, kind)
+    yield EMBEDDING, partial(_put_head, model)
+
+
+def _put(linear: LoraLinear, kind: str, values: Tensor | None) -> None:
+    weight = linear.weight if values is None else values
+    fits = weight.shape[0] % 64 == 0 and weight.shape[1] % GROUP == 0
+    linear.kernel = FourBit(weight) if kind == "int4" and fits else EightBit(weight)
+    linear.register_parameter("weight", None)
+
+
+def _put_head(model: PhiModel, values: Tensor | None) -> None:
+    model.decoder.head = EightBit(model.decoder.embed_tokens.weight if values is None else values)
+
+
+def saved(config: DecoderConfig, kind: str | None) -> int:
+    """Bytes of a bfloat16 checkpoint's weights that quantising does away with, the head's own copy taken off."""
+    if kind not in ("int8", "int4"):
+        return 0
+    d, inner = config.hidden_size, config.intermediate_size
+    attention = (2 * config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
+    base = config.num_hidden_layers * d * (attention + 3 * inner)
+    per_weight = 1.0 if kind == "int8" else 2 - 0.5 - 4 / GROUP
+    return max(0, int(base * per_weight) - config.vocab_size * d)
+
+
+def held(model: nn.Module) -> Iterator[Tensor]:
+    """The tensors of a model that are neither parameters nor buffers: what is quantised or laid out for the CPU."""
+    for module in model.modules():
+        if isinstance(module, Packed):
+            yield module.weight
+        for name in ("kernel", "head"):
+            found = getattr(module, name, None)
+            if isinstance(found, EightBit):
+                yield from (found.product.weight, found.product.scale)
+            elif isinstance(found, FourBit):
+                yield from (found.packed, found.pairs)
+
+
+def nbytes(tensor: Tensor) -> int:
+    """Bytes of a tensor, in oneDNN's own order too."""
+    return torch.ops.mkldnn._nbytes(tensor) if tensor.is_mkldnn else tensor.nbytes
+
+
+# ---------------------------------------------------------------------- int8
+
+
+class EightBit:
+    """W x for W [out in] in int8. Where x is bfloat16 so are its scales, and products come out rounded twice."""
+
+    def __init__(self, weight: Float[Tensor, "O I"]) -> None:
+        self.shape = weight.shape
+        rows, scales = [], []
+        for part in weight.split(ROWS):
+            scale = part.abs().amax(1).float().clamp(min=1e-12) / 127
+            rows.append((part / scale[:, None]).round().to(torch.int8))
+            scales.append(scale)
+        kernel = _kernel(weight.device.type)
+        self.product = kernel(torch.cat(rows), torch.cat(scales))
+
+    def __call__(self, x: Float[Tensor, "*T I"]) -> Float[Tensor, "*T O"]:
+        q, scale = per_token(x.reshape(-1, self.shape[1]))
+        wide = x.dtype if x.dtype == torch.bfloat16 else torch.float32
+        y = self.product(q, wide).mul_(scale.to(wide))
+        return y.to(x.dtype).view(*x.shape[:-1], self.shape[0])
+
+
+def per_token(x: Float[Tensor, "T I"]) -> tuple[Int8[Tensor, "T I"], Float[Tensor, "T 1"]]:
+    """x as int8, and the scale of each row."""
+    # The scale is rounded to the type of x first: the largest value becomes 127, whichever way that goes.
+    scale = (x.abs().amax(1, keepdim=True).float() / 127).clamp_(min=1e-12).to(x.dtype)
+    return (x / scale.float()).round_().to(torch.int8), scale
+
+
+class OneDnn:
+    """oneDNN's int8 product; the weight lies in the order that its kernel reads (AMX, VNNI)."""
+
+    def __init__(self, weight: Int8[Tensor, "O I"], scale: Float[Tensor, " O"]) -> None:
+        self.weight = torch.ops.onednn.qlinear_prepack(weight, None)
+        self.scale = scale
+        self.zeros = torch.zeros(len(scale), dtype=torch.int32)
+
+    def __call__(self, q: Int8[Tensor, "T I"], dtype: torch.dtype) -> Float[Tensor, "T O"]:
+        w, s, z = self.weight, self.scale, self.zeros
+        # activations with scale 1 and zero point 0, no bias; the result is not quantised, nothing is fused behind it
+        return torch.ops.onednn.qlinear_pointwise(
+            q, 1.0, 0, w, s, z, None, 1.0, 0, dtype, "none", [], ""
+        )
+
+
+class IntMm:
+    """torch's own int8 product, on CUDA too (which wants more than 16 rows)."""
+
+    def __init__(self, weight: Int8[Tensor, "O I"], scale: Float[Tensor, " O"]) -> None:
+        self.weight, self.scale = weight, scale
+
+    def __call__(self, q: Int8[Tensor, "T I"], dtype: torch.dtype) -> Float[Tensor, "T O"]:
+        missing = max(0, 17 - len(q)) if q.is_cuda else 0
+        sums = torch._int_mm(F.pad(q, (0, 0, 0, missing)), self.weight.t())[: len(q)]
+        return (sums * self.scale).to(dtype)
+
+
+class Plain:
+    """A product of float32, anywhere."""
+
+    def __init__(self, weight: Int8[Tensor, "O I"], scale: Float[Tensor, " O"]) -> None:
+        self.weight, self.scale = weight, scale
+
+    def __call__(self, q: Int8[Tensor, "T I"], dtype: torch.dtype) -> Float[Tensor, "T O"]:
+        return (F.linear(q.float(), self.weight.float()) * self.scale).to(dtype)
+
+
+@cache
+def _kernel(device: str) -> type[OneDnn | IntMm | Plain]:
+    """The fastest of the three that is right here about the largest numbers: some CPUs add pairs of products in 16
+    bits and would cut them off."""
+    for kernel in (OneDnn, IntMm) if device == "cpu" else (IntMm,):
+        for rows in (1, 3, 32):
+            try:
+                if not _exact(kernel, rows, device):
+                    break
+            except (AttributeError, RuntimeError, NotImplementedError):
+                break
+        else:
+            return kernel
+    return Plain
+
+
+def _exact(kernel: type[OneDnn | IntMm], rows: int, device: str) -> bool:
+    q = torch.tensor([127, -127], dtype=torch.int8, device=device).repeat_interleave(32)
+    q = q.repeat(rows, 1)
+    weight = torch.cat([q[:1], -q[:1]]).repeat(32, 1)
+    scale = torch.linspace(1, 2, 64, device=device)
+    found = kernel(weight, scale)(q, torch.float32)
+    wanted = (q.double() @ weight.double().t()) * scale.double()
+    return bool(torch.allclose(found.double(), wanted, rtol=1e-6))
+
+
+# ---------------------------------------------------------------------- int4
+
+
+class FourBit:
+    """W x for W [out in] in 4 bits: (q - 8) * scale + zero, a pair in bfloat16 per output and GROUP inputs. `out` is a
+    multiple of 64, `in` of GROUP. Products are of bfloat16."""
+
+    def __init__(self, weight: Float[Tensor, "O I"]) -> None:
+        self.shape, inputs = weight.shape, weight.shape[1]
+        nibbles, pairs = [], []
+        for part in weight.split(ROWS):
+            groups = part.float().view(len(part), inputs // GROUP, GROUP)
+            low, high = groups.amin(2, keepdim=True), groups.amax(2, keepdim=True)
+            scale = ((high - low) / 15).clamp(min=1e-8).bfloat16()
+            zero = (low + 8 * scale.float()).bfloat16()
+            q = ((groups - zero.float()) / scale.float()).round() + 8
+            nibbles.append(q.clamp_(0, 15).to(torch.uint8).view(len(part), inputs))
+            pairs.append(torch.cat([scale, zero], 2))
+        self.pairs = torch.cat(pairs).transpose(0, 1).contiguous()  # [inputs / GROUP, outputs, 2]
+        q = torch.cat(nibbles)
+        if q.is_cuda:
+            pack = torch.ops.aten._convert_weight_to_int4pack
+            self.packed = pack(q[:, ::2] << 4 | q[:, 1::2], 8)
+        else:
+            self.packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(q.int(), 1)
+        self.rows = UNPACK if not q.is_cuda and torch.equal(self._nibbles(), q.t()) else None
+
+    def __call__(self, x: Float[Tensor, "*T I"]) -> Float[Tensor, "*T O"]:
+        flat = x.reshape(-1, self.shape[1]).bfloat16()
+        if flat.is_cuda:
+            y = torch.ops.aten._weight_int4pack_mm(flat, self.packed, GROUP, self.pairs)
+        elif self.rows is None or len(flat) < self.rows:
+            y = torch.ops.aten._weight_int4pack_mm_for_cpu(flat, self.packed, GROUP, self.pairs)
+        else:
+            y = flat @ self.unpacked()
+        return y.to(x.dtype).view(*x.shape[:-1], self.shape[0])
+
+    def unpacked(self) -> Float[Tensor, "I O"]:
+        """The weight, transposed, in bfloat16."""
+        outputs, inputs = self.shape
+        q = (self._nibbles().view(inputs // GROUP, GROUP, outputs).to(torch.int8) - 8).bfloat16()
+        scale, zero = self.pairs.unbind(2)
+        return torch.addcmul(zero[:, None], q, scale[:, None]).view(inputs, outputs)
+
+    def _nibbles(self) -> UInt8[Tensor, "I O"]:
+        """What the CPU's kernel holds: of 64 outputs at an input, the first 32 lie in the low halves of 32 bytes, the
+        others in the high ones."""
+        outputs, inputs = self.shape
+        bytes_ = self.packed.view(outputs // 64, inputs, 32)
+        blocks = torch.cat([bytes_ & 15, bytes_ >> 4], 2)
+        return blocks.transpose(0, 1).reshape(inputs, outputs)
+
+
+# ---------------------------------------------------------------------- bfloat16
+
+
+@cache
+def _packs() -> bool:
+    """Whether this CPU multiplies bfloat16 itself, by oneDNN."""
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+class Packed(nn.Module):
+    """A linear with bias whose bfloat16 weight lies as oneDNN reads it; with `gelu` (the tanh form) behind it, in the
+    same pass."""
+
+    def __init__(self, weight: Float[Tensor, "O I"], bias: Tensor, *, gelu: bool = False) -> None:
+        super().__init__()
+        # the number of rows that the order is chosen for: a crop's patches
+        self.weight: Any = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 1024)
+        self.bias = bias
+        self.after: tuple[str, list[float], str] = (
+            ("gelu", [], "tanh") if gelu else ("none", [], "")
+        )
+
+    def forward(self, x: Float[Tensor, "*n I"]) -> Float[Tensor, "*n O"]:
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, *self.after)

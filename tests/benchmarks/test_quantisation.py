@@ -1,0 +1,91 @@
+"""The comparison of quantised models, on a tiny random model and made-up sums."""
+
+import importlib.util
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import polyphi
+from polyphi.chat import Message
+from polyphi.data import shards
+from polyphi.data.shards import Sample
+from polyphi.model import weights
+from polyphi.model.config import ModelConfig
+from polyphi.model.multimodal import PhiModel
+from polyphi.processing.tokenizer import Tokenizer
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "quantisation.py"
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch):
+    spec = importlib.util.spec_from_file_location("benchmark_quantisation", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def run(tiny_config: ModelConfig, tmp_path: Path) -> Path:
+    """A folder with a model and a corpus, as a finished run leaves them."""
+    tokenizer = Tokenizer.train(["what is 1 + 2 ?", "3 4 5 6 7 8 9"], vocab_size=320)
+    tokenizer.save(tmp_path / "tokenizer")
+    assert tiny_config.vision and tiny_config.audio
+    config = replace(
+        tiny_config,
+        decoder=replace(
+            tiny_config.decoder, vocab_size=tokenizer.vocab_size, eos_token_ids=tokenizer.eos_ids
+        ),
+        vision=replace(tiny_config.vision, image_token_id=tokenizer.image_id),
+        audio=replace(tiny_config.audio, audio_token_id=tokenizer.audio_id),
+    )
+    model = PhiModel(config)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            centre = 1.0 if "norm" in name and name.endswith("weight") else 0.0
+            tensor.copy_(centre + 0.15 * torch.randn(tensor.shape, generator=generator))
+    files = sorted((tmp_path / "tokenizer").iterdir())
+    weights.save(model, tmp_path / "model", files=files)
+    samples = [
+        Sample(
+            str(i),
+            (Message.user(f"what is {i} + {i + 1} ?"), Message.assistant(str(2 * i + 1))),
+            "made up",
+            "MIT",
+            {"task": "arithmetic", "language": "en"},
+        )
+        for i in range(6)
+    ]
+    shards.write(tmp_path / "data" / "instructions" / "test", samples, pipeline="test")
+    return tmp_path
+
+
+def test_a_table_of_a_run(script, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script.main([str(run), "--rows", "3", "--tasks", "arithmetic"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2].startswith("| arithmetic | accuracy | 3 |")
+    assert lines[3].startswith("| KL from bf16")
+    assert all(line.count("|") == 7 for line in lines)
+
+
+def test_a_model_is_no_distance_from_itself_and_four_bits_are_further_than_eight(
+    script, run: Path
+) -> None:
+    whole = polyphi.load(run / "model", quant="bf16")
+    asked = [((Message.user(f"what is {n} ?"),), 6) for n in range(3)]
+    rows = script.answered(whole, asked)
+    # its own answers are what comes first, so not one token flips
+    assert script.compare(whole, whole, rows) == (0.0, 0.0)
+    start = int(rows[0].keys[0])
+    first = script.log_probabilities(whole, rows[0]).argmax(-1)
+    assert torch.equal(first[: len(rows[0]) - start], rows[0].ids[start:])
+    eight, four = (
+        script.compare(whole, polyphi.load(run / "model", quant=kind), rows)[0]
+        for kind in ("int8", "int4")
+    )
+    assert 0 < eight < four

@@ -1,0 +1,199 @@
+"""Quantised models: what a token gets doesn't depend on its neighbours, and stays close to the whole weights."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from polyphi.batch import pack, row
+from polyphi.model import quantize as quantized
+from polyphi.model import weights
+from polyphi.model.config import DecoderConfig, ModelConfig
+from polyphi.model.lora import product
+from polyphi.model.multimodal import PhiModel
+from polyphi.model.quantize import EightBit, FourBit, IntMm, OneDnn, Plain, per_token, quantize
+
+
+@pytest.fixture(autouse=True)
+def no_grad():
+    with torch.inference_mode():
+        yield
+
+
+def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def filled(config: ModelConfig) -> PhiModel:
+    """A model whose adapters do something."""
+    model = PhiModel(config)
+    model.initialise(0)
+    for name, p in model.named_parameters():
+        if name.endswith(".b"):
+            p.copy_(0.05 * noise(*p.shape, seed=1))
+    return model.eval()
+
+
+def off(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    return float((found.double() - wanted.double()).norm() / wanted.double().norm())
+
+
+@pytest.mark.parametrize("kernel", [OneDnn, IntMm, Plain])
+def test_every_kernel_adds_integers(kernel: type) -> None:
+    q, w = ((127 * noise(n, 96, seed=n).clamp(-1, 1)).to(torch.int8) for n in (5, 64))
+    scale = torch.linspace(0.5, 2, 64)
+    wanted = (q.double() @ w.double().t()) * scale.double()
+    found = kernel(w, scale)(q, torch.float32)
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-6, atol=0)
+
+
+def test_the_largest_value_of_a_token_stays_within_int8() -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        x = noise(500, 40, dtype=dtype) * torch.logspace(-6, 6, 500).to(dtype)[:, None]
+        q, scale = per_token(x)
+        assert q.abs().amax(1).eq(127).all()
+        assert off(q.float() * scale.float(), x) < 0.01
+    q, scale = per_token(torch.zeros(2, 8))
+    assert not q.any() and scale.isfinite().all()
+
+
+@pytest.mark.parametrize(("dtype", "rounding"), [(torch.float32, 0.0), (torch.bfloat16, 3e-3)])
+def test_eight_bits_are_close(dtype: torch.dtype, rounding: float) -> None:
+    w, x = noise(64, 320, dtype=dtype), noise(7, 320, seed=1, dtype=dtype)
+    found = EightBit(w)(x)
+    assert found.dtype == dtype
+    assert off(found, x.double() @ w.double().t()) < 0.015 + rounding
+
+
+def test_weights_that_fit_are_kept_exactly() -> None:
+    """int8 and int4 know the values that lie on their grids."""
+    eight = torch.randint(-126, 127, (64, 96), generator=torch.Generator().manual_seed(0)).float()
+    eight[:, 0] = 127
+    x = torch.eye(96)[:5] * 127
+    torch.testing.assert_close(EightBit(eight)(x), x @ eight.t(), rtol=1e-5, atol=1e-3)
+    four = torch.randint(0, 16, (64, 96), generator=torch.Generator().manual_seed(0)).float()
+    four[:, ::32], four[:, 1::32] = 0, 15
+    x = torch.eye(96)
+    assert torch.equal(FourBit(four)(x), x @ four.t())
+
+
+def test_four_bits_unpacked_are_those_of_the_kernel() -> None:
+    w = FourBit(noise(128, 64))
+    assert w.rows is not None, "the kernel's order of bytes is another one here"
+    x = noise(9, 64, seed=1, dtype=torch.bfloat16)
+    assert off(x @ w.unpacked(), w(x)) < 5e-3
+    assert off(w(x), x.double() @ noise(128, 64).double().t()) < 0.12
+
+
+@pytest.mark.parametrize("kind", [EightBit, FourBit])
+def test_a_token_does_not_see_its_neighbours(kind: type) -> None:
+    w, x = kind(noise(64, 96)), noise(40, 96, seed=1, dtype=torch.bfloat16)
+    x[3] *= 1000  # would swallow the others if they shared its scale
+    together = w(x)
+    for i in (0, 3, 17, 39):
+        assert torch.equal(w(x[i : i + 1])[0], together[i])
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_mixed_batches_equal_single_ones(tiny_config: ModelConfig, kind: str) -> None:
+    model = quantize(filled(tiny_config), kind)
+    rows = [
+        row(list(range(20, 20 + n)), adapter=adapter)
+        for n, adapter in ((7, "vision"), (1, None), (12, "speech"), (5, "vision"))
+    ]
+    together = model.logits(model(pack(rows)))
+    # int4 computes in bfloat16; adapters add in another order in a batch
+    tolerance = 1e-4 if kind == "int8" else 2e-2
+    for one, part in zip(rows, together.split([len(r) for r in rows]), strict=True):
+        alone = model.logits(model(one))
+        assert off(part, alone) < tolerance, one.adapters
+
+
+@pytest.mark.parametrize(("kind", "most"), [("int8", 0.04), ("int4", 0.25)])
+def test_adapters_still_act(tiny_config: ModelConfig, kind: str, most: float) -> None:
+    whole, model = filled(tiny_config), quantize(filled(tiny_config), kind)
+    for adapter in (None, "speech"):
+        batch = row(list(range(20, 60)), adapter=adapter)
+        assert off(model.logits(model(batch)), whole.logits(whole(batch))) < most
+    bare, spoken = (model(row([20, 21], adapter=a)) for a in (None, "speech"))
+    assert off(bare, spoken) > 0.05
+
+
+def test_base_weights_are_gone_and_the_rest_is_as_it_was(tiny_config: ModelConfig) -> None:
+    whole, model = filled(tiny_config), quantize(filled(tiny_config), "int8")
+    before, after = whole.state_dict(), model.state_dict()
+    gone = {n for n in before if n.endswith("_proj.weight") and n.startswith("decoder.layers.")}
+    assert before.keys() - after.keys() == gone and len(gone) == 8
+    for name, tensor in after.items():
+        assert torch.equal(tensor, before[name])
+
+
+@pytest.mark.parametrize("kind", ["bf16", "int8"])
+def test_encoders_in_the_cpus_order_compute_the_same(tiny_config: ModelConfig, kind: str) -> None:
+    if not quantized._packs():
+        pytest.skip("this CPU has no bfloat16 products")
+    whole, model = (filled(tiny_config).bfloat16() for _ in range(2))
+    quantize(model, kind)
+    assert any(isinstance(m, quantized.Packed) for m in model.audio.modules())
+    crops, masks = noise(2, 3, 56, 56), torch.ones(2, 4, 4, dtype=torch.bool)
+    masks[1, 2:] = False
+    found, wanted = (m.vision.encoder(crops, masks) for m in (model, whole))
+    assert off(found, wanted) < 0.02
+    from polyphi.batch import Clip
+
+    mels, clips = 8 + 3 * noise(300, 80), (Clip(180, "speech"), Clip(120, "speech"))
+    found, wanted = (m.audio.encoder(mels, clips) for m in (model, whole))
+    assert off(found, wanted) < 0.02
+
+
+def test_one_row_gives_what_a_matrix_product_gives() -> None:
+    w, x = noise(64, 256, dtype=torch.bfloat16), noise(1, 256, seed=1, dtype=torch.bfloat16)
+    torch.testing.assert_close(product(x, w), F.linear(x, w), atol=0.1, rtol=1e-2)
+    assert product(x[0], w).shape == (64,) and product(x, w).shape == (1, 64)
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4", "bf16"])
+def test_loading_quantised_is_quantising_what_was_loaded(
+    tiny_config: ModelConfig, tmp_path: Path, kind: str
+) -> None:
+    whole = filled(tiny_config).bfloat16()
+    weights.save(whole, tmp_path / "model")
+    quantize(whole, kind)
+    loaded = weights.load(tmp_path / "model", quant=kind)
+    batch = row(list(range(20, 50)), adapter="speech")
+    assert torch.equal(loaded.logits(loaded(batch)), whole.logits(whole(batch)))
+    assert loaded.quant == kind
+    with pytest.raises(ValueError, match="can't be saved"):
+        weights.save(loaded, tmp_path / "again")
+    with pytest.raises(ValueError, match="quantised"):
+        loaded.add_adapter("mine", "speech")
+    with pytest.raises(ValueError, match="already"):
+        quantize(loaded, "int8")
+
+
+def test_unknown_kinds_are_refused(tiny_config: ModelConfig, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="int3"):
+        quantize(filled(tiny_config), "int3")
+    weights.save(filled(tiny_config), tmp_path / "model")
+    with pytest.raises(ValueError, match="int3"):
+        weights.load(tmp_path / "model", quant="int3")
+
+
+@pytest.mark.parametrize("kind", [None, "bf16", "int8", "int4"])
+def test_what_is_saved_is_known_before(kind: str | None) -> None:
+    d = DecoderConfig(vocab_size=64, hidden_size=1536, num_hidden_layers=1, num_attention_heads=12)
+    config = ModelConfig(replace(d, num_key_value_heads=4, intermediate_size=512), None, None, {})
+    model = PhiModel(config).bfloat16()
+    model.initialise(0)
+
+    def size() -> int:
+        return sum(p.nbytes for p in model.parameters()) + sum(
+            quantized.nbytes(t) for t in quantized.held(model)
+        )
+
+    before = size()
+    if kind:
+        quantize(model, kind)
+    assert before - size() == pytest.approx(quantized.saved(config.decoder, kind), rel=0.02)
