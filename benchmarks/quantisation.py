@@ -50,11 +50,13 @@ def scores(phi: Phi, tasks: Sequence[Task], run: Path, rows: int) -> dict[str, R
         }
 
 
-def prompts(tasks: Sequence[Task], run: Path) -> list[tuple[tuple[Message, ...], int]]:
+def prompts(
+    tasks: Sequence[Task], run: Path, number: int = PROMPTS
+) -> list[tuple[tuple[Message, ...], int]]:
     """Conversations of all tasks, each with the most tokens of its answer."""
     found = []
     for task in tasks:
-        samples = select(task, Shards(run / "data" / task.corpus / "test"), PROMPTS, seed=1)
+        samples = select(task, Shards(run / "data" / task.corpus / "test"), number, seed=1)
         found += [(sample.prompt, task.max_tokens) for sample in samples]
     return found
 

@@ -109,7 +109,7 @@ class Engine:
         config, dtype = model.config.decoder, model.decoder.embed_tokens.weight.dtype
         size = token_bytes(config, dtype) * BLOCK
         wanted = max(config.max_position_embeddings, together * ORDINARY) // BLOCK
-        given = _half_of_what_is_free(self.runner.device) if memory is None else memory
+        given = _half_of_what_is_free(model) if memory is None else memory
         blocks = given // size if memory is not None else min(wanted, given // size)
         self.pool = BlockPool(max(1, blocks))
         self.scheduler = Scheduler(
@@ -308,31 +308,30 @@ class Engine:
             if not parts:
                 return False
             try:
-                self._encode(parts)
-                if self._memory is None:
-                    config, dtype = (
-                        self.model.config.decoder,
-                        self.model.decoder.embed_tokens.weight.dtype,
-                    )
-                    # One block more than sequences can get: graphs.py writes there.
-                    self._memory = Memory(config, self.pool.size + 1, dtype, self.runner.device)
-                logits = self.runner.run(parts, self._memory)
+                self._run(parts)
             except BaseException as error:
                 for request in [*self.scheduler.running, *self.scheduler.waiting]:
                     request.error = error if isinstance(error, Exception) else None
                     self._end(request, "error")
                 raise
             self.steps += 1
-            greedy = _argmax(parts, logits)
-            for part, rows, best in zip(parts, logits, greedy, strict=True):
-                if rows is not None:
-                    self._accept(part, rows, best)
-                if self._remember:
-                    part.request.table.remember(part.request.names(self._root(part.request)))
             for part in parts:
                 if part.request.finish_reason:
                     self._end(part.request, part.request.finish_reason)
             return True
+
+    def _run(self, parts: Sequence[Part]) -> None:
+        self._encode(parts)
+        if self._memory is None:
+            config, weight = self.model.config.decoder, self.model.decoder.embed_tokens.weight
+            # One block more than sequences can get: graphs.py writes there.
+            self._memory = Memory(config, self.pool.size + 1, weight.dtype, weight.device)
+        logits = self.runner.run(parts, self._memory)
+        for part, rows, best in zip(parts, logits, _argmax(parts, logits), strict=True):
+            if rows is not None:
+                self._accept(part, rows, best)
+            if self._remember:
+                part.request.table.remember(part.request.names(self._root(part.request)))
 
     @property
     def _room(self) -> int:
@@ -545,8 +544,12 @@ def _together(answers: Sequence[Completion]) -> Completion:
     return replace(answers[0], others=tuple(answers[1:])) if len(answers) > 1 else answers[0]
 
 
-def _half_of_what_is_free(device: torch.device) -> int:
-    """Bytes."""
+def _half_of_what_is_free(model: PhiModel) -> int:
+    """Bytes. Weights that are mapped from their file take none until they are read, and then they do."""
+    device = model.decoder.embed_tokens.weight.device
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] // 2
-    return psutil.virtual_memory().available // 2
+    process = psutil.Process().memory_info()
+    own = process.rss - getattr(process, "shared", 0)
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    return max(0, psutil.virtual_memory().available - max(0, weights - own)) // 2

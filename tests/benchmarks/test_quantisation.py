@@ -17,16 +17,20 @@ from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.tokenizer import Tokenizer
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "quantisation.py"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
-@pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch):
-    spec = importlib.util.spec_from_file_location("benchmark_quantisation", SCRIPT)
+def loaded(name: str, known_as: str, monkeypatch: pytest.MonkeyPatch):
+    spec = importlib.util.spec_from_file_location(known_as, BENCHMARKS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, spec.name, module)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch):
+    return loaded("quantisation", "benchmark_quantisation", monkeypatch)
 
 
 @pytest.fixture
@@ -89,3 +93,15 @@ def test_a_model_is_no_distance_from_itself_and_four_bits_are_further_than_eight
         for kind in ("int8", "int4")
     )
     assert 0 < eight < four
+
+
+def test_flips_of_a_batch(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One row for each arithmetic; in float32 nothing flips but ties."""
+    loaded("quantisation", "quantisation", monkeypatch)  # as its neighbour imports it
+    loaded("alone", "benchmark_alone", monkeypatch).main([str(run), "--tasks", "arithmetic"])
+    rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [row[0].strip() for row in rows] == ["float32", "bf16", "int8"]
+    assert all(int(row[1]) > 10 for row in rows)
+    assert float(rows[0][4]) < 1e-3 and int(rows[0][2].split()[0]) <= 1

@@ -1,0 +1,105 @@
+"""How often rounding changes a greedy token because of who else is in the batch: a finished run's prompts, all
+together in an engine with little memory and small chunks, against each one alone and without a cache.
+
+    python benchmarks/alone.py runs/nano [--prompts 4] [--tasks digit asr_digits ...]
+
+Prints a table in Markdown for float32, bfloat16 and int8: of all tokens drawn together, the share where the model alone
+prefers another one after the same tokens (flips); the largest margin between its two best there; and how far apart
+single logits are.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from quantisation import PROMPTS, prompts
+from rich.console import Console
+
+import polyphi
+from polyphi.chat import SamplingParams
+from polyphi.engine.cache import token_bytes
+from polyphi.engine.engine import Engine
+from polyphi.engine.runner import extend
+from polyphi.eval.task import find
+from polyphi.phi import Phi
+
+KINDS = {"float32": {"dtype": "float32"}, "bf16": {"quant": "bf16"}, "int8": {"quant": "int8"}}
+ROOM = 6000
+"""Tokens that memory holds: some thirty prompts of the nano evaluation."""
+console = Console(stderr=True)
+
+
+class Watched(Engine):
+    """Keeps the largest logit of every token drawn."""
+
+    def __init__(self, phi: Phi) -> None:
+        config, weight = phi.config.decoder, phi.model.decoder.embed_tokens.weight
+        memory = ROOM * token_bytes(config, weight.dtype)
+        super().__init__(phi.model, phi.processor, memory=memory, chunk=96, prefill=700)
+        self.rows: dict[int, list[torch.Tensor]] = {}
+
+    def _accept(self, part, rows, best) -> None:
+        before = len(part.request.tokens)
+        super()._accept(part, rows, best)
+        drawn = len(part.request.tokens) - before
+        self.rows.setdefault(id(part.request.row), []).extend(rows[:drawn].clone())
+
+
+def compare(phi: Phi, asked: Sequence[tuple], draft: int = 4) -> tuple[int, int, float, float]:
+    """(tokens, flips, largest margin of a flip, largest difference of a logit)."""
+    engine = Watched(phi)
+    wishes = [SamplingParams(max_tokens=most, draft=draft) for _, most in asked]
+    requests = [
+        engine.submit(messages, sampling=wish)
+        for (messages, _), wish in zip(asked, wishes, strict=True)
+    ]
+    while any(not request.finish_reason for request in requests):
+        engine.step(in_order=True)
+    tokens, flips, margin, apart = 0, 0, 0.0, 0.0
+    for request in requests:
+        found = engine.rows.get(id(request.row))
+        if not found:
+            continue
+        start = len(request.prompt)
+        row = extend(request.prompt, request.tokens)
+        alone = engine.logits(row)[start - 1 : -1]
+        apart = max(apart, float((torch.stack(found) - alone).abs().max()))
+        for token, logits in zip(request.tokens, alone, strict=True):
+            if token != int(logits.argmax()):
+                flips += 1
+                best = logits.topk(2).values
+                margin = max(margin, float(best[0] - best[1]))
+        tokens += len(request.tokens)
+    steps = engine.counters()
+    console.print(f"{len(requests)} requests in {steps.steps} steps, {steps.preemptions} preempted")
+    return tokens, flips, margin, apart
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Flips of greedy tokens between batches.")
+    parser.add_argument("run", type=Path, help="folder of a finished run")
+    parser.add_argument("--prompts", type=int, default=PROMPTS, help="of each task")
+    parser.add_argument("--tasks", nargs="+", default=[])
+    given = parser.parse_args(arguments)
+    tasks = [
+        task
+        for task in find(*given.tasks)
+        if not task.corpus.startswith("reasoning")
+        and (given.run / "data" / task.corpus / "test").exists()
+    ]
+    asked = prompts(tasks, given.run, given.prompts)
+    print(
+        "| arithmetic | tokens | flips | largest margin of a flip | largest difference of a logit |"
+    )
+    print("|---|---|---|---|---|")
+    for name, options in KINDS.items():
+        phi = polyphi.load(given.run / "model", **options)
+        tokens, flips, margin, apart = compare(phi, asked)
+        print(
+            f"| {name} | {tokens} | {flips} ({flips / max(1, tokens):.2%}) | {margin:.2g} | {apart:.2g} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
