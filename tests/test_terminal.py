@@ -383,7 +383,10 @@ def folder(tiny_config: ModelConfig, tmp_path: Path) -> Path:
     config = replace(
         tiny_config,
         decoder=replace(
-            tiny_config.decoder, vocab_size=tokenizer.vocab_size, eos_token_ids=tokenizer.eos_ids
+            tiny_config.decoder,
+            vocab_size=tokenizer.vocab_size,
+            eos_token_ids=tokenizer.eos_ids,
+            max_position_embeddings=50_000,
         ),
         vision=replace(tiny_config.vision, image_token_id=tokenizer.image_id, max_crops=4),
         audio=replace(tiny_config.audio, audio_token_id=tokenizer.audio_id),
@@ -423,7 +426,7 @@ def test_a_real_model(folder: Path, photo: Path, speech: Path) -> None:
 def test_ctrl_c_in_a_real_terminal(folder: Path) -> None:
     pty = pytest.importorskip("pty")
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "polyphi.cli", "chat", str(folder), "--max-tokens", "450"]
+    command = [sys.executable, "-m", "polyphi.cli", "chat", str(folder), "--max-tokens", "45000"]
     root = str(Path(polyphi.__file__).parents[1])
     process = subprocess.Popen(
         command,
@@ -457,8 +460,8 @@ def test_ctrl_c_in_a_real_terminal(folder: Path) -> None:
         assert "about " in until("stopped")
         until("> ")
         os.write(ours, b"/count\n")
-        told = until("of 512 tokens")
-        assert int(told.split()[-1]) < 450
+        told = until("of 50,000 tokens")
+        assert int(told.split()[-1].replace(",", "")) < 45_000
         until("> ")
         os.write(ours, b"\x04")
         assert process.wait(20) == 0

@@ -29,6 +29,7 @@ from polyphi.model.attention import (
     continued_attention,
     in_one_call,
     last_token_attention,
+    starts_of,
     varlen_attention,
 )
 from polyphi.model.config import DecoderConfig
@@ -262,8 +263,8 @@ class StepCache:
             every = [r for table, end in zip(tables, ends, strict=True) for r in table.rows(0, end)]
             self._gathered = (
                 torch.tensor(every, device=device),
-                _starts(new, device),
-                _starts(ends, device),
+                starts_of(new, device),
+                starts_of(ends, device),
             )
 
     def attend(
@@ -294,8 +295,3 @@ class StepCache:
             else:
                 outs.append(continued_attention(query, key, value, pieces))
         return outs[0] if len(outs) == 1 else torch.cat(outs)
-
-
-def _starts(lengths: Sequence[int], device: torch.device) -> Tensor:
-    total = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
-    return total.to(device, non_blocking=True)

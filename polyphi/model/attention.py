@@ -71,11 +71,24 @@ def packed_attention(
     lengths = [end - start for start, end in pairwise(bounds)]
     if not q.is_cuda and len(lengths) > 1:
         return _grouped(q, k, v, lengths)
-    if in_one_call(q):
-        starts = torch.tensor(list(bounds), dtype=torch.int32).to(q.device, non_blocking=True)
-        return varlen_attention(q, k, v, starts, starts, max(lengths), max(lengths))
     # `split` rather than slices: its gradient is one concatenation, a slice's is a pack full of zeros per sequence.
-    parts = [_causal(*three) for three in zip(*(x.split(lengths) for x in (q, k, v)), strict=True)]
+    return ragged_attention(q, k.split(lengths), v.split(lengths), lengths)
+
+
+def ragged_attention(
+    q: Float[Tensor, "T H d"],
+    keys: Sequence[Float[Tensor, "n K d"]],
+    values: Sequence[Float[Tensor, "n K d"]],
+    lengths: Sequence[int],
+) -> Float[Tensor, "T H d"]:
+    """Sequences whose newest tokens, so many of each, attend to all of its own keys, the triangle at the bottom
+    right."""
+    if in_one_call(q):
+        sizes = [len(k) for k in keys]
+        starts = [starts_of(n, q.device) for n in (lengths, sizes)]
+        k, v = torch.cat(list(keys)), torch.cat(list(values))
+        return varlen_attention(q, k, v, starts[0], starts[1], max(lengths), max(sizes))
+    parts = [_causal(*three) for three in zip(q.split(list(lengths)), keys, values, strict=True)]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
@@ -301,3 +314,9 @@ def varlen_attention(
         enable_gqa=True,
     )
     return out
+
+
+def starts_of(lengths: Sequence[int], device: torch.device) -> Int[Tensor, " S1"]:
+    """Where sequences of these lengths start in a pack, and where the last one ends."""
+    total = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+    return total.to(device, non_blocking=True)

@@ -31,6 +31,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
 from polyphi import dist
 from polyphi.batch import Batch
+from polyphi.model.attention import ragged_attention
 from polyphi.model.decoder import Decoder
 from polyphi.model.multimodal import PhiModel
 
@@ -165,22 +166,24 @@ class Context:
         hidden: Tensor = self.model(batch, self)
         return hidden
 
-    def extend(
+    def attend(
         self,
         layer: int,
+        q: Float[Tensor, "T H d"],
         k: Float[Tensor, "T K d"],
         v: Float[Tensor, "T K d"],
-        lengths: Sequence[int],
-    ) -> tuple[list[Float[Tensor, "n K d"]], list[Float[Tensor, "n K d"]]]:
+        bounds: Sequence[int],
+    ) -> Float[Tensor, "T H d"]:
         """The cache protocol of `model/attention.py`: what came before a sequence's own tokens lies in other
         processes."""
         whole = self._gathered(torch.stack([k, v], dim=1))
+        lengths = [end - start for start, end in pairwise(bounds)]
         keys, values, end = [], [], self._edges[self.mesh.get_local_rank()]
         for start, length in zip(self._starts, lengths, strict=True):
             end += length
             keys.append(whole[start:end, 0])
             values.append(whole[start:end, 1])
-        return keys, values
+        return ragged_attention(q, keys, values, lengths)
 
     def _gathered(self, part: Float[Tensor, "T 2 K d"]) -> Float[Tensor, "W 2 K d"]:
         """Every process's rows, in order; the gradient of each row is summed over those who used it."""

@@ -2,11 +2,15 @@
 
 import random
 from dataclasses import replace
+from functools import partial
+from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from polyphi.batch import Batch, Clip, ImageLayout, pack, row
+from polyphi.model.attention import ragged_attention
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 
@@ -140,9 +144,13 @@ class GrowingCache:
         self.held[layer, sequence] = (k, v)
         return k, v
 
-    def extend(self, layer, k, v, lengths):
-        parts = zip(k.split(lengths), v.split(lengths), strict=True)
-        return zip(*(self.update(layer, s, *pair) for s, pair in enumerate(parts)), strict=True)
+    def attend(self, layer, q, k, v, bounds, live=None):
+        """`live` are the sequences of the batch, all of them if it isn't given."""
+        lengths = [end - start for start, end in pairwise(bounds)]
+        live = range(len(lengths)) if live is None else live
+        parts = zip(live, k.split(lengths), v.split(lengths), strict=True)
+        held = [self.update(layer, s, *pair) for s, *pair in parts]
+        return ragged_attention(q, *zip(*held, strict=True), lengths)
 
 
 def part(batch: Batch, start: int, end: int) -> Batch:
@@ -176,16 +184,10 @@ def test_cached_equals_uncached(model, lengths, seed):
         live = [s for s in range(len(rows)) if ends[s] > done[s]]
         batch = pack([part(rows[s], done[s], ends[s]) for s in live])
 
-        class Renumbered:
-            """Sequence numbers count within the batch; finished sequences have left it."""
-
-            @staticmethod
-            def extend(layer, k, v, lengths, live=live):
-                parts = zip(live, k.split(lengths), v.split(lengths), strict=True)
-                return zip(*(cache.update(layer, s, *pair) for s, *pair in parts), strict=True)
-
+        # Sequence numbers count within the batch; finished sequences have left it.
+        live_ones = SimpleNamespace(attend=partial(cache.attend, live=live))
         for s, hidden in zip(
-            live, model(batch, Renumbered()).split([ends[s] - done[s] for s in live]), strict=True
+            live, model(batch, live_ones).split([ends[s] - done[s] for s in live]), strict=True
         ):
             pieces[s].append(hidden)
         done = ends
