@@ -426,7 +426,12 @@ def test_a_real_model(folder: Path, photo: Path, speech: Path) -> None:
 def test_ctrl_c_in_a_real_terminal(folder: Path) -> None:
     pty = pytest.importorskip("pty")
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "polyphi.cli", "chat", str(folder), "--max-tokens", "45000"]
+    # Tests that a shell runs in the background inherit that SIGINT is ignored.
+    start = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from polyphi.cli import main; main()"
+    )
+    command = [sys.executable, "-c", start, "chat", str(folder), "--max-tokens", "45000"]
     root = str(Path(polyphi.__file__).parents[1])
     process = subprocess.Popen(
         command,
