@@ -1,5 +1,5 @@
 """How often rounding changes a greedy token because of who else is in the batch: a finished run's prompts, all
-together in an engine with little memory and small chunks, against each one alone and without a cache.
+together in an engine with small chunks and guesses, against each one alone and without a cache.
 
     python benchmarks/alone.py runs/nano [--prompts 4] [--tasks digit asr_digits ...]
 
@@ -18,15 +18,12 @@ from rich.console import Console
 
 import polyphi
 from polyphi.chat import SamplingParams
-from polyphi.engine.cache import token_bytes
 from polyphi.engine.engine import Engine
 from polyphi.engine.runner import extend
 from polyphi.eval.task import find
 from polyphi.phi import Phi
 
 KINDS = {"float32": {"dtype": "float32"}, "bf16": {"quant": "bf16"}, "int8": {"quant": "int8"}}
-ROOM = 6000
-"""Tokens that memory holds: some thirty prompts of the nano evaluation."""
 console = Console(stderr=True)
 
 
@@ -34,9 +31,7 @@ class Watched(Engine):
     """Keeps the largest logit of every token drawn."""
 
     def __init__(self, phi: Phi) -> None:
-        config, weight = phi.config.decoder, phi.model.decoder.embed_tokens.weight
-        memory = ROOM * token_bytes(config, weight.dtype)
-        super().__init__(phi.model, phi.processor, memory=memory, chunk=96, prefill=700)
+        super().__init__(phi.model, phi.processor, chunk=96, prefill=700)
         self.rows: dict[int, list[torch.Tensor]] = {}
 
     def _accept(self, part, rows, best) -> None:
@@ -71,8 +66,7 @@ def compare(phi: Phi, asked: Sequence[tuple], draft: int = 4) -> tuple[int, int,
                 best = logits.topk(2).values
                 margin = max(margin, float(best[0] - best[1]))
         tokens += len(request.tokens)
-    steps = engine.counters()
-    console.print(f"{len(requests)} requests in {steps.steps} steps, {steps.preemptions} preempted")
+    console.print(f"{len(requests)} requests in {engine.counters().steps} steps")
     return tokens, flips, margin, apart
 
 

@@ -15,7 +15,6 @@ docs/transcription.md says how far off it was where it was measured, and how far
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -23,11 +22,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from polyphi.batch import Batch
-from polyphi.model.attention import working_dtype
-from polyphi.model.decoder import Layer, Shared
-from polyphi.model.lora import routes
+from polyphi.engine.runner import extend
+from polyphi.model.attention import packed_attention
 from polyphi.model.multimodal import PhiModel
-from polyphi.model.rope import rotate
 
 PLACE = 0.08  # s of an audio token
 HEADS = 8  # that are averaged [ours]
@@ -54,33 +51,24 @@ class Gaze:
     head is worked out when it's asked for; all of them together wouldn't fit the memory for half an hour."""
 
     def __init__(self, model: PhiModel, prompt: Batch, tokens: Sequence[int]) -> None:
-        device = model.decoder.embed_tokens.weight.device
-        length = len(prompt) + len(tokens)
-        batch = replace(
-            prompt,
-            ids=torch.cat([prompt.ids, torch.tensor(tokens, dtype=prompt.ids.dtype)]),
-            positions=torch.arange(length),
-            bounds=(0, length),
-            totals=(length,),
-        ).to(device)
+        batch = extend(prompt, tokens).to(model.decoder.embed_tokens.weight.device)
         assert batch.audio_slots is not None
-        asking = torch.arange(len(prompt) - 1, length - 1, device=device)
-        decoder = model.decoder
-        x = model.embed(batch)
-        cos, sin = decoder.rope(batch, working_dtype(x))
-        shared = Shared(
-            cos, sin, routes(batch, decoder.adapters.keys(), device), batch.bounds, None
-        )
         self.layers: list[tuple[Tensor, Tensor]] = []
-        for number, layer in enumerate(decoder.layers):
-            assert isinstance(layer, Layer)
-            own = layer.self_attn
-            qkv = own.qkv_proj(layer.input_layernorm(x), shared.routes)
-            turning = qkv.view(length, -1, own.head_dim)[:, : own.heads + own.kv_heads]
-            turned = rotate(turning, cos, sin)
-            queries, keys = turned.split((own.heads, own.kv_heads), dim=1)
-            self.layers.append((queries[asking], keys[batch.audio_slots]))
-            x = layer(x, shared, number)
+        self._asking = slice(len(prompt) - 1, len(batch) - 1)
+        self._slots = batch.audio_slots
+        model(batch, self)
+
+    def attend(
+        self,
+        layer: int,
+        q: Float[Tensor, "T H d"],
+        k: Float[Tensor, "T K d"],
+        v: Float[Tensor, "T K d"],
+        bounds: Sequence[int],
+    ) -> Float[Tensor, "T H d"]:
+        """The cache protocol of `model/attention.py`: looks on, and attends as if there were no cache."""
+        self.layers.append((q[self._asking], k[self._slots]))
+        return packed_attention(q, k, v, bounds)
 
     def __len__(self) -> int:
         return sum(queries.shape[1] for queries, _ in self.layers)

@@ -48,9 +48,8 @@ def items(prompt: Batch) -> list[Item]:
     if prompt.images:
         assert prompt.crops is not None and prompt.crop_masks is not None
         slots, at, seen = _slots(prompt.image_slots), 0, 0
-        ends = [layout.crops for layout in prompt.images]
-        counts = _image_tokens(prompt, len(slots))
-        for layout, crops, tokens in zip(prompt.images, ends, counts, strict=True):
+        for layout in prompt.images:
+            crops, tokens = layout.crops, layout.tokens(prompt.crop_masks.shape[-1] // 2)
             pixels, masks = (t[at : at + crops] for t in (prompt.crops, prompt.crop_masks))
             source = row([0], crops=pixels, crop_masks=masks, images=(layout,))
             key = _key("image", repr(layout), pixels, masks)
@@ -70,15 +69,6 @@ def items(prompt: Batch) -> list[Item]:
 
 def _slots(slots: Tensor | None) -> list[int]:
     return [] if slots is None else slots.tolist()
-
-
-def _image_tokens(prompt: Batch, slots: int) -> list[int]:
-    """Tokens of each picture. The side of a pooled crop isn't in the batch: it follows from their sum."""
-    assert prompt.crop_masks is not None
-    cells = prompt.crop_masks.shape[-1] // 2
-    counts = [layout.tokens(cells) for layout in prompt.images]
-    assert sum(counts) == slots, "placeholders and pictures disagree"
-    return counts
 
 
 def _key(kind: str, layout: str, *tensors: Tensor) -> bytes:

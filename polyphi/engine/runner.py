@@ -53,12 +53,7 @@ class Runner:
 
     def total(self, request: Request) -> int:
         """The length by which a request's table is chosen: that of all it knows, or, bound, of all it may become."""
-        bound = request.sampling.rope == "bound"
-        return min(request.bound, self._longest) if bound else len(request)
-
-    @property
-    def _longest(self) -> int:
-        return self.model.config.decoder.max_position_embeddings
+        return request.bound if request.sampling.rope == "bound" else len(request)
 
     def table(self, request: Request) -> str:
         """The LongRoPE table of a request as it stands (report 2.1)."""

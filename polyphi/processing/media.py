@@ -293,20 +293,10 @@ class AudioStream:
 def audio_size(source: MediaSource | tuple[np.ndarray, int]) -> tuple[int, int]:
     """(samples, rate in Hz) that `decode_audio` gives, from the header where that can be trusted. MP3 is decoded: what
     it says of its length is a guess, and it may have been cut since. Damage inside a clip may go unseen."""
-    if not isinstance(source, tuple):
-        data, name = _read(source, MAX_AUDIO_BYTES, "clip")
-        kind = sniff(data)
-        if kind == "WAV":
-            _check_wav(io.BytesIO(data), name)
-        if kind in CLIPS and kind != "MP3":
-            try:
-                said = soundfile.info(io.BytesIO(data))
-            except (soundfile.SoundFileError, RuntimeError, OSError):
-                said = None
-            if said and 1 <= said.samplerate <= MAX_RATE and 1 <= said.channels <= MAX_CHANNELS:
-                most = min(MAX_AUDIO_SECONDS * said.samplerate, MAX_AUDIO_BYTES / 4)
-                if 0 < said.frames <= most:
-                    return said.frames, said.samplerate
+    stream = AudioStream(source, max_bytes=MAX_AUDIO_BYTES)
+    most = min(MAX_AUDIO_SECONDS * stream.rate, MAX_AUDIO_BYTES / 4)
+    if stream.kind in ("given", "WAV", "FLAC", "OGG") and 0 < stream.announced <= most:
+        return stream.announced, stream.rate
     wave, rate = decode_audio(source)  # or it says what is wrong
     return len(wave), rate
 
