@@ -11,18 +11,16 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
-import psutil
 import torch
 
 from polyphi.engine.cache import token_bytes
-from polyphi.model.config import DecoderConfig
+from polyphi.model import quantize
+from polyphi.model.multimodal import PhiModel
 
 SLOWER = 1.5
 """A 16-bit type this many times slower than float32 is given up for it [ours]. With the instructions it takes about
 half of float32's time."""
-CGROUP = Path("/sys/fs/cgroup")
 
 
 def choose(device: str | torch.device) -> torch.device:
@@ -94,48 +92,22 @@ class Room:
         )
 
 
-def room(
-    model: torch.nn.Module,
-    config: DecoderConfig,
-    free: int,
-    place: torch.device,
-    capacity: int,
-    quant: str | None = None,
-) -> Room:
+def room(model: PhiModel, free: int, place: torch.device, capacity: int) -> Room:
     """What a loaded model takes of the bytes that were free before; `capacity` is the engine's."""
     tensors = (*model.parameters(), *model.buffers())
-    kind = next(model.parameters()).dtype
+    kind, config = next(model.parameters()).dtype, model.config.decoder
     count = torch.get_num_threads()
     threads = f" with {count} thread{'s' if count > 1 else ''}" if place.type == "cpu" else ""
+    beside = sum(map(quantize.nbytes, quantize.held(model)))
     return Room(
         place=f"{place}{threads}",
-        kind=str(kind).removeprefix("torch.") + (f" and {quant}" if quant else ""),
-        weights=sum(t.nbytes for t in tensors),
+        kind=str(kind).removeprefix("torch.") + (f" and {model.quant}" if model.quant else ""),
+        weights=sum(t.nbytes for t in tensors) + beside,
         free=free,
         per_token=token_bytes(config, kind),
         context=config.max_position_embeddings,
         capacity=capacity,
     )
-
-
-def free_memory(place: torch.device) -> int:
-    """Bytes that can be had on a device now."""
-    if place.type == "cuda":
-        return torch.cuda.mem_get_info(place)[0]
-    if place.type == "mps":
-        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
-    return int(min(psutil.virtual_memory().available, _left_to_the_group(CGROUP)))
-
-
-def _left_to_the_group(folder: Path) -> float:
-    """Bytes that a container may still take (control groups, version 2), pages of files not counted: they make way."""
-    try:
-        limit = (folder / "memory.max").read_text().strip()
-        used = int((folder / "memory.current").read_text())
-        said = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-    except (OSError, ValueError):
-        return float("inf")
-    return float("inf") if limit == "max" else float(int(limit) - used + int(said.get("file", 0)))
 
 
 def _bytes(count: int) -> str:

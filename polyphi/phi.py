@@ -25,7 +25,7 @@ from polyphi.chat import (
     Transcript,
 )
 from polyphi.devices import Room
-from polyphi.engine import longform
+from polyphi.engine import longform, memory
 from polyphi.engine.engine import GREEDY, Conversation, Engine
 from polyphi.engine.longform import LONGEST_RECORDING
 from polyphi.model import quantize, weights
@@ -255,15 +255,13 @@ def load(
     asked = (torch.bfloat16 if quant else None) if dtype == "auto" else as_dtype(dtype)
     folder = weights.locate(path_or_id)
     tokenizer = Tokenizer.load(folder)
-    stored, free = weights.stored_types(folder), devices.free_memory(place)
+    stored, free = weights.stored_types(folder), memory.free_memory(place)
     kind = asked or devices.choose_dtype(stored, place, free)
     saved = quantize.saved(weights.read_config(folder).decoder, quant)
     devices.check_fits(max(0, devices.size(stored, kind) - saved), free, place)
     model = weights.load(folder, device=place, dtype=kind, quant=quant)
     phi = Phi(model, make_processor(model.config, tokenizer))
-    room = devices.room(model, model.config.decoder, free, place, phi.engine.capacity, quant)
-    beside = sum(map(quantize.nbytes, quantize.held(model)))
-    phi.room = replace(room, weights=room.weights + beside)
+    phi.room = devices.room(model, free, place, phi.engine.capacity)
     return phi
 
 

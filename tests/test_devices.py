@@ -11,6 +11,7 @@ from polyphi import devices
 from polyphi.engine.cache import token_bytes
 from polyphi.model.config import DecoderConfig, ModelConfig
 from polyphi.model.multimodal import PhiModel
+from polyphi.model.quantize import quantize
 
 CPU = torch.device("cpu")
 
@@ -88,7 +89,7 @@ def test_the_line_at_the_start(tiny_config: ModelConfig) -> None:
     model = PhiModel(tiny_config).to(torch.bfloat16)
     weights = 2 * sum(t.numel() for t in (*model.parameters(), *model.buffers()))
     per_token = 2 * 2 * 2 * 16 * 2
-    room = devices.room(model, tiny_config.decoder, weights + 100 * per_token, CPU, 10**6)
+    room = devices.room(model, weights + 100 * per_token, CPU, 10**6)
     assert (room.weights, room.per_token, room.tokens) == (weights, per_token, 100)
     assert replace(room, free=10**12).tokens == 512  # no more than the model's context
     assert replace(room, free=weights - 1).tokens == 0
@@ -100,17 +101,10 @@ def test_the_line_at_the_start(tiny_config: ModelConfig) -> None:
     )
     with torch.device("meta"):
         published = PhiModel(ModelConfig()).to(torch.bfloat16)
-    shown = str(devices.room(published, DecoderConfig(), int(16.2e9), CPU, 10**6)).split(": ")[1]
+    shown = str(devices.room(published, int(16.2e9), CPU, 10**6)).split(": ")[1]
     assert shown in (Path(__file__).parents[1] / "docs/chat.md").read_text()
-    assert "bfloat16 and int8" in str(devices.room(model, tiny_config.decoder, 0, CPU, 0, "int8"))
-
-
-def test_a_container_limits_what_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "CGROUP", tmp_path)
-    machine = devices.free_memory(CPU)
-    (tmp_path / "memory.max").write_text("1000000\n")
-    (tmp_path / "memory.current").write_text("700000\n")
-    (tmp_path / "memory.stat").write_text("anon 600000\nfile 100000\n")
-    assert devices.free_memory(CPU) == 400000
-    (tmp_path / "memory.max").write_text("max\n")
-    assert devices.free_memory(CPU) == pytest.approx(machine, rel=0.5)
+    quantize(model, "int8")
+    eight = devices.room(model, 10**6, CPU, 0)
+    left = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
+    assert "bfloat16 and int8" in str(eight)
+    assert left < weights and eight.weights > left, "what is quantised takes memory too"

@@ -18,6 +18,7 @@ from tones import say
 import polyphi
 from polyphi import devices
 from polyphi.chat import Completion, Message, SamplingParams
+from polyphi.engine import memory
 from polyphi.inspection import parts, write_logits
 from polyphi.model import weights
 from polyphi.model.config import ModelConfig
@@ -72,7 +73,7 @@ def test_load_tells_its_room_and_refuses_early(
     assert phi.room and phi.room.tokens == phi.config.decoder.max_position_embeddings
     sizes = weights.stored_types(folder)
     assert sum(sizes.values()) * 4 == devices.size(sizes, None) == phi.room.weights
-    monkeypatch.setattr(devices, "free_memory", lambda place: phi.room.weights - 1)
+    monkeypatch.setattr(memory, "free_memory", lambda place: phi.room.weights - 1)
     monkeypatch.setattr(weights, "load", None)  # nothing is read before it is known to fit
     with pytest.raises(ValueError, match=r"weights take .* free;"):
         polyphi.load(folder)

@@ -25,7 +25,6 @@ from dataclasses import dataclass, replace
 from itertools import repeat
 from typing import Any
 
-import psutil
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -44,6 +43,7 @@ from polyphi.chat import (
 )
 from polyphi.engine.cache import BLOCK, BlockPool, Memory, Table, token_bytes
 from polyphi.engine.encoders import Encoders
+from polyphi.engine.memory import beside
 from polyphi.engine.request import Request
 from polyphi.engine.runner import Runner, extend
 from polyphi.engine.sampling import check
@@ -109,7 +109,7 @@ class Engine:
         config, dtype = model.config.decoder, model.decoder.embed_tokens.weight.dtype
         size = token_bytes(config, dtype) * BLOCK
         wanted = max(config.max_position_embeddings, together * ORDINARY) // BLOCK
-        given = _half_of_what_is_free(model) if memory is None else memory
+        given = beside(model) // 2 if memory is None else memory
         blocks = given // size if memory is not None else min(wanted, given // size)
         self.pool = BlockPool(max(1, blocks))
         self.scheduler = Scheduler(
@@ -542,14 +542,3 @@ def _answer(request: Request) -> Completion:
 def _together(answers: Sequence[Completion]) -> Completion:
     """The first answer, with the others of its conversation."""
     return replace(answers[0], others=tuple(answers[1:])) if len(answers) > 1 else answers[0]
-
-
-def _half_of_what_is_free(model: PhiModel) -> int:
-    """Bytes. Weights that are mapped from their file take none until they are read, and then they do."""
-    device = model.decoder.embed_tokens.weight.device
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] // 2
-    process = psutil.Process().memory_info()
-    own = process.rss - getattr(process, "shared", 0)
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    return max(0, psutil.virtual_memory().available - max(0, weights - own)) // 2

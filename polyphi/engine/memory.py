@@ -1,0 +1,45 @@
+"""How much memory there is, on the machine, in its container or on a GPU.
+
+>>> free_memory(torch.device("cpu"))             # bytes
+"""
+
+from pathlib import Path
+
+import psutil
+import torch
+
+from polyphi.model.multimodal import PhiModel
+
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def free_memory(place: torch.device) -> int:
+    """Bytes that can be had on a device now."""
+    if place.type == "cuda":
+        return torch.cuda.mem_get_info(place)[0]
+    if place.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    return int(min(psutil.virtual_memory().available, _left_to_the_group(CGROUP)))
+
+
+def _left_to_the_group(folder: Path) -> float:
+    """Bytes that a container may still take (control groups, version 2), pages of files not counted: they make way."""
+    try:
+        limit = (folder / "memory.max").read_text().strip()
+        used = int((folder / "memory.current").read_text())
+        said = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):
+        return float("inf")
+    return float("inf") if limit == "max" else float(int(limit) - used + int(said.get("file", 0)))
+
+
+def beside(model: PhiModel) -> int:
+    """Bytes that can be had beside a model. Weights that are mapped from their file take none until they are read, and
+    then they do."""
+    place = model.decoder.embed_tokens.weight.device
+    if place.type != "cpu":
+        return free_memory(place)
+    process = psutil.Process().memory_info()
+    own = process.rss - getattr(process, "shared", 0)
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    return max(0, free_memory(place) - max(0, weights - own))
