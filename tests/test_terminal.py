@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +17,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from engine.conftest import fitted
 from PIL import Image as PIL
 from rich.console import Console
 
@@ -380,17 +380,7 @@ def test_one_answer() -> None:
 def folder(tiny_config: ModelConfig, tmp_path: Path) -> Path:
     """A model that talks without an end."""
     tokenizer = Tokenizer.train(["the quick brown fox jumps"], vocab_size=384)
-    config = replace(
-        tiny_config,
-        decoder=replace(
-            tiny_config.decoder,
-            vocab_size=tokenizer.vocab_size,
-            eos_token_ids=tokenizer.eos_ids,
-            max_position_embeddings=50_000,
-        ),
-        vision=replace(tiny_config.vision, image_token_id=tokenizer.image_id, max_crops=4),
-        audio=replace(tiny_config.audio, audio_token_id=tokenizer.audio_id),
-    )
+    config = fitted(tiny_config, tokenizer, max_position_embeddings=50_000)
     model, generator = PhiModel(config), torch.Generator().manual_seed(0)
     model.initialise(seed=0)
     with torch.no_grad():

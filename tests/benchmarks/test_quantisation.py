@@ -2,11 +2,11 @@
 
 import importlib.util
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from engine.conftest import fitted
 
 import polyphi
 from polyphi.chat import Message
@@ -38,15 +38,7 @@ def run(tiny_config: ModelConfig, tmp_path: Path) -> Path:
     """A folder with a model and a corpus, as a finished run leaves them."""
     tokenizer = Tokenizer.train(["what is 1 + 2 ?", "3 4 5 6 7 8 9"], vocab_size=320)
     tokenizer.save(tmp_path / "tokenizer")
-    assert tiny_config.vision and tiny_config.audio
-    config = replace(
-        tiny_config,
-        decoder=replace(
-            tiny_config.decoder, vocab_size=tokenizer.vocab_size, eos_token_ids=tokenizer.eos_ids
-        ),
-        vision=replace(tiny_config.vision, image_token_id=tokenizer.image_id),
-        audio=replace(tiny_config.audio, audio_token_id=tokenizer.audio_id),
-    )
+    config = fitted(tiny_config, tokenizer)
     model = PhiModel(config)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

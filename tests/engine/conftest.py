@@ -31,16 +31,19 @@ def tokenizer() -> Tokenizer:
 @pytest.fixture
 def engine(tiny_config: ModelConfig, tokenizer: Tokenizer) -> Engine:
     """Weights are large enough for answers to wander instead of repeating one token."""
-    assert tiny_config.vision and tiny_config.audio
-    config = replace(
-        tiny_config,
-        decoder=replace(
-            tiny_config.decoder, vocab_size=tokenizer.vocab_size, eos_token_ids=tokenizer.eos_ids
-        ),
-        vision=replace(tiny_config.vision, image_token_id=tokenizer.image_id, max_crops=4),
-        audio=replace(tiny_config.audio, audio_token_id=tokenizer.audio_id),
+    return make_engine(fitted(tiny_config, tokenizer), tokenizer)
+
+
+def fitted(config: ModelConfig, tokenizer: Tokenizer, **decoder: int) -> ModelConfig:
+    """A model's sizes with a tokenizer's ids, pictures of at most four crops, and other values of the decoder."""
+    assert config.vision and config.audio
+    ids = {"vocab_size": tokenizer.vocab_size, "eos_token_ids": tokenizer.eos_ids}
+    return replace(
+        config,
+        decoder=replace(config.decoder, **{**ids, **decoder}),
+        vision=replace(config.vision, image_token_id=tokenizer.image_id, max_crops=4),
+        audio=replace(config.audio, audio_token_id=tokenizer.audio_id),
     )
-    return make_engine(config, tokenizer)
 
 
 def make_engine(config: ModelConfig, tokenizer: Tokenizer) -> Engine:

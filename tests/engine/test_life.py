@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from engine.conftest import clip, make_engine, picture
+from engine.conftest import clip, fitted, make_engine, picture
 
-from polyphi.chat import Completion, Message, SamplingParams
+from polyphi.chat import Completion, Image, Message, SamplingParams
 from polyphi.engine.cache import token_bytes
 from polyphi.engine.engine import Engine
 from polyphi.engine.request import Request
-from polyphi.engine.runner import Runner
+from polyphi.engine.runner import Runner, extend
 from polyphi.engine.speculate import PromptLookup
 from polyphi.processing.processor import Processor
 from polyphi.processing.tokenizer import Tokenizer
@@ -239,8 +239,6 @@ def test_what_does_not_fit_is_refused_before_it_runs(engine: Engine) -> None:
 
 
 def test_media_that_cannot_be_read(engine: Engine, tmp_path: Path) -> None:
-    from polyphi.chat import Image
-
     good, bad = [Message.user("dog")], [Message.user(Image(tmp_path / "none.png"), "?")]
     with pytest.raises((ValueError, OSError), match=r"none\.png"):
         engine.generate_many([good, bad, good])
@@ -269,24 +267,14 @@ def test_a_model_that_fails_ends_all_requests(
     assert engine.generate([Message.user("fox")]).tokens
 
 
-@pytest.mark.parametrize("words", [1000, 4000])
+@pytest.mark.parametrize("chunk", [1000, 4000])
 @pytest.mark.parametrize("extra", [-1, 0, 1])
-def test_the_real_switch(tiny_config, tokenizer, words: int, extra: int) -> None:
+def test_the_real_switch(tiny_config, tokenizer, chunk: int, extra: int) -> None:
     """Prompts of 4,095, 4,096 and 4,097 tokens, alone and beside others, and decoding across the border."""
-    config = replace(
-        tiny_config,
-        decoder=replace(
-            tiny_config.decoder,
-            vocab_size=tokenizer.vocab_size,
-            eos_token_ids=tokenizer.eos_ids,
-            max_position_embeddings=8192,
-            original_max_position_embeddings=4096,
-        ),
-        vision=replace(tiny_config.vision, image_token_id=tokenizer.image_id),
-        audio=replace(tiny_config.audio, audio_token_id=tokenizer.audio_id),
-    )
+    switch = {"max_position_embeddings": 8192, "original_max_position_embeddings": 4096}
+    config = fitted(tiny_config, tokenizer, **switch)
     engine = make_engine(config, tokenizer)
-    dice = random.Random(words)
+    dice = random.Random(chunk)
     messages = [Message.user("".join(dice.choices("abcdefgh ", k=4096)))]
     prompt = engine.row(messages)
     text = messages[0].text
@@ -298,14 +286,11 @@ def test_the_real_switch(tiny_config, tokenizer, words: int, extra: int) -> None
     alone = engine.generate(messages, sampling=sampling)
     assert alone.rope == ("long" if extra > 0 else "short+long")
     for number, token in enumerate(alone.tokens):
-        whole = engine.row(messages)
-        from polyphi.engine.runner import extend
-
         with torch.no_grad():
-            logits = engine.model.logits(engine.model(extend(whole, alone.tokens[:number]))[-1])
+            logits = engine.model.logits(engine.model(extend(prompt, alone.tokens[:number]))[-1])
         assert token == int(logits.argmax())
     others = [[Message.user("dog")], messages, [Message.user(text + "b" * 40)]]
-    small = Engine(engine.model, engine.processor, chunk=words, prefill=words)
+    small = Engine(engine.model, engine.processor, chunk=chunk, prefill=chunk)
     assert small.generate_many(others, sampling=sampling)[1] == alone
 
 
@@ -355,14 +340,8 @@ def test_random_requests_and_aborts(engine: Engine) -> None:
 @pytest.mark.long
 def test_ten_thousand_random_requests_and_aborts(tokenizer: Tokenizer) -> None:
     """At nano size, in memory for 640 tokens."""
-    size = sizes.load("nano").model
-    assert size.vision and size.audio
-    config = replace(
-        size,
-        decoder=replace(size.decoder, eos_token_ids=tokenizer.eos_ids),
-        vision=replace(size.vision, image_token_id=tokenizer.image_id),
-        audio=replace(size.audio, audio_token_id=tokenizer.audio_id),
-    )
+    nano = sizes.load("nano").model
+    config = fitted(nano, tokenizer, vocab_size=nano.decoder.vocab_size)
     model = make_engine(config, tokenizer)
     bytes_each = token_bytes(config.decoder, torch.float32)
     engine = Engine(model.model, model.processor, memory=640 * bytes_each, encoded=2**20)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
-from engine.conftest import clip, make_engine, picture
+from engine.conftest import clip, fitted, make_engine, picture
 
 from polyphi.chat import Audio, Image, Message, SamplingParams
 from polyphi.engine.engine import Engine
@@ -50,18 +50,7 @@ def tokenizer() -> Tokenizer:
 @pytest.fixture
 def engine(tiny_config, tokenizer) -> Engine:
     """A context of 2,048 tokens, so that a clip of 50 s fits; the switch of tables stays at 64."""
-    config = replace(
-        tiny_config,
-        decoder=replace(
-            tiny_config.decoder,
-            vocab_size=tokenizer.vocab_size,
-            eos_token_ids=tokenizer.eos_ids,
-            max_position_embeddings=2048,
-        ),
-        vision=replace(tiny_config.vision, image_token_id=tokenizer.image_id, max_crops=4),
-        audio=replace(tiny_config.audio, audio_token_id=tokenizer.audio_id),
-    )
-    return make_engine(config, tokenizer)
+    return make_engine(fitted(tiny_config, tokenizer, max_position_embeddings=2048), tokenizer)
 
 
 def conversation(
