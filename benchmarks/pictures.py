@@ -26,7 +26,8 @@ from polyphi.curate.photos import photo, set_page
 from polyphi.curate.pictures import Shrink, Sizes, captions, encoded
 from polyphi.curate.scenes import Scene
 from polyphi.data.shards import Sample, Shards
-from polyphi.processing.media import decode_image, decode_video
+from polyphi.processing.media import decode_image
+from polyphi.processing.video import decode_video
 from polyphi.reproduce.graph import Run
 
 

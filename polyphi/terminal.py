@@ -41,7 +41,8 @@ from polyphi.chat import media as parts_of
 from polyphi.endpoint import openai_part
 from polyphi.engine.sampling import check
 from polyphi.phi import Phi
-from polyphi.processing.media import decode_audio, decode_image, expand_videos
+from polyphi.processing.media import decode_audio, decode_image
+from polyphi.processing.video import expand_videos
 
 HELP = """\
 /image PATH [low|high] [CROPS]   a picture for your next message; low costs few tokens

@@ -1,6 +1,5 @@
 """The public surface: load, ask, transcribe, compare."""
 
-import io
 import json
 from collections.abc import Iterable
 from concurrent.futures import Future
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from films import film
 from PIL import Image as PIL
 from safetensors.torch import load_file
 from tones import say
@@ -23,8 +23,8 @@ from polyphi.inspection import parts, write_logits
 from polyphi.model import weights
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
-from polyphi.processing.media import expand_videos
 from polyphi.processing.tokenizer import Tokenizer
+from polyphi.processing.video import expand_videos
 
 
 @pytest.fixture
@@ -99,23 +99,10 @@ def test_counts_before_are_counts_after(folder: Path, media: tuple[Path, Path]) 
         assert found == (cost.total, cost.image, cost.audio)
 
 
-def film() -> bytes:
-    av = pytest.importorskip("av")
-    out = io.BytesIO()
-    with av.open(out, "w", format="mp4") as container:
-        stream = container.add_stream("mpeg4", rate=8)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        for i in range(16):
-            grey = np.full((48, 64, 3), 15 * i, np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(grey, "rgb24")))
-        container.mux(stream.encode(None))
-    return out.getvalue()
-
-
 def test_a_video_is_answered_as_its_frames(folder: Path) -> None:
     phi = polyphi.load(folder)
     two = SamplingParams(max_tokens=2)
-    seen = [Message.user(polyphi.Video(film(), frames=3), "what?")]
+    seen = [Message.user(polyphi.Video(film(16), frames=3), "what?")]
     answer = phi.generate(seen, sampling=two)
     assert answer.adapter == "vision"
     assert answer.image_tokens == phi.count(seen).image > 0

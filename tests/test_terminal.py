@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import films
 import numpy as np
 import pytest
 import soundfile
@@ -116,14 +117,7 @@ def speech(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def film(tmp_path: Path) -> Path:
-    av = pytest.importorskip("av")
-    with av.open(str(tmp_path / "walk.mp4"), "w") as container:
-        stream = container.add_stream("mpeg4", rate=8)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        for i in range(24):
-            grey = np.full((48, 64, 3), 10 * i, np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(grey, "rgb24")))
-        container.mux(stream.encode(None))
+    (tmp_path / "walk.mp4").write_bytes(films.film(24))
     return tmp_path / "walk.mp4"
 
 
@@ -181,10 +175,10 @@ def test_media_go_with_the_next_message(photo: Path, speech: Path, film: Path) -
 
 
 def test_a_video_is_decoded_once(film: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from polyphi.processing import media
+    from polyphi.processing import video
 
-    decoded, decode = [], media.decode_video
-    monkeypatch.setattr(media, "decode_video", lambda *a, **k: decoded.append(1) or decode(*a, **k))
+    decoded, decode = [], video.decode_video
+    monkeypatch.setattr(video, "decode_video", lambda *a, **k: decoded.append(1) or decode(*a, **k))
     talk(Scripted("a", "b", "c"), f"/video {film} 2", "What?", "/count", "Why?", "/retry")
     assert len(decoded) == 2  # when it is attached, and in its message
 

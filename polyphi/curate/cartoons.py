@@ -6,7 +6,7 @@
 >>> len(cartoon.frames), len(cartoon.seen())          # all of them, and one of before, between and after the events
 (32, 4)
 
-`seen` takes the frames that `processing.media.decode_video` takes of a file.
+`seen` takes the frames that `processing.video.decode_video` takes of a file.
 """
 
 from collections.abc import Sequence

@@ -20,7 +20,7 @@ from typing import Any
 from polyphi.curate import formats
 from polyphi.curate.pictures import CAP, encoded, shrunk
 from polyphi.data.shards import Sample
-from polyphi.processing.media import decode_video
+from polyphi.processing.video import decode_video
 
 FRAMES = 16
 VIDEO = "<video>"

@@ -20,6 +20,7 @@ from polyphi.chat import Audio, Image, Message, Tokens, adapter_for
 from polyphi.processing import audio, image, media
 from polyphi.processing.template import Piece, render
 from polyphi.processing.tokenizer import Tokenizer
+from polyphi.processing.video import expand_videos
 
 Supervise = Literal["answers", "all"]
 Source = Any  # what `Image` and `Audio` take: a path, bytes, or (samples, rate)
@@ -88,7 +89,7 @@ class Processor:
         """
         if supervise not in (None, "answers", "all"):
             raise ValueError(f"supervise is None, 'answers' or 'all', found {supervise!r}")
-        conversation = media.expand_videos([Message.parse(m) for m in messages])
+        conversation = expand_videos([Message.parse(m) for m in messages])
         trusted = supervise is not None if trusted is None else trusted
         pieces = render(
             conversation, self.tokenizer, generation_prompt=generation_prompt, trusted=trusted
@@ -174,7 +175,7 @@ class Processor:
         the header is read, but of an MP3 clip and a video all."""
         text = pictures = clips = 0
         for piece in render(
-            media.expand_videos([Message.parse(m) for m in messages]),
+            expand_videos([Message.parse(m) for m in messages]),
             self.tokenizer,
             generation_prompt=generation_prompt,
         ):

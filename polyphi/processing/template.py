@@ -120,7 +120,7 @@ class _Writer:
         self._swallow = self._tokenizer.swallows(token)
 
     def _media(self, part: Image | Audio | Video) -> None:
-        assert not isinstance(part, Video), "a video is expanded first (media.expand_videos)"
+        assert not isinstance(part, Video), "a video is expanded first (video.py)"
         id = self._tokenizer.image_id if isinstance(part, Image) else self._tokenizer.audio_id
         if id is None:
             raise ValueError(

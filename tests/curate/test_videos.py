@@ -17,7 +17,7 @@ from polyphi.curate import cartoons, videos
 from polyphi.curate.lexicon import COLOUR_RGB
 from polyphi.curate.scenes import Scene
 from polyphi.data.shards import Sample
-from polyphi.processing.media import decode_video
+from polyphi.processing.video import decode_video
 
 EVENTS = ("moves right", "grows", "turns blue")
 

@@ -1,20 +1,20 @@
 """Rows: exactly as many placeholders as the model will fill, labels only where asked for, limits with both numbers."""
 
 import base64
-import io
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
+from films import film
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polyphi.batch import IGNORE, pack
 from polyphi.chat import Audio, Image, Message, Text, Video
-from polyphi.processing import media
 from polyphi.processing.processor import Processor, TooLong
 from polyphi.processing.tokenizer import Tokenizer
+from polyphi.processing.video import expand_videos
 
 Make = Callable[..., bytes]
 
@@ -152,24 +152,16 @@ def test_openai_details_reach_the_row(processor: Processor, png: Make) -> None:
 
 
 def test_a_video_is_its_frames(processor: Processor) -> None:
-    av = pytest.importorskip("av")
-    out = io.BytesIO()
-    with av.open(out, "w", format="mp4") as container:
-        stream = container.add_stream("mpeg4", rate=8)
-        stream.width, stream.height, stream.pix_fmt = 112, 96, "yuv420p"
-        for i in range(12):
-            grey = np.full((96, 112, 3), 20 * i, np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(grey, "rgb24")))
-        container.mux(stream.encode(None))
-    chat = [Message.user(Video(out.getvalue(), frames=5), "What happens?")]
+    walk = film(12, size=(112, 96))
+    chat = [Message.user(Video(walk, frames=5), "What happens?")]
     row = processor.row(chat, generation_prompt=True)
     assert row.adapters == ("vision",) and [i.crops for i in row.images] == [5] * 5
     assert processor.count(chat).total == len(row)
     brightness = [float(row.crops[i * 5].mean()) for i in range(5)]
     assert brightness == sorted(brightness) and brightness[-1] > brightness[0] + 0.5
-    low = processor.row([Message.user(Video(out.getvalue(), frames=2, detail="low"))])
+    low = processor.row([Message.user(Video(walk, frames=2, detail="low"))])
     assert [i.crops for i in low.images] == [2, 2]
-    shown = processor.row(media.expand_videos(chat), generation_prompt=True)
+    shown = processor.row(expand_videos(chat), generation_prompt=True)
     assert shown.ids.equal(row.ids) and shown.crops.equal(row.crops)
 
 

@@ -1,0 +1,118 @@
+"""Videos: which frames are taken, and what is refused with one clear line."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from films import film
+from PIL import Image
+
+from polyphi.chat import Image as Shown
+from polyphi.chat import Message, Text, Video
+from polyphi.processing import video
+from polyphi.processing.media import decode_image
+from polyphi.processing.video import decode_video, expand_videos
+
+Make = Callable[..., bytes]
+
+
+def numbers(frames: list[Image.Image], count: int) -> list[float]:
+    """Which frames of `film` these are, by their brightness."""
+    return [(np.asarray(f).mean() - 20) * (count - 1) / 200 for f in frames]
+
+
+@pytest.mark.parametrize(
+    ("format", "codec"),
+    [
+        ("mp4", "mpeg4"),
+        ("mp4", "libx264"),
+        ("webm", "libvpx"),
+        ("matroska", "mpeg4"),
+        ("avi", "mpeg4"),
+    ],
+)
+@pytest.mark.parametrize("gop", [1, 12, 100])
+def test_frames_of_a_video_cover_its_time_evenly(format: str, codec: str, gop: int) -> None:
+    frames = decode_video(film(40, format, codec, gop), frames=4)
+    assert [f.size for f in frames] == [(64, 48)] * 4 and frames[0].mode == "RGB"
+    assert numbers(frames, 40) == pytest.approx([5, 15, 25, 35], abs=1)
+
+
+def test_a_short_video_gives_all_that_it_has() -> None:
+    assert numbers(decode_video(film(3), frames=16), 3) == pytest.approx([0, 1, 2], abs=0.1)
+    assert len(decode_video(film(1), frames=16)) == 1
+
+
+def test_what_is_no_video_is_refused_in_one_line(png: Make, tmp_path: Path) -> None:
+    whole = film(40)
+    for source, said in (
+        (png(4, 4), "expected an MP4, WebM, Matroska or AVI video, found PNG"),
+        (b"#EXTM3U\nfile:///etc/passwd", "found text"),
+        (b"ffconcat version 1.0\nfile /etc/passwd", "found text"),
+        (whole[:60], "damaged or truncated"),
+        (whole[: len(whole) // 2], "damaged"),  # an MP4's table stands at its end
+        (film(0, sound=True), "only sound"),
+        (tmp_path / "none.mp4", "found nothing there"),
+    ):
+        with pytest.raises(ValueError, match=said) as refused:
+            decode_video(source)
+        assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("format", ["mp4", "webm", "avi"])
+def test_damaged_videos_are_read_or_refused_and_nothing_else(format: str) -> None:
+    whole = film(12, format, "libvpx" if format == "webm" else "mpeg4")
+    rng, refused = np.random.default_rng(0), 0
+    for _ in range(150):
+        data = np.frombuffer(whole, np.uint8).copy()
+        data[rng.integers(0, len(data), 5)] = rng.integers(0, 256, 5)
+        try:
+            assert 1 <= len(decode_video(data.tobytes(), frames=4)) <= 4
+        except ValueError as error:
+            assert "\n" not in str(error)
+            refused += 1
+    assert 0 < refused < 150
+
+
+def test_a_video_is_held_to_its_caps() -> None:
+    whole = film(40)
+    for cap, said in (
+        ({"max_bytes": 100}, "may have 100 bytes"),
+        ({"max_pixels": 1000}, "may have 1,000 pixels, found 3,072"),
+        ({"max_seconds": 2.0}, "may last 2 s, found 5.0 s"),
+        ({"frames": 0}, "1 to 1024 frames, found 0"),
+        ({"frames": 1025}, "1 to 1024 frames, found 1025"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            decode_video(whole, **cap)
+
+
+def test_all_frames_together_are_held_to_a_cap(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(video, "MAX_VIDEO_PIXELS", 4 * 64 * 48)
+    assert len(decode_video(film(40), frames=4)) == 4
+    with pytest.raises(ValueError, match=r"5 frames of 64 x 48 have 15,360 pixels, 12,288 can"):
+        decode_video(film(40), frames=5)
+
+
+def test_a_video_becomes_its_frames_where_it_stands(tmp_path: Path) -> None:
+    (tmp_path / "walk.mp4").write_bytes(film(40))
+    before, after = Text("Before."), Text("What happens?")
+    walk = Video(tmp_path / "walk.mp4", frames=4, detail="low", max_crops=2)
+    first, second = expand_videos([Message.user(before, walk, after), Message.assistant("It.")])
+    assert first.parts[0] == before and first.parts[-1] == after
+    assert second == Message.assistant("It.")
+    frames = first.parts[1:-1]
+    assert all(isinstance(f, Shown) and (f.detail, f.max_crops) == ("low", 2) for f in frames)
+    decoded = decode_video(tmp_path / "walk.mp4", frames=4)
+    assert len(frames) == 4
+    for frame, wanted in zip(frames, decoded, strict=True):  # every pixel is kept
+        assert np.array_equal(np.asarray(decode_image(frame.source)), np.asarray(wanted))
+
+
+def test_without_pyav_a_video_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(ValueError, match=r'pip install "polyphi\[video\]"') as refused:
+        decode_video(b"")
+    assert "\n" not in str(refused.value)
