@@ -149,14 +149,13 @@ def chained(before: bytes, ids: Sequence[int], media: Sequence[bytes]) -> bytes:
 
 
 class Table:
-    """The blocks of one sequence, in order, and the `length` of it that they hold. `names` are those of its full
-    blocks."""
+    """The blocks of one sequence, in order, the `length` of it that they hold, and how many of them are `named`."""
 
     def __init__(self, pool: BlockPool) -> None:
         self.pool = pool
         self.blocks: list[int] = []
         self.length = 0
-        self.names: list[bytes] = []
+        self.named = 0
 
     @property
     def room(self) -> int:
@@ -171,8 +170,7 @@ class Table:
             if block is None:
                 break
             self.blocks.append(block)
-            self.names.append(name)
-        self.length = self.room
+        self.named, self.length = len(self.blocks), self.room
 
     def missing(self, tokens: int) -> int:
         """Blocks still to be taken for so many tokens in all."""
@@ -185,14 +183,14 @@ class Table:
 
     def remember(self, names: Sequence[bytes]) -> None:
         """Name the blocks that have become full since; `names` of all full ones."""
-        for number in range(len(self.names), min(len(names), self.length // BLOCK)):
-            self.pool.name(self.blocks[number], names[number])
-            self.names.append(names[number])
+        while self.named < min(len(names), self.length // BLOCK):
+            self.pool.name(self.blocks[self.named], names[self.named])
+            self.named += 1
 
     def clear(self) -> None:
         """Let go of everything."""
         self.pool.release(self.blocks)
-        self.blocks, self.names, self.length = [], [], 0
+        self.blocks, self.named, self.length = [], 0, 0
 
     def rows(self, start: int, end: int) -> list[int]:
         """Where tokens `start` to `end` stand in memory."""

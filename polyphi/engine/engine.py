@@ -105,7 +105,6 @@ class Engine:
         self.encoders = Encoders(model, encoded)
         self.steps = 0
         self._remember = remember
-        self._limits = {"together": together, "chunk": chunk, "prefill": prefill}
         config, dtype = model.config.decoder, model.decoder.embed_tokens.weight.dtype
         size = token_bytes(config, dtype) * BLOCK
         wanted = max(config.max_position_embeddings, together * ORDINARY) // BLOCK
@@ -114,7 +113,9 @@ class Engine:
         self.pool = BlockPool(max(1, blocks))
         self.scheduler = Scheduler(
             self.pool,
-            **self._limits,
+            together=together,
+            chunk=chunk,
+            prefill=prefill,
             switch=self.runner.switch,
             root=self._root,
             rope=self.runner.table,
@@ -173,7 +174,7 @@ class Engine:
         more = True
         try:
             while True:
-                while more and len(under_way) < 2 * self._limits["together"]:
+                while more and len(under_way) < 2 * self.scheduler.together:
                     if (pair := next(coming, None)) is None:
                         more = False
                         break
@@ -337,7 +338,7 @@ class Engine:
     def _room(self) -> int:
         """Requests that may still be read for."""
         scheduler = self.scheduler
-        return self._limits["together"] - len(scheduler.running) - len(scheduler.waiting)
+        return scheduler.together - len(scheduler.running) - len(scheduler.waiting)
 
     def _welcome(self, in_order: bool) -> None:
         """Lets requests whose rows are made wait for their turn, the first ones if it goes by order."""

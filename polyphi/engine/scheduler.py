@@ -52,7 +52,8 @@ class Scheduler:
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
         self.preemptions = 0
-        self._together, self._chunk, self._prefill = together, chunk, prefill
+        self.together = together
+        self._chunk, self._prefill = chunk, prefill
         self._switch = switch
         self._root, self._rope = root, rope
 
@@ -75,7 +76,7 @@ class Scheduler:
             if self._make_room(part, parts):
                 parts[id(request)] = part
                 left -= 0 if due == 1 else new
-        while left > 0 and self.waiting and len(self.running) < self._together:
+        while left > 0 and self.waiting and len(self.running) < self.together:
             request = self.waiting[0]
             if request.leader is not None and not request.leader.prefilled:
                 break

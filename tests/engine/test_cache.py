@@ -55,7 +55,7 @@ def test_blocks_are_never_lost_or_held_twice(seed: int) -> None:
         held = {b for table, _ in tables for b in table.blocks}
         assert pool.held == len(held)
         assert pool.available == pool.size - len(held)
-        own_blocks = [b for table, _ in tables for b in table.blocks[len(table.names) :]]
+        own_blocks = [b for table, _ in tables for b in table.blocks[table.named :]]
         assert len(own_blocks) == len(set(own_blocks)), "two sequences write into one block"
     assert refused and shared
     for table, _ in tables:
