@@ -5,13 +5,16 @@
     python benchmarks/longform.py pieces [--minutes 60 180]          # the same in pieces of 10 minutes
     python benchmarks/longform.py words [--model runs/nano/model]    # error of word times where they are known
 
-The recording is read aloud by espeak-ng (flite where it isn't there) and repeated. Each measurement is a process of its
-own: "more memory" is its peak (Linux: `VmHWM`) less what it held before the recording was opened. Answers of random
-weights mean nothing and are held to 64 tokens a piece.
+The recording is made of Tux Paint's spoken captions, real people at home in many languages, joined with pauses of half
+a second (hours before the first comes again); where that package can't be had, of sentences by espeak-ng or flite. Each
+measurement is a process of its own: "more memory" is its peak (Linux: `VmHWM`) less what it held before the recording
+was opened. Answers of random weights mean nothing and are held to 64 tokens a piece.
 """
 
 import argparse
 import json
+import os
+import random
 import subprocess
 import sys
 import tempfile
@@ -30,6 +33,8 @@ from sidebyside import peak_bytes
 import polyphi
 from polyphi.batch import Clip
 from polyphi.chat import Audio, Message, SamplingParams
+from polyphi.curate.sources import unpack
+from polyphi.curate.stamps import STAMP_FOLDER, STAMPS
 from polyphi.engine.align import align
 from polyphi.engine.transcript import Piece, estimated
 from polyphi.engine.words import token_spans, words_of
@@ -38,7 +43,7 @@ from polyphi.model.multimodal import Audio as AudioTower
 from polyphi.model.multimodal import PhiModel
 from polyphi.phi import Phi, make_processor
 from polyphi.processing.audio import log_mel_of, resample
-from polyphi.processing.media import AudioStream
+from polyphi.processing.media import AudioStream, decode_audio
 from polyphi.processing.silence import listen
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.stages import sizes
@@ -46,6 +51,7 @@ from polyphi.voice import Voice, speak, unavailable
 
 MINUTES = {"encoder": (5, 10, 20, 30), "model": (5, 10, 20, 30), "pieces": (60, 180)}
 RATE = 16_000
+CACHE = Path(os.environ.get("POLYPHI_CACHE", Path.home() / ".cache" / "polyphi"))
 SENTENCES = (
     "The committee met on Thursday to discuss the budget for the coming year.",
     "After a long debate members agreed that repairs could not be put off again.",
@@ -59,15 +65,28 @@ def voice(engine: str | None = None) -> Voice:
     return Voice(engine, "en", "slt" if engine == "flite" else "f2")
 
 
+def clips() -> Iterator[np.ndarray]:
+    """Spoken captions at 16 kHz, one after the other, in an order that mixes speakers; endless."""
+    root = unpack(STAMPS, CACHE)
+    files = sorted((root / STAMP_FOLDER).rglob("*_desc*.ogg")) if root else []
+    random.Random(0).shuffle(files)
+    while True:
+        for file in files:
+            yield resample(*decode_audio(file))[0]
+        if not files:
+            yield from [resample(*speak(sentence, voice()))[0] for sentence in SENTENCES]
+
+
 def record(path: Path, minutes: float) -> None:
-    """Sentences and pauses of half a second, again and again, as 16-bit WAV."""
-    said = [resample(*speak(sentence, voice()))[0] for sentence in SENTENCES]
-    part = np.concatenate([x for s in said for x in (s, np.zeros(RATE // 2, np.float32))])
-    left = round(minutes * 60 * RATE)
+    """Clips and pauses of half a second as 16-bit WAV."""
+    left, pause = round(minutes * 60 * RATE), np.zeros(RATE // 2, np.float32)
     with soundfile.SoundFile(path, "w", RATE, 1, "PCM_16") as file:
-        while left > 0:
-            file.write(part[:left])
-            left -= len(part)
+        for clip in clips():
+            for part in (clip, pause):
+                file.write(part[:left])
+                left -= len(part[:left])
+            if not left:
+                return
 
 
 def nano(context: int = 65_536) -> Phi:
