@@ -664,7 +664,7 @@ def test_other_protocols_are_not_spoken() -> None:
 # On sockets
 
 
-class Running:
+class Served:
     """A real uvicorn in a thread, with short limits."""
 
     def __init__(self, settings: Settings) -> None:
@@ -733,8 +733,8 @@ def answers(peer: socket.socket, count: int = 1) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def running() -> Iterator[Running]:
-    server = Running(SMALL)
+def served() -> Iterator[Served]:
+    server = Served(SMALL)
     yield server
     server.stop()
 
@@ -742,8 +742,8 @@ def running() -> Iterator[Running]:
 @pytest.fixture(autouse=True)
 def _still_alive(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
-    if "running" in request.fixturenames:
-        assert request.getfixturevalue("running").alive()
+    if "served" in request.fixturenames:
+        assert request.getfixturevalue("served").alive()
 
 
 HEAD = (
@@ -759,15 +759,15 @@ def ended_after(peer: socket.socket) -> tuple[bytes, float]:
 
 
 @pytest.mark.parametrize("begin", [b"", b"GET / HT", GET[:-2], b"\r\n"])
-def test_s19_a_head_that_does_not_come_ends_the_connection(running: Running, begin: bytes) -> None:
-    with running.dial(begin) as peer:
+def test_s19_a_head_that_does_not_come_ends_the_connection(served: Served, begin: bytes) -> None:
+    with served.dial(begin) as peer:
         got, seconds = ended_after(peer)
     assert got == b"" and 0.2 < seconds < 2
 
 
-def test_s19_a_head_that_drips_ends_the_connection(running: Running) -> None:
+def test_s19_a_head_that_drips_ends_the_connection(served: Served) -> None:
     for drop in (b"x-a: a\r\n", b"\r\n"):
-        with running.dial(b"" if drop == b"\r\n" else GET[:-2]) as peer:
+        with served.dial(b"" if drop == b"\r\n" else GET[:-2]) as peer:
             start = time.monotonic()
             with pytest.raises(ConnectionError):
                 while time.monotonic() - start < 3:
@@ -776,8 +776,8 @@ def test_s19_a_head_that_drips_ends_the_connection(running: Running) -> None:
         assert time.monotonic() - start < 2
 
 
-def test_s19_the_second_head_of_a_connection_has_its_own_clock(running: Running) -> None:
-    with running.dial(GET) as peer:
+def test_s19_the_second_head_of_a_connection_has_its_own_clock(served: Served) -> None:
+    with served.dial(GET) as peer:
         assert answers(peer).startswith(b"HTTP/1.1 200")
         time.sleep(0.6)  # longer than a head may take: nothing was begun
         peer.sendall(GET)
@@ -787,8 +787,8 @@ def test_s19_the_second_head_of_a_connection_has_its_own_clock(running: Running)
         assert got == b"" and 0.2 < seconds < 1.5
 
 
-def test_s19_an_answer_that_takes_longer_than_a_head_is_given(running: Running) -> None:
-    with running.dial(GET.replace(b"/v1/models", b"/slow")) as peer:
+def test_s19_an_answer_that_takes_longer_than_a_head_is_given(served: Served) -> None:
+    with served.dial(GET.replace(b"/v1/models", b"/slow")) as peer:
         assert answers(peer).endswith(b"slow")
 
 
@@ -801,8 +801,8 @@ def test_s19_an_answer_that_takes_longer_than_a_head_is_given(running: Running) 
         b"GET / HTTP/1.1\r\nhost: localhost\r\nx-a: " + b"a" * 5000 + b"\r\n\r\n",
     ],
 )
-def test_s19_a_head_without_end_is_refused(running: Running, head: bytes) -> None:
-    with running.dial(head) as peer:
+def test_s19_a_head_without_end_is_refused(served: Served, head: bytes) -> None:
+    with served.dial(head) as peer:
         got, _ = ended_after(peer)
     assert got.startswith(b"HTTP/1.1 431 ") and b"2000 bytes" in got and b"nosniff" in got
 
@@ -823,23 +823,23 @@ def test_s19_a_head_without_end_is_refused(running: Running, head: bytes) -> Non
         CHUNKED + b"ffffffffffffffffffff\r\n",
     ],
 )
-def test_s19_what_is_no_request_is_refused(running: Running, data: bytes) -> None:
-    with running.dial(data) as peer:
+def test_s19_what_is_no_request_is_refused(served: Served, data: bytes) -> None:
+    with served.dial(data) as peer:
         got, _ = ended_after(peer)
     assert got.startswith(b"HTTP/1.1 400 "), got
     assert set(json.loads(got.partition(b"\r\n\r\n")[2])) == {"error"}
 
 
-def test_s19_a_body_that_does_not_come_is_told_so(running: Running) -> None:
+def test_s19_a_body_that_does_not_come_is_told_so(served: Served) -> None:
     for head in (HEAD + b"content-length: 10\r\n\r\n12345", CHUNKED + b"5\r\n12345\r\n"):
-        with running.dial(head) as peer:
+        with served.dial(head) as peer:
             got, seconds = ended_after(peer)
         assert got.startswith(b"HTTP/1.1 408 ") and b"0.4 s" in got and 0.2 < seconds < 2
-    assert running.bodies.bytes == 0
+    assert served.bodies.bytes == 0
 
 
-def test_s19_a_body_that_drips_is_told_so(running: Running) -> None:
-    with running.dial(HEAD + b"content-length: 900\r\n\r\n") as peer:
+def test_s19_a_body_that_drips_is_told_so(served: Served) -> None:
+    with served.dial(HEAD + b"content-length: 900\r\n\r\n") as peer:
         start = time.monotonic()
         with pytest.raises(ConnectionError):
             while time.monotonic() - start < 3:
@@ -848,8 +848,8 @@ def test_s19_a_body_that_drips_is_told_so(running: Running) -> None:
     assert time.monotonic() - start < 2
 
 
-def test_s19_the_rest_of_a_refused_body_is_not_awaited_for_ever(running: Running) -> None:
-    with running.dial(HEAD + b"content-length: 100000\r\n\r\n") as peer:
+def test_s19_the_rest_of_a_refused_body_is_not_awaited_for_ever(served: Served) -> None:
+    with served.dial(HEAD + b"content-length: 100000\r\n\r\n") as peer:
         assert answers(peer).startswith(b"HTTP/1.1 413")
         start = time.monotonic()
         with pytest.raises(ConnectionError):
@@ -860,9 +860,9 @@ def test_s19_the_rest_of_a_refused_body_is_not_awaited_for_ever(running: Running
 
 
 def test_s19_after_the_rest_of_a_refused_body_the_connection_is_good_again(
-    running: Running,
+    served: Served,
 ) -> None:
-    with running.dial(HEAD + b"content-length: 5000\r\n\r\n") as peer:
+    with served.dial(HEAD + b"content-length: 5000\r\n\r\n") as peer:
         assert answers(peer).startswith(b"HTTP/1.1 413")
         peer.sendall(b" " * 5000 + GET)
         assert answers(peer).startswith(b"HTTP/1.1 200")
@@ -880,8 +880,8 @@ def test_s19_after_the_rest_of_a_refused_body_the_connection_is_good_again(
         b"2\r\n{}\r\n0\r\n" + b"x: y\r\n" * 1000,
     ],
 )
-def test_s19_framing_without_end_is_refused(running: Running, rest: bytes) -> None:
-    with running.dial(CHUNKED) as peer:
+def test_s19_framing_without_end_is_refused(served: Served, rest: bytes) -> None:
+    with served.dial(CHUNKED) as peer:
         for at in range(0, len(rest), 1000):
             try:
                 peer.sendall(rest[at : at + 1000])
@@ -891,82 +891,82 @@ def test_s19_framing_without_end_is_refused(running: Running, rest: bytes) -> No
         got, seconds = ended_after(peer)
     assert got.startswith(b"HTTP/1.1 4") or got == b""  # reset while it was still sending
     assert seconds < 0.3  # not the body's clock
-    assert running.bodies.bytes == 0
+    assert served.bodies.bytes == 0
 
 
-def test_chunks_and_trailers_of_honest_clients_pass(running: Running) -> None:
+def test_chunks_and_trailers_of_honest_clients_pass(served: Served) -> None:
     body = b"".join(b"%x\r\n%s\r\n" % (len(c), c) for c in (b"x" * 100,) * 8)
-    with running.dial(CHUNKED + body + b"0\r\nhost: evil.example\r\nx-a: b\r\n\r\n") as peer:
+    with served.dial(CHUNKED + body + b"0\r\nhost: evil.example\r\nx-a: b\r\n\r\n") as peer:
         got = answers(peer)
     assert got.startswith(b"HTTP/1.1 200") and b'"bytes":800' in got
 
 
-def test_s19_a_request_sent_before_the_last_was_answered_is_not_read(running: Running) -> None:
-    with running.dial(GET.replace(b"/v1/models", b"/slow") + GET * 1000) as peer:
+def test_s19_a_request_sent_before_the_last_was_answered_is_not_read(served: Served) -> None:
+    with served.dial(GET.replace(b"/v1/models", b"/slow") + GET * 1000) as peer:
         got = heard(peer)
     assert got.count(b"HTTP/1.1 ") == 1 and got.endswith(b"slow")
 
 
-def test_s19_more_than_the_length_says_is_no_second_request(running: Running) -> None:
-    with running.dial(HEAD + b"content-length: 2\r\n\r\n{}{}{}") as peer:
+def test_s19_more_than_the_length_says_is_no_second_request(served: Served) -> None:
+    with served.dial(HEAD + b"content-length: 2\r\n\r\n{}{}{}") as peer:
         got = heard(peer)
     assert got.startswith(b"HTTP/1.1 200") and got.count(b"HTTP/1.1 ") == 1
 
 
 @pytest.mark.parametrize("upgrade", [b"h2c", b"websocket"])
-def test_an_upgrade_is_answered_as_if_it_were_none(running: Running, upgrade: bytes) -> None:
+def test_an_upgrade_is_answered_as_if_it_were_none(served: Served, upgrade: bytes) -> None:
     upgrades = b"connection: upgrade, http2-settings\r\nupgrade: " + upgrade + b"\r\n"
-    with running.dial(HEAD + upgrades + b"content-length: 4\r\n\r\n{ ") as peer:
+    with served.dial(HEAD + upgrades + b"content-length: 4\r\n\r\n{ ") as peer:
         time.sleep(0.1)
         peer.sendall(b" }" + GET[:-2] + upgrades + b"\r\n")
         got = heard(peer)
     assert got.startswith(b"HTTP/1.1 200") and b'"bytes":4' in got
-    with running.dial() as peer:
+    with served.dial() as peer:
         for _ in range(2):
             peer.sendall(GET[:-2] + upgrades + b"\r\n")
             assert answers(peer).endswith(b"page")
 
 
-def test_a_client_that_asks_first_is_told_to_go_on_only_if_it_may(running: Running) -> None:
+def test_a_client_that_asks_first_is_told_to_go_on_only_if_it_may(served: Served) -> None:
     expect = b"expect: 100-continue\r\n"
-    with running.dial(HEAD + expect + b"content-length: 2\r\n\r\n") as peer:
+    with served.dial(HEAD + expect + b"content-length: 2\r\n\r\n") as peer:
         assert peer.recv(100).startswith(b"HTTP/1.1 100 Continue")
         peer.sendall(b"{}")
         assert b'"bytes":2' in answers(peer)
-    with running.dial(HEAD + expect + b"content-length: 2000\r\n\r\n") as peer:
+    with served.dial(HEAD + expect + b"content-length: 2000\r\n\r\n") as peer:
         assert answers(peer).startswith(b"HTTP/1.1 413")
 
 
-def test_s19_an_answer_that_nobody_reads_is_given_up(running: Running) -> None:
-    with running.dial(GET.replace(b"/v1/models", b"/floods")) as peer:
+def test_s19_an_answer_that_nobody_reads_is_given_up(served: Served) -> None:
+    with served.dial(GET.replace(b"/v1/models", b"/floods")) as peer:
         peer.recv(1000)
         until = time.monotonic() + 5
-        while running.server.server_state.tasks and time.monotonic() < until:
+        while served.server.server_state.tasks and time.monotonic() < until:
             time.sleep(0.02)
-        assert not running.server.server_state.tasks
-        assert not running.server.server_state.connections
+        assert not served.server.server_state.tasks
+        assert not served.server.server_state.connections
 
 
-def test_what_breaks_in_mid_answer_closes_the_connection(running: Running) -> None:
-    with running.dial(GET.replace(b"/v1/models", b"/breaks-late")) as peer:
+def test_what_breaks_in_mid_answer_closes_the_connection(served: Served) -> None:
+    with served.dial(GET.replace(b"/v1/models", b"/breaks-late")) as peer:
         got = heard(peer)
     assert b"the beginning" in got and b"secret" not in got and not got.endswith(b"0\r\n\r\n")
 
 
-def test_s19_idle_connections_give_way_to_requests(running: Running) -> None:
+def test_s19_idle_connections_give_way_to_requests(served: Served) -> None:
     """Whoever holds every place without asking anything loses them, oldest first, and stops nobody."""
-    idlers = [running.dial(b"GET / HT") for _ in range(4)]
-    receiving = running.dial(HEAD + b"content-length: 10\r\n\r\n")
+    idlers = [served.dial(b"GET / HT") for _ in range(4)]
+    receiving = served.dial(HEAD + b"content-length: 10\r\n\r\n")
     for _ in range(10):
-        assert running.alive()
+        assert served.alive()
     for peer in [*idlers, receiving]:
         peer.close()
 
 
-def test_s19_requests_being_answered_keep_their_places(running: Running) -> None:
-    busy = [running.dial(GET.replace(b"/v1/models", b"/slow")) for _ in range(4)]
+def test_s19_requests_being_answered_keep_their_places(served: Served) -> None:
+    busy = [served.dial(GET.replace(b"/v1/models", b"/slow")) for _ in range(4)]
     time.sleep(0.1)
-    with running.dial() as peer:
+    with served.dial() as peer:
         got = heard(peer)
     assert got.startswith(b"HTTP/1.1 503 ") and b"retry-after: 1" in got
     for peer in busy:
@@ -976,7 +976,7 @@ def test_s19_requests_being_answered_keep_their_places(running: Running) -> None
 
 def test_s19_the_largest_of_the_bodies_that_come_gives_way() -> None:
     roomy = replace(SMALL, max_connections=50, body_seconds=2.0, max_body_bytes=2500)
-    server = Running(roomy)
+    server = Served(roomy)
     hoarder = server.dial(HEAD + b"content-length: 2400\r\n\r\n" + b" " * 2300)
     small = server.dial(HEAD + b"content-length: 500\r\n\r\n" + b" " * 400)
     time.sleep(0.1)
