@@ -15,9 +15,8 @@ One that breaks off for want of room gets twice the room, then halves. Numbers a
 
 import math
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -152,13 +151,15 @@ class Cost:
     """What the answers to a recording's pieces took, all together."""
 
     adapter: str | None = None
-    tokens: Counter[str] = field(default_factory=Counter)
+    prompt: int = 0
+    audio: int = 0
+    answers: int = 0
 
     def add(self, answer: Completion) -> None:
         self.adapter = answer.adapter
-        self.tokens["prompt_tokens"] += answer.prompt_tokens
-        self.tokens["audio_tokens"] += answer.audio_tokens
-        self.tokens["answer_tokens"] += len(answer.tokens)
+        self.prompt += answer.prompt_tokens
+        self.audio += answer.audio_tokens
+        self.answers += len(answer.tokens)
 
 
 def longest_piece(engine: Engine, task: Task, window: float | None = None) -> float:
@@ -323,7 +324,15 @@ def transcribe(
             heard = _aligned(engine, stream, task, heard)
         tokenizer, words = engine.processor.tokenizer, task.words is not None
         made = join(tokenizer, sound, heard, task.texts, words=words, expected=task.script)
-        found.append(replace(made, adapter=spent.adapter, **spent.tokens))
+        found.append(
+            replace(
+                made,
+                adapter=spent.adapter,
+                prompt_tokens=spent.prompt,
+                audio_tokens=spent.audio,
+                answer_tokens=spent.answers,
+            )
+        )
     return found
 
 
