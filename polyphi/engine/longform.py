@@ -28,7 +28,7 @@ from polyphi.engine.engine import Engine, Stopped
 from polyphi.engine.transcript import Growing, Heard, Piece, join
 from polyphi.engine.words import repetition
 from polyphi.processing.audio import resampled
-from polyphi.processing.media import AudioSource, AudioStream
+from polyphi.processing.media import AudioSource, AudioStream, MediaError
 from polyphi.processing.silence import Sound, listen, quietest, spoken
 
 LONGEST = 1800.0  # s heard in one piece (report 2.2.1)
@@ -120,8 +120,9 @@ class Recording(AudioStream):
         self._stop = stop
         # Some headers tell no length, and those of compressed formats are only nearly right.
         if max_seconds * 1.05 < (told := self.announced / self.rate) and self.announced < 2**60:
-            raise ValueError(
-                f"{self.name}: a clip may last {max_seconds:g} s, found a header that says {told:.1f} s; cut it first"
+            raise MediaError(
+                f"{self.name}: a clip may last {max_seconds:g} s, found a header that says {told:.1f} s; cut it first",
+                "size",
             )
 
     def __iter__(self) -> Iterator[Float[np.ndarray, " n"]]:

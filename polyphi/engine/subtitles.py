@@ -55,10 +55,10 @@ def json(transcript: Transcript) -> str:
 
 
 def verbose(transcript: Transcript, language: str = "unknown") -> dict[str, Any]:
-    """OpenAI's `verbose_json` with `source` beside each time, and `warnings`. Of a translation `text` is the translation,
-    with the `transcript` beside it where the model wrote one; then the probabilities are those of the transcript. The
-    language isn't looked for: it is what is said of it, or "unknown". What isn't measured here (`no_speech_prob`) is
-    left out rather than made up."""
+    """OpenAI's `verbose_json` with `source` beside each time, and `warnings`. Of a translation `text` is the
+    translation, with the `transcript` beside it where the model wrote one; then the probabilities are those of the
+    transcript. The language isn't looked for: it is what is said of it, or "unknown". What isn't measured here
+    (`no_speech_prob`) is left out rather than made up."""
     translation = transcript.translation
     found: dict[str, Any] = {
         "task": "transcribe" if translation is None else "translate",
