@@ -273,14 +273,15 @@ def transcribe(
     tell: Callable[[float], None] = lambda seconds: None,
     follow: Callable[[str], None] | None = None,
     stop: threading.Event | None = None,
+    salt: bytes = b"",
 ) -> list[Transcript]:
     """A transcript of each recording; their pieces are answered together. `window`: seconds of a piece at most.
 
     `tell` hears how many seconds of audio have just been finished, first when a recording has been listened to (what is
     left out) and then of each piece. `follow` hears the text of a single recording (its translation where one was asked
-    for) as it becomes final, piece by piece; joined it is the very text of the transcript. Raises `Stopped` soon after
-    `stop` is set: at the next block that is read or the engine's next step. Raises ValueError for a recording that
-    can't be read or lasts longer than `max_seconds`."""
+    for) as it becomes final, piece by piece; joined it is the very text of the transcript. `salt` as of
+    `Engine.generate_many`. Raises `Stopped` soon after `stop` is set: at the next block that is read or the engine's
+    next step. Raises ValueError for a recording that can't be read or lasts longer than `max_seconds`."""
     assert follow is None or len(recordings) == 1, "the texts of several recordings would mix"
     limit = longest_piece(engine, task, window)
     stop = stop or threading.Event()
@@ -299,7 +300,7 @@ def transcribe(
         if follow is not None:
             run = run[: min(FOLLOWED, len(done[0]) + 1)]
         rest = todo[len(run) :]
-        for job, answer in zip(run, _ask(engine, readers, task, run, stop), strict=True):
+        for job, answer in zip(run, _ask(engine, readers, task, run, stop, salt), strict=True):
             cost[job.recording].add(answer)
             if more := _judge(engine, sounds[job.recording], task, job, answer):
                 rest += more
@@ -387,6 +388,7 @@ def _ask(
     task: Task,
     run: Sequence[Job],
     stop: threading.Event,
+    salt: bytes,
 ) -> list[Completion]:
     """Answers to jobs that are in order of recording and time; a piece is read when its turn comes."""
 
@@ -410,6 +412,7 @@ def _ask(
         sampling=[sampling(job) for job in run],
         adapter=task.adapter,
         stop=stop,
+        salt=salt,
     )
 
 

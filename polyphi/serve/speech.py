@@ -119,12 +119,14 @@ def _described(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Wishes:
-    """What a form asks for. `language`: what to tell of it. `segments`, `words`: whether verbose JSON has them."""
+    """What a form asks for. `language`: what to tell of it; `window`: seconds of a piece at most; `segments`, `words`:
+    whether verbose JSON has them."""
 
     task: longform.Task
     form: str
     language: str
-    window: float | None
+    window: float
+    salt: bytes
     stream: bool
     segments: bool = True
     words: bool = False
@@ -144,7 +146,7 @@ class Desk:
             raise ApiError(400, "this model has no audio encoder; it can't hear", param="model")
         fields, upload = await _received(request, self._server.settings.max_audio_bytes)
         try:
-            wishes = _wishes(self._server, fields, known)
+            wishes = _wishes(self._server, request, fields, known)
             await _check_clip(upload)
             ticket = self._server.admit()
         except BaseException:
@@ -233,6 +235,7 @@ class Desk:
                     [source],
                     wishes.task,
                     window=wishes.window,
+                    salt=wishes.salt,
                     max_seconds=self._server.settings.max_recording_seconds,
                     tell=tell,
                     follow=follow,
@@ -400,7 +403,10 @@ async def _check_clip(upload: UploadFile) -> None:
 
 
 def _wishes(
-    server: Server, fields: Mapping[str, Sequence[str]], known: Mapping[str, Any]
+    server: Server,
+    request: HttpRequest,
+    fields: Mapping[str, Sequence[str]],
+    known: Mapping[str, Any],
 ) -> Wishes:
     """What a form asks for. Raises ApiError for what there is no way to grant, before anything is done."""
     for name, values in fields.items():
@@ -484,11 +490,13 @@ def _wishes(
         words="estimated" if words or form in ("srt", "vtt") else None,
     )
     pieces = stream or one("chunking_strategy", ("auto",)) is not None
+    most = max(1.0, server.settings.max_audio_seconds - 0.1)  # where a piece was rounded up
     return Wishes(
         task,
         form,
         (language or "unknown").lower(),
-        WINDOW if pieces else None,
+        min(WINDOW if pieces else longform.LONGEST, most),
+        server.salt(request),
         stream,
         segments=not granularities or "segment" in granularities,
         words=words,

@@ -41,7 +41,7 @@ class Ears(Engine):
         self.together: list[int] = []
 
     def generate_many(
-        self, conversations: Any, *, sampling: Any, adapter: Any, stop: Any
+        self, conversations: Any, *, sampling: Any, adapter: Any, stop: Any, salt: Any
     ) -> list[Completion]:
         found = []
         for messages, its in zip(conversations, sampling, strict=True):
@@ -429,3 +429,19 @@ def test_tokens_belong_to_segments_and_all_answers_are_counted() -> None:
     assert asked == 3 and found.adapter == "speech"
     assert (found.prompt_tokens, found.audio_tokens) == (9 * asked, 5 * asked)
     assert found.answer_tokens == asked * sum(len(s.tokens) for s in found.segments)
+
+
+def test_what_is_remembered_stays_with_its_salt(engine: Engine) -> None:
+    cached: list[int] = []
+    real = engine.generate_many
+
+    def watched(*given: Any, **named: Any) -> list[Completion]:
+        answers = real(*given, **named)
+        cached.append(sum(answer.cached for answer in answers))
+        return answers
+
+    engine.generate_many = watched  # type: ignore[method-assign]
+    task = replace(TASK, sampling=SamplingParams(max_tokens=2))
+    for salt in (b"a", b"b", b"a"):
+        transcribe(engine, [(say([1] * 9, [0.1] * 10), 16000)], task, salt=salt)
+    assert cached[:2] == [0, 0] and cached[2] > 0
