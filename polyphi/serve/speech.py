@@ -11,6 +11,7 @@ import logging
 import secrets
 import tempfile
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager
@@ -36,6 +37,7 @@ from polyphi.engine.sampling import check
 from polyphi.serve.answers import event
 from polyphi.serve.errors import ApiError
 from polyphi.serve.fetch import checked, refusal
+from polyphi.serve.metrics import Times
 from polyphi.serve.server import Events, Gone, Server, failed, unless_gone
 
 log = logging.getLogger("polyphi.serve")
@@ -164,8 +166,7 @@ class Desk:
             ticket.release()
             listened.set()
             texts.put_nowait(None)
-            if not done.cancelled():
-                done.exception()  # whoever has hung up doesn't fetch it
+            self._count(request, ticket.began, done)
 
         work = asyncio.create_task(
             self._transcript(upload, wishes, listened, follow if wishes.stream else None)
@@ -217,6 +218,22 @@ class Desk:
                     run.exception()  # nobody wants it
                 raise
 
+    def _count(self, request: HttpRequest, began: float, done: "asyncio.Task[Transcript]") -> None:
+        """Tells metrics and log how it ended."""
+        metrics, times = self._server.metrics, Times(began, None, None, time.monotonic())
+        error = None if done.cancelled() else done.exception()
+        if isinstance(error, ApiError) and error.status < 500:
+            return
+        reason = "abort" if done.cancelled() else "error" if error else "stop"
+        metrics.finished(times, reason, prompt=0, cached=0, generated=0)
+        if reason == "stop":
+            found = done.result()
+            metrics.arrived(found.adapter)
+            metrics.transcribed(
+                found.seconds, prompt=found.prompt_tokens, generated=found.answer_tokens
+            )
+            self._server.note(request, {"text": _text(found)})
+
     def _heard(
         self,
         upload: UploadFile,
@@ -247,6 +264,7 @@ class Desk:
         except ValueError as error:
             told = str(error).replace(name, "the file")
             if isinstance(error, MediaError):
+                self._server.metrics.media_rejected(error.reason)
                 raise refusal(MediaError(told, error.reason), "file") from None
             raise ApiError(400, told, param="file") from None
         except Exception as error:

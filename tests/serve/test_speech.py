@@ -1,6 +1,7 @@
 """Transcriptions and translations through the official client: they are the engine's, in every shape, and an upload
 leaves nothing behind however it ends."""
 
+import asyncio
 import io
 import json
 import os
@@ -28,6 +29,7 @@ from openai import (
     RateLimitError,
 )
 from serve.conftest import Running, serving
+from starlette.requests import Request as HttpRequest
 from tones import say
 
 from polyphi.chat import Transcript
@@ -35,6 +37,8 @@ from polyphi.engine import longform, subtitles
 from polyphi.engine.engine import Engine
 from polyphi.engine.longform import transcription
 from polyphi.serve import speech
+from polyphi.serve.errors import ApiError
+from polyphi.serve.server import Gone
 from polyphi.serve.settings import Settings
 
 SHAPES = {"text": str, "srt": str, "vtt": str}
@@ -117,6 +121,29 @@ def test_every_format_is_what_the_engine_hears(running: Running, client: OpenAI)
     assert only.segments is None and only.words
     assert client.audio.transcriptions.with_raw_response.create(**given).status_code == 200
     assert running.idle()
+
+
+def test_what_was_heard_is_counted(running: Running, client: OpenAI) -> None:
+    found = client.audio.transcriptions.create(file=CLIP, model="tiny")
+    with pytest.raises(APIStatusError):
+        client.audio.transcriptions.create(file=b"Dear Sir", model="tiny")
+    with pytest.raises(APIStatusError):
+        client.audio.transcriptions.create(file=damaged()["cut wav"], model="tiny")
+    with running.client() as plain:
+        told = dict(
+            line.rsplit(" ", 1)
+            for line in plain.get("/metrics").text.splitlines()
+            if line.startswith("polyphi:")
+        )
+    one = '{model_name="tiny"}'
+    assert float(told[f"polyphi:audio_seconds_total{one}"]) == pytest.approx(2.2)
+    assert float(told[f"polyphi:prompt_tokens_total{one}"]) == found.usage.input_tokens
+    assert float(told[f"polyphi:generation_tokens_total{one}"]) == found.usage.output_tokens
+    ended = 'polyphi:request_success_total{finished_reason="stop",model_name="tiny"}'
+    assert float(told[ended]) == 1
+    assert float(told['polyphi:adapter_requests_total{adapter="speech",model_name="tiny"}']) == 1
+    refused = 'polyphi:media_rejected_total{model_name="tiny",reason="content"}'
+    assert float(told[refused]) == 1
 
 
 def test_log_probabilities_are_of_the_text(client: OpenAI) -> None:
@@ -399,12 +426,30 @@ def test_s25_uploads_are_private_and_gone_afterwards(
     ):
         assert answer.status_code == 200 and temporary()
     eventually(lambda: not temporary())
-    # Hung up in the middle of the upload:
-    body = form(large)
-    with socket.create_connection(("127.0.0.1", int(running.url.rpartition(":")[2]))) as line:
-        line.sendall(head(len(body)) + body[: len(body) - 1000])
-        eventually(lambda: bool(temporary()))
-    eventually(lambda: not temporary())
+
+
+@pytest.mark.parametrize("end", ["gone", "too much", "no form"])
+def test_s25_a_broken_upload_is_gone(
+    end: str, large: bytes, temporary: Callable[[], list[str]]
+) -> None:
+    body = form(large)[:-2000]
+    seen: list[list[str]] = []
+
+    async def receive() -> dict[str, Any]:
+        seen.append(temporary())
+        if len(seen) == 1:
+            return {"type": "http.request", "body": body, "more_body": True}
+        if end == "too much":
+            return {"type": "http.request", "body": bytes(1 << 20), "more_body": True}
+        if end == "no form":
+            return {"type": "http.request", "body": b"\r\n--B\r\n\0", "more_body": False}
+        return {"type": "http.disconnect"}
+
+    kind = [(b"content-type", b"multipart/form-data; boundary=B")]
+    request = HttpRequest({"type": "http", "headers": kind}, receive)  # type: ignore[arg-type]
+    with pytest.raises((Gone, ApiError)):
+        asyncio.run(speech._received(request, 4_000_000))
+    assert seen[1] and not temporary()
 
 
 def head(length: int) -> bytes:
