@@ -1,0 +1,36 @@
+"""A tiny model in a folder, and `polyphi serve` around it as a process of its own."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from polyphi.engine.engine import Engine
+from polyphi.model import weights
+
+
+def save(engine: Engine, folder: Path) -> Path:
+    """The engine's model with its tokenizer, in the native layout."""
+    beside = folder.with_name(f"{folder.name}-tokenizer")
+    engine.processor.tokenizer.save(beside)
+    weights.save(engine.model, folder, "native", files=sorted(beside.iterdir()))
+    return folder
+
+
+@contextmanager
+def served(folder: Path, *options: str) -> Iterator[str]:
+    """The address of a server in another process, which is told to stop afterwards and must end well."""
+    command = [sys.executable, "-m", "polyphi.cli", "serve", str(folder), "--port", "0", *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        try:
+            line = process.stdout.readline()
+            found = re.search(r"http://[\d.]+:\d+", line)
+            assert found, f"the server said {line!r}"
+            yield found[0]
+            process.terminate()
+            assert process.wait(60) == 0
+        finally:
+            process.kill()

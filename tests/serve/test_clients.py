@@ -1,0 +1,290 @@
+"""What else people do with OpenAI's Python client: many at once, tasks cancelled, helpers for streams, tools and
+structured answers, errors by their class; and what harnesses ask that compare log-likelihoods."""
+
+import asyncio
+import json
+import math
+import time
+from collections.abc import Callable
+from typing import Any, Literal
+
+import pytest
+from openai import (
+    AsyncOpenAI,
+    AuthenticationError,
+    BadRequestError,
+    LengthFinishReasonError,
+    NotFoundError,
+    OpenAI,
+    pydantic_function_tool,
+)
+from pydantic import BaseModel, ConfigDict
+from serve.conftest import Running, serving
+from serve.test_chat import CONTENTS
+
+from polyphi.chat import Calls, Message, Text, call_text, with_tools
+from polyphi.engine.engine import Engine
+from polyphi.serve.settings import Settings
+
+FOX: list[Any] = [{"role": "user", "content": "the quick fox"}]
+
+
+class Weather(BaseModel):
+    """How warm it is in a city."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    city: Literal["Rome", "Oslo"]
+    celsius: bool
+
+
+@pytest.fixture
+def client(running: Running) -> OpenAI:
+    return OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0)
+
+
+def several(running: Running) -> AsyncOpenAI:
+    return AsyncOpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0)
+
+
+async def until(true: Callable[[], bool], seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it didn't come to that"
+        await asyncio.sleep(0.005)
+
+
+def test_many_at_once_get_what_each_gets_alone(running: Running) -> None:
+    """Text, picture, clip and both, streamed and not, in the engine's one batch."""
+
+    async def ask(client: AsyncOpenAI, content: Any, stream: bool) -> str:
+        wish: Any = {"messages": [{"role": "user", "content": content}], "max_tokens": 10}
+        if not stream:
+            answer = await client.chat.completions.create(model="tiny", **wish)
+            return answer.choices[0].message.content or ""
+        pieces = await client.chat.completions.create(model="tiny", stream=True, **wish)
+        return "".join([c.choices[0].delta.content or "" async for c in pieces])
+
+    async def all_of_them() -> tuple[list[str], list[str]]:
+        async with several(running) as client:
+            jobs = [(c, stream) for c in CONTENTS.values() for stream in (False, True)]
+            alone = [await ask(client, *job) for job in jobs]
+            return alone, await asyncio.gather(*(ask(client, *job) for job in jobs))
+
+    alone, together = asyncio.run(all_of_them())
+    assert together == alone and len(set(alone)) == len(CONTENTS)
+    assert running.idle()
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+def test_a_cancelled_task_frees_what_it_held(running: Running, stream: bool) -> None:
+    """The client lives on: only the task's connection closes."""
+    counters = running.engine.counters
+
+    async def read(client: AsyncOpenAI) -> None:
+        wish: Any = {"model": "tiny", "messages": FOX, "max_tokens": 1900}
+        answer = await client.chat.completions.create(**wish, stream=stream)
+        if stream:
+            async with answer:
+                async for _ in answer:
+                    pass
+
+    async def cancelled() -> None:
+        async with several(running) as client:
+            task = asyncio.create_task(read(client))
+            await until(lambda: counters().blocks_held > 0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            await until(running.idle)
+            again = await client.chat.completions.create(model="tiny", messages=FOX, max_tokens=2)
+            assert again.usage is not None and again.usage.completion_tokens == 2
+
+    asyncio.run(cancelled())
+    with running.client() as http:
+        told = http.get("/metrics").text
+    # It ended because of that, not because all was said.
+    assert 'request_success_total{finished_reason="abort",model_name="tiny"} 1.0' in told
+
+
+def test_raw_and_streaming_responses(client: OpenAI) -> None:
+    chat: Any = client.chat.completions
+    wish = {"model": "tiny", "messages": FOX, "max_tokens": 6}
+    raw = chat.with_raw_response.create(**wish)
+    text = raw.parse().choices[0].message.content
+    assert raw.headers["content-type"] == "application/json" and raw.request_id
+    with chat.with_streaming_response.create(**wish) as answer:
+        body = json.loads(b"".join(answer.iter_bytes()))
+    assert body["choices"][0]["message"]["content"] == text
+    with chat.with_streaming_response.create(**wish, stream=True) as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        assert answer.headers["cache-control"] == "no-store"
+        lines = [line for line in answer.iter_lines() if line]
+    assert lines.pop() == "data: [DONE]"
+    deltas = [json.loads(line.removeprefix("data: "))["choices"][0]["delta"] for line in lines]
+    assert "".join(d.get("content") or "" for d in deltas) == text
+
+
+def test_parse_gives_an_object_of_the_asked_class(client: OpenAI) -> None:
+    answer = client.chat.completions.parse(
+        model="tiny", messages=FOX, response_format=Weather, max_tokens=400
+    )
+    found = answer.choices[0].message.parsed
+    assert isinstance(found, Weather) and found.city in ("Rome", "Oslo")
+    with pytest.raises(LengthFinishReasonError):
+        client.chat.completions.parse(
+            model="tiny", messages=FOX, response_format=Weather, max_tokens=3
+        )
+
+
+def test_the_stream_helper_tells_events(client: OpenAI) -> None:
+    wish: Any = {"model": "tiny", "messages": FOX, "max_tokens": 8}
+    text = client.chat.completions.create(**wish).choices[0].message.content
+    with client.chat.completions.stream(**wish, logprobs=True) as stream:
+        events = list(stream)
+        final = stream.current_completion_snapshot  # the helper raises for answers of "length"
+    said = [e for e in events if e.type == "content.delta"]
+    assert "".join(e.delta for e in said) == said[-1].snapshot == text
+    assert [e.content for e in events if e.type == "content.done"] == [text]
+    assert final.choices[0].message.content == text
+    assert len(final.choices[0].logprobs.content) == 8
+    with client.chat.completions.stream(
+        model="tiny", messages=FOX, response_format=Weather, max_tokens=400
+    ) as held:
+        (done,) = [e for e in held if e.type == "content.done"]
+    assert isinstance(done.parsed, Weather)
+
+
+def test_a_loop_of_tools_with_a_real_function(running: Running, client: OpenAI) -> None:
+    def weather(city: str, celsius: bool) -> str:
+        degrees = {"Rome": 20, "Oslo": 4}[city]
+        return f"{degrees} C" if celsius else f"{degrees * 9 // 5 + 32} F"
+
+    messages: list[Any] = [{"role": "user", "content": "How warm is it?"}]
+    tool: Any = pydantic_function_tool(Weather, name="weather")
+    wish: Any = {"model": "tiny", "tools": [tool], "max_tokens": 600}
+    with client.chat.completions.stream(
+        **wish, messages=messages, tool_choice="required", seed=3
+    ) as stream:
+        called = [e for e in stream if e.type == "tool_calls.function.arguments.done"]
+        said = stream.get_final_completion().choices[0]
+    assert said.finish_reason == "tool_calls" and called
+    sent = said.message.model_dump(exclude_none=True)
+    for told in sent["tool_calls"]:
+        del told["function"]["parsed_arguments"]
+    messages.append(sent)
+    for event, call in zip(called, said.message.tool_calls or (), strict=True):
+        asked = call.function.parsed_arguments
+        assert isinstance(asked, Weather) and event.parsed_arguments == asked
+        result = weather(**asked.model_dump())
+        messages.append({"role": "tool", "tool_call_id": call.id, "content": result})
+    final = client.chat.completions.create(**{**wish, "max_tokens": 4}, messages=messages)
+    ours = running.engine.processor.count(conversation(said.message, messages, tool))
+    assert final.usage is not None and final.usage.prompt_tokens == ours.total
+    assert final.choices[0].finish_reason == "length"
+
+
+def conversation(message: Any, messages: list[Any], tool: Any) -> tuple[Message, ...]:
+    """The same conversation in our own words: what comes back from a client is what the model said."""
+    calls = [{"name": c.function.name, "arguments": c.function.arguments} for c in message.tool_calls]
+    turns = [
+        Message.user(messages[0]["content"]),
+        Message("assistant", (Calls(call_text(calls)),)),
+        *(Message("tool_response", (Text(m["content"]),)) for m in messages[2:]),
+    ]
+    return tuple(with_tools(turns, [tool["function"]]))
+
+
+def test_models_by_name(client: OpenAI) -> None:
+    for name in ("tiny", "vision", "speech"):
+        found = client.models.retrieve(name)
+        assert (found.id, found.object, found.owned_by) == (name, "model", "polyphi")
+        assert found.model_extra["max_model_len"] == 2048
+    assert client.models.retrieve("vision").model_extra["parent"] == "tiny"
+    for strange in ("gpt-4", "org/gpt-4", "../tiny"):
+        with pytest.raises(NotFoundError) as caught:
+            client.models.retrieve(strange)
+        assert caught.value.code == "model_not_found", strange
+
+
+def test_errors_are_of_their_class(engine: Engine) -> None:
+    with serving(engine, Settings("tiny", keys=("right",))) as running:
+
+        def client(key: str) -> OpenAI:
+            return OpenAI(base_url=f"{running.url}/v1", api_key=key, max_retries=0)
+
+        wish: Any = {"model": "tiny", "messages": FOX, "max_tokens": 2}
+        for stream in (False, True):
+            with pytest.raises(AuthenticationError) as refused:
+                client("wrong").chat.completions.create(**wish, stream=stream)
+            assert refused.value.status_code == 401
+            assert refused.value.type == "authentication_error" and "right" not in str(refused.value)
+        with pytest.raises(AuthenticationError):
+            client("wrong").models.list()
+        right = client("right")
+        assert right.chat.completions.create(**wish).choices
+        with pytest.raises(NotFoundError):
+            right.embeddings.create(model="tiny", input="x")
+        with pytest.raises(BadRequestError) as long:
+            right.chat.completions.create(
+                model="tiny", messages=[{"role": "user", "content": "fox " * 3000}]
+            )
+        assert long.value.param == "messages"
+
+
+# Harnesses that compare log-likelihoods send context and continuation as one prompt, echoed, with nothing to be said.
+
+PAIRS = [
+    ("1 + 2 =", [" 3", " the", " größer"]),
+    ("the quick brown", [" fox jumps", " Haus", " 本"]),
+]
+
+
+@pytest.mark.parametrize("ids", [False, True], ids=["text", "ids"])
+def test_log_likelihoods_are_the_engines(running: Running, client: OpenAI, ids: bool) -> None:
+    """As lm-eval's local completions sum them: of the tokens behind the context, and whether each was the best."""
+    engine, encode = running.engine, running.engine.processor.tokenizer.encode
+    contexts = [context for context, ends in PAIRS for _ in ends]
+    ends = [end for _, some in PAIRS for end in some]
+    rows = [encode(c) + encode(e) for c, e in zip(contexts, ends, strict=True)]
+    texts = [c + e for c, e in zip(contexts, ends, strict=True)]
+    prompts: Any = rows if ids else texts
+    wish: Any = {"echo": True, "max_tokens": 0, "logprobs": 1, "temperature": 0, "seed": 1234}
+    answer = client.completions.create(model="tiny", prompt=prompts, **wish)
+    assert [c.index for c in answer.choices] == list(range(len(ends)))
+    for choice, context, text, row in zip(answer.choices, contexts, texts, rows, strict=True):
+        told, at = choice.logprobs, len(encode(context))
+        assert told is not None and told.token_logprobs and told.top_logprobs
+        given = row if ids else encode(text)
+        ours = engine.prompt_logprobs(engine.ids_row(given))
+        assert sum(told.token_logprobs[at:]) == pytest.approx(
+            sum(p.logprob for p in ours[at - 1 :]), abs=1e-4
+        )
+        best = engine.logits(engine.ids_row(given))[at - 1 : -1].argmax(-1).tolist() == given[at:]
+        greedy = all(
+            token == max(top, key=lambda t: top[t])
+            for token, top in zip(told.tokens[at:], told.top_logprobs[at:], strict=True)
+        )
+        assert greedy == best
+
+
+def test_perplexity_of_a_document(running: Running, client: OpenAI) -> None:
+    """Rolling log-likelihood: the prompt begins with the end of text, as documents do."""
+    engine = running.engine
+    ids = [engine.processor.tokenizer.eos_ids[-1], *engine.processor.tokenizer.encode("1 + 2 = 3")]
+    answer = client.completions.create(model="tiny", prompt=ids, echo=True, max_tokens=0, logprobs=1)
+    told = answer.choices[0].logprobs
+    assert told is not None and told.token_logprobs
+    logs = engine.logits(engine.ids_row(ids)).log_softmax(-1)
+    total = sum(logs[i, token].item() for i, token in enumerate(ids[1:]))
+    assert sum(told.token_logprobs[1:]) == pytest.approx(total, abs=1e-4)
+    assert math.isfinite(total) and total < -1
+
+
+def test_greedy_until_a_stop(client: OpenAI) -> None:
+    """As lm-eval's generate_until asks; the stop isn't part of the answer."""
+    wish: Any = {"model": "tiny", "prompt": "1 + 2 =", "max_tokens": 24, "temperature": 0}
+    whole = client.completions.create(**wish).choices[0].text
+    stop = whole[5:7]
+    cut = client.completions.create(**wish, stop=[stop, "never"]).choices[0]
+    assert cut.text == whole[: whole.index(stop)] and cut.finish_reason == "stop"

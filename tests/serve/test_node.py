@@ -1,0 +1,160 @@
+"""OpenAI's client for Node: the same answers as Python's, and nothing is held once it has gone away."""
+
+import base64
+import json
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engine.conftest import clip, picture
+from serve.conftest import Running
+from serve.test_chat import audio_part
+from serve.test_speech import CLIP
+
+from polyphi.chat import Message, SamplingParams
+from polyphi.engine import longform
+from polyphi.engine.engine import Engine
+
+PACKAGE = "openai@^6"
+"""The newest that runs on Node 20."""
+SCRIPT = Path(__file__).with_name("node_client.mjs")
+
+pytestmark = pytest.mark.long
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the package and the script."""
+    node, npm = shutil.which("node"), shutil.which("npm")
+    if node is None or npm is None:
+        pytest.skip("node and npm are not installed: OpenAI's Node client can't be tried")
+    said = subprocess.run([node, "--version"], capture_output=True, text=True, check=True).stdout
+    if int(said.strip().lstrip("v").split(".")[0]) < 20:
+        pytest.skip(f"OpenAI's Node client needs Node 20 or newer, found {said.strip()}")
+    folder = tmp_path_factory.mktemp("node")
+    install = [npm, "install", "--no-audit", "--no-fund", "--ignore-scripts", PACKAGE]
+    done = subprocess.run(
+        install, cwd=folder, capture_output=True, text=True, timeout=300, check=False
+    )
+    if done.returncode:
+        pytest.skip(f"npm could not install {PACKAGE}: {done.stderr.strip()[-300:]}")
+    shutil.copy(SCRIPT, folder)
+    return folder
+
+
+def until(true: Callable[[], bool], seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it didn't come to that"
+        time.sleep(0.01)
+
+
+def engines(engine: Engine) -> dict[str, Any]:
+    ours = {
+        "text": [Message.user("the quick fox")],
+        "image": [Message.user("what is this?", picture())],
+        "audio": [Message.user(clip(), "say it")],
+    }
+    sampling = SamplingParams(max_tokens=12)
+    return {kind: engine.generate(said, sampling=sampling) for kind, said in ours.items()}
+
+
+def test_the_node_client(running: Running, place: Path) -> None:
+    engine = running.engine
+    expected = engines(engine)
+    def ended() -> float:
+        """Answers that were left before their end, as the server counts them."""
+        with running.client() as http:
+            told = [
+                line.rsplit(" ", 1)[1]
+                for line in http.get("/metrics").text.splitlines()
+                if "request_success_total" in line and 'finished_reason="abort"' in line
+            ]
+        return sum(map(float, told))
+
+    given = {
+        "url": running.url,
+        "image": base64.b64encode(picture().source).decode(),
+        "audio": audio_part()["input_audio"]["data"],
+        "recording": base64.b64encode(CLIP).decode(),
+    }
+    (place / "given.json").write_text(json.dumps(given))
+    found: dict[str, list[dict]] = {}
+    process = subprocess.Popen(
+        ["node", SCRIPT.name, "given.json"],
+        cwd=place,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        assert process.stdout and process.stdin and process.stderr
+        try:
+            for line in process.stdout:
+                told = json.loads(line)
+                step = told.pop("step")
+                found.setdefault(step, []).append(told)
+                if step in ("streams", "waits"):
+                    until(lambda: engine.counters().blocks_held > 0)
+                elif step.startswith("left"):
+                    until(running.idle)  # while the client lives on and its connections are open
+                    until(lambda: ended() == len(found.get("waits", ())) + 1)
+                else:
+                    continue
+                process.stdin.write("go on\n")
+                process.stdin.flush()
+            assert process.wait(30) == 0, process.stderr.read()
+        finally:
+            process.kill()
+
+    for kind, its in expected.items():
+        (told,) = found[kind]
+        assert told["text"] == told["streamed"]["text"] == its.text, kind
+        assert told["adapter"] == its.adapter
+        assert told["streamed"]["pieces"] > 3
+        # How much was remembered depends on who came before; all else is the same.
+        whole, streamed = told["usage"], told["streamed"]["usage"]
+        for usage in (whole, streamed):
+            usage["prompt_tokens_details"].pop("cached_tokens")
+        assert whole == streamed
+        assert whole["prompt_tokens"] == its.prompt_tokens
+        assert whole["prompt_tokens_details"] == {
+            "image_tokens": its.image_tokens,
+            "audio_tokens": its.audio_tokens,
+        }
+    _, call, result, *_ = found["tools"][0]["messages"]
+    assert json.loads(call["tool_calls"][0]["function"]["arguments"]) == {"city": "Rome"}
+    assert result["tool_call_id"] == call["tool_calls"][0]["id"]
+    assert result["role"] == "tool" and result["content"] == "20 degrees in Rome"
+    assert found["json_schema"][0]["parsed"] == {"city": "Rome"}
+
+    (heard,) = longform.transcribe(engine, [CLIP], longform.transcription())
+    answer = found["transcription"][0]["answer"]
+    assert answer["text"] == heard.text and heard.text
+    assert answer["usage"]["total_tokens"] == heard.prompt_tokens + heard.answer_tokens
+    *deltas, done = found["transcription stream"][0]["events"]
+    assert done["type"] == "transcript.text.done"
+    assert "".join(e["delta"] for e in deltas) == done["text"]
+    (english,) = longform.transcribe(engine, [CLIP], longform.transcription("en"))
+    assert found["translation"][0]["answer"]["text"] == english.translation and english.translation
+
+    where = "messages[0].content[0].image_url.url"
+    for told in found["bad part"]:
+        assert told["status"] in (400, 415) and told["param"] == where
+        assert told["type"] == "invalid_request_error"
+    for told in found["bad model"]:
+        assert told == {
+            "kind": "NotFoundError",
+            "status": 404,
+            "code": "model_not_found",
+            "param": "model",
+            "type": "invalid_request_error",
+        }
+    assert len(found["bad part"]) == len(found["bad model"]) == 2, "streamed and not"
+    assert found["left a stream"] == [{"aborted": True}]
+    assert found["left an answer"] == [{"kind": "APIUserAbortError"}]
