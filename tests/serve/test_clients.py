@@ -186,7 +186,9 @@ def test_a_loop_of_tools_with_a_real_function(running: Running, client: OpenAI) 
 
 def conversation(message: Any, messages: list[Any], tool: Any) -> tuple[Message, ...]:
     """The same conversation in our own words: what comes back from a client is what the model said."""
-    calls = [{"name": c.function.name, "arguments": c.function.arguments} for c in message.tool_calls]
+    calls = [
+        {"name": c.function.name, "arguments": c.function.arguments} for c in message.tool_calls
+    ]
     turns = [
         Message.user(messages[0]["content"]),
         Message("assistant", (Calls(call_text(calls)),)),
@@ -218,7 +220,9 @@ def test_errors_are_of_their_class(engine: Engine) -> None:
             with pytest.raises(AuthenticationError) as refused:
                 client("wrong").chat.completions.create(**wish, stream=stream)
             assert refused.value.status_code == 401
-            assert refused.value.type == "authentication_error" and "right" not in str(refused.value)
+            assert refused.value.type == "authentication_error" and "right" not in str(
+                refused.value
+            )
         with pytest.raises(AuthenticationError):
             client("wrong").models.list()
         right = client("right")
@@ -272,7 +276,9 @@ def test_perplexity_of_a_document(running: Running, client: OpenAI) -> None:
     """Rolling log-likelihood: the prompt begins with the end of text, as documents do."""
     engine = running.engine
     ids = [engine.processor.tokenizer.eos_ids[-1], *engine.processor.tokenizer.encode("1 + 2 = 3")]
-    answer = client.completions.create(model="tiny", prompt=ids, echo=True, max_tokens=0, logprobs=1)
+    answer = client.completions.create(
+        model="tiny", prompt=ids, echo=True, max_tokens=0, logprobs=1
+    )
     told = answer.choices[0].logprobs
     assert told is not None and told.token_logprobs
     logs = engine.logits(engine.ids_row(ids)).log_softmax(-1)

@@ -66,6 +66,7 @@ def engines(engine: Engine) -> dict[str, Any]:
 def test_the_node_client(running: Running, place: Path) -> None:
     engine = running.engine
     expected = engines(engine)
+
     def ended() -> float:
         """Answers that were left before their end, as the server counts them."""
         with running.client() as http:

@@ -1,0 +1,495 @@
+"""Mixed load on a server in another process: is nothing lost, nothing held, memory flat?
+
+    python benchmarks/load.py runs/nano/model [--minutes 30] [--clients 8] [--seed 0] [--json load.json]
+
+Starts `polyphi serve` on a free port and asks it from this process over loopback: chats (text, picture, clip, both),
+streamed or not, completions with echo, transcriptions, counts of tokens; one in eight prompts is long. Of all requests
+15 % are given up at a random moment (if they haven't been answered before) and 10 % are broken: media cut off or of
+another kind, JSON that is none. Before
+the end all clients pause, and the server's counters must be back at nothing; then they go on, and it is told to stop
+(SIGTERM) while requests are under way. A request that was not given up, and was sent before the stop, must end with a
+whole answer or an error in our shape; one that ends without is lost. Memory is the server's resident set, looked at
+every 10 seconds. Ends with 1 if anything was lost, wrong or held.
+"""
+
+import argparse
+import asyncio
+import base64
+import io
+import json
+import os
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import httpx2
+import numpy as np
+import psutil
+import soundfile
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+GIVEN_UP, BROKEN, LONG = 0.15, 0.10, 0.125
+EVERY = 10.0
+"""Seconds between two looks at memory."""
+LEAVE = (0.01, 0.1, 1.0, 3.0)
+"""Seconds within which a request is given up."""
+PAUSE = 3.0
+AFTER = 4.0
+"""Seconds of load between the pause and the stop."""
+WORDS = [
+    "the",
+    "river",
+    "was",
+    "quiet",
+    "that",
+    "morning",
+    "and",
+    "nobody",
+    "on",
+    "the",
+    "bridge",
+    "spoke",
+    "while",
+    "boats",
+    "went",
+    "by",
+    "under",
+    "a",
+    "low",
+    "grey",
+    "sky",
+    "toward",
+    "harbour",
+    "walls",
+    "where",
+    "nets",
+    "were",
+    "drying",
+    "and",
+    "gulls",
+    "waited",
+    "for",
+    "scraps",
+    "of",
+    "fish",
+]
+SHARES = {
+    "chat": 5,
+    "chat stream": 5,
+    "picture": 3,
+    "clip": 3,
+    "both": 2,
+    "picture stream": 2,
+    "clip stream": 2,
+    "completion": 2,
+    "echo": 2,
+    "transcription": 2,
+    "transcription stream": 1,
+    "tokenize": 2,
+}
+
+
+@dataclass
+class Pool:
+    """What requests are made of; the same for the same seed."""
+
+    rng: Random
+    letters_a_token: float = 3.0
+    context: int = 2048
+    pictures: list[bytes] = field(default_factory=list)
+    clips: list[bytes] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        pixels = np.random.default_rng(self.rng.getrandbits(32))
+        for n in range(12):
+            width = self.rng.randint(40, 900)
+            height = round(width * self.rng.uniform(0.3, 3))  # long, thin ones are refused
+            small = pixels.integers(0, 256, (8, 8, 3), np.uint8)
+            file = io.BytesIO()
+            kind = ("PNG", "JPEG", "WEBP")[n % 3]
+            Image.fromarray(small).resize((width, height)).save(file, kind)
+            self.pictures.append(file.getvalue())
+        for n in range(8):
+            file = io.BytesIO()
+            wave = voice(self.rng.uniform(0.5, 6.0), self.rng.uniform(90, 250))
+            soundfile.write(file, wave, 16000, format=("WAV", "FLAC", "OGG")[n % 3])
+            self.clips.append(file.getvalue())
+
+    def text(self, tokens: int) -> str:
+        """About so many tokens of words."""
+        said, letters = [], 0
+        while letters < tokens * self.letters_a_token:
+            said.append(self.rng.choice(WORDS))
+            letters += len(said[-1]) + 1
+        return " ".join(said)
+
+
+def voice(seconds: float, pitch: float) -> np.ndarray:
+    """Something that isn't taken for silence: a voiced hum with syllables."""
+    at = np.arange(int(16000 * seconds)) / 16000
+    hum = sum(np.sin(2 * np.pi * pitch * k * at) / k for k in range(1, 12))
+    return (0.15 * hum * (0.6 + 0.4 * np.sin(2 * np.pi * 4 * at))).astype(np.float32)
+
+
+@dataclass
+class Asked:
+    """A request: its path, what is given to the client, whether the answer is streamed."""
+
+    path: str
+    given: dict[str, Any]
+    stream: bool
+    broken: bool = False
+
+
+def made(kind: str, pool: Pool) -> Asked:
+    rng = pool.rng
+    stream = kind.endswith("stream")
+    tokens = rng.randint(3, 40)
+    if rng.random() < LONG:
+        tokens = round(min(pool.context, 8192) * rng.uniform(0.2, 0.5))
+    if kind.startswith("transcription"):
+        clip = broken_bytes(rng.choice(pool.clips), rng) if (bad := rng.random() < BROKEN) else None
+        data = {"response_format": "json" if stream else rng.choice(["json", "text", "srt"])}
+        if stream:
+            data["stream"] = "true"
+        given = {"files": {"file": ("clip", clip or rng.choice(pool.clips))}, "data": data}
+        return Asked("/v1/audio/transcriptions", given, stream, bad)
+    if kind == "tokenize":
+        body: dict[str, Any] = {"prompt": pool.text(tokens)}
+        path = "/tokenize"
+    elif kind in ("completion", "echo"):
+        path = "/v1/completions"
+        body = {"prompt": pool.text(tokens), "max_tokens": rng.randint(4, 48), "logprobs": 1}
+        if kind == "echo":
+            body |= {"echo": True, "max_tokens": 0}
+    else:
+        path, content = "/v1/chat/completions", [{"type": "text", "text": pool.text(tokens)}]
+        bad = rng.random() < BROKEN
+        if kind.split(maxsplit=1)[0] in ("picture", "both"):
+            data = rng.choice(pool.pictures)
+            data = broken_bytes(data, rng) if bad else data
+            url = "data:application/octet-stream;base64," + base64.b64encode(data).decode()
+            content.insert(0, {"type": "image_url", "image_url": {"url": url}})
+        if kind.split(maxsplit=1)[0] in ("clip", "both"):
+            data = rng.choice(pool.clips)
+            data = broken_bytes(data, rng) if bad and kind != "both" else data
+            sound = {"data": base64.b64encode(data).decode(), "format": "wav"}
+            content.append({"type": "input_audio", "input_audio": sound})
+        body = {
+            "messages": [{"role": "user", "content": content}],
+            "max_tokens": rng.randint(4, 64),
+            "temperature": rng.choice([0.0, 0.8]),
+            "stream": stream,
+        }
+        if len(content) > 1:
+            return Asked(path, {"json": body}, stream, bad)
+    if rng.random() < BROKEN:
+        whole = json.dumps(body)
+        at = rng.randrange(1, len(whole))
+        wrong = rng.choice(
+            [whole[:at], whole + "}", json.dumps(body | {"temprature": 1}), "[" * at]
+        )
+        head = {"content-type": "application/json"}
+        return Asked(path, {"content": wrong.encode(), "headers": head}, stream, True)
+    return Asked(path, {"json": body}, stream)
+
+
+def broken_bytes(data: bytes, rng: Random) -> bytes:
+    """A picture or a clip that no longer is one."""
+    return rng.choice(
+        [data[: rng.randrange(1, 30)], b"GARBAGE" + data[7:], b"%PDF-1.7" + data[:50]]
+    )
+
+
+@dataclass
+class Outcome:
+    kind: str
+    how: str
+    """whole, refused (an error in our shape), given up, lost, wrong, not taken (sent after the stop)."""
+    status: int | None
+    seconds: float
+    first: float | None = None
+    """Seconds to the first words of a stream."""
+    said: str = ""
+
+
+async def ask(client: httpx2.AsyncClient, kind: str, asked: Asked) -> Outcome:
+    began = time.monotonic()
+    first: float | None = None
+    async with client.stream("POST", asked.path, **asked.given) as answer:
+        status, body = answer.status_code, b""
+        async for piece in answer.aiter_bytes():
+            body += piece
+            if first is None and (b'"content": "' in piece or b'"delta": "' in piece):
+                first = time.monotonic() - began
+    how, said = judged(asked, status, body)
+    streamed = asked.stream and how == "whole"
+    return Outcome(kind, how, status, time.monotonic() - began, first if streamed else None, said)
+
+
+def judged(asked: Asked, status: int, body: bytes) -> tuple[str, str]:
+    """How a request ended, and what is wrong with that."""
+    text = body.decode(errors="replace")
+    if status != 200:
+        error = json.loads(text).get("error", {}) if text.startswith("{") else {}
+        if set(error) != {"message", "type", "param", "code"}:
+            return "wrong", f"{status} without our shape: {text[:200]}"
+        expected = 400 <= status < 500 if asked.broken else status in (429, 503)
+        return ("refused", "") if expected else ("wrong", f"{status}: {error['message'][:200]}")
+    if asked.broken:
+        return "wrong", f"a broken request was answered: {text[:200]}"
+    if not asked.stream:
+        return (
+            ("whole", "")
+            if text.strip() or asked.path.startswith("/v1/audio")
+            else ("lost", "empty")
+        )
+    *_, last = [line.removeprefix("data: ") for line in text.split("\n\n") if line]
+    if last == "[DONE]" or '"transcript.text.done"' in last:
+        return "whole", ""
+    if '"error"' in last:
+        found = json.loads(last)["error"]
+        return (
+            ("refused", "")
+            if found.get("code") in ("stopping", "out_of_memory")
+            else ("wrong", last[:200])
+        )
+    return "lost", f"a stream that ends with {last[:100]}"
+
+
+class Load:
+    """N clients, each asking one thing after another."""
+
+    def __init__(self, url: str, seed: int, clients: int) -> None:
+        self.url, self.seed, self.clients = url, seed, clients
+        self.outcomes: list[Outcome] = []
+        self.going = asyncio.Event()
+        self.stopped: float | None = None
+        self.under_way = 0
+
+    async def run(self, number: int, pool: Pool) -> None:
+        rng = pool.rng
+        kinds, shares = list(SHARES), list(SHARES.values())
+        async with httpx2.AsyncClient(base_url=self.url, timeout=600, trust_env=False) as client:
+            while self.stopped is None:
+                await self.going.wait()
+                if self.stopped is not None:
+                    break
+                (kind,) = rng.choices(kinds, shares)
+                asked = made(kind, pool)
+                leave = rng.choice(LEAVE) * rng.random() if rng.random() < GIVEN_UP else None
+                began = time.monotonic()
+                self.under_way += 1
+                try:
+                    async with asyncio.timeout(leave):
+                        self.outcomes.append(await ask(client, kind, asked))
+                except TimeoutError:
+                    self.outcomes.append(Outcome(kind, "given up", None, time.monotonic() - began))
+                except httpx2.HTTPError as error:
+                    # A connection that the server closes at the very moment we send on it is no answer lost only if
+                    # we sent after the stop.
+                    late = self.stopped is not None and began > self.stopped
+                    how = "not taken" if late else "lost"
+                    spent = time.monotonic() - began
+                    self.outcomes.append(Outcome(kind, how, None, spent, said=repr(error)[:200]))
+                except Exception as error:
+                    spent = time.monotonic() - began
+                    self.outcomes.append(
+                        Outcome(kind, "wrong", None, spent, said=repr(error)[:200])
+                    )
+                finally:
+                    self.under_way -= 1
+
+
+async def gauges(client: httpx2.AsyncClient) -> dict[str, float]:
+    """The server's own counters, labels left out."""
+    found: dict[str, float] = {}
+    for line in (await client.get("/metrics")).text.splitlines():
+        if line.startswith("polyphi:") and "_bucket" not in line:
+            name = re.split(r"[{ ]", line, maxsplit=1)[0].removeprefix("polyphi:")
+            found[name] = found.get(name, 0.0) + float(line.rsplit(" ", 1)[1])
+    return found
+
+
+async def watched(pid: int, samples: list[int]) -> None:
+    process = psutil.Process(pid)
+    while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+        samples.append(process.memory_info().rss)
+        await asyncio.sleep(EVERY)
+
+
+@contextmanager
+def server(model: str, options: list[str]) -> Iterator[tuple[subprocess.Popen[str], str, Path]]:
+    """`polyphi serve` as a child: the process, its address, its log."""
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "log"
+        command = [sys.executable, "-m", "polyphi.cli", "serve", model, "--port", "0", *options]
+        with log.open("w") as errors:
+            process = subprocess.Popen(
+                command,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                env={**os.environ, "COLUMNS": "200"},
+            )
+        try:
+            assert process.stdout
+            found = re.search(r"http://[\d.]+:\d+", process.stdout.readline())
+            if found is None:
+                raise SystemExit(f"the server didn't start: {log.read_text()[-2000:]}")
+            yield process, found[0], log
+        finally:
+            process.kill()
+            process.wait()
+
+
+async def loaded(
+    process: subprocess.Popen[str], url: str, args: argparse.Namespace
+) -> dict[str, Any]:
+    load = Load(url, args.seed, args.clients)
+    memory: list[int] = []
+    async with httpx2.AsyncClient(base_url=url, timeout=600, trust_env=False) as client:
+        while (await client.get("/ready")).status_code != 200:
+            await asyncio.sleep(0.2)
+        props = (await client.get("/props")).json()
+        sample = " ".join(WORDS)
+        count = (await client.post("/tokenize", json={"prompt": sample})).json()["count"]
+        pools = [
+            Pool(Random(f"{args.seed} {n}"), len(sample) / count, props["context"])
+            for n in range(args.clients)
+        ]
+        watch = asyncio.create_task(watched(process.pid, memory))
+        clients = [asyncio.create_task(load.run(n, pool)) for n, pool in enumerate(pools)]
+        began = time.monotonic()
+        load.going.set()
+        await asyncio.sleep(60 * args.minutes)
+        load.going.clear()
+        while load.under_way:
+            await asyncio.sleep(0.05)
+        seconds = time.monotonic() - began
+        await asyncio.sleep(PAUSE)
+        held = await gauges(client)
+        load.going.set()
+        await asyncio.sleep(AFTER)
+    under_way = load.under_way
+    load.stopped = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    await asyncio.gather(*clients)
+    drained = time.monotonic() - load.stopped
+    code = await asyncio.to_thread(process.wait, 120)
+    watch.cancel()
+    return report(load.outcomes, memory, held, seconds) | {
+        "under way at the stop": under_way,
+        "seconds to the end": drained,
+        "exit code": code,
+    }
+
+
+def report(
+    outcomes: list[Outcome], memory: list[int], held: dict[str, float], seconds: float
+) -> dict[str, Any]:
+    third = max(1, len(memory) // 3)
+    latencies = {}
+    for kind in SHARES:
+        whole = [o for o in outcomes if o.kind == kind and o.how == "whole"]
+        firsts = [o.first for o in whole if o.first is not None]
+        latencies[kind] = {
+            "whole": len(whole),
+            "seconds": quantiles([o.seconds for o in whole]),
+            "first": quantiles(firsts),
+        }
+    return {
+        "requests": len(outcomes),
+        "seconds": seconds,
+        "by end": dict(Counter(o.how for o in outcomes)),
+        "by status": dict(Counter(str(o.status or o.how) for o in outcomes)),
+        "lost or wrong": [[o.kind, o.how, o.said] for o in outcomes if o.how in ("lost", "wrong")],
+        "latencies": latencies,
+        "tokens read a second": held["prompt_tokens_total"] / seconds,
+        "tokens written a second": held["generation_tokens_total"] / seconds,
+        "held": {
+            name: held[name]
+            for name in ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
+        },
+        "memory": {
+            "first": memory[0],
+            "first third": statistics.median(memory[:third]),
+            "last third": statistics.median(memory[-third:]),
+            "peak": max(memory),
+            "remembered of media": held["encoder_remembered_bytes"],
+            "samples": len(memory),
+        },
+    }
+
+
+def quantiles(values: list[float]) -> dict[str, float] | None:
+    if not values:
+        return None
+    return {"p50": statistics.median(values), "p95": float(np.quantile(values, 0.95))}
+
+
+def show(found: dict[str, Any]) -> None:
+    console = Console()
+    table = Table("asked", "whole answers", "p50 s", "p95 s", "first p50 s", "first p95 s")
+    for kind, its in found["latencies"].items():
+        row = [kind, str(its["whole"])]
+        for part in (its["seconds"], its["first"]):
+            row += [f"{part[q]:.2f}" if part else "" for q in ("p50", "p95")]
+        table.add_row(*row)
+    console.print(table)
+    facts = Table(show_header=False)
+    for name in ("requests", "by end", "by status", "held", "under way at the stop", "exit code"):
+        facts.add_row(name, str(found[name]))
+    facts.add_row(
+        "seconds", f"{found['seconds']:.0f}; {found['seconds to the end']:.1f} after the stop"
+    )
+    facts.add_row(
+        "tokens a second",
+        f"{found['tokens read a second']:.1f} read, {found['tokens written a second']:.1f} written",
+    )
+    shown = ", ".join(
+        f"{name} {value / 2**20:.0f}"
+        for name, value in found["memory"].items()
+        if name != "samples"
+    )
+    facts.add_row("memory, MiB", f"{shown} ({found['memory']['samples']} looks)")
+    console.print(facts)
+    for kind, how, said in found["lost or wrong"][:20]:
+        console.print(f"[red]{how}[/] {kind}: {said}", highlight=False)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("model")
+    parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("options", nargs="*", help="for polyphi serve, behind --")
+    args = parser.parse_args()
+    with server(args.model, args.options) as (process, url, log):
+        found = asyncio.run(loaded(process, url, args))
+        errors = [line for line in log.read_text().splitlines() if "Traceback" in line]
+    found["tracebacks in the log"] = len(errors)
+    if args.json:
+        args.json.write_text(json.dumps(found, indent=1))
+    show(found)
+    bad = found["lost or wrong"] or any(found["held"].values()) or found["exit code"] or errors
+    sys.exit(1 if bad else 0)
+
+
+if __name__ == "__main__":
+    main()
