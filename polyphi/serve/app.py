@@ -18,6 +18,7 @@ from polyphi.chat import SamplingParams, with_tools
 from polyphi.engine.engine import Engine
 from polyphi.serve import chat, completions
 from polyphi.serve.errors import ApiError
+from polyphi.serve.guard import Guard
 from polyphi.serve.schema import DetokenizeRequest, TokenizeRequest, explained, offered
 from polyphi.serve.server import Gone, Server
 from polyphi.serve.settings import Settings
@@ -44,6 +45,7 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
     app.include_router(completions.routes(server))
     _about(app, server)
     _tokens(app, server)
+    app.add_middleware(Guard, settings=settings)  # the last one added is passed first
     return app
 
 

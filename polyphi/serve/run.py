@@ -14,6 +14,7 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
+from polyphi.serve.guard import protocol
 from polyphi.serve.settings import Settings
 
 
@@ -75,6 +76,8 @@ def serve(app: FastAPI, settings: Settings, listening: socket.socket) -> None:
     """Answers until it is told to stop."""
     config = uvicorn.Config(
         app,
+        http=protocol(settings),
+        ws="none",
         log_config=None,
         access_log=False,
         server_header=False,

@@ -286,11 +286,7 @@ class Server:
 
     def salt(self, request: HttpRequest) -> bytes:
         """What keeps that which is remembered of a key's requests with that key."""
-        return (
-            str(request.scope.get("state", {}).get("key", "")).encode()
-            if self.settings.isolate
-            else b""
-        )
+        return request.state.tenant if self.settings.isolate else b""
 
     async def in_thread(self, work: Callable[..., T], *given: Any) -> T:
         """Work that takes a while, in one of a few threads."""
