@@ -8,6 +8,7 @@ Asked to stop (SIGTERM, Ctrl-C), the server takes no more requests, finishes tho
 import errno
 import ipaddress
 import logging
+import signal
 import socket
 from types import FrameType
 
@@ -72,20 +73,27 @@ class Drain(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
-def serve(app: FastAPI, settings: Settings, listening: socket.socket) -> None:
-    """Answers until it is told to stop."""
-    config = uvicorn.Config(
+def configured(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    """uvicorn as it is run here: with bounds of its own (guard.py), and silent about itself."""
+    return uvicorn.Config(
         app,
         http=protocol(settings),
         ws="none",
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,
         timeout_graceful_shutdown=round(settings.drain_seconds),
         timeout_keep_alive=15,
     )
+
+
+def serve(app: FastAPI, settings: Settings, listening: socket.socket) -> None:
+    """Answers until it is told to stop."""
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
-    Drain(config, app).run(sockets=[listening])
+    for sign in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them again when all is done
+        signal.signal(sign, lambda *_: None)
+    Drain(configured(app, settings), app).run(sockets=[listening])
 
 
 def address(settings: Settings) -> str:

@@ -14,8 +14,7 @@ from polyphi.engine.engine import Engine
 from polyphi.model.config import ModelConfig
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.serve.app import create_app
-from polyphi.serve.guard import protocol
-from polyphi.serve.run import bind
+from polyphi.serve.run import bind, configured
 from polyphi.serve.settings import Settings
 
 
@@ -43,15 +42,7 @@ def serving(engine: Engine, settings: Settings) -> Iterator[Running]:
     app = create_app(engine, settings)
     listening = bind(replace(settings, port=0))
     port = listening.getsockname()[1]
-    config = uvicorn.Config(
-        app,
-        http=protocol(settings),
-        ws="none",
-        log_config=None,
-        access_log=False,
-        timeout_graceful_shutdown=20,
-    )
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(configured(app, settings))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
     try:
