@@ -147,7 +147,8 @@ def _tokens(app: FastAPI, server: Server) -> None:
             raise ApiError(400, "expected either prompt or messages", param="prompt")
         room = {"max_model_len": server.context}
         if wanted.prompt is not None:
-            ids = await server.in_thread(tokenizer.encode, wanted.prompt)
+            with server.explained("prompt"):
+                ids = await server.in_thread(tokenizer.encode, wanted.prompt)
             count = {"text_tokens": len(ids), "image_tokens": 0, "audio_tokens": 0}
             return {"tokens": ids, "count": len(ids), **count, **room}
         with server.admit(), server.explained("messages"):
