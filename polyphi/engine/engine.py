@@ -80,15 +80,21 @@ Conversation = Sequence[Message | Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Counters:
-    """What the engine holds at a moment. With no request under way `blocks_held` and `requests` are 0."""
+    """What the engine holds at a moment, and did so far. With no request under way `blocks_held` and `requests` are 0.
+    `tokens`: of all steps, prompts' and drawn ones; `encoder_queries`: pictures and clips that were needed, of which
+    `encoder_hits` were remembered."""
 
     blocks: int
     blocks_held: int
     blocks_remembered: int
     encoded_bytes: int
     requests: int
+    running: int
     preemptions: int
     steps: int
+    tokens: int
+    encoder_queries: int
+    encoder_hits: int
 
 
 class Stopped(Exception):
@@ -119,7 +125,7 @@ class Engine:
         self.processor = processor
         self.runner = Runner(model)
         self.encoders = Encoders(model, encoded)
-        self.steps = 0
+        self.steps = self.tokens = 0
         self._remember = remember
         config, dtype = model.config.decoder, model.decoder.embed_tokens.weight.dtype
         size = token_bytes(config, dtype) * BLOCK
@@ -161,8 +167,12 @@ class Engine:
                 self.pool.remembered,
                 self.encoders.bytes,
                 len(self._arriving) + len(scheduler.waiting) + len(scheduler.running),
+                len(scheduler.running),
                 scheduler.preemptions,
                 self.steps,
+                self.tokens,
+                self.encoders.queries,
+                self.encoders.hits,
             )
 
     def generate(
@@ -184,9 +194,11 @@ class Engine:
         sampling: SamplingParams | Sequence[SamplingParams] = GREEDY,
         adapter: str | None = "auto",
         stop: threading.Event | None = None,
+        salt: bytes = b"",
     ) -> list[Completion]:
         """Answers in the order of the conversations; media are read when their turn comes. `sampling` is one for all,
-        or one for each. Raises ValueError as `generate` does, and `Stopped` within a step of `stop` being set."""
+        or one for each. What is remembered of them, only requests of the same `salt` find again. Raises ValueError as
+        `generate` does, and `Stopped` within a step of `stop` being set."""
         one = isinstance(sampling, SamplingParams)
         each = repeat(sampling) if isinstance(sampling, SamplingParams) else iter(sampling)
         coming = zip(conversations, each, strict=not one)
@@ -199,7 +211,7 @@ class Engine:
                     if (pair := next(coming, None)) is None:
                         more = False
                         break
-                    group = self._submit_all(*pair, adapter)
+                    group = self._submit_all(*pair, adapter, salt)
                     under_way |= {r: (len(done), i) for i, r in enumerate(group)}
                     done.append([None] * len(group))
                 if not under_way:
@@ -268,7 +280,11 @@ class Engine:
         return request
 
     def _submit_all(
-        self, messages: Conversation, sampling: SamplingParams, adapter: str | None
+        self,
+        messages: Conversation,
+        sampling: SamplingParams,
+        adapter: str | None,
+        salt: bytes = b"",
     ) -> list[Request]:
         """The requests of a conversation's `n` answers; they share the row, and all but the first wait for its keys."""
         check(sampling)
@@ -281,7 +297,7 @@ class Engine:
         else:
             future = Future()
             future.set_result(self.prepare(parsed, sampling, adapter))
-        return self._enter(future, sampling)
+        return self._enter(future, sampling, salt)
 
     def prepare(
         self,
@@ -411,6 +427,7 @@ class Engine:
                     self._end(request, "error")
                 raise
             self.steps += 1
+            self.tokens += sum(part.size for part in parts)
             for part in parts:
                 if part.request.finish_reason:
                     self._end(part.request, part.request.finish_reason)

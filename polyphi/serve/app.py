@@ -16,7 +16,8 @@ from starlette.responses import JSONResponse, Response
 
 from polyphi.chat import SamplingParams, with_tools
 from polyphi.engine.engine import Engine
-from polyphi.serve import chat, completions
+from polyphi.engine.longform import LANGUAGES
+from polyphi.serve import chat, completions, speech
 from polyphi.serve.errors import ApiError
 from polyphi.serve.guard import Guard
 from polyphi.serve.schema import DetokenizeRequest, TokenizeRequest, explained, offered
@@ -43,6 +44,7 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
     _errors(app)
     app.include_router(chat.routes(server))
     app.include_router(completions.routes(server))
+    app.include_router(speech.routes(server))
     _about(app, server)
     _tokens(app, server)
     app.add_middleware(Guard, settings=settings)  # the last one added is passed first
@@ -110,6 +112,11 @@ def _about(app: FastAPI, server: Server) -> None:
         server.adapter(name, "auto")
         return model(name)
 
+    @app.get("/metrics", summary="For Prometheus")
+    async def metrics() -> Response:
+        body, kind = await server.in_thread(server.metrics.render)
+        return Response(body, headers={"content-type": kind})
+
     @app.get("/props", summary="What the server can do and what it takes")
     async def props() -> dict[str, Any]:
         limits = (
@@ -125,7 +132,7 @@ def _about(app: FastAPI, server: Server) -> None:
             "modalities": {"image": config.vision is not None, "audio": config.audio is not None},
             "adapters": list(config.adapters),
             "context": server.context,
-            "languages": {},
+            "languages": dict(LANGUAGES),
             "limits": {name: getattr(settings, name) for name in limits.split()},
             "sampling": {name: getattr(defaults, name) for name in sampling.split()},
             "structured": server.structured,
@@ -151,9 +158,9 @@ def _tokens(app: FastAPI, server: Server) -> None:
                 ids = await server.in_thread(tokenizer.encode, wanted.prompt)
             count = {"text_tokens": len(ids), "image_tokens": 0, "audio_tokens": 0}
             return {"tokens": ids, "count": len(ids), **count, **room}
-        with server.admit(), server.explained("messages"):
-            turns = wanted.messages or []
-            messages = await chat.conversation(server, turns)
+        turns = wanted.messages or []
+        with server.admit(), server.explained("messages", turns), server.media.request() as media:
+            messages = await chat.conversation(server, media, turns)
             messages = with_tools(messages, offered(wanted.tools or ()))
             found = await server.in_thread(server.engine.processor.count, messages)
         count = {
