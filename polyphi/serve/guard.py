@@ -578,8 +578,6 @@ class Connection(HttpToolsProtocol):
         self._since = self.loop.time()
         if self.transport.is_closing():
             self._listen(self.settings.body_seconds)  # until the peer has read the rest
-        elif self.cycle.more_body:
-            self._listen()
 
     def timeout_keep_alive_handler(self) -> None:
         super().timeout_keep_alive_handler()
