@@ -509,7 +509,6 @@ class Connection(HttpToolsProtocol):
             return
         lines = [method + b" " + self.url + b" HTTP/1.1"]
         lines += [n + b": " + v for n, v in self.headers if n not in (b"upgrade", b"connection")]
-        self.parser = httptools.HttpRequestParser(self)
         self.data_received(b"\r\n".join([*lines, b"", rest]))
 
     def _last_one(self) -> None:
