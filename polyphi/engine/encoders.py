@@ -6,8 +6,9 @@ pictures of equal bytes cut otherwise, or 30 x 150 pixels and 150 x 30, are two 
 """
 
 import hashlib
+import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -42,8 +43,9 @@ class Item:
         return len(tensor)
 
 
-def items(prompt: Batch) -> list[Item]:
-    """The pictures and clips of a prompt, each with its placeholders (which are neighbours)."""
+def items(prompt: Batch, salt: bytes = b"") -> list[Item]:
+    """The pictures and clips of a prompt, each with its placeholders (which are neighbours). Under another `salt` the
+    same picture is another item."""
     found: list[Item] = []
     if prompt.images:
         assert prompt.crops is not None and prompt.crop_masks is not None
@@ -52,7 +54,7 @@ def items(prompt: Batch) -> list[Item]:
             crops, tokens = layout.crops, layout.tokens(prompt.crop_masks.shape[-1] // 2)
             pixels, masks = (t[at : at + crops] for t in (prompt.crops, prompt.crop_masks))
             source = row([0], crops=pixels, crop_masks=masks, images=(layout,))
-            key = _key("image", repr(layout), pixels, masks)
+            key = _key(salt, "image", repr(layout), pixels, masks)
             found.append(Item("image", key, slots[seen], slots[seen] + tokens, source))
             at, seen = at + crops, seen + tokens
     if prompt.clips:
@@ -60,7 +62,7 @@ def items(prompt: Batch) -> list[Item]:
         slots, at, seen = _slots(prompt.audio_slots), 0, 0
         for clip in prompt.clips:
             mels = prompt.mels[at : at + clip.frames]
-            key = _key("audio", repr(clip), mels)
+            key = _key(salt, "audio", repr(clip), mels)
             source = row([0], mels=mels, clips=(clip,))
             found.append(Item("audio", key, slots[seen], slots[seen] + clip.tokens, source))
             at, seen = at + clip.frames, seen + clip.tokens
@@ -71,8 +73,8 @@ def _slots(slots: Tensor | None) -> list[int]:
     return [] if slots is None else slots.tolist()
 
 
-def _key(kind: str, layout: str, *tensors: Tensor) -> bytes:
-    found = hashlib.sha256(f"{kind} {layout}".encode())
+def _key(salt: bytes, kind: str, layout: str, *tensors: Tensor) -> bytes:
+    found = hashlib.sha256(salt + f"{kind} {layout}".encode())
     for tensor in tensors:
         found.update(f" {tuple(tensor.shape)} {tensor.dtype} ".encode())
         found.update(tensor.contiguous().view(torch.uint8).numpy().data)
@@ -89,6 +91,10 @@ class Encoders:
         self.bytes = 0
         self.calls = 0
         """Items encoded so far."""
+        self.queries = self.hits = 0
+        """Items asked for so far, and those of them that were remembered."""
+        self.encoded: Callable[[str, float], None] = lambda kind, seconds: None
+        """Hears of each call of an encoder: "image" or "audio", and how long it took."""
 
     def forget(self) -> None:
         """All that was made."""
@@ -109,7 +115,9 @@ class Encoders:
         for item in wanted:
             if item.key in found or item.key in new:
                 continue
+            self.queries += 1
             if (known := self.known(item.key)) is not None:
+                self.hits += 1
                 found[item.key] = known
             else:
                 new[item.key] = item
@@ -125,6 +133,7 @@ class Encoders:
         return found
 
     def _run(self, kind: str, group: Sequence[Item]) -> dict[bytes, Tensor]:
+        began = time.monotonic()
         sources = [item.source for item in group]
         device = self._model.decoder.embed_tokens.weight.device
         if kind == "image":
@@ -143,6 +152,7 @@ class Encoders:
             )
             made = self._model.audio_tokens(batch.to(device))
         self.calls += len(group)
+        self.encoded(kind, time.monotonic() - began)
         parts = made.split([item.end - item.start for item in group])
         for item, part in zip(group, parts, strict=True):
             # A part of a larger tensor would keep all of it in memory.

@@ -6,6 +6,7 @@ values is short, the request that came last makes room: it lets go of its blocks
 front.
 """
 
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -85,6 +86,7 @@ class Scheduler:
             self.waiting.popleft()
             self.running.append(request)
             request.phase = "running"
+            request.started = request.started or time.monotonic()
             part = Part(request, request.table.length, min(self._due(request), left))
             parts[id(request)] = part
             left -= part.new
@@ -98,6 +100,14 @@ class Scheduler:
             self.waiting.remove(request)
         request.table.clear()
         request.features.clear()
+
+    def preempt(self, request: Request) -> None:
+        """Lets a running request wait at the front; what it knows will run again."""
+        self.running.remove(request)
+        request.table.clear()
+        request.phase = "waiting"
+        self.waiting.appendleft(request)
+        self.preemptions += 1
 
     def _due(self, request: Request) -> int:
         return len(request) - request.table.length
@@ -128,12 +138,8 @@ class Scheduler:
                 return True
             except OutOfBlocks:
                 last = self.running[-1]
-                self.running.pop()
                 parts.pop(id(last), None)
-                last.table.clear()
-                last.phase = "waiting"
-                self.waiting.appendleft(last)
-                self.preemptions += 1
+                self.preempt(last)
                 if last is part.request:
                     return False
 
