@@ -13,7 +13,7 @@ reproduce: setup
 	$(BIN)/polyphi reproduce $(SIZE) --out $(OUT)
 
 test: setup lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not long"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not long" -n 2 --dist loadfile
 
 test-all: setup lint .venv/.ray
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest

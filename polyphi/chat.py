@@ -30,6 +30,12 @@ class Text:
     text: str
 
 
+@dataclass(frozen=True)
+class Calls(Text):
+    """Tool calls of an earlier answer, as `call_text` writes them: its two marks are control tokens, as they were when
+    the model wrote them, and no others can be within them."""
+
+
 Detail = Literal["auto", "low", "high"]
 
 
@@ -148,7 +154,8 @@ class Message:
         if called := value.get("tool_calls"):
             said = cls.parse({"role": role, "content": content or ()}, root, video=video).parts
             said = tuple(part for part in said if part != Text(""))
-            return cls(role, (*said, Text(call_text(called))), tools)
+            calls = Calls(call_text(called)) if role == "assistant" else Text(call_text(called))
+            return cls(role, (*said, calls), tools)
         if isinstance(content, str):
             return cls(role, (Text(content),), tools)
         if not isinstance(content, Sequence):

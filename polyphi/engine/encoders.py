@@ -42,8 +42,9 @@ class Item:
         return len(tensor)
 
 
-def items(prompt: Batch) -> list[Item]:
-    """The pictures and clips of a prompt, each with its placeholders (which are neighbours)."""
+def items(prompt: Batch, salt: bytes = b"") -> list[Item]:
+    """The pictures and clips of a prompt, each with its placeholders (which are neighbours). Under another `salt` the
+    same picture is another item."""
     found: list[Item] = []
     if prompt.images:
         assert prompt.crops is not None and prompt.crop_masks is not None
@@ -52,7 +53,7 @@ def items(prompt: Batch) -> list[Item]:
             crops, tokens = layout.crops, layout.tokens(prompt.crop_masks.shape[-1] // 2)
             pixels, masks = (t[at : at + crops] for t in (prompt.crops, prompt.crop_masks))
             source = row([0], crops=pixels, crop_masks=masks, images=(layout,))
-            key = _key("image", repr(layout), pixels, masks)
+            key = _key(salt, "image", repr(layout), pixels, masks)
             found.append(Item("image", key, slots[seen], slots[seen] + tokens, source))
             at, seen = at + crops, seen + tokens
     if prompt.clips:
@@ -60,7 +61,7 @@ def items(prompt: Batch) -> list[Item]:
         slots, at, seen = _slots(prompt.audio_slots), 0, 0
         for clip in prompt.clips:
             mels = prompt.mels[at : at + clip.frames]
-            key = _key("audio", repr(clip), mels)
+            key = _key(salt, "audio", repr(clip), mels)
             source = row([0], mels=mels, clips=(clip,))
             found.append(Item("audio", key, slots[seen], slots[seen] + clip.tokens, source))
             at, seen = at + clip.frames, seen + clip.tokens
@@ -71,8 +72,8 @@ def _slots(slots: Tensor | None) -> list[int]:
     return [] if slots is None else slots.tolist()
 
 
-def _key(kind: str, layout: str, *tensors: Tensor) -> bytes:
-    found = hashlib.sha256(f"{kind} {layout}".encode())
+def _key(salt: bytes, kind: str, layout: str, *tensors: Tensor) -> bytes:
+    found = hashlib.sha256(salt + f"{kind} {layout}".encode())
     for tensor in tensors:
         found.update(f" {tuple(tensor.shape)} {tensor.dtype} ".encode())
         found.update(tensor.contiguous().view(torch.uint8).numpy().data)

@@ -5,12 +5,18 @@
 '4'
 >>> [c.text for c in engine.generate_many(conversations)]        # packed together, finished ones make room
 
-Inside, a request is submitted and the engine is stepped until it is finished; a server does the same by hand::
+Inside, a request is submitted and the engine is stepped until it is finished; a program may do the same by hand::
 
     request = engine.submit(messages)            # its media are decoded beside the steps
     while not request.finish_reason:
         engine.step()
     engine.abort(request)                        # at any time, from any thread: all that it held is free
+
+or let one thread step for everybody, as a server does::
+
+    row = engine.prepare(messages, sampling)     # what is wrong with a request is told here
+    (request,) = engine.enter(row, sampling)
+    text, reason = engine.news(request)          # after each step of `engine.run`, which another thread is in
 
 A step (scheduler.py) runs new prompts, chunk by chunk, together with one token of everybody else (runner.py), after the
 encoders have looked at what is new to them (encoders.py). Keys and values lie in blocks that requests with the same
@@ -19,7 +25,7 @@ beginning share (cache.py).
 
 import hashlib
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from itertools import repeat
@@ -37,17 +43,19 @@ from polyphi.chat import (
     Image,
     Message,
     SamplingParams,
+    TokenLogprob,
     Video,
     adapter_for,
     media,
 )
 from polyphi.engine.cache import BLOCK, BlockPool, Memory, Table, token_bytes
 from polyphi.engine.encoders import Encoders
-from polyphi.engine.memory import beside
+from polyphi.engine.memory import OutOfMemory, beside, ran_out
 from polyphi.engine.request import Request
 from polyphi.engine.runner import Runner, extend
 from polyphi.engine.sampling import check
 from polyphi.engine.scheduler import Part, Scheduler
+from polyphi.engine.structured import Matcher
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.processor import Processor
 
@@ -58,8 +66,12 @@ CHUNK = 512
 """Prompt tokens of a step while somebody waits for the next token."""
 PREFILL = 2048
 """Prompt tokens of a step while nobody does, and of one forward of scores."""
+SCORED = 128
+"""Positions whose logits are computed at once for scores."""
 ENCODED = 256 * 2**20
 """Bytes of encoder outputs to remember."""
+IDLE = 0.5
+"""Seconds between looks at whether there is something to do, for whoever waits to be told."""
 ORDINARY = 2048
 """Tokens of an ordinary sequence: memory for keys and values is made for `TOGETHER` of them, or one whole context."""
 
@@ -77,6 +89,10 @@ class Counters:
     requests: int
     preemptions: int
     steps: int
+
+
+class Stopped(Exception):
+    """Whoever asked doesn't want to know any more."""
 
 
 class Engine:
@@ -123,6 +139,10 @@ class Engine:
         self._memory: Memory | None = None  # made for the first request
         self._arriving: list[Request] = []
         self._lock = threading.RLock()
+        self._changed = threading.Condition(
+            self._lock
+        )  # a step is done, or there is something to do
+        self._driver: int | None = None  # the thread that is in `run`
         self._decoders: ThreadPoolExecutor | None = None
         self._roots: dict[tuple[str | None, str], bytes] = {}
         self._weights: tuple[int, ...] = ()
@@ -163,9 +183,10 @@ class Engine:
         *,
         sampling: SamplingParams | Sequence[SamplingParams] = GREEDY,
         adapter: str | None = "auto",
+        stop: threading.Event | None = None,
     ) -> list[Completion]:
         """Answers in the order of the conversations; media are read when their turn comes. `sampling` is one for all,
-        or one for each. Raises ValueError as `generate` does."""
+        or one for each. Raises ValueError as `generate` does, and `Stopped` within a step of `stop` being set."""
         one = isinstance(sampling, SamplingParams)
         each = repeat(sampling) if isinstance(sampling, SamplingParams) else iter(sampling)
         coming = zip(conversations, each, strict=not one)
@@ -183,7 +204,9 @@ class Engine:
                     done.append([None] * len(group))
                 if not under_way:
                     break
-                self.step(in_order=True)
+                if stop is not None and stop.is_set():
+                    raise Stopped
+                self._advance()
                 for request in [r for r in under_way if r.finish_reason]:
                     number, i = under_way.pop(request)
                     done[number][i] = _answer(request)
@@ -214,17 +237,17 @@ class Engine:
     def _deltas(self, request: Request) -> Iterator[Delta]:
         try:
             while True:
-                text, reason = self._news(request)
+                text, reason = self.news(request)
                 if text or reason:
                     yield Delta(text, reason, request.completion() if reason else None)
                 if reason:
                     return
-                self.step()
+                self._advance()
         finally:
             self.abort(request)
 
-    def _news(self, request: Request) -> tuple[str, str | None]:
-        """What came since it was last asked."""
+    def news(self, request: Request) -> tuple[str, str | None]:
+        """(text that came since it was last asked, finish reason if there is one). Raises what ended the request."""
         with self._lock:
             if request.error is not None:
                 raise request.error
@@ -250,34 +273,103 @@ class Engine:
         """The requests of a conversation's `n` answers; they share the row, and all but the first wait for its keys."""
         check(sampling)
         parsed = [Message.parse(m) for m in messages]
+        future: Future[Batch]
+        if media(parsed, Image) or media(parsed, Audio) or media(parsed, Video):
+            with self._lock:
+                self._decoders = self._decoders or ThreadPoolExecutor(2, "decode media")
+            future = self._decoders.submit(self.prepare, parsed, sampling, adapter)
+        else:
+            future = Future()
+            future.set_result(self.prepare(parsed, sampling, adapter))
+        return self._enter(future, sampling)
 
-        def make() -> Batch:
-            made = self.row(parsed, adapter=adapter)
-            self._check_room(len(made), sampling.max_tokens)
-            if (bound := len(made) + sampling.max_tokens) > self.capacity:
-                raise ValueError(
-                    f"{len(made)} prompt tokens and {sampling.max_tokens} more are {bound}, but there is memory for "
-                    f"the keys and values of {self.capacity}; lower max_tokens, or give the engine more memory"
-                )
-            return made
+    def prepare(
+        self,
+        messages: Conversation,
+        sampling: SamplingParams = GREEDY,
+        adapter: str | None = "auto",
+    ) -> Batch:
+        """The row of a conversation, media decoded, after everything that can be wrong with it and with what is asked
+        was looked at. Takes no part in steps and waits for none. Raises ValueError as `generate` does."""
+        check(sampling)
+        made = self.row(messages, adapter=adapter)
+        self.check_row(made, sampling)
+        return made
 
-        with self._lock:
+    def check_row(self, row: Batch, sampling: SamplingParams) -> None:
+        """Raises ValueError if a row and its answer don't fit the context or memory, or no answer fits its grammar."""
+        self._check_room(len(row), sampling.max_tokens)
+        if (bound := len(row) + sampling.max_tokens) > self.capacity:
+            raise ValueError(
+                f"{len(row)} prompt tokens and {sampling.max_tokens} more are {bound}, but there is memory for "
+                f"the keys and values of {self.capacity}; lower max_tokens, or give the engine more memory"
+            )
+        if sampling.grammar is not None:
+            Matcher(sampling.grammar, self.processor.tokenizer)
+
+    def enter(
+        self, row: Batch, sampling: SamplingParams = GREEDY, *, salt: bytes = b""
+    ) -> list[Request]:
+        """The requests of the `n` answers to a prepared row. What is remembered of them, only requests of the same
+        `salt` find again."""
+        made: Future[Batch] = Future()
+        made.set_result(row)
+        return self._enter(made, sampling, salt)
+
+    def _enter(
+        self, row: Future[Batch], sampling: SamplingParams, salt: bytes = b""
+    ) -> list[Request]:
+        with self._changed:
             if not (self._arriving or self.scheduler.waiting or self.scheduler.running):
                 self._look_at_weights()
             requests: list[Request] = []
-            if media(parsed, Image) or media(parsed, Audio) or media(parsed, Video):
-                self._decoders = self._decoders or ThreadPoolExecutor(2, "decode media")
-                future = self._decoders.submit(make)
-            else:
-                future = Future()
-                future.set_result(make())
             for number in range(sampling.n):
                 own = replace(sampling, n=1, seed=sampling.seed + number)
                 leader = requests[0] if requests else None
                 tokenizer = self.processor.tokenizer
-                requests.append(Request(future, own, tokenizer, Table(self.pool), leader))
+                requests.append(Request(row, own, tokenizer, Table(self.pool), leader, salt))
             self._arriving += requests
-            return requests
+        row.add_done_callback(self._wake)
+        return requests
+
+    def _wake(self, _: Any = None) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    def run(self, stop: threading.Event, after: Callable[[Exception | None], None]) -> None:
+        """Steps for everybody until `stop` is set; `generate_many` and `stream` of other threads wait for these steps
+        meanwhile. After each step `after` hears of the error that ended it, or None."""
+        with self._lock:
+            assert self._driver is None, "another thread is stepping already"
+            self._driver = threading.get_ident()
+        try:
+            while not stop.is_set():
+                error = None
+                try:
+                    busy = self.step()
+                except Exception as failure:  # each of its requests holds it too
+                    busy, error = True, failure
+                after(error)
+                with self._changed:
+                    self._changed.notify_all()
+                    if not (busy or stop.is_set() or self._due()):
+                        self._changed.wait(IDLE)
+        finally:
+            with self._changed:
+                self._driver = None
+                self._changed.notify_all()
+
+    def _due(self) -> bool:
+        arrived = any(request.row.done() for request in self._arriving)
+        return arrived or bool(self.scheduler.waiting or self.scheduler.running)
+
+    def _advance(self) -> None:
+        """Runs a step, or waits for the next one of the thread that is in `run`."""
+        with self._changed:
+            if self._driver is not None and self._driver != threading.get_ident():
+                self._changed.wait(IDLE)
+                return
+        self.step(in_order=True)
 
     def abort(self, request: Request) -> None:
         """End a request in whatever phase it is; what it held is free when this returns. A finished one stays as it
@@ -297,8 +389,8 @@ class Engine:
 
     def step(self, *, in_order: bool = False) -> bool:
         """One forward for everybody whose turn it is; False if there was nothing to do. `in_order`: wait for the media
-        of the request that came first, so that who runs together follows from the requests alone. If the model fails,
-        all requests end and the error comes out here."""
+        of the request that came first, so that who runs together follows from the requests alone. If memory runs out,
+        the request that asked most of it ends; if the model fails, all do and the error comes out here."""
         if in_order:
             with self._lock:
                 first = [r.row for r in self._arriving[: max(0, self._room)]]
@@ -311,6 +403,9 @@ class Engine:
             try:
                 self._run(parts)
             except BaseException as error:
+                if ran_out(error):
+                    self._make_way(parts)
+                    return True
                 for request in [*self.scheduler.running, *self.scheduler.waiting]:
                     request.error = error if isinstance(error, Exception) else None
                     self._end(request, "error")
@@ -320,6 +415,23 @@ class Engine:
                 if part.request.finish_reason:
                     self._end(part.request, part.request.finish_reason)
             return True
+
+    def _make_way(self, parts: Sequence[Part]) -> None:
+        """A step took more memory than there was: the request that asked most of it ends, the others run again."""
+
+        def weight(part: Part) -> tuple[int, int]:
+            seen = [i for i in part.request.items if i.key not in part.request.features]
+            return sum(item.size for item in seen), part.size
+
+        heaviest = max(parts, key=weight).request
+        heaviest.error = OutOfMemory(
+            f"there was not enough memory for this request of {len(heaviest)} tokens beside the others; "
+            "try a shorter one, or again later"
+        )
+        self._end(heaviest, "error")
+        for part in reversed(parts):
+            if part.request is not heaviest:
+                self.scheduler.preempt(part.request)
 
     def _run(self, parts: Sequence[Part]) -> None:
         self._encode(parts)
@@ -402,7 +514,8 @@ class Engine:
                 for tensor in self.model.adapter_tensors(request.adapter):
                     found.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
             self._roots[key] = found.digest()
-        return self._roots[key]
+        root = self._roots[key]
+        return hashlib.sha256(request.salt + root).digest() if request.salt else root
 
     def _look_at_weights(self) -> None:
         """Forgets what was made with other weights: a model may learn between two questions."""
@@ -445,16 +558,31 @@ class Engine:
     def _score_group(self, group: Sequence[tuple[Batch, list[int]]]) -> list[list[float]]:
         batch = pack([extend(prompt, answer) for prompt, answer in group])
         hidden = self.runner.hidden(batch)
-        scores = []
-        with torch.inference_mode():
-            for (_, answer), end in zip(group, batch.bounds[1:], strict=True):
-                before = hidden[
-                    end - len(answer) - 1 : end - 1
-                ]  # the position before a token predicts it
-                chosen = torch.tensor(answer, dtype=torch.long, device=hidden.device)
-                logs = self.model.logits(before).float().log_softmax(-1)
-                scores.append(logs.gather(1, chosen[:, None])[:, 0].tolist())
-        return scores
+        return [
+            # The position before a token predicts it.
+            [said.logprob for said in self._logprobs(hidden[end - len(a) - 1 : end - 1], a)]
+            for (_, a), end in zip(group, batch.bounds[1:], strict=True)
+        ]
+
+    def prompt_logprobs(self, row: Batch, top: int = 0) -> list[TokenLogprob]:
+        """What the model thinks of each token of a row but the first, with the `top` likeliest in its place."""
+        self._check_room(len(row), 0)
+        return self._logprobs(self.runner.hidden(row)[:-1], row.ids[1:].tolist(), top)
+
+    @torch.inference_mode()
+    def _logprobs(
+        self, hidden: Float[Tensor, "n D"], ids: Sequence[int], top: int = 0
+    ) -> list[TokenLogprob]:
+        """Log-probabilities of the tokens after each position, a few positions at a time: vocabularies are large."""
+        found: list[TokenLogprob] = []
+        for some in hidden.split(SCORED):
+            logs = self.model.logits(some).float().log_softmax(-1)
+            chosen = ids[len(found) : len(found) + len(some)]
+            own = logs.gather(1, torch.tensor(chosen, device=logs.device)[:, None])[:, 0].tolist()
+            values, tokens = (t.tolist() for t in logs.topk(min(top, logs.shape[1])))
+            for token, logprob, v, t in zip(chosen, own, values, tokens, strict=True):
+                found.append(TokenLogprob(token, logprob, tuple(zip(t, v, strict=True))))
+        return found
 
     def logits(self, row: Batch) -> Float[Tensor, "T V"]:
         """Float32 logits at every position of a row, on the CPU."""

@@ -13,6 +13,17 @@ from polyphi.model.multimodal import PhiModel
 CGROUP = Path("/sys/fs/cgroup")
 
 
+class OutOfMemory(RuntimeError):
+    """A request needed more memory than there was; others go on."""
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether an error says that memory couldn't be had (torch has no type of its own for it on a CPU)."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+
+
 def free_memory(place: torch.device) -> int:
     """Bytes that can be had on a device now."""
     if place.type == "cuda":

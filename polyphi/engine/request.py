@@ -89,6 +89,8 @@ class Request:
     table: Table
     leader: "Request | None" = None
     """Another request with the same prompt, which runs first."""
+    salt: bytes = b""
+    """Only requests of the same salt share what is remembered."""
     phase: Phase = "decoding media"
     finish_reason: str | None = None
     error: Exception | None = None
@@ -105,7 +107,7 @@ class Request:
     def start(self) -> None:
         """The row is made: it waits for its turn. Raises what went wrong while it was made."""
         self.prompt = self.row.result()
-        self.items = items(self.prompt)
+        self.items = items(self.prompt, self.salt)
         self.ids: list[int] = self.prompt.ids.tolist()
         self.sampler = Sampler(self.sampling, self.tokenizer, self.ids)
         self.lookup = None

@@ -99,6 +99,14 @@ class Scheduler:
         request.table.clear()
         request.features.clear()
 
+    def preempt(self, request: Request) -> None:
+        """Lets a running request wait at the front; what it knows will run again."""
+        self.running.remove(request)
+        request.table.clear()
+        request.phase = "waiting"
+        self.waiting.appendleft(request)
+        self.preemptions += 1
+
     def _due(self, request: Request) -> int:
         return len(request) - request.table.length
 
@@ -128,12 +136,8 @@ class Scheduler:
                 return True
             except OutOfBlocks:
                 last = self.running[-1]
-                self.running.pop()
                 parts.pop(id(last), None)
-                last.table.clear()
-                last.phase = "waiting"
-                self.waiting.appendleft(last)
-                self.preemptions += 1
+                self.preempt(last)
                 if last is part.request:
                     return False
 

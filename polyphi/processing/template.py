@@ -12,15 +12,15 @@ text: `<|system|>CONTENT<|tool|>TOOLS<|/tool|><|end|>`. A picture or a clip beco
 A message of role "document" stands alone: raw text, then `<|endoftext|>`, all of it learnt.
 
 **Tool calls.** A model calls a tool by answering `<|tool_call|>[...]<|/tool_call|>`, two control tokens around JSON.
-Training data have them written out in the assistant's text; with `trusted=True` these two, in assistant messages only,
-become control tokens. Nothing else ever does, and without `trusted` not even these, because whoever sends a
-conversation may have made up its answers.
+Calls that come as such (`Calls`, from OpenAI's `tool_calls`) are told so again. Training data have them written out in
+the assistant's text; with `trusted=True` these two marks, in assistant messages only, become control tokens. Nothing
+else ever does, and without `trusted` not even these, because whoever sends a conversation may have made up its answers.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from polyphi.chat import CALL, CALL_END, Audio, Image, Message, Text, Video
+from polyphi.chat import CALL, CALL_END, Audio, Calls, Image, Message, Text, Video
 from polyphi.processing.tokenizer import END, END_OF_TEXT, Tokenizer
 
 ROLES = ("system", "user", "assistant", "tool", "tool_response")
@@ -105,7 +105,9 @@ class _Writer:
 
     def parts(self, message: Message, *, answer: bool, calls: bool = False) -> None:
         for part in message.parts:
-            if isinstance(part, Text):
+            if isinstance(part, Calls) and CALL in self._tokenizer.controls:
+                self._calls(part.text)
+            elif isinstance(part, Text):
                 self._calls(part.text) if calls else self.text(part.text, answer=answer)
             else:
                 self._media(part)

@@ -1,0 +1,171 @@
+"""The server as an application: its routes, and one shape for everything that goes wrong.
+
+>>> app = create_app(engine, Settings("phi"))            # run by uvicorn, or `polyphi serve`
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response
+
+from polyphi.chat import SamplingParams, with_tools
+from polyphi.engine.engine import Engine
+from polyphi.serve import chat, completions
+from polyphi.serve.errors import ApiError
+from polyphi.serve.schema import DetokenizeRequest, TokenizeRequest, explained, offered
+from polyphi.serve.server import Gone, Server
+from polyphi.serve.settings import Settings
+
+CODES = {404: "not_found", 405: "method_not_allowed"}
+
+
+def create_app(engine: Engine, settings: Settings) -> FastAPI:
+    """The application around an engine. What it is asked, it is asked by OpenAI's routes (docs/server.md)."""
+    server = Server(engine, settings)
+
+    @asynccontextmanager
+    async def life(app: FastAPI) -> AsyncIterator[None]:
+        server.start()
+        yield
+        server.close()
+
+    app = FastAPI(
+        title="polyphi", version=version("polyphi"), lifespan=life, docs_url=None, redoc_url=None
+    )
+    app.state.server = server
+    _errors(app)
+    app.include_router(chat.routes(server))
+    app.include_router(completions.routes(server))
+    _about(app, server)
+    _tokens(app, server)
+    return app
+
+
+def _errors(app: FastAPI) -> None:
+    @app.exception_handler(ApiError)
+    async def told(request: HttpRequest, error: ApiError) -> Response:
+        return JSONResponse(error.body, error.status, error.headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: HttpRequest, error: RequestValidationError) -> Response:
+        return await told(request, explained(error))
+
+    @app.exception_handler(HTTPException)
+    async def http(request: HttpRequest, error: HTTPException) -> Response:
+        status, allowed = error.status_code, dict(error.headers or {})
+        said = {
+            404: "there is nothing at this address",
+            405: f"this address doesn't take {request.method}",
+        }.get(status, "the request can't be read")
+        return await told(request, ApiError(status, said, code=CODES.get(status), headers=allowed))
+
+    @app.exception_handler(Gone)
+    async def gone(request: HttpRequest, error: Gone) -> Response:
+        return Response(status_code=499)  # nobody hears it but the log
+
+
+def _about(app: FastAPI, server: Server) -> None:
+    settings, engine = server.settings, server.engine
+    config = engine.model.config
+
+    @app.get("/health", summary="Whether the server is alive")
+    async def health() -> Response:
+        return _told(server.alive)
+
+    @app.get("/ready", summary="Whether it takes requests")
+    async def ready() -> Response:
+        return _told(server.ready)
+
+    @app.get("/version")
+    async def told_version() -> dict[str, str]:
+        return {"version": version("polyphi")}
+
+    def model(name: str) -> dict[str, Any]:
+        found = {
+            "id": name,
+            "object": "model",
+            "created": server.started,
+            "owned_by": "polyphi",
+            "root": settings.name,
+            "parent": None if name == settings.name else settings.name,
+            "max_model_len": server.context,
+        }
+        return found
+
+    @app.get("/v1/models", summary="The model, and its adapters as models")
+    async def models() -> dict[str, Any]:
+        names = [settings.name, *config.adapters]
+        return {"object": "list", "data": [model(name) for name in names]}
+
+    @app.get("/v1/models/{name:path}")
+    async def one_model(name: str) -> dict[str, Any]:
+        server.adapter(name, "auto")
+        return model(name)
+
+    @app.get("/props", summary="What the server can do and what it takes")
+    async def props() -> dict[str, Any]:
+        limits = (
+            "max_image_bytes max_image_pixels max_audio_bytes max_audio_seconds max_recording_seconds "
+            "max_body_bytes max_parts max_answers max_tokens"
+        )
+        defaults = SamplingParams()
+        sampling = (
+            "temperature top_p top_k min_p repetition_penalty presence_penalty frequency_penalty"
+        )
+        return {
+            "model": settings.name,
+            "modalities": {"image": config.vision is not None, "audio": config.audio is not None},
+            "adapters": list(config.adapters),
+            "context": server.context,
+            "languages": {},
+            "limits": {name: getattr(settings, name) for name in limits.split()},
+            "sampling": {name: getattr(defaults, name) for name in sampling.split()},
+            "structured": server.structured,
+            "version": version("polyphi"),
+        }
+
+
+def _told(well: bool) -> Response:
+    return JSONResponse({"status": "ok" if well else "unavailable"}, 200 if well else 503)
+
+
+def _tokens(app: FastAPI, server: Server) -> None:
+    tokenizer = server.engine.processor.tokenizer
+
+    @app.post("/tokenize", summary="Tokens of a text or a conversation, before anything runs")
+    async def tokenize(wanted: TokenizeRequest) -> dict[str, Any]:
+        server.adapter(wanted.model, "auto")
+        if (wanted.prompt is None) == (wanted.messages is None):
+            raise ApiError(400, "expected either prompt or messages", param="prompt")
+        room = {"max_model_len": server.context}
+        if wanted.prompt is not None:
+            ids = await server.in_thread(tokenizer.encode, wanted.prompt)
+            count = {"text_tokens": len(ids), "image_tokens": 0, "audio_tokens": 0}
+            return {"tokens": ids, "count": len(ids), **count, **room}
+        with server.admit(), server.explained("messages"):
+            turns = wanted.messages or []
+            messages = await chat.conversation(server, turns)
+            messages = with_tools(messages, offered(wanted.tools or ()))
+            found = await server.in_thread(server.engine.processor.count, messages)
+        count = {
+            "text_tokens": found.text,
+            "image_tokens": found.image,
+            "audio_tokens": found.audio,
+        }
+        return {"count": found.total, **count, **room}
+
+    @app.post("/detokenize", summary="The text of tokens")
+    async def detokenize(wanted: DetokenizeRequest) -> dict[str, str]:
+        server.adapter(wanted.model, "auto")
+        known = tokenizer.vocab_size
+        if bad := [i for i in wanted.tokens if not 0 <= i < known]:
+            raise ApiError(
+                400, f"tokens: ids lie between 0 and {known - 1}, found {bad[0]}", param="tokens"
+            )
+        return {"prompt": await server.in_thread(tokenizer.decode, wanted.tokens)}

@@ -1,0 +1,277 @@
+"""Chat completions: OpenAI's messages -> a conversation, and the model's answers -> OpenAI's answers.
+
+Streamed and whole answers are made of the same pieces: text runs through one `ToolParser` for each answer where tools
+are offered, so the deltas of a stream join to the message that comes without one.
+"""
+
+import json
+import secrets
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response
+
+from polyphi.chat import (
+    Audio,
+    Calls,
+    Grammar,
+    Image,
+    Message,
+    Part,
+    Text,
+    TokenLogprob,
+    call_text,
+    with_tools,
+)
+from polyphi.engine.tools import ToolCall, ToolParser
+from polyphi.serve.answers import besides, event, usage
+from polyphi.serve.errors import ApiError
+from polyphi.serve.schema import (
+    AudioPart,
+    AudioUrlPart,
+    ChatRequest,
+    ImagePart,
+    RefusalPart,
+    Turn,
+    offered,
+)
+from polyphi.serve.schema import Part as GivenPart
+from polyphi.serve.server import Events, Job, News, Server, Ticket, unless_gone
+
+ROLES = {"developer": "system", "tool": "tool_response"}
+
+
+def routes(server: Server) -> APIRouter:
+    router = APIRouter()
+
+    @router.post("/v1/chat/completions", summary="An answer to a conversation")
+    async def chat_completions(wanted: ChatRequest, request: HttpRequest) -> Response:
+        adapter = server.adapter(wanted.model, wanted.adapter)
+        tools = offered(wanted.tools or (), wanted.tool_choice)
+        must_call = bool(tools) and wanted.tool_choice not in (None, "auto")
+        grammar = wanted.grammar()
+        if must_call and grammar:
+            raise ApiError(
+                400,
+                "an answer can't be a tool call and of response_format at once; leave one of them out",
+                param="response_format",
+            )
+        if must_call:
+            grammar = Grammar("tools", json.dumps(tools))
+        logprobs = (wanted.top_logprobs or 0) if wanted.logprobs else None
+        sampling = server.sampling(
+            wanted, grammar=grammar, max_tokens=wanted.wanted_tokens, logprobs=logprobs
+        )
+        ticket = server.admit()
+        job: Job | None = None
+
+        def close() -> None:
+            if job is not None:
+                job.cancel()
+            ticket.release()
+
+        try:
+            messages = await conversation(server, wanted.messages)
+            messages = with_tools(messages, tools)
+            with server.explained("messages"):
+                row, sampling = await server.prepare(messages, adapter, sampling)
+            job = await server.enter(row, sampling, server.salt(request))
+            answer = Answer(server, wanted, job, ticket, bool(tools))
+            if wanted.stream:
+                return Events(answer.events(), close)
+            body = await unless_gone(request, answer.whole())
+        except BaseException:
+            close()
+            raise
+        close()
+        return JSONResponse(body)
+
+    return router
+
+
+async def conversation(server: Server, turns: Sequence[Turn]) -> tuple[Message, ...]:
+    """OpenAI's messages as ours, with the bytes of all media there."""
+    if len(turns) > server.settings.max_messages:
+        raise ApiError(
+            400,
+            f"a conversation has at most {server.settings.max_messages} messages, found {len(turns)}",
+            param="messages",
+        )
+    given = sum(
+        part.type in ("image_url", "input_audio", "audio_url")
+        for turn in turns
+        if isinstance(turn.content, list)
+        for part in turn.content
+    )
+    if given > server.settings.max_parts:
+        raise ApiError(
+            400,
+            f"a request has at most {server.settings.max_parts} pictures and clips, found {given}",
+            param="messages",
+        )
+    return tuple([await _message(server, turn, f"messages[{i}]") for i, turn in enumerate(turns)])
+
+
+async def _message(server: Server, turn: Turn, where: str) -> Message:
+    parts: list[Part] = []
+    if isinstance(turn.content, str):
+        parts.append(Text(turn.content))
+    for number, part in enumerate(turn.content if isinstance(turn.content, list) else ()):
+        parts.append(await _part(server, part, f"{where}.content[{number}]"))
+    if turn.tool_calls:
+        if turn.role != "assistant":
+            raise ApiError(
+                400,
+                f"{where}.tool_calls: only an assistant calls tools, found role {turn.role!r}",
+                param=f"{where}.tool_calls",
+            )
+        try:
+            calls = Calls(call_text([call.function.model_dump() for call in turn.tool_calls]))
+        except ValueError as error:
+            where = f"{where}.tool_calls"
+            raise ApiError(400, f"{where}: {error}", param=where) from None
+        parts = [*(part for part in parts if part != Text("")), calls]
+    elif turn.content is None:
+        raise ApiError(400, f"{where}.content: expected text or parts", param=f"{where}.content")
+    return Message(ROLES.get(turn.role, turn.role), tuple(parts))
+
+
+async def _part(server: Server, part: GivenPart, where: str) -> Part:
+    if isinstance(part, ImagePart):
+        asked = part.image_url
+        data = await server.media.image(asked.url, f"{where}.image_url.url")
+        return Image(data, asked.detail, asked.max_crops)
+    if isinstance(part, AudioPart):
+        path, limit = f"{where}.input_audio.data", server.settings.max_audio_bytes
+        return Audio(server.media.decoded(part.input_audio.data, path, limit))
+    if isinstance(part, AudioUrlPart):
+        return Audio(await server.media.audio(part.audio_url.url, f"{where}.audio_url.url"))
+    return Text(part.refusal if isinstance(part, RefusalPart) else part.text)
+
+
+@dataclass
+class Said:
+    """One answer while it comes: what its text turned out to be."""
+
+    parser: ToolParser | None
+    content: str = ""
+    calls: list[dict[str, Any]] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+
+    def add(self, news: News) -> list[dict[str, Any]]:
+        """The deltas of what came."""
+        parts: list[str | ToolCall] = [news.text] if news.text else []
+        if self.parser is not None:
+            parts = self.parser.add(news.text)
+            if news.finish_reason:
+                parts += self.parser.finish()
+        self.logprobs += news.logprobs
+        return [self._delta(part) for part in parts]
+
+    def _delta(self, part: str | ToolCall) -> dict[str, Any]:
+        if isinstance(part, str):
+            self.content += part
+            return {"content": part}
+        call = {
+            "id": f"call_{secrets.token_hex(12)}",
+            "type": "function",
+            "function": {"name": part.name, "arguments": part.arguments},
+        }
+        self.calls.append(call)
+        return {"tool_calls": [{"index": len(self.calls) - 1, **call}]}
+
+    @property
+    def message(self) -> dict[str, Any]:
+        found: dict[str, Any] = {"role": "assistant", "content": self.content, "refusal": None}
+        if self.calls:
+            found |= {"content": self.content or None, "tool_calls": self.calls}
+        return found
+
+    def reason(self, news: News) -> str | None:
+        """An answer that calls tools ends for that reason, whatever comes after the calls."""
+        return "tool_calls" if news.finish_reason == "stop" and self.calls else news.finish_reason
+
+
+class Answer:
+    """A job's answers in OpenAI's shapes."""
+
+    def __init__(
+        self, server: Server, wanted: ChatRequest, job: Job, ticket: Ticket, tools: bool
+    ) -> None:
+        self._server, self._wanted, self._job, self._ticket = server, wanted, job, ticket
+        self._said = [Said(ToolParser() if tools else None) for _ in job.requests]
+        self._id = f"chatcmpl-{secrets.token_hex(12)}"
+        self._created = int(time.time())
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        return {
+            "id": self._id,
+            "object": kind,
+            "created": self._created,
+            "model": self._wanted.model or self._server.settings.name,
+        }
+
+    def _logprobs(self, some: Sequence[TokenLogprob]) -> dict[str, Any] | None:
+        if not self._wanted.logprobs:
+            return None
+        return {"content": [self._server.tokens.told(one) for one in some], "refusal": None}
+
+    async def whole(self) -> dict[str, Any]:
+        reasons: dict[int, str | None] = {}
+        async for news in self._job:
+            said = self._said[news.number]
+            said.add(news)
+            if news.finish_reason:
+                reasons[news.number] = said.reason(news)
+        completions = self._job.answers()
+        self._server.told(self._ticket, completions)
+        choices = [
+            {
+                "index": number,
+                "message": said.message,
+                "logprobs": self._logprobs(said.logprobs),
+                "finish_reason": reasons[number],
+            }
+            for number, said in enumerate(self._said)
+        ]
+        head = self._head("chat.completion")
+        return {**head, "choices": choices, "usage": usage([completions]), **besides(completions)}
+
+    async def events(self) -> AsyncIterator[bytes]:
+        head = self._head("chat.completion.chunk")
+
+        def chunk(number: int, delta: dict[str, Any], **more: Any) -> bytes:
+            choice = {"index": number, "delta": delta, "logprobs": None, "finish_reason": None}
+            return event({**head, "choices": [{**choice, **more}]})
+
+        for number in range(len(self._said)):
+            yield chunk(number, {"role": "assistant", "content": ""})
+        try:
+            async for news in self._job:
+                said = self._said[news.number]
+                deltas = said.add(news)
+                if news.logprobs and self._wanted.logprobs and not deltas:
+                    deltas = [{"content": ""}]
+                for i, delta in enumerate(deltas):
+                    yield chunk(
+                        news.number,
+                        delta,
+                        logprobs=self._logprobs(news.logprobs) if not i else None,
+                    )
+                if news.finish_reason:
+                    # Which adapter answered is told with the end of the answer.
+                    more = besides([self._job.requests[news.number].completion()])
+                    head |= more
+                    yield chunk(news.number, {}, finish_reason=said.reason(news))
+            completions = self._job.answers()
+            self._server.told(self._ticket, completions)
+            options = self._wanted.stream_options
+            if options is not None and options.include_usage:
+                yield event({**head, "choices": [], "usage": usage([completions])})
+            yield b"data: [DONE]\n\n"
+        except ApiError as error:
+            yield event(error.body)

@@ -1,0 +1,214 @@
+"""Completions of plain text: what log-likelihood harnesses and old clients use.
+
+A prompt is text without a template, or token ids. `echo` puts the prompt before the answer, and with `logprobs` tells
+what the model thought of each of its tokens; with `max_tokens: 0` that is all.
+"""
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response
+
+from polyphi.batch import Batch
+from polyphi.chat import SamplingParams, TokenLogprob
+from polyphi.serve.answers import event, usage
+from polyphi.serve.errors import ApiError
+from polyphi.serve.schema import CompletionRequest
+from polyphi.serve.server import Events, Job, Server, Ticket, unless_gone
+
+MAX_PROMPTS = 128
+
+
+def routes(server: Server) -> APIRouter:
+    router = APIRouter()
+
+    @router.post("/v1/completions", summary="What follows a text")
+    async def completions(wanted: CompletionRequest, request: HttpRequest) -> Response:
+        adapter = server.adapter(wanted.model, wanted.adapter)
+        if wanted.suffix:
+            raise ApiError(400, "suffix isn't supported; leave it out", param="suffix")
+        if wanted.stream and wanted.echo:
+            raise ApiError(400, "echo and stream don't go together; leave one out", param="echo")
+        silent = bool(wanted.echo) and wanted.max_tokens == 0
+        if wanted.max_tokens == 0 and not silent:
+            raise ApiError(400, "max_tokens: 0 only goes with echo", param="max_tokens")
+        length = wanted.max_tokens or (1 if silent else 16)
+        given = {"max_tokens": length, "logprobs": wanted.logprobs}
+        sampling = server.sampling(wanted, grammar=wanted.grammar(), **given)
+        ticket = server.admit()
+        jobs: list[Job] = []
+
+        def close() -> None:
+            for job in jobs:
+                job.cancel()
+            ticket.release()
+
+        try:
+            rows = await server.in_thread(_rows, server, wanted.prompt, adapter)
+            with server.explained("prompt"):
+                for row in rows:
+                    await server.in_thread(server.bounded, row, sampling)
+            answer = Answer(server, wanted, sampling, rows, ticket)
+            if silent:
+                body = await unless_gone(request, answer.echoed())
+            else:
+                jobs += [await server.enter(row, sampling, server.salt(request)) for row in rows]
+                if wanted.stream:
+                    return Events(answer.events(jobs), close)
+                body = await unless_gone(request, answer.whole(jobs))
+        except BaseException:
+            close()
+            raise
+        close()
+        return JSONResponse(body)
+
+    return router
+
+
+def _rows(server: Server, prompt: Any, adapter: str | None) -> list[Batch]:
+    """Each prompt as a row. Text never becomes a control token; an empty one is begun as documents are."""
+    prompts = (
+        [prompt] if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)) else prompt
+    )
+    if not 1 <= len(prompts) <= MAX_PROMPTS:
+        raise ApiError(
+            400, f"prompt: expected 1 to {MAX_PROMPTS}, found {len(prompts)}", param="prompt"
+        )
+    tokenizer = server.engine.processor.tokenizer
+    with server.explained("prompt"):
+        return [
+            server.engine.ids_row(
+                (tokenizer.encode(one) if isinstance(one, str) else one) or [tokenizer.eos_ids[-1]],
+                adapter=adapter,
+            )
+            for one in prompts
+        ]
+
+
+class Answer:
+    """The answers to some prompts, in OpenAI's shape: those to the first prompt, then those to the second."""
+
+    def __init__(
+        self,
+        server: Server,
+        wanted: CompletionRequest,
+        sampling: SamplingParams,
+        rows: Sequence[Batch],
+        ticket: Ticket,
+    ) -> None:
+        self._server, self._wanted, self._sampling = server, wanted, sampling
+        self._rows, self._ticket = rows, ticket
+        self._head = {
+            "id": f"cmpl-{secrets.token_hex(12)}",
+            "object": "text_completion",
+            "created": int(time.time()),
+            "model": wanted.model or server.settings.name,
+        }
+
+    async def echoed(self) -> dict[str, Any]:
+        """The prompts alone, with what the model thinks of them."""
+        choices: list[dict[str, Any]] = []
+        for row in self._rows:
+            text, logprobs = await self._prompt(row)
+            choices.append(self._choice(len(choices), text, logprobs, "length"))
+        count = sum(len(row) for row in self._rows)
+        cost = {"prompt_tokens": count, "completion_tokens": 0, "total_tokens": count}
+        return {**self._head, "choices": choices, "usage": cost}
+
+    async def whole(self, jobs: Sequence[Job]) -> dict[str, Any]:
+        choices: list[dict[str, Any]] = []
+        for row, job in zip(self._rows, jobs, strict=True):
+            before, thought = await self._prompt(row) if self._wanted.echo else ("", [])
+            async for _ in job:
+                pass
+            for found in job.answers():
+                said = [*thought, *found.logprobs]
+                reason = found.finish_reason
+                choices.append(self._choice(len(choices), before + found.text, said, reason))
+        answers = [job.answers() for job in jobs]
+        for some in answers:
+            self._server.told(self._ticket, some)
+        return {**self._head, "choices": choices, "usage": usage(answers)}
+
+    async def events(self, jobs: Sequence[Job]) -> AsyncIterator[bytes]:
+        """The pieces of all answers, as they come."""
+        queue: asyncio.Queue[bytes | ApiError | None] = asyncio.Queue()
+
+        async def listen(first: int, job: Job) -> None:
+            said = [0] * len(job.requests)
+            try:
+                async for news in job:
+                    index = first + news.number
+                    logprobs, at = list(news.logprobs), said[news.number]
+                    choice = self._choice(index, news.text, logprobs, news.finish_reason, at)
+                    said[news.number] += sum(
+                        len(self._server.tokens.text(p.token)) for p in logprobs
+                    )
+                    queue.put_nowait(event({**self._head, "choices": [choice]}))
+                queue.put_nowait(None)
+            except ApiError as error:
+                queue.put_nowait(error)
+
+        n = self._sampling.n
+        listeners = [asyncio.ensure_future(listen(i * n, job)) for i, job in enumerate(jobs)]
+        try:
+            for _ in jobs:
+                while (found := await queue.get()) is not None:
+                    if isinstance(found, ApiError):
+                        yield event(found.body)
+                        return
+                    yield found
+            answers = [job.answers() for job in jobs]
+            for some in answers:
+                self._server.told(self._ticket, some)
+            options = self._wanted.stream_options
+            if options is not None and options.include_usage:
+                yield event({**self._head, "choices": [], "usage": usage(answers)})
+            yield b"data: [DONE]\n\n"
+        finally:
+            for listener in listeners:
+                listener.cancel()
+
+    async def _prompt(self, row: Batch) -> tuple[str, list[TokenLogprob | int]]:
+        """A prompt's text, and its tokens with what the model thinks of them; of the first it thinks nothing."""
+        ids = row.ids.tolist()
+        text = self._server.engine.processor.tokenizer.decode(ids)
+        if self._wanted.logprobs is None:
+            return text, []
+        engine, top = self._server.engine, self._wanted.logprobs
+        return text, [ids[0], *await self._server.in_thread(engine.prompt_logprobs, row, top)]
+
+    def _choice(
+        self,
+        index: int,
+        text: str,
+        said: Sequence[TokenLogprob | int],
+        reason: str | None,
+        at: int = 0,
+    ) -> dict[str, Any]:
+        told = None if self._wanted.logprobs is None else self._logprobs(said, at)
+        return {"index": index, "text": text, "logprobs": told, "finish_reason": reason}
+
+    def _logprobs(self, said: Sequence[TokenLogprob | int], at: int) -> dict[str, Any]:
+        """OpenAI's four lists. `at`: where in the answer's text the first of these tokens stands."""
+        tokens = self._server.tokens
+        found: dict[str, list[Any]] = {
+            name: [] for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset")
+        }
+        for one in said:
+            id = one if isinstance(one, int) else one.token
+            found["tokens"].append(tokens.text(id))
+            found["text_offset"].append(at)
+            at += len(tokens.text(id))
+            if isinstance(one, int):
+                found["token_logprobs"].append(None)
+                found["top_logprobs"].append(None)
+                continue
+            found["token_logprobs"].append(max(one.logprob, -9999.0))
+            found["top_logprobs"].append({tokens.text(t): max(v, -9999.0) for t, v in one.top})
+        return found

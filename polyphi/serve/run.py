@@ -1,0 +1,91 @@
+"""`polyphi serve`: uvicorn around the application, from a socket that is bound before the model is loaded to a stop
+that loses nothing.
+
+Asked to stop (SIGTERM, Ctrl-C), the server takes no more requests, finishes those under way for up to
+`Settings.drain_seconds`, and ends; asked again, at once.
+"""
+
+import errno
+import ipaddress
+import logging
+import socket
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from polyphi.serve.settings import Settings
+
+
+def bind(settings: Settings) -> socket.socket:
+    """The socket to serve on. Raises ValueError if another program has it, or the address isn't this machine's."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        found = socket.socket(family, kind)
+    except OSError:
+        raise ValueError(f"--host {settings.host}: no address of this machine") from None
+    try:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind(address)
+        found.listen(2048)
+    except OSError as error:
+        found.close()
+        if error.errno == errno.EADDRINUSE:
+            raise ValueError(
+                f"port {settings.port} of {settings.host} is taken, maybe by another polyphi serve; stop that one, "
+                "or choose another with --port"
+            ) from None
+        reason = error.strerror or "it can't be bound"
+        raise ValueError(f"{settings.host}:{settings.port}: {reason}") from None
+    return found
+
+
+def check_open(settings: Settings, insecure: bool) -> None:
+    """Raises ValueError if strangers could reach a server that asks for no key."""
+    if settings.keys or insecure or _is_loopback(settings.host):
+        return
+    raise ValueError(
+        f"--host {settings.host} can be reached by others, but no key is asked for; give one with --api-key or "
+        "POLYPHI_API_KEY, or say --insecure"
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+class Drain(uvicorn.Server):
+    """uvicorn's server, which tells the application when it is asked to stop."""
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
+        super().__init__(config)
+        self._app = app
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._app.state.server.draining = True
+        super().handle_exit(sig, frame)
+
+
+def serve(app: FastAPI, settings: Settings, listening: socket.socket) -> None:
+    """Answers until it is told to stop."""
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=round(settings.drain_seconds),
+        timeout_keep_alive=15,
+    )
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    Drain(config, app).run(sockets=[listening])
+
+
+def address(settings: Settings) -> str:
+    """Where a browser on this machine finds it."""
+    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
+    return f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"

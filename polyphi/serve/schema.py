@@ -1,0 +1,330 @@
+"""What clients may ask, in OpenAI's words: each request as a model that refuses what it doesn't know.
+
+Fields of OpenAI's that can't change an answer of this model (`user`, `store`, ...) are taken and ignored; any other
+unknown field is refused with the nearest known name, for a misspelt wish that is quietly left out is a wrong answer.
+Values are checked where they mean something: sampling in engine/sampling.py, media in fetch.py.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from typing import Annotated, Any, ClassVar, Literal
+
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from polyphi.chat import Grammar, SamplingParams, functions
+from polyphi.serve.errors import ApiError
+
+MAX_TEXT = 4_000_000
+"""Letters of one text."""
+
+
+class Fields(BaseModel):
+    """An object whose fields are all known."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", protected_namespaces=())
+    ignored: ClassVar[frozenset[str]] = frozenset()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            for name in value:
+                if name not in cls.model_fields and name not in cls.ignored:
+                    near = get_close_matches(str(name), cls.model_fields, 1)
+                    hint = f"; did you mean {near[0]!r}?" if near else ""
+                    raise PydanticCustomError(
+                        "unknown_field",
+                        "unknown field {name}{hint}",
+                        {"name": repr(str(name))[:80], "hint": hint, "field": str(name)[:80]},
+                    )
+        return value
+
+
+class TextPart(Fields):
+    type: Literal["text"]
+    text: str = Field(max_length=MAX_TEXT)
+
+
+class ImageUrl(Fields):
+    url: str
+    detail: Literal["auto", "low", "high"] = "auto"
+    max_crops: int | None = Field(default=None, ge=1, le=256)
+
+
+class ImagePart(Fields):
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+class InputAudio(Fields):
+    data: str
+    format: str | None = Field(
+        default=None, description="Not looked at: what a clip is, its bytes say.", max_length=40
+    )
+
+
+class AudioPart(Fields):
+    type: Literal["input_audio"]
+    input_audio: InputAudio
+
+
+class AudioUrl(Fields):
+    url: str
+
+
+class AudioUrlPart(Fields):
+    type: Literal["audio_url"]
+    audio_url: AudioUrl
+
+
+class RefusalPart(Fields):
+    type: Literal["refusal"]
+    refusal: str = Field(max_length=MAX_TEXT)
+
+
+Part = Annotated[
+    TextPart | ImagePart | AudioPart | AudioUrlPart | RefusalPart, Field(discriminator="type")
+]
+
+
+class Function(Fields):
+    name: str = Field(max_length=256)
+    arguments: str = Field(default="{}", max_length=MAX_TEXT)
+
+
+class Call(Fields):
+    ignored = frozenset({"index"})
+
+    id: str | None = Field(default=None, max_length=256)
+    type: Literal["function"] = "function"
+    function: Function
+
+
+class Turn(Fields):
+    """A message. What other servers put on their answers is ignored when it comes back."""
+
+    ignored = frozenset(
+        [
+            "name",
+            "refusal",
+            "audio",
+            "annotations",
+            "function_call",
+            "reasoning_content",
+            "reasoning",
+        ]
+    )
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Annotated[str, Field(max_length=MAX_TEXT)] | list[Part] | None = None
+    tool_calls: list[Call] | None = Field(default=None, max_length=128)
+    tool_call_id: str | None = Field(default=None, max_length=256)
+
+
+class JsonSchema(Fields):
+    name: str | None = Field(default=None, max_length=256)
+    description: str | None = None
+    schema_: dict[str, Any] | bool = Field(alias="schema", default=True)
+    strict: bool | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown(cls, value: Any) -> Any:
+        return value  # its field is called by an alias; what else is there changes nothing
+
+
+class ResponseFormat(Fields):
+    type: Literal["text", "json_object", "json_schema", "regex"]
+    json_schema: JsonSchema | None = None
+    regex: str | None = None
+
+
+class StreamOptions(Fields):
+    ignored = frozenset({"include_obfuscation"})
+
+    include_usage: bool = False
+
+
+class Tool(Fields):
+    type: Literal["function"]
+    function: dict[str, Any]
+
+
+class NamedFunction(Fields):
+    name: str
+
+
+class NamedTool(Fields):
+    type: Literal["function"]
+    function: NamedFunction
+
+
+IGNORED = frozenset(
+    {
+        "user",
+        "metadata",
+        "store",
+        "service_tier",
+        "safety_identifier",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "reasoning_effort",
+        "verbosity",
+        "prediction",
+    }
+)
+Number = float | None
+
+
+class Sampling(Fields):
+    """What both kinds of completions may ask of how tokens are drawn. Left out, answers are greedy."""
+
+    ignored = IGNORED
+
+    model: str | None = Field(default=None, max_length=512)
+    adapter: str | None = Field(default="auto", max_length=256)
+    temperature: Number = None
+    top_p: Number = None
+    top_k: int | None = None
+    min_p: Number = None
+    repetition_penalty: Number = None
+    presence_penalty: Number = None
+    frequency_penalty: Number = None
+    seed: int | None = None
+    stop: Annotated[str, Field(max_length=256)] | list[str] | None = None
+    n: int | None = None
+    logit_bias: dict[str, float] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    response_format: ResponseFormat | None = None
+
+    def sampling(self, *, grammar: Grammar | None = None, **given: Any) -> SamplingParams:
+        """The wishes as the engine takes them; raises ApiError for those that it has no way to grant."""
+        if self.logit_bias:
+            raise ApiError(400, "logit_bias isn't supported; leave it out", param="logit_bias")
+        names = (
+            "temperature top_p top_k min_p repetition_penalty presence_penalty frequency_penalty n"
+        )
+        wishes = {name: getattr(self, name) for name in names.split()}
+        wishes |= {"seed": self.seed, **given}
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        told = {name: value for name, value in wishes.items() if value is not None}
+        return SamplingParams(stop=stop, grammar=grammar, **told)
+
+    def grammar(self) -> Grammar | None:
+        """What `response_format` asks for."""
+        wanted = self.response_format
+        if wanted is None or wanted.type == "text":
+            return None
+        if wanted.type == "json_object":
+            return Grammar("json", '{"type": "object"}')
+        if wanted.type == "regex":
+            if wanted.regex is None:
+                raise ApiError(400, "expected the expression", param="response_format.regex")
+            return Grammar("regex", wanted.regex)
+        if wanted.json_schema is None:
+            raise ApiError(400, "expected a JSON schema", param="response_format.json_schema")
+        return Grammar("json", json.dumps(wanted.json_schema.schema_))
+
+
+class ChatRequest(Sampling):
+    messages: list[Turn] = Field(min_length=1)
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=20)
+    tools: list[Tool] | None = Field(default=None, max_length=128)
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
+    modalities: list[Literal["text"]] | None = None
+
+    @property
+    def wanted_tokens(self) -> int | None:
+        return self.max_completion_tokens or self.max_tokens
+
+
+def offered(
+    tools: Sequence[Tool], choice: Literal["none", "auto", "required"] | NamedTool | None = None
+) -> list[dict[str, Any]]:
+    """The functions that may be called. Raises ApiError for what is no tool, or a choice that isn't among them."""
+    try:
+        found = functions([tool.function for tool in tools]) or []
+    except ValueError as error:
+        raise ApiError(400, str(error), param="tools") from None
+    if choice == "none":
+        return []
+    if choice == "required" and not found:
+        raise ApiError(400, "tool_choice is 'required', but there are no tools", param="tools")
+    if not isinstance(choice, NamedTool):
+        return found
+    if named := [tool for tool in found if tool["name"] == choice.function.name]:
+        return named
+    raise ApiError(
+        400,
+        f"tool_choice names {choice.function.name!r:.80}, which is not among the tools",
+        param="tool_choice.function.name",
+    )
+
+
+class CompletionRequest(Sampling):
+    prompt: str | list[str] | list[int] | list[list[int]] = Field(default="", max_length=MAX_TEXT)
+    max_tokens: int | None = Field(default=None, ge=0)
+    logprobs: int | None = Field(default=None, ge=0, le=20)
+    echo: bool | None = None
+    suffix: str | None = None
+
+
+class TokenizeRequest(Fields):
+    model: str | None = None
+    prompt: str | None = Field(default=None, max_length=MAX_TEXT)
+    messages: list[Turn] | None = Field(default=None, min_length=1)
+    tools: list[Tool] | None = Field(default=None, max_length=128)
+
+
+class DetokenizeRequest(Fields):
+    model: str | None = None
+    tokens: list[int] = Field(max_length=1_000_000)
+
+
+def explained(error: RequestValidationError) -> ApiError:
+    """What is wrong with a body, by the path of its part."""
+    found = max(error.errors(), key=lambda e: len(e["loc"]))
+    where, kind = list(found["loc"]), str(found["type"])
+    source = str(where.pop(0)) if where else "body"
+    body = error.body if source == "body" else {}
+    if kind == "json_invalid":
+        return ApiError(400, "the body is no JSON", code="invalid_json")
+    param = dotted(body, where)
+    if kind == "unknown_field":
+        param = ".".join(filter(None, [param, found["ctx"]["field"]]))
+    told = str(found["msg"]).replace("Input should be", "expected")
+    if kind not in ("unknown_field", "missing"):
+        told += f", found {_short(found.get('input'))}"
+    return ApiError(400, f"{param}: {told}" if param else told, param=param or None)
+
+
+def dotted(body: Any, where: Sequence[Any]) -> str:
+    """`messages[1].content[0].image_url.url`: a place in a body, without the names that a validator adds for the kind
+    of thing it took something for."""
+    path, at = "", body
+    for number, step in enumerate(where):
+        if isinstance(at, Sequence) and not isinstance(at, str):
+            if not isinstance(step, int):
+                continue
+            path, at = f"{path}[{step}]", at[step] if step < len(at) else None
+        elif isinstance(at, Mapping):
+            if step not in at and number < len(where) - 1:
+                continue
+            path, at = f"{path}.{step}" if path else str(step), at.get(step)
+    return path
+
+
+def _short(value: Any) -> str:
+    if value is None or isinstance(value, bool | int | float):
+        return repr(value)[:40]
+    if isinstance(value, str):
+        return repr(value) if len(value) <= 40 else f"a text of {len(value)} letters"
+    return "an object" if isinstance(value, dict) else "a list"

@@ -1,0 +1,402 @@
+"""The engine behind the routes: one thread steps it for everybody, handlers wait for what it says.
+
+>>> with server.admit() as ticket:                       # or 429
+...     row = await server.prepare(messages, "auto")     # what is wrong is told here, before anything is sent
+...     job = await server.enter(row, sampling)
+...     async for news in job: ...                       # (number of the answer, text, finish reason)
+
+Whoever goes away is noticed by `unless_gone` and by `Events`; `Job.cancel` then frees what its requests hold within a
+step. Nothing here waits for the engine in the thread that serves connections.
+"""
+
+import asyncio
+import logging
+import secrets
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from typing import Any, TypeVar
+
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from polyphi.batch import Batch
+from polyphi.chat import Completion, Message, SamplingParams, TokenLogprob
+from polyphi.engine.engine import Engine
+from polyphi.engine.memory import OutOfMemory
+from polyphi.engine.request import Request
+from polyphi.engine.sampling import check
+from polyphi.serve.errors import ApiError
+from polyphi.serve.fetch import Media
+from polyphi.serve.schema import Sampling
+from polyphi.serve.settings import Settings
+from polyphi.serve.tokens import Tokens
+
+log = logging.getLogger("polyphi.serve")
+T = TypeVar("T")
+PREPARING = 4
+"""Threads that decode and count for requests."""
+
+
+class Gone(Exception):
+    """The client has hung up."""
+
+
+@dataclass(frozen=True)
+class News:
+    """What came of answer `number`: text, its tokens' log-probabilities, and how it ended if it did."""
+
+    number: int
+    text: str
+    logprobs: tuple[TokenLogprob, ...]
+    finish_reason: str | None
+    error: Exception | None = None
+
+
+class Job:
+    """The answers to one row while they come, as an iterator of `News` that ends when all have ended."""
+
+    def __init__(
+        self, server: "Server", requests: Sequence[Request], loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self.requests = requests
+        self._server = server
+        self._loop = loop
+        self._news: asyncio.Queue[News] = asyncio.Queue()
+        self._looking = threading.Lock()
+        self._told = [0] * len(requests)
+        self._open = set(range(len(requests)))
+        self._left = len(requests)
+
+    def look(self) -> bool:
+        """Passes on what is new, from a thread that may wait for the engine; whether anything is still to come."""
+        with self._looking:
+            return self._look()
+
+    def _look(self) -> bool:
+        for number in sorted(self._open):
+            request, error = self.requests[number], None
+            try:
+                text, reason = self._server.engine.news(request)
+            except Exception as failure:
+                text, reason, error = "", "error", failure
+            logprobs: tuple[TokenLogprob, ...] = ()
+            if request.sampling.logprobs is not None and error is None and request.tokens:
+                logprobs = tuple(request.sampler.logprobs[self._told[number] : len(request.tokens)])
+                self._told[number] += len(logprobs)
+            if reason:
+                self._open.discard(number)
+            if text or reason or logprobs:
+                news = News(number, text, logprobs, reason, error)
+                self._loop.call_soon_threadsafe(self._news.put_nowait, news)
+        return bool(self._open)
+
+    async def __aiter__(self) -> AsyncIterator[News]:
+        while self._left:
+            news = await self._news.get()
+            self._left -= news.finish_reason is not None
+            if news.error is not None:
+                raise failed(news.error)
+            if news.finish_reason == "abort":
+                raise ApiError(503, "the server is stopping; try again", code="stopping")
+            yield news
+
+    def answers(self) -> list[Completion]:
+        """All answers, once all have ended."""
+        return [request.completion() for request in self.requests]
+
+    def cancel(self) -> None:
+        """Ends what hasn't ended, within a step."""
+        self._server.drop(self)
+
+
+class Ticket:
+    """A place among the requests that are admitted, until it is released."""
+
+    def __init__(self, server: "Server") -> None:
+        self._server: Server | None = server
+        self.began = time.monotonic()
+
+    def release(self) -> None:
+        if self._server is not None:
+            self._server._release(self)
+            self._server = None
+
+    def __enter__(self) -> "Ticket":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+class Server:
+    """An engine with its settings, and who is being answered. `start` and `close` belong to the app's life."""
+
+    def __init__(self, engine: Engine, settings: Settings) -> None:
+        self.engine = engine
+        self.settings = settings
+        self.media = Media(settings)
+        self.tokens = Tokens(engine.processor.tokenizer)
+        self.started = int(time.time())
+        self.draining = False
+        self._tickets: set[Ticket] = set()
+        self._seconds = 1.0  # that a request took lately
+        self._jobs: set[Job] = set()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._preparing = ThreadPoolExecutor(PREPARING, "prepare")
+        self._dropping = ThreadPoolExecutor(1, "drop")
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        """Ends all that is still under way and the thread that steps."""
+        self.draining = True
+        for job in list(self._jobs):
+            for request in job.requests:
+                self.engine.abort(request)
+        self._look(None)
+        self._stop.set()
+        self._thread.join()
+        self._preparing.shutdown(cancel_futures=True)
+        self._dropping.shutdown()
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    @property
+    def ready(self) -> bool:
+        return self.alive and not self.draining
+
+    @property
+    def context(self) -> int:
+        """Tokens that prompt and answer may have together."""
+        return min(self.engine.context, self.engine.capacity)
+
+    @property
+    def structured(self) -> bool:
+        """Whether answers can be held to a form."""
+        return find_spec("llguidance") is not None
+
+    def _run(self) -> None:
+        self.engine.run(self._stop, self._look)
+
+    def _look(self, error: Exception | None) -> None:
+        if error is not None:
+            log.error("a step failed", exc_info=error)
+        for job in list(self._jobs):
+            if not job.look():
+                self._jobs.discard(job)
+
+    @property
+    def places(self) -> int:
+        """Requests that may be under way or wait at once."""
+        return self.engine.scheduler.together + self.settings.max_waiting
+
+    @property
+    def admitted(self) -> int:
+        return len(self._tickets)
+
+    def admit(self) -> Ticket:
+        """A place for a request, to be released; raises ApiError where there is none: 429 with a guess of when, or 503
+        when the server is stopping."""
+        if self.draining:
+            raise ApiError(503, "the server is stopping; try another", code="stopping")
+        if self.admitted >= self.places:
+            wait = max(1, round(self._seconds * self.admitted / self.engine.scheduler.together))
+            raise ApiError(
+                429,
+                f"{self.admitted} requests are waiting or being answered, which is all this server takes; try again "
+                f"in about {min(wait, 600)} s",
+                code="queue_full",
+                headers={"Retry-After": str(min(wait, 600))},
+            )
+        ticket = Ticket(self)
+        self._tickets.add(ticket)
+        return ticket
+
+    def _release(self, ticket: Ticket) -> None:
+        self._tickets.discard(ticket)
+        self._seconds += 0.1 * (time.monotonic() - ticket.began - self._seconds)
+
+    def told(self, ticket: Ticket, completions: Sequence[Completion]) -> None:
+        """Counts what was answered."""
+
+    def adapter(self, model: str | None, adapter: str | None) -> str | None:
+        """The adapter that a request asks for: by its model's name, or by ours in `adapter`. Raises ApiError for a
+        model that isn't here."""
+        have = self.engine.model.config.adapters
+        if model in (None, "", self.settings.name):
+            if adapter not in ("auto", None, *have):
+                known = ", ".join(["'auto'", "null", *map(repr, have)])
+                raise ApiError(
+                    400, f"adapter: expected {known}, found {adapter!r:.80}", param="adapter"
+                )
+            return adapter
+        if model not in have:
+            known = ", ".join([self.settings.name, *have])
+            raise ApiError(
+                404,
+                f"there is no model {model!r:.80} here; expected one of {known}",
+                param="model",
+                code="model_not_found",
+            )
+        if adapter not in ("auto", model):
+            raise ApiError(
+                400, f"model asks for {model!r}, adapter for {adapter!r:.80}", param="adapter"
+            )
+        return model
+
+    def sampling(self, wanted: Sampling, **given: Any) -> SamplingParams:
+        """A request's wishes about drawing, looked at; answers of no given length have `max_tokens` 0 until `prepare`.
+        Each request without a seed gets one of its own."""
+        if given.get("max_tokens") is not None and given["max_tokens"] < 1:
+            raise ApiError(400, "max_tokens: expected at least 1", param="max_tokens")
+        seed = secrets.randbits(62) if wanted.seed is None else wanted.seed
+        found = wanted.sampling(**{**given, "seed": seed})
+        if found.n > self.settings.max_answers:
+            raise ApiError(
+                400, f"n: expected at most {self.settings.max_answers}, found {found.n}", param="n"
+            )
+        try:
+            check(found)
+        except ValueError as error:
+            fields = type(wanted).model_fields
+            named = next((word for word in str(error).split() if word in fields), None)
+            raise ApiError(
+                400, str(error), param=named or ("response_format" if found.grammar else None)
+            ) from None
+        return found if given.get("max_tokens") is not None else replace(found, max_tokens=0)
+
+    @contextmanager
+    def explained(self, param: str) -> Iterator[None]:
+        """Turns what the engine finds wrong with a request into an error that a client understands."""
+        try:
+            yield
+        except ValueError as error:
+            code = "context_length_exceeded" if "at most" in str(error) else None
+            raise ApiError(400, str(error), param=param, code=code) from None
+
+    def salt(self, request: HttpRequest) -> bytes:
+        """What keeps that which is remembered of a key's requests with that key."""
+        return (
+            str(request.scope.get("state", {}).get("key", "")).encode()
+            if self.settings.isolate
+            else b""
+        )
+
+    async def in_thread(self, work: Callable[..., T], *given: Any) -> T:
+        """Work that takes a while, in one of a few threads."""
+        return await asyncio.get_running_loop().run_in_executor(self._preparing, work, *given)
+
+    async def prepare(
+        self, messages: Sequence[Message], adapter: str | None, sampling: SamplingParams
+    ) -> tuple[Batch, SamplingParams]:
+        """The row of a conversation, and the sampling with the answer's length filled in. Raises ValueError for what is
+        wrong with them."""
+        return await self.in_thread(self._prepare, messages, adapter, sampling)
+
+    def _prepare(
+        self, messages: Sequence[Message], adapter: str | None, sampling: SamplingParams
+    ) -> tuple[Batch, SamplingParams]:
+        row = self.engine.row(messages, adapter=adapter)
+        return row, self.bounded(row, sampling)
+
+    def bounded(self, row: Batch, sampling: SamplingParams) -> SamplingParams:
+        """Sampling that fits a row: an answer of no given length (0) gets what is left, up to the server's bound."""
+        if sampling.max_tokens == 0:
+            left = self.context - len(row)
+            sampling = replace(sampling, max_tokens=max(1, min(left, self.settings.max_tokens)))
+        self.engine.check_row(row, sampling)
+        return sampling
+
+    async def enter(self, row: Batch, sampling: SamplingParams, salt: bytes = b"") -> Job:
+        """A row's answers begin to come; both were looked at by `prepare`."""
+        loop = asyncio.get_running_loop()
+        return await self.in_thread(self._enter, row, sampling, salt, loop)
+
+    def _enter(
+        self, row: Batch, sampling: SamplingParams, salt: bytes, loop: asyncio.AbstractEventLoop
+    ) -> Job:
+        job = Job(self, self.engine.enter(row, sampling, salt=salt), loop)
+        self._jobs.add(job)
+        if not job.look():  # it may have ended before anybody looked
+            self._jobs.discard(job)
+        return job
+
+    def drop(self, job: Job) -> None:
+        """Ends a job's requests without waiting."""
+        if job.requests and any(request.finish_reason is None for request in job.requests):
+            self._dropping.submit(self._abort, job.requests)
+
+    def _abort(self, requests: Sequence[Request]) -> None:
+        for request in requests:
+            self.engine.abort(request)
+
+
+def failed(error: Exception) -> ApiError:
+    """What a client may know of an error that ended its request."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, OutOfMemory):
+        return ApiError(503, str(error), code="out_of_memory", headers={"Retry-After": "5"})
+    if isinstance(error, ValueError):
+        return ApiError(400, str(error))
+    return ApiError(500, "the model failed; the server's log says why", code="model_failed")
+
+
+async def gone(receive: Receive) -> None:
+    """Returns when the client has hung up; the request's body has been read."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def unless_gone(request: HttpRequest, work: Coroutine[Any, Any, T]) -> T:
+    """What `work` gives; raises Gone, and cancels it, if the client hangs up before."""
+    task, left = asyncio.ensure_future(work), asyncio.ensure_future(gone(request.receive))
+    try:
+        await asyncio.wait({task, left}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise Gone
+        return task.result()
+    finally:
+        task.cancel()
+        left.cancel()
+
+
+class Events(Response):
+    """Server-sent events as they come. `close` is called when all were sent, the client has hung up (also before the
+    first event), or something failed."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: AsyncIterator[bytes], close: Callable[[], None]) -> None:
+        super().__init__(headers={"cache-control": "no-store", "x-accel-buffering": "no"})
+        del self.headers["content-length"]
+        self._events = events
+        self._close = close
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        sending = asyncio.ensure_future(self._send(send))
+        left = asyncio.ensure_future(gone(receive))
+        try:
+            await asyncio.wait({sending, left}, return_when=asyncio.FIRST_COMPLETED)
+            if sending.done():
+                sending.result()
+        finally:
+            sending.cancel()
+            left.cancel()
+            self._close()
+
+    async def _send(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        async for event in self._events:
+            await send({"type": "http.response.body", "body": event, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})

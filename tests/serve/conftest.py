@@ -1,0 +1,72 @@
+"""A real server around a tiny random model, in a thread of this process, and clients of it."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import httpx2
+import pytest
+import uvicorn
+from engine.conftest import fitted, make_engine, tokenizer  # noqa: F401
+
+from polyphi.engine.engine import Engine
+from polyphi.model.config import ModelConfig
+from polyphi.processing.tokenizer import Tokenizer
+from polyphi.serve.app import create_app
+from polyphi.serve.run import bind
+from polyphi.serve.settings import Settings
+
+
+@dataclass
+class Running:
+    """A server that answers at `url`."""
+
+    url: str
+    engine: Engine
+    settings: Settings
+    uvicorn: uvicorn.Server
+
+    def client(self, key: str | None = None) -> httpx2.Client:
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        return httpx2.Client(base_url=self.url, headers=headers, timeout=60, trust_env=False)
+
+    def idle(self) -> bool:
+        """Whether nothing is under way and nothing is held."""
+        counters = self.engine.counters()
+        return counters.requests == 0 and counters.blocks_held == 0
+
+
+@contextmanager
+def serving(engine: Engine, settings: Settings) -> Iterator[Running]:
+    app = create_app(engine, settings)
+    listening = bind(replace(settings, port=0))
+    port = listening.getsockname()[1]
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=5))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+    thread.start()
+    try:
+        while not server.started:
+            assert thread.is_alive(), "the server didn't start"
+        yield Running(f"http://127.0.0.1:{port}", engine, settings, server)
+    finally:
+        server.should_exit = True
+        thread.join(30)
+        listening.close()
+
+
+def tiny_engine(config: ModelConfig, tokenizer: Tokenizer) -> Engine:  # noqa: F811
+    """Answers of 2,048 tokens at most, prompt included."""
+    return make_engine(fitted(config, tokenizer, max_position_embeddings=2048), tokenizer)
+
+
+@pytest.fixture
+def engine(tiny_config: ModelConfig, tokenizer: Tokenizer) -> Engine:  # noqa: F811
+    return tiny_engine(tiny_config, tokenizer)
+
+
+@pytest.fixture
+def running(engine: Engine) -> Iterator[Running]:
+    with serving(engine, Settings("tiny")) as found:
+        yield found
+        assert not engine.counters().requests
