@@ -26,7 +26,7 @@ from polyphi.chat import (
 )
 from polyphi.devices import Room
 from polyphi.engine import longform, memory
-from polyphi.engine.engine import GREEDY, Conversation, Engine
+from polyphi.engine.engine import GREEDY, TOGETHER, Conversation, Engine
 from polyphi.engine.longform import LONGEST_RECORDING
 from polyphi.model import quantize, weights
 from polyphi.model.config import ModelConfig
@@ -57,8 +57,8 @@ class Phi:
     """Model, tokenizer and processor. It has the `Generate` protocol (chat.py), so `polyphi.eval` can judge it.
     `room` tells what it takes and leaves where it was loaded."""
 
-    def __init__(self, model: PhiModel, processor: Processor) -> None:
-        self.engine = Engine(model, processor)
+    def __init__(self, model: PhiModel, processor: Processor, **engine: Any) -> None:
+        self.engine = Engine(model, processor, **engine)
         self.room: Room | None = None
 
     @property
@@ -242,6 +242,8 @@ def load(
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
     quant: str | None = None,
+    together: int = TOGETHER,
+    cache_gb: float | None = None,
 ) -> Phi:
     """A `Phi` from a checkpoint folder or a hub id, in any public layout (`model/weights.py`).
 
@@ -249,7 +251,8 @@ def load(
     where the device is good at it, or takes float32 (devices.py); or a name such as "float32" or "bfloat16". `quant`:
     None keeps every weight as it is; "int8" and "int4" quantise the decoder's base weights and the head (adapters and
     all else in bfloat16), "bf16" only lays out the encoders for this CPU (`model/quantize.py`): such a model is for
-    inference. Raises ValueError, one clear message each, also where the weights don't fit.
+    inference. `together`: sequences that run at once; `cache_gb`: memory for their keys and values (engine.py has the
+    default). Raises ValueError, one clear message each, also where the weights don't fit.
     """
     place = devices.choose(device)
     asked = (torch.bfloat16 if quant else None) if dtype == "auto" else as_dtype(dtype)
@@ -260,7 +263,8 @@ def load(
     saved = quantize.saved(weights.read_config(folder).decoder, quant)
     devices.check_fits(max(0, devices.size(stored, kind) - saved), free, place)
     model = weights.load(folder, device=place, dtype=kind, quant=quant)
-    phi = Phi(model, make_processor(model.config, tokenizer))
+    cache = None if cache_gb is None else round(cache_gb * 1e9)
+    phi = Phi(model, make_processor(model.config, tokenizer), together=together, memory=cache)
     phi.room = devices.room(model, free, place, phi.engine.capacity)
     return phi
 

@@ -304,11 +304,13 @@ def files_beside(source: str | Path, layout: str) -> list[Path]:
 
 
 def locate(source: str | Path) -> Path:
-    """The local folder of a checkpoint; `owner/name` (or `hf:owner/name`) that is no folder here comes from the
-    hub."""
+    """The local folder of a checkpoint; a run's folder stands for its `model`, and `owner/name` (or `hf:owner/name`)
+    that is no folder here comes from the hub."""
     folder = Path(source).expanduser()
     if folder.is_dir():
-        return folder
+        inner = folder / "model"
+        made_here = (inner / "config.json").is_file() and not (folder / "config.json").exists()
+        return inner if made_here else folder
     repository = str(source).removeprefix("hf:")
     if folder.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", repository):
         raise ValueError(

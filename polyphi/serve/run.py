@@ -8,6 +8,7 @@ Asked to stop (SIGTERM, Ctrl-C), the server takes no more requests, finishes tho
 import errno
 import ipaddress
 import logging
+import signal
 import socket
 from types import FrameType
 
@@ -78,10 +79,13 @@ def serve(app: FastAPI, settings: Settings, listening: socket.socket) -> None:
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,
         timeout_graceful_shutdown=round(settings.drain_seconds),
         timeout_keep_alive=15,
     )
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    for sign in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them again when all is done
+        signal.signal(sign, lambda *_: None)
     Drain(config, app).run(sockets=[listening])
 
 

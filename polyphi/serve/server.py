@@ -26,11 +26,12 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from polyphi.batch import Batch
-from polyphi.chat import Completion, Message, SamplingParams, TokenLogprob
+from polyphi.chat import Completion, Grammar, Message, SamplingParams, TokenLogprob
 from polyphi.engine.engine import Engine
 from polyphi.engine.memory import OutOfMemory
 from polyphi.engine.request import Request
 from polyphi.engine.sampling import check
+from polyphi.engine.structured import Matcher
 from polyphi.serve.errors import ApiError
 from polyphi.serve.fetch import Media
 from polyphi.serve.schema import Sampling
@@ -154,6 +155,10 @@ class Server:
 
     def start(self) -> None:
         self._thread.start()
+        if self.structured:  # the first grammar would wait seconds for its view of the vocabulary
+            self._preparing.submit(
+                Matcher, Grammar("json", "true"), self.engine.processor.tokenizer
+            )
 
     def close(self) -> None:
         """Ends all that is still under way and the thread that steps."""

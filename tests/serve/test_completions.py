@@ -1,0 +1,87 @@
+"""Completions of plain text, as log-likelihood harnesses ask for them."""
+
+import pytest
+from openai import BadRequestError, OpenAI
+from serve.conftest import Running
+
+PROMPT = "the quick brown"
+
+
+@pytest.fixture
+def client(running: Running) -> OpenAI:
+    return OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0)
+
+
+def test_echo_tells_what_the_model_thinks_of_the_prompt(running: Running, client: OpenAI) -> None:
+    engine = running.engine
+    ids = engine.processor.tokenizer.encode(PROMPT)
+    logs = engine.logits(engine.ids_row(ids)).log_softmax(-1)
+    expected = [logs[i, token].item() for i, token in enumerate(ids[1:])]
+    for prompt in (PROMPT, ids):
+        answer = client.completions.create(
+            model="tiny", prompt=prompt, echo=True, logprobs=1, max_tokens=0
+        )
+        told = answer.choices[0].logprobs
+        assert answer.choices[0].text == PROMPT and "".join(told.tokens) == PROMPT
+        assert told.token_logprobs[0] is None
+        assert told.token_logprobs[1:] == pytest.approx(expected, abs=1e-5)
+        for at, best in enumerate(told.top_logprobs[1:]):
+            ((_, value),) = best.items()
+            assert value == pytest.approx(logs[at].max().item(), abs=1e-5)
+        assert [
+            PROMPT[at : at + len(t)] for at, t in zip(told.text_offset, told.tokens, strict=True)
+        ] == list(told.tokens)
+        assert answer.usage.completion_tokens == 0 and answer.usage.prompt_tokens == len(ids)
+
+
+def test_several_prompts_and_answers(running: Running, client: OpenAI) -> None:
+    wish = dict(model="tiny", prompt=[PROMPT, "1 +"], n=2, temperature=1.0, seed=3, max_tokens=6)
+    whole = client.completions.create(**wish, logprobs=2)
+    assert [c.index for c in whole.choices] == [0, 1, 2, 3]
+    texts, offsets = [""] * 4, [[] for _ in range(4)]
+    for chunk in client.completions.create(**wish, logprobs=2, stream=True):
+        for choice in chunk.choices:
+            texts[choice.index] += choice.text
+            offsets[choice.index] += choice.logprobs.text_offset
+    assert texts == [c.text for c in whole.choices]
+    assert offsets == [c.logprobs.text_offset for c in whole.choices]
+    assert whole.usage.completion_tokens == sum(len(c.logprobs.tokens) for c in whole.choices)
+
+
+def test_echo_before_an_answer(client: OpenAI) -> None:
+    answer = client.completions.create(
+        model="tiny", prompt=PROMPT, echo=True, logprobs=0, max_tokens=4
+    ).choices[0]
+    assert answer.text.startswith(PROMPT) and "".join(answer.logprobs.tokens) == answer.text
+
+
+def test_an_empty_prompt_begins_a_document(client: OpenAI) -> None:
+    assert client.completions.create(model="tiny", prompt="", max_tokens=3).usage.prompt_tokens == 1
+
+
+@pytest.mark.parametrize(
+    ("wish", "param"),
+    [
+        ({"prompt": [10**9]}, "prompt"),
+        ({"prompt": [[]] * 1000}, "prompt"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"logprobs": 100}, "logprobs"),
+        ({"suffix": "x"}, "suffix"),
+        ({"prompt": "a " * 5000}, "prompt"),
+    ],
+)
+def test_what_is_wrong_is_told(client: OpenAI, wish: dict, param: str) -> None:
+    with pytest.raises(BadRequestError) as caught:
+        client.completions.create(**{"model": "tiny", "prompt": "x", **wish})
+    assert caught.value.param == param
+
+
+def test_s15_placeholders_come_from_media_only(running: Running, client: OpenAI) -> None:
+    tokenizer = running.engine.processor.tokenizer
+    with pytest.raises(BadRequestError):
+        client.completions.create(model="tiny", prompt=[tokenizer.image_id], max_tokens=1)
+    said = "<|image|><|audio|><|system|><|end|><|endoftext10|>"
+    with running.client() as http:
+        ids = http.post("/tokenize", json={"prompt": said}).json()["tokens"]
+        assert not set(ids) & set(tokenizer.controls.values())
+        assert http.post("/detokenize", json={"tokens": ids}).json() == {"prompt": said}

@@ -1,0 +1,175 @@
+"""Who comes, waits, hangs up and goes on; what is left afterwards: nothing."""
+
+import json
+import threading
+import time
+from collections.abc import Callable
+
+import httpx2
+import pytest
+import torch
+from serve.conftest import Running, serving
+
+from polyphi.chat import Message, SamplingParams
+from polyphi.engine.engine import Engine
+from polyphi.serve.settings import Settings
+
+LONG = {"messages": [{"role": "user", "content": "the quick fox"}], "max_tokens": 600}
+SHORT = {"messages": [{"role": "user", "content": "1 + 2"}], "max_tokens": 4}
+PATH = "/v1/chat/completions"
+
+
+def until(true: Callable[[], bool], seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it didn't come to that"
+        time.sleep(0.01)
+
+
+def test_who_hangs_up_while_words_come_frees_everything(running: Running) -> None:
+    with running.client() as client:
+        with client.stream("POST", PATH, json={**LONG, "stream": True}) as answer:
+            next(answer.iter_lines())
+            until(lambda: running.engine.counters().blocks_held > 0)
+        until(running.idle)
+        until(lambda: not client_server(running).admitted)
+        assert client.post(PATH, json=SHORT).status_code == 200
+
+
+def client_server(running: Running):
+    return running.uvicorn.config.app.state.server
+
+
+def test_whose_answer_is_not_read_hangs_up_before_it_comes(running: Running) -> None:
+    with running.client() as client:
+        thread = threading.Thread(target=lambda: _ask_and_close(client.base_url))
+        thread.start()
+        until(lambda: running.engine.counters().requests > 0)
+        thread.join()
+    until(running.idle)
+
+
+def _ask_and_close(url: object) -> None:
+    with pytest.raises(httpx2.TimeoutException), httpx2.Client(base_url=str(url)) as client:
+        client.post(PATH, json=LONG, timeout=0.5)
+
+
+def test_a_full_queue_says_when_to_come_again(engine: Engine) -> None:
+    engine.scheduler.together = 1
+    with serving(engine, Settings("tiny", max_waiting=1)) as running, running.client() as client:
+        answers: list[httpx2.Response] = []
+        threads = [
+            threading.Thread(target=lambda: answers.append(client.post(PATH, json=LONG)))
+            for _ in range(2)
+        ]
+        for thread in threads:
+            thread.start()
+        until(lambda: client_server(running).admitted == 2)
+        refused = client.post(PATH, json=SHORT)
+        assert refused.status_code == 429 and int(refused.headers["retry-after"]) >= 1
+        assert refused.json()["error"]["type"] == "rate_limit_error"
+        for thread in threads:
+            thread.join()
+        assert [a.status_code for a in answers] == [200, 200]
+        assert client.post(PATH, json=SHORT).status_code == 200
+
+
+def test_r12_out_of_memory_fails_one_request(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one that asks most of a step ends; another gives the answer that it gives alone."""
+    engine = running.engine
+    alone = engine.generate([Message.user("1 + 2")], sampling=SamplingParams(max_tokens=30)).text
+    run = type(engine.runner).run
+
+    def short(runner, parts, memory):
+        if any(len(part.request.prompt) > 100 for part in parts):
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+        return run(runner, parts, memory)
+
+    monkeypatch.setattr(type(engine.runner), "run", short)
+    found: dict[str, httpx2.Response] = {}
+
+    def ask(name: str, text: str) -> None:
+        body = {"messages": [{"role": "user", "content": text}], "max_tokens": 30}
+        with running.client() as client:
+            found[name] = client.post(PATH, json=body)
+
+    threads = [
+        threading.Thread(target=ask, args=pair)
+        for pair in (("small", "1 + 2"), ("large", "the quick brown fox " * 60))
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found["large"].status_code == 503
+    assert found["large"].json()["error"]["code"] == "out_of_memory"
+    assert found["small"].json()["choices"][0]["message"]["content"] == alone
+    assert running.idle()
+
+
+def test_a_failing_model_is_told_without_its_words(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("secret /path 0xdeadbeef")
+
+    with running.client() as client:
+        with monkeypatch.context() as patch:
+            patch.setattr(type(running.engine.runner), "run", broken)
+            answer = client.post(PATH, json=SHORT)
+            events = client.post(PATH, json={**SHORT, "stream": True}).text
+        assert answer.status_code == 500 and "secret" not in answer.text
+        assert "secret" not in events and "[DONE]" not in events
+        last = json.loads(events.strip().split("data: ")[-1])
+        assert last["error"]["type"] == "server_error"
+        assert client.post(PATH, json=SHORT).status_code == 200
+
+
+def test_it_finishes_what_is_under_way(engine: Engine) -> None:
+    with serving(engine, Settings("tiny")) as running, running.client() as client:
+        found: list[httpx2.Response] = []
+        thread = threading.Thread(
+            target=lambda: found.append(client.post(PATH, json=LONG | {"max_tokens": 300}))
+        )
+        thread.start()
+        until(lambda: engine.counters().blocks_held > 0)
+        running.uvicorn.should_exit = True
+        thread.join(30)
+        assert found[0].json()["usage"]["completion_tokens"] > 100
+
+
+def test_together_as_alone(running: Running) -> None:
+    """Many at once, drawn and greedy, streamed and not: each gets what it gets alone."""
+    engine = running.engine
+    bodies = [
+        {
+            "messages": [{"role": "user", "content": f"the quick {word}"}],
+            "max_tokens": 20,
+            "temperature": float(i % 2),
+            "seed": i,
+        }
+        for i, word in enumerate(["brown", "fox", "jumps", "over", "the", "lazy", "dog"])
+    ]
+    alone = [
+        engine.generate(
+            [Message.user(b["messages"][0]["content"])],
+            sampling=SamplingParams(20, temperature=b["temperature"], seed=b["seed"]),
+        ).text
+        for b in bodies
+    ]
+    found: list[str] = [""] * len(bodies)
+
+    def ask(number: int) -> None:
+        with running.client() as client:
+            answer = client.post(PATH, json=bodies[number]).json()
+        found[number] = answer["choices"][0]["message"]["content"]
+
+    threads = [threading.Thread(target=ask, args=(i,)) for i in range(len(bodies))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == alone
+    assert torch.is_inference_mode_enabled() is False
