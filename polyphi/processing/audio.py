@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from polyphi.processing.media import MediaError
+
 RATE = 16_000  # Hz, what the encoder hears
 HALF_RATE = 8_000  # Hz, telephone speech: same frames, upper half of the spectrum empty
 WINDOW = 400  # samples at 16 kHz: 25 ms
@@ -34,7 +36,7 @@ def resample(wave: Float[np.ndarray, " n"], rate: int) -> tuple[Float[np.ndarray
     """The clip at 16 or 8 kHz, and which. Rates above 16 kHz come down to 16, those between 8 and 16 down to 8 kHz.
 
     The published processor hears 24 kHz as if it were 16, and 44.1 kHz as if 22.05 were 16; we resample properly.
-    Raises `ValueError` below 8 kHz.
+    Raises `MediaError` below 8 kHz.
     """
     target = _target(rate)
     if rate == target:
@@ -52,7 +54,7 @@ def resampled_length(samples: int, rate: int) -> tuple[int, int]:
 
 def _target(rate: int) -> int:
     if rate < HALF_RATE:
-        raise ValueError(
+        raise MediaError(
             f"clips need at least {HALF_RATE} Hz, found {rate} Hz; record or resample at {RATE} Hz"
         )
     return RATE if rate >= RATE else HALF_RATE

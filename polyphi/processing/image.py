@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from polyphi.batch import ImageLayout
+from polyphi.processing.media import MediaError
 
 CROP = 448  # pixels
 PATCH = 14  # pixels
@@ -79,7 +80,7 @@ def plan(
     patch_size: int = PATCH,
     max_crops: int = MAX_CROPS,
 ) -> Plan:
-    """How a picture of `width` x `height` pixels is cut. Raises `ValueError` if a side would be under 10 pixels."""
+    """How a picture of `width` x `height` pixels is cut. Raises `MediaError` if a side would be under 10 pixels."""
     if crop_size % (2 * patch_size):
         raise ValueError(
             f"a crop is a whole number of 2 x 2 patches: {2 * patch_size} divides it, found {crop_size}"
@@ -96,7 +97,7 @@ def plan(
     else:
         new_width, new_height = int(width * by_height), full_height
     if min(new_width, new_height) < MIN_SIDE:
-        raise ValueError(
+        raise MediaError(
             f"a picture of {width} x {height} pixels is too long and thin: scaled to its {cols} x {rows} crops it has "
             f"{new_width} x {new_height} pixels, and {MIN_SIDE} are needed; cut it into pieces"
         )
@@ -130,7 +131,7 @@ def cut(
 ) -> tuple[Float[Tensor, "N 3 C C"], Bool[Tensor, "N G G"], ImageLayout]:
     """(crops in [-1, 1], masks of valid patches, layout): the global view first, then crops row by row.
 
-    The picture is RGB. Raises `ValueError` for one too long and thin.
+    The picture is RGB. Raises `MediaError` for one too long and thin.
     """
     assert picture.mode == "RGB", picture.mode
     p = plan(

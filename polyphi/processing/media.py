@@ -5,14 +5,16 @@
 >>> wave, rate = decode_audio("hello.flac")           # float32 mono [n] in [-1, 1], Hz
 
 What a file is, its first bytes say; its name is never looked at. Bytes, pixels and seconds are capped before or while
-decoding, so that a small file can't fill the memory. Every refusal is a `ValueError` of one line that says what was
+decoding, so that a small file can't fill the memory. Every refusal is a `MediaError` of one line that says what was
 expected and what was found, and never what a decoder printed (that may hold addresses).
 """
 
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import soundfile
@@ -31,10 +33,38 @@ MAX_AUDIO_BYTES = 256 << 20  # encoded, and again decoded
 MAX_AUDIO_SECONDS = 1800.0  # 30 minutes are 22,500 tokens (report 2.2.1 tests up to that length)
 MAX_RATE = 768_000  # Hz; above it a header is forged rather than recorded
 MAX_CHANNELS = 16
+MAX_VALUES = 192_000  # a second of what a clip may last, all channels counted: stereo at 96 kHz
+MAX_SCANS = 100  # of a JPEG; progressive ones have about ten, and each is a walk over all pixels
 BLOCK = 1 << 18  # samples decoded between two looks at the caps
 SNIFFED = 512  # bytes that tell what a file is
 
 AudioSource = MediaSource | tuple[np.ndarray, int]
+
+
+class MediaError(ValueError):
+    """A picture or a clip that is refused. `reason`: it is of an unknown "kind", above a cap of "size", or its
+    "content" is damaged, empty or unfit. Of a conversation `part` says what it is ("image", "audio") and `number`
+    which of these, from 0 (set by processor.py)."""
+
+    def __init__(
+        self, message: str, reason: Literal["kind", "size", "content"] = "content"
+    ) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.part: str | None = None
+        self.number: int | None = None
+
+
+@dataclass(frozen=True)
+class Caps:
+    """What a picture or a clip may be at most: bytes as encoded, pixels, seconds."""
+
+    image_bytes: int = MAX_IMAGE_BYTES
+    image_pixels: int = MAX_IMAGE_PIXELS
+    audio_bytes: int = MAX_AUDIO_BYTES
+    audio_seconds: float = MAX_AUDIO_SECONDS
+
+
 _DECODER_ERRORS = (soundfile.SoundFileError, RuntimeError, OSError)
 
 # what we say -> what Pillow says
@@ -101,7 +131,7 @@ def decode_image(
 ) -> Picture:
     """A picture as RGB: the first frame, alpha dropped, EXIF orientation left alone, as the published processor does.
 
-    16-bit grey keeps its upper 8 bits (the published processor turns nearly all of it white). Raises `ValueError` for
+    16-bit grey keeps its upper 8 bits (the published processor turns nearly all of it white). Raises `MediaError` for
     a missing file, for bytes that are no PNG, JPEG, WebP, GIF or BMP, for damaged ones, and above either cap.
     """
     file, name = _open_image(source, max_bytes, max_pixels)
@@ -109,19 +139,20 @@ def decode_image(
     try:
         picture.load()
         if picture.mode.startswith("I"):
-            picture = pil.fromarray(
-                (np.asarray(picture).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
-            )
-        return picture.convert("RGB")
+            picture = pil.fromarray((np.asarray(picture) >> 8).clip(0, 255).astype(np.uint8))
+        # Converting RGB to RGB would be a second copy.
+        return picture if picture.mode == "RGB" else picture.convert("RGB")
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError):
-        raise ValueError(
+        raise MediaError(
             f"{name}: the picture is damaged or truncated; expected a complete file"
         ) from None
 
 
-def image_size(source: MediaSource) -> tuple[int, int]:
+def image_size(
+    source: MediaSource, *, max_bytes: int = MAX_IMAGE_BYTES, max_pixels: int = MAX_IMAGE_PIXELS
+) -> tuple[int, int]:
     """(width, height) in pixels as the header says, without decoding; raises as `decode_image` does."""
-    return _open_image(source, MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS)[0].size
+    return _open_image(source, max_bytes, max_pixels)[0].size
 
 
 def decode_audio(
@@ -134,7 +165,7 @@ def decode_audio(
 
     `source` is a path, the bytes of a WAV, FLAC, OGG (Vorbis, Opus) or MP3 file (where PyAV is installed also M4A, MP4
     and WebM), or `(samples, rate)` with samples [n] or [n, channels], of floats or of integers (divided by
-    their full scale). Raises `ValueError` for a missing file, other formats, damaged, empty or truncated ones, samples
+    their full scale). Raises `MediaError` for a missing file, other formats, damaged, empty or truncated ones, samples
     that are not finite, and above a cap.
     """
     if isinstance(source, tuple):
@@ -144,7 +175,7 @@ def decode_audio(
     for block in stream:
         blocks.append(block)
         if sum(map(len, blocks)) * 4 > max_bytes:
-            raise ValueError(_too_long(stream.name, stream.seconds, max_seconds))
+            raise MediaError(_too_long(stream.name, stream.seconds, max_seconds), "size")
     return np.concatenate(blocks), stream.rate
 
 
@@ -157,8 +188,9 @@ class AudioStream:
 
     `rate` is known at once, `announced` is the header's number of samples (compressed formats say it only nearly, some
     not at all), and `seconds` counts what has been read. A path is read from the disk as it goes, without a cap on its
-    bytes unless `max_bytes` names one. Raises `ValueError` as `decode_audio` does: for what the header tells when it
-    is opened, for the rest while it is read. Each iteration starts anew.
+    bytes unless `max_bytes` names one. Raises `MediaError` as `decode_audio` does: for what the header tells when it
+    is opened, for the rest while it is read; `max_seconds` also bounds the work (`MAX_VALUES`). Each iteration starts
+    anew.
     """
 
     def __init__(
@@ -177,8 +209,8 @@ class AudioStream:
         with _opened(source, max_bytes, "clip") as (file, self.name):
             self.kind = sniff(file.read(SNIFFED))
             if self.kind not in (*CLIPS, *SOUNDTRACKS):
-                raise ValueError(
-                    f"{self.name}: expected a WAV, FLAC, OGG or MP3 clip, found {self.kind}"
+                raise MediaError(
+                    f"{self.name}: expected a WAV, FLAC, OGG or MP3 clip, found {self.kind}", "kind"
                 )
             if self.kind == "WAV":
                 _check_wav(file, self.name)
@@ -202,13 +234,13 @@ class AudioStream:
                 count += len(block)
                 self.seconds = count / self.rate
                 if count > self.max_seconds * self.rate:
-                    raise ValueError(_too_long(name, self.seconds, self.max_seconds))
+                    raise MediaError(_too_long(name, self.seconds, self.max_seconds), "size")
                 yield _finite(block, name)
         if count == 0:
-            raise ValueError(f"{name}: the {self.kind} clip is empty; expected samples, found 0")
+            raise MediaError(f"{name}: the {self.kind} clip is empty; expected samples, found 0")
         # Compressed formats announce their length only nearly.
         if count < 0.95 * self.announced < 2**60:
-            raise ValueError(
+            raise MediaError(
                 f"{name}: the {self.kind} clip is truncated; expected {self.announced} samples, found {count}"
             )
 
@@ -216,9 +248,9 @@ class AudioStream:
         try:  # libsndfile looks at the bytes; the name of the file plays no part
             clip = soundfile.SoundFile(file)
         except _DECODER_ERRORS:
-            raise ValueError(self._damaged()) from None
+            raise MediaError(self._damaged()) from None
         if not (1 <= clip.samplerate <= MAX_RATE and 1 <= clip.channels <= MAX_CHANNELS):
-            raise ValueError(
+            raise MediaError(
                 f"{self.name}: a header of {clip.samplerate} Hz and {clip.channels} channels is not believable"
             )
         return clip
@@ -226,14 +258,22 @@ class AudioStream:
     def _clip(self, file: io.BufferedIOBase) -> Iterator[np.ndarray]:
         """What libsndfile reads, channels averaged."""
         with self._decoder(file) as clip:
-            size = max(1, BLOCK // clip.channels)
+            size, values = max(1, BLOCK // clip.channels), 0
             while True:
                 try:
                     block = clip.read(size, dtype="float32", always_2d=True)
                 except _DECODER_ERRORS:
-                    raise ValueError(self._damaged()) from None
+                    raise MediaError(self._damaged()) from None
                 if not len(block):
                     return
+                # An hour may claim 655,350 Hz and eight channels: few bytes, few seconds, and minutes of work.
+                values += block.size
+                if values > self.max_seconds * MAX_VALUES:
+                    raise MediaError(
+                        f"{self.name}: a clip may have {self.max_seconds * MAX_VALUES:,.0f} values over all its "
+                        "channels, found more; resample it first",
+                        "size",
+                    )
                 yield block[:, 0] if clip.channels == 1 else block.mean(axis=1, dtype=np.float32)
 
     def _look_into(self, file: io.BufferedIOBase) -> None:
@@ -241,22 +281,23 @@ class AudioStream:
         try:
             import av
         except ImportError:
-            raise ValueError(
-                f"{self.name}: {self.kind} needs PyAV; `pip install av`, or convert it to WAV, FLAC, OGG or MP3"
+            raise MediaError(
+                f"{self.name}: {self.kind} needs PyAV; `pip install av`, or convert it to WAV, FLAC, OGG or MP3",
+                "kind",
             ) from None
         try:
             with av.open(file, "r", format=SOUNDTRACKS[self.kind]) as container:
                 if not container.streams.audio:
-                    raise ValueError(f"{self.name}: expected a sound, found a {self.kind} without")
+                    raise MediaError(f"{self.name}: expected a sound, found a {self.kind} without")
                 track = container.streams.audio[0]
                 self.rate = track.codec_context.sample_rate
                 channels = track.codec_context.channels
                 known = container.duration  # microseconds
         except (*_DECODER_ERRORS, av.error.FFmpegError):
-            raise ValueError(self._damaged()) from None
+            raise MediaError(self._damaged()) from None
         self.announced = round(known / 1e6 * self.rate) if known else 2**62
         if not (1 <= self.rate <= MAX_RATE and 1 <= channels <= MAX_CHANNELS):
-            raise ValueError(
+            raise MediaError(
                 f"{self.name}: a header of {self.rate} Hz and {channels} channels is not believable"
             )
 
@@ -272,7 +313,7 @@ class AudioStream:
                     for part in floats.resample(frame):
                         yield part.to_ndarray().mean(axis=0, dtype=np.float32)
         except (*_DECODER_ERRORS, av.error.FFmpegError):
-            raise ValueError(self._damaged()) from None
+            raise MediaError(self._damaged()) from None
 
     def _damaged(self) -> str:
         return (
@@ -280,24 +321,28 @@ class AudioStream:
         )
 
 
-def audio_size(source: MediaSource | tuple[np.ndarray, int]) -> tuple[int, int]:
+def audio_size(
+    source: AudioSource,
+    *,
+    max_bytes: int = MAX_AUDIO_BYTES,
+    max_seconds: float = MAX_AUDIO_SECONDS,
+) -> tuple[int, int]:
     """(samples, rate in Hz) that `decode_audio` gives, from the header where that can be trusted. MP3 is decoded: what
     it says of its length is a guess, and it may have been cut since. Damage inside a clip may go unseen."""
-    stream = AudioStream(source, max_bytes=MAX_AUDIO_BYTES)
-    most = min(MAX_AUDIO_SECONDS * stream.rate, MAX_AUDIO_BYTES / 4)
-    if stream.kind in ("given", "WAV", "FLAC", "OGG") and 0 < stream.announced <= most:
+    stream = AudioStream(source, max_bytes=max_bytes, max_seconds=max_seconds)
+    known = stream.kind in ("given", "WAV", "FLAC", "OGG")
+    if known and 0 < stream.announced <= max_seconds * stream.rate:
         return stream.announced, stream.rate
-    wave, rate = decode_audio(source)  # or it says what is wrong
-    return len(wave), rate
+    return sum(map(len, stream)), stream.rate  # or it says what is wrong
 
 
 def read_within(source: MediaSource, limit: int, what: str) -> tuple[bytes, str]:
-    """(bytes, name for messages) of a file; reads no more than the limit and one byte. Raises ValueError beyond it, and
+    """(bytes, name for messages) of a file; reads no more than the limit and one byte. Raises MediaError beyond it, and
     for a file that isn't there."""
     with _opened(source, limit, what) as (file, name):
         data = file.read(limit + 1)
     if len(data) > limit:
-        raise ValueError(_too_many_bytes(name, what, limit))
+        raise MediaError(_too_many_bytes(name, what, limit), "size")
     return data, name
 
 
@@ -313,17 +358,17 @@ def _opened(
         path, name = Path(source), str(source)[:200]
         try:
             if not path.is_file():
-                raise ValueError(
+                raise MediaError(
                     f"{name}: expected a file, found {'a folder' if path.is_dir() else 'nothing there'}"
                 )
             file, size = path.open("rb"), path.stat().st_size
         except OSError as error:
-            raise ValueError(f"{name}: expected a readable file, found: {error.strerror}") from None
+            raise MediaError(f"{name}: expected a readable file, found: {error.strerror}") from None
     else:
-        raise ValueError(f"expected a {what} as a path or as bytes, found {type(source).__name__}")
+        raise MediaError(f"expected a {what} as a path or as bytes, found {type(source).__name__}")
     with file:
         if limit is not None and size > limit:
-            raise ValueError(_too_many_bytes(name, what, limit))
+            raise MediaError(_too_many_bytes(name, what, limit), "size")
         yield file, name
 
 
@@ -338,21 +383,26 @@ def _open_image(
     data, name = read_within(source, max_bytes, "picture")
     kind = sniff(data)
     if kind not in PICTURES:
-        raise ValueError(f"{name}: expected a PNG, JPEG, WebP, GIF or BMP picture, found {kind}")
+        raise MediaError(
+            f"{name}: expected a PNG, JPEG, WebP, GIF or BMP picture, found {kind}", "kind"
+        )
+    if kind == "JPEG" and data.count(b"\xff\xda") > MAX_SCANS:
+        raise MediaError(f"{name}: a JPEG picture may have {MAX_SCANS} scans, found more", "size")
     try:
         picture = pil.open(io.BytesIO(data), formats=[PICTURES[kind]])
     except pil.DecompressionBombError:
-        raise ValueError(
-            f"{name}: a picture may have {max_pixels:,} pixels, found more than twice that"
+        raise MediaError(
+            f"{name}: a picture may have {max_pixels:,} pixels, found more than twice that", "size"
         ) from None
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError):
-        raise ValueError(
+        raise MediaError(
             f"{name}: the {kind} picture is damaged or truncated; expected a complete file"
         ) from None
     if picture.width * picture.height > max_pixels:
         found = picture.width * picture.height
-        raise ValueError(
-            f"{name}: a picture may have {max_pixels:,} pixels, found {found:,}; shrink it first"
+        raise MediaError(
+            f"{name}: a picture may have {max_pixels:,} pixels, found {found:,}; shrink it first",
+            "size",
         )
     return picture, name
 
@@ -370,30 +420,30 @@ def _check_wav(file: io.BufferedIOBase, name: str) -> None:
         if chunk == b"data":
             found = end - at
             if found == 0:
-                raise ValueError(f"{name}: the WAV clip is empty; expected samples, found 0")
+                raise MediaError(f"{name}: the WAV clip is empty; expected samples, found 0")
             if size not in (0, 0xFFFFFFFF) and found < size:
-                raise ValueError(
+                raise MediaError(
                     f"{name}: the WAV clip is truncated; its header promises {size} bytes, found {found}"
                 )
             return
         at += size + size % 2
-    raise ValueError(f"{name}: the WAV clip is truncated; its header ends before the samples")
+    raise MediaError(f"{name}: the WAV clip is truncated; its header ends before the samples")
 
 
 def _check_array(source: tuple[np.ndarray, int], max_seconds: float) -> None:
     if len(source) != 2:
-        raise ValueError(f"a clip in memory is (samples, rate), found a tuple of {len(source)}")
+        raise MediaError(f"a clip in memory is (samples, rate), found a tuple of {len(source)}")
     wave, rate = np.asarray(source[0]), int(source[1])
     if wave.ndim not in (1, 2) or (wave.ndim == 2 and not 1 <= wave.shape[1] <= MAX_CHANNELS):
-        raise ValueError(f"samples must have shape [n] or [n, channels], found {list(wave.shape)}")
+        raise MediaError(f"samples must have shape [n] or [n, channels], found {list(wave.shape)}")
     if wave.size == 0:
-        raise ValueError("the given samples are empty; expected at least one")
+        raise MediaError("the given samples are empty; expected at least one")
     if not 1 <= rate <= MAX_RATE:
-        raise ValueError(f"a rate lies between 1 and {MAX_RATE} Hz, found {rate}")
+        raise MediaError(f"a rate lies between 1 and {MAX_RATE} Hz, found {rate}")
     if len(wave) > max_seconds * rate:
-        raise ValueError(_too_long("the given samples", len(wave) / rate, max_seconds))
+        raise MediaError(_too_long("the given samples", len(wave) / rate, max_seconds), "size")
     if not (np.issubdtype(wave.dtype, np.signedinteger) or np.issubdtype(wave.dtype, np.floating)):
-        raise ValueError(
+        raise MediaError(
             f"samples must be floats in [-1, 1] or signed integers, found {wave.dtype}"
         )
 
@@ -413,7 +463,7 @@ def _from_array(
 
 def _finite(wave: np.ndarray, name: str) -> np.ndarray:
     if not np.isfinite(wave).all():
-        raise ValueError(f"{name}: samples must be finite, found NaN or infinity")
+        raise MediaError(f"{name}: samples must be finite, found NaN or infinity")
     return wave
 
 

@@ -9,15 +9,18 @@ Training and serving make their rows here, both of them. Sizes are plain numbers
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from PIL.Image import Image as Picture
 from torch import Tensor
 
 from polyphi.batch import Batch, Clip, ImageLayout, row
 from polyphi.chat import Audio, Image, Message, Tokens, adapter_for
 from polyphi.processing import audio, image, media
+from polyphi.processing.media import Caps, MediaError
 from polyphi.processing.template import Piece, render
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.processing.video import expand_videos
@@ -32,17 +35,19 @@ class TooLong(ValueError):
 
 @dataclass(frozen=True)
 class Decoded:
-    """A picture, decoded, or a clip's log-mel frames, with the tokens it will fill."""
+    """A picture, its header read, or a clip, decoded, with the tokens it will fill. `number`: which of the
+    conversation's pictures or clips it is, from 0."""
 
     part: Image | Audio
+    number: int
     tokens: int
-    data: Any
+    mels: Tensor | None = None
     max_crops: int = 0
 
 
 class Processor:
     """Makes rows. `crop_size` and `patch_size` in pixels; `max_crops` bounds a picture's crops, not counting its
-    global view."""
+    global view. `caps` (which may be changed later) are what a picture or clip may be at most."""
 
     def __init__(
         self,
@@ -50,6 +55,7 @@ class Processor:
         crop_size: int = image.CROP,
         patch_size: int = image.PATCH,
         max_crops: int = image.MAX_CROPS,
+        caps: Caps | None = None,
     ) -> None:
         # Impossible sizes are refused now rather than at the first picture.
         image.plan(1, 1, crop_size=crop_size, patch_size=patch_size, max_crops=max_crops)
@@ -57,6 +63,7 @@ class Processor:
         self.crop_size = crop_size
         self.patch_size = patch_size
         self.max_crops = max_crops
+        self.caps = caps or Caps()
 
     @property
     def cells(self) -> int:
@@ -85,7 +92,8 @@ class Processor:
         training, that is, with `supervise`.
 
         Raises `TooLong` (a `ValueError`) above `context` tokens, unless `truncate` and no picture or clip would be
-        cut; then the row says how many tokens it `lost`.
+        cut; then the row says how many tokens it `lost`. Raises `MediaError` (a `ValueError`) for a picture or clip
+        that can't be read, with its number.
         """
         if supervise not in (None, "answers", "all"):
             raise ValueError(f"supervise is None, 'answers' or 'all', found {supervise!r}")
@@ -96,9 +104,7 @@ class Processor:
         )
         if adapter == "auto":
             adapter = adapter_for(conversation)
-        decoded = [
-            (p, None if p.media is None else self.decode(p.media, max_crops)) for p in pieces
-        ]
+        decoded = self._decoded(pieces, max_crops, None if truncate else context)
         return self._join(decoded, adapter, supervise, context, truncate=truncate)
 
     def ids_row(
@@ -129,7 +135,7 @@ class Processor:
                         "this tokenizer has no placeholders for media; it only reads text"
                     )
                 continue
-            items = [self.decode(part, max_crops) for part in parts]
+            items = [self.decode(part, max_crops, number) for number, part in enumerate(parts)]
             found, count, filled = (
                 sum(i == id for i in ids),
                 len(items),
@@ -173,6 +179,7 @@ class Processor:
     ) -> Tokens:
         """Tokens of a conversation, before running anything: as many as its row will have. Of a picture or a clip only
         the header is read, but of an MP3 clip and a video all."""
+        caps, counts = self.caps, {Image: 0, Audio: 0}
         text = pictures = clips = 0
         for piece in render(
             expand_videos([Message.parse(m) for m in messages]),
@@ -182,12 +189,17 @@ class Processor:
             part = piece.media
             if part is None:
                 text += len(piece.ids)
-            elif isinstance(part, Image):
-                most = self._crops(max_crops, part.most_crops)
-                pictures += self._layout(*media.image_size(part.source), most).tokens(self.cells)
-            else:
-                length, rate = audio.resampled_length(*media.audio_size(part.source))
-                clips += Clip(audio.frames(length, rate), "").tokens
+                continue
+            number = counts[type(part)]
+            counts[type(part)] += 1
+            if isinstance(part, Image):
+                pictures += self.decode(part, max_crops, number).tokens
+                continue
+            with _telling(part, number):
+                size = media.audio_size(
+                    part.source, max_bytes=caps.audio_bytes, max_seconds=caps.audio_seconds
+                )
+                clips += Clip(audio.frames(*audio.resampled_length(*size)), "").tokens
         return Tokens(text, pictures, clips)
 
     def _crops(self, *bounds: int | None) -> int:
@@ -201,18 +213,55 @@ class Processor:
         }
         return image.plan(width, height, **sizes).layout
 
-    def decode(self, part: Image | Audio, max_crops: int | None) -> Decoded:
-        """Decoded and measured; pixels wait until the row is known to fit."""
-        if isinstance(part, Image):
-            picture = media.decode_image(part.source)
-            most = self._crops(max_crops, part.most_crops)
-            tokens = self._layout(picture.width, picture.height, most).tokens(self.cells)
-            return Decoded(part, tokens, picture, most)
-        # Frames are half the size of samples at 16 kHz and a tenth of those at 44.1 kHz in stereo, so a clip becomes
-        # frames as it is read.
-        stream = media.AudioStream(part.source, max_bytes=media.MAX_AUDIO_BYTES)
-        mels = audio.log_mel_of(stream, stream.rate)
-        return Decoded(part, Clip(len(mels), "").tokens, mels)
+    def _decoded(
+        self, pieces: Sequence[Piece], max_crops: int | None, context: int | None
+    ) -> list[tuple[Piece, Decoded | None]]:
+        """Pieces with what stands in them. Nothing is decoded that can't fit the context: tokens of text and pictures
+        are known before, and clips are counted as they come."""
+        found: list[tuple[Piece, Decoded | None]] = [(piece, None) for piece in pieces]
+        total = sum(len(piece.ids) for piece in pieces if piece.media is None)
+        pictures, clips = (
+            [(i, p.media) for i, p in enumerate(pieces) if isinstance(p.media, kind)]
+            for kind in (Image, Audio)
+        )
+        order = [*enumerate(pictures), *enumerate(clips)]
+        for done, (number, (i, part)) in enumerate(order, 1):
+            item = self.decode(part, max_crops, number)
+            found[i] = (pieces[i], item)
+            total += item.tokens
+            if context is not None and total > context and done < len(order):
+                raise TooLong(_too_long(f"at least {total}", context))
+        return found
+
+    def decode(self, part: Image | Audio, max_crops: int | None, number: int = 0) -> Decoded:
+        """A clip's frames, or what a picture's header tells: its pixels wait until the row is known to fit."""
+        with _telling(part, number):
+            if isinstance(part, Image):
+                most = self._crops(max_crops, part.most_crops)
+                tokens = self._layout(*self.size(part), most).tokens(self.cells)
+                return Decoded(part, number, tokens, max_crops=most)
+            # Frames are half the size of samples at 16 kHz and a tenth of those at 44.1 kHz in stereo, so a clip
+            # becomes frames as it is read.
+            caps = self.caps
+            stream = media.AudioStream(
+                part.source, max_bytes=caps.audio_bytes, max_seconds=caps.audio_seconds
+            )
+            mels = audio.log_mel_of(stream, stream.rate)
+            return Decoded(part, number, Clip(len(mels), "").tokens, mels)
+
+    def size(self, part: Image) -> tuple[int, int]:
+        """Width and height of `picture` in pixels, by the header."""
+        caps = self.caps
+        return media.image_size(
+            part.source, max_bytes=caps.image_bytes, max_pixels=caps.image_pixels
+        )
+
+    def picture(self, part: Image) -> Picture:
+        """What is cut into crops."""
+        caps = self.caps
+        return media.decode_image(
+            part.source, max_bytes=caps.image_bytes, max_pixels=caps.image_pixels
+        )
 
     def _join(
         self,
@@ -238,9 +287,7 @@ class Processor:
         lost = 0
         if context is not None and len(ids) > context:
             if not truncate or max((s[-1] for s in slots.values() if s), default=-1) >= context:
-                raise TooLong(
-                    f"the row has {len(ids)} tokens, the context holds {context}; shorten the text or its media"
-                )
+                raise TooLong(_too_long(f"{len(ids)}", context))
             lost = len(ids) - context
             ids, wanted = ids[:context], wanted[:context]
         items = [item for _, item in pieces if item is not None]
@@ -262,7 +309,12 @@ class Processor:
         if not items:
             return {}
         sizes = {"crop_size": self.crop_size, "patch_size": self.patch_size}
-        cuts = [image.cut(m.data, max_crops=m.max_crops, **sizes) for m in items]
+        cuts = []
+        for m in items:  # one picture at a time stands in memory whole
+            assert isinstance(m.part, Image)
+            with _telling(m.part, m.number):
+                cuts.append(image.cut(self.picture(m.part), max_crops=m.max_crops, **sizes))
+        assert [layout.tokens(self.cells) for *_, layout in cuts] == [m.tokens for m in items]
         return {
             "crops": torch.cat([crops for crops, _, _ in cuts]),
             "crop_masks": torch.cat([masks for _, masks, _ in cuts]),
@@ -273,7 +325,7 @@ class Processor:
     def _mels(self, items: Sequence[Decoded], slots: Iterable[int], branch: str) -> dict[str, Any]:
         if not items:
             return {}
-        mels = [m.data for m in items]
+        mels = [m.mels for m in items if m.mels is not None]
         clips = tuple(Clip(len(m), branch) for m in mels)
         assert [c.tokens for c in clips] == [m.tokens for m in items]
         return {"mels": torch.cat(mels), "clips": clips, "audio_slots": _positions(slots)}
@@ -281,3 +333,24 @@ class Processor:
 
 def _positions(slots: Iterable[int]) -> Tensor:
     return torch.tensor(list(slots), dtype=torch.long)
+
+
+def _too_long(tokens: str, context: int) -> str:
+    return (
+        f"the row has {tokens} tokens, the context holds {context}; shorten the text or its media"
+    )
+
+
+@contextmanager
+def _telling(part: Image | Audio, number: int) -> Iterator[None]:
+    """What is wrong with a picture or a clip says which one it is, and never what a library said."""
+    kind = "image" if isinstance(part, Image) else "audio"
+    try:
+        yield
+    except MediaError as error:
+        error.part, error.number = kind, number
+        raise
+    except ValueError as cause:
+        unread = MediaError(f"{kind} {number} of the conversation can't be read; is it damaged?")
+        unread.part, unread.number = kind, number
+        raise unread from cause

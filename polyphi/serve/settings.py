@@ -11,7 +11,8 @@ class Settings:
     """`name`: what the model is called in answers. `keys`: API keys of which every request needs one (none: no key).
     `hosts`: names besides this machine's own that a Host header may hold. `origins`: web pages that may ask.
 
-    `remote`: hosts that media are fetched from ("*.example.org" with all below it, "*" any public one); none: never.
+    `remote`: hosts that media are fetched from ("*.example.org" all below it, "*" any public one; on a port of its own
+    with ":8443" behind); none: never.
     `local`: folder below which `file://` media may lie; None: never.
     """
 

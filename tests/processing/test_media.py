@@ -355,3 +355,38 @@ def test_a_clip_that_has_no_length_says_why(clip: Make) -> None:
     soundfile.write(long, np.zeros(8000 * 1801, np.int16), 8000, format="FLAC")
     with pytest.raises(ValueError, match="may last 1800 s"):
         audio_size(long.getvalue())
+
+
+def test_refusals_say_why(png: Make, clip: Make) -> None:
+    for refuse, reason in (
+        (lambda: decode_image(b"%PDF-1.7"), "kind"),
+        (lambda: decode_audio(png(4, 4)), "kind"),
+        (lambda: decode_image(png(20, 20), max_pixels=100), "size"),
+        (lambda: decode_image(png(20, 20), max_bytes=100), "size"),
+        (lambda: image_size(png(20, 20), max_pixels=100), "size"),
+        (lambda: decode_audio(clip(16000), max_seconds=0.5), "size"),
+        (lambda: audio_size(clip(16000), max_bytes=1000), "size"),
+        (lambda: audio_size(clip(16000, format="MP3"), max_seconds=0.5), "size"),
+        (lambda: decode_image(png(20, 20)[:-40]), "content"),
+        (lambda: decode_audio(clip(0)), "content"),
+    ):
+        with pytest.raises(media.MediaError) as found:
+            refuse()
+        assert (found.value.reason, found.value.part) == (reason, None)
+
+
+def test_work_is_capped_whatever_the_rate(clip: Make) -> None:
+    """Few seconds at a high rate in many channels are as much work as many."""
+    data = clip(400_000, 400_000, 8, "FLAC", "PCM_16")
+    assert decode_audio(data, max_seconds=17)[1] == 400_000
+    with pytest.raises(ValueError, match="3,072,000 values over all its channels, found more"):
+        decode_audio(data, max_seconds=16)
+    assert len(decode_audio(clip(96_000, 96_000, 2), max_seconds=1)[0]) == 96_000
+
+
+def test_a_jpeg_of_many_scans_is_refused(png: Make) -> None:
+    data = encode(Image.open(io.BytesIO(png(64, 64))), "JPEG", progressive=True)
+    last = data.rindex(b"\xff\xda")
+    assert decode_image(data[:last] + data[last:-2] * 50 + data[-2:]).size == (64, 64)
+    with pytest.raises(ValueError, match="may have 100 scans, found more"):
+        decode_image(data[:last] + data[last:-2] * 120 + data[-2:])

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from polyphi.batch import IGNORE, pack
 from polyphi.chat import Audio, Image, Message, Text, Video
+from polyphi.processing import media
+from polyphi.processing.media import Caps, MediaError
 from polyphi.processing.processor import Processor, TooLong
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.processing.video import expand_videos
@@ -282,3 +284,70 @@ def test_slots_are_as_many_as_the_model_fills(
         assert len(row.mels) == sum(c.frames for c in row.clips)
     both = pack([row, row])
     assert len(both) == 2 * len(row) and torch.equal(both.ids, row.ids.repeat(2))
+
+
+def test_a_bad_part_says_which_one_it_is(processor: Processor, png: Make) -> None:
+    """Of its kind, from 0, in a conversation, among given ids, and when it's only counted."""
+    good, heard = Image(png(56, 56)), sound(1600)
+    cut, slow = Image(png(56, 56)[:-30]), sound(1600, 4000)
+    id = processor.tokenizer.image_id
+    for parts, kind, number in (
+        ((good, heard, cut, good), "image", 1),
+        ((cut, slow), "audio", 0),  # clips are decoded before pictures
+        ((heard, good, heard, slow), "audio", 2),
+        ((good, Image(b"no"), heard), "image", 1),
+    ):
+        talk = [Message.user(part) for part in parts]
+        with pytest.raises(MediaError) as found:
+            processor.row(talk)
+        assert (found.value.part, found.value.number) == (kind, number)
+    with pytest.raises(MediaError) as found:
+        processor.ids_row([id, id], images=[good.source, cut.source])
+    assert (found.value.part, found.value.number, found.value.reason) == ("image", 1, "content")
+    with pytest.raises(MediaError) as found:
+        processor.count([Message.user(good, Image(b"no"), slow)])
+    assert (found.value.part, found.value.number, found.value.reason) == ("image", 1, "kind")
+
+
+def test_a_librarys_words_do_not_get_out(
+    processor: Processor, png: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ValueError("object at 0x7f0000")
+
+    monkeypatch.setattr(media, "decode_image", broken)
+    with pytest.raises(MediaError, match=r"^image 0 of the conversation can't be read") as found:
+        processor.row([Message.user(Image(png(56, 56)))])
+    assert found.value.part == "image" and "0x7f" in str(found.value.__cause__)
+
+
+def test_caps_can_be_set(tokenizer: Tokenizer, png: Make) -> None:
+    small = Processor(tokenizer, crop_size=56, caps=Caps(image_pixels=3000, audio_seconds=1))
+    assert len(small.row([Message.user(Image(png(50, 60)), sound(16000))]))
+    small.caps = Caps(image_pixels=2999, audio_seconds=1)
+    for part in (Image(png(50, 60)), sound(16001)):
+        for ask in (small.row, small.count):
+            with pytest.raises(MediaError, match=r"pixels|may last 1 s") as found:
+                ask([Message.user(part)])
+            assert found.value.reason == "size"
+
+
+def test_what_cannot_fit_is_not_decoded(
+    processor: Processor, png: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pictures are counted by their headers; clips one after the other, until they are too many."""
+    heard: list[object] = []
+    stream = media.AudioStream
+
+    def listen(source: object, **caps: object) -> media.AudioStream:
+        heard.append(source)
+        return stream(source, **caps)
+
+    monkeypatch.setattr(media, "AudioStream", listen)
+    monkeypatch.setattr(media, "decode_image", None)
+    with pytest.raises(TooLong, match=r"row has at least \d+ tokens, the context holds 20"):
+        processor.row([Message.user(Image(png(100, 40)), sound(16000), "Hi")] * 9, context=20)
+    assert heard == []
+    with pytest.raises(TooLong, match=r"row has at least 30 tokens, the context holds 29"):
+        processor.row([Message("document", (sound(16000),) * 9)], context=29)
+    assert len(heard) == 2

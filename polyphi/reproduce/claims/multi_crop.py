@@ -13,13 +13,13 @@ import numpy as np
 from PIL import Image as Picture
 
 from polyphi import stages
-from polyphi.chat import Audio, Image
+from polyphi.chat import Image
 from polyphi.corpora.image_qa import draw_text
 from polyphi.curate.scenes import Scene, asked
 from polyphi.data import shards
 from polyphi.data.shards import Sample, Shards
-from polyphi.processing import image, media
-from polyphi.processing.processor import Decoded, Processor
+from polyphi.processing import image
+from polyphi.processing.processor import Processor
 from polyphi.reproduce.claims.claim import DRAWS, Claim, Effect, contrast, measured, paired
 from polyphi.reproduce.claims.laboratory import Arm, Laboratory
 from polyphi.train.stage import Mix, Stage
@@ -39,15 +39,12 @@ MARGIN = 3.0  # points
 class ByAspect(Processor):
     """Pictures stretched to the grid of InternVL2's rule before they are cut."""
 
-    def decode(self, part: Image | Audio, max_crops: int | None) -> Decoded:
-        if not isinstance(part, Image):
-            return super().decode(part, max_crops)
-        picture = media.decode_image(part.source)
-        cols, rows = image.nearest(picture.width, picture.height, self.crop_size, MOST)
-        size = (cols * self.crop_size, rows * self.crop_size)
-        stretched = picture.resize(size, Picture.Resampling.BILINEAR)
-        tokens = self._layout(*size, max_crops).tokens(self.cells)
-        return Decoded(part, tokens, stretched, self._crops(max_crops))
+    def size(self, part: Image) -> tuple[int, int]:
+        cols, rows = image.nearest(*super().size(part), self.crop_size, MOST)
+        return cols * self.crop_size, rows * self.crop_size
+
+    def picture(self, part: Image) -> Picture.Image:
+        return super().picture(part).resize(self.size(part), Picture.Resampling.BILINEAR)
 
 
 def sizes() -> Iterator[Effect]:

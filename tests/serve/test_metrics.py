@@ -1,0 +1,196 @@
+"""What Prometheus reads, parsed as Prometheus' own library parses it."""
+
+import threading
+
+import pytest
+from prometheus_client import REGISTRY
+from prometheus_client.parser import text_string_to_metric_families
+
+from polyphi.engine.engine import Counters
+from polyphi.serve.metrics import Load, Metrics, Times
+
+LOAD = Load(
+    Counters(
+        blocks=200,
+        blocks_held=50,
+        blocks_remembered=20,
+        encoded_bytes=4096,
+        requests=5,
+        preemptions=3,
+        steps=7,
+    ),
+    running=2,
+    waiting=3,
+    encoder_queries=6,
+    encoder_hits=4,
+)
+VLLMS = {
+    "num_requests_running",
+    "num_requests_waiting",
+    "kv_cache_usage_perc",
+    "prefix_cache_queries",
+    "prefix_cache_hits",
+    "mm_cache_queries",
+    "mm_cache_hits",
+    "prompt_tokens",
+    "generation_tokens",
+    "request_success",
+    "num_preemptions",
+    "time_to_first_token_seconds",
+    "inter_token_latency_seconds",
+    "e2e_request_latency_seconds",
+    "request_queue_time_seconds",
+    "request_prefill_time_seconds",
+    "request_decode_time_seconds",
+    "request_prompt_tokens",
+    "request_generation_tokens",
+    "iteration_tokens_total",
+}
+OURS = {
+    "adapter_requests",
+    "media_decode_seconds",
+    "media_rejected",
+    "audio_seconds",
+    "encoder_seconds",
+    "encoder_remembered_bytes",
+    "kv_cache_blocks",
+    "kv_cache_blocks_remembered",
+    "engine_steps",
+}
+
+
+def read(metrics: Metrics) -> dict[str, float]:
+    """Values by the name of the series, labels but the model's in brackets."""
+    body, kind = metrics.render()
+    assert kind.startswith("text/plain; version=0.0.4")
+    found = {}
+    for family in text_string_to_metric_families(body.decode()):
+        for sample in family.samples:
+            labels = dict(sample.labels)
+            assert labels.pop("model_name") == "phi"
+            shown = ",".join(f"{k}={v}" for k, v in sorted(labels.items()))
+            key = f"{sample.name}[{shown}]" if shown else sample.name
+            assert key not in found
+            found[key] = sample.value
+    return found
+
+
+def names(metrics: Metrics) -> set[str]:
+    return {f.name for f in text_string_to_metric_families(metrics.render()[0].decode())}
+
+
+def used(vllm_names: bool = False) -> Metrics:
+    metrics = Metrics("phi", lambda: LOAD, vllm_names=vllm_names)
+    metrics.arrived("vision")
+    metrics.arrived("vision")
+    metrics.arrived(None)
+    metrics.finished(Times(10.0, 10.5, 12.0, 15.0), "stop", prompt=300, cached=256, generated=20)
+    metrics.finished(Times(10.0, 11.0, None, 11.5), "abort", prompt=40, cached=0, generated=0)
+    metrics.finished(Times(10.0, None, None, 13.0), "abort", prompt=1000, cached=0, generated=0)
+    metrics.token(0.02)
+    metrics.step(512)
+    metrics.media_decoded("image", 0.2)
+    metrics.media_rejected("unsupported_media_type")
+    metrics.heard(12.5)
+    metrics.encoded("audio", 0.7)
+    return metrics
+
+
+def test_all_names_are_there() -> None:
+    assert names(used()) == {f"polyphi:{name}" for name in VLLMS | OURS}
+
+
+def test_events_become_the_right_numbers() -> None:
+    found = {n.removeprefix("polyphi:"): v for n, v in read(used()).items()}
+    wanted = {
+        "adapter_requests_total[adapter=vision]": 2,
+        "adapter_requests_total[adapter=none]": 1,
+        "request_success_total[finished_reason=stop]": 1,
+        "request_success_total[finished_reason=abort]": 2,
+        "prompt_tokens_total": 340,
+        "generation_tokens_total": 20,
+        "prefix_cache_queries_total": 340,
+        "prefix_cache_hits_total": 256,
+        "e2e_request_latency_seconds_count": 3,
+        "e2e_request_latency_seconds_sum": 9.5,
+        "request_queue_time_seconds_count": 2,
+        "request_queue_time_seconds_sum": 1.5,
+        "time_to_first_token_seconds_count": 1,
+        "time_to_first_token_seconds_sum": 2.0,
+        "request_prefill_time_seconds_sum": 1.5,
+        "request_decode_time_seconds_sum": 3.0,
+        "request_prompt_tokens_count": 2,
+        "request_generation_tokens_sum": 20,
+        "inter_token_latency_seconds_bucket[le=0.01]": 0,
+        "inter_token_latency_seconds_bucket[le=0.025]": 1,
+        "iteration_tokens_total_sum": 512,
+        "media_decode_seconds_count[kind=image]": 1,
+        "media_rejected_total[reason=unsupported_media_type]": 1,
+        "audio_seconds_total": 12.5,
+        "encoder_seconds_sum[kind=audio]": 0.7,
+        "num_requests_running": 2,
+        "num_requests_waiting": 3,
+        "kv_cache_usage_perc": 0.25,
+        "kv_cache_blocks": 200,
+        "kv_cache_blocks_remembered": 20,
+        "encoder_remembered_bytes": 4096,
+        "num_preemptions_total": 3,
+        "engine_steps_total": 7,
+        "mm_cache_queries_total": 6,
+        "mm_cache_hits_total": 4,
+    }
+    assert {name: found.get(name) for name in wanted} == pytest.approx(wanted)
+    assert not any("created" in name for name in found)
+
+
+def test_vllms_names_have_the_same_values_and_ours_are_not_among_them() -> None:
+    found = read(used(vllm_names=True))
+    ours = {n.removeprefix("polyphi:"): v for n, v in found.items() if n.startswith("polyphi:")}
+    vllms = {n.removeprefix("vllm:"): v for n, v in found.items() if n.startswith("vllm:")}
+    assert len(ours) + len(vllms) == len(found) and ours == {
+        n.removeprefix("polyphi:"): v for n, v in read(used()).items()
+    }
+    assert vllms and vllms.items() <= ours.items()
+    families = names(used(vllm_names=True))
+    assert {f.removeprefix("vllm:") for f in families if f.startswith("vllm:")} == VLLMS
+
+
+def test_servers_share_no_numbers() -> None:
+    before = {family.name for family in REGISTRY.collect()}
+    one, other = used(), Metrics("phi", lambda: LOAD)
+    assert read(one)["polyphi:prompt_tokens_total"] == 340
+    assert read(other)["polyphi:prompt_tokens_total"] == 0
+    assert {family.name for family in REGISTRY.collect()} == before
+
+
+def test_gauges_are_those_of_the_moment() -> None:
+    now = [LOAD]
+    metrics = Metrics("phi", lambda: now[0])
+    assert read(metrics)["polyphi:num_requests_running"] == 2
+    now[0] = Load(LOAD.counters, running=0, waiting=0, encoder_queries=6, encoder_hits=4)
+    assert read(metrics)["polyphi:num_requests_running"] == 0
+
+
+def test_a_models_name_may_be_anything() -> None:
+    name = 'a "b"\\ polyphi:c\nd'
+    metrics = Metrics(name, lambda: LOAD, vllm_names=True)
+    families = text_string_to_metric_families(metrics.render()[0].decode())
+    assert {s.labels["model_name"] for f in families for s in f.samples} == {name}
+
+
+def test_threads_may_tell_at_once() -> None:
+    metrics = Metrics("phi", lambda: LOAD)
+
+    def tell() -> None:
+        for _ in range(500):
+            metrics.step(1)
+            metrics.arrived("speech")
+
+    threads = [threading.Thread(target=tell) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    found = read(metrics)
+    assert found["polyphi:iteration_tokens_total_count"] == 2000
+    assert found["polyphi:adapter_requests_total[adapter=speech]"] == 2000
