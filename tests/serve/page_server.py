@@ -57,10 +57,12 @@ HOSTILE = """<script>alert('xss')</script><img src=x onerror="alert('xss')">
 | `<script>alert(1)</script>` | <b onmouseover=alert(1)>x</b> |
 
 ```"><img src=/stolen.png onerror=alert(1)>
+"><img src=/stolen.png onerror=alert(1)>
 </code></pre><script>alert('xss')</script>
 ```
 
-$\\text{<img src=/stolen.png onerror=alert(1)>}$ $\\href{javascript:alert(1)}{x}$ $$\\unknown{<script>alert(1)</script>}$$
+$\\text{<img src=/stolen.png onerror=alert(1)>}$
+$\\href{javascript:alert(1)}{x}$ $$\\unknown{<script>alert(1)</script>}$$
 """
 
 PROPS: dict[str, Any] = {

@@ -329,7 +329,7 @@ function linkAt(text, at, dead) {
     if (text.indexOf("](", at) < 0) dead.add("](");
     return null;
   }
-  const match = /^\(\s*<?([^\s<>]*?)>?(?:\s+(?:"[^"]*"|'[^']*'))?\s*\)/.exec(balanced(text, end + 1));
+  const match = /^\(\s*<?([^\s<>]*)>?(?:\s+(?:"[^"]*"|'[^']*'))?\s*\)$/.exec(balanced(text, end + 1));
   if (!match) return null;
   return { label: text.slice(at + 1, end), target: match[1], end: end + 1 + match[0].length };
 }

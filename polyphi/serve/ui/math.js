@@ -2,7 +2,7 @@
 // source instead: a formula is never half right.
 
 const MATHML = "http://www.w3.org/1998/Math/MathML";
-const LONGEST_FORMULA = 10_000; // letters
+const LONGEST_FORMULA = 4000; // letters
 const DEEPEST_FORMULA = 60; // braces within braces
 
 const words = (text) => Object.fromEntries(text.trim().split(/\s+/).map((pair) => [pair.slice(0, -1).replace(/:$/, ""), pair.at(-1)]));
