@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 
 from polyphi.chat import SamplingParams, with_tools
 from polyphi.engine.engine import Engine
-from polyphi.serve import chat, completions
+from polyphi.serve import chat, completions, page
 from polyphi.serve.errors import ApiError
 from polyphi.serve.schema import DetokenizeRequest, TokenizeRequest, explained, offered
 from polyphi.serve.server import Gone, Server
@@ -73,6 +73,10 @@ def _errors(app: FastAPI) -> None:
 def _about(app: FastAPI, server: Server) -> None:
     settings, engine = server.settings, server.engine
     config = engine.model.config
+
+    @app.get("/", include_in_schema=False)
+    async def chat_page() -> Response:
+        return Response(page.PAGE, headers=page.HEADERS)
 
     @app.get("/health", summary="Whether the server is alive")
     async def health() -> Response:
