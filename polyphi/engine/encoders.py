@@ -6,8 +6,9 @@ pictures of equal bytes cut otherwise, or 30 x 150 pixels and 150 x 30, are two 
 """
 
 import hashlib
+import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -90,6 +91,10 @@ class Encoders:
         self.bytes = 0
         self.calls = 0
         """Items encoded so far."""
+        self.queries = self.hits = 0
+        """Items asked for so far, and those of them that were remembered."""
+        self.encoded: Callable[[str, float], None] = lambda kind, seconds: None
+        """Hears of each call of an encoder: "image" or "audio", and how long it took."""
 
     def forget(self) -> None:
         """All that was made."""
@@ -110,7 +115,9 @@ class Encoders:
         for item in wanted:
             if item.key in found or item.key in new:
                 continue
+            self.queries += 1
             if (known := self.known(item.key)) is not None:
+                self.hits += 1
                 found[item.key] = known
             else:
                 new[item.key] = item
@@ -126,6 +133,7 @@ class Encoders:
         return found
 
     def _run(self, kind: str, group: Sequence[Item]) -> dict[bytes, Tensor]:
+        began = time.monotonic()
         sources = [item.source for item in group]
         device = self._model.decoder.embed_tokens.weight.device
         if kind == "image":
@@ -144,6 +152,7 @@ class Encoders:
             )
             made = self._model.audio_tokens(batch.to(device))
         self.calls += len(group)
+        self.encoded(kind, time.monotonic() - began)
         parts = made.split([item.end - item.start for item in group])
         for item, part in zip(group, parts, strict=True):
             # A part of a larger tensor would keep all of it in memory.

@@ -80,15 +80,21 @@ Conversation = Sequence[Message | Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Counters:
-    """What the engine holds at a moment. With no request under way `blocks_held` and `requests` are 0."""
+    """What the engine holds at a moment, and did so far. With no request under way `blocks_held` and `requests` are 0.
+    `tokens`: of all steps, prompts' and drawn ones; `encoder_queries`: pictures and clips that were needed, of which
+    `encoder_hits` were remembered."""
 
     blocks: int
     blocks_held: int
     blocks_remembered: int
     encoded_bytes: int
     requests: int
+    running: int
     preemptions: int
     steps: int
+    tokens: int
+    encoder_queries: int
+    encoder_hits: int
 
 
 class Stopped(Exception):
@@ -119,7 +125,7 @@ class Engine:
         self.processor = processor
         self.runner = Runner(model)
         self.encoders = Encoders(model, encoded)
-        self.steps = 0
+        self.steps = self.tokens = 0
         self._remember = remember
         config, dtype = model.config.decoder, model.decoder.embed_tokens.weight.dtype
         size = token_bytes(config, dtype) * BLOCK
@@ -161,8 +167,12 @@ class Engine:
                 self.pool.remembered,
                 self.encoders.bytes,
                 len(self._arriving) + len(scheduler.waiting) + len(scheduler.running),
+                len(scheduler.running),
                 scheduler.preemptions,
                 self.steps,
+                self.tokens,
+                self.encoders.queries,
+                self.encoders.hits,
             )
 
     def generate(
@@ -411,6 +421,7 @@ class Engine:
                     self._end(request, "error")
                 raise
             self.steps += 1
+            self.tokens += sum(part.size for part in parts)
             for part in parts:
                 if part.request.finish_reason:
                     self._end(part.request, part.request.finish_reason)

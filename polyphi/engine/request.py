@@ -4,6 +4,7 @@ Text is shown only when it can't be taken back: whole characters, and nothing th
 So the pieces of a stream always join to the very text that comes without streaming.
 """
 
+import time
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Literal
@@ -100,6 +101,10 @@ class Request:
     features: dict[bytes, Tensor] = field(default_factory=dict)
     """What stands for its pictures and clips, while the prompt runs."""
     cached: int | None = None
+    arrived: float = field(default_factory=time.monotonic)
+    started: float | None = None
+    """When its prompt began to run; `first`: when the answer's first token was drawn. Moments of `time.monotonic`."""
+    first: float | None = None
     pieces: list[str] = field(default_factory=list)
     shown: int = 0
     """Pieces that whoever streams has taken."""
@@ -151,6 +156,7 @@ class Request:
 
     def accept(self, token: int) -> None:
         """Adds a drawn token, and the text that can be shown because of it to `pieces`."""
+        self.first = self.first or time.monotonic()
         if token in self.tokenizer.eos_ids:
             self.finish_reason = "stop"
             shown = self._text.finish()

@@ -6,6 +6,7 @@ values is short, the request that came last makes room: it lets go of its blocks
 front.
 """
 
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -85,6 +86,7 @@ class Scheduler:
             self.waiting.popleft()
             self.running.append(request)
             request.phase = "running"
+            request.started = request.started or time.monotonic()
             part = Part(request, request.table.length, min(self._due(request), left))
             parts[id(request)] = part
             left -= part.new

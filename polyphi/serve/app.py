@@ -18,6 +18,7 @@ from polyphi.chat import SamplingParams, with_tools
 from polyphi.engine.engine import Engine
 from polyphi.serve import chat, completions, page
 from polyphi.serve.errors import ApiError
+from polyphi.serve.guard import Guard
 from polyphi.serve.schema import DetokenizeRequest, TokenizeRequest, explained, offered
 from polyphi.serve.server import Gone, Server
 from polyphi.serve.settings import Settings
@@ -44,6 +45,7 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
     app.include_router(completions.routes(server))
     _about(app, server)
     _tokens(app, server)
+    app.add_middleware(Guard, settings=settings)
     return app
 
 
@@ -112,6 +114,11 @@ def _about(app: FastAPI, server: Server) -> None:
         server.adapter(name, "auto")
         return model(name)
 
+    @app.get("/metrics", summary="For Prometheus")
+    async def metrics() -> Response:
+        body, kind = await server.in_thread(server.metrics.render)
+        return Response(body, headers={"content-type": kind})
+
     @app.get("/props", summary="What the server can do and what it takes")
     async def props() -> dict[str, Any]:
         limits = (
@@ -152,9 +159,9 @@ def _tokens(app: FastAPI, server: Server) -> None:
             ids = await server.in_thread(tokenizer.encode, wanted.prompt)
             count = {"text_tokens": len(ids), "image_tokens": 0, "audio_tokens": 0}
             return {"tokens": ids, "count": len(ids), **count, **room}
-        with server.admit(), server.explained("messages"):
-            turns = wanted.messages or []
-            messages = await chat.conversation(server, turns)
+        turns = wanted.messages or []
+        with server.admit(), server.explained("messages", turns), server.media.request() as media:
+            messages = await chat.conversation(server, media, turns)
             messages = with_tools(messages, offered(wanted.tools or ()))
             found = await server.in_thread(server.engine.processor.count, messages)
         count = {

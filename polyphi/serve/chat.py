@@ -30,6 +30,7 @@ from polyphi.chat import (
 from polyphi.engine.tools import ToolCall, ToolParser
 from polyphi.serve.answers import besides, event, usage
 from polyphi.serve.errors import ApiError
+from polyphi.serve.fetch import Media
 from polyphi.serve.schema import (
     AudioPart,
     AudioUrlPart,
@@ -40,7 +41,7 @@ from polyphi.serve.schema import (
     offered,
 )
 from polyphi.serve.schema import Part as GivenPart
-from polyphi.serve.server import Events, Job, News, Server, Ticket, unless_gone
+from polyphi.serve.server import Events, Job, News, Server, unless_gone
 
 ROLES = {"developer": "system", "tool": "tool_response"}
 
@@ -75,12 +76,15 @@ def routes(server: Server) -> APIRouter:
             ticket.release()
 
         try:
-            messages = await conversation(server, wanted.messages)
-            messages = with_tools(messages, tools)
-            with server.explained("messages"):
-                row, sampling = await server.prepare(messages, adapter, sampling)
+            with server.media.request() as media:
+                messages = await conversation(server, media, wanted.messages)
+                with server.explained("messages", wanted.messages):
+                    row, sampling = await server.prepare(
+                        with_tools(messages, tools), adapter, sampling
+                    )
+            server.note(request, [(m.role, m.text) for m in messages])
             job = await server.enter(row, sampling, server.salt(request))
-            answer = Answer(server, wanted, job, ticket, bool(tools))
+            answer = Answer(server, wanted, job, bool(tools))
             if wanted.stream:
                 return Events(answer.events(), close)
             body = await unless_gone(request, answer.whole())
@@ -88,12 +92,13 @@ def routes(server: Server) -> APIRouter:
             close()
             raise
         close()
+        server.note(request, [said.message for said in answer.said])
         return JSONResponse(body)
 
     return router
 
 
-async def conversation(server: Server, turns: Sequence[Turn]) -> tuple[Message, ...]:
+async def conversation(server: Server, media: Media, turns: Sequence[Turn]) -> tuple[Message, ...]:
     """OpenAI's messages as ours, with the bytes of all media there."""
     if len(turns) > server.settings.max_messages:
         raise ApiError(
@@ -113,15 +118,15 @@ async def conversation(server: Server, turns: Sequence[Turn]) -> tuple[Message, 
             f"a request has at most {server.settings.max_parts} pictures and clips, found {given}",
             param="messages",
         )
-    return tuple([await _message(server, turn, f"messages[{i}]") for i, turn in enumerate(turns)])
+    return tuple([await _message(media, turn, f"messages[{i}]") for i, turn in enumerate(turns)])
 
 
-async def _message(server: Server, turn: Turn, where: str) -> Message:
+async def _message(media: Media, turn: Turn, where: str) -> Message:
     parts: list[Part] = []
     if isinstance(turn.content, str):
         parts.append(Text(turn.content))
     for number, part in enumerate(turn.content if isinstance(turn.content, list) else ()):
-        parts.append(await _part(server, part, f"{where}.content[{number}]"))
+        parts.append(await _part(media, part, f"{where}.content[{number}]"))
     if turn.tool_calls:
         if turn.role != "assistant":
             raise ApiError(
@@ -140,16 +145,15 @@ async def _message(server: Server, turn: Turn, where: str) -> Message:
     return Message(ROLES.get(turn.role, turn.role), tuple(parts))
 
 
-async def _part(server: Server, part: GivenPart, where: str) -> Part:
+async def _part(media: Media, part: GivenPart, where: str) -> Part:
     if isinstance(part, ImagePart):
         asked = part.image_url
-        data = await server.media.image(asked.url, f"{where}.image_url.url")
+        data = await media.image(asked.url, f"{where}.image_url.url")
         return Image(data, asked.detail, asked.max_crops)
     if isinstance(part, AudioPart):
-        path, limit = f"{where}.input_audio.data", server.settings.max_audio_bytes
-        return Audio(server.media.decoded(part.input_audio.data, path, limit))
+        return Audio(await media.input_audio(part.input_audio.data, f"{where}.input_audio.data"))
     if isinstance(part, AudioUrlPart):
-        return Audio(await server.media.audio(part.audio_url.url, f"{where}.audio_url.url"))
+        return Audio(await media.audio(part.audio_url.url, f"{where}.audio_url.url"))
     return Text(part.refusal if isinstance(part, RefusalPart) else part.text)
 
 
@@ -199,11 +203,9 @@ class Said:
 class Answer:
     """A job's answers in OpenAI's shapes."""
 
-    def __init__(
-        self, server: Server, wanted: ChatRequest, job: Job, ticket: Ticket, tools: bool
-    ) -> None:
-        self._server, self._wanted, self._job, self._ticket = server, wanted, job, ticket
-        self._said = [Said(ToolParser() if tools else None) for _ in job.requests]
+    def __init__(self, server: Server, wanted: ChatRequest, job: Job, tools: bool) -> None:
+        self._server, self._wanted, self._job = server, wanted, job
+        self.said = [Said(ToolParser() if tools else None) for _ in job.requests]
         self._id = f"chatcmpl-{secrets.token_hex(12)}"
         self._created = int(time.time())
 
@@ -223,12 +225,11 @@ class Answer:
     async def whole(self) -> dict[str, Any]:
         reasons: dict[int, str | None] = {}
         async for news in self._job:
-            said = self._said[news.number]
+            said = self.said[news.number]
             said.add(news)
             if news.finish_reason:
                 reasons[news.number] = said.reason(news)
         completions = self._job.answers()
-        self._server.told(self._ticket, completions)
         choices = [
             {
                 "index": number,
@@ -236,7 +237,7 @@ class Answer:
                 "logprobs": self._logprobs(said.logprobs),
                 "finish_reason": reasons[number],
             }
-            for number, said in enumerate(self._said)
+            for number, said in enumerate(self.said)
         ]
         head = self._head("chat.completion")
         return {**head, "choices": choices, "usage": usage([completions]), **besides(completions)}
@@ -248,11 +249,11 @@ class Answer:
             choice = {"index": number, "delta": delta, "logprobs": None, "finish_reason": None}
             return event({**head, "choices": [{**choice, **more}]})
 
-        for number in range(len(self._said)):
+        for number in range(len(self.said)):
             yield chunk(number, {"role": "assistant", "content": ""})
         try:
             async for news in self._job:
-                said = self._said[news.number]
+                said = self.said[news.number]
                 deltas = said.add(news)
                 if news.logprobs and self._wanted.logprobs and not deltas:
                     deltas = [{"content": ""}]
@@ -268,7 +269,6 @@ class Answer:
                     head |= more
                     yield chunk(news.number, {}, finish_reason=said.reason(news))
             completions = self._job.answers()
-            self._server.told(self._ticket, completions)
             options = self._wanted.stream_options
             if options is not None and options.include_usage:
                 yield event({**head, "choices": [], "usage": usage([completions])})

@@ -19,7 +19,7 @@ from polyphi.chat import SamplingParams, TokenLogprob
 from polyphi.serve.answers import event, usage
 from polyphi.serve.errors import ApiError
 from polyphi.serve.schema import CompletionRequest
-from polyphi.serve.server import Events, Job, Server, Ticket, unless_gone
+from polyphi.serve.server import Events, Job, Server, unless_gone
 
 MAX_PROMPTS = 128
 
@@ -53,7 +53,7 @@ def routes(server: Server) -> APIRouter:
             with server.explained("prompt"):
                 for row in rows:
                     await server.in_thread(server.bounded, row, sampling)
-            answer = Answer(server, wanted, sampling, rows, ticket)
+            answer = Answer(server, wanted, sampling, rows)
             if silent:
                 body = await unless_gone(request, answer.echoed())
             else:
@@ -99,10 +99,9 @@ class Answer:
         wanted: CompletionRequest,
         sampling: SamplingParams,
         rows: Sequence[Batch],
-        ticket: Ticket,
     ) -> None:
         self._server, self._wanted, self._sampling = server, wanted, sampling
-        self._rows, self._ticket = rows, ticket
+        self._rows = rows
         self._head = {
             "id": f"cmpl-{secrets.token_hex(12)}",
             "object": "text_completion",
@@ -131,8 +130,6 @@ class Answer:
                 reason = found.finish_reason
                 choices.append(self._choice(len(choices), before + found.text, said, reason))
         answers = [job.answers() for job in jobs]
-        for some in answers:
-            self._server.told(self._ticket, some)
         return {**self._head, "choices": choices, "usage": usage(answers)}
 
     async def events(self, jobs: Sequence[Job]) -> AsyncIterator[bytes]:
@@ -164,8 +161,6 @@ class Answer:
                         return
                     yield found
             answers = [job.answers() for job in jobs]
-            for some in answers:
-                self._server.told(self._ticket, some)
             options = self._wanted.stream_options
             if options is not None and options.include_usage:
                 yield event({**self._head, "choices": [], "usage": usage(answers)})

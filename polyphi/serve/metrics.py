@@ -78,14 +78,10 @@ class Times:
 
 @dataclass(frozen=True)
 class Load:
-    """What the engine is busy with at a moment. `encoder_queries`: pictures and clips that prompts had so far, of which
-    `encoder_hits` were remembered."""
+    """What the engine is busy with at a moment, and how many requests wait outside it as well."""
 
     counters: Counters
-    running: int
     waiting: int
-    encoder_queries: int
-    encoder_hits: int
 
 
 class Metrics(Collector):
@@ -208,7 +204,7 @@ class Metrics(Collector):
         load = self.load()
         held = load.counters
         gauges: dict[str, tuple[float, str]] = {
-            "num_requests_running": (load.running, "Requests that run in steps."),
+            "num_requests_running": (held.running, "Requests that run in steps."),
             "num_requests_waiting": (load.waiting, "Requests that wait for their turn."),
             "kv_cache_usage_perc": (
                 held.blocks_held / held.blocks,
@@ -226,8 +222,8 @@ class Metrics(Collector):
                 held.preemptions,
                 "Times that a request gave its blocks to another.",
             ),
-            "mm_cache_queries": (load.encoder_queries, "Pictures and clips of prompts."),
-            "mm_cache_hits": (load.encoder_hits, "Those whose encoder outputs were remembered."),
+            "mm_cache_queries": (held.encoder_queries, "Pictures and clips of prompts."),
+            "mm_cache_hits": (held.encoder_hits, "Those whose encoder outputs were remembered."),
             "engine_steps": (held.steps, "Steps run."),
         }
         for name, (value, text) in gauges.items():

@@ -10,6 +10,7 @@ step. Nothing here waits for the engine in the thread that serves connections.
 """
 
 import asyncio
+import json
 import logging
 import secrets
 import threading
@@ -28,18 +29,22 @@ from starlette.types import Receive, Scope, Send
 from polyphi.batch import Batch
 from polyphi.chat import Completion, Grammar, Message, SamplingParams, TokenLogprob
 from polyphi.engine.engine import Engine
+from polyphi.engine.media import Caps, MediaError
 from polyphi.engine.memory import OutOfMemory
 from polyphi.engine.request import Request
 from polyphi.engine.sampling import check
 from polyphi.engine.structured import Matcher
 from polyphi.serve.errors import ApiError
-from polyphi.serve.fetch import Media
-from polyphi.serve.schema import Sampling
+from polyphi.serve.fetch import Media, refusal
+from polyphi.serve.metrics import Load, Metrics, Times
+from polyphi.serve.schema import Sampling, Turn
 from polyphi.serve.settings import Settings
 from polyphi.serve.tokens import Tokens
 
 log = logging.getLogger("polyphi.serve")
 T = TypeVar("T")
+FRAMES_A_SECOND = 100
+"""Of log-mel."""
 PREPARING = 4
 """Threads that decode and count for requests."""
 
@@ -70,7 +75,8 @@ class Job:
         self._loop = loop
         self._news: asyncio.Queue[News] = asyncio.Queue()
         self._looking = threading.Lock()
-        self._told = [0] * len(requests)
+        self._told = [0] * len(requests)  # log-probabilities passed on
+        self._tokens, self._seen = [0] * len(requests), [0.0] * len(requests)
         self._open = set(range(len(requests)))
         self._left = len(requests)
 
@@ -90,12 +96,31 @@ class Job:
             if request.sampling.logprobs is not None and error is None and request.tokens:
                 logprobs = tuple(request.sampler.logprobs[self._told[number] : len(request.tokens)])
                 self._told[number] += len(logprobs)
+            self._count(number, reason)
             if reason:
                 self._open.discard(number)
             if text or reason or logprobs:
                 news = News(number, text, logprobs, reason, error)
                 self._loop.call_soon_threadsafe(self._news.put_nowait, news)
         return bool(self._open)
+
+    def _count(self, number: int, reason: str | None) -> None:
+        """Tells the metrics of an answer's new tokens, and of its end."""
+        request, metrics, now = self.requests[number], self._server.metrics, time.monotonic()
+        new = len(request.tokens) - self._tokens[number]
+        if new and self._tokens[number]:
+            for _ in range(new):
+                metrics.token((now - self._seen[number]) / new)
+        if new:
+            self._tokens[number], self._seen[number] = len(request.tokens), now
+        if reason:
+            metrics.finished(
+                Times(request.arrived, request.started, request.first, now),
+                reason,
+                prompt=len(request.ids) - len(request.tokens) if request.started else 0,
+                cached=request.cached or 0,
+                generated=len(request.tokens),
+            )
 
     async def __aiter__(self) -> AsyncIterator[News]:
         while self._left:
@@ -142,6 +167,7 @@ class Server:
         self.engine = engine
         self.settings = settings
         self.media = Media(settings)
+        self.metrics = Metrics(settings.name, self._load, vllm_names=settings.vllm_names)
         self.tokens = Tokens(engine.processor.tokenizer)
         self.started = int(time.time())
         self.draining = False
@@ -152,6 +178,14 @@ class Server:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._preparing = ThreadPoolExecutor(PREPARING, "prepare")
         self._dropping = ThreadPoolExecutor(1, "drop")
+        self._tokens = 0  # that the engine had run when it was last looked at
+        engine.processor.caps = Caps(
+            settings.max_image_bytes,
+            settings.max_image_pixels,
+            settings.max_audio_bytes,
+            settings.max_audio_seconds,
+        )
+        engine.encoders.encoded = self.metrics.encoded
 
     def start(self) -> None:
         self._thread.start()
@@ -171,6 +205,7 @@ class Server:
         self._thread.join()
         self._preparing.shutdown(cancel_futures=True)
         self._dropping.shutdown()
+        self.media.close()
 
     @property
     def alive(self) -> bool:
@@ -196,9 +231,16 @@ class Server:
     def _look(self, error: Exception | None) -> None:
         if error is not None:
             log.error("a step failed", exc_info=error)
+        if (ran := self.engine.tokens - self._tokens) > 0:
+            self._tokens += ran
+            self.metrics.step(ran)
         for job in list(self._jobs):
             if not job.look():
                 self._jobs.discard(job)
+
+    def _load(self) -> Load:
+        counters = self.engine.counters()
+        return Load(counters, max(0, self.admitted - counters.running))
 
     @property
     def places(self) -> int:
@@ -230,9 +272,6 @@ class Server:
     def _release(self, ticket: Ticket) -> None:
         self._tickets.discard(ticket)
         self._seconds += 0.1 * (time.monotonic() - ticket.began - self._seconds)
-
-    def told(self, ticket: Ticket, completions: Sequence[Completion]) -> None:
-        """Counts what was answered."""
 
     def adapter(self, model: str | None, adapter: str | None) -> str | None:
         """The adapter that a request asks for: by its model's name, or by ours in `adapter`. Raises ApiError for a
@@ -281,13 +320,24 @@ class Server:
         return found if given.get("max_tokens") is not None else replace(found, max_tokens=0)
 
     @contextmanager
-    def explained(self, param: str) -> Iterator[None]:
-        """Turns what the engine finds wrong with a request into an error that a client understands."""
+    def explained(self, param: str, turns: Sequence[Turn] = ()) -> Iterator[None]:
+        """Turns what the engine finds wrong with a request into an error that a client understands; `turns` tell where
+        the part stands that is wrong."""
         try:
             yield
+        except MediaError as error:
+            places = places_of(turns, error.part or "")
+            where = places[error.number] if error.number is not None and places else param
+            raise refusal(error, where) from None
         except ValueError as error:
             code = "context_length_exceeded" if "at most" in str(error) else None
             raise ApiError(400, str(error), param=param, code=code) from None
+
+    def note(self, request: HttpRequest, said: object) -> None:
+        """Writes what was asked or answered to the log, where that was asked for; texts only, no media."""
+        if self.settings.log_prompts:
+            told = json.dumps(said, ensure_ascii=False)
+            log.info("%s %s", request.state.request_id, told)
 
     def salt(self, request: HttpRequest) -> bytes:
         """What keeps that which is remembered of a key's requests with that key."""
@@ -311,7 +361,16 @@ class Server:
     def _prepare(
         self, messages: Sequence[Message], adapter: str | None, sampling: SamplingParams
     ) -> tuple[Batch, SamplingParams]:
-        row = self.engine.row(messages, adapter=adapter)
+        began = time.monotonic()
+        try:
+            row = self.engine.row(messages, adapter=adapter)
+        except MediaError as error:
+            self.metrics.media_rejected(error.reason)
+            raise
+        if row.images or row.clips:
+            kind = "image" if not row.clips else "audio" if not row.images else "mixed"
+            self.metrics.media_decoded(kind, time.monotonic() - began)
+            self.metrics.heard(sum(clip.frames for clip in row.clips) / FRAMES_A_SECOND)
         return row, self.bounded(row, sampling)
 
     def bounded(self, row: Batch, sampling: SamplingParams) -> SamplingParams:
@@ -331,6 +390,8 @@ class Server:
         self, row: Batch, sampling: SamplingParams, salt: bytes, loop: asyncio.AbstractEventLoop
     ) -> Job:
         job = Job(self, self.engine.enter(row, sampling, salt=salt), loop)
+        for _ in job.requests:
+            self.metrics.arrived(row.adapters[0])
         self._jobs.add(job)
         if not job.look():  # it may have ended before anybody looked
             self._jobs.discard(job)
@@ -344,6 +405,18 @@ class Server:
     def _abort(self, requests: Sequence[Request]) -> None:
         for request in requests:
             self.engine.abort(request)
+
+
+def places_of(turns: Sequence[Turn], kind: str) -> list[str]:
+    """Where the pictures ("image") or clips ("audio") of a conversation stand, in their order."""
+    kinds = {"image": {"image_url": "url"}, "audio": {"input_audio": "data", "audio_url": "url"}}
+    return [
+        f"messages[{i}].content[{j}].{part.type}.{kinds[kind][part.type]}"
+        for i, turn in enumerate(turns)
+        if isinstance(turn.content, list)
+        for j, part in enumerate(turn.content)
+        if part.type in kinds.get(kind, ())
+    ]
 
 
 def failed(error: Exception) -> ApiError:
