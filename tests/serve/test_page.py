@@ -630,6 +630,22 @@ def test_search_rename_delete_and_undo(page: Page, server: PageServer) -> None:
     assert set(page.texts("#history .name")) == {"Fruit <b>", "bananas are yellow"}
 
 
+def test_what_another_tab_changed_is_seen(page: Page, server: PageServer) -> None:
+    page.open(server.url).ready()
+    page.say("one")
+    first = page.driver.current_window_handle
+    page.driver.switch_to.new_window("tab")
+    page.open(server.url).ready()
+    page.say("two")
+    page.click("#new")
+    page.say("three")
+    page.driver.close()
+    page.driver.switch_to.window(first)
+    page.run("document.dispatchEvent(new Event('visibilitychange', {bubbles: true}))")
+    page.until(lambda: page.texts("#history .name") == ["three", "one"], "the other conversation")
+    assert page.texts(".message.user .text") == ["one", "two"]
+
+
 def test_everything_by_keyboard(page: Page, server: PageServer) -> None:
     page.open(server.url).ready()
     assert page.run("return document.activeElement.id") == "draft"

@@ -366,6 +366,7 @@ function renderDraft() {
   $("attachments").replaceChildren(...attachments.map(attachmentElement));
   $("attachments").hidden = !attachments.length;
   $("editing").hidden = !editing;
+  for (const message of $("log").children) message.classList.toggle("editing", message.dataset.id === editing);
   grow();
   renderButtons();
   countSoon();
@@ -424,11 +425,11 @@ async function send() {
   const text = $("draft").value.trim();
   if ((!text && !attachments.length) || running.has(current.id)) return;
   const conversation = current;
-  const bytes = attachments.reduce((sum, { blob }) => sum + (blob.size * 4) / 3, 0);
-  if (bytes > props.limits.max_body_bytes) return toast(`These files are too large together: the server takes up to ${megabytes(props.limits.max_body_bytes)} a message.`);
   const parent = editing && conversation.nodes[editing] ? conversation.nodes[editing].parent : (pathOf(conversation).at(-1)?.id ?? "root");
   const media = attachments.map(({ url, ...one }) => ({ ...one, id: one.id ?? newId(), conversation: conversation.id }));
   for (const { url } of attachments) URL.revokeObjectURL(url);
+  // A conversation without words is called by its first file.
+  if (!text && parent === "root" && !conversation.title) conversation.title = media[0].name.replace(/\.\w+$/, "");
   editing = null;
   attachments = [];
   $("draft").value = "";

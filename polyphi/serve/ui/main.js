@@ -151,6 +151,7 @@ function listenPage() {
     dialog.querySelector(".dialog-close")?.addEventListener("click", () => dialog.close());
   }
   addEventListener("keydown", onKey);
+  addEventListener("visibilitychange", refresh);
   // An answer under way is kept as far as it has come.
   addEventListener("pagehide", () => running.forEach(({ node }, id) => {
     const conversation = conversations.find((one) => one.id === id);
@@ -169,6 +170,19 @@ function renderEmpty() {
     audio && idea("wave", "Transcribe a recording", () => (showTab("speech"), $("speech-pick").focus())),
   ];
   $("ideas").replaceChildren(...ideas.filter(Boolean));
+}
+
+/** What another tab has changed meanwhile. */
+async function refresh() {
+  if (document.hidden || running.size || !booted || !database) return;
+  const found = await loadConversations();
+  const place = found.findIndex(({ id }) => id === current.id);
+  if (place >= 0 && found[place].updated > current.updated) {
+    current = found[place];
+    renderConversation();
+  } else if (place >= 0) found[place] = current;
+  conversations = found;
+  renderHistory();
 }
 
 async function loadProps() {

@@ -120,9 +120,19 @@ function wav(samples) {
 
 // ---------------------------------------------------------------- the microphone
 
+/** Runs where sound is heard: blocks of 128 samples, gathered to messages of 1,024 (64 ms), which is often enough. */
 const WORKLET = `registerProcessor("recorder", class extends AudioWorkletProcessor {
-  process([input]) {
-    if (input[0]) this.port.postMessage(input[0].slice());
+  filled = 0;
+  block = new Float32Array(1024);
+
+  process([[samples]]) {
+    if (!samples) return true;
+    this.block.set(samples, this.filled);
+    this.filled += samples.length;
+    if (this.filled === this.block.length) {
+      this.port.postMessage(this.block);
+      this.filled = 0;
+    }
     return true;
   }
 });`;
@@ -184,7 +194,7 @@ class Recorder {
     for (const sample of chunk) sum += sample * sample;
     // From -60 dB (0) to 0 dB (1), falling slowly so that the eye can follow.
     const loud = Math.max(0, 1 + Math.log10(Math.sqrt(sum / chunk.length) + 1e-9) / 3);
-    this.level = Math.max(loud, (this.level ?? 0) * 0.97);
+    this.level = Math.max(loud, (this.level ?? 0) * 0.8);
     this.onlevel(this.level, this.seconds);
     if (this.seconds >= this.longest) this.onfull();
   }

@@ -66,10 +66,14 @@ async function request(path, { json, form, signal } = {}) {
     const headers = {};
     if (key) headers.Authorization = `Bearer ${key}`;
     if (json !== undefined) headers["Content-Type"] = "application/json";
+    const body = form ?? (json === undefined ? undefined : JSON.stringify(json));
+    const most = props?.limits.max_body_bytes;
+    if (most && json !== undefined && body.length > most) {
+      throw new Error(`With its pictures and clips this conversation has ${megabytes(body.length)}; the server takes up to ${megabytes(most)}.`);
+    }
     const response = await fetch(path, {
       method: json === undefined && !form ? "GET" : "POST",
-      headers, signal, body: form ?? (json === undefined ? undefined : JSON.stringify(json)),
-      cache: "no-store", credentials: "omit", redirect: "error", referrerPolicy: "no-referrer",
+      headers, signal, body, cache: "no-store", credentials: "omit", redirect: "error", referrerPolicy: "no-referrer",
     });
     if (response.ok) return response;
     if (response.status === 401 && (apiKey() !== key || (await askKey()))) continue;

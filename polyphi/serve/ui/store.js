@@ -41,6 +41,7 @@ async function put(name, value) {
 
 async function loadConversations() {
   if (database) {
+    kept.conversations.clear();
     for (const found of await settled(database.transaction("conversations").objectStore("conversations").getAll())) {
       kept.conversations.set(found.id, found);
     }
