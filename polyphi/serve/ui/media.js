@@ -163,7 +163,7 @@ class Recorder {
     const silent = this.context.createGain();
     silent.gain.value = 0;
     this.sink.connect(silent).connect(this.context.destination);
-    await this.context.resume();
+    this.context.resume(); // not waited for: without a loudspeaker it may stay pending
   }
 
   async tap() {
@@ -263,6 +263,7 @@ async function record(name, longest) {
   panel.closest(".recordable").classList.remove("recording");
   if (!keep || !recorder.samples) {
     recorder.cancel();
+    if (keep) toast("The microphone gave no sound.");
     return null;
   }
   const time = new Date().toTimeString().slice(0, 5).replace(":", ".");
