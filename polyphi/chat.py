@@ -377,8 +377,9 @@ class Word:
 @dataclass(frozen=True)
 class Segment:
     """A stretch of speech from `start` to `end` in seconds and what was said in it (its translation where only that was
-    asked for; beside it where both were). `avg_logprob` is the mean natural log-probability of its tokens, None where
-    the engine didn't tell; `temperature` the one that they were drawn at."""
+    asked for; beside it where both were). `tokens` are the model's for `text`, `logprobs` their natural
+    log-probabilities, none where the engine didn't tell, and `avg_logprob` the mean of these; `temperature` is the one
+    that they were drawn at, `seek` where the piece of the recording that it was heard in begins, in seconds."""
 
     start: float
     end: float
@@ -387,12 +388,16 @@ class Segment:
     source: TimeSource = "window"
     temperature: float = 0.0
     translation: str | None = None
+    seek: float = 0.0
+    tokens: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
 class Transcript:
     """What was said; `translation` when one was asked for. `warnings` tells what the reader must know, and when in the
-    recording. `words` are there when asked for; both they and `segments` are in order of time and don't overlap."""
+    recording. `words` are there when asked for; both they and `segments` are in order of time and don't overlap.
+    `adapter` and the numbers of tokens are those of all answers that it took, also of those asked for again."""
 
     text: str
     seconds: float = 0.0
@@ -400,6 +405,10 @@ class Transcript:
     warnings: tuple[str, ...] = field(default=())
     segments: tuple[Segment, ...] = ()
     words: tuple[Word, ...] = ()
+    adapter: str | None = None
+    prompt_tokens: int = 0
+    audio_tokens: int = 0
+    answer_tokens: int = 0
 
 
 class Generate(Protocol):

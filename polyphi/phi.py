@@ -16,7 +16,6 @@ from torch import Tensor
 
 from polyphi import devices
 from polyphi.chat import (
-    TRANSCRIBE,
     Completion,
     Delta,
     Message,
@@ -34,23 +33,6 @@ from polyphi.model.multimodal import PhiModel
 from polyphi.processing.media import AudioSource
 from polyphi.processing.processor import Processor
 from polyphi.processing.tokenizer import Tokenizer
-
-LANGUAGES = {
-    "en": "English",
-    "zh": "Chinese",
-    "fr": "French",
-    "de": "German",
-    "it": "Italian",
-    "ja": "Japanese",
-    "pt": "Portuguese",
-    "es": "Spanish",
-}
-"""The languages of speech input (report, table of supported languages) as the published prompts name them."""
-TRANSLATE = "Translate the audio to {language}."
-TRANSCRIBE_AND_TRANSLATE = (
-    "Transcribe the audio to text, and then translate the audio to {language}. "
-    "Use <sep> as a separator between the original transcript and the translation."
-)
 
 
 class Phi:
@@ -182,7 +164,7 @@ class Phi:
     ) -> list[Transcript]:
         """`transcribe` of many recordings, answered together where they are short. `tell` hears how many seconds of
         audio have just been finished. Raises ValueError if any of them can't be read."""
-        task = transcription(to, cot)
+        task = longform.transcription(to, cot)
         task = replace(task, adapter=adapter, sampling=sampling, words=words)
         return longform.transcribe(
             self.engine, audios, task, window=window, max_seconds=max_seconds, tell=tell
@@ -217,23 +199,6 @@ class Phi:
         else:
             row = self.engine.ids_row(given, images, audios, adapter=adapter)
         return row.ids, self.engine.logits(row)
-
-
-def transcription(to: str | None = None, cot: bool = False) -> longform.Task:
-    """What `Phi.transcribe` asks of the model. Raises ValueError for a language that it wasn't trained for."""
-    if to is None:
-        if cot:
-            raise ValueError(
-                "cot=True writes a transcript and then a translation; say which language with to="
-            )
-        return longform.Task(TRANSCRIBE)
-    language = _language(to)
-    script = "Han or kana" if language in ("Chinese", "Japanese") else "Latin"
-    if cot:
-        return longform.Task(
-            TRANSCRIBE_AND_TRANSLATE.format(language=language), "both", script=script
-        )
-    return longform.Task(TRANSLATE.format(language=language), "translation", script=script)
 
 
 def load(
@@ -299,11 +264,3 @@ def as_dtype(name: str | torch.dtype) -> torch.dtype:
             f"dtype must be 'auto', 'float32', 'bfloat16' or 'float16', found {name!r}"
         )
     return found
-
-
-def _language(to: str) -> str:
-    names = {name.lower(): name for name in LANGUAGES.values()}
-    if name := LANGUAGES.get(to.lower()) or names.get(to.lower()):
-        return name
-    known = ", ".join(f"{code} ({name})" for code, name in LANGUAGES.items())
-    raise ValueError(f"unknown language {to!r}; the model translates speech to {known}")

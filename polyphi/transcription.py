@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from polyphi.chat import Message, Transcript
 from polyphi.engine import longform, subtitles
-from polyphi.phi import Phi, transcription
+from polyphi.phi import Phi
 from polyphi.processing.media import CLIPS, SNIFFED, AudioStream, sniff
 
 SUFFIXES = {
@@ -103,7 +103,7 @@ def transcribe_files(
     raises ValueError."""
     console = console or Console(stderr=True)
     say = _teller(console)
-    task = transcription(to, cot)
+    task = longform.transcription(to, cot)
     if phi.config.audio is None:
         raise ValueError("this model has no audio encoder; it can't transcribe")
     phi.engine.row([Message.user(task.prompt)], adapter=adapter)  # an unknown adapter is told once

@@ -194,9 +194,11 @@ class Engine:
         sampling: SamplingParams | Sequence[SamplingParams] = GREEDY,
         adapter: str | None = "auto",
         stop: threading.Event | None = None,
+        salt: bytes = b"",
     ) -> list[Completion]:
         """Answers in the order of the conversations; media are read when their turn comes. `sampling` is one for all,
-        or one for each. Raises ValueError as `generate` does, and `Stopped` within a step of `stop` being set."""
+        or one for each. What is remembered of them, only requests of the same `salt` find again. Raises ValueError as
+        `generate` does, and `Stopped` within a step of `stop` being set."""
         one = isinstance(sampling, SamplingParams)
         each = repeat(sampling) if isinstance(sampling, SamplingParams) else iter(sampling)
         coming = zip(conversations, each, strict=not one)
@@ -209,7 +211,7 @@ class Engine:
                     if (pair := next(coming, None)) is None:
                         more = False
                         break
-                    group = self._submit_all(*pair, adapter)
+                    group = self._submit_all(*pair, adapter, salt)
                     under_way |= {r: (len(done), i) for i, r in enumerate(group)}
                     done.append([None] * len(group))
                 if not under_way:
@@ -278,7 +280,11 @@ class Engine:
         return request
 
     def _submit_all(
-        self, messages: Conversation, sampling: SamplingParams, adapter: str | None
+        self,
+        messages: Conversation,
+        sampling: SamplingParams,
+        adapter: str | None,
+        salt: bytes = b"",
     ) -> list[Request]:
         """The requests of a conversation's `n` answers; they share the row, and all but the first wait for its keys."""
         check(sampling)
@@ -291,7 +297,7 @@ class Engine:
         else:
             future = Future()
             future.set_result(self.prepare(parsed, sampling, adapter))
-        return self._enter(future, sampling)
+        return self._enter(future, sampling, salt)
 
     def prepare(
         self,

@@ -14,6 +14,7 @@ One that breaks off for want of room gets twice the room, then halves. Numbers a
 """
 
 import math
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -21,13 +22,13 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float
 
-from polyphi.chat import Audio, Completion, Message, SamplingParams, Transcript
+from polyphi.chat import TRANSCRIBE, Audio, Completion, Message, SamplingParams, Transcript
 from polyphi.engine.align import align
-from polyphi.engine.engine import Engine
-from polyphi.engine.transcript import Heard, Piece, join
+from polyphi.engine.engine import Engine, Stopped
+from polyphi.engine.transcript import Growing, Heard, Piece, join
 from polyphi.engine.words import repetition
 from polyphi.processing.audio import resampled
-from polyphi.processing.media import AudioSource, AudioStream
+from polyphi.processing.media import AudioSource, AudioStream, MediaError
 from polyphi.processing.silence import Sound, listen, quietest, spoken
 
 LONGEST = 1800.0  # s heard in one piece (report 2.2.1)
@@ -46,13 +47,32 @@ TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8)
 HALVED = 60.0  # s above which a piece whose answer loops is heard in halves
 SHORTEST_HALF = 5.0  # s
 TOGETHER = 16_384  # tokens of pieces answered together; a single one may have more
+FOLLOWED = 8  # pieces answered together at most while somebody follows the text
+
+LANGUAGES = {
+    "en": "English",
+    "zh": "Chinese",
+    "fr": "French",
+    "de": "German",
+    "it": "Italian",
+    "ja": "Japanese",
+    "pt": "Portuguese",
+    "es": "Spanish",
+}
+"""The languages of speech input (report, table of supported languages) as the published prompts name them."""
+TRANSLATE = "Translate the audio to {language}."
+TRANSCRIBE_AND_TRANSLATE = (
+    "Transcribe the audio to text, and then translate the audio to {language}. "
+    "Use <sep> as a separator between the original transcript and the translation."
+)
 
 
 @dataclass(frozen=True)
 class Task:
     """What is asked of every piece. `texts` says what its answer is, with `<sep>` between "both"; `script` which
-    letters the last of them should have ("" for any). Given `sampling`, answers are taken as they come. `words` asks
-    for the times of words, by letters over voiced time or by attention."""
+    letters the last of them should have ("" for any). Given `sampling`, answers are taken as they come; its
+    `max_tokens` count for each piece, which has room for 8 tokens a second at most. `words` asks for the times of
+    words, by letters over voiced time or by attention."""
 
     prompt: str
     texts: Literal["transcript", "translation", "both"] = "transcript"
@@ -60,6 +80,56 @@ class Task:
     adapter: str | None = "auto"
     sampling: SamplingParams | None = None
     words: Literal["estimated", "aligned"] | None = None
+
+
+def transcription(to: str | None = None, cot: bool = False) -> Task:
+    """What to ask for the words of a recording, or for their translation `to` a language (a code or a name), written
+    behind the transcript with `cot`; prompts are the published ones. Raises ValueError for a language that the model
+    wasn't trained for."""
+    if to is None:
+        if cot:
+            raise ValueError(
+                "cot=True writes a transcript and then a translation; say which language with to="
+            )
+        return Task(TRANSCRIBE)
+    name = language(to)
+    script = "Han or kana" if name in ("Chinese", "Japanese") else "Latin"
+    if cot:
+        return Task(TRANSCRIBE_AND_TRANSLATE.format(language=name), "both", script)
+    return Task(TRANSLATE.format(language=name), "translation", script)
+
+
+def language(called: str) -> str:
+    """The name of a language from its code ("de") or its name in any case. Raises ValueError for one that the model
+    wasn't trained for."""
+    names = {name.lower(): name for name in LANGUAGES.values()}
+    if name := LANGUAGES.get(called.lower()) or names.get(called.lower()):
+        return name
+    known = ", ".join(f"{code} ({name})" for code, name in LANGUAGES.items())
+    raise ValueError(
+        f"unknown language {called[:40]!r}; the model's languages of speech are {known}"
+    )
+
+
+class Recording(AudioStream):
+    """A recording that can be given up: `Stopped` comes out instead of its next block once `stop` is set. Raises as
+    `AudioStream` does, and where the header already says that it is too long."""
+
+    def __init__(self, source: AudioSource, max_seconds: float, stop: threading.Event) -> None:
+        super().__init__(source, max_seconds=max_seconds)
+        self._stop = stop
+        # Some headers tell no length, and those of compressed formats are only nearly right.
+        if max_seconds * 1.05 < (told := self.announced / self.rate) and self.announced < 2**60:
+            raise MediaError(
+                f"{self.name}: a clip may last {max_seconds:g} s, found a header that says {told:.1f} s; cut it first",
+                "size",
+            )
+
+    def __iter__(self) -> Iterator[Float[np.ndarray, " n"]]:
+        for block in super().__iter__():
+            if self._stop.is_set():
+                raise Stopped
+            yield block
 
 
 @dataclass
@@ -77,16 +147,32 @@ class Job:
         return math.ceil(self.piece.seconds * AUDIO_TOKENS) + 1
 
 
+@dataclass
+class Cost:
+    """What the answers to a recording's pieces took, all together."""
+
+    adapter: str | None = None
+    prompt: int = 0
+    audio: int = 0
+    answers: int = 0
+
+    def add(self, answer: Completion) -> None:
+        self.adapter = answer.adapter
+        self.prompt += answer.prompt_tokens
+        self.audio += answer.audio_tokens
+        self.answers += len(answer.tokens)
+
+
 def longest_piece(engine: Engine, task: Task, window: float | None = None) -> float:
     """Seconds that a piece may have: 30 minutes, `window`, or what the context holds beside prompt and answer. Raises
     ValueError where that isn't even a second."""
     if window is not None and not window >= 1:
         raise ValueError(f"a window has at least 1 s, found {window:g}")
-    left = engine.context - _prompt(engine, task) - ANSWER - 1
+    left = _context(engine) - _prompt(engine, task) - ANSWER - 1
     most = left / (AUDIO_TOKENS + TEXT_TOKENS * (2 if task.texts == "both" else 1))
     if most < 1:
         raise ValueError(
-            f"a context of {engine.context} tokens holds no second of audio beside the prompt and an answer of "
+            f"a context of {_context(engine)} tokens holds no second of audio beside the prompt and an answer of "
             f"{ANSWER}; transcription needs a longer one"
         )
     return min(most, LONGEST, window or LONGEST)
@@ -131,24 +217,50 @@ def _quiet_point(sound: Sound, start: float, end: float) -> tuple[float, bool]:
 def sections(
     stream: AudioStream, pieces: Iterable[Piece]
 ) -> Iterator[tuple[Float[np.ndarray, " n"], int]]:
-    """The samples of each piece (in order of time) at 16 or 8 kHz, and the rate; the recording is read once."""
-    blocks, rate = resampled(stream, stream.rate)
-    source, held, begin, length = iter(blocks), list[np.ndarray](), 0, 0
-    for piece in pieces:
-        first = round(piece.start * rate)
+    """The samples of each piece at 16 or 8 kHz, and the rate."""
+    reader = Reader(stream)
+    return (reader.read(piece) for piece in pieces)
+
+
+class Reader:
+    """The samples of pieces of a recording, which is read once where they are asked for in order of time, and anew
+    where one begins before what is still held."""
+
+    def __init__(self, stream: AudioStream) -> None:
+        self._stream = stream
+        self._rewind()
+
+    def _rewind(self) -> None:
+        blocks, self.rate = resampled(self._stream, self._stream.rate)
+        self._source = iter(blocks)
+        self._held = list[np.ndarray]()
+        self._begin = self._length = 0  # samples before what is held, and of it
+
+    def read(self, piece: Piece) -> tuple[Float[np.ndarray, " n"], int]:
+        """Samples of a piece at 16 or 8 kHz, and the rate."""
+        first = round(piece.start * self.rate)
         # Rounded at both ends, half an hour could be a sample longer.
-        last = min(round(piece.end * rate), first + round(LONGEST * rate))
+        last = min(round(piece.end * self.rate), first + round(LONGEST * self.rate))
+        if first < self._begin:
+            self._rewind()
         while True:
-            while held and begin + len(held[0]) <= first:
-                begin, length = begin + len(held[0]), length - len(held[0])
-                held.pop(0)
-            if begin + length >= last or (block := next(source, None)) is None:
+            self._drop(first)
+            end = self._begin + self._length
+            if end >= last or (block := next(self._source, None)) is None:
                 break
-            held.append(block)
-            length += len(block)
-        wave = np.concatenate(held or [np.empty(0, np.float32)])[first - begin : last - begin]
+            self._held.append(block)
+            self._length += len(block)
+        held = np.concatenate(self._held or [np.empty(0, np.float32)])
+        wave = held[first - self._begin : last - self._begin]
+        self._drop(last - round(OVERLAP * self.rate))  # where the next one begins at the earliest
         # What was rounded away at the very end: a clip has one sample at least.
-        yield (wave if len(wave) else np.zeros(1, np.float32)), rate
+        return (wave if len(wave) else np.zeros(1, np.float32)), self.rate
+
+    def _drop(self, before: int) -> None:
+        """Lets go of blocks that end before a sample."""
+        while self._held and self._begin + len(self._held[0]) <= before:
+            gone = len(self._held.pop(0))
+            self._begin, self._length = self._begin + gone, self._length - gone
 
 
 def transcribe(
@@ -159,22 +271,37 @@ def transcribe(
     window: float | None = None,
     max_seconds: float = LONGEST_RECORDING,
     tell: Callable[[float], None] = lambda seconds: None,
+    follow: Callable[[str], None] | None = None,
+    stop: threading.Event | None = None,
+    salt: bytes = b"",
 ) -> list[Transcript]:
-    """A transcript of each recording; their pieces are answered together. `window`: seconds of a piece at most. `tell`
-    hears how many seconds of audio have just been finished. Raises ValueError for a recording that can't be read or
-    lasts longer than `max_seconds`."""
+    """A transcript of each recording; their pieces are answered together. `window`: seconds of a piece at most.
+
+    `tell` hears how many seconds of audio have just been finished, first when a recording has been listened to (what is
+    left out) and then of each piece. `follow` hears the text of a single recording (its translation where one was asked
+    for) as it becomes final, piece by piece; joined it is the very text of the transcript. `salt` as of
+    `Engine.generate_many`. Raises `Stopped` soon after `stop` is set: at the next block that is read or the engine's
+    next step. Raises ValueError for a recording that can't be read or lasts longer than `max_seconds`."""
+    assert follow is None or len(recordings) == 1, "the texts of several recordings would mix"
     limit = longest_piece(engine, task, window)
-    streams = [AudioStream(source, max_seconds=max_seconds) for source in recordings]
+    stop = stop or threading.Event()
+    streams = [Recording(source, max_seconds, stop) for source in recordings]
     sounds = [listen(stream) for stream in streams]
     plans = [cut(sound, limit) for sound in sounds]
     for sound, plan in zip(sounds, plans, strict=True):
         tell(sound.seconds - sum(piece.seconds for piece in plan))
     todo = [Job(i, piece) for i, plan in enumerate(plans) for piece in plan]
+    readers = [Reader(stream) for stream in streams]
     done: list[list[Heard]] = [[] for _ in recordings]
+    cost = [Cost() for _ in recordings]
+    growing, followed = Growing(task.texts), 0
     while todo:
         run = _together(engine, task, todo)
+        if follow is not None:
+            run = run[: min(FOLLOWED, len(done[0]) + 1)]
         rest = todo[len(run) :]
-        for job, answer in zip(run, _ask(engine, streams, task, run), strict=True):
+        for job, answer in zip(run, _ask(engine, readers, task, run, stop, salt), strict=True):
+            cost[job.recording].add(answer)
             if more := _judge(engine, sounds[job.recording], task, job, answer):
                 rest += more
                 continue
@@ -182,13 +309,32 @@ def transcribe(
             done[job.recording].append(job.best)
             tell(job.piece.seconds)
         todo = sorted(rest, key=lambda job: (job.recording, job.piece.start))
+        if follow is not None:
+            # Nothing can come any more before the first piece that is still to be answered.
+            heard = sorted(done[0], key=lambda h: h.piece.start)
+            pieces = [h.piece for h in heard] + [job.piece for job in todo]
+            pieces.sort(key=lambda piece: piece.start)
+            while followed < len(heard) and heard[followed].piece == pieces[followed]:
+                following = pieces[followed + 1] if followed + 1 < len(pieces) else None
+                if news := growing.add(heard[followed], following):
+                    follow(news)
+                followed += 1
     found = []
-    for stream, sound, heard in zip(streams, sounds, done, strict=True):
+    for stream, sound, heard, spent in zip(streams, sounds, done, cost, strict=True):
         heard.sort(key=lambda h: h.piece.start)
         if task.words == "aligned":
             heard = _aligned(engine, stream, task, heard)
         tokenizer, words = engine.processor.tokenizer, task.words is not None
-        found.append(join(tokenizer, sound, heard, task.texts, words=words, expected=task.script))
+        made = join(tokenizer, sound, heard, task.texts, words=words, expected=task.script)
+        found.append(
+            replace(
+                made,
+                adapter=spent.adapter,
+                prompt_tokens=spent.prompt,
+                audio_tokens=spent.audio,
+                answer_tokens=spent.answers,
+            )
+        )
     return found
 
 
@@ -203,6 +349,11 @@ def _aligned(
     return found
 
 
+def _context(engine: Engine) -> int:
+    """Tokens that the model reads and there is memory for."""
+    return min(engine.context, engine.capacity)
+
+
 def _prompt(engine: Engine, task: Task) -> int:
     """Tokens of the prompt without its audio."""
     return engine.processor.count([Message.user(task.prompt)]).total
@@ -210,7 +361,7 @@ def _prompt(engine: Engine, task: Task) -> int:
 
 def _left(engine: Engine, task: Task, job: Job) -> int:
     """Tokens that the context holds beside prompt and audio."""
-    return engine.context - _prompt(engine, task) - job.audio_tokens
+    return _context(engine) - _prompt(engine, task) - job.audio_tokens
 
 
 def _room(engine: Engine, task: Task, job: Job) -> int:
@@ -232,26 +383,37 @@ def _together(engine: Engine, task: Task, todo: Sequence[Job]) -> list[Job]:
 
 
 def _ask(
-    engine: Engine, streams: Sequence[AudioStream], task: Task, run: Sequence[Job]
+    engine: Engine,
+    readers: Sequence[Reader],
+    task: Task,
+    run: Sequence[Job],
+    stop: threading.Event,
+    salt: bytes,
 ) -> list[Completion]:
     """Answers to jobs that are in order of recording and time; a piece is read when its turn comes."""
 
     def conversations() -> Iterator[list[Message]]:
-        for i in sorted({job.recording for job in run}):
-            for clip in sections(streams[i], [job.piece for job in run if job.recording == i]):
-                yield [Message.user(Audio(clip), task.prompt)]
+        for job in run:
+            yield [Message.user(Audio(readers[job.recording].read(job.piece)), task.prompt)]
 
-    samplings = [
-        task.sampling
-        or SamplingParams(
+    def sampling(job: Job) -> SamplingParams:
+        if task.sampling is not None:
+            most = min(task.sampling.max_tokens, _room(engine, task, job))
+            return replace(task.sampling, max_tokens=most)
+        return SamplingParams(
             max_tokens=_room(engine, task, job),
             temperature=TEMPERATURES[job.tries],
             seed=job.tries,
             logprobs=0,
         )
-        for job in run
-    ]
-    return engine.generate_many(conversations(), sampling=samplings, adapter=task.adapter)
+
+    return engine.generate_many(
+        conversations(),
+        sampling=[sampling(job) for job in run],
+        adapter=task.adapter,
+        stop=stop,
+        salt=salt,
+    )
 
 
 def _judge(engine: Engine, sound: Sound, task: Task, job: Job, answer: Completion) -> list[Job]:

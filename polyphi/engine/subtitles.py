@@ -13,11 +13,12 @@ it ends, and none is shorter than a millisecond. Where a segment has a translati
 import html
 import json as encoder
 import re
+import zlib
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
-from polyphi.chat import Segment, Transcript
+from polyphi.chat import Segment, Transcript, Word
 from polyphi.engine.words import join_texts, size, words_of
 
 LINE, LINES, SECONDS = 42, 2, 7.0
@@ -53,46 +54,48 @@ def json(transcript: Transcript) -> str:
     return encoder.dumps(asdict(transcript), ensure_ascii=False, indent=1) + "\n"
 
 
-def verbose(transcript: Transcript) -> dict[str, Any]:
-    """OpenAI's `verbose_json` with `source` beside each time and `warnings`. The language isn't looked for: "unknown".
-    What isn't measured here (`no_speech_prob`, `tokens`) is left out rather than made up."""
-    translated = transcript.translation is not None and not transcript.text
-    return {
-        "task": "translate" if transcript.translation is not None else "transcribe",
-        "language": "unknown",
+def verbose(transcript: Transcript, language: str = "unknown") -> dict[str, Any]:
+    """OpenAI's `verbose_json` with `source` beside each time, and `warnings`. Of a translation `text` is the
+    translation, with the `transcript` beside it where the model wrote one; then the probabilities are those of the
+    transcript. The language isn't looked for: it is what is said of it, or "unknown". What isn't measured here
+    (`no_speech_prob`) is left out rather than made up."""
+    translation = transcript.translation
+    found: dict[str, Any] = {
+        "task": "transcribe" if translation is None else "translate",
+        "language": language,
         "duration": round(transcript.seconds, 3),
-        "text": transcript.translation if translated else transcript.text,
-        "segments": [
-            {
-                "id": n,
-                "start": round(s.start, 3),
-                "end": round(s.end, 3),
-                "text": s.text,
-                "temperature": s.temperature,
-                "avg_logprob": s.avg_logprob,
-                "source": s.source,
-                **({} if s.translation is None else {"translation": s.translation}),
-            }
-            for n, s in enumerate(transcript.segments)
-        ],
-        **(
-            {
-                "words": [
-                    {
-                        "word": w.text,
-                        "start": round(w.start, 3),
-                        "end": round(w.end, 3),
-                        "source": w.source,
-                    }
-                    for w in transcript.words
-                ]
-            }
-            if transcript.words
-            else {}
-        ),
-        **({} if transcript.translation is None else {"translation": transcript.translation}),
-        "warnings": list(transcript.warnings),
+        "text": transcript.text if translation is None else translation,
+        "segments": [_segment(n, segment) for n, segment in enumerate(transcript.segments)],
     }
+    if transcript.words:
+        found["words"] = [_word(word) for word in transcript.words]
+    if translation is not None and transcript.text:
+        found["transcript"] = transcript.text
+    return {**found, "warnings": list(transcript.warnings)}
+
+
+def _segment(number: int, segment: Segment) -> dict[str, Any]:
+    text = (segment.text if segment.translation is None else segment.translation).encode()
+    found: dict[str, Any] = {
+        "id": number,
+        "seek": round(segment.seek * 100),  # Whisper's frames of 10 ms
+        "start": round(segment.start, 3),
+        "end": round(segment.end, 3),
+        "text": text.decode(),
+        "temperature": segment.temperature,
+        "compression_ratio": round(len(text) / len(zlib.compress(text)), 3),
+        "source": segment.source,
+    }
+    if segment.avg_logprob is not None:
+        found["avg_logprob"] = segment.avg_logprob
+    if segment.translation is None:
+        return {**found, "tokens": list(segment.tokens)}
+    return {**found, "transcript": segment.text}
+
+
+def _word(word: Word) -> dict[str, Any]:
+    times = {"start": round(word.start, 3), "end": round(word.end, 3)}
+    return {"word": word.text, **times, "source": word.source}
 
 
 def verbose_json(transcript: Transcript) -> str:
@@ -104,7 +107,7 @@ def srt(transcript: Transcript) -> str:
     """SubRip. It has no escapes: an arrow of its own in a text is shortened, since players look for it."""
     blocks = []
     for number, cue in enumerate(cues(transcript), 1):
-        lines = "\n".join(line.replace("-->", "->") for line in cue.lines)
+        lines = "\n".join(re.sub("-{2,}>", "->", line) for line in cue.lines)
         blocks.append(f"{number}\n{_time(cue.start, ',')} --> {_time(cue.end, ',')}\n{lines}\n")
     return "\n".join(blocks) or "\n"
 

@@ -14,7 +14,15 @@ from itertools import pairwise
 import numpy as np
 
 from polyphi.chat import Completion, Segment, TimeSource, Transcript, Word
-from polyphi.engine.words import join_texts, script, seam, size, token_spans, words_of
+from polyphi.engine.words import (
+    certain,
+    join_texts,
+    script,
+    seam,
+    size,
+    token_spans,
+    words_of,
+)
 from polyphi.processing.silence import Sound, shares, silences, spoken
 from polyphi.processing.tokenizer import Tokenizer
 
@@ -95,18 +103,16 @@ def join(
         )
     first, second = [], []
     for h in heard:
-        said, found, rest = h.answer.text, "", ""
-        if texts == "both":
-            said, found, rest = said.partition(SEPARATOR)
-            if not found:
-                notes.append(
-                    (
-                        h.piece.start,
-                        f"{h.piece}: the model wrote no {SEPARATOR}, so its answer holds no separate translation",
-                    )
+        one, other_one = _parts(h, texts)
+        first.append(one)
+        second.append(other_one)
+        if texts == "both" and SEPARATOR not in h.answer.text:
+            notes.append(
+                (
+                    h.piece.start,
+                    f"{h.piece}: the model wrote no {SEPARATOR}, so its answer holds no separate translation",
                 )
-        first.append(_Part(h, said, 0))
-        second.append(_Part(h, rest, len(said) + len(found)))
+            )
     whole, other = _sewn(first, notes), _sewn(second, notes)
     notes += _strange(second if texts == "both" else first, expected)
     segments, timed = _segments(tokenizer, sound, first, second if texts == "both" else ())
@@ -117,6 +123,44 @@ def join(
     if texts == "both" and (other or not heard):
         return Transcript(whole, sound.seconds, other, told, segments, said_words)
     return Transcript(whole, sound.seconds, None, told, segments, said_words)
+
+
+class Growing:
+    """The text of a recording while its pieces are answered: what can't change any more, whatever comes. It is the
+    transcript, or the translation where one was asked for; all of it joined is what `join` makes.
+
+    >>> growing = Growing("transcript")
+    >>> growing.add(heard, following)                # the text that is certain now, often not the last words
+    """
+
+    def __init__(self, texts: str) -> None:
+        self._texts = texts
+        self._whole = ""  # of all parts but the last
+        self._last: _Part | None = None
+        self._told = 0
+
+    def add(self, heard: Heard, following: Piece | None) -> str:
+        """What the next answer in order of time makes certain. `following`: the piece after it, None behind the last
+        one. Where that begins before this one ends, the last words wait for it."""
+        part = _parts(heard, self._texts)[1 if self._texts == "both" else 0]
+        if self._last is not None:
+            _sew(self._last, part)
+            self._whole = join_texts(self._whole, self._last.kept)
+        self._last = part
+        sure = part.kept
+        if following is not None and following.overlaps:
+            sure = certain(sure)
+        text = join_texts(self._whole, sure)
+        news, self._told = text[self._told :], len(text)
+        return news
+
+
+def _parts(h: Heard, texts: str) -> tuple[_Part, _Part]:
+    """What an answer holds: its text, and for "both" the translation behind it."""
+    said, found, rest = h.answer.text, "", ""
+    if texts == "both":
+        said, found, rest = said.partition(SEPARATOR)
+    return _Part(h, said, 0), _Part(h, rest, len(said) + len(found))
 
 
 def _covered(heard: Sequence[Heard]) -> list[tuple[float, float]]:
@@ -133,22 +177,28 @@ def _covered(heard: Sequence[Heard]) -> list[tuple[float, float]]:
 def _sewn(parts: Sequence[_Part], notes: list[tuple[float, str]]) -> str:
     """The parts as one text: what two of them heard stands in the first alone, without the ends that a cut mangled."""
     for before, part in pairwise(parts):
-        if not (part.heard.piece.overlaps and before.kept and part.kept):
-            continue
-        start, end = part.heard.piece.start, before.heard.piece.end
-        most = max(4, math.ceil((end - start) * WORDS_A_SECOND))
-        found = seam(before.kept, part.kept, most)
-        if found is None:
+        if not _sew(before, part):
+            start, end = part.heard.piece.start, before.heard.piece.end
             told = f"{clock(start)} to {clock(end)}: heard differently by two pieces; words may stand twice"
             notes.append((start, told))
-            continue
-        before.end = before.begin + found[0]
-        part.begin += found[1]
-        part.begin += len(part.kept) - len(part.kept.lstrip())
     whole = ""
     for part in parts:
         whole = join_texts(whole, part.kept)
     return whole
+
+
+def _sew(before: _Part, part: _Part) -> bool:
+    """Take from two neighbours what both heard; False where they don't agree."""
+    if not (part.heard.piece.overlaps and before.kept and part.kept):
+        return True
+    shared = before.heard.piece.end - part.heard.piece.start
+    found = seam(before.kept, part.kept, max(4, math.ceil(shared * WORDS_A_SECOND)))
+    if found is None:
+        return False
+    before.end = before.begin + found[0]
+    part.begin += found[1]
+    part.begin += len(part.kept) - len(part.kept.lstrip())
+    return True
 
 
 def _strange(parts: Sequence[_Part], expected: str) -> list[tuple[float, str]]:
@@ -184,17 +234,15 @@ def _segments(
         if not timed:
             continue
         small = part.heard.piece.seconds <= SEGMENT
-        told = part.heard.answer.logprobs
-        spans = token_spans(tokenizer, [t.token for t in told])
+        answer = part.heard.answer
+        ends = [end - part.offset for _, end in token_spans(tokenizer, answer.tokens)]
         groups = [timed] if small else _grouped(timed, starts)
-        made = []
+        made, before = [], groups[0][0][0]
         for group in groups:
             begin, end = group[0][0], group[-1][1]
-            logs = [
-                t.logprob
-                for t, (a, _) in zip(told, spans, strict=True)
-                if begin <= a - part.offset < end
-            ]
+            # A token goes with its last letter: what begins with a space belongs to the word behind it.
+            mine = [n for n, at in enumerate(ends) if before < at <= end]
+            logs = tuple(answer.logprobs[n].logprob for n in mine if answer.logprobs)
             made.append(
                 Segment(
                     group[0][2],
@@ -203,8 +251,12 @@ def _segments(
                     sum(logs) / len(logs) if logs else None,
                     "window" if small else source,
                     part.heard.temperature,
+                    seek=part.heard.piece.start,
+                    tokens=tuple(answer.tokens[n] for n in mine),
+                    logprobs=logs,
                 )
             )
+            before = end
         segments += _translated(tokenizer, sound, made, second[n]) if second else made
     return tuple(segments), tuple(words)
 

@@ -54,6 +54,11 @@ def seam(left: str, right: str, most: int) -> tuple[int, int] | None:
     return best and best[1:]
 
 
+def certain(left: str) -> str:
+    """What of `left` stays where a seam follows, whatever comes behind it: all but the words that a cut may mangle."""
+    return left[: next((start for start, _ in words_of(left)[-MANGLED:]), 0)]
+
+
 def join_texts(left: str, right: str) -> str:
     """Two texts, one behind the other, with a space where their scripts have one."""
     left, right = left.rstrip(), right.strip()

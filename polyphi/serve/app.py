@@ -16,7 +16,8 @@ from starlette.responses import JSONResponse, Response
 
 from polyphi.chat import SamplingParams, with_tools
 from polyphi.engine.engine import Engine
-from polyphi.serve import chat, completions, page
+from polyphi.engine.longform import LANGUAGES
+from polyphi.serve import chat, completions, page, speech
 from polyphi.serve.errors import ApiError
 from polyphi.serve.guard import Guard
 from polyphi.serve.schema import DetokenizeRequest, TokenizeRequest, explained, offered
@@ -43,6 +44,7 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
     _errors(app)
     app.include_router(chat.routes(server))
     app.include_router(completions.routes(server))
+    app.include_router(speech.routes(server))
     _about(app, server)
     _tokens(app, server)
     app.add_middleware(Guard, settings=settings)
@@ -134,7 +136,7 @@ def _about(app: FastAPI, server: Server) -> None:
             "modalities": {"image": config.vision is not None, "audio": config.audio is not None},
             "adapters": list(config.adapters),
             "context": server.context,
-            "languages": {},
+            "languages": dict(LANGUAGES),
             "limits": {name: getattr(settings, name) for name in limits.split()},
             "sampling": {name: getattr(defaults, name) for name in sampling.split()},
             "structured": server.structured,

@@ -167,6 +167,12 @@ class Metrics(Collector):
         self._generated.inc(generated)
         self._answers.observe(generated)
 
+    def transcribed(self, seconds: float, *, prompt: int, generated: int) -> None:
+        """A recording of that length was transcribed, with the tokens of all its pieces."""
+        self.heard(seconds)
+        self._prompt.inc(prompt)
+        self._generated.inc(generated)
+
     def token(self, seconds: float) -> None:
         """A token was drawn that long after the one before it in the same answer."""
         self._gap.observe(seconds)

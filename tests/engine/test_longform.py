@@ -1,18 +1,22 @@
 """Recordings of any length become transcripts that lack nothing and double nothing, or say so."""
 
+import io
+import random
+import threading
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tones import WORD, heard, say
 
 from polyphi.chat import Completion, SamplingParams, TokenLogprob
 from polyphi.engine import longform
-from polyphi.engine.engine import Engine
+from polyphi.engine.engine import Engine, Stopped
 from polyphi.engine.longform import Task, cut, longest_piece, sections, transcribe
 from polyphi.engine.transcript import Piece
 from polyphi.processing.media import AudioStream
@@ -28,6 +32,7 @@ class Ears(Engine):
     """Stands where the engine stands and writes the tones of its clips down. `answer` may change what it says."""
 
     context = 4096  # type: ignore[assignment]
+    capacity = 1 << 20  # type: ignore[assignment]
 
     def __init__(self, context: int = 4096, answer: Any = None) -> None:
         self.context, self.answer = context, answer  # type: ignore[misc]
@@ -35,9 +40,13 @@ class Ears(Engine):
         self.asked: list[tuple[float, SamplingParams]] = []
         self.together: list[int] = []
 
-    def generate_many(self, conversations: Any, *, sampling: Any, adapter: Any) -> list[Completion]:
+    def generate_many(
+        self, conversations: Any, *, sampling: Any, adapter: Any, stop: Any, salt: Any
+    ) -> list[Completion]:
         found = []
         for messages, its in zip(conversations, sampling, strict=True):
+            if stop.is_set():
+                raise Stopped
             wave, rate = messages[0].parts[0].source
             self.asked.append((len(wave) / rate, its))
             said = " ".join(heard(wave, rate))
@@ -202,7 +211,9 @@ def test_an_answer_without_room_gets_more_then_halves_then_a_warning() -> None:
     assert found.text == words(numbers) and found.warnings == ()
     rooms = [its.max_tokens for _, its in ears.asked]
     assert rooms[1] == 2 * rooms[0] and len(rooms) > 3
-    never = Ears(answer=lambda a, *_: replace(a, finish_reason="length", tokens=(1,) * 7))
+    never = Ears(
+        answer=lambda a, *_: replace(a, finish_reason="length", tokens=(1,) * 7, logprobs=())
+    )
     (found,) = transcribe(never, [(say([1, 2], [0.1] * 3), 16000)], TASK)
     assert found.warnings == (
         "0:00.0 to 0:00.9: the answer was cut after 7 tokens; the end may be missing",
@@ -301,3 +312,136 @@ def test_a_long_recording_is_never_whole_in_memory() -> None:
     for wave, _ in sections(stream, [Piece(float(i), i + 10.0) for i in range(0, 190, 10)]):
         held = max(held, len(wave), wave.base.size if wave.base is not None else 0)
     assert 160_000 <= held <= 16000 * 11
+
+
+def fickle(rng: random.Random) -> Any:
+    """Answers that loop, break off, lack words at their ends or hold others, now and then."""
+
+    def answer(found: Completion, its: SamplingParams, seconds: float) -> Completion:
+        said = found.text.split()
+        if seconds > 60 or (rng.random() < 0.2 and its.temperature < 0.8):
+            return replace(found, text="so " * 40, tokens=(), logprobs=())
+        broken = rng.random() < 0.2
+        said = said[: len(said) // 2] if broken else said
+        said = [rng.choice(["hm", "字", w]) if rng.random() < 0.1 else w for w in said]
+        if rng.random() < 0.5:
+            said.insert(rng.randrange(len(said) + 1), rng.choice(["<sep>", "", "字字"]))
+        text = rng.choice(["", " ", "\n"]) + " ".join(said) + rng.choice(["", " "])
+        reason = "length" if broken else "stop"
+        return Completion(text, finish_reason=reason)
+
+    return answer
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    st.randoms(use_true_random=False),
+    st.lists(st.sampled_from([0.02, 0.05, 0.3, 11.0]), min_size=8, max_size=60),
+    st.sampled_from([3.0, 6.0, None]),
+    st.sampled_from(["transcript", "translation", "both"]),
+)
+def test_what_is_followed_is_the_text(
+    rng: random.Random, pauses: list[float], window: float | None, texts: Any
+) -> None:
+    """Whatever is asked again, halved, sewn or left out: the pieces of text, in the order they come, are the text."""
+    wave = say([rng.randrange(90) for _ in pauses], [0.1, *pauses])
+    ears, heard = Ears(answer=fickle(rng)), list[str]()
+    task = replace(TASK, texts=texts)
+    (found,) = transcribe(ears, [(wave, 16000)], task, window=window, follow=heard.append)
+    wanted = found.text if texts == "transcript" else found.translation or ""
+    assert "".join(heard) == wanted and "" not in heard
+
+
+def test_text_comes_as_soon_as_it_is_certain() -> None:
+    """Pieces are answered one, two, four and eight at a time; behind a pause all of a piece is certain, before an
+    overlap all but its last words."""
+    wave = say(list(range(40)), [0.05, *([0.05] * 9 + [0.9]) * 4])
+    ears, heard = Ears(), list[tuple[int, str]]()
+
+    def follow(text: str) -> None:
+        heard.append((len(ears.together), text))
+
+    (found,) = transcribe(ears, [(wave, 16000)], TASK, window=5.0, follow=follow)
+    assert ears.together[:2] == [1, 2] and max(ears.together) <= longform.FOLLOWED
+    assert heard[0] == (1, words(list(range(10)))) and len(heard) == sum(ears.together)
+    heard.clear()
+    ears.together.clear()
+    (found,) = transcribe(Ears(), [(say(list(range(90)), [0.02] * 91), 16000)], TASK, window=20.0)
+    (again,) = transcribe(
+        ears, [(say(list(range(90)), [0.02] * 91), 16000)], TASK, window=20.0, follow=follow
+    )
+    assert found == again and "".join(text for _, text in heard) == found.text
+    assert heard[0][0] == 1 and heard[0][1] == words(list(range(len(heard[0][1].split()))))
+
+
+def test_who_stops_is_done_at_the_next_block_or_step() -> None:
+    stop = threading.Event()
+    ears = Ears(answer=lambda answer, *_: stop.set() or answer)
+    with pytest.raises(Stopped):
+        transcribe(ears, [(say(list(range(40)), [0.5] * 41), 16000)], TASK, window=5.0, stop=stop)
+    assert len(ears.asked) == 1
+    ears.asked.clear()
+    with pytest.raises(Stopped):  # while it is listened to
+        transcribe(ears, [(np.zeros(16000 * 60, np.float32), 16000)], TASK, stop=stop)
+    assert not ears.asked
+
+
+def test_a_recording_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside listening; and from its beginning again where an earlier piece is asked again."""
+    begun: list[int] = []
+
+    class Watched(longform.Recording):
+        def __iter__(self):
+            begun.append(1)
+            return super().__iter__()
+
+    monkeypatch.setattr(longform, "Recording", Watched)
+    monkeypatch.setattr(longform, "TOGETHER", 100)
+    wave = say(list(range(60)), [0.8] * 61)
+    ears = Ears()
+    (found,) = transcribe(ears, [(wave, 16000)], TASK, window=4.0)
+    assert found.text == words(list(range(60))) and len(ears.together) > 5 and len(begun) == 2
+
+
+def test_a_header_that_tells_too_much_is_not_read() -> None:
+    class Deaf(longform.Recording):
+        def __iter__(self):
+            raise AssertionError("was read")
+
+    file = io.BytesIO()
+    soundfile.write(file, np.zeros(48000, np.float32), 16000, format="FLAC")
+    with pytest.raises(ValueError, match=r"may last 2 s, found a header that says 3\.0 s"):
+        Deaf(file.getvalue(), 2.0, threading.Event())
+
+
+def test_tokens_belong_to_segments_and_all_answers_are_counted() -> None:
+    wave = say([1, 2, 3, 4, 5, 6], [1.0, 0.05, 0.05, 8.0, 0.05, 0.05, 1.0])
+
+    def counted(answer: Completion, *_: object) -> Completion:
+        return replace(loop(answer, _[0], 0.0), adapter="speech", prompt_tokens=9, audio_tokens=5)
+
+    ears = Ears(answer=counted)
+    (found,) = transcribe(ears, [(wave, 16000)], TASK)
+    assert [TOKENIZER.decode(s.tokens).strip() for s in found.segments] == ["w1 w2 w3", "w4 w5 w6"]
+    assert all(len(s.tokens) == len(s.logprobs) for s in found.segments)
+    assert {s.seek for s in found.segments} == {0.0}
+    asked = len(ears.asked)
+    assert asked == 3 and found.adapter == "speech"
+    assert (found.prompt_tokens, found.audio_tokens) == (9 * asked, 5 * asked)
+    assert found.answer_tokens == asked * sum(len(s.tokens) for s in found.segments)
+
+
+def test_what_is_remembered_stays_with_its_salt(engine: Engine) -> None:
+    cached: list[int] = []
+    real = engine.generate_many
+
+    def watched(*given: Any, **named: Any) -> list[Completion]:
+        answers = real(*given, **named)
+        cached.append(sum(answer.cached for answer in answers))
+        return answers
+
+    engine.generate_many = watched  # type: ignore[method-assign]
+    task = replace(TASK, sampling=SamplingParams(max_tokens=2))
+    for salt in (b"a", b"b", b"a"):
+        transcribe(engine, [(say([1] * 9, [0.1] * 10), 16000)], task, salt=salt)
+    assert cached[:2] == [0, 0] and cached[2] > 0

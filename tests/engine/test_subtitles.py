@@ -3,6 +3,7 @@
 import html
 import json
 import re
+import zlib
 from itertools import pairwise
 
 import pytest
@@ -96,15 +97,33 @@ def test_a_long_segment_becomes_several_cues_by_its_words() -> None:
     assert " ".join(line for cue in by_words for line in cue.lines) == segment.text
 
 
+def test_no_arrow_is_left_in_subrip() -> None:
+    said = "a --> b ---> c -> d"
+    written = srt(Transcript(said, 2.0, segments=(Segment(0.0, 2.0, said),)))
+    assert parsed(written, ",") == [(0.0, 2.0, "a -> b -> c -> d")]
+
+
 def test_a_translation_is_what_is_shown() -> None:
     segment = Segment(0.0, 2.0, "good day", translation="guten Tag")
     transcript = Transcript("good day", 2.0, "guten Tag", segments=(segment,))
     assert parsed(srt(transcript), ",") == [(0.0, 2.0, "guten Tag")]
     assert text(transcript) == "good day\nguten Tag\n"
+    found = verbose(transcript)
+    assert (found["task"], found["text"], found["transcript"]) == (
+        "translate",
+        "guten Tag",
+        "good day",
+    )
+    (part,) = found["segments"]
+    assert (part["text"], part["transcript"]) == ("guten Tag", "good day")
+    assert "tokens" not in part and "avg_logprob" not in part
+    alone = verbose(Transcript("", 2.0, "guten Tag", segments=(Segment(0.0, 2.0, "guten Tag"),)))
+    assert alone["text"] == alone["segments"][0]["text"] == "guten Tag"
+    assert "transcript" not in alone
 
 
 def test_formats() -> None:
-    segment = Segment(0.31, 2.48, "Tom & Jerry", -0.25, "window", 0.2)
+    segment = Segment(0.31, 2.48, "Tom & Jerry", -0.25, "window", 0.2, seek=30.0, tokens=(5, 6))
     transcript = Transcript(
         "Tom & Jerry", 3.0, None, ("a warning",), (segment,), (Word("Tom", 0.31, 1.0),)
     )
@@ -117,7 +136,21 @@ def test_formats() -> None:
     found = json.loads(written["verbose_json"])
     assert found == verbose(transcript)
     assert (found["task"], found["language"], found["duration"]) == ("transcribe", "unknown", 3.0)
-    assert found["segments"][0]["avg_logprob"] == -0.25 and found["segments"][0]["id"] == 0
+    assert found["segments"] == [
+        {
+            "id": 0,
+            "seek": 3000,
+            "start": 0.31,
+            "end": 2.48,
+            "text": "Tom & Jerry",
+            "temperature": 0.2,
+            "compression_ratio": round(11 / len(zlib.compress(b"Tom & Jerry")), 3),
+            "avg_logprob": -0.25,
+            "source": "window",
+            "tokens": [5, 6],
+        }
+    ]
+    assert verbose(transcript, "english")["language"] == "english"
     assert found["words"] == [{"word": "Tom", "start": 0.31, "end": 1.0, "source": "estimated"}]
     assert found["warnings"] == ["a warning"]
     assert write(Transcript("", 3.0), "text") == "\n" and write(Transcript(""), "vtt") == "WEBVTT\n"
