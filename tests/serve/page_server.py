@@ -86,11 +86,13 @@ PROPS: dict[str, Any] = {
     "structured": True,
     "version": "0.1.0",
 }
-SEGMENTS = [
-    {"id": 0, "start": 0.0, "end": 0.4, "text": "Guten Morgen & willkommen."},
-    {"id": 1, "start": 0.4, "end": 1.25, "text": "Wir <b>beginnen</b> --> jetzt."},
+SAID = "Guten Morgen & willkommen. Wir <b>beginnen</b> --> jetzt."
+WORDS = [
+    {"word": word, "start": 0.1 * n, "end": 0.1 * n + 0.1, "source": "estimated"}
+    for n, word in enumerate(SAID.split())
 ]
-TRANSLATIONS = ["Good morning and welcome.", "We begin now."]
+TRANSLATION = "Good morning and welcome. We begin now."
+AUDIO_FIELDS = {"file", "filename", "model", "response_format", "chunking_strategy"}
 
 
 @dataclass
@@ -139,10 +141,10 @@ class PageServer:
             path = f"/{path}"
             if request.headers.get("content-type", "").startswith("multipart/"):
                 form = await request.form()
-                body: Any = {
-                    name: await value.read() if hasattr(value, "read") else value
-                    for name, value in form.multi_items()
-                }
+                body: Any = {}
+                for name, value in form.multi_items():
+                    told = await value.read() if hasattr(value, "read") else value
+                    body[name] = f"{body[name]},{told}" if name in body else told
                 body["filename"] = getattr(form.get("file"), "filename", None)
             else:
                 raw = await request.body()
@@ -162,14 +164,23 @@ class PageServer:
         if path == "/v1/chat/completions":
             return await self._chat(request, body)
         if path in ("/v1/audio/transcriptions", "/v1/audio/translations"):
-            segments = [
-                {**one, **({"translation": other} if body.get("cot") else {})}
-                for one, other in zip(SEGMENTS, TRANSLATIONS, strict=True)
-            ]
-            text = " ".join(one["text"] for one in SEGMENTS)
-            said = {"task": "transcribe", "language": "unknown", "duration": 1.25, "text": text}
-            return JSONResponse({**said, "segments": segments})
+            return self._transcript(path, body)
         return _error(404, f"there is no {path}")
+
+    def _transcript(self, path: str, body: dict[str, Any]) -> Response:
+        own = {"to_language", "cot"} if "translations" in path else {"timestamp_granularities[]"}
+        if strange := body.keys() - AUDIO_FIELDS - own:
+            return _error(400, f"unknown field {min(strange)!r}", param=min(strange))
+        found: dict[str, Any] = {"language": "unknown", "duration": 1.25, "warnings": []}
+        segment: dict[str, Any] = {"id": 0, "start": 0.0, "end": 1.25, "source": "window"}
+        if "transcriptions" in path:
+            return JSONResponse(
+                {**found, "text": SAID, "segments": [{**segment, "text": SAID}], "words": WORDS}
+            )
+        segment["text"] = TRANSLATION
+        if body.get("cot"):
+            found["transcript"] = segment["transcript"] = SAID
+        return JSONResponse({**found, "text": TRANSLATION, "segments": [segment]})
 
     def _tokens(self, body: dict[str, Any]) -> dict[str, int]:
         texts = [body["prompt"]] if "prompt" in body else []

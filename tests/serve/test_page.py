@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image as PIL
-from serve.page_server import HOSTILE, RICH, PageServer
+from serve.page_server import HOSTILE, RICH, SAID, TRANSLATION, PageServer
 
 from polyphi.engine.engine import Engine
 from polyphi.serve import page as served
@@ -751,7 +751,8 @@ def test_transcribe_and_take_the_subtitles(page: Page, server: PageServer, tmp_p
         "filename": "a talk.wav",
         "model": "phi-mock",
         "response_format": "verbose_json",
-        "timestamp_granularities[]": "segment",
+        "timestamp_granularities[]": "segment,word",
+        "chunking_strategy": "auto",
     }
     assert page.texts(".said") == ["Guten Morgen & willkommen.", "Wir <b>beginnen</b> --> jetzt."]
     page.run("document.querySelectorAll('.segment')[1].click()")
@@ -760,12 +761,12 @@ def test_transcribe_and_take_the_subtitles(page: Page, server: PageServer, tmp_p
     page.click("#speech-srt")
     assert page.downloaded("a talk.srt") == (
         "1\n00:00:00,000 --> 00:00:00,400\nGuten Morgen & willkommen.\n\n"
-        "2\n00:00:00,400 --> 00:00:01,250\nWir <b>beginnen</b> → jetzt.\n"
+        "2\n00:00:00,400 --> 00:00:00,800\nWir <b>beginnen</b> → jetzt.\n"
     )
     page.click("#speech-vtt")
     assert page.downloaded("a talk.vtt") == (
         "WEBVTT\n\n00:00:00.000 --> 00:00:00.400\nGuten Morgen &amp; willkommen.\n\n"
-        "00:00:00.400 --> 00:00:01.250\nWir &lt;b&gt;beginnen&lt;/b&gt; → jetzt.\n"
+        "00:00:00.400 --> 00:00:00.800\nWir &lt;b&gt;beginnen&lt;/b&gt; → jetzt.\n"
     )
     page.click("#speech-txt")
     assert page.downloaded("a talk.txt") == "Guten Morgen & willkommen. Wir <b>beginnen</b> --> jetzt.\n"  # fmt: skip
@@ -780,16 +781,53 @@ def test_record_and_translate(page: Page, server: PageServer) -> None:
     page.until(lambda: page.find("#speech-clip").is_displayed(), "the recording")
     page.choose("#speech-to", "fr")
     page.click("#speech-start")
-    page.until(lambda: len(page.all(".translation")) == 2, "the translations")
+    page.until(lambda: page.texts(".translation") == [TRANSLATION], "the translation")
+    assert page.texts(".said") == [SAID + TRANSLATION]
     body = server.bodies("/v1/audio/translations")[0]
     assert (body["to_language"], body["cot"]) == ("fr", "true")
     with wave.open(io.BytesIO(body["file"])) as heard:
-        assert heard.getframerate() == 16000 and heard.getnframes() >= 16000
+        assert heard.getframerate() == 16000 and heard.getnframes() >= 14000
+    page.click("#speech-srt")
+    assert page.downloaded("*.srt") == (
+        "1\n00:00:00,000 --> 00:00:00,833\nGood morning and welcome.\n\n"
+        "2\n00:00:00,833 --> 00:00:01,250\nWe begin now.\n"
+    )
+    page.click("#speech-txt")
+    assert page.downloaded("*.txt") == f"{SAID}\n{TRANSLATION}\n"
     page.click("#speech-cot")
     page.click("#speech-start")
     page.until(lambda: len(server.bodies("/v1/audio/translations")) == 2, "another request")
     assert "cot" not in server.bodies("/v1/audio/translations")[1]
-    page.until(lambda: page.all(".segment") and not page.all(".translation"), "the answer")
+    page.until(
+        lambda: page.texts(".said") == ["Good morning and welcome.", "We begin now."], "the answer"
+    )
+    assert not page.all(".translation")
+
+
+def test_pieces_are_cut_into_sentences(page: Page, server: PageServer) -> None:
+    def cues(text: str, words: list[tuple[str, float, float]], end: float) -> list[list[Any]]:
+        scripts = "\n".join((served.UI / name).read_text() for name in ("dom.js", "transcribe.js"))
+        answer = {
+            "text": text,
+            "segments": [{"start": 0.0, "end": end, "text": text}],
+            "words": [{"word": word, "start": start, "end": stop} for word, start, stop in words],
+        }
+        found = "transcriptOf(arguments[0]).cues.map((c) => [c.start, c.end, c.text])"
+        return page.run(f"{scripts}\nreturn {found};", answer)
+
+    page.open(server.url).ready()
+    timed = [("One", 0.5, 0.9), ("two.", 1, 2), ("Three", 4, 5)]
+    assert cues(" One two. Three", timed, 9) == [[0.5, 2, "One two."], [4, 5, "Three"]]
+    # Words that aren't those of the text: times go by letters.
+    assert cues("One two. Three", timed[:2], 12) == [[0, 7, "One two."], [7, 12, "Three"]]
+    assert cues("図書館。本。", [], 6) == [[0, 4, "図書館。"], [4, 6, "本。"]]
+    assert cues("", [], 6) == []
+    long = cues("word " * 60, [], 300)
+    assert all(stop - start <= 7 for start, stop, _ in long) and len(long) == 60
+    spoken = cues("word " * 60, [], 30)
+    assert all(len(text) <= 84 for _, _, text in spoken)
+    assert " ".join(text for _, _, text in spoken).split() == ["word"] * 60
+    assert [stop for _, stop, _ in spoken[:-1]] == [start for start, _, _ in spoken[1:]]
 
 
 # ---------------------------------------------------------------- Markdown and formulas
@@ -904,3 +942,14 @@ def test_the_real_server_serves_it_and_answers(page: Page, engine: Engine, tmp_p
         page.until(lambda: len(page.texts(".markdown")) == 2 and page.texts(".markdown")[1], "text")
         page.click("#stop")
         page.until(running.idle, "the engine to be free again")
+        page.click("#tab-speech")
+        (tmp_path / "talk.wav").write_bytes(clip())
+        page.find("#speech-file").send_keys(str(tmp_path / "talk.wav"))
+        for to, cot in (("", True), ("de", True), ("de", False)):
+            page.choose("#speech-to", to)
+            if not cot:
+                page.click("#speech-cot")
+            page.click("#speech-start")
+            page.until(lambda: page.find("#speech-result").is_displayed(), "a transcript", 60)
+            assert not page.find("#speech-error").is_displayed()
+            page.until(running.idle, "the engine to be free again")

@@ -33,10 +33,11 @@ function renderTranscribe() {
   }
   $("speech-result").hidden = !transcript;
   if (!transcript) return;
-  const { segments, warnings } = transcript;
+  const { lines, warnings } = transcript;
   $("speech-warnings").replaceChildren(...warnings.map((line) => h("p", { class: "note" }, line)));
-  $("segments").replaceChildren(...segments.map(segmentElement));
-  $("speech-text").hidden = segments.length > 0;
+  $("segments").replaceChildren(...lines.map(segmentElement));
+  $("speech-text").hidden = lines.length > 0;
+  $("speech-times").hidden = !lines.length;
   $("speech-text").textContent = transcript.text || "Nothing was said.";
 }
 
@@ -57,8 +58,9 @@ async function transcribe() {
   form.append("file", clip.blob, clip.name);
   form.append("model", props.model);
   form.append("response_format", "verbose_json");
-  form.append("timestamp_granularities[]", "segment");
+  form.append("chunking_strategy", "auto"); // pieces of up to 30 s: their times are those of the sound
   if (to) form.append("to_language", to);
+  else for (const part of ["segment", "word"]) form.append("timestamp_granularities[]", part);
   if (cot) form.append("cot", "true");
   transcribing = new AbortController();
   transcript = null;
@@ -85,9 +87,62 @@ async function transcribe() {
   (transcript ? $("speech-copy") : $("speech-start")).focus();
 }
 
+/**
+ * What the server answered, as lines with times. It hears pieces of up to 30 s; their sentences are what one looks for,
+ * so a piece is cut into them. Where a piece has both transcript and translation it stays whole on the page, since
+ * sentences of two languages don't pair; its subtitles are those of the translation.
+ */
 function transcriptOf(answer) {
-  const segments = (answer.segments ?? []).map(({ start, end, text, translation }) => ({ start, end, text: String(text).trim(), translation: translation?.trim() || null }));
-  return { text: (answer.text ?? "").trim(), segments, warnings: answer.warnings ?? [] };
+  const words = answer.words ?? [];
+  const pieces = (answer.segments ?? []).map(({ start, end, text, transcript: said }) => ({ start, end, text: String(text).trim(), said: said?.trim() || null }));
+  const cues = pieces.flatMap((piece) => sentencesOf(piece, words.filter((word) => word.start >= piece.start && word.end <= piece.end)));
+  const both = pieces.some(({ said }) => said);
+  const lines = both ? pieces.map(({ start, end, text, said }) => ({ start, end, text: said ?? text, translation: said ? text : null })) : cues;
+  return { text: (answer.text ?? "").trim(), lines, cues, warnings: answer.warnings ?? [] };
+}
+
+const CUE = { letters: 84, seconds: 7 }; // two lines of subtitles, as broadcasters have them
+const LETTER = "\\p{sc=Han}\\p{sc=Hiragana}\\p{sc=Katakana}\\p{sc=Thai}";
+const TOKEN = new RegExp(`[${LETTER}]|[^\\s${LETTER}]+`, "gu"); // a word, or a letter where no spaces are written
+const SENTENCE_END = /[.!?…。！？]["'”’»)\]]*$/;
+
+/** The sentences of a piece (parts of them, where they are long), timed by the server's words, else by their letters. */
+function sentencesOf({ start, end, text }, words) {
+  const tokens = timedTokens(text, words) ?? byLetters(text, start, end);
+  const found = [];
+  let from = 0;
+  tokens.forEach((token, i) => {
+    const next = tokens[i + 1];
+    const long = next && (next.to - tokens[from].at > CUE.letters || next.end - tokens[from].start > CUE.seconds);
+    if (next && !long && !SENTENCE_END.test(text.slice(token.at, token.to))) return;
+    found.push({ start: tokens[from].start, end: token.end, text: text.slice(tokens[from].at, token.to) });
+    from = i + 1;
+  });
+  return found;
+}
+
+/** Where each word stands in the text, `at` to `to`, with its times; null where the words aren't those of the text. */
+function timedTokens(text, words) {
+  const tokens = [];
+  let at = 0;
+  for (const { word, start, end } of words) {
+    const found = text.indexOf(word, at);
+    if (found < 0 || text.slice(at, found).trim()) return null;
+    at = found + word.length;
+    tokens.push({ at: found, to: at, start, end });
+  }
+  return words.length && !text.slice(at).trim() ? tokens : null;
+}
+
+function byLetters(text, start, end) {
+  const tokens = [...text.matchAll(TOKEN)];
+  const all = tokens.reduce((sum, [token]) => sum + token.length, 0);
+  let before = 0;
+  return tokens.map(({ 0: token, index }) => {
+    const time = (letters) => start + ((end - start) * letters) / all;
+    before += token.length;
+    return { at: index, to: index + token.length, start: time(before - token.length), end: time(before) };
+  });
 }
 
 // ---------------------------------------------------------------- files
@@ -99,21 +154,25 @@ function stamp(seconds, mark) {
   return `${two(ms / 3_600_000)}:${two((ms / 60_000) % 60)}:${two((ms / 1000) % 60)}${mark}${String(ms % 1000).padStart(3, "0")}`;
 }
 
-/** One line or two of a subtitle; an arrow or an empty line within would end it. */
-const cue = ({ text, translation }) => [text, translation].filter(Boolean).map((line) => line.replace(/\s+/g, " ").replaceAll("-->", "→")).join("\n");
-
-function srt({ segments }) {
-  return segments.map((one, i) => `${i + 1}\n${stamp(one.start, ",")} --> ${stamp(one.end, ",")}\n${cue(one)}\n`).join("\n");
+/** A cue on one line or two; an arrow within would be read as times. */
+function onScreen(text) {
+  const line = text.replace(/\s+/g, " ").replace(/-{2,}>/g, "→");
+  const middle = line.length > CUE.letters / 2 ? line.lastIndexOf(" ", CUE.letters / 2) : -1;
+  return middle > 0 ? `${line.slice(0, middle)}\n${line.slice(middle + 1)}` : line;
 }
 
-function vtt({ segments }) {
+function srt({ cues }) {
+  return cues.map(({ start, end, text }, i) => `${i + 1}\n${stamp(start, ",")} --> ${stamp(end, ",")}\n${onScreen(text)}\n`).join("\n");
+}
+
+function vtt({ cues }) {
   const safe = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
-  return `WEBVTT\n\n${segments.map((one) => `${stamp(one.start, ".")} --> ${stamp(one.end, ".")}\n${safe(cue(one))}\n`).join("\n")}`;
+  return `WEBVTT\n\n${cues.map(({ start, end, text }) => `${stamp(start, ".")} --> ${stamp(end, ".")}\n${safe(onScreen(text))}\n`).join("\n")}`;
 }
 
-function plainText({ text, segments }) {
-  if (!segments.some(({ translation }) => translation)) return `${text}\n`;
-  return segments.map((one) => `${cue(one)}\n`).join("\n");
+function plainText({ text, lines }) {
+  if (!lines.some(({ translation }) => translation)) return `${text}\n`;
+  return lines.map((line) => `${line.text}\n${line.translation}\n`).join("\n");
 }
 
 function listenTranscribe() {
