@@ -141,7 +141,9 @@ class Exchange:
             await self._pass()
         except ApiError as error:
             await self._fail(error)
-        except Exception as error:
+        except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # what panics in Rust is no Exception
             log.error("request %s failed", self.id, exc_info=error)
             await self._fail(ApiError(500, f"the server failed; its log has more under {self.id}"))
         finally:

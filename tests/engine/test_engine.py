@@ -1,14 +1,21 @@
 """Answers: cached equals uncached, together equals alone, streamed equals whole, and bad requests say why."""
 
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
 import torch
+from engine.conftest import picture
 
 from polyphi.chat import Message, SamplingParams
 from polyphi.engine import engine as engine_module
-from polyphi.engine.engine import Engine
+from polyphi.engine.engine import Engine, Stopped
+from polyphi.engine.memory import OutOfMemory
 from polyphi.engine.runner import extend
+from polyphi.engine.scheduler import Part
 from polyphi.processing.tokenizer import Tokenizer
 
 
@@ -201,3 +208,112 @@ def test_greedy_answer_is_what_scoring_finds_likeliest(engine: Engine) -> None:
     answer = engine.generate(messages, sampling=SamplingParams(max_tokens=1))
     logits = engine.logits(engine.row(messages))
     assert answer.tokens == (int(logits[-1].argmax()),)
+
+
+@contextmanager
+def driven(engine: Engine) -> Iterator[list[Exception | None]]:
+    """Another thread steps for everybody; what it told after each step."""
+    stop, told = threading.Event(), list[Exception | None]()
+    thread = threading.Thread(target=engine.run, args=(stop, told.append))
+    thread.start()
+    try:
+        yield told
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_one_thread_steps_for_all(engine: Engine, conversations: list[list[Message]]) -> None:
+    """Whoever asks from threads of their own, whole or streamed, gets the answers of an engine alone."""
+    sampling = SamplingParams(max_tokens=12)
+    alone = [engine.generate(c, sampling=sampling).text for c in conversations]
+    with driven(engine) as told, ThreadPoolExecutor(8) as threads:
+        whole = threads.map(lambda c: engine.generate(c, sampling=sampling).text, conversations)
+        streamed = threads.map(
+            lambda c: "".join(d.text for d in engine.stream(c, sampling=sampling)), conversations
+        )
+        assert list(whole) == alone and list(streamed) == alone
+        row = engine.prepare(conversations[1], sampling)
+        (request,) = engine.enter(row, sampling)
+        text, reason = "", None
+        while reason is None:
+            more, reason = engine.news(request)
+            text += more
+        assert text == alone[1]
+    assert set(told) == {None} and engine.counters().requests == 0
+
+
+def test_whoever_steps_hears_of_a_failing_model(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("broken")
+
+    with driven(engine) as told:
+        with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="broken"):
+            patch.setattr(engine.runner, "run", broken)
+            engine.generate([Message.user("hi")])
+        assert any(isinstance(error, RuntimeError) for error in told)
+        assert engine.generate([Message.user("hi")], sampling=SamplingParams(2)).tokens
+
+
+def test_stopped_within_a_step(engine: Engine) -> None:
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(Stopped):
+        engine.generate_many([[Message.user("hi")]], stop=stop)
+    assert engine.counters().requests == engine.counters().blocks_held == 0
+
+
+def test_out_of_memory_ends_one_request(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that asked most; others run again and give the answers that they give alone, drawn ones too."""
+    sampling = SamplingParams(max_tokens=20, temperature=1.0, seed=5)
+    small = [Message.user("1 + 2")]
+    alone = engine.generate(small, sampling=sampling).text
+    run, failures = type(engine.runner).run, []
+
+    def short(parts: Sequence[Part], memory: object) -> object:
+        if sum(part.size for part in parts) > 30:
+            failures.append(len(parts))
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return run(engine.runner, parts, memory)
+
+    monkeypatch.setattr(engine.runner, "run", short)
+    first = engine.submit(small, sampling=sampling)
+    for _ in range(5):
+        engine.step()
+    large = engine.submit([Message.user("the quick brown fox " * 10)], sampling=sampling)
+    while not (first.finish_reason and large.finish_reason):
+        engine.step()
+    assert failures == [2]
+    assert isinstance(large.error, OutOfMemory) and first.error is None
+    assert first.completion().text == alone
+    assert engine.counters().blocks_held == 0
+
+
+def test_s24_salted_requests_share_nothing(engine: Engine) -> None:
+    messages = [Message.user(picture(), "the quick brown fox jumps over the lazy dog " * 3)]
+    sampling = SamplingParams(max_tokens=2)
+    row = engine.prepare(messages, sampling)
+    cached, encoded = [], []
+    for salt in (b"", b"", b"one", b"one", b"two"):
+        (request,) = engine.enter(row, sampling, salt=salt)
+        while not request.finish_reason:
+            engine.step()
+        cached.append(request.completion().cached)
+        encoded.append(engine.encoders.calls)
+    assert cached[0] == cached[2] == cached[4] == 0
+    assert cached[1] == cached[3] > 0
+    assert encoded == [1, 1, 2, 2, 3]
+
+
+def test_what_the_model_thinks_of_a_prompt(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = engine.row([Message.user("the quick brown fox jumps over the lazy dog", picture())])
+    logs = engine.logits(row).log_softmax(-1)
+    monkeypatch.setattr("polyphi.engine.engine.SCORED", 7)  # several pieces
+    told = engine.prompt_logprobs(row, top=3)
+    assert [t.token for t in told] == row.ids[1:].tolist()
+    for at, said in enumerate(told):
+        assert said.logprob == pytest.approx(logs[at, said.token].item(), abs=1e-5)
+        best = logs[at].topk(3)
+        assert [v for _, v in said.top] == pytest.approx(best.values.tolist(), abs=1e-5)

@@ -33,8 +33,13 @@ async def echo(request: Request) -> JSONResponse:
     return JSONResponse({"bytes": len(body), "tenant": tenant, "id": request.state.request_id})
 
 
+class Panic(BaseException):
+    """As pyo3 raises for what panics in Rust."""
+
+
 async def breaks(request: Request) -> JSONResponse:
-    raise RuntimeError("a secret at 0x7f00 in /usr/lib/secret.py")
+    kind = Panic if request.method == "POST" else RuntimeError
+    raise kind("a secret at 0x7f00 in /usr/lib/secret.py")
 
 
 async def complains(request: Request) -> JSONResponse:
