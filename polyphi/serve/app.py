@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 from polyphi.chat import SamplingParams, with_tools
 from polyphi.engine.engine import Engine
 from polyphi.engine.longform import LANGUAGES
-from polyphi.serve import chat, completions, speech
+from polyphi.serve import chat, completions, page, speech
 from polyphi.serve.errors import ApiError
 from polyphi.serve.guard import Guard
 from polyphi.serve.schema import DetokenizeRequest, TokenizeRequest, explained, offered
@@ -77,6 +77,10 @@ def _errors(app: FastAPI) -> None:
 def _about(app: FastAPI, server: Server) -> None:
     settings, engine = server.settings, server.engine
     config = engine.model.config
+
+    @app.get("/", include_in_schema=False)
+    async def chat_page() -> Response:
+        return Response(page.PAGE, headers=page.HEADERS)
 
     @app.get("/health", summary="Whether the server is alive")
     async def health() -> Response:

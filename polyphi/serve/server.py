@@ -12,7 +12,6 @@ step. Nothing here waits for the engine in the thread that serves connections.
 import asyncio
 import json
 import logging
-import secrets
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
@@ -298,26 +297,22 @@ class Server:
             )
         return model
 
-    def sampling(self, wanted: Sampling, **given: Any) -> SamplingParams:
-        """A request's wishes about drawing, looked at; answers of no given length have `max_tokens` 0 until `prepare`.
-        Each request without a seed gets one of its own."""
-        if given.get("max_tokens") is not None and given["max_tokens"] < 1:
-            raise ApiError(400, "max_tokens: expected at least 1", param="max_tokens")
-        seed = secrets.randbits(62) if wanted.seed is None else wanted.seed
-        found = wanted.sampling(**{**given, "seed": seed})
-        if found.n > self.settings.max_answers:
+    async def looked_at(self, asked: SamplingParams, wanted: Sampling) -> SamplingParams:
+        """Sampling whose values mean something and whose grammar can be followed; raises ApiError otherwise. An answer
+        of no given length has `max_tokens` 0 until `prepare`."""
+        if asked.n > self.settings.max_answers:
             raise ApiError(
-                400, f"n: expected at most {self.settings.max_answers}, found {found.n}", param="n"
+                400, f"n: expected at most {self.settings.max_answers}, found {asked.n}", param="n"
             )
         try:
-            check(found)
+            await self.in_thread(check, replace(asked, max_tokens=asked.max_tokens or 1))
         except ValueError as error:
             fields = type(wanted).model_fields
             named = next((word for word in str(error).split() if word in fields), None)
             raise ApiError(
-                400, str(error), param=named or ("response_format" if found.grammar else None)
+                400, str(error), param=named or ("response_format" if asked.grammar else None)
             ) from None
-        return found if given.get("max_tokens") is not None else replace(found, max_tokens=0)
+        return asked
 
     @contextmanager
     def explained(self, param: str, turns: Sequence[Turn] = ()) -> Iterator[None]:
