@@ -25,7 +25,12 @@ MAX_TEXT = 4_000_000
 class Fields(BaseModel):
     """An object whose fields are all known."""
 
-    model_config = ConfigDict(strict=True, extra="ignore", protected_namespaces=())
+    model_config = ConfigDict(
+        strict=True,
+        extra="ignore",
+        protected_namespaces=(),
+        json_schema_extra={"additionalProperties": False},
+    )
     ignored: ClassVar[frozenset[str]] = frozenset()
 
     @model_validator(mode="before")

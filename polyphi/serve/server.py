@@ -227,7 +227,7 @@ class Server:
     def _run(self) -> None:
         self.engine.run(self._stop, self._look)
 
-    def _look(self, error: Exception | None) -> None:
+    def _look(self, error: BaseException | None) -> None:
         if error is not None:
             log.error("a step failed", exc_info=error)
         if (ran := self.engine.tokens - self._tokens) > 0:
