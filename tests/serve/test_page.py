@@ -108,8 +108,11 @@ class Page:
 
     def say(self, text: str) -> str:
         """Send a message, wait for the whole answer, and return it."""
-        before = {one.get_attribute("data-id") for one in self.all(".message.assistant")}
         self.write(text)
+        return self.send()
+
+    def send(self) -> str:
+        before = {one.get_attribute("data-id") for one in self.all(".message.assistant")}
         self.click("#send")
         self.until(
             lambda: self.all(".message.assistant")[-1].get_attribute("data-id") not in before,
@@ -229,8 +232,7 @@ def test_a_conversation_with_a_picture_and_a_recording(page: Page, server: PageS
     page.write("what is this?")
     page.until(lambda: "1,096 tokens" in page.find("#count").text, "the count before sending")
     assert "1,093 image" in page.find("#count").text
-    page.click("#send")
-    assert page.answer() == "You said: what is this? 🙂é"
+    assert page.send() == "You said: what is this? 🙂é"
     assert "vision adapter" in page.texts(".stats")[0] and "tokens/s" in page.texts(".stats")[0]
     assert "1,096 in (1,093 image)" in page.texts(".stats")[0]
     image, text = chats(server)[0]["messages"][0]["content"]
@@ -246,8 +248,7 @@ def test_a_conversation_with_a_picture_and_a_recording(page: Page, server: PageS
     page.attached(1)
     assert page.find("#attachments audio").get_attribute("controls")
     page.until(lambda: page.of("#attachments audio", "duration") >= 1, "it to be playable")
-    page.click("#send")
-    assert page.answer()
+    assert page.send()
     body = chats(server)[1]
     assert [turn["role"] for turn in body["messages"]] == ["user", "assistant", "user"]
     assert body["messages"][1]["content"] == "You said: what is this? 🙂é"
@@ -931,8 +932,7 @@ def test_the_real_server_serves_it_and_answers(page: Page, engine: Engine, tmp_p
         page.attached(1)
         page.write("what is this?")
         page.until(lambda: "tokens" in page.find("#count").text, "the count before sending")
-        page.click("#send")
-        assert page.answer()
+        assert page.send()
         assert not page.all(".message .note.error")
         assert "12 out" in page.texts(".stats")[0] and "vision adapter" in page.texts(".stats")[0]
         page.write("and then, at length?")

@@ -104,7 +104,7 @@ def test_what_the_scripts_look_for_is_there() -> None:
         wanted |= {part.replace("${name}", name) for part in re.findall(r"\$\(`(.+?)`\)", SCRIPT)}
     wanted = {name for name in wanted if "${" not in name}
     assert wanted and wanted <= set(ids)
-    icons = set(re.findall(r"icon(?:Button)?\(\"([\w-]+)\"", SCRIPT))
+    icons = set(re.findall(r"icon(?:Button)?\(\s*\"([\w-]+)\"", SCRIPT))
     icons |= set(re.findall(r"idea\(\"(\w+)\"", SCRIPT))
     assert icons and {f"i-{name}" for name in icons} <= set(ids)
     for found in attributes("use"):

@@ -80,9 +80,12 @@ function renderTitle() {
 function messageElement(node) {
   const own = node.role === "user";
   const body = own ? h("div", { class: "text", dir: "auto" }, node.text) : h("div", { class: "markdown", dir: "auto" });
-  const element = h("article", { class: `message ${node.role}`, "data-id": node.id, "aria-label": own ? "Your message" : "Answer" },
+  const element = h(
+    "article",
+    { class: `message ${node.role}`, "data-id": node.id, "aria-label": own ? "Your message" : "Answer" },
     node.media?.length ? h("div", { class: "media" }, node.media.map(mediaElement)) : null,
-    node.text || !own ? body : null);
+    node.text || !own ? body : null,
+  );
   if (!own) renderAnswer(element, node);
   element.append(footOf(node));
   return element;
@@ -102,8 +105,12 @@ function renderAnswer(element, node) {
 
 function noteOf(node) {
   if (node.error) {
-    return h("div", { class: "note error", role: "alert" }, node.error.map((line) => h("p", null, line)),
-      h("button", { type: "button", class: "plain", onclick: () => regenerate(node) }, "Try again"));
+    return h(
+      "div",
+      { class: "note error", role: "alert" },
+      node.error.map((line) => h("p", null, line)),
+      h("button", { type: "button", class: "plain", onclick: () => regenerate(node) }, "Try again"),
+    );
   }
   const said = {
     stop: node.text ? null : "The model had nothing to say.",
@@ -120,9 +127,24 @@ function mediaElement(id) {
   loadMedia(id).then(async (media) => {
     if (!media) return holder.replaceChildren(h("span", { class: "chip" }, "No longer kept"));
     const url = await addressOf(id);
-    if (media.kind === "audio") return holder.replaceChildren(h("span", { class: "name" }, media.name), h("audio", { controls: true, preload: "metadata", src: url, "aria-label": media.name }));
+    if (media.kind === "audio")
+      return holder.replaceChildren(
+        h("span", { class: "name" }, media.name),
+        h("audio", { controls: true, preload: "metadata", src: url, "aria-label": media.name }),
+      );
     const picture = h("img", { src: url, alt: media.name, width: media.width, height: media.height });
-    holder.replaceChildren(h("button", { type: "button", class: "thumb", "aria-label": `Show ${media.name} large`, onclick: () => enlarge(url, media.name) }, picture));
+    holder.replaceChildren(
+      h(
+        "button",
+        {
+          type: "button",
+          class: "thumb",
+          "aria-label": `Show ${media.name} large`,
+          onclick: () => enlarge(url, media.name),
+        },
+        picture,
+      ),
+    );
   });
   return holder;
 }
@@ -146,25 +168,43 @@ function footOf(node) {
   const busy = running.has(current.id);
   const own = node.role === "user";
   const unanswered = own && !node.children.length;
-  return h("footer", { class: "foot" },
-    siblings.length > 1 && h("span", { class: "turn", role: "group", "aria-label": "Versions of this message" },
-      iconButton("left", "Earlier version", () => turn(-1), { disabled: busy || place === 0 }),
-      h("span", { class: "place" }, `${place + 1}/${siblings.length}`),
-      iconButton("right", "Later version", () => turn(1), { disabled: busy || place === siblings.length - 1 })),
+  return h(
+    "footer",
+    { class: "foot" },
+    siblings.length > 1 &&
+      h(
+        "span",
+        { class: "turn", role: "group", "aria-label": "Versions of this message" },
+        iconButton("left", "Earlier version", () => turn(-1), { disabled: busy || place === 0 }),
+        h("span", { class: "place" }, `${place + 1}/${siblings.length}`),
+        iconButton("right", "Later version", () => turn(1), { disabled: busy || place === siblings.length - 1 }),
+      ),
     node.text && iconButton("copy", "Copy", ({ currentTarget }) => copyText(node.text, currentTarget)),
     own && iconButton("edit", "Edit", () => startEditing(node), { disabled: busy }),
-    (own ? unanswered : !node.error) && iconButton("again", own ? "Answer this" : "Regenerate", () => (own ? answer(current, node.id) : regenerate(node)), { disabled: busy }),
+    (own ? unanswered : !node.error) &&
+      iconButton(
+        "again",
+        own ? "Answer this" : "Regenerate",
+        () => (own ? answer(current, node.id) : regenerate(node)),
+        { disabled: busy },
+      ),
     iconButton("trash", "Delete this and what follows", () => deleteNode(node), { disabled: busy }),
-    !own && node.stats && statsElement(node.stats));
+    !own && node.stats && statsElement(node.stats),
+  );
 }
 
 function focusAction(id, label) {
   const foot = document.querySelector(`[data-id="${id}"] .foot`);
-  (foot?.querySelector(`[aria-label="${label}"]:not(:disabled)`) ?? foot?.querySelector("button:not(:disabled)"))?.focus();
+  (
+    foot?.querySelector(`[aria-label="${label}"]:not(:disabled)`) ?? foot?.querySelector("button:not(:disabled)")
+  )?.focus();
 }
 
 function statsElement(stats) {
-  const of = [stats.image && `${number.format(stats.image)} image`, stats.audio && `${number.format(stats.audio)} audio`].filter(Boolean);
+  const of = [
+    stats.image && `${number.format(stats.image)} image`,
+    stats.audio && `${number.format(stats.audio)} audio`,
+  ].filter(Boolean);
   const parts = [
     stats.rate && `${stats.rate < 10 ? stats.rate.toFixed(1) : Math.round(stats.rate)} tokens/s`,
     stats.completion !== undefined && `${number.format(stats.completion)} out`,
@@ -246,8 +286,13 @@ async function answer(conversation, parent) {
     const path = pathOf(conversation, parent);
     const { adapter, ...drawing } = sampling;
     const json = {
-      model: props.model, messages: await messagesOf(conversation, path), stream: true, stream_options: { include_usage: true },
-      ...drawing, seed, ...(adapter === undefined ? {} : { adapter }),
+      model: props.model,
+      messages: await messagesOf(conversation, path),
+      stream: true,
+      stream_options: { include_usage: true },
+      ...drawing,
+      seed,
+      ...(adapter === undefined ? {} : { adapter }),
     };
     controller.signal.throwIfAborted();
     const response = await request("/v1/chat/completions", { json, signal: controller.signal });
@@ -297,8 +342,11 @@ async function answer(conversation, parent) {
 function usageOf(usage) {
   const details = usage.prompt_tokens_details ?? {};
   return {
-    prompt: usage.prompt_tokens, completion: usage.completion_tokens, image: details.image_tokens ?? 0,
-    audio: details.audio_tokens ?? 0, cached: details.cached_tokens ?? 0,
+    prompt: usage.prompt_tokens,
+    completion: usage.completion_tokens,
+    image: details.image_tokens ?? 0,
+    audio: details.audio_tokens ?? 0,
+    cached: details.cached_tokens ?? 0,
   };
 }
 
@@ -308,22 +356,26 @@ let cost = 0; // ms that showing it took the last time
 /** Show what has come of an answer, soon: once in a frame, or less often where it takes long, so that the page stays quick. */
 function paint(node) {
   if (painting) return;
-  painting = setTimeout(() => {
-    painting = 0;
-    const element = document.querySelector(`[data-id="${node.id}"]`);
-    if (!element || running.get(current.id)?.node !== node) return;
-    const begun = performance.now();
-    renderAnswer(element, node);
-    follow(false);
-    cost = performance.now() - begun;
-  }, Math.min(1000, 16 + 4 * cost));
+  painting = setTimeout(
+    () => {
+      painting = 0;
+      const element = document.querySelector(`[data-id="${node.id}"]`);
+      if (!element || running.get(current.id)?.node !== node) return;
+      const begun = performance.now();
+      renderAnswer(element, node);
+      follow(false);
+      cost = performance.now() - begun;
+    },
+    Math.min(1000, 16 + 4 * cost),
+  );
 }
 
 function finishOnPage(node) {
   const element = document.querySelector(`[data-id="${node.id}"]`);
   if (!element) return renderConversation();
   renderAnswer(element, node);
-  for (const other of $("log").children) other.querySelector(".foot").replaceWith(footOf(current.nodes[other.dataset.id]));
+  for (const other of $("log").children)
+    other.querySelector(".foot").replaceWith(footOf(current.nodes[other.dataset.id]));
   renderButtons();
   follow(false);
 }
@@ -380,8 +432,17 @@ function attachmentElement(media) {
     $("draft").focus();
   });
   media.url ??= URL.createObjectURL(blob);
-  const shown = kind === "image" ? h("img", { src: media.url, alt: "" }) : h("audio", { controls: true, preload: "metadata", src: media.url, "aria-label": name });
-  return h("li", { class: kind }, shown, h("span", { class: "name", title: name }, kind === "audio" && seconds ? `${name} · ${clock(seconds)}` : name), remove);
+  const shown =
+    kind === "image"
+      ? h("img", { src: media.url, alt: "" })
+      : h("audio", { controls: true, preload: "metadata", src: media.url, "aria-label": name });
+  return h(
+    "li",
+    { class: kind },
+    shown,
+    h("span", { class: "name", title: name }, kind === "audio" && seconds ? `${name} · ${clock(seconds)}` : name),
+    remove,
+  );
 }
 
 /** The box is as high as its text, up to the height that its style allows. */
@@ -394,7 +455,8 @@ function grow() {
 async function attach(files) {
   for (const file of files) {
     try {
-      if (attachments.length >= props.limits.max_parts) throw new Error(`A message takes up to ${props.limits.max_parts} pictures and clips.`);
+      if (attachments.length >= props.limits.max_parts)
+        throw new Error(`A message takes up to ${props.limits.max_parts} pictures and clips.`);
       attachments = [...attachments, await readFile(file, props.limits.max_audio_seconds)];
       announce(`${file.name} added`);
     } catch (error) {
@@ -425,8 +487,15 @@ async function send() {
   const text = $("draft").value.trim();
   if ((!text && !attachments.length) || running.has(current.id)) return;
   const conversation = current;
-  const parent = editing && conversation.nodes[editing] ? conversation.nodes[editing].parent : (pathOf(conversation).at(-1)?.id ?? "root");
-  const media = attachments.map(({ url, ...one }) => ({ ...one, id: one.id ?? newId(), conversation: conversation.id }));
+  const parent =
+    editing && conversation.nodes[editing]
+      ? conversation.nodes[editing].parent
+      : (pathOf(conversation).at(-1)?.id ?? "root");
+  const media = attachments.map(({ url, ...one }) => ({
+    ...one,
+    id: one.id ?? newId(),
+    conversation: conversation.id,
+  }));
   for (const { url } of attachments) URL.revokeObjectURL(url);
   // A conversation without words is called by its first file.
   if (!text && parent === "root" && !conversation.title) conversation.title = media[0].name.replace(/\.\w+$/, "");
@@ -472,7 +541,12 @@ async function count() {
     if (!attachments.length && !path.some(({ media }) => media?.length)) {
       found = await ask({ messages: [...messages, { role: "user", content: text }] });
     } else {
-      const key = JSON.stringify([current.id, current.system, path.map(({ id }) => id), attachments.map(({ url }) => url)]);
+      const key = JSON.stringify([
+        current.id,
+        current.system,
+        path.map(({ id }) => id),
+        attachments.map(({ url }) => url),
+      ]);
       if (before.key !== key) {
         const last = attachments.length ? [{ role: "user", content: await contentOf("", attachments) }] : [];
         before = { key, tokens: await ask({ messages: [...messages, ...last] }) };
@@ -480,7 +554,10 @@ async function count() {
       found = { ...before.tokens };
       if (text) found.count += (await ask({ prompt: text })).count;
     }
-    const of = [found.image_tokens && `${number.format(found.image_tokens)} image`, found.audio_tokens && `${number.format(found.audio_tokens)} audio`].filter(Boolean);
+    const of = [
+      found.image_tokens && `${number.format(found.image_tokens)} image`,
+      found.audio_tokens && `${number.format(found.audio_tokens)} audio`,
+    ].filter(Boolean);
     const most = found.max_model_len;
     const over = found.count >= most;
     $("count").classList.toggle("over", over);

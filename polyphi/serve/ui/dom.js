@@ -27,7 +27,11 @@ function icon(name) {
 }
 
 function iconButton(name, label, onclick, extra) {
-  return h("button", { type: "button", class: "tool", "aria-label": label, title: label, onclick, ...extra }, icon(name));
+  return h(
+    "button",
+    { type: "button", class: "tool", "aria-label": label, title: label, onclick, ...extra },
+    icon(name),
+  );
 }
 
 /** Tell a screen reader, and nobody else. */
@@ -39,7 +43,8 @@ let toastTimer = 0;
 
 /** A line at the foot of the page for a while, with a button where something can be done about it. */
 function toast(text, action, onaction) {
-  const button = action && h("button", { type: "button", class: "link", onclick: () => (hideToast(), onaction()) }, action);
+  const button =
+    action && h("button", { type: "button", class: "link", onclick: () => (hideToast(), onaction()) }, action);
   $("toast").replaceChildren(h("span", null, text), button ?? "");
   $("toast").hidden = false;
   clearTimeout(toastTimer);

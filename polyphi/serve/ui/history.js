@@ -11,14 +11,19 @@ function renderHistory() {
     const age = dayOf(conversation.updated);
     groups.set(age, [...(groups.get(age) ?? []), conversation]);
   }
-  $("history").replaceChildren(...[...groups].flatMap(([age, members]) => [h("h3", null, age), h("ul", null, members.map(historyItem))]));
+  $("history").replaceChildren(
+    ...[...groups].flatMap(([age, members]) => [h("h3", null, age), h("ul", null, members.map(historyItem))]),
+  );
   $("history-none").hidden = found.length > 0;
   $("history-none").textContent = wanted ? "Nothing found." : "Conversations stay in this browser and appear here.";
   $("export").disabled = !conversations.length;
 }
 
 function matches(conversation, wanted) {
-  return titleOf(conversation).toLowerCase().includes(wanted) || Object.values(conversation.nodes).some(({ text }) => text?.toLowerCase().includes(wanted));
+  return (
+    titleOf(conversation).toLowerCase().includes(wanted) ||
+    Object.values(conversation.nodes).some(({ text }) => text?.toLowerCase().includes(wanted))
+  );
 }
 
 function dayOf(time) {
@@ -28,12 +33,30 @@ function dayOf(time) {
 
 function historyItem(conversation) {
   const title = titleOf(conversation);
-  const open = h("button", { type: "button", class: "open", title, "aria-current": conversation === current ? "true" : null, onclick: () => (showTab("chat"), openConversation(conversation), closeDrawer()) },
-    running.has(conversation.id) && h("span", { class: "pulse", role: "img", "aria-label": "answering" }), h("span", { class: "name" }, title));
-  const item = h("li", { class: conversation === current ? "item current" : "item" }, open, h("span", { class: "acts" },
-    iconButton("edit", `Rename ${title}`, () => rename(item, conversation)),
-    iconButton("download", `Export ${title}`, () => exportConversations([conversation])),
-    iconButton("trash", `Delete ${title}`, () => removeWithUndo(conversation))));
+  const open = h(
+    "button",
+    {
+      type: "button",
+      class: "open",
+      title,
+      "aria-current": conversation === current ? "true" : null,
+      onclick: () => (showTab("chat"), openConversation(conversation), closeDrawer()),
+    },
+    running.has(conversation.id) && h("span", { class: "pulse", role: "img", "aria-label": "answering" }),
+    h("span", { class: "name" }, title),
+  );
+  const item = h(
+    "li",
+    { class: conversation === current ? "item current" : "item" },
+    open,
+    h(
+      "span",
+      { class: "acts" },
+      iconButton("edit", `Rename ${title}`, () => rename(item, conversation)),
+      iconButton("download", `Export ${title}`, () => exportConversations([conversation])),
+      iconButton("trash", `Delete ${title}`, () => removeWithUndo(conversation)),
+    ),
+  );
   return item;
 }
 
@@ -99,7 +122,9 @@ async function importFile(file) {
 function listenHistory() {
   $("search").addEventListener("input", renderHistory);
   $("new").addEventListener("click", startConversation);
-  $("export").addEventListener("click", () => exportConversations(conversations.filter((one) => one.nodes.root.children.length)));
+  $("export").addEventListener("click", () =>
+    exportConversations(conversations.filter((one) => one.nodes.root.children.length)),
+  );
   $("import").addEventListener("click", () => $("import-file").click());
   $("import-file").addEventListener("change", ({ target }) => {
     if (target.files[0]) importFile(target.files[0]);

@@ -153,16 +153,25 @@ function listenPage() {
   addEventListener("keydown", onKey);
   addEventListener("visibilitychange", refresh);
   // An answer under way is kept as far as it has come.
-  addEventListener("pagehide", () => running.forEach(({ node }, id) => {
-    const conversation = conversations.find((one) => one.id === id);
-    if (conversation && node) put("conversations", conversation);
-  }));
+  addEventListener("pagehide", () =>
+    running.forEach(({ node }, id) => {
+      const conversation = conversations.find((one) => one.id === id);
+      if (conversation && node) put("conversations", conversation);
+    }),
+  );
 }
 
 /** The words with which an empty conversation begins, by what the model can do. */
 function renderEmpty() {
   const { image, audio } = props.modalities;
-  $("empty-can").textContent = image && audio ? "It reads text, sees pictures and hears speech." : image ? "It reads text and sees pictures." : audio ? "It reads text and hears speech." : "It reads and writes text.";
+  $("empty-can").textContent =
+    image && audio
+      ? "It reads text, sees pictures and hears speech."
+      : image
+        ? "It reads text and sees pictures."
+        : audio
+          ? "It reads text and hears speech."
+          : "It reads and writes text.";
   const idea = (name, label, act) => h("button", { type: "button", class: "idea", onclick: act }, icon(name), label);
   const ideas = [
     image && idea("image", "Ask about a picture", () => $("files").click()),
@@ -202,7 +211,9 @@ async function start() {
   closeDrawer();
   listenPage();
   $("offline-again").addEventListener("click", boot);
-  await openStore().catch(() => toast("This browser keeps nothing for this page: conversations are lost when it is closed."));
+  await openStore().catch(() =>
+    toast("This browser keeps nothing for this page: conversations are lost when it is closed."),
+  );
   await boot();
 }
 
@@ -212,7 +223,8 @@ async function boot() {
   if (booted || !(await loadProps())) return;
   booted = true;
   $("model").textContent = props.model;
-  $("model").title = `${props.model} · ${number.format(props.context)} tokens of context${props.version ? ` · polyphi ${props.version}` : ""}`;
+  $("model").title =
+    `${props.model} · ${number.format(props.context)} tokens of context${props.version ? ` · polyphi ${props.version}` : ""}`;
   const { image, audio } = props.modalities;
   $("tab-speech").hidden = !audio;
   $("files").accept = [...(image ? IMAGE_TYPES : []), ...(audio ? ["audio/*"] : [])].join(",");

@@ -37,7 +37,8 @@ function blocksOf(lines) {
       const end = mathEnd(lines, at, match[1]);
       const text = lines.slice(at, end).join("\n").trim();
       add("math", end, { formula: text.slice(2, -2) });
-    } else if ((match = HEADING.exec(line))) add("heading", at + 1, { level: match[1].length, text: (match[2] ?? "").trim().replace(/(?:^|\s)#{1,40}$/, "") });
+    } else if ((match = HEADING.exec(line)))
+      add("heading", at + 1, { level: match[1].length, text: (match[2] ?? "").trim().replace(/(?:^|\s)#{1,40}$/, "") });
     else if (RULE.test(line)) add("rule", at + 1);
     else if (QUOTE.test(line)) {
       let end = at + 1;
@@ -46,7 +47,11 @@ function blocksOf(lines) {
     } else if (ITEM.test(line)) {
       const { end, items, ordered, start } = listAt(lines, at);
       add("list", end, { items, ordered, start });
-    } else if (line.includes("|") && isDivider(lines[at + 1] ?? "") && cellsOf(line).length === cellsOf(lines[at + 1]).length) {
+    } else if (
+      line.includes("|") &&
+      isDivider(lines[at + 1] ?? "") &&
+      cellsOf(line).length === cellsOf(lines[at + 1]).length
+    ) {
       let end = at + 2;
       while (end < lines.length && lines[end].trim() && lines[end].includes("|")) end++;
       add("table", end, { rows: lines.slice(at, end).map(cellsOf) });
@@ -74,9 +79,14 @@ function mathEnd(lines, from, open) {
 function startsBlock(lines, at) {
   const line = lines[at];
   const item = ITEM.exec(line);
-  return FENCE.test(line) || HEADING.test(line) || RULE.test(line) || QUOTE.test(line)
-    || (item && Boolean(item[3]) && (!/\d/.test(item[2]) || /^1[.)]/.test(item[2])))
-    || (MATH_BLOCK.test(line) && mathEnd(lines, at, MATH_BLOCK.exec(line)[1]) > at);
+  return (
+    FENCE.test(line) ||
+    HEADING.test(line) ||
+    RULE.test(line) ||
+    QUOTE.test(line) ||
+    (item && Boolean(item[3]) && (!/\d/.test(item[2]) || /^1[.)]/.test(item[2]))) ||
+    (MATH_BLOCK.test(line) && mathEnd(lines, at, MATH_BLOCK.exec(line)[1]) > at)
+  );
 }
 
 function listAt(lines, from) {
@@ -136,14 +146,22 @@ function cellsOf(line) {
 
 function blockElement(block, depth) {
   switch (block.kind) {
-    case "code": return codeBlock(block.code, block.language);
-    case "math": return h("div", { class: "display" }, renderMath(block.formula.trim(), true));
-    case "heading": return h(`h${Math.min(6, block.level + 2)}`, { class: `h${block.level}` }, inline(block.text));
-    case "rule": return h("hr");
-    case "quote": return h("blockquote", null, blockElements(block.lines, depth + 1));
-    case "list": return listElement(block, depth);
-    case "table": return tableElement(block.rows);
-    default: return h("p", null, inline(block.text));
+    case "code":
+      return codeBlock(block.code, block.language);
+    case "math":
+      return h("div", { class: "display" }, renderMath(block.formula.trim(), true));
+    case "heading":
+      return h(`h${Math.min(6, block.level + 2)}`, { class: `h${block.level}` }, inline(block.text));
+    case "rule":
+      return h("hr");
+    case "quote":
+      return h("blockquote", null, blockElements(block.lines, depth + 1));
+    case "list":
+      return listElement(block, depth);
+    case "table":
+      return tableElement(block.rows);
+    default:
+      return h("p", null, inline(block.text));
   }
 }
 
@@ -159,7 +177,14 @@ function listElement({ items, ordered, start }, depth) {
     const lines = task ? [item.lines[0].slice(task[0].length), ...item.lines.slice(1)] : item.lines;
     let inner = blockElements(lines, depth + 1);
     if (!loose && inner[0]?.localName === "p") inner = [...inner[0].childNodes, ...inner.slice(1)];
-    const box = task && h("input", { type: "checkbox", disabled: true, checked: task[1] !== " ", "aria-label": task[1] === " " ? "not done" : "done" });
+    const box =
+      task &&
+      h("input", {
+        type: "checkbox",
+        disabled: true,
+        checked: task[1] !== " ",
+        "aria-label": task[1] === " " ? "not done" : "done",
+      });
     return h("li", task ? { class: "task" } : null, box, inner);
   });
   return ordered ? h("ol", start === 1 ? null : { start }, list) : h("ul", null, list);
@@ -167,8 +192,18 @@ function listElement({ items, ordered, start }, depth) {
 
 function tableElement([head, divider, ...body]) {
   const sides = divider.map((cell) => (cell.endsWith(":") ? (cell.startsWith(":") ? "center" : "right") : null));
-  const cells = (tag, row) => head.map((_, i) => h(tag, { class: sides[i], ...(tag === "th" ? { scope: "col" } : {}) }, inline(row[i] ?? "")));
-  const table = h("table", null, h("thead", null, h("tr", null, cells("th", head))), h("tbody", null, body.map((row) => h("tr", null, cells("td", row)))));
+  const cells = (tag, row) =>
+    head.map((_, i) => h(tag, { class: sides[i], ...(tag === "th" ? { scope: "col" } : {}) }, inline(row[i] ?? "")));
+  const table = h(
+    "table",
+    null,
+    h("thead", null, h("tr", null, cells("th", head))),
+    h(
+      "tbody",
+      null,
+      body.map((row) => h("tr", null, cells("td", row))),
+    ),
+  );
   return h("div", { class: "wide", tabindex: "0", role: "region", "aria-label": "Table" }, table);
 }
 
@@ -176,7 +211,13 @@ function tableElement([head, divider, ...body]) {
 
 const PUNCTUATION = /[!-/:-@[-`{-~]/;
 const BARE_LINK = /(?:https?:\/\/|mailto:)[^\s<>"'`]{1,2000}/y;
-const MARKS = [["**", "strong"], ["__", "strong"], ["~~", "del"], ["*", "em"], ["_", "em"]];
+const MARKS = [
+  ["**", "strong"],
+  ["__", "strong"],
+  ["~~", "del"],
+  ["*", "em"],
+  ["_", "em"],
+];
 
 /** Text with emphasis, code, links and formulas, as nodes. */
 function inline(text, depth = 0) {
@@ -255,7 +296,11 @@ function inline(text, depth = 0) {
     } else if (sign === "<" && /^<(?:https?:\/\/|mailto:)[^\s<>]{1,2000}>/.test(text.slice(at, at + 2010))) {
       const target = text.slice(at + 1, text.indexOf(">", at));
       push(linkElement(target, [target], target), target.length + 2);
-    } else if ((sign === "h" || sign === "m") && !/[\w/]/.test(text[at - 1] ?? "") && ((BARE_LINK.lastIndex = at), BARE_LINK.test(text))) {
+    } else if (
+      (sign === "h" || sign === "m") &&
+      !/[\w/]/.test(text[at - 1] ?? "") &&
+      ((BARE_LINK.lastIndex = at), BARE_LINK.test(text))
+    ) {
       let target = text.slice(at, BARE_LINK.lastIndex).replace(/[.,:;!?*_~]+$/, "");
       if (target.endsWith(")") && !target.includes("(")) target = target.replace(/[).,:;!?*_~]+$/, "");
       push(linkElement(target, [target], target), target.length);
@@ -360,20 +405,28 @@ function linkElement(target, label, text) {
   if (!url) return h("span", null, label, target && !target.includes(text) ? ` (${target})` : "");
   const place = url.protocol === "mailto:" ? url.pathname : url.host;
   const shown = text.includes(place) ? null : h("span", { class: "place" }, ` (${place})`);
-  return h("a", { href: url.href, target: "_blank", rel: "noopener noreferrer nofollow", title: url.href }, label, shown);
+  return h(
+    "a",
+    { href: url.href, target: "_blank", rel: "noopener noreferrer nofollow", title: url.href },
+    label,
+    shown,
+  );
 }
 
 // ---------------------------------------------------------------- code
 
-const KEYWORDS = new Set(`abstract and as assert async await begin bool boolean break case catch char class const constexpr
+const KEYWORDS = new Set(
+  `abstract and as assert async await begin bool boolean break case catch char class const constexpr
   continue def default del delete do done double elif else end enum except export extends extern false False fi final
   finally float fn for from func function global go if impl import in include instanceof int interface is lambda let long
   loop match mod module mut namespace new nil None nonlocal not null operator or override package pass private protected
   pub public raise ref return self short signed sizeof static string struct super switch template then this throw trait
   true True try type typedef typeof union unless unsigned until use using var virtual void volatile where while with yield
   SELECT FROM WHERE JOIN LEFT INNER OUTER ON GROUP ORDER BY HAVING INSERT INTO VALUES UPDATE SET DELETE CREATE TABLE
-  ALTER DROP AND OR NOT NULL AS LIMIT DISTINCT UNION select from where insert update`.split(/\s+/));
-const HASHES = /^(?:py|python|sh|bash|zsh|shell|console|rb|ruby|yaml|yml|toml|r|perl|make|makefile|dockerfile|ini|conf)$/i;
+  ALTER DROP AND OR NOT NULL AS LIMIT DISTINCT UNION select from where insert update`.split(/\s+/),
+);
+const HASHES =
+  /^(?:py|python|sh|bash|zsh|shell|console|rb|ruby|yaml|yml|toml|r|perl|make|makefile|dockerfile|ini|conf)$/i;
 const DASHES = /^(?:sql|lua|haskell|hs|ada)$/i;
 const PLAIN = /^(?:text|txt|plain|markdown|md|output|log|)$/i;
 const LONGEST_COLOURED = 60_000; // letters
@@ -382,18 +435,44 @@ function codeBlock(code, language) {
   const copy = h("button", { type: "button", class: "copy", "aria-label": "Copy the code" }, icon("copy"), "Copy");
   copy.addEventListener("click", () => copyText(code, copy));
   const head = h("div", { class: "codehead" }, h("span", null, language.slice(0, 40) || "text"), copy);
-  const body = h("code", null, PLAIN.test(language) || code.length > LONGEST_COLOURED ? code : coloured(code, language));
-  return h("figure", { class: "code" }, head, h("pre", { tabindex: "0", "aria-label": `Code, ${language || "text"}` }, body));
+  const body = h(
+    "code",
+    null,
+    PLAIN.test(language) || code.length > LONGEST_COLOURED ? code : coloured(code, language),
+  );
+  return h(
+    "figure",
+    { class: "code" },
+    head,
+    h("pre", { tabindex: "0", "aria-label": `Code, ${language || "text"}` }, body),
+  );
 }
 
 function coloured(code, language) {
-  const comment = HASHES.test(language) ? "#[^\\n]*" : DASHES.test(language) ? "--[^\\n]*" : "\\/\\/[^\\n]*|\\/\\*[^]*?(?:\\*\\/|$)|<[!]--[^]*?(?:-->|$)";
-  const parts = new RegExp(`(${comment})|("""[^]*?(?:"""|$)|"(?:[^"\\\\\\n]|\\\\.)*"?|'(?:[^'\\\\\\n]|\\\\.)*'?|\`(?:[^\`\\\\]|\\\\.)*\`?)|(\\b\\d[\\w.]*)|([A-Za-z_$][\\w$]*)(?=(\\s*\\()?)`, "g");
+  const comment = HASHES.test(language)
+    ? "#[^\\n]*"
+    : DASHES.test(language)
+      ? "--[^\\n]*"
+      : "\\/\\/[^\\n]*|\\/\\*[^]*?(?:\\*\\/|$)|<[!]--[^]*?(?:-->|$)";
+  const parts = new RegExp(
+    `(${comment})|("""[^]*?(?:"""|$)|"(?:[^"\\\\\\n]|\\\\.)*"?|'(?:[^'\\\\\\n]|\\\\.)*'?|\`(?:[^\`\\\\]|\\\\.)*\`?)|(\\b\\d[\\w.]*)|([A-Za-z_$][\\w$]*)(?=(\\s*\\()?)`,
+    "g",
+  );
   const nodes = [];
   let at = 0;
   for (const match of code.matchAll(parts)) {
     const [all, note, string, digits, word, call] = match;
-    const kind = note ? "remark" : string ? "string" : digits ? "digits" : KEYWORDS.has(word) ? "word" : call !== undefined ? "call" : null;
+    const kind = note
+      ? "remark"
+      : string
+        ? "string"
+        : digits
+          ? "digits"
+          : KEYWORDS.has(word)
+            ? "word"
+            : call !== undefined
+              ? "call"
+              : null;
     if (!kind) continue;
     if (match.index > at) nodes.push(code.slice(at, match.index));
     nodes.push(h("span", { class: kind }, all));

@@ -5,7 +5,13 @@ const MATHML = "http://www.w3.org/1998/Math/MathML";
 const LONGEST_FORMULA = 4000; // letters
 const DEEPEST_FORMULA = 60; // braces within braces
 
-const words = (text) => Object.fromEntries(text.trim().split(/\s+/).map((pair) => [pair.slice(0, -1).replace(/:$/, ""), pair.at(-1)]));
+const words = (text) =>
+  Object.fromEntries(
+    text
+      .trim()
+      .split(/\s+/)
+      .map((pair) => [pair.slice(0, -1).replace(/:$/, ""), pair.at(-1)]),
+  );
 
 // "name:sign" pairs; every sign is one UTF-16 unit.
 const LETTERS = words(`alpha:α beta:β gamma:γ delta:δ epsilon:ϵ varepsilon:ε zeta:ζ eta:η theta:θ vartheta:ϑ iota:ι
@@ -24,28 +30,62 @@ const OPERATORS = words(`pm:± mp:∓ times:× div:÷ cdot:⋅ ast:∗ star:⋆ 
   Downarrow:⇓ nearrow:↗ searrow:↘ hookrightarrow:↪ rightharpoonup:⇀ rightleftharpoons:⇌ colon:: therefore:∴ because:∵
   lfloor:⌊ rfloor:⌋ lceil:⌈ rceil:⌉ langle:⟨ rangle:⟩ lbrace:{ rbrace:} lbrack:[ rbrack:] vert:| lvert:| rvert:| Vert:‖
   lVert:‖ rVert:‖ backslash:\\ lt:< gt:> amalg:⨿ bowtie:⋈ triangleq:≜ coloneqq:≔ gtrsim:≳ lesssim:≲ not:̸`);
-const LARGE = words(`sum:∑ prod:∏ coprod:∐ bigcup:⋃ bigcap:⋂ bigvee:⋁ bigwedge:⋀ bigoplus:⨁ bigotimes:⨂ bigodot:⨀ biguplus:⨄`);
+const LARGE = words(
+  `sum:∑ prod:∏ coprod:∐ bigcup:⋃ bigcap:⋂ bigvee:⋁ bigwedge:⋀ bigoplus:⨁ bigotimes:⨂ bigodot:⨀ biguplus:⨄`,
+);
 const INTEGRALS = words(`int:∫ iint:∬ iiint:∭ oint:∮`);
-const FUNCTIONS = new Set(`arccos arcsin arctan arg cos cosh cot coth csc deg dim exp hom ker lg ln log sec sin sinh tan
-  tanh`.split(/\s+/));
+const FUNCTIONS = new Set(
+  `arccos arcsin arctan arg cos cosh cot coth csc deg dim exp hom ker lg ln log sec sin sinh tan
+  tanh`.split(/\s+/),
+);
 const LIMITED = new Set(`lim limsup liminf max min sup inf det gcd Pr argmax argmin`.split(" "));
 const ACCENTS = words(`hat:^ widehat:^ check:ˇ tilde:~ widetilde:~ acute:´ grave:\` dot:˙ ddot:¨ breve:˘ bar:¯ vec:→
   overline:‾ overrightarrow:→ overleftarrow:← overbrace:⏞`);
 const UNDER = words(`underline:_ underbrace:⏟`);
-const WIDE = new Set("widehat widetilde overline overrightarrow overleftarrow overbrace underline underbrace".split(" "));
-const SPACES = { ",": 0.167, ":": 0.222, ">": 0.222, ";": 0.278, "!": -0.167, " ": 0.25, quad: 1, qquad: 2, enspace: 0.5, thinspace: 0.167 };
-const FENCES = { matrix: "", smallmatrix: "", pmatrix: "()", bmatrix: "[]", Bmatrix: "{}", vmatrix: "||", Vmatrix: "‖‖", array: "", cases: "{" };
+const WIDE = new Set(
+  "widehat widetilde overline overrightarrow overleftarrow overbrace underline underbrace".split(" "),
+);
+const SPACES = {
+  ",": 0.167,
+  ":": 0.222,
+  ">": 0.222,
+  ";": 0.278,
+  "!": -0.167,
+  " ": 0.25,
+  quad: 1,
+  qquad: 2,
+  enspace: 0.5,
+  thinspace: 0.167,
+};
+const FENCES = {
+  matrix: "",
+  smallmatrix: "",
+  pmatrix: "()",
+  bmatrix: "[]",
+  Bmatrix: "{}",
+  vmatrix: "||",
+  Vmatrix: "‖‖",
+  array: "",
+  cases: "{",
+};
 const ALIGNED = new Set(["aligned", "align", "align*", "split", "alignedat", "eqnarray", "eqnarray*"]);
 const GATHERED = new Set(["gathered", "gather", "gather*", "equation", "equation*", "multline", "multline*"]);
-const SILENT = new Set(`displaystyle textstyle scriptstyle scriptscriptstyle limits nolimits nonumber notag bigl bigr Bigl
-  Bigr biggl biggr Biggl Biggr big Big bigg Bigg middle allowbreak relax hfill`.split(/\s+/));
+const SILENT = new Set(
+  `displaystyle textstyle scriptstyle scriptscriptstyle limits nolimits nonumber notag bigl bigr Bigl
+  Bigr biggl biggr Biggl Biggr big Big bigg Bigg middle allowbreak relax hfill`.split(/\s+/),
+);
 
 /** Where the letters A, a and the digit 0 of each alphabet begin in Unicode, and the letters that stand elsewhere. */
 const ALPHABETS = {
   mathbb: [0x1d538, 0x1d552, 0x1d7d8, { C: "ℂ", H: "ℍ", N: "ℕ", P: "ℙ", Q: "ℚ", R: "ℝ", Z: "ℤ" }],
   mathbf: [0x1d400, 0x1d41a, 0x1d7ce, {}],
   boldsymbol: [0x1d468, 0x1d482, 0x1d7ce, {}],
-  mathcal: [0x1d49c, 0x1d4b6, 0, { B: "ℬ", E: "ℰ", F: "ℱ", H: "ℋ", I: "ℐ", L: "ℒ", M: "ℳ", R: "ℛ", e: "ℯ", g: "ℊ", o: "ℴ" }],
+  mathcal: [
+    0x1d49c,
+    0x1d4b6,
+    0,
+    { B: "ℬ", E: "ℰ", F: "ℱ", H: "ℋ", I: "ℐ", L: "ℒ", M: "ℳ", R: "ℛ", e: "ℯ", g: "ℊ", o: "ℴ" },
+  ],
   mathfrak: [0x1d504, 0x1d51e, 0, { C: "ℭ", H: "ℌ", I: "ℑ", R: "ℜ", Z: "ℨ" }],
   mathsf: [0x1d5a0, 0x1d5ba, 0x1d7e2, {}],
   mathtt: [0x1d670, 0x1d68a, 0x1d7f6, {}],
@@ -222,12 +262,25 @@ class Formula {
       return { node };
     }
     if (Object.hasOwn(OPERATORS, name)) return { node: operator(OPERATORS[name]) };
-    if (Object.hasOwn(LARGE, name)) return { node: m("mo", { movablelimits: "true", largeop: "true" }, LARGE[name]), limits: true };
+    if (Object.hasOwn(LARGE, name))
+      return { node: m("mo", { movablelimits: "true", largeop: "true" }, LARGE[name]), limits: true };
     if (Object.hasOwn(INTEGRALS, name)) return { node: m("mo", { largeop: "true" }, INTEGRALS[name]) };
     if (FUNCTIONS.has(name)) return { node: m("mi", null, name) };
-    if (LIMITED.has(name)) return { node: m("mo", { movablelimits: "true", lspace: "0", rspace: "0.167em" }, { limsup: "lim sup", liminf: "lim inf" }[name] ?? name), limits: true };
+    if (LIMITED.has(name))
+      return {
+        node: m(
+          "mo",
+          { movablelimits: "true", lspace: "0", rspace: "0.167em" },
+          { limsup: "lim sup", liminf: "lim inf" }[name] ?? name,
+        ),
+        limits: true,
+      };
     if (Object.hasOwn(ACCENTS, name)) return this.accent(name);
-    if (Object.hasOwn(UNDER, name)) return { node: m("munder", { accentunder: "true" }, this.argument(), m("mo", { stretchy: "true" }, UNDER[name])), limits: true };
+    if (Object.hasOwn(UNDER, name))
+      return {
+        node: m("munder", { accentunder: "true" }, this.argument(), m("mo", { stretchy: "true" }, UNDER[name])),
+        limits: true,
+      };
     if (Object.hasOwn(SPACES, name)) return { node: m("mspace", { width: `${SPACES[name]}em` }) };
     if (Object.hasOwn(ALPHABETS, name)) return this.within(ALPHABETS[name]);
     if (SILENT.has(name)) return null;
@@ -251,13 +304,18 @@ class Formula {
 
   construct(name) {
     switch (name) {
-      case "frac": case "dfrac": case "tfrac": case "cfrac": {
+      case "frac":
+      case "dfrac":
+      case "tfrac":
+      case "cfrac": {
         const above = this.argument();
         const fraction = m("mfrac", null, above, this.argument());
         if (name === "dfrac" || name === "cfrac") return { node: m("mstyle", { displaystyle: "true" }, fraction) };
         return { node: fraction };
       }
-      case "binom": case "dbinom": case "tbinom": {
+      case "binom":
+      case "dbinom":
+      case "tbinom": {
         const above = this.argument();
         const fraction = m("mfrac", { linethickness: "0" }, above, this.argument());
         return { node: m("mrow", null, m("mo", null, "("), fraction, m("mo", null, ")")) };
@@ -268,18 +326,32 @@ class Formula {
         this.expect("]");
         return { node: m("mroot", null, this.argument(), degree) };
       }
-      case "text": case "textrm": case "mbox": case "textnormal": case "textsf":
+      case "text":
+      case "textrm":
+      case "mbox":
+      case "textnormal":
+      case "textsf":
         return { node: m("mtext", null, this.plain()) };
-      case "textbf": return { node: m("mtext", { class: "bold" }, this.plain()) };
-      case "textit": case "emph": return { node: m("mtext", { class: "slanted" }, this.plain()) };
-      case "texttt": return { node: m("mtext", { class: "typed" }, this.plain()) };
-      case "mathrm": case "rm": return this.within("roman");
-      case "mathit": case "mathnormal": return this.within(null);
-      case "operatorname": case "operatorname*": {
+      case "textbf":
+        return { node: m("mtext", { class: "bold" }, this.plain()) };
+      case "textit":
+      case "emph":
+        return { node: m("mtext", { class: "slanted" }, this.plain()) };
+      case "texttt":
+        return { node: m("mtext", { class: "typed" }, this.plain()) };
+      case "mathrm":
+      case "rm":
+        return this.within("roman");
+      case "mathit":
+      case "mathnormal":
+        return this.within(null);
+      case "operatorname":
+      case "operatorname*": {
         const word = this.plain().replace(/\\[,;! ]/g, " ");
         return { node: m("mo", { lspace: "0", rspace: "0.167em" }, word), limits: name.endsWith("*") };
       }
-      case "overset": case "stackrel": {
+      case "overset":
+      case "stackrel": {
         const over = this.argument();
         return { node: m("mover", null, this.argument(), over) };
       }
@@ -287,32 +359,62 @@ class Formula {
         const under = this.argument();
         return { node: m("munder", null, this.argument(), under) };
       }
-      case "xrightarrow": case "xleftarrow": {
+      case "xrightarrow":
+      case "xleftarrow": {
         const arrow = m("mo", { stretchy: "true" }, name === "xrightarrow" ? "→" : "←");
         return { node: m("mover", null, arrow, m("mpadded", { width: "+0.8em", lspace: "0.4em" }, this.argument())) };
       }
-      case "left": return { node: this.fenced() };
-      case "begin": return { node: this.environment(this.raw()) };
-      case "boxed": case "fbox": return { node: m("mrow", { class: "boxed" }, this.argument()) };
-      case "phantom": return { node: m("mphantom", null, this.argument()) };
-      case "pmod": return { node: m("mrow", null, m("mspace", { width: "0.5em" }), operator("("), m("mi", null, "mod"), m("mspace", { width: "0.3em" }), this.argument(), operator(")")) };
-      case "bmod": case "mod": return { node: operator("mod", { lspace: "0.25em", rspace: "0.25em" }) };
+      case "left":
+        return { node: this.fenced() };
+      case "begin":
+        return { node: this.environment(this.raw()) };
+      case "boxed":
+      case "fbox":
+        return { node: m("mrow", { class: "boxed" }, this.argument()) };
+      case "phantom":
+        return { node: m("mphantom", null, this.argument()) };
+      case "pmod":
+        return {
+          node: m(
+            "mrow",
+            null,
+            m("mspace", { width: "0.5em" }),
+            operator("("),
+            m("mi", null, "mod"),
+            m("mspace", { width: "0.3em" }),
+            this.argument(),
+            operator(")"),
+          ),
+        };
+      case "bmod":
+      case "mod":
+        return { node: operator("mod", { lspace: "0.25em", rspace: "0.25em" }) };
       case "substack": {
         const inner = new Formula(this.raw());
         inner.depth = this.depth + 1;
         return { node: inner.table(null, "", "") };
       }
-      case "tag": return { node: m("mtext", null, `\u2003(${this.raw()})`) };
-      case "label": return this.raw(), null;
-      case "ensuremath": case "mathop": case "mathbin": case "mathrel": case "mathord":
+      case "tag":
+        return { node: m("mtext", null, `\u2003(${this.raw()})`) };
+      case "label":
+        return (this.raw(), null);
+      case "ensuremath":
+      case "mathop":
+      case "mathbin":
+      case "mathrel":
+      case "mathord":
         return { node: this.argument(), limits: name === "mathop" };
-      default: throw new Error(`\\${name} isn't known`);
+      default:
+        throw new Error(`\\${name} isn't known`);
     }
   }
 
   /** A word in braces, as text. */
   plain() {
-    return this.raw().replace(/\\([{}%$&#_ ])/g, "$1").replace(/~/g, "\u00a0").replace(/^ | $/g, "\u00a0");
+    return this.raw()
+      .replace(/\\([{}%$&#_ ])/g, "$1")
+      .replace(/~/g, "\u00a0")
+      .replace(/^ | $/g, "\u00a0");
   }
 
   delimiter() {
@@ -347,11 +449,20 @@ class Formula {
     this.expect(end);
     const [open, close] = [FENCES[name]?.[0], FENCES[name]?.[1]];
     if (!open) return table;
-    return m("mrow", null, m("mo", { fence: "true" }, open), table, ...(close ? [m("mo", { fence: "true" }, close)] : []));
+    return m(
+      "mrow",
+      null,
+      m("mo", { fence: "true" }, open),
+      table,
+      ...(close ? [m("mo", { fence: "true" }, close)] : []),
+    );
   }
 
   table(end, kind, columns) {
-    const table = m("mtable", kind === "aligned" ? { displaystyle: "true", class: "aligned" } : kind ? { class: kind } : null);
+    const table = m(
+      "mtable",
+      kind === "aligned" ? { displaystyle: "true", class: "aligned" } : kind ? { class: kind } : null,
+    );
     const sides = [...columns.replace(/[^lcr]/g, "")];
     let cells = [];
     const finish = () => {
@@ -367,7 +478,7 @@ class Formula {
       if (this.take("&")) continue;
       finish();
       if (this.take("\\\\") || this.take("\\cr")) {
-        if (this.take("[")) this.until(["]"]), this.expect("]");
+        if (this.take("[")) (this.until(["]"]), this.expect("]"));
         continue;
       }
       return table;

@@ -57,7 +57,9 @@ async function readPicture(file, name, type) {
   }
   const { naturalWidth: width, naturalHeight: height } = picture;
   if (width * height > pixels) {
-    throw new Error(`${name} has ${number.format(width * height)} pixels; the server takes up to ${number.format(pixels)}.`);
+    throw new Error(
+      `${name} has ${number.format(width * height)} pixels; the server takes up to ${number.format(pixels)}.`,
+    );
   }
   return { kind: "image", name, type, blob, width, height };
 }
@@ -68,7 +70,8 @@ async function readClip(file, name, type, longest) {
   if (file.size > most) throw tooBig(name, file.size, most);
   const blob = new Blob([file], { type });
   const seconds = await lengthOf(blob);
-  if (seconds && seconds > longest) throw new Error(`${name} lasts ${clock(seconds)}; the server takes up to ${clock(longest)}.`);
+  if (seconds && seconds > longest)
+    throw new Error(`${name} lasts ${clock(seconds)}; the server takes up to ${clock(longest)}.`);
   return { kind: "audio", name, type, blob, seconds };
 }
 
@@ -114,7 +117,9 @@ function wav(samples) {
   view.setUint16(34, 16, true); // bits of a sample
   ascii(36, "data");
   view.setUint32(40, 2 * samples.length, true);
-  samples.forEach((sample, i) => view.setInt16(44 + 2 * i, Math.round(Math.max(-1, Math.min(1, sample)) * 32767), true));
+  samples.forEach((sample, i) =>
+    view.setInt16(44 + 2 * i, Math.round(Math.max(-1, Math.min(1, sample)) * 32767), true),
+  );
   return new Blob([view.buffer], { type: "audio/wav" });
 }
 
@@ -147,7 +152,9 @@ class Recorder {
   }
 
   async start() {
-    this.stream = await navigator.mediaDevices.getUserMedia({ audio: { channelCount: 1, noiseSuppression: true, autoGainControl: true } });
+    this.stream = await navigator.mediaDevices.getUserMedia({
+      audio: { channelCount: 1, noiseSuppression: true, autoGainControl: true },
+    });
     try {
       this.context = new AudioContext({ sampleRate: WAV_RATE });
       this.source = this.context.createMediaStreamSource(this.stream);
@@ -248,7 +255,11 @@ async function record(name, longest) {
     await recorder.start();
   } catch (error) {
     recorder.cancel();
-    toast(error.name === "NotAllowedError" ? "The browser was not allowed to use the microphone." : "No microphone was found.");
+    toast(
+      error.name === "NotAllowedError"
+        ? "The browser was not allowed to use the microphone."
+        : "No microphone was found.",
+    );
     return null;
   }
   $(`${name}-timer`).textContent = clock(0);

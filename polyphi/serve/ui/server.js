@@ -38,15 +38,19 @@ function askKey() {
     $("key-wrong").hidden = apiKey() === null;
     $("key-input").value = "";
     dialog.returnValue = "";
-    dialog.addEventListener("close", () => {
-      asking = null;
-      const key = $("key-input").value.trim();
-      $("key-input").value = "";
-      if (dialog.returnValue !== "ok" || !key) return resolve(null);
-      forgetKey();
-      ($("key-remember").checked ? localStorage : sessionStorage).setItem(KEY, key);
-      resolve(key);
-    }, { once: true });
+    dialog.addEventListener(
+      "close",
+      () => {
+        asking = null;
+        const key = $("key-input").value.trim();
+        $("key-input").value = "";
+        if (dialog.returnValue !== "ok" || !key) return resolve(null);
+        forgetKey();
+        ($("key-remember").checked ? localStorage : sessionStorage).setItem(KEY, key);
+        resolve(key);
+      },
+      { once: true },
+    );
     dialog.showModal();
   });
   return asking;
@@ -69,11 +73,19 @@ async function request(path, { json, form, signal } = {}) {
     const body = form ?? (json === undefined ? undefined : JSON.stringify(json));
     const most = props?.limits.max_body_bytes;
     if (most && json !== undefined && body.length > most) {
-      throw new Error(`With its pictures and clips this conversation has ${megabytes(body.length)}; the server takes up to ${megabytes(most)}.`);
+      throw new Error(
+        `With its pictures and clips this conversation has ${megabytes(body.length)}; the server takes up to ${megabytes(most)}.`,
+      );
     }
     const response = await fetch(path, {
       method: json === undefined && !form ? "GET" : "POST",
-      headers, signal, body, cache: "no-store", credentials: "omit", redirect: "error", referrerPolicy: "no-referrer",
+      headers,
+      signal,
+      body,
+      cache: "no-store",
+      credentials: "omit",
+      redirect: "error",
+      referrerPolicy: "no-referrer",
     });
     if (response.ok) return response;
     if (response.status === 401 && (apiKey() !== key || (await askKey()))) continue;

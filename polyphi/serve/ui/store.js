@@ -79,7 +79,14 @@ const mediaIds = (conversation) => [...new Set(Object.values(conversation.nodes)
 
 function newConversation() {
   const now = Date.now();
-  return { id: newId(), title: "", system: "", created: now, updated: now, nodes: { root: { id: "root", role: "root", children: [], chosen: null } } };
+  return {
+    id: newId(),
+    title: "",
+    system: "",
+    created: now,
+    updated: now,
+    nodes: { root: { id: "root", role: "root", children: [], chosen: null } },
+  };
 }
 
 function addNode(conversation, parent, values) {
@@ -94,10 +101,11 @@ function addNode(conversation, parent, values) {
 function pathOf(conversation, last = null) {
   const path = [];
   if (last) {
-    for (let node = conversation.nodes[last]; node && node.role !== "root"; node = conversation.nodes[node.parent]) path.unshift(node);
+    for (let node = conversation.nodes[last]; node && node.role !== "root"; node = conversation.nodes[node.parent])
+      path.unshift(node);
     return path;
   }
-  for (let node = conversation.nodes.root; node.chosen; ) {
+  for (let node = conversation.nodes.root; node.chosen;) {
     node = conversation.nodes[node.chosen];
     path.push(node);
   }
@@ -170,8 +178,14 @@ async function importText(source) {
       continue; // no base64
     }
     found.set(one.id, {
-      id: newId(), kind: one.kind, name: text(one.name).slice(0, 300), type: one.type,
-      seconds: count(one.seconds), width: count(one.width), height: count(one.height), blob: new Blob([bytes], { type: one.type }),
+      id: newId(),
+      kind: one.kind,
+      name: text(one.name).slice(0, 300),
+      type: one.type,
+      seconds: count(one.seconds),
+      width: count(one.width),
+      height: count(one.height),
+      blob: new Blob([bytes], { type: one.type }),
     });
   }
 
@@ -191,11 +205,22 @@ async function importText(source) {
         const node = typeof id === "string" && Object.hasOwn(old.nodes, id) ? old.nodes[id] : null;
         if (seen.has(id) || !["user", "assistant"].includes(node?.role)) continue;
         seen.add(id);
-        const media = list(node.media).filter((one) => found.has(one)).map((one) => found.get(one));
+        const media = list(node.media)
+          .filter((one) => found.has(one))
+          .map((one) => found.get(one));
         for (const one of media) one.conversation = fresh.id;
         const made = addNode(fresh, to, {
-          role: node.role, text: text(node.text), created: count(node.created) ?? Date.now(), media: media.map((one) => one.id),
-          ...(node.role === "assistant" ? { end: text(node.end) || null, stats: statsOf(node.stats), error: node.error ? list(node.error).filter((line) => typeof line === "string") : null } : {}),
+          role: node.role,
+          text: text(node.text),
+          created: count(node.created) ?? Date.now(),
+          media: media.map((one) => one.id),
+          ...(node.role === "assistant"
+            ? {
+                end: text(node.end) || null,
+                stats: statsOf(node.stats),
+                error: node.error ? list(node.error).filter((line) => typeof line === "string") : null,
+              }
+            : {}),
         });
         if (id === old.nodes[from].chosen) chosen = made.id;
         walk.push([id, made.id]);

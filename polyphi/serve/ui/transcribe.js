@@ -44,10 +44,33 @@ function renderTranscribe() {
 function segmentElement({ start, end, text, translation }) {
   const play = () => {
     $("speech-player").currentTime = start;
-    $("speech-player").play().catch(() => {});
+    $("speech-player")
+      .play()
+      .catch(() => {});
   };
-  const said = h("span", { class: "said", dir: "auto" }, text, translation && h("span", { class: "translation", dir: "auto" }, translation));
-  return h("li", null, h("button", { type: "button", class: "segment", "data-start": start, "data-end": end, "aria-label": `Play from ${clock(start)}: ${text}`, onclick: play }, h("span", { class: "time" }, clock(start)), said));
+  const said = h(
+    "span",
+    { class: "said", dir: "auto" },
+    text,
+    translation && h("span", { class: "translation", dir: "auto" }, translation),
+  );
+  return h(
+    "li",
+    null,
+    h(
+      "button",
+      {
+        type: "button",
+        class: "segment",
+        "data-start": start,
+        "data-end": end,
+        "aria-label": `Play from ${clock(start)}: ${text}`,
+        onclick: play,
+      },
+      h("span", { class: "time" }, clock(start)),
+      said,
+    ),
+  );
 }
 
 async function transcribe() {
@@ -72,7 +95,10 @@ async function transcribe() {
   renderTranscribe();
   announce("Listening to the recording");
   try {
-    const response = await request(to ? "/v1/audio/translations" : "/v1/audio/transcriptions", { form, signal: transcribing.signal });
+    const response = await request(to ? "/v1/audio/translations" : "/v1/audio/transcriptions", {
+      form,
+      signal: transcribing.signal,
+    });
     transcript = transcriptOf(await response.json());
     announce("The transcript is here");
   } catch (error) {
@@ -94,10 +120,22 @@ async function transcribe() {
  */
 function transcriptOf(answer) {
   const words = answer.words ?? [];
-  const pieces = (answer.segments ?? []).map(({ start, end, text, transcript: said }) => ({ start, end, text: String(text).trim(), said: said?.trim() || null }));
-  const cues = pieces.flatMap((piece) => sentencesOf(piece, words.filter((word) => word.start >= piece.start && word.end <= piece.end)));
+  const pieces = (answer.segments ?? []).map(({ start, end, text, transcript: said }) => ({
+    start,
+    end,
+    text: String(text).trim(),
+    said: said?.trim() || null,
+  }));
+  const cues = pieces.flatMap((piece) =>
+    sentencesOf(
+      piece,
+      words.filter((word) => word.start >= piece.start && word.end <= piece.end),
+    ),
+  );
   const both = pieces.some(({ said }) => said);
-  const lines = both ? pieces.map(({ start, end, text, said }) => ({ start, end, text: said ?? text, translation: said ? text : null })) : cues;
+  const lines = both
+    ? pieces.map(({ start, end, text, said }) => ({ start, end, text: said ?? text, translation: said ? text : null }))
+    : cues;
   return { text: (answer.text ?? "").trim(), lines, cues, warnings: answer.warnings ?? [] };
 }
 
@@ -162,7 +200,9 @@ function onScreen(text) {
 }
 
 function srt({ cues }) {
-  return cues.map(({ start, end, text }, i) => `${i + 1}\n${stamp(start, ",")} --> ${stamp(end, ",")}\n${onScreen(text)}\n`).join("\n");
+  return cues
+    .map(({ start, end, text }, i) => `${i + 1}\n${stamp(start, ",")} --> ${stamp(end, ",")}\n${onScreen(text)}\n`)
+    .join("\n");
 }
 
 function vtt({ cues }) {
@@ -177,7 +217,10 @@ function plainText({ text, lines }) {
 
 function listenTranscribe() {
   const languages = Object.entries(props.languages ?? {}).sort(([, a], [, b]) => a.localeCompare(b));
-  $("speech-to").replaceChildren(h("option", { value: "" }, "Keep the language"), ...languages.map(([code, name]) => h("option", { value: code }, name)));
+  $("speech-to").replaceChildren(
+    h("option", { value: "" }, "Keep the language"),
+    ...languages.map(([code, name]) => h("option", { value: code }, name)),
+  );
   $("speech-to-row").hidden = !languages.length;
   $("speech-to").addEventListener("change", renderTranscribe);
   $("speech-pick").addEventListener("click", () => $("speech-file").click());
