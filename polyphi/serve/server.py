@@ -234,7 +234,12 @@ class Server:
             self._tokens += ran
             self.metrics.step(ran)
         for job in list(self._jobs):
-            if not job.look():
+            try:
+                more = job.look()
+            except Exception as failure:  # one job's trouble must not end the thread that steps
+                log.error("a job can't be told its news", exc_info=failure)
+                more = False
+            if not more:
                 self._jobs.discard(job)
 
     def _load(self) -> Load:
