@@ -15,7 +15,7 @@ reproduce: setup
 test: setup lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not long" -n 2 --dist loadfile
 
-test-all: setup lint .venv/.ray
+test-all: setup lint .venv/.ray .venv/.browser
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 lint: setup
@@ -35,12 +35,20 @@ setup: .venv/.packages .venv/.speech
 	$(BIN)/python -m pip install --quiet --editable '.[dev,ray]'
 	touch $@
 
-# Speech engines come from Debian where it is there; elsewhere the recipe goes on without them and says so.
-.venv/.speech: .venv/.packages
-	@if command -v espeak-ng >/dev/null && command -v flite >/dev/null; then :; \
+# Programs come from Debian where it is there; elsewhere the recipe and its tests go on without them and say so.
+# $(call debian,programs,packages,what for)
+debian = if which $(1) >/dev/null; then :; \
 	elif command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
-	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends espeak-ng flite >/dev/null; \
-	else echo "espeak-ng and flite are not installed: install them with your package manager for synthesised speech"; fi
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(2) >/dev/null; \
+	else echo "$(2) are not installed: install them with your package manager for $(3)"; fi
+
+.venv/.speech: .venv/.packages
+	@$(call debian,espeak-ng flite,espeak-ng flite,synthesised speech)
+	@touch $@
+
+.venv/.browser: .venv/.packages
+	@$(call debian,chromium chromedriver,chromium chromium-driver,tests of the page)
+	@$(call debian,node npm,nodejs npm,tests of the Node client)
 	@touch $@
 
 clean:

@@ -27,6 +27,7 @@ import hashlib
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import repeat
 from typing import Any
@@ -145,9 +146,10 @@ class Engine:
         self._memory: Memory | None = None  # made for the first request
         self._arriving: list[Request] = []
         self._lock = threading.RLock()
-        self._changed = threading.Condition(
-            self._lock
-        )  # a step is done, or there is something to do
+        # Told when a step is done, or there is something to do.
+        self._changed = threading.Condition(self._lock)
+        self._wanting = 0  # threads that wait for a turn between two steps
+        self._counting = threading.Lock()
         self._driver: int | None = None  # the thread that is in `run`
         self._decoders: ThreadPoolExecutor | None = None
         self._roots: dict[tuple[str | None, str], bytes] = {}
@@ -159,7 +161,7 @@ class Engine:
         return self.pool.size * BLOCK
 
     def counters(self) -> Counters:
-        with self._lock:
+        with self._turn():
             scheduler = self.scheduler
             return Counters(
                 self.pool.size,
@@ -260,7 +262,7 @@ class Engine:
 
     def news(self, request: Request) -> tuple[str, str | None]:
         """(text that came since it was last asked, finish reason if there is one). Raises what ended the request."""
-        with self._lock:
+        with self._turn():
             if request.error is not None:
                 raise request.error
             pieces = request.pieces[request.shown :]
@@ -335,7 +337,7 @@ class Engine:
     def _enter(
         self, row: Future[Batch], sampling: SamplingParams, salt: bytes = b""
     ) -> list[Request]:
-        with self._changed:
+        with self._turn():
             if not (self._arriving or self.scheduler.waiting or self.scheduler.running):
                 self._look_at_weights()
             requests: list[Request] = []
@@ -349,10 +351,22 @@ class Engine:
         return requests
 
     def _wake(self, _: Any = None) -> None:
+        with self._turn():
+            pass
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """The lock, for others than the thread that steps. Locks aren't fair: that thread would take it back at once,
+        so it looks whether somebody waits, and whoever leaves tells it."""
+        with self._counting:
+            self._wanting += 1
         with self._changed:
+            with self._counting:
+                self._wanting -= 1
+            yield
             self._changed.notify_all()
 
-    def run(self, stop: threading.Event, after: Callable[[Exception | None], None]) -> None:
+    def run(self, stop: threading.Event, after: Callable[[BaseException | None], None]) -> None:
         """Steps for everybody until `stop` is set; `generate_many` and `stream` of other threads wait for these steps
         meanwhile. After each step `after` hears of the error that ended it, or None."""
         with self._lock:
@@ -360,15 +374,16 @@ class Engine:
             self._driver = threading.get_ident()
         try:
             while not stop.is_set():
-                error = None
+                error: BaseException | None = None
                 try:
                     busy = self.step()
-                except Exception as failure:  # each of its requests holds it too
+                except BaseException as failure:  # each of its requests holds it too
                     busy, error = True, failure
                 after(error)
                 with self._changed:
                     self._changed.notify_all()
-                    if not (busy or stop.is_set() or self._due()):
+                    idle = not (busy or self._due())
+                    if (idle or self._wanting) and not stop.is_set():
                         self._changed.wait(IDLE)
         finally:
             with self._changed:
@@ -390,7 +405,7 @@ class Engine:
     def abort(self, request: Request) -> None:
         """End a request in whatever phase it is; what it held is free when this returns. A finished one stays as it
         is."""
-        with self._lock:
+        with self._turn():
             if request.finish_reason is not None:
                 return
             request.row.cancel()
@@ -413,13 +428,13 @@ class Engine:
             wait(first)  # without the lock: whoever aborts must not wait for a decoder
         with self._lock:
             self._welcome(in_order)
-            parts = self.scheduler.plan()
-            if not parts:
-                return False
+            parts: list[Part] = []
             try:
+                if not (parts := self.scheduler.plan()):
+                    return False
                 self._run(parts)
             except BaseException as error:
-                if ran_out(error):
+                if parts and ran_out(error):
                     self._make_way(parts)
                     return True
                 for request in [*self.scheduler.running, *self.scheduler.waiting]:

@@ -17,7 +17,8 @@ it is used to, but can't go on with spaces for ever. Nothing stands before or af
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -106,7 +107,19 @@ class Matcher:
             raise ValueError(f"this grammar is too complex to follow: {said}")
 
 
+@contextmanager
+def _panics_told() -> Iterator[None]:
+    """What panics in Rust is no Exception, and would end the thread that it comes up in."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise ValueError("this grammar can't be followed") from None
+
+
 @lru_cache(maxsize=32)
+@_panics_told()
 def compiled(grammar: Grammar, marks: bool = True) -> str:
     """A grammar in llguidance's own language. `marks`: the tokenizer has the two of a tool call.
 

@@ -195,8 +195,12 @@ class Tokenizer:
         return cls(_spec(vocabulary, merges, O200K_SPLIT, {t: c[0] for t, c in CONTROLS.items()}))
 
     def encode(self, text: str) -> list[int]:
-        """Ids of plain text; never a control token, whatever the text says."""
-        return self._plain.encode(text, add_special_tokens=False).ids
+        """Ids of plain text; never a control token, whatever the text says. Raises ValueError for half a surrogate pair
+        (what "\\ud800" in JSON becomes), which is no text."""
+        try:
+            return self._plain.encode(text, add_special_tokens=False).ids
+        except TypeError:
+            raise ValueError("expected Unicode text, found half of a surrogate pair") from None
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
         """Text of ids; incomplete characters show as U+FFFD. `skip_special` leaves out control tokens except those of

@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 from polyphi.chat import SamplingParams, with_tools
 from polyphi.engine.engine import Engine
 from polyphi.engine.longform import LANGUAGES
-from polyphi.serve import chat, completions, speech
+from polyphi.serve import chat, completions, page, speech
 from polyphi.serve.errors import ApiError
 from polyphi.serve.guard import Guard
 from polyphi.serve.schema import DetokenizeRequest, TokenizeRequest, explained, offered
@@ -47,7 +47,7 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
     app.include_router(speech.routes(server))
     _about(app, server)
     _tokens(app, server)
-    app.add_middleware(Guard, settings=settings)
+    app.add_middleware(Guard, settings=settings)  # the last one added is passed first
     return app
 
 
@@ -77,6 +77,10 @@ def _errors(app: FastAPI) -> None:
 def _about(app: FastAPI, server: Server) -> None:
     settings, engine = server.settings, server.engine
     config = engine.model.config
+
+    @app.get("/", include_in_schema=False)
+    async def chat_page() -> Response:
+        return Response(page.PAGE, headers=page.HEADERS)
 
     @app.get("/health", summary="Whether the server is alive")
     async def health() -> Response:
@@ -154,7 +158,8 @@ def _tokens(app: FastAPI, server: Server) -> None:
             raise ApiError(400, "expected either prompt or messages", param="prompt")
         room = {"max_model_len": server.context}
         if wanted.prompt is not None:
-            ids = await server.in_thread(tokenizer.encode, wanted.prompt)
+            with server.explained("prompt"):
+                ids = await server.in_thread(tokenizer.encode, wanted.prompt)
             count = {"text_tokens": len(ids), "image_tokens": 0, "audio_tokens": 0}
             return {"tokens": ids, "count": len(ids), **count, **room}
         turns = wanted.messages or []

@@ -15,6 +15,7 @@ from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
+from polyphi.batch import Batch
 from polyphi.chat import (
     Audio,
     Calls,
@@ -22,6 +23,7 @@ from polyphi.chat import (
     Image,
     Message,
     Part,
+    SamplingParams,
     Text,
     TokenLogprob,
     call_text,
@@ -64,9 +66,7 @@ def routes(server: Server) -> APIRouter:
         if must_call:
             grammar = Grammar("tools", json.dumps(tools))
         logprobs = (wanted.top_logprobs or 0) if wanted.logprobs else None
-        sampling = server.sampling(
-            wanted, grammar=grammar, max_tokens=wanted.wanted_tokens, logprobs=logprobs
-        )
+        asked = wanted.sampling(grammar=grammar, max_tokens=wanted.wanted_tokens, logprobs=logprobs)
         ticket = server.admit()
         job: Job | None = None
 
@@ -75,14 +75,16 @@ def routes(server: Server) -> APIRouter:
                 job.cancel()
             ticket.release()
 
-        try:
+        async def prepared() -> tuple[Batch, SamplingParams]:
+            sampling = await server.looked_at(asked, wanted)
             with server.media.request() as media:
                 messages = await conversation(server, media, wanted.messages)
+                server.note(request, [(m.role, m.text) for m in messages])
                 with server.explained("messages", wanted.messages):
-                    row, sampling = await server.prepare(
-                        with_tools(messages, tools), adapter, sampling
-                    )
-            server.note(request, [(m.role, m.text) for m in messages])
+                    return await server.prepare(with_tools(messages, tools), adapter, sampling)
+
+        try:
+            row, sampling = await unless_gone(request, prepared())
             job = await server.enter(row, sampling, server.salt(request))
             answer = Answer(server, wanted, job, bool(tools))
             if wanted.stream:
@@ -159,9 +161,11 @@ async def _part(media: Media, part: GivenPart, where: str) -> Part:
 
 @dataclass
 class Said:
-    """One answer while it comes: what its text turned out to be."""
+    """One answer while it comes: what its text turned out to be. Where `parallel` calls aren't wanted, those after the
+    first are left out."""
 
     parser: ToolParser | None
+    parallel: bool = True
     content: str = ""
     calls: list[dict[str, Any]] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
@@ -174,7 +178,11 @@ class Said:
             if news.finish_reason:
                 parts += self.parser.finish()
         self.logprobs += news.logprobs
-        return [self._delta(part) for part in parts]
+        return [
+            self._delta(part)
+            for part in parts
+            if isinstance(part, str) or self.parallel or not self.calls
+        ]
 
     def _delta(self, part: str | ToolCall) -> dict[str, Any]:
         if isinstance(part, str):
@@ -205,7 +213,8 @@ class Answer:
 
     def __init__(self, server: Server, wanted: ChatRequest, job: Job, tools: bool) -> None:
         self._server, self._wanted, self._job = server, wanted, job
-        self.said = [Said(ToolParser() if tools else None) for _ in job.requests]
+        parallel = wanted.parallel_tool_calls is not False
+        self.said = [Said(ToolParser() if tools else None, parallel) for _ in job.requests]
         self._id = f"chatcmpl-{secrets.token_hex(12)}"
         self._created = int(time.time())
 

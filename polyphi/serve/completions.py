@@ -38,8 +38,9 @@ def routes(server: Server) -> APIRouter:
         if wanted.max_tokens == 0 and not silent:
             raise ApiError(400, "max_tokens: 0 only goes with echo", param="max_tokens")
         length = wanted.max_tokens or (1 if silent else 16)
-        given = {"max_tokens": length, "logprobs": wanted.logprobs}
-        sampling = server.sampling(wanted, grammar=wanted.grammar(), **given)
+        asked = wanted.sampling(
+            grammar=wanted.grammar(), max_tokens=length, logprobs=wanted.logprobs
+        )
         ticket = server.admit()
         jobs: list[Job] = []
 
@@ -49,6 +50,7 @@ def routes(server: Server) -> APIRouter:
             ticket.release()
 
         try:
+            sampling = await server.looked_at(asked, wanted)
             rows = await server.in_thread(_rows, server, wanted.prompt, adapter)
             with server.explained("prompt"):
                 for row in rows:

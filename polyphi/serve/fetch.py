@@ -215,7 +215,7 @@ class Media:
         parts = _below(root, url)
         try:
             descriptor = _open(root, parts) if parts else None
-        except (OSError, ValueError):
+        except (OSError, ValueError):  # the latter for a name with a NUL
             descriptor = None
         if descriptor is None:
             raise ApiError(
@@ -505,7 +505,7 @@ def _below(root: Path, url: str) -> list[str]:
         parts = [unquote_to_bytes(part).decode() for part in path.split("/")]
     except UnicodeError:
         return []
-    if any(p in ("", ".", "..") or "/" in p or "\0" in p for p in parts):
+    if any(p in ("", ".", "..") or "/" in p for p in parts):
         return []
     for base in (root.absolute(), root.resolve()):
         above = base.parts[1:]

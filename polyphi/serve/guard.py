@@ -509,7 +509,6 @@ class Connection(HttpToolsProtocol):
             return
         lines = [method + b" " + self.url + b" HTTP/1.1"]
         lines += [n + b": " + v for n, v in self.headers if n not in (b"upgrade", b"connection")]
-        self.parser = httptools.HttpRequestParser(self)
         self.data_received(b"\r\n".join([*lines, b"", rest]))
 
     def _last_one(self) -> None:
@@ -578,8 +577,6 @@ class Connection(HttpToolsProtocol):
         self._since = self.loop.time()
         if self.transport.is_closing():
             self._listen(self.settings.body_seconds)  # until the peer has read the rest
-        elif self.cycle.more_body:
-            self._listen()
 
     def timeout_keep_alive_handler(self) -> None:
         super().timeout_keep_alive_handler()

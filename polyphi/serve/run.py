@@ -15,6 +15,7 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
+from polyphi.serve.guard import protocol
 from polyphi.serve.settings import Settings
 
 
@@ -72,10 +73,12 @@ class Drain(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
-def serve(app: FastAPI, settings: Settings, listening: socket.socket) -> None:
-    """Answers until it is told to stop."""
-    config = uvicorn.Config(
+def configured(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    """uvicorn as it is run here: with bounds of its own (guard.py), and silent about itself."""
+    return uvicorn.Config(
         app,
+        http=protocol(settings),
+        ws="none",
         log_config=None,
         access_log=False,
         server_header=False,
@@ -83,10 +86,14 @@ def serve(app: FastAPI, settings: Settings, listening: socket.socket) -> None:
         timeout_graceful_shutdown=round(settings.drain_seconds),
         timeout_keep_alive=15,
     )
+
+
+def serve(app: FastAPI, settings: Settings, listening: socket.socket) -> None:
+    """Answers until it is told to stop."""
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     for sign in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them again when all is done
         signal.signal(sign, lambda *_: None)
-    Drain(config, app).run(sockets=[listening])
+    Drain(configured(app, settings), app).run(sockets=[listening])
 
 
 def address(settings: Settings) -> str:

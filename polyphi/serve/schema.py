@@ -6,6 +6,7 @@ Values are checked where they mean something: sampling in engine/sampling.py, me
 """
 
 import json
+import secrets
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Annotated, Any, ClassVar, Literal
@@ -24,7 +25,12 @@ MAX_TEXT = 4_000_000
 class Fields(BaseModel):
     """An object whose fields are all known."""
 
-    model_config = ConfigDict(strict=True, extra="ignore", protected_namespaces=())
+    model_config = ConfigDict(
+        strict=True,
+        extra="ignore",
+        protected_namespaces=(),
+        json_schema_extra={"additionalProperties": False},
+    )
     ignored: ClassVar[frozenset[str]] = frozenset()
 
     @model_validator(mode="before")
@@ -201,18 +207,27 @@ class Sampling(Fields):
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None
 
-    def sampling(self, *, grammar: Grammar | None = None, **given: Any) -> SamplingParams:
-        """The wishes as the engine takes them; raises ApiError for those that it has no way to grant."""
+    def sampling(
+        self, *, grammar: Grammar | None, max_tokens: int | None, logprobs: int | None
+    ) -> SamplingParams:
+        """The wishes as the engine takes them. Without a length `max_tokens` is 0, without a seed there is one of its
+        own. Raises ApiError for what can't be granted."""
         if self.logit_bias:
             raise ApiError(400, "logit_bias isn't supported; leave it out", param="logit_bias")
+        if max_tokens is not None and max_tokens < 1:
+            raise ApiError(400, "max_tokens: expected at least 1", param="max_tokens")
         names = (
             "temperature top_p top_k min_p repetition_penalty presence_penalty frequency_penalty n"
         )
-        wishes = {name: getattr(self, name) for name in names.split()}
-        wishes |= {"seed": self.seed, **given}
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-        told = {name: value for name, value in wishes.items() if value is not None}
-        return SamplingParams(stop=stop, grammar=grammar, **told)
+        given = {name: getattr(self, name) for name in names.split()}
+        return SamplingParams(
+            max_tokens=max_tokens or 0,
+            seed=secrets.randbits(62) if self.seed is None else self.seed,
+            stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
+            grammar=grammar,
+            logprobs=logprobs,
+            **{name: value for name, value in given.items() if value is not None},
+        )
 
     def grammar(self) -> Grammar | None:
         """What `response_format` asks for."""
@@ -243,7 +258,7 @@ class ChatRequest(Sampling):
 
     @property
     def wanted_tokens(self) -> int | None:
-        return self.max_completion_tokens or self.max_tokens
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
 
 def offered(

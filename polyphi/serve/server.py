@@ -12,7 +12,6 @@ step. Nothing here waits for the engine in the thread that serves connections.
 import asyncio
 import json
 import logging
-import secrets
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
@@ -228,14 +227,19 @@ class Server:
     def _run(self) -> None:
         self.engine.run(self._stop, self._look)
 
-    def _look(self, error: Exception | None) -> None:
+    def _look(self, error: BaseException | None) -> None:
         if error is not None:
             log.error("a step failed", exc_info=error)
         if (ran := self.engine.tokens - self._tokens) > 0:
             self._tokens += ran
             self.metrics.step(ran)
         for job in list(self._jobs):
-            if not job.look():
+            try:
+                more = job.look()
+            except Exception as failure:  # one job's trouble must not end the thread that steps
+                log.error("a job can't be told its news", exc_info=failure)
+                more = False
+            if not more:
                 self._jobs.discard(job)
 
     def _load(self) -> Load:
@@ -298,26 +302,22 @@ class Server:
             )
         return model
 
-    def sampling(self, wanted: Sampling, **given: Any) -> SamplingParams:
-        """A request's wishes about drawing, looked at; answers of no given length have `max_tokens` 0 until `prepare`.
-        Each request without a seed gets one of its own."""
-        if given.get("max_tokens") is not None and given["max_tokens"] < 1:
-            raise ApiError(400, "max_tokens: expected at least 1", param="max_tokens")
-        seed = secrets.randbits(62) if wanted.seed is None else wanted.seed
-        found = wanted.sampling(**{**given, "seed": seed})
-        if found.n > self.settings.max_answers:
+    async def looked_at(self, asked: SamplingParams, wanted: Sampling) -> SamplingParams:
+        """Sampling whose values mean something and whose grammar can be followed; raises ApiError otherwise. An answer
+        of no given length has `max_tokens` 0 until `prepare`."""
+        if asked.n > self.settings.max_answers:
             raise ApiError(
-                400, f"n: expected at most {self.settings.max_answers}, found {found.n}", param="n"
+                400, f"n: expected at most {self.settings.max_answers}, found {asked.n}", param="n"
             )
         try:
-            check(found)
+            await self.in_thread(check, replace(asked, max_tokens=asked.max_tokens or 1))
         except ValueError as error:
             fields = type(wanted).model_fields
             named = next((word for word in str(error).split() if word in fields), None)
             raise ApiError(
-                400, str(error), param=named or ("response_format" if found.grammar else None)
+                400, str(error), param=named or ("response_format" if asked.grammar else None)
             ) from None
-        return found if given.get("max_tokens") is not None else replace(found, max_tokens=0)
+        return asked
 
     @contextmanager
     def explained(self, param: str, turns: Sequence[Turn] = ()) -> Iterator[None]:
@@ -341,11 +341,7 @@ class Server:
 
     def salt(self, request: HttpRequest) -> bytes:
         """What keeps that which is remembered of a key's requests with that key."""
-        return (
-            str(request.scope.get("state", {}).get("key", "")).encode()
-            if self.settings.isolate
-            else b""
-        )
+        return request.state.tenant if self.settings.isolate else b""
 
     async def in_thread(self, work: Callable[..., T], *given: Any) -> T:
         """Work that takes a while, in one of a few threads."""

@@ -33,11 +33,12 @@ class Settings:
     max_header_bytes: int = 32 << 10
     max_body_bytes: int = 100 * MIB
     max_bodies_bytes: int = 512 * MIB
-    """Of all requests being received at once."""
+    """Of all requests in memory until their answers begin."""
     max_connections: int = 512
     header_seconds: float = 10.0
     """In which the whole head of a request must come."""
     body_seconds: float = 120.0
+    """In which a body must come, and that a client may leave an answer unread."""
     max_messages: int = 2048
     max_parts: int = 256
     """Pictures and clips of a request."""

@@ -211,9 +211,9 @@ def test_greedy_answer_is_what_scoring_finds_likeliest(engine: Engine) -> None:
 
 
 @contextmanager
-def driven(engine: Engine) -> Iterator[list[Exception | None]]:
+def driven(engine: Engine) -> Iterator[list[BaseException | None]]:
     """Another thread steps for everybody; what it told after each step."""
-    stop, told = threading.Event(), list[Exception | None]()
+    stop, told = threading.Event(), list[BaseException | None]()
     thread = threading.Thread(target=engine.run, args=(stop, told.append))
     thread.start()
     try:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from polyphi.chat import CALL, Grammar, Message, SamplingParams
 from polyphi.engine.engine import Engine
 from polyphi.engine.sampling import Sampler, check
-from polyphi.engine.structured import MAX_SPACE, Matcher, arguments_schema
+from polyphi.engine.structured import MAX_SPACE, Matcher, arguments_schema, compiled
 from polyphi.engine.tools import parse_calls
 from polyphi.processing.tokenizer import Tokenizer
 
@@ -337,3 +337,9 @@ def test_without_llguidance_it_says_what_to_install(monkeypatch: pytest.MonkeyPa
     with pytest.raises(ValueError, match=re.escape('pip install "polyphi[structured]"')):
         check(SamplingParams(grammar=Grammar("regex", f"never seen before {random.random()}")))
     check(SamplingParams())
+
+
+def test_a_schema_that_makes_the_library_panic_is_refused() -> None:
+    """llguidance cuts what it shows of a wrong value at a byte."""
+    with pytest.raises(ValueError, match="can't be followed"):
+        compiled(Grammar("json", json.dumps({"type": "object", "required": "é" * 50})))

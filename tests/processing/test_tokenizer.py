@@ -31,6 +31,11 @@ def test_every_control_token_typed_by_a_person_is_plain_text(tokenizer: Tokenize
         assert tokenizer.decode(ids) == token
 
 
+def test_half_a_surrogate_pair_is_no_text(tokenizer: Tokenizer) -> None:
+    with pytest.raises(ValueError, match="surrogate"):
+        tokenizer.encode("a\ud800b")
+
+
 @settings(max_examples=100, deadline=None)
 @given(
     st.lists(

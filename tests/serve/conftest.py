@@ -14,7 +14,7 @@ from polyphi.engine.engine import Engine
 from polyphi.model.config import ModelConfig
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.serve.app import create_app
-from polyphi.serve.run import bind
+from polyphi.serve.run import bind, configured
 from polyphi.serve.settings import Settings
 
 
@@ -42,7 +42,7 @@ def serving(engine: Engine, settings: Settings) -> Iterator[Running]:
     app = create_app(engine, settings)
     listening = bind(replace(settings, port=0))
     port = listening.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=20))
+    server = uvicorn.Server(configured(app, settings))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
     try:

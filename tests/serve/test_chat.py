@@ -211,3 +211,22 @@ def test_what_is_wrong_is_told_by_its_path(
     assert caught.value.param == param and caught.value.type == "invalid_request_error"
     with pytest.raises(BadRequestError):  # before the first event of a stream
         client.chat.completions.create(**given, stream=True)
+
+
+def test_one_call_where_no_others_are_wanted(running: Running) -> None:
+    """What the model says is given; the same from a stream and as a whole."""
+    from polyphi.engine.tools import ToolParser
+    from polyphi.serve.chat import Said
+    from polyphi.serve.server import News
+
+    text = 'So: <|tool_call|>[{"name": "a", "arguments": {}}, {"name": "b", "arguments": {}}]<|/tool_call|>'
+    for parallel, names in ((True, ["a", "b"]), (False, ["a"])):
+        for size in (1, 7, len(text)):
+            said = Said(ToolParser(), parallel)
+            pieces = [text[i : i + size] for i in range(0, len(text), size)]
+            for number, piece in enumerate(pieces):
+                last = "stop" if number == len(pieces) - 1 else None
+                said.add(News(0, piece, (), last))
+            assert [call["function"]["name"] for call in said.message["tool_calls"]] == names
+            assert said.message["content"] == "So: "
+            assert said.reason(News(0, "", (), "stop")) == "tool_calls"

@@ -203,7 +203,7 @@ def test_what_is_no_data_url(url: str, status: int, said: str) -> None:
     assert said in refused(media(), url, status)
 
 
-def test_data_urls_are_capped_before_they_are_decoded() -> None:
+def test_data_urls_are_capped_before_they_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     small = media(max_image_bytes=len(PICTURE) - 1)
     for url in (
         "data:;base64," + base64.b64encode(PICTURE).decode(),
@@ -213,6 +213,10 @@ def test_data_urls_are_capped_before_they_are_decoded() -> None:
     ):
         assert "bytes, found more" in refused(small, url, 413)
     assert get(media(max_image_bytes=len(PICTURE)), "data:," + quote(PICTURE)) == PICTURE
+    monkeypatch.setattr(base64, "b64decode", None)
+    monkeypatch.setattr(fetch, "unquote_to_bytes", None)
+    for url in ("data:;base64," + "A" * 4000, "data:," + "A" * 4000):
+        refused(small, url, 413)
 
 
 def test_input_audio() -> None:

@@ -869,8 +869,7 @@ def test_s19_after_the_rest_of_a_refused_body_the_connection_is_good_again(
 ) -> None:
     with served.dial(HEAD + b"content-length: 5000\r\n\r\n") as peer:
         assert answers(peer).startswith(b"HTTP/1.1 413")
-        peer.sendall(b" " * 5000 + GET)
-        assert answers(peer).startswith(b"HTTP/1.1 200")
+        peer.sendall(b" " * 5000)
         time.sleep(0.6)
         peer.sendall(GET)
         assert answers(peer).startswith(b"HTTP/1.1 200")

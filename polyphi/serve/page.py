@@ -1,0 +1,74 @@
+"""The chat page: the files of `ui/` as one document, and the headers that keep it to itself.
+
+>>> HEADERS["Content-Security-Policy"][:19]
+"default-src 'none';"
+
+The policy names the one script and the one style by their hashes, so that nothing else on the page can ever run, and
+lets it talk to this server only. `require-trusted-types-for` has the browser refuse every way of reading text as HTML.
+"""
+
+import base64
+import hashlib
+from pathlib import Path
+
+UI = Path(__file__).parent / "ui"
+SCRIPTS = (
+    "dom.js",
+    "math.js",
+    "markdown.js",
+    "server.js",
+    "store.js",
+    "media.js",
+    "settings.js",
+    "chat.js",
+    "history.js",
+    "transcribe.js",
+    "main.js",
+)
+"""In the order in which they stand in the page; together they are one module."""
+
+
+def _source(text: str) -> str:
+    """How a policy names an inline script or style: by the hash of what is between its tags."""
+    digest = hashlib.sha256(text.encode()).digest()
+    return f"'sha256-{base64.b64encode(digest).decode()}'"
+
+
+def _page() -> tuple[bytes, str]:
+    style = (UI / "style.css").read_text(encoding="utf-8")
+    script = "\n".join((UI / name).read_text(encoding="utf-8") for name in SCRIPTS)
+    page = (UI / "index.html").read_text(encoding="utf-8")
+    for empty, full in (
+        ("<style></style>", f"<style>{style}</style>"),
+        ('<script type="module"></script>', f'<script type="module">{script}</script>'),
+    ):
+        assert page.count(empty) == 1, f"index.html needs one {empty}"
+        page = page.replace(empty, full)
+    policy = {
+        "default-src": "'none'",
+        # Pages have no other way to a recorder (AudioWorklet) than a module that they make themselves.
+        "script-src": f"{_source(script)} blob:",
+        "style-src": _source(style),
+        "img-src": "data: blob:",
+        "media-src": "data: blob:",
+        "connect-src": "'self'",
+        "base-uri": "'none'",
+        "form-action": "'none'",
+        "frame-ancestors": "'none'",
+        "require-trusted-types-for": "'script'",
+        "trusted-types": "'none'",
+    }
+    return page.encode(), "; ".join(f"{name} {value}" for name, value in policy.items())
+
+
+PAGE, _policy = _page()
+"""The document, UTF-8."""
+HEADERS = {
+    "Content-Type": "text/html; charset=utf-8",
+    "Content-Security-Policy": _policy,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Permissions-Policy": "microphone=(self), camera=(), geolocation=()",
+    "Cache-Control": "no-cache",
+}

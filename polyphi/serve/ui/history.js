@@ -1,0 +1,133 @@
+// The list of conversations: search, rename, delete, export, import.
+
+function renderHistory() {
+  const wanted = $("search").value.trim().toLowerCase();
+  const found = conversations
+    .filter((conversation) => conversation.nodes.root.children.length)
+    .filter((conversation) => !wanted || matches(conversation, wanted))
+    .sort((a, b) => b.updated - a.updated);
+  const groups = new Map();
+  for (const conversation of found) {
+    const age = dayOf(conversation.updated);
+    groups.set(age, [...(groups.get(age) ?? []), conversation]);
+  }
+  $("history").replaceChildren(
+    ...[...groups].flatMap(([age, members]) => [h("h3", null, age), h("ul", null, members.map(historyItem))]),
+  );
+  $("history-none").hidden = found.length > 0;
+  $("history-none").textContent = wanted ? "Nothing found." : "Conversations stay in this browser and appear here.";
+  $("export").disabled = !conversations.length;
+}
+
+function matches(conversation, wanted) {
+  return (
+    titleOf(conversation).toLowerCase().includes(wanted) ||
+    Object.values(conversation.nodes).some(({ text }) => text?.toLowerCase().includes(wanted))
+  );
+}
+
+function dayOf(time) {
+  const days = Math.floor((new Date().setHours(0, 0, 0, 0) - new Date(time).setHours(0, 0, 0, 0)) / 86_400_000 + 0.5);
+  return days <= 0 ? "Today" : days === 1 ? "Yesterday" : days < 7 ? "This week" : "Earlier";
+}
+
+function historyItem(conversation) {
+  const title = titleOf(conversation);
+  const open = h(
+    "button",
+    {
+      type: "button",
+      class: "open",
+      title,
+      "aria-current": conversation === current ? "true" : null,
+      onclick: () => (showTab("chat"), openConversation(conversation), closeDrawer()),
+    },
+    running.has(conversation.id) && h("span", { class: "pulse", role: "img", "aria-label": "answering" }),
+    h("span", { class: "name" }, title),
+  );
+  const item = h(
+    "li",
+    { class: conversation === current ? "item current" : "item" },
+    open,
+    h(
+      "span",
+      { class: "acts" },
+      iconButton("edit", `Rename ${title}`, () => rename(item, conversation)),
+      iconButton("download", `Export ${title}`, () => exportConversations([conversation])),
+      iconButton("trash", `Delete ${title}`, () => removeWithUndo(conversation)),
+    ),
+  );
+  return item;
+}
+
+function rename(item, conversation) {
+  const field = h("input", { type: "text", value: titleOf(conversation), "aria-label": "New name", maxlength: 200 });
+  let done = false;
+  const finish = async (keep) => {
+    if (done) return;
+    done = true;
+    if (keep && field.value.trim()) {
+      conversation.title = field.value.trim();
+      await put("conversations", conversation);
+    }
+    renderHistory();
+    if (conversation === current) renderConversation();
+    document.querySelector("#history .current .open")?.focus();
+  };
+  field.addEventListener("keydown", (event) => {
+    if (event.key === "Enter") finish(true);
+    if (event.key === "Escape") {
+      event.stopPropagation();
+      finish(false);
+    }
+  });
+  field.addEventListener("blur", () => finish(true));
+  item.replaceChildren(field);
+  field.select();
+  field.focus();
+}
+
+async function removeWithUndo(conversation) {
+  running.get(conversation.id)?.controller.abort();
+  conversations = conversations.filter((other) => other !== conversation);
+  if (conversation === current) openConversation(newConversation());
+  renderHistory();
+  const media = await removeConversation(conversation);
+  toast("Conversation deleted.", "Undo", async () => {
+    for (const one of media) await put("media", one);
+    await put("conversations", conversation);
+    conversations.push(conversation);
+    openConversation(conversation);
+  });
+}
+
+async function exportConversations(chosen) {
+  const day = new Date().toISOString().slice(0, 10);
+  download(`polyphi-${day}.json`, "application/json", await exportText(chosen));
+}
+
+async function importFile(file) {
+  try {
+    const read = await importText(await file.text());
+    conversations.push(...read);
+    renderHistory();
+    toast(read.length === 1 ? "One conversation imported." : `${read.length} conversations imported.`);
+    showTab("chat");
+    openConversation(read[0]);
+  } catch (error) {
+    toast(error.message);
+  }
+}
+
+function listenHistory() {
+  $("search").addEventListener("input", renderHistory);
+  $("new").addEventListener("click", startConversation);
+  $("export").addEventListener("click", () =>
+    exportConversations(conversations.filter((one) => one.nodes.root.children.length)),
+  );
+  $("import").addEventListener("click", () => $("import-file").click());
+  $("import-file").addEventListener("change", ({ target }) => {
+    if (target.files[0]) importFile(target.files[0]);
+    target.value = "";
+  });
+}

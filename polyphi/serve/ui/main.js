@@ -1,0 +1,252 @@
+// The page as a whole: themes, tabs, the drawer, shortcuts, dropped files, and the start.
+
+const THEMES = ["auto", "light", "dark"];
+const THEME_KEY = "polyphi.theme";
+
+function setTheme(theme) {
+  document.documentElement.dataset.theme = theme;
+  localStorage.setItem(THEME_KEY, theme);
+  const next = THEMES[(THEMES.indexOf(theme) + 1) % THEMES.length];
+  const label = `Colours: ${theme}. Change to ${next}`;
+  $("theme").replaceChildren(icon(`theme-${theme}`));
+  $("theme").setAttribute("aria-label", label);
+  $("theme").title = label;
+  $("theme").onclick = () => setTheme(next);
+}
+
+let tab = "chat";
+
+function showTab(name) {
+  tab = name;
+  for (const other of ["chat", "speech"]) {
+    const chosen = other === name;
+    $(`tab-${other}`).setAttribute("aria-selected", String(chosen));
+    $(`tab-${other}`).tabIndex = chosen ? 0 : -1;
+    $(`panel-${other}`).hidden = !chosen;
+  }
+  $("settings-open").hidden = name !== "chat";
+  renderTitle();
+  if (name !== "chat") closeSettings();
+}
+
+// ---------------------------------------------------------------- drawer and panel
+
+const narrow = matchMedia("(max-width: 760px)");
+
+function setDrawer(open) {
+  document.body.classList.toggle("drawer", open);
+  // What is out of sight is out of reach of the Tab key too.
+  $("sidebar").inert = narrow.matches && !open;
+  $("veil").hidden = !(open && narrow.matches);
+  $("menu").setAttribute("aria-expanded", String(open));
+}
+
+const closeDrawer = () => setDrawer(!narrow.matches);
+
+function setSettings(open) {
+  $("settings").hidden = !open;
+  $("settings-open").setAttribute("aria-expanded", String(open));
+  // On a phone the text field would call up the keyboard.
+  if (open) (narrow.matches ? $("settings-close") : $("system")).focus();
+}
+
+function closeSettings() {
+  if (!$("settings").hidden) setSettings(false);
+}
+
+// ---------------------------------------------------------------- keys and drops
+
+function onKey(event) {
+  const command = event.ctrlKey || event.metaKey;
+  const key = event.key.toLowerCase();
+  if (document.querySelector("dialog[open]")) return;
+  if (command && event.shiftKey && (key === "n" || key === "o")) {
+    event.preventDefault();
+    startConversation();
+  } else if (command && !event.shiftKey && key === "k") {
+    event.preventDefault();
+    if (narrow.matches) setDrawer(true);
+    $("search").focus();
+    $("search").select();
+  } else if (command && key === "/") {
+    event.preventDefault();
+    $("help-dialog").showModal();
+  } else if (event.key === "Escape") onEscape();
+}
+
+function onEscape() {
+  if (!$("chat-recording").hidden) $("chat-record-cancel").click();
+  else if (!$("speech-recording").hidden) $("speech-record-cancel").click();
+  else if (narrow.matches && document.body.classList.contains("drawer")) closeDrawer();
+  else if (tab === "speech" && transcribing) transcribing.abort();
+  else if (tab === "chat" && running.has(current.id)) stopAnswer();
+  else if (editing) cancelEditing();
+  else if (!$("settings").hidden) {
+    setSettings(false);
+    $("settings-open").focus();
+  } else if (document.activeElement === $("search")) {
+    $("search").value = "";
+    renderHistory();
+    $("draft").focus();
+  }
+}
+
+/** Files may be dropped anywhere on the page: they go to the tab that is shown. */
+function listenDrops() {
+  const holdsFiles = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");
+  let inside = 0;
+  addEventListener("dragenter", (event) => {
+    if (!holdsFiles(event)) return;
+    inside++;
+    $("drop").hidden = false;
+  });
+  addEventListener("dragleave", (event) => {
+    if (holdsFiles(event) && --inside <= 0) $("drop").hidden = true;
+  });
+  addEventListener("dragover", (event) => holdsFiles(event) && event.preventDefault());
+  addEventListener("drop", (event) => {
+    if (!holdsFiles(event)) return;
+    event.preventDefault();
+    inside = 0;
+    $("drop").hidden = true;
+    const files = [...event.dataTransfer.files];
+    if (!props || !files.length) return;
+    if (files.length === 1 && /\.json$/i.test(files[0].name)) importFile(files[0]);
+    else if (tab === "chat") attach(files);
+    else chooseClip(files[0]);
+  });
+}
+
+// ---------------------------------------------------------------- the start
+
+function listenPage() {
+  for (const name of ["chat", "speech"]) {
+    $(`tab-${name}`).addEventListener("click", () => showTab(name));
+    $(`tab-${name}`).addEventListener("keydown", ({ key }) => {
+      if (key !== "ArrowLeft" && key !== "ArrowRight") return;
+      showTab(name === "chat" ? "speech" : "chat");
+      $(`tab-${tab}`).focus();
+    });
+  }
+  $("menu").addEventListener("click", () => {
+    const open = !document.body.classList.contains("drawer");
+    setDrawer(open);
+    if (open) $("new").focus();
+  });
+  $("veil").addEventListener("click", closeDrawer);
+  narrow.addEventListener("change", closeDrawer);
+  $("settings-open").addEventListener("click", () => setSettings($("settings").hidden));
+  $("settings-close").addEventListener("click", () => {
+    setSettings(false);
+    $("settings-open").focus();
+  });
+  $("help").addEventListener("click", () => $("help-dialog").showModal());
+  $("key-forget").addEventListener("click", () => {
+    forgetKey();
+    $("help-dialog").close();
+    toast("The API key is forgotten.");
+  });
+  for (const dialog of document.querySelectorAll("dialog")) {
+    dialog.addEventListener("click", ({ target }) => target === dialog && dialog.close());
+    dialog.querySelector(".dialog-close")?.addEventListener("click", () => dialog.close());
+  }
+  addEventListener("keydown", onKey);
+  addEventListener("visibilitychange", refresh);
+  // An answer under way is kept as far as it has come.
+  addEventListener("pagehide", () =>
+    running.forEach(({ node }, id) => {
+      const conversation = conversations.find((one) => one.id === id);
+      if (conversation && node) put("conversations", conversation);
+    }),
+  );
+}
+
+/** The words with which an empty conversation begins, by what the model can do. */
+function renderEmpty() {
+  const { image, audio } = props.modalities;
+  $("empty-can").textContent =
+    image && audio
+      ? "It reads text, sees pictures and hears speech."
+      : image
+        ? "It reads text and sees pictures."
+        : audio
+          ? "It reads text and hears speech."
+          : "It reads and writes text.";
+  const idea = (name, label, act) => h("button", { type: "button", class: "idea", onclick: act }, icon(name), label);
+  const ideas = [
+    image && idea("image", "Ask about a picture", () => $("files").click()),
+    audio && canRecord() && idea("mic", "Say something", () => $("mic").click()),
+    audio && idea("wave", "Transcribe a recording", () => (showTab("speech"), $("speech-pick").focus())),
+  ];
+  $("ideas").replaceChildren(...ideas.filter(Boolean));
+}
+
+/** What another tab has changed meanwhile. */
+async function refresh() {
+  if (document.hidden || running.size || !booted || !database) return;
+  const found = await loadConversations();
+  const place = found.findIndex(({ id }) => id === current.id);
+  if (place >= 0 && found[place].updated > current.updated) {
+    current = found[place];
+    renderConversation();
+  } else if (place >= 0) found[place] = current;
+  conversations = found;
+  renderHistory();
+}
+
+async function loadProps() {
+  $("offline").hidden = true;
+  try {
+    props = await (await request("/props")).json();
+  } catch (error) {
+    $("offline-lines").replaceChildren(...ServerError.lines(error).map((line) => h("p", null, line)));
+    $("offline").hidden = false;
+    return false;
+  }
+  return true;
+}
+
+async function start() {
+  setTheme(THEMES.includes(localStorage.getItem(THEME_KEY)) ? localStorage.getItem(THEME_KEY) : "auto");
+  closeDrawer();
+  listenPage();
+  $("offline-again").addEventListener("click", boot);
+  await openStore().catch(() =>
+    toast("This browser keeps nothing for this page: conversations are lost when it is closed."),
+  );
+  await boot();
+}
+
+let booted = false;
+
+async function boot() {
+  if (booted || !(await loadProps())) return;
+  booted = true;
+  $("model").textContent = props.model;
+  $("model").title =
+    `${props.model} · ${number.format(props.context)} tokens of context${props.version ? ` · polyphi ${props.version}` : ""}`;
+  const { image, audio } = props.modalities;
+  $("tab-speech").hidden = !audio;
+  $("files").accept = [...(image ? IMAGE_TYPES : []), ...(audio ? ["audio/*"] : [])].join(",");
+  if (!canRecord()) {
+    $("mic").disabled = true;
+    $("mic").title = "Recording needs https, or the server on this machine";
+  }
+  readSampling();
+  renderSettings();
+  renderEmpty();
+  listenSettings();
+  listenScrolling();
+  listenDraft();
+  listenHistory();
+  listenTranscribe();
+  listenDrops();
+  conversations = await loadConversations().catch(() => []);
+  const last = conversations.find(({ id }) => id === localStorage.getItem(CURRENT_KEY));
+  document.body.classList.add("ready");
+  openConversation(last ?? current);
+  renderTranscribe();
+  if (!narrow.matches) $("draft").focus();
+}
+
+start();

@@ -1,0 +1,157 @@
+// The panel beside the conversation: instructions, adapter and sampling. What isn't filled in is left to the server.
+
+const SAMPLING = [
+  {
+    name: "temperature",
+    label: "Temperature",
+    hint: "0 always takes the likeliest token",
+    min: 0,
+    max: 2,
+    step: 0.05,
+    fallback: 0,
+  },
+  {
+    name: "top_p",
+    label: "Top p",
+    hint: "share of likelihood that tokens are drawn from",
+    min: 0.05,
+    max: 1,
+    step: 0.05,
+    fallback: 1,
+  },
+  {
+    name: "top_k",
+    label: "Top k",
+    hint: "that many likeliest tokens; 0 for all",
+    min: 0,
+    max: 1000,
+    step: 1,
+    fallback: 0,
+    plain: true,
+  },
+  {
+    name: "min_p",
+    label: "Min p",
+    hint: "drops what is less likely than this share of the likeliest",
+    min: 0,
+    max: 1,
+    step: 0.01,
+    fallback: 0,
+  },
+  {
+    name: "repetition_penalty",
+    label: "Repetition penalty",
+    hint: "1 for none",
+    min: 0.5,
+    max: 2,
+    step: 0.05,
+    fallback: 1,
+  },
+  {
+    name: "max_tokens",
+    label: "Longest answer",
+    hint: "tokens",
+    min: 1,
+    max: 1_000_000,
+    step: 1,
+    fallback: null,
+    plain: true,
+  },
+  {
+    name: "seed",
+    label: "Seed",
+    hint: "empty draws a new one each time",
+    min: 0,
+    max: 2 ** 31 - 1,
+    step: 1,
+    fallback: null,
+    plain: true,
+  },
+];
+const SAMPLING_KEY = "polyphi.sampling";
+let sampling = {};
+
+function readSampling() {
+  try {
+    const found = JSON.parse(localStorage.getItem(SAMPLING_KEY)) ?? {};
+    for (const { name, min, max } of SAMPLING)
+      if (found[name] >= min && found[name] <= max) sampling[name] = Number(found[name]);
+    if (found.adapter === null || typeof found.adapter === "string") sampling.adapter = found.adapter;
+  } catch {
+    // Something else was stored there: the defaults do.
+  }
+}
+
+function keepSampling() {
+  localStorage.setItem(SAMPLING_KEY, JSON.stringify(sampling));
+  $("settings-changed").hidden = !Object.keys(sampling).length;
+}
+
+function renderSettings() {
+  if (sampling.adapter && !props.adapters.includes(sampling.adapter)) delete sampling.adapter;
+  const chosen =
+    sampling.adapter === undefined ? "auto" : sampling.adapter === null ? "none" : `name:${sampling.adapter}`;
+  const option = (value, label) => h("option", { value, selected: value === chosen }, label);
+  $("adapter").replaceChildren(
+    option("auto", "Automatic"),
+    option("none", "None"),
+    ...props.adapters.map((name) => option(`name:${name}`, name)),
+  );
+  $("sampling").replaceChildren(...SAMPLING.map(samplingRow));
+  keepSampling();
+}
+
+function samplingRow({ name, label, hint, min, max, step, fallback, plain }) {
+  if (name === "max_tokens") max = Math.min(max, props.limits.max_tokens ?? max);
+  const usual = props.sampling?.[name] ?? fallback;
+  const field = h("input", {
+    type: "number",
+    id: `set-${name}`,
+    min,
+    max,
+    step,
+    inputmode: "decimal",
+    value: sampling[name] ?? "",
+    placeholder: usual ?? (name === "seed" ? "random" : "server's"),
+    "aria-describedby": `hint-${name}`,
+  });
+  const slider = plain
+    ? null
+    : h("input", { type: "range", min, max, step, value: sampling[name] ?? usual, "aria-label": label });
+  const set = (text, from) => {
+    const value = Number(text);
+    const good =
+      text !== "" && Number.isFinite(value) && value >= min && value <= max && (step !== 1 || Number.isInteger(value));
+    field.toggleAttribute("aria-invalid", text !== "" && !good);
+    if (text === "") delete sampling[name];
+    else if (good) sampling[name] = value;
+    if (slider && from !== slider) slider.value = good ? value : usual;
+    if (from !== field) field.value = text;
+    keepSampling();
+  };
+  field.addEventListener("input", () => set(field.value, field));
+  // A number that can't be is put right when the field is left.
+  field.addEventListener("change", () => set(field.value === "" ? "" : String(sampling[name] ?? ""), null));
+  slider?.addEventListener("input", () => set(slider.value, slider));
+  return h(
+    "div",
+    { class: "setting" },
+    h("label", { for: `set-${name}` }, label),
+    field,
+    slider,
+    h("p", { id: `hint-${name}`, class: "hint" }, hint),
+  );
+}
+
+function listenSettings() {
+  $("adapter").addEventListener("change", ({ target }) => {
+    if (target.value === "auto") delete sampling.adapter;
+    else sampling.adapter = target.value === "none" ? null : target.value.slice(5);
+    keepSampling();
+  });
+  $("settings-reset").addEventListener("click", () => {
+    sampling = {};
+    renderSettings();
+    announce("Settings reset");
+  });
+}

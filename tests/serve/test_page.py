@@ -1,0 +1,955 @@
+"""The page in headless Chromium, against a stand-in server that keeps what it saw, and against the real one."""
+
+import base64
+import io
+import json
+import shutil
+import time
+import wave
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image as PIL
+from serve.page_server import HOSTILE, RICH, SAID, TRANSLATION, PageServer
+
+from polyphi.engine.engine import Engine
+from polyphi.serve import page as served
+from polyphi.serve.settings import Settings
+
+webdriver = pytest.importorskip("selenium.webdriver")
+from selenium.common.exceptions import WebDriverException  # noqa: E402
+from selenium.webdriver.common.keys import Keys  # noqa: E402
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+DRIVER = shutil.which("chromedriver")
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(
+        not (CHROMIUM and DRIVER), reason="needs Debian's chromium and chromium-driver"
+    ),
+]
+OPTIONS = """--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --disable-quic --no-first-run
+--disable-background-networking --disable-component-update --disable-sync --use-fake-ui-for-media-stream
+--use-fake-device-for-media-stream --autoplay-policy=no-user-gesture-required --window-size=1280,800"""
+
+
+class Page:
+    """The page as a reader uses it."""
+
+    def __init__(self, profile: Path, downloads: Path) -> None:
+        options = webdriver.ChromeOptions()
+        options.binary_location = CHROMIUM
+        for option in (*OPTIONS.split(), f"--user-data-dir={profile}"):
+            options.add_argument(option)
+        options.add_experimental_option(
+            "prefs", {"download.default_directory": str(downloads), "download.prompt": False}
+        )
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+        self.downloads = downloads
+        self.driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
+
+    def open(self, url: str) -> "Page":
+        self.driver.get(url)
+        return self
+
+    def run(self, script: str, *values: Any) -> Any:
+        return self.driver.execute_script(script, *values)
+
+    def find(self, selector: str) -> Any:
+        return self.driver.find_element("css selector", selector)
+
+    def all(self, selector: str) -> list[Any]:
+        return self.driver.find_elements("css selector", selector)
+
+    def of(self, selector: str, name: str) -> Any:
+        """A property of an element."""
+        return self.run("return document.querySelector(arguments[0])[arguments[1]]", selector, name)
+
+    def choose(self, selector: str, value: str) -> None:
+        """An option of a list."""
+        self.run(
+            """const list = document.querySelector(arguments[0]);
+            list.value = arguments[1];
+            list.dispatchEvent(new Event("change"));""",
+            selector,
+            value,
+        )
+
+    def click(self, selector: str) -> None:
+        self.until(lambda: self.find(selector).is_displayed(), f"{selector} to be shown")
+        self.find(selector).click()
+
+    def until(self, true: Callable[[], Any], what: str, seconds: float = 15) -> Any:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            with suppress(WebDriverException, IndexError):
+                if found := true():
+                    return found
+            time.sleep(0.03)
+        raise AssertionError(f"waited {seconds} s for {what}")
+
+    def texts(self, selector: str) -> list[str]:
+        return self.run(
+            "return [...document.querySelectorAll(arguments[0])].map((e) => e.textContent)",
+            selector,
+        )
+
+    def ready(self) -> "Page":
+        self.until(lambda: self.all("body.ready"), "the page to be ready")
+        return self
+
+    def write(self, text: str) -> None:
+        self.until(lambda: self.find("#draft").is_displayed(), "the message box")
+        self.find("#draft").send_keys(text)
+
+    def say(self, text: str) -> str:
+        """Send a message, wait for the whole answer, and return it."""
+        self.write(text)
+        return self.send()
+
+    def send(self) -> str:
+        before = {one.get_attribute("data-id") for one in self.all(".message.assistant")}
+        self.click("#send")
+        self.until(
+            lambda: self.all(".message.assistant")[-1].get_attribute("data-id") not in before,
+            "an answer to begin",
+        )
+        return self.answer()
+
+    def answer(self) -> str:
+        self.until(
+            lambda: self.find("#stop").get_attribute("hidden") and self.all(".message.assistant"),
+            "an answer",
+        )
+        return self.texts(".message.assistant .markdown")[-1]
+
+    def drop(self, name: str, data: bytes, kind: str = "") -> None:
+        """Drop a file on the page."""
+        self.run(
+            """const bytes = Uint8Array.from(atob(arguments[1]), (c) => c.charCodeAt(0));
+            const dataTransfer = new DataTransfer();
+            dataTransfer.items.add(new File([bytes], arguments[0], {type: arguments[2]}));
+            for (const name of ["dragenter", "dragover", "drop"])
+              document.body.dispatchEvent(new DragEvent(name, {dataTransfer, bubbles: true}));""",
+            name,
+            base64.b64encode(data).decode(),
+            kind,
+        )
+
+    def attached(self, number: int) -> None:
+        self.until(lambda: len(self.all("#attachments li")) == number, f"{number} attachments")
+
+    def key(self, key: str, **modifiers: bool) -> None:
+        self.run(
+            """document.activeElement.dispatchEvent(new KeyboardEvent("keydown",
+            {key: arguments[0], bubbles: true, cancelable: true, ...arguments[1]}))""",
+            key,
+            modifiers,
+        )
+
+    def toast(self) -> str:
+        return self.until(lambda: self.find("#toast").text, "a line at the foot of the page")
+
+    def downloaded(self, name: str) -> str:
+        found = self.until(lambda: list(self.downloads.glob(name)), f"a file {name}")
+        self.until(lambda: found[0].stat().st_size, f"{name} to be written")
+        return found[0].read_bytes().decode()
+
+    def console(self) -> list[str]:
+        """What was said on the console but that an answer had a bad status, which a test may want."""
+        entries = self.driver.get_log("browser")
+        return [e["message"] for e in entries if e["source"] not in ("network", "recommendation")]
+
+    def overflow(self) -> int:
+        """Pixels by which the page is wider than the window."""
+        return self.run("return document.documentElement.scrollWidth - innerWidth")
+
+    def phone(self) -> None:
+        size = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    folder = tmp_path_factory.mktemp("browser")
+    (folder / "downloads").mkdir()
+    found = Page(folder / "profile", folder / "downloads")
+    yield found
+    found.driver.quit()
+
+
+@pytest.fixture
+def page(browser: Page) -> Iterator[Page]:
+    """Every server has a port of its own, so that no test finds what another one left in the browser."""
+    yield browser
+    said = browser.console()
+    browser.driver.get("about:blank")
+    browser.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    browser.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+    for file in browser.downloads.iterdir():
+        file.unlink()
+    assert said == [], "the console is silent: no violation of the policy, no error"
+
+
+@pytest.fixture
+def server() -> Iterator[PageServer]:
+    with PageServer() as found:
+        yield found
+
+
+def png(width: int = 60, height: int = 40) -> bytes:
+    file = io.BytesIO()
+    PIL.new("RGB", (width, height), (200, 90, 40)).save(file, "PNG")
+    return file.getvalue()
+
+
+def clip(seconds: float = 1.25) -> bytes:
+    file = io.BytesIO()
+    with wave.open(file, "wb") as out:
+        out.setnchannels(1)
+        out.setsampwidth(2)
+        out.setframerate(16000)
+        times = np.arange(int(16000 * seconds)) / 16000
+        out.writeframes((8000 * np.sin(2 * np.pi * 440 * times)).astype("<i2").tobytes())
+    return file.getvalue()
+
+
+def chats(server: PageServer) -> list[dict[str, Any]]:
+    return server.bodies("/v1/chat/completions")
+
+
+# ---------------------------------------------------------------- conversations
+
+
+def test_a_conversation_with_a_picture_and_a_recording(page: Page, server: PageServer) -> None:
+    page.open(server.url).ready()
+    page.drop("a cat.png", png())
+    page.attached(1)
+    page.write("what is this?")
+    page.until(lambda: "1,096 tokens" in page.find("#count").text, "the count before sending")
+    assert "1,093 image" in page.find("#count").text
+    assert page.send() == "You said: what is this? 🙂é"
+    assert "vision adapter" in page.texts(".stats")[0] and "tokens/s" in page.texts(".stats")[0]
+    assert "1,096 in (1,093 image)" in page.texts(".stats")[0]
+    image, text = chats(server)[0]["messages"][0]["content"]
+    kind, _, data = image["image_url"]["url"].partition(",")
+    assert kind == "data:image/png;base64" and base64.b64decode(data) == png()
+    assert text == {"type": "text", "text": "what is this?"}
+
+    page.click("#mic")
+    page.until(lambda: page.find("#chat-timer").text not in ("", "0:00"), "a second of recording")
+    level = page.run("return document.getElementById('chat-level').style.width")
+    assert level.endswith("%")
+    page.click("#chat-record-stop")
+    page.attached(1)
+    assert page.find("#attachments audio").get_attribute("controls")
+    page.until(lambda: page.of("#attachments audio", "duration") >= 1, "it to be playable")
+    assert page.send()
+    body = chats(server)[1]
+    assert [turn["role"] for turn in body["messages"]] == ["user", "assistant", "user"]
+    assert body["messages"][1]["content"] == "You said: what is this? 🙂é"
+    (sound,) = body["messages"][2]["content"]
+    assert sound["input_audio"]["format"] == "wav"
+    with wave.open(io.BytesIO(base64.b64decode(sound["input_audio"]["data"]))) as heard:
+        assert (heard.getframerate(), heard.getnchannels(), heard.getsampwidth()) == (16000, 1, 2)
+        samples = np.frombuffer(heard.readframes(heard.getnframes()), "<i2")
+    assert 16000 <= len(samples) < 16000 * 10
+    assert np.abs(samples).max() > 300, "the fake microphone beeps"
+    assert body["stream"] is True and body["stream_options"] == {"include_usage": True}
+    assert body["model"] == "phi-mock" and "adapter" not in body and "temperature" not in body
+
+
+def test_a_recording_can_be_cancelled_and_a_file_taken_away(page: Page, server: PageServer) -> None:
+    page.open(server.url).ready()
+    page.click("#mic")
+    page.until(lambda: page.find("#chat-recording").is_displayed(), "the recorder")
+    page.key("Escape")
+    page.until(lambda: page.find("#draft").is_displayed(), "the message box")
+    page.drop("a.png", png())
+    page.attached(1)
+    page.click("#attachments button")
+    page.attached(0)
+    assert not page.find("#send").is_enabled()
+
+
+def test_files_that_the_server_would_refuse_are_refused_here(
+    page: Page, server: PageServer
+) -> None:
+    page.open(server.url).ready()
+    for name, data, said in (
+        ("big.png", png() + bytes(1 << 20), "big.png has 1.0 MB; the server takes up to 1.0 MB"),
+        ("wide.png", png(4000, 1001), "4,004,000 pixels; the server takes up to 4,000,000"),
+        ("notes.txt", b"hello", "notes.txt can't be read here"),
+        ("cut.png", png()[:40], "cut.png is damaged"),
+        ("none.png", b"", "none.png is empty"),
+    ):
+        page.run("document.getElementById('toast').hidden = true")
+        page.drop(name, data)
+        assert said in page.toast()
+    page.attached(0)
+    page.drop("a.png", png())
+    page.attached(1)
+
+
+def test_sound_that_only_the_browser_reads_becomes_wav(page: Page, server: PageServer) -> None:
+    """A microphone's webm: what phones and browsers make, and the server doesn't read."""
+    page.open(server.url).ready()
+    page.driver.execute_async_script(
+        """const done = arguments[0];
+        navigator.mediaDevices.getUserMedia({audio: true}).then((stream) => {
+          const recorder = new MediaRecorder(stream, {mimeType: "audio/webm"});
+          recorder.ondataavailable = ({data}) => {
+            const dataTransfer = new DataTransfer();
+            dataTransfer.items.add(new File([data], "memo.webm", {type: "audio/webm"}));
+            document.getElementById("draft").dispatchEvent(
+              new ClipboardEvent("paste", {clipboardData: dataTransfer, cancelable: true}));
+            stream.getTracks().forEach((track) => track.stop());
+            done();
+          };
+          recorder.start();
+          setTimeout(() => recorder.stop(), 700);
+        });"""
+    )
+    page.attached(1)
+    assert page.texts("#attachments .name")[0].startswith("memo.wav")
+    page.say("hear")
+    sound = chats(server)[0]["messages"][0]["content"][0]["input_audio"]
+    with wave.open(io.BytesIO(base64.b64decode(sound["data"]))) as heard:
+        assert heard.getframerate() == 16000 and heard.getnframes() > 4000
+
+
+def test_stop_before_the_first_token(page: Page, server: PageServer) -> None:
+    page.open(server.url).ready()
+    page.write("never answer")
+    page.click("#send")
+    page.until(lambda: chats(server), "the request")
+    page.click("#stop")
+    page.until(
+        lambda: page.texts(".message .note") == ["Stopped before the first word."], "the note"
+    )
+    page.until(lambda: server.left == ["/v1/chat/completions"], "the server to see it")
+    assert page.run("return document.activeElement.id") == "draft"
+    assert page.say("now") == "You said: now 🙂é"
+    # An answer that never came isn't part of the conversation.
+    assert [turn["role"] for turn in chats(server)[1]["messages"]] == ["user", "user"]
+
+
+def test_stop_keeps_what_has_come(page: Page, server: PageServer) -> None:
+    page.open(server.url).ready()
+    page.write("slowly please")
+    page.click("#send")
+    page.until(lambda: page.texts(".markdown")[-1:] not in ([], [""]), "some of the answer")
+    page.key("Escape")
+    page.until(lambda: page.texts(".message .note") == ["Stopped."], "the note")
+    page.until(lambda: server.left, "the server to see it")
+    kept = page.texts(".markdown")[-1]
+    assert "You said: slowly please".startswith(kept) and kept
+    page.open(server.url).ready()
+    assert page.texts(".markdown")[-1] == kept
+
+
+def test_reload_keeps_everything(page: Page, server: PageServer) -> None:
+    page.open(server.url).ready()
+    page.click("#settings-open")
+    page.find("#system").send_keys("Be brief.")
+    page.find("#set-temperature").send_keys("0.7")
+    page.click("#settings-close")
+    page.drop("a.png", png(50, 30))
+    page.attached(1)
+    page.say("rich please")
+    before = page.find("#log").text
+    page.open(server.url).ready()
+    page.until(lambda: page.of(".thumb img", "naturalWidth") == 50, "the picture")
+    assert page.find("#log").text == before
+    assert page.of("#system", "value") == "Be brief."
+    page.say("again")
+    body = chats(server)[-1]
+    assert body["temperature"] == 0.7
+    assert body["messages"][0] == {"role": "system", "content": "Be brief."}
+    assert body["messages"][1]["content"][0]["type"] == "image_url"
+    assert body["messages"][2]["content"] == RICH
+
+
+def test_edit_regenerate_and_switch_branches(page: Page, server: PageServer) -> None:
+    page.open(server.url).ready()
+    page.drop("a.png", png())
+    page.attached(1)
+    page.say("one")
+    page.say("two")
+    page.click(".message.user button[aria-label=Edit]")
+    page.attached(1)
+    page.find("#draft").send_keys(Keys.CONTROL, "a")
+    assert page.say("uno") == "You said: uno 🙂é"
+    assert page.texts(".message.user .text") == ["uno"]
+    assert page.texts(".turn .place") == ["2/2"]
+    content = chats(server)[-1]["messages"][0]["content"]
+    assert content[0]["type"] == "image_url" and content[1]["text"] == "uno"
+
+    page.click("button[aria-label='Earlier version']")
+    assert page.texts(".message.user .text") == ["one", "two"]
+    page.open(server.url).ready()
+    assert page.texts(".message.user .text") == ["one", "two"], "the choice is kept"
+
+    page.run("document.querySelectorAll('button[aria-label=Regenerate]')[1].click()")
+    page.until(lambda: len(chats(server)) == 4, "another request")
+    page.answer()
+    assert chats(server)[3]["messages"] == chats(server)[1]["messages"]
+    assert chats(server)[3]["seed"] != chats(server)[1]["seed"]
+    assert page.texts(".turn .place") == ["1/2", "2/2"]
+
+    page.run("document.querySelectorAll('button[aria-label^=\"Delete this\"]')[3].click()")
+    assert page.texts(".turn .place") == ["1/2"]
+    page.click("#toast button")
+    assert page.texts(".turn .place") == ["1/2", "2/2"]
+
+
+def test_errors_are_told_with_their_message_and_param(page: Page, server: PageServer) -> None:
+    page.open(server.url).ready()
+    page.say("refuse me")
+    assert page.texts(".message .note.error p") == [
+        "this <b>picture</b> can't be read",
+        "About: messages[0].content[0].image_url.url",
+    ]
+    page.say("break in the middle")
+    assert page.texts(".message .note.error p")[-1] == "out of memory"
+    assert page.texts(".markdown")[-1] == "You sa", "what had come is kept"
+    server.__exit__(None, None, None)
+    page.say("anybody there?")
+    assert "can't be reached" in page.texts(".message .note.error p")[-1]
+
+
+def test_settings_go_with_the_request(page: Page, server: PageServer) -> None:
+    page.open(server.url).ready()
+    page.click("#settings-open")
+    for name, value in (("top_p", "0.9"), ("top_k", "40"), ("min_p", "0.05"), ("max_tokens", "99"),
+                        ("seed", "7"), ("repetition_penalty", "1.1")):  # fmt: skip
+        page.find(f"#set-{name}").send_keys(value)
+    page.find("#set-temperature").send_keys("9")
+    assert page.find("#set-temperature").get_attribute("aria-invalid") is not None
+    page.choose("#adapter", "none")
+    page.say("go")
+    body = chats(server)[0]
+    expected = {"top_p": 0.9, "top_k": 40, "min_p": 0.05, "max_tokens": 99, "seed": 7,
+                "repetition_penalty": 1.1, "adapter": None}  # fmt: skip
+    assert {name: body[name] for name in expected} == expected
+    assert "temperature" not in body, "a value out of range is never sent"
+    page.choose("#adapter", "name:vision")
+    page.say("go")
+    assert chats(server)[1]["adapter"] == "vision"
+    page.click("#settings-reset")
+    page.say("go")
+    assert not chats(server)[2].keys() & {*expected, "temperature"} - {"seed"}
+
+
+# ---------------------------------------------------------------- safety
+
+
+def still_text(page: Page, server: PageServer) -> None:
+    """Nothing ran, nothing was fetched, no element came out of a text."""
+    with pytest.raises(WebDriverException):
+        page.driver.switch_to.alert.accept()
+    strange = page.run(
+        """const all = [...document.querySelectorAll("*")];
+        const handlers = all.flatMap((e) => e.getAttributeNames()).filter((n) => n.startsWith("on"));
+        const pictures = [...document.images].map((i) => i.src).filter((u) => u && !u.startsWith("blob:"));
+        const links = [...document.links].map((a) => a.href).filter((u) => !/^(https?|mailto):/.test(u));
+        const parts = document.querySelectorAll("#page :is(script, iframe, object, embed, form, link)");
+        return [...handlers, ...pictures, ...links, ...[...parts].map((e) => e.localName)];"""
+    )
+    assert strange == []
+    known = {"/props", "/tokenize", "/v1/chat/completions"}
+    assert {path for _, path, _ in server.seen} <= known, "something was fetched"
+
+
+def test_s26_hostile_answers_and_names_stay_text(page: Page, server: PageServer) -> None:
+    page.open(server.url).ready()
+    name = "<img src=/stolen.png onerror=alert(1)>.png"
+    page.drop(name, png())
+    page.attached(1)
+    assert page.texts("#attachments .name") == [name]
+    page.say("hostile <script>alert(1)</script>")
+    time.sleep(0.3)
+    still_text(page, server)
+    said = page.texts(".markdown")[-1]
+    for text in ("<script>alert('xss')</script>", '<img src=x onerror="alert(\'xss\')">',
+                 "<iframe src=", "click me (javascript:alert('xss'))", "<b onmouseover=alert(1)>x</b>",
+                 '"><img src=/stolen.png onerror=alert(1)>', "\\href{javascript:alert(1)}{x}"):  # fmt: skip
+        assert text in said
+    assert page.texts(".message.user .text") == ["hostile <script>alert(1)</script>"]
+    page.open(server.url).ready()
+    time.sleep(0.3)
+    still_text(page, server)
+    for link in page.all(".markdown a"):
+        assert link.get_attribute("rel").startswith("noopener noreferrer")
+        assert "evil.invalid" in link.get_attribute("href") + link.text
+
+
+def test_s26_a_hostile_file_is_imported_as_text(page: Page, server: PageServer) -> None:
+    evil = "<img src=/stolen.png onerror=alert(1)>"
+    nodes = {
+        "root": {"children": ["a", "a", "__proto__", 7, ["a"], "gone"], "chosen": "a"},
+        "a": {"id": "a", "role": "user", "text": evil, "children": ["b", "root"], "chosen": "b",
+              "media": ["m", "s", "x"]},
+        "b": {"id": "b", "role": "assistant", "text": HOSTILE, "children": ["a"], "chosen": evil,
+              "error": [evil, {"x": 1}], "end": evil,
+              "stats": {"adapter": evil, "prompt": evil, "completion": 3, "onclick": evil}},
+    }  # fmt: skip
+    svg = b"<svg xmlns='http://www.w3.org/2000/svg' onload='alert(1)'/>"
+    media = [
+        {"id": "m", "kind": "image", "type": "image/png", "name": evil, "data": base64.b64encode(png()).decode()},
+        {"id": "s", "kind": "image", "type": "image/svg+xml", "name": evil, "data": base64.b64encode(svg).decode()},
+        {"id": "x", "kind": "audio", "type": "text/html", "name": evil, "data": "PGI+"},
+    ]  # fmt: skip
+    file = {"format": "polyphi-conversations", "version": 1, "media": media,
+            "conversations": [{"id": evil, "title": evil, "system": evil, "nodes": nodes}, None, 3]}  # fmt: skip
+    page.open(server.url).ready()
+    page.drop("chats.json", json.dumps(file).encode(), "application/json")
+    assert page.toast() == "One conversation imported."
+    page.until(lambda: page.all(".thumb img"), "the picture")
+    time.sleep(0.3)
+    still_text(page, server)
+    assert page.find("#title").text == evil and page.texts("#history .name") == [evil]
+    assert page.texts(".message.user .text") == [evil] and len(page.all(".medium")) == 1
+    assert page.texts(".message .note.error p") == [evil]
+    assert page.find(".stats").text == f"3 out · {evil} adapter"
+    for broken in ("nonsense", "{}", '{"format": "polyphi-conversations", "conversations": [{}]}'):
+        page.run("document.getElementById('toast').hidden = true")
+        page.drop("chats.json", broken.encode(), "application/json")
+        assert page.toast().startswith("That file holds no")
+
+
+def test_the_policy_holds_against_the_page_itself(page: Page, server: PageServer) -> None:
+    """The guard behind the guard: were HTML to come in, the browser would neither read nor run nor fetch it."""
+    page.open(server.url).ready()
+    refused = page.driver.execute_async_script(
+        """const done = arguments[0], refused = [];
+        addEventListener("securitypolicyviolation", (e) => refused.push(e.effectiveDirective));
+        try { document.body.innerHTML = "<b>x</b>"; } catch (error) { refused.push(error.name); }
+        const image = document.createElement("img");
+        image.src = "/stolen.png";
+        document.body.append(image);
+        fetch("https://evil.invalid/").catch(() => refused.push("fetch"));
+        setTimeout(() => done(refused), 300);"""
+    )
+    wanted = {"TypeError", "require-trusted-types-for", "img-src", "connect-src", "fetch"}
+    assert wanted <= set(refused)
+    assert {path for _, path, _ in server.seen} == {"/props"}
+    assert page.console()
+
+
+def test_a_key_is_asked_for_and_kept_as_long_as_wished(page: Page, server: PageServer) -> None:
+    server.key = "s3cret"
+    page.open(server.url)
+    page.until(lambda: page.find("#key-dialog").is_displayed(), "the dialog")
+    page.find("#key-input").send_keys("wrong", Keys.ENTER)
+    page.until(lambda: page.find("#key-wrong").is_displayed(), "the word that it is wrong")
+    page.find("#key-input").send_keys("s3cret")
+    page.click("#key-ok")
+    page.ready()
+    assert page.say("hello") == "You said: hello 🙂é"
+    assert page.run("return [sessionStorage.length, localStorage.getItem('polyphi.key')]") == [1, None]  # fmt: skip
+    server.key = "other"
+    page.write("and now?")
+    page.click("#send")
+    page.until(lambda: page.find("#key-dialog").is_displayed(), "the dialog")
+    page.click("#key-remember")
+    page.find("#key-input").send_keys("other", Keys.ENTER)
+    assert page.answer() == "You said: and now? 🙂é"
+    assert page.run("return [sessionStorage.length, localStorage.getItem('polyphi.key')]") == [0, "other"]  # fmt: skip
+    page.open(server.url).ready()
+    page.click("#help")
+    page.click("#key-forget")
+    page.open(server.url)
+    page.until(lambda: page.find("#key-dialog").is_displayed(), "the dialog")
+    page.click("#key-dialog .dialog-close")
+    page.until(lambda: "an API key is needed" in page.find("#offline").text, "what is wrong")
+
+
+# ---------------------------------------------------------------- history, layout, keys
+
+
+def test_export_and_import_are_a_round_trip(page: Page, server: PageServer) -> None:
+    page.open(server.url).ready()
+    page.drop("a.png", png(50, 30))
+    page.attached(1)
+    page.say("rich one")
+    page.drop("a.wav", clip())
+    page.attached(1)
+    page.say("two")
+    page.click(".message.user button[aria-label=Edit]")
+    page.attached(1)
+    page.say(" more")
+    page.click("button[aria-label='Earlier version']")
+    shown = page.find("#log").text
+    page.click("#export")
+    text = page.downloaded("polyphi-*.json")
+    assert len(json.loads(text)["media"]) == 2
+    page.run("document.querySelector('#history button[aria-label^=Delete]').click()")
+    page.until(lambda: not page.all("#history li"), "the conversation to be gone")
+    page.open(server.url).ready()
+    assert not page.all("#history li")
+    stored = """const done = arguments[0], opening = indexedDB.open("polyphi");
+        opening.onsuccess = () => { const all = opening.result.transaction("media").objectStore("media").count();
+        all.onsuccess = () => { opening.result.close(); done(all.result); }; };"""
+    assert page.driver.execute_async_script(stored) == 0, "its media are forgotten too"
+    page.drop("back.json", text.encode(), "application/json")
+    page.until(lambda: len(page.all("#history li")) == 1, "the import")
+    page.until(lambda: page.of(".thumb img", "naturalWidth") == 50, "the picture")
+    page.until(lambda: page.of(".medium audio", "duration") == 1.25, "the clip")
+    assert page.find("#log").text == shown
+    page.open(server.url).ready()
+    assert page.find("#log").text == shown and page.texts(".turn .place") == ["1/2"]
+
+
+def test_search_rename_delete_and_undo(page: Page, server: PageServer) -> None:
+    page.open(server.url).ready()
+    page.say("apples are red")
+    page.click("#new")
+    page.say("bananas are yellow")
+    assert page.texts("#history .name") == ["bananas are yellow", "apples are red"]
+    page.key("k", ctrlKey=True)
+    assert page.run("return document.activeElement.id") == "search"
+    page.find("#search").send_keys("APPLES")
+    assert page.texts("#history .name") == ["apples are red"]
+    page.click("#history .open")
+    assert page.texts(".message.user .text") == ["apples are red"]
+    page.run("document.querySelector('#history button[aria-label^=Rename]').click()")
+    page.find("#history input").send_keys(Keys.CONTROL, "a")
+    page.find("#history input").send_keys("Fruit <b>", Keys.ENTER)
+    page.find("#search").clear()
+    page.find("#search").send_keys("you said: apples")
+    assert page.texts("#history .name") == ["Fruit <b>"]
+    page.run("document.querySelector('#history button[aria-label^=Delete]').click()")
+    page.until(lambda: not page.texts("#history .name"), "the conversation to be gone")
+    page.click("#toast button")
+    page.until(lambda: page.texts("#history .name") == ["Fruit <b>"], "it to be back")
+    page.open(server.url).ready()
+    assert set(page.texts("#history .name")) == {"Fruit <b>", "bananas are yellow"}
+
+
+def test_what_another_tab_changed_is_seen(page: Page, server: PageServer) -> None:
+    page.open(server.url).ready()
+    page.say("one")
+    first = page.driver.current_window_handle
+    page.driver.switch_to.new_window("tab")
+    page.open(server.url).ready()
+    page.say("two")
+    page.click("#new")
+    page.say("three")
+    page.driver.close()
+    page.driver.switch_to.window(first)
+    page.run("document.dispatchEvent(new Event('visibilitychange', {bubbles: true}))")
+    page.until(lambda: page.texts("#history .name") == ["three", "one"], "the other conversation")
+    assert page.texts(".message.user .text") == ["one", "two"]
+
+
+def test_everything_by_keyboard(page: Page, server: PageServer) -> None:
+    page.open(server.url).ready()
+    assert page.run("return document.activeElement.id") == "draft"
+    page.find("#draft").send_keys("line one", Keys.SHIFT, Keys.ENTER)
+    page.find("#draft").send_keys("line two", Keys.ENTER)
+    assert page.answer() == "You said: line oneline two 🙂é"
+    assert chats(server)[0]["messages"][0]["content"] == "line one\nline two"
+    page.key("n", ctrlKey=True, shiftKey=True)
+    assert page.find("#empty").is_displayed()
+    page.key("/", ctrlKey=True)
+    assert page.find("#help-dialog").is_displayed()
+    webdriver.ActionChains(page.driver).send_keys(Keys.ESCAPE).perform()
+    page.until(lambda: not page.find("#help-dialog").is_displayed(), "the help to close")
+    # In the order in which one reads: side, head, messages, message box; nothing hidden on the way.
+    page.run("document.querySelector('.skip').focus()")
+    order = []
+    for _ in range(30):
+        webdriver.ActionChains(page.driver).send_keys(Keys.TAB).perform()
+        name, shown = page.run(
+            "const e = document.activeElement, box = e.getBoundingClientRect();"
+            "return [e.id || e.ariaLabel || e.textContent, box.width > 0 && box.height > 0]"
+        )
+        assert shown, f"{name} has the focus and isn't shown"
+        if name in order:
+            break
+        order.append(name)
+    wanted = ["new", "search", "export", "theme", "help", "tab-chat", "settings-open"]
+    wanted += ["draft", "attach", "mic"]
+    assert [name for name in order if name in wanted] == wanted
+
+
+def test_the_phone_layout(page: Page, server: PageServer, tmp_path: Path) -> None:
+    page.phone()
+    page.open(server.url).ready()
+    assert page.overflow() <= 0
+    assert not page.find("#sidebar").is_displayed()
+    page.drop("a picture with quite a long name that goes on.png", png(900, 300))
+    page.attached(1)
+    page.say("rich " + "unbrokenword" * 12)
+    assert page.overflow() <= 0
+    page.click("#menu")
+    page.until(lambda: page.find("#new").is_displayed(), "the drawer")
+    time.sleep(0.3)
+    box = page.run("return document.getElementById('sidebar').getBoundingClientRect().right")
+    assert 200 < box <= 390
+    page.key("Escape")
+    page.until(lambda: not page.find("#sidebar").is_displayed(), "the drawer to close")
+    page.click("#settings-open")
+    assert page.overflow() <= 0
+    page.click("#settings-close")
+    page.click("#tab-speech")
+    assert page.overflow() <= 0
+    page.driver.save_screenshot(str(tmp_path / "phone.png"))
+
+
+def test_themes(page: Page, server: PageServer, tmp_path: Path) -> None:
+    def dark() -> bool:
+        colour = page.run("return getComputedStyle(document.body).backgroundColor")
+        return sum(int(part) for part in colour[4:-1].split(",")) < 200
+
+    page.open(server.url).ready()
+    assert not dark()
+    media = {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
+    page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+    assert dark(), "auto follows the system"
+    page.click("#theme")
+    assert not dark()
+    page.click("#theme")
+    assert dark()
+    page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+    page.open(server.url).ready()
+    assert dark(), "the choice is kept"
+    page.driver.save_screenshot(str(tmp_path / "dark.png"))
+
+
+def test_controls_follow_what_the_model_can(page: Page) -> None:
+    with PageServer() as server:
+        server.props["modalities"] = {"image": False, "audio": False}
+        page.open(server.url).ready()
+        for hidden in ("#attach", "#mic", "#tab-speech"):
+            assert not page.find(hidden).is_displayed()
+        page.drop("a.png", png())
+        assert page.toast() == "a.png: this model sees no pictures."
+        server.props["modalities"] = {"image": True, "audio": False}
+        page.open(server.url).ready()
+        assert page.find("#attach").is_displayed() and not page.find("#mic").is_displayed()
+        assert "audio" not in page.find("#files").get_attribute("accept")
+
+
+# ---------------------------------------------------------------- transcribing
+
+
+def test_transcribe_and_take_the_subtitles(page: Page, server: PageServer, tmp_path: Path) -> None:
+    page.open(server.url).ready()
+    page.click("#tab-speech")
+    (tmp_path / "a talk.wav").write_bytes(clip())
+    page.find("#speech-file").send_keys(str(tmp_path / "a talk.wav"))
+    page.click("#speech-start")
+    page.until(lambda: len(page.all(".segment")) == 2, "the segments")
+    body = server.bodies("/v1/audio/transcriptions")[0]
+    assert body.pop("file") == clip()
+    assert body == {
+        "filename": "a talk.wav",
+        "model": "phi-mock",
+        "response_format": "verbose_json",
+        "timestamp_granularities[]": "segment,word",
+        "chunking_strategy": "auto",
+    }
+    assert page.texts(".said") == ["Guten Morgen & willkommen.", "Wir <b>beginnen</b> --> jetzt."]
+    page.run("document.querySelectorAll('.segment')[1].click()")
+    page.until(lambda: page.of("#speech-player", "currentTime") > 0.4, "it to play")
+    page.until(lambda: page.texts(".segment.now .said") == ["Wir <b>beginnen</b> --> jetzt."], "the mark")  # fmt: skip
+    page.click("#speech-srt")
+    assert page.downloaded("a talk.srt") == (
+        "1\n00:00:00,000 --> 00:00:00,400\nGuten Morgen & willkommen.\n\n"
+        "2\n00:00:00,400 --> 00:00:00,800\nWir <b>beginnen</b> → jetzt.\n"
+    )
+    page.click("#speech-vtt")
+    assert page.downloaded("a talk.vtt") == (
+        "WEBVTT\n\n00:00:00.000 --> 00:00:00.400\nGuten Morgen &amp; willkommen.\n\n"
+        "00:00:00.400 --> 00:00:00.800\nWir &lt;b&gt;beginnen&lt;/b&gt; → jetzt.\n"
+    )
+    page.click("#speech-txt")
+    assert page.downloaded("a talk.txt") == "Guten Morgen & willkommen. Wir <b>beginnen</b> --> jetzt.\n"  # fmt: skip
+
+
+def test_record_and_translate(page: Page, server: PageServer) -> None:
+    page.open(server.url).ready()
+    page.click("#tab-speech")
+    page.click("#speech-record")
+    page.until(lambda: page.find("#speech-timer").text not in ("", "0:00"), "a second of recording")
+    page.click("#speech-record-stop")
+    page.until(lambda: page.find("#speech-clip").is_displayed(), "the recording")
+    page.choose("#speech-to", "fr")
+    page.click("#speech-start")
+    page.until(lambda: page.texts(".translation") == [TRANSLATION], "the translation")
+    assert page.texts(".said") == [SAID + TRANSLATION]
+    body = server.bodies("/v1/audio/translations")[0]
+    assert (body["to_language"], body["cot"]) == ("fr", "true")
+    with wave.open(io.BytesIO(body["file"])) as heard:
+        assert heard.getframerate() == 16000 and heard.getnframes() >= 14000
+    page.click("#speech-srt")
+    assert page.downloaded("*.srt") == (
+        "1\n00:00:00,000 --> 00:00:00,833\nGood morning and welcome.\n\n"
+        "2\n00:00:00,833 --> 00:00:01,250\nWe begin now.\n"
+    )
+    page.click("#speech-txt")
+    assert page.downloaded("*.txt") == f"{SAID}\n{TRANSLATION}\n"
+    page.click("#speech-cot")
+    page.click("#speech-start")
+    page.until(lambda: len(server.bodies("/v1/audio/translations")) == 2, "another request")
+    assert "cot" not in server.bodies("/v1/audio/translations")[1]
+    page.until(
+        lambda: page.texts(".said") == ["Good morning and welcome.", "We begin now."], "the answer"
+    )
+    assert not page.all(".translation")
+
+
+def test_pieces_are_cut_into_sentences(page: Page, server: PageServer) -> None:
+    def cues(text: str, words: list[tuple[str, float, float]], end: float) -> list[list[Any]]:
+        scripts = "\n".join((served.UI / name).read_text() for name in ("dom.js", "transcribe.js"))
+        answer = {
+            "text": text,
+            "segments": [{"start": 0.0, "end": end, "text": text}],
+            "words": [{"word": word, "start": start, "end": stop} for word, start, stop in words],
+        }
+        found = "transcriptOf(arguments[0]).cues.map((c) => [c.start, c.end, c.text])"
+        return page.run(f"{scripts}\nreturn {found};", answer)
+
+    page.open(server.url).ready()
+    timed = [("One", 0.5, 0.9), ("two.", 1, 2), ("Three", 4, 5)]
+    assert cues(" One two. Three", timed, 9) == [[0.5, 2, "One two."], [4, 5, "Three"]]
+    # Words that aren't those of the text: times go by letters.
+    assert cues("One two. Three", timed[:2], 12) == [[0, 7, "One two."], [7, 12, "Three"]]
+    assert cues("図書館。本。", [], 6) == [[0, 4, "図書館。"], [4, 6, "本。"]]
+    assert cues("", [], 6) == []
+    long = cues("word " * 60, [], 300)
+    assert all(stop - start <= 7 for start, stop, _ in long) and len(long) == 60
+    spoken = cues("word " * 60, [], 30)
+    assert all(len(text) <= 84 for _, _, text in spoken)
+    assert " ".join(text for _, _, text in spoken).split() == ["word"] * 60
+    assert [stop for _, stop, _ in spoken[:-1]] == [start for start, _, _ in spoken[1:]]
+
+
+# ---------------------------------------------------------------- Markdown and formulas
+
+
+def rendered(page: Page, text: str) -> str:
+    """A text's Markdown as the page's own code renders it, as HTML."""
+    scripts = "\n".join((served.UI / name).read_text() for name in ("dom.js", "math.js", "markdown.js"))  # fmt: skip
+    script = (
+        f"{scripts}\nconst box = h('div'); renderMarkdown(box, arguments[0]); return box.innerHTML;"
+    )
+    return page.run(script, text)
+
+
+MARKDOWN = [
+    ("a *b* **c** ***d*** ~~e~~ `f*g*`",
+     "<p>a <em>b</em> <strong>c</strong> <strong><em>d</em></strong> <del>e</del> <code>f*g*</code></p>"),
+    ("snake_case_name 2*3*4 \\*x\\* a * b", "<p>snake_case_name 2<em>3</em>4 *x* a * b</p>"),
+    ("costs $5 and $10", "<p>costs $5 and $10</p>"),
+    ("# T #\n\ntext\nmore", '<h3 class="h1">T</h3><p>text<br>more</p>'),
+    ("- a\n  - b\n- c", "<ul><li>a<ul><li>b</li></ul></li><li>c</li></ul>"),
+    ("3. a\n4. b", '<ol start="3"><li>a</li><li>b</li></ol>'),
+    ("1. a\n\n   b\n\n2. c", "<ol><li><p>a</p><p>b</p></li><li><p>c</p></li></ol>"),
+    ("> a\n> - b", "<blockquote><p>a</p><ul><li>b</li></ul></blockquote>"),
+    ("***", "<hr>"),
+    ("**unclosed and [half](", "<p>**unclosed and [half](</p>"),
+    ("<b>x</b> &amp;", "<p>&lt;b&gt;x&lt;/b&gt; &amp;amp;</p>"),
+    ("[x](javascript:alert(1))", "<p><span>x (javascript:alert(1))</span></p>"),
+]  # fmt: skip
+
+
+def test_markdown(page: Page, server: PageServer) -> None:
+    page.open(server.url).ready()
+    for text, wanted in MARKDOWN:
+        assert rendered(page, text) == wanted
+    table = rendered(page, "| a | b |\n|---|--:|\n| `x|y` | 2 \\| 3 |\n| only |")
+    assert "<code>x|y</code>" in table and '<td class="right">2 | 3</td>' in table
+    assert table.count("<td") == 4
+    link = rendered(page, "see https://a.example/x_(y). and [t](https://b.example)")
+    assert 'href="https://a.example/x_(y)"' in link and ">t<span" in link
+    assert " (b.example)" in link and link.count('rel="noopener noreferrer nofollow"') == 2
+    code = rendered(page, "```python\nx = 1  # <b>\n```\n\n~~~\nplain\n~~~\n```js\nopen")
+    assert code.count("<figure") == 3 and "# &lt;b&gt;</span>" in code and "open" in code
+
+
+FORMULAS = {
+    r"\frac{a}{b}": "<mfrac><mi>a</mi><mi>b</mi></mfrac>",
+    r"x_i^2": "<msubsup><mi>x</mi><mi>i</mi><mn>2</mn></msubsup>",
+    r"\sqrt[3]{x}": "<mroot><mi>x</mi><mn>3</mn></mroot>",
+    r"\alpha \le \Omega": '<mi>α</mi><mo stretchy="false">≤</mo><mi mathvariant="normal">Ω</mi>',
+    r"\sum_{i=1}^n i": "<munderover>",
+    r"\int_0^\infty e^{-x}\,dx": "<msubsup>",
+    r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}": "<mtr><mtd><mn>3</mn></mtd><mtd><mn>4</mn></mtd></mtr>",
+    r"\begin{cases} 1 & x > 0 \\ 0 & \text{otherwise} \end{cases}": "<mtext>otherwise</mtext>",
+    r"\left( \frac12 \right]": '<mo stretchy="true" fence="true">(</mo>',
+    r"\hat{x} \vec v \overline{ab}": '<mover accent="true">',
+    r"\mathbb{R} \mathcal L \mathbf{x}": "ℝ",
+    r"f'(x) \to \lim_{x \to 0}": "′",
+    r"\operatorname{softmax}(QK^\top / \sqrt{d_k}) V": "softmax",
+    r"a \ne b \neq c \not= d \iff \neg e": "⟺",
+    r"\begin{aligned} a &= b \\ &= c \end{aligned}": 'class="aligned"',
+    r"50\% \text{ of } \{1, 2\}": "%",
+    r"x \rightarrow y \leftarrow \left. z \right|_{0}": "→",
+}  # fmt: skip
+
+
+def test_formulas(page: Page, server: PageServer) -> None:
+    page.open(server.url).ready()
+    for formula, part in FORMULAS.items():
+        for text in (f"${formula}$", f"$${formula}$$", f"\\({formula}\\)", f"\\[{formula}\\]"):
+            found = rendered(page, text)
+            assert "<math" in found and part in found and 'class="formula"' not in found, text
+    for unknown in (r"\unknown{x}", r"\frac{a}", r"{a", r"a}", r"x_", r"\left( x", "{" * 70 + "}" * 70):  # fmt: skip
+        assert '<code class="formula">' in rendered(page, f"\\({unknown}\\)"), unknown
+
+
+def test_a_long_hostile_text_is_shown_at_once(page: Page, server: PageServer) -> None:
+    """No text takes more than its length to read: each of these is quadratic or worse for a careless parser."""
+    page.open(server.url).ready()
+    for part in ("*a ", "[", "![](", "`a", "``` `", "_a_", "> ", "- ", "$x ", "$$\n", "\\(", "<http:", "| a ", "# #",
+                 "{", "\\frac{", "https://a.b/!", "'\"", " \t", "1. ", "**a*", "\\left("):  # fmt: skip
+        text = (part * 30_000)[:30_000]
+        begun = time.monotonic()
+        rendered(page, text)
+        rendered(page, f"$${text[:3900]}$$ \\[{text[:3900]}\\]")
+        rendered(page, f"```js\n{text}\n```")
+        assert time.monotonic() - begun < 20, f"{part!r} took too long"
+
+
+# ---------------------------------------------------------------- the real server
+
+
+def test_the_real_server_serves_it_and_answers(page: Page, engine: Engine, tmp_path: Path) -> None:
+    from serve.conftest import serving
+
+    with serving(engine, Settings("tiny")) as running:
+        page.open(f"{running.url}/").ready()
+        page.click("#settings-open")
+        page.find("#set-max_tokens").send_keys("12")
+        page.drop("a.png", png(70, 50))
+        page.attached(1)
+        page.write("what is this?")
+        page.until(lambda: "tokens" in page.find("#count").text, "the count before sending")
+        assert page.send()
+        assert not page.all(".message .note.error")
+        assert "12 out" in page.texts(".stats")[0] and "vision adapter" in page.texts(".stats")[0]
+        page.write("and then, at length?")
+        page.find("#set-max_tokens").clear()
+        page.find("#set-max_tokens").send_keys("1500")
+        page.click("#send")
+        page.until(lambda: len(page.texts(".markdown")) == 2 and page.texts(".markdown")[1], "text")
+        page.click("#stop")
+        page.until(running.idle, "the engine to be free again")
+        page.click("#tab-speech")
+        (tmp_path / "talk.wav").write_bytes(clip())
+        page.find("#speech-file").send_keys(str(tmp_path / "talk.wav"))
+        for to, cot in (("", True), ("de", True), ("de", False)):
+            page.choose("#speech-to", to)
+            if not cot:
+                page.click("#speech-cot")
+            page.click("#speech-start")
+            page.until(lambda: page.find("#speech-result").is_displayed(), "a transcript", 60)
+            assert not page.find("#speech-error").is_displayed()
+            page.until(running.idle, "the engine to be free again")

@@ -1,0 +1,153 @@
+"""The page as it is served, without a browser: its policy, its labels, its colours, and that it asks nobody else."""
+
+import base64
+import hashlib
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from polyphi.serve import page
+
+TEXT = page.PAGE.decode()
+SCRIPT = "\n".join((page.UI / name).read_text() for name in page.SCRIPTS)
+STYLE = (page.UI / "style.css").read_text()
+POLICY = dict(
+    part.strip().split(" ", 1) for part in page.HEADERS["Content-Security-Policy"].split(";")
+)
+VOID = {"meta", "link", "input", "img", "br", "hr", "path", "circle", "rect", "use"}
+
+
+class Outline(HTMLParser):
+    """Every element with its attributes, the text inside it, and the labels around it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None], list[str]]] = []
+        self.open: list[tuple[str, list[str]]] = []
+        self.feed(TEXT)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        around = [name for name, _ in self.open]
+        text: list[str] = []
+        self.elements.append((tag, dict(attributes) | {"in": " ".join(around)}, text))
+        if tag not in VOID:
+            self.open.append((tag, text))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop()[0] == tag, f"</{tag}> closes something else"
+
+    def handle_data(self, data: str) -> None:
+        for _, text in self.open:
+            text.append(data)
+
+
+OUTLINE = Outline().elements
+
+
+def attributes(tag: str) -> list[dict[str, str | None]]:
+    return [found for name, found, _ in OUTLINE if name == tag]
+
+
+@pytest.mark.parametrize("tag", ["script", "style"])
+def test_the_policy_names_the_one_script_and_the_one_style_by_hash(tag: str) -> None:
+    inside = re.findall(rf"(?s)<{tag}[^>]*>(.*?)</{tag}>", TEXT)
+    assert len(inside) == 1 and inside[0]
+    digest = base64.b64encode(hashlib.sha256(inside[0].encode()).digest()).decode()
+    allowed = POLICY[f"{tag}-src"].split()
+    assert f"'sha256-{digest}'" in allowed
+    assert set(allowed) - {f"'sha256-{digest}'"} <= {"blob:"}
+    assert "unsafe" not in page.HEADERS["Content-Security-Policy"]
+
+
+def test_the_policy_shuts_everything_else() -> None:
+    closed = ("default-src", "base-uri", "form-action", "frame-ancestors", "trusted-types")
+    assert {POLICY[name] for name in closed} == {"'none'"}
+    assert POLICY["connect-src"] == "'self'"
+    assert POLICY["img-src"] == POLICY["media-src"] == "data: blob:"
+    assert POLICY["require-trusted-types-for"] == "'script'"
+
+
+def test_the_page_names_no_other_place() -> None:
+    namespaces = {"http://www.w3.org/2000/svg", "http://www.w3.org/1998/Math/MathML"}
+    assert set(re.findall(r"https?://[\w.-]+[\w./-]*", TEXT)) <= namespaces
+    assert not re.search(r"url\(|@import", STYLE)
+    for tag, found, _ in OUTLINE:
+        for name in ("src", "href", "action", "srcset", "data"):
+            value = found.get(name) or "#"
+            assert value.startswith(("#", "data:image/svg+xml")), f"{tag} has {name}={value}"
+
+
+def test_nothing_in_the_page_needs_what_the_policy_forbids() -> None:
+    for tag, found, _ in OUTLINE:
+        assert "style" not in found and not any(name.startswith("on") for name in found), tag
+    assert "</script" not in SCRIPT and "<!--" not in SCRIPT and "</style" not in STYLE
+
+
+def test_s26_text_is_never_parsed_as_html() -> None:
+    sinks = r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|DOMParser|createContextualFragment|srcdoc"
+    runs = r"\beval\(|new Function|setTimeout\(\s*[\"'`]|createElement\(.script|javascript:"
+    assert not re.search(f"{sinks}|{runs}|setHTML|importScripts", SCRIPT)
+
+
+def test_every_file_is_served() -> None:
+    assert {path.name for path in page.UI.glob("*.js")} == set(page.SCRIPTS)
+    assert {path.suffix for path in page.UI.iterdir()} == {".js", ".css", ".html"}
+
+
+def test_what_the_scripts_look_for_is_there() -> None:
+    ids = [found["id"] for _, found, _ in OUTLINE if "id" in found]
+    assert len(ids) == len(set(ids))
+    wanted = set(re.findall(r"\$\(\"([\w-]+)\"\)", SCRIPT))
+    for name in ("chat", "speech"):
+        wanted |= {part.replace("${name}", name) for part in re.findall(r"\$\(`(.+?)`\)", SCRIPT)}
+    wanted = {name for name in wanted if "${" not in name}
+    assert wanted and wanted <= set(ids)
+    icons = set(re.findall(r"icon(?:Button)?\(\s*\"([\w-]+)\"", SCRIPT))
+    icons |= set(re.findall(r"idea\(\"(\w+)\"", SCRIPT))
+    assert icons and {f"i-{name}" for name in icons} <= set(ids)
+    for found in attributes("use"):
+        assert (found["href"] or "")[1:] in ids
+
+
+def test_everything_that_can_be_used_has_a_name() -> None:
+    labelled = {found.get("for") for found in attributes("label")}
+    for tag, found, text in OUTLINE:
+        named = found.get("aria-label") or found.get("aria-labelledby") or found.get("title")
+        if tag == "button":
+            assert named or "".join(text).strip(), f"a button without a name: {found}"
+        elif tag in ("input", "select", "textarea"):
+            around = "label" in (found["in"] or "").split()
+            assert named or around or found.get("id") in labelled, f"no label: {found}"
+        elif tag in ("dialog", "nav", "aside", "audio", "main") or found.get("role") == "group":
+            assert named, f"{tag} without a name"
+        elif tag == "img":
+            assert "alt" in found
+
+
+def luminance(colour: str) -> float:
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    red, green, blue = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
+@pytest.mark.parametrize(
+    "pair",
+    [
+        *(f"{ink} {paper}" for ink in ("ink", "quiet") for paper in ("paper", "side", "raised", "soft")),
+        "accent paper",
+        "accent raised",
+        "on-accent accent",
+        "wrong wrong-soft",
+    ],
+)  # fmt: skip
+def test_text_stands_out_from_what_it_is_on(pair: str, theme: int) -> None:
+    """WCAG 2.2, 1.4.3: a contrast of 4.5 for text of the usual size."""
+    colours = dict(
+        (name, (light, dark)[theme])
+        for name, light, dark in re.findall(r"--([\w-]+): light-dark\((#\w{6}), (#\w{6})\)", STYLE)
+    )
+    one, other = sorted((luminance(colours[name]) for name in pair.split()), reverse=True)
+    assert (one + 0.05) / (other + 0.05) >= 4.5

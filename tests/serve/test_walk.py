@@ -1,0 +1,328 @@
+"""The server from outside, by its own description: every route without a key (S20), and requests that nobody meant
+(S18): no 500, nothing told of the inside, alive afterwards."""
+
+import base64
+import contextlib
+import io
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy
+import PIL.Image
+import pytest
+import requests
+import schemathesis
+import soundfile
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis.errors import Unsatisfiable
+from serve.conftest import Running, serving, tiny_engine
+from starlette.routing import BaseRoute
+
+from polyphi.model.config import ModelConfig
+from polyphi.processing.tokenizer import Tokenizer
+from polyphi.serve.app import create_app
+from polyphi.serve.settings import Settings
+
+KEYS = ("the-first-key", "the-second-key")
+PUBLIC = {"/", "/health", "/ready"}
+LEAK = re.compile(r"Traceback|0x[0-9a-f]{6}|/usr/|site-packages|\.py\b|polyphi/|the-\w+-key")
+"""What no answer holds, unless it was sent."""
+
+
+@pytest.fixture
+def walked(tiny_config: ModelConfig, tokenizer: Tokenizer) -> Iterator[Running]:
+    """A server whose requests are short, and which has to be alive in the end."""
+    limits = Settings("tiny", keys=KEYS, max_tokens=16, max_answers=2)
+    with serving(tiny_engine(tiny_config, tokenizer), limits) as found:
+        yield found
+        with found.client(KEYS[1]) as client:
+            assert client.get("/health").status_code == 200
+            body = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 2}
+            assert client.post("/v1/chat/completions", json=body).status_code == 200
+
+
+def check(answer: Any, sent: str = "") -> None:
+    """What is true of each answer (httpx's, or schemathesis's), whatever was `sent`."""
+    status, text = answer.status_code, answer.text
+    assert status < 500, f"{status}: {text}"
+    leaks = [leak for leak in LEAK.findall(text) if leak not in sent]
+    assert not leaks, f"{leaks} in {text}"
+    headers = {name.lower(): value for name, value in answer.headers.items()}
+    assert "x-request-id" in headers and "x-content-type-options" in headers
+    assert "server" not in headers
+    if status >= 400 and text:
+        error = answer.json()["error"]
+        assert set(error) == {"message", "type", "param", "code"} and error["message"]
+
+
+def everything(routes: Sequence[BaseRoute]) -> set[tuple[str, str]]:
+    """(path, method) of all routes there are, described or not."""
+    found: set[tuple[str, str]] = set()
+    for route in routes:
+        inner = getattr(route, "original_router", route)  # newer FastAPIs keep routers apart
+        if hasattr(inner, "routes"):
+            found |= everything(inner.routes)
+            continue
+        path = re.sub(r"\{[^}]*\}", "x", route.path)  # type: ignore[attr-defined]
+        found |= {(path, method) for method in route.methods}  # type: ignore[attr-defined]
+    return found
+
+
+def test_s20_every_route_needs_a_key(walked: Running) -> None:
+    there = everything(create_app(walked.engine, walked.settings).routes)
+    described = create_app(walked.engine, walked.settings).openapi()["paths"]
+    assert {re.sub(r"\{[^}]*\}", "x", path) for path in described} < {path for path, _ in there}
+    strange = {"/docs", "/redoc", "/nowhere", "//health", "/health/", "/HEALTH", "/v1%2fmodels"}
+    there |= {(path, method) for path in strange for method in ("GET", "POST", "OPTIONS", "TRACE")}
+    with walked.client() as client:
+        for path, method in sorted(there):
+            for key in ({}, {"authorization": "Bearer the-third-key"}, {"x-api-key": "wrong"}):
+                headers = {**key, "content-type": "application/json"}
+                answer = client.request(method, walked.url + path, content=b"{}", headers=headers)
+                check(answer)
+                if path in PUBLIC and method in ("GET", "HEAD"):
+                    assert answer.status_code == 200, (method, path)
+                else:
+                    assert answer.status_code == 401, (method, path)
+    with walked.client(KEYS[0]) as client:
+        assert client.get("/v1/models").status_code == 200
+
+
+def test_what_is_not_there_says_so_in_the_shape_of_all_errors(walked: Running) -> None:
+    with walked.client(KEYS[0]) as client:
+        for path in ("/nowhere", "/v1", "/docs", "/v1/models/none", "/%2e%2e/etc/passwd", "/%00"):
+            answer = client.get(path)
+            check(answer)
+            assert answer.status_code == 404, path
+        for method, path in (("GET", "/v1/chat/completions"), ("DELETE", "/v1/models")):
+            answer = client.request(method, path)
+            check(answer)
+            assert answer.status_code == 405
+            assert answer.json()["error"]["code"] == "method_not_allowed"
+
+
+def closed(schema: Any) -> Any:
+    """A description in which objects have no more fields than those named: others are refused at once, and nearly every
+    request would be one with a made-up field."""
+    if isinstance(schema, list):
+        return [closed(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    found = {key: closed(value) for key, value in schema.items()}
+    if isinstance(found.get("properties"), dict) and found.get("type") == "object":
+        found.setdefault("additionalProperties", False)
+    return found
+
+
+def bombard(walked: Running, examples: int) -> Counter[int]:
+    """Requests made from the server's own description, valid and not, to every operation; how many got which status."""
+    told: Counter[int] = Counter()
+    key = {"authorization": f"Bearer {KEYS[0]}"}
+    with walked.client(KEYS[0]) as client, requests.Session() as session:
+        described = closed(client.get("/openapi.json").json())
+        operations = [
+            o.ok() for o in schemathesis.openapi.from_dict(described).get_all_operations()
+        ]
+        assert len(operations) > 8
+        for operation in operations:
+            for mode in schemathesis.GenerationMode:
+
+                @seed(20250301)
+                @settings(
+                    max_examples=examples,
+                    deadline=None,
+                    database=None,
+                    phases=[Phase.generate],
+                    suppress_health_check=list(HealthCheck),
+                )
+                @given(case=operation.as_strategy(generation_mode=mode))
+                def one(case: Any) -> None:
+                    answer = case.call(
+                        base_url=walked.url, session=session, headers=key, timeout=30
+                    )
+                    told[answer.status_code] += 1
+                    check(
+                        answer, f"{case.path_parameters} {case.body!r} {case.query} {case.method}"
+                    )
+
+                with contextlib.suppress(Unsatisfiable):  # nothing about it can be wrong
+                    one()
+    return told
+
+
+def test_s18_requests_that_nobody_meant_short(walked: Running) -> None:
+    told = bombard(walked, 2)
+    assert told[200] > 5 and told[400] > 10
+
+
+@pytest.mark.long
+def test_s18_requests_that_nobody_meant(walked: Running) -> None:
+    told = bombard(walked, 80)
+    assert told[200] > 20 and told[400] > 300
+
+
+TOOL = {
+    "type": "function",
+    "function": {"name": "f", "description": "d", "parameters": {"properties": {"a": {}}}},
+}
+SCHEMA = {"type": "object", "properties": {"a": {"pattern": "a+"}}, "required": ["a"]}
+SIMPLE: list[tuple[str, dict[str, Any]]] = [
+    (
+        "/v1/chat/completions",
+        {
+            "model": "tiny",
+            "adapter": "auto",
+            "messages": [{"role": "user", "content": "hi"}],
+            "max_tokens": 1,
+            "temperature": 1.0,
+            "top_p": 0.9,
+            "top_k": 5,
+            "min_p": 0.1,
+            "repetition_penalty": 1.1,
+            "presence_penalty": 0.1,
+            "frequency_penalty": 0.1,
+            "seed": 1,
+            "stop": ["z"],
+            "n": 1,
+            "logit_bias": {},
+            "stream": False,
+            "stream_options": {"include_usage": True},
+            "logprobs": True,
+            "top_logprobs": 2,
+            "user": "u",
+        },
+    ),
+    ("/v1/completions", {"prompt": "hi", "max_tokens": 1, "logprobs": 1, "echo": True}),
+    ("/tokenize", {"prompt": "hi"}),
+    ("/detokenize", {"tokens": [5, 6]}),
+]
+
+
+def rich() -> list[tuple[str, dict[str, Any]]]:
+    """Requests with everything else that a request may have."""
+    picture, clip = io.BytesIO(), io.BytesIO()
+    PIL.Image.new("RGB", (60, 40)).save(picture, "PNG")
+    soundfile.write(clip, numpy.zeros(4000, "float32"), 16000, format="WAV")
+    shown, heard = (base64.b64encode(made.getvalue()).decode() for made in (picture, clip))
+    parts = [
+        {"type": "text", "text": "hi"},
+        {
+            "type": "image_url",
+            "image_url": {"url": f"data:image/png;base64,{shown}", "detail": "low", "max_crops": 1},
+        },
+        {"type": "input_audio", "input_audio": {"data": heard, "format": "wav"}},
+    ]
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    turns = [
+        {"role": "system", "content": "s"},
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "r", "tool_call_id": "c"},
+    ]
+    asked: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
+    chat = "/v1/chat/completions"
+    schema = {"type": "json_schema", "json_schema": {"name": "a", "schema": SCHEMA}}
+    named = {"type": "function", "function": {"name": "f"}}
+    return [
+        (chat, {**asked, "messages": [{"role": "user", "content": parts}]}),
+        (chat, {**asked, "messages": turns, "tools": [TOOL], "tool_choice": "auto"}),
+        (chat, {**asked, "tools": [TOOL], "tool_choice": named}),
+        (chat, {**asked, "response_format": schema, "stream": True}),
+        (chat, {**asked, "response_format": {"type": "regex", "regex": "a+"}}),
+        ("/v1/completions", {"prompt": ["a", "b"], "max_tokens": 2, "stream": True}),
+        ("/v1/completions", {"prompt": [[5], [6]], "max_tokens": 0, "logprobs": 1, "echo": True}),
+        ("/tokenize", {"messages": asked["messages"], "tools": [TOOL]}),
+    ]
+
+
+ODD: list[Any] = [None, -1, 2**70, math.nan, "\ud800", []]
+ODDER: list[Any] = [
+    True,
+    math.inf,
+    "",
+    "é" * 50,
+    {},
+    0,
+    2**31,
+    2**63,
+    -(2**70),
+    0.5,
+    -0.5,
+    1e308,
+    1e-320,
+    -math.inf,
+    "x",
+    "\x00",
+    "auto",
+    "<|system|>",
+    "<|endoftext10|>",
+    "a" * 10_000,
+    [[]],
+    [None],
+    [1],
+    ["x"],
+    ["", ""],
+    ["a"] * 1000,
+    {"a": 1},
+    {"type": "text"},
+]
+
+
+def places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The paths of a value and of all within it."""
+    yield at
+    inner = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
+    for key, part in inner:
+        yield from places(part, (*at, key))
+
+
+def put(value: Any, at: tuple[Any, ...], new: Any) -> Any:
+    """The value with another one at a path."""
+    if not at:
+        return new
+    found = value.copy()
+    found[at[0]] = put(value[at[0]], at[1:], new)
+    return found
+
+
+def spoil(walked: Running, asked: list[tuple[str, dict[str, Any]]], odd: list[Any]) -> Counter[int]:
+    """Each field of some good requests replaced by each odd value; how many got which status."""
+    told: Counter[int] = Counter()
+    wrong = []
+    with walked.client(KEYS[0]) as client:
+        for path, body in asked:
+            assert client.post(path, json=body).status_code == 200, path
+            for at in places(body):
+                for new in odd:
+                    sent = json.dumps(put(body, at, new))
+                    answer = client.post(
+                        path, content=sent, headers={"content-type": "application/json"}
+                    )
+                    told[answer.status_code] += 1
+                    try:
+                        check(answer, sent)
+                    except AssertionError as error:
+                        wrong.append(f"{path} {at} {new!r:.40}: {error}")
+    assert not wrong, "\n".join(wrong[:20])
+    return told
+
+
+def test_s18_every_field_may_be_odd_short(walked: Running) -> None:
+    told = spoil(walked, SIMPLE, ODD)
+    assert told[200] > 20 and told[400] > 80
+
+
+@pytest.mark.long
+def test_s18_every_field_may_be_odd(walked: Running) -> None:
+    told = spoil(walked, [*SIMPLE, *rich()], [*ODD, *ODDER])
+    assert told[200] > 500 and told[400] > 2000
