@@ -1,0 +1,52 @@
+"""The server on a Ray cluster: replicas that grow and shrink with what is asked, each with the model in its own memory.
+
+    pip install "polyphi[serve,ray]"
+    python examples/ray_serve.py runs/nano/model                              # on this machine, at port 8000
+    serve run examples.ray_serve:app model=/models/phi most=4 gpus=1 host=chat.example.org    # on a cluster
+
+Streams pass Ray's proxy as they come, and who hangs up is noticed. `host` is a name that clients reach it by, besides
+localhost; `key` is one that they then need.
+"""
+
+import sys
+from pathlib import Path
+
+from fastapi import FastAPI
+from ray import serve
+from ray.serve import Application
+
+from polyphi import load
+from polyphi.serve.app import create_app
+from polyphi.serve.settings import Settings
+
+TOGETHER = 32
+
+
+def app(args: dict[str, str]) -> Application:
+    """`args`: model, and as wanted most (replicas), cpus and gpus (of each), host, key."""
+    hosts, keys = (tuple(filter(None, [args.get(name)])) for name in ("host", "key"))
+    settings = Settings(Path(args["model"]).name, hosts=hosts, keys=keys)
+
+    def replica() -> FastAPI:
+        return create_app(load(args["model"], together=TOGETHER).engine, settings)
+
+    deployment = serve.deployment(
+        serve.ingress(replica)(),
+        name="polyphi",
+        max_ongoing_requests=TOGETHER + settings.max_waiting,
+        autoscaling_config={
+            "min_replicas": 1,
+            "max_replicas": int(args.get("most", 1)),
+            "target_ongoing_requests": TOGETHER // 2,
+        },
+        ray_actor_options={
+            "num_cpus": float(args.get("cpus", 1)),
+            "num_gpus": float(args.get("gpus", 0)),
+        },
+        graceful_shutdown_timeout_s=settings.drain_seconds,
+    )
+    return deployment.bind()
+
+
+if __name__ == "__main__":
+    serve.run(app({"model": sys.argv[1]}), blocking=True)
