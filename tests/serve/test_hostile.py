@@ -23,6 +23,7 @@ from typing import Any
 import httpx2
 import pytest
 import torch
+from engine.conftest import fitted, make_engine
 from safetensors.torch import load_file, save_file
 from serve.conftest import Running
 from serve.saved import save, served
@@ -33,6 +34,8 @@ from polyphi.chat import CALL, CALL_END
 from polyphi.curate import pages, sources
 from polyphi.engine.engine import Engine
 from polyphi.engine.tools import ToolParser, parse_calls
+from polyphi.model.config import ModelConfig
+from polyphi.processing.tokenizer import Tokenizer
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 HI: list[Any] = [{"role": "user", "content": "hi"}]
@@ -642,20 +645,27 @@ def hostile(url: str) -> Iterator[None]:
 
 
 @pytest.mark.long
-def test_hostile_peers_do_not_stop_others(engine: Engine, tmp_path: Path) -> None:
-    """A client's short chats take at most twice as long beside them (medians of the same run, in turns)."""
-    with served(save(engine, tmp_path / "model")) as url:
-        with httpx2.Client(base_url=url, timeout=60, trust_env=False) as client:
-            latencies(client, 5)  # the first of all are slower
-            alone, beside = [], []
-            for _ in range(3):
-                alone += latencies(client, 10)
-                with hostile(url):
-                    beside += latencies(client, 10)
-                until(lambda: at_rest(client))
-        before, after = statistics.median(alone), statistics.median(beside)
-        print(f"{1000 * before:.0f} ms alone, {1000 * after:.0f} ms beside them")
-        assert after < 2 * before
+def test_s19_hostile_peers_do_not_stop_others(
+    tiny_config: ModelConfig, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """A client's short chats take at most twice as long beside them: medians of one run, in turns, the machine may be
+    busy. The model is a deep one, so that a step takes as long as those of real models rather than no time at all."""
+    sizes = {"max_position_embeddings": 2048, "num_hidden_layers": 24}
+    folder = save(
+        make_engine(fitted(tiny_config, tokenizer, **sizes), tokenizer), tmp_path / "model"
+    )
+    alone: list[float] = []
+    beside: list[float] = []
+    with served(folder) as url, httpx2.Client(base_url=url, timeout=60, trust_env=False) as client:
+        latencies(client, 5)  # the first of all are slower
+        for _ in range(5):
+            alone += latencies(client, 5)
+            with hostile(url):
+                beside += latencies(client, 5)
+            until(lambda: at_rest(client))
+    before, after = statistics.median(alone), statistics.median(beside)
+    print(f"{1000 * before:.0f} ms alone, {1000 * after:.0f} ms beside them")
+    assert after < 2 * before
 
 
 def at_rest(client: httpx2.Client) -> bool:
