@@ -482,7 +482,7 @@ def test_s16_hostile_calls_in_pieces_are_what_they_are_whole(name: str) -> None:
     assert "".join(part for part in told if isinstance(part, str)) == content
 
 
-# Read in time that grows with their length, but 0.1 to 0.35 s of it for a megabyte: engine/tools.py goes letter by letter.
+# Read in time that grows with their length, but 0.1 to 0.35 s of it for a megabyte: it is read letter by letter.
 SLOW = {
     *("marks", "marks that end", "marks and brackets", "objects that begin", "names of functions"),
     *(
