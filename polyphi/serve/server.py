@@ -29,7 +29,7 @@ from polyphi.batch import Batch
 from polyphi.chat import Completion, Grammar, Message, SamplingParams, TokenLogprob
 from polyphi.engine.engine import Engine
 from polyphi.engine.media import Caps, MediaError
-from polyphi.engine.memory import OutOfMemory
+from polyphi.engine.memory import OutOfMemory, ran_out
 from polyphi.engine.request import Request
 from polyphi.engine.sampling import check
 from polyphi.engine.structured import Matcher
@@ -332,6 +332,11 @@ class Server:
         except ValueError as error:
             code = "context_length_exceeded" if "at most" in str(error) else None
             raise ApiError(400, str(error), param=param, code=code) from None
+        except (MemoryError, RuntimeError) as error:
+            if not ran_out(error):
+                raise
+            said = "there was not enough memory to read this request; try a smaller one, or again later"
+            raise failed(OutOfMemory(said)) from None
 
     def note(self, request: HttpRequest, said: object) -> None:
         """Writes what was asked or answered to the log, where that was asked for; texts only, no media."""
