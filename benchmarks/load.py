@@ -430,7 +430,7 @@ def report(
             "last third": statistics.median(memory[-third:]),
             "peak": max(memory),
             "remembered of media": held["encoder_remembered_bytes"],
-            "samples": len(memory),
+            "looks": memory,
         },
     }
 
@@ -461,11 +461,9 @@ def show(found: dict[str, Any]) -> None:
         f"{found['tokens read a second']:.1f} read, {found['tokens written a second']:.1f} written",
     )
     shown = ", ".join(
-        f"{name} {value / 2**20:.0f}"
-        for name, value in found["memory"].items()
-        if name != "samples"
+        f"{name} {value / 2**20:.0f}" for name, value in found["memory"].items() if name != "looks"
     )
-    facts.add_row("memory, MiB", f"{shown} ({found['memory']['samples']} looks)")
+    facts.add_row("memory, MiB", f"{shown} ({len(found['memory']['looks'])} looks)")
     console.print(facts)
     for kind, how, said in found["lost or wrong"][:20]:
         console.print(f"[red]{how}[/] {kind}: {said}", highlight=False)
