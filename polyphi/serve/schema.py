@@ -6,6 +6,7 @@ Values are checked where they mean something: sampling in engine/sampling.py, me
 """
 
 import json
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
@@ -18,6 +19,7 @@ from pydantic_core import PydanticCustomError
 from polyphi.chat import Grammar, SamplingParams, functions
 from polyphi.serve.errors import ApiError
 
+HALF = re.compile(r"[\ud800-\udfff]")
 MAX_TEXT = 4_000_000
 """Letters of one text."""
 
@@ -46,6 +48,27 @@ class Fields(BaseModel):
                         "unknown field {name}{hint}",
                         {"name": repr(str(name))[:80], "hint": hint, "field": str(name)[:80]},
                     )
+        return value
+
+
+class Body(Fields):
+    """A whole request. What can't be encoded is no text, wherever in it it stands."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_halves(cls, value: Any) -> Any:
+        left = [value]
+        while left:
+            some = left.pop()
+            if isinstance(some, str):
+                if not some.isascii() and HALF.search(some):
+                    raise PydanticCustomError(
+                        "no_text", "half of a surrogate pair (\\ud800 to \\udfff alone) is no text"
+                    )
+            elif isinstance(some, dict):
+                left += [*some.keys(), *some.values()]
+            elif isinstance(some, list):
+                left += some
         return value
 
 
@@ -97,6 +120,8 @@ Part = Annotated[
 
 
 class Function(Fields):
+    ignored = frozenset({"parsed_arguments"})  # OpenAI's helpers put it on answers
+
     name: str = Field(max_length=256)
     arguments: str = Field(default="{}", max_length=MAX_TEXT)
 
@@ -121,6 +146,7 @@ class Turn(Fields):
             "function_call",
             "reasoning_content",
             "reasoning",
+            "parsed",
         ]
     )
 
@@ -185,7 +211,7 @@ IGNORED = frozenset(
 Number = float | None
 
 
-class Sampling(Fields):
+class Sampling(Body):
     """What both kinds of completions may ask of how tokens are drawn. Left out, answers are greedy."""
 
     ignored = IGNORED
@@ -292,14 +318,14 @@ class CompletionRequest(Sampling):
     suffix: str | None = None
 
 
-class TokenizeRequest(Fields):
+class TokenizeRequest(Body):
     model: str | None = None
     prompt: str | None = Field(default=None, max_length=MAX_TEXT)
     messages: list[Turn] | None = Field(default=None, min_length=1)
     tools: list[Tool] | None = Field(default=None, max_length=128)
 
 
-class DetokenizeRequest(Fields):
+class DetokenizeRequest(Body):
     model: str | None = None
     tokens: list[int] = Field(max_length=1_000_000)
 
@@ -316,7 +342,7 @@ def explained(error: RequestValidationError) -> ApiError:
     if kind == "unknown_field":
         param = ".".join(filter(None, [param, found["ctx"]["field"]]))
     told = str(found["msg"]).replace("Input should be", "expected")
-    if kind not in ("unknown_field", "missing"):
+    if kind not in ("unknown_field", "missing", "no_text"):
         told += f", found {_short(found.get('input'))}"
     return ApiError(400, f"{param}: {told}" if param else told, param=param or None)
 

@@ -330,7 +330,8 @@ class Server:
             where = places[error.number] if error.number is not None and places else param
             raise refusal(error, where) from None
         except ValueError as error:
-            code = "context_length_exceeded" if "at most" in str(error) else None
+            long = any(said in str(error) for said in ("at most", "context holds"))
+            code = "context_length_exceeded" if long else None
             raise ApiError(400, str(error), param=param, code=code) from None
         except (MemoryError, RuntimeError) as error:
             if not ran_out(error):

@@ -249,7 +249,6 @@ def all_refused(running: Running, bodies: dict[str, tuple[str, bytes]]) -> None:
     assert not wrong, "\n".join(f"{name}: {said}" for name, said in wrong.items())
 
 
-@pytest.mark.xfail(strict=True, reason="names and plain texts aren't looked at for it yet")
 def test_s18_halves_of_surrogate_pairs_are_refused(running: Running) -> None:
     """They are no text: nothing can encode them."""
     all_refused(running, HALVES)
