@@ -336,6 +336,10 @@ def test_arguments_in_a_string_are_held_to_the_same(monkeypatch: pytest.MonkeyPa
     assert calls('{"a": ' + "[" * 64 + "]" * 64 + "}") == 0
     monkeypatch.setattr(tools, "MAX_STEPS", 7)  # four; within the string two brackets and a member
     assert (calls('{"a": {}}'), calls('{"a": {}, "b": {}}')) == (1, 0)
+    one = json.dumps({"name": "f", "arguments": '{"a": {}}'})
+    for steps, found in ((14, 1), (15, 2)):  # the list's bracket too; six more for another call
+        monkeypatch.setattr(tools, "MAX_STEPS", steps - 1)
+        assert len(parse_calls(f"{CALL}[{one},{one}]")[1]) == found
 
 
 @pytest.mark.parametrize("written", ["1" * 400, "-0." + "1" * 400 + "e-" + "1" * 400])
