@@ -11,27 +11,56 @@ Models write calls in three ways, each a JSON list of objects with a name and ar
 
 A call is told once it is whole: until then it may turn out to be none, and what has been told can't be taken back. Text
 that turns out to be no call, or is cut off within one, is content, letter by letter as it was written. Where a list
-holds several, those that came whole stay calls. What comes out doesn't depend on how the text was cut into pieces, and
-takes time in proportion to its length: JSON is read strictly, so that a false start ends at its first wrong letter.
+holds several, those that came whole stay calls. What comes out doesn't depend on how the text was cut into pieces.
+
+It takes time in proportion to the text's length, whatever the text says:
+
+- JSON is read strictly, so that a false start ends at its first wrong letter. A start within the JSON of another is in
+  a string there, and the quote that ends this string opens one of its own: what is in a string for one is not for the
+  other, so that both can't go on beyond a third start. No letter is read for more than two of them.
+- Compiled patterns read the letters, and never give back what they took.
+- What has to be decided one by one is bounded: beyond `MAX_STEPS` all is content.
 """
 
 import json
+import re
 from dataclasses import dataclass
-from itertools import groupby
-from typing import Any
 
 from polyphi.chat import CALL, CALL_END
 
 FUNCTOOLS = "functools["
-SPACES = " \t\r\n"
-SCALAR = "+-.0123456789Eaeflnrstu"
-"""Letters of numbers, true, false and null."""
 STARTS = (CALL, FUNCTOOLS)
-VALUES = ("value", "first value")
-STRINGS = (*VALUES, "key", "first key")
-"""Names of places in JSON."""
-MAX_DEPTH, MAX_SCALAR, MAX_SPACES = 64, 400, 64
-"""In calls: brackets within each other, letters of a number, spaces before the closing mark."""
+MAX_STEPS = 10_000
+"""In an answer: starts of calls, brackets opened after them and members of what may be calls, together."""
+MAX_DEPTH, MAX_DIGITS, MAX_SPACES = 64, 400, 64
+"""In calls: brackets within each other; digits of a number before its point, after it or in its exponent; spaces before
+the closing mark."""
+
+WHITE = " \t\r\n"
+# JSON's grammar (RFC 8259), every repeat possessive.
+SPACES = f"[{WHITE}]*+"
+LETTERS = r'(?:[^"\\\x00-\x1f]++|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*+'
+STRING = f'"{LETTERS}"'
+DIGITS = f"[0-9]{{1,{MAX_DIGITS}}}+"
+SCALAR = rf"(?:-?+(?:0|(?!0){DIGITS})(?:\.{DIGITS})?+(?:[eE][-+]?+{DIGITS})?+|true|false|null)"
+VALUE = f"(?:{SCALAR}|{STRING})"
+
+_START = re.compile("|".join(map(re.escape, STARTS)))
+_SPACES = re.compile(SPACES)
+_FEW_SPACES = re.compile(f"[{WHITE}]{{0,{MAX_SPACES}}}+")
+_LETTERS = re.compile(LETTERS)
+_ESCAPE_BEGUN = re.compile(r"(?:\\(?:u[0-9a-fA-F]{0,3}+)?+)?+")
+_SCALAR = re.compile(SCALAR)
+_LIKE_SCALAR = re.compile(f"[-+.0-9Eaeflnrstu]{{0,{3 * MAX_DIGITS + 5}}}+")
+_ITEMS = re.compile(f"(?:{VALUE}{SPACES},{SPACES})*+")
+_MEMBERS = re.compile(f"(?:{STRING}{SPACES}:{SPACES}{VALUE}{SPACES},{SPACES})*+")
+_RUNS = {"item": _ITEMS, "first item": _ITEMS, "key": _MEMBERS, "first key": _MEMBERS}
+
+KEYS = ("key", "first key")
+VALUES = ("value", "item", "first item")
+ENDS = ("next", "first key", "first item", "first call")
+OPENS = {"{": ("start", "call", "first call", *VALUES), "[": ("start", *VALUES)}
+"""Places in JSON, by what may stand there: a member's name, any value, the closing bracket, opening brackets."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +93,13 @@ class ToolParser:
         self._start = ""
         self._reader: _Reader | None = None  # of the list that may be one of calls
         self._ended = False  # a list has just ended: its closing mark may come
+        self._left = MAX_STEPS
 
     def add(self, text: str) -> list[str | ToolCall]:
-        self._held += text
+        held, self._held = self._held, ""
+        held += text  # which CPython does without a copy while there is but one name for the string
+        self._held = held
+        del held
         return self._tell(last=False)
 
     def finish(self) -> list[str | ToolCall]:
@@ -74,176 +107,166 @@ class ToolParser:
         return self._tell(last=True)
 
     def _tell(self, last: bool) -> list[str | ToolCall]:
-        text, told = self._held, 0
+        text, told, put = (
+            self._held,
+            0,
+            0,
+        )  # between `put` and `told` is content that isn't in `out` yet
         out: list[str | ToolCall] = []
-        seen: dict[str, int] = {}
         while True:
-            if self._reader is not None:
-                found = self._reader.read(text)
+            if (reader := self._reader) is not None:
+                found = reader.read(text)
                 if found == "more" and not last:
                     break
-                call = None
-                if found == "object":
-                    whole = text[self._reader.began : self._reader.at]
-                    call = _call(whole, optional=self._start != "[")
+                call = reader.call(text, self._start) if found == "object" else None
                 if call is not None:
-                    out.append(call)
-                    told = self._reader.at
-                    self._reader.calls += 1
-                    if not self._reader.stack:  # an object without a list
-                        self._reader, self._ended = None, True
-                elif self._reader.calls:  # the list's end, or what follows its calls is no call
-                    told = self._reader.at if found == "end" else told
-                    self._reader, self._ended = None, True
-                else:  # no call: the start was content
-                    out.append(self._start)
+                    out += [text[put:told], call] if put < told else [call]
+                    put = told = reader.at
+                    reader.calls += 1
+                    if reader.stack:
+                        continue
+                elif not reader.calls:  # the start was content
                     told += len(self._start)
-                    self._reader = None
+                elif found == "end":  # otherwise what follows the calls is content
+                    put = told = reader.at
+                self._reader, self._ended, self._left = None, reader.calls > 0, reader.left
             elif self._ended:
-                at = _past_spaces(text, told, MAX_SPACES)
-                self._ended = not last and CALL_END.startswith(text[at:])
-                if self._ended:
+                at = _end(_FEW_SPACES, text, told)
+                if not last and len(text) - at < len(CALL_END) and CALL_END.startswith(text[at:]):
                     break
-                told = at + len(CALL_END) if text.startswith(CALL_END, at) else told
+                if text.startswith(CALL_END, at):
+                    put = told = at + len(CALL_END)
+                self._ended = False
             else:
-                start, at = self._next_start(text, told, seen)
-                if not start:
-                    at = len(text) - (0 if last else _beginning(text, told))
-                out.append(text[told:at])
-                told = at
-                if not start:
+                self._start, told = self._next_start(text, told, last)
+                if not self._start:
                     break
-                self._fresh, self._start = False, start
-                self._reader = _Reader(at + len(start) - (start[-1] == "["))
+                bracket = told + len(self._start) - (self._start[-1] == "[")
+                self._reader = _Reader(bracket, self._left - 1)
+        if put < told:
+            out.append(text[put:told])
         self._held = text[told:]
         if self._reader is not None:
             self._reader.at -= told
             self._reader.began -= told
-        return _joined(out)
+        return out
 
-    def _next_start(self, text: str, told: int, seen: dict[str, int]) -> tuple[str, int]:
-        """The next start of calls and where it is, "" if there is none. `seen` keeps where each was found last."""
+    def _next_start(self, text: str, told: int, last: bool) -> tuple[str, int]:
+        """The next start of calls and where it is; if there is none "" and where one may have begun."""
         if self._fresh:
-            at = _past_spaces(text, told, len(text))
+            at = _end(_SPACES, text, told)
             self._fresh = at == len(text)
             if text.startswith("[", at):
                 return "[", at
-        for start in STARTS:
-            if start not in seen or 0 <= seen[start] < told:
-                seen[start] = text.find(start, told)
-        return min(
-            ((start, at) for start, at in seen.items() if at >= 0),
-            key=lambda found: found[1],
-            default=("", len(text)),
-        )
+        if self._left and (found := _START.search(text, told)):
+            return found[0], found.start()
+        for start in () if last else STARTS:
+            # Their first letters stand nowhere else in them.
+            at = text.rfind(start[0], max(told, len(text) - len(start) + 1))
+            if at >= 0 and start.startswith(text[at:]):
+                return "", at
+        return "", len(text)
 
 
 class _Reader:
-    """Reads JSON letter by letter, from its first bracket on, and stops where something is decided.
+    """Reads JSON from its first bracket on, and stops where something is decided.
 
     `at` is the next letter to read, `stack` the open brackets, `began` where the newest object of the list (or the one
-    that stands without a list) begins, `calls` how many of them were calls.
+    that stands without a list) begins, `calls` how many of them were calls, `left` how many steps there may be.
     """
 
-    def __init__(self, at: int) -> None:
+    def __init__(self, at: int, left: int) -> None:
         self.at = at
+        self.left = left
         self.stack: list[str] = []
         self.began = at
         self.calls = 0
-        self._due = "value"  # or "first value", "key", "first key", ":", "next": what may come
-        self._scanned = 1  # letters of an unfinished string in which no end was found
+        self._level = 2  # how many brackets are open where the object's own members stand
+        self._cuts: list[int] = []  # its brackets, colons and commas, counted from `began`
+        self._due = "start"  # or "first call", "call", "first key", "key", "in key", ":", "value", "in value", ...
 
     def read(self, text: str) -> str:
         """Goes on to "object": one that may be a call is whole; "end": the list is; "wrong": something that can't
         stand where it does, and there is nothing more to read; "more": the text ends."""
         stack, due, at, size = self.stack, self._due, self.at, len(text)
         while at < size:
-            letter = text[at]
-            # Where only an object can be a call: in the list, or instead of it.
-            outside = due in VALUES and (not stack or (len(stack) == 1 and stack[0] == "["))
-            if letter in SPACES:
-                at += 1
-            elif letter == '"':
-                if due not in STRINGS or outside:
-                    return "wrong"
-                if (quote := self._closing_quote(text, at)) < 0:
+            letter, depth = text[at], len(stack) - self._level
+            if due in ("in key", "in value"):
+                at = _end(_LETTERS, text, at)
+                if _ESCAPE_BEGUN.fullmatch(text, at):
                     break
-                if not _is_scalar(text[at : quote + 1]):
+                if text[at] != '"':
                     return "wrong"
-                at, due = quote + 1, "next" if due in VALUES else ":"
-            elif letter == ":":
-                if due != ":":
+                at, due = at + 1, ":" if due == "in key" else "next"
+                continue
+            if letter in "{[" or (depth == 0 and letter == ":"):
+                if not self.left:
                     return "wrong"
+                self.left -= 1
+            if depth == 0 and letter in ":,}":
+                self._cuts.append(at - self.began)
+            if letter in WHITE:
+                at = _end(_SPACES, text, at)
+            elif depth > 0 and due in _RUNS and (end := _end(_RUNS[due], text, at)) > at:
+                at, due = end, due.removeprefix("first ")
+            elif letter == '"' and (due in KEYS or due in VALUES):
+                at, due = at + 1, "in key" if due in KEYS else "in value"
+            elif due in OPENS.get(letter, ()) and len(stack) < MAX_DEPTH:
+                stack.append(letter)
+                if letter == "{" and due not in VALUES:
+                    self.began, self._level, self._cuts = at, len(stack), [0]
+                inner = "first call" if due == "start" else "first item"
+                at, due = at + 1, "first key" if letter == "{" else inner
+            elif letter == due == ":":
                 at, due = at + 1, "value"
-            elif letter == ",":
-                if due != "next":
-                    return "wrong"
-                at, due = at + 1, "key" if stack[-1] == "{" else "value"
-            elif letter in "}]":
-                opened, first = ("{", "first key") if letter == "}" else ("[", "first value")
-                if not stack or stack[-1] != opened or due not in (first, "next"):
-                    return "wrong"
+            elif letter == "," and due == "next":
+                inner = "key" if stack[-1] == "{" else "item"
+                at, due = at + 1, inner if depth >= 0 else "call"
+            elif letter in "}]" and due in ENDS and stack[-1] + letter in ("{}", "[]"):
                 stack.pop()
                 at, due = at + 1, "next"
-                if not stack or (letter == "}" and stack == ["["]):
+                if len(stack) < self._level:
                     self.at, self._due = at, due
                     return "object" if letter == "}" else "end"
-            elif due not in VALUES:
-                return "wrong"
-            elif letter in "{[":
-                if len(stack) == MAX_DEPTH or (letter == "[" and stack and outside):
-                    return "wrong"
-                if outside and letter == "{":
-                    self.began = at
-                stack.append(letter)
-                at, due = at + 1, "first key" if letter == "{" else "first value"
-            elif outside:
-                return "wrong"
-            else:
-                end = at
-                while end < size and end - at <= MAX_SCALAR and text[end] in SCALAR:
-                    end += 1
+            elif due in VALUES:
+                end = _end(_LIKE_SCALAR, text, at)
                 if end == size:
                     break
-                if not _is_scalar(text[at:end]):
+                if not _SCALAR.fullmatch(text, at, end):
                     return "wrong"
                 at, due = end, "next"
+            else:
+                return "wrong"
         self.at, self._due = at, due
         return "more"
 
-    def _closing_quote(self, text: str, at: int) -> int:
-        """Where the string that begins at `at` ends, -1 if that is still to come."""
-        quote = text.find('"', at + self._scanned)
-        while quote >= 0:
-            slashes = quote
-            while text[slashes - 1] == "\\":
-                slashes -= 1
-            if (quote - slashes) % 2 == 0:
-                self._scanned = 1
-                return quote
-            quote = text.find('"', quote + 1)
-        self._scanned = len(text) - at
-        return -1
-
-
-def _call(text: str, *, optional: bool) -> ToolCall | None:
-    """The call that an object is, if it is one. `optional`: its arguments may be missing."""
-    members = _members(text)
-    name, _ = members.get("name", (None, ""))
-    arguments, written = members.get("arguments") or members.get("parameters") or (None, "")
-    if not written and not optional:
-        return None
-    if arguments is None or arguments == "":
-        written = "{}"
-    elif isinstance(arguments, str):
-        if not isinstance(_value(arguments), dict):
+    def call(self, text: str, start: str) -> ToolCall | None:
+        """The call that the object just read is, if it is one. In a bare list its arguments may not be missing."""
+        cuts, members = [self.began + cut for cut in self._cuts], dict[str, str]()
+        for before, colon, after in zip(cuts[::2], cuts[1::2], cuts[2::2], strict=False):
+            members[json.loads(text[before + 1 : colon])] = text[colon + 1 : after].strip(WHITE)
+        name, written = members.get("name", ""), members.get("arguments", members.get("parameters"))
+        if not name.startswith('"') or (written is None and start == "["):
             return None
-        written = arguments
-    elif not isinstance(arguments, dict):
-        return None
-    if not isinstance(name, str) or not name or not _is_text(name + written):
-        return None
-    return ToolCall(name, written)
+        if written in (None, "null", '""'):
+            written = "{}"
+        elif written.startswith('"'):
+            written = json.loads(written)
+            inner = _Reader(0, self.left)
+            whole = inner.read(written) == "object" and not inner.stack
+            self.left = inner.left
+            if not whole or _end(_SPACES, written, inner.at) < len(written):
+                return None
+        elif not written.startswith("{"):
+            return None
+        name = json.loads(name)
+        return ToolCall(name, written) if name and _is_text(name + written) else None
+
+
+def _end(pattern: re.Pattern[str], text: str, at: int) -> int:
+    """Where that ends which the pattern takes from `at` on."""
+    found = pattern.match(text, at)
+    return found.end() if found else at
 
 
 def _is_text(text: str) -> bool:
@@ -253,64 +276,3 @@ def _is_text(text: str) -> bool:
         return True
     except UnicodeEncodeError:
         return False
-
-
-def _members(text: str) -> dict[str, tuple[Any, str]]:
-    """An object's members: value, and text as written. The text is known to be right."""
-    members, at = {}, _past_spaces(text, 1, len(text))
-    while text[at] != "}":
-        name, at = _DECODER.raw_decode(text, at)
-        at = _past_spaces(text, _past_spaces(text, at, len(text)) + 1, len(text))
-        value, end = _DECODER.raw_decode(text, at)
-        members[name] = (value, text[at:end])
-        at = _past_spaces(text, end, len(text))
-        at = _past_spaces(text, at + 1, len(text)) if text[at] == "," else at
-    return members
-
-
-_DECODER = json.JSONDecoder()
-
-
-def _value(text: str) -> Any:
-    """What JSON text stands for; None if it is no JSON, or too deep."""
-
-    def refuse(word: str) -> None:
-        raise ValueError(word)
-
-    try:
-        return json.loads(text, parse_constant=refuse)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _is_scalar(written: str) -> bool:
-    """Whether it is a string, a number, true, false or null as a whole."""
-    try:
-        return bool(written) and _DECODER.raw_decode(written)[1] == len(written)
-    except ValueError:
-        return False
-
-
-def _past_spaces(text: str, at: int, most: int) -> int:
-    """The first place from `at` on that is no space, `most` letters on at most."""
-    end = min(len(text), at + most)
-    while at < end and text[at] in SPACES:
-        at += 1
-    return at
-
-
-def _beginning(text: str, told: int) -> int:
-    """Length of the longest end of `text` that a start of calls begins with."""
-    for length in range(min(max(map(len, STARTS)) - 1, len(text) - told), 0, -1):
-        if any(start.startswith(text[-length:]) for start in STARTS):
-            return length
-    return 0
-
-
-def _joined(parts: list[str | ToolCall]) -> list[str | ToolCall]:
-    """Neighbouring strings as one, without empty ones."""
-    joined: list[str | ToolCall] = []
-    for is_text, group in groupby(parts, key=lambda part: isinstance(part, str)):
-        some = list(group)
-        joined += [text for text in ["".join(map(str, some))] if text] if is_text else some
-    return joined

@@ -1,13 +1,18 @@
 """Tool calls: however an answer is cut into pieces the same comes out, and nothing of it is lost."""
 
 import json
-from collections.abc import Iterable
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from types import FrameType
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polyphi.chat import CALL, CALL_END, call_text
+from polyphi.engine import tools
 from polyphi.engine.tools import ToolCall, ToolParser, parse_calls
 
 Found = tuple[str, list[ToolCall]]
@@ -53,6 +58,10 @@ RIGHT: dict[str, Found] = {
     '<|tool_call|> no, <|tool_call|>[{"name": "b", "arguments": {}}]<|/tool_call|>': (
         "<|tool_call|> no, ",
         [ToolCall("b", "{}")],
+    ),
+    'functools[{"n\\u0061me" : "f\\n", "arguments": [], "arguments" :{"a":""} }]': (
+        "",
+        [ToolCall("f\n", '{"a":""}')],
     ),
     # Cut off, or wrong from some letter on: what came whole stays a call, the rest is content.
     '<|tool_call|>[{"name": "a", "arguments": {}}, {"name": "b", "argu': (
@@ -146,6 +155,12 @@ SCRAPS = st.sampled_from(
 @settings(deadline=None)
 @given(st.lists(SCRAPS, max_size=25), st.data())
 def test_any_text_in_any_pieces(scraps: list[str], data: st.DataObject) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tools, "MAX_STEPS", data.draw(st.sampled_from([tools.MAX_STEPS, 12, 5])))
+        any_text_in_any_pieces(scraps, data)
+
+
+def any_text_in_any_pieces(scraps: list[str], data: st.DataObject) -> None:
     text = "".join(scraps)
     whole = parse_calls(text)
     assert parsed(scraps) == whole
@@ -208,25 +223,130 @@ def test_content_and_calls_are_told_as_soon_as_they_are_sure() -> None:
     assert parser.add(" and on") == [" and on"]
 
 
-@pytest.mark.parametrize(
-    "unit",
-    [CALL, CALL + '[{"', CALL + '[{"a":', CALL + '[{"a":"', '[{"a":', "functools[", "functools[{"],
-)
-def test_false_starts_cost_no_more_than_their_length(unit: str) -> None:
-    """Counted in letters read, not in seconds: each may be looked at a few times, not once for every start."""
-    from polyphi.engine import tools
+INSIDE = CALL + '[{"name":"f","arguments":{"a":['
+HOSTILE = [
+    *(("", unit) for unit in (CALL, CALL + '[{"', CALL + '[{"a":', CALL + '[{"a":"', CALL + "{}")),
+    *(("", unit) for unit in ("functools[", "functools[{", CALL + CALL_END, CALL + '{"name":"f"}')),
+    *(("", unit) for unit in (" ", "<", "f", "<|tool_call|", CALL + '{"name":"f"}' + " " * 63)),
+    *((INSIDE, unit) for unit in ("1,", "1.5e3,", '"",', '"\\\\",', "null,", "1", " ", '"', "\\")),
+    *((INSIDE, unit) for unit in ("[],", "{},", "[1,2],", "[" * 60 + "]" * 60 + ",", "[[1,2],")),
+    *(
+        (INSIDE + '"', unit)
+        for unit in ("a", "\\", '\\"', "\\u00e9", CALL, '","' + CALL + '[{",":')
+    ),
+    *((INSIDE + "{", unit) for unit in ('"a":1,', '"":"",', '"a":{},')),
+    *((CALL + "[{", unit) for unit in ('"a":1,', '"name":"f",', '"\\u0061":"",')),
+    (CALL + "[", '{"name":"f","arguments":{}},'),
+    (CALL + "[" + " " * 20_000, CALL + "{"),
+    (CALL + '[{"' + CALL + '[{",":', "1,"),  # two that go on together
+]
+"""What a text may say again and again, and what it says before."""
 
-    read = 0
 
-    class Counting(str):
-        def __getitem__(self, key: int | slice) -> str:  # type: ignore[override]
-            nonlocal read
-            read += 1
-            return str.__getitem__(self, key)
+def effort(pieces: list[str]) -> tuple[int, int]:
+    """Lines of the parser run through, and letters that its patterns took, while it reads an answer."""
+    ran, taken, end_of = 0, 0, tools._end
 
-    text = Counting(unit * 500)
-    parser = tools.ToolParser()
-    parser._held = text
-    told = parser._tell(last=True)
-    assert "".join(map(str, told)) == text
-    assert read < 10 * len(text)
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal ran
+        if frame.f_code.co_filename != tools.__file__:
+            return None
+        ran += event == "line"
+        return trace
+
+    def end(pattern: re.Pattern[str], text: str, at: int) -> int:
+        nonlocal taken
+        taken += end_of(pattern, text, at) - at
+        return end_of(pattern, text, at)
+
+    before = sys.gettrace()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tools, "_end", end)
+        patch.setattr(tools, "MAX_STEPS", 100)
+        sys.settrace(trace)
+        try:
+            parsed(pieces)
+        finally:
+            sys.settrace(before)
+    return ran, taken
+
+
+@pytest.mark.parametrize(("before", "unit"), HOSTILE)
+def test_effort_grows_no_faster_than_the_text(before: str, unit: str) -> None:
+    """Counted in lines and letters, not in seconds. Lines are bounded: only the patterns see the whole of a text."""
+    text = before + unit * (20_000 // len(unit))
+    ran, taken = effort([text])
+    assert ran < 100 * 100
+    assert taken < 4 * len(text)
+    pieces = [text[at : at + 10] for at in range(0, len(text), 10)]
+    ran, taken = effort(pieces)
+    assert ran < 150 * (100 + len(pieces))
+    assert taken < 4 * len(text)
+
+
+def test_patterns_never_give_back_what_they_took() -> None:
+    """Each repeat is possessive or of one length, so that a pattern can't try the same letters in many ways."""
+    patterns = [one for one in vars(tools).values() if isinstance(one, re.Pattern)]
+    assert len(patterns) > 5
+
+    def repeats(part: Any) -> Iterator[tuple[str, Any, Any]]:
+        if isinstance(part, re._parser.SubPattern):  # type: ignore[attr-defined]
+            for operation, of in part:
+                if str(operation).endswith("REPEAT"):
+                    yield str(operation), of[0], of[1]
+                yield from repeats(of)
+        elif isinstance(part, tuple | list):
+            for inner in part:
+                yield from repeats(inner)
+
+    def backtracks(pattern: str) -> bool:
+        found = repeats(re._parser.parse(pattern))  # type: ignore[attr-defined]
+        return any(how != "POSSESSIVE_REPEAT" and least != most for how, least, most in found)
+
+    assert backtracks("(?:a|(?>b+))*+") and not backtracks("(?:a|b++c{3})?+")
+    for pattern in patterns:
+        assert not backtracks(pattern.pattern), pattern.pattern
+
+
+def test_beyond_so_many_steps_all_is_content(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six here: a start, three brackets and two members. Four: another call of the list. Two: a start and a bracket."""
+    call, more = '{"name": "f", "arguments": {}}', f" {CALL}[]" + f'{CALL}{{"name": "f"}}{CALL_END}'
+    text = f"{CALL}[{call}, {call}]{CALL_END}{more}"
+    for steps, calls, content in (
+        (5, 0, text),
+        (6, 1, f", {call}]{CALL_END}{more}"),
+        (9, 1, f", {call}]{CALL_END}{more}"),
+        (10, 2, more),
+        (14, 2, more),
+        (15, 3, f" {CALL}[]"),
+    ):
+        monkeypatch.setattr(tools, "MAX_STEPS", steps)
+        found = content, [ToolCall("f", "{}")] * calls
+        assert parse_calls(text) == parsed(text) == found
+
+
+def test_arguments_in_a_string_are_held_to_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    def calls(arguments: str) -> int:
+        return len(parse_calls(CALL + json.dumps({"name": "f", "arguments": arguments}))[1])
+
+    assert calls(' {"a": [{}]}\n') == calls("{}") == 1
+    for wrong in ('{"a": [{}]', "[{}", "[{}]", "{}]", "{} {}", "{", " ", "1", '{"a": "\n"}'):
+        assert calls(wrong) == 0, wrong
+    assert calls('{"a": ' + "[" * 63 + "]" * 63 + "}") == 1
+    assert calls('{"a": ' + "[" * 64 + "]" * 64 + "}") == 0
+    monkeypatch.setattr(tools, "MAX_STEPS", 7)  # four; within the string two brackets and a member
+    assert (calls('{"a": {}}'), calls('{"a": {}, "b": {}}')) == (1, 0)
+    one = json.dumps({"name": "f", "arguments": '{"a": {}}'})
+    for steps, found in ((14, 1), (15, 2)):  # the list's bracket too; six more for another call
+        monkeypatch.setattr(tools, "MAX_STEPS", steps - 1)
+        assert len(parse_calls(f"{CALL}[{one},{one}]")[1]) == found
+
+
+@pytest.mark.parametrize("written", ["1" * 400, "-0." + "1" * 400 + "e-" + "1" * 400])
+def test_numbers_have_so_many_digits(written: str) -> None:
+    for number, calls in ((written, 1), (written + "1", 0)):
+        for after in ("}", ', "b": [' + number + ", " + number + "]}"):
+            text = f'{CALL}{{"name": "f", "arguments": {{"a": {number}{after}}}'
+            assert len(parse_calls(text)[1]) == calls
+            for at in range(len(text)):
+                assert parsed([text[:at], text[at:]]) == parse_calls(text)
