@@ -222,8 +222,8 @@ def load(
 
     On the CPU, without a cast, the parameters are the mapped file itself, so memory stays at the checkpoint's size.
     What is quantised is read one tensor at a time, and nothing of it stays mapped.
-    Raises ValueError, in one message: an unknown `quant`, no config.json, a damaged file, pickles, or tensors that are
-    missing, unexpected or mis-shaped, by name.
+    Raises ValueError, in one message: an unknown `quant`, no config.json, a damaged file, pickles, tensors that are
+    missing, unexpected, mis-shaped or no floats, by name, or an adapter (they come from anywhere) with NaN or infinity.
     """
     folder = locate(source)
     layout, config, stored = _open(folder)
@@ -251,6 +251,8 @@ def load(
             for name in members:
                 entry = expected[name]
                 tensor = tensors.get_tensor(stored[name].key)
+                if ".lora." in entry.ours:
+                    _check_finite(name, tensor)
                 unit_axes = public_name(entry.ours, layout)[1]
                 state[entry.ours] = tensor.reshape(entry.shape[unit_axes:]).to(
                     device=device, dtype=dtype
@@ -477,6 +479,11 @@ def _check(
         "missing": [name for name in expected if name not in stored],
         "unexpected": [name for name in stored if name not in expected],
         "mis-shaped": misshaped,
+        "of another type": [
+            f"{name} expected a float found {stored[name].type}"
+            for name in expected
+            if name in stored and stored[name].type not in _TYPES
+        ],
     }
     if not any(faults.values()):
         return
@@ -489,6 +496,12 @@ def _check(
         f"{folder} does not hold what its config.json promises ({layout} layout, {len(expected)} tensors expected, "
         f"{len(stored)} found). {'; '.join(parts)}"
     )
+
+
+def _check_finite(name: str, tensor: torch.Tensor) -> None:
+    low, high = tensor.aminmax()  # NaN comes through
+    if not bool((high.float() - low.float()).isfinite()):
+        raise ValueError(f"{name} holds NaN or infinity; expected an adapter of numbers")
 
 
 # ---- writing ---------------------------------------------------------------------------------------------------------

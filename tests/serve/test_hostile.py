@@ -419,7 +419,6 @@ def test_s28_an_adapter_that_does_not_fit_is_refused(
     ],
     ids=["whole numbers", "NaN", "infinity"],
 )
-@pytest.mark.xfail(strict=True, reason="model/weights.py doesn't look at types and values yet")
 def test_s28_an_adapter_of_nonsense_is_refused(engine: Engine, tmp_path: Path, change: Any) -> None:
     with pytest.raises(ValueError, match="vision"):
         polyphi.load(poisoned(save(engine, tmp_path / "model"), change), device="cpu")
