@@ -107,12 +107,10 @@ class ToolParser:
         return self._tell(last=True)
 
     def _tell(self, last: bool) -> list[str | ToolCall]:
-        text, told, put = (
-            self._held,
-            0,
-            0,
-        )  # between `put` and `told` is content that isn't in `out` yet
-        out: list[str | ToolCall] = []
+        text, told, put = self._held, 0, 0
+        out: list[
+            str | ToolCall
+        ] = []  # without the content between `put` and `told`, which may go on
         while True:
             if (reader := self._reader) is not None:
                 found = reader.read(text)
