@@ -309,21 +309,25 @@ class Engine:
     ) -> Batch:
         """The row of a conversation, media decoded, after everything that can be wrong with it and with what is asked
         was looked at. Takes no part in steps and waits for none. Raises ValueError as `generate` does."""
-        check(sampling)
+        self.check_sampling(sampling)
         made = self.row(messages, adapter=adapter)
         self.check_row(made, sampling)
         return made
 
+    def check_sampling(self, sampling: SamplingParams) -> None:
+        """Raises ValueError for values that mean nothing, and for a grammar that no answer fits."""
+        check(sampling)
+        if sampling.grammar is not None:
+            Matcher(sampling.grammar, self.processor.tokenizer)
+
     def check_row(self, row: Batch, sampling: SamplingParams) -> None:
-        """Raises ValueError if a row and its answer don't fit the context or memory, or no answer fits its grammar."""
+        """Raises ValueError if a row and its answer don't fit the context or memory."""
         self._check_room(len(row), sampling.max_tokens)
         if (bound := len(row) + sampling.max_tokens) > self.capacity:
             raise ValueError(
                 f"{len(row)} prompt tokens and {sampling.max_tokens} more are {bound}, but there is memory for "
                 f"the keys and values of {self.capacity}; lower max_tokens, or give the engine more memory"
             )
-        if sampling.grammar is not None:
-            Matcher(sampling.grammar, self.processor.tokenizer)
 
     def enter(
         self, row: Batch, sampling: SamplingParams = GREEDY, *, salt: bytes = b""

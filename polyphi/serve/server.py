@@ -31,7 +31,6 @@ from polyphi.engine.engine import Engine
 from polyphi.engine.media import Caps, MediaError
 from polyphi.engine.memory import OutOfMemory, ran_out
 from polyphi.engine.request import Request
-from polyphi.engine.sampling import check
 from polyphi.engine.structured import Matcher
 from polyphi.serve.errors import ApiError
 from polyphi.serve.fetch import Media, refusal
@@ -310,7 +309,8 @@ class Server:
                 400, f"n: expected at most {self.settings.max_answers}, found {asked.n}", param="n"
             )
         try:
-            await self.in_thread(check, replace(asked, max_tokens=asked.max_tokens or 1))
+            looked = replace(asked, max_tokens=asked.max_tokens or 1)
+            await self.in_thread(self.engine.check_sampling, looked)
         except ValueError as error:
             fields = type(wanted).model_fields
             named = next((word for word in str(error).split() if word in fields), None)

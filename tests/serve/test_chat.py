@@ -199,6 +199,16 @@ def test_logprobs_and_several_answers(running: Running, client: OpenAI) -> None:
             "expected",
         ),
         ({"tools": [{"type": "function", "function": {}}]}, "tools", "name"),
+        (
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "x", "schema": {"enum": []}},
+                }
+            },
+            "response_format",
+            "answer fits|can't be followed",
+        ),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "schema"),
     ],
 )
