@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from polyphi.model.config import (
     AdapterConfig,
@@ -15,6 +16,10 @@ from polyphi.model.config import (
 
 # So that a test file may import the helper beside it (`from parity.oracle import ...`) under pytest's importlib mode.
 sys.path.insert(0, str(Path(__file__).parent))
+
+# No test is timed: machines are shared.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 @pytest.fixture
