@@ -28,8 +28,10 @@ def until(true: Callable[[], bool], seconds: float = 20) -> None:
 
 def test_who_hangs_up_while_words_come_frees_everything(running: Running) -> None:
     with running.client() as client:
-        with client.stream("POST", PATH, json={**LONG, "stream": True}) as answer:
-            next(answer.iter_lines())
+        body = {**LONG, "max_tokens": 1500, "stream": True}
+        with client.stream("POST", PATH, json=body) as answer:
+            lines = answer.iter_lines()  # kept: a forgotten iterator hangs up by itself
+            next(lines)
             until(lambda: running.engine.counters().blocks_held > 0)
         until(running.idle)
         until(lambda: not client_server(running).admitted)

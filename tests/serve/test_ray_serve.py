@@ -93,7 +93,8 @@ def test_a_replica_answers_as_a_server_does(engine: Engine, url: str) -> None:
 
         # Who leaves, in a stream or before an answer, frees what he held.
         with http.stream("POST", "/v1/chat/completions", json=body) as answer:
-            next(answer.iter_lines())
+            lines = answer.iter_lines()
+            next(lines)
         until(lambda: aborted(http) == 1)
         with pytest.raises(httpx2.TimeoutException):
             http.post("/v1/chat/completions", json={**body, "stream": False}, timeout=0.5)
