@@ -19,6 +19,17 @@ import numpy as np
 MediaSource = str | Path | bytes
 TRANSCRIBE = "Transcribe the audio clip into text."
 """The published prompt of a transcription."""
+LANGUAGES: dict[str, str] = {
+    "en": "English",
+    "zh": "Chinese",
+    "fr": "French",
+    "de": "German",
+    "it": "Italian",
+    "ja": "Japanese",
+    "pt": "Portuguese",
+    "es": "Spanish",
+}
+"""Code -> English name of the eight languages (the Tier-1 languages of the report's speech and safety work)."""
 CALL, CALL_END = "<|tool_call|>", "<|/tool_call|>"
 """Around the JSON of a tool call in an assistant's text (processing/template.py)."""
 
@@ -153,9 +164,7 @@ class Message:
             role = "tool_response"
         if called := value.get("tool_calls"):
             said = cls.parse({"role": role, "content": content or ()}, root, video=video).parts
-            said = tuple(part for part in said if part != Text(""))
-            calls = Calls(call_text(called)) if role == "assistant" else Text(call_text(called))
-            return cls(role, (*said, calls), tools)
+            return cls(role, with_calls(said, called, role), tools)
         if isinstance(content, str):
             return cls(role, (Text(content),), tools)
         if not isinstance(content, Sequence):
@@ -218,6 +227,14 @@ def call_text(calls: Iterable[Any]) -> str:
     # Marks inside an argument would be read as control tokens; in JSON strings "<" may be written so:
     text = text.replace(CALL, "\\u003c" + CALL[1:]).replace(CALL_END, "\\u003c" + CALL_END[1:])
     return f"{CALL}{text}{CALL_END}"
+
+
+def with_calls(
+    parts: Iterable[Part], calls: Iterable[Any], role: str = "assistant"
+) -> tuple[Part, ...]:
+    """A message's parts with the tools that it called at their end; only an assistant's are the model's own words."""
+    kind = Calls if role == "assistant" else Text
+    return (*(part for part in parts if part != Text("")), kind(call_text(calls)))
 
 
 def functions(tools: Any) -> list[dict[str, Any]] | None:

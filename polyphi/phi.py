@@ -54,7 +54,7 @@ class Phi:
     @property
     def context(self) -> int:
         """Tokens that prompt and answer may have together: what the model reads, or there is memory for."""
-        return min(self.engine.context, self.engine.capacity)
+        return self.engine.longest
 
     @property
     def processor(self) -> Processor:

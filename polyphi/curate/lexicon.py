@@ -9,17 +9,7 @@ own.
 
 from collections.abc import Mapping
 
-LANGUAGES: dict[str, str] = {
-    "en": "English",
-    "zh": "Chinese",
-    "fr": "French",
-    "de": "German",
-    "it": "Italian",
-    "ja": "Japanese",
-    "pt": "Portuguese",
-    "es": "Spanish",
-}
-"""Code -> English name of the eight languages (the Tier-1 languages of the report's speech and safety work)."""
+from polyphi.chat import LANGUAGES
 
 Words = dict[str, str]
 """Language code -> word."""

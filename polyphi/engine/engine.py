@@ -654,6 +654,11 @@ class Engine:
         """Tokens that the model can read, prompt and answer together."""
         return self.model.config.decoder.max_position_embeddings
 
+    @property
+    def longest(self) -> int:
+        """Tokens that a sequence may have: those that the model reads, or there is memory for."""
+        return min(self.context, self.capacity)
+
     def _check_media(self, pictures: int, clips: int) -> None:
         for kind, given, encoder in (
             ("pictures", pictures, self.model.vision),

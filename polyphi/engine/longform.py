@@ -22,7 +22,15 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float
 
-from polyphi.chat import TRANSCRIBE, Audio, Completion, Message, SamplingParams, Transcript
+from polyphi.chat import (
+    LANGUAGES,
+    TRANSCRIBE,
+    Audio,
+    Completion,
+    Message,
+    SamplingParams,
+    Transcript,
+)
 from polyphi.engine.align import align
 from polyphi.engine.engine import Engine, Stopped
 from polyphi.engine.transcript import Growing, Heard, Piece, join
@@ -49,17 +57,6 @@ SHORTEST_HALF = 5.0  # s
 TOGETHER = 16_384  # tokens of pieces answered together; a single one may have more
 FOLLOWED = 8  # pieces answered together at most while somebody follows the text
 
-LANGUAGES = {
-    "en": "English",
-    "zh": "Chinese",
-    "fr": "French",
-    "de": "German",
-    "it": "Italian",
-    "ja": "Japanese",
-    "pt": "Portuguese",
-    "es": "Spanish",
-}
-"""The languages of speech input (report, table of supported languages) as the published prompts name them."""
 TRANSLATE = "Translate the audio to {language}."
 TRANSCRIBE_AND_TRANSLATE = (
     "Transcribe the audio to text, and then translate the audio to {language}. "
@@ -168,11 +165,11 @@ def longest_piece(engine: Engine, task: Task, window: float | None = None) -> fl
     ValueError where that isn't even a second."""
     if window is not None and not window >= 1:
         raise ValueError(f"a window has at least 1 s, found {window:g}")
-    left = _context(engine) - _prompt(engine, task) - ANSWER - 1
+    left = engine.longest - _prompt(engine, task) - ANSWER - 1
     most = left / (AUDIO_TOKENS + TEXT_TOKENS * (2 if task.texts == "both" else 1))
     if most < 1:
         raise ValueError(
-            f"a context of {_context(engine)} tokens holds no second of audio beside the prompt and an answer of "
+            f"a context of {engine.longest} tokens holds no second of audio beside the prompt and an answer of "
             f"{ANSWER}; transcription needs a longer one"
         )
     return min(most, LONGEST, window or LONGEST)
@@ -349,11 +346,6 @@ def _aligned(
     return found
 
 
-def _context(engine: Engine) -> int:
-    """Tokens that the model reads and there is memory for."""
-    return min(engine.context, engine.capacity)
-
-
 def _prompt(engine: Engine, task: Task) -> int:
     """Tokens of the prompt without its audio."""
     return engine.processor.count([Message.user(task.prompt)]).total
@@ -361,7 +353,7 @@ def _prompt(engine: Engine, task: Task) -> int:
 
 def _left(engine: Engine, task: Task, job: Job) -> int:
     """Tokens that the context holds beside prompt and audio."""
-    return _context(engine) - _prompt(engine, task) - job.audio_tokens
+    return engine.longest - _prompt(engine, task) - job.audio_tokens
 
 
 def _room(engine: Engine, task: Task, job: Job) -> int:

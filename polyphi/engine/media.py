@@ -9,7 +9,7 @@ decoders, and no stranger's bytes shall reach those.
 
 from polyphi.processing.media import CLIPS, PICTURES, Caps, MediaError, sniff
 
-__all__ = ["CLIPS", "PICTURES", "Caps", "MediaError", "is_clip", "is_picture", "sniff"]
+__all__ = ["Caps", "MediaError", "is_clip", "is_picture"]
 
 
 def is_picture(data: bytes) -> bool:

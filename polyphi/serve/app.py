@@ -14,9 +14,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
-from polyphi.chat import SamplingParams, with_tools
+from polyphi.chat import LANGUAGES, SamplingParams, with_tools
 from polyphi.engine.engine import Engine
-from polyphi.engine.longform import LANGUAGES
 from polyphi.serve import chat, completions, page, speech
 from polyphi.serve.errors import ApiError
 from polyphi.serve.guard import Guard
@@ -102,7 +101,7 @@ def _about(app: FastAPI, server: Server) -> None:
             "owned_by": "polyphi",
             "root": settings.name,
             "parent": None if name == settings.name else settings.name,
-            "max_model_len": server.context,
+            "max_model_len": engine.longest,
         }
         return found
 
@@ -135,7 +134,7 @@ def _about(app: FastAPI, server: Server) -> None:
             "model": settings.name,
             "modalities": {"image": config.vision is not None, "audio": config.audio is not None},
             "adapters": list(config.adapters),
-            "context": server.context,
+            "context": engine.longest,
             "languages": dict(LANGUAGES),
             "limits": {name: getattr(settings, name) for name in limits.split()},
             "sampling": {name: getattr(defaults, name) for name in sampling.split()},
@@ -156,7 +155,7 @@ def _tokens(app: FastAPI, server: Server) -> None:
         server.adapter(wanted.model, "auto")
         if (wanted.prompt is None) == (wanted.messages is None):
             raise ApiError(400, "expected either prompt or messages", param="prompt")
-        room = {"max_model_len": server.context}
+        room = {"max_model_len": server.engine.longest}
         if wanted.prompt is not None:
             with server.explained("prompt"):
                 ids = await server.in_thread(tokenizer.encode, wanted.prompt)

@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, Response
 from polyphi.batch import Batch
 from polyphi.chat import (
     Audio,
-    Calls,
+    Completion,
     Grammar,
     Image,
     Message,
@@ -26,7 +26,7 @@ from polyphi.chat import (
     SamplingParams,
     Text,
     TokenLogprob,
-    call_text,
+    with_calls,
     with_tools,
 )
 from polyphi.engine.tools import ToolCall, ToolParser
@@ -86,7 +86,7 @@ def routes(server: Server) -> APIRouter:
         try:
             row, sampling = await unless_gone(request, prepared())
             job = await server.enter(row, sampling, server.salt(request))
-            answer = Answer(server, wanted, job, bool(tools))
+            answer = Answer(server, request, wanted, job, bool(tools))
             if wanted.stream:
                 return Events(answer.events(), close)
             body = await unless_gone(request, answer.whole())
@@ -94,7 +94,6 @@ def routes(server: Server) -> APIRouter:
             close()
             raise
         close()
-        server.note(request, [said.message for said in answer.said])
         return JSONResponse(body)
 
     return router
@@ -137,12 +136,12 @@ async def _message(media: Media, turn: Turn, where: str) -> Message:
                 param=f"{where}.tool_calls",
             )
         try:
-            calls = Calls(call_text([call.function.model_dump() for call in turn.tool_calls]))
+            called = with_calls(parts, [call.function.model_dump() for call in turn.tool_calls])
         except ValueError as error:
             where = f"{where}.tool_calls"
             raise ApiError(400, f"{where}: {error}", param=where) from None
-        parts = [*(part for part in parts if part != Text("")), calls]
-    elif turn.content is None:
+        return Message(turn.role, called)
+    if turn.content is None:
         raise ApiError(400, f"{where}.content: expected text or parts", param=f"{where}.content")
     return Message(ROLES.get(turn.role, turn.role), tuple(parts))
 
@@ -211,10 +210,12 @@ class Said:
 class Answer:
     """A job's answers in OpenAI's shapes."""
 
-    def __init__(self, server: Server, wanted: ChatRequest, job: Job, tools: bool) -> None:
-        self._server, self._wanted, self._job = server, wanted, job
+    def __init__(
+        self, server: Server, request: HttpRequest, wanted: ChatRequest, job: Job, tools: bool
+    ) -> None:
+        self._server, self._request, self._wanted, self._job = server, request, wanted, job
         parallel = wanted.parallel_tool_calls is not False
-        self.said = [Said(ToolParser() if tools else None, parallel) for _ in job.requests]
+        self._said = [Said(ToolParser() if tools else None, parallel) for _ in job.requests]
         self._id = f"chatcmpl-{secrets.token_hex(12)}"
         self._created = int(time.time())
 
@@ -226,6 +227,11 @@ class Answer:
             "model": self._wanted.model or self._server.settings.name,
         }
 
+    def _completions(self) -> list[Completion]:
+        """What it all came to, once it has; told to the log where that was asked for."""
+        self._server.note(self._request, [said.message for said in self._said])
+        return self._job.answers()
+
     def _logprobs(self, some: Sequence[TokenLogprob]) -> dict[str, Any] | None:
         if not self._wanted.logprobs:
             return None
@@ -234,11 +240,11 @@ class Answer:
     async def whole(self) -> dict[str, Any]:
         reasons: dict[int, str | None] = {}
         async for news in self._job:
-            said = self.said[news.number]
+            said = self._said[news.number]
             said.add(news)
             if news.finish_reason:
                 reasons[news.number] = said.reason(news)
-        completions = self._job.answers()
+        completions = self._completions()
         choices = [
             {
                 "index": number,
@@ -246,7 +252,7 @@ class Answer:
                 "logprobs": self._logprobs(said.logprobs),
                 "finish_reason": reasons[number],
             }
-            for number, said in enumerate(self.said)
+            for number, said in enumerate(self._said)
         ]
         head = self._head("chat.completion")
         return {**head, "choices": choices, "usage": usage([completions]), **besides(completions)}
@@ -258,11 +264,11 @@ class Answer:
             choice = {"index": number, "delta": delta, "logprobs": None, "finish_reason": None}
             return event({**head, "choices": [{**choice, **more}]})
 
-        for number in range(len(self.said)):
+        for number in range(len(self._said)):
             yield chunk(number, {"role": "assistant", "content": ""})
         try:
             async for news in self._job:
-                said = self.said[news.number]
+                said = self._said[news.number]
                 deltas = said.add(news)
                 if news.logprobs and self._wanted.logprobs and not deltas:
                     deltas = [{"content": ""}]
@@ -277,7 +283,7 @@ class Answer:
                     more = besides([self._job.requests[news.number].completion()])
                     head |= more
                     yield chunk(news.number, {}, finish_reason=said.reason(news))
-            completions = self._job.answers()
+            completions = self._completions()
             options = self._wanted.stream_options
             if options is not None and options.include_usage:
                 yield event({**head, "choices": [], "usage": usage([completions])})

@@ -15,11 +15,12 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from polyphi.batch import Batch
-from polyphi.chat import SamplingParams, TokenLogprob
+from polyphi.chat import Completion, SamplingParams, TokenLogprob
 from polyphi.serve.answers import event, usage
 from polyphi.serve.errors import ApiError
 from polyphi.serve.schema import CompletionRequest
 from polyphi.serve.server import Events, Job, Server, unless_gone
+from polyphi.serve.tokens import finite
 
 MAX_PROMPTS = 128
 
@@ -55,7 +56,8 @@ def routes(server: Server) -> APIRouter:
             with server.explained("prompt"):
                 for row in rows:
                     await server.in_thread(server.bounded, row, sampling)
-            answer = Answer(server, wanted, sampling, rows)
+            server.note(request, wanted.prompt)
+            answer = Answer(server, request, wanted, sampling, rows)
             if silent:
                 body = await unless_gone(request, answer.echoed())
             else:
@@ -98,12 +100,13 @@ class Answer:
     def __init__(
         self,
         server: Server,
+        request: HttpRequest,
         wanted: CompletionRequest,
         sampling: SamplingParams,
         rows: Sequence[Batch],
     ) -> None:
-        self._server, self._wanted, self._sampling = server, wanted, sampling
-        self._rows = rows
+        self._server, self._request, self._rows = server, request, rows
+        self._wanted, self._sampling = wanted, sampling
         self._head = {
             "id": f"cmpl-{secrets.token_hex(12)}",
             "object": "text_completion",
@@ -131,7 +134,7 @@ class Answer:
                 said = [*thought, *found.logprobs]
                 reason = found.finish_reason
                 choices.append(self._choice(len(choices), before + found.text, said, reason))
-        answers = [job.answers() for job in jobs]
+        answers = self._completions(jobs)
         return {**self._head, "choices": choices, "usage": usage(answers)}
 
     async def events(self, jobs: Sequence[Job]) -> AsyncIterator[bytes]:
@@ -162,7 +165,7 @@ class Answer:
                         yield event(found.body)
                         return
                     yield found
-            answers = [job.answers() for job in jobs]
+            answers = self._completions(jobs)
             options = self._wanted.stream_options
             if options is not None and options.include_usage:
                 yield event({**self._head, "choices": [], "usage": usage(answers)})
@@ -170,6 +173,12 @@ class Answer:
         finally:
             for listener in listeners:
                 listener.cancel()
+
+    def _completions(self, jobs: Sequence[Job]) -> list[list[Completion]]:
+        """What it all came to, once it has; told to the log where that was asked for."""
+        answers = [job.answers() for job in jobs]
+        self._server.note(self._request, [c.text for some in answers for c in some])
+        return answers
 
     async def _prompt(self, row: Batch) -> tuple[str, list[TokenLogprob | int]]:
         """A prompt's text, and its tokens with what the model thinks of them; of the first it thinks nothing."""
@@ -206,6 +215,6 @@ class Answer:
                 found["token_logprobs"].append(None)
                 found["top_logprobs"].append(None)
                 continue
-            found["token_logprobs"].append(max(one.logprob, -9999.0))
-            found["top_logprobs"].append({tokens.text(t): max(v, -9999.0) for t, v in one.top})
+            found["token_logprobs"].append(finite(one.logprob))
+            found["top_logprobs"].append({tokens.text(t): finite(v) for t, v in one.top})
         return found

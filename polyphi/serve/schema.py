@@ -39,9 +39,10 @@ class Fields(BaseModel):
     @classmethod
     def _refuse_unknown(cls, value: Any) -> Any:
         if isinstance(value, dict):
+            known = {field.alias or name for name, field in cls.model_fields.items()}
             for name in value:
-                if name not in cls.model_fields and name not in cls.ignored:
-                    near = get_close_matches(str(name), cls.model_fields, 1)
+                if name not in known and name not in cls.ignored:
+                    near = get_close_matches(str(name), known, 1)
                     hint = f"; did you mean {near[0]!r}?" if near else ""
                     raise PydanticCustomError(
                         "unknown_field",
@@ -161,11 +162,6 @@ class JsonSchema(Fields):
     description: str | None = None
     schema_: dict[str, Any] | bool = Field(alias="schema", default=True)
     strict: bool | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_unknown(cls, value: Any) -> Any:
-        return value  # its field is called by an alias; what else is there changes nothing
 
 
 class ResponseFormat(Fields):

@@ -1,7 +1,7 @@
 """The engine behind the routes: one thread steps it for everybody, handlers wait for what it says.
 
 >>> with server.admit() as ticket:                       # or 429
-...     row = await server.prepare(messages, "auto")     # what is wrong is told here, before anything is sent
+...     row, sampling = await server.prepare(messages, "auto", asked)   # what is wrong is told here
 ...     job = await server.enter(row, sampling)
 ...     async for news in job: ...                       # (number of the answer, text, finish reason)
 
@@ -214,11 +214,6 @@ class Server:
         return self.alive and not self.draining
 
     @property
-    def context(self) -> int:
-        """Tokens that prompt and answer may have together."""
-        return min(self.engine.context, self.engine.capacity)
-
-    @property
     def structured(self) -> bool:
         """Whether answers can be held to a form."""
         return find_spec("llguidance") is not None
@@ -378,7 +373,7 @@ class Server:
     def bounded(self, row: Batch, sampling: SamplingParams) -> SamplingParams:
         """Sampling that fits a row: an answer of no given length (0) gets what is left, up to the server's bound."""
         if sampling.max_tokens == 0:
-            left = self.context - len(row)
+            left = self.engine.longest - len(row)
             sampling = replace(sampling, max_tokens=max(1, min(left, self.settings.max_tokens)))
         self.engine.check_row(row, sampling)
         return sampling

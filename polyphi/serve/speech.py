@@ -320,13 +320,8 @@ class Desk:
         if found.translation is not None and found.text:
             more["transcript"] = found.text
         if wishes.logprobs:
-            tokens = self._server.tokens
             more["logprobs"] = [
-                {
-                    "token": tokens.text(token),
-                    "bytes": list(tokens.bytes(token)),
-                    "logprob": max(logprob, -9999.0),
-                }
+                self._server.tokens.one(token, logprob)
                 for segment in found.segments
                 for token, logprob in zip(segment.tokens, segment.logprobs, strict=True)
             ]

@@ -37,13 +37,18 @@ class Tokens:
 
     def told(self, said: TokenLogprob) -> dict[str, Any]:
         """A token of an answer in the shape of chat completions."""
-        top = [self._one(token, logprob) for token, logprob in said.top]
-        return {**self._one(said.token, said.logprob), "top_logprobs": top}
+        top = [self.one(token, logprob) for token, logprob in said.top]
+        return {**self.one(said.token, said.logprob), "top_logprobs": top}
 
-    def _one(self, id: int, logprob: float) -> dict[str, Any]:
-        # JSON has no infinity; -9999 is what clients know for "impossible".
+    def one(self, id: int, logprob: float) -> dict[str, Any]:
+        """A token without those that could have stood in its place."""
         return {
             "token": self.text(id),
-            "logprob": max(logprob, -9999.0),
+            "logprob": finite(logprob),
             "bytes": list(self.bytes(id)),
         }
+
+
+def finite(logprob: float) -> float:
+    """JSON has no infinity; -9999 is what clients know for "impossible"."""
+    return max(logprob, -9999.0)
