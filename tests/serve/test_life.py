@@ -173,3 +173,24 @@ def test_together_as_alone(running: Running) -> None:
         thread.join()
     assert found == alone
     assert torch.is_inference_mode_enabled() is False
+
+
+def test_what_is_said_is_logged_only_where_that_was_asked_for(
+    engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    """However it is sent: whole, streamed, or as a completion of plain text."""
+    caplog.set_level("INFO", logger="polyphi.serve")
+    for asked in (False, True):
+        with serving(engine, Settings("tiny", log_prompts=asked)) as running:
+            for path, body in (
+                (PATH, SHORT),
+                (PATH, {**SHORT, "stream": True}),
+                ("/v1/completions", {"prompt": "1 + 2", "max_tokens": 4}),
+                ("/v1/completions", {"prompt": "1 + 2", "max_tokens": 4, "stream": True}),
+            ):
+                caplog.clear()
+                with running.client() as client:
+                    assert client.post(path, json=body).status_code == 200
+                said = [r.getMessage() for r in caplog.records if r.name == "polyphi.serve"]
+                assert len(said) == (2 if asked else 0)
+                assert not asked or "1 + 2" in said[0]
