@@ -67,13 +67,6 @@ def routes(server: Server) -> APIRouter:
             grammar = Grammar("tools", json.dumps(tools))
         logprobs = (wanted.top_logprobs or 0) if wanted.logprobs else None
         asked = wanted.sampling(grammar=grammar, max_tokens=wanted.wanted_tokens, logprobs=logprobs)
-        ticket = server.admit()
-        job: Job | None = None
-
-        def close() -> None:
-            if job is not None:
-                job.cancel()
-            ticket.release()
 
         async def prepared() -> tuple[Batch, SamplingParams]:
             sampling = await server.looked_at(asked, wanted)
@@ -83,18 +76,13 @@ def routes(server: Server) -> APIRouter:
                 with server.explained("messages", wanted.messages):
                     return await server.prepare(with_tools(messages, tools), adapter, sampling)
 
-        try:
+        with server.admit() as ticket:
             row, sampling = await unless_gone(request, prepared())
-            job = await server.enter(row, sampling, server.salt(request))
+            job = await server.enter(ticket, row, sampling, server.salt(request))
             answer = Answer(server, request, wanted, job, bool(tools))
             if wanted.stream:
-                return Events(answer.events(), close)
-            body = await unless_gone(request, answer.whole())
-        except BaseException:
-            close()
-            raise
-        close()
-        return JSONResponse(body)
+                return Events(answer.events(), ticket.handed())
+            return JSONResponse(await unless_gone(request, answer.whole()))
 
     return router
 

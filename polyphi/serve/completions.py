@@ -42,15 +42,7 @@ def routes(server: Server) -> APIRouter:
         asked = wanted.sampling(
             grammar=wanted.grammar(), max_tokens=length, logprobs=wanted.logprobs
         )
-        ticket = server.admit()
-        jobs: list[Job] = []
-
-        def close() -> None:
-            for job in jobs:
-                job.cancel()
-            ticket.release()
-
-        try:
+        with server.admit() as ticket:
             sampling = await server.looked_at(asked, wanted)
             rows = await server.in_thread(_rows, server, wanted.prompt, adapter)
             with server.explained("prompt"):
@@ -59,17 +51,12 @@ def routes(server: Server) -> APIRouter:
             server.note(request, wanted.prompt)
             answer = Answer(server, request, wanted, sampling, rows)
             if silent:
-                body = await unless_gone(request, answer.echoed())
-            else:
-                jobs += [await server.enter(row, sampling, server.salt(request)) for row in rows]
-                if wanted.stream:
-                    return Events(answer.events(jobs), close)
-                body = await unless_gone(request, answer.whole(jobs))
-        except BaseException:
-            close()
-            raise
-        close()
-        return JSONResponse(body)
+                return JSONResponse(await unless_gone(request, answer.echoed()))
+            salt = server.salt(request)
+            jobs = [await server.enter(ticket, row, sampling, salt) for row in rows]
+            if wanted.stream:
+                return Events(answer.events(jobs), ticket.handed())
+            return JSONResponse(await unless_gone(request, answer.whole(jobs)))
 
     return router
 

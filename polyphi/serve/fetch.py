@@ -20,6 +20,7 @@ import ipaddress
 import logging
 import os
 import socket
+import ssl
 import stat
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -28,18 +29,14 @@ from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 from urllib.parse import quote, unquote_to_bytes, urljoin
+
+import httpx2
 
 from polyphi.engine.media import MediaError, is_clip, is_picture
 from polyphi.serve.errors import ApiError
 from polyphi.serve.settings import Settings
-
-if TYPE_CHECKING:
-    import ssl
-
-    import httpx2
 
 Kind = Literal["image", "audio"]
 WORDS: dict[str, str] = {"image": "picture", "audio": "clip"}
@@ -95,7 +92,7 @@ class Media:
         settings: Settings,
         *,
         resolve: Resolve | None = None,
-        tls: "ssl.SSLContext | None" = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self.settings = settings
         self._resolve, self._tls = resolve or look_up, tls
@@ -105,7 +102,6 @@ class Media:
         self._all = Held(settings.max_bodies_bytes)
         self._own: Held | None = None
         if settings.remote:
-            httpx2 = _httpx2()
             self._tls = tls or httpx2.create_ssl_context(trust_env=False)
             logging.getLogger("httpx2").setLevel(logging.WARNING)  # it tells every address
 
@@ -238,7 +234,6 @@ class Media:
                 "(data:...;base64,...)",
                 param=param,
             )
-        httpx2 = _httpx2()
         try:
             async with asyncio.timeout(self.settings.fetch_seconds), self._turns:
                 return await self._follow(parse(url), param, limit)
@@ -303,7 +298,6 @@ class Media:
     ) -> bytes | str:
         """The bytes there, or the address of a redirect. The name is used for TLS and the Host header only."""
         assert self._tls
-        httpx2 = _httpx2()
         timeout = httpx2.Timeout(self.settings.fetch_seconds, connect=CONNECT_SECONDS)
         headers = {
             "host": address.written,
@@ -332,7 +326,7 @@ class Media:
                     await response.aclose()
         raise _Nothing
 
-    async def _answer(self, response: "httpx2.Response", param: str, limit: int) -> bytes | str:
+    async def _answer(self, response: httpx2.Response, param: str, limit: int) -> bytes | str:
         onward = response.headers.get("location")
         if onward and response.status_code in (301, 302, 303, 307, 308):
             return onward
@@ -387,16 +381,6 @@ class _Wrong(ValueError):
 
 class _Nothing(Exception):
     """An address that gave nothing, for whatever reason."""
-
-
-def _httpx2() -> ModuleType:
-    try:
-        import httpx2
-    except ImportError:
-        raise ValueError(
-            "fetching media from other hosts needs the package httpx2; install it with `pip install httpx2`"
-        ) from None
-    return httpx2
 
 
 def checked(data: bytes, kind: Kind, param: str) -> bytes:

@@ -15,7 +15,7 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
-from polyphi.serve.guard import protocol
+from polyphi.serve.connection import protocol
 from polyphi.serve.settings import Settings
 
 

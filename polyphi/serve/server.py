@@ -2,11 +2,11 @@
 
 >>> with server.admit() as ticket:                       # or 429
 ...     row, sampling = await server.prepare(messages, "auto", asked)   # what is wrong is told here
-...     job = await server.enter(row, sampling)
+...     job = await server.enter(ticket, row, sampling)
 ...     async for news in job: ...                       # (number of the answer, text, finish reason)
 
-Whoever goes away is noticed by `unless_gone` and by `Events`; `Job.cancel` then frees what its requests hold within a
-step. Nothing here waits for the engine in the thread that serves connections.
+Whoever goes away is noticed by `unless_gone` and by `Events`; the ticket's release then frees what its requests hold
+within a step. Nothing here waits for the engine in the thread that serves connections.
 """
 
 import asyncio
@@ -134,28 +134,42 @@ class Job:
         """All answers, once all have ended."""
         return [request.completion() for request in self.requests]
 
-    def cancel(self) -> None:
-        """Ends what hasn't ended, within a step."""
-        self._server.drop(self)
-
 
 class Ticket:
-    """A place among the requests that are admitted, until it is released."""
+    """A place among the requests that are admitted, until it is released; with it end its jobs, within a step.
+
+    A `with` block releases it, unless it was `handed` on to whoever sends the answer.
+    """
 
     def __init__(self, server: "Server") -> None:
-        self._server: Server | None = server
         self.began = time.monotonic()
+        self._server = server
+        self._jobs: list[Job] = []
+        self._released = self._handed = False
+
+    def add(self, job: Job) -> None:
+        self._jobs.append(job)
+        if self._released:  # whoever asked went away while it was made
+            self._server.drop(job)
+
+    def handed(self) -> Callable[[], None]:
+        """What releases it, from now on."""
+        self._handed = True
+        return self.release
 
     def release(self) -> None:
-        if self._server is not None:
-            self._server._release(self)
-            self._server = None
+        if not self._released:
+            self._released = True
+            self._server.release(self)
+            for job in self._jobs:
+                self._server.drop(job)
 
     def __enter__(self) -> "Ticket":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.release()
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is not None or not self._handed:
+            self.release()
 
 
 class Server:
@@ -267,7 +281,7 @@ class Server:
         self._tickets.add(ticket)
         return ticket
 
-    def _release(self, ticket: Ticket) -> None:
+    def release(self, ticket: Ticket) -> None:
         self._tickets.discard(ticket)
         self._seconds += 0.1 * (time.monotonic() - ticket.began - self._seconds)
 
@@ -378,15 +392,23 @@ class Server:
         self.engine.check_row(row, sampling)
         return sampling
 
-    async def enter(self, row: Batch, sampling: SamplingParams, salt: bytes = b"") -> Job:
-        """A row's answers begin to come; both were looked at by `prepare`."""
+    async def enter(
+        self, ticket: Ticket, row: Batch, sampling: SamplingParams, salt: bytes = b""
+    ) -> Job:
+        """A row's answers begin to come; both were looked at by `prepare`. They end with the ticket."""
         loop = asyncio.get_running_loop()
-        return await self.in_thread(self._enter, row, sampling, salt, loop)
+        return await self.in_thread(self._enter, ticket, row, sampling, salt, loop)
 
     def _enter(
-        self, row: Batch, sampling: SamplingParams, salt: bytes, loop: asyncio.AbstractEventLoop
+        self,
+        ticket: Ticket,
+        row: Batch,
+        sampling: SamplingParams,
+        salt: bytes,
+        loop: asyncio.AbstractEventLoop,
     ) -> Job:
         job = Job(self, self.engine.enter(row, sampling, salt=salt), loop)
+        ticket.add(job)
         for _ in job.requests:
             self.metrics.arrived(row.adapters[0])
         self._jobs.add(job)

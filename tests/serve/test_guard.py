@@ -18,8 +18,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.routing import Route
 
+from polyphi.serve.connection import protocol
 from polyphi.serve.errors import ApiError
-from polyphi.serve.guard import Guard, protocol
+from polyphi.serve.guard import Guard
 from polyphi.serve.settings import Settings
 
 PLAIN = Settings("phi")

@@ -1,5 +1,6 @@
 """Who comes, waits, hangs up and goes on; what is left afterwards: nothing."""
 
+import asyncio
 import json
 import threading
 import time
@@ -194,3 +195,14 @@ def test_what_is_said_is_logged_only_where_that_was_asked_for(
                 said = [r.getMessage() for r in caplog.records if r.name == "polyphi.serve"]
                 assert len(said) == (2 if asked else 0)
                 assert not asked or "1 + 2" in said[0]
+
+
+def test_who_hangs_up_while_it_enters_leaves_nothing(running: Running) -> None:
+    """Its place is given back before its answers have begun: they end as soon as they do."""
+    server, engine = client_server(running), running.engine
+    row = engine.prepare([Message.user("hi")], SamplingParams(500))
+    ticket = server.admit()
+    ticket.release()
+    asyncio.run(server.enter(ticket, row, SamplingParams(500)))
+    until(running.idle)
+    assert server.admitted == 0 and engine.tokens < 500
