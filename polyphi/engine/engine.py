@@ -36,7 +36,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from polyphi.batch import Batch, pack
+from polyphi.batch import Batch
 from polyphi.chat import (
     Audio,
     Completion,
@@ -53,9 +53,10 @@ from polyphi.engine.cache import BLOCK, BlockPool, Memory, Table, token_bytes
 from polyphi.engine.encoders import Encoders
 from polyphi.engine.memory import OutOfMemory, beside, ran_out
 from polyphi.engine.request import Request
-from polyphi.engine.runner import Runner, extend
+from polyphi.engine.runner import Runner
 from polyphi.engine.sampling import check
 from polyphi.engine.scheduler import Part, Scheduler
+from polyphi.engine.scores import logprobs, score_rows
 from polyphi.engine.structured import Matcher
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.processor import Processor
@@ -67,8 +68,6 @@ CHUNK = 512
 """Prompt tokens of a step while somebody waits for the next token."""
 PREFILL = 2048
 """Prompt tokens of a step while nobody does, and of one forward of scores."""
-SCORED = 128
-"""Positions whose logits are computed at once for scores."""
 ENCODED = 256 * 2**20
 """Bytes of encoder outputs to remember."""
 IDLE = 0.5
@@ -576,49 +575,20 @@ class Engine:
         self, pairs: Iterable[tuple[Conversation, str]], *, adapter: str | None = "auto"
     ) -> list[list[float]]:
         """`score` of many (conversation, continuation) pairs, several in one forward."""
-        scores: list[list[float]] = []
-        group: list[tuple[Batch, list[int]]] = []
-        for messages, continuation in pairs:
-            prompt = self.row(messages, adapter=adapter)
-            answer = self.processor.tokenizer.encode(continuation)
-            self._check_room(len(prompt), len(answer))
-            if (
-                group
-                and sum(len(p) + len(a) for p, a in group) + len(prompt) + len(answer) > PREFILL
-            ):
-                scores += self._score_group(group)
-                group = []
-            group.append((prompt, answer))
-        return scores + (self._score_group(group) if group else [])
 
-    def _score_group(self, group: Sequence[tuple[Batch, list[int]]]) -> list[list[float]]:
-        batch = pack([extend(prompt, answer) for prompt, answer in group])
-        hidden = self.runner.hidden(batch)
-        return [
-            # The position before a token predicts it.
-            [said.logprob for said in self._logprobs(hidden[end - len(a) - 1 : end - 1], a)]
-            for (_, a), end in zip(group, batch.bounds[1:], strict=True)
-        ]
+        def rows() -> Iterator[tuple[Batch, list[int]]]:
+            for messages, continuation in pairs:
+                prompt = self.row(messages, adapter=adapter)
+                answer = self.processor.tokenizer.encode(continuation)
+                self._check_room(len(prompt), len(answer))
+                yield prompt, answer
+
+        return score_rows(self.runner, rows(), PREFILL)
 
     def prompt_logprobs(self, row: Batch, top: int = 0) -> list[TokenLogprob]:
         """What the model thinks of each token of a row but the first, with the `top` likeliest in its place."""
         self._check_room(len(row), 0)
-        return self._logprobs(self.runner.hidden(row)[:-1], row.ids[1:].tolist(), top)
-
-    @torch.inference_mode()
-    def _logprobs(
-        self, hidden: Float[Tensor, "n D"], ids: Sequence[int], top: int = 0
-    ) -> list[TokenLogprob]:
-        """Log-probabilities of the tokens after each position, a few positions at a time: vocabularies are large."""
-        found: list[TokenLogprob] = []
-        for some in hidden.split(SCORED):
-            logs = self.model.logits(some).float().log_softmax(-1)
-            chosen = ids[len(found) : len(found) + len(some)]
-            own = logs.gather(1, torch.tensor(chosen, device=logs.device)[:, None])[:, 0].tolist()
-            values, tokens = (t.tolist() for t in logs.topk(min(top, logs.shape[1])))
-            for token, logprob, v, t in zip(chosen, own, values, tokens, strict=True):
-                found.append(TokenLogprob(token, logprob, tuple(zip(t, v, strict=True))))
-        return found
+        return logprobs(self.model, self.runner.hidden(row)[:-1], row.ids[1:].tolist(), top)
 
     def logits(self, row: Batch) -> Float[Tensor, "T V"]:
         """Float32 logits at every position of a row, on the CPU."""

@@ -310,7 +310,7 @@ def test_s24_salted_requests_share_nothing(engine: Engine) -> None:
 def test_what_the_model_thinks_of_a_prompt(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     row = engine.row([Message.user("the quick brown fox jumps over the lazy dog", picture())])
     logs = engine.logits(row).log_softmax(-1)
-    monkeypatch.setattr("polyphi.engine.engine.SCORED", 7)  # several pieces
+    monkeypatch.setattr("polyphi.engine.scores.SCORED", 7)  # several pieces
     told = engine.prompt_logprobs(row, top=3)
     assert [t.token for t in told] == row.ids[1:].tolist()
     for at, said in enumerate(told):

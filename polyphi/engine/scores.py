@@ -1,0 +1,61 @@
+"""How likely given tokens are, by forwards without a cache.
+
+>>> score_rows(runner, [(prompt, answer_ids)], most=2048)        # [[-0.1, -2.3, ...]]
+"""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from polyphi.batch import Batch, pack
+from polyphi.chat import TokenLogprob
+from polyphi.engine.runner import Runner, extend
+from polyphi.model.multimodal import PhiModel
+
+SCORED = 128
+"""Positions whose logits are computed at once: vocabularies are large."""
+
+
+def score_rows(
+    runner: Runner, rows: Iterable[tuple[Batch, Sequence[int]]], most: int
+) -> list[list[float]]:
+    """Natural log-probability of each answer's tokens after its prompt; `most` tokens run together, or one pair."""
+    scores: list[list[float]] = []
+    group: list[tuple[Batch, Sequence[int]]] = []
+    size = 0
+    for prompt, answer in rows:
+        new = len(prompt) + len(answer)
+        if group and size + new > most:
+            scores += _score_group(runner, group)
+            group, size = [], 0
+        group.append((prompt, answer))
+        size += new
+    return scores + (_score_group(runner, group) if group else [])
+
+
+def _score_group(runner: Runner, group: Sequence[tuple[Batch, Sequence[int]]]) -> list[list[float]]:
+    batch = pack([extend(prompt, answer) for prompt, answer in group])
+    hidden = runner.hidden(batch)
+    return [
+        # The position before a token predicts it.
+        [said.logprob for said in logprobs(runner.model, hidden[end - len(a) - 1 : end - 1], a)]
+        for (_, a), end in zip(group, batch.bounds[1:], strict=True)
+    ]
+
+
+@torch.inference_mode()
+def logprobs(
+    model: PhiModel, hidden: Float[Tensor, "n D"], ids: Sequence[int], top: int = 0
+) -> list[TokenLogprob]:
+    """Natural log-probabilities of the tokens `ids` after each position, with the `top` likeliest in its place."""
+    found: list[TokenLogprob] = []
+    for some in hidden.split(SCORED):
+        logs = model.logits(some).float().log_softmax(-1)
+        chosen = ids[len(found) : len(found) + len(some)]
+        own = logs.gather(1, torch.tensor(chosen, device=logs.device)[:, None])[:, 0].tolist()
+        values, tokens = (t.tolist() for t in logs.topk(min(top, logs.shape[1])))
+        for token, logprob, v, t in zip(chosen, own, values, tokens, strict=True):
+            found.append(TokenLogprob(token, logprob, tuple(zip(t, v, strict=True))))
+    return found
