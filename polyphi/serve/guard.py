@@ -4,7 +4,8 @@
 
 `Guard` sees whole heads: names (Host, against DNS rebinding), pages (Origin, against forged requests and CORS), keys,
 sizes and the time of bodies. Where room for bodies runs out, whoever holds most of it gives way: so a hostile peer
-loses its own place and not that of others. What comes before a head is whole is bounded by connection.py.
+loses its own place and not that of others; and large bodies are read in turns that leave most of the time to others.
+What comes before a head is whole is bounded by connection.py.
 """
 
 import asyncio
@@ -51,6 +52,11 @@ SECURITY = (
     (b"cache-control", b"no-store"),
 )
 """Of every answer that doesn't say otherwise itself."""
+
+LARGE = 16 << 10
+"""Bytes above which a body is read in its turn."""
+REST = 3
+"""Times as long as the reading of one took, nothing else that is large is read."""
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -288,6 +294,8 @@ class Exchange:
         """What the app reads: the body that has come, then nothing until the client has gone."""
         assert self.body is not None
         if self.body.pieces:
+            if len(self.body.pieces) == 1 and self.body.bytes > LARGE:
+                await self.guard.bodies.turn()
             piece = self.body.pieces.popleft()
             return {"type": "http.request", "body": piece, "more_body": bool(self.body.pieces)}
         message = await self._receive()
@@ -329,6 +337,8 @@ class Bodies:
         self.settings = settings
         self.bytes = 0
         self.coming: set[Body] = set()
+        self._turn = asyncio.Lock()
+        self._free = 0.0  # when the next large body may be read
 
     async def read(self, declared: int | None, receive: Receive) -> "Body | None":
         """The body, or None if the client went away first. Raises ApiError if it is too large, too slow or not as long
@@ -368,6 +378,24 @@ class Bodies:
         finally:
             self.coming.discard(body)
         return body
+
+    async def turn(self) -> None:
+        """Returns when a large body may be read, which whoever awaits this must do at once: its app parses and checks
+        it without a pause, in the thread that serves everybody. However many come, that thread spends at most one
+        part in 1 + REST on them."""
+        loop = asyncio.get_running_loop()
+        await self._turn.acquire()
+        try:
+            await asyncio.sleep(self._free - loop.time())
+        except BaseException:
+            self._turn.release()
+            raise
+        loop.call_soon(self._read, loop.time())  # runs when the body has been read
+
+    def _read(self, began: float) -> None:
+        now = asyncio.get_running_loop().time()
+        self._free = now + REST * (now - began)
+        self._turn.release()
 
     def _make_room(self, newest: "Body") -> None:
         while self.bytes > self.settings.max_bodies_bytes:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from starlette.routing import Route
 
 from polyphi.serve.connection import protocol
 from polyphi.serve.errors import ApiError
-from polyphi.serve.guard import Guard
+from polyphi.serve.guard import LARGE, REST, Bodies, Guard
 from polyphi.serve.settings import Settings
 
 PLAIN = Settings("phi")
@@ -532,6 +533,40 @@ def test_s19_a_length_that_is_not_true_is_refused(said: str) -> None:
     answer = post(SMALL, {"content-length": said}, body=b"{}")
     assert answer.status == 400 and said in answer.error["message"]
     assert post(SMALL, {"content-length": said}, body=[b"{", b"}"]).status == 400
+
+
+def test_s19_large_bodies_are_read_in_turns_that_leave_most_of_the_time_to_others() -> None:
+    bodies, read = Bodies(PLAIN), list[tuple[float, float]]()
+
+    async def reads() -> None:
+        await bodies.turn()
+        began = time.monotonic()
+        time.sleep(0.02)  # as parsing does, in the thread that serves all
+        read.append((began, time.monotonic()))
+
+    async def several() -> None:
+        first, gone, *others = [asyncio.create_task(reads()) for _ in range(5)]
+        await first
+        gone.cancel()  # whoever leaves the queue holds up nobody
+        await asyncio.gather(*others)
+
+    asyncio.run(several())
+    assert len(read) == 4
+    assert all(began - ended > 0.9 * REST * 0.02 for (_, ended), (began, _) in pairwise(read))
+
+
+@pytest.mark.parametrize(("size", "turns"), [(LARGE, 0), (LARGE + 1, 1)])
+def test_s19_only_large_bodies_wait_for_a_turn(
+    size: int, turns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited = []
+
+    async def turn(self: Bodies) -> None:
+        waited.append(self)
+
+    monkeypatch.setattr(Bodies, "turn", turn)
+    assert json.loads(post(body=[b"x" * (size - 100), b"x" * 100]).body)["bytes"] == size
+    assert len(waited) == turns
 
 
 def test_s19_other_methods_have_the_same_caps() -> None:

@@ -8,7 +8,6 @@ import io
 import json
 import logging
 import math
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -617,37 +616,16 @@ def test_s27_shards_hold_no_archives() -> None:
         assert "tarfile" not in path.read_text(), path
 
 
-# Beside all of them, others are answered as before
-
-
-def latencies(client: httpx2.Client, count: int) -> list[float]:
-    found = []
-    for number in range(count):
-        began = time.monotonic()
-        body = {"messages": [{"role": "user", "content": f"1 + {number}"}], "max_tokens": 16}
-        assert client.post(CHAT, json=body).status_code == 200
-        found.append(time.monotonic() - began)
-    return found
+# Beside all of them, others are answered as before; how long that takes is measured by benchmarks/hostile.py
 
 
 @contextmanager
 def hostile(url: str) -> Iterator[None]:
-    names = ["a deep list", "a hundred thousand fields", "a megabyte of commas", "no UTF-8"]
-    names += [
-        "a picture of rubbish",
-        "a clip cut off",
-        "a schema of a megabyte",
-        "temperature: NaN",
-    ]
-    chosen = [(path, body.decode("latin-1")) for path, body in map(BODIES.__getitem__, names)]
-    chosen += [(CHAT, FOLLOWED_OR_REFUSED["far back"].decode())]
-    command = [sys.executable, Path(__file__).with_name("hostile_run.py"), url.rpartition(":")[2]]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    script = Path(__file__).parents[2] / "benchmarks" / "hostile.py"
+    command = [sys.executable, script, "--peers", url.rpartition(":")[2]]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         try:
-            assert process.stdin and process.stdout
-            process.stdin.write(json.dumps(chosen).encode())
-            process.stdin.close()
-            assert process.stdout.readline() == b"ready\n"
+            assert process.stdout and process.stdout.readline() == b"ready\n"
             yield
             assert process.poll() is None, "they went on all the time"
         finally:
@@ -658,24 +636,26 @@ def hostile(url: str) -> Iterator[None]:
 def test_s19_hostile_peers_do_not_stop_others(
     tiny_config: ModelConfig, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    """A client's short chats take at most twice as long beside them: medians of one run, in turns, the machine may be
-    busy. The model is a deep one, so that a step takes as long as those of real models rather than no time at all."""
-    sizes = {"max_position_embeddings": 2048, "num_hidden_layers": 24}
+    """Others get the answers that they get alone, and nothing is held when the peers have gone."""
+    sizes = {"max_position_embeddings": 2048}
     folder = save(
         make_engine(fitted(tiny_config, tokenizer, **sizes), tokenizer), tmp_path / "model"
     )
-    alone: list[float] = []
-    beside: list[float] = []
+
+    def answers() -> list[str]:
+        return [
+            client.post(CHAT, content=chat(max_tokens=16, seed=n), headers=JSON).json()["choices"][
+                0
+            ]["message"]["content"]
+            for n in range(10)
+        ]
+
     with served(folder) as url, httpx2.Client(base_url=url, timeout=60, trust_env=False) as client:
-        latencies(client, 5)  # the first of all are slower
-        for _ in range(5):
-            alone += latencies(client, 5)
-            with hostile(url):
-                beside += latencies(client, 5)
-            until(lambda: at_rest(client))
-    before, after = statistics.median(alone), statistics.median(beside)
-    print(f"{1000 * before:.0f} ms alone, {1000 * after:.0f} ms beside them")
-    assert after < 2 * before
+        alone = answers()
+        with hostile(url):
+            beside = answers()
+        until(lambda: at_rest(client))
+    assert beside == alone
 
 
 def at_rest(client: httpx2.Client) -> bool:
