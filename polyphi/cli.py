@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.console import Console
 from rich.table import Table
+from typer.core import TyperGroup
 
 app = typer.Typer(
     name="polyphi",
@@ -683,26 +684,138 @@ def plan(
         console.print(line, highlight=False, soft_wrap=isinstance(line, str))
 
 
+class _Evaluation(TyperGroup):
+    """`eval MODEL ...` is `eval run MODEL ...`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and not args[0].startswith("-"):
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
 evaluation = typer.Typer(
     name="eval",
-    help="Measure a model on held-out data, or score recorded answers again.",
+    cls=_Evaluation,
+    help="Measure a model: polyphi eval MODEL --suite table4 --data DIR, or score recorded answers again.",
     no_args_is_help=True,
 )
 app.add_typer(evaluation)
+SuiteOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--suite", help="table1 to table15, section5, all, mini, or a benchmark; may be repeated."
+    ),
+]
+DataOption = Annotated[
+    str | None, typer.Option("--data", help="Folder that holds the public data, or `hub`.")
+]
 
 
 @evaluation.command("run")
 def eval_run(
-    out: Annotated[Path, typer.Argument(help="Folder of a run (its model, its data).")],
-    tasks: Annotated[list[str] | None, typer.Argument(help="Names of tasks; all without.")] = None,
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A run, a checkpoint, http://host:8000/v1#name, or a folder of recorded answers."
+        ),
+    ],
+    tasks: Annotated[
+        list[str] | None, typer.Argument(help="Without --suite: names of held-out tasks of a run.")
+    ] = None,
+    suites: SuiteOption = None,
+    data: DataOption = None,
+    mini: Annotated[
+        bool, typer.Option("--mini", help="Stand-ins that packages ship in place of the data.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the results; the same command goes on.")
+    ] = None,
+    judges: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--judge", help="Who gives points: http://host/v1#name, or self; may be repeated."
+        ),
+    ] = None,
+    key_from: Annotated[
+        str | None, typer.Option(help="Variable that holds the key of an endpoint as MODEL.")
+    ] = None,
+    judge_key_from: Annotated[
+        str | None, typer.Option(help="Variable that holds the judges' key.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Most samples of each row, the first ones.", min=1)
+    ] = None,
+    shard: Annotated[
+        str, typer.Option(help="i/k: every k-th sample, from the i-th on, for one of k machines.")
+    ] = "1/1",
+    skip_missing: Annotated[
+        bool, typer.Option("--skip-missing", help="Leave out benchmarks whose data aren't there.")
+    ] = False,
     size: SizeOption = "nano",
     seed: int = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     quant: QuantOption = None,
 ) -> None:
-    """Measure a run's models on the held-out splits, with baselines; quantised ones into OUT/eval-KIND."""
-    from polyphi.reproduce.graph import Run
+    """Measure MODEL on the report's benchmarks (--suite), or a run's models on its held-out rows."""
+    if not suites:
+        from polyphi.reproduce.graph import Run
 
-    Run(size, out, seed=seed, console=console).evaluate(*tasks or (), quant=quant)
+        if data or mini or judges or limit or shard != "1/1":
+            raise ValueError("--data, --mini, --judge, --limit and --shard need a --suite")
+        if not (Path(model) / "stages").is_dir():
+            raise ValueError(
+                f"{model} is no run of `polyphi reproduce`; for other models say --suite table4 --data DIR, or "
+                "--suite mini"
+            )
+        Run(size, Path(model), seed=seed, console=console).evaluate(*tasks or (), quant=quant)
+        return
+    from polyphi import measurement
+    from polyphi.eval.sources import Data
+    from polyphi.eval.tables import markdown
+
+    if tasks:
+        raise ValueError(f"with --suite nothing else is named, found {tasks[0]!r}")
+    if not mini and data is None:
+        raise ValueError(
+            "where are the data? --data DIR (`polyphi eval check-data` tells what it should hold), --data hub, or "
+            "--mini"
+        )
+    number, slash, of = shard.partition("/")
+    if not (slash and number.isdigit() and of.isdigit() and 1 <= int(number) <= int(of)):
+        raise ValueError(f"--shard is i/k with 1 <= i <= k, such as 2/8; found {shard!r}")
+    own = measurement.subject(model, quant=quant, device=device, key_from=key_from)
+    rows = measurement.measure(
+        own,
+        suites,
+        out or Path("results") / "".join(c if c.isalnum() else "-" for c in own.name),
+        data=None if mini else Data(None if data == "hub" else Path(str(data))),
+        judges=judges or (),
+        judge_key=judge_key_from,
+        limit=limit,
+        shard=(int(number), int(of)),
+        skip_missing=skip_missing,
+        console=console,
+    )
+    console.print(markdown([row.as_dict() for row in rows]), highlight=False, soft_wrap=True)
+
+
+@evaluation.command("check-data")
+def eval_check_data(
+    data: Annotated[str, typer.Argument(help="Folder that holds the public data, or `hub`.")],
+    suites: SuiteOption = None,
+) -> None:
+    """Say what of the benchmarks' data is missing or isn't as expected, and where it comes from."""
+    from polyphi import measurement
+    from polyphi.eval.benchmark import suite
+    from polyphi.eval.sources import Data
+
+    chosen = suite(*suites or ("all",))
+    wrong = measurement.complaints(chosen, Data(None if data == "hub" else Path(data)))
+    for benchmark in chosen:
+        for said in wrong.get(benchmark.name, ["as expected"]):
+            console.print(f"{benchmark.name}: {said}", highlight=False, soft_wrap=True)
+    if wrong:
+        raise typer.Exit(1)
 
 
 @evaluation.command("score")
@@ -710,9 +823,15 @@ def eval_score(
     folder: Annotated[Path, typer.Argument(help="Folder with the per-sample .jsonl files.")],
 ) -> None:
     """Compute every score again from recorded answers, without the model."""
-    from polyphi.eval.run import rescore
+    if (folder / "model.json").exists():
+        from polyphi.measurement import rescored
 
-    print(json.dumps(rescore(folder), indent=1, ensure_ascii=False))
+        found: list[Any] = [row.as_dict() for row in rescored(folder)]
+    else:
+        from polyphi.eval.run import rescore
+
+        found = rescore(folder)
+    print(json.dumps(found, indent=1, ensure_ascii=False))
 
 
 @app.command()

@@ -27,7 +27,7 @@ import numpy as np
 from polyphi.chat import Audio, Generate, Image, Message, SamplingParams, Text, adapter_for, media
 from polyphi.data.shards import Sample, Shards
 from polyphi.eval.scorers import BLEU_ORDERS, references
-from polyphi.eval.task import Score, Task, find
+from polyphi.eval.task import MODALITIES, Score, Task, find
 
 CONDITIONS = ("with", "without", "shuffled")
 BASELINES = ("majority", "without", "shuffled", "without_clip", "shuffled_clip")
@@ -120,7 +120,7 @@ def evaluate(
         replace(q, adapter=known(q.adapter)) if known and q.adapter != "auto" else q
         for q in ask(task, samples, conditions, seed)
     ]
-    keys = [_key(q, sampling, fingerprint) for q in questions]
+    keys = [key_of(q.messages, q.adapter, sampling, fingerprint) for q in questions]
     path = Path(out) / f"{task.name}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     answers = {
@@ -135,18 +135,18 @@ def evaluate(
         if path.stat().st_size and not path.read_bytes().endswith(b"\n"):
             file.write("\n")  # the last run was cut in the middle of a line
         for adapter, wanted in missing.items():
-            for batch in _chunks(list(wanted.items()), BATCH):
+            for batch in chunks(list(wanted.items()), BATCH):
                 texts = _generate(model, [q.messages for _, q in batch], sampling, adapter)
                 for (key, question), text in zip(batch, texts, strict=True):
                     answers[key] = text
-                    file.write(_dump(_line(task, question, key, text)))
+                    file.write(dump(_line(task, question, key, text)))
                 file.flush()
 
     lines = [_line(task, q, k, answers[k]) for q, k in zip(questions, keys, strict=True)]
     constant = majority(task, samples)
     lines += [_line(task, Question(s, "majority", s.prompt, None), "", constant) for s in samples]
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text("".join(map(_dump, lines)), encoding="utf-8")
+    partial.write_text("".join(map(dump, lines)), encoding="utf-8")
     partial.replace(path)
     return summarise(lines, task)
 
@@ -227,7 +227,7 @@ def _shuffled(
 ) -> list[tuple[Message, ...] | None]:
     """The prompts with their media of a kind taken from another one that has as many; None where no other one has."""
     own = [[p for m in prompt for p in m.parts if _is_media(p, kind)] for prompt in prompts]
-    hashes = [[_sha(p) for p in parts if isinstance(p, Image | Audio)] for parts in own]
+    hashes = [[sha256(p) for p in parts if isinstance(p, Image | Audio)] for parts in own]
     alike: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for i, parts in enumerate(own):
         if parts:
@@ -274,7 +274,7 @@ def majority(task: Task, samples: Sequence[Sample]) -> str:
             common[extracted] += 1
     best, best_score = "", -np.inf
     for candidate in ["", *(c for c, _ in common.most_common(CANDIDATES))]:
-        vectors = np.array([_vector(task.metric, task.scorer(candidate, s)) for s in samples])
+        vectors = np.array([vector(task.metric, task.scorer(candidate, s)) for s in samples])
         score = direction(task.metric) * float(rates(task.metric, vectors.sum(0)))
         if score > best_score:
             best, best_score = candidate, score
@@ -284,7 +284,7 @@ def majority(task: Task, samples: Sequence[Sample]) -> str:
 # ---------------------------------------------------------------------- lines
 
 
-def _sha(part: Image | Audio) -> str:
+def sha256(part: Image | Audio) -> str:
     """SHA-256 of what a media part shows."""
     source = part.source
     if isinstance(source, tuple):
@@ -296,7 +296,7 @@ def _sha(part: Image | Audio) -> str:
     ).hexdigest()
 
 
-def _written(messages: Sequence[Message]) -> str:
+def written(messages: Sequence[Message]) -> str:
     """A conversation as text, with [image] and [audio] where media stand; roles are named if there are several."""
 
     def content(m: Message) -> str:
@@ -310,20 +310,18 @@ def _written(messages: Sequence[Message]) -> str:
     )
 
 
-def _hashes(messages: Sequence[Message]) -> list[dict[str, str]]:
+def hashes_of(messages: Sequence[Message]) -> list[dict[str, str]]:
     parts = [p for m in messages for p in m.parts if isinstance(p, Image | Audio)]
-    return [{"kind": type(p).__name__.lower(), "sha256": _sha(p)} for p in parts]
+    return [{"kind": type(p).__name__.lower(), "sha256": sha256(p)} for p in parts]
 
 
-def _key(question: Question, sampling: SamplingParams, fingerprint: str) -> str:
+def key_of(
+    messages: Sequence[Message], adapter: str | None, sampling: SamplingParams, fingerprint: str
+) -> str:
     """Equal keys have equal answers: same weights, sampling, adapter, text and media."""
-    shown = [
-        _written(question.messages),
-        [m.role for m in question.messages],
-        _hashes(question.messages),
-    ]
-    text = json.dumps([fingerprint, asdict(sampling), question.adapter, shown], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:24]
+    shown = [written(messages), [m.role for m in messages], hashes_of(messages)]
+    text = json.dumps([fingerprint, asdict(sampling), adapter, shown], sort_keys=True)
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:24]
 
 
 def _line(task: Task, question: Question, key: str, answer: str) -> dict[str, Any]:
@@ -333,8 +331,8 @@ def _line(task: Task, question: Question, key: str, answer: str) -> dict[str, An
         "task": task.name,
         "condition": question.condition,
         "id": sample.id,
-        "prompt": _written(question.messages),
-        "media": _hashes(question.messages),
+        "prompt": written(question.messages),
+        "media": hashes_of(question.messages),
         "answer": answer,
         "reference": sample.answer,
         "extracted": score.extracted,
@@ -352,7 +350,7 @@ def _line(task: Task, question: Question, key: str, answer: str) -> dict[str, An
     }
 
 
-def _dump(line: Mapping[str, Any]) -> str:
+def dump(line: Mapping[str, Any]) -> str:
     return json.dumps(line, ensure_ascii=False) + "\n"
 
 
@@ -371,7 +369,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def _chunks(items: list[Any], size: int) -> Iterator[list[Any]]:
+def chunks(items: list[Any], size: int) -> Iterator[list[Any]]:
     return (items[i : i + size] for i in range(0, len(items), size))
 
 
@@ -404,8 +402,11 @@ def rescore(folder: Path, tasks: Sequence[Task] | None = None) -> list[dict[str,
                     extracted=score.extracted, value=round(score.value, 6), parts=dict(score.parts)
                 )
         results.append(summarise(lines, task))
-    order = ["text", "vision", "speech", "joint", "safety"]
-    return [r.as_dict() for r in sorted(results, key=lambda r: (order.index(r.modality), r.task))]
+    order = MODALITIES.index
+    return [
+        r.as_dict()
+        for r in sorted(results, key=lambda r: (order(r.modality), r.task))  # type: ignore[arg-type]
+    ]
 
 
 def summarise(lines: Sequence[Mapping[str, Any]], task: Task | None = None) -> Result:
@@ -417,14 +418,14 @@ def summarise(lines: Sequence[Mapping[str, Any]], task: Task | None = None) -> R
         conditions[line["condition"]][line["id"]] = line
     own = conditions.pop("with", {})
     vectors = {
-        name: np.array([_vector(metric, _judged(line)) for line in by_id.values()])
+        name: np.array([vector(metric, _judged(line)) for line in by_id.values()])
         for name, by_id in [("with", own), *conditions.items()]
     }
     seed = int(hashlib.sha256(first["task"].encode()).hexdigest()[:8], 16)
-    score, low, high = _measure(metric, vectors["with"], seed)
+    score, low, high = measure(metric, vectors["with"], seed)
     baselines = {
         name: Measure(
-            *_measure(metric, vectors[name], seed),
+            *measure(metric, vectors[name], seed),
             _constant(conditions[name]) if name == "majority" else None,
         )
         for name in BASELINES
@@ -450,7 +451,7 @@ def summarise(lines: Sequence[Mapping[str, Any]], task: Task | None = None) -> R
     best = max(baselines, key=lambda name: sign * baselines[name].score)
     shared = [i for i in own if i in conditions[best]]
     pair = np.stack(
-        [[_vector(metric, _judged(by_id[i])) for i in shared] for by_id in (own, conditions[best])],
+        [[vector(metric, _judged(by_id[i])) for i in shared] for by_id in (own, conditions[best])],
         axis=1,
     )  # [n 2 k]
     drawn = np.concatenate([rates(metric, sums) for sums in _resampled(pair, seed)])
@@ -469,7 +470,7 @@ def summarise(lines: Sequence[Mapping[str, Any]], task: Task | None = None) -> R
 def judged(path: Path, condition: str = "with") -> dict[str, list[float]]:
     """By sample of a results file: what of its score is summed into the task's (`rates`)."""
     lines = [line for line in read(path) if line["condition"] == condition]
-    return {line["id"]: _vector(line["metric"], _judged(line)) for line in lines}
+    return {line["id"]: vector(line["metric"], _judged(line)) for line in lines}
 
 
 def _judged(line: Mapping[str, Any]) -> Score:
@@ -485,7 +486,7 @@ def _languages(metric: str, lines: Iterable[Mapping[str, Any]]) -> dict[str, dic
     groups: dict[str, list[list[float]]] = defaultdict(list)
     for line in lines:
         if language := line["meta"].get("language"):
-            groups[str(language)].append(_vector(metric, _judged(line)))
+            groups[str(language)].append(vector(metric, _judged(line)))
     if len(groups) < 2:
         return {}
     return {
@@ -499,7 +500,7 @@ def direction(metric: str) -> int:
     return -1 if metric in ("wer", "cer") else 1
 
 
-def _vector(metric: str, score: Score) -> list[float]:
+def vector(metric: str, score: Score) -> list[float]:
     """What of a sample's score is summed over samples to make the corpus-level one."""
     if metric in ("wer", "cer"):
         return [score.parts["errors"], score.parts["units"]]
@@ -533,7 +534,7 @@ def _resampled(vectors: np.ndarray, seed: int) -> Iterator[np.ndarray]:
         yield (counts @ flat).reshape(100, *vectors.shape[1:])
 
 
-def _measure(metric: str, vectors: np.ndarray, seed: int) -> tuple[float, float, float]:
+def measure(metric: str, vectors: np.ndarray, seed: int) -> tuple[float, float, float]:
     """Score and 95 % interval: Wilson's for a share of right answers, percentiles of a bootstrap otherwise."""
     if len(vectors) == 0:
         return 0.0, 0.0, 1.0

@@ -10,11 +10,12 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from polyphi.data.shards import Sample
 
 Modality = Literal["text", "vision", "speech", "joint", "safety"]
+MODALITIES: tuple[Modality, ...] = get_args(Modality)
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,9 @@ def find(*names: str) -> list[Task]:
         pkgutil.walk_packages(tasks.__path__, tasks.__name__ + "."), key=lambda m: m.name
     ):
         if not module.ispkg:
-            found.append(importlib.import_module(module.name).task)
-    order = {m: i for i, m in enumerate(Modality.__args__)}  # type: ignore[attr-defined]
-    found.sort(key=lambda t: order[t.modality])
+            held = getattr(importlib.import_module(module.name), "task", None)
+            found += [held] if isinstance(held, Task) else []  # others are benchmarks
+    found.sort(key=lambda t: MODALITIES.index(t.modality))
     if twice := {t.name for t in found if [u.name for u in found].count(t.name) > 1}:
         raise ValueError(
             f"two task files have the same task name: {sorted(twice)}; a name must be unique"

@@ -198,7 +198,7 @@ def test_corpus_bleu_is_sacrebleus() -> None:
     for use in (pairs, pairs[1:], pairs[2:], pairs[1:2]):
         samples = [Sample("s", (Message.assistant(r),), "m", "MIT") for _, r in use]
         scores = [scorers.bleu(a, s) for (a, _), s in zip(use, samples, strict=True)]
-        found = run.rates("bleu", np.array([run._vector("bleu", s) for s in scores]).sum(0))
+        found = run.rates("bleu", np.array([run.vector("bleu", s) for s in scores]).sum(0))
         theirs = BLEU(effective_order=True).corpus_score([a for a, _ in use], [[r for _, r in use]])
         assert float(found) == pytest.approx(theirs.score)
 
@@ -209,7 +209,7 @@ def test_intervals() -> None:
     assert run.wilson(1.0, 50)[1] == pytest.approx(1.0) and run.wilson(0.0, 50)[0] == 0.0
     # A bootstrap of a mean agrees with the normal approximation.
     values = np.random.default_rng(0).random(400)
-    _, low, high = run._measure("accuracy", np.stack([values, np.ones(400)], 1), 0)
+    _, low, high = run.measure("accuracy", np.stack([values, np.ones(400)], 1), 0)
     half = 1.96 * values.std() / 20
     assert (high - low) / 2 == pytest.approx(half, rel=0.1)
 

@@ -1,0 +1,80 @@
+"""ChartQA (report, Table 1): 2,500 questions about charts, half of them by people; relaxed accuracy over all."""
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+from PIL import Image as Picture
+from PIL import ImageDraw
+
+from polyphi.chat import Message
+from polyphi.data.shards import Sample
+from polyphi.eval import vqa
+from polyphi.eval.benchmark import Benchmark, Row
+from polyphi.eval.sources import Data, Source, picture, write_parquet
+
+SOURCE = Source(
+    "lmms-lab/ChartQA",
+    ("data/test-*.parquet",),
+    "the Hub",
+    fields=("type", "question", "answer", "image"),
+    rows=2500,
+)
+
+
+def load(data: Data) -> Iterator[Sample]:
+    for number, row in enumerate(data.rows(SOURCE)):
+        prompt = vqa.ask(row["question"], [picture(row["image"])], vqa.SHORT)
+        kind = str(row["type"]).removesuffix("_test")
+        yield Sample(
+            f"chartqa-{number}",
+            (prompt, Message.assistant(row["answer"])),
+            SOURCE.name,
+            "GPL-3.0",
+            {"kind": kind},
+        )
+
+
+def mini(root: Path) -> None:
+    rows = []
+    for number, heights in enumerate([(3, 7, 5), (8, 2, 6), (4, 9, 1), (5, 6, 7)]):
+        names, image = ("red", "green", "blue"), Picture.new("RGB", (320, 240), "white")
+        pen = ImageDraw.Draw(image)
+        for place, (name, height) in enumerate(zip(names, heights, strict=True)):
+            left = 30 + 95 * place
+            pen.rectangle((left, 220 - 20 * height, left + 60, 220), fill=name)
+            pen.text((left + 24, 205 - 20 * height), str(height), fill="black", font_size=14)
+            pen.text((left + 10, 222), name, fill="black", font_size=14)
+        file = io.BytesIO()
+        image.save(file, "PNG")
+        place = number % 3
+        asked = [
+            ("human", f"What is the value of the {names[place]} bar?", str(heights[place])),
+            ("augmented", "Which bar is the highest?", names[heights.index(max(heights))]),
+        ]
+        rows += [
+            {
+                "type": f"{kind}_test",
+                "question": q,
+                "answer": a,
+                "image": {"bytes": file.getvalue(), "path": None},
+            }
+            for kind, q, a in asked
+        ]
+    write_parquet(root / SOURCE.name / "data/test-00000-of-00001.parquet", rows)
+
+
+benchmark = Benchmark(
+    name="chartqa",
+    title="ChartQA",
+    modality="vision",
+    rows=(
+        Row("Table 1", "ChartQA (test)"),
+        Row("", "ChartQA, questions by people", {"kind": "human"}),
+        Row("", "ChartQA, made questions", {"kind": "augmented"}),
+    ),
+    sources=(SOURCE,),
+    load=load,
+    mini=mini,
+    scorer=vqa.relaxed,
+)

@@ -1,0 +1,256 @@
+"""`polyphi eval MODEL --suite ...`: a model, data and judges brought together, and what came of it written down.
+
+>>> measure("runs/nano", ("table1",), Path("results"), data=Path("/data"))
+
+MODEL is a checkpoint (a run's folder, a folder, a hub id), the address of an OpenAI-compatible endpoint
+(http://host:8000/v1#model), or the folder of an earlier evaluation, whose answers are taken as they were given.
+The same command goes on where it stopped.
+"""
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+import polyphi
+from polyphi.chat import Generate
+from polyphi.endpoint import Endpoint
+from polyphi.eval import tables
+from polyphi.eval.asked import Asked, Recorded
+from polyphi.eval.benchmark import Benchmark, suite
+from polyphi.eval.sources import Data, check
+from polyphi.eval.suite import (
+    Judge,
+    Measured,
+    again,
+    agreement,
+    answered,
+    name_of,
+    scored,
+    summed,
+    write,
+)
+from polyphi.model import weights
+from polyphi.train.checkpoint import write_json
+
+LOOKED_AT = 64 << 20
+"""Bytes of a weights file between two pieces of it that its fingerprint sees."""
+PIECE = 1 << 16
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is measured, by a name for people and a fingerprint that tells apart whatever answers differently."""
+
+    model: Generate
+    name: str
+    fingerprint: str
+
+
+def subject(
+    model: str, *, quant: str | None = None, device: str = "auto", key_from: str | None = None
+) -> Subject:
+    """A model to measure, from what the command line says."""
+    if model.startswith(("http://", "https://")):
+        endpoint = _endpoint(model, key_from)
+        return Subject(endpoint, endpoint.name, model)
+    if list(Path(model).glob("answers*.jsonl")):
+        recorded = Recorded(Path(model))
+        told = json.loads((Path(model) / "model.json").read_text())
+        return Subject(recorded, told["name"], recorded.fingerprint)
+    folder = weights.locate(model)
+    phi = polyphi.load(model, device=device, quant=quant)  # type: ignore[arg-type]
+    name = Path(model).expanduser().resolve().name if Path(model).expanduser().exists() else model
+    return Subject(
+        phi, f"{name} {quant}" if quant else name, f"{fingerprint(folder)} {quant or ''}"
+    )
+
+
+def _endpoint(address: str, key_from: str | None) -> Endpoint:
+    where, sign, name = address.partition("#")
+    if not sign or not name:
+        raise ValueError(
+            f"{address}: expected an address and a model's name, such as http://127.0.0.1:8000/v1#phi"
+        )
+    return Endpoint(where, name, key_from=key_from)
+
+
+def fingerprint(folder: Path) -> str:
+    """Of a checkpoint: its configuration, and of its weights the names, shapes, and a piece of every 64 MiB."""
+    seen = hashlib.sha256((folder / "config.json").read_bytes())
+    for path in sorted(folder.rglob("*.safetensors")):
+        size = path.stat().st_size
+        seen.update(f"{path.relative_to(folder)} {size}".encode())
+        with path.open("rb") as file:
+            for start in range(0, size, LOOKED_AT):
+                file.seek(start)
+                seen.update(file.read(PIECE))
+    return seen.hexdigest()[:32]
+
+
+def judge(told: str, own: Subject, out: Path, key_from: str | None) -> Judge:
+    """A judge: an endpoint's address and model, or `self`, the measured model."""
+    if told == "self":
+        return Judge.of(own.model, f"{own.name} itself", out)
+    endpoint = _endpoint(told, key_from)
+    return Judge.of(endpoint, endpoint.name, out)
+
+
+def mini_data(chosen: Sequence[Benchmark], root: Path) -> Data:
+    """Stand-ins for the public data, made of what packages ship, in the same layouts."""
+    root.mkdir(parents=True, exist_ok=True)
+    for benchmark in chosen:
+        made = root / f".made-{benchmark.name}"
+        if not made.exists():
+            benchmark.mini(root)
+            made.touch()
+    return Data(root)
+
+
+def complaints(
+    chosen: Sequence[Benchmark], data: Data, *, deep: bool = True
+) -> dict[str, list[str]]:
+    """What is wrong with the data of benchmarks, by their names; not `deep`: only files that are missing."""
+    found: dict[str, list[str]] = {}
+    for benchmark in chosen:
+        told = []
+        for source in benchmark.sources:
+            if deep:
+                told += check(data, source)
+            else:
+                try:
+                    data.folder(source)
+                except ValueError as error:
+                    told.append(str(error))
+        if told:
+            found[benchmark.name] = told
+    return found
+
+
+def measure(
+    own: Subject,
+    suites: Sequence[str],
+    out: Path,
+    *,
+    data: Data | None,
+    judges: Sequence[str] = (),
+    judge_key: str | None = None,
+    limit: int | None = None,
+    shard: tuple[int, int] = (1, 1),
+    skip_missing: bool = False,
+    console: Console | None = None,
+) -> list[Measured]:
+    """Benchmarks, one after another, and the page with all rows of the folder. `data` None: the stand-ins."""
+    console = console or Console(stderr=True)
+    chosen = suite(*suites)
+    out.mkdir(parents=True, exist_ok=True)
+    _claim(out, own)
+    stand_ins = data is None
+    if data is None:
+        data = mini_data(chosen, out / "mini-data")
+    skipped = complaints(chosen, data, deep=False)
+    wrong = {n: t for n, t in skipped.items() if not _may_lack(n, chosen)}
+    if wrong and not skip_missing:
+        lacking = [f"{name}: {said}" for name, told in wrong.items() for said in told]
+        raise ValueError(
+            "\n  ".join(["data are missing; --skip-missing goes on without them:", *lacking])
+        )
+    asked = Asked(own.model, out, own.fingerprint, name=_answers(shard))
+    benches = [judge(told, own, out, judge_key) for told in judges]
+    status = "substitute data" if stand_ins else None
+    rows: list[Measured] = []
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+    ) as progress:
+        for benchmark in chosen:
+            if benchmark.name in skipped:
+                continue
+            bar = progress.add_task(benchmark.title, total=limit and None)
+            lines = answered(
+                benchmark,
+                data,
+                asked,
+                out,
+                limit=limit,
+                shard=shard,
+                told=lambda done, bar=bar: progress.update(bar, completed=done),  # type: ignore[misc]
+            )
+            progress.update(bar, total=len(lines))
+            lines = scored(benchmark, lines, benches)
+            write(out / name_of(benchmark.name, shard), lines)
+            rows += summed(benchmark, lines, status)
+            for pair, alike in agreement(benchmark, lines).items():
+                console.print(f"  {pair}: " + ", ".join(f"{k} {v:.2f}" for k, v in alike.items()))
+    _note(out, rows, skipped, status)
+    return rows
+
+
+def _may_lack(name: str, chosen: Sequence[Benchmark]) -> bool:
+    """Whether nobody can have a benchmark's data but their owner."""
+    return next(b for b in chosen if b.name == name).status == "private"
+
+
+def _answers(shard: tuple[int, int]) -> str:
+    return "answers" if shard == (1, 1) else f"answers.{shard[0]}-of-{shard[1]}"
+
+
+def _claim(out: Path, own: Subject) -> None:
+    """A results folder belongs to one model."""
+    path = out / "model.json"
+    told = {"name": own.name, "fingerprint": own.fingerprint}
+    if path.exists() and json.loads(path.read_text())["fingerprint"] != own.fingerprint:
+        found = json.loads(path.read_text())["name"]
+        raise ValueError(
+            f"{out} holds the results of another model, {found}; give another --out for {own.name}"
+        )
+    write_json(path, told)
+
+
+def _note(
+    out: Path, rows: Sequence[Measured], skipped: dict[str, list[str]], status: str | None
+) -> None:
+    """Adds rows to those of the folder, and draws its page anew."""
+    path = out / "results.json"
+    held: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"rows": []}
+    names = {row.benchmark for row in rows}
+    kept = [row for row in held["rows"] if row["benchmark"] not in names]
+    told = {
+        "model": json.loads((out / "model.json").read_text())["name"],
+        "date": time.strftime("%Y-%m-%d"),
+        "rows": kept + [_finite(row.as_dict()) for row in rows],
+        "skipped": skipped,
+    }
+    write_json(path, told)
+    (out / "report.html").write_text(tables.page(told), encoding="utf-8")
+
+
+def _finite(row: dict[str, Any]) -> dict[str, Any]:
+    """JSON knows no NaN: a row of which nothing could be judged has no score."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+
+
+def rescored(folder: Path) -> list[Measured]:
+    """Every row of a results folder again, from its lines; the page anew."""
+    told = (
+        json.loads((folder / "results.json").read_text())
+        if (folder / "results.json").exists()
+        else {"rows": []}
+    )
+    status = {row["benchmark"]: row["status"] for row in told["rows"]}
+    rows = []
+    for benchmark, lines in again(folder):
+        held = status.get(benchmark.name)
+        rows += summed(benchmark, lines, held if held == "substitute data" else None)
+    _note(folder, rows, told.get("skipped", {}), None)
+    return rows

@@ -1,0 +1,142 @@
+"""What is true of every benchmark, shown on its stand-in data: from files to rows, with right and hostile answers."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from polyphi.chat import Completion, Message, media
+from polyphi.data.shards import Sample
+from polyphi.eval import suite
+from polyphi.eval.asked import Asked
+from polyphi.eval.benchmark import Benchmark, benchmarks
+from polyphi.eval.report import paper
+from polyphi.eval.sources import Data, check
+
+ALL = benchmarks()
+NAMES = [b.name for b in ALL]
+HOSTILE = {
+    "nothing": "",
+    "a megabyte": "x " * 500_000,
+    "a megabyte of brackets": "[{(" * 333_333,
+    "control characters": "\x00\x1b[2J\u202e\r\n\u2028<|end|><sep>",
+    "half a pair": "\ud800 A",
+    "code that loops": "```python\nwhile True: pass\n```",
+    "code that opens sockets": "```python\nimport socket; socket.create_connection(('127.0.0.1', 80))\n```",
+}
+FEW = 3
+
+
+class Model:
+    """Answers the n-th turn of a conversation by `say`."""
+
+    def __init__(self, say: Callable[[Sequence[Message]], str]) -> None:
+        self.say = say
+
+    def generate(self, messages: Sequence[Message], **_: Any) -> Completion:
+        return Completion(self.say(messages))
+
+    def generate_many(self, conversations: Any, **_: Any) -> list[Completion]:
+        return [self.generate(c) for c in conversations]
+
+    stream = score = None
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Benchmark], Data]:
+    root = tmp_path_factory.mktemp("data")
+
+    @cache
+    def of(name: str) -> Data:
+        next(b for b in ALL if b.name == name).mini(root)
+        return Data(root)
+
+    return lambda benchmark: of(benchmark.name)
+
+
+@pytest.fixture(params=ALL, ids=NAMES)
+def benchmark(request: pytest.FixtureRequest) -> Benchmark:
+    return request.param
+
+
+def run(
+    benchmark: Benchmark, data: Data, out: Path, answer: Callable[[Sample], str], points: str
+) -> list[suite.Measured]:
+    """The rows when each sample gets an answer of its own, and the judge always says the same."""
+    given = {sample.id: answer(sample) for sample in benchmark.load(data)}
+    lines = suite.answered(
+        benchmark, data, Asked(Model(lambda m: ""), out, "none"), out, limit=None
+    )
+    for line in lines:
+        line["answers"] = [given[line["id"]]] * max(1, len(line["answers"]))
+        line["answer"] = line["answers"][-1]
+    judge = suite.Judge.of(Model(lambda m: points), "judge", out)  # type: ignore[arg-type]
+    lines = suite.scored(benchmark, lines, [judge])
+    json.dumps(lines, allow_nan=False)
+    return suite.summed(benchmark, lines)
+
+
+def best(row: suite.Measured) -> bool:
+    if row.metric in ("wer", "cer"):
+        return row.score == 0
+    return row.score > (0.99 if row.metric == "accuracy" else 0)
+
+
+def test_stand_ins_are_as_the_public_data(
+    benchmark: Benchmark, data: Callable[[Benchmark], Data]
+) -> None:
+    for source in benchmark.sources:
+        told = [t for t in check(data(benchmark), replace(source, rows=None)) if t]
+        assert not told
+    samples = list(benchmark.load(data(benchmark)))
+    ids = [s.id for s in samples]
+    assert len(set(ids)) == len(ids) >= 2
+    for sample in samples:
+        assert sample.source and sample.licence and sample.messages[-1].role == "assistant"
+        assert sample.meta == json.loads(json.dumps(sample.meta))
+    for row in benchmark.rows:
+        assert any(suite.belongs(s.meta, row.only) for s in samples), row
+
+
+def test_rows_are_those_of_the_report(benchmark: Benchmark) -> None:
+    tables = paper()
+    for row in benchmark.rows:
+        if row.table:
+            labels = [r["label"] for r in tables[row.table]["rows"]]
+            columns = tables[row.table]["columns"]
+            assert row.label in labels or (row.column and row.label in columns), row
+    assert any(row.table for row in benchmark.rows)
+
+
+def test_references_get_the_best_scores(
+    benchmark: Benchmark, data: Callable[[Benchmark], Data], tmp_path: Path
+) -> None:
+    rows = run(benchmark, data(benchmark), tmp_path, lambda s: s.answer, '[[10]] {"score": 7} 1 9')
+    assert len({r.label for r in rows}) == len({r.label for r in benchmark.rows})
+    if benchmark.scorer or benchmark.score_many:
+        worse = [r for r in rows if r.judge is None and not best(r)]
+        assert not worse
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_hostile_answers_stop_nothing_and_score_nothing(
+    benchmark: Benchmark, kind: str, data: Callable[[Benchmark], Data], tmp_path: Path
+) -> None:
+    few = replace(benchmark, load=lambda d: list(benchmark.load(d))[:FEW])
+    rows = run(few, data(benchmark), tmp_path, lambda s: HOSTILE[kind], HOSTILE[kind])
+    for row in rows:
+        assert row.judge is None or row.n == 0, "a judge that can't be read gives no points"
+    if kind in ("nothing", "control characters"):
+        assert not [r for r in rows if r.judge is None and r.metric == "accuracy" and r.score > 0.7]
+
+
+def test_media_reach_the_model(benchmark: Benchmark, data: Callable[[Benchmark], Data]) -> None:
+    from polyphi.chat import Audio, Image
+
+    wanted = {"vision": Image, "speech": Audio}.get(benchmark.modality)
+    if wanted:
+        assert all(media(s.prompt, wanted) for s in benchmark.load(data(benchmark)))
