@@ -4,9 +4,7 @@
 'digits                      97.3 %  [93.3, 99.0]  n=150  best baseline 10.0 % (majority)   beats'
 """
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from polyphi.eval.run import Result, direction
@@ -85,11 +83,3 @@ def markdown(results: Sequence[Mapping[str, Any]]) -> str:
             out.append(f"| {' | '.join([r['title'], METRICS[m], *own, *cells, lead, verdict])} |")
         out.append("")
     return "\n".join(out)
-
-
-def paper() -> dict[str, Any]:
-    """The report's own tables, as data (`paper.json`): table -> caption, columns, rows with label and values."""
-    tables: dict[str, Any] = json.loads(
-        (Path(__file__).parent / "paper.json").read_text(encoding="utf-8")
-    )
-    return {name: table for name, table in tables.items() if not name.startswith("_")}

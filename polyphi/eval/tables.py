@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from polyphi.eval.report import paper
+from polyphi.eval import paper
 
 SHARES = ("accuracy", "wer", "cer")
 """Metrics that people read in per cent."""
@@ -23,7 +23,7 @@ def shown(metric: str, value: float | None) -> str:
 def page(told: Mapping[str, Any]) -> str:
     """Every table of the report that has a row of ours."""
     body = [f"<h1>{escape(told['model'])}</h1>", f"<p>{escape(told['date'])}</p>"]
-    for table, held in paper().items():
+    for table, held in paper.paper().items():
         rows = [row for row in told["rows"] if row["table"] == table]
         if rows:
             body += [f"<h2>{escape(table)}. {escape(held['caption'])}</h2>", _table(rows, held)]

@@ -14,7 +14,7 @@ from polyphi.data.shards import Sample
 from polyphi.eval import suite
 from polyphi.eval.asked import Asked
 from polyphi.eval.benchmark import Benchmark, benchmarks
-from polyphi.eval.report import paper
+from polyphi.eval.paper import paper
 from polyphi.eval.sources import Data, check
 
 ALL = benchmarks()
