@@ -241,4 +241,3 @@ def _average(
         "note": "",
         "limit": next((part["limit"] for part in parts if part.get("limit")), None),
     }
-

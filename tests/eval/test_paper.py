@@ -44,7 +44,9 @@ def test_every_average_row_has_its_parts() -> None:
     marked = {(t.name, label) for t in tables().values() for label in t.means}
     made = {(a.table, a.label): a for a in averages()}
     assert marked <= made.keys()
-    assert {k for k in made if k not in marked} == {("Table 3", x) for x in tables()["Table 3"].labels}
+    assert {k for k in made if k not in marked} == {
+        ("Table 3", x) for x in tables()["Table 3"].labels
+    }
     for average in made.values():
         assert all(label in tables()[table].labels for table, label in average.parts)
     sizes = {k: len(a.parts) for k, a in made.items()}
