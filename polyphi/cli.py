@@ -703,7 +703,8 @@ app.add_typer(evaluation)
 SuiteOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--suite", help="table1 to table15, section5, all, mini, or a benchmark; may be repeated."
+        "--suite",
+        help="table1 to table15, section5, all, mini, a benchmark, or a file of one; may be repeated.",
     ),
 ]
 DataOption = Annotated[
@@ -775,6 +776,13 @@ def eval_run(
 
     if tasks:
         raise ValueError(f"with --suite nothing else is named, found {tasks[0]!r}")
+    if "mini" in suites and data is not None:
+        raise ValueError(f"the suite mini has data of its own; leave out --data {data}")
+    mini = mini or "mini" in suites
+    if "mini" in suites and (Path(model) / "stages").is_dir():
+        from polyphi.reproduce.graph import Run
+
+        Run(size, Path(model), seed=seed, console=console).evaluate(quant=quant)
     if not mini and data is None:
         raise ValueError(
             "where are the data? --data DIR (`polyphi eval check-data` tells what it should hold), --data hub, or "
@@ -787,7 +795,7 @@ def eval_run(
     rows = measurement.measure(
         own,
         suites,
-        out or Path("results") / "".join(c if c.isalnum() else "-" for c in own.name),
+        out or measurement.results(model, own, suites),
         data=None if mini else Data(None if data == "hub" else Path(str(data))),
         judges=judges or (),
         judge_key=judge_key_from,
@@ -821,12 +829,18 @@ def eval_check_data(
 @evaluation.command("score")
 def eval_score(
     folder: Annotated[Path, typer.Argument(help="Folder with the per-sample .jsonl files.")],
+    suites: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--suite", help="Files of benchmarks of your own among them; may be repeated."
+        ),
+    ] = None,
 ) -> None:
     """Compute every score again from recorded answers, without the model."""
     if (folder / "model.json").exists():
         from polyphi.measurement import rescored
 
-        found: list[Any] = [row.as_dict() for row in rescored(folder)]
+        found: list[Any] = [row.as_dict() for row in rescored(folder, suites or ())]
     else:
         from polyphi.eval.run import rescore
 

@@ -10,6 +10,7 @@ The same command goes on where it stopped.
 import hashlib
 import json
 import math
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,9 +21,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import polyphi
+from polyphi import inspection
 from polyphi.chat import Generate
 from polyphi.endpoint import Endpoint
-from polyphi.eval import tables
+from polyphi.eval import figures, paper, tables
 from polyphi.eval.asked import Asked, Recorded
 from polyphi.eval.benchmark import Benchmark, suite
 from polyphi.eval.sources import Data, check
@@ -43,6 +45,8 @@ from polyphi.train.checkpoint import write_json
 LOOKED_AT = 64 << 20
 """Bytes of a weights file between two pieces of it that its fingerprint sees."""
 PIECE = 1 << 16
+RUNS = "benchmarks"
+"""The results folder inside a run."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ class Subject:
     model: Generate
     name: str
     fingerprint: str
+    parameters: int | None = None
 
 
 def subject(
@@ -64,12 +69,15 @@ def subject(
     if list(Path(model).glob("answers*.jsonl")):
         recorded = Recorded(Path(model))
         told = json.loads((Path(model) / "model.json").read_text())
-        return Subject(recorded, told["name"], recorded.fingerprint)
+        return Subject(recorded, told["name"], recorded.fingerprint, told.get("parameters"))
     folder = weights.locate(model)
     phi = polyphi.load(model, device=device, quant=quant)  # type: ignore[arg-type]
     name = Path(model).expanduser().resolve().name if Path(model).expanduser().exists() else model
     return Subject(
-        phi, f"{name} {quant}" if quant else name, f"{fingerprint(folder)} {quant or ''}"
+        phi,
+        f"{name} {quant}" if quant else name,
+        f"{fingerprint(folder)} {quant or ''}",
+        inspection.parts(phi.config)[-1].parameters,
     )
 
 
@@ -103,15 +111,41 @@ def judge(told: str, own: Subject, out: Path, key_from: str | None) -> Judge:
     return Judge.of(endpoint, endpoint.name, out)
 
 
-def mini_data(chosen: Sequence[Benchmark], root: Path) -> Data:
-    """Stand-ins for the public data, made of what packages ship, in the same layouts."""
+def mini_data(chosen: Sequence[Benchmark], root: Path) -> tuple[Data, dict[str, list[str]]]:
+    """Stand-ins for the public data, made of what packages ship, in the same layouts; and by name the benchmarks whose
+    stand-ins this machine can't make (no engine that reads aloud, say), and why."""
     root.mkdir(parents=True, exist_ok=True)
+    failed = {}
     for benchmark in chosen:
         made = root / f".made-{benchmark.name}"
         if not made.exists():
-            benchmark.mini(root)
-            made.touch()
-    return Data(root)
+            try:
+                benchmark.mini(root)
+            except (ValueError, OSError) as error:
+                failed[benchmark.name] = [f"no stand-ins: {error}"]
+            else:
+                made.touch()
+    return Data(root), failed
+
+
+def glimpse(model: Generate, benchmark: Benchmark, stand_ins: Path, limit: int) -> float | None:
+    """The first row of a benchmark on a few of its stand-ins, which lie at `stand_ins`; None where there are none. For
+    a model that changes: nothing of what it answers is kept."""
+    data, failed = mini_data([benchmark], stand_ins)
+    if failed:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        asked = Asked(model, Path(folder), "changing")
+        lines = answered(benchmark, data, asked, Path(folder), limit=limit)
+    rows = summed(benchmark, scored(benchmark, lines))
+    return rows[0].score if rows else None
+
+
+def results(model: str, own: Subject, suites: Sequence[str]) -> Path:
+    """Where results go unless told otherwise: those of a run on stand-ins into the run, where its page looks."""
+    if list(suites) == ["mini"] and (Path(model) / "stages").is_dir():
+        return Path(model) / RUNS
+    return Path("results") / "".join(c if c.isalnum() else "-" for c in own.name)
 
 
 def complaints(
@@ -152,11 +186,11 @@ def measure(
     chosen = suite(*suites)
     out.mkdir(parents=True, exist_ok=True)
     _claim(out, own)
-    stand_ins = data is None
+    stand_ins, failed = data is None, dict[str, list[str]]()
     if data is None:
-        data = mini_data(chosen, out / "mini-data")
-    skipped = complaints(chosen, data, deep=False)
-    wrong = {n: t for n, t in skipped.items() if not _may_lack(n, chosen)}
+        data, failed = mini_data(chosen, out / "mini-data")
+    skipped = complaints(chosen, data, deep=False) | failed
+    wrong = {n: t for n, t in skipped.items() if not _may_lack(n, chosen) and n not in failed}
     if wrong and not skip_missing:
         lacking = [f"{name}: {said}" for name, told in wrong.items() for said in told]
         raise ValueError(
@@ -166,6 +200,7 @@ def measure(
     benches = [judge(told, own, out, judge_key) for told in judges]
     status = "substitute data" if stand_ins else None
     rows: list[Measured] = []
+    alike: dict[str, Any] = {}
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -190,9 +225,19 @@ def measure(
             lines = scored(benchmark, lines, benches)
             write(out / name_of(benchmark.name, shard), lines)
             rows += summed(benchmark, lines, status)
-            for pair, alike in agreement(benchmark, lines).items():
-                console.print(f"  {pair}: " + ", ".join(f"{k} {v:.2f}" for k, v in alike.items()))
-    _note(out, rows, skipped, status)
+            alike[benchmark.name] = agreement(benchmark, lines)
+            for pair, found in alike[benchmark.name].items():
+                console.print(f"  {pair}: " + ", ".join(f"{k} {v:.2f}" for k, v in found.items()))
+    left_out = {
+        b.name: {
+            "title": b.title,
+            "rows": [[r.table, r.label] for r in b.rows if r.table],
+            "why": why,
+        }
+        for b in chosen
+        if (why := skipped.get(b.name))
+    }
+    _note(out, [row.as_dict() | {"limit": limit} for row in rows], left_out, alike)
     return rows
 
 
@@ -208,7 +253,7 @@ def _answers(shard: tuple[int, int]) -> str:
 def _claim(out: Path, own: Subject) -> None:
     """A results folder belongs to one model."""
     path = out / "model.json"
-    told = {"name": own.name, "fingerprint": own.fingerprint}
+    told = {"name": own.name, "fingerprint": own.fingerprint, "parameters": own.parameters}
     if path.exists() and json.loads(path.read_text())["fingerprint"] != own.fingerprint:
         found = json.loads(path.read_text())["name"]
         raise ValueError(
@@ -218,21 +263,36 @@ def _claim(out: Path, own: Subject) -> None:
 
 
 def _note(
-    out: Path, rows: Sequence[Measured], skipped: dict[str, list[str]], status: str | None
+    out: Path,
+    rows: Sequence[dict[str, Any]],
+    skipped: dict[str, Any],
+    alike: dict[str, Any],
 ) -> None:
-    """Adds rows to those of the folder, and draws its page anew."""
-    path = out / "results.json"
-    held: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"rows": []}
-    names = {row.benchmark for row in rows}
-    kept = [row for row in held["rows"] if row["benchmark"] not in names]
+    """Adds rows, what was left out and how judges agree to what the folder holds, and draws its pages anew."""
+    told, own = noted(out), json.loads((out / "model.json").read_text())
+    names = {row["benchmark"] for row in rows}
+    held = [row for row in told["rows"] if row["benchmark"] not in names]
+    found = held + [_finite(row) for row in rows]
+    left = {n: e for n, e in (told["skipped"] | skipped).items() if n not in names}
     told = {
-        "model": json.loads((out / "model.json").read_text())["name"],
+        "model": own["name"],
+        "parameters": own.get("parameters"),
         "date": time.strftime("%Y-%m-%d"),
-        "rows": kept + [_finite(row.as_dict()) for row in rows],
-        "skipped": skipped,
+        "rows": found,
+        "averages": paper.averaged(found),
+        "skipped": left,
+        "agreement": {n: a for n, a in (told["agreement"] | alike).items() if a},
     }
-    write_json(path, told)
+    write_json(out / "results.json", told)
     (out / "report.html").write_text(tables.page(told), encoding="utf-8")
+    (out / "figures.html").write_text(figures.page(told), encoding="utf-8")
+
+
+def noted(folder: Path) -> dict[str, Any]:
+    """What a results folder's `results.json` says; nothing of a folder that has none."""
+    path = folder / "results.json"
+    told: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return {"rows": [], "skipped": {}, "agreement": {}} | told
 
 
 def _finite(row: dict[str, Any]) -> dict[str, Any]:
@@ -240,17 +300,16 @@ def _finite(row: dict[str, Any]) -> dict[str, Any]:
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
 
 
-def rescored(folder: Path) -> list[Measured]:
-    """Every row of a results folder again, from its lines; the page anew."""
-    told = (
-        json.loads((folder / "results.json").read_text())
-        if (folder / "results.json").exists()
-        else {"rows": []}
-    )
-    status = {row["benchmark"]: row["status"] for row in told["rows"]}
-    rows = []
-    for benchmark, lines in again(folder):
-        held = status.get(benchmark.name)
-        rows += summed(benchmark, lines, held if held == "substitute data" else None)
-    _note(folder, rows, told.get("skipped", {}), None)
+def rescored(folder: Path, suites: Sequence[str] = ()) -> list[Measured]:
+    """Every row of a results folder again, from its lines; the pages anew. `suites` are files of somebody's own
+    benchmarks among them."""
+    held = {row["benchmark"]: row for row in noted(folder)["rows"]}
+    rows, alike = [], {}
+    for benchmark, lines in again(folder, suite(*suites) if suites else ()):
+        was = held.get(benchmark.name, {})
+        stand_ins = was.get("status") == "substitute data"
+        made = summed(benchmark, lines, "substitute data" if stand_ins else None)
+        alike[benchmark.name] = agreement(benchmark, lines)
+        _note(folder, [row.as_dict() | {"limit": was.get("limit")} for row in made], {}, alike)
+        rows += made
     return rows

@@ -15,6 +15,7 @@ again without the data. `meta` fields also say which `Row`s a sample belongs to.
 
 import importlib
 import pkgutil
+import runpy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -131,21 +132,50 @@ def benchmarks() -> tuple[Benchmark, ...]:
     return tuple(sorted(found, key=lambda b: (MODALITIES.index(b.modality), b.name)))
 
 
+def own(path: str) -> Benchmark:
+    """The `benchmark` of somebody's own Python file. Raises ValueError where there is none."""
+    if not Path(path).is_file():
+        raise ValueError(f"{path}: expected a benchmark's file, found nothing there")
+    try:
+        found = runpy.run_path(path).get("benchmark")
+    except Exception as error:  # anything may go wrong in it
+        raise ValueError(f"{path} could not be run: {type(error).__name__}: {error}") from error
+    if not isinstance(found, Benchmark):
+        raise ValueError(f"{path}: expected `benchmark = Benchmark(...)`, found none")
+    if any(found.name == b.name for b in benchmarks()):
+        raise ValueError(
+            f"{path}: there is a benchmark {found.name!r} already; give it another name"
+        )
+    return found
+
+
+def quick(benchmark: Benchmark) -> bool:
+    """Whether answers are scored on the spot: without a judge, a sandbox or an environment of its own."""
+    return benchmark.scorer is not None and benchmark.judging is None
+
+
 def suite(*names: str) -> list[Benchmark]:
-    """The benchmarks of suites ("table4", "section5", "all") or of their own names. Raises ValueError for others."""
+    """The benchmarks of suites ("table4", "section5", "all"; "mini": all quick ones), of their own names, or of files
+    (my_bench.py). Raises ValueError for others."""
     known = benchmarks()
     tables = sorted({suite_of(row.table) for b in known for row in b.rows if row.table}, key=_order)
     chosen: list[Benchmark] = []
     for name in names or ("all",):
+        if name.endswith(".py"):
+            made = own(name)
+            chosen += [made] if all(made.name != b.name for b in chosen) else []
+            continue
         found = [
             b
             for b in known
-            if name in ("all", b.name) or any(name == suite_of(row.table) for row in b.rows)
+            if name in ("all", b.name)
+            or (name == "mini" and quick(b))
+            or any(name == suite_of(row.table) for row in b.rows)
         ]
         if not found:
             raise ValueError(
-                f"there is no suite or benchmark {name!r}; expected all, mini, {', '.join(tables)}, or one of "
-                + ", ".join(b.name for b in known)
+                f"there is no suite or benchmark {name!r}; expected all, mini, {', '.join(tables)}, a "
+                "file my_bench.py, or one of " + ", ".join(b.name for b in known)
             )
         chosen += [b for b in found if b not in chosen]
     return chosen

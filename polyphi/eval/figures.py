@@ -18,7 +18,7 @@ from polyphi.eval.tables import html
 Row = Mapping[str, Any]
 Point = tuple[str, str, float]
 """A CSS class, a name, a number."""
-BARS = {
+BARS: dict[str, list[tuple[str, Sequence[str]]]] = {
     "Vision": [("Table 1", ("OCRBench", "BLINK", "VideoMME-16Frame", "Average"))],
     "Vision and speech together": [("Table 2", tables()["Table 2"].labels)],
     "Speech: recognition": [("Table 3", tables()["Table 3"].labels[:3])],
@@ -273,11 +273,13 @@ def radar(name: str, axes: Mapping[str, str], others: Sequence[str], own: Ours) 
     shares = [[0.0] * len(axes) for _ in lines]
     for place, label in enumerate(axes):
         known = [v for _, _, values in lines if (v := values[place]) is not None and v > 0]
-        for line, (_, _, values) in enumerate(lines):
+        for of_model, (_, _, values) in zip(shares, lines, strict=True):
             value = values[place]
             if value is not None and known:
-                best = min(known) / max(value, min(known)) if lower_is_better(name, label) else 0
-                shares[line][place] = best or value / max(known)
+                less = lower_is_better(name, label)
+                of_model[place] = (
+                    min(known) / max(value, min(known)) if less else value / max(known)
+                )
     centre, middle = SIDE / 2, RADIUS + 34
 
     def at(place: int, share: float) -> tuple[float, float]:
@@ -292,8 +294,8 @@ def radar(name: str, axes: Mapping[str, str], others: Sequence[str], own: Ours) 
         out.append(f'<path class="axis" d="M{centre} {middle}L{x:.1f} {y:.1f}"/>')
         anchor = "middle" if abs(tx - centre) < 8 else "start" if tx > centre else "end"
         out.append(_text(tx, ty + 4, title, anchor=anchor, kind="soft"))
-    for (kind, model, _), line in zip(lines, shares, strict=True):
-        shape = _closed([at(i, share) for i, share in enumerate(line)])
+    for (kind, model, _), reached in zip(lines, shares, strict=True):
+        shape = _closed([at(i, share) for i, share in enumerate(reached)])
         out.append(f'<path class="shape {kind}" d="{shape}"><title>{escape(model)}</title></path>')
     top = 2 * RADIUS + 78.0
     for i, (kind, model, _) in enumerate(lines):
@@ -301,8 +303,8 @@ def radar(name: str, axes: Mapping[str, str], others: Sequence[str], own: Ours) 
         out.append(f'<rect class="bar {kind}" x="{x}" y="{y - 8}" width="14" height="8" rx="2"/>')
         out.append(_text(x + 20, y, _short(model, 28)))
     words = f"{name} as a radar: " + "; ".join(
-        f"{model} " + ", ".join(f"{t} {s:.0%}" for t, s in zip(axes.values(), line, strict=True))
-        for (_, model, _), line in zip(lines, shares, strict=True)
+        f"{model} " + ", ".join(f"{t} {s:.0%}" for t, s in zip(axes.values(), reached, strict=True))
+        for (_, model, _), reached in zip(lines, shares, strict=True)
     )
     return _svg(SIDE, top + 18 * ((len(lines) + 1) // 2), words, "".join(out))
 

@@ -199,8 +199,8 @@ def averaged(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for row in rows:
         if row["table"] and row["score"] is not None:
             table = tables()[row["table"]]
-            label, column = table.place(row)
-            other = None if column == table.phi else column
+            label, place = table.place(row)
+            other = None if place == table.phi else place
             held[row["judge"], other].setdefault((row["table"], label), row)
     found = []
     for (judge, column), parts in held.items():

@@ -393,9 +393,10 @@ def _agreement(pairs: np.ndarray) -> dict[str, float]:
 # ---------------------------------------------------------------------- folders
 
 
-def again(folder: Path) -> Iterator[tuple[Benchmark, list[Line]]]:
-    """The benchmarks of a results folder, scored again from their lines and written back; shards of one are joined."""
-    known = {b.name: b for b in benchmarks()}
+def again(folder: Path, own: Sequence[Benchmark] = ()) -> Iterator[tuple[Benchmark, list[Line]]]:
+    """The benchmarks of a results folder, scored again from their lines and written back; shards of one are joined.
+    `own` are those that aren't ours."""
+    known = {b.name: b for b in (*benchmarks(), *own)}
     groups: dict[str, list[Path]] = {}
     for path in sorted(folder.glob("*.jsonl")):
         name = path.name.removesuffix(".jsonl").partition(".")[0]

@@ -33,6 +33,7 @@ CLASSES = {
 }
 """How a status looks."""
 NONE = "–"
+BEYOND = "Other benchmarks"
 
 
 def html(title: str, body: str) -> str:
@@ -98,7 +99,8 @@ def remarks(row: Row) -> list[str]:
 
 def laid_out(rows: Sequence[Row]) -> Iterator[tuple[Table, list[tuple[str, Row | None]]]]:
     """Each table that has rows of ours: its labels in the report's order, each with our rows (None where there is
-    none). A benchmark's rows outside the report stand after its last one in the first table that it is in."""
+    none). A benchmark's rows outside the report stand after its last one in the first table that it is in; those of
+    benchmarks that the report doesn't have make a table of their own."""
     whole = [*rows, *averaged(rows)]
     waiting = [row for row in whole if not row["table"]]
     for table in tables().values():
@@ -115,6 +117,13 @@ def laid_out(rows: Sequence[Row]) -> Iterator[tuple[Table, list[tuple[str, Row |
                     lines += [(r["label"], r) for r in waiting if r["benchmark"] == name]
                     waiting = [r for r in waiting if r["benchmark"] != name]
         yield table, lines
+    if waiting:
+        labels = tuple(dict.fromkeys(row["label"] for row in waiting))
+        blank = ("",) * len(labels)
+        beyond = Table(
+            BEYOND, "not in the report", ("",), labels, blank, frozenset(), {}, frozenset()
+        )
+        yield beyond, [(row["label"], row) for row in waiting]
 
 
 # Markdown -----------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ A `Run` is a folder. Each step leaves a finished file or nothing, so the same co
     DIR/data/CORPUS/SPLIT/*.parquet     DIR/tokenizer/
     DIR/stages/NAME/{manifest.json,metrics.jsonl,trained.safetensors}
     DIR/model  DIR/mini  DIR/reasoning  DIR/recogniser
-    DIR/eval/*.jsonl  DIR/timings.json  DIR/freeze.json  DIR/report.{html,json,md}
+    DIR/eval/*.jsonl  DIR/benchmarks/  DIR/timings.json  DIR/freeze.json  DIR/report.{html,json,md}
 """
 
 import contextlib
@@ -27,13 +27,14 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from polyphi import cost, logs, plan, stages
+from polyphi import cost, logs, measurement, plan, stages
 from polyphi.batch import pack
 from polyphi.chat import CALL, CALL_END, Message
 from polyphi.curate import cards, sources
 from polyphi.curate import corpus as corpora
 from polyphi.curate.pipeline import Machines
 from polyphi.engine.engine import Engine
+from polyphi.eval.benchmark import benchmarks
 from polyphi.eval.report import line
 from polyphi.eval.run import evaluate
 from polyphi.eval.task import find
@@ -81,7 +82,9 @@ EXPORTS = {
     "model": ("joint_1_vision_speech", "native"),
 }
 WATCHED_ROWS = 32
-"""Held-out rows of a task that are answered now and then while a stage trains."""
+"""Held-out rows of a task that are answered now and then while a stage trains; of a benchmark, stand-ins of a row."""
+BENCHMARK_ROWS = 2
+"""Stand-ins of each row of the report that the finished model answers."""
 
 
 class Run:
@@ -134,6 +137,7 @@ class Run:
             self.export()
             if not self._measure():
                 self.evaluate()
+            self.benchmarks()
         return self.page()
 
     def _branches(self) -> None:
@@ -341,9 +345,18 @@ class Run:
             self._record_freeze(stage.name, before, self._text_logits(model))
 
     def _watched(self, stage: Stage, model: PhiModel) -> dict[str, float]:
-        """Scores of a stage's tasks as its model answers now, on a few held-out rows."""
-        engine, scores = Engine(model, self.processor), {}
-        for task in find(*stage.watch):
+        """Scores of a stage's tasks as its model answers now, on a few held-out rows; of benchmarks, on a few of their
+        stand-ins."""
+        engine, scores = Engine(model, self.processor), dict[str, float]()
+        watched = [b for b in benchmarks() if b.name in stage.watch]
+        for benchmark in watched:
+            score = measurement.glimpse(
+                engine, benchmark, self.out / measurement.RUNS / "mini-data", WATCHED_ROWS
+            )
+            if score is not None:
+                scores[benchmark.name] = score
+        tasks = [name for name in stage.watch if name not in {b.name for b in watched}]
+        for task in find(*tasks) if tasks else ():
             self.build(task.corpus)
             rows = corpora.Shards(self.data / task.corpus / "test")
             with tempfile.TemporaryDirectory() as folder:
@@ -469,6 +482,22 @@ class Run:
                     + (quant or ""),
                 )
             self.tell(line(result))
+
+    def benchmarks(self) -> None:
+        """The report's benchmarks that are scored on the spot, on a few stand-ins of each: the way from public data's
+        layout to its tables, walked by the final model. `polyphi eval DIR --suite mini` answers all of them."""
+        out = self.out / measurement.RUNS
+        if (out / "results.json").exists():
+            return
+        with self.clock("benchmarks"):
+            measurement.measure(
+                measurement.subject(str(self.out)),
+                ("mini",),
+                out,
+                data=None,
+                limit=BENCHMARK_ROWS,
+                console=self.console,
+            )
 
     def page(self) -> Path:
         """The report page, from what the folder holds."""

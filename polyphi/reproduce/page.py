@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from polyphi import inspection, stages
+from polyphi import inspection, measurement, stages
 from polyphi.chat import Audio, Image
 from polyphi.curate.pipeline import counts
 from polyphi.curate.sources import SOURCES
@@ -30,6 +30,7 @@ from polyphi.data.shards import Shards
 from polyphi.eval import report as tables
 from polyphi.eval.report import line
 from polyphi.eval.run import read, rescore
+from polyphi.eval.tables import markdown
 from polyphi.model import weights
 from polyphi.reproduce import drawing, sections
 from polyphi.reproduce.drawing import part_of
@@ -108,6 +109,7 @@ def collect(run: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
         },
         "stages": rows,
         "tasks": results,
+        "benchmarks": measurement.noted(run / measurement.RUNS),
         "gallery": gallery,
         "freeze": freeze,
         "claims": _claims(run),
@@ -403,6 +405,7 @@ def render_markdown(report: Mapping[str, Any]) -> str:
         [p["part"], sections.count(p["parameters"]), sections.count(p["report"])]
         for p in report["parts"]
     ]
+    rows = report["benchmarks"]["rows"]
     sources = report["data"]["sources"].items()
     data = [[name, str(x["rows"]), x["licence"], x["origin"] or "–"] for name, x in sources]
     out = [
@@ -412,6 +415,7 @@ def render_markdown(report: Mapping[str, Any]) -> str:
         f"{s['beats']} of {s['tasks']} held-out tasks beat the best of their baselines outside the 95 % interval.",
         "## Held-out results",
         tables.markdown(report["tasks"]) or "No task has been measured.",
+        *([f"## The report's benchmarks\n\n{sections.STAND_INS}", markdown(rows)] if rows else []),
         "## Stages",
         _table(
             ["stage", "starts from", "learned", "steps", "loss", "time", "speed", "padding"],

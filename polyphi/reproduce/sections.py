@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from polyphi.eval import report as tables
+from polyphi.eval import tables as beside
 from polyphi.reproduce import drawing
 
 Report = Mapping[str, Any]
@@ -98,6 +99,7 @@ def render(report: Report, media: Mapping[str, bytes]) -> str:
     sections = [
         ("stages", "Stages", graph(report)),
         ("results", "Results", results(report)),
+        ("benchmarks", "Benchmarks", benchmarks(report)),
         ("samples", "Samples", gallery(report, media)),
         ("losses", "Losses", curves(report)),
         ("learned", "Who learned", learned(report)),
@@ -208,6 +210,35 @@ def results(report: Report) -> str:
                 f'<div class="results {modality}"><h3>{title} <em>{note}</em></h3>{shown}</div>'
             )
     return section("Held-out results", about, key + "".join(blocks))
+
+
+STAND_INS = (
+    "The benchmarks of the report's tables that need no judge and no environment of their own, asked and scored as on "
+    "their public data, on stand-ins that were made here. They show that the way is open, not what the model can do: "
+    "such scores are not to be compared with the report's."
+)
+
+
+def benchmarks(report: Report) -> str:
+    """The report's rows on stand-ins, and the page that has them beside its columns."""
+    rows = [
+        [
+            f'{text(label)}<span class="sub">{text(held.name)}</span>',
+            f'<b class="score">{beside.shown(row, row["score"], beside.decimals(row))}</b>',
+            str(row["n"]),
+            text(row["benchmark"] or "average"),
+        ]
+        for held, lines in beside.laid_out(report["benchmarks"]["rows"])
+        for label, row in lines
+        if row
+    ]
+    if not rows:
+        return ""
+    about = f'{STAND_INS} <a href="benchmarks/report.html">Beside the report&rsquo;s columns</a>.'
+    half = (len(rows) + 1) // 2
+    heads = ["row of the report", ">score", ">n", "benchmark"]
+    shown = "".join(table(heads, part) for part in (rows[:half], rows[half:]) if part)
+    return section("The report&rsquo;s benchmarks", about, f'<div class="two">{shown}</div>')
 
 
 def task_row(r: Report) -> list[str]:

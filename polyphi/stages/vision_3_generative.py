@@ -21,5 +21,5 @@ stage = Stage(
     context=16_384,
     batch_tokens=1 << 22,
     steps=70_000,  # 0.3T tokens over text (report 3.2)
-    watch=("digit", "count"),
+    watch=("digit", "count", "chartqa"),
 )
