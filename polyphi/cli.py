@@ -619,19 +619,34 @@ def export(
     merge: Annotated[
         str | None, typer.Option(help="Fold this adapter into the base weights first, and drop it.")
     ] = None,
+    results: Annotated[
+        Path | None,
+        typer.Option(help="Folder of an evaluation of it, whose tables go into the model card."),
+    ] = None,
 ) -> None:
-    """Write a checkpoint in one of the public layouts."""
+    """Write a checkpoint in one of the public layouts, with a model card."""
+    import tempfile
+
+    from polyphi import model_card
     from polyphi.model import weights
     from polyphi.phi import as_dtype
 
     folder = weights.locate(model)
+    text = model_card.card(folder, layout, source=model, merged=merge, results=results)
+    cards = model_card.placed(text, out)
     kind = as_dtype(dtype) if dtype else None
     # merged in the type that is written: in float32 nothing is rounded
     loaded = weights.load(folder, dtype=kind if merge else None)
     if merge:
         loaded.merge_adapter(merge)
-    weights.save(loaded, out, layout, dtype=kind, files=weights.files_beside(folder, layout))
-    console.print(f"wrote {out} ({layout})")
+    with tempfile.TemporaryDirectory() as made:
+        for name, written in cards.items():
+            (Path(made) / name).write_text(written, encoding="utf-8")
+        beside = [*weights.files_beside(folder, layout), *sorted(Path(made).iterdir())]
+        weights.save(loaded, out, layout, dtype=kind, files=beside)
+    console.print(f"wrote {out} ({layout}), its card in {list(cards)[-1]}")
+    if len(cards) > 1:
+        console.print(f"{out / 'README.md'} is your own and stays as it was")
 
 
 @app.command()
