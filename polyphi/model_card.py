@@ -308,7 +308,10 @@ def _licences(run: Mapping[str, Any] | None, base: str | None) -> str:
             + rows
         )
     if base in LICENCES:
-        return f"{base} is under the {LICENCES[base].upper()} licence. Data of your own that it learned from keep theirs."
+        return (
+            f"{base} is under the {LICENCES[base].upper()} licence. "
+            "Data of your own that it learned from keep theirs."
+        )
     return (
         "polyphi doesn't know the licence of the weights that these come from: add it here, and as `license:` in the "
         "header. Data of your own that they learned from keep their own."
