@@ -149,13 +149,8 @@ def own(path: str) -> Benchmark:
     return found
 
 
-def quick(benchmark: Benchmark) -> bool:
-    """Whether answers are scored on the spot: without a judge, a sandbox or an environment of its own."""
-    return benchmark.scorer is not None and benchmark.judging is None
-
-
 def suite(*names: str) -> list[Benchmark]:
-    """The benchmarks of suites ("table4", "section5", "all"; "mini": all quick ones), of their own names, or of files
+    """The benchmarks of suites ("table4", "section5", "all"; "mini": all that need no judge), of their own names, or of files
     (my_bench.py). Raises ValueError for others."""
     known = benchmarks()
     tables = sorted({suite_of(row.table) for b in known for row in b.rows if row.table}, key=_order)
@@ -169,7 +164,7 @@ def suite(*names: str) -> list[Benchmark]:
             b
             for b in known
             if name in ("all", b.name)
-            or (name == "mini" and quick(b))
+            or (name == "mini" and b.judging is None)
             or any(name == suite_of(row.table) for row in b.rows)
         ]
         if not found:

@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-SHARES = ("accuracy", "wer", "cer", "f1")
+SHARES = ("accuracy", "rate", "f1", "wer", "cer")
 """Metrics of ours that the report prints in per cent."""
 DECIMALS = {"Table 1": 1, "Table 2": 1, "Table 7": 1, "Table 8": 1, "Table 9": 1, "Table 12": 1}
 """Decimals that a table prints; 2 in all others."""

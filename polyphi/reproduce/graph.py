@@ -484,8 +484,8 @@ class Run:
             self.tell(line(result))
 
     def benchmarks(self) -> None:
-        """The report's benchmarks that are scored on the spot, on a few stand-ins of each: the way from public data's
-        layout to its tables, walked by the final model. `polyphi eval DIR --suite mini` answers all of them."""
+        """The report's benchmarks that need no judge, on a few stand-ins of each: the way from public data's layout to
+        its tables, walked by the final model. `polyphi eval DIR --suite mini` answers all of the stand-ins."""
         out = self.out / measurement.RUNS
         if (out / "results.json").exists():
             return

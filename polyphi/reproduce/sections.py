@@ -213,8 +213,8 @@ def results(report: Report) -> str:
 
 
 STAND_INS = (
-    "The benchmarks of the report's tables that need no judge and no environment of their own, asked and scored as on "
-    "their public data, on stand-ins that were made here. They show that the way is open, not what the model can do: "
+    "The benchmarks of the report's tables that need no judge, asked and scored as on their public data, on stand-ins "
+    "that were made here. They show that the way is open, not what the model can do: "
     "such scores are not to be compared with the report's."
 )
 
