@@ -1,0 +1,115 @@
+"""A benchmark is one file: the one that docs/evaluation.md shows, as it stands there, put into a folder and run."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from polyphi import measurement
+from polyphi.chat import Message
+from polyphi.data.shards import Sample
+from polyphi.eval.benchmark import Benchmark, benchmarks, own, suite
+from polyphi.eval.sources import Data
+
+DOCS = Path(__file__).parents[2] / "docs" / "evaluation.md"
+
+
+class Atlas:
+    """Knows one capital, and says more than it was asked about another."""
+
+    def generate_many(self, conversations, *, sampling, adapter="auto"):  # type: ignore[no-untyped-def]
+        from polyphi.chat import Completion
+
+        said = {"France": "Paris.", "Japan": "That is Tokyo."}
+        return [
+            Completion(next((a for c, a in said.items() if c in talk[-1].text), "Atlantis"))
+            for talk in conversations
+        ]
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    (example,) = re.findall(r"(?s)```python\n(.*?)```", DOCS.read_text(encoding="utf-8"))
+    path = tmp_path / "capitals.py"
+    path.write_text(example, encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def capitals(file: Path) -> Benchmark:
+    return own(str(file))
+
+
+def test_the_file_is_found_beside_others(file: Path, capitals: Benchmark) -> None:
+    assert capitals.name == "capitals" and capitals not in benchmarks()
+    chosen = suite("chartqa", str(file), str(file))
+    assert [b.name for b in chosen] == ["chartqa", "capitals"]
+
+
+def test_it_runs_from_its_files_to_the_page_and_is_scored_again(file: Path, tmp_path: Path) -> None:
+    subject = measurement.Subject(Atlas(), "atlas", "atlas 1")  # type: ignore[arg-type]
+    out = tmp_path / "results"
+    rows = measurement.measure(subject, (str(file),), out, data=None)
+    assert [(r.label, r.n, round(r.score, 2)) for r in rows] == [
+        ("Capitals", 3, 0.33),
+        ("Capitals of Europe", 1, 1.0),
+    ]
+    assert rows[0].lenient == pytest.approx(2 / 3)
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "Other benchmarks" in page and "Capitals of Europe" in page
+    before = json.loads((out / "results.json").read_text())["rows"]
+    again = measurement.rescored(out, (str(file),))
+    assert [r.as_dict() for r in again] == [r.as_dict() for r in rows]
+    assert json.loads((out / "results.json").read_text())["rows"] == before
+
+
+def test_what_holds_for_ours_holds_for_it(capitals: Benchmark, tmp_path: Path) -> None:
+    capitals.mini(tmp_path)
+    assert measurement.complaints([capitals], Data(tmp_path)) == {}
+    samples = list(capitals.load(Data(tmp_path)))
+    assert capitals.scorer is not None
+    for sample in samples:
+        judged = Sample(
+            sample.id,
+            (Message.assistant(sample.answer),),
+            sample.source,
+            sample.licence,
+            sample.meta,
+        )
+        assert capitals.scorer(sample.answer, judged).value == 1.0
+        for hostile in ("", "x " * 500_000, "\x00\u2028", "\ud800"):
+            assert capitals.scorer(hostile, judged).value == 0.0
+
+
+def test_missing_data_are_named_with_where_they_come_from(
+    capitals: Benchmark, tmp_path: Path
+) -> None:
+    (said,) = measurement.complaints([capitals], Data(tmp_path))["capitals"]
+    assert "test.jsonl is missing" in said and "our wiki" in said
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("benchmark = 3", "expected `benchmark = Benchmark"),
+        ("1 / 0", "ZeroDivisionError"),
+        (None, "found nothing there"),
+        ("from polyphi.eval.tasks.vision.chartqa import benchmark", "already"),
+    ],
+)
+def test_a_file_that_is_none_says_so(text: str | None, says: str, tmp_path: Path) -> None:
+    if text is not None:
+        (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(ValueError, match=says):
+        suite(str(tmp_path / "mine.py"))
+
+
+def test_other_names_are_refused_with_those_that_there_are() -> None:
+    with pytest.raises(ValueError, match=r"expected all, mini, table1, .*my_bench\.py, .*chartqa"):
+        suite("chartQA")
+
+
+def test_the_suite_mini_needs_no_judge() -> None:
+    assert all(b.judging is None for b in suite("mini"))
+    assert {b.name for b in suite("all")} == {b.name for b in benchmarks()}
