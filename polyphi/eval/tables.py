@@ -381,6 +381,7 @@ def _judges(agreement: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
             rows.append(
                 f'<tr><th scope="row">{escape(name)}<span class="sub">{escape(pair)}</span></th>'
                 + "".join(f'<td class="n">{cell}</td>' for cell in cells)
+                + "</tr>"
             )
     heads = ("n", "equal", "second less first", "rank correlation")
     top = '<th scope="col">judges and points</th>'

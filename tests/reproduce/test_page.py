@@ -16,10 +16,11 @@ import soundfile
 from PIL import Image as Picture
 
 from polyphi import stages
-from polyphi.chat import Audio, Image, Message
+from polyphi.chat import Audio, Image, Message, SamplingParams
 from polyphi.data import shards
 from polyphi.data.shards import Sample
 from polyphi.eval import run, scorers
+from polyphi.eval.suite import Measured
 from polyphi.eval.task import Task
 from polyphi.reproduce import drawing, page
 
@@ -115,16 +116,14 @@ def sample(task: Task, i: int) -> Sample:
 def answers(task: Task, samples: list[Sample]) -> Any:
     """A model that is right at the task's rate where it gets the sample's own media, and guesses otherwise."""
     right = {
-        run._key(q, run.SamplingParams(max_tokens=task.max_tokens), ""): q.sample
+        run.key_of(q.messages, "auto", SamplingParams(max_tokens=task.max_tokens), ""): q.sample
         for q in run.ask(task, samples, ["with"], 0)
     }
 
     class Model:
         def generate(self, messages: Any, *, sampling: Any, adapter: str | None) -> Any:
             draw = random.Random(str(messages)[-2000:])
-            own = right.get(
-                run._key(run.Question(samples[0], "with", tuple(messages), "auto"), sampling, "")
-            )
+            own = right.get(run.key_of(messages, "auto", sampling, ""))
             other = draw.choice(samples)
             return run_completion(
                 (own if own is not None and draw.random() < SKILL[task.name] else other).answer
@@ -292,6 +291,20 @@ def test_a_run_that_has_only_begun_has_a_page_too(tmp_path: Path) -> None:
     text = page.write(tmp_path).read_text()
     assert "0 of 16 stages" in text
     assert "0 of 16 stages" in (tmp_path / "report.md").read_text()
+
+
+def test_the_reports_benchmarks_stand_there_with_what_they_are_worth(tmp_path: Path) -> None:
+    row = Measured(
+        "Table 1", "ChartQA (test)", "chartqa", "accuracy", 2, 0.5, 0.1, 0.9, "substitute data"
+    )
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "results.json").write_text(json.dumps({"rows": [row.as_dict()]}))
+    (tmp_path / "run.json").write_text('{"size": "micro", "seed": 3}')
+    html, text = page.write(tmp_path).read_text(), (tmp_path / "report.md").read_text()
+    for told in (html, text):
+        assert "ChartQA (test)" in told and "not to be compared with the report" in told
+    assert 'href="benchmarks/report.html"' in html
+    assert json.loads((tmp_path / "report.json").read_text())["benchmarks"]["rows"][0]["n"] == 2
 
 
 def test_frozen_tensors_that_changed_are_named() -> None:
