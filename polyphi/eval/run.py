@@ -351,7 +351,12 @@ def _line(task: Task, question: Question, key: str, answer: str) -> dict[str, An
 
 
 def dump(line: Mapping[str, Any]) -> str:
-    return json.dumps(line, ensure_ascii=False) + "\n"
+    text = json.dumps(line, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair: UTF-8 can't hold it, JSON's escapes can
+        text = json.dumps(line)
+    return text + "\n"
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -232,3 +232,12 @@ def test_settings_may_differ_by_sample() -> None:
     assert replace(BENCHMARK, sampling={"temperature": 0.6}).params(sample) == SamplingParams(
         max_tokens=9, temperature=0.6, stop=("\n",)
     )
+
+
+def test_answers_that_no_encoding_holds_are_kept_as_they_are(tmp_path: Path) -> None:
+    said = "\ud800 A\u2028\x00"
+    first, second = Model(lambda m: said), Model(lambda m: "never asked")
+    run(first, tmp_path, limit=2)
+    run(second, tmp_path, limit=2)
+    assert not second.asked
+    assert {line["answer"] for line in suite.read(tmp_path / "plus.jsonl")} == {said}
