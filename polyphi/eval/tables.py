@@ -87,7 +87,8 @@ def remarks(row: Row) -> list[str]:
     if row["errors"]:
         told.append(f"{row['errors']} not answered (counted as wrong)")
     if row["unread"]:
-        told.append(f"{row['unread']} without readable points (left out)")
+        lacking = "readable points" if row["judge"] else "this score"
+        told.append(f"{row['unread']} without {lacking} (left out)")
     if row["cut"]:
         told.append(f"{row['cut']} answers cut at their length")
     if row["rtfx"]:
@@ -146,14 +147,14 @@ def markdown(rows: Sequence[Row], *, level: int = 3) -> str:
 
 def _markdown_row(label: str, row: Row) -> str:
     places, other, off = decimals(row), theirs(row), difference(row)
-    more = "; ".join([row["status"], *remarks(row)])
+    more = "; ".join(filter(None, [row["status"], _first(row), *remarks(row)]))
     cells = [
         label if row["table"] else f"· {label}",
         shown(row, row["score"], places),
         NONE if other is None else f"{other:.{places}f}",
         NONE if off is None else f"{off:+.{places}f}",
         _interval(row),
-        _count(row),
+        f"{row['n']:,}",
         more,
     ]
     return f"| {' | '.join(cell.replace('|', '/').replace(chr(10), ' ') for cell in cells)} |"
@@ -166,9 +167,8 @@ def _interval(row: Row) -> str:
     return f"{low} to {high}"
 
 
-def _count(row: Row) -> str:
-    first = f" (at most {row['limit']} a row)" if row.get("limit") else ""
-    return f"{row['n']:,}{first}"
+def _first(row: Row) -> str:
+    return f"at most {row['limit']} a row" if row.get("limit") else ""
 
 
 # The page -----------------------------------------------------------------------------------------
@@ -301,7 +301,7 @@ def _ours(label: str, row: Row) -> list[str]:
         report,
         NONE if off is None else _difference(row, off, places, less),
         _interval(row),
-        _count(row),
+        f"{row['n']:,}" + (f'<span class="sub">{first}</span>' if (first := _first(row)) else ""),
         _chip(row["status"]),
     ]
 

@@ -230,7 +230,7 @@ def benchmarks(report: Report) -> str:
         ]
         for held, lines in beside.laid_out(report["benchmarks"]["rows"])
         for label, row in lines
-        if row
+        if row and row["table"]
     ]
     if not rows:
         return ""

@@ -24,7 +24,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_it_leaves_what_it_promises(run: Path) -> None:
-    for name in ("report.html", "report.json", "model", "mini", "reasoning", "recogniser"):
+    made = ("report.html", "report.json", "model", "mini", "reasoning", "recogniser")
+    for name in (*made, "benchmarks/report.html", "benchmarks/figures.html"):
         assert (run / name).exists(), name
     for stage in stages.ORDER:
         assert (run / "stages" / stage / "manifest.json").exists(), stage
