@@ -312,4 +312,8 @@ def rescored(folder: Path, suites: Sequence[str] = ()) -> list[Measured]:
         alike[benchmark.name] = agreement(benchmark, lines)
         _note(folder, [row.as_dict() | {"limit": was.get("limit")} for row in made], {}, alike)
         rows += made
+    if not rows:
+        raise ValueError(
+            f"{folder} holds no lines of our benchmarks; those of a file of your own are scored with --suite my_bench.py"
+        )
     return rows

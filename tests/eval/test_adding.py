@@ -59,6 +59,8 @@ def test_it_runs_from_its_files_to_the_page_and_is_scored_again(file: Path, tmp_
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "Other benchmarks" in page and "Capitals of Europe" in page
     before = json.loads((out / "results.json").read_text())["rows"]
+    with pytest.raises(ValueError, match=r"--suite my_bench\.py"):
+        measurement.rescored(out)
     again = measurement.rescored(out, (str(file),))
     assert [r.as_dict() for r in again] == [r.as_dict() for r in rows]
     assert json.loads((out / "results.json").read_text())["rows"] == before
