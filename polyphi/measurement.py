@@ -314,6 +314,6 @@ def rescored(folder: Path, suites: Sequence[str] = ()) -> list[Measured]:
         rows += made
     if not rows:
         raise ValueError(
-            f"{folder} holds no lines of our benchmarks; those of a file of your own are scored with --suite my_bench.py"
+            f"{folder} holds no lines of our benchmarks; those of your own file are scored with --suite my_bench.py"
         )
     return rows
