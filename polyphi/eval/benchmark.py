@@ -39,8 +39,8 @@ class Row:
 
     `label` is the row's in `paper.json`; of a table of "" it is a number that we print beside the report's. `only`
     holds the meta fields of its samples. `part` names the part of their `Score` that counts (None: its value).
-    `column` is the report's for our model's number, where it isn't the first that names the model. `by` is a meta field:
-    the row is then the plain mean of the scores of the groups of samples that it makes.
+    `column` is the report's for our model's number, where it isn't the first that names the model. `by` is a meta
+    field: the row is then the plain mean of the scores of the groups of samples that it makes.
     """
 
     table: str

@@ -30,8 +30,8 @@ class Source:
 
     `fields` are columns that its rows must have and `rows` how many there should be, which `check` looks at.
     `hub` says whether `name` is one of the Hub's data sets, which can be fetched from there; `quoted` that its TSV
-    files quote fields as CSV does (VLMEvalKit's do, Common Voice's and FLEURS's don't). `single`: each of its JSON files
-    is one row.
+    files quote fields as CSV does (VLMEvalKit's do, Common Voice's and FLEURS's don't); `single` that each of its JSON
+    files is one row.
     """
 
     name: str
@@ -112,7 +112,8 @@ def read_rows(
     single: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Rows of a parquet, JSON lines, JSON (a list, or an object of rows by id), CSV or TSV file, gzipped or not; a few
-    at a time where the format allows it. `quoted`: a TSV whose fields are quoted as a CSV's are; `single`: a JSON object is one row."""
+    at a time where the format allows it. `quoted`: a TSV whose fields are quoted as a CSV's are; `single`: a JSON file
+    that is one row."""
     kind = Path(path.name.removesuffix(".gz")).suffix
     if kind == ".parquet":
         import pyarrow.parquet as pq

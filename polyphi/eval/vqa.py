@@ -3,8 +3,8 @@
 >>> letter("B. a cat", sample).value               # reference "B"; meta: options ["a dog", "a cat"]
 1.0
 
-Instructions are LLaVA-1.5's, as the Phi-3 report has them and the report reuses them (section 4.1.1). A score's value is
-the benchmark's own strict rule; its part `lenient` is what a reader would take the same answer for.
+Instructions are LLaVA-1.5's, as the Phi-3 report has them and the report reuses them (section 4.1.1). A score's value
+is the benchmark's own strict rule; its part `lenient` is what a reader would take the same answer for.
 """
 
 import re
@@ -63,8 +63,8 @@ def interleaved(text: str, images: Mapping[int, Image]) -> Message:
 
 
 def letter(answer: str, sample: Sample) -> Score:
-    """The option's letter, alone or at the beginning ("B", "(b)", "B. a cat"), equals the reference's; `meta["options"]`
-    has the options. Lenient: an option's text, or a letter anywhere."""
+    """The option's letter, alone or at the beginning ("B", "(b)", "B. a cat"), equals the reference's;
+    `meta["options"]` has the options. Lenient: an option's text, or a letter anywhere."""
     options = sample.meta["options"]
     return _chosen(first_letter(answer, options), answer, sample)
 
@@ -192,7 +192,7 @@ def similarity(a: str, b: str) -> float:
 # Words that EvalAI's processor writes with their apostrophes: forms that lack one are completed. Its table holds these.
 _APOSTROPHES = """
     ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've
-    he's how'd how'll how's i'd've isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've needn't
+    he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've needn't
     not've o'clock oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've somebody'd've somebody'll
     somebody's someone'd someone'd've someone'll someone's something'd something'd've something'll that's there'd
     there'd've there're there's they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll
@@ -205,7 +205,7 @@ CONTRACTIONS = {
     for i, character in enumerate(word)
     if character == "'"
 } | {"somebody'd": "somebodyd"}
-_WORDS = "zero one two three four five six seven eight nine ten".split()
+_WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 NUMERALS = {word: str(number) for number, word in enumerate(_WORDS)} | {"none": "0"}
 
 
