@@ -83,6 +83,9 @@ class Benchmark:
 
     Samples whose meta say `hidden` have answers that only a server knows: they are asked (without a limit) though they
     count in no row, and what `submits` makes of each (sample, answer) goes into the file for that server, a JSON list.
+
+    `to_speak` gives the text questions of a benchmark that hears them: `polyphi eval synthesise` reads them aloud into
+    the folder of its first source (spoken.py says what a row is).
     """
 
     name: str
@@ -97,6 +100,7 @@ class Benchmark:
     judging: Judging | None = None
     turn: Turn = one_turn
     submits: Callable[[Sample, str], Any] | None = None
+    to_speak: Callable[[Data], Iterable[Mapping[str, Any]]] | None = None
     max_tokens: int = 64
     sampling: Mapping[str, Any] = field(default_factory=dict)
     status: Status = "reproduced setting"

@@ -1,10 +1,11 @@
 """ShareGPT4o_AI2D, _ChartQA, _DocVQA, _InfoVQA (report, Table 2): questions of four picture benchmarks, spoken.
 
 The model gets a picture and a clip, and no text. InternOmni's own sets aren't published in a form that we know, so that
-questions are spoken anew: `spoken_questions` tells which, and `write` writes what `load` reads.
+they are spoken anew (`polyphi eval synthesise`): `spoken_questions` tells which.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ SETS = {
 METRICS = {"letter": vqa.letter_or_text, "relaxed": vqa.relaxed, "anls": vqa.anls}
 SOURCE = Source(
     "ShareGPT4o",
-    ("*.jsonl",),
+    ("ShareGPT4o_*.jsonl",),
     "`polyphi eval synthesise`, which speaks the questions of " + ", ".join(SETS),
     fields=("id", "image", "audio", "question", "answers", "metric"),
     hub=False,
@@ -87,26 +88,24 @@ def spoken_questions(data: Data, name: str) -> Iterator[dict[str, Any]]:
         }
 
 
-def write(
-    folder: Path, name: str, rows: Iterable[dict[str, Any]], speak: Callable[[str], bytes]
-) -> None:
-    """A set from its `spoken_questions`: FOLDER/NAME.jsonl, and FOLDER/NAME/ with a picture and a clip (FLAC) each."""
-    told = []
-    (folder / name).mkdir(parents=True, exist_ok=True)
-    for number, row in enumerate(rows):
-        image = row["image"] if isinstance(row["image"], bytes) else Path(row["image"]).read_bytes()
-        files = {"image": f"{name}/{number}.image", "audio": f"{name}/{number}.flac"}
-        (folder / files["image"]).write_bytes(image)
-        (folder / files["audio"]).write_bytes(speak(row["text"]))
-        told.append({**{k: v for k, v in row.items() if k != "text"}, **files})
-    write_jsonl(folder / f"{name}.jsonl", told)
+def to_speak(data: Data) -> Iterator[dict[str, Any]]:
+    """All sets, each into the file that `load` reads."""
+    for name in SETS:
+        yield from ({**row, "file": f"{name}.jsonl"} for row in spoken_questions(data, name))
 
 
 def mini(root: Path) -> None:
+    folder = root / SOURCE.name
+    folder.mkdir(parents=True, exist_ok=True)
     for name, (benchmark, _) in SETS.items():
         benchmark.mini(root)
-        rows = list(spoken_questions(Data(root), name))[:2]
-        write(root / SOURCE.name, name, rows, spoken)
+        told = []
+        for number, row in enumerate(islice(spoken_questions(Data(root), name), 2)):
+            files = {"image": f"{name}-{number}.png", "audio": f"{name}-{number}.flac"}
+            (folder / files["image"]).write_bytes(row["image"])
+            (folder / files["audio"]).write_bytes(spoken(row["text"]))
+            told.append({**row, **files})
+        write_jsonl(folder / f"{name}.jsonl", told)
 
 
 benchmark = Benchmark(
@@ -118,6 +117,7 @@ benchmark = Benchmark(
     load=load,
     mini=mini,
     scorer=score,
+    to_speak=to_speak,
     status="substitute data",
     note="questions re-synthesised: InternOmni's own clips aren't published",
 )

@@ -27,23 +27,22 @@ def test_questions_without_answers_are_left_out(tmp_path: Path) -> None:
     assert rows[0]["answers"] == ["Mr. Hansen", "Hansen"]
 
 
-def test_what_is_written_is_what_is_loaded_as_a_picture_and_a_clip_without_text(
-    tmp_path: Path,
-) -> None:
-    ai2d.benchmark.mini(tmp_path)
-    rows = list(sharegpt4o.spoken_questions(Data(tmp_path), "ShareGPT4o_AI2D"))
-    said: list[str] = []
-    speak = lambda text: said.append(text) or text.encode()  # noqa: E731
-    sharegpt4o.write(tmp_path / "ShareGPT4o", "ShareGPT4o_AI2D", rows, speak)
-    samples = list(sharegpt4o.load(Data(tmp_path)))
-    assert said == [row["text"] for row in rows] and len(samples) == 3
-    (prompt,) = samples[0].prompt
+def test_the_model_gets_a_picture_and_a_clip_and_no_text(tmp_path: Path) -> None:
+    sharegpt4o.mini(tmp_path)
+    samples = {s.id: s for s in sharegpt4o.load(Data(tmp_path))}
+    assert len(samples) == 8 and {s.meta["set"] for s in samples.values()} == set(sharegpt4o.SETS)
+    first = samples["ShareGPT4o_AI2D/ai2d-0"]
+    (prompt,) = first.prompt
     image, audio = prompt.parts
-    assert isinstance(image, Image) and Path(image.source).read_bytes() == rows[0]["image"]
-    assert isinstance(audio, Audio) and Path(audio.source).read_text() == said[0]
-    assert sharegpt4o.score("blue", samples[0]).value == 1
-    assert sharegpt4o.score("B", samples[0]).value == 1
-    assert sharegpt4o.score("red", samples[0]).value == 0
+    assert isinstance(image, Image) and Path(image.source).read_bytes()[:4] == b"\x89PNG"
+    assert isinstance(audio, Audio) and Path(audio.source).read_bytes()[:4] == b"fLaC"
+    assert [sharegpt4o.score(a, first).value for a in ("blue", "B", "red")] == [1, 1, 0]
+
+
+def test_every_set_is_spoken_into_the_file_that_is_read(tmp_path: Path) -> None:
+    sharegpt4o.mini(tmp_path)
+    files = {row["file"] for row in sharegpt4o.to_speak(Data(tmp_path))}
+    assert files == {path.name for path in Data(tmp_path).files(sharegpt4o.SOURCE)}
 
 
 def test_an_unknown_metric_or_set_says_which_there_are(tmp_path: Path) -> None:
