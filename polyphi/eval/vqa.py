@@ -183,8 +183,12 @@ def similarity(a: str, b: str) -> float:
     # So many edits at least: of a long answer there is nothing to compute.
     if length - min(len(a), len(b)) > (1 - TAU) * length:
         return 0.0
-    from rapidfuzz.distance import Levenshtein
-
+    try:
+        from rapidfuzz.distance import Levenshtein
+    except ImportError as e:
+        raise ValueError(
+            "how alike texts are needs rapidfuzz, which is not installed; pip install 'polyphi[eval]'"
+        ) from e
     value = 1 - Levenshtein.distance(a, b) / length if length else 1.0
     return value if value >= TAU else 0.0
 

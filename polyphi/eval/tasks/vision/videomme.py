@@ -4,6 +4,7 @@ The model sees 16 frames, evenly over the whole video from its first to its last
 """
 
 import io
+import re
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -34,7 +35,7 @@ def load(data: Data) -> Iterator[Sample]:
         path = folder / "data" / f"{row['videoID']}.mp4"
         if not path.is_file():
             raise Missing(f"{path} is missing; {SOURCE.name} comes from {SOURCE.where}")
-        options = [option.partition(". ")[2] for option in row["options"]]  # "A. Apples."
+        options = [re.sub(r"^[A-D][.):]\s*", "", option) for option in row["options"]]
         images = [Image(frame) for frame in frames(path)]
         yield Sample(
             f"videomme-{row['question_id']}",
