@@ -51,7 +51,8 @@ def score(answer: str, sample: Sample) -> Score:
 
 
 def open_answer(answer: str, sample: Sample) -> Score:
-    """A reference stands in what the answer comes to, or equals a number of it (MMMU's rule, generous by itself)."""
+    """A reference stands in what the answer comes to, or equals a number of it (MMMU's rule, generous by itself; to it
+    alone 1,000.5 is 1,000 and .5)."""
     wanted = {n for reference in _listed(sample.answer) for n in _normal(reference)}
     ends = _ends(answer)
     said = {n for end in ends for text in [end, *NUMBER.findall(end)] for n in _normal(text)}
@@ -86,8 +87,10 @@ def _ends(answer: str) -> list[str]:
     lines, found = answer.split("\n"), []
     for number, line in enumerate(lines):
         words = (*TELLING, "=") if number == len(lines) - 1 else TELLING
-        ends = [line.rpartition(word)[2].strip() for word in words if word in line]
-        shortest = min(filter(None, ends), key=len, default="")
+        shortest = ""
+        for end in (line.rpartition(word)[2].strip() for word in words if word in line):
+            if not shortest or len(end) < len(shortest):
+                shortest = end
         if shortest.strip(":,.!?;'"):
             found.append(shortest)
     return found or [answer]
