@@ -506,6 +506,9 @@ def vector(metric: str, score: Score) -> list[float]:
         return [score.parts["errors"], score.parts["units"]]
     if metric == "bleu":
         return list(score.parts.values())
+    if metric == "f1":
+        twice, wrong = 2 * score.parts["tp"], score.parts["fp"] + score.parts["fn"]
+        return [twice, twice + wrong]
     return [score.value, 1.0]
 
 
@@ -544,6 +547,17 @@ def measure(metric: str, vectors: np.ndarray, seed: int) -> tuple[float, float, 
     drawn = np.concatenate([rates(metric, sums) for sums in _resampled(vectors, seed)])
     low, high = np.percentile(drawn, [2.5, 97.5])
     return score, float(low), float(high)
+
+
+def measure_mean(
+    metric: str, groups: Sequence[np.ndarray], seed: int
+) -> tuple[float, float, float]:
+    """The plain mean of the scores of groups of vectors [n k], with a 95 % interval made of theirs: distances to their
+    limits add up in squares (Donner and Zou's MOVER, 2012)."""
+    score, low, high = np.array([measure(metric, group, seed) for group in groups]).T
+    mean, count = float(score.mean()), len(groups)
+    down, up = (float(np.sqrt(((score - limit) ** 2).sum())) / count for limit in (low, high))
+    return mean, mean - down, mean + up
 
 
 def wilson(share: float, n: int) -> tuple[float, float]:
