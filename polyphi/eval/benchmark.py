@@ -38,7 +38,8 @@ class Row:
     """A number: where it stands in the report and which samples make it.
 
     `label` is the row's in `paper.json`; of a table of "" it is a number that we print beside the report's. `only`
-    holds the meta fields of its samples. `part` names the part of their `Score` that counts (None: its value).
+    holds the meta fields of its samples. `part` names the part of their `Score` that counts (None: its value; of
+    several parts it is their mean).
     `column` is the report's for our model's number, where it isn't the first that names the model.
     """
 
@@ -46,7 +47,7 @@ class Row:
     label: str
     only: Mapping[str, Any] = field(default_factory=dict)
     metric: Metric = "accuracy"
-    part: str | None = None
+    part: str | tuple[str, ...] | None = None
     column: str | None = None
 
 
@@ -78,6 +79,9 @@ class Benchmark:
     """`scorer` judges the last answer of a sample. Where many are judged at once (code in a sandbox, a checker in an
     environment of its own), `score_many` takes their place: (answers, sample) pairs to scores. With `judging`, a
     judge's points are the score, and the scorer, if there is one, adds its parts to them.
+
+    `to_speak` gives the text questions of a benchmark that hears them, which `polyphi eval synthesise` reads aloud into
+    its first source's folder (spoken.py). `submission` makes of the lines what a server takes that keeps the answers.
     """
 
     name: str
@@ -95,6 +99,8 @@ class Benchmark:
     sampling: Mapping[str, Any] = field(default_factory=dict)
     status: Status = "reproduced setting"
     note: str = ""
+    to_speak: Callable[[Data], Iterable[Mapping[str, Any]]] | None = None
+    submission: Callable[[Sequence[Mapping[str, Any]]], Sequence[Any]] | None = None
 
     def params(self, sample: Sample) -> SamplingParams:
         """Greedy unless `sampling` says otherwise; a sample's meta may hold `max_tokens` and `stop` of its own."""

@@ -12,7 +12,7 @@ made from the lines alone, so that `again` makes them without the model, the jud
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -112,6 +112,9 @@ def answered(
     if not lines:
         raise ValueError(f"{benchmark.name}: its data hold no sample that counts in a row")
     write(out / name_of(benchmark.name, shard), lines)
+    if benchmark.submission and (rows := benchmark.submission(lines)):
+        written_to = out / name_of(benchmark.name, shard).replace(".jsonl", ".submission.json")
+        written_to.write_text(json.dumps(rows, indent=1), encoding="utf-8")
     return lines
 
 
@@ -316,12 +319,12 @@ def _summed(
         value, parts = line["value"], line["parts"]
         if judge is not None:
             points = line["judged"].get(judge, {}).get("points", {})
-            value = points.get(row.part) if row.part else next(iter(points.values()), None)
+            value = _part(points, row.part) if row.part else next(iter(points.values()), None)
             if line["error"] or value is None:
                 unread += 1
                 continue
         elif row.part is not None:
-            value = parts.get(row.part)
+            value = _part(parts, row.part)
         if value is None:
             unread += 1
             continue
@@ -356,6 +359,13 @@ def _summed(
         rtfx=sound / seconds if sound and seconds else None,
         note=benchmark.note,
     )
+
+
+def _part(parts: Mapping[str, float | None], name: str | tuple[str, ...]) -> float | None:
+    """A part, or the mean of several where all are there."""
+    found = [parts.get(n) for n in ([name] if isinstance(name, str) else name)]
+    known = [value for value in found if value is not None]
+    return sum(known) / len(known) if len(known) == len(found) else None
 
 
 def agreement(benchmark: Benchmark, lines: Sequence[Line]) -> dict[str, dict[str, float]]:

@@ -1,0 +1,163 @@
+"""MMAU (report, Table 6): questions with options about speech, sound and music; the option's words must be said.
+
+The report's numbers are of the test split (9,000), whose answers are with its authors: a run on its files leaves
+`mmau.submission.json` for their server. Here test-mini (1,000) is scored. The report used the questions of January
+2025; about a quarter of them was revised in May 2025 (the repository's history has the earlier file, 7468292).
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+
+from polyphi.chat import Message, Text
+from polyphi.data.shards import Sample
+from polyphi.eval.benchmark import Benchmark, Row
+from polyphi.eval.scorers import references
+from polyphi.eval.sources import Data, Source, clip
+from polyphi.eval.suite import LENIENT
+from polyphi.eval.task import Score
+from polyphi.normalize import normalise
+
+TASKS = ("music", "sound", "speech")
+SOURCE = Source(
+    "MMAU",
+    ("mmau-test-mini.json", "test-mini-audios/*"),
+    "https://github.com/Sakshi113/MMAU (the questions; its page links to the recordings, test-mini-audios and "
+    "test-audios)",
+    fields=("id", "audio_id", "question", "choices", "answer", "task"),
+    rows=1000,
+    hub=False,
+)
+INSTRUCTION = "Answer with the words of one of these options."
+WITHHELD = "withheld"
+"""The meta field of questions whose answer we don't have."""
+
+
+def load(data: Data) -> Iterator[Sample]:
+    """test-mini, and the test split too where its files are among the data."""
+    root = data.folder(SOURCE)
+    for name in ("mmau-test-mini.json", "mmau-test.json"):
+        whole = name == "mmau-test.json"
+        if whole and not (root / name).exists():
+            continue
+        for row in data.rows(SOURCE, name):
+            options = [str(choice) for choice in row["choices"]]
+            asked = "\n".join([row["question"], *(f"- {o}" for o in options), INSTRUCTION])
+            yield Sample(
+                f"mmau-{row['id']}",
+                (
+                    Message.user(clip(row["audio_id"].removeprefix("./"), root), Text(asked)),
+                    Message.assistant(options[0] if whole else str(row["answer"])),
+                ),
+                SOURCE.name,
+                "Apache-2.0",
+                {
+                    "split": "test" if whole else "test-mini",
+                    "task": row["task"],
+                    "options": options,
+                    **({WITHHELD: row} if whole else {}),
+                },
+            )
+
+
+def string_match(answer: str, sample: Sample) -> Score:
+    """All words of the right option are in the answer, and none that only a wrong one has (MMAU's own rule; options
+    that are the same words in another order are not told apart). Generously read, the one option whose words stand
+    together in the answer is the right one.
+
+    Of a question whose answer is withheld it is whether the answer would match any option."""
+    said = _words(answer)
+    options, language = sample.meta["options"], "en"
+    accepted = [o for o in options if _matches(o, said, options)]
+    if WITHHELD in sample.meta:
+        return Score(float(bool(accepted)), ", ".join(accepted))
+    wanted = references(sample)[0]
+    text = f" {normalise(answer, language)} "
+    there = [o for o in options if f" {normalise(o, language)} " in text]
+    longest = [o for o in there if not any(normalise(o) in normalise(p) and o != p for p in there)]
+    strict = float(_matches(wanted, said, options))
+    return Score(strict, ", ".join(accepted), {LENIENT: max(strict, float(longest == [wanted]))})
+
+
+def _matches(option: str, said: set[str], options: Sequence[str]) -> bool:
+    own = _words(option)
+    others = set[str]().union(*(_words(o) - own for o in options))
+    return bool(said) and own <= said and not said & others
+
+
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"\w+", text.lower()))
+
+
+def submission(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The test split's questions as their server takes them, the answer under either name that it has had."""
+    return [
+        {
+            **line["meta"][WITHHELD],
+            "model_prediction": line["answer"],
+            "model_output": line["answer"],
+        }
+        for line in lines
+        if WITHHELD in line["meta"]
+    ]
+
+
+def mini(root: Path) -> None:
+    rate, folder = 16_000, root / SOURCE.name
+    seconds = np.arange(rate) / rate
+    waves = {
+        "music": (np.sin(2 * np.pi * 440 * seconds), "A steady tone", "A drum"),
+        "sound": (
+            np.sign(np.sin(2 * np.pi * 3 * seconds)) * np.sin(2 * np.pi * 900 * seconds),
+            "Beeps",
+            "Rain",
+        ),
+        "speech": (
+            np.sin(2 * np.pi * 150 * seconds) * np.sin(2 * np.pi * 4 * seconds),
+            "Humming",
+            "A song",
+        ),
+    }
+    for split, name in (("test-mini", "mmau-test-mini.json"), ("test", "mmau-test.json")):
+        rows = []
+        for task, (wave, right, wrong) in waves.items():
+            path = folder / f"{split}-audios/{task}.wav"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            soundfile.write(path, 0.3 * wave, rate, subtype="PCM_16")
+            for choices in ([right, wrong], [wrong, right]):
+                row = {
+                    "id": f"{split}-{task}-{len(rows)}",
+                    "audio_id": f"./{split}-audios/{path.name}",
+                    "question": "What is heard?",
+                    "choices": choices,
+                    "answer": right,
+                    "task": task,
+                    "split": split,
+                    "difficulty": "easy",
+                }
+                rows.append({k: v for k, v in row.items() if split == "test-mini" or k != "answer"})
+        folder.joinpath(name).write_text(json.dumps(rows if split == "test-mini" else rows[::2]))
+
+
+benchmark = Benchmark(
+    name="mmau",
+    title="MMAU",
+    modality="speech",
+    rows=(
+        *(Row("Table 6", f"MMAU {t}", {"split": "test-mini", "task": t}) for t in TASKS),
+        Row("", "MMAU test (for its server): answers that name an option", {"split": "test"}),
+    ),
+    sources=(SOURCE,),
+    load=load,
+    mini=mini,
+    scorer=string_match,
+    max_tokens=128,
+    status="server-scored",
+    note="test-mini, where the report has the test split",
+    submission=submission,
+)
