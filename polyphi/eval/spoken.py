@@ -1,8 +1,7 @@
 """Texts read aloud, for benchmarks whose questions are spoken.
 
 >>> spoken("How many legs has a spider?", "en")                  # bytes of a FLAC file, 16 kHz
->>> studio = Studio(folder, [Voice("flite", variant="slt")])
->>> synthesise(benchmark.to_speak(data), studio)                 # FOLDER/questions.jsonl, FOLDER/clips/*.flac
+>>> synthesise(benchmark.to_speak(data), Studio(folder))         # FOLDER/questions.jsonl, FOLDER/clips/*.flac
 
 A row that is to be spoken is a mapping with `text` (a text, or several for several clips), perhaps `language` (English
 otherwise) and `file` (the JSON lines file that it belongs to, questions.jsonl otherwise); whatever else it holds stays
@@ -23,8 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from polyphi.chat import LANGUAGES, Image
+from polyphi.endpoint import Endpoint
+from polyphi.eval.benchmark import benchmarks, suite
+from polyphi.eval.sources import Data
 from polyphi.normalize import errors, words
 from polyphi.voice import ENGINES, Booth, Voice
 
@@ -101,6 +105,17 @@ def voice_of(told: str) -> Voice:
         f"--voice {told}: expected {', '.join(ENGINES[:2])} (with :VARIANT), http://host/v1#MODEL:VOICE, or a command "
         "with {text} in it"
     )
+
+
+def listener(told: str, key_from: str | None = None) -> Hear:
+    """A transcription endpoint, http://host/v1#MODEL, as somebody who listens."""
+    where, _, model = told.partition("#")
+    if not model:
+        raise ValueError(
+            f"--listener {told}: expected an address and a model's name, such as http://127.0.0.1:8000/v1#phi"
+        )
+    endpoint = Endpoint(where, model, key_from=key_from)
+    return lambda clip, language: endpoint.transcribe(clip, language=language)
 
 
 def name_of(voice: Voice) -> str:
@@ -200,9 +215,20 @@ class Studio:
     def error_rate(self) -> float | None:
         """Over all clips that rows were given; None where nobody listened."""
         heard = [clip for clip in self.used.values() if clip.units]
-        return (
-            sum(c.errors or 0 for c in heard) / sum(c.units or 0 for c in heard) if heard else None
-        )
+        if not heard:
+            return None
+        return sum(clip.errors or 0 for clip in heard) / sum(clip.units or 0 for clip in heard)
+
+    def told(self) -> str:
+        """In a line: how many clips, how long, how well they are understood."""
+        clips = self.used.values()
+        text = f"{len(clips)} clips ({self.new} new), {sum(c.seconds for c in clips) / 60:.1f} min"
+        if self.error_rate is not None:
+            over = sum(clip.rate > self.worst for clip in clips)
+            text += (
+                f", WER {100 * self.error_rate:.1f} % ({over} clips above {100 * self.worst:g} %)"
+            )
+        return text
 
 
 def _seconds(data: bytes) -> float:
@@ -264,3 +290,40 @@ def _kept(shown: Image | bytes | str | Path, folder: Path) -> str:
     if not (folder / name).exists():
         (folder / name).write_bytes(data)
     return name
+
+
+def read_aloud(
+    names: Sequence[str],
+    folder: Path,
+    texts: Data,
+    *,
+    voices: Sequence[Voice] = (Voice(),),
+    hear: Hear | None = None,
+    worst: float = math.inf,
+    console: Console | None = None,
+) -> None:
+    """Speaks the questions of benchmarks, or of a suite's, into the folder of their data; tells what came of it. Raises
+    ValueError where texts are missing or nobody can speak them."""
+    console = console or Console(stderr=True)
+    chosen = [b for b in suite(*names) if b.to_speak]
+    if not chosen:
+        known = ", ".join(b.name for b in benchmarks() if b.to_speak)
+        raise ValueError(f"{', '.join(names)}: no questions to read aloud; those of {known} can be")
+    folder.mkdir(parents=True, exist_ok=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
+        for benchmark in chosen:
+            assert benchmark.to_speak
+            rows = list(benchmark.to_speak(texts))
+            bar = progress.add_task(benchmark.title, total=len(rows))
+            studio = Studio(folder / benchmark.sources[0].name, voices, hear=hear, worst=worst)
+            paths = synthesise(
+                rows,
+                studio,
+                lambda done, bar=bar: progress.update(bar, completed=done),  # type: ignore[misc]
+            )
+            console.print(
+                f"{benchmark.name}: {studio.told()}, {', '.join(map(str, paths))}",
+                highlight=False,
+                soft_wrap=True,
+            )

@@ -8,6 +8,7 @@ import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -89,7 +90,7 @@ def mini(root: Path) -> None:
         "sound": (noise, "White noise."),
         "speech": (speech, "A voice says: The train leaves at nine."),
     }
-    rows = []
+    rows: list[dict[str, Any]] = []
     for group, tasks in GROUPS.items():
         wave, described = waves[group]
         for task in tasks:

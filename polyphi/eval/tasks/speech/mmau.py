@@ -124,7 +124,7 @@ def mini(root: Path) -> None:
         ),
     }
     for split, name in (("test-mini", "mmau-test-mini.json"), ("test", "mmau-test.json")):
-        rows = []
+        rows: list[dict[str, Any]] = []
         for task, (wave, right, wrong) in waves.items():
             path = folder / f"{split}-audios/{task}.wav"
             path.parent.mkdir(parents=True, exist_ok=True)
