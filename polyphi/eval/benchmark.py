@@ -38,8 +38,7 @@ class Row:
     """A number: where it stands in the report and which samples make it.
 
     `label` is the row's in `paper.json`; of a table of "" it is a number that we print beside the report's. `only`
-    holds the meta fields of its samples. `part` names the part of their `Score` that counts (None: its value; of
-    several parts it is their mean).
+    holds the meta fields of its samples. `part` names the part of their `Score` that counts (None: its value).
     `column` is the report's for our model's number, where it isn't the first that names the model.
     """
 
@@ -47,7 +46,7 @@ class Row:
     label: str
     only: Mapping[str, Any] = field(default_factory=dict)
     metric: Metric = "accuracy"
-    part: str | tuple[str, ...] | None = None
+    part: str | None = None
     column: str | None = None
 
 
@@ -56,7 +55,8 @@ class Judging:
     """How a judge is asked about a sample's answers, and how its replies are read.
 
     `asks` gives named conversations; `reads` the points of a reply (None: unreadable, so that the sample is left out
-    of the judged rows, and counted). The points become `Score.parts` by these names, the first one its value.
+    of the judged rows, and counted). The points become `Score.parts` by these names, the first one its value; where
+    `sums` is given, by those that it makes of all of a sample's points (the worst of several turns, say).
     `prompts` are the templates, whose hash stands beside every reply; `standard` is the report's judge.
     """
 
@@ -64,6 +64,7 @@ class Judging:
     reads: Callable[[str, str, Sample], float | None]
     prompts: Mapping[str, str]
     standard: str = "gpt-4-0613"
+    sums: Callable[[Mapping[str, float | None]], Mapping[str, float | None]] | None = None
 
 
 Turn = Callable[[Sample, Sequence[str]], Sequence[Message] | None]
@@ -80,8 +81,11 @@ class Benchmark:
     environment of its own), `score_many` takes their place: (answers, sample) pairs to scores. With `judging`, a
     judge's points are the score, and the scorer, if there is one, adds its parts to them.
 
-    `to_speak` gives the text questions of a benchmark that hears them, which `polyphi eval synthesise` reads aloud into
-    its first source's folder (spoken.py). `submission` makes of the lines what a server takes that keeps the answers.
+    Samples whose meta say `hidden` have answers that only a server knows: they are asked (without a limit) though they
+    count in no row, and what `submits` makes of each (sample, answer) goes into the file for that server, a JSON list.
+
+    `to_speak` gives the text questions of a benchmark that hears them: `polyphi eval synthesise` reads them aloud into
+    the folder of its first source (spoken.py says what a row is).
     """
 
     name: str
@@ -95,12 +99,12 @@ class Benchmark:
     score_many: Callable[[Sequence[tuple[Sequence[str], Sample]]], Sequence[Score]] | None = None
     judging: Judging | None = None
     turn: Turn = one_turn
+    submits: Callable[[Sample, str], Any] | None = None
+    to_speak: Callable[[Data], Iterable[Mapping[str, Any]]] | None = None
     max_tokens: int = 64
     sampling: Mapping[str, Any] = field(default_factory=dict)
     status: Status = "reproduced setting"
     note: str = ""
-    to_speak: Callable[[Data], Iterable[Mapping[str, Any]]] | None = None
-    submission: Callable[[Sequence[Mapping[str, Any]]], Sequence[Any]] | None = None
 
     def params(self, sample: Sample) -> SamplingParams:
         """Greedy unless `sampling` says otherwise; a sample's meta may hold `max_tokens` and `stop` of its own."""
@@ -167,5 +171,9 @@ def _order(name: str) -> tuple[bool, int]:
 
 
 def in_rows(benchmark: Benchmark, samples: Iterable[Sample]) -> Iterator[Sample]:
-    """Those that count in some row."""
-    return (s for s in samples if any(belongs(s.meta, row.only) for row in benchmark.rows))
+    """Those that count in some row, or whose answers a server has."""
+    return (
+        s
+        for s in samples
+        if s.meta.get("hidden") or any(belongs(s.meta, row.only) for row in benchmark.rows)
+    )

@@ -12,7 +12,7 @@ made from the lines alone, so that `again` makes them without the model, the jud
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -112,9 +112,7 @@ def answered(
     if not lines:
         raise ValueError(f"{benchmark.name}: its data hold no sample that counts in a row")
     write(out / name_of(benchmark.name, shard), lines)
-    if benchmark.submission and (rows := benchmark.submission(lines)):
-        written_to = out / name_of(benchmark.name, shard).replace(".jsonl", ".submission.json")
-        written_to.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    submit(benchmark, lines, out / name_of(benchmark.name, shard))
     return lines
 
 
@@ -202,6 +200,18 @@ def write(path: Path, lines: Sequence[Line]) -> None:
     partial.replace(path)
 
 
+def submit(benchmark: Benchmark, lines: Sequence[Line], beside: Path) -> None:
+    """Writes what the server takes that knows the hidden answers, where lines have such: NAME.submission.json beside
+    NAME.jsonl."""
+    entries = [
+        benchmark.submits(_sample(line), line["answer"])
+        for line in lines
+        if benchmark.submits and line["meta"].get("hidden")
+    ]
+    if entries:
+        beside.with_suffix(".submission.json").write_text(json.dumps(entries, indent=1) + "\n")
+
+
 def read(path: Path) -> list[Line]:
     """The lines of a results file; they are written whole, so that one that can't be read is damaged."""
     lines = []
@@ -239,10 +249,12 @@ def scored(benchmark: Benchmark, lines: list[Line], judges: Sequence[Judge] = ()
         }
         if benchmark.judging:
             for told in line.get("judged", {}).values():
-                told["points"] = {
+                points = {
                     name: benchmark.judging.reads(name, reply, sample)
                     for name, reply in told["replies"].items()
                 }
+                sums = benchmark.judging.sums
+                told["points"] = dict(sums(points)) if sums else points
     return lines
 
 
@@ -319,12 +331,12 @@ def _summed(
         value, parts = line["value"], line["parts"]
         if judge is not None:
             points = line["judged"].get(judge, {}).get("points", {})
-            value = _part(points, row.part) if row.part else next(iter(points.values()), None)
+            value = points.get(row.part) if row.part else next(iter(points.values()), None)
             if line["error"] or value is None:
                 unread += 1
                 continue
         elif row.part is not None:
-            value = _part(parts, row.part)
+            value = parts.get(row.part)
         if value is None:
             unread += 1
             continue
@@ -359,13 +371,6 @@ def _summed(
         rtfx=sound / seconds if sound and seconds else None,
         note=benchmark.note,
     )
-
-
-def _part(parts: Mapping[str, float | None], name: str | tuple[str, ...]) -> float | None:
-    """A part, or the mean of several where all are there."""
-    found = [parts.get(n) for n in ([name] if isinstance(name, str) else name)]
-    known = [value for value in found if value is not None]
-    return sum(known) / len(known) if len(known) == len(found) else None
 
 
 def agreement(benchmark: Benchmark, lines: Sequence[Line]) -> dict[str, dict[str, float]]:
@@ -416,4 +421,5 @@ def again(folder: Path) -> Iterator[tuple[Benchmark, list[Line]]]:
             lines = scored(benchmark, [line for path in paths for line in read(path)])
             if len(paths) == 1:
                 write(paths[0], lines)
+            submit(benchmark, lines, folder / name_of(name))
             yield benchmark, lines

@@ -76,6 +76,12 @@ def reads(name: str, reply: str, sample: Sample) -> float | None:
     return float(found[0 if name == "swapped" else 1]) if max(found) <= 10 else None
 
 
+def sums(points: Mapping[str, float | None]) -> Mapping[str, float | None]:
+    """`both` is AIR-Bench's own score, the mean of both orders, where both can be read."""
+    first, second = points.get("points"), points.get("swapped")
+    return {**points, "both": None if first is None or second is None else (first + second) / 2}
+
+
 def mini(root: Path) -> None:
     seconds = np.arange(RATE) / RATE
     tone = 0.2 * np.sin(2 * np.pi * 440 * seconds)
@@ -119,14 +125,16 @@ benchmark = Benchmark(
             Row("Table 6", f"AirBench-chat {g}", {"group": g}, metric="mean", part="points")
             for g in GROUPS
         ),
-        *(
-            Row("", f"AIR-Bench {g}, both orders", {"group": g}, "mean", ("points", "swapped"))
-            for g in GROUPS
-        ),
+        *(Row("", f"AIR-Bench {g}, both orders", {"group": g}, "mean", "both") for g in GROUPS),
     ),
     sources=(SOURCE,),
     load=load,
     mini=mini,
-    judging=Judging(asks, reads, {"points": prompts.AIR_BENCH.words}),
+    judging=Judging(
+        asks,
+        reads,
+        {"points": prompts.AIR_BENCH.words},
+        sums=sums,
+    ),
     max_tokens=512,
 )

@@ -138,10 +138,6 @@ benchmark = Benchmark(
     rows=(
         Row("Table 6", "MT-Bench turn-1", metric="mean", part="turn-1"),
         Row("Table 6", "MT-Bench turn-2", metric="mean", part="turn-2"),
-        *(
-            Row("", f"MT-Bench, {kind}", {"category": kind}, "mean", ("turn-1", "turn-2"))
-            for kind in ("writing", "math")
-        ),
     ),
     sources=(SOURCE,),
     load=load,
