@@ -62,6 +62,11 @@ def _readable(text: str, language: str, voice: Voice) -> str:
     """What the engine can read: espeak-ng's Japanese is kana only."""
     if voice.engine != "espeak-ng" or language != "ja" or not _KANJI.search(text):
         return text
+    return "\n".join(_readings().parse(line).strip() for line in text.splitlines())
+
+
+@cache
+def _readings() -> Any:
     try:
         import ipadic
         import MeCab
@@ -70,8 +75,7 @@ def _readable(text: str, language: str, voice: Voice) -> str:
             "espeak-ng reads Japanese in kana only, which MeCab makes of other text; pip install 'polyphi[eval]', or "
             "give another --voice"
         ) from None
-    tagger = MeCab.Tagger(f"{ipadic.MECAB_ARGS} -Oyomi")
-    return "\n".join(tagger.parse(line).strip() for line in text.splitlines())
+    return MeCab.Tagger(f"{ipadic.MECAB_ARGS} -Oyomi")
 
 
 def with_options(question: str, options: Sequence[str]) -> str:
