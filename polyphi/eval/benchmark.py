@@ -57,7 +57,8 @@ class Judging:
     """How a judge is asked about a sample's answers, and how its replies are read.
 
     `asks` gives named conversations; `reads` the points of a reply (None: unreadable, so that the sample is left out
-    of the judged rows, and counted). The points become `Score.parts` by these names, the first one its value.
+    of the judged rows, and counted). The points become `Score.parts` by these names, the first one its value; where
+    `sums` is given, by those that it makes of all of a sample's points (the worst of several turns, say).
     `prompts` are the templates, whose hash stands beside every reply; `standard` is the report's judge.
     """
 
@@ -65,6 +66,7 @@ class Judging:
     reads: Callable[[str, str, Sample], float | None]
     prompts: Mapping[str, str]
     standard: str = "gpt-4-0613"
+    sums: Callable[[Mapping[str, float | None]], Mapping[str, float | None]] | None = None
 
 
 Turn = Callable[[Sample, Sequence[str]], Sequence[Message] | None]

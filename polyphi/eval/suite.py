@@ -249,10 +249,12 @@ def scored(benchmark: Benchmark, lines: list[Line], judges: Sequence[Judge] = ()
         }
         if benchmark.judging:
             for told in line.get("judged", {}).values():
-                told["points"] = {
+                points = {
                     name: benchmark.judging.reads(name, reply, sample)
                     for name, reply in told["replies"].items()
                 }
+                sums = benchmark.judging.sums
+                told["points"] = dict(sums(points)) if sums else points
     return lines
 
 
