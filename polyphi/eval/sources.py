@@ -30,7 +30,8 @@ class Source:
 
     `fields` are columns that its rows must have and `rows` how many there should be, which `check` looks at.
     `hub` says whether `name` is one of the Hub's data sets, which can be fetched from there; `quoted` that its TSV
-    files quote fields as CSV does (VLMEvalKit's do, Common Voice's and FLEURS's don't).
+    files quote fields as CSV does (VLMEvalKit's do, Common Voice's and FLEURS's don't), and `header` names the columns
+    of TSV files that don't name them (FLEURS's).
     """
 
     name: str
@@ -40,6 +41,7 @@ class Source:
     rows: int | None = None
     hub: bool = True
     quoted: bool = False
+    header: Sequence[str] = ()
 
 
 class Missing(ValueError):
@@ -94,14 +96,18 @@ class Data:
         """The rows of the readable files among them."""
         for path in self.files(source, pattern):
             if path.name.removesuffix(".gz").endswith(READABLE):
-                yield from read_rows(path, columns, source.quoted)
+                yield from read_rows(path, columns, source.quoted, source.header)
 
 
 def read_rows(
-    path: Path, columns: Sequence[str] | None = None, quoted: bool = False
+    path: Path,
+    columns: Sequence[str] | None = None,
+    quoted: bool = False,
+    header: Sequence[str] = (),
 ) -> Iterator[dict[str, Any]]:
     """Rows of a parquet, JSON lines, JSON (a list, or an object of rows by id), CSV or TSV file, gzipped or not; a few
-    at a time where the format allows it. `quoted`: a TSV whose fields are quoted as a CSV's are."""
+    at a time where the format allows it. `quoted`: a TSV whose fields are quoted as a CSV's are; `header`: the columns
+    of one that doesn't name them."""
     kind = Path(path.name.removesuffix(".gz")).suffix
     if kind == ".parquet":
         import pyarrow.parquet as pq
@@ -116,12 +122,14 @@ def read_rows(
         else path.open(encoding="utf-8") as text
     ):
         try:
-            yield from _text_rows(text, kind, path, quoted)
+            yield from _text_rows(text, kind, path, quoted, header)
         except json.JSONDecodeError as error:
             raise ValueError(f"{path} is no JSON at line {error.lineno}: {error.msg}") from None
 
 
-def _text_rows(text: IO[str], kind: str, path: Path, quoted: bool) -> Iterator[dict[str, Any]]:
+def _text_rows(
+    text: IO[str], kind: str, path: Path, quoted: bool, header: Sequence[str]
+) -> Iterator[dict[str, Any]]:
     if kind == ".jsonl":
         yield from (json.loads(line) for line in text if line.strip())
     elif kind == ".json":
@@ -134,10 +142,11 @@ def _text_rows(text: IO[str], kind: str, path: Path, quoted: bool) -> Iterator[d
     elif kind == ".csv":
         yield from csv.DictReader(text)
     elif kind == ".tsv":
+        names = header or None
         if quoted:
-            yield from csv.DictReader(text, delimiter="\t")
+            yield from csv.DictReader(text, names, delimiter="\t")
         else:
-            yield from csv.DictReader(text, delimiter="\t", quoting=csv.QUOTE_NONE)
+            yield from csv.DictReader(text, names, delimiter="\t", quoting=csv.QUOTE_NONE)
     else:
         raise ValueError(f"{path}: expected one of {', '.join(READABLE)}")
 
@@ -155,7 +164,7 @@ def check(data: Data, source: Source) -> list[str]:
                 names, rows = set(file.schema_arrow.names), file.metadata.num_rows
             else:
                 names, rows = set[str](), 0
-                for row in read_rows(path, quoted=source.quoted):
+                for row in read_rows(path, quoted=source.quoted, header=source.header):
                     names |= set() if names else set(row)
                     rows += 1
             count += rows
