@@ -11,7 +11,7 @@ from typing import Any
 
 from polyphi.chat import Audio
 from polyphi.eval.sources import Data, Missing, Source, clip, write_tsv
-from polyphi.eval.spoken import TRAIN, spoken
+from polyphi.eval.spoken import SENTENCE, spoken
 from polyphi.voice import Voice
 
 NAME, LICENCE = "google/fleurs", "CC-BY-4.0"
@@ -68,9 +68,9 @@ def clips(data: Data, language: str) -> Iterator[tuple[dict[str, Any], Audio]]:
 def mini(root: Path) -> None:
     """A sentence in every language, two people reading it in German; another one in English alone."""
     for language, (config, _) in _CONFIGS.items():
-        read = [(1, TRAIN[language], "")]
+        read = [(1, SENTENCE[language], "")]
         if language == "de":
-            read.append((1, TRAIN["de"], "f2"))
+            read.append((1, SENTENCE["de"], "f2"))
         if language == "en":
             read.append((2, "It costs twenty-one dollars.", ""))
         folder, rows = root / NAME / "data" / config, []

@@ -11,7 +11,7 @@ import numpy as np
 from polyphi.voice import Booth, Voice
 
 RATE = 16_000
-TRAIN = {
+SENTENCE = {
     "en": "The train leaves at nine in the morning.",
     "de": "Der Zug fährt um neun Uhr morgens ab.",
     "es": "El tren sale a las nueve de la mañana.",

@@ -12,6 +12,7 @@ from polyphi.chat import Audio, Message
 from polyphi.data.shards import Sample
 from polyphi.eval import run, speech
 from polyphi.eval.task import Score
+from polyphi.eval.whisper_normalize import english
 
 PAIRS = [
     (
@@ -40,6 +41,8 @@ def corpus(metric: str, scores: list[Score]) -> float:
 def test_words_are_counted_over_the_corpus() -> None:
     scores = [speech.error_rate(heard, said(wanted)) for wanted, heard in PAIRS]
     assert corpus("wer", scores) == 1 / 26
+    plain = [[english(text) for text in texts] for texts in zip(*PAIRS, strict=True)]
+    assert jiwer.wer(*plain) == 1 / 26
     raw = jiwer.wer([wanted for wanted, _ in PAIRS], [heard for _, heard in PAIRS])
     assert raw == pytest.approx(0.4615, abs=5e-5)
 

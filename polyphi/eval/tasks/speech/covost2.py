@@ -13,7 +13,7 @@ from polyphi.data.shards import Sample
 from polyphi.eval import speech
 from polyphi.eval.benchmark import Benchmark
 from polyphi.eval.sources import Data, Source, clip, write_tsv
-from polyphi.eval.spoken import TRAIN, spoken
+from polyphi.eval.spoken import SENTENCE, spoken
 
 INTO_ENGLISH = [(code, "en") for code in ("de", "es", "fr", "it", "ja", "pt", "zh")]
 FROM_ENGLISH = [("en", code) for code in ("de", "ja", "zh")]
@@ -67,12 +67,12 @@ def mini(root: Path) -> None:
     for code, source in CLIPS.items():
         name, folder = f"common_voice_{code}_1.mp3", root / source.name
         (folder / "clips").mkdir(parents=True, exist_ok=True)
-        (folder / "clips" / name).write_bytes(spoken(TRAIN[code], code, kind="MP3"))
+        (folder / "clips" / name).write_bytes(spoken(SENTENCE[code], code, kind="MP3"))
         said = [
             {
                 "client_id": "espeak-ng",
                 "path": f"common_voice_{code}_{n}.mp3",
-                "sentence": TRAIN[code],
+                "sentence": SENTENCE[code],
             }
             for n in (1, 2)
         ]
@@ -81,7 +81,7 @@ def mini(root: Path) -> None:
         rows = [
             {
                 "path": f"common_voice_{spoken_in}_{n}.mp3",
-                "translation": TRAIN[target],
+                "translation": SENTENCE[target],
                 "split": split,
             }
             for n, split in ((1, "test"), (2, "train"))

@@ -9,7 +9,7 @@ from polyphi.data.shards import Sample
 from polyphi.eval import speech
 from polyphi.eval.benchmark import Benchmark, Row
 from polyphi.eval.sources import Data, Source, clip, write_tsv
-from polyphi.eval.spoken import TRAIN, spoken
+from polyphi.eval.spoken import SENTENCE, spoken
 
 FOLDERS = {
     **{"en": "en", "de": "de", "es": "es", "fr": "fr"},
@@ -46,8 +46,8 @@ def mini(root: Path) -> None:
     for language, source in SOURCES.items():
         name, folder = f"common_voice_{language}_1.mp3", root / source.name
         (folder / "clips").mkdir(parents=True, exist_ok=True)
-        (folder / "clips" / name).write_bytes(spoken(TRAIN[language], language, kind="MP3"))
-        row = {"client_id": "espeak-ng", "path": name, "sentence": TRAIN[language]}
+        (folder / "clips" / name).write_bytes(spoken(SENTENCE[language], language, kind="MP3"))
+        row = {"client_id": "espeak-ng", "path": name, "sentence": SENTENCE[language]}
         more = ("up_votes", "down_votes", "age", "gender", "accents", "variant", "locale")
         write_tsv(folder / "test.tsv", [row | dict.fromkeys(more, "")])
 
