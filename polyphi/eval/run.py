@@ -27,7 +27,7 @@ import numpy as np
 
 from polyphi.chat import Audio, Generate, Image, Message, SamplingParams, Text, adapter_for, media
 from polyphi.data.shards import Sample, Shards
-from polyphi.eval.scorers import BLEU_ORDERS, references
+from polyphi.eval.scorers import BLEU_ORDERS, BLEU_PARTS, references
 from polyphi.eval.task import MODALITIES, Score, Task, find
 
 CONDITIONS = ("with", "without", "shuffled")
@@ -509,7 +509,7 @@ def vector(metric: str, score: Score) -> list[float]:
     if metric in ("wer", "cer"):
         return [score.parts["errors"], score.parts["units"]]
     if metric == "bleu":
-        return list(score.parts.values())
+        return [score.parts[name] for name in BLEU_PARTS]
     if metric == "f1":
         twice, wrong = 2 * score.parts["tp"], score.parts["fp"] + score.parts["fn"]
         return [twice, twice + wrong]
@@ -521,15 +521,14 @@ def rates(metric: str, sums: np.ndarray) -> np.ndarray:
     if metric != "bleu":
         return sums[..., 0] / np.maximum(sums[..., 1], 1e-9)
     correct, total = sums[..., 2 : 2 + BLEU_ORDERS], sums[..., 2 + BLEU_ORDERS :]
-    # Orders without a match get half a match, then a quarter...; orders that are longer than any answer don't count
-    # (sacrebleu's `exp` smoothing and its effective order).
-    misses = np.cumsum((correct == 0) & (total > 0), axis=-1)
+    # Orders without a match get half a match, then a quarter... (sacrebleu's `exp` smoothing); where all answers are
+    # shorter than an order, there is no score, as in sacrebleu without `effective_order`.
+    misses = np.cumsum(correct == 0, axis=-1)
     precision = np.where(correct > 0, correct, 1 / 2.0**misses) / np.maximum(total, 1)
-    counted = total > 0
-    log_mean = np.where(counted, np.log(precision), 0).sum(-1) / np.maximum(counted.sum(-1), 1)
     answered, wanted = sums[..., 0], sums[..., 1]
     brevity = np.where(answered < wanted, 1 - wanted / np.maximum(answered, 1e-9), 0)
-    return np.where(correct.sum(-1) > 0, 100 * np.exp(log_mean + brevity), 0.0)
+    scored = (correct.sum(-1) > 0) & (total > 0).all(-1)
+    return np.where(scored, 100 * np.exp(np.log(precision).mean(-1) + brevity), 0.0)
 
 
 def _resampled(vectors: np.ndarray, seed: int) -> Iterator[np.ndarray]:

@@ -37,6 +37,18 @@ LETTERS = "ABCDEFGHIJ"
 Hear = Callable[[bytes, str], str]
 """What is said in a clip of a language, by whoever listens."""
 _KANJI = re.compile(r"[\u3400-\u9fff]")
+SENTENCE = {
+    "en": "The train leaves at nine in the morning.",
+    "de": "Der Zug fährt um neun Uhr morgens ab.",
+    "es": "El tren sale a las nueve de la mañana.",
+    "fr": "Le train part à neuf heures du matin.",
+    "it": "Il treno parte alle nove del mattino.",
+    "ja": "でんしゃは あさの くじに でます。",
+    "pt": "O trem parte às nove da manhã.",
+    "zh": "火车早上九点出发。",
+}
+"""One sentence of our own in the eight languages, for stand-ins of public data; Japanese in kana, which espeak-ng
+reads."""
 
 
 @cache
@@ -44,9 +56,11 @@ def _booth() -> Booth:
     return Booth()
 
 
-def spoken(text: str, language: str = "en", voice: Voice | None = None) -> bytes:
-    """The clip of a text in one of the eight languages, by espeak-ng unless a voice is given. Raises ValueError where
-    that engine is missing."""
+def spoken(
+    text: str, language: str = "en", voice: Voice | None = None, kind: str = "FLAC"
+) -> bytes:
+    """The clip of a text in one of the eight languages, by espeak-ng unless a voice is given, as FLAC, WAV or MP3.
+    Raises ValueError where that engine is missing."""
     import soundfile
     import soxr
 
@@ -54,7 +68,8 @@ def spoken(text: str, language: str = "en", voice: Voice | None = None) -> bytes
     wave, rate = _booth().speak(_readable(text, language, voice), voice)
     file = io.BytesIO()
     samples = soxr.resample(wave, rate, RATE) if rate != RATE else wave
-    soundfile.write(file, np.clip(samples, -1, 1), RATE, format="FLAC", subtype="PCM_16")
+    subtype = "MPEG_LAYER_III" if kind == "MP3" else "PCM_16"
+    soundfile.write(file, np.clip(samples, -1, 1), RATE, format=kind, subtype=subtype)
     return file.getvalue()
 
 
