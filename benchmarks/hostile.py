@@ -1,6 +1,6 @@
 """A client beside peers that mean no good: how much longer do its short chats take?
 
-    python benchmarks/hostile.py runs/nano/model [--rounds 5] [--chats 10] [--json hostile.json]
+    python benchmarks/hostile.py runs/nano/model [--rounds 5] [--seconds 8] [--json hostile.json]
 
 Starts `polyphi serve` on a free port. In turns, a client asks short chats alone and beside a third process, which keeps
 50 connections whose heads drip, 20 whose bodies never come, 2 that ask for streams and don't read them, and 3 that send
@@ -25,6 +25,9 @@ from typing import Any
 HEAD = "POST {} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n"
 CHAT = "/v1/chat/completions"
 DRIPPING, HALF, UNREAD, SENDING = 50, 20, 2, 3
+FORM = {"type": "regex", "regex": "[a-z ]{60}"}
+"""What the client's answers look like, so that they are as long with any model."""
+LEAST, MOST = b'"max_tokens": 2', b'"max_tokens": 100'
 HELD = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
 
 
@@ -85,7 +88,7 @@ async def unread(port: int, number: int) -> None:
     """The system's buffers fill, then the server's."""
     _, writer = await asyncio.open_connection("127.0.0.1", port, limit=1)
     writer.transport.pause_reading()  # type: ignore[attr-defined]
-    body = chat(str(number), stream=True).replace(b'"max_tokens": 2', b'"max_tokens": 1500')
+    body = chat(str(number), stream=True).replace(LEAST, b'"max_tokens": 1500')
     writer.write(HEAD.format(CHAT, len(body)).encode() + body)
     begun.add(f"unread {number}")
     await asyncio.sleep(60)
@@ -143,15 +146,15 @@ def hostile(url: str) -> Iterator[None]:
 # ---------------------------------------------------------------------- the client beside them
 
 
-def measured(model: str, rounds: int, chats: int) -> dict[str, Any]:
+def measured(model: str, rounds: int, seconds: float) -> dict[str, Any]:
     import httpx2
     from load import server
 
-    def latencies(count: int) -> list[float]:
-        found = []
-        for number in range(count):
-            began = time.monotonic()
-            body = chat(f"1 + {number}").replace(b'"max_tokens": 2', b'"max_tokens": 16')
+    def latencies(seconds: float) -> list[float]:
+        found: list[float] = []
+        end = time.monotonic() + seconds
+        while (began := time.monotonic()) < end:
+            body = chat(f"1 + {len(found)}", response_format=FORM).replace(LEAST, MOST)
             answer = client.post(CHAT, content=body, headers={"content-type": "application/json"})
             assert answer.status_code == 200, answer.text
             found.append(time.monotonic() - began)
@@ -171,23 +174,31 @@ def measured(model: str, rounds: int, chats: int) -> dict[str, Any]:
         server(model, []) as (_, url, _),
         httpx2.Client(base_url=url, timeout=600, trust_env=False) as client,
     ):
-        latencies(chats)  # the first of all are slower
+        latencies(seconds)  # the first of all are slower
         for _ in range(rounds):
-            alone += latencies(chats)
+            alone += latencies(seconds)
             with hostile(url):
-                beside += latencies(chats)
+                beside += latencies(seconds)
             end = time.monotonic() + 60
             while (left := held()) and time.monotonic() < end:
                 time.sleep(0.05)
     before, after = statistics.median(alone), statistics.median(beside)
-    return {"alone": before, "beside": after, "ratio": after / before, "held": left}
+    late = [statistics.quantiles(found, n=20)[-1] for found in (alone, beside)]
+    return {
+        "alone": before,
+        "beside": after,
+        "ratio": after / before,
+        "p95": late,
+        "chats": [len(alone), len(beside)],
+        "held": left,
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("model", nargs="?")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--chats", type=int, default=10)
+    parser.add_argument("--seconds", type=float, default=8, help="of each turn")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--peers", type=int, metavar="PORT")
     args = parser.parse_args()
@@ -195,10 +206,11 @@ def main() -> None:
         asyncio.run(peers(args.peers))
     if args.model is None:
         parser.error("expected a model")
-    found = measured(args.model, args.rounds, args.chats)
+    found = measured(args.model, args.rounds, args.seconds)
     print(
         f"{1000 * found['alone']:.0f} ms alone, {1000 * found['beside']:.0f} ms beside them: "
-        f"{found['ratio']:.2f} times; held afterwards: {found['held']:g}"
+        f"{found['ratio']:.2f} times; p95 {1000 * found['p95'][0]:.0f} and {1000 * found['p95'][1]:.0f} ms; "
+        f"{found['chats']} chats; held afterwards: {found['held']:g}"
     )
     if args.json:
         args.json.write_text(json.dumps(found, indent=1))

@@ -19,6 +19,12 @@ import numpy as np
 MediaSource = str | Path | bytes
 TRANSCRIBE = "Transcribe the audio clip into text."
 """The published prompt of a transcription."""
+TRANSLATE = "Translate the audio to {}."
+TRANSCRIBE_AND_TRANSLATE = (
+    "Transcribe the audio to text, and then translate the audio to {}. "
+    "Use <sep> as a separator between the original transcript and the translation."
+)
+"""Those of a translation, direct and by chain of thought; a language's English name is filled in."""
 LANGUAGES: dict[str, str] = {
     "en": "English",
     "zh": "Chinese",

@@ -841,6 +841,52 @@ def eval_check_data(
         raise typer.Exit(1)
 
 
+@evaluation.command("synthesise")
+def eval_synthesise(
+    names: Annotated[
+        list[str], typer.Argument(help="Benchmarks whose questions are heard, or suites of them.")
+    ],
+    data: Annotated[
+        Path, typer.Option("--data", help="Folder of the data; the spoken sets come to lie in it.")
+    ],
+    texts: Annotated[
+        str | None, typer.Option(help="Folder of the text sets, or `hub`; --data otherwise.")
+    ] = None,
+    voices: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--voice",
+            help="espeak-ng:f2, flite:slt, http://host/v1#MODEL:VOICE or a command with {text}; may be repeated.",
+        ),
+    ] = None,
+    listener: Annotated[
+        str | None, typer.Option(help="Who writes down what clips say: http://host/v1#MODEL.")
+    ] = None,
+    worst: Annotated[
+        float,
+        typer.Option(
+            help="WER of a clip above which, with a listener, the other voices try.", min=0
+        ),
+    ] = 0.3,
+    key_from: Annotated[
+        str | None, typer.Option(help="Variable that holds the listener's key.")
+    ] = None,
+) -> None:
+    """Read text questions aloud, for the benchmarks whose questions are heard; goes on where it stopped."""
+    from polyphi.eval import spoken
+    from polyphi.eval.sources import Data
+
+    spoken.read_aloud(
+        names,
+        data,
+        Data(None if texts == "hub" else Path(texts or data)),
+        voices=[spoken.voice_of(told) for told in voices or ("espeak-ng",)],
+        hear=spoken.listener(listener, key_from) if listener else None,
+        worst=worst,
+        console=console,
+    )
+
+
 @evaluation.command("score")
 def eval_score(
     folder: Annotated[Path, typer.Argument(help="Folder with the per-sample .jsonl files.")],

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from polyphi.chat import Audio, Message
+from polyphi.chat import TRANSCRIBE_AND_TRANSLATE, Audio, Message
 from polyphi.curate.corpus import Work
 from polyphi.curate.images import bucket
 from polyphi.curate.lexicon import DIGIT_WORDS, LANGUAGES, lexicon, number_words
@@ -29,13 +29,6 @@ from polyphi.curate.stamps import STAMP_FOLDER, STAMPS, held_out, read_captions
 from polyphi.curate.waves import RATE, Wave, augment, encode, join, level, resample, trim
 from polyphi.data.shards import Sample
 from polyphi.voice import Booth, Voice, unavailable
-
-TRANSLATE = "Translate the audio to {}."
-TRANSCRIBE_AND_TRANSLATE = (
-    "Transcribe the audio to text, and then translate the audio to {}. "
-    "Use <sep> as a separator between the original transcript and the translation."
-)
-"""The published model's own prompts of translation, direct and by chain of thought."""
 
 # Who speaks ----------------------------------------------------------------------------------------------------------
 

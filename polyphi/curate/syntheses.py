@@ -24,9 +24,8 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any
 
-from polyphi.chat import Audio, Image, Message, SamplingParams, Text, media
+from polyphi.chat import TRANSLATE, Audio, Image, Message, SamplingParams, Text, media
 from polyphi.curate.lexicon import LANGUAGES
-from polyphi.curate.speech import TRANSLATE
 from polyphi.curate.synthesize import Json, Synthesis, Teacher, synthesize
 from polyphi.data.shards import Sample
 

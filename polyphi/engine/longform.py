@@ -25,6 +25,8 @@ from jaxtyping import Float
 from polyphi.chat import (
     LANGUAGES,
     TRANSCRIBE,
+    TRANSCRIBE_AND_TRANSLATE,
+    TRANSLATE,
     Audio,
     Completion,
     Message,
@@ -57,12 +59,6 @@ SHORTEST_HALF = 5.0  # s
 TOGETHER = 16_384  # tokens of pieces answered together; a single one may have more
 FOLLOWED = 8  # pieces answered together at most while somebody follows the text
 
-TRANSLATE = "Translate the audio to {language}."
-TRANSCRIBE_AND_TRANSLATE = (
-    "Transcribe the audio to text, and then translate the audio to {language}. "
-    "Use <sep> as a separator between the original transcript and the translation."
-)
-
 
 @dataclass(frozen=True)
 class Task:
@@ -92,8 +88,8 @@ def transcription(to: str | None = None, cot: bool = False) -> Task:
     name = language(to)
     script = "Han or kana" if name in ("Chinese", "Japanese") else "Latin"
     if cot:
-        return Task(TRANSCRIBE_AND_TRANSLATE.format(language=name), "both", script)
-    return Task(TRANSLATE.format(language=name), "translation", script)
+        return Task(TRANSCRIBE_AND_TRANSLATE.format(name), "both", script)
+    return Task(TRANSLATE.format(name), "translation", script)
 
 
 def language(called: str) -> str:

@@ -27,9 +27,9 @@ from polyphi.data.shards import Sample
 from polyphi.eval.sources import Data, Source
 from polyphi.eval.task import MODALITIES, Modality, Score, Scorer
 
-Metric = Literal["accuracy", "wer", "cer", "bleu", "mean"]
-"""How samples' scores make a row: a share (shown in per cent), an error rate (likewise), corpus BLEU, or a mean of
-points as they are (a judge's 1 to 10, ROUGE's 0 to 100)."""
+Metric = Literal["accuracy", "wer", "cer", "bleu", "f1", "mean"]
+"""How samples' scores make a row: a share (shown in per cent), an error rate (likewise), corpus BLEU, F1 of the sums of
+the parts `tp`, `fp` and `fn` (in per cent), or a mean of points as they are (a judge's 1 to 10, ROUGE's 0 to 100)."""
 Status = Literal["reproduced setting", "substitute data", "private", "server-scored"]
 """What a number of ours is beside the report's. That a judge differs is found when it is asked."""
 
@@ -40,7 +40,8 @@ class Row:
 
     `label` is the row's in `paper.json`; of a table of "" it is a number that we print beside the report's. `only`
     holds the meta fields of its samples. `part` names the part of their `Score` that counts (None: its value).
-    `column` is the report's for our model's number, where it isn't the first that names the model.
+    `column` is the report's for our model's number, where it isn't the first that names the model. `by` is a meta
+    field: the row is then the plain mean of the scores of the groups of samples that it makes.
     """
 
     table: str
@@ -49,6 +50,7 @@ class Row:
     metric: Metric = "accuracy"
     part: str | None = None
     column: str | None = None
+    by: str | None = None
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,8 @@ class Judging:
     """How a judge is asked about a sample's answers, and how its replies are read.
 
     `asks` gives named conversations; `reads` the points of a reply (None: unreadable, so that the sample is left out
-    of the judged rows, and counted). The points become `Score.parts` by these names, the first one its value.
+    of the judged rows, and counted). The points become `Score.parts` by these names, the first one its value; where
+    `sums` is given, by those that it makes of all of a sample's points (the worst of several turns, say).
     `prompts` are the templates, whose hash stands beside every reply; `standard` is the report's judge.
     """
 
@@ -64,6 +67,7 @@ class Judging:
     reads: Callable[[str, str, Sample], float | None]
     prompts: Mapping[str, str]
     standard: str = "gpt-4-0613"
+    sums: Callable[[Mapping[str, float | None]], Mapping[str, float | None]] | None = None
 
 
 Turn = Callable[[Sample, Sequence[str]], Sequence[Message] | None]
@@ -79,6 +83,12 @@ class Benchmark:
     """`scorer` judges the last answer of a sample. Where many are judged at once (code in a sandbox, a checker in an
     environment of its own), `score_many` takes their place: (answers, sample) pairs to scores. With `judging`, a
     judge's points are the score, and the scorer, if there is one, adds its parts to them.
+
+    Samples whose meta say `hidden` have answers that only a server knows: they are asked (without a limit) though they
+    count in no row, and what `submits` makes of each (sample, answer) goes into the file for that server, a JSON list.
+
+    `to_speak` gives the text questions of a benchmark that hears them: `polyphi eval synthesise` reads them aloud into
+    the folder of its first source (spoken.py says what a row is).
     """
 
     name: str
@@ -92,6 +102,8 @@ class Benchmark:
     score_many: Callable[[Sequence[tuple[Sequence[str], Sample]]], Sequence[Score]] | None = None
     judging: Judging | None = None
     turn: Turn = one_turn
+    submits: Callable[[Sample, str], Any] | None = None
+    to_speak: Callable[[Data], Iterable[Mapping[str, Any]]] | None = None
     max_tokens: int = 64
     sampling: Mapping[str, Any] = field(default_factory=dict)
     status: Status = "reproduced setting"
@@ -191,5 +203,9 @@ def _order(name: str) -> tuple[bool, int]:
 
 
 def in_rows(benchmark: Benchmark, samples: Iterable[Sample]) -> Iterator[Sample]:
-    """Those that count in some row."""
-    return (s for s in samples if any(belongs(s.meta, row.only) for row in benchmark.rows))
+    """Those that count in some row, or whose answers a server has."""
+    return (
+        s
+        for s in samples
+        if s.meta.get("hidden") or any(belongs(s.meta, row.only) for row in benchmark.rows)
+    )

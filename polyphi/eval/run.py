@@ -16,6 +16,7 @@ have `without_clip` and `shuffled_clip`. Text tasks have the majority baseline a
 import hashlib
 import json
 import random
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -26,7 +27,7 @@ import numpy as np
 
 from polyphi.chat import Audio, Generate, Image, Message, SamplingParams, Text, adapter_for, media
 from polyphi.data.shards import Sample, Shards
-from polyphi.eval.scorers import BLEU_ORDERS, references
+from polyphi.eval.scorers import BLEU_ORDERS, BLEU_PARTS, references
 from polyphi.eval.task import MODALITIES, Score, Task, find
 
 CONDITIONS = ("with", "without", "shuffled")
@@ -35,6 +36,7 @@ RESAMPLES = 2000
 CANDIDATES = 16  # most frequent references tried as the constant answer
 BATCH = 128  # answers asked for at once, and between two writes
 FEWEST = 20  # a bootstrap over fewer samples has no honest 95 % interval, so that they never "beat" a baseline
+SURROGATE = re.compile("[\ud800-\udfff]")
 Z = 1.959964  # 97.5 % point of the normal distribution
 
 
@@ -351,12 +353,9 @@ def _line(task: Task, question: Question, key: str, answer: str) -> dict[str, An
 
 
 def dump(line: Mapping[str, Any]) -> str:
+    """A line of a results file. Half a surrogate pair, which no UTF-8 has, stays what it is as an escape."""
     text = json.dumps(line, ensure_ascii=False)
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair: UTF-8 can't hold it, JSON's escapes can
-        text = json.dumps(line)
-    return text + "\n"
+    return (json.dumps(line) if SURROGATE.search(text) else text) + "\n"
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -510,7 +509,10 @@ def vector(metric: str, score: Score) -> list[float]:
     if metric in ("wer", "cer"):
         return [score.parts["errors"], score.parts["units"]]
     if metric == "bleu":
-        return list(score.parts.values())
+        return [score.parts[name] for name in BLEU_PARTS]
+    if metric == "f1":
+        twice, wrong = 2 * score.parts["tp"], score.parts["fp"] + score.parts["fn"]
+        return [twice, twice + wrong]
     return [score.value, 1.0]
 
 
@@ -519,15 +521,14 @@ def rates(metric: str, sums: np.ndarray) -> np.ndarray:
     if metric != "bleu":
         return sums[..., 0] / np.maximum(sums[..., 1], 1e-9)
     correct, total = sums[..., 2 : 2 + BLEU_ORDERS], sums[..., 2 + BLEU_ORDERS :]
-    # Orders without a match get half a match, then a quarter...; orders that are longer than any answer don't count
-    # (sacrebleu's `exp` smoothing and its effective order).
-    misses = np.cumsum((correct == 0) & (total > 0), axis=-1)
+    # Orders without a match get half a match, then a quarter... (sacrebleu's `exp` smoothing); where all answers are
+    # shorter than an order, there is no score, as in sacrebleu without `effective_order`.
+    misses = np.cumsum(correct == 0, axis=-1)
     precision = np.where(correct > 0, correct, 1 / 2.0**misses) / np.maximum(total, 1)
-    counted = total > 0
-    log_mean = np.where(counted, np.log(precision), 0).sum(-1) / np.maximum(counted.sum(-1), 1)
     answered, wanted = sums[..., 0], sums[..., 1]
     brevity = np.where(answered < wanted, 1 - wanted / np.maximum(answered, 1e-9), 0)
-    return np.where(correct.sum(-1) > 0, 100 * np.exp(log_mean + brevity), 0.0)
+    scored = (correct.sum(-1) > 0) & (total > 0).all(-1)
+    return np.where(scored, 100 * np.exp(np.log(precision).mean(-1) + brevity), 0.0)
 
 
 def _resampled(vectors: np.ndarray, seed: int) -> Iterator[np.ndarray]:
@@ -549,6 +550,17 @@ def measure(metric: str, vectors: np.ndarray, seed: int) -> tuple[float, float, 
     drawn = np.concatenate([rates(metric, sums) for sums in _resampled(vectors, seed)])
     low, high = np.percentile(drawn, [2.5, 97.5])
     return score, float(low), float(high)
+
+
+def measure_mean(
+    metric: str, groups: Sequence[np.ndarray], seed: int
+) -> tuple[float, float, float]:
+    """The plain mean of the scores of groups of vectors [n k], with a 95 % interval made of theirs: distances to their
+    limits add up in squares (Donner and Zou's MOVER, 2012)."""
+    score, low, high = np.array([measure(metric, group, seed) for group in groups]).T
+    mean, count = float(score.mean()), len(groups)
+    down, up = (float(np.sqrt(((score - limit) ** 2).sum())) / count for limit in (low, high))
+    return mean, mean - down, mean + up
 
 
 def wilson(share: float, n: int) -> tuple[float, float]:

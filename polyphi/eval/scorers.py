@@ -34,6 +34,11 @@ from polyphi.normalize import (
 
 SEPARATOR = "<sep>"  # between transcript and translation in chain-of-thought translation (report, section 4.1.2)
 BLEU_ORDERS = 4
+BLEU_PARTS = (
+    *("answer_units", "reference_units"),
+    *(f"{kind}_{n}" for kind in ("correct", "total") for n in range(1, BLEU_ORDERS + 1)),
+)
+"""The counts that corpus BLEU is made of, as they stand in `Score.parts`."""
 NAMES = {
     "english": "en",
     "chinese": "zh",
@@ -163,7 +168,7 @@ def refuses(text: str) -> bool:
     return any(phrase in text for phrase in REFUSALS)
 
 
-def _rate(found: Errors, extracted: str) -> Score:
+def error_score(found: Errors, extracted: str) -> Score:
     """Errors as a score: 1 is perfect, an error rate of 1 or more is 0; the parts give the rate over a corpus."""
     return Score(
         max(0.0, 1.0 - found.rate), extracted, {"errors": found.total, "units": found.units}
@@ -176,7 +181,9 @@ def _best(answer: str, sample: Sample, units: Any) -> Score:
     found = min(
         (errors(units(r, language), heard) for r in references(sample)), key=lambda e: e.rate
     )
-    return _rate(found, ("" if language in UNSPACED or units is not words else " ").join(heard))
+    return error_score(
+        found, ("" if language in UNSPACED or units is not words else " ").join(heard)
+    )
 
 
 def wer(answer: str, sample: Sample) -> Score:
@@ -200,10 +207,9 @@ def bleu(answer: str, sample: Sample) -> Score:
     metric = _sacrebleu(language_of(sample))
     text, wanted = last_part(answer).strip(), [last_part(r).strip() for r in references(sample)]
     stats = metric._extract_corpus_statistics([text], [[r] for r in wanted])[0]
-    names = ["answer_units", "reference_units"]
-    names += [f"{kind}_{n}" for kind in ("correct", "total") for n in range(1, BLEU_ORDERS + 1)]
     value = metric.sentence_score(text, wanted).score / 100
-    return Score(min(1.0, max(0.0, value)), text, dict(zip(names, map(float, stats), strict=True)))
+    parts = dict(zip(BLEU_PARTS, map(float, stats), strict=True))
+    return Score(min(1.0, max(0.0, value)), text, parts)
 
 
 @cache

@@ -30,7 +30,8 @@ class Source:
 
     `fields` are columns that its rows must have and `rows` how many there should be, which `check` looks at.
     `hub` says whether `name` is one of the Hub's data sets, which can be fetched from there; `quoted` that its TSV
-    files quote fields as CSV does (VLMEvalKit's do, Common Voice's and FLEURS's don't).
+    files quote fields as CSV does (VLMEvalKit's do, Common Voice's and FLEURS's don't), and `header` names the columns
+    of TSV files that don't name them (FLEURS's); `single` says that each of its JSON files is one row.
     """
 
     name: str
@@ -40,6 +41,8 @@ class Source:
     rows: int | None = None
     hub: bool = True
     quoted: bool = False
+    single: bool = False
+    header: Sequence[str] = ()
 
 
 class Missing(ValueError):
@@ -63,6 +66,12 @@ class Data:
                     f"{folder / pattern} is missing; {source.name} comes from {source.where}"
                 )
         return folder
+
+    def has(self, source: Source) -> bool:
+        """Whether all its files lie below the folder: for data that one can do without, which aren't fetched."""
+        return self.root is not None and all(
+            any((self.root / source.name).glob(pattern)) for pattern in source.files
+        )
 
     def _fetched(self, source: Source) -> Path:
         if not source.hub:
@@ -94,14 +103,19 @@ class Data:
         """The rows of the readable files among them."""
         for path in self.files(source, pattern):
             if path.name.removesuffix(".gz").endswith(READABLE):
-                yield from read_rows(path, columns, source.quoted)
+                yield from read_rows(path, columns, source.quoted, source.header, source.single)
 
 
 def read_rows(
-    path: Path, columns: Sequence[str] | None = None, quoted: bool = False
+    path: Path,
+    columns: Sequence[str] | None = None,
+    quoted: bool = False,
+    header: Sequence[str] = (),
+    single: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Rows of a parquet, JSON lines, JSON (a list, or an object of rows by id), CSV or TSV file, gzipped or not; a few
-    at a time where the format allows it. `quoted`: a TSV whose fields are quoted as a CSV's are."""
+    at a time where the format allows it. `quoted`: a TSV whose fields are quoted as a CSV's are; `header`: the columns
+    of one that doesn't name them; `single`: a JSON file that is one row."""
     kind = Path(path.name.removesuffix(".gz")).suffix
     if kind == ".parquet":
         import pyarrow.parquet as pq
@@ -116,17 +130,26 @@ def read_rows(
         else path.open(encoding="utf-8") as text
     ):
         try:
-            yield from _text_rows(text, kind, path, quoted)
+            yield from _text_rows(text, kind, path, quoted, header, single)
         except json.JSONDecodeError as error:
             raise ValueError(f"{path} is no JSON at line {error.lineno}: {error.msg}") from None
 
 
-def _text_rows(text: IO[str], kind: str, path: Path, quoted: bool) -> Iterator[dict[str, Any]]:
+def _text_rows(
+    text: IO[str],
+    kind: str,
+    path: Path,
+    quoted: bool,
+    header: Sequence[str],
+    single: bool,
+) -> Iterator[dict[str, Any]]:
     if kind == ".jsonl":
         yield from (json.loads(line) for line in text if line.strip())
     elif kind == ".json":
         whole = json.load(text)
-        if isinstance(whole, Mapping):
+        if single:
+            yield whole
+        elif isinstance(whole, Mapping):
             for key, row in whole.items():
                 yield {"id": key, **(row if isinstance(row, Mapping) else {"value": row})}
         else:
@@ -134,10 +157,11 @@ def _text_rows(text: IO[str], kind: str, path: Path, quoted: bool) -> Iterator[d
     elif kind == ".csv":
         yield from csv.DictReader(text)
     elif kind == ".tsv":
+        names = header or None
         if quoted:
-            yield from csv.DictReader(text, delimiter="\t")
+            yield from csv.DictReader(text, names, delimiter="\t")
         else:
-            yield from csv.DictReader(text, delimiter="\t", quoting=csv.QUOTE_NONE)
+            yield from csv.DictReader(text, names, delimiter="\t", quoting=csv.QUOTE_NONE)
     else:
         raise ValueError(f"{path}: expected one of {', '.join(READABLE)}")
 
@@ -155,7 +179,7 @@ def check(data: Data, source: Source) -> list[str]:
                 names, rows = set(file.schema_arrow.names), file.metadata.num_rows
             else:
                 names, rows = set[str](), 0
-                for row in read_rows(path, quoted=source.quoted):
+                for row in read_rows(path, None, source.quoted, source.header, source.single):
                     names |= set() if names else set(row)
                     rows += 1
             count += rows
@@ -221,9 +245,17 @@ def write_jsonl(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     )
 
 
-def write_tsv(path: Path, rows: Sequence[Mapping[str, Any]], header: bool = True) -> None:
-    """Tab-separated without quotes, as Common Voice and FLEURS have it."""
+def write_tsv(
+    path: Path, rows: Sequence[Mapping[str, Any]], header: bool = True, quoted: bool = False
+) -> None:
+    """Tab-separated without quotes, as Common Voice and FLEURS have it, or quoted as VLMEvalKit has it."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    if quoted:
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]), delimiter="\t")
+            writer.writeheader()
+            writer.writerows(rows)
+        return
     lines = [[str(value) for value in row.values()] for row in rows]
     lines = [list(rows[0]), *lines] if header else lines
     path.write_text("".join("\t".join(line) + "\n" for line in lines), encoding="utf-8")

@@ -24,7 +24,7 @@ from polyphi.chat import Audio, Generate, Message, SamplingParams
 from polyphi.data.shards import Sample
 from polyphi.eval.asked import Answer, Asked
 from polyphi.eval.benchmark import Benchmark, Judging, Row, belongs, benchmarks, in_rows
-from polyphi.eval.run import dump, hashes_of, measure, vector, written
+from polyphi.eval.run import dump, hashes_of, measure, measure_mean, vector, written
 from polyphi.eval.sources import Data
 from polyphi.eval.task import Score
 
@@ -112,6 +112,7 @@ def answered(
     if not lines:
         raise ValueError(f"{benchmark.name}: its data hold no sample that counts in a row")
     write(out / name_of(benchmark.name, shard), lines)
+    submit(benchmark, lines, out / name_of(benchmark.name, shard))
     return lines
 
 
@@ -199,6 +200,18 @@ def write(path: Path, lines: Sequence[Line]) -> None:
     partial.replace(path)
 
 
+def submit(benchmark: Benchmark, lines: Sequence[Line], beside: Path) -> None:
+    """Writes what the server takes that knows the hidden answers, where lines have such: NAME.submission.json beside
+    NAME.jsonl."""
+    entries = [
+        benchmark.submits(_sample(line), line["answer"])
+        for line in lines
+        if benchmark.submits and line["meta"].get("hidden")
+    ]
+    if entries:
+        beside.with_suffix(".submission.json").write_text(json.dumps(entries, indent=1) + "\n")
+
+
 def read(path: Path) -> list[Line]:
     """The lines of a results file; they are written whole, so that one that can't be read is damaged."""
     lines = []
@@ -236,10 +249,12 @@ def scored(benchmark: Benchmark, lines: list[Line], judges: Sequence[Judge] = ()
         }
         if benchmark.judging:
             for told in line.get("judged", {}).values():
-                told["points"] = {
+                points = {
                     name: benchmark.judging.reads(name, reply, sample)
                     for name, reply in told["replies"].items()
                 }
+                sums = benchmark.judging.sums
+                told["points"] = dict(sums(points)) if sums else points
     return lines
 
 
@@ -311,9 +326,12 @@ def _scorer_parts(lines: Sequence[Line]) -> set[str]:
 def _summed(
     benchmark: Benchmark, row: Row, lines: Sequence[Line], judge: str | None, status: str | None
 ) -> Measured | None:
-    vectors, lenient, unread = [], [], 0
+    vectors: dict[Any, list[list[float]]] = {}
+    lenient: dict[Any, list[float]] = {}
+    unread = 0
     for line in lines:
         value, parts = line["value"], line["parts"]
+        group = line["meta"].get(row.by) if row.by else None
         if judge is not None:
             points = line["judged"].get(judge, {}).get("points", {})
             value = points.get(row.part) if row.part else next(iter(points.values()), None)
@@ -325,15 +343,22 @@ def _summed(
         if value is None:
             unread += 1
             continue
-        vectors.append(vector(row.metric, Score(value, line["extracted"], parts)))
-        if LENIENT in parts:
-            lenient.append(parts[LENIENT])
+        told = vector(row.metric, Score(value, line["extracted"], parts))
+        vectors.setdefault(group, []).append(told)
+        # Readings of the value: they say nothing of another part or an F1.
+        if LENIENT in parts and row.part is None and row.metric != "f1":
+            lenient.setdefault(group, []).append(parts[LENIENT])
     if not vectors and not unread:
         return None
     seed = int(hashlib.sha256(f"{benchmark.name} {row.label}".encode()).hexdigest()[:8], 16)
-    score, low, high = (
-        measure(row.metric, np.array(vectors), seed) if vectors else (float("nan"),) * 3
-    )
+    groups = [np.array(told) for told in vectors.values()]
+    score = low = high = float("nan")
+    if groups:
+        score, low, high = (
+            measure_mean(row.metric, groups, seed)
+            if row.by
+            else measure(row.metric, groups[0], seed)
+        )
     sound, seconds = sum(x["sound_seconds"] for x in lines), sum(x["seconds"] for x in lines)
     standard = benchmark.judging.standard if benchmark.judging else None
     said = status or benchmark.status
@@ -342,13 +367,13 @@ def _summed(
         row.label,
         benchmark.name,
         row.metric,
-        len(vectors),
+        sum(map(len, groups)),
         score,
         low,
         high,
         "judge differs" if judge not in (None, standard) and said == "reproduced setting" else said,
         row.column,
-        lenient=float(np.mean(lenient)) if lenient else None,
+        lenient=float(np.mean([np.mean(told) for told in lenient.values()])) if lenient else None,
         errors=sum(line["error"] is not None for line in lines),
         unread=unread,
         cut=sum(line["cut"] for line in lines),
@@ -407,4 +432,5 @@ def again(folder: Path, own: Sequence[Benchmark] = ()) -> Iterator[tuple[Benchma
             lines = scored(benchmark, [line for path in paths for line in read(path)])
             if len(paths) == 1:
                 write(paths[0], lines)
+            submit(benchmark, lines, folder / name_of(name))
             yield benchmark, lines

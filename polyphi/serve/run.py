@@ -22,10 +22,11 @@ from polyphi.serve.settings import Settings
 def bind(settings: Settings) -> socket.socket:
     """The socket to serve on. Raises ValueError if another program has it, or the address isn't this machine's."""
     try:
-        family, kind, _, _, address = socket.getaddrinfo(
+        family, kind, protocol_number, _, address = socket.getaddrinfo(
             settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        found = socket.socket(family, kind)
+        # With its protocol's number, by which asyncio knows that it may turn Nagle's delays (40 ms) off.
+        found = socket.socket(family, kind, protocol_number)
     except OSError:
         raise ValueError(f"--host {settings.host}: no address of this machine") from None
     try:

@@ -17,6 +17,7 @@ from polyphi.eval.benchmark import Benchmark, Judging, Row
 from polyphi.eval.judge import rating
 from polyphi.eval.scorers import exact
 from polyphi.eval.sources import Data
+from polyphi.eval.task import Score
 
 
 class Model:
@@ -232,6 +233,36 @@ def test_settings_may_differ_by_sample() -> None:
     assert replace(BENCHMARK, sampling={"temperature": 0.6}).params(sample) == SamplingParams(
         max_tokens=9, temperature=0.6, stop=("\n",)
     )
+
+
+def test_a_row_may_be_the_mean_of_its_groups(tmp_path: Path) -> None:
+    def some(
+        data: Data,
+    ) -> Iterator[Sample]:  # ten German ones, half of them right, and 100 English
+        return (s for i, s in enumerate(samples(data)) if s.meta["language"] == "en" or i < 20)
+
+    rows = (Row("", "all"), Row("", "mean", by="language"))
+    whole, mean = run(Model(right), tmp_path, replace(BENCHMARK, load=some, rows=rows))
+    assert (whole.n, whole.score) == (110, 105 / 110)
+    assert (mean.n, mean.score) == (110, 0.75)
+    assert mean.low < 0.65 and mean.high > 0.85  # as uncertain as the smaller group
+
+
+def test_f1_is_of_sums(tmp_path: Path) -> None:
+    def score(answer: str, sample: Sample) -> Score:
+        yes, said = sample.meta["language"] == "en", int(answer) % 3 == 0
+        counts = {"tp": yes and said, "fp": said and not yes, "fn": yes and not said}
+        parts = {name: float(count) for name, count in counts.items()}
+        return Score(float(yes == said), answer, {**parts, suite.LENIENT: 1.0})
+
+    rows = (Row("", "F1", metric="f1"), Row("", "right"))
+    benchmark = replace(BENCHMARK, scorer=score, rows=rows)
+    found, share = run(Model(lambda m: m[-1].text.split()[0]), tmp_path, benchmark)
+    tp = sum(n % 3 == 0 for n in range(1, 200, 2))
+    fp = sum(n % 3 == 0 for n in range(0, 200, 2))
+    assert found.score == 2 * tp / (2 * tp + fp + (100 - tp))
+    assert found.low < found.score < found.high
+    assert (found.lenient, share.lenient) == (None, 1.0)
 
 
 def test_answers_that_no_encoding_holds_are_kept_as_they_are(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import soundfile
 from PIL import Image as Picture
 
 from polyphi import stages
-from polyphi.chat import Audio, Image, Message, SamplingParams
+from polyphi.chat import Audio, Image, Message
 from polyphi.data import shards
 from polyphi.data.shards import Sample
 from polyphi.eval import run, scorers
@@ -116,14 +116,16 @@ def sample(task: Task, i: int) -> Sample:
 def answers(task: Task, samples: list[Sample]) -> Any:
     """A model that is right at the task's rate where it gets the sample's own media, and guesses otherwise."""
     right = {
-        run.key_of(q.messages, "auto", SamplingParams(max_tokens=task.max_tokens), ""): q.sample
+        run.key_of(
+            q.messages, q.adapter, run.SamplingParams(max_tokens=task.max_tokens), ""
+        ): q.sample
         for q in run.ask(task, samples, ["with"], 0)
     }
 
     class Model:
         def generate(self, messages: Any, *, sampling: Any, adapter: str | None) -> Any:
             draw = random.Random(str(messages)[-2000:])
-            own = right.get(run.key_of(messages, "auto", sampling, ""))
+            own = right.get(run.key_of(tuple(messages), "auto", sampling, ""))
             other = draw.choice(samples)
             return run_completion(
                 (own if own is not None and draw.random() < SKILL[task.name] else other).answer

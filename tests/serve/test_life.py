@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from serve.conftest import Running, serving
 
 from polyphi.chat import Message, SamplingParams
 from polyphi.engine.engine import Engine
+from polyphi.serve.run import bind
 from polyphi.serve.settings import Settings
 
 LONG = {"messages": [{"role": "user", "content": "the quick fox"}], "max_tokens": 300}
@@ -206,3 +208,9 @@ def test_who_hangs_up_while_it_enters_leaves_nothing(running: Running) -> None:
     asyncio.run(server.enter(ticket, row, SamplingParams(500)))
     until(running.idle)
     assert server.admitted == 0 and engine.tokens < 500
+
+
+def test_answers_are_not_held_back_to_fill_packets() -> None:
+    """Without its protocol's number asyncio leaves Nagle's algorithm on: 40 ms for every answer."""
+    with bind(Settings("phi", port=0)) as listening:
+        assert listening.proto == socket.IPPROTO_TCP

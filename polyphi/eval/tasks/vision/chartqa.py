@@ -1,15 +1,11 @@
 """ChartQA (report, Table 1): 2,500 questions about charts, half of them by people; relaxed accuracy over all."""
 
-import io
 from collections.abc import Iterator
 from pathlib import Path
 
-from PIL import Image as Picture
-from PIL import ImageDraw
-
 from polyphi.chat import Message
 from polyphi.data.shards import Sample
-from polyphi.eval import vqa
+from polyphi.eval import drawn, vqa
 from polyphi.eval.benchmark import Benchmark, Row
 from polyphi.eval.sources import Data, Source, picture, write_parquet
 
@@ -36,29 +32,15 @@ def load(data: Data) -> Iterator[Sample]:
 
 
 def mini(root: Path) -> None:
-    rows = []
-    for number, heights in enumerate([(3, 7, 5), (8, 2, 6), (4, 9, 1), (5, 6, 7)]):
-        names, image = ("red", "green", "blue"), Picture.new("RGB", (320, 240), "white")
-        pen = ImageDraw.Draw(image)
-        for place, (name, height) in enumerate(zip(names, heights, strict=True)):
-            left = 30 + 95 * place
-            pen.rectangle((left, 220 - 20 * height, left + 60, 220), fill=name)
-            pen.text((left + 24, 205 - 20 * height), str(height), fill="black", font_size=14)
-            pen.text((left + 10, 222), name, fill="black", font_size=14)
-        file = io.BytesIO()
-        image.save(file, "PNG")
-        place = number % 3
+    rows, names = [], ("red", "green", "blue")
+    for number, heights in enumerate([(3, 7, 5), (8, 2, 6), (4, 9, 1)]):
+        image = drawn.cell(drawn.bars(dict(zip(names, heights, strict=True))))
         asked = [
-            ("human", f"What is the value of the {names[place]} bar?", str(heights[place])),
+            ("human", f"What is the value of the {names[number]} bar?", str(heights[number])),
             ("augmented", "Which bar is the highest?", names[heights.index(max(heights))]),
         ]
         rows += [
-            {
-                "type": f"{kind}_test",
-                "question": q,
-                "answer": a,
-                "image": {"bytes": file.getvalue(), "path": None},
-            }
+            {"type": f"{kind}_test", "question": q, "answer": a, "image": image}
             for kind, q, a in asked
         ]
     write_parquet(root / SOURCE.name / "data/test-00000-of-00001.parquet", rows)

@@ -1,0 +1,123 @@
+"""ShareGPT4o_AI2D, _ChartQA, _DocVQA, _InfoVQA (report, Table 2): questions of four picture benchmarks, spoken.
+
+The model gets a picture and a clip, and no text. InternOmni's own sets aren't published in a form that we know, so that
+they are spoken anew (`polyphi eval synthesise`): `spoken_questions` tells which.
+"""
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from polyphi.chat import Message
+from polyphi.data.shards import Sample
+from polyphi.eval import vqa
+from polyphi.eval.benchmark import Benchmark, Row
+from polyphi.eval.scorers import references
+from polyphi.eval.sources import Data, Source, clip, picture, read_rows, write_jsonl
+from polyphi.eval.spoken import spoken
+from polyphi.eval.task import Score
+from polyphi.eval.tasks.vision import ai2d, chartqa, docvqa, infovqa
+
+SETS = {
+    "ShareGPT4o_AI2D": (ai2d.benchmark, "letter"),
+    "ShareGPT4o_ChartQA": (chartqa.benchmark, "relaxed"),
+    "ShareGPT4o_DocVQA": (docvqa.benchmark, "anls"),
+    "ShareGPT4o_InfoVQA": (infovqa.benchmark, "anls"),
+}
+METRICS = {"letter": vqa.letter_or_text, "relaxed": vqa.relaxed, "anls": vqa.anls}
+SOURCE = Source(
+    "ShareGPT4o",
+    ("ShareGPT4o_*.jsonl",),
+    "`polyphi eval synthesise`, which speaks the questions of " + ", ".join(SETS),
+    fields=("id", "image", "audio", "question", "answers", "metric"),
+    hub=False,
+)
+
+
+def load(data: Data) -> Iterator[Sample]:
+    for path in data.files(SOURCE):
+        for number, row in enumerate(read_rows(path), 1):
+            if row["metric"] not in METRICS:
+                raise ValueError(
+                    f"{path}: row {number} has the metric {row['metric']!r}; expected {', '.join(METRICS)}"
+                )
+            shown = Message.user(
+                picture(row["image"], path.parent), clip(row["audio"], path.parent)
+            )
+            yield Sample(
+                f"{path.stem}/{row['id']}",
+                (shown, Message.assistant(str(row["answers"][0]))),
+                SOURCE.name,
+                "that of the set which the question is from",
+                {
+                    "set": path.stem,
+                    "metric": row["metric"],
+                    "answers": [str(answer) for answer in row["answers"]],
+                    "options": row.get("options") or [],
+                },
+            )
+
+
+def score(answer: str, sample: Sample) -> Score:
+    return METRICS[sample.meta["metric"]](answer, sample)
+
+
+def spoken_questions(data: Data, name: str) -> Iterator[dict[str, Any]]:
+    """What there is to speak for one of `SETS`: `id`, `image` (bytes or a path), `text` (to be spoken, with the options
+    and their letters), `question`, `options` (or None), `answers`, `metric`."""
+    if name not in SETS:
+        raise ValueError(f"there is no set {name!r}; expected one of {', '.join(SETS)}")
+    benchmark, metric = SETS[name]
+    for sample in benchmark.load(data):
+        if sample.meta.get("hidden"):
+            continue
+        (prompt,) = sample.prompt
+        options = sample.meta.get("options")
+        question = prompt.text.rpartition("\n")[0]  # less the instruction
+        question = question.removesuffix(vqa.lettered("", options)) if options else question
+        choices = [f"{a}: {option}." for a, option in vqa.letters(options or ()).items()]
+        yield {
+            "id": sample.id,
+            "image": prompt.parts[0].source,  # type: ignore[union-attr]
+            "text": " ".join([question, *choices]),
+            "question": question,
+            "options": options,
+            "answers": list(dict.fromkeys(references(sample))),
+            "metric": metric,
+        }
+
+
+def to_speak(data: Data) -> Iterator[dict[str, Any]]:
+    """All sets, each into the file that `load` reads."""
+    for name in SETS:
+        yield from ({**row, "file": f"{name}.jsonl"} for row in spoken_questions(data, name))
+
+
+def mini(root: Path) -> None:
+    folder = root / SOURCE.name
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, (benchmark, _) in SETS.items():
+        benchmark.mini(root)
+        told = []
+        for number, row in enumerate(islice(spoken_questions(Data(root), name), 2)):
+            files = {"image": f"{name}-{number}.png", "audio": f"{name}-{number}.flac"}
+            (folder / files["image"]).write_bytes(row["image"])
+            (folder / files["audio"]).write_bytes(spoken(row["text"]))
+            told.append({**row, **files})
+        write_jsonl(folder / f"{name}.jsonl", told)
+
+
+benchmark = Benchmark(
+    name="sharegpt4o",
+    title="ShareGPT4o",
+    modality="joint",
+    rows=tuple(Row("Table 2", name, {"set": name}) for name in SETS),
+    sources=(SOURCE,),
+    load=load,
+    mini=mini,
+    scorer=score,
+    to_speak=to_speak,
+    status="substitute data",
+    note="questions re-synthesised: InternOmni's own clips aren't published",
+)

@@ -1,0 +1,60 @@
+"""TextVQA (report, Table 1): 5,000 questions about words in photographs, each answered by ten people; VQA accuracy.
+What a text recogniser read (`ocr_tokens`) isn't shown."""
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from polyphi.chat import Message
+from polyphi.data.shards import Sample
+from polyphi.eval import drawn, vqa
+from polyphi.eval.benchmark import Benchmark, Row
+from polyphi.eval.sources import Data, Source, picture, write_parquet
+
+SOURCE = Source(
+    "lmms-lab/textvqa",
+    ("data/validation-*.parquet",),
+    "the Hub",
+    fields=("question_id", "question", "answers", "image"),
+    rows=5000,
+)
+
+
+def load(data: Data) -> Iterator[Sample]:
+    for row in data.rows(SOURCE):
+        answers = [str(answer) for answer in row["answers"]]
+        ((common, _),) = Counter(answers).most_common(1)
+        prompt = vqa.ask(row["question"], [picture(row["image"])], vqa.SHORT)
+        yield Sample(
+            f"textvqa-{row['question_id']}",
+            (prompt, Message.assistant(common)),
+            SOURCE.name,
+            "CC-BY-4.0",
+            {"answers": answers},
+        )
+
+
+def mini(root: Path) -> None:
+    rows = [
+        {"question_id": number, "question": question, "answers": held, "image": drawn.cell(image)}
+        for number, (question, held, image) in enumerate(
+            [
+                ("what does the sign say?", ["stop"] * 9 + ["a stop sign"], drawn.page("STOP")),
+                ("what is the number?", ["42"] * 7 + ["forty two"] * 3, drawn.page("No. 42")),
+                ("what is the name of the shop?", ["Ida's"] * 10, drawn.page("Ida's", "Flowers")),
+            ]
+        )
+    ]
+    write_parquet(root / SOURCE.name / "data/validation-00000-of-00001.parquet", rows)
+
+
+benchmark = Benchmark(
+    name="textvqa",
+    title="TextVQA",
+    modality="vision",
+    rows=(Row("Table 1", "TextVQA (val)"),),
+    sources=(SOURCE,),
+    load=load,
+    mini=mini,
+    scorer=vqa.vqa_accuracy,
+)

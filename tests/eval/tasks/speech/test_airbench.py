@@ -1,0 +1,61 @@
+"""AIR-Bench chat: two numbers of a judge, of which one counts."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from polyphi.chat import Completion, Message
+from polyphi.data.shards import Sample
+from polyphi.eval import suite
+from polyphi.eval.asked import Asked
+from polyphi.eval.sources import Data
+from polyphi.eval.tasks.speech.airbench import benchmark, reads
+
+SAMPLE = Sample("s", (Message.assistant("A dog barks."),), "", "")
+
+
+@pytest.mark.parametrize(
+    ("reply", "seen"),
+    [
+        ("9 6", (6, 9)),
+        (" 10 10\n", (10, 10)),
+        ("8 0", (0, 8)),
+        ("9  6", None),
+        ("9,6", None),
+        ("9 6 7", None),
+        ("11 6", None),
+        ("8.5 6", None),
+        ("Assistant 1: 9", None),
+        ("-1 6", None),
+        ("9 ٣", None),
+        ("", None),
+    ],
+)
+def test_the_models_number_is_the_second_and_the_first_in_swapped_order(
+    reply: str, seen: tuple[float, float] | None
+) -> None:
+    assert reads("points", reply, SAMPLE) == (seen[0] if seen else None)
+    assert reads("swapped", reply, SAMPLE) == (seen[1] if seen else None)
+
+
+def test_one_pass_counts_and_the_mean_of_both_orders_stands_beside_it(tmp_path: Path) -> None:
+    class Model:
+        def __init__(self, say: Any) -> None:
+            self.say = say
+
+        def generate(self, messages: Any, **_: Any) -> Completion:
+            return Completion(self.say(messages[-1].text))
+
+    def says(text: str) -> str:
+        """The one who stands first gets 9, the other one 5; what is said of music can't be read."""
+        return "none" if "440 Hz" in text else "9 5"
+
+    benchmark.mini(tmp_path)
+    model = Asked(Model(lambda text: "some sound"), tmp_path, "a model")  # type: ignore[arg-type]
+    lines = suite.answered(benchmark, Data(tmp_path), model, tmp_path)
+    judge = suite.Judge.of(Model(says), "gpt-4-0613", tmp_path)  # type: ignore[arg-type]
+    rows = {r.label: r for r in suite.summed(benchmark, suite.scored(benchmark, lines, [judge]))}
+    assert (rows["AirBench-chat sound"].n, rows["AirBench-chat sound"].score) == (2, 5)
+    assert rows["AIR-Bench sound, both orders"].score == 7
+    assert (rows["AirBench-chat music"].n, rows["AirBench-chat music"].unread) == (0, 2)

@@ -1,0 +1,172 @@
+"""Transcripts and translations, scored as the report's were."""
+
+import random
+
+import jiwer
+import numpy as np
+import pytest
+from sacrebleu import corpus_bleu
+from sacrebleu.metrics.bleu import BLEU
+
+from polyphi.chat import Audio, Message
+from polyphi.data.shards import Sample
+from polyphi.eval import run, speech
+from polyphi.eval.task import Score
+from polyphi.eval.whisper_normalize import english
+
+PAIRS = [
+    (
+        "Mr. Quilter is the apostle of the middle classes, and we're glad to welcome his gospel.",
+        "mister quilter is the apostle of the middle classes and we are glad to welcome his gospel",
+    ),
+    ("uh I think it's twenty-one dollars", "I think it is $21"),
+    ("the colour of money", "the color of the money"),
+]
+ZH, ZH_SPACED = "我们今天去北京大学。", "我们 今天去北京大 学"
+JA, JA_BARE = "今日は、いい天気ですね。", "今日はいい天気ですね"
+
+
+def said(text: str, language: str = "en") -> Sample:
+    return Sample("s", (Message.assistant(text),), "made up", "MIT", {"language": language})
+
+
+def translated(text: str, to: str = "en", cot: bool = False) -> Sample:
+    return Sample("s", (Message.assistant(text),), "made up", "MIT", {"to": to, "cot": cot})
+
+
+def corpus(metric: str, scores: list[Score]) -> float:
+    return float(run.rates(metric, np.array([run.vector(metric, s) for s in scores]).sum(0)))
+
+
+def test_words_are_counted_over_the_corpus() -> None:
+    scores = [speech.error_rate(heard, said(wanted)) for wanted, heard in PAIRS]
+    assert corpus("wer", scores) == 1 / 26
+    plain = [[english(text) for text in texts] for texts in zip(*PAIRS, strict=True)]
+    assert jiwer.wer(*plain) == 1 / 26
+    raw = jiwer.wer([wanted for wanted, _ in PAIRS], [heard for _, heard in PAIRS])
+    assert raw == pytest.approx(0.4615, abs=5e-5)
+
+
+@pytest.mark.parametrize(
+    ("language", "wanted", "heard", "raw"),
+    [("zh", ZH, ZH_SPACED, 0.30), ("ja", JA, JA_BARE, 0.1667)],
+)
+def test_chinese_and_japanese_are_counted_by_characters(
+    language: str, wanted: str, heard: str, raw: float
+) -> None:
+    score = speech.error_rate(heard, said(wanted, language))
+    assert score.parts["errors"] == 0
+    assert score.parts["units"] == len(wanted.strip("。").replace("、", ""))
+    assert jiwer.cer(wanted, heard) == pytest.approx(raw, abs=5e-5)
+    assert speech.metric(language) == "cer" and speech.metric("de") == "wer"
+
+
+def test_diacritics_count_outside_english() -> None:
+    assert speech.error_rate("cafe", said("café", "fr")).parts["errors"] == 1
+    assert speech.error_rate("cafe", said("café")).parts["errors"] == 0
+
+
+def test_empty_texts_are_counted_as_jiwer_counts_them() -> None:
+    assert jiwer.wer(["a b"], [""]) == 1.0
+    assert jiwer.wer([""], ["a"]) == 1
+    assert jiwer.wer(["", "a b"], ["x", "a b"]) == 0.5
+    nothing = speech.error_rate("", said("two words"))
+    assert (nothing.parts["errors"], nothing.parts["units"]) == (2, 2)
+    more = [speech.error_rate("x", said("")), speech.error_rate("two words", said("two words"))]
+    assert corpus("wer", more) == 0.5  # why references without words are left out
+
+
+def test_references_without_words_are_not_scored() -> None:
+    assert not speech.has_words("(cough) Um.", "en")
+    assert not speech.has_words("Ignore time segment in scoring.", "en")
+    assert not speech.has_words("。", "zh")
+    assert speech.has_words("um, no", "en")
+
+
+@pytest.mark.parametrize(
+    ("to", "wanted", "answer", "bleu"),
+    [
+        ("zh", "我们今天去北京大学。", "我们今天去了北京大学。", 70.1688),
+        ("en", "The cat sat on the mat, didn't it?", "The cat sat on a mat, didn't it?", 65.8037),
+        ("ja", "今日はいい天気ですね。", "今日は良い天気ですね。", 48.8923),
+    ],
+)
+def test_bleu_of_known_pairs(to: str, wanted: str, answer: str, bleu: float) -> None:
+    score = speech.bleu(f" {answer}\n", translated(wanted, to))
+    assert corpus("bleu", [score]) == pytest.approx(bleu, abs=5e-5)
+
+
+@pytest.mark.parametrize("to", ["en", "de", "ja", "zh"])
+def test_corpus_bleu_is_sacrebleus(to: str) -> None:
+    tokeniser = {"ja": "ja-mecab", "zh": "zh"}.get(to, "13a")
+    known = {"ja": "今日はいい天気ですね京都へ行く。", "zh": "我们今天去北京大学，火车早上出发。"}
+    draw = random.Random(to)
+    words = list(known.get(to, "")) or [
+        "The",
+        "cat",
+        "sat",
+        "on",
+        "the",
+        "Mat,",
+        "didn't",
+        "it",
+        "?",
+        "3.5",
+        "%",
+    ]
+    space = "" if to in known else " "
+    for size, longest in ((40, 25), (5, 6), (3, 3), (2, 1), (1, 8)):
+        wanted = [space.join(draw.choices(words, k=draw.randint(1, longest))) for _ in range(size)]
+        answers = [
+            text if draw.random() < 0.4 else space.join(draw.choices(words, k=longest))
+            for text in wanted
+        ]
+        answers[0] = answers[0] if size < 40 else ""
+        ours = corpus(
+            "bleu",
+            [speech.bleu(a, translated(w, to)) for a, w in zip(answers, wanted, strict=True)],
+        )
+        theirs = corpus_bleu(answers, [wanted], tokenize=tokeniser).score
+        assert ours == pytest.approx(theirs, rel=1e-12), (size, longest)
+
+
+def test_of_a_chain_of_thought_the_last_part_counts() -> None:
+    wanted = "Der Zug fährt ab, jetzt<sep>The train leaves now, it does."
+    whole = "Der Zug<sep>fährt <sep> The train leaves now, it does."
+    score = speech.bleu(whole, translated(wanted, cot=True))
+    assert (corpus("bleu", [score]), score.parts["two_parts"]) == (pytest.approx(100), 1)
+    without = speech.bleu("The train leaves now, it does.", translated(wanted, cot=True))
+    assert (corpus("bleu", [without]), without.parts["two_parts"]) == (pytest.approx(100), 0)
+    for half in ("Der Zug<sep>", "<sep>The train leaves"):
+        assert speech.bleu(half, translated(wanted, cot=True)).parts["two_parts"] == 0
+    assert "two_parts" not in speech.bleu("The train", translated("The train")).parts
+
+
+def test_clips_are_asked_about_directly_and_by_chain_of_thought() -> None:
+    direct, chain = speech.translations(
+        "a", Audio(b""), ("Hallo.", "Hello."), ("de", "en"), ("here", "MIT")
+    )
+    assert direct.prompt[0].text == "Translate the audio to English."
+    assert chain.prompt[0].text == (
+        "Transcribe the audio to text, and then translate the audio to English. "
+        "Use <sep> as a separator between the original transcript and the translation."
+    )
+    assert (direct.answer, chain.answer) == ("Hello.", "Hallo.<sep>Hello.")
+    assert direct.meta == {"from": "de", "to": "en", "cot": False}
+
+
+def test_the_signature_is_sacrebleus() -> None:
+    for tokeniser in ("13a", "zh", "ja-mecab"):
+        metric = BLEU(tokenize=tokeniser)
+        metric.corpus_score(["a"], [["a"]])
+        told = dict(part.split(":") for part in str(metric.get_signature()).split("|"))
+        ours = dict(part.split(":", 1) for part in speech.signature().split(" ", 1)[1].split("|"))
+        assert told.pop("tok").startswith(tokeniser) and tokeniser in ours.pop("tok")
+        assert told == ours
+
+
+@pytest.mark.parametrize("language", ["en", "de", "ja", "zh"])
+@pytest.mark.parametrize("answer", ["\ud800 A\x00", "x " * 500_000, "[{(" * 333_333])
+def test_no_answer_is_too_much(language: str, answer: str) -> None:
+    assert speech.error_rate(answer, said("one", language)).parts["units"] > 0
+    assert speech.bleu(answer, translated("a<sep>one", language, cot=True)).value < 0.5
