@@ -99,23 +99,27 @@ SIZES = (
 @dataclass(frozen=True)
 class Ours:
     """Our numbers by table and label, in the report's unit: score and interval. The first of several rows of a place
-    counts (of several judges, the first one's)."""
+    counts (of several judges, the first one's). `apart` are those of other samples than the report's."""
 
     name: str
     scores: Mapping[tuple[str, str], tuple[float, float, float]]
+    apart: frozenset[tuple[str, str]]
     parameters: int | None = None
 
 
 def ours(told: Mapping[str, Any]) -> Ours:
     rows = told["rows"]
     found: dict[tuple[str, str], tuple[float, float, float]] = {}
+    apart = set()
     for row in [*rows, *averaged(rows)]:
         if row["table"] and row["score"] is not None:
             table = tables()[row["table"]]
             label, _ = table.place(row)
             low, score, high = (points(row["metric"], row[k]) for k in ("low", "score", "high"))
+            if (row["table"], label) not in found and row["status"] == "substitute data":
+                apart.add((row["table"], label))
             found.setdefault((row["table"], label), (score, low, high))
-    return Ours(told["model"], found, told.get("parameters"))
+    return Ours(told["model"], found, frozenset(apart), told.get("parameters"))
 
 
 def page(told: Mapping[str, Any]) -> str:
@@ -138,8 +142,10 @@ def page(told: Mapping[str, Any]) -> str:
         "The tables of the Phi-4-Mini technical report, drawn. Phi is blue, "
         f"<b>{escape(own.name)}</b> orange where it was measured, with its 95 % interval; the others are the report's."
     )
-    if any(row["status"] == "substitute data" for row in told["rows"]):
-        lede += " Some of our numbers are of other samples than the report's, and not to be compared: see the tables."
+    if own.apart:
+        lede += (
+            " * stands where ours is of other samples than the report's, and not to be compared."
+        )
     return html(
         f"polyphi eval · {own.name} · figures",
         f'<header class="top"><h1>{escape(own.name)} <small>and the report, drawn</small></h1>'
@@ -204,7 +210,8 @@ def bars(name: str, label: str, own: Ours) -> str:
     entries = _models(name, label)
     interval: tuple[float, float] | None = None
     if found := own.scores.get((name, label)):
-        entries.append(("ours", own.name, found[0]))
+        mark = " *" if (name, label) in own.apart else ""
+        entries.append(("ours", _short(own.name, 18) + mark, found[0]))
         interval = found[1:]
     entries.sort(key=lambda e: e[2] if less else -e[2])
     longest = max([value for _, _, value in entries], default=1) or 1
@@ -387,10 +394,14 @@ def _labelled(dots: Sequence[tuple[float, float, str, str]]) -> list[str]:
         width = (6.2 if kind == "model" else 6.9) * len(name)
         before = x + 8 + width > RIGHT + 10
         left = x - 8 - width if before else x + 8
-        for shift in (0, -12, 12, -24, 24, -36, 36, -48, 48):
-            box = (left, y + shift - 6, left + width, y + shift + 5)
-            if TOP - 8 < y + shift < BOTTOM and not any(_meet(box, other) for other in taken):
-                break
+        places = [shift for step in range(9) for shift in (-12 * step, 12 * step)]
+        boxes = [(left, y + shift - 6, left + width, y + shift + 5) for shift in places]
+        free = (
+            (shift, box)
+            for shift, box in zip(places, boxes, strict=True)
+            if TOP - 8 < y + shift < BOTTOM and not any(_meet(box, other) for other in taken)
+        )
+        shift, box = next(free, (0, boxes[0]))
         taken.append(box)
         near = x - 8 if before else x + 8
         if shift:

@@ -241,6 +241,13 @@ def test_bars_are_in_order_and_to_scale() -> None:
     assert "whisker" in drawn and "bar ours" in drawn
 
 
+def test_bars_of_other_data_are_marked() -> None:
+    own = figures.ours(TOLD)
+    assert "&gt; *" in figures.bars("Table 2", "ShareGPT4o_AI2D", own)
+    assert " *" not in figures.bars("Table 6", "MT-Bench turn-1", own)
+    assert "* stands where" in figures.page(TOLD)
+
+
 def test_the_size_of_a_model_is_in_its_name() -> None:
     assert figures.billions("Phi-4-Mini (reasoning trained) 3.8B") == 3.8
     assert figures.billions("WhisperV3 1.5B") == 1.5
