@@ -23,14 +23,21 @@ from typing import Any, Literal
 
 from polyphi.chat import Message, SamplingParams
 from polyphi.data.shards import Sample
+from polyphi.eval.asked import Asked
 from polyphi.eval.sources import Data, Source
 from polyphi.eval.task import MODALITIES, Modality, Score, Scorer
 
-Metric = Literal["accuracy", "wer", "cer", "bleu", "mean"]
-"""How samples' scores make a row: a share (shown in per cent), an error rate (likewise), corpus BLEU, or a mean of
-points as they are (a judge's 1 to 10, ROUGE's 0 to 100)."""
+Metric = Literal["accuracy", "rate", "wer", "cer", "bleu", "mean"]
+"""How samples' scores make a row: a share (shown in per cent), a share of what should not be (likewise), an error rate
+(likewise), corpus BLEU, or a mean of points as they are (a judge's 1 to 10, ROUGE's 0 to 100)."""
 Status = Literal["reproduced setting", "substitute data", "private", "server-scored"]
 """What a number of ours is beside the report's. That a judge differs is found when it is asked."""
+
+
+Statistic = Callable[
+    [Sequence[tuple[Mapping[str, Any], Score]], int], tuple[float, float, float, str]
+]
+"""Samples' meta and scores, and a seed, to a number, its 95 % interval and what to say beside it ("" for nothing)."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +46,9 @@ class Row:
 
     `label` is the row's in `paper.json`; of a table of "" it is a number that we print beside the report's. `only`
     holds the meta fields of its samples. `part` names the part of their `Score` that counts (None: its value).
-    `column` is the report's for our model's number, where it isn't the first that names the model.
+    `column` is the report's for our model's number, where it isn't the first that names the model. `by` is a meta field:
+    the row is then the plain mean of the scores of the groups of samples that it makes. A `statistic` makes the number
+    where it is none of these; `metric` then says only how it is shown.
     """
 
     table: str
@@ -48,6 +57,8 @@ class Row:
     metric: Metric = "accuracy"
     part: str | None = None
     column: str | None = None
+    by: str | None = None
+    statistic: Statistic | None = None
 
 
 @dataclass(frozen=True)
@@ -55,7 +66,8 @@ class Judging:
     """How a judge is asked about a sample's answers, and how its replies are read.
 
     `asks` gives named conversations; `reads` the points of a reply (None: unreadable, so that the sample is left out
-    of the judged rows, and counted). The points become `Score.parts` by these names, the first one its value.
+    of the judged rows, and counted). The points become `Score.parts` by these names, the first one its value; where
+    `sums` is given, by those that it makes of all of a sample's points (the worst of several turns, say).
     `prompts` are the templates, whose hash stands beside every reply; `standard` is the report's judge.
     """
 
@@ -63,10 +75,13 @@ class Judging:
     reads: Callable[[str, str, Sample], float | None]
     prompts: Mapping[str, str]
     standard: str = "gpt-4-0613"
+    sums: Callable[[Mapping[str, float | None]], Mapping[str, float | None]] | None = None
 
 
 Turn = Callable[[Sample, Sequence[str]], Sequence[Message] | None]
 """The conversation to answer next, given the answers so far; None when all turns are done."""
+Turns = Callable[[Sequence[tuple[Sample, Sequence[str]]]], Sequence[Sequence[Message] | None]]
+"""The same for many samples at once."""
 
 
 def one_turn(sample: Sample, answers: Sequence[str]) -> Sequence[Message] | None:
@@ -77,7 +92,8 @@ def one_turn(sample: Sample, answers: Sequence[str]) -> Sequence[Message] | None
 class Benchmark:
     """`scorer` judges the last answer of a sample. Where many are judged at once (code in a sandbox, a checker in an
     environment of its own), `score_many` takes their place: (answers, sample) pairs to scores. With `judging`, a
-    judge's points are the score, and the scorer, if there is one, adds its parts to them.
+    judge's points are the score, and the scorer, if there is one, adds its parts to them. Where a model plays the user,
+    `simulated` makes the turns of what that model is asked; without such a model the benchmark isn't run.
     """
 
     name: str
@@ -91,6 +107,8 @@ class Benchmark:
     score_many: Callable[[Sequence[tuple[Sequence[str], Sample]]], Sequence[Score]] | None = None
     judging: Judging | None = None
     turn: Turn = one_turn
+    turns: Turns | None = None
+    simulated: Callable[[Asked], Turns] | None = None
     max_tokens: int = 64
     sampling: Mapping[str, Any] = field(default_factory=dict)
     status: Status = "reproduced setting"

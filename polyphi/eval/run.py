@@ -497,7 +497,7 @@ def _languages(metric: str, lines: Iterable[Mapping[str, Any]]) -> dict[str, dic
 
 def direction(metric: str) -> int:
     """1 where more is better, -1 for error rates."""
-    return -1 if metric in ("wer", "cer") else 1
+    return -1 if metric in ("rate", "wer", "cer") else 1
 
 
 def vector(metric: str, score: Score) -> list[float]:
@@ -539,10 +539,23 @@ def measure(metric: str, vectors: np.ndarray, seed: int) -> tuple[float, float, 
     if len(vectors) == 0:
         return 0.0, 0.0, 1.0
     score, n = float(rates(metric, vectors.sum(0))), len(vectors)
-    if metric == "accuracy" and set(vectors[:, 0]) <= {0.0, 1.0}:
+    if metric in ("accuracy", "rate") and set(vectors[:, 0]) <= {0.0, 1.0}:
         return (score, *wilson(score, n))
     drawn = np.concatenate([rates(metric, sums) for sums in _resampled(vectors, seed)])
     low, high = np.percentile(drawn, [2.5, 97.5])
+    return score, float(low), float(high)
+
+
+def measure_mean(
+    metric: str, groups: Sequence[np.ndarray], seed: int
+) -> tuple[float, float, float]:
+    """The plain mean of the scores of groups of vectors [n k], each drawn anew by itself for the 95 % interval."""
+    score = float(np.mean([rates(metric, group.sum(0)) for group in groups]))
+    drawn = [
+        np.concatenate([rates(metric, sums) for sums in _resampled(group, seed + i)])
+        for i, group in enumerate(groups)
+    ]
+    low, high = np.percentile(np.mean(drawn, axis=0), [2.5, 97.5])
     return score, float(low), float(high)
 
 

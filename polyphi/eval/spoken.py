@@ -4,10 +4,13 @@
 """
 
 import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
 
+from polyphi.chat import Audio, Message, Part, Text
 from polyphi.voice import Booth, Voice
 
 RATE = 16_000
@@ -29,3 +32,27 @@ def spoken(text: str, language: str = "en", voice: Voice | None = None) -> bytes
     samples = soxr.resample(wave, rate, RATE) if rate != RATE else wave
     soundfile.write(file, np.clip(samples, -1, 1), RATE, format="FLAC", subtype="PCM_16")
     return file.getvalue()
+
+
+@dataclass(frozen=True)
+class Spoken(Audio):
+    """A clip and the text that it says: models hear the one, people and judges read the other."""
+
+    text: str = ""
+
+
+def heard(messages: Sequence[Message]) -> Sequence[Message]:
+    """A conversation as a model gets it: of what is spoken, the clips alone."""
+    return _with(messages, lambda part: Audio(part.source))
+
+
+def read_out(messages: Sequence[Message]) -> Sequence[Message]:
+    """A conversation as it is read: of what is spoken, the texts alone."""
+    return _with(messages, lambda part: Text(part.text))
+
+
+def _with(messages: Sequence[Message], shown: Callable[[Spoken], Part]) -> list[Message]:
+    return [
+        replace(m, parts=tuple(shown(p) if isinstance(p, Spoken) else p for p in m.parts))
+        for m in messages
+    ]

@@ -9,7 +9,7 @@ from typing import Any
 
 from polyphi.eval.report import paper
 
-SHARES = ("accuracy", "wer", "cer")
+SHARES = ("accuracy", "rate", "wer", "cer")
 """Metrics that people read in per cent."""
 
 
