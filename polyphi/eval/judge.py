@@ -7,11 +7,15 @@
 import json
 import re
 from collections.abc import Sequence
+from itertools import islice
 
 from polyphi.chat import Message
 
 RATING = re.compile(r"\[\[(\d+\.?\d*)\]\]")
 RATING_BACKUP = re.compile(r"\[(\d+\.?\d*)\]")
+
+OBJECTS = 100
+"""Braces of a reply that may be where its JSON object begins: each failed try costs as much as the reply is long."""
 
 
 def rating(reply: str, low: float = 1, high: float = 10) -> float | None:
@@ -25,8 +29,8 @@ def rating(reply: str, low: float = 1, high: float = 10) -> float | None:
 
 def points(reply: str, low: float, high: float, key: str = "score") -> float | None:
     """The number under `key` of the first JSON object in a reply; None where there is none within the bounds."""
-    decoder = json.JSONDecoder()
-    for match in re.finditer(r"\{", reply):
+    decoder = json.JSONDecoder(strict=False)  # explanations have line breaks in them
+    for match in islice(re.finditer(r"\{", reply), OBJECTS):
         try:
             value, _ = decoder.raw_decode(reply, match.start())
         except (json.JSONDecodeError, RecursionError):

@@ -16,6 +16,7 @@ have `without_clip` and `shuffled_clip`. Text tasks have the majority baseline a
 import hashlib
 import json
 import random
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -35,6 +36,7 @@ RESAMPLES = 2000
 CANDIDATES = 16  # most frequent references tried as the constant answer
 BATCH = 128  # answers asked for at once, and between two writes
 FEWEST = 20  # a bootstrap over fewer samples has no honest 95 % interval, so that they never "beat" a baseline
+SURROGATE = re.compile("[\ud800-\udfff]")
 Z = 1.959964  # 97.5 % point of the normal distribution
 
 
@@ -351,7 +353,9 @@ def _line(task: Task, question: Question, key: str, answer: str) -> dict[str, An
 
 
 def dump(line: Mapping[str, Any]) -> str:
-    return json.dumps(line, ensure_ascii=False) + "\n"
+    """A line of a results file. Half a surrogate pair, which no UTF-8 has, stays what it is as an escape."""
+    text = json.dumps(line, ensure_ascii=False)
+    return (json.dumps(line) if SURROGATE.search(text) else text) + "\n"
 
 
 def read(path: Path) -> list[dict[str, Any]]:
