@@ -46,9 +46,9 @@ class Row:
 
     `label` is the row's in `paper.json`; of a table of "" it is a number that we print beside the report's. `only`
     holds the meta fields of its samples. `part` names the part of their `Score` that counts (None: its value).
-    `column` is the report's for our model's number, where it isn't the first that names the model. `by` is a meta field:
-    the row is then the plain mean of the scores of the groups of samples that it makes. A `statistic` makes the number
-    where it is none of these; `metric` then says only how it is shown.
+    `column` is the report's for our model's number, where it isn't the first that names the model. `by` is a meta
+    field: the row is then the plain mean of the scores of the groups of samples that it makes. A `statistic` makes the
+    number where it is none of these; `metric` then says only how it is shown.
     """
 
     table: str

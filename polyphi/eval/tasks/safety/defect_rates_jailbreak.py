@@ -33,7 +33,9 @@ def load(data: Data) -> Iterator[Sample]:
         if prompt.language == "en":
             number = int(hashlib.sha256(prompt.text.encode()).hexdigest(), 16) % len(prefixes)
             made = sample("jailbreak", prompt, text=f"{prefixes[number]}\n\n{prompt.text}")
-            yield replace(made, source=f"{PROMPTS.name}, {source}", meta={**made.meta, "prefix": number})
+            yield replace(
+                made, source=f"{PROMPTS.name}, {source}", meta={**made.meta, "prefix": number}
+            )
 
 
 def mini(root: Path) -> None:

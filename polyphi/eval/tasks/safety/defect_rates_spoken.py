@@ -8,7 +8,6 @@ from polyphi.eval.benchmark import Benchmark
 from polyphi.eval.severity import JUDGING, PROMPTS, by_harm, prompts, sample, write_mild
 from polyphi.eval.sources import Data
 
-
 SPOKEN = replace(PROMPTS, files=("spoken.jsonl",))
 """Prompts with their clips, where `polyphi eval synthesise` has made them; without that file espeak-ng speaks."""
 
