@@ -6,7 +6,7 @@
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import lru_cache
 
 import numpy as np
 
@@ -16,18 +16,18 @@ from polyphi.voice import Booth, Voice
 RATE = 16_000
 
 
-@cache
-def _booth() -> Booth:
-    return Booth()
-
-
+@lru_cache(maxsize=256)  # dialogues hear their first turns again with every further one
 def spoken(text: str, language: str = "en", voice: Voice | None = None) -> bytes:
     """The clip of a text in one of the eight languages, by espeak-ng unless a voice is given. Raises ValueError where
     that engine is missing."""
     import soundfile
     import soxr
 
-    wave, rate = _booth().speak(text, voice or Voice(language=language))
+    booth = Booth()  # one for each clip: what espeak-ng says depends on what it said before
+    try:
+        wave, rate = booth.speak(text, voice or Voice(language=language))
+    finally:
+        booth.close()
     file = io.BytesIO()
     samples = soxr.resample(wave, rate, RATE) if rate != RATE else wave
     soundfile.write(file, np.clip(samples, -1, 1), RATE, format="FLAC", subtype="PCM_16")
