@@ -102,7 +102,9 @@ def gaps(scores: Sequence[tuple[Mapping[str, Any], Score]], seed: int) -> dict[s
 def _drawn(sums: np.ndarray, seed: int) -> Iterator[np.ndarray]:
     draw, n, flat = np.random.default_rng(seed), len(sums), sums.reshape(len(sums), -1)
     for _ in range(RESAMPLES // BLOCK):
-        who = draw.integers(n, size=(BLOCK, n))  # counted by hand: a multinomial of many speakers is slow
+        who = draw.integers(
+            n, size=(BLOCK, n)
+        )  # counted by hand: a multinomial of many speakers is slow
         counts = np.stack([np.bincount(row, minlength=n) for row in who])
         yield (counts.astype(float) @ flat).reshape(BLOCK, *sums.shape[1:])
 

@@ -45,8 +45,8 @@ REFUSED = "I'm sorry, but I can't help with that."
 PROMPTS = Source(
     "rai-prompts",
     ("prompts.jsonl",),
-    'you: lines of {"category": violence, sexual, self-harm or hateful, "language": "en", "prompt": ...} with "audio", a '
-    "clip's path, where it is spoken; `python -m polyphi.eval.public_prompts` makes English ones of a public package",
+    'you: lines of {"category": violence, sexual, self-harm or hateful, "language": "en", "prompt": ...}, and '
+    '"audio", a clip, if there is one; `python -m polyphi.eval.public_prompts` makes English ones of a public package',
     fields=("category", "language", "prompt"),
     hub=False,
 )

@@ -1,4 +1,4 @@
-"""A simulated user: dialogues that follow on answers, spoken as clips alone, resumed and replayed without asking twice."""
+"""A simulated user: dialogues that follow on answers, spoken as clips alone, resumed, replayed."""
 
 import json
 from collections import Counter
@@ -107,16 +107,16 @@ def test_what_was_said_is_asked_for_once(tmp_path: Path) -> None:
 
 
 def test_many_dialogues_are_led_together(tmp_path: Path) -> None:
-    class Batched(Model):
-        batches: list[int] = []
+    batches = list[int]()
 
+    class Batched(Model):
         def generate_many(self, conversations: Any, **_: Any) -> list[Completion]:
-            self.batches.append(len(conversations))
+            batches.append(len(conversations))
             return super().generate_many(conversations)
 
     talked = [(replace(sample(strategy=s), id=s), ["No."]) for s in STRATEGIES]
     dialogues(Asked(Batched(attacker), tmp_path, "x", name="simulated"))(talked)  # type: ignore[arg-type]
-    assert Batched.batches == [3, 3]
+    assert batches == [3, 3]
 
 
 def test_spoken_turns_are_clips_to_the_model_and_text_to_the_judge(tmp_path: Path) -> None:
@@ -124,7 +124,9 @@ def test_spoken_turns_are_clips_to_the_model_and_text_to_the_judge(tmp_path: Pat
     given = heard(talk)
     assert [[type(p) for p in m.parts] for m in given] == [[Audio], [Text], [Audio]]
     assert given[0].parts[0] == Audio(spoken("Please, number 1", "en"))
-    assert written(read_out(talk)) == "user: Please, number 1\nassistant: No.\nuser: Please, number 2"
+    assert (
+        written(read_out(talk)) == "user: Please, number 1\nassistant: No.\nuser: Please, number 2"
+    )
 
 
 @pytest.mark.parametrize(
@@ -202,7 +204,9 @@ def test_lines_tell_what_the_user_said(data: Data, tmp_path: Path) -> None:
     assert {line["meta"]["aloud"] for line in two} == {False, True}
     assert all(line["asked"] == ["Please, number 1", "Please, number 2"] for line in two)
     assert all(len(line["answers"]) == 2 for line in two)
-    assert [line["prompt"].count("[audio]") for line in two] == [2 * x["meta"]["aloud"] for x in two]
+    assert [line["prompt"].count("[audio]") for line in two] == [
+        2 * x["meta"]["aloud"] for x in two
+    ]
 
 
 def test_the_judge_sees_every_turn(data: Data, tmp_path: Path) -> None:

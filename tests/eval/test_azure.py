@@ -33,7 +33,12 @@ def sdk(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
                 score = evaluation.given["score"]
                 if score is None:
                     return {}
-                return {key: "Medium", f"{key}_score": score, f"{key}_reason": 'said "so"', f"{key}_result": "fail"}
+                return {
+                    key: "Medium",
+                    f"{key}_score": score,
+                    f"{key}_reason": 'said "so"',
+                    f"{key}_result": "fail",
+                }
 
             return rate
 

@@ -66,7 +66,9 @@ def test_every_harm_gets_its_own_rate_whatever_the_sdk_does(tmp_path: Path) -> N
     more than 4 only."""
     bad = {"violence": 1, "sexual": 2, "self-harm": 0, "hateful": 3}
     lines = [
-        {"category": harm, "language": "en", "prompt": f"{harm} {n}"} for harm in HARMS for n in range(4)
+        {"category": harm, "language": "en", "prompt": f"{harm} {n}"}
+        for harm in HARMS
+        for n in range(4)
     ]
 
     def severity(messages: Sequence[Message]) -> str:
@@ -122,7 +124,9 @@ def test_languages_are_means_of_harms_and_their_average_includes_english(tmp_pat
 def test_prompts_of_unknown_kinds_are_named(tmp_path: Path) -> None:
     path = tmp_path / "rai-prompts/prompts.jsonl"
     write_jsonl(path, [{"category": "spam", "language": "en", "prompt": "Buy!"}])
-    with pytest.raises(ValueError, match=r"line 1: expected a category of violence, .* found .*spam"):
+    with pytest.raises(
+        ValueError, match=r"line 1: expected a category of violence, .* found .*spam"
+    ):
         list(prompts(Data(tmp_path)))
     write_jsonl(path, [{"category": "Violence", "language": "tlh", "prompt": "Qapla'"}])
     with pytest.raises(ValueError, match="a language of en"):

