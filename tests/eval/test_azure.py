@@ -3,16 +3,18 @@
 import json
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
-from polyphi.chat import Message
+from polyphi import measurement
+from polyphi.chat import Message, SamplingParams
 from polyphi.endpoint import Rejected
 from polyphi.eval.azure import EVALUATORS, Azure
 from polyphi.eval.judge import points
-from polyphi.eval.severity import HARMS
+from polyphi.eval.severity import AZURE, HARMS, JUDGING
 
 PROJECT = "https://name.services.ai.azure.com/api/projects/p"
 
@@ -87,3 +89,15 @@ def test_without_the_sdk_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) 
 def test_a_project_is_an_address(sdk: Any) -> None:
     with pytest.raises(ValueError, match="https:// address, found 'my-project'"):
         Azure("my-project")
+
+
+def test_the_command_line_names_it_by_its_project(sdk: Any, tmp_path: Path) -> None:
+    own = measurement.Subject(None, "m", "m")  # type: ignore[arg-type]
+    judge = measurement.judge(f"azure:{PROJECT}", own, tmp_path, None)
+    assert judge.name == AZURE == JUDGING.standard
+    (answer,) = judge.asked.many(
+        [(asked(harm="hateful", query="q", response="r"), SamplingParams())]
+    )
+    assert points(answer.text, 0, 7) == 5
+    (other,) = judge.asked.many([([Message.user("Which is better?")], SamplingParams())])
+    assert other.text == "" and "four harms" in str(other.error)
