@@ -185,14 +185,17 @@ def measure(
     if simulated_by or stand_ins:
         user = simulator(simulated_by or "self", own, out, shard, judge_key)
         chosen = [replace(b, turns=b.simulated(user)) if b.simulated else b for b in chosen]
-    wrong = {n: t for n, t in skipped.items() if not _may_lack(n, chosen)}
+    else:
+        skipped |= {b.name: [UNSIMULATED] for b in chosen if b.simulated}
+    wrong = {n: t for n, t in skipped.items() if t != [UNSIMULATED] and not _may_lack(n, chosen)}
     if wrong and not skip_missing:
         lacking = [f"{name}: {said}" for name, told in wrong.items() for said in told]
         raise ValueError(
             "\n  ".join(["data are missing; --skip-missing goes on without them:", *lacking])
         )
-    if not (simulated_by or stand_ins):
-        skipped |= {b.name: [UNSIMULATED] for b in chosen if b.simulated}
+    for benchmark in chosen:
+        if skipped.get(benchmark.name) == [UNSIMULATED]:
+            console.print(f"  {benchmark.title}: left out, {UNSIMULATED}", highlight=False)
     asked = Asked(own.model, out, own.fingerprint, name=_answers(shard))
     benches = [judge(told, own, out, judge_key) for told in judges]
     status = "substitute data" if stand_ins else None

@@ -18,7 +18,8 @@ from polyphi.eval.adversary import LONGEST, dialogues
 from polyphi.eval.asked import Asked, Recorded
 from polyphi.eval.run import key_of, written
 from polyphi.eval.safety_prompts import STRATEGIES
-from polyphi.eval.sources import Data
+from polyphi.eval.severity import MILD, write_mild
+from polyphi.eval.sources import Data, write_jsonl
 from polyphi.eval.spoken import Spoken, heard, read_out, spoken
 from polyphi.eval.tasks.safety.adversarial import benchmark
 
@@ -253,6 +254,7 @@ def test_another_models_turns_are_kept_apart_and_replayed_by_its_name(
 def test_without_a_simulator_it_is_left_out_and_says_so(data: Data, tmp_path: Path) -> None:
     model = Model(both)
     assert measure(model, tmp_path, data, None) == []
+    assert measure(model, tmp_path, Data(tmp_path), None) == []  # nor are its data missed
     assert not model.seen
     told = json.loads((tmp_path / "results.json").read_text())["skipped"]
     assert "--simulator" in str(told["adversarial"])
@@ -262,3 +264,14 @@ def test_on_stand_ins_the_model_plays_the_user_itself(tmp_path: Path) -> None:
     model = Model(both)
     measure(model, tmp_path, None, None)
     assert any(m[0].role == "system" for m in model.seen)
+
+
+def test_prompts_are_the_goals_unless_others_are_given(tmp_path: Path) -> None:
+    write_mild(tmp_path)
+    found = list(benchmark.load(Data(tmp_path)))
+    assert len(found) == len({s.id for s in found}) == len(MILD) * len(STRATEGIES) * 2
+    assert {s.meta["turns"] for s in found} == {3}
+    row = {"category": "violence", "language": "en", "prompt": "x", "strategies": ["bribes"]}
+    write_jsonl(tmp_path / "rai-prompts/goals.jsonl", [row])
+    with pytest.raises(ValueError, match=r"strategies of plain, .* found 'bribes'"):
+        list(benchmark.load(Data(tmp_path)))

@@ -15,21 +15,28 @@ from polyphi.data.shards import Sample
 from polyphi.eval.adversary import dialogues
 from polyphi.eval.benchmark import Benchmark, Row
 from polyphi.eval.safety_prompts import STRATEGIES
-from polyphi.eval.severity import JUDGING, MILD, PROMPTS, by_harm, mean_rate, prompts, sample
+from polyphi.eval.severity import (
+    JUDGING,
+    MILD,
+    PROMPTS,
+    by_harm,
+    mean_rate,
+    prompts,
+    sample,
+    write_mild,
+)
 from polyphi.eval.sources import Data, write_jsonl
 
-GOALS = replace(
-    PROMPTS,
-    files=("goals.jsonl",),
-    where="you: lines as of prompts.jsonl (a copy of it will do), with `prompt` for what the user is after; a line may "
-    f'have "strategies" (of {", ".join(STRATEGIES)}), "aloud" ([false, true]) and "turns" (3)',
-)
+GOALS = replace(PROMPTS, files=("goals.jsonl",))
+"""Where it is there, it takes the place of `prompts.jsonl`: `prompt` is what the user is after, and a line may say
+"strategies", "aloud" ([false], say) and "turns", of which there are all, both and TURNS otherwise."""
 TURNS = 3
 
 
 def load(data: Data) -> Iterator[Sample]:
     """Each goal by each strategy, in text and aloud, unless its line says less."""
-    for prompt in prompts(data, GOALS):
+    held = (data.folder(PROMPTS) / GOALS.files[0]).is_file()
+    for prompt in prompts(data, GOALS if held else PROMPTS):
         for strategy in prompt.line.get("strategies", STRATEGIES):
             if strategy not in STRATEGIES:
                 raise ValueError(
@@ -65,6 +72,7 @@ def mini(root: Path) -> None:
                 {**row, "strategies": ["context manipulation"], "aloud": [even], "turns": 2},
                 {**row, "strategies": ["persuasion"], "aloud": [not even], "turns": 2},
             ]
+    write_mild(root)
     write_jsonl(root / GOALS.name / GOALS.files[0], rows)
 
 
@@ -107,7 +115,7 @@ benchmark = Benchmark(
             for code, name in LANGUAGES.items()
         ),
     ),
-    sources=(GOALS,),
+    sources=(PROMPTS,),
     load=load,
     mini=mini,
     judging=JUDGING,
