@@ -749,14 +749,21 @@ def eval_run(
     judges: Annotated[
         list[str] | None,
         typer.Option(
-            "--judge", help="Who gives points: http://host/v1#name, or self; may be repeated."
+            "--judge",
+            help="Who gives points: http://host/v1#name, self, or azure:PROJECT; repeatable.",
         ),
     ] = None,
     key_from: Annotated[
         str | None, typer.Option(help="Variable that holds the key of an endpoint as MODEL.")
     ] = None,
     judge_key_from: Annotated[
-        str | None, typer.Option(help="Variable that holds the judges' key.")
+        str | None, typer.Option(help="Variable that holds the judges' and the simulator's key.")
+    ] = None,
+    simulator: Annotated[
+        str | None,
+        typer.Option(
+            help="Who plays the user of adversarial dialogues: http://host/v1#name, or self."
+        ),
     ] = None,
     limit: Annotated[
         int | None, typer.Option(help="Most samples of each row, the first ones.", min=1)
@@ -776,8 +783,10 @@ def eval_run(
     if not suites:
         from polyphi.reproduce.graph import Run
 
-        if data or mini or judges or limit or shard != "1/1":
-            raise ValueError("--data, --mini, --judge, --limit and --shard need a --suite")
+        if data or mini or judges or simulator or limit or shard != "1/1":
+            raise ValueError(
+                "--data, --mini, --judge, --simulator, --limit and --shard need a --suite"
+            )
         if not (Path(model) / "stages").is_dir():
             raise ValueError(
                 f"{model} is no run of `polyphi reproduce`; for other models say --suite table4 --data DIR, or "
@@ -814,6 +823,7 @@ def eval_run(
         data=None if mini else Data(None if data == "hub" else Path(str(data))),
         judges=judges or (),
         judge_key=judge_key_from,
+        simulated_by=simulator,
         limit=limit,
         shard=(int(number), int(of)),
         skip_missing=skip_missing,

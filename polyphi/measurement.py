@@ -13,7 +13,7 @@ import math
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,9 @@ from polyphi.chat import Generate
 from polyphi.endpoint import Endpoint
 from polyphi.eval import figures, paper, tables
 from polyphi.eval.asked import Asked, Recorded
+from polyphi.eval.azure import Azure
 from polyphi.eval.benchmark import Benchmark, suite
+from polyphi.eval.severity import AZURE
 from polyphi.eval.sources import Data, check
 from polyphi.eval.suite import (
     Judge,
@@ -47,6 +49,7 @@ LOOKED_AT = 64 << 20
 PIECE = 1 << 16
 RUNS = "benchmarks"
 """The results folder inside a run."""
+UNSIMULATED = "a model plays its user: name one by --simulator http://host/v1#name, or self"
 
 
 @dataclass(frozen=True)
@@ -104,11 +107,31 @@ def fingerprint(folder: Path) -> str:
 
 
 def judge(told: str, own: Subject, out: Path, key_from: str | None) -> Judge:
-    """A judge: an endpoint's address and model, or `self`, the measured model."""
+    """A judge: an endpoint's address and model, `self`, the measured model, or azure:PROJECT, which rates severity."""
+    if told.startswith("azure:"):
+        azure = Azure(told.removeprefix("azure:"))
+        return Judge.of(azure, AZURE, out)
     if told == "self":
         return Judge.of(own.model, f"{own.name} itself", out)
     endpoint = _endpoint(told, key_from)
     return Judge.of(endpoint, endpoint.name, out)
+
+
+def simulator(
+    told: str, own: Subject, out: Path, shard: tuple[int, int], key_from: str | None
+) -> Asked:
+    """A model that plays the user, with all that it has said: an endpoint's address and model, `self`, or the folder of
+    an earlier evaluation and the model that played the user in it (results#name)."""
+    if told == "self":
+        # among the measured model's own answers, so that they can be replayed as those are
+        return Asked(own.model, out, own.fingerprint, name=_answers(shard, "answers.simulated"))
+    where, _, name = told.partition("#")
+    if Path(where).is_dir():
+        model: Generate = Recorded(Path(where), "simulated", name)
+    else:
+        model, name = (endpoint := _endpoint(told, key_from)), endpoint.name
+    plain = "".join(c if c.isalnum() else "-" for c in name)
+    return Asked(model, out, name, name=_answers(shard, f"simulated.{plain}"))
 
 
 def mini_data(chosen: Sequence[Benchmark], root: Path) -> tuple[Data, dict[str, list[str]]]:
@@ -176,12 +199,14 @@ def measure(
     data: Data | None,
     judges: Sequence[str] = (),
     judge_key: str | None = None,
+    simulated_by: str | None = None,
     limit: int | None = None,
     shard: tuple[int, int] = (1, 1),
     skip_missing: bool = False,
     console: Console | None = None,
 ) -> list[Measured]:
-    """Benchmarks, one after another, and the page with all rows of the folder. `data` None: the stand-ins."""
+    """Benchmarks, one after another, and the page with all rows of the folder. `data` None: the stand-ins, where the
+    model itself plays the user unless another one is named."""
     console = console or Console(stderr=True)
     chosen = suite(*suites)
     out.mkdir(parents=True, exist_ok=True)
@@ -190,12 +215,24 @@ def measure(
     if data is None:
         data, failed = mini_data(chosen, out / "mini-data")
     skipped = complaints(chosen, data, deep=False) | failed
-    wrong = {n: t for n, t in skipped.items() if not _may_lack(n, chosen) and n not in failed}
+    if simulated_by or stand_ins:
+        user = simulator(simulated_by or "self", own, out, shard, judge_key)
+        chosen = [replace(b, turns=b.simulated(user)) if b.simulated else b for b in chosen]
+    else:
+        skipped |= {b.name: [UNSIMULATED] for b in chosen if b.simulated}
+    wrong = {
+        n: t
+        for n, t in skipped.items()
+        if n not in failed and t != [UNSIMULATED] and not _may_lack(n, chosen)
+    }
     if wrong and not skip_missing:
         lacking = [f"{name}: {said}" for name, told in wrong.items() for said in told]
         raise ValueError(
             "\n  ".join(["data are missing; --skip-missing goes on without them:", *lacking])
         )
+    for benchmark in chosen:
+        if skipped.get(benchmark.name) == [UNSIMULATED]:
+            console.print(f"  {benchmark.title}: left out, {UNSIMULATED}", highlight=False)
     asked = Asked(own.model, out, own.fingerprint, name=_answers(shard))
     benches = [judge(told, own, out, judge_key) for told in judges]
     status = "substitute data" if stand_ins else None
@@ -246,8 +283,8 @@ def _may_lack(name: str, chosen: Sequence[Benchmark]) -> bool:
     return next(b for b in chosen if b.name == name).status == "private"
 
 
-def _answers(shard: tuple[int, int]) -> str:
-    return "answers" if shard == (1, 1) else f"answers.{shard[0]}-of-{shard[1]}"
+def _answers(shard: tuple[int, int], name: str = "answers") -> str:
+    return name if shard == (1, 1) else f"{name}.{shard[0]}-of-{shard[1]}"
 
 
 def _claim(out: Path, own: Subject) -> None:

@@ -7,6 +7,7 @@ only the command is there, it is used. A `Booth` holds engines of its own: what 
 it said before, so whoever wants the same bytes again opens a new booth and says the same things in the same order.
 """
 
+import _ctypes
 import ctypes
 import io
 import json
@@ -116,6 +117,14 @@ class Booth:
             )
         return wave, rate
 
+    def close(self) -> None:
+        """Gives back what the engines hold; asked again, the booth opens new ones."""
+        with self._lock:
+            for engine in self._engines.values():
+                if isinstance(engine, _Espeak):
+                    engine.close()
+            self._engines.clear()
+
 
 @cache
 def _booth() -> Booth:
@@ -173,7 +182,7 @@ class _Espeak:
     """libespeak-ng, told to hand over samples instead of playing them. 22,050 Hz."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
-        self.library = _private_copy(library)
+        self.shared, self.library = library, _private_copy(library)
         self.rate = self.library.espeak_Initialize(_SYNCHRONOUS, 100, None, 0)
         if self.rate <= 0:
             raise ValueError(
@@ -211,6 +220,12 @@ class _Espeak:
         ):
             raise ValueError(f"espeak-ng failed at {text[:60]!r}")
         return _float(np.frombuffer(b"".join(self._heard), np.int16)), self.rate
+
+    def close(self) -> None:
+        """Unloads the library, if it is a copy of one's own: each holds more than a megabyte."""
+        if self.library is not self.shared:
+            self.library.espeak_Terminate()
+            _ctypes.dlclose(self.library._handle)
 
 
 def _espeak_name(voice: Voice) -> str:

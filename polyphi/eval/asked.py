@@ -133,17 +133,21 @@ class Recorded:
     """A model that knows only what another one answered: the lines of a results folder, by what was asked.
 
     >>> Recorded(Path("results")).generate(messages).text
+
+    `name` is the lines' that `Asked` kept for another model than the measured one, `fingerprint` that model's.
     """
 
-    def __init__(self, folder: Path) -> None:
-        paths = sorted(folder.glob("answers*.jsonl"))
+    def __init__(self, folder: Path, name: str = "answers", fingerprint: str | None = None) -> None:
+        paths = sorted(folder.glob(f"{name}*.jsonl"))
         if not paths:
             raise ValueError(
-                f"{folder} holds no answers*.jsonl; expected the --out folder of an earlier evaluation"
+                f"{folder} holds no {name}*.jsonl; expected the --out folder of an earlier evaluation"
             )
         self.folder = folder
         self._known = {key: answer for path in paths for key, answer in _read(path)}
-        self.fingerprint = str(json.loads((folder / "model.json").read_text())["fingerprint"])
+        self.fingerprint = fingerprint or str(
+            json.loads((folder / "model.json").read_text())["fingerprint"]
+        )
 
     def generate(
         self,

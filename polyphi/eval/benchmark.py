@@ -24,14 +24,22 @@ from typing import Any, Literal
 
 from polyphi.chat import Message, SamplingParams
 from polyphi.data.shards import Sample
+from polyphi.eval.asked import Asked
 from polyphi.eval.sources import Data, Source
 from polyphi.eval.task import MODALITIES, Modality, Score, Scorer
 
-Metric = Literal["accuracy", "wer", "cer", "bleu", "f1", "mean"]
-"""How samples' scores make a row: a share (shown in per cent), an error rate (likewise), corpus BLEU, F1 of the sums of
-the parts `tp`, `fp` and `fn` (in per cent), or a mean of points as they are (a judge's 1 to 10, ROUGE's 0 to 100)."""
+Metric = Literal["accuracy", "rate", "wer", "cer", "bleu", "f1", "mean"]
+"""How samples' scores make a row: a share (shown in per cent), a share of what should not be (likewise), an error rate
+(likewise), corpus BLEU, F1 of the sums of the parts `tp`, `fp` and `fn` (in per cent), or a mean of points as they are
+(a judge's 1 to 10, ROUGE's 0 to 100)."""
 Status = Literal["reproduced setting", "substitute data", "private", "server-scored"]
 """What a number of ours is beside the report's. That a judge differs is found when it is asked."""
+
+
+Statistic = Callable[
+    [Sequence[tuple[Mapping[str, Any], Score]], int], tuple[float, float, float, str]
+]
+"""Samples' meta and scores, and a seed, to a number, its 95 % interval and what to say beside it ("" for nothing)."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +49,8 @@ class Row:
     `label` is the row's in `paper.json`; of a table of "" it is a number that we print beside the report's. `only`
     holds the meta fields of its samples. `part` names the part of their `Score` that counts (None: its value).
     `column` is the report's for our model's number, where it isn't the first that names the model. `by` is a meta
-    field: the row is then the plain mean of the scores of the groups of samples that it makes.
+    field: the row is then the plain mean of the scores of the groups of samples that it makes. A `statistic` makes the
+    number where it is none of these; `metric` then says only how it is shown.
     """
 
     table: str
@@ -51,6 +60,7 @@ class Row:
     part: str | None = None
     column: str | None = None
     by: str | None = None
+    statistic: Statistic | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +82,8 @@ class Judging:
 
 Turn = Callable[[Sample, Sequence[str]], Sequence[Message] | None]
 """The conversation to answer next, given the answers so far; None when all turns are done."""
+Turns = Callable[[Sequence[tuple[Sample, Sequence[str]]]], Sequence[Sequence[Message] | None]]
+"""The same for many samples at once."""
 
 
 def one_turn(sample: Sample, answers: Sequence[str]) -> Sequence[Message] | None:
@@ -82,7 +94,8 @@ def one_turn(sample: Sample, answers: Sequence[str]) -> Sequence[Message] | None
 class Benchmark:
     """`scorer` judges the last answer of a sample. Where many are judged at once (code in a sandbox, a checker in an
     environment of its own), `score_many` takes their place: (answers, sample) pairs to scores. With `judging`, a
-    judge's points are the score, and the scorer, if there is one, adds its parts to them.
+    judge's points are the score, and the scorer, if there is one, adds its parts to them. Where a model plays the user,
+    `simulated` makes the turns of what that model is asked; without such a model the benchmark isn't run.
 
     Samples whose meta say `hidden` have answers that only a server knows: they are asked (without a limit) though they
     count in no row, and what `submits` makes of each (sample, answer) goes into the file for that server, a JSON list.
@@ -104,6 +117,8 @@ class Benchmark:
     turn: Turn = one_turn
     submits: Callable[[Sample, str], Any] | None = None
     to_speak: Callable[[Data], Iterable[Mapping[str, Any]]] | None = None
+    turns: Turns | None = None
+    simulated: Callable[[Asked], Turns] | None = None
     max_tokens: int = 64
     sampling: Mapping[str, Any] = field(default_factory=dict)
     status: Status = "reproduced setting"

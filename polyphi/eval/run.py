@@ -501,7 +501,7 @@ def _languages(metric: str, lines: Iterable[Mapping[str, Any]]) -> dict[str, dic
 
 def direction(metric: str) -> int:
     """1 where more is better, -1 for error rates."""
-    return -1 if metric in ("wer", "cer") else 1
+    return -1 if metric in ("rate", "wer", "cer") else 1
 
 
 def vector(metric: str, score: Score) -> list[float]:
@@ -545,7 +545,7 @@ def measure(metric: str, vectors: np.ndarray, seed: int) -> tuple[float, float, 
     if len(vectors) == 0:
         return 0.0, 0.0, 1.0
     score, n = float(rates(metric, vectors.sum(0))), len(vectors)
-    if metric == "accuracy" and set(vectors[:, 0]) <= {0.0, 1.0}:
+    if metric in ("accuracy", "rate") and set(vectors[:, 0]) <= {0.0, 1.0}:
         return (score, *wilson(score, n))
     drawn = np.concatenate([rates(metric, sums) for sums in _resampled(vectors, seed)])
     low, high = np.percentile(drawn, [2.5, 97.5])

@@ -17,7 +17,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from polyphi.chat import LANGUAGES, Image
+from polyphi.chat import LANGUAGES, Audio, Image, Message, Part, Text
 from polyphi.endpoint import Endpoint
 from polyphi.eval.benchmark import benchmarks, suite
 from polyphi.eval.sources import Data
@@ -51,11 +51,7 @@ SENTENCE = {
 reads."""
 
 
-@cache
-def _booth() -> Booth:
-    return Booth()
-
-
+@lru_cache(maxsize=256)  # dialogues hear their first turns again with every further one
 def spoken(
     text: str, language: str = "en", voice: Voice | None = None, kind: str = "FLAC"
 ) -> bytes:
@@ -65,12 +61,40 @@ def spoken(
     import soxr
 
     voice = voice or Voice(language=language)
-    wave, rate = _booth().speak(_readable(text, language, voice), voice)
+    booth = Booth()  # one for each clip: what espeak-ng says depends on what it said before
+    try:
+        wave, rate = booth.speak(_readable(text, language, voice), voice)
+    finally:
+        booth.close()
     file = io.BytesIO()
     samples = soxr.resample(wave, rate, RATE) if rate != RATE else wave
     subtype = "MPEG_LAYER_III" if kind == "MP3" else "PCM_16"
     soundfile.write(file, np.clip(samples, -1, 1), RATE, format=kind, subtype=subtype)
     return file.getvalue()
+
+
+@dataclass(frozen=True)
+class Spoken(Audio):
+    """A clip and the text that it says: models hear the one, people and judges read the other."""
+
+    text: str = ""
+
+
+def heard(messages: Sequence[Message]) -> Sequence[Message]:
+    """A conversation as a model gets it: of what is spoken, the clips alone."""
+    return _with(messages, lambda part: Audio(part.source))
+
+
+def read_out(messages: Sequence[Message]) -> Sequence[Message]:
+    """A conversation as it is read: of what is spoken, the texts alone."""
+    return _with(messages, lambda part: Text(part.text))
+
+
+def _with(messages: Sequence[Message], shown: Callable[[Spoken], Part]) -> list[Message]:
+    return [
+        replace(m, parts=tuple(shown(p) if isinstance(p, Spoken) else p for p in m.parts))
+        for m in messages
+    ]
 
 
 def _readable(text: str, language: str, voice: Voice) -> str:

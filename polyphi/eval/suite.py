@@ -26,6 +26,7 @@ from polyphi.eval.asked import Answer, Asked
 from polyphi.eval.benchmark import Benchmark, Judging, Row, belongs, benchmarks, in_rows
 from polyphi.eval.run import dump, hashes_of, measure, measure_mean, vector, written
 from polyphi.eval.sources import Data
+from polyphi.eval.spoken import heard, read_out
 from polyphi.eval.task import Score
 
 BLOCK = 64
@@ -132,12 +133,14 @@ def _block(benchmark: Benchmark, samples: Sequence[Sample], asked: Asked) -> lis
     talks: list[list[tuple[Sequence[Message], Answer]]] = [[] for _ in samples]
     going = list(range(len(samples)))
     while going:
-        turns = {
-            i: benchmark.turn(samples[i], [answer.text for _, answer in talks[i]]) for i in going
-        }
+        talked = [(samples[i], [answer.text for _, answer in talks[i]]) for i in going]
+        following = (
+            benchmark.turns(talked) if benchmark.turns else [benchmark.turn(*t) for t in talked]
+        )
+        turns = dict(zip(going, following, strict=True))
         wanted = {i: list(messages) for i, messages in turns.items() if messages is not None}
         params = {i: benchmark.params(samples[i]) for i in wanted}
-        found = asked.many([(wanted[i], params[i]) for i in wanted])
+        found = asked.many([(heard(wanted[i]), params[i]) for i in wanted])
         for i, answer in zip(wanted, found, strict=True):
             talks[i].append((wanted[i], answer))
         going = [i for i, answer in zip(wanted, found, strict=True) if answer.error is None]
@@ -148,11 +151,12 @@ def _line(
     benchmark: Benchmark, sample: Sample, talk: Sequence[tuple[Sequence[Message], Answer]]
 ) -> Line:
     answers = [answer for _, answer in talk]
-    last: Sequence[Message] = talk[-1][0] if talk else ()
+    last: Sequence[Message] = heard(talk[-1][0]) if talk else ()
     return {
         "benchmark": benchmark.name,
         "id": sample.id,
         "prompt": written(last),
+        "asked": [written(read_out(messages[-1:])) for messages, _ in talk],
         "media": hashes_of(last),
         "settings": asdict(benchmark.params(sample)),
         "answers": [answer.text for answer in answers],
@@ -270,9 +274,9 @@ def _scores(
 
 
 def _sample(line: Line) -> Sample:
-    """What of a sample scoring may look at: its last message and its meta."""
-    reference = Message.assistant(line["reference"])
-    return Sample(line["id"], (reference,), line["source"], line["licence"], line["meta"])
+    """What of a sample scoring may look at: its last message and its meta; for judges, each turn's question as text."""
+    messages = (*map(Message.user, line["asked"]), Message.assistant(line["reference"]))
+    return Sample(line["id"], messages, line["source"], line["licence"], line["meta"])
 
 
 def _judge(
@@ -327,6 +331,7 @@ def _summed(
     benchmark: Benchmark, row: Row, lines: Sequence[Line], judge: str | None, status: str | None
 ) -> Measured | None:
     vectors: dict[Any, list[list[float]]] = {}
+    counted: list[tuple[dict[str, Any], Score]] = []
     lenient: dict[Any, list[float]] = {}
     unread = 0
     for line in lines:
@@ -343,18 +348,24 @@ def _summed(
         if value is None:
             unread += 1
             continue
-        told = vector(row.metric, Score(value, line["extracted"], parts))
-        vectors.setdefault(group, []).append(told)
+        score = Score(value, line["extracted"], parts)
+        counted.append((line["meta"], score))
+        if row.statistic is None:
+            vectors.setdefault(group, []).append(vector(row.metric, score))
         # Readings of the value: they say nothing of another part or an F1.
         if LENIENT in parts and row.part is None and row.metric != "f1":
             lenient.setdefault(group, []).append(parts[LENIENT])
-    if not vectors and not unread:
+    if not counted and not unread:
         return None
     seed = int(hashlib.sha256(f"{benchmark.name} {row.label}".encode()).hexdigest()[:8], 16)
     groups = [np.array(told) for told in vectors.values()]
-    score = low = high = float("nan")
-    if groups:
-        score, low, high = (
+    number = low = high = float("nan")
+    note = benchmark.note
+    if counted and row.statistic:
+        number, low, high, beside = row.statistic(counted, seed)
+        note = "; ".join(filter(None, (beside, note)))
+    elif counted:
+        number, low, high = (
             measure_mean(row.metric, groups, seed)
             if row.by
             else measure(row.metric, groups[0], seed)
@@ -367,8 +378,8 @@ def _summed(
         row.label,
         benchmark.name,
         row.metric,
-        sum(map(len, groups)),
-        score,
+        len(counted),
+        number,
         low,
         high,
         "judge differs" if judge not in (None, standard) and said == "reproduced setting" else said,
@@ -379,7 +390,7 @@ def _summed(
         cut=sum(line["cut"] for line in lines),
         judge=judge,
         rtfx=sound / seconds if sound and seconds else None,
-        note=benchmark.note,
+        note=note,
     )
 
 

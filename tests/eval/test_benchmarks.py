@@ -81,7 +81,7 @@ def run(
 
 
 def best(row: suite.Measured) -> bool:
-    if row.metric in ("wer", "cer"):
+    if row.metric in ("rate", "wer", "cer"):
         return row.score == 0
     return row.score > (0.99 if row.metric == "accuracy" else 0)
 

@@ -14,11 +14,11 @@ import pytest
 import soundfile
 
 from polyphi import cli
-from polyphi.chat import Image
+from polyphi.chat import Audio, Image, Message, Text
 from polyphi.eval import spoken
 from polyphi.eval.sources import Data, Missing
 from polyphi.eval.spoken import Studio, synthesise, voice_of, with_options
-from polyphi.voice import Voice
+from polyphi.voice import Booth, Voice
 
 ROWS: list[Mapping[str, Any]] = [
     {"id": "a", "text": "One.", "answer": "1"},
@@ -28,19 +28,24 @@ ROWS: list[Mapping[str, Any]] = [
 
 
 @pytest.fixture
-def said(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+def said(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, str]]]:
     """What engines were asked to say, and by whom; they answer with a short tone."""
     asked: list[tuple[str, str]] = []
 
     class Booth:
+        def close(self) -> None:
+            pass
+
         def speak(self, text: str, voice: Voice) -> tuple[np.ndarray, int]:
             asked.append((text, f"{voice.language} {voice.variant}"))
             if text == "stop":
                 raise KeyboardInterrupt
             return np.full(4000, 0.1, np.float32), 16_000
 
-    monkeypatch.setattr(spoken, "_booth", Booth)
-    return asked
+    monkeypatch.setattr(spoken, "Booth", Booth)
+    spoken.spoken.cache_clear()
+    yield asked
+    spoken.spoken.cache_clear()
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -186,3 +191,33 @@ def test_texts_that_are_missing_and_benchmarks_without_are_told(tmp_path: Path) 
         ValueError, match=r"mmau: no questions to read aloud; those of .*mmmlu_spoken"
     ):
         spoken.read_aloud(["mmau"], tmp_path, Data(tmp_path))
+
+
+def test_a_clip_is_the_same_whatever_was_said_before() -> None:
+    first = spoken.spoken("How many legs has a spider?")
+    spoken.spoken("おはよう", "ja", Voice(language="ja", variant="f2"))
+    spoken.spoken("Something else.")
+    assert spoken.spoken("How many legs has a spider?") == first
+    assert spoken.spoken("How many legs has a fly?") != first
+
+
+def test_a_closed_booth_opens_again() -> None:
+    booth = Booth()
+    first, _ = booth.speak("hello", Voice())
+    booth.close()
+    again, _ = booth.speak("hello", Voice())
+    booth.close()
+    assert (first == again).all()
+
+
+def test_models_hear_and_judges_read() -> None:
+    picture = Image(b"picture")
+    talk = [
+        Message.system("Be kind."),
+        Message.user(picture, spoken.Spoken(b"clip", "Hello"), Text("!")),
+        Message.assistant("Hi."),
+    ]
+    assert spoken.heard(talk)[1] == Message.user(picture, Audio(b"clip"), Text("!"))
+    assert type(spoken.heard(talk)[1].parts[1]) is Audio  # what a processor counts
+    assert spoken.read_out(talk)[1] == Message.user(picture, Text("Hello"), Text("!"))
+    assert spoken.heard(talk)[::2] == spoken.read_out(talk)[::2] == talk[::2]

@@ -272,3 +272,51 @@ def test_answers_that_no_encoding_holds_are_kept_as_they_are(tmp_path: Path) -> 
     run(second, tmp_path, limit=2)
     assert not second.asked
     assert {line["answer"] for line in suite.read(tmp_path / "plus.jsonl")} == {said}
+
+
+def test_means_by_group_weigh_groups_alike(tmp_path: Path) -> None:
+    """English ones are right three times in three, German ones once in two: all of one language change nothing."""
+    lines = suite.answered(
+        BENCHMARK, Data(None), Asked(Model(right), tmp_path, "m"), tmp_path, limit=100
+    )
+    uneven = [line for line in lines if line["meta"]["language"] == "en"][:10]
+    uneven += [line for line in lines if line["meta"]["language"] == "de"]
+    by = replace(BENCHMARK, rows=(Row("", "mean of languages", by="language"), Row("", "all")))
+    mean, every = suite.summed(by, suite.scored(by, uneven))
+    assert (mean.n, mean.score) == (every.n, 0.75)
+    assert mean.low < 0.75 < mean.high
+    assert every.score < 0.6
+
+
+def test_a_rows_own_statistic_takes_meta_and_scores(tmp_path: Path) -> None:
+    def most(scores: Any, seed: int) -> tuple[float, float, float, str]:
+        return max(score.value for _, score in scores), 0.0, 1.0, f"of {scores[0][0]['language']}"
+
+    row = Row("", "best", {"language": "de"}, "rate", statistic=most)
+    (best,) = run(Model(right), tmp_path, replace(BENCHMARK, rows=(row,), note="a note"))
+    assert (best.score, best.low, best.n, best.note) == (1.0, 0.0, 100, "of de; a note")
+
+
+def test_turns_are_made_for_many_samples_at_once(tmp_path: Path) -> None:
+    seen = list[int]()
+
+    def turns(talked: Sequence[tuple[Sample, Sequence[str]]]) -> list[Sequence[Message] | None]:
+        seen.append(len(talked))
+        return [None if answers else sample.prompt for sample, answers in talked]
+
+    found = run(Model(right), tmp_path, replace(BENCHMARK, turns=turns))
+    assert [r.score for r in found] == [1.0, 0.5, 0.75]
+    assert seen == [64, 64, 64, 64, 64, 64, 8, 8]
+
+
+def test_points_of_several_questions_are_summed_as_the_benchmark_says(tmp_path: Path) -> None:
+    judging = replace(JUDGING, sums=lambda points: {"double": 2 * (points["points"] or 0)})
+    benchmark = replace(
+        BENCHMARK, scorer=None, judging=judging, rows=(Row("", "x", metric="mean", part="double"),)
+    )
+    asked = Asked(Model(right), tmp_path, "m")
+    lines = suite.answered(benchmark, Data(None), asked, tmp_path, limit=4)
+    judge = suite.Judge.of(Model(lambda m: "[[3]]"), "j", tmp_path)  # type: ignore[arg-type]
+    lines = suite.scored(benchmark, lines, [judge])
+    assert suite.summed(benchmark, lines)[0].score == 6
+    assert suite.summed(benchmark, suite.scored(benchmark, lines))[0].score == 6

