@@ -26,9 +26,9 @@ from polyphi.data.shards import Sample
 from polyphi.eval.sources import Data, Source
 from polyphi.eval.task import MODALITIES, Modality, Score, Scorer
 
-Metric = Literal["accuracy", "wer", "cer", "bleu", "mean"]
-"""How samples' scores make a row: a share (shown in per cent), an error rate (likewise), corpus BLEU, or a mean of
-points as they are (a judge's 1 to 10, ROUGE's 0 to 100)."""
+Metric = Literal["accuracy", "wer", "cer", "bleu", "mean", "geometric"]
+"""How samples' scores make a row: a share (shown in per cent), an error rate (likewise), corpus BLEU, a mean of
+points as they are (a judge's 1 to 10, ROUGE's 0 to 100), or the geometric mean of the means of all parts."""
 Status = Literal["reproduced setting", "substitute data", "private", "server-scored"]
 """What a number of ours is beside the report's. That a judge differs is found when it is asked."""
 
@@ -97,9 +97,11 @@ class Benchmark:
     note: str = ""
 
     def params(self, sample: Sample) -> SamplingParams:
-        """Greedy unless `sampling` says otherwise; a sample's meta may hold `max_tokens` and `stop` of its own."""
+        """Greedy unless `sampling` says otherwise; a sample's meta may hold `max_tokens`, `stop` and `seed` of its own."""
         settings: dict[str, Any] = {"max_tokens": self.max_tokens, **self.sampling}
-        settings |= {key: sample.meta[key] for key in ("max_tokens", "stop") if key in sample.meta}
+        settings |= {
+            key: sample.meta[key] for key in ("max_tokens", "stop", "seed") if key in sample.meta
+        }
         if "stop" in settings:
             settings["stop"] = tuple(settings["stop"])
         return SamplingParams(**settings)
