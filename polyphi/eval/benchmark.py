@@ -97,7 +97,7 @@ class Benchmark:
     note: str = ""
 
     def params(self, sample: Sample) -> SamplingParams:
-        """Greedy unless `sampling` says otherwise; a sample's meta may hold `max_tokens`, `stop` and `seed` of its own."""
+        """Greedy unless `sampling` says otherwise; a sample's meta may hold its own `max_tokens`, `stop` and `seed`."""
         settings: dict[str, Any] = {"max_tokens": self.max_tokens, **self.sampling}
         settings |= {
             key: sample.meta[key] for key in ("max_tokens", "stop", "seed") if key in sample.meta

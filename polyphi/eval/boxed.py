@@ -14,7 +14,7 @@ from polyphi.eval.task import Score
 
 ASK = "Please reason step by step, and put your final answer within \\boxed{}."
 """Our own words: the report prints none."""
-SECONDS = 3
+SECONDS = 2
 """That reading or comparing an expression may take (9^{9^{9^9}} takes any time); counted in a main thread only."""
 LONGEST_BOX = 500
 LONGEST_END = 2000

@@ -180,7 +180,7 @@ def _score(task: LmTask, built: Any, document: dict[str, Any], read: Mapping[str
         except Exception:  # as above
             found = {}
         results[name] = float(found.get(task.metric, 0.0))
-        if task.lenient in found:
+        if task.lenient and task.lenient in found:
             results[task.lenient] = float(found[task.lenient])
     value = results.pop(task.strict, 0.0)
     if task.lenient:

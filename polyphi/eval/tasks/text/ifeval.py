@@ -7,6 +7,7 @@ fetch it, and langdetect, whose guesses are only the same every time with a seed
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from polyphi.data.shards import Sample
 from polyphi.eval import lm_tasks
@@ -63,7 +64,7 @@ def ready() -> None:
 
 
 def mini(root: Path) -> None:
-    made = [
+    made: list[tuple[str, list[tuple[str, dict[str, Any]]], str]] = [
         (
             "Describe the sea. Use no commas.",
             [("punctuation:no_comma", {})],

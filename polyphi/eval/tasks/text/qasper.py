@@ -95,8 +95,13 @@ def f1(said: list[str], wanted: list[str]) -> float:
 
 
 def mini(root: Path) -> None:
-    empty = {"unanswerable": False, "extractive_spans": [], "yes_no": None, "free_form_answer": ""}
-    asked = [
+    empty: dict[str, Any] = {
+        "unanswerable": False,
+        "extractive_spans": [],
+        "yes_no": None,
+        "free_form_answer": "",
+    }
+    asked: list[tuple[str, dict[str, Any]]] = [
         ("Which animals were observed?", {"extractive_spans": ["hens", "ducks"]}),
         ("Was the pond frozen?", {"yes_no": False}),
         ("How many weeks did it take?", {"free_form_answer": "Six weeks"}),
