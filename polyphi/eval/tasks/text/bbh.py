@@ -6,7 +6,7 @@ from pathlib import Path
 from polyphi.data.shards import Sample
 from polyphi.eval.benchmark import Benchmark, Row
 from polyphi.eval.lm_tasks import LmTask, generation, samples, scoring
-from polyphi.eval.sources import Data, Source, write_parquet
+from polyphi.eval.sources import Data, Source, read_rows, write_parquet
 
 SOURCE = Source(
     "SaylorTwift/bbh",
@@ -24,10 +24,9 @@ def task(name: str) -> LmTask:
 def load(data: Data) -> Iterator[Sample]:
     for path in data.files(SOURCE):
         kind = path.parent.name
-        rows = data.rows(SOURCE, str(path.relative_to(data.folder(SOURCE))))
         yield from samples(
             task(f"bbh_cot_zeroshot_{kind}"),
-            {"test": rows},
+            {"test": read_rows(path)},
             f"bbh-{kind}",
             SOURCE.name,
             "MIT",
