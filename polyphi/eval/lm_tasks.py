@@ -7,6 +7,8 @@
 A request of lm-eval becomes a sample: its whole context, few-shots in it, is the one message of a user (what lm-eval
 sends with `--apply_chat_template --fewshot_as_multiturn false`, but that a task's description stands there too, and
 not in a system message). The document goes along in `meta`, so that answers are filtered and scored without the data.
+How long an answer may be is the benchmark's to say, and nothing but its end stops it: lm-eval's stops ("Q:", the end of
+a line) are made for models that go on with the next question, and cut the answers of those that chat.
 
 Our own YAML files lie in `lm_eval/` and work with lm-eval alone: `lm-eval run --include_path polyphi/eval/lm_eval
 --tasks polyphi_arc_c`. lm-eval is imported late: it takes seconds.
@@ -17,6 +19,7 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -56,13 +59,6 @@ def letters(name: str) -> LmTask:
     return LmTask(name, strict="first-letter", lenient="any-letter")
 
 
-def generation(max_tokens: int) -> dict[str, Any]:
-    """How long an answer may be. Nothing but its end stops it: lm-eval's stops ("Q:", a line's end) are made for models
-    that go on with the next question, and cut the answers of those that chat."""
-    settings = {"until": [], "max_gen_toks": max_tokens, "do_sample": False, "temperature": 0.0}
-    return {"generation_kwargs": settings}
-
-
 def samples(
     task: LmTask,
     splits: Mapping[str, Rows],
@@ -81,12 +77,11 @@ def samples(
         documents = built.eval_docs
     finally:
         random.setstate(state)
-    settings, shots = built.config.generation_kwargs, built.config.num_fewshot or 0
+    shots = built.config.num_fewshot or 0
     if shots > len(built.sampler.df):
         raise ValueError(f"{name}: expected {shots} examples, found {len(built.sampler.df)}")
     # lm-eval compiles the templates anew for each example of each question, which takes minutes.
     built.doc_to_text, built.doc_to_target = _once(built.doc_to_text), _once(built.doc_to_target)
-    asked = {"max_tokens": settings["max_gen_toks"], "stop": settings["until"]}
     for number, document in enumerate(documents):
         context = built.fewshot_context(document, shots, gen_prefix=built.doc_to_prefix(document))
         wanted = reference(document) if reference else str(built.doc_to_target(document))
@@ -95,7 +90,7 @@ def samples(
             (Message.user(context), Message.assistant(wanted)),
             source,
             licence,
-            {"task": task.name, "document": document, **asked, **(meta or {})},
+            {"task": task.name, "document": document, **(meta or {})},
         )
 
 
@@ -209,10 +204,17 @@ def _build(
     told = {"task": task.name, **task.changes, **dict(changes), "custom_dataset": lambda **_: held}
     if task.folder is None:
         return lm_eval.api.task.ConfigurableTask(config=_own(task.name) | told)
-    folder = Path(lm_eval.tasks.__file__).parent / task.folder
-    manager = lm_eval.tasks.TaskManager(include_path=[folder], include_defaults=False)
     # A group is lm-eval's way to change settings of a task that it knows.
-    return manager.load({"group": "polyphi", "task": [told]})["tasks"][task.name]
+    return _known(task.folder).load({"group": "polyphi", "task": [told]})["tasks"][task.name]
+
+
+@cache
+def _known(folder: str) -> Any:
+    """lm-eval's own tasks of a folder."""
+    from lm_eval import tasks
+
+    place = Path(tasks.__file__).parent / folder
+    return tasks.TaskManager(include_path=[place], include_defaults=False)
 
 
 def _own(name: str) -> dict[str, Any]:

@@ -14,7 +14,17 @@ from polyphi.eval.benchmark import Benchmark
 from polyphi.eval.sources import Data
 from polyphi.eval.suite import LENIENT
 from polyphi.eval.task import Score
-from polyphi.eval.tasks.text import arc_c, bbh, gpqa, gsm8k, mgsm, mmlu, mmlu_pro, truthfulqa
+from polyphi.eval.tasks.text import (
+    arc_c,
+    bbh,
+    gpqa,
+    gsm8k,
+    hellaswag,
+    mgsm,
+    mmlu,
+    mmlu_pro,
+    truthfulqa,
+)
 
 ARC_PROMPT = """\
 Question:
@@ -71,6 +81,12 @@ def test_examples_are_the_first_ones_and_stay_the_same(tmp_path: Path) -> None:
     subjects = {s.meta["subject"]: s.prompt[0].text for s in loaded(mmlu.benchmark, tmp_path)}
     assert "+ 7" not in subjects["elementary_mathematics"]
     assert "+ 3" not in subjects["high_school_mathematics"]
+
+
+def test_hellaswag_is_cleaned(tmp_path: Path) -> None:
+    text = loaded(hellaswag.benchmark, tmp_path)[0].prompt[0].text
+    asked = "Question:\nWriting: Day 5. Somebody thinks of a letter. Then the person\nOptions:\nA. fetches a broom.\n"
+    assert asked in text
 
 
 def test_too_few_examples_are_told(tmp_path: Path) -> None:
@@ -268,6 +284,9 @@ def test_our_files_are_tasks_to_lm_eval_alone() -> None:
     manager = TaskManager(include_path=[lm_tasks.OWN], include_defaults=False)
     assert manager.all_groups == ["polyphi_m_mmlu", "polyphi_mmlu"]
     assert len(manager.all_subtasks) == len(list(lm_tasks.OWN.glob("polyphi_*.yaml"))) - 2
+    for name in [*manager.all_groups, *manager.all_subtasks]:
+        settings = lm_tasks._own(name)["generation_kwargs"]
+        assert settings["max_gen_toks"] == arc_c.benchmark.max_tokens and not settings["until"]
     for name in manager.all_groups:
         members = manager.task_index[name].cfg["task"]
         assert len({m["task"] for m in members}) == {"polyphi_mmlu": 57}.get(name, 9)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from polyphi.data.shards import Sample
 from polyphi.eval.benchmark import Benchmark, Row
-from polyphi.eval.lm_tasks import LmTask, generation, samples, scoring
+from polyphi.eval.lm_tasks import LmTask, samples, scoring
 from polyphi.eval.sources import Data, Source, read_rows, write_parquet
 
 SOURCE = Source(
@@ -18,7 +18,7 @@ SOURCE = Source(
 
 
 def task(name: str) -> LmTask:
-    return LmTask(name, "bbh/cot_zeroshot", generation(1024), strict="flexible-extract")
+    return LmTask(name, "bbh/cot_zeroshot", strict="flexible-extract")
 
 
 def load(data: Data) -> Iterator[Sample]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from polyphi.data.shards import Sample
 from polyphi.eval.benchmark import Benchmark, Row
-from polyphi.eval.lm_tasks import LmTask, generation, samples, scoring
+from polyphi.eval.lm_tasks import LmTask, samples, scoring
 from polyphi.eval.sources import Data, Source
 
 CORRECT, INCORRECT = "Correct Answer", [f"Incorrect Answer {n}" for n in (1, 2, 3)]
@@ -19,7 +19,6 @@ CHAIN = r"(?s)\A(?:.*[aA]nswer is:?\W{0,4}([A-D])(?![\w'])|.*\(([A-D])\)|.*[aA]n
 def task(name: str) -> LmTask:
     filters = [{"function": "regex", "regex_pattern": CHAIN}, {"function": "take_first"}]
     changes = {
-        **generation(2048),
         "training_split": None,
         "filter_list": [{"name": "chain", "filter": filters}],
     }

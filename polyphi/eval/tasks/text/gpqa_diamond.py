@@ -1,7 +1,6 @@
 """GPQA Diamond (report, Table 9): 198 questions, a single run with a long chain of thought."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 from polyphi.data.shards import Sample
@@ -11,12 +10,10 @@ from polyphi.eval.sources import Data, Source
 from polyphi.eval.tasks.text import gpqa
 
 SOURCE = Source("Idavidrein/gpqa", ("gpqa_diamond.csv",), gpqa.WHERE, fields=gpqa.FIELDS, rows=198)
-LONGEST = 32768
 
 
 def load(data: Data) -> Iterator[Sample]:
-    for sample in gpqa.questions(data, SOURCE, "gpqa_diamond_cot_zeroshot"):
-        yield replace(sample, meta={**sample.meta, "max_tokens": LONGEST})
+    return gpqa.questions(data, SOURCE, "gpqa_diamond_cot_zeroshot")
 
 
 def mini(root: Path) -> None:
@@ -32,6 +29,6 @@ benchmark = Benchmark(
     load=load,
     mini=mini,
     score_many=scoring(gpqa.task),
-    max_tokens=LONGEST,
+    max_tokens=32768,
     sampling={"temperature": 0.6, "top_p": 0.95},
 )

@@ -12,7 +12,7 @@ from typing import Any
 from polyphi.data.shards import Sample
 from polyphi.eval import lm_tasks
 from polyphi.eval.benchmark import Benchmark, Row
-from polyphi.eval.lm_tasks import LmTask, generation, samples, scoring
+from polyphi.eval.lm_tasks import LmTask, samples, scoring
 from polyphi.eval.sources import Data, Source, write_jsonl
 from polyphi.eval.task import Score
 
@@ -26,7 +26,6 @@ SOURCE = Source(
 TASK = LmTask(
     "ifeval",
     "ifeval",
-    generation(1280),
     metric="prompt_level_strict_acc",
     lenient="prompt_level_loose_acc",
 )

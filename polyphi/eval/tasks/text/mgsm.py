@@ -5,7 +5,7 @@ from pathlib import Path
 
 from polyphi.data.shards import Sample
 from polyphi.eval.benchmark import Benchmark, Row
-from polyphi.eval.lm_tasks import LmTask, generation, samples, scoring
+from polyphi.eval.lm_tasks import LmTask, samples, scoring
 from polyphi.eval.sources import Data, Source, write_parquet
 
 LANGUAGES = ("bn", "de", "en", "es", "fr", "ja", "ru", "sw", "te", "th", "zh")
@@ -19,8 +19,7 @@ SOURCE = Source(
 
 
 def task(name: str) -> LmTask:
-    changes = {**generation(1024), "training_split": None}
-    return LmTask(name, "mgsm/native_cot", changes, strict="flexible-extract")
+    return LmTask(name, "mgsm/native_cot", {"training_split": None}, strict="flexible-extract")
 
 
 def load(data: Data) -> Iterator[Sample]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from polyphi.data.shards import Sample
 from polyphi.eval.benchmark import Benchmark, Row
-from polyphi.eval.lm_tasks import LmTask, generation, samples, scoring
+from polyphi.eval.lm_tasks import LmTask, samples, scoring
 from polyphi.eval.sources import Data, Source, write_parquet
 
 SOURCE = Source(
@@ -23,7 +23,6 @@ of them is, an answer is wrong (its own script guesses)."""
 
 def task(name: str) -> LmTask:
     changes = {
-        **generation(2048),
         "num_fewshot": 0,
         "fewshot_split": None,
         "fewshot_config": None,
