@@ -5,6 +5,7 @@
 """
 
 import logging
+import threading
 
 from polyphi.chat import Message
 from polyphi.data.shards import Sample
@@ -15,7 +16,8 @@ from polyphi.eval.task import Score
 ASK = "Please reason step by step, and put your final answer within \\boxed{}."
 """Our own words: the report prints none."""
 SECONDS = 2
-"""That reading or comparing an expression may take (9^{9^{9^9}} takes any time); counted in a main thread only."""
+"""That reading or comparing an expression may take (9^{9^{9^9}} takes any time). It's an alarm, so that there is no
+such bound in other threads than the main one."""
 LONGEST_BOX = 500
 LONGEST_END = 2000
 """Characters that are parsed, at most: of a box, and of the end of an answer without one."""
@@ -52,8 +54,9 @@ def equal(wanted: str, text: str) -> bool:
     from math_verify import parse, verify
 
     logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # what takes too long is wrong
+    seconds = SECONDS if threading.current_thread() is threading.main_thread() else 0
     try:
-        expressions = [parse(t, parsing_timeout=SECONDS) for t in (f"${wanted}$", text)]
-        return bool(verify(*expressions, timeout_seconds=SECONDS))
+        expressions = [parse(t, parsing_timeout=seconds) for t in (f"${wanted}$", text)]
+        return bool(verify(*expressions, timeout_seconds=seconds))
     except Exception:  # what sympy meets in answers is not for it to refuse: wrong
         return False

@@ -80,8 +80,6 @@ def samples(
     shots = built.config.num_fewshot or 0
     if shots > len(built.sampler.df):
         raise ValueError(f"{name}: expected {shots} examples, found {len(built.sampler.df)}")
-    # lm-eval compiles the templates anew for each example of each question, which takes minutes.
-    built.doc_to_text, built.doc_to_target = _once(built.doc_to_text), _once(built.doc_to_target)
     for number, document in enumerate(documents):
         context = built.fewshot_context(document, shots, gen_prefix=built.doc_to_prefix(document))
         wanted = reference(document) if reference else str(built.doc_to_target(document))
@@ -92,19 +90,6 @@ def samples(
             licence,
             {"task": task.name, "document": document, **(meta or {})},
         )
-
-
-def _once(render: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of a document that remembers what it gave."""
-    known: dict[str, Any] = {}
-
-    def remembering(document: Mapping[str, Any], *form: Any) -> Any:
-        key = repr((document, form))
-        if key not in known:
-            known[key] = render(document, *form)
-        return known[key]
-
-    return remembering
 
 
 def scoring(task_of: Callable[[str], LmTask]) -> ScoreMany:
@@ -192,12 +177,17 @@ def _build(
         import datasets
         import lm_eval.api.task
         import lm_eval.tasks
+        import lm_eval.utils
     except ImportError as error:
         raise ValueError(
             f"this benchmark needs lm-eval ({error}); pip install 'polyphi[eval]'"
         ) from None
     datasets.disable_progress_bars()
     logging.getLogger("lm_eval").setLevel(logging.CRITICAL)
+    templates = lm_eval.utils.env
+    if not hasattr(templates.from_string, "cache_info"):
+        # They would be compiled anew for each example of each question, which takes minutes.
+        templates.from_string = cache(templates.from_string)
     held = {
         name: datasets.Dataset.from_list([dict(r) for r in rows]) for name, rows in splits.items()
     }

@@ -1,5 +1,7 @@
 """Mathematics: what is in the box, and what is equal."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from polyphi.chat import Message
@@ -51,6 +53,11 @@ def test_equal_expressions(reference: str, answer: str, strict: float, lenient: 
 
 def test_what_takes_forever_is_wrong() -> None:
     assert boxed.verified("\\boxed{9^{9^{9^9}}}", sample("1")).value == 0
+
+
+def test_other_threads_compare_too() -> None:
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(boxed.verified, "\\boxed{0.5}", sample("\\frac{1}{2}")).result().value
 
 
 @pytest.mark.parametrize(
