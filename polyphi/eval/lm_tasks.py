@@ -124,6 +124,9 @@ def _scored(
         **dict.fromkeys(("training_split", "validation_split", "fewshot_split", "fewshot_config")),
     }
     built = _build(task, {"test": documents[:1]}, changes)
+    # What fails here isn't an answer's fault, and must not look as if all were wrong.
+    for text in _filtered(built, documents[:1], ["x"])[0].values():
+        built.process_results(documents[0], [text])
     try:
         read = _filtered(built, documents, answers)
     except Exception:  # a filter failed on one of them, which must cost no other's score
@@ -153,7 +156,7 @@ def _filtered(
 
 
 def _score(task: LmTask, built: Any, document: dict[str, Any], read: Mapping[str, str]) -> Score:
-    results = {}
+    results = dict.fromkeys((f.name for f in built._filters), 0.0)
     for name, text in read.items():
         try:
             found = built.process_results(document, [text])

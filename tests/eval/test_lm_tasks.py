@@ -269,6 +269,21 @@ def test_a_filter_that_fails_costs_no_other_score(
     assert arc_c.benchmark.score_many
     scores = arc_c.benchmark.score_many([(["C"], sample), (["bad"], sample), (["C"], sample)])
     assert [s.value for s in scores] == [1, 0, 1]
+    assert scores[1].parts == {"any-letter": 0, LENIENT: 0}
+
+
+def test_what_fails_for_every_answer_is_raised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lm_eval.api.task import ConfigurableTask
+
+    def fails(*_: Any) -> Any:
+        raise LookupError("no such data")
+
+    sample = loaded(arc_c.benchmark, tmp_path)[0]
+    monkeypatch.setattr(ConfigurableTask, "process_results", fails)
+    with pytest.raises(LookupError, match="no such data"):
+        score(arc_c.benchmark, sample, "C")
 
 
 def test_long_answers_are_read_at_both_ends(tmp_path: Path) -> None:

@@ -59,6 +59,7 @@ def ready() -> None:
         raise ValueError(f"IFEval needs {error.name}; pip install 'polyphi[eval]'") from None
     if str(NLTK_DATA) not in nltk.data.path:
         nltk.data.path.insert(0, str(NLTK_DATA))
+    nltk.data.find("tokenizers/punkt_tab/english/")
     langdetect.DetectorFactory.seed = 0
 
 
