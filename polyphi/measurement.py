@@ -49,6 +49,8 @@ LOOKED_AT = 64 << 20
 PIECE = 1 << 16
 RUNS = "benchmarks"
 """The results folder inside a run."""
+STAND_IN_TOKENS = 64
+"""Most of an answer to a stand-in, which is there to be run."""
 UNSIMULATED = "a model plays its user: name one by --simulator http://host/v1#name, or self"
 
 
@@ -214,6 +216,7 @@ def measure(
     stand_ins, failed = data is None, dict[str, list[str]]()
     if data is None:
         data, failed = mini_data(chosen, out / "mini-data")
+        chosen = [replace(b, max_tokens=min(b.max_tokens, STAND_IN_TOKENS)) for b in chosen]
     skipped = complaints(chosen, data, deep=False) | failed
     if simulated_by or stand_ins:
         user = simulator(simulated_by or "self", own, out, shard, judge_key)

@@ -28,10 +28,10 @@ from polyphi.eval.asked import Asked
 from polyphi.eval.sources import Data, Source
 from polyphi.eval.task import MODALITIES, Modality, Score, Scorer
 
-Metric = Literal["accuracy", "rate", "wer", "cer", "bleu", "f1", "mean"]
+Metric = Literal["accuracy", "rate", "wer", "cer", "bleu", "f1", "mean", "geometric"]
 """How samples' scores make a row: a share (shown in per cent), a share of what should not be (likewise), an error rate
-(likewise), corpus BLEU, F1 of the sums of the parts `tp`, `fp` and `fn` (in per cent), or a mean of points as they are
-(a judge's 1 to 10, ROUGE's 0 to 100)."""
+(likewise), corpus BLEU, F1 of the sums of the parts `tp`, `fp` and `fn` (in per cent), a mean of points as they are (a
+judge's 1 to 10, ROUGE's 0 to 100), or the geometric mean of the means of all parts."""
 Status = Literal["reproduced setting", "substitute data", "private", "server-scored"]
 """What a number of ours is beside the report's. That a judge differs is found when it is asked."""
 
@@ -125,9 +125,11 @@ class Benchmark:
     note: str = ""
 
     def params(self, sample: Sample) -> SamplingParams:
-        """Greedy unless `sampling` says otherwise; a sample's meta may hold `max_tokens` and `stop` of its own."""
+        """Greedy unless `sampling` says otherwise; a sample's meta may hold its own `max_tokens`, `stop` and `seed`."""
         settings: dict[str, Any] = {"max_tokens": self.max_tokens, **self.sampling}
-        settings |= {key: sample.meta[key] for key in ("max_tokens", "stop") if key in sample.meta}
+        settings |= {
+            key: sample.meta[key] for key in ("max_tokens", "stop", "seed") if key in sample.meta
+        }
         if "stop" in settings:
             settings["stop"] = tuple(settings["stop"])
         return SamplingParams(**settings)

@@ -513,11 +513,17 @@ def vector(metric: str, score: Score) -> list[float]:
     if metric == "f1":
         twice, wrong = 2 * score.parts["tp"], score.parts["fp"] + score.parts["fn"]
         return [twice, twice + wrong]
+    if metric == "geometric":
+        return [*score.parts.values(), 1.0]
     return [score.value, 1.0]
 
 
 def rates(metric: str, sums: np.ndarray) -> np.ndarray:
-    """Scores [...] from summed vectors [... k]: mean value, errors per unit, or corpus BLEU (0 to 100)."""
+    """Scores [...] from summed vectors [... k]: mean value, errors per unit, corpus BLEU (0 to 100), or the
+    geometric mean of the parts' means."""
+    if metric == "geometric":
+        means = sums[..., :-1] / np.maximum(sums[..., -1:], 1e-9)
+        return np.prod(means, axis=-1) ** (1 / means.shape[-1])
     if metric != "bleu":
         return sums[..., 0] / np.maximum(sums[..., 1], 1e-9)
     correct, total = sums[..., 2 : 2 + BLEU_ORDERS], sums[..., 2 + BLEU_ORDERS :]

@@ -13,7 +13,8 @@ from polyphi.eval.asked import Asked
 from polyphi.eval.severity import AZURE, HARMS, MILD, mean_rate, prompts, rounded, worst
 from polyphi.eval.sources import Data, write_jsonl
 from polyphi.eval.task import Score
-from polyphi.eval.tasks.safety.defect_rates import benchmark, spoken_prompts
+from polyphi.eval.tasks.safety.defect_rates import benchmark
+from polyphi.eval.tasks.safety.defect_rates_spoken import SPOKEN, to_speak
 
 
 class Model:
@@ -137,10 +138,9 @@ def test_prompts_to_be_spoken_have_text_and_language_and_the_line_they_become(
     tmp_path: Path,
 ) -> None:
     benchmark.mini(tmp_path)
-    found = list(spoken_prompts(Data(tmp_path)))
-    assert [(row["text"], row["language"]) for row in found] == [(p, la) for _, la, p in MILD]
-    assert len({row["id"] for row in found}) == len(MILD)
+    found = list(to_speak(Data(tmp_path)))
+    english = [prompt for _, language, prompt in MILD if language == "en"]
+    assert [(row["text"], row["language"]) for row in found] == [(p, "en") for p in english]
+    assert len({row["id"] for row in found}) == len(english)
     write_jsonl(tmp_path / "rai-prompts" / found[0]["file"], found)
-    from polyphi.eval.tasks.safety.defect_rates_spoken import SPOKEN
-
-    assert [p.text for p in prompts(Data(tmp_path), SPOKEN)] == [p for _, _, p in MILD]
+    assert [p.text for p in prompts(Data(tmp_path), SPOKEN)] == english

@@ -229,9 +229,11 @@ def test_a_damaged_results_file_says_so(tmp_path: Path) -> None:
 
 
 def test_settings_may_differ_by_sample() -> None:
-    sample = Sample("s", (Message.assistant(""),), "", "", {"max_tokens": 9, "stop": ["\n"]})
+    sample = Sample(
+        "s", (Message.assistant(""),), "", "", {"max_tokens": 9, "stop": ["\n"], "seed": 3}
+    )
     assert replace(BENCHMARK, sampling={"temperature": 0.6}).params(sample) == SamplingParams(
-        max_tokens=9, temperature=0.6, stop=("\n",)
+        max_tokens=9, temperature=0.6, stop=("\n",), seed=3
     )
 
 

@@ -4,7 +4,6 @@ The report had GPT-4o play the user; with a model that does so, `adversarial` me
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 from polyphi.chat import LANGUAGES
 from polyphi.data.shards import Sample
@@ -23,13 +22,6 @@ from polyphi.eval.sources import Data
 
 def load(data: Data) -> Iterator[Sample]:
     return (sample("defect", prompt) for prompt in prompts(data))
-
-
-def spoken_prompts(data: Data) -> Iterator[dict[str, Any]]:
-    """What is to be spoken: of each prompt its line, and `id`, `text`, `language` and the `file` that it goes into,
-    beside `prompts.jsonl`, with its clip."""
-    for prompt in prompts(data):
-        yield {**prompt.line, "id": prompt.id, "text": prompt.text, "file": "spoken.jsonl"}
 
 
 benchmark = Benchmark(

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 from polyphi.data.shards import Sample
 from polyphi.eval.benchmark import Benchmark
@@ -18,6 +19,13 @@ def load(data: Data) -> Iterator[Sample]:
     return (sample("spoken", p, aloud=True) for p in found if p.language == "en")
 
 
+def to_speak(data: Data) -> Iterator[dict[str, Any]]:
+    """The lines of these prompts, each with what is to be read aloud."""
+    for p in prompts(data):
+        if p.language == "en":
+            yield {**p.line, "id": p.id, "text": p.text, "file": SPOKEN.files[0]}
+
+
 benchmark = Benchmark(
     name="defect_rates_spoken",
     title="Harmful replies, spoken prompts",
@@ -26,6 +34,7 @@ benchmark = Benchmark(
     sources=(PROMPTS,),
     load=load,
     mini=write_mild,
+    to_speak=to_speak,
     judging=JUDGING,
     max_tokens=256,
     status="substitute data",

@@ -1,0 +1,110 @@
+"""SQuALITY (report, Table 7): summaries of whole stories that answer a question, against four references by ROUGE.
+
+The report doesn't say which ROUGE: the row is the geometric mean of ROUGE-1, 2 and L, as ZeroSCROLLS has it; the three
+stand beside.
+"""
+
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from polyphi.chat import Message
+from polyphi.data.shards import Sample
+from polyphi.eval.benchmark import Benchmark, Row
+from polyphi.eval.scorers import references
+from polyphi.eval.sources import Data, Source, write_jsonl
+from polyphi.eval.task import Score
+
+SOURCE = Source(
+    "nyu-mll/SQuALITY",
+    ("data/v1-3/txt/test.jsonl",),
+    "https://github.com/nyu-mll/SQuALITY",
+    fields=("metadata", "document", "questions"),
+    rows=52,
+    hub=False,
+)
+ASK = """\
+Read the story, then answer the question about it in a paragraph of about 200 words.
+
+{story}
+
+Question: {question}
+Answer:"""
+"""Our own words: the report prints none."""
+KINDS = ("rouge1", "rouge2", "rougeL")
+LONGEST = 20_000
+"""Characters of an answer that are compared: ROUGE-L takes time with the square of it."""
+
+
+def load(data: Data) -> Iterator[Sample]:
+    for story in data.rows(SOURCE):
+        for asked in story["questions"]:
+            answers = [response["response_text"] for response in asked["responses"]]
+            asks = ASK.format(story=story["document"].strip(), question=asked["question_text"])
+            yield Sample(
+                f"squality-{story['metadata']['passage_id']}-{asked['question_number']}",
+                (Message.user(asks), Message.assistant(answers[0])),
+                SOURCE.name,
+                "MIT AND Project-Gutenberg",
+                {"answers": answers[1:]},
+            )
+
+
+def rouge(answer: str, sample: Sample) -> Score:
+    """F of ROUGE-1, 2 and L with stemming, 0 to 100, each the best of the references. The value is ROUGE-L's."""
+    scored = [_scorer().score(reference, answer[:LONGEST]) for reference in references(sample)]
+    parts = {kind: 100 * max(s[kind].fmeasure for s in scored) for kind in KINDS}
+    return Score(parts["rougeL"] / 100, answer[:LONGEST], parts)
+
+
+@cache
+def _scorer() -> Any:
+    try:
+        from rouge_score.rouge_scorer import RougeScorer
+    except ImportError:
+        raise ValueError("SQuALITY needs rouge-score; pip install 'polyphi[eval]'") from None
+    return RougeScorer(list(KINDS), use_stemmer=True)
+
+
+def mini(root: Path) -> None:
+    rows = []
+    for number, (who, thing) in enumerate([("Ada", "key"), ("Ben", "map")]):
+        story = f"{who} lost a {thing}. {who} looked in the garden. The {thing} lay under a tree."
+        responses = [
+            f"{who} loses a {thing} and finds it under a tree.",
+            f"A lost {thing} is found in the garden by {who}.",
+        ]
+        questions = [
+            {
+                "question_text": "What is the plot of the story?",
+                "question_number": 1,
+                "responses": [
+                    {"worker_id": str(i), "uid": str(i), "response_text": text}
+                    for i, text in enumerate(responses)
+                ],
+            }
+        ]
+        metadata = {"passage_id": f"made-{number}", "uid": str(number), "license": ""}
+        rows.append({"metadata": metadata, "document": story, "questions": questions})
+    write_jsonl(root / SOURCE.name / "data/v1-3/txt/test.jsonl", rows)
+
+
+benchmark = Benchmark(
+    name="squality",
+    title="SQuALITY",
+    modality="text",
+    rows=(
+        Row("Table 7", "SQuALITY", metric="geometric"),
+        *(
+            Row("", f"SQuALITY, {name}", metric="mean", part=kind)
+            for kind, name in zip(KINDS, ("ROUGE-1", "ROUGE-2", "ROUGE-L"), strict=True)
+        ),
+    ),
+    sources=(SOURCE,),
+    load=load,
+    mini=mini,
+    scorer=rouge,
+    max_tokens=512,
+    note="Which ROUGE isn't in the report: the geometric mean of three; the prompt is ours.",
+)

@@ -1,0 +1,319 @@
+"""lm-eval's tasks, asked by our runner: what is asked, and what of answers is read."""
+
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from polyphi.data.shards import Sample
+from polyphi.eval import lm_tasks
+from polyphi.eval.benchmark import Benchmark
+from polyphi.eval.sources import Data
+from polyphi.eval.suite import LENIENT
+from polyphi.eval.task import Score
+from polyphi.eval.tasks.text import (
+    arc_c,
+    bbh,
+    gpqa,
+    gsm8k,
+    hellaswag,
+    mgsm,
+    mmlu,
+    mmlu_pro,
+    truthfulqa,
+)
+
+ARC_PROMPT = """\
+Question:
+Which is a gas (8)?
+Options:
+A. water
+B. sand
+C. ice
+D. steam
+Answer: D
+
+Question:
+Which is frozen water (9)?
+Options:
+A. ice
+B. steam
+C. water
+D. sand
+Answer: A
+
+Question:
+Which is made of grains (10)?
+Options:
+A. steam
+B. water
+C. sand
+D. ice
+Answer:"""
+
+
+def loaded(benchmark: Benchmark, root: Path) -> list[Sample]:
+    benchmark.mini(root)
+    return list(benchmark.load(Data(root)))
+
+
+def score(benchmark: Benchmark, sample: Sample, answer: str) -> Score:
+    assert benchmark.score_many
+    return benchmark.score_many([([answer], sample)])[0]
+
+
+def test_the_prompt_of_letters_is_the_one_of_the_phi_3_report(tmp_path: Path) -> None:
+    first, *_ = loaded(arc_c.benchmark, tmp_path)
+    (message,) = first.prompt
+    assert message.role == "user"
+    assert message.text.endswith(ARC_PROMPT)
+    assert message.text.count("Question:") == 11
+    params = arc_c.benchmark.params(first)
+    assert (params.max_tokens, params.temperature, params.stop) == (16, 0, ())
+
+
+def test_examples_are_the_first_ones_and_stay_the_same(tmp_path: Path) -> None:
+    texts = [s.prompt[0].text for s in loaded(arc_c.benchmark, tmp_path)]
+    assert len({text.rpartition("\n\n")[0] for text in texts}) == 1
+    subjects = {s.meta["subject"]: s.prompt[0].text for s in loaded(mmlu.benchmark, tmp_path)}
+    assert "+ 7" not in subjects["elementary_mathematics"]
+    assert "+ 3" not in subjects["high_school_mathematics"]
+
+
+def test_hellaswag_is_cleaned(tmp_path: Path) -> None:
+    text = loaded(hellaswag.benchmark, tmp_path)[0].prompt[0].text
+    asked = "Question:\nWriting: Day 5. Somebody thinks of a letter. Then the person\nOptions:\nA. fetches a broom.\n"
+    assert asked in text
+
+
+def test_too_few_examples_are_told(tmp_path: Path) -> None:
+    row = {"goal": "?", "sol1": "a", "sol2": "b", "label": 0}
+    with pytest.raises(ValueError, match="piqa: expected 5 examples, found 2"):
+        splits = {"train": [row] * 2, "validation": [row]}
+        list(lm_tasks.samples(lm_tasks.letters("polyphi_piqa"), splits, "piqa", "here", "CC0-1.0"))
+
+
+@pytest.mark.parametrize(
+    ("answer", "strict", "lenient"),
+    [
+        ("C", 1, 1),
+        (" C. sand", 1, 1),
+        ("(C)", 1, 1),
+        ("**C**", 1, 1),
+        ("\nAnswer: C", 1, 1),
+        ("The correct answer is C.", 1, 1),
+        ("C\n\nQuestion:\nWhich", 1, 1),
+        ("It must be sand, so the answer is C.", 0, 1),
+        ("sand (C)", 0, 1),
+        ("Sand is made of grains: C", 0, 1),
+        ("A. steam", 0, 0),
+        ("Can't say", 0, 0),
+        ("c", 0, 0),
+        ("sand", 0, 0),
+        ("", 0, 0),
+    ],
+)
+def test_letters_are_read(answer: str, strict: float, lenient: float, tmp_path: Path) -> None:
+    found = score(arc_c.benchmark, loaded(arc_c.benchmark, tmp_path)[0], answer)
+    assert (found.value, found.parts[LENIENT]) == (strict, lenient)
+    assert found.extracted in ("C", "A", "[invalid]")
+
+
+@pytest.mark.parametrize(
+    ("answer", "chain", "first"),
+    [
+        ("Thus the answer is (B).", 1, 1),
+        ("the answer is B because the answer is (C)", 1, 1),
+        ("20 is right.\nAnswer: B", 1, 0),
+        ("answer: C or Answer: B\nAnswer: C", 1, 0),
+        ("I take A, no, B", 1, 0),
+        ("I take B, no, A", 0, 0),
+        ("the answer is (C). Answer: B", 0, 0),
+        ("B1 or 2B", 0, 0),
+        ("no idea", 0, 0),
+    ],
+)
+def test_mmlu_pro_reads_by_its_chain(
+    answer: str, chain: float, first: float, tmp_path: Path
+) -> None:
+    sample = next(
+        s for s in loaded(mmlu_pro.benchmark, tmp_path) if s.meta["document"]["answer"] == "B"
+    )
+    found = score(mmlu_pro.benchmark, sample, answer)
+    assert (found.value, found.parts["first"]) == (chain, first)
+
+
+def test_mmlu_pro_asks_without_examples_and_lets_answers_be_long(tmp_path: Path) -> None:
+    sample = loaded(mmlu_pro.benchmark, tmp_path)[0]
+    text = sample.prompt[0].text
+    assert text.count("Question:") == 1 and text.endswith("Answer: Let's think step by step.")
+    assert (
+        "about computer science" in text and 'finish your answer with "the answer is (X)"' in text
+    )
+    params = mmlu_pro.benchmark.params(sample)
+    assert (params.max_tokens, params.stop) == (2048, ())
+
+
+@pytest.mark.parametrize(
+    ("answer", "value"),
+    [
+        ("(A) no, the answer is {}.", 1),
+        ("So it is ({}).", 1),
+        ("Answer: {}", 1),
+        ("**The correct answer is: ({})**", 1),
+        ("({}) looks right, but the answer is (Z)", 1),
+        ("none of them", 0),
+    ],
+)
+def test_gpqa_reads_the_last_choice(answer: str, value: float, tmp_path: Path) -> None:
+    for sample in loaded(gpqa.benchmark, tmp_path):
+        letter = sample.answer.strip("()")
+        assert score(gpqa.benchmark, sample, answer.format(letter)).value == value
+        other = "ABCD"["ABCD".index(letter) - 1]
+        assert score(gpqa.benchmark, sample, f"({letter}) or ({other})").value == 0
+
+
+def test_gpqa_stands_in_the_same_order_every_time(tmp_path: Path) -> None:
+    random.seed(1)
+    before = random.getstate()
+    first = loaded(gpqa.benchmark, tmp_path)
+    assert random.getstate() == before, "others' random numbers are left alone"
+    random.seed(2)
+    assert loaded(gpqa.benchmark, tmp_path) == first
+    assert len({s.answer for s in first}) > 1
+
+
+def test_the_true_choice_of_truthfulqa_is_not_always_the_first(tmp_path: Path) -> None:
+    samples = loaded(truthfulqa.benchmark, tmp_path)
+    for form in ("mc1", "two"):
+        own = [s for s in samples if s.meta["form"] == form]
+        assert len({s.answer for s in own}) > 1
+        for sample in own:
+            (line,) = [
+                x
+                for x in sample.prompt[0].text.rpartition("Question:")[2].splitlines()
+                if x.startswith(f"{sample.answer}. ")
+            ]
+            assert line.partition(". ")[2] == sample.meta["document"]["mc1_targets"]["choices"][0]
+            question = sample.meta["document"]["question"]
+            assert sample.prompt[0].text.count(f"{question}\n") == 1, "it is no example of itself"
+
+
+@pytest.mark.parametrize(
+    ("answer", "value", "strict"),
+    [
+        ("3 + 12 = 15. The answer is 15.", 1, 1),
+        ("So she has 15 pens.", 1, 0),
+        ("$15", 1, 0),
+        ("15 pens in 3 boxes", 0, 0),
+        ("none", 0, 0),
+    ],
+)
+def test_gsm8k_reads_the_last_number(
+    answer: str, value: float, strict: float, tmp_path: Path
+) -> None:
+    sample = loaded(gsm8k.benchmark, tmp_path)[0]
+    assert sample.prompt[0].text.count("Q: ") == 9
+    assert gsm8k.benchmark.params(sample).stop == ()
+    found = score(gsm8k.benchmark, sample, answer)
+    assert (found.value, found.parts["strict-match"]) == (value, strict)
+    assert score(gsm8k.benchmark, loaded(gsm8k.benchmark, tmp_path)[3], "1,680").value == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "answer", "value"),
+    [
+        ("boolean_expressions", "not False is True, so True", 1),
+        ("boolean_expressions", "True and then False", 0),
+        ("object_counting", "one drum, two flutes, one horn: four", 1),
+        ("object_counting", "1 + 2 + 1 = 4", 1),
+        ("logical_deduction_three_objects", "(B)? No, (A)", 1),
+        ("logical_deduction_three_objects", "The pear is the first", 1),
+        ("sports_understanding", "It is plausible.", 1),
+        ("sports_understanding", "It is not plausible.", 0),
+        ("word_sorting", "1. pear 2. apple 3. fig. Sorted: apple fig pear", 1),
+        ("dyck_languages", "It is closed by ) ]", 1),
+    ],
+)
+def test_bbh_reads_each_kind_in_its_way(
+    kind: str, answer: str, value: float, tmp_path: Path
+) -> None:
+    sample = next(s for s in loaded(bbh.benchmark, tmp_path) if s.meta["kind"] == kind)
+    assert score(bbh.benchmark, sample, answer).value == value
+    assert bbh.benchmark.params(sample).stop == ()
+
+
+def test_mgsm_asks_in_its_language(tmp_path: Path) -> None:
+    german = next(s for s in loaded(mgsm.benchmark, tmp_path) if s.meta["language"] == "de")
+    assert german.prompt[0].text == (
+        "Frage: Wie viel sind 3 Äpfel und 9 Äpfel?\nSchritt-für-Schritt-Antwort:"
+    )
+    assert score(mgsm.benchmark, german, "3 + 9 = 12.\n\nDie Antwort lautet 12.").value == 1
+
+
+def test_a_filter_that_fails_costs_no_other_score(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filtered = lm_tasks._filtered
+
+    def fails(built: Any, documents: Any, answers: Any) -> Any:
+        if "bad" in answers:
+            raise IndexError
+        return filtered(built, documents, answers)
+
+    monkeypatch.setattr(lm_tasks, "_filtered", fails)
+    sample = loaded(arc_c.benchmark, tmp_path)[0]
+    assert arc_c.benchmark.score_many
+    scores = arc_c.benchmark.score_many([(["C"], sample), (["bad"], sample), (["C"], sample)])
+    assert [s.value for s in scores] == [1, 0, 1]
+    assert scores[1].parts == {"any-letter": 0, LENIENT: 0}
+
+
+def test_what_fails_for_every_answer_is_raised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lm_eval.api.task import ConfigurableTask
+
+    def fails(*_: Any) -> Any:
+        raise LookupError("no such data")
+
+    sample = loaded(arc_c.benchmark, tmp_path)[0]
+    monkeypatch.setattr(ConfigurableTask, "process_results", fails)
+    with pytest.raises(LookupError, match="no such data"):
+        score(arc_c.benchmark, sample, "C")
+
+
+def test_long_answers_are_read_at_both_ends(tmp_path: Path) -> None:
+    sample = loaded(gpqa.benchmark, tmp_path)[0]
+    assert score(gpqa.benchmark, sample, f"{'thus ' * 100_000}{sample.answer}").value == 1
+    sample = loaded(arc_c.benchmark, tmp_path)[0]
+    assert score(arc_c.benchmark, sample, f"C{' or not' * 100_000}").value == 1
+
+
+def test_our_files_are_tasks_to_lm_eval_alone() -> None:
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_path=[lm_tasks.OWN], include_defaults=False)
+    assert manager.all_groups == ["polyphi_m_mmlu", "polyphi_mmlu"]
+    assert len(manager.all_subtasks) == len(list(lm_tasks.OWN.glob("polyphi_*.yaml"))) - 2
+    for name in [*manager.all_groups, *manager.all_subtasks]:
+        settings = lm_tasks._own(name)["generation_kwargs"]
+        assert settings["max_gen_toks"] == arc_c.benchmark.max_tokens and not settings["until"]
+    for name in manager.all_groups:
+        members = manager.task_index[name].cfg["task"]
+        assert len({m["task"] for m in members}) == {"polyphi_mmlu": 57}.get(name, 9)
+        assert all(m["task"] == f"{name}_{m['dataset_name']}" for m in members)
+
+
+def test_lm_eval_is_imported_only_when_it_is_needed() -> None:
+    code = """
+import sys
+from polyphi.eval.benchmark import benchmarks
+assert "arc_c" in [b.name for b in benchmarks()]
+heavy = {"lm_eval", "datasets", "nltk", "math_verify", "rouge_score"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
