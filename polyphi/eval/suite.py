@@ -112,9 +112,20 @@ def answered(
         told(len(lines))
     if not lines:
         raise ValueError(f"{benchmark.name}: its data hold no sample that counts in a row")
-    write(out / name_of(benchmark.name, shard), lines)
-    submit(benchmark, lines, out / name_of(benchmark.name, shard))
+    path = out / name_of(benchmark.name, shard)
+    _keep_judgements(lines, path)
+    write(path, lines)
+    submit(benchmark, lines, path)
     return lines
+
+
+def _keep_judgements(lines: Sequence[Line], path: Path) -> None:
+    """What judges said of the same answers in an earlier run stays."""
+    before = {line["id"]: line for line in read(path)} if path.exists() else {}
+    for line in lines:
+        was = before.get(line["id"], {})
+        if was.get("answers") == line["answers"] and "judged" in was:
+            line["judged"] = was["judged"]
 
 
 def _first(benchmark: Benchmark, samples: Iterable[Sample], limit: int) -> Iterator[Sample]:

@@ -213,11 +213,16 @@ def test_judges_give_points_and_are_asked_once(tmp_path: Path) -> None:
     (pair,) = suite.agreement(benchmark, lines).values()
     assert pair["n"] == 19 and pair["equal"] == 0
     # The replies stand in the lines: nobody is asked to score them again.
-    asked = len(first.asked)
+    count = len(first.asked)
     lines = json.loads(json.dumps(lines))
     assert suite.summed(benchmark, suite.scored(benchmark, lines))[0] == one
-    assert len(first.asked) == asked == 20
+    assert len(first.asked) == count == 20
     suite.scored(benchmark, lines, [suite.Judge.of(Model(says, dies=0), "gpt-4-0613", tmp_path)])  # type: ignore[arg-type]
+    # Nor does a later run without judges lose them.
+    suite.write(tmp_path / "plus.jsonl", lines)
+    asked = Asked(Model(right, dies=0), tmp_path, "m")
+    again = suite.answered(benchmark, Data(None), asked, tmp_path, limit=20)
+    assert suite.summed(benchmark, suite.scored(benchmark, again))[0] == one
 
 
 def test_a_damaged_results_file_says_so(tmp_path: Path) -> None:
