@@ -223,7 +223,7 @@ def bars(name: str, label: str, own: Ours) -> str:
             _text(
                 LABEL - 6,
                 y + 9.5,
-                _short(model, 20 if kind == "ours" else 22),
+                model if kind == "ours" else _short(model, 22),
                 anchor="end",
                 kind=kind,
             )

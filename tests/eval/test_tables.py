@@ -243,7 +243,7 @@ def test_bars_are_in_order_and_to_scale() -> None:
 
 def test_bars_of_other_data_are_marked() -> None:
     own = figures.ours(TOLD)
-    assert "&gt; *" in figures.bars("Table 2", "ShareGPT4o_AI2D", own)
+    assert " *</text>" in figures.bars("Table 2", "ShareGPT4o_AI2D", own)
     assert " *" not in figures.bars("Table 6", "MT-Bench turn-1", own)
     assert "* stands where" in figures.page(TOLD)
 
