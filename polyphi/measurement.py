@@ -108,30 +108,38 @@ def fingerprint(folder: Path) -> str:
     return seen.hexdigest()[:32]
 
 
-def judge(told: str, own: Subject, out: Path, key_from: str | None) -> Judge:
-    """A judge: an endpoint's address and model, `self`, the measured model, or azure:PROJECT, which rates severity."""
-    if told.startswith("azure:"):
-        azure = Azure(told.removeprefix("azure:"))
-        return Judge.of(azure, AZURE, out)
-    if told == "self":
-        return Judge.of(own.model, f"{own.name} itself", out)
+def _other(told: str, kind: str, key_from: str | None) -> tuple[Generate, str]:
+    """A model beside the measured one, and its name: an endpoint's address and model, or the folder of an earlier
+    evaluation and the model that said things of this kind in it (results#name)."""
+    where, _, name = told.partition("#")
+    if Path(where).is_dir():
+        return Recorded(Path(where), kind, name), name
     endpoint = _endpoint(told, key_from)
-    return Judge.of(endpoint, endpoint.name, out)
+    return endpoint, endpoint.name
+
+
+def judge(told: str, own: Subject, out: Path, key_from: str | None) -> Judge:
+    """A judge: an endpoint's address and model, results#name, `self`, the measured model, or azure:PROJECT, which
+    rates severity."""
+    if told.startswith("azure:"):
+        return Judge.of(Azure(told.removeprefix("azure:")), AZURE, out)
+    if told != "self":
+        return Judge.of(*_other(told, "judged", key_from), out)
+    name = f"{own.name} itself"
+    if isinstance(own.model, Recorded):
+        return Judge.of(Recorded(own.model.folder, "judged", name), name, out)
+    return Judge.of(own.model, name, out)
 
 
 def simulator(
     told: str, own: Subject, out: Path, shard: tuple[int, int], key_from: str | None
 ) -> Asked:
-    """A model that plays the user, with all that it has said: an endpoint's address and model, `self`, or the folder of
-    an earlier evaluation and the model that played the user in it (results#name)."""
+    """A model that plays the user, with all that it has said: an endpoint's address and model, results#name, or `self`,
+    the measured model."""
     if told == "self":
         # among the measured model's own answers, so that they can be replayed as those are
         return Asked(own.model, out, own.fingerprint, name=_answers(shard, "answers.simulated"))
-    where, _, name = told.partition("#")
-    if Path(where).is_dir():
-        model: Generate = Recorded(Path(where), "simulated", name)
-    else:
-        model, name = (endpoint := _endpoint(told, key_from)), endpoint.name
+    model, name = _other(told, "simulated", key_from)
     plain = "".join(c if c.isalnum() else "-" for c in name)
     return Asked(model, out, name, name=_answers(shard, f"simulated.{plain}"))
 

@@ -1,0 +1,47 @@
+"""All suites, end to end, from recorded answers."""
+
+import json
+import zlib
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from polyphi import measurement
+from polyphi.chat import Completion, Message
+from polyphi.eval.benchmark import benchmarks
+from polyphi.eval.run import written
+
+
+class Says:
+    """A model whose answers are of what it is asked, right now and then."""
+
+    def generate(self, messages: Sequence[Message], **_: Any) -> Completion:
+        said = written(messages)
+        kinds = ("A", "yes", "42", "[[7]]", '{"score": 3}', f"{len(said)} letters: {said[:40]}")
+        return Completion(kinds[zlib.crc32(said.encode(errors="replace")) % len(kinds)], (1, 2))
+
+    def generate_many(self, conversations: Sequence[Any], **_: Any) -> list[Completion]:
+        return [self.generate(c) for c in conversations]
+
+
+def test_recorded_answers_drive_every_suite_to_the_same_rows(tmp_path: Path) -> None:
+    """All benchmarks with their judge, from stand-ins to the page, then again from nothing but what was said."""
+    first = measurement.Subject(Says(), "says", "f")  # type: ignore[arg-type]
+    rows = measurement.measure(
+        first, ("all",), tmp_path / "first", data=None, judges=("self",), limit=1
+    )
+    second = measurement.subject(str(tmp_path / "first"))
+    again = measurement.measure(
+        second, ("all",), tmp_path / "second", data=None, judges=("self",), limit=1
+    )
+    assert {row.benchmark for row in rows} == {b.name for b in benchmarks()}
+    assert {row.table for row in rows} - {""} >= {f"Table {n}" for n in (1, 2, *range(4, 16))}
+
+    def told(rows: Sequence[Any]) -> list[Any]:
+        return [json.dumps(replace(row, rtfx=None).as_dict()) for row in rows]
+
+    assert told(again) == told(rows)
+    assert told(measurement.rescored(tmp_path / "second")) == told(rows)
+    pages = [(tmp_path / name / "report.html").read_text() for name in ("first", "second")]
+    assert len(pages[0]) > 50_000 and "Table 15" in pages[0]
