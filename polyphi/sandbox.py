@@ -82,8 +82,16 @@ class Result:
     isolated: bool
 
 
-def run(code: str, *, stdin: str = "", limits: Limits = Limits(), weak: bool = False) -> Result:
-    """Run `code` as a program. Raises ValueError where it can't be isolated and `weak` doesn't allow less."""
+def run(
+    code: str,
+    *,
+    stdin: str = "",
+    limits: Limits = Limits(),
+    weak: bool = False,
+    python: Path | None = None,
+) -> Result:
+    """Run `code` as a program. Raises ValueError where it can't be isolated and `weak` doesn't allow less. `python` is
+    the interpreter of a virtual environment whose packages it may use, instead of this Python's."""
     why = unavailable()
     if why and not weak:
         raise ValueError(
@@ -91,7 +99,7 @@ def run(code: str, *, stdin: str = "", limits: Limits = Limits(), weak: bool = F
             "namespaces (for Docker: --security-opt seccomp=unconfined, or --privileged); weak=True runs it with "
             "limits alone, which is no protection from code that means harm"
         )
-    return _run(code, stdin, limits, isolated=not why)
+    return _run(code, stdin, limits, isolated=not why, python=python)
 
 
 @cache
@@ -104,7 +112,9 @@ def unavailable() -> str | None:
     return None
 
 
-def _run(code: str, stdin: str, limits: Limits, isolated: bool) -> Result:
+def _run(
+    code: str, stdin: str, limits: Limits, isolated: bool, python: Path | None = None
+) -> Result:
     with (
         tempfile.TemporaryDirectory(prefix="polyphi-", ignore_cleanup_errors=True) as folder,
         tempfile.TemporaryFile() as given,
@@ -124,8 +134,8 @@ def _run(code: str, stdin: str, limits: Limits, isolated: bool) -> Result:
             "folder": folder,
             "limits": asdict(limits),
             "isolated": isolated,
-            "python": sys.executable,
-            "readable": [*SYSTEM, sys.base_prefix, sys.prefix],
+            "python": str(python or sys.executable),
+            "readable": [*SYSTEM, *_prefixes(python)],
             "report": writing,
         }
         started = time.monotonic()
@@ -156,6 +166,13 @@ def _run(code: str, stdin: str, limits: Limits, isolated: bool) -> Result:
     exit = report.get("exit") if stopped is None else None
     ended = stopped or ("output" if full else _how(exit, texts[1]))
     return Result(texts[0], texts[1], exit, ended, seconds, isolated)
+
+
+def _prefixes(python: Path | None) -> list[str]:
+    """The folders that a Python lives in."""
+    if python is None:
+        return [sys.base_prefix, sys.prefix]
+    return [str(python.resolve().parents[1]), str(python.absolute().parents[1])]
 
 
 def _watch(

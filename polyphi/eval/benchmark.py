@@ -102,6 +102,8 @@ class Benchmark:
 
     `to_speak` gives the text questions of a benchmark that hears them: `polyphi eval synthesise` reads them aloud into
     the folder of its first source (spoken.py says what a row is).
+
+    `unable` says why this machine can't judge answers to these data, if so.
     """
 
     name: str
@@ -123,6 +125,7 @@ class Benchmark:
     sampling: Mapping[str, Any] = field(default_factory=dict)
     status: Status = "reproduced setting"
     note: str = ""
+    unable: Callable[[Data], str | None] = lambda data: None
 
     def params(self, sample: Sample) -> SamplingParams:
         """Greedy unless `sampling` says otherwise; a sample's meta may hold its own `max_tokens`, `stop` and `seed`."""

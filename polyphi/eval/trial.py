@@ -1,0 +1,540 @@
+"""Runs in the sandbox, as a program of its own (programs.py sends this file there): code under test in one process, its
+tests in another.
+
+    tests' process                                 code's process
+    reads the code from stdin, starts the other -> closes stdin, stdout and stderr, runs the code
+    reads the tests, runs them                     (has no tests: they were read after it had begun)
+    a call of the code's functions              -> answers with plain data
+    prints the verdict
+
+Numbers, strings and containers of them alone come back through the pipe, and are made anew on the tests' side, so that
+an object that is equal to everything is equal to nothing there. What the code does to `assert`, to `builtins`, to
+files that it finds open or to its own process (leaving it with exit code 0 among others) changes no verdict; memory of
+the tests' process can't be read or traced (it isn't dumpable), and killing it fails the code.
+
+**What remains possible**: tests of the kind "unittest" run in the code's own process, because they replace parts of it
+(BigCodeBench); they are read after the code was loaded and their result carries a word that it can't have known then,
+but functions that the tests call can look for it. Without namespaces (`weak`) no second process may be started, and
+everything runs in one.
+"""
+
+import builtins
+import importlib
+import io
+import json
+import math
+import os
+import resource
+import sys
+import time
+import types
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout, suppress
+from decimal import Decimal, InvalidOperation
+from itertools import islice
+from typing import Any
+
+MESSAGE_BYTES = 64 << 20
+"""The longest answer of the code's process that is read."""
+ITEMS = 1_000_000
+"""Most items of an endless iterator that are looked at."""
+RELATIVE = 1e-7
+"""NumPy's and EvalPlus' relative tolerance of numbers, beside a problem's absolute one."""
+CALL_SECONDS = 1.0
+"""Processor time of a call, and of running the code as a module."""
+FASTEST, SLOWER = 1.0, 4.0
+"""EvalPlus' seconds for each input, at least, and how many times the reference's own time."""
+_NOT_DUMPABLE = 4
+
+
+# ------------------------------------------------------------------------------ plain data
+
+
+def pack(value: Any, keep: Callable[[Any], int] | None = None) -> Any:
+    """A value as JSON; what isn't plain is kept by the one who has it, under a number."""
+    if value is None or isinstance(value, bool | str) or type(value) is int:
+        return value if type(value) is not str else str(value)
+    if isinstance(value, float):
+        return float(value)
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, complex):
+        return ["complex", value.real, value.imag]
+    if isinstance(value, bytes | bytearray):
+        return ["bytes", bytes(value).hex()]
+    if isinstance(value, list):
+        return ["list", *(pack(item, keep) for item in value)]
+    if isinstance(value, tuple):
+        return ["tuple", *(pack(item, keep) for item in value)]
+    if isinstance(value, Mapping):
+        return ["dict", *([pack(k, keep), pack(v, keep)] for k, v in value.items())]
+    if isinstance(value, set | frozenset | type({}.keys())):
+        return ["set", *(pack(item, keep) for item in value)]
+    if isinstance(value, range):
+        return ["range", value.start, value.stop, value.step]
+    if isinstance(value, Decimal):
+        return ["decimal", str(value)]
+    if type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 0:
+        return pack(value.item(), keep)
+    if hasattr(type(value), "__next__"):
+        return ["iterator", *(pack(item, keep) for item in islice(value, ITEMS))]
+    if isinstance(value, Remote):
+        return ["kept", value._number]
+    if keep is None:
+        raise TypeError(f"a {type(value).__name__} can't be given to code in another process")
+    return ["kept", keep(value)]
+
+
+def unpack(told: Any, kept: Callable[[int], Any]) -> Any:
+    """The value again."""
+    if not isinstance(told, list):
+        return told
+    kind, *items = told
+    if kind == "complex":
+        return complex(*items)
+    if kind == "bytes":
+        return bytes.fromhex(items[0])
+    if kind == "range":
+        return range(*items)
+    if kind == "decimal":
+        return Decimal(items[0])
+    if kind == "kept":
+        return kept(items[0])
+    if kind == "dict":
+        return {unpack(k, kept): unpack(v, kept) for k, v in items}
+    made = [unpack(item, kept) for item in items]
+    return {"list": list, "tuple": tuple, "set": set, "iterator": iter}[kind](made)
+
+
+class Pipe:
+    """Messages of JSON, each after its length."""
+
+    def __init__(self, reading: int, writing: int) -> None:
+        self.reading, self.writing = reading, writing
+
+    def send(self, message: Any) -> None:
+        data = json.dumps(message).encode()
+        data = len(data).to_bytes(8, "big") + data
+        while data:
+            data = data[os.write(self.writing, data) :]
+
+    def receive(self) -> Any:
+        size = int.from_bytes(self._read(8), "big")
+        if size > MESSAGE_BYTES:
+            raise EOFError("too long an answer")
+        return json.loads(self._read(size))
+
+    def _read(self, size: int) -> bytes:
+        data = bytearray()
+        while len(data) < size:
+            piece = os.read(self.reading, min(1 << 20, size - len(data)))
+            if not piece:
+                raise EOFError("the code ended its process")
+            data += piece
+        return bytes(data)
+
+
+# ------------------------------------------------------------------------------ the code's side
+
+
+class Code:
+    """The code under test, and whatever it made that isn't plain."""
+
+    def __init__(self, text: str, before: str = "") -> None:
+        self.text, self.before = text, before
+        self.kept: list[Any] = []
+        self.names: dict[str, Any] = {}
+
+    def handle(self, message: Any) -> Any:
+        """What is asked of it, answered: ["ok", value] or ["error", kind, text]."""
+        what, *rest = message
+        try:
+            return ["ok", getattr(self, f"do_{what}")(*rest)]
+        except BaseException as error:
+            return ["error", type(error).__name__, str(error)[:500]]
+
+    def _keep(self, value: Any) -> int:
+        self.kept.append(value)
+        return len(self.kept) - 1
+
+    def _limit(self, seconds: float) -> None:
+        """Seconds of processor time from now on, after which this process ends."""
+        _, most = resource.getrlimit(resource.RLIMIT_CPU)
+        soft = math.ceil(time.process_time() + seconds)
+        if most != resource.RLIM_INFINITY:
+            soft = min(soft, most)
+        resource.setrlimit(resource.RLIMIT_CPU, (soft, most))
+
+    def _pack(self, value: Any) -> Any:
+        return pack(value, self._keep)
+
+    def do_load(self, seconds: float) -> Any:
+        """Run the code as a module; its names, those of modules with the module's own."""
+        self._limit(seconds)
+        module = types.ModuleType("solution")
+        sys.modules["solution"] = module
+        if self.before:
+            exec(compile(self.before, "before.py", "exec"), module.__dict__)
+        exec(compile(self.text, "solution.py", "exec"), module.__dict__)
+        self.names = module.__dict__
+        return {
+            name: value.__name__ if isinstance(value, types.ModuleType) else None
+            for name, value in self.names.items()
+            if not name.startswith("__")
+        }
+
+    def do_name(self, name: str) -> Any:
+        return self._pack(self.names[name])
+
+    def do_call(self, number: int, args: Any, named: Any, seconds: float) -> Any:
+        self._limit(seconds)
+        given = unpack(args, self.kept.__getitem__)
+        return self._pack(self.kept[number](*given, **unpack(named, self.kept.__getitem__)))
+
+    def do_get(self, number: int, name: str) -> Any:
+        return self._pack(getattr(self.kept[number], name))
+
+    def do_set(self, number: int, name: str, value: Any) -> None:
+        setattr(self.kept[number], name, unpack(value, self.kept.__getitem__))
+
+    def do_unittest(self, tests: str, word: str, seconds: float) -> Any:
+        """BigCodeBench: tests in the same module, which may replace parts of it."""
+        import unittest
+
+        result, loader = unittest.TestResult(), unittest.TestLoader()
+        module = sys.modules["solution"]
+        self._limit(seconds)
+        exec(compile(tests, "tests.py", "exec"), module.__dict__)
+        loader.loadTestsFromTestCase(module.__dict__["TestCases"]).run(result)
+        failed = len(result.failures) + len(result.errors)
+        return [word, result.testsRun, failed, len(result.skipped)]
+
+    def do_program(self, stdin: str, seconds: float) -> Any:
+        """Run the code as a program in a process of its own; what it printed."""
+        with open("in.txt", "wb") as file:
+            file.write(stdin.encode(errors="replace"))
+        try:
+            process = os.fork()
+        except PermissionError:
+            return self._printed(None)
+        if not process:
+            self._printed(1)
+        deadline = time.monotonic() + seconds
+        while True:
+            ended, status = os.waitpid(process, os.WNOHANG)
+            if ended:
+                break
+            if time.monotonic() > deadline:
+                with suppress(ProcessLookupError):
+                    os.kill(process, 9)
+                os.waitpid(process, 0)
+                raise TimeoutError(f"not ready after {seconds:.0f} s")
+            time.sleep(0.002)
+        if os.waitstatus_to_exitcode(status):
+            raise RuntimeError(f"ended with {os.waitstatus_to_exitcode(status)}")
+        with open("out.txt", "rb") as file:
+            return file.read().decode(errors="replace")
+
+    def _printed(self, out: int | None) -> str:
+        """In the process that it may take with it (`out` is its stdout), or, where there is none, in this one."""
+        given = os.open("in.txt", os.O_RDONLY)
+        os.dup2(given, 0)
+        held = os.dup(1) if out is None else -1
+        os.dup2(os.open("out.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), 1)
+        sys.stdin = io.TextIOWrapper(io.FileIO(0, closefd=False), "utf-8", "replace")
+        sys.stdout = io.TextIOWrapper(io.FileIO(1, "w", closefd=False), "utf-8", "replace")
+        failed = False
+        try:
+            names = {"__name__": "__main__", "__builtins__": builtins}
+            if self.before:
+                exec(compile(self.before, "before.py", "exec"), names)
+            exec(compile(self.text, "solution.py", "exec"), names)
+        except SystemExit:
+            pass
+        except BaseException:
+            failed = True
+        with suppress(BaseException):
+            sys.stdout.flush()
+        if out is not None:
+            os._exit(int(failed))
+        os.dup2(held, 1)
+        sys.stdout = sys.__stdout__
+        if failed:
+            raise RuntimeError("it ended with an error")
+        with open("out.txt", "rb") as file:
+            return file.read().decode(errors="replace")
+
+
+def serve(code: Code, pipe: Pipe) -> None:
+    """The code's process: nothing of its parent's is open here but the pipe."""
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(nothing, descriptor)
+    others = {pipe.reading, pipe.writing, 0, 1, 2}
+    for descriptor in set(range(256)) - others:
+        with suppress(OSError):
+            os.close(descriptor)
+    while True:
+        pipe.send(code.handle(pipe.receive()))
+
+
+# ------------------------------------------------------------------------------ the tests' side
+
+
+class Other:
+    """The code, seen from the tests. Where no process may be started (`weak`), it is in this one."""
+
+    def __init__(self, code: Code) -> None:
+        self._code = code
+        self.seconds = CALL_SECONDS
+        self._pipe: Pipe | None = None
+        there, back = os.pipe(), os.pipe()
+        try:
+            process = os.fork()
+        except PermissionError:
+            return
+        if not process:
+            os.close(there[1])
+            os.close(back[0])
+            try:
+                serve(code, Pipe(there[0], back[1]))
+            finally:
+                os._exit(1)
+        os.close(there[0])
+        os.close(back[1])
+        self._pipe = Pipe(back[0], there[1])
+
+    def ask(self, *message: Any) -> Any:
+        """The plain answer. Raises what the code raised, where Python has such an exception."""
+        if self._pipe:
+            self._pipe.send(message)
+            told = self._pipe.receive()
+        else:
+            with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+                told = self._code.handle(json.loads(json.dumps(message)))
+        if told[0] == "ok":
+            return told[1]
+        kind = getattr(builtins, str(told[1]), None)
+        if isinstance(kind, type) and issubclass(kind, Exception):
+            error = kind.__new__(kind)
+            error.args = (str(told[2]),)
+            raise error
+        raise RuntimeError(f"{told[1]}: {told[2]}")
+
+    def load(self) -> dict[str, Any]:
+        """Names of the code as the tests may use them."""
+        found: dict[str, Any] = {}
+        for name, module in self.ask("load", self.seconds).items():
+            if module is None:
+                with suppress(Exception):
+                    found[str(name)] = self.value(self.ask("name", name))
+            elif str(module).partition(".")[0] in sys.stdlib_module_names:
+                with suppress(ImportError):
+                    found[str(name)] = importlib.import_module(str(module))
+        return found
+
+    def value(self, told: Any) -> Any:
+        return unpack(told, lambda number: Remote(self, number))
+
+
+class Remote:
+    """Something of the code's that isn't plain: a function, a class, an object. It is equal to itself alone."""
+
+    def __init__(self, other: Other, number: int) -> None:
+        object.__setattr__(self, "_other", other)
+        object.__setattr__(self, "_number", int(number))
+
+    _other: Other
+    _number: int
+
+    def __call__(self, *args: Any, **named: Any) -> Any:
+        other = self._other
+        return other.value(other.ask("call", self._number, pack(args), pack(named), other.seconds))
+
+    def __getattr__(self, name: str) -> Any:
+        return self._other.value(self._other.ask("get", self._number, name))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self._other.ask("set", self._number, name, pack(value))
+
+
+def asserts(other: Other, told: Mapping[str, Any]) -> dict[str, bool]:
+    """HumanEval's and MBPP's: a program of asserts. `before` is the problem's own part of it, `entry` the function that
+    its `check` is given."""
+    space: dict[str, Any] = {"__name__": "tests"}
+    exec(compile(told.get("before", ""), "before.py", "exec"), space)
+    own = set(space)
+    names = other.load()
+    space |= {name: value for name, value in names.items() if name not in own}
+    entry = told.get("entry")
+    if entry:
+        space[entry] = space["candidate"] = names[entry]
+    exec(compile(told["tests"], "tests.py", "exec"), space)
+    if "check" in space and entry:
+        space["check"](names[entry])
+    return {"passed": True}
+
+
+def outputs(other: Other, told: Mapping[str, Any]) -> dict[str, bool]:
+    """EvalPlus': outputs as those of the reference solution, for each group of inputs."""
+    space: dict[str, Any] = {"__name__": "reference"}
+    exec(compile(told["reference"], "reference.py", "exec"), space)
+    entry = told["entry"]
+    candidate = other.load()[entry]
+    found = {}
+    for group, inputs in told["inputs"].items():
+        right = True
+        for packed in inputs:
+            began = time.process_time()
+            wanted = space[entry](*unpack(packed, _nothing))
+            other.seconds = max(FASTEST, SLOWER * (time.process_time() - began))
+            try:
+                given = candidate(*unpack(packed, _nothing))
+                right = alike(given, wanted, told, unpack(packed, _nothing))
+            except Exception:
+                right = False
+            if not right:
+                break
+        found[group] = right
+    return found
+
+
+def _nothing(number: int) -> Any:
+    raise ValueError("inputs are plain")
+
+
+def alike(given: Any, wanted: Any, told: Mapping[str, Any], inputs: Sequence[Any]) -> bool:
+    """EvalPlus' comparison: equal, or by the rule that a problem's outputs need, or as numbers within a tolerance."""
+    rule, tolerance = told.get("rule"), float(told.get("tolerance") or 0)
+    if rule == "any":
+        return True
+    if rule == "set":
+        return set(given) == set(wanted)
+    if rule == "something":
+        return (given if isinstance(given, bool) else given is not None) == (wanted is not None)
+    if rule == "root":  # of the polynomial that the input gives
+        value = sum(c * math.pow(given, n) for n, c in enumerate(inputs[0]))
+        return abs(value) <= tolerance
+    if given == wanted or (rule == "zero" and given == 0):
+        return True
+    if rule == "height" and abs(given - _pyramid(*inputs)) <= tolerance:
+        return True
+    if rule == "digits" and given == _digits(*inputs):
+        return True
+    if not tolerance and _floats(wanted):
+        tolerance = 1e-6
+    return bool(tolerance) and type(given) is type(wanted) and _close(given, wanted, tolerance)
+
+
+def _floats(value: Any) -> bool:
+    if isinstance(value, list | tuple) and value:
+        return all(isinstance(item, float) for item in value)
+    return isinstance(value, float)
+
+
+def _close(given: Any, wanted: Any, tolerance: float) -> bool:
+    if isinstance(wanted, list | tuple):
+        return (
+            isinstance(given, list | tuple)
+            and len(given) == len(wanted)
+            and all(_close(g, w, tolerance) for g, w in zip(given, wanted, strict=True))
+        )
+    if given == wanted:
+        return True
+    return abs(given - wanted) <= tolerance + RELATIVE * abs(wanted)
+
+
+def _pyramid(base: float, height: float) -> int:
+    """Surface of a square pyramid whose height is the upright one (MBPP 581 may be read so)."""
+    return round(base**2 + 2 * base * math.sqrt((base / 2) ** 2 + height**2))
+
+
+def _digits(a: int, b: int) -> int:
+    """Sum of the differences of two numbers' digits (MBPP 558 may be read so)."""
+    x, y = str(a), str(b)
+    width = max(len(x), len(y))
+    return sum(abs(int(p) - int(q)) for p, q in zip(x.zfill(width), y.zfill(width), strict=True))
+
+
+def cases(other: Other, told: Mapping[str, Any]) -> dict[str, bool]:
+    """LiveCodeBench's: what is printed for what is read, or, with `entry`, what a method gives for JSON arguments."""
+    entry = told.get("entry")
+    method = None
+    if entry:
+        names = other.load()
+        method = getattr(names["Solution"](), entry) if "Solution" in names else names[entry]
+    for case in told["cases"]:
+        if method is None:
+            printed = other.ask("program", case["input"], told["seconds"])
+            if not printed_alike(str(printed), case["output"]):
+                return {"passed": False}
+            continue
+        given = method(*(json.loads(line) for line in case["input"].split("\n")))
+        given = list(given) if isinstance(given, tuple) else given
+        if given != json.loads(case["output"]):
+            return {"passed": False}
+    return {"passed": True}
+
+
+def printed_alike(given: str, wanted: str) -> bool:
+    """Line by line without outer space, or as the same decimal numbers."""
+    lines = [[line.strip() for line in text.strip().split("\n")] for text in (given, wanted)]
+    if len(lines[0]) != len(lines[1]):
+        return False
+    for ours, theirs in zip(*lines, strict=True):
+        if ours == theirs:
+            continue
+        try:
+            if [Decimal(w) for w in ours.split()] != [Decimal(w) for w in theirs.split()]:
+                return False
+        except InvalidOperation:
+            return False
+    return True
+
+
+def unit_tests(other: Other, told: Mapping[str, Any]) -> dict[str, bool]:
+    """BigCodeBench's, in the code's own process."""
+    other.ask("load", told["seconds"])
+    word = os.urandom(16).hex()
+    said, ran, failed, skipped = other.ask("unittest", told["tests"], word, told["seconds"])
+    return {"passed": said == word and ran >= told["count"] and not failed and ran > skipped}
+
+
+KINDS = {"asserts": asserts, "outputs": outputs, "cases": cases, "unittest": unit_tests}
+
+
+def _read(size: int) -> bytes:
+    data = bytearray()
+    while len(data) < size:
+        piece = os.read(0, size - len(data))
+        if not piece:
+            break
+        data += piece
+    return bytes(data)
+
+
+def main() -> None:
+    with suppress(PermissionError):  # `weak` forbids it
+        import ctypes
+
+        ctypes.CDLL(None).prctl(_NOT_DUMPABLE, *(ctypes.c_ulong(0),) * 4)
+    sys.set_int_max_str_digits(0)
+    head = bytearray()
+    while not head.endswith(b"\n"):
+        head += _read(1)
+    code = json.loads(_read(int(head)))
+    other = Other(Code(code["text"], code.get("before", "")))
+    tests = bytearray()
+    while piece := _read(1 << 20):
+        tests += piece
+    told = json.loads(tests)
+    try:
+        found, why = KINDS[told["kind"]](other, told), ""
+    except BaseException as error:
+        found, why = {}, f"{type(error).__name__}: {error}"[:300]
+    os.write(1, json.dumps({"found": found, "why": why}).encode() + b"\n")
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
