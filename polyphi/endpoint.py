@@ -35,6 +35,8 @@ from polyphi.chat import (
     SamplingParams,
     Text,
     Video,
+    call_text,
+    functions,
 )
 
 if TYPE_CHECKING:
@@ -171,9 +173,9 @@ class Endpoint:
         answer = self._json("/chat/completions", self._tokens(messages, sampling), json=body)
         try:
             choice, usage = answer["choices"][0], answer.get("usage") or {}
-            text, why = choice["message"].get("content") or "", choice.get("finish_reason")
+            told, why = choice["message"], choice.get("finish_reason")
             return Completion(
-                text,
+                _with_calls(told.get("content") or "", told.get("tool_calls") or ()),
                 finish_reason=why or "stop",
                 prompt_tokens=int(usage.get("prompt_tokens") or 0),
             )
@@ -232,6 +234,10 @@ class Endpoint:
     ) -> Iterator[Delta]:
         """The answer as it comes. Sent again only as long as nothing has come."""
         _no_adapter(adapter)
+        if any(m.tools for m in messages):
+            raise ValueError(
+                "calls of tools don't come piece by piece from an endpoint; use generate"
+            )
         body = self._body(messages, sampling, None) | {"stream": True}
         tokens, why = self._tokens(messages, sampling), None
         with self._answer("/chat/completions", tokens, json=body) as response:
@@ -422,12 +428,14 @@ def chat_body(
     """The body of a chat request as OpenAI's API has it, without the model. `top_k`, which only some servers know, is
     sent where it is set."""
     body: dict[str, Any] = {
-        "messages": [_message(m) for m in messages],
+        "messages": [_message(m) for m in messages if m.parts],
         "max_tokens": sampling.max_tokens,
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
         "seed": sampling.seed,
     }
+    if tools := [f for m in messages for f in functions(m.tools) or ()]:
+        body["tools"] = [{"type": "function", "function": f} for f in tools]
     if sampling.stop:
         body["stop"] = list(sampling.stop)
     if sampling.top_k:
@@ -438,12 +446,15 @@ def chat_body(
     return body
 
 
+def _with_calls(text: str, calls: Sequence[Any]) -> str:
+    """What a model said, the tools that it called at its end as models themselves write them."""
+    try:
+        return text + call_text(calls) if calls else text
+    except ValueError:  # arguments that are no JSON
+        return text + json.dumps(calls, ensure_ascii=False)
+
+
 def _message(message: Message) -> dict[str, Any]:
-    if message.tools:
-        raise ValueError(
-            "tools aren't sent to an endpoint; expected a conversation without, found "
-            f"{message.tools[:80]!r}"
-        )
     if all(isinstance(p, Text) for p in message.parts):
         return {"role": message.role, "content": message.text}
     return {"role": message.role, "content": [openai_part(p) for p in message.parts]}

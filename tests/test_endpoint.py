@@ -90,8 +90,8 @@ def test_it_is_a_model_to_be_judged() -> None:
             model.score(HELLO, "good")
         with pytest.raises(ValueError, match="found 'vision'"):
             model.generate(HELLO, adapter="vision")
-        with pytest.raises(ValueError, match="tools aren't sent"):
-            model.generate([Message.system("", tools="[]")])
+        with pytest.raises(ValueError, match="don't come piece by piece"):
+            next(iter(model.stream([Message.system("", tools='[{"name": "add"}]')])))
 
 
 def test_a_stream_that_breaks_off_is_an_error() -> None:

@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from textwrap import indent
-from typing import Any
+from typing import Any, TypeVar
 
 from polyphi import sandbox
 from polyphi.chat import Message
@@ -32,6 +32,8 @@ from polyphi.eval.sources import Data
 from polyphi.eval.suite import LENIENT
 from polyphi.eval.task import Score
 
+T = TypeVar("T")
+R = TypeVar("R")
 AT_ONCE = max(1, min(8, os.cpu_count() or 1))
 LIMITS = sandbox.Limits(seconds=20.0, cpu_seconds=3, memory_bytes=1 << 30)
 """Processor time is what counts (the original HumanEval stops after 3 s by the clock), so that busy machines judge as
@@ -234,9 +236,14 @@ def judged(trials: Sequence[Trial]) -> list[Verdict]:
     if trials and (why := unable()):
         raise ValueError(f"no program can be judged: {why}")
     different = {_key(t): t for t in trials}
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        found = dict(zip(different, pool.map(_judge, different.values()), strict=True))
+    found = dict(zip(different, in_turns(_judge, different.values()), strict=True))
     return [found[_key(t)] for t in trials]
+
+
+def in_turns(run: Callable[[T], R], what: Iterable[T]) -> list[R]:
+    """`run` of each, as many at a time as there are processors."""
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        return list(pool.map(run, what))
 
 
 def _key(t: Trial) -> tuple[str, str]:

@@ -113,9 +113,9 @@ def read_rows(
     header: Sequence[str] = (),
     single: bool = False,
 ) -> Iterator[dict[str, Any]]:
-    """Rows of a parquet, JSON lines, JSON (a list, or an object of rows by id), CSV or TSV file, gzipped or not; a few
-    at a time where the format allows it. `quoted`: a TSV whose fields are quoted as a CSV's are; `header`: the columns
-    of one that doesn't name them; `single`: a JSON file that is one row."""
+    """Rows of a parquet, JSON lines (also if named .json), JSON (a list, or an object of rows by id), CSV or TSV file,
+    gzipped or not; a few at a time where the format allows it. `quoted`: a TSV whose fields are quoted as a CSV's are;
+    `header`: the columns of one that doesn't name them; `single`: a JSON file that is one row."""
     kind = Path(path.name.removesuffix(".gz")).suffix
     if kind == ".parquet":
         import pyarrow.parquet as pq
@@ -146,7 +146,14 @@ def _text_rows(
     if kind == ".jsonl":
         yield from (json.loads(line) for line in text if line.strip())
     elif kind == ".json":
-        whole = json.load(text)
+        try:
+            whole = json.load(text)
+        except json.JSONDecodeError as error:
+            if error.msg != "Extra data":
+                raise
+            text.seek(0)  # JSON lines by another name
+            yield from (json.loads(line) for line in text if line.strip())
+            return
         if single:
             yield whole
         elif isinstance(whole, Mapping):

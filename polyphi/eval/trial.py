@@ -103,7 +103,13 @@ def unpack(told: Any, kept: Callable[[int], Any]) -> Any:
     if kind == "dict":
         return {unpack(k, kept): unpack(v, kept) for k, v in items}
     made = [unpack(item, kept) for item in items]
-    return {"list": list, "tuple": tuple, "set": set, "iterator": iter}[kind](made)
+    makes: dict[str, Callable[[list[Any]], Any]] = {
+        "list": list,
+        "tuple": tuple,
+        "set": set,
+        "iterator": iter,
+    }
+    return makes[kind](made)
 
 
 class Pipe:

@@ -85,7 +85,10 @@ def score_many(pairs: Sequence[tuple[Sequence[str], Sample]]) -> list[Score]:
 
 
 def mini(root: Path) -> None:
-    own = {"sanitized": ("prompt", {"test_imports": []}), "full": ("text", {"test_setup_code": ""})}
+    own: dict[str, tuple[str, dict[str, Any]]] = {
+        "sanitized": ("prompt", {"test_imports": []}),
+        "full": ("text", {"test_setup_code": ""}),
+    }
     for name, (told, more) in own.items():
         rows = [
             {
