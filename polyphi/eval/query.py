@@ -8,11 +8,14 @@ import base64
 import json
 import sqlite3
 import sys
+import time
 import zlib
 from collections import Counter
 from itertools import permutations
 from typing import Any
 
+SECONDS, STEPS = 5.0, 10_000
+"""Of processor time for a query, looked at after so many of SQLite's steps."""
 MOST_ROWS = 200_000
 MOST_ORDERS = 5040
 """Orders of columns that are tried (seven columns have as many)."""
@@ -31,6 +34,8 @@ def rows_of(path: str, sql: str) -> list[tuple[Any, ...]]:
     database.set_authorizer(
         lambda what, *_: sqlite3.SQLITE_OK if what in allowed else sqlite3.SQLITE_DENY
     )
+    end = time.process_time() + SECONDS
+    database.set_progress_handler(lambda: int(time.process_time() > end), STEPS)
     found = database.execute(sql).fetchmany(MOST_ROWS)
     return [tuple(row) for row in found]
 

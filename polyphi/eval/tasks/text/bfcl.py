@@ -130,7 +130,7 @@ def _sample(
     described = _described(row["function"], category)
     said = [Message.parse(message) for message in row["question"][0]]
     if mode == "prompt":
-        text = SYSTEM.format(functions=json.dumps(described, indent=4) + "\n")
+        text = SYSTEM.format(functions=json.dumps(described, indent=4))
         if said[0].role == "system":
             text += "\n\n" + said.pop(0).text
         prompt: tuple[Message, ...] = (Message.system(text), *said)
@@ -326,7 +326,7 @@ def _own(asked: Mapping[str, Any]) -> bool:
     if len(made) != len(possible):
         return False
     for call in made:
-        fits = [p for p in possible if _fits(call, p)]
+        fits = [p for p in possible if _fits(call, p, asked["category"] in HINTS)]
         if not fits:
             return False
         possible.remove(fits[0])
@@ -350,13 +350,14 @@ def _calls(answer: str) -> list[dict[str, dict[str, Any]]]:
     return found
 
 
-def _fits(call: Mapping[str, Any], possible: Mapping[str, Any]) -> bool:
+def _fits(call: Mapping[str, Any], possible: Mapping[str, Any], as_text: bool) -> bool:
     (name, options), *_ = possible.items()
     given = call.get(name)
     if not isinstance(given, Mapping) or set(given) - set(options):
         return False
+    plain = (lambda value: _bare(str(value))) if as_text else _bare
     return all(
-        any(_bare(given[key]) == _bare(value) for value in values) if key in given else "" in values
+        any(plain(given[key]) == plain(value) for value in values) if key in given else "" in values
         for key, values in options.items()
     )
 

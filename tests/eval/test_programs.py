@@ -1,0 +1,294 @@
+"""Programs of answers are found as EvalPlus finds them, and their verdicts can't be forged."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from polyphi import sandbox
+from polyphi.eval import programs, trial
+from polyphi.eval.problems import PROBLEMS
+from polyphi.eval.programs import Trial, Verdict, extracted, judged, longest_program
+from polyphi.eval.trial import alike, pack, printed_alike, unpack
+
+isolated = pytest.mark.skipif(
+    sandbox.unavailable() is not None, reason=f"no namespaces: {sandbox.unavailable()}"
+)
+SAID = '{\\"found\\": {\\"passed\\": true}, \\"why\\": \\"\\"}'
+FORGERIES = {
+    "leaves with success": "import os\nos._exit(0)",
+    "leaves as it loads": "raise SystemExit(0)",
+    "leaves in the call": "import os\ndef f(x): os._exit(0)",
+    "stops all by an exception": "def f(x): raise SystemExit(0)",
+    "prints the verdict": f'print("{SAID}")\ndef f(x): print("{SAID}")',
+    "writes the verdict to every file that is open": (
+        f'import os\nfor n in range(256):\n    try: os.write(n, b"{SAID}\\n")\n    except OSError: pass\n'
+        "os._exit(0)"
+    ),
+    "answers for itself": (
+        'import json, os\ntold = json.dumps(["ok", {"f": None}]).encode()\nfor n in range(3, 64):\n'
+        '    try: os.write(n, len(told).to_bytes(8, "big") + told)\n    except OSError: pass\nos._exit(0)'
+    ),
+    "is equal to everything": (
+        "class Any:\n    def __eq__(self, other): return True\n    def __bool__(self): return True\n"
+        "    def __hash__(self): return 3\ndef f(x): return Any()"
+    ),
+    "is a number that is equal to everything": (
+        "class Any(int):\n    def __eq__(self, other): return True\n    def __ne__(self, other): return False\n"
+        "def f(x): return Any(7)"
+    ),
+    "changes what assert raises": "import builtins\nbuiltins.AssertionError = None\ndef f(x): return 7",
+    "changes builtins": (
+        "import builtins\nbuiltins.isinstance = lambda *a: True\nbuiltins.all = lambda *a: True\n"
+        "builtins.exec = lambda *a: None\ndef f(x): return 7"
+    ),
+    "kills its tests": "import os\nos.kill(os.getppid(), 9)",
+    "kills all": "import os\nos.kill(-1, 9)",
+    "looks for its tests": (
+        "import gc, os, sys\n"
+        "seen = [o for o in gc.get_objects() if isinstance(o, (dict, str, bytes)) and 'SEC' + 'RET' in str(o)]\n"
+        "for n in range(256):\n    try: seen.append(b'SEC' + b'RET' in os.pread(n, 1 << 20, 0) or None)\n"
+        "    except OSError: pass\n"
+        "def f(x): return 2 if any(seen) else 7"
+    ),
+    "reads its tests' memory": (
+        "import ctypes, os\n"
+        "libc = ctypes.CDLL(None, use_errno=True)\n"
+        "traced = libc.ptrace(16, os.getppid(), 0, 0)\n"
+        "def f(x): return 2 if traced == 0 else 7"
+    ),
+}
+
+
+def asserts(code: str, tests: str = "assert f(1) == 2  # SECRET", **more: Any) -> Trial:
+    return Trial(code, {"kind": "asserts", "tests": tests, **more})
+
+
+@isolated
+def test_right_code_passes_and_wrong_code_fails() -> None:
+    found = judged(
+        [
+            asserts("def f(x): return x + 1"),
+            asserts("def f(x): return x"),
+            asserts("def g(x): return 2"),
+            asserts("def f(x) return 2"),
+            asserts(""),
+        ]
+    )
+    assert [v.passed for v in found] == [True, False, False, False, False]
+    assert found[1].why.startswith("AssertionError") and found[3].why == "no program"
+
+
+@isolated
+@pytest.mark.parametrize("kind", FORGERIES)
+def test_no_verdict_is_forged(kind: str) -> None:
+    (verdict,) = judged([asserts(FORGERIES[kind])])
+    assert not verdict.passed, verdict
+
+
+@isolated
+def test_hostile_code_is_stopped() -> None:
+    began = time.monotonic()
+    found = judged(
+        [
+            asserts("while True: pass"),
+            asserts("def f(x):\n    while True: pass"),
+            asserts("import os\nwhile True: os.fork()"),
+            asserts("def f(x): return [0] * 10**11"),
+            asserts("def f(x): return 'x' * 10**9"),
+            asserts(
+                "import socket\nsocket.create_connection(('127.0.0.1', 80), 1)\ndef f(x): return 2"
+            ),
+            asserts("open('/etc/polyphi', 'w')\ndef f(x): return 2"),
+            asserts("while True:\n    print('x' * 10**6)"),
+        ]
+    )
+    assert not any(v.passed for v in found)
+    assert time.monotonic() - began < 120
+
+
+@isolated
+def test_plain_data_and_the_codes_own_classes_cross() -> None:
+    code = (
+        "import math\nclass Pair:\n    def __init__(self, a, b): self.a, self.b = a, b\n"
+        "def total(pairs): return sum(p.a + p.b for p in pairs)\n"
+        "def every(n): return (i for i in range(n))\n"
+        "def kinds(): return {'a': (1, 2.5, None, {3}, b'x', 1j, [True])}\n"
+        "def big(): return 10**5000\ndef bad(): raise KeyError('k')\n"
+    )
+    tests = (
+        "p = Pair(1, 2)\np.b = 5\nassert p.a == 1 and total([p, Pair(3, 4)]) == 13\n"
+        "assert list(every(3)) == [0, 1, 2]\n"
+        "assert kinds() == {'a': (1, 2.5, None, {3}, b'x', 1j, [True])}\n"
+        "assert big() == 10**5000 and math.pi > 3\n"
+        "try: bad()\nexcept KeyError: pass\nelse: assert False\n"
+    )
+    (verdict,) = judged([asserts(code, tests)])
+    assert verdict == Verdict({"passed": True})
+
+
+@isolated
+def test_outputs_are_those_of_the_reference() -> None:
+    tests = {
+        "kind": "outputs",
+        "reference": "def f(x): return x / 3",
+        "entry": "f",
+        "tolerance": 0.01,
+        "inputs": {"base": [pack([3])], "plus": [pack([1]), pack([0])]},
+    }
+    codes = [
+        "def f(x): return round(x / 3, 3)",
+        "def f(x): return x // 3",
+        "def f(x): return 3 // x",
+        "def f(x): return 1.0",
+    ]
+    found = judged([Trial(code, tests) for code in codes])
+    assert [v.found for v in found] == [
+        {"base": True, "plus": True},
+        {"base": True, "plus": False},
+        {"base": True, "plus": False},
+        {"base": True, "plus": False},
+    ]
+
+
+@isolated
+def test_programs_are_judged_by_what_they_print() -> None:
+    cases = [{"input": "1 2\n", "output": "3\n"}, {"input": "5 5", "output": "10.0"}]
+    tests = {"kind": "cases", "cases": cases, "entry": None, "seconds": 6.0}
+    codes = [
+        "print(sum(map(int, input().split())))",
+        "import sys\nprint(sum(map(int, sys.stdin.read().split())))\nsys.exit()",
+        "print(sum(map(int, open(0).read().split())))",
+        "print(3)",
+        "print(3)\nprint(10)",
+        "import os\nos._exit(0)",
+        "raise ValueError",
+    ]
+    found = judged([Trial(code, tests) for code in codes])
+    assert [v.passed for v in found] == [True, True, True, False, False, False, False]
+
+
+@isolated
+def test_unit_tests_in_the_codes_process_must_all_run() -> None:
+    tests = "import unittest\nclass TestCases(unittest.TestCase):\n    def test_a(self): self.assertEqual(f(1), 2)\n"
+    told = {"kind": "unittest", "tests": tests, "count": 1, "seconds": 5.0}
+    codes = [
+        "def f(x): return 2",
+        "def f(x): return 3",
+        "import os\ndef f(x): os._exit(0)",
+        "raise SystemExit",
+        "import unittest\ndef f(x): raise unittest.SkipTest",
+        "class TestCases: pass\ndef f(x): return 3",
+    ]
+    assert [v.passed for v in judged([Trial(c, told) for c in codes])] == [True] + [False] * 5
+
+
+def test_nothing_is_run_where_code_cannot_be_isolated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "unavailable", lambda: "unshare: Operation not permitted")
+    monkeypatch.setattr(sandbox, "run", lambda *a, **k: pytest.fail("it ran"))
+    monkeypatch.delenv(programs.UNPROTECTED, raising=False)
+    with pytest.raises(ValueError, match=r"can't isolate that .unshare: Operation not permitted"):
+        judged([asserts("def f(x): return 2")])
+    assert programs.unable() is not None
+
+
+def test_where_no_second_process_may_be_started_all_runs_in_one(tmp_path: Path) -> None:
+    """As the sandbox runs it without namespaces, behind its hook."""
+    cases = {"kind": "cases", "cases": [{"input": "2", "output": "4"}], "entry": None, "seconds": 6}
+    trials = [
+        (asserts("def f(x):\n    print(x)\n    return x + 1"), True),
+        (asserts("def f(x): return x"), False),
+        (asserts("import socket\nsocket.socket()\ndef f(x): return 2"), False),
+        (Trial("print(2 * int(input()))", cases), True),
+        (Trial("print(2)", cases), False),
+    ]
+    (tmp_path / "main.py").write_text(Path(trial.__file__).read_text())
+    for each, passes in trials:
+        done = subprocess.run(
+            [sys.executable, "-c", sandbox._GUARD],
+            input=each.stdin(),
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        told = json.loads(done.stdout)
+        assert told["found"].get("passed", False) is passes, (each.code, told)
+
+
+def test_the_program_of_an_answer_is_its_longest_run_of_python() -> None:
+    helper = 'def helper(x):\n    """\n    ```\n    not the end\n    ```\n    """\n    return x'
+    code = f"import re\n\n{helper}\n\ndef f(x):\n    return helper(x)"
+    answer = f"Sure! Here it is:\n\n```python\n{code}\n\nprint(f(1))\n```\n\nIt calls `helper`."
+    assert longest_program(answer).strip() == f"{code}\n\nprint(f(1))"
+    assert extracted(answer, "f").split("\n")[0] == "import re"
+    assert "print" not in extracted(answer, "f") and "def helper" in extracted(answer, "f")
+    assert (
+        extracted("def f(x):\n    return 1\n\ndef g(x):\n    return 2", "f")
+        == "def f(x):\n    return 1"
+    )
+    assert extracted("", "f") == "" and extracted("no code", "f") == "no code"
+
+
+def test_an_answer_without_end_is_read_quickly() -> None:
+    began = time.process_time()
+    for text in ("x " * 500_000, "[{(" * 333_333, "x = 1\n" * 150_000, "(\n" * 900, '"""\n' * 901):
+        extracted(text, "f")
+        programs.blocks(text)
+    assert time.process_time() - began < 60
+
+
+def test_more_generous_readings_put_the_prompt_in_front() -> None:
+    from polyphi.chat import Message
+    from polyphi.data.shards import Sample
+
+    prompt = 'import math\n\ndef f(x):\n    """Root."""\n'
+    sample = Sample("s", (Message.assistant(""),), "", "", {"entry": "f", "prompt": prompt})
+    body, *_ = programs.generous("```python\nreturn math.sqrt(x)\n```", sample)
+    assert body.startswith(prompt.rstrip()) and body.endswith("    return math.sqrt(x)")
+    first, *_ = programs.generous("```python\ndef f(x):\n    return math.sqrt(x)\n```", sample)
+    assert first.startswith("import math")
+
+
+def test_values_cross_as_they_are() -> None:
+    values = [
+        None,
+        True,
+        7,
+        2.5,
+        "é\ud800",
+        [1, (2,)],
+        {"a": {1}, (1, 2): b"x"},
+        1j,
+        range(3),
+        float("inf"),
+    ]
+    assert unpack(json.loads(json.dumps(pack(values))), lambda n: None) == values
+    with pytest.raises(TypeError, match="can't be given"):
+        pack(object())
+
+
+def test_comparisons_are_evalpluses() -> None:
+    assert alike(1.0000001, 1.0, {"tolerance": 0}, []) and not alike(1.1, 1.0, {"tolerance": 0}, [])
+    assert alike([1.0, 2.0], [1.0, 2.0000001], {}, []) and not alike((1.0,), [1.1], {}, [])
+    assert alike([2, 1, 1], [1, 2], {"rule": "set"}, []) and not alike(
+        [2], [1], {"rule": "set"}, []
+    )
+    assert alike(True, "match", {"rule": "something"}, []) and not alike(
+        None, "m", {"rule": "something"}, []
+    )
+    assert alike(-0.5, 0, {"rule": "root", "tolerance": 1e-4}, [[1, 2]])
+    assert printed_alike("1.0 2\n", "1 2") and not printed_alike("1\n2", "1 2")
+
+
+def test_our_problems_have_the_results_that_they_say() -> None:
+    for problem in PROBLEMS:
+        space: dict[str, Any] = {}
+        exec(problem.code, space)
+        assert all(space[problem.name](*args) == result for args, result in problem.calls)
+        compile(problem.program, "", "exec")
+        compile(problem.method, "", "exec")
