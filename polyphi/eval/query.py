@@ -14,15 +14,15 @@ from collections import Counter
 from itertools import permutations
 from typing import Any
 
-SECONDS, STEPS = 5.0, 10_000
-"""Of processor time for a query, looked at after so many of SQLite's steps."""
+STEPS = 10_000
+"""Of SQLite's, between two looks at the time that a query takes."""
 MOST_ROWS = 200_000
 MOST_ORDERS = 5040
 """Orders of columns that are tried (seven columns have as many)."""
 
 
-def rows_of(path: str, sql: str) -> list[tuple[Any, ...]]:
-    """The result of a query that may only read this database. Raises sqlite3.Error."""
+def rows_of(path: str, sql: str, seconds: float) -> list[tuple[Any, ...]]:
+    """The result of a query that may only read this database, for so much processor time. Raises sqlite3.Error."""
     database = sqlite3.connect(f"file:{path}?mode=ro&immutable=1", uri=True)
     database.text_factory = lambda data: data.decode(errors="replace")
     allowed = {
@@ -34,7 +34,7 @@ def rows_of(path: str, sql: str) -> list[tuple[Any, ...]]:
     database.set_authorizer(
         lambda what, *_: sqlite3.SQLITE_OK if what in allowed else sqlite3.SQLITE_DENY
     )
-    end = time.process_time() + SECONDS
+    end = time.process_time() + seconds
     database.set_progress_handler(lambda: int(time.process_time() > end), STEPS)
     found = database.execute(sql).fetchmany(MOST_ROWS)
     return [tuple(row) for row in found]
@@ -62,9 +62,9 @@ def main() -> None:
     told = json.load(sys.stdin)
     with open("database.sqlite", "wb") as file:
         file.write(zlib.decompress(base64.b64decode(told["database"])))
-    theirs = rows_of("database.sqlite", told["reference"])
+    theirs = rows_of("database.sqlite", told["reference"], told["seconds"])
     try:
-        ours = rows_of("database.sqlite", told["query"])
+        ours = rows_of("database.sqlite", told["query"], told["seconds"])
     except (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError, MemoryError):
         ours = None
     ordered = "order by" in told["reference"].lower()

@@ -14,12 +14,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from polyphi import sandbox
 from polyphi.chat import Message, with_tools
 from polyphi.data.shards import Sample
 from polyphi.eval import calls, programs
 from polyphi.eval.benchmark import Benchmark, Row
 from polyphi.eval.environments import Environment
+from polyphi.eval.run import measure
 from polyphi.eval.scorers import tool_calls
 from polyphi.eval.sources import Data, Source, write_jsonl
 from polyphi.eval.suite import LENIENT
@@ -409,9 +412,18 @@ def mini(root: Path) -> None:
             write_jsonl(root / SOURCE.name / path, [{"id": row["id"], "ground_truth": answer}])
 
 
+def mean_of_means(
+    found: Sequence[tuple[Mapping[str, Any], Score]], seed: int
+) -> tuple[float, float, float, str]:
+    """By the samples' weights."""
+    weighed = [(meta["weight"], score.value) for meta, score in found]
+    vectors = np.array([(weight * value, weight) for weight, value in weighed])
+    return (*measure("mean", vectors, seed), "")
+
+
 def _rows(mode: str, told: str) -> list[Row]:
     return [
-        Row("", f"BFCL, {group}{told}", {"mode": mode, "group": group}, weight="weight")
+        Row("", f"BFCL, {group}{told}", {"mode": mode, "group": group}, statistic=mean_of_means)
         for group in GROUPS
     ]
 
@@ -421,9 +433,9 @@ benchmark = Benchmark(
     title="BFCL",
     modality="text",
     rows=(
-        Row("Table 7", "BFCL", {"mode": "prompt"}, weight="weight"),
+        Row("Table 7", "BFCL", {"mode": "prompt"}, statistic=mean_of_means),
         *_rows("prompt", ""),
-        Row("", "BFCL by tools", {"mode": "tools"}, weight="weight"),
+        Row("", "BFCL by tools", {"mode": "tools"}, statistic=mean_of_means),
         *_rows("tools", ", by tools"),
     ),
     sources=(SOURCE,),

@@ -37,6 +37,8 @@ SOURCE = Source(
 SHOTS = 4
 CARRIED_BYTES = 96 << 10
 """Databases of fewer compressed bytes go into the results, so that these can be scored again without the data."""
+SECONDS = 5.0
+"""Of processor time for a query."""
 LIMITS = sandbox.Limits(
     seconds=60.0,
     cpu_seconds=30,
@@ -149,7 +151,7 @@ def _alike(asked: tuple[str, str, str | None, str | None]) -> bool:
         if not Path(str(path)).is_file():
             raise ValueError(f"{path} is missing: its queries can't be scored again without it")
         packed = base64.b64encode(zlib.compress(Path(str(path)).read_bytes(), 1)).decode()
-    told = {"database": packed, "query": sql, "reference": reference}
+    told = {"database": packed, "query": sql, "reference": reference, "seconds": SECONDS}
     result = sandbox.run(
         Path(query.__file__).read_text(encoding="utf-8"),
         stdin=json.dumps(told),

@@ -26,7 +26,8 @@ def test_four_solved_questions_stand_in_front(samples: list[Sample]) -> None:
 
 
 @isolated
-def test_results_decide(samples: list[Sample]) -> None:
+def test_results_decide(samples: list[Sample], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spider, "SECONDS", 0.5)
     hills, by_size, _ = samples
     asked = {
         "SELECT name FROM towns WHERE place='hills' ORDER BY name DESC;": (hills, 1),
