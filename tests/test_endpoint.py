@@ -13,7 +13,16 @@ import numpy as np
 import pytest
 from replay import Replay
 
-from polyphi.chat import Audio, Generate, Image, Message, SamplingParams, Text
+from polyphi.chat import (
+    Audio,
+    Generate,
+    Image,
+    Message,
+    SamplingParams,
+    Text,
+    call_text,
+    with_tools,
+)
 from polyphi.endpoint import MINUTE, Endpoint, Pace, Rejected
 
 PNG, WAV = b"\x89PNG picture", b"RIFF\0\0\0\0WAVE clip"
@@ -92,6 +101,26 @@ def test_it_is_a_model_to_be_judged() -> None:
             model.generate(HELLO, adapter="vision")
         with pytest.raises(ValueError, match="don't come piece by piece"):
             next(iter(model.stream([Message.system("", tools='[{"name": "add"}]')])))
+
+
+def test_tools_are_sent_and_what_is_called_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, sent = Endpoint("http://127.0.0.1:9/v1", "m"), list[dict[str, object]]()
+    call = {"type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
+    said = [
+        {"content": None, "tool_calls": [call]},
+        {"content": "So: ", "tool_calls": [{"function": {"name": "add", "arguments": "{"}}]},
+    ]
+
+    def answer(path: str, tokens: int, json: dict[str, object]) -> object:
+        sent.append(json)
+        return {"choices": [{"message": said[len(sent) - 1]}]}
+
+    monkeypatch.setattr(model, "_json", answer)
+    asked = with_tools([Message.user("What is 1 + 1?")], [{"name": "add"}])
+    assert model.generate(asked).text == call_text([call])
+    assert model.generate(asked).text.startswith("So: [{")
+    assert sent[0]["tools"] == [{"type": "function", "function": {"name": "add"}}]
+    assert sent[0]["messages"] == [{"role": "user", "content": "What is 1 + 1?"}]
 
 
 def test_a_stream_that_breaks_off_is_an_error() -> None:
