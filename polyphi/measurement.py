@@ -196,6 +196,8 @@ def complaints(
                     data.folder(source)
                 except ValueError as error:
                     told.append(str(error))
+        if not told and (why := benchmark.unable(data)):
+            told.append(why)
         if told:
             found[benchmark.name] = told
     return found
