@@ -161,12 +161,18 @@ def mini_data(chosen: Sequence[Benchmark], root: Path) -> tuple[Data, dict[str, 
     return Data(root), failed
 
 
+def shortened(chosen: Sequence[Benchmark]) -> list[Benchmark]:
+    """Benchmarks as they are run on stand-ins."""
+    return [replace(b, max_tokens=min(b.max_tokens, STAND_IN_TOKENS)) for b in chosen]
+
+
 def glimpse(model: Generate, benchmark: Benchmark, stand_ins: Path, limit: int) -> float | None:
     """The first row of a benchmark on a few of its stand-ins, which lie at `stand_ins`; None where there are none. For
     a model that changes: nothing of what it answers is kept."""
     data, failed = mini_data([benchmark], stand_ins)
     if failed:
         return None
+    (benchmark,) = shortened([benchmark])
     with tempfile.TemporaryDirectory() as folder:
         asked = Asked(model, Path(folder), "changing")
         lines = answered(benchmark, data, asked, Path(folder), limit=limit)
@@ -226,7 +232,7 @@ def measure(
     stand_ins, failed = data is None, dict[str, list[str]]()
     if data is None:
         data, failed = mini_data(chosen, out / "mini-data")
-        chosen = [replace(b, max_tokens=min(b.max_tokens, STAND_IN_TOKENS)) for b in chosen]
+        chosen = shortened(chosen)
     skipped = complaints(chosen, data, deep=False) | failed
     if simulated_by or stand_ins:
         user = simulator(simulated_by or "self", own, out, shard, judge_key)

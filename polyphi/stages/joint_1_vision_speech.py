@@ -28,5 +28,5 @@ stage = Stage(
     context=16_384,
     batch_tokens=1 << 22,
     steps=10_000,
-    watch=("spoken_question", "digit"),
+    watch=("spoken_question", "digit", "sharegpt4o"),
 )

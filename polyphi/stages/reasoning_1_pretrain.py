@@ -19,5 +19,5 @@ stage = Stage(
     batch_tokens=4 << 20,
     steps=14_300,
     weight_decay=0.1,
-    watch=("cot_arithmetic",),
+    watch=("cot_arithmetic", "math500"),
 )

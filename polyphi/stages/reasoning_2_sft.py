@@ -18,5 +18,5 @@ stage = Stage(
     context=16_384,
     batch_tokens=1 << 20,
     steps=2_000,
-    watch=("cot_arithmetic",),
+    watch=("cot_arithmetic", "math500"),
 )

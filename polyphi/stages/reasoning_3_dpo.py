@@ -18,5 +18,5 @@ stage = Stage(
     context=16_384,
     batch_tokens=1 << 19,
     steps=3_000,
-    watch=("cot_arithmetic",),
+    watch=("cot_arithmetic", "math500"),
 )

@@ -27,5 +27,5 @@ stage = Stage(
     context=23_000,  # 30 minutes are 22.5k tokens (report 2.2.2)
     batch_tokens=1 << 20,
     steps=50_000,
-    watch=("asr_digits", "ast_direct", "ast_cot"),
+    watch=("asr_digits", "ast_direct", "ast_cot", "fleurs_asr", "covost2"),
 )

@@ -19,5 +19,5 @@ stage = Stage(
     context=4096,
     batch_tokens=1 << 20,
     steps=20_000,
-    watch=("arithmetic", "number_words", "tool_call"),
+    watch=("arithmetic", "number_words", "tool_call", "gsm8k", "bfcl"),
 )
