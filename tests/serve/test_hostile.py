@@ -8,14 +8,13 @@ import io
 import json
 import logging
 import math
-import subprocess
+import runpy
 import sys
 import tempfile
 import time
 import tracemalloc
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -619,19 +618,6 @@ def test_s27_shards_hold_no_archives() -> None:
 # Beside all of them, others are answered as before; how long that takes is measured by benchmarks/hostile.py
 
 
-@contextmanager
-def hostile(url: str) -> Iterator[None]:
-    script = Path(__file__).parents[2] / "benchmarks" / "hostile.py"
-    command = [sys.executable, script, "--peers", url.rpartition(":")[2]]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
-        try:
-            assert process.stdout and process.stdout.readline() == b"ready\n"
-            yield
-            assert process.poll() is None, "they went on all the time"
-        finally:
-            process.kill()
-
-
 @pytest.mark.long
 def test_s19_hostile_peers_do_not_stop_others(
     tiny_config: ModelConfig, tokenizer: Tokenizer, tmp_path: Path
@@ -641,6 +627,10 @@ def test_s19_hostile_peers_do_not_stop_others(
     folder = save(
         make_engine(fitted(tiny_config, tokenizer, **sizes), tokenizer), tmp_path / "model"
     )
+
+    hostile = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "hostile.py"))[
+        "hostile"
+    ]
 
     def answers() -> list[str]:
         return [
