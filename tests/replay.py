@@ -35,6 +35,7 @@ class Replay:
         self.faults: list[Any] = []
         self.asked: list[dict[str, Any]] = []  # bodies, in the order of coming
         self.under_way, self.most_under_way = 0, 0
+        self.open: list[http.server.BaseHTTPRequestHandler] = []
         self.lock = threading.Lock()
 
     def __enter__(self) -> Self:
@@ -63,6 +64,7 @@ class Replay:
         with self.lock:
             self.asked.append(body)
             self.under_way += 1
+            self.open.append(handler)
             self.most_under_way = max(self.most_under_way, self.under_way)
             fault = self.faults.pop(0) if self.faults else None
         try:
@@ -70,7 +72,13 @@ class Replay:
         except (BrokenPipeError, ConnectionResetError):
             pass  # whoever asked is gone
         finally:
-            with self.lock:
+            self.ended(handler)
+
+    def ended(self, handler: http.server.BaseHTTPRequestHandler) -> None:
+        """Before its last byte is sent: whoever has that may ask again at once."""
+        with self.lock:
+            if handler in self.open:
+                self.open.remove(handler)
                 self.under_way -= 1
 
     def give(
@@ -104,6 +112,7 @@ class Replay:
             handler.send_header(name, value)
         handler.send_header("Content-Length", str(len(content)))
         handler.end_headers()
+        self.ended(handler)
         handler.wfile.write(content[: len(content) // 2] if fault in ("half", "torn") else content)
 
     def chat(self, body: dict[str, Any]) -> tuple[int, bytes]:

@@ -150,9 +150,8 @@ def text_tasks() -> list[Task]:
     for folder in ("text", "safety"):
         for file in sorted((root / folder).glob("*.py")):
             module = importlib.import_module(f"polyphi.eval.tasks.{folder}.{file.stem}")
-            if task := getattr(module, "task", None):
-                found.append(task)
-    return [task for task in found if task.corpus in NAMES]
+            found.append(getattr(module, "task", None))
+    return [task for task in found if isinstance(task, Task) and task.corpus in NAMES]
 
 
 def test_references_of_every_task_score_fully(work):

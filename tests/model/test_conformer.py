@@ -77,8 +77,9 @@ def test_encoded_bit_by_bit_is_encoded_at_once(encoder, frames):
     assert whole.requires_grad and len(whole) == sum(clip.tokens for clip in clips)
     with torch.inference_mode():
         pieces = encoder(mels, clips)
-    # Sums of other lengths may be added up in another order: units in the last place of values around 1.
-    torch.testing.assert_close(pieces, whole.detach(), rtol=0, atol=1e-5)
+    # Sums of other lengths may be added up in another order: units in the last place of values around 1, up to 1.6e-5
+    # as processors differ.
+    torch.testing.assert_close(pieces, whole.detach(), rtol=0, atol=5e-5)
 
 
 def test_memory_stays_that_of_one_piece(encoder, monkeypatch):
