@@ -18,6 +18,7 @@ integers, exact whatever their order.
 A quantised model is for inference on the device it is on. It can't be trained, saved or given other adapters.
 """
 
+import time
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from typing import Any
@@ -40,6 +41,8 @@ GROUP = 32
 """Inputs that share a scale in int4: with 128 the error of a layer is a quarter larger (10 % against 8 %)."""
 ROWS = 4096
 """Rows of a weight quantised at once, which bounds the memory beside it."""
+SLOW = 20.0
+"""A kernel that takes so many times as long as another one is no kernel. (They differ by up to 4 where all is well.)"""
 UNPACK = 256
 """From this many tokens on int4 weights are unpacked for a plain product: the kernel's time grows with every token, and
 unpacking takes as long as about 200 of them."""
@@ -173,9 +176,11 @@ class OneDnn:
 
     def __call__(self, q: Int8[Tensor, "T I"], dtype: torch.dtype) -> Float[Tensor, "T O"]:
         w, s, z = self.weight, self.scale, self.zeros
-        # activations with scale 1 and zero point 0, no bias; the result is not quantised, nothing is fused behind it
+        # Activations as unsigned numbers with scale 1 and zero point 128: signed ones have no fast way on CPUs that
+        # have VNNI alone. No bias; the result is not quantised, nothing is fused behind it.
+        unsigned = q.view(torch.uint8) ^ 128
         return torch.ops.onednn.qlinear_pointwise(
-            q, 1.0, 0, w, s, z, None, 1.0, 0, dtype, "none", [], ""
+            unsigned, 1.0, 128, w, s, z, None, 1.0, 0, dtype, "none", [], ""
         )
 
 
@@ -203,18 +208,30 @@ class Plain:
 
 @cache
 def _kernel(device: str) -> type[OneDnn | IntMm | Plain]:
-    """The fastest of the three that is right here about the largest numbers: some CPUs add pairs of products in 16
-    bits and would cut them off."""
-    for kernel in (OneDnn, IntMm) if device == "cpu" else (IntMm,):
-        for rows in (1, 3, 32):
-            try:
-                if not _exact(kernel, rows, device):
-                    break
-            except (AttributeError, RuntimeError, NotImplementedError):
-                break
-        else:
-            return kernel
-    return Plain
+    """The first of the three that is right here about the largest numbers, for some CPUs add pairs of products in 16
+    bits and would cut them off; and that isn't slow, for on some a kernel has nothing but a reference."""
+    right = [k for k in ((OneDnn, IntMm) if device == "cpu" else (IntMm,)) if _right(k, device)]
+    seconds = {k: _seconds(k, device) for k in (*right, Plain)}
+    return next(k for k in (*right, Plain) if seconds[k] <= SLOW * min(seconds.values()))
+
+
+def _right(kernel: type[OneDnn | IntMm], device: str) -> bool:
+    try:
+        return all(_exact(kernel, rows, device) for rows in (1, 3, 32))
+    except (AttributeError, RuntimeError, NotImplementedError):
+        return False
+
+
+def _seconds(kernel: type[OneDnn | IntMm | Plain], device: str) -> float:
+    """The shortest of three products of a few rows."""
+    weight = torch.ones(512, 512, dtype=torch.int8, device=device)
+    product, q = kernel(weight, torch.ones(512, device=device)), weight[:32]
+    took = []
+    for _ in range(3):
+        began = time.perf_counter()
+        product(q, torch.float32)[0, 0].item()
+        took.append(time.perf_counter() - began)
+    return min(took)
 
 
 def _exact(kernel: type[OneDnn | IntMm], rows: int, device: str) -> bool:

@@ -40,6 +40,19 @@ def off(found: torch.Tensor, wanted: torch.Tensor) -> float:
     return float((found.double() - wanted.double()).norm() / wanted.double().norm())
 
 
+def test_a_kernel_that_has_only_a_reference_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As oneDNN's was for signed activations on CPUs without AMX: right, and a thousand times as long."""
+    measured = quantized._seconds
+
+    def seconds(kernel: type, device: str) -> float:
+        return 1e3 if kernel is OneDnn else measured(kernel, device)
+
+    monkeypatch.setattr(quantized, "_seconds", seconds)
+    assert quantized._kernel.__wrapped__("cpu") is IntMm
+    monkeypatch.setattr(quantized, "_right", lambda kernel, device: False)
+    assert quantized._kernel.__wrapped__("cpu") is Plain
+
+
 @pytest.mark.parametrize("kernel", [OneDnn, IntMm, Plain])
 def test_every_kernel_adds_integers(kernel: type) -> None:
     q, w = ((127 * noise(n, 96, seed=n).clamp(-1, 1)).to(torch.int8) for n in (5, 64))
