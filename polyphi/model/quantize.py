@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int8, UInt8
 from torch import Tensor, nn
 
+from polyphi import kernels
 from polyphi.model.config import DecoderConfig
 from polyphi.model.conformer import Pointwise
 from polyphi.model.lora import LoraLinear
@@ -128,7 +129,7 @@ def held(model: nn.Module) -> Iterator[Tensor]:
             if isinstance(found, EightBit):
                 yield from (found.product.weight, found.product.scale)
             elif isinstance(found, FourBit):
-                yield from (found.packed, found.pairs)
+                yield from found.product.tensors()
 
 
 def nbytes(tensor: Tensor) -> int:
@@ -249,11 +250,11 @@ def _exact(kernel: type[OneDnn | IntMm], rows: int, device: str) -> bool:
 
 class FourBit:
     """W x for W [out in] in 4 bits: (q - 8) * scale + zero, a pair in bfloat16 per output and GROUP inputs. `out` is a
-    multiple of 64, `in` of GROUP. Products are of bfloat16."""
+    multiple of 64, `in` of GROUP."""
 
     def __init__(self, weight: Float[Tensor, "O I"]) -> None:
         self.shape, inputs = weight.shape, weight.shape[1]
-        nibbles, pairs = [], []
+        nibbles, scales, zeros = [], [], []
         for part in weight.split(ROWS):
             groups = part.float().view(len(part), inputs // GROUP, GROUP)
             low, high = groups.amin(2, keepdim=True), groups.amax(2, keepdim=True)
@@ -261,9 +262,50 @@ class FourBit:
             zero = (low + 8 * scale.float()).bfloat16()
             q = ((groups - zero.float()) / scale.float()).round() + 8
             nibbles.append(q.clamp_(0, 15).to(torch.uint8).view(len(part), inputs))
-            pairs.append(torch.cat([scale, zero], 2))
-        self.pairs = torch.cat(pairs).transpose(0, 1).contiguous()  # [inputs / GROUP, outputs, 2]
-        q = torch.cat(nibbles)
+            scales.append(scale.squeeze(2))
+            zeros.append(zero.squeeze(2))
+        native = weight.device.type == "cpu" and kernels.missing() is None
+        product = Native if native else Int4Pack
+        self.product = product(torch.cat(nibbles), torch.cat(scales), torch.cat(zeros))
+
+    def __call__(self, x: Float[Tensor, "*T I"]) -> Float[Tensor, "*T O"]:
+        y = self.product(x.reshape(-1, self.shape[1]))
+        return y.to(x.dtype).view(*x.shape[:-1], self.shape[0])
+
+
+class Native:
+    """Our own kernel: activations in 8 bits with a scale per token, sums of integers within a group."""
+
+    def __init__(
+        self,
+        q: UInt8[Tensor, "O I"],
+        scale: Float[Tensor, "O G"],
+        zero: Float[Tensor, "O G"],
+    ) -> None:
+        self.outputs = len(q)
+        self.packed = kernels.pack(q, scale, zero)
+
+    def __call__(self, x: Float[Tensor, "T I"]) -> Float[Tensor, "T O"]:
+        if x.dtype not in (torch.float32, torch.bfloat16):
+            x = x.float()
+        return kernels.linear(x, self.packed, self.outputs)
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.packed,)
+
+
+class Int4Pack:
+    """torch's products, of bfloat16."""
+
+    def __init__(
+        self,
+        q: UInt8[Tensor, "O I"],
+        scale: Float[Tensor, "O G"],
+        zero: Float[Tensor, "O G"],
+    ) -> None:
+        self.shape = q.shape
+        # [inputs / GROUP, outputs, 2]
+        self.pairs = torch.stack([scale, zero], 2).transpose(0, 1).contiguous()
         if q.is_cuda:
             pack = torch.ops.aten._convert_weight_to_int4pack
             self.packed = pack(q[:, ::2] << 4 | q[:, 1::2], 8)
@@ -271,15 +313,16 @@ class FourBit:
             self.packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(q.int(), 1)
         self.rows = UNPACK if not q.is_cuda and torch.equal(self._nibbles(), q.t()) else None
 
-    def __call__(self, x: Float[Tensor, "*T I"]) -> Float[Tensor, "*T O"]:
-        flat = x.reshape(-1, self.shape[1]).bfloat16()
-        if flat.is_cuda:
-            y = torch.ops.aten._weight_int4pack_mm(flat, self.packed, GROUP, self.pairs)
-        elif self.rows is None or len(flat) < self.rows:
-            y = torch.ops.aten._weight_int4pack_mm_for_cpu(flat, self.packed, GROUP, self.pairs)
-        else:
-            y = flat @ self.unpacked()
-        return y.to(x.dtype).view(*x.shape[:-1], self.shape[0])
+    def __call__(self, x: Float[Tensor, "T I"]) -> Float[Tensor, "T O"]:
+        x = x.bfloat16()
+        if x.is_cuda:
+            return torch.ops.aten._weight_int4pack_mm(x, self.packed, GROUP, self.pairs)
+        if self.rows is None or len(x) < self.rows:
+            return torch.ops.aten._weight_int4pack_mm_for_cpu(x, self.packed, GROUP, self.pairs)
+        return x @ self.unpacked()
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.packed, self.pairs)
 
     def unpacked(self) -> Float[Tensor, "I O"]:
         """The weight, transposed, in bfloat16."""
