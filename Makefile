@@ -25,7 +25,8 @@ lint: setup
 
 setup: .venv/.packages .venv/.speech
 
-.venv/.packages: pyproject.toml
+.venv/.packages: pyproject.toml setup.py polyphi/kernels/linear.cpp
+	@$(call debian,c++,g++,faster answers in 4 bits)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'

@@ -14,6 +14,7 @@ from functools import cache
 
 import torch
 
+from polyphi import kernels
 from polyphi.engine.cache import token_bytes
 from polyphi.model import quantize
 from polyphi.model.multimodal import PhiModel
@@ -101,13 +102,21 @@ def room(model: PhiModel, free: int, place: torch.device, capacity: int) -> Room
     beside = sum(map(quantize.nbytes, quantize.held(model)))
     return Room(
         place=f"{place}{threads}",
-        kind=str(kind).removeprefix("torch.") + (f" and {model.quant}" if model.quant else ""),
+        kind=str(kind).removeprefix("torch.") + _quantised(model.quant, place),
         weights=sum(t.nbytes for t in tensors) + beside,
         free=free,
         per_token=token_bytes(config, kind),
         context=config.max_position_embeddings,
         capacity=capacity,
     )
+
+
+def _quantised(quant: str | None, place: torch.device) -> str:
+    """How a model is quantised, and on a CPU what multiplies 4 bits, or why nothing of ours does."""
+    if quant != "int4" or place.type != "cpu":
+        return f" and {quant}" if quant else ""
+    why = kernels.missing()
+    return f" and int4 by {kernels.path()}" if why is None else f" and int4 by torch ({why})"
 
 
 def _bytes(count: int) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from polyphi import devices
+from polyphi import devices, kernels
 from polyphi.engine.cache import token_bytes
 from polyphi.model.config import DecoderConfig, ModelConfig
 from polyphi.model.multimodal import PhiModel
@@ -108,3 +108,14 @@ def test_the_line_at_the_start(tiny_config: ModelConfig) -> None:
     left = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
     assert "bfloat16 and int8" in str(eight)
     assert left < weights and eight.weights > left, "what is quantised takes memory too"
+
+
+def test_the_line_says_what_multiplies_four_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(kernels, "missing", lambda: None)
+    monkeypatch.setattr(kernels, "path", lambda: "AVX2")
+    assert devices._quantised("int4", cpu) == " and int4 by AVX2"
+    monkeypatch.setattr(kernels, "missing", lambda: "there was no compiler")
+    assert devices._quantised("int4", cpu) == " and int4 by torch (there was no compiler)"
+    assert devices._quantised("int8", cpu) == " and int8"
+    assert devices._quantised(None, cpu) == ""
