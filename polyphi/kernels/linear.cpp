@@ -2,9 +2,10 @@
 // integers within a group of 32 inputs, and weights are read from memory once for all tokens.
 //
 // A weight is (q - 8) * scale + zero, with q from 0 to 15 and a bfloat16 pair (scale, zero) for each output and group.
-// Weights lie in panels of 16 outputs: of each panel first the nibbles, 256 bytes a group, then the scales, 16 a group,
-// then the zeros. In a group, vector j (of 4) is 64 bytes, 4 for each output: low nibbles hold the inputs 4j..4j+3, high
-// ones 16+4j..16+4j+3, so that 32 bits are four consecutive inputs of one output, as dot-product instructions want it.
+// Weights lie in panels of 16 outputs, and in a panel group after group, 320 bytes each, read in one stream: 256 bytes of
+// nibbles, 16 scales, 16 zeros. Of the nibbles, vector j (of 4) is 64 bytes, 4 for each output: low ones hold the inputs
+// 4j..4j+3, high ones 16+4j..16+4j+3, so that 32 bits are four consecutive inputs of one output, as dot-product
+// instructions want it.
 //
 // All paths add the same integers; sums of floats are made in the same order, and differ by fused multiply-adds alone.
 
@@ -30,8 +31,10 @@ namespace {
 constexpr int PANEL = 16;                    // outputs side by side
 constexpr int GROUP = 32;                    // inputs with one scale
 constexpr int QUAD = 4;                      // inputs of one output in 32 bits
-constexpr int NIBBLES = PANEL * GROUP / 2;   // bytes of a group
-constexpr int BYTES = NIBBLES + PANEL * 4;   // the same with its scales and zeros
+constexpr int SCALES = PANEL * GROUP / 2;    // bytes before a group's scales
+constexpr int ZEROS = SCALES + PANEL * 2;    // and before its zeros
+constexpr int BYTES = ZEROS + PANEL * 2;     // of a group
+constexpr int AHEAD = 16;                    // groups that are asked of memory before they are needed
 constexpr int TOKENS = 8;                    // whose sums are in registers together
 constexpr int CHUNK = 4;                     // panels that a thread takes at a time, at least
 
@@ -64,9 +67,7 @@ struct Work {
     bool bf16;
 
     int64_t groups() const { return k / GROUP; }
-    const uint8_t* nibbles(int64_t panel) const { return w + panel * groups() * BYTES; }
-    const uint8_t* scales(int64_t panel) const { return nibbles(panel) + groups() * NIBBLES; }
-    const uint8_t* zeros(int64_t panel) const { return scales(panel) + groups() * PANEL * 2; }
+    const uint8_t* panel(int64_t index) const { return w + index * groups() * BYTES; }
 };
 
 void store(const Work& work, int64_t token, int64_t panel, const float* values) {
@@ -86,15 +87,16 @@ void panel_scalar(const Work& work, int64_t panel, int64_t token) {
     const int8_t* a = work.a + token * work.k;
     float total[PANEL] = {};
     for (int64_t g = 0; g < groups; g++) {
+        const uint8_t* group = work.panel(panel) + g * BYTES;
         for (int r = 0; r < PANEL; r++) {
             int32_t dot = work.start[token * groups + g];
             for (int i = 0; i < GROUP / 2; i++) {
-                const uint8_t pair = work.nibbles(panel)[g * NIBBLES + i / QUAD * 64 + r * QUAD + i % QUAD];
+                const uint8_t pair = group[i / QUAD * 64 + r * QUAD + i % QUAD];
                 dot += (pair & 15) * a[g * GROUP + i] + (pair >> 4) * a[g * GROUP + GROUP / 2 + i];
             }
             uint16_t scale, zero;
-            std::memcpy(&scale, work.scales(panel) + (g * PANEL + r) * 2, 2);
-            std::memcpy(&zero, work.zeros(panel) + (g * PANEL + r) * 2, 2);
+            std::memcpy(&scale, group + SCALES + r * 2, 2);
+            std::memcpy(&zero, group + ZEROS + r * 2, 2);
             total[r] = std::fma(float(dot), from_bf16(scale), total[r]);
             total[r] = std::fma(from_bf16(zero), work.sum[token * groups + g], total[r]);
         }
@@ -138,21 +140,23 @@ WITH_AVX512 inline __m512i four_512(const int8_t* a) {
 template <int T>
 WITH_AVX512 void panel_avx512(const Work& work, int64_t panel, int64_t token) {
     const int64_t groups = work.groups();
-    const uint8_t *nibbles = work.nibbles(panel), *scales = work.scales(panel), *zeros = work.zeros(panel);
+    const uint8_t* group = work.panel(panel);
     const int8_t* a = work.a + token * work.k;
     const int32_t* start = work.start + token * groups;
     const float* sum = work.sum + token * groups;
     const __m512i low = _mm512_set1_epi8(15);
     __m512 total[T];
     for (int t = 0; t < T; t++) total[t] = _mm512_setzero_ps();
-    for (int64_t g = 0; g < groups; g++) {
+    for (int64_t g = 0; g < groups; g++, group += BYTES) {
+        for (int line = 0; line < BYTES; line += 64)
+            _mm_prefetch(reinterpret_cast<const char*>(group) + AHEAD * BYTES + line, _MM_HINT_T0);
         __m512i w[8];
         for (int j = 0; j < 4; j++) {
-            const __m512i pair = _mm512_loadu_si512(nibbles + g * NIBBLES + j * 64);
+            const __m512i pair = _mm512_loadu_si512(group + j * 64);
             w[j] = _mm512_and_si512(pair, low);
             w[j + 4] = _mm512_and_si512(_mm512_srli_epi16(pair, 4), low);
         }
-        const __m512 scale = bf16_512(scales + g * PANEL * 2), zero = bf16_512(zeros + g * PANEL * 2);
+        const __m512 scale = bf16_512(group + SCALES), zero = bf16_512(group + ZEROS);
         for (int t = 0; t < T; t++) {
             const int8_t* at = a + t * work.k + g * GROUP;
             __m512i even = _mm512_set1_epi32(start[t * groups + g]), odd = _mm512_setzero_si512();
@@ -189,11 +193,11 @@ WITH_AVX2 inline __m256 bf16_256(const void* at) {
 // Sums of two products fit 16 bits: 2 * 15 * 127.
 WITH_AVX2 void panel_avx2(const Work& work, int64_t panel, int64_t token) {
     const int64_t groups = work.groups();
-    const uint8_t *nibbles = work.nibbles(panel), *scales = work.scales(panel), *zeros = work.zeros(panel);
+    const uint8_t* group = work.panel(panel);
     const int8_t* a = work.a + token * work.k;
     const __m256i low = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
     __m256 total[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
-    for (int64_t g = 0; g < groups; g++) {
+    for (int64_t g = 0; g < groups; g++, group += BYTES) {
         const int64_t place = token * groups + g;
         for (int half = 0; half < 2; half++) {
             __m256i dot = _mm256_set1_epi32(work.start[place]);
@@ -202,15 +206,15 @@ WITH_AVX2 void panel_avx2(const Work& work, int64_t panel, int64_t token) {
                 std::memcpy(&first, a + g * GROUP + j * QUAD, 4);
                 std::memcpy(&second, a + g * GROUP + GROUP / 2 + j * QUAD, 4);
                 const __m256i pair = _mm256_loadu_si256(
-                    reinterpret_cast<const __m256i*>(nibbles + g * NIBBLES + j * 64 + half * 32));
+                    reinterpret_cast<const __m256i*>(group + j * 64 + half * 32));
                 const __m256i p0 = _mm256_maddubs_epi16(_mm256_and_si256(pair, low), _mm256_set1_epi32(first));
                 const __m256i p1 = _mm256_maddubs_epi16(_mm256_and_si256(_mm256_srli_epi16(pair, 4), low),
                                                         _mm256_set1_epi32(second));
                 dot = _mm256_add_epi32(dot, _mm256_madd_epi16(_mm256_add_epi16(p0, p1), ones));
             }
-            const int64_t at = g * PANEL * 2 + half * PANEL;
-            total[half] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), bf16_256(scales + at), total[half]);
-            total[half] = _mm256_fmadd_ps(bf16_256(zeros + at), _mm256_set1_ps(work.sum[place]), total[half]);
+            const uint8_t *scales = group + SCALES + half * PANEL, *zeros = group + ZEROS + half * PANEL;
+            total[half] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), bf16_256(scales), total[half]);
+            total[half] = _mm256_fmadd_ps(bf16_256(zeros), _mm256_set1_ps(work.sum[place]), total[half]);
         }
     }
     float values[PANEL];
@@ -230,10 +234,10 @@ float32x4_t bf16_128(const uint8_t* at) {
 
 void panel_neon(const Work& work, int64_t panel, int64_t token) {
     const int64_t groups = work.groups();
-    const uint8_t *nibbles = work.nibbles(panel), *scales = work.scales(panel), *zeros = work.zeros(panel);
+    const uint8_t* group = work.panel(panel);
     const int8_t* a = work.a + token * work.k;
     float32x4_t total[4] = {vdupq_n_f32(0), vdupq_n_f32(0), vdupq_n_f32(0), vdupq_n_f32(0)};
-    for (int64_t g = 0; g < groups; g++) {
+    for (int64_t g = 0; g < groups; g++, group += BYTES) {
         const int64_t place = token * groups + g;
         for (int part = 0; part < 4; part++) {
             int32x4_t dot = vdupq_n_s32(work.start[place]);
@@ -241,15 +245,14 @@ void panel_neon(const Work& work, int64_t panel, int64_t token) {
                 int32_t first, second;
                 std::memcpy(&first, a + g * GROUP + j * QUAD, 4);
                 std::memcpy(&second, a + g * GROUP + GROUP / 2 + j * QUAD, 4);
-                const uint8x16_t pair = vld1q_u8(nibbles + g * NIBBLES + j * 64 + part * 16);
+                const uint8x16_t pair = vld1q_u8(group + j * 64 + part * 16);
                 const int8x16_t low = vreinterpretq_s8_u8(vandq_u8(pair, vdupq_n_u8(15)));
                 const int8x16_t high = vreinterpretq_s8_u8(vshrq_n_u8(pair, 4));
                 dot = vdotq_s32(dot, low, vreinterpretq_s8_s32(vdupq_n_s32(first)));
                 dot = vdotq_s32(dot, high, vreinterpretq_s8_s32(vdupq_n_s32(second)));
             }
-            const int64_t at = g * PANEL * 2 + part * 8;
-            total[part] = vfmaq_f32(total[part], vcvtq_f32_s32(dot), bf16_128(scales + at));
-            total[part] = vfmaq_n_f32(total[part], bf16_128(zeros + at), work.sum[place]);
+            total[part] = vfmaq_f32(total[part], vcvtq_f32_s32(dot), bf16_128(group + SCALES + part * 8));
+            total[part] = vfmaq_n_f32(total[part], bf16_128(group + ZEROS + part * 8), work.sum[place]);
         }
     }
     float values[PANEL];
@@ -361,16 +364,14 @@ void polyphi_pack(const uint8_t* q, const uint16_t* scale, const uint16_t* zero,
     const int64_t groups = k / GROUP;
     for (int64_t o = 0; o < n; o++) {
         const int64_t panel = o / PANEL, r = o % PANEL;
-        uint8_t* nibbles = w + panel * groups * BYTES;
-        uint8_t* scales = nibbles + groups * NIBBLES;
-        uint8_t* zeros = scales + groups * PANEL * 2;
-        for (int64_t g = 0; g < groups; g++) {
+        uint8_t* group = w + panel * groups * BYTES;
+        for (int64_t g = 0; g < groups; g++, group += BYTES) {
             for (int i = 0; i < GROUP / 2; i++) {
                 const uint8_t *at = q + o * k + g * GROUP + i;
-                nibbles[g * NIBBLES + i / QUAD * 64 + r * QUAD + i % QUAD] = uint8_t(at[0] | at[GROUP / 2] << 4);
+                group[i / QUAD * 64 + r * QUAD + i % QUAD] = uint8_t(at[0] | at[GROUP / 2] << 4);
             }
-            std::memcpy(scales + (g * PANEL + r) * 2, scale + o * groups + g, 2);
-            std::memcpy(zeros + (g * PANEL + r) * 2, zero + o * groups + g, 2);
+            std::memcpy(group + SCALES + r * 2, scale + o * groups + g, 2);
+            std::memcpy(group + ZEROS + r * 2, zero + o * groups + g, 2);
         }
     }
 }
