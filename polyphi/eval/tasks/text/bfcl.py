@@ -188,7 +188,7 @@ def _as_text(value: dict[str, Any], language: str) -> None:
 
 
 def _reference(row: Mapping[str, Any], possible: Any, category: str, mode: str) -> str:
-    """A right answer, made of the first possible value of every parameter; "" is its absence where that is allowed."""
+    """A right answer, made of the first possible value of every parameter that may not be left out ("")."""
     if category in RELEVANCE:
         return "[any()]" if mode == "prompt" else '[{"name": "any", "arguments": {}}]'
     if possible is None:
@@ -201,7 +201,7 @@ def _reference(row: Mapping[str, Any], possible: Any, category: str, mode: str) 
         given = {
             key: _plain(next((v for v in values if v != ""), "" if values else None))
             for key, values in options.items()
-            if key in needed or "" not in values or values[0] not in ("", [])
+            if key in needed or "" not in values
         }
         written = {key: repr(value) for key, value in given.items()}
         if category in HINTS:

@@ -18,13 +18,12 @@ from polyphi.eval.tasks.text import bfcl
 
 SHA256 = "3bb6dfa5f0c68ad403c9ec50b00db2bb3b4cc9b38ab1ff33f48fe30d853d3a0a"
 UNANSWERED = {
-    # Values that are lists of nothing, a parameter that the function doesn't have, Java lists of mixed kinds: what the
-    # data say is possible isn't accepted by the checker.
+    # Values that are lists of nothing, a parameter that the function doesn't have, Java lists of mixed kinds: of what
+    # the data say is possible the checker accepts nothing, whichever values are combined.
     "live_multiple_862-181-3",
     "live_multiple_964-207-0",
     "live_simple_106-63-0",
     "live_simple_112-68-0",
-    "parallel_multiple_26",
     "simple_java_36",
     "simple_java_64",
     "simple_java_65",
@@ -50,7 +49,7 @@ def test_possible_answers_are_right_and_others_wrong(samples: list[Sample]) -> N
     wrong = {s.id for s, score in zip(samples, scores, strict=True) if not score.value}
     by_tools = {f"{name}-tools" for name in UNANSWERED}
     by_prompt = {f"{name}-prompt" for name in UNANSWERED | UNWRITABLE}
-    assert wrong <= by_tools | by_prompt and len(wrong) <= 21
+    assert wrong <= by_tools | by_prompt and len(wrong) <= 19
     changed = bfcl.score_many([([_wrong(s)], s) for s in samples])
     assert sum(score.value for score in changed) == 0
 
