@@ -98,10 +98,8 @@ def main() -> None:
         share = work / ours / statistics.median(limits)
         for name in list(sides)[1:]:
             theirs = statistics.median(took[name])
-            what = f"layer in 4 bits, {tokens} token{'s' * (tokens > 1)}"
+            what = f"4 bits, {tokens} token{'s' * (tokens > 1)}, beside {name}"
             rows.append(Row(what, tokens / ours, tokens / theirs, name, "tokens/s", share))
-    for row in rows:
-        console.print(f"{row.work}: {row.ratio:.2f} times {row.peer_name}", highlight=False)
     show(rows, as_json=args.json)
 
 
