@@ -6,12 +6,26 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+_came = False
+
+
+def remember() -> None:
+    """From now on no Ctrl-C is lost in this process: one that is raised where Python drops errors (in the callback of a
+    weak reference, say) counts at the first step of the next long work."""
+    signal.signal(signal.SIGINT, _raise)
+
+
+def _raise(number: int, frame: FrameType | None) -> None:
+    global _came  # noqa: PLW0603 - a signal's handler has nowhere else
+    _came = True
+    raise KeyboardInterrupt
+
 
 class Interruptible:
     """Ctrl-C (and SIGTERM) asks once: the step is finished and saved. A second one stops at once."""
 
     def __enter__(self) -> Callable[[], bool]:
-        self._asked = False
+        self._asked = _came
         self._old: dict[signal.Signals, Any] = {}
         if threading.current_thread() is threading.main_thread():
             self._old = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
