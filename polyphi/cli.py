@@ -923,7 +923,7 @@ def eval_score(
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="train or engine.")],
+    name: Annotated[str, typer.Argument(help="train, engine or kernels.")],
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON list of rows on standard output.")
     ] = False,

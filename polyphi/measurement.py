@@ -22,10 +22,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import polyphi
 from polyphi import inspection
-from polyphi.chat import Generate
 from polyphi.endpoint import Endpoint
 from polyphi.eval import figures, paper, tables
-from polyphi.eval.asked import Asked, Recorded
+from polyphi.eval.asked import Answers, Asked, Recorded
 from polyphi.eval.azure import Azure
 from polyphi.eval.benchmark import Benchmark, suite
 from polyphi.eval.severity import AZURE
@@ -58,7 +57,7 @@ UNSIMULATED = "a model plays its user: name one by --simulator http://host/v1#na
 class Subject:
     """What is measured, by a name for people and a fingerprint that tells apart whatever answers differently."""
 
-    model: Generate
+    model: Answers
     name: str
     fingerprint: str
     parameters: int | None = None
@@ -108,7 +107,7 @@ def fingerprint(folder: Path) -> str:
     return seen.hexdigest()[:32]
 
 
-def _other(told: str, kind: str, key_from: str | None) -> tuple[Generate, str]:
+def _other(told: str, kind: str, key_from: str | None) -> tuple[Answers, str]:
     """A model beside the measured one, and its name: an endpoint's address and model, or the folder of an earlier
     evaluation and the model that said things of this kind in it (results#name)."""
     where, _, name = told.partition("#")
@@ -166,7 +165,7 @@ def shortened(chosen: Sequence[Benchmark]) -> list[Benchmark]:
     return [replace(b, max_tokens=min(b.max_tokens, STAND_IN_TOKENS)) for b in chosen]
 
 
-def glimpse(model: Generate, benchmark: Benchmark, stand_ins: Path, limit: int) -> float | None:
+def glimpse(model: Answers, benchmark: Benchmark, stand_ins: Path, limit: int) -> float | None:
     """The first row of a benchmark on a few of its stand-ins, which lie at `stand_ins`; None where there are none. For
     a model that changes: nothing of what it answers is kept."""
     data, failed = mini_data([benchmark], stand_ins)

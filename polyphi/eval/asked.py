@@ -14,11 +14,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
-from polyphi.chat import Completion, Delta, Generate, Message, SamplingParams
+from polyphi.chat import Completion, Message, SamplingParams
 from polyphi.endpoint import Rejected
 from polyphi.eval.run import dump, key_of
+
+
+class Answers(Protocol):
+    """What is needed of whoever is asked here: no more than answers."""
+
+    def generate(
+        self,
+        messages: Sequence[Message],
+        *,
+        sampling: SamplingParams = ...,
+        adapter: str | None = "auto",
+    ) -> Completion: ...
+
 
 Wanted = tuple[Sequence[Message], SamplingParams]
 GREEDY = SamplingParams()
@@ -47,7 +60,7 @@ class Asked:
 
     def __init__(
         self,
-        model: Generate,
+        model: Answers,
         folder: Path,
         fingerprint: str,
         *,
@@ -167,18 +180,3 @@ class Recorded:
         return Completion(
             found.text, (0,) * found.tokens, found.finish_reason, prompt_tokens=found.prompt_tokens
         )
-
-    def stream(
-        self,
-        messages: Sequence[Message],
-        *,
-        sampling: SamplingParams = GREEDY,
-        adapter: str | None = "auto",
-    ) -> Iterator[Delta]:
-        whole = self.generate(messages, sampling=sampling, adapter=adapter)
-        yield Delta(whole.text, whole.finish_reason, whole)
-
-    def score(
-        self, messages: Any, continuation: str, *, adapter: str | None = "auto"
-    ) -> list[float]:
-        raise ValueError("recorded answers have no log-probabilities")

@@ -8,10 +8,9 @@ azure-identity (`az login`, or its environment variables). Questions of other be
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
-from polyphi.chat import Completion, Delta, Message, SamplingParams
+from polyphi.chat import Completion, Message, SamplingParams
 from polyphi.endpoint import Rejected
 
 EVALUATORS = {
@@ -65,21 +64,6 @@ class Azure:
             raise Rejected(f"Azure gave no severity, but {str(given)[:200]!r}")
         told = {"explanation": str(given.get(f"{key}_reason", "")), "score": float(score)}
         return Completion(json.dumps(told, ensure_ascii=False))
-
-    def stream(
-        self,
-        messages: Sequence[Message],
-        *,
-        sampling: SamplingParams = GREEDY,
-        adapter: str | None = "auto",
-    ) -> Iterator[Delta]:
-        whole = self.generate(messages, sampling=sampling, adapter=adapter)
-        yield Delta(whole.text, whole.finish_reason, whole)
-
-    def score(
-        self, messages: Any, continuation: str, *, adapter: str | None = "auto"
-    ) -> list[float]:
-        raise ValueError("Azure's SDK rates severity; it has no log-probabilities")
 
 
 def _asked(messages: Sequence[Message]) -> dict[str, str]:

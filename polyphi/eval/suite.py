@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from polyphi.chat import Audio, Generate, Message, SamplingParams
+from polyphi.chat import Audio, Message, SamplingParams
 from polyphi.data.shards import Sample
-from polyphi.eval.asked import Answer, Asked
+from polyphi.eval.asked import Answer, Answers, Asked
 from polyphi.eval.benchmark import Benchmark, Judging, Row, belongs, benchmarks, in_rows
 from polyphi.eval.run import dump, hashes_of, measure, measure_mean, vector, written
 from polyphi.eval.sources import Data
@@ -42,12 +42,12 @@ Progress = Callable[[int], None]
 class Judge:
     """A model that gives points, under the name that stands beside every number of its."""
 
-    model: Generate
+    model: Answers
     name: str
     asked: Asked
 
     @classmethod
-    def of(cls, model: Generate, name: str, folder: Path) -> "Judge":
+    def of(cls, model: Answers, name: str, folder: Path) -> "Judge":
         return cls(model, name, Asked(model, folder, name, name="judged." + _plain(name)))
 
 

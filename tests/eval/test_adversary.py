@@ -39,8 +39,6 @@ class Model:
     def generate_many(self, conversations: Any, **_: Any) -> list[Completion]:
         return [self.generate(c) for c in conversations]
 
-    stream = score = None
-
     @property
     def keys(self) -> Counter[str]:
         from polyphi.chat import SamplingParams

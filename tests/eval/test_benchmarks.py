@@ -43,8 +43,6 @@ class Model:
     def generate_many(self, conversations: Any, **_: Any) -> list[Completion]:
         return [self.generate(c) for c in conversations]
 
-    stream = score = None
-
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Benchmark], Data]:

@@ -24,8 +24,6 @@ class Model:
     def generate(self, messages: Sequence[Message], **_: Any) -> Completion:
         return Completion(self.say(messages))
 
-    stream = score = None
-
 
 def told(severity: float) -> str:
     return json.dumps({"explanation": "so", "score": severity})

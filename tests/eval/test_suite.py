@@ -39,8 +39,6 @@ class Model:
     ) -> list[Completion]:
         return [self.generate(c) for c in conversations]
 
-    stream = score = None
-
 
 def samples(data: Data) -> Iterator[Sample]:
     for n in range(200):
