@@ -25,7 +25,7 @@ lint: setup
 
 setup: .venv/.packages .venv/.speech
 
-.venv/.packages: pyproject.toml setup.py polyphi/kernels/linear.cpp
+.venv/.packages: pyproject.toml setup.py $(wildcard polyphi/kernels/*.cpp polyphi/kernels/*.h)
 	@$(call debian,c++,g++,faster answers in 4 bits)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip

@@ -3,13 +3,16 @@
 They are optional: where there is no C++ compiler the package installs without them (polyphi/kernels says so).
 """
 
+from glob import glob
+
 from setuptools import Extension, setup
 
 setup(
     ext_modules=[
         Extension(
-            "polyphi.kernels._linear",
-            ["polyphi/kernels/linear.cpp"],
+            "polyphi.kernels._native",
+            sorted(glob("polyphi/kernels/*.cpp")),
+            depends=sorted(glob("polyphi/kernels/*.h")),
             language="c++",
             extra_compile_args=["-O3", "-std=c++17", "-pthread", "-g0"],
             extra_link_args=["-pthread"],

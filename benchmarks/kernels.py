@@ -19,6 +19,7 @@ from sidebyside import Row, console, matmul_rate, show
 from torch import Tensor
 
 from polyphi import kernels
+from polyphi.kernels.linear import GROUP
 from polyphi.model.quantize import EightBit, Int4Pack, Native
 
 SHAPES = {
@@ -38,7 +39,7 @@ def layer(kind: type) -> list[Callable[[Tensor], Tensor]]:
     for outputs, inputs in SHAPES.values():
         if kind in (Native, Int4Pack):
             q = torch.randint(0, 16, (outputs, inputs), dtype=torch.uint8)
-            pairs = torch.rand(2, outputs, inputs // kernels.GROUP).bfloat16() * 0.01
+            pairs = torch.rand(2, outputs, inputs // GROUP).bfloat16() * 0.01
             made.append(kind(q, *pairs))
         else:
             weight = torch.randn(outputs, inputs, dtype=torch.bfloat16) * 0.02

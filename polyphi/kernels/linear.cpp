@@ -9,22 +9,9 @@
 //
 // All paths add the same integers; sums of floats are made in the same order, and differ by fused multiply-adds alone.
 
-#include <algorithm>
-#include <atomic>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <thread>
-#include <utility>
-#include <vector>
+#include "native.h"
 
-#if defined(__x86_64__) && defined(__GNUC__)
-#include <immintrin.h>
-#define POLYPHI_X86 1
-#elif defined(__aarch64__) && defined(__ARM_FEATURE_DOTPROD)
-#include <arm_neon.h>
-#define POLYPHI_NEON 1
-#endif
+using namespace polyphi;
 
 namespace {
 
@@ -37,22 +24,6 @@ constexpr int BYTES = ZEROS + PANEL * 2;     // of a group
 constexpr int AHEAD = 16;                    // groups that are asked of memory before they are needed
 constexpr int TOKENS = 8;                    // whose sums are in registers together
 constexpr int CHUNK = 4;                     // panels that a thread takes at a time, at least
-
-enum Isa { SCALAR, AVX2, AVX512, NEON };
-
-float from_bf16(uint16_t half) {
-    uint32_t bits = uint32_t(half) << 16;
-    float value;
-    std::memcpy(&value, &bits, 4);
-    return value;
-}
-
-uint16_t to_bf16(float value) {
-    uint32_t bits;
-    std::memcpy(&bits, &value, 4);
-    if ((bits & 0x7fffffff) > 0x7f800000) return uint16_t(bits >> 16 | 64);  // no number stays none
-    return uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
 
 // Tokens [m k] by weights [n k] to y [m n]. Of each token and group `start` is -8 times the sum of its activations, with
 // which integer sums begin, and `sum` the sum itself.
@@ -108,8 +79,6 @@ void panel_scalar(const Work& work, int64_t panel, int64_t token) {
 #if POLYPHI_X86
 
 // ------------------------------------------------------------------ AVX-512 with VNNI
-
-#define WITH_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma")))
 
 WITH_AVX512 inline __m512 bf16_512(const void* at) {
     const __m256i halves = _mm256_loadu_si256(static_cast<const __m256i*>(at));
@@ -182,8 +151,6 @@ void panel_avx512_all(const Work& work, int64_t panel, std::integer_sequence<int
 }
 
 // ------------------------------------------------------------------ AVX2
-
-#define WITH_AVX2 __attribute__((target("avx2,fma")))
 
 WITH_AVX2 inline __m256 bf16_256(const void* at) {
     const __m128i halves = _mm_loadu_si128(static_cast<const __m128i*>(at));
@@ -262,20 +229,6 @@ void panel_neon(const Work& work, int64_t panel, int64_t token) {
 
 #endif
 
-int best() {
-#if POLYPHI_X86
-    __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("fma"))
-        return AVX512;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return AVX2;
-#elif POLYPHI_NEON
-    return NEON;
-#endif
-    return SCALAR;
-}
-
 // All tokens of a panel, whose weights stay in the nearest cache meanwhile.
 void panel(const Work& work, int isa, int64_t index) {
 #if POLYPHI_X86
@@ -300,24 +253,6 @@ void panel(const Work& work, int isa, int64_t index) {
     }
 }
 
-struct Job {
-    Work work;
-    int isa;
-    int64_t chunk;
-    std::atomic<int64_t> next{0};
-};
-
-// Run by every thread: panels are taken in chunks, whoever is free takes the next.
-void run(void* data) {
-    auto& job = *static_cast<Job*>(data);
-    const int64_t all = job.work.n / PANEL;
-    for (;;) {
-        const int64_t begin = job.next.fetch_add(job.chunk);
-        if (begin >= all) return;
-        for (int64_t i = begin; i < std::min(all, begin + job.chunk); i++) panel(job.work, job.isa, i);
-    }
-}
-
 template <typename Read>
 void quantise(Read at, int64_t k, int8_t* q, float* scale, int32_t* start, float* sum) {
     float most = 0;
@@ -337,9 +272,6 @@ void quantise(Read at, int64_t k, int8_t* q, float* scale, int32_t* start, float
 }
 
 }  // namespace
-
-// As GOMP_parallel of GNU's OpenMP: runs a function in so many threads, this one among them, and waits.
-using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
 
 extern "C" {
 
@@ -380,20 +312,14 @@ void polyphi_pack(const uint8_t* q, const uint16_t* scale, const uint16_t* zero,
 // (null: threads of its own).
 void polyphi_linear(int isa, const int8_t* q, const float* scale, const int32_t* start, const float* sum,
                     const uint8_t* w, void* y, int bf16, int64_t m, int64_t n, int64_t k, Parallel parallel, int threads) {
-    Job job;
-    job.work = {q, scale, start, sum, w, y, m, n, k, bf16 != 0};
-    job.isa = isa < 0 ? best() : isa;
-    job.chunk = std::max<int64_t>(CHUNK, n / PANEL / (8 * std::max(1, threads)));
-    if (threads <= 1) {
-        run(&job);
-    } else if (parallel) {
-        parallel(run, &job, unsigned(threads), 0);
-    } else {
-        std::vector<std::thread> others;
-        for (int i = 1; i < threads; i++) others.emplace_back(run, &job);
-        run(&job);
-        for (auto& thread : others) thread.join();
-    }
+    const Work work{q, scale, start, sum, w, y, m, n, k, bf16 != 0};
+    const int chosen = isa < 0 ? best() : isa;
+    const int64_t chunk = std::max<int64_t>(CHUNK, n / PANEL / (8 * std::max(1, threads)));
+    spread(
+        [&](int64_t begin, int64_t end) {
+            for (int64_t i = begin; i < end; i++) panel(work, chosen, i);
+        },
+        n / PANEL, chunk, parallel, threads);
 }
 
 }  // extern "C"

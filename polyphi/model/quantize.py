@@ -29,6 +29,7 @@ from jaxtyping import Float, Int8, UInt8
 from torch import Tensor, nn
 
 from polyphi import kernels
+from polyphi.kernels import linear as native
 from polyphi.model.config import DecoderConfig
 from polyphi.model.conformer import Pointwise
 from polyphi.model.lora import LoraLinear
@@ -283,12 +284,12 @@ class Native:
         zero: Float[Tensor, "O G"],
     ) -> None:
         self.outputs = len(q)
-        self.packed = kernels.pack(q, scale, zero)
+        self.packed = native.pack(q, scale, zero)
 
     def __call__(self, x: Float[Tensor, "T I"]) -> Float[Tensor, "T O"]:
         if x.dtype not in (torch.float32, torch.bfloat16):
             x = x.float()
-        return kernels.linear(x, self.packed, self.outputs)
+        return native.linear(x, self.packed, self.outputs)
 
     def tensors(self) -> tuple[Tensor, ...]:
         return (self.packed,)

@@ -1,9 +1,5 @@
 """Kernels of 4 bits: every path gives what the formula gives, whatever the shapes and however extreme the numbers."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,6 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from polyphi import kernels
+from polyphi.kernels.linear import GROUP, linear, pack
 
 pytestmark = pytest.mark.skipif(kernels.missing() is not None, reason=str(kernels.missing()))
 PATHS = range(len(kernels.PATHS))
@@ -25,7 +22,7 @@ def here(path: int) -> bool:
 def weights(outputs: int, inputs: int, seed: int, size: float) -> tuple[Tensor, Tensor, Tensor]:
     draw = torch.Generator().manual_seed(seed)
     q = torch.randint(0, 16, (outputs, inputs), dtype=torch.uint8, generator=draw)
-    pairs = size * torch.randn(2, outputs, inputs // kernels.GROUP, generator=draw)
+    pairs = size * torch.randn(2, outputs, inputs // GROUP, generator=draw)
     return q, *pairs.bfloat16()
 
 
@@ -55,7 +52,7 @@ def test_products_are_those_of_the_formula(
     x = x.bfloat16() if half else x
     x[tokens // 2] = 0
     x[-1, :5] *= 1000
-    found = kernels.linear(x, kernels.pack(*held), 16 * panels, path)
+    found = linear(x, pack(*held), 16 * panels, path)
     wanted = meant(x.float(), *held)
     assert found.dtype == x.dtype
     # Sums of up to 14 terms in float32: a few units in the last place of the largest; bfloat16 rounds the result.
@@ -65,18 +62,18 @@ def test_products_are_those_of_the_formula(
 
 def test_paths_differ_by_nothing() -> None:
     x, held = torch.randn(11, 3072), weights(64, 3072, 0, 0.02)
-    packed = kernels.pack(*held)
-    found = [kernels.linear(x, packed, 64, path) for path in PATHS if here(path)]
+    packed = pack(*held)
+    found = [linear(x, packed, 64, path) for path in PATHS if here(path)]
     for other in found[1:]:
         torch.testing.assert_close(other, found[0], rtol=1e-6, atol=1e-6)
 
 
 def test_a_token_is_the_same_whatever_stands_beside_it() -> None:
-    x, packed = torch.randn(20, 96), kernels.pack(*weights(48, 96, 0, 1.0))
+    x, packed = torch.randn(20, 96), pack(*weights(48, 96, 0, 1.0))
     x[3] *= 1e4
-    together = kernels.linear(x, packed, 48)
+    together = linear(x, packed, 48)
     for i in range(20):
-        assert torch.equal(kernels.linear(x[i : i + 1], packed, 48)[0], together[i])
+        assert torch.equal(linear(x[i : i + 1], packed, 48)[0], together[i])
 
 
 def test_extreme_weights_and_activations_add_up() -> None:
@@ -86,7 +83,7 @@ def test_extreme_weights_and_activations_add_up() -> None:
     scale, zero = torch.ones(16, 256).bfloat16(), torch.zeros(16, 256).bfloat16()
     x = torch.full((2, 8192), 127.0)
     x[1] = -127
-    found = kernels.linear(x, kernels.pack(q, scale, zero), 16)
+    found = linear(x, pack(q, scale, zero), 16)
     assert found[0].tolist() == [7.0 * 127 * 8192] * 8 + [-8.0 * 127 * 8192] * 8
     assert torch.equal(found[1], -found[0])
 
@@ -94,25 +91,8 @@ def test_extreme_weights_and_activations_add_up() -> None:
 def test_shapes_that_do_not_fit_are_refused() -> None:
     for outputs, inputs in ((15, 32), (16, 33)):
         with pytest.raises(ValueError, match="multiples of 16 outputs and 32 inputs"):
-            kernels.pack(
+            pack(
                 torch.zeros(outputs, inputs, dtype=torch.uint8),
                 torch.ones(16, 1),
                 torch.ones(16, 1),
             )
-
-
-def test_without_a_library_it_says_so(tmp_path: Path) -> None:
-    """As where there was no compiler: the package works, and tells why it is slower."""
-    code = f"""
-import sys
-sys.path.insert(0, {str(tmp_path)!r})
-from kernels import missing, path
-print(path(), missing(), sep="|")
-"""
-    (tmp_path / "kernels").mkdir()
-    source = Path(kernels.__file__).read_text()
-    (tmp_path / "kernels" / "__init__.py").write_text(source)
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert told.stdout == (
-        "none|they weren't built: there was no C++ compiler when polyphi was installed\n"
-    )

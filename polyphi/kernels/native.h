@@ -1,0 +1,90 @@
+// What all kernels share: the instructions that this CPU has, bfloat16, and a run of work in torch's own threads.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#include <immintrin.h>
+#define POLYPHI_X86 1
+#elif defined(__aarch64__) && defined(__ARM_FEATURE_DOTPROD)
+#include <arm_neon.h>
+#define POLYPHI_NEON 1
+#endif
+
+#if POLYPHI_X86
+#define WITH_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma")))
+#define WITH_AVX2 __attribute__((target("avx2,fma")))
+#endif
+
+namespace polyphi {
+
+enum Isa { SCALAR, AVX2, AVX512, NEON };
+
+inline int best() {
+#if POLYPHI_X86
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("fma"))
+        return AVX512;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return AVX2;
+#elif POLYPHI_NEON
+    return NEON;
+#endif
+    return SCALAR;
+}
+
+inline float from_bf16(uint16_t half) {
+    uint32_t bits = uint32_t(half) << 16;
+    float value;
+    std::memcpy(&value, &bits, 4);
+    return value;
+}
+
+inline uint16_t to_bf16(float value) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, 4);
+    if ((bits & 0x7fffffff) > 0x7f800000) return uint16_t(bits >> 16 | 64);  // no number stays none
+    return uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+// As GOMP_parallel of GNU's OpenMP: runs a function in so many threads, this one among them, and waits.
+using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
+
+// Calls work(begin, end) for pieces of 0..count, `chunk` at a time, whoever is free takes the next; by `parallel` (null:
+// threads of its own).
+template <typename Work>
+void spread(const Work& work, int64_t count, int64_t chunk, Parallel parallel, int threads) {
+    struct Job {
+        const Work& work;
+        int64_t count, chunk;
+        std::atomic<int64_t> next{0};
+    } job{work, count, chunk};
+    const auto run = [](void* data) {
+        auto& job = *static_cast<Job*>(data);
+        for (;;) {
+            const int64_t begin = job.next.fetch_add(job.chunk);
+            if (begin >= job.count) return;
+            job.work(begin, std::min(job.count, begin + job.chunk));
+        }
+    };
+    if (threads <= 1 || count <= chunk) {
+        run(&job);
+    } else if (parallel) {
+        parallel(run, &job, unsigned(threads), 0);
+    } else {
+        std::vector<std::thread> others;
+        for (int i = 1; i < threads; i++) others.emplace_back(run, &job);
+        run(&job);
+        for (auto& thread : others) thread.join();
+    }
+}
+
+}  // namespace polyphi

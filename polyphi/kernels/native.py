@@ -1,0 +1,64 @@
+"""The library of native kernels, and torch's threads for them to run in."""
+
+import ctypes
+from collections.abc import Callable
+from functools import cache
+from importlib import machinery
+from pathlib import Path
+from typing import Any
+
+PATHS = ("scalar", "AVX2", "AVX-512 VNNI", "NEON")
+pointer, count, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+
+
+@cache
+def library() -> ctypes.CDLL | str:
+    """The library, or why it can't be had."""
+    found = [
+        path
+        for suffix in machinery.EXTENSION_SUFFIXES
+        if (path := Path(__file__).with_name(f"_native{suffix}")).exists()
+    ]
+    if not found:
+        return "they weren't built: there was no C++ compiler when polyphi was installed"
+    try:
+        return ctypes.CDLL(str(found[0]))
+    except OSError as error:
+        return f"they can't be loaded: {error}"
+
+
+@cache
+def pool() -> int | None:
+    """The address of what runs a function in torch's threads; two pools would stand in each other's way."""
+    try:
+        maps = Path("/proc/self/maps").read_text().splitlines()
+    except OSError:
+        return None
+    for line in maps:
+        if "libgomp" in line:
+            gomp = ctypes.CDLL(line.split(maxsplit=5)[5])
+            return ctypes.cast(gomp.GOMP_parallel, ctypes.c_void_p).value
+    return None
+
+
+def function(name: str, *arguments: type) -> Callable[..., None]:
+    """One of its functions, which gives nothing back."""
+    held = library()
+    assert not isinstance(held, str), held
+    found: Any = getattr(held, name)
+    found.argtypes, found.restype = arguments, None
+    return found
+
+
+def missing() -> str | None:
+    """Why there are no kernels that pay here, or None."""
+    held = library()
+    if isinstance(held, str):
+        return held
+    return None if held.polyphi_isa() else "this CPU has neither AVX2 nor NEON's dot products"
+
+
+def path() -> str:
+    """The instructions that are used, for people."""
+    held = library()
+    return "none" if isinstance(held, str) else PATHS[held.polyphi_isa()]
