@@ -212,7 +212,7 @@ def _entries(state: Mapping[str, Tensor], layout: str, *, adapted: bool) -> dict
 def _in_pieces(
     entries: Mapping[str, Entry], parts: Mapping[str, quantize.Part]
 ) -> dict[str, Entry]:
-    """Entries of a quantised checkpoint: a weight's pieces in its place, `NAME.q8` and `NAME.scale` say."""
+    """Entries of a quantised checkpoint: a weight's pieces in its place, `NAME.q8` and `NAME.row` say."""
     found = {}
     for name, entry in entries.items():
         if entry.ours not in parts:
@@ -295,7 +295,7 @@ def load(
             for end, tensor in found.items():
                 _check_finite(f"{part.name} ({end})", tensor)
         if layout == QUANTISED:
-            part.put(part.form.stored(found, place))
+            part.put(part.form.stored(found, part.shape, place))
         else:
             (tensor,) = found.values()
             part.put(part.form(tensor.to(device=place, dtype=dtype).flatten(1)))
@@ -303,10 +303,12 @@ def load(
     state: dict[str, Tensor] = {}
     if quantize.EMBEDDING in parts and layout == QUANTISED:
         model.decoder.embed_tokens.register_parameter("weight", None)
+        head = cast("quantize.EightBit | quantize.FourBit", model.decoder.head)
         if (
-            place.type == "cpu"
+            head.table is None
         ):  # mapped once more: of rows that are looked up, only those take memory
-            cast(Any, model.decoder.head).pieces = pieces(quantize.EMBEDDING)
+            packed = max(pieces(quantize.EMBEDDING).values(), key=lambda t: t.nbytes)
+            head.table = packed.to(place)
     elif quantize.EMBEDDING in parts:
         (table,) = pieces(quantize.EMBEDDING).values()
         state[quantize.EMBEDDING] = table if place.type == "cpu" else table.to(place, dtype)
@@ -343,7 +345,7 @@ def _read(stored: _Stored) -> Tensor:
 
 
 _TYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-_WHOLE_NUMBERS = {"I8": torch.int8, "U8": torch.uint8}
+_WHOLE_NUMBERS = {"U8": torch.uint8}
 """Of quantised weights."""
 _WRITTEN = {kind: name for name, kind in (_TYPES | _WHOLE_NUMBERS).items()}
 
@@ -714,7 +716,7 @@ def write(
         for name, entry in entries.items():
             if entry.ours in parts:
                 values = tensor(entry.ours).detach().to("cpu", dtype).flatten(1)
-                pieces = parts[entry.ours].form.rounded(values)
+                pieces = parts[entry.ours].form.pieces(values)
                 yield from ((f"{name}.{end}", piece) for end, piece in pieces.items())
             else:
                 yield name, ready(entry)
