@@ -419,6 +419,10 @@ def locate(source: str | Path) -> Path:
         inner = folder / "model"
         made_here = (inner / "config.json").is_file() and not (folder / "config.json").exists()
         return inner if made_here else folder
+    if folder.suffix == ".gguf":
+        raise ValueError(
+            f"{source} is a GGUF file; make a checkpoint of it: polyphi export {source} --out FOLDER"
+        )
     repository = str(source).removeprefix("hf:")
     if folder.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", repository):
         raise ValueError(
@@ -665,7 +669,7 @@ def save(
 
 def write(
     config: ModelConfig,
-    tensor: Callable[[str], Tensor],
+    tensor: Callable[[str], Tensor | quantize.Pieces],
     folder: str | Path,
     layout: str,
     *,
@@ -674,7 +678,8 @@ def write(
     max_shard_bytes: int = SHARD_BYTES,
     files: Sequence[str | Path] = (),
 ) -> None:
-    """`save` for tensors that come one at a time: `tensor(our name)` is asked for each; only one shard is held."""
+    """`save` for tensors that come one at a time: `tensor(our name)` is asked for each, and gives it, or what a file
+    holds of it where it is quantised already; only one shard is held."""
     if quant is not None and quant not in quantize.STORED:
         raise ValueError(
             f"a checkpoint is quantised to one of {', '.join(quantize.STORED)}; found {quant!r}"
@@ -709,14 +714,19 @@ def write(
         beside.setdefault(place, {})[PEFT_PREFIX + rest] = entries.pop(name)
 
     def ready(entry: Entry) -> Tensor:
-        return tensor(entry.ours).detach().reshape(entry.shape).to("cpu", dtype).contiguous()
+        found = tensor(entry.ours)
+        assert isinstance(found, Tensor), f"pieces of {entry.ours}, which stays whole"
+        return found.detach().reshape(entry.shape).to("cpu", dtype).contiguous()
 
     def written() -> Iterator[tuple[str, Tensor]]:
         parts = {p.name: p for p in quantize.parts(_empty(config), quant)} if quant else {}
         for name, entry in entries.items():
             if entry.ours in parts:
-                values = tensor(entry.ours).detach().to("cpu", dtype).flatten(1)
-                pieces = parts[entry.ours].form.pieces(values)
+                found = tensor(entry.ours)
+                if isinstance(found, Tensor):
+                    values = found.detach().to("cpu", dtype).flatten(1)
+                    found = parts[entry.ours].form.pieces(values)
+                pieces = found
                 yield from ((f"{name}.{end}", piece) for end, piece in pieces.items())
             else:
                 yield name, ready(entry)
