@@ -68,6 +68,8 @@ CHUNK = 512
 """Prompt tokens of a step while somebody waits for the next token."""
 PREFILL = 2048
 """Prompt tokens of a step while nobody does, and of one forward of scores."""
+DRAFT = 15
+"""Tokens that are guessed in a step, at most, where a request leaves it to the engine."""
 ENCODED = 256 * 2**20
 """Bytes of encoder outputs to remember."""
 IDLE = 0.5
@@ -127,6 +129,8 @@ class Engine:
         self.encoders = Encoders(model, encoded)
         self.steps = self.tokens = 0
         self._remember = remember
+        # Elsewhere a step of single tokens is a recorded graph (graphs.py), and what guesses cost wasn't measured.
+        self._draft = DRAFT if model.decoder.embed_tokens.weight.device.type == "cpu" else 0
         config, dtype = model.config.decoder, model.decoder.embed_tokens.weight.dtype
         size = token_bytes(config, dtype) * BLOCK
         wanted = max(config.max_position_embeddings, together * ORDINARY) // BLOCK
@@ -344,11 +348,12 @@ class Engine:
             if not (self._arriving or self.scheduler.waiting or self.scheduler.running):
                 self._look_at_weights()
             requests: list[Request] = []
+            draft = self._draft if sampling.draft == "auto" else sampling.draft
             for number in range(sampling.n):
                 own = replace(sampling, n=1, seed=sampling.seed + number)
                 leader = requests[0] if requests else None
-                tokenizer = self.processor.tokenizer
-                requests.append(Request(row, own, tokenizer, Table(self.pool), leader, salt))
+                tokenizer, table = self.processor.tokenizer, Table(self.pool)
+                requests.append(Request(row, own, tokenizer, table, leader, draft, salt))
             self._arriving += requests
         row.add_done_callback(self._wake)
         return requests

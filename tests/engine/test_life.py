@@ -15,7 +15,7 @@ from polyphi.engine.cache import token_bytes
 from polyphi.engine.engine import Engine
 from polyphi.engine.request import Request
 from polyphi.engine.runner import Runner, extend
-from polyphi.engine.speculate import PromptLookup
+from polyphi.engine.speculate import Guess, PromptLookup
 from polyphi.processing.processor import Processor
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.stages import sizes
@@ -212,13 +212,13 @@ def test_guesses_never_change_an_answer(
 ) -> None:
     """Neither right ones (which spare steps) nor wrong ones, on both sides of the switch of tables."""
     messages = [Message.user("1 + 2 = 3 " * 3)]
-    plain = SamplingParams(max_tokens=120, temperature=temperature, seed=1, rope=rope)
+    plain = SamplingParams(max_tokens=120, temperature=temperature, seed=1, rope=rope, draft=0)
     expected = engine.generate(messages, sampling=plain)
     prompt, dice = len(engine.row(messages)), random.Random(0)
 
-    def propose(self: PromptLookup, most: int) -> list[int]:
+    def propose(self: PromptLookup, most: int) -> list[Guess]:
         right = list(expected.tokens[len(self._tokens) - prompt :][:most])
-        return [t if dice.random() < 0.8 else 5 for t in right]
+        return [(t if dice.random() < 0.8 else 5, 0.99**i) for i, t in enumerate(right)]
 
     monkeypatch.setattr(PromptLookup, "propose", propose)
     before = engine.counters().steps
