@@ -40,7 +40,7 @@ from polyphi.batch import row
 from polyphi.chat import Message, SamplingParams, Text
 from polyphi.data.shards import Shards
 from polyphi.engine.cache import BLOCK, BlockPool, Memory, StepCache, Table
-from polyphi.engine.engine import Engine
+from polyphi.engine.engine import DRAFT, Engine
 from polyphi.engine.scheduler import Part
 from polyphi.eval.run import select
 from polyphi.eval.task import find
@@ -126,7 +126,7 @@ def compare(
             engine.told = told if guesses and turn == turns - 1 else None
             given, took = [], 0.0
             for messages, most in asked:
-                draft = "auto" if guesses else 0
+                draft = DRAFT if guesses else 0
                 sampling = SamplingParams(max_tokens=most, draft=draft)
                 if turn < 0 and guesses:
                     continue  # prompts are remembered by now

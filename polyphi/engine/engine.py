@@ -58,6 +58,7 @@ from polyphi.engine.sampling import check
 from polyphi.engine.scheduler import Part, Scheduler
 from polyphi.engine.scores import logprobs, score_rows
 from polyphi.engine.structured import Matcher
+from polyphi.model import quantize
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.processor import Processor
 
@@ -70,6 +71,8 @@ PREFILL = 2048
 """Prompt tokens of a step while nobody does, and of one forward of scores."""
 DRAFT = 15
 """Tokens that are guessed in a step, at most, where a request leaves it to the engine."""
+CACHED = 256 * 2**20
+"""Bytes of weights that a CPU may hold in its caches."""
 ENCODED = 256 * 2**20
 """Bytes of encoder outputs to remember."""
 IDLE = 0.5
@@ -129,8 +132,7 @@ class Engine:
         self.encoders = Encoders(model, encoded)
         self.steps = self.tokens = 0
         self._remember = remember
-        # Elsewhere a step of single tokens is a recorded graph (graphs.py), and what guesses cost wasn't measured.
-        self._draft = DRAFT if model.decoder.embed_tokens.weight.device.type == "cpu" else 0
+        self._draft = DRAFT if _reads_weights(model) else 0
         config, dtype = model.config.decoder, model.decoder.embed_tokens.weight.dtype
         size = token_bytes(config, dtype) * BLOCK
         wanted = max(config.max_position_embeddings, together * ORDINARY) // BLOCK
@@ -661,6 +663,14 @@ class Engine:
                 f"{prompt} prompt tokens and {more} more are {prompt + more}, but the model reads at most "
                 f"{self.context}; shorten the prompt or lower max_tokens"
             )
+
+
+def _reads_weights(model: PhiModel) -> bool:
+    """Whether a step takes as long as its weights are read, so that guesses are cheap: on a CPU, where they don't stay
+    in its caches. On a GPU a step of single tokens is a recorded graph (graphs.py), and guesses weren't measured."""
+    weights = (*model.decoder.parameters(), *quantize.held(model.decoder))
+    on_cpu = model.decoder.embed_tokens.weight.device.type == "cpu"
+    return on_cpu and sum(quantize.nbytes(t) for t in weights) > CACHED
 
 
 def _argmax(parts: Sequence[Part], logits: Sequence[Tensor | None]) -> list[list[int]]:
