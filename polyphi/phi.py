@@ -209,6 +209,7 @@ def load(
     quant: str | None = None,
     together: int = TOGETHER,
     cache_gb: float | None = None,
+    kv: str | None = None,
 ) -> Phi:
     """A `Phi` from a checkpoint folder or a hub id, in any public layout (`model/weights.py`).
 
@@ -217,7 +218,8 @@ def load(
     None keeps every weight as it is; "int8" and "int4" quantise the decoder's base weights and the head (adapters and
     all else in bfloat16), "bf16" only lays out the encoders for this CPU (`model/quantize.py`): such a model is for
     inference. `together`: sequences that run at once; `cache_gb`: memory for their keys and values (engine.py has the
-    default). Raises ValueError, one clear message each, also where the weights don't fit.
+    default); `kv`: "int8" keeps these in 8 bits, in half of the memory (on a CPU). Raises ValueError, one clear message
+    each, also where the weights don't fit.
     """
     place = devices.choose(device)
     asked = (torch.bfloat16 if quant else None) if dtype == "auto" else as_dtype(dtype)
@@ -229,8 +231,10 @@ def load(
     devices.check_fits(max(0, devices.size(stored, kind) - saved), free, place)
     model = weights.load(folder, device=place, dtype=kind, quant=quant)
     cache = None if cache_gb is None else round(cache_gb * 1e9)
-    phi = Phi(model, make_processor(model.config, tokenizer), together=together, memory=cache)
-    phi.room = devices.room(model, free, place, phi.engine.capacity)
+    phi = Phi(
+        model, make_processor(model.config, tokenizer), together=together, memory=cache, kv=kv
+    )
+    phi.room = devices.room(model, free, place, phi.engine.capacity, kv)
     return phi
 
 

@@ -49,7 +49,7 @@ from polyphi.chat import (
     adapter_for,
     media,
 )
-from polyphi.engine.cache import BLOCK, BlockPool, Memory, Table, token_bytes
+from polyphi.engine.cache import BLOCK, BlockPool, Memory, Table, check_kind, token_bytes
 from polyphi.engine.encoders import Encoders
 from polyphi.engine.memory import OutOfMemory, beside, ran_out
 from polyphi.engine.request import Request
@@ -105,7 +105,8 @@ class Engine:
     """A model (put in eval mode) and the processor of its inputs, behind the `Generate` protocol (chat.py).
 
     `memory`: bytes for keys and values; by default for 32 ordinary sequences or one whole context, whichever is more,
-    but at most half of what is free. `remember`: whether beginnings of sequences are shared. Safe to use from several
+    but at most half of what is free. `remember`: whether beginnings of sequences are shared. `kv`: "int8" keeps keys
+    and values in 8 bits, which halves them (on a CPU; None: in the model's type). Safe to use from several
     threads; a step is one thread's work at a time.
     """
 
@@ -120,7 +121,9 @@ class Engine:
         prefill: int = PREFILL,
         encoded: int = ENCODED,
         remember: bool = True,
+        kv: str | None = None,
     ) -> None:
+        check_kind(kv, model.decoder.embed_tokens.weight.device)
         self.model = model.eval()
         self.processor = processor
         self.runner = Runner(model)
@@ -128,7 +131,8 @@ class Engine:
         self.steps = self.tokens = 0
         self._remember = remember
         config, dtype = model.config.decoder, model.decoder.embed_tokens.weight.dtype
-        size = token_bytes(config, dtype) * BLOCK
+        self.kv = kv
+        size = token_bytes(config, dtype, kv) * BLOCK
         wanted = max(config.max_position_embeddings, together * ORDINARY) // BLOCK
         given = beside(model) // 2 if memory is None else memory
         blocks = given // size if memory is not None else min(wanted, given // size)
@@ -473,7 +477,7 @@ class Engine:
         if self._memory is None:
             config, weight = self.model.config.decoder, self.model.decoder.embed_tokens.weight
             # One block more than sequences can get: graphs.py writes there.
-            self._memory = Memory(config, self.pool.size + 1, weight.dtype, weight.device)
+            self._memory = Memory(config, self.pool.size + 1, weight.dtype, weight.device, self.kv)
         logits = self.runner.run(parts, self._memory)
         for part, rows, best in zip(parts, logits, _argmax(parts, logits), strict=True):
             if rows is not None:
