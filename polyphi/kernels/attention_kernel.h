@@ -20,7 +20,7 @@ void keep(const Kind* from, int d, int8_t* to, float* scale) {
     const Vec inverse = all(1.0f / *scale);
     for (int i = 0; i < d; i += LANES) {
         const Vec whole = load(from + i) * inverse + 12582912.0f;  // 1.5 * 2^23: rounds, and is in the low bits
-        const Bytes bytes = __builtin_convertvector(as<Ints>(whole), Bytes);
+        const Bytes bytes = narrowed(as<Ints>(whole));
         std::memcpy(to + i, &bytes, sizeof bytes);
     }
 }
@@ -29,25 +29,32 @@ void keep(const Kind* from, int d, int8_t* to, float* scale) {
 
 // Vectors hold a part of a head. Keys and values pass once, a block at a time, as they come from memory.
 
-constexpr int BESIDE = LANES == 8 ? 2 : 4;  // keys whose products stand in registers together
+constexpr int BESIDE = 4;  // keys whose products stand in registers together
+
+// What `scores_of` multiplies at a time: LANES numbers, or twice as many in pairs.
+template <class Held>
+INLINE Vec plus_product(Vec total, const float* q, const Held* key) {
+    return total + load(q) * load(key);
+}
+#if PAIRS
+INLINE Vec plus_product(Vec total, const uint16_t* q, const uint16_t* key) {
+    return _mm512_dpbf16_ps(total, read<__m512bh>(q), read<__m512bh>(key));
+}
+#endif
 
 // scores [R, n] of queries [R, d] and the keys of a block, n rounded up to BESIDE
-template <int R, class Held>
-void scores_of(const float* q, const Held* keys, int n, int d, float* scores) {
+template <int R, class Query, class Held>
+void scores_of(const Query* q, const Held* keys, int n, int d, float* scores) {
+    constexpr int STEP = sizeof(Query) == 2 ? 2 * LANES : LANES;
     for (int j = 0; j < n; j += BESIDE) {
         Vec total[R][BESIDE];
         for (int r = 0; r < R; r++)
             for (int k = 0; k < BESIDE; k++) total[r][k] = all(0);
-        for (int i = 0; i < d; i += LANES) {
-            Vec key[BESIDE];
-            for (int k = 0; k < BESIDE; k++) key[k] = load(keys + (j + k) * d + i);
-            for (int r = 0; r < R; r++) {
-                const Vec query = load(q + r * d + i);
-                for (int k = 0; k < BESIDE; k++) total[r][k] += query * key[k];
-            }
-        }
-        for (int r = 0; r < R; r++)
-            for (int k = 0; k < BESIDE; k++) scores[r * BLOCK + j + k] = sum(total[r][k]);
+        for (int i = 0; i < d; i += STEP)
+            for (int k = 0; k < BESIDE; k++)
+                for (int r = 0; r < R; r++)
+                    total[r][k] = plus_product(total[r][k], q + r * d + i, keys + (j + k) * d + i);
+        for (int r = 0; r < R; r++) sums(total[r], scores + r * BLOCK + j);
     }
 }
 
@@ -69,16 +76,15 @@ void add_values(const float* weights, const Held* values, int n, int d, float* o
         for (int w = 0; w < W; w++) store(out + r * d + w * LANES, total[r][w]);
 }
 
-template <int R, class Held>
-void block_of(const float* q, const Held* keys, const Held* values, const float* key_scales, const float* value_scales,
-              int n, const int64_t* seen, int d, Softmax* softmax, float* out) {
+template <int R, class Query, class Held>
+void block_of(const Query* q, const Held* keys, const Held* values, const float* key_scales, const float* value_scales,
+              int n, const int64_t* seen, int d, float scale, Softmax* softmax, float* out) {
     float scores[R * BLOCK];
     scores_of<R>(q, keys, n, d, scores);
     for (int r = 0; r < R; r++) {
         float* mine = scores + r * BLOCK;
         const int there = int(std::max<int64_t>(0, std::min<int64_t>(n, seen[r])));
-        if (key_scales)
-            for (int j = 0; j < there; j++) mine[j] *= key_scales[j];
+        for (int j = 0; j < there; j++) mine[j] *= key_scales ? key_scales[j] * scale : scale;
         for (int j = there; j < BLOCK; j++) mine[j] = NEVER;
         Vec high = all(softmax[r].most);
         for (int j = 0; j < BLOCK; j += LANES) high = most(high, load(mine + j));
@@ -105,10 +111,11 @@ void block_of(const float* q, const Held* keys, const Held* values, const float*
     for (; i < d; i += LANES) add_values<R, 1>(scores, values + i, n, d, out + i);
 }
 
-// Queries [rows, d] of a head, scaled, over keys `first` to `last`: out [rows, d] and what it is to be divided by.
-template <class Held>
-void few(const Call& call, const Piece& piece, const float* q, int rows, float* out, Softmax* softmax) {
+// Queries [rows, d] of a head over keys `first` to `last`: out [rows, d] and what it is to be divided by.
+template <class Query, class Held>
+void few(const Call& call, const Piece& piece, const Query* q, int rows, float* out, Softmax* softmax) {
     const int d = call.d;
+    const float scale = 1.0f / std::sqrt(float(d));
     std::memset(out, 0, size_t(rows) * d * sizeof(float));
     for (int r = 0; r < rows; r++) softmax[r] = {NEVER, 0};
     for (int64_t key = piece.first; key < piece.last; key += BLOCK) {
@@ -122,7 +129,8 @@ void few(const Call& call, const Piece& piece, const float* q, int rows, float* 
         int r = 0;
         const auto next = [&](auto width) {
             constexpr int R = decltype(width)::value;
-            block_of<R>(q + r * d, keys, values, key_scales, value_scales, n, seen + r, d, softmax + r, out + r * d);
+            block_of<R>(q + r * d, keys, values, key_scales, value_scales, n, seen + r, d, scale, softmax + r,
+                        out + r * d);
             r += R;
         };
         while (rows - r >= 3) next(std::integral_constant<int, 3>());
@@ -316,17 +324,25 @@ void many(const Call& call, const Piece& piece) {
 // Of few queries, `out` divided already where the piece is all that they see.
 template <class Kind, class Held>
 void few_queries(const Call& call, const Piece& piece) {
+    // Pairs are multiplied as they are, 2 * LANES at a time; all else as floats.
+    constexpr bool pairs = PAIRS && std::is_same<Held, uint16_t>::value;
     static thread_local std::vector<float> space;
     const int d = call.d, group = call.group(), rows = piece.tokens * group;
     space.resize(size_t(2 * rows) * d);
     float *q = space.data(), *out = piece.partial ? piece.partial + 2 * rows : q + rows * d;
-    const float scale = 1.0f / std::sqrt(float(d));
+    auto* halves = reinterpret_cast<uint16_t*>(q);
+    const bool paired = pairs && d % (2 * LANES) == 0;
     for (int r = 0; r < rows; r++) {
         const Kind* from = call.query<Kind>(piece.sequence, r / group, piece.head * group + r % group);
-        for (int i = 0; i < d; i += LANES) store(q + r * d + i, load(from + i) * scale);
+        if (paired)
+            std::memcpy(halves + r * d, from, size_t(d) * sizeof(Kind));
+        else
+            for (int i = 0; i < d; i += LANES) store(q + r * d + i, load(from + i));
     }
     Softmax softmax[FEW];
-    few<Held>(call, piece, q, rows, out, softmax);
+    if constexpr (pairs)
+        if (paired) few<uint16_t, Held>(call, piece, halves, rows, out, softmax);
+    if (!paired) few<float, Held>(call, piece, q, rows, out, softmax);
     if (piece.partial) {
         std::memcpy(piece.partial, softmax, size_t(rows) * sizeof(Softmax));
         return;

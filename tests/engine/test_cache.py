@@ -193,5 +193,5 @@ def test_attention_is_the_same_by_kernels_and_by_torch(
 def test_eight_bits_are_for_a_cpu() -> None:
     with pytest.raises(ValueError, match="for a CPU, and this model is on cuda"):
         check_kind("int8", torch.device("cuda"))
-    with pytest.raises(ValueError, match="None .* or int8, found 'int4'"):
+    with pytest.raises(ValueError, match=r"None .* or int8, found 'int4'"):
         check_kind("int4", torch.device("cpu"))

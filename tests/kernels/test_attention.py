@@ -13,7 +13,8 @@ from polyphi.kernels.attention import BLOCK, Held, Where, attend, pairs
 
 pytestmark = pytest.mark.skipif(kernels.missing() is not None, reason=str(kernels.missing()))
 BEST = kernels.PATHS.index(kernels.path())
-WAYS = [(path, 0) for path in range(BEST + 1)] if kernels.path() != "NEON" else [(0, 0), (BEST, 0)]
+WAYS = [(path, 0) for path in range(BEST + 1) if kernels.PATHS[path] not in ("AVX-VNNI", "NEON")]
+WAYS += [(BEST, 0)] if kernels.path() == "NEON" else []
 WAYS += [(BEST, 1)] if pairs() else []
 NAMES = [kernels.PATHS[path] + " BF16" * by for path, by in WAYS]
 
@@ -29,10 +30,17 @@ def memory(blocks: int, heads: int, d: int, dtype: torch.dtype) -> Held:
     return Held(rows(d, dtype=dtype), rows(d, dtype=dtype), *scales)
 
 
-def eight(x: Tensor) -> Tensor:
-    """As int8 with a scale per row keeps it."""
-    scale = x.double().abs().amax(-1, keepdim=True).clamp(min=1e-12 * 127) / 127
-    return (x.double() / scale).round() * scale
+def remembered(held: Held, table: list[int], new: Tensor, which: int) -> Tensor:
+    """Keys (`which` 0) or values (1) [n K d] as memory holds them, once it is seen that they are near the new ones."""
+    rows = [table[t // BLOCK] * BLOCK + t % BLOCK for t in range(len(new))]
+    kept, scales = held[which][rows].double(), held[which + 2]
+    if scales is None:
+        assert torch.equal(kept, new.double())
+        return kept
+    step = scales[rows].double()[..., None]
+    assert ((kept * step - new.double()).abs() <= 0.5001 * step).all()
+    assert (kept.abs().amax(-1) == 127).all()
+    return kept * step
 
 
 def meant(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -84,11 +92,9 @@ class Sequences:
 @pytest.mark.parametrize("way", WAYS, ids=NAMES)
 @settings(max_examples=25)
 @given(
-    lengths=st.lists(
-        st.sampled_from([1, 2, 31, 32, 33, 64, 200, 530, 1100]), min_size=1, max_size=3
-    ),
+    lengths=st.lists(st.sampled_from([1, 2, 31, 32, 33, 64, 200, 600]), min_size=1, max_size=3),
     new=st.lists(st.sampled_from([1, 1, 2, 4, 5, 22, 130, 2000]), min_size=3, max_size=3),
-    shape=st.sampled_from([(3, 1, 128), (6, 2, 32), (4, 4, 16), (5, 1, 48), (24, 8, 64)]),
+    shape=st.sampled_from([(3, 1, 128), (6, 2, 32), (4, 4, 16), (5, 1, 48), (6, 2, 64)]),
     kind=st.sampled_from([torch.float32, torch.bfloat16, torch.int8]),
     half=st.booleans(),
     seed=st.integers(0, 99),
@@ -111,15 +117,14 @@ def test_attention_is_that_of_the_formula(
     if any(before):
         sequences.step(dtype, held, [(0, n) for n in before], *way)
     found = sequences.step(dtype, held, list(zip(before, lengths, strict=True)), *way)
-    for out, first, (q, k, v) in zip(found, before, sequences.whole, strict=True):
-        kept = [x.to(dtype) for x in (q[first:], k, v)]
-        if kind == torch.int8:
-            kept[1:] = [eight(x) for x in kept[1:]]
-        wanted = meant(*kept)
+    whole = zip(found, before, sequences.whole, sequences.tables, strict=True)
+    for out, first, (q, k, v), table in whole:
+        keys, values = (remembered(held, table, x.to(dtype), i) for i, x in enumerate((k, v)))
+        wanted = meant(q[first:].to(dtype), keys, values)
         assert out.dtype == dtype
         off = (out.double() - wanted).abs().max() / wanted.abs().max()
-        # float32: a score of up to 20 * 20 * sqrt(128) has an error of 2 units in its last place, which is that of a weight;
-        # bfloat16 rounds results, and weights that are multiplied in pairs.
+        # float32: scores of up to 20 * 20 * sqrt(128) have an error of 2 units in their last place, as have weights
+        # then; bfloat16 rounds results, and weights that are multiplied in pairs.
         assert off < (0.012 if half else 2e-5 if size < 10 else 1e-2), off
 
 
