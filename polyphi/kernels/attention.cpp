@@ -1,13 +1,13 @@
 // Grouped-query causal attention over keys and values that lie in blocks, and their writing: the new tokens of many
 // sequences, each against all that is held of its own and, causally, the new ones.
 //
-// Memory holds for every kv head rows of d numbers, in blocks of BLOCK tokens that lie anywhere; a sequence's table says
-// where. They are float32, bfloat16, or int8 with a float scale for each row. A token's result follows from its sequence
-// alone: how work is cut into pieces depends on neither neighbours nor threads.
+// Memory holds for every kv head rows of d numbers, in blocks of BLOCK tokens that lie anywhere; a sequence's table
+// says where. They are float32, bfloat16, or int8 with a float scale for each row. A token's result follows from its
+// sequence alone: how work is cut into pieces depends on neither neighbours nor threads.
 //
 // Few queries (a word, or some guesses) read keys as they come, bound by memory; many (a prompt) are matrix products
-// (attention_kernel.h). Scores, softmax and sums are float32; where pairs of bfloat16 are multiplied (AVX-512 BF16) weights
-// are rounded to them, as torch's kernel does.
+// (attention_kernel.h). Scores, softmax and sums are float32; where pairs of bfloat16 are multiplied (AVX-512 BF16)
+// weights are rounded to them, as torch's kernel does.
 
 #include <type_traits>
 
@@ -26,8 +26,9 @@ constexpr float NEVER = -1e30f;   // the score of what isn't seen
 
 #define INLINE inline __attribute__((always_inline))
 
-// What polyphi_attend gets. Strides are in numbers; `starts` [S + 1] are where sequences begin among the new tokens, `ends`
-// [S] their lengths with them, `tables` [S] where a sequence's blocks begin in `blocks`, `rows` those of a head in memory.
+// What polyphi_attend gets. Strides are in numbers; `starts` [S + 1] are where sequences begin among the new tokens,
+// `ends` [S] their lengths with them, `tables` [S] where a sequence's blocks begin in `blocks`, `rows` those of a head
+// in memory.
 struct Call {
     const void *q, *k, *v;
     void* out;
@@ -207,17 +208,19 @@ int polyphi_pairs() {
 #endif
 }
 
-// q [T, heads, d], new k and v [T, kv_heads, d], out [T, heads, d] in float32 or bfloat16 (`bf16`); memory in the same type,
-// or int8 where there are scales. `isa` is at most `polyphi_isa`'s (-1: that). d is a multiple of 16, a kv head serves at most ROWS heads. `pairs` as above.
-void polyphi_attend(int isa, int pairs, int bf16, const void* q, const void* k, const void* v, void* out, int64_t q_stride,
-                    int64_t k_stride, int64_t v_stride, void* keys, void* values, float* key_scales, float* value_scales,
-                    int64_t rows, int heads, int kv_heads, int d, int sequences, const int64_t* starts,
-                    const int64_t* ends, const int64_t* tables, const int32_t* blocks, Parallel parallel, int threads) {
+// q [T, heads, d], new k and v [T, kv_heads, d], out [T, heads, d] in float32 or bfloat16 (`bf16`); memory in the same
+// type, or int8 where there are scales. `isa` is at most `polyphi_isa`'s (-1: that), `pairs` as above. d is a multiple of
+// 16, a kv head serves at most ROWS heads.
+void polyphi_attend(int isa, int pairs, int bf16, const void* q, const void* k, const void* v, void* out,
+                    int64_t q_stride, int64_t k_stride, int64_t v_stride, void* keys, void* values, float* key_scales,
+                    float* value_scales, int64_t rows, int heads, int kv_heads, int d, int sequences,
+                    const int64_t* starts, const int64_t* ends, const int64_t* tables, const int32_t* blocks,
+                    Parallel parallel, int threads) {
     const Call call{q, k, v, out, q_stride, k_stride, v_stride, keys, values, key_scales, value_scales, rows,
                     heads, kv_heads, d, sequences, starts, ends, tables, blocks};
     if (isa < 0) isa = best();
-    const Attend attend = bf16 ? (key_scales ? chosen<uint16_t, int8_t>(isa, pairs) : chosen<uint16_t, uint16_t>(isa, pairs))
-                               : (key_scales ? chosen<float, int8_t>(isa, pairs) : chosen<float, float>(isa, pairs));
+    Attend attend = key_scales ? chosen<float, int8_t>(isa, pairs) : chosen<float, float>(isa, pairs);
+    if (bf16) attend = key_scales ? chosen<uint16_t, int8_t>(isa, pairs) : chosen<uint16_t, uint16_t>(isa, pairs);
     attend(call, Pieces(call), parallel, threads);
 }
 

@@ -1,5 +1,5 @@
-// The kernels of attention.cpp over one set of instructions. `Unit` is what one step of a product takes of a row: a float,
-// or, where bfloat16 is multiplied in pairs (PAIRS), two of them.
+// The kernels of attention.cpp over one set of instructions. `Unit` is what one step of a product takes of a row: a
+// float, or, where bfloat16 is multiplied in pairs (PAIRS), two of them.
 
 // ------------------------------------------------------------------ what is kept
 
@@ -42,29 +42,38 @@ INLINE Vec plus_product(Vec total, const uint16_t* q, const uint16_t* key) {
 }
 #endif
 
-// scores [R, n] of queries [R, d] and the keys of a block, n rounded up to BESIDE
+// Asks memory for what will be read later.
+template <int BYTES>
+INLINE void ask(const void* at) {
+    for (int line = 0; line < BYTES; line += 64) __builtin_prefetch(static_cast<const char*>(at) + line);
+}
+
+// scores [R, n] of queries [R, d] and the keys of a block, n rounded up to BESIDE; `next` are those of the next block
 template <int R, class Query, class Held>
-void scores_of(const Query* q, const Held* keys, int n, int d, float* scores) {
+void scores_of(const Query* q, const Held* keys, const Held* next, int n, int d, float* scores) {
     constexpr int STEP = sizeof(Query) == 2 ? 2 * LANES : LANES;
     for (int j = 0; j < n; j += BESIDE) {
         Vec total[R][BESIDE];
         for (int r = 0; r < R; r++)
             for (int k = 0; k < BESIDE; k++) total[r][k] = all(0);
-        for (int i = 0; i < d; i += STEP)
+        for (int i = 0; i < d; i += STEP) {
+            ask<BESIDE * STEP * sizeof(Held)>(next + j * d + BESIDE * i);
             for (int k = 0; k < BESIDE; k++)
                 for (int r = 0; r < R; r++)
                     total[r][k] = plus_product(total[r][k], q + r * d + i, keys + (j + k) * d + i);
+        }
         for (int r = 0; r < R; r++) sums(total[r], scores + r * BLOCK + j);
     }
 }
 
-// out [R, d] plus weights [R, n] by the values of a block, for W vectors of the head
+// out [R, d] plus weights [R, n] by the values of a block, for W vectors of the head; `next` as above
 template <int R, int W, class Held>
-void add_values(const float* weights, const Held* values, int n, int d, float* out) {
+void add_values(const float* weights, const Held* values, const Held* next, int n, int d, float* out) {
     Vec total[R][W];
     for (int r = 0; r < R; r++)
         for (int w = 0; w < W; w++) total[r][w] = load(out + r * d + w * LANES);
     for (int j = 0; j < n; j++) {
+        ask<W * LANES * sizeof(Held)>(next + j * d);
         Vec value[W];
         for (int w = 0; w < W; w++) value[w] = load(values + j * d + w * LANES);
         for (int r = 0; r < R; r++) {
@@ -76,11 +85,20 @@ void add_values(const float* weights, const Held* values, int n, int d, float* o
         for (int w = 0; w < W; w++) store(out + r * d + w * LANES, total[r][w]);
 }
 
+// Keys and values of a block, and of the next one.
+template <class Held>
+struct Block {
+    const Held *keys, *values, *next_keys, *next_values;
+    const float *key_scales, *value_scales;
+    int n;
+};
+
 template <int R, class Query, class Held>
-void block_of(const Query* q, const Held* keys, const Held* values, const float* key_scales, const float* value_scales,
-              int n, const int64_t* seen, int d, float scale, Softmax* softmax, float* out) {
+void block_of(const Query* q, const Block<Held>& block, const int64_t* seen, int d, float scale, Softmax* softmax,
+              float* out) {
+    const auto& [keys, values, next_keys, next_values, key_scales, value_scales, n] = block;
     float scores[R * BLOCK];
-    scores_of<R>(q, keys, n, d, scores);
+    scores_of<R>(q, keys, next_keys, n, d, scores);
     for (int r = 0; r < R; r++) {
         float* mine = scores + r * BLOCK;
         const int there = int(std::max<int64_t>(0, std::min<int64_t>(n, seen[r])));
@@ -107,8 +125,8 @@ void block_of(const Query* q, const Held* keys, const Held* values, const float*
     }
     constexpr int W = 4;
     int i = 0;
-    for (; i + W * LANES <= d; i += W * LANES) add_values<R, W>(scores, values + i, n, d, out + i);
-    for (; i < d; i += LANES) add_values<R, 1>(scores, values + i, n, d, out + i);
+    for (; i + W * LANES <= d; i += W * LANES) add_values<R, W>(scores, values + i, next_values + i, n, d, out + i);
+    for (; i < d; i += LANES) add_values<R, 1>(scores, values + i, next_values + i, n, d, out + i);
 }
 
 // Queries [rows, d] of a head over keys `first` to `last`: out [rows, d] and what it is to be divided by.
@@ -119,30 +137,31 @@ void few(const Call& call, const Piece& piece, const Query* q, int rows, float* 
     std::memset(out, 0, size_t(rows) * d * sizeof(float));
     for (int r = 0; r < rows; r++) softmax[r] = {NEVER, 0};
     for (int64_t key = piece.first; key < piece.last; key += BLOCK) {
-        const int n = int(std::min<int64_t>(BLOCK, piece.last - key));
         const int64_t row = call.row(piece.sequence, piece.head, key);
-        const Held *keys = call.keys<Held>() + row * d, *values = call.values<Held>() + row * d;
-        const float* key_scales = call.key_scales ? call.key_scales + row : nullptr;
-        const float* value_scales = call.key_scales ? call.value_scales + row : nullptr;
+        const int64_t after = key + BLOCK < piece.last ? call.row(piece.sequence, piece.head, key + BLOCK) : row;
+        const Held *keys = call.keys<Held>(), *values = call.values<Held>();
+        const Block<Held> block{keys + row * d, values + row * d, keys + after * d, values + after * d,
+                                call.key_scales ? call.key_scales + row : nullptr,
+                                call.key_scales ? call.value_scales + row : nullptr,
+                                int(std::min<int64_t>(BLOCK, piece.last - key))};
         int64_t seen[FEW];
         for (int r = 0; r < rows; r++) seen[r] = call.seen(piece.sequence, r / call.group()) - key;
         int r = 0;
-        const auto next = [&](auto width) {
+        const auto take = [&](auto width) {
             constexpr int R = decltype(width)::value;
-            block_of<R>(q + r * d, keys, values, key_scales, value_scales, n, seen + r, d, scale, softmax + r,
-                        out + r * d);
+            block_of<R>(q + r * d, block, seen + r, d, scale, softmax + r, out + r * d);
             r += R;
         };
-        while (rows - r >= 3) next(std::integral_constant<int, 3>());
-        if (rows - r == 2) next(std::integral_constant<int, 2>());
-        if (rows - r == 1) next(std::integral_constant<int, 1>());
+        while (rows - r >= 3) take(std::integral_constant<int, 3>());
+        if (rows - r == 2) take(std::integral_constant<int, 2>());
+        if (rows - r == 1) take(std::integral_constant<int, 1>());
     }
 }
 
 // ------------------------------------------------------------------ many queries
 
-// Vectors hold queries where they meet keys (scores lie transposed, so that a softmax runs down the lanes), and parts of a
-// head where weights meet values; the other factor is broadcast.
+// Vectors hold queries where they meet keys (scores lie transposed, so that a softmax runs down the lanes), and parts
+// of a head where weights meet values; the other factor is broadcast.
 
 #if PAIRS
 using Unit = uint32_t;
@@ -182,13 +201,14 @@ Tile tile_of(int tall, int wide, std::integer_sequence<int, I...>) {
 }
 
 // The same of any size: `height` rows, `width` vectors.
-void product(float* out, int64_t out_stride, const Unit* a, int64_t outer, int64_t inner, const Unit* b, int64_t b_stride,
-             int64_t steps, int height, int width, bool add) {
+void product(float* out, int64_t out_stride, const Unit* a, int64_t outer, int64_t inner, const Unit* b,
+             int64_t b_stride, int64_t steps, int height, int width, bool add) {
     for (int w = 0; w < width; w += WIDE)
         for (int o = 0; o < height; o += TALL) {
             const Tile run = tile_of(std::min(TALL, height - o), std::min(WIDE, width - w),
                                      std::make_integer_sequence<int, TALL * WIDE>());
-            run(out + o * out_stride + w * LANES, out_stride, a + o * outer, outer, inner, b + w * LANES, b_stride, steps, add);
+            run(out + o * out_stride + w * LANES, out_stride, a + o * outer, outer, inner, b + w * LANES, b_stride,
+                steps, add);
         }
 }
 
@@ -239,7 +259,7 @@ void many(const Call& call, const Piece& piece) {
     Unit *queries = space.queries.data(), *keys = space.keys.data(), *values = space.values.data();
     float *scores = space.scores.data(), *out = space.out.data();
 
-    int32_t seen[ROWS + LANES];
+    int32_t seen[ROWS + LANES] = {};
     float highest[ROWS + LANES], total[ROWS + LANES], shrunk[ROWS + LANES];
     for (int r = 0; r < width; r++) {
         seen[r] = int32_t(call.seen(piece.sequence, piece.token + std::min(r, rows - 1) / group));
@@ -310,7 +330,8 @@ void many(const Call& call, const Piece& piece) {
         for (int r = 0; r < rows; r++)
             if (shrunk[r] != 1)
                 for (int i = 0; i < d; i += LANES) store(out + r * d + i, load(out + r * d + i) * shrunk[r]);
-        product(out, d, reinterpret_cast<Unit*>(scores), 1, width, values, d, (n + PER - 1) / PER, rows, d / LANES, true);
+        const auto* weights = reinterpret_cast<const Unit*>(scores);
+        product(out, d, weights, 1, width, values, d, (n + PER - 1) / PER, rows, d / LANES, true);
     }
     for (int r = 0; r < rows; r++) {
         Kind* to = call.result<Kind>(piece.sequence, piece.token + r / group, piece.head * group + r % group);

@@ -1,5 +1,5 @@
-// What stands between the products of a decoder's block: RMS norm, the gate of the MLP, rotary positions. All compute in
-// float32 and round once; the norm also before its weight, as its definition has it (model/decoder.py).
+// What stands between the products of a decoder's block: RMS norm, the gate of the MLP, rotary positions. All compute
+// in float32 and round once; the norm also before its weight, as its definition has it (model/decoder.py).
 
 #include "native.h"
 
@@ -82,41 +82,49 @@ void gate(int isa, const void* x, void* y, int64_t tokens, int64_t d, Parallel p
     const auto row = CHOSEN(gate_row<Kind>, isa);
     const auto* from = static_cast<const Kind*>(x);
     auto* to = static_cast<Kind*>(y);
-    rows([&](int64_t t) { row(from + 2 * t * d, from + (2 * t + 1) * d, to + t * d, d); }, tokens, 2 * d, parallel, threads);
+    const auto one = [&](int64_t t) { row(from + 2 * t * d, from + (2 * t + 1) * d, to + t * d, d); };
+    rows(one, tokens, 2 * d, parallel, threads);
 }
 
 template <class Kind>
-void turn(int isa, const void* x, int64_t stride, const void* cos, const void* sin, void* y, int64_t tokens, int heads, int d,
-          int pairs, Parallel parallel, int threads) {
+void turn(int isa, const void* x, int64_t stride, const void* cos, const void* sin, void* y, int64_t tokens, int heads,
+          int d, int pairs, Parallel parallel, int threads) {
     const auto row = CHOSEN(turn_row<Kind>, isa);
-    const auto *from = static_cast<const Kind*>(x), *c = static_cast<const Kind*>(cos), *s = static_cast<const Kind*>(sin);
+    const auto* from = static_cast<const Kind*>(x);
+    const auto *c = static_cast<const Kind*>(cos), *s = static_cast<const Kind*>(sin);
     auto* to = static_cast<Kind*>(y);
     const int64_t width = int64_t(heads) * d;
-    rows([&](int64_t t) { row(from + t * stride, c + t * pairs, s + t * pairs, to + t * width, heads, d, pairs); }, tokens,
-         width, parallel, threads);
+    const auto one = [&](int64_t t) {
+        row(from + t * stride, c + t * pairs, s + t * pairs, to + t * width, heads, d, pairs);
+    };
+    rows(one, tokens, width, parallel, threads);
 }
 
 }  // namespace
 
 extern "C" {
 
-// All in float32 or bfloat16 (`bf16`), and of the paths `isa` (-1: the best). x [tokens, d] by its root mean square, times
+// All in float32 or bfloat16 (`bf16`), by the path `isa` (-1: the best). x [tokens, d] by its root mean square, times
 // weight [d].
 void polyphi_norm(int isa, int bf16, const void* x, const void* weight, void* y, int64_t tokens, int64_t d, float eps,
                   Parallel parallel, int threads) {
-    (bf16 ? norm<uint16_t> : norm<float>)(isa < 0 ? best() : isa, x, weight, y, tokens, d, eps, parallel, threads);
+    const auto run = bf16 ? norm<uint16_t> : norm<float>;
+    run(isa < 0 ? best() : isa, x, weight, y, tokens, d, eps, parallel, threads);
 }
 
 // x [tokens, 2, d], a gate and what it lets through: y [tokens, d].
-void polyphi_gate(int isa, int bf16, const void* x, void* y, int64_t tokens, int64_t d, Parallel parallel, int threads) {
-    (bf16 ? gate<uint16_t> : gate<float>)(isa < 0 ? best() : isa, x, y, tokens, d, parallel, threads);
+void polyphi_gate(int isa, int bf16, const void* x, void* y, int64_t tokens, int64_t d, Parallel parallel,
+                  int threads) {
+    const auto run = bf16 ? gate<uint16_t> : gate<float>;
+    run(isa < 0 ? best() : isa, x, y, tokens, d, parallel, threads);
 }
 
-// x [tokens, heads, d], `stride` numbers from token to token, turned by cos and sin [tokens, pairs]: y [tokens, heads, d].
-void polyphi_turn(int isa, int bf16, const void* x, int64_t stride, const void* cos, const void* sin, void* y, int64_t tokens,
-                  int heads, int d, int pairs, Parallel parallel, int threads) {
-    (bf16 ? turn<uint16_t> : turn<float>)(isa < 0 ? best() : isa, x, stride, cos, sin, y, tokens, heads, d, pairs, parallel,
-                                          threads);
+// x [tokens, heads, d], `stride` numbers from token to token, turned by cos and sin [tokens, pairs]: y [tokens, heads,
+// d].
+void polyphi_turn(int isa, int bf16, const void* x, int64_t stride, const void* cos, const void* sin, void* y,
+                  int64_t tokens, int heads, int d, int pairs, Parallel parallel, int threads) {
+    const auto run = bf16 ? turn<uint16_t> : turn<float>;
+    run(isa < 0 ? best() : isa, x, stride, cos, sin, y, tokens, heads, d, pairs, parallel, threads);
 }
 
 }  // extern "C"
