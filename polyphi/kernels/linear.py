@@ -1,76 +1,150 @@
-"""Linear layers with weights of 4 bits (linear.cpp).
+"""Linear layers with weights of 4 and 8 bits (linear.cpp).
 
->>> linear(x, pack(q, scale, zero), outputs)               # [T I] by [O I] -> [T O]
+>>> packed = pack4(Four(q, s, z))                            # or pack8(q)
+>>> linear(x, packed, row, bits=4)                           # [T I] by [O I] -> [T O]
 """
 
 from collections.abc import Callable
 from functools import cache
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, UInt8
+import torch.nn.functional as F
+from jaxtyping import Float, Int, Int8, UInt8
 from torch import Tensor
 
 from polyphi.kernels.native import count, function, number, pointer, pool
 
 GROUP = 32
-"""Inputs that share a scale and a zero."""
-PANEL = 16
-"""Outputs side by side: a weight has a multiple of so many."""
+"""Inputs that share a scale and a zero in 4 bits."""
+PANEL = 32
+"""Outputs side by side; a weight with fewer is filled up."""
+
+
+class Four(NamedTuple):
+    """A weight in 4 bits: row * s * (q - z / 16), with q from 0 to 15 and a `row` per output that isn't part of it."""
+
+    q: UInt8[Tensor, "O I"]
+    s: UInt8[Tensor, "O G"]
+    z: UInt8[Tensor, "O G"]
 
 
 @cache
-def _quantise() -> Callable[..., None]:
-    return function("polyphi_quantise", pointer, number, count, count, *[pointer] * 4)
+def _named(name: str, *arguments: type) -> Callable[..., None]:
+    return function(f"polyphi_{name}", *arguments)
 
 
-@cache
-def _pack() -> Callable[..., None]:
-    return function("polyphi_pack", *[pointer] * 3, count, count, pointer)
+def size4(outputs: int, inputs: int) -> int:
+    """Bytes of a packed weight of 4 bits: 4.5 for each."""
+    return -(-outputs // PANEL) * PANEL * (inputs // GROUP) * (GROUP // 2 + 2)
 
 
-@cache
-def _linear() -> Callable[..., None]:
-    sizes = (*[count] * 3, pointer, number)
-    return function("polyphi_linear", number, *[pointer] * 6, number, *sizes)
+def size8(outputs: int, inputs: int) -> int:
+    """Bytes of one of 8 bits, filled up to whole panels and groups."""
+    return -(-outputs // PANEL) * PANEL * -(-inputs // GROUP) * GROUP
 
 
-def pack(
-    q: UInt8[Tensor, "O I"], scale: Float[Tensor, "O G"], zero: Float[Tensor, "O G"]
-) -> UInt8[Tensor, " bytes"]:
-    """Weights (q - 8) * scale + zero, q from 0 to 15, as the kernels read them: 5 bits each. Raises ValueError for
-    shapes that don't fit."""
-    outputs, inputs = q.shape
-    if outputs % PANEL or inputs % GROUP or scale.shape != (outputs, inputs // GROUP):
+def pack4(weight: Four) -> UInt8[Tensor, " bytes"]:
+    """As the kernels read it (linear.cpp has the order). Raises ValueError for shapes that don't fit."""
+    outputs, inputs = weight.q.shape
+    groups = inputs // GROUP
+    if inputs % GROUP or not weight.s.shape == weight.z.shape == (outputs, groups):
         raise ValueError(
-            f"expected multiples of {PANEL} outputs and {GROUP} inputs and a scale for each {GROUP} inputs, found "
-            f"{tuple(q.shape)} and {tuple(scale.shape)}"
+            f"expected a multiple of {GROUP} inputs and two bytes for each {GROUP} of them, found "
+            f"{tuple(weight.q.shape)}, {tuple(weight.s.shape)} and {tuple(weight.z.shape)}"
         )
-    packed = torch.empty(outputs * inputs * 5 // 8, dtype=torch.uint8)
-    q, pairs = q.contiguous(), [t.to(torch.bfloat16).contiguous() for t in (scale, zero)]
-    _pack()(q.data_ptr(), *(t.data_ptr() for t in pairs), outputs, inputs, packed.data_ptr())
-    return packed
+    q, s, z = (_filled_up(t, 0) for t in weight)
+    low, high = q.view(-1, groups, 2, GROUP // 2).unbind(2)
+    # 32 bits are the pairs of four inputs: panel, output, group, part -> panel, group, part, output
+    pairs = (low | high << 4).view(torch.int32).view(-1, PANEL, groups, 4).permute(0, 2, 3, 1)
+    nibbles = pairs.contiguous().view(torch.uint8).view(-1, groups, PANEL * GROUP // 2)
+    scales = [t.view(-1, PANEL, groups).transpose(1, 2) for t in (s, z)]
+    return torch.cat([nibbles, *scales], 2).flatten()
+
+
+def unpack4(packed: UInt8[Tensor, " bytes"], outputs: int, inputs: int) -> Four:
+    """What `pack4` was given. Raises ValueError if the bytes are not those of such a weight."""
+    _check(packed, size4(outputs, inputs))
+    return _some4(packed, torch.arange(outputs), inputs)
+
+
+def rows4(
+    packed: UInt8[Tensor, " bytes"], ids: Int[Tensor, " n"], inputs: int
+) -> Float[Tensor, "n I"]:
+    """Some rows of a packed weight, without their factor `row`."""
+    q, s, z = _some4(packed, ids, inputs)
+    steps = q.view(len(q), -1, GROUP) - z[..., None] / 16
+    return (s[..., None] * steps).flatten(1)
+
+
+def _some4(packed: Tensor, ids: Tensor, inputs: int) -> Four:
+    groups, nibbles = inputs // GROUP, PANEL * GROUP // 2
+    panels = packed.view(-1, groups, nibbles + 2 * PANEL)
+    panel, output = ids // PANEL, ids % PANEL
+    # indices that stand apart: what they choose comes first, then groups and parts
+    pairs = panels[..., :nibbles].unflatten(2, (4, PANEL, 4))[panel, :, :, output].flatten(2)
+    q = torch.stack([pairs & 15, pairs >> 4], 2).view(len(ids), inputs)
+    s, z = (panels[panel, :, nibbles + output + more] for more in (0, PANEL))
+    return Four(q, s, z)
+
+
+def pack8(q: Int8[Tensor, "O I"]) -> UInt8[Tensor, " bytes"]:
+    """A weight row * q, with q from -127 to 127, as the kernels read it."""
+    u = _filled_up(F.pad(q.view(torch.uint8) ^ 128, (0, -q.shape[1] % GROUP), value=128), 128)
+    fours = u.contiguous().view(torch.int32).view(-1, PANEL, u.shape[1] // 4)
+    return fours.transpose(1, 2).contiguous().view(torch.uint8).flatten()
+
+
+def unpack8(packed: UInt8[Tensor, " bytes"], outputs: int, inputs: int) -> Int8[Tensor, "O I"]:
+    """What `pack8` was given. Raises ValueError if the bytes are not those of such a weight."""
+    _check(packed, size8(outputs, inputs))
+    return rows8(packed, torch.arange(outputs), inputs)
+
+
+def rows8(
+    packed: UInt8[Tensor, " bytes"], ids: Int[Tensor, " n"], inputs: int
+) -> Int8[Tensor, "n I"]:
+    """Some rows of a packed weight, without their factor `row`."""
+    fours = packed.view(-1, -(-inputs // GROUP) * GROUP // 4, PANEL, 4)
+    rows = fours[ids // PANEL, :, ids % PANEL].flatten(1)[:, :inputs]
+    return (rows ^ 128).view(torch.int8)
+
+
+def _filled_up(values: UInt8[Tensor, "O n"], value: int) -> UInt8[Tensor, "O_up n"]:
+    """Outputs to whole panels."""
+    return F.pad(values, (0, 0, 0, -len(values) % PANEL), value=value)
+
+
+def _check(packed: Tensor, size: int) -> None:
+    if packed.numel() != size or packed.dtype != torch.uint8:
+        raise ValueError(
+            f"expected {size} bytes of a packed weight, found {packed.numel()} of {packed.dtype}"
+        )
 
 
 def linear(
-    x: Float[Tensor, "T I"], packed: UInt8[Tensor, " bytes"], outputs: int, isa: int = -1
+    x: Float[Tensor, "T I"],
+    packed: UInt8[Tensor, " bytes"],
+    row: Float[Tensor, " O"],
+    *,
+    bits: int,
+    bias: Float[Tensor, " O"] | None = None,
+    isa: int = -1,
 ) -> Float[Tensor, "T O"]:
-    """x, in float32 or bfloat16, by packed weights; in the type of x. Each token's activations are rounded to 8 bits of
-    its largest, so that it is the same whatever stands beside it. `isa` is for tests: a place in `PATHS`."""
+    """x, in float32 or bfloat16, by a packed weight of 4 or 8 bits with its float32 `row`, and a float32 bias behind
+    it; in the type of x. Each token's activations are rounded to 8 bits of its largest, so that it is the same whatever
+    stands beside it; a token that has an infinite one, or one that is no number, becomes no number. `isa` is for tests:
+    a place in `native.PATHS`. Raises ValueError if the bytes are not those of such a weight."""
     x = x.contiguous()
-    (tokens, inputs), half = x.shape, int(x.dtype == torch.bfloat16)
-    q = torch.empty(tokens, inputs, dtype=torch.int8)
-    scale = torch.empty(tokens)
-    start = torch.empty(tokens, inputs // GROUP, dtype=torch.int32)
-    total = torch.empty(tokens, inputs // GROUP)
-    given = [t.data_ptr() for t in (q, scale, start, total)]
-    _quantise()(x.data_ptr(), half, tokens, inputs, *given)
+    (tokens, inputs), outputs = x.shape, len(row)
+    _check(packed, (size4 if bits == 4 else size8)(outputs, inputs))
     y = torch.empty(tokens, outputs, dtype=x.dtype)
-    _linear()(
-        isa,
+    given: tuple[Any, ...] = (isa, bits, x.data_ptr(), packed.data_ptr(), row.data_ptr())
+    _named("linear", number, number, *[pointer] * 5, number, *[count] * 3, pointer, number)(
         *given,
-        packed.data_ptr(),
+        None if bias is None else bias.data_ptr(),
         y.data_ptr(),
-        half,
+        int(x.dtype == torch.bfloat16),
         tokens,
         outputs,
         inputs,

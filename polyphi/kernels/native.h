@@ -14,12 +14,20 @@
 #include <cpuid.h>
 #include <immintrin.h>
 #define POLYPHI_X86 1
-#elif defined(__aarch64__) && defined(__ARM_FEATURE_DOTPROD)
+#elif defined(__aarch64__) && defined(__GNUC__)
 #include <arm_neon.h>
+#if defined(__linux__)
+#include <sys/auxv.h>
+#endif
 #define POLYPHI_NEON 1
 #endif
 
-// Functions between these two may use instructions that not every x86 CPU has; `best` tells which to call.
+// Functions between these two may use instructions that not every CPU has; `best` tells which to call.
+#if defined(__clang__)
+#define POLYPHI_DOTPROD "dotprod"
+#else
+#define POLYPHI_DOTPROD "+dotprod"
+#endif
 #define POLYPHI_PRAGMA(text) _Pragma(#text)
 #if defined(__clang__)
 #define POLYPHI_BEGIN(features) \
@@ -29,8 +37,8 @@
 #define POLYPHI_BEGIN(features) POLYPHI_PRAGMA(GCC push_options) POLYPHI_PRAGMA(GCC target(features))
 #define POLYPHI_END POLYPHI_PRAGMA(GCC pop_options)
 #endif
-#define WITH_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma")))
-#define WITH_AVX2 __attribute__((target("avx2,fma")))
+// Sums in an array stay in registers only where every loop over it is unrolled, which GCC wants to be told.
+#define UNROLLED POLYPHI_PRAGMA(GCC unroll 32)
 #define POLYPHI_AVX512 "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma"
 #define POLYPHI_AVXVNNI "avxvnni,avx2,fma"
 #define POLYPHI_AVX2 "avx2,fma"
@@ -51,7 +59,11 @@ inline int best() {
     if (fused && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1 << 4)) return AVXVNNI;
     if (fused) return AVX2;
 #elif POLYPHI_NEON
+#if defined(__linux__)
+    return getauxval(AT_HWCAP) & 1 << 20 ? NEON : SCALAR;  // ASIMDDP
+#else
     return NEON;
+#endif
 #endif
     return SCALAR;
 }
