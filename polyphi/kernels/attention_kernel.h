@@ -291,7 +291,18 @@ void many(const Call& call, const Piece& piece) {
             }
         }
         for (int j = 0; j < n; j++) factors[j] = call.key_scales ? key_scales[j] * scale : scale;
-        product(scores, width, keys, d / PER, 1, queries, width, d / PER, n, vectors, false);
+        for (int j = 0; j < n; j += TALL) {
+            const int some = std::min(TALL, n - j);
+            for (int64_t ahead = key + KEYS + j; ahead < std::min(last, key + KEYS + j + some); ahead++) {
+                const int64_t row = call.row(piece.sequence, piece.head, ahead);
+                for (int i = 0; i < d; i += 64 / int(sizeof(Held))) {
+                    ask<64>(call.keys<Held>() + row * d + i);
+                    ask<64>(call.values<Held>() + row * d + i);
+                }
+            }
+            product(scores + j * width, width, keys + j * d / PER, d / PER, 1, queries, width, d / PER, some, vectors,
+                    false);
+        }
         const bool corner = key + n > seen[0];
         for (int c = 0; c < width; c += LANES) {
             const Ints limit = read<Ints>(seen + c) - int32_t(key);
