@@ -204,10 +204,7 @@ def test_a_quantised_export_is_loaded_without_being_asked_for(
     from polyphi.chat import Message, SamplingParams
 
     out = tmp_path / "int4"
-    code, _ = run(
-        "export", str(checkpoint), "--out", str(out), "--quant", "int4-all", capsys=capsys
-    )
-    assert code == 0
+    cli.main(["export", str(checkpoint), "--out", str(out), "--quant", "int4-all"])
     assert "4 bits (adapters and encoders in 8)" in (out / "README.md").read_text()
     phi = polyphi.load(out)
     assert phi.model.quant == "int4-all" and "and int4-all" in str(phi.room)

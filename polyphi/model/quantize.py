@@ -162,6 +162,30 @@ def _replace_linear(module: nn.Module, name: str, product: "EightBit") -> None:
     setattr(module, name, EightBitLinear(product, plain.bias))
 
 
+def reader(model: PhiModel) -> Callable[[str], Tensor | Pieces]:
+    """Tensors of a quantised model by their names in a whole one, for a checkpoint of it: pieces of what is quantised.
+    Raises ValueError, when it is asked, for what no longer lies as a file holds it."""
+    state, forms = model.state_dict(), {}
+    for path, module in model.named_modules():
+        for kernel, parameter in (("kernel", "weight"), ("down", "a"), ("up", "b")):
+            forms[f"{path}.{parameter}"] = getattr(module, kernel, None)
+    forms[EMBEDDING] = model.decoder.head
+
+    def read(name: str) -> Tensor | Pieces:
+        form = forms.get(name)
+        if isinstance(form, EightBit | FourBit):
+            if form.table is None:
+                raise ValueError(
+                    f"{name} doesn't lie as a file holds it any more; quantise the whole model while saving it"
+                )
+            return dict(zip(form.layout(form.shape), (form.table, form.row), strict=True))
+        module = model.get_submodule(name.rpartition(".")[0])
+        packed = isinstance(module, Packed) and name.endswith(".weight")
+        return module.weight.to_dense() if packed else state[name]
+
+    return read
+
+
 def saved(config: ModelConfig, kind: str | None) -> int:
     """Bytes of a bfloat16 checkpoint's weights that quantising does away with; a table of embeddings that is mapped
     from its file counts as none."""

@@ -653,22 +653,24 @@ def save(
     files: Sequence[str | Path] = (),
 ) -> None:
     """Writes a checkpoint in one of the three layouts; `mini` keeps the language model alone. With `quant`, a kind of
-    `quantize.py`, all is quantised while it is written, in the layout of our own, and the model stays whole. `files` (a
-    tokenizer's, say) are copied beside it.
+    `quantize.py`, all is quantised while it is written, in the layout of our own, and the model stays whole; one that
+    is quantised already is written as it is. `files` (a tokenizer's, say) are copied beside it.
 
     Everything is written into a temporary folder that takes the place of `folder` at the end, so a full disk or a kill
     leaves either the old checkpoint or the new one. Raises ValueError where `folder` holds something else, for
-    adapters that the original layout has no room for, for a quantised model and for an unknown `quant`.
+    adapters that the original layout has no room for, for a model quantised otherwise and for an unknown `quant`.
     """
+    tensor: Callable[[str], Tensor | quantize.Pieces] = model.state_dict().__getitem__
     if model.quant is not None:
-        raise ValueError(
-            f"a model quantised to {model.quant} can't be saved: load it without quant, or copy its folder where it "
-            "was loaded from a quantised checkpoint"
-        )
-    state = model.state_dict()
+        if model.quant not in quantize.STORED or quant != model.quant:
+            raise ValueError(
+                f"a model quantised to {model.quant} can't be saved as anything else: load it without quant, or say "
+                f"quant={model.quant!r}"
+            )
+        tensor = quantize.reader(model)
     write(
         model.config,
-        state.__getitem__,
+        tensor,
         folder,
         layout,
         dtype=dtype,
