@@ -3,7 +3,6 @@
 import ctypes
 from collections.abc import Callable
 from functools import cache
-from importlib import machinery
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +13,10 @@ pointer, count, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 @cache
 def library() -> ctypes.CDLL | str:
     """The library, or why it can't be had."""
-    found = [
-        path
-        for suffix in machinery.EXTENSION_SUFFIXES
-        if (path := Path(__file__).with_name(f"_native{suffix}")).exists()
-    ]
-    if not found:
+    if not (path := Path(__file__).with_name("_native.so")).exists():
         return "they weren't built: there was no C++ compiler when polyphi was installed"
     try:
-        return ctypes.CDLL(str(found[0]))
+        return ctypes.CDLL(str(path))
     except OSError as error:
         return f"they can't be loaded: {error}"
 
