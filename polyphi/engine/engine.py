@@ -133,7 +133,7 @@ class Engine:
         self.steps = self.tokens = 0
         self._remember = remember
         self._draft = DRAFT if _reads_weights(model) else 0
-        config, dtype = model.config.decoder, model.decoder.embed_tokens.weight.dtype
+        config, dtype = model.config.decoder, model.decoder.dtype
         size = token_bytes(config, dtype) * BLOCK
         wanted = max(config.max_position_embeddings, together * ORDINARY) // BLOCK
         given = beside(model) // 2 if memory is None else memory
@@ -478,9 +478,9 @@ class Engine:
     def _run(self, parts: Sequence[Part]) -> None:
         self._encode(parts)
         if self._memory is None:
-            config, weight = self.model.config.decoder, self.model.decoder.embed_tokens.weight
+            decoder = self.model.decoder
             # One block more than sequences can get: graphs.py writes there.
-            self._memory = Memory(config, self.pool.size + 1, weight.dtype, weight.device)
+            self._memory = Memory(decoder.config, self.pool.size + 1, decoder.dtype, decoder.device)
         logits = self.runner.run(parts, self._memory)
         for part, rows, best in zip(parts, logits, _argmax(parts, logits), strict=True):
             if rows is not None:
@@ -669,7 +669,7 @@ def _reads_weights(model: PhiModel) -> bool:
     """Whether a step takes as long as its weights are read, so that guesses are cheap: on a CPU, where they don't stay
     in its caches. On a GPU a step of single tokens is a recorded graph (graphs.py), and guesses weren't measured."""
     weights = (*model.decoder.parameters(), *quantize.held(model.decoder))
-    on_cpu = model.decoder.embed_tokens.weight.device.type == "cpu"
+    on_cpu = model.decoder.device.type == "cpu"
     return on_cpu and sum(quantize.nbytes(t) for t in weights) > CACHED
 
 
