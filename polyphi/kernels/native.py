@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 PATHS = ("scalar", "AVX2", "AVX-512 VNNI", "NEON")
-pointer, count, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+pointer, count, number, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
 
 
 @cache

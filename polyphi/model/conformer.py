@@ -30,6 +30,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from polyphi.batch import Clip
+from polyphi.kernels import encoder as native
 from polyphi.model.attention import working_dtype
 from polyphi.model.config import AudioConfig
 
@@ -101,8 +102,9 @@ class Group:
 @dataclass(frozen=True)
 class Windows:
     """How a call's frames attend: `place[t]` is where frame t comes out of the concatenated groups, `age[t]` counts
-    the frames since its window began."""
+    the frames since its window began; `lengths` are those of the windows."""
 
+    lengths: tuple[int, ...]
     groups: tuple[Group, ...]
     place: Int[Tensor, " A"]
     age: Int[Tensor, " A"]
@@ -131,7 +133,7 @@ class Windows:
             groups.append(Group(len(mine), longest, gather, visible))
         age = np.arange(starts[-1]) - np.repeat(starts[:-1], lengths)
         place_, age_ = (torch.from_numpy(x).to(device, non_blocking=True) for x in (place, age))
-        return Windows(tuple(groups), place_, age_)
+        return Windows(tuple(lengths), tuple(groups), place_, age_)
 
 
 def _from_one_channel(
@@ -231,7 +233,8 @@ class FeedForward(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Attention within windows, with a bias per head and distance: `biases` holds [W H L L] per group."""
+    """Attention within windows, with a bias per head and distance: `biases` holds [W H L L] per group, or is all there
+    is by distance [H 2L-1], for our own kernel."""
 
     def __init__(self, config: AudioConfig) -> None:
         super().__init__()
@@ -242,9 +245,12 @@ class SelfAttention(nn.Module):
         )
 
     def forward(
-        self, x: Float[Tensor, "A D"], windows: Windows, biases: Sequence[Tensor]
+        self, x: Float[Tensor, "A D"], windows: Windows, biases: Sequence[Tensor] | Tensor
     ) -> Float[Tensor, "A D"]:
         qkv = [p(x) for p in (self.q_proj, self.k_proj, self.v_proj)]
+        if isinstance(biases, Tensor):
+            sizes = windows.lengths
+            return self.o_proj(native.attention(*qkv, self.heads, sizes, sizes, biases))
         outs = []
         for group, bias in zip(windows.groups, biases, strict=True):
             shape = (group.windows, group.longest, self.heads, -1)
@@ -344,7 +350,7 @@ class Block(nn.Module):
         self.layer_norm = nn.LayerNorm(config.hidden_size)
 
     def forward(
-        self, x: Float[Tensor, "A D"], windows: Windows, biases: Sequence[Tensor]
+        self, x: Float[Tensor, "A D"], windows: Windows, biases: Sequence[Tensor] | Tensor
     ) -> Float[Tensor, "A D"]:
         x = x + 0.5 * self.feed_forward_in(x)
         x = x + self.self_attn(self.layer_norm_att(x), windows, biases)
@@ -369,6 +375,13 @@ class ConformerEncoder(nn.Module):
             2 * config.bias_max_distance, config.num_attention_heads
         )
         self.blocks = nn.ModuleList([Block(config) for _ in range(config.num_blocks)])
+
+    def _distances(self, longest: int) -> Float[Tensor, "H L"]:
+        """The learned bias of every (key - query) in windows of up to so many frames, shared by all blocks:
+        [H, 2 longest - 1]."""
+        furthest = self.config.bias_max_distance
+        distance = torch.arange(1 - longest, longest).clamp(-furthest, furthest - 1) + furthest
+        return self.relative_attention_bias(distance).t().float().contiguous()
 
     def _biases(self, windows: Windows, dtype: torch.dtype) -> list[Tensor]:
         """Score biases [W or 1, H, L, L] per group, shared by all blocks: the learned one for (key - query), -inf at
@@ -424,7 +437,12 @@ class ConformerEncoder(nn.Module):
     def _encode(self, x: Float[Tensor, "B D"], lengths: Sequence[int]) -> Float[Tensor, "B D"]:
         """All blocks over windows of these lengths."""
         windows = Windows.of(lengths, x.device)
-        biases = self._biases(windows, working_dtype(x))
+        c = self.config
+        biases = (
+            self._distances(max(lengths))
+            if native.attends(x, c.hidden_size // c.num_attention_heads)
+            else self._biases(windows, working_dtype(x))
+        )
         for block in self.blocks:
             x = block(x, windows, biases)
         return x
