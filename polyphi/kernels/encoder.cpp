@@ -592,14 +592,13 @@ void polyphi_strided(int isa, const void* at, int64_t stride, const float* scale
 }
 
 void polyphi_attention(const void* q, const void* k, const void* v, int64_t stride, const float* scale,
-                       const float* bias, void* y, const int64_t* starts, const int64_t* queries, const int64_t* keys,
+                       const float* q_bias, const float* k_bias, const float* v_bias, void* y, const int64_t* starts, const int64_t* queries, const int64_t* keys,
                        int64_t segments, int64_t heads, int64_t d, const float* distances, int64_t longest,
                        Parallel parallel, int threads) {
-    const auto part = [&](const void* at, int64_t index) {
-        const float* owed = bias ? bias + index * heads * d : nullptr;
-        return Raw{static_cast<const uint16_t*>(at), stride, scale, owed};
+    const auto part = [&](const void* at, const float* bias) {
+        return Raw{static_cast<const uint16_t*>(at), stride, scale, bias};
     };
-    const Attention work{part(q, 0), part(k, 1), part(v, 2), static_cast<uint16_t*>(y), starts, queries, keys, heads, d,
+    const Attention work{part(q, q_bias), part(k, k_bias), part(v, v_bias), static_cast<uint16_t*>(y), starts, queries, keys, heads, d,
                          distances, longest};
     spread([&](int64_t begin, int64_t end) { for (int64_t i = begin; i < end; i++) attend(work, i); },
            segments * heads, 1, parallel, threads);

@@ -149,6 +149,35 @@ def _from_one_channel(
     return (torch.cat([conv.weight.flatten(1), conv.bias[:, None]], 1) @ inputs).view(1, -1, *size)
 
 
+class Tape(NamedTuple):
+    """Where clips lie in the subsampling: every one starts where a feature starts, at least FURTHEST_GAP frames behind
+    the one before. After convolutions that shorten time by `stride`, all places are divided by it."""
+
+    lengths: tuple[int, ...]
+    starts: tuple[int, ...]
+    """One more than there are clips."""
+
+    @staticmethod
+    def of(lengths: Sequence[int]) -> "Tape":
+        starts = [0]
+        for n in lengths:
+            span = -(-(4 * -(-n // 4) + FURTHEST_GAP) // SUBSAMPLING) * SUBSAMPLING
+            starts.append(starts[-1] + span)
+        return Tape(tuple(lengths), tuple(starts))
+
+    def length(self, stride: int) -> int:
+        return self.starts[-1] // stride
+
+    def spots(self, stride: int) -> Int[np.ndarray, " m"]:
+        """Where the clips' frames are."""
+        clips = zip(self.lengths, self.starts, strict=False)
+        return np.concatenate([np.arange(-(-n // stride)) + start // stride for n, start in clips])
+
+    def blanks(self, stride: int) -> Int[np.ndarray, " m"]:
+        """Where no clip is."""
+        return np.setdiff1d(np.arange(self.length(stride)), self.spots(stride), assume_unique=True)
+
+
 class Subsampling(nn.Module):
     """Frames by eight, frequencies by eight: a convolution, then twice a depthwise and a pointwise one. Not causal."""
 
@@ -173,29 +202,20 @@ class Subsampling(nn.Module):
 
     def forward(self, mels: Float[Tensor, "F M"], lengths: Sequence[int]) -> Float[Tensor, "A D"]:
         """Packed frames of clips of the given lengths to packed features."""
-        # Every clip starts where a feature starts, at least FURTHEST_GAP frames behind the one before.
-        spans = [-(-(4 * -(-n // 4) + FURTHEST_GAP) // SUBSAMPLING) * SUBSAMPLING for n in lengths]
-        starts = np.concatenate([[0], np.cumsum(spans)])
-        counts, stride = list(lengths), 1
+        tape, stride = Tape.of(lengths), 1
 
-        def spots(blank: bool = False) -> Tensor:
-            """Where on the tape the clips' frames lie, or the blank ones."""
-            parts = [
-                np.arange(n) + start // stride for n, start in zip(counts, starts, strict=False)
-            ]
-            where = np.concatenate(parts)
-            if blank:
-                where = np.setdiff1d(np.arange(starts[-1] // stride), where, assume_unique=True)
-            return torch.from_numpy(where).to(mels.device, non_blocking=True)
+        def at(places: np.ndarray) -> Tensor:
+            return torch.from_numpy(places).to(mels.device, non_blocking=True)
 
-        x = mels.new_zeros(int(starts[-1]), mels.shape[-1]).index_copy(0, spots(), mels)[None, None]
+        x = mels.new_zeros(tape.length(1), mels.shape[-1]).index_copy(0, at(tape.spots(1)), mels)
+        x = x[None, None]
         # On a CPU torch's depthwise convolutions are slower in bf16 than in fp32, backwards by half.
         with torch.autocast("cpu", enabled=False):
             for module in self.conv:
                 if isinstance(module, nn.ReLU):
                     # a convolution's bias has written on the blank frames that the next one reads
                     if stride < SUBSAMPLING:
-                        x = x.index_fill_(2, spots(blank=True), 0)
+                        x = x.index_fill_(2, at(tape.blanks(stride)), 0)
                     x = module(x)
                 elif (
                     isinstance(module, nn.Conv2d)
@@ -203,7 +223,7 @@ class Subsampling(nn.Module):
                     and (x.device.type, x.dtype) == ("cpu", torch.bfloat16)
                 ):
                     x = _from_one_channel(x[0, 0], module)
-                    counts, stride = [_half(n) for n in counts], 2 * stride
+                    stride *= 2
                 elif isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1):
                     # one matrix product over all times and frequencies
                     assert module.bias is not None
@@ -212,9 +232,9 @@ class Subsampling(nn.Module):
                     ).view_as(x)
                 else:
                     x = module(x)
-                    counts, stride = [_half(n) for n in counts], 2 * stride
+                    stride *= 2
         # [1, channels, time, frequency] -> a row per feature, channel-major.
-        x = x[0].transpose(0, 1).index_select(0, spots())
+        x = x[0].transpose(0, 1).index_select(0, at(tape.spots(stride)))
         return self.out(x.flatten(1))
 
 

@@ -177,10 +177,14 @@ class OneDnn:
         self.zeros = torch.zeros(len(scale), dtype=torch.int32)
 
     def __call__(self, q: Int8[Tensor, "T I"], dtype: torch.dtype) -> Float[Tensor, "T O"]:
-        w, s, z = self.weight, self.scale, self.zeros
         # Activations as unsigned numbers with scale 1 and zero point 128: signed ones have no fast way on CPUs that
-        # have VNNI alone. No bias; the result is not quantised, nothing is fused behind it.
-        unsigned = q.view(torch.uint8) ^ 128
+        # have VNNI alone.
+        return self.unsigned(q.view(torch.uint8) ^ 128, dtype)
+
+    def unsigned(self, unsigned: UInt8[Tensor, "T I"], dtype: torch.dtype) -> Float[Tensor, "T O"]:
+        """Of activations to which 128 has been added."""
+        w, s, z = self.weight, self.scale, self.zeros
+        # No bias; the result is not quantised, nothing is fused behind it.
         return torch.ops.onednn.qlinear_pointwise(
             unsigned, 1.0, 128, w, s, z, None, 1.0, 0, dtype, "none", [], ""
         )

@@ -1,4 +1,4 @@
-"""Pieces of the encoders: every path gives what the formula gives, whatever the shapes and however extreme the numbers."""
+"""Pieces of the encoders: every path gives what the formula gives, whatever the shapes and however extreme."""
 
 import pytest
 import torch
@@ -63,8 +63,8 @@ def test_products_owe_their_scales_and_bias() -> None:
     scale, bias = torch.rand(50, generator=draw), torch.randn(3 * 144, generator=draw)
     paid = (raw * scale[:, None] + bias).bfloat16()
     found, wanted = (
-        attention(*t.split(144, 1), 2, [20, 30], [20, 28], scale=s, bias=b)
-        for t, s, b in ((raw, scale, bias), (paid, None, None))
+        attention(*t.split(144, 1), 2, [20, 30], [20, 28], scale=s, biases=b)
+        for t, s, b in ((raw, scale, bias.split(144)), (paid, None, None))
     )
     assert (found.double() - wanted.double()).norm() < 0.01 * wanted.double().norm()
 
