@@ -32,9 +32,10 @@ RunOption = Annotated[Path, typer.Option("--out", help="Folder of the run.")]
 PrecisionOption = Annotated[Precision, typer.Option("--precision", help="bf16 or fp32 arithmetic.")]
 NANO = Path("runs/nano")
 QuantOption = Annotated[
-    Literal["bf16", "int8", "int4"] | None,
+    Literal["bf16", "int8", "int4", "int8-all", "int4-all"] | None,
     typer.Option(
-        help="Quantise the frozen weights: int8 or int4; bf16 only lays them out for this CPU."
+        help="Quantise the frozen weights: int8 or int4, with -all adapters and encoders too, in 8 bits; bf16 only lays "
+        "them out for this CPU."
     ),
 ]
 ModelArgument = Annotated[str, typer.Argument(help="Folder of a checkpoint, or a hub id.")]
@@ -615,6 +616,10 @@ def export(
     model: ModelArgument,
     out: Annotated[Path, typer.Option(help="Folder to write.")],
     layout: Annotated[str, typer.Option(help="native, original or mini.")] = "native",
+    quant: Annotated[
+        Literal["int8", "int4", "int8-all", "int4-all"] | None,
+        typer.Option(help="Quantise it, as --quant of others does, and store it so."),
+    ] = None,
     dtype: Annotated[
         str | None, typer.Option(help="float32, bfloat16 or float16; as stored if not given.")
     ] = None,
@@ -626,7 +631,7 @@ def export(
         typer.Option(help="Folder of an evaluation of it, whose tables go into the model card."),
     ] = None,
 ) -> None:
-    """Write a checkpoint in one of the public layouts, with a model card."""
+    """Write a checkpoint in one of the public layouts, or quantised in one of our own, with a model card."""
     import tempfile
 
     from polyphi import model_card
@@ -634,7 +639,7 @@ def export(
     from polyphi.phi import as_dtype
 
     folder = weights.locate(model)
-    text = model_card.card(folder, layout, source=model, merged=merge, results=results)
+    text = model_card.card(folder, layout, source=model, merged=merge, results=results, quant=quant)
     cards = model_card.placed(text, out)
     kind = as_dtype(dtype) if dtype else None
     # merged in the type that is written: in float32 nothing is rounded
@@ -645,8 +650,8 @@ def export(
         for name, written in cards.items():
             (Path(made) / name).write_text(written, encoding="utf-8")
         beside = [*weights.files_beside(folder, layout), *sorted(Path(made).iterdir())]
-        weights.save(loaded, out, layout, dtype=kind, files=beside)
-    console.print(f"wrote {out} ({layout}), its card in {list(cards)[-1]}")
+        weights.save(loaded, out, layout, dtype=kind, quant=quant, files=beside)
+    console.print(f"wrote {out} ({quant or layout}), its card in {list(cards)[-1]}")
     if len(cards) > 1:
         console.print(f"{out / 'README.md'} is your own and stays as it was")
 

@@ -127,7 +127,7 @@ class Engine:
         self.encoders = Encoders(model, encoded)
         self.steps = self.tokens = 0
         self._remember = remember
-        config, dtype = model.config.decoder, model.decoder.embed_tokens.weight.dtype
+        config, dtype = model.config.decoder, model.decoder.dtype
         size = token_bytes(config, dtype) * BLOCK
         wanted = max(config.max_position_embeddings, together * ORDINARY) // BLOCK
         given = beside(model) // 2 if memory is None else memory
@@ -471,9 +471,11 @@ class Engine:
     def _run(self, parts: Sequence[Part]) -> None:
         self._encode(parts)
         if self._memory is None:
-            config, weight = self.model.config.decoder, self.model.decoder.embed_tokens.weight
+            decoder = self.model.decoder
             # One block more than sequences can get: graphs.py writes there.
-            self._memory = Memory(config, self.pool.size + 1, weight.dtype, weight.device)
+            self._memory = Memory(
+                decoder.config, self.pool.size + 1, decoder.dtype, decoder.device
+            )
         logits = self.runner.run(parts, self._memory)
         for part, rows, best in zip(parts, logits, _argmax(parts, logits), strict=True):
             if rows is not None:

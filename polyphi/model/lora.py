@@ -5,9 +5,10 @@ batch mixes them freely: the base product runs once over all tokens, each low-ra
 """
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,14 @@ from torch import Tensor, nn
 
 from polyphi.batch import Batch
 from polyphi.model.config import AdapterConfig
+
+
+class Kernel(Protocol):
+    """A quantised weight: W x, and the tensors it is made of."""
+
+    def __call__(self, x: Float[Tensor, "*T I"]) -> Float[Tensor, "*T O"]: ...
+
+    def tensors(self) -> tuple[Tensor, ...]: ...
 
 
 @dataclass(frozen=True)
@@ -48,7 +57,8 @@ def _tokens(batch: Batch, adapter: str | None) -> Int[Tensor, " n"]:
 
 
 class LowRank(nn.Module):
-    """An adapter's two factors: x -> B A dropout(x), not yet scaled."""
+    """An adapter's two factors: x -> B A dropout(x), not yet scaled. `down` and `up` multiply in the places of A and B
+    in a model that only answers (`quantize.py`)."""
 
     def __init__(self, inputs: int, outputs: int, config: AdapterConfig) -> None:
         super().__init__()
@@ -56,6 +66,8 @@ class LowRank(nn.Module):
         self.b = nn.Parameter(torch.empty(outputs, config.rank))
         self.scale = config.alpha / config.rank
         self.dropout = config.dropout
+        self.down: Kernel | None = None
+        self.up: Kernel | None = None
 
     def initialise(self, generator: torch.Generator) -> None:
         """A uniform, B zero: a fresh adapter changes nothing."""
@@ -66,7 +78,18 @@ class LowRank(nn.Module):
         """A dropout(x)."""
         if self.training and self.dropout > 0:
             x = dropped(x, self.dropout)
-        return F.linear(x, self.a)
+        return F.linear(x, self.a) if self.down is None else self.down(x)
+
+    def tensors(self) -> Iterator[Tensor]:
+        """What tells it from others: its factors, or of quantised ones what isn't hidden in a library's own order, at
+        least the scales."""
+        yield from self.parameters()
+        for kernel in (self.down, self.up):
+            yield from (t for t in kernel.tensors() if not t.is_mkldnn) if kernel else ()
+
+    def expand(self, low: Float[Tensor, "n R"]) -> Float[Tensor, "n O"]:
+        """B low."""
+        return F.linear(low, self.b) if self.up is None else self.up(low)
 
 
 def dropped(x: Float[Tensor, "n I"], p: float) -> Float[Tensor, "n I"]:
@@ -105,7 +128,7 @@ class LoraLinear(nn.Module):
     def __init__(self, inputs: int, outputs: int, adapters: Mapping[str, AdapterConfig]) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(outputs, inputs))
-        self.kernel: Callable[[Tensor], Tensor] | None = None
+        self.kernel: Kernel | None = None
         self.lora = nn.ModuleDict(
             {name: LowRank(inputs, outputs, config) for name, config in adapters.items()}
         )
@@ -124,11 +147,11 @@ class LoraLinear(nn.Module):
         y = self.base(x)
         for route in taken:
             pair = self.pair(route.adapter)
-            if route.tokens is None:
+            if route.tokens is not None:
+                low = pair.squeeze(x.index_select(0, route.tokens))
+                y = y.index_add(0, route.tokens, pair.expand(low).to(y.dtype), alpha=pair.scale)
+            elif pair.up is None:
                 y = torch.addmm(y, pair.squeeze(x), pair.b.t(), alpha=pair.scale)
             else:
-                low = pair.squeeze(x.index_select(0, route.tokens))
-                y = y.index_add(
-                    0, route.tokens, F.linear(low, pair.b).to(y.dtype), alpha=pair.scale
-                )
+                y = torch.add(y, pair.expand(pair.squeeze(x)), alpha=pair.scale)
         return y

@@ -18,25 +18,31 @@ integers, exact whatever their order.
 A quantised model is for inference on the device it is on. It can't be trained, saved or given other adapters.
 """
 
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int8, UInt8
+from jaxtyping import Float, Int, Int8, UInt8
 from torch import Tensor, nn
 
 from polyphi import kernels
 from polyphi.kernels import linear as native
-from polyphi.model.config import DecoderConfig
+from polyphi.model.config import ModelConfig
 from polyphi.model.conformer import Pointwise
-from polyphi.model.lora import LoraLinear
+from polyphi.model.lora import LoraLinear, LowRank
 from polyphi.model.multimodal import PhiModel
 from polyphi.model.siglip import MLP
 
-KINDS = ("bf16", "int8", "int4")
+Pieces = Mapping[str, Tensor]
+"""What a file holds of a quantised weight, by the ends of the tensors' names."""
+STORED = ("int8", "int4", "int8-all", "int4-all")
+"""What a checkpoint may be quantised to."""
+KINDS = ("bf16", *STORED)
 EMBEDDING = "decoder.embed_tokens.weight"
 """Quantised as the head, and kept as it is for the lookup."""
 GROUP = 32
@@ -50,40 +56,45 @@ UNPACK = 256
 unpacking takes as long as about 200 of them."""
 
 
+@dataclass(frozen=True)
+class Part:
+    """A weight to quantise: its `name` and shape in the model, the `form` it gets, and what puts that in its place."""
+
+    name: str
+    shape: tuple[int, int]
+    form: type["EightBit"] | type["FourBit"]
+    put: Callable[[Any], None]
+
+
 @torch.no_grad()
 def quantize(model: PhiModel, kind: str) -> PhiModel:
     """Quantise a model in place, one weight after the other; each is freed as its successor stands. Raises ValueError
     for an unknown kind, or for a model that is quantised already."""
-    for _, put in weights(model, kind):
-        put(None)
+    for part in parts(model, kind):
+        part.put(part.form(model.get_parameter(part.name).flatten(1)))
     return prepare(model, kind)
 
 
 @torch.no_grad()
 def prepare(model: PhiModel, kind: str) -> PhiModel:
-    """The rest, where the decoder's weights are done: the encoders' bfloat16 linears are laid out for this CPU, GELU
+    """The rest, where the weights of `parts` are done: bfloat16 linears of the encoders are laid out for this CPU, GELU
     included; elsewhere, and in other types, they stay."""
     model.quant = kind
-    for encoder in (model.vision and model.vision.encoder, model.audio and model.audio.encoder):
-        if encoder is None or not _packs():
+    for path, module, name, child in _linears(model):
+        if ".projector." in path or not _packs():
             continue
-        for module in list(encoder.modules()):
-            for name, child in list(module.named_children()):
-                if not isinstance(child, nn.Linear | Pointwise):
-                    continue
-                if child.weight.dtype != torch.bfloat16 or child.weight.device.type != "cpu":
-                    continue
-                gelu = isinstance(module, MLP) and name == "fc1"
-                setattr(module, name, Packed(child.weight.flatten(1), child.bias, gelu=gelu))
-                if gelu:
-                    module.act = nn.Identity()
+        if child.weight.dtype != torch.bfloat16 or child.weight.device.type != "cpu":
+            continue
+        gelu = isinstance(module, MLP) and name == "fc1"
+        setattr(module, name, Packed(child.weight.flatten(1), child.bias, gelu=gelu))
+        if gelu:
+            module.act = nn.Identity()
     return model
 
 
-def weights(model: PhiModel, kind: str) -> Iterator[tuple[str, Callable[[Tensor | None], None]]]:
-    """The tensors to quantise by name, each with a function that takes its values (None: those that the model has),
-    puts their quantised form into the model and frees what was there. Raises ValueError for an unknown kind, and for a
-    model that is quantised already."""
+def parts(model: PhiModel, kind: str) -> list[Part]:
+    """What is to be quantised, the largest weight first, while memory is still empty. Raises ValueError for an unknown
+    kind, and for a model that is quantised already."""
     if kind not in KINDS:
         raise ValueError(
             f"quant must be None (as stored) or one of {', '.join(KINDS)}; found {kind!r}"
@@ -91,33 +102,78 @@ def weights(model: PhiModel, kind: str) -> Iterator[tuple[str, Callable[[Tensor 
     if model.quant is not None:
         raise ValueError("this model is quantised already; load it again to quantise it otherwise")
     if kind == "bf16":
-        return
-    for name, module in model.decoder.named_modules():
+        return []
+    decoder = model.decoder
+    table = (decoder.config.vocab_size, decoder.config.hidden_size)
+    found = [Part(EMBEDDING, table, EightBit, partial(setattr, decoder, "head"))]
+    for name, module in decoder.named_modules():
         if isinstance(module, LoraLinear):
-            yield f"decoder.{name}.weight", partial(_put, module, kind)
-    yield EMBEDDING, partial(_put_head, model)
+            outputs, inputs = module.weight.shape
+            four = kind.startswith("int4") and outputs % 64 == 0 and inputs % GROUP == 0
+            form = FourBit if four else EightBit
+            put = partial(_replace, module, "weight", "kernel")
+            found.append(Part(f"decoder.{name}.weight", (outputs, inputs), form, put))
+        elif isinstance(module, LowRank) and kind.endswith("-all"):
+            for factor, kernel in (("a", "down"), ("b", "up")):
+                outputs, inputs = getattr(module, factor).shape
+                put = partial(_replace, module, factor, kernel)
+                found.append(
+                    Part(f"decoder.{name}.{factor}", (outputs, inputs), EightBit, put)
+                )
+    if kind.endswith("-all"):
+        for path, module, name, child in _linears(model):
+            outputs, inputs = child.weight.shape[:2]
+            put = partial(_replace_linear, module, name)
+            found.append(Part(f"{path}.weight", (outputs, inputs), EightBit, put))
+    return found
 
 
-def _put(linear: LoraLinear, kind: str, values: Tensor | None) -> None:
-    weight = linear.weight if values is None else values
-    fits = weight.shape[0] % 64 == 0 and weight.shape[1] % GROUP == 0
-    linear.kernel = FourBit(weight) if kind == "int4" and fits else EightBit(weight)
-    linear.register_parameter("weight", None)
+def _linears(model: PhiModel) -> list[tuple[str, nn.Module, str, nn.Linear | Pointwise]]:
+    """The linears of encoders and projectors that a forward reaches: path, the module around them, their name in it,
+    themselves."""
+    unused = model.unused()
+    return [
+        (f"{path}.{name}", module, name, child)
+        for path, module in model.named_modules()
+        if not path.startswith("decoder")
+        for name, child in module.named_children()
+        if isinstance(child, nn.Linear | Pointwise) and f"{path}.{name}.weight" not in unused
+    ]
 
 
-def _put_head(model: PhiModel, values: Tensor | None) -> None:
-    model.decoder.head = EightBit(model.decoder.embed_tokens.weight if values is None else values)
+def _replace(module: nn.Module, parameter: str, kernel: str, product: Any) -> None:
+    setattr(module, kernel, product)
+    module.register_parameter(parameter, None)
 
 
-def saved(config: DecoderConfig, kind: str | None) -> int:
-    """Bytes of a bfloat16 checkpoint's weights that quantising does away with, the head's own copy taken off."""
-    if kind not in ("int8", "int4"):
+def _replace_linear(module: nn.Module, name: str, product: "EightBit") -> None:
+    setattr(module, name, EightBitLinear(product, module.get_submodule(name).bias))
+
+
+def saved(config: ModelConfig, kind: str | None) -> int:
+    """Bytes of a bfloat16 checkpoint's weights that quantising does away with; a table of embeddings that is mapped from
+    its file counts as none."""
+    if kind is None:
         return 0
-    d, inner = config.hidden_size, config.intermediate_size
-    attention = (2 * config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
-    base = config.num_hidden_layers * d * (attention + 3 * inner)
-    per_weight = 1.0 if kind == "int8" else 2 - 0.5 - 4 / GROUP
-    return max(0, int(base * per_weight) - config.vocab_size * d)
+    with torch.device("meta"):
+        found = parts(PhiModel(config), kind)
+    return sum(2 * math.prod(part.shape) - size(part) for part in found)
+
+
+def size(part: Part) -> int:
+    """Bytes of a weight's quantised form."""
+    pieces = part.form.layout(part.shape).values()
+    return sum(dtype.itemsize * math.prod(shape) for dtype, shape in pieces)
+
+
+def in_memory(model: PhiModel) -> int:
+    """Bytes of a model's tensors. A table of embeddings on a CPU that only looks up is left out: it is mapped from its
+    file, of which the rows that are read take memory."""
+    decoder = model.decoder
+    tensors = {id(t): nbytes(t) for t in (*model.parameters(), *model.buffers(), *held(model))}
+    if decoder.head is not None and decoder.device.type == "cpu":
+        tensors.pop(id(decoder.embed_tokens.weight), None)
+    return sum(tensors.values())
 
 
 def held(model: nn.Module) -> Iterator[Tensor]:
@@ -125,12 +181,10 @@ def held(model: nn.Module) -> Iterator[Tensor]:
     for module in model.modules():
         if isinstance(module, Packed):
             yield module.weight
-        for name in ("kernel", "head"):
+        for name in ("kernel", "head", "down", "up"):
             found = getattr(module, name, None)
-            if isinstance(found, EightBit):
-                yield from (found.product.weight, found.product.scale)
-            elif isinstance(found, FourBit):
-                yield from found.product.tensors()
+            if isinstance(found, EightBit | FourBit):
+                yield from found.tensors()
 
 
 def nbytes(tensor: Tensor) -> int:
@@ -142,23 +196,69 @@ def nbytes(tensor: Tensor) -> int:
 
 
 class EightBit:
-    """W x for W [out in] in int8. Where x is bfloat16 so are its scales, and products come out rounded twice."""
+    """W x for W [out in] in int8. Where x is bfloat16 so are its scales, and products come out rounded twice.
+
+    A file holds `q8` [out in] in int8 and `scale` [out] in float32."""
 
     def __init__(self, weight: Float[Tensor, "O I"]) -> None:
-        self.shape = weight.shape
-        rows, scales = [], []
-        for part in weight.split(ROWS):
-            scale = part.abs().amax(1).float().clamp(min=1e-12) / 127
-            rows.append((part / scale[:, None]).round().to(torch.int8))
-            scales.append(scale)
-        kernel = _kernel(weight.device.type)
-        self.product = kernel(torch.cat(rows), torch.cat(scales))
+        self._hold(self.rounded(weight), weight.device)
+
+    @classmethod
+    def stored(cls, pieces: Pieces, device: torch.device) -> "EightBit":
+        """From what `rounded` gave."""
+        made = cls.__new__(cls)
+        made._hold(pieces, device)
+        return made
+
+    def _hold(self, pieces: Pieces, device: torch.device) -> None:
+        self.pieces: Pieces | None = None
+        self.shape = pieces["q8"].shape
+        self.product = _kernel(device.type)(pieces["q8"].to(device), pieces["scale"].to(device))
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What it holds in memory."""
+        return self.product.tensors()
+
+    @staticmethod
+    def rounded(weight: Float[Tensor, "O I"]) -> Pieces:
+        """What a file holds of a weight."""
+        q = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+        scale = torch.empty(len(weight), device=weight.device)
+        for part, rows, scales in zip(
+            weight.split(ROWS), q.split(ROWS), scale.split(ROWS), strict=True
+        ):
+            torch.div(part.abs().amax(1).float().clamp(min=1e-12), 127, out=scales)
+            rows.copy_((part / scales[:, None]).round_())
+        return {"q8": q, "scale": scale}
+
+    @staticmethod
+    def layout(shape: tuple[int, int]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        """Types and shapes of what a file holds of a weight [out in]."""
+        return {"q8": (torch.int8, shape), "scale": (torch.float32, shape[:1])}
+
+    def rows(self, ids: Int[Tensor, " T"]) -> Float[Tensor, "T I"]:
+        """Rows of the weight, in float32. Only of one whose `pieces` are at hand."""
+        assert self.pieces is not None, "the rows aren't there"
+        q, scale = (self.pieces[name][ids] for name in ("q8", "scale"))
+        return q.float() * scale[:, None]
 
     def __call__(self, x: Float[Tensor, "*T I"]) -> Float[Tensor, "*T O"]:
         q, scale = per_token(x.reshape(-1, self.shape[1]))
         wide = x.dtype if x.dtype == torch.bfloat16 else torch.float32
         y = self.product(q, wide).mul_(scale.to(wide))
         return y.to(x.dtype).view(*x.shape[:-1], self.shape[0])
+
+
+class EightBitLinear(nn.Module):
+    """A linear with bias, its weight in int8."""
+
+    def __init__(self, kernel: EightBit, bias: Tensor) -> None:
+        super().__init__()
+        self.kernel = kernel
+        self.bias = bias
+
+    def forward(self, x: Float[Tensor, "*n I"]) -> Float[Tensor, "*n O"]:
+        return self.kernel(x).add_(self.bias)
 
 
 def per_token(x: Float[Tensor, "T I"]) -> tuple[Int8[Tensor, "T I"], Float[Tensor, "T 1"]]:
@@ -189,6 +289,9 @@ class OneDnn:
             unsigned, 1.0, 128, w, s, z, None, 1.0, 0, dtype, "none", [], ""
         )
 
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.weight, self.scale)
+
 
 class IntMm:
     """torch's own int8 product, on CUDA too (which wants more than 16 rows)."""
@@ -201,6 +304,9 @@ class IntMm:
         sums = torch._int_mm(F.pad(q, (0, 0, 0, missing)), self.weight.t())[: len(q)]
         return (sums * self.scale).to(dtype)
 
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.weight, self.scale)
+
 
 class Plain:
     """A product of float32, anywhere."""
@@ -210,6 +316,9 @@ class Plain:
 
     def __call__(self, q: Int8[Tensor, "T I"], dtype: torch.dtype) -> Float[Tensor, "T O"]:
         return (F.linear(q.float(), self.weight.float()) * self.scale).to(dtype)
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.weight, self.scale)
 
 
 @cache
@@ -276,6 +385,15 @@ class FourBit:
     def __call__(self, x: Float[Tensor, "*T I"]) -> Float[Tensor, "*T O"]:
         y = self.product(x.reshape(-1, self.shape[1]))
         return y.to(x.dtype).view(*x.shape[:-1], self.shape[0])
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What it holds in memory."""
+        return self.product.tensors()
+
+    @staticmethod
+    def layout(shape: tuple[int, int]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        """Types and shapes of what a file holds of a weight [out in]."""
+        return {"q4": (torch.uint8, (math.prod(shape) * 9 // 16,)), "row": (torch.float32, shape[:1])}
 
 
 class Native:
