@@ -7,6 +7,9 @@
 // All but attention is written once, over vectors of 16 floats that the compiler cuts to what the CPU has; attention needs
 // AVX-512's products of bfloat16.
 
+// Products and sums may be one operation here: nothing has to be the same to the bit on every path.
+#pragma GCC optimize("fp-contract=fast")
+
 #include "native.h"
 
 #include <memory>
@@ -261,71 +264,95 @@ INLINE void causal(const Causal& w, int64_t begin, int64_t end) {
 }
 
 // A depthwise convolution 3 x 3 of stride 2 and padding 1 behind relu of a product [times, bands, d], or of a first
-// convolution of the same kind over `mels` [2 times, 2 bands] of one channel (weights [9 d]). Times of its input where
-// `heard` is 0 are blank. To [times/2 * bands/2 d], halves rounded up.
+// convolution of the same kind over one channel: frames with blanks around them, `frame` floats apart (weights [9 d]).
+// Times of its input where `heard` is 0 are blank. To [times/2 * bands/2 d], halves rounded up.
 struct Strided {
     Raw raw;
-    const float *mels, *first, *first_bias;
-    int64_t mel_times, mel_bands;
+    const float* frames;
+    int64_t frame;
+    const float *first, *first_bias;
     const uint8_t* heard;
     const float *weight, *bias;
     Out out;
     int64_t times, bands, d;
 };
 
-INLINE Floats heard_at(const Strided& w, int64_t t, int64_t f, int64_t i) {
-    Floats value;
-    if (w.mels) {
-        value = load(w.first_bias + i);
-        for (int64_t y = 0; y < 3; y++)
-            for (int64_t x = 0; x < 3; x++) {
-                const int64_t time = 2 * t + y - 1, band = 2 * f + x - 1;
-                if (time < 0 || time >= w.mel_times || band < 0 || band >= w.mel_bands) continue;
-                value += load(w.first + (3 * y + x) * w.d + i) * w.mels[time * w.mel_bands + band];
-            }
-    } else {
-        value = w.raw(t * w.bands + f, i);
-    }
-    return most(value, Floats{});
+constexpr int64_t ABREAST = 4;  // outputs whose sums are made at once
+
+INLINE int64_t rounded_up(int64_t count) { return (count + ABREAST - 1) / ABREAST * ABREAST; }
+
+// ABREAST outputs: `at(y, x)` gives the input of the first one's tap, the next one's lies two further.
+template <typename At, typename Put>
+INLINE void convolve(const Floats* weight, Floats bias, const At& at, const Put& put) {
+    Floats total[ABREAST];
+    for (int64_t j = 0; j < ABREAST; j++) total[j] = bias;
+    for (int64_t y = 0; y < 3; y++)
+        for (int64_t x = 0; x < 3; x++)
+            for (int64_t j = 0; j < ABREAST; j++) total[j] += weight[3 * y + x] * at(y, 2 * j + x);
+    for (int64_t j = 0; j < ABREAST; j++) put(j, total[j]);
 }
 
-// One time of the output. Three times of the input are made first, a vector of channels after the other.
+INLINE void taps(const float* weights, int64_t d, int64_t i, Floats* to) {
+    for (int j = 0; j < 9; j++) to[j] = load(weights + j * d + i);
+}
+
+// One time of the output. Three times of the input are made first, a vector of channels after the other, with a blank
+// band before and after.
 INLINE void strided(const Strided& w, int64_t begin, int64_t end) {
-    const int64_t bands = (w.bands + 1) / 2;
-    float *rows = scratch(bands * w.d + 3 * w.bands * LANES), *inputs = rows + bands * w.d;
+    const int64_t bands = (w.bands + 1) / 2, room = 2 * rounded_up(bands) + 2 * ABREAST;
+    float *rows = scratch(rounded_up(bands) * w.d + 3 * room * LANES), *inputs = rows + rounded_up(bands) * w.d;
+    const auto band = [&](int64_t y, int64_t f) __attribute__((always_inline)) {
+        return inputs + (y * room + 1 + f) * LANES;
+    };
+    std::memset(inputs, 0, 3 * room * LANES * sizeof(float));
     for (int64_t t = begin; t < end; t++) {
         for (int64_t i = 0; i < w.d; i += LANES) {
+            Floats weight[9] = {};
+            if (w.frames) taps(w.first, w.d, i, weight);
             for (int64_t y = 0; y < 3; y++) {
                 const int64_t time = 2 * t + y - 1;
-                const bool blank = time < 0 || time >= w.times || !w.heard[time];
-                for (int64_t f = 0; f < w.bands; f++)
-                    store(inputs + (y * w.bands + f) * LANES, blank ? Floats{} : heard_at(w, time, f, i));
-            }
-            Floats weight[9];
-            for (int j = 0; j < 9; j++) weight[j] = load(w.weight + j * w.d + i);
-            for (int64_t f = 0; f < bands; f++) {
-                Floats value = load(w.bias + i);
-                for (int64_t y = 0; y < 3; y++)
-                    for (int64_t x = 0; x < 3; x++) {
-                        const int64_t band = 2 * f + x - 1;
-                        if (band < 0 || band >= w.bands) continue;
-                        value += weight[3 * y + x] * load(inputs + (y * w.bands + band) * LANES);
+                if (time < 0 || time >= w.times || !w.heard[time]) {
+                    for (int64_t f = 0; f < w.bands; f++) store(band(y, f), Floats{});
+                } else if (w.frames) {
+                    const Floats bias = load(w.first_bias + i);
+                    for (int64_t f = 0; f < w.bands; f += ABREAST) {
+                        const float* frame = w.frames + 2 * time * w.frame + 2 * f;
+                        convolve(
+                            weight, bias,
+                            [&](int64_t row, int64_t column)
+                                __attribute__((always_inline)) { return frame[row * w.frame + column]; },
+                            [&](int64_t j, Floats value) __attribute__((always_inline)) {
+                                if (f + j < w.bands) store(band(y, f + j), most(value, Floats{}));
+                            });
                     }
-                store(rows + f * w.d + i, value);
+                } else {
+                    for (int64_t f = 0; f < w.bands; f++)
+                        store(band(y, f), most(w.raw(time * w.bands + f, i), Floats{}));
+                }
             }
+            taps(w.weight, w.d, i, weight);
+            const Floats bias = load(w.bias + i);
+            for (int64_t f = 0; f < bands; f += ABREAST)
+                convolve(
+                    weight, bias,
+                    [&](int64_t row, int64_t column)
+                        __attribute__((always_inline)) { return load(band(row, 2 * f + column - 1)); },
+                    [&](int64_t j, Floats value)
+                        __attribute__((always_inline)) { store(rows + (f + j) * w.d + i, value); });
         }
         for (int64_t f = 0; f < bands; f++) w.out(t * bands + f, rows + f * w.d, w.d);
     }
 }
 
 #if POLYPHI_X86
+#define WITH(features) __attribute__((target(features)))
 #define ON_EVERY_PATH(NAME, WORK)                                                                  \
-    WITH_AVX512 void NAME##_avx512(const WORK& w, int64_t begin, int64_t end) { NAME(w, begin, end); } \
-    WITH_AVX2 void NAME##_avx2(const WORK& w, int64_t begin, int64_t end) { NAME(w, begin, end); }     \
+    WITH(POLYPHI_AVX512) void NAME##_avx512(const WORK& w, int64_t begin, int64_t end) { NAME(w, begin, end); } \
+    WITH(POLYPHI_AVX2) void NAME##_avx2(const WORK& w, int64_t begin, int64_t end) { NAME(w, begin, end); }     \
     void NAME##_any(const WORK& w, int64_t begin, int64_t end) { NAME(w, begin, end); }                \
     void run(const WORK& w, int isa, int64_t rows, Parallel parallel, int threads) {                   \
         if (isa < 0) isa = best();                                                                     \
-        const auto kernel = isa == AVX512 ? NAME##_avx512 : isa == AVX2 ? NAME##_avx2 : NAME##_any;    \
+        const auto kernel = isa == AVX512 ? NAME##_avx512 : isa ? NAME##_avx2 : NAME##_any;    \
         spread([&](int64_t begin, int64_t end) { kernel(w, begin, end); }, rows, ROWS, parallel, threads); \
     }
 #else
@@ -355,7 +382,7 @@ struct Attention {
 
 #if POLYPHI_X86
 
-#define WITH_BF16 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,fma")))
+#define WITH_BF16 WITH(POLYPHI_AVX512 ",avx512bf16")
 
 constexpr int TOGETHER = 5;    // queries whose scores are made at once
 constexpr int BLOCK = 64;      // keys beside each other
@@ -581,12 +608,12 @@ void polyphi_causal(int isa, const void* x, const float* taps, const float* bias
     run(work, isa, rows, parallel, threads);
 }
 
-void polyphi_strided(int isa, const void* at, int64_t stride, const float* scale, const float* bias, const float* mels,
-                     const float* first, const float* first_bias, int64_t mel_times, int64_t mel_bands,
+void polyphi_strided(int isa, const void* at, int64_t stride, const float* scale, const float* bias,
+                     const float* frames, int64_t frame, const float* first, const float* first_bias,
                      const uint8_t* heard, const float* weight, const float* shift, uint8_t* q, float* q_scale,
                      int64_t times, int64_t bands, int64_t d, Parallel parallel, int threads) {
     const Raw raw{static_cast<const uint16_t*>(at), stride, scale, bias};
-    const Strided work{raw,    mels,  first, first_bias, mel_times, mel_bands,
+    const Strided work{raw,    frames, frame, first, first_bias,
                        heard,  weight, shift, {q, q_scale, nullptr}, times, bands, d};
     run(work, isa, (times + 1) / 2, parallel, threads);
 }

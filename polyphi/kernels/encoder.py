@@ -13,6 +13,7 @@ from functools import cache
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
@@ -20,6 +21,8 @@ from polyphi.kernels.native import count, function, library, number, pointer, po
 
 LANES = 16
 """Columns of all rows are a multiple of so many."""
+ABREAST = 4
+"""Bands that a convolution makes at once."""
 ACTIVATIONS = ("none", "relu", "silu", "gelu", "gated")
 """What `activate` knows: GELU in its tanh form; gated is value * silu(gate), the two beside each other."""
 
@@ -90,7 +93,7 @@ def _causal() -> Callable[..., None]:
 
 @cache
 def _strided() -> Callable[..., None]:
-    first = (pointer, pointer, pointer, count, count)
+    first = (pointer, count, pointer, pointer)
     rest = (pointer, pointer, pointer, *_OUT[:2], count, count, count)
     return function("polyphi_strided", number, *_RAW, *first, *rest, *_POOL)
 
@@ -211,12 +214,15 @@ def strided(
     times, width = len(heard), weight.shape[1]
     if isinstance(given, Raw):
         bands, owed = len(given.y) // times, given.addresses()
-        first: tuple[int | None, ...] = (None, None, None, 0, 0)
+        first: tuple[int | None, ...] = (None, 0, None, None)
     else:
-        frames = given[0]
+        frames, *convolution = given
         assert -(-len(frames) // 2) == times
         bands, owed = -(-frames.shape[1] // 2), (None, 0, None, None)
-        first = (*(t.data_ptr() for t in given), *frames.shape)
+        # a blank one before; behind, as many as whole vectors of results look at
+        behind = 2 * (-(-bands // ABREAST) * ABREAST) - frames.shape[1]
+        frames = F.pad(frames, (1, behind, 1, 1))
+        first = (frames.data_ptr(), frames.stride(0), *(t.data_ptr() for t in convolution))
     out = _rows(-(-times // 2) * -(-bands // 2), width)
     _strided()(
         isa,

@@ -267,10 +267,10 @@ class SelfAttention(nn.Module):
     def forward(
         self, x: Float[Tensor, "A D"], windows: Windows, biases: Sequence[Tensor] | Tensor
     ) -> Float[Tensor, "A D"]:
-        qkv = [p(x) for p in (self.q_proj, self.k_proj, self.v_proj)]
+        q, k, v = qkv = [p(x) for p in (self.q_proj, self.k_proj, self.v_proj)]
         if isinstance(biases, Tensor):
             sizes = windows.lengths
-            return self.o_proj(native.attention(*qkv, self.heads, sizes, sizes, biases))
+            return self.o_proj(native.attention(q, k, v, self.heads, sizes, sizes, biases))
         outs = []
         for group, bias in zip(windows.groups, biases, strict=True):
             shape = (group.windows, group.longest, self.heads, -1)

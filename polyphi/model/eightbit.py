@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from polyphi.kernels import encoder as native
 from polyphi.kernels.encoder import Raw, Rows
 from polyphi.model import conformer, siglip
+from polyphi.model.config import AudioConfig
+from polyphi.model.multimodal import PhiModel
 
 
 class Unsigned(Protocol):
@@ -166,8 +168,9 @@ class Subsampling(nn.Module):
     def __init__(self, plain: conformer.Subsampling, make: Make) -> None:
         super().__init__()
         self.plain = plain
-        first, _, second, up, _, third, down, _ = plain.conv
-        self.weights = [
+        convolutions: list[Any] = [m for m in plain.conv if isinstance(m, nn.Conv2d)]
+        first, second, up, third, down = convolutions
+        self.taps = [
             (conv.weight.flatten(1).t().float().contiguous(), conv.bias.float())
             for conv in (first, second, third)
         ]
@@ -175,13 +178,13 @@ class Subsampling(nn.Module):
         self.last = Linear(plain.out, make)
 
     @property
-    def out(self) -> nn.Module:
+    def out(self) -> nn.Linear:
         return self.plain.out
 
     def forward(self, mels: Float[Tensor, "F M"], lengths: Sequence[int]) -> Float[Tensor, "A D"]:
         if torch.is_grad_enabled():
             return self.plain(mels, lengths)
-        tape, (first, second, third) = conformer.Tape.of(lengths), self.weights
+        tape, (first, second, third) = conformer.Tape.of(lengths), self.taps
         spots = [torch.from_numpy(tape.spots(stride)) for stride in (1, 2, 4, 8)]
         heard = [
             torch.zeros(tape.length(stride), dtype=torch.bool).index_fill_(0, at, True)
@@ -197,13 +200,26 @@ class Subsampling(nn.Module):
         return native.finished("none", self.last(native.activate("none", Raw(x))))
 
 
-def fuse_vision(encoder: siglip.SiglipEncoder, make: Make) -> None:
-    """All layers but the last, which no forward of the multimodal model reaches."""
-    for i, layer in enumerate(encoder.layers[:-1]):
-        encoder.layers[i] = VisionLayer(layer, make)
+def fuse(model: PhiModel, make: Make) -> None:
+    """Puts these classes into a model's encoders where their kernels run: in bfloat16, on a CPU that multiplies it, in
+    sizes that fit. The vision tower's last layer stays, since no forward of the multimodal model reaches it."""
+    if model.vision is not None and _fits(model.vision.encoder):
+        layers = model.vision.encoder.layers
+        for i, layer in enumerate(layers[:-1]):
+            assert isinstance(layer, siglip.Layer)
+            layers[i] = VisionLayer(layer, make)
+    if model.audio is not None and _fits(model.audio.encoder):
+        encoder: Any = model.audio.encoder
+        for i, block in enumerate(encoder.blocks):
+            encoder.blocks[i] = AudioBlock(block, make)
+        encoder.subsampling = Subsampling(encoder.subsampling, make)
 
 
-def fuse_audio(encoder: conformer.ConformerEncoder, make: Make) -> None:
-    for i, block in enumerate(encoder.blocks):
-        encoder.blocks[i] = AudioBlock(block, make)
-    encoder.subsampling = Subsampling(encoder.subsampling, make)
+def _fits(encoder: siglip.SiglipEncoder | conformer.ConformerEncoder) -> bool:
+    c, weight = encoder.config, next(encoder.parameters())
+    widths = [c.hidden_size, c.intermediate_size]
+    if isinstance(c, AudioConfig):
+        middle = c.ext_pw_out_channel, c.depthwise_separable_out_channel
+        widths += [*middle, c.nemo_conv_channels]
+    fit = all(width % native.LANES == 0 for width in widths)
+    return fit and native.attends(weight, c.hidden_size // c.num_attention_heads)

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from polyphi import kernels
 from polyphi.kernels import linear as native
+from polyphi.model import eightbit
 from polyphi.model.config import ModelConfig
 from polyphi.model.conformer import Pointwise
 from polyphi.model.lora import LoraLinear, LowRank
@@ -89,6 +90,8 @@ def prepare(model: PhiModel, kind: str) -> PhiModel:
         setattr(module, name, Packed(child.weight.flatten(1), child.bias, gelu=gelu))
         if gelu:
             module.act = nn.Identity()
+    if kind.endswith("-all") and kernels.missing() is None and _kernel("cpu") is OneDnn:
+        eightbit.fuse(model, lambda weight: EightBit(weight).product)  # type: ignore[arg-type, return-value]
     return model
 
 
@@ -117,9 +120,7 @@ def parts(model: PhiModel, kind: str) -> list[Part]:
             for factor, kernel in (("a", "down"), ("b", "up")):
                 outputs, inputs = getattr(module, factor).shape
                 put = partial(_replace, module, factor, kernel)
-                found.append(
-                    Part(f"decoder.{name}.{factor}", (outputs, inputs), EightBit, put)
-                )
+                found.append(Part(f"decoder.{name}.{factor}", (outputs, inputs), EightBit, put))
     if kind.endswith("-all"):
         for path, module, name, child in _linears(model):
             outputs, inputs = child.weight.shape[:2]
@@ -393,7 +394,10 @@ class FourBit:
     @staticmethod
     def layout(shape: tuple[int, int]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
         """Types and shapes of what a file holds of a weight [out in]."""
-        return {"q4": (torch.uint8, (math.prod(shape) * 9 // 16,)), "row": (torch.float32, shape[:1])}
+        return {
+            "q4": (torch.uint8, (math.prod(shape) * 9 // 16,)),
+            "row": (torch.float32, shape[:1]),
+        }
 
 
 class Native:
