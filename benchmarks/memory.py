@@ -1,7 +1,7 @@
 """How much memory the 5.6 billion parameter model takes at 4 and 8 bits, from a bfloat16 checkpoint that is quantised
 while it loads and from a quantised one, beside the limits that we set ourselves.
 
-    python benchmarks/memory.py --at /tmp/full [--kinds int4 int4-all] [--keep]
+    python benchmarks/memory.py --at FOLDER [--kinds int4 int4-all]
 
 A checkpoint of the published size with random weights is written once (11 GB), the quantised ones beside it. Each
 measurement is a process of its own, which loads a model and answers three short prompts, so that both encoders and both
@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +24,6 @@ import numpy as np
 import torch
 from PIL import Image as Picture
 from rich.console import Console
-from rich.table import Table
 from sidebyside import peak_bytes
 
 import polyphi
@@ -78,12 +77,17 @@ class Watch(threading.Thread):
         super().__init__(daemon=True)
         self.most = self.own = self.mapped = 0
 
+    @staticmethod
+    def now() -> tuple[int, int]:
+        """Bytes of its own, and mapped."""
+        lines = Path("/proc/self/status").read_text().splitlines()
+        told = dict(line.split(":", 1) for line in lines)
+        own, mapped = (int(told[name].split()[0]) * 1024 for name in ("RssAnon", "RssFile"))
+        return own, mapped
+
     def run(self) -> None:
         while True:
-            told = dict(
-                line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines()
-            )
-            own, mapped = (int(told[name].split()[0]) * 1024 for name in ("RssAnon", "RssFile"))
+            own, mapped = self.now()
             if own + mapped > self.most:
                 self.most, self.own, self.mapped = own + mapped, own, mapped
             time.sleep(EVERY)
@@ -93,9 +97,10 @@ def child(folder: Path, quant: str | None) -> dict[str, float]:
     """Loads and answers; bytes and seconds."""
     watch = Watch()
     watch.start()
+    bare = watch.now()
     start = time.perf_counter()
     phi = polyphi.load(folder, quant=quant)
-    loaded, after = time.perf_counter() - start, peak_bytes()
+    loaded, after, stands = time.perf_counter() - start, peak_bytes(), watch.now()
     picture = Picture.fromarray(np.random.default_rng(0).integers(0, 255, (448, 448, 3), np.uint8))
     picture.save(folder.parent / "picture.png")
     clip = (0.1 * np.random.default_rng(0).standard_normal(5 * 16_000).astype(np.float32), 16_000)
@@ -108,29 +113,69 @@ def child(folder: Path, quant: str | None) -> dict[str, float]:
     answered = time.perf_counter() - start
     cache = tokens * token_bytes(phi.config.decoder, torch.bfloat16)
     return {
-        "peak": peak_bytes() - cache,
+        "most": peak_bytes() - cache,
         "loading": after,
         "own": watch.own - cache,
         "mapped": watch.mapped,
         "cache": cache,
+        "bare": sum(bare),
+        "loaded": sum(stands),
         "load_seconds": loaded,
         "answer_seconds": answered,
     }
 
 
 def measure(folder: Path, quant: str | None) -> dict[str, float]:
-    command = [sys.executable, __file__, "--at", str(folder), "--child"]
-    command += ["--kinds", quant] if quant else []
+    command = [
+        sys.executable,
+        __file__,
+        "--at",
+        str(folder),
+        "--child",
+        *([quant] if quant else []),
+    ]
     told = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
     return json.loads(told.splitlines()[-1])
+
+
+def show(rows: Sequence[tuple[str, str, dict[str, float]]]) -> None:
+    lines = [
+        "| weights | from | most, GB | limit | own | mapped | while loading | to load, s |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for kind, source, row in rows:
+        most, own, mapped, loading = (
+            f"{row[key] / 1e9:.2f}" for key in ("most", "own", "mapped", "loading")
+        )
+        seconds = f"{row['load_seconds']:.0f}"
+        cells = (kind, source, most, str(LIMITS[kind] or ""), own, mapped, loading, seconds)
+        lines.append(f"| {' | '.join(cells)} |")
+    print("\n".join(lines))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--at", type=Path, required=True, help="folder for the checkpoints")
     parser.add_argument("--kinds", nargs="+", default=list(LIMITS), choices=LIMITS)
-    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs="?", const="", help=argparse.SUPPRESS)
     given = parser.parse_args()
+    if given.child is not None:
+        print(json.dumps(child(given.at, given.child or None)))
+        return
+    whole = given.at / "bf16"
+    if not whole.exists():
+        given.at.mkdir(parents=True, exist_ok=True)
+        build(whole)
+    rows = []
+    for kind in given.kinds:
+        rows.append((kind, "bfloat16", measure(whole, kind)))
+        console.print(f"{kind} from bfloat16: {rows[-1][2]}", highlight=False)
+        if not (given.at / kind).exists():
+            files = weights.files_beside(whole, weights.QUANTISED)
+            weights.save(weights.load(whole), given.at / kind, quant=kind, files=files)
+        rows.append((kind, "its own", measure(given.at / kind, None)))
+        console.print(f"{kind} from its own: {rows[-1][2]}", highlight=False)
+    show(rows)
 
 
 if __name__ == "__main__":

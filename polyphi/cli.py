@@ -34,8 +34,8 @@ NANO = Path("runs/nano")
 QuantOption = Annotated[
     Literal["bf16", "int8", "int4", "int8-all", "int4-all"] | None,
     typer.Option(
-        help="Quantise the frozen weights: int8 or int4, with -all adapters and encoders too, in 8 bits; bf16 only lays "
-        "them out for this CPU."
+        help="Quantise the frozen weights: int8 or int4, with -all adapters and encoders too, in 8 bits; bf16 only "
+        "lays them out for this CPU."
     ),
 ]
 ModelArgument = Annotated[str, typer.Argument(help="Folder of a checkpoint, or a hub id.")]

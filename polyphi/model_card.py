@@ -63,7 +63,8 @@ def card(
     quant: str | None = None,
 ) -> str:
     """The card of what `export` makes of a checkpoint. `source` is what the user called it, `merged` the adapter that
-    was folded in, `quant` what it is quantised to. Raises ValueError where `results` is no results folder, or another model's."""
+    was folded in, `quant` what it is quantised to. Raises ValueError where `results` is no results folder, or another
+    model's."""
     if layout not in weights.LAYOUTS:
         raise ValueError(f"layouts are {', '.join(weights.LAYOUTS)}; found {layout!r}")
     told = _results(results, folder) if results else None

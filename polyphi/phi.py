@@ -217,8 +217,8 @@ def load(
     None keeps every weight as it is; "int8" and "int4" quantise the decoder's base weights and the head (adapters and
     all else in bfloat16), "int8-all" and "int4-all" adapters and encoders too (in 8 bits), "bf16" only lays out the
     encoders for this CPU (`model/quantize.py`): such a model is for inference. A quantised checkpoint is what it is,
-    and needs none. `together`: sequences that run at once; `cache_gb`: memory for their keys and values (engine.py has the
-    default). Raises ValueError, one clear message each, also where the weights don't fit.
+    and needs none. `together`: sequences that run at once; `cache_gb`: memory for their keys and values (engine.py has
+    the default). Raises ValueError, one clear message each, also where the weights don't fit.
     """
     place = devices.choose(device)
     folder = weights.locate(path_or_id)

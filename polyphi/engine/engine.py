@@ -473,9 +473,7 @@ class Engine:
         if self._memory is None:
             decoder = self.model.decoder
             # One block more than sequences can get: graphs.py writes there.
-            self._memory = Memory(
-                decoder.config, self.pool.size + 1, decoder.dtype, decoder.device
-            )
+            self._memory = Memory(decoder.config, self.pool.size + 1, decoder.dtype, decoder.device)
         logits = self.runner.run(parts, self._memory)
         for part, rows, best in zip(parts, logits, _argmax(parts, logits), strict=True):
             if rows is not None:

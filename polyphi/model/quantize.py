@@ -81,7 +81,8 @@ def prepare(model: PhiModel, kind: str) -> PhiModel:
     """The rest, where the weights of `parts` are done: bfloat16 linears of the encoders are laid out for this CPU, GELU
     included; elsewhere, and in other types, they stay."""
     model.quant = kind
-    for path, module, name, child in _linears(model):
+    for path, module, name in _linears(model):
+        child: Any = module.get_submodule(name)
         if ".projector." in path or not _packs():
             continue
         if child.weight.dtype != torch.bfloat16 or child.weight.device.type != "cpu":
@@ -122,19 +123,19 @@ def parts(model: PhiModel, kind: str) -> list[Part]:
                 put = partial(_replace, module, factor, kernel)
                 found.append(Part(f"decoder.{name}.{factor}", (outputs, inputs), EightBit, put))
     if kind.endswith("-all"):
-        for path, module, name, child in _linears(model):
-            outputs, inputs = child.weight.shape[:2]
+        for path, module, name in _linears(model):
+            outputs, inputs = model.get_parameter(f"{path}.weight").shape[:2]
             put = partial(_replace_linear, module, name)
             found.append(Part(f"{path}.weight", (outputs, inputs), EightBit, put))
     return found
 
 
-def _linears(model: PhiModel) -> list[tuple[str, nn.Module, str, nn.Linear | Pointwise]]:
-    """The linears of encoders and projectors that a forward reaches: path, the module around them, their name in it,
-    themselves."""
+def _linears(model: PhiModel) -> list[tuple[str, nn.Module, str]]:
+    """The linears of encoders and projectors that a forward reaches: path, the module around them, their name in it.
+    (A list of themselves would keep those that are replaced.)"""
     unused = model.unused()
     return [
-        (f"{path}.{name}", module, name, child)
+        (f"{path}.{name}", module, name)
         for path, module in model.named_modules()
         if not path.startswith("decoder")
         for name, child in module.named_children()
@@ -152,8 +153,8 @@ def _replace_linear(module: nn.Module, name: str, product: "EightBit") -> None:
 
 
 def saved(config: ModelConfig, kind: str | None) -> int:
-    """Bytes of a bfloat16 checkpoint's weights that quantising does away with; a table of embeddings that is mapped from
-    its file counts as none."""
+    """Bytes of a bfloat16 checkpoint's weights that quantising does away with; a table of embeddings that is mapped
+    from its file counts as none."""
     if kind is None:
         return 0
     with torch.device("meta"):

@@ -303,7 +303,9 @@ def load(
     state: dict[str, Tensor] = {}
     if quantize.EMBEDDING in parts and layout == QUANTISED:
         model.decoder.embed_tokens.register_parameter("weight", None)
-        if place.type == "cpu":  # mapped once more: of rows that are looked up, only those take memory
+        if (
+            place.type == "cpu"
+        ):  # mapped once more: of rows that are looked up, only those take memory
             cast(Any, model.decoder.head).pieces = pieces(quantize.EMBEDDING)
     elif quantize.EMBEDDING in parts:
         (table,) = pieces(quantize.EMBEDDING).values()
@@ -325,6 +327,7 @@ def load(
                     device=place, dtype=dtype
                 )
     model.load_state_dict(state, strict=True, assign=True)
+    state.clear()  # it would hold what is laid out anew
     if quant:
         quantize.prepare(model, quant)
     # A buffer that no checkpoint holds would still be on the meta device; modules compute such tables when they run.
@@ -399,7 +402,7 @@ def files_beside(source: str | Path, layout: str) -> list[Path]:
     settings of its processor and templates too."""
     folder = locate(source)
     found = read_layout(folder)
-    if found != layout and layout != QUANTISED:  # quantised ones are described as whole ones are
+    if layout not in (found, QUANTISED):  # quantised ones are described as whole ones are
         return [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
     ours = {"config.json", "generation_config.json", "model.safetensors.index.json"}
     kept = (p for p in sorted(folder.iterdir()) if p.suffix in {".json", ".txt", ".jinja"})
@@ -781,7 +784,9 @@ def _write_shards(
     stored = ""
 
     def flush() -> None:
-        (_save_aligned if aligned else _save_file)(shard, folder / f"part-{len(shards)}.safetensors")
+        (_save_aligned if aligned else _save_file)(
+            shard, folder / f"part-{len(shards)}.safetensors"
+        )
         shards.append(list(shard))
         shard.clear()
 

@@ -154,7 +154,9 @@ def test_the_language_model_alone(whole: Path) -> None:
 
 def test_wrong_uses_are_told(whole: Path) -> None:
     folder = quantised(whole, "int8")
-    with pytest.raises(ValueError, match="is quantised to int8 and can't become int4: load it without"):
+    with pytest.raises(
+        ValueError, match="is quantised to int8 and can't become int4: load it without"
+    ):
         weights.load(folder, quant="int4")
     loaded = weights.load(folder, quant="int8")
     with pytest.raises(ValueError, match="can't be saved"):
@@ -219,4 +221,6 @@ def test_adapters_of_a_quantised_checkpoint_hold_numbers(whole: Path) -> None:
     with pytest.raises(ValueError, match="NaN"):
         weights.load(folder)
     with safe_open(file, framework="pt") as opened:
-        assert opened.metadata() is None  # so it was written by somebody else, and read all the same
+        assert (
+            opened.metadata() is None
+        )  # so it was written by somebody else, and read all the same

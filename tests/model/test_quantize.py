@@ -254,4 +254,6 @@ def test_what_is_saved_is_known_before(kind: str | None) -> None:
     before = quantized.in_memory(model)
     if kind:
         quantize(model, kind)
-    assert before - quantized.in_memory(model) == pytest.approx(quantized.saved(config, kind), rel=0.02)
+    assert before - quantized.in_memory(model) == pytest.approx(
+        quantized.saved(config, kind), rel=0.02
+    )
