@@ -110,8 +110,8 @@ def room(model: PhiModel, free: int, place: torch.device, capacity: int) -> Room
 
 
 def _quantised(quant: str | None, place: torch.device) -> str:
-    """How a model is quantised, and on a CPU what multiplies 4 bits, or why nothing of ours does."""
-    if not quant or not quant.startswith("int4") or place.type != "cpu":
+    """How a model is quantised, and on a CPU what multiplies it, or why nothing of ours does."""
+    if quant in (None, "bf16") or place.type != "cpu":
         return f" and {quant}" if quant else ""
     why = kernels.missing()
     return f" and {quant} by {kernels.path()}" if why is None else f" and {quant} by torch ({why})"

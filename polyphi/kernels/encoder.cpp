@@ -10,9 +10,12 @@
 // Products and sums may be one operation here: nothing has to be the same to the bit on every path.
 #pragma GCC optimize("fp-contract=fast")
 
-#include "native.h"
-
+#if defined(__x86_64__) && defined(__GNUC__)
+#include <cpuid.h>
+#endif
 #include <memory>
+
+#include "native.h"
 
 #pragma GCC diagnostic ignored "-Wpsabi"  // no vector is passed to a function that isn't inlined
 

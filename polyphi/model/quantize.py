@@ -6,16 +6,20 @@
 |---|---|---|---|
 | bf16 | as they are | as it is | bfloat16, in the order in which this CPU reads them |
 | int8 | a scale per output, activations a scale per token | int8 | as above |
-| int4 | groups of 32 inputs, each with a scale and a zero | int8 | as above |
+| int4 | groups of 32 inputs, each with a scale and a zero | int4 | as above |
+| int8-all | as int8 | int8 | int8, and so are projectors and adapters |
+| int4-all | as int4 | int4 | likewise |
 
-Adapters, projectors, norms and the lookup of embeddings keep their type, so a batch still mixes adapters freely. The
-head gets rows of its own and the lookup stays exact: of a checkpoint that is mapped from its file only the embeddings
-that are read take memory, so that memory falls all the same.
+Norms, biases and convolutions keep their type always, adapters and projectors but for the last two: a batch still
+mixes adapters freely. The head gets rows of its own and the lookup of embeddings stays exact: of a checkpoint that is
+mapped from its file only the embeddings that are read take memory, so that memory falls all the same. A quantised
+checkpoint (weights.py) has no other embeddings than the head's rows, and looks up these.
 
 Scales of activations belong to a token: what its neighbours in the batch are changes nothing. In int8 all sums are of
 integers, exact whatever their order.
 
-A quantised model is for inference on the device it is on. It can't be trained, saved or given other adapters.
+A quantised model is for inference on the device it is on. It can't be trained, saved or given other adapters; a whole
+one can be saved as a quantised checkpoint.
 """
 
 import math
@@ -23,7 +27,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -91,8 +95,8 @@ def prepare(model: PhiModel, kind: str) -> PhiModel:
         setattr(module, name, Packed(child.weight.flatten(1), child.bias, gelu=gelu))
         if gelu:
             module.act = nn.Identity()
-    if kind.endswith("-all") and kernels.missing() is None and _kernel("cpu") is OneDnn:
-        eightbit.fuse(model, lambda weight: EightBit(weight).product)  # type: ignore[arg-type, return-value]
+    if kind.endswith("-all") and kernels.missing() is None and _right(OneDnn, "cpu"):
+        eightbit.fuse(model, _by_onednn)
     return model
 
 
@@ -109,25 +113,33 @@ def parts(model: PhiModel, kind: str) -> list[Part]:
         return []
     decoder = model.decoder
     table = (decoder.config.vocab_size, decoder.config.hidden_size)
-    found = [Part(EMBEDDING, table, EightBit, partial(setattr, decoder, "head"))]
+    found = [Part(EMBEDDING, table, _form(kind, table), partial(setattr, decoder, "head"))]
     for name, module in decoder.named_modules():
         if isinstance(module, LoraLinear):
-            outputs, inputs = module.weight.shape
-            four = kind.startswith("int4") and outputs % 64 == 0 and inputs % GROUP == 0
-            form = FourBit if four else EightBit
+            shape = _two(module.weight.shape)
             put = partial(_replace, module, "weight", "kernel")
-            found.append(Part(f"decoder.{name}.weight", (outputs, inputs), form, put))
+            found.append(Part(f"decoder.{name}.weight", shape, _form(kind, shape), put))
         elif isinstance(module, LowRank) and kind.endswith("-all"):
             for factor, kernel in (("a", "down"), ("b", "up")):
-                outputs, inputs = getattr(module, factor).shape
                 put = partial(_replace, module, factor, kernel)
-                found.append(Part(f"decoder.{name}.{factor}", (outputs, inputs), EightBit, put))
+                shape = _two(getattr(module, factor).shape)
+                found.append(Part(f"decoder.{name}.{factor}", shape, EightBit, put))
     if kind.endswith("-all"):
         for path, module, name in _linears(model):
-            outputs, inputs = model.get_parameter(f"{path}.weight").shape[:2]
+            shape = _two(model.get_parameter(f"{path}.weight").shape)
             put = partial(_replace_linear, module, name)
-            found.append(Part(f"{path}.weight", (outputs, inputs), EightBit, put))
+            found.append(Part(f"{path}.weight", shape, EightBit, put))
     return found
+
+
+def _two(shape: torch.Size) -> tuple[int, int]:
+    """Outputs and inputs, of a convolution of width 1 too."""
+    return shape[0], shape[1]
+
+
+def _form(kind: str, shape: tuple[int, int]) -> type["EightBit"] | type["FourBit"]:
+    """The bits of a kind, or 8 where 4 don't fit a weight's shape."""
+    return FourBit if kind.startswith("int4") and shape[1] % GROUP == 0 else EightBit
 
 
 def _linears(model: PhiModel) -> list[tuple[str, nn.Module, str]]:
@@ -198,57 +210,103 @@ def nbytes(tensor: Tensor) -> int:
 
 
 class EightBit:
-    """W x for W [out in] in int8. Where x is bfloat16 so are its scales, and products come out rounded twice.
-
-    A file holds `q8` [out in] in int8 and `scale` [out] in float32."""
+    """W x for W [out in] in int8: a scale in float32 for each output, activations in int8 with a scale per token."""
 
     def __init__(self, weight: Float[Tensor, "O I"]) -> None:
-        self._hold(self.rounded(weight), weight.device)
+        self._hold(self.pieces(weight), _two(weight.shape), weight.device)
 
     @classmethod
-    def stored(cls, pieces: Pieces, device: torch.device) -> "EightBit":
-        """From what `rounded` gave."""
+    def stored(cls, pieces: Pieces, shape: tuple[int, int], device: torch.device) -> "EightBit":
+        """From what a file holds, where that lies if our own kernels multiply it."""
         made = cls.__new__(cls)
-        made._hold(pieces, device)
+        made._hold(pieces, shape, device)
         return made
 
-    def _hold(self, pieces: Pieces, device: torch.device) -> None:
-        self.pieces: Pieces | None = None
-        self.shape = pieces["q8"].shape
-        self.product = _kernel(device.type)(pieces["q8"].to(device), pieces["scale"].to(device))
+    def _hold(self, pieces: Pieces, shape: tuple[int, int], device: torch.device) -> None:
+        self.shape, self.row = shape, pieces["row"].to(device)
+        self.table: Tensor | None = None
+        self.product: Product
+        if _native(device):
+            self.table = pieces["q8"]
+            self.product = Native(self.table, self.row, 8)
+        else:
+            q = native.unpack8(pieces["q8"], *shape).to(device)
+            self.product = PerToken(_kernel(device.type)(q, self.row))
+
+    @staticmethod
+    def pieces(weight: Float[Tensor, "O I"]) -> Pieces:
+        """What a file holds of a weight: `q8`, as our kernels read it, and `row`, its scales."""
+        row = torch.empty(len(weight))
+        packed = []
+        for part, scales in zip(weight.split(ROWS), row.split(ROWS), strict=True):
+            scale = part.abs().amax(1).float().clamp(min=1e-12) / 127
+            packed.append(native.pack8((part / scale[:, None]).round().to(torch.int8).cpu()))
+            scales.copy_(scale)
+        return {"q8": torch.cat(packed), "row": row}
+
+    @staticmethod
+    def layout(shape: tuple[int, int]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        """Types and shapes of the `pieces` of a weight [out in]."""
+        return {"q8": (torch.uint8, (native.size8(*shape),)), "row": (torch.float32, shape[:1])}
+
+    def __call__(self, x: Float[Tensor, "*T I"]) -> Float[Tensor, "*T O"]:
+        y = self.product(x.reshape(-1, self.shape[1]))
+        return y.view(*x.shape[:-1], self.shape[0])
+
+    def rows(self, ids: Int[Tensor, " T"]) -> Float[Tensor, "T I"]:
+        """Rows of the weight, in float32. Where it isn't multiplied as a file holds it, whoever wants rows puts that
+        into `table`."""
+        assert self.table is not None, "what the file holds isn't at hand"
+        return native.rows8(self.table, ids, self.shape[1]) * self.row[ids, None]
 
     def tensors(self) -> tuple[Tensor, ...]:
         """What it holds in memory."""
         return self.product.tensors()
 
-    @staticmethod
-    def rounded(weight: Float[Tensor, "O I"]) -> Pieces:
-        """What a file holds of a weight."""
-        q = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
-        scale = torch.empty(len(weight), device=weight.device)
-        for part, rows, scales in zip(
-            weight.split(ROWS), q.split(ROWS), scale.split(ROWS), strict=True
-        ):
-            torch.div(part.abs().amax(1).float().clamp(min=1e-12), 127, out=scales)
-            rows.copy_((part / scales[:, None]).round_())
-        return {"q8": q, "scale": scale}
 
-    @staticmethod
-    def layout(shape: tuple[int, int]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-        """Types and shapes of what a file holds of a weight [out in]."""
-        return {"q8": (torch.int8, shape), "scale": (torch.float32, shape[:1])}
+class Product(Protocol):
+    """Tokens by a weight, in their own type, and what it holds of the weight."""
 
-    def rows(self, ids: Int[Tensor, " T"]) -> Float[Tensor, "T I"]:
-        """Rows of the weight, in float32. Only of one whose `pieces` are at hand."""
-        assert self.pieces is not None, "the rows aren't there"
-        q, scale = (self.pieces[name][ids] for name in ("q8", "scale"))
-        return q.float() * scale[:, None]
+    def __call__(self, x: Float[Tensor, "T I"]) -> Float[Tensor, "T O"]: ...
 
-    def __call__(self, x: Float[Tensor, "*T I"]) -> Float[Tensor, "*T O"]:
-        q, scale = per_token(x.reshape(-1, self.shape[1]))
+    def tensors(self) -> tuple[Tensor, ...]: ...
+
+
+def _native(device: torch.device) -> bool:
+    """Whether our own kernels multiply there."""
+    return device.type == "cpu" and kernels.missing() is None
+
+
+class Native:
+    """Our own kernels: activations in 8 bits with a scale per token, sums of integers (of a group, in 4 bits)."""
+
+    def __init__(
+        self, packed: UInt8[Tensor, " bytes"], row: Float[Tensor, " O"], bits: int
+    ) -> None:
+        self.packed, self.row, self.bits = packed, row, bits
+
+    def __call__(self, x: Float[Tensor, "T I"]) -> Float[Tensor, "T O"]:
+        known = x if x.dtype in (torch.float32, torch.bfloat16) else x.float()
+        return native.linear(known, self.packed, self.row, bits=self.bits).to(x.dtype)
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.packed, self.row)
+
+
+class PerToken:
+    """A product of int8, behind activations that are rounded here. Where x is bfloat16 so are its scales, and results
+    are rounded twice."""
+
+    def __init__(self, product: "OneDnn | IntMm | Plain") -> None:
+        self.product = product
+
+    def __call__(self, x: Float[Tensor, "T I"]) -> Float[Tensor, "T O"]:
+        q, scale = per_token(x)
         wide = x.dtype if x.dtype == torch.bfloat16 else torch.float32
-        y = self.product(q, wide).mul_(scale.to(wide))
-        return y.to(x.dtype).view(*x.shape[:-1], self.shape[0])
+        return self.product(q, wide).mul_(scale.to(wide)).to(x.dtype)
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.product.weight, self.product.scale)
 
 
 class EightBitLinear(nn.Module):
@@ -261,6 +319,20 @@ class EightBitLinear(nn.Module):
 
     def forward(self, x: Float[Tensor, "*n I"]) -> Float[Tensor, "*n O"]:
         return self.kernel(x).add_(self.bias)
+
+
+def _by_onednn(linear: nn.Module) -> "OneDnn":
+    """The product of an encoder's linear or convolution of width 1, by oneDNN from now on: where hundreds of rows are
+    rounded already it takes 10 to 25 % less time than our own kernels."""
+    if isinstance(linear, EightBitLinear):
+        kernel = linear.kernel
+    else:
+        assert isinstance(linear, nn.Conv2d)
+        kernel = EightBit(linear.weight.flatten(1))
+    assert isinstance(kernel.product, Native)
+    product = OneDnn(native.unpack8(kernel.product.packed, *kernel.shape), kernel.row)
+    kernel.product, kernel.table = PerToken(product), None
+    return product
 
 
 def per_token(x: Float[Tensor, "T I"]) -> tuple[Int8[Tensor, "T I"], Float[Tensor, "T 1"]]:
@@ -291,9 +363,6 @@ class OneDnn:
             unsigned, 1.0, 128, w, s, z, None, 1.0, 0, dtype, "none", [], ""
         )
 
-    def tensors(self) -> tuple[Tensor, ...]:
-        return (self.weight, self.scale)
-
 
 class IntMm:
     """torch's own int8 product, on CUDA too (which wants more than 16 rows)."""
@@ -306,9 +375,6 @@ class IntMm:
         sums = torch._int_mm(F.pad(q, (0, 0, 0, missing)), self.weight.t())[: len(q)]
         return (sums * self.scale).to(dtype)
 
-    def tensors(self) -> tuple[Tensor, ...]:
-        return (self.weight, self.scale)
-
 
 class Plain:
     """A product of float32, anywhere."""
@@ -318,9 +384,6 @@ class Plain:
 
     def __call__(self, q: Int8[Tensor, "T I"], dtype: torch.dtype) -> Float[Tensor, "T O"]:
         return (F.linear(q.float(), self.weight.float()) * self.scale).to(dtype)
-
-    def tensors(self) -> tuple[Tensor, ...]:
-        return (self.weight, self.scale)
 
 
 @cache
@@ -365,73 +428,80 @@ def _exact(kernel: type[OneDnn | IntMm], rows: int, device: str) -> bool:
 
 
 class FourBit:
-    """W x for W [out in] in 4 bits: (q - 8) * scale + zero, a pair in bfloat16 per output and GROUP inputs. `out` is a
-    multiple of 64, `in` of GROUP."""
+    """W x for W [out in] in 4 bits: row * s * (q - z / 16), with s and z a byte each for an output and GROUP inputs,
+    and `row` in float32 for an output. `in` is a multiple of GROUP."""
 
     def __init__(self, weight: Float[Tensor, "O I"]) -> None:
-        self.shape, inputs = weight.shape, weight.shape[1]
-        nibbles, scales, zeros = [], [], []
-        for part in weight.split(ROWS):
-            groups = part.float().view(len(part), inputs // GROUP, GROUP)
-            low, high = groups.amin(2, keepdim=True), groups.amax(2, keepdim=True)
-            scale = ((high - low) / 15).clamp(min=1e-8).bfloat16()
-            zero = (low + 8 * scale.float()).bfloat16()
-            q = ((groups - zero.float()) / scale.float()).round() + 8
-            nibbles.append(q.clamp_(0, 15).to(torch.uint8).view(len(part), inputs))
-            scales.append(scale.squeeze(2))
-            zeros.append(zero.squeeze(2))
-        native = weight.device.type == "cpu" and kernels.missing() is None
-        product = Native if native else Int4Pack
-        self.product = product(torch.cat(nibbles), torch.cat(scales), torch.cat(zeros))
+        self._hold(self.pieces(weight), _two(weight.shape), weight.device)
+
+    @classmethod
+    def stored(cls, pieces: Pieces, shape: tuple[int, int], device: torch.device) -> "FourBit":
+        """From what a file holds, where that lies if our own kernels multiply it."""
+        made = cls.__new__(cls)
+        made._hold(pieces, shape, device)
+        return made
+
+    def _hold(self, pieces: Pieces, shape: tuple[int, int], device: torch.device) -> None:
+        self.shape, self.row = shape, pieces["row"].to(device)
+        self.table: Tensor | None = None
+        self.product: Product
+        if _native(device):
+            self.table = pieces["q4"]
+            self.product = Native(self.table, self.row, 4)
+        else:
+            four = native.unpack4(pieces["q4"], *shape)
+            self.product = Int4Pack(native.Four(*(t.to(device) for t in four)), self.row)
+
+    @staticmethod
+    def pieces(weight: Float[Tensor, "O I"]) -> Pieces:
+        """What a file holds of a weight: `q4`, as our kernels read it, and `row`, a float of each output."""
+        parts = [rounded(part) for part in weight.split(ROWS)]
+        packed = [native.pack4(native.Four(*(t.cpu() for t in four))) for four, _ in parts]
+        return {"q4": torch.cat(packed), "row": torch.cat([row.cpu() for _, row in parts])}
+
+    @staticmethod
+    def layout(shape: tuple[int, int]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        """Types and shapes of the `pieces` of a weight [out in]."""
+        return {"q4": (torch.uint8, (native.size4(*shape),)), "row": (torch.float32, shape[:1])}
 
     def __call__(self, x: Float[Tensor, "*T I"]) -> Float[Tensor, "*T O"]:
         y = self.product(x.reshape(-1, self.shape[1]))
-        return y.to(x.dtype).view(*x.shape[:-1], self.shape[0])
+        return y.to(x.dtype).reshape(*x.shape[:-1], self.shape[0])
+
+    def rows(self, ids: Int[Tensor, " T"]) -> Float[Tensor, "T I"]:
+        """Rows of the weight, in float32, as of EightBit."""
+        assert self.table is not None, "what the file holds isn't at hand"
+        return native.rows4(self.table, ids, self.shape[1]) * self.row[ids, None]
 
     def tensors(self) -> tuple[Tensor, ...]:
         """What it holds in memory."""
         return self.product.tensors()
 
-    @staticmethod
-    def layout(shape: tuple[int, int]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-        """Types and shapes of what a file holds of a weight [out in]."""
-        return {
-            "q4": (torch.uint8, (math.prod(shape) * 9 // 16,)),
-            "row": (torch.float32, shape[:1]),
-        }
 
-
-class Native:
-    """Our own kernel: activations in 8 bits with a scale per token, sums of integers within a group."""
-
-    def __init__(
-        self,
-        q: UInt8[Tensor, "O I"],
-        scale: Float[Tensor, "O G"],
-        zero: Float[Tensor, "O G"],
-    ) -> None:
-        self.outputs = len(q)
-        self.packed = native.pack(q, scale, zero)
-
-    def __call__(self, x: Float[Tensor, "T I"]) -> Float[Tensor, "T O"]:
-        if x.dtype not in (torch.float32, torch.bfloat16):
-            x = x.float()
-        return native.linear(x, self.packed, self.outputs)
-
-    def tensors(self) -> tuple[Tensor, ...]:
-        return (self.packed,)
+def rounded(weight: Float[Tensor, "O I"]) -> tuple[native.Four, Float[Tensor, " O"]]:
+    """A weight to the nearest of its 16 steps between each group's least and greatest, zero among them."""
+    groups = weight.float().view(len(weight), -1, GROUP)
+    low, high = groups.amin(2).clamp(max=0), groups.amax(2).clamp(min=0)
+    step = (high - low) / 15
+    row = (step.amax(1) / 255).clamp(min=1e-30)
+    s = (step / row[:, None]).round().clamp(1, 255)
+    scale = s * row[:, None]
+    z = (-low / scale * 16).round().clamp(0, 255)
+    q = (groups / scale[..., None] + z[..., None] / 16).round().clamp(0, 15)
+    return native.Four(q.view(weight.shape).byte(), s.byte(), z.byte()), row
 
 
 class Int4Pack:
-    """torch's products, of bfloat16."""
+    """torch's products, of bfloat16: (q - 8) * scale + zero. Outputs are filled up to a multiple of 64."""
 
-    def __init__(
-        self,
-        q: UInt8[Tensor, "O I"],
-        scale: Float[Tensor, "O G"],
-        zero: Float[Tensor, "O G"],
-    ) -> None:
-        self.shape = q.shape
+    def __init__(self, weight: native.Four, row: Float[Tensor, " O"]) -> None:
+        self.outputs = len(row)
+        missing = -self.outputs % 64
+        row = F.pad(row, (0, missing))
+        weight = native.Four(*(F.pad(t, (0, 0, 0, missing)) for t in weight))
+        q, self.shape = weight.q, weight.q.shape
+        steps = weight.s.float() * row[:, None]
+        scale, zero = steps.bfloat16(), (steps * (8 - weight.z.float() / 16)).bfloat16()
         # [inputs / GROUP, outputs, 2]
         self.pairs = torch.stack([scale, zero], 2).transpose(0, 1).contiguous()
         if q.is_cuda:
@@ -442,7 +512,9 @@ class Int4Pack:
         self.rows = UNPACK if not q.is_cuda and torch.equal(self._nibbles(), q.t()) else None
 
     def __call__(self, x: Float[Tensor, "T I"]) -> Float[Tensor, "T O"]:
-        x = x.bfloat16()
+        return self._padded(x.bfloat16())[:, : self.outputs]
+
+    def _padded(self, x: Float[Tensor, "T I"]) -> Float[Tensor, "T O64"]:
         if x.is_cuda:
             return torch.ops.aten._weight_int4pack_mm(x, self.packed, GROUP, self.pairs)
         if self.rows is None or len(x) < self.rows:
