@@ -631,13 +631,22 @@ def export(
         typer.Option(help="Folder of an evaluation of it, whose tables go into the model card."),
     ] = None,
 ) -> None:
-    """Write a checkpoint in one of the public layouts, or quantised in one of our own, with a model card."""
+    """Write a checkpoint in one of the public layouts, or quantised in one of our own, with a model card. MODEL may
+    also be a .gguf file of Phi-4-mini, with its tokenizer beside it."""
     import tempfile
 
     from polyphi import model_card
-    from polyphi.model import weights
+    from polyphi.model import gguf, weights
     from polyphi.phi import as_dtype
 
+    if model.endswith(".gguf"):
+        if merge or results or layout not in ("native", "mini"):
+            raise ValueError(
+                "of a GGUF --quant and --dtype are understood; export what was written once more"
+            )
+        gguf.convert(model, out, quant=quant, dtype=as_dtype(dtype or "bfloat16"))
+        console.print(f"wrote {out} ({quant or 'mini'}), the language model of {model}")
+        return
     folder = weights.locate(model)
     text = model_card.card(folder, layout, source=model, merged=merge, results=results, quant=quant)
     cards = model_card.placed(text, out)

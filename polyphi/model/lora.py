@@ -15,7 +15,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from polyphi import kernels
 from polyphi.batch import Batch
+from polyphi.kernels import half
 from polyphi.model.config import AdapterConfig
 
 
@@ -78,7 +80,7 @@ class LowRank(nn.Module):
         """A dropout(x)."""
         if self.training and self.dropout > 0:
             x = dropped(x, self.dropout)
-        return F.linear(x, self.a) if self.down is None else self.down(x)
+        return product(x, self.a) if self.down is None else self.down(x)
 
     def tensors(self) -> Iterator[Tensor]:
         """What tells it from others: its factors, or of quantised ones what isn't hidden in a library's own order, at
@@ -108,16 +110,26 @@ def dropped(x: Float[Tensor, "n I"], p: float) -> Float[Tensor, "n I"]:
 
 
 def product(x: Float[Tensor, "*T I"], weight: Float[Tensor, "O I"]) -> Float[Tensor, "*T O"]:
-    """W x. On a CPU a single row is answered by a matrix-vector product: in bfloat16 the matrix product's kernel reads
-    weights at 0.6 of its rate (3072 x 16384, one core). It has no gradient of its own, so training doesn't take it."""
-    if (
-        x.numel() == x.shape[-1]
-        and x.device.type == "cpu"
-        and x.dtype == weight.dtype == torch.bfloat16
-        and not torch.is_grad_enabled()
-    ):
+    """W x. On a CPU few rows are answered by our own kernel, or a single one by a matrix-vector product: in bfloat16
+    the matrix product's kernel reads weights at a part of the rate that memory gives. Neither has a gradient, so
+    training doesn't take them."""
+    if _few(x, weight):
+        return half.linear(x.reshape(-1, x.shape[-1]), weight).view(*x.shape[:-1], len(weight))
+    if x.numel() == x.shape[-1] and _answers(x, weight):
         return torch.mv(weight, x.flatten()).view(*x.shape[:-1], len(weight))
     return F.linear(x, weight)
+
+
+def _answers(x: Tensor, weight: Tensor) -> bool:
+    """Whether both are of bfloat16 on a CPU, and nobody wants a gradient."""
+    narrow = x.dtype == weight.dtype == torch.bfloat16
+    return narrow and x.device.type == "cpu" and not torch.is_grad_enabled()
+
+
+def _few(x: Tensor, weight: Tensor) -> bool:
+    """Whether our own kernel pays."""
+    rows = x.numel() // x.shape[-1]
+    return 0 < rows <= half.FEW and _answers(x, weight) and kernels.missing() is None
 
 
 class LoraLinear(nn.Module):
@@ -150,6 +162,8 @@ class LoraLinear(nn.Module):
             if route.tokens is not None:
                 low = pair.squeeze(x.index_select(0, route.tokens))
                 y = y.index_add(0, route.tokens, pair.expand(low).to(y.dtype), alpha=pair.scale)
+            elif pair.up is None and _few(x, pair.b):
+                y = half.add(y, pair.squeeze(x), pair.b, scale=pair.scale)
             elif pair.up is None:
                 y = torch.addmm(y, pair.squeeze(x), pair.b.t(), alpha=pair.scale)
             else:

@@ -212,7 +212,7 @@ def _entries(state: Mapping[str, Tensor], layout: str, *, adapted: bool) -> dict
 def _in_pieces(
     entries: Mapping[str, Entry], parts: Mapping[str, quantize.Part]
 ) -> dict[str, Entry]:
-    """Entries of a quantised checkpoint: a weight's pieces in its place, `NAME.q8` and `NAME.scale` say."""
+    """Entries of a quantised checkpoint: a weight's pieces in its place, `NAME.q8` and `NAME.row` say."""
     found = {}
     for name, entry in entries.items():
         if entry.ours not in parts:
@@ -295,7 +295,7 @@ def load(
             for end, tensor in found.items():
                 _check_finite(f"{part.name} ({end})", tensor)
         if layout == QUANTISED:
-            part.put(part.form.stored(found, place))
+            part.put(part.form.stored(found, part.shape, place))
         else:
             (tensor,) = found.values()
             part.put(part.form(tensor.to(device=place, dtype=dtype).flatten(1)))
@@ -303,10 +303,12 @@ def load(
     state: dict[str, Tensor] = {}
     if quantize.EMBEDDING in parts and layout == QUANTISED:
         model.decoder.embed_tokens.register_parameter("weight", None)
+        head = cast("quantize.EightBit | quantize.FourBit", model.decoder.head)
         if (
-            place.type == "cpu"
+            head.table is None
         ):  # mapped once more: of rows that are looked up, only those take memory
-            cast(Any, model.decoder.head).pieces = pieces(quantize.EMBEDDING)
+            packed = max(pieces(quantize.EMBEDDING).values(), key=lambda t: t.nbytes)
+            head.table = packed.to(place)
     elif quantize.EMBEDDING in parts:
         (table,) = pieces(quantize.EMBEDDING).values()
         state[quantize.EMBEDDING] = table if place.type == "cpu" else table.to(place, dtype)
@@ -343,7 +345,7 @@ def _read(stored: _Stored) -> Tensor:
 
 
 _TYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-_WHOLE_NUMBERS = {"I8": torch.int8, "U8": torch.uint8}
+_WHOLE_NUMBERS = {"U8": torch.uint8}
 """Of quantised weights."""
 _WRITTEN = {kind: name for name, kind in (_TYPES | _WHOLE_NUMBERS).items()}
 
@@ -417,6 +419,10 @@ def locate(source: str | Path) -> Path:
         inner = folder / "model"
         made_here = (inner / "config.json").is_file() and not (folder / "config.json").exists()
         return inner if made_here else folder
+    if folder.suffix == ".gguf":
+        raise ValueError(
+            f"{source} is a GGUF file; make a checkpoint of it: polyphi export {source} --out FOLDER"
+        )
     repository = str(source).removeprefix("hf:")
     if folder.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", repository):
         raise ValueError(
@@ -663,7 +669,7 @@ def save(
 
 def write(
     config: ModelConfig,
-    tensor: Callable[[str], Tensor],
+    tensor: Callable[[str], Tensor | quantize.Pieces],
     folder: str | Path,
     layout: str,
     *,
@@ -672,7 +678,8 @@ def write(
     max_shard_bytes: int = SHARD_BYTES,
     files: Sequence[str | Path] = (),
 ) -> None:
-    """`save` for tensors that come one at a time: `tensor(our name)` is asked for each; only one shard is held."""
+    """`save` for tensors that come one at a time: `tensor(our name)` is asked for each, and gives it, or what a file
+    holds of it where it is quantised already; only one shard is held."""
     if quant is not None and quant not in quantize.STORED:
         raise ValueError(
             f"a checkpoint is quantised to one of {', '.join(quantize.STORED)}; found {quant!r}"
@@ -707,14 +714,19 @@ def write(
         beside.setdefault(place, {})[PEFT_PREFIX + rest] = entries.pop(name)
 
     def ready(entry: Entry) -> Tensor:
-        return tensor(entry.ours).detach().reshape(entry.shape).to("cpu", dtype).contiguous()
+        found = tensor(entry.ours)
+        assert isinstance(found, Tensor), f"pieces of {entry.ours}, which stays whole"
+        return found.detach().reshape(entry.shape).to("cpu", dtype).contiguous()
 
     def written() -> Iterator[tuple[str, Tensor]]:
         parts = {p.name: p for p in quantize.parts(_empty(config), quant)} if quant else {}
         for name, entry in entries.items():
             if entry.ours in parts:
-                values = tensor(entry.ours).detach().to("cpu", dtype).flatten(1)
-                pieces = parts[entry.ours].form.rounded(values)
+                found = tensor(entry.ours)
+                if isinstance(found, Tensor):
+                    values = found.detach().to("cpu", dtype).flatten(1)
+                    found = parts[entry.ours].form.pieces(values)
+                pieces = found
                 yield from ((f"{name}.{end}", piece) for end, piece in pieces.items())
             else:
                 yield name, ready(entry)
