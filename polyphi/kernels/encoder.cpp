@@ -10,9 +10,6 @@
 // Products and sums may be one operation here: nothing has to be the same to the bit on every path.
 #pragma GCC optimize("fp-contract=fast")
 
-#if defined(__x86_64__) && defined(__GNUC__)
-#include <cpuid.h>
-#endif
 #include <memory>
 
 #include "native.h"

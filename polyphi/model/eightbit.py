@@ -19,7 +19,6 @@ from polyphi.model import conformer, siglip
 from polyphi.model.config import AudioConfig
 from polyphi.model.multimodal import PhiModel
 
-
 AT_ONCE = 1024
 """Patches that pass an MLP together: what is between its linears stays in a cache, and is no fresh memory each time
 (over 32 MB, glibc gives it back), which took a third of that product's time for the 6,208 patches of 1280 x 720."""
