@@ -71,7 +71,8 @@ struct Results {
 // ------------------------------------------------------------------ registers
 
 namespace scalar {
-constexpr int LANES = 1, MOST = 4, WIDE = 1;
+constexpr int LANES = 1, MOST = 4;
+constexpr int wide_for(int, int) { return 1; }
 constexpr bool OFFSET = false;
 using Int = int32_t;
 using Real = float;
@@ -101,7 +102,8 @@ inline void ask(const uint8_t*) {}
 
 POLYPHI_BEGIN(POLYPHI_AVX512)
 namespace avx512 {
-constexpr int LANES = 16, MOST = 6, WIDE = 2;
+constexpr int LANES = 16, MOST = 6;
+constexpr int wide_for(int, int) { return 2; }
 constexpr bool OFFSET = true;
 using Int = __m512i;
 using Real = __m512;
@@ -130,7 +132,8 @@ POLYPHI_END
 
 // Registers of 256 bits, with dot products and without.
 #define POLYPHI_256                                                                                                   \
-    constexpr int LANES = 8, MOST = 4, WIDE = 1;                                                                      \
+    constexpr int LANES = 8, MOST = 4;                                                                                \
+    constexpr int wide_for(int tokens, int bits) { return tokens == 1 ? 4 : tokens == 2 || bits == 8 ? 2 : 1; }       \
     using Int = __m256i;                                                                                              \
     using Real = __m256;                                                                                              \
     inline Int zero() { return _mm256_setzero_si256(); }                                                              \
@@ -185,7 +188,8 @@ POLYPHI_END
 
 POLYPHI_BEGIN(POLYPHI_DOTPROD)
 namespace neon {
-constexpr int LANES = 4, MOST = 4, WIDE = 2;
+constexpr int LANES = 4, MOST = 4;
+constexpr int wide_for(int tokens, int) { return tokens == 1 ? 8 : tokens == 2 ? 4 : 2; }
 constexpr bool OFFSET = false;
 using Int = int32x4_t;
 using Real = float32x4_t;

@@ -110,26 +110,20 @@ def dropped(x: Float[Tensor, "n I"], p: float) -> Float[Tensor, "n I"]:
 
 
 def product(x: Float[Tensor, "*T I"], weight: Float[Tensor, "O I"]) -> Float[Tensor, "*T O"]:
-    """W x. On a CPU few rows are answered by our own kernel, or a single one by a matrix-vector product: in bfloat16
-    the matrix product's kernel reads weights at a part of the rate that memory gives. Neither has a gradient, so
-    training doesn't take them."""
-    if _few(x, weight):
-        return half.linear(x.reshape(-1, x.shape[-1]), weight).view(*x.shape[:-1], len(weight))
-    if x.numel() == x.shape[-1] and _answers(x, weight):
-        return torch.mv(weight, x.flatten()).view(*x.shape[:-1], len(weight))
-    return F.linear(x, weight)
+    """W x. On a CPU a single row is answered by our own kernel, or torch's matrix-vector product: in bfloat16 a matrix
+    product's reads weights at a part of the rate that memory gives. Neither has a gradient, so training doesn't take
+    them."""
+    if not _one(x, weight):
+        return F.linear(x, weight)
+    row = x.reshape(1, -1)
+    y = half.linear(row, weight) if kernels.missing() is None else torch.mv(weight, row[0])
+    return y.view(*x.shape[:-1], len(weight))
 
 
-def _answers(x: Tensor, weight: Tensor) -> bool:
-    """Whether both are of bfloat16 on a CPU, and nobody wants a gradient."""
-    narrow = x.dtype == weight.dtype == torch.bfloat16
-    return narrow and x.device.type == "cpu" and not torch.is_grad_enabled()
-
-
-def _few(x: Tensor, weight: Tensor) -> bool:
-    """Whether our own kernel pays."""
-    rows = x.numel() // x.shape[-1]
-    return 0 < rows <= half.FEW and _answers(x, weight) and kernels.missing() is None
+def _one(x: Tensor, weight: Tensor) -> bool:
+    """Whether x is a single row, of bfloat16 on a CPU as the weight is, and nobody wants a gradient."""
+    narrow = x.dtype == weight.dtype == torch.bfloat16 and x.device.type == "cpu"
+    return narrow and x.numel() == x.shape[-1] and not torch.is_grad_enabled()
 
 
 class LoraLinear(nn.Module):
@@ -162,7 +156,7 @@ class LoraLinear(nn.Module):
             if route.tokens is not None:
                 low = pair.squeeze(x.index_select(0, route.tokens))
                 y = y.index_add(0, route.tokens, pair.expand(low).to(y.dtype), alpha=pair.scale)
-            elif pair.up is None and _few(x, pair.b):
+            elif pair.up is None and _one(x, pair.b) and kernels.missing() is None:
                 y = half.add(y, pair.squeeze(x), pair.b, scale=pair.scale)
             elif pair.up is None:
                 y = torch.addmm(y, pair.squeeze(x), pair.b.t(), alpha=pair.scale)

@@ -161,7 +161,8 @@ def _replace(module: nn.Module, parameter: str, kernel: str, product: Any) -> No
 
 
 def _replace_linear(module: nn.Module, name: str, product: "EightBit") -> None:
-    setattr(module, name, EightBitLinear(product, module.get_submodule(name).bias))
+    plain: Any = module.get_submodule(name)
+    setattr(module, name, EightBitLinear(product, plain.bias))
 
 
 def saved(config: ModelConfig, kind: str | None) -> int:

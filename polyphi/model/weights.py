@@ -19,6 +19,7 @@ refused, and the code that a checkpoint's `auto_map` names is never run.
 Source: names and shapes of the published checkpoints; transformers' own conversion script for the native names.
 """
 
+import ctypes
 import json
 import math
 import os
@@ -293,7 +294,8 @@ def load(
         found = pieces(part.name)
         if ".lora." in part.name:
             for end, tensor in found.items():
-                _check_finite(f"{part.name} ({end})", tensor)
+                if tensor.is_floating_point():  # of packed ones any bytes are numbers
+                    _check_finite(f"{part.name} ({end})", tensor)
         if layout == QUANTISED:
             part.put(part.form.stored(found, part.shape, place))
         else:
@@ -332,11 +334,20 @@ def load(
     state.clear()  # it would hold what is laid out anew
     if quant:
         quantize.prepare(model, quant)
+        _give_back()
     # A buffer that no checkpoint holds would still be on the meta device; modules compute such tables when they run.
     assert not any(t.is_meta for t in (*model.parameters(), *model.buffers())), (
         "a tensor was left without values"
     )
     return model.eval()
+
+
+def _give_back() -> None:
+    """What passing tensors have left free in the heap goes back to the system: hundreds of megabytes of a large model.
+    (glibc alone knows how.)"""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)
 
 
 def _read(stored: _Stored) -> Tensor:
