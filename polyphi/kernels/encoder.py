@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
-from polyphi.kernels.native import count, function, library, number, pointer, pool, real
+from polyphi.kernels.native import count, fits, function, library, number, pointer, pool, real
 
 LANES = 16
 """Columns of all rows are a multiple of so many."""
@@ -59,13 +59,8 @@ def widest() -> int:
 def attends(weight: Tensor, width: int) -> bool:
     """Whether `attention` can stand in for torch's: no gradient is asked for, a model's weights are bfloat16 on a CPU
     that multiplies those, its heads (`width` channels) fit."""
-    return (
-        not torch.is_grad_enabled()
-        and weight.device.type == "cpu"
-        and weight.dtype == torch.bfloat16
-        and width % 2 == 0
-        and width <= widest()
-    )
+    half = weight.dtype == torch.bfloat16
+    return half and fits(weight) and width % 2 == 0 and width <= widest()
 
 
 _RAW = (pointer, count, pointer, pointer)
