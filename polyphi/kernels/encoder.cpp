@@ -587,7 +587,7 @@ int polyphi_attends() { return attends() ? WIDEST : 0; }
 
 // Of all these, a product is its rows `at`, their stride, their scales and the bias; what is null isn't owed.
 
-void polyphi_norm(int isa, const void* x, const void* at, int64_t stride, const float* scale, const float* bias,
+void polyphi_layer_norm(int isa, const void* x, const void* at, int64_t stride, const float* scale, const float* bias,
                   float factor, void* sum, const float* weight, const float* shift, float eps, uint8_t* q,
                   float* q_scale, void* y, int64_t rows, int64_t d, Parallel parallel, int threads) {
     const Raw raw{static_cast<const uint16_t*>(at), stride, scale, bias};

@@ -71,7 +71,7 @@ _POOL = (pointer, number)
 @cache
 def _norm() -> Callable[..., None]:
     where = (real, pointer, pointer, pointer, real, *_OUT, count, count)
-    return function("polyphi_norm", number, pointer, *_RAW, *where, *_POOL)
+    return function("polyphi_layer_norm", number, pointer, *_RAW, *where, *_POOL)
 
 
 @cache
