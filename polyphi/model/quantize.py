@@ -36,6 +36,7 @@ from torch import Tensor, nn
 
 from polyphi import kernels
 from polyphi.kernels import linear as native
+from polyphi.model import eightbit
 from polyphi.model.config import ModelConfig
 from polyphi.model.conformer import Pointwise
 from polyphi.model.lora import LoraLinear, LowRank
@@ -94,6 +95,8 @@ def prepare(model: PhiModel, kind: str) -> PhiModel:
         setattr(module, name, Packed(child.weight.flatten(1), child.bias, gelu=gelu))
         if gelu:
             module.act = nn.Identity()
+    if kind.endswith("-all") and kernels.missing() is None and _right(OneDnn, "cpu"):
+        eightbit.fuse(model, _by_onednn)
     return model
 
 
@@ -343,6 +346,20 @@ class EightBitLinear(nn.Module):
         return self.kernel(x).add_(self.bias)
 
 
+def _by_onednn(linear: nn.Module) -> "OneDnn":
+    """The product of an encoder's linear or convolution of width 1, by oneDNN from now on: where hundreds of rows are
+    rounded already it takes 10 to 25 % less time than our own kernels."""
+    if isinstance(linear, EightBitLinear):
+        kernel = linear.kernel
+    else:
+        assert isinstance(linear, nn.Conv2d)
+        kernel = EightBit(linear.weight.flatten(1))
+    assert isinstance(kernel.product, Native)
+    product = OneDnn(native.unpack8(kernel.product.packed, *kernel.shape), kernel.row)
+    kernel.product, kernel.table = PerToken(product), None
+    return product
+
+
 def per_token(x: Float[Tensor, "T I"]) -> tuple[Int8[Tensor, "T I"], Float[Tensor, "T 1"]]:
     """x as int8, and the scale of each row."""
     # The scale is rounded to the type of x first: the largest value becomes 127, whichever way that goes.
@@ -359,10 +376,14 @@ class OneDnn:
         self.zeros = torch.zeros(len(scale), dtype=torch.int32)
 
     def __call__(self, q: Int8[Tensor, "T I"], dtype: torch.dtype) -> Float[Tensor, "T O"]:
-        w, s, z = self.weight, self.scale, self.zeros
         # Activations as unsigned numbers with scale 1 and zero point 128: signed ones have no fast way on CPUs that
-        # have VNNI alone. No bias; the result is not quantised, nothing is fused behind it.
-        unsigned = q.view(torch.uint8) ^ 128
+        # have VNNI alone.
+        return self.unsigned(q.view(torch.uint8) ^ 128, dtype)
+
+    def unsigned(self, unsigned: UInt8[Tensor, "T I"], dtype: torch.dtype) -> Float[Tensor, "T O"]:
+        """Of activations to which 128 has been added."""
+        w, s, z = self.weight, self.scale, self.zeros
+        # No bias; the result is not quantised, nothing is fused behind it.
         return torch.ops.onednn.qlinear_pointwise(
             unsigned, 1.0, 128, w, s, z, None, 1.0, 0, dtype, "none", [], ""
         )
