@@ -79,21 +79,27 @@ class Size:
 
 
 def random_model(config: ModelConfig) -> PhiModel:
-    """A bfloat16 model whose matrices are normal with deviation 0.02, norms 1, biases 0. One stretch of noise is laid
-    over all of them, of a length that no row divides."""
+    """A bfloat16 model whose matrices are normal with deviation 0.02, norms 1, biases 0. One stretch of noise, of a
+    length that no row divides, is laid over all of them end to end: no two are alike, for a peer that finds equal ones
+    keeps one."""
     noise = torch.empty(4_000_037).normal_(0, 0.02, generator=torch.Generator().manual_seed(0))
     noise = noise.bfloat16()
     with torch.device("meta"):
         model = PhiModel(config)
-    state = {}
+    state, at = {}, 0
     for name, like in model.state_dict().items():
         if like.dim() == 1:
             unit = ("norm" in name and name.endswith("weight")) or name.endswith("global_invstd")
             state[name] = torch.full(like.shape, float(unit), dtype=torch.bfloat16)
             continue
         state[name] = torch.empty(like.shape, dtype=torch.bfloat16)
-        for part in state[name].view(-1).split(len(noise)):
-            part.copy_(noise[: len(part)])
+        flat = state[name].view(-1)
+        start = -(at % len(noise))
+        for first in range(start, len(flat), len(noise)):
+            last = min(first + len(noise), len(flat))
+            skipped = max(0, -first)
+            flat[first + skipped : last] = noise[skipped : last - first]
+        at += len(flat)
     model.load_state_dict(state, assign=True)
     return model.eval().requires_grad_(False)
 
