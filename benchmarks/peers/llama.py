@@ -17,7 +17,7 @@ from pathlib import Path
 import gguf
 import llama_cpp as llama
 import numpy as np
-from turns import PROMPT, take_turns
+from turns import LONGEST, PROMPT, SEQUENCES, STEPS, take_turns
 
 KINDS = {"Q4_0": (2, False), "Q4_0-pure": (2, True), "Q8_0": (7, False)}
 """llama_ftype, and whether every matrix has that type."""
@@ -31,7 +31,6 @@ NAMES = {
     "mlp.gate_up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
-SEQUENCES, STEPS, LONGEST = 8, 64, 2048
 
 
 def public(name: str) -> str:
@@ -60,7 +59,6 @@ def write(folder: Path, target: Path) -> None:
     """The checkpoint as GGUF: matrices in bfloat16, vectors in float32, no vocabulary."""
     c = json.loads((folder / "config.json").read_text())
     head = c["hidden_size"] // c["num_attention_heads"]
-    rope = c.get("rope_parameters") or c["rope_scaling"]
     writer = gguf.GGUFWriter(target, "phi3")
     writer.add_tokenizer_model("none")
     writer.add_vocab_size(c["vocab_size"])
@@ -72,15 +70,14 @@ def write(folder: Path, target: Path) -> None:
     writer.add_head_count(c["num_attention_heads"])
     writer.add_head_count_kv(c["num_key_value_heads"])
     writer.add_layer_norm_rms_eps(c["rms_norm_eps"])
-    writer.add_rope_dimension_count(int(head * rope.get("partial_rotary_factor", c.get("partial_rotary_factor"))))
-    writer.add_rope_freq_base(rope.get("rope_theta", c.get("rope_theta")))
+    writer.add_rope_dimension_count(int(head * c["partial_rotary_factor"]))
+    writer.add_rope_freq_base(c["rope_theta"])
     stretch = c["max_position_embeddings"] / c["original_max_position_embeddings"]
     original = np.log(c["original_max_position_embeddings"])
     writer.add_rope_scaling_attn_factors(float(np.sqrt(1 + np.log(stretch) / original)))
-    writer.add_sliding_window(c.get("sliding_window") or 0)
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_BF16)
     for kind in ("long", "short"):
-        factors = np.array(rope[f"{kind}_factor"], dtype=np.float32)
+        factors = np.array(c["rope_scaling"][f"{kind}_factor"], dtype=np.float32)
         writer.add_tensor(f"rope_factors_{kind}.weight", factors)
     for name, shape, raw in checkpoint(folder):
         if name == "lm_head.weight":
