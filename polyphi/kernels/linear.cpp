@@ -13,10 +13,6 @@
 // The kernel (linear_kernel.h) is written once, over what each set of instructions calls a register. All add the same
 // integers; sums of floats are made in the same order, and differ by fused multiply-adds alone.
 
-#if defined(__x86_64__) && defined(__GNUC__)
-#include <cpuid.h>
-#endif
-
 #include "native.h"
 
 using namespace polyphi;
@@ -187,6 +183,7 @@ POLYPHI_END
 
 #elif POLYPHI_NEON
 
+POLYPHI_BEGIN(POLYPHI_DOTPROD)
 namespace neon {
 constexpr int LANES = 4, MOST = 4, WIDE = 2;
 constexpr bool OFFSET = false;
@@ -220,6 +217,7 @@ inline void store(float* at, Real value) { vst1q_f32(at, value); }
 inline void ask(const uint8_t* at) { __builtin_prefetch(at); }
 #include "linear_kernel.h"
 }  // namespace neon
+POLYPHI_END
 
 #endif
 

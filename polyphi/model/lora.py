@@ -14,7 +14,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from polyphi import kernels
 from polyphi.batch import Batch
+from polyphi.kernels import half
 from polyphi.model.config import AdapterConfig
 
 
@@ -66,7 +68,7 @@ class LowRank(nn.Module):
         """A dropout(x)."""
         if self.training and self.dropout > 0:
             x = dropped(x, self.dropout)
-        return F.linear(x, self.a)
+        return product(x, self.a)
 
 
 def dropped(x: Float[Tensor, "n I"], p: float) -> Float[Tensor, "n I"]:
@@ -85,16 +87,26 @@ def dropped(x: Float[Tensor, "n I"], p: float) -> Float[Tensor, "n I"]:
 
 
 def product(x: Float[Tensor, "*T I"], weight: Float[Tensor, "O I"]) -> Float[Tensor, "*T O"]:
-    """W x. On a CPU a single row is answered by a matrix-vector product: in bfloat16 the matrix product's kernel reads
-    weights at 0.6 of its rate (3072 x 16384, one core). It has no gradient of its own, so training doesn't take it."""
-    if (
-        x.numel() == x.shape[-1]
-        and x.device.type == "cpu"
-        and x.dtype == weight.dtype == torch.bfloat16
-        and not torch.is_grad_enabled()
-    ):
+    """W x. On a CPU few rows are answered by our own kernel, or a single one by a matrix-vector product: in bfloat16
+    the matrix product's kernel reads weights at a part of the rate that memory gives. Neither has a gradient, so
+    training doesn't take them."""
+    if _few(x, weight):
+        return half.linear(x.reshape(-1, x.shape[-1]), weight).view(*x.shape[:-1], len(weight))
+    if x.numel() == x.shape[-1] and _answers(x, weight):
         return torch.mv(weight, x.flatten()).view(*x.shape[:-1], len(weight))
     return F.linear(x, weight)
+
+
+def _answers(x: Tensor, weight: Tensor) -> bool:
+    """Whether both are of bfloat16 on a CPU, and nobody wants a gradient."""
+    narrow = x.dtype == weight.dtype == torch.bfloat16
+    return narrow and x.device.type == "cpu" and not torch.is_grad_enabled()
+
+
+def _few(x: Tensor, weight: Tensor) -> bool:
+    """Whether our own kernel pays."""
+    rows = x.numel() // x.shape[-1]
+    return 0 < rows <= half.FEW and _answers(x, weight) and kernels.missing() is None
 
 
 class LoraLinear(nn.Module):
@@ -124,7 +136,9 @@ class LoraLinear(nn.Module):
         y = self.base(x)
         for route in taken:
             pair = self.pair(route.adapter)
-            if route.tokens is None:
+            if route.tokens is None and _few(x, pair.b):
+                y = half.add(y, pair.squeeze(x), pair.b, scale=pair.scale)
+            elif route.tokens is None:
                 y = torch.addmm(y, pair.squeeze(x), pair.b.t(), alpha=pair.scale)
             else:
                 low = pair.squeeze(x.index_select(0, route.tokens))
