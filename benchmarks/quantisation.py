@@ -1,11 +1,12 @@
-"""What int8 and int4 cost in quality: a finished run's own evaluation, at bfloat16, int8 and int4.
+"""What fewer bits cost in quality: a finished run's own evaluation, at bfloat16 and quantised.
 
-    python benchmarks/quantisation.py runs/nano [--rows 30] [--tasks digit asr_digits ...]
+    python benchmarks/quantisation.py runs/nano [--rows 30] [--tasks digit asr_digits ...] [--kinds int8 int4-all ...]
 
-Prints a table in Markdown: every task's score with its 95 % interval at bfloat16, and what it becomes in int8 and int4;
-then, over the prompts of all tasks, the mean Kullback-Leibler divergence of the next token's distribution from
-bfloat16's, in nats, and the share of positions of bfloat16's own greedy answers where another token would come first
-(flips).
+Prints a table in Markdown: every task's score with its 95 % interval at bfloat16, and what it becomes in 8 and 4 bits,
+with adapters and encoders whole or in 8 bits ("-all"), and of a quantised checkpoint ("stored"), whose embeddings are
+the head's rows; then, over the prompts of all tasks, the mean Kullback-Leibler divergence of the next token's
+distribution from bfloat16's, in nats, and the share of positions of bfloat16's own greedy answers where another token
+would come first (flips).
 
 Reasoning tasks are left out: they are measured on another model of the run.
 """
@@ -26,12 +27,24 @@ from polyphi.data.shards import Shards
 from polyphi.eval.report import number
 from polyphi.eval.run import Result, evaluate, select
 from polyphi.eval.task import Task, find
+from polyphi.model import weights
 from polyphi.phi import Phi
 
-KINDS = ("bf16", "int8", "int4")
+KINDS = ("int8", "int4", "int8-all", "int4-all", "int4-all stored")
 PROMPTS = 4
 """Samples of a task that are compared token by token."""
 console = Console(stderr=True)
+
+
+def loaded(model: Path, kind: str) -> Phi:
+    """A model in a kind; "stored" ones by way of a quantised checkpoint."""
+    quant, _, stored = kind.partition(" ")
+    if not stored:
+        return polyphi.load(model, quant=quant)
+    with tempfile.TemporaryDirectory() as folder:
+        files = weights.files_beside(model, weights.QUANTISED)
+        weights.save(weights.load(model), Path(folder) / "model", quant=quant, files=files)
+        return polyphi.load(Path(folder) / "model")
 
 
 def scores(phi: Phi, tasks: Sequence[Task], run: Path, rows: int) -> dict[str, Result]:
@@ -97,9 +110,10 @@ def compare(whole: Phi, other: Phi, rows: Sequence[Batch]) -> tuple[float, float
 def table(
     results: dict[str, dict[str, Result]], apart: dict[str, tuple[float, float]]
 ) -> list[str]:
+    kinds = list(apart)
     lines = [
-        "| task | metric | n | bf16 (95 %) | int8 | int4 |",
-        "|---|---|---|---|---|---|",
+        f"| task | metric | n | bf16 (95 %) | {' | '.join(kinds)} |",
+        "|---|---|---|---|" + "---|" * len(kinds),
     ]
     for name, whole in results["bf16"].items():
         if not whole.n:
@@ -109,7 +123,7 @@ def table(
             for x in (
                 whole.low,
                 whole.high,
-                *(results[kind][name].score for kind in KINDS if kind in results),
+                *(results[kind][name].score for kind in ("bf16", *kinds)),
             )
         )
         first = f"{cells[0]} ({low} to {high})"
@@ -118,16 +132,17 @@ def table(
         ("KL from bf16, nats", 0, "{:.5f}"),
         ("greedy tokens that flip", 1, "{:.2%}"),
     ):
-        cells = [form.format(apart[kind][place]) for kind in KINDS[1:]]
+        cells = [form.format(apart[kind][place]) for kind in kinds]
         lines.append(f"| {label} | | | | {' | '.join(cells)} |")
     return lines
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Quality at bfloat16, int8 and int4.")
+    parser = argparse.ArgumentParser(description="Quality at bfloat16, and in fewer bits.")
     parser.add_argument("run", type=Path, help="folder of a finished run")
     parser.add_argument("--rows", type=int, default=30, help="of each task")
     parser.add_argument("--tasks", nargs="+", default=[])
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
     given = parser.parse_args(arguments)
     data = given.run / "data"
     tasks = [
@@ -137,13 +152,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ]
     if not tasks:
         parser.error(f"{data} holds no held-out rows of these tasks")
-    models = {kind: polyphi.load(given.run / "model", quant=kind) for kind in KINDS}
+    kinds = ("bf16", *given.kinds)
+    models = {kind: loaded(given.run / "model", kind) for kind in kinds}
     results = {}
     for kind, phi in models.items():
         results[kind] = scores(phi, tasks, given.run, given.rows)
         console.print(f"{kind}: {len(tasks)} tasks measured", highlight=False)
     rows = answered(models["bf16"], prompts(tasks, given.run))
-    apart = {kind: compare(models["bf16"], models[kind], rows) for kind in KINDS[1:]}
+    apart = {kind: compare(models["bf16"], models[kind], rows) for kind in given.kinds}
     print("\n".join(table(results, apart)))
 
 

@@ -1,5 +1,8 @@
-// Linear layers with weights of bfloat16, for few tokens: rows of weights [n k] are read in one stream, once for all
-// tokens, and sums are of floats. (A matrix product's kernel reads them at a part of that rate.)
+// One token by weights of bfloat16 [n k], which are read in one stream; sums are of floats. A matrix product's kernel
+// reads them at two thirds of that rate.
+//
+// Activations are sorted first: of each 2 * LANES inputs the even ones, then the odd ones, as a register of weights is
+// taken apart; what is left at the end stays in order.
 
 #include "native.h"
 
@@ -9,26 +12,18 @@ namespace {
 
 constexpr int64_t AHEAD = 2048;  // bytes of weights that are asked of memory before they are needed
 
-// Activations [m k] as floats: of each 2 * LANES inputs the even ones first, then the odd ones; the rest in order.
-struct Tokens {
-    const float* x;
-    int64_t m, k;
-};
-
-// y [m n], float32 or bfloat16, is what stands there times `keep`, and the products times `scale`.
+// y [n], float32 or bfloat16, is what stands there times `keep`, and the products times `scale`.
 struct Results {
     void* y;
-    int64_t n;
     float keep, scale;
     bool bf16;
 
-    void put(int64_t token, int64_t row, float sum) const {
-        const int64_t at = token * n + row;
+    void put(int64_t row, float sum) const {
         if (bf16) {
-            uint16_t& place = static_cast<uint16_t*>(y)[at];
+            uint16_t& place = static_cast<uint16_t*>(y)[row];
             place = to_bf16(keep ? keep * from_bf16(place) + scale * sum : scale * sum);
         } else {
-            float& place = static_cast<float*>(y)[at];
+            float& place = static_cast<float*>(y)[row];
             place = keep ? keep * place + scale * sum : scale * sum;
         }
     }
@@ -112,7 +107,7 @@ POLYPHI_END
 
 struct Kernel {
     void (*sorted)(const void*, bool, int64_t, float*);
-    void (*rows)(const Tokens&, const Results&, const uint16_t*, int64_t, int64_t);
+    void (*rows)(const float*, int64_t, const uint16_t*, const Results&, int64_t, int64_t);
 };
 
 Kernel kernel(int isa) {
@@ -132,21 +127,17 @@ Kernel kernel(int isa) {
 
 extern "C" {
 
-// x [m k] by w [n k] in bfloat16: y [m n] = keep * y + scale * x w', x and y of one type (float32 or bfloat16). See
+// x [k] by w [n k] in bfloat16: y [n] = keep * y + scale * w x, x and y of one type (float32 or bfloat16). See
 // `polyphi_linear` for `isa`, `parallel` and `threads`.
-void polyphi_half(int isa, const void* x, const uint16_t* w, void* y, int bf16, float keep, float scale, int64_t m,
-                  int64_t n, int64_t k, Parallel parallel, int threads) {
+void polyphi_half(int isa, const void* x, const uint16_t* w, void* y, int bf16, float keep, float scale, int64_t n,
+                  int64_t k, Parallel parallel, int threads) {
     const Kernel own = kernel(isa);
-    std::vector<float> sorted(m * k);
-    for (int64_t t = 0; t < m; t++) {
-        const void* at = bf16 ? static_cast<const void*>(static_cast<const uint16_t*>(x) + t * k)
-                              : static_cast<const void*>(static_cast<const float*>(x) + t * k);
-        own.sorted(at, bf16 != 0, k, sorted.data() + t * k);
-    }
-    const Tokens tokens{sorted.data(), m, k};
-    const Results results{y, n, keep, scale, bf16 != 0};
+    std::vector<float> sorted(k);
+    own.sorted(x, bf16 != 0, k, sorted.data());
+    const Results results{y, keep, scale, bf16 != 0};
     const int64_t chunk = std::max<int64_t>(16, n / (8 * std::max(1, threads)));
-    spread([&](int64_t begin, int64_t end) { own.rows(tokens, results, w, begin, end); }, n, chunk, parallel, threads);
+    spread([&](int64_t begin, int64_t end) { own.rows(sorted.data(), k, w, results, begin, end); }, n, chunk, parallel,
+           threads);
 }
 
 }  // extern "C"

@@ -1,7 +1,6 @@
-"""Linear layers with weights of bfloat16 for few tokens (half.cpp): they read weights at the rate that memory gives,
-which a matrix product's kernel doesn't.
+"""One token by weights of bfloat16 (half.cpp), read at the rate that memory gives, which no other kernel does.
 
->>> linear(x, weight)                                        # [T I] by [O I] -> [T O]
+>>> linear(x, weight)                                        # [1 I] by [O I] -> [1 O]
 >>> add(y, linear(x, a), b, scale=2.0)                       # y + 2 B A x, in place
 """
 
@@ -15,28 +14,25 @@ from torch import Tensor
 
 from polyphi.kernels.native import count, function, number, pointer, pool
 
-FEW = 8
-"""Tokens for which it pays."""
-
 
 def linear(
-    x: Float[Tensor, "T I"], weight: Float[Tensor, "O I"], *, isa: int = -1
-) -> Float[Tensor, "T O"]:
+    x: Float[Tensor, "1 I"], weight: Float[Tensor, "O I"], *, isa: int = -1
+) -> Float[Tensor, "1 O"]:
     """x, in float32 or bfloat16, by a weight in bfloat16; in the type of x, rounded once. `isa` is for tests: a place
     in `native.PATHS`."""
-    y = torch.empty(len(x), len(weight), dtype=x.dtype)
+    y = torch.empty(1, len(weight), dtype=x.dtype)
     _run(x, weight, y, 0.0, 1.0, isa)
     return y
 
 
 def add(
-    y: Float[Tensor, "T O"],
-    x: Float[Tensor, "T I"],
+    y: Float[Tensor, "1 O"],
+    x: Float[Tensor, "1 I"],
     weight: Float[Tensor, "O I"],
     *,
     scale: float,
     isa: int = -1,
-) -> Float[Tensor, "T O"]:
+) -> Float[Tensor, "1 O"]:
     """y, in the type of x, with `scale` times their product added in place and rounded once."""
     if y.dtype != x.dtype or not y.is_contiguous():
         raise ValueError(f"expected a contiguous sum in {x.dtype}, found {y.dtype}")
@@ -47,19 +43,19 @@ def add(
 @cache
 def _half() -> Callable[..., None]:
     head = (number, *[pointer] * 3, number, c_float, c_float)
-    return function("polyphi_half", *head, *[count] * 3, pointer, number)
+    return function("polyphi_half", *head, count, count, pointer, number)
 
 
 def _run(x: Tensor, weight: Tensor, y: Tensor, keep: float, scale: float, isa: int) -> None:
     x, weight = x.contiguous(), weight.contiguous()
-    (tokens, inputs), outputs = x.shape, len(weight)
+    outputs, inputs = weight.shape
     if weight.dtype != torch.bfloat16 or x.dtype not in (torch.float32, torch.bfloat16):
         raise ValueError(
-            f"expected a weight in bfloat16 and tokens in it or float32, found {weight.dtype} and {x.dtype}"
+            f"expected a weight in bfloat16 and a token in it or float32, found {weight.dtype} and {x.dtype}"
         )
-    if weight.shape[1] != inputs or y.shape != (tokens, outputs):
+    if x.shape != (1, inputs) or y.shape != (1, outputs):
         raise ValueError(
-            f"expected tokens of {weight.shape[1]} inputs and sums of [{tokens} {outputs}], found "
+            f"expected a token of [1 {inputs}] and sums of [1 {outputs}], found "
             f"{tuple(x.shape)} and {tuple(y.shape)}"
         )
     _half()(
@@ -70,7 +66,6 @@ def _run(x: Tensor, weight: Tensor, y: Tensor, keep: float, scale: float, isa: i
         int(x.dtype == torch.bfloat16),
         keep,
         scale,
-        tokens,
         outputs,
         inputs,
         pool(),

@@ -12,8 +12,7 @@ void polyphi_pack4(const uint8_t*, const uint8_t*, const uint8_t*, int64_t, int6
 void polyphi_pack8(const int8_t*, int64_t, int64_t, uint8_t*);
 void polyphi_linear(int, int, const void*, const uint8_t*, const float*, const float*, void*, int, int64_t, int64_t,
                     int64_t, polyphi::Parallel, int);
-void polyphi_half(int, const void*, const uint16_t*, void*, int, float, float, int64_t, int64_t, int64_t,
-                  polyphi::Parallel, int);
+void polyphi_half(int, const void*, const uint16_t*, void*, int, float, float, int64_t, int64_t, polyphi::Parallel, int);
 }
 
 int main() {
@@ -41,7 +40,7 @@ int main() {
             for (int which = 0; which < 2; which++) {
                 const int isa = which ? polyphi_isa() : 0;
                 if (bits == 16)
-                    polyphi_half(isa, x.data(), halves.data(), found[which].data(), 0, 0, 1, m, n, k, nullptr, 2);
+                    polyphi_half(isa, x.data(), halves.data(), found[which].data(), 0, 0, 1, n, k, nullptr, 2);
                 else
                     polyphi_linear(isa, bits, x.data(), packed.data(), row.data(), bias.data(), found[which].data(), 0, m,
                                    n, k, nullptr, 2);
