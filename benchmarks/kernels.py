@@ -487,9 +487,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS[:2])
-    parser.add_argument(
-        "--only", nargs="+", default=[""], help="rows whose names hold one of these"
-    )
+    known = [w.name for w in (*LANGUAGE, *MEDIA)]
+    parser.add_argument("--only", nargs="+", choices=known, default=known, help="works")
+    parser.add_argument("--peers", nargs="*", choices=ENGINES, default=ENGINES)
     parser.add_argument("--prepare", action="store_true", help="only make what the peers load")
     parser.add_argument("--setup", action="store_true", help="only make the peers' environments")
     given = parser.parse_args(arguments)

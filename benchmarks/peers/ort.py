@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime_genai as genai
-from turns import LONGEST, STEPS, take_turns
+from turns import STEPS, take_turns
 
 
 class OnnxRuntime:
