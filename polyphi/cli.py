@@ -38,6 +38,10 @@ QuantOption = Annotated[
         "lays them out for this CPU."
     ),
 ]
+KvOption = Annotated[
+    Literal["int8"] | None,
+    typer.Option(help="Keep keys and values in 8 bits, in half of the memory (on a CPU)."),
+]
 ModelArgument = Annotated[str, typer.Argument(help="Folder of a checkpoint, or a hub id.")]
 
 
@@ -396,6 +400,7 @@ def chat(
         str, typer.Option(help="auto, none, vision, speech, or a sibling that the model has.")
     ] = "auto",
     quant: QuantOption = None,
+    kv: KvOption = None,
 ) -> None:
     """Talk to a model, or ask it one question: PROMPT, or what is piped in. The adapter follows from what the message
     holds."""
@@ -414,7 +419,7 @@ def chat(
         prompt = sys.stdin.read().strip()
         if not prompt:
             raise ValueError("nothing was piped in; expected a question")
-    phi = polyphi.load(model, quant=quant)
+    phi = polyphi.load(model, quant=quant, kv=kv)
     _tell_room(phi)
     if prompt is None and not asked:
         terminal.Terminal(phi, sampling, chosen, console=console).run()
@@ -468,6 +473,7 @@ def transcribe(
     ] = False,
     adapter: Annotated[str, typer.Option(help="auto, none, or an adapter of the model.")] = "auto",
     quant: QuantOption = None,
+    kv: KvOption = None,
 ) -> None:
     """Write down, or translate, what is said in recordings of any length."""
     import polyphi
@@ -478,7 +484,7 @@ def transcribe(
     recordings = transcription.targets(transcription.find(files), out, form)
     if out is None and form != "text" and len(recordings) > 1:
         raise ValueError(f"{len(recordings)} files as {form} need a folder: give --out DIR as well")
-    phi = polyphi.load(model, quant=quant)
+    phi = polyphi.load(model, quant=quant, kv=kv)
     _tell_room(phi)
     failed = transcription.transcribe_files(
         phi,
@@ -546,6 +552,7 @@ def serve(
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     quant: QuantOption = None,
+    kv: KvOption = None,
 ) -> None:
     """Serve a model to OpenAI's clients, and to people with its own page."""
     import polyphi
@@ -574,7 +581,9 @@ def serve(
     if not port:
         settings = replace(settings, port=listening.getsockname()[1])
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
-    phi = polyphi.load(model, device=device, quant=quant, together=together, cache_gb=cache_gb)
+    phi = polyphi.load(
+        model, device=device, quant=quant, together=together, cache_gb=cache_gb, kv=kv
+    )
     print(f"polyphi: {phi.room}", file=sys.stderr)
     console.print(
         f"{settings.name} at {run.address(settings)} (page), {run.address(settings)}/v1 (clients)",

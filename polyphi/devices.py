@@ -93,8 +93,11 @@ class Room:
         )
 
 
-def room(model: PhiModel, free: int, place: torch.device, capacity: int) -> Room:
-    """What a loaded model takes of the bytes that were free before; `capacity` is the engine's."""
+def room(
+    model: PhiModel, free: int, place: torch.device, capacity: int, kv: str | None = None
+) -> Room:
+    """What a loaded model takes of the bytes that were free before; `capacity` and the kind of keys and values are the
+    engine's."""
     kind, config = model.decoder.dtype, model.config.decoder
     count = torch.get_num_threads()
     threads = f" with {count} thread{'s' if count > 1 else ''}" if place.type == "cpu" else ""
@@ -103,7 +106,7 @@ def room(model: PhiModel, free: int, place: torch.device, capacity: int) -> Room
         kind=str(kind).removeprefix("torch.") + _quantised(model.quant, place),
         weights=quantize.in_memory(model),
         free=free,
-        per_token=token_bytes(config, kind),
+        per_token=token_bytes(config, kind, kv),
         context=config.max_position_embeddings,
         capacity=capacity,
     )

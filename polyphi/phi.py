@@ -209,6 +209,7 @@ def load(
     quant: str | None = None,
     together: int = TOGETHER,
     cache_gb: float | None = None,
+    kv: str | None = None,
 ) -> Phi:
     """A `Phi` from a checkpoint folder or a hub id, in any public layout (`model/weights.py`).
 
@@ -218,7 +219,8 @@ def load(
     all else in bfloat16), "int8-all" and "int4-all" adapters and encoders too (in 8 bits), "bf16" only lays out the
     encoders for this CPU (`model/quantize.py`): such a model is for inference. A quantised checkpoint is what it is,
     and needs none. `together`: sequences that run at once; `cache_gb`: memory for their keys and values (engine.py has
-    the default). Raises ValueError, one clear message each, also where the weights don't fit.
+    the default); `kv`: "int8" keeps these in 8 bits, in half of the memory (on a CPU). Raises ValueError, one clear
+    message each, also where the weights don't fit.
     """
     place = devices.choose(device)
     folder = weights.locate(path_or_id)
@@ -235,8 +237,10 @@ def load(
     devices.check_fits(needed, free, place)
     model = weights.load(folder, device=place, dtype=kind, quant=quant)
     cache = None if cache_gb is None else round(cache_gb * 1e9)
-    phi = Phi(model, make_processor(model.config, tokenizer), together=together, memory=cache)
-    phi.room = devices.room(model, free, place, phi.engine.capacity)
+    phi = Phi(
+        model, make_processor(model.config, tokenizer), together=together, memory=cache, kv=kv
+    )
+    phi.room = devices.room(model, free, place, phi.engine.capacity, kv)
     return phi
 
 

@@ -18,12 +18,16 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from polyphi import kernels
+from polyphi.kernels import attention
+from polyphi.kernels.attention import Held, Where
 from polyphi.model.attention import (
     Piece,
     continued_attention,
@@ -34,8 +38,10 @@ from polyphi.model.attention import (
 )
 from polyphi.model.config import DecoderConfig
 
-BLOCK = 32
+BLOCK = attention.BLOCK
 """Tokens of a block."""
+SCALE = 4
+"""Bytes of the scale that a token's keys or values of a head have in int8."""
 
 
 class OutOfBlocks(Exception):
@@ -209,27 +215,56 @@ class Table:
         return [(first, last) for first, last in found]
 
 
+KINDS = ("int8",)
+"""What keys and values can be kept in, other than the model's own type."""
+
+
 class Memory:
     """Keys and values, [blocks * BLOCK, K, d] for every layer. A CPU gives a page of it only when it is first written;
-    there a head's tokens lie side by side, as it reads them (4,000 tokens of 8 heads: 2.3 ms instead of 6.7)."""
+    there a head's tokens lie side by side, as it reads them (4,000 tokens of 8 heads: 2.3 ms instead of 6.7).
+
+    `kind` None keeps them in `dtype`; "int8" with a scale per token and head, on a CPU only (ValueError elsewhere)."""
 
     def __init__(
-        self, config: DecoderConfig, blocks: int, dtype: torch.dtype, device: torch.device
+        self,
+        config: DecoderConfig,
+        blocks: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        kind: str | None = None,
     ) -> None:
+        check_kind(kind, device)
         rows, heads, d = blocks * BLOCK, config.num_key_value_heads, config.head_dim
 
-        def empty() -> Tensor:
+        def empty(dtype: torch.dtype, *width: int) -> Tensor:
             if device.type == "cpu":
-                return torch.empty(heads, rows, d, dtype=dtype).transpose(0, 1)
-            return torch.empty(rows, heads, d, dtype=dtype, device=device)
+                return torch.empty(heads, rows, *width, dtype=dtype).transpose(0, 1)
+            return torch.empty(rows, heads, *width, dtype=dtype, device=device)
 
-        self.layers = [(empty(), empty()) for _ in range(config.num_hidden_layers)]
+        def layer() -> Held:
+            if kind is None:
+                return Held(empty(dtype, d), empty(dtype, d))
+            scales = (empty(torch.float32), empty(torch.float32))
+            return Held(empty(torch.int8, d), empty(torch.int8, d), *scales)
+
+        self.layers = [layer() for _ in range(config.num_hidden_layers)]
 
 
-def token_bytes(config: DecoderConfig, dtype: torch.dtype) -> int:
+def check_kind(kind: str | None, device: torch.device) -> None:
+    """Raises ValueError for a kind of keys and values that isn't there, or not on this device."""
+    if kind not in (None, *KINDS):
+        raise ValueError(f"kv must be None (the model's type) or int8, found {kind!r}")
+    if kind is not None and device.type != "cpu":
+        raise ValueError(
+            f"keys and values in {kind} are for a CPU, and this model is on {device}; leave kv out, or load the model "
+            "with device='cpu'"
+        )
+
+
+def token_bytes(config: DecoderConfig, dtype: torch.dtype, kind: str | None = None) -> int:
     """Bytes that a token's keys and values take, all layers together."""
-    width = config.num_key_value_heads * config.head_dim
-    return 2 * config.num_hidden_layers * width * dtype.itemsize
+    row = config.head_dim * dtype.itemsize if kind is None else config.head_dim + SCALE
+    return 2 * config.num_hidden_layers * config.num_key_value_heads * row
 
 
 @dataclass
@@ -247,7 +282,8 @@ class StepCache:
 
     def __init__(self, memory: Memory, tables: Sequence[Table], new: Sequence[int]) -> None:
         self._memory = memory
-        device = memory.layers[0][0].device
+        keys = memory.layers[0].keys
+        device = keys.device
         ends = [table.length + n for table, n in zip(tables, new, strict=True)]
         rows = [r for t, end in zip(tables, ends, strict=True) for r in t.rows(t.length, end)]
         self._rows = torch.tensor(rows, device=device)
@@ -256,6 +292,10 @@ class StepCache:
             for table, n, end in zip(tables, new, ends, strict=True)
         ]
         self._ends = ends
+        self._where: Where | None = None
+        if device.type == "cpu" and kernels.missing() is None:
+            starts = [0, *accumulate(new)]
+            self._where = Where(starts, ends, [table.blocks for table in tables])
         self._gathered: tuple[Tensor, Tensor, Tensor] | None = None
         if device.type == "cuda":
             every = [r for table, end in zip(tables, ends, strict=True) for r in table.rows(0, end)]
@@ -273,23 +313,45 @@ class StepCache:
         v: Float[Tensor, "T K d"],
         bounds: Sequence[int],
     ) -> Float[Tensor, "T H d"]:
-        keys, values = self._memory.layers[layer]
-        keys.index_copy_(0, self._rows, k.to(keys.dtype))
-        values.index_copy_(0, self._rows, v.to(values.dtype))
+        held = self._memory.layers[layer]
+        if self._where is not None and attention.takes(q, k, v, held):
+            return attention.attend(q, k, v, held, self._where)
+        k = self._kept(k, held.keys, held.key_scales)
+        v = self._kept(v, held.values, held.value_scales)
         if self._gathered is not None and in_one_call(q):
             every, queries, ends = self._gathered
             most = max(s.new for s in self._sequences)
-            held = [x.index_select(0, every) for x in (keys, values)]
-            return varlen_attention(q, held[0], held[1], queries, ends, most, max(self._ends))
+            gathered = [x.index_select(0, every) for x in held[:2]]
+            return varlen_attention(
+                q, gathered[0], gathered[1], queries, ends, most, max(self._ends)
+            )
         outs = []
         lengths = [s.new for s in self._sequences]
         parts = zip(self._sequences, *(x.split(lengths) for x in (q, k, v)), strict=True)
         for sequence, query, key, value in parts:
-            pieces: list[Piece] = [
-                (keys[first:last], values[first:last]) for first, last in sequence.stretches
-            ]
+            pieces = [_piece(held, first, last, q.dtype) for first, last in sequence.stretches]
             if sequence.new == 1:
                 outs.append(last_token_attention(query, pieces))
             else:
                 outs.append(continued_attention(query, key, value, pieces))
         return outs[0] if len(outs) == 1 else torch.cat(outs)
+
+    def _kept(self, new: Tensor, rows: Tensor, scales: Tensor | None) -> Float[Tensor, "T K d"]:
+        """Writes new keys or values, and gives them as they are remembered."""
+        if scales is None:
+            rows.index_copy_(0, self._rows, new.to(rows.dtype))
+            return new
+        scale = (new.abs().amax(-1).float() / 127).clamp_(min=1e-12)
+        whole = (new.float() / scale[..., None]).round_()
+        rows.index_copy_(0, self._rows, whole.to(torch.int8))
+        scales.index_copy_(0, self._rows, scale)
+        return (whole * scale[..., None]).to(new.dtype)
+
+
+def _piece(held: Held, first: int, last: int, dtype: torch.dtype) -> Piece:
+    """Keys and values of neighbours, as numbers."""
+    keys, values = held.keys[first:last], held.values[first:last]
+    if held.key_scales is None or held.value_scales is None:
+        return keys, values
+    scales = held.key_scales[first:last, :, None], held.value_scales[first:last, :, None]
+    return (keys * scales[0]).to(dtype), (values * scales[1]).to(dtype)

@@ -49,7 +49,7 @@ from polyphi.chat import (
     adapter_for,
     media,
 )
-from polyphi.engine.cache import BLOCK, BlockPool, Memory, Table, token_bytes
+from polyphi.engine.cache import BLOCK, BlockPool, Memory, Table, check_kind, token_bytes
 from polyphi.engine.encoders import Encoders
 from polyphi.engine.memory import OutOfMemory, beside, ran_out
 from polyphi.engine.request import Request
@@ -110,7 +110,8 @@ class Engine:
     """A model (put in eval mode) and the processor of its inputs, behind the `Generate` protocol (chat.py).
 
     `memory`: bytes for keys and values; by default for 32 ordinary sequences or one whole context, whichever is more,
-    but at most half of what is free. `remember`: whether beginnings of sequences are shared. Safe to use from several
+    but at most half of what is free. `remember`: whether beginnings of sequences are shared. `kv`: "int8" keeps keys
+    and values in 8 bits, which halves them (on a CPU; None: in the model's type). Safe to use from several
     threads; a step is one thread's work at a time.
     """
 
@@ -125,7 +126,9 @@ class Engine:
         prefill: int = PREFILL,
         encoded: int = ENCODED,
         remember: bool = True,
+        kv: str | None = None,
     ) -> None:
+        check_kind(kv, model.decoder.device)
         self.model = model.eval()
         self.processor = processor
         self.runner = Runner(model)
@@ -133,8 +136,9 @@ class Engine:
         self.steps = self.tokens = 0
         self._remember = remember
         self._draft = DRAFT if _reads_weights(model) else 0
+        self.kv = kv
         config, dtype = model.config.decoder, model.decoder.dtype
-        size = token_bytes(config, dtype) * BLOCK
+        size = token_bytes(config, dtype, kv) * BLOCK
         wanted = max(config.max_position_embeddings, together * ORDINARY) // BLOCK
         given = beside(model) // 2 if memory is None else memory
         blocks = given // size if memory is not None else min(wanted, given // size)
@@ -480,7 +484,8 @@ class Engine:
         if self._memory is None:
             decoder = self.model.decoder
             # One block more than sequences can get: graphs.py writes there.
-            self._memory = Memory(decoder.config, self.pool.size + 1, decoder.dtype, decoder.device)
+            blocks = self.pool.size + 1
+            self._memory = Memory(decoder.config, blocks, decoder.dtype, decoder.device, self.kv)
         logits = self.runner.run(parts, self._memory)
         for part, rows, best in zip(parts, logits, _argmax(parts, logits), strict=True):
             if rows is not None:

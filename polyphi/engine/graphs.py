@@ -54,7 +54,7 @@ class StepMemory:
         v: Float[Tensor, "T K d"],
         bounds: Sequence[int],
     ) -> Float[Tensor, "T H d"]:
-        step, (keys, values) = self._step, self._memory.layers[layer]
+        step, (keys, values, *_) = self._step, self._memory.layers[layer]
         keys.index_copy_(0, step.rows, k.to(keys.dtype))
         values.index_copy_(0, step.rows, v.to(values.dtype))
         shape = (*step.held.shape, *keys.shape[1:])

@@ -5,10 +5,12 @@ stand in (model/quantize.py).
 |---|---|
 | `native` | the library, and torch's threads: kernels run in torch's own pool where that is GNU's OpenMP, as on Linux |
 | `linear` | linear layers with weights of 4 and 8 bits |
+| `attention` | attention over the block cache, few queries and many |
+| `blocks` | norm, gate and rotary positions of a decoder's block |
 
 Nothing of ours is needed here.
 """
 
-from polyphi.kernels.native import PATHS, missing, path
+from polyphi.kernels.native import PATHS, fits, missing, path
 
-__all__ = ["PATHS", "missing", "path"]
+__all__ = ["PATHS", "fits", "missing", "path"]

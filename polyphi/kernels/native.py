@@ -7,8 +7,12 @@ from importlib import machinery
 from pathlib import Path
 from typing import Any
 
+import torch
+
 PATHS = ("scalar", "AVX2", "AVX-VNNI", "AVX-512 VNNI", "NEON")
+PLAIN = (torch.Tensor, torch.nn.Parameter)
 pointer, count, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+real = ctypes.c_float
 
 
 @cache
@@ -56,6 +60,23 @@ def missing() -> str | None:
     if isinstance(held, str):
         return held
     return None if held.polyphi_isa() else "this CPU has neither AVX2 nor NEON's dot products"
+
+
+@cache
+def _here() -> bool:
+    return missing() is None
+
+
+def fits(*tensors: torch.Tensor) -> bool:
+    """Whether kernels can take these in the place of torch's operators: plain tensors of one type, float32 or bfloat16,
+    on a CPU for which there are kernels, and nobody asks for a gradient."""
+    dtype = tensors[0].dtype
+    return (
+        not torch.is_grad_enabled()
+        and dtype in (torch.float32, torch.bfloat16)
+        and all(t.is_cpu and t.dtype == dtype and type(t) in PLAIN for t in tensors)
+        and _here()
+    )
 
 
 def path() -> str:

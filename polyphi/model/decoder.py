@@ -17,7 +17,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from polyphi import kernels
 from polyphi.batch import Batch
+from polyphi.kernels import blocks
 from polyphi.model.attention import KVCache, packed_attention, working_dtype
 from polyphi.model.config import AdapterConfig, DecoderConfig
 from polyphi.model.lora import LoraLinear, Route, product, routes
@@ -54,6 +56,8 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Float[Tensor, "T D"]) -> Float[Tensor, "T D"]:
+        if kernels.fits(x, self.weight):
+            return blocks.rms_norm(x, self.weight, self.eps)
         # Given the weight as well, the fused function would multiply it in float32 before rounding.
         return F.rms_norm(x, x.shape[-1:], eps=self.eps) * self.weight
 
@@ -89,8 +93,15 @@ class MLP(nn.Module):
         self.down_proj = LoraLinear(config.intermediate_size, config.hidden_size, adapters)
 
     def forward(self, x: Float[Tensor, "T D"], shared: Shared) -> Float[Tensor, "T D"]:
-        gate, up = self.gate_up_proj(x, shared.routes).chunk(2, dim=-1)
-        return self.down_proj(up * F.silu(gate), shared.routes)
+        return self.down_proj(swiglu(self.gate_up_proj(x, shared.routes)), shared.routes)
+
+
+def swiglu(x: Float[Tensor, "T I2"]) -> Float[Tensor, "T I"]:
+    """up * silu(gate) of gate and up side by side."""
+    if kernels.fits(x):
+        return blocks.swiglu(x)
+    gate, up = x.chunk(2, dim=-1)
+    return up * F.silu(gate)
 
 
 class Layer(nn.Module):

@@ -12,7 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from polyphi import kernels
 from polyphi.batch import Batch
+from polyphi.kernels import blocks
 from polyphi.model.config import DecoderConfig
 
 
@@ -75,6 +77,8 @@ def rotate(
     sin: Float[Tensor, "T 1 pairs"],
 ) -> Float[Tensor, "T heads d"]:
     """Turn the first 2 * pairs channels of every head; the others pass through, unscaled."""
+    if kernels.fits(heads, cos, sin):
+        return blocks.rotate(heads, cos, sin)
     pairs = cos.shape[-1]
     first, second, rest = heads[..., :pairs], heads[..., pairs : 2 * pairs], heads[..., 2 * pairs :]
     return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)

@@ -6,6 +6,7 @@ import random
 import pytest
 import torch
 
+from polyphi import kernels
 from polyphi.engine.cache import (
     BLOCK,
     BlockPool,
@@ -14,6 +15,7 @@ from polyphi.engine.cache import (
     StepCache,
     Table,
     chained,
+    check_kind,
     token_bytes,
 )
 from polyphi.model.attention import KVCache, packed_attention
@@ -151,8 +153,45 @@ def test_attention_reads_what_is_held_of_each_sequence(tiny_config) -> None:
         torch.testing.assert_close(torch.cat(found), expected, atol=1e-13, rtol=0)
 
 
-def test_bytes_of_a_token(tiny_config) -> None:
+@pytest.mark.parametrize("kind", [None, "int8"])
+def test_bytes_of_a_token(tiny_config, kind: str | None) -> None:
     config = tiny_config.decoder
-    memory = Memory(config, 3, torch.float32, torch.device("cpu"))
-    held = sum(t.numel() * t.element_size() for pair in memory.layers for t in pair)
-    assert held == 3 * BLOCK * token_bytes(config, torch.float32)
+    memory = Memory(config, 3, torch.float32, torch.device("cpu"), kind)
+    held = sum(t.nbytes for layer in memory.layers for t in layer if t is not None)
+    assert held == 3 * BLOCK * token_bytes(config, torch.float32, kind)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", [None, "int8"])
+def test_attention_is_the_same_by_kernels_and_by_torch(
+    tiny_config, kind: str | None, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config.decoder
+    heads, d = config.num_attention_heads, config.head_dim
+    found: list[list[torch.Tensor]] = []
+    for missing in (kernels.missing(), "no compiler"):
+        monkeypatch.setattr(kernels, "missing", lambda said=missing: said)
+        draw = torch.Generator().manual_seed(0)
+        pool = BlockPool(40)
+        memory = Memory(config, 40, dtype, torch.device("cpu"), kind)
+        tables, outs = [Table(pool), Table(pool)], []
+        for new in ([70, 3], [1, 1], [5, 40], [1, 1]):
+            for table, n in zip(tables, new, strict=True):
+                table.grow(table.length + n)
+            q, k, v = (torch.randn(sum(new), h, d, generator=draw).to(dtype) for h in (heads, 2, 2))
+            with torch.inference_mode():
+                outs.append(StepCache(memory, tables, new).attend(0, q, k, v, ()))
+            for table, n in zip(tables, new, strict=True):
+                table.length += n
+        found.append(outs)
+    # In int8 a number that lies between two steps may be rounded to either.
+    most = 2e-2 if dtype == torch.bfloat16 else 1e-2 if kind else 1e-5
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=most, rtol=0)
+
+
+def test_eight_bits_are_for_a_cpu() -> None:
+    with pytest.raises(ValueError, match="for a CPU, and this model is on cuda"):
+        check_kind("int8", torch.device("cuda"))
+    with pytest.raises(ValueError, match=r"None .* or int8, found 'int4'"):
+        check_kind("int4", torch.device("cpu"))

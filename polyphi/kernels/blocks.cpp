@@ -1,0 +1,130 @@
+// What stands between the products of a decoder's block: RMS norm, the gate of the MLP, rotary positions. All compute
+// in float32 and round once; the norm also before its weight, as its definition has it (model/decoder.py).
+
+#include "native.h"
+
+using namespace polyphi;
+
+namespace {
+
+#define INLINE inline __attribute__((always_inline))
+
+namespace scalar {
+#define LANES 1
+#include "vectors.h"
+#include "blocks_kernel.h"
+#undef LANES
+}  // namespace scalar
+
+#if POLYPHI_X86
+
+POLYPHI_BEGIN(POLYPHI_AVX512)
+namespace avx512 {
+#define LANES 16
+#include "vectors.h"
+#include "blocks_kernel.h"
+#undef LANES
+}  // namespace avx512
+POLYPHI_END
+
+POLYPHI_BEGIN(POLYPHI_AVX2)
+namespace avx2 {
+#define LANES 8
+#include "vectors.h"
+#include "blocks_kernel.h"
+#undef LANES
+}  // namespace avx2
+POLYPHI_END
+
+#elif POLYPHI_NEON
+
+namespace neon {
+#define LANES 4
+#include "vectors.h"
+#include "blocks_kernel.h"
+#undef LANES
+}  // namespace neon
+
+#endif
+
+// The function of that name for a set of instructions.
+#if POLYPHI_X86
+#define CHOSEN(name, isa) ((isa) == AVX512 ? avx512::name : (isa) == SCALAR ? scalar::name : avx2::name)
+#elif POLYPHI_NEON
+#define CHOSEN(name, isa) ((isa) == NEON ? neon::name : scalar::name)
+#else
+#define CHOSEN(name, isa) scalar::name
+#endif
+
+constexpr int64_t NUMBERS = 1 << 15;  // of a piece of work, at least: a thread is not worth less
+
+// row(t) for all tokens, of `width` numbers each.
+template <typename Row>
+void rows(const Row& row, int64_t tokens, int64_t width, Parallel parallel, int threads) {
+    spread(
+        [&](int64_t begin, int64_t end) {
+            for (int64_t t = begin; t < end; t++) row(t);
+        },
+        tokens, std::max<int64_t>(1, NUMBERS / width), parallel, threads);
+}
+
+template <class Kind>
+void norm(int isa, const void* x, const void* weight, void* y, int64_t tokens, int64_t d, float eps, Parallel parallel,
+          int threads) {
+    const auto row = CHOSEN(norm_row<Kind>, isa);
+    const auto *from = static_cast<const Kind*>(x), *by = static_cast<const Kind*>(weight);
+    auto* to = static_cast<Kind*>(y);
+    rows([&](int64_t t) { row(from + t * d, by, to + t * d, d, eps); }, tokens, d, parallel, threads);
+}
+
+template <class Kind>
+void gate(int isa, const void* x, void* y, int64_t tokens, int64_t d, Parallel parallel, int threads) {
+    const auto row = CHOSEN(gate_row<Kind>, isa);
+    const auto* from = static_cast<const Kind*>(x);
+    auto* to = static_cast<Kind*>(y);
+    const auto one = [&](int64_t t) { row(from + 2 * t * d, from + (2 * t + 1) * d, to + t * d, d); };
+    rows(one, tokens, 2 * d, parallel, threads);
+}
+
+template <class Kind>
+void turn(int isa, const void* x, int64_t stride, const void* cos, const void* sin, void* y, int64_t tokens, int heads,
+          int d, int pairs, Parallel parallel, int threads) {
+    const auto row = CHOSEN(turn_row<Kind>, isa);
+    const auto* from = static_cast<const Kind*>(x);
+    const auto *c = static_cast<const Kind*>(cos), *s = static_cast<const Kind*>(sin);
+    auto* to = static_cast<Kind*>(y);
+    const int64_t width = int64_t(heads) * d;
+    const auto one = [&](int64_t t) {
+        row(from + t * stride, c + t * pairs, s + t * pairs, to + t * width, heads, d, pairs);
+    };
+    rows(one, tokens, width, parallel, threads);
+}
+
+}  // namespace
+
+extern "C" {
+
+// All in float32 or bfloat16 (`bf16`), by the path `isa` (-1: the best). x [tokens, d] by its root mean square, times
+// weight [d].
+void polyphi_norm(int isa, int bf16, const void* x, const void* weight, void* y, int64_t tokens, int64_t d, float eps,
+                  Parallel parallel, int threads) {
+    const auto run = bf16 ? norm<uint16_t> : norm<float>;
+    run(isa < 0 ? best() : isa, x, weight, y, tokens, d, eps, parallel, threads);
+}
+
+// x [tokens, 2, d], a gate and what it lets through: y [tokens, d].
+void polyphi_gate(int isa, int bf16, const void* x, void* y, int64_t tokens, int64_t d, Parallel parallel,
+                  int threads) {
+    const auto run = bf16 ? gate<uint16_t> : gate<float>;
+    run(isa < 0 ? best() : isa, x, y, tokens, d, parallel, threads);
+}
+
+// x [tokens, heads, d], `stride` numbers from token to token, turned by cos and sin [tokens, pairs]: y [tokens, heads,
+// d].
+void polyphi_turn(int isa, int bf16, const void* x, int64_t stride, const void* cos, const void* sin, void* y,
+                  int64_t tokens, int heads, int d, int pairs, Parallel parallel, int threads) {
+    const auto run = bf16 ? turn<uint16_t> : turn<float>;
+    run(isa < 0 ? best() : isa, x, stride, cos, sin, y, tokens, heads, d, pairs, parallel, threads);
+}
+
+}  // extern "C"

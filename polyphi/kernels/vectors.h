@@ -1,0 +1,131 @@
+// Vectors of LANES floats, and what attention and blocks compute with them. Included once for each set of instructions,
+// by the namespace of that set, which defines LANES.
+
+typedef float Vec __attribute__((vector_size(LANES * 4)));
+typedef int32_t Ints __attribute__((vector_size(LANES * 4)));
+typedef uint32_t Bits __attribute__((vector_size(LANES * 4)));
+typedef uint16_t Halves __attribute__((vector_size(LANES * 2)));
+typedef int8_t Bytes __attribute__((vector_size(LANES)));
+
+template <typename To, typename From>
+INLINE To as(From from) {
+    static_assert(sizeof(To) == sizeof(From), "the same bits");
+    To to;
+    std::memcpy(&to, &from, sizeof to);
+    return to;
+}
+
+template <typename To>
+INLINE To read(const void* at) {
+    To found;
+    std::memcpy(&found, at, sizeof found);
+    return found;
+}
+
+INLINE Vec all(float value) { return Vec{} + value; }
+
+INLINE Vec load(const float* at) { return read<Vec>(at); }
+
+// GCC 12 converts integers of other widths one by one, so x86 is told how.
+#if LANES == 16
+INLINE Bits widened(Halves halves) { return as<Bits>(_mm512_cvtepu16_epi32(as<__m256i>(halves))); }
+INLINE Ints widened(Bytes bytes) { return as<Ints>(_mm512_cvtepi8_epi32(as<__m128i>(bytes))); }
+INLINE Halves narrowed(Bits bits) { return as<Halves>(_mm512_cvtepi32_epi16(as<__m512i>(bits))); }
+INLINE Bytes narrowed(Ints ints) { return as<Bytes>(_mm512_cvtepi32_epi8(as<__m512i>(ints))); }
+#elif LANES == 8
+INLINE Bits widened(Halves halves) { return as<Bits>(_mm256_cvtepu16_epi32(as<__m128i>(halves))); }
+INLINE Ints widened(Bytes bytes) { return as<Ints>(_mm256_cvtepi8_epi32(_mm_cvtsi64_si128(as<int64_t>(bytes)))); }
+INLINE Halves narrowed(Bits bits) {
+    const __m256i pairs = _mm256_packus_epi32(as<__m256i>(bits), as<__m256i>(bits));
+    return as<Halves>(_mm256_castsi256_si128(_mm256_permute4x64_epi64(pairs, 8)));
+}
+INLINE Bytes narrowed(Ints ints) { return __builtin_convertvector(ints, Bytes); }
+#else
+INLINE Bits widened(Halves halves) { return __builtin_convertvector(halves, Bits); }
+INLINE Ints widened(Bytes bytes) { return __builtin_convertvector(bytes, Ints); }
+INLINE Halves narrowed(Bits bits) { return __builtin_convertvector(bits, Halves); }
+INLINE Bytes narrowed(Ints ints) { return __builtin_convertvector(ints, Bytes); }
+#endif
+
+INLINE Vec load(const uint16_t* at) { return as<Vec>(widened(read<Halves>(at)) << 16); }
+INLINE Vec load(const int8_t* at) { return __builtin_convertvector(widened(read<Bytes>(at)), Vec); }
+
+INLINE float one(float value) { return value; }
+INLINE float one(uint16_t value) { return from_bf16(value); }
+
+// As bfloat16, in the high half of each lane; the low half is rubbish.
+INLINE Bits rounded(Vec value) {
+    const Bits bits = as<Bits>(value);
+    const Bits up = bits + 0x7fff + (bits >> 16 & 1);
+    return value == value ? up : bits | 0x400000;  // no number stays none
+}
+
+INLINE void store(float* at, Vec value) { std::memcpy(at, &value, sizeof value); }
+INLINE void store(uint16_t* at, Vec value) {
+    const Halves halves = narrowed(rounded(value) >> 16);
+    std::memcpy(at, &halves, sizeof halves);
+}
+
+INLINE void put(float* at, float value) { *at = value; }
+INLINE void put(uint16_t* at, float value) { *at = to_bf16(value); }
+
+// What `store` leaves of a number.
+INLINE Vec kept(const float*, Vec value) { return value; }
+INLINE Vec kept(const uint16_t*, Vec value) { return as<Vec>(rounded(value) & 0xffff0000u); }
+
+INLINE Vec most(Vec a, Vec b) { return a > b ? a : b; }
+
+INLINE float sum(Vec value) {
+    float lanes[LANES];
+    std::memcpy(lanes, &value, sizeof value);
+    for (int width = LANES / 2; width; width /= 2)
+        for (int i = 0; i < width; i++) lanes[i] += lanes[i + width];
+    return lanes[0];
+}
+
+// The sums of four vectors.
+#if LANES >= 8
+INLINE __m128 halved(__m256 four) { return _mm_add_ps(_mm256_castps256_ps128(four), _mm256_extractf128_ps(four, 1)); }
+#endif
+#if LANES == 16
+INLINE void sums(const Vec* of, float* to) {
+    const __m512 a = _mm512_add_ps(_mm512_unpacklo_ps(of[0], of[2]), _mm512_unpackhi_ps(of[0], of[2]));
+    const __m512 b = _mm512_add_ps(_mm512_unpacklo_ps(of[1], of[3]), _mm512_unpackhi_ps(of[1], of[3]));
+    const __m512 c = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    _mm_storeu_ps(to, halved(_mm256_add_ps(_mm512_castps512_ps256(c), _mm512_extractf32x8_ps(c, 1))));
+}
+#elif LANES == 8
+INLINE void sums(const Vec* of, float* to) {
+    _mm_storeu_ps(to, halved(_mm256_hadd_ps(_mm256_hadd_ps(of[0], of[1]), _mm256_hadd_ps(of[2], of[3]))));
+}
+#else
+INLINE void sums(const Vec* of, float* to) {
+    for (int i = 0; i < 4; i++) to[i] = sum(of[i]);
+}
+#endif
+
+INLINE float most(Vec value) {
+    float lanes[LANES];
+    std::memcpy(lanes, &value, sizeof value);
+    for (int width = LANES / 2; width; width /= 2)
+        for (int i = 0; i < width; i++) lanes[i] = std::max(lanes[i], lanes[i + width]);
+    return lanes[0];
+}
+
+// e^x to 2 units in the last place; 0 below -87, infinite above 88.
+INLINE Vec exponential(Vec x) {
+    const Vec low = all(-87.0f), high = all(88.0f);
+    const Vec bounded = x < low ? low : (x > high ? high : x);
+    // x = n ln 2 + rest; adding 1.5 * 2^23 rounds to a whole number, which the low bits then are.
+    const Vec shifted = bounded * 1.44269504f + 12582912.0f;
+    const Vec n = shifted - 12582912.0f;
+    const Vec rest = (bounded - n * 0.693145752f) - n * 1.42860677e-6f;
+    Vec p = rest * 1.3888889e-3f + 8.3333333e-3f;
+    p = p * rest + 4.1666668e-2f;
+    p = p * rest + 0.16666667f;
+    p = p * rest + 0.5f;
+    p = p * rest + 1.0f;
+    p = p * rest + 1.0f;
+    const Vec power = as<Vec>(as<Bits>(p) + (as<Bits>(shifted) << 23));
+    return x == x ? (x < low ? all(0) : (x > high ? all(INFINITY) : power)) : x;
+}
