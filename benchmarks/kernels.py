@@ -300,6 +300,17 @@ class Measured:
     def peers(self) -> list[str]:
         return [name for name in self.turns if name != self.kind]
 
+    def parts(self) -> list[str]:
+        """Of a first token: what each side's seconds went into."""
+        if self.work not in MEDIA:
+            return []
+        named = ("media", "encoders", "prefill")
+        return [
+            f"{self.work.name} {self.kind}, {OURS if side == self.kind else side}: "
+            + ", ".join(f"{part} {self.median(side, part):.2f} s" for part in named)
+            for side in self.turns
+        ]
+
     def row(self, config: ModelConfig) -> Row:
         best = max(self.peers, key=self.rate)
         rates = Limits(
@@ -348,6 +359,8 @@ def take_turns(
             found = Measured(work, kind, turns, rates, sides[kind].facts["bytes"])
             told = ", ".join(f"{side} {found.rate(side):.3g}" for side in sides)
             console.print(f"  {work.name}, {work.unit}: {told}", highlight=False)
+            for parts in found.parts():
+                console.print(f"  {parts}", highlight=False)
             made.append(found)
     return made
 
@@ -465,12 +478,8 @@ def tell(measured_: Sequence[Measured], rows: Sequence[Row], out: Console) -> No
         table.add_row(row.work, row.unit, f"{row.ours:.3g}", *cells, ratio, share)
     out.print(table)
     for m in measured_:
-        if m.work in MEDIA:
-            for side in m.turns:
-                parts = {k: m.median(side, k) for k in ("media", "encoders", "prefill")}
-                told = ", ".join(f"{k} {v:.2f} s" for k, v in parts.items())
-                who = OURS if side == m.kind else side
-                out.print(f"{m.work.name} {m.kind}, {who}: {told}", highlight=False)
+        for told in m.parts():
+            out.print(told, highlight=False)
     found = {f"{m.work.name} {m.kind}": m for m in measured_}
     for kind in KINDS:
         one, eight = found.get(f"decode {kind}"), found.get(f"decode 8 sequences {kind}")

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import sys
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from types import ModuleType
 
@@ -144,7 +145,7 @@ def test_sides_that_do_not_fit_together_take_turns_in_groups(bench) -> None:
     everything = bench.grouped(config, "int4", bench.PEERS, 64e9)
     assert [len(group) for group in everything] == [5]
     tight = bench.grouped(config, "int4", bench.PEERS, 18e9)
-    assert len(tight) > 1 and sorted(sum(tight, [])) == sorted(everything[0])
+    assert len(tight) > 1 and sorted(chain(*tight)) == sorted(everything[0])
 
 
 def test_no_two_weights_of_a_random_model_are_equal(bench, tiny_config: ModelConfig) -> None:
