@@ -14,7 +14,7 @@ setup(
             sorted(glob("polyphi/kernels/*.cpp")),
             depends=sorted(glob("polyphi/kernels/*.h")),
             language="c++",
-            extra_compile_args=["-O3", "-std=c++17", "-pthread", "-g0"],
+            extra_compile_args=["-O3", "-ffp-contract=off", "-std=c++17", "-pthread", "-g0"],
             extra_link_args=["-pthread"],
             optional=True,
         )

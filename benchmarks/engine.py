@@ -247,12 +247,12 @@ def read_rate(megabytes: int = 1024, seconds: float = 2.0) -> float:
 
 def int8_rate(size: int = 2048, seconds: float = 2.0) -> float:
     """Operations/s of a square int8 matrix product, as `matmul_rate` for bfloat16."""
-    product = EightBit(torch.randn(size, size, dtype=torch.bfloat16)).product
-    q = torch.ones(size, size, dtype=torch.int8)
+    product = EightBit(torch.randn(size, size, dtype=torch.bfloat16))
+    x = torch.randn(size, size, dtype=torch.bfloat16)
     best, end = 0.0, time.monotonic() + seconds
     while time.monotonic() < end:
         start = time.perf_counter()
-        product(q, torch.bfloat16)
+        product(x)
         best = max(best, 2 * size**3 / (time.perf_counter() - start))
     return best
 

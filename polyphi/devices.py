@@ -112,11 +112,11 @@ def room(model: PhiModel, free: int, place: torch.device, capacity: int) -> Room
 
 
 def _quantised(quant: str | None, place: torch.device) -> str:
-    """How a model is quantised, and on a CPU what multiplies 4 bits, or why nothing of ours does."""
-    if quant != "int4" or place.type != "cpu":
+    """How a model is quantised, and on a CPU what multiplies it, or why nothing of ours does."""
+    if quant not in ("int8", "int4") or place.type != "cpu":
         return f" and {quant}" if quant else ""
     why = kernels.missing()
-    return f" and int4 by {kernels.path()}" if why is None else f" and int4 by torch ({why})"
+    return f" and {quant} by {kernels.path()}" if why is None else f" and {quant} by torch ({why})"
 
 
 def _bytes(count: int) -> str:

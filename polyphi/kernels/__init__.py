@@ -4,7 +4,7 @@ stand in (model/quantize.py).
 | | |
 |---|---|
 | `native` | the library, and torch's threads: kernels run in torch's own pool where that is GNU's OpenMP, as on Linux |
-| `linear` | linear layers with weights of 4 bits |
+| `linear` | linear layers with weights of 4 and 8 bits |
 
 Nothing of ours is needed here.
 """

@@ -18,23 +18,37 @@
 #define POLYPHI_NEON 1
 #endif
 
-#if POLYPHI_X86
-#define WITH_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma")))
-#define WITH_AVX2 __attribute__((target("avx2,fma")))
+// Functions between these two may use instructions that not every x86 CPU has; `best` tells which to call.
+#define POLYPHI_PRAGMA(text) _Pragma(#text)
+#if defined(__clang__)
+#define POLYPHI_BEGIN(features) \
+    POLYPHI_PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
+#define POLYPHI_END POLYPHI_PRAGMA(clang attribute pop)
+#else
+#define POLYPHI_BEGIN(features) POLYPHI_PRAGMA(GCC push_options) POLYPHI_PRAGMA(GCC target(features))
+#define POLYPHI_END POLYPHI_PRAGMA(GCC pop_options)
 #endif
+// Sums in an array stay in registers only where every loop over it is unrolled, which GCC wants to be told.
+#define UNROLLED POLYPHI_PRAGMA(GCC unroll 32)
+#define POLYPHI_AVX512 "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma"
+#define POLYPHI_AVXVNNI "avxvnni,avx2,fma"
+#define POLYPHI_AVX2 "avx2,fma"
 
 namespace polyphi {
 
-enum Isa { SCALAR, AVX2, AVX512, NEON };
+enum Isa { SCALAR, AVX2, AVXVNNI, AVX512, NEON };
 
 inline int best() {
 #if POLYPHI_X86
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+    const bool fused = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (fused && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("fma"))
+        __builtin_cpu_supports("avx512vnni"))
         return AVX512;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return AVX2;
+    uint32_t a, b, c, d;
+    if (fused && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1 << 4)) return AVXVNNI;
+    if (fused) return AVX2;
 #elif POLYPHI_NEON
     return NEON;
 #endif
@@ -42,7 +56,7 @@ inline int best() {
 }
 
 inline float from_bf16(uint16_t half) {
-    uint32_t bits = uint32_t(half) << 16;
+    const uint32_t bits = uint32_t(half) << 16;
     float value;
     std::memcpy(&value, &bits, 4);
     return value;
@@ -51,8 +65,8 @@ inline float from_bf16(uint16_t half) {
 inline uint16_t to_bf16(float value) {
     uint32_t bits;
     std::memcpy(&bits, &value, 4);
-    if ((bits & 0x7fffffff) > 0x7f800000) return uint16_t(bits >> 16 | 64);  // no number stays none
-    return uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+    const uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    return uint16_t((bits & 0x7fffffff) > 0x7f800000 ? bits >> 16 | 64 : rounded);  // no number stays none
 }
 
 // As GOMP_parallel of GNU's OpenMP: runs a function in so many threads, this one among them, and waits.

@@ -7,7 +7,7 @@ from importlib import machinery
 from pathlib import Path
 from typing import Any
 
-PATHS = ("scalar", "AVX2", "AVX-512 VNNI", "NEON")
+PATHS = ("scalar", "AVX2", "AVX-VNNI", "AVX-512 VNNI", "NEON")
 pointer, count, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 
 

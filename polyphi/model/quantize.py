@@ -6,7 +6,7 @@
 |---|---|---|---|
 | bf16 | as they are | as it is | bfloat16, in the order in which this CPU reads them |
 | int8 | a scale per output, activations a scale per token | int8 | as above |
-| int4 | groups of 32 inputs, each with a scale and a zero | int8 | as above |
+| int4 | groups of 32 inputs, each with a scale and a zero | int4 | as above |
 
 Adapters, projectors, norms and the lookup of embeddings keep their type, so a batch still mixes adapters freely. The
 head gets rows of its own and the lookup stays exact: of a checkpoint that is mapped from its file only the embeddings
@@ -21,7 +21,7 @@ A quantised model is for inference on the device it is on. It can't be trained, 
 import time
 from collections.abc import Callable, Iterator
 from functools import cache, partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -95,18 +95,23 @@ def weights(model: PhiModel, kind: str) -> Iterator[tuple[str, Callable[[Tensor 
     for name, module in model.decoder.named_modules():
         if isinstance(module, LoraLinear):
             yield f"decoder.{name}.weight", partial(_put, module, kind)
-    yield EMBEDDING, partial(_put_head, model)
+    yield EMBEDDING, partial(_put_head, model, kind)
 
 
 def _put(linear: LoraLinear, kind: str, values: Tensor | None) -> None:
-    weight = linear.weight if values is None else values
-    fits = weight.shape[0] % 64 == 0 and weight.shape[1] % GROUP == 0
-    linear.kernel = FourBit(weight) if kind == "int4" and fits else EightBit(weight)
+    linear.kernel = _few_bits(linear.weight if values is None else values, kind)
     linear.register_parameter("weight", None)
 
 
-def _put_head(model: PhiModel, values: Tensor | None) -> None:
-    model.decoder.head = EightBit(model.decoder.embed_tokens.weight if values is None else values)
+def _put_head(model: PhiModel, kind: str, values: Tensor | None) -> None:
+    held = model.decoder.embed_tokens.weight
+    model.decoder.head = _few_bits(held if values is None else values, kind)
+
+
+def _few_bits(weight: Tensor, kind: str) -> "FourBit | EightBit":
+    """A weight in the bits of its kind, or in 8 where 4 don't fit its shape."""
+    fits = weight.shape[1] % GROUP == 0 and (_native(weight) or weight.shape[0] % 64 == 0)
+    return FourBit(weight) if kind == "int4" and fits else EightBit(weight)
 
 
 def saved(config: DecoderConfig, kind: str | None) -> int:
@@ -116,8 +121,8 @@ def saved(config: DecoderConfig, kind: str | None) -> int:
     d, inner = config.hidden_size, config.intermediate_size
     attention = (2 * config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
     base = config.num_hidden_layers * d * (attention + 3 * inner)
-    per_weight = 1.0 if kind == "int8" else 2 - 0.5 - 4 / GROUP
-    return max(0, int(base * per_weight) - config.vocab_size * d)
+    left = 1.0 if kind == "int8" else 0.5 + 2 / GROUP
+    return max(0, int(base * (2 - left) - config.vocab_size * d * left))
 
 
 def held(model: nn.Module) -> Iterator[Tensor]:
@@ -127,9 +132,7 @@ def held(model: nn.Module) -> Iterator[Tensor]:
             yield module.weight
         for name in ("kernel", "head"):
             found = getattr(module, name, None)
-            if isinstance(found, EightBit):
-                yield from (found.product.weight, found.product.scale)
-            elif isinstance(found, FourBit):
+            if isinstance(found, EightBit | FourBit):
                 yield from found.product.tensors()
 
 
@@ -142,7 +145,7 @@ def nbytes(tensor: Tensor) -> int:
 
 
 class EightBit:
-    """W x for W [out in] in int8. Where x is bfloat16 so are its scales, and products come out rounded twice."""
+    """W x for W [out in] in int8: a scale in float32 for each output, activations in int8 with a scale per token."""
 
     def __init__(self, weight: Float[Tensor, "O I"]) -> None:
         self.shape = weight.shape
@@ -151,14 +154,61 @@ class EightBit:
             scale = part.abs().amax(1).float().clamp(min=1e-12) / 127
             rows.append((part / scale[:, None]).round().to(torch.int8))
             scales.append(scale)
-        kernel = _kernel(weight.device.type)
-        self.product = kernel(torch.cat(rows), torch.cat(scales))
+        q, scale = torch.cat(rows), torch.cat(scales)
+        self.product: Product = (
+            Native(native.pack8(q), scale, 8)
+            if _native(weight)
+            else PerToken(_kernel(weight.device.type)(q, scale))
+        )
 
     def __call__(self, x: Float[Tensor, "*T I"]) -> Float[Tensor, "*T O"]:
-        q, scale = per_token(x.reshape(-1, self.shape[1]))
+        y = self.product(x.reshape(-1, self.shape[1]))
+        return y.view(*x.shape[:-1], self.shape[0])
+
+
+class Product(Protocol):
+    """Tokens by a weight, in their own type, and what it holds of the weight."""
+
+    def __call__(self, x: Float[Tensor, "T I"]) -> Float[Tensor, "T O"]: ...
+
+    def tensors(self) -> tuple[Tensor, ...]: ...
+
+
+def _native(weight: Tensor) -> bool:
+    """Whether our own kernels multiply it."""
+    return weight.device.type == "cpu" and kernels.missing() is None
+
+
+class Native:
+    """Our own kernels: activations in 8 bits with a scale per token, sums of integers (of a group, in 4 bits)."""
+
+    def __init__(
+        self, packed: UInt8[Tensor, " bytes"], row: Float[Tensor, " O"], bits: int
+    ) -> None:
+        self.packed, self.row, self.bits = packed, row, bits
+
+    def __call__(self, x: Float[Tensor, "T I"]) -> Float[Tensor, "T O"]:
+        known = x if x.dtype in (torch.float32, torch.bfloat16) else x.float()
+        return native.linear(known, self.packed, self.row, bits=self.bits).to(x.dtype)
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.packed, self.row)
+
+
+class PerToken:
+    """A product of int8, behind activations that are rounded here. Where x is bfloat16 so are its scales, and results
+    are rounded twice."""
+
+    def __init__(self, product: "OneDnn | IntMm | Plain") -> None:
+        self.product = product
+
+    def __call__(self, x: Float[Tensor, "T I"]) -> Float[Tensor, "T O"]:
+        q, scale = per_token(x)
         wide = x.dtype if x.dtype == torch.bfloat16 else torch.float32
-        y = self.product(q, wide).mul_(scale.to(wide))
-        return y.to(x.dtype).view(*x.shape[:-1], self.shape[0])
+        return self.product(q, wide).mul_(scale.to(wide)).to(x.dtype)
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.product.weight, self.product.scale)
 
 
 def per_token(x: Float[Tensor, "T I"]) -> tuple[Int8[Tensor, "T I"], Float[Tensor, "T 1"]]:
@@ -250,61 +300,45 @@ def _exact(kernel: type[OneDnn | IntMm], rows: int, device: str) -> bool:
 
 
 class FourBit:
-    """W x for W [out in] in 4 bits: (q - 8) * scale + zero, a pair in bfloat16 per output and GROUP inputs. `out` is a
-    multiple of 64, `in` of GROUP."""
+    """W x for W [out in] in 4 bits: row * s * (q - z / 16), with s and z a byte each for an output and GROUP inputs,
+    and `row` in float32 for an output. `in` is a multiple of GROUP."""
 
     def __init__(self, weight: Float[Tensor, "O I"]) -> None:
-        self.shape, inputs = weight.shape, weight.shape[1]
-        nibbles, scales, zeros = [], [], []
-        for part in weight.split(ROWS):
-            groups = part.float().view(len(part), inputs // GROUP, GROUP)
-            low, high = groups.amin(2, keepdim=True), groups.amax(2, keepdim=True)
-            scale = ((high - low) / 15).clamp(min=1e-8).bfloat16()
-            zero = (low + 8 * scale.float()).bfloat16()
-            q = ((groups - zero.float()) / scale.float()).round() + 8
-            nibbles.append(q.clamp_(0, 15).to(torch.uint8).view(len(part), inputs))
-            scales.append(scale.squeeze(2))
-            zeros.append(zero.squeeze(2))
-        native = weight.device.type == "cpu" and kernels.missing() is None
-        product = Native if native else Int4Pack
-        self.product = product(torch.cat(nibbles), torch.cat(scales), torch.cat(zeros))
+        self.shape = weight.shape
+        parts = [rounded(part) for part in weight.split(ROWS)]
+        row = torch.cat([r for _, r in parts])
+        if _native(weight):
+            packed = torch.cat([native.pack4(four) for four, _ in parts])
+            self.product: Product = Native(packed, row, 4)
+        else:
+            three = (torch.cat(some) for some in zip(*(four for four, _ in parts), strict=True))
+            self.product = Int4Pack(native.Four(*three), row)
 
     def __call__(self, x: Float[Tensor, "*T I"]) -> Float[Tensor, "*T O"]:
         y = self.product(x.reshape(-1, self.shape[1]))
         return y.to(x.dtype).view(*x.shape[:-1], self.shape[0])
 
 
-class Native:
-    """Our own kernel: activations in 8 bits with a scale per token, sums of integers within a group."""
-
-    def __init__(
-        self,
-        q: UInt8[Tensor, "O I"],
-        scale: Float[Tensor, "O G"],
-        zero: Float[Tensor, "O G"],
-    ) -> None:
-        self.outputs = len(q)
-        self.packed = native.pack(q, scale, zero)
-
-    def __call__(self, x: Float[Tensor, "T I"]) -> Float[Tensor, "T O"]:
-        if x.dtype not in (torch.float32, torch.bfloat16):
-            x = x.float()
-        return native.linear(x, self.packed, self.outputs)
-
-    def tensors(self) -> tuple[Tensor, ...]:
-        return (self.packed,)
+def rounded(weight: Float[Tensor, "O I"]) -> tuple[native.Four, Float[Tensor, " O"]]:
+    """A weight to the nearest of its 16 steps between each group's least and greatest, zero among them."""
+    groups = weight.float().view(len(weight), -1, GROUP)
+    low, high = groups.amin(2).clamp(max=0), groups.amax(2).clamp(min=0)
+    step = (high - low) / 15
+    row = (step.amax(1) / 255).clamp(min=1e-30)
+    s = (step / row[:, None]).round().clamp(1, 255)
+    scale = s * row[:, None]
+    z = (-low / scale * 16).round().clamp(0, 255)
+    q = (groups / scale[..., None] + z[..., None] / 16).round().clamp(0, 15)
+    return native.Four(q.view(weight.shape).byte(), s.byte(), z.byte()), row
 
 
 class Int4Pack:
-    """torch's products, of bfloat16."""
+    """torch's products, of bfloat16: (q - 8) * scale + zero. `out` is a multiple of 64."""
 
-    def __init__(
-        self,
-        q: UInt8[Tensor, "O I"],
-        scale: Float[Tensor, "O G"],
-        zero: Float[Tensor, "O G"],
-    ) -> None:
-        self.shape = q.shape
+    def __init__(self, weight: native.Four, row: Float[Tensor, " O"]) -> None:
+        q, self.shape = weight.q, weight.q.shape
+        steps = weight.s.float() * row[:, None]
+        scale, zero = steps.bfloat16(), (steps * (8 - weight.z.float() / 16)).bfloat16()
         # [inputs / GROUP, outputs, 2]
         self.pairs = torch.stack([scale, zero], 2).transpose(0, 1).contiguous()
         if q.is_cuda:
