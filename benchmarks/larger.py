@@ -1,10 +1,11 @@
 """A language model of 17 million parameters, trained on real text: so that what rounding its weights costs can be seen.
 
     python benchmarks/larger.py runs/larger
-    python benchmarks/quantisation.py runs/larger/model --text runs/larger/data/held_out/test
+    python benchmarks/perplexity.py runs/larger/model runs/larger/data/held_out/test \\
+        --calibrate runs/larger/data/text/train
 
 LibreOffice's help in two languages (Debian packages, downloaded and unpacked, never installed), the nano run's
-tokenizer (or one trained on the same text), random weights, one pass of AdamW. An hour or so of one core; the same
+tokenizer, random weights, AdamW for 3 million tokens. Half an hour of one core; the same
 command goes on where an interrupted one stopped. DIR/model is the checkpoint, DIR/data/held_out/test text of pages
 that it hasn't seen.
 """

@@ -2,10 +2,10 @@
 
     python benchmarks/quantisation.py runs/nano [--rows 30] [--tasks digit asr_digits ...]
 
-Prints a table in Markdown: every task's score with its 95 % interval at bfloat16, and what it becomes in int8 and int4;
-then, over the prompts of all tasks, the mean Kullback-Leibler divergence of the next token's distribution from
-bfloat16's, in nats, and the share of positions of bfloat16's own greedy answers where another token would come first
-(flips).
+Prints a table in Markdown: every task's score with its 95 % interval at bfloat16, and what it becomes in int8, in int4
+and in int4 that is calibrated on training rows of the tasks' corpora; then, over the prompts of all tasks, the mean
+Kullback-Leibler divergence of the next token's distribution from bfloat16's, in nats, and the share of positions of
+bfloat16's own greedy answers where another token would come first (flips).
 
 Reasoning tasks are left out: they are measured on another model of the run.
 """
@@ -22,13 +22,15 @@ from rich.console import Console
 import polyphi
 from polyphi.batch import Batch
 from polyphi.chat import Message, SamplingParams
+from polyphi.data import calibration
 from polyphi.data.shards import Shards
 from polyphi.eval.report import number
 from polyphi.eval.run import Result, evaluate, select
 from polyphi.eval.task import Task, find
+from polyphi.model.quantize import quantize
 from polyphi.phi import Phi
 
-KINDS = ("bf16", "int8", "int4")
+KINDS = ("bf16", "int8", "int4", "int4, calibrated")
 PROMPTS = 4
 """Samples of a task that are compared token by token."""
 console = Console(stderr=True)
@@ -94,12 +96,23 @@ def compare(whole: Phi, other: Phi, rows: Sequence[Batch]) -> tuple[float, float
     return divergence / positions, flips / positions
 
 
+def load(run: Path, kind: str, tasks: Sequence[Task]) -> Phi:
+    """The run's model in one of KINDS."""
+    if kind != "int4, calibrated":
+        return polyphi.load(run / "model", quant=kind)
+    phi = polyphi.load(run / "model", dtype="bfloat16")
+    folders = [run / "data" / task.corpus / "train" for task in tasks]
+    known = [Shards(folder) for folder in dict.fromkeys(folders) if folder.exists()]
+    quantize(phi.model, "int4", calibration.rows(phi.processor, known))
+    return phi
+
+
 def table(
     results: dict[str, dict[str, Result]], apart: dict[str, tuple[float, float]]
 ) -> list[str]:
     lines = [
-        "| task | metric | n | bf16 (95 %) | int8 | int4 |",
-        "|---|---|---|---|---|---|",
+        f"| task | metric | n | bf16 (95 %) | {' | '.join(KINDS[1:])} |",
+        "|---|---|---|---|" + "---|" * len(KINDS[1:]),
     ]
     for name, whole in results["bf16"].items():
         if not whole.n:
@@ -109,7 +122,7 @@ def table(
             for x in (
                 whole.low,
                 whole.high,
-                *(results[kind][name].score for kind in KINDS if kind in results),
+                *(results[kind][name].score for kind in KINDS),
             )
         )
         first = f"{cells[0]} ({low} to {high})"
@@ -137,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ]
     if not tasks:
         parser.error(f"{data} holds no held-out rows of these tasks")
-    models = {kind: polyphi.load(given.run / "model", quant=kind) for kind in KINDS}
+    models = {kind: load(given.run, kind, tasks) for kind in KINDS}
     results = {}
     for kind, phi in models.items():
         results[kind] = scores(phi, tasks, given.run, given.rows)

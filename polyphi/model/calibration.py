@@ -1,6 +1,6 @@
 """What linears see: inputs of the decoder's base linears over calibration rows, a layer at a time.
 
-    calibrate(model, rows, put)             # put(linear, hessian) for each linear, first layer first
+    head = calibrate(model, rows, put)      # put(linear, hessian) for each linear, first layer first
 
 A layer's linears are put, rounded say, before its rows go on to the next layer: which then sees, and can make good,
 what rounding has done so far. Rows carry their adapters and media: a linear sees what it will see when it answers.
@@ -9,6 +9,7 @@ what rounding has done so far. Rows carry their adapters and media: a linear see
 from collections.abc import Callable, Sequence
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from polyphi.batch import Batch
@@ -21,9 +22,9 @@ from polyphi.model.multimodal import PhiModel
 @torch.no_grad()
 def calibrate(
     model: PhiModel, rows: Sequence[Batch], put: Callable[[LoraLinear, Tensor], None]
-) -> None:
-    """Each of the decoder's linears to `put`, with the sum of x x' over its inputs x in float32. Beside the model it
-    takes the rows' hidden states and one layer's sums."""
+) -> Float[Tensor, "D D"]:
+    """Each of the decoder's linears to `put`, with the sum of x x' over its inputs x in float32; returns that of the
+    head's inputs. Beside the model it takes the rows' hidden states and one layer's sums."""
     decoder, states, shared = model.decoder, [], []
     for given in rows:
         row = given.to(decoder.embed_tokens.weight.device)
@@ -41,6 +42,8 @@ def calibrate(
             put(linear, found.taken())
         for i, beside in enumerate(shared):
             states[i] = layer(states[i], beside, number)
+    hidden = torch.cat([decoder.norm(x).float() for x in states])
+    return hidden.t() @ hidden
 
 
 class _Sum:

@@ -1,12 +1,13 @@
 """Fewer bits for what stands still: the frozen linears of a model that only answers.
 
     quantize(model, "int8")      # or polyphi.load(folder, quant="int8")
+    quantize(model, "int4", calibration=rows)
 
 | kind | base linears of the decoder | head (the embedding, transposed) | encoders' linears |
 |---|---|---|---|
 | bf16 | as they are | as it is | bfloat16, in the order in which this CPU reads them |
 | int8 | a scale per output, activations a scale per token | int8 | as above |
-| int4 | groups of 32 inputs, each with a scale and a zero | int4 | as above |
+| int4 | groups of 32 inputs, each with a scale and a zero, well rounded (rounding.py) | int4 | as above |
 
 Adapters, projectors, norms and the lookup of embeddings keep their type, so a batch still mixes adapters freely. The
 head gets rows of its own and the lookup stays exact: of a checkpoint that is mapped from its file only the embeddings
@@ -19,7 +20,7 @@ A quantised model is for inference on the device it is on. It can't be trained, 
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from typing import Any, Protocol
 
@@ -29,18 +30,20 @@ from jaxtyping import Float, Int8, UInt8
 from torch import Tensor, nn
 
 from polyphi import kernels
+from polyphi.batch import Batch
 from polyphi.kernels import linear as native
+from polyphi.kernels.linear import GROUP
+from polyphi.model.calibration import calibrate
 from polyphi.model.config import DecoderConfig
 from polyphi.model.conformer import Pointwise
 from polyphi.model.lora import LoraLinear
 from polyphi.model.multimodal import PhiModel
+from polyphi.model.rounding import four_bits
 from polyphi.model.siglip import MLP
 
 KINDS = ("bf16", "int8", "int4")
 EMBEDDING = "decoder.embed_tokens.weight"
 """Quantised as the head, and kept as it is for the lookup."""
-GROUP = 32
-"""Inputs that share a scale in int4: with 128 the error of a layer is a quarter larger (10 % against 8 %)."""
 ROWS = 4096
 """Rows of a weight quantised at once, which bounds the memory beside it."""
 SLOW = 20.0
@@ -51,10 +54,18 @@ unpacking takes as long as about 200 of them."""
 
 
 @torch.no_grad()
-def quantize(model: PhiModel, kind: str) -> PhiModel:
-    """Quantise a model in place, one weight after the other; each is freed as its successor stands. Raises ValueError
-    for an unknown kind, or for a model that is quantised already."""
-    for _, put in weights(model, kind):
+def quantize(model: PhiModel, kind: str, calibration: Sequence[Batch] = ()) -> PhiModel:
+    """Quantise a model in place, one weight after the other; each is freed as its successor stands. In int4 the model
+    stays nearer to what it was with `calibration`, a few dozen rows like those that it will answer (rounding.py).
+    Raises ValueError for an unknown kind, for a model that is quantised already, and for rows where nothing is
+    calibrated."""
+    pending = list(weights(model, kind))
+    if calibration:
+        if kind != "int4":
+            raise ValueError(f"calibration is for int4; {kind} does without it")
+        _put_head(model, kind, None, calibrate(model, calibration, partial(_put, kind)))
+        pending = []
+    for _, put in pending:
         put(None)
     return prepare(model, kind)
 
@@ -94,24 +105,28 @@ def weights(model: PhiModel, kind: str) -> Iterator[tuple[str, Callable[[Tensor 
         return
     for name, module in model.decoder.named_modules():
         if isinstance(module, LoraLinear):
-            yield f"decoder.{name}.weight", partial(_put, module, kind)
+            yield f"decoder.{name}.weight", partial(_put, kind, module, None)
     yield EMBEDDING, partial(_put_head, model, kind)
 
 
-def _put(linear: LoraLinear, kind: str, values: Tensor | None) -> None:
-    linear.kernel = _few_bits(linear.weight if values is None else values, kind)
+def _put(
+    kind: str, linear: LoraLinear, hessian: Tensor | None, values: Tensor | None = None
+) -> None:
+    linear.kernel = _few_bits(linear.weight if values is None else values, kind, hessian)
     linear.register_parameter("weight", None)
 
 
-def _put_head(model: PhiModel, kind: str, values: Tensor | None) -> None:
+def _put_head(
+    model: PhiModel, kind: str, values: Tensor | None, hessian: Tensor | None = None
+) -> None:
     held = model.decoder.embed_tokens.weight
-    model.decoder.head = _few_bits(held if values is None else values, kind)
+    model.decoder.head = _few_bits(held if values is None else values, kind, hessian)
 
 
-def _few_bits(weight: Tensor, kind: str) -> "FourBit | EightBit":
+def _few_bits(weight: Tensor, kind: str, hessian: Tensor | None = None) -> "FourBit | EightBit":
     """A weight in the bits of its kind, or in 8 where 4 don't fit its shape."""
     fits = weight.shape[1] % GROUP == 0 and (_native(weight) or weight.shape[0] % 64 == 0)
-    return FourBit(weight) if kind == "int4" and fits else EightBit(weight)
+    return FourBit(weight, hessian) if kind == "int4" and fits else EightBit(weight)
 
 
 def saved(config: DecoderConfig, kind: str | None) -> int:
@@ -303,33 +318,23 @@ class FourBit:
     """W x for W [out in] in 4 bits: row * s * (q - z / 16), with s and z a byte each for an output and GROUP inputs,
     and `row` in float32 for an output. `in` is a multiple of GROUP."""
 
-    def __init__(self, weight: Float[Tensor, "O I"]) -> None:
+    def __init__(
+        self, weight: Float[Tensor, "O I"], hessian: Float[Tensor, "I I"] | None = None
+    ) -> None:
         self.shape = weight.shape
-        parts = [rounded(part) for part in weight.split(ROWS)]
-        row = torch.cat([r for _, r in parts])
+        some = weight.split(ROWS) if hessian is None else (weight,)
+        parts = [four_bits(part, hessian) for part in some]
+        row = torch.cat([part.row for part in parts])
         if _native(weight):
-            packed = torch.cat([native.pack4(four) for four, _ in parts])
+            packed = torch.cat([native.pack4(part.four) for part in parts])
             self.product: Product = Native(packed, row, 4)
         else:
-            three = (torch.cat(some) for some in zip(*(four for four, _ in parts), strict=True))
+            three = (torch.cat(each) for each in zip(*(part.four for part in parts), strict=True))
             self.product = Int4Pack(native.Four(*three), row)
 
     def __call__(self, x: Float[Tensor, "*T I"]) -> Float[Tensor, "*T O"]:
         y = self.product(x.reshape(-1, self.shape[1]))
         return y.to(x.dtype).view(*x.shape[:-1], self.shape[0])
-
-
-def rounded(weight: Float[Tensor, "O I"]) -> tuple[native.Four, Float[Tensor, " O"]]:
-    """A weight to the nearest of its 16 steps between each group's least and greatest, zero among them."""
-    groups = weight.float().view(len(weight), -1, GROUP)
-    low, high = groups.amin(2).clamp(max=0), groups.amax(2).clamp(min=0)
-    step = (high - low) / 15
-    row = (step.amax(1) / 255).clamp(min=1e-30)
-    s = (step / row[:, None]).round().clamp(1, 255)
-    scale = s * row[:, None]
-    z = (-low / scale * 16).round().clamp(0, 255)
-    q = (groups / scale[..., None] + z[..., None] / 16).round().clamp(0, 15)
-    return native.Four(q.view(weight.shape).byte(), s.byte(), z.byte()), row
 
 
 class Int4Pack:

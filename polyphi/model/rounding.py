@@ -11,15 +11,17 @@ made good by the weights that are rounded after it (GPTQ, Frantar et al., 2022),
 tells how. Both are deterministic.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor
 
-GROUP = 32
-"""Inputs that share a scale and a zero."""
+from polyphi.kernels.linear import GROUP, Four
+
+Rounding = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
+"""Some rows of weights to their levels, scales and zeros."""
 STARTS = ((1.0, 0.9), (0.9, 1.0), (0.9, 0.8), (0.8, 0.9))
 """Shares of a group's smallest and largest weight that the levels span at first. One end is cut off more than the
 other: on normal weights these four leave an error of 7.1 %, four with equal ends 7.2 %, sixteen more 7.0 %, and the
@@ -36,44 +38,36 @@ HEADROOM = 1.25
 """How much wider than at first a group may become while errors of others are handed on to it."""
 
 
-@dataclass(frozen=True)
-class FourBits:
-    """row * s * (q - z / 16)."""
+class Rounded(NamedTuple):
+    """A weight in 4 bits with its `row`."""
 
-    q: UInt8[Tensor, "O I"]
-    s: UInt8[Tensor, "O G"]
-    z: UInt8[Tensor, "O G"]
+    four: Four
     row: Float[Tensor, " O"]
 
-    def __iter__(self) -> Iterator[Tensor]:
-        return iter((self.q, self.s, self.z, self.row))
-
     def weight(self) -> Float[Tensor, "O I"]:
-        """The weights that these stand for, in float32."""
-        outputs, inputs = self.q.shape
-        steps = self.q.view(outputs, -1, GROUP) - self.z[:, :, None].float() / 16
-        scale = self.row[:, None] * self.s.float()
-        return (scale[:, :, None] * steps).view(outputs, inputs)
+        """What it stands for, in float32."""
+        q, s, z = self.four
+        scale = self.row[:, None] * s.float()
+        steps = q.view(*s.shape, GROUP) - z[:, :, None].float() / 16
+        return (scale[:, :, None] * steps).view(q.shape)
 
 
 @torch.no_grad()
-def four_bits(
-    weight: Float[Tensor, "O I"], hessian: Float[Tensor, "I I"] | None = None
-) -> FourBits:
+def four_bits(weight: Float[Tensor, "O I"], hessian: Float[Tensor, "I I"] | None = None) -> Rounded:
     """`weight` in 4 bits: the squared error of no group is larger than that of the nearest levels (`nearest`). With
     `hessian`, the sum of x x' over inputs x, it is the products' error that is small, and a group's own may grow.
     Raises ValueError for numbers that aren't finite, and for shapes that don't fit."""
     _check(weight, hessian)
-    if hessian is not None:
-        return _calibrated(weight, hessian)
-    return _by_groups(weight, search)
+    if hessian is None:
+        return _by_rows(weight, _groups_apart(search))
+    return _by_rows(weight, _inputs_in_turn(_feedback(hessian.float())), CHUNK, HEADROOM)
 
 
 @torch.no_grad()
-def nearest(weight: Float[Tensor, "O I"]) -> FourBits:
+def nearest(weight: Float[Tensor, "O I"]) -> Rounded:
     """Round-to-nearest: levels from each group's smallest to its largest weight, 0 among them."""
     _check(weight, None)
-    return _by_groups(weight, span)
+    return _by_rows(weight, _groups_apart(span))
 
 
 def _check(weight: Tensor, hessian: Tensor | None) -> None:
@@ -93,20 +87,33 @@ def _check(weight: Tensor, hessian: Tensor | None) -> None:
             )
 
 
-def _by_groups(weight: Tensor, find: Callable[[Tensor], tuple[Tensor, Tensor]]) -> FourBits:
-    """Each group on its own, by `find`."""
+def _by_rows(weight: Tensor, round_: Rounding, rows: int = 0, headroom: float = 1.0) -> Rounded:
+    """Some rows after the other by `round_`; by default so many that they are CHUNK groups."""
     outputs, inputs = weight.shape
     q = torch.empty(outputs, inputs, dtype=torch.uint8, device=weight.device)
     s, z = (torch.empty_like(q[:, : inputs // GROUP]) for _ in range(2))
-    row = _row(weight)
-    rows = max(1, CHUNK * GROUP // inputs)
+    row = _row(weight) * headroom
+    rows = rows or max(1, CHUNK * GROUP // inputs)
     for at in range(0, outputs, rows):
         part = slice(at, at + rows)
-        v = _in_steps(weight[part], row[part]).view(-1, GROUP).t().contiguous()
-        scale, zero = find(v)
-        q[part] = _levels(v, scale, zero).to(torch.uint8).t().reshape(-1, inputs)
-        s[part], z[part] = _bytes(scale, zero, len(q[part]))
-    return FourBits(q, s, z, row)
+        levels, scale, zero = round_(_in_steps(weight[part], row[part]))
+        q[part], s[part], z[part] = levels, scale, zero * 16
+    return Rounded(Four(q, s, z), row)
+
+
+def _groups_apart(find: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Rounding:
+    """Each group on its own, its pair by `find`."""
+
+    def round_(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        v = rows.view(-1, GROUP).t().contiguous()
+        s, z = find(v)
+        return (
+            _levels(v, s, z).t().reshape(rows.shape),
+            s.view(len(rows), -1),
+            z.view(len(rows), -1),
+        )
+
+    return round_
 
 
 def _row(weight: Float[Tensor, "O I"]) -> Float[Tensor, " O"]:
@@ -118,10 +125,6 @@ def _row(weight: Float[Tensor, "O I"]) -> Float[Tensor, " O"]:
 def _in_steps(weight: Float[Tensor, "O I"], row: Float[Tensor, " O"]) -> Float[Tensor, "O I"]:
     """Weights as multiples of their row's step: so that no square leaves float32, however large or small they are."""
     return (weight.float() / row[:, None]).masked_fill_(row[:, None] == 0, 0)
-
-
-def _bytes(s: Tensor, z: Tensor, outputs: int) -> tuple[Tensor, Tensor]:
-    return s.to(torch.uint8).view(outputs, -1), (z * 16).to(torch.uint8).view(outputs, -1)
 
 
 # Below weights are multiples of their row's step; a column is a group; s is 1 to 255 and z a multiple of 1/16.
@@ -184,44 +187,40 @@ def search(v: Float[Tensor, "32 N"]) -> tuple[Tensor, Tensor]:
     return best
 
 
-def _calibrated(weight: Tensor, hessian: Tensor) -> FourBits:
-    """GPTQ: inputs are rounded one after the other, groups' scales searched when their turn comes."""
-    spread = _spread(hessian.float())
-    inputs = weight.shape[1]
-    parts = []
-    for some in weight.split(CHUNK):
-        row = _row(some) * HEADROOM
-        rest = _in_steps(some, row).t().contiguous()
-        q, pairs = torch.empty_like(rest, dtype=torch.uint8), []
+def _inputs_in_turn(feedback: Float[Tensor, "I I"]) -> Rounding:
+    """GPTQ: inputs are rounded one after the other, a group's pair is searched when its turn comes."""
+
+    def round_(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        rest = rows.t().contiguous()
+        inputs = len(rest)
+        q, pairs = torch.empty_like(rest), []
         for start in range(0, inputs, COLUMNS):
             end = min(start + COLUMNS, inputs)
             errors = torch.empty_like(rest[start:end])
             for i in range(start, end):
                 if i % GROUP == 0:
                     s, z = search(rest[i : i + GROUP])
-                    pairs.append(_bytes(s, z, len(some)))
-                level = _levels(rest[i], s, z)
-                q[i] = level.to(torch.uint8)
-                errors[i - start] = error = (rest[i] - (level - z) * s) / spread[i, i]
-                rest[i + 1 : end].addr_(spread[i, i + 1 : end], error, alpha=-1)
-            rest[end:].addmm_(spread[start:end, end:].t(), errors, alpha=-1)
-        s, z = (torch.cat(side, 1) for side in zip(*pairs, strict=True))
-        parts.append((q.t().contiguous(), s, z, row))
-    return FourBits(*(torch.cat(part) for part in zip(*parts, strict=True)))
+                    pairs.append((s, z))
+                q[i] = _levels(rest[i], s, z)
+                errors[i - start] = error = (rest[i] - (q[i] - z) * s) / feedback[i, i]
+                rest[i + 1 : end].addr_(feedback[i, i + 1 : end], error, alpha=-1)
+            rest[end:].addmm_(feedback[start:end, end:].t(), errors, alpha=-1)
+        scales, zeros = (torch.stack(side, 1) for side in zip(*pairs, strict=True))
+        return q.t(), scales, zeros
+
+    return round_
 
 
-def _spread(hessian: Float[Tensor, "I I"]) -> Float[Tensor, "I I"]:
-    """The upper Cholesky factor of the inverse: row i says how an error at input i is made good by those after it."""
-    diagonal = hessian.diagonal()
-    mean = float(diagonal.mean()) or 1.0
+def _feedback(hessian: Float[Tensor, "I I"]) -> Float[Tensor, "I I"]:
+    """The upper Cholesky factor of the inverse: row i says how those after it make an error at input i good."""
+    mean = float(hessian.diagonal().mean()) or 1.0
     damping = DAMPING
     while True:
         damped = hessian / mean
         damped.diagonal().add_(damping)
         factor, failed = torch.linalg.cholesky_ex(damped)
         if not failed:
-            inverse = torch.cholesky_inverse(factor)
-            upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
+            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(factor), upper=True)
             if not failed:
                 return upper
         damping *= 10
