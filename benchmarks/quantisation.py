@@ -1,11 +1,12 @@
-"""What int8 and int4 cost in quality: a finished run's own evaluation, at bfloat16, int8 and int4.
+"""What fewer bits cost in quality: a finished run's own evaluation, at bfloat16 and quantised.
 
-    python benchmarks/quantisation.py runs/nano [--rows 30] [--tasks digit asr_digits ...]
+    python benchmarks/quantisation.py runs/nano [--rows 30] [--tasks digit asr_digits ...] [--kinds int8 int4-all ...]
 
-Prints a table in Markdown: every task's score with its 95 % interval at bfloat16, and what it becomes in int8, in int4
-and in int4 that is calibrated on training rows of the tasks' corpora; then, over the prompts of all tasks, the mean
-Kullback-Leibler divergence of the next token's distribution from bfloat16's, in nats, and the share of positions of
-bfloat16's own greedy answers where another token would come first (flips).
+Prints a table in Markdown: every task's score with its 95 % interval at bfloat16, and what it becomes in 8 and 4 bits,
+rounded for training rows of the tasks' corpora ("calibrated"), with adapters and encoders whole or in 8 bits ("-all"),
+and of a quantised checkpoint ("stored"), whose embeddings are the head's rows; then, over the prompts of all tasks, the
+mean Kullback-Leibler divergence of the next token's distribution from bfloat16's, in nats, and the share of positions
+of bfloat16's own greedy answers where another token would come first (flips).
 
 Reasoning tasks are left out: they are measured on another model of the run.
 """
@@ -27,13 +28,30 @@ from polyphi.data.shards import Shards
 from polyphi.eval.report import number
 from polyphi.eval.run import Result, evaluate, select
 from polyphi.eval.task import Task, find
+from polyphi.model import weights
 from polyphi.model.quantize import quantize
 from polyphi.phi import Phi
 
-KINDS = ("bf16", "int8", "int4", "int4, calibrated")
+KINDS = ("int8", "int4", "int4 calibrated", "int8-all", "int4-all", "int4-all stored")
 PROMPTS = 4
 """Samples of a task that are compared token by token."""
 console = Console(stderr=True)
+
+
+def loaded(model: Path, kind: str, corpora: Sequence[Path] = ()) -> Phi:
+    """A model in a kind: "stored" ones by way of a quantised checkpoint, "calibrated" ones on rows of these corpora."""
+    quant, _, how = kind.partition(" ")
+    if not how:
+        return polyphi.load(model, quant=quant)
+    if how == "calibrated":
+        phi = polyphi.load(model, dtype="bfloat16")
+        rows = calibration.rows(phi.processor, [Shards(corpus) for corpus in corpora])
+        quantize(phi.model, quant, rows)
+        return phi
+    with tempfile.TemporaryDirectory() as folder:
+        files = weights.files_beside(model, weights.QUANTISED)
+        weights.save(weights.load(model), Path(folder) / "model", quant=quant, files=files)
+        return polyphi.load(Path(folder) / "model")
 
 
 def scores(phi: Phi, tasks: Sequence[Task], run: Path, rows: int) -> dict[str, Result]:
@@ -96,23 +114,13 @@ def compare(whole: Phi, other: Phi, rows: Sequence[Batch]) -> tuple[float, float
     return divergence / positions, flips / positions
 
 
-def load(run: Path, kind: str, tasks: Sequence[Task]) -> Phi:
-    """The run's model in one of KINDS."""
-    if kind != "int4, calibrated":
-        return polyphi.load(run / "model", quant=kind)
-    phi = polyphi.load(run / "model", dtype="bfloat16")
-    folders = [run / "data" / task.corpus / "train" for task in tasks]
-    known = [Shards(folder) for folder in dict.fromkeys(folders) if folder.exists()]
-    quantize(phi.model, "int4", calibration.rows(phi.processor, known))
-    return phi
-
-
 def table(
     results: dict[str, dict[str, Result]], apart: dict[str, tuple[float, float]]
 ) -> list[str]:
+    kinds = list(apart)
     lines = [
-        f"| task | metric | n | bf16 (95 %) | {' | '.join(KINDS[1:])} |",
-        "|---|---|---|---|" + "---|" * len(KINDS[1:]),
+        f"| task | metric | n | bf16 (95 %) | {' | '.join(kinds)} |",
+        "|---|---|---|---|" + "---|" * len(kinds),
     ]
     for name, whole in results["bf16"].items():
         if not whole.n:
@@ -122,7 +130,7 @@ def table(
             for x in (
                 whole.low,
                 whole.high,
-                *(results[kind][name].score for kind in KINDS),
+                *(results[kind][name].score for kind in ("bf16", *kinds)),
             )
         )
         first = f"{cells[0]} ({low} to {high})"
@@ -131,16 +139,17 @@ def table(
         ("KL from bf16, nats", 0, "{:.5f}"),
         ("greedy tokens that flip", 1, "{:.2%}"),
     ):
-        cells = [form.format(apart[kind][place]) for kind in KINDS[1:]]
+        cells = [form.format(apart[kind][place]) for kind in kinds]
         lines.append(f"| {label} | | | | {' | '.join(cells)} |")
     return lines
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Quality at bfloat16, int8 and int4.")
+    parser = argparse.ArgumentParser(description="Quality at bfloat16, and in fewer bits.")
     parser.add_argument("run", type=Path, help="folder of a finished run")
     parser.add_argument("--rows", type=int, default=30, help="of each task")
     parser.add_argument("--tasks", nargs="+", default=[])
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
     given = parser.parse_args(arguments)
     data = given.run / "data"
     tasks = [
@@ -150,13 +159,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ]
     if not tasks:
         parser.error(f"{data} holds no held-out rows of these tasks")
-    models = {kind: load(given.run, kind, tasks) for kind in KINDS}
+    kinds = ("bf16", *given.kinds)
+    corpora = [data / corpus / "train" for corpus in sorted({task.corpus for task in tasks})]
+    models = {kind: loaded(given.run / "model", kind, corpora) for kind in kinds}
     results = {}
     for kind, phi in models.items():
         results[kind] = scores(phi, tasks, given.run, given.rows)
         console.print(f"{kind}: {len(tasks)} tasks measured", highlight=False)
     rows = answered(models["bf16"], prompts(tasks, given.run))
-    apart = {kind: compare(models["bf16"], models[kind], rows) for kind in KINDS[1:]}
+    apart = {kind: compare(models["bf16"], models[kind], rows) for kind in given.kinds}
     print("\n".join(table(results, apart)))
 
 

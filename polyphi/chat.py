@@ -322,7 +322,8 @@ class SamplingParams:
     multiplies (below) the score of every token of prompt and answer; `presence_penalty` and `frequency_penalty` are
     taken off for tokens of the answer, once or for every time. `logprobs` asks for the log-probability of each token
     and of so many likeliest ones. `n` answers are drawn, the i-th with seed + i. `draft` tokens at most are guessed
-    from the prompt in each step, which never changes the answer. `rope`: "dynamic" runs a sequence that grows past the
+    from prompt and answer in each step, as many as pay, which never changes the answer; "auto" leaves it to the engine.
+    `rope`: "dynamic" runs a sequence that grows past the
     LongRoPE switch once more with the long table, as the published code does; "bound" takes the table of prompt and
     `max_tokens` together from the start.
     """
@@ -340,7 +341,7 @@ class SamplingParams:
     logprobs: int | None = None
     n: int = 1
     grammar: Grammar | None = None
-    draft: int = 0
+    draft: int | Literal["auto"] = "auto"
     rope: Literal["dynamic", "bound"] = "dynamic"
 
 

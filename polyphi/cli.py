@@ -32,9 +32,10 @@ RunOption = Annotated[Path, typer.Option("--out", help="Folder of the run.")]
 PrecisionOption = Annotated[Precision, typer.Option("--precision", help="bf16 or fp32 arithmetic.")]
 NANO = Path("runs/nano")
 QuantOption = Annotated[
-    Literal["bf16", "int8", "int4"] | None,
+    Literal["bf16", "int8", "int4", "int8-all", "int4-all"] | None,
     typer.Option(
-        help="Quantise the frozen weights: int8 or int4; bf16 only lays them out for this CPU."
+        help="Quantise the frozen weights: int8 or int4, with -all adapters and encoders too, in 8 bits; bf16 only "
+        "lays them out for this CPU."
     ),
 ]
 ModelArgument = Annotated[str, typer.Argument(help="Folder of a checkpoint, or a hub id.")]
@@ -615,6 +616,10 @@ def export(
     model: ModelArgument,
     out: Annotated[Path, typer.Option(help="Folder to write.")],
     layout: Annotated[str, typer.Option(help="native, original or mini.")] = "native",
+    quant: Annotated[
+        Literal["int8", "int4", "int8-all", "int4-all"] | None,
+        typer.Option(help="Quantise it, as --quant of others does, and store it so."),
+    ] = None,
     dtype: Annotated[
         str | None, typer.Option(help="float32, bfloat16 or float16; as stored if not given.")
     ] = None,
@@ -626,15 +631,24 @@ def export(
         typer.Option(help="Folder of an evaluation of it, whose tables go into the model card."),
     ] = None,
 ) -> None:
-    """Write a checkpoint in one of the public layouts, with a model card."""
+    """Write a checkpoint in one of the public layouts, or quantised in one of our own, with a model card. MODEL may
+    also be a .gguf file of Phi-4-mini, with its tokenizer beside it."""
     import tempfile
 
     from polyphi import model_card
-    from polyphi.model import weights
+    from polyphi.model import gguf, weights
     from polyphi.phi import as_dtype
 
+    if model.endswith(".gguf"):
+        if merge or results or layout not in ("native", "mini"):
+            raise ValueError(
+                "of a GGUF --quant and --dtype are understood; export what was written once more"
+            )
+        gguf.convert(model, out, quant=quant, dtype=as_dtype(dtype or "bfloat16"))
+        console.print(f"wrote {out} ({quant or 'mini'}), the language model of {model}")
+        return
     folder = weights.locate(model)
-    text = model_card.card(folder, layout, source=model, merged=merge, results=results)
+    text = model_card.card(folder, layout, source=model, merged=merge, results=results, quant=quant)
     cards = model_card.placed(text, out)
     kind = as_dtype(dtype) if dtype else None
     # merged in the type that is written: in float32 nothing is rounded
@@ -645,8 +659,8 @@ def export(
         for name, written in cards.items():
             (Path(made) / name).write_text(written, encoding="utf-8")
         beside = [*weights.files_beside(folder, layout), *sorted(Path(made).iterdir())]
-        weights.save(loaded, out, layout, dtype=kind, files=beside)
-    console.print(f"wrote {out} ({layout}), its card in {list(cards)[-1]}")
+        weights.save(loaded, out, layout, dtype=kind, quant=quant, files=beside)
+    console.print(f"wrote {out} ({quant or layout}), its card in {list(cards)[-1]}")
     if len(cards) > 1:
         console.print(f"{out / 'README.md'} is your own and stays as it was")
 

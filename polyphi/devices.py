@@ -95,15 +95,13 @@ class Room:
 
 def room(model: PhiModel, free: int, place: torch.device, capacity: int) -> Room:
     """What a loaded model takes of the bytes that were free before; `capacity` is the engine's."""
-    tensors = (*model.parameters(), *model.buffers())
-    kind, config = next(model.parameters()).dtype, model.config.decoder
+    kind, config = model.decoder.dtype, model.config.decoder
     count = torch.get_num_threads()
     threads = f" with {count} thread{'s' if count > 1 else ''}" if place.type == "cpu" else ""
-    beside = sum(map(quantize.nbytes, quantize.held(model)))
     return Room(
         place=f"{place}{threads}",
         kind=str(kind).removeprefix("torch.") + _quantised(model.quant, place),
-        weights=sum(t.nbytes for t in tensors) + beside,
+        weights=quantize.in_memory(model),
         free=free,
         per_token=token_bytes(config, kind),
         context=config.max_position_embeddings,
@@ -113,7 +111,7 @@ def room(model: PhiModel, free: int, place: torch.device, capacity: int) -> Room
 
 def _quantised(quant: str | None, place: torch.device) -> str:
     """How a model is quantised, and on a CPU what multiplies it, or why nothing of ours does."""
-    if quant not in ("int8", "int4") or place.type != "cpu":
+    if quant in (None, "bf16") or place.type != "cpu":
         return f" and {quant}" if quant else ""
     why = kernels.missing()
     return f" and {quant} by {kernels.path()}" if why is None else f" and {quant} by torch ({why})"

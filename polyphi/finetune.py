@@ -64,6 +64,10 @@ def finetune(
     source = _start(stage, checkpoint)
     folder = weights.locate(source)
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    if made := weights.quantisation(folder):
+        raise ValueError(
+            f"{folder} is quantised to {made} and can't be trained; start from the checkpoint that it was made of"
+        )
     model = weights.load(folder, device=device)
     processor = make_processor(model.config, Tokenizer.load(folder))
     origins = dict.fromkeys((n for n, _ in model.named_parameters()), source)

@@ -28,6 +28,12 @@ LICENCES = {
 LANGUAGES = ("en", "de", "es", "fr", "it", "ja", "pt", "zh")
 LAST = {name: stage for name, (stage, _) in EXPORTS.items()}
 """What a run's folders hold: the model after which stage."""
+QUANTISED = {
+    "int8": "8 bits (adapters and encoders in bfloat16)",
+    "int4": "4 bits (adapters and encoders in bfloat16)",
+    "int8-all": "8 bits",
+    "int4-all": "4 bits (adapters and encoders in 8)",
+}
 NAMES = ("README.md", "README.polyphi.md")
 """Where a card goes: the second name where the first is taken by somebody's own."""
 SIGNED = re.compile(r"\n<!-- polyphi export, ([0-9a-f]{64}) -->\n$")
@@ -54,9 +60,11 @@ def card(
     source: str | None = None,
     merged: str | None = None,
     results: Path | None = None,
+    quant: str | None = None,
 ) -> str:
     """The card of what `export` makes of a checkpoint. `source` is what the user called it, `merged` the adapter that
-    was folded in. Raises ValueError where `results` is no results folder, or another model's."""
+    was folded in, `quant` what it is quantised to. Raises ValueError where `results` is no results folder, or another
+    model's."""
     if layout not in weights.LAYOUTS:
         raise ValueError(f"layouts are {', '.join(weights.LAYOUTS)}; found {layout!r}")
     told = _results(results, folder) if results else None
@@ -67,7 +75,8 @@ def card(
         "license": LICENCES.get(base or "", "other") if base or run else None,
         "license_name": "see-the-card" if run else None,
         "base_model": base,
-        "library_name": "transformers",
+        "base_model_relation": "quantized" if base and quant else None,
+        "library_name": "polyphi" if quant else "transformers",
         "pipeline_tag": "text-generation" if layout == "mini" else "image-text-to-text",
         "language": LANGUAGES,
         "tags": ["polyphi", *(() if layout == "mini" else ("vision", "speech"))],
@@ -78,9 +87,9 @@ def card(
     parts = [
         "---\n" + "\n".join(lines) + "\n---",
         f"# {title}",
-        _what(folder, layout, base),
+        _what(folder, layout, base, quant),
         "## How it was made",
-        _made(folder, run, manifest, base, merged),
+        _made(folder, run, manifest, base, merged, quant),
         "## What was measured",
         _measured(told, run),
         "## Limits",
@@ -185,12 +194,15 @@ def _base(source: str | None, manifest: Mapping[str, Any] | None) -> str | None:
     return None
 
 
-def _what(folder: Path, layout: str, base: str | None) -> str:
+def _what(folder: Path, layout: str, base: str | None, quant: str | None) -> str:
     reader = {
         "native": "the layout that transformers reads, with `vision-lora/` and `speech-lora/` beside it",
         "original": "Microsoft's layout of Phi-4-multimodal",
         "mini": "the language model alone, in the layout of Phi-4-mini",
     }[layout]
+    if quant:
+        alone = "the language model alone, " if layout == "mini" else ""
+        reader = f"{alone}weights in {QUANTISED[quant]}, in a layout that polyphi reads"
     rows = inspection.parts(weights.read_config(folder))
     table = ["| part | parameters |", "|---|---:|"]
     table += [
@@ -213,6 +225,7 @@ def _made(
     manifest: Mapping[str, Any] | None,
     base: str | None,
     merged: str | None,
+    quant: str | None,
 ) -> str:
     out = []
     if run:
@@ -243,6 +256,11 @@ def _made(
         )
     if merged:
         out.append(f"The adapter `{merged}` was folded into the base weights.")
+    if quant:
+        out.append(
+            f"Then it was quantised (`polyphi export --quant {quant}`): numbers measured before that are those of the "
+            "whole weights."
+        )
     return "\n\n".join(out)
 
 

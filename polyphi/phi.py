@@ -215,18 +215,24 @@ def load(
     `device`: "auto" takes CUDA where there is one, else Apple's MPS, else the CPU. `dtype`: "auto" keeps what is stored
     where the device is good at it, or takes float32 (devices.py); or a name such as "float32" or "bfloat16". `quant`:
     None keeps every weight as it is; "int8" and "int4" quantise the decoder's base weights and the head (adapters and
-    all else in bfloat16), "bf16" only lays out the encoders for this CPU (`model/quantize.py`): such a model is for
-    inference. `together`: sequences that run at once; `cache_gb`: memory for their keys and values (engine.py has the
-    default). Raises ValueError, one clear message each, also where the weights don't fit.
+    all else in bfloat16), "int8-all" and "int4-all" adapters and encoders too (in 8 bits), "bf16" only lays out the
+    encoders for this CPU (`model/quantize.py`): such a model is for inference. A quantised checkpoint is what it is,
+    and needs none. `together`: sequences that run at once; `cache_gb`: memory for their keys and values (engine.py has
+    the default). Raises ValueError, one clear message each, also where the weights don't fit.
     """
     place = devices.choose(device)
-    asked = (torch.bfloat16 if quant else None) if dtype == "auto" else as_dtype(dtype)
     folder = weights.locate(path_or_id)
+    made = weights.quantisation(folder)
+    asked = (torch.bfloat16 if quant or made else None) if dtype == "auto" else as_dtype(dtype)
     tokenizer = Tokenizer.load(folder)
     stored, free = weights.stored_types(folder), memory.free_memory(place)
     kind = asked or devices.choose_dtype(stored, place, free)
-    saved = quantize.saved(weights.read_config(folder).decoder, quant)
-    devices.check_fits(max(0, devices.size(stored, kind) - saved), free, place)
+    if made:
+        needed = weights.stored_bytes(folder)
+    else:
+        saved = quantize.saved(weights.read_config(folder), quant)
+        needed = max(0, devices.size(stored, kind) - saved)
+    devices.check_fits(needed, free, place)
     model = weights.load(folder, device=place, dtype=kind, quant=quant)
     cache = None if cache_gb is None else round(cache_gb * 1e9)
     phi = Phi(model, make_processor(model.config, tokenizer), together=together, memory=cache)

@@ -195,3 +195,28 @@ def test_ctrl_c_ends_one_answer_quietly(
         cli.main(["chat", str(checkpoint), "Tell me"])
     shown = capsys.readouterr()
     assert stop.value.code == 130 and shown.out == "Once upon\n" and shown.err == ""
+
+
+def test_a_quantised_export_is_loaded_without_being_asked_for(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import polyphi
+    from polyphi.chat import Message, SamplingParams
+
+    out = tmp_path / "int4"
+    code, _ = run(
+        "export", str(checkpoint), "--out", str(out), "--quant", "int4-all", capsys=capsys
+    )
+    assert code == 0
+    assert "4 bits (adapters and encoders in 8)" in (out / "README.md").read_text()
+    phi = polyphi.load(out)
+    assert phi.model.quant == "int4-all" and "and int4-all" in str(phi.room)
+    asked = [Message.user("what is this ?")]
+    assert phi.generate(asked, sampling=SamplingParams(max_tokens=3)).tokens
+    for arguments, says in (
+        (["chat", str(out), "hello", "--quant", "int8"], "can't become int8: load it without"),
+        (["export", str(out), "--out", str(tmp_path / "again")], "can't be saved"),
+        (["export", str(out), "--out", str(tmp_path / "x"), "--merge", "speech"], "the whole one"),
+    ):
+        code, error = run(*arguments, capsys=capsys)
+        assert code in (1, 2) and says in error and len(error.strip().splitlines()) == 1

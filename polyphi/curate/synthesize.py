@@ -138,8 +138,9 @@ class Request:
     checks: bool = False
 
     def told(self, teacher: str) -> dict[str, Json]:
-        """All that the answer depends on, media by their SHA-256."""
+        """All that the answer depends on, media by their SHA-256. Guesses change no answer."""
         sampling = {key: getattr(self.sampling, key) for key in SamplingParams.__dataclass_fields__}
+        sampling["draft"] = 0
         return {
             "teacher": teacher,
             "messages": told(self.messages),

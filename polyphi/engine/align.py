@@ -51,7 +51,7 @@ class Gaze:
     head is worked out when it's asked for; all of them together wouldn't fit the memory for half an hour."""
 
     def __init__(self, model: PhiModel, prompt: Batch, tokens: Sequence[int]) -> None:
-        batch = extend(prompt, tokens).to(model.decoder.embed_tokens.weight.device)
+        batch = extend(prompt, tokens).to(model.decoder.device)
         assert batch.audio_slots is not None
         self.layers: list[tuple[Tensor, Tensor]] = []
         self._asking = slice(len(prompt) - 1, len(batch) - 1)

@@ -135,7 +135,7 @@ class Encoders:
     def _run(self, kind: str, group: Sequence[Item]) -> dict[bytes, Tensor]:
         began = time.monotonic()
         sources = [item.source for item in group]
-        device = self._model.decoder.embed_tokens.weight.device
+        device = self._model.decoder.device
         if kind == "image":
             batch = row(
                 [0],

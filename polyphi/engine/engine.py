@@ -58,6 +58,7 @@ from polyphi.engine.sampling import check
 from polyphi.engine.scheduler import Part, Scheduler
 from polyphi.engine.scores import logprobs, score_rows
 from polyphi.engine.structured import Matcher
+from polyphi.model import quantize
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.processor import Processor
 
@@ -68,6 +69,10 @@ CHUNK = 512
 """Prompt tokens of a step while somebody waits for the next token."""
 PREFILL = 2048
 """Prompt tokens of a step while nobody does, and of one forward of scores."""
+DRAFT = 15
+"""Tokens that are guessed in a step, at most, where a request leaves it to the engine."""
+CACHED = 256 * 2**20
+"""Bytes of weights that a CPU may hold in its caches."""
 ENCODED = 256 * 2**20
 """Bytes of encoder outputs to remember."""
 IDLE = 0.5
@@ -127,7 +132,8 @@ class Engine:
         self.encoders = Encoders(model, encoded)
         self.steps = self.tokens = 0
         self._remember = remember
-        config, dtype = model.config.decoder, model.decoder.embed_tokens.weight.dtype
+        self._draft = DRAFT if _reads_weights(model) else 0
+        config, dtype = model.config.decoder, model.decoder.dtype
         size = token_bytes(config, dtype) * BLOCK
         wanted = max(config.max_position_embeddings, together * ORDINARY) // BLOCK
         given = beside(model) // 2 if memory is None else memory
@@ -344,11 +350,12 @@ class Engine:
             if not (self._arriving or self.scheduler.waiting or self.scheduler.running):
                 self._look_at_weights()
             requests: list[Request] = []
+            draft = self._draft if sampling.draft == "auto" else sampling.draft
             for number in range(sampling.n):
                 own = replace(sampling, n=1, seed=sampling.seed + number)
                 leader = requests[0] if requests else None
-                tokenizer = self.processor.tokenizer
-                requests.append(Request(row, own, tokenizer, Table(self.pool), leader, salt))
+                tokenizer, table = self.processor.tokenizer, Table(self.pool)
+                requests.append(Request(row, own, tokenizer, table, leader, draft, salt))
             self._arriving += requests
         row.add_done_callback(self._wake)
         return requests
@@ -471,9 +478,9 @@ class Engine:
     def _run(self, parts: Sequence[Part]) -> None:
         self._encode(parts)
         if self._memory is None:
-            config, weight = self.model.config.decoder, self.model.decoder.embed_tokens.weight
+            decoder = self.model.decoder
             # One block more than sequences can get: graphs.py writes there.
-            self._memory = Memory(config, self.pool.size + 1, weight.dtype, weight.device)
+            self._memory = Memory(decoder.config, self.pool.size + 1, decoder.dtype, decoder.device)
         logits = self.runner.run(parts, self._memory)
         for part, rows, best in zip(parts, logits, _argmax(parts, logits), strict=True):
             if rows is not None:
@@ -656,6 +663,14 @@ class Engine:
                 f"{prompt} prompt tokens and {more} more are {prompt + more}, but the model reads at most "
                 f"{self.context}; shorten the prompt or lower max_tokens"
             )
+
+
+def _reads_weights(model: PhiModel) -> bool:
+    """Whether a step takes as long as its weights are read, so that guesses are cheap: on a CPU, where they don't stay
+    in its caches. On a GPU a step of single tokens is a recorded graph (graphs.py), and guesses weren't measured."""
+    weights = (*model.decoder.parameters(), *quantize.held(model.decoder))
+    on_cpu = model.decoder.device.type == "cpu"
+    return on_cpu and sum(quantize.nbytes(t) for t in weights) > CACHED
 
 
 def _argmax(parts: Sequence[Part], logits: Sequence[Tensor | None]) -> list[list[int]]:

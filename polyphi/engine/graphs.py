@@ -74,7 +74,7 @@ class DecodeGraphs:
 
     def __init__(self, model: PhiModel, memory: Memory) -> None:
         self._model, self.memory = model, memory
-        self._device = model.decoder.embed_tokens.weight.device
+        self._device = model.decoder.device
         self._nowhere = len(memory.layers[0][0]) - 1
         self._graphs: OrderedDict[tuple, tuple[Step, Callable[[], Tensor]]] = OrderedDict()
 

@@ -9,6 +9,7 @@ import psutil
 import torch
 
 from polyphi.model.multimodal import PhiModel
+from polyphi.model.quantize import in_memory
 
 CGROUP = Path("/sys/fs/cgroup")
 
@@ -47,10 +48,9 @@ def _left_to_the_group(folder: Path) -> float:
 def beside(model: PhiModel) -> int:
     """Bytes that can be had beside a model. Weights that are mapped from their file take none until they are read, and
     then they do."""
-    place = model.decoder.embed_tokens.weight.device
+    place = model.decoder.device
     if place.type != "cpu":
         return free_memory(place)
     process = psutil.Process().memory_info()
     own = process.rss - getattr(process, "shared", 0)
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    return max(0, free_memory(place) - max(0, weights - own))
+    return max(0, free_memory(place) - max(0, in_memory(model) - own))

@@ -90,6 +90,8 @@ class Request:
     table: Table
     leader: "Request | None" = None
     """Another request with the same prompt, which runs first."""
+    draft: int = 0
+    """Tokens that are guessed in a step, at most."""
     salt: bytes = b""
     """Only requests of the same salt share what is remembered."""
     phase: Phase = "decoding media"
@@ -116,7 +118,7 @@ class Request:
         self.ids: list[int] = self.prompt.ids.tolist()
         self.sampler = Sampler(self.sampling, self.tokenizer, self.ids)
         self.lookup = None
-        if self.sampling.draft:
+        if self.draft:
             self.lookup = PromptLookup(self.ids, never=self.tokenizer.controls.values())
         self._text = AnswerText(self.tokenizer, self.sampling.stop)
         self._names: dict[str, list[bytes]] = {}

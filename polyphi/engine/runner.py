@@ -49,7 +49,7 @@ class Runner:
 
     @property
     def device(self) -> torch.device:
-        return self.model.decoder.embed_tokens.weight.device
+        return self.model.decoder.device
 
     def total(self, request: Request) -> int:
         """The length by which a request's table is chosen: that of all it knows, or, bound, of all it may become."""

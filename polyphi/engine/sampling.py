@@ -47,7 +47,8 @@ def check(sampling: SamplingParams) -> None:
     if s.logprobs is not None:
         _whole("logprobs", s.logprobs, 0, MAX_LOGPROBS)
     _whole("n", s.n, 1, MAX_ANSWERS)
-    _whole("draft", s.draft, 0, MAX_DRAFT)
+    if s.draft != "auto":
+        _whole("draft", s.draft, 0, MAX_DRAFT)
     if s.rope not in ("dynamic", "bound"):
         raise ValueError(f"rope must be 'dynamic' or 'bound', found {s.rope!r:.80}")
     _check_stops(s.stop)

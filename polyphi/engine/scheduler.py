@@ -9,10 +9,14 @@ front.
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from polyphi.engine.cache import BLOCK, BlockPool, OutOfBlocks
 from polyphi.engine.request import Request
+from polyphi.engine.speculate import Guess, worth
+
+PRICE = 0.08
+"""What another token adds to the time of a decode step of one, as a share of it (benchmarks/speculation.py)."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ class Scheduler:
         parts: dict[int, Part] = {}
         decoding = any(self._due(r) == 1 for r in self.running)
         left = self._chunk if decoding else self._prefill
+        guesses = self._guesses()
         for request in list(self.running):
             if request not in self.running:  # it made room for one before it
                 continue
@@ -71,9 +76,11 @@ class Scheduler:
             new = due if due == 1 else min(due, left)
             if new == 0:
                 continue
-            part = Part(
-                request, request.table.length, new, self._guesses(request) if due == 1 else ()
-            )
+            part = Part(request, request.table.length, new)
+            guessed = replace(part, guesses=guesses.get(id(request), ()) if due == 1 else ())
+            # Nobody makes room for guesses.
+            if request.table.missing(part.start + guessed.size) <= self.pool.available:
+                part = guessed
             if self._make_room(part, parts):
                 parts[id(request)] = part
                 left -= 0 if due == 1 else new
@@ -120,14 +127,25 @@ class Scheduler:
             request.table.clear()
             request.table.adopt(request.names(self._root(request))[: (len(request) - 1) // BLOCK])
 
-    def _guesses(self, request: Request) -> tuple[int, ...]:
-        """Tokens that may follow, none past the end of the answer or the switch of tables."""
+    def _guesses(self) -> dict[int, tuple[int, ...]]:
+        """Tokens that may follow, by the identity of requests, as many as pay in a step of all that draw."""
+        drawing = [r for r in self.running if self._due(r) == 1]
+        proposed = [self._proposed(r) for r in drawing]
+        return {
+            id(request): tuple(token for token, _ in guesses[:count])
+            for request, guesses, count in zip(
+                drawing, proposed, worth(proposed, PRICE), strict=True
+            )
+        }
+
+    def _proposed(self, request: Request) -> list[Guess]:
+        """None past the end of the answer or the switch of tables."""
         if request.lookup is None:
-            return ()
-        most = min(request.sampling.draft, request.bound - len(request) - 1)
+            return []
+        most = min(request.draft, request.bound - len(request) - 1)
         if request.ropes[-1] == "short":
             most = min(most, self._switch - len(request))
-        return tuple(request.lookup.propose(most)) if most > 0 else ()
+        return request.lookup.propose(most)
 
     def _make_room(self, part: Part, parts: dict[int, Part]) -> bool:
         """Room for a running request's part. Those that came last give theirs up first; False if it was its own

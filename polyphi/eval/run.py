@@ -320,9 +320,11 @@ def hashes_of(messages: Sequence[Message]) -> list[dict[str, str]]:
 def key_of(
     messages: Sequence[Message], adapter: str | None, sampling: SamplingParams, fingerprint: str
 ) -> str:
-    """Equal keys have equal answers: same weights, sampling, adapter, text and media."""
+    """Equal keys have equal answers: same weights, sampling, adapter, text and media. Guesses change no answer."""
     shown = [written(messages), [m.role for m in messages], hashes_of(messages)]
-    text = json.dumps([fingerprint, asdict(sampling), adapter, shown], sort_keys=True)
+    text = json.dumps(
+        [fingerprint, asdict(replace(sampling, draft=0)), adapter, shown], sort_keys=True
+    )
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:24]
 
 

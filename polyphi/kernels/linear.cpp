@@ -13,10 +13,6 @@
 // The kernel (linear_kernel.h) is written once, over what each set of instructions calls a register. All add the same
 // integers; sums of floats are made in the same order, and differ by fused multiply-adds alone.
 
-#if defined(__x86_64__) && defined(__GNUC__)
-#include <cpuid.h>
-#endif
-
 #include "native.h"
 
 using namespace polyphi;
@@ -75,7 +71,8 @@ struct Results {
 // ------------------------------------------------------------------ registers
 
 namespace scalar {
-constexpr int LANES = 1, MOST = 4, WIDE = 1;
+constexpr int LANES = 1, MOST = 4;
+constexpr int wide_for(int, int) { return 1; }
 constexpr bool OFFSET = false;
 using Int = int32_t;
 using Real = float;
@@ -105,7 +102,8 @@ inline void ask(const uint8_t*) {}
 
 POLYPHI_BEGIN(POLYPHI_AVX512)
 namespace avx512 {
-constexpr int LANES = 16, MOST = 6, WIDE = 2;
+constexpr int LANES = 16, MOST = 6;
+constexpr int wide_for(int, int) { return 2; }
 constexpr bool OFFSET = true;
 using Int = __m512i;
 using Real = __m512;
@@ -134,7 +132,8 @@ POLYPHI_END
 
 // Registers of 256 bits, with dot products and without.
 #define POLYPHI_256                                                                                                   \
-    constexpr int LANES = 8, MOST = 4, WIDE = 1;                                                                      \
+    constexpr int LANES = 8, MOST = 4;                                                                                \
+    constexpr int wide_for(int tokens, int bits) { return tokens == 1 ? 4 : tokens == 2 || bits == 8 ? 2 : 1; }       \
     using Int = __m256i;                                                                                              \
     using Real = __m256;                                                                                              \
     inline Int zero() { return _mm256_setzero_si256(); }                                                              \
@@ -187,8 +186,10 @@ POLYPHI_END
 
 #elif POLYPHI_NEON
 
+POLYPHI_BEGIN(POLYPHI_DOTPROD)
 namespace neon {
-constexpr int LANES = 4, MOST = 4, WIDE = 2;
+constexpr int LANES = 4, MOST = 4;
+constexpr int wide_for(int tokens, int) { return tokens == 1 ? 8 : tokens == 2 ? 4 : 2; }
 constexpr bool OFFSET = false;
 using Int = int32x4_t;
 using Real = float32x4_t;
@@ -220,6 +221,7 @@ inline void store(float* at, Real value) { vst1q_f32(at, value); }
 inline void ask(const uint8_t* at) { __builtin_prefetch(at); }
 #include "linear_kernel.h"
 }  // namespace neon
+POLYPHI_END
 
 #endif
 
@@ -249,62 +251,6 @@ extern "C" {
 
 // A place in `Isa`.
 int polyphi_isa() { return best(); }
-
-// Weights [n k], a byte each (0 to 15), with s and z [n k/32], as this file has them. Outputs are padded by zeros.
-void polyphi_pack4(const uint8_t* q, const uint8_t* s, const uint8_t* z, int64_t n, int64_t k, uint8_t* w) {
-    const int64_t groups = k / GROUP;
-    std::memset(w, 0, size_t(up(n, PANEL) * groups * BYTES4));
-    for (int64_t o = 0; o < n; o++) {
-        const int64_t r = o % PANEL;
-        uint8_t* group = w + o / PANEL * groups * BYTES4;
-        for (int64_t g = 0; g < groups; g++, group += BYTES4) {
-            for (int i = 0; i < GROUP / 2; i++) {
-                const uint8_t* at = q + o * k + g * GROUP + i;
-                group[i / QUAD * PANEL * QUAD + r * QUAD + i % QUAD] = uint8_t(at[0] | at[GROUP / 2] << 4);
-            }
-            group[NIBBLES + r] = s[o * groups + g];
-            group[NIBBLES + PANEL + r] = z[o * groups + g];
-        }
-    }
-}
-
-// And back.
-void polyphi_unpack4(const uint8_t* w, int64_t n, int64_t k, uint8_t* q, uint8_t* s, uint8_t* z) {
-    const int64_t groups = k / GROUP;
-    for (int64_t o = 0; o < n; o++) {
-        const int64_t r = o % PANEL;
-        const uint8_t* group = w + o / PANEL * groups * BYTES4;
-        for (int64_t g = 0; g < groups; g++, group += BYTES4) {
-            for (int i = 0; i < GROUP / 2; i++) {
-                const uint8_t pair = group[i / QUAD * PANEL * QUAD + r * QUAD + i % QUAD];
-                uint8_t* at = q + o * k + g * GROUP + i;
-                at[0] = pair & 15;
-                at[GROUP / 2] = pair >> 4;
-            }
-            s[o * groups + g] = group[NIBBLES + r];
-            z[o * groups + g] = group[NIBBLES + PANEL + r];
-        }
-    }
-}
-
-// Weights [n k] of -127 to 127. Outputs, and inputs to a multiple of 32, are padded by zeros.
-void polyphi_pack8(const int8_t* q, int64_t n, int64_t k, uint8_t* w) {
-    const int64_t padded = up(k, GROUP) * GROUP;
-    std::memset(w, 128, size_t(up(n, PANEL) * PANEL * padded));
-    for (int64_t o = 0; o < n; o++) {
-        uint8_t* panel = w + o / PANEL * PANEL * padded + o % PANEL * QUAD;
-        for (int64_t i = 0; i < k; i++) panel[i / QUAD * BYTES8 + i % QUAD] = uint8_t(q[o * k + i] + 128);
-    }
-}
-
-// And back.
-void polyphi_unpack8(const uint8_t* w, int64_t n, int64_t k, int8_t* q) {
-    const int64_t padded = up(k, GROUP) * GROUP;
-    for (int64_t o = 0; o < n; o++) {
-        const uint8_t* panel = w + o / PANEL * PANEL * padded + o % PANEL * QUAD;
-        for (int64_t i = 0; i < k; i++) q[o * k + i] = int8_t(panel[i / QUAD * BYTES8 + i % QUAD] - 128);
-    }
-}
 
 // Activations x [m k], float32 or bfloat16, by weights of so many bits; y [m n] of the same type, with a bias (or null).
 // `isa` is at most `polyphi_isa`'s (-1: that); `parallel` runs it in `threads` threads (null: threads of its own).

@@ -9,7 +9,8 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int8, UInt8
+import torch.nn.functional as F
+from jaxtyping import Float, Int, Int8, UInt8
 from torch import Tensor
 
 from polyphi.kernels.native import count, function, number, pointer, pool
@@ -44,49 +45,74 @@ def size8(outputs: int, inputs: int) -> int:
 
 
 def pack4(weight: Four) -> UInt8[Tensor, " bytes"]:
-    """As the kernels read it. Raises ValueError for shapes that don't fit."""
+    """As the kernels read it (linear.cpp has the order). Raises ValueError for shapes that don't fit."""
     outputs, inputs = weight.q.shape
-    pairs = (outputs, inputs // GROUP)
-    if inputs % GROUP or weight.s.shape != pairs or weight.z.shape != pairs:
+    groups = inputs // GROUP
+    if inputs % GROUP or not weight.s.shape == weight.z.shape == (outputs, groups):
         raise ValueError(
             f"expected a multiple of {GROUP} inputs and two bytes for each {GROUP} of them, found "
             f"{tuple(weight.q.shape)}, {tuple(weight.s.shape)} and {tuple(weight.z.shape)}"
         )
-    packed = torch.empty(size4(outputs, inputs), dtype=torch.uint8)
-    held = [t.contiguous() for t in weight]
-    _named("pack4", *[pointer] * 3, count, count, pointer)(
-        *(t.data_ptr() for t in held), outputs, inputs, packed.data_ptr()
-    )
-    return packed
+    q, s, z = (_filled_up(t, 0) for t in weight)
+    low, high = q.view(-1, groups, 2, GROUP // 2).unbind(2)
+    # 32 bits are the pairs of four inputs: panel, output, group, part -> panel, group, part, output
+    pairs = (low | high << 4).view(torch.int32).view(-1, PANEL, groups, 4).permute(0, 2, 3, 1)
+    nibbles = pairs.contiguous().view(torch.uint8).view(-1, groups, PANEL * GROUP // 2)
+    scales = [t.view(-1, PANEL, groups).transpose(1, 2) for t in (s, z)]
+    return torch.cat([nibbles, *scales], 2).flatten()
 
 
 def unpack4(packed: UInt8[Tensor, " bytes"], outputs: int, inputs: int) -> Four:
     """What `pack4` was given. Raises ValueError if the bytes are not those of such a weight."""
     _check(packed, size4(outputs, inputs))
-    q = torch.empty(outputs, inputs, dtype=torch.uint8)
-    s, z = torch.empty(2, outputs, inputs // GROUP, dtype=torch.uint8)
-    _named("unpack4", pointer, count, count, *[pointer] * 3)(
-        packed.data_ptr(), outputs, inputs, *(t.data_ptr() for t in (q, s, z))
-    )
+    return _some4(packed, torch.arange(outputs), inputs)
+
+
+def rows4(
+    packed: UInt8[Tensor, " bytes"], ids: Int[Tensor, " n"], inputs: int
+) -> Float[Tensor, "n I"]:
+    """Some rows of a packed weight, without their factor `row`."""
+    q, s, z = _some4(packed, ids, inputs)
+    steps = q.view(len(q), -1, GROUP) - z[..., None] / 16
+    return (s[..., None] * steps).flatten(1)
+
+
+def _some4(packed: Tensor, ids: Tensor, inputs: int) -> Four:
+    groups, nibbles = inputs // GROUP, PANEL * GROUP // 2
+    panels = packed.view(-1, groups, nibbles + 2 * PANEL)
+    panel, output = ids // PANEL, ids % PANEL
+    # indices that stand apart: what they choose comes first, then groups and parts
+    pairs = panels[..., :nibbles].unflatten(2, (4, PANEL, 4))[panel, :, :, output].flatten(2)
+    q = torch.stack([pairs & 15, pairs >> 4], 2).view(len(ids), inputs)
+    s, z = (panels[panel, :, nibbles + output + more] for more in (0, PANEL))
     return Four(q, s, z)
 
 
 def pack8(q: Int8[Tensor, "O I"]) -> UInt8[Tensor, " bytes"]:
     """A weight row * q, with q from -127 to 127, as the kernels read it."""
-    packed = torch.empty(size8(*q.shape), dtype=torch.uint8)
-    q = q.contiguous()
-    _named("pack8", pointer, count, count, pointer)(q.data_ptr(), *q.shape, packed.data_ptr())
-    return packed
+    u = _filled_up(F.pad(q.view(torch.uint8) ^ 128, (0, -q.shape[1] % GROUP), value=128), 128)
+    fours = u.contiguous().view(torch.int32).view(-1, PANEL, u.shape[1] // 4)
+    return fours.transpose(1, 2).contiguous().view(torch.uint8).flatten()
 
 
 def unpack8(packed: UInt8[Tensor, " bytes"], outputs: int, inputs: int) -> Int8[Tensor, "O I"]:
     """What `pack8` was given. Raises ValueError if the bytes are not those of such a weight."""
     _check(packed, size8(outputs, inputs))
-    q = torch.empty(outputs, inputs, dtype=torch.int8)
-    _named("unpack8", pointer, count, count, pointer)(
-        packed.data_ptr(), outputs, inputs, q.data_ptr()
-    )
-    return q
+    return rows8(packed, torch.arange(outputs), inputs)
+
+
+def rows8(
+    packed: UInt8[Tensor, " bytes"], ids: Int[Tensor, " n"], inputs: int
+) -> Int8[Tensor, "n I"]:
+    """Some rows of a packed weight, without their factor `row`."""
+    fours = packed.view(-1, -(-inputs // GROUP) * GROUP // 4, PANEL, 4)
+    rows = fours[ids // PANEL, :, ids % PANEL].flatten(1)[:, :inputs]
+    return (rows ^ 128).view(torch.int8)
+
+
+def _filled_up(values: UInt8[Tensor, "O n"], value: int) -> UInt8[Tensor, "O_up n"]:
+    """Outputs to whole panels."""
+    return F.pad(values, (0, 0, 0, -len(values) % PANEL), value=value)
 
 
 def _check(packed: Tensor, size: int) -> None:

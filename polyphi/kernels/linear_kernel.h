@@ -1,5 +1,5 @@
 // The kernel of linear.cpp over one set of instructions, whose registers the including namespace has defined: LANES
-// outputs in one, WIDE of them side by side, and at most MOST tokens, so that all their sums stay in registers.
+// outputs in one, and at most MOST tokens with `wide_for` of them side by side, so that all sums stay in registers.
 
 // T tokens by W registers of outputs of a panel of 4 bits, from `column` on; sums [T, W * LANES].
 template <int T, int W>
@@ -69,17 +69,21 @@ void eight_bits(const Tokens& x, int64_t token, const uint8_t* panel, int column
         }
 }
 
-using Columns = void (*)(const Tokens&, int64_t, const uint8_t*, int, float*);
+struct Columns {
+    void (*run)(const Tokens&, int64_t, const uint8_t*, int, float*);
+    int width;  // outputs
+};
 
-// One panel of `outputs` by tokens from `first` to `last`, in even shares.
+// One panel by tokens from `first` to `last`, in even shares.
 void panel(const Columns* columns, const Tokens& x, const Results& results, const uint8_t* weights, int64_t index,
            int64_t first, int64_t last) {
     for (int64_t blocks = up(last - first, MOST), token = first; token < last; blocks--) {
         const int tokens = int(up(last - token, blocks));
-        for (int column = 0; column < PANEL; column += WIDE * LANES) {
-            float sums[MOST * WIDE * LANES];
-            columns[tokens - 1](x, token, weights, column, sums);
-            results.put(x, token, tokens, index * PANEL + column, WIDE * LANES, sums);
+        const Columns& chosen = columns[tokens - 1];
+        for (int column = 0; column < PANEL; column += chosen.width) {
+            float sums[MOST * PANEL];
+            chosen.run(x, token, weights, column, sums);
+            results.put(x, token, tokens, index * PANEL + column, chosen.width, sums);
         }
         token += tokens;
     }
@@ -88,14 +92,15 @@ void panel(const Columns* columns, const Tokens& x, const Results& results, cons
 template <int... T>
 void panels(int bits, const Tokens& x, const Results& results, const uint8_t* w, int64_t begin, int64_t end,
             std::integer_sequence<int, T...>) {
-    static constexpr Columns four[] = {four_bits<T + 1, WIDE>...}, eight[] = {eight_bits<T + 1, WIDE>...};
+    static constexpr Columns fours[] = {{four_bits<T + 1, wide_for(T + 1, 4)>, wide_for(T + 1, 4) * LANES}...};
+    static constexpr Columns eights[] = {{eight_bits<T + 1, wide_for(T + 1, 8)>, wide_for(T + 1, 8) * LANES}...};
     for (int64_t first = 0; first < x.m; first += TOKENS) {
         const int64_t last = std::min(x.m, first + TOKENS);
         for (int64_t i = begin; i < end; i++) {
             if (bits == 4)
-                panel(four, x, results, w + i * x.groups * BYTES4, i, first, last);
+                panel(fours, x, results, w + i * x.groups * BYTES4, i, first, last);
             else
-                panel(eight, x, results, w + i * x.groups * GROUP * PANEL, i, first, last);
+                panel(eights, x, results, w + i * x.groups * GROUP * PANEL, i, first, last);
         }
     }
 }

@@ -11,14 +11,23 @@
 #include <vector>
 
 #if defined(__x86_64__) && defined(__GNUC__)
+#include <cpuid.h>
 #include <immintrin.h>
 #define POLYPHI_X86 1
-#elif defined(__aarch64__) && defined(__ARM_FEATURE_DOTPROD)
+#elif defined(__aarch64__) && defined(__GNUC__)
 #include <arm_neon.h>
+#if defined(__linux__)
+#include <sys/auxv.h>
+#endif
 #define POLYPHI_NEON 1
 #endif
 
-// Functions between these two may use instructions that not every x86 CPU has; `best` tells which to call.
+// Functions between these two may use instructions that not every CPU has; `best` tells which to call.
+#if defined(__clang__)
+#define POLYPHI_DOTPROD "dotprod"
+#else
+#define POLYPHI_DOTPROD "+dotprod"
+#endif
 #define POLYPHI_PRAGMA(text) _Pragma(#text)
 #if defined(__clang__)
 #define POLYPHI_BEGIN(features) \
@@ -50,7 +59,11 @@ inline int best() {
     if (fused && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1 << 4)) return AVXVNNI;
     if (fused) return AVX2;
 #elif POLYPHI_NEON
+#if defined(__linux__)
+    return getauxval(AT_HWCAP) & 1 << 20 ? NEON : SCALAR;  // ASIMDDP
+#else
     return NEON;
+#endif
 #endif
     return SCALAR;
 }

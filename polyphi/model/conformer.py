@@ -398,9 +398,9 @@ class ConformerEncoder(nn.Module):
             )
         if any(clip.frames < 1 for clip in clips):
             raise ValueError("a clip has no log-mel frame: audio must last at least 25 ms")
-        weight = self.subsampling.out.weight
         # Rounded to the weights' type first, then normalized: the order of the published code.
-        x = (mels.to(weight.dtype) - self.global_mean) * self.global_invstd
+        dtype = self.relative_attention_bias.weight.dtype
+        x = (mels.to(dtype) - self.global_mean) * self.global_invstd
         # With gradients everything is kept for the way back anyway, and one pass is quicker.
         at_once = sys.maxsize if torch.is_grad_enabled() else max(AT_ONCE, self.config.window)
         spans = list(_spans(clips, at_once))

@@ -8,8 +8,9 @@ public checkpoints: query, key, value rows in `qkv_proj`, gate rows before up ro
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,16 @@ from polyphi.model.attention import KVCache, packed_attention, working_dtype
 from polyphi.model.config import AdapterConfig, DecoderConfig
 from polyphi.model.lora import LoraLinear, Route, product, routes
 from polyphi.model.rope import LongRope, rotate
+
+
+class Head(Protocol):
+    """The tied head's own copy in a model that only answers (`quantize.py`)."""
+
+    def __call__(self, x: Float[Tensor, "*T D"]) -> Float[Tensor, "*T V"]: ...
+
+    def rows(self, ids: Int[Tensor, " T"]) -> Float[Tensor, "T D"]:
+        """Some of its rows, in float32: the embeddings that it stands for."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -120,11 +131,25 @@ class Decoder(nn.Module):
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.rope = LongRope(config)
-        self.head: Callable[[Tensor], Tensor] | None = None  # the tied head's own copy, quantised
+        self.head: Head | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return self.norm.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of what isn't quantised."""
+        return self.norm.weight.dtype
 
     def embed(self, ids: Int[Tensor, " T"]) -> Float[Tensor, "T D"]:
-        """Token embeddings, not scaled."""
-        return self.embed_tokens(ids)
+        """Token embeddings, not scaled. Where the head has a copy of its own the table has the type it was stored in,
+        or is left out, and then the copy's rows take its place."""
+        if self.head is None:
+            return self.embed_tokens(ids)
+        table: Tensor | None = self.embed_tokens.weight
+        return (self.head.rows(ids) if table is None else F.embedding(ids, table)).to(self.dtype)
 
     def forward(
         self, x: Float[Tensor, "T D"], batch: Batch, cache: KVCache | None = None

@@ -5,17 +5,28 @@ batch mixes them freely: the base product runs once over all tokens, each low-ra
 """
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from polyphi import kernels
 from polyphi.batch import Batch
+from polyphi.kernels import half
 from polyphi.model.config import AdapterConfig
+
+
+class Kernel(Protocol):
+    """A quantised weight: W x, and the tensors it is made of."""
+
+    def __call__(self, x: Float[Tensor, "*T I"]) -> Float[Tensor, "*T O"]: ...
+
+    def tensors(self) -> tuple[Tensor, ...]: ...
 
 
 @dataclass(frozen=True)
@@ -48,7 +59,8 @@ def _tokens(batch: Batch, adapter: str | None) -> Int[Tensor, " n"]:
 
 
 class LowRank(nn.Module):
-    """An adapter's two factors: x -> B A dropout(x), not yet scaled."""
+    """An adapter's two factors: x -> B A dropout(x), not yet scaled. `down` and `up` multiply in the places of A and B
+    in a model that only answers (`quantize.py`)."""
 
     def __init__(self, inputs: int, outputs: int, config: AdapterConfig) -> None:
         super().__init__()
@@ -56,6 +68,8 @@ class LowRank(nn.Module):
         self.b = nn.Parameter(torch.empty(outputs, config.rank))
         self.scale = config.alpha / config.rank
         self.dropout = config.dropout
+        self.down: Kernel | None = None
+        self.up: Kernel | None = None
 
     def initialise(self, generator: torch.Generator) -> None:
         """A uniform, B zero: a fresh adapter changes nothing."""
@@ -66,7 +80,18 @@ class LowRank(nn.Module):
         """A dropout(x)."""
         if self.training and self.dropout > 0:
             x = dropped(x, self.dropout)
-        return F.linear(x, self.a)
+        return product(x, self.a) if self.down is None else self.down(x)
+
+    def tensors(self) -> Iterator[Tensor]:
+        """What tells it from others: its factors, or of quantised ones what isn't hidden in a library's own order, at
+        least the scales."""
+        yield from self.parameters()
+        for kernel in (self.down, self.up):
+            yield from (t for t in kernel.tensors() if not t.is_mkldnn) if kernel else ()
+
+    def expand(self, low: Float[Tensor, "n R"]) -> Float[Tensor, "n O"]:
+        """B low."""
+        return F.linear(low, self.b) if self.up is None else self.up(low)
 
 
 def dropped(x: Float[Tensor, "n I"], p: float) -> Float[Tensor, "n I"]:
@@ -85,16 +110,20 @@ def dropped(x: Float[Tensor, "n I"], p: float) -> Float[Tensor, "n I"]:
 
 
 def product(x: Float[Tensor, "*T I"], weight: Float[Tensor, "O I"]) -> Float[Tensor, "*T O"]:
-    """W x. On a CPU a single row is answered by a matrix-vector product: in bfloat16 the matrix product's kernel reads
-    weights at 0.6 of its rate (3072 x 16384, one core). It has no gradient of its own, so training doesn't take it."""
-    if (
-        x.numel() == x.shape[-1]
-        and x.device.type == "cpu"
-        and x.dtype == weight.dtype == torch.bfloat16
-        and not torch.is_grad_enabled()
-    ):
-        return torch.mv(weight, x.flatten()).view(*x.shape[:-1], len(weight))
-    return F.linear(x, weight)
+    """W x. On a CPU a single row is answered by our own kernel, or torch's matrix-vector product: in bfloat16 a matrix
+    product's reads weights at a part of the rate that memory gives. Neither has a gradient, so training doesn't take
+    them."""
+    if not _one(x, weight):
+        return F.linear(x, weight)
+    row = x.reshape(1, -1)
+    y = half.linear(row, weight) if kernels.missing() is None else torch.mv(weight, row[0])
+    return y.view(*x.shape[:-1], len(weight))
+
+
+def _one(x: Tensor, weight: Tensor) -> bool:
+    """Whether x is a single row, of bfloat16 on a CPU as the weight is, and nobody wants a gradient."""
+    narrow = x.dtype == weight.dtype == torch.bfloat16 and x.device.type == "cpu"
+    return narrow and x.numel() == x.shape[-1] and not torch.is_grad_enabled()
 
 
 class LoraLinear(nn.Module):
@@ -105,7 +134,7 @@ class LoraLinear(nn.Module):
     def __init__(self, inputs: int, outputs: int, adapters: Mapping[str, AdapterConfig]) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(outputs, inputs))
-        self.kernel: Callable[[Tensor], Tensor] | None = None
+        self.kernel: Kernel | None = None
         self.lora = nn.ModuleDict(
             {name: LowRank(inputs, outputs, config) for name, config in adapters.items()}
         )
@@ -124,11 +153,13 @@ class LoraLinear(nn.Module):
         y = self.base(x)
         for route in taken:
             pair = self.pair(route.adapter)
-            if route.tokens is None:
+            if route.tokens is not None:
+                low = pair.squeeze(x.index_select(0, route.tokens))
+                y = y.index_add(0, route.tokens, pair.expand(low).to(y.dtype), alpha=pair.scale)
+            elif pair.up is None and _one(x, pair.b) and kernels.missing() is None:
+                y = half.add(y, pair.squeeze(x), pair.b, scale=pair.scale)
+            elif pair.up is None:
                 y = torch.addmm(y, pair.squeeze(x), pair.b.t(), alpha=pair.scale)
             else:
-                low = pair.squeeze(x.index_select(0, route.tokens))
-                y = y.index_add(
-                    0, route.tokens, F.linear(low, pair.b).to(y.dtype), alpha=pair.scale
-                )
+                y = torch.add(y, pair.expand(pair.squeeze(x)), alpha=pair.scale)
         return y

@@ -184,8 +184,7 @@ class PhiModel(nn.Module):
     def adapter_tensors(self, name: str) -> Iterator[Tensor]:
         """The factors of an adapter, linear by linear."""
         for _, linear in self._adapted():
-            pair = linear.pair(name)
-            yield from (pair.a, pair.b)
+            yield from linear.pair(name).tensors()
 
     def _adapted(self) -> Iterator[tuple[str, LoraLinear]]:
         """Every linear that adapters sit on, with its name."""
@@ -195,8 +194,8 @@ class PhiModel(nn.Module):
         """Raises ValueError for a quantised model."""
         if self.quant is not None:
             raise ValueError(
-                "a quantised model keeps the adapters it has; load it without quant, change them, save it, and "
-                "quantise what was saved"
+                "a quantised model keeps the adapters it has; load the whole one (without quant), change them, save "
+                "it, and quantise what was saved"
             )
 
     def _use_adapters(self, adapters: Mapping[str, AdapterConfig]) -> None:

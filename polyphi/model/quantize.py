@@ -7,26 +7,32 @@
 |---|---|---|---|
 | bf16 | as they are | as it is | bfloat16, in the order in which this CPU reads them |
 | int8 | a scale per output, activations a scale per token | int8 | as above |
-| int4 | groups of 32 inputs, each with a scale and a zero, well rounded (rounding.py) | int4 | as above |
+| int4 | groups of 32 inputs, each with a scale and a zero (rounding.py) | int4 | as above |
+| int8-all | as int8 | int8 | int8, and so are projectors and adapters |
+| int4-all | as int4 | int4 | likewise |
 
-Adapters, projectors, norms and the lookup of embeddings keep their type, so a batch still mixes adapters freely. The
-head gets rows of its own and the lookup stays exact: of a checkpoint that is mapped from its file only the embeddings
-that are read take memory, so that memory falls all the same.
+Norms, biases and convolutions keep their type always, adapters and projectors but for the last two: a batch still
+mixes adapters freely. The head gets rows of its own and the lookup of embeddings stays exact: of a checkpoint that is
+mapped from its file only the embeddings that are read take memory, so that memory falls all the same. A quantised
+checkpoint (weights.py) has no other embeddings than the head's rows, and looks up these.
 
 Scales of activations belong to a token: what its neighbours in the batch are changes nothing. In int8 all sums are of
 integers, exact whatever their order.
 
-A quantised model is for inference on the device it is on. It can't be trained, saved or given other adapters.
+A quantised model is for inference on the device it is on. It can't be trained, saved or given other adapters; a whole
+one can be saved as a quantised checkpoint.
 """
 
+import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int8, UInt8
+from jaxtyping import Float, Int, Int8, UInt8
 from torch import Tensor, nn
 
 from polyphi import kernels
@@ -34,14 +40,18 @@ from polyphi.batch import Batch
 from polyphi.kernels import linear as native
 from polyphi.kernels.linear import GROUP
 from polyphi.model.calibration import calibrate
-from polyphi.model.config import DecoderConfig
+from polyphi.model.config import ModelConfig
 from polyphi.model.conformer import Pointwise
-from polyphi.model.lora import LoraLinear
+from polyphi.model.lora import LoraLinear, LowRank
 from polyphi.model.multimodal import PhiModel
 from polyphi.model.rounding import four_bits
 from polyphi.model.siglip import MLP
 
-KINDS = ("bf16", "int8", "int4")
+Pieces = Mapping[str, Tensor]
+"""What a file holds of a quantised weight, by the ends of the tensors' names."""
+STORED = ("int8", "int4", "int8-all", "int4-all")
+"""What a checkpoint may be quantised to."""
+KINDS = ("bf16", *STORED)
 EMBEDDING = "decoder.embed_tokens.weight"
 """Quantised as the head, and kept as it is for the lookup."""
 ROWS = 4096
@@ -53,48 +63,60 @@ UNPACK = 256
 unpacking takes as long as about 200 of them."""
 
 
+@dataclass(frozen=True)
+class Part:
+    """A weight to quantise: its `name` and shape in the model, the `form` it gets, and what puts that in its place."""
+
+    name: str
+    shape: tuple[int, int]
+    form: type["EightBit"] | type["FourBit"]
+    put: Callable[[Any], None]
+
+
 @torch.no_grad()
 def quantize(model: PhiModel, kind: str, calibration: Sequence[Batch] = ()) -> PhiModel:
-    """Quantise a model in place, one weight after the other; each is freed as its successor stands. In int4 the model
+    """Quantise a model in place, one weight after the other; each is freed as its successor stands. In 4 bits the model
     stays nearer to what it was with `calibration`, a few dozen rows like those that it will answer (rounding.py).
     Raises ValueError for an unknown kind, for a model that is quantised already, and for rows where nothing is
     calibrated."""
-    pending = list(weights(model, kind))
+    left = {part.name: part for part in parts(model, kind)}
+    if calibration and not kind.startswith("int4"):
+        raise ValueError(f"calibration is for int4; {kind} does without it")
+
+    def replace(name: str, hessian: Tensor | None = None) -> None:
+        part, weight = left.pop(name), model.get_parameter(name).flatten(1)
+        part.put(FourBit(weight, hessian) if part.form is FourBit else EightBit(weight))
+
     if calibration:
-        if kind != "int4":
-            raise ValueError(f"calibration is for int4; {kind} does without it")
-        _put_head(model, kind, None, calibrate(model, calibration, partial(_put, kind)))
-        pending = []
-    for _, put in pending:
-        put(None)
+        names = {module: name for name, module in model.named_modules()}
+        seen = calibrate(model, calibration, lambda m, seen: replace(f"{names[m]}.weight", seen))
+        replace(EMBEDDING, seen)
+    for name in list(left):
+        replace(name)
     return prepare(model, kind)
 
 
 @torch.no_grad()
 def prepare(model: PhiModel, kind: str) -> PhiModel:
-    """The rest, where the decoder's weights are done: the encoders' bfloat16 linears are laid out for this CPU, GELU
+    """The rest, where the weights of `parts` are done: bfloat16 linears of the encoders are laid out for this CPU, GELU
     included; elsewhere, and in other types, they stay."""
     model.quant = kind
-    for encoder in (model.vision and model.vision.encoder, model.audio and model.audio.encoder):
-        if encoder is None or not _packs():
+    for path, module, name in _linears(model):
+        child: Any = module.get_submodule(name)
+        if ".projector." in path or not _packs():
             continue
-        for module in list(encoder.modules()):
-            for name, child in list(module.named_children()):
-                if not isinstance(child, nn.Linear | Pointwise):
-                    continue
-                if child.weight.dtype != torch.bfloat16 or child.weight.device.type != "cpu":
-                    continue
-                gelu = isinstance(module, MLP) and name == "fc1"
-                setattr(module, name, Packed(child.weight.flatten(1), child.bias, gelu=gelu))
-                if gelu:
-                    module.act = nn.Identity()
+        if child.weight.dtype != torch.bfloat16 or child.weight.device.type != "cpu":
+            continue
+        gelu = isinstance(module, MLP) and name == "fc1"
+        setattr(module, name, Packed(child.weight.flatten(1), child.bias, gelu=gelu))
+        if gelu:
+            module.act = nn.Identity()
     return model
 
 
-def weights(model: PhiModel, kind: str) -> Iterator[tuple[str, Callable[[Tensor | None], None]]]:
-    """The tensors to quantise by name, each with a function that takes its values (None: those that the model has),
-    puts their quantised form into the model and frees what was there. Raises ValueError for an unknown kind, and for a
-    model that is quantised already."""
+def parts(model: PhiModel, kind: str) -> list[Part]:
+    """What is to be quantised, the largest weight first, while memory is still empty. Raises ValueError for an unknown
+    kind, and for a model that is quantised already."""
     if kind not in KINDS:
         raise ValueError(
             f"quant must be None (as stored) or one of {', '.join(KINDS)}; found {kind!r}"
@@ -102,42 +124,85 @@ def weights(model: PhiModel, kind: str) -> Iterator[tuple[str, Callable[[Tensor 
     if model.quant is not None:
         raise ValueError("this model is quantised already; load it again to quantise it otherwise")
     if kind == "bf16":
-        return
-    for name, module in model.decoder.named_modules():
+        return []
+    decoder = model.decoder
+    table = (decoder.config.vocab_size, decoder.config.hidden_size)
+    found = [Part(EMBEDDING, table, _form(kind, table), partial(setattr, decoder, "head"))]
+    for name, module in decoder.named_modules():
         if isinstance(module, LoraLinear):
-            yield f"decoder.{name}.weight", partial(_put, kind, module, None)
-    yield EMBEDDING, partial(_put_head, model, kind)
+            shape = _two(module.weight.shape)
+            put = partial(_replace, module, "weight", "kernel")
+            found.append(Part(f"decoder.{name}.weight", shape, _form(kind, shape), put))
+        elif isinstance(module, LowRank) and kind.endswith("-all"):
+            for factor, kernel in (("a", "down"), ("b", "up")):
+                put = partial(_replace, module, factor, kernel)
+                shape = _two(getattr(module, factor).shape)
+                found.append(Part(f"decoder.{name}.{factor}", shape, EightBit, put))
+    if kind.endswith("-all"):
+        for path, module, name in _linears(model):
+            shape = _two(model.get_parameter(f"{path}.weight").shape)
+            put = partial(_replace_linear, module, name)
+            found.append(Part(f"{path}.weight", shape, EightBit, put))
+    return found
 
 
-def _put(
-    kind: str, linear: LoraLinear, hessian: Tensor | None, values: Tensor | None = None
-) -> None:
-    linear.kernel = _few_bits(linear.weight if values is None else values, kind, hessian)
-    linear.register_parameter("weight", None)
+def _two(shape: torch.Size) -> tuple[int, int]:
+    """Outputs and inputs, of a convolution of width 1 too."""
+    return shape[0], shape[1]
 
 
-def _put_head(
-    model: PhiModel, kind: str, values: Tensor | None, hessian: Tensor | None = None
-) -> None:
-    held = model.decoder.embed_tokens.weight
-    model.decoder.head = _few_bits(held if values is None else values, kind, hessian)
+def _form(kind: str, shape: tuple[int, int]) -> type["EightBit"] | type["FourBit"]:
+    """The bits of a kind, or 8 where 4 don't fit a weight's shape."""
+    return FourBit if kind.startswith("int4") and shape[1] % GROUP == 0 else EightBit
 
 
-def _few_bits(weight: Tensor, kind: str, hessian: Tensor | None = None) -> "FourBit | EightBit":
-    """A weight in the bits of its kind, or in 8 where 4 don't fit its shape."""
-    fits = weight.shape[1] % GROUP == 0 and (_native(weight) or weight.shape[0] % 64 == 0)
-    return FourBit(weight, hessian) if kind == "int4" and fits else EightBit(weight)
+def _linears(model: PhiModel) -> list[tuple[str, nn.Module, str]]:
+    """The linears of encoders and projectors that a forward reaches: path, the module around them, their name in it.
+    (A list of themselves would keep those that are replaced.)"""
+    unused = model.unused()
+    return [
+        (f"{path}.{name}", module, name)
+        for path, module in model.named_modules()
+        if not path.startswith("decoder")
+        for name, child in module.named_children()
+        if isinstance(child, nn.Linear | Pointwise) and f"{path}.{name}.weight" not in unused
+    ]
 
 
-def saved(config: DecoderConfig, kind: str | None) -> int:
-    """Bytes of a bfloat16 checkpoint's weights that quantising does away with, the head's own copy taken off."""
-    if kind not in ("int8", "int4"):
+def _replace(module: nn.Module, parameter: str, kernel: str, product: Any) -> None:
+    setattr(module, kernel, product)
+    module.register_parameter(parameter, None)
+
+
+def _replace_linear(module: nn.Module, name: str, product: "EightBit") -> None:
+    plain: Any = module.get_submodule(name)
+    setattr(module, name, EightBitLinear(product, plain.bias))
+
+
+def saved(config: ModelConfig, kind: str | None) -> int:
+    """Bytes of a bfloat16 checkpoint's weights that quantising does away with; a table of embeddings that is mapped
+    from its file counts as none."""
+    if kind is None:
         return 0
-    d, inner = config.hidden_size, config.intermediate_size
-    attention = (2 * config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
-    base = config.num_hidden_layers * d * (attention + 3 * inner)
-    left = 1.0 if kind == "int8" else 0.5 + 2 / GROUP
-    return max(0, int(base * (2 - left) - config.vocab_size * d * left))
+    with torch.device("meta"):
+        found = parts(PhiModel(config), kind)
+    return sum(2 * math.prod(part.shape) - size(part) for part in found)
+
+
+def size(part: Part) -> int:
+    """Bytes of a weight's quantised form."""
+    pieces = part.form.layout(part.shape).values()
+    return sum(dtype.itemsize * math.prod(shape) for dtype, shape in pieces)
+
+
+def in_memory(model: PhiModel) -> int:
+    """Bytes of a model's tensors. A table of embeddings on a CPU that only looks up is left out: it is mapped from its
+    file, of which the rows that are read take memory."""
+    decoder = model.decoder
+    tensors = {id(t): nbytes(t) for t in (*model.parameters(), *model.buffers(), *held(model))}
+    if decoder.head is not None and decoder.device.type == "cpu":
+        tensors.pop(id(decoder.embed_tokens.weight), None)
+    return sum(tensors.values())
 
 
 def held(model: nn.Module) -> Iterator[Tensor]:
@@ -145,10 +210,10 @@ def held(model: nn.Module) -> Iterator[Tensor]:
     for module in model.modules():
         if isinstance(module, Packed):
             yield module.weight
-        for name in ("kernel", "head"):
+        for name in ("kernel", "head", "down", "up"):
             found = getattr(module, name, None)
             if isinstance(found, EightBit | FourBit):
-                yield from found.product.tensors()
+                yield from found.tensors()
 
 
 def nbytes(tensor: Tensor) -> int:
@@ -163,22 +228,55 @@ class EightBit:
     """W x for W [out in] in int8: a scale in float32 for each output, activations in int8 with a scale per token."""
 
     def __init__(self, weight: Float[Tensor, "O I"]) -> None:
-        self.shape = weight.shape
-        rows, scales = [], []
-        for part in weight.split(ROWS):
+        self._hold(self.pieces(weight), _two(weight.shape), weight.device)
+
+    @classmethod
+    def stored(cls, pieces: Pieces, shape: tuple[int, int], device: torch.device) -> "EightBit":
+        """From what a file holds, where that lies if our own kernels multiply it."""
+        made = cls.__new__(cls)
+        made._hold(pieces, shape, device)
+        return made
+
+    def _hold(self, pieces: Pieces, shape: tuple[int, int], device: torch.device) -> None:
+        self.shape, self.row = shape, pieces["row"].to(device)
+        self.table: Tensor | None = None
+        self.product: Product
+        if _native(device):
+            self.table = pieces["q8"]
+            self.product = Native(self.table, self.row, 8)
+        else:
+            q = native.unpack8(pieces["q8"], *shape).to(device)
+            self.product = PerToken(_kernel(device.type)(q, self.row))
+
+    @staticmethod
+    def pieces(weight: Float[Tensor, "O I"]) -> Pieces:
+        """What a file holds of a weight: `q8`, as our kernels read it, and `row`, its scales."""
+        row = torch.empty(len(weight))
+        packed = []
+        for part, scales in zip(weight.split(ROWS), row.split(ROWS), strict=True):
             scale = part.abs().amax(1).float().clamp(min=1e-12) / 127
-            rows.append((part / scale[:, None]).round().to(torch.int8))
-            scales.append(scale)
-        q, scale = torch.cat(rows), torch.cat(scales)
-        self.product: Product = (
-            Native(native.pack8(q), scale, 8)
-            if _native(weight)
-            else PerToken(_kernel(weight.device.type)(q, scale))
-        )
+            packed.append(native.pack8((part / scale[:, None]).round().to(torch.int8).cpu()))
+            scales.copy_(scale)
+        return {"q8": torch.cat(packed), "row": row}
+
+    @staticmethod
+    def layout(shape: tuple[int, int]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        """Types and shapes of the `pieces` of a weight [out in]."""
+        return {"q8": (torch.uint8, (native.size8(*shape),)), "row": (torch.float32, shape[:1])}
 
     def __call__(self, x: Float[Tensor, "*T I"]) -> Float[Tensor, "*T O"]:
         y = self.product(x.reshape(-1, self.shape[1]))
         return y.view(*x.shape[:-1], self.shape[0])
+
+    def rows(self, ids: Int[Tensor, " T"]) -> Float[Tensor, "T I"]:
+        """Rows of the weight, in float32. Where it isn't multiplied as a file holds it, whoever wants rows puts that
+        into `table`."""
+        assert self.table is not None, "what the file holds isn't at hand"
+        return native.rows8(self.table, ids, self.shape[1]) * self.row[ids, None]
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What it holds in memory."""
+        return self.product.tensors()
 
 
 class Product(Protocol):
@@ -189,9 +287,9 @@ class Product(Protocol):
     def tensors(self) -> tuple[Tensor, ...]: ...
 
 
-def _native(weight: Tensor) -> bool:
-    """Whether our own kernels multiply it."""
-    return weight.device.type == "cpu" and kernels.missing() is None
+def _native(device: torch.device) -> bool:
+    """Whether our own kernels multiply there."""
+    return device.type == "cpu" and kernels.missing() is None
 
 
 class Native:
@@ -224,6 +322,18 @@ class PerToken:
 
     def tensors(self) -> tuple[Tensor, ...]:
         return (self.product.weight, self.product.scale)
+
+
+class EightBitLinear(nn.Module):
+    """A linear with bias, its weight in int8."""
+
+    def __init__(self, kernel: EightBit, bias: Tensor) -> None:
+        super().__init__()
+        self.kernel = kernel
+        self.bias = bias
+
+    def forward(self, x: Float[Tensor, "*n I"]) -> Float[Tensor, "*n O"]:
+        return self.kernel(x).add_(self.bias)
 
 
 def per_token(x: Float[Tensor, "T I"]) -> tuple[Int8[Tensor, "T I"], Float[Tensor, "T 1"]]:
@@ -321,26 +431,61 @@ class FourBit:
     def __init__(
         self, weight: Float[Tensor, "O I"], hessian: Float[Tensor, "I I"] | None = None
     ) -> None:
-        self.shape = weight.shape
+        self._hold(self.pieces(weight, hessian), _two(weight.shape), weight.device)
+
+    @classmethod
+    def stored(cls, pieces: Pieces, shape: tuple[int, int], device: torch.device) -> "FourBit":
+        """From what a file holds, where that lies if our own kernels multiply it."""
+        made = cls.__new__(cls)
+        made._hold(pieces, shape, device)
+        return made
+
+    def _hold(self, pieces: Pieces, shape: tuple[int, int], device: torch.device) -> None:
+        self.shape, self.row = shape, pieces["row"].to(device)
+        self.table: Tensor | None = None
+        self.product: Product
+        if _native(device):
+            self.table = pieces["q4"]
+            self.product = Native(self.table, self.row, 4)
+        else:
+            four = native.unpack4(pieces["q4"], *shape)
+            self.product = Int4Pack(native.Four(*(t.to(device) for t in four)), self.row)
+
+    @staticmethod
+    def pieces(weight: Float[Tensor, "O I"], hessian: Float[Tensor, "I I"] | None = None) -> Pieces:
+        """What a file holds of a weight: `q4`, as our kernels read it, and `row`, a float of each output."""
         some = weight.split(ROWS) if hessian is None else (weight,)
         parts = [four_bits(part, hessian) for part in some]
-        row = torch.cat([part.row for part in parts])
-        if _native(weight):
-            packed = torch.cat([native.pack4(part.four) for part in parts])
-            self.product: Product = Native(packed, row, 4)
-        else:
-            three = (torch.cat(each) for each in zip(*(part.four for part in parts), strict=True))
-            self.product = Int4Pack(native.Four(*three), row)
+        packed = [native.pack4(native.Four(*(t.cpu() for t in part.four))) for part in parts]
+        return {"q4": torch.cat(packed), "row": torch.cat([part.row.cpu() for part in parts])}
+
+    @staticmethod
+    def layout(shape: tuple[int, int]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        """Types and shapes of the `pieces` of a weight [out in]."""
+        return {"q4": (torch.uint8, (native.size4(*shape),)), "row": (torch.float32, shape[:1])}
 
     def __call__(self, x: Float[Tensor, "*T I"]) -> Float[Tensor, "*T O"]:
         y = self.product(x.reshape(-1, self.shape[1]))
-        return y.to(x.dtype).view(*x.shape[:-1], self.shape[0])
+        return y.to(x.dtype).reshape(*x.shape[:-1], self.shape[0])
+
+    def rows(self, ids: Int[Tensor, " T"]) -> Float[Tensor, "T I"]:
+        """Rows of the weight, in float32, as of EightBit."""
+        assert self.table is not None, "what the file holds isn't at hand"
+        return native.rows4(self.table, ids, self.shape[1]) * self.row[ids, None]
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What it holds in memory."""
+        return self.product.tensors()
 
 
 class Int4Pack:
-    """torch's products, of bfloat16: (q - 8) * scale + zero. `out` is a multiple of 64."""
+    """torch's products, of bfloat16: (q - 8) * scale + zero. Outputs are filled up to a multiple of 64."""
 
     def __init__(self, weight: native.Four, row: Float[Tensor, " O"]) -> None:
+        self.outputs = len(row)
+        missing = -self.outputs % 64
+        row = F.pad(row, (0, missing))
+        weight = native.Four(*(F.pad(t, (0, 0, 0, missing)) for t in weight))
         q, self.shape = weight.q, weight.q.shape
         steps = weight.s.float() * row[:, None]
         scale, zero = steps.bfloat16(), (steps * (8 - weight.z.float() / 16)).bfloat16()
@@ -354,7 +499,9 @@ class Int4Pack:
         self.rows = UNPACK if not q.is_cuda and torch.equal(self._nibbles(), q.t()) else None
 
     def __call__(self, x: Float[Tensor, "T I"]) -> Float[Tensor, "T O"]:
-        x = x.bfloat16()
+        return self._padded(x.bfloat16())[:, : self.outputs]
+
+    def _padded(self, x: Float[Tensor, "T I"]) -> Float[Tensor, "T O64"]:
         if x.is_cuda:
             return torch.ops.aten._weight_int4pack_mm(x, self.packed, GROUP, self.pairs)
         if self.rows is None or len(x) < self.rows:

@@ -10,11 +10,16 @@
 >>> model = load("path/to/folder")
 >>> save(model, "elsewhere", layout="original")   # bit-exact, atomically
 
+Quantised weights are stored in a layout of our own, which is recognised likewise (docs/engine.md):
+
+>>> save(model, "elsewhere", quant="int4")
+
 Only safetensors are read, mapped into memory and never copied unless a cast or a device asks for it. Pickles are
 refused, and the code that a checkpoint's `auto_map` names is never run.
 Source: names and shapes of the published checkpoints; transformers' own conversion script for the native names.
 """
 
+import ctypes
 import json
 import math
 import os
@@ -22,10 +27,10 @@ import re
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -37,6 +42,11 @@ from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 
 LAYOUTS = ("mini", "original", "native")
+QUANTISED, METHOD, FORMAT = "quantised", "polyphi", 1
+"""The layout of quantised checkpoints, and what their config.json says under `quantization_config`: who made them, and
+the version of the layout."""
+ALIGNED = 64
+"""Bytes at a multiple of which quantised tensors begin in their file, so that kernels read them where they lie."""
 SHARD_BYTES = 2_000_000_000
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja"]
 PUBLISHED_ADAPTERS = ("vision", "speech")
@@ -147,15 +157,19 @@ _PATTERNS = [(_pattern(r.ours), r) for r in RENAMES]
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a tensor lives with us, and the shape that the public layout gives it."""
+    """Where a tensor lives with us, the shape that the layout gives it, and the type that it must have (None: any
+    float)."""
 
     ours: str
     shape: tuple[int, ...]
+    type: torch.dtype | None = None
 
 
 def public_name(ours: str, layout: str, *, adapted: bool = True) -> tuple[str, int]:
     """The public name of one of our tensors, and how many leading axes of length 1 it has there. `adapted` says
     whether the checkpoint holds adapters: only then does the original layout say `.base_layer`."""
+    if layout == QUANTISED:
+        return ours, 0
     for pattern, rule in _PATTERNS:
         if match := pattern.match(ours):
             wrapped = layout == "original" and (
@@ -187,13 +201,28 @@ def _empty(config: ModelConfig) -> PhiModel:
 
 
 def _entries(state: Mapping[str, Tensor], layout: str, *, adapted: bool) -> dict[str, Entry]:
-    if layout not in LAYOUTS:
+    if layout not in (*LAYOUTS, QUANTISED):
         raise ValueError(f"unknown layout {layout!r}; expected one of {', '.join(LAYOUTS)}")
     entries = {}
     for ours, tensor in state.items():
         name, unit_axes = public_name(ours, layout, adapted=adapted)
         entries[name] = Entry(ours, (1,) * unit_axes + tuple(tensor.shape))
     return entries
+
+
+def _in_pieces(
+    entries: Mapping[str, Entry], parts: Mapping[str, quantize.Part]
+) -> dict[str, Entry]:
+    """Entries of a quantised checkpoint: a weight's pieces in its place, `NAME.q8` and `NAME.row` say."""
+    found = {}
+    for name, entry in entries.items():
+        if entry.ours not in parts:
+            found[name] = entry
+            continue
+        part = parts[entry.ours]
+        for end, (kind, shape) in part.form.layout(part.shape).items():
+            found[f"{name}.{end}"] = Entry(entry.ours, shape, kind)
+    return found
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
@@ -220,50 +249,92 @@ def load(
     """A model from a folder, or from the hub by `owner/name`, in any of the three layouts. `dtype=None` keeps what is
     stored; `adapters=False` leaves the LoRAs out; `quant` is a kind of `quantize.py`, for inference.
 
-    On the CPU, without a cast, the parameters are the mapped file itself, so memory stays at the checkpoint's size.
-    What is quantised is read one tensor at a time, and nothing of it stays mapped.
-    Raises ValueError, in one message: an unknown `quant`, no config.json, a damaged file, pickles, tensors that are
-    missing, unexpected, mis-shaped or no floats, by name, or an adapter (they come from anywhere) with NaN or infinity.
+    On the CPU, without a cast, the parameters are the mapped file itself, so memory stays at the checkpoint's size; so
+    are weights of a quantised checkpoint in the order that our kernels read. What is quantised or laid out anew is read
+    one tensor at a time, and nothing of it stays mapped.
+    Raises ValueError, in one message: an unknown `quant`, or another one than a quantised checkpoint has; no
+    config.json, a damaged file, pickles, tensors that are missing, unexpected, mis-shaped or of a wrong type, by name,
+    or an adapter (they come from anywhere) with NaN or infinity.
     """
     folder = locate(source)
     layout, config, stored = _open(folder)
+    if layout == QUANTISED:
+        made = quantisation(folder)
+        if quant not in (None, made):
+            raise ValueError(
+                f"{folder} is quantised to {made} and can't become {quant}: load it without quant, or with "
+                f"quant={quant!r} the checkpoint that it was made of"
+            )
+        quant = made
     adapted = bool(config.adapters)
     if not adapters:
         config = replace(config, adapters={})
         stored = {
             name: s
             for name, s in stored.items()
-            if ".lora_A." not in name and ".lora_B." not in name
+            if not any(part in name for part in (".lora_A.", ".lora_B.", ".lora."))
         }
-    model = _empty(config)
+    model, place = _empty(config), torch.device(device)
     expected = _entries(model.state_dict(), layout, adapted=adapted)
+    parts = {part.name: part for part in quantize.parts(model, quant)} if quant else {}
+    if layout == QUANTISED:
+        expected = _in_pieces(expected, parts)
     stored = _without_tied_head(stored, expected)
     _check(expected, stored, folder, layout)
 
-    later = dict(quantize.weights(model, quant)) if quant else {}
+    names_of: dict[str, list[str]] = {}
+    for name, entry in expected.items():
+        names_of.setdefault(entry.ours, []).append(name)
+
+    def pieces(ours: str) -> dict[str, Tensor]:
+        """What is stored of a tensor, by the last word of its name, each in a mapping of its own that ends with it."""
+        return {name.rpartition(".")[2]: _read(stored[name]) for name in names_of[ours]}
+
+    for part in parts.values():
+        found = pieces(part.name)
+        if ".lora." in part.name:
+            for end, tensor in found.items():
+                if tensor.is_floating_point():  # of packed ones any bytes are numbers
+                    _check_finite(f"{part.name} ({end})", tensor)
+        if layout == QUANTISED:
+            part.put(part.form.stored(found, part.shape, place))
+        else:
+            (tensor,) = found.values()
+            part.put(part.form(tensor.to(device=place, dtype=dtype).flatten(1)))
+        del found
+    state: dict[str, Tensor] = {}
+    if quantize.EMBEDDING in parts and layout == QUANTISED:
+        model.decoder.embed_tokens.register_parameter("weight", None)
+        head = cast("quantize.EightBit | quantize.FourBit", model.decoder.head)
+        if (
+            head.table is None
+        ):  # mapped once more: of rows that are looked up, only those take memory
+            packed = max(pieces(quantize.EMBEDDING).values(), key=lambda t: t.nbytes)
+            head.table = packed.to(place)
+    elif quantize.EMBEDDING in parts:
+        (table,) = pieces(quantize.EMBEDDING).values()
+        state[quantize.EMBEDDING] = table if place.type == "cpu" else table.to(place, dtype)
     by_file: dict[Path, list[str]] = {}
     for name, entry in expected.items():
-        if entry.ours not in later or entry.ours == quantize.EMBEDDING:
+        if entry.ours not in parts:
             by_file.setdefault(stored[name].file, []).append(name)
-    state = {}
     for file, members in by_file.items():
         with _safe_open(file) as tensors:
             for name in members:
                 entry = expected[name]
-                tensor = tensors.get_tensor(stored[name].key)
+                anew = quant is not None and not entry.ours.startswith("decoder.")
+                tensor = _read(stored[name]) if anew else tensors.get_tensor(stored[name].key)
                 if ".lora." in entry.ours:
                     _check_finite(name, tensor)
                 unit_axes = public_name(entry.ours, layout)[1]
                 state[entry.ours] = tensor.reshape(entry.shape[unit_axes:]).to(
-                    device=device, dtype=dtype
+                    device=place, dtype=dtype
                 )
-    where = {entry.ours: stored[name] for name, entry in expected.items()}
-    for ours, put in later.items():  # a file is open for one of them at a time
-        with _safe_open(where[ours].file) as tensors:
-            put(tensors.get_tensor(where[ours].key).to(device=device, dtype=dtype))
     model.load_state_dict(state, strict=True, assign=True)
+    state.clear()  # it would hold what is laid out anew
     if quant:
         quantize.prepare(model, quant)
+        _give_back()
     # A buffer that no checkpoint holds would still be on the meta device; modules compute such tables when they run.
     assert not any(t.is_meta for t in (*model.parameters(), *model.buffers())), (
         "a tensor was left without values"
@@ -271,7 +342,23 @@ def load(
     return model.eval()
 
 
+def _give_back() -> None:
+    """What passing tensors have left free in the heap goes back to the system: hundreds of megabytes of a large model.
+    (glibc alone knows how.)"""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)
+
+
+def _read(stored: _Stored) -> Tensor:
+    with _safe_open(stored.file) as tensors:
+        return tensors.get_tensor(stored.key)
+
+
 _TYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+_WHOLE_NUMBERS = {"U8": torch.uint8}
+"""Of quantised weights."""
+_WRITTEN = {kind: name for name, kind in (_TYPES | _WHOLE_NUMBERS).items()}
 
 
 def read_config(source: str | Path) -> ModelConfig:
@@ -280,8 +367,37 @@ def read_config(source: str | Path) -> ModelConfig:
 
 
 def read_layout(source: str | Path) -> str:
-    """Which of the three layouts a checkpoint has."""
+    """Which of the three layouts a checkpoint has, or QUANTISED."""
     return _open(locate(source))[0]
+
+
+def quantisation(source: str | Path) -> str | None:
+    """The kind (`quantize.py`) to which a checkpoint's weights are quantised, or None. Raises ValueError for weights
+    that something else has quantised, and for a newer version of our layout."""
+    folder = locate(source)
+    said = _read_json(folder / "config.json").get("quantization_config")
+    if not said:
+        return None
+    method = said.get("quant_method") if isinstance(said, dict) else said
+    if method != METHOD:
+        raise ValueError(
+            f"{folder}/config.json says that {method!r} quantised these weights; expected whole ones, or those of "
+            "`polyphi export --quant`"
+        )
+    if said.get("format") != FORMAT or said.get("kind") not in quantize.STORED:
+        raise ValueError(
+            f"{folder} holds weights of kind {said.get('kind')!r} in version {said.get('format')!r} of the quantised "
+            f"layout; this polyphi reads {', '.join(quantize.STORED)} in version {FORMAT}: install a newer one, or "
+            "export the checkpoint again"
+        )
+    return str(said["kind"])
+
+
+def stored_bytes(source: str | Path) -> int:
+    """Bytes of all tensors of a checkpoint."""
+    kinds = _TYPES | _WHOLE_NUMBERS
+    found = _open(locate(source))[2].values()
+    return sum(math.prod(t.shape) * kinds.get(t.type, torch.float32).itemsize for t in found)
 
 
 def stored_types(source: str | Path) -> Counter[torch.dtype]:
@@ -298,7 +414,8 @@ def files_beside(source: str | Path, layout: str) -> list[Path]:
     """What goes along when a checkpoint is written again in a `layout`: its tokenizer, and where the layout stays the
     settings of its processor and templates too."""
     folder = locate(source)
-    if read_layout(folder) != layout:
+    found = read_layout(folder)
+    if layout not in (found, QUANTISED):  # quantised ones are described as whole ones are
         return [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
     ours = {"config.json", "generation_config.json", "model.safetensors.index.json"}
     kept = (p for p in sorted(folder.iterdir()) if p.suffix in {".json", ".txt", ".jinja"})
@@ -313,6 +430,10 @@ def locate(source: str | Path) -> Path:
         inner = folder / "model"
         made_here = (inner / "config.json").is_file() and not (folder / "config.json").exists()
         return inner if made_here else folder
+    if folder.suffix == ".gguf":
+        raise ValueError(
+            f"{source} is a GGUF file; make a checkpoint of it: polyphi export {source} --out FOLDER"
+        )
     repository = str(source).removeprefix("hf:")
     if folder.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", repository):
         raise ValueError(
@@ -336,9 +457,13 @@ def _open(folder: Path) -> tuple[str, ModelConfig, dict[str, _Stored]]:
         )
     written = _read_json(folder / "config.json")
     stored = _contents(_weight_files(folder))
-    layout = _layout(written, stored)
+    layout = described = _layout(written, stored)
     adapters = {}
-    if layout != "original":
+    if quantisation(folder):
+        layout = QUANTISED
+        for name, said in written["quantization_config"].get("adapters", {}).items():
+            adapters[name] = public_config.parse_peft(said, f"{folder}/config.json, adapter {name}")
+    elif layout != "original":
         for place in sorted(p for p in folder.glob("*-lora") if p.is_dir()):
             said = _read_json(place / "adapter_config.json")
             adapters[place.name.removesuffix("-lora")] = public_config.parse_peft(
@@ -358,7 +483,7 @@ def _open(folder: Path) -> tuple[str, ModelConfig, dict[str, _Stored]]:
             adapters = public_config.parse_nested_adapters(written)
         config = public_config.parse(
             written,
-            layout,
+            described,
             generation=_read_json(folder / "generation_config.json"),
             preprocessor=_read_json(folder / "preprocessor_config.json"),
             adapters=adapters,
@@ -480,9 +605,9 @@ def _check(
         "unexpected": [name for name in stored if name not in expected],
         "mis-shaped": misshaped,
         "of another type": [
-            f"{name} expected a float found {stored[name].type}"
-            for name in expected
-            if name in stored and stored[name].type not in _TYPES
+            f"{name} expected {_type_told(entry.type)} found {stored[name].type}"
+            for name, entry in expected.items()
+            if name in stored and not _fits(entry.type, stored[name].type)
         ],
     }
     if not any(faults.values()):
@@ -496,6 +621,16 @@ def _check(
         f"{folder} does not hold what its config.json promises ({layout} layout, {len(expected)} tensors expected, "
         f"{len(stored)} found). {'; '.join(parts)}"
     )
+
+
+def _fits(wanted: torch.dtype | None, found: str) -> bool:
+    if wanted is None:
+        return found in _TYPES
+    return (_TYPES | _WHOLE_NUMBERS).get(found) == wanted
+
+
+def _type_told(wanted: torch.dtype | None) -> str:
+    return "a float" if wanted is None else str(wanted).removeprefix("torch.")
 
 
 def _check_finite(name: str, tensor: torch.Tensor) -> None:
@@ -513,19 +648,22 @@ def save(
     layout: str = "native",
     *,
     dtype: torch.dtype | None = None,
+    quant: str | None = None,
     max_shard_bytes: int = SHARD_BYTES,
     files: Sequence[str | Path] = (),
 ) -> None:
-    """Writes a checkpoint in one of the three layouts; `mini` keeps the language model alone. `files` (a tokenizer's,
-    say) are copied beside it.
+    """Writes a checkpoint in one of the three layouts; `mini` keeps the language model alone. With `quant`, a kind of
+    `quantize.py`, all is quantised while it is written, in the layout of our own, and the model stays whole. `files` (a
+    tokenizer's, say) are copied beside it.
 
     Everything is written into a temporary folder that takes the place of `folder` at the end, so a full disk or a kill
-    leaves either the old checkpoint or the new one. Raises ValueError where `folder` holds something else, and for
-    adapters that the original layout has no room for and for a quantised model.
+    leaves either the old checkpoint or the new one. Raises ValueError where `folder` holds something else, for
+    adapters that the original layout has no room for, for a quantised model and for an unknown `quant`.
     """
     if model.quant is not None:
         raise ValueError(
-            f"a model quantised to {model.quant} can't be saved: load it without quant"
+            f"a model quantised to {model.quant} can't be saved: load it without quant, or copy its folder where it "
+            "was loaded from a quantised checkpoint"
         )
     state = model.state_dict()
     write(
@@ -534,6 +672,7 @@ def save(
         folder,
         layout,
         dtype=dtype,
+        quant=quant,
         max_shard_bytes=max_shard_bytes,
         files=files,
     )
@@ -541,15 +680,28 @@ def save(
 
 def write(
     config: ModelConfig,
-    tensor: Callable[[str], Tensor],
+    tensor: Callable[[str], Tensor | quantize.Pieces],
     folder: str | Path,
     layout: str,
     *,
     dtype: torch.dtype | None = None,
+    quant: str | None = None,
     max_shard_bytes: int = SHARD_BYTES,
     files: Sequence[str | Path] = (),
 ) -> None:
-    """`save` for tensors that come one at a time: `tensor(our name)` is asked for each; only one shard is held."""
+    """`save` for tensors that come one at a time: `tensor(our name)` is asked for each, and gives it, or what a file
+    holds of it where it is quantised already; only one shard is held."""
+    if quant is not None and quant not in quantize.STORED:
+        raise ValueError(
+            f"a checkpoint is quantised to one of {', '.join(quantize.STORED)}; found {quant!r}"
+        )
+    if quant is not None and layout == "original":
+        raise ValueError(
+            "quantised weights have a layout of their own; leave out the layout, or say mini for the language model "
+            "alone"
+        )
+    if quant is not None:
+        dtype = dtype or torch.bfloat16  # as `load` has it
     target = Path(folder)
     if (
         target.exists()
@@ -566,25 +718,48 @@ def write(
             f"{', '.join(siblings)}; merge it into the base (--merge {siblings[0]}), or use the native layout"
         )
     config = _as_stored(config, layout)
-    entries = names(config, layout)
+    entries = names(config, layout if quant is None else QUANTISED)
     beside: dict[str, dict[str, Entry]] = {}
     for name in [name for name in entries if "/" in name]:
         place, _, rest = name.partition("/")
         beside.setdefault(place, {})[PEFT_PREFIX + rest] = entries.pop(name)
 
     def ready(entry: Entry) -> Tensor:
-        return tensor(entry.ours).detach().reshape(entry.shape).to("cpu", dtype).contiguous()
+        found = tensor(entry.ours)
+        assert isinstance(found, Tensor), f"pieces of {entry.ours}, which stays whole"
+        return found.detach().reshape(entry.shape).to("cpu", dtype).contiguous()
+
+    def written() -> Iterator[tuple[str, Tensor]]:
+        parts = {p.name: p for p in quantize.parts(_empty(config), quant)} if quant else {}
+        for name, entry in entries.items():
+            if entry.ours in parts:
+                found = tensor(entry.ours)
+                if isinstance(found, Tensor):
+                    values = found.detach().to("cpu", dtype).flatten(1)
+                    found = parts[entry.ours].form.pieces(values)
+                pieces = found
+                yield from ((f"{name}.{end}", piece) for end, piece in pieces.items())
+            else:
+                yield name, ready(entry)
 
     target.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         work.chmod(0o777 & ~_umask())  # mkdtemp makes it private
-        stored = _write_shards(
-            ((name, ready(entry)) for name, entry in entries.items()), work, max_shard_bytes
-        )
-        _write_json(
-            work / "config.json", {**public_config.write(config, layout), "torch_dtype": stored}
-        )
+        stored = _write_shards(written(), work, max_shard_bytes, aligned=quant is not None)
+        said = {**public_config.write(config, layout), "torch_dtype": stored}
+        if quant is not None:
+            adapters = {name: public_config.write_peft(a) for name, a in config.adapters.items()}
+            said |= {
+                "torch_dtype": str(dtype).removeprefix("torch."),
+                "quantization_config": {
+                    "quant_method": METHOD,
+                    "format": FORMAT,
+                    "kind": quant,
+                    "adapters": adapters,
+                },
+            }
+        _write_json(work / "config.json", said)
         tokens = {
             "bos_token_id": config.decoder.bos_token_id,
             "eos_token_id": list(config.decoder.eos_token_ids),
@@ -622,7 +797,9 @@ def _replace(work: Path, target: Path) -> None:
     shutil.rmtree(old)
 
 
-def _write_shards(tensors: Iterable[tuple[str, Tensor]], folder: Path, limit: int) -> str:
+def _write_shards(
+    tensors: Iterable[tuple[str, Tensor]], folder: Path, limit: int, *, aligned: bool
+) -> str:
     """Fills shards of at most `limit` bytes in order; returns the name of the first tensor's type."""
     shards: list[list[str]] = []
     shard: dict[str, Tensor] = {}
@@ -630,7 +807,9 @@ def _write_shards(tensors: Iterable[tuple[str, Tensor]], folder: Path, limit: in
     stored = ""
 
     def flush() -> None:
-        _save_file(shard, folder / f"part-{len(shards)}.safetensors")
+        (_save_aligned if aligned else _save_file)(
+            shard, folder / f"part-{len(shards)}.safetensors"
+        )
         shards.append(list(shard))
         shard.clear()
 
@@ -664,6 +843,29 @@ def _save_file(tensors: dict[str, Tensor], path: Path) -> None:
     except SafetensorError as error:  # a full disk, mostly
         raise OSError(f"could not write {path}: {error}") from error
     path.chmod(0o666 & ~_umask())
+
+
+def _save_aligned(tensors: dict[str, Tensor], path: Path) -> None:
+    """A safetensors file in which whole multiples of ALIGNED bytes come first, and begin at one. (The library sorts by
+    type, and has no such promise.)"""
+    order = sorted(tensors, key=lambda name: tensors[name].nbytes % ALIGNED != 0)
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    start = 0
+    for name in order:
+        tensor, end = tensors[name], start + tensors[name].nbytes
+        kind = _WRITTEN[tensor.dtype]
+        header[name] = {
+            "dtype": kind,
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
+        start = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % ALIGNED)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            file.write(tensors[name].contiguous().view(-1).view(torch.uint8).numpy().data)
 
 
 def _umask() -> int:

@@ -11,11 +11,12 @@ import torch
 from engine.conftest import clip, fitted, make_engine, picture
 
 from polyphi.chat import Completion, Image, Message, SamplingParams
+from polyphi.engine import engine as engine_module
 from polyphi.engine.cache import token_bytes
 from polyphi.engine.engine import Engine
 from polyphi.engine.request import Request
 from polyphi.engine.runner import Runner, extend
-from polyphi.engine.speculate import PromptLookup
+from polyphi.engine.speculate import Guess, PromptLookup
 from polyphi.processing.processor import Processor
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.stages import sizes
@@ -212,19 +213,35 @@ def test_guesses_never_change_an_answer(
 ) -> None:
     """Neither right ones (which spare steps) nor wrong ones, on both sides of the switch of tables."""
     messages = [Message.user("1 + 2 = 3 " * 3)]
-    plain = SamplingParams(max_tokens=120, temperature=temperature, seed=1, rope=rope)
+    plain = SamplingParams(max_tokens=120, temperature=temperature, seed=1, rope=rope, draft=0)
     expected = engine.generate(messages, sampling=plain)
     prompt, dice = len(engine.row(messages)), random.Random(0)
 
-    def propose(self: PromptLookup, most: int) -> list[int]:
+    def propose(self: PromptLookup, most: int) -> list[Guess]:
         right = list(expected.tokens[len(self._tokens) - prompt :][:most])
-        return [t if dice.random() < 0.8 else 5 for t in right]
+        return [(t if dice.random() < 0.8 else 5, 0.99**i) for i, t in enumerate(right)]
 
     monkeypatch.setattr(PromptLookup, "propose", propose)
     before = engine.counters().steps
     found = engine.generate(messages, sampling=replace(plain, draft=6))
     assert found == expected
     assert engine.counters().steps - before < 0.6 * len(found.tokens)
+
+
+def test_guesses_are_run_where_weights_are_read_from_memory(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that fits a CPU's caches has nothing to spare; others guess unless they are told not to."""
+    answers, steps = {}, {}
+    for cached in (2**28, 0):
+        monkeypatch.setattr(engine_module, "CACHED", cached)
+        for draft in (0, "auto"):
+            fresh = Engine(engine.model, engine.processor)
+            sampling = SamplingParams(max_tokens=150, draft=draft)
+            answers[cached, draft] = fresh.generate([Message.user("fox " * 9)], sampling=sampling)
+            steps[cached, draft] = fresh.counters().steps
+    assert len(set(answers.values())) == 1
+    assert steps[2**28, 0] == steps[2**28, "auto"] == steps[0, 0] > steps[0, "auto"]
 
 
 def test_what_does_not_fit_is_refused_before_it_runs(engine: Engine) -> None:

@@ -4,18 +4,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernels.paths import here
 from torch import Tensor
 
 from polyphi import kernels
 from polyphi.kernels.linear import GROUP, Four, linear, pack4, pack8, unpack4, unpack8
 
 pytestmark = pytest.mark.skipif(kernels.missing() is not None, reason=str(kernels.missing()))
-
-
-def here() -> list[int]:
-    """The paths that this CPU has: of x86's all up to the best, and the scalar one always."""
-    best = kernels.PATHS.index(kernels.path())
-    return [0, best] if kernels.path() == "NEON" else list(range(best + 1))
 
 
 PATHS = pytest.mark.parametrize("path", here(), ids=kernels.PATHS.__getitem__)

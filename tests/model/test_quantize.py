@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from polyphi import kernels
-from polyphi.batch import pack, row
+from polyphi.batch import Clip, pack, row
 from polyphi.model import quantize as quantized
 from polyphi.model import weights
 from polyphi.model.config import DecoderConfig, ModelConfig
@@ -139,7 +139,7 @@ def test_a_token_does_not_see_its_neighbours(kind: type) -> None:
         assert torch.equal(w(x[i : i + 1])[0], together[i])
 
 
-@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("kind", ["int8", "int4", "int8-all", "int4-all"])
 def test_mixed_batches_equal_single_ones(tiny_config: ModelConfig, kind: str) -> None:
     model = quantize(filled(tiny_config), kind)
     rows = [
@@ -148,13 +148,15 @@ def test_mixed_batches_equal_single_ones(tiny_config: ModelConfig, kind: str) ->
     ]
     together = model.logits(model(pack(rows)))
     # int4 computes in bfloat16; adapters add in another order in a batch
-    tolerance = 1e-4 if kind == "int8" else 2e-2
+    tolerance = 1e-4 if kind.startswith("int8") else 2e-2
     for one, part in zip(rows, together.split([len(r) for r in rows]), strict=True):
         alone = model.logits(model(one))
         assert off(part, alone) < tolerance, one.adapters
 
 
-@pytest.mark.parametrize(("kind", "most"), [("int8", 0.04), ("int4", 0.25)])
+@pytest.mark.parametrize(
+    ("kind", "most"), [("int8", 0.04), ("int4", 0.25), ("int8-all", 0.05), ("int4-all", 0.25)]
+)
 def test_adapters_still_act(tiny_config: ModelConfig, kind: str, most: float) -> None:
     whole, model = filled(tiny_config), quantize(filled(tiny_config), kind)
     for adapter in (None, "speech"):
@@ -173,6 +175,14 @@ def test_base_weights_are_gone_and_the_rest_is_as_it_was(tiny_config: ModelConfi
         assert torch.equal(tensor, before[name])
 
 
+def seen_and_heard(model: PhiModel) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the encoders make of two crops and two clips."""
+    crops, masks = noise(2, 3, 56, 56), torch.ones(2, 4, 4, dtype=torch.bool)
+    masks[1, 2:] = False
+    mels, clips = 8 + 3 * noise(300, 80), (Clip(180, "speech"), Clip(120, "speech"))
+    return model.vision.encoder(crops, masks), model.audio.encoder(mels, clips)
+
+
 @pytest.mark.parametrize("kind", ["bf16", "int8"])
 def test_encoders_in_the_cpus_order_compute_the_same(tiny_config: ModelConfig, kind: str) -> None:
     if not quantized._packs():
@@ -180,15 +190,25 @@ def test_encoders_in_the_cpus_order_compute_the_same(tiny_config: ModelConfig, k
     whole, model = (filled(tiny_config).bfloat16() for _ in range(2))
     quantize(model, kind)
     assert any(isinstance(m, quantized.Packed) for m in model.audio.modules())
-    crops, masks = noise(2, 3, 56, 56), torch.ones(2, 4, 4, dtype=torch.bool)
-    masks[1, 2:] = False
-    found, wanted = (m.vision.encoder(crops, masks) for m in (model, whole))
-    assert off(found, wanted) < 0.02
-    from polyphi.batch import Clip
+    for found, wanted in zip(seen_and_heard(model), seen_and_heard(whole), strict=True):
+        assert off(found, wanted) < 0.02
 
-    mels, clips = 8 + 3 * noise(300, 80), (Clip(180, "speech"), Clip(120, "speech"))
-    found, wanted = (m.audio.encoder(mels, clips) for m in (model, whole))
-    assert off(found, wanted) < 0.02
+
+def test_all_in_eight_bits_takes_encoders_projectors_and_adapters_too(
+    tiny_config: ModelConfig,
+) -> None:
+    whole, model = (filled(tiny_config).bfloat16() for _ in range(2))
+    quantize(model, "int8-all")
+    left = {
+        name
+        for name, p in model.named_parameters()
+        if name.endswith(("weight", ".a", ".b")) and p.dim() > 1 and p.shape[-1] > 1
+    }
+    rest = {n for n in left if n not in model.unused() and "embed" not in n}
+    assert {n.split(".")[0] for n in rest} <= {"vision", "audio"}
+    assert not any("_proj.weight" in n or ".lora." in n or "projector" in n for n in rest)
+    for found, wanted in zip(seen_and_heard(model), seen_and_heard(whole), strict=True):
+        assert 1e-3 < off(found, wanted) < 0.03
 
 
 def test_one_row_gives_what_a_matrix_product_gives() -> None:
@@ -231,12 +251,9 @@ def test_what_is_saved_is_known_before(kind: str | None) -> None:
     model = PhiModel(config).bfloat16()
     model.initialise(0)
 
-    def size() -> int:
-        return sum(p.nbytes for p in model.parameters()) + sum(
-            quantized.nbytes(t) for t in quantized.held(model)
-        )
-
-    before = size()
+    before = quantized.in_memory(model)
     if kind:
         quantize(model, kind)
-    assert before - size() == pytest.approx(quantized.saved(config.decoder, kind), rel=0.02)
+    assert before - quantized.in_memory(model) == pytest.approx(
+        quantized.saved(config, kind), rel=0.02
+    )

@@ -1,0 +1,182 @@
+"""How much memory the 5.6 billion parameter model takes at 4 and 8 bits, from a bfloat16 checkpoint that is quantised
+while it loads and from a quantised one, beside the limits that we set ourselves.
+
+    python benchmarks/memory.py --at FOLDER [--kinds int4 int4-all]
+
+A checkpoint of the published size with random weights is written once (11 GB), the quantised ones beside it. Each
+measurement is a process of its own, which loads a model and answers three short prompts, so that both encoders and both
+adapters are used: words alone, with a picture, with a clip. Told is the most that it held at once (Linux: `VmHWM`),
+less the keys and values of its prompts; and, where its own sampling of /proc saw most, the parts of that: memory of its
+own (`RssAnon`), and pages of files that are mapped (`RssFile`, which make way when others need memory).
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image as Picture
+from rich.console import Console
+from sidebyside import peak_bytes
+
+import polyphi
+from polyphi.chat import Audio, Image, Message, SamplingParams
+from polyphi.engine.cache import token_bytes
+from polyphi.model import weights
+from polyphi.model.config import ModelConfig
+from polyphi.processing.tokenizer import Tokenizer
+
+LIMITS = {"int4": 6.2, "int4-all": 4.6, "int8": 7.8, "int8-all": None}
+"""GB, without keys and values."""
+EVERY = 0.005
+"""Seconds between two looks at /proc."""
+console = Console(stderr=True)
+
+
+def build(folder: Path) -> None:
+    """The published sizes with weights from one block of noise; a tokenizer of a few hundred words."""
+    tokenizer = Tokenizer.train(["what is this ? a word or two about it , please ."] * 4, 512)
+    full = ModelConfig()
+    assert full.vision is not None and full.audio is not None
+    config = replace(
+        full,
+        vision=replace(full.vision, image_token_id=tokenizer.image_id),
+        audio=replace(full.audio, audio_token_id=tokenizer.audio_id),
+    )
+    shapes = {entry.ours: entry.shape for entry in weights.names(config, "native").values()}
+    noise = 0.02 * torch.randn(1 << 22, generator=torch.Generator().manual_seed(0))
+    noise = noise.bfloat16()
+
+    def tensor(ours: str) -> torch.Tensor:
+        shape, last = shapes[ours], ours.rpartition(".")[2]
+        if ("norm" in ours and last == "weight") or last == "global_invstd":
+            return torch.ones(shape, dtype=torch.bfloat16)
+        if "bias" in last:
+            return torch.zeros(shape, dtype=torch.bfloat16)
+        values = torch.empty(shape, dtype=torch.bfloat16)
+        for part in values.view(-1).split(len(noise)):
+            part.copy_(noise[: len(part)])
+        return values
+
+    tokenizer.save(folder.parent / "tokenizer")
+    files = sorted((folder.parent / "tokenizer").iterdir())
+    weights.write(config, tensor, folder, "native", files=files)
+
+
+class Watch(threading.Thread):
+    """The parts of this process's memory, as they were when they were most."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.most = self.own = self.mapped = 0
+
+    @staticmethod
+    def now() -> tuple[int, int]:
+        """Bytes of its own, and mapped."""
+        lines = Path("/proc/self/status").read_text().splitlines()
+        told = dict(line.split(":", 1) for line in lines)
+        own, mapped = (int(told[name].split()[0]) * 1024 for name in ("RssAnon", "RssFile"))
+        return own, mapped
+
+    def run(self) -> None:
+        while True:
+            own, mapped = self.now()
+            if own + mapped > self.most:
+                self.most, self.own, self.mapped = own + mapped, own, mapped
+            time.sleep(EVERY)
+
+
+def child(folder: Path, quant: str | None) -> dict[str, float]:
+    """Loads and answers; bytes and seconds."""
+    watch = Watch()
+    watch.start()
+    bare = watch.now()
+    start = time.perf_counter()
+    phi = polyphi.load(folder, quant=quant)
+    loaded, after, stands = time.perf_counter() - start, peak_bytes(), watch.now()
+    picture = Picture.fromarray(np.random.default_rng(0).integers(0, 255, (448, 448, 3), np.uint8))
+    picture.save(folder.parent / "picture.png")
+    clip = (0.1 * np.random.default_rng(0).standard_normal(5 * 16_000).astype(np.float32), 16_000)
+    sampling = SamplingParams(max_tokens=4)
+    tokens = 0
+    start = time.perf_counter()
+    for parts in ((), (Image(folder.parent / "picture.png"),), (Audio(clip),)):
+        told = phi.generate([Message.user(*parts, "what is this ?")], sampling=sampling)
+        tokens += told.prompt_tokens + len(told.tokens)
+    answered = time.perf_counter() - start
+    cache = tokens * token_bytes(phi.config.decoder, torch.bfloat16)
+    return {
+        "most": peak_bytes() - cache,
+        "loading": after,
+        "own": watch.own - cache,
+        "mapped": watch.mapped,
+        "cache": cache,
+        "bare": sum(bare),
+        "loaded": sum(stands),
+        "load_seconds": loaded,
+        "answer_seconds": answered,
+    }
+
+
+def measure(folder: Path, quant: str | None) -> dict[str, float]:
+    command = [
+        sys.executable,
+        __file__,
+        "--at",
+        str(folder),
+        "--child",
+        *([quant] if quant else []),
+    ]
+    told = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    return json.loads(told.splitlines()[-1])
+
+
+def show(rows: Sequence[tuple[str, str, dict[str, float]]]) -> None:
+    lines = [
+        "| weights | from | most, GB | limit | own | mapped | while loading | to load, s |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for kind, source, row in rows:
+        most, own, mapped, loading = (
+            f"{row[key] / 1e9:.2f}" for key in ("most", "own", "mapped", "loading")
+        )
+        seconds = f"{row['load_seconds']:.0f}"
+        cells = (kind, source, most, str(LIMITS[kind] or ""), own, mapped, loading, seconds)
+        lines.append(f"| {' | '.join(cells)} |")
+    print("\n".join(lines))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--at", type=Path, required=True, help="folder for the checkpoints")
+    parser.add_argument("--kinds", nargs="+", default=list(LIMITS), choices=LIMITS)
+    parser.add_argument("--child", nargs="?", const="", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.child is not None:
+        print(json.dumps(child(given.at, given.child or None)))
+        return
+    whole = given.at / "bf16"
+    if not whole.exists():
+        given.at.mkdir(parents=True, exist_ok=True)
+        build(whole)
+    rows = []
+    for kind in given.kinds:
+        rows.append((kind, "bfloat16", measure(whole, kind)))
+        console.print(f"{kind} from bfloat16: {rows[-1][2]}", highlight=False)
+        if not (given.at / kind).exists():
+            files = weights.files_beside(whole, weights.QUANTISED)
+            weights.save(weights.load(whole), given.at / kind, quant=kind, files=files)
+        rows.append((kind, "its own", measure(given.at / kind, None)))
+        console.print(f"{kind} from its own: {rows[-1][2]}", highlight=False)
+    show(rows)
+
+
+if __name__ == "__main__":
+    main()

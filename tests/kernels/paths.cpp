@@ -1,0 +1,58 @@
+// Every path that this CPU has against the scalar one, on random numbers: prints the largest differences over the largest
+// results, exits with 1 if one is above what sums in another order may give. For CPUs that tests are emulated on.
+
+#include <cstdio>
+#include <random>
+
+#include "../../polyphi/kernels/native.h"
+
+extern "C" {
+int polyphi_isa();
+void polyphi_pack4(const uint8_t*, const uint8_t*, const uint8_t*, int64_t, int64_t, uint8_t*);
+void polyphi_pack8(const int8_t*, int64_t, int64_t, uint8_t*);
+void polyphi_linear(int, int, const void*, const uint8_t*, const float*, const float*, void*, int, int64_t, int64_t,
+                    int64_t, polyphi::Parallel, int);
+void polyphi_half(int, const void*, const uint16_t*, void*, int, float, float, int64_t, int64_t, polyphi::Parallel, int);
+}
+
+int main() {
+    std::mt19937 draw(0);
+    std::normal_distribution<float> normal;
+    const auto byte = [&](int most) { return int(draw() % unsigned(most + 1)); };
+    double worst = 0;
+    for (int turn = 0; turn < 60; turn++) {
+        const int64_t m = 1 + byte(18), n = 1 + byte(79), k = 32 * (1 + byte(5));
+        std::vector<float> x(m * k), row(n), bias(n);
+        for (auto* some : {&x, &row, &bias})
+            for (float& value : *some) value = normal(draw);
+        std::vector<uint8_t> q(n * k), s(n * k / 32), z(n * k / 32), packed((n + 31) / 32 * 32 * k);
+        std::vector<uint16_t> halves(n * k);
+        for (auto& value : q) value = uint8_t(byte(15));
+        for (auto& value : s) value = uint8_t(byte(255));
+        for (auto& value : z) value = uint8_t(byte(255));
+        for (auto& value : halves) value = polyphi::to_bf16(normal(draw));
+        std::vector<int8_t> eight(n * k);
+        for (auto& value : eight) value = int8_t(byte(254) - 127);
+        for (int bits : {4, 8, 16}) {
+            if (bits == 4) polyphi_pack4(q.data(), s.data(), z.data(), n, k, packed.data());
+            if (bits == 8) polyphi_pack8(eight.data(), n, k, packed.data());
+            std::vector<float> found[2] = {std::vector<float>(m * n), std::vector<float>(m * n)};
+            for (int which = 0; which < 2; which++) {
+                const int isa = which ? polyphi_isa() : 0;
+                if (bits == 16)
+                    polyphi_half(isa, x.data(), halves.data(), found[which].data(), 0, 0, 1, n, k, nullptr, 2);
+                else
+                    polyphi_linear(isa, bits, x.data(), packed.data(), row.data(), bias.data(), found[which].data(), 0, m,
+                                   n, k, nullptr, 2);
+            }
+            double most = 1e-9, off = 0;
+            for (int64_t i = 0; i < m * n; i++) {
+                most = std::max<double>(most, std::fabs(found[0][i]));
+                off = std::max<double>(off, std::fabs(found[0][i] - found[1][i]));
+            }
+            worst = std::max(worst, off / most);
+        }
+    }
+    std::printf("path %d, largest difference %.2g\n", polyphi_isa(), worst);
+    return worst > 1e-5;
+}

@@ -1,0 +1,94 @@
+"""The kernels under the compiler's own watch: no byte beside a tensor is read or written, nothing overflows, and no
+number is cast to a type that can't hold it."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+# Casts of floats that don't fit are no part of "undefined".
+WATCHED = "-fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all"
+TESTS = sorted(str(p) for p in Path(__file__).parent.glob("test_*.py") if p != Path(__file__))
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("g++") is None or sys.platform != "linux", reason="there is no g++ on a Linux here"
+)
+
+
+def run(*command: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command,
+        cwd=cwd,
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the package whose library is watched."""
+    folder = tmp_path_factory.mktemp("watched")
+    built = shutil.ignore_patterns("_native*", "__pycache__")
+    shutil.copytree(ROOT / "polyphi", folder / "polyphi", ignore=built)
+    flags = f"{WATCHED} -g -fno-omit-frame-pointer"
+    command = [sys.executable, "setup.py", "build_ext", "--force", "--build-lib", str(folder)]
+    done = run(
+        *command,
+        "--build-temp",
+        str(folder / "objects"),
+        CFLAGS=flags,
+        CXXFLAGS=flags,
+        LDFLAGS=WATCHED,
+    )
+    assert list((folder / "polyphi" / "kernels").glob("_native*")), done.stdout
+    return folder
+
+
+def under_watch(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Python with the watch loaded before all else, over the copy."""
+    libraries = [
+        run("g++", f"-print-file-name={name}").stdout.strip()
+        for name in ("libasan.so", "libubsan.so", "libstdc++.so")
+    ]
+    return run(
+        sys.executable,
+        *arguments,
+        cwd=folder,
+        LD_PRELOAD=":".join(libraries),
+        PYTHONPATH=str(folder),
+        # Python and torch keep what they have until they end. Hidden faults would only end a test, not the run.
+        ASAN_OPTIONS="detect_leaks=0:halt_on_error=1",
+        UBSAN_OPTIONS="print_stacktrace=1",
+        OMP_NUM_THREADS="2",
+    )
+
+
+@pytest.mark.long
+def test_the_watch_sees_what_it_is_for(watched: Path) -> None:
+    """A weight one byte too short is read beyond its end."""
+    code = """
+import torch
+from polyphi.kernels import linear, native
+assert native.library() and "watched" in native.library()._name, native.library()
+linear._check = lambda *_: None
+packed = linear.pack8(torch.ones(32, 64, dtype=torch.int8))[:-1].clone()
+linear.linear(torch.ones(1, 64), packed, torch.ones(32), bits=8)
+"""
+    told = under_watch(watched, "-c", code)
+    assert told.returncode and "heap-buffer-overflow" in told.stdout, told.stdout[-3000:]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("tests", TESTS, ids=lambda path: Path(path).stem)
+def test_the_kernels_own_tests_pass_under_watch(watched: Path, tests: str) -> None:
+    told = under_watch(watched, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", tests)
+    assert told.returncode == 0, told.stdout[-5000:]
+    for said in ("AddressSanitizer", "runtime error"):
+        assert said not in told.stdout, told.stdout[-5000:]

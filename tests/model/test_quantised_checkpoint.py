@@ -1,0 +1,226 @@
+"""Quantised checkpoints: what was written is what answers, from where it lies in the file, and wrong uses are told."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from polyphi import kernels
+from polyphi.batch import Clip, ImageLayout, row
+from polyphi.model import quantize as quantized
+from polyphi.model import weights
+from polyphi.model.config import ModelConfig
+from polyphi.model.multimodal import PhiModel
+from polyphi.model.quantize import STORED, FourBit
+
+
+@pytest.fixture(autouse=True)
+def no_grad():
+    with torch.inference_mode():
+        yield
+
+
+@pytest.fixture
+def whole(tiny_config: ModelConfig, tmp_path: Path) -> Path:
+    """A checkpoint in bfloat16 whose adapters do something."""
+    model = PhiModel(tiny_config)
+    model.initialise(0)
+    for name, p in model.named_parameters():
+        if name.endswith(".b"):
+            p.copy_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))
+    weights.save(model.bfloat16(), tmp_path / "whole")
+    return tmp_path / "whole"
+
+
+def quantised(whole: Path, kind: str, **how) -> Path:
+    folder = whole.with_name(kind)
+    weights.save(weights.load(whole), folder, quant=kind, **how)
+    return folder
+
+
+def hidden(model: PhiModel, adapter: str | None = "speech") -> torch.Tensor:
+    """From embeddings that both models share: rows of the head stand in for those of a quantised checkpoint."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(30, 96, generator=generator).bfloat16()
+    return model.logits(model.decoder(x, row(list(range(20, 50)), adapter=adapter)))
+
+
+@pytest.mark.parametrize("kind", STORED)
+def test_a_checkpoint_answers_as_what_was_quantised_while_loading(whole: Path, kind: str) -> None:
+    folder = quantised(whole, kind)
+    assert weights.quantisation(folder) == kind and weights.read_layout(folder) == weights.QUANTISED
+    saved, loaded = weights.load(folder), weights.load(whole, quant=kind)
+    assert saved.quant == kind and saved.config == loaded.config
+    for adapter in (None, "speech", "vision"):
+        assert torch.equal(hidden(saved, adapter), hidden(loaded, adapter))
+    crops, masks = torch.randn(2, 3, 56, 56).bfloat16(), torch.ones(2, 4, 4, dtype=torch.bool)
+    seen = row([0], crops=crops, crop_masks=masks, images=(ImageLayout(1, 1, 2, 2),))
+    heard = row([0], mels=8 + 3 * torch.randn(180, 80), clips=(Clip(180, "vision"),))
+    assert torch.equal(saved.image_tokens(seen), loaded.image_tokens(seen))
+    assert torch.equal(saved.audio_tokens(heard), loaded.audio_tokens(heard))
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_embeddings_are_rows_of_the_head(whole: Path, kind: str) -> None:
+    saved, exact = weights.load(quantised(whole, kind)), weights.load(whole)
+    assert saved.decoder.embed_tokens.weight is None
+    ids = torch.arange(1000)
+    found, wanted = saved.decoder.embed(ids), exact.decoder.embed(ids)
+    assert found.dtype == torch.bfloat16
+    assert float((found.float() - wanted.float()).norm() / wanted.float().norm()) < 0.12
+    # the head scores with the very same rows, but for activations of 8 bits
+    one = torch.eye(96)[:7].bfloat16()
+    assert torch.allclose(saved.logits(one).float(), found[:, :7].t().float(), rtol=0.01, atol=1e-4)
+
+
+def test_whole_embeddings_stay_in_their_file_and_type(tiny_config: ModelConfig, tmp_path) -> None:
+    """Casting a table for the few rows that are read would take its memory."""
+    model = PhiModel(tiny_config)
+    model.initialise(0)
+    weights.save(model, tmp_path / "float32")
+    loaded = weights.load(tmp_path / "float32", dtype=torch.bfloat16, quant="int8")
+    assert loaded.decoder.embed_tokens.weight.dtype == torch.float32
+    assert loaded.decoder.embed(torch.tensor([5])).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("kind", STORED)
+def test_quantised_tensors_begin_where_kernels_read_them(whole: Path, kind: str) -> None:
+    folder = quantised(whole, kind)
+    length = int.from_bytes((folder / "model.safetensors").read_bytes()[:8], "little")
+    with (folder / "model.safetensors").open("rb") as file:
+        header = json.loads(file.read(8 + length)[8:])
+    large = [e for e in header.values() if "dtype" in e and e["dtype"] == "U8"]
+    assert large
+    for entry in header.values():
+        begin, end = entry.get("data_offsets", (0, 0))
+        assert (8 + length + begin) % 64 == 0 or (end - begin) % 64
+    load_file(folder / "model.safetensors")  # others read it too
+
+
+def test_packed_weights_are_the_mapped_file(whole: Path) -> None:
+    if said := kernels.missing():
+        pytest.skip(said)
+    model = weights.load(quantised(whole, "int4"))
+    fours = [m.kernel for m in model.modules() if isinstance(getattr(m, "kernel", None), FourBit)]
+    assert fours
+    maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
+    files = [
+        [int(edge, 16) for edge in line[0].split("-")]
+        for line in maps
+        if line[-1].endswith("int4/model.safetensors")
+    ]
+    for four in fours:
+        packed = max(four.tensors(), key=lambda t: t.nbytes)
+        assert any(start <= packed.data_ptr() < end for start, end in files)
+        assert packed.data_ptr() % weights.ALIGNED == 0
+
+
+@pytest.mark.parametrize("kind", ["int4", "int4-all"])
+def test_without_native_kernels_the_same_file_is_loaded(
+    whole: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = quantised(whole, kind)
+    native = weights.load(folder)
+    monkeypatch.setattr(kernels, "missing", lambda: "no compiler")
+    plain = weights.load(folder)
+    found, wanted = hidden(plain).float(), hidden(native).float()
+    assert float((found - wanted).norm() / wanted.norm()) < 0.03
+    ids = torch.arange(1000)
+    assert torch.equal(plain.decoder.embed(ids), native.decoder.embed(ids))
+    again = whole.with_name("again")
+    weights.save(weights.load(whole), again, quant=kind)
+    for file in folder.glob("*.safetensors"):
+        assert file.read_bytes() == (again / file.name).read_bytes(), "a compiler isn't needed"
+
+
+@pytest.mark.parametrize("kind", ["int8-all", "int4"])
+def test_shards(whole: Path, kind: str) -> None:
+    folder = quantised(whole, kind, max_shard_bytes=200_000)
+    assert len(list(folder.glob("model-*-of-*.safetensors"))) > 1
+    assert torch.equal(hidden(weights.load(folder)), hidden(weights.load(whole, quant=kind)))
+
+
+def test_the_language_model_alone(whole: Path) -> None:
+    folder = whole.with_name("mini")
+    weights.save(weights.load(whole), folder, "mini", quant="int8")
+    loaded = weights.load(folder)
+    assert loaded.vision is None and not loaded.config.adapters
+    wanted = weights.load(whole, quant="int8")
+    assert torch.equal(hidden(loaded, None), hidden(wanted, None))
+
+
+def test_wrong_uses_are_told(whole: Path) -> None:
+    folder = quantised(whole, "int8")
+    with pytest.raises(
+        ValueError, match="is quantised to int8 and can't become int4: load it without"
+    ):
+        weights.load(folder, quant="int4")
+    loaded = weights.load(folder, quant="int8")
+    with pytest.raises(ValueError, match="can't be saved"):
+        weights.save(loaded, whole.with_name("again"))
+    with pytest.raises(ValueError, match="load the whole one"):
+        loaded.add_adapter("mine", "speech")
+    with pytest.raises(ValueError, match="load the whole one"):
+        loaded.merge_adapter("speech")
+    with pytest.raises(ValueError, match="int8, int4, int8-all, int4-all; found 'bf16'"):
+        weights.save(weights.load(whole), whole.with_name("again"), quant="bf16")
+    with pytest.raises(ValueError, match="layout of their own"):
+        weights.save(weights.load(whole), whole.with_name("again"), "original", quant="int8")
+
+
+def changed(folder: Path, **said: object) -> None:
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config["quantization_config"] |= said
+    path.write_text(json.dumps(config))
+
+
+def test_what_others_quantised_and_newer_layouts_are_refused(whole: Path) -> None:
+    folder = quantised(whole, "int8")
+    for said, message in (
+        ({"format": 2}, "version 2 of the quantised layout; this polyphi reads"),
+        ({"format": 1, "kind": "int2"}, "kind 'int2'"),
+        ({"quant_method": "gptq"}, "says that 'gptq' quantised these weights"),
+    ):
+        changed(folder, **said)
+        with pytest.raises(ValueError, match=message):
+            weights.load(folder)
+
+
+def test_broken_files_are_told(whole: Path) -> None:
+    folder = quantised(whole, "int8")
+    file = folder / "model.safetensors"
+    data, tensors = file.read_bytes(), load_file(file)
+    for cut in (7, 100, len(data) // 2, len(data) - 1):
+        file.write_bytes(data[:cut])
+        with pytest.raises(ValueError, match="not a whole safetensors file"):
+            weights.load(folder)
+    head = f"{quantized.EMBEDDING}.q8"
+    for change, message in (
+        ({head: None}, f"1 missing: {head}"),
+        ({head: tensors[head][1:]}, r"expected \[98304\] found \[98303\]"),
+        ({head: tensors[head].float()}, f"{head} expected uint8 found F32"),
+        ({"decoder.norm.weight": torch.ones(96, dtype=torch.uint8)}, "expected a float found U8"),
+    ):
+        mixed = {k: v.clone() for k, v in (tensors | change).items() if v is not None}
+        save_file(mixed, file)
+        with pytest.raises(ValueError, match=message):
+            weights.load(folder)
+
+
+def test_adapters_of_a_quantised_checkpoint_hold_numbers(whole: Path) -> None:
+    folder = quantised(whole, "int8-all")
+    file = folder / "model.safetensors"
+    tensors = {k: v.clone() for k, v in load_file(file).items()}
+    name = next(n for n in tensors if ".lora." in n and n.endswith(".row"))
+    tensors[name][0] = float("nan")
+    save_file(tensors, file)
+    with pytest.raises(ValueError, match="NaN"):
+        weights.load(folder)
+    with safe_open(file, framework="pt") as opened:
+        assert (
+            opened.metadata() is None
+        )  # so it was written by somebody else, and read all the same
