@@ -79,21 +79,41 @@ def quantize(model: PhiModel, kind: str, calibration: Sequence[Batch] = ()) -> P
     stays nearer to what it was with `calibration`, a few dozen rows like those that it will answer (rounding.py).
     Raises ValueError for an unknown kind, for a model that is quantised already, and for rows where nothing is
     calibrated."""
-    left = {part.name: part for part in parts(model, kind)}
-    if calibration and not kind.startswith("int4"):
-        raise ValueError(f"calibration is for int4; {kind} does without it")
-
-    def replace(name: str, hessian: Tensor | None = None) -> None:
-        part, weight = left.pop(name), model.get_parameter(name).flatten(1)
-        part.put(FourBit(weight, hessian) if part.form is FourBit else EightBit(weight))
-
-    if calibration:
-        names = {module: name for name, module in model.named_modules()}
-        seen = calibrate(model, calibration, lambda m, seen: replace(f"{names[m]}.weight", seen))
-        replace(EMBEDDING, seen)
-    for name in list(left):
-        replace(name)
+    rounded = calibrated(model, kind, calibration) if calibration else {}
+    for part in parts(model, kind):
+        weight = model.get_parameter(part.name).flatten(1)
+        if part.name in rounded:
+            part.put(FourBit.stored(rounded.pop(part.name), part.shape, weight.device))
+        else:
+            part.put(part.form(weight))
     return prepare(model, kind)
+
+
+@torch.no_grad()
+def calibrated(model: PhiModel, kind: str, rows: Sequence[Batch]) -> dict[str, Pieces]:
+    """What a file holds of the weights in 4 bits, rounded for what they see of `rows`, by the weights' names; the model
+    stays whole. Raises ValueError for a kind without 4 bits, and for a model that is quantised already."""
+    if not kind.startswith("int4"):
+        raise ValueError(f"calibration is for int4; {kind} does without it")
+    shapes = {part.name: part.shape for part in parts(model, kind) if part.form is FourBit}
+    linears = {m: f"{n}.weight" for n, m in model.named_modules() if isinstance(m, LoraLinear)}
+    found: dict[str, Pieces] = {}
+
+    def round_(linear: LoraLinear, hessian: Tensor) -> None:
+        name = linears[linear]
+        if name in shapes:
+            found[name] = FourBit.pieces(linear.weight, hessian)
+            # for now, so that the layers behind it see what it will answer
+            linear.kernel = FourBit.stored(found[name], shapes[name], linear.weight.device)
+
+    try:
+        seen = calibrate(model, rows, round_)
+    finally:
+        for linear in linears:
+            linear.kernel = None
+    if EMBEDDING in shapes:
+        found[EMBEDDING] = FourBit.pieces(model.get_parameter(EMBEDDING), seen)
+    return found
 
 
 @torch.no_grad()

@@ -37,6 +37,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from polyphi.batch import Batch
 from polyphi.model import public_config, quantize
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
@@ -649,12 +650,13 @@ def save(
     *,
     dtype: torch.dtype | None = None,
     quant: str | None = None,
+    calibration: Sequence[Batch] = (),
     max_shard_bytes: int = SHARD_BYTES,
     files: Sequence[str | Path] = (),
 ) -> None:
     """Writes a checkpoint in one of the three layouts; `mini` keeps the language model alone. With `quant`, a kind of
-    `quantize.py`, all is quantised while it is written, in the layout of our own, and the model stays whole. `files` (a
-    tokenizer's, say) are copied beside it.
+    `quantize.py`, all is quantised while it is written, in the layout of our own, and the model stays whole; 4 bits are
+    rounded for `calibration`, rows like those that it will answer. `files` (a tokenizer's, say) are copied beside it.
 
     Everything is written into a temporary folder that takes the place of `folder` at the end, so a full disk or a kill
     leaves either the old checkpoint or the new one. Raises ValueError where `folder` holds something else, for
@@ -665,7 +667,13 @@ def save(
             f"a model quantised to {model.quant} can't be saved: load it without quant, or copy its folder where it "
             "was loaded from a quantised checkpoint"
         )
-    state = model.state_dict()
+    if calibration and quant is None:
+        raise ValueError(
+            "rows to calibrate with are for a quantised checkpoint; say which, int4 say"
+        )
+    state: dict[str, Tensor | quantize.Pieces] = dict(model.state_dict())
+    if quant is not None and calibration:
+        state |= quantize.calibrated(model, quant, calibration)
     write(
         model.config,
         state.__getitem__,

@@ -1,11 +1,14 @@
 """What linears see, and a model that is quantised for it."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
 from polyphi.batch import Batch, pack, row
 from polyphi.model import quantize as quantized
+from polyphi.model import weights
 from polyphi.model.calibration import calibrate
 from polyphi.model.config import ModelConfig
 from polyphi.model.lora import LoraLinear
@@ -105,3 +108,26 @@ def test_eight_bits_are_not_calibrated(model: PhiModel) -> None:
     with pytest.raises(ValueError, match="calibration is for int4; int8"):
         quantize(model, "int8", texts(2, 0))
     assert model.quant is None
+
+
+def test_a_calibrated_checkpoint_is_the_calibrated_model(model: PhiModel, tmp_path: Path) -> None:
+    rows, asked = texts(4, 0), texts(1, 5)[0]
+    model.bfloat16()
+    weights.save(model, tmp_path / "model", quant="int4", calibration=rows)
+    loaded = weights.load(tmp_path / "model")
+    quantize(model, "int4", rows)
+    for one, other in zip(
+        (m for m in model.modules() if isinstance(m, LoraLinear)),
+        (m for m in loaded.modules() if isinstance(m, LoraLinear)),
+        strict=True,
+    ):
+        x = torch.randn(3, one.kernel.shape[1]).bfloat16()
+        assert torch.equal(one.base(x), other.base(x))
+    with torch.no_grad():
+        hidden = loaded(asked)
+        assert torch.equal(model.logits(hidden), loaded.logits(hidden))
+
+
+def test_calibration_needs_bits_to_round_to(model: PhiModel, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="for a quantised checkpoint"):
+        weights.save(model, tmp_path / "model", calibration=texts(2, 0))
