@@ -117,6 +117,8 @@ def test_the_line_says_what_multiplies_few_bits(monkeypatch: pytest.MonkeyPatch)
     assert devices._quantised("int4", cpu) == " and int4 by AVX2"
     monkeypatch.setattr(kernels, "missing", lambda: "there was no compiler")
     assert devices._quantised("int4", cpu) == " and int4 by torch (there was no compiler)"
-    assert devices._quantised("int8-all", cpu) == " and int8-all by torch (there was no compiler)"
+    for kind in ("int8", "int4-all"):
+        assert devices._quantised(kind, cpu) == f" and {kind} by torch (there was no compiler)"
+    assert devices._quantised("bf16", cpu) == " and bf16"
     assert devices._quantised("bf16", cpu) == " and bf16"
     assert devices._quantised(None, cpu) == ""
