@@ -120,5 +120,4 @@ def test_the_line_says_what_multiplies_few_bits(monkeypatch: pytest.MonkeyPatch)
     for kind in ("int8", "int4-all"):
         assert devices._quantised(kind, cpu) == f" and {kind} by torch (there was no compiler)"
     assert devices._quantised("bf16", cpu) == " and bf16"
-    assert devices._quantised("bf16", cpu) == " and bf16"
     assert devices._quantised(None, cpu) == ""
