@@ -179,7 +179,7 @@ def reader(model: PhiModel) -> Callable[[str], Tensor | Pieces]:
                     f"{name} doesn't lie as a file holds it any more; quantise the whole model while saving it"
                 )
             return dict(zip(form.layout(form.shape), (form.table, form.row), strict=True))
-        module = model.get_submodule(name.rpartition(".")[0])
+        module: Any = model.get_submodule(name.rpartition(".")[0])
         packed = isinstance(module, Packed) and name.endswith(".weight")
         return module.weight.to_dense() if packed else state[name]
 
