@@ -113,7 +113,7 @@ def child(folder: Path, quant: str | None) -> dict[str, float]:
     answered = time.perf_counter() - start
     cache = tokens * token_bytes(phi.config.decoder, torch.bfloat16)
     return {
-        "most": peak_bytes() - cache,
+        "most": max(after, peak_bytes() - cache),
         "loading": after,
         "own": watch.own - cache,
         "mapped": watch.mapped,
