@@ -1,13 +1,35 @@
 """The native kernels, which pyproject.toml has no settled way to name; all else stands there.
 
-They are optional: where there is no C++ compiler the package installs without them (polyphi/kernels says so).
+They are optional: where there is no C++ compiler the package installs without them (polyphi/kernels says so). Nothing
+of Python is in them, and ctypes loads them, so that one library, and one wheel, serves every Python of a platform.
 """
 
 from glob import glob
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+
+
+class Library(build_ext):
+    """Named without a Python's version."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        return fullname.replace(".", "/") + ".so"
+
+    def get_export_symbols(self, ext: Extension) -> list[str]:
+        return []  # an extension module's would be demanded
+
+
+class Wheel(bdist_wheel):
+    """For any Python 3 of this platform."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
+
 
 setup(
+    cmdclass={"build_ext": Library, "bdist_wheel": Wheel},
     ext_modules=[
         Extension(
             "polyphi.kernels._native",
@@ -18,5 +40,5 @@ setup(
             extra_link_args=["-pthread"],
             optional=True,
         )
-    ]
+    ],
 )

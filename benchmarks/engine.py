@@ -39,7 +39,7 @@ from polyphi.engine.cache import BLOCK, BlockPool, Memory, StepCache, Table
 from polyphi.engine.engine import Engine
 from polyphi.model import quantize as quantized
 from polyphi.model import weights
-from polyphi.model.config import ModelConfig
+from polyphi.model.config import AudioConfig, DecoderConfig, ModelConfig, VisionConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.model.quantize import EightBit, quantize
 from polyphi.phi import make_processor
@@ -62,8 +62,10 @@ class Size:
     answer: int = 16
     """Tokens of each of the mixed requests."""
 
-    def cut(self, layers: int) -> "Size":
-        """The same with so many layers in every tower."""
+    def cut(self, layers: int | None) -> "Size":
+        """The same with so many layers in every tower; None leaves it whole."""
+        if layers is None:
+            return self
         c = self.config
         assert c.vision is not None and c.audio is not None
         config = replace(
@@ -79,21 +81,27 @@ class Size:
 
 
 def random_model(config: ModelConfig) -> PhiModel:
-    """A bfloat16 model whose matrices are normal with deviation 0.02, norms 1, biases 0. One stretch of noise is laid
-    over all of them, of a length that no row divides."""
+    """A bfloat16 model whose matrices are normal with deviation 0.02, norms 1, biases 0. One stretch of noise, of a
+    length that no row divides, is laid over all of them end to end: no two are alike, for a peer that finds equal ones
+    keeps one."""
     noise = torch.empty(4_000_037).normal_(0, 0.02, generator=torch.Generator().manual_seed(0))
     noise = noise.bfloat16()
     with torch.device("meta"):
         model = PhiModel(config)
-    state = {}
+    state, at = {}, 0
     for name, like in model.state_dict().items():
         if like.dim() == 1:
             unit = ("norm" in name and name.endswith("weight")) or name.endswith("global_invstd")
             state[name] = torch.full(like.shape, float(unit), dtype=torch.bfloat16)
             continue
         state[name] = torch.empty(like.shape, dtype=torch.bfloat16)
-        for part in state[name].view(-1).split(len(noise)):
-            part.copy_(noise[: len(part)])
+        flat = state[name].view(-1)
+        start = -(at % len(noise))
+        for first in range(start, len(flat), len(noise)):
+            last = min(first + len(noise), len(flat))
+            skipped = max(0, -first)
+            flat[first + skipped : last] = noise[skipped : last - first]
+        at += len(flat)
     model.load_state_dict(state, assign=True)
     return model.eval().requires_grad_(False)
 
@@ -109,25 +117,44 @@ def public(model: PhiModel, layout: str, prefix: str = "") -> dict[str, Tensor]:
     }
 
 
-def peer_decoder(model: PhiModel) -> Any:
-    """transformers' language model on the same tensors."""
-    from transformers import Phi3Config, Phi3ForCausalLM
-
-    d = model.config.decoder
+def decoder_options(d: DecoderConfig) -> dict[str, Any]:
+    """The language model's sizes in transformers' words."""
     same = (
         "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads "
         "max_position_embeddings original_max_position_embeddings rms_norm_eps rope_theta partial_rotary_factor "
         "sliding_window pad_token_id bos_token_id"
     )
-    scaling = {"type": "longrope"} | {
-        k: list(getattr(d, k)) for k in ("short_factor", "long_factor")
+    factors = {k: list(getattr(d, k)) for k in ("short_factor", "long_factor")}
+    return {name: getattr(d, name) for name in same.split()} | {
+        "rope_scaling": {"type": "longrope", **factors},
+        "eos_token_id": d.bos_token_id,
+        "tie_word_embeddings": True,
     }
-    config = Phi3Config(
-        **{name: getattr(d, name) for name in same.split()},
-        rope_scaling=scaling,
-        eos_token_id=d.bos_token_id,
-        tie_word_embeddings=True,
+
+
+def vision_options(v: VisionConfig) -> dict[str, Any]:
+    """The vision tower's."""
+    same = (
+        "hidden_size intermediate_size num_hidden_layers num_attention_heads crop_size patch_size layer_norm_eps "
+        "image_token_id"
     )
+    return {name: getattr(v, name) for name in same.split()} | {"image_size": v.crop_size}
+
+
+def audio_options(a: AudioConfig) -> dict[str, Any]:
+    """The audio tower's."""
+    same = (
+        "hidden_size intermediate_size num_blocks num_attention_heads ext_pw_out_channel nemo_conv_channels "
+        "depthwise_separable_out_channel bias_max_distance audio_token_id"
+    )
+    return {name: getattr(a, name) for name in same.split()}
+
+
+def peer_decoder(model: PhiModel) -> Any:
+    """transformers' language model on the same tensors."""
+    from transformers import Phi3Config, Phi3ForCausalLM
+
+    config = Phi3Config(**decoder_options(model.config.decoder))
     with torch.device("meta"):
         peer = Phi3ForCausalLM(config)
     state = public(model, "mini")
@@ -144,18 +171,8 @@ def peer_vision(model: PhiModel) -> Any:
         Phi4MultimodalVisionModel,
     )
 
-    v = model.config.vision
-    assert v is not None
-    config = Phi4MultimodalVisionConfig(
-        hidden_size=v.hidden_size,
-        intermediate_size=v.intermediate_size,
-        num_hidden_layers=v.num_hidden_layers,
-        num_attention_heads=v.num_attention_heads,
-        image_size=v.crop_size,
-        crop_size=v.crop_size,
-        patch_size=v.patch_size,
-        layer_norm_eps=v.layer_norm_eps,
-    )
+    assert model.config.vision is not None
+    config = Phi4MultimodalVisionConfig(**vision_options(model.config.vision))
     return filled(
         Phi4MultimodalVisionModel._from_config(config, dtype=torch.bfloat16),
         public(model, "native", "model.embed_tokens_extend.image_embed.img_processor."),
@@ -169,13 +186,8 @@ def peer_audio(model: PhiModel) -> Any:
         Phi4MultimodalAudioModel,
     )
 
-    a = model.config.audio
-    assert a is not None
-    same = (
-        "hidden_size intermediate_size num_blocks num_attention_heads ext_pw_out_channel nemo_conv_channels "
-        "depthwise_separable_out_channel bias_max_distance"
-    )
-    config = Phi4MultimodalAudioConfig(**{name: getattr(a, name) for name in same.split()})
+    assert model.config.audio is not None
+    config = Phi4MultimodalAudioConfig(**audio_options(model.config.audio))
     return filled(
         Phi4MultimodalAudioModel._from_config(config, dtype=torch.bfloat16),
         public(model, "native", "model.embed_tokens_extend.audio_embed.encoder."),
@@ -196,6 +208,23 @@ def held(model: nn.Module) -> float:
     """GiB of a model's tensors, each counted once."""
     once = {id(t) if t.is_mkldnn else t.data_ptr(): quantized.nbytes(t) for t in tensors(model)}
     return sum(once.values()) / 2**30
+
+
+def language(config: ModelConfig) -> ModelConfig:
+    """Its language model alone."""
+    return replace(config, vision=None, audio=None, adapters={})
+
+
+def endless(config: ModelConfig) -> tuple[ModelConfig, Tokenizer]:
+    """The same model, whose answers are all as long as they may be, with a small tokenizer."""
+    tokenizer = Tokenizer.train(SAYINGS, vocab_size=384)
+    assert config.vision is not None and config.audio is not None
+    return replace(
+        config,
+        decoder=replace(config.decoder, eos_token_ids=()),
+        vision=replace(config.vision, image_token_id=tokenizer.image_id),
+        audio=replace(config.audio, audio_token_id=tokenizer.audio_id),
+    ), tokenizer
 
 
 def read_per_token(model: PhiModel) -> int:
@@ -262,7 +291,7 @@ def int8_rate(size: int = 2048, seconds: float = 2.0) -> float:
 
 def decoder(size: Size, repeats: int, peer_name: str) -> tuple[list[Row], list[Row]]:
     """Decode and prefill, and the bytes of the weights."""
-    config = replace(size.config, vision=None, audio=None, adapters={})
+    config = language(size.config)
     ours = random_model(config)
     peer = peer_decoder(ours)
     small = quantize(random_model_on(ours), "int8")
@@ -356,7 +385,8 @@ def same_work(ours: Tensor, peer: Tensor, most: float) -> None:
 
 
 def encoders(size: Size, repeats: int, peer_name: str) -> tuple[list[Row], list[Row]]:
-    """The Conformer on a clip, SigLIP on a crop; ours laid out for this CPU (`quantize(model, "bf16")`)."""
+    """The Conformer on a clip, SigLIP on a crop; ours laid out for this CPU (`quantize(model, "bf16")`), and beside the
+    rows in 8 bits ("int8-all")."""
     d = replace(size.config.decoder, num_hidden_layers=1, vocab_size=256)  # it isn't run
     model = random_model(replace(size.config, decoder=d, adapters={}))
     v = model.config.vision
@@ -367,39 +397,55 @@ def encoders(size: Size, repeats: int, peer_name: str) -> tuple[list[Row], list[
     crops = torch.randn(1, 3, v.crop_size, v.crop_size).bfloat16()
     masks = torch.ones(1, v.grid, v.grid, dtype=torch.bool)
     mels, clips = (8 + 3 * torch.randn(size.frames, 80)).bfloat16(), [Clip(size.frames, "speech")]
+    small = random_model_on(model)
+    assert small.vision is not None and small.audio is not None
     vision, audio = model.vision.encoder, model.audio.encoder
-
-    works: dict[str, tuple[Callable[[], Tensor], Callable[[], Tensor]]] = {
-        "conformer": (lambda: audio(mels, clips), lambda: ears(mels[None], None)),
-        "siglip": (
-            lambda: vision(crops, masks),
-            lambda: eyes(
+    quantize(model, "bf16")
+    quantize(small, "int8-all")
+    works: dict[str, dict[str, Callable[[], Tensor]]] = {
+        "conformer": {
+            "bf16": lambda: audio(mels, clips),
+            "int8": lambda: small.audio.encoder(mels, clips),
+            "peer": lambda: ears(mels[None], None)[0],
+        },
+        "siglip": {
+            "bf16": lambda: vision(crops, masks),
+            "int8": lambda: small.vision.encoder(crops, masks),
+            "peer": lambda: eyes(
                 crops, patch_attention_mask=masks, output_hidden_states=True
             ).hidden_states[-2],
-        ),
+        },
     }
+    # The peer's: operations inside our own kernels, and oneDNN's of 8 bits, are out of the counter's sight.
     flops = {}
-    for name, (ours, _) in works.items():
+    for name, sides in works.items():
         with FlopCounterMode(display=False) as counter:
-            ours()
+            sides["peer"]()
         flops[name] = counter.get_total_flops()
-    quantize(model, "bf16")
-    same_work(works["conformer"][0]().float(), works["conformer"][1]().float()[0], 0.1)
-    limit = matmul_rate()
-    rows = []
-    for name, (ours, peer) in works.items():
-        rates = paired({"ours": ours, "peer": peer}, repeats)
-        share = flops[name] * rates["ours"] / limit
+    # It runs SigLIP's last layer, and a head that reads all patches once, for nobody.
+    layers = len(vision.layers)
+    flops["siglip"] *= (layers - 1) / layers
+    first = {kind: work().float() for kind, work in works["conformer"].items()}
+    same_work(first["bf16"], first["peer"], 0.1)
+    same_work(first["int8"], first["peer"], 0.1)
+    limits = {"bf16": matmul_rate(), "int8": int8_rate()}
+    rows, others = [], []
+    for name, sides in works.items():
+        rates = paired(sides, repeats)
         unit = "clips/s" if name == "conformer" else "crops/s"
-        rows.append(Row(name, rates["ours"], rates["peer"], peer_name, unit, share))
-    others = [
+        for kind, limit in limits.items():
+            share = flops[name] * rates[kind] / limit
+            label, where = (name, rows) if kind == "bf16" else (f"{name} int8", others)
+            where.append(Row(label, rates[kind], rates["peer"], peer_name, unit, share))
+    others += [
         Row("conformer's weights", held(audio), held(ears), peer_name, "GiB"),
         Row("siglip's weights", held(vision), held(eyes), peer_name, "GiB"),
     ]
     return rows, others
 
 
-SAYINGS = ["what do you see", "what do you hear", "the quick brown fox", "1 + 2 = 3"]
+QUESTION = "what do you see"
+SAYINGS = [QUESTION, "what do you hear", "the quick brown fox", "1 + 2 = 3"]
 
 
 def requests(size: Size, side: int) -> list[list[Message]]:
@@ -417,18 +463,14 @@ def requests(size: Size, side: int) -> list[list[Message]]:
 
 def mixed(size: Size, repeats: int, peer_name: str) -> tuple[list[Row], list[Row]]:
     """Requests of all kinds in one batch, beside the same one after another."""
-    tokenizer = Tokenizer.train(SAYINGS, vocab_size=384)
-    c = size.config
-    assert c.vision is not None and c.audio is not None
-    config = replace(
-        c,
-        decoder=replace(c.decoder, eos_token_ids=()),  # every answer is as long as it may be
-        vision=replace(c.vision, image_token_id=tokenizer.image_id),
-        audio=replace(c.audio, audio_token_id=tokenizer.audio_id),
-    )
+    config, tokenizer = endless(size.config)
+    assert config.vision is not None
     model = quantize(random_model(config), "bf16")
     processor = make_processor(config, tokenizer)
-    asked, sampling = requests(size, c.vision.crop_size), SamplingParams(max_tokens=size.answer)
+    asked, sampling = (
+        requests(size, config.vision.crop_size),
+        SamplingParams(max_tokens=size.answer),
+    )
 
     def together() -> int:
         """Tokens of all answers, by an engine that remembers nothing."""
@@ -462,7 +504,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)
-    size = Size().cut(given.layers) if given.layers else Size()
+    size = Size().cut(given.layers)
     works = {"decoder": decoder, "encoders": encoders, "mixed": mixed}
     rows, others = [], []
     with torch.inference_mode():

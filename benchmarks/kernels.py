@@ -1,111 +1,531 @@
-"""Linear layers of the published size, in 4 and 8 bits, beside torch's.
+"""Our kernels at work beside other engines, on the same random weights at the published size:
 
-    python benchmarks/kernels.py [--repeats 3] [--json]
+- decode: one sequence, and eight at once, behind prompts of 256 tokens
+- prefill: 256 and 2,048 tokens
+- first token: a picture (1280x720, JPEG) and a clip (30 s, WAV) on the model of 5.6 G parameters, from their bytes
+- products: the matrix products of one layer beside torch's kernels (products.py), told apart
 
-The work is the four products of one decoder layer (3.84 G parameters have 32), by 1, 8 and 256 tokens. Weights of
-several layers take turns, so that each product reads its own from memory, as decoding does. Sides alternate, products
-one after another; told are medians. The limit is the rate of reading memory, measured between them, where few tokens
-are asked for (bytes of weights that ours reads in its time), and of bfloat16 matrix products where many are.
+    polyphi bench kernels --setup            environments for the peers, in .venv/.peers, once
+    polyphi bench kernels [--json] [--layers 8] [--only decode] [--parts language media products]
+
+Peers, each in an environment and a process of its own (peers/): llama.cpp, OpenVINO GenAI, onnxruntime-genai, and
+transformers in bfloat16, which is the only one that runs the multimodal model. All have the same threads and take turns
+with ours, an idle one computes nothing; what is told are medians. Before that all compute the same logits, but for the
+error of their bits. The checkpoint and what the peers make of it are kept in the cache (`POLYPHI_CACHE`): 23 GB at full
+size. Sides that don't fit into memory together take turns with ours in groups.
+
+Limits are measured in the same run, between turns: for decode the rate of reading memory (bytes of weights that a step
+of ours needs), for prefill that of int8 products, for a first token both kinds of products: the encoders' in bfloat16,
+the decoder's in int8. A row's peer is the best one; `prefill` and `first token` tell the worse of their two lengths or
+media.
 """
 
 import argparse
+import json
+import os
 import statistics
-import time
-from collections.abc import Callable
-from functools import partial
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, fields, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
 
+import engine
+import numpy as np
+import products
+import psutil
+import soundfile
 import torch
+from PIL import Image as Picture
+from rich.console import Console
+from rich.table import Table
 from sidebyside import Row, console, matmul_rate, show
-from torch import Tensor
 
-from polyphi import kernels
-from polyphi.model.quantize import EightBit, FourBit, Int4Pack, OneDnn, PerToken, rounded
+from polyphi.model import weights
+from polyphi.model.config import ModelConfig
+from polyphi.model.multimodal import PhiModel
 
-SHAPES = {
-    "qkv": (5120, 3072),
-    "o": (3072, 3072),
-    "gate and up": (16384, 3072),
-    "down": (3072, 8192),
-}
-TOKENS = (1, 8, 256)
-LAYERS = 8
-"""Whose weights take turns: more than any cache holds."""
+HERE = Path(__file__).parent
+ENVIRONMENTS = HERE.parent / ".venv" / ".peers"
+KINDS = ("int4", "int8")
+PARTS = ("language", "media", "products")
+OURS, LIBRARY = "polyphi", "transformers bf16"
+ROOM = 2e9
+"""Bytes of contexts and buffers beside the weights."""
 
 
-def layer(make: Callable[[Tensor], Callable[[Tensor], Tensor]]) -> list[Callable[[Tensor], Tensor]]:
-    """The products of one layer."""
-    return [
-        make(torch.randn(outputs, inputs, dtype=torch.bfloat16) * 0.02)
-        for outputs, inputs in SHAPES.values()
-    ]
+@dataclass(frozen=True)
+class Peer:
+    """An engine at some bits, which it calls `format`: its script and environment (peers/), the file that it keeps in
+    the cache, the bits that a weight takes of its memory, and how far its logits may be off, relative to their size:
+    random weights magnify what rounding costs."""
+
+    engine: str
+    kind: str
+    format: str
+    script: str
+    environment: str
+    keeps: str
+    bits: float
+
+    @property
+    def name(self) -> str:
+        return f"{self.engine} {self.format}"
 
 
-def onednn(weight: Tensor) -> PerToken:
-    """oneDNN's product of int8, as where our kernels are missing."""
-    scale = weight.abs().amax(1).float() / 127
-    return PerToken(OneDnn((weight / scale[:, None]).round().to(torch.int8), scale))
+LLAMA, GENAI, ONNX = "llama.cpp", "OpenVINO GenAI", "onnxruntime-genai"
+ENGINES = (LLAMA, GENAI, ONNX)
+PEERS = (
+    Peer(LLAMA, "int4", "Q4_0", "llama.py", "llama", "Q4_0.gguf", 5.5),
+    Peer(LLAMA, "int4", "Q4_0-pure", "llama.py", "llama", "Q4_0-pure.gguf", 4.5),
+    Peer(LLAMA, "int8", "Q8_0", "llama.py", "llama", "Q8_0.gguf", 8.5),
+    Peer(GENAI, "int4", "int4", "genai.py", "openvino", "openvino-int4", 7),
+    Peer(GENAI, "int8", "int8", "genai.py", "openvino", "openvino-int8", 10),
+    Peer(ONNX, "int4", "int4", "ort.py", "onnxruntime", "onnxruntime-int4", 6),
+)
+ERROR = {"int4": 1.2, "int8": 0.3}
+"""How far logits may be off, relative to their size: random weights magnify what rounding costs, with every layer."""
 
 
-SIDES: dict[str, Callable[[Tensor], Callable[[Tensor], Tensor]]] = {
-    "int4": FourBit,
-    "int8": EightBit,
-    "torch int4": lambda weight: Int4Pack(*rounded(weight)),
-    "oneDNN int8": onednn,
-    "torch bf16": lambda weight: partial(torch.nn.functional.linear, weight=weight),
-}
+@dataclass(frozen=True)
+class Work:
+    """A row: the command of a turn, and how many of `unit` it makes."""
+
+    name: str
+    command: str
+    amount: float
+    unit: str = "tok/s"
 
 
-def read_rate() -> float:
-    """Bytes a second of a sum over 400 MB, the best of three."""
-    data, best = torch.ones(50_000_000, dtype=torch.int64), 0.0
-    for _ in range(3):
-        began = time.perf_counter()
-        data.sum()
-        best = max(best, data.nbytes / (time.perf_counter() - began))
-    return best
+LANGUAGE = (
+    Work("decode", "decode 1 16", 16),
+    Work("decode 8 sequences", "decode 8 8", 64),
+    Work("prefill 256", "prefill 256", 256),
+    Work("prefill 2048", "prefill 2048", 2048),
+)
+MEDIA = (
+    Work("first token picture", "first picture {picture}", 1, "per s"),
+    Work("first token clip", "first clip {clip}", 1, "per s"),
+)
+WORST = {"prefill": ("prefill 256", "prefill 2048"), "first token": tuple(w.name for w in MEDIA)}
 
 
-def seconds(layers: list[list[Callable[[Tensor], Tensor]]], tokens: int, rounds: int) -> float:
-    """Of one layer's products, in so many rounds over all layers."""
-    given = [torch.randn(tokens, inputs, dtype=torch.bfloat16) for _, inputs in SHAPES.values()]
-    began = time.perf_counter()
-    for _ in range(rounds):
-        for products in layers:
-            for product, x in zip(products, given, strict=True):
-                product(x)
-    return (time.perf_counter() - began) / (rounds * len(layers))
+# ------------------------------------------------------------------------------ sides
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+class Process:
+    """A side under way."""
+
+    def __init__(self, name: str, command: Sequence[object], threads: int) -> None:
+        self.name = name
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": str(threads),
+            "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)]),
+            "TRANSFORMERS_VERBOSITY": "error",
+        }
+        if command[0] != sys.executable:
+            del environment["PYTHONPATH"]
+        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self.process = subprocess.Popen(
+            list(map(str, command)),
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            text=True,
+        )
+        self.facts = self.answer()
+        """What it told when it was ready."""
+
+    def answer(self) -> dict[str, Any]:
+        """Its next line. Raises RuntimeError if it ended instead."""
+        assert self.process.stdout is not None
+        if line := self.process.stdout.readline():
+            return json.loads(line)
+        code = self.process.wait()
+        self.log.seek(0)
+        why = (
+            "killed, most likely for want of memory"
+            if code == -9
+            else "\n".join(self.log.read().splitlines()[-5:])
+        )
+        raise RuntimeError(f"{self.name} ended with code {code}: {why}")
+
+    def turn(self, command: str) -> dict[str, Any]:
+        assert self.process.stdin is not None
+        with suppress(BrokenPipeError):  # it ended: `answer` says how
+            print(command, file=self.process.stdin, flush=True)
+        return self.answer()
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.log.close()
+
+
+def command(name: str, folder: Path, layers: int | None, threads: int, what: str) -> list[object]:
+    """How the side of that name starts."""
+    scripts, depth = HERE / "peers", layers or "all"
+    if name in KINDS:
+        return [sys.executable, scripts / "ours.py", name, threads, depth, what]
+    if name == LIBRARY:
+        return [sys.executable, scripts / "transformers_phi.py", threads, depth, what]
+    peer = next(p for p in PEERS if p.name == name)
+    python = ENVIRONMENTS / peer.environment / "bin" / "python"
+    return [python, scripts / peer.script, folder / "checkpoint", folder, peer.format, threads]
+
+
+@contextmanager
+def started(
+    names: Sequence[str], folder: Path, layers: int | None, threads: int, what: str
+) -> Iterator[dict[str, Process]]:
+    """The sides by name, each ready."""
+    sides: dict[str, Process] = {}
+    try:
+        for name in names:
+            sides[name] = Process(name, command(name, folder, layers, threads, what), threads)
+        yield sides
+    finally:
+        for side in sides.values():
+            side.close()
+
+
+def setup() -> None:
+    """Environments of all peers."""
+    for name in dict.fromkeys(peer.environment for peer in PEERS):
+        place = ENVIRONMENTS / name
+        subprocess.run([sys.executable, "-m", "venv", place], check=True)
+        wanted = HERE / "peers" / f"requirements-{name}.txt"
+        subprocess.run([place / "bin" / "pip", "install", "-r", wanted], check=True)
+
+
+def prepare(config: ModelConfig, folder: Path, threads: int, engines: Sequence[str]) -> list[Peer]:
+    """The checkpoint, and what each peer makes of it; the peers that can run."""
+    if not (folder / "checkpoint" / "config.json").exists():
+        console.print("writing the checkpoint", highlight=False)
+        _, tokenizer = engine.endless(engine.Size().config)
+        made = folder / "checkpoint.part"
+        weights.save(engine.random_model(config), made, "mini", files=[])
+        tokenizer.save(made)
+        made.rename(folder / "checkpoint")
+    able = []
+    for peer in (p for p in PEERS if p.engine in engines):
+        if not (ENVIRONMENTS / peer.environment / "bin" / "python").exists():
+            console.print(
+                f"[yellow]{peer.name} is left out[/yellow]: it has no environment in {ENVIRONMENTS}; "
+                "`polyphi bench kernels --setup` makes one",
+                highlight=False,
+            )
+            continue
+        try:
+            if not (folder / peer.keeps).exists():
+                console.print(f"making {peer.keeps}", highlight=False)
+                start = command(peer.name, folder, None, threads, "language")
+                Process(peer.name, start, threads).close()
+            able.append(peer)
+        except RuntimeError as error:
+            console.print(f"[yellow]{peer.name} is left out[/yellow]: {error}", highlight=False)
+    return able
+
+
+# ------------------------------------------------------------------------------ limits
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Rates of this machine: bytes/s read, operations/s of bfloat16 and int8 products."""
+
+    read: float
+    bf16: float
+    int8: float
+
+
+def measured() -> Limits:
+    return Limits(
+        engine.read_rate(seconds=1.0), matmul_rate(seconds=0.5), engine.int8_rate(seconds=0.5)
+    )
+
+
+def parameters(config: ModelConfig) -> dict[str, int]:
+    """Of the decoder's layers, the embedding (which is the head), and each encoder."""
+    with torch.device("meta"):
+        model = PhiModel(config)
+    towers: dict[str, Any] = {"layers": model.decoder.layers, "head": model.decoder.embed_tokens}
+    if model.vision is not None and model.audio is not None:
+        towers |= {"picture": model.vision.encoder, "clip": model.audio.encoder}
+    return {name: sum(p.numel() for p in tower.parameters()) for name, tower in towers.items()}
+
+
+def least_seconds(
+    work: Work, config: ModelConfig, read: int, told: Mapping[str, float], rates: Limits
+) -> float:
+    """That a turn takes at the machine's limit: `read` bytes of weights a step, or operations of products. Of the
+    attention of encoders nothing is counted."""
+    if work.name.startswith("decode"):
+        return int(work.command.split()[2]) * read / rates.read
+    d, size = config.decoder, parameters(config)
+    tokens = told.get("tokens", work.amount)
+    attention = 2 * tokens * d.hidden_size * d.num_hidden_layers  # half of a square, twice
+    least = 2 * (tokens * (size["layers"] + attention / 2) + size["head"]) / rates.int8
+    if "positions" in told:
+        least += 2 * told["positions"] * size[work.name.split()[-1]] / rates.bf16
+    return least
+
+
+# ------------------------------------------------------------------------------ turns
+
+
+@dataclass
+class Measured:
+    """Of one work at some bits: each side's turns, and what the machine gave meanwhile."""
+
+    work: Work
+    kind: str
+    turns: dict[str, list[dict[str, float]]]
+    rates: list[Limits]
+    read: int
+
+    def median(self, side: str, key: str = "seconds") -> float:
+        return statistics.median(turn[key] for turn in self.turns[side])
+
+    def rate(self, side: str) -> float:
+        return self.work.amount / self.median(side)
+
+    @property
+    def peers(self) -> list[str]:
+        return [name for name in self.turns if name != self.kind]
+
+    def parts(self) -> list[str]:
+        """Of a first token: what each side's seconds went into."""
+        if self.work not in MEDIA:
+            return []
+        named = ("media", "encoders", "prefill")
+        return [
+            f"{self.work.name} {self.kind}, {OURS if side == self.kind else side}: "
+            + ", ".join(f"{part} {self.median(side, part):.2f} s" for part in named)
+            for side in self.turns
+        ]
+
+    def row(self, config: ModelConfig) -> Row:
+        best = max(self.peers, key=self.rate)
+        rates = Limits(
+            *(statistics.median(getattr(r, f.name) for r in self.rates) for f in fields(Limits))
+        )
+        told = self.turns[self.kind][0]
+        least = least_seconds(self.work, config, self.read, told, rates)
+        return Row(
+            f"{self.work.name} {self.kind}",
+            self.rate(self.kind),
+            self.rate(best),
+            best,
+            self.work.unit,
+            least / self.median(self.kind),
+        )
+
+
+def media(folder: Path, seed: int) -> dict[str, Path]:
+    """A picture and a clip that nobody has seen."""
+    random = np.random.default_rng(seed)
+    places = {"picture": folder / f"{seed}.jpg", "clip": folder / f"{seed}.wav"}
+    coarse = Picture.fromarray(random.integers(0, 256, (45, 80, 3), dtype=np.uint8))
+    coarse.resize((1280, 720)).save(places["picture"])
+    wave = 0.1 * random.standard_normal(30 * 16_000)
+    soundfile.write(places["clip"], wave, 16_000)
+    return places
+
+
+def take_turns(
+    works: Sequence[Work], sides: Mapping[str, Process], kind: str, repeats: int
+) -> list[Measured]:
+    """Each work by all sides, one after another, `repeats` times after a turn that isn't timed."""
+    made = []
+    with tempfile.TemporaryDirectory() as name:
+        for work in works:
+            turns: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
+            rates = []
+            for repeat in range(repeats + 1):
+                given = media(Path(name), repeat) if "{" in work.command else {}
+                for side, process in sides.items():
+                    told = process.turn(work.command.format(**given))
+                    if repeat:
+                        turns[side].append(told)
+                if repeat:
+                    rates.append(measured())
+            found = Measured(work, kind, turns, rates, sides[kind].facts["bytes"])
+            told = ", ".join(f"{side} {found.rate(side):.3g}" for side in sides)
+            console.print(f"  {work.name}, {work.unit}: {told}", highlight=False)
+            for parts in found.parts():
+                console.print(f"  {parts}", highlight=False)
+            made.append(found)
+    return made
+
+
+def same_work(sides: Mapping[str, Process], most: float) -> None:
+    """All sides have transformers' logits behind 64 ids, but for what their bits cost."""
+    found = {}
+    with tempfile.TemporaryDirectory() as name:
+        for side, process in sides.items():
+            file = Path(name) / f"{len(found)}.npy"
+            process.turn(f"logits {file} 64")
+            found[side] = np.load(file)
+    whole = found[LIBRARY]
+    for side, logits in found.items():
+        off = float(np.linalg.norm(logits - whole) / np.linalg.norm(whole))
+        console.print(f"  {side}: logits are {off:.3f} off", highlight=False)
+        if not off < most:
+            raise RuntimeError(
+                f"{side} computes something else: its logits differ from {LIBRARY}'s by {off:.3f} of their size, "
+                f"expected less than {most}"
+            )
+
+
+def grouped(config: ModelConfig, kind: str, peers: Sequence[Peer], free: float) -> list[list[str]]:
+    """Peers at these bits and transformers, in groups that fit into memory beside ours."""
+    weights_ = sum(parameters(config)[part] for part in ("layers", "head"))
+    wanted = {LIBRARY: 16.0} | {p.name: p.bits for p in peers if p.kind == kind}
+    bits = {"int4": 4.5, "int8": 8.0}[kind]
+    head = 2 * parameters(config)["head"]
+    room = free - weights_ * bits / 8 - head - 2 * ROOM
+    groups: list[list[str]] = []
+    left = 0.0
+    for name, each in wanted.items():
+        size = weights_ * each / 8 + ROOM / 2
+        if not groups or size > left:
+            groups.append([])
+            left = room
+        groups[-1].append(name)
+        left -= size
+    return groups
+
+
+def language(
+    given: argparse.Namespace, works: Sequence[Work], threads: int
+) -> tuple[list[Measured], ModelConfig]:
+    config = engine.language(engine.Size().cut(given.layers).config)
+    cache = Path(os.environ.get("POLYPHI_CACHE", Path.home() / ".cache" / "polyphi"))
+    folder = cache / "bench" / f"kernels-{given.layers or 'full'}"
+    folder.mkdir(parents=True, exist_ok=True)
+    able = prepare(config, folder, threads, given.peers)
+    made: dict[str, Measured] = {}
+    for kind in given.kinds:
+        for names in grouped(config, kind, able, psutil.virtual_memory().available):
+            console.print(f"[bold]{kind}[/bold], beside {', '.join(names)}", highlight=False)
+            with started([kind, *names], folder, given.layers, threads, "language") as sides:
+                if LIBRARY in sides:
+                    same_work(sides, ERROR[kind])
+                for found in take_turns(works, sides, kind, given.repeats):
+                    key = f"{found.work.name} {kind}"
+                    made[key] = joined(made[key], found) if key in made else found
+    return list(made.values()), config
+
+
+def joined(one: Measured, other: Measured) -> Measured:
+    """The same work beside other peers; turns of ours count in both."""
+    ours = {one.kind: one.turns[one.kind] + other.turns[one.kind]}
+    return replace(one, turns=one.turns | other.turns | ours, rates=one.rates + other.rates)
+
+
+def multimodal(
+    given: argparse.Namespace, works: Sequence[Work], threads: int
+) -> tuple[list[Measured], ModelConfig]:
+    config, _ = engine.endless(engine.Size().cut(given.layers).config)
+    made = []
+    for kind in given.kinds:
+        console.print(f"[bold]{kind}[/bold], media, beside {LIBRARY}", highlight=False)
+        with started([kind, LIBRARY], HERE, given.layers, threads, "multimodal") as sides:
+            made += take_turns(works, sides, kind, given.repeats)
+    return made, config
+
+
+# ------------------------------------------------------------------------------ told
+
+
+def worst(rows: Sequence[Row]) -> list[Row]:
+    """For each name that stands for two rows, the one with the lower ratio, under that name."""
+    found = {row.work: row for row in rows}
+    made = []
+    for kind in KINDS:
+        for name, parts in WORST.items():
+            both = [found[f"{part} {kind}"] for part in parts if f"{part} {kind}" in found]
+            if len(both) == len(parts):
+                made.append(replace(min(both, key=lambda row: row.ratio), work=f"{name} {kind}"))
+    return made
+
+
+def tell(measured_: Sequence[Measured], rows: Sequence[Row], out: Console) -> None:
+    """All sides of every row, and the parts of first tokens."""
+    of = {peer.name: peer.engine for peer in PEERS}
+    columns: dict[
+        str, list[str]
+    ] = {}  # sides of a column: llama.cpp has two ways with a head in int4
+    for m in measured_:
+        for name in m.peers:
+            sides = columns.setdefault(of.get(name, name), [])
+            if name not in sides:
+                sides.append(name)
+    table = Table("work", "unit", OURS, *columns, "ratio to the best", "of the limit", box=None)
+    for m, row in zip(measured_, rows, strict=True):
+        cells = [
+            " / ".join(f"{m.rate(name):.3g}" for name in sides if name in m.turns)
+            for sides in columns.values()
+        ]
+        ratio, share = f"{row.ratio:.2f} ({row.peer_name})", f"{row.limit_share:.0%}"
+        table.add_row(row.work, row.unit, f"{row.ours:.3g}", *cells, ratio, share)
+    out.print(table)
+    for m in measured_:
+        for told in m.parts():
+            out.print(told, highlight=False)
+    found = {f"{m.work.name} {m.kind}": m for m in measured_}
+    for kind in KINDS:
+        one, eight = found.get(f"decode {kind}"), found.get(f"decode 8 sequences {kind}")
+        if one and eight:
+            times = eight.rate(kind) / one.rate(kind)
+            out.print(f"8 sequences decode {times:.2f} times one's tokens, {kind}", highlight=False)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Our kernels at work beside other engines.")
+    parser.add_argument("--json", action="store_true", help="one JSON list of rows on stdout")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--json", action="store_true")
-    args = parser.parse_args()
-    if said := kernels.missing():
-        raise SystemExit(f"no kernels to measure: {said}")
-    console.print(f"{kernels.path()}, {torch.get_num_threads()} threads", highlight=False)
-    rows = []
-    held = {name: [layer(make) for _ in range(LAYERS)] for name, make in SIDES.items()}
-    weights = sum(outputs * inputs for outputs, inputs in SHAPES.values())
-    for tokens in TOKENS:
-        took: dict[str, list[float]] = {name: [] for name in SIDES}
-        limits = []
-        rounds = 4 if tokens < 64 else 1
-        for name in SIDES:
-            seconds(held[name], tokens, 1)
-        for _ in range(args.repeats):
-            limits.append(read_rate() if tokens < 64 else matmul_rate(seconds=1.0))
-            for name, layers in held.items():
-                took[name].append(seconds(layers, tokens, rounds))
-        for kind, bits in (("int4", 4.5), ("int8", 8)):
-            ours = statistics.median(took[kind])
-            work = weights * bits / 8 if tokens < 64 else 2 * weights * tokens
-            share = work / ours / statistics.median(limits)
-            for name in list(SIDES)[2:]:
-                theirs = statistics.median(took[name])
-                what = f"{kind}, {tokens} token{'s' * (tokens > 1)}, beside {name}"
-                rows.append(Row(what, tokens / ours, tokens / theirs, name, "tokens/s", share))
-    show(rows, as_json=args.json)
+    parser.add_argument("--layers", type=int, help="of every tower; all without")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS[:2])
+    known = [w.name for w in (*LANGUAGE, *MEDIA)]
+    parser.add_argument("--only", nargs="+", choices=known, default=known, help="works")
+    parser.add_argument("--peers", nargs="*", choices=ENGINES, default=ENGINES)
+    parser.add_argument("--prepare", action="store_true", help="only make what the peers load")
+    parser.add_argument("--setup", action="store_true", help="only make the peers' environments")
+    given = parser.parse_args(arguments)
+    try:
+        version("transformers"), version("peft")
+    except PackageNotFoundError as error:
+        parser.error(f"a peer needs {error.name}: pip install -r {HERE / 'peers/requirements.txt'}")
+    if given.setup:
+        setup()
+        return
+    threads = given.threads
+    torch.set_num_threads(threads)
+    if "products" in given.parts:
+        show(products.compare(given.repeats), as_json=given.json)
+    made: list[Measured] = []
+    rows: list[Row] = []
+    for part, all_works, run in (("language", LANGUAGE, language), ("media", MEDIA, multimodal)):
+        works = [w for w in all_works if w.name in given.only]
+        if part not in given.parts or not (works or given.prepare):
+            continue
+        found, config = run(given, [] if given.prepare else works, threads)
+        made += found
+        rows += [m.row(config) for m in found]
+    if as_asked := bool(rows and given.json):
+        print(json.dumps([{**asdict(row), "ratio": row.ratio} for row in [*rows, *worst(rows)]]))
+    if rows:
+        tell(made, rows, Console(stderr=as_asked, width=max(160, console.width)))
 
 
 if __name__ == "__main__":

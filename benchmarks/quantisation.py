@@ -3,10 +3,10 @@
     python benchmarks/quantisation.py runs/nano [--rows 30] [--tasks digit asr_digits ...] [--kinds int8 int4-all ...]
 
 Prints a table in Markdown: every task's score with its 95 % interval at bfloat16, and what it becomes in 8 and 4 bits,
-with adapters and encoders whole or in 8 bits ("-all"), and of a quantised checkpoint ("stored"), whose embeddings are
-the head's rows; then, over the prompts of all tasks, the mean Kullback-Leibler divergence of the next token's
-distribution from bfloat16's, in nats, and the share of positions of bfloat16's own greedy answers where another token
-would come first (flips).
+rounded for training rows of the tasks' corpora ("calibrated"), with adapters and encoders whole or in 8 bits ("-all"),
+and of a quantised checkpoint ("stored"), whose embeddings are the head's rows; then, over the prompts of all tasks, the
+mean Kullback-Leibler divergence of the next token's distribution from bfloat16's, in nats, and the share of positions
+of bfloat16's own greedy answers where another token would come first (flips).
 
 Reasoning tasks are left out: they are measured on another model of the run.
 """
@@ -23,24 +23,31 @@ from rich.console import Console
 import polyphi
 from polyphi.batch import Batch
 from polyphi.chat import Message, SamplingParams
+from polyphi.data import calibration
 from polyphi.data.shards import Shards
 from polyphi.eval.report import number
 from polyphi.eval.run import Result, evaluate, select
 from polyphi.eval.task import Task, find
 from polyphi.model import weights
+from polyphi.model.quantize import quantize
 from polyphi.phi import Phi
 
-KINDS = ("int8", "int4", "int8-all", "int4-all", "int4-all stored")
+KINDS = ("int8", "int4", "int4 calibrated", "int8-all", "int4-all", "int4-all stored")
 PROMPTS = 4
 """Samples of a task that are compared token by token."""
 console = Console(stderr=True)
 
 
-def loaded(model: Path, kind: str) -> Phi:
-    """A model in a kind; "stored" ones by way of a quantised checkpoint."""
-    quant, _, stored = kind.partition(" ")
-    if not stored:
+def loaded(model: Path, kind: str, corpora: Sequence[Path] = ()) -> Phi:
+    """A model in a kind: "stored" ones by way of a quantised checkpoint, "calibrated" ones on rows of these corpora."""
+    quant, _, how = kind.partition(" ")
+    if not how:
         return polyphi.load(model, quant=quant)
+    if how == "calibrated":
+        phi = polyphi.load(model, dtype="bfloat16")
+        rows = calibration.rows(phi.processor, [Shards(corpus) for corpus in corpora])
+        quantize(phi.model, quant, rows)
+        return phi
     with tempfile.TemporaryDirectory() as folder:
         files = weights.files_beside(model, weights.QUANTISED)
         weights.save(weights.load(model), Path(folder) / "model", quant=quant, files=files)
@@ -153,7 +160,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not tasks:
         parser.error(f"{data} holds no held-out rows of these tasks")
     kinds = ("bf16", *given.kinds)
-    models = {kind: loaded(given.run / "model", kind) for kind in kinds}
+    corpora = [data / corpus / "train" for corpus in sorted({task.corpus for task in tasks})]
+    models = {kind: loaded(given.run / "model", kind, corpora) for kind in kinds}
     results = {}
     for kind, phi in models.items():
         results[kind] = scores(phi, tasks, given.run, given.rows)

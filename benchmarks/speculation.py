@@ -91,20 +91,20 @@ class Told:
 
 
 class Counting(Engine):
-    """An engine for one sequence at a time that counts. `right` are answers by prompt, which it is made to give."""
+    """An engine for one sequence at a time that counts. `right`, where it isn't None, is the answer that it is made to
+    give."""
 
     def __init__(self, model: PhiModel, processor: Processor) -> None:
         super().__init__(model, processor, together=1)
-        self.right: dict[tuple[int, ...], Sequence[int]] = {}
+        self.right: Sequence[int] | None = None
         self.told: Told | None = None
 
     def _accept(self, part: Part, rows: Tensor, best: list[int]) -> None:
         request = part.request
         before = len(request.tokens)
-        answer = self.right.get(tuple(request.prompt.ids.tolist()))
-        super()._accept(
-            part, rows, best if answer is None else list(answer[before : before + len(rows)])
-        )
+        if self.right is not None:
+            best = list(self.right[before : before + len(rows)])
+        super()._accept(part, rows, best)
         drawn = len(request.tokens) - before + (request.finish_reason == "stop")
         if self.told is not None and request.prefilled and before:
             self.told.steps += 1
@@ -115,21 +115,22 @@ class Counting(Engine):
 
 def compare(
     engine: Counting,
-    asked: Sequence[tuple[Sequence[Message], int]],
+    asked: Sequence[tuple[Sequence[Message], int, Sequence[int] | None]],
     turns: int,
 ) -> Told:
-    """Answers of at most so many tokens, with and without guesses."""
+    """Answers of at most so many tokens, the model's own or those given, with and without guesses."""
     told = Told(answers=len(asked))
     answers: dict[bool, list[tuple[int, ...]]] = {}
     for turn in range(-1, turns):
         for guesses in (False, True):
             engine.told = told if guesses and turn == turns - 1 else None
             given, took = [], 0.0
-            for messages, most in asked:
+            for messages, most, right in asked:
                 draft = DRAFT if guesses else 0
                 sampling = SamplingParams(max_tokens=most, draft=draft)
                 if turn < 0 and guesses:
                     continue  # prompts are remembered by now
+                engine.right = right
                 began = time.perf_counter()
                 given.append(engine.generate(messages, sampling=sampling).tokens)
                 took += time.perf_counter() - began
@@ -235,7 +236,7 @@ def tasks(run: Path, rows: int, kind: str, turns: int) -> str:
             precision = {"dtype": kind} if kind == "float32" else {"quant": kind}
             phi = polyphi.load(run / folder, **precision)
             engines[folder] = Counting(phi.model, phi.processor)
-        asked = [(sample.prompt, most) for sample, most in pairs]
+        asked = [(sample.prompt, most, None) for sample, most in pairs]
         found[work] = compare(engines[folder], asked, turns)
         console.print(f"{work}: {found[work].speed:.2f}", highlight=False)
     return table(found)
@@ -299,8 +300,7 @@ def texts(run: Path, ranks: Path, rows: int, kind: str, layers: int, turns: int)
         asked = []
         for messages, answer in said:
             right = tokenizer.encode(answer)
-            engine.right[tuple(engine.row(messages).ids.tolist())] = right
-            asked.append((messages, len(right)))
+            asked.append((messages, len(right), right))
         found[work] = compare(engine, asked, turns)
         console.print(f"{work}: {found[work].speed:.2f}", highlight=False)
     return table(found)

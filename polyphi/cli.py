@@ -629,6 +629,10 @@ def export(
         Literal["int8", "int4", "int8-all", "int4-all"] | None,
         typer.Option(help="Quantise it, as --quant of others does, and store it so."),
     ] = None,
+    calibrate: Annotated[
+        list[Path] | None,
+        typer.Option(help="Shards like what it will answer, to round 4 bits for; several times."),
+    ] = None,
     dtype: Annotated[
         str | None, typer.Option(help="float32, bfloat16 or float16; as stored if not given.")
     ] = None,
@@ -645,11 +649,15 @@ def export(
     import tempfile
 
     from polyphi import model_card
+    from polyphi.batch import Batch
+    from polyphi.data import calibration
+    from polyphi.data.shards import Shards
     from polyphi.model import gguf, weights
-    from polyphi.phi import as_dtype
+    from polyphi.phi import as_dtype, make_processor
+    from polyphi.processing.tokenizer import Tokenizer
 
     if model.endswith(".gguf"):
-        if merge or results or layout not in ("native", "mini"):
+        if merge or results or calibrate or layout not in ("native", "mini"):
             raise ValueError(
                 "of a GGUF --quant and --dtype are understood; export what was written once more"
             )
@@ -664,11 +672,15 @@ def export(
     loaded = weights.load(folder, dtype=kind if merge else None)
     if merge:
         loaded.merge_adapter(merge)
+    rows: list[Batch] = []
+    if calibrate:
+        processor = make_processor(loaded.config, Tokenizer.load(folder))
+        rows = calibration.rows(processor, [Shards(source) for source in calibrate])
     with tempfile.TemporaryDirectory() as made:
         for name, written in cards.items():
             (Path(made) / name).write_text(written, encoding="utf-8")
         beside = [*weights.files_beside(folder, layout), *sorted(Path(made).iterdir())]
-        weights.save(loaded, out, layout, dtype=kind, quant=quant, files=beside)
+        weights.save(loaded, out, layout, dtype=kind, quant=quant, calibration=rows, files=beside)
     console.print(f"wrote {out} ({quant or layout}), its card in {list(cards)[-1]}")
     if len(cards) > 1:
         console.print(f"{out / 'README.md'} is your own and stays as it was")

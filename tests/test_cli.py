@@ -202,18 +202,23 @@ def test_a_quantised_export_is_loaded_without_being_asked_for(
 ) -> None:
     import polyphi
     from polyphi.chat import Message, SamplingParams
+    from polyphi.data import shards
 
     out = tmp_path / "int4"
-    code, _ = run(
-        "export", str(checkpoint), "--out", str(out), "--quant", "int4-all", capsys=capsys
-    )
-    assert code == 0
+    cli.main(["export", str(checkpoint), "--out", str(out), "--quant", "int4-all"])
     assert "4 bits (adapters and encoders in 8)" in (out / "README.md").read_text()
     phi = polyphi.load(out)
     assert phi.model.quant == "int4-all" and "and int4-all" in str(phi.room)
     asked = [Message.user("what is this ?")]
     assert phi.generate(asked, sampling=SamplingParams(max_tokens=3)).tokens
+    rows = tmp_path / "rows"
+    shards.write(rows, [shards.document("1", "what is this ?", "us", "MIT")], pipeline="test")
+    given = ["export", str(checkpoint), "--calibrate", str(rows), "--out", str(tmp_path / "better")]
+    code, _ = run(*given, "--quant", "int4", capsys=capsys)
+    assert code == 0 and polyphi.load(tmp_path / "better").model.quant == "int4"
     for arguments, says in (
+        (given, "rows to calibrate with are for a quantised checkpoint"),
+        ([*given, "--quant", "int8"], "calibration is for int4; int8 does without it"),
         (["chat", str(out), "hello", "--quant", "int8"], "can't become int8: load it without"),
         (["export", str(out), "--out", str(tmp_path / "again")], "can't be saved"),
         (["export", str(out), "--out", str(tmp_path / "x"), "--merge", "speech"], "the whole one"),

@@ -110,12 +110,13 @@ def test_the_line_at_the_start(tiny_config: ModelConfig) -> None:
     assert left < weights and eight.weights > left, "what is quantised takes memory too"
 
 
-def test_the_line_says_what_multiplies_four_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_line_says_what_multiplies_few_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
     monkeypatch.setattr(kernels, "missing", lambda: None)
     monkeypatch.setattr(kernels, "path", lambda: "AVX2")
     assert devices._quantised("int4", cpu) == " and int4 by AVX2"
     monkeypatch.setattr(kernels, "missing", lambda: "there was no compiler")
     assert devices._quantised("int4", cpu) == " and int4 by torch (there was no compiler)"
-    assert devices._quantised("int8", cpu) == " and int8"
+    assert devices._quantised("int8", cpu) == " and int8 by torch (there was no compiler)"
+    assert devices._quantised("bf16", cpu) == " and bf16"
     assert devices._quantised(None, cpu) == ""

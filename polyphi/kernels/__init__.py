@@ -7,6 +7,7 @@ stand in (model/quantize.py).
 | `linear` | linear layers with weights of 4 and 8 bits |
 | `attention` | attention over the block cache, few queries and many |
 | `blocks` | norm, gate and rotary positions of a decoder's block |
+| `encoder` | attention of the encoders, and what stands between their products of 8 bits |
 
 Nothing of ours is needed here.
 """

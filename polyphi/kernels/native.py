@@ -3,7 +3,6 @@
 import ctypes
 from collections.abc import Callable
 from functools import cache
-from importlib import machinery
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +17,10 @@ real = ctypes.c_float
 @cache
 def library() -> ctypes.CDLL | str:
     """The library, or why it can't be had."""
-    found = [
-        path
-        for suffix in machinery.EXTENSION_SUFFIXES
-        if (path := Path(__file__).with_name(f"_native{suffix}")).exists()
-    ]
-    if not found:
+    if not (path := Path(__file__).with_name("_native.so")).exists():
         return "they weren't built: there was no C++ compiler when polyphi was installed"
     try:
-        return ctypes.CDLL(str(found[0]))
+        return ctypes.CDLL(str(path))
     except OSError as error:
         return f"they can't be loaded: {error}"
 

@@ -30,6 +30,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from polyphi.batch import Clip
+from polyphi.kernels import encoder as native
 from polyphi.model.attention import working_dtype
 from polyphi.model.config import AudioConfig
 
@@ -101,8 +102,9 @@ class Group:
 @dataclass(frozen=True)
 class Windows:
     """How a call's frames attend: `place[t]` is where frame t comes out of the concatenated groups, `age[t]` counts
-    the frames since its window began."""
+    the frames since its window began; `lengths` are those of the windows."""
 
+    lengths: tuple[int, ...]
     groups: tuple[Group, ...]
     place: Int[Tensor, " A"]
     age: Int[Tensor, " A"]
@@ -131,7 +133,7 @@ class Windows:
             groups.append(Group(len(mine), longest, gather, visible))
         age = np.arange(starts[-1]) - np.repeat(starts[:-1], lengths)
         place_, age_ = (torch.from_numpy(x).to(device, non_blocking=True) for x in (place, age))
-        return Windows(tuple(groups), place_, age_)
+        return Windows(tuple(lengths), tuple(groups), place_, age_)
 
 
 def _from_one_channel(
@@ -145,6 +147,35 @@ def _from_one_channel(
     patches = F.pad(x, (1, 1, 1, 1)).unfold(0, 3, 2).unfold(1, 3, 2).permute(2, 3, 0, 1).flatten(2)
     inputs = torch.cat([patches.flatten(0, 1), patches.new_ones(1, size[0] * size[1])])
     return (torch.cat([conv.weight.flatten(1), conv.bias[:, None]], 1) @ inputs).view(1, -1, *size)
+
+
+class Tape(NamedTuple):
+    """Where clips lie in the subsampling: every one starts where a feature starts, at least FURTHEST_GAP frames behind
+    the one before. After convolutions that shorten time by `stride`, all places are divided by it."""
+
+    lengths: tuple[int, ...]
+    starts: tuple[int, ...]
+    """One more than there are clips."""
+
+    @staticmethod
+    def of(lengths: Sequence[int]) -> "Tape":
+        starts = [0]
+        for n in lengths:
+            span = -(-(4 * -(-n // 4) + FURTHEST_GAP) // SUBSAMPLING) * SUBSAMPLING
+            starts.append(starts[-1] + span)
+        return Tape(tuple(lengths), tuple(starts))
+
+    def length(self, stride: int) -> int:
+        return self.starts[-1] // stride
+
+    def spots(self, stride: int) -> Int[np.ndarray, " m"]:
+        """Where the clips' frames are."""
+        clips = zip(self.lengths, self.starts, strict=False)
+        return np.concatenate([np.arange(-(-n // stride)) + start // stride for n, start in clips])
+
+    def blanks(self, stride: int) -> Int[np.ndarray, " m"]:
+        """Where no clip is."""
+        return np.setdiff1d(np.arange(self.length(stride)), self.spots(stride), assume_unique=True)
 
 
 class Subsampling(nn.Module):
@@ -171,29 +202,20 @@ class Subsampling(nn.Module):
 
     def forward(self, mels: Float[Tensor, "F M"], lengths: Sequence[int]) -> Float[Tensor, "A D"]:
         """Packed frames of clips of the given lengths to packed features."""
-        # Every clip starts where a feature starts, at least FURTHEST_GAP frames behind the one before.
-        spans = [-(-(4 * -(-n // 4) + FURTHEST_GAP) // SUBSAMPLING) * SUBSAMPLING for n in lengths]
-        starts = np.concatenate([[0], np.cumsum(spans)])
-        counts, stride = list(lengths), 1
+        tape, stride = Tape.of(lengths), 1
 
-        def spots(blank: bool = False) -> Tensor:
-            """Where on the tape the clips' frames lie, or the blank ones."""
-            parts = [
-                np.arange(n) + start // stride for n, start in zip(counts, starts, strict=False)
-            ]
-            where = np.concatenate(parts)
-            if blank:
-                where = np.setdiff1d(np.arange(starts[-1] // stride), where, assume_unique=True)
-            return torch.from_numpy(where).to(mels.device, non_blocking=True)
+        def at(places: np.ndarray) -> Tensor:
+            return torch.from_numpy(places).to(mels.device, non_blocking=True)
 
-        x = mels.new_zeros(int(starts[-1]), mels.shape[-1]).index_copy(0, spots(), mels)[None, None]
+        x = mels.new_zeros(tape.length(1), mels.shape[-1]).index_copy(0, at(tape.spots(1)), mels)
+        x = x[None, None]
         # On a CPU torch's depthwise convolutions are slower in bf16 than in fp32, backwards by half.
         with torch.autocast("cpu", enabled=False):
             for module in self.conv:
                 if isinstance(module, nn.ReLU):
                     # a convolution's bias has written on the blank frames that the next one reads
                     if stride < SUBSAMPLING:
-                        x = x.index_fill_(2, spots(blank=True), 0)
+                        x = x.index_fill_(2, at(tape.blanks(stride)), 0)
                     x = module(x)
                 elif (
                     isinstance(module, nn.Conv2d)
@@ -201,7 +223,7 @@ class Subsampling(nn.Module):
                     and (x.device.type, x.dtype) == ("cpu", torch.bfloat16)
                 ):
                     x = _from_one_channel(x[0, 0], module)
-                    counts, stride = [_half(n) for n in counts], 2 * stride
+                    stride *= 2
                 elif isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1):
                     # one matrix product over all times and frequencies
                     assert module.bias is not None
@@ -210,9 +232,9 @@ class Subsampling(nn.Module):
                     ).view_as(x)
                 else:
                     x = module(x)
-                    counts, stride = [_half(n) for n in counts], 2 * stride
+                    stride *= 2
         # [1, channels, time, frequency] -> a row per feature, channel-major.
-        x = x[0].transpose(0, 1).index_select(0, spots())
+        x = x[0].transpose(0, 1).index_select(0, at(tape.spots(stride)))
         return self.out(x.flatten(1))
 
 
@@ -231,7 +253,8 @@ class FeedForward(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Attention within windows, with a bias per head and distance: `biases` holds [W H L L] per group."""
+    """Attention within windows, with a bias per head and distance: `biases` holds [W H L L] per group, or is all there
+    is by distance [H 2L-1], for our own kernel."""
 
     def __init__(self, config: AudioConfig) -> None:
         super().__init__()
@@ -242,9 +265,12 @@ class SelfAttention(nn.Module):
         )
 
     def forward(
-        self, x: Float[Tensor, "A D"], windows: Windows, biases: Sequence[Tensor]
+        self, x: Float[Tensor, "A D"], windows: Windows, biases: Sequence[Tensor] | Tensor
     ) -> Float[Tensor, "A D"]:
-        qkv = [p(x) for p in (self.q_proj, self.k_proj, self.v_proj)]
+        q, k, v = qkv = [p(x) for p in (self.q_proj, self.k_proj, self.v_proj)]
+        if isinstance(biases, Tensor):
+            sizes = windows.lengths
+            return self.o_proj(native.attention(q, k, v, self.heads, sizes, sizes, biases))
         outs = []
         for group, bias in zip(windows.groups, biases, strict=True):
             shape = (group.windows, group.longest, self.heads, -1)
@@ -344,7 +370,7 @@ class Block(nn.Module):
         self.layer_norm = nn.LayerNorm(config.hidden_size)
 
     def forward(
-        self, x: Float[Tensor, "A D"], windows: Windows, biases: Sequence[Tensor]
+        self, x: Float[Tensor, "A D"], windows: Windows, biases: Sequence[Tensor] | Tensor
     ) -> Float[Tensor, "A D"]:
         x = x + 0.5 * self.feed_forward_in(x)
         x = x + self.self_attn(self.layer_norm_att(x), windows, biases)
@@ -369,6 +395,13 @@ class ConformerEncoder(nn.Module):
             2 * config.bias_max_distance, config.num_attention_heads
         )
         self.blocks = nn.ModuleList([Block(config) for _ in range(config.num_blocks)])
+
+    def _distances(self, longest: int) -> Float[Tensor, "H L"]:
+        """The learned bias of every (key - query) in windows of up to so many frames, shared by all blocks:
+        [H, 2 longest - 1]."""
+        furthest = self.config.bias_max_distance
+        distance = torch.arange(1 - longest, longest).clamp(-furthest, furthest - 1) + furthest
+        return self.relative_attention_bias(distance).t().float().contiguous()
 
     def _biases(self, windows: Windows, dtype: torch.dtype) -> list[Tensor]:
         """Score biases [W or 1, H, L, L] per group, shared by all blocks: the learned one for (key - query), -inf at
@@ -424,7 +457,12 @@ class ConformerEncoder(nn.Module):
     def _encode(self, x: Float[Tensor, "B D"], lengths: Sequence[int]) -> Float[Tensor, "B D"]:
         """All blocks over windows of these lengths."""
         windows = Windows.of(lengths, x.device)
-        biases = self._biases(windows, working_dtype(x))
+        c = self.config
+        biases = (
+            self._distances(max(lengths))
+            if native.attends(x, c.hidden_size // c.num_attention_heads)
+            else self._biases(windows, working_dtype(x))
+        )
         for block in self.blocks:
             x = block(x, windows, biases)
         return x

@@ -7,11 +7,14 @@ dead weight; they stay as parameters because the checkpoint has them and contras
 through them.
 """
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from polyphi.kernels import encoder as native
 from polyphi.model.attention import SHORT, written_out
 from polyphi.model.config import VisionConfig
 
@@ -27,8 +30,32 @@ def position_ids(masks: Bool[Tensor, "N G G"]) -> Int[Tensor, "N P"]:
     return torch.where(masks, down[:, :, None] * grid + across[:, None, :], 0).flatten(1)
 
 
+class Packed(NamedTuple):
+    """Patches of all crops that anybody reads, one row each without padding: of each crop first those that show
+    picture (`keys` of them), then those that share a cell of 2 x 2 with one (`queries` in all). `rows` says where they
+    lie among all patches, None where they are all of them."""
+
+    queries: tuple[int, ...]
+    keys: tuple[int, ...]
+    rows: Int[Tensor, " T"] | None
+
+    @staticmethod
+    def of(masks: Bool[Tensor, "N G G"]) -> "Packed":
+        count, side, _ = masks.shape
+        cells = masks.view(count, side // 2, 2, side // 2, 2).any(4).any(2)
+        read = cells.repeat_interleave(2, 1).repeat_interleave(2, 2).flatten(1)
+        keys, queries = masks.flatten(1).sum(1).tolist(), read.sum(1).tolist()
+        if min(keys) == side**2:
+            return Packed(tuple(queries), tuple(keys), None)
+        # 0 picture, 1 beside it, 2 nobody's: stable, so that patches stay in order within each
+        order = (2 - read.int() - masks.flatten(1).int()).argsort(dim=1, stable=True)
+        places = order + side**2 * torch.arange(count)[:, None]
+        rows = torch.cat([places[i, :n] for i, n in enumerate(queries)])
+        return Packed(tuple(queries), tuple(keys), rows)
+
+
 class SelfAttention(nn.Module):
-    """Bidirectional attention over the patches of a crop."""
+    """Bidirectional attention over the patches of a crop: of `keys` those that aren't masked, or of packed rows."""
 
     def __init__(self, size: int, heads: int) -> None:
         super().__init__()
@@ -38,8 +65,11 @@ class SelfAttention(nn.Module):
         )
 
     def forward(
-        self, x: Float[Tensor, "N P D"], keys: Bool[Tensor, "N 1 1 P"] | None
-    ) -> Float[Tensor, "N P D"]:
+        self, x: Float[Tensor, "*n D"], keys: Bool[Tensor, "N 1 1 P"] | Packed | None
+    ) -> Float[Tensor, "*n D"]:
+        if isinstance(keys, Packed):
+            q, k, v = (p(x) for p in (self.q_proj, self.k_proj, self.v_proj))
+            return self.out_proj(native.attention(q, k, v, self.heads, keys.queries, keys.keys))
         q, k, v = (
             p(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for p in (self.q_proj, self.k_proj, self.v_proj)
@@ -76,8 +106,8 @@ class Layer(nn.Module):
         self.mlp = MLP(config.hidden_size, config.intermediate_size)
 
     def forward(
-        self, x: Float[Tensor, "N P D"], keys: Bool[Tensor, "N 1 1 P"] | None
-    ) -> Float[Tensor, "N P D"]:
+        self, x: Float[Tensor, "*n D"], keys: Bool[Tensor, "N 1 1 P"] | Packed | None
+    ) -> Float[Tensor, "*n D"]:
         x = x + self.self_attn(self.layer_norm1(x), keys)
         return x + self.mlp(self.layer_norm2(x))
 
@@ -147,13 +177,18 @@ class SiglipEncoder(nn.Module):
         dead = (f"layers.{len(self.layers) - 1}.", "post_layernorm.", "head.")
         return frozenset(name for name, _ in self.named_parameters() if name.startswith(dead))
 
-    def _run(
-        self, crops: Float[Tensor, "N 3 C C"], masks: Bool[Tensor, "N G G"], layers: int
-    ) -> tuple[Float[Tensor, "N P D"], Bool[Tensor, "N 1 1 P"] | None]:
+    def _embed(
+        self, crops: Float[Tensor, "N 3 C C"], masks: Bool[Tensor, "N G G"]
+    ) -> Float[Tensor, "N P D"]:
         patches = self.patch_embedding(crops.to(self.patch_embedding.weight.dtype))
         # A row per patch: what lies across memory would be copied in every norm.
         x = patches.flatten(2).transpose(1, 2).contiguous()
-        x = x + self.position_embedding(position_ids(masks))
+        return x + self.position_embedding(position_ids(masks))
+
+    def _run(
+        self, crops: Float[Tensor, "N 3 C C"], masks: Bool[Tensor, "N G G"], layers: int
+    ) -> tuple[Float[Tensor, "N P D"], Bool[Tensor, "N 1 1 P"] | None]:
+        x = self._embed(crops, masks)
         # Masked patches are hidden as keys only. They still ask: half-empty cells of the 2 x 2 pooling average them in.
         # None where nothing is masked, as attention is faster so; a GPU would have to be waited for.
         whole = masks.device.type == "cpu" and bool(masks.all())
@@ -166,8 +201,24 @@ class SiglipEncoder(nn.Module):
         self, crops: Float[Tensor, "N 3 C C"], masks: Bool[Tensor, "N G G"]
     ) -> Float[Tensor, "N P D"]:
         """Features of the second-last layer, not normed. `masks` is True where a patch shows picture, padding
-        False."""
-        return self._run(crops, masks, len(self.layers) - 1)[0]
+        False. On a CPU with kernels, where no gradient is asked for, features that the projector reads no cell of are
+        0."""
+        if not self._attends():
+            return self._run(crops, masks, len(self.layers) - 1)[0]
+        packed, x = Packed.of(masks), self._embed(crops, masks)
+        shape, x = x.shape, x.flatten(0, 1)
+        if packed.rows is not None:
+            x = x.index_select(0, packed.rows)
+        for layer in self.layers[:-1]:
+            x = layer(x, packed)
+        if packed.rows is not None:
+            x = x.new_zeros(shape[0] * shape[1], shape[2]).index_copy_(0, packed.rows, x)
+        return x.view(shape)
+
+    def _attends(self) -> bool:
+        """Whether our own attention takes this tower's heads."""
+        weight, c = self.patch_embedding.weight, self.config
+        return native.attends(weight, c.hidden_size // c.num_attention_heads)
 
     def pooled(
         self, crops: Float[Tensor, "N 3 C C"], masks: Bool[Tensor, "N G G"]

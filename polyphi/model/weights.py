@@ -37,6 +37,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from polyphi.batch import Batch
 from polyphi.model import public_config, quantize
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
@@ -649,26 +650,37 @@ def save(
     *,
     dtype: torch.dtype | None = None,
     quant: str | None = None,
+    calibration: Sequence[Batch] = (),
     max_shard_bytes: int = SHARD_BYTES,
     files: Sequence[str | Path] = (),
 ) -> None:
     """Writes a checkpoint in one of the three layouts; `mini` keeps the language model alone. With `quant`, a kind of
-    `quantize.py`, all is quantised while it is written, in the layout of our own, and the model stays whole. `files` (a
-    tokenizer's, say) are copied beside it.
+    `quantize.py`, all is quantised while it is written, in the layout of our own, and the model stays whole; 4 bits are
+    rounded for `calibration`, rows like those that it will answer. A model that is quantised already is written as it
+    is. `files` (a tokenizer's, say) are copied beside it.
 
     Everything is written into a temporary folder that takes the place of `folder` at the end, so a full disk or a kill
     leaves either the old checkpoint or the new one. Raises ValueError where `folder` holds something else, for
-    adapters that the original layout has no room for, for a quantised model and for an unknown `quant`.
+    adapters that the original layout has no room for, for a model quantised otherwise and for an unknown `quant`.
     """
-    if model.quant is not None:
+    if calibration and quant is None:
         raise ValueError(
-            f"a model quantised to {model.quant} can't be saved: load it without quant, or copy its folder where it "
-            "was loaded from a quantised checkpoint"
+            "rows to calibrate with are for a quantised checkpoint; say which, int4 say"
         )
-    state = model.state_dict()
+    state: dict[str, Tensor | quantize.Pieces] = dict(model.state_dict())
+    tensor: Callable[[str], Tensor | quantize.Pieces] = state.__getitem__
+    if model.quant is not None:
+        if model.quant not in quantize.STORED or quant != model.quant:
+            raise ValueError(
+                f"a model quantised to {model.quant} can't be saved as anything else: load it without quant, or say "
+                f"quant={model.quant!r}"
+            )
+        tensor = quantize.reader(model)
+    elif quant is not None and calibration:
+        state |= quantize.calibrated(model, quant, calibration)
     write(
         model.config,
-        state.__getitem__,
+        tensor,
         folder,
         layout,
         dtype=dtype,

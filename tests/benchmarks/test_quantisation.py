@@ -57,7 +57,8 @@ def run(tiny_config: ModelConfig, tmp_path: Path) -> Path:
         )
         for i in range(6)
     ]
-    shards.write(tmp_path / "data" / "instructions" / "test", samples, pipeline="test")
+    for split in ("train", "test"):
+        shards.write(tmp_path / "data" / "instructions" / split, samples, pipeline="test")
     return tmp_path
 
 
@@ -83,6 +84,22 @@ def test_a_model_is_no_distance_from_itself_and_four_bits_are_further_than_eight
     far = {k: script.compare(whole, script.loaded(run / "model", k), rows)[0] for k in script.KINDS}
     assert 0 < far["int8"] < far["int4"]
     assert far["int4-all"] != far["int4-all stored"], "embeddings are the head's rows there"
+
+
+def test_tables_of_a_checkpoint_and_a_text(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four bits are further from the whole model than eight, and calibrated ones less far."""
+    text = run / "data" / "instructions"
+    script = loaded("perplexity", "benchmark_perplexity", monkeypatch)
+    script.main([str(run / "model"), str(text / "test"), "--calibrate", str(text / "train")])
+    rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines()]
+    weights_alone = [row for row in rows if len(row) == 5 and row[3].strip()[0].isdigit()]
+    known = {(row[0].strip(), row[1].strip()): float(row[3]) for row in weights_alone}
+    assert known["as stored", ""] == pytest.approx(0, abs=1e-5)
+    assert known["8", ""] < known["4, calibrated", ""] < known["4, searched", ""]
+    assert known["", "8"] < known["", "4, calibrated"] < known["", "4, searched"]
+    assert [row[0].strip() for row in rows if len(row) == 4] == ["quant", "---", *script.KINDS]
 
 
 def test_flips_of_a_batch(

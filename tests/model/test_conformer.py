@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polyphi.batch import Clip
+from polyphi.kernels.encoder import widest
 from polyphi.model.config import AudioConfig
 from polyphi.model.conformer import (
     AT_ONCE,
@@ -113,6 +114,20 @@ def test_a_loud_neighbour_is_not_heard(encoder):
     ]
     assert torch.equal(features[0][:5], features[1][:5])
     assert torch.equal(features[0][8:], features[1][8:])
+
+
+@pytest.mark.skipif(not widest(), reason="this CPU has no products of bfloat16")
+def test_our_attention_gives_what_torchs_does(encoder):
+    """With gradients torch's attends, windows padded to similar length; without them ours does, window by window."""
+    with torch.no_grad():
+        bias = encoder.relative_attention_bias.weight
+        bias.copy_(torch.randn(bias.shape, generator=torch.Generator().manual_seed(0)))
+    encoder, clips = encoder.bfloat16(), [Clip(n, "speech") for n in (33, 4100, 9, 40)]
+    mels = torch.randn(4182, 80, generator=torch.Generator().manual_seed(1)).bfloat16()
+    plain = encoder(mels, clips).detach().float()
+    with torch.no_grad():
+        found = encoder(mels, clips).float()
+    assert (found - plain).norm() < 0.015 * plain.norm()
 
 
 def test_depthwise_is_causal_within_its_window():

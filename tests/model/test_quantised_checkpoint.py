@@ -152,6 +152,20 @@ def test_the_language_model_alone(whole: Path) -> None:
     assert torch.equal(hidden(loaded, None), hidden(wanted, None))
 
 
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_what_is_quantised_already_is_written_as_it_is(whole: Path, kind: str) -> None:
+    """However well it was rounded: one way to keep what calibration has found."""
+    if said := kernels.missing():
+        pytest.skip(said)
+    loaded, folder = weights.load(whole, quant=kind), quantised(whole, kind)
+    weights.save(loaded, whole.with_name("again"), quant=kind)
+    found, wanted = (weights.load(f) for f in (whole.with_name("again"), folder))
+    assert torch.equal(hidden(found), hidden(wanted))
+    tensors = load_file(folder / "model.safetensors")
+    for name, tensor in load_file(whole.with_name("again") / "model.safetensors").items():
+        assert torch.equal(tensor, tensors[name]), name
+
+
 def test_wrong_uses_are_told(whole: Path) -> None:
     folder = quantised(whole, "int8")
     with pytest.raises(
@@ -159,7 +173,7 @@ def test_wrong_uses_are_told(whole: Path) -> None:
     ):
         weights.load(folder, quant="int4")
     loaded = weights.load(folder, quant="int8")
-    with pytest.raises(ValueError, match="can't be saved"):
+    with pytest.raises(ValueError, match="can't be saved as anything else"):
         weights.save(loaded, whole.with_name("again"))
     with pytest.raises(ValueError, match="load the whole one"):
         loaded.add_adapter("mine", "speech")

@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from polyphi.kernels.encoder import widest
 from polyphi.model.config import VisionConfig
 from polyphi.model.multimodal import PhiModel
-from polyphi.model.siglip import SiglipEncoder
+from polyphi.model.siglip import Packed, SiglipEncoder
 
 
 @pytest.fixture
@@ -31,6 +32,36 @@ def test_padding_is_not_seen_by_valid_patches(encoder):
     assert torch.equal(encoder.pooled(spoilt, masks), pooled)
     # Padded patches themselves do attend: their features depend on the picture.
     assert not torch.equal(encoder(crops.flip(1), masks)[~valid], features[~valid])
+
+
+def test_patches_that_nobody_reads_are_left_out():
+    """Of three crops of 4 x 4 patches, the second shows three columns, the third a single patch."""
+    masks = torch.zeros(3, 4, 4, dtype=torch.bool)
+    masks[0], masks[1, :, :3], masks[2, 0, 0] = True, True, True
+    packed = Packed.of(masks)
+    assert packed.keys == (16, 12, 1)
+    assert packed.queries == (16, 16, 4)  # whole cells of 2 x 2, as the projector averages them
+    assert packed.rows[-4:].tolist() == [32, 33, 36, 37]
+    second = packed.rows[16:32].sub(16).tolist()
+    assert sorted(second) == list(range(16)) and second[12:] == [3, 7, 11, 15]
+    assert Packed.of(masks[:1]).rows is None
+
+
+@pytest.mark.skipif(not widest(), reason="this CPU has no products of bfloat16")
+def test_our_attention_gives_what_torchs_does(encoder):
+    """With gradients torch's attends, to every patch; without them ours does, for those that are read."""
+    encoder = encoder.bfloat16()
+    masks = torch.zeros(3, 4, 4, dtype=torch.bool)
+    masks[0], masks[1, :, :3], masks[2, :2, :2] = True, True, True
+    crops = torch.randn(3, 3, 56, 56, generator=torch.Generator().manual_seed(0)).bfloat16()
+    plain = encoder(crops, masks).detach().float()
+    with torch.no_grad():
+        found = encoder(crops, masks).float()
+    read = torch.ones(3, 4, 4, dtype=torch.bool)
+    read[2] = masks[2]
+    read = read.flatten(1)
+    assert (found[read] - plain[read]).norm() < 0.01 * plain[read].norm()
+    assert not found[~read].any()
 
 
 def test_features_come_from_the_second_last_layer(encoder):

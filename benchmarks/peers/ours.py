@@ -1,0 +1,128 @@
+"""polyphi itself, as one of the sides.
+
+    python ours.py KIND THREADS LAYERS WHAT
+
+KIND is int4 or int8, LAYERS a number or all, WHAT language or multimodal.
+"""
+
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import engine
+import numpy as np
+import torch
+from turns import LONGEST, PROMPT, SEQUENCES, STEPS, take_turns
+
+from polyphi.batch import Batch, pack, row
+from polyphi.chat import Audio, Image, Message, SamplingParams, Text
+from polyphi.engine.cache import BLOCK, BlockPool, Memory, StepCache, Table
+from polyphi.engine.engine import Engine
+from polyphi.model.quantize import quantize
+from polyphi.phi import make_processor
+
+
+class Language:
+    """The model over the engine's cache of blocks."""
+
+    def __init__(self, kind: str, layers: int | None) -> None:
+        config = engine.language(engine.Size().cut(layers).config)
+        self.model = quantize(engine.random_model(config), kind)
+        self.vocabulary = config.decoder.vocab_size
+        self.bytes = engine.read_per_token(self.model)
+        blocks = max(LONGEST, SEQUENCES * (PROMPT + STEPS)) // BLOCK
+        self.memory = Memory(config.decoder, blocks, torch.bfloat16, torch.device("cpu"))
+        self.pool = BlockPool(blocks)
+
+    def tables(self, sequences: int, tokens: int) -> list[Table]:
+        made = [Table(self.pool) for _ in range(sequences)]
+        for table in made:
+            table.grow(tokens)
+        return made
+
+    def run(self, ids: torch.Tensor, tables: list[Table]) -> torch.Tensor:
+        """Logits [S V] behind ids [S T], whose predecessors are in the cache."""
+        rows = []
+        for some, table in zip(ids, tables, strict=True):
+            new, end = row(some.tolist()), table.length + len(some)
+            rows.append(replace(new, positions=new.positions + table.length, totals=(end,)))
+        each = ids.shape[1]
+        hidden = self.model(pack(rows), StepCache(self.memory, tables, [each] * len(ids)))
+        for table in tables:
+            table.length += each
+        return self.model.logits(hidden[each - 1 :: each]).float()
+
+    @torch.inference_mode()
+    def prefill(self, ids: np.ndarray) -> np.ndarray:
+        tables = self.tables(1, len(ids))
+        found = self.run(torch.from_numpy(ids)[None], tables)[0].numpy()
+        tables[0].clear()
+        return found
+
+    logits = prefill
+
+    @torch.inference_mode()
+    def decode(self, prompts: np.ndarray, more: np.ndarray) -> float:
+        tables = self.tables(len(prompts), PROMPT + more.shape[1])
+        self.run(torch.from_numpy(prompts), tables)
+        steps = torch.from_numpy(more)
+        start = time.perf_counter()
+        for i in range(more.shape[1]):
+            self.run(steps[:, i : i + 1], tables)
+        took = time.perf_counter() - start
+        for table in tables:
+            table.clear()
+        return took
+
+
+class Multimodal:
+    """The engine, from a message to the first token of its answer."""
+
+    def __init__(self, kind: str, layers: int | None) -> None:
+        config, tokenizer = engine.endless(engine.Size().cut(layers).config)
+        model = quantize(engine.random_model(config), kind)
+        self.engine = Engine(model, make_processor(config, tokenizer))
+        self.vocabulary = config.decoder.vocab_size
+        self.took = {"media": 0.0, "encoders": 0.0}
+        self.engine.encoders.encoded = lambda _, seconds: self.add("encoders", seconds)
+
+    def add(self, part: str, seconds: float) -> None:
+        self.took[part] += seconds
+
+    def first(self, kind: str, file: Path) -> dict[str, float]:
+        data = file.read_bytes()
+        media = Image(data) if kind == "picture" else Audio(data)
+        message = Message.user(media, Text(engine.QUESTION))
+        self.took, positions = dict.fromkeys(self.took, 0.0), 0
+        read = self.engine.processor.row
+
+        def timed(*given: Any, **named: Any) -> Batch:
+            start = time.perf_counter()
+            made = read(*given, **named)
+            self.add("media", time.perf_counter() - start)
+            nonlocal positions
+            crops, mels = made.crop_masks, made.mels
+            positions = crops.numel() if crops is not None else len(mels) // 8
+            return made
+
+        self.engine.processor.row = timed  # type: ignore[method-assign]
+        start = time.perf_counter()
+        answer = self.engine.generate([message], sampling=SamplingParams(max_tokens=1))
+        whole = time.perf_counter() - start
+        self.engine.processor.row = read  # type: ignore[method-assign]
+        prefill = whole - sum(self.took.values())
+        return {
+            **self.took,
+            "prefill": prefill,
+            "tokens": answer.prompt_tokens,
+            "positions": positions,
+        }
+
+
+if __name__ == "__main__":
+    kind, threads, layers, what = sys.argv[1:]
+    torch.set_num_threads(int(threads))
+    side = Language if what == "language" else Multimodal
+    take_turns(side(kind, None if layers == "all" else int(layers)))

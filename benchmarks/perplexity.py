@@ -1,0 +1,127 @@
+"""What fewer bits cost a language model: perplexity, KL and flips of any checkpoint on any text.
+
+    python benchmarks/perplexity.py runs/larger/model runs/larger/data/held_out/test \\
+        --calibrate runs/larger/data/text/train [--rows 100]
+
+Prints two tables in Markdown. The first rounds weights alone and computes in float32, so that ways of rounding can be
+told apart: the decoder's linears, and its head, in 8 bits, and in 4 bits at the nearest levels, searched, and
+calibrated (model/rounding.py). The second is what runs: `--quant` of each kind, activations rounded as the kernels do,
+bfloat16. Both are held against the checkpoint in float32: the mean Kullback-Leibler divergence of the next token's
+distribution from its own, in nats, and the share of positions where another token comes first (flips). Of
+conversations the answers are measured, of documents every token.
+
+`benchmarks/larger.py` trains a checkpoint for it; of the nano run, runs/nano/data/instructions/test is such a text.
+"""
+
+import argparse
+import math
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import polyphi
+from polyphi.batch import Batch
+from polyphi.data import calibration
+from polyphi.data.shards import Shards
+from polyphi.model.calibration import calibrate
+from polyphi.model.lora import LoraLinear
+from polyphi.model.multimodal import PhiModel
+from polyphi.model.quantize import quantize
+from polyphi.model.rounding import four_bits, nearest
+from polyphi.phi import Phi
+
+
+def eight_bits(weight: Tensor) -> Tensor:
+    scale = weight.abs().amax(1, keepdim=True) / 127
+    return (weight / scale).round() * scale
+
+
+ROUNDED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "as stored": lambda weight, hessian: weight,
+    "8": lambda weight, hessian: eight_bits(weight),
+    "4, nearest": lambda weight, hessian: nearest(weight).weight(),
+    "4, searched": lambda weight, hessian: four_bits(weight).weight(),
+    "4, calibrated": lambda weight, hessian: four_bits(weight, hessian).weight(),
+}
+KINDS = ("bf16", "int8", "int4", "int4, calibrated")
+
+
+class Reader:
+    """The text, and what the whole model says of it."""
+
+    def __init__(self, phi: Phi, text: Sequence[Shards], most: int) -> None:
+        make = partial(phi.processor.row, supervise="answers", context=1024, truncate=True)
+        samples = [shards[i] for shards in text for i in range(min(most, len(shards)))]
+        self.rows = [make(sample.messages) for sample in samples]
+        self.whole = list(self.said(phi.model))
+
+    @torch.inference_mode()
+    def said(self, model: PhiModel) -> Iterator[Tensor]:
+        """Log-probabilities of all tokens at the supervised positions of each row."""
+        for row in self.rows:
+            yield model.logits(model(row)[row.supervised]).float().log_softmax(-1)
+
+    def line(self, model: PhiModel, *names: str) -> str:
+        loss, divergence, flips, positions = 0.0, 0.0, 0, 0
+        for row, p, q in zip(self.rows, self.whole, self.said(model), strict=True):
+            loss -= float(q.gather(1, row.labels[row.supervised][:, None]).sum())
+            divergence += float((p.exp() * (p - q)).sum())
+            flips += int((p.argmax(-1) != q.argmax(-1)).sum())
+            positions += len(p)
+        cells = (*names, f"{math.exp(loss / positions):.4f}", f"{divergence / positions:.6f}")
+        return f"| {' | '.join(cells)} | {flips / positions:.2%} |"
+
+
+@torch.no_grad()
+def rounded(model: PhiModel, rows: Sequence[Batch], linears: str, head: str) -> PhiModel:
+    """`model` with the values that its weights have in fewer bits."""
+
+    def put(linear: LoraLinear, hessian: Tensor) -> None:
+        linear.weight.copy_(ROUNDED[linears](linear.weight, hessian))
+
+    seen = calibrate(model, rows, put)
+    weight = ROUNDED[head](model.decoder.embed_tokens.weight, seen)
+    model.decoder.head = partial(F.linear, weight=weight)  # the lookup stays as it is
+    return model
+
+
+def tables(
+    folder: Path, text: Sequence[Shards], sources: Sequence[Shards], most: int
+) -> Iterator[str]:
+    load = partial(polyphi.load, folder)
+    phi = load(dtype="float32")
+    reader, rows = Reader(phi, text, most), calibration.rows(phi.processor, sources)
+    tokens = sum(map(len, reader.whole)), sum(map(len, rows))
+    yield "{:,} tokens measured, {:,} to calibrate with\n".format(*tokens)
+    yield "| linears | head | perplexity | KL, nats | flips |\n|---|---|---|---|---|"
+    for bits in ROUNDED:
+        yield reader.line(rounded(load(dtype="float32").model, rows, bits, "as stored"), bits, "")
+    for bits in list(ROUNDED)[1:]:
+        yield reader.line(rounded(load(dtype="float32").model, rows, "as stored", bits), "", bits)
+    yield "\n| quant | perplexity | KL, nats | flips |\n|---|---|---|---|"
+    for kind in KINDS:
+        if kind in ("bf16", "int8", "int4"):
+            model = load(quant=kind).model
+        else:
+            model = quantize(load(dtype="bfloat16").model, "int4", rows)
+        yield reader.line(model, kind)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Perplexity, KL and flips in 16, 8 and 4 bits.")
+    parser.add_argument("model", type=Path, help="folder of a checkpoint")
+    parser.add_argument("text", type=Path, nargs="+", help="folders of shards")
+    parser.add_argument("--calibrate", type=Path, nargs="+", required=True, help="others")
+    parser.add_argument("--rows", type=int, default=100, help="of each text")
+    given = parser.parse_args(arguments)
+    text, sources = (list(map(Shards, folders)) for folders in (given.text, given.calibrate))
+    for line in tables(given.model, text, sources, given.rows):
+        print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""Linear layers of the published size, in 4 and 8 bits, beside torch's.
+
+    python benchmarks/products.py [--repeats 3] [--json]
+    polyphi bench kernels --parts products
+
+The work is the four products of one decoder layer (3.84 G parameters have 32), by 1, 8 and 256 tokens. Weights of
+several layers take turns, so that each product reads its own from memory, as decoding does. Sides alternate, products
+one after another; told are medians. The limit is the rate of reading memory, measured between them, where few tokens
+are asked for (bytes of weights that ours reads in its time), and of bfloat16 matrix products where many are.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from sidebyside import Row, console, matmul_rate, show
+from torch import Tensor
+
+from polyphi import kernels
+from polyphi.model.quantize import EightBit, FourBit, Int4Pack, OneDnn, PerToken, rounded
+
+SHAPES = {
+    "qkv": (5120, 3072),
+    "o": (3072, 3072),
+    "gate and up": (16384, 3072),
+    "down": (3072, 8192),
+}
+TOKENS = (1, 8, 256)
+LAYERS = 8
+"""Whose weights take turns: more than any cache holds."""
+
+
+def layer(make: Callable[[Tensor], Callable[[Tensor], Tensor]]) -> list[Callable[[Tensor], Tensor]]:
+    """The products of one layer."""
+    return [
+        make(torch.randn(outputs, inputs, dtype=torch.bfloat16) * 0.02)
+        for outputs, inputs in SHAPES.values()
+    ]
+
+
+def onednn(weight: Tensor) -> PerToken:
+    """oneDNN's product of int8, as where our kernels are missing."""
+    scale = weight.abs().amax(1).float() / 127
+    return PerToken(OneDnn((weight / scale[:, None]).round().to(torch.int8), scale))
+
+
+SIDES: dict[str, Callable[[Tensor], Callable[[Tensor], Tensor]]] = {
+    "int4": FourBit,
+    "int8": EightBit,
+    "torch int4": lambda weight: Int4Pack(*rounded(weight)),
+    "oneDNN int8": onednn,
+    "torch bf16": lambda weight: partial(torch.nn.functional.linear, weight=weight),
+}
+
+
+def read_rate() -> float:
+    """Bytes a second of a sum over 400 MB, the best of three."""
+    data, best = torch.ones(50_000_000, dtype=torch.int64), 0.0
+    for _ in range(3):
+        began = time.perf_counter()
+        data.sum()
+        best = max(best, data.nbytes / (time.perf_counter() - began))
+    return best
+
+
+def seconds(layers: list[list[Callable[[Tensor], Tensor]]], tokens: int, rounds: int) -> float:
+    """Of one layer's products, in so many rounds over all layers."""
+    given = [torch.randn(tokens, inputs, dtype=torch.bfloat16) for _, inputs in SHAPES.values()]
+    began = time.perf_counter()
+    for _ in range(rounds):
+        for products in layers:
+            for product, x in zip(products, given, strict=True):
+                product(x)
+    return (time.perf_counter() - began) / (rounds * len(layers))
+
+
+def compare(repeats: int) -> list[Row]:
+    """A row for each number of tokens, kind and other kernel."""
+    if said := kernels.missing():
+        raise SystemExit(f"no kernels to measure: {said}")
+    console.print(f"{kernels.path()}, {torch.get_num_threads()} threads", highlight=False)
+    rows = []
+    held = {name: [layer(make) for _ in range(LAYERS)] for name, make in SIDES.items()}
+    weights = sum(outputs * inputs for outputs, inputs in SHAPES.values())
+    for tokens in TOKENS:
+        took: dict[str, list[float]] = {name: [] for name in SIDES}
+        limits = []
+        rounds = 4 if tokens < 64 else 1
+        for name in SIDES:
+            seconds(held[name], tokens, 1)
+        for _ in range(repeats):
+            limits.append(read_rate() if tokens < 64 else matmul_rate(seconds=1.0))
+            for name, layers in held.items():
+                took[name].append(seconds(layers, tokens, rounds))
+        for kind, bits in (("int4", 4.5), ("int8", 8)):
+            ours = statistics.median(took[kind])
+            work = weights * bits / 8 if tokens < 64 else 2 * weights * tokens
+            share = work / ours / statistics.median(limits)
+            for name in list(SIDES)[2:]:
+                theirs = statistics.median(took[name])
+                what = f"{kind}, {tokens} token{'s' * (tokens > 1)}, beside {name}"
+                rows.append(Row(what, tokens / ours, tokens / theirs, name, "tokens/s", share))
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    show(compare(args.repeats), as_json=args.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,233 @@
+"""Encoders whose linears are in 8 bits, on a CPU with kernels: what stands between two products is one pass over memory
+(polyphi/kernels/encoder), which adds, norms, gates or convolves, and rounds for the next product.
+
+    product of the sums -> * scales + bias -> residual -> norm -> 8 bits -> product
+
+Each class takes the place of a module of siglip.py or conformer.py, computes what that does, and holds it as `plain`.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from polyphi.kernels import encoder as native
+from polyphi.kernels.encoder import Raw, Rows
+from polyphi.model import conformer, siglip
+from polyphi.model.config import AudioConfig
+from polyphi.model.multimodal import PhiModel
+
+AT_ONCE = 1024
+"""Patches that pass an MLP together: what is between its linears stays in a cache, and is no fresh memory each time
+(over 32 MB, glibc gives it back), which took a third of that product's time for the 6,208 patches of 1280 x 720."""
+
+
+class Unsigned(Protocol):
+    """An int8 product of activations to which 128 has been added."""
+
+    def unsigned(
+        self, unsigned: UInt8[Tensor, "T I"], dtype: torch.dtype
+    ) -> Float[Tensor, "T O"]: ...
+
+
+Make = Callable[[nn.Module], Unsigned]
+"""Gives the product of a linear, which is quantised already, or of a convolution of width 1."""
+
+
+class Linear:
+    """A linear with bias, its weight in int8."""
+
+    def __init__(self, linear: Any, make: Make) -> None:
+        self.product = make(linear)
+        self.bias = linear.bias.float()
+
+    def __call__(self, rows: Rows) -> Raw:
+        return Raw(self.product.unsigned(rows.q, torch.bfloat16), rows.scale, self.bias)
+
+
+class Norm:
+    """A LayerNorm's numbers in float32."""
+
+    def __init__(self, layer_norm: nn.LayerNorm) -> None:
+        self.weight, self.bias = layer_norm.weight.float(), layer_norm.bias.float()
+        self.eps = layer_norm.eps
+
+    def __call__(
+        self, x: Tensor, raw: Raw | None = None, factor: float = 1.0
+    ) -> tuple[Tensor, Rows]:
+        """x + factor * raw, and its norm in 8 bits."""
+        return native.norm(x, self.weight, self.bias, self.eps, raw, factor)
+
+
+class Attention:
+    """q, k and v from the same rows, attention, and what comes out of it through a linear."""
+
+    def __init__(self, linears: Sequence[nn.Module], heads: int, make: Make) -> None:
+        *self.qkv, self.out = (Linear(linear, make) for linear in linears)
+        self.heads = heads
+
+    def __call__(
+        self,
+        rows: Rows,
+        queries: Sequence[int],
+        keys: Sequence[int],
+        distances: Tensor | None = None,
+    ) -> Raw:
+        q, k, v = (linear(rows) for linear in self.qkv)
+        biases = [linear.bias for linear in self.qkv]
+        x = native.attention(
+            q.y, k.y, v.y, self.heads, queries, keys, distances, rows.scale, biases
+        )
+        return self.out(native.activate("none", Raw(x)))
+
+
+# ---------------------------------------------------------------------- SigLIP
+
+
+class VisionLayer(nn.Module):
+    """A layer of the vision tower over packed patches."""
+
+    def __init__(self, plain: siglip.Layer, make: Make) -> None:
+        super().__init__()
+        self.plain = plain
+        a = plain.self_attn
+        self.norms = Norm(plain.layer_norm1), Norm(plain.layer_norm2)
+        self.attention = Attention((a.q_proj, a.k_proj, a.v_proj, a.out_proj), a.heads, make)
+        self.up, self.down = Linear(plain.mlp.fc1, make), Linear(plain.mlp.fc2, make)
+
+    def forward(self, x: Float[Tensor, "*n D"], keys: Any) -> Float[Tensor, "*n D"]:
+        if not isinstance(keys, siglip.Packed):
+            return self.plain(x, keys)
+        _, rows = self.norms[0](x)
+        x, rows = self.norms[1](x, self.attention(rows, keys.queries, keys.keys))
+        parts = zip(x.split(AT_ONCE), *(t.split(AT_ONCE) for t in rows), strict=True)
+        return torch.cat([self._mlp(part, Rows(*normed)) for part, *normed in parts])
+
+    def _mlp(self, x: Float[Tensor, "n D"], rows: Rows) -> Float[Tensor, "n D"]:
+        return native.add(x, self.down(native.activate("gelu", self.up(rows))))
+
+
+# ---------------------------------------------------------------------- Conformer
+
+
+class FeedForward:
+    """Both linears, without the norm before them."""
+
+    def __init__(self, plain: conformer.FeedForward, make: Make) -> None:
+        self.norm = Norm(plain.layer_norm)
+        self.up, self.down = Linear(plain.value_gate_proj, make), Linear(plain.down_proj, make)
+
+    def __call__(self, rows: Rows) -> Raw:
+        return self.down(native.activate("gated", self.up(rows)))
+
+
+class Convolution:
+    """The convolution module, without the norm before it."""
+
+    def __init__(self, plain: conformer.ConvModule, make: Make) -> None:
+        glu, conv = plain.glu, plain.dw_sep_conv_1d
+        self.norm = Norm(plain.layer_norm)
+        self.up = Linear(glu.ext_pw_conv_1d, make)
+        self.up.bias = self.up.bias + torch.cat([glu.b1, glu.b2], 1).flatten().float()
+        self.taps = conv.dw_conv.weight[:, 0].t().float().contiguous()
+        self.bias = conv.dw_conv.bias.float()
+        self.middle = Linear(conv.pw_conv, make)
+        self.down = Linear(plain.ext_pw_conv_1d, make)
+
+    def __call__(self, rows: Rows, age: Tensor) -> Raw:
+        gated = native.finished("gated", self.up(rows))
+        rows = native.causal(gated, self.taps, self.bias, age)
+        return self.down(native.activate("silu", self.middle(rows)))
+
+
+class AudioBlock(nn.Module):
+    """A block of the Conformer."""
+
+    def __init__(self, plain: conformer.Block, make: Make) -> None:
+        super().__init__()
+        self.plain = plain
+        a = plain.self_attn
+        self.early = FeedForward(plain.feed_forward_in, make)
+        self.norm = Norm(plain.layer_norm_att)
+        self.attention = Attention((a.q_proj, a.k_proj, a.v_proj, a.o_proj), a.heads, make)
+        self.conv = Convolution(plain.conv, make)
+        self.late = FeedForward(plain.feed_forward_out, make)
+        self.last = Norm(plain.layer_norm)
+
+    def forward(
+        self, x: Float[Tensor, "A D"], windows: conformer.Windows, biases: Any
+    ) -> Float[Tensor, "A D"]:
+        if not isinstance(biases, Tensor):
+            return self.plain(x, windows, biases)
+        sizes = windows.lengths
+        _, rows = self.early.norm(x)
+        x, rows = self.norm(x, self.early(rows), 0.5)
+        x, rows = self.conv.norm(x, self.attention(rows, sizes, sizes, biases))
+        x, rows = self.late.norm(x, self.conv(rows, windows.age))
+        last = self.last
+        return native.add(x, self.late(rows), 0.5, (last.weight, last.bias, last.eps))
+
+
+class Subsampling(nn.Module):
+    """The convolutions before the blocks, each depthwise one in a pass with what stands before it."""
+
+    def __init__(self, plain: conformer.Subsampling, make: Make) -> None:
+        super().__init__()
+        self.plain = plain
+        convolutions: list[Any] = [m for m in plain.conv if isinstance(m, nn.Conv2d)]
+        first, second, up, third, down = convolutions
+        self.taps = [
+            (conv.weight.flatten(1).t().float().contiguous(), conv.bias.float())
+            for conv in (first, second, third)
+        ]
+        self.up, self.down = Linear(up, make), Linear(down, make)
+        self.last = Linear(plain.out, make)
+
+    @property
+    def out(self) -> nn.Linear:
+        return self.plain.out
+
+    def forward(self, mels: Float[Tensor, "F M"], lengths: Sequence[int]) -> Float[Tensor, "A D"]:
+        if torch.is_grad_enabled():
+            return self.plain(mels, lengths)
+        tape, (first, second, third) = conformer.Tape.of(lengths), self.taps
+        spots = [torch.from_numpy(tape.spots(stride)) for stride in (1, 2, 4, 8)]
+        heard = [
+            torch.zeros(tape.length(stride), dtype=torch.bool).index_fill_(0, at, True)
+            for stride, at in ((2, spots[1]), (4, spots[2]))
+        ]
+        x = torch.zeros(tape.length(1), mels.shape[1]).index_copy_(0, spots[0], mels.float())
+        rows = native.strided((x, *first), heard[0], *second)
+        rows = native.strided(self.up(rows), heard[1], *third)
+        x = native.finished("relu", self.down(rows))
+        # [times, bands, channels] -> a row per feature, channel-major
+        x = x.view(tape.length(8), -1, x.shape[1]).transpose(1, 2).index_select(0, spots[3])
+        x = x.flatten(1)
+        return native.finished("none", self.last(native.activate("none", Raw(x))))
+
+
+def fuse(model: PhiModel, make: Make) -> None:
+    """Puts these classes into a model's encoders where their kernels run: in bfloat16, on a CPU that multiplies it, in
+    sizes that fit. The vision tower's last layer stays, since no forward of the multimodal model reaches it."""
+    if model.vision is not None and _fits(model.vision.encoder):
+        layers = model.vision.encoder.layers
+        for i, layer in enumerate(layers[:-1]):
+            assert isinstance(layer, siglip.Layer)
+            layers[i] = VisionLayer(layer, make)
+    if model.audio is not None and _fits(model.audio.encoder):
+        encoder: Any = model.audio.encoder
+        for i, block in enumerate(encoder.blocks):
+            encoder.blocks[i] = AudioBlock(block, make)
+        encoder.subsampling = Subsampling(encoder.subsampling, make)
+
+
+def _fits(encoder: siglip.SiglipEncoder | conformer.ConformerEncoder) -> bool:
+    c, weight = encoder.config, next(encoder.parameters())
+    widths = [c.hidden_size, c.intermediate_size]
+    if isinstance(c, AudioConfig):
+        middle = c.ext_pw_out_channel, c.depthwise_separable_out_channel
+        widths += [*middle, c.nemo_conv_channels]
+    fit = all(width % native.LANES == 0 for width in widths)
+    return fit and native.attends(weight, c.hidden_size // c.num_attention_heads)

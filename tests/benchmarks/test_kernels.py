@@ -1,0 +1,207 @@
+"""The benchmark of kernels beside other engines, with sides that only pretend, and ours at a size of milliseconds."""
+
+import importlib.util
+import json
+import sys
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+
+from polyphi.batch import row
+from polyphi.model import weights
+from polyphi.model.config import ModelConfig
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+PRETENDER = """
+import sys, time
+import numpy as np
+from turns import take_turns
+
+class Pretender:
+    vocabulary, bytes = 50, 1000
+    def prefill(self, ids):
+        print("a library's chatter")
+        time.sleep(float(sys.argv[1]))
+    def decode(self, prompts, more):
+        assert prompts.shape == (len(more), 256)
+        return more.size * float(sys.argv[1])
+    def logits(self, ids):
+        return np.ones(50) * float(sys.argv[2])
+    def first(self, kind, file):
+        assert file.stat().st_size > 1000 and file.suffix == {"picture": ".jpg", "clip": ".wav"}[kind]
+        return {"seconds": float(sys.argv[1]), "media": 0.1, "encoders": 0.2, "prefill": 0.3, "tokens": 9,
+                "positions": 8}
+
+take_turns(Pretender())
+"""
+
+
+def loaded(name: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """A script as a module, by a name that isn't the tests' own."""
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch):
+    for folder in (BENCHMARKS, BENCHMARKS / "peers"):
+        monkeypatch.syspath_prepend(str(folder))
+    yield loaded("benchmark_kernels", BENCHMARKS / "kernels.py", monkeypatch)
+    for name in ("engine", "products", "sidebyside", "turns"):
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def pretend(bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Every side is a pretender: seconds of a token, and what its logits are."""
+    script = tmp_path / "pretender.py"
+    script.write_text(PRETENDER)
+    monkeypatch.setenv("PYTHONPATH", str(BENCHMARKS / "peers"))
+    speeds = {"int4": 0.001, "int8": 0.002, bench.LIBRARY: 0.01}
+
+    def command(name: str, *_: object) -> list[object]:
+        # `env` in front, so that the environment's own path stays
+        seconds = speeds.get(name, 0.004)
+        return [
+            "/usr/bin/env",
+            f"PYTHONPATH={BENCHMARKS / 'peers'}",
+            sys.executable,
+            script,
+            seconds,
+            1,
+        ]
+
+    monkeypatch.setattr(bench, "command", command)
+    monkeypatch.setattr(bench, "measured", lambda: bench.Limits(1e9, 1e12, 2e12))
+    monkeypatch.setattr(bench, "prepare", lambda *_: list(bench.PEERS))
+    monkeypatch.setattr(bench.torch, "set_num_threads", lambda n: None)
+    monkeypatch.setenv("POLYPHI_CACHE", str(tmp_path))
+    return command
+
+
+def test_every_row_is_told_with_the_best_peer(bench, pretend, capsys) -> None:
+    bench.main(["--json", "--repeats", "1", "--layers", "1"])
+    told = {row["work"]: row for row in json.loads(capsys.readouterr().out)}
+    names = (
+        "decode",
+        "decode 8 sequences",
+        "prefill",
+        "prefill 256",
+        "prefill 2048",
+        "first token",
+        "first token picture",
+        "first token clip",
+    )
+    assert told.keys() == {f"{name} {kind}" for name in names for kind in ("int4", "int8")}
+    assert all(row["ratio"] == pytest.approx(row["ours"] / row["peer"]) for row in told.values())
+    decode = told["decode int4"]
+    assert (decode["ours"], decode["peer"]) == (pytest.approx(1000), pytest.approx(250))
+    assert decode["peer_name"] != bench.LIBRARY
+    # a step of ours reads 1,000 bytes in 1 ms, and could read 1 GB in a second
+    assert decode["limit_share"] == pytest.approx(1e-3)
+    assert told["first token clip int8"]["peer_name"] == bench.LIBRARY
+
+
+def test_a_name_for_two_works_tells_the_worse(bench) -> None:
+    rows = [
+        bench.Row("prefill 256 int8", 20.0, 10.0, "x", "tok/s", 0.5),
+        bench.Row("prefill 2048 int8", 9.0, 10.0, "y", "tok/s", 0.5),
+        bench.Row("first token clip int8", 9.0, 10.0, "y", "per s", 0.5),
+    ]
+    assert bench.worst(rows) == [bench.Row("prefill int8", 9.0, 10.0, "y", "tok/s", 0.5)]
+
+
+def test_a_side_that_computes_something_else_is_refused(bench, pretend, tmp_path: Path) -> None:
+    def side(value: float):
+        return bench.Process("x", [*pretend("int4")[:-1], value], 1)
+
+    sides = {bench.LIBRARY: side(1.0), "other": side(1.1)}
+    try:
+        bench.same_work(sides, 0.2)
+        with pytest.raises(RuntimeError, match=r"other computes something else.* by 0\.100"):
+            bench.same_work(sides, 0.05)
+    finally:
+        for process in sides.values():
+            process.close()
+
+
+def test_a_side_that_ends_says_why(bench) -> None:
+    dying = [sys.executable, "-c", "raise SystemExit('no such model')"]
+    with pytest.raises(RuntimeError, match="who ended with code 1: no such model"):
+        bench.Process("who", dying, 1)
+
+
+def test_sides_that_do_not_fit_together_take_turns_in_groups(bench) -> None:
+    config = bench.engine.language(ModelConfig())
+    everything = bench.grouped(config, "int4", bench.PEERS, 64e9)
+    assert [len(group) for group in everything] == [5]
+    tight = bench.grouped(config, "int4", bench.PEERS, 18e9)
+    assert len(tight) > 1 and sorted(chain(*tight)) == sorted(everything[0])
+
+
+def test_no_two_weights_of_a_random_model_are_equal(bench, tiny_config: ModelConfig) -> None:
+    model = bench.engine.random_model(bench.engine.language(tiny_config))
+    one, two = (layer.mlp.down_proj.weight for layer in model.decoder.layers[:2])
+    assert not torch.equal(one, two)
+    assert float(one.float().std()) == pytest.approx(0.02, rel=0.1)
+
+
+@pytest.mark.parametrize("kind", ["int4", "int8"])
+def test_our_side_computes_what_the_model_does(
+    bench, tiny_config: ModelConfig, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    ours = loaded("benchmark_ours", BENCHMARKS / "peers" / "ours.py", monkeypatch)
+    size = bench.engine.Size(tiny_config)
+    monkeypatch.setattr(ours.engine, "Size", lambda: size)
+    side = ours.Language(kind, None)
+    ids = np.random.default_rng(0).integers(0, side.vocabulary, 300)
+    with torch.inference_mode():
+        model = side.model
+        wanted = model.logits(model(row(ids.tolist()))[-1:]).float()[0].numpy()
+    np.testing.assert_allclose(side.logits(ids), wanted, rtol=0.05, atol=0.05)
+    assert side.decode(ids[None, :256].repeat(3, 0), ids[None, :2].repeat(3, 0)) > 0
+    assert side.pool.held == 0
+
+
+def test_transformers_holds_our_multimodal_tensors(
+    bench, tiny_config: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("transformers")
+    pytest.importorskip("peft")
+    theirs = loaded("benchmark_theirs", BENCHMARKS / "peers" / "transformers_phi.py", monkeypatch)
+    assert tiny_config.vision is not None
+    config = replace(tiny_config, vision=replace(tiny_config.vision, crop_size=448))
+    ours = bench.engine.random_model(config)
+    peer = theirs.multimodal(ours)
+    theirs.use(peer, "speech")
+    held = {t.data_ptr() for t in peer.state_dict().values()}
+    assert {t.data_ptr() for t in ours.state_dict().values()} <= held
+
+
+def test_a_checkpoint_becomes_gguf(
+    bench, tiny_config: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gguf = pytest.importorskip("gguf")
+    monkeypatch.setitem(sys.modules, "llama_cpp", ModuleType("llama_cpp"))
+    llama = loaded("benchmark_llama", BENCHMARKS / "peers" / "llama.py", monkeypatch)
+    config = bench.engine.language(tiny_config)
+    model = bench.engine.random_model(config)
+    weights.save(model, tmp_path / "checkpoint", "mini", files=[])
+    llama.write(tmp_path / "checkpoint", tmp_path / "bf16.gguf")
+    read = gguf.GGUFReader(tmp_path / "bf16.gguf")
+    found = {tensor.name: tensor for tensor in read.tensors}
+    assert len(found) == 6 * config.decoder.num_hidden_layers + 4
+    raw = torch.from_numpy(found["blk.0.ffn_down.weight"].data.copy()).view(torch.bfloat16)
+    assert torch.equal(raw, model.decoder.layers[0].mlp.down_proj.weight)
+    assert np.allclose(found["rope_factors_long.weight"].data, config.decoder.long_factor)
+    scale = read.fields["phi3.rope.scaling.attn_factor"].contents()
+    assert scale == pytest.approx(config.decoder.rope_scale)

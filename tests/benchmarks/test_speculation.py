@@ -1,0 +1,57 @@
+"""The benchmark of guesses, on a tiny model: it gives the answers that it is told to, and counts what came true."""
+
+import importlib.util
+import random
+import sys
+from pathlib import Path
+
+import pytest
+from engine.conftest import SAYINGS, fitted, make_engine
+
+from polyphi.chat import Message
+from polyphi.model.config import ModelConfig
+from polyphi.processing.tokenizer import Tokenizer
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch):
+    """The script, which imports another one by a name that a folder of tests has too."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    for known_as, name in (("engine", "engine"), ("benchmark_speculation", "speculation")):
+        spec = importlib.util.spec_from_file_location(known_as, BENCHMARKS / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, known_as, module)
+        spec.loader.exec_module(module)
+    yield module
+    sys.modules.pop("sidebyside", None)
+
+
+def test_the_right_answers_are_given_and_counted(script, tiny_config: ModelConfig) -> None:
+    tokenizer = Tokenizer.train(SAYINGS, vocab_size=384)
+    held = make_engine(fitted(tiny_config, tokenizer), tokenizer)
+    engine = script.Counting(held.model, held.processor)
+    text = f"{SAYINGS[0]}. {SAYINGS[1]}. " * 2
+    right = tokenizer.encode(text)
+    asked = [([Message.user("Read.")], len(right), right), ([Message.user("1 + 2")], 9, None)]
+    told = script.compare(engine, asked, turns=1)
+    assert told.answers == 2 and told.changed == 0
+    assert told.tokens == len(right) - 1 + 9 - 1
+    assert told.tokens == told.steps + told.right
+    assert told.guessed >= told.right > len(right) // 4  # its second half is its first
+    rows = script.table({"text": told}).splitlines()
+    assert rows[2].startswith(f"| text | 2 | {told.tokens} | {told.guessed} | ")
+    assert len({row.count("|") for row in rows}) == 1
+
+
+def test_real_texts_are_there_with_their_right_answers(script) -> None:
+    read, corrected = script.pages(3, random.Random(0))
+    assert len(read) == len(corrected) == 3
+    for messages, right in corrected:
+        said = messages[0].text.split("\n", 1)[1]
+        assert said != right and sorted(said) == sorted(right)
+    import textwrap
+
+    for messages, right in script.code(2, [textwrap]):
+        assert "the_" in right and "the_" in messages[0].text
