@@ -317,3 +317,14 @@ def test_what_the_model_thinks_of_a_prompt(engine: Engine, monkeypatch: pytest.M
         assert said.logprob == pytest.approx(logs[at, said.token].item(), abs=1e-5)
         best = logs[at].topk(3)
         assert [v for _, v in said.top] == pytest.approx(best.values.tolist(), abs=1e-5)
+
+
+def test_keys_and_values_in_8_bits_take_less_and_answer_alike(engine) -> None:
+    whole, small = (
+        Engine(engine.model, engine.processor, memory=10**6, kv=kv) for kv in (None, "int8")
+    )
+    assert small.capacity > 3 * whole.capacity  # 16 numbers in float32, or 16 bytes and a scale
+    ask, short = [Message.user("the quick brown fox")], SamplingParams(max_tokens=3)
+    answers = [e.generate(ask, sampling=short) for e in (whole, small, small)]
+    assert answers[0].tokens[0] == answers[1].tokens[0]
+    assert answers[1].tokens == answers[2].tokens, "what is remembered is what was computed"
