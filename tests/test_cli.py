@@ -151,8 +151,7 @@ def test_a_benchmark_has_options_of_its_own(monkeypatch: pytest.MonkeyPatch) -> 
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(cli.subprocess, "run", note)
-    with pytest.raises(SystemExit):
-        cli.main(["bench", "kernels", "--layers", "8", "--json", "--only", "decode"])
+    cli.main(["bench", "kernels", "--layers", "8", "--json", "--only", "decode"])
     assert started[0][2:] == ["--repeats", "3", "--json", "--layers", "8", "--only", "decode"]
 
 
