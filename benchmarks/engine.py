@@ -228,11 +228,12 @@ def endless(config: ModelConfig) -> tuple[ModelConfig, Tokenizer]:
 
 
 def read_per_token(model: PhiModel) -> int:
-    """Bytes of weights that a decoded token needs: all of the decoder's, where the head is quantised without the
-    embedding."""
+    """Bytes of weights that a decoded token needs: all of the decoder's, but for an embedding beside a head of its
+    own."""
     decoder = model.decoder
     all_bytes = sum(quantized.nbytes(t) for t in tensors(decoder))
-    return all_bytes - (decoder.embed_tokens.weight.nbytes if decoder.head is not None else 0)
+    table = decoder.embed_tokens.weight
+    return all_bytes - (table.nbytes if decoder.head is not None and table is not None else 0)
 
 
 # ------------------------------------------------------------------------------ timing

@@ -172,7 +172,7 @@ def command(name: str, folder: Path, layers: int | None, threads: int, what: str
     """How the side of that name starts."""
     scripts, depth = HERE / "peers", layers or "all"
     if name in KINDS:
-        return [sys.executable, scripts / "ours.py", name, threads, depth, what]
+        return [sys.executable, scripts / "ours.py", folder / name, threads, what]
     if name == LIBRARY:
         return [sys.executable, scripts / "transformers_phi.py", threads, depth, what]
     peer = next(p for p in PEERS if p.name == name)
@@ -204,15 +204,26 @@ def setup() -> None:
         subprocess.run([place / "bin" / "pip", "install", "-r", wanted], check=True)
 
 
-def prepare(config: ModelConfig, folder: Path, threads: int, engines: Sequence[str]) -> list[Peer]:
-    """The checkpoint, and what each peer makes of it; the peers that can run."""
-    if not (folder / "checkpoint" / "config.json").exists():
-        console.print("writing the checkpoint", highlight=False)
-        _, tokenizer = engine.endless(engine.Size().config)
-        made = folder / "checkpoint.part"
-        weights.save(engine.random_model(config), made, "mini", files=[])
-        tokenizer.save(made)
-        made.rename(folder / "checkpoint")
+def checkpoint(config: ModelConfig, folder: Path, quant: str | None, layout: str) -> None:
+    """A random model, in bfloat16 or quantised, if it isn't there."""
+    target = folder / (quant or "checkpoint")
+    if target.exists():
+        return
+    console.print(f"making {target}", highlight=False)
+    made = target.with_suffix(".part")
+    weights.save(engine.random_model(config), made, layout, files=[], quant=quant)
+    _, tokenizer = engine.endless(engine.Size().config)
+    tokenizer.save(made)
+    made.rename(target)
+
+
+def prepare(
+    config: ModelConfig, folder: Path, threads: int, engines: Sequence[str], kinds: Sequence[str]
+) -> list[Peer]:
+    """The checkpoints, and what each peer makes of them; the peers that can run."""
+    for kind in kinds:
+        checkpoint(config, folder, kind, "mini")
+    checkpoint(config, folder, None, "mini")
     able = []
     for peer in (p for p in PEERS if p.engine in engines):
         if not (ENVIRONMENTS / peer.environment / "bin" / "python").exists():
@@ -403,16 +414,22 @@ def grouped(config: ModelConfig, kind: str, peers: Sequence[Peer], free: float) 
     return groups
 
 
+def cached(what: str, layers: int | None) -> Path:
+    """Where the checkpoints of a size are kept."""
+    cache = Path(os.environ.get("POLYPHI_CACHE", Path.home() / ".cache" / "polyphi"))
+    folder = cache / "bench" / f"{what}-{layers or 'full'}"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 def language(
     given: argparse.Namespace, works: Sequence[Work], threads: int
 ) -> tuple[list[Measured], ModelConfig]:
     config = engine.language(engine.Size().cut(given.layers).config)
-    cache = Path(os.environ.get("POLYPHI_CACHE", Path.home() / ".cache" / "polyphi"))
-    folder = cache / "bench" / f"kernels-{given.layers or 'full'}"
-    folder.mkdir(parents=True, exist_ok=True)
-    able = prepare(config, folder, threads, given.peers)
+    folder = cached("language", given.layers)
+    able = prepare(config, folder, threads, given.peers, given.kinds)
     made: dict[str, Measured] = {}
-    for kind in given.kinds:
+    for kind in given.kinds if works else ():
         for names in grouped(config, kind, able, psutil.virtual_memory().available):
             console.print(f"[bold]{kind}[/bold], beside {', '.join(names)}", highlight=False)
             with started([kind, *names], folder, given.layers, threads, "language") as sides:
@@ -434,10 +451,13 @@ def multimodal(
     given: argparse.Namespace, works: Sequence[Work], threads: int
 ) -> tuple[list[Measured], ModelConfig]:
     config, _ = engine.endless(engine.Size().cut(given.layers).config)
-    made = []
+    folder, made = cached("multimodal", given.layers), []
     for kind in given.kinds:
+        checkpoint(config, folder, kind, "native")
+        if given.prepare:
+            continue
         console.print(f"[bold]{kind}[/bold], media, beside {LIBRARY}", highlight=False)
-        with started([kind, LIBRARY], HERE, given.layers, threads, "multimodal") as sides:
+        with started([kind, LIBRARY], folder, given.layers, threads, "multimodal") as sides:
             made += take_turns(works, sides, kind, given.repeats)
     return made, config
 

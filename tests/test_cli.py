@@ -143,6 +143,18 @@ def test_bench_needs_a_checkout(
     assert code == 2 and "clone the repository" in told
 
 
+def test_a_benchmark_has_options_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[list[str]] = []
+
+    def note(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        started.append(command)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(cli.subprocess, "run", note)
+    cli.main(["bench", "kernels", "--layers", "8", "--json", "--only", "decode"])
+    assert started[0][2:] == ["--repeats", "3", "--json", "--layers", "8", "--only", "decode"]
+
+
 def test_a_missing_extra_is_one_line_that_names_it() -> None:
     script = (
         "import sys; sys.modules['datatrove'] = None; "

@@ -1,8 +1,6 @@
 """polyphi itself, as one of the sides.
 
-    python ours.py KIND THREADS LAYERS WHAT
-
-KIND is int4 or int8, LAYERS a number or all, WHAT language or multimodal.
+python ours.py CHECKPOINT THREADS WHAT      a quantised one; WHAT: language or multimodal
 """
 
 import sys
@@ -16,20 +14,18 @@ import numpy as np
 import torch
 from turns import LONGEST, PROMPT, SEQUENCES, STEPS, take_turns
 
+import polyphi
 from polyphi.batch import Batch, pack, row
 from polyphi.chat import Audio, Image, Message, SamplingParams, Text
 from polyphi.engine.cache import BLOCK, BlockPool, Memory, StepCache, Table
-from polyphi.engine.engine import Engine
-from polyphi.model.quantize import quantize
-from polyphi.phi import make_processor
 
 
 class Language:
     """The model over the engine's cache of blocks."""
 
-    def __init__(self, kind: str, layers: int | None) -> None:
-        config = engine.language(engine.Size().cut(layers).config)
-        self.model = quantize(engine.random_model(config), kind)
+    def __init__(self, checkpoint: str) -> None:
+        self.model = polyphi.load(checkpoint, device="cpu").model
+        config = self.model.config
         self.vocabulary = config.decoder.vocab_size
         self.bytes = engine.read_per_token(self.model)
         blocks = max(LONGEST, SEQUENCES * (PROMPT + STEPS)) // BLOCK
@@ -80,11 +76,9 @@ class Language:
 class Multimodal:
     """The engine, from a message to the first token of its answer."""
 
-    def __init__(self, kind: str, layers: int | None) -> None:
-        config, tokenizer = engine.endless(engine.Size().cut(layers).config)
-        model = quantize(engine.random_model(config), kind)
-        self.engine = Engine(model, make_processor(config, tokenizer))
-        self.vocabulary = config.decoder.vocab_size
+    def __init__(self, checkpoint: str) -> None:
+        self.engine = polyphi.load(checkpoint, device="cpu").engine
+        self.vocabulary = self.engine.model.config.decoder.vocab_size
         self.took = {"media": 0.0, "encoders": 0.0}
         self.engine.encoders.encoded = lambda _, seconds: self.add("encoders", seconds)
 
@@ -122,7 +116,6 @@ class Multimodal:
 
 
 if __name__ == "__main__":
-    kind, threads, layers, what = sys.argv[1:]
+    checkpoint, threads, what = sys.argv[1:]
     torch.set_num_threads(int(threads))
-    side = Language if what == "language" else Multimodal
-    take_turns(side(kind, None if layers == "all" else int(layers)))
+    take_turns((Language if what == "language" else Multimodal)(checkpoint))

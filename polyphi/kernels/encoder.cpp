@@ -1,11 +1,11 @@
-// Pieces of the encoders: bidirectional attention over bfloat16, and what stands between products of 8 bits, each in one
-// pass: the sum of the residual, norm, gate or convolution, and the next product's activations.
+// Pieces of the encoders: bidirectional attention over bfloat16, and what stands between products of 8 bits, each in
+// one pass: the sum of the residual, norm, gate or convolution, and the next product's activations.
 //
 // An int8 product comes as `Raw`: its sums times the weight's scales, to which each row's scale and the bias are still
 // owed. What leaves for the next product are bytes q + 128 and a scale per row, q from -127 to 127.
 //
-// All but attention is written once, over vectors of 16 floats that the compiler cuts to what the CPU has; attention needs
-// AVX-512's products of bfloat16.
+// All but attention is written once, over vectors of 16 floats that the compiler cuts to what the CPU has; attention
+// needs AVX-512's products of bfloat16.
 
 // Products and sums may be one operation here: nothing has to be the same to the bit on every path.
 #pragma GCC optimize("fp-contract=fast")
@@ -77,8 +77,8 @@ INLINE float largest(Floats a) {
     return found;
 }
 
-// e^x to within 2 units in the last place, for x from -87 to 88 and as at those ends beyond (Cody and Waite's reduction,
-// the series to degree 6).
+// e^x to within 3 units in the last place, for x from -87 to 88 and as at those ends beyond: Cody and Waite's
+// reduction, the series to degree 6.
 INLINE Floats exponential(Floats x) {
     x = most(least(x, all(88.0f)), all(-87.0f));
     const Floats n = whole(x * 1.44269504f);
@@ -386,7 +386,7 @@ struct Attention {
 
 constexpr int TOGETHER = 5;    // queries whose scores are made at once
 constexpr int BLOCK = 64;      // keys beside each other
-constexpr int WIDEST = 80;     // channels of a head: 5 vectors for 5 queries are as many sums as there are registers for
+constexpr int WIDEST = 80;     // channels of a head: 5 vectors for 5 queries are all the sums that registers hold
 
 bool attends() { return best() == AVX512 && __builtin_cpu_supports("avx512bf16"); }
 
@@ -483,7 +483,8 @@ WITH_BF16 inline __m512 exponential_512(__m512 x) {  // of x <= 0
 }
 
 // Scores of one query to shares in bfloat16 that add up to the returned sum; `distances` are those of its first key on.
-WITH_BF16 float softmax(float* scores, int64_t count, int64_t width, float scale, const float* distances, uint16_t* shares) {
+WITH_BF16 float softmax(float* scores, int64_t count, int64_t width, float scale, const float* distances,
+                        uint16_t* shares) {
     const __m512 none = _mm512_set1_ps(-INFINITY);
     __m512 high = none;
     for (int64_t i = 0; i < count; i += LANES) {
@@ -510,7 +511,8 @@ WITH_BF16 float softmax(float* scores, int64_t count, int64_t width, float scale
 
 // Values of V vectors mixed by the shares of Q queries.
 template <int Q, int V>
-WITH_BF16 void mix(const Head& head, const uint16_t* shares, int64_t width, const float* sums, int64_t d, uint16_t* y, int64_t stride) {
+WITH_BF16 void mix(const Head& head, const uint16_t* shares, int64_t width, const float* sums, int64_t d, uint16_t* y,
+                   int64_t stride) {
     __m512 total[Q][V];
     for (int q = 0; q < Q; q++)
         for (int j = 0; j < V; j++) total[q][j] = _mm512_setzero_ps();
@@ -588,11 +590,12 @@ int polyphi_attends() { return attends() ? WIDEST : 0; }
 // Of all these, a product is its rows `at`, their stride, their scales and the bias; what is null isn't owed.
 
 void polyphi_layer_norm(int isa, const void* x, const void* at, int64_t stride, const float* scale, const float* bias,
-                  float factor, void* sum, const float* weight, const float* shift, float eps, uint8_t* q,
-                  float* q_scale, void* y, int64_t rows, int64_t d, Parallel parallel, int threads) {
+                        float factor, void* sum, const float* weight, const float* shift, float eps, uint8_t* q,
+                        float* q_scale, void* y, int64_t rows, int64_t d, Parallel parallel, int threads) {
     const Raw raw{static_cast<const uint16_t*>(at), stride, scale, bias};
     const Out out{q, q_scale, static_cast<uint16_t*>(y)};
-    const Norm work{static_cast<const uint16_t*>(x), raw, factor, static_cast<uint16_t*>(sum), weight, shift, eps, out, d};
+    const Norm work{static_cast<const uint16_t*>(x), raw, factor, static_cast<uint16_t*>(sum), weight, shift, eps,
+                    out, d};
     run(work, isa, rows, parallel, threads);
 }
 
@@ -619,13 +622,14 @@ void polyphi_strided(int isa, const void* at, int64_t stride, const float* scale
 }
 
 void polyphi_attention(const void* q, const void* k, const void* v, int64_t stride, const float* scale,
-                       const float* q_bias, const float* k_bias, const float* v_bias, void* y, const int64_t* starts, const int64_t* queries, const int64_t* keys,
-                       int64_t segments, int64_t heads, int64_t d, const float* distances, int64_t longest,
-                       Parallel parallel, int threads) {
+                       const float* q_bias, const float* k_bias, const float* v_bias, void* y, const int64_t* starts,
+                       const int64_t* queries, const int64_t* keys, int64_t segments, int64_t heads, int64_t d,
+                       const float* distances, int64_t longest, Parallel parallel, int threads) {
     const auto part = [&](const void* at, const float* bias) {
         return Raw{static_cast<const uint16_t*>(at), stride, scale, bias};
     };
-    const Attention work{part(q, q_bias), part(k, k_bias), part(v, v_bias), static_cast<uint16_t*>(y), starts, queries, keys, heads, d,
+    auto* to = static_cast<uint16_t*>(y);
+    const Attention work{part(q, q_bias), part(k, k_bias), part(v, v_bias), to, starts, queries, keys, heads, d,
                          distances, longest};
     spread([&](int64_t begin, int64_t end) { for (int64_t i = begin; i < end; i++) attend(work, i); },
            segments * heads, 1, parallel, threads);

@@ -83,6 +83,7 @@ def pretend(bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(bench, "command", command)
     monkeypatch.setattr(bench, "measured", lambda: bench.Limits(1e9, 1e12, 2e12))
     monkeypatch.setattr(bench, "prepare", lambda *_: list(bench.PEERS))
+    monkeypatch.setattr(bench, "checkpoint", lambda *_: None)
     monkeypatch.setattr(bench.torch, "set_num_threads", lambda n: None)
     monkeypatch.setenv("POLYPHI_CACHE", str(tmp_path))
     return command
@@ -157,12 +158,16 @@ def test_no_two_weights_of_a_random_model_are_equal(bench, tiny_config: ModelCon
 
 @pytest.mark.parametrize("kind", ["int4", "int8"])
 def test_our_side_computes_what_the_model_does(
-    bench, tiny_config: ModelConfig, monkeypatch: pytest.MonkeyPatch, kind: str
+    bench,
+    tiny_config: ModelConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
 ) -> None:
     ours = loaded("benchmark_ours", BENCHMARKS / "peers" / "ours.py", monkeypatch)
-    size = bench.engine.Size(tiny_config)
-    monkeypatch.setattr(ours.engine, "Size", lambda: size)
-    side = ours.Language(kind, None)
+    config = bench.engine.language(tiny_config)
+    bench.checkpoint(config, tmp_path, kind, "mini")
+    side = ours.Language(str(tmp_path / kind))
     ids = np.random.default_rng(0).integers(0, side.vocabulary, 300)
     with torch.inference_mode():
         model = side.model

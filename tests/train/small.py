@@ -5,6 +5,7 @@ python small.py OUT DATA [--steps N] [--shard PARTS] [--pause SECONDS]      # wh
 
 import argparse
 import io
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -219,7 +220,7 @@ def main() -> None:
     parser.add_argument("--pause", type=float, default=0.0)
     parser.add_argument("--dropout", type=float, default=0.0)
     given = parser.parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     stage = {s.name: s for s in (EVERYTHING, LANGUAGE, APART)}[given.stage]
     if given.pause:
         Slow.pause = given.pause
