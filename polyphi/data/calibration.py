@@ -10,7 +10,7 @@ from polyphi.data.shards import Shards
 from polyphi.processing.processor import Processor, TooLong
 
 ROWS = 64
-"""With 40 rows of 230 tokens a model of 17 million parameters was as near to its unrounded self as with 160."""
+"""[ours] Some ten thousand tokens (docs/engine.md has what they are good for)."""
 CONTEXT = 1024
 """Tokens of a row at most."""
 
