@@ -226,8 +226,8 @@ def test_a_quantised_export_is_loaded_without_being_asked_for(
     rows = tmp_path / "rows"
     shards.write(rows, [shards.document("1", "what is this ?", "us", "MIT")], pipeline="test")
     given = ["export", str(checkpoint), "--calibrate", str(rows), "--out", str(tmp_path / "better")]
-    code, _ = run(*given, "--quant", "int4", capsys=capsys)
-    assert code == 0 and polyphi.load(tmp_path / "better").model.quant == "int4"
+    cli.main([*given, "--quant", "int4"])
+    assert polyphi.load(tmp_path / "better").model.quant == "int4"
     for arguments, says in (
         (given, "rows to calibrate with are for a quantised checkpoint"),
         ([*given, "--quant", "int8"], "calibration is for int4; int8 does without it"),

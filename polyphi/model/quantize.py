@@ -25,10 +25,11 @@ one can be saved as a quantised checkpoint.
 
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 import torch.nn.functional as F
@@ -213,7 +214,7 @@ def reader(model: PhiModel) -> Callable[[str], Tensor | Pieces]:
 
     def read(name: str) -> Tensor | Pieces:
         form = forms.get(name)
-        if isinstance(form, EightBit | FourBit):
+        if isinstance(form, Quantised):
             if form.table is None:
                 raise ValueError(
                     f"{name} doesn't lie as a file holds it any more; quantise the whole model while saving it"
@@ -259,7 +260,7 @@ def held(model: nn.Module) -> Iterator[Tensor]:
             yield module.weight
         for name in ("kernel", "head", "down", "up"):
             found = getattr(module, name, None)
-            if isinstance(found, EightBit | FourBit):
+            if isinstance(found, Quantised):
                 yield from found.tensors()
 
 
@@ -268,17 +269,16 @@ def nbytes(tensor: Tensor) -> int:
     return torch.ops.mkldnn._nbytes(tensor) if tensor.is_mkldnn else tensor.nbytes
 
 
-# ---------------------------------------------------------------------- int8
+# ---------------------------------------------------------------------- few bits
 
 
-class EightBit:
-    """W x for W [out in] in int8: a scale in float32 for each output, activations in int8 with a scale per token."""
+class Quantised(ABC):
+    """W x for W [out in] in few bits: what a file holds of it, and what multiplies that here."""
 
-    def __init__(self, weight: Float[Tensor, "O I"]) -> None:
-        self._hold(self.pieces(weight), _two(weight.shape), weight.device)
+    bits: ClassVar[int]
 
     @classmethod
-    def stored(cls, pieces: Pieces, shape: tuple[int, int], device: torch.device) -> "EightBit":
+    def stored(cls, pieces: Pieces, shape: tuple[int, int], device: torch.device) -> Self:
         """From what a file holds, where that lies if our own kernels multiply it."""
         made = cls.__new__(cls)
         made._hold(pieces, shape, device)
@@ -286,14 +286,53 @@ class EightBit:
 
     def _hold(self, pieces: Pieces, shape: tuple[int, int], device: torch.device) -> None:
         self.shape, self.row = shape, pieces["row"].to(device)
-        self.table: Tensor | None = None
-        self.product: Product
-        if _native(device):
-            self.table = pieces["q8"]
-            self.product = Native(self.table, self.row, 8)
-        else:
-            q = native.unpack8(pieces["q8"], *shape).to(device)
-            self.product = PerToken(_kernel(device.type)(q, self.row))
+        packed = pieces[f"q{self.bits}"]
+        ours = _native(device)
+        self.table = packed if ours else None
+        self.product: Product = (
+            Native(packed, self.row, self.bits) if ours else self.other(packed, device)
+        )
+
+    @classmethod
+    def layout(cls, shape: tuple[int, int]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        """Types and shapes of the `pieces` of a weight [out in]."""
+        size = {4: native.size4, 8: native.size8}[cls.bits](*shape)
+        return {f"q{cls.bits}": (torch.uint8, (size,)), "row": (torch.float32, shape[:1])}
+
+    @abstractmethod
+    def other(self, packed: Tensor, device: torch.device) -> "Product":
+        """What multiplies it where our own kernels don't."""
+
+    def __call__(self, x: Float[Tensor, "*T I"]) -> Float[Tensor, "*T O"]:
+        y = self.product(x.reshape(-1, self.shape[1]))
+        return y.to(x.dtype).reshape(*x.shape[:-1], self.shape[0])
+
+    def rows(self, ids: Int[Tensor, " T"]) -> Float[Tensor, "T I"]:
+        """Rows of the weight, in float32. Where it isn't multiplied as a file holds it, whoever wants rows puts that
+        into `table`."""
+        assert self.table is not None, "what the file holds isn't at hand"
+        whole = {4: native.rows4, 8: native.rows8}[self.bits](self.table, ids, self.shape[1])
+        return whole * self.row[ids, None]
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What it holds in memory."""
+        return self.product.tensors()
+
+
+# ---------------------------------------------------------------------- int8
+
+
+class EightBit(Quantised):
+    """int8: a scale in float32 for each output, activations in int8 with a scale per token."""
+
+    bits = 8
+
+    def __init__(self, weight: Float[Tensor, "O I"]) -> None:
+        self._hold(self.pieces(weight), _two(weight.shape), weight.device)
+
+    def other(self, packed: Tensor, device: torch.device) -> "Product":
+        q = native.unpack8(packed, *self.shape).to(device)
+        return PerToken(_kernel(device.type)(q, self.row))
 
     @staticmethod
     def pieces(weight: Float[Tensor, "O I"]) -> Pieces:
@@ -305,25 +344,6 @@ class EightBit:
             packed.append(native.pack8((part / scale[:, None]).round().to(torch.int8).cpu()))
             scales.copy_(scale)
         return {"q8": torch.cat(packed), "row": row}
-
-    @staticmethod
-    def layout(shape: tuple[int, int]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-        """Types and shapes of the `pieces` of a weight [out in]."""
-        return {"q8": (torch.uint8, (native.size8(*shape),)), "row": (torch.float32, shape[:1])}
-
-    def __call__(self, x: Float[Tensor, "*T I"]) -> Float[Tensor, "*T O"]:
-        y = self.product(x.reshape(-1, self.shape[1]))
-        return y.view(*x.shape[:-1], self.shape[0])
-
-    def rows(self, ids: Int[Tensor, " T"]) -> Float[Tensor, "T I"]:
-        """Rows of the weight, in float32. Where it isn't multiplied as a file holds it, whoever wants rows puts that
-        into `table`."""
-        assert self.table is not None, "what the file holds isn't at hand"
-        return native.rows8(self.table, ids, self.shape[1]) * self.row[ids, None]
-
-    def tensors(self) -> tuple[Tensor, ...]:
-        """What it holds in memory."""
-        return self.product.tensors()
 
 
 class Product(Protocol):
@@ -489,32 +509,20 @@ def _exact(kernel: type[OneDnn | IntMm], rows: int, device: str) -> bool:
 # ---------------------------------------------------------------------- int4
 
 
-class FourBit:
-    """W x for W [out in] in 4 bits: row * s * (q - z / 16), with s and z a byte each for an output and GROUP inputs,
-    and `row` in float32 for an output. `in` is a multiple of GROUP."""
+class FourBit(Quantised):
+    """4 bits: row * s * (q - z / 16), with s and z a byte each for an output and GROUP inputs, and `row` in float32 for
+    an output. `in` is a multiple of GROUP."""
+
+    bits = 4
 
     def __init__(
         self, weight: Float[Tensor, "O I"], hessian: Float[Tensor, "I I"] | None = None
     ) -> None:
         self._hold(self.pieces(weight, hessian), _two(weight.shape), weight.device)
 
-    @classmethod
-    def stored(cls, pieces: Pieces, shape: tuple[int, int], device: torch.device) -> "FourBit":
-        """From what a file holds, where that lies if our own kernels multiply it."""
-        made = cls.__new__(cls)
-        made._hold(pieces, shape, device)
-        return made
-
-    def _hold(self, pieces: Pieces, shape: tuple[int, int], device: torch.device) -> None:
-        self.shape, self.row = shape, pieces["row"].to(device)
-        self.table: Tensor | None = None
-        self.product: Product
-        if _native(device):
-            self.table = pieces["q4"]
-            self.product = Native(self.table, self.row, 4)
-        else:
-            four = native.unpack4(pieces["q4"], *shape)
-            self.product = Int4Pack(native.Four(*(t.to(device) for t in four)), self.row)
+    def other(self, packed: Tensor, device: torch.device) -> "Product":
+        four = native.unpack4(packed, *self.shape)
+        return Int4Pack(native.Four(*(t.to(device) for t in four)), self.row)
 
     @staticmethod
     def pieces(weight: Float[Tensor, "O I"], hessian: Float[Tensor, "I I"] | None = None) -> Pieces:
@@ -523,24 +531,6 @@ class FourBit:
         parts = [four_bits(part, hessian) for part in some]
         packed = [native.pack4(native.Four(*(t.cpu() for t in part.four))) for part in parts]
         return {"q4": torch.cat(packed), "row": torch.cat([part.row.cpu() for part in parts])}
-
-    @staticmethod
-    def layout(shape: tuple[int, int]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-        """Types and shapes of the `pieces` of a weight [out in]."""
-        return {"q4": (torch.uint8, (native.size4(*shape),)), "row": (torch.float32, shape[:1])}
-
-    def __call__(self, x: Float[Tensor, "*T I"]) -> Float[Tensor, "*T O"]:
-        y = self.product(x.reshape(-1, self.shape[1]))
-        return y.to(x.dtype).reshape(*x.shape[:-1], self.shape[0])
-
-    def rows(self, ids: Int[Tensor, " T"]) -> Float[Tensor, "T I"]:
-        """Rows of the weight, in float32, as of EightBit."""
-        assert self.table is not None, "what the file holds isn't at hand"
-        return native.rows4(self.table, ids, self.shape[1]) * self.row[ids, None]
-
-    def tensors(self) -> tuple[Tensor, ...]:
-        """What it holds in memory."""
-        return self.product.tensors()
 
 
 class Int4Pack:

@@ -81,7 +81,9 @@ def test_a_model_is_no_distance_from_itself_and_four_bits_are_further_than_eight
     start = int(rows[0].keys[0])
     first = script.log_probabilities(whole, rows[0]).argmax(-1)
     assert torch.equal(first[: len(rows[0]) - start], rows[0].ids[start:])
-    far = {k: script.compare(whole, script.loaded(run / "model", k), rows)[0] for k in script.KINDS}
+    corpora = [run / "data" / "instructions" / "train"]
+    models = {kind: script.loaded(run / "model", kind, corpora) for kind in script.KINDS}
+    far = {kind: script.compare(whole, model, rows)[0] for kind, model in models.items()}
     assert 0 < far["int8"] < far["int4"]
     assert far["int4-all"] != far["int4-all stored"], "embeddings are the head's rows there"
 

@@ -18,7 +18,7 @@ from polyphi.model.quantize import quantize
 
 @pytest.fixture
 def model(tiny_config: ModelConfig) -> PhiModel:
-    model = PhiModel(tiny_config)
+    model = PhiModel(tiny_config).eval()  # no dropout
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
@@ -84,7 +84,7 @@ def test_a_calibrated_model_is_nearer_to_the_whole_one(
     with torch.no_grad():
         wanted = torch.cat([model.logits(model(one)) for one in unseen])
     for rows in ((), texts(20, 0, adapter)):
-        again = PhiModel(tiny_config)
+        again = PhiModel(tiny_config).eval()
         again.load_state_dict(state)
         quantize(again, "int4", rows)
         with torch.no_grad():
