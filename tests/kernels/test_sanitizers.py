@@ -65,8 +65,7 @@ def under_watch(folder: Path, *arguments: str) -> subprocess.CompletedProcess[st
         LD_PRELOAD=":".join(libraries),
         PYTHONPATH=str(folder),
         # Python and torch keep what they have until they end. Hidden faults would only end a test, not the run.
-        # GCC's stand-in for a stack doesn't give registers of 64 bytes the alignment that its own code counts on
-        # (https://gcc.gnu.org/PR110027).
+        # GCC's stand-in for a stack doesn't give registers of 64 bytes the alignment that its own code counts on.
         ASAN_OPTIONS="detect_leaks=0:halt_on_error=1:detect_stack_use_after_return=0",
         UBSAN_OPTIONS="print_stacktrace=1",
         OMP_NUM_THREADS="2",
