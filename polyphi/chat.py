@@ -323,9 +323,8 @@ class SamplingParams:
     taken off for tokens of the answer, once or for every time. `logprobs` asks for the log-probability of each token
     and of so many likeliest ones. `n` answers are drawn, the i-th with seed + i. `draft` tokens at most are guessed
     from prompt and answer in each step, as many as pay, which never changes the answer; "auto" leaves it to the engine.
-    `rope`: "dynamic" runs a sequence that grows past the
-    LongRoPE switch once more with the long table, as the published code does; "bound" takes the table of prompt and
-    `max_tokens` together from the start.
+    `rope`: "dynamic" runs a sequence that grows past the LongRoPE switch once more with the long table, as the
+    published code does; "bound" takes the table of prompt and `max_tokens` together from the start.
     """
 
     max_tokens: int = 256
@@ -435,8 +434,8 @@ class Transcript:
     answer_tokens: int = 0
 
 
-class Generate(Protocol):
-    """What evaluation needs of a model: answers, and log-probabilities of given ones."""
+class Answers(Protocol):
+    """What is needed of whoever is only asked: no more than answers."""
 
     def generate(
         self,
@@ -445,6 +444,10 @@ class Generate(Protocol):
         sampling: SamplingParams = ...,
         adapter: str | None = "auto",
     ) -> Completion: ...
+
+
+class Generate(Answers, Protocol):
+    """What evaluation needs of a model: answers, and log-probabilities of given ones."""
 
     def stream(
         self,

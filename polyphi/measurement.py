@@ -22,9 +22,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import polyphi
 from polyphi import inspection
+from polyphi.chat import Answers
 from polyphi.endpoint import Endpoint
 from polyphi.eval import figures, paper, tables
-from polyphi.eval.asked import Answers, Asked, Recorded
+from polyphi.eval.asked import Asked, Recorded
 from polyphi.eval.azure import Azure
 from polyphi.eval.benchmark import Benchmark, suite
 from polyphi.eval.severity import AZURE

@@ -10,7 +10,7 @@ from polyphi.data.shards import Shards
 from polyphi.processing.processor import Processor, TooLong
 
 ROWS = 64
-"""[ours] Some ten thousand tokens (docs/engine.md has what they are good for)."""
+"""[ours] Some ten thousand tokens (docs/quantisation.md has what they are good for)."""
 CONTEXT = 1024
 """Tokens of a row at most."""
 

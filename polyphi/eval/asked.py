@@ -14,24 +14,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
 
-from polyphi.chat import Completion, Message, SamplingParams
+from polyphi.chat import Answers, Completion, Message, SamplingParams
 from polyphi.endpoint import Rejected
 from polyphi.eval.run import dump, key_of
-
-
-class Answers(Protocol):
-    """What is needed of whoever is asked here: no more than answers."""
-
-    def generate(
-        self,
-        messages: Sequence[Message],
-        *,
-        sampling: SamplingParams = ...,
-        adapter: str | None = "auto",
-    ) -> Completion: ...
-
 
 Wanted = tuple[Sequence[Message], SamplingParams]
 GREEDY = SamplingParams()

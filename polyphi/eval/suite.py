@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from polyphi.chat import Audio, Message, SamplingParams
+from polyphi.chat import Answers, Audio, Message, SamplingParams
 from polyphi.data.shards import Sample
-from polyphi.eval.asked import Answer, Answers, Asked
+from polyphi.eval.asked import Answer, Asked
 from polyphi.eval.benchmark import Benchmark, Judging, Row, belongs, benchmarks, in_rows
 from polyphi.eval.run import dump, hashes_of, measure, measure_mean, vector, written
 from polyphi.eval.sources import Data

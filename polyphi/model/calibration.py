@@ -27,7 +27,7 @@ def calibrate(
     head's inputs. Beside the model it takes the rows' hidden states and one layer's sums."""
     decoder, states, shared = model.decoder, [], []
     for given in rows:
-        row = given.to(decoder.embed_tokens.weight.device)
+        row = given.to(decoder.device)
         x = model.embed(row)
         turned = decoder.rope(row, working_dtype(x))
         states.append(x)

@@ -19,8 +19,8 @@ checkpoint (weights.py) has no other embeddings than the head's rows, and looks 
 Scales of activations belong to a token: what its neighbours in the batch are changes nothing. In int8 all sums are of
 integers, exact whatever their order.
 
-A quantised model is for inference on the device it is on. It can't be trained, saved or given other adapters; a whole
-one can be saved as a quantised checkpoint.
+A quantised model is for inference on the device it is on. It can't be trained or given other adapters, and is saved as
+what it is (weights.py), as a whole one can be.
 """
 
 import math
