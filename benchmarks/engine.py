@@ -40,8 +40,9 @@ from polyphi.engine.engine import Engine
 from polyphi.model import quantize as quantized
 from polyphi.model import weights
 from polyphi.model.config import AudioConfig, DecoderConfig, ModelConfig, VisionConfig
+from polyphi.model.fewbits import EightBit
 from polyphi.model.multimodal import PhiModel
-from polyphi.model.quantize import EightBit, quantize
+from polyphi.model.quantize import quantize
 from polyphi.phi import make_processor
 from polyphi.processing.tokenizer import Tokenizer
 

@@ -20,7 +20,7 @@ from sidebyside import Row, console, matmul_rate, show
 from torch import Tensor
 
 from polyphi import kernels
-from polyphi.model.quantize import EightBit, FourBit, Int4Pack, OneDnn, PerToken
+from polyphi.model.fewbits import EightBit, FourBit, Int4Pack, OneDnn, PerToken
 from polyphi.model.rounding import nearest
 
 SHAPES = {

@@ -1,18 +1,16 @@
 """The package as others get it: a source archive holds what a wheel is made of, a wheel serves every Python of its
 platform, and without a compiler it works too."""
 
-import os
 import re
 import shutil
-import subprocess
 import sys
 import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
+from commands import ROOT, told
 
-ROOT = Path(__file__).parents[1]
 NEWEST = (2, 28)
 """glibc of the manylinux that wheels are made for, which torch's own ask for."""
 RUN = """
@@ -31,15 +29,7 @@ pytestmark = pytest.mark.long
 
 
 def run(*command: str, cwd: Path, **environment: str) -> str:
-    done = subprocess.run(
-        command,
-        cwd=cwd,
-        env=os.environ | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
+    done = told(*command, cwd=cwd, **environment)
     assert done.returncode == 0, done.stdout[-4000:]
     return done.stdout
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from polyphi.kernels import linear as native
 from polyphi.model import weights
 from polyphi.model.config import DecoderConfig, ModelConfig
-from polyphi.model.quantize import Pieces
+from polyphi.model.fewbits import Pieces
 
 ARCHITECTURE = "phi3"
 NAMES = {

@@ -30,7 +30,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -40,6 +40,7 @@ from torch import Tensor
 from polyphi.batch import Batch
 from polyphi.model import public_config, quantize
 from polyphi.model.config import ModelConfig
+from polyphi.model.fewbits import Pieces, Quantised
 from polyphi.model.multimodal import PhiModel
 
 LAYOUTS = ("mini", "original", "native")
@@ -306,10 +307,10 @@ def load(
     state: dict[str, Tensor] = {}
     if quantize.EMBEDDING in parts and layout == QUANTISED:
         model.decoder.embed_tokens.register_parameter("weight", None)
-        head = cast("quantize.EightBit | quantize.FourBit", model.decoder.head)
-        if (
-            head.table is None
-        ):  # mapped once more: of rows that are looked up, only those take memory
+        head = model.decoder.head
+        assert isinstance(head, Quantised)
+        if head.table is None:
+            # Mapped once more: of rows that are looked up, only those take memory.
             packed = max(pieces(quantize.EMBEDDING).values(), key=lambda t: t.nbytes)
             head.table = packed.to(place)
     elif quantize.EMBEDDING in parts:
@@ -667,8 +668,8 @@ def save(
         raise ValueError(
             "rows to calibrate with are for a quantised checkpoint; say which, int4 say"
         )
-    state: dict[str, Tensor | quantize.Pieces] = dict(model.state_dict())
-    tensor: Callable[[str], Tensor | quantize.Pieces] = state.__getitem__
+    state: dict[str, Tensor | Pieces] = dict(model.state_dict())
+    tensor: Callable[[str], Tensor | Pieces] = state.__getitem__
     if model.quant is not None:
         if model.quant not in quantize.STORED or quant != model.quant:
             raise ValueError(
@@ -692,7 +693,7 @@ def save(
 
 def write(
     config: ModelConfig,
-    tensor: Callable[[str], Tensor | quantize.Pieces],
+    tensor: Callable[[str], Tensor | Pieces],
     folder: str | Path,
     layout: str,
     *,

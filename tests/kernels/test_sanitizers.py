@@ -1,15 +1,14 @@
 """The kernels under the compiler's own watch: no byte beside a tensor is read or written, nothing overflows, and no
 number is cast to a type that can't hold it."""
 
-import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from commands import ROOT, told
 
-ROOT = Path(__file__).parents[2]
 # Casts of floats that don't fit are no part of "undefined".
 WATCHED = "-fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all"
 OTHERS = ("test_sanitizers", "test_emulated")
@@ -20,18 +19,6 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def run(*command: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command,
-        cwd=cwd,
-        env=os.environ | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-
-
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the package whose library is watched."""
@@ -40,7 +27,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(ROOT / "polyphi", folder / "polyphi", ignore=built)
     flags = f"{WATCHED} -g -fno-omit-frame-pointer"
     command = [sys.executable, "setup.py", "build_ext", "--force", "--build-lib", str(folder)]
-    done = run(
+    done = told(
         *command,
         "--build-temp",
         str(folder / "objects"),
@@ -55,10 +42,10 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def under_watch(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Python with the watch loaded before all else, over the copy."""
     libraries = [
-        run("g++", f"-print-file-name={name}").stdout.strip()
+        told("g++", f"-print-file-name={name}").stdout.strip()
         for name in ("libasan.so", "libubsan.so", "libstdc++.so")
     ]
-    return run(
+    return told(
         sys.executable,
         *arguments,
         cwd=folder,
@@ -83,15 +70,15 @@ linear._check = lambda *_: None
 packed = linear.pack8(torch.ones(32, 64, dtype=torch.int8))[:-1].clone()
 linear.linear(torch.ones(1, 64), packed, torch.ones(32), bits=8)
 """
-    told = under_watch(watched, "-c", code)
+    found = under_watch(watched, "-c", code)
     for said in ("AddressSanitizer", "is located 0 bytes after", "eight_bits"):
-        assert told.returncode and said in told.stdout, told.stdout[-5000:]
+        assert found.returncode and said in found.stdout, found.stdout[-5000:]
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("tests", TESTS, ids=lambda path: Path(path).stem)
 def test_the_kernels_own_tests_pass_under_watch(watched: Path, tests: str) -> None:
-    told = under_watch(watched, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", tests)
-    assert told.returncode == 0, told.stdout[-5000:]
+    found = under_watch(watched, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", tests)
+    assert found.returncode == 0, found.stdout[-5000:]
     for said in ("AddressSanitizer", "runtime error"):
-        assert said not in told.stdout, told.stdout[-5000:]
+        assert said not in found.stdout, found.stdout[-5000:]

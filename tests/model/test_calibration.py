@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from polyphi.batch import Batch, pack, row
-from polyphi.model import quantize as quantized
 from polyphi.model import weights
 from polyphi.model.calibration import calibrate
 from polyphi.model.config import ModelConfig
+from polyphi.model.fewbits import FourBit
 from polyphi.model.lora import LoraLinear
 from polyphi.model.multimodal import PhiModel
 from polyphi.model.quantize import quantize
@@ -98,7 +98,7 @@ def test_calibrated_linears_have_four_bits_and_adapters_stay(model: PhiModel) ->
     quantize(model, "int4", texts(2, 0))
     linears = [m for m in model.decoder.modules() if isinstance(m, LoraLinear)]
     fitting = [m for m in linears if m.kernel.shape[0] % 64 == 0]
-    assert fitting and all(isinstance(m.kernel, quantized.FourBit) for m in fitting)
+    assert fitting and all(isinstance(m.kernel, FourBit) for m in fitting)
     assert all(m.weight is None for m in linears) and model.quant == "int4"
     after = dict(model.named_parameters())
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())

@@ -8,12 +8,12 @@ import torch
 from polyphi import kernels
 from polyphi.batch import Clip
 from polyphi.kernels.encoder import widest
-from polyphi.model import eightbit, quantize
+from polyphi.model import eightbit, fewbits, quantize
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 
 pytestmark = pytest.mark.skipif(
-    kernels.missing() is not None or not widest() or not quantize._right(quantize.OneDnn, "cpu"),
+    kernels.missing() is not None or not widest() or not fewbits.is_right(fewbits.OneDnn, "cpu"),
     reason="this CPU has no kernels for encoders in 8 bits",
 )
 CLIPS = [Clip(n, "speech") for n in (33, 170, 9, 33)]

@@ -13,8 +13,9 @@ from polyphi.batch import Clip, ImageLayout, row
 from polyphi.model import quantize as quantized
 from polyphi.model import weights
 from polyphi.model.config import ModelConfig
+from polyphi.model.fewbits import FourBit
 from polyphi.model.multimodal import PhiModel
-from polyphi.model.quantize import STORED, FourBit
+from polyphi.model.quantize import STORED
 
 
 @pytest.fixture(autouse=True)

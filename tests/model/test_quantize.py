@@ -9,21 +9,13 @@ import torch.nn.functional as F
 
 from polyphi import kernels
 from polyphi.batch import Clip, pack, row
+from polyphi.model import fewbits, weights
 from polyphi.model import quantize as quantized
-from polyphi.model import weights
 from polyphi.model.config import DecoderConfig, ModelConfig
+from polyphi.model.fewbits import EightBit, FourBit, Int4Pack, IntMm, OneDnn, Plain, per_token
 from polyphi.model.lora import product
 from polyphi.model.multimodal import PhiModel
-from polyphi.model.quantize import (
-    EightBit,
-    FourBit,
-    Int4Pack,
-    IntMm,
-    OneDnn,
-    Plain,
-    per_token,
-    quantize,
-)
+from polyphi.model.quantize import quantize
 
 
 @pytest.fixture(autouse=True)
@@ -52,15 +44,10 @@ def off(found: torch.Tensor, wanted: torch.Tensor) -> float:
 
 def test_a_kernel_that_has_only_a_reference_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     """As oneDNN's was for signed activations on CPUs without AMX: right, and a thousand times as long."""
-    measured = quantized._seconds
-
-    def seconds(kernel: type, device: str) -> float:
-        return 1e3 if kernel is OneDnn else measured(kernel, device)
-
-    monkeypatch.setattr(quantized, "_seconds", seconds)
-    assert quantized._kernel.__wrapped__("cpu") is IntMm
-    monkeypatch.setattr(quantized, "_right", lambda kernel, device: False)
-    assert quantized._kernel.__wrapped__("cpu") is Plain
+    monkeypatch.setattr(fewbits, "_seconds", lambda kernel, _: 1e3 if kernel is OneDnn else 1.0)
+    assert fewbits._kernel.__wrapped__("cpu") is IntMm
+    monkeypatch.setattr(fewbits, "is_right", lambda kernel, device: False)
+    assert fewbits._kernel.__wrapped__("cpu") is Plain
 
 
 @pytest.mark.parametrize("kernel", [OneDnn, IntMm, Plain])
