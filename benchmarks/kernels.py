@@ -61,8 +61,7 @@ ROOM = 2e9
 @dataclass(frozen=True)
 class Peer:
     """An engine at some bits, which it calls `format`: its script and environment (peers/), the file that it keeps in
-    the cache, the bits that a weight takes of its memory, and how far its logits may be off, relative to their size:
-    random weights magnify what rounding costs."""
+    the cache, and the bits that a weight takes of its memory."""
 
     engine: str
     kind: str
