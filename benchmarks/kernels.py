@@ -11,13 +11,13 @@
 Peers, each in an environment and a process of its own (peers/): llama.cpp, OpenVINO GenAI, onnxruntime-genai, and
 transformers in bfloat16, which is the only one that runs the multimodal model. All have the same threads and take turns
 with ours, an idle one computes nothing; what is told are medians. Before that all compute the same logits, but for the
-error of their bits. The checkpoint and what the peers make of it are kept in the cache (`POLYPHI_CACHE`): 23 GB at full
-size. Sides that don't fit into memory together take turns with ours in groups.
+error of their bits. The checkpoints and what the peers make of them are kept in the cache (`POLYPHI_CACHE`), some 60 GB
+at full size. Sides that don't fit into memory together take turns with ours in groups.
 
 Limits are measured in the same run, between turns: for decode the rate of reading memory (bytes of weights that a step
-of ours needs), for prefill that of int8 products, for a first token both kinds of products: the encoders' in bfloat16,
-the decoder's in int8. A row's peer is the best one; `prefill` and `first token` tell the worse of their two lengths or
-media.
+of ours needs), for prefill that of int8 products, for a first token both kinds of products: the encoders' in bfloat16
+(in int8 where they are in 8 bits), the decoder's in int8. A row's peer is the best one; `prefill` and `first token`
+tell the worse of their two lengths or media.
 """
 
 import argparse
@@ -51,7 +51,8 @@ from polyphi.model.multimodal import PhiModel
 
 HERE = Path(__file__).parent
 ENVIRONMENTS = HERE.parent / ".venv" / ".peers"
-KINDS = ("int4", "int8")
+KINDS = ("int4", "int8", "int4-all", "int8-all")
+"""Ours. Encoders and adapters, which words alone don't need, are in 8 bits too in the last two."""
 PARTS = ("language", "media", "products")
 OURS, LIBRARY = "polyphi", "transformers bf16"
 ROOM = 2e9
@@ -272,7 +273,12 @@ def parameters(config: ModelConfig) -> dict[str, int]:
 
 
 def least_seconds(
-    work: Work, config: ModelConfig, read: int, told: Mapping[str, float], rates: Limits
+    work: Work,
+    kind: str,
+    config: ModelConfig,
+    read: int,
+    told: Mapping[str, float],
+    rates: Limits,
 ) -> float:
     """That a turn takes at the machine's limit: `read` bytes of weights a step, or operations of products. Of the
     attention of encoders nothing is counted."""
@@ -283,7 +289,8 @@ def least_seconds(
     attention = 2 * tokens * d.hidden_size * d.num_hidden_layers  # half of a square, twice
     least = 2 * (tokens * (size["layers"] + attention / 2) + size["head"]) / rates.int8
     if "positions" in told:
-        least += 2 * told["positions"] * size[work.name.split()[-1]] / rates.bf16
+        encoders = rates.int8 if kind.endswith("-all") else rates.bf16
+        least += 2 * told["positions"] * size[work.name.split()[-1]] / encoders
     return least
 
 
@@ -327,7 +334,7 @@ class Measured:
             *(statistics.median(getattr(r, f.name) for r in self.rates) for f in fields(Limits))
         )
         told = self.turns[self.kind][0]
-        least = least_seconds(self.work, config, self.read, told, rates)
+        least = least_seconds(self.work, self.kind, config, self.read, told, rates)
         return Row(
             f"{self.work.name} {self.kind}",
             self.rate(self.kind),
@@ -426,9 +433,10 @@ def language(
 ) -> tuple[list[Measured], ModelConfig]:
     config = engine.language(engine.Size().cut(given.layers).config)
     folder = cached("language", given.layers)
-    able = prepare(config, folder, threads, given.peers, given.kinds)
+    kinds = [kind for kind in given.kinds if kind in ERROR]
+    able = prepare(config, folder, threads, given.peers, kinds)
     made: dict[str, Measured] = {}
-    for kind in given.kinds if works else ():
+    for kind in kinds if works else ():
         for names in grouped(config, kind, able, psutil.virtual_memory().available):
             console.print(f"[bold]{kind}[/bold], beside {', '.join(names)}", highlight=False)
             with started([kind, *names], folder, given.layers, threads, "language") as sides:

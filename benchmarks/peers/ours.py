@@ -18,6 +18,7 @@ import polyphi
 from polyphi.batch import Batch, pack, row
 from polyphi.chat import Audio, Image, Message, SamplingParams, Text
 from polyphi.engine.cache import BLOCK, BlockPool, Memory, StepCache, Table
+from polyphi.engine.engine import CHUNK
 
 
 class Language:
@@ -44,18 +45,21 @@ class Language:
         for some, table in zip(ids, tables, strict=True):
             new, end = row(some.tolist()), table.length + len(some)
             rows.append(replace(new, positions=new.positions + table.length, totals=(end,)))
-        each = ids.shape[1]
-        hidden = self.model(pack(rows), StepCache(self.memory, tables, [each] * len(ids)))
+        sequences, each = ids.shape
+        batch, cache = pack(rows), StepCache(self.memory, tables, [each] * sequences)
+        last = torch.arange(each - 1, ids.numel(), each) if each > 1 else None
+        hidden = self.model.decoder(self.model.embed(batch), batch, cache, last)
         for table in tables:
             table.length += each
-        return self.model.logits(hidden[each - 1 :: each]).float()
+        return self.model.logits(hidden).float()
 
     @torch.inference_mode()
     def prefill(self, ids: np.ndarray) -> np.ndarray:
         tables = self.tables(1, len(ids))
-        found = self.run(torch.from_numpy(ids)[None], tables)[0].numpy()
+        for some in torch.from_numpy(ids).split(CHUNK):  # as the engine reads a prompt
+            found = self.run(some[None], tables)
         tables[0].clear()
-        return found
+        return found[0].numpy()
 
     logits = prefill
 

@@ -68,19 +68,23 @@ class Runner:
         batch, bounds = self._batch(parts)
         x = self._embedded(batch, parts, bounds)
         cache = StepCache(memory, [p.request.table for p in parts], [p.size for p in parts])
-        hidden = self.model.decoder(x, batch, cache)
-        for part in parts:
-            part.request.table.length += part.new
         wanted = [
             list(range(end - len(p.guesses) - 1, end)) if p.draws else []
             for p, end in zip(parts, bounds[1:], strict=True)
         ]
         rows = [r for some in wanted for r in some]
+        # A row must run, wanted or not.
+        some = (
+            torch.tensor(rows or [len(x) - 1], device=self.device) if len(rows) < len(x) else None
+        )
+        hidden = self.model.decoder(x, batch, cache, some)
+        for part in parts:
+            part.request.table.length += part.new
         if not rows:
             return [None] * len(parts)
-        logits = self.model.logits(hidden[torch.tensor(rows, device=self.device)]).float()
-        split = iter(logits.split([len(some) for some in wanted if some]))
-        return [next(split) if some else None for some in wanted]
+        logits = self.model.logits(hidden).float()
+        split = iter(logits.split([len(drawn) for drawn in wanted if drawn]))
+        return [next(split) if drawn else None for drawn in wanted]
 
     def _replayed(self, parts: Sequence[Part], memory: Memory) -> list[Tensor | None]:
         """The same where everybody has one token, by a recorded graph."""

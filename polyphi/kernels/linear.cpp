@@ -26,7 +26,7 @@ constexpr int NIBBLES = PANEL * GROUP / 2;     // bytes before a group's s
 constexpr int BYTES4 = NIBBLES + 2 * PANEL;    // of a group: nibbles, s, z
 constexpr int BYTES8 = PANEL * QUAD;           // of four inputs
 constexpr int AHEAD = 8;                        // groups that are asked of memory before they are needed
-constexpr int TOKENS = 252;                     // whose activations are kept near while weights pass
+constexpr int TOKENS = 264;                     // whose activations are kept near while weights pass, at most
 
 int64_t up(int64_t count, int64_t to) { return (count + to - 1) / to; }
 
@@ -40,14 +40,14 @@ struct Tokens {
     int64_t m, groups;
 };
 
-// Where the results [m n] go, in float32 or bfloat16; with a bias (or null).
+// Where the results [m n] go, in float32 or bfloat16: with a bias (or null), onto what is there already where `add`.
 struct Results {
     void* y;
     const float* row;
     const float* bias;
     int64_t n;
     float unit;  // of the sums
-    bool bf16;
+    bool bf16, add;
 
     // `sums` [tokens, width] of outputs from `first` on.
     void put(const Tokens& x, int64_t token, int tokens, int64_t first, int width, const float* sums) const {
@@ -60,9 +60,14 @@ struct Results {
                 for (int o = 0; o < there; o++) values[o] += bias[first + o];
             if (bf16) {
                 uint16_t* at = static_cast<uint16_t*>(y) + token * n + first;
+                if (add)
+                    for (int o = 0; o < there; o++) values[o] += from_bf16(at[o]);
                 for (int o = 0; o < there; o++) at[o] = to_bf16(values[o]);
             } else {
-                std::memcpy(static_cast<float*>(y) + token * n + first, values, size_t(there) * 4);
+                float* at = static_cast<float*>(y) + token * n + first;
+                if (add)
+                    for (int o = 0; o < there; o++) values[o] += at[o];
+                std::memcpy(at, values, size_t(there) * 4);
             }
         }
     }
@@ -252,22 +257,22 @@ extern "C" {
 // A place in `Isa`.
 int polyphi_isa() { return best(); }
 
-// Activations x [m k], float32 or bfloat16, by weights of so many bits; y [m n] of the same type, with a bias (or null).
-// `isa` is at most `polyphi_isa`'s (-1: that); `parallel` runs it in `threads` threads (null: threads of its own).
+// Activations x [m k], float32 or bfloat16, by weights of so many bits, times `scale`; into y [m n] of the same type, or
+// where `add` added to it, with a bias (or null). `isa` is at most `polyphi_isa`'s (-1: that); `parallel` runs it in `threads` threads (null: threads of its own).
 void polyphi_linear(int isa, int bits, const void* x, const uint8_t* w, const float* row, const float* bias, void* y,
-                    int bf16, int64_t m, int64_t n, int64_t k, Parallel parallel, int threads) {
+                    int bf16, int add, float scale, int64_t m, int64_t n, int64_t k, Parallel parallel, int threads) {
     const Kernel own = kernel(isa);
     const int64_t groups = up(k, GROUP), padded = groups * GROUP;
     std::vector<int8_t> a(m * padded);
-    std::vector<float> scale(m);
+    std::vector<float> step(m);
     std::vector<int32_t> minus(m * groups), total(m);
-    const Tokens tokens{a.data(), scale.data(), minus.data(), total.data(), m, groups};
+    const Tokens tokens{a.data(), step.data(), minus.data(), total.data(), m, groups};
     spread(
         [&](int64_t begin, int64_t end) {
-            own.quantise(x, bf16 != 0, begin, end, k, a.data(), scale.data(), minus.data(), total.data());
+            own.quantise(x, bf16 != 0, begin, end, k, a.data(), step.data(), minus.data(), total.data());
         },
         m, std::max<int64_t>(16, up(m, 4 * std::max(1, threads))), parallel, threads);
-    const Results results{y, row, bias, n, bits == 4 ? 1.0f / 16 : 1.0f, bf16 != 0};
+    const Results results{y, row, bias, n, bits == 4 ? scale / 16 : scale, bf16 != 0, add != 0};
     const int64_t panels = up(n, PANEL);
     const int64_t chunk = std::max<int64_t>(1, panels / (8 * std::max(1, threads)));
     const auto products = bits == 4 ? own.panels4 : own.panels8;

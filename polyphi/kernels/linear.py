@@ -2,18 +2,19 @@
 
 >>> packed = pack4(Four(q, s, z))                            # or pack8(q)
 >>> linear(x, packed, row, bits=4)                           # [T I] by [O I] -> [T O]
+>>> add(y, x, packed, row, bits=4, scale=2.0)                # y + 2 W x, in place
 """
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, Int8, UInt8
 from torch import Tensor
 
-from polyphi.kernels.native import count, function, number, pointer, pool
+from polyphi.kernels.native import count, function, number, pointer, pool, real
 
 GROUP = 32
 """Inputs that share a scale and a zero in 4 bits."""
@@ -135,20 +136,60 @@ def linear(
     it; in the type of x. Each token's activations are rounded to 8 bits of its largest, so that it is the same whatever
     stands beside it; a token that has an infinite one, or one that is no number, becomes no number. `isa` is for tests:
     a place in `native.PATHS`. Raises ValueError if the bytes are not those of such a weight."""
+    y = torch.empty(len(x), len(row), dtype=x.dtype)
+    _run(x, packed, row, bits, y, None if bias is None else bias.data_ptr(), 0, 1.0, isa)
+    return y
+
+
+def add(
+    y: Float[Tensor, "T O"],
+    x: Float[Tensor, "T I"],
+    packed: UInt8[Tensor, " bytes"],
+    row: Float[Tensor, " O"],
+    *,
+    bits: int,
+    scale: float,
+    isa: int = -1,
+) -> Float[Tensor, "T O"]:
+    """y, in the type of x, with `scale` times what `linear` makes added in place and rounded once. Raises ValueError
+    for a sum of another type or shape, and as `linear` does."""
+    if y.dtype != x.dtype or y.shape != (len(x), len(row)) or not y.is_contiguous():
+        raise ValueError(
+            f"expected a contiguous sum of [{len(x)} {len(row)}] in {x.dtype}, found {tuple(y.shape)} in {y.dtype}"
+        )
+    _run(x, packed, row, bits, y, None, 1, scale, isa)
+    return y
+
+
+def _run(
+    x: Tensor,
+    packed: Tensor,
+    row: Tensor,
+    bits: int,
+    y: Tensor,
+    bias: int | None,
+    onto: int,
+    scale: float,
+    isa: int,
+) -> None:
     x = x.contiguous()
     (tokens, inputs), outputs = x.shape, len(row)
     _check(packed, (size4 if bits == 4 else size8)(outputs, inputs))
-    y = torch.empty(tokens, outputs, dtype=x.dtype)
-    given: tuple[Any, ...] = (isa, bits, x.data_ptr(), packed.data_ptr(), row.data_ptr())
-    _named("linear", number, number, *[pointer] * 5, number, *[count] * 3, pointer, number)(
-        *given,
-        None if bias is None else bias.data_ptr(),
+    head = (number, number, *[pointer] * 5, number, number, real)
+    _named("linear", *head, *[count] * 3, pointer, number)(
+        isa,
+        bits,
+        x.data_ptr(),
+        packed.data_ptr(),
+        row.data_ptr(),
+        bias,
         y.data_ptr(),
         int(x.dtype == torch.bfloat16),
+        onto,
+        scale,
         tokens,
         outputs,
         inputs,
         pool(),
         torch.get_num_threads(),
     )
-    return y

@@ -94,8 +94,8 @@ void panels(int bits, const Tokens& x, const Results& results, const uint8_t* w,
             std::integer_sequence<int, T...>) {
     static constexpr Columns fours[] = {{four_bits<T + 1, wide_for(T + 1, 4)>, wide_for(T + 1, 4) * LANES}...};
     static constexpr Columns eights[] = {{eight_bits<T + 1, wide_for(T + 1, 8)>, wide_for(T + 1, 8) * LANES}...};
-    for (int64_t first = 0; first < x.m; first += TOKENS) {
-        const int64_t last = std::min(x.m, first + TOKENS);
+    for (int64_t blocks = up(x.m, TOKENS), first = 0, last; first < x.m; first = last, blocks--) {
+        last = std::min(x.m, first + up(up(x.m - first, blocks), MOST) * MOST);
         for (int64_t i = begin; i < end; i++) {
             if (bits == 4)
                 panel(fours, x, results, w + i * x.groups * BYTES4, i, first, last);

@@ -9,7 +9,7 @@ public checkpoints: query, key, value rows in `qkv_proj`, gate rows before up ro
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -22,7 +22,7 @@ from polyphi.batch import Batch
 from polyphi.kernels import blocks
 from polyphi.model.attention import KVCache, packed_attention, working_dtype
 from polyphi.model.config import AdapterConfig, DecoderConfig
-from polyphi.model.lora import LoraLinear, Route, product, routes
+from polyphi.model.lora import LoraLinear, Route, narrowed, product, routes
 from polyphi.model.rope import LongRope, rotate
 
 
@@ -63,7 +63,8 @@ class RMSNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Grouped-query attention: `num_attention_heads` query heads over `num_key_value_heads` keys and values."""
+    """Grouped-query attention: `num_attention_heads` query heads over `num_key_value_heads` keys and values. What the
+    heads found goes through `o_proj` where the block says so."""
 
     def __init__(self, config: DecoderConfig, adapters: Mapping[str, AdapterConfig]) -> None:
         super().__init__()
@@ -73,7 +74,7 @@ class Attention(nn.Module):
         self.qkv_proj = LoraLinear(config.hidden_size, width, adapters)
         self.o_proj = LoraLinear(self.heads * self.head_dim, config.hidden_size, adapters)
 
-    def forward(self, x: Float[Tensor, "T D"], shared: Shared, layer: int) -> Float[Tensor, "T D"]:
+    def forward(self, x: Float[Tensor, "T D"], shared: Shared, layer: int) -> Float[Tensor, "T H"]:
         qkv = self.qkv_proj(x, shared.routes).view(len(x), -1, self.head_dim)
         turning, v = qkv.split((self.heads + self.kv_heads, self.kv_heads), dim=1)
         q, k = rotate(turning, shared.cos, shared.sin).split((self.heads, self.kv_heads), dim=1)
@@ -81,7 +82,7 @@ class Attention(nn.Module):
             out = packed_attention(q, k, v, shared.bounds)
         else:
             out = shared.cache.attend(layer, q, k, v, shared.bounds)
-        return self.o_proj(out.reshape(len(x), -1), shared.routes)
+        return out.reshape(len(x), -1)
 
 
 class MLP(nn.Module):
@@ -114,8 +115,18 @@ class Layer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config, adapters)
 
-    def forward(self, x: Float[Tensor, "T D"], shared: Shared, layer: int) -> Float[Tensor, "T D"]:
-        x = x + self.self_attn(self.input_layernorm(x), shared, layer)
+    def forward(
+        self,
+        x: Float[Tensor, "T D"],
+        shared: Shared,
+        layer: int,
+        wanted: Int[Tensor, " n"] | None = None,
+    ) -> Float[Tensor, "n D"]:
+        heads = self.self_attn(self.input_layernorm(x), shared, layer)
+        if wanted is not None:
+            x, heads = x.index_select(0, wanted), heads.index_select(0, wanted)
+            shared = replace(shared, routes=narrowed(shared.routes, wanted))
+        x = x + self.self_attn.o_proj(heads, shared.routes)
         return x + self.mlp(self.post_attention_layernorm(x), shared)
 
 
@@ -163,20 +174,28 @@ class Decoder(nn.Module):
         return (self.head.rows(ids) if table is None else F.embedding(ids, table)).to(self.dtype)
 
     def forward(
-        self, x: Float[Tensor, "T D"], batch: Batch, cache: KVCache | None = None
-    ) -> Float[Tensor, "T D"]:
-        """Hidden states after the final norm for embedded tokens `x`; with a `cache`, `batch` has only the new tokens.
+        self,
+        x: Float[Tensor, "T D"],
+        batch: Batch,
+        cache: KVCache | None = None,
+        wanted: Int[Tensor, " n"] | None = None,
+    ) -> Float[Tensor, "n D"]:
+        """Hidden states after the final norm for embedded tokens `x`, all or those that are `wanted`: of the others the
+        last block makes keys and values alone. With a `cache`, `batch` has only the new tokens.
 
         Raises ValueError where the batch names an adapter that the model doesn't have.
         """
         cos, sin = self.rope(batch, working_dtype(x))
         taken = routes(batch, self.adapters.keys(), x.device)
-        return self.run(x, Shared(cos, sin, taken, batch.bounds, cache))
+        return self.run(x, Shared(cos, sin, taken, batch.bounds, cache), wanted)
 
-    def run(self, x: Float[Tensor, "T D"], shared: Shared) -> Float[Tensor, "T D"]:
+    def run(
+        self, x: Float[Tensor, "T D"], shared: Shared, wanted: Int[Tensor, " n"] | None = None
+    ) -> Float[Tensor, "n D"]:
         """The blocks and the final norm."""
+        last = len(self.layers) - 1
         for number, layer in enumerate(self.layers):
-            x = layer(x, shared, number)
+            x = layer(x, shared, number, wanted if number == last else None)
         return self.norm(x)
 
     def logits(self, hidden: Float[Tensor, "*T D"]) -> Float[Tensor, "*T V"]:

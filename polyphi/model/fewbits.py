@@ -34,6 +34,10 @@ UNPACK = 256
 unpacking takes as long as about 200 of them."""
 
 
+NARROW = (torch.float32, torch.bfloat16)
+"""Types of tokens that our own kernels read and write."""
+
+
 def two(shape: torch.Size) -> tuple[int, int]:
     """Outputs and inputs, of a convolution of width 1 too."""
     return shape[0], shape[1]
@@ -73,6 +77,15 @@ class Quantised(ABC):
     def __call__(self, x: Float[Tensor, "*T I"]) -> Float[Tensor, "*T O"]:
         y = self.product(x.reshape(-1, self.shape[1]))
         return y.to(x.dtype).reshape(*x.shape[:-1], self.shape[0])
+
+    def add(
+        self, y: Float[Tensor, "T O"], x: Float[Tensor, "T I"], scale: float
+    ) -> Float[Tensor, "T O"]:
+        """y with `scale` times W x added, in its place."""
+        if isinstance(self.product, Native) and x.dtype == y.dtype in NARROW and y.is_contiguous():
+            packed, row, bits = self.product.packed, self.row, self.bits
+            return native.add(y, x, packed, row, bits=bits, scale=scale)
+        return y.add_(self(x), alpha=scale)
 
     def rows(self, ids: Int[Tensor, " T"]) -> Float[Tensor, "T I"]:
         """Rows of the weight, in float32. Where it isn't multiplied as a file holds it, whoever wants rows puts that
@@ -135,7 +148,7 @@ class Native:
         self.packed, self.row, self.bits = packed, row, bits
 
     def __call__(self, x: Float[Tensor, "T I"]) -> Float[Tensor, "T O"]:
-        known = x if x.dtype in (torch.float32, torch.bfloat16) else x.float()
+        known = x if x.dtype in NARROW else x.float()
         return native.linear(known, self.packed, self.row, bits=self.bits).to(x.dtype)
 
     def tensors(self) -> tuple[Tensor, ...]:

@@ -26,6 +26,12 @@ class Kernel(Protocol):
 
     def __call__(self, x: Float[Tensor, "*T I"]) -> Float[Tensor, "*T O"]: ...
 
+    def add(
+        self, y: Float[Tensor, "T O"], x: Float[Tensor, "T I"], scale: float
+    ) -> Float[Tensor, "T O"]:
+        """y with `scale` times W x added, in its place."""
+        ...
+
     def tensors(self) -> tuple[Tensor, ...]: ...
 
 
@@ -51,6 +57,17 @@ def routes(batch: Batch, known: Collection[str], device: torch.device) -> list[R
         Route(str(name), _tokens(batch, name).to(device, non_blocking=True))
         for name in sorted(named, key=str)
     ]
+
+
+def narrowed(taken: Sequence[Route], wanted: Int[Tensor, " n"]) -> list[Route]:
+    """The routes of some of the tokens, which stand side by side then."""
+    found = []
+    for route in taken:
+        if route.tokens is None:
+            found.append(route)
+        elif len(there := torch.isin(wanted, route.tokens).nonzero().flatten()):
+            found.append(Route(route.adapter, there))
+    return found
 
 
 def _tokens(batch: Batch, adapter: str | None) -> Int[Tensor, " n"]:
@@ -92,6 +109,17 @@ class LowRank(nn.Module):
     def expand(self, low: Float[Tensor, "n R"]) -> Float[Tensor, "n O"]:
         """B low."""
         return F.linear(low, self.b) if self.up is None else self.up(low)
+
+    def add(self, y: Float[Tensor, "n O"], x: Float[Tensor, "n I"]) -> Float[Tensor, "n O"]:
+        """y + scale * B A dropout(x), in y's place where nobody wants a gradient."""
+        low = self.squeeze(x)
+        if self.up is not None:
+            return self.up.add(y, low, self.scale)
+        if torch.is_grad_enabled():
+            return torch.addmm(y, low, self.b.t(), alpha=self.scale)
+        if _one(low, self.b) and kernels.missing() is None:
+            return half.add(y, low, self.b, scale=self.scale)
+        return y.addmm_(low, self.b.t(), alpha=self.scale)
 
 
 def dropped(x: Float[Tensor, "n I"], p: float) -> Float[Tensor, "n I"]:
@@ -153,13 +181,9 @@ class LoraLinear(nn.Module):
         y = self.base(x)
         for route in taken:
             pair = self.pair(route.adapter)
-            if route.tokens is not None:
+            if route.tokens is None:
+                y = pair.add(y, x)
+            else:
                 low = pair.squeeze(x.index_select(0, route.tokens))
                 y = y.index_add(0, route.tokens, pair.expand(low).to(y.dtype), alpha=pair.scale)
-            elif pair.up is None and _one(x, pair.b) and kernels.missing() is None:
-                y = half.add(y, pair.squeeze(x), pair.b, scale=pair.scale)
-            elif pair.up is None:
-                y = torch.addmm(y, pair.squeeze(x), pair.b.t(), alpha=pair.scale)
-            else:
-                y = torch.add(y, pair.expand(pair.squeeze(x)), alpha=pair.scale)
         return y

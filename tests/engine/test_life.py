@@ -244,6 +244,22 @@ def test_guesses_are_run_where_weights_are_read_from_memory(
     assert steps[2**28, 0] == steps[2**28, "auto"] == steps[0, 0] > steps[0, "auto"]
 
 
+def test_large_models_read_prompts_in_smaller_steps(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    messages, once = [Message.user("fox " * 300)], SamplingParams(max_tokens=1)
+    found = {}
+    monkeypatch.setattr(engine_module, "CHUNK", 100)
+    for cached in (2**28, 0):
+        monkeypatch.setattr(engine_module, "CACHED", cached)
+        fresh = Engine(engine.model, engine.processor)
+        answer = fresh.generate(messages, sampling=once)
+        found[cached] = answer.tokens
+        each = engine_module.CHUNK if cached == 0 else engine_module.PREFILL
+        assert fresh.counters().steps == -(-answer.prompt_tokens // each)
+    assert found[0] == found[2**28]
+
+
 def test_what_does_not_fit_is_refused_before_it_runs(engine: Engine) -> None:
     small = Engine(engine.model, engine.processor, memory=4 * 32 * 2 * 2 * 2 * 16 * 4)
     assert small.capacity == 128

@@ -8,7 +8,7 @@ from kernels.paths import here
 from torch import Tensor
 
 from polyphi import kernels
-from polyphi.kernels.linear import GROUP, Four, linear, pack4, pack8, unpack4, unpack8
+from polyphi.kernels.linear import GROUP, Four, add, linear, pack4, pack8, unpack4, unpack8
 
 pytestmark = pytest.mark.skipif(kernels.missing() is not None, reason=str(kernels.missing()))
 
@@ -85,7 +85,13 @@ def test_products_are_those_of_the_formula(
     # Float32 adds what a group makes, up to 7 terms: some units in the last place of the largest result that the
     # numbers allow. bfloat16 rounds the result.
     most = activations(x).abs() @ meant(weight, row).abs().t() + wanted.abs() + 1e-30
-    assert ((found.double() - wanted).abs() / most).max() < (5e-3 if half else 2e-6)
+    allowed = 5e-3 if half else 2e-6
+    assert ((found.double() - wanted).abs() / most).max() < allowed
+    y = size * torch.randn(tokens, outputs, generator=draw).to(x.dtype)
+    wanted = y.double() - 0.5 * (wanted - (0 if bias is None else bias.double()))
+    onto = y.clone()
+    assert add(onto, x, packed, row, bits=bits, scale=-0.5, isa=path) is onto
+    assert ((onto.double() - wanted).abs() / (most + y.abs())).max() < allowed
 
 
 def test_the_largest_sums_fit() -> None:
@@ -188,3 +194,7 @@ def test_weights_that_do_not_fit_are_refused() -> None:
         linear(torch.ones(1, 64), torch.zeros(576, dtype=torch.uint8), torch.ones(64), bits=4)
     with pytest.raises(ValueError, match="expected 2048 bytes"):
         unpack8(torch.zeros(5, dtype=torch.uint8), 32, 64)
+    packed, row = pack8(random_eight(32, 64, 0)), torch.ones(32)
+    for sums in (torch.ones(2, 32), torch.ones(1, 32).bfloat16(), torch.ones(1, 64)[:, ::2]):
+        with pytest.raises(ValueError, match=r"a contiguous sum of \[1 32\] in torch.float32"):
+            add(sums, torch.ones(1, 64), packed, row, bits=8, scale=1.0)

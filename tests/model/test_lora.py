@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from polyphi.batch import pack, row
 from polyphi.model.config import AdapterConfig
-from polyphi.model.lora import LoraLinear, Route, dropped, routes
+from polyphi.model.lora import LoraLinear, Route, dropped, narrowed, routes
 
 CPU = torch.device("cpu")
 ADAPTERS = {"vision": AdapterConfig(4, 8.0), "speech": AdapterConfig(5, 15.0, 0.5)}
@@ -47,6 +47,25 @@ def test_every_token_gets_its_sequences_adapter(linear):
             pair = linear.lora[name]
             expected = expected + {"vision": 2, "speech": 3}[name] * (pair.b @ (pair.a @ x[t]))
         torch.testing.assert_close(found[t], expected)
+
+
+def test_some_tokens_take_their_own_routes_along(linear):
+    batch = pack([row([1] * n, adapter=a) for n, a in ((2, "speech"), (3, None), (2, "vision"))])
+    taken, x, wanted = routes(batch, ADAPTERS, CPU), torch.randn(7, 8), torch.tensor([6, 2, 1])
+    torch.testing.assert_close(linear(x[wanted], narrowed(taken, wanted)), linear(x, taken)[wanted])
+    assert [route.adapter for route in narrowed(taken, torch.tensor([0, 3]))] == ["speech"]
+    assert narrowed([Route("vision", None)], wanted) == [Route("vision", None)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_without_gradients_nothing_changes(linear, dtype):
+    linear.to(dtype)
+    x, taken = torch.randn(50, 8).to(dtype), [Route("speech", None), Route("vision", None)]
+    given = x.clone()
+    with torch.inference_mode():
+        found = linear(x, taken)
+    torch.testing.assert_close(found, linear(x, taken))
+    assert torch.equal(x, given)
 
 
 def test_no_adapter_is_the_base_linear_bit_for_bit(linear):
