@@ -19,6 +19,8 @@ using namespace polyphi;
 
 namespace {
 
+#define INLINE inline __attribute__((always_inline))
+
 constexpr int GROUP = 32;                       // inputs with one scale, and what inputs are padded to
 constexpr int QUAD = 4;                         // inputs of one output in 32 bits
 constexpr int PANEL = 32;                       // outputs side by side
@@ -48,35 +50,14 @@ struct Results {
     int64_t n;
     float unit;  // of the sums
     bool bf16, add;
-
-    // `sums` [tokens, width] of outputs from `first` on.
-    void put(const Tokens& x, int64_t token, int tokens, int64_t first, int width, const float* sums) const {
-        const int there = int(std::clamp<int64_t>(n - first, 0, width));
-        for (int t = 0; t < tokens; t++, token++, sums += width) {
-            float values[PANEL];
-            const float scale = x.scale[token] * unit;
-            for (int o = 0; o < there; o++) values[o] = sums[o] * (row[first + o] * scale);
-            if (bias)
-                for (int o = 0; o < there; o++) values[o] += bias[first + o];
-            if (bf16) {
-                uint16_t* at = static_cast<uint16_t*>(y) + token * n + first;
-                if (add)
-                    for (int o = 0; o < there; o++) values[o] += from_bf16(at[o]);
-                for (int o = 0; o < there; o++) at[o] = to_bf16(values[o]);
-            } else {
-                float* at = static_cast<float*>(y) + token * n + first;
-                if (add)
-                    for (int o = 0; o < there; o++) values[o] += at[o];
-                std::memcpy(at, values, size_t(there) * 4);
-            }
-        }
-    }
 };
 
 // ------------------------------------------------------------------ registers
 
 namespace scalar {
-constexpr int LANES = 1, MOST = 4;
+#define LANES 1
+#include "vectors.h"
+constexpr int MOST = 4;
 constexpr int wide_for(int, int) { return 1; }
 constexpr bool OFFSET = false;
 using Int = int32_t;
@@ -101,13 +82,16 @@ inline Int plus(Int sum, int32_t more) { return sum + more; }
 inline void store(float* at, Real value) { *at = value; }
 inline void ask(const uint8_t*) {}
 #include "linear_kernel.h"
+#undef LANES
 }  // namespace scalar
 
 #if POLYPHI_X86
 
 POLYPHI_BEGIN(POLYPHI_AVX512)
 namespace avx512 {
-constexpr int LANES = 16, MOST = 6;
+#define LANES 16
+#include "vectors.h"
+constexpr int MOST = 6;
 constexpr int wide_for(int, int) { return 2; }
 constexpr bool OFFSET = true;
 using Int = __m512i;
@@ -129,15 +113,15 @@ inline Real scaled(Int sum, Real s, Real total) { return _mm512_fmadd_ps(_mm512_
 inline Real bytes(const uint8_t* at) { return _mm512_cvtepi32_ps(wide(at)); }
 inline Real real(Int sum) { return _mm512_cvtepi32_ps(sum); }
 inline Int plus(Int sum, int32_t more) { return _mm512_add_epi32(sum, _mm512_set1_epi32(more)); }
-inline void store(float* at, Real value) { _mm512_storeu_ps(at, value); }
 inline void ask(const uint8_t* at) { _mm_prefetch((const char*)at, _MM_HINT_T0); }
 #include "linear_kernel.h"
+#undef LANES
 }  // namespace avx512
 POLYPHI_END
 
 // Registers of 256 bits, with dot products and without.
 #define POLYPHI_256                                                                                                   \
-    constexpr int LANES = 8, MOST = 4;                                                                                \
+    constexpr int MOST = 4;                                                                                           \
     constexpr int wide_for(int tokens, int bits) { return tokens == 1 ? 4 : tokens == 2 || bits == 8 ? 2 : 1; }       \
     using Int = __m256i;                                                                                              \
     using Real = __m256;                                                                                              \
@@ -156,22 +140,26 @@ POLYPHI_END
     inline Real scaled(Int sum, Real s, Real total) { return _mm256_fmadd_ps(real(sum), s, total); }                  \
     inline Real bytes(const uint8_t* at) { return real(wide(at)); }                                                   \
     inline Int plus(Int sum, int32_t more) { return _mm256_add_epi32(sum, _mm256_set1_epi32(more)); }                 \
-    inline void store(float* at, Real value) { _mm256_storeu_ps(at, value); }                                         \
     inline void ask(const uint8_t* at) { _mm_prefetch((const char*)at, _MM_HINT_T0); }
 
 POLYPHI_BEGIN(POLYPHI_AVXVNNI)
 namespace avxvnni {
+#define LANES 8
+#include "vectors.h"
 constexpr bool OFFSET = true;
 POLYPHI_256
 inline Int dot4(Int sum, Int w, Int a) { return _mm256_dpbusd_avx_epi32(sum, w, a); }
 inline Int dot8(Int sum, Int w, Int a) { return _mm256_dpbusd_avx_epi32(sum, w, a); }
 inline Int settled(Int sum, const uint8_t* z, int32_t minus) { return shifted(sum, z, minus); }
 #include "linear_kernel.h"
+#undef LANES
 }  // namespace avxvnni
 POLYPHI_END
 
 POLYPHI_BEGIN(POLYPHI_AVX2)
 namespace avx2 {
+#define LANES 8
+#include "vectors.h"
 constexpr bool OFFSET = false;
 POLYPHI_256
 // Sums of two products are of 16 bits. Those of nibbles stay so through a group: 16 * 15 * 127 is 30,480.
@@ -186,6 +174,7 @@ inline Int dot8(Int sum, Int w, Int a) {
     return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
 #include "linear_kernel.h"
+#undef LANES
 }  // namespace avx2
 POLYPHI_END
 
@@ -193,7 +182,9 @@ POLYPHI_END
 
 POLYPHI_BEGIN(POLYPHI_DOTPROD)
 namespace neon {
-constexpr int LANES = 4, MOST = 4;
+#define LANES 4
+#include "vectors.h"
+constexpr int MOST = 4;
 constexpr int wide_for(int tokens, int) { return tokens == 1 ? 8 : tokens == 2 ? 4 : 2; }
 constexpr bool OFFSET = false;
 using Int = int32x4_t;
@@ -222,9 +213,9 @@ inline Real real(Int sum) { return vcvtq_f32_s32(sum); }
 inline Real scaled(Int sum, Real s, Real total) { return vfmaq_f32(total, real(sum), s); }
 inline Real bytes(const uint8_t* at) { return real(wide(at)); }
 inline Int plus(Int sum, int32_t more) { return vaddq_s32(sum, vdupq_n_s32(more)); }
-inline void store(float* at, Real value) { vst1q_f32(at, value); }
 inline void ask(const uint8_t* at) { __builtin_prefetch(at); }
 #include "linear_kernel.h"
+#undef LANES
 }  // namespace neon
 POLYPHI_END
 

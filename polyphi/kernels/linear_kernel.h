@@ -69,6 +69,31 @@ void eight_bits(const Tokens& x, int64_t token, const uint8_t* panel, int column
         }
 }
 
+// `sums` [tokens, width] of outputs from `first` on, to where results go.
+template <typename To>
+void finish(const Results& results, const Tokens& x, int64_t token, int tokens, int64_t first, int width,
+            const float* sums) {
+    const float *row = results.row + first, *bias = results.bias ? results.bias + first : nullptr;
+    const int there = int(std::clamp<int64_t>(results.n - first, 0, width));
+    for (int t = 0; t < tokens; t++, token++, sums += width) {
+        To* at = static_cast<To*>(results.y) + token * results.n + first;
+        const float scale = x.scale[token] * results.unit;
+        int o = 0;
+        for (; o + LANES <= there; o += LANES) {
+            Vec value = load(sums + o) * (load(row + o) * scale);
+            if (bias) value += load(bias + o);
+            if (results.add) value += load(at + o);
+            store(at + o, value);
+        }
+        for (; o < there; o++) {
+            float value = sums[o] * (row[o] * scale);
+            if (bias) value += bias[o];
+            if (results.add) value += one(at[o]);
+            put(at + o, value);
+        }
+    }
+}
+
 struct Columns {
     void (*run)(const Tokens&, int64_t, const uint8_t*, int, float*);
     int width;  // outputs
@@ -83,7 +108,8 @@ void panel(const Columns* columns, const Tokens& x, const Results& results, cons
         for (int column = 0; column < PANEL; column += chosen.width) {
             float sums[MOST * PANEL];
             chosen.run(x, token, weights, column, sums);
-            results.put(x, token, tokens, index * PANEL + column, chosen.width, sums);
+            const auto end = results.bf16 ? finish<uint16_t> : finish<float>;
+            end(results, x, token, tokens, index * PANEL + column, chosen.width, sums);
         }
         token += tokens;
     }
