@@ -50,6 +50,10 @@ struct Results {
     int64_t n;
     float unit;  // of the sums
     bool bf16, add;
+
+    const uint8_t* at(int64_t token, int64_t output) const {
+        return static_cast<const uint8_t*>(y) + (token * n + output) * (bf16 ? 2 : 4);
+    }
 };
 
 // ------------------------------------------------------------------ registers
@@ -249,7 +253,8 @@ extern "C" {
 int polyphi_isa() { return best(); }
 
 // Activations x [m k], float32 or bfloat16, by weights of so many bits, times `scale`; into y [m n] of the same type, or
-// where `add` added to it, with a bias (or null). `isa` is at most `polyphi_isa`'s (-1: that); `parallel` runs it in `threads` threads (null: threads of its own).
+// where `add` added to it, with a bias (or null). `isa` is at most `polyphi_isa`'s (-1: that); `parallel` runs it in
+// `threads` threads (null: threads of its own).
 void polyphi_linear(int isa, int bits, const void* x, const uint8_t* w, const float* row, const float* bias, void* y,
                     int bf16, int add, float scale, int64_t m, int64_t n, int64_t k, Parallel parallel, int threads) {
     const Kernel own = kernel(isa);

@@ -105,6 +105,7 @@ void panel(const Columns* columns, const Tokens& x, const Results& results, cons
     for (int64_t blocks = up(last - first, MOST), token = first; token < last; blocks--) {
         const int tokens = int(up(last - token, blocks));
         const Columns& chosen = columns[tokens - 1];
+        for (int t = 0; t < tokens; t++) ask(results.at(token + t, index * PANEL));  // they come meanwhile
         for (int column = 0; column < PANEL; column += chosen.width) {
             float sums[MOST * PANEL];
             chosen.run(x, token, weights, column, sums);

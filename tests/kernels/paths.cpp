@@ -8,8 +8,8 @@
 
 extern "C" {
 int polyphi_isa();
-void polyphi_linear(int, int, const void*, const uint8_t*, const float*, const float*, void*, int, int, float, int64_t, int64_t,
-                    int64_t, polyphi::Parallel, int);
+void polyphi_linear(int, int, const void*, const uint8_t*, const float*, const float*, void*, int, int, float, int64_t,
+                    int64_t, int64_t, polyphi::Parallel, int);
 void polyphi_half(int, const void*, const uint16_t*, void*, int, float, float, int64_t, int64_t, polyphi::Parallel, int);
 }
 
@@ -34,8 +34,8 @@ int main() {
                 if (bits == 16)
                     polyphi_half(isa, x.data(), halves.data(), found[which].data(), 0, 0, 1, n, k, nullptr, 2);
                 else
-                    polyphi_linear(isa, bits, x.data(), packed.data(), row.data(), bias.data(), found[which].data(), 0, 0, 1.0f, m,
-                                   n, k, nullptr, 2);
+                    polyphi_linear(isa, bits, x.data(), packed.data(), row.data(), bias.data(), found[which].data(), 0,
+                                   0, 1.0f, m, n, k, nullptr, 2);
             }
             double most = 1e-9, off = 0;
             for (int64_t i = 0; i < m * n; i++) {
