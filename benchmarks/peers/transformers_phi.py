@@ -38,8 +38,9 @@ class Language:
     def run(self, ids: torch.Tensor, cache: Any = None) -> tuple[torch.Tensor, Any]:
         """Logits [S V] behind ids [S T], and the cache."""
         out = self.model.model(input_ids=ids, past_key_values=cache, use_cache=True)
-        # The last rows by themselves: of `logits_to_keep=1` torch 2.13 makes a product over a view with odd strides,
-        # which takes 58 times as long, and that is no part of this comparison.
+        # The last rows by themselves: of `logits_to_keep=1` and weights that want no gradient, as these, torch 2.13
+        # makes a product over a view with odd strides, which takes 58 times as long. A model as it is loaded is
+        # spared that, and so is this comparison.
         last = out.last_hidden_state[:, -1].contiguous()
         return self.model.lm_head(last).float(), out.past_key_values
 
