@@ -433,8 +433,8 @@ def language(
 ) -> tuple[list[Measured], ModelConfig]:
     config = engine.language(engine.Size().cut(given.layers).config)
     folder = cached("language", given.layers)
-    kinds = [kind for kind in given.kinds if kind in ERROR]
-    able = prepare(config, folder, threads, given.peers, kinds)
+    kinds = [kind for kind in given.kinds if not kind.endswith("-all")]
+    able = prepare(config, folder, threads, given.peers, kinds) if kinds else []
     made: dict[str, Measured] = {}
     for kind in kinds if works else ():
         for names in grouped(config, kind, able, psutil.virtual_memory().available):

@@ -72,12 +72,11 @@ class Runner:
             list(range(end - len(p.guesses) - 1, end)) if p.draws else []
             for p, end in zip(parts, bounds[1:], strict=True)
         ]
-        rows = [r for some in wanted for r in some]
-        # A row must run, wanted or not.
-        some = (
-            torch.tensor(rows or [len(x) - 1], device=self.device) if len(rows) < len(x) else None
-        )
-        hidden = self.model.decoder(x, batch, cache, some)
+        rows = [r for drawn in wanted for r in drawn]
+        chosen = None
+        if len(rows) < len(x):  # one must run, wanted or not
+            chosen = torch.tensor(rows or [len(x) - 1], device=self.device)
+        hidden = self.model.decoder(x, batch, cache, chosen)
         for part in parts:
             part.request.table.length += part.new
         if not rows:
