@@ -12,6 +12,6 @@ stand in (model/quantize.py).
 Nothing of ours is needed here.
 """
 
-from polyphi.kernels.native import PATHS, fits, missing, path
+from polyphi.kernels.native import PATHS, fits, has, missing, path
 
-__all__ = ["PATHS", "fits", "missing", "path"]
+__all__ = ["PATHS", "fits", "has", "missing", "path"]

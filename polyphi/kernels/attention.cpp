@@ -209,8 +209,8 @@ int polyphi_pairs() {
 }
 
 // q [T, heads, d], new k and v [T, kv_heads, d], out [T, heads, d] in float32 or bfloat16 (`bf16`); memory in the same
-// type, or int8 where there are scales. `isa` is at most `polyphi_isa`'s (-1: that), `pairs` as above. d is a multiple of
-// 16, a kv head serves at most ROWS heads.
+// type, or int8 where there are scales. `isa` is one that `polyphi_has` (-1: the best), `pairs` as above. d is a multiple
+// of 16, a kv head serves at most ROWS heads.
 void polyphi_attend(int isa, int pairs, int bf16, const void* q, const void* k, const void* v, void* out,
                     int64_t q_stride, int64_t k_stride, int64_t v_stride, void* keys, void* values, float* key_scales,
                     float* value_scales, int64_t rows, int heads, int kv_heads, int d, int sequences,

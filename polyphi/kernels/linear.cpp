@@ -13,6 +13,8 @@
 // The kernel (linear_kernel.h) is written once, over what each set of instructions calls a register. All add the same
 // integers; sums of floats are made in the same order, and differ by fused multiply-adds alone.
 
+#include <memory>
+
 #include "native.h"
 
 using namespace polyphi;
@@ -26,9 +28,12 @@ constexpr int QUAD = 4;                         // inputs of one output in 32 bi
 constexpr int PANEL = 32;                       // outputs side by side
 constexpr int NIBBLES = PANEL * GROUP / 2;     // bytes before a group's s
 constexpr int BYTES4 = NIBBLES + 2 * PANEL;    // of a group: nibbles, s, z
-constexpr int BYTES8 = PANEL * QUAD;           // of four inputs
-constexpr int AHEAD = 8;                        // groups that are asked of memory before they are needed
+constexpr int BYTES8 = PANEL * GROUP;          // of a group in 8 bits
+constexpr int AHEAD = 8;                        // groups that a word's product asks of memory before it needs them
 constexpr int TOKENS = 264;                     // whose activations are kept near while weights pass, at most
+constexpr int64_t NEAR = 1 << 19;               // bytes of panels in 8 bits that are made of 4 at once
+constexpr int MANY = 128;                       // tokens for which that pays, more than are decoded together
+constexpr int EVEN = 12;                        // tokens that every path takes in whole steps
 
 int64_t up(int64_t count, int64_t to) { return (count + to - 1) / to; }
 
@@ -42,17 +47,48 @@ struct Tokens {
     int64_t m, groups;
 };
 
-// Where the results [m n] go, in float32 or bfloat16: with a bias (or null), onto what is there already where `add`.
-struct Results {
-    void* y;
-    const float* row;
-    const float* bias;
-    int64_t n;
-    float unit;  // of the sums
-    bool bf16, add;
+// What is asked of memory meanwhile: so many lines at each group, from `at` on.
+struct Ahead {
+    const uint8_t* at;
+    int lines;
+};
 
-    const uint8_t* at(int64_t token, int64_t output) const {
-        return static_cast<const uint8_t*>(y) + (token * n + output) * (bf16 ? 2 : 4);
+// Tokens by a weight, whose sums are scaled by a token's, an output's and this `unit`.
+struct Factor {
+    Tokens x;
+    int bits;
+    const uint8_t* w;
+    const float* row;
+    float unit;
+    int64_t first;  // panel of `w` and `row`
+
+    int64_t bytes() const { return bits == 4 ? BYTES4 : BYTES8; }  // of a group
+    const uint8_t* at(int64_t panel) const { return w + (panel - first) * x.groups * bytes(); }
+    const float* row_at(int64_t panel) const { return row + (panel - first) * PANEL; }
+    float scale(int64_t token) const { return x.scale[token] * unit; }
+
+    // While a panel meets the first of `blocks` blocks of tokens, the same that is needed soon; while it meets them all,
+    // each a part of the next panel.
+    Ahead ahead(int64_t panel, int64_t block, int64_t blocks) const {
+        const int64_t all = bytes() / 64, lines = up(all, blocks);
+        if (blocks == 1) return {at(panel) + AHEAD * bytes(), int(all)};
+        return {at(panel + 1) + block * x.groups * lines * 64, block * lines < all ? int(lines) : 0};
+    }
+};
+
+// Results y [m n] in float32 or bfloat16: a product, with a bias (or null), and what an adapter adds (or null). Tokens
+// are worked on by shares.
+struct Work {
+    Factor base;
+    const Factor* adapter;
+    const float* bias;
+    void* y;
+    bool bf16;
+    int64_t n, share;
+
+    int64_t panels() const { return up(n, PANEL); }
+    const uint8_t* at(int64_t token, int64_t panel) const {
+        return static_cast<const uint8_t*>(y) + (token * n + panel * PANEL) * (bf16 ? 2 : 4);
     }
 };
 
@@ -228,52 +264,84 @@ POLYPHI_END
 // What each set of instructions has of the kernel.
 struct Kernel {
     void (*quantise)(const void*, bool, int64_t, int64_t, int64_t, int8_t*, float*, int32_t*, int32_t*);
-    void (*panels4)(const Tokens&, const Results&, const uint8_t*, int64_t, int64_t);
-    void (*panels8)(const Tokens&, const Results&, const uint8_t*, int64_t, int64_t);
+    void (*products)(const Work&, int64_t, int64_t);
 };
 
 Kernel kernel(int isa) {
     switch (isa < 0 ? best() : isa) {
 #if POLYPHI_X86
-        case AVX512: return {avx512::quantise, avx512::panels4, avx512::panels8};
-        case AVXVNNI: return {avxvnni::quantise, avxvnni::panels4, avxvnni::panels8};
-        case AVX2: return {avx2::quantise, avx2::panels4, avx2::panels8};
+        case AVX512: return {avx512::quantise, avx512::products};
+        case AVXVNNI: return {avxvnni::quantise, avxvnni::products};
+        case AVX2: return {avx2::quantise, avx2::products};
 #elif POLYPHI_NEON
-        case NEON: return {neon::quantise, neon::panels4, neon::panels8};
+        case NEON: return {neon::quantise, neon::products};
 #endif
-        default: return {scalar::quantise, scalar::panels4, scalar::panels8};
+        default: return {scalar::quantise, scalar::products};
     }
+}
+
+// Who computes.
+struct Pool {
+    Kernel own;
+    Parallel parallel;
+    int threads;
+};
+
+// Activations [m k], rounded.
+class Rounded {
+  public:
+    Rounded(const Pool& pool, const void* x, bool bf16, int64_t m, int64_t k)
+        : groups(up(k, GROUP)), a(new int8_t[m * groups * GROUP]), scale(new float[m]), minus(new int32_t[m * groups]),
+          total(new int32_t[m]), tokens{a.get(), scale.get(), minus.get(), total.get(), m, groups} {
+        const auto work = [&](int64_t begin, int64_t end) {
+            pool.own.quantise(x, bf16, begin, end, k, a.get(), scale.get(), minus.get(), total.get());
+        };
+        spread(work, m, std::max<int64_t>(16, up(m, 4 * pool.threads)), pool.parallel, pool.threads);
+    }
+
+  private:
+    int64_t groups;
+    std::unique_ptr<int8_t[]> a;
+    std::unique_ptr<float[]> scale;
+    std::unique_ptr<int32_t[]> minus, total;
+
+  public:
+    const Tokens tokens;
+};
+
+// A thread takes some panels at a time: of a word's product, which waits for memory, many.
+void multiply(const Pool& pool, const Factor& base, const Factor* adapter, const float* bias, void* y, bool bf16,
+              int64_t n) {
+    const int64_t m = base.x.m;
+    const Work work{base, adapter, bias, y, bf16, n, up(up(m, up(m, TOKENS)), EVEN) * EVEN};
+    const auto some = [&](int64_t begin, int64_t end) { pool.own.products(work, begin, end); };
+    const int64_t chunk = std::max<int64_t>(1, work.panels() / (8 * pool.threads));
+    spread(some, work.panels(), chunk, pool.parallel, pool.threads);
 }
 
 }  // namespace
 
 extern "C" {
 
-// A place in `Isa`.
+// A place in `Isa`, and whether this CPU has the instructions of one.
 int polyphi_isa() { return best(); }
+int polyphi_has(int isa) { return has(isa); }
 
-// Activations x [m k], float32 or bfloat16, by weights of so many bits, times `scale`; into y [m n] of the same type, or
-// where `add` added to it, with a bias (or null). `isa` is at most `polyphi_isa`'s (-1: that); `parallel` runs it in
-// `threads` threads (null: threads of its own).
+// Activations x [m k], float32 or bfloat16, by a weight of so many bits, with a bias (or null), into y [m n] of the same
+// type. An adapter of 8 bits (or nulls), a [rank k] and b [n rank], adds `scale` times its product. `isa` is one
+// that `polyphi_has` (-1: the best); `parallel` runs it in `threads` threads (null: threads of its own).
 void polyphi_linear(int isa, int bits, const void* x, const uint8_t* w, const float* row, const float* bias, void* y,
-                    int bf16, int add, float scale, int64_t m, int64_t n, int64_t k, Parallel parallel, int threads) {
-    const Kernel own = kernel(isa);
-    const int64_t groups = up(k, GROUP), padded = groups * GROUP;
-    std::vector<int8_t> a(m * padded);
-    std::vector<float> step(m);
-    std::vector<int32_t> minus(m * groups), total(m);
-    const Tokens tokens{a.data(), step.data(), minus.data(), total.data(), m, groups};
-    spread(
-        [&](int64_t begin, int64_t end) {
-            own.quantise(x, bf16 != 0, begin, end, k, a.data(), step.data(), minus.data(), total.data());
-        },
-        m, std::max<int64_t>(16, up(m, 4 * std::max(1, threads))), parallel, threads);
-    const Results results{y, row, bias, n, bits == 4 ? scale / 16 : scale, bf16 != 0, add != 0};
-    const int64_t panels = up(n, PANEL);
-    const int64_t chunk = std::max<int64_t>(1, panels / (8 * std::max(1, threads)));
-    const auto products = bits == 4 ? own.panels4 : own.panels8;
-    spread([&](int64_t begin, int64_t end) { products(tokens, results, w, begin, end); }, panels, chunk, parallel,
-           threads);
+                    int bf16, int64_t m, int64_t n, int64_t k, const uint8_t* a, const float* a_row, const uint8_t* b,
+                    const float* b_row, int64_t rank, float scale, Parallel parallel, int threads) {
+    const Pool pool{kernel(isa), parallel, std::max(1, threads)};
+    const Rounded rounded(pool, x, bf16 != 0, m, k);
+    const Factor base{rounded.tokens, bits, w, row, bits == 4 ? 1.0f / 16 : 1.0f, 0};
+    if (!a) return multiply(pool, base, nullptr, bias, y, bf16 != 0, n);
+    const std::unique_ptr<float[]> low(new float[m * rank]);
+    multiply(pool, {rounded.tokens, 8, a, a_row, 1.0f, 0}, nullptr, nullptr, low.get(), false, rank);
+    const Rounded squeezed(pool, low.get(), false, m, rank);
+    const Factor adapter{squeezed.tokens, 8, b, b_row, scale, 0};
+    multiply(pool, base, &adapter, bias, y, bf16 != 0, n);
 }
 
 }  // extern "C"

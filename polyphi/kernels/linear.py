@@ -2,7 +2,7 @@
 
 >>> packed = pack4(Four(q, s, z))                            # or pack8(q)
 >>> linear(x, packed, row, bits=4)                           # [T I] by [O I] -> [T O]
->>> add(y, x, packed, row, bits=4, scale=2.0)                # y + 2 W x, in place
+>>> linear(x, packed, row, bits=4, adapter=Adapter(a, a_row, b, b_row, 2.0))
 """
 
 from collections.abc import Callable
@@ -21,6 +21,10 @@ GROUP = 32
 PANEL = 32
 """Outputs side by side; a weight with fewer is filled up."""
 
+MANY = 128
+"""Tokens from which on weights of 4 bits are rounded to 8 for their product, with a scale per output, where that is
+faster (AVX-512 VNNI, AVX-VNNI). More are hardly ever decoded together: those of a prompt are."""
+
 
 class Four(NamedTuple):
     """A weight in 4 bits: row * s * (q - z / 16), with q from 0 to 15 and a `row` per output that isn't part of it."""
@@ -30,9 +34,23 @@ class Four(NamedTuple):
     z: UInt8[Tensor, "O G"]
 
 
+class Adapter(NamedTuple):
+    """What adds scale * B A x to a product: both weights of 8 bits, packed, with their float32 rows."""
+
+    a: UInt8[Tensor, " bytes"]
+    a_row: Float[Tensor, " R"]
+    b: UInt8[Tensor, " bytes"]
+    b_row: Float[Tensor, " O"]
+    scale: float
+
+
 @cache
-def _named(name: str, *arguments: type) -> Callable[..., None]:
-    return function(f"polyphi_{name}", *arguments)
+def _linear() -> Callable[..., None]:
+    sizes = [count] * 3
+    adapter = (*[pointer] * 4, count, real)
+    return function(
+        "polyphi_linear", number, number, *[pointer] * 5, number, *sizes, *adapter, pointer, number
+    )
 
 
 def size4(outputs: int, inputs: int) -> int:
@@ -130,66 +148,39 @@ def linear(
     *,
     bits: int,
     bias: Float[Tensor, " O"] | None = None,
+    adapter: Adapter | None = None,
     isa: int = -1,
 ) -> Float[Tensor, "T O"]:
-    """x, in float32 or bfloat16, by a packed weight of 4 or 8 bits with its float32 `row`, and a float32 bias behind
-    it; in the type of x. Each token's activations are rounded to 8 bits of its largest, so that it is the same whatever
-    stands beside it; a token that has an infinite one, or one that is no number, becomes no number. `isa` is for tests:
-    a place in `native.PATHS`. Raises ValueError if the bytes are not those of such a weight."""
-    y = torch.empty(len(x), len(row), dtype=x.dtype)
-    _run(x, packed, row, bits, y, None if bias is None else bias.data_ptr(), 0, 1.0, isa)
-    return y
-
-
-def add(
-    y: Float[Tensor, "T O"],
-    x: Float[Tensor, "T I"],
-    packed: UInt8[Tensor, " bytes"],
-    row: Float[Tensor, " O"],
-    *,
-    bits: int,
-    scale: float,
-    isa: int = -1,
-) -> Float[Tensor, "T O"]:
-    """y, in the type of x, with `scale` times what `linear` makes added in place and rounded once. Raises ValueError
-    for a sum of another type or shape, and as `linear` does."""
-    if y.dtype != x.dtype or y.shape != (len(x), len(row)) or not y.is_contiguous():
-        raise ValueError(
-            f"expected a contiguous sum of [{len(x)} {len(row)}] in {x.dtype}, found {tuple(y.shape)} in {y.dtype}"
-        )
-    _run(x, packed, row, bits, y, None, 1, scale, isa)
-    return y
-
-
-def _run(
-    x: Tensor,
-    packed: Tensor,
-    row: Tensor,
-    bits: int,
-    y: Tensor,
-    bias: int | None,
-    onto: int,
-    scale: float,
-    isa: int,
-) -> None:
+    """x, in float32 or bfloat16, by a packed weight of 4 or 8 bits with its float32 `row`, with a float32 bias and an
+    adapter's product added and rounded once; in the type of x. Each token's activations are rounded to 8 bits of its
+    largest, so that it is the same whatever stands beside it (in 4 bits: among fewer than MANY, or more); a token that
+    has an infinite one, or one that is no number, becomes no number. `isa` is for tests: a place in `native.PATHS`.
+    Raises ValueError if the bytes are not those of such weights."""
     x = x.contiguous()
     (tokens, inputs), outputs = x.shape, len(row)
     _check(packed, (size4 if bits == 4 else size8)(outputs, inputs))
-    head = (number, number, *[pointer] * 5, number, number, real)
-    _named("linear", *head, *[count] * 3, pointer, number)(
+    low: tuple[int | float | None, ...] = (*[None] * 4, 0, 0.0)
+    if adapter is not None:
+        a, a_row, b, b_row, scale = adapter
+        rank = len(a_row)
+        _check(a, size8(rank, inputs))
+        _check(b, size8(outputs, rank))
+        low = (*(t.data_ptr() for t in (a, a_row, b, b_row)), rank, scale)
+    y = torch.empty(tokens, outputs, dtype=x.dtype)
+    _linear()(
         isa,
         bits,
         x.data_ptr(),
         packed.data_ptr(),
         row.data_ptr(),
-        bias,
+        None if bias is None else bias.data_ptr(),
         y.data_ptr(),
         int(x.dtype == torch.bfloat16),
-        onto,
-        scale,
         tokens,
         outputs,
         inputs,
+        *low,
         pool(),
         torch.get_num_threads(),
     )
+    return y

@@ -1,9 +1,9 @@
 // The kernel of linear.cpp over one set of instructions, whose registers the including namespace has defined: LANES
 // outputs in one, and at most MOST tokens with `wide_for` of them side by side, so that all sums stay in registers.
 
-// T tokens by W registers of outputs of a panel of 4 bits, from `column` on; sums [T, W * LANES].
+// Sums [T, PANEL] of T tokens by a panel of 4 bits, W registers of them, from `column` on.
 template <int T, int W>
-void four_bits(const Tokens& x, int64_t token, const uint8_t* group, int column, float* sums) {
+void four_bits(const Tokens& x, int64_t token, const uint8_t* group, int column, Ahead ahead, float* sums) {
     const int8_t* a = x.a + token * x.groups * GROUP;
     const int32_t* minus = x.minus + token * x.groups;
     const int64_t stride = x.groups * GROUP;
@@ -11,8 +11,7 @@ void four_bits(const Tokens& x, int64_t token, const uint8_t* group, int column,
     UNROLLED for (int t = 0; t < T; t++)
         UNROLLED for (int w = 0; w < W; w++) total[t][w] = nothing();
     for (int64_t g = 0; g < x.groups; g++, group += BYTES4, a += GROUP, minus++) {
-        if (column == 0)
-            for (int line = 0; line < BYTES4; line += 64) ask(group + AHEAD * BYTES4 + line);
+        for (int line = 0; line < ahead.lines; line++, ahead.at += 64) ask(ahead.at);
         Int sum[T][W];
         UNROLLED for (int t = 0; t < T; t++)
             UNROLLED for (int w = 0; w < W; w++) sum[t][w] = zero();
@@ -40,104 +39,167 @@ void four_bits(const Tokens& x, int64_t token, const uint8_t* group, int column,
         }
     }
     UNROLLED for (int t = 0; t < T; t++)
-        UNROLLED for (int w = 0; w < W; w++) store(sums + (t * W + w) * LANES, total[t][w]);
+        UNROLLED for (int w = 0; w < W; w++) store(sums + t * PANEL + column + w * LANES, total[t][w]);
 }
 
 // The same of 8 bits.
 template <int T, int W>
-void eight_bits(const Tokens& x, int64_t token, const uint8_t* panel, int column, float* sums) {
+void eight_bits(const Tokens& x, int64_t token, const uint8_t* panel, int column, Ahead ahead, float* sums) {
     const int64_t stride = x.groups * GROUP;
     const int8_t* a = x.a + token * stride;
     const uint8_t* at = panel + column * QUAD;
     Int sum[T][W];
     UNROLLED for (int t = 0; t < T; t++)
         UNROLLED for (int w = 0; w < W; w++) sum[t][w] = zero();
-    for (int64_t i = 0; i < stride; i += QUAD, at += BYTES8) {
-        if (column == 0)
-            for (int line = 0; line < BYTES8; line += 64) ask(at + 32 * BYTES8 + line);
-        Int weights[W];
-        UNROLLED for (int w = 0; w < W; w++) weights[w] = load(at + w * LANES * QUAD);
-        UNROLLED for (int t = 0; t < T; t++) {
-            const Int activations = four(a + t * stride + i);
-            UNROLLED for (int w = 0; w < W; w++) sum[t][w] = dot8(sum[t][w], weights[w], activations);
+    for (int64_t g = 0; g < x.groups; g++) {
+        for (int line = 0; line < ahead.lines; line++, ahead.at += 64) ask(ahead.at);
+        for (int i = 0; i < GROUP; i += QUAD, a += QUAD, at += PANEL * QUAD) {
+            Int weights[W];
+            UNROLLED for (int w = 0; w < W; w++) weights[w] = load(at + w * LANES * QUAD);
+            UNROLLED for (int t = 0; t < T; t++) {
+                const Int activations = four(a + t * stride);
+                UNROLLED for (int w = 0; w < W; w++) sum[t][w] = dot8(sum[t][w], weights[w], activations);
+            }
         }
     }
     UNROLLED for (int t = 0; t < T; t++)
         UNROLLED for (int w = 0; w < W; w++) {
             const Int all = OFFSET ? plus(sum[t][w], -128 * x.total[token + t]) : sum[t][w];
-            store(sums + (t * W + w) * LANES, real(all));
+            store(sums + t * PANEL + column + w * LANES, real(all));
         }
-}
-
-// `sums` [tokens, width] of outputs from `first` on, to where results go.
-template <typename To>
-void finish(const Results& results, const Tokens& x, int64_t token, int tokens, int64_t first, int width,
-            const float* sums) {
-    const float *row = results.row + first, *bias = results.bias ? results.bias + first : nullptr;
-    const int there = int(std::clamp<int64_t>(results.n - first, 0, width));
-    for (int t = 0; t < tokens; t++, token++, sums += width) {
-        To* at = static_cast<To*>(results.y) + token * results.n + first;
-        const float scale = x.scale[token] * results.unit;
-        int o = 0;
-        for (; o + LANES <= there; o += LANES) {
-            Vec value = load(sums + o) * (load(row + o) * scale);
-            if (bias) value += load(bias + o);
-            if (results.add) value += load(at + o);
-            store(at + o, value);
-        }
-        for (; o < there; o++) {
-            float value = sums[o] * (row[o] * scale);
-            if (bias) value += bias[o];
-            if (results.add) value += one(at[o]);
-            put(at + o, value);
-        }
-    }
 }
 
 struct Columns {
-    void (*run)(const Tokens&, int64_t, const uint8_t*, int, float*);
+    void (*run)(const Tokens&, int64_t, const uint8_t*, int, Ahead, float*);
     int width;  // outputs
 };
 
-// One panel by tokens from `first` to `last`, in even shares.
-void panel(const Columns* columns, const Tokens& x, const Results& results, const uint8_t* weights, int64_t index,
-           int64_t first, int64_t last) {
-    for (int64_t blocks = up(last - first, MOST), token = first; token < last; blocks--) {
-        const int tokens = int(up(last - token, blocks));
-        const Columns& chosen = columns[tokens - 1];
-        for (int t = 0; t < tokens; t++) ask(results.at(token + t, index * PANEL));  // they come meanwhile
-        for (int column = 0; column < PANEL; column += chosen.width) {
-            float sums[MOST * PANEL];
-            chosen.run(x, token, weights, column, sums);
-            const auto end = results.bf16 ? finish<uint16_t> : finish<float>;
-            end(results, x, token, tokens, index * PANEL + column, chosen.width, sums);
-        }
-        token += tokens;
-    }
-}
-
 template <int... T>
-void panels(int bits, const Tokens& x, const Results& results, const uint8_t* w, int64_t begin, int64_t end,
-            std::integer_sequence<int, T...>) {
+const Columns& columns(int bits, int tokens, std::integer_sequence<int, T...>) {
     static constexpr Columns fours[] = {{four_bits<T + 1, wide_for(T + 1, 4)>, wide_for(T + 1, 4) * LANES}...};
     static constexpr Columns eights[] = {{eight_bits<T + 1, wide_for(T + 1, 8)>, wide_for(T + 1, 8) * LANES}...};
-    for (int64_t blocks = up(x.m, TOKENS), first = 0, last; first < x.m; first = last, blocks--) {
-        last = std::min(x.m, first + up(up(x.m - first, blocks), MOST) * MOST);
-        for (int64_t i = begin; i < end; i++) {
-            if (bits == 4)
-                panel(fours, x, results, w + i * x.groups * BYTES4, i, first, last);
-            else
-                panel(eights, x, results, w + i * x.groups * GROUP * PANEL, i, first, last);
+    return (bits == 4 ? fours : eights)[tokens - 1];
+}
+
+// Sums [tokens, PANEL] of a factor's panel, for at most MOST tokens.
+void sum(const Factor& by, int64_t panel, int64_t token, int tokens, Ahead ahead, float* sums) {
+    const Columns& chosen = columns(by.bits, tokens, std::make_integer_sequence<int, MOST>());
+    for (int column = 0; column < PANEL; column += chosen.width, ahead.lines = 0)
+        chosen.run(by.x, token, by.at(panel), column, ahead, sums);
+}
+
+// A token's sums of a panel, and of an adapter's where there is one, with what they are to be multiplied by.
+struct Sums {
+    const float *base, *row, *adapted, *adapter_row, *bias;
+    float scale, adapter_scale;
+
+    // One result, or a vector of them.
+    template <class V>
+    INLINE V result(int output) const {
+        V value = read<V>(base + output) * (read<V>(row + output) * scale);
+        if (bias) value += read<V>(bias + output);
+        if (adapter_row) value += read<V>(adapted + output) * (read<V>(adapter_row + output) * adapter_scale);
+        return value;
+    }
+};
+
+// Sums [tokens, PANEL] of a panel to where results go.
+template <typename To>
+void finish(const Work& work, int64_t panel, int64_t token, int tokens, const float* sums, const float* adapted) {
+    const int64_t first = panel * PANEL;
+    const int there = int(std::min<int64_t>(PANEL, work.n - first));
+    const Factor *base = &work.base, *adapter = work.adapter;
+    for (int t = 0; t < tokens; t++, token++, sums += PANEL, adapted += PANEL) {
+        const Sums own{sums, base->row_at(panel), adapted, adapter ? adapter->row_at(panel) : nullptr,
+                       work.bias ? work.bias + first : nullptr, base->scale(token),
+                       adapter ? adapter->scale(token) : 0};
+        To* to = static_cast<To*>(work.y) + token * work.n + first;
+        int o = 0;
+        for (; o + LANES <= there; o += LANES) store(to + o, own.result<Vec>(o));
+        for (; o < there; o++) put(to + o, own.result<float>(o));
+    }
+}
+
+// Panels `begin` to `end`, each by a share of the tokens; then by the next share, for which they lie near.
+void multiply(const Work& work, int64_t begin, int64_t end) {
+    const Factor *base = &work.base, *adapter = work.adapter;
+    const auto finished = work.bf16 ? finish<uint16_t> : finish<float>;
+    for (int64_t first = 0; first < base->x.m; first += work.share) {
+        const int64_t last = std::min(base->x.m, first + work.share), blocks = up(last - first, MOST);
+        for (int64_t panel = begin; panel < end; panel++) {
+            int64_t token = first;
+            for (int64_t block = 0; block < blocks; block++) {
+                const int tokens = int(up(last - token, blocks - block));
+                float sums[MOST * PANEL], adapted[MOST * PANEL];
+                for (int t = 0; t < tokens; t++) ask(work.at(token + t, panel));  // they come meanwhile
+                sum(*base, panel, token, tokens, base->ahead(panel, block, blocks), sums);
+                if (adapter) sum(*adapter, panel, token, tokens, adapter->ahead(panel, block, blocks), adapted);
+                finished(work, panel, token, tokens, sums, adapted);
+                token += tokens;
+            }
         }
     }
 }
 
-void panels4(const Tokens& x, const Results& results, const uint8_t* w, int64_t begin, int64_t end) {
-    panels(4, x, results, w, begin, end, std::make_integer_sequence<int, MOST>());
+typedef uint16_t Shorts __attribute__((vector_size(LANES * 4)));
+
+// A panel of 4 bits as one of 8, and the scales of its outputs: the largest number that a group can hold becomes 127.
+void widen(const uint8_t* four, int64_t groups, const float* row, int outputs, uint8_t* eight, float* eight_row) {
+    int largest[PANEL] = {};
+    for (int64_t g = 0; g < groups; g++) {
+        const uint8_t *s = four + g * BYTES4 + NIBBLES, *z = s + PANEL;
+        for (int o = 0; o < PANEL; o++) largest[o] = std::max<int>(largest[o], s[o] * std::max<int>(z[o], 240 - z[o]));
+    }
+    float factor[PANEL];
+    for (int o = 0; o < PANEL; o++) {
+        factor[o] = 127.0f * 256 / float(std::max(1, largest[o]));
+        if (o < outputs) eight_row[o] = row[o] * float(largest[o]) / (127.0f * 16);
+    }
+    for (int64_t g = 0; g < groups; g++, four += BYTES4, eight += BYTES8) {
+        // In 256ths: 16 s of a nibble's step, and what a nibble of 0 is, half of one for rounding and 128 on top.
+        uint16_t step[PANEL][2], none[PANEL][2];
+        for (int o = 0; o < PANEL; o++) {
+            const float s = four[NIBBLES + o] * factor[o], z = four[NIBBLES + PANEL + o];
+            step[o][0] = step[o][1] = uint16_t(int(16 * s + 0.5f));
+            none[o][0] = none[o][1] = uint16_t(int(128.5f * 256 - z * s));
+        }
+        for (int o = 0; o < PANEL; o += LANES) {
+            const Shorts steps = read<Shorts>(step[o]), zero = read<Shorts>(none[o]);
+            for (int j = 0; j < 4; j++) {
+                const Shorts pairs = read<Shorts>(four + j * PANEL * QUAD + o * QUAD);
+                for (int half = 0; half < 2; half++) {
+                    const Shorts even = (pairs >> 4 * half & 15) * steps + zero;
+                    const Shorts odd = (pairs >> (8 + 4 * half) & 15) * steps + zero;
+                    const Shorts both = even >> 8 | (odd & 0xff00);
+                    std::memcpy(eight + (half * 4 + j) * PANEL * QUAD + o * QUAD, &both, sizeof both);
+                }
+            }
+        }
+    }
 }
 
-void panels8(const Tokens& x, const Results& results, const uint8_t* w, int64_t begin, int64_t end) {
-    panels(8, x, results, w, begin, end, std::make_integer_sequence<int, MOST>());
+// Panels `begin` to `end` by all tokens. Where there are many of them and the weights have 4 bits, these are widened to 8
+// first, some panels at a time.
+void products(const Work& work, int64_t begin, int64_t end) {
+    const Factor& base = work.base;
+    if (base.bits == 8 || base.x.m < MANY || !OFFSET) return multiply(work, begin, end);
+    const int64_t bytes = base.x.groups * BYTES8, some = std::max<int64_t>(1, NEAR / bytes);
+    static thread_local std::vector<uint8_t> eight;
+    eight.resize(size_t(some * bytes));
+    std::vector<float> row(size_t(some * PANEL));
+    Work widened = work;
+    widened.base = {base.x, 8, eight.data(), row.data(), base.unit * 16, 0};
+    for (int64_t first = begin; first < end; first += some) {
+        const int64_t last = std::min(end, first + some);
+        for (int64_t panel = first; panel < last; panel++) {
+            const int outputs = int(std::min<int64_t>(PANEL, work.n - panel * PANEL));
+            const int64_t place = panel - first;
+            widen(base.at(panel), base.x.groups, base.row_at(panel), outputs, eight.data() + place * bytes,
+                  row.data() + place * PANEL);
+        }
+        widened.base.first = first;
+        multiply(widened, first, last);
+    }
 }
 
 // One token's k activations, whose bits `at` tells, as int8 of which the largest is 127. A token with one that is no

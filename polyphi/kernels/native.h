@@ -47,24 +47,33 @@ namespace polyphi {
 
 enum Isa { SCALAR, AVX2, AVXVNNI, AVX512, NEON };
 
-inline int best() {
+// Whether this CPU has the instructions of a path.
+inline bool has(int isa) {
 #if POLYPHI_X86
     __builtin_cpu_init();
     const bool fused = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    if (fused && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512vnni"))
-        return AVX512;
     uint32_t a, b, c, d;
-    if (fused && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1 << 4)) return AVXVNNI;
-    if (fused) return AVX2;
+    switch (isa) {
+        case AVX512:
+            return fused && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                   __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+                   __builtin_cpu_supports("avx512vnni");
+        case AVXVNNI: return fused && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1 << 4);
+        case AVX2: return fused;
+    }
 #elif POLYPHI_NEON
 #if defined(__linux__)
-    return getauxval(AT_HWCAP) & 1 << 20 ? NEON : SCALAR;  // ASIMDDP
+    if (isa == NEON) return getauxval(AT_HWCAP) & 1 << 20;  // ASIMDDP
 #else
-    return NEON;
+    if (isa == NEON) return true;
 #endif
 #endif
+    return isa == SCALAR;
+}
+
+inline int best() {
+    for (const int isa : {AVX512, AVXVNNI, AVX2, NEON})
+        if (has(isa)) return isa;
     return SCALAR;
 }
 

@@ -77,3 +77,9 @@ def path() -> str:
     """The instructions that are used, for people."""
     held = library()
     return "none" if isinstance(held, str) else PATHS[held.polyphi_isa()]
+
+
+def has(path: int) -> bool:
+    """Whether a place in `PATHS` is one of instructions that this CPU has, and the library is there."""
+    held = library()
+    return not isinstance(held, str) and bool(held.polyphi_has(path))

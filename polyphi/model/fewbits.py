@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from polyphi import kernels
 from polyphi.kernels import linear as native
-from polyphi.kernels.linear import GROUP
+from polyphi.kernels.linear import GROUP, Adapter
 from polyphi.model.rounding import four_bits
 
 Pieces = Mapping[str, Tensor]
@@ -78,14 +78,16 @@ class Quantised(ABC):
         y = self.product(x.reshape(-1, self.shape[1]))
         return y.to(x.dtype).reshape(*x.shape[:-1], self.shape[0])
 
-    def add(
-        self, y: Float[Tensor, "T O"], x: Float[Tensor, "T I"], scale: float
+    def adapted(
+        self, x: Float[Tensor, "T I"], down: "Quantised", up: "Quantised", scale: float
     ) -> Float[Tensor, "T O"]:
-        """y with `scale` times W x added, in its place."""
-        if isinstance(self.product, Native) and x.dtype == y.dtype in NARROW and y.is_contiguous():
-            packed, row, bits = self.product.packed, self.row, self.bits
-            return native.add(y, x, packed, row, bits=bits, scale=scale)
-        return y.add_(self(x), alpha=scale)
+        """W x + scale * up(down(x)), in one go where our own kernels multiply all three."""
+        base, a, b = self.product, down.product, up.product
+        if not (isinstance(base, Native) and isinstance(a, Native) and isinstance(b, Native)):
+            return self(x).add_(up(down(x)), alpha=scale)
+        x = x if (given := x.dtype) in NARROW else x.float()
+        low = Adapter(a.packed, a.row, b.packed, b.row, scale)
+        return native.linear(x, base.packed, base.row, bits=self.bits, adapter=low).to(given)
 
     def rows(self, ids: Int[Tensor, " T"]) -> Float[Tensor, "T I"]:
         """Rows of the weight, in float32. Where it isn't multiplied as a file holds it, whoever wants rows puts that

@@ -8,7 +8,7 @@ import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -26,10 +26,10 @@ class Kernel(Protocol):
 
     def __call__(self, x: Float[Tensor, "*T I"]) -> Float[Tensor, "*T O"]: ...
 
-    def add(
-        self, y: Float[Tensor, "T O"], x: Float[Tensor, "T I"], scale: float
+    def adapted(
+        self, x: Float[Tensor, "T I"], down: Any, up: Any, scale: float
     ) -> Float[Tensor, "T O"]:
-        """y with `scale` times W x added, in its place."""
+        """W x + scale * up(down(x)) of three such weights."""
         ...
 
     def tensors(self) -> tuple[Tensor, ...]: ...
@@ -113,8 +113,6 @@ class LowRank(nn.Module):
     def add(self, y: Float[Tensor, "n O"], x: Float[Tensor, "n I"]) -> Float[Tensor, "n O"]:
         """y + scale * B A dropout(x), in y's place where nobody wants a gradient."""
         low = self.squeeze(x)
-        if self.up is not None:
-            return self.up.add(y, low, self.scale)
         if torch.is_grad_enabled():
             return torch.addmm(y, low, self.b.t(), alpha=self.scale)
         if _one(low, self.b) and kernels.missing() is None:
@@ -178,12 +176,18 @@ class LoraLinear(nn.Module):
         return product(x, self.weight) if self.kernel is None else self.kernel(x)
 
     def forward(self, x: Float[Tensor, "T I"], taken: Sequence[Route] = ()) -> Float[Tensor, "T O"]:
+        if len(taken) == 1 and taken[0].tokens is None:
+            return self._adapted(x, self.pair(taken[0].adapter))
         y = self.base(x)
         for route in taken:
+            assert route.tokens is not None
             pair = self.pair(route.adapter)
-            if route.tokens is None:
-                y = pair.add(y, x)
-            else:
-                low = pair.squeeze(x.index_select(0, route.tokens))
-                y = y.index_add(0, route.tokens, pair.expand(low).to(y.dtype), alpha=pair.scale)
+            low = pair.squeeze(x.index_select(0, route.tokens))
+            y = y.index_add(0, route.tokens, pair.expand(low).to(y.dtype), alpha=pair.scale)
         return y
+
+    def _adapted(self, x: Float[Tensor, "T I"], pair: LowRank) -> Float[Tensor, "T O"]:
+        """All tokens through one adapter."""
+        if self.kernel is None or pair.down is None or pair.up is None:
+            return pair.add(self.base(x), x)
+        return self.kernel.adapted(x, pair.down, pair.up, pair.scale)

@@ -4,8 +4,5 @@ from polyphi import kernels
 
 
 def here() -> list[int]:
-    """Places in `kernels.PATHS`: of x86's all up to the best that this CPU has, and the scalar one always."""
-    if kernels.path() not in kernels.PATHS:
-        return [0]
-    best = kernels.PATHS.index(kernels.path())
-    return [0, best] if kernels.path() == "NEON" else list(range(best + 1))
+    """Places in `kernels.PATHS`, of those that this CPU has; the scalar one always."""
+    return [i for i in range(len(kernels.PATHS)) if kernels.has(i)] or [0]

@@ -126,6 +126,18 @@ def test_a_token_does_not_see_its_neighbours(kind: type) -> None:
         assert torch.equal(w(x[i : i + 1])[0], together[i])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("ours", [True, False])
+def test_an_adapter_in_one_go_adds_what_it_is(dtype: torch.dtype, ours: bool) -> None:
+    base, down, up = (EightBit(noise(o, i)) for o, i in ((96, 64), (9, 64), (96, 9)))
+    if not ours:
+        up.product = fewbits.PerToken(Plain(noise(96, 9).clamp(-9, 9).to(torch.int8), up.row))
+    x = noise(40, 64, seed=1, dtype=dtype)
+    found, wanted = base.adapted(x, down, up, 0.5), base(x) + 0.5 * up(down(x))
+    assert found.dtype == dtype
+    assert off(found, wanted) < (3e-5 if dtype == torch.float32 else 1e-2)
+
+
 @pytest.mark.parametrize("kind", ["int8", "int4", "int8-all", "int4-all"])
 def test_mixed_batches_equal_single_ones(tiny_config: ModelConfig, kind: str) -> None:
     model = quantize(filled(tiny_config), kind)
