@@ -15,8 +15,6 @@ void norm_row(const Kind* x, const Kind* weight, Kind* y, int64_t d, float eps) 
     }
 }
 
-INLINE Vec gated(Vec gate, Vec up) { return up * (gate / (exponential(-gate) + 1.0f)); }
-
 template <class Kind>
 void gate_row(const Kind* gate, const Kind* up, Kind* y, int64_t d) {
     int64_t i = 0;

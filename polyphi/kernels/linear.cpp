@@ -53,42 +53,57 @@ struct Ahead {
     int lines;
 };
 
-// Tokens by a weight, whose sums are scaled by a token's, an output's and this `unit`.
+// A panel of results, and which of the two parts that make them, where it is two.
+struct Place {
+    int64_t panel;
+    int part;
+
+    int64_t output() const { return panel * PANEL; }  // where it is one
+};
+
+// Tokens by a weight, whose sums are scaled by a token's, an output's and this `unit`. `w` and `row` begin with panel
+// `first`; those of the second part lie `apart` panels behind.
 struct Factor {
     Tokens x;
     int bits;
     const uint8_t* w;
     const float* row;
     float unit;
-    int64_t first;  // panel of `w` and `row`
+    int64_t first, apart;
 
     int64_t bytes() const { return bits == 4 ? BYTES4 : BYTES8; }  // of a group
-    const uint8_t* at(int64_t panel) const { return w + (panel - first) * x.groups * bytes(); }
-    const float* row_at(int64_t panel) const { return row + (panel - first) * PANEL; }
+    int64_t index(Place place) const { return place.panel - first + place.part * apart; }
+    const uint8_t* at(Place place) const { return w + index(place) * x.groups * bytes(); }
+    const float* row_at(Place place) const { return row + index(place) * PANEL; }
     float scale(int64_t token) const { return x.scale[token] * unit; }
 
     // While a panel meets the first of `blocks` blocks of tokens, the same that is needed soon; while it meets them all,
     // each a part of the next panel.
-    Ahead ahead(int64_t panel, int64_t block, int64_t blocks) const {
+    Ahead ahead(Place place, int64_t block, int64_t blocks) const {
         const int64_t all = bytes() / 64, lines = up(all, blocks);
-        if (blocks == 1) return {at(panel) + AHEAD * bytes(), int(all)};
-        return {at(panel + 1) + block * x.groups * lines * 64, block * lines < all ? int(lines) : 0};
+        if (blocks == 1) return {at(place) + AHEAD * bytes(), int(all)};
+        place.panel++;
+        return {at(place) + block * x.groups * lines * 64, block * lines < all ? int(lines) : 0};
     }
 };
 
-// Results y [m n] in float32 or bfloat16: a product, with a bias (or null), and what an adapter adds (or null). Tokens
-// are worked on by shares.
+// Results y [m, width] in float32 or bfloat16: a product, with a bias, what an adapter adds, and onto what lies [m, width]
+// in `onto` (each or null); or, of two parts, the second one gated by the first. Tokens are worked on by shares.
 struct Work {
     Factor base;
     const Factor* adapter;
     const float* bias;
+    const void* onto;
     void* y;
     bool bf16;
-    int64_t n, share;
+    int64_t n;
+    int parts;
+    int64_t share;
 
-    int64_t panels() const { return up(n, PANEL); }
+    int64_t width() const { return n / parts; }
+    int64_t panels() const { return up(width(), PANEL); }
     const uint8_t* at(int64_t token, int64_t panel) const {
-        return static_cast<const uint8_t*>(y) + (token * n + panel * PANEL) * (bf16 ? 2 : 4);
+        return static_cast<const uint8_t*>(y) + (token * width() + panel * PANEL) * (bf16 ? 2 : 4);
     }
 };
 
@@ -309,11 +324,9 @@ class Rounded {
     const Tokens tokens;
 };
 
-// A thread takes some panels at a time: of a word's product, which waits for memory, many.
-void multiply(const Pool& pool, const Factor& base, const Factor* adapter, const float* bias, void* y, bool bf16,
-              int64_t n) {
-    const int64_t m = base.x.m;
-    const Work work{base, adapter, bias, y, bf16, n, up(up(m, up(m, TOKENS)), EVEN) * EVEN};
+// A thread takes some panels at a time.
+void multiply(const Pool& pool, Work work) {
+    work.share = up(up(work.base.x.m, up(work.base.x.m, TOKENS)), EVEN) * EVEN;
     const auto some = [&](int64_t begin, int64_t end) { pool.own.products(work, begin, end); };
     const int64_t chunk = std::max<int64_t>(1, work.panels() / (8 * pool.threads));
     spread(some, work.panels(), chunk, pool.parallel, pool.threads);
@@ -327,21 +340,27 @@ extern "C" {
 int polyphi_isa() { return best(); }
 int polyphi_has(int isa) { return has(isa); }
 
-// Activations x [m k], float32 or bfloat16, by a weight of so many bits, with a bias (or null), into y [m n] of the same
-// type. An adapter of 8 bits (or nulls), a [rank k] and b [n rank], adds `scale` times its product. `isa` is one
-// that `polyphi_has` (-1: the best); `parallel` runs it in `threads` threads (null: threads of its own).
-void polyphi_linear(int isa, int bits, const void* x, const uint8_t* w, const float* row, const float* bias, void* y,
-                    int bf16, int64_t m, int64_t n, int64_t k, const uint8_t* a, const float* a_row, const uint8_t* b,
-                    const float* b_row, int64_t rank, float scale, Parallel parallel, int threads) {
+// Activations x [m k], float32 or bfloat16, by a weight of so many bits, with a bias (or null), onto what lies in `onto`
+// (or null), into y [m n] of the same type; where it is `gate`, into y [m n/2], the second half by silu of the first,
+// each of whole panels. An adapter of 8 bits (or nulls), a [rank k] and b [n rank], adds `scale` times its product. `isa`
+// is one that `polyphi_has` (-1: the best); `parallel` runs it in `threads` threads (null: threads of its own).
+void polyphi_linear(int isa, int bits, const void* x, const uint8_t* w, const float* row, const float* bias,
+                    const void* onto, void* y, int bf16, int gate, int64_t m, int64_t n, int64_t k, const uint8_t* a,
+                    const float* a_row, const uint8_t* b, const float* b_row, int64_t rank, float scale,
+                    Parallel parallel, int threads) {
     const Pool pool{kernel(isa), parallel, std::max(1, threads)};
     const Rounded rounded(pool, x, bf16 != 0, m, k);
-    const Factor base{rounded.tokens, bits, w, row, bits == 4 ? 1.0f / 16 : 1.0f, 0};
-    if (!a) return multiply(pool, base, nullptr, bias, y, bf16 != 0, n);
+    const int parts = gate ? 2 : 1;
+    const int64_t apart = n / 2 / PANEL;
+    const Factor base{rounded.tokens, bits, w, row, bits == 4 ? 1.0f / 16 : 1.0f, 0, apart};
+    Work work{base, nullptr, bias, onto, y, bf16 != 0, n, parts, 0};
+    if (!a) return multiply(pool, work);
     const std::unique_ptr<float[]> low(new float[m * rank]);
-    multiply(pool, {rounded.tokens, 8, a, a_row, 1.0f, 0}, nullptr, nullptr, low.get(), false, rank);
+    multiply(pool, {{rounded.tokens, 8, a, a_row, 1.0f, 0, 0}, nullptr, nullptr, nullptr, low.get(), false, rank, 1, 0});
     const Rounded squeezed(pool, low.get(), false, m, rank);
-    const Factor adapter{squeezed.tokens, 8, b, b_row, scale, 0};
-    multiply(pool, base, &adapter, bias, y, bf16 != 0, n);
+    const Factor adapter{squeezed.tokens, 8, b, b_row, scale, 0, apart};
+    work.adapter = &adapter;
+    multiply(pool, work);
 }
 
 }  // extern "C"

@@ -82,7 +82,7 @@ const Columns& columns(int bits, int tokens, std::integer_sequence<int, T...>) {
 }
 
 // Sums [tokens, PANEL] of a factor's panel, for at most MOST tokens.
-void sum(const Factor& by, int64_t panel, int64_t token, int tokens, Ahead ahead, float* sums) {
+void sum(const Factor& by, Place panel, int64_t token, int tokens, Ahead ahead, float* sums) {
     const Columns& chosen = columns(by.bits, tokens, std::make_integer_sequence<int, MOST>());
     for (int column = 0; column < PANEL; column += chosen.width, ahead.lines = 0)
         chosen.run(by.x, token, by.at(panel), column, ahead, sums);
@@ -92,6 +92,12 @@ void sum(const Factor& by, int64_t panel, int64_t token, int tokens, Ahead ahead
 struct Sums {
     const float *base, *row, *adapted, *adapter_row, *bias;
     float scale, adapter_scale;
+
+    Sums(const Work& work, Place panel, int64_t token, const float* base, const float* adapted)
+        : base(base), row(work.base.row_at(panel)), adapted(adapted),
+          adapter_row(work.adapter ? work.adapter->row_at(panel) : nullptr),
+          bias(work.bias ? work.bias + panel.output() : nullptr), scale(work.base.scale(token)),
+          adapter_scale(work.adapter ? work.adapter->scale(token) : 0) {}
 
     // One result, or a vector of them.
     template <class V>
@@ -103,20 +109,31 @@ struct Sums {
     }
 };
 
-// Sums [tokens, PANEL] of a panel to where results go.
+// Sums [parts, MOST, PANEL] of panels to where results go. What is gated or added to is rounded before, as a product
+// alone would be.
 template <typename To>
-void finish(const Work& work, int64_t panel, int64_t token, int tokens, const float* sums, const float* adapted) {
-    const int64_t first = panel * PANEL;
-    const int there = int(std::min<int64_t>(PANEL, work.n - first));
-    const Factor *base = &work.base, *adapter = work.adapter;
-    for (int t = 0; t < tokens; t++, token++, sums += PANEL, adapted += PANEL) {
-        const Sums own{sums, base->row_at(panel), adapted, adapter ? adapter->row_at(panel) : nullptr,
-                       work.bias ? work.bias + first : nullptr, base->scale(token),
-                       adapter ? adapter->scale(token) : 0};
-        To* to = static_cast<To*>(work.y) + token * work.n + first;
+void finish(const Work& work, int64_t panel, int64_t token, int tokens, const float* base, const float* adapted) {
+    const Place first{panel, 0}, second{panel, 1};
+    const int there = int(std::min<int64_t>(PANEL, work.width() - panel * PANEL));
+    for (int t = 0; t < tokens; t++, token++, base += PANEL, adapted += PANEL) {
+        const Sums own(work, first, token, base, adapted);
+        To* to = static_cast<To*>(work.y) + token * work.width() + panel * PANEL;
+        const To* onto = work.onto ? static_cast<const To*>(work.onto) + (to - static_cast<To*>(work.y)) : nullptr;
         int o = 0;
-        for (; o + LANES <= there; o += LANES) store(to + o, own.result<Vec>(o));
-        for (; o < there; o++) put(to + o, own.result<float>(o));
+        if (work.parts == 2) {
+            const Sums up(work, second, token, base + MOST * PANEL, adapted + MOST * PANEL);
+            for (; o < there; o += LANES)
+                store(to + o, gated(kept(to, own.result<Vec>(o)), kept(to, up.result<Vec>(o))));
+        } else if (onto) {
+            for (; o + LANES <= there; o += LANES) store(to + o, kept(to, own.result<Vec>(o)) + load(onto + o));
+            for (; o < there; o++) {
+                put(to + o, own.result<float>(o));
+                put(to + o, one(to[o]) + one(onto[o]));
+            }
+        } else {
+            for (; o + LANES <= there; o += LANES) store(to + o, own.result<Vec>(o));
+            for (; o < there; o++) put(to + o, own.result<float>(o));
+        }
     }
 }
 
@@ -130,10 +147,15 @@ void multiply(const Work& work, int64_t begin, int64_t end) {
             int64_t token = first;
             for (int64_t block = 0; block < blocks; block++) {
                 const int tokens = int(up(last - token, blocks - block));
-                float sums[MOST * PANEL], adapted[MOST * PANEL];
+                float sums[2 * MOST * PANEL], adapted[2 * MOST * PANEL];
                 for (int t = 0; t < tokens; t++) ask(work.at(token + t, panel));  // they come meanwhile
-                sum(*base, panel, token, tokens, base->ahead(panel, block, blocks), sums);
-                if (adapter) sum(*adapter, panel, token, tokens, adapter->ahead(panel, block, blocks), adapted);
+                for (int part = 0; part < work.parts; part++) {
+                    const Place place{panel, part};
+                    const int64_t at = part * MOST * PANEL;
+                    sum(*base, place, token, tokens, base->ahead(place, block, blocks), sums + at);
+                    if (adapter)
+                        sum(*adapter, place, token, tokens, adapter->ahead(place, block, blocks), adapted + at);
+                }
                 finished(work, panel, token, tokens, sums, adapted);
                 token += tokens;
             }
@@ -183,21 +205,22 @@ void widen(const uint8_t* four, int64_t groups, const float* row, int outputs, u
 void products(const Work& work, int64_t begin, int64_t end) {
     const Factor& base = work.base;
     if (base.bits == 8 || base.x.m < MANY || !OFFSET) return multiply(work, begin, end);
-    const int64_t bytes = base.x.groups * BYTES8, some = std::max<int64_t>(1, NEAR / bytes);
+    const int64_t bytes = base.x.groups * BYTES8, some = std::max<int64_t>(1, NEAR / (bytes * work.parts));
     static thread_local std::vector<uint8_t> eight;
-    eight.resize(size_t(some * bytes));
-    std::vector<float> row(size_t(some * PANEL));
+    eight.resize(size_t(work.parts * some * bytes));
+    std::vector<float> row(size_t(work.parts * some * PANEL));
     Work widened = work;
-    widened.base = {base.x, 8, eight.data(), row.data(), base.unit * 16, 0};
     for (int64_t first = begin; first < end; first += some) {
         const int64_t last = std::min(end, first + some);
-        for (int64_t panel = first; panel < last; panel++) {
-            const int outputs = int(std::min<int64_t>(PANEL, work.n - panel * PANEL));
-            const int64_t place = panel - first;
-            widen(base.at(panel), base.x.groups, base.row_at(panel), outputs, eight.data() + place * bytes,
-                  row.data() + place * PANEL);
-        }
-        widened.base.first = first;
+        widened.base = {base.x, 8, eight.data(), row.data(), base.unit * 16, first, some};
+        for (int64_t panel = first; panel < last; panel++)
+            for (int part = 0; part < work.parts; part++) {
+                const Place place{panel, part};
+                const int64_t to = widened.base.index(place);
+                const int outputs = int(std::min<int64_t>(PANEL, work.width() - panel * PANEL));
+                widen(base.at(place), base.x.groups, base.row_at(place), outputs, eight.data() + to * bytes,
+                      row.data() + to * PANEL);
+            }
         multiply(widened, first, last);
     }
 }

@@ -129,3 +129,5 @@ INLINE Vec exponential(Vec x) {
     const Vec power = as<Vec>(as<Bits>(p) + (as<Bits>(shifted) << 23));
     return x == x ? (x < low ? all(0) : (x > high ? all(INFINITY) : power)) : x;
 }
+
+INLINE Vec gated(Vec gate, Vec up) { return up * (gate / (exponential(-gate) + 1.0f)); }

@@ -93,16 +93,12 @@ class MLP(nn.Module):
         self.gate_up_proj = LoraLinear(config.hidden_size, 2 * config.intermediate_size, adapters)
         self.down_proj = LoraLinear(config.intermediate_size, config.hidden_size, adapters)
 
-    def forward(self, x: Float[Tensor, "T D"], shared: Shared) -> Float[Tensor, "T D"]:
-        return self.down_proj(swiglu(self.gate_up_proj(x, shared.routes)), shared.routes)
-
-
-def swiglu(x: Float[Tensor, "T I2"]) -> Float[Tensor, "T I"]:
-    """up * silu(gate) of gate and up side by side."""
-    if kernels.fits(x):
-        return blocks.swiglu(x)
-    gate, up = x.chunk(2, dim=-1)
-    return up * F.silu(gate)
+    def forward(
+        self, x: Float[Tensor, "T D"], shared: Shared, onto: Float[Tensor, "T D"]
+    ) -> Float[Tensor, "T D"]:
+        """Added to `onto`."""
+        y = self.gate_up_proj(x, shared.routes, gated=True)
+        return self.down_proj(y, shared.routes, onto)
 
 
 class Layer(nn.Module):
@@ -126,8 +122,8 @@ class Layer(nn.Module):
         if wanted is not None:
             x, heads = x.index_select(0, wanted), heads.index_select(0, wanted)
             shared = replace(shared, routes=narrowed(shared.routes, wanted))
-        x = x + self.self_attn.o_proj(heads, shared.routes)
-        return x + self.mlp(self.post_attention_layernorm(x), shared)
+        x = self.self_attn.o_proj(heads, shared.routes, x)
+        return self.mlp(self.post_attention_layernorm(x), shared, x)
 
 
 class Decoder(nn.Module):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from polyphi import kernels
 from polyphi.kernels import linear as native
-from polyphi.kernels.linear import GROUP, Adapter
+from polyphi.kernels.linear import GROUP, PANEL, Adapter
 from polyphi.model.rounding import four_bits
 
 Pieces = Mapping[str, Tensor]
@@ -78,16 +78,28 @@ class Quantised(ABC):
         y = self.product(x.reshape(-1, self.shape[1]))
         return y.to(x.dtype).reshape(*x.shape[:-1], self.shape[0])
 
-    def adapted(
-        self, x: Float[Tensor, "T I"], down: "Quantised", up: "Quantised", scale: float
-    ) -> Float[Tensor, "T O"]:
-        """W x + scale * up(down(x)), in one go where our own kernels multiply all three."""
-        base, a, b = self.product, down.product, up.product
-        if not (isinstance(base, Native) and isinstance(a, Native) and isinstance(b, Native)):
-            return self(x).add_(up(down(x)), alpha=scale)
-        x = x if (given := x.dtype) in NARROW else x.float()
-        low = Adapter(a.packed, a.row, b.packed, b.row, scale)
-        return native.linear(x, base.packed, base.row, bits=self.bits, adapter=low).to(given)
+    def fused(
+        self,
+        x: Float[Tensor, "T I"],
+        pair: tuple["Quantised", "Quantised", float] | None,
+        onto: Float[Tensor, "T O"] | None,
+        gated: bool,
+    ) -> Float[Tensor, "T O_"] | None:
+        """All that `LoraLinear` does in one go: with an adapter's two products and their factor. None where it isn't
+        our own kernels that multiply all of it, or what is gated isn't of whole panels."""
+        base, adapter = self.product, None
+        if not isinstance(base, Native) or x.dtype not in NARROW:
+            return None
+        if gated and self.shape[0] % (2 * PANEL):
+            return None
+        if pair is not None:
+            down, up = pair[0].product, pair[1].product
+            if not (isinstance(down, Native) and isinstance(up, Native)):
+                return None
+            adapter = Adapter(down.packed, down.row, up.packed, up.row, pair[2])
+        return native.linear(
+            x, base.packed, base.row, bits=self.bits, adapter=adapter, onto=onto, gated=gated
+        )
 
     def rows(self, ids: Int[Tensor, " T"]) -> Float[Tensor, "T I"]:
         """Rows of the weight, in float32. Where it isn't multiplied as a file holds it, whoever wants rows puts that

@@ -1,7 +1,8 @@
 """Mixture of LoRAs: one frozen linear, a low-rank adapter per modality, chosen per sequence (report 2.2.1).
 
 y = W x + alpha / rank * B A dropout(x) on the tokens of sequences that name the adapter, y = W x on all others. A
-batch mixes them freely: the base product runs once over all tokens, each low-rank product only over its own.
+batch mixes them freely: the base product runs once over all tokens, each low-rank product only over its own. What comes
+right behind in a block, its gate or its sum, is part of it, for a kernel that does all in one go.
 """
 
 import math
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from polyphi import kernels
 from polyphi.batch import Batch
-from polyphi.kernels import half
+from polyphi.kernels import blocks, half
 from polyphi.model.config import AdapterConfig
 
 
@@ -26,10 +27,15 @@ class Kernel(Protocol):
 
     def __call__(self, x: Float[Tensor, "*T I"]) -> Float[Tensor, "*T O"]: ...
 
-    def adapted(
-        self, x: Float[Tensor, "T I"], down: Any, up: Any, scale: float
-    ) -> Float[Tensor, "T O"]:
-        """W x + scale * up(down(x)) of three such weights."""
+    def fused(
+        self,
+        x: Float[Tensor, "T I"],
+        pair: Any,
+        onto: Float[Tensor, "T O"] | None,
+        gated: bool,
+    ) -> Float[Tensor, "T O_"] | None:
+        """What `LoraLinear` does, in one go, with the two products and the factor of an adapter (or None); None where
+        it can't."""
         ...
 
     def tensors(self) -> tuple[Tensor, ...]: ...
@@ -113,6 +119,8 @@ class LowRank(nn.Module):
     def add(self, y: Float[Tensor, "n O"], x: Float[Tensor, "n I"]) -> Float[Tensor, "n O"]:
         """y + scale * B A dropout(x), in y's place where nobody wants a gradient."""
         low = self.squeeze(x)
+        if self.up is not None:
+            return y.add_(self.up(low), alpha=self.scale)
         if torch.is_grad_enabled():
             return torch.addmm(y, low, self.b.t(), alpha=self.scale)
         if _one(low, self.b) and kernels.missing() is None:
@@ -175,19 +183,47 @@ class LoraLinear(nn.Module):
         """W x alone."""
         return product(x, self.weight) if self.kernel is None else self.kernel(x)
 
-    def forward(self, x: Float[Tensor, "T I"], taken: Sequence[Route] = ()) -> Float[Tensor, "T O"]:
-        if len(taken) == 1 and taken[0].tokens is None:
-            return self._adapted(x, self.pair(taken[0].adapter))
+    def forward(
+        self,
+        x: Float[Tensor, "T I"],
+        taken: Sequence[Route] = (),
+        onto: Float[Tensor, "T O"] | None = None,
+        *,
+        gated: bool = False,
+    ) -> Float[Tensor, "T O_"]:
+        """W x and what the routes' adapters make of their tokens: added to `onto`, or as `swiglu` has it."""
+        if (found := self._fused(x, taken, onto, gated)) is not None:
+            return found
         y = self.base(x)
         for route in taken:
-            assert route.tokens is not None
             pair = self.pair(route.adapter)
-            low = pair.squeeze(x.index_select(0, route.tokens))
-            y = y.index_add(0, route.tokens, pair.expand(low).to(y.dtype), alpha=pair.scale)
-        return y
+            if route.tokens is None:
+                y = pair.add(y, x)
+            else:
+                low = pair.squeeze(x.index_select(0, route.tokens))
+                y = y.index_add(0, route.tokens, pair.expand(low).to(y.dtype), alpha=pair.scale)
+        if gated:
+            return swiglu(y)
+        return y if onto is None else onto + y
 
-    def _adapted(self, x: Float[Tensor, "T I"], pair: LowRank) -> Float[Tensor, "T O"]:
-        """All tokens through one adapter."""
-        if self.kernel is None or pair.down is None or pair.up is None:
-            return pair.add(self.base(x), x)
-        return self.kernel.adapted(x, pair.down, pair.up, pair.scale)
+    def _fused(
+        self, x: Tensor, taken: Sequence[Route], onto: Tensor | None, gated: bool
+    ) -> Tensor | None:
+        """The same in one go, or None: of a quantised weight whose tokens all take the same adapter, quantised too."""
+        if self.kernel is None:
+            return None
+        if not taken:
+            return self.kernel.fused(x, None, onto, gated)
+        route, *others = taken
+        pair = self.pair(route.adapter)
+        if others or route.tokens is not None or pair.down is None or pair.up is None:
+            return None
+        return self.kernel.fused(x, (pair.down, pair.up, pair.scale), onto, gated)
+
+
+def swiglu(x: Float[Tensor, "T I2"]) -> Float[Tensor, "T I"]:
+    """up * silu(gate) of gate and up side by side."""
+    if kernels.fits(x):
+        return blocks.swiglu(x)
+    gate, up = x.chunk(2, dim=-1)
+    return up * F.silu(gate)

@@ -131,7 +131,20 @@ def _frames(
     emphasised *= np.float32(FULL_SCALE)
     spectrum = np.fft.rfft(emphasised * np.hamming(window), fft)[:, :used].astype(np.complex64)
     power = np.abs(spectrum) ** 2
-    return np.log(np.maximum(power @ mel_filters()[:used], np.float32(FLOOR)))
+    # Without BLAS, whose idle threads would take the encoder's cores for some hundredth of a second.
+    mels = [np.einsum("fb,b->f", power[:, bins], filter_) for bins, filter_ in _triangles(used)]
+    return np.log(np.maximum(np.stack(mels, 1), np.float32(FLOOR)))
+
+
+@cache
+def _triangles(used: int) -> list[tuple[slice, Float[np.ndarray, " b"]]]:
+    """The filters over the first bins: where each isn't zero, and what it is there."""
+    found = []
+    for column in mel_filters()[:used].T:
+        where = np.flatnonzero(column)
+        bins = slice(where[0], where[-1] + 1) if len(where) else slice(0, 0)
+        found.append((bins, np.ascontiguousarray(column[bins])))
+    return found
 
 
 @cache

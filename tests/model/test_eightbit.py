@@ -92,6 +92,13 @@ def test_a_clip_gives_what_it_gives_alone(fused, clip) -> None:
     assert torch.equal(heard(fused, [clip]), parts[CLIPS.index(clip)])
 
 
+@pytest.mark.parametrize("features", [1, 5])
+def test_parts_of_a_clip_are_heard_as_the_whole_is(fused, features, monkeypatch) -> None:
+    whole = heard(fused)
+    monkeypatch.setattr(eightbit, "FEATURES", features)
+    assert torch.equal(heard(fused), whole)
+
+
 def test_a_crop_gives_what_it_gives_alone(fused) -> None:
     sizes = [16, 16, 4]
     for i, part in enumerate(seen(fused).split(sizes)):

@@ -13,7 +13,7 @@ from polyphi.model import fewbits, weights
 from polyphi.model import quantize as quantized
 from polyphi.model.config import DecoderConfig, ModelConfig
 from polyphi.model.fewbits import EightBit, FourBit, Int4Pack, IntMm, OneDnn, Plain, per_token
-from polyphi.model.lora import product
+from polyphi.model.lora import product, swiglu
 from polyphi.model.multimodal import PhiModel
 from polyphi.model.quantize import quantize
 
@@ -126,16 +126,35 @@ def test_a_token_does_not_see_its_neighbours(kind: type) -> None:
         assert torch.equal(w(x[i : i + 1])[0], together[i])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("ours", [True, False])
-def test_an_adapter_in_one_go_adds_what_it_is(dtype: torch.dtype, ours: bool) -> None:
+@pytest.mark.skipif(kernels.missing() is not None, reason=str(kernels.missing()))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", [EightBit, FourBit])
+@pytest.mark.parametrize("tokens", [1, 40, 200])
+def test_what_is_done_in_one_go_is_what_its_parts_make(
+    dtype: torch.dtype, kind: type, tokens: int
+) -> None:
+    base, down, up = kind(noise(128, 64)), EightBit(noise(9, 64)), EightBit(noise(128, 9))
+    x, onto = (noise(tokens, n, seed=n, dtype=dtype) for n in (64, 128))
+    adapted = base(x) + 0.5 * up(down(x))
+    tolerance = 3e-5 if dtype == torch.float32 else 1e-2
+    for pair, made in ((None, base(x)), ((down, up, 0.5), adapted)):
+        exact = 0 if pair is None else tolerance
+        for onto_, gated, wanted in (
+            (None, False, made),
+            (onto, False, onto + made),
+            (None, True, swiglu(made)),
+        ):
+            found = base.fused(x, pair, onto_, gated)
+            assert found.dtype == dtype and off(found, wanted) <= exact
+
+
+def test_what_cannot_be_done_in_one_go_is_left_to_others() -> None:
     base, down, up = (EightBit(noise(o, i)) for o, i in ((96, 64), (9, 64), (96, 9)))
-    if not ours:
-        up.product = fewbits.PerToken(Plain(noise(96, 9).clamp(-9, 9).to(torch.int8), up.row))
-    x = noise(40, 64, seed=1, dtype=dtype)
-    found, wanted = base.adapted(x, down, up, 0.5), base(x) + 0.5 * up(down(x))
-    assert found.dtype == dtype
-    assert off(found, wanted) < (3e-5 if dtype == torch.float32 else 1e-2)
+    x = noise(5, 64)
+    assert base.fused(x, None, None, True) is None  # halves of 48
+    assert base.fused(x.half(), None, None, False) is None
+    up.product = fewbits.PerToken(Plain(noise(96, 9).clamp(-9, 9).to(torch.int8), up.row))
+    assert base.fused(x, (down, up, 1.0), None, False) is None
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4", "int8-all", "int4-all"])
