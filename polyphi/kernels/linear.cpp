@@ -38,7 +38,7 @@ constexpr int EVEN = 12;                        // tokens that every path takes 
 int64_t up(int64_t count, int64_t to) { return (count + to - 1) / to; }
 
 // Activations [m, groups * GROUP] as integers. `minus` has for each token and group the negative sum of its activations,
-// as 16 bits of 32; `total` a token's sum.
+// as 16 bits of 32 (null where 8 bits do without); `total` a token's sum.
 struct Tokens {
     const int8_t* a;
     const float* scale;
@@ -302,11 +302,12 @@ struct Pool {
     int threads;
 };
 
-// Activations [m k], rounded.
+// Activations [m k], rounded; with sums of groups where 4 bits ask for them.
 class Rounded {
   public:
-    Rounded(const Pool& pool, const void* x, bool bf16, int64_t m, int64_t k)
-        : groups(up(k, GROUP)), a(new int8_t[m * groups * GROUP]), scale(new float[m]), minus(new int32_t[m * groups]),
+    Rounded(const Pool& pool, const void* x, bool bf16, int64_t m, int64_t k, bool grouped)
+        : groups(up(k, GROUP)), a(new int8_t[m * groups * GROUP]), scale(new float[m]),
+          minus(grouped ? new int32_t[m * groups] : nullptr),
           total(new int32_t[m]), tokens{a.get(), scale.get(), minus.get(), total.get(), m, groups} {
         const auto work = [&](int64_t begin, int64_t end) {
             pool.own.quantise(x, bf16, begin, end, k, a.get(), scale.get(), minus.get(), total.get());
@@ -349,7 +350,7 @@ void polyphi_linear(int isa, int bits, const void* x, const uint8_t* w, const fl
                     const float* a_row, const uint8_t* b, const float* b_row, int64_t rank, float scale,
                     Parallel parallel, int threads) {
     const Pool pool{kernel(isa), parallel, std::max(1, threads)};
-    const Rounded rounded(pool, x, bf16 != 0, m, k);
+    const Rounded rounded(pool, x, bf16 != 0, m, k, bits == 4);
     const int parts = gate ? 2 : 1;
     const int64_t apart = n / 2 / PANEL;
     const Factor base{rounded.tokens, bits, w, row, bits == 4 ? 1.0f / 16 : 1.0f, 0, apart};
@@ -357,7 +358,7 @@ void polyphi_linear(int isa, int bits, const void* x, const uint8_t* w, const fl
     if (!a) return multiply(pool, work);
     const std::unique_ptr<float[]> low(new float[m * rank]);
     multiply(pool, {{rounded.tokens, 8, a, a_row, 1.0f, 0, 0}, nullptr, nullptr, nullptr, low.get(), false, rank, 1, 0});
-    const Rounded squeezed(pool, low.get(), false, m, rank);
+    const Rounded squeezed(pool, low.get(), false, m, rank, false);
     const Factor adapter{squeezed.tokens, 8, b, b_row, scale, 0, apart};
     work.adapter = &adapter;
     multiply(pool, work);

@@ -225,37 +225,52 @@ void products(const Work& work, int64_t begin, int64_t end) {
     }
 }
 
-// One token's k activations, whose bits `at` tells, as int8 of which the largest is 127. A token with one that is no
-// finite number gets a scale that is none.
-template <typename At>
-void quantise_token(const At& at, int64_t k, int64_t groups, int8_t* a, float* scale, int32_t* minus, int32_t* total) {
-    uint32_t most = 0;
-    for (int64_t i = 0; i < k; i++) most = std::max(most, at(i) & 0x7fffffff);
-    float largest;
-    std::memcpy(&largest, &most, 4);
-    const bool finite = most < 0x7f800000;
-    *scale = finite ? std::max(largest / 127.0f, 1e-30f) : NAN;
+// One token's k activations as int8 of which the largest is 127. A token with one that is no finite number gets a scale
+// that is none. `minus` where it isn't null.
+template <typename From>
+void quantise_token(const From* x, int64_t k, int64_t groups, int8_t* a, float* scale, int32_t* minus, int32_t* total) {
+    constexpr int VECTORS = GROUP / LANES;
+    const int64_t whole = k / GROUP * GROUP;
+    From rest[GROUP] = {};  // what the last group has, where it isn't whole
+    std::memcpy(rest, x + whole, size_t(k - whole) * sizeof(From));
+
+    Ints most[VECTORS] = {};
+    const auto measure = [&](const From* from) {
+        for (int v = 0; v < VECTORS; v++) {
+            const Ints size = as<Ints>(load(from + v * LANES)) & 0x7fffffff;
+            most[v] = size > most[v] ? size : most[v];
+        }
+    };
+    for (int64_t i = 0; i < whole; i += GROUP) measure(x + i);
+    measure(rest);
+    int32_t sizes[GROUP];
+    std::memcpy(sizes, most, sizeof sizes);
+    const int32_t largest = *std::max_element(sizes, sizes + GROUP);
+    const bool finite = largest < 0x7f800000;
+    *scale = finite ? std::max(as<float>(largest) / 127.0f, 1e-30f) : NAN;
     const float inverse = finite ? 1.0f / *scale : 0.0f;
-    *total = 0;
+
+    // Adding 1.5 * 2^23 leaves the nearest whole number in the lowest bits.
+    Bits sums[VECTORS] = {};
+    const auto round = [&](const From* from, int8_t* to) {
+        for (int v = 0; v < VECTORS; v++) {
+            const Vec shifted = load(from + v * LANES) * inverse + 12582912.0f;
+            const Bytes bytes = narrowed(as<Ints>(shifted));
+            std::memcpy(to + v * LANES, &bytes, sizeof bytes);
+            sums[v] += as<Bits>(shifted);
+        }
+    };
+    for (int64_t i = 0; i < whole; i += GROUP) round(x + i, a + i);
+    if (whole < k) round(rest, a + whole);
+    uint32_t all_sums[GROUP], sum = 0;
+    std::memcpy(all_sums, sums, sizeof all_sums);
+    for (const uint32_t one_sum : all_sums) sum += one_sum;
+    *total = int32_t(sum - uint32_t(groups * GROUP) * 0x4b400000u);
+    if (!minus) return;
     for (int64_t g = 0; g < groups; g++, a += GROUP) {
-        const int64_t there = std::min<int64_t>(GROUP, k - g * GROUP);
-        float values[GROUP] = {};
-        for (int64_t i = 0; i < there; i++) {
-            const uint32_t bits = at(g * GROUP + i);
-            std::memcpy(values + i, &bits, 4);
-        }
-        int32_t sum = 0;
-        for (int i = 0; i < GROUP; i++) {
-            // Adding 1.5 * 2^23 leaves the nearest whole number in the lowest bits.
-            const float shifted = values[i] * inverse + 12582912.0f;
-            int32_t whole;
-            std::memcpy(&whole, &shifted, 4);
-            whole = finite ? whole - 0x4b400000 : 0;
-            a[i] = int8_t(whole);
-            sum += whole;
-        }
-        minus[g] = int32_t(uint16_t(-sum));
-        *total += sum;
+        int32_t of_group = 0;
+        for (int i = 0; i < GROUP; i++) of_group += a[i];
+        minus[g] = int32_t(uint16_t(-of_group));
     }
 }
 
@@ -264,13 +279,11 @@ void quantise(const void* x, bool bf16, int64_t begin, int64_t end, int64_t k, i
               int32_t* total) {
     const int64_t groups = up(k, GROUP);
     for (int64_t t = begin; t < end; t++) {
-        const uint32_t* wide = static_cast<const uint32_t*>(x) + t * k;
-        const uint16_t* half = static_cast<const uint16_t*>(x) + t * k;
-        int8_t* at = a + t * groups * GROUP;
+        int8_t* to = a + t * groups * GROUP;
+        int32_t* minus_of = minus ? minus + t * groups : nullptr;
         if (bf16)
-            quantise_token([half](int64_t i) { return uint32_t(half[i]) << 16; }, k, groups, at, scale + t,
-                           minus + t * groups, total + t);
+            quantise_token(static_cast<const uint16_t*>(x) + t * k, k, groups, to, scale + t, minus_of, total + t);
         else
-            quantise_token([wide](int64_t i) { return wide[i]; }, k, groups, at, scale + t, minus + t * groups, total + t);
+            quantise_token(static_cast<const float*>(x) + t * k, k, groups, to, scale + t, minus_of, total + t);
     }
 }

@@ -217,10 +217,11 @@ class Subsampling(nn.Module):
         """Features from `start` to `end`, before the last linear. A convolution hears one time further back than its
         first: the one before that comes along to keep the step, and what is made there is dropped."""
         first, second, third = self.taps
-        begin, early = max(0, 2 * start - 2), min(start, 1)
-        times = slice(4 * (begin - early), 8 * end), slice(2 * (begin - early), 4 * end)
-        rows = native.strided((x[times[0]], *first), heard[0][times[1]], *second)
-        rows = _behind(rows, early, 2 * end - begin + early)
+        begin = max(0, 2 * start - 2)  # of what the last convolution hears
+        earlier, early = min(begin, 1), min(start, 1)
+        frames, times = (slice(n * (begin - earlier), 2 * n * end) for n in (4, 2))
+        rows = native.strided((x[frames], *first), heard[0][times], *second)
+        rows = _behind(rows, earlier, 2 * end - begin + earlier)
         rows = native.strided(self.up(rows), heard[1][begin : 2 * end], *third)
         rows = _behind(rows, early, end - start + early)
         y = native.finished("relu", self.down(rows))
