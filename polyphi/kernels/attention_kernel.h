@@ -215,14 +215,17 @@ void product(float* out, int64_t out_stride, const Unit* a, int64_t outer, int64
 // n rows of d as units of two neighbours in a row
 template <class Held>
 void rows_of(const Held* from, int n, int d, Unit* to) {
-    for (int i = 0; i < n * d; i += LANES) {
-        if constexpr (PER == 1) {
-            store(reinterpret_cast<float*>(to) + i, load(from + i));
-        } else {
-            store(reinterpret_cast<uint16_t*>(to) + i, load(from + i));
-        }
+    if constexpr (PER == 2 && std::is_same<Held, uint16_t>::value) {
+        std::memcpy(to, from, size_t(n * d) * sizeof(Held));
+    } else {
+        using Number = typename std::conditional<PER == 1, float, uint16_t>::type;
+        for (int i = 0; i < n * d; i += LANES) store(reinterpret_cast<Number*>(to) + i, load(from + i));
     }
 }
+
+INLINE Bits halves(const uint16_t* at) { return widened(read<Halves>(at)); }
+INLINE Bits halves(const int8_t* at) { return as<Bits>(load(at)) >> 16; }  // whole numbers up to 127 are exact
+INLINE Bits halves(const float* at) { return rounded(load(at)) >> 16; }
 
 // and of two neighbours in a column, [n / PER, d]; behind an odd row comes 0
 template <class Held>
@@ -232,12 +235,23 @@ void columns_of(const Held* from, int n, int d, Unit* to) {
     } else {
         for (int j = 0; j < n; j += 2, to += d)
             for (int i = 0; i < d; i += LANES) {
-                const Bits low = as<Bits>(load(from + j * d + i)) >> 16;
-                const Bits high = j + 1 < n ? as<Bits>(load(from + (j + 1) * d + i)) : Bits{};
-                const Bits both = low | high;
+                const Bits high = j + 1 < n ? halves(from + (j + 1) * d + i) << 16 : Bits{};
+                const Bits both = halves(from + j * d + i) | high;
                 std::memcpy(to + i, &both, sizeof both);
             }
     }
+}
+
+// Two vectors in bfloat16, lane beside lane.
+INLINE Bits paired(Vec first, Vec second) {
+#if PAIRS
+    const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
+                                           21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    const auto halves = as<__m512i>(_mm512_cvtne2ps_pbh(as<__m512>(second), as<__m512>(first)));
+    return as<Bits>(_mm512_permutexvar_epi16(order, halves));
+#else
+    return rounded(first) >> 16 | (rounded(second) & 0xffff0000u);
+#endif
 }
 
 struct Space {
@@ -324,13 +338,13 @@ void many(const Call& call, const Piece& piece) {
                 if constexpr (PER == 1) {
                     store(scores + j * width + c, weight);
                 } else {
-                    Bits both = rounded(weight) >> 16;
+                    Vec second = all(0);
                     if (j + 1 < n) {
-                        weight = exponential(load(scores + (j + 1) * width + c) - high);
-                        sums += weight;
-                        if (call.key_scales) weight *= value_scales[j + 1];
-                        both |= rounded(weight) & 0xffff0000u;
+                        second = exponential(load(scores + (j + 1) * width + c) - high);
+                        sums += second;
+                        if (call.key_scales) second *= value_scales[j + 1];
                     }
+                    const Bits both = paired(weight, second);
                     std::memcpy(scores + j / 2 * width + c, &both, sizeof both);
                 }
             }

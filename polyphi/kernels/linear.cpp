@@ -62,7 +62,8 @@ struct Place {
 };
 
 // Tokens by a weight, whose sums are scaled by a token's, an output's and this `unit`. `w` and `row` begin with panel
-// `first`; those of the second part lie `apart` panels behind.
+// `first`; those of the second part lie `apart` panels behind. Where they were widened, so many at a time, `narrow` is
+// what is widened next.
 struct Factor {
     Tokens x;
     int bits;
@@ -70,6 +71,7 @@ struct Factor {
     const float* row;
     float unit;
     int64_t first, apart;
+    const Factor* narrow;
 
     int64_t bytes() const { return bits == 4 ? BYTES4 : BYTES8; }  // of a group
     int64_t index(Place place) const { return place.panel - first + place.part * apart; }
@@ -80,6 +82,7 @@ struct Factor {
     // While a panel meets the first of `blocks` blocks of tokens, the same that is needed soon; while it meets them all,
     // each a part of the next panel.
     Ahead ahead(Place place, int64_t block, int64_t blocks) const {
+        if (narrow) return narrow->ahead({place.panel + apart - 1, place.part}, block, blocks);
         const int64_t all = bytes() / 64, lines = up(all, blocks);
         if (blocks == 1) return {at(place) + AHEAD * bytes(), int(all)};
         place.panel++;
@@ -353,13 +356,13 @@ void polyphi_linear(int isa, int bits, const void* x, const uint8_t* w, const fl
     const Rounded rounded(pool, x, bf16 != 0, m, k, bits == 4);
     const int parts = gate ? 2 : 1;
     const int64_t apart = n / 2 / PANEL;
-    const Factor base{rounded.tokens, bits, w, row, bits == 4 ? 1.0f / 16 : 1.0f, 0, apart};
+    const Factor base{rounded.tokens, bits, w, row, bits == 4 ? 1.0f / 16 : 1.0f, 0, apart, nullptr};
     Work work{base, nullptr, bias, onto, y, bf16 != 0, n, parts, 0};
     if (!a) return multiply(pool, work);
     const std::unique_ptr<float[]> low(new float[m * rank]);
-    multiply(pool, {{rounded.tokens, 8, a, a_row, 1.0f, 0, 0}, nullptr, nullptr, nullptr, low.get(), false, rank, 1, 0});
+    multiply(pool, {{rounded.tokens, 8, a, a_row, 1.0f, 0, 0, nullptr}, nullptr, nullptr, nullptr, low.get(), false, rank, 1, 0});
     const Rounded squeezed(pool, low.get(), false, m, rank, false);
-    const Factor adapter{squeezed.tokens, 8, b, b_row, scale, 0, apart};
+    const Factor adapter{squeezed.tokens, 8, b, b_row, scale, 0, apart, nullptr};
     work.adapter = &adapter;
     multiply(pool, work);
 }

@@ -165,39 +165,41 @@ void multiply(const Work& work, int64_t begin, int64_t end) {
 
 typedef uint16_t Shorts __attribute__((vector_size(LANES * 4)));
 
+INLINE Vec as_vector(const uint8_t* numbers) { return as<Vec>(bytes(numbers)); }
+
 // A panel of 4 bits as one of 8, and the scales of its outputs: the largest number that a group can hold becomes 127.
 void widen(const uint8_t* four, int64_t groups, const float* row, int outputs, uint8_t* eight, float* eight_row) {
-    int largest[PANEL] = {};
-    for (int64_t g = 0; g < groups; g++) {
-        const uint8_t *s = four + g * BYTES4 + NIBBLES, *z = s + PANEL;
-        for (int o = 0; o < PANEL; o++) largest[o] = std::max<int>(largest[o], s[o] * std::max<int>(z[o], 240 - z[o]));
-    }
-    float factor[PANEL];
-    for (int o = 0; o < PANEL; o++) {
-        factor[o] = 127.0f * 256 / float(std::max(1, largest[o]));
-        if (o < outputs) eight_row[o] = row[o] * float(largest[o]) / (127.0f * 16);
-    }
-    for (int64_t g = 0; g < groups; g++, four += BYTES4, eight += BYTES8) {
-        // In 256ths: 16 s of a nibble's step, and what a nibble of 0 is, half of one for rounding and 128 on top.
-        uint16_t step[PANEL][2], none[PANEL][2];
-        for (int o = 0; o < PANEL; o++) {
-            const float s = four[NIBBLES + o] * factor[o], z = four[NIBBLES + PANEL + o];
-            step[o][0] = step[o][1] = uint16_t(int(16 * s + 0.5f));
-            none[o][0] = none[o][1] = uint16_t(int(128.5f * 256 - z * s));
+    constexpr int VECTORS = PANEL / LANES;
+    Vec largest[VECTORS] = {}, factor[VECTORS];
+    for (int64_t g = 0; g < groups; g++)
+        for (int v = 0; v < VECTORS; v++) {
+            const uint8_t* s = four + g * BYTES4 + NIBBLES + v * LANES;
+            const Vec z = as_vector(s + PANEL);
+            largest[v] = most(largest[v], as_vector(s) * most(z, all(240) - z));
         }
-        for (int o = 0; o < PANEL; o += LANES) {
-            const Shorts steps = read<Shorts>(step[o]), zero = read<Shorts>(none[o]);
+    for (int v = 0; v < VECTORS; v++) factor[v] = 127.0f * 256 / most(largest[v], all(1));
+    float sizes[PANEL];
+    std::memcpy(sizes, largest, sizeof sizes);
+    for (int o = 0; o < outputs; o++) eight_row[o] = row[o] * sizes[o] / (127.0f * 16);
+    for (int64_t g = 0; g < groups; g++, four += BYTES4, eight += BYTES8)
+        for (int v = 0; v < VECTORS; v++) {
+            // In 256ths: the step of a nibble, and what a nibble of 0 is, half of one for rounding and 128 on top.
+            const uint8_t* at = four + NIBBLES + v * LANES;
+            const Vec s = as_vector(at) * factor[v], none = 128.5f * 256 - as_vector(at + PANEL) * s;
+            const Ints step = __builtin_convertvector(16.0f * s + 0.5f, Ints);
+            const Ints zero = __builtin_convertvector(none, Ints);
+            const Shorts steps = as<Shorts>(step | step << 16), zeros = as<Shorts>(zero | zero << 16);
             for (int j = 0; j < 4; j++) {
-                const Shorts pairs = read<Shorts>(four + j * PANEL * QUAD + o * QUAD);
+                const int place = (j * PANEL + v * LANES) * QUAD;
+                const Shorts pairs = read<Shorts>(four + place);
                 for (int half = 0; half < 2; half++) {
-                    const Shorts even = (pairs >> 4 * half & 15) * steps + zero;
-                    const Shorts odd = (pairs >> (8 + 4 * half) & 15) * steps + zero;
+                    const Shorts even = (pairs >> 4 * half & 15) * steps + zeros;
+                    const Shorts odd = (pairs >> (8 + 4 * half) & 15) * steps + zeros;
                     const Shorts both = even >> 8 | (odd & 0xff00);
-                    std::memcpy(eight + (half * 4 + j) * PANEL * QUAD + o * QUAD, &both, sizeof both);
+                    std::memcpy(eight + half * 4 * PANEL * QUAD + place, &both, sizeof both);
                 }
             }
         }
-    }
 }
 
 // Panels `begin` to `end` by all tokens. Where there are many of them and the weights have 4 bits, these are widened to 8
@@ -212,7 +214,7 @@ void products(const Work& work, int64_t begin, int64_t end) {
     Work widened = work;
     for (int64_t first = begin; first < end; first += some) {
         const int64_t last = std::min(end, first + some);
-        widened.base = {base.x, 8, eight.data(), row.data(), base.unit * 16, first, some};
+        widened.base = {base.x, 8, eight.data(), row.data(), base.unit * 16, first, some, &base};
         for (int64_t panel = first; panel < last; panel++)
             for (int part = 0; part < work.parts; part++) {
                 const Place place{panel, part};
