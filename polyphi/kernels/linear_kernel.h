@@ -267,7 +267,7 @@ void quantise_token(const From* x, int64_t k, int64_t groups, int8_t* a, float* 
     uint32_t all_sums[GROUP], sum = 0;
     std::memcpy(all_sums, sums, sizeof all_sums);
     for (const uint32_t one_sum : all_sums) sum += one_sum;
-    *total = int32_t(sum - uint32_t(groups * GROUP) * 0x4b400000u);
+    *total = finite ? int32_t(sum - uint32_t(groups * GROUP) * 0x4b400000u) : 0;
     if (!minus) return;
     for (int64_t g = 0; g < groups; g++, a += GROUP) {
         int32_t of_group = 0;
