@@ -32,7 +32,7 @@ constexpr int PANEL = 32;                       // outputs side by side
 constexpr int NIBBLES = PANEL * GROUP / 2;     // bytes before a group's s
 constexpr int BYTES4 = NIBBLES + 2 * PANEL;    // of a group: nibbles, s, z
 constexpr int BYTES8 = PANEL * GROUP;          // of a group in 8 bits
-constexpr int AHEAD = 8;                        // groups that a word's product asks of memory before it needs them
+constexpr int AHEAD = 8192;                     // bytes that a word's product asks of memory before it needs them
 constexpr int TOKENS = 264;                     // whose activations are kept near while weights pass, at most
 constexpr int64_t NEAR = 1 << 19;               // bytes of panels in 8 bits that are made of 4 at once
 constexpr int MANY = 128;                       // tokens for which that pays, more than are decoded together
@@ -87,7 +87,7 @@ struct Factor {
     Ahead ahead(Place place, int64_t block, int64_t blocks) const {
         if (narrow) return narrow->ahead({place.panel + apart - 1, place.part}, block, blocks);
         const int64_t all = bytes() / 64, lines = up(all, blocks);
-        if (blocks == 1) return {at(place) + AHEAD * bytes(), int(all)};
+        if (blocks == 1) return {at(place) + AHEAD, int(all)};
         place.panel++;
         return {at(place) + block * x.groups * lines * 64, block * lines < all ? int(lines) : 0};
     }

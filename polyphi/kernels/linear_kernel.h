@@ -51,9 +51,12 @@ void eight_bits(const Tokens& x, int64_t token, const uint8_t* panel, int column
     Int sum[T][W];
     UNROLLED for (int t = 0; t < T; t++)
         UNROLLED for (int w = 0; w < W; w++) sum[t][w] = zero();
+    // beside each four inputs, for many at once would be in each other's way
+    const int each = ahead.lines / (GROUP / QUAD), rest = ahead.lines % (GROUP / QUAD);
     for (int64_t g = 0; g < x.groups; g++) {
-        for (int line = 0; line < ahead.lines; line++, ahead.at += 64) ask(ahead.at);
+        for (int line = 0; line < rest; line++, ahead.at += 64) ask(ahead.at);
         for (int i = 0; i < GROUP; i += QUAD, a += QUAD, at += PANEL * QUAD) {
+            for (int line = 0; line < each; line++, ahead.at += 64) ask(ahead.at);
             Int weights[W];
             UNROLLED for (int w = 0; w < W; w++) weights[w] = load(at + w * LANES * QUAD);
             UNROLLED for (int t = 0; t < T; t++) {
