@@ -225,7 +225,6 @@ void rows_of(const Held* from, int n, int d, Unit* to) {
 
 INLINE Bits halves(const uint16_t* at) { return widened(read<Halves>(at)); }
 INLINE Bits halves(const int8_t* at) { return as<Bits>(load(at)) >> 16; }  // whole numbers up to 127 are exact
-INLINE Bits halves(const float* at) { return rounded(load(at)) >> 16; }
 
 // and of two neighbours in a column, [n / PER, d]; behind an odd row comes 0
 template <class Held>
@@ -242,17 +241,15 @@ void columns_of(const Held* from, int n, int d, Unit* to) {
     }
 }
 
+#if PAIRS
 // Two vectors in bfloat16, lane beside lane.
 INLINE Bits paired(Vec first, Vec second) {
-#if PAIRS
     const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
                                            21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
     const auto halves = as<__m512i>(_mm512_cvtne2ps_pbh(as<__m512>(second), as<__m512>(first)));
     return as<Bits>(_mm512_permutexvar_epi16(order, halves));
-#else
-    return rounded(first) >> 16 | (rounded(second) & 0xffff0000u);
-#endif
 }
+#endif
 
 struct Space {
     std::vector<Unit> queries, keys, values;
@@ -335,18 +332,18 @@ void many(const Call& call, const Piece& piece) {
                 Vec weight = exponential(load(scores + j * width + c) - high);
                 sums += weight;
                 if (call.key_scales) weight *= value_scales[j];
-                if constexpr (PER == 1) {
-                    store(scores + j * width + c, weight);
-                } else {
-                    Vec second = all(0);
-                    if (j + 1 < n) {
-                        second = exponential(load(scores + (j + 1) * width + c) - high);
-                        sums += second;
-                        if (call.key_scales) second *= value_scales[j + 1];
-                    }
-                    const Bits both = paired(weight, second);
-                    std::memcpy(scores + j / 2 * width + c, &both, sizeof both);
+#if PAIRS
+                Vec second = all(0);
+                if (j + 1 < n) {
+                    second = exponential(load(scores + (j + 1) * width + c) - high);
+                    sums += second;
+                    if (call.key_scales) second *= value_scales[j + 1];
                 }
+                const Bits both = paired(weight, second);
+                std::memcpy(scores + j / 2 * width + c, &both, sizeof both);
+#else
+                store(scores + j * width + c, weight);
+#endif
             }
             store(highest + c, high);
             store(total + c, sums);

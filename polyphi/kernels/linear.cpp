@@ -60,8 +60,6 @@ struct Ahead {
 struct Place {
     int64_t panel;
     int part;
-
-    int64_t output() const { return panel * PANEL; }  // where it is one
 };
 
 // Tokens by a weight, whose sums are scaled by a token's, an output's and this `unit`. `w` and `row` begin with panel
@@ -93,12 +91,11 @@ struct Factor {
     }
 };
 
-// Results y [m, width] in float32 or bfloat16: a product, with a bias, what an adapter adds, and onto what lies [m, width]
-// in `onto` (each or null); or, of two parts, the second one gated by the first. Tokens are worked on by shares.
+// Results y [m, width] in float32 or bfloat16: a product, with what an adapter adds, and onto what lies [m, width] in
+// `onto` (each or null); or, of two parts, the second one gated by the first. Tokens are worked on by shares.
 struct Work {
     Factor base;
     const Factor* adapter;
-    const float* bias;
     const void* onto;
     void* y;
     bool bf16;
@@ -309,30 +306,26 @@ struct Pool {
 };
 
 // Activations [m k], rounded; with sums of groups where 4 bits ask for them.
-class Rounded {
-  public:
+struct Rounded {
+    const int64_t groups;
+    const std::unique_ptr<int8_t[]> a;
+    const std::unique_ptr<float[]> scale;
+    const std::unique_ptr<int32_t[]> minus, total;
+    const Tokens tokens;
+
     Rounded(const Pool& pool, const void* x, bool bf16, int64_t m, int64_t k, bool grouped)
         : groups(up(k, GROUP)), a(new int8_t[m * groups * GROUP]), scale(new float[m]),
-          minus(grouped ? new int32_t[m * groups] : nullptr),
-          total(new int32_t[m]), tokens{a.get(), scale.get(), minus.get(), total.get(), m, groups} {
+          minus(grouped ? new int32_t[m * groups] : nullptr), total(new int32_t[m]),
+          tokens{a.get(), scale.get(), minus.get(), total.get(), m, groups} {
         const auto work = [&](int64_t begin, int64_t end) {
             pool.own.quantise(x, bf16, begin, end, k, a.get(), scale.get(), minus.get(), total.get());
         };
         spread(work, m, std::max<int64_t>(16, up(m, 4 * pool.threads)), pool.parallel, pool.threads);
     }
-
-  private:
-    int64_t groups;
-    std::unique_ptr<int8_t[]> a;
-    std::unique_ptr<float[]> scale;
-    std::unique_ptr<int32_t[]> minus, total;
-
-  public:
-    const Tokens tokens;
 };
 
-// A thread takes some panels at a time.
-void multiply(const Pool& pool, Work work) {
+// All panels; a thread takes some at a time.
+void run(const Pool& pool, Work work) {
     work.share = up(up(work.base.x.m, up(work.base.x.m, TOKENS)), EVEN) * EVEN;
     const auto some = [&](int64_t begin, int64_t end) { pool.own.products(work, begin, end); };
     const int64_t chunk = std::max<int64_t>(1, work.panels() / (8 * pool.threads));
@@ -347,28 +340,26 @@ extern "C" {
 int polyphi_isa() { return best(); }
 int polyphi_has(int isa) { return has(isa); }
 
-// Activations x [m k], float32 or bfloat16, by a weight of so many bits, with a bias (or null), onto what lies in `onto`
-// (or null), into y [m n] of the same type; where it is `gate`, into y [m n/2], the second half by silu of the first,
-// each of whole panels. An adapter of 8 bits (or nulls), a [rank k] and b [n rank], adds `scale` times its product. `isa`
+// Activations x [m k], float32 or bfloat16, by a weight of so many bits, onto what lies in `onto` (or null), into y [m n]
+// of the same type; where it is `gate`, into y [m n/2], the second half by silu of the first, each of whole panels. An adapter of 8 bits (or nulls), a [rank k] and b [n rank], adds `scale` times its product. `isa`
 // is one that `polyphi_has` (-1: the best); `parallel` runs it in `threads` threads (null: threads of its own).
-void polyphi_linear(int isa, int bits, const void* x, const uint8_t* w, const float* row, const float* bias,
-                    const void* onto, void* y, int bf16, int gate, int64_t m, int64_t n, int64_t k, const uint8_t* a,
-                    const float* a_row, const uint8_t* b, const float* b_row, int64_t rank, float scale,
-                    Parallel parallel, int threads) {
+void polyphi_linear(int isa, int bits, const void* x, const uint8_t* w, const float* row, const void* onto, void* y,
+                    int bf16, int gate, int64_t m, int64_t n, int64_t k, const uint8_t* a, const float* a_row,
+                    const uint8_t* b, const float* b_row, int64_t rank, float scale, Parallel parallel, int threads) {
     const Pool pool{kernel(isa), parallel, std::max(1, threads)};
     const Rounded rounded(pool, x, bf16 != 0, m, k, bits == 4);
     const int parts = gate ? 2 : 1;
     const int64_t apart = n / 2 / PANEL;
     const Factor base{rounded.tokens, bits, w, row, bits == 4 ? 1.0f / 16 : 1.0f, 0, apart, nullptr};
-    Work work{base, nullptr, bias, onto, y, bf16 != 0, n, parts, 0};
-    if (!a) return multiply(pool, work);
+    Work work{base, nullptr, onto, y, bf16 != 0, n, parts, 0};
+    if (!a) return run(pool, work);
     const std::unique_ptr<float[]> low(new float[m * rank]);
     const Factor squeeze{rounded.tokens, 8, a, a_row, 1.0f, 0, 0, nullptr};
-    multiply(pool, {squeeze, nullptr, nullptr, nullptr, low.get(), false, rank, 1, 0});
+    run(pool, {squeeze, nullptr, nullptr, low.get(), false, rank, 1, 0});
     const Rounded squeezed(pool, low.get(), false, m, rank, false);
     const Factor adapter{squeezed.tokens, 8, b, b_row, scale, 0, apart, nullptr};
     work.adapter = &adapter;
-    multiply(pool, work);
+    run(pool, work);
 }
 
 }  // extern "C"

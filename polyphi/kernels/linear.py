@@ -51,7 +51,7 @@ def _linear() -> Callable[..., None]:
     return function(
         "polyphi_linear",
         *[number] * 2,
-        *[pointer] * 6,
+        *[pointer] * 5,
         *[number] * 2,
         *sizes,
         *adapter,
@@ -154,16 +154,15 @@ def linear(
     row: Float[Tensor, " O"],
     *,
     bits: int,
-    bias: Float[Tensor, " O"] | None = None,
     adapter: Adapter | None = None,
     onto: Float[Tensor, "T O"] | None = None,
     gated: bool = False,
     isa: int = -1,
 ) -> Float[Tensor, "T O_"]:
-    """x, in float32 or bfloat16, by a packed weight of 4 or 8 bits with its float32 `row`, with a float32 bias and an
-    adapter's product added and rounded once; in the type of x. Each token's activations are rounded to 8 bits of its
-    largest, so that it is the same whatever stands beside it (in 4 bits: among fewer than MANY, or more); a token that
-    has an infinite one, or one that is no number, becomes no number.
+    """x, in float32 or bfloat16, by a packed weight of 4 or 8 bits with its float32 `row`, with an adapter's product
+    added and rounded once; in the type of x. Each token's activations are rounded to 8 bits of its largest, so that it
+    is the same whatever stands beside it (in 4 bits: among fewer than MANY, or more); a token that has an infinite one,
+    or one that is no number, becomes no number.
 
     The sum with `onto`, or up * silu(gate) where `gated`: of gate and up side by side, half of O each and a multiple of
     PANEL; both as if the product had been rounded before. `isa` is for tests: a place in `native.PATHS`. Raises
@@ -178,13 +177,14 @@ def linear(
         _check(a, size8(rank, inputs))
         _check(b, size8(outputs, rank))
         low = (*(t.data_ptr() for t in (a, a_row, b, b_row)), rank, scale)
-    if gated and (outputs % (2 * PANEL) or onto is not None):
+    if gated and outputs % (2 * PANEL):
         raise ValueError(f"what is gated is a multiple of {2 * PANEL} outputs, found {outputs}")
     y = torch.empty(tokens, outputs // 2 if gated else outputs, dtype=x.dtype)
     if onto is not None:
-        if onto.dtype != y.dtype or onto.shape != y.shape:
+        if gated or onto.dtype != y.dtype or onto.shape != y.shape:
             raise ValueError(
-                f"expected [{tokens} {outputs}] of {x.dtype} to add to, found {tuple(onto.shape)} of {onto.dtype}"
+                f"expected [{tokens} {outputs}] of {x.dtype} to add to, and no gate, found {tuple(onto.shape)} of "
+                f"{onto.dtype}{', gated' if gated else ''}"
             )
         onto = onto.contiguous()
     _linear()(
@@ -193,7 +193,6 @@ def linear(
         x.data_ptr(),
         packed.data_ptr(),
         row.data_ptr(),
-        None if bias is None else bias.data_ptr(),
         None if onto is None else onto.data_ptr(),
         y.data_ptr(),
         int(x.dtype == torch.bfloat16),

@@ -93,20 +93,18 @@ void sum(const Factor& by, Place panel, int64_t token, int tokens, Ahead ahead, 
 
 // A token's sums of a panel, and of an adapter's where there is one, with what they are to be multiplied by.
 struct Sums {
-    const float *base, *row, *adapted, *adapter_row, *bias;
+    const float *base, *row, *adapted, *adapter_row;
     float scale, adapter_scale;
 
     Sums(const Work& work, Place panel, int64_t token, const float* base, const float* adapted)
         : base(base), row(work.base.row_at(panel)), adapted(adapted),
-          adapter_row(work.adapter ? work.adapter->row_at(panel) : nullptr),
-          bias(work.bias ? work.bias + panel.output() : nullptr), scale(work.base.scale(token)),
+          adapter_row(work.adapter ? work.adapter->row_at(panel) : nullptr), scale(work.base.scale(token)),
           adapter_scale(work.adapter ? work.adapter->scale(token) : 0) {}
 
     // One result, or a vector of them.
     template <class V>
     INLINE V result(int output) const {
         V value = read<V>(base + output) * (read<V>(row + output) * scale);
-        if (bias) value += read<V>(bias + output);
         if (adapter_row) value += read<V>(adapted + output) * (read<V>(adapter_row + output) * adapter_scale);
         return value;
     }

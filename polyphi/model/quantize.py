@@ -17,7 +17,8 @@ mapped from its file only the embeddings that are read take memory, so that memo
 checkpoint (weights.py) has no other embeddings than the head's rows, and looks up these.
 
 Scales of activations belong to a token: what its neighbours in the batch are changes nothing. In int8 all sums are of
-integers, exact whatever their order.
+integers, exact whatever their order. In int4, 128 tokens and more that pass together are multiplied by weights rounded
+to 8 bits (kernels/linear.cpp).
 
 A quantised model is for inference on the device it is on. It can't be trained or given other adapters, and is saved as
 what it is (weights.py), as a whole one can be.

@@ -102,7 +102,7 @@ def _resampled(
 
 
 def _mels(blocks: Iterable[np.ndarray], rate: int) -> Iterator[Float[np.ndarray, "F M"]]:
-    """Frames of a clip at 16 or 8 kHz, always as many at a time, however the blocks are cut: a matrix product of
+    """Frames of a clip at 16 or 8 kHz, always as many at a time, however the blocks are cut: sums over
     another number of rows may round otherwise."""
     window, hop, fft = (size * rate // RATE for size in (WINDOW, HOP, FFT))
     full = (CHUNK - 1) * hop + window
@@ -131,7 +131,7 @@ def _frames(
     emphasised *= np.float32(FULL_SCALE)
     spectrum = np.fft.rfft(emphasised * np.hamming(window), fft)[:, :used].astype(np.complex64)
     power = np.abs(spectrum) ** 2
-    # Without BLAS, whose idle threads would take the encoder's cores for some hundredth of a second.
+    # Without BLAS, whose idle threads took the encoder's cores for some 60 ms of a clip.
     mels = [np.einsum("fb,b->f", power[:, bins], filter_) for bins, filter_ in _triangles(used)]
     return np.log(np.maximum(np.stack(mels, 1), np.float32(FLOOR)))
 

@@ -8,6 +8,7 @@ from kernels.paths import here
 from torch import Tensor
 
 from polyphi import kernels
+from polyphi.kernels.blocks import swiglu
 from polyphi.kernels.linear import (
     GROUP,
     MANY,
@@ -71,10 +72,22 @@ def multiplied(weight: Four | Tensor, row: Tensor, tokens: int, path: int) -> Te
     return meant(weight, row)
 
 
-def activations(x: Tensor) -> Tensor:
-    """As they are rounded, to whole numbers of which a token's largest is 127; in double precision."""
+def rounded(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Activations as whole numbers of which a token's largest is 127, and its step."""
     step = (x.float().abs().amax(1, keepdim=True) / 127).clamp(min=1e-30)
-    return (x.float() * (1 / step)).round().double() * step.double()
+    return (x.float() * (1 / step)).round(), step
+
+
+def activations(x: Tensor) -> Tensor:
+    """What is multiplied, in double precision."""
+    q, step = rounded(x)
+    return q.double() * step.double()
+
+
+def squeezed(x: Tensor, a: Tensor, a_row: Tensor) -> Tensor:
+    """A x between an adapter's two products: sums of integers, and a float32 of a token's and a row's factor."""
+    q, step = rounded(x)
+    return (q.double() @ a.double().t()).float() * (a_row * step)
 
 
 @PATHS
@@ -88,7 +101,6 @@ def activations(x: Tensor) -> Tensor:
     seed=st.integers(0, 99),
     size=st.sampled_from([1e-20, 1e-4, 1.0, 1e4]),
     half=st.booleans(),
-    biased=st.booleans(),
 )
 def test_products_are_those_of_the_formula(
     path: int,
@@ -100,7 +112,6 @@ def test_products_are_those_of_the_formula(
     seed: int,
     size: float,
     half: bool,
-    biased: bool,
 ) -> None:
     if bits == 4:
         inputs = GROUP * -(-inputs // GROUP)
@@ -108,7 +119,6 @@ def test_products_are_those_of_the_formula(
     packed = pack4(weight) if isinstance(weight, Four) else pack8(weight)
     draw = torch.Generator().manual_seed(seed + 1)
     row = torch.rand(outputs, generator=draw) + 0.1
-    bias = size * torch.randn(outputs, generator=draw) if biased else None
     x = size * torch.randn(tokens, inputs, generator=draw)
     x = x.bfloat16() if half else x
     x[tokens // 2] = 0
@@ -122,16 +132,32 @@ def test_products_are_those_of_the_formula(
         a, b = random_eight(rank, inputs, seed + 2), random_eight(outputs, rank, seed + 3)
         a_row, b_row = (torch.rand(n, generator=draw) for n in (rank, outputs))
         adapter = Adapter(pack8(a), a_row, pack8(b), b_row, -0.5)
-        # what is between the two is float32 and rounded again, to 127 steps: an other last place may go another way
-        low = activations((activations(x) @ meant(a, a_row).t()).float())
+        low = activations(squeezed(x, a, a_row))
         wanted -= 0.5 * low @ meant(b, b_row).t()
         most += low.abs() @ meant(b, b_row).abs().t()
-    if bias is not None:
-        wanted += bias.double()
-    found = linear(x, packed, row, bits=bits, bias=bias, adapter=adapter, isa=path)
+    found = linear(x, packed, row, bits=bits, adapter=adapter, isa=path)
     assert found.dtype == x.dtype
-    allowed = 5e-3 if half or rank else 2e-6
+    allowed = 5e-3 if half else 2e-6
     assert ((found.double() - wanted).abs() / (most + wanted.abs())).max() < allowed
+    onto = size * torch.randn(tokens, outputs, generator=draw).to(x.dtype)
+    made = linear(x, packed, row, bits=bits, adapter=adapter, onto=onto, isa=path)
+    assert torch.equal(made, onto + found)
+
+
+@PATHS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("tokens", [1, 19, MANY + 5])
+def test_a_gate_is_that_of_the_product(
+    path: int, dtype: torch.dtype, bits: int, tokens: int
+) -> None:
+    x, row = torch.randn(tokens, 96, dtype=dtype), torch.rand(192) / 100
+    packed = pack4(random_four(192, 96, 0)) if bits == 4 else pack8(random_eight(192, 96, 0))
+    factors = pack8(random_eight(7, 96, 1)), row[:7], pack8(random_eight(192, 7, 2)), row
+    for adapter in (None, Adapter(*factors, 0.5)):
+        product = linear(x, packed, row, bits=bits, adapter=adapter, isa=path)
+        found = linear(x, packed, row, bits=bits, adapter=adapter, gated=True, isa=path)
+        assert torch.equal(found, swiglu(product, path))
 
 
 def test_the_largest_sums_fit() -> None:
@@ -265,3 +291,11 @@ def test_weights_that_do_not_fit_are_refused() -> None:
     for a, b in ((packed, packed[:-1]), (packed[:-1], pack8(random_eight(32, 32, 0)))):
         with pytest.raises(ValueError, match="bytes of a packed weight"):
             linear(x, packed, row, bits=8, adapter=Adapter(a, row, b, row, 1.0))
+    for onto in (torch.ones(2, 32), torch.ones(1, 32).bfloat16()):
+        with pytest.raises(ValueError, match=r"expected \[1 32\] of torch.float32 to add to"):
+            linear(x, packed, row, bits=8, onto=onto)
+    with pytest.raises(ValueError, match="a multiple of 64 outputs, found 32"):
+        linear(x, packed, row, bits=8, gated=True)
+    wide = pack8(random_eight(64, 64, 0)), torch.ones(64)
+    with pytest.raises(ValueError, match=r"and no gate, found .* gated"):
+        linear(x, *wide, bits=8, gated=True, onto=torch.ones(1, 32))
