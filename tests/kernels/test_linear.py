@@ -56,7 +56,8 @@ def widened(weight: Four) -> tuple[Tensor, Tensor]:
     which the kernels cut.)"""
     s, z = weight.s.float(), weight.z.float()
     largest = (s * torch.maximum(z, 240 - z)).amax(1, keepdim=True)
-    factor = 127 * 256 / largest.clamp(min=1)
+    # A number by a tensor would be its reciprocal times the number, which rounds twice.
+    factor = torch.full_like(largest, 127 * 256) / largest.clamp(min=1)
     step = (16 * (s * factor) + 0.5).int()[..., None]
     none = (128.5 * 256 - z * (s * factor)).int()[..., None]
     q = weight.q.int().view(*s.shape, GROUP)
