@@ -340,9 +340,10 @@ extern "C" {
 int polyphi_isa() { return best(); }
 int polyphi_has(int isa) { return has(isa); }
 
-// Activations x [m k], float32 or bfloat16, by a weight of so many bits, onto what lies in `onto` (or null), into y [m n]
-// of the same type; where it is `gate`, into y [m n/2], the second half by silu of the first, each of whole panels. An adapter of 8 bits (or nulls), a [rank k] and b [n rank], adds `scale` times its product. `isa`
-// is one that `polyphi_has` (-1: the best); `parallel` runs it in `threads` threads (null: threads of its own).
+// Activations x [m k], float32 or bfloat16, by a weight of so many bits, onto what lies in `onto` (or null), into y
+// [m n] of the same type; where it is `gate`, into y [m n/2], the second half by silu of the first, each of whole
+// panels. An adapter of 8 bits (or nulls), a [rank k] and b [n rank], adds `scale` times its product. `isa` is one that
+// `polyphi_has` (-1: the best); `parallel` runs it in `threads` threads (null: threads of its own).
 void polyphi_linear(int isa, int bits, const void* x, const uint8_t* w, const float* row, const void* onto, void* y,
                     int bf16, int gate, int64_t m, int64_t n, int64_t k, const uint8_t* a, const float* a_row,
                     const uint8_t* b, const float* b_row, int64_t rank, float scale, Parallel parallel, int threads) {

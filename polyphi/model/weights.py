@@ -304,6 +304,8 @@ def load(
             (tensor,) = found.values()
             part.put(part.form(tensor.to(device=place, dtype=dtype).flatten(1)))
         del found
+    if quant:
+        _give_back()
     state: dict[str, Tensor] = {}
     if quantize.EMBEDDING in parts and layout == QUANTISED:
         model.decoder.embed_tokens.register_parameter("weight", None)
@@ -345,8 +347,8 @@ def load(
 
 
 def _give_back() -> None:
-    """What passing tensors have left free in the heap goes back to the system: hundreds of megabytes of a large model.
-    (glibc alone knows how.)"""
+    """What passing tensors have left free in the heap goes back to the system, before others pass: hundreds of megabytes
+    of a large model. (glibc alone knows how.)"""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
     if trim is not None:
         trim(0)
