@@ -347,8 +347,8 @@ def load(
 
 
 def _give_back() -> None:
-    """What passing tensors have left free in the heap goes back to the system, before others pass: hundreds of megabytes
-    of a large model. (glibc alone knows how.)"""
+    """What passing tensors have left free in the heap goes back to the system, before others pass: hundreds of
+    megabytes of a large model. (glibc alone knows how.)"""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
     if trim is not None:
         trim(0)
