@@ -95,16 +95,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "polyphi")
     parser.add_argument("--steps", type=int, default=STAGE.steps)
     given = parser.parse_args(arguments)
+    start = given.out / "start"
+    if not start.exists() and not (given.tokenizer / "tokenizer.json").is_file():
+        parser.error(
+            f"expected a tokenizer in {given.tokenizer}, found none: name one with --tokenizer, or run `make nano`"
+        )
     text = given.out / "data"
     if not (text / "held_out" / "test").exists():
         write_text(text, given.cache)
-    if not (given.out / "start").exists():
-        write_start(given.out / "start", Tokenizer.load(given.tokenizer), given.tokenizer)
+    if not start.exists():
+        write_start(start, Tokenizer.load(given.tokenizer), given.tokenizer)
     finetune(
         STAGE,
         [str(text / "text" / "train")],
         given.out,
-        checkpoint=given.out / "start",
+        checkpoint=start,
         steps=given.steps,
     )
 
