@@ -200,13 +200,7 @@ Attend chosen(int isa, bool pairs) {
 extern "C" {
 
 // Whether pairs of bfloat16 can be multiplied here.
-int polyphi_pairs() {
-#if POLYPHI_X86
-    return best() == AVX512 && __builtin_cpu_supports("avx512bf16") ? 1 : 0;
-#else
-    return 0;
-#endif
-}
+int polyphi_pairs() { return has_bf16() ? 1 : 0; }
 
 // q [T, heads, d], new k and v [T, kv_heads, d], out [T, heads, d] in float32 or bfloat16 (`bf16`); memory in the same
 // type, or int8 where there are scales. `isa` is one that `polyphi_has` (-1: the best), `pairs` as above. d is a multiple

@@ -1,5 +1,12 @@
-// One token by weights of bfloat16 [n k], which are read in one stream; sums are of floats. A matrix product's kernel
-// reads them at two thirds of that rate.
+// Linear layers with weights [n k] of bfloat16 and sums of float32.
+//
+// Few tokens: weights are read in one stream, at the rate that memory gives; a matrix product's kernel reads them at two
+// thirds of it. Many tokens: for CPUs without products of bfloat16, which torch leaves to scalar code. Weights are
+// widened to float32 some panels at a time, in a buffer that stays in the second-level cache, and multiplied from there.
+//
+// The kernel (half_kernel.h) is written once, over the vectors of each set of instructions.
+
+#include <memory>
 
 #include "native.h"
 
@@ -9,28 +16,63 @@ namespace {
 
 #define INLINE inline __attribute__((always_inline))
 
-constexpr int64_t AHEAD = 1024;  // weights that are asked of memory before they are needed
+constexpr int64_t FEW = 16;      // tokens for which weights are read row by row
+constexpr int64_t AHEAD = 1024;  // weights that are prefetched before they are needed then
+constexpr int64_t DEPTH = 256;   // inputs that are multiplied between two rounds of sums
+constexpr int64_t SHARE = 96;    // tokens whose inputs stay in the second-level cache meanwhile
+constexpr int64_t WIDEST = 128;  // outputs that a thread takes at once
+constexpr int64_t SKEW = 16;     // floats between tokens, so that their addresses don't compete for the same cache lines
 
-// y [n], float32 or bfloat16, is what stands there times `keep`, and the products times `scale`.
+int64_t up(int64_t count, int64_t to) { return (count + to - 1) / to; }
+
+// y [m n], float32 or bfloat16, is what is there times `keep`, plus the product and `bias` (or null) times `scale`.
 struct Results {
     void* y;
+    const uint16_t* bias;
     float keep, scale;
     bool bf16;
 
-    void put(int64_t row, float sum) const {
-        if (bf16) {
-            uint16_t& place = static_cast<uint16_t*>(y)[row];
-            place = to_bf16(keep ? keep * from_bf16(place) + scale * sum : scale * sum);
-        } else {
-            float& place = static_cast<float*>(y)[row];
-            place = keep ? keep * place + scale * sum : scale * sum;
-        }
+    template <typename To>
+    void put(To* to, int64_t output, float sum) const {
+        const float value = scale * (bias ? sum + from_bf16(bias[output]) : sum);
+        const auto read = [](To at) { return sizeof(To) == 2 ? from_bf16(uint16_t(at)) : float(at); };
+        const float total = keep ? keep * read(*to) + value : value;
+        if constexpr (sizeof(To) == 2)
+            *to = to_bf16(total);
+        else
+            *to = total;
+    }
+    void put(int64_t index, int64_t output, float sum) const {
+        if (bf16)
+            put(static_cast<uint16_t*>(y) + index, output, sum);
+        else
+            put(static_cast<float*>(y) + index, output, sum);
     }
 };
+
+// Tokens x [m k] as floats, `stride` apart, by weights [n k].
+struct Work {
+    const float* x;
+    int64_t stride;
+    const uint16_t* w;
+    Results results;
+    int64_t m, n, k;
+};
+
+// Memory of a thread that is kept between calls, from the start of a cache line on.
+float* scratch(int64_t floats) {
+    static thread_local std::vector<float> memory;
+    constexpr int64_t line = 64 / sizeof(float);
+    if (int64_t(memory.size()) < floats + line) memory.resize(size_t(floats + line));
+    void* start = memory.data();
+    size_t space = memory.size() * sizeof(float);
+    return static_cast<float*>(std::align(64, size_t(floats) * sizeof(float), start, space));
+}
 
 namespace scalar {
 #define LANES 1
 #include "vectors.h"
+constexpr int BLOCK = 2, VECTORS = 8;
 #include "half_kernel.h"
 #undef LANES
 }  // namespace scalar
@@ -41,6 +83,7 @@ POLYPHI_BEGIN(POLYPHI_AVX512)
 namespace avx512 {
 #define LANES 16
 #include "vectors.h"
+constexpr int BLOCK = 12, VECTORS = 2;
 #include "half_kernel.h"
 #undef LANES
 }  // namespace avx512
@@ -50,6 +93,7 @@ POLYPHI_BEGIN(POLYPHI_AVX2)
 namespace avx2 {
 #define LANES 8
 #include "vectors.h"
+constexpr int BLOCK = 6, VECTORS = 2;
 #include "half_kernel.h"
 #undef LANES
 }  // namespace avx2
@@ -60,6 +104,7 @@ POLYPHI_END
 namespace neon {
 #define LANES 4
 #include "vectors.h"
+constexpr int BLOCK = 6, VECTORS = 4;
 #include "half_kernel.h"
 #undef LANES
 }  // namespace neon
@@ -68,19 +113,21 @@ namespace neon {
 
 struct Kernel {
     void (*wide)(const uint16_t*, int64_t, float*);
-    void (*rows)(const float*, int64_t, const uint16_t*, const Results&, int64_t, int64_t);
+    void (*rows)(const Work&, int64_t, int64_t);
+    void (*panels)(const Work&, int64_t, int64_t);
+    int64_t panel;
 };
 
 Kernel kernel(int isa) {
     switch (isa < 0 ? best() : isa) {
 #if POLYPHI_X86
-        case AVX512: return {avx512::wide, avx512::rows};
+        case AVX512: return {avx512::wide, avx512::rows, avx512::panels, avx512::PANEL};
         case AVXVNNI:
-        case AVX2: return {avx2::wide, avx2::rows};
+        case AVX2: return {avx2::wide, avx2::rows, avx2::panels, avx2::PANEL};
 #elif POLYPHI_NEON
-        case NEON: return {neon::wide, neon::rows};
+        case NEON: return {neon::wide, neon::rows, neon::panels, neon::PANEL};
 #endif
-        default: return {scalar::wide, scalar::rows};
+        default: return {scalar::wide, scalar::rows, scalar::panels, scalar::PANEL};
     }
 }
 
@@ -88,18 +135,36 @@ Kernel kernel(int isa) {
 
 extern "C" {
 
-// x [k] by w [n k] in bfloat16: y [n] = keep * y + scale * w x, x and y of one type (float32 or bfloat16). See
-// `polyphi_linear` for `isa`, `parallel` and `threads`.
-void polyphi_half(int isa, const void* x, const uint16_t* w, void* y, int bf16, float keep, float scale, int64_t n,
-                  int64_t k, Parallel parallel, int threads) {
+// x [m k] by w [n k] and a bias [n] (or null), both in bfloat16: y [m n] = keep * y + scale * (w x + bias), x and y of one
+// type (float32 or bfloat16). See `polyphi_linear` for `isa`, `parallel` and `threads`.
+void polyphi_half(int isa, const void* x, const uint16_t* w, const uint16_t* bias, void* y, int bf16, float keep,
+                  float scale, int64_t m, int64_t n, int64_t k, Parallel parallel, int threads) {
     const Kernel own = kernel(isa);
-    std::vector<float> wide(bf16 ? k : 0);
-    if (bf16) own.wide(static_cast<const uint16_t*>(x), k, wide.data());
-    const float* token = bf16 ? wide.data() : static_cast<const float*>(x);
-    const Results results{y, keep, scale, bf16 != 0};
-    const int64_t chunk = std::max<int64_t>(16, n / (8 * std::max(1, threads)));
-    spread([&](int64_t begin, int64_t end) { own.rows(token, k, w, results, begin, end); }, n, chunk, parallel,
-           threads);
+    threads = std::max(1, threads);
+    const int64_t stride = up(k, SKEW) * SKEW + SKEW;
+    const bool copied = bf16 || (m > 1 && k % 1024 == 0);
+    std::vector<float> wide(copied ? m * stride : 0);
+    const auto widen = [&](int64_t begin, int64_t end) {
+        for (int64_t t = begin; t < end; t++) {
+            float* to = wide.data() + t * stride;
+            if (bf16)
+                own.wide(static_cast<const uint16_t*>(x) + t * k, k, to);
+            else
+                std::memcpy(to, static_cast<const float*>(x) + t * k, size_t(k) * sizeof(float));
+        }
+    };
+    if (copied) spread(widen, m, std::max<int64_t>(16, up(m, 4 * threads)), parallel, threads);
+    const float* tokens = copied ? wide.data() : static_cast<const float*>(x);
+    const Results results{y, bias, keep, scale, bf16 != 0};
+    const Work work{tokens, copied ? stride : k, w, results, m, n, k};
+    if (m <= FEW) {
+        const int64_t chunk = std::max<int64_t>(16, n / (8 * threads));
+        spread([&](int64_t begin, int64_t end) { own.rows(work, begin, end); }, n, chunk, parallel, threads);
+        return;
+    }
+    const int64_t panels = up(n, own.panel);
+    const int64_t chunk = std::clamp<int64_t>(panels / (4 * threads), 1, std::max<int64_t>(1, WIDEST / own.panel));
+    spread([&](int64_t begin, int64_t end) { own.panels(work, begin, end); }, panels, chunk, parallel, threads);
 }
 
 }  // extern "C"

@@ -336,6 +336,9 @@ void run(const Pool& pool, Work work) {
 
 extern "C" {
 
+// From now on no path above this place in `Isa` runs, and products of bfloat16 only where `bf16` says so.
+void polyphi_limit(int isa, int bf16) { limit = {isa, bf16 != 0}; }
+
 // A place in `Isa`, and whether this CPU has the instructions of one.
 int polyphi_isa() { return best(); }
 int polyphi_has(int isa) { return has(isa); }

@@ -47,8 +47,16 @@ namespace polyphi {
 
 enum Isa { SCALAR, AVX2, AVXVNNI, AVX512, NEON };
 
-// Whether this CPU has the instructions of a path.
+// The highest path that may run, and whether products of bfloat16 may: lowered to see what another CPU does.
+struct Limit {
+    int isa = NEON;
+    bool bf16 = true;
+};
+inline Limit limit;
+
+// Whether this CPU has the instructions of a path, and it may run.
 inline bool has(int isa) {
+    if (isa > limit.isa) return false;
 #if POLYPHI_X86
     __builtin_cpu_init();
     const bool fused = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
@@ -75,6 +83,15 @@ inline int best() {
     for (const int isa : {AVX512, AVXVNNI, AVX2, NEON})
         if (has(isa)) return isa;
     return SCALAR;
+}
+
+// Whether this CPU has AVX-512's products of bfloat16, and they may run.
+inline bool has_bf16() {
+#if POLYPHI_X86
+    return limit.bf16 && has(AVX512) && __builtin_cpu_supports("avx512bf16");
+#else
+    return false;
+#endif
 }
 
 inline float from_bf16(uint16_t half) {

@@ -1,6 +1,11 @@
-"""The library of native kernels, and torch's threads for them to run in."""
+"""The library of native kernels, and torch's threads for them to run in.
+
+`POLYPHI_MAX_CPU_ISA` caps the instruction sets that the kernels use (`CAPS`), so that one machine shows what another
+does; the equivalent for torch is `ATEN_CPU_CAPABILITY`, `ONEDNN_MAX_CPU_ISA` and `MKL_ENABLE_INSTRUCTIONS`.
+"""
 
 import ctypes
+import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -9,6 +14,15 @@ from typing import Any
 import torch
 
 PATHS = ("scalar", "AVX2", "AVX-VNNI", "AVX-512 VNNI", "NEON")
+CAPS = {
+    "SCALAR": (0, False),
+    "AVX2": (1, False),
+    "AVX_VNNI": (2, False),
+    "AVX512_VNNI": (3, False),
+    "AVX512_BF16": (3, True),
+    "NEON": (4, True),
+}
+"""Values of POLYPHI_MAX_CPU_ISA: the highest index in `PATHS`, and whether AVX-512's bfloat16 products are allowed."""
 PLAIN = (torch.Tensor, torch.nn.Parameter)
 pointer, count, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 real = ctypes.c_float
@@ -16,13 +30,21 @@ real = ctypes.c_float
 
 @cache
 def library() -> ctypes.CDLL | str:
-    """The library, or why it can't be had."""
+    """The library, or why it can't be had. Raises ValueError for an unknown POLYPHI_MAX_CPU_ISA."""
     if not (path := Path(__file__).with_name("_native.so")).exists():
         return "they weren't built: there was no C++ compiler when polyphi was installed"
     try:
-        return ctypes.CDLL(str(path))
+        loaded = ctypes.CDLL(str(path))
     except OSError as error:
         return f"they can't be loaded: {error}"
+    if cap := os.environ.get("POLYPHI_MAX_CPU_ISA"):
+        if cap.upper() not in CAPS:
+            raise ValueError(
+                f"POLYPHI_MAX_CPU_ISA must be one of {', '.join(CAPS)}, found {cap!r}; unset it to use everything "
+                "that this CPU has"
+            )
+        loaded.polyphi_limit(*map(int, CAPS[cap.upper()]))
+    return loaded
 
 
 @cache

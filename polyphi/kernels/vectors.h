@@ -22,7 +22,8 @@ INLINE To read(const void* at) {
     return found;
 }
 
-INLINE Vec all(float value) { return Vec{} + value; }
+// Subtracting 0 changes no number, so that the compiler leaves it out; adding 0 would change -0.
+INLINE Vec all(float value) { return value - Vec{}; }
 
 INLINE Vec load(const float* at) { return read<Vec>(at); }
 
@@ -74,6 +75,17 @@ INLINE Vec kept(const float*, Vec value) { return value; }
 INLINE Vec kept(const uint16_t*, Vec value) { return as<Vec>(rounded(value) & 0xffff0000u); }
 
 INLINE Vec most(Vec a, Vec b) { return a > b ? a : b; }
+
+// a * b + c, rounded once where the CPU has such an instruction.
+#if LANES == 16
+INLINE Vec fused(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
+#elif LANES == 8
+INLINE Vec fused(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
+#elif LANES == 4
+INLINE Vec fused(Vec a, Vec b, Vec c) { return vfmaq_f32(c, a, b); }
+#else
+INLINE Vec fused(Vec a, Vec b, Vec c) { return a * b + c; }
+#endif
 
 INLINE float sum(Vec value) {
     float lanes[LANES];
