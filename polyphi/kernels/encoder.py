@@ -1,4 +1,5 @@
-"""Pieces of the encoders (encoder.cpp): attention over bfloat16, and what stands between products of 8 bits.
+"""Pieces of the encoders: attention over bfloat16 (encoder_attention.cpp), and what stands between products of 8 bits
+(encoder.cpp).
 
 >>> y = attention(q, k, v, heads, queries, keys)            # [T H*d] each, segment after segment
 >>> x, rows = norm(x, weight, bias, eps, raw)               # x + raw, its norm in 8 bits
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
-from polyphi.kernels.native import count, fits, function, library, number, pointer, pool, real
+from polyphi.kernels.native import count, fits, function, number, pointer, pool, real
 
 LANES = 16
 """Columns of all rows are a multiple of so many."""
@@ -48,19 +49,10 @@ class Raw(NamedTuple):
         return self.y.data_ptr(), self.y.stride(0), _at(self.scale), _at(self.bias)
 
 
-@cache
-def widest() -> int:
-    """The widest head that `attention` takes: 0 where there are no kernels, or this CPU has no products of
-    bfloat16."""
-    held = library()
-    return 0 if isinstance(held, str) else int(held.polyphi_attends())
-
-
-def attends(weight: Tensor, width: int) -> bool:
-    """Whether `attention` can stand in for torch's: no gradient is asked for, a model's weights are bfloat16 on a CPU
-    that multiplies those, its heads (`width` channels) fit."""
-    half = weight.dtype == torch.bfloat16
-    return half and fits(weight) and width % 2 == 0 and width <= widest()
+def attends(weight: Tensor) -> bool:
+    """Whether `attention` can replace torch's for a model whose weights are like this one: bfloat16 without gradients,
+    on a CPU that has kernels."""
+    return weight.dtype == torch.bfloat16 and fits(weight)
 
 
 _RAW = (pointer, count, pointer, pointer)
@@ -89,7 +81,7 @@ def _causal() -> Callable[..., None]:
 @cache
 def _strided() -> Callable[..., None]:
     first = (pointer, count, pointer, pointer)
-    rest = (pointer, pointer, pointer, *_OUT[:2], count, count, count)
+    rest = (pointer, pointer, pointer, *_OUT, count, count, count)
     return function("polyphi_strided", number, *_RAW, *first, *rest, *_POOL)
 
 
@@ -201,11 +193,12 @@ def strided(
     heard: Bool[Tensor, " T"],
     weight: Float[Tensor, "9 D"],
     bias: Float[Tensor, " D"],
+    eight_bits: bool = True,
     isa: int = -1,
-) -> Rows:
-    """A depthwise convolution 3 x 3 of stride 2 and padding 1 behind relu, in 8 bits, a row for each time and band:
-    halves of what comes in, rounded up. That is a product, T times its bands; or a convolution of the same kind over
-    one channel, of float32 (frames, weight, bias). Times where `heard` is False are blank to it."""
+) -> Rows | Float[Tensor, "T D"]:
+    """A depthwise convolution 3 x 3 of stride 2 and padding 1 behind relu, in 8 bits or bfloat16, a row for each time
+    and band: halves of what comes in, rounded up. That is a product, T times its bands; or a convolution of the same
+    kind over one channel, of float32 (frames, weight, bias). Times where `heard` is False are blank to it."""
     times, width = len(heard), weight.shape[1]
     if isinstance(given, Raw):
         bands, owed = len(given.y) // times, given.addresses()
@@ -218,7 +211,8 @@ def strided(
         behind = 2 * (-(-bands // ABREAST) * ABREAST) - frames.shape[1]
         frames = F.pad(frames, (1, behind, 1, 1))
         first = (frames.data_ptr(), frames.stride(0), *(t.data_ptr() for t in convolution))
-    out = _rows(-(-times // 2) * -(-bands // 2), width)
+    count = -(-times // 2) * -(-bands // 2)
+    out = _rows(count, width) if eight_bits else torch.empty(count, width, dtype=torch.bfloat16)
     _strided()(
         isa,
         *owed,
@@ -226,7 +220,7 @@ def strided(
         heard.data_ptr(),
         weight.data_ptr(),
         bias.data_ptr(),
-        *(t.data_ptr() for t in out),
+        *((_at(out.q), _at(out.scale), None) if isinstance(out, Rows) else (None, None, _at(out))),
         times,
         bands,
         width,
@@ -238,7 +232,8 @@ def strided(
 @cache
 def _attention() -> Callable[..., None]:
     sizes = (count, count, count, pointer, count)
-    return function("polyphi_attention", *[pointer] * 3, count, *[pointer] * 8, *sizes, *_POOL)
+    start = (number, number, *[pointer] * 3, count)
+    return function("polyphi_attention", *start, *[pointer] * 8, *sizes, *_POOL)
 
 
 def attention(
@@ -251,10 +246,13 @@ def attention(
     distances: Float[Tensor, "H L"] | None = None,
     scale: Float[Tensor, " T"] | None = None,
     biases: Sequence[Tensor] | None = None,
+    isa: int = -1,
+    by_pairs: bool = True,
 ) -> Float[Tensor, "T HD"]:
     """Softmax attention in bfloat16 within segments of `queries` rows each, of which all see the first `keys` rows (no
     rows: the result is 0). `distances` [H 2L-1], for segments of up to L rows, are added to the scaled scores by
-    (key - query). `scale` and `biases` (three) are what q, k and v owe, as `Raw` does."""
+    (key - query). `scale` and `biases` (three) are what q, k and v owe, as `Raw` does. `isa` and `by_pairs` are for
+    tests: an index in `PATHS`, and False for sums of float32 where the CPU has products of bfloat16."""
     stride = q.stride(0)
     assert all(t.dtype == torch.bfloat16 and t.stride() == (stride, 1) for t in (q, k, v))
     y = torch.empty(q.shape, dtype=q.dtype)
@@ -265,6 +263,8 @@ def attention(
         distances = distances.float().contiguous()
         longest = (distances.shape[1] + 1) // 2
     _attention()(
+        isa,
+        int(by_pairs),
         *(t.data_ptr() for t in (q, k, v)),
         stride,
         _at(scale),

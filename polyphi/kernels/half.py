@@ -20,8 +20,8 @@ from polyphi.kernels.native import count, fits, function, number, pointer, pool
 
 @cache
 def needed() -> bool:
-    """Whether torch has no fast products of bfloat16 on this CPU. (oneDNN has them from AVX-512 on, and where an Arm CPU
-    has bfloat16 instructions.)"""
+    """Whether torch has no fast products of bfloat16 on this CPU: oneDNN has them from AVX-512 on, and where an Arm CPU
+    has bfloat16 instructions."""
     there = torch.backends.mkldnn.is_available()
     return not (there and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 

@@ -324,6 +324,32 @@ struct Rounded {
     }
 };
 
+// The same of activations that are rounded already: bytes q + 128 [m k] with a scale for each row.
+struct Given {
+    const std::unique_ptr<int8_t[]> a;
+    const std::unique_ptr<int32_t[]> total;
+    const Tokens tokens;
+
+    Given(const Pool& pool, const uint8_t* q, const float* scale, int64_t m, int64_t k)
+        : a(new int8_t[m * up(k, GROUP) * GROUP]), total(new int32_t[m]),
+          tokens{a.get(), scale, nullptr, total.get(), m, up(k, GROUP)} {
+        const int64_t stride = tokens.groups * GROUP;
+        const auto work = [&](int64_t begin, int64_t end) {
+            for (int64_t t = begin; t < end; t++) {
+                int8_t* to = a.get() + t * stride;
+                int32_t sum = 0;
+                for (int64_t i = 0; i < k; i++) {
+                    to[i] = int8_t(q[t * k + i] ^ 128);
+                    sum += to[i];
+                }
+                std::memset(to + k, 0, size_t(stride - k));
+                total[t] = sum;
+            }
+        };
+        spread(work, m, std::max<int64_t>(16, up(m, 4 * pool.threads)), pool.parallel, pool.threads);
+    }
+};
+
 // All panels; a thread takes some at a time.
 void run(const Pool& pool, Work work) {
     work.share = up(up(work.base.x.m, up(work.base.x.m, TOKENS)), EVEN) * EVEN;
@@ -364,6 +390,16 @@ void polyphi_linear(int isa, int bits, const void* x, const uint8_t* w, const fl
     const Factor adapter{squeezed.tokens, 8, b, b_row, scale, 0, apart, nullptr};
     work.adapter = &adapter;
     run(pool, work);
+}
+
+// The product of activations that are rounded already, bytes q + 128 [m k] with a `scale` for each row, and a weight of 8
+// bits, to y [m n] in bfloat16.
+void polyphi_linear_rows(int isa, const uint8_t* q, const float* scale, const uint8_t* w, const float* row, void* y,
+                         int64_t m, int64_t n, int64_t k, Parallel parallel, int threads) {
+    const Pool pool{kernel(isa), parallel, std::max(1, threads)};
+    const Given given(pool, q, scale, m, k);
+    const Factor base{given.tokens, 8, w, row, 1.0f, 0, n / 2 / PANEL, nullptr};
+    run(pool, {base, nullptr, nullptr, y, true, n, 1, 0});
 }
 
 }  // extern "C"

@@ -205,3 +205,28 @@ def linear(
         torch.get_num_threads(),
     )
     return y
+
+
+@cache
+def _linear_rows() -> Callable[..., None]:
+    return function("polyphi_linear_rows", number, *[pointer] * 5, *[count] * 3, pointer, number)
+
+
+def linear_rows(
+    q: UInt8[Tensor, "T I"],
+    scale: Float[Tensor, " T"],
+    packed: UInt8[Tensor, " bytes"],
+    row: Float[Tensor, " O"],
+    isa: int = -1,
+) -> Float[Tensor, "T O"]:
+    """Activations (q - 128) * scale, rounded to 8 bits by whoever made them, by a packed weight of 8 bits with its
+    float32 `row`; in bfloat16. `isa` is for tests: an index in `native.PATHS`. Raises ValueError if the bytes are not
+    those of such a weight."""
+    (tokens, inputs), outputs = q.shape, len(row)
+    _check(packed, size8(outputs, inputs))
+    q, scale = q.contiguous(), scale.contiguous()
+    y = torch.empty(tokens, outputs, dtype=torch.bfloat16)
+    tensors = (q, scale, packed, row, y)
+    sizes = (tokens, outputs, inputs)
+    _linear_rows()(isa, *(t.data_ptr() for t in tensors), *sizes, pool(), torch.get_num_threads())
+    return y

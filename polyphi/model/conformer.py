@@ -1,17 +1,12 @@
 """Conformer speech encoder: log-mel frames every 10 ms become features every 80 ms (report 2.2.1).
 
-Three strided convolutions shorten time and frequency by eight, then 24 blocks of half-step feed-forward, attention
-with a learned bias per relative distance, causal convolution and half-step feed-forward. What is heard beyond 500
-features (40 s) is encoded in windows of 500 that don't see each other.
+Three strided convolutions shorten time and frequency by eight (subsampling.py), then 24 blocks of half-step
+feed-forward, attention with a learned bias per relative distance, causal convolution and half-step feed-forward. Beyond
+500 features (40 s) a clip is encoded in windows of 500 that don't see each other.
 
-Clips of any lengths share one call and each gives what it gives alone. In the subsampling they lie on one tape with
-blank frames between, blanked again before every convolution::
-
-    a a a a a . . . b b b . . . . . c c c c        frames,    starts are multiples of 8
-    a a a . b b . . c c                            after one convolution of stride 2
-
-In the blocks everything that works frame by frame runs over packed frames without padding; only attention sorts
-windows of similar length into groups and pads those a little.
+Clips of any lengths share one call and each gives what it gives alone. In the blocks everything that works frame by
+frame runs over packed frames without padding; only attention sorts windows of similar length into groups and pads those
+a little.
 
 Where no gradient is asked for, 80 s at a time pass the convolutions and then the blocks: half an hour takes the memory
 of 80 s, beside its features. Nothing changes by it, since windows don't see each other and a feature hears no further
@@ -33,12 +28,8 @@ from polyphi.batch import Clip
 from polyphi.kernels import encoder as native
 from polyphi.model.attention import working_dtype
 from polyphi.model.config import AudioConfig
-
-SUBSAMPLING = 8
-"""Mel frames per feature: three convolutions of stride 2."""
-
-FURTHEST_GAP = 4
-"""Blank frames that must separate two clips: one frame at the last convolution's input, which is 4 frames wide."""
+from polyphi.model.linear import Linear, product
+from polyphi.model.subsampling import SUBSAMPLING, Subsampling
 
 AT_ONCE = 1000
 """Features encoded at a time without gradients: 80 s, two windows. [ours] What the first convolution makes of them
@@ -81,11 +72,6 @@ def _runs(sizes: Sequence[int], at_once: int) -> Iterator[slice]:
 
 def _joined(parts: Sequence[Tensor]) -> Float[Tensor, "m D"]:
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))
-
-
-def _half(n: int) -> int:
-    """Outputs of a convolution of width 3, stride 2, padding 1 over n inputs."""
-    return -(-n // 2)
 
 
 @dataclass(frozen=True)
@@ -136,116 +122,14 @@ class Windows:
         return Windows(tuple(lengths), tuple(groups), place_, age_)
 
 
-def _from_one_channel(
-    x: Float[Tensor, "T M"], conv: nn.Conv2d
-) -> Float[Tensor, "1 C half_T half_M"]:
-    """A convolution 3 x 3 of stride 2 and padding 1 over one channel, as a matrix product: a CPU's own takes 12
-    times as long in bfloat16 (1024 channels). In float32, where training runs it, its own is the faster one. The bias
-    is the weight of a tenth input."""
-    assert conv.bias is not None
-    size = _half(x.shape[0]), _half(x.shape[1])
-    patches = F.pad(x, (1, 1, 1, 1)).unfold(0, 3, 2).unfold(1, 3, 2).permute(2, 3, 0, 1).flatten(2)
-    inputs = torch.cat([patches.flatten(0, 1), patches.new_ones(1, size[0] * size[1])])
-    return (torch.cat([conv.weight.flatten(1), conv.bias[:, None]], 1) @ inputs).view(1, -1, *size)
-
-
-class Tape(NamedTuple):
-    """Where clips lie in the subsampling: every one starts where a feature starts, at least FURTHEST_GAP frames behind
-    the one before. After convolutions that shorten time by `stride`, all places are divided by it."""
-
-    lengths: tuple[int, ...]
-    starts: tuple[int, ...]
-    """One more than there are clips."""
-
-    @staticmethod
-    def of(lengths: Sequence[int]) -> "Tape":
-        starts = [0]
-        for n in lengths:
-            span = -(-(4 * -(-n // 4) + FURTHEST_GAP) // SUBSAMPLING) * SUBSAMPLING
-            starts.append(starts[-1] + span)
-        return Tape(tuple(lengths), tuple(starts))
-
-    def length(self, stride: int) -> int:
-        return self.starts[-1] // stride
-
-    def spots(self, stride: int) -> Int[np.ndarray, " m"]:
-        """Where the clips' frames are."""
-        clips = zip(self.lengths, self.starts, strict=False)
-        return np.concatenate([np.arange(-(-n // stride)) + start // stride for n, start in clips])
-
-    def blanks(self, stride: int) -> Int[np.ndarray, " m"]:
-        """Where no clip is."""
-        return np.setdiff1d(np.arange(self.length(stride)), self.spots(stride), assume_unique=True)
-
-
-class Subsampling(nn.Module):
-    """Frames by eight, frequencies by eight: a convolution, then twice a depthwise and a pointwise one. Not causal."""
-
-    def __init__(self, config: AudioConfig) -> None:
-        super().__init__()
-        if config.time_reduction != SUBSAMPLING:
-            raise ValueError(
-                f"time_reduction must be {SUBSAMPLING} (three convolutions of stride 2), not {config.time_reduction}"
-            )
-        c = config.nemo_conv_channels
-        self.conv = nn.Sequential(
-            nn.Conv2d(1, c, kernel_size=3, stride=2, padding=1),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(c, c, kernel_size=3, stride=2, padding=1, groups=c),
-            nn.Conv2d(c, c, kernel_size=1),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(c, c, kernel_size=3, stride=2, padding=1, groups=c),
-            nn.Conv2d(c, c, kernel_size=1),
-            nn.ReLU(inplace=True),
-        )
-        self.out = nn.Linear(c * _half(_half(_half(config.input_size))), config.hidden_size)
-
-    def forward(self, mels: Float[Tensor, "F M"], lengths: Sequence[int]) -> Float[Tensor, "A D"]:
-        """Packed frames of clips of the given lengths to packed features."""
-        tape, stride = Tape.of(lengths), 1
-
-        def at(places: np.ndarray) -> Tensor:
-            return torch.from_numpy(places).to(mels.device, non_blocking=True)
-
-        x = mels.new_zeros(tape.length(1), mels.shape[-1]).index_copy(0, at(tape.spots(1)), mels)
-        x = x[None, None]
-        # On a CPU torch's depthwise convolutions are slower in bf16 than in fp32, backwards by half.
-        with torch.autocast("cpu", enabled=False):
-            for module in self.conv:
-                if isinstance(module, nn.ReLU):
-                    # a convolution's bias has written on the blank frames that the next one reads
-                    if stride < SUBSAMPLING:
-                        x = x.index_fill_(2, at(tape.blanks(stride)), 0)
-                    x = module(x)
-                elif (
-                    isinstance(module, nn.Conv2d)
-                    and module.in_channels == 1
-                    and (x.device.type, x.dtype) == ("cpu", torch.bfloat16)
-                ):
-                    x = _from_one_channel(x[0, 0], module)
-                    stride *= 2
-                elif isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1):
-                    # one matrix product over all times and frequencies
-                    assert module.bias is not None
-                    x = torch.addmm(
-                        module.bias[:, None], module.weight.flatten(1), x.flatten(2)[0]
-                    ).view_as(x)
-                else:
-                    x = module(x)
-                    stride *= 2
-        # [1, channels, time, frequency] -> a row per feature, channel-major.
-        x = x[0].transpose(0, 1).index_select(0, at(tape.spots(stride)))
-        return self.out(x.flatten(1))
-
-
 class FeedForward(nn.Module):
     """down(value * swish(gate)); here the *value* comes first in the fused projection, unlike in the decoder."""
 
     def __init__(self, config: AudioConfig) -> None:
         super().__init__()
         self.layer_norm = nn.LayerNorm(config.hidden_size)
-        self.value_gate_proj = nn.Linear(config.hidden_size, 2 * config.intermediate_size)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.value_gate_proj = Linear(config.hidden_size, 2 * config.intermediate_size)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, x: Float[Tensor, "A D"]) -> Float[Tensor, "A D"]:
         value, gate = self.value_gate_proj(self.layer_norm(x)).chunk(2, dim=-1)
@@ -260,9 +144,7 @@ class SelfAttention(nn.Module):
         super().__init__()
         size = config.hidden_size
         self.heads = config.num_attention_heads
-        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (
-            nn.Linear(size, size) for _ in range(4)
-        )
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (Linear(size, size) for _ in range(4))
 
     def forward(
         self, x: Float[Tensor, "A D"], windows: Windows, biases: Sequence[Tensor] | Tensor
@@ -290,7 +172,7 @@ class Pointwise(nn.Module):
         nn.init.xavier_uniform_(self.weight)
 
     def forward(self, x: Float[Tensor, "A I"]) -> Float[Tensor, "A O"]:
-        return F.linear(x, self.weight.squeeze(-1), self.bias)
+        return product(x, self.weight.squeeze(-1), self.bias)
 
 
 class GLU(nn.Module):
@@ -457,10 +339,9 @@ class ConformerEncoder(nn.Module):
     def _encode(self, x: Float[Tensor, "B D"], lengths: Sequence[int]) -> Float[Tensor, "B D"]:
         """All blocks over windows of these lengths."""
         windows = Windows.of(lengths, x.device)
-        c = self.config
         biases = (
             self._distances(max(lengths))
-            if native.attends(x, c.hidden_size // c.num_attention_heads)
+            if native.attends(x)
             else self._biases(windows, working_dtype(x))
         )
         for block in self.blocks:

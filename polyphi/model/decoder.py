@@ -22,7 +22,8 @@ from polyphi.batch import Batch
 from polyphi.kernels import blocks
 from polyphi.model.attention import KVCache, packed_attention, working_dtype
 from polyphi.model.config import AdapterConfig, DecoderConfig
-from polyphi.model.lora import LoraLinear, Route, narrowed, product, routes
+from polyphi.model.linear import product
+from polyphi.model.lora import LoraLinear, Route, narrowed, routes
 from polyphi.model.rope import LongRope, rotate
 
 

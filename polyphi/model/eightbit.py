@@ -10,12 +10,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from polyphi.kernels import encoder as native
 from polyphi.kernels.encoder import Raw, Rows
-from polyphi.model import conformer, siglip
+from polyphi.model import conformer, siglip, subsampling
 from polyphi.model.config import AudioConfig
 from polyphi.model.multimodal import PhiModel
 
@@ -23,19 +23,16 @@ AT_ONCE = 1024
 """Patches that pass an MLP together: what is between its linears stays in a cache, and is no fresh memory each time
 (over 32 MB, glibc gives it back), which took a third of that product's time for the 6,208 patches of 1280 x 720."""
 
-FEATURES = 96
-"""Of a clip, which pass the first convolutions together, for the same reason: those of 30 s would take 50 MB."""
+
+class RowProduct(Protocol):
+    """A product of int8 and activations that are rounded already."""
+
+    def rows(self, rows: Rows) -> Raw:
+        """The product in bfloat16, without bias."""
+        ...
 
 
-class Unsigned(Protocol):
-    """An int8 product of activations to which 128 has been added."""
-
-    def unsigned(
-        self, unsigned: UInt8[Tensor, "T I"], dtype: torch.dtype
-    ) -> Float[Tensor, "T O"]: ...
-
-
-Make = Callable[[nn.Module], Unsigned]
+Make = Callable[[nn.Module], RowProduct]
 """Gives the product of a linear, which is quantised already, or of a convolution of width 1."""
 
 
@@ -47,7 +44,7 @@ class Linear:
         self.bias = linear.bias.float()
 
     def __call__(self, rows: Rows) -> Raw:
-        return Raw(self.product.unsigned(rows.q, torch.bfloat16), rows.scale, self.bias)
+        return self.product.rows(rows)._replace(bias=self.bias)
 
 
 class Norm:
@@ -80,9 +77,7 @@ class Attention:
     ) -> Raw:
         q, k, v = (linear(rows) for linear in self.qkv)
         biases = [linear.bias for linear in self.qkv]
-        x = native.attention(
-            q.y, k.y, v.y, self.heads, queries, keys, distances, rows.scale, biases
-        )
+        x = native.attention(q.y, k.y, v.y, self.heads, queries, keys, distances, q.scale, biases)
         return self.out(native.activate("none", Raw(x)))
 
 
@@ -176,15 +171,11 @@ class AudioBlock(nn.Module):
 class Subsampling(nn.Module):
     """The convolutions before the blocks, each depthwise one in a pass with what stands before it."""
 
-    def __init__(self, plain: conformer.Subsampling, make: Make) -> None:
+    def __init__(self, plain: subsampling.Subsampling, make: Make) -> None:
         super().__init__()
         self.plain = plain
-        convolutions: list[Any] = [m for m in plain.conv if isinstance(m, nn.Conv2d)]
-        first, second, up, third, down = convolutions
-        self.taps = [
-            (conv.weight.flatten(1).t().float().contiguous(), conv.bias.float())
-            for conv in (first, second, third)
-        ]
+        _, _, up, _, down = subsampling.convolutions(plain)
+        self.taps = subsampling.taps(plain)
         self.up, self.down = Linear(up, make), Linear(down, make)
         self.last = Linear(plain.out, make)
 
@@ -195,48 +186,16 @@ class Subsampling(nn.Module):
     def forward(self, mels: Float[Tensor, "F M"], lengths: Sequence[int]) -> Float[Tensor, "A D"]:
         if torch.is_grad_enabled():
             return self.plain(mels, lengths)
-        tape = conformer.Tape.of(lengths)
-        spots = [torch.from_numpy(tape.spots(stride)) for stride in (1, 2, 4, 8)]
-        heard = [
-            torch.zeros(tape.length(stride), dtype=torch.bool).index_fill_(0, at, True)
-            for stride, at in ((2, spots[1]), (4, spots[2]))
-        ]
-        x = torch.zeros(tape.length(1), mels.shape[1]).index_copy_(0, spots[0], mels.float())
-        whole = tape.length(8)
-        parts = [
-            self._some(x, heard, start, min(start + FEATURES, whole))
-            for start in range(0, whole, FEATURES)
-        ]
-        # [times, bands, channels] -> a row per feature, channel-major
-        y = torch.cat(parts).transpose(1, 2).index_select(0, spots[3]).flatten(1)
-        return native.finished("none", self.last(native.activate("none", Raw(y))))
+        linears = (self.up, self.down, self._last)
+        return subsampling.in_parts(mels, lengths, self.taps, linears, eight_bits=True)
 
-    def _some(
-        self, x: Float[Tensor, "F M"], heard: Sequence[Tensor], start: int, end: int
-    ) -> Float[Tensor, "n B C"]:
-        """Features from `start` to `end`, before the last linear. A convolution hears one time further back than its
-        first: the one before that comes along to keep the step, and what is made there is dropped."""
-        first, second, third = self.taps
-        begin = max(0, 2 * start - 2)  # of what the last convolution hears
-        earlier, early = min(begin, 1), min(start, 1)
-        frames, times = (slice(n * (begin - earlier), 2 * n * end) for n in (4, 2))
-        rows = native.strided((x[frames], *first), heard[0][times], *second)
-        rows = _behind(rows, earlier, 2 * end - begin + earlier)
-        rows = native.strided(self.up(rows), heard[1][begin : 2 * end], *third)
-        rows = _behind(rows, early, end - start + early)
-        y = native.finished("relu", self.down(rows))
-        return y.view(end - start, -1, y.shape[1])
-
-
-def _behind(rows: Rows, first: int, times: int) -> Rows:
-    """From time `first` on, of so many."""
-    each = len(rows.q) // times
-    return Rows(rows.q[first * each :], rows.scale[first * each :])
+    def _last(self, x: Float[Tensor, "A I"]) -> Float[Tensor, "A D"]:
+        return native.finished("none", self.last(native.activate("none", Raw(x))))
 
 
 def fuse(model: PhiModel, make: Make) -> None:
-    """Puts these classes into a model's encoders where their kernels run: in bfloat16, on a CPU that multiplies it, in
-    sizes that fit. The vision tower's last layer stays, since no forward of the multimodal model reaches it."""
+    """Puts these classes into a model's encoders where their kernels run: in bfloat16, in sizes that fit. The vision
+    tower's last layer stays, since no forward of the multimodal model reaches it."""
     if model.vision is not None and _fits(model.vision.encoder):
         layers = model.vision.encoder.layers
         for i, layer in enumerate(layers[:-1]):
@@ -256,4 +215,4 @@ def _fits(encoder: siglip.SiglipEncoder | conformer.ConformerEncoder) -> bool:
         middle = c.ext_pw_out_channel, c.depthwise_separable_out_channel
         widths += [*middle, c.nemo_conv_channels]
     fit = all(width % native.LANES == 0 for width in widths)
-    return fit and native.attends(weight, c.hidden_size // c.num_attention_heads)
+    return fit and native.attends(weight)

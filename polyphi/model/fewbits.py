@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from polyphi import kernels
 from polyphi.kernels import linear as native
+from polyphi.kernels.encoder import Raw, Rows
 from polyphi.kernels.linear import GROUP, PANEL, Adapter
 from polyphi.model.rounding import four_bits
 
@@ -165,6 +166,11 @@ class Native:
         known = x if x.dtype in NARROW else x.float()
         return native.linear(known, self.packed, self.row, bits=self.bits).to(x.dtype)
 
+    def rows(self, rows: Rows) -> Raw:
+        """The product of activations that are rounded already, in bfloat16; of weights of 8 bits."""
+        assert self.bits == 8
+        return Raw(native.linear_rows(rows.q, rows.scale, self.packed, self.row))
+
     def tensors(self) -> tuple[Tensor, ...]:
         return (self.packed, self.row)
 
@@ -215,9 +221,13 @@ class OneDnn:
     def __call__(self, q: Int8[Tensor, "T I"], dtype: torch.dtype) -> Float[Tensor, "T O"]:
         # Activations as unsigned numbers with scale 1 and zero point 128: signed ones have no fast way on CPUs that
         # have VNNI alone.
-        return self.unsigned(q.view(torch.uint8) ^ 128, dtype)
+        return self._unsigned(q.view(torch.uint8) ^ 128, dtype)
 
-    def unsigned(self, unsigned: UInt8[Tensor, "T I"], dtype: torch.dtype) -> Float[Tensor, "T O"]:
+    def rows(self, rows: Rows) -> Raw:
+        """The product of activations that are rounded already, in bfloat16; their scales are still to be applied."""
+        return Raw(self._unsigned(rows.q, torch.bfloat16), rows.scale)
+
+    def _unsigned(self, unsigned: UInt8[Tensor, "T I"], dtype: torch.dtype) -> Float[Tensor, "T O"]:
         """Of activations to which 128 has been added."""
         w, s, z = self.weight, self.scale, self.zeros
         # No bias; the result is not quantised, nothing is fused behind it.

@@ -20,6 +20,7 @@ from polyphi import kernels
 from polyphi.batch import Batch
 from polyphi.kernels import blocks, half
 from polyphi.model.config import AdapterConfig
+from polyphi.model.linear import product
 
 
 class Kernel(Protocol):
@@ -114,7 +115,7 @@ class LowRank(nn.Module):
 
     def expand(self, low: Float[Tensor, "n R"]) -> Float[Tensor, "n O"]:
         """B low."""
-        return F.linear(low, self.b) if self.up is None else self.up(low)
+        return product(low, self.b) if self.up is None else self.up(low)
 
     def add(self, y: Float[Tensor, "n O"], x: Float[Tensor, "n I"]) -> Float[Tensor, "n O"]:
         """y + scale * B A dropout(x), in y's place where nobody wants a gradient."""
@@ -123,7 +124,7 @@ class LowRank(nn.Module):
             return y.add_(self.up(low), alpha=self.scale)
         if torch.is_grad_enabled():
             return torch.addmm(y, low, self.b.t(), alpha=self.scale)
-        if _one(low, self.b) and kernels.missing() is None:
+        if half.takes(low, self.b) and y.dtype == low.dtype and y.is_contiguous():
             return half.add(y, low, self.b, scale=self.scale)
         return y.addmm_(low, self.b.t(), alpha=self.scale)
 
@@ -141,23 +142,6 @@ def dropped(x: Float[Tensor, "n I"], p: float) -> Float[Tensor, "n I"]:
     places = torch.randint(x.numel(), (int(torch.poisson(mean)),), device=x.device)
     kept = x.new_full((x.numel(),), 1 / (1 - p)).index_fill_(0, places, 0.0)
     return x * kept.view_as(x)
-
-
-def product(x: Float[Tensor, "*T I"], weight: Float[Tensor, "O I"]) -> Float[Tensor, "*T O"]:
-    """W x. On a CPU a single row is answered by our own kernel, or torch's matrix-vector product: in bfloat16 a matrix
-    product's reads weights at a part of the rate that memory gives. Neither has a gradient, so training doesn't take
-    them."""
-    if not _one(x, weight):
-        return F.linear(x, weight)
-    row = x.reshape(1, -1)
-    y = half.linear(row, weight) if kernels.missing() is None else torch.mv(weight, row[0])
-    return y.view(*x.shape[:-1], len(weight))
-
-
-def _one(x: Tensor, weight: Tensor) -> bool:
-    """Whether x is a single row, of bfloat16 on a CPU as the weight is, and nobody wants a gradient."""
-    narrow = x.dtype == weight.dtype == torch.bfloat16 and x.device.type == "cpu"
-    return narrow and x.numel() == x.shape[-1] and not torch.is_grad_enabled()
 
 
 class LoraLinear(nn.Module):

@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from polyphi.batch import Clip, ImageLayout
+from polyphi.model.linear import Linear
 
 AT_ONCE = 4096
 """Audio features projected at a time where no gradient is asked for. [ours]"""
@@ -29,8 +30,8 @@ class Projector(nn.Module):
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.up = nn.Linear(inputs, outputs)
-        self.down = nn.Linear(outputs, outputs)
+        self.up = Linear(inputs, outputs)
+        self.down = Linear(outputs, outputs)
 
     def forward(self, x: Float[Tensor, "n I"]) -> Float[Tensor, "n D"]:
         if len(x) > AT_ONCE and not torch.is_grad_enabled():  # half an hour is 22,500 rows
@@ -65,8 +66,8 @@ class VisionProjector(nn.Module):
         self.cells = cells
         self.global_separator = nn.Parameter(torch.zeros(inputs))
         self.row_separator = nn.Parameter(torch.zeros(inputs))
-        self.up = nn.Linear(inputs, outputs)
-        self.down = nn.Linear(outputs, outputs)
+        self.up = Linear(inputs, outputs)
+        self.down = Linear(outputs, outputs)
 
     def _sources(self, layouts: Sequence[ImageLayout], device: torch.device) -> Int[Tensor, " I"]:
         """Row of the table [all cells, global separator, row separator] that each token copies."""

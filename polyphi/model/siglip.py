@@ -15,8 +15,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from polyphi.kernels import encoder as native
+from polyphi.kernels import half
 from polyphi.model.attention import SHORT, written_out
 from polyphi.model.config import VisionConfig
+from polyphi.model.linear import Linear, product
 
 
 def position_ids(masks: Bool[Tensor, "N G G"]) -> Int[Tensor, "N P"]:
@@ -61,7 +63,7 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.heads = heads
         self.q_proj, self.k_proj, self.v_proj, self.out_proj = (
-            nn.Linear(size, size) for _ in range(4)
+            Linear(size, size) for _ in range(4)
         )
 
     def forward(
@@ -87,9 +89,9 @@ class MLP(nn.Module):
 
     def __init__(self, size: int, inner: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(size, inner)
+        self.fc1 = Linear(size, inner)
         self.act = nn.GELU(approximate="tanh")
-        self.fc2 = nn.Linear(inner, size)
+        self.fc2 = Linear(inner, size)
 
     def forward(self, x: Float[Tensor, "*n D"]) -> Float[Tensor, "*n D"]:
         return self.fc2(self.act(self.fc1(x)))
@@ -120,7 +122,7 @@ class CrossAttention(nn.Module):
         self.heads = heads
         self.in_proj_weight = nn.Parameter(torch.empty(3 * size, size))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * size))
-        self.out_proj = nn.Linear(size, size)
+        self.out_proj = Linear(size, size)
         nn.init.xavier_uniform_(self.in_proj_weight)
 
     def forward(
@@ -180,9 +182,18 @@ class SiglipEncoder(nn.Module):
     def _embed(
         self, crops: Float[Tensor, "N 3 C C"], masks: Bool[Tensor, "N G G"]
     ) -> Float[Tensor, "N P D"]:
-        patches = self.patch_embedding(crops.to(self.patch_embedding.weight.dtype))
-        # A row per patch: what lies across memory would be copied in every norm.
-        x = patches.flatten(2).transpose(1, 2).contiguous()
+        convolution = self.patch_embedding
+        crops = crops.to(convolution.weight.dtype)
+        if native.attends(convolution.weight) and half.needed():
+            # torch convolves bfloat16 slowly here, our kernel multiplies it fast
+            side = self.config.patch_size
+            patches = crops.unfold(2, side, side).unfold(3, side, side).permute(0, 2, 3, 1, 4, 5)
+            x = product(
+                patches.flatten(3).flatten(1, 2), convolution.weight.flatten(1), convolution.bias
+            )
+        else:
+            # a row per patch: what lies across memory would be copied in every norm
+            x = convolution(crops).flatten(2).transpose(1, 2).contiguous()
         return x + self.position_embedding(position_ids(masks))
 
     def _run(
@@ -217,8 +228,7 @@ class SiglipEncoder(nn.Module):
 
     def _attends(self) -> bool:
         """Whether our own attention takes this tower's heads."""
-        weight, c = self.patch_embedding.weight, self.config
-        return native.attends(weight, c.hidden_size // c.num_attention_heads)
+        return native.attends(self.patch_embedding.weight)
 
     def pooled(
         self, crops: Float[Tensor, "N 3 C C"], masks: Bool[Tensor, "N G G"]

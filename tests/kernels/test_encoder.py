@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernels.paths import here
 from torch import Tensor
 
 from polyphi import kernels
@@ -19,11 +20,14 @@ from polyphi.kernels.encoder import (
     finished,
     norm,
     strided,
-    widest,
 )
 
 pytestmark = pytest.mark.skipif(kernels.missing() is not None, reason=str(kernels.missing()))
-attends = pytest.mark.skipif(not widest(), reason="this CPU has no products of bfloat16")
+EVERY = [(path, False) for path in here()] + [(-1, True)]
+every_path = pytest.mark.parametrize(
+    "path", EVERY, ids=[kernels.PATHS[path] for path, _ in EVERY[:-1]] + ["best"]
+)
+"""Arguments `isa` and `by_pairs` of `attention`: in float32 on each path, and as this CPU chooses."""
 
 
 def attended(
@@ -42,71 +46,81 @@ def attended(
     return torch.cat(outs)
 
 
-@attends
+@every_path
 @settings(max_examples=40, deadline=None)
 @given(
     segments=st.lists(st.tuples(st.integers(1, 140), st.integers(0, 9)), min_size=1, max_size=4),
     heads=st.integers(1, 3),
-    pairs=st.integers(1, 40),
+    channels=st.integers(1, 90),
     seed=st.integers(0, 99),
     size=st.sampled_from([0.1, 1.0, 30.0]),
     far=st.booleans(),
 )
 def test_attention_is_that_of_the_formula(
-    segments: list[tuple[int, int]], heads: int, pairs: int, seed: int, size: float, far: bool
+    path: tuple[int, bool],
+    segments: list[tuple[int, int]],
+    heads: int,
+    channels: int,
+    seed: int,
+    size: float,
+    far: bool,
 ) -> None:
     queries = [n for n, _ in segments]
     keys = [max(1, n - hidden) for n, hidden in segments]
     draw = torch.Generator().manual_seed(seed)
     qkv = [
-        (size * torch.randn(sum(queries), heads * 2 * pairs, generator=draw)).bfloat16()
+        (size * torch.randn(sum(queries), heads * channels, generator=draw)).bfloat16()
         for _ in range(3)
     ]
     distances = torch.randn(heads, 2 * max(queries) - 1, generator=draw) if far else None
-    found = attention(*qkv, heads, queries, keys, distances)
+    found = attention(*qkv, heads, queries, keys, distances, isa=path[0], by_pairs=path[1])
     wanted = attended(qkv, heads, queries, keys, distances)
     # Shares and the result are rounded to bfloat16: two units in the last place of the largest value.
     assert (found.double() - wanted).abs().max() <= 2**-7 * qkv[2].abs().max()
 
 
-@attends
-def test_products_owe_their_scales_and_bias() -> None:
+@every_path
+def test_products_owe_their_scales_and_bias(path: tuple[int, bool]) -> None:
     draw = torch.Generator().manual_seed(0)
     raw = torch.randn(50, 3 * 144, generator=draw).bfloat16()
     scale, bias = torch.rand(50, generator=draw), torch.randn(3 * 144, generator=draw)
     paid = (raw * scale[:, None] + bias).bfloat16()
     found, wanted = (
-        attention(*t.split(144, 1), 2, [20, 30], [20, 28], scale=s, biases=b)
+        attention(*t.split(144, 1), 2, [20, 30], [20, 28], None, s, b, *path)
         for t, s, b in ((raw, scale, bias.split(144)), (paid, None, None))
     )
     assert (found.double() - wanted.double()).norm() < 0.01 * wanted.double().norm()
 
 
-@attends
-def test_a_segment_is_the_same_whatever_stands_beside_it() -> None:
+@every_path
+def test_a_segment_is_the_same_whatever_stands_beside_it(path: tuple[int, bool]) -> None:
     q, k, v = torch.randn(3, 200, 72, generator=torch.Generator().manual_seed(0)).bfloat16()
-    together = attention(q, k, v, 1, [70, 130], [70, 100])
+    together = attention(q, k, v, 1, [70, 130], [70, 100], None, None, None, *path)
     for part, seen in ((slice(0, 70), 70), (slice(70, 200), 100)):
-        alone = attention(q[part], k[part], v[part], 1, [part.stop - part.start], [seen])
+        rows = [part.stop - part.start]
+        alone = attention(q[part], k[part], v[part], 1, rows, [seen], None, None, None, *path)
         assert torch.equal(alone, together[part])
 
 
-@attends
-def test_extreme_scores_are_shares() -> None:
+@every_path
+def test_extreme_scores_are_shares(path: tuple[int, bool]) -> None:
     """One key takes all where scores are far apart, and all share where they are far from 0 together."""
     q = torch.full((3, 16), 100.0).bfloat16()
     k = torch.full((3, 16), 100.0).bfloat16()
     v = torch.tensor([1.0, 2.0, 6.0])[:, None].expand(3, 16).bfloat16()
-    assert attention(q, k, v.contiguous(), 1, [3], [3]).unique().tolist() == [3.0]
+    v, isa, by_pairs = v.contiguous(), *path
+    found = attention(q, k, v, 1, [3], [3], isa=isa, by_pairs=by_pairs)
+    assert found.unique().tolist() == [3.0]
     k[1] = -100
     k[2] = 99
-    assert attention(q, k, v.contiguous(), 1, [3], [3]).unique().tolist() == [1.0]
+    found = attention(q, k, v, 1, [3], [3], isa=isa, by_pairs=by_pairs)
+    assert found.unique().tolist() == [1.0]
 
 
-@attends
-def test_who_sees_nothing_gets_nothing() -> None:
+@every_path
+def test_who_sees_nothing_gets_nothing(path: tuple[int, bool]) -> None:
     q, k, v = torch.ones(3, 5, 16).bfloat16()
-    found = attention(q, k, v, 1, [2, 3], [0, 3])
+    found = attention(q, k, v, 1, [2, 3], [0, 3], None, None, None, *path)
     assert found.sum(1).tolist() == [0, 0, 16, 16, 16]
 
 
@@ -260,8 +274,13 @@ def test_strided_convolutions_are_those_of_the_formula(
         x = convolved(x.relu() * heard[:, None], second, shifts[1])
         return x.permute(1, 2, 0).reshape(-1, channels)
 
-    found = strided((frames, first, shifts[0]), heard, second, shifts[1], path)
+    found = strided((frames, first, shifts[0]), heard, second, shifts[1], isa=path)
     near(found, behind(convolved(frames.double()[None], first, shifts[0])))
     owed, meant = raw(halves[0] * halves[1], channels, seed, 1.0)
-    found = strided(owed, heard, second, shifts[1], path)
-    near(found, behind(meant.t().reshape(channels, *halves)))
+    found = strided(owed, heard, second, shifts[1], isa=path)
+    expected = behind(meant.t().reshape(channels, *halves))
+    near(found, expected)
+    found = strided(owed, heard, second, shifts[1], eight_bits=False, isa=path)
+    # rounded once to bfloat16, besides sums in float32 of values up to the largest
+    limit = 2**-8 * expected.abs() + 1e-5 * expected.abs().max()
+    assert ((found.double() - expected).abs() <= limit).all()

@@ -1,4 +1,4 @@
-"""A token by weights of bfloat16: what the formula gives, on every path."""
+"""Linear layers with weights of bfloat16: what the formula gives, on every path."""
 
 import pytest
 import torch
@@ -10,39 +10,62 @@ from polyphi import kernels
 from polyphi.kernels import half
 
 pytestmark = pytest.mark.skipif(kernels.missing() is not None, reason=str(kernels.missing()))
+every_path = pytest.mark.parametrize("path", here(), ids=kernels.PATHS.__getitem__)
 
 
-@pytest.mark.parametrize("path", here(), ids=kernels.PATHS.__getitem__)
-@settings(max_examples=40)
+@every_path
+@settings(max_examples=60, deadline=None)
 @given(
+    tokens=st.one_of(st.integers(1, 20), st.integers(90, 110)),
     outputs=st.integers(1, 80),
-    inputs=st.integers(1, 200),
+    inputs=st.one_of(st.integers(1, 200), st.integers(250, 270)),
     seed=st.integers(0, 99),
     narrow=st.booleans(),
+    biased=st.booleans(),
 )
 def test_products_are_those_of_the_formula(
-    path: int, outputs: int, inputs: int, seed: int, narrow: bool
+    path: int, tokens: int, outputs: int, inputs: int, seed: int, narrow: bool, biased: bool
 ) -> None:
     draw = torch.Generator().manual_seed(seed)
     dtype = torch.bfloat16 if narrow else torch.float32
-    x = torch.randn(1, inputs, generator=draw).to(dtype)
+    x = torch.randn(tokens, inputs, generator=draw).to(dtype)
     w = torch.randn(outputs, inputs, generator=draw).bfloat16()
-    y = torch.randn(1, outputs, generator=draw).to(dtype)
-    wanted = x.double() @ w.double().t()
-    most = x.double().abs() @ w.double().abs().t() + 1
+    bias = torch.randn(outputs, generator=draw).bfloat16() if biased else None
+    y = torch.randn(tokens, outputs, generator=draw).to(dtype)
+    expected = x.double() @ w.double().t()
+    size = x.double().abs() @ w.double().abs().t() + 1
+    # results are rounded once: to 8 bits of mantissa, or in sums of float32
     allowed = 4e-3 if narrow else 1e-6
-    assert ((half.linear(x, w, isa=path).double() - wanted).abs() / most).max() < allowed
-    wanted = y.double() - 0.5 * wanted
-    found = half.add(y.clone(), x, w, scale=-0.5, isa=path)
-    assert found.dtype == dtype
-    assert ((found.double() - wanted).abs() / (most + y.abs())).max() < allowed
+    added = half.add(y.clone(), x, w, scale=-0.5, isa=path)
+    assert added.dtype == dtype
+    total = y.double() - 0.5 * expected
+    assert ((added.double() - total).abs() / (size + y.abs())).max() < allowed
+    if bias is not None:
+        expected, size = expected + bias.double(), size + bias.double().abs()
+    result = half.linear(x, w, bias, isa=path)
+    assert ((result.double() - expected).abs() / size).max() < allowed
+
+
+@every_path
+@pytest.mark.parametrize("tokens", [16, 40])
+def test_a_token_gives_what_it_gives_beside_others(path: int, tokens: int) -> None:
+    """Up to 16 tokens to the bit, one alone included; and more than those, however many they are."""
+    draw = torch.Generator().manual_seed(0)
+    x, w = torch.randn(tokens, 300, generator=draw), torch.randn(70, 300, generator=draw).bfloat16()
+    together = half.linear(x, w, isa=path)
+    for part in (
+        (slice(0, 17), slice(tokens - 23, tokens)) if tokens > 16 else (slice(3, 4), slice(2, 9))
+    ):
+        assert torch.equal(half.linear(x[part], w, isa=path), together[part])
 
 
 def test_what_does_not_fit_is_refused() -> None:
     w = torch.ones(4, 6).bfloat16()
-    with pytest.raises(ValueError, match=r"a token of \[1 6\]"):
+    with pytest.raises(ValueError, match=r"\[T 6\]"):
         half.linear(torch.ones(1, 5), w)
     with pytest.raises(ValueError, match="a weight in bfloat16"):
         half.linear(torch.ones(1, 6), w.float())
+    with pytest.raises(ValueError, match=r"\[4\] in bfloat16"):
+        half.linear(torch.ones(1, 6), w, torch.ones(4))
     with pytest.raises(ValueError, match="contiguous sum"):
         half.add(torch.ones(1, 4).bfloat16(), torch.ones(1, 6), w, scale=1.0)

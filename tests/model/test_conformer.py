@@ -8,17 +8,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from polyphi import kernels
 from polyphi.batch import Clip
-from polyphi.kernels.encoder import widest
 from polyphi.model.config import AudioConfig
 from polyphi.model.conformer import (
     AT_ONCE,
     CausalDepthwise,
     ConformerEncoder,
     Windows,
-    _from_one_channel,
 )
 from polyphi.model.multimodal import PhiModel
+from polyphi.model.subsampling import _from_one_channel
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def test_a_loud_neighbour_is_not_heard(encoder):
     assert torch.equal(features[0][8:], features[1][8:])
 
 
-@pytest.mark.skipif(not widest(), reason="this CPU has no products of bfloat16")
+@pytest.mark.skipif(kernels.missing() is not None, reason=str(kernels.missing()))
 def test_our_attention_gives_what_torchs_does(encoder):
     """With gradients torch's attends, windows padded to similar length; without them ours does, window by window."""
     with torch.no_grad():

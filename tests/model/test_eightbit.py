@@ -7,15 +7,11 @@ import torch
 
 from polyphi import kernels
 from polyphi.batch import Clip
-from polyphi.kernels.encoder import widest
-from polyphi.model import eightbit, fewbits, quantize
+from polyphi.model import eightbit, quantize, subsampling
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 
-pytestmark = pytest.mark.skipif(
-    kernels.missing() is not None or not widest() or not fewbits.is_right(fewbits.OneDnn, "cpu"),
-    reason="this CPU has no kernels for encoders in 8 bits",
-)
+pytestmark = pytest.mark.skipif(kernels.missing() is not None, reason=str(kernels.missing()))
 CLIPS = [Clip(n, "speech") for n in (33, 170, 9, 33)]
 
 
@@ -95,7 +91,7 @@ def test_a_clip_gives_what_it_gives_alone(fused, clip) -> None:
 @pytest.mark.parametrize("features", [1, 5])
 def test_parts_of_a_clip_are_heard_as_the_whole_is(fused, features, monkeypatch) -> None:
     whole = heard(fused)
-    monkeypatch.setattr(eightbit, "FEATURES", features)
+    monkeypatch.setattr(subsampling, "FEATURES", features)
     assert torch.equal(heard(fused), whole)
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from polyphi.kernels.encoder import widest
+from polyphi import kernels
 from polyphi.model.config import VisionConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.model.siglip import Packed, SiglipEncoder
@@ -47,7 +47,7 @@ def test_patches_that_nobody_reads_are_left_out():
     assert Packed.of(masks[:1]).rows is None
 
 
-@pytest.mark.skipif(not widest(), reason="this CPU has no products of bfloat16")
+@pytest.mark.skipif(kernels.missing() is not None, reason=str(kernels.missing()))
 def test_our_attention_gives_what_torchs_does(encoder):
     """With gradients torch's attends, to every patch; without them ours does, for those that are read."""
     encoder = encoder.bfloat16()
