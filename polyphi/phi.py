@@ -242,11 +242,11 @@ class Phi:
         *,
         last: int | None = None,
         adapter: str | None = "auto",
-    ) -> list[tuple[Int[Tensor, " T"], Float[Tensor, "n V"]]]:
+    ) -> list[tuple[Int[Tensor, "_"], Float[Tensor, "_ V"]]]:
         """`logits` of many prompts (conversations, token ids, `TokensPrompt`s), in their order; short ones run together
         in one forward. The results of all are in memory at once: give `last` where that suffices. Raises ValueError as
         `logits`."""
-        ids: list[Int[Tensor, " T"]] = []
+        ids: list[Tensor] = []
 
         def rows() -> Iterator[Batch]:
             for prompt in prompts:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from jaxtyping import Int
 from torch import Tensor
 
@@ -16,7 +17,7 @@ from polyphi.chat import Message, TokensPrompt
 
 Conversation = Sequence[Message | Mapping[str, Any]]
 """`Message`s or OpenAI-style dicts."""
-Prompt = Conversation | Sequence[int] | Int[Tensor, " n"] | TokensPrompt
+Prompt = Conversation | Sequence[int] | Int[Tensor, "_"] | Int[np.ndarray, "_"] | TokensPrompt
 """What the model is asked to continue."""
 
 

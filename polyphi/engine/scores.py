@@ -63,7 +63,7 @@ def logits_rows(
 
 def _logits_group(
     runner: Runner, group: Sequence[Batch], last: int | None
-) -> list[Float[Tensor, "n V"]]:
+) -> list[Float[Tensor, "_ V"]]:
     batch = pack(group)
     sizes = [len(one) if last is None else min(last, len(one)) for one in group]
     indices = None
