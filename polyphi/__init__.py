@@ -7,7 +7,18 @@
 
 from typing import TYPE_CHECKING, Any
 
-from polyphi.chat import Audio, Completion, Image, Message, SamplingParams, Text, Transcript, Video
+from polyphi.chat import (
+    Audio,
+    Completion,
+    Image,
+    Message,
+    SamplingParams,
+    Text,
+    TokensPrompt,
+    Transcript,
+    Video,
+    parts,
+)
 
 if TYPE_CHECKING:
     from polyphi.phi import Phi, load
@@ -20,9 +31,11 @@ __all__ = [
     "Phi",
     "SamplingParams",
     "Text",
+    "TokensPrompt",
     "Transcript",
     "Video",
     "load",
+    "parts",
 ]
 
 

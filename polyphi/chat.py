@@ -9,6 +9,7 @@ the protocol by which evaluation sees any model, local or remote. This leaf impo
 
 import base64
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -268,6 +269,63 @@ def with_tools(messages: Sequence[Message], tools: Any) -> tuple[Message, ...]:
     return (Message("system", (), text), *messages)
 
 
+_PLACEHOLDER = re.compile(r"<\|(image|audio)_(\d+)\|>")
+
+
+def parts(
+    text: str,
+    images: Sequence[Image | MediaSource] = (),
+    audios: Sequence[Audio | MediaSource | tuple[np.ndarray, int]] = (),
+) -> tuple[Part, ...]:
+    """The parts of a message from text with the published placeholders.
+
+    >>> Message.user(*parts("<|image_1|>What is shown in this image?", images=["cat.png"]))
+
+    `<|image_1|>` stands for the first of `images`, `<|audio_2|>` for the second of `audios`; each image and each clip
+    has exactly one placeholder. `images` are paths, bytes or `Image`s; `audios` are paths, bytes, (samples, rate) pairs
+    or `Audio`s. The parts have the order of the text. Raises ValueError for a number without an image or clip, for a
+    number that occurs twice, and for an image or clip without a placeholder.
+    """
+    sources: dict[str, list[Part]] = {
+        "image": [i if isinstance(i, Image) else Image(i) for i in _listed(images, "images")],
+        "audio": [a if isinstance(a, Audio) else Audio(a) for a in _listed(audios, "audios")],
+    }
+    used: dict[str, set[int]] = {"image": set(), "audio": set()}
+    result: list[Part] = []
+    end = 0
+    for match in _PLACEHOLDER.finditer(text):
+        what, number = match[1], int(match[2])
+        count = len(sources[what])
+        if not 1 <= number <= count:
+            raise ValueError(
+                f"{match[0]} names {what} {number}, found {count} in {what}s=; placeholders count from 1"
+            )
+        if number in used[what]:
+            raise ValueError(
+                f"{match[0]} stands twice in the text; list the {what} once for each of its places, with numbers "
+                "that follow"
+            )
+        used[what].add(number)
+        result += [Text(text[end : match.start()]), sources[what][number - 1]]
+        end = match.end()
+    result.append(Text(text[end:]))
+    for what, numbers in used.items():
+        unused = [n for n in range(1, len(sources[what]) + 1) if n not in numbers]
+        if unused:
+            raise ValueError(
+                f"{what}s= has {len(sources[what])}, but the text has no <|{what}_{unused[0]}|>; write the placeholder "
+                f"where that {what} belongs"
+            )
+    return tuple(part for part in result if part != Text(""))
+
+
+def _listed(values: Any, name: str) -> Sequence[Any]:
+    """A list of media; a path or bytes alone would be read character by character."""
+    if isinstance(values, str | bytes | Path | Image | Audio):
+        raise ValueError(f"{name}= is a list, found {type(values).__name__}; write [...] around it")
+    return list(values)
+
+
 def _parse_source(url: str, root: Path | None) -> MediaSource:
     if url.startswith("data:"):
         return base64.b64decode(url.partition(",")[2])
@@ -290,6 +348,22 @@ def adapter_for(messages: Sequence[Message]) -> str | None:
     if media(messages, Image) or media(messages, Video):
         return "vision"
     return "speech" if media(messages, Audio) else None
+
+
+def normalize_adapter(adapter: str | None) -> str | None:
+    """The name of an adapter as given, but None for "none"."""
+    return None if adapter == "none" else adapter
+
+
+@dataclass(frozen=True)
+class TokensPrompt:
+    """A prompt of token ids. `images` and `audios` fill the placeholders among the ids, in order: each image and clip
+    has one placeholder, or a run of as many as it has tokens. They are what `Image` and `Audio` take (a path, bytes,
+    (samples, rate)), or `Image`s and `Audio`s."""
+
+    ids: Sequence[int]
+    images: Sequence[Image | MediaSource] = ()
+    audios: Sequence[Audio | MediaSource | tuple[np.ndarray, int]] = ()
 
 
 @dataclass(frozen=True)
@@ -357,16 +431,19 @@ class TokenLogprob:
 @dataclass(frozen=True)
 class Delta:
     """A piece of a streamed answer; the last one carries `finish_reason` ("stop", "length" or "abort") and, where it is
-    known, the whole answer with what it cost."""
+    known, the whole answer with what it cost. `tokens` are the ids drawn since the piece before; joined they are
+    `Completion.tokens`. An endpoint reports none."""
 
     text: str
     finish_reason: str | None = None
     completion: "Completion | None" = None
+    tokens: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class Completion:
-    """An answer, with what it cost and which adapter gave it. `rope` says which LongRoPE tables were used, `cached`
+    """An answer, with what it cost and which adapter gave it. `tokens` are the generated ids without the one that ended
+    the answer; `text` is "" where the model has no tokenizer. `rope` says which LongRoPE tables were used, `cached`
     how many prompt tokens were remembered from earlier requests, `others` holds answers 2 to n."""
 
     text: str

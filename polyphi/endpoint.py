@@ -391,7 +391,7 @@ def _open_client(seconds: float) -> "httpx2.Client":
 
 
 def _no_adapter(adapter: str | None) -> None:
-    if adapter not in ("auto", None):
+    if adapter not in ("auto", None, "none"):
         raise ValueError(
             f"an endpoint chooses its adapters itself; expected 'auto' or None, found {adapter!r}"
         )

@@ -5,7 +5,7 @@
 >>> phi.transcribe("talk.wav", to="de", cot=True).translation
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,24 +15,27 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from polyphi import devices
+from polyphi.batch import Batch
 from polyphi.chat import (
+    Audio,
     Completion,
     Delta,
-    Message,
+    Image,
     SamplingParams,
     Tokens,
     Transcript,
 )
 from polyphi.devices import Room
 from polyphi.engine import longform, memory
-from polyphi.engine.engine import GREEDY, TOGETHER, Conversation, Engine
+from polyphi.engine.engine import GREEDY, TOGETHER, Engine
 from polyphi.engine.longform import LONGEST_RECORDING
+from polyphi.engine.prompt import Conversation, Prompt, parse_prompt
 from polyphi.model import quantize, weights
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.media import AudioSource
 from polyphi.processing.processor import Processor
-from polyphi.processing.tokenizer import Tokenizer
+from polyphi.processing.tokenizer import NoTokenizer, Tokenizer
 
 
 class Phi:
@@ -62,52 +65,92 @@ class Phi:
 
     @property
     def tokenizer(self) -> Tokenizer:
+        """The tokenizer; a `NoTokenizer`, which refuses text, after `load(..., tokenizer=None)`."""
         return self.processor.tokenizer
 
     def generate(
         self,
-        messages: Conversation,
+        messages: Prompt,
+        images: Sequence[Any] = (),
+        audios: Sequence[Any] = (),
         *,
         sampling: SamplingParams = GREEDY,
         adapter: str | None = "auto",
     ) -> Completion:
-        """The assistant's answer to `Message`s or OpenAI-style dicts."""
-        return self.engine.generate(messages, sampling=sampling, adapter=adapter)
+        """The assistant's answer to `Message`s or OpenAI-style dicts, or the continuation of token ids.
+
+        `messages` may be a sequence of ints, a tensor [n] or a `TokensPrompt`; ids get no generation prompt. `images`
+        and `audios` (what `Image` and `Audio` take, or these) go with ids and fill their placeholders in order, one
+        placeholder for each or a run of as many as it has tokens. `Completion.tokens` are the generated ids. `adapter`:
+        "auto" (images -> vision, audio alone -> speech, text -> none), the name of an adapter, or "none" or None.
+
+        Raises ValueError for an unknown adapter, media that can't be read or that the model has no encoder for,
+        placeholders that don't fit the media, and a prompt that doesn't fit the context together with `max_tokens`.
+        """
+        prompt = parse_prompt(messages, images, audios)
+        return self.engine.generate(prompt, sampling=sampling, adapter=adapter)
 
     def generate_many(
         self,
-        conversations: Iterable[Conversation],
+        conversations: Iterable[Prompt],
         *,
         sampling: SamplingParams | Sequence[SamplingParams] = GREEDY,
         adapter: str | None = "auto",
     ) -> list[Completion]:
-        """Answers to many conversations, decoded together; each is the one it would get alone.
-        `sampling` is one for all, or one for each."""
+        """Answers to many conversations or prompts of token ids, decoded together; each is the one it would get alone.
+        `sampling` is one for all, or one for each. Ids with media are `TokensPrompt`s. Raises as `generate`."""
         return self.engine.generate_many(conversations, sampling=sampling, adapter=adapter)
 
     def stream(
         self,
-        messages: Conversation,
+        messages: Prompt,
+        images: Sequence[Any] = (),
+        audios: Sequence[Any] = (),
         *,
         sampling: SamplingParams = GREEDY,
         adapter: str | None = "auto",
     ) -> Iterator[Delta]:
-        """The answer in pieces, as it comes; joined they are `generate`'s text."""
-        return self.engine.stream(messages, sampling=sampling, adapter=adapter)
+        """The answer in pieces, as it comes: their texts join to `generate`'s text, their `tokens` to its tokens.
+        Arguments and errors are those of `generate`; errors are raised before the first piece."""
+        prompt = parse_prompt(messages, images, audios)
+        return self.engine.stream(prompt, sampling=sampling, adapter=adapter)
 
     def count(self, messages: Conversation) -> Tokens:
         """Tokens of a conversation with the generation prompt, before anything runs: as many as `generate` will
         report. Of pictures and of most clips only headers are read."""
         return self.processor.count(messages)
 
+    def tokenize(self, messages: Conversation, *, generation_prompt: bool = True) -> list[int]:
+        """The token ids of a conversation, placeholders repeated as often as their images and clips have tokens.
+
+        `generate` of these ids, with the same images and audio clips in order, gives the answer of `messages`. Only the
+        headers of images and of WAV, FLAC and OGG clips are read; MP3 clips and videos are decoded. With
+        `generation_prompt` the ids end in `<|assistant|>`, without it in `<|endoftext|>`. Raises ValueError for media
+        that can't be read and without a tokenizer.
+        """
+        return self.processor.tokenize(messages, generation_prompt=generation_prompt)
+
+    def embed(
+        self, part: Image | Audio, *, projector: Literal["speech", "vision"] = "speech"
+    ) -> Float[Tensor, "n D"]:
+        """The projected embeddings of one image or audio clip, as the language model receives them in the place of its
+        placeholders: float32 [n D] on the CPU, n tokens of the model's width D.
+
+        A clip goes through the audio `projector` "speech", as in a conversation without images; beside an image the
+        model uses the one named "vision". The engine's cache of encoder outputs is used and filled: an image that
+        was just embedded isn't encoded again for an answer. Raises ValueError for other parts, media that can't be
+        read, and where the model has no encoder for them.
+        """
+        return self.engine.embed(part, projector)
+
     def score(
-        self, messages: Conversation, continuation: str, *, adapter: str | None = "auto"
+        self, messages: Prompt, continuation: str, *, adapter: str | None = "auto"
     ) -> list[float]:
         """Natural log-probability of each token of `continuation` as the assistant's answer."""
         return self.engine.score(messages, continuation, adapter=adapter)
 
     def score_many(
-        self, pairs: Iterable[tuple[Conversation, str]], *, adapter: str | None = "auto"
+        self, pairs: Iterable[tuple[Prompt, str]], *, adapter: str | None = "auto"
     ) -> list[list[float]]:
         """`score` of many (conversation, continuation) pairs."""
         return self.engine.score_many(pairs, adapter=adapter)
@@ -172,33 +215,47 @@ class Phi:
 
     def logits(
         self,
-        messages_or_ids: Conversation | Sequence[int] | Int[Tensor, " n"],
+        messages_or_ids: Prompt,
         images: Sequence[Any] = (),
         audios: Sequence[Any] = (),
         *,
+        last: int | None = None,
         adapter: str | None = "auto",
-    ) -> tuple[Int[Tensor, " T"], Float[Tensor, "T V"]]:
-        """(ids after placeholder expansion, float32 logits at every position), for exact comparison.
+    ) -> tuple[Int[Tensor, " T"], Float[Tensor, "n V"]]:
+        """(ids [T] after placeholder expansion, float32 logits [n V]), both on the CPU, for exact comparison.
 
-        Messages get the generation prompt. Ids are taken as they are, with `images` and `audios` (paths or bytes) for
-        their placeholders, in order; "auto" then looks at which of the two are given.
+        n is T, or with `last` the number of last positions that logits are computed for (T where `last` is more): the
+        head and the last block's MLP then run for these alone. The published vocabulary takes 0.8 MB for each position.
+        With `last` matrix products have fewer rows and may sum in another order, so logits can differ in their last
+        bits.
+
+        Messages get the generation prompt. Ids are taken as they are, with `images` and `audios` (what `Image` and
+        `Audio` take, or these) for their placeholders, in order; "auto" then looks at which of the two are given.
+        Raises ValueError as `generate`, and for `last` below 1.
         """
-        given: list[Any] = (
-            messages_or_ids.tolist()
-            if isinstance(messages_or_ids, Tensor)
-            else list(messages_or_ids)
-        )
-        if not given:
-            raise ValueError("expected messages or token ids, found an empty list")
-        if isinstance(given[0], Message | Mapping):
-            if images or audios:
-                raise ValueError(
-                    "pictures and clips of messages stand in their parts; images= and audios= go with ids"
-                )
-            row = self.engine.row(given, adapter=adapter)
-        else:
-            row = self.engine.ids_row(given, images, audios, adapter=adapter)
-        return row.ids, self.engine.logits(row)
+        prompt = parse_prompt(messages_or_ids, images, audios)
+        return self.logits_many([prompt], last=last, adapter=adapter)[0]
+
+    def logits_many(
+        self,
+        prompts: Iterable[Prompt],
+        *,
+        last: int | None = None,
+        adapter: str | None = "auto",
+    ) -> list[tuple[Int[Tensor, "_"], Float[Tensor, "_ V"]]]:
+        """`logits` of many prompts (conversations, token ids, `TokensPrompt`s), in their order; short ones run together
+        in one forward. The results of all are in memory at once: give `last` where that suffices. Raises ValueError as
+        `logits`."""
+        ids: list[Tensor] = []
+
+        def rows() -> Iterator[Batch]:
+            for prompt in prompts:
+                row = self.engine.row(prompt, adapter=adapter)
+                ids.append(row.ids)
+                yield row
+
+        logits = list(self.engine.logits_many(rows(), last))
+        return list(zip(ids, logits, strict=True))
 
 
 def load(
@@ -207,6 +264,7 @@ def load(
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
     quant: str | None = None,
+    tokenizer: str | Path | Tokenizer | None = "auto",
     together: int = TOGETHER,
     cache_gb: float | None = None,
     kv: str | None = None,
@@ -218,15 +276,17 @@ def load(
     None keeps every weight as it is; "int8" and "int4" quantise the decoder's base weights and the head (adapters and
     all else in bfloat16), "int8-all" and "int4-all" adapters and encoders too (in 8 bits), "bf16" only lays out the
     encoders for this CPU (`model/quantize.py`): such a model is for inference. A quantised checkpoint is what it is,
-    and needs none. `together`: sequences that run at once; `cache_gb`: memory for their keys and values (engine.py has
-    the default); `kv`: "int8" keeps these in 8 bits, in half of the memory (on a CPU). Raises ValueError, one clear
-    message each, also where the weights don't fit.
+    and needs none. `tokenizer`: "auto" loads the one in the checkpoint's folder; a path (of a tokenizer.json or its
+    folder) or a `Tokenizer` replaces it; None loads none, and the model then works on token ids alone: answers have
+    ids and no text, and whatever needs text raises ValueError. `together`: sequences that run at once; `cache_gb`:
+    memory for their keys and values (engine.py has the default); `kv`: "int8" keeps these in 8 bits, in half of the
+    memory (on a CPU). Raises ValueError, one clear message each, also where the weights don't fit.
     """
     place = devices.choose(device)
     folder = weights.locate(path_or_id)
     made = weights.quantisation(folder)
     asked = (torch.bfloat16 if quant or made else None) if dtype == "auto" else as_dtype(dtype)
-    tokenizer = Tokenizer.load(folder)
+    vocabulary = _load_tokenizer(folder, tokenizer)
     stored, free = weights.stored_types(folder), memory.free_memory(place)
     kind = asked or devices.choose_dtype(stored, place, free)
     if made:
@@ -238,14 +298,36 @@ def load(
     model = weights.load(folder, device=place, dtype=kind, quant=quant)
     cache = None if cache_gb is None else round(cache_gb * 1e9)
     phi = Phi(
-        model, make_processor(model.config, tokenizer), together=together, memory=cache, kv=kv
+        model, make_processor(model.config, vocabulary), together=together, memory=cache, kv=kv
     )
     phi.room = devices.room(model, free, place, phi.engine.capacity, kv)
     return phi
 
 
-def make_processor(config: ModelConfig, tokenizer: Tokenizer) -> Processor:
-    """The processor whose crops and placeholders fit a model. Raises ValueError if tokenizer and model disagree."""
+def _load_tokenizer(folder: Path, tokenizer: str | Path | Tokenizer | None) -> Tokenizer | None:
+    """The tokenizer that `load` was given, or the one in the checkpoint's folder."""
+    if tokenizer is None or isinstance(tokenizer, Tokenizer):
+        return tokenizer
+    if tokenizer != "auto":
+        return Tokenizer.load(tokenizer)
+    if not (folder / "tokenizer.json").is_file():
+        raise ValueError(
+            f"{folder}: expected a tokenizer.json beside the weights, found none; give load the path of one as "
+            "tokenizer=, or tokenizer=None to work on token ids alone"
+        )
+    return Tokenizer.load(folder)
+
+
+def make_processor(config: ModelConfig, tokenizer: Tokenizer | None) -> Processor:
+    """The processor whose crops and placeholders fit a model; without a tokenizer, one for token ids alone. Raises
+    ValueError if tokenizer and model disagree."""
+    if tokenizer is None:
+        tokenizer = NoTokenizer(
+            config.decoder.vocab_size,
+            config.decoder.eos_token_ids,
+            config.vision.image_token_id if config.vision else None,
+            config.audio.audio_token_id if config.audio else None,
+        )
     if tokenizer.vocab_size > config.decoder.vocab_size:
         raise ValueError(
             f"the tokenizer has {tokenizer.vocab_size} ids, but the embedding only {config.decoder.vocab_size} rows; "

@@ -36,6 +36,7 @@ from polyphi.chat import (
     Text,
     Video,
     adapter_for,
+    normalize_adapter,
 )
 from polyphi.chat import media as parts_of
 from polyphi.endpoint import openai_part
@@ -81,7 +82,7 @@ class Terminal:
     ) -> None:
         self.phi = phi
         self.sampling = sampling or SamplingParams()
-        self.adapter = adapter
+        self.adapter = normalize_adapter(adapter)
         self.console = console or Console()
         self.read = read
         self.messages: list[Message] = []

@@ -97,6 +97,7 @@ def test_it_is_a_model_to_be_judged() -> None:
         assert last.finish_reason == "stop"
         with pytest.raises(ValueError, match="can't tell the log-probability"):
             model.score(HELLO, "good")
+        assert model.generate(HELLO, adapter="none").text == "good day to you"
         with pytest.raises(ValueError, match="found 'vision'"):
             model.generate(HELLO, adapter="vision")
         with pytest.raises(ValueError, match="don't come piece by piece"):

@@ -25,12 +25,12 @@ beginning share (cache.py).
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import repeat
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -45,22 +45,26 @@ from polyphi.chat import (
     Message,
     SamplingParams,
     TokenLogprob,
+    TokensPrompt,
     Video,
     adapter_for,
     media,
+    normalize_adapter,
 )
 from polyphi.engine.cache import BLOCK, BlockPool, Memory, Table, check_kind, token_bytes
-from polyphi.engine.encoders import Encoders
+from polyphi.engine.encoders import Encoders, items
 from polyphi.engine.memory import OutOfMemory, beside, ran_out
+from polyphi.engine.prompt import Prompt, parse_prompt
 from polyphi.engine.request import Request
 from polyphi.engine.runner import Runner
 from polyphi.engine.sampling import check
 from polyphi.engine.scheduler import Part, Scheduler
-from polyphi.engine.scores import logprobs, score_rows
+from polyphi.engine.scores import logits_rows, logprobs, score_rows
 from polyphi.engine.structured import Matcher
 from polyphi.model import quantize
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.processor import Processor
+from polyphi.processing.tokenizer import NO_TOKENIZER
 
 GREEDY = SamplingParams()
 TOGETHER = 32
@@ -80,8 +84,6 @@ IDLE = 0.5
 """Seconds between looks at whether there is something to do, for whoever waits to be told."""
 ORDINARY = 2048
 """Tokens of an ordinary sequence: memory for keys and values is made for `TOGETHER` of them, or one whole context."""
-
-Conversation = Sequence[Message | Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -191,19 +193,19 @@ class Engine:
 
     def generate(
         self,
-        messages: Conversation,
+        messages: Prompt,
         *,
         sampling: SamplingParams = GREEDY,
         adapter: str | None = "auto",
     ) -> Completion:
-        """The assistant's next turn. `adapter`: "auto" (image -> vision, audio only -> speech, text -> none), a name,
-        or None. Raises ValueError for an unknown adapter, media that the model has no encoder for, and a request that
-        doesn't fit the context."""
+        """The assistant's next turn after messages, or the continuation of token ids (prompt.py). `adapter`: "auto"
+        (image -> vision, audio only -> speech, text -> none), a name, or "none" or None. Raises ValueError for an
+        unknown adapter, media that the model has no encoder for, and a request that doesn't fit the context."""
         return self.generate_many([messages], sampling=sampling, adapter=adapter)[0]
 
     def generate_many(
         self,
-        conversations: Iterable[Conversation],
+        conversations: Iterable[Prompt],
         *,
         sampling: SamplingParams | Sequence[SamplingParams] = GREEDY,
         adapter: str | None = "auto",
@@ -243,7 +245,7 @@ class Engine:
 
     def stream(
         self,
-        messages: Conversation,
+        messages: Prompt,
         *,
         sampling: SamplingParams = GREEDY,
         adapter: str | None = "auto",
@@ -261,11 +263,15 @@ class Engine:
         return self._deltas(request)
 
     def _deltas(self, request: Request) -> Iterator[Delta]:
+        shown = 0  # tokens
+        always = not request.tokenizer.has_vocabulary  # then no token has text to wait for
         try:
             while True:
                 text, reason = self.news(request)
-                if text or reason:
-                    yield Delta(text, reason, request.completion() if reason else None)
+                tokens = tuple(request.tokens[shown:])
+                if text or reason or (tokens and always):
+                    shown += len(tokens)
+                    yield Delta(text, reason, request.completion() if reason else None, tokens)
                 if reason:
                     return
                 self._advance()
@@ -283,7 +289,7 @@ class Engine:
 
     def submit(
         self,
-        messages: Conversation,
+        messages: Prompt,
         *,
         sampling: SamplingParams = GREEDY,
         adapter: str | None = "auto",
@@ -295,16 +301,16 @@ class Engine:
 
     def _submit_all(
         self,
-        messages: Conversation,
+        messages: Prompt,
         sampling: SamplingParams,
         adapter: str | None,
         salt: bytes = b"",
     ) -> list[Request]:
         """The requests of a conversation's `n` answers; they share the row, and all but the first wait for its keys."""
         check(sampling)
-        parsed = [Message.parse(m) for m in messages]
+        parsed = parse_prompt(messages)
         future: Future[Batch]
-        if media(parsed, Image) or media(parsed, Audio) or media(parsed, Video):
+        if _has_media(parsed):
             with self._lock:
                 self._decoders = self._decoders or ThreadPoolExecutor(2, "decode media")
             future = self._decoders.submit(self.prepare, parsed, sampling, adapter)
@@ -315,7 +321,7 @@ class Engine:
 
     def prepare(
         self,
-        messages: Conversation,
+        messages: Prompt,
         sampling: SamplingParams = GREEDY,
         adapter: str | None = "auto",
     ) -> Batch:
@@ -327,8 +333,11 @@ class Engine:
         return made
 
     def check_sampling(self, sampling: SamplingParams) -> None:
-        """Raises ValueError for values that mean nothing, and for a grammar that no answer fits."""
+        """Raises ValueError for values that mean nothing, for a grammar that no answer fits, and for stop strings or a
+        grammar without a tokenizer."""
         check(sampling)
+        if sampling.stop and not self.processor.tokenizer.has_vocabulary:
+            raise ValueError(NO_TOKENIZER)
         if sampling.grammar is not None:
             Matcher(sampling.grammar, self.processor.tokenizer)
 
@@ -354,7 +363,7 @@ class Engine:
         self, row: Future[Batch], sampling: SamplingParams, salt: bytes = b""
     ) -> list[Request]:
         with self._turn():
-            if not (self._arriving or self.scheduler.waiting or self.scheduler.running):
+            if not self._busy:
                 self._look_at_weights()
             requests: list[Request] = []
             draft = self._draft if sampling.draft == "auto" else sampling.draft
@@ -366,6 +375,11 @@ class Engine:
             self._arriving += requests
         row.add_done_callback(self._wake)
         return requests
+
+    @property
+    def _busy(self) -> bool:
+        """Whether a request is under way."""
+        return bool(self._arriving or self.scheduler.waiting or self.scheduler.running)
 
     def _wake(self, _: Any = None) -> None:
         with self._turn():
@@ -581,13 +595,13 @@ class Engine:
             self.encoders.forget()
 
     def score(
-        self, messages: Conversation, continuation: str, *, adapter: str | None = "auto"
+        self, messages: Prompt, continuation: str, *, adapter: str | None = "auto"
     ) -> list[float]:
         """Natural log-probability of each token of `continuation` as the assistant's answer, without its end."""
         return self.score_many([(messages, continuation)], adapter=adapter)[0]
 
     def score_many(
-        self, pairs: Iterable[tuple[Conversation, str]], *, adapter: str | None = "auto"
+        self, pairs: Iterable[tuple[Prompt, str]], *, adapter: str | None = "auto"
     ) -> list[list[float]]:
         """`score` of many (conversation, continuation) pairs, several in one forward."""
 
@@ -605,15 +619,55 @@ class Engine:
         self._check_room(len(row), 0)
         return logprobs(self.model, self.runner.hidden(row)[:-1], row.ids[1:].tolist(), top)
 
-    def logits(self, row: Batch) -> Float[Tensor, "T V"]:
-        """Float32 logits at every position of a row, on the CPU."""
-        self._check_room(len(row), 0)
-        with torch.inference_mode():
-            return self.model.logits(self.runner.hidden(row)).float().cpu()
+    def logits(self, row: Batch, last: int | None = None) -> Float[Tensor, "n V"]:
+        """`logits_many` of one row."""
+        (logits,) = self.logits_many([row], last)
+        return logits
 
-    def row(self, messages: Conversation, *, adapter: str | None = "auto") -> Batch:
-        """A conversation as the row that the model answers, generation prompt included."""
-        parsed = [Message.parse(m) for m in messages]
+    def logits_many(
+        self, rows: Iterable[Batch], last: int | None = None
+    ) -> Iterator[Float[Tensor, "n V"]]:
+        """Float32 logits of each row, on the CPU: at every position, or at the `last` ones (at all of a shorter row).
+        Several rows run in one forward. Raises ValueError for `last` below 1 and a row that doesn't fit the context."""
+        if last is not None and last < 1:
+            raise ValueError(f"last is a number of positions from 1 on, or None, found {last}")
+
+        def checked() -> Iterator[Batch]:
+            for row in rows:
+                self._check_room(len(row), 0)
+                yield row
+
+        return logits_rows(self.runner, checked(), self._prefill, last)
+
+    def embed(
+        self, part: Image | Audio, projector: Literal["speech", "vision"] = "speech"
+    ) -> Float[Tensor, "n D"]:
+        """What the decoder receives in the place of an image or an audio clip, float32, on the CPU. A clip goes through
+        that audio `projector`. Encoder outputs are looked up in and added to the engine's cache. Raises ValueError for
+        other parts, media that can't be read, and where the model has no encoder for them."""
+        if projector not in ("speech", "vision"):
+            raise ValueError(f"the audio projector is speech or vision, found {projector!r}")
+        tokenizer = self.processor.tokenizer
+        if isinstance(part, Image):
+            prompt = self.ids_row([tokenizer.image_id or 0], [part])
+        elif isinstance(part, Audio):
+            prompt = self.ids_row([tokenizer.audio_id or 0], (), [part])
+            clips = tuple(replace(clip, branch=projector) for clip in prompt.clips)
+            prompt = replace(prompt, clips=clips)
+        else:
+            raise ValueError(f"expected an Image or an Audio, found {type(part).__name__}")
+        (item,) = items(prompt)
+        with self._turn():
+            if not self._busy:
+                self._look_at_weights()
+            vectors = self.encoders.encode([item])[item.key]
+        return vectors.to("cpu", torch.float32, copy=True)
+
+    def row(self, messages: Prompt, *, adapter: str | None = "auto") -> Batch:
+        """A prompt as the row that the model continues: messages with the generation prompt, ids as they are."""
+        parsed = parse_prompt(messages)
+        if isinstance(parsed, TokensPrompt):
+            return self.ids_row(parsed.ids, parsed.images, parsed.audios, adapter=adapter)
         seen = (*media(parsed, Image), *media(parsed, Video))
         self._check_media(len(seen), len(media(parsed, Audio)))
         chosen = self._adapter(adapter, adapter_for(parsed))
@@ -657,11 +711,12 @@ class Engine:
     def _adapter(self, adapter: str | None, called_for: str | None) -> str | None:
         """`adapter`, or for "auto" the one that the content calls for where this model has it: Phi-4-mini has none."""
         have = self.model.config.adapters
+        adapter = normalize_adapter(adapter)
         if adapter == "auto":
             return called_for if called_for in have else None
         if adapter is not None and adapter not in have:
             raise ValueError(
-                f"unknown adapter {adapter!r}; expected 'auto', None or one of {sorted(have)}"
+                f"unknown adapter {adapter!r}; expected 'auto', 'none' or one of {sorted(have)}"
             )
         return adapter
 
@@ -693,6 +748,13 @@ def _argmax(parts: Sequence[Part], logits: Sequence[Tensor | None]) -> list[list
         [next(best) for _ in rows] if rows is not None and p.request.sampler.plain else []
         for p, rows in zip(parts, logits, strict=True)
     ]
+
+
+def _has_media(prompt: Sequence[Message] | TokensPrompt) -> bool:
+    """Whether images, clips or videos have to be decoded."""
+    if isinstance(prompt, TokensPrompt):
+        return bool(prompt.images or prompt.audios)
+    return any(media(prompt, kind) for kind in (Image, Audio, Video))
 
 
 def _answer(request: Request) -> Completion:

@@ -24,7 +24,7 @@ UNFINISHED = "\ufffd"
 
 
 class AnswerText:
-    """Tokens -> text that is safe to show.
+    """Tokens -> text that is safe to show; always "" without a tokenizer's vocabulary.
 
     >>> text = AnswerText(tokenizer, stop=("END",))
     >>> text.add(token)                          # what can be shown now, often ""
@@ -39,6 +39,8 @@ class AnswerText:
         self._held = ""  # text that may be the start of a stop string
 
     def add(self, token: int) -> str:
+        if not self._tokenizer.has_vocabulary:
+            return ""
         self._undecoded.append(token)
         text = self._tokenizer.decode(self._undecoded, skip_special=True)
         if text.endswith(UNFINISHED):

@@ -95,9 +95,15 @@ class Runner:
         return [row[None] if p.draws else None for p, row in zip(parts, logits, strict=True)]
 
     @torch.inference_mode()
-    def hidden(self, batch: Batch) -> Float[Tensor, "T D"]:
-        """One forward without a cache."""
-        return self.model(batch.to(self.device))
+    def hidden(
+        self, batch: Batch, logit_indices: Sequence[int] | None = None
+    ) -> Float[Tensor, "n D"]:
+        """One forward without a cache: the hidden states of all tokens, or of those at `logit_indices`."""
+        batch = batch.to(self.device)
+        if logit_indices is None:
+            return self.model(batch)
+        indices = torch.tensor(logit_indices, device=self.device)
+        return self.model.decoder(self.model.embed(batch), batch, None, indices)
 
     def _batch(self, parts: Sequence[Part]) -> tuple[Batch, list[int]]:
         ids: list[int] = []

@@ -3,7 +3,7 @@
 >>> score_rows(runner, [(prompt, answer_ids)], most=2048)        # [[-0.1, -2.3, ...]]
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from jaxtyping import Float
@@ -43,6 +43,36 @@ def _score_group(runner: Runner, group: Sequence[tuple[Batch, Sequence[int]]]) -
         [said.logprob for said in logprobs(runner.model, hidden[end - len(a) - 1 : end - 1], a)]
         for (_, a), end in zip(group, batch.bounds[1:], strict=True)
     ]
+
+
+def logits_rows(
+    runner: Runner, rows: Iterable[Batch], most: int, last: int | None = None
+) -> Iterator[Float[Tensor, "n V"]]:
+    """Float32 logits of each row, on the CPU: at every position, or at the `last` ones. Rows run together while they
+    have no more than `most` tokens, a longer one alone; the head is computed row by row, so that beside the results
+    only one row's logits are in memory."""
+    group: list[Batch] = []
+    for new in rows:
+        if group and sum(map(len, group)) + len(new) > most:
+            yield from _logits_group(runner, group, last)
+            group = []
+        group.append(new)
+    if group:
+        yield from _logits_group(runner, group, last)
+
+
+def _logits_group(
+    runner: Runner, group: Sequence[Batch], last: int | None
+) -> list[Float[Tensor, "_ V"]]:
+    batch = pack(group)
+    sizes = [len(one) if last is None else min(last, len(one)) for one in group]
+    indices = None
+    if last is not None:
+        ends = zip(batch.bounds[1:], sizes, strict=True)
+        indices = [index for end, size in ends for index in range(end - size, end)]
+    with torch.inference_mode():
+        hidden = runner.hidden(batch, indices).split(sizes)
+        return [runner.model.logits(states).float().cpu() for states in hidden]
 
 
 @torch.inference_mode()

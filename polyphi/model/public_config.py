@@ -58,9 +58,20 @@ def parse(
     if said_vision or shape("vision.encoder.patch_embedding.weight"):
         said = {"max_crops": preprocessor.get("dynamic_hd"), **(said_vision or {})}
         vision = _fill(VisionConfig, _vision_sizes(shape), said, own.get("vision", {}))
+        _check_vision_heads(vision)
     if said_audio or shape("audio.encoder.global_mean"):
         audio = _fill(AudioConfig, _audio_sizes(shape), said_audio or {}, own.get("audio", {}))
     return ModelConfig(decoder, vision, audio, dict(adapters))
+
+
+def _check_vision_heads(config: VisionConfig) -> None:
+    """Raises ValueError where the vision encoder's width isn't a multiple of its number of heads."""
+    heads, width = config.num_attention_heads, config.hidden_size
+    if heads < 1 or width % heads:
+        raise ValueError(
+            f"the vision encoder's hidden_size {width} must be a multiple of its num_attention_heads, found {heads}; "
+            "Microsoft's layout always means 16 heads unless config.json has another number under polyphi.vision"
+        )
 
 
 def _parse_decoder(
@@ -171,10 +182,8 @@ def _vision_sizes(shape: Shape) -> dict[str, Any]:
     places = shape("vision.encoder.position_embedding.weight")
     if places and "patch_size" in sizes:
         sizes["crop_size"] = math.isqrt(places[0]) * sizes["patch_size"]
-    if "hidden_size" in sizes:
-        sizes["num_attention_heads"] = max(
-            1, sizes["hidden_size"] // 72
-        )  # SigLIP-so400m's heads have 72 channels
+    # No shape gives the number of heads. VisionConfig's default holds: Microsoft's code builds the tower with 16 heads
+    # whatever its width is, and 16 is the default of transformers' configuration too.
     return sizes
 
 

@@ -18,7 +18,7 @@ from PIL.Image import Image as Picture
 from torch import Tensor
 
 from polyphi.batch import Batch, Clip, ImageLayout, row
-from polyphi.chat import Audio, Image, Message, Tokens, adapter_for
+from polyphi.chat import Audio, Image, Message, Tokens, adapter_for, normalize_adapter
 from polyphi.processing import audio, image, media
 from polyphi.processing.media import Caps, MediaError
 from polyphi.processing.template import Piece, render
@@ -26,7 +26,7 @@ from polyphi.processing.tokenizer import Tokenizer
 from polyphi.processing.video import expand_videos
 
 Supervise = Literal["answers", "all"]
-Source = Any  # what `Image` and `Audio` take: a path, bytes, or (samples, rate)
+Source = Any  # an `Image` or `Audio`, or what these take: a path, bytes, or (samples, rate)
 
 
 class TooLong(ValueError):
@@ -84,10 +84,10 @@ class Processor:
     ) -> Batch:
         """One conversation, or one document, as a `Batch` of one sequence.
 
-        `adapter`: "auto" (image -> vision, audio only -> speech, text -> none), a name, or None. `supervise`: None (no
-        labels), "answers" (the assistant's words and their `<|end|>`; a whole document) or "all" (every token but the
-        placeholders). `generation_prompt`: end in `<|assistant|>`. `max_crops`: a bound for all pictures, beside
-        the processor's own and what each asks for.
+        `adapter`: "auto" (image -> vision, audio only -> speech, text -> none), a name, or "none" or None.
+        `supervise`: None (no labels), "answers" (the assistant's words and their `<|end|>`; a whole document) or "all"
+        (every token but the placeholders). `generation_prompt`: end in `<|assistant|>`. `max_crops`: a bound for all
+        pictures, beside the processor's own and what each asks for.
         `trusted`: whether tool-call marks in assistant messages are control tokens (template.py); by default only in
         training, that is, with `supervise`.
 
@@ -102,8 +102,7 @@ class Processor:
         pieces = render(
             conversation, self.tokenizer, generation_prompt=generation_prompt, trusted=trusted
         )
-        if adapter == "auto":
-            adapter = adapter_for(conversation)
+        adapter = adapter_for(conversation) if adapter == "auto" else normalize_adapter(adapter)
         decoded = self._decoded(pieces, max_crops, None if truncate else context)
         return self._join(decoded, adapter, supervise, context, truncate=truncate)
 
@@ -123,8 +122,8 @@ class Processor:
         if bad := [i for i in ids if not 0 <= i < known]:
             raise ValueError(f"ids lie between 0 and {known - 1}, found {bad[0]}")
         kinds: tuple[tuple[int | None, list[Image | Audio]], ...] = (
-            (self.tokenizer.image_id, [Image(s) for s in images]),
-            (self.tokenizer.audio_id, [Audio(s) for s in audios]),
+            (self.tokenizer.image_id, [s if isinstance(s, Image) else Image(s) for s in images]),
+            (self.tokenizer.audio_id, [s if isinstance(s, Audio) else Audio(s) for s in audios]),
         )
         waiting: dict[int, Iterator[Decoded]] = {}
         run_of: dict[int, bool] = {}
@@ -168,7 +167,7 @@ class Processor:
             )
         if adapter == "auto":
             adapter = "vision" if images else "speech" if audios else None
-        return self._join(pieces, adapter, None, context)
+        return self._join(pieces, normalize_adapter(adapter), None, context)
 
     def count(
         self,
@@ -179,8 +178,39 @@ class Processor:
     ) -> Tokens:
         """Tokens of a conversation, before running anything: as many as its row will have. Of a picture or a clip only
         the header is read, but of an MP3 clip and a video all."""
+        counts: dict[type, int] = {Image: 0, Audio: 0}
+        text = 0
+        for piece, tokens in self._measured(messages, generation_prompt, max_crops):
+            if piece.media is None:
+                text += tokens
+            else:
+                counts[type(piece.media)] += tokens
+        return Tokens(text, counts[Image], counts[Audio])
+
+    def tokenize(
+        self,
+        messages: Sequence[Message | Mapping[str, Any]],
+        *,
+        generation_prompt: bool = True,
+        max_crops: int | None = None,
+    ) -> list[int]:
+        """The ids of a conversation's row, each placeholder repeated as often as its image or clip has tokens. Media
+        are read as by `count`. Raises `MediaError` (a `ValueError`) for an image or clip that can't be read."""
+        measured = self._measured(messages, generation_prompt, max_crops)
+        return [
+            id
+            for piece, tokens in measured
+            for id in (piece.ids if piece.media is None else piece.ids * tokens)
+        ]
+
+    def _measured(
+        self,
+        messages: Sequence[Message | Mapping[str, Any]],
+        generation_prompt: bool,
+        max_crops: int | None,
+    ) -> Iterator[tuple[Piece, int]]:
+        """The pieces of a conversation with their numbers of tokens, placeholders counted as expanded."""
         caps, counts = self.caps, {Image: 0, Audio: 0}
-        text = pictures = clips = 0
         for piece in render(
             expand_videos([Message.parse(m) for m in messages]),
             self.tokenizer,
@@ -188,19 +218,19 @@ class Processor:
         ):
             part = piece.media
             if part is None:
-                text += len(piece.ids)
+                yield piece, len(piece.ids)
                 continue
             number = counts[type(part)]
             counts[type(part)] += 1
             if isinstance(part, Image):
-                pictures += self.decode(part, max_crops, number).tokens
+                yield piece, self.decode(part, max_crops, number).tokens
                 continue
             with _telling(part, number):
                 size = media.audio_size(
                     part.source, max_bytes=caps.audio_bytes, max_seconds=caps.audio_seconds
                 )
-                clips += Clip(audio.frames(*audio.resampled_length(*size)), "").tokens
-        return Tokens(text, pictures, clips)
+                tokens = Clip(audio.frames(*audio.resampled_length(*size)), "").tokens
+            yield piece, tokens
 
     def _crops(self, *bounds: int | None) -> int:
         return min([self.max_crops, *(b for b in bounds if b is not None)])

@@ -66,6 +66,11 @@ O200K_SHA256 = "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d
 # A small model does sums far better on single digits than on three at a time, so our own vocabularies have no others.
 DIGIT_SPLIT = O200K_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")
 
+NO_TOKENIZER = (
+    "text needs a tokenizer, but this model was loaded with tokenizer=None; give token ids, or load it with "
+    "tokenizer='auto' or the path of a tokenizer.json"
+)
+
 # The published chat template: tools sit on the system message, as JSON text.
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -79,6 +84,9 @@ CHAT_TEMPLATE = (
 
 class Tokenizer:
     """Byte-level BPE with Phi-4's control tokens. Made by `load`, `train` or `from_ranks`; finds ids by token text."""
+
+    has_vocabulary = True
+    """Whether it encodes and decodes text (`NoTokenizer` doesn't)."""
 
     def __init__(self, spec: dict[str, Any]) -> None:
         """`spec` is the content of a `tokenizer.json`. Raises `ValueError` if it lacks the tokens every chat needs."""
@@ -253,6 +261,62 @@ class Tokenizer:
         """Embedding rows: the largest id + 1, rounded up to a multiple of 64 (200,064 for the published
         vocabulary)."""
         return _aligned(1 + max(*self._controls.values(), *self._spec["model"]["vocab"].values()))
+
+
+class NoTokenizer(Tokenizer):
+    """The tokenizer of a model that works on token ids alone: it knows the ids that the model's configuration names.
+    Encoding, decoding and looking up control tokens raise ValueError."""
+
+    has_vocabulary = False
+
+    def __init__(
+        self,
+        vocab_size: int,
+        eos_ids: Sequence[int],
+        image_id: int | None = None,
+        audio_id: int | None = None,
+    ) -> None:
+        self._size = vocab_size
+        self._eos_ids = tuple(eos_ids)
+        self._image_id = image_id
+        self._audio_id = audio_id
+
+    @property
+    def vocab_size(self) -> int:
+        """Embedding rows of the model."""
+        return self._size
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        return self._eos_ids
+
+    @property
+    def image_id(self) -> int | None:
+        return self._image_id
+
+    @property
+    def audio_id(self) -> int | None:
+        return self._audio_id
+
+    @property
+    def controls(self) -> dict[str, int]:
+        """Empty: the names of control tokens aren't known."""
+        return {}
+
+    def encode(self, text: str) -> list[int]:
+        raise ValueError(NO_TOKENIZER)
+
+    def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
+        raise ValueError(NO_TOKENIZER)
+
+    def spelled(self) -> list[bytes | None]:
+        raise ValueError(NO_TOKENIZER)
+
+    def control(self, token: str) -> int:
+        raise ValueError(NO_TOKENIZER)
+
+    def save(self, folder: str | Path) -> None:
+        raise ValueError(NO_TOKENIZER)
 
 
 def _aligned(size: int) -> int:

@@ -26,7 +26,14 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from polyphi.batch import Batch
-from polyphi.chat import Completion, Grammar, Message, SamplingParams, TokenLogprob
+from polyphi.chat import (
+    Completion,
+    Grammar,
+    Message,
+    SamplingParams,
+    TokenLogprob,
+    normalize_adapter,
+)
 from polyphi.engine.engine import Engine
 from polyphi.engine.media import Caps, MediaError
 from polyphi.engine.memory import OutOfMemory, ran_out
@@ -290,8 +297,9 @@ class Server:
         model that isn't here."""
         have = self.engine.model.config.adapters
         if model in (None, "", self.settings.name):
+            adapter = normalize_adapter(adapter)
             if adapter not in ("auto", None, *have):
-                known = ", ".join(["'auto'", "null", *map(repr, have)])
+                known = ", ".join(["'auto'", "'none'", "null", *map(repr, have)])
                 raise ApiError(
                     400, f"adapter: expected {known}, found {adapter!r:.80}", param="adapter"
                 )

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from polyphi.model import weights
+from polyphi.model import public_config, weights
 from polyphi.model.config import AdapterConfig, ModelConfig
 from polyphi.model.multimodal import PhiModel
 
@@ -172,6 +172,24 @@ def test_sizes_come_from_shapes_where_the_config_is_silent(
 
     edit_json(folder / "config.json", silence)
     assert weights.read_config(folder) == tiny_config
+
+
+@pytest.mark.parametrize("width", [16, 144, 576, 1152, 1536])
+def test_the_original_layout_has_sixteen_vision_heads(width: int) -> None:
+    """Microsoft's config.json has no number of vision heads: its code always builds 16."""
+    said = public_config.write(ModelConfig(), "original")
+    del said["polyphi"]
+    tensor = "vision.encoder.patch_embedding.weight"
+    shapes = {tensor: (width, 3, 14, 14)}
+    sources = {"generation": {}, "preprocessor": {}, "adapters": {}, "shape": shapes.get}
+    config = public_config.parse(said, "original", **sources)
+    assert config.vision
+    assert (config.vision.hidden_size, config.vision.num_attention_heads) == (width, 16)
+    with pytest.raises(ValueError, match=r"hidden_size 24 .* found 16"):
+        shapes[tensor] = (24, 3, 14, 14)
+        public_config.parse(said, "original", **sources)
+    said["polyphi"] = {"vision": {"num_attention_heads": 4}}
+    assert public_config.parse(said, "original", **sources).vision.num_attention_heads == 4
 
 
 def test_cast_and_device(folder: Path) -> None:

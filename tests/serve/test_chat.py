@@ -79,13 +79,14 @@ def test_an_adapter_by_its_name(client: OpenAI) -> None:
     messages = [{"role": "user", "content": "the quick fox"}]
     answer = client.chat.completions.create(model="speech", messages=messages, max_tokens=3)
     assert answer.model_extra["adapter"] == "speech"
-    none = client.chat.completions.create(
-        model="tiny",
-        messages=[{"role": "user", "content": CONTENTS["image"]}],
-        max_tokens=3,
-        extra_body={"adapter": None},
-    )
-    assert none.model_extra["adapter"] is None
+    for name in (None, "none"):
+        none = client.chat.completions.create(
+            model="tiny",
+            messages=[{"role": "user", "content": CONTENTS["image"]}],
+            max_tokens=3,
+            extra_body={"adapter": name},
+        )
+        assert none.model_extra["adapter"] is None
     with pytest.raises(NotFoundError) as caught:
         client.chat.completions.create(model="gpt-4", messages=messages)
     assert caught.value.code == "model_not_found" and caught.value.param == "model"

@@ -1,0 +1,66 @@
+"""The forms in which a caller may give a prompt: messages, token ids, or token ids with their media.
+
+>>> parse_prompt([Message.user("Hello")])                # a tuple of `Message`s
+>>> parse_prompt([200021, 13225, 200020, 200019])        # a `TokensPrompt`
+"""
+
+import operator
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+from torch import Tensor
+
+from polyphi.chat import Message, TokensPrompt
+
+Conversation = Sequence[Message | Mapping[str, Any]]
+"""`Message`s or OpenAI-style dicts."""
+Prompt = Conversation | Sequence[int] | Int[Tensor, "_"] | Int[np.ndarray, "_"] | TokensPrompt
+"""What the model is asked to continue."""
+
+
+def parse_prompt(
+    prompt: Prompt, images: Sequence[Any] = (), audios: Sequence[Any] = ()
+) -> tuple[Message, ...] | TokensPrompt:
+    """A prompt as messages, or as token ids with the `images` and `audios` of their placeholders.
+
+    Raises ValueError for an empty prompt, for text, for ids that are no whole numbers or have more than one dimension,
+    and for `images` or `audios` beside messages or a `TokensPrompt`, which hold their media themselves.
+    """
+    if isinstance(prompt, TokensPrompt):
+        if images or audios:
+            raise ValueError("images= and audios= go with ids; a TokensPrompt holds its own")
+        return replace(prompt, ids=token_ids(prompt.ids))
+    if isinstance(prompt, str | bytes | Mapping | Message) or not isinstance(prompt, Iterable):
+        raise ValueError(
+            f"expected a list of messages or of token ids, found {type(prompt).__name__}; "
+            'write [Message.user("...")] for text'
+        )
+    items: Any = prompt if isinstance(prompt, Tensor) else list(prompt)
+    if not len(items):
+        raise ValueError("expected messages or token ids, found an empty list")
+    first = items[0]
+    if not isinstance(first, Message | Mapping):
+        return TokensPrompt(token_ids(items), tuple(images), tuple(audios))
+    if images or audios:
+        raise ValueError(
+            "images and audio clips of messages stand in their parts; images= and audios= go with ids"
+        )
+    return tuple(Message.parse(message) for message in items)
+
+
+def token_ids(ids: Any) -> tuple[int, ...]:
+    """Token ids from a sequence of whole numbers or a tensor or array of one dimension. Raises ValueError for anything
+    else."""
+    if (dimensions := getattr(ids, "ndim", 1)) != 1:
+        raise ValueError(f"token ids have 1 dimension, found {dimensions}: {list(ids.shape)}")
+    values = ids.tolist() if hasattr(ids, "tolist") else ids
+    try:
+        return tuple(operator.index(value) for value in values)
+    except TypeError:
+        wrong = next(v for v in values if not hasattr(v, "__index__"))
+        raise ValueError(
+            f"token ids are whole numbers, found {wrong!r:.80}; a prompt of several messages holds messages alone"
+        ) from None
