@@ -86,9 +86,11 @@ def peak_bytes() -> int:
     raise RuntimeError("/proc/self/status has no VmHWM: peak memory is measured on Linux only")
 
 
-def matmul_rate(size: int = 2048, seconds: float = 2.0) -> float:
-    """FLOP/s of a square bfloat16 matrix product with this process's threads: the limit of training here."""
-    a, b = (torch.randn(size, size, dtype=torch.bfloat16) for _ in range(2))
+def matmul_rate(
+    size: int = 2048, seconds: float = 2.0, dtype: torch.dtype = torch.bfloat16
+) -> float:
+    """FLOP/s of a square matrix product with this process's threads: the limit of training here."""
+    a, b = (torch.randn(size, size, dtype=dtype) for _ in range(2))
     best, end = 0.0, time.monotonic() + seconds
     while time.monotonic() < end:
         start = time.perf_counter()

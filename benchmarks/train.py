@@ -9,8 +9,10 @@
 
 Ours is `polyphi.train.loop.train` as a stage runs it, its end with hashes and files included in the peak of memory.
 Speed is supervised tokens per second after the first step, memory the most that a process held; both sides have the
-same threads, bfloat16 autocast and AdamW. [ours] The lengths of questions, answers, pictures and clips: about 6 % and
-13 % of the padded positions are supervised, as in instruction data of these kinds.
+same threads and AdamW. Ours trains in the precision that `polyphi train` chooses on this machine
+(polyphi/runtime/precision.py), the peer in the one that a short run of its own finds faster. [ours] The lengths of
+questions, answers, pictures and clips: about 6 % and 13 % of the padded positions are supervised, as in instruction
+data of these kinds.
 """
 
 import argparse
@@ -29,7 +31,7 @@ from PIL import Image as Picture
 from sidebyside import Row, alternate, console, matmul_rate, median, peak_bytes, show
 from torch.utils.flop_counter import FlopCounterMode
 
-from polyphi import stages
+from polyphi import devices, stages
 from polyphi.batch import Batch, Clip, ImageLayout, row
 from polyphi.corpora import code, copying, instructions
 from polyphi.curate import corpus as corpora
@@ -47,6 +49,8 @@ from polyphi.model.multimodal import PhiModel
 from polyphi.processing import image
 from polyphi.processing.processor import Processor
 from polyphi.processing.tokenizer import Tokenizer
+from polyphi.runtime import precision
+from polyphi.runtime.precision import Choice
 from polyphi.stages import sizes
 from polyphi.train.loop import train
 from polyphi.train.loss import NextToken
@@ -263,19 +267,29 @@ def for_peer(work: Work) -> dict[str, Any]:
 # ------------------------------------------------------------------------------ our side
 
 
-def ours(work: Work, folder: Path, *, count_flops: bool = False) -> dict[str, Any]:
+def configuration(work: Work) -> ModelConfig:
+    """What the stage's model is made of."""
+    if not work.adapter:
+        return work.config
+    return replace(
+        work.config,
+        adapters={work.adapter: work.config.adapters[work.adapter]},
+        vision=work.config.vision if work.adapter == "vision" else None,
+        audio=work.config.audio if work.adapter == "speech" else None,
+    )
+
+
+def ours(
+    work: Work,
+    folder: Path,
+    *,
+    count_flops: bool = False,
+    dtype: precision.Requested = "auto",
+) -> dict[str, Any]:
     """Train as a stage does; what `sidebyside.alternate` reads."""
     rows = torch.load(folder / "rows.pt", weights_only=True)
     batches = [as_batch(made, work) for made in rows]
-    config = work.config
-    if work.adapter:  # what the stage's model is made of
-        config = replace(
-            config,
-            adapters={work.adapter: config.adapters[work.adapter]},
-            vision=config.vision if work.adapter == "vision" else None,
-            audio=config.audio if work.adapter == "speech" else None,
-        )
-    model = PhiModel(config)
+    model = PhiModel(configuration(work))
     model.initialise(0)
     budget = Budget(work.steps, work.batch_tokens, work.batch_tokens)
     with tempfile.TemporaryDirectory(dir=folder) as out:
@@ -288,6 +302,7 @@ def ours(work: Work, folder: Path, *, count_flops: bool = False) -> dict[str, An
                 None,
                 folder,
                 Path(out),
+                precision=dtype,
                 tell=lambda _: None,
             )
         records = read_metrics(Path(out) / "metrics.jsonl")
@@ -307,16 +322,38 @@ def ours(work: Work, folder: Path, *, count_flops: bool = False) -> dict[str, An
 # ------------------------------------------------------------------------------ both
 
 
+def peer_precision(peer: Sequence[str | Path], threads: int) -> Choice:
+    """The precision in which the peer is faster: that of the environment, fp32 without bfloat16 instructions, else by a
+    run of three steps in each."""
+    if (pinned := precision.pinned()) is not None:
+        return Choice(pinned, f"set by {precision.VARIABLE}")
+    if (reason := precision.missing(torch.bfloat16)) is not None:
+        return Choice("fp32", reason)
+    sides = {p: [*peer, "--precision", p, "--steps", "3"] for p in ("bf16", "fp32")}
+    results = alternate(sides, 1, threads)
+    ratio = median(results["fp32"], "speed") / median(results["bf16"], "speed")
+    return Choice("bf16" if ratio < 1 else "fp32", f"bf16 takes {ratio:.2f} of the time of fp32")
+
+
 def compare(
-    work: Work, repeats: int, threads: int, limit: float, peer_name: str
+    work: Work, repeats: int, threads: int, limits: dict[str, float], peer_name: str
 ) -> tuple[list[Row], list[Row]]:
-    """Rows of one work, and those against the peer with its head on labelled positions only."""
+    """Rows of one work, and those against the peer with its head on labelled positions only. `limits` holds FLOP/s by
+    precision."""
     console.print(f"[bold]{work.name}[/bold]")
+    ours_in = precision.choose(
+        "auto", "cpu", devices.products(configuration(work)), work.batch_tokens
+    )
+    limit = limits[ours_in.precision]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write(work, folder)
         us: list[str | Path] = [Path(__file__), "--side", work.name, "--folder", folder]
+        us += ["--precision", ours_in.precision]
         peer: list[str | Path] = [HERE / "peers" / "transformers_peft.py", folder]
+        peer_in = peer_precision(peer, threads)
+        peer += ["--precision", peer_in.precision]
+        console.print(f"  ours in {ours_in}; the peer in {peer_in}", highlight=False)
         told = alternate(
             {"ours": us, "peer": peer, "peer, short head": [*peer, "--head", "supervised"]},
             repeats,
@@ -355,10 +392,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--side", choices=[w.name for w in WORKS], help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--flops", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--precision", default="auto", help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     if given.side:
         work = next(w for w in WORKS if w.name == given.side)
-        print(json.dumps(ours(work, given.folder, count_flops=given.flops)))
+        told = ours(work, given.folder, count_flops=given.flops, dtype=given.precision)
+        print(json.dumps(told))
         return
     try:
         peer = f"transformers {version('transformers')} + peft {version('peft')}"
@@ -368,11 +407,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     threads = len(os.sched_getaffinity(0))
     torch.set_num_threads(threads)
-    limit = matmul_rate()
-    console.print(f"{threads} threads, bf16 matrix products at {limit / 1e9:.0f} GFLOP/s")
+    limits = {name: matmul_rate(dtype=dtype) for name, dtype in precision.DTYPES.items()}
+    rates = ", ".join(f"{rate / 1e9:.0f} GFLOP/s in {name}" for name, rate in limits.items())
+    console.print(f"{threads} threads, matrix products at {rates}")
     rows, others = [], []
     for work in WORKS:
-        ours_and_peer, ours_and_short = compare(work, given.repeats, threads, limit, peer)
+        ours_and_peer, ours_and_short = compare(work, given.repeats, threads, limits, peer)
         rows += ours_and_peer
         others += ours_and_short
     show(rows, as_json=given.json, others=others)

@@ -26,10 +26,16 @@ console = Console()
 # Worker processes (data/workers.py) read this file before grain, which would warn that it has no profiler.
 logging.getLogger("absl").setLevel(logging.ERROR)
 MACHINE, OWN = "Machines: never what comes out", "A stage of your own (a .py file)"
-Precision = Literal["bf16", "fp32"]
+Precision = Literal["auto", "bf16", "fp32"]
 SizeOption = Annotated[str, typer.Option("--size", help="micro, nano, lab or full.")]
 RunOption = Annotated[Path, typer.Option("--out", help="Folder of the run.")]
-PrecisionOption = Annotated[Precision, typer.Option("--precision", help="bf16 or fp32 arithmetic.")]
+PrecisionOption = Annotated[
+    Precision,
+    typer.Option(
+        "--precision",
+        help="Arithmetic of training; weights stay fp32. auto: as the run in the folder, else what is faster here.",
+    ),
+]
 NANO = Path("runs/nano")
 QuantOption = Annotated[
     Literal["bf16", "int8", "int4", "int8-all", "int4-all"] | None,
@@ -52,9 +58,7 @@ def reproduce(
         Path, typer.Option(help="Folder of the run; the same folder goes on where it stopped.")
     ],
     seed: int = 0,
-    precision: Annotated[
-        Precision, typer.Option(help="bf16 or fp32 arithmetic in training; weights stay fp32.")
-    ] = "bf16",
+    precision: PrecisionOption = "auto",
     claims: Annotated[
         bool, typer.Option("--claims", help="Then re-test the report's claims on it.")
     ] = False,
@@ -87,7 +91,7 @@ def train(
         ),
     ] = None,
     seed: int = 0,
-    precision: PrecisionOption = "bf16",
+    precision: PrecisionOption = "auto",
     micro_tokens: Annotated[
         int, typer.Option(help="Most tokens of a pack: memory.", rich_help_panel=MACHINE)
     ] = 8192,
@@ -279,7 +283,7 @@ def scaling(
     out: RunOption = NANO,
     seeds: Annotated[int, typer.Option(help="Runs of every length and rate.", min=1)] = 2,
     seed: int = 0,
-    precision: PrecisionOption = "bf16",
+    precision: PrecisionOption = "auto",
 ) -> None:
     """Measure the law of text 1's peak rate: best rates over runs of several lengths, B, a picture. Results stand in
     the run's `scaling`."""
@@ -306,7 +310,7 @@ def ablate(
     size: SizeOption = "nano",
     out: RunOption = NANO,
     seed: int = 0,
-    precision: PrecisionOption = "bf16",
+    precision: PrecisionOption = "auto",
 ) -> None:
     """Train a stage under other mixes and compare the held-out loss of every corpus. Results stand in the run's
     `ablation`."""
@@ -330,7 +334,7 @@ def claims(
     out: RunOption = NANO,
     seeds: Annotated[int, typer.Option(help="How often an arm is trained.", min=1)] = 2,
     seed: int = 0,
-    precision: PrecisionOption = "bf16",
+    precision: PrecisionOption = "auto",
 ) -> None:
     """Re-test the report's claims on a finished run; two of these at once share the work."""
     from polyphi.reproduce.claims import laboratory

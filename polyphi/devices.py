@@ -4,24 +4,26 @@
 >>> print(load("path/or/hub-id").room)
 cpu with 2 threads, bfloat16: 11.1 GB of weights leave 5.1 GB of 16.2 GB free, up to 38,536 of 131,072 tokens of context
 
-Nothing here knows a processor by its name: whether a CPU is any good at bfloat16 is measured, once.
+Nothing here knows a processor by its name: whether a device is fast in a 16-bit dtype is for runtime/precision.py.
 """
 
-import time
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
+from itertools import repeat
 
 import torch
 
 from polyphi import kernels
 from polyphi.engine.cache import token_bytes
+from polyphi.kernels import half
 from polyphi.model import quantize
+from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
+from polyphi.runtime import precision
 
-SLOWER = 1.5
-"""A 16-bit type this many times slower than float32 is given up for it [ours]. With the instructions it takes about
-half of float32's time."""
+REPEATED = re.compile(r"(decoder|vision|audio)\.(?:encoder\.)?(?:layers|blocks)\.")
+"""Names of weights that every layer of a part has."""
 
 
 def choose(device: str | torch.device) -> torch.device:
@@ -40,16 +42,64 @@ def choose(device: str | torch.device) -> torch.device:
 
 
 def choose_dtype(
-    stored: Mapping[torch.dtype, int], place: torch.device, free: int
+    stored: Mapping[torch.dtype, int],
+    device: torch.device,
+    free: int,
+    config: ModelConfig | None = None,
+    quant: str | None = None,
 ) -> torch.dtype | None:
-    """The type to cast weights to where none was asked for: None, as they are stored (numbers of parameters by type),
-    or float32 where most are of a 16-bit type that the device hasn't, or is slower with and has `free` bytes for
-    float32."""
-    main = max(stored, key=lambda kind: stored[kind], default=torch.float32)
-    if main.itemsize >= 4 or _good_at(main, place):
+    """The dtype to cast weights to for inference where none is requested: None, as they are stored (`stored` counts
+    parameters by dtype), or float32 where most have a 16-bit dtype that the device is slow in (`precision.suits`, on
+    the products of a model with this `config`) and `free` bytes hold them in float32.
+
+    On a CPU without bfloat16 instructions our own kernels multiply weights stored in bfloat16 as fast as float32 ones
+    (kernels/half.py), so they stay. What a quantized model (`quant`) doesn't quantize is bfloat16. POLYPHI_PRECISION decides in place of the
+    measurement; weights stored in float32 stay so.
+    """
+    if quant:
+        return torch.bfloat16
+    main = max(stored, key=lambda dtype: stored[dtype], default=torch.float32)
+    if main.itemsize >= 4:
         return None
-    slow_but_small = place.type == "cpu" and size(stored, torch.float32) > free
+    if (pinned := precision.pinned()) is not None:
+        dtype = precision.DTYPES[pinned]
+        return None if dtype == main else dtype
+    if (
+        main == torch.bfloat16
+        and device.type == "cpu"
+        and kernels.missing() is None
+        and half.needed()
+    ):
+        return None
+    if precision.suits(
+        main, device, products(config) if config and _is_timed(main, device) else ()
+    ):
+        return None
+    slow_but_small = device.type == "cpu" and size(stored, torch.float32) > free
     return None if slow_but_small else torch.float32
+
+
+def products(config: ModelConfig) -> tuple[precision.Product, ...]:
+    """The matrix products of a model, all weights trainable, without building more than one layer of each part."""
+    layers = {"decoder": config.decoder.num_hidden_layers}
+    one = replace(config, decoder=replace(config.decoder, num_hidden_layers=1))
+    if config.vision is not None:
+        layers["vision"] = config.vision.num_hidden_layers
+        one = replace(one, vision=replace(config.vision, num_hidden_layers=1))
+    if config.audio is not None:
+        layers["audio"] = config.audio.num_blocks
+        one = replace(one, audio=replace(config.audio, num_blocks=1))
+    with torch.device("meta"):
+        model = PhiModel(one)
+    weights: list[tuple[torch.Size, bool]] = []
+    for name, parameter in model.named_parameters():
+        part = REPEATED.match(name)
+        weights += repeat((parameter.shape, True), layers[part[1]] if part else 1)
+    return precision.products(weights)
+
+
+def _is_timed(dtype: torch.dtype, device: torch.device) -> bool:
+    return device.type == "cpu" and precision.missing(dtype) is None
 
 
 def size(stored: Mapping[torch.dtype, int], dtype: torch.dtype | None) -> int:
@@ -126,33 +176,3 @@ def _bytes(count: int) -> str:
 
 def _has_mps() -> bool:
     return torch.backends.mps.is_available()
-
-
-def _good_at(dtype: torch.dtype, place: torch.device) -> bool:
-    """Whether a device has a type of 16 bits, and loses nothing by it."""
-    if place.type == "cpu":
-        return slowness(dtype) < SLOWER
-    if place.type == "cuda" and dtype == torch.bfloat16:
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    try:
-        one = torch.ones(8, 8, dtype=dtype, device=place)
-        return bool((one @ one)[0, 0] == 8)
-    except (RuntimeError, TypeError):
-        return False
-
-
-@cache
-def slowness(dtype: torch.dtype, width: int = 1024, rows: int = 32, turns: int = 12) -> float:
-    """The time of a matrix product in a type over float32's on this CPU: the least of `turns` turns, both sides in
-    each, so that a machine that is busy otherwise can't tip it. Some milliseconds, once."""
-    pairs = {
-        kind: (torch.zeros(rows, width, dtype=kind), torch.zeros(width, width, dtype=kind))
-        for kind in (torch.float32, dtype)
-    }
-    times: dict[torch.dtype, list[float]] = {kind: [] for kind in pairs}
-    for _ in range(turns):
-        for kind, (rows_of, matrix) in pairs.items():
-            start = time.perf_counter()
-            rows_of @ matrix.T
-            times[kind].append(time.perf_counter() - start)
-    return min(times[dtype]) / min(times[torch.float32])

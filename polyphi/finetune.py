@@ -15,18 +15,21 @@ import runpy
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import rich
 import torch
 
-from polyphi import dist, logs
+from polyphi import devices, dist, logs
 from polyphi.data import own
+from polyphi.engine.memory import free_memory
 from polyphi.model import weights
 from polyphi.model.multimodal import PhiModel
 from polyphi.phi import make_processor
 from polyphi.processing.tokenizer import Tokenizer
+from polyphi.runtime.precision import Choice, Requested, pinned, products
 from polyphi.train.loop import train
+from polyphi.train.resume import choose_precision
 from polyphi.train.stage import Budget, Stage, claim
 
 
@@ -42,7 +45,7 @@ def finetune(
     columns: Mapping[str, str] | None = None,
     skip_bad: bool = False,
     seed: int = 0,
-    precision: Literal["bf16", "fp32"] = "bf16",
+    precision: Requested | Choice = "auto",
     track: Sequence[str] = (),
     tell: Callable[[Any], None] = rich.print,
     **machine: Any,
@@ -51,7 +54,9 @@ def finetune(
 
     `data`: sources (`data/own.py`), as CORPUS=SOURCE where the mix has several corpora; `columns` maps names of columns
     (or CORPUS.NAME) to those of the data. `checkpoint`, `steps`, `batch_tokens` and `rate` (a factor on the rates of
-    `learn`) take the place of the stage's own. `track` names trackers (logs.py), `machine` is what the loop takes
+    `learn`) take the place of the stage's own. `precision` "auto" keeps that of the run in `out`, or takes what this
+    machine is fast in (runtime/precision.py); float32 also casts frozen weights, so it is chosen only where they fit
+    into free memory. `track` names trackers (logs.py), `machine` is what the loop takes
     beside the science. The same call goes on where an interrupted one stopped.
 
     Raises ValueError for whatever the user can mend: the file, the data, names of tensors and adapters.
@@ -68,6 +73,7 @@ def finetune(
         raise ValueError(
             f"{folder} is quantised to {made} and can't be trained; start from the checkpoint that it was made of"
         )
+    free, wide = free_memory(torch.device(device)), _float32_bytes(folder)
     model = weights.load(folder, device=device)
     processor = make_processor(model.config, Tokenizer.load(folder))
     origins = dict.fromkeys((n for n, _ in model.named_parameters()), source)
@@ -78,9 +84,20 @@ def finetune(
             origins |= dict.fromkeys(copied, f"copy of {like}")
     learned = claim(stage.learn, [n for n, _ in model.named_parameters()])
     _check_routes(stage, model, learned)
+    batch = batch_tokens or stage.batch_tokens
+    choice = choose_precision(
+        precision,
+        out,
+        device,
+        lambda: products((p.shape, name in learned) for name, p in model.named_parameters()),
+        min(machine.get("micro_tokens", batch), batch),
+        lambda choice: _that_fits(choice, wide, free),
+    )
+    if dist.rank() == 0:
+        tell(f"precision {choice}")
     stored = {name: tensor.dtype for name, tensor in model.state_dict().items()}
     for name, parameter in model.named_parameters():
-        if precision == "fp32" or name in learned:
+        if choice.precision == "fp32" or name in learned:
             parameter.data = parameter.data.float()
 
     if dist.rank() == 0:
@@ -95,13 +112,13 @@ def finetune(
     dist.wait()
     train(
         stage,
-        Budget(steps or stage.steps, batch_tokens or stage.batch_tokens, stage.context, rate),
+        Budget(steps or stage.steps, batch, stage.context, rate),
         model,
         processor,
         out / "data",
         out,
         seed=seed,
-        precision=precision,
+        precision=choice,
         origins=origins,
         trackers=[logs.tracker(name, out / name, stage.name) for name in track],
         tell=tell,
@@ -121,6 +138,20 @@ def finetune(
         )
         tell(f"wrote {out / 'model'} ({layout} layout); talk to it: polyphi chat {out / 'model'}")
     return out / "model"
+
+
+def _float32_bytes(folder: Path) -> int:
+    return devices.size(weights.stored_types(folder), torch.float32)
+
+
+def _that_fits(choice: Choice, needed: int, free: int) -> Choice:
+    """A measured choice, or bf16 where the weights don't fit in float32."""
+    if choice.precision == "bf16" or needed <= free or pinned() is not None:
+        return choice
+    return Choice(
+        "bf16",
+        f"the weights take {needed / 1e9:.1f} GB in float32, and {free / 1e9:.1f} GB are free ({choice.reason})",
+    )
 
 
 def load_stage(file: Path) -> Stage:

@@ -272,7 +272,7 @@ def load(
     """A `Phi` from a checkpoint folder or a hub id, in any public layout (`model/weights.py`).
 
     `device`: "auto" takes CUDA where there is one, else Apple's MPS, else the CPU. `dtype`: "auto" keeps what is stored
-    where the device is good at it, or takes float32 (devices.py); or a name such as "float32" or "bfloat16". `quant`:
+    where the device is fast in it, or takes float32 (devices.py); or a name such as "float32" or "bfloat16". `quant`:
     None keeps every weight as it is; "int8" and "int4" quantise the decoder's base weights and the head (adapters and
     all else in bfloat16), "int8-all" and "int4-all" adapters and encoders too (in 8 bits), "bf16" only lays out the
     encoders for this CPU (`model/quantize.py`): such a model is for inference. A quantised checkpoint is what it is,
@@ -285,14 +285,15 @@ def load(
     place = devices.choose(device)
     folder = weights.locate(path_or_id)
     made = weights.quantisation(folder)
-    asked = (torch.bfloat16 if quant or made else None) if dtype == "auto" else as_dtype(dtype)
     vocabulary = _load_tokenizer(folder, tokenizer)
+    requested = None if dtype == "auto" else as_dtype(dtype)
     stored, free = weights.stored_types(folder), memory.free_memory(place)
-    kind = asked or devices.choose_dtype(stored, place, free)
+    config = weights.read_config(folder)
+    kind = requested or devices.choose_dtype(stored, place, free, config, quant or made)
     if made:
         needed = weights.stored_bytes(folder)
     else:
-        saved = quantize.saved(weights.read_config(folder), quant)
+        saved = quantize.saved(config, quant)
         needed = max(0, devices.size(stored, kind) - saved)
     devices.check_fits(needed, free, place)
     model = weights.load(folder, device=place, dtype=kind, quant=quant)

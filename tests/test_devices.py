@@ -12,6 +12,7 @@ from polyphi.engine.cache import token_bytes
 from polyphi.model.config import DecoderConfig, ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.model.quantize import quantize
+from polyphi.runtime import precision
 
 CPU = torch.device("cpu")
 
@@ -32,42 +33,43 @@ def test_the_best_device_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stored", "slowness", "free", "chosen"),
+    ("stored", "fast", "free", "chosen"),
     [
-        ({torch.bfloat16: 100}, 0.5, 1000, None),
-        ({torch.bfloat16: 100}, 1.4, 1000, None),
-        ({torch.bfloat16: 100}, 3.0, 1000, torch.float32),
-        ({torch.bfloat16: 100, torch.float32: 1}, 3.0, 1000, torch.float32),
-        ({torch.bfloat16: 100}, 3.0, 399, None),  # slow, but it fits
-        ({torch.float32: 100}, 3.0, 1000, None),
-        ({torch.float32: 100, torch.float16: 99}, 3.0, 1000, None),
+        ({torch.bfloat16: 100}, True, 1000, None),
+        ({torch.bfloat16: 100}, False, 1000, torch.float32),
+        ({torch.bfloat16: 100, torch.float32: 1}, False, 1000, torch.float32),
+        ({torch.bfloat16: 100}, False, 399, None),  # slow, but it fits
+        ({torch.float32: 100}, False, 1000, None),
+        ({torch.float32: 100, torch.float16: 99}, False, 1000, None),
     ],
 )
-def test_a_type_that_the_cpu_is_bad_at_is_given_up(
+def test_a_dtype_that_the_cpu_is_slow_in_becomes_float32(
     monkeypatch: pytest.MonkeyPatch,
     stored: dict[torch.dtype, int],
-    slowness: float,
+    fast: bool,
     free: int,
     chosen: torch.dtype | None,
 ) -> None:
-    monkeypatch.setattr(devices, "slowness", lambda dtype: slowness)
+    monkeypatch.delenv(precision.VARIABLE, raising=False)
+    monkeypatch.setattr(precision, "suits", lambda *_: fast)
     assert devices.choose_dtype(stored, CPU, free) == chosen
+    assert devices.choose_dtype(stored, CPU, free, quant="int8") == torch.bfloat16
 
 
-def test_slowness_is_the_ratio_of_the_least_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Turns of (float32, bfloat16): disturbed ones, on either side, don't count."""
-    taken = iter([2, 90, 50, 6, 3, 7])
-    clock = [0.0]
+def test_the_environment_decides_for_16_bit_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "suits", lambda *_: pytest.fail("measured"))
+    for name, chosen in (("fp32", torch.float32), ("bf16", None)):
+        monkeypatch.setenv(precision.VARIABLE, name)
+        assert devices.choose_dtype({torch.bfloat16: 100}, CPU, 1) == chosen
+        assert devices.choose_dtype({torch.float32: 100}, CPU, 1000) is None
+    assert devices.choose_dtype({torch.float16: 100}, CPU, 1000) == torch.bfloat16
 
-    def tick() -> float:
-        tick.calls += 1
-        clock[0] += next(taken) if tick.calls % 2 == 0 else 0
-        return clock[0]
 
-    tick.calls = 0
-    monkeypatch.setattr(devices.time, "perf_counter", tick)
-    measure = devices.slowness.__wrapped__
-    assert measure(torch.bfloat16, width=8, rows=2, turns=3) == 3.0
+def test_products_of_a_configuration_are_those_of_the_model(tiny_config: ModelConfig) -> None:
+    with torch.device("meta"):
+        model = PhiModel(tiny_config)
+    weights = [(parameter.shape, True) for parameter in model.parameters()]
+    assert devices.products(tiny_config) == precision.products(weights)
 
 
 def test_the_published_model_needs_what_the_design_says() -> None:

@@ -19,6 +19,7 @@ from polyphi import Image, Message, cli
 from polyphi.finetune import finetune, load_stage
 from polyphi.model import weights
 from polyphi.model.config import AdapterConfig
+from polyphi.runtime import precision
 from polyphi.train.loss import NextToken
 from polyphi.train.stage import Mix, Schedule, Stage
 
@@ -104,6 +105,22 @@ def test_any_part_of_a_bfloat16_checkpoint_learns(
     out = run(replace(SIBLING, learn={glob: 1e-2}, adapters={}, data=mix, steps=2), model=model)
     before, after = state(place / model), state(out / "model")
     assert any(not torch.equal(before[n], after[n]) for n in before)
+
+
+@pytest.mark.parametrize(("free", "chosen"), [(1 << 40, "fp32"), (1000, "bf16")])
+def test_float32_is_chosen_only_where_the_weights_fit(
+    free: int, chosen: str, run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(precision.VARIABLE, raising=False)
+    precision._measured.cache_clear()
+    monkeypatch.setattr(precision, "missing", lambda dtype: "this CPU is old")
+    monkeypatch.setattr("polyphi.finetune.free_memory", lambda device: free)
+    said: list[str] = []
+    out = run(TEXT, precision="auto", tell=said.append)
+    precision._measured.cache_clear()
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["precision"] == chosen and "this CPU is old" in manifest["precision_reason"]
+    assert sum("this CPU is old" in str(line) for line in said) == 1
 
 
 def test_interrupted_and_resumed_is_never_stopped(run: Callable[..., Path]) -> None:

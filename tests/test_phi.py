@@ -25,6 +25,7 @@ from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.processing.video import expand_videos
+from polyphi.runtime import precision
 
 
 @pytest.fixture
@@ -78,7 +79,8 @@ def test_load_tells_its_room_and_refuses_early(
     with pytest.raises(ValueError, match=r"weights take .* free;"):
         polyphi.load(folder)
     monkeypatch.undo()
-    monkeypatch.setattr(devices, "slowness", lambda dtype: 9.0)
+    monkeypatch.delenv(precision.VARIABLE, raising=False)
+    monkeypatch.setattr(precision, "suits", lambda *_: False)
     weights.save(phi.model, folder, dtype=torch.bfloat16)
     phi.tokenizer.save(folder)
     assert polyphi.load(folder).model.decoder.norm.weight.dtype == torch.float32

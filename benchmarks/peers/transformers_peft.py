@@ -1,12 +1,12 @@
 """The peer: a training loop as one writes it with transformers and PEFT. Rows padded to the longest of the batch, one
-forward with `labels`, AdamW (fused, as transformers' own Trainer has it), bfloat16 autocast.
+forward with `labels`, AdamW (fused, as transformers' own Trainer has it), bfloat16 autocast or float32.
 
-    python benchmarks/peers/transformers_peft.py FOLDER [--head supervised]
+    python benchmarks/peers/transformers_peft.py FOLDER [--head supervised] [--precision fp32] [--steps N]
 
 FOLDER holds what `benchmarks/train.py` wrote: `work.json` (sizes, adapter, the rows of each step) and `rows.pt` (rows:
 ids, pixels and log-mels ready). `--head supervised` gives the head only the positions that have a label, which
-the library's loss doesn't do. Prints one JSON object: seconds and supervised tokens of the steps after the first, the
-losses, the peak of memory.
+the library's loss doesn't do; `--steps` makes the run shorter. Prints one JSON object: seconds and supervised tokens of
+the steps after the first, the losses, the peak of memory.
 """
 
 import argparse
@@ -99,6 +99,8 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--head", choices=("all", "supervised"), default="all")
+    parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
+    parser.add_argument("--steps", type=int)
     given = parser.parse_args()
     work = json.loads((given.folder / "work.json").read_text())
     stored = torch.load(given.folder / "rows.pt", weights_only=True)
@@ -108,11 +110,11 @@ def main() -> None:
         learned, lr=work["rate"], betas=(0.9, 0.95), weight_decay=0.01, fused=True
     )
     seconds, supervised, losses = 0.0, 0, []
-    for number, places in enumerate(work["steps"]):
+    for number, places in enumerate(work["steps"][: given.steps]):
         start = time.perf_counter()
         batch = collate([stored[place] for place in places], work)
         count = int((batch["labels"] != -100).sum())
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=given.precision == "bf16"):
             short = given.head == "supervised"
             loss = supervised_loss(model, batch) if short else model(**batch, use_cache=False).loss
         loss.backward()

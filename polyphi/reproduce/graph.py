@@ -17,23 +17,25 @@ import shutil
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from polyphi import cost, logs, measurement, plan, stages
+from polyphi import cost, devices, dist, logs, measurement, plan, stages
 from polyphi.batch import pack
 from polyphi.chat import CALL, CALL_END, Message
 from polyphi.curate import cards, sources
 from polyphi.curate import corpus as corpora
 from polyphi.curate.pipeline import Machines
 from polyphi.engine.engine import Engine
+from polyphi.engine.memory import free_memory
 from polyphi.eval.benchmark import benchmarks
 from polyphi.eval.report import line
 from polyphi.eval.run import evaluate
@@ -45,12 +47,14 @@ from polyphi.model.quantize import quantize
 from polyphi.processing.processor import Processor
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.reproduce import lineage, page, processes
+from polyphi.runtime.precision import Choice, Precision, Requested, choose
 from polyphi.stages import sizes
 from polyphi.train import scaling
 from polyphi.train.aed import Recogniser
 from polyphi.train.checkpoint import write_json
 from polyphi.train.contrastive import Similarity
 from polyphi.train.loop import code_revision, train
+from polyphi.train.resume import REASON, recorded, recorded_precision
 from polyphi.train.stage import Stage
 
 FREEZE_PROMPTS = (
@@ -96,18 +100,19 @@ class Run:
         out: Path,
         *,
         seed: int = 0,
-        precision: Literal["bf16", "fp32"] = "bf16",
+        precision: Requested = "auto",
         console: Console | None = None,
         watch_steps: int = 0,
         track: Sequence[str] = (),
         **machine: Any,
     ) -> None:
         """`machine` is what the loop (`polyphi.train.loop.train`) takes beside the science: how packs, shards and
-        activations are laid out, and what happens when a step goes wrong. Every `watch_steps` steps a stage's `watch`
+        activations are laid out, and what happens when a step goes wrong. `precision` "auto" is that of the run in the
+        folder, else what this machine is fast in. Every `watch_steps` steps a stage's `watch`
         tasks are measured; `track` names trackers that get every record."""
         self.size = sizes.load(size)
         self.watch_steps, self.track, self.machine = watch_steps, track, machine
-        self.out, self.seed, self.precision = Path(out), seed, precision
+        self.out, self.seed, self._requested = Path(out), seed, precision
         self.console = console or Console()
         self.data, self.runs = self.out / "data", self.out / "stages"
         self.cache = Path(os.environ.get("POLYPHI_CACHE", Path.home() / ".cache" / "polyphi"))
@@ -117,14 +122,54 @@ class Run:
         """A folder belongs to one size, seed and precision: a run never mixes two."""
         identity = {"size": self.size.name, "seed": self.seed}
         path = self.out / "run.json"
-        if path.exists():
-            if (found := json.loads(path.read_text())) != identity:
-                raise ValueError(
-                    f"{self.out} holds a run of {found}, but {identity} was asked for; choose another --out"
-                )
-        else:
+        if not path.exists():
             self.out.mkdir(parents=True, exist_ok=True)
             write_json(path, identity)
+            return
+        found = json.loads(path.read_text())
+        recorded = {key: found.get(key) for key in identity}
+        if self._requested != "auto" and (choice := self._recorded(found)) is not None:
+            identity["precision"], recorded["precision"] = self._requested, choice.precision
+        if recorded != identity:
+            raise ValueError(
+                f"{self.out} holds a run of {recorded}, but {identity} was requested; choose another --out"
+            )
+
+    @property
+    def precision(self) -> Precision:
+        """The precision of all stages of this run."""
+        return self.choice.precision
+
+    @cached_property
+    def choice(self) -> Choice:
+        """The precision of this run and why: that of run.json, of a stage that an older run left, as requested, or what
+        this machine is fast in; run.json then records it. All processes ask for it together."""
+        dist.start()
+        choice = self._choose() if dist.rank() == 0 else None
+        shared = dist.everyones(choice)[0]
+        assert shared is not None
+        if dist.rank() == 0 and self._requested == "auto":
+            self.tell(f"precision {shared}")
+        return shared
+
+    def _choose(self) -> Choice:
+        def record(values: dict[str, Any]) -> dict[str, Any]:
+            choice = self._recorded(values) or choose(
+                self._requested, "cpu", devices.products(self.size.model)
+            )
+            return {**values, "precision": choice.precision, REASON: choice.reason}
+
+        processes.update_json(self.out / "run.json", {}, record)
+        choice = recorded(json.loads((self.out / "run.json").read_text()))
+        assert choice is not None
+        return choice
+
+    def _recorded(self, values: Mapping[str, Any]) -> Choice | None:
+        """The precision that run.json holds, or in a run older than that entry its stages."""
+        if (choice := recorded(values)) is not None:
+            return choice
+        found = (recorded_precision(self.runs / name) for name in stages.ORDER)
+        return next((choice for choice in found if choice is not None), None)
 
     # ------------------------------------------------------------------ the main job
 
@@ -302,6 +347,9 @@ class Run:
         out = self.runs / name
         if (out / "manifest.json").exists():
             return
+        _ = (
+            self.choice
+        )  # made by all processes together, so before the lock below that one holds at a time
         for parent in stage.parents:
             self.train(parent)
         for corpus in stage.data.weights:
@@ -328,7 +376,7 @@ class Run:
                 self.data,
                 out,
                 seed=self.seed,
-                precision=self.precision,
+                precision=self.choice,
                 origins=origins,
                 checkpoint_seconds=self.size.seconds_between_checkpoints,
                 watch=lambda model: self._watched(stage, model),
@@ -409,7 +457,7 @@ class Run:
             folder,
             tokens=tokens or self.size.sweep,
             seeds=seeds,
-            precision=self.precision,
+            precision=self.choice,
             tell=self.tell,
         )
         found = scaling.fit(points, budget.steps * budget.batch_tokens)
@@ -465,8 +513,14 @@ class Run:
             )
             if name not in engines:
                 model = self._after(name)
+                dtypes: Counter[torch.dtype] = Counter()
+                for parameter in model.parameters():
+                    dtypes[parameter.dtype] += parameter.numel()
+                place = model.decoder.device
+                dtype = devices.choose_dtype(dtypes, place, free_memory(place), quant=quant)
+                model = model.to(dtype) if dtype else model
                 if quant:
-                    model = quantize(model.bfloat16(), quant)
+                    model = quantize(model, quant)
                 engines[name] = Engine(model, self.processor)
             with self.clock("evaluation"):
                 result = evaluate(

@@ -17,6 +17,7 @@ import random
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from polyphi.model import weights
 from polyphi.reproduce import drawing, sections
 from polyphi.reproduce.drawing import part_of
 from polyphi.reproduce.sections import render
+from polyphi.train.resume import recorded, recorded_precision
 
 POINTS = 140  # of a loss curve
 GALLERY = {"vision": 15, "speech": 10, "joint": 10, "safety": 5}  # samples shown of each modality
@@ -92,6 +94,7 @@ def collect(run: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
     report = {
         "size": identity.get("size", "unnamed"),
         "seed": identity.get("seed"),
+        "precision": _precision(run, identity),
         "summary": {
             "stages_done": sum(s["done"] for s in rows),
             "stages": len(rows),
@@ -119,6 +122,13 @@ def collect(run: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
         "environment": _load(run / "environment.json", None) or environment(),
     }
     return report, media
+
+
+def _precision(run: Path, identity: Mapping[str, Any]) -> dict[str, str] | None:
+    """The precision of the run's training and why, from run.json, or from a stage of a run that is older than it."""
+    stored = (recorded_precision(run / "stages" / name) for name in stages.ORDER)
+    choice = recorded(identity) or next((c for c in stored if c is not None), None)
+    return asdict(choice) if choice else None
 
 
 def _load(path: Path, default: Any) -> Any:
@@ -434,6 +444,8 @@ def render_markdown(report: Mapping[str, Any]) -> str:
         out += ["## Data", _table(["source", "rows", "licence", "origin"], data)]
     versions = ", ".join(f"{k} {v}" for k, v in env["versions"].items())
     out += ["## Again", f"`polyphi reproduce {report['size']} --out DIR --seed {report['seed']}`"]
+    if report["precision"]:
+        out += [f"Trained in {sections.precision(report)}."]
     out += [f"{env['system']}, Python {env['python']}, {versions}."]
     return "\n\n".join(out) + "\n"
 

@@ -124,9 +124,11 @@ def render(report: Report, media: Mapping[str, bytes]) -> str:
 def top(report: Report) -> str:
     s, environment = report["summary"], report["environment"]
     took = f" in <b>{time(s['seconds'])}</b>" if s["seconds"] else ""
+    trained = f" Precision {text(precision(report))}." if report["precision"] else ""
     lede = (
         "A language model is trained, then frozen; it learns to see and to hear through encoders, projectors and a "
         f"mixture of LoRAs. <b>{s['stages_done']} of {s['stages']} stages</b> ran{took} on {text(environment['cpu'])}."
+        f"{trained}"
     )
     tiles = [(f"{s['stages_done']} <small>/ {s['stages']}</small>", "stages done")]
     if s["tasks"]:
@@ -494,11 +496,18 @@ def _dropped(split: Report) -> str:
     return f"dropped: {', '.join(steps)}" if steps else ""
 
 
+def precision(report: Report) -> str:
+    """The precision of training, and why: "fp32: this CPU has no bfloat16 instructions"."""
+    choice = report["precision"]
+    return f"{choice['precision']}: {choice['reason']}" if choice else "–"
+
+
 def again(report: Report) -> str:
     env = report["environment"]
     facts = {
         "command": f"<code>polyphi reproduce {text(report['size'])} --out DIR --seed {text(report['seed'])}</code>",
         "processor": text(f"{env['cpu']}, {env['cores']} cores, torch threads: {env['threads']}"),
+        "precision of training": text(precision(report)),
         "accelerator": text(env.get("cuda") or "none"),
         "system": text(f"{env['system']}, Python {env['python']}"),
         "packages": text(", ".join(f"{k} {v}" for k, v in env["versions"].items())),

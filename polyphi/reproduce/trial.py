@@ -40,7 +40,7 @@ def trial(
         data or run.data,
         out,
         seed=seed,
-        precision=run.precision,
+        precision=run.choice,
         origins=origins,
         checkpoint_seconds=run.size.seconds_between_checkpoints,
         tell=_silence,

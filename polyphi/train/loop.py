@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import rich
@@ -31,6 +31,7 @@ from polyphi.data import workers as processes
 from polyphi.data.loader import Loader
 from polyphi.data.packing import Room
 from polyphi.model.multimodal import PhiModel
+from polyphi.runtime.precision import Choice, Requested, products
 from polyphi.train import checkpoint, parallel, resume
 from polyphi.train.features import kept_features
 from polyphi.train.freeze import (
@@ -60,7 +61,7 @@ def train(
     out: Path,
     *,
     seed: int = 0,
-    precision: Literal["bf16", "fp32"] = "bf16",
+    precision: Requested | Choice = "auto",
     micro_tokens: int = 8192,
     micro_crops: int | None = None,
     micro_frames: int | None = None,
@@ -85,10 +86,12 @@ def train(
     holds.
 
     `data`, a folder or an address (data/shards.py), holds the corpora of the mix, `origins` says for each tensor which
-    stage its start weights came from. `micro_tokens`, `micro_crops` and `micro_frames` bound a pack, `shard` cuts the
-    decoder's layers into so many parts over processes and `context` each pack of a language model, `keep` says what
-    becomes of activations: memory, never the result's meaning. `workers` processes make the rows (None: none on a CPU,
-    some beside a GPU). `features` is a folder where outputs of encoders that rest are kept from one epoch to the next.
+    stage its start weights came from. `precision` "auto" keeps that of the stage in `out`, or takes what this machine
+    is fast in (runtime/precision.py); a `Choice` is one that the caller has made and reported. `micro_tokens`,
+    `micro_crops` and `micro_frames` bound a pack, `shard` cuts the decoder's layers into so many parts over processes
+    and `context` each pack of a language model, `keep` says what becomes of activations: memory, never the
+    result's meaning. `workers` processes make the rows (None: none on a CPU, some beside a GPU). `features` is a folder
+    where outputs of encoders that rest are kept from one epoch to the next.
     `deterministic` has torch choose only kernels that give the same bits every time, where a GPU has others. `protect`
     says what happens when a step goes wrong, `background` writes checkpoints beside the training. `watch(model)` is
     measured every `watch_steps` steps; `trackers` get every record. `flops(pack)` counts a pack's FLOPs, of
@@ -120,7 +123,14 @@ def train(
         world=dist.world() // context if apart else 1,
         exchange=lambda said: dist.everyones(said)[::context],
     )
-    identity = resume.identity(stage, budget, seed, precision, loader)
+    choice = resume.choose_precision(
+        precision,
+        out,
+        next(model.parameters()).device,
+        lambda: products((p.shape, p.requires_grad) for p in model.parameters()),
+        min(micro_tokens, budget.batch_tokens),
+    )
+    identity = resume.identity(stage, budget, seed, choice.precision, loader)
     if (out / MANIFEST).exists():
         return resume.finished(out, identity, parameters)
 
@@ -133,7 +143,7 @@ def train(
             )
         asked_of = {**identity, "start": hashes(parameters)}
     if shard > 1:
-        parallel.shard(model, precision, shard)
+        parallel.shard(model, choice.precision, shard)
         parameters = named(model, module)
     run = Run(
         stage,
@@ -143,7 +153,7 @@ def train(
         loader,
         out,
         seed=seed,
-        precision=precision,
+        precision=choice,
         room=Room(micro_tokens, micro_crops, micro_frames),
         flops=flops,
         peak_flops=peak_flops,
@@ -157,6 +167,8 @@ def train(
         tell(f"  goes on from step {run.past.step} of {budget.steps}")
     else:
         tell(as_table(table))
+    if choice is not precision:
+        tell(f"  precision {choice}")
 
     model.train()
     clock = last_save = time.monotonic()
@@ -165,7 +177,7 @@ def train(
         Interruptible() as interrupted,
         _reproducible(deterministic),
         activations(model, keep),
-        kept_features(model, features, precision),
+        kept_features(model, features, choice.precision),
         logs.progress(stage.name, budget.steps, run.past.step, dist.rank() > 0) as advance,
     ):
         while run.past.step < budget.steps:
@@ -201,6 +213,7 @@ def train(
     records = logs.read_metrics(out / METRICS) if dist.rank() == 0 else []
     manifest = {
         **identity,
+        resume.REASON: choice.reason,
         "code": code_revision(),
         "parents": dict(Counter((origins or {}).values())),
         "who_learns": table,

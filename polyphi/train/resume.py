@@ -7,7 +7,7 @@ samples, same losses. It is refused where anything that decides them has changed
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from polyphi import dist
 from polyphi.data.loader import Loader, Step
+from polyphi.runtime import precision
+from polyphi.runtime.precision import Choice, Product
 from polyphi.train import checkpoint
 from polyphi.train.stage import Budget, Stage
 
@@ -26,6 +29,8 @@ MANIFEST, TRAINED, METRICS, QUARANTINE, CHECKPOINTS = (
     "quarantine.jsonl",
     "checkpoints",
 )
+REASON = "precision_reason"
+"""Key of the sentence that says why a run has its precision; it may differ between a run and its resumption."""
 COUNTED = ("tokens", "supervised", "crops", "frames")
 
 
@@ -93,6 +98,56 @@ def identity(
         value["adapters"] = {name: repr(adapter) for name, adapter in stage.adapters.items()}
     found: dict[str, Any] = json.loads(json.dumps(value))
     return found
+
+
+def recorded_precision(out: Path) -> Choice | None:
+    """The precision of the stage that a folder holds, from its manifest or its latest readable checkpoint."""
+    path = out / MANIFEST
+    if path.exists():
+        return recorded(json.loads(path.read_text()))
+    for path in sorted((out / CHECKPOINTS).glob("step_*/state.json"), reverse=True):
+        try:
+            state = json.loads(path.read_text())
+            return recorded({**state["identity"], REASON: state.get(REASON)})
+        except (OSError, ValueError, KeyError):  # `Checkpoints.find` reports damaged ones
+            continue
+    return None
+
+
+def recorded(values: Mapping[str, Any]) -> Choice | None:
+    """The precision that a manifest or run.json holds."""
+    if values.get("precision") not in precision.DTYPES:
+        return None
+    return Choice(values["precision"], values.get(REASON) or "as the run began")
+
+
+def choose_precision(
+    requested: str | Choice,
+    out: Path,
+    device: torch.device | str = "cpu",
+    products: Callable[[], Sequence[Product]] = tuple,
+    rows: int = precision.ROWS,
+    revise: Callable[[Choice], Choice] = lambda choice: choice,
+) -> Choice:
+    """The precision of a stage: `requested` unless it is "auto", then that of the stage in `out`, then what this
+    machine is fast in (runtime/precision.py), which `revise` may change. The first process decides for all; all
+    processes call this together.
+
+    Raises ValueError for a `requested` or a POLYPHI_PRECISION that is no precision.
+    """
+    if isinstance(requested, Choice):
+        return requested
+    if requested != "auto":
+        return precision.choose(requested)
+    precision.pinned()  # a wrong value is an error in every process, before they wait for each other
+    choice = None
+    if dist.rank() == 0:
+        choice = recorded_precision(out) or revise(
+            precision.choose(requested, device, products(), rows)
+        )
+    shared = dist.everyones(choice)[0]
+    assert shared is not None
+    return shared
 
 
 def same_run(identity: Mapping[str, Any], before: Mapping[str, Any], out: Path) -> None:

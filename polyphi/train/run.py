@@ -21,6 +21,7 @@ from polyphi.data.loader import Loader, Step
 from polyphi.data.packing import Pack, Room, deal, whole
 from polyphi.model.attention import padding
 from polyphi.model.multimodal import PhiModel
+from polyphi.runtime.precision import Choice
 from polyphi.train import checkpoint, guard, parallel, resume
 from polyphi.train.freeze import (
     check_gradients,
@@ -50,7 +51,7 @@ class Run:
         out: Path,
         *,
         seed: int,
-        precision: str,
+        precision: Choice,
         room: Room,
         flops: Callable[[Batch], float] | None,
         peak_flops: float | None,
@@ -58,7 +59,8 @@ class Run:
     ) -> None:
         self.stage, self.budget, self.learners = stage, budget, learners
         self.parameters, self.loader, self.out, self.tell = parameters, loader, out, tell
-        self.seed, self.precision, self.room = seed, precision, room
+        self.seed, self.precision, self.room = seed, precision.precision, room
+        self._precision_reason = precision.reason
         self.flops, self.peak_flops = flops, peak_flops
         self.device = next(iter(parameters.values())).device
         self.learned = {name: p for name, p in parameters.items() if p.requires_grad}
@@ -79,7 +81,11 @@ class Run:
     ) -> bool:
         """Go on from the latest checkpoint, if there is one."""
         self.checkpoints = checkpoints
-        self._state = {"identity": identity, "frozen": resting}
+        self._state = {
+            "identity": identity,
+            "frozen": resting,
+            resume.REASON: self._precision_reason,
+        }
         stored = checkpoints.find()
         if stored is not None:
             resume.must_continue(stored, self.out, identity, resting)

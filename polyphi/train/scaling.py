@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import rich
@@ -26,10 +26,11 @@ from polyphi.data.loader import Loader
 from polyphi.data.packing import Pack, Room, deal
 from polyphi.logs import read_metrics
 from polyphi.model.multimodal import PhiModel
+from polyphi.runtime.precision import Choice, Requested, products
 from polyphi.train.checkpoint import write_tensors
 from polyphi.train.guard import Diverged
 from polyphi.train.loop import Tell, train
-from polyphi.train.resume import METRICS, TRAINED
+from polyphi.train.resume import MANIFEST, METRICS, TRAINED, choose_precision
 from polyphi.train.stage import Budget, Stage
 
 EXPONENT = -0.32
@@ -77,17 +78,19 @@ def sweep(
     *,
     tokens: Sequence[int],
     seeds: int = 2,
-    precision: Literal["bf16", "fp32"] = "bf16",
+    precision: Requested | Choice = "auto",
     tell: Tell = rich.print,
 ) -> list[Point]:
     """Run `stage` for each of `tokens`, rates and seeds, each in a folder of `out`; returns all that was run.
 
-    `make_model(seed)` gives fresh weights, `budget` is the size's own: its rate is where the search begins, and the
-    corpora that join late do so after the same share of a shorter run. Each D is searched from the best rate of the
-    one before (or of the seeds before) until the best one has its neighbours. Raises ValueError as the loop does.
+    All runs have one `precision`, as in `train`. `make_model(seed)` gives fresh weights, `budget` is the size's own:
+    its rate is where the search begins, and the corpora that join late do so after the same share of a shorter run.
+    Each D is searched from the best rate of the one before (or of the seeds before) until the best one has its
+    neighbours. Raises ValueError as the loop does.
     """
     top = max(stage.learn.values())
-    measure = _held_out(stage, budget, processor, data, precision)
+    choice = _precision(precision, out, make_model, budget)
+    measure = _held_out(stage, budget, processor, data, choice.precision)
     points: dict[tuple[int, int, int], Point] = {}
 
     def run(size: int, step: int, seed: int) -> None:
@@ -106,7 +109,7 @@ def sweep(
                 data,
                 folder,
                 seed=seed,
-                precision=precision,
+                precision=choice,
                 watch=measure,
                 watch_steps=short.steps,
                 tell=lambda _: None,
@@ -131,6 +134,26 @@ def sweep(
                     run(size, step, seed)
                 around = _best_step(points, size)
     return sorted(points.values(), key=lambda p: (p.tokens, p.rate, p.seed))
+
+
+def _precision(
+    requested: Requested | Choice,
+    out: Path,
+    make_model: Callable[[int], PhiModel],
+    budget: Budget,
+) -> Choice:
+    """One precision for all runs of a sweep: that of the runs in `out`, where there are any."""
+    if requested != "auto":
+        return choose_precision(requested, out)
+    folder = next((path.parent for path in sorted(out.glob(f"*/{MANIFEST}"))), out)
+    model = make_model(0)
+    return choose_precision(
+        requested,
+        folder,
+        next(model.parameters()).device,
+        lambda: products((p.shape, True) for p in model.parameters()),
+        budget.batch_tokens,
+    )
 
 
 def shorter(stage: Stage, budget: Budget, steps: int) -> tuple[Stage, Budget]:

@@ -7,15 +7,16 @@ import pytest
 
 ROOT = Path(__file__).parents[2] / "polyphi"
 LEAVES = {"chat", "batch", "dist", "logs", "endpoint", "sandbox", "normalize", "voice", "kernels"}
-ROOMS = {"processing", "model", "data", "engine", "train", "serve", "eval", "curate"}
+ROOMS = {"runtime", "processing", "model", "data", "engine", "train", "serve", "eval", "curate"}
 MAY_IMPORT = {
     **{leaf: {"chat", "logs"} for leaf in LEAVES},
     "kernels": set(),
+    "runtime": set(),
     "processing": LEAVES,
     "model": LEAVES - {"dist"},
     "data": LEAVES | {"processing"},
-    "engine": LEAVES | {"processing", "model"},
-    "train": LEAVES | {"data", "model"},
+    "engine": LEAVES | {"processing", "model", "runtime"},
+    "train": LEAVES | {"data", "model", "runtime"},
     "serve": LEAVES | {"engine"},
     "eval": LEAVES | {"data.shards"},
     "curate": LEAVES | {"processing", "data.shards"},

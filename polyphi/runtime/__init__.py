@@ -1,0 +1,1 @@
+"""What the machine offers to every other package. Imports nothing of polyphi."""
