@@ -53,8 +53,8 @@ def choose_dtype(
     the products of a model with this `config`) and `free` bytes hold them in float32.
 
     On a CPU without bfloat16 instructions our own kernels multiply weights stored in bfloat16 as fast as float32 ones
-    (kernels/half.py), so they stay. What a quantized model (`quant`) doesn't quantize is bfloat16. POLYPHI_PRECISION decides in place of the
-    measurement; weights stored in float32 stay so.
+    (kernels/half.py), so they stay. What a quantized model (`quant`) doesn't quantize is bfloat16. POLYPHI_PRECISION
+    decides in place of the measurement; weights stored in float32 stay so.
     """
     if quant:
         return torch.bfloat16
