@@ -9,6 +9,7 @@ import torch
 
 from polyphi import devices, kernels
 from polyphi.engine.cache import token_bytes
+from polyphi.kernels import half
 from polyphi.model.config import DecoderConfig, ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.model.quantize import quantize
@@ -51,9 +52,19 @@ def test_a_dtype_that_the_cpu_is_slow_in_becomes_float32(
     chosen: torch.dtype | None,
 ) -> None:
     monkeypatch.delenv(precision.VARIABLE, raising=False)
+    monkeypatch.setattr(half, "needed", lambda: False)
     monkeypatch.setattr(precision, "suits", lambda *_: fast)
     assert devices.choose_dtype(stored, CPU, free) == chosen
     assert devices.choose_dtype(stored, CPU, free, quant="int8") == torch.bfloat16
+
+
+@pytest.mark.skipif(kernels.missing() is not None, reason=str(kernels.missing()))
+def test_bfloat16_stays_where_our_kernels_multiply_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(precision.VARIABLE, raising=False)
+    monkeypatch.setattr(half, "needed", lambda: True)
+    monkeypatch.setattr(precision, "suits", lambda *_: False)
+    assert devices.choose_dtype({torch.bfloat16: 100}, CPU, 1000) is None
+    assert devices.choose_dtype({torch.float16: 100}, CPU, 1000) == torch.float32
 
 
 def test_the_environment_decides_for_16_bit_weights(monkeypatch: pytest.MonkeyPatch) -> None:

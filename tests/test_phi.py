@@ -20,6 +20,7 @@ from polyphi import devices
 from polyphi.chat import Completion, Message, SamplingParams
 from polyphi.engine import memory
 from polyphi.inspection import parts, write_logits
+from polyphi.kernels import half
 from polyphi.model import weights
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
@@ -80,6 +81,7 @@ def test_load_tells_its_room_and_refuses_early(
         polyphi.load(folder)
     monkeypatch.undo()
     monkeypatch.delenv(precision.VARIABLE, raising=False)
+    monkeypatch.setattr(half, "needed", lambda: False)
     monkeypatch.setattr(precision, "suits", lambda *_: False)
     weights.save(phi.model, folder, dtype=torch.bfloat16)
     phi.tokenizer.save(folder)
