@@ -40,7 +40,12 @@ INLINE Halves narrowed(Bits bits) {
     const __m256i pairs = _mm256_packus_epi32(as<__m256i>(bits), as<__m256i>(bits));
     return as<Halves>(_mm256_castsi256_si128(_mm256_permute4x64_epi64(pairs, 8)));
 }
-INLINE Bytes narrowed(Ints ints) { return __builtin_convertvector(ints, Bytes); }
+INLINE Bytes narrowed(Ints ints) {
+    const __m256i low = _mm256_set1_epi32(0x0c080400);  // the first byte of each of four
+    const __m256i bytes = _mm256_shuffle_epi8(as<__m256i>(ints), low);
+    return as<Bytes>(_mm_cvtsi128_si64(
+        _mm_unpacklo_epi32(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1))));
+}
 #else
 INLINE Bits widened(Halves halves) { return __builtin_convertvector(halves, Bits); }
 INLINE Ints widened(Bytes bytes) { return __builtin_convertvector(bytes, Ints); }
@@ -124,22 +129,25 @@ INLINE float most(Vec value) {
     return lanes[0];
 }
 
-// e^x to 2 units in the last place; 0 below -87, infinite above 88.
+// e^x to 2 units in the last place, for x from -87 to 88.
+INLINE Vec power(Vec x) {
+    // x = n ln 2 + rest; adding 1.5 * 2^23 rounds to a whole number, which the low bits then are.
+    const Vec shifted = fused(x, all(1.44269504f), all(12582912.0f)), n = shifted - 12582912.0f;
+    const Vec rest = fused(n, all(-1.42860677e-6f), fused(n, all(-0.693145752f), x));
+    Vec p = fused(rest, all(1.3888889e-3f), all(8.3333333e-3f));
+    p = fused(p, rest, all(4.1666668e-2f));
+    p = fused(p, rest, all(0.16666667f));
+    p = fused(p, rest, all(0.5f));
+    p = fused(p, rest, all(1.0f));
+    p = fused(p, rest, all(1.0f));
+    return as<Vec>(as<Bits>(p) + (as<Bits>(shifted) << 23));
+}
+
+// e^x; 0 below -87, infinite above 88.
 INLINE Vec exponential(Vec x) {
     const Vec low = all(-87.0f), high = all(88.0f);
-    const Vec bounded = x < low ? low : (x > high ? high : x);
-    // x = n ln 2 + rest; adding 1.5 * 2^23 rounds to a whole number, which the low bits then are.
-    const Vec shifted = bounded * 1.44269504f + 12582912.0f;
-    const Vec n = shifted - 12582912.0f;
-    const Vec rest = (bounded - n * 0.693145752f) - n * 1.42860677e-6f;
-    Vec p = rest * 1.3888889e-3f + 8.3333333e-3f;
-    p = p * rest + 4.1666668e-2f;
-    p = p * rest + 0.16666667f;
-    p = p * rest + 0.5f;
-    p = p * rest + 1.0f;
-    p = p * rest + 1.0f;
-    const Vec power = as<Vec>(as<Bits>(p) + (as<Bits>(shifted) << 23));
-    return x == x ? (x < low ? all(0) : (x > high ? all(INFINITY) : power)) : x;
+    const Vec found = power(x < low ? low : (x > high ? high : x));
+    return x == x ? (x < low ? all(0) : (x > high ? all(INFINITY) : found)) : x;
 }
 
 INLINE Vec gated(Vec gate, Vec up) { return up * (gate / (exponential(-gate) + 1.0f)); }
