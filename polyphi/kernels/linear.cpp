@@ -229,7 +229,9 @@ inline Int settled(Int sum, const uint8_t* z, int32_t minus) {
 inline Int dot8(Int sum, Int w, Int a) {
     const Int own = _mm256_sign_epi8(_mm256_xor_si256(w, _mm256_set1_epi8(-128)), a);
     const Int pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(a), own);
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    Int total = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    asm("" : "+x"(total));  // one after the other: GCC would interleave them, and spill sums to memory
+    return total;
 }
 #include "linear_kernel.h"
 #undef LANES

@@ -214,9 +214,18 @@ class Run:
         return processes.side_by_side(asked, self.tell)
 
     @contextlib.contextmanager
-    def alone(self, name: str) -> Iterator[None]:
-        """One process of the run at a time makes a corpus, the tokenizer or a stage; the others wait, then find it."""
+    def alone(self, name: str, *, shared: bool = False) -> Iterator[None]:
+        """One process of the run at a time makes a corpus, the tokenizer or a stage; the others wait, then find it. A
+        stage is `shared` by the processes of a torchrun: the first one holds the lock for all of them."""
+        if shared:
+            dist.start()
+        if shared and dist.rank() > 0:
+            dist.wait()
+            yield
+            return
         with processes.locked(self.out / ".locks" / name):
+            if shared:
+                dist.wait()
             yield
 
     # ------------------------------------------------------------------ data
@@ -355,7 +364,7 @@ class Run:
         for corpus in stage.data.weights:
             self.build(corpus)
         tokenizer = self.tokenizer
-        with self.alone(name):
+        with self.alone(name, shared=True):
             if not (out / "manifest.json").exists():
                 self._train(stage, lineage.configuration(stage, self.size.model, tokenizer), out)
 
