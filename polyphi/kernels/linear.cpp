@@ -36,14 +36,17 @@ constexpr int AHEAD = 8192;                     // bytes that a word's product a
 constexpr int TOKENS = 264;                     // whose activations are kept near while weights pass, at most
 constexpr int64_t NEAR = 1 << 19;               // bytes of panels in 8 bits that are made of 4 at once
 constexpr int MANY = 128;                       // tokens for which that pays, more than are decoded together
+constexpr int MANY_WORDS = 24;                  // tokens for which weights of 8 bits are widened to 16 (AVX2)
 constexpr int EVEN = 12;                        // tokens that every path takes in whole steps
 
 int64_t up(int64_t count, int64_t to) { return (count + to - 1) / to; }
 
 // Activations [m, groups * GROUP] as integers. `minus` has for each token and group the negative sum of its activations,
-// as 16 bits of 32 (null where 8 bits do without); `total` a token's sum.
+// as 16 bits of 32 (null where 8 bits do without); `total` a token's sum. `words` are the same activations in 16 bits, null
+// where nothing multiplies those.
 struct Tokens {
     const int8_t* a;
+    const int16_t* words;
     const float* scale;
     const int32_t* minus;
     const int32_t* total;
@@ -74,7 +77,7 @@ struct Factor {
     int64_t first, apart;
     const Factor* narrow;
 
-    int64_t bytes() const { return bits == 4 ? BYTES4 : BYTES8; }  // of a group
+    int64_t bytes() const { return bits == 4 ? BYTES4 : bits / 8 * BYTES8; }  // of a group
     int64_t index(Place place) const { return place.panel - first + place.part * apart; }
     const uint8_t* at(Place place) const { return w + index(place) * x.groups * bytes(); }
     const float* row_at(Place place) const { return row + index(place) * PANEL; }
@@ -110,6 +113,9 @@ struct Work {
     }
 };
 
+// Tokens of a share, of which at most so many are worked on together.
+int64_t share_of(int64_t tokens, int64_t most) { return up(up(tokens, up(tokens, most)), EVEN) * EVEN; }
+
 // ------------------------------------------------------------------ registers
 
 namespace scalar {
@@ -118,6 +124,7 @@ namespace scalar {
 constexpr int MOST = 4;
 constexpr int wide_for(int, int) { return 1; }
 constexpr bool OFFSET = false;
+#define WORDS 0
 using Int = int32_t;
 using Real = float;
 inline Int zero() { return 0; }
@@ -140,6 +147,7 @@ inline Int plus(Int sum, int32_t more) { return sum + more; }
 inline void store(float* at, Real value) { *at = value; }
 inline void ask(const uint8_t*) {}
 #include "linear_kernel.h"
+#undef WORDS
 #undef LANES
 }  // namespace scalar
 
@@ -152,6 +160,7 @@ namespace avx512 {
 constexpr int MOST = 6;
 constexpr int wide_for(int, int) { return 2; }
 constexpr bool OFFSET = true;
+#define WORDS 0
 using Int = __m512i;
 using Real = __m512;
 inline Int zero() { return _mm512_setzero_si512(); }
@@ -173,6 +182,7 @@ inline Real real(Int sum) { return _mm512_cvtepi32_ps(sum); }
 inline Int plus(Int sum, int32_t more) { return _mm512_add_epi32(sum, _mm512_set1_epi32(more)); }
 inline void ask(const uint8_t* at) { _mm_prefetch((const char*)at, _MM_HINT_T0); }
 #include "linear_kernel.h"
+#undef WORDS
 #undef LANES
 }  // namespace avx512
 POLYPHI_END
@@ -205,11 +215,13 @@ namespace avxvnni {
 #define LANES 8
 #include "vectors.h"
 constexpr bool OFFSET = true;
+#define WORDS 0
 POLYPHI_256
 inline Int dot4(Int sum, Int w, Int a) { return _mm256_dpbusd_avx_epi32(sum, w, a); }
 inline Int dot8(Int sum, Int w, Int a) { return _mm256_dpbusd_avx_epi32(sum, w, a); }
 inline Int settled(Int sum, const uint8_t* z, int32_t minus) { return shifted(sum, z, minus); }
 #include "linear_kernel.h"
+#undef WORDS
 #undef LANES
 }  // namespace avxvnni
 POLYPHI_END
@@ -219,6 +231,7 @@ namespace avx2 {
 #define LANES 8
 #include "vectors.h"
 constexpr bool OFFSET = false;
+#define WORDS 1
 POLYPHI_256
 // Sums of two products are of 16 bits. Those of nibbles stay so through a group: 16 * 15 * 127 is 30,480.
 inline Int dot4(Int sum, Int w, Int a) { return _mm256_add_epi16(sum, _mm256_maddubs_epi16(w, a)); }
@@ -233,7 +246,20 @@ inline Int dot8(Int sum, Int w, Int a) {
     asm("" : "+x"(total));  // one after the other: GCC would interleave them, and spill sums to memory
     return total;
 }
+inline Int dot16(Int sum, Int w, Int a) {
+    Int total = _mm256_add_epi32(sum, _mm256_madd_epi16(w, a));
+    asm("" : "+x"(total));
+    return total;
+}
+// Of four inputs each of 8 outputs, with 128 added, the first two and the other two in 16 bits.
+inline void words(Int fours, Int& first, Int& second) {
+    const Int own = _mm256_xor_si256(fours, _mm256_set1_epi8(-128));
+    const Int even = _mm256_srai_epi16(_mm256_slli_epi16(own, 8), 8), odd = _mm256_srai_epi16(own, 8);
+    first = _mm256_blend_epi16(even, _mm256_slli_epi32(odd, 16), 0xaa);
+    second = _mm256_blend_epi16(_mm256_srli_epi32(even, 16), odd, 0xaa);
+}
 #include "linear_kernel.h"
+#undef WORDS
 #undef LANES
 }  // namespace avx2
 POLYPHI_END
@@ -247,6 +273,7 @@ namespace neon {
 constexpr int MOST = 4;
 constexpr int wide_for(int tokens, int) { return tokens == 1 ? 8 : tokens == 2 ? 4 : 2; }
 constexpr bool OFFSET = false;
+#define WORDS 0
 using Int = int32x4_t;
 using Real = float32x4_t;
 inline Int zero() { return vdupq_n_s32(0); }
@@ -275,6 +302,7 @@ inline Real bytes(const uint8_t* at) { return real(wide(at)); }
 inline Int plus(Int sum, int32_t more) { return vaddq_s32(sum, vdupq_n_s32(more)); }
 inline void ask(const uint8_t* at) { __builtin_prefetch(at); }
 #include "linear_kernel.h"
+#undef WORDS
 #undef LANES
 }  // namespace neon
 POLYPHI_END
@@ -285,18 +313,19 @@ POLYPHI_END
 struct Kernel {
     void (*quantise)(const void*, bool, int64_t, int64_t, int64_t, int8_t*, float*, int32_t*, int32_t*);
     void (*products)(const Work&, int64_t, int64_t);
+    bool words;  // whether many tokens by weights of 8 bits are multiplied in 16
 };
 
 Kernel kernel(int isa) {
     switch (isa < 0 ? best() : isa) {
 #if POLYPHI_X86
-        case AVX512: return {avx512::quantise, avx512::products};
-        case AVXVNNI: return {avxvnni::quantise, avxvnni::products};
-        case AVX2: return {avx2::quantise, avx2::products};
+        case AVX512: return {avx512::quantise, avx512::products, false};
+        case AVXVNNI: return {avxvnni::quantise, avxvnni::products, false};
+        case AVX2: return {avx2::quantise, avx2::products, true};
 #elif POLYPHI_NEON
-        case NEON: return {neon::quantise, neon::products};
+        case NEON: return {neon::quantise, neon::products, false};
 #endif
-        default: return {scalar::quantise, scalar::products};
+        default: return {scalar::quantise, scalar::products, false};
     }
 }
 
@@ -307,20 +336,33 @@ struct Pool {
     int threads;
 };
 
+// Memory for activations [m, groups * GROUP] in 16 bits, where they are multiplied so.
+int16_t* words_of(const Pool& pool, int bits, int64_t m, int64_t groups) {
+    return pool.own.words && bits == 8 && m >= MANY_WORDS ? new int16_t[m * groups * GROUP] : nullptr;
+}
+
+// Activations of tokens `begin` to `end` to 16 bits (null `to`: not wanted).
+void widen(const int8_t* a, int16_t* to, int64_t begin, int64_t end, int64_t stride) {
+    if (to)
+        for (int64_t i = begin * stride; i < end * stride; i++) to[i] = a[i];
+}
+
 // Activations [m k], rounded; with sums of groups where 4 bits ask for them.
 struct Rounded {
     const int64_t groups;
     const std::unique_ptr<int8_t[]> a;
+    const std::unique_ptr<int16_t[]> words;
     const std::unique_ptr<float[]> scale;
     const std::unique_ptr<int32_t[]> minus, total;
     const Tokens tokens;
 
     Rounded(const Pool& pool, const void* x, bool bf16, int64_t m, int64_t k, bool grouped)
-        : groups(up(k, GROUP)), a(new int8_t[m * groups * GROUP]), scale(new float[m]),
-          minus(grouped ? new int32_t[m * groups] : nullptr), total(new int32_t[m]),
-          tokens{a.get(), scale.get(), minus.get(), total.get(), m, groups} {
+        : groups(up(k, GROUP)), a(new int8_t[m * groups * GROUP]), words(words_of(pool, grouped ? 4 : 8, m, groups)),
+          scale(new float[m]), minus(grouped ? new int32_t[m * groups] : nullptr), total(new int32_t[m]),
+          tokens{a.get(), words.get(), scale.get(), minus.get(), total.get(), m, groups} {
         const auto work = [&](int64_t begin, int64_t end) {
             pool.own.quantise(x, bf16, begin, end, k, a.get(), scale.get(), minus.get(), total.get());
+            widen(a.get(), words.get(), begin, end, groups * GROUP);
         };
         spread(work, m, std::max<int64_t>(16, up(m, 4 * pool.threads)), pool.parallel, pool.threads);
     }
@@ -329,12 +371,13 @@ struct Rounded {
 // The same of activations that are rounded already: bytes q + 128 [m k] with a scale for each row.
 struct Given {
     const std::unique_ptr<int8_t[]> a;
+    const std::unique_ptr<int16_t[]> words;
     const std::unique_ptr<int32_t[]> total;
     const Tokens tokens;
 
     Given(const Pool& pool, const uint8_t* q, const float* scale, int64_t m, int64_t k)
-        : a(new int8_t[m * up(k, GROUP) * GROUP]), total(new int32_t[m]),
-          tokens{a.get(), scale, nullptr, total.get(), m, up(k, GROUP)} {
+        : a(new int8_t[m * up(k, GROUP) * GROUP]), words(words_of(pool, 8, m, up(k, GROUP))), total(new int32_t[m]),
+          tokens{a.get(), words.get(), scale, nullptr, total.get(), m, up(k, GROUP)} {
         const int64_t stride = tokens.groups * GROUP;
         const auto work = [&](int64_t begin, int64_t end) {
             for (int64_t t = begin; t < end; t++) {
@@ -347,6 +390,7 @@ struct Given {
                 std::memset(to + k, 0, size_t(stride - k));
                 total[t] = sum;
             }
+            widen(a.get(), words.get(), begin, end, stride);
         };
         spread(work, m, std::max<int64_t>(16, up(m, 4 * pool.threads)), pool.parallel, pool.threads);
     }
@@ -354,7 +398,7 @@ struct Given {
 
 // All panels; a thread takes some at a time.
 void run(const Pool& pool, Work work) {
-    work.share = up(up(work.base.x.m, up(work.base.x.m, TOKENS)), EVEN) * EVEN;
+    work.share = share_of(work.base.x.m, TOKENS);
     const auto some = [&](int64_t begin, int64_t end) { pool.own.products(work, begin, end); };
     const int64_t chunk = std::max<int64_t>(1, work.panels() / (8 * pool.threads));
     spread(some, work.panels(), chunk, pool.parallel, pool.threads);

@@ -72,6 +72,58 @@ void eight_bits(const Tokens& x, int64_t token, const uint8_t* panel, int column
         }
 }
 
+#if WORDS
+
+// Tokens and registers of outputs whose sums of products in 16 bits stay in registers.
+constexpr int TOKENS_WORDS = 6, WIDE_WORDS = 2;
+// Tokens that are worked on together, at most.
+constexpr int AT_ONCE = std::max(MOST, TOKENS_WORDS);
+
+// The same of 8 bits that were widened to 16: [WIDE_WORDS registers of outputs, pair of inputs, output, 2].
+template <int T>
+void sixteen_bits(const Tokens& x, int64_t token, const uint8_t* panel, int column, Ahead ahead, float* sums) {
+    constexpr int W = WIDE_WORDS;
+    const int64_t stride = x.groups * GROUP;
+    const int16_t* a = x.words + token * stride;
+    const uint8_t* at = panel + column * stride * 2;
+    Int sum[T][W];
+    UNROLLED for (int t = 0; t < T; t++)
+        UNROLLED for (int w = 0; w < W; w++) sum[t][w] = zero();
+    for (int64_t g = 0; g < x.groups; g++) {
+        for (int line = 0; line < ahead.lines; line++, ahead.at += 64) ask(ahead.at);
+        for (int i = 0; i < GROUP; i += 2, a += 2, at += W * LANES * QUAD) {
+            Int weights[W];
+            UNROLLED for (int w = 0; w < W; w++) weights[w] = load(at + w * LANES * QUAD);
+            UNROLLED for (int t = 0; t < T; t++) {
+                const Int activations = four(reinterpret_cast<const int8_t*>(a + t * stride));
+                UNROLLED for (int w = 0; w < W; w++) sum[t][w] = dot16(sum[t][w], weights[w], activations);
+            }
+        }
+    }
+    UNROLLED for (int t = 0; t < T; t++)
+        UNROLLED for (int w = 0; w < W; w++) store(sums + t * PANEL + column + w * LANES, real(sum[t][w]));
+}
+
+// A panel of 8 bits as `sixteen_bits` reads it.
+void widen_words(const uint8_t* eight, int64_t groups, uint8_t* sixteen) {
+    constexpr int W = WIDE_WORDS, STEP = W * LANES * QUAD;  // bytes of a pair of inputs
+    for (int column = 0; column < PANEL; column += W * LANES)
+        for (int64_t quad = 0; quad < groups * GROUP / QUAD; quad++)
+            for (int w = 0; w < W; w++, sixteen += LANES * QUAD) {
+                Int first, second;
+                words(load(eight + (quad * PANEL + column + w * LANES) * QUAD), first, second);
+                std::memcpy(sixteen, &first, sizeof first);
+                std::memcpy(sixteen + STEP, &second, sizeof second);
+                if (w == W - 1) sixteen += STEP;
+            }
+}
+
+#else
+
+constexpr int AT_ONCE = MOST;
+
+#endif
+
 struct Columns {
     void (*run)(const Tokens&, int64_t, const uint8_t*, int, Ahead, float*);
     int width;  // outputs
@@ -84,11 +136,31 @@ const Columns& columns(int bits, int tokens, std::integer_sequence<int, T...>) {
     return (bits == 4 ? fours : eights)[tokens - 1];
 }
 
-// Sums [tokens, PANEL] of a factor's panel, for at most MOST tokens.
+#if WORDS
+
+template <int... T>
+Columns words_columns(int tokens, std::integer_sequence<int, T...>) {
+    static constexpr Columns all[] = {{sixteen_bits<T + 1>, WIDE_WORDS * LANES}...};
+    return all[tokens - 1];
+}
+
+#endif
+
+// Sums [tokens, PANEL] of a factor's panel, for at most AT_ONCE tokens.
 void sum(const Factor& by, Place panel, int64_t token, int tokens, Ahead ahead, float* sums) {
-    const Columns& chosen = columns(by.bits, tokens, std::make_integer_sequence<int, MOST>());
-    for (int column = 0; column < PANEL; column += chosen.width, ahead.lines = 0)
-        chosen.run(by.x, token, by.at(panel), column, ahead, sums);
+#if WORDS
+    if (by.bits == 16) {
+        const Columns chosen = words_columns(tokens, std::make_integer_sequence<int, TOKENS_WORDS>());
+        for (int column = 0; column < PANEL; column += chosen.width, ahead.lines = 0)
+            chosen.run(by.x, token, by.at(panel), column, ahead, sums);
+        return;
+    }
+#endif
+    for (int t = 0; t < tokens; t += MOST) {
+        const Columns& chosen = columns(by.bits, std::min(MOST, tokens - t), std::make_integer_sequence<int, MOST>());
+        for (int column = 0; column < PANEL; column += chosen.width, ahead.lines = 0)
+            chosen.run(by.x, token + t, by.at(panel), column, ahead, sums + t * PANEL);
+    }
 }
 
 // A token's sums of a panel, and of an adapter's where there is one, with what they are to be multiplied by.
@@ -110,7 +182,7 @@ struct Sums {
     }
 };
 
-// Sums [parts, MOST, PANEL] of panels to where results go. What is gated or added to is rounded before, as a product
+// Sums [parts, AT_ONCE, PANEL] of panels to where results go. What is gated or added to is rounded before, as a product
 // alone would be.
 template <typename To>
 void finish(const Work& work, int64_t panel, int64_t token, int tokens, const float* base, const float* adapted) {
@@ -122,7 +194,7 @@ void finish(const Work& work, int64_t panel, int64_t token, int tokens, const fl
         const To* onto = work.onto ? static_cast<const To*>(work.onto) + (to - static_cast<To*>(work.y)) : nullptr;
         int o = 0;
         if (work.parts == 2) {
-            const Sums up(work, second, token, base + MOST * PANEL, adapted + MOST * PANEL);
+            const Sums up(work, second, token, base + AT_ONCE * PANEL, adapted + AT_ONCE * PANEL);
             for (; o < there; o += LANES)
                 store(to + o, gated(kept(to, own.result<Vec>(o)), kept(to, up.result<Vec>(o))));
         } else if (onto) {
@@ -141,18 +213,19 @@ void finish(const Work& work, int64_t panel, int64_t token, int tokens, const fl
 // Panels `begin` to `end`, each by a share of the tokens; then by the next share, for which they lie near.
 void multiply(const Work& work, int64_t begin, int64_t end) {
     const Factor *base = &work.base, *adapter = work.adapter;
+    const int most = base->bits == 16 ? AT_ONCE : MOST;
     const auto finished = work.bf16 ? finish<uint16_t> : finish<float>;
     for (int64_t first = 0; first < base->x.m; first += work.share) {
-        const int64_t last = std::min(base->x.m, first + work.share), blocks = up(last - first, MOST);
+        const int64_t last = std::min(base->x.m, first + work.share), blocks = up(last - first, most);
         for (int64_t panel = begin; panel < end; panel++) {
             int64_t token = first;
             for (int64_t block = 0; block < blocks; block++) {
                 const int tokens = int(up(last - token, blocks - block));
-                float sums[2 * MOST * PANEL], adapted[2 * MOST * PANEL];
+                float sums[2 * AT_ONCE * PANEL], adapted[2 * AT_ONCE * PANEL];
                 for (int t = 0; t < tokens; t++) ask(work.at(token + t, panel));  // they come meanwhile
                 for (int part = 0; part < work.parts; part++) {
                     const Place place{panel, part};
-                    const int64_t at = part * MOST * PANEL;
+                    const int64_t at = part * AT_ONCE * PANEL;
                     sum(*base, place, token, tokens, base->ahead(place, block, blocks), sums + at);
                     if (adapter)
                         sum(*adapter, place, token, tokens, adapter->ahead(place, block, blocks), adapted + at);
@@ -163,6 +236,8 @@ void multiply(const Work& work, int64_t begin, int64_t end) {
         }
     }
 }
+
+#if !WORDS
 
 typedef uint16_t Shorts __attribute__((vector_size(LANES * 4)));
 
@@ -203,26 +278,38 @@ void widen(const uint8_t* four, int64_t groups, const float* row, int outputs, u
         }
 }
 
-// Panels `begin` to `end` by all tokens. Where there are many of them and the weights have 4 bits, these are widened to 8
-// first, some panels at a time.
+#endif
+
+// Panels `begin` to `end` by all tokens. Where there are many of them, weights are widened first, some panels at a time:
+// those of 4 bits to 8, or those of 8 bits to 16.
 void products(const Work& work, int64_t begin, int64_t end) {
     const Factor& base = work.base;
-    if (base.bits == 8 || base.x.m < MANY || !OFFSET) return multiply(work, begin, end);
-    const int64_t bytes = base.x.groups * BYTES8, some = std::max<int64_t>(1, NEAR / (bytes * work.parts));
-    static thread_local std::vector<uint8_t> eight;
-    eight.resize(size_t(work.parts * some * bytes));
+    const bool to_words = WORDS && base.bits == 8 && base.x.words;
+    const bool to_bytes = OFFSET && base.bits == 4 && base.x.m >= MANY;
+    if (!to_words && !to_bytes) return multiply(work, begin, end);
+    const int64_t bytes = base.x.groups * BYTES8 * (to_words ? 2 : 1);
+    const int64_t some = std::max<int64_t>(1, NEAR / (bytes * work.parts));
+    static thread_local std::vector<uint8_t> wide;
+    wide.resize(size_t(work.parts * some * bytes));
     std::vector<float> row(size_t(work.parts * some * PANEL));
     Work widened = work;
+    if (to_words) widened.share = share_of(base.x.m, TOKENS / 2);
     for (int64_t first = begin; first < end; first += some) {
         const int64_t last = std::min(end, first + some);
-        widened.base = {base.x, 8, eight.data(), row.data(), base.unit * 16, first, some, &base};
+        widened.base = {base.x, 8, wide.data(), row.data(), base.unit * 16, first, some, &base};
+        if (to_words) widened.base = {base.x, 16, wide.data(), row.data(), base.unit, first, some, &base};
         for (int64_t panel = first; panel < last; panel++)
             for (int part = 0; part < work.parts; part++) {
                 const Place place{panel, part};
                 const int64_t to = widened.base.index(place);
                 const int outputs = int(std::min<int64_t>(PANEL, work.width() - panel * PANEL));
-                widen(base.at(place), base.x.groups, base.row_at(place), outputs, eight.data() + to * bytes,
+#if WORDS
+                std::memcpy(row.data() + to * PANEL, base.row_at(place), size_t(outputs) * sizeof(float));
+                widen_words(base.at(place), base.x.groups, wide.data() + to * bytes);
+#else
+                widen(base.at(place), base.x.groups, base.row_at(place), outputs, wide.data() + to * bytes,
                       row.data() + to * PANEL);
+#endif
             }
         multiply(widened, first, last);
     }
