@@ -143,10 +143,10 @@ void polyphi_half(int isa, const void* x, const uint16_t* w, const uint16_t* bia
     threads = std::max(1, threads);
     const int64_t stride = up(k, SKEW) * SKEW + SKEW;
     const bool copied = bf16 || (m > 1 && k % 1024 == 0);
-    std::vector<float> wide(copied ? m * stride : 0);
+    const std::unique_ptr<float[]> wide(copied ? new float[m * stride] : nullptr);
     const auto widen = [&](int64_t begin, int64_t end) {
         for (int64_t t = begin; t < end; t++) {
-            float* to = wide.data() + t * stride;
+            float* to = wide.get() + t * stride;
             if (bf16)
                 own.wide(static_cast<const uint16_t*>(x) + t * k, k, to);
             else
@@ -154,7 +154,7 @@ void polyphi_half(int isa, const void* x, const uint16_t* w, const uint16_t* bia
         }
     };
     if (copied) spread(widen, m, std::max<int64_t>(16, up(m, 4 * threads)), parallel, threads);
-    const float* tokens = copied ? wide.data() : static_cast<const float*>(x);
+    const float* tokens = copied ? wide.get() : static_cast<const float*>(x);
     const Results results{y, bias, keep, scale, bf16 != 0};
     const Work work{tokens, copied ? stride : k, w, results, m, n, k};
     if (m <= FEW) {
