@@ -153,7 +153,7 @@ def room(
     threads = f" with {count} thread{'s' if count > 1 else ''}" if place.type == "cpu" else ""
     return Room(
         place=f"{place}{threads}",
-        kind=str(kind).removeprefix("torch.") + _quantised(model.quant, place),
+        kind=str(kind).removeprefix("torch.") + _arithmetic(kind, model.quant, place),
         weights=quantize.in_memory(model),
         free=free,
         per_token=token_bytes(config, kind, kv),
@@ -162,12 +162,16 @@ def room(
     )
 
 
-def _quantised(quant: str | None, place: torch.device) -> str:
-    """How a model is quantised, and on a CPU what multiplies it, or why nothing of ours does."""
-    if quant in (None, "bf16") or place.type != "cpu":
-        return f" and {quant}" if quant else ""
+def _arithmetic(dtype: torch.dtype, quant: str | None, device: torch.device) -> str:
+    """How a model is quantized, and on a CPU which kernels multiply, or why ours don't."""
+    label = f" and {quant}" if quant else ""
     why = kernels.missing()
-    return f" and {quant} by {kernels.path()}" if why is None else f" and {quant} by torch ({why})"
+    if device.type != "cpu":
+        return label
+    if quant in (None, "bf16"):
+        ours = dtype == torch.bfloat16 and half.needed() and why is None
+        return f"{label}, multiplied in float32 by {kernels.path()}" if ours else label
+    return f"{label} by {kernels.path()}" if why is None else f"{label} by torch ({why})"
 
 
 def _bytes(count: int) -> str:

@@ -127,9 +127,18 @@ def test_the_line_says_what_multiplies_few_bits(monkeypatch: pytest.MonkeyPatch)
     cpu = torch.device("cpu")
     monkeypatch.setattr(kernels, "missing", lambda: None)
     monkeypatch.setattr(kernels, "path", lambda: "AVX2")
-    assert devices._quantised("int4", cpu) == " and int4 by AVX2"
+    assert devices._arithmetic(torch.bfloat16, "int4", cpu) == " and int4 by AVX2"
+    monkeypatch.setattr(half, "needed", lambda: True)
+    assert devices._arithmetic(torch.bfloat16, None, cpu) == ", multiplied in float32 by AVX2"
+    assert devices._arithmetic(torch.float32, None, cpu) == ""
     monkeypatch.setattr(kernels, "missing", lambda: "there was no compiler")
-    assert devices._quantised("int4", cpu) == " and int4 by torch (there was no compiler)"
-    assert devices._quantised("int8", cpu) == " and int8 by torch (there was no compiler)"
-    assert devices._quantised("bf16", cpu) == " and bf16"
-    assert devices._quantised(None, cpu) == ""
+    assert (
+        devices._arithmetic(torch.bfloat16, "int4", cpu)
+        == " and int4 by torch (there was no compiler)"
+    )
+    assert (
+        devices._arithmetic(torch.bfloat16, "int8", cpu)
+        == " and int8 by torch (there was no compiler)"
+    )
+    assert devices._arithmetic(torch.bfloat16, "bf16", cpu) == " and bf16"
+    assert devices._arithmetic(torch.bfloat16, None, cpu) == ""

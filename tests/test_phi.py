@@ -86,7 +86,7 @@ def test_load_tells_its_room_and_refuses_early(
     weights.save(phi.model, folder, dtype=torch.bfloat16)
     phi.tokenizer.save(folder)
     assert polyphi.load(folder).model.decoder.norm.weight.dtype == torch.float32
-    assert polyphi.load(folder, dtype="bfloat16").room.kind == "bfloat16"
+    assert polyphi.load(folder, dtype="bfloat16").room.kind.startswith("bfloat16")
 
 
 def test_counts_before_are_counts_after(folder: Path, media: tuple[Path, Path]) -> None:
