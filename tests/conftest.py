@@ -17,9 +17,15 @@ from polyphi.model.config import (
 # So that a test file may import the helper beside it (`from parity.oracle import ...`) under pytest's importlib mode.
 sys.path.insert(0, str(Path(__file__).parent))
 
+import allowed_skips
+
 # No test is timed: machines are shared.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    allowed_skips.install(config)
 
 
 @pytest.fixture
