@@ -205,7 +205,10 @@ def test_a_corpus_is_what_its_code_imports() -> None:
     assert "image_qa" in {p.stem for p in corpus.imported(Path(vision_speech.__file__))}
 
 
-@pytest.mark.parametrize(("made", "workers"), [(copying, 1), (copying, 2), (tools, 2)])
+@pytest.mark.parametrize(
+    ("made", "workers"),
+    [(copying, 1), pytest.param(copying, 2, marks=pytest.mark.long), (tools, 2)],
+)
 def test_killed_anywhere_it_makes_the_same_shards(
     made: ModuleType, workers: int, tmp_path: Path
 ) -> None:
