@@ -17,7 +17,7 @@ reproduce: setup
 	$(BIN)/polyphi reproduce $(SIZE) --out $(OUT)
 
 test: setup lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not long" -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not long" -n 2 --dist worksteal
 
 test-all: setup lint .venv/.ray .venv/.browser .venv/.emulators
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
