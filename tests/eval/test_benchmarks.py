@@ -56,7 +56,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Benchmark], Data
     return lambda benchmark: of(benchmark.name)
 
 
-LOOPING = ("humaneval", "livecodebench")
+LOOPING = ("humaneval",)
 """Benchmarks of code whose answers loop in `make test` too: an endless loop takes seconds of CPU."""
 
 
