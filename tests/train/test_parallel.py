@@ -1,14 +1,12 @@
 """One process = many processes (gloo), replicas and shards, also where a run is stopped in between."""
 
-import os
 import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -38,15 +36,15 @@ def together(out: Path, corpora: Path, *options: str, processes: int = 2, code: 
         "MASTER_PORT": str(port),
         "OMP_NUM_THREADS": "1",
     }
-    command = [sys.executable, small.__file__, str(out), str(corpora), *options]
+    command = ("from train import small; small.main()", str(out), str(corpora), *options)
     started = [
-        subprocess.Popen(
-            command, env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        )
+        forked.start(*command, environment={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
         for rank in range(processes)
     ]
     try:
-        assert [process.wait(timeout=200) for process in started] == [code] * processes
+        for process in started:
+            process.join(200)
+        assert [process.exitcode for process in started] == [code] * processes
     finally:
         for process in started:
             process.kill()
