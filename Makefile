@@ -4,7 +4,11 @@ OUT ?= runs/$(SIZE)
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: nano reproduce test test-all lint setup clean
+# Make libraries use what a CPU with AVX2, and nothing newer, has.
+AVX2_TESTS := tests/test_avx2.py tests/kernels tests/model tests/parity tests/engine tests/test_phi.py $(wildcard tests/runtime)
+AVX2 := env $(shell grep -v '^\#' tests/avx2.env)
+
+.PHONY: nano reproduce test test-all test-avx2 lint setup clean
 
 nano: SIZE = nano
 nano: reproduce
@@ -13,10 +17,16 @@ reproduce: setup
 	$(BIN)/polyphi reproduce $(SIZE) --out $(OUT)
 
 test: setup lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not long" -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not long" -n 2 --dist worksteal
 
-test-all: setup lint .venv/.ray .venv/.browser
+test-all: setup lint .venv/.ray .venv/.browser .venv/.emulators
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+# The packages whose results depend on the class of the CPU, and a whole run, as on a CPU with AVX2 and nothing newer.
+test-avx2: setup
+	OMP_NUM_THREADS=1 $(AVX2) $(BIN)/python -m pytest -m "not long" -n 2 --dist worksteal $(AVX2_TESTS)
+	rm -rf runs/micro-avx2
+	$(AVX2) $(BIN)/polyphi reproduce micro --out runs/micro-avx2
 
 lint: setup
 	$(BIN)/ruff check polyphi tests benchmarks examples
@@ -50,6 +60,10 @@ debian = if which $(1) >/dev/null; then :; \
 .venv/.browser: .venv/.packages
 	@$(call debian,chromium chromedriver,chromium chromium-driver,tests of the page)
 	@$(call debian,node npm,nodejs npm,tests of the Node client)
+	@touch $@
+
+.venv/.emulators: .venv/.packages
+	@$(call debian,qemu-x86_64 qemu-aarch64 aarch64-linux-gnu-g++,qemu-user g++-aarch64-linux-gnu,tests of emulated CPUs)
 	@touch $@
 
 clean:

@@ -1,5 +1,6 @@
 """Fixtures shared by all rooms' tests."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -17,9 +18,39 @@ from polyphi.model.config import (
 # So that a test file may import the helper beside it (`from parity.oracle import ...`) under pytest's importlib mode.
 sys.path.insert(0, str(Path(__file__).parent))
 
+import allowed_skips
+
 # No test is timed: machines are shared.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    allowed_skips.install(config)
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for all workers of a session."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
+@pytest.fixture(scope="session")
+def micro_run(shared_folder: Path) -> Path:
+    """A finished micro run in float32, made once for all workers; tests only read it. Packages come from the cache
+    where it has them; what can't be downloaded is left out."""
+    import fcntl
+
+    from polyphi.reproduce.graph import Run
+
+    out, done = shared_folder / "micro_run" / "micro", shared_folder / "micro_run.done"
+    with done.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            Run("micro", out, precision="fp32").reproduce()
+            done.touch()
+    return out
 
 
 @pytest.fixture

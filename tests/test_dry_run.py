@@ -1,4 +1,5 @@
-"""Two steps of every stage at its full size, on tensors without memory, among eight pretended processes."""
+"""Two steps of every stage at its full size (of a text stage at a smaller one too), on tensors without memory, among
+eight pretended processes."""
 
 from dataclasses import replace
 
@@ -10,7 +11,8 @@ from polyphi.batch import pack
 from polyphi.dry_run import Meter, rehearse
 from polyphi.stages import sizes
 
-QUICK = ("vision_1_align", "text_3_post")
+QUICK = [("vision_1_align", sizes.FULL), ("text_3_post", sizes.LAB)]
+LONG = [(name, sizes.FULL) for name in stages.ORDER if name != "vision_1_align"]
 PASSING = ("bf16 copies", "activations", "logits")
 
 
@@ -27,12 +29,14 @@ def test_the_meter_counts_what_lives() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.long) for n in stages.ORDER]
+    ("name", "size"),
+    [*QUICK, *(pytest.param(*case, marks=pytest.mark.long) for case in LONG)],
+    ids=lambda value: getattr(value, "name", value),
 )
-def test_full_size_takes_two_steps(name: str) -> None:
+def test_a_stage_takes_two_steps(name: str, size: sizes.Size) -> None:
     """Language stages in eight shards, the others as replicas. Counted memory is the plan's to 10 %, and what stays
     between steps exactly."""
-    it = cost.subject(name, sizes.FULL)
+    it = cost.subject(name, size)
     context = min(it.budget.context, 2000)  # only the lists of positions get longer with it
     it = replace(it, budget=replace(it.budget, context=context))
     corpora = [c for c in it.stage.data.weights if c != "speech_summary"]

@@ -2,7 +2,9 @@
 
 import hashlib
 import importlib
+import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -38,20 +40,48 @@ def made(name: str, work: Work) -> dict:
     return build(corpus(name), work)
 
 
-@pytest.fixture
-def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Work:
+@pytest.fixture(scope="module", autouse=True)
+def offline() -> Iterator[None]:
     def refuse(*_: object) -> None:
         raise sources.Unavailable("no network")
 
-    monkeypatch.setattr(sources, "_fill", refuse)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sources, "_fill", refuse)
+        yield
+
+
+def in_folder(folder: Path) -> Work:
     return Work(
-        {"train": 26, "test": 14}, 0, tmp_path / "cache", tmp_path / "data", tell=lambda line: None
+        {"train": 26, "test": 14}, 0, folder / "cache", folder / "data", tell=lambda line: None
     )
 
 
+@pytest.fixture
+def work(tmp_path: Path) -> Work:
+    return in_folder(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Work:
+    """A folder for tests that only read what they build: every corpus is built once, parents too."""
+    return in_folder(tmp_path_factory.mktemp("shared"))
+
+
+@pytest.fixture(scope="module")
+def again(tmp_path_factory: pytest.TempPathFactory) -> Work:
+    """Another folder, in which every corpus is built a second time."""
+    return in_folder(tmp_path_factory.mktemp("again"))
+
+
+def manifests_of(name: str, work: Work) -> dict[str, dict]:
+    made(name, work)
+    folders = {split: work.data / name / split for split in work.rows}
+    return {s: json.loads((path / "manifest.json").read_text()) for s, path in folders.items()}
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_corpus_builds_without_packages(name, work):
-    manifests = made(name, work)
+def test_corpus_builds_without_packages(name, shared):
+    manifests, work = manifests_of(name, shared), shared
     assert manifests["train"]["rows"] == 26 and manifests["test"]["rows"] >= (
         4 if name == "long_documents" else 14
     )
@@ -67,20 +97,22 @@ def test_corpus_builds_without_packages(name, work):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_same_seed_same_shards(name, work, tmp_path):
-    def digests(folder: str) -> list[str]:
-        made(name, Work(work.rows, 3, work.cache, tmp_path / folder, tell=work.tell))
+def test_same_seed_same_shards(name, shared, again):
+    """Parents are built again too."""
+
+    def digests(work: Work) -> list[str]:
+        made(name, work)
         return [
             hashlib.sha256(f.read_bytes()).hexdigest()
-            for f in sorted((tmp_path / folder).rglob("*.parquet"))
+            for f in sorted((work.data / name).rglob("*.parquet"))
         ]
 
-    assert digests("one") == digests("two")
+    assert digests(again) == digests(shared) != []
 
 
-def test_long_documents_are_long(work):
-    made("long_documents", work)
-    assert min(len(s.answer) for s in Shards(work.data / "long_documents/train")) > 9_000
+def test_long_documents_are_long(shared):
+    made("long_documents", shared)
+    assert min(len(s.answer) for s in Shards(shared.data / "long_documents/train")) > 9_000
 
 
 class _Wrong:

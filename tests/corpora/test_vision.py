@@ -2,6 +2,8 @@
 
 import io
 from collections import Counter
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -31,10 +33,10 @@ def no_help(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ocr, "help_pages", lambda language, work: {})
 
 
-@pytest.fixture
-def few_stamps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A package with two stamps of every kind, one of each split."""
-    found = []
+@pytest.fixture(scope="module")
+def album(tmp_path_factory: pytest.TempPathFactory) -> stamps.Album:
+    """Two stamps of every kind, one of each split."""
+    folder, found = tmp_path_factory.mktemp("stamps"), []
     for k, kind in enumerate(stamps.KINDS):
         names = (f"{kind}/{i}" for i in range(1000))
         chosen: dict[bool, str] = {}
@@ -43,7 +45,7 @@ def few_stamps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
             if len(chosen) == 2:
                 break
         for name in chosen.values():
-            path = tmp_path / f"{name}.png"
+            path = folder / f"{name}.png"
             path.parent.mkdir(exist_ok=True)
             Image.new("RGBA", (40, 30), (10 * k, 90, 200 - 10 * k, 255)).save(path)
             found.append(
@@ -51,7 +53,30 @@ def few_stamps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
                     name, path, {language: f"{kind} {language}" for language in LANGUAGES}, kind
                 )
             )
-    monkeypatch.setattr(stamps, "load", lambda work: stamps.Album(found))
+    return stamps.Album(found)
+
+
+@pytest.fixture
+def few_stamps(monkeypatch: pytest.MonkeyPatch, album: stamps.Album) -> None:
+    """A package with these stamps."""
+    monkeypatch.setattr(stamps, "load", lambda work: album)
+
+
+@pytest.fixture(scope="module")
+def large_tests(
+    album: stamps.Album, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], list[Sample]]:
+    """Test splits of 1056 samples, each made once."""
+
+    @cache
+    def samples(name: str) -> list[Sample]:
+        corpus = next(c for c in CORPORA if c.name == name)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(stamps, "load", lambda work: album)
+            patch.setattr(ocr, "help_pages", lambda language, work: {})
+            return made(corpus, tmp_path_factory.mktemp(name), 0, 1056)["test"]
+
+    return samples
 
 
 def made(
@@ -133,9 +158,9 @@ def test_without_the_package_scans_and_renderings_remain(
     ids=lambda value: getattr(value, "name", value),
 )
 def test_answers_of_the_test_split_are_balanced(
-    corpus: Corpus, task: str, few_stamps: None, tmp_path: Path
+    corpus: Corpus, task: str, large_tests: Callable[[str], list[Sample]]
 ) -> None:
-    samples = [s for s in made(corpus, tmp_path, 0, 1056)["test"] if s.meta["task"] == task]
+    samples = [s for s in large_tests(corpus.name) if s.meta["task"] == task]
     answers = Counter(s.answer for s in samples if s.meta["language"] == "en")
     share = max(answers.values()) / sum(answers.values())
     assert share < 1.6 / len(answers), answers

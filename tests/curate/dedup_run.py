@@ -10,13 +10,12 @@ import contextlib
 import os
 import random
 import signal
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import forked
 import psutil
 from datatrove.data import Document
 from datatrove.executor import LocalPipelineExecutor
@@ -100,22 +99,19 @@ class Take:
 def start(*arguments: object) -> tuple[int, int]:
     """This script, in a process of its own: (its exit status, by how many bytes it grew while
     it read; 0 if it was killed)."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(Path(__file__).parents[2]),
-        "OMP_NUM_THREADS": "1",
-    }
-    command = [sys.executable, __file__, *map(str, arguments)]
     # Files, not pipes: datatrove's helper process outlives a killed parent, and would hold a pipe open.
-    with tempfile.TemporaryFile("w+") as out:
-        process = subprocess.Popen(
-            command, env=environment, stdout=out, stderr=subprocess.DEVNULL, start_new_session=True
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder, "out")
+        process = forked.start(
+            "from curate import dedup_run; dedup_run.main()", *map(str, arguments), out=out
         )
-        status = process.wait(timeout=120)
+        process.join(120)
+        assert process.pid is not None
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # the group is ours alone
-        out.seek(0)
-        told = out.read().split()
+        status = process.exitcode
+        assert status is not None, "it takes more than two minutes"
+        told = out.read_text().split()
     return status, int(told[-1]) if status == 0 else 0
 
 

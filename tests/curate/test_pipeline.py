@@ -7,7 +7,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from types import ModuleType
 
+import forked
 import pytest
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
@@ -205,7 +205,14 @@ def test_a_corpus_is_what_its_code_imports() -> None:
     assert "image_qa" in {p.stem for p in corpus.imported(Path(vision_speech.__file__))}
 
 
-@pytest.mark.parametrize(("made", "workers"), [(copying, 1), (copying, 2), (tools, 2)])
+@pytest.mark.parametrize(
+    ("made", "workers"),
+    [
+        pytest.param(copying, 1, marks=pytest.mark.long),
+        pytest.param(copying, 2, marks=pytest.mark.long),
+        (tools, 2),
+    ],
+)
 def test_killed_anywhere_it_makes_the_same_shards(
     made: ModuleType, workers: int, tmp_path: Path
 ) -> None:
@@ -217,29 +224,23 @@ def test_killed_anywhere_it_makes_the_same_shards(
         f"import sys; from pathlib import Path; from curate.test_pipeline import *; corpus.build({name}.corpus, "
         f"work(Path(sys.argv[1]), {rows}), Machines(workers=int(sys.argv[2])))"
     )
-    places = [str(Path(__file__).parents[1]), str(Path(pipeline.__file__).parents[2])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(places)}
-    command = [sys.executable, "-c", script, str(tmp_path / "out"), str(workers)]
+    command = (script, str(tmp_path / "out"), str(workers))
     folder = tmp_path / "out" / "data" / name
     chance, cut = random.Random(workers), 0
     for latest in (0.6, 0.6, 0.6, 3.0, 3.0):
         begun = time.time()
-        process = subprocess.Popen(
-            command,
-            env=environment,
-            start_new_session=True,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        while process.poll() is None and not _partial(folder, begun):
+        process = forked.start(*command)
+        while process.exitcode is None and not _partial(folder, begun):
             time.sleep(0.01)
         time.sleep(chance.uniform(0.0, latest))
         with contextlib.suppress(ProcessLookupError):  # it had come to its end
             os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        process.join()
         cut += bool(_partial(folder, begun))
     assert cut >= 2
-    subprocess.run(command, env=environment, check=True, timeout=120)
+    process = forked.start(*command)
+    process.join(120)
+    assert process.exitcode == 0
     found, wanted = hashes(tmp_path / "out", name), hashes(tmp_path / "whole", name)
     assert found == wanted and set(found) == {"train", "test"}
 

@@ -12,18 +12,40 @@ HERE = Path(__file__).parent
 SOURCES = sorted(Path(kernels.__file__).parent.glob("*.cpp"))
 
 
+def run_paths(folder: Path, machine: str, cpu: str) -> str:
+    """What `paths.cpp` prints on an emulated CPU of `machine`, aarch64 or x86_64."""
+    compiler, emulator = f"{machine}-linux-gnu-g++", f"qemu-{machine}"
+    if shutil.which(compiler) is None or shutil.which(emulator) is None:
+        pytest.skip(f"needs the packages g++-{machine.replace('_', '-')}-linux-gnu and qemu-user")
+    program = folder / f"paths-{machine}"
+    if not program.exists():
+        flags = ["-O2", "-std=c++17", "-ffp-contract=off", "-pthread", "-static"]
+        sources = map(str, (HERE / "paths.cpp", *SOURCES))
+        subprocess.run([compiler, *flags, *sources, "-o", str(program)], check=True)
+    command = [emulator, "-cpu", cpu, str(program)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where programs are compiled to, once for each machine."""
+    return tmp_path_factory.mktemp("paths")
+
+
 @pytest.mark.long
-def test_neon_gives_what_plain_code_gives(tmp_path: Path) -> None:
-    compiler, emulator = (shutil.which(n) for n in ("aarch64-linux-gnu-g++", "qemu-aarch64"))
-    if compiler is None or emulator is None:
-        pytest.skip("needs the packages g++-aarch64-linux-gnu and qemu-user")
-    flags = ["-O2", "-std=c++17", "-ffp-contract=off", "-pthread", "-static"]
-    program = tmp_path / "paths"
-    sources = [HERE / "paths.cpp", *SOURCES]
-    subprocess.run([compiler, *flags, *map(str, sources), "-o", str(program)], check=True)
-    # The second CPU has no dot products: there plain code is chosen.
-    for cpu, path in (("max", "NEON"), ("cortex-a53", "scalar")):
-        command = [emulator, "-cpu", cpu, str(program)]
-        told = subprocess.run(command, capture_output=True, text=True, check=False)
-        wanted = f"path {kernels.PATHS.index(path)},"
-        assert told.returncode == 0 and told.stdout.startswith(wanted), told.stdout
+@pytest.mark.parametrize(
+    ("machine", "cpu", "path"),
+    [
+        ("aarch64", "max", "NEON"),
+        ("aarch64", "cortex-a53", "scalar"),  # it has no dot products
+        ("x86_64", "Haswell-noTSX", "AVX2"),  # instructions of AVX-512 would end the program
+        ("x86_64", "Nehalem", "scalar"),
+    ],
+)
+def test_an_emulated_cpu_gives_what_plain_code_gives(
+    folder: Path, machine: str, cpu: str, path: str
+) -> None:
+    report = run_paths(folder, machine, cpu)
+    assert report.startswith(f"path {kernels.PATHS.index(path)},"), report

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -79,8 +80,15 @@ def test_differences_are_paired_by_seed() -> None:
 
 
 @pytest.fixture(scope="module")
-def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("ablation") / "micro"
+def out(tmp_path_factory: pytest.TempPathFactory, micro_run: Path) -> Path:
+    """A copy of a finished run without what comes after its stages. Corpora are links."""
+    folder = tmp_path_factory.mktemp("ablation") / "micro"
+    shutil.copytree(micro_run / "stages", folder / "stages")
+    shutil.copy(micro_run / "run.json", folder)
+    (folder / "data").mkdir()
+    for path in (micro_run / "data").iterdir():
+        (folder / "data" / path.name).symlink_to(path)
+    return folder
 
 
 def test_the_command_compares_mixes_and_goes_on(
@@ -135,7 +143,7 @@ def test_own_corpora_and_tasks(out: Path) -> None:
 
 
 def test_an_arm_from_another_start_is_told(out: Path) -> None:
-    stage, run = stages.load("reasoning_2_sft"), Run("micro", out)
+    stage, run = stages.load("reasoning_2_sft"), Run("micro", out, precision="fp32")
     arm = ablation.Arm(OWN, Mix({"reasoning_sft": 1}))
     ablation.ablate(run, stage.name, [arm], seeds=1)
     manifest = run.runs / "reasoning_1_pretrain" / "manifest.json"

@@ -15,12 +15,9 @@ from polyphi import stages
 from polyphi.reproduce.graph import Run
 
 
-@pytest.fixture(scope="session")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished micro run. Packages come from the cache where it has them; what can't be had is left out."""
-    out = tmp_path_factory.mktemp("run") / "micro"
-    Run("micro", out, precision="fp32").reproduce()
-    return out
+@pytest.fixture
+def run(micro_run: Path) -> Path:
+    return micro_run
 
 
 def test_it_leaves_what_it_promises(run: Path) -> None:
@@ -61,20 +58,15 @@ def test_media_reached_the_encoders(run: Path) -> None:
 
 
 def test_transformers_reads_the_mini_model_to_the_same_logits(run: Path) -> None:
+    from transformers import Phi3ForCausalLM
+
     import polyphi
 
     phi = polyphi.load(run / "model")
     ids, ours = phi.logits([{"role": "user", "content": "How much is 3 plus 4?"}])
-    code = (
-        "import sys, torch; from transformers import Phi3ForCausalLM; "
-        "m = Phi3ForCausalLM.from_pretrained(sys.argv[1], attn_implementation='eager').float(); "
-        "ids = torch.tensor([[int(i) for i in sys.argv[2].split(',')]]); "
-        "torch.save(m(ids).logits[0].detach(), sys.argv[3])"
-    )
-    out = run / "theirs.pt"
-    words = ",".join(map(str, ids.tolist()))
-    subprocess.run([sys.executable, "-c", code, str(run / "mini"), words, str(out)], check=True)
-    theirs = torch.load(out)
+    model = Phi3ForCausalLM.from_pretrained(run / "mini", attn_implementation="eager").float()
+    with torch.inference_mode():
+        theirs = model(ids[None]).logits[0]
     assert torch.allclose(ours, theirs, atol=2e-4), (ours - theirs).abs().max()
 
 

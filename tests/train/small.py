@@ -1,6 +1,8 @@
 """A run of the loop that takes a second: four corpora of a dozen samples, a tiny model with every part.
 
-python small.py OUT DATA [--steps N] [--shard PARTS] [--pause SECONDS]      # what tests start in processes of their own
+python small.py OUT DATA [--steps N] [--shard PARTS] [--pause SECONDS] [--then OUT DATA ...]
+
+Tests start it in other processes. After `--then` comes another run, in the same process.
 """
 
 import argparse
@@ -208,6 +210,17 @@ class Slow(NextToken):
 
 
 def main() -> None:
+    arguments: list[list[str]] = [[]]
+    for argument in sys.argv[1:]:
+        if argument == "--then":
+            arguments.append([])
+        else:
+            arguments[-1].append(argument)
+    for part in arguments:
+        run_as_told(part)
+
+
+def run_as_told(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("out", type=Path)
     parser.add_argument("data", type=Path)
@@ -219,7 +232,7 @@ def main() -> None:
     parser.add_argument("--background", action="store_true")
     parser.add_argument("--pause", type=float, default=0.0)
     parser.add_argument("--dropout", type=float, default=0.0)
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     stage = {s.name: s for s in (EVERYTHING, LANGUAGE, APART)}[given.stage]
     if given.pause:

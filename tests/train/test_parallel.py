@@ -1,12 +1,12 @@
 """One process = many processes (gloo), replicas and shards, also where a run is stopped in between."""
 
-import os
 import socket
-import subprocess
-import sys
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -36,15 +36,15 @@ def together(out: Path, corpora: Path, *options: str, processes: int = 2, code: 
         "MASTER_PORT": str(port),
         "OMP_NUM_THREADS": "1",
     }
-    command = [sys.executable, small.__file__, str(out), str(corpora), *options]
+    command = ("from train import small; small.main()", str(out), str(corpora), *options)
     started = [
-        subprocess.Popen(
-            command, env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        )
+        forked.start(*command, environment={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
         for rank in range(processes)
     ]
     try:
-        assert [process.wait(timeout=200) for process in started] == [code] * processes
+        for process in started:
+            process.join(200)
+        assert [process.exitcode for process in started] == [code] * processes
     finally:
         for process in started:
             process.kill()
@@ -63,25 +63,55 @@ def same(one: Path, two: Path) -> None:
         torch.testing.assert_close(tensor, b[name], atol=1e-3, rtol=1e-3)
 
 
-@pytest.mark.parametrize(
-    ("processes", "options"),
-    [
-        (2, ("--stage", "everything")),
-        (2, ("--stage", "apart")),
-        (2, ("--stage", "language", "--shard", "2")),
-        (2, ("--stage", "language", "--context", "2")),
-        pytest.param(4, ("--stage", "language", "--shard", "2"), marks=pytest.mark.long),
-        pytest.param(
-            4, ("--stage", "language", "--shard", "2", "--context", "2"), marks=pytest.mark.long
-        ),
-    ],
+@pytest.fixture(scope="module")
+def alone(corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Folders of runs of stages in one process, each made once."""
+    folder = tmp_path_factory.mktemp("alone")
+
+    @cache
+    def of(stage: str) -> Path:
+        small.run(folder / stage, corpora, STAGES[stage])
+        return folder / stage
+
+    return of
+
+
+BY_TWO = (
+    ("--stage", "everything"),
+    ("--stage", "apart"),
+    ("--stage", "language", "--shard", "2"),
+    ("--stage", "language", "--context", "2"),
 )
-def test_many_processes_give_the_numbers_of_one(
-    processes: int, options: tuple[str, ...], corpora: Path, tmp_path: Path
+
+
+@pytest.fixture(scope="module")
+def by_two(corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, ...], Path]:
+    """Folders of runs of two processes, which make them one after another, so that they import once."""
+    folder = tmp_path_factory.mktemp("by_two")
+    folders = {options: folder / str(i) for i, options in enumerate(BY_TWO)}
+    (first, *options), *others = ((out, *options) for options, out in folders.items())
+    for out, *more in others:
+        options += ["--then", str(out), str(corpora), *more]
+    together(first, corpora, *options)
+    return folders
+
+
+@pytest.mark.parametrize("options", BY_TWO, ids=" ".join)
+def test_two_processes_give_the_numbers_of_one(
+    options: tuple[str, ...],
+    alone: Callable[[str], Path],
+    by_two: dict[tuple[str, ...], Path],
 ) -> None:
-    small.run(tmp_path / "one", corpora, STAGES[options[1]])
-    together(tmp_path / "many", corpora, *options, processes=processes)
-    same(tmp_path / "one", tmp_path / "many")
+    same(alone(options[1]), by_two[options])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("options", [("--shard", "2"), ("--shard", "2", "--context", "2")])
+def test_four_processes_give_the_numbers_of_one(
+    options: tuple[str, ...], alone: Callable[[str], Path], corpora: Path, tmp_path: Path
+) -> None:
+    together(tmp_path, corpora, "--stage", "language", *options, processes=4)
+    same(alone("language"), tmp_path)
 
 
 def test_apart_means_apart(corpora: Path) -> None:
@@ -111,10 +141,13 @@ def test_apart_means_apart(corpora: Path) -> None:
     ],
 )
 def test_saved_by_some_processes_resumed_by_others(
-    before: int, background: tuple[str, ...], corpora: Path, tmp_path: Path
+    before: int,
+    background: tuple[str, ...],
+    alone: Callable[[str], Path],
+    corpora: Path,
+    tmp_path: Path,
 ) -> None:
     """Replicas or shards, on two processes or one: the rest of the run is the same."""
-    small.run(tmp_path / "one", corpora, small.LANGUAGE)
     options = ("--stage", "language", *background)
     stop, shard = ("--stop-after", "2"), ("--shard", "2")
     first, second = ((*stop, *shard), ()) if before == 2 else (stop, shard)
@@ -122,7 +155,7 @@ def test_saved_by_some_processes_resumed_by_others(
     together(out, corpora, *options, *first, processes=before, code=1)
     assert Checkpoints(out / "checkpoints").find().state["step"] == 2
     together(out, corpora, *options, *second, processes=3 - before)
-    same(tmp_path / "one", out)
+    same(alone("language"), out)
 
 
 def test_clipping_is_torchs() -> None:

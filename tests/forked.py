@@ -1,0 +1,44 @@
+"""Processes that tests start and kill. They are forked from one that has imported torch and polyphi already, which
+takes seconds of CPU each time."""
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Mapping
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+PRELOAD = [
+    "polyphi.corpora.tools",
+    "polyphi.curate.decontaminate",
+    "polyphi.curate.pipeline",
+    "polyphi.train.loop",
+]
+
+
+def start(
+    code: str,
+    *arguments: str,
+    out: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> BaseProcess:
+    """Run code as `python -c` does, as the leader of a process group; what it prints goes to a file, or nowhere.
+    `environment` is added to our own."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    process = context.Process(target=_run, args=(code, arguments, out, dict(environment or {})))
+    process.start()
+    return process
+
+
+def _run(
+    code: str, arguments: tuple[str, ...], out: Path | None, environment: dict[str, str]
+) -> None:
+    os.setsid()
+    os.environ.update(environment)
+    sys.argv = ["-c", *arguments]
+    with Path(out or os.devnull).open("w") as file, Path(os.devnull).open("w") as nothing:
+        os.dup2(file.fileno(), 1)
+        os.dup2(nothing.fileno(), 2)
+    exec(code, {"__name__": "__main__"})
+    sys.stdout.flush()

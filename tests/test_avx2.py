@@ -1,0 +1,58 @@
+"""What a CPU with AVX2 and nothing newer computes, on any x86 CPU: environment variables (avx2.env) make torch, MKL,
+oneDNN and polyphi's kernels use no newer instructions. `make test-avx2` runs whole packages so."""
+
+import sys
+from pathlib import Path
+
+import allowed_skips
+import pytest
+from commands import ROOT, told
+from train import small
+
+pytestmark = pytest.mark.skipif(
+    allowed_skips.MACHINES["not x86"](), reason="AVX2 is emulated on x86 CPUs only"
+)
+EMULATION = {**allowed_skips.emulation(), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+TESTS = (
+    "tests/kernels/test_half.py",
+    "tests/kernels/test_linear.py::test_the_largest_sums_fit",
+    "tests/kernels/test_linear.py::test_paths_differ_by_nothing",
+    "tests/model/test_quantize.py::test_a_kernel_adds_integers_or_is_passed_over",
+    "tests/model/test_quantize.py::test_the_chosen_kernel_adds_integers",
+    "tests/model/test_quantize.py::test_four_bits_are_close",
+    "tests/model/test_quantize.py::test_four_bits_of_torch_are_close_at_any_number_of_tokens",
+    "tests/model/test_quantize.py::test_four_bits_are_unpacked_only_where_their_order_is_known",
+)
+PROBE = """
+import torch
+from polyphi import kernels
+from polyphi.model import fewbits
+print(torch.backends.cpu.get_cpu_capability(), fewbits._kernel("cpu").__name__, kernels.path(), sep=",")
+"""
+
+
+def test_tests_of_kernels_pass() -> None:
+    """Only the plugin of hypothesis is loaded: others import for seconds."""
+    options = ("-p", "no:cacheprovider", "-p", "_hypothesis_pytestplugin")
+    command = (sys.executable, "-m", "pytest", *options, *TESTS)
+    result = told(*command, **EMULATION, PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
+    assert result.returncode == 0, result.stdout
+
+
+def test_torch_uses_avx2_and_no_kernel_without_vnni() -> None:
+    result = told(sys.executable, "-c", PROBE, **EMULATION)
+    capability, product, _ = result.stdout.strip().split(",")
+    assert (capability, product) == ("AVX2", "Plain"), result.stdout
+
+
+def test_training_makes_the_same_losses(tmp_path: Path) -> None:
+    """Two steps with every modality. Sums in another order change the last digits."""
+    data = small.write_corpora(tmp_path / "data")
+    command = (str(ROOT / "tests/train/small.py"), str(tmp_path / "avx2"), str(data))
+    environment = {**EMULATION, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    result = told(sys.executable, *command, "--steps", "2", **environment)
+    assert result.returncode == 0, result.stdout
+    small.run(tmp_path / "here", data, budget=small.replace(small.BUDGET, steps=2))
+    emulated, here = (small.told(tmp_path / name) for name in ("avx2", "here"))
+    assert len(here) == 2 and [r[:2] for r in emulated] == [r[:2] for r in here]
+    assert [r[2:4] for r in emulated] == [pytest.approx(r[2:4], rel=1e-4) for r in here]
