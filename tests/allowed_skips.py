@@ -45,10 +45,6 @@ MACHINES: dict[str, Callable[[], bool]] = {
     "no C++ compiler": lambda: not (shutil.which("c++") or shutil.which("g++")),
     "no espeak-ng": lambda: shutil.which("espeak-ng") is None,
     "no flite": lambda: shutil.which("flite") is None,
-    "no bfloat16 products": lambda: (
-        not cpu_has("avx512_bf16", "amx_bf16")
-        or any(os.environ.get(name) == value for name, value in emulation().items())
-    ),
     "neither AVX2 nor NEON": lambda: not cpu_has("avx2", "asimddp"),
 }
 """Kinds of machines, and whether this is one. Checks don't ask polyphi, which could be wrong about it."""

@@ -1,9 +1,13 @@
-"""The library of kernels: what is said where it is missing."""
+"""The library of kernels: what is said where it is missing, and how its instructions are capped."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from polyphi import kernels
 from polyphi.kernels import native
 
 
@@ -22,3 +26,23 @@ print(path(), missing(), sep="|")
     assert told.stdout == (
         "none|they weren't built: there was no C++ compiler when polyphi was installed\n"
     )
+
+
+@pytest.mark.skipif(kernels.missing() is not None, reason=str(kernels.missing()))
+def test_the_environment_caps_the_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library is loaded once a process, so the cap is lifted again."""
+    try:
+        monkeypatch.setenv("POLYPHI_MAX_CPU_ISA", "scalar")
+        native.library.cache_clear()
+        assert kernels.path() == "scalar" and not any(kernels.has(i) for i in range(1, 5))
+        monkeypatch.setenv("POLYPHI_MAX_CPU_ISA", "AVX3")
+        native.library.cache_clear()
+        with pytest.raises(ValueError, match="one of SCALAR, AVX2, .*'AVX3'"):
+            kernels.path()
+    finally:
+        monkeypatch.undo()
+        native.library.cache_clear()
+        library = native.library()
+        assert not isinstance(library, str)
+        if "POLYPHI_MAX_CPU_ISA" not in os.environ:
+            library.polyphi_limit(*map(int, native.CAPS["NEON"]))
