@@ -37,7 +37,7 @@ def test_the_environment_caps_the_instructions(monkeypatch: pytest.MonkeyPatch) 
         assert kernels.path() == "scalar" and not any(kernels.has(i) for i in range(1, 5))
         monkeypatch.setenv("POLYPHI_MAX_CPU_ISA", "AVX3")
         native.library.cache_clear()
-        with pytest.raises(ValueError, match="one of SCALAR, AVX2, .*'AVX3'"):
+        with pytest.raises(ValueError, match=r"one of SCALAR, AVX2, .*'AVX3'"):
             kernels.path()
     finally:
         monkeypatch.undo()
