@@ -71,6 +71,8 @@ HERE = Path(__file__).parent
 PARTS = ("decoder", "encoders", "mixed", "clip", "transcription")
 CONTRACT = PARTS[:3]
 """The parts whose rows are in the JSON list; they run by default."""
+DECODER = "-decoder"
+"""Ends the number of layers that the decoder alone is cut to."""
 CUT = 8
 """Layers of a decoder that doesn't fit into memory beside its peer."""
 CACHE = 500_000_000
@@ -111,6 +113,11 @@ class Size:
             audio=replace(c.audio, num_blocks=layers),
         )
         return replace(self, config=config)
+
+    def at(self, depth: str) -> "Size":
+        """`cut` by a text, as peers' processes receive it: "all", "8" layers of every tower, or "8-decoder"."""
+        layers = None if depth == "all" else int(depth.removesuffix(DECODER))
+        return self.cut(layers, encoders=not depth.endswith(DECODER))
 
 
 # ------------------------------------------------------------------------------ models
