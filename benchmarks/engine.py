@@ -1,22 +1,40 @@
 """The model and the engine beside transformers' own classes, on the same random weights at the published size:
 
-- decode: one sequence, the tokens after a prompt of 256 (Phi3ForCausalLM with its cache, bfloat16)
+- decode: one sequence, the tokens after a prompt of 256 (Phi3ForCausalLM with its cache)
 - prefill: that prompt
 - conformer, siglip: a clip of 30 s; a crop of 448 pixels (Phi4Multimodal's encoders with their default attention)
 - mixed batch: eight requests (text, picture, clip) together, beside the same one after another
+- clip (`--parts clip`): a clip of 30 s through encoder and speech projector, for each `quant`, beside transformers
+- transcription (`--parts transcription`): the whole transcription of a 30 s clip by the engine alone, in int8-all
 
     polyphi bench engine [--json]
     python benchmarks/engine.py --layers 4 --parts decoder
 
-Both sides hold the same tensors where they can, take turns in one process, and have the same threads; what is told are
-medians. The int8 rows stand beside the same bfloat16 peer, since the library has no int8 of its own for a CPU. Limits
-are measured in the same run: the rate of reading memory for decode (bytes of weights that a token needs), that of
-matrix products for all else. transformers' default attention makes full crops causal, which spares it half of the
-scores; ours sees the whole crop.
+transformers computes in the precision in which it is fastest on this machine (`sidebyside.fastest_precision`), which is
+part of the peer's name: bfloat16, or float32 on a CPU without bfloat16 instructions. There each decode row names the
+faster of the two, since one token takes about the same time in both. Ours is what `polyphi.load` gives on this machine:
+weights in bfloat16, multiplied in float32 where the CPU has no bfloat16 instructions. In bfloat16 both sides hold the
+same tensors; in float32 the peer has its own copies, and where all of them don't fit into the free memory, the decoder
+is cut to 8 layers, which the peer's name says (`--layers` overrides this).
+
+Sides take turns in one process with the same threads; results are medians. The int8 rows have the same peer, since the
+library has no int8 for a CPU. Limits are measured in the same run: the rate of reading memory for decode (bytes of
+weights that a token needs), that of int8 products for int8 rows, that of products in bfloat16, or in float32 where
+these are faster, for all others; the run prints which. transformers' default attention makes full crops causal, which
+spares it half of the scores; ours sees the whole crop. `--json` has the rows of the published list alone; the table has
+the others too.
+
+A CPU with AVX2 alone is emulated by
+
+    ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2 POLYPHI_MAX_CPU_ISA=AVX2 \\
+        python benchmarks/engine.py
+
+which limits torch, MKL, oneDNN and our own kernels.
 """
 
 import argparse
 import io
+import math
 import os
 import statistics
 import time
@@ -28,26 +46,39 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image as Picture
-from sidebyside import Row, console, matmul_rate, show
+from sidebyside import Row, Transformers, choose_transformers, console, product_limit, show
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from polyphi import devices
 from polyphi.batch import Clip, row
 from polyphi.chat import Audio, Image, Message, SamplingParams, Text
 from polyphi.engine.cache import BLOCK, BlockPool, Memory, StepCache, Table
 from polyphi.engine.engine import Engine
+from polyphi.engine.memory import free_memory
 from polyphi.model import quantize as quantized
 from polyphi.model import weights
 from polyphi.model.config import AudioConfig, DecoderConfig, ModelConfig, VisionConfig
 from polyphi.model.fewbits import EightBit
 from polyphi.model.multimodal import PhiModel
 from polyphi.model.quantize import quantize
-from polyphi.phi import make_processor
+from polyphi.phi import Phi, make_processor
 from polyphi.processing.tokenizer import Tokenizer
 
 HERE = Path(__file__).parent
-PARTS = ("decoder", "encoders", "mixed")
+PARTS = ("decoder", "encoders", "mixed", "clip", "transcription")
+CONTRACT = PARTS[:3]
+"""The parts whose rows are in the JSON list; they run by default."""
+DECODER = "-decoder"
+"""Ends the number of layers that the decoder alone is cut to."""
+CUT = 8
+"""Layers of a decoder that doesn't fit into memory beside its peer."""
+CACHE = 500_000_000
+"""Bytes of keys and values for a transcription."""
+BUFFERS = 1.5e9
+"""Bytes of caches and activations beside the weights."""
 
 
 @dataclass(frozen=True)
@@ -62,12 +93,18 @@ class Size:
     """Of 10 ms."""
     answer: int = 16
     """Tokens of each of the mixed requests."""
+    transcript: int = 64
+    """Tokens of a transcription."""
 
-    def cut(self, layers: int | None) -> "Size":
-        """The same with so many layers in every tower; None leaves it whole."""
+    def cut(self, layers: int | None, *, encoders: bool = True) -> "Size":
+        """The same with `layers` layers in the decoder, and in the encoders too if they are cut (`encoders`); None
+        leaves it whole."""
         if layers is None:
             return self
         c = self.config
+        if not encoders:
+            config = replace(c, decoder=replace(c.decoder, num_hidden_layers=layers))
+            return replace(self, config=config)
         assert c.vision is not None and c.audio is not None
         config = replace(
             c,
@@ -77,34 +114,67 @@ class Size:
         )
         return replace(self, config=config)
 
+    def at(self, depth: str) -> "Size":
+        """`cut` by a text, as peers' processes receive it: "all", "8" layers of every tower, or "8-decoder"."""
+        layers = None if depth == "all" else int(depth.removesuffix(DECODER))
+        return self.cut(layers, encoders=not depth.endswith(DECODER))
+
 
 # ------------------------------------------------------------------------------ models
 
 
-def random_model(config: ModelConfig) -> PhiModel:
-    """A bfloat16 model whose matrices are normal with deviation 0.02, norms 1, biases 0. One stretch of noise, of a
-    length that no row divides, is laid over all of them end to end: no two are alike, for a peer that finds equal ones
-    keeps one."""
-    noise = torch.empty(4_000_037).normal_(0, 0.02, generator=torch.Generator().manual_seed(0))
-    noise = noise.bfloat16()
+class Noise:
+    """Random tensors of a model: matrices are normal with deviation 0.02, norms 1, biases 0. One stretch of noise,
+    rounded to bfloat16, is repeated over all matrices end to end. No row's length divides its length, so no two
+    matrices are equal: a peer that deduplicates equal ones would keep one."""
+
+    def __init__(self, dtype: torch.dtype = torch.bfloat16) -> None:
+        noise = torch.empty(4_000_037)
+        noise.normal_(0, 0.02, generator=torch.Generator().manual_seed(0))
+        self.noise, self.position = noise.bfloat16().to(dtype), 0
+
+    def tensor(self, name: str, shape: Sequence[int]) -> Tensor:
+        """The tensor of that name in the model."""
+        dtype = self.noise.dtype
+        if len(shape) == 1:
+            unit = ("norm" in name and name.endswith("weight")) or name.endswith("global_invstd")
+            return torch.full(tuple(shape), float(unit), dtype=dtype)
+        result = torch.empty(tuple(shape), dtype=dtype)
+        flat, length = result.view(-1), len(self.noise)
+        start = -(self.position % length)
+        for first in range(start, len(flat), length):
+            last = min(first + length, len(flat))
+            skipped = max(0, -first)
+            flat[first + skipped : last] = self.noise[skipped : last - first]
+        self.position += len(flat)
+        return result
+
+
+def random_model(config: ModelConfig, dtype: torch.dtype = torch.bfloat16) -> PhiModel:
+    """A model with `Noise` as its weights, which has the same values in every dtype."""
+    noise = Noise(dtype)
     with torch.device("meta"):
         model = PhiModel(config)
-    state, at = {}, 0
-    for name, like in model.state_dict().items():
-        if like.dim() == 1:
-            unit = ("norm" in name and name.endswith("weight")) or name.endswith("global_invstd")
-            state[name] = torch.full(like.shape, float(unit), dtype=torch.bfloat16)
-            continue
-        state[name] = torch.empty(like.shape, dtype=torch.bfloat16)
-        flat = state[name].view(-1)
-        start = -(at % len(noise))
-        for first in range(start, len(flat), len(noise)):
-            last = min(first + len(noise), len(flat))
-            skipped = max(0, -first)
-            flat[first + skipped : last] = noise[skipped : last - first]
-        at += len(flat)
+    state = {name: noise.tensor(name, t.shape) for name, t in model.state_dict().items()}
     model.load_state_dict(state, assign=True)
     return model.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def random_quantised(config: ModelConfig, kind: str) -> PhiModel:
+    """A quantised model with `Noise` as its weights, as loaded from a quantised checkpoint: embeddings are rows of the
+    head. Each weight is quantised before the next one is made, so that the whole model is never in memory."""
+    noise = Noise()
+    with torch.device("meta"):
+        model = PhiModel(config)
+    for part in quantized.parts(model, kind):
+        shape = model.get_parameter(part.name).shape
+        part.put(part.form(noise.tensor(part.name, shape).flatten(1)))
+    if model.decoder.head is not None:
+        model.decoder.embed_tokens.register_parameter("weight", None)
+    state = {name: noise.tensor(name, t.shape) for name, t in model.state_dict().items()}
+    model.load_state_dict(state, assign=True)
+    return quantized.prepare(model, kind).eval().requires_grad_(False)
 
 
 def public(model: PhiModel, layout: str, prefix: str = "") -> dict[str, Tensor]:
@@ -151,22 +221,22 @@ def audio_options(a: AudioConfig) -> dict[str, Any]:
     return {name: getattr(a, name) for name in same.split()}
 
 
-def peer_decoder(model: PhiModel) -> Any:
-    """transformers' language model on the same tensors."""
+def peer_decoder(model: PhiModel, dtype: torch.dtype = torch.bfloat16) -> Any:
+    """transformers' language model on the same tensors, or on copies of them in another dtype."""
     from transformers import Phi3Config, Phi3ForCausalLM
 
     config = Phi3Config(**decoder_options(model.config.decoder))
     with torch.device("meta"):
         peer = Phi3ForCausalLM(config)
-    state = public(model, "mini")
+    state = in_dtype(public(model, "mini"), dtype)
     state["lm_head.weight"] = state["model.embed_tokens.weight"]
     peer.load_state_dict(state, assign=True)
     peer.model.rotary_emb = type(peer.model.rotary_emb)(config)  # its tables are in no checkpoint
     return peer.eval()
 
 
-def peer_vision(model: PhiModel) -> Any:
-    """transformers' SigLIP on the same tensors."""
+def peer_vision(model: PhiModel, dtype: torch.dtype = torch.bfloat16) -> Any:
+    """transformers' SigLIP, likewise."""
     from transformers import Phi4MultimodalVisionConfig
     from transformers.models.phi4_multimodal.modeling_phi4_multimodal import (
         Phi4MultimodalVisionModel,
@@ -174,14 +244,13 @@ def peer_vision(model: PhiModel) -> Any:
 
     assert model.config.vision is not None
     config = Phi4MultimodalVisionConfig(**vision_options(model.config.vision))
-    return filled(
-        Phi4MultimodalVisionModel._from_config(config, dtype=torch.bfloat16),
-        public(model, "native", "model.embed_tokens_extend.image_embed.img_processor."),
-    )
+    prefix = "model.embed_tokens_extend.image_embed.img_processor."
+    peer = Phi4MultimodalVisionModel._from_config(config, dtype=dtype)
+    return filled(peer, in_dtype(public(model, "native", prefix), dtype))
 
 
-def peer_audio(model: PhiModel) -> Any:
-    """transformers' Conformer on the same tensors."""
+def peer_audio(model: PhiModel, dtype: torch.dtype = torch.bfloat16) -> Any:
+    """transformers' Conformer, likewise."""
     from transformers import Phi4MultimodalAudioConfig
     from transformers.models.phi4_multimodal.modeling_phi4_multimodal import (
         Phi4MultimodalAudioModel,
@@ -189,15 +258,30 @@ def peer_audio(model: PhiModel) -> Any:
 
     assert model.config.audio is not None
     config = Phi4MultimodalAudioConfig(**audio_options(model.config.audio))
-    return filled(
-        Phi4MultimodalAudioModel._from_config(config, dtype=torch.bfloat16),
-        public(model, "native", "model.embed_tokens_extend.audio_embed.encoder."),
-    )
+    prefix = "model.embed_tokens_extend.audio_embed.encoder."
+    peer = Phi4MultimodalAudioModel._from_config(config, dtype=dtype)
+    return filled(peer, in_dtype(public(model, "native", prefix), dtype))
+
+
+def peer_clip(model: PhiModel, dtype: torch.dtype = torch.bfloat16) -> Callable[[Tensor], Tensor]:
+    """transformers' Conformer and the speech projector behind it, as `Phi4MultimodalAudioEmbedding` runs them."""
+    encoder = peer_audio(model, dtype)
+    state = in_dtype(public(model, "native", "model.embed_tokens_extend.audio_embed."), dtype)
+
+    def linear(name: str, x: Tensor) -> Tensor:
+        return F.linear(x, state[f"{name}_for_speech.weight"], state[f"{name}_for_speech.bias"])
+
+    return lambda mels: linear("down_proj", F.gelu(linear("up_proj", encoder(mels[None], None))))[0]
 
 
 def filled(peer: Any, state: Mapping[str, Tensor]) -> Any:
     peer.load_state_dict(state, assign=True)
     return peer.eval().requires_grad_(False)
+
+
+def in_dtype(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """The tensors in that dtype: the same ones where they have it."""
+    return {name: tensor.to(dtype) for name, tensor in state.items()}
 
 
 def tensors(model: nn.Module) -> Iterator[Tensor]:
@@ -291,11 +375,13 @@ def int8_rate(size: int = 2048, seconds: float = 2.0) -> float:
 # ------------------------------------------------------------------------------ works
 
 
-def decoder(size: Size, repeats: int, peer_name: str) -> tuple[list[Row], list[Row]]:
+def decoder(size: Size, repeats: int, library: Transformers) -> tuple[list[Row], list[Row]]:
     """Decode and prefill, and the bytes of the weights."""
     config = language(size.config)
     ours = random_model(config)
-    peer = peer_decoder(ours)
+    peers = {library.precision: peer_decoder(ours, library.dtype)}
+    if library.chosen and library.precision != "bf16":
+        peers["bf16"] = peer_decoder(ours)  # on the same tensors, so it takes no memory
     small = quantize(random_model_on(ours), "int8")
     ids = torch.randint(config.decoder.vocab_size, (size.prompt + size.tokens,))
     prompt, more = ids[: size.prompt], ids[size.prompt :]
@@ -317,23 +403,42 @@ def decoder(size: Size, repeats: int, peer_name: str) -> tuple[list[Row], list[R
         hidden = model(batch, StepCache(memories[id(model)], [table], [len(part)]))
         return model.logits(hidden[-1:]).float()
 
-    kept: dict[str, Any] = {}
+    caches: dict[str, Any] = {}
 
-    def peer_run(part: Tensor, start: int) -> Tensor:
+    def peer_run(name: str, part: Tensor, start: int) -> Tensor:
+        """The same by the peer in that precision."""
         if start == 0:
-            kept["cache"] = None
-        elif surplus := kept["cache"].get_seq_length() - start:
-            kept["cache"].crop(-surplus)
-        out = peer.model(
+            caches[name] = None
+        elif surplus := caches[name].get_seq_length() - start:
+            caches[name].crop(-surplus)
+        out = peers[name].model(
             input_ids=part[None],
-            past_key_values=kept["cache"],
+            past_key_values=caches[name],
             position_ids=torch.arange(start, start + len(part))[None],
             use_cache=True,
         )
-        kept["cache"] = out.past_key_values
+        caches[name] = out.past_key_values
         # The last row by itself: of `logits_to_keep=1` torch 2.13 makes a product over a view with odd strides, which
         # takes 58 times as long (3072 x 20064, one core), and that is no part of this comparison.
-        return peer.lm_head(out.last_hidden_state[0, -1:]).float()
+        return peers[name].lm_head(out.last_hidden_state[0, -1:]).float()
+
+    def fastest_decode() -> str:
+        """The precision in which the peer decodes one token in less time, of three steps each."""
+        if len(peers) == 1:
+            return library.precision
+        start, count = 16, 3
+        seconds: dict[str, list[float]] = {}
+        for name in peers:
+            peer_run(name, prompt[:start], 0)
+            peer_run(name, more[:1], start)
+        for step in range(1, count + 1):
+            for name in peers:
+                began = time.perf_counter()
+                peer_run(name, more[:1], start + step)
+                seconds.setdefault(name, []).append(time.perf_counter() - began)
+        told = ", ".join(f"{name} {min(s):.3g} s" for name, s in seconds.items())
+        console.print(f"  a token of the peer takes: {told}", highlight=False)
+        return min(seconds, key=lambda name: min(seconds[name]))
 
     def decode(step: Callable[[Tensor, int], Tensor]) -> Callable[[], None]:
         def run() -> None:
@@ -344,13 +449,17 @@ def decoder(size: Size, repeats: int, peer_name: str) -> tuple[list[Row], list[R
 
     steps: dict[str, Callable[[Tensor, int], Tensor]] = {
         "bf16": lambda part, start: ours_run(ours, part, start),
-        "peer": peer_run,
+        "peer": lambda part, start: peer_run(library.precision, part, start),
         "int8": lambda part, start: ours_run(small, part, start),
     }
+    decoding = fastest_decode()
     first = {name: step(prompt, 0) for name, step in steps.items()}
     same_work(first["bf16"], first["peer"], 0.05)
     same_work(first["int8"], first["peer"], 0.3)
     fill = paired({k: lambda s=s: s(prompt, 0) for k, s in steps.items()}, repeats, size.prompt)  # type: ignore[misc]
+    if decoding != library.precision:
+        steps["peer"] = lambda part, start: peer_run(decoding, part, start)
+        same_work(first["bf16"], steps["peer"](prompt, 0), 0.05)
     read = read_rate()
     rates = paired({k: decode(s) for k, s in steps.items()}, repeats, size.tokens)
     read = max(read, read_rate())
@@ -360,16 +469,51 @@ def decoder(size: Size, repeats: int, peer_name: str) -> tuple[list[Row], list[R
     layer = sum(p.numel() for p in ours.decoder.layers.parameters())
     flops = 2 * layer + 4 * size.prompt / 2 * d.hidden_size * d.num_hidden_layers  # per token
     rows = []
-    for kind, model, most in (("bf16", ours, matmul_rate()), ("int8", small, int8_rate())):
+    names = {"decode": replace(library, precision=decoding).name, "prefill": library.name}
+    for kind, model, most in (("bf16", ours, bf16_limit()), ("int8", small, int8_rate())):
         share = rates[kind] * read_per_token(model) / read
-        rows.append(Row(f"decode {kind}", rates[kind], rates["peer"], peer_name, "tok/s", share))
+        work = f"decode {kind}"
+        rows.append(Row(work, rates[kind], rates["peer"], names["decode"], "tok/s", share))
         share = fill[kind] * flops / most
-        rows.append(Row(f"prefill {kind}", fill[kind], fill["peer"], peer_name, "tok/s", share))
+        work = f"prefill {kind}"
+        rows.append(Row(work, fill[kind], fill["peer"], names["prefill"], "tok/s", share))
+    size_of_peer = held(peers[library.precision])
     others = [
-        Row(f"decoder's weights, {kind}", held(model), held(peer), peer_name, "GiB")
+        Row(f"decoder's weights, {kind}", held(model), size_of_peer, library.name, "GiB")
         for kind, model in (("bf16", ours), ("int8", small))
     ]
     return rows, others
+
+
+def bf16_limit() -> float:
+    """FLOP/s of matrix products that bfloat16 weights can reach here; their precision is printed."""
+    rate, name = product_limit()
+    console.print(
+        f"  limit of bf16 rows: {name} products, {rate / 1e9:.0f} GFLOP/s", highlight=False
+    )
+    return rate
+
+
+def parameters(config: ModelConfig) -> int:
+    """The number of a model's parameters."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in PhiModel(config).parameters())
+
+
+def fitting(size: Size, library: Transformers) -> tuple[Size, Transformers]:
+    """The decoder's size and peer: cut to `CUT` layers, which the peer's name says, where both sides at once need more
+    than the free memory."""
+    count = parameters(language(size.config))
+    # ours in bfloat16 and in int8, and the peer's own copies in float32
+    needed = count * (2 + 1.05 + (0 if library.precision == "bf16" else 4)) + BUFFERS
+    free = free_memory(torch.device("cpu"))
+    if needed <= free or size.config.decoder.num_hidden_layers <= CUT:
+        return size, library
+    console.print(
+        f"  both sides at full size take {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free: {CUT} layers",
+        highlight=False,
+    )
+    return size.cut(CUT, encoders=False), replace(library, cut=f"{CUT} layers")
 
 
 def random_model_on(model: PhiModel) -> PhiModel:
@@ -386,7 +530,7 @@ def same_work(ours: Tensor, peer: Tensor, most: float) -> None:
     assert off < most, f"ours and the peer's result differ by {off:.3f} of its size"
 
 
-def encoders(size: Size, repeats: int, peer_name: str) -> tuple[list[Row], list[Row]]:
+def encoders(size: Size, repeats: int, library: Transformers) -> tuple[list[Row], list[Row]]:
     """The Conformer on a clip, SigLIP on a crop; ours laid out for this CPU (`quantize(model, "bf16")`), and beside the
     rows in 8 bits ("int8-all")."""
     d = replace(size.config.decoder, num_hidden_layers=1, vocab_size=256)  # it isn't run
@@ -395,7 +539,7 @@ def encoders(size: Size, repeats: int, peer_name: str) -> tuple[list[Row], list[
     assert model.vision is not None and model.audio is not None and v is not None
     model.audio.encoder.global_invstd.fill_(0.3)
     model.audio.encoder.global_mean.fill_(8.0)
-    eyes, ears = peer_vision(model), peer_audio(model)
+    eyes, ears = peer_vision(model, library.dtype), peer_audio(model, library.dtype)
     crops = torch.randn(1, 3, v.crop_size, v.crop_size).bfloat16()
     masks = torch.ones(1, v.grid, v.grid, dtype=torch.bool)
     mels, clips = (8 + 3 * torch.randn(size.frames, 80)).bfloat16(), [Clip(size.frames, "speech")]
@@ -408,13 +552,13 @@ def encoders(size: Size, repeats: int, peer_name: str) -> tuple[list[Row], list[
         "conformer": {
             "bf16": lambda: audio(mels, clips),
             "int8": lambda: small.audio.encoder(mels, clips),
-            "peer": lambda: ears(mels[None], None)[0],
+            "peer": lambda: ears(mels[None].to(library.dtype), None)[0],
         },
         "siglip": {
             "bf16": lambda: vision(crops, masks),
             "int8": lambda: small.vision.encoder(crops, masks),
             "peer": lambda: eyes(
-                crops, patch_attention_mask=masks, output_hidden_states=True
+                crops.to(library.dtype), patch_attention_mask=masks, output_hidden_states=True
             ).hidden_states[-2],
         },
     }
@@ -430,7 +574,7 @@ def encoders(size: Size, repeats: int, peer_name: str) -> tuple[list[Row], list[
     first = {kind: work().float() for kind, work in works["conformer"].items()}
     same_work(first["bf16"], first["peer"], 0.1)
     same_work(first["int8"], first["peer"], 0.1)
-    limits = {"bf16": matmul_rate(), "int8": int8_rate()}
+    limits = {"bf16": bf16_limit(), "int8": int8_rate()}
     rows, others = [], []
     for name, sides in works.items():
         rates = paired(sides, repeats)
@@ -438,12 +582,106 @@ def encoders(size: Size, repeats: int, peer_name: str) -> tuple[list[Row], list[
         for kind, limit in limits.items():
             share = flops[name] * rates[kind] / limit
             label, where = (name, rows) if kind == "bf16" else (f"{name} int8", others)
-            where.append(Row(label, rates[kind], rates["peer"], peer_name, unit, share))
+            where.append(Row(label, rates[kind], rates["peer"], library.name, unit, share))
     others += [
-        Row("conformer's weights", held(audio), held(ears), peer_name, "GiB"),
-        Row("siglip's weights", held(vision), held(eyes), peer_name, "GiB"),
+        Row("conformer's weights", held(audio), held(ears), library.name, "GiB"),
+        Row("siglip's weights", held(vision), held(eyes), library.name, "GiB"),
     ]
     return rows, others
+
+
+QUANTS = (None, "bf16", "int8", "int8-all")
+"""The values of `quant` in the part `clip`."""
+
+
+def clip(size: Size, repeats: int, library: Transformers) -> tuple[list[Row], list[Row]]:
+    """A clip through the Conformer and the speech projector, for each `quant`; log-mel isn't included."""
+    cpu = torch.device("cpu")
+    d = replace(size.config.decoder, num_hidden_layers=1, vocab_size=256)  # it isn't run
+    base = random_model(replace(size.config, decoder=d, vision=None, adapters={}))
+    assert base.audio is not None
+    base.audio.encoder.global_invstd.fill_(0.3)
+    base.audio.encoder.global_mean.fill_(8.0)
+    peer = peer_clip(base, library.dtype)
+    mels, clips = (8 + 3 * torch.randn(size.frames, 80)).bfloat16(), [Clip(size.frames, "speech")]
+    # the dtype in which `polyphi.load` gives the whole model without `quant`
+    stored = {torch.bfloat16: parameters(size.config)}
+    dtype = devices.choose_dtype(stored, cpu, free_memory(cpu), size.config) or torch.bfloat16
+
+    def variant(kind: str | None) -> Callable[[], Tensor]:
+        model = random_model_on(base)
+        model = quantize(model, kind) if kind else model.to(dtype)
+        audio = model.audio
+        assert audio is not None
+        return lambda: audio.projector(audio.encoder(mels, clips), clips)
+
+    names = {kind: kind or f"as stored, {str(dtype).removeprefix('torch.')}" for kind in QUANTS}
+    sides = {names[kind]: variant(kind) for kind in QUANTS}
+    sides["peer"] = lambda: peer(mels.to(library.dtype))
+    with FlopCounterMode(display=False) as counter:
+        expected = sides["peer"]().float()
+    flops = counter.get_total_flops()
+    for name in names.values():
+        same_work(sides[name]().float(), expected, 0.1)
+    limits = {"bf16": bf16_limit(), "int8": int8_rate()}
+    rates = paired(sides, repeats)
+    rows = []
+    for kind, name in names.items():
+        # int8 quantises the decoder alone
+        limit = limits["int8" if kind == "int8-all" else "bf16"]
+        share = flops * rates[name] / limit
+        rows.append(
+            Row(f"clip, {name}", rates[name], rates["peer"], library.name, "clips/s", share)
+        )
+    console.print(
+        "  encoders and projectors are bf16 in int8 and int4, and int8 in int8-all and int4-all",
+        highlight=False,
+    )
+    return [], rows
+
+
+def speech(frames: int, seed: int) -> np.ndarray:
+    """A wave of `frames` 10 ms at 16 kHz that the silence detector takes for speech: a voice's harmonics in syllables
+    of a quarter of a second."""
+    time_ = np.arange(frames * 160) / 16_000
+    pitch = 120 + seed
+    voice = sum(np.sin(2 * np.pi * pitch * n * time_) / n for n in range(1, 20))
+    syllables = 0.55 + 0.45 * np.sin(2 * np.pi * 4 * time_)
+    noise = 0.001 * np.random.default_rng(seed).standard_normal(len(time_))
+    return (0.1 * voice * syllables + noise).astype(np.float32)
+
+
+def transcription(size: Size, repeats: int, library: Transformers) -> tuple[list[Row], list[Row]]:
+    """The transcription of a clip in int8-all, from samples to text: `size.transcript` answer tokens, decoded one by
+    one. It has no peer."""
+    cpu, kind = torch.device("cpu"), "int8-all"
+    config, tokenizer = endless(size.config)
+    needed = 2 * parameters(config) - quantized.saved(config, kind) + CACHE
+    devices.check_fits(needed, free_memory(cpu), cpu)
+    model = random_quantised(config, kind)
+    phi = Phi(model, make_processor(config, tokenizer), memory=CACHE)
+    sampling = SamplingParams(max_tokens=size.transcript, draft=0)
+    seconds = []
+    for repeat in range(repeats + 1):
+        wave = speech(
+            size.frames, repeat
+        )  # another one each time, since encoder outputs are cached
+        start = time.perf_counter()
+        transcript = phi.transcribe((wave, 16_000), sampling=sampling)
+        if repeat:
+            seconds.append(time.perf_counter() - start)
+        assert transcript.answer_tokens == size.transcript, transcript
+    console.print(
+        f"  {kind}: {in_gigabytes(model)} GB of weights, {transcript.audio_tokens} audio tokens, "
+        f"{transcript.answer_tokens} answer tokens, {statistics.median(seconds):.2f} s",
+        highlight=False,
+    )
+    rate = 1 / statistics.median(seconds)
+    return [], [Row(f"transcription {kind}", rate, math.nan, "none", "clips/s")]
+
+
+def in_gigabytes(model: PhiModel) -> str:
+    return f"{quantized.in_memory(model) / 1e9:.1f}"
 
 
 QUESTION = "what do you see"
@@ -463,7 +701,7 @@ def requests(size: Size, side: int) -> list[list[Message]]:
     return [*texts, *seen, *heard]
 
 
-def mixed(size: Size, repeats: int, peer_name: str) -> tuple[list[Row], list[Row]]:
+def mixed(size: Size, repeats: int, library: Transformers) -> tuple[list[Row], list[Row]]:
     """Requests of all kinds in one batch, beside the same one after another."""
     config, tokenizer = endless(size.config)
     assert config.vision is not None
@@ -496,10 +734,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--layers", type=int, help="of every tower; all without")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=CONTRACT)
+    parser.add_argument(
+        "--peer-dtype",
+        choices=("auto", "bf16", "fp32"),
+        default="auto",
+        help="precision of transformers; auto is the one that is faster on this machine",
+    )
     given = parser.parse_args(arguments)
     try:
-        peer = f"transformers {version('transformers')} bf16"
+        version("transformers")
     except PackageNotFoundError as error:
         parser.error(
             f"the peer needs {error.name}: pip install -r {HERE / 'peers/requirements.txt'}"
@@ -507,14 +751,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)
     size = Size().cut(given.layers)
-    works = {"decoder": decoder, "encoders": encoders, "mixed": mixed}
+    library = choose_transformers(devices.products(size.config), given.peer_dtype)
+    works = {
+        "decoder": decoder,
+        "encoders": encoders,
+        "mixed": mixed,
+        "clip": clip,
+        "transcription": transcription,
+    }
     rows, others = [], []
     with torch.inference_mode():
         for part in given.parts:
             console.print(f"[bold]{part}[/bold]")
-            made, beside = works[part](size, given.repeats, peer)
-            rows += made
-            others += beside
+            whole = part != "decoder" or given.layers is not None
+            sized, peer = (size, library) if whole else fitting(size, library)
+            part_rows, part_others = works[part](sized, given.repeats, peer)
+            rows += part_rows
+            others += part_others
     show(rows, as_json=given.json, others=others)
 
 

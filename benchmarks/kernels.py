@@ -9,15 +9,24 @@
     polyphi bench kernels [--json] [--layers 8] [--only decode] [--parts language media products]
 
 Peers, each in an environment and a process of its own (peers/): llama.cpp, OpenVINO GenAI, onnxruntime-genai, and
-transformers in bfloat16, which is the only one that runs the multimodal model. All have the same threads and take turns
-with ours, an idle one computes nothing; what is told are medians. Before that all compute the same logits, but for the
-error of their bits. The checkpoints and what the peers make of them are kept in the cache (`POLYPHI_CACHE`), some 60 GB
-at full size. Sides that don't fit into memory together take turns with ours in groups.
+transformers, which is the only one that runs the multimodal model. It computes in the precision in which it is fastest
+on this machine, bfloat16 or float32 (`sidebyside.fastest_precision`); the run prints which, and the peer's name has it.
+The choice is for prompts and media: one token at a time may take a little less time in bfloat16 than in float32 on a
+CPU without bfloat16 instructions. All have the same threads and take turns with ours, an idle one computes nothing;
+what is told are medians. Before that all compute the same logits, but for the error of their bits. The checkpoints and
+what the peers make of them are kept in the cache (`POLYPHI_CACHE`), some 60 GB at full size. Sides that don't fit into
+memory together take turns with ours in groups. Where transformers computes in float32 and its weights don't fit beside
+ours (15 GB of the language model, 22 GB of the whole one), the decoder is cut to 8 layers of full width, the encoders
+stay whole, and its name says so. `--layers` overrides this: `--layers 8` cuts the encoders too, `--layers 8 --whole-
+encoders` the decoder alone.
+
+A CPU with AVX2 alone is emulated as engine.py says; peers' processes inherit the environment, but llama.cpp and
+OpenVINO ignore these variables and use every instruction that the CPU has.
 
 Limits are measured in the same run, between turns: for decode the rate of reading memory (bytes of weights that a step
 of ours needs), for prefill that of int8 products, for a first token both kinds of products: the encoders' in bfloat16
-(in int8 where they are in 8 bits), the decoder's in int8. A row's peer is the best one; `prefill` and `first token`
-tell the worse of their two lengths or media.
+or float32, what is faster (in int8 where they are in 8 bits), the decoder's in int8. A row's peer is the best one;
+`prefill` and `first token` tell the worse of their two lengths or media.
 """
 
 import argparse
@@ -43,8 +52,10 @@ import torch
 from PIL import Image as Picture
 from rich.console import Console
 from rich.table import Table
-from sidebyside import Row, console, matmul_rate, show
+from sidebyside import Row, Transformers, choose_transformers, console, product_limit, show
 
+from polyphi import devices
+from polyphi.engine.memory import free_memory
 from polyphi.model import weights
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
@@ -54,7 +65,7 @@ ENVIRONMENTS = HERE.parent / ".venv" / ".peers"
 KINDS = ("int4", "int8", "int4-all", "int8-all")
 """Ours. Encoders and adapters, which words alone don't need, are in 8 bits too in the last two."""
 PARTS = ("language", "media", "products")
-OURS, LIBRARY = "polyphi", "transformers bf16"
+OURS = "polyphi"
 ROOM = 2e9
 """Bytes of contexts and buffers beside the weights."""
 
@@ -168,13 +179,21 @@ class Process:
         self.log.close()
 
 
-def command(name: str, folder: Path, layers: int | None, threads: int, what: str) -> list[object]:
+def command(
+    name: str,
+    folder: Path,
+    depth: str,
+    threads: int,
+    what: str,
+    library: Transformers | None = None,
+) -> list[object]:
     """How the side of that name starts."""
-    scripts, depth = HERE / "peers", layers or "all"
+    scripts = HERE / "peers"
     if name in KINDS:
         return [sys.executable, scripts / "ours.py", folder / name, threads, what]
-    if name == LIBRARY:
-        return [sys.executable, scripts / "transformers_phi.py", threads, depth, what]
+    if library is not None and name == library.name:
+        script = scripts / "transformers_phi.py"
+        return [sys.executable, script, threads, depth, what, library.precision]
     peer = next(p for p in PEERS if p.name == name)
     python = ENVIRONMENTS / peer.environment / "bin" / "python"
     return [python, scripts / peer.script, folder / "checkpoint", folder, peer.format, threads]
@@ -182,13 +201,19 @@ def command(name: str, folder: Path, layers: int | None, threads: int, what: str
 
 @contextmanager
 def started(
-    names: Sequence[str], folder: Path, layers: int | None, threads: int, what: str
+    names: Sequence[str],
+    folder: Path,
+    depth: str,
+    threads: int,
+    what: str,
+    library: Transformers,
 ) -> Iterator[dict[str, Process]]:
     """The sides by name, each ready."""
     sides: dict[str, Process] = {}
     try:
         for name in names:
-            sides[name] = Process(name, command(name, folder, layers, threads, what), threads)
+            start = command(name, folder, depth, threads, what, library)
+            sides[name] = Process(name, start, threads)
         yield sides
     finally:
         for side in sides.values():
@@ -236,7 +261,7 @@ def prepare(
         try:
             if not (folder / peer.keeps).exists():
                 console.print(f"making {peer.keeps}", highlight=False)
-                start = command(peer.name, folder, None, threads, "language")
+                start = command(peer.name, folder, "all", threads, "language")
                 Process(peer.name, start, threads).close()
             able.append(peer)
         except RuntimeError as error:
@@ -249,7 +274,8 @@ def prepare(
 
 @dataclass(frozen=True)
 class Limits:
-    """Rates of this machine: bytes/s read, operations/s of bfloat16 and int8 products."""
+    """Rates of this machine: bytes/s read, operations/s of products of bfloat16 weights (`product_limit`) and of int8
+    ones."""
 
     read: float
     bf16: float
@@ -258,7 +284,7 @@ class Limits:
 
 def measured() -> Limits:
     return Limits(
-        engine.read_rate(seconds=1.0), matmul_rate(seconds=0.5), engine.int8_rate(seconds=0.5)
+        engine.read_rate(seconds=1.0), product_limit(0.5)[0], engine.int8_rate(seconds=0.5)
     )
 
 
@@ -382,29 +408,33 @@ def take_turns(
     return made
 
 
-def same_work(sides: Mapping[str, Process], most: float) -> None:
-    """All sides have transformers' logits behind 64 ids, but for what their bits cost."""
+def same_work(sides: Mapping[str, Process], most: float, reference: str) -> None:
+    """All sides have the logits of `reference` (transformers) behind 64 ids, but for what their bits cost."""
     found = {}
     with tempfile.TemporaryDirectory() as name:
         for side, process in sides.items():
             file = Path(name) / f"{len(found)}.npy"
             process.turn(f"logits {file} 64")
             found[side] = np.load(file)
-    whole = found[LIBRARY]
+    whole = found[reference]
     for side, logits in found.items():
         off = float(np.linalg.norm(logits - whole) / np.linalg.norm(whole))
         console.print(f"  {side}: logits are {off:.3f} off", highlight=False)
         if not off < most:
             raise RuntimeError(
-                f"{side} computes something else: its logits differ from {LIBRARY}'s by {off:.3f} of their size, "
+                f"{side} computes something else: its logits differ from {reference}'s by {off:.3f} of their size, "
                 f"expected less than {most}"
             )
 
 
-def grouped(config: ModelConfig, kind: str, peers: Sequence[Peer], free: float) -> list[list[str]]:
+def grouped(
+    config: ModelConfig, kind: str, peers: Sequence[Peer], library: Transformers, free: float
+) -> list[list[str]]:
     """Peers at these bits and transformers, in groups that fit into memory beside ours."""
     weights_ = sum(parameters(config)[part] for part in ("layers", "head"))
-    wanted = {LIBRARY: 16.0} | {p.name: p.bits for p in peers if p.kind == kind}
+    wanted = {library.name: 8.0 * library.dtype.itemsize} | {
+        p.name: p.bits for p in peers if p.kind == kind
+    }
     bits = {"int4": 4.5, "int8": 8.0}[kind]
     head = 2 * parameters(config)["head"]
     room = free - weights_ * bits / 8 - head - 2 * ROOM
@@ -420,10 +450,35 @@ def grouped(config: ModelConfig, kind: str, peers: Sequence[Peer], free: float) 
     return groups
 
 
-def cached(what: str, layers: int | None) -> Path:
-    """Where the checkpoints of a size are kept."""
+def fitting(
+    given: argparse.Namespace, config: ModelConfig, kinds: Sequence[str]
+) -> tuple[str, Transformers]:
+    """How many layers the model has (`engine.Size.at`), and transformers: the decoder is cut where no number of layers
+    is requested and transformers doesn't fit in float32 beside ours."""
+    library: Transformers = given.library
+    if given.layers is not None:
+        return f"{given.layers}{engine.DECODER if given.whole_encoders else ''}", library
+    if library.precision == "bf16" or not kinds:
+        return "all", library
+    size = parameters(config)
+    count, encoders = engine.parameters(config), size.get("picture", 0) + size.get("clip", 0)
+    in_8_bits = any(kind.startswith("int8") for kind in kinds)
+    ours = count * (1.05 if in_8_bits else 0.6) + encoders  # which are in 8 bits or in bfloat16
+    needed, free = count * library.dtype.itemsize + ours + ROOM, free_memory(torch.device("cpu"))
+    if needed <= free:
+        return "all", library
+    console.print(
+        f"{library.name} and ours at full size take {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free: "
+        f"{engine.CUT} layers of the decoder",
+        highlight=False,
+    )
+    return f"{engine.CUT}{engine.DECODER}", replace(library, cut=f"{engine.CUT} layers")
+
+
+def cached(what: str, depth: str) -> Path:
+    """The folder of a size's checkpoints."""
     cache = Path(os.environ.get("POLYPHI_CACHE", Path.home() / ".cache" / "polyphi"))
-    folder = cache / "bench" / f"{what}-{layers or 'full'}"
+    folder = cache / "bench" / f"{what}-{'full' if depth == 'all' else depth}"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -431,17 +486,19 @@ def cached(what: str, layers: int | None) -> Path:
 def language(
     given: argparse.Namespace, works: Sequence[Work], threads: int
 ) -> tuple[list[Measured], ModelConfig]:
-    config = engine.language(engine.Size().cut(given.layers).config)
-    folder = cached("language", given.layers)
     kinds = [kind for kind in given.kinds if not kind.endswith("-all")]
+    depth, library = fitting(given, engine.language(engine.Size().config), kinds)
+    depth = depth.removesuffix(engine.DECODER)
+    config = engine.language(engine.Size().at(depth).config)
+    folder = cached("language", depth)
     able = prepare(config, folder, threads, given.peers, kinds) if kinds else []
     made: dict[str, Measured] = {}
     for kind in kinds if works else ():
-        for names in grouped(config, kind, able, psutil.virtual_memory().available):
+        for names in grouped(config, kind, able, library, psutil.virtual_memory().available):
             console.print(f"[bold]{kind}[/bold], beside {', '.join(names)}", highlight=False)
-            with started([kind, *names], folder, given.layers, threads, "language") as sides:
-                if LIBRARY in sides:
-                    same_work(sides, ERROR[kind])
+            with started([kind, *names], folder, depth, threads, "language", library) as sides:
+                if library.name in sides:
+                    same_work(sides, ERROR[kind], library.name)
                 for found in take_turns(works, sides, kind, given.repeats):
                     key = f"{found.work.name} {kind}"
                     made[key] = joined(made[key], found) if key in made else found
@@ -457,14 +514,16 @@ def joined(one: Measured, other: Measured) -> Measured:
 def multimodal(
     given: argparse.Namespace, works: Sequence[Work], threads: int
 ) -> tuple[list[Measured], ModelConfig]:
-    config, _ = engine.endless(engine.Size().cut(given.layers).config)
-    folder, made = cached("multimodal", given.layers), []
+    depth, library = fitting(given, engine.Size().config, given.kinds)
+    config, _ = engine.endless(engine.Size().at(depth).config)
+    folder, made = cached("multimodal", depth), []
     for kind in given.kinds:
         checkpoint(config, folder, kind, "native")
         if given.prepare:
             continue
-        console.print(f"[bold]{kind}[/bold], media, beside {LIBRARY}", highlight=False)
-        with started([kind, LIBRARY], folder, given.layers, threads, "multimodal") as sides:
+        console.print(f"[bold]{kind}[/bold], media, beside {library.name}", highlight=False)
+        names = [kind, library.name]
+        with started(names, folder, depth, threads, "multimodal", library) as sides:
             made += take_turns(works, sides, kind, given.repeats)
     return made, config
 
@@ -515,11 +574,21 @@ def tell(measured_: Sequence[Measured], rows: Sequence[Row], out: Console) -> No
             out.print(f"8 sequences decode {times:.2f} times one's tokens, {kind}", highlight=False)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options of the command line. Exits where transformers or PEFT is missing."""
     parser = argparse.ArgumentParser(description="Our kernels at work beside other engines.")
     parser.add_argument("--json", action="store_true", help="one JSON list of rows on stdout")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--layers", type=int, help="of every tower; all without")
+    parser.add_argument(
+        "--whole-encoders", action="store_true", help="--layers cuts the decoder alone"
+    )
+    parser.add_argument(
+        "--peer-dtype",
+        choices=("auto", "bf16", "fp32"),
+        default="auto",
+        help="precision of transformers; auto is the one that is faster on this machine",
+    )
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS[:2])
@@ -533,13 +602,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         version("transformers"), version("peft")
     except PackageNotFoundError as error:
         parser.error(f"a peer needs {error.name}: pip install -r {HERE / 'peers/requirements.txt'}")
+    return given
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    given = parse(arguments)
     if given.setup:
         setup()
         return
     threads = given.threads
     torch.set_num_threads(threads)
+    given.library = choose_transformers(devices.products(engine.Size().config), given.peer_dtype)
     if "products" in given.parts:
-        show(products.compare(given.repeats), as_json=given.json)
+        show(products.compare(given.repeats, given.library), as_json=given.json)
     made: list[Measured] = []
     rows: list[Row] = []
     for part, all_works, run in (("language", LANGUAGE, language), ("media", MEDIA, multimodal)):

@@ -6,17 +6,17 @@
 The work is the four products of one decoder layer (3.84 G parameters have 32), by 1, 8 and 256 tokens. Weights of
 several layers take turns, so that each product reads its own from memory, as decoding does. Sides alternate, products
 one after another; told are medians. The limit is the rate of reading memory, measured between them, where few tokens
-are asked for (bytes of weights that ours reads in its time), and of bfloat16 matrix products where many are.
+are asked for (bytes of weights that ours reads in its time), and of matrix products in bfloat16, or in float32 where
+that is faster, where many are. torch's plain linear has the faster of the two precisions too.
 """
 
 import argparse
 import statistics
 import time
 from collections.abc import Callable
-from functools import partial
 
 import torch
-from sidebyside import Row, console, matmul_rate, show
+from sidebyside import Row, Transformers, choose_transformers, console, product_limit, show
 from torch import Tensor
 
 from polyphi import kernels
@@ -59,8 +59,17 @@ SIDES: dict[str, Callable[[Tensor], Callable[[Tensor], Tensor]]] = {
     "int8": EightBit,
     "torch int4": torch_int4,
     "oneDNN int8": onednn,
-    "torch bf16": lambda weight: partial(torch.nn.functional.linear, weight=weight),
 }
+
+
+def torch_linear(dtype: torch.dtype) -> Callable[[Tensor], Callable[[Tensor], Tensor]]:
+    """torch's linear with weights in that dtype; tokens come in bfloat16 and are cast."""
+
+    def make(weight: Tensor) -> Callable[[Tensor], Tensor]:
+        weight = weight.to(dtype)
+        return lambda x: torch.nn.functional.linear(x.to(dtype), weight)
+
+    return make
 
 
 def read_rate() -> float:
@@ -84,29 +93,30 @@ def seconds(layers: list[list[Callable[[Tensor], Tensor]]], tokens: int, rounds:
     return (time.perf_counter() - began) / (rounds * len(layers))
 
 
-def compare(repeats: int) -> list[Row]:
+def compare(repeats: int, library: Transformers) -> list[Row]:
     """A row for each number of tokens, kind and other kernel."""
     if said := kernels.missing():
         raise SystemExit(f"no kernels to measure: {said}")
     console.print(f"{kernels.path()}, {torch.get_num_threads()} threads", highlight=False)
     rows = []
-    held = {name: [layer(make) for _ in range(LAYERS)] for name, make in SIDES.items()}
+    sides = SIDES | {f"torch {library.precision}": torch_linear(library.dtype)}
+    held = {name: [layer(make) for _ in range(LAYERS)] for name, make in sides.items()}
     weights = sum(outputs * inputs for outputs, inputs in SHAPES.values())
     for tokens in TOKENS:
-        took: dict[str, list[float]] = {name: [] for name in SIDES}
+        took: dict[str, list[float]] = {name: [] for name in sides}
         limits = []
         rounds = 4 if tokens < 64 else 1
-        for name in SIDES:
+        for name in sides:
             seconds(held[name], tokens, 1)
         for _ in range(repeats):
-            limits.append(read_rate() if tokens < 64 else matmul_rate(seconds=1.0))
+            limits.append(read_rate() if tokens < 64 else product_limit(1.0)[0])
             for name, layers in held.items():
                 took[name].append(seconds(layers, tokens, rounds))
         for kind, bits in (("int4", 4.5), ("int8", 8)):
             ours = statistics.median(took[kind])
             work = weights * bits / 8 if tokens < 64 else 2 * weights * tokens
             share = work / ours / statistics.median(limits)
-            for name in list(SIDES)[2:]:
+            for name in list(sides)[2:]:
                 theirs = statistics.median(took[name])
                 what = f"{kind}, {tokens} token{'s' * (tokens > 1)}, beside {name}"
                 rows.append(Row(what, tokens / ours, tokens / theirs, name, "tokens/s", share))
@@ -118,7 +128,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    show(compare(args.repeats), as_json=args.json)
+    show(compare(args.repeats, choose_transformers()), as_json=args.json)
 
 
 if __name__ == "__main__":

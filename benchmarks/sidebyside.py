@@ -1,10 +1,11 @@
-"""What every benchmark shares: rows, alternating repeats, the machine's own limit.
+"""What every benchmark shares: rows, alternating repeats, the machine's own limit, the precision of transformers.
 
 Each side of a comparison runs in a process of its own and prints one JSON object as its last line. Sides take turns
 (ours, peer, ours, peer ...), so that a noisy minute falls on both; what is told are medians.
 """
 
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -12,12 +13,15 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
+
+from polyphi.runtime import precision
 
 HERE = Path(__file__).parent
 console = Console(stderr=True)
@@ -26,7 +30,8 @@ console = Console(stderr=True)
 @dataclass(frozen=True)
 class Row:
     """One comparison: medians of ours and the peer's, `ratio` ours over the peer's, `limit_share` the part of the
-    machine's own limit, measured in the same run, that ours reaches (None where there is no such limit)."""
+    machine's own limit, measured in the same run, that ours reaches (None where there is no such limit). `peer` is NaN
+    in a row without a peer."""
 
     work: str
     ours: float
@@ -38,6 +43,69 @@ class Row:
     @property
     def ratio(self) -> float:
         return self.ours / self.peer
+
+    @property
+    def seconds(self) -> str:
+        """The seconds of one item, ours / the peer's, for a rate of items that take long; otherwise empty."""
+        if self.unit not in PER_SECOND:
+            return ""
+        return " / ".join(
+            "-" if math.isnan(rate) else f"{1 / rate:.2f}" for rate in (self.ours, self.peer)
+        )
+
+
+PER_SECOND = ("clips/s", "crops/s", "per s")
+"""Units of rows whose seconds are shown too."""
+BF16_ROWS = 256
+"""Rows of the matrix products that the precision of transformers is chosen by, about those of a prompt or a clip."""
+
+
+@dataclass(frozen=True)
+class Transformers:
+    """transformers as a peer: the precision that it computes in, whether it was chosen here rather than requested, and
+    how the model is cut, if it is."""
+
+    precision: precision.Precision
+    chosen: bool = True
+    cut: str = ""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return precision.DTYPES[self.precision]
+
+    @property
+    def name(self) -> str:
+        return f"transformers {version('transformers')} {self.precision}" + (
+            f", {self.cut}" if self.cut else ""
+        )
+
+
+def fastest_precision(
+    products: Sequence[precision.Product] = (), requested: str = "auto"
+) -> precision.Choice:
+    """The precision in which torch's own matrix products, and so transformers, take the least time on this CPU.
+
+    float32 where the CPU has no bfloat16 instructions, else what is faster on the model's `products`, timed with
+    `BF16_ROWS` rows. `requested` "bf16" or "fp32" is taken as it is; POLYPHI_PRECISION applies to polyphi alone.
+    """
+    if requested != "auto":
+        return precision.choose(requested)
+    if (reason := precision.missing(torch.bfloat16)) is not None:
+        return precision.Choice("fp32", reason)
+    large = tuple(p for p in products if p.inputs * p.outputs >= precision.SMALLEST)
+    ratio = precision.slowness(torch.bfloat16, large, BF16_ROWS)
+    reason = f"bf16 takes {ratio:.2f} of the time of fp32 on this model's products"
+    return precision.Choice("bf16" if ratio < 1 else "fp32", reason)
+
+
+def choose_transformers(
+    products: Sequence[precision.Product] = (), requested: str = "auto"
+) -> Transformers:
+    """transformers in its fastest precision on this machine; the choice is printed."""
+    choice = fastest_precision(products, requested)
+    peer = Transformers(choice.precision, chosen=requested == "auto")
+    console.print(f"peer: {peer.name} ({choice.reason})", highlight=False)
+    return peer
 
 
 def alternate(
@@ -99,15 +167,27 @@ def matmul_rate(
     return best
 
 
+def product_limit(seconds: float = 2.0) -> tuple[float, precision.Precision]:
+    """The limit of products of bfloat16 weights: FLOP/s of a square matrix product, and its precision, which is
+    float32 where that is faster (`fastest_precision`)."""
+    name = fastest_precision().precision
+    return matmul_rate(seconds=seconds, dtype=precision.DTYPES[name]), name
+
+
 def show(rows: Sequence[Row], *, as_json: bool, others: Sequence[Row] = ()) -> None:
     """The rows on stdout, as a table or as one JSON list; `others` are told beside them, never in the list."""
     if as_json:
         print(json.dumps([{**asdict(row), "ratio": row.ratio} for row in rows]))
-    table = Table("work", "ours", "peer", "unit", "ratio", "of the limit", box=None, padding=(0, 2))
+    table = Table(
+        "work", "ours", "peer", "unit", "ratio", "of the limit", "seconds", box=None, padding=(0, 2)
+    )
     for row in (*rows, *others):
         share = "" if row.limit_share is None else f"{row.limit_share:.0%}"
-        numbers = (f"{row.ours:.3g}", f"{row.peer:.3g}", row.unit, f"{row.ratio:.2f}", share)
-        table.add_row(row.work, *numbers)
-    out = console if as_json else Console()
+        peer, ratio = (
+            "-" if math.isnan(x) else f"{x:{f}}" for x, f in ((row.peer, ".3g"), (row.ratio, ".2f"))
+        )
+        table.add_row(row.work, f"{row.ours:.3g}", peer, row.unit, ratio, share, row.seconds)
+    out = Console(stderr=as_json, width=max(110, console.width))
     out.print(table)
-    out.print(f"peer: {', '.join(dict.fromkeys(row.peer_name for row in rows))}", highlight=False)
+    peers = dict.fromkeys(r.peer_name for r in (*rows, *others) if not math.isnan(r.peer))
+    out.print(f"peer: {', '.join(peers) or 'none'}", highlight=False)

@@ -1,6 +1,9 @@
-"""transformers' own classes in bfloat16, with the matrices that ours has.
+"""transformers' own classes in bfloat16 or float32, with the matrices that ours has.
 
-    python transformers_phi.py THREADS LAYERS WHAT      LAYERS: a number or all; WHAT: language or multimodal
+    python transformers_phi.py THREADS LAYERS WHAT PRECISION
+
+LAYERS: all, 8 (of every tower) or 8-decoder (of the decoder alone); WHAT: language or multimodal; PRECISION: bf16 or
+fp32, which sidebyside.py chooses. float32 weights have bfloat16's values.
 
 The language model is Phi3ForCausalLM; the multimodal one Phi4MultimodalForCausalLM with both adapters put in by PEFT,
 fed by the library's own image processor and feature extractor. Attention is the library's default. Placeholders stand
@@ -25,15 +28,16 @@ from turns import take_turns
 from polyphi.chat import Audio, Image, Message, Text
 from polyphi.model.multimodal import PhiModel
 from polyphi.phi import make_processor
+from polyphi.runtime.precision import DTYPES
 
 ADAPTED = r"model\.layers\.\d+\.(?:self_attn\.(?:qkv|o)_proj|mlp\.(?:gate_up|down)_proj)"
 
 
 class Language:
-    def __init__(self, layers: int | None) -> None:
-        config = engine.language(engine.Size().cut(layers).config)
+    def __init__(self, layers: str, dtype: torch.dtype = torch.bfloat16) -> None:
+        config = engine.language(engine.Size().at(layers).config)
         self.vocabulary = config.decoder.vocab_size
-        self.model = engine.peer_decoder(engine.random_model(config))
+        self.model = engine.peer_decoder(engine.random_model(config, dtype), dtype)
 
     def run(self, ids: torch.Tensor, cache: Any = None) -> tuple[torch.Tensor, Any]:
         """Logits [S V] behind ids [S T], and the cache."""
@@ -115,7 +119,7 @@ def use(peer: Any, adapter: str) -> None:
 
 
 class Multimodal:
-    def __init__(self, layers: int | None) -> None:
+    def __init__(self, layers: str, dtype: torch.dtype = torch.bfloat16) -> None:
         from transformers.models.phi4_multimodal.feature_extraction_phi4_multimodal import (
             Phi4MultimodalFeatureExtractor,
         )
@@ -123,11 +127,12 @@ class Multimodal:
             Phi4MultimodalImageProcessor,
         )
 
-        config, tokenizer = engine.endless(engine.Size().cut(layers).config)
+        config, tokenizer = engine.endless(engine.Size().at(layers).config)
         self.vocabulary = config.decoder.vocab_size
         self.processor = make_processor(config, tokenizer)
         self.look, self.listen = Phi4MultimodalImageProcessor(), Phi4MultimodalFeatureExtractor()
-        self.model = multimodal(engine.random_model(config))
+        self.dtype = dtype
+        self.model = multimodal(engine.random_model(config, dtype))
         self.encoding = 0.0
         began = [0.0]
         media = self.model.model.embed_tokens_extend
@@ -152,11 +157,11 @@ class Multimodal:
             seen = self.look(Picture.open(io.BytesIO(data)).convert("RGB"), return_tensors="pt")
             seen.pop("num_img_tokens")
             given = dict(seen)
-            given["image_pixel_values"] = given["image_pixel_values"].bfloat16()
+            given["image_pixel_values"] = given["image_pixel_values"].to(self.dtype)
         else:
             wave, rate = soundfile.read(io.BytesIO(data), dtype="float32")
             given = dict(self.listen(wave, sampling_rate=rate, return_tensors="pt"))
-            given["audio_input_features"] = given["audio_input_features"].bfloat16()
+            given["audio_input_features"] = given["audio_input_features"].to(self.dtype)
         read = time.perf_counter() - start
         out = self.model.model(input_ids=ids, use_cache=True, **given)
         self.model.lm_head(out.last_hidden_state[:, -1].contiguous()).argmax(-1).item()
@@ -171,7 +176,7 @@ class Multimodal:
 
 
 if __name__ == "__main__":
-    threads, layers, what = sys.argv[1:]
+    threads, layers, what, name = sys.argv[1:]
     torch.set_num_threads(int(threads))
     side = Language if what == "language" else Multimodal
-    take_turns(side(None if layers == "all" else int(layers)))
+    take_turns(side(layers, DTYPES[name]))

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import sys
 from dataclasses import replace
+from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +18,7 @@ from polyphi.model import weights
 from polyphi.model.config import ModelConfig
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+LIBRARY = f"transformers {version('transformers')} {{}}"
 BESIDE = ("engine", "products", "sidebyside", "turns")
 """Scripts that it imports."""
 PRETENDER = """
@@ -70,7 +72,7 @@ def pretend(bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     script = tmp_path / "pretender.py"
     script.write_text(PRETENDER)
     monkeypatch.setenv("PYTHONPATH", str(BENCHMARKS / "peers"))
-    speeds = {"int4": 0.001, "int8": 0.002, bench.LIBRARY: 0.01}
+    speeds = {"int4": 0.001, "int8": 0.002, LIBRARY.format("bf16"): 0.01}
 
     def command(name: str, *_: object) -> list[object]:
         # `env` in front, so that the environment's own path stays
@@ -94,7 +96,7 @@ def pretend(bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_every_row_is_told_with_the_best_peer(bench, pretend, capsys) -> None:
-    bench.main(["--json", "--repeats", "1", "--layers", "1"])
+    bench.main(["--json", "--repeats", "1", "--layers", "1", "--peer-dtype", "bf16"])
     told = {row["work"]: row for row in json.loads(capsys.readouterr().out)}
     words = ("decode", "decode 8 sequences", "prefill", "prefill 256", "prefill 2048")
     seen = ("first token", "first token picture", "first token clip")
@@ -103,10 +105,71 @@ def test_every_row_is_told_with_the_best_peer(bench, pretend, capsys) -> None:
     assert all(row["ratio"] == pytest.approx(row["ours"] / row["peer"]) for row in told.values())
     decode = told["decode int4"]
     assert (decode["ours"], decode["peer"]) == (pytest.approx(1000), pytest.approx(250))
-    assert decode["peer_name"] != bench.LIBRARY
+    assert decode["peer_name"] != LIBRARY.format("bf16")
     # a step of ours reads 1,000 bytes in 1 ms, and could read 1 GB in a second
     assert decode["limit_share"] == pytest.approx(1e-3)
-    assert told["first token clip int8"]["peer_name"] == bench.LIBRARY
+    assert told["first token clip int8"]["peer_name"] == LIBRARY.format("bf16")
+
+
+def test_transformers_in_float32_is_a_process_in_float32(
+    bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A decoder is cut where no number of layers is requested and both sides don't fit."""
+    library = bench.Transformers("fp32")
+    config = bench.engine.Size().config
+
+    def fitting(free: float, *options: str) -> tuple[str, str]:
+        monkeypatch.setattr(bench, "free_memory", lambda device: free)
+        given = bench.parse(["--kinds", "int8-all", *options])
+        given.library = library
+        depth, peer = bench.fitting(given, config, given.kinds)
+        return depth, peer.name
+
+    name = LIBRARY.format("fp32")
+    assert fitting(64e9) == ("all", name)
+    assert fitting(20e9) == ("8-decoder", f"{name}, 8 layers")
+    assert fitting(20e9, "--layers", "4") == ("4", name)
+    assert fitting(20e9, "--layers", "4", "--whole-encoders") == ("4-decoder", name)
+    start = bench.command(name, Path(), "8-decoder", 2, "multimodal", library)
+    assert start[-4:] == [2, "8-decoder", "multimodal", "fp32"]
+    cut = bench.engine.Size().at("8-decoder").config
+    assert cut.decoder.num_hidden_layers == 8 and cut.audio == config.audio
+    assert bench.engine.Size().at("2").config.audio.num_blocks == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_transformers_answers_in_each_dtype(
+    bench, tiny_config: ModelConfig, tmp_path: Path, dtype: torch.dtype, monkeypatch
+) -> None:
+    pytest.importorskip("peft")
+    theirs = loaded("benchmark_theirs", BENCHMARKS / "peers" / "transformers_phi.py", monkeypatch)
+    assert tiny_config.vision is not None
+    vision = replace(tiny_config.vision, crop_size=448)
+    longer = {"max_position_embeddings": 4096, "original_max_position_embeddings": 2048}
+    decoder = replace(tiny_config.decoder, vocab_size=512, **longer)
+    size = bench.engine.Size(replace(tiny_config, vision=vision, decoder=decoder))
+    monkeypatch.setattr(theirs.engine, "Size", lambda: size)
+    side = theirs.Multimodal("all", dtype)
+    assert {p.dtype for p in side.model.parameters()} == {dtype}
+    for kind, file in bench.media(tmp_path, 0).items():
+        assert side.first(kind, file)["tokens"] > 100
+    logits = theirs.Language("all", dtype).logits(np.arange(8))
+    assert np.isfinite(logits).all()
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_products_stand_beside_torch_in_its_faster_precision(
+    bench, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    products = bench.products
+    if products.kernels.missing():
+        pytest.skip("no native kernels")
+    monkeypatch.setattr(products, "SHAPES", {"one": (256, 256)})
+    monkeypatch.setattr(products, "LAYERS", 1)
+    monkeypatch.setattr(products, "read_rate", lambda: 1e9)
+    monkeypatch.setattr(products, "product_limit", lambda seconds: (1e9, precision))
+    peers = {row.peer_name for row in products.compare(1, bench.Transformers(precision))}
+    assert peers == {"torch int4", "oneDNN int8", f"torch {precision}"}
 
 
 def test_a_name_for_two_works_tells_the_worse(bench) -> None:
@@ -122,11 +185,11 @@ def test_a_side_that_computes_something_else_is_refused(bench, pretend, tmp_path
     def side(value: float):
         return bench.Process("x", [*pretend("int4")[:-1], value], 1)
 
-    sides = {bench.LIBRARY: side(1.0), "other": side(1.1)}
+    sides = {"library": side(1.0), "other": side(1.1)}
     try:
-        bench.same_work(sides, 0.2)
+        bench.same_work(sides, 0.2, "library")
         with pytest.raises(RuntimeError, match=r"other computes something else.* by 0\.100"):
-            bench.same_work(sides, 0.05)
+            bench.same_work(sides, 0.05, "library")
     finally:
         for process in sides.values():
             process.close()
@@ -140,9 +203,10 @@ def test_a_side_that_ends_says_why(bench) -> None:
 
 def test_sides_that_do_not_fit_together_take_turns_in_groups(bench) -> None:
     config = bench.engine.language(ModelConfig())
-    everything = bench.grouped(config, "int4", bench.PEERS, 64e9)
+    library = bench.Transformers("bf16")
+    everything = bench.grouped(config, "int4", bench.PEERS, library, 64e9)
     assert [len(group) for group in everything] == [5]
-    tight = bench.grouped(config, "int4", bench.PEERS, 18e9)
+    tight = bench.grouped(config, "int4", bench.PEERS, library, 18e9)
     assert len(tight) > 1 and sorted(chain(*tight)) == sorted(everything[0])
 
 
