@@ -72,6 +72,49 @@ void eight_bits(const Tokens& x, int64_t token, const uint8_t* panel, int column
         }
 }
 
+#ifdef MATRIX
+// The same by matrix instructions, for two tokens at a time; of an odd number of tokens the last is multiplied twice.
+template <int T, int W>
+void eight_bits_matrix(const Tokens& x, int64_t token, const uint8_t* panel, int column, Ahead ahead, float* sums) {
+    constexpr int PAIRS = (T + 1) / 2, STEP = 2 * QUAD;
+    const int64_t stride = x.groups * GROUP;
+    const int8_t* a = x.a + token * stride;
+    const uint8_t* at = panel + column * QUAD;
+    Int sum[PAIRS][W][2];
+    UNROLLED for (int p = 0; p < PAIRS; p++)
+        UNROLLED for (int w = 0; w < W; w++) sum[p][w][0] = sum[p][w][1] = zero();
+    const int each = ahead.lines / (GROUP / STEP), rest = ahead.lines % (GROUP / STEP);
+    for (int64_t g = 0; g < x.groups; g++) {
+        for (int line = 0; line < rest; line++, ahead.at += 64) ask(ahead.at);
+        for (int i = 0; i < GROUP; i += STEP, a += STEP, at += PANEL * STEP) {
+            for (int line = 0; line < each; line++, ahead.at += 64) ask(ahead.at);
+            Int activations[PAIRS];
+            UNROLLED for (int p = 0; p < PAIRS; p++)
+                activations[p] = eight(a + 2 * p * stride, a + std::min(2 * p + 1, T - 1) * stride);
+            UNROLLED for (int w = 0; w < W; w++) {
+                const Int inputs = load(at + w * LANES * QUAD), next = load(at + (PANEL + w * LANES) * QUAD);
+                const Int first = outputs(inputs, next, 0), second = outputs(inputs, next, 1);
+                UNROLLED for (int p = 0; p < PAIRS; p++) {
+                    sum[p][w][0] = matrix8(sum[p][w][0], first, activations[p]);
+                    sum[p][w][1] = matrix8(sum[p][w][1], second, activations[p]);
+                }
+            }
+        }
+    }
+    UNROLLED for (int t = 0; t < T; t++)
+        UNROLLED for (int w = 0; w < W; w++) {
+            const Int all = plus(of_token(sum[t / 2][w][0], sum[t / 2][w][1], t % 2), -128 * x.total[token + t]);
+            store(sums + t * PANEL + column + w * LANES, real(all));
+        }
+}
+
+template <int T, int W>
+constexpr auto eight_bits_run = T == 1 ? eight_bits<T, W> : eight_bits_matrix<T, W>;
+#else
+template <int T, int W>
+constexpr auto eight_bits_run = eight_bits<T, W>;
+#endif
+
 struct Columns {
     void (*run)(const Tokens&, int64_t, const uint8_t*, int, Ahead, float*);
     int width;  // outputs
@@ -80,7 +123,7 @@ struct Columns {
 template <int... T>
 const Columns& columns(int bits, int tokens, std::integer_sequence<int, T...>) {
     static constexpr Columns fours[] = {{four_bits<T + 1, wide_for(T + 1, 4)>, wide_for(T + 1, 4) * LANES}...};
-    static constexpr Columns eights[] = {{eight_bits<T + 1, wide_for(T + 1, 8)>, wide_for(T + 1, 8) * LANES}...};
+    static constexpr Columns eights[] = {{eight_bits_run<T + 1, wide_for(T + 1, 8)>, wide_for(T + 1, 8) * LANES}...};
     return (bits == 4 ? fours : eights)[tokens - 1];
 }
 

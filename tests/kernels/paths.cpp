@@ -137,6 +137,20 @@ void exact_products(Kernel& kernel) {
     }
 }
 
+// 4 bits by many tokens, for which some paths round weights to 8 bits.
+void many_by_four(Kernel& kernel) {
+    for (int turn = 0; turn < 4; turn++) {
+        const int64_t m = 128 + byte(20), n = 1 + byte(149), k = 32 * (1 + byte(5));
+        Numbers x = random(false, m * k), row = random(false, n);
+        std::vector<uint8_t> packed((n + 31) / 32 * 32 * k / 32 * 18);
+        for (auto& value : packed) value = uint8_t(1 + byte(254));
+        kernel.compare(false, m * n, [&](int isa, void* to) {
+            polyphi_linear(isa, 4, x.data(), packed.data(), row.raw.data(), nullptr, to, 0, 0, m, n, k, nullptr,
+                           nullptr, nullptr, nullptr, 0, 0, nullptr, THREADS);
+        });
+    }
+}
+
 // Weights in bfloat16, with few tokens and many, with and without bias; sums that are added to `y`.
 void half_products(Kernel& kernel, bool bf16) {
     for (int turn = 0; turn < 40; turn++) {
@@ -368,6 +382,7 @@ int main() {
     // 8 bits is off by up to 1/254 of its largest value.
     Kernel kernels[] = {{"products", 1e-5},
                         {"products of 8 bits", 1e-12},
+                        {"products of 4 bits with many tokens", 2e-2},
                         {"products by bfloat16", 1e-5},
                         {"products by bfloat16 in bfloat16", 1e-2},
                         {"blocks", 1e-5},
@@ -383,16 +398,17 @@ int main() {
                         {"strided convolutions", 5e-3}};
     products(kernels[0]);
     exact_products(kernels[1]);
+    many_by_four(kernels[2]);
     for (const bool bf16 : {false, true}) {
-        half_products(kernels[2 + bf16], bf16);
-        blocks(kernels[4 + bf16], bf16);
-        for (const bool eight : {false, true}) attention(kernels[6 + 2 * eight + bf16], bf16, eight);
+        half_products(kernels[3 + bf16], bf16);
+        blocks(kernels[5 + bf16], bf16);
+        for (const bool eight : {false, true}) attention(kernels[7 + 2 * eight + bf16], bf16, eight);
     }
-    encoder_attention(kernels[10]);
-    layer_norms(kernels[11]);
-    activations(kernels[12]);
-    causal_convolutions(kernels[13]);
-    strided_convolutions(kernels[14]);
+    encoder_attention(kernels[11]);
+    layer_norms(kernels[12]);
+    activations(kernels[13]);
+    causal_convolutions(kernels[14]);
+    strided_convolutions(kernels[15]);
     std::printf("path %d, largest differences:", polyphi_isa());
     bool good = true;
     for (const Kernel& kernel : kernels) {

@@ -17,8 +17,9 @@ COMPILERS = {"aarch64": "aarch64-linux-gnu-g++", "x86_64": "x86_64-linux-gnu-g++
 @pytest.mark.parametrize(
     "architecture, paths",
     [
-        # Cortex-A53 has no dot products, Westmere no AVX2: both choose the scalar path.
-        ("aarch64", {"max": "NEON", "cortex-a53": "scalar"}),
+        # Neoverse N1 has dot products of int8 but no matrix instructions. Cortex-A53 has no dot products and Westmere
+        # no AVX2: both choose the scalar path.
+        ("aarch64", {"max": "NEON i8mm", "neoverse-n1": "NEON", "cortex-a53": "scalar"}),
         ("x86_64", {"Haswell": "AVX2", "Westmere": "scalar"}),
     ],
     ids=COMPILERS,
