@@ -189,7 +189,7 @@ Attend chosen(int isa, bool pairs) {
     }
     if (isa == AVX2 || isa == AVXVNNI) return avx2::attend<Kind, Held>;
 #elif POLYPHI_NEON
-    if (isa == NEON) return neon::attend<Kind, Held>;
+    if (isa == NEON || isa == I8MM) return neon::attend<Kind, Held>;
 #endif
     (void)isa, (void)pairs;
     return scalar::attend<Kind, Held>;

@@ -51,7 +51,7 @@ namespace neon {
 #if POLYPHI_X86
 #define CHOSEN(name, isa) ((isa) == AVX512 ? avx512::name : (isa) == SCALAR ? scalar::name : avx2::name)
 #elif POLYPHI_NEON
-#define CHOSEN(name, isa) ((isa) == NEON ? neon::name : scalar::name)
+#define CHOSEN(name, isa) ((isa) == SCALAR ? scalar::name : neon::name)
 #else
 #define CHOSEN(name, isa) scalar::name
 #endif

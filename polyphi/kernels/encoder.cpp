@@ -119,7 +119,7 @@ namespace neon {
 #if POLYPHI_X86
 #define PATH_OF(NAME) (isa == AVX512 ? avx512::NAME : isa ? avx2::NAME : scalar::NAME)
 #elif POLYPHI_NEON
-#define PATH_OF(NAME) (isa == NEON ? neon::NAME : scalar::NAME)
+#define PATH_OF(NAME) (isa >= NEON ? neon::NAME : scalar::NAME)
 #else
 #define PATH_OF(NAME) (scalar::NAME)
 #endif

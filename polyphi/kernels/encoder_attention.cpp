@@ -275,6 +275,7 @@ Attend attend(int isa, bool by_pairs) {
         case AVXVNNI:
         case AVX2: return avx2::attend;
 #elif POLYPHI_NEON
+        case I8MM:
         case NEON: return neon::attend;
 #endif
         default: return scalar::attend;

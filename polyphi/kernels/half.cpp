@@ -125,6 +125,7 @@ Kernel kernel(int isa) {
         case AVXVNNI:
         case AVX2: return {avx2::wide, avx2::rows, avx2::panels, avx2::PANEL};
 #elif POLYPHI_NEON
+        case I8MM:
         case NEON: return {neon::wide, neon::rows, neon::panels, neon::PANEL};
 #endif
         default: return {scalar::wide, scalar::rows, scalar::panels, scalar::PANEL};

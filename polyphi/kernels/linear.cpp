@@ -124,7 +124,6 @@ namespace scalar {
 constexpr int MOST = 4;
 constexpr int wide_for(int, int) { return 1; }
 constexpr bool OFFSET = false;
-#define WORDS 0
 using Int = int32_t;
 using Real = float;
 inline Int zero() { return 0; }
@@ -147,7 +146,6 @@ inline Int plus(Int sum, int32_t more) { return sum + more; }
 inline void store(float* at, Real value) { *at = value; }
 inline void ask(const uint8_t*) {}
 #include "linear_kernel.h"
-#undef WORDS
 #undef LANES
 }  // namespace scalar
 
@@ -160,7 +158,6 @@ namespace avx512 {
 constexpr int MOST = 6;
 constexpr int wide_for(int, int) { return 2; }
 constexpr bool OFFSET = true;
-#define WORDS 0
 using Int = __m512i;
 using Real = __m512;
 inline Int zero() { return _mm512_setzero_si512(); }
@@ -182,7 +179,6 @@ inline Real real(Int sum) { return _mm512_cvtepi32_ps(sum); }
 inline Int plus(Int sum, int32_t more) { return _mm512_add_epi32(sum, _mm512_set1_epi32(more)); }
 inline void ask(const uint8_t* at) { _mm_prefetch((const char*)at, _MM_HINT_T0); }
 #include "linear_kernel.h"
-#undef WORDS
 #undef LANES
 }  // namespace avx512
 POLYPHI_END
@@ -215,13 +211,11 @@ namespace avxvnni {
 #define LANES 8
 #include "vectors.h"
 constexpr bool OFFSET = true;
-#define WORDS 0
 POLYPHI_256
 inline Int dot4(Int sum, Int w, Int a) { return _mm256_dpbusd_avx_epi32(sum, w, a); }
 inline Int dot8(Int sum, Int w, Int a) { return _mm256_dpbusd_avx_epi32(sum, w, a); }
 inline Int settled(Int sum, const uint8_t* z, int32_t minus) { return shifted(sum, z, minus); }
 #include "linear_kernel.h"
-#undef WORDS
 #undef LANES
 }  // namespace avxvnni
 POLYPHI_END
@@ -231,7 +225,7 @@ namespace avx2 {
 #define LANES 8
 #include "vectors.h"
 constexpr bool OFFSET = false;
-#define WORDS 1
+#define WORDS
 POLYPHI_256
 // Sums of two products are of 16 bits. Those of nibbles stay so through a group: 16 * 15 * 127 is 30,480.
 inline Int dot4(Int sum, Int w, Int a) { return _mm256_add_epi16(sum, _mm256_maddubs_epi16(w, a)); }
@@ -266,6 +260,32 @@ POLYPHI_END
 
 #elif POLYPHI_NEON
 
+// Registers of 128 bits, with dot products.
+#define POLYPHI_128                                                                                                   \
+    using Int = int32x4_t;                                                                                            \
+    using Real = float32x4_t;                                                                                         \
+    inline Int zero() { return vdupq_n_s32(0); }                                                                      \
+    inline Real nothing() { return vdupq_n_f32(0); }                                                                  \
+    inline Int load(const uint8_t* at) { return vreinterpretq_s32_u8(vld1q_u8(at)); }                                 \
+    inline Int four(const int8_t* at) { int32_t found; std::memcpy(&found, at, 4); return vdupq_n_s32(found); }       \
+    inline Int low(Int pairs) { return vreinterpretq_s32_u8(vandq_u8(vreinterpretq_u8_s32(pairs), vdupq_n_u8(15))); } \
+    inline Int high(Int pairs) { return vreinterpretq_s32_u8(vshrq_n_u8(vreinterpretq_u8_s32(pairs), 4)); }           \
+    inline Int dot4(Int sum, Int w, Int a) { return vdotq_s32(sum, vreinterpretq_s8_s32(w), vreinterpretq_s8_s32(a)); }\
+    inline Int wide(const uint8_t* at) {                                                                              \
+        uint32_t found;                                                                                               \
+        std::memcpy(&found, at, 4);                                                                                   \
+        const uint16x8_t halves = vmovl_u8(vreinterpret_u8_u32(vdup_n_u32(found)));                                   \
+        return vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(halves)));                                                \
+    }                                                                                                                 \
+    inline Int settled(Int sum, const uint8_t* z, int32_t minus) {                                                    \
+        return vmlaq_n_s32(vshlq_n_s32(sum, 4), wide(z), int16_t(minus));                                             \
+    }                                                                                                                 \
+    inline Real real(Int sum) { return vcvtq_f32_s32(sum); }                                                          \
+    inline Real scaled(Int sum, Real s, Real total) { return vfmaq_f32(total, real(sum), s); }                        \
+    inline Real bytes(const uint8_t* at) { return real(wide(at)); }                                                   \
+    inline Int plus(Int sum, int32_t more) { return vaddq_s32(sum, vdupq_n_s32(more)); }                              \
+    inline void ask(const uint8_t* at) { __builtin_prefetch(at); }
+
 POLYPHI_BEGIN(POLYPHI_DOTPROD)
 namespace neon {
 #define LANES 4
@@ -273,38 +293,50 @@ namespace neon {
 constexpr int MOST = 4;
 constexpr int wide_for(int tokens, int) { return tokens == 1 ? 8 : tokens == 2 ? 4 : 2; }
 constexpr bool OFFSET = false;
-#define WORDS 0
-using Int = int32x4_t;
-using Real = float32x4_t;
-inline Int zero() { return vdupq_n_s32(0); }
-inline Real nothing() { return vdupq_n_f32(0); }
-inline Int load(const uint8_t* at) { return vreinterpretq_s32_u8(vld1q_u8(at)); }
-inline Int four(const int8_t* at) { int32_t found; std::memcpy(&found, at, 4); return vdupq_n_s32(found); }
-inline Int low(Int pairs) { return vreinterpretq_s32_u8(vandq_u8(vreinterpretq_u8_s32(pairs), vdupq_n_u8(15))); }
-inline Int high(Int pairs) { return vreinterpretq_s32_u8(vshrq_n_u8(vreinterpretq_u8_s32(pairs), 4)); }
-inline Int dot4(Int sum, Int w, Int a) { return vdotq_s32(sum, vreinterpretq_s8_s32(w), vreinterpretq_s8_s32(a)); }
+POLYPHI_128
 inline Int dot8(Int sum, Int w, Int a) {
     const int8x16_t own = vreinterpretq_s8_u8(veorq_u8(vreinterpretq_u8_s32(w), vdupq_n_u8(128)));
     return vdotq_s32(sum, own, vreinterpretq_s8_s32(a));
 }
-inline Int wide(const uint8_t* at) {
-    uint32_t found;
-    std::memcpy(&found, at, 4);
-    const uint16x8_t halves = vmovl_u8(vreinterpret_u8_u32(vdup_n_u32(found)));
-    return vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(halves)));
-}
-inline Int settled(Int sum, const uint8_t* z, int32_t minus) {
-    return vmlaq_n_s32(vshlq_n_s32(sum, 4), wide(z), int16_t(minus));
-}
-inline Real real(Int sum) { return vcvtq_f32_s32(sum); }
-inline Real scaled(Int sum, Real s, Real total) { return vfmaq_f32(total, real(sum), s); }
-inline Real bytes(const uint8_t* at) { return real(wide(at)); }
-inline Int plus(Int sum, int32_t more) { return vaddq_s32(sum, vdupq_n_s32(more)); }
-inline void ask(const uint8_t* at) { __builtin_prefetch(at); }
 #include "linear_kernel.h"
-#undef WORDS
 #undef LANES
 }  // namespace neon
+POLYPHI_END
+
+// Matrix instructions multiply two outputs by two tokens over eight inputs. Weights stay unsigned, and the sums are
+// corrected by a token's total as on VNNI. 4 bits use dot products; for many tokens they are unpacked to 8 bits.
+POLYPHI_BEGIN(POLYPHI_I8MM)
+namespace i8mm {
+#define LANES 4
+#define MATRIX
+#include "vectors.h"
+constexpr int MOST = 6;
+constexpr int wide_for(int tokens, int bits) {
+    return tokens == 1 ? 8 : tokens == 2 ? 4 : bits == 8 ? (tokens <= 4 ? 4 : 2) : tokens <= 4 ? 2 : 1;
+}
+constexpr bool OFFSET = true;
+POLYPHI_128
+inline Int dot8(Int sum, Int w, Int a) {
+    return vusdotq_s32(sum, vreinterpretq_u8_s32(w), vreinterpretq_s8_s32(a));
+}
+// Eight activations of two tokens each.
+inline Int eight(const int8_t* first, const int8_t* second) {
+    return vreinterpretq_s32_s8(vcombine_s8(vld1_s8(first), vld1_s8(second)));
+}
+// Of four inputs of LANES outputs, and the next four inputs: all eight of two outputs, the first or second half.
+inline Int outputs(Int inputs, Int next, int half) {
+    return half ? vzip2q_s32(inputs, next) : vzip1q_s32(inputs, next);
+}
+// [output, token] of two each, plus the products of their inputs.
+inline Int matrix8(Int sums, Int w, Int a) {
+    return vusmmlaq_s32(sums, vreinterpretq_u8_s32(w), vreinterpretq_s8_s32(a));
+}
+// The sums of LANES outputs by the first or second token.
+inline Int of_token(Int sums, Int next, int second) { return second ? vuzp2q_s32(sums, next) : vuzp1q_s32(sums, next); }
+#include "linear_kernel.h"
+#undef MATRIX
+#undef LANES
+}  // namespace i8mm
 POLYPHI_END
 
 #endif
@@ -323,6 +355,7 @@ Kernel kernel(int isa) {
         case AVXVNNI: return {avxvnni::quantise, avxvnni::products, false};
         case AVX2: return {avx2::quantise, avx2::products, true};
 #elif POLYPHI_NEON
+        case I8MM: return {i8mm::quantise, i8mm::products, false};
         case NEON: return {neon::quantise, neon::products, false};
 #endif
         default: return {scalar::quantise, scalar::products, false};

@@ -23,7 +23,8 @@ PANEL = 32
 
 MANY = 128
 """Tokens from which on weights of 4 bits are rounded to 8 for their product, with a scale per output, where that is
-faster (AVX-512 VNNI, AVX-VNNI). More are hardly ever decoded together: those of a prompt are."""
+faster (AVX-512 VNNI, AVX-VNNI), and on NEON i8mm, whose speed hasn't been measured. More are hardly ever decoded
+together: those of a prompt are."""
 
 
 class Four(NamedTuple):

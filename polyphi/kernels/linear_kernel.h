@@ -72,7 +72,50 @@ void eight_bits(const Tokens& x, int64_t token, const uint8_t* panel, int column
         }
 }
 
-#if WORDS
+#ifdef MATRIX
+// The same by matrix instructions, for two tokens at a time; of an odd number of tokens the last is multiplied twice.
+template <int T, int W>
+void eight_bits_matrix(const Tokens& x, int64_t token, const uint8_t* panel, int column, Ahead ahead, float* sums) {
+    constexpr int PAIRS = (T + 1) / 2, STEP = 2 * QUAD;
+    const int64_t stride = x.groups * GROUP;
+    const int8_t* a = x.a + token * stride;
+    const uint8_t* at = panel + column * QUAD;
+    Int sum[PAIRS][W][2];
+    UNROLLED for (int p = 0; p < PAIRS; p++)
+        UNROLLED for (int w = 0; w < W; w++) sum[p][w][0] = sum[p][w][1] = zero();
+    const int each = ahead.lines / (GROUP / STEP), rest = ahead.lines % (GROUP / STEP);
+    for (int64_t g = 0; g < x.groups; g++) {
+        for (int line = 0; line < rest; line++, ahead.at += 64) ask(ahead.at);
+        for (int i = 0; i < GROUP; i += STEP, a += STEP, at += PANEL * STEP) {
+            for (int line = 0; line < each; line++, ahead.at += 64) ask(ahead.at);
+            Int activations[PAIRS];
+            UNROLLED for (int p = 0; p < PAIRS; p++)
+                activations[p] = eight(a + 2 * p * stride, a + std::min(2 * p + 1, T - 1) * stride);
+            UNROLLED for (int w = 0; w < W; w++) {
+                const Int inputs = load(at + w * LANES * QUAD), next = load(at + (PANEL + w * LANES) * QUAD);
+                const Int first = outputs(inputs, next, 0), second = outputs(inputs, next, 1);
+                UNROLLED for (int p = 0; p < PAIRS; p++) {
+                    sum[p][w][0] = matrix8(sum[p][w][0], first, activations[p]);
+                    sum[p][w][1] = matrix8(sum[p][w][1], second, activations[p]);
+                }
+            }
+        }
+    }
+    UNROLLED for (int t = 0; t < T; t++)
+        UNROLLED for (int w = 0; w < W; w++) {
+            const Int all = plus(of_token(sum[t / 2][w][0], sum[t / 2][w][1], t % 2), -128 * x.total[token + t]);
+            store(sums + t * PANEL + column + w * LANES, real(all));
+        }
+}
+
+template <int T, int W>
+constexpr auto eight_bits_run = T == 1 ? eight_bits<T, W> : eight_bits_matrix<T, W>;
+#else
+template <int T, int W>
+constexpr auto eight_bits_run = eight_bits<T, W>;
+#endif
+
+#ifdef WORDS
 
 // Tokens and registers of outputs whose sums of products in 16 bits stay in registers.
 constexpr int TOKENS_WORDS = 6, WIDE_WORDS = 2;
@@ -132,11 +175,11 @@ struct Columns {
 template <int... T>
 const Columns& columns(int bits, int tokens, std::integer_sequence<int, T...>) {
     static constexpr Columns fours[] = {{four_bits<T + 1, wide_for(T + 1, 4)>, wide_for(T + 1, 4) * LANES}...};
-    static constexpr Columns eights[] = {{eight_bits<T + 1, wide_for(T + 1, 8)>, wide_for(T + 1, 8) * LANES}...};
+    static constexpr Columns eights[] = {{eight_bits_run<T + 1, wide_for(T + 1, 8)>, wide_for(T + 1, 8) * LANES}...};
     return (bits == 4 ? fours : eights)[tokens - 1];
 }
 
-#if WORDS
+#ifdef WORDS
 
 template <int... T>
 Columns words_columns(int tokens, std::integer_sequence<int, T...>) {
@@ -148,7 +191,7 @@ Columns words_columns(int tokens, std::integer_sequence<int, T...>) {
 
 // Sums [tokens, PANEL] of a factor's panel, for at most AT_ONCE tokens.
 void sum(const Factor& by, Place panel, int64_t token, int tokens, Ahead ahead, float* sums) {
-#if WORDS
+#ifdef WORDS
     if (by.bits == 16) {
         const Columns chosen = words_columns(tokens, std::make_integer_sequence<int, TOKENS_WORDS>());
         for (int column = 0; column < PANEL; column += chosen.width, ahead.lines = 0)
@@ -237,7 +280,7 @@ void multiply(const Work& work, int64_t begin, int64_t end) {
     }
 }
 
-#if !WORDS
+#ifndef WORDS
 
 typedef uint16_t Shorts __attribute__((vector_size(LANES * 4)));
 
@@ -284,7 +327,7 @@ void widen(const uint8_t* four, int64_t groups, const float* row, int outputs, u
 // those of 4 bits to 8, or those of 8 bits to 16.
 void products(const Work& work, int64_t begin, int64_t end) {
     const Factor& base = work.base;
-    const bool to_words = WORDS && base.bits == 8 && base.x.words;
+    const bool to_words = base.bits == 8 && base.x.words;
     const bool to_bytes = OFFSET && base.bits == 4 && base.x.m >= MANY;
     if (!to_words && !to_bytes) return multiply(work, begin, end);
     const int64_t bytes = base.x.groups * BYTES8 * (to_words ? 2 : 1);
@@ -303,7 +346,7 @@ void products(const Work& work, int64_t begin, int64_t end) {
                 const Place place{panel, part};
                 const int64_t to = widened.base.index(place);
                 const int outputs = int(std::min<int64_t>(PANEL, work.width() - panel * PANEL));
-#if WORDS
+#ifdef WORDS
                 std::memcpy(row.data() + to * PANEL, base.row_at(place), size_t(outputs) * sizeof(float));
                 widen_words(base.at(place), base.x.groups, wide.data() + to * bytes);
 #else

@@ -18,6 +18,8 @@
 #include <arm_neon.h>
 #if defined(__linux__)
 #include <sys/auxv.h>
+#elif defined(__APPLE__)
+#include <sys/sysctl.h>
 #endif
 #define POLYPHI_NEON 1
 #endif
@@ -25,8 +27,10 @@
 // Functions between these two may use instructions that not every CPU has; `best` tells which to call.
 #if defined(__clang__)
 #define POLYPHI_DOTPROD "dotprod"
+#define POLYPHI_I8MM "dotprod,i8mm"
 #else
 #define POLYPHI_DOTPROD "+dotprod"
+#define POLYPHI_I8MM "+dotprod+i8mm"
 #endif
 #define POLYPHI_PRAGMA(text) _Pragma(#text)
 #if defined(__clang__)
@@ -45,11 +49,11 @@
 
 namespace polyphi {
 
-enum Isa { SCALAR, AVX2, AVXVNNI, AVX512, NEON };
+enum Isa { SCALAR, AVX2, AVXVNNI, AVX512, NEON, I8MM };
 
 // The highest path that may run, and whether products of bfloat16 may: lowered to see what another CPU does.
 struct Limit {
-    int isa = NEON;
+    int isa = I8MM;
     bool bf16 = true;
 };
 inline Limit limit;
@@ -72,6 +76,15 @@ inline bool has(int isa) {
 #elif POLYPHI_NEON
 #if defined(__linux__)
     if (isa == NEON) return getauxval(AT_HWCAP) & 1 << 20;  // ASIMDDP
+    if (isa == I8MM) return has(NEON) && (getauxval(AT_HWCAP2) & 1 << 13);
+#elif defined(__APPLE__)
+    static const bool i8mm = [] {
+        int value = 0;
+        size_t size = sizeof value;
+        return !sysctlbyname("hw.optional.arm.FEAT_I8MM", &value, &size, nullptr, 0) && value;
+    }();
+    if (isa == NEON) return true;
+    if (isa == I8MM) return i8mm;
 #else
     if (isa == NEON) return true;
 #endif
@@ -80,7 +93,7 @@ inline bool has(int isa) {
 }
 
 inline int best() {
-    for (const int isa : {AVX512, AVXVNNI, AVX2, NEON})
+    for (const int isa : {AVX512, AVXVNNI, AVX2, I8MM, NEON})
         if (has(isa)) return isa;
     return SCALAR;
 }

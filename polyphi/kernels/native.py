@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-PATHS = ("scalar", "AVX2", "AVX-VNNI", "AVX-512 VNNI", "NEON")
+PATHS = ("scalar", "AVX2", "AVX-VNNI", "AVX-512 VNNI", "NEON", "NEON i8mm")
 CAPS = {
     "SCALAR": (0, False),
     "AVX2": (1, False),
@@ -21,6 +21,7 @@ CAPS = {
     "AVX512_VNNI": (3, False),
     "AVX512_BF16": (3, True),
     "NEON": (4, True),
+    "NEON_I8MM": (5, True),
 }
 """Values of POLYPHI_MAX_CPU_ISA: the highest index in `PATHS`, and whether AVX-512's bfloat16 products are allowed."""
 PLAIN = (torch.Tensor, torch.nn.Parameter)

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernels.paths import here
 from torch import Tensor
 
 from polyphi import kernels
@@ -12,8 +13,7 @@ from polyphi.kernels.blocks import rms_norm, rotate, swiglu
 from polyphi.model import rope
 
 pytestmark = pytest.mark.skipif(kernels.missing() is not None, reason=str(kernels.missing()))
-BEST = kernels.PATHS.index(kernels.path())
-WAYS = list(range(BEST + 1)) if kernels.path() != "NEON" else [0, BEST]
+WAYS = here()
 
 drawn = given(
     tokens=st.integers(1, 40),

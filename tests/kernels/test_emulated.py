@@ -38,7 +38,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("machine", "cpu", "path"),
     [
-        ("aarch64", "max", "NEON"),
+        ("aarch64", "max", "NEON i8mm"),
+        ("aarch64", "neoverse-n1", "NEON"),  # it has dot products, and no matrix instructions
         ("aarch64", "cortex-a53", "scalar"),  # it has no dot products
         ("x86_64", "Haswell-noTSX", "AVX2"),  # instructions of AVX-512 would end the program
         ("x86_64", "Nehalem", "scalar"),

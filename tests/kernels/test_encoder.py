@@ -127,14 +127,7 @@ def test_who_sees_nothing_gets_nothing(path: tuple[int, bool]) -> None:
 # ---------------------------------------------------------------------- between products of 8 bits
 
 
-PATHS = range(len(kernels.PATHS))
-best = kernels.PATHS.index(kernels.path()) if kernels.path() in kernels.PATHS else 0
-on_every_path = pytest.mark.parametrize(
-    "path",
-    # of x86's all up to the best, and what the compiler makes for any CPU always
-    [p for p in PATHS if p in (0, best) or (p < best and kernels.path() != "NEON")],
-    ids=kernels.PATHS.__getitem__,
-)
+on_every_path = pytest.mark.parametrize("path", here(), ids=kernels.PATHS.__getitem__)
 shapes = {
     "rows": st.integers(1, 11),
     "vectors": st.integers(1, 6),

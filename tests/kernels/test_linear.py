@@ -24,7 +24,7 @@ from polyphi.kernels.linear import (
 pytestmark = pytest.mark.skipif(kernels.missing() is not None, reason=str(kernels.missing()))
 
 
-WIDENING = ("AVX-512 VNNI", "AVX-VNNI")
+WIDENING = ("AVX-512 VNNI", "AVX-VNNI", "NEON i8mm")
 PATHS = pytest.mark.parametrize("path", here(), ids=kernels.PATHS.__getitem__)
 
 
