@@ -24,8 +24,6 @@ constexpr int ROWS = 64;          // queries of a piece with many
 constexpr int KEYS = 128;         // that these meet at a time
 constexpr float NEVER = -1e30f;   // the score of what isn't seen
 
-#define INLINE inline __attribute__((always_inline))
-
 // What polyphi_attend gets. Strides are in numbers; `starts` [S + 1] are where sequences begin among the new tokens,
 // `ends` [S] their lengths with them, `tables` [S] where a sequence's blocks begin in `blocks`, `rows` those of a head
 // in memory.
@@ -120,28 +118,12 @@ struct Pieces {
     }
 };
 
-namespace scalar {
-#define LANES 1
+#define KERNEL "attention_kernel.h"
 #define PAIRS 0
-#include "vectors.h"
-#include "attention_kernel.h"
+#include "paths.h"
 #undef PAIRS
-#undef LANES
-}  // namespace scalar
 
 #if POLYPHI_X86
-
-POLYPHI_BEGIN(POLYPHI_AVX512)
-namespace avx512 {
-#define LANES 16
-#define PAIRS 0
-#include "vectors.h"
-#include "attention_kernel.h"
-#undef PAIRS
-#undef LANES
-}  // namespace avx512
-POLYPHI_END
-
 POLYPHI_BEGIN(POLYPHI_AVX512 ",avx512bf16")
 namespace avx512_bf16 {
 #define LANES 16
@@ -152,29 +134,6 @@ namespace avx512_bf16 {
 #undef LANES
 }  // namespace avx512_bf16
 POLYPHI_END
-
-POLYPHI_BEGIN(POLYPHI_AVX2)
-namespace avx2 {
-#define LANES 8
-#define PAIRS 0
-#include "vectors.h"
-#include "attention_kernel.h"
-#undef PAIRS
-#undef LANES
-}  // namespace avx2
-POLYPHI_END
-
-#elif POLYPHI_NEON
-
-namespace neon {
-#define LANES 4
-#define PAIRS 0
-#include "vectors.h"
-#include "attention_kernel.h"
-#undef PAIRS
-#undef LANES
-}  // namespace neon
-
 #endif
 
 using Attend = void (*)(const Call&, const Pieces&, Parallel, int);
@@ -182,17 +141,11 @@ using Attend = void (*)(const Call&, const Pieces&, Parallel, int);
 template <class Kind, class Held>
 Attend chosen(int isa, bool pairs) {
 #if POLYPHI_X86
-    if (isa == AVX512) {
-        if constexpr (std::is_same<Kind, uint16_t>::value)
-            if (pairs) return avx512_bf16::attend<Kind, Held>;
-        return avx512::attend<Kind, Held>;
-    }
-    if (isa == AVX2 || isa == AVXVNNI) return avx2::attend<Kind, Held>;
-#elif POLYPHI_NEON
-    if (isa == NEON || isa == I8MM) return neon::attend<Kind, Held>;
+    if constexpr (std::is_same<Kind, uint16_t>::value)
+        if (pairs && isa == AVX512) return avx512_bf16::attend<Kind, Held>;
 #endif
-    (void)isa, (void)pairs;
-    return scalar::attend<Kind, Held>;
+    (void)pairs;
+    return CHOSEN(isa, attend<Kind, Held>);
 }
 
 }  // namespace

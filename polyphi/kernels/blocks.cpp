@@ -7,54 +7,8 @@ using namespace polyphi;
 
 namespace {
 
-#define INLINE inline __attribute__((always_inline))
-
-namespace scalar {
-#define LANES 1
-#include "vectors.h"
-#include "blocks_kernel.h"
-#undef LANES
-}  // namespace scalar
-
-#if POLYPHI_X86
-
-POLYPHI_BEGIN(POLYPHI_AVX512)
-namespace avx512 {
-#define LANES 16
-#include "vectors.h"
-#include "blocks_kernel.h"
-#undef LANES
-}  // namespace avx512
-POLYPHI_END
-
-POLYPHI_BEGIN(POLYPHI_AVX2)
-namespace avx2 {
-#define LANES 8
-#include "vectors.h"
-#include "blocks_kernel.h"
-#undef LANES
-}  // namespace avx2
-POLYPHI_END
-
-#elif POLYPHI_NEON
-
-namespace neon {
-#define LANES 4
-#include "vectors.h"
-#include "blocks_kernel.h"
-#undef LANES
-}  // namespace neon
-
-#endif
-
-// The function of that name for a set of instructions.
-#if POLYPHI_X86
-#define CHOSEN(name, isa) ((isa) == AVX512 ? avx512::name : (isa) == SCALAR ? scalar::name : avx2::name)
-#elif POLYPHI_NEON
-#define CHOSEN(name, isa) ((isa) == SCALAR ? scalar::name : neon::name)
-#else
-#define CHOSEN(name, isa) scalar::name
-#endif
+#define KERNEL "blocks_kernel.h"
+#include "paths.h"
 
 constexpr int64_t NUMBERS = 1 << 15;  // of a piece of work, at least: a thread is not worth less
 
@@ -71,7 +25,7 @@ void rows(const Row& row, int64_t tokens, int64_t width, Parallel parallel, int 
 template <class Kind>
 void norm(int isa, const void* x, const void* weight, void* y, int64_t tokens, int64_t d, float eps, Parallel parallel,
           int threads) {
-    const auto row = CHOSEN(norm_row<Kind>, isa);
+    const auto row = CHOSEN(isa, norm_row<Kind>);
     const auto *from = static_cast<const Kind*>(x), *by = static_cast<const Kind*>(weight);
     auto* to = static_cast<Kind*>(y);
     rows([&](int64_t t) { row(from + t * d, by, to + t * d, d, eps); }, tokens, d, parallel, threads);
@@ -79,7 +33,7 @@ void norm(int isa, const void* x, const void* weight, void* y, int64_t tokens, i
 
 template <class Kind>
 void gate(int isa, const void* x, void* y, int64_t tokens, int64_t d, Parallel parallel, int threads) {
-    const auto row = CHOSEN(gate_row<Kind>, isa);
+    const auto row = CHOSEN(isa, gate_row<Kind>);
     const auto* from = static_cast<const Kind*>(x);
     auto* to = static_cast<Kind*>(y);
     const auto one = [&](int64_t t) { row(from + 2 * t * d, from + (2 * t + 1) * d, to + t * d, d); };
@@ -89,7 +43,7 @@ void gate(int isa, const void* x, void* y, int64_t tokens, int64_t d, Parallel p
 template <class Kind>
 void turn(int isa, const void* x, int64_t stride, const void* cos, const void* sin, void* y, int64_t tokens, int heads,
           int d, int pairs, Parallel parallel, int threads) {
-    const auto row = CHOSEN(turn_row<Kind>, isa);
+    const auto row = CHOSEN(isa, turn_row<Kind>);
     const auto* from = static_cast<const Kind*>(x);
     const auto *c = static_cast<const Kind*>(cos), *s = static_cast<const Kind*>(sin);
     auto* to = static_cast<Kind*>(y);

@@ -78,56 +78,13 @@ float* scratch(int64_t size) {
     return room.of(size);
 }
 
-namespace scalar {
-#define LANES 1
-#include "vectors.h"
-#include "encoder_kernel.h"
-#undef LANES
-}  // namespace scalar
-
-#if POLYPHI_X86
-
-POLYPHI_BEGIN(POLYPHI_AVX512)
-namespace avx512 {
-#define LANES 16
-#include "vectors.h"
-#include "encoder_kernel.h"
-#undef LANES
-}  // namespace avx512
-POLYPHI_END
-
-POLYPHI_BEGIN(POLYPHI_AVX2)
-namespace avx2 {
-#define LANES 8
-#include "vectors.h"
-#include "encoder_kernel.h"
-#undef LANES
-}  // namespace avx2
-POLYPHI_END
-
-#elif POLYPHI_NEON
-
-namespace neon {
-#define LANES 4
-#include "vectors.h"
-#include "encoder_kernel.h"
-#undef LANES
-}  // namespace neon
-
-#endif
-
-#if POLYPHI_X86
-#define PATH_OF(NAME) (isa == AVX512 ? avx512::NAME : isa ? avx2::NAME : scalar::NAME)
-#elif POLYPHI_NEON
-#define PATH_OF(NAME) (isa >= NEON ? neon::NAME : scalar::NAME)
-#else
-#define PATH_OF(NAME) (scalar::NAME)
-#endif
+#define KERNEL "encoder_kernel.h"
+#include "paths.h"
 
 #define ON_EVERY_PATH(NAME, WORK)                                                                       \
     void run(const WORK& w, int isa, int64_t rows, Parallel parallel, int threads) {                     \
         if (isa < 0) isa = best();                                                                      \
-        const auto kernel = PATH_OF(NAME);                                                              \
+        const auto kernel = CHOSEN(isa, NAME);                                                          \
         spread([&](int64_t begin, int64_t end) { kernel(w, begin, end); }, rows, ROWS, parallel, threads); \
     }
 

@@ -5,8 +5,6 @@
 
 #include "native.h"
 
-#define INLINE inline __attribute__((always_inline))
-
 namespace polyphi {
 
 // Rows of a product in bfloat16, `stride` apart, of which value * scale[row] + bias is meant. A null `scale` means none is

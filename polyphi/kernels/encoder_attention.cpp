@@ -24,47 +24,8 @@ struct Attention {
 
 // ------------------------------------------------------------------ in float32
 
-namespace scalar {
-#define LANES 1
-#include "vectors.h"
-constexpr int BLOCK = 2, VECTORS = 4;
-#include "encoder_attention_kernel.h"
-#undef LANES
-}  // namespace scalar
-
-#if POLYPHI_X86
-
-POLYPHI_BEGIN(POLYPHI_AVX512)
-namespace avx512 {
-#define LANES 16
-#include "vectors.h"
-constexpr int BLOCK = 12, VECTORS = 2;
-#include "encoder_attention_kernel.h"
-#undef LANES
-}  // namespace avx512
-POLYPHI_END
-
-POLYPHI_BEGIN(POLYPHI_AVX2)
-namespace avx2 {
-#define LANES 8
-#include "vectors.h"
-constexpr int BLOCK = 6, VECTORS = 2;
-#include "encoder_attention_kernel.h"
-#undef LANES
-}  // namespace avx2
-POLYPHI_END
-
-#elif POLYPHI_NEON
-
-namespace neon {
-#define LANES 4
-#include "vectors.h"
-constexpr int BLOCK = 6, VECTORS = 4;
-#include "encoder_attention_kernel.h"
-#undef LANES
-}  // namespace neon
-
-#endif
+#define KERNEL "encoder_attention_kernel.h"
+#include "paths.h"
 
 // ------------------------------------------------------------------ by pairs of bfloat16
 
@@ -268,18 +229,12 @@ WITH_BF16 void attend(const Attention& w, int64_t index) {
 using Attend = void (*)(const Attention&, int64_t);
 
 Attend attend(int isa, bool by_pairs) {
-    (void)by_pairs;
-    switch (isa < 0 ? best() : isa) {
+    if (isa < 0) isa = best();
 #if POLYPHI_X86
-        case AVX512: return by_pairs ? pairs::attend : avx512::attend;
-        case AVXVNNI:
-        case AVX2: return avx2::attend;
-#elif POLYPHI_NEON
-        case I8MM:
-        case NEON: return neon::attend;
+    if (by_pairs && isa == AVX512) return pairs::attend;
 #endif
-        default: return scalar::attend;
-    }
+    (void)by_pairs;
+    return CHOSEN(isa, attend);
 }
 
 }  // namespace

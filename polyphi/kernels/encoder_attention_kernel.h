@@ -1,6 +1,7 @@
-// The float32 kernel of encoder_attention.cpp over one set of instructions, for which the including namespace has defined
-// BLOCK queries and VECTORS of keys or channels, whose sums stay in registers.
+// The float32 kernel of encoder_attention.cpp over one set of instructions.
 
+// Queries and vectors of keys or channels whose sums stay in registers: 12 vectors of 16, or 24 of 32.
+constexpr int BLOCK = LANES == 16 ? 12 : LANES == 1 ? 2 : 6, VECTORS = LANES >= 8 ? 2 : 4;
 constexpr int64_t WIDTH = VECTORS * LANES;  // keys or channels side by side
 
 // A head's keys [block, channel, WIDTH keys] and values [block of WIDTH channels, key, WIDTH], a block of queries, and

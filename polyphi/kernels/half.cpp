@@ -14,8 +14,6 @@ using namespace polyphi;
 
 namespace {
 
-#define INLINE inline __attribute__((always_inline))
-
 constexpr int64_t FEW = 16;      // tokens for which weights are read row by row
 constexpr int64_t AHEAD = 1024;  // weights that are prefetched before they are needed then
 constexpr int64_t DEPTH = 256;   // inputs that are multiplied between two rounds of sums
@@ -69,68 +67,8 @@ float* scratch(int64_t floats) {
     return static_cast<float*>(std::align(64, size_t(floats) * sizeof(float), start, space));
 }
 
-namespace scalar {
-#define LANES 1
-#include "vectors.h"
-constexpr int BLOCK = 2, VECTORS = 8;
-#include "half_kernel.h"
-#undef LANES
-}  // namespace scalar
-
-#if POLYPHI_X86
-
-POLYPHI_BEGIN(POLYPHI_AVX512)
-namespace avx512 {
-#define LANES 16
-#include "vectors.h"
-constexpr int BLOCK = 12, VECTORS = 2;
-#include "half_kernel.h"
-#undef LANES
-}  // namespace avx512
-POLYPHI_END
-
-POLYPHI_BEGIN(POLYPHI_AVX2)
-namespace avx2 {
-#define LANES 8
-#include "vectors.h"
-constexpr int BLOCK = 6, VECTORS = 2;
-#include "half_kernel.h"
-#undef LANES
-}  // namespace avx2
-POLYPHI_END
-
-#elif POLYPHI_NEON
-
-namespace neon {
-#define LANES 4
-#include "vectors.h"
-constexpr int BLOCK = 6, VECTORS = 4;
-#include "half_kernel.h"
-#undef LANES
-}  // namespace neon
-
-#endif
-
-struct Kernel {
-    void (*wide)(const uint16_t*, int64_t, float*);
-    void (*rows)(const Work&, int64_t, int64_t);
-    void (*panels)(const Work&, int64_t, int64_t);
-    int64_t panel;
-};
-
-Kernel kernel(int isa) {
-    switch (isa < 0 ? best() : isa) {
-#if POLYPHI_X86
-        case AVX512: return {avx512::wide, avx512::rows, avx512::panels, avx512::PANEL};
-        case AVXVNNI:
-        case AVX2: return {avx2::wide, avx2::rows, avx2::panels, avx2::PANEL};
-#elif POLYPHI_NEON
-        case I8MM:
-        case NEON: return {neon::wide, neon::rows, neon::panels, neon::PANEL};
-#endif
-        default: return {scalar::wide, scalar::rows, scalar::panels, scalar::PANEL};
-    }
-}
+#define KERNEL "half_kernel.h"
+#include "paths.h"
 
 }  // namespace
 
@@ -140,7 +78,8 @@ extern "C" {
 // type (float32 or bfloat16). See `polyphi_linear` for `isa`, `parallel` and `threads`.
 void polyphi_half(int isa, const void* x, const uint16_t* w, const uint16_t* bias, void* y, int bf16, float keep,
                   float scale, int64_t m, int64_t n, int64_t k, Parallel parallel, int threads) {
-    const Kernel own = kernel(isa);
+    if (isa < 0) isa = best();
+    const auto widen_token = CHOSEN(isa, wide);
     threads = std::max(1, threads);
     const int64_t stride = up(k, SKEW) * SKEW + SKEW;
     const bool copied = bf16 || (m > 1 && k % 1024 == 0);
@@ -149,7 +88,7 @@ void polyphi_half(int isa, const void* x, const uint16_t* w, const uint16_t* bia
         for (int64_t t = begin; t < end; t++) {
             float* to = wide.get() + t * stride;
             if (bf16)
-                own.wide(static_cast<const uint16_t*>(x) + t * k, k, to);
+                widen_token(static_cast<const uint16_t*>(x) + t * k, k, to);
             else
                 std::memcpy(to, static_cast<const float*>(x) + t * k, size_t(k) * sizeof(float));
         }
@@ -160,12 +99,14 @@ void polyphi_half(int isa, const void* x, const uint16_t* w, const uint16_t* bia
     const Work work{tokens, copied ? stride : k, w, results, m, n, k};
     if (m <= FEW) {
         const int64_t chunk = std::max<int64_t>(16, n / (8 * threads));
-        spread([&](int64_t begin, int64_t end) { own.rows(work, begin, end); }, n, chunk, parallel, threads);
+        const auto run = CHOSEN(isa, rows);
+        spread([&](int64_t begin, int64_t end) { run(work, begin, end); }, n, chunk, parallel, threads);
         return;
     }
-    const int64_t panels = up(n, own.panel);
-    const int64_t chunk = std::clamp<int64_t>(panels / (4 * threads), 1, std::max<int64_t>(1, WIDEST / own.panel));
-    spread([&](int64_t begin, int64_t end) { own.panels(work, begin, end); }, panels, chunk, parallel, threads);
+    const int64_t outputs = CHOSEN(isa, PANEL), panels = up(n, outputs);
+    const int64_t chunk = std::clamp<int64_t>(panels / (4 * threads), 1, std::max<int64_t>(1, WIDEST / outputs));
+    const auto run = CHOSEN(isa, panels);
+    spread([&](int64_t begin, int64_t end) { run(work, begin, end); }, panels, chunk, parallel, threads);
 }
 
 }  // extern "C"

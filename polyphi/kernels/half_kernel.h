@@ -1,6 +1,7 @@
-// The kernel of half.cpp over one set of instructions, for which the including namespace has defined BLOCK tokens and
-// VECTORS of outputs, whose sums stay in registers.
+// The kernel of half.cpp over one set of instructions.
 
+// Tokens and vectors of outputs whose sums stay in registers: 12 vectors of 16, or 24 of 32.
+constexpr int BLOCK = LANES == 16 ? 12 : LANES == 1 ? 2 : 6, VECTORS = LANES >= 8 ? 2 : LANES == 4 ? 4 : 8;
 constexpr int PANEL = VECTORS * LANES;  // outputs side by side
 static_assert(PANEL % 8 == 0, "weights are transposed eight by eight");
 

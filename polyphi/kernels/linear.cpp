@@ -24,8 +24,6 @@ using namespace polyphi;
 
 namespace {
 
-#define INLINE inline __attribute__((always_inline))
-
 constexpr int GROUP = 32;                       // inputs with one scale, and what inputs are padded to
 constexpr int QUAD = 4;                         // inputs of one output in 32 bits
 constexpr int PANEL = 32;                       // outputs side by side

@@ -41,6 +41,7 @@
 #define POLYPHI_BEGIN(features) POLYPHI_PRAGMA(GCC push_options) POLYPHI_PRAGMA(GCC target(features))
 #define POLYPHI_END POLYPHI_PRAGMA(GCC pop_options)
 #endif
+#define INLINE inline __attribute__((always_inline))
 // Sums in an array stay in registers only where every loop over it is unrolled, which GCC wants to be told.
 #define UNROLLED POLYPHI_PRAGMA(GCC unroll 32)
 #define POLYPHI_AVX512 "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma"
