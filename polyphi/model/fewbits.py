@@ -276,11 +276,11 @@ def is_right(kernel: type[OneDnn | IntMm], device: str) -> bool:
 
 
 def _seconds(kernel: type[OneDnn | IntMm | Plain], device: str) -> float:
-    """The shortest of three products of a few rows."""
+    """The shortest of a dozen products of a few rows: on a busy machine most of them are interrupted."""
     weight = torch.ones(512, 512, dtype=torch.int8, device=device)
     product, q = kernel(weight, torch.ones(512, device=device)), weight[:32]
     took = []
-    for _ in range(3):
+    for _ in range(12):
         began = time.perf_counter()
         product(q, torch.float32)[0, 0].item()
         took.append(time.perf_counter() - began)
