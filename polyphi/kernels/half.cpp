@@ -1,12 +1,10 @@
 // Linear layers with weights [n k] of bfloat16 and sums of float32.
 //
 // Few tokens: weights are read in one stream, at the rate that memory gives; a matrix product's kernel reads them at two
-// thirds of it. Many tokens: for CPUs without products of bfloat16, which torch leaves to scalar code. Weights are
+// thirds of it. Many tokens: for CPUs without products of bfloat16, where torch's are slow. Weights are
 // widened to float32 some panels at a time, in a buffer that stays in the second-level cache, and multiplied from there.
 //
 // The kernel (half_kernel.h) is written once, over the vectors of each set of instructions.
-
-#include <memory>
 
 #include "native.h"
 
@@ -20,8 +18,6 @@ constexpr int64_t DEPTH = 256;   // inputs that are multiplied between two round
 constexpr int64_t SHARE = 96;    // tokens whose inputs stay in the second-level cache meanwhile
 constexpr int64_t WIDEST = 128;  // outputs that a thread takes at once
 constexpr int64_t SKEW = 16;     // floats between tokens, so that their addresses don't compete for the same cache lines
-
-int64_t up(int64_t count, int64_t to) { return (count + to - 1) / to; }
 
 // y [m n], float32 or bfloat16, is what is there times `keep`, plus the product and `bias` (or null) times `scale`.
 struct Results {
@@ -57,14 +53,10 @@ struct Work {
     int64_t m, n, k;
 };
 
-// Memory of a thread that is kept between calls, from the start of a cache line on.
+// Memory of a thread that is kept between calls.
 float* scratch(int64_t floats) {
-    static thread_local std::vector<float> memory;
-    constexpr int64_t line = 64 / sizeof(float);
-    if (int64_t(memory.size()) < floats + line) memory.resize(size_t(floats + line));
-    void* start = memory.data();
-    size_t space = memory.size() * sizeof(float);
-    return static_cast<float*>(std::align(64, size_t(floats) * sizeof(float), start, space));
+    static thread_local Room<float> room;
+    return room.of(floats);
 }
 
 #define KERNEL "half_kernel.h"

@@ -16,8 +16,6 @@
 // The kernel (linear_kernel.h) is written once, over what each set of instructions calls a register. All add the same
 // integers; sums of floats are made in the same order, and differ by fused multiply-adds alone.
 
-#include <memory>
-
 #include "native.h"
 
 using namespace polyphi;
@@ -36,8 +34,6 @@ constexpr int64_t NEAR = 1 << 19;               // bytes of panels in 8 bits tha
 constexpr int MANY = 128;                       // tokens for which that pays, more than are decoded together
 constexpr int MANY_WORDS = 24;                  // tokens for which weights of 8 bits are widened to 16 (AVX2)
 constexpr int EVEN = 12;                        // tokens that every path takes in whole steps
-
-int64_t up(int64_t count, int64_t to) { return (count + to - 1) / to; }
 
 // Activations [m, groups * GROUP] as integers. `minus` has for each token and group the negative sum of its activations,
 // as 16 bits of 32 (null where 8 bits do without); `total` a token's sum. `words` are the same activations in 16 bits, null
@@ -400,13 +396,13 @@ struct Rounded {
 };
 
 // The same of activations that are rounded already: bytes q + 128 [m k] with a scale for each row.
-struct Given {
+struct RoundedRows {
     const std::unique_ptr<int8_t[]> a;
     const std::unique_ptr<int16_t[]> words;
     const std::unique_ptr<int32_t[]> total;
     const Tokens tokens;
 
-    Given(const Pool& pool, const uint8_t* q, const float* scale, int64_t m, int64_t k)
+    RoundedRows(const Pool& pool, const uint8_t* q, const float* scale, int64_t m, int64_t k)
         : a(new int8_t[m * up(k, GROUP) * GROUP]), words(words_of(pool, 8, m, up(k, GROUP))), total(new int32_t[m]),
           tokens{a.get(), words.get(), scale, nullptr, total.get(), m, up(k, GROUP)} {
         const int64_t stride = tokens.groups * GROUP;
@@ -474,8 +470,8 @@ void polyphi_linear(int isa, int bits, const void* x, const uint8_t* w, const fl
 void polyphi_linear_rows(int isa, const uint8_t* q, const float* scale, const uint8_t* w, const float* row, void* y,
                          int64_t m, int64_t n, int64_t k, Parallel parallel, int threads) {
     const Pool pool{kernel(isa), parallel, std::max(1, threads)};
-    const Given given(pool, q, scale, m, k);
-    const Factor base{given.tokens, 8, w, row, 1.0f, 0, n / 2 / PANEL, nullptr};
+    const RoundedRows rows(pool, q, scale, m, k);
+    const Factor base{rows.tokens, 8, w, row, 1.0f, 0, n / 2 / PANEL, nullptr};
     run(pool, {base, nullptr, nullptr, y, true, n, 1, 0});
 }
 

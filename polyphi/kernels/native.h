@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <memory>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -121,6 +122,26 @@ inline uint16_t to_bf16(float value) {
     const uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
     return uint16_t((bits & 0x7fffffff) > 0x7f800000 ? bits >> 16 | 64 : rounded);  // no number stays none
 }
+
+// How many pieces of `to` hold `count`.
+inline int64_t up(int64_t count, int64_t to) { return (count + to - 1) / to; }
+
+// Memory that grows, from the start of a cache line on: a vector across two lines takes two reads.
+template <typename T>
+class Room {
+public:
+    T* of(int64_t count) {
+        constexpr int64_t line = 64 / sizeof(T);
+        if (int64_t(held.size()) < count + line) held.resize(size_t(count + line));
+        void* start = held.data();
+        size_t space = held.size() * sizeof(T);
+        return first = static_cast<T*>(std::align(64, size_t(count) * sizeof(T), start, space));
+    }
+    T* first = nullptr;
+
+private:
+    std::vector<T> held;
+};
 
 // As GOMP_parallel of GNU's OpenMP: runs a function in so many threads, this one among them, and waits.
 using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);

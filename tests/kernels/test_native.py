@@ -45,4 +45,4 @@ def test_the_environment_caps_the_instructions(monkeypatch: pytest.MonkeyPatch) 
         library = native.library()
         assert not isinstance(library, str)
         if "POLYPHI_MAX_CPU_ISA" not in os.environ:
-            library.polyphi_limit(*map(int, native.CAPS["NEON"]))
+            library.polyphi_limit(*map(int, native.CAPS["NEON_I8MM"]))
