@@ -1,11 +1,12 @@
-"""Pictures and clips -> what stands in their place, once each: the encoders run for new media only, several at a time,
-and what they made is remembered within a budget of bytes.
+"""Pictures and clips -> what stands in their place, once each: the encoders run for new media only, several at a time
+and in slices between which others get their tokens, and what they made is remembered within a budget of bytes.
 
 An item's key is the hash of what the encoder reads (pixels, masks and layout, or log-mel frames and projector): two
 pictures of equal bytes cut otherwise, or 30 x 150 pixels and 150 x 30, are two items.
 """
 
 import hashlib
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from polyphi.batch import Batch, row
 from polyphi.model.multimodal import PhiModel
+from polyphi.model.slices import Slices
 
 CROPS = 16
 """Crops of one call of the vision encoder."""
@@ -95,9 +97,14 @@ class Encoders:
         """Items asked for so far, and those of them that were remembered."""
         self.encoded: Callable[[str, float], None] = lambda kind, seconds: None
         """Hears of each call of an encoder: "image" or "audio", and how long it took."""
+        self._group: list[Item] = []
+        self._slices: Slices[dict[bytes, Tensor]] | None = None
+        self._seconds = 0.0  # that the group has taken so far
+        self._oldest_first = False
 
     def forget(self) -> None:
-        """All that was made."""
+        """All that was made, and what is being made."""
+        self.drop()
         self._made.clear()
         self.bytes = 0
 
@@ -107,52 +114,94 @@ class Encoders:
             self._made.move_to_end(key)
         return self._made.get(key)
 
-    @torch.inference_mode()
     def encode(self, wanted: Sequence[Item]) -> dict[bytes, Float[Tensor, "n D"]]:
         """Embeddings by key: remembered ones, and new ones made in as few calls as their sizes allow."""
         found: dict[bytes, Tensor] = {}
+        while left := [item for item in wanted if item.key not in found]:
+            found |= self.advance(left, math.inf)
+        return found
+
+    @torch.inference_mode()
+    def advance(self, wanted: Sequence[Item], seconds: float) -> dict[bytes, Float[Tensor, "n D"]]:
+        """Goes on encoding what is wanted for about so many seconds, at least one slice and at most to the end of a
+        group of items. Gives the embeddings that are there by now, by key. What was begun and is wanted no more is
+        dropped."""
         new: dict[bytes, Item] = {}
+        found: dict[bytes, Tensor] = {}
         for item in wanted:
-            if item.key in found or item.key in new:
+            if item.key in found:
                 continue
-            self.queries += 1
             if (known := self.known(item.key)) is not None:
-                self.hits += 1
+                self.queries, self.hits = self.queries + 1, self.hits + 1
                 found[item.key] = known
             else:
                 new[item.key] = item
-        for kind, most in (("image", CROPS), ("audio", FRAMES)):
-            group: list[Item] = []
-            for item in sorted((i for i in new.values() if i.kind == kind), key=lambda i: i.size):
-                if group and sum(i.size for i in group) + item.size > most:
-                    found |= self._run(kind, group)
-                    group = []
-                group.append(item)
-            if group:
-                found |= self._run(kind, group)
+        if not any(item.key in new for item in self._group):
+            self.drop()
+        if not new:
+            return found
+        if self._slices is None:
+            self._group = self._next_group(list(new.values()))
+            self._slices = self._run(self._group)
+        began = time.monotonic()
+        try:
+            while time.monotonic() - began < seconds:
+                next(self._slices)
+        except StopIteration as end:
+            found |= end.value
+            self.encoded(self._group[0].kind, self._seconds + time.monotonic() - began)
+            self.drop()
+            return found
+        except BaseException:
+            self.drop()
+            raise
+        self._seconds += time.monotonic() - began
         return found
 
-    def _run(self, kind: str, group: Sequence[Item]) -> dict[bytes, Tensor]:
-        began = time.monotonic()
+    def drop(self) -> None:
+        """Lets go of the group that is being encoded."""
+        self._group, self._slices, self._seconds = [], None, 0.0
+
+    @property
+    def group(self) -> list[Item]:
+        """Items that are being encoded."""
+        return self._group
+
+    def _next_group(self, new: Sequence[Item]) -> list[Item]:
+        """Items of one kind that one call takes. By turns the group begins with the item that has waited longest and
+        with the smallest: a small picture doesn't wait for all large ones, nor they for all small ones."""
+        self._oldest_first = not self._oldest_first
+        first = new[0] if self._oldest_first else min(new, key=lambda item: item.size)
+        most = CROPS if first.kind == "image" else FRAMES
+        group, size = [first], first.size
+        others = (item for item in new if item.kind == first.kind and item is not first)
+        for item in sorted(others, key=lambda item: item.size):
+            if size + item.size > most:
+                break
+            group.append(item)
+            size += item.size
+        return group
+
+    def _run(self, group: Sequence[Item]) -> Slices[dict[bytes, Tensor]]:
         sources = [item.source for item in group]
         device = self._model.decoder.device
-        if kind == "image":
+        if group[0].kind == "image":
             batch = row(
                 [0],
                 crops=torch.cat([s.crops for s in sources if s.crops is not None]),
                 crop_masks=torch.cat([s.crop_masks for s in sources if s.crop_masks is not None]),
                 images=tuple(layout for s in sources for layout in s.images),
             )
-            made = self._model.image_tokens(batch.to(device))
+            made = yield from self._model.image_slices(batch.to(device))
         else:
             batch = row(
                 [0],
                 mels=torch.cat([s.mels for s in sources if s.mels is not None]),
                 clips=tuple(clip for s in sources for clip in s.clips),
             )
-            made = self._model.audio_tokens(batch.to(device))
+            made = yield from self._model.audio_slices(batch.to(device))
         self.calls += len(group)
-        self.encoded(kind, time.monotonic() - began)
+        self.queries += len(group)
         parts = made.split([item.end - item.start for item in group])
         for item, part in zip(group, parts, strict=True):
             # A part of a larger tensor would keep all of it in memory.

@@ -18,12 +18,13 @@ or let one thread step for everybody, as a server does::
     (request,) = engine.enter(row, sampling)
     text, reason = engine.news(request)          # after each step of `engine.run`, which another thread is in
 
-A step (scheduler.py) runs new prompts, chunk by chunk, together with one token of everybody else (runner.py), after the
-encoders have looked at what is new to them (encoders.py). Keys and values lie in blocks that requests with the same
+A step (scheduler.py) runs new prompts, chunk by chunk, together with one token of everybody else (runner.py). Before it
+the encoders work on pictures and clips that are new to them for a moment (encoders.py). Keys and values lie in blocks that requests with the same
 beginning share (cache.py).
 """
 
 import hashlib
+import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -55,7 +56,7 @@ from polyphi.engine.cache import BLOCK, BlockPool, Memory, Table, check_kind, to
 from polyphi.engine.encoders import Encoders, items
 from polyphi.engine.memory import OutOfMemory, beside, ran_out
 from polyphi.engine.prompt import Prompt, parse_prompt
-from polyphi.engine.request import Request
+from polyphi.engine.request import NOBODY, Caller, Request
 from polyphi.engine.runner import Runner
 from polyphi.engine.sampling import check
 from polyphi.engine.scheduler import Part, Scheduler
@@ -82,6 +83,8 @@ ENCODED = 256 * 2**20
 """Bytes of encoder outputs to remember."""
 IDLE = 0.5
 """Seconds between looks at whether there is something to do, for whoever waits to be told."""
+SLICE = 0.05
+"""Seconds that encoders work between two steps, or a layer where that takes longer."""
 ORDINARY = 2048
 """Tokens of an ordinary sequence: memory for keys and values is made for `TOGETHER` of them, or one whole context."""
 
@@ -103,6 +106,10 @@ class Counters:
     tokens: int
     encoder_queries: int
     encoder_hits: int
+
+
+class NotFinite(RuntimeError):
+    """The model's output for a request has NaN or infinity in it: there is no answer."""
 
 
 class Stopped(Exception):
@@ -210,16 +217,16 @@ class Engine:
         sampling: SamplingParams | Sequence[SamplingParams] = GREEDY,
         adapter: str | None = "auto",
         stop: threading.Event | None = None,
-        salt: bytes = b"",
+        caller: Caller = NOBODY,
     ) -> list[Completion]:
         """Answers in the order of the conversations; media are read when their turn comes. `sampling` is one for all,
-        or one for each. What is remembered of them, only requests of the same `salt` find again. Raises ValueError as
-        `generate` does, and `Stopped` within a step of `stop` being set."""
+        or one for each. Raises ValueError as `generate` does, and `Stopped` within a step of `stop` being set."""
         one = isinstance(sampling, SamplingParams)
         each = repeat(sampling) if isinstance(sampling, SamplingParams) else iter(sampling)
         coming = zip(conversations, each, strict=not one)
         done: list[list[Completion | None]] = []
         under_way: dict[Request, tuple[int, int]] = {}
+        call = object()
         more = True
         try:
             while True:
@@ -227,7 +234,7 @@ class Engine:
                     if (pair := next(coming, None)) is None:
                         more = False
                         break
-                    group = self._submit_all(*pair, adapter, salt)
+                    group = self._submit_all(*pair, adapter, caller, call)
                     under_way |= {r: (len(done), i) for i, r in enumerate(group)}
                     done.append([None] * len(group))
                 if not under_way:
@@ -296,7 +303,7 @@ class Engine:
     ) -> Request:
         """A request that the next steps will answer. Text is read here; media are decoded beside the steps, and what is
         wrong with them comes out of `request.row`. Raises ValueError as `generate` does."""
-        (request,) = self._submit_all(messages, replace(sampling, n=1), adapter)
+        (request,) = self._submit_all(messages, replace(sampling, n=1), adapter, NOBODY, object())
         return request
 
     def _submit_all(
@@ -304,7 +311,8 @@ class Engine:
         messages: Prompt,
         sampling: SamplingParams,
         adapter: str | None,
-        salt: bytes = b"",
+        caller: Caller,
+        group: object,
     ) -> list[Request]:
         """The requests of a conversation's `n` answers; they share the row, and all but the first wait for its keys."""
         check(sampling)
@@ -317,7 +325,7 @@ class Engine:
         else:
             future = Future()
             future.set_result(self.prepare(parsed, sampling, adapter))
-        return self._enter(future, sampling, salt)
+        return self._enter(future, sampling, caller, group)
 
     def prepare(
         self,
@@ -351,16 +359,25 @@ class Engine:
             )
 
     def enter(
-        self, row: Batch, sampling: SamplingParams = GREEDY, *, salt: bytes = b""
+        self,
+        row: Batch,
+        sampling: SamplingParams = GREEDY,
+        *,
+        caller: Caller = NOBODY,
+        group: object = None,
     ) -> list[Request]:
-        """The requests of the `n` answers to a prepared row. What is remembered of them, only requests of the same
-        `salt` find again."""
+        """The requests of the `n` answers to a prepared row. Callers take turns, and so do the groups of one; by default
+        these requests are a group."""
         made: Future[Batch] = Future()
         made.set_result(row)
-        return self._enter(made, sampling, salt)
+        return self._enter(made, sampling, caller, group or object())
 
     def _enter(
-        self, row: Future[Batch], sampling: SamplingParams, salt: bytes = b""
+        self,
+        row: Future[Batch],
+        sampling: SamplingParams,
+        caller: Caller,
+        group: object,
     ) -> list[Request]:
         with self._turn():
             if not self._busy:
@@ -370,8 +387,10 @@ class Engine:
             for number in range(sampling.n):
                 own = replace(sampling, n=1, seed=sampling.seed + number)
                 leader = requests[0] if requests else None
+                if leader is not None:
+                    own = replace(own, prompt_logprobs=None)  # the first one tells them
                 tokenizer, table = self.processor.tokenizer, Table(self.pool)
-                requests.append(Request(row, own, tokenizer, table, leader, draft, salt))
+                requests.append(Request(row, own, tokenizer, table, leader, draft, caller, group))
             self._arriving += requests
         row.add_done_callback(self._wake)
         return requests
@@ -461,8 +480,10 @@ class Engine:
             self._welcome(in_order)
             parts: list[Part] = []
             try:
-                if not (parts := self.scheduler.plan()):
-                    return False
+                encoding = self._encode()
+                parts = self.scheduler.plan()
+                if not parts:
+                    return encoding or any(r.missing for r in self.scheduler.running)
                 self._run(parts)
             except BaseException as error:
                 if parts and ran_out(error):
@@ -481,34 +502,65 @@ class Engine:
 
     def _make_way(self, parts: Sequence[Part]) -> None:
         """A step took more memory than there was: the request that asked most of it ends, the others run again."""
-
-        def weight(part: Part) -> tuple[int, int]:
-            seen = [i for i in part.request.items if i.key not in part.request.features]
-            return sum(item.size for item in seen), part.size
-
-        heaviest = max(parts, key=weight).request
-        heaviest.error = OutOfMemory(
-            f"there was not enough memory for this request of {len(heaviest)} tokens beside the others; "
-            "try a shorter one, or again later"
-        )
-        self._end(heaviest, "error")
+        heaviest = max(parts, key=lambda part: part.size).request
+        self._run_out(heaviest)
         for part in reversed(parts):
             if part.request is not heaviest:
                 self.scheduler.preempt(part.request)
 
+    def _run_out(self, request: Request) -> None:
+        """Ends a request for which there is no memory."""
+        request.error = OutOfMemory(
+            f"there was not enough memory for this request of {len(request)} tokens beside the others; "
+            "try a shorter one, or again later"
+        )
+        self._end(request, "error")
+
+    def _encode(self) -> bool:
+        """Works for a moment on the pictures and clips that running requests wait for; False if there are none. If
+        memory runs out, the request with the largest of those that were being encoded ends."""
+        wanted = [(request, item) for request in self.scheduler.running for item in request.missing]
+        if not wanted:
+            self.encoders.drop()
+            return False
+        try:
+            made = self.encoders.advance([item for _, item in wanted], SLICE)
+        except BaseException as error:
+            if not ran_out(error):
+                raise
+            self._run_out(max(wanted, key=lambda pair: pair[1].size)[0])
+            return True
+        for request, item in wanted:
+            if item.key in made:
+                request.features[item.key] = made[item.key]
+        return True
+
     def _run(self, parts: Sequence[Part]) -> None:
-        self._encode(parts)
         if self._memory is None:
             decoder = self.model.decoder
             # One block more than sequences can get: graphs.py writes there.
             blocks = self.pool.size + 1
             self._memory = Memory(decoder.config, blocks, decoder.dtype, decoder.device, self.kv)
-        logits = self.runner.run(parts, self._memory)
-        for part, rows, best in zip(parts, logits, _argmax(parts, logits), strict=True):
-            if rows is not None:
-                self._accept(part, rows, best)
+        ran = self.runner.run(parts, self._memory)
+        logits = [one.logits for one in ran]
+        finite, best = _finite(logits), _argmax(parts, logits)
+        for number, (part, one) in enumerate(zip(parts, ran, strict=True)):
+            part.request.prompt_logprobs += one.scores
+            if not all(math.isfinite(score.logprob) for score in one.scores):
+                self._not_finite(part.request)
+            elif one.logits is not None:
+                self._accept(part, one.logits, finite[number], best[number])
+            elif part.whole:  # only its prompt was asked about
+                part.request.finish_reason = "length"
             if self._remember:
                 part.request.table.remember(part.request.names(self._root(part.request)))
+
+    def _not_finite(self, request: Request) -> None:
+        request.finish_reason = "error"
+        request.error = NotFinite(
+            "the model's output for this request is NaN or infinite, so there is no answer; weights that are damaged, "
+            "or a type too narrow for them (float16), cause it"
+        )
 
     @property
     def _room(self) -> int:
@@ -532,33 +584,23 @@ class Engine:
             else:
                 self.scheduler.waiting.append(request)
 
-    def _encode(self, parts: Sequence[Part]) -> None:
-        """What stands for the media whose placeholders run in this step."""
-        wanted = [
-            (part.request, item)
-            for part in parts
-            for item in part.request.items
-            if item.start < part.start + part.new and item.end > part.start
-        ]
-        new = [item for request, item in wanted if item.key not in request.features]
-        if new:
-            made = self.encoders.encode(new)
-            for request, item in wanted:
-                if item.key in made:
-                    request.features[item.key] = made[item.key]
-
-    def _accept(self, part: Part, rows: Float[Tensor, "n V"], best: list[int]) -> None:
+    def _accept(
+        self, part: Part, rows: Float[Tensor, "n V"], finite: list[bool], best: list[int]
+    ) -> None:
         """The next token, and those after it as long as they were guessed right: a guess's own logits are only good if
         it is what was drawn."""
         request = part.request
         for number in range(len(rows)):
+            if not finite[number]:
+                self._not_finite(request)
+                break
             if request.sampler.plain:
                 token = best[number]
                 request.sampler.accept(token)
             else:
                 try:
                     token = request.sampler.draw(rows[number])
-                except ValueError as error:  # its own grammar or logits: no one else's end
+                except ValueError as error:  # its own grammar: no one else's end
                     request.error, request.finish_reason = error, "error"
                     break
             request.accept(token)
@@ -579,7 +621,7 @@ class Engine:
                     found.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
             self._roots[key] = found.digest()
         root = self._roots[key]
-        return hashlib.sha256(request.salt + root).digest() if request.salt else root
+        return hashlib.sha256(request.caller.salt + root).digest() if request.caller.salt else root
 
     def _look_at_weights(self) -> None:
         """Forgets what was made with other weights: a model may learn between two questions."""
@@ -613,11 +655,6 @@ class Engine:
                 yield prompt, answer
 
         return score_rows(self.runner, rows(), self._prefill)
-
-    def prompt_logprobs(self, row: Batch, top: int = 0) -> list[TokenLogprob]:
-        """What the model thinks of each token of a row but the first, with the `top` likeliest in its place."""
-        self._check_room(len(row), 0)
-        return logprobs(self.model, self.runner.hidden(row)[:-1], row.ids[1:].tolist(), top)
 
     def logits(self, row: Batch, last: int | None = None) -> Float[Tensor, "n V"]:
         """`logits_many` of one row."""
@@ -734,6 +771,13 @@ def _reads_weights(model: PhiModel) -> bool:
     weights = (*model.decoder.parameters(), *quantize.held(model.decoder))
     on_cpu = model.decoder.device.type == "cpu"
     return on_cpu and sum(quantize.nbytes(t) for t in weights) > CACHED
+
+
+def _finite(logits: Sequence[Tensor | None]) -> list[list[bool]]:
+    """Whether each row of logits is finite: then so is its sum, for logits are far from float32's largest number."""
+    given = [rows.sum(-1) for rows in logits if rows is not None]
+    found = iter(torch.cat(given).isfinite().tolist() if given else ())
+    return [[next(found) for _ in rows] if rows is not None else [] for rows in logits]
 
 
 def _argmax(parts: Sequence[Part], logits: Sequence[Tensor | None]) -> list[list[int]]:

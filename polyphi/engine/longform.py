@@ -35,6 +35,7 @@ from polyphi.chat import (
 )
 from polyphi.engine.align import align
 from polyphi.engine.engine import Engine, Stopped
+from polyphi.engine.request import NOBODY, Caller
 from polyphi.engine.transcript import Growing, Heard, Piece, join
 from polyphi.engine.words import repetition
 from polyphi.processing.audio import resampled
@@ -266,13 +267,13 @@ def transcribe(
     tell: Callable[[float], None] = lambda seconds: None,
     follow: Callable[[str], None] | None = None,
     stop: threading.Event | None = None,
-    salt: bytes = b"",
+    caller: Caller = NOBODY,
 ) -> list[Transcript]:
     """A transcript of each recording; their pieces are answered together. `window`: seconds of a piece at most.
 
     `tell` hears how many seconds of audio have just been finished, first when a recording has been listened to (what is
     left out) and then of each piece. `follow` hears the text of a single recording (its translation where one was asked
-    for) as it becomes final, piece by piece; joined it is the very text of the transcript. `salt` as of
+    for) as it becomes final, piece by piece; joined it is the very text of the transcript. `caller` as of
     `Engine.generate_many`. Raises `Stopped` soon after `stop` is set: at the next block that is read or the engine's
     next step. Raises ValueError for a recording that can't be read or lasts longer than `max_seconds`."""
     assert follow is None or len(recordings) == 1, "the texts of several recordings would mix"
@@ -293,7 +294,7 @@ def transcribe(
         if follow is not None:
             run = run[: min(FOLLOWED, len(done[0]) + 1)]
         rest = todo[len(run) :]
-        for job, answer in zip(run, _ask(engine, readers, task, run, stop, salt), strict=True):
+        for job, answer in zip(run, _ask(engine, readers, task, run, stop, caller), strict=True):
             cost[job.recording].add(answer)
             if more := _judge(engine, sounds[job.recording], task, job, answer):
                 rest += more
@@ -376,7 +377,7 @@ def _ask(
     task: Task,
     run: Sequence[Job],
     stop: threading.Event,
-    salt: bytes,
+    caller: Caller,
 ) -> list[Completion]:
     """Answers to jobs that are in order of recording and time; a piece is read when its turn comes."""
 
@@ -400,7 +401,7 @@ def _ask(
         sampling=[sampling(job) for job in run],
         adapter=task.adapter,
         stop=stop,
-        salt=salt,
+        caller=caller,
     )
 
 

@@ -7,14 +7,14 @@ So the pieces of a stream always join to the very text that comes without stream
 import time
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from torch import Tensor
 
 from polyphi.batch import Batch
-from polyphi.chat import Completion, SamplingParams
+from polyphi.chat import Completion, SamplingParams, TokenLogprob
 from polyphi.engine.cache import BLOCK, Table, chained
-from polyphi.engine.encoders import items
+from polyphi.engine.encoders import Item, items
 from polyphi.engine.sampling import Sampler
 from polyphi.engine.speculate import PromptLookup
 from polyphi.processing.tokenizer import Tokenizer
@@ -75,6 +75,15 @@ class AnswerText:
         return 0
 
 
+class Caller(NamedTuple):
+    """Who asks: clients take turns (scheduler.py), and only requests of the same `salt` share what is remembered."""
+
+    client: bytes = b""
+    salt: bytes = b""
+
+
+NOBODY = Caller()
+"""The program itself."""
 Phase = Literal["decoding media", "waiting", "running", "finished"]
 
 
@@ -94,8 +103,9 @@ class Request:
     """Another request with the same prompt, which runs first."""
     draft: int = 0
     """Tokens that are guessed in a step, at most."""
-    salt: bytes = b""
-    """Only requests of the same salt share what is remembered."""
+    caller: Caller = NOBODY
+    group: object = field(default_factory=object)
+    """What entered together: the answers to one call."""
     phase: Phase = "decoding media"
     finish_reason: str | None = None
     error: Exception | None = None
@@ -104,6 +114,10 @@ class Request:
     """LongRoPE tables used so far, in order: "short", "long"."""
     features: dict[bytes, Tensor] = field(default_factory=dict)
     """What stands for its pictures and clips, while the prompt runs."""
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
+    """Of the prompt's tokens from the second on, as far as they have run, where asked for."""
+    overtaken: int = 0
+    """Requests that came later and went first because memory was short."""
     cached: int | None = None
     arrived: float = field(default_factory=time.monotonic)
     started: float | None = None
@@ -116,7 +130,7 @@ class Request:
     def start(self) -> None:
         """The row is made: it waits for its turn. Raises what went wrong while it was made."""
         self.prompt = self.row.result()
-        self.items = items(self.prompt, self.salt)
+        self.items = items(self.prompt, self.caller.salt)
         self.ids: list[int] = self.prompt.ids.tolist()
         self.sampler = Sampler(self.sampling, self.tokenizer, self.ids)
         self.lookup = None
@@ -143,6 +157,28 @@ class Request:
     def prefilled(self) -> bool:
         """Whether the first token of the answer has been drawn."""
         return bool(self.tokens) or self.phase == "finished"
+
+    @property
+    def missing(self) -> list[Item]:
+        """Pictures and clips whose embeddings must be made before it can go on."""
+        return [
+            item
+            for item in self.items
+            if item.end > self.table.length and item.key not in self.features
+        ]
+
+    @property
+    def unscored(self) -> range:
+        """Numbers of the prompt tokens whose log-probabilities are still to be told."""
+        if self.sampling.prompt_logprobs is None:
+            return range(0)
+        return range(1 + len(self.prompt_logprobs), len(self.prompt))
+
+    def shared(self, root: bytes) -> list[bytes]:
+        """Names of the blocks that it may adopt. The last token always runs, for what follows it must be known; so do
+        those before tokens that are still to be scored."""
+        most = min([len(self) - 1, *(n - 1 for n in self.unscored[:1])])
+        return self.names(root)[: most // BLOCK]
 
     def names(self, root: bytes) -> list[bytes]:
         """Names of all full blocks (cache.py) of the tokens known, after that of their beginning."""
@@ -192,4 +228,5 @@ class Request:
             rope="+".join(self.ropes) + (" (bound)" if self.sampling.rope == "bound" else ""),
             cached=self.cached or 0,
             logprobs=tuple(self.sampler.logprobs[: len(self.tokens)]),
+            prompt_logprobs=tuple(self.prompt_logprobs),
         )

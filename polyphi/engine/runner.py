@@ -1,24 +1,38 @@
 """Runs a step: the new tokens of many sequences in one packed forward, each with its own adapter.
 
->>> runner.run(parts)                            # {request: logits [n V] of the tokens that may follow}
+>>> runner.run(parts, memory)                    # for each the logits [n V] of the tokens that may follow
 
 What stands for pictures and clips was made before (encoders.py); the parts of it that fall into a chunk are written
 over their placeholders here.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from polyphi.batch import Batch
+from polyphi.chat import TokenLogprob
 from polyphi.engine.cache import Memory, StepCache
 from polyphi.engine.graphs import DecodeGraphs
 from polyphi.engine.request import Request
 from polyphi.engine.scheduler import Part
 from polyphi.model.multimodal import PhiModel
+
+
+SCORED = 128
+"""Positions whose logits are computed at once: vocabularies are large."""
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a step gave of a part: float32 `logits` of the tokens that may follow its last known token and each guess
+    (None where nothing is drawn), and what the model thinks of prompt tokens where that was asked for."""
+
+    logits: Float[Tensor, "n V"] | None
+    scores: list[TokenLogprob]
 
 
 def extend(prompt: Batch, tokens: Sequence[int]) -> Batch:
@@ -60,39 +74,54 @@ class Runner:
         return "long" if self.has_long and self.total(request) > self.switch else "short"
 
     @torch.inference_mode()
-    def run(self, parts: Sequence[Part], memory: Memory) -> list[Float[Tensor, "n V"] | None]:
-        """Runs the parts and moves their tables on. For those that draw, float32 logits after their last known token
-        and each guess; None for the others."""
+    def run(self, parts: Sequence[Part], memory: Memory) -> list[Ran]:
+        """Runs the parts and moves their tables on."""
         if self.device.type == "cuda" and all(_is_one_word(part) for part in parts):
             return self._replayed(parts, memory)
         batch, bounds = self._batch(parts)
         x = self._embedded(batch, parts, bounds)
         cache = StepCache(memory, [p.request.table for p in parts], [p.size for p in parts])
-        wanted = [
+        drawn = [
             list(range(end - len(p.guesses) - 1, end)) if p.draws else []
             for p, end in zip(parts, bounds[1:], strict=True)
         ]
-        rows = [r for drawn in wanted for r in drawn]
+        # The position before a token predicts it.
+        scored = [
+            [first + number - 1 - p.start for number in p.scored]
+            for p, first in zip(parts, bounds, strict=False)
+        ]
+        rows = [row for some in (*drawn, *scored) for row in some]
         chosen = None
-        if len(rows) < len(x):  # one must run, wanted or not
+        if rows != list(range(len(x))):  # one must run, wanted or not
             chosen = torch.tensor(rows or [len(x) - 1], device=self.device)
         hidden = self.model.decoder(x, batch, cache, chosen)
         for part in parts:
             part.request.table.length += part.new
-        if not rows:
-            return [None] * len(parts)
-        logits = self.model.logits(hidden).float()
-        split = iter(logits.split([len(drawn) for drawn in wanted if drawn]))
-        return [next(split) if drawn else None for drawn in wanted]
+        counts = [len(some) for some in drawn]
+        states = hidden[sum(counts) : len(rows)].split([len(some) for some in scored])
+        scores = [self._scores(*pair) for pair in zip(parts, states, strict=True)]
+        if not any(drawn):
+            return [Ran(None, some) for some in scores]
+        logits = self.model.logits(hidden[: sum(counts)]).float().split(counts)
+        return [
+            Ran(rows if count else None, some)
+            for rows, count, some in zip(logits, counts, scores, strict=True)
+        ]
 
-    def _replayed(self, parts: Sequence[Part], memory: Memory) -> list[Tensor | None]:
+    def _scores(self, part: Part, hidden: Float[Tensor, "n D"]) -> list[TokenLogprob]:
+        if not part.scored:
+            return []
+        ids = [part.request.ids[number] for number in part.scored]
+        return logprobs(self.model, hidden, ids, part.request.sampling.prompt_logprobs or 0)
+
+    def _replayed(self, parts: Sequence[Part], memory: Memory) -> list[Ran]:
         """The same where everybody has one token, by a recorded graph."""
         if self._graphs is None or self._graphs.memory is not memory:
             self._graphs = DecodeGraphs(self.model, memory)
         logits = self._graphs.run(parts, [self.total(p.request) for p in parts])
         for part in parts:
             part.request.table.length += 1
-        return [row[None] if p.draws else None for p, row in zip(parts, logits, strict=True)]
+        return [Ran(row[None] if p.draws else None, []) for p, row in zip(parts, logits, strict=True)]
 
     @torch.inference_mode()
     def hidden(
@@ -138,7 +167,25 @@ class Runner:
         return x
 
 
+@torch.inference_mode()
+def logprobs(
+    model: PhiModel, hidden: Float[Tensor, "n D"], ids: Sequence[int], top: int = 0
+) -> list[TokenLogprob]:
+    """Natural log-probabilities of the tokens `ids` after each position, with the `top` likeliest in each one's place.
+    NaN where logits are not finite."""
+    found: list[TokenLogprob] = []
+    for some in hidden.split(SCORED):
+        logs = model.logits(some).float().log_softmax(-1)
+        chosen = ids[len(found) : len(found) + len(some)]
+        own = logs.gather(1, torch.tensor(chosen, device=logs.device)[:, None])[:, 0].tolist()
+        values, tokens = (t.tolist() for t in logs.topk(min(top, logs.shape[1])))
+        for token, logprob, v, t in zip(chosen, own, values, tokens, strict=True):
+            found.append(TokenLogprob(token, logprob, tuple(zip(t, v, strict=True))))
+    return found
+
+
 def _is_one_word(part: Part) -> bool:
-    """Whether a part is a single token that stands for itself, not for a piece of a picture or clip."""
+    """Whether a part is a single token that stands for itself, not for a piece of a picture or clip, and scores
+    nothing."""
     at = part.start
-    return part.size == 1 and not any(i.start <= at < i.end for i in part.request.items)
+    return part.size == 1 and not part.scored and not any(i.start <= at < i.end for i in part.request.items)

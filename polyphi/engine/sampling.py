@@ -7,7 +7,6 @@ What a sampler does depends on its request and the logits alone: it has its own 
 for each token. So an answer is the same beside other requests, and with or without guessed tokens.
 """
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from numbers import Integral, Real
@@ -33,7 +32,7 @@ def check(sampling: SamplingParams) -> None:
     """Raises ValueError for values that mean nothing, or that only do harm; a grammar is compiled to see if it can
     be followed."""
     s = sampling
-    _whole("max_tokens", s.max_tokens, 1)
+    _whole("max_tokens", s.max_tokens, 1 if s.prompt_logprobs is None else 0)
     _number("temperature", s.temperature, 0.0, MAX_TEMPERATURE)
     _number("top_p", s.top_p, 0.0, 1.0)
     if s.top_p == 0:
@@ -46,7 +45,11 @@ def check(sampling: SamplingParams) -> None:
     _number("frequency_penalty", s.frequency_penalty, -2.0, 2.0)
     if s.logprobs is not None:
         _whole("logprobs", s.logprobs, 0, MAX_LOGPROBS)
+    if s.prompt_logprobs is not None:
+        _whole("prompt_logprobs", s.prompt_logprobs, 0, MAX_LOGPROBS)
     _whole("n", s.n, 1, MAX_ANSWERS)
+    if s.max_tokens == 0 and s.n > 1:
+        raise ValueError(f"n must be 1 where max_tokens is 0, found {s.n}")
     if s.draft != "auto":
         _whole("draft", s.draft, 0, MAX_DRAFT)
     if s.rope not in ("dynamic", "bound"):
@@ -94,8 +97,9 @@ class Sampler:
     whoever has many such requests may take the argmax of all at once and only `accept` it. `logprobs` has an entry for
     each drawn token, the end too. `finished`: the grammar allows nothing more, so the answer is whole without its end.
 
-    Raises ValueError for values that mean nothing, for a grammar that no answer can follow, and while drawing for
-    logits that are no numbers or a grammar that has grown too complex: reasons to end this request, not others.
+    Raises ValueError for values that mean nothing, for a grammar that no answer can follow, and while drawing for a
+    grammar that has grown too complex: reasons to end this request, not others. Logits must be finite; the engine
+    looks at them before (`engine.NotFinite`).
     """
 
     def __init__(
@@ -151,10 +155,6 @@ class Sampler:
         probabilities, ids = candidates(scores, self.sampling)
         reached = probabilities.double().cpu().cumsum(0)
         total = float(reached[-1])
-        if not 0 < total < math.inf:
-            raise ValueError(
-                "the model's logits are no numbers (NaN or infinite): nothing can be drawn"
-            )
         at = torch.rand((), generator=self._generator, dtype=torch.float64) * total
         chosen = int(torch.searchsorted(reached, at, right=True))
         last = int(torch.searchsorted(reached, reached[-1]))  # rounding must not go past the end

@@ -1,19 +1,31 @@
 """Who runs in the next step, and with how many tokens.
 
-A step first goes on with whoever runs: one token each (more where some are guessed), or the next chunk of a prompt.
-What the step still holds is given to prompts that wait, in the order in which they came. When memory for keys and
-values is short, the request that came last makes room: it lets go of its blocks, keeps its tokens and waits at the
-front.
+A step goes on with whoever runs: one token each (more where some are guessed), or a chunk of a prompt. **Prompts share
+a step**: its tokens are divided between clients, and those of a client between the groups of requests that entered
+together, so that a short prompt is through in a step or two beside any number of long ones; within a group they go in
+order. Whoever waits is admitted in the same spirit: the request whose client has fewest running, then whose group has.
+A client or group that holds the places of others gives one back.
+
+When memory for keys and values is short, the request that came last makes room: it lets go of its blocks, keeps its
+tokens and waits at the front. A part of memory is kept for small requests, which may go first where a large one doesn't
+fit yet, though not for ever.
 """
 
 import time
-from collections import deque
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from polyphi.engine.cache import BLOCK, BlockPool, OutOfBlocks
 from polyphi.engine.request import Request
 from polyphi.engine.speculate import Guess, worth
+
+SMALL = 32
+"""A request that needs at most this part of memory (1 / SMALL) is small."""
+KEPT = 8
+"""The part of memory (1 / KEPT) that only small requests may take while others run."""
+PATIENCE = 256
+"""Small requests that may go before a large one that doesn't fit."""
 
 PRICE = 0.08
 """What another token adds to the time of a decode step of one, as a share of it. (Measured: 0.05 in 8 bits, 0.15 to
@@ -30,9 +42,21 @@ class Part:
     guesses: tuple[int, ...] = ()
 
     @property
-    def draws(self) -> bool:
-        """Whether all known tokens will have run, so that the next one can be drawn."""
+    def whole(self) -> bool:
+        """Whether all known tokens will have run."""
         return self.start + self.new == len(self.request)
+
+    @property
+    def draws(self) -> bool:
+        """Whether the next token can be drawn then, and is wanted."""
+        return self.whole and self.request.sampling.max_tokens > 0
+
+    @property
+    def scored(self) -> range:
+        """Numbers of the prompt tokens whose log-probabilities follow from it."""
+        left = self.request.unscored
+        first = max(left.start, self.start + 1)
+        return range(first, max(first, min(left.stop, self.start + self.new + 1)))
 
     @property
     def size(self) -> int:
@@ -40,8 +64,8 @@ class Part:
 
 
 class Scheduler:
-    """`together` sequences at most, `chunk` prompt tokens of a step while others wait for their next token, `prefill`
-    where nobody does. `root` names the beginning of a request's sequence (cache.py), `rope` its LongRoPE table."""
+    """`together` sequences at most, `chunk` prompt tokens of a step while others wait for a token, `prefill` where
+    nobody does. `root` names the beginning of a request's sequence (cache.py), `rope` its LongRoPE table."""
 
     def __init__(
         self,
@@ -55,7 +79,7 @@ class Scheduler:
         rope: Callable[[Request], str],
     ) -> None:
         self.pool = pool
-        self.waiting: deque[Request] = deque()
+        self.waiting: list[Request] = []
         self.running: list[Request] = []
         self.preemptions = 0
         self.together = together
@@ -64,41 +88,115 @@ class Scheduler:
         self._root, self._rope = root, rope
 
     def plan(self) -> list[Part]:
-        """The parts of the next step, in the order in which their requests came; room for all of them is made."""
-        parts: dict[int, Part] = {}
-        decoding = any(self._due(r) == 1 for r in self.running)
-        left = self._chunk if decoding else self._prefill
-        guesses = self._guesses()
-        for request in list(self.running):
-            if request not in self.running:  # it made room for one before it
-                continue
+        """The parts of the next step, in the order in which their requests came; room for all of them is made. Requests
+        whose pictures or clips must be encoded first (`Request.missing`) have none."""
+        for request in self.running:
             self._turn_table(request)
-            due = self._due(request)
-            new = due if due == 1 else min(due, left)
-            if new == 0:
+        budget = self._budget()
+        self._admit_waiting(budget)
+        parts: dict[int, Part] = {}
+        guesses = self._guesses()
+        shares = self._shares(budget)
+        for request in list(self.running):
+            new = 1 if self._due(request) == 1 else shares.get(id(request), 0)
+            # Another may have made room for one before it.
+            if not new or request.missing or request not in self.running:
                 continue
             part = Part(request, request.table.length, new)
-            guessed = replace(part, guesses=guesses.get(id(request), ()) if due == 1 else ())
+            guessed = replace(part, guesses=guesses.get(id(request), ()))
             # Nobody makes room for guesses.
             if request.table.missing(part.start + guessed.size) <= self.pool.available:
                 part = guessed
             if self._make_room(part, parts):
                 parts[id(request)] = part
-                left -= 0 if due == 1 else new
-        while left > 0 and self.waiting and len(self.running) < self.together:
-            request = self.waiting[0]
-            if request.leader is not None and not request.leader.prefilled:
-                break
+        return [parts[id(r)] for r in self.running if id(r) in parts]
+
+    def _reading(self) -> list[Request]:
+        """Running requests whose prompts are not through."""
+        return [r for r in self.running if self._due(r) > 1]
+
+    def _budget(self) -> int:
+        """Prompt tokens of the next step."""
+        reading = self._reading()
+        groups = {request.group for request in (*reading, *self.waiting)}
+        return self._prefill if len(reading) == len(self.running) and len(groups) == 1 else self._chunk
+
+    def _shares(self, budget: int) -> dict[int, int]:
+        """How many tokens of its prompt each request runs, by identity."""
+        clients: dict[bytes, dict[object, list[Request]]] = {}
+        for request in self._reading():
+            if not request.missing:
+                groups = clients.setdefault(request.caller.client, {})
+                groups.setdefault(request.group, []).append(request)
+
+        def due(requests: Sequence[Request]) -> int:
+            return sum(map(self._due, requests))
+
+        shares: dict[int, int] = {}
+        wanted = [sum(map(due, groups.values())) for groups in clients.values()]
+        for groups, share in zip(clients.values(), divided(budget, wanted), strict=True):
+            parts = divided(share, [due(group) for group in groups.values()])
+            for group, left in zip(groups.values(), parts, strict=True):
+                for request in group:
+                    shares[id(request)] = min(left, self._due(request))
+                    left -= shares[id(request)]
+        return shares
+
+    def _admit_waiting(self, budget: int) -> None:
+        """Lets requests run that wait: as many as the step has tokens for, and one of each group."""
+        passed: list[Request] = []
+        while True:
+            reading = self._reading()
+            groups = {request.group for request in reading}
+            room = budget - sum(self._due(r) for r in reading if not r.missing)
+            may = [
+                r
+                for r in self.waiting
+                if r not in passed
+                and (room > 0 or r.group not in groups)
+                and (r.leader is None or r.leader.prefilled)
+                and (not passed or self._is_small(r))
+            ]
+            if not may:
+                return
+            clients, sizes = self._counts()
+            request = min(may, key=lambda r: (clients[r.caller.client], sizes[r.group]))
+            if len(self.running) >= self.together and not self._give_way(request):
+                return
             if not self._admit(request):
-                break
-            self.waiting.popleft()
+                if request.overtaken >= PATIENCE:
+                    return
+                passed.append(request)
+                continue
+            for other in passed:
+                other.overtaken += 1
+            self.waiting.remove(request)
             self.running.append(request)
             request.phase = "running"
             request.started = request.started or time.monotonic()
-            part = Part(request, request.table.length, min(self._due(request), left))
-            parts[id(request)] = part
-            left -= part.new
-        return [parts[id(r)] for r in self.running if id(r) in parts]
+
+    def _counts(self) -> tuple[Counter[bytes], Counter[object]]:
+        """Running requests by client and by group."""
+        return Counter(r.caller.client for r in self.running), Counter(r.group for r in self.running)
+
+    def _give_way(self, request: Request) -> bool:
+        """Takes the newest place of the client, or of the client's own group, that has most of them, if it has at least
+        two more; False if none has."""
+        clients, groups = self._counts()
+
+        def has_more(other: Request) -> bool:
+            if other.caller.client != request.caller.client:
+                return clients[other.caller.client] > clients[request.caller.client] + 1
+            return groups[other.group] > groups[request.group] + 1
+
+        rich = [r for r in reversed(self.running) if has_more(r)]
+        if not rich:
+            return False
+        self.preempt(max(rich, key=lambda r: (clients[r.caller.client], groups[r.group])))
+        return True
+
+    def _is_small(self, request: Request) -> bool:
+        return request.table.missing(len(request) + 1) <= self.pool.size // SMALL
 
     def drop(self, request: Request) -> None:
         """Takes a request out, wherever it is, and frees what it holds."""
@@ -114,7 +212,7 @@ class Scheduler:
         self.running.remove(request)
         request.table.clear()
         request.phase = "waiting"
-        self.waiting.appendleft(request)
+        self.waiting.insert(0, request)
         self.preemptions += 1
 
     def _due(self, request: Request) -> int:
@@ -126,7 +224,7 @@ class Scheduler:
         if (rope := self._rope(request)) != request.ropes[-1]:
             request.ropes.append(rope)
             request.table.clear()
-            request.table.adopt(request.names(self._root(request))[: (len(request) - 1) // BLOCK])
+            request.table.adopt(request.shared(self._root(request)))
 
     def _guesses(self) -> dict[int, tuple[int, ...]]:
         """Tokens that may follow, by the identity of requests, as many as pay in a step of all that draw."""
@@ -163,17 +261,27 @@ class Scheduler:
                     return False
 
     def _admit(self, request: Request) -> bool:
-        """Blocks for all tokens that a waiting request knows and the next one, of which some may be remembered."""
+        """Blocks for all tokens that a waiting request knows and the next one, of which some may be remembered. False
+        where there is no room."""
         rope = self._rope(request)
         if not request.ropes or request.ropes[-1] != rope:
             request.ropes.append(rope)
-        # The last token always runs: what follows it must be known.
-        names = request.names(self._root(request))[: (len(request) - 1) // BLOCK]
-        request.table.adopt(names)
-        if request.table.missing(len(request) + 1) > self.pool.available:
+        kept = 0 if self._is_small(request) or not self.running else self.pool.size // KEPT
+        request.table.adopt(request.shared(self._root(request)))
+        if request.table.missing(len(request) + 1) + kept > self.pool.available:
             request.table.clear()
             return False
         request.table.grow(len(request))
         if request.cached is None:
             request.cached = request.table.length
         return True
+
+
+def divided(amount: int, wanted: Sequence[int]) -> list[int]:
+    """`amount` in equal parts; what some don't want goes to the others."""
+    given = [0] * len(wanted)
+    left = len(wanted)
+    for number in sorted(range(left), key=wanted.__getitem__):
+        given[number] = min(wanted[number], amount // left)
+        amount, left = amount - given[number], left - 1
+    return given

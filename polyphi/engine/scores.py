@@ -10,13 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from polyphi.batch import Batch, pack
-from polyphi.chat import TokenLogprob
-from polyphi.engine.runner import Runner, extend
-from polyphi.model.multimodal import PhiModel
-
-SCORED = 128
-"""Positions whose logits are computed at once: vocabularies are large."""
-
+from polyphi.engine.runner import Runner, extend, logprobs
 
 def score_rows(
     runner: Runner, rows: Iterable[tuple[Batch, Sequence[int]]], most: int
@@ -73,19 +67,3 @@ def _logits_group(
     with torch.inference_mode():
         hidden = runner.hidden(batch, indices).split(sizes)
         return [runner.model.logits(states).float().cpu() for states in hidden]
-
-
-@torch.inference_mode()
-def logprobs(
-    model: PhiModel, hidden: Float[Tensor, "n D"], ids: Sequence[int], top: int = 0
-) -> list[TokenLogprob]:
-    """Natural log-probabilities of the tokens `ids` after each position, with the `top` likeliest in its place."""
-    found: list[TokenLogprob] = []
-    for some in hidden.split(SCORED):
-        logs = model.logits(some).float().log_softmax(-1)
-        chosen = ids[len(found) : len(found) + len(some)]
-        own = logs.gather(1, torch.tensor(chosen, device=logs.device)[:, None])[:, 0].tolist()
-        values, tokens = (t.tolist() for t in logs.topk(min(top, logs.shape[1])))
-        for token, logprob, v, t in zip(chosen, own, values, tokens, strict=True):
-            found.append(TokenLogprob(token, logprob, tuple(zip(t, v, strict=True))))
-    return found

@@ -29,6 +29,7 @@ from polyphi.kernels import encoder as native
 from polyphi.model.attention import working_dtype
 from polyphi.model.config import AudioConfig
 from polyphi.model.linear import Linear, product
+from polyphi.model.slices import Slices, complete
 from polyphi.model.subsampling import SUBSAMPLING, Subsampling
 
 AT_ONCE = 1000
@@ -306,6 +307,12 @@ class ConformerEncoder(nn.Module):
 
         Raises ValueError where the clips don't account for every frame or one has none.
         """
+        return complete(self.slices(mels, clips))
+
+    def slices(
+        self, mels: Float[Tensor, "F M"], clips: Sequence[Clip]
+    ) -> Slices[Float[Tensor, "A D"]]:
+        """What `forward` gives, a block over a few windows at a time."""
         total = sum(clip.frames for clip in clips)
         if total != len(mels):
             raise ValueError(
@@ -320,12 +327,16 @@ class ConformerEncoder(nn.Module):
         at_once = sys.maxsize if torch.is_grad_enabled() else max(AT_ONCE, self.config.window)
         spans = list(_spans(clips, at_once))
         runs = _runs([span.tokens for span in spans], at_once)
-        x = _joined([self._subsample(x, spans[run]) for run in runs])
-        x, lengths = self._into_windows(x, clips)
+        features = []
+        for run in runs:
+            features.append(self._subsample(x, spans[run]))
+            yield
+        x, lengths = self._into_windows(_joined(features), clips)
         groups = [lengths[run] for run in _runs(lengths, at_once)]
-        parts = x.split([sum(group) for group in groups])
-        x = _joined([self._encode(*pair) for pair in zip(parts, groups, strict=True)])
-        return self._out_of_windows(x, clips)
+        encoded = []
+        for pair in zip(x.split([sum(group) for group in groups]), groups, strict=True):
+            encoded.append((yield from self._encode(*pair)))
+        return self._out_of_windows(_joined(encoded), clips)
 
     def _subsample(self, x: Float[Tensor, "F M"], spans: Sequence[Span]) -> Float[Tensor, "A D"]:
         """The spans' features, without the early ones."""
@@ -336,7 +347,9 @@ class ConformerEncoder(nn.Module):
         parts = features.split([span.early + span.tokens for span in spans])
         return torch.cat([p[span.early :] for p, span in zip(parts, spans, strict=True)])
 
-    def _encode(self, x: Float[Tensor, "B D"], lengths: Sequence[int]) -> Float[Tensor, "B D"]:
+    def _encode(
+        self, x: Float[Tensor, "B D"], lengths: Sequence[int]
+    ) -> Slices[Float[Tensor, "B D"]]:
         """All blocks over windows of these lengths."""
         windows = Windows.of(lengths, x.device)
         biases = (
@@ -346,6 +359,7 @@ class ConformerEncoder(nn.Module):
         )
         for block in self.blocks:
             x = block(x, windows, biases)
+            yield
         return x
 
     def _padding(self, clip: Clip) -> int:

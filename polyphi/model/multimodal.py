@@ -24,6 +24,7 @@ from polyphi.model.decoder import Decoder, RMSNorm
 from polyphi.model.lora import LoraLinear, LowRank
 from polyphi.model.projector import AudioProjector, VisionProjector
 from polyphi.model.siglip import CrossAttention, PoolingHead, SiglipEncoder
+from polyphi.model.slices import Slices, complete
 
 
 class Vision(nn.Module):
@@ -82,26 +83,38 @@ class PhiModel(nn.Module):
 
     def image_tokens(self, batch: Batch) -> Float[Tensor, "I D"]:
         """Embeddings of all pictures of the batch, in order."""
+        return complete(self.image_slices(batch))
+
+    def image_slices(self, batch: Batch) -> Slices[Float[Tensor, "I D"]]:
+        """What `image_tokens` gives, layer by layer."""
         if self.vision is None:
             raise ValueError(
                 f"the batch has {len(batch.images)} pictures, but this model has no vision tower"
             )
         assert batch.crops is not None and batch.crop_masks is not None, "pictures without crops"
         crops, masks, sources = batch.crops, batch.crop_masks, _sources(batch)
-        if sources is None:
-            return self.vision.projector(self.vision.encoder(crops, masks), batch.images)
-        keep, places = sources.unique(return_inverse=True)
-        features = self.vision.encoder(crops.index_select(0, keep), masks.index_select(0, keep))
-        return self.vision.projector(features.index_select(0, places), batch.images)
+        places = None
+        if sources is not None:
+            keep, places = sources.unique(return_inverse=True)
+            crops, masks = crops.index_select(0, keep), masks.index_select(0, keep)
+        features = yield from self.vision.encoder.slices(crops, masks)
+        if places is not None:
+            features = features.index_select(0, places)
+        return self.vision.projector(features, batch.images)
 
     def audio_tokens(self, batch: Batch) -> Float[Tensor, "A D"]:
         """Embeddings of all clips of the batch, in order."""
+        return complete(self.audio_slices(batch))
+
+    def audio_slices(self, batch: Batch) -> Slices[Float[Tensor, "A D"]]:
+        """What `audio_tokens` gives, block by block."""
         if self.audio is None:
             raise ValueError(
                 f"the batch has {len(batch.clips)} audio clips, but this model has no audio encoder"
             )
         assert batch.mels is not None, "clips without log-mel frames"
-        return self.audio.projector(self.audio.encoder(batch.mels, batch.clips), batch.clips)
+        features = yield from self.audio.encoder.slices(batch.mels, batch.clips)
+        return self.audio.projector(features, batch.clips)
 
     def unused(self) -> frozenset[str]:
         """Names of the parameters that no multimodal forward reaches: the vision tower's last layer, final norm and

@@ -19,6 +19,11 @@ from polyphi.kernels import half
 from polyphi.model.attention import SHORT, written_out
 from polyphi.model.config import VisionConfig
 from polyphi.model.linear import Linear, product
+from polyphi.model.slices import Slices, complete
+
+AT_ONCE = 4096
+"""Patches that pass a layer together on a CPU without gradients (four crops of the published size): enough rows for
+fast products, few enough that a slice takes a fraction of a second and little memory."""
 
 
 def position_ids(masks: Bool[Tensor, "N G G"]) -> Int[Tensor, "N P"]:
@@ -196,17 +201,11 @@ class SiglipEncoder(nn.Module):
             x = convolution(crops).flatten(2).transpose(1, 2).contiguous()
         return x + self.position_embedding(position_ids(masks))
 
-    def _run(
-        self, crops: Float[Tensor, "N 3 C C"], masks: Bool[Tensor, "N G G"], layers: int
-    ) -> tuple[Float[Tensor, "N P D"], Bool[Tensor, "N 1 1 P"] | None]:
-        x = self._embed(crops, masks)
-        # Masked patches are hidden as keys only. They still ask: half-empty cells of the 2 x 2 pooling average them in.
-        # None where nothing is masked, as attention is faster so; a GPU would have to be waited for.
+    def _keys(self, masks: Bool[Tensor, "N G G"]) -> Bool[Tensor, "N 1 1 P"] | None:
+        """Patches that are seen by others, None where all are. Masked ones still ask: half-empty cells of the 2 x 2
+        pooling average them in. A GPU would have to be waited for to know that nothing is masked."""
         whole = masks.device.type == "cpu" and bool(masks.all())
-        keys = None if whole else masks.flatten(1)[:, None, None, :]
-        for layer in self.layers[:layers]:
-            x = layer(x, keys)
-        return x, keys
+        return None if whole else masks.flatten(1)[:, None, None, :]
 
     def forward(
         self, crops: Float[Tensor, "N 3 C C"], masks: Bool[Tensor, "N G G"]
@@ -214,14 +213,37 @@ class SiglipEncoder(nn.Module):
         """Features of the second-last layer, not normed. `masks` is True where a patch shows picture, padding
         False. On a CPU with kernels, where no gradient is asked for, features that the projector reads no cell of are
         0."""
+        return complete(self.slices(crops, masks))
+
+    def slices(
+        self, crops: Float[Tensor, "N 3 C C"], masks: Bool[Tensor, "N G G"]
+    ) -> Slices[Float[Tensor, "N P D"]]:
+        """What `forward` gives, a layer of `AT_ONCE` patches at a time."""
+        if torch.is_grad_enabled() or crops.is_cuda:
+            return (yield from self._layers(crops, masks))
+        count = max(1, AT_ONCE // self.config.grid**2)
+        features = []
+        for pair in zip(crops.split(count), masks.split(count), strict=True):
+            features.append((yield from self._layers(*pair)))
+        return features[0] if len(features) == 1 else torch.cat(features)
+
+    def _layers(
+        self, crops: Float[Tensor, "N 3 C C"], masks: Bool[Tensor, "N G G"]
+    ) -> Slices[Float[Tensor, "N P D"]]:
+        layers = self.layers[:-1]
         if not self._attends():
-            return self._run(crops, masks, len(self.layers) - 1)[0]
+            x, keys = self._embed(crops, masks), self._keys(masks)
+            for layer in layers:
+                x = layer(x, keys)
+                yield
+            return x
         packed, x = Packed.of(masks), self._embed(crops, masks)
         shape, x = x.shape, x.flatten(0, 1)
         if packed.rows is not None:
             x = x.index_select(0, packed.rows)
-        for layer in self.layers[:-1]:
+        for layer in layers:
             x = layer(x, packed)
+            yield
         if packed.rows is not None:
             x = x.new_zeros(shape[0] * shape[1], shape[2]).index_copy_(0, packed.rows, x)
         return x.view(shape)
@@ -234,5 +256,7 @@ class SiglipEncoder(nn.Module):
         self, crops: Float[Tensor, "N 3 C C"], masks: Bool[Tensor, "N G G"]
     ) -> Float[Tensor, "N D"]:
         """One vector per crop through all layers, the final norm and the head: what contrastive training compares."""
-        x, keys = self._run(crops, masks, len(self.layers))
+        x, keys = self._embed(crops, masks), self._keys(masks)
+        for layer in self.layers:
+            x = layer(x, keys)
         return self.head(self.post_layernorm(x), keys)

@@ -34,6 +34,7 @@ MAX_AUDIO_SECONDS = 1800.0  # 30 minutes are 22,500 tokens (report 2.2.1 tests u
 MAX_RATE = 768_000  # Hz; above it a header is forged rather than recorded
 MAX_CHANNELS = 16
 MAX_VALUES = 192_000  # a second of what a clip may last, all channels counted: stereo at 96 kHz
+MAX_PEAK = 100.0  # of full scale, 40 dB above it: float recordings may clip, integers stored as floats are an error
 MAX_SCANS = 100  # of a JPEG; progressive ones have about ten, and each is a walk over all pixels
 BLOCK = 1 << 18  # samples decoded between two looks at the caps
 SNIFFED = 512  # bytes that tell what a file is
@@ -166,7 +167,7 @@ def decode_audio(
     `source` is a path, the bytes of a WAV, FLAC, OGG (Vorbis, Opus) or MP3 file (where PyAV is installed also M4A, MP4
     and WebM), or `(samples, rate)` with samples [n] or [n, channels], of floats or of integers (divided by
     their full scale). Raises `MediaError` for a missing file, other formats, damaged, empty or truncated ones, samples
-    that are not finite, and above a cap.
+    that are not finite or beyond `MAX_PEAK`, and above a cap.
     """
     if isinstance(source, tuple):
         return _from_array(source, max_seconds)
@@ -235,7 +236,7 @@ class AudioStream:
                 self.seconds = count / self.rate
                 if count > self.max_seconds * self.rate:
                     raise MediaError(_too_long(name, self.seconds, self.max_seconds), "size")
-                yield _finite(block, name)
+                yield _checked(block, name)
         if count == 0:
             raise MediaError(f"{name}: the {self.kind} clip is empty; expected samples, found 0")
         # Compressed formats announce their length only nearly.
@@ -456,14 +457,20 @@ def _from_array(
     if np.issubdtype(wave.dtype, np.signedinteger):
         wave = wave.astype(np.float32) / np.float32(-float(np.iinfo(wave.dtype).min))
     wave = wave.astype(np.float32)
-    return _finite(
-        wave if wave.ndim == 1 else wave.mean(axis=1, dtype=np.float32), "the given samples"
-    ), rate
+    mono = wave if wave.ndim == 1 else wave.mean(axis=1, dtype=np.float32)
+    return _checked(mono, "the given samples"), rate
 
 
-def _finite(wave: np.ndarray, name: str) -> np.ndarray:
-    if not np.isfinite(wave).all():
+def _checked(wave: Float[np.ndarray, " n"], name: str) -> Float[np.ndarray, " n"]:
+    """The samples, if they are in range. Raises `MediaError` for NaN, infinity and what is far beyond full scale."""
+    peak = float(np.abs(wave).max(initial=0.0))  # NaN if any sample is
+    if not np.isfinite(peak):
         raise MediaError(f"{name}: samples must be finite, found NaN or infinity")
+    if peak > MAX_PEAK:
+        raise MediaError(
+            f"{name}: samples must lie in [-1, 1] and may peak at {MAX_PEAK:g} at most, found a peak of {peak:g}; "
+            "divide them by their full scale (32768 for 16-bit samples)"
+        )
     return wave
 
 

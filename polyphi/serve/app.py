@@ -151,7 +151,7 @@ def _tokens(app: FastAPI, server: Server) -> None:
     tokenizer = server.engine.processor.tokenizer
 
     @app.post("/tokenize", summary="Tokens of a text or a conversation, before anything runs")
-    async def tokenize(wanted: TokenizeRequest) -> dict[str, Any]:
+    async def tokenize(wanted: TokenizeRequest, request: HttpRequest) -> dict[str, Any]:
         server.adapter(wanted.model, "auto")
         if (wanted.prompt is None) == (wanted.messages is None):
             raise ApiError(400, "expected either prompt or messages", param="prompt")
@@ -162,7 +162,11 @@ def _tokens(app: FastAPI, server: Server) -> None:
             count = {"text_tokens": len(ids), "image_tokens": 0, "audio_tokens": 0}
             return {"tokens": ids, "count": len(ids), **count, **room}
         turns = wanted.messages or []
-        with server.admit(), server.explained("messages", turns), server.media.request() as media:
+        with (
+            server.admit(request),
+            server.explained("messages", turns),
+            server.media.request() as media,
+        ):
             messages = await chat.conversation(server, media, turns)
             messages = with_tools(messages, offered(wanted.tools or ()))
             found = await server.in_thread(server.engine.processor.count, messages)

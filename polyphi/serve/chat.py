@@ -76,9 +76,9 @@ def routes(server: Server) -> APIRouter:
                 with server.explained("messages", wanted.messages):
                     return await server.prepare(with_tools(messages, tools), adapter, sampling)
 
-        with server.admit() as ticket:
+        with server.admit(request) as ticket:
             row, sampling = await unless_gone(request, prepared())
-            job = await server.enter(ticket, row, sampling, server.salt(request))
+            job = await server.enter(ticket, row, sampling)
             answer = Answer(server, request, wanted, job, bool(tools))
             if wanted.stream:
                 return Events(answer.events(), ticket.handed())

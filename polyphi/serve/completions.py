@@ -8,6 +8,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter
@@ -35,25 +36,29 @@ def routes(server: Server) -> APIRouter:
             raise ApiError(400, "suffix isn't supported; leave it out", param="suffix")
         if wanted.stream and wanted.echo:
             raise ApiError(400, "echo and stream don't go together; leave one out", param="echo")
-        silent = bool(wanted.echo) and wanted.max_tokens == 0
-        if wanted.max_tokens == 0 and not silent:
+        silent = wanted.max_tokens == 0
+        if silent and not wanted.echo:
             raise ApiError(400, "max_tokens: 0 only goes with echo", param="max_tokens")
-        length = wanted.max_tokens or (1 if silent else 16)
         asked = wanted.sampling(
-            grammar=wanted.grammar(), max_tokens=length, logprobs=wanted.logprobs
+            grammar=wanted.grammar(),
+            max_tokens=1 if silent else wanted.max_tokens or 16,
+            logprobs=wanted.logprobs,
         )
-        with server.admit() as ticket:
+        with server.admit(request) as ticket:
             sampling = await server.looked_at(asked, wanted)
             rows = await server.in_thread(_rows, server, wanted.prompt, adapter)
+            if wanted.echo:
+                sampling = replace(sampling, prompt_logprobs=wanted.logprobs)
             with server.explained("prompt"):
                 for row in rows:
                     await server.in_thread(server.bounded, row, sampling)
             server.note(request, wanted.prompt)
             answer = Answer(server, request, wanted, sampling, rows)
+            if silent and wanted.logprobs is None:
+                return JSONResponse(answer.echoed())
             if silent:
-                return JSONResponse(await unless_gone(request, answer.echoed()))
-            salt = server.salt(request)
-            jobs = [await server.enter(ticket, row, sampling, salt) for row in rows]
+                sampling = replace(sampling, max_tokens=0, n=1)
+            jobs = [await server.enter(ticket, row, sampling) for row in rows]
             if wanted.stream:
                 return Events(answer.events(jobs), ticket.handed())
             return JSONResponse(await unless_gone(request, answer.whole(jobs)))
@@ -101,12 +106,9 @@ class Answer:
             "model": wanted.model or server.settings.name,
         }
 
-    async def echoed(self) -> dict[str, Any]:
-        """The prompts alone, with what the model thinks of them."""
-        choices: list[dict[str, Any]] = []
-        for row in self._rows:
-            text, logprobs = await self._prompt(row)
-            choices.append(self._choice(len(choices), text, logprobs, "length"))
+    def echoed(self) -> dict[str, Any]:
+        """The prompts alone."""
+        choices = [self._choice(i, self._text(row), [], "length") for i, row in enumerate(self._rows)]
         count = sum(len(row) for row in self._rows)
         cost = {"prompt_tokens": count, "completion_tokens": 0, "total_tokens": count}
         return {**self._head, "choices": choices, "usage": cost}
@@ -114,15 +116,17 @@ class Answer:
     async def whole(self, jobs: Sequence[Job]) -> dict[str, Any]:
         choices: list[dict[str, Any]] = []
         for row, job in zip(self._rows, jobs, strict=True):
-            before, thought = await self._prompt(row) if self._wanted.echo else ("", [])
             async for _ in job:
                 pass
-            for found in job.answers():
+            answers = job.answers()
+            before = self._text(row) if self._wanted.echo else ""
+            # Of its first token the model thinks nothing.
+            thought = [int(row.ids[0]), *answers[0].prompt_logprobs] if self._wanted.echo else []
+            for found in answers:
                 said = [*thought, *found.logprobs]
                 reason = found.finish_reason
                 choices.append(self._choice(len(choices), before + found.text, said, reason))
-        answers = self._completions(jobs)
-        return {**self._head, "choices": choices, "usage": usage(answers)}
+        return {**self._head, "choices": choices, "usage": usage(self._completions(jobs))}
 
     async def events(self, jobs: Sequence[Job]) -> AsyncIterator[bytes]:
         """The pieces of all answers, as they come."""
@@ -167,14 +171,8 @@ class Answer:
         self._server.note(self._request, [c.text for some in answers for c in some])
         return answers
 
-    async def _prompt(self, row: Batch) -> tuple[str, list[TokenLogprob | int]]:
-        """A prompt's text, and its tokens with what the model thinks of them; of the first it thinks nothing."""
-        ids = row.ids.tolist()
-        text = self._server.engine.processor.tokenizer.decode(ids)
-        if self._wanted.logprobs is None:
-            return text, []
-        engine, top = self._server.engine, self._wanted.logprobs
-        return text, [ids[0], *await self._server.in_thread(engine.prompt_logprobs, row, top)]
+    def _text(self, row: Batch) -> str:
+        return self._server.engine.processor.tokenizer.decode(row.ids.tolist())
 
     def _choice(
         self,

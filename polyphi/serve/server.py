@@ -1,6 +1,6 @@
 """The engine behind the routes: one thread steps it for everybody, handlers wait for what it says.
 
->>> with server.admit() as ticket:                       # or 429
+>>> with server.admit(request) as ticket:                      # or 429
 ...     row, sampling = await server.prepare(messages, "auto", asked)   # what is wrong is told here
 ...     job = await server.enter(ticket, row, sampling)
 ...     async for news in job: ...                       # (number of the answer, text, finish reason)
@@ -10,6 +10,7 @@ within a step. Nothing here waits for the engine in the thread that serves conne
 """
 
 import asyncio
+import ipaddress
 import json
 import logging
 import threading
@@ -34,10 +35,10 @@ from polyphi.chat import (
     TokenLogprob,
     normalize_adapter,
 )
-from polyphi.engine.engine import Engine
+from polyphi.engine.engine import Engine, NotFinite
 from polyphi.engine.media import Caps, MediaError
 from polyphi.engine.memory import OutOfMemory, ran_out
-from polyphi.engine.request import Request
+from polyphi.engine.request import Caller, Request
 from polyphi.engine.structured import Matcher
 from polyphi.serve.errors import ApiError
 from polyphi.serve.fetch import Media, refusal
@@ -148,7 +149,8 @@ class Ticket:
     A `with` block releases it, unless it was `handed` on to whoever sends the answer.
     """
 
-    def __init__(self, server: "Server") -> None:
+    def __init__(self, server: "Server", caller: Caller) -> None:
+        self.caller = caller
         self.began = time.monotonic()
         self._server = server
         self._jobs: list[Job] = []
@@ -267,24 +269,33 @@ class Server:
         return self.engine.scheduler.together + self.settings.max_waiting
 
     @property
+    def share(self) -> int:
+        """Of these, those that one client may have: some are left for others."""
+        return max(1, self.places - self.places // 4)
+
+    @property
     def admitted(self) -> int:
         return len(self._tickets)
 
-    def admit(self) -> Ticket:
-        """A place for a request, to be released; raises ApiError where there is none: 429 with a guess of when, or 503
-        when the server is stopping."""
+    def admit(self, request: HttpRequest) -> Ticket:
+        """A place for a request, to be released; raises ApiError where there is none, or the client has its share: 429
+        with a guess of when, or 503 when the server is stopping."""
         if self.draining:
             raise ApiError(503, "the server is stopping; try another", code="stopping")
-        if self.admitted >= self.places:
-            wait = max(1, round(self._seconds * self.admitted / self.engine.scheduler.together))
+        caller = self.caller(request)
+        own = sum(ticket.caller.client == caller.client for ticket in self._tickets)
+        if self.admitted >= self.places or own >= self.share:
+            who = "this server takes" if self.admitted >= self.places else "one client may have"
+            count = self.admitted if self.admitted >= self.places else own
+            wait = max(1, round(self._seconds * count / self.engine.scheduler.together))
             raise ApiError(
                 429,
-                f"{self.admitted} requests are waiting or being answered, which is all this server takes; try again "
+                f"{count} requests are waiting or being answered, which is all that {who}; try again "
                 f"in about {min(wait, 600)} s",
                 code="queue_full",
                 headers={"Retry-After": str(min(wait, 600))},
             )
-        ticket = Ticket(self)
+        ticket = Ticket(self, caller)
         self._tickets.add(ticket)
         return ticket
 
@@ -362,9 +373,12 @@ class Server:
             told = json.dumps(said, ensure_ascii=False)
             log.info("%s %s", request.state.request_id, told)
 
-    def salt(self, request: HttpRequest) -> bytes:
-        """What keeps that which is remembered of a key's requests with that key."""
-        return request.state.tenant if self.settings.isolate else b""
+    def caller(self, request: HttpRequest) -> Caller:
+        """Who asks: a key's owner, or else an address (of IPv6 the network that a customer gets)."""
+        tenant, address = request.state.tenant, request.client.host if request.client else ""
+        if ":" in address:
+            address = str(ipaddress.ip_network((address.partition("%")[0], 64), strict=False))
+        return Caller(tenant or address.encode(), tenant if self.settings.isolate else b"")
 
     async def in_thread(self, work: Callable[..., T], *given: Any) -> T:
         """Work that takes a while, in one of a few threads."""
@@ -400,22 +414,20 @@ class Server:
         self.engine.check_row(row, sampling)
         return sampling
 
-    async def enter(
-        self, ticket: Ticket, row: Batch, sampling: SamplingParams, salt: bytes = b""
-    ) -> Job:
+    async def enter(self, ticket: Ticket, row: Batch, sampling: SamplingParams) -> Job:
         """A row's answers begin to come; both were looked at by `prepare`. They end with the ticket."""
         loop = asyncio.get_running_loop()
-        return await self.in_thread(self._enter, ticket, row, sampling, salt, loop)
+        return await self.in_thread(self._enter, ticket, row, sampling, loop)
 
     def _enter(
         self,
         ticket: Ticket,
         row: Batch,
         sampling: SamplingParams,
-        salt: bytes,
         loop: asyncio.AbstractEventLoop,
     ) -> Job:
-        job = Job(self, self.engine.enter(row, sampling, salt=salt), loop)
+        entered = self.engine.enter(row, sampling, caller=ticket.caller, group=ticket)
+        job = Job(self, entered, loop)
         ticket.add(job)
         for _ in job.requests:
             self.metrics.arrived(row.adapters[0])
@@ -452,6 +464,8 @@ def failed(error: Exception) -> ApiError:
         return error
     if isinstance(error, OutOfMemory):
         return ApiError(503, str(error), code="out_of_memory", headers={"Retry-After": "5"})
+    if isinstance(error, NotFinite):
+        return ApiError(500, str(error), code="not_finite")
     if isinstance(error, ValueError):
         return ApiError(400, str(error))
     return ApiError(500, "the model failed; the server's log says why", code="model_failed")

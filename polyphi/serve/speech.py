@@ -33,6 +33,7 @@ from polyphi.chat import SamplingParams, Transcript
 from polyphi.engine import longform, subtitles
 from polyphi.engine.engine import Stopped
 from polyphi.engine.media import MediaError
+from polyphi.engine.request import Caller
 from polyphi.engine.sampling import check
 from polyphi.serve.answers import event
 from polyphi.serve.errors import ApiError
@@ -128,7 +129,7 @@ class Wishes:
     form: str
     language: str
     window: float
-    salt: bytes
+    caller: Caller
     stream: bool
     segments: bool = True
     words: bool = False
@@ -150,7 +151,7 @@ class Desk:
         try:
             wishes = _wishes(self._server, request, fields, known)
             await _check_clip(upload)
-            ticket = self._server.admit()
+            ticket = self._server.admit(request)
         except BaseException:
             upload.file.close()
             raise
@@ -252,7 +253,7 @@ class Desk:
                     [source],
                     wishes.task,
                     window=wishes.window,
-                    salt=wishes.salt,
+                    caller=wishes.caller,
                     max_seconds=self._server.settings.max_recording_seconds,
                     tell=tell,
                     follow=follow,
@@ -509,7 +510,7 @@ def _wishes(
         form,
         (language or "unknown").lower(),
         min(WINDOW if pieces else longform.LONGEST, most),
-        server.salt(request),
+        server.caller(request),
         stream,
         segments=not granularities or "segment" in granularities,
         words=words,

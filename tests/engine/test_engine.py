@@ -10,12 +10,14 @@ import pytest
 import torch
 from engine.conftest import picture
 
-from polyphi.chat import Message, SamplingParams
+from polyphi.chat import Grammar, Message, SamplingParams
 from polyphi.engine import engine as engine_module
-from polyphi.engine.engine import Engine, Stopped
+from polyphi.engine.engine import Engine, NotFinite, Stopped
 from polyphi.engine.memory import OutOfMemory
+from polyphi.engine.request import Caller
 from polyphi.engine.runner import extend
 from polyphi.engine.scheduler import Part
+from polyphi.model.quantize import quantize
 from polyphi.processing.tokenizer import Tokenizer
 
 
@@ -297,7 +299,7 @@ def test_s24_salted_requests_share_nothing(engine: Engine) -> None:
     row = engine.prepare(messages, sampling)
     cached, encoded = [], []
     for salt in (b"", b"", b"one", b"one", b"two"):
-        (request,) = engine.enter(row, sampling, salt=salt)
+        (request,) = engine.enter(row, sampling, caller=Caller(salt=salt))
         while not request.finish_reason:
             engine.step()
         cached.append(request.completion().cached)
@@ -307,16 +309,93 @@ def test_s24_salted_requests_share_nothing(engine: Engine) -> None:
     assert encoded == [1, 1, 2, 2, 3]
 
 
-def test_what_the_model_thinks_of_a_prompt(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    row = engine.row([Message.user("the quick brown fox jumps over the lazy dog", picture())])
+@pytest.mark.parametrize("chunk", [5, 512])
+def test_what_the_model_thinks_of_a_prompt(
+    engine: Engine, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In chunks, beside others, before an answer or without: what one forward without a cache gives."""
+    messages = [Message.user("the quick brown fox jumps over the lazy dog", picture())]
+    row = engine.row(messages)
     logs = engine.logits(row).log_softmax(-1)
-    monkeypatch.setattr("polyphi.engine.scores.SCORED", 7)  # several pieces
-    told = engine.prompt_logprobs(row, top=3)
-    assert [t.token for t in told] == row.ids[1:].tolist()
-    for at, said in enumerate(told):
-        assert said.logprob == pytest.approx(logs[at, said.token].item(), abs=1e-5)
-        best = logs[at].topk(3)
-        assert [v for _, v in said.top] == pytest.approx(best.values.tolist(), abs=1e-5)
+    monkeypatch.setattr("polyphi.engine.runner.SCORED", 7)  # several pieces
+    cut = Engine(engine.model, engine.processor, chunk=chunk, prefill=chunk)
+    only = SamplingParams(max_tokens=0, prompt_logprobs=3)
+    beside = SamplingParams(max_tokens=4, prompt_logprobs=3)
+    plain = SamplingParams(max_tokens=4)
+    answers = cut.generate_many([messages] * 4, sampling=[plain, only, beside, plain])
+    assert [len(a.tokens) for a in answers] == [4, 0, 4, 4]
+    assert answers[0].tokens == answers[2].tokens and answers[1].finish_reason == "length"
+    for told in (answers[1].prompt_logprobs, answers[2].prompt_logprobs):
+        assert [t.token for t in told] == row.ids[1:].tolist()
+        for at, said in enumerate(told):
+            assert said.logprob == pytest.approx(logs[at, said.token].item(), abs=1e-5)
+            best = logs[at].topk(3)
+            assert [v for _, v in said.top] == pytest.approx(best.values.tolist(), abs=1e-5)
+    assert answers[0].prompt_logprobs == () and cut.counters().blocks_held == 0
+
+
+def test_scores_go_on_where_a_request_made_room(engine: Engine) -> None:
+    """Whoever has to wait again tells each prompt token once."""
+    messages = [Message.user("the quick brown fox jumps over the lazy dog " * 4)]
+    wish = SamplingParams(max_tokens=0, prompt_logprobs=0)
+    whole = engine.generate(messages, sampling=wish).prompt_logprobs
+    cut = Engine(engine.model, engine.processor, chunk=10, prefill=10)
+    request = cut.submit(messages, sampling=wish)
+    for _ in range(5):
+        cut.step()
+        if request.phase == "running":
+            cut.scheduler.preempt(request)
+    while not request.finish_reason:
+        cut.step()
+    found = request.completion().prompt_logprobs
+    assert [t.token for t in found] == [t.token for t in whole]
+    assert [t.logprob for t in found] == pytest.approx([t.logprob for t in whole], abs=1e-5)
+
+
+WAYS = {
+    "greedy": SamplingParams(max_tokens=3),
+    "drawn": SamplingParams(max_tokens=3, temperature=1.0, seed=1),
+    "logprobs": SamplingParams(max_tokens=3, logprobs=2),
+    "penalised": SamplingParams(max_tokens=3, frequency_penalty=1.0),
+    "grammar": SamplingParams(max_tokens=3, grammar=Grammar("regex", "[a-z]{9}")),
+    "guessed": SamplingParams(max_tokens=3, draft=4),
+    "scored": SamplingParams(max_tokens=0, prompt_logprobs=1),
+}
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("way", WAYS)
+def test_output_that_is_not_finite_ends_that_request_alone(
+    engine: Engine, way: str, bad: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On every way of sampling; whoever is answered beside it gets the answer that it gets alone, also afterwards."""
+    good, wrong = [Message.user("1 + 2")], [Message.user("größer")]
+    alone = engine.generate(good, sampling=WAYS["greedy"])
+    poison = engine.processor.tokenizer.encode("größer")[0]
+    embed = engine.model.decoder.embed
+    monkeypatch.setattr(
+        engine.model.decoder,
+        "embed",
+        lambda ids: torch.where((ids == poison)[:, None], bad, embed(ids)),
+    )
+    beside = engine.submit(good, sampling=WAYS["greedy"])
+    request = engine.submit(wrong, sampling=WAYS[way])
+    while not (beside.finish_reason and request.finish_reason):
+        engine.step()
+    assert isinstance(request.error, NotFinite) and "NaN or infinite" in str(request.error)
+    assert beside.completion().tokens == alone.tokens
+    assert engine.generate(good, sampling=WAYS["greedy"]).tokens == alone.tokens
+    assert engine.counters().blocks_held == 0
+
+
+@pytest.mark.parametrize("kind", ["bf16", "int8", "int4-all"])
+def test_output_that_is_not_finite_is_seen_in_every_kind(engine: Engine, kind: str) -> None:
+    """Integers don't hide what was no number before they were rounded."""
+    with torch.no_grad():
+        engine.model.decoder.layers[0].input_layernorm.weight[3] = float("inf")
+    small = Engine(quantize(engine.model.bfloat16(), kind), engine.processor)
+    with pytest.raises(NotFinite):
+        small.generate([Message.user("1 + 2")], sampling=WAYS["greedy"])
 
 
 def test_keys_and_values_in_8_bits_take_less_and_answer_alike(engine) -> None:

@@ -18,6 +18,7 @@ from polyphi.chat import Completion, SamplingParams, TokenLogprob
 from polyphi.engine import longform
 from polyphi.engine.engine import Engine, Stopped
 from polyphi.engine.longform import Task, cut, longest_piece, sections, transcribe
+from polyphi.engine.request import Caller
 from polyphi.engine.transcript import Piece
 from polyphi.processing.media import AudioStream
 from polyphi.processing.processor import Processor
@@ -41,7 +42,7 @@ class Ears(Engine):
         self.together: list[int] = []
 
     def generate_many(
-        self, conversations: Any, *, sampling: Any, adapter: Any, stop: Any, salt: Any
+        self, conversations: Any, *, sampling: Any, adapter: Any, stop: Any, caller: Any
     ) -> list[Completion]:
         found = []
         for messages, its in zip(conversations, sampling, strict=True):
@@ -443,5 +444,5 @@ def test_what_is_remembered_stays_with_its_salt(engine: Engine) -> None:
     engine.generate_many = watched  # type: ignore[method-assign]
     task = replace(TASK, sampling=SamplingParams(max_tokens=2))
     for salt in (b"a", b"b", b"a"):
-        transcribe(engine, [(say([1] * 9, [0.1] * 10), 16000)], task, salt=salt)
+        transcribe(engine, [(say([1] * 9, [0.1] * 10), 16000)], task, caller=Caller(salt=salt))
     assert cached[:2] == [0, 0] and cached[2] > 0

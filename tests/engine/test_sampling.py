@@ -203,9 +203,6 @@ def test_a_cut_that_leaves_one_takes_its_number_all_the_same() -> None:
 def test_extreme_logits(heat: float) -> None:
     hard = torch.tensor([1e30, -1e30, float("-inf"), 3.0])
     assert sampler(temperature=heat).draw(hard) == 0
-    for wrong in (math.nan, math.inf):
-        with pytest.raises(ValueError, match="no numbers"):
-            sampler(temperature=heat).draw(torch.tensor([0.0, wrong]))
 
 
 def test_a_grammar_holds_penalties_and_logprobs_too() -> None:

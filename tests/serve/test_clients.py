@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict
 from serve.conftest import Running, serving
 from serve.test_chat import CONTENTS
 
-from polyphi.chat import Calls, Message, Text, call_text, with_tools
+from polyphi.chat import Calls, Message, SamplingParams, Text, call_text, with_tools
 from polyphi.engine.engine import Engine
 from polyphi.serve.settings import Settings
 
@@ -257,7 +257,8 @@ def test_log_likelihoods_are_the_engines(running: Running, client: OpenAI, ids: 
         told, at = choice.logprobs, len(encode(context))
         assert told is not None and told.token_logprobs and told.top_logprobs
         given = row if ids else encode(text)
-        ours = engine.prompt_logprobs(engine.ids_row(given))
+        scored = SamplingParams(max_tokens=0, prompt_logprobs=0)
+        ours = engine.generate(given, sampling=scored).prompt_logprobs
         assert sum(told.token_logprobs[at:]) == pytest.approx(
             sum(p.logprob for p in ours[at - 1 :]), abs=1e-4
         )
