@@ -99,12 +99,12 @@ class Counting(Engine):
         self.right: Sequence[int] | None = None
         self.told: Told | None = None
 
-    def _accept(self, part: Part, rows: Tensor, best: list[int]) -> None:
+    def _accept(self, part: Part, rows: Tensor, finite: list[bool], best: list[int]) -> None:
         request = part.request
         before = len(request.tokens)
         if self.right is not None:
             best = list(self.right[before : before + len(rows)])
-        super()._accept(part, rows, best)
+        super()._accept(part, rows, finite, best)
         drawn = len(request.tokens) - before + (request.finish_reason == "stop")
         if self.told is not None and request.prefilled and before:
             self.told.steps += 1

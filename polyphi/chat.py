@@ -412,11 +412,11 @@ class SamplingParams:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logprobs: int | None = None
-    prompt_logprobs: int | None = None
     n: int = 1
     grammar: Grammar | None = None
     draft: int | Literal["auto"] = "auto"
     rope: Literal["dynamic", "bound"] = "dynamic"
+    prompt_logprobs: int | None = None
 
 
 @dataclass(frozen=True)

@@ -145,6 +145,7 @@ class Encoders:
             self._slices = self._run(self._group)
         began = time.monotonic()
         try:
+            next(self._slices)
             while time.monotonic() - began < seconds:
                 next(self._slices)
         except StopIteration as end:

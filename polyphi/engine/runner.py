@@ -121,7 +121,9 @@ class Runner:
         logits = self._graphs.run(parts, [self.total(p.request) for p in parts])
         for part in parts:
             part.request.table.length += 1
-        return [Ran(row[None] if p.draws else None, []) for p, row in zip(parts, logits, strict=True)]
+        return [
+            Ran(row[None] if p.draws else None, []) for p, row in zip(parts, logits, strict=True)
+        ]
 
     @torch.inference_mode()
     def hidden(
@@ -188,4 +190,8 @@ def _is_one_word(part: Part) -> bool:
     """Whether a part is a single token that stands for itself, not for a piece of a picture or clip, and scores
     nothing."""
     at = part.start
-    return part.size == 1 and not part.scored and not any(i.start <= at < i.end for i in part.request.items)
+    return (
+        part.size == 1
+        and not part.scored
+        and not any(i.start <= at < i.end for i in part.request.items)
+    )

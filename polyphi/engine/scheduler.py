@@ -3,8 +3,9 @@
 A step goes on with whoever runs: one token each (more where some are guessed), or a chunk of a prompt. **Prompts share
 a step**: its tokens are divided between clients, and those of a client between the groups of requests that entered
 together, so that a short prompt is through in a step or two beside any number of long ones; within a group they go in
-order. Whoever waits is admitted in the same spirit: the request whose client has fewest running, then whose group has.
-A client or group that holds the places of others gives one back.
+order. Whoever waits is admitted in the same spirit: the client with fewest running requests is next, of those with as many
+the one that has waited longest for its turn, and so it goes with its groups. A client or group that holds the places of
+others gives one back.
 
 When memory for keys and values is short, the request that came last makes room: it lets go of its blocks, keeps its
 tokens and waits at the front. A part of memory is kept for small requests, which may go first where a large one doesn't
@@ -83,6 +84,9 @@ class Scheduler:
         self.running: list[Request] = []
         self.preemptions = 0
         self.together = together
+        self._turns: dict[
+            object, int
+        ] = {}  # when clients and groups that are there had their last turn
         self._chunk, self._prefill = chunk, prefill
         self._switch = switch
         self._root, self._rope = root, rope
@@ -119,7 +123,9 @@ class Scheduler:
         """Prompt tokens of the next step."""
         reading = self._reading()
         groups = {request.group for request in (*reading, *self.waiting)}
-        return self._prefill if len(reading) == len(self.running) and len(groups) == 1 else self._chunk
+        return (
+            self._prefill if len(reading) == len(self.running) and len(groups) == 1 else self._chunk
+        )
 
     def _shares(self, budget: int) -> dict[int, int]:
         """How many tokens of its prompt each request runs, by identity."""
@@ -159,8 +165,7 @@ class Scheduler:
             ]
             if not may:
                 return
-            clients, sizes = self._counts()
-            request = min(may, key=lambda r: (clients[r.caller.client], sizes[r.group]))
+            request = min(may, key=self._claim())
             if len(self.running) >= self.together and not self._give_way(request):
                 return
             if not self._admit(request):
@@ -172,12 +177,32 @@ class Scheduler:
                 other.overtaken += 1
             self.waiting.remove(request)
             self.running.append(request)
+            self._note_turn(request)
             request.phase = "running"
             request.started = request.started or time.monotonic()
 
+    def _claim(self) -> Callable[[Request], tuple[int, ...]]:
+        """What tells requests that wait apart: the least goes first, of equal ones the one that came first."""
+        clients, groups = self._counts()
+
+        def claim(request: Request) -> tuple[int, ...]:
+            client, group = request.caller.client, request.group
+            turns = (self._turns.get(client, 0), self._turns.get(group, 0))
+            return clients[client], turns[0], groups[group], turns[1]
+
+        return claim
+
+    def _note_turn(self, request: Request) -> None:
+        there = {key for r in (*self.waiting, *self.running) for key in (r.caller.client, r.group)}
+        number = 1 + max(self._turns.values(), default=0)
+        self._turns = {key: turn for key, turn in self._turns.items() if key in there}
+        self._turns |= dict.fromkeys((request.caller.client, request.group), number)
+
     def _counts(self) -> tuple[Counter[bytes], Counter[object]]:
         """Running requests by client and by group."""
-        return Counter(r.caller.client for r in self.running), Counter(r.group for r in self.running)
+        return Counter(r.caller.client for r in self.running), Counter(
+            r.group for r in self.running
+        )
 
     def _give_way(self, request: Request) -> bool:
         """Takes the newest place of the client, or of the client's own group, that has most of them, if it has at least
@@ -282,6 +307,6 @@ def divided(amount: int, wanted: Sequence[int]) -> list[int]:
     given = [0] * len(wanted)
     left = len(wanted)
     for number in sorted(range(left), key=wanted.__getitem__):
-        given[number] = min(wanted[number], amount // left)
+        given[number] = min(wanted[number], -(-amount // left))
         amount, left = amount - given[number], left - 1
     return given

@@ -12,6 +12,7 @@ from torch import Tensor
 from polyphi.batch import Batch, pack
 from polyphi.engine.runner import Runner, extend, logprobs
 
+
 def score_rows(
     runner: Runner, rows: Iterable[tuple[Batch, Sequence[int]]], most: int
 ) -> list[list[float]]:

@@ -108,7 +108,9 @@ class Answer:
 
     def echoed(self) -> dict[str, Any]:
         """The prompts alone."""
-        choices = [self._choice(i, self._text(row), [], "length") for i, row in enumerate(self._rows)]
+        choices = [
+            self._choice(i, self._text(row), [], "length") for i, row in enumerate(self._rows)
+        ]
         count = sum(len(row) for row in self._rows)
         cost = {"prompt_tokens": count, "completion_tokens": 0, "total_tokens": count}
         return {**self._head, "choices": choices, "usage": cost}

@@ -14,7 +14,9 @@ from serve.conftest import Running, serving
 
 from polyphi.chat import Message, SamplingParams
 from polyphi.engine.engine import Engine
+from polyphi.engine.request import NOBODY
 from polyphi.serve.run import bind
+from polyphi.serve.server import Ticket
 from polyphi.serve.settings import Settings
 
 LONG = {"messages": [{"role": "user", "content": "the quick fox"}], "max_tokens": 300}
@@ -203,7 +205,7 @@ def test_who_hangs_up_while_it_enters_leaves_nothing(running: Running) -> None:
     """Its place is given back before its answers have begun: they end as soon as they do."""
     server, engine = client_server(running), running.engine
     row = engine.prepare([Message.user("hi")], SamplingParams(500))
-    ticket = server.admit()
+    ticket = Ticket(server, NOBODY)
     ticket.release()
     asyncio.run(server.enter(ticket, row, SamplingParams(500)))
     until(running.idle)

@@ -1,0 +1,181 @@
+"""Whose turn it is: short prompts beside long ones, clients beside each other, and encoders between steps."""
+
+import pytest
+from engine.conftest import clip, picture
+from hypothesis import given
+from hypothesis import strategies as st
+
+from polyphi.chat import Message, SamplingParams
+from polyphi.engine.cache import BLOCK, token_bytes
+from polyphi.engine.engine import Engine
+from polyphi.engine.request import Caller, Request
+from polyphi.engine.scheduler import KEPT, PATIENCE, SMALL, divided
+
+LONG = [Message.user("the quick brown fox jumps over the lazy dog " * 12)]
+SHORT = [Message.user("1 + 2")]
+ONE, FEW = SamplingParams(max_tokens=1), SamplingParams(max_tokens=12)
+SCORED = SamplingParams(max_tokens=0, prompt_logprobs=0)
+
+
+def entered(engine: Engine, client: bytes, sampling: SamplingParams = FEW) -> Request:
+    row = engine.prepare(SHORT, sampling)
+    (request,) = engine.enter(row, sampling, caller=Caller(client))
+    return request
+
+
+def finish(engine: Engine, *requests: Request) -> None:
+    while any(not request.finish_reason for request in requests):
+        engine.step()
+
+
+def sized(engine: Engine, blocks: int, **options: int) -> Engine:
+    """The same model with memory for so many blocks."""
+    memory = blocks * BLOCK * token_bytes(engine.model.config.decoder, engine.model.decoder.dtype)
+    return Engine(engine.model, engine.processor, memory=memory, **options)
+
+
+@given(st.integers(0, 500), st.lists(st.integers(0, 200), min_size=1, max_size=9))
+def test_equal_parts(amount: int, wanted: list[int]) -> None:
+    given = divided(amount, wanted)
+    assert sum(given) == min(amount, sum(wanted))
+    assert all(0 <= g <= w for g, w in zip(given, wanted, strict=True))
+    short = [g for g, w in zip(given, wanted, strict=True) if g < w]
+    assert not short or max(given) <= min(short) + 1  # nobody has more than who has too little
+
+
+@pytest.mark.parametrize("wish", [FEW, SCORED], ids=["answers", "scores"])
+def test_a_short_prompt_is_through_beside_long_ones(engine: Engine, wish: SamplingParams) -> None:
+    """Though eight prompts of four steps each came before."""
+    cut = Engine(engine.model, engine.processor, chunk=27, prefill=27)
+    row = cut.prepare(LONG, ONE)
+    assert len(row) > 4 * 27
+    # Salts differ, so that nothing is shared.
+    long = [cut.enter(row, wish, caller=Caller(salt=b"%d" % i))[0] for i in range(8)]
+    for _ in range(3):
+        cut.step()
+    short = cut.submit(SHORT, sampling=ONE)
+    for _ in range(3):
+        cut.step()
+    assert short.finish_reason == "length" and not any(r.finish_reason for r in long)
+    finish(cut, *long)
+    assert cut.counters().blocks_held == 0
+
+
+def test_prompts_of_one_call_go_in_order(engine: Engine) -> None:
+    """Sixteen prompts of a call don't share a step among themselves: the first is through first."""
+    cut = Engine(engine.model, engine.processor, chunk=64, prefill=64)
+    row, call = cut.prepare(LONG, ONE), object()
+    requests = [cut.enter(row, ONE, caller=Caller(salt=b"%d" % i), group=call)[0] for i in range(4)]
+    order: list[int] = []
+    while len(order) < 4:
+        cut.step()
+        assert len({r.table.length for r in requests if r.table.length}) <= 2
+        order += [i for i, r in enumerate(requests) if r.finish_reason and i not in order]
+    assert order == [0, 1, 2, 3]
+
+
+def test_a_clients_first_request_goes_before_anothers_third(engine: Engine) -> None:
+    cut = Engine(engine.model, engine.processor, together=1)
+    many = [entered(cut, b"a", ONE) for _ in range(6)]
+    cut.step()
+    first = entered(cut, b"b", ONE)
+    cut.step()
+    cut.step()
+    assert first.finish_reason and sum(bool(r.finish_reason) for r in many) <= 2
+    finish(cut, *many)
+
+
+def test_who_has_all_places_gives_one_back(engine: Engine) -> None:
+    """To another client, until both have the same; what made room gives the answer that it gives alone."""
+    alone = engine.generate(SHORT, sampling=FEW).tokens
+    cut = Engine(engine.model, engine.processor, together=4)
+    mine = [entered(cut, b"a") for _ in range(5)]
+    for _ in range(3):
+        cut.step()
+    assert len(cut.scheduler.running) == 4
+    others = [entered(cut, b"b") for _ in range(4)]
+    cut.step()
+    running = [request.caller.client for request in cut.scheduler.running]
+    assert sorted(running) == [b"a", b"a", b"b", b"b"]
+    finish(cut, *mine, *others)
+    assert {tuple(r.tokens) for r in (*mine, *others)} == {alone}
+    assert cut.counters().blocks_held == 0
+
+
+def test_a_part_of_memory_is_kept_for_small_requests(engine: Engine) -> None:
+    """Large ones have filled the rest, and more of them wait: a small one runs at once, also before them."""
+    blocks = -(-len(engine.row(LONG)) // BLOCK) + 1
+    cut = sized(engine, max(SMALL, 10 * blocks), chunk=64, prefill=64)
+    rows = cut.prepare(LONG, FEW)
+    large = [cut.enter(rows, FEW, caller=Caller(salt=b"%d" % i))[0] for i in range(12)]
+    for _ in range(3):
+        cut.step()
+    assert cut.scheduler.waiting, "not all of them fit"
+    assert cut.pool.available >= cut.pool.size // KEPT
+    small = cut.submit(SHORT, sampling=ONE)
+    for _ in range(3):
+        cut.step()
+    assert small.finish_reason and cut.scheduler.waiting[0].overtaken == 1
+    cut.scheduler.waiting[0].overtaken = PATIENCE
+    last = cut.submit(SHORT, sampling=ONE)
+    for _ in range(3):
+        cut.step()
+    assert not last.finish_reason, "not for ever"
+    finish(cut, *large, last)
+    assert cut.counters().blocks_held == 0
+
+
+@pytest.mark.parametrize("part", [picture(120, 120), clip(3.0)], ids=["picture", "clip"])
+def test_words_come_between_the_slices_of_an_encoder(
+    engine: Engine, part, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A token for whoever is being answered after each slice; who was encoded gets the answer that it gets alone."""
+    asked = [Message.user(part, "what is this?")]
+    alone = engine.generate(asked, sampling=FEW).tokens
+    cut = Engine(engine.model, engine.processor)
+    monkeypatch.setattr("polyphi.engine.engine.SLICE", 0.0)
+    beside = cut.submit(SHORT, sampling=SamplingParams(max_tokens=60))
+    cut.step()
+    request = cut.submit(asked, sampling=FEW)
+    request.row.result()
+    cut.step()
+    before = len(beside.tokens)
+    slices = 0
+    while not request.tokens:
+        slices += 1
+        cut.step()
+        assert len(beside.tokens) == before + slices
+    assert slices > 2
+    finish(cut, request, beside)
+    assert tuple(request.tokens) == alone
+
+
+def test_what_nobody_waits_for_is_encoded_no_further(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("polyphi.engine.engine.SLICE", 0.0)
+    request = engine.submit([Message.user(picture(120, 120), "?")], sampling=FEW)
+    request.row.result()
+    for _ in range(3):
+        engine.step()
+    assert engine.encoders.group
+    engine.abort(request)
+    assert not engine.step()
+    assert not engine.encoders.group and engine.encoders.calls == 0
+    assert engine.counters().requests == engine.counters().blocks_held == 0
+
+
+def test_a_small_picture_does_not_wait_for_all_large_ones(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("polyphi.engine.encoders.CROPS", 1)
+    monkeypatch.setattr("polyphi.engine.engine.SLICE", 0.0)
+    large = [engine.submit([Message.user(picture(120, 120 - i), "?")]) for i in range(4)]
+    small = engine.submit([Message.user(picture(20, 20), "?")])
+    for request in (*large, small):
+        request.row.result()
+    while not small.tokens:
+        engine.step()
+    assert engine.encoders.calls <= 2
+    finish(engine, *large, small)
+    assert engine.encoders.calls == 5
