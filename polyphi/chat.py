@@ -395,10 +395,11 @@ class SamplingParams:
     `min_p` drops tokens less likely than that share of the likeliest. `repetition_penalty` divides (above 0) or
     multiplies (below) the score of every token of prompt and answer; `presence_penalty` and `frequency_penalty` are
     taken off for tokens of the answer, once or for every time. `logprobs` asks for the log-probability of each token
-    and of so many likeliest ones, `prompt_logprobs` for the same of the prompt's tokens; with it `max_tokens` may be 0. `n` answers are drawn, the i-th with seed + i. `draft` tokens at most are guessed
-    from prompt and answer in each step, as many as pay, which never changes the answer; "auto" leaves it to the engine.
-    `rope`: "dynamic" runs a sequence that grows past the LongRoPE switch once more with the long table, as the
-    published code does; "bound" takes the table of prompt and `max_tokens` together from the start.
+    and of so many likeliest ones, `prompt_logprobs` for the same of the prompt's tokens; with it `max_tokens` may be 0.
+    `n` answers are drawn, the i-th with seed + i. `draft` tokens at most are guessed from prompt and answer in each
+    step, as many as pay, which never changes the answer; "auto" leaves it to the engine. `rope`: "dynamic" runs a
+    sequence that grows past the LongRoPE switch once more with the long table, as the published code does; "bound"
+    takes the table of prompt and `max_tokens` together from the start.
     """
 
     max_tokens: int = 256
@@ -421,8 +422,8 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """A token of an answer or a prompt, its natural log-probability before temperature and cuts, and the likeliest (id, log-
-    probability) pairs in its place, the likeliest first."""
+    """A token of an answer or a prompt, its natural log-probability before temperature and cuts, and the likeliest (id,
+    log- probability) pairs in its place, the likeliest first."""
 
     token: int
     logprob: float
@@ -444,8 +445,8 @@ class Delta:
 @dataclass(frozen=True)
 class Completion:
     """An answer, with what it cost and which adapter gave it. `tokens` are the generated ids without the one that ended
-    the answer; `text` is "" where the model has no tokenizer. `rope` says which LongRoPE tables were used, `cached`
-    how many prompt tokens were remembered from earlier requests, `others` holds answers 2 to n. `prompt_logprobs`, where
+    the answer; `text` is "" where the model has no tokenizer. `rope` says which LongRoPE tables were used, `cached` how
+    many prompt tokens were remembered from earlier requests, `others` holds answers 2 to n. `prompt_logprobs`, where
     asked for, has an entry for each prompt token but the first."""
 
     text: str

@@ -19,8 +19,8 @@ or let one thread step for everybody, as a server does::
     text, reason = engine.news(request)          # after each step of `engine.run`, which another thread is in
 
 A step (scheduler.py) runs new prompts, chunk by chunk, together with one token of everybody else (runner.py). Before it
-the encoders work on pictures and clips that are new to them for a moment (encoders.py). Keys and values lie in blocks that requests with the same
-beginning share (cache.py).
+the encoders work on pictures and clips that are new to them for a moment (encoders.py). Keys and values lie in blocks
+that requests with the same beginning share (cache.py).
 """
 
 import hashlib
@@ -45,7 +45,6 @@ from polyphi.chat import (
     Image,
     Message,
     SamplingParams,
-    TokenLogprob,
     TokensPrompt,
     Video,
     adapter_for,
@@ -60,7 +59,7 @@ from polyphi.engine.request import NOBODY, Caller, Request
 from polyphi.engine.runner import Runner
 from polyphi.engine.sampling import check
 from polyphi.engine.scheduler import Part, Scheduler
-from polyphi.engine.scores import logits_rows, logprobs, score_rows
+from polyphi.engine.scores import logits_rows, score_rows
 from polyphi.engine.structured import Matcher
 from polyphi.model import quantize
 from polyphi.model.multimodal import PhiModel
@@ -366,8 +365,8 @@ class Engine:
         caller: Caller = NOBODY,
         group: object = None,
     ) -> list[Request]:
-        """The requests of the `n` answers to a prepared row. Callers take turns, and so do the groups of one; by default
-        these requests are a group."""
+        """The requests of the `n` answers to a prepared row. Callers take turns, and so do the groups of one; by
+        default these requests are a group."""
         made: Future[Batch] = Future()
         made.set_result(row)
         return self._enter(made, sampling, caller, group or object())

@@ -21,7 +21,6 @@ from polyphi.engine.request import Request
 from polyphi.engine.scheduler import Part
 from polyphi.model.multimodal import PhiModel
 
-
 SCORED = 128
 """Positions whose logits are computed at once: vocabularies are large."""
 

@@ -3,9 +3,9 @@
 A step goes on with whoever runs: one token each (more where some are guessed), or a chunk of a prompt. **Prompts share
 a step**: its tokens are divided between clients, and those of a client between the groups of requests that entered
 together, so that a short prompt is through in a step or two beside any number of long ones; within a group they go in
-order. Whoever waits is admitted in the same spirit: the client with fewest running requests is next, of those with as many
-the one that has waited longest for its turn, and so it goes with its groups. A client or group that holds the places of
-others gives one back.
+order. Whoever waits is admitted in the same spirit: the client with fewest running requests is next, of those with as
+many the one that has waited longest for its turn, and so it goes with its groups. A client or group that holds the
+places of others gives one back.
 
 When memory for keys and values is short, the request that came last makes room: it lets go of its blocks, keeps its
 tokens and waits at the front. A part of memory is kept for small requests, which may go first where a large one doesn't
@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from polyphi.engine.cache import BLOCK, BlockPool, OutOfBlocks
+from polyphi.engine.cache import BlockPool, OutOfBlocks
 from polyphi.engine.request import Request
 from polyphi.engine.speculate import Guess, worth
 

@@ -122,8 +122,10 @@ class Answer:
                 pass
             answers = job.answers()
             before = self._text(row) if self._wanted.echo else ""
-            # Of its first token the model thinks nothing.
-            thought = [int(row.ids[0]), *answers[0].prompt_logprobs] if self._wanted.echo else []
+            # The model says nothing of the first token.
+            thought: list[TokenLogprob | int] = []
+            if self._wanted.echo:
+                thought = [int(row.ids[0]), *answers[0].prompt_logprobs]
             for found in answers:
                 said = [*thought, *found.logprobs]
                 reason = found.finish_reason
