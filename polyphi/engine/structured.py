@@ -10,8 +10,9 @@ Control tokens never stand for text: of them only the two marks of a tool call, 
 **Expressions** are those of Rust's regex crate, matched from end to end: no look-around, no back-references; `\d` is
 0 to 9.
 
-**Space.** JSON may have up to `MAX_SPACE` spaces, tabs and line ends where JSON allows them, so that a model writes as
-it is used to, but can't go on with spaces for ever. Nothing stands before or after the answer.
+**Whitespace.** Between two JSON tokens there is nothing, one space, or one newline with indentation, so that a model
+can write compact or pretty-printed JSON, but spends few tokens on whitespace. Indentation is up to 4 spaces in steps of
+2, or one tab, for each level that the schema describes. Nothing stands before or after the answer.
 
 **Bounds.** A grammar's text, its depth and what it grows to while an answer is written are bounded; beyond, ValueError.
 """
@@ -32,8 +33,10 @@ from polyphi.processing.tokenizer import Tokenizer
 MAX_LETTERS, MAX_DEPTH, MAX_REGEX, MAX_TOOLS, MAX_CALLS = 256_000, 64, 10_000, 128, 16
 """A schema or a list of tools: letters and nested brackets; letters of a regular expression; tools offered; calls in
 one answer."""
-MAX_SPACE = 24
-SPACE = rf"[ \n\t]{{0,{MAX_SPACE}}}"
+MAX_LEVELS = 8
+"""Levels of indentation where a schema leaves open how deep an answer nests."""
+CALL_LEVELS = 2
+"""Levels of a list of calls around the arguments of one."""
 ROW_ITEMS, LEXER_STATES, LEXER_FUEL = 20_000, 50_000, 200_000
 """What an answer's parser may hold: alternatives at one place, states of its lexer (1 to 2 kB each), and work on
 expressions before the first token (about 0.1 s)."""
@@ -163,18 +166,25 @@ def _parsed(text: str, what: str) -> Any:
         raise ValueError(f"a {what} is nested at most {MAX_DEPTH} deep, found far more") from None
     except ValueError as error:
         raise ValueError(f"expected a {what}, found no JSON: {error}") from None
-    level, depth = [value], 0
-    while level:
-        level = [
-            inner
-            for outer in level
-            if isinstance(outer, dict | list)
-            for inner in (outer.values() if isinstance(outer, dict) else outer)
-        ]
-        depth += 1
-    if depth - 1 > MAX_DEPTH:
-        raise ValueError(f"a {what} is nested at most {MAX_DEPTH} deep, found {depth - 1}")
+    if (depth := _depth(value)) > MAX_DEPTH:
+        raise ValueError(f"a {what} is nested at most {MAX_DEPTH} deep, found {depth}")
     return value
+
+
+def _depth(value: Any) -> int:
+    """Levels of objects and arrays in a JSON value."""
+    level, depth = [value], -1
+    while level:
+        level = [inner for outer in level for inner in _members(outer)]
+        depth += 1
+    return depth
+
+
+def _members(value: Any) -> list[Any]:
+    """The values in a JSON object or array; none in any other value."""
+    if isinstance(value, dict):
+        return list(value.values())
+    return value if isinstance(value, list) else []
 
 
 def _tools(value: Any, marks: bool) -> str:
@@ -186,7 +196,7 @@ def _tools(value: Any, marks: bool) -> str:
         f"start: {CALL if marks else ''} list {CALL_END if marks else ''}",
         f'list: "[" ws call (ws "," ws call){{0,{MAX_CALLS - 1}}} ws "]"',
         "call: " + " | ".join(f"call_{i}" for i in range(len(tools))),
-        f"ws: SPACE?\nSPACE: /[ \\n\\t]{{1,{MAX_SPACE}}}/",
+        f"ws: SPACE?\nSPACE: /{whitespace(CALL_LEVELS)}/",
     ]
     for i, tool in enumerate(tools):
         schema = arguments_schema(tool)
@@ -195,7 +205,7 @@ def _tools(value: Any, marks: bool) -> str:
             f'call_{i}: "{{" ws "\\"name\\"" ws ":" ws name_{i} ws "," ws arguments_{i} ws "}}"',
             f"name_{i}: %json {json.dumps({'const': tool['name']})}",
             f'arguments_{i}: "\\"arguments\\"" ws ":" ws object_{i}',
-            f"object_{i}: %json {json.dumps(_spaced(schema))}",
+            f"object_{i}: %json {json.dumps(_spaced(schema, CALL_LEVELS))}",
         ]
     return "\n".join(rules)
 
@@ -231,8 +241,38 @@ def arguments_schema(tool: Mapping[str, Any]) -> Any:
     return {"type": "object", **parameters}
 
 
-def _spaced(schema: Any) -> dict[str, Any]:
-    return {**({} if schema is True else schema), "x-guidance": {"whitespace_pattern": SPACE}}
+def _spaced(schema: Any, outer_levels: int = 0) -> dict[str, Any]:
+    """The schema with our whitespace, for a value that stands `outer_levels` deep in other JSON."""
+    pattern = whitespace(outer_levels + _levels(schema))
+    return {**({} if schema is True else schema), "x-guidance": {"whitespace_pattern": pattern}}
+
+
+def whitespace(levels: int) -> str:
+    """A regular expression of the whitespace between two JSON tokens, indented by at most `levels` levels."""
+    return rf" |\n((  ){{0,{2 * levels}}}|\t{{0,{levels}}})"
+
+
+def _levels(schema: Any) -> int:
+    """Levels of objects and arrays that a schema describes, MAX_LEVELS where it leaves them open. Members that an
+    object may have beside the described ones count only if `additionalProperties` allows them explicitly."""
+    if not isinstance(schema, dict) or "$ref" in schema:
+        return MAX_LEVELS
+    if "const" in schema or "enum" in schema:
+        return min(MAX_LEVELS, max(_depth(schema.get("const")), _depth(schema.get("enum")) - 1))
+    types = str(schema.get("type", "object"))
+    if "object" not in types and "array" not in types:
+        return 0
+    members = [
+        *(schema.get(key, False) for key in ("items", "additionalProperties")),
+        *_members(schema.get("properties")),
+        *_members(schema.get("patternProperties")),
+        *_members(schema.get("prefixItems")),
+    ]
+    alternatives = [a for key in ("anyOf", "oneOf", "allOf") for a in _members(schema.get(key))]
+    levels = [1 + _levels(member) for member in members if member is not False]
+    levels += map(_levels, alternatives)
+    closed = schema.get("additionalProperties") is False
+    return min(MAX_LEVELS, max(levels, default=1 if closed else MAX_LEVELS))
 
 
 def _of_schema(schema: Any, what: str) -> str:
