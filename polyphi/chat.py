@@ -382,10 +382,16 @@ class Tokens:
 @dataclass(frozen=True)
 class Grammar:
     """What an answer must look like. `kind`: "json" (`text` is a JSON schema), "regex" (the whole answer matches it) or
-    "tools" (a JSON list of tools: the answer is calls of them)."""
+    "tools" (a JSON list of tools: the answer is calls of them).
+
+    Only for "tools": `max_calls` limits the number of calls in the answer; with an `alternative` of another kind the
+    model chooses between calls and an answer of that form.
+    """
 
     kind: Literal["json", "regex", "tools"]
     text: str
+    max_calls: int | None = None
+    alternative: "Grammar | None" = None
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from polyphi.chat import CALL, CALL_END, Grammar, functions
+from polyphi.engine.tools import FUNCTOOLS
 from polyphi.processing.tokenizer import Tokenizer
 
 MAX_LETTERS, MAX_DEPTH, MAX_REGEX, MAX_TOOLS, MAX_CALLS = 256_000, 64, 10_000, 128, 16
@@ -130,13 +131,17 @@ def compiled(grammar: Grammar, marks: bool = True) -> str:
     be held (such as `uniqueItems`, or look-ahead), and where llguidance isn't installed.
     """
     matcher = _llguidance().LLMatcher
+    if grammar.kind == "tools":
+        made = str(matcher.grammar_from_lark(_tools(grammar, marks)))
+        _check(made, "this list of tools")
+        return made
+    if grammar.max_calls is not None or grammar.alternative is not None:
+        raise ValueError(
+            f"max_calls and alternative belong to a grammar of kind 'tools', found kind {grammar.kind!r:.80}; leave "
+            "them out"
+        )
     if grammar.kind == "json":
-        schema = _parsed(grammar.text, "JSON schema")
-        if not isinstance(schema, dict | bool):
-            raise ValueError(
-                f"a JSON schema is an object, true or false, found {type(schema).__name__}"
-            )
-        return _of_schema(schema, "this JSON schema")
+        return _of_schema(_schema(grammar.text), "this JSON schema")
     if grammar.kind == "regex":
         if len(grammar.text) > MAX_REGEX:
             raise ValueError(
@@ -144,16 +149,24 @@ def compiled(grammar: Grammar, marks: bool = True) -> str:
             )
         what = f"the regular expression {grammar.text!r:.80}"
         _check(matcher.grammar_from_regex(grammar.text), what)
-        # Once more with \d as 0 to 9: who writes it has no other scripts' digits in mind.
-        expression = _llguidance().regex_to_lark(grammar.text, "d")
-        made = str(matcher.grammar_from_lark(f"start: /{expression}/"))
+        made = str(matcher.grammar_from_lark(f"start: {_expression(grammar.text)}"))
         _check(made, what)
         return made
-    if grammar.kind == "tools":
-        made = str(matcher.grammar_from_lark(_tools(_parsed(grammar.text, "list of tools"), marks)))
-        _check(made, "this list of tools")
-        return made
     raise ValueError(f"grammar kind must be 'json', 'regex' or 'tools', found {grammar.kind!r:.80}")
+
+
+def _schema(text: str) -> Any:
+    schema = _parsed(text, "JSON schema")
+    if not isinstance(schema, dict | bool):
+        raise ValueError(
+            f"a JSON schema is an object, true or false, found {type(schema).__name__}"
+        )
+    return schema
+
+
+def _expression(text: str) -> str:
+    """A regular expression in Lark, with \\d as 0 to 9: who writes it has no other scripts' digits in mind."""
+    return f"/{_llguidance().regex_to_lark(text, 'd')}/"
 
 
 def _parsed(text: str, what: str) -> Any:
@@ -187,14 +200,23 @@ def _members(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def _tools(value: Any, marks: bool) -> str:
+def _tools(grammar: Grammar, marks: bool) -> str:
     """Calls of tools in llguidance's form of Lark: one rule for each tool, its arguments by its own schema."""
-    tools = functions(value) or []
+    tools = functions(_parsed(grammar.text, "list of tools")) or []
     if not 1 <= len(tools) <= MAX_TOOLS:
         raise ValueError(f"expected 1 to {MAX_TOOLS} tools, found {len(tools)}")
+    max_calls = grammar.max_calls or MAX_CALLS
+    prefix, suffix = (CALL, CALL_END) if marks else ("", "")
+    start = "calls"
+    if grammar.alternative is not None:
+        start = f"calls | {_alternative(grammar.alternative)}"
+        # Without marks a list of calls could be an answer of the other form too.
+        prefix = prefix or json.dumps(FUNCTOOLS.removesuffix("["))
+    more = f'(ws "," ws call){{0,{max_calls - 1}}}' if max_calls > 1 else ""
     rules = [
-        f"start: {CALL if marks else ''} list {CALL_END if marks else ''}",
-        f'list: "[" ws call (ws "," ws call){{0,{MAX_CALLS - 1}}} ws "]"',
+        f"start: {start}",
+        f"calls: {prefix} list {suffix}",
+        f'list: "[" ws call {more} ws "]"',
         "call: " + " | ".join(f"call_{i}" for i in range(len(tools))),
         f"ws: SPACE?\nSPACE: /{whitespace(CALL_LEVELS)}/",
     ]
@@ -208,6 +230,18 @@ def _tools(value: Any, marks: bool) -> str:
             f"object_{i}: %json {json.dumps(_spaced(schema, CALL_LEVELS))}",
         ]
     return "\n".join(rules)
+
+
+def _alternative(grammar: Grammar) -> str:
+    """The other form of an answer, as a part of a Lark rule."""
+    if grammar.kind == "tools":
+        raise ValueError(
+            "the alternative to calls must be of kind 'json' or 'regex', found 'tools'"
+        )
+    compiled(grammar)  # which says what is wrong with it
+    if grammar.kind == "regex":
+        return _expression(grammar.text)
+    return f"%json {json.dumps(_spaced(_schema(grammar.text)))}"
 
 
 def arguments_schema(tool: Mapping[str, Any]) -> Any:

@@ -166,7 +166,7 @@ def follows(grammar: Grammar, text: str) -> bool:
             if not matcher.mask(torch.zeros(TOKENIZER.vocab_size))[token].isfinite():
                 return False
             matcher.accept(token)
-    return matcher.finished
+    return bool(matcher.mask(torch.zeros(TOKENIZER.vocab_size))[TOKENIZER.eos_ids[0]].isfinite())
 
 
 @pytest.mark.parametrize("name", NESTED_SCHEMAS)
@@ -258,6 +258,55 @@ def test_calls_of_tools() -> None:
     assert {call.name for call in calls} == {"get_weather"}
 
 
+def test_max_calls_limits_the_calls_of_an_answer() -> None:
+    call = '{"name": "now", "arguments": {}}'
+    for max_calls in (1, 2, 16):
+        grammar = Grammar("tools", json.dumps(TOOLS), max_calls=max_calls)
+        for count in (1, max_calls, max_calls + 1):
+            text = f"{CALL}[{', '.join([call] * count)}]{CALL_END}"
+            assert follows(grammar, text) == (count <= max_calls)
+        assert not follows(grammar, f"{CALL}[]{CALL_END}")
+
+
+ALTERNATIVES = {
+    "schema": (Grammar("json", json.dumps(SCHEMAS["flat"])), '{"name": "x", "age": 7}', '{"age": 7}'),
+    "any JSON": (Grammar("json", "true"), "false", "fals"),
+    "expression": (Grammar("regex", r"a\d*"), "a12", "a٣"),
+    "mark as text": (Grammar("regex", "<.*>"), "<b>", "b>"),
+}  # fmt: skip
+"""A form of an answer without calls, an answer that has it, and one that doesn't."""
+
+
+@pytest.mark.parametrize("name", ALTERNATIVES)
+def test_calls_or_an_answer_of_the_alternative(name: str) -> None:
+    alternative, right, wrong = ALTERNATIVES[name]
+    grammar = Grammar("tools", json.dumps(TOOLS), alternative=alternative)
+    call = f'{CALL}[{{"name": "now", "arguments": {{}}}}]{CALL_END}'
+    assert follows(grammar, right) and follows(grammar, call)
+    for text in (wrong, call + right, right + call, call.replace("now", "then")):
+        assert not follows(grammar, text)
+
+
+def without_marks(tmp_path: Path) -> Tokenizer:
+    """The tokenizer without the two control tokens of a tool call."""
+    TOKENIZER.save(tmp_path)
+    spec = json.loads((tmp_path / "tokenizer.json").read_text())
+    marks = ("<|tool_call|>", "<|/tool_call|>")
+    spec["added_tokens"] = [t for t in spec["added_tokens"] if t["content"] not in marks]
+    spec["model"]["vocab"] = {t: i for t, i in spec["model"]["vocab"].items() if t not in marks}
+    return Tokenizer(spec)
+
+
+def test_without_marks_calls_differ_from_the_alternative(tmp_path: Path) -> None:
+    """An array of the schema may look like a list of calls."""
+    alternative = Grammar("json", '{"type": "array"}')
+    grammar = Grammar("tools", json.dumps(TOOLS[1:2]), alternative=alternative)
+    tokenizer = without_marks(tmp_path)
+    texts = [tokenizer.decode(drawn(grammar, seed, 40, tokenizer)) for seed in range(8)]
+    assert {text[0] for text in texts} == {"f", "["}
+    assert all(text.startswith("functools[") for text in texts if text[0] == "f")
+
+
 def test_parameters_in_both_forms() -> None:
     own = {"a": {"type": "str"}, "b": {"type": "float", "default": 1.5}, "c": {"type": "List[int]"}}
     assert arguments_schema({"name": "f", "parameters": own}) == {
@@ -292,12 +341,7 @@ def test_the_marks_are_control_tokens_and_no_other_control_token_can_come() -> N
 
 
 def test_a_tokenizer_without_marks_writes_a_bare_list(tmp_path: Path) -> None:
-    TOKENIZER.save(tmp_path)
-    spec = json.loads((tmp_path / "tokenizer.json").read_text())
-    marks = ("<|tool_call|>", "<|/tool_call|>")
-    spec["added_tokens"] = [t for t in spec["added_tokens"] if t["content"] not in marks]
-    spec["model"]["vocab"] = {t: i for t, i in spec["model"]["vocab"].items() if t not in marks}
-    bare = Tokenizer(spec)
+    bare = without_marks(tmp_path)
     text = bare.decode(drawn(Grammar("tools", json.dumps(TOOLS[1:2])), tokenizer=bare))
     assert text.startswith("[")
     assert {c.name for c in parse_calls(text)[1]} == {"now"}
@@ -397,6 +441,28 @@ WRONG = [
     ("tools", '{"name": "f"}', "list of tools"),
     ("lark", "start: /x/", "'json', 'regex' or 'tools'"),
 ]
+ONE_TOOL, WORD = '[{"name": "now"}]', Grammar("regex", "[a-z]+")
+WRONG_TOOLS: list[tuple[dict[str, Any], str]] = [
+    ({"max_calls": 0}, "max_calls must be at least 1, found 0"),
+    ({"max_calls": 17}, "max_calls must be at most 16, found 17"),
+    ({"max_calls": 1.5}, "max_calls must be a whole number"),
+    ({"alternative": "[a-z]+"}, "alternative must be a Grammar"),
+    ({"alternative": Grammar("tools", ONE_TOOL)}, "'json' or 'regex', found 'tools'"),
+    ({"alternative": Grammar("regex", "(")}, "unclosed"),
+    ({"alternative": Grammar("json", '{"enum": []}')}, "Unsatisfiable"),
+    ({"alternative": Grammar("json", "[1]")}, "an object, true or false"),
+    ({"kind": "regex", "text": "a", "max_calls": 1}, "found kind 'regex'"),
+    ({"kind": "json", "text": "true", "alternative": WORD}, "found kind 'json'"),
+    ({"alternative": Grammar("regex", "a", max_calls=1)}, "found kind 'regex'"),
+]
+
+
+@pytest.mark.parametrize("fields, message", WRONG_TOOLS, ids=[m for _, m in WRONG_TOOLS])
+def test_limits_and_alternatives_that_no_grammar_has_are_refused(
+    fields: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        check(SamplingParams(grammar=Grammar(**{"kind": "tools", "text": ONE_TOOL, **fields})))
 
 
 @pytest.mark.parametrize("kind, text, said", WRONG, ids=[f"{k} {str(t)[:40]}" for k, t, _ in WRONG])
