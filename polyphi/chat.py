@@ -396,7 +396,8 @@ class Grammar:
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How to draw tokens. Temperature 0 is greedy. `stop` strings end the answer and are not part of it.
+    """How to draw tokens. Temperature 0 is greedy. `stop` strings end the answer and are not part of it; with
+    `stop_at_call` the first complete tool call ends it too (engine/tools.py) and is part of it.
 
     `min_p` drops tokens less likely than that share of the likeliest. `repetition_penalty` divides (above 0) or
     multiplies (below) the score of every token of prompt and answer; `presence_penalty` and `frequency_penalty` are
@@ -422,6 +423,7 @@ class SamplingParams:
     grammar: Grammar | None = None
     draft: int | Literal["auto"] = "auto"
     rope: Literal["dynamic", "bound"] = "dynamic"
+    stop_at_call: bool = False
 
 
 @dataclass(frozen=True)
