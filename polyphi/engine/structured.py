@@ -222,7 +222,7 @@ def _tools(grammar: Grammar, marks: bool) -> str:
     ]
     for i, tool in enumerate(tools):
         schema = arguments_schema(tool)
-        _of_schema(schema, f"the parameters of tool {tool['name']!r:.80}")
+        _of_schema(schema, f"in tools the parameters of {tool['name']!r:.80}")
         rules += [
             f'call_{i}: "{{" ws "\\"name\\"" ws ":" ws name_{i} ws "," ws arguments_{i} ws "}}"',
             f"name_{i}: %json {json.dumps({'const': tool['name']})}",
@@ -253,7 +253,7 @@ def arguments_schema(tool: Mapping[str, Any]) -> Any:
         return {"type": "object", "properties": {}, "additionalProperties": False}
     if not isinstance(parameters, Mapping):
         raise ValueError(
-            f"the parameters of tool {tool['name']!r:.80} must be an object, found {type(parameters).__name__}"
+            f"in tools the parameters of {tool['name']!r:.80} must be an object, found {type(parameters).__name__}"
         )
     if parameters.get("type") != "object" and all(
         isinstance(p, Mapping) and isinstance(p.get("type"), str) for p in parameters.values()

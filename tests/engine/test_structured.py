@@ -437,7 +437,11 @@ WRONG = [
     ("tools", json.dumps([{"name": f"t{i}"} for i in range(129)]), "found 129"),
     ("tools", '[{"description": "x"}]', "a name"),
     ("tools", '[{"name": "f", "parameters": []}]', "'f' must be an object"),
-    ("tools", '[{"name": "f", "parameters": {"properties": {"x": {"type": "y"}}}}]', "tool 'f'"),
+    (
+        "tools",
+        '[{"name": "f", "parameters": {"properties": {"x": {"type": "y"}}}}]',
+        "parameters of 'f'",
+    ),
     ("tools", '{"name": "f"}', "list of tools"),
     ("lark", "start: /x/", "'json', 'regex' or 'tools'"),
 ]
