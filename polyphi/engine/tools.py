@@ -1,7 +1,7 @@
 """An answer's text -> what it says and which tools it calls, piece by piece as the text comes.
 
 >>> parse_calls('Let me see. <|tool_call|>[{"name": "add", "arguments": {"a": 1}}]<|/tool_call|>')
-('Let me see. ', [ToolCall(name='add', arguments='{"a": 1}')])
+('Let me see. ', [ToolCall(name='add', arguments='{"a": 1}', complete=True)])
 
 Models write calls in three ways, each a JSON list of objects with a name and arguments:
 
@@ -94,7 +94,7 @@ class ToolParser:
 
     >>> parser = ToolParser()
     >>> parser.add("Yes. <|tool_"), parser.add('call|>[{"name": "now", "arguments": {}}]'), parser.finish()
-    (['Yes. '], [ToolCall(name='now', arguments='{}')], [])
+    (['Yes. '], [ToolCall(name='now', arguments='{}', complete=True)], [])
     """
 
     def __init__(self) -> None:
@@ -189,10 +189,9 @@ class GrammarToolParser:
     """
 
     def __init__(self, *, alternative: bool = False) -> None:
-        self._calls = (
-            None if alternative else True
-        )  # whether the answer is calls, None until its beginning tells
-        self._text = ""  # of the open call, or the beginning that doesn't tell yet
+        # Whether the answer is calls; None until its first characters decide.
+        self._calls = None if alternative else True
+        self._text = ""  # of the open call, or the first characters while they don't decide
         self._at = 0  # the next character of `_text` to read
         self._depth = 0  # open braces
         self._in_string = False

@@ -411,7 +411,7 @@ def test_a_call_that_is_cut_off_has_its_arguments_as_far_as_they_came(answer: st
         ),
     ],
 )
-def test_what_is_told_of_a_call_that_is_cut_off(cut: str, expected: list[ToolCall]) -> None:
+def test_a_call_that_is_cut_off_needs_a_complete_name(cut: str, expected: list[ToolCall]) -> None:
     assert parsed([CALL + cut], GrammarToolParser) == ("", expected)
     assert parsed(CALL + cut, Either) == ("", expected)
 
