@@ -382,15 +382,22 @@ class Tokens:
 @dataclass(frozen=True)
 class Grammar:
     """What an answer must look like. `kind`: "json" (`text` is a JSON schema), "regex" (the whole answer matches it) or
-    "tools" (a JSON list of tools: the answer is calls of them)."""
+    "tools" (a JSON list of tools: the answer is calls of them).
+
+    Only for "tools": `max_calls` limits the number of calls in the answer; with an `alternative` of another kind the
+    model chooses between calls and an answer of that form.
+    """
 
     kind: Literal["json", "regex", "tools"]
     text: str
+    max_calls: int | None = None
+    alternative: "Grammar | None" = None
 
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How to draw tokens. Temperature 0 is greedy. `stop` strings end the answer and are not part of it.
+    """How to draw tokens. Temperature 0 is greedy. `stop` strings end the answer and are not part of it; with
+    `stop_at_call` the first complete tool call ends it too (engine/tools.py) and is part of it.
 
     `min_p` drops tokens less likely than that share of the likeliest. `repetition_penalty` divides (above 0) or
     multiplies (below) the score of every token of prompt and answer; `presence_penalty` and `frequency_penalty` are
@@ -418,6 +425,7 @@ class SamplingParams:
     draft: int | Literal["auto"] = "auto"
     rope: Literal["dynamic", "bound"] = "dynamic"
     prompt_logprobs: int | None = None
+    stop_at_call: bool = False
 
 
 @dataclass(frozen=True)

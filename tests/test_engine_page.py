@@ -10,7 +10,7 @@ import torch
 import polyphi
 from polyphi.chat import Completion, SamplingParams
 from polyphi.engine.sampling import MAX_ANSWERS, MAX_LOGPROBS, MAX_STOPS, Sampler
-from polyphi.engine.structured import MAX_CALLS, MAX_DEPTH, MAX_LETTERS, MAX_REGEX, MAX_SPACE
+from polyphi.engine.structured import MAX_CALLS, MAX_DEPTH, MAX_LETTERS, MAX_LEVELS, MAX_REGEX
 from polyphi.engine.tools import ToolCall
 from polyphi.processing.tokenizer import Tokenizer
 
@@ -50,7 +50,7 @@ def test_its_bounds_are_those_of_the_code() -> None:
         f"{MAX_LOGPROBS} alternatives at most",
         f"up to {MAX_STOPS} strings",
         f"up to {MAX_ANSWERS} answers",
-        f"up to {MAX_SPACE} spaces",
+        f"{MAX_LEVELS} levels where",
         f"at most {MAX_LETTERS:,} letters and {MAX_DEPTH} nested brackets, expressions {MAX_REGEX:,}",
         f"1 to {MAX_CALLS} calls",
     }

@@ -340,10 +340,10 @@ class Engine:
         return made
 
     def check_sampling(self, sampling: SamplingParams) -> None:
-        """Raises ValueError for values that mean nothing, for a grammar that no answer fits, and for stop strings or a
-        grammar without a tokenizer."""
+        """Raises ValueError for values that mean nothing, for a grammar that no answer fits, and for stop strings,
+        `stop_at_call` or a grammar without a tokenizer."""
         check(sampling)
-        if sampling.stop and not self.processor.tokenizer.has_vocabulary:
+        if (sampling.stop or sampling.stop_at_call) and not self.processor.tokenizer.has_vocabulary:
             raise ValueError(NO_TOKENIZER)
         if sampling.grammar is not None:
             Matcher(sampling.grammar, self.processor.tokenizer)

@@ -17,6 +17,7 @@ from polyphi.engine.cache import BLOCK, Table, chained
 from polyphi.engine.encoders import Item, items
 from polyphi.engine.sampling import Sampler
 from polyphi.engine.speculate import PromptLookup
+from polyphi.engine.tools import ToolCall, ToolParser
 from polyphi.processing.tokenizer import Tokenizer
 
 UNFINISHED = "\ufffd"
@@ -137,6 +138,7 @@ class Request:
         if self.draft:
             self.lookup = PromptLookup(self.ids, never=self.tokenizer.controls.values())
         self._text = AnswerText(self.tokenizer, self.sampling.stop)
+        self._calls = ToolParser() if self.sampling.stop_at_call else None
         self._names: dict[str, list[bytes]] = {}
         self.phase = "waiting"
 
@@ -210,7 +212,8 @@ class Request:
             if not self._text.stopped and (whole or len(self.tokens) == self.sampling.max_tokens):
                 shown += self._text.finish()
                 self.finish_reason = "stop" if whole else "length"
-        if self._text.stopped:
+        calls = self._calls.add(shown) if self._calls else []
+        if self._text.stopped or any(isinstance(part, ToolCall) for part in calls):
             self.finish_reason = "stop"
         self.pieces.append(shown)
 

@@ -56,8 +56,7 @@ def check(sampling: SamplingParams) -> None:
         raise ValueError(f"rope must be 'dynamic' or 'bound', found {s.rope!r:.80}")
     _check_stops(s.stop)
     if s.grammar is not None:
-        if not isinstance(s.grammar, Grammar) or not isinstance(s.grammar.text, str):
-            raise ValueError(f"grammar must be a Grammar of text, found {s.grammar!r:.80}")
+        _check_grammar("grammar", s.grammar)
         structured.compiled(s.grammar)
 
 
@@ -75,6 +74,16 @@ def _number(name: str, value: Any, low: float, high: float) -> None:
         raise ValueError(f"{name} must be a number, found {value!r:.80}")
     if not low <= value <= high:  # NaN is in no range
         raise ValueError(f"{name} must be from {low:g} to {high:g}, found {value}")
+
+
+def _check_grammar(name: str, grammar: Any) -> None:
+    """Raises ValueError for values of other types than a Grammar has."""
+    if not isinstance(grammar, Grammar) or not isinstance(grammar.text, str):
+        raise ValueError(f"{name} must be a Grammar of text, found {grammar!r:.80}")
+    if grammar.max_calls is not None:
+        _whole("max_calls", grammar.max_calls, 1, structured.MAX_CALLS)
+    if grammar.alternative is not None:
+        _check_grammar("alternative", grammar.alternative)
 
 
 def _check_stops(stops: object) -> None:

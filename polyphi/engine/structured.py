@@ -10,8 +10,9 @@ Control tokens never stand for text: of them only the two marks of a tool call, 
 **Expressions** are those of Rust's regex crate, matched from end to end: no look-around, no back-references; `\d` is
 0 to 9.
 
-**Space.** JSON may have up to `MAX_SPACE` spaces, tabs and line ends where JSON allows them, so that a model writes as
-it is used to, but can't go on with spaces for ever. Nothing stands before or after the answer.
+**Whitespace.** Between two JSON tokens there is nothing, one space, or one newline with indentation, so that a model
+can write compact or pretty-printed JSON, but spends few tokens on whitespace. Indentation is up to 4 spaces in steps of
+2, or one tab, for each level that the schema describes. Nothing stands before or after the answer.
 
 **Bounds.** A grammar's text, its depth and what it grows to while an answer is written are bounded; beyond, ValueError.
 """
@@ -27,13 +28,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from polyphi.chat import CALL, CALL_END, Grammar, functions
+from polyphi.engine.tools import FUNCTOOLS
 from polyphi.processing.tokenizer import Tokenizer
 
 MAX_LETTERS, MAX_DEPTH, MAX_REGEX, MAX_TOOLS, MAX_CALLS = 256_000, 64, 10_000, 128, 16
 """A schema or a list of tools: letters and nested brackets; letters of a regular expression; tools offered; calls in
 one answer."""
-MAX_SPACE = 24
-SPACE = rf"[ \n\t]{{0,{MAX_SPACE}}}"
+MAX_LEVELS = 8
+"""Levels of indentation where a schema leaves open how deep an answer nests."""
+CALL_LEVELS = 2
+"""Levels of a list of calls around the arguments of one."""
 ROW_ITEMS, LEXER_STATES, LEXER_FUEL = 20_000, 50_000, 200_000
 """What an answer's parser may hold: alternatives at one place, states of its lexer (1 to 2 kB each), and work on
 expressions before the first token (about 0.1 s)."""
@@ -127,13 +131,17 @@ def compiled(grammar: Grammar, marks: bool = True) -> str:
     be held (such as `uniqueItems`, or look-ahead), and where llguidance isn't installed.
     """
     matcher = _llguidance().LLMatcher
+    if grammar.kind == "tools":
+        made = str(matcher.grammar_from_lark(_tools(grammar, marks)))
+        _check(made, "this list of tools")
+        return made
+    if grammar.max_calls is not None or grammar.alternative is not None:
+        raise ValueError(
+            f"max_calls and alternative belong to a grammar of kind 'tools', found kind {grammar.kind!r:.80}; leave "
+            "them out"
+        )
     if grammar.kind == "json":
-        schema = _parsed(grammar.text, "JSON schema")
-        if not isinstance(schema, dict | bool):
-            raise ValueError(
-                f"a JSON schema is an object, true or false, found {type(schema).__name__}"
-            )
-        return _of_schema(schema, "this JSON schema")
+        return _of_schema(_schema(grammar.text), "this JSON schema")
     if grammar.kind == "regex":
         if len(grammar.text) > MAX_REGEX:
             raise ValueError(
@@ -141,16 +149,24 @@ def compiled(grammar: Grammar, marks: bool = True) -> str:
             )
         what = f"the regular expression {grammar.text!r:.80}"
         _check(matcher.grammar_from_regex(grammar.text), what)
-        # Once more with \d as 0 to 9: who writes it has no other scripts' digits in mind.
-        expression = _llguidance().regex_to_lark(grammar.text, "d")
-        made = str(matcher.grammar_from_lark(f"start: /{expression}/"))
+        made = str(matcher.grammar_from_lark(f"start: {_expression(grammar.text)}"))
         _check(made, what)
         return made
-    if grammar.kind == "tools":
-        made = str(matcher.grammar_from_lark(_tools(_parsed(grammar.text, "list of tools"), marks)))
-        _check(made, "this list of tools")
-        return made
     raise ValueError(f"grammar kind must be 'json', 'regex' or 'tools', found {grammar.kind!r:.80}")
+
+
+def _schema(text: str) -> Any:
+    schema = _parsed(text, "JSON schema")
+    if not isinstance(schema, dict | bool):
+        raise ValueError(
+            f"a JSON schema is an object, true or false, found {type(schema).__name__}"
+        )
+    return schema
+
+
+def _expression(text: str) -> str:
+    """A regular expression in Lark, with \\d as 0 to 9: who writes it has no other scripts' digits in mind."""
+    return f"/{_llguidance().regex_to_lark(text, 'd')}/"
 
 
 def _parsed(text: str, what: str) -> Any:
@@ -163,41 +179,69 @@ def _parsed(text: str, what: str) -> Any:
         raise ValueError(f"a {what} is nested at most {MAX_DEPTH} deep, found far more") from None
     except ValueError as error:
         raise ValueError(f"expected a {what}, found no JSON: {error}") from None
-    level, depth = [value], 0
-    while level:
-        level = [
-            inner
-            for outer in level
-            if isinstance(outer, dict | list)
-            for inner in (outer.values() if isinstance(outer, dict) else outer)
-        ]
-        depth += 1
-    if depth - 1 > MAX_DEPTH:
-        raise ValueError(f"a {what} is nested at most {MAX_DEPTH} deep, found {depth - 1}")
+    if (depth := _depth(value)) > MAX_DEPTH:
+        raise ValueError(f"a {what} is nested at most {MAX_DEPTH} deep, found {depth}")
     return value
 
 
-def _tools(value: Any, marks: bool) -> str:
+def _depth(value: Any) -> int:
+    """Levels of objects and arrays in a JSON value."""
+    level, depth = [value], -1
+    while level:
+        level = [inner for outer in level for inner in _members(outer)]
+        depth += 1
+    return depth
+
+
+def _members(value: Any) -> list[Any]:
+    """The values in a JSON object or array; none in any other value."""
+    if isinstance(value, dict):
+        return list(value.values())
+    return value if isinstance(value, list) else []
+
+
+def _tools(grammar: Grammar, marks: bool) -> str:
     """Calls of tools in llguidance's form of Lark: one rule for each tool, its arguments by its own schema."""
-    tools = functions(value) or []
+    tools = functions(_parsed(grammar.text, "list of tools")) or []
     if not 1 <= len(tools) <= MAX_TOOLS:
         raise ValueError(f"expected 1 to {MAX_TOOLS} tools, found {len(tools)}")
+    max_calls = grammar.max_calls or MAX_CALLS
+    prefix, suffix = (CALL, CALL_END) if marks else ("", "")
+    start = "calls"
+    if grammar.alternative is not None:
+        start = f"calls | {_alternative(grammar.alternative)}"
+        # Without marks a list of calls could be an answer of the other form too.
+        prefix = prefix or json.dumps(FUNCTOOLS.removesuffix("["))
+    more = f'(ws "," ws call){{0,{max_calls - 1}}}' if max_calls > 1 else ""
     rules = [
-        f"start: {CALL if marks else ''} list {CALL_END if marks else ''}",
-        f'list: "[" ws call (ws "," ws call){{0,{MAX_CALLS - 1}}} ws "]"',
+        f"start: {start}",
+        f"calls: {prefix} list {suffix}",
+        f'list: "[" ws call {more} ws "]"',
         "call: " + " | ".join(f"call_{i}" for i in range(len(tools))),
-        f"ws: SPACE?\nSPACE: /[ \\n\\t]{{1,{MAX_SPACE}}}/",
+        f"ws: SPACE?\nSPACE: /{whitespace(CALL_LEVELS)}/",
     ]
     for i, tool in enumerate(tools):
         schema = arguments_schema(tool)
-        _of_schema(schema, f"the parameters of tool {tool['name']!r:.80}")
+        _of_schema(schema, f"in tools the parameters of {tool['name']!r:.80}")
         rules += [
             f'call_{i}: "{{" ws "\\"name\\"" ws ":" ws name_{i} ws "," ws arguments_{i} ws "}}"',
             f"name_{i}: %json {json.dumps({'const': tool['name']})}",
             f'arguments_{i}: "\\"arguments\\"" ws ":" ws object_{i}',
-            f"object_{i}: %json {json.dumps(_spaced(schema))}",
+            f"object_{i}: %json {json.dumps(_spaced(schema, CALL_LEVELS))}",
         ]
     return "\n".join(rules)
+
+
+def _alternative(grammar: Grammar) -> str:
+    """The other form of an answer, as a part of a Lark rule."""
+    if grammar.kind == "tools":
+        raise ValueError(
+            "the alternative to calls must be of kind 'json' or 'regex', found 'tools'"
+        )
+    compiled(grammar)  # which says what is wrong with it
+    if grammar.kind == "regex":
+        return _expression(grammar.text)
+    return f"%json {json.dumps(_spaced(_schema(grammar.text)))}"
 
 
 def arguments_schema(tool: Mapping[str, Any]) -> Any:
@@ -209,7 +253,7 @@ def arguments_schema(tool: Mapping[str, Any]) -> Any:
         return {"type": "object", "properties": {}, "additionalProperties": False}
     if not isinstance(parameters, Mapping):
         raise ValueError(
-            f"the parameters of tool {tool['name']!r:.80} must be an object, found {type(parameters).__name__}"
+            f"in tools the parameters of {tool['name']!r:.80} must be an object, found {type(parameters).__name__}"
         )
     if parameters.get("type") != "object" and all(
         isinstance(p, Mapping) and isinstance(p.get("type"), str) for p in parameters.values()
@@ -231,8 +275,38 @@ def arguments_schema(tool: Mapping[str, Any]) -> Any:
     return {"type": "object", **parameters}
 
 
-def _spaced(schema: Any) -> dict[str, Any]:
-    return {**({} if schema is True else schema), "x-guidance": {"whitespace_pattern": SPACE}}
+def _spaced(schema: Any, outer_levels: int = 0) -> dict[str, Any]:
+    """The schema with our whitespace, for a value that stands `outer_levels` deep in other JSON."""
+    pattern = whitespace(outer_levels + _levels(schema))
+    return {**({} if schema is True else schema), "x-guidance": {"whitespace_pattern": pattern}}
+
+
+def whitespace(levels: int) -> str:
+    """A regular expression of the whitespace between two JSON tokens, indented by at most `levels` levels."""
+    return rf" |\n((  ){{0,{2 * levels}}}|\t{{0,{levels}}})"
+
+
+def _levels(schema: Any) -> int:
+    """Levels of objects and arrays that a schema describes, MAX_LEVELS where it leaves them open. Members that an
+    object may have beside the described ones count only if `additionalProperties` allows them explicitly."""
+    if not isinstance(schema, dict) or "$ref" in schema:
+        return MAX_LEVELS
+    if "const" in schema or "enum" in schema:
+        return min(MAX_LEVELS, max(_depth(schema.get("const")), _depth(schema.get("enum")) - 1))
+    types = str(schema.get("type", "object"))
+    if "object" not in types and "array" not in types:
+        return 0
+    members = [
+        *(schema.get(key, False) for key in ("items", "additionalProperties")),
+        *_members(schema.get("properties")),
+        *_members(schema.get("patternProperties")),
+        *_members(schema.get("prefixItems")),
+    ]
+    alternatives = [a for key in ("anyOf", "oneOf", "allOf") for a in _members(schema.get(key))]
+    levels = [1 + _levels(member) for member in members if member is not False]
+    levels += map(_levels, alternatives)
+    closed = schema.get("additionalProperties") is False
+    return min(MAX_LEVELS, max(levels, default=1 if closed else MAX_LEVELS))
 
 
 def _of_schema(schema: Any, what: str) -> str:

@@ -1,7 +1,7 @@
 """An answer's text -> what it says and which tools it calls, piece by piece as the text comes.
 
 >>> parse_calls('Let me see. <|tool_call|>[{"name": "add", "arguments": {"a": 1}}]<|/tool_call|>')
-('Let me see. ', [ToolCall(name='add', arguments='{"a": 1}')])
+('Let me see. ', [ToolCall(name='add', arguments='{"a": 1}', complete=True)])
 
 Models write calls in three ways, each a JSON list of objects with a name and arguments:
 
@@ -20,6 +20,8 @@ It takes time in proportion to the text's length, whatever the text says:
   other, so that both can't go on beyond a third start. No letter is read for more than two of them.
 - Compiled patterns read the letters, and never give back what they took.
 - What has to be decided one by one is bounded: beyond `MAX_STEPS` all is content.
+
+An answer that a grammar constrains (structured.py) needs no guessing: `GrammarToolParser` reads it.
 """
 
 import json
@@ -56,6 +58,12 @@ _ITEMS = re.compile(f"(?:{VALUE}{SPACES},{SPACES})*+")
 _MEMBERS = re.compile(f"(?:{STRING}{SPACES}:{SPACES}{VALUE}{SPACES},{SPACES})*+")
 _RUNS = {"item": _ITEMS, "first item": _ITEMS, "key": _MEMBERS, "first key": _MEMBERS}
 
+# A call as a grammar of tools has it: its name, and what stands before its arguments.
+NAME = rf'{{{SPACES}"name"{SPACES}:{SPACES}({STRING})'
+_NAME = re.compile(NAME)
+_BEFORE_ARGUMENTS = re.compile(rf'{NAME}{SPACES},{SPACES}"arguments"{SPACES}:{SPACES}')
+_TO_BRACE = re.compile(rf'(?:[^"{{}}]++|{STRING})*+')
+
 KEYS = ("key", "first key")
 VALUES = ("value", "item", "first item")
 ENDS = ("next", "first key", "first item", "first call")
@@ -65,10 +73,12 @@ OPENS = {"{": ("start", "call", "first call", *VALUES), "[": ("start", *VALUES)}
 
 @dataclass(frozen=True)
 class ToolCall:
-    """A call of a tool; `arguments` is the text of a JSON object, as the model wrote it."""
+    """A call of a tool; `arguments` is the text of a JSON object, as the model wrote it. If the answer ended within the
+    call, it isn't `complete`, and `arguments` is the beginning of that text."""
 
     name: str
     arguments: str
+    complete: bool = True
 
 
 def parse_calls(text: str) -> tuple[str, list[ToolCall]]:
@@ -84,7 +94,7 @@ class ToolParser:
 
     >>> parser = ToolParser()
     >>> parser.add("Yes. <|tool_"), parser.add('call|>[{"name": "now", "arguments": {}}]'), parser.finish()
-    (['Yes. '], [ToolCall(name='now', arguments='{}')], [])
+    (['Yes. '], [ToolCall(name='now', arguments='{}', complete=True)], [])
     """
 
     def __init__(self) -> None:
@@ -164,6 +174,84 @@ class ToolParser:
             if at >= 0 and start.startswith(text[at:]):
                 return "", at
         return "", len(text)
+
+
+class GrammarToolParser:
+    """Parses an answer of a grammar of tools as its text comes; `add` and `finish` return the same as `ToolParser`'s.
+
+    >>> parser = GrammarToolParser()
+    >>> parser.add('<|tool_call|>[{"name": "now", "arguments": {"zone": "U'), parser.finish()
+    ([], [ToolCall(name='now', arguments='{"zone": "U', complete=False)])
+
+    The whole answer is calls. With an `alternative` it may be an answer of that form instead: then all of it is
+    content, also what looks like a call. If the answer ends within a call whose name is complete, `finish` returns the
+    call with the arguments as far as they came; nothing of an incomplete call is content.
+    """
+
+    def __init__(self, *, alternative: bool = False) -> None:
+        # Whether the answer is calls; None until its first characters decide.
+        self._calls = None if alternative else True
+        self._text = ""  # of the open call, or the first characters while they don't decide
+        self._at = 0  # the next character of `_text` to read
+        self._depth = 0  # open braces
+        self._in_string = False
+
+    def add(self, text: str) -> list[str | ToolCall]:
+        held, self._text = self._text, ""
+        held += text  # without a copy, as in ToolParser
+        self._text = held
+        del held
+        if self._calls is None and any(self._text.startswith(start) for start in STARTS):
+            self._calls = True
+        elif self._calls is None and not any(start.startswith(self._text) for start in STARTS):
+            self._calls = False
+        if self._calls:
+            return self._complete_calls()
+        return [] if self._calls is None else self._content()
+
+    def finish(self) -> list[str | ToolCall]:
+        """What is left when no more text comes: the call that the end of the answer cut off."""
+        if not self._calls:
+            return self._content()
+        name, before = _NAME.match(self._text), _BEFORE_ARGUMENTS.match(self._text)
+        if name is None:
+            return []
+        arguments = self._text[before.end() :] if before else ""
+        return [ToolCall(json.loads(name[1]), arguments, complete=False)]
+
+    def _content(self) -> list[str | ToolCall]:
+        text, self._text = self._text, ""
+        return [text] if text else []
+
+    def _complete_calls(self) -> list[str | ToolCall]:
+        """The calls whose last brace has come; of the text only an open call is kept."""
+        text, at, began = self._text, self._at, 0
+        calls: list[str | ToolCall] = []
+        while True:
+            if self._in_string:
+                at = _end(_LETTERS, text, at)
+                if text[at : at + 1] != '"':
+                    break
+                at, self._in_string = at + 1, False
+            at = _end(_TO_BRACE, text, at)
+            if at == len(text):
+                break
+            character, at = text[at], at + 1
+            if character == '"':  # of a string whose end is still to come
+                self._in_string = True
+            elif character == "{":
+                began = began if self._depth else at - 1
+                self._depth += 1
+            else:
+                self._depth -= 1
+                if not self._depth:
+                    head = _BEFORE_ARGUMENTS.match(text, began)
+                    assert head, "a call of the grammar has a name, then arguments"
+                    arguments = text[head.end() : at - 1].rstrip(WHITE)
+                    calls.append(ToolCall(json.loads(head[1]), arguments))
+        began = began if self._depth else at
+        self._text, self._at = text[began:], at - began
+        return calls
 
 
 class _Reader:

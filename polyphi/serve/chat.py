@@ -1,14 +1,14 @@
 """Chat completions: OpenAI's messages -> a conversation, and the model's answers -> OpenAI's answers.
 
-Streamed and whole answers are made of the same pieces: text runs through one `ToolParser` for each answer where tools
-are offered, so the deltas of a stream join to the message that comes without one.
+Streamed and whole answers are made of the same pieces: where tools are offered, the text of each answer runs through
+one parser of tool calls, so the deltas of a stream join to the message that comes without one.
 """
 
 import json
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fastapi import APIRouter
@@ -29,7 +29,7 @@ from polyphi.chat import (
     with_calls,
     with_tools,
 )
-from polyphi.engine.tools import ToolCall, ToolParser
+from polyphi.engine.tools import GrammarToolParser, ToolCall, ToolParser
 from polyphi.serve.answers import besides, event, usage
 from polyphi.serve.errors import ApiError
 from polyphi.serve.fetch import Media
@@ -38,6 +38,7 @@ from polyphi.serve.schema import (
     AudioUrlPart,
     ChatRequest,
     ImagePart,
+    NamedTool,
     RefusalPart,
     Turn,
     offered,
@@ -55,18 +56,14 @@ def routes(server: Server) -> APIRouter:
     async def chat_completions(wanted: ChatRequest, request: HttpRequest) -> Response:
         adapter = server.adapter(wanted.model, wanted.adapter)
         tools = offered(wanted.tools or (), wanted.tool_choice)
-        must_call = bool(tools) and wanted.tool_choice not in (None, "auto")
-        grammar = wanted.grammar()
-        if must_call and grammar:
-            raise ApiError(
-                400,
-                "an answer can't be a tool call and of response_format at once; leave one of them out",
-                param="response_format",
-            )
-        if must_call:
-            grammar = Grammar("tools", json.dumps(tools))
         logprobs = (wanted.top_logprobs or 0) if wanted.logprobs else None
-        asked = wanted.sampling(grammar=grammar, max_tokens=wanted.wanted_tokens, logprobs=logprobs)
+        asked = wanted.sampling(
+            grammar=answer_grammar(wanted, tools),
+            max_tokens=wanted.wanted_tokens,
+            logprobs=logprobs,
+        )
+        if tools and asked.grammar is None and wanted.parallel_tool_calls is False:
+            asked = replace(asked, stop_at_call=True)
 
         async def prepared() -> tuple[Batch, SamplingParams]:
             sampling = await server.looked_at(asked, wanted)
@@ -79,12 +76,28 @@ def routes(server: Server) -> APIRouter:
         with server.admit(request) as ticket:
             row, sampling = await unless_gone(request, prepared())
             job = await server.enter(ticket, row, sampling)
-            answer = Answer(server, request, wanted, job, bool(tools))
+            answer = Answer(server, request, wanted, job, sampling, bool(tools))
             if wanted.stream:
                 return Events(answer.events(), ticket.handed())
             return JSONResponse(await unless_gone(request, answer.whole()))
 
     return router
+
+
+def answer_grammar(wanted: ChatRequest, tools: Sequence[dict[str, Any]]) -> Grammar | None:
+    """The grammar of an answer: calls where `tool_choice` requires them, otherwise the response format, beside which
+    calls are possible where tools are offered. None for free text, in which calls are possible too."""
+    response = wanted.grammar()
+    required = wanted.tool_choice not in (None, "auto")
+    if not tools or (response is None and not required):
+        return response
+    single = isinstance(wanted.tool_choice, NamedTool) or wanted.parallel_tool_calls is False
+    return Grammar(
+        "tools",
+        json.dumps(tools),
+        max_calls=1 if single else None,
+        alternative=None if required else response,
+    )
 
 
 async def conversation(server: Server, media: Media, turns: Sequence[Turn]) -> tuple[Message, ...]:
@@ -148,13 +161,16 @@ async def _part(media: Media, part: GivenPart, where: str) -> Part:
 
 @dataclass
 class Said:
-    """One answer while it comes: what its text turned out to be. Where `parallel` calls aren't wanted, those after the
-    first are left out."""
+    """One answer while it comes: what its text turned out to be. Where calls aren't `parallel`, nothing after the first
+    is part of it. Where a call is `required`, it has no content."""
 
-    parser: ToolParser | None
+    parser: ToolParser | GrammarToolParser | None
     parallel: bool = True
+    required: bool = False
     content: str = ""
     calls: list[dict[str, Any]] = field(default_factory=list)
+    complete: bool = True
+    """Whether the last call is."""
     logprobs: list[TokenLogprob] = field(default_factory=list)
 
     def add(self, news: News) -> list[dict[str, Any]]:
@@ -165,11 +181,12 @@ class Said:
             if news.finish_reason:
                 parts += self.parser.finish()
         self.logprobs += news.logprobs
-        return [
-            self._delta(part)
-            for part in parts
-            if isinstance(part, str) or self.parallel or not self.calls
-        ]
+        deltas = []
+        for part in parts:
+            if self.calls and not self.parallel:
+                break
+            deltas.append(self._delta(part))
+        return deltas
 
     def _delta(self, part: str | ToolCall) -> dict[str, Any]:
         if isinstance(part, str):
@@ -181,29 +198,49 @@ class Said:
             "function": {"name": part.name, "arguments": part.arguments},
         }
         self.calls.append(call)
+        self.complete = part.complete
         return {"tool_calls": [{"index": len(self.calls) - 1, **call}]}
 
     @property
+    def no_content(self) -> str | None:
+        """The content of a delta or message that has none: null where a call is required."""
+        return None if self.required else ""
+
+    @property
     def message(self) -> dict[str, Any]:
-        found: dict[str, Any] = {"role": "assistant", "content": self.content, "refusal": None}
-        if self.calls:
-            found |= {"content": self.content or None, "tool_calls": self.calls}
-        return found
+        content = self.content or (None if self.calls else self.no_content)
+        found: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+        return {**found, "tool_calls": self.calls} if self.calls else found
 
     def reason(self, news: News) -> str | None:
-        """An answer that calls tools ends for that reason, whatever comes after the calls."""
-        return "tool_calls" if news.finish_reason == "stop" and self.calls else news.finish_reason
+        """Why the answer ended: complete calls are a reason of their own, whatever comes after them."""
+        called = self.calls and self.complete
+        return "tool_calls" if news.finish_reason == "stop" and called else news.finish_reason
 
 
 class Answer:
-    """A job's answers in OpenAI's shapes."""
+    """A job's answers in OpenAI's shapes. `tools`: whether any are offered."""
 
     def __init__(
-        self, server: Server, request: HttpRequest, wanted: ChatRequest, job: Job, tools: bool
+        self,
+        server: Server,
+        request: HttpRequest,
+        wanted: ChatRequest,
+        job: Job,
+        sampling: SamplingParams,
+        tools: bool,
     ) -> None:
         self._server, self._request, self._wanted, self._job = server, request, wanted, job
-        parallel = wanted.parallel_tool_calls is not False
-        self._said = [Said(ToolParser() if tools else None, parallel) for _ in job.requests]
+        grammar = sampling.grammar if tools else None
+        required = grammar is not None and grammar.alternative is None
+        self._said = [
+            Said(
+                _parser(grammar) if tools else None,
+                parallel=not sampling.stop_at_call,
+                required=required,
+            )
+            for _ in job.requests
+        ]
         self._id = f"chatcmpl-{secrets.token_hex(12)}"
         self._created = int(time.time())
 
@@ -252,14 +289,14 @@ class Answer:
             choice = {"index": number, "delta": delta, "logprobs": None, "finish_reason": None}
             return event({**head, "choices": [{**choice, **more}]})
 
-        for number in range(len(self._said)):
-            yield chunk(number, {"role": "assistant", "content": ""})
+        for number, said in enumerate(self._said):
+            yield chunk(number, {"role": "assistant", "content": said.no_content})
         try:
             async for news in self._job:
                 said = self._said[news.number]
                 deltas = said.add(news)
                 if news.logprobs and self._wanted.logprobs and not deltas:
-                    deltas = [{"content": ""}]
+                    deltas = [{} if said.required else {"content": ""}]
                 for i, delta in enumerate(deltas):
                     yield chunk(
                         news.number,
@@ -278,3 +315,10 @@ class Answer:
             yield b"data: [DONE]\n\n"
         except ApiError as error:
             yield event(error.body)
+
+
+def _parser(grammar: Grammar | None) -> ToolParser | GrammarToolParser:
+    """What reads an answer that may call tools: free text, or one of a grammar of tools."""
+    if grammar is None:
+        return ToolParser()
+    return GrammarToolParser(alternative=grammar.alternative is not None)

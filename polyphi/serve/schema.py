@@ -8,6 +8,7 @@ Values are checked where they mean something: sampling in engine/sampling.py, me
 import json
 import re
 import secrets
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Annotated, Any, ClassVar, Literal
@@ -286,11 +287,20 @@ class ChatRequest(Sampling):
 def offered(
     tools: Sequence[Tool], choice: Literal["none", "auto", "required"] | NamedTool | None = None
 ) -> list[dict[str, Any]]:
-    """The functions that may be called. Raises ApiError for what is no tool, or a choice that isn't among them."""
+    """The functions that may be called. Raises ApiError for what is no tool, two tools of one name, or a choice that
+    isn't among them."""
     try:
         found = functions([tool.function for tool in tools]) or []
     except ValueError as error:
         raise ApiError(400, str(error), param="tools") from None
+    for name, count in Counter(tool["name"] for tool in found).most_common(1):
+        if count > 1:
+            raise ApiError(
+                400,
+                f"tools: expected each name once, found {count} tools named {name!r:.80}; rename or leave out all but "
+                "one of them",
+                param="tools",
+            )
     if choice == "none":
         return []
     if choice == "required" and not found:

@@ -1,5 +1,6 @@
 """Answers: cached equals uncached, together equals alone, streamed equals whole, and bad requests say why."""
 
+import re
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from polyphi.engine.memory import OutOfMemory
 from polyphi.engine.request import Caller
 from polyphi.engine.runner import extend
 from polyphi.engine.scheduler import Part
+from polyphi.engine.tools import ToolCall, parse_calls
 from polyphi.model.quantize import quantize
 from polyphi.processing.tokenizer import Tokenizer
 
@@ -74,6 +76,36 @@ def test_which_tables_were_used(engine: Engine) -> None:
     assert (
         engine.generate([Message.user("fox " * 90)], sampling=SamplingParams(max_tokens=3)).rope
         == "long"
+    )
+
+
+@pytest.mark.parametrize("draft", [0, 6])
+def test_stop_at_call_draws_no_token_after_the_first_call(engine: Engine, draft: int) -> None:
+    """The grammar dictates the text; all ways of answering give the same tokens."""
+    call = 'functools[{"name": "a", "arguments": {}}'
+    text = f"So: {call}, {call[10:]}] {call} {call}"
+    sampling = SamplingParams(
+        max_tokens=300, grammar=Grammar("regex", re.escape(text)), draft=draft
+    )
+    messages = [Message.user("the fox")]
+    whole = engine.generate(messages, sampling=sampling)
+    assert whole.text == text
+    stopping = replace(sampling, stop_at_call=True)
+    first = engine.generate(messages, sampling=stopping)
+    assert parse_calls(first.text) == ("So: ", [ToolCall("a", "{}")])
+    assert first.finish_reason == "stop"
+    assert first.tokens == whole.tokens[: len(first.tokens)]
+    before_last = engine.processor.tokenizer.decode(first.tokens[:-1])
+    assert not parse_calls(before_last)[1]
+    pieces = list(engine.stream(messages, sampling=stopping))
+    assert "".join(piece.text for piece in pieces) == first.text
+    assert pieces[-1].completion == first
+    exact = replace(stopping, max_tokens=len(first.tokens))
+    assert engine.generate(messages, sampling=exact) == first
+    assert engine.generate_many([messages] * 2, sampling=[stopping, sampling]) == [first, whole]
+    assert (
+        engine.generate(messages, sampling=SamplingParams(stop_at_call=True)).finish_reason
+        == "length"
     )
 
 

@@ -14,10 +14,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polyphi.chat import CALL, Grammar, Message, SamplingParams
+from polyphi.chat import CALL, CALL_END, Grammar, Message, SamplingParams
 from polyphi.engine.engine import Engine
 from polyphi.engine.sampling import Sampler, check
-from polyphi.engine.structured import MAX_SPACE, Matcher, arguments_schema, compiled
+from polyphi.engine.structured import Matcher, arguments_schema, compiled
 from polyphi.engine.tools import parse_calls
 from polyphi.processing.tokenizer import Tokenizer
 
@@ -132,9 +132,107 @@ def test_json_follows_its_schema(name: str) -> None:
     for seed in range(12):
         text = written(Grammar("json", json.dumps(SCHEMAS[name])), seed)
         jsonschema.validate(json.loads(text), SCHEMAS[name])
-        assert not re.search(rf"\s{{{MAX_SPACE + 1}}}", text)
         answers.add(text)
     assert len(answers) > 2, "a grammar that leaves one answer proves nothing"
+
+
+NESTED = {"city": "Rome", "at": [1, 2], "by": {"bus": [], "foot": [{"km": 3}]}}
+LISTS = {"type": "array", "items": {"type": "integer"}}
+FEET = {"type": "array", "items": {"type": "object", "properties": {"km": {"type": "integer"}}}}
+NESTED_SCHEMAS: dict[str, dict[str, Any]] = {
+    "described": {
+        "type": "object",
+        "properties": {
+            "city": {"type": "string"},
+            "at": LISTS,
+            "by": {"type": "object", "properties": {"bus": LISTS, "foot": FEET}},
+        },
+    },
+    "open": {"type": "object"},
+    "open members": {"type": "object", "additionalProperties": True},
+    "open items": {"type": "object", "properties": {"city": {}, "at": {"items": {}}, "by": {}}},
+    "alternatives": {"anyOf": [{"type": "null"}, {"type": "object"}]},
+    "reference": {"$ref": "#/$defs/any", "$defs": {"any": {"type": "object"}}},
+    "listed": {"enum": [NESTED]},
+}
+
+
+def follows(grammar: Grammar, text: str) -> bool:
+    """Whether the grammar allows this whole answer. Marks of a tool call in it are control tokens."""
+    matcher = Matcher(grammar, TOKENIZER)
+    for part in re.split(r"(<\|/?tool_call\|>)", text):
+        marks = (CALL, CALL_END)
+        for token in [TOKENIZER.control(part)] if part in marks else TOKENIZER.encode(part):
+            if not matcher.mask(torch.zeros(TOKENIZER.vocab_size))[token].isfinite():
+                return False
+            matcher.accept(token)
+    return bool(matcher.mask(torch.zeros(TOKENIZER.vocab_size))[TOKENIZER.eos_ids[0]].isfinite())
+
+
+@pytest.mark.parametrize("name", NESTED_SCHEMAS)
+def test_compact_and_pretty_printed_json_are_allowed(name: str) -> None:
+    grammar = Grammar("json", json.dumps(NESTED_SCHEMAS[name]))
+    assert follows(grammar, json.dumps(NESTED))
+    assert follows(grammar, json.dumps(NESTED, separators=(",", ":")))
+    for indent in (2, 4, "\t"):
+        assert follows(grammar, json.dumps(NESTED, indent=indent))
+
+
+@pytest.mark.parametrize("indent", [None, 2, 4, "\t"])
+def test_calls_may_be_pretty_printed(indent: Any) -> None:
+    calls = [
+        {"name": "get_weather", "arguments": {"city": "Rome", "days": 2}},
+        {"name": "now", "arguments": {}},
+    ]
+    text = f"{CALL}{json.dumps(calls, indent=indent)}{CALL_END}"
+    assert follows(Grammar("tools", json.dumps(TOOLS)), text)
+
+
+SPACED = [
+    '{  "city":1}', '{"city":  1}', '{"city":1  }', '{\n\n"city":1}', '{\n\n  "city":1}', '{ \n"city":1}',
+    '{\n "city":1}', '{\n      "city":1}', '{\n\t\t"city":1}', '{\t"city":1}', ' {"city":1}', '{"city":1}\n',
+]  # fmt: skip
+"""With two spaces, a blank line, more indentation than the schema has levels, or whitespace around it."""
+
+
+@pytest.mark.parametrize("text", SPACED)
+def test_more_whitespace_than_json_is_printed_with_is_refused(text: str) -> None:
+    schema = {"type": "object", "properties": {"city": {"const": 1}}, "required": ["city"]}
+    grammar = Grammar("json", json.dumps(schema))
+    assert follows(grammar, '{ "city" : 1 }')
+    assert not follows(grammar, text)
+
+
+@pytest.mark.parametrize("wide", ["  ", "\n\n", " \n"])
+def test_more_whitespace_than_calls_are_printed_with_is_refused(wide: str) -> None:
+    grammar = Grammar("tools", '[{"name": "now"}]')
+    text = '[ { "name" : "now" , "arguments" : { } } , { "name":"now","arguments":{} } ]'
+    assert follows(grammar, CALL + text + CALL_END)
+    for space in re.finditer(" ", text):
+        wider = text[: space.start()] + wide + text[space.end() :]
+        assert not follows(grammar, CALL + wider + CALL_END)
+    for around in (f"{CALL} {text}{CALL_END}", f"{CALL}{text} {CALL_END}"):
+        assert not follows(grammar, around)
+
+
+def test_a_model_that_loves_spaces_writes_few() -> None:
+    schema = {
+        "type": "object",
+        "properties": {"name": {"enum": ["Oslo"]}, "large": {"type": "boolean"}},
+        "required": ["name", "large"],
+        "additionalProperties": False,
+    }
+    for loved in (" ", "\n", " \n", " \n\t"):
+        matcher = Matcher(Grammar("json", json.dumps(schema)), TOKENIZER)
+        likes = torch.zeros(TOKENIZER.vocab_size)
+        likes[[TOKENIZER.encode(space)[0] for space in loved]] = 9.0
+        tokens: list[int] = []
+        while not matcher.finished:
+            tokens.append(int(matcher.mask(likes).argmax()))
+            matcher.accept(tokens[-1])
+        assert json.loads(TOKENIZER.decode(tokens))["name"] == "Oslo"
+        assert len(tokens) < 80
+        assert len(tokens) < 40 or loved != " "
 
 
 @pytest.mark.parametrize("expression", EXPRESSIONS)
@@ -158,6 +256,55 @@ def test_calls_of_tools() -> None:
     assert called == set(by_name)
     _, calls = parse_calls(written(Grammar("tools", json.dumps(TOOLS[:1]))))
     assert {call.name for call in calls} == {"get_weather"}
+
+
+def test_max_calls_limits_the_calls_of_an_answer() -> None:
+    call = '{"name": "now", "arguments": {}}'
+    for max_calls in (1, 2, 16):
+        grammar = Grammar("tools", json.dumps(TOOLS), max_calls=max_calls)
+        for count in (1, max_calls, max_calls + 1):
+            text = f"{CALL}[{', '.join([call] * count)}]{CALL_END}"
+            assert follows(grammar, text) == (count <= max_calls)
+        assert not follows(grammar, f"{CALL}[]{CALL_END}")
+
+
+ALTERNATIVES = {
+    "schema": (Grammar("json", json.dumps(SCHEMAS["flat"])), '{"name": "x", "age": 7}', '{"age": 7}'),
+    "any JSON": (Grammar("json", "true"), "false", "fals"),
+    "expression": (Grammar("regex", r"a\d*"), "a12", "a٣"),
+    "mark as text": (Grammar("regex", "<.*>"), "<b>", "b>"),
+}  # fmt: skip
+"""A form of an answer without calls, an answer that has it, and one that doesn't."""
+
+
+@pytest.mark.parametrize("name", ALTERNATIVES)
+def test_calls_or_an_answer_of_the_alternative(name: str) -> None:
+    alternative, right, wrong = ALTERNATIVES[name]
+    grammar = Grammar("tools", json.dumps(TOOLS), alternative=alternative)
+    call = f'{CALL}[{{"name": "now", "arguments": {{}}}}]{CALL_END}'
+    assert follows(grammar, right) and follows(grammar, call)
+    for text in (wrong, call + right, right + call, call.replace("now", "then")):
+        assert not follows(grammar, text)
+
+
+def without_marks(tmp_path: Path) -> Tokenizer:
+    """The tokenizer without the two control tokens of a tool call."""
+    TOKENIZER.save(tmp_path)
+    spec = json.loads((tmp_path / "tokenizer.json").read_text())
+    marks = ("<|tool_call|>", "<|/tool_call|>")
+    spec["added_tokens"] = [t for t in spec["added_tokens"] if t["content"] not in marks]
+    spec["model"]["vocab"] = {t: i for t, i in spec["model"]["vocab"].items() if t not in marks}
+    return Tokenizer(spec)
+
+
+def test_without_marks_calls_differ_from_the_alternative(tmp_path: Path) -> None:
+    """An array of the schema may look like a list of calls."""
+    alternative = Grammar("json", '{"type": "array"}')
+    grammar = Grammar("tools", json.dumps(TOOLS[1:2]), alternative=alternative)
+    tokenizer = without_marks(tmp_path)
+    texts = [tokenizer.decode(drawn(grammar, seed, 40, tokenizer)) for seed in range(8)]
+    assert {text[0] for text in texts} == {"f", "["}
+    assert all(text.startswith("functools[") for text in texts if text[0] == "f")
 
 
 def test_parameters_in_both_forms() -> None:
@@ -194,12 +341,7 @@ def test_the_marks_are_control_tokens_and_no_other_control_token_can_come() -> N
 
 
 def test_a_tokenizer_without_marks_writes_a_bare_list(tmp_path: Path) -> None:
-    TOKENIZER.save(tmp_path)
-    spec = json.loads((tmp_path / "tokenizer.json").read_text())
-    marks = ("<|tool_call|>", "<|/tool_call|>")
-    spec["added_tokens"] = [t for t in spec["added_tokens"] if t["content"] not in marks]
-    spec["model"]["vocab"] = {t: i for t, i in spec["model"]["vocab"].items() if t not in marks}
-    bare = Tokenizer(spec)
+    bare = without_marks(tmp_path)
     text = bare.decode(drawn(Grammar("tools", json.dumps(TOOLS[1:2])), tokenizer=bare))
     assert text.startswith("[")
     assert {c.name for c in parse_calls(text)[1]} == {"now"}
@@ -295,10 +437,36 @@ WRONG = [
     ("tools", json.dumps([{"name": f"t{i}"} for i in range(129)]), "found 129"),
     ("tools", '[{"description": "x"}]', "a name"),
     ("tools", '[{"name": "f", "parameters": []}]', "'f' must be an object"),
-    ("tools", '[{"name": "f", "parameters": {"properties": {"x": {"type": "y"}}}}]', "tool 'f'"),
+    (
+        "tools",
+        '[{"name": "f", "parameters": {"properties": {"x": {"type": "y"}}}}]',
+        "parameters of 'f'",
+    ),
     ("tools", '{"name": "f"}', "list of tools"),
     ("lark", "start: /x/", "'json', 'regex' or 'tools'"),
 ]
+ONE_TOOL, WORD = '[{"name": "now"}]', Grammar("regex", "[a-z]+")
+WRONG_TOOLS: list[tuple[dict[str, Any], str]] = [
+    ({"max_calls": 0}, "max_calls must be at least 1, found 0"),
+    ({"max_calls": 17}, "max_calls must be at most 16, found 17"),
+    ({"max_calls": 1.5}, "max_calls must be a whole number"),
+    ({"alternative": "[a-z]+"}, "alternative must be a Grammar"),
+    ({"alternative": Grammar("tools", ONE_TOOL)}, "'json' or 'regex', found 'tools'"),
+    ({"alternative": Grammar("regex", "(")}, "unclosed"),
+    ({"alternative": Grammar("json", '{"enum": []}')}, "Unsatisfiable"),
+    ({"alternative": Grammar("json", "[1]")}, "an object, true or false"),
+    ({"kind": "regex", "text": "a", "max_calls": 1}, "found kind 'regex'"),
+    ({"kind": "json", "text": "true", "alternative": WORD}, "found kind 'json'"),
+    ({"alternative": Grammar("regex", "a", max_calls=1)}, "found kind 'regex'"),
+]
+
+
+@pytest.mark.parametrize("fields, message", WRONG_TOOLS, ids=[m for _, m in WRONG_TOOLS])
+def test_limits_and_alternatives_that_no_grammar_has_are_refused(
+    fields: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        check(SamplingParams(grammar=Grammar(**{"kind": "tools", "text": ONE_TOOL, **fields})))
 
 
 @pytest.mark.parametrize("kind, text, said", WRONG, ids=[f"{k} {str(t)[:40]}" for k, t, _ in WRONG])

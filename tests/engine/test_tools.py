@@ -3,7 +3,8 @@
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from polyphi.chat import CALL, CALL_END, call_text
 from polyphi.engine import tools
-from polyphi.engine.tools import ToolCall, ToolParser, parse_calls
+from polyphi.engine.tools import GrammarToolParser, ToolCall, ToolParser, parse_calls
 
 Found = tuple[str, list[ToolCall]]
 
@@ -115,8 +116,10 @@ CONTENT = [
 ]
 
 
-def parsed(pieces: Iterable[str]) -> Found:
-    parser = ToolParser()
+def parsed(
+    pieces: Iterable[str], parser_class: Callable[[], ToolParser | GrammarToolParser] = ToolParser
+) -> Found:
+    parser = parser_class()
     found = [part for piece in pieces for part in parser.add(piece)] + parser.finish()
     assert all(found), "an empty string tells nothing"
     content = "".join(part for part in found if isinstance(part, str))
@@ -243,7 +246,9 @@ HOSTILE = [
 """What a text may say again and again, and what it says before."""
 
 
-def effort(pieces: list[str]) -> tuple[int, int]:
+def effort(
+    pieces: list[str], parser_class: Callable[[], ToolParser | GrammarToolParser] = ToolParser
+) -> tuple[int, int]:
     """Lines of the parser run through, and letters that its patterns took, while it reads an answer."""
     ran, taken, end_of = 0, 0, tools._end
 
@@ -265,7 +270,7 @@ def effort(pieces: list[str]) -> tuple[int, int]:
         patch.setattr(tools, "MAX_STEPS", 100)
         sys.settrace(trace)
         try:
-            parsed(pieces)
+            parsed(pieces, parser_class)
         finally:
             sys.settrace(before)
     return ran, taken
@@ -350,3 +355,92 @@ def test_numbers_have_so_many_digits(written: str) -> None:
             assert len(parse_calls(text)[1]) == calls
             for at in range(len(text)):
                 assert parsed([text[:at], text[at:]]) == parse_calls(text)
+
+
+# Answers of a grammar of tools
+
+Either = partial(GrammarToolParser, alternative=True)
+ANSWERS = [
+    f'{CALL}[{{"name": "add", "arguments": {{"a": [1, {{"b": "}}]\\"{{["}}]}}}}]{CALL_END}',
+    f'{CALL}[ {{"name" : "now" ,\n  "arguments" : {{}} }} ]{CALL_END}',
+    f'{CALL}[{{"name":"a","arguments":{{"x":"é\\u00e9\\\\"}}}},{{"name":"\\"b\\"","arguments":{{ }}}}]{CALL_END}',
+    f'{CALL}[{{"name": "{CALL_END}", "arguments": {{"x": "{CALL}[{{"}}}}]{CALL_END}',
+]
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_calls_of_a_grammar_are_the_same_by_every_cut(answer: str) -> None:
+    whole = parsed([answer], GrammarToolParser)
+    assert whole == parse_calls(answer) and whole[0] == ""
+    assert whole == parsed([answer], Either) == parsed(answer, GrammarToolParser)
+    for at in range(len(answer)):
+        assert parsed([answer[:at], answer[at:]], Either) == whole
+    bare = answer.removeprefix(CALL).removesuffix(CALL_END)
+    assert parsed([bare], GrammarToolParser) == parsed(["functools" + bare], Either) == whole
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_a_call_that_is_cut_off_has_its_arguments_as_far_as_they_came(answer: str) -> None:
+    _, calls = parse_calls(answer)
+    for end in range(len(CALL), len(answer)):  # the mark is one token
+        content, cut = parsed([answer[:end]], GrammarToolParser)
+        assert content == "" and (content, cut) == parsed(answer[:end], Either)
+        assert all(call.complete for call in cut[:-1])
+        for call, whole in zip(cut, calls, strict=False):
+            assert call.name == whole.name
+            if call.complete:
+                assert call == whole
+            else:
+                assert whole.arguments.startswith(call.arguments.rstrip())
+                assert answer[:end].endswith(call.arguments)
+
+
+@pytest.mark.parametrize(
+    "cut, expected",
+    [
+        ("[", []),
+        ('[{"name": "ad', []),
+        ('[{"name": "add"', [ToolCall("add", "", False)]),
+        ('[{"name": "add", "argu', [ToolCall("add", "", False)]),
+        ('[{"name": "add", "arguments": {"a": "x ', [ToolCall("add", '{"a": "x ', False)]),
+        ('[{"name": "add", "arguments": {"a": 1}', [ToolCall("add", '{"a": 1}', False)]),
+        ('[{"name": "add", "arguments": {}}, {"na', [ToolCall("add", "{}")]),
+        (
+            '[{"name": "add", "arguments": {}}, {"name": "b", "arguments": {"',
+            [ToolCall("add", "{}"), ToolCall("b", '{"', False)],
+        ),
+    ],
+)
+def test_a_call_that_is_cut_off_needs_a_complete_name(cut: str, expected: list[ToolCall]) -> None:
+    assert parsed([CALL + cut], GrammarToolParser) == ("", expected)
+    assert parsed(CALL + cut, Either) == ("", expected)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        '[{"name": "a", "arguments": {}}]',
+        f'{{"text": "{CALL}[{{}}]"}}',
+        '"functools[{}]"',
+        "false",
+        "f",
+        "<b>",
+        "",
+    ],
+)
+def test_an_answer_of_the_alternative_is_content_to_the_letter(answer: str) -> None:
+    assert parsed([answer], Either) == parsed(answer, Either) == (answer, [])
+
+
+@pytest.mark.parametrize(
+    "unit", ["a", "\\", '\\"', "\\u00e9", CALL, '","', '":{"', '"},{"', '":[{},"', "{" * 9]
+)
+def test_effort_for_answers_of_a_grammar_grows_no_faster_than_the_text(unit: str) -> None:
+    """Lines are those of a piece and of a brace; the rest of a text is read by patterns, once."""
+    text = f'{CALL}[{{"name": "f", "arguments": {{"a": "' + unit * (20_000 // len(unit))
+    braces = text.count("{") + text.count("}")
+    for size in (len(text), 10):
+        pieces = [text[at : at + size] for at in range(0, len(text), size)]
+        ran, taken = effort(pieces, GrammarToolParser)
+        assert ran < 40 * (len(pieces) + braces)
+        assert taken < 2 * len(text)

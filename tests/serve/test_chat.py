@@ -3,14 +3,19 @@
 import base64
 import io
 import json
+import re
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import soundfile
+import torch
 from engine.conftest import clip, picture
 from openai import BadRequestError, NotFoundError, OpenAI
 from serve.conftest import Running
 
-from polyphi.chat import Message, SamplingParams
+from polyphi.chat import CALL, CALL_END, Message, SamplingParams
+from polyphi.engine.sampling import Sampler
 
 
 @pytest.fixture
@@ -202,6 +207,34 @@ def test_logprobs_and_several_answers(running: Running, client: OpenAI) -> None:
         ({"tools": [{"type": "function", "function": {}}]}, "tools", "name"),
         (
             {
+                "tools": [
+                    {"type": "function", "function": {"name": name}} for name in ("f", "g", "f")
+                ]
+            },
+            "tools",
+            "2 tools named 'f'",
+        ),
+        (
+            {
+                "tools": [{"type": "function", "function": {"name": "f", "parameters": [1]}}],
+                "tool_choice": "required",
+            },
+            "tools",
+            "'f'",
+        ),
+        (
+            {
+                "tools": [{"type": "function", "function": {"name": "f"}}],
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "x", "schema": {"type": "strin"}},
+                },
+            },
+            "response_format",
+            "strin",
+        ),
+        (
+            {
                 "response_format": {
                     "type": "json_schema",
                     "json_schema": {"name": "x", "schema": {"enum": []}},
@@ -241,3 +274,205 @@ def test_one_call_where_no_others_are_wanted(running: Running) -> None:
             assert [call["function"]["name"] for call in said.message["tool_calls"]] == names
             assert said.message["content"] == "So: "
             assert said.reason(News(0, "", (), "stop")) == "tool_calls"
+
+
+# Tools: what is called, what is content, and how an answer ends
+
+CITY = {
+    "type": "object",
+    "properties": {"city": {"type": "string"}},
+    "required": ["city"],
+    "additionalProperties": False,
+}
+TOOLS = [
+    {"type": "function", "function": {"name": "weather", "parameters": CITY}},
+    {"type": "function", "function": {"name": "now"}},
+]
+WEATHER = '{"name": "weather", "arguments": {"city": "Rome"}}'
+NOW = '{"name": "now", "arguments": {}}'
+CALLS = f"{CALL}[{WEATHER}, {NOW}]{CALL_END}"
+SCHEMA = {"type": "json_schema", "json_schema": {"name": "city", "schema": CITY, "strict": True}}
+NAMED = {"type": "function", "function": {"name": "weather"}}
+
+
+@dataclass
+class Model:
+    """A server whose model writes `text` and its end, as far as a grammar allows it."""
+
+    running: Running
+    text: str = ""
+
+    def token(self, position: int) -> int:
+        tokenizer = self.running.engine.processor.tokenizer
+        ids = [
+            id
+            for part in re.split(r"(<\|/?tool_call\|>)", self.text)
+            for id in (
+                [tokenizer.control(part)] if part in (CALL, CALL_END) else tokenizer.encode(part)
+            )
+        ]
+        return [*ids, *tokenizer.eos_ids][min(position, len(ids))]
+
+    def answer(self, **fields: Any) -> tuple[dict, int]:
+        """The choice and the tokens it cost; streamed deltas join to the same."""
+        body = {"messages": [{"role": "user", "content": "hi"}], "tools": TOOLS, "max_tokens": 300}
+        body |= {"seed": 1, "temperature": 0.1, **fields}
+        with self.running.client() as client:
+            reply = client.post("/v1/chat/completions", json=body)
+            assert reply.status_code == 200, reply.text
+            body |= {"stream": True, "stream_options": {"include_usage": True}}
+            events = client.post("/v1/chat/completions", json=body).text.split("\n\n")
+        assert events[-2:] == ["data: [DONE]", ""]
+        *chunks, last = [json.loads(event.removeprefix("data: ")) for event in events[:-2]]
+        (choice,), tokens = reply.json()["choices"], reply.json()["usage"]["completion_tokens"]
+        assert joined(chunks) == outcome(choice) and last["usage"]["completion_tokens"] == tokens
+        return choice, tokens
+
+
+def outcome(choice: dict) -> tuple[str | None, list[tuple[str, str]], str]:
+    """Content, calls and finish reason."""
+    message = choice["message"]
+    calls = [call["function"] for call in message.get("tool_calls", [])]
+    called = [(call["name"], call["arguments"]) for call in calls]
+    return message["content"] or None, called, choice["finish_reason"]
+
+
+def joined(chunks: list[dict]) -> tuple[str | None, list[tuple[str, str]], str]:
+    """`outcome` of a stream."""
+    content, calls, reasons = "", list[tuple[str, str]](), []
+    for choice in [choice for chunk in chunks for choice in chunk["choices"]]:
+        content += choice["delta"].get("content") or ""
+        for call in choice["delta"].get("tool_calls", ()):
+            assert call["index"] == len(calls), "a call comes in one delta"
+            calls.append((call["function"]["name"], call["function"]["arguments"]))
+        reasons += [choice["finish_reason"]] if choice["finish_reason"] else []
+    (reason,) = reasons
+    return content or None, calls, reason
+
+
+@pytest.fixture
+def model(running: Running, monkeypatch: pytest.MonkeyPatch) -> Model:
+    scripted, draw = Model(running), Sampler.draw
+
+    def draw_text(self: Sampler, logits: torch.Tensor) -> int:
+        logits = logits.clone()
+        logits[scripted.token(sum(self._counts.values()))] = 1e4
+        return draw(self, logits)
+
+    monkeypatch.setattr(Sampler, "draw", draw_text)
+    return scripted
+
+
+BOTH_CALLS = [("weather", '{"city": "Rome"}'), ("now", "{}")]
+
+
+@pytest.mark.parametrize("choice", [None, "auto"])
+def test_the_model_chooses_between_tools_and_the_response_format(
+    model: Model, choice: str | None
+) -> None:
+    fields = {"tool_choice": choice, "response_format": SCHEMA}
+    model.text = CALLS
+    assert outcome(model.answer(**fields)[0]) == (None, BOTH_CALLS, "tool_calls")
+    model.text = '{"city": "Oslo"}'
+    assert outcome(model.answer(**fields)[0]) == (model.text, [], "stop")
+    # Nothing in an answer of the format is a call.
+    model.text = f"[{NOW}]"
+    for array in (
+        {"type": "regex", "regex": r"\[.*\]"},
+        {"type": "json_schema", "json_schema": {}},
+    ):
+        fields["response_format"] = array
+        assert outcome(model.answer(**fields)[0]) == (model.text, [], "stop")
+
+
+@pytest.mark.parametrize("choice", ["required", NAMED])
+def test_a_required_call_beside_a_response_format(model: Model, choice: Any) -> None:
+    model.text = CALLS
+    found = outcome(model.answer(tool_choice=choice, response_format=SCHEMA)[0])
+    calls = BOTH_CALLS if choice == "required" else BOTH_CALLS[:1]
+    assert found == (None, calls, "tool_calls")
+
+
+@pytest.mark.parametrize("logprobs", [False, True])
+def test_a_required_call_has_no_content(model: Model, logprobs: bool) -> None:
+    model.text = CALLS
+    fields = {"tool_choice": "required", "logprobs": logprobs}
+    choice, tokens = model.answer(**fields)
+    assert choice["message"]["content"] is None
+    with model.running.client() as client:
+        body = {"messages": [{"role": "user", "content": "hi"}], "tools": TOOLS, "stream": True}
+        text = client.post("/v1/chat/completions", json={**body, **fields}).text
+    chunks = [json.loads(e.removeprefix("data: ")) for e in text.split("\n\n")[:-2]]
+    deltas = [choice["delta"] for chunk in chunks for choice in chunk["choices"]]
+    assert [delta["content"] for delta in deltas if "content" in delta] == [None]
+    assert sum("tool_calls" in delta for delta in deltas) == 2
+    entries = [
+        entry
+        for chunk in chunks
+        for choice in chunk["choices"]
+        if choice["logprobs"]
+        for entry in choice["logprobs"]["content"]
+    ]
+    assert len(entries) == (tokens if logprobs else 0)
+
+
+def test_a_named_choice_gives_one_call(model: Model) -> None:
+    model.text = CALLS.replace(NOW, WEATHER)
+    found = outcome(model.answer(tool_choice="required")[0])
+    assert found == (None, BOTH_CALLS[:1] * 2, "tool_calls")
+    found = outcome(model.answer(tool_choice=NAMED)[0])
+    assert found == (None, BOTH_CALLS[:1], "tool_calls")
+
+
+@pytest.mark.parametrize("response_format", [None, SCHEMA])
+@pytest.mark.parametrize("choice", ["auto", "required"])
+def test_without_parallel_calls_generation_ends_after_the_first(
+    model: Model, choice: str, response_format: dict | None
+) -> None:
+    model.text = CALLS
+    fields = {"tool_choice": choice, "response_format": response_format}
+    both, all_tokens = model.answer(**fields)
+    assert outcome(both) == (None, BOTH_CALLS, "tool_calls")
+    first, tokens = model.answer(parallel_tool_calls=False, **fields)
+    assert outcome(first) == (None, BOTH_CALLS[:1], "tool_calls")
+    more = model.running.engine.processor.tokenizer.encode(NOW)
+    assert tokens <= all_tokens - len(more)
+
+
+def test_text_before_the_only_call_stays(model: Model) -> None:
+    model.text = f"So: {CALLS} and so on"
+    found, tokens = model.answer(parallel_tool_calls=False, logprobs=True)
+    assert outcome(found) == ("So: ", BOTH_CALLS[:1], "tool_calls")
+    assert len(found["logprobs"]["content"]) == tokens
+    assert outcome(model.answer()[0]) == ("So:  and so on", BOTH_CALLS, "tool_calls")
+    model.text = "No call."
+    assert outcome(model.answer(parallel_tool_calls=False)[0]) == ("No call.", [], "stop")
+
+
+@pytest.mark.parametrize(
+    "fields", [{"tool_choice": "required"}, {"tool_choice": NAMED}, {"response_format": SCHEMA}]
+)
+def test_a_call_that_meets_max_tokens_has_its_arguments_as_far_as_they_came(
+    model: Model, fields: dict
+) -> None:
+    model.text = f"{CALL}[{WEATHER}]{CALL_END}"
+    whole, tokens = model.answer(**fields)
+    assert outcome(whole) == (None, BOTH_CALLS[:1], "tool_calls")
+    lengths = set()
+    for most in range(1, tokens, 9):
+        found, drawn = model.answer(max_tokens=most, **fields)
+        content, calls, reason = outcome(found)
+        assert (content, reason, drawn) == (None, "length", most)
+        assert [name for name, _ in calls] in ([], ["weather"])
+        for _, arguments in calls:
+            assert BOTH_CALLS[0][1].startswith(arguments)
+            lengths.add(len(arguments))
+        if "tool_calls" not in found["message"] and "tool_choice" in fields:
+            assert found["message"]["content"] is None
+    assert len(lengths) > 1, "the arguments are never cut off"
+
+
+def test_a_stop_string_within_a_call_leaves_it_incomplete(model: Model) -> None:
+    model.text = CALLS
+    found = outcome(model.answer(tool_choice="required", stop=["ome"])[0])
+    assert found == (None, [("weather", '{"city": "R')], "stop")
