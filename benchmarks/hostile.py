@@ -1,34 +1,55 @@
-"""A client beside peers that mean no good: how much longer do its short chats take?
+"""A client beside others that stall the server: how long do its greetings take, and is all given back afterwards?
 
-    python benchmarks/hostile.py runs/nano/model [--rounds 5] [--seconds 8] [--json hostile.json]
+    python benchmarks/hostile.py runs/nano/model [--attacks texts scores] [--greetings 20] [--json hostile.json]
 
-Starts `polyphi serve` on a free port. In turns, a client asks short chats alone and beside a third process, which keeps
-50 connections whose heads drip, 20 whose bodies never come, 2 that ask for streams and don't read them, and 3 that send
-one body after another which is deep, large, a slow grammar, or a picture that is none. Printed are medians of one run
-and their ratio; 1 is the exit code if it reaches 2, or if anything is still held afterwards.
+Starts `polyphi serve` on a free port. Each attack runs in a process of its own, from another address of this machine
+(127.0.0.2), over and over until the greetings beside it are done:
 
-    python benchmarks/hostile.py --peers PORT             # that third process, until it is ended
+| attack | what it sends |
+|---|---|
+| connections | 50 connections whose heads drip, 20 whose bodies never come, 2 streams that nobody reads, 3 senders of hard bodies |
+| texts | 4 chats of 3.9 million emoji |
+| scores | 6 calls for the log-probabilities of 16 prompts of 8,000 tokens (or of what the context holds) |
+| tokens | 2 calls of /tokenize with 3.9 million letters |
+| media | 4 chats with a picture of 36 crops or a clip of ten minutes, a new one each time |
+| queue | 60 chats with long answers |
+
+A greeting (a chat with an answer of 8 tokens) is sent every half second, alone and then beside each attack, and
+/health is asked five times a second. Aims: the median greeting takes at most the larger of three times what it takes
+alone and 0.5 s; /health always answers within 0.2 s; half a second after the attackers have left no request of theirs
+is held; a minute after, memory is back. The exit code is 1 if one is missed.
+
+    python benchmarks/hostile.py --attack texts --port PORT        # that process, until it is ended
 """
 
 import argparse
 import asyncio
+import base64
+import io
 import json
+import random
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 HEAD = "POST {} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n"
-CHAT = "/v1/chat/completions"
+CHAT, COMPLETIONS, TOKENIZE = "/v1/chat/completions", "/v1/completions", "/tokenize"
 DRIPPING, HALF, UNREAD, SENDING = 50, 20, 2, 3
-FORM = {"type": "regex", "regex": "[a-z ]{60}"}
-"""What the client's answers look like, so that they are as long with any model."""
-LEAST, MOST = b'"max_tokens": 2', b'"max_tokens": 100'
+ATTACKERS = "127.0.0.2"
+EVERY, HEALTH = 0.5, 0.2
+"""Seconds between greetings and between looks at /health."""
+LEAST = b'"max_tokens": 2'
 HELD = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
+TIMES, SECONDS, LONGEST_HEALTH, GONE, BACK = 3.0, 0.5, 0.2, 0.5, 60.0
+"""The aims: of a greeting's time alone, or seconds; seconds of /health; until requests are gone; until memory is."""
+MORE = 1.1
+"""Memory counts as given back below this many times what it was before."""
 
 
 def chat(content: Any = "hi", **more: Any) -> bytes:
@@ -41,7 +62,7 @@ def picture(url: str) -> bytes:
     return chat([{"type": "image_url", "image_url": {"url": url}}])
 
 
-def bodies() -> list[bytes]:
+def odd_bodies() -> list[bytes]:
     clip = {"data": "UklGRiQAAABXQVZFZm10IBAAAAABAAEA", "format": "wav"}
     properties = {f"k{i:06}": {"type": "integer", "minimum": i} for i in range(22_000)}
     return [
@@ -62,13 +83,17 @@ def bodies() -> list[bytes]:
     ]
 
 
-# ---------------------------------------------------------------------- the peers' process
+# ---------------------------------------------------------------------- the attackers' process
 
 begun: set[str] = set()
 
 
+async def connected(port: int, **options: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    return await asyncio.open_connection("127.0.0.1", port, local_addr=(ATTACKERS, 0), **options)
+
+
 async def drips(port: int, number: int) -> None:
-    _, writer = await asyncio.open_connection("127.0.0.1", port)
+    _, writer = await connected(port)
     writer.write(b"GET /v1/models HTTP/1.1\r\n")
     begun.add(f"drips {number}")
     while True:
@@ -78,7 +103,7 @@ async def drips(port: int, number: int) -> None:
 
 
 async def half(port: int, number: int) -> None:
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    reader, writer = await connected(port)
     writer.write(HEAD.format(CHAT, 1_000_000).encode() + b'{"messages": ')
     begun.add(f"half {number}")
     await reader.read()
@@ -86,7 +111,7 @@ async def half(port: int, number: int) -> None:
 
 async def unread(port: int, number: int) -> None:
     """The system's buffers fill, then the server's."""
-    _, writer = await asyncio.open_connection("127.0.0.1", port, limit=1)
+    _, writer = await connected(port, limit=1)
     writer.transport.pause_reading()  # type: ignore[attr-defined]
     body = chat(str(number), stream=True).replace(LEAST, b'"max_tokens": 1500')
     writer.write(HEAD.format(CHAT, len(body)).encode() + body)
@@ -95,10 +120,10 @@ async def unread(port: int, number: int) -> None:
 
 
 async def sends(port: int, number: int) -> None:
-    made = bodies()
+    made = odd_bodies()
     while True:
         for body in made[number % len(made) :]:
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            reader, writer = await connected(port)
             writer.write(HEAD.format(CHAT, len(body)).encode() + body)
             begun.add(f"sends {number}")
             head = await reader.readuntil(b"\r\n\r\n")
@@ -107,21 +132,106 @@ async def sends(port: int, number: int) -> None:
             await asyncio.sleep(0.1)
 
 
-async def again(peer: Any, *given: int) -> None:
+async def asks(port: int, path: str, body: bytes) -> bytes:
+    """One request: the answer's status line, once all of it has come."""
+    reader, writer = await connected(port)
+    try:
+        head = HEAD.format(path, len(body)).replace("\r\n\r\n", "\r\nconnection: close\r\n\r\n")
+        writer.write(head.encode() + body)
+        answer = await reader.read()
+        if not answer:
+            raise ConnectionError("no answer")
+        return answer.partition(b"\r\n")[0]
+    finally:
+        writer.close()
+
+
+async def texts(port: int, number: int) -> None:
+    body = chat("\N{GRINNING FACE}" * 3_900_000)
+    while True:
+        begun.add(f"texts {number}")
+        assert b" 400 " in await asks(port, CHAT, body)
+
+
+async def scores(port: int, number: int) -> None:
+    dice = random.Random(number)
+    size = min(8000, await context(port) - 1)
+    ids = [[dice.randrange(300, 3000) for _ in range(size)] for _ in range(16)]
+    wish = {"prompt": ids, "echo": True, "logprobs": 1, "max_tokens": 0}
+    while True:
+        begun.add(f"scores {number}")
+        await asks(port, COMPLETIONS, json.dumps(wish).encode())
+
+
+async def tokens(port: int, number: int) -> None:
+    body = json.dumps({"prompt": "the quick brown fox " * 195_000}).encode()
+    while True:
+        begun.add(f"tokens {number}")
+        assert b" 200 " in await asks(port, TOKENIZE, body)
+
+
+async def media(port: int, number: int) -> None:
+    import numpy as np
+    import soundfile
+    from PIL import Image
+
+    dice = np.random.default_rng(number)
+    while True:
+        file = io.BytesIO()
+        if number % 2:
+            shade = dice.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+            Image.fromarray(shade).resize((2688, 2688)).save(file, "JPEG")
+            part = {"type": "image_url", "image_url": {"url": "data:image/jpeg;base64,"}}
+            part["image_url"]["url"] += base64.b64encode(file.getvalue()).decode()  # type: ignore[index]
+        else:
+            wave = dice.normal(0, 0.1, 600 * 16_000).astype(np.float32)
+            soundfile.write(file, wave, 16_000, "PCM_16", format="FLAC")
+            data = base64.b64encode(file.getvalue()).decode()
+            part = {"type": "input_audio", "input_audio": {"data": data, "format": "flac"}}
+        begun.add(f"media {number}")
+        await asks(port, CHAT, chat([part]))
+
+
+async def queue(port: int, number: int) -> None:
+    body = chat(f"Tell me story {number}").replace(LEAST, b'"max_tokens": 900')
+    while True:
+        begun.add(f"queue {number}")
+        await asks(port, CHAT, body)
+
+
+Attack = dict[Callable[[int, int], Awaitable[None]], int]
+ATTACKS: dict[str, Attack] = {
+    "connections": {drips: DRIPPING, half: HALF, unread: UNREAD, sends: SENDING},
+    "texts": {texts: 4},
+    "scores": {scores: 6},
+    "tokens": {tokens: 2},
+    "media": {media: 4},
+    "queue": {queue: 60},
+}
+
+
+async def context(port: int) -> int:
+    reader, writer = await connected(port)
+    writer.write(b"GET /props HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
+    answer = await reader.read()
+    writer.close()
+    return int(json.loads(answer.partition(b"\r\n\r\n")[2])["context"])
+
+
+async def again(peer: Callable[[int, int], Awaitable[None]], port: int, number: int) -> None:
     """Whoever is thrown out comes back."""
     while True:
         try:
-            await peer(*given)
+            await peer(port, number)
         except (ConnectionError, asyncio.IncompleteReadError):
             await asyncio.sleep(0.2)
 
 
-async def peers(port: int) -> None:
-    """All of them at once. Says "ready" when each has begun."""
-    kinds = {drips: DRIPPING, half: HALF, unread: UNREAD, sends: SENDING}
+async def attack(name: str, port: int) -> None:
+    """All its peers at once. Says "ready" when each has begun."""
     tasks = [
         asyncio.ensure_future(again(peer, port, number))
-        for peer, count in kinds.items()
+        for peer, count in ATTACKS[name].items()
         for number in range(count)
     ]
     while len(begun) < len(tasks):
@@ -130,91 +240,172 @@ async def peers(port: int) -> None:
     await asyncio.gather(*tasks)
 
 
-@contextmanager
-def hostile(url: str) -> Iterator[None]:
-    """The peers go on while this lasts."""
-    command = [sys.executable, __file__, "--peers", url.rpartition(":")[2]]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
-        try:
-            assert process.stdout and process.stdout.readline() == b"ready\n"
-            yield
-            assert process.poll() is None, "they went on all the time"
-        finally:
-            process.kill()
-
-
 # ---------------------------------------------------------------------- the client beside them
 
 
-def measured(model: str, rounds: int, seconds: float) -> dict[str, Any]:
+@dataclass
+class Beside:
+    """What was measured beside an attack: seconds of greetings and of /health, seconds until none of its requests was
+    held and until memory was back (None: not within the time), and resident bytes before, at most and afterwards."""
+
+    attack: str
+    greetings: list[float] = field(default_factory=list)
+    health: list[float] = field(default_factory=list)
+    gone: float | None = None
+    back: float | None = None
+    memory: list[int] = field(default_factory=list)
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.greetings)
+
+    def missed(self, alone: float) -> list[str]:
+        """The aims that were missed."""
+        most = max(TIMES * alone, SECONDS)
+        return [
+            what
+            for what, missed in (
+                (f"greeting {self.median:.2f} s of {most:.2f}", self.median > most),
+                (f"/health {max(self.health):.2f} s", max(self.health) > LONGEST_HEALTH),
+                ("requests held", self.gone is None),
+                ("memory", self.back is None),
+            )
+            if missed
+        ]
+
+
+@asynccontextmanager
+async def attacked(name: str, port: int) -> AsyncIterator[None]:
+    """The attack goes on while this lasts."""
+    command = [sys.executable, __file__, "--attack", name, "--port", str(port)]
+    process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
+    try:
+        assert process.stdout and await process.stdout.readline() == b"ready\n"
+        yield
+        assert process.returncode is None, "it went on all the time"
+    finally:
+        process.kill()
+        await process.wait()
+
+
+async def greeted(client: Any, count: int, found: Beside) -> None:
+    """Greetings, one every half second whether the last one is answered or not, and /health meanwhile."""
+
+    async def greet(number: int) -> None:
+        began = time.monotonic()
+        content = chat(f"{number} hello").replace(LEAST, b'"max_tokens": 8')
+        answer = await client.post(
+            CHAT, content=content, headers={"content-type": "application/json"}
+        )
+        assert answer.status_code == 200, answer.text
+        found.greetings.append(time.monotonic() - began)
+
+    async def look() -> None:
+        while True:
+            began = time.monotonic()
+            answer = await client.get("/health")
+            assert answer.status_code == 200, answer.text
+            found.health.append(time.monotonic() - began)
+            await asyncio.sleep(HEALTH)
+
+    looking = asyncio.ensure_future(look())
+    tasks = []
+    for number in range(count):
+        tasks.append(asyncio.ensure_future(greet(number)))
+        await asyncio.sleep(EVERY)
+    await asyncio.gather(*tasks)
+    looking.cancel()
+
+
+async def beside(client: Any, process: Any, port: int, name: str, count: int) -> Beside:
+    found = Beside(name, memory=[process.memory_info().rss] * 2)
+
+    async def watch() -> None:
+        while True:
+            found.memory[1] = max(found.memory[1], process.memory_info().rss)
+            await asyncio.sleep(0.05)
+
+    async def held() -> float:
+        told = (await client.get("/metrics")).text.splitlines()
+        names = tuple(f"polyphi:{one}" for one in HELD)
+        return sum(float(line.rsplit(" ", 1)[1]) for line in told if line.startswith(names))
+
+    watching = asyncio.ensure_future(watch())
+    async with attacked(name, port):
+        await asyncio.sleep(2)
+        await greeted(client, count, found)
+    watching.cancel()
+    left = time.monotonic()
+    while found.gone is None and time.monotonic() - left < BACK:
+        if not await held():
+            found.gone = time.monotonic() - left
+        await asyncio.sleep(0.02)
+    if found.gone is not None and found.gone > GONE:
+        found.gone = None
+    while found.back is None and time.monotonic() - left < BACK:
+        if process.memory_info().rss < MORE * found.memory[0]:
+            found.back = time.monotonic() - left
+        await asyncio.sleep(0.5)
+    found.memory.append(process.memory_info().rss)
+    return found
+
+
+async def measured(model: str, names: list[str], count: int) -> tuple[Beside, list[Beside]]:
+    """Greetings alone, and beside each attack."""
     import httpx2
+    import psutil
     from load import server
 
-    def latencies(seconds: float) -> list[float]:
-        found: list[float] = []
-        end = time.monotonic() + seconds
-        while (began := time.monotonic()) < end:
-            body = chat(f"1 + {len(found)}", response_format=FORM).replace(LEAST, MOST)
-            answer = client.post(CHAT, content=body, headers={"content-type": "application/json"})
-            assert answer.status_code == 200, answer.text
-            found.append(time.monotonic() - began)
-        return found
+    with server(model, []) as (child, url, _):
+        port, process = int(url.rpartition(":")[2]), psutil.Process(child.pid)
+        async with httpx2.AsyncClient(base_url=url, timeout=600, trust_env=False) as client:
+            while (await client.get("/ready")).status_code != 200:
+                await asyncio.sleep(0.2)
+            await greeted(client, 5, Beside("warm"))  # the first of all are slower
+            alone = Beside("alone")
+            await greeted(client, count, alone)
+            found = [await beside(client, process, port, name, count) for name in names]
+    return alone, found
 
-    def held() -> float:
-        told = client.get("/metrics").text.splitlines()
-        return sum(
-            float(line.rsplit(" ", 1)[1])
-            for line in told
-            if line.startswith(tuple(f"polyphi:{name}" for name in HELD))
+
+def shown(alone: Beside, found: list[Beside]) -> str:
+    rows = [
+        f"alone: greeting {1000 * alone.median:.0f} ms, /health {1000 * max(alone.health):.0f} ms"
+    ]
+    for one in found:
+        gone, back = (
+            "not in time" if seconds is None else f"{seconds:.1f} s"
+            for seconds in (one.gone, one.back)
         )
-
-    alone: list[float] = []
-    beside: list[float] = []
-    with (
-        server(model, []) as (_, url, _),
-        httpx2.Client(base_url=url, timeout=600, trust_env=False) as client,
-    ):
-        latencies(seconds)  # the first of all are slower
-        for _ in range(rounds):
-            alone += latencies(seconds)
-            with hostile(url):
-                beside += latencies(seconds)
-            end = time.monotonic() + 60
-            while (left := held()) and time.monotonic() < end:
-                time.sleep(0.05)
-    before, after = statistics.median(alone), statistics.median(beside)
-    late = [statistics.quantiles(found, n=20)[-1] for found in (alone, beside)]
-    return {
-        "alone": before,
-        "beside": after,
-        "ratio": after / before,
-        "p95": late,
-        "chats": [len(alone), len(beside)],
-        "held": left,
-    }
+        memory = " -> ".join(f"{size / 2**20:.0f}" for size in one.memory)
+        missed = one.missed(alone.median)
+        rows.append(
+            f"{one.attack}: greeting {1000 * one.median:.0f} ms ({one.median / alone.median:.1f}x, slowest "
+            f"{1000 * max(one.greetings):.0f}), /health {1000 * max(one.health):.0f} ms, requests gone after {gone}, "
+            f"memory {memory} MiB, back after {back}"
+            + (f"; MISSED: {', '.join(missed)}" if missed else "")
+        )
+    return "\n".join(rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("model", nargs="?")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=8, help="of each turn")
+    parser.add_argument("--attacks", nargs="+", choices=ATTACKS, default=list(ATTACKS))
+    parser.add_argument("--greetings", type=int, default=20, help="alone and beside each attack")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--peers", type=int, metavar="PORT")
+    parser.add_argument("--attack", choices=ATTACKS, help="only attack the server on --port")
+    parser.add_argument("--port", type=int)
     args = parser.parse_args()
-    if args.peers:
-        asyncio.run(peers(args.peers))
+    if args.attack:
+        asyncio.run(attack(args.attack, args.port))
     if args.model is None:
         parser.error("expected a model")
-    found = measured(args.model, args.rounds, args.seconds)
-    print(
-        f"{1000 * found['alone']:.0f} ms alone, {1000 * found['beside']:.0f} ms beside them: "
-        f"{found['ratio']:.2f} times; p95 {1000 * found['p95'][0]:.0f} and {1000 * found['p95'][1]:.0f} ms; "
-        f"{found['chats']} chats; held afterwards: {found['held']:g}"
-    )
+    alone, found = asyncio.run(measured(args.model, args.attacks, args.greetings))
+    print(shown(alone, found))
     if args.json:
-        args.json.write_text(json.dumps(found, indent=1))
-    sys.exit(1 if found["ratio"] >= 2 or found["held"] else 0)
+        args.json.write_text(json.dumps([asdict(one) for one in (alone, *found)], indent=1))
+    sys.exit(1 if any(one.missed(alone.median) for one in found) else 0)
 
 
 if __name__ == "__main__":
