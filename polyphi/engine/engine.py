@@ -26,6 +26,7 @@ that requests with the same beginning share (cache.py).
 import hashlib
 import math
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -540,9 +541,11 @@ class Engine:
             # One block more than sequences can get: graphs.py writes there.
             blocks = self.pool.size + 1
             self._memory = Memory(decoder.config, blocks, decoder.dtype, decoder.device, self.kv)
+        began = time.monotonic()
         ran = self.runner.run(parts, self._memory)
         logits = [one.logits for one in ran]
         finite, best = _finite(logits), _argmax(parts, logits)
+        self.scheduler.timed(parts, time.monotonic() - began)
         for number, (part, one) in enumerate(zip(parts, ran, strict=True)):
             part.request.prompt_logprobs += one.scores
             if not all(math.isfinite(score.logprob) for score in one.scores):

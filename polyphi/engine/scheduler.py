@@ -21,6 +21,10 @@ from polyphi.engine.cache import BlockPool, OutOfBlocks
 from polyphi.engine.request import Request
 from polyphi.engine.speculate import Guess, worth
 
+STEP, ALONE = 0.03, 0.15
+"""Seconds that the prompt tokens of a step may take where others wait for theirs, and where nobody does."""
+FEWEST = 64
+"""Prompt tokens of a step that are always worth it: weights are read for them once."""
 SMALL = 32
 """A request that needs at most this part of memory (1 / SMALL) is small."""
 KEPT = 8
@@ -65,8 +69,9 @@ class Part:
 
 
 class Scheduler:
-    """`together` sequences at most, `chunk` prompt tokens of a step while others wait for a token, `prefill` where
-    nobody does. `root` names the beginning of a request's sequence (cache.py), `rope` its LongRoPE table."""
+    """`together` sequences at most, `chunk` prompt tokens of a step at most while others wait for a token, `prefill`
+    where nobody does; fewer where steps take long (`timed`). `root` names the beginning of a request's sequence
+    (cache.py), `rope` its LongRoPE table."""
 
     def __init__(
         self,
@@ -88,6 +93,7 @@ class Scheduler:
             object, int
         ] = {}  # when clients and groups that are there had their last turn
         self._chunk, self._prefill = chunk, prefill
+        self._pace = 0.0  # seconds that a token of a prompt took lately
         self._switch = switch
         self._root, self._rope = root, rope
 
@@ -123,9 +129,18 @@ class Scheduler:
         """Prompt tokens of the next step."""
         reading = self._reading()
         groups = {request.group for request in (*reading, *self.waiting)}
-        return (
-            self._prefill if len(reading) == len(self.running) and len(groups) == 1 else self._chunk
-        )
+        alone = len(reading) == len(self.running) and len(groups) == 1
+        least, most = (self._chunk, self._prefill) if alone else (FEWEST, self._chunk)
+        if not self._pace:
+            return most
+        return min(most, max(least, int((ALONE if alone else STEP) / self._pace)))
+
+    def timed(self, parts: Sequence[Part], seconds: float) -> None:
+        """Hears how long a step took."""
+        tokens = sum(part.size for part in parts)
+        if tokens >= FEWEST:
+            pace = seconds / tokens
+            self._pace = pace if not self._pace else 0.7 * self._pace + 0.3 * pace
 
     def _shares(self, budget: int) -> dict[int, int]:
         """How many tokens of its prompt each request runs, by identity."""
