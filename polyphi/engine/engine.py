@@ -359,18 +359,29 @@ class Engine:
             )
 
     def enter(
+        self, row: Batch, sampling: SamplingParams = GREEDY, *, caller: Caller = NOBODY
+    ) -> list[Request]:
+        """The requests of the `n` answers to a prepared row."""
+        return self.enter_all([row], sampling, caller=caller)[0]
+
+    def enter_all(
         self,
-        row: Batch,
+        rows: Sequence[Batch],
         sampling: SamplingParams = GREEDY,
         *,
         caller: Caller = NOBODY,
         group: object = None,
-    ) -> list[Request]:
-        """The requests of the `n` answers to a prepared row. Callers take turns, and so do the groups of one; by
+    ) -> list[list[Request]]:
+        """`enter` of several rows between the same two steps. Callers take turns, and so do the groups of one; by
         default these requests are a group."""
-        made: Future[Batch] = Future()
-        made.set_result(row)
-        return self._enter(made, sampling, caller, group or object())
+        group = group or object()
+        entered: list[list[Request]] = []
+        with self._turn():
+            for row in rows:
+                made: Future[Batch] = Future()
+                made.set_result(row)
+                entered.append(self._enter(made, sampling, caller, group))
+        return entered
 
     def _enter(
         self,

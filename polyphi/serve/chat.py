@@ -75,7 +75,7 @@ def routes(server: Server) -> APIRouter:
 
         with server.admit(request) as ticket:
             row, sampling = await unless_gone(request, prepared())
-            job = await server.enter(ticket, row, sampling)
+            (job,) = await server.enter(ticket, [row], sampling)
             answer = Answer(server, request, wanted, job, sampling, bool(tools))
             if wanted.stream:
                 return Events(answer.events(), ticket.handed())

@@ -50,15 +50,14 @@ def routes(server: Server) -> APIRouter:
             if wanted.echo:
                 sampling = replace(sampling, prompt_logprobs=wanted.logprobs)
             with server.explained("prompt"):
-                for row in rows:
-                    await server.in_thread(server.bounded, row, sampling)
+                await server.in_thread(lambda: [server.bounded(row, sampling) for row in rows])
             server.note(request, wanted.prompt)
             answer = Answer(server, request, wanted, sampling, rows)
             if silent and wanted.logprobs is None:
                 return JSONResponse(answer.echoed())
             if silent:
                 sampling = replace(sampling, max_tokens=0, n=1)
-            jobs = [await server.enter(ticket, row, sampling) for row in rows]
+            jobs = await server.enter(ticket, rows, sampling)
             if wanted.stream:
                 return Events(answer.events(jobs), ticket.handed())
             return JSONResponse(await unless_gone(request, answer.whole(jobs)))

@@ -2,7 +2,7 @@
 
 >>> with server.admit(request) as ticket:                      # or 429
 ...     row, sampling = await server.prepare(messages, "auto", asked)   # what is wrong is told here
-...     job = await server.enter(ticket, row, sampling)
+...     (job,) = await server.enter(ticket, [row], sampling)
 ...     async for news in job: ...                       # (number of the answer, text, finish reason)
 
 Whoever goes away is noticed by `unless_gone` and by `Events`; the ticket's release then frees what its requests hold
@@ -414,27 +414,30 @@ class Server:
         self.engine.check_row(row, sampling)
         return sampling
 
-    async def enter(self, ticket: Ticket, row: Batch, sampling: SamplingParams) -> Job:
-        """A row's answers begin to come; both were looked at by `prepare`. They end with the ticket."""
+    async def enter(
+        self, ticket: Ticket, rows: Sequence[Batch], sampling: SamplingParams
+    ) -> list[Job]:
+        """The answers to each row begin to come; all were looked at by `prepare`. They end with the ticket."""
         loop = asyncio.get_running_loop()
-        return await self.in_thread(self._enter, ticket, row, sampling, loop)
+        return await self.in_thread(self._enter, ticket, rows, sampling, loop)
 
     def _enter(
         self,
         ticket: Ticket,
-        row: Batch,
+        rows: Sequence[Batch],
         sampling: SamplingParams,
         loop: asyncio.AbstractEventLoop,
-    ) -> Job:
-        entered = self.engine.enter(row, sampling, caller=ticket.caller, group=ticket)
-        job = Job(self, entered, loop)
-        ticket.add(job)
-        for _ in job.requests:
-            self.metrics.arrived(row.adapters[0])
-        self._jobs.add(job)
-        if not job.look():  # it may have ended before anybody looked
-            self._jobs.discard(job)
-        return job
+    ) -> list[Job]:
+        entered = self.engine.enter_all(rows, sampling, caller=ticket.caller, group=ticket)
+        jobs = [Job(self, requests, loop) for requests in entered]
+        for row, job in zip(rows, jobs, strict=True):
+            ticket.add(job)
+            for _ in job.requests:
+                self.metrics.arrived(row.adapters[0])
+            self._jobs.add(job)
+            if not job.look():  # it may have ended before anybody looked
+                self._jobs.discard(job)
+        return jobs
 
     def drop(self, job: Job) -> None:
         """Ends a job's requests without waiting."""

@@ -64,8 +64,8 @@ def test_a_short_prompt_is_through_beside_long_ones(engine: Engine, wish: Sampli
 def test_prompts_of_one_call_go_in_order(engine: Engine) -> None:
     """Sixteen prompts of a call don't share a step among themselves: the first is through first."""
     cut = Engine(engine.model, engine.processor, chunk=64, prefill=64)
-    row, call = cut.prepare(LONG, ONE), object()
-    requests = [cut.enter(row, ONE, caller=Caller(salt=b"%d" % i), group=call)[0] for i in range(4)]
+    rows = [cut.prepare([Message.user(f"{i} " + LONG[0].text)], ONE) for i in range(4)]
+    requests = [one for (one,) in cut.enter_all(rows, ONE)]
     order: list[int] = []
     while len(order) < 4:
         cut.step()
