@@ -7,7 +7,7 @@ Starts `polyphi serve` on a free port. Each attack runs in a process of its own,
 
 | attack | what it sends |
 |---|---|
-| connections | 50 connections whose heads drip, 20 whose bodies never come, 2 streams never read, 3 senders of hard bodies |
+| connections | 50 whose heads drip, 20 whose bodies never come, 2 streams that nobody reads, 3 senders of hard bodies |
 | texts | 4 chats of 3.9 million emoji |
 | scores | 6 calls for the log-probabilities of 16 prompts of 8,000 tokens (or of what the context holds) |
 | tokens | 2 calls of /tokenize with 3.9 million letters |

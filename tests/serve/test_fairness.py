@@ -39,28 +39,30 @@ def until(true: Callable[[], bool]) -> None:
 
 def test_a_client_leaves_places_to_others(engine: Engine) -> None:
     engine.scheduler.together = 1
-    with serving(engine, Settings("tiny", max_waiting=3)) as running:
-        with from_address(running, "127.0.0.1") as one, from_address(running, "127.0.0.2") as two:
-            long = chat("hi", max_tokens=400)
-            answers: list[int] = []
-            threads = [
-                threading.Thread(
-                    target=lambda: answers.append(one.post(CHAT, json=long).status_code)
-                )
-                for _ in range(3)
-            ]
-            for thread in threads:
-                thread.start()
-            until(lambda: engine.counters().requests == 3)
-            refused = one.post(CHAT, json=chat("hi"))
-            assert refused.status_code == 429 and "one client" in refused.text
-            assert int(refused.headers["retry-after"]) >= 1
-            assert two.post(CHAT, json=chat("hi")).status_code == 200
-            assert engine.counters().requests == 2, "it went before those that wait"
-            for thread in threads:
-                thread.join()
-            assert answers == [200, 200, 200]
-    assert running.idle()
+    settings = Settings("tiny", max_waiting=3)
+    with (
+        serving(engine, settings) as running,
+        from_address(running, "127.0.0.1") as one,
+        from_address(running, "127.0.0.2") as two,
+    ):
+        long = chat("hi", max_tokens=400)
+        answers: list[int] = []
+        threads = [
+            threading.Thread(target=lambda: answers.append(one.post(CHAT, json=long).status_code))
+            for _ in range(3)
+        ]
+        for thread in threads:
+            thread.start()
+        until(lambda: engine.counters().requests == 3)
+        refused = one.post(CHAT, json=chat("hi"))
+        assert refused.status_code == 429 and "one client" in refused.text
+        assert int(refused.headers["retry-after"]) >= 1
+        assert two.post(CHAT, json=chat("hi")).status_code == 200
+        assert engine.counters().requests == 2, "it went before those that wait"
+        for thread in threads:
+            thread.join()
+        assert answers == [200, 200, 200]
+        assert running.idle()
 
 
 def test_a_short_chat_does_not_wait_for_log_probabilities(running: Running) -> None:
