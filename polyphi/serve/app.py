@@ -81,6 +81,10 @@ def _about(app: FastAPI, server: Server) -> None:
     async def chat_page() -> Response:
         return Response(page.PAGE, headers=page.HEADERS)
 
+    @app.get("/live", summary="Whether the process answers, also while the model loads")
+    async def live() -> Response:
+        return _told(True)
+
     @app.get("/health", summary="Whether the server is alive")
     async def health() -> Response:
         return _told(server.alive)

@@ -28,7 +28,7 @@ from polyphi.serve.settings import Settings
 log = logging.getLogger("polyphi.serve")
 access = logging.getLogger("polyphi.serve.access")
 
-PUBLIC = frozenset({"/", "/health", "/ready"})
+PUBLIC = frozenset({"/", "/health", "/ready", "/live"})
 """Paths that need no key: written exactly so, and only to read."""
 OWN_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 WILDCARDS = frozenset({"", "0.0.0.0", "::"})

@@ -78,6 +78,7 @@ ROUTES = [
     Route("/", page),
     Route("/health", page),
     Route("/ready", page),
+    Route("/live", page),
     Route(CHAT, echo, methods=["GET", "POST", "OPTIONS"]),
     Route("/v1/models", page),
     Route("/metrics", page),
@@ -362,7 +363,7 @@ def test_a_host_that_can_never_match_is_told_at_the_start(host: str) -> None:
 
 KEYED = replace(PLAIN, keys=("first-key", "schlüssel-é", "last-key"))
 PATHS = sorted(
-    {route.path for route in ROUTES} - {"/", "/health", "/ready"}
+    {route.path for route in ROUTES} - {"/", "/live", "/health", "/ready"}
     | {
         "/nowhere",
         "/docs",
@@ -406,7 +407,7 @@ def test_s20_every_path_and_method_needs_a_key(method: str) -> None:
 
 
 def test_s20_only_the_public_paths_are_read_without_a_key() -> None:
-    for path in ("/", "/health", "/ready"):
+    for path in ("/", "/live", "/health", "/ready"):
         assert ask(KEYED, path).status == 200
         assert ask(KEYED, path, "HEAD").status == 200
         for method in METHODS[2:]:

@@ -28,7 +28,7 @@ from polyphi.serve.app import create_app
 from polyphi.serve.settings import Settings
 
 KEYS = ("the-first-key", "the-second-key")
-PUBLIC = {"/", "/health", "/ready"}
+PUBLIC = {"/", "/live", "/health", "/ready"}
 LEAK = re.compile(r"Traceback|0x[0-9a-f]{6}|/usr/|site-packages|\.py\b|polyphi/|the-\w+-key")
 """What no answer holds, unless it was sent."""
 
