@@ -171,7 +171,10 @@ class Exchange:
         if self.body is None:
             self.gone = True
             return
-        await self.guard.app(self.scope, self.receive, self.send)
+        scope = self.scope
+        if scope["method"] == "HEAD":  # answered as GET; uvicorn leaves the body out
+            scope = {**scope, "method": "GET"}
+        await self.guard.app(scope, self.receive, self.send)
         if self.status is None and not self.gone:
             raise RuntimeError("the app gave no answer")
 

@@ -105,6 +105,25 @@ def test_what_is_not_there_says_so_in_the_shape_of_all_errors(walked: Running) -
             assert answer.json()["error"]["code"] == "method_not_allowed"
 
 
+def test_head_has_the_status_and_headers_of_get_and_no_body(walked: Running) -> None:
+    there = everything(create_app(walked.engine, walked.settings).routes)
+    paths = {path for path, method in there if method == "GET"}
+    assert {"/", "/live", "/health", "/ready", "/v1/models", "/metrics"} < paths
+    own = {"x-request-id", "date", "content-length"}
+    with walked.client(KEYS[0]) as client:
+        for path in sorted(paths | {"/v1/models/tiny", "/nowhere", "/v1/chat/completions"}):
+            head, get = client.head(path), client.get(path)
+            assert head.status_code == get.status_code and head.content == b"", path
+            assert set(head.headers) == set(get.headers), path
+            named = set(get.headers) - own
+            assert [head.headers[n] for n in named] == [get.headers[n] for n in named], path
+            if path != "/metrics":  # it grows with what was asked before
+                assert head.headers["content-length"] == get.headers["content-length"], path
+    with walked.client() as client:
+        assert client.head("/health").status_code == 200
+        assert client.head("/v1/models").status_code == 401
+
+
 def closed(schema: Any) -> Any:
     """A description in which objects have no more fields than those named: others are refused at once, and nearly every
     request would be one with a made-up field."""
