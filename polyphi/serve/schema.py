@@ -10,7 +10,7 @@ import re
 import secrets
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -207,6 +207,15 @@ IGNORED = frozenset(
 Number = float | None
 
 
+def _needs(field: str, other: str) -> PydanticCustomError:
+    """The error of a field that means nothing without another one."""
+    return PydanticCustomError(
+        "misplaced_field",
+        "{field} only goes with {other}: true; set {other}, or leave {field} out",
+        {"field": field, "other": other},
+    )
+
+
 class Sampling(Body):
     """What both kinds of completions may ask of how tokens are drawn. Left out, answers are greedy."""
 
@@ -228,6 +237,12 @@ class Sampling(Body):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None
+
+    @model_validator(mode="after")
+    def _refuse_options_without_stream(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            raise _needs("stream_options", "stream")
+        return self
 
     def sampling(
         self, *, grammar: Grammar | None, max_tokens: int | None, logprobs: int | None
@@ -277,6 +292,12 @@ class ChatRequest(Sampling):
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
     modalities: list[Literal["text"]] | None = None
+
+    @model_validator(mode="after")
+    def _refuse_top_without_logprobs(self) -> Self:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise _needs("top_logprobs", "logprobs")
+        return self
 
     @property
     def wanted_tokens(self) -> int | None:
@@ -335,10 +356,10 @@ def explained(error: RequestValidationError) -> ApiError:
     if kind == "json_invalid":
         return ApiError(400, "the body is no JSON", code="invalid_json")
     param = dotted(body, where)
-    if kind == "unknown_field":
+    if kind in ("unknown_field", "misplaced_field"):
         param = ".".join(filter(None, [param, found["ctx"]["field"]]))
     told = str(found["msg"]).replace("Input should be", "expected")
-    if kind not in ("unknown_field", "missing", "no_text"):
+    if kind not in ("unknown_field", "misplaced_field", "missing", "no_text"):
         told += f", found {_short(found.get('input'))}"
     return ApiError(400, f"{param}: {told}" if param else told, param=param or None)
 
