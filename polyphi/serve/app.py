@@ -116,6 +116,10 @@ def _about(app: FastAPI, server: Server) -> None:
 
     @app.get("/v1/models/{name:path}")
     async def one_model(name: str) -> dict[str, Any]:
+        if not name:  # of a request, an empty name means the server's model
+            raise ApiError(
+                404, "expected the id of a model in the path", param="model", code="model_not_found"
+            )
         server.adapter(name, "auto")
         return model(name)
 

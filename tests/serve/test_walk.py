@@ -105,6 +105,16 @@ def test_what_is_not_there_says_so_in_the_shape_of_all_errors(walked: Running) -
             assert answer.json()["error"]["code"] == "method_not_allowed"
 
 
+def test_a_model_without_an_id_is_not_found(walked: Running) -> None:
+    with walked.client(KEYS[0]) as client:
+        for path in ("/v1/models/", "/v1/models/%20", "/v1/models//"):
+            answer = client.get(path)
+            check(answer)
+            error = answer.json()["error"]
+            assert (answer.status_code, error["code"]) == (404, "model_not_found"), path
+        assert client.get("/v1/models/tiny").json()["id"] == "tiny"
+
+
 def test_head_has_the_status_and_headers_of_get_and_no_body(walked: Running) -> None:
     there = everything(create_app(walked.engine, walked.settings).routes)
     paths = {path for path, method in there if method == "GET"}
@@ -208,7 +218,7 @@ SIMPLE: list[tuple[str, dict[str, Any]]] = [
             "stop": ["z"],
             "n": 1,
             "logit_bias": {},
-            "stream": False,
+            "stream": True,
             "stream_options": {"include_usage": True},
             "logprobs": True,
             "top_logprobs": 2,
