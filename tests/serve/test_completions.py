@@ -1,8 +1,12 @@
 """Completions of plain text, as log-likelihood harnesses ask for them."""
 
+import math
+
 import pytest
 from openai import BadRequestError, OpenAI
 from serve.conftest import Running
+
+from polyphi.serve.tokens import finite
 
 PROMPT = "the quick brown"
 
@@ -67,6 +71,11 @@ def test_top_logprobs_contain_the_token_itself(client: OpenAI, count: int) -> No
         assert top[token] == own
         sizes.add(len(top))
     assert max(sizes) == count + 1 and min(sizes) >= max(1, count)
+
+
+@pytest.mark.parametrize("value", [-math.inf, math.nan, -1e9])
+def test_log_probabilities_are_numbers_of_json(value: float) -> None:
+    assert finite(value) == -9999 and finite(-1.5) == -1.5
 
 
 def test_an_empty_prompt_begins_a_document(client: OpenAI) -> None:
