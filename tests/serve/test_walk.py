@@ -174,6 +174,7 @@ def bombard(walked: Running, examples: int) -> Counter[int]:
                         base_url=walked.url, session=session, headers=key, timeout=30
                     )
                     told[answer.status_code] += 1
+                    assert str(answer.status_code) in case.operation.definition.raw["responses"]
                     check(
                         answer, f"{case.path_parameters} {case.body!r} {case.query} {case.method}"
                     )
