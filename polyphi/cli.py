@@ -8,12 +8,17 @@ import subprocess
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from typer.core import TyperGroup
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from polyphi.serve.loading import Progress
 
 app = typer.Typer(
     name="polyphi",
@@ -559,9 +564,7 @@ def serve(
     kv: KvOption = None,
 ) -> None:
     """Serve a model to OpenAI's clients, and to people with its own page."""
-    import polyphi
     from polyphi.serve import run
-    from polyphi.serve.app import create_app
     from polyphi.serve.settings import Settings
 
     if media_root is not None and not media_root.is_dir():
@@ -585,15 +588,30 @@ def serve(
     if not port:
         settings = replace(settings, port=listening.getsockname()[1])
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
-    phi = polyphi.load(
-        model, device=device, quant=quant, together=together, cache_gb=cache_gb, kv=kv
-    )
-    print(f"polyphi: {phi.room}", file=sys.stderr)
-    console.print(
-        f"{settings.name} at {run.address(settings)} (page), {run.address(settings)}/v1 (clients)",
-        highlight=False,
-    )
-    run.serve(create_app(phi.engine, settings), settings, listening)
+    url = run.address(settings)
+
+    def load(progress: "Progress") -> "FastAPI":
+        # Imported here: torch takes seconds, and the port answers meanwhile.
+        import polyphi
+        from polyphi.serve.app import create_app
+
+        phi = polyphi.load(
+            model,
+            device=device,
+            quant=quant,
+            together=together,
+            cache_gb=cache_gb,
+            kv=kv,
+            progress=progress.update,
+        )
+        print(f"polyphi: {phi.room}", file=sys.stderr)
+        return create_app(phi.engine, settings)
+
+    def ready() -> None:
+        console.print(f"{settings.name} at {url} (page), {url}/v1 (clients)", highlight=False)
+
+    print(f"polyphi: loading {settings.name}; {url}/ready returns the progress", file=sys.stderr)
+    run.serve(load, settings, listening, ready)
 
 
 @app.command()

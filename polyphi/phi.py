@@ -268,6 +268,7 @@ def load(
     together: int = TOGETHER,
     cache_gb: float | None = None,
     kv: str | None = None,
+    progress: Callable[[str, float | None], None] = lambda stage, share: None,
 ) -> Phi:
     """A `Phi` from a checkpoint folder or a hub id, in any public layout (`model/weights.py`).
 
@@ -280,11 +281,16 @@ def load(
     folder) or a `Tokenizer` replaces it; None loads none, and the model then works on token ids alone: answers have
     ids and no text, and whatever needs text raises ValueError. `together`: sequences that run at once; `cache_gb`:
     memory for their keys and values (engine.py has the default); `kv`: "int8" keeps these in 8 bits, in half of the
-    memory (on a CPU). Raises ValueError, one clear message each, also where the weights don't fit.
+    memory (on a CPU). `progress`: called with the stage that begins ("checkpoint", where a hub id may be downloaded,
+    "tokenizer", "weights", "engine") and the share of it that is done, None where that can't be known; for "weights"
+    again and again, with the share of the tensors that are loaded. Raises ValueError, one clear message each, also
+    where the weights don't fit.
     """
+    progress("checkpoint", None)
     place = devices.choose(device)
     folder = weights.locate(path_or_id)
     made = weights.quantisation(folder)
+    progress("tokenizer", None)
     vocabulary = _load_tokenizer(folder, tokenizer)
     requested = None if dtype == "auto" else as_dtype(dtype)
     stored, free = weights.stored_types(folder), memory.free_memory(place)
@@ -296,7 +302,15 @@ def load(
         saved = quantize.saved(config, quant)
         needed = max(0, devices.size(stored, kind) - saved)
     devices.check_fits(needed, free, place)
-    model = weights.load(folder, device=place, dtype=kind, quant=quant)
+    progress("weights", 0.0)
+    model = weights.load(
+        folder,
+        device=place,
+        dtype=kind,
+        quant=quant,
+        progress=lambda share: progress("weights", share),
+    )
+    progress("engine", None)
     cache = None if cache_gb is None else round(cache_gb * 1e9)
     phi = Phi(
         model, make_processor(model.config, vocabulary), together=together, memory=cache, kv=kv

@@ -89,6 +89,18 @@ def test_load_tells_its_room_and_refuses_early(
     assert polyphi.load(folder, dtype="bfloat16").room.kind.startswith("bfloat16")
 
 
+@pytest.mark.parametrize("quant", [None, "int8"])
+def test_load_reports_its_progress(folder: Path, quant: str | None) -> None:
+    reports: list[tuple[str, float | None]] = []
+    polyphi.load(folder, device="cpu", quant=quant, progress=lambda *report: reports.append(report))
+    stages = list(dict.fromkeys(stage for stage, _ in reports))
+    assert stages == ["checkpoint", "tokenizer", "weights", "engine"]
+    shares = [share for stage, share in reports if stage == "weights"]
+    assert shares == sorted(shares) and shares[0] == 0 and 0.9 < shares[-1] <= 1
+    assert len(set(shares)) > 10
+    assert {share for stage, share in reports if stage != "weights"} == {None}
+
+
 def test_counts_before_are_counts_after(folder: Path, media: tuple[Path, Path]) -> None:
     phi = polyphi.load(folder)
     picture, clip = media

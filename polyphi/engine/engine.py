@@ -144,6 +144,8 @@ class Engine:
         self.runner = Runner(model)
         self.encoders = Encoders(model, encoded)
         self.steps = self.tokens = 0
+        self.stepped: Callable[[int], None] = lambda tokens: None
+        """Called after each step with the number of tokens that it ran, by the thread that runs the step."""
         self._remember = remember
         large = _reads_weights(model)
         self._draft = DRAFT if large else 0
@@ -505,7 +507,9 @@ class Engine:
                     self._end(request, "error")
                 raise
             self.steps += 1
-            self.tokens += sum(part.size for part in parts)
+            ran = sum(part.size for part in parts)
+            self.tokens += ran
+            self.stepped(ran)
             for part in parts:
                 if part.request.finish_reason:
                     self._end(part.request, part.request.finish_reason)

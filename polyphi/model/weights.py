@@ -247,9 +247,11 @@ def load(
     dtype: torch.dtype | None = None,
     adapters: bool = True,
     quant: str | None = None,
+    progress: Callable[[float], None] = lambda share: None,
 ) -> PhiModel:
     """A model from a folder, or from the hub by `owner/name`, in any of the three layouts. `dtype=None` keeps what is
-    stored; `adapters=False` leaves the LoRAs out; `quant` is a kind of `quantize.py`, for inference.
+    stored; `adapters=False` leaves the LoRAs out; `quant` is a kind of `quantize.py`, for inference. `progress` is
+    called with the share of the tensors that are loaded.
 
     On the CPU, without a cast, the parameters are the mapped file itself, so memory stays at the checkpoint's size; so
     are weights of a quantised checkpoint in the order that our kernels read. What is quantised or laid out anew is read
@@ -292,7 +294,8 @@ def load(
         """What is stored of a tensor, by the last word of its name, each in a mapping of its own that ends with it."""
         return {name.rpartition(".")[2]: _read(stored[name]) for name in names_of[ours]}
 
-    for part in parts.values():
+    for number, part in enumerate(parts.values()):
+        progress(number / len(names_of))
         found = pieces(part.name)
         if ".lora." in part.name:
             for end, tensor in found.items():
@@ -326,6 +329,8 @@ def load(
         with _safe_open(file) as tensors:
             for name in members:
                 entry = expected[name]
+                # The embedding may be in both.
+                progress(min(1.0, (len(parts) + len(state)) / len(names_of)))
                 anew = quant is not None and not entry.ours.startswith("decoder.")
                 tensor = _read(stored[name]) if anew else tensors.get_tensor(stored[name].key)
                 if ".lora." in entry.ours:

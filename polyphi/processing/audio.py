@@ -16,10 +16,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from polyphi.processing.media import MediaError
+from polyphi.processing.media import MIN_RATE, check_rate
 
 RATE = 16_000  # Hz, what the encoder hears
-HALF_RATE = 8_000  # Hz, telephone speech: same frames, upper half of the spectrum empty
+HALF_RATE = MIN_RATE  # Hz, telephone speech: same frames, upper half of the spectrum empty
 WINDOW = 400  # samples at 16 kHz: 25 ms
 HOP = 160  # samples at 16 kHz: 10 ms
 FFT = 512  # samples at 16 kHz
@@ -62,10 +62,7 @@ def resampled_length(samples: int, rate: int) -> tuple[int, int]:
 
 
 def _target(rate: int) -> int:
-    if rate < HALF_RATE:
-        raise MediaError(
-            f"clips need at least {HALF_RATE} Hz, found {rate} Hz; record or resample at {RATE} Hz"
-        )
+    check_rate(rate)
     return RATE if rate >= RATE else HALF_RATE
 
 

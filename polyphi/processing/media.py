@@ -31,10 +31,14 @@ MAX_IMAGE_PIXELS = (
 )
 MAX_AUDIO_BYTES = 256 << 20  # encoded, and again decoded
 MAX_AUDIO_SECONDS = 1800.0  # 30 minutes are 22,500 tokens (report 2.2.1 tests up to that length)
+MIN_RATE = 8_000  # Hz; the encoder reads no less (audio.py)
 MAX_RATE = 768_000  # Hz; above it a header is forged rather than recorded
 MAX_CHANNELS = 16
 MAX_VALUES = 192_000  # a second of what a clip may last, all channels counted: stereo at 96 kHz
 MAX_PEAK = 100.0  # of full scale, 40 dB above it: float recordings may clip, integers stored as floats are an error
+SAMPLES_PER_BYTE = (
+    6_000  # of no format more: a FLAC frame of silence has 65,535 samples in 12 bytes
+)
 MAX_SCANS = 100  # of a JPEG; progressive ones have about ten, and each is a walk over all pixels
 BLOCK = 1 << 18  # samples decoded between two looks at the caps
 SNIFFED = 512  # bytes that tell what a file is
@@ -221,6 +225,13 @@ class AudioStream:
                 return
             with self._decoder(file) as clip:
                 self.rate, self.announced = clip.samplerate, clip.frames
+            # A header with one wrong bit may promise years, which isn't a clip that is too long.
+            size = file.seek(0, io.SEEK_END)
+            if SAMPLES_PER_BYTE * size < self.announced < 2**60:
+                raise MediaError(
+                    f"{self.name}: the {self.kind} clip is truncated; its header promises {self.announced} samples, "
+                    f"more than {size} bytes can hold"
+                )
 
     def __iter__(self) -> Iterator[Float[np.ndarray, " n"]]:
         if isinstance(self.source, tuple):
@@ -250,11 +261,15 @@ class AudioStream:
             clip = soundfile.SoundFile(file)
         except _DECODER_ERRORS:
             raise MediaError(self._damaged()) from None
-        if not (1 <= clip.samplerate <= MAX_RATE and 1 <= clip.channels <= MAX_CHANNELS):
-            raise MediaError(
-                f"{self.name}: a header of {clip.samplerate} Hz and {clip.channels} channels is not believable"
-            )
+        self._check_header(clip.samplerate, clip.channels)
         return clip
+
+    def _check_header(self, rate: int, channels: int) -> None:
+        if not (1 <= rate <= MAX_RATE and 1 <= channels <= MAX_CHANNELS):
+            raise MediaError(
+                f"{self.name}: a header of {rate} Hz and {channels} channels is not believable"
+            )
+        check_rate(rate)
 
     def _clip(self, file: io.BufferedIOBase) -> Iterator[np.ndarray]:
         """What libsndfile reads, channels averaged."""
@@ -297,10 +312,7 @@ class AudioStream:
         except (*_DECODER_ERRORS, av.error.FFmpegError):
             raise MediaError(self._damaged()) from None
         self.announced = round(known / 1e6 * self.rate) if known else 2**62
-        if not (1 <= self.rate <= MAX_RATE and 1 <= channels <= MAX_CHANNELS):
-            raise MediaError(
-                f"{self.name}: a header of {self.rate} Hz and {channels} channels is not believable"
-            )
+        self._check_header(self.rate, channels)
 
     def _soundtrack(self, file: io.BufferedIOBase) -> Iterator[np.ndarray]:
         """What PyAV reads of a container's first sound, channels averaged. Told its format, FFmpeg tries no other."""
@@ -335,6 +347,14 @@ def audio_size(
     if known and 0 < stream.announced <= max_seconds * stream.rate:
         return stream.announced, stream.rate
     return sum(map(len, stream)), stream.rate  # or it says what is wrong
+
+
+def check_rate(rate: int) -> None:
+    """Raises `MediaError` for a rate below `MIN_RATE`, in the same words for a file, a stream and samples in memory."""
+    if rate < MIN_RATE:
+        raise MediaError(
+            f"clips need at least {MIN_RATE} Hz, found {rate} Hz; record or resample at {2 * MIN_RATE} Hz"
+        )
 
 
 def read_within(source: MediaSource, limit: int, what: str) -> tuple[bytes, str]:

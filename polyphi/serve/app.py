@@ -6,10 +6,11 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Literal
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
@@ -17,7 +18,7 @@ from starlette.responses import JSONResponse, Response
 from polyphi.chat import LANGUAGES, SamplingParams, with_tools
 from polyphi.engine.engine import Engine
 from polyphi.serve import chat, completions, page, speech
-from polyphi.serve.errors import ApiError
+from polyphi.serve.errors import OTHERS, ApiError, responses
 from polyphi.serve.guard import Guard
 from polyphi.serve.schema import DetokenizeRequest, TokenizeRequest, explained, offered
 from polyphi.serve.server import Gone, Server
@@ -37,15 +38,22 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
         server.close()
 
     app = FastAPI(
-        title="polyphi", version=version("polyphi"), lifespan=life, docs_url=None, redoc_url=None
+        title="polyphi",
+        version=version("polyphi"),
+        lifespan=life,
+        docs_url=None,
+        redoc_url=None,
+        responses={**responses(400, 403, 503), **OTHERS},
     )
     app.state.server = server
     _errors(app)
-    app.include_router(chat.routes(server))
-    app.include_router(completions.routes(server))
-    app.include_router(speech.routes(server))
-    _about(app, server)
-    _tokens(app, server)
+    _health(app, server)
+    keyed = responses(401) if settings.keys else {}
+    body = {**keyed, **responses(404, 413, 415)}
+    for routes in (chat.routes, completions.routes, speech.routes):
+        app.include_router(routes(server), responses={**body, **responses(429)})
+    app.include_router(_about(server), responses=keyed)
+    app.include_router(_tokens(server), responses=body)
     app.add_middleware(Guard, settings=settings)  # the last one added is passed first
     return app
 
@@ -73,23 +81,61 @@ def _errors(app: FastAPI) -> None:
         return Response(status_code=499)  # nobody hears it but the log
 
 
-def _about(app: FastAPI, server: Server) -> None:
-    settings, engine = server.settings, server.engine
-    config = engine.model.config
+class Health(BaseModel):
+    """`stage`, `share` and `seconds` only while the model loads (loading.py)."""
+
+    status: Literal["ok", "unavailable", "loading"]
+    stage: str | None = None
+    share: float | None = Field(
+        None, ge=0, le=1, description="Of the stage; null where it isn't known."
+    )
+    seconds: float | None = None
+
+
+def _health(app: FastAPI, server: Server) -> None:
+    """The routes that need no key."""
+    not_yet: dict[int | str, dict[str, Any]] = {
+        503: {"model": Health, "description": "No, or not yet: the model is loading."}
+    }
 
     @app.get("/", include_in_schema=False)
     async def chat_page() -> Response:
         return Response(page.PAGE, headers=page.HEADERS)
 
-    @app.get("/health", summary="Whether the server is alive")
+    @app.get(
+        "/live",
+        summary="Whether the process answers, also while the model loads",
+        response_model=Health,
+    )
+    async def live() -> Response:
+        return _told(True)
+
+    @app.get(
+        "/health",
+        summary="Whether the server is alive",
+        response_model=Health,
+        responses=not_yet,
+    )
     async def health() -> Response:
         return _told(server.alive)
 
-    @app.get("/ready", summary="Whether it takes requests")
+    @app.get(
+        "/ready", summary="Whether it takes requests", response_model=Health, responses=not_yet
+    )
     async def ready() -> Response:
         return _told(server.ready)
 
-    @app.get("/version")
+
+def _told(well: bool) -> Response:
+    return JSONResponse({"status": "ok" if well else "unavailable"}, 200 if well else 503)
+
+
+def _about(server: Server) -> APIRouter:
+    router = APIRouter()
+    settings, engine = server.settings, server.engine
+    config = engine.model.config
+
+    @router.get("/version")
     async def told_version() -> dict[str, str]:
         return {"version": version("polyphi")}
 
@@ -105,22 +151,26 @@ def _about(app: FastAPI, server: Server) -> None:
         }
         return found
 
-    @app.get("/v1/models", summary="The model, and its adapters as models")
+    @router.get("/v1/models", summary="The model, and its adapters as models")
     async def models() -> dict[str, Any]:
         names = [settings.name, *config.adapters]
         return {"object": "list", "data": [model(name) for name in names]}
 
-    @app.get("/v1/models/{name:path}")
+    @router.get("/v1/models/{name:path}", responses=responses(404))
     async def one_model(name: str) -> dict[str, Any]:
+        if not name:  # of a request, an empty name means the server's model
+            raise ApiError(
+                404, "expected the id of a model in the path", param="model", code="model_not_found"
+            )
         server.adapter(name, "auto")
         return model(name)
 
-    @app.get("/metrics", summary="For Prometheus")
+    @router.get("/metrics", summary="For Prometheus")
     async def metrics() -> Response:
         body, kind = await server.in_thread(server.metrics.render)
         return Response(body, headers={"content-type": kind})
 
-    @app.get("/props", summary="What the server can do and what it takes")
+    @router.get("/props", summary="What the server can do and what it takes")
     async def props() -> dict[str, Any]:
         limits = (
             "max_image_bytes max_image_pixels max_audio_bytes max_audio_seconds max_recording_seconds "
@@ -142,15 +192,18 @@ def _about(app: FastAPI, server: Server) -> None:
             "version": version("polyphi"),
         }
 
-
-def _told(well: bool) -> Response:
-    return JSONResponse({"status": "ok" if well else "unavailable"}, 200 if well else 503)
+    return router
 
 
-def _tokens(app: FastAPI, server: Server) -> None:
+def _tokens(server: Server) -> APIRouter:
+    router = APIRouter()
     tokenizer = server.engine.processor.tokenizer
 
-    @app.post("/tokenize", summary="Tokens of a text or a conversation, before anything runs")
+    @router.post(
+        "/tokenize",
+        summary="Tokens of a text or a conversation, before anything runs",
+        responses=responses(429),
+    )
     async def tokenize(wanted: TokenizeRequest, request: HttpRequest) -> dict[str, Any]:
         server.adapter(wanted.model, "auto")
         if (wanted.prompt is None) == (wanted.messages is None):
@@ -177,7 +230,7 @@ def _tokens(app: FastAPI, server: Server) -> None:
         }
         return {"count": found.total, **count, **room}
 
-    @app.post("/detokenize", summary="The text of tokens")
+    @router.post("/detokenize", summary="The text of tokens")
     async def detokenize(wanted: DetokenizeRequest) -> dict[str, str]:
         server.adapter(wanted.model, "auto")
         known = tokenizer.vocab_size
@@ -186,3 +239,5 @@ def _tokens(app: FastAPI, server: Server) -> None:
                 400, f"tokens: ids lie between 0 and {known - 1}, found {bad[0]}", param="tokens"
             )
         return {"prompt": await server.in_thread(tokenizer.decode, wanted.tokens)}
+
+    return router

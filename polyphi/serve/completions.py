@@ -204,5 +204,7 @@ class Answer:
                 found["top_logprobs"].append(None)
                 continue
             found["token_logprobs"].append(finite(one.logprob))
-            found["top_logprobs"].append({tokens.text(t): finite(v) for t, v in one.top})
+            top = {tokens.text(t): finite(v) for t, v in one.top}
+            # The token itself is always among them, so there may be one more than requested.
+            found["top_logprobs"].append({**top, tokens.text(id): finite(one.logprob)})
         return found

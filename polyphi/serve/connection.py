@@ -8,6 +8,7 @@ loses its own place and not that of others. Whole heads are judged by guard.py.
 """
 
 import asyncio
+import re
 from asyncio import TimerHandle
 from http import HTTPStatus
 
@@ -17,6 +18,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from polyphi.serve.errors import ApiError
 from polyphi.serve.guard import SECURITY, access, envelope, new_id, no_room, too_long_a_head
 from polyphi.serve.settings import Settings
+
+ABSOLUTE = re.compile(rb"([A-Za-z][A-Za-z0-9+.-]*://[^/?#]*)(.*)", re.DOTALL)
+"""A request target as proxies receive it: `http://name:port`, and the path. guard.py checks the name."""
 
 
 class Connection(HttpToolsProtocol):
@@ -163,6 +167,10 @@ class Connection(HttpToolsProtocol):
         self._in_head = False
         self._stop_listening()
         self._since = self.loop.time()
+        if absolute := ABSOLUTE.fullmatch(self.url):
+            # uvicorn would throw the name away, and fail where no path follows it.
+            self.scope["extensions"] = {"target": {"origin": absolute[1]}}
+            self.url = absolute[2] if absolute[2].startswith(b"/") else b"/" + absolute[2]
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:

@@ -6,6 +6,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic import BaseModel, Field
+
 TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
@@ -33,3 +35,40 @@ class ApiError(Exception):
         kind = TYPES.get(self.status, kind)
         found = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
         return {"error": found}
+
+
+class Problem(BaseModel):
+    message: str
+    type: str = Field(examples=["invalid_request_error"])
+    param: str | None = Field(description="The path of the part that is wrong.")
+    code: str | None = Field(description="A word for programs.")
+
+
+class ErrorResponse(BaseModel):
+    """The body of every error."""
+
+    error: Problem
+
+
+MEANINGS = {
+    400: "The request can't be read, or a value in it is wrong; `param` names it.",
+    401: "A key of this server is needed.",
+    403: "The server isn't called by this name, or the page of another origin may not ask.",
+    404: "There is no such model.",
+    413: "The body, or something in it, is too large.",
+    415: "The body is of another type, or a picture or clip in it is.",
+    429: "As many requests wait as may; `Retry-After` says when to come again.",
+    503: "The model is loading, the server is stopping, or it is short of memory.",
+}
+
+
+def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Errors that a route returns, as FastAPI describes them in /openapi.json."""
+    return {
+        status: {"model": ErrorResponse, "description": MEANINGS[status]} for status in statuses
+    }
+
+
+OTHERS: dict[int | str, dict[str, Any]] = {
+    "default": {"model": ErrorResponse, "description": "Any other error."}
+}

@@ -28,7 +28,7 @@ from polyphi.serve.settings import Settings
 log = logging.getLogger("polyphi.serve")
 access = logging.getLogger("polyphi.serve.access")
 
-PUBLIC = frozenset({"/", "/health", "/ready"})
+PUBLIC = frozenset({"/", "/health", "/ready", "/live"})
 """Paths that need no key: written exactly so, and only to read."""
 OWN_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 WILDCARDS = frozenset({"", "0.0.0.0", "::"})
@@ -38,6 +38,7 @@ ONCE = frozenset(
     {b"host", b"origin", b"content-type", b"content-length", b"authorization", b"x-api-key"}
 )
 """Headers that decide something here: of two, somebody in front may have read the other one."""
+PORTS = {b"http": "80", b"https": "443"}
 HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::([0-9]{1,5}))?")
 NAME = re.compile(r"\[[0-9a-f:.]+\]|[a-z0-9._-]+")
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?/?")
@@ -171,7 +172,10 @@ class Exchange:
         if self.body is None:
             self.gone = True
             return
-        await self.guard.app(self.scope, self.receive, self.send)
+        scope = self.scope
+        if scope["method"] == "HEAD":  # answered as GET; uvicorn leaves the body out
+            scope = {**scope, "method": "GET"}
+        await self.guard.app(scope, self.receive, self.send)
         if self.status is None and not self.gone:
             raise RuntimeError("the app gave no answer")
 
@@ -188,8 +192,26 @@ class Exchange:
 
     def _check_host(self) -> None:
         """Only names that are this server's: a page that makes its own name point here would pass for the same
-        origin."""
-        found = HOST.fullmatch(self.headers.get(b"host", b"").decode("latin-1").lower())
+        origin. A request target with a name in it counts more than the Host header (RFC 9112, 3.2.2), so both must be
+        the server's, and the same."""
+        target = self.scope.get("extensions", {}).get("target")
+        if target is None:
+            self._check_name(self.headers.get(b"host", b""))
+            return
+        scheme, _, name = target["origin"].lower().partition(b"://")
+        if scheme not in PORTS:
+            raise ApiError(400, "expected a path or an http(s) address as the target of a request")
+        host = self.headers.setdefault(b"host", name)
+        self._check_name(name)
+        self._check_name(host)
+        if _authority(name, scheme) != _authority(host, scheme):
+            raise ApiError(
+                400,
+                "the target of the request and its Host header name different servers; send a path, or the same name",
+            )
+
+    def _check_name(self, host: bytes) -> None:
+        found = HOST.fullmatch(host.decode("latin-1").lower())
         name = _plain(found[1]) if found else ""
         if found and (
             name in self.guard.hosts
@@ -453,6 +475,13 @@ def _check_length(declared: int, found: int) -> None:
 
 def _digest(key: bytes, secret: bytes = b"") -> bytes:
     return hashlib.blake2b(key, key=secret, digest_size=32).digest()
+
+
+def _authority(host: bytes, scheme: bytes) -> tuple[str, str]:
+    """The name and port of a Host header that was checked, or of a target like it."""
+    found = HOST.fullmatch(host.decode("latin-1").lower())
+    assert found
+    return _plain(found[1]), found[2] or PORTS[scheme]
 
 
 def _plain(name: str) -> str:

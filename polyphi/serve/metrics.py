@@ -133,7 +133,9 @@ class Metrics(Collector):
         self._answers = histogram(
             "request_generation_tokens", "Tokens drawn for a request.", TOKENS
         ).labels(**one)
-        self._step = histogram("iteration_tokens_total", "Tokens of a step.", TOKENS).labels(**one)
+        self._step = histogram("iteration_tokens_total", "Tokens that a step ran.", TOKENS).labels(
+            **one
+        )
 
         self._adapter = counter("adapter_requests", "Requests by adapter.", "adapter")
         self._decoding = seconds("media_decode", "To decode a picture or clip.", "kind")
@@ -178,7 +180,7 @@ class Metrics(Collector):
         self._gap.observe(seconds)
 
     def step(self, tokens: int) -> None:
-        """The engine ran a step of so many tokens, prompts' and drawn ones."""
+        """The engine ran a step of so many tokens: of prompts, the last ones drawn, and draft tokens."""
         self._step.observe(tokens)
 
     def media_decoded(self, kind: str, seconds: float) -> None:

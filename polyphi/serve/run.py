@@ -1,21 +1,26 @@
-"""`polyphi serve`: uvicorn around the application, from a socket that is bound before the model is loaded to a stop
-that loses nothing.
+"""`polyphi serve`: uvicorn around the application, from a socket that answers before the model is loaded (loading.py)
+to a stop that loses nothing.
 
 Asked to stop (SIGTERM, Ctrl-C), the server takes no more requests, finishes those under way for up to
-`Settings.drain_seconds`, and ends; asked again, at once.
+`Settings.drain_seconds`, and ends; asked again, at once. Asked during the load, it ends at once.
 """
 
 import errno
 import ipaddress
 import logging
+import os
 import signal
 import socket
+import sys
+from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from polyphi.serve.connection import protocol
+from polyphi.serve.loading import Loading, Progress
 from polyphi.serve.settings import Settings
 
 
@@ -63,18 +68,31 @@ def _is_loopback(host: str) -> bool:
 
 
 class Drain(uvicorn.Server):
-    """uvicorn's server, which tells the application when it is asked to stop."""
+    """uvicorn's server, which informs the application when it is asked to stop, and stops when the load fails."""
 
-    def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
+    def __init__(self, config: uvicorn.Config, loading: Loading) -> None:
         super().__init__(config)
-        self._app = app
+        self._loading = loading
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self._app.state.server.draining = True
+        if self._loading.app is not None:
+            self._loading.app.state.server.draining = True
         super().handle_exit(sig, frame)
 
+    async def on_tick(self, counter: int) -> bool:
+        return await super().on_tick(counter) or self._loading.error is not None
 
-def configured(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Before the model is loaded no request is under way: what is still being received is not waited for."""
+        if self._loading.app is None:
+            for server in self.servers:
+                server.close()
+            for connection in list(self.server_state.connections):
+                connection.transport.abort()
+        await super().shutdown(sockets)
+
+
+def configured(app: ASGIApp, settings: Settings) -> uvicorn.Config:
     """uvicorn as it is run here: with bounds of its own (guard.py), and silent about itself."""
     return uvicorn.Config(
         app,
@@ -89,12 +107,27 @@ def configured(app: FastAPI, settings: Settings) -> uvicorn.Config:
     )
 
 
-def serve(app: FastAPI, settings: Settings, listening: socket.socket) -> None:
-    """Answers until it is told to stop."""
+def serve(
+    load: Callable[[Progress], FastAPI],
+    settings: Settings,
+    listening: socket.socket,
+    ready: Callable[[], None],
+) -> None:
+    """Load the application and answer until the server is asked to stop. `load` runs in a thread, `ready` is called
+    when it is done. Raises what the load raises. Stopped during the load, the process ends here with status 0."""
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    loading = Loading(load, settings, ready)
+    server = Drain(configured(loading, settings), loading)
     for sign in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them again when all is done
-        signal.signal(sign, lambda *_: None)
-    Drain(configured(app, settings), app).run(sockets=[listening])
+        signal.signal(sign, server.handle_exit)
+    server.run(sockets=[listening])
+    if loading.error is not None:
+        raise loading.error
+    if loading.app is None:
+        # Python's own end would free what the thread that loads is still using.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def address(settings: Settings) -> str:

@@ -9,12 +9,12 @@ import json
 import re
 import secrets
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from polyphi.chat import Grammar, SamplingParams, functions
@@ -22,7 +22,7 @@ from polyphi.serve.errors import ApiError
 
 HALF = re.compile(r"[\ud800-\udfff]")
 MAX_TEXT = 4_000_000
-"""Letters of one text."""
+"""Characters of one text."""
 
 
 class Fields(BaseModel):
@@ -74,6 +74,38 @@ class Body(Fields):
         return value
 
 
+STRING, LIST, OBJECT, BOOLEAN = "<string>", "<list>", "<object>", "<boolean>"
+STRINGS, TOKENS, TOKEN_LISTS = "<strings>", "<tokens>", "<lists of tokens>"
+PARTS = {
+    type_: f"<{type_}>" for type_ in ("text", "image_url", "input_audio", "audio_url", "refusal")
+}
+TAGS = frozenset({STRING, LIST, OBJECT, BOOLEAN, STRINGS, TOKENS, TOKEN_LISTS, *PARTS.values()})
+"""Names of the members of unions. pydantic puts them into the path of an error, where `dotted` leaves them out."""
+
+
+def _json_type(value: Any) -> str | None:
+    return {str: STRING, list: LIST, dict: OBJECT, bool: BOOLEAN}.get(type(value))
+
+
+def _prompt_type(value: Any) -> str | None:
+    if not isinstance(value, list):
+        return _json_type(value)
+    first = type(value[0]) if value else str
+    return {int: TOKENS, list: TOKEN_LISTS}.get(first, STRINGS)
+
+
+def _part_type(value: Any) -> str | None:
+    type_ = value.get("type") if isinstance(value, dict) else None
+    return PARTS.get(type_) if isinstance(type_, str) else None
+
+
+def _one_of(choose: Callable[[Any], str | None], expected: str) -> Discriminator:
+    """A union of which `choose` names the member to check a value against: so an error is of that member alone."""
+    return Discriminator(
+        choose, custom_error_type="no_member", custom_error_message=f"expected {expected}"
+    )
+
+
 class TextPart(Fields):
     type: Literal["text"]
     text: str = Field(max_length=MAX_TEXT)
@@ -117,7 +149,12 @@ class RefusalPart(Fields):
 
 
 Part = Annotated[
-    TextPart | ImagePart | AudioPart | AudioUrlPart | RefusalPart, Field(discriminator="type")
+    Annotated[TextPart, Tag(PARTS["text"])]
+    | Annotated[ImagePart, Tag(PARTS["image_url"])]
+    | Annotated[AudioPart, Tag(PARTS["input_audio"])]
+    | Annotated[AudioUrlPart, Tag(PARTS["audio_url"])]
+    | Annotated[RefusalPart, Tag(PARTS["refusal"])],
+    _one_of(_part_type, f"a part with a type of {', '.join(PARTS)}"),
 ]
 
 
@@ -153,7 +190,14 @@ class Turn(Fields):
     )
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Annotated[str, Field(max_length=MAX_TEXT)] | list[Part] | None = None
+    content: (
+        Annotated[
+            Annotated[str, Field(max_length=MAX_TEXT), Tag(STRING)]
+            | Annotated[list[Part], Tag(LIST)],
+            _one_of(_json_type, "a text or a list of parts"),
+        ]
+        | None
+    ) = None
     tool_calls: list[Call] | None = Field(default=None, max_length=128)
     tool_call_id: str | None = Field(default=None, max_length=256)
 
@@ -161,7 +205,10 @@ class Turn(Fields):
 class JsonSchema(Fields):
     name: str | None = Field(default=None, max_length=256)
     description: str | None = None
-    schema_: dict[str, Any] | bool = Field(alias="schema", default=True)
+    schema_: Annotated[
+        Annotated[dict[str, Any], Tag(OBJECT)] | Annotated[bool, Tag(BOOLEAN)],
+        _one_of(_json_type, "a JSON schema: an object, true or false"),
+    ] = Field(alias="schema", default=True)
     strict: bool | None = None
 
 
@@ -208,6 +255,15 @@ IGNORED = frozenset(
 Number = float | None
 
 
+def _needs(field: str, other: str) -> PydanticCustomError:
+    """The error of a field that means nothing without another one."""
+    return PydanticCustomError(
+        "misplaced_field",
+        "{field} only goes with {other}: true; set {other}, or leave {field} out",
+        {"field": field, "other": other},
+    )
+
+
 class Sampling(Body):
     """What both kinds of completions may ask of how tokens are drawn. Left out, answers are greedy."""
 
@@ -223,12 +279,24 @@ class Sampling(Body):
     presence_penalty: Number = None
     frequency_penalty: Number = None
     seed: int | None = None
-    stop: Annotated[str, Field(max_length=256)] | list[str] | None = None
+    stop: (
+        Annotated[
+            Annotated[str, Field(max_length=256), Tag(STRING)] | Annotated[list[str], Tag(LIST)],
+            _one_of(_json_type, "a text or a list of texts"),
+        ]
+        | None
+    ) = None
     n: int | None = None
     logit_bias: dict[str, float] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None
+
+    @model_validator(mode="after")
+    def _refuse_options_without_stream(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            raise _needs("stream_options", "stream")
+        return self
 
     def sampling(
         self, *, grammar: Grammar | None, max_tokens: int | None, logprobs: int | None
@@ -275,9 +343,22 @@ class ChatRequest(Sampling):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     tools: list[Tool] | None = Field(default=None, max_length=128)
-    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    tool_choice: (
+        Annotated[
+            Annotated[Literal["none", "auto", "required"], Tag(STRING)]
+            | Annotated[NamedTool, Tag(OBJECT)],
+            _one_of(_json_type, "'none', 'auto', 'required' or an object that names a function"),
+        ]
+        | None
+    ) = None
     parallel_tool_calls: bool | None = None
     modalities: list[Literal["text"]] | None = None
+
+    @model_validator(mode="after")
+    def _refuse_top_without_logprobs(self) -> Self:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise _needs("top_logprobs", "logprobs")
+        return self
 
     @property
     def wanted_tokens(self) -> int | None:
@@ -317,7 +398,13 @@ def offered(
 
 
 class CompletionRequest(Sampling):
-    prompt: str | list[str] | list[int] | list[list[int]] = Field(default="", max_length=MAX_TEXT)
+    prompt: Annotated[
+        Annotated[str, Field(max_length=MAX_TEXT), Tag(STRING)]
+        | Annotated[list[str], Field(max_length=MAX_TEXT), Tag(STRINGS)]
+        | Annotated[list[int], Field(max_length=MAX_TEXT), Tag(TOKENS)]
+        | Annotated[list[list[int]], Field(max_length=MAX_TEXT), Tag(TOKEN_LISTS)],
+        _one_of(_prompt_type, "a text, a list of texts, token ids or lists of token ids"),
+    ] = ""
     max_tokens: int | None = Field(default=None, ge=0)
     logprobs: int | None = Field(default=None, ge=0, le=20)
     echo: bool | None = None
@@ -338,40 +425,31 @@ class DetokenizeRequest(Body):
 
 def explained(error: RequestValidationError) -> ApiError:
     """What is wrong with a body, by the path of its part."""
-    found = max(error.errors(), key=lambda e: len(e["loc"]))
-    where, kind = list(found["loc"]), str(found["type"])
-    source = str(where.pop(0)) if where else "body"
-    body = error.body if source == "body" else {}
+    errors = [([step for step in e["loc"] if step not in TAGS], e) for e in error.errors()]
+    where, found = max(errors, key=lambda pair: len(pair[0]))
+    kind = str(found["type"])
     if kind == "json_invalid":
         return ApiError(400, "the body is no JSON", code="invalid_json")
-    param = dotted(body, where)
-    if kind == "unknown_field":
+    param = dotted(where[1:])  # without "body", "path" or "query"
+    if kind in ("unknown_field", "misplaced_field"):
         param = ".".join(filter(None, [param, found["ctx"]["field"]]))
     told = str(found["msg"]).replace("Input should be", "expected")
-    if kind not in ("unknown_field", "missing", "no_text"):
+    if kind in ("model_type", "model_attributes_type", "dict_type"):
+        told = "expected an object"
+    if kind not in ("unknown_field", "misplaced_field", "missing", "no_text"):
         told += f", found {_short(found.get('input'))}"
     return ApiError(400, f"{param}: {told}" if param else told, param=param or None)
 
 
-def dotted(body: Any, where: Sequence[Any]) -> str:
-    """`messages[1].content[0].image_url.url`: a place in a body, without the names that a validator adds for the kind
-    of thing it took something for."""
-    path, at = "", body
-    for number, step in enumerate(where):
-        if isinstance(at, Sequence) and not isinstance(at, str):
-            if not isinstance(step, int):
-                continue
-            path, at = f"{path}[{step}]", at[step] if step < len(at) else None
-        elif isinstance(at, Mapping):
-            if step not in at and number < len(where) - 1:
-                continue
-            path, at = f"{path}.{step}" if path else str(step), at.get(step)
-    return path
+def dotted(where: Sequence[str | int]) -> str:
+    """`messages[1].content[0].image_url.url`: a place in a body."""
+    steps = [f"[{step}]" if isinstance(step, int) else f".{step}" for step in where]
+    return "".join(steps).removeprefix(".")
 
 
 def _short(value: Any) -> str:
     if value is None or isinstance(value, bool | int | float):
         return repr(value)[:40]
     if isinstance(value, str):
-        return repr(value) if len(value) <= 40 else f"a text of {len(value)} letters"
+        return repr(value) if len(value) <= 40 else f"a text of {len(value)} characters"
     return "an object" if isinstance(value, dict) else "a list"

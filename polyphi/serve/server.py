@@ -199,7 +199,6 @@ class Server:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._preparing = ThreadPoolExecutor(PREPARING, "prepare")
         self._dropping = ThreadPoolExecutor(1, "drop")
-        self._tokens = 0  # that the engine had run when it was last looked at
         engine.processor.caps = Caps(
             settings.max_image_bytes,
             settings.max_image_pixels,
@@ -209,6 +208,7 @@ class Server:
         engine.encoders.encoded = self.metrics.encoded
 
     def start(self) -> None:
+        self.engine.stepped = self.metrics.step
         self._thread.start()
         if self.structured:  # the first grammar would wait seconds for its view of the vocabulary
             self._preparing.submit(
@@ -247,9 +247,6 @@ class Server:
     def _look(self, error: BaseException | None) -> None:
         if error is not None:
             log.error("a step failed", exc_info=error)
-        if (ran := self.engine.tokens - self._tokens) > 0:
-            self._tokens += ran
-            self.metrics.step(ran)
         for job in list(self._jobs):
             try:
                 more = job.look()

@@ -50,5 +50,5 @@ class Tokens:
 
 
 def finite(logprob: float) -> float:
-    """JSON has no infinity; -9999 is what clients know for "impossible"."""
-    return max(logprob, -9999.0)
+    """JSON has neither infinity nor NaN; -9999 is what clients know for "impossible"."""
+    return logprob if logprob > -9999.0 else -9999.0

@@ -256,6 +256,7 @@ def test_samples_in_memory() -> None:
         (np.zeros((2, 2, 2)), r"\[n\] or \[n, channels\], found \[2, 2, 2\]"),
         (np.array([np.nan]), "finite"),
         (np.array([np.inf]), "finite"),
+        (np.array([0.0, -1e12]), r"between -1 and 1, found 1e\+12"),
         (np.array([1], np.uint8), "uint8"),
         (np.array(["a"]), "<U1"),
     ):
@@ -287,6 +288,25 @@ def test_empty_and_truncated_clips_are_refused(clip: Make) -> None:
             with pytest.raises(ValueError, match=r"truncated|empty") as error:
                 decode_audio(data[:length])
             assert "0x" not in str(error.value)
+
+
+def test_a_header_may_not_promise_more_than_its_bytes_can_hold(clip: Make) -> None:
+    """Nor a rate below the encoder's, which the stream refuses when it is opened."""
+    data = bytearray(clip(16000, format="FLAC"))
+    data[21] |= 8  # the top bit of 36 that count the samples
+    for way in (AudioStream, audio_size, decode_audio):
+        with pytest.raises(ValueError, match="promises 34359754368 samples"):
+            way(bytes(data))
+    slow = bytearray(clip(16000))
+    slow[24:28] = (7999).to_bytes(4, "little")
+    for way in (AudioStream, audio_size, decode_audio):
+        with pytest.raises(ValueError, match="at least 8000 Hz, found 7999 Hz"):
+            way(bytes(slow))
+
+
+def test_integers_stored_as_floats_are_read() -> None:
+    wave = np.array([0.0, 2.0**31, -(2.0**31)], np.float32)
+    assert decode_audio((wave, 16000))[0].tolist() == wave.tolist()
 
 
 def test_a_streamed_wav_of_unknown_length_is_read(clip: Make) -> None:

@@ -191,6 +191,8 @@ def test_logprobs_and_several_answers(running: Running, client: OpenAI) -> None:
         ({"extra_body": {"chat_template": "x"}}, "chat_template", "unknown field"),
         ({"logit_bias": {"1": 2}}, "logit_bias", "isn't supported"),
         ({"max_tokens": 10**6}, "messages", "at most"),
+        ({"top_logprobs": 2}, "top_logprobs", "logprobs"),
+        ({"top_logprobs": 0, "logprobs": False}, "top_logprobs", "logprobs"),
         ({"messages": []}, "messages", "at least 1"),
         ({"messages": [{"role": "user"}]}, "messages[0].content", "text or parts"),
         ({"messages": [{"role": "boss", "content": "x"}]}, "messages[0].role", "expected"),
@@ -255,6 +257,19 @@ def test_what_is_wrong_is_told_by_its_path(
     assert caught.value.param == param and caught.value.type == "invalid_request_error"
     with pytest.raises(BadRequestError):  # before the first event of a stream
         client.chat.completions.create(**given, stream=True)
+
+
+def test_stream_options_without_a_stream_are_refused(client: OpenAI) -> None:
+    wish = dict(model="tiny", max_tokens=1, stream_options={"include_usage": True})
+    for stream in (None, False):
+        for ask, prompt in (
+            (client.chat.completions.create, {"messages": [{"role": "user", "content": "hi"}]}),
+            (client.completions.create, {"prompt": "hi"}),
+        ):
+            with pytest.raises(BadRequestError) as caught:
+                ask(**wish, **prompt, stream=stream)
+            assert caught.value.param == "stream_options"
+            assert len(list(ask(**wish, **prompt, stream=True))) >= 2
 
 
 def test_one_call_where_no_others_are_wanted(running: Running) -> None:

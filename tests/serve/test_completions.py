@@ -1,8 +1,12 @@
 """Completions of plain text, as log-likelihood harnesses ask for them."""
 
+import math
+
 import pytest
 from openai import BadRequestError, OpenAI
 from serve.conftest import Running
+
+from polyphi.serve.tokens import finite
 
 PROMPT = "the quick brown"
 
@@ -26,8 +30,7 @@ def test_echo_tells_what_the_model_thinks_of_the_prompt(running: Running, client
         assert told.token_logprobs[0] is None
         assert told.token_logprobs[1:] == pytest.approx(expected, abs=1e-5)
         for at, best in enumerate(told.top_logprobs[1:]):
-            ((_, value),) = best.items()
-            assert value == pytest.approx(logs[at].max().item(), abs=1e-5)
+            assert max(best.values()) == pytest.approx(logs[at].max().item(), abs=1e-5)
         assert [
             PROMPT[at : at + len(t)] for at, t in zip(told.text_offset, told.tokens, strict=True)
         ] == list(told.tokens)
@@ -53,6 +56,26 @@ def test_echo_before_an_answer(client: OpenAI) -> None:
         model="tiny", prompt=PROMPT, echo=True, logprobs=0, max_tokens=4
     ).choices[0]
     assert answer.text.startswith(PROMPT) and "".join(answer.logprobs.tokens) == answer.text
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_top_logprobs_contain_the_token_itself(client: OpenAI, count: int) -> None:
+    """In answers and in the echoed prompt: the most likely tokens, and the drawn one where it isn't among them."""
+    wish = dict(model="tiny", prompt=PROMPT, echo=True, max_tokens=12, temperature=1.5, seed=5)
+    told = client.completions.create(**wish, logprobs=count).choices[0].logprobs
+    assert told.top_logprobs[0] is None and len(told.tokens) > 12
+    sizes = set()
+    for token, own, top in zip(
+        told.tokens[1:], told.token_logprobs[1:], told.top_logprobs[1:], strict=True
+    ):
+        assert top[token] == own
+        sizes.add(len(top))
+    assert max(sizes) == count + 1 and min(sizes) >= max(1, count)
+
+
+@pytest.mark.parametrize("value", [-math.inf, math.nan, -1e9])
+def test_log_probabilities_are_numbers_of_json(value: float) -> None:
+    assert finite(value) == -9999 and finite(-1.5) == -1.5
 
 
 def test_an_empty_prompt_begins_a_document(client: OpenAI) -> None:

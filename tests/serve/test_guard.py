@@ -78,6 +78,7 @@ ROUTES = [
     Route("/", page),
     Route("/health", page),
     Route("/ready", page),
+    Route("/live", page),
     Route(CHAT, echo, methods=["GET", "POST", "OPTIONS"]),
     Route("/v1/models", page),
     Route("/metrics", page),
@@ -362,7 +363,7 @@ def test_a_host_that_can_never_match_is_told_at_the_start(host: str) -> None:
 
 KEYED = replace(PLAIN, keys=("first-key", "schlüssel-é", "last-key"))
 PATHS = sorted(
-    {route.path for route in ROUTES} - {"/", "/health", "/ready"}
+    {route.path for route in ROUTES} - {"/", "/live", "/health", "/ready"}
     | {
         "/nowhere",
         "/docs",
@@ -406,7 +407,7 @@ def test_s20_every_path_and_method_needs_a_key(method: str) -> None:
 
 
 def test_s20_only_the_public_paths_are_read_without_a_key() -> None:
-    for path in ("/", "/health", "/ready"):
+    for path in ("/", "/live", "/health", "/ready"):
         assert ask(KEYED, path).status == 200
         assert ask(KEYED, path, "HEAD").status == 200
         for method in METHODS[2:]:
@@ -965,6 +966,45 @@ def test_an_upgrade_is_answered_as_if_it_were_none(served: Served, upgrade: byte
         for _ in range(2):
             peer.sendall(GET[:-2] + upgrades + b"\r\n")
             assert answers(peer).endswith(b"page")
+    with served.dial(b"GET http://evil.example/ HTTP/1.1\r\nhost: localhost\r\n") as peer:
+        peer.sendall(upgrades + b"\r\n")
+        assert answers(peer).startswith(b"HTTP/1.1 403")
+
+
+@pytest.mark.parametrize(
+    ("target", "host", "status"),
+    [
+        ("http://localhost/v1/models", "localhost", 200),
+        ("HTTP://LOCALHOST:80/v1/models?a=b", "localhost", 200),
+        ("http://localhost", "localhost", 200),
+        ("http://localhost?a=b", "localhost", 200),
+        ("https://localhost:443/v1/models", "localhost", 200),
+        ("http://[::1]:8000/v1/models", "[0:0::1]:8000", 200),
+        ("http://localhost:8000/v1/models", None, 200),
+        ("http://evil.example/health", "localhost", 403),
+        ("http://evil.example/health", "evil.example", 403),
+        ("http://evil.example/health", None, 403),
+        ("http://evil.example", "localhost", 403),
+        ("http://localhost/health", "evil.example", 403),
+        ("http://localhost@evil.example/health", "localhost", 403),
+        ("http://evil.example@localhost/health", "localhost", 403),
+        ("http://localhost:8001/health", "localhost:8000", 400),
+        ("http://localhost/health", "localhost:8000", 400),
+        ("http://127.0.0.1/health", "localhost", 400),
+        ("ftp://localhost/health", "localhost", 400),
+        ("http:///health", "localhost", 403),
+    ],
+)
+def test_s21_a_name_in_the_target_is_checked_as_the_host_is(
+    served: Served, target: str, host: str | None, status: int
+) -> None:
+    """Proxies are asked so: `GET http://name/path`. The name there counts more than the header."""
+    named = f"host: {host}\r\n" if host else ""
+    with served.dial(f"GET {target} HTTP/1.1\r\n{named}connection: close\r\n\r\n".encode()) as peer:
+        got = heard(peer)
+    assert got.startswith(f"HTTP/1.1 {status} ".encode()), got
+    assert got.endswith(b"page") if status == 200 else b"x-request-id" in got
+    assert b"evil" not in got
 
 
 def test_a_client_that_asks_first_is_told_to_go_on_only_if_it_may(served: Served) -> None:

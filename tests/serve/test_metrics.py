@@ -1,14 +1,19 @@
 """What Prometheus reads, parsed as Prometheus' own library parses it."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
+from serve.conftest import serving
 
-from polyphi.engine.engine import Counters
+from polyphi.chat import Message, SamplingParams
+from polyphi.engine.engine import Counters, Engine
 from polyphi.serve.metrics import Load, Metrics, Times
+from polyphi.serve.settings import Settings
 
 LOAD = Load(
     Counters(
@@ -196,3 +201,44 @@ def test_threads_may_tell_at_once() -> None:
     found = read(metrics)
     assert found["polyphi:iteration_tokens_total_count"] == 2000
     assert found["polyphi:adapter_requests_total[adapter=speech]"] == 2000
+
+
+def test_every_step_of_the_engine_is_one_observation_of_its_tokens(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps before the server don't count, nor do those that fail; an idle engine runs none."""
+    run = type(engine.runner).run
+    sizes: list[int] = []
+
+    def watched(runner: Any, parts: Any, memory: Any) -> Any:
+        if any(len(part.request.prompt) > 100 for part in parts):
+            raise RuntimeError("broken")
+        sizes.append(sum(part.size for part in parts))
+        return run(runner, parts, memory)
+
+    monkeypatch.setattr(type(engine.runner), "run", watched)
+    engine.generate([Message.user("1 + 2")], sampling=SamplingParams(max_tokens=9))
+    sizes.clear()
+    body = {"messages": [{"role": "user", "content": "the quick fox"}], "max_tokens": 12, "n": 2}
+    long = {"messages": [{"role": "user", "content": "the quick brown fox " * 60}]}
+    with serving(engine, Settings("phi")) as running, running.client() as client:
+        metrics = running.uvicorn.config.app.state.server.metrics  # type: ignore[union-attr]
+
+        def observed() -> tuple[float, float]:
+            found = read(metrics)
+            name = "polyphi:iteration_tokens_total"
+            assert found[f"{name}_bucket[le=+Inf]"] == found[f"{name}_count"]
+            return found[f"{name}_count"], found[f"{name}_sum"]
+
+        assert observed() == (0, 0)
+        for _ in range(3):
+            assert client.post("/v1/chat/completions", json=body).status_code == 200
+            assert client.post("/v1/chat/completions", json=long).status_code == 500
+        with ThreadPoolExecutor(4) as threads:
+            answers = [
+                threads.submit(client.post, "/v1/chat/completions", json={**body, "seed": number})
+                for number in range(8)
+            ]
+        assert {answer.result().status_code for answer in answers} == {200}
+        assert observed() == (len(sizes), sum(sizes)) and len(sizes) > 30
+    assert observed() == (len(sizes), sum(sizes))

@@ -2,9 +2,11 @@
 leaves nothing behind however it ends."""
 
 import asyncio
+import base64
 import io
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -16,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import numpy as np
 import pytest
 import soundfile
@@ -344,6 +347,119 @@ def test_s9_what_is_no_recording_gets_a_message_without_internals(client: OpenAI
             assert (error.status_code, error.param) == (status, "file"), data[:20]
             told = error.response.text
             assert not [w for w in ("0x", "/tmp", "polyphi-", "Error", "sndfile") if w in told]
+
+
+TRANSCRIPTIONS, TRANSLATIONS = "/v1/audio/transcriptions", "/v1/audio/translations"
+
+
+def on_every_route(client: httpx2.Client, data: bytes) -> dict[str, httpx2.Response]:
+    """The answers of all routes that take audio, by a name for each; "tokenize" reads headers only."""
+    encoded = base64.b64encode(data).decode()
+    content = [{"type": "input_audio", "input_audio": {"data": encoded, "format": "wav"}}]
+    chat: dict[str, Any] = {"messages": [{"role": "user", "content": content}], "max_tokens": 2}
+    logprobs = {"logprobs": True, "top_logprobs": 2}
+    files = {"file": data}
+    return {
+        "chat": client.post("/v1/chat/completions", json={**chat, **logprobs}),
+        "drawn": client.post("/v1/chat/completions", json={**chat, "temperature": 1.0, "seed": 1}),
+        "chat stream": client.post("/v1/chat/completions", json={**chat, "stream": True}),
+        "transcription": client.post(TRANSCRIPTIONS, files=files),
+        "words": client.post(
+            TRANSCRIPTIONS,
+            files=files,
+            data={"response_format": "verbose_json", "timestamp_granularities[]": "word"},
+        ),
+        "transcription stream": client.post(TRANSCRIPTIONS, files=files, data={"stream": "true"}),
+        "translation": client.post(TRANSLATIONS, files=files),
+        "tokenize": client.post("/tokenize", json={"messages": chat["messages"]}),
+    }
+
+
+def statuses(answers: dict[str, httpx2.Response]) -> set[int]:
+    """Those of the routes that decode, which may not fail later than with their status."""
+    for name, answer in answers.items():
+        assert answer.status_code < 500, (name, answer.text)
+        if answer.status_code == 200:
+            assert '"error"' not in answer.text, (name, answer.text)
+    return {answer.status_code for name, answer in answers.items() if name != "tokenize"}
+
+
+def noise_clip(form: str, **options: Any) -> bytes:
+    file = io.BytesIO()
+    wave = 0.1 * np.random.default_rng(0).standard_normal(6000)
+    soundfile.write(file, wave, 16000, format=form, **options)
+    return file.getvalue()
+
+
+FORMS = {
+    "wav": noise_clip("WAV"),
+    "float wav": noise_clip("WAV", subtype="FLOAT"),
+    "flac": noise_clip("FLAC"),
+    "ogg": noise_clip("OGG"),
+    "opus": noise_clip("OGG", subtype="OPUS"),
+    "mp3": noise_clip("MP3"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_s9_corrupt_audio_is_400_on_every_route(running: Running, form: str) -> None:
+    """Cut off, or with flipped bits: refused by all routes or by none, and never a failure of the server."""
+    dice, whole = random.Random(form), FORMS[form]
+    seen: set[int] = set()
+    with running.client() as client:
+        assert statuses(on_every_route(client, whole)) == {200}
+        for _ in range(3):
+            cut = whole[: dice.randrange(12, len(whole) * 9 // 10)]
+            assert statuses(on_every_route(client, cut)) == {400}
+        for _ in range(8):
+            data = bytearray(whole)
+            for _ in range(dice.choice((1, 3, 30))):
+                at = dice.randrange(12, dice.choice((60, len(data))))
+                data[at] ^= 1 << dice.randrange(8)
+            found = statuses(on_every_route(client, bytes(data)))
+            assert len(found) == 1, found
+            seen |= found
+    assert seen <= {200, 400} and 400 in seen
+
+
+def flipped(data: bytes, at: int, bit: int) -> bytes:
+    return data[:at] + bytes([data[at] ^ 1 << bit]) + data[at + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        # One bit of the exponent of a sample: 1e37, whose square is no number any more.
+        (flipped(FORMS["float wav"], FORMS["float wav"].index(b"data") + 8 + 4 * 999 + 3, 6), "-1"),
+        # One bit of the number of samples: the header promises days.
+        (flipped(FORMS["flac"], 21, 3), "can hold"),
+    ],
+)
+def test_s9_one_wrong_bit_is_400_on_every_route(running: Running, data: bytes, said: str) -> None:
+    with running.client() as client:
+        answers = on_every_route(client, data)
+        assert statuses(answers) == {400}
+        for name, answer in answers.items():
+            assert name == "tokenize" or said in answer.json()["error"]["message"], name
+
+
+@pytest.mark.parametrize("samples", [1, 2000, 20_000])
+def test_a_rate_that_is_too_low_is_the_same_error_on_every_route(
+    running: Running, samples: int
+) -> None:
+    """However long such a clip would be: 20,000 samples at 1 Hz are more than five hours."""
+    file = io.BytesIO()
+    soundfile.write(file, np.zeros(samples), 1, format="WAV")
+    with running.client() as client:
+        answers = on_every_route(client, file.getvalue())
+    assert {answer.status_code for answer in answers.values()} == {400}
+    errors = [answer.json()["error"] for answer in answers.values()]
+    (told,) = {(error["message"], error["code"], error["type"]) for error in errors}
+    assert "found 1 Hz" in told[0]
+    assert {error["param"] for error in errors} == {
+        "file",
+        "messages[0].content[0].input_audio.data",
+    }
 
 
 def test_s9_a_failure_of_ours_says_no_more_than_that(

@@ -28,7 +28,7 @@ from polyphi.serve.app import create_app
 from polyphi.serve.settings import Settings
 
 KEYS = ("the-first-key", "the-second-key")
-PUBLIC = {"/", "/health", "/ready"}
+PUBLIC = {"/", "/live", "/health", "/ready"}
 LEAK = re.compile(r"Traceback|0x[0-9a-f]{6}|/usr/|site-packages|\.py\b|polyphi/|the-\w+-key")
 """What no answer holds, unless it was sent."""
 
@@ -105,6 +105,35 @@ def test_what_is_not_there_says_so_in_the_shape_of_all_errors(walked: Running) -
             assert answer.json()["error"]["code"] == "method_not_allowed"
 
 
+def test_a_model_without_an_id_is_not_found(walked: Running) -> None:
+    with walked.client(KEYS[0]) as client:
+        for path in ("/v1/models/", "/v1/models/%20", "/v1/models//"):
+            answer = client.get(path)
+            check(answer)
+            error = answer.json()["error"]
+            assert (answer.status_code, error["code"]) == (404, "model_not_found"), path
+        assert client.get("/v1/models/tiny").json()["id"] == "tiny"
+
+
+def test_head_has_the_status_and_headers_of_get_and_no_body(walked: Running) -> None:
+    there = everything(create_app(walked.engine, walked.settings).routes)
+    paths = {path for path, method in there if method == "GET"}
+    assert {"/", "/live", "/health", "/ready", "/v1/models", "/metrics"} < paths
+    own = {"x-request-id", "date", "content-length"}
+    with walked.client(KEYS[0]) as client:
+        for path in sorted(paths | {"/v1/models/tiny", "/nowhere", "/v1/chat/completions"}):
+            head, get = client.head(path), client.get(path)
+            assert head.status_code == get.status_code and head.content == b"", path
+            assert set(head.headers) == set(get.headers), path
+            named = set(get.headers) - own
+            assert [head.headers[n] for n in named] == [get.headers[n] for n in named], path
+            if path != "/metrics":  # it grows with what was asked before
+                assert head.headers["content-length"] == get.headers["content-length"], path
+    with walked.client() as client:
+        assert client.head("/health").status_code == 200
+        assert client.head("/v1/models").status_code == 401
+
+
 def closed(schema: Any) -> Any:
     """A description in which objects have no more fields than those named: others are refused at once, and nearly every
     request would be one with a made-up field."""
@@ -145,6 +174,7 @@ def bombard(walked: Running, examples: int) -> Counter[int]:
                         base_url=walked.url, session=session, headers=key, timeout=30
                     )
                     told[answer.status_code] += 1
+                    assert str(answer.status_code) in case.operation.definition.raw["responses"]
                     check(
                         answer, f"{case.path_parameters} {case.body!r} {case.query} {case.method}"
                     )
@@ -189,7 +219,7 @@ SIMPLE: list[tuple[str, dict[str, Any]]] = [
             "stop": ["z"],
             "n": 1,
             "logit_bias": {},
-            "stream": False,
+            "stream": True,
             "stream_options": {"include_usage": True},
             "logprobs": True,
             "top_logprobs": 2,

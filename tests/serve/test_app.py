@@ -1,0 +1,123 @@
+"""What /openapi.json promises is what comes."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+from serve.conftest import Running, serving
+from serve.test_chat import image_part
+
+from polyphi.engine.engine import Engine
+from polyphi.serve.app import create_app
+from polyphi.serve.errors import ErrorResponse
+from polyphi.serve.settings import Settings
+
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+TRANSCRIPTIONS, TRANSLATIONS = "/v1/audio/transcriptions", "/v1/audio/translations"
+HI = [{"role": "user", "content": "hi"}]
+KEY = {"authorization": "Bearer key"}
+BODIES: dict[str, dict[str, Any]] = {
+    CHAT: {"json": {"messages": HI}},
+    COMPLETIONS: {"json": {"prompt": "hi"}},
+    TRANSCRIPTIONS: {"files": {"file": b"RIFF\0\0\0\0WAVE"}},
+    TRANSLATIONS: {"files": {"file": b"RIFF\0\0\0\0WAVE"}},
+    "/tokenize": {"json": {"messages": HI}},
+    "/detokenize": {"json": {"tokens": [1]}},
+}
+ADMITTED = [path for path in BODIES if path != "/detokenize"]
+"""Routes that wait for a place among the requests."""
+
+
+@pytest.fixture
+def keyed(engine: Engine) -> Iterator[Running]:
+    with serving(engine, Settings("tiny", keys=("key",), max_body_bytes=5000)) as found:
+        yield found
+
+
+def promised(description: dict[str, Any], method: str, path: str) -> dict[str, Any]:
+    path = "/v1/models/{name}" if path.startswith("/v1/models/") else path
+    return description["paths"][path][method.lower()]["responses"]
+
+
+def schema_of(response: dict[str, Any]) -> str:
+    return response["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
+
+
+def wrong_requests(server: Any) -> Iterator[tuple[int, str, str, dict[str, Any]]]:
+    """(status, method, path, request) of errors that come."""
+    for path in ("/v1/models", "/v1/models/tiny", "/props", "/version", "/metrics"):
+        yield 401, "GET", path, {"headers": {"authorization": "Bearer wrong"}}
+        yield 403, "GET", path, {"headers": {**KEY, "host": "evil.example"}}
+    for path in ("/live", "/health", "/ready"):
+        yield 403, "GET", path, {"headers": {"origin": "http://evil.example"}}
+        yield 400, "GET", path, {"headers": [("authorization", "a"), ("authorization", "b")]}
+    yield 404, "GET", "/v1/models/other", {"headers": KEY}
+    for path, body in BODIES.items():
+        yield 401, "POST", path, body
+        yield 403, "POST", path, {**body, "headers": {**KEY, "host": "evil.example"}}
+        yield 413, "POST", path, {"json": "x" * 6000, "headers": KEY}
+        yield 415, "POST", path, {"content": b"x", "headers": {**KEY, "content-type": "text/plain"}}
+        yield 400, "POST", path, {**body, "headers": [*KEY.items(), ("x-api-key", "a")] * 2}
+        form = "data" if "files" in body else "json"
+        unknown = {**body, form: {**body.get(form, {}), "nothing": "x"}}
+        yield 400, "POST", path, {**unknown, "headers": KEY}
+        other = {**body, form: {**body.get(form, {}), "model": "other"}}
+        yield 404, "POST", path, {**other, "headers": KEY}
+    message = {"role": "user", "content": [image_part()]}
+    message["content"][0]["image_url"]["url"] = "data:;base64,QUJD"  # type: ignore[index]
+    for path in (CHAT, "/tokenize"):
+        yield 415, "POST", path, {"json": {"messages": [message]}, "headers": KEY}
+    with ExitStack() as places:
+        for _ in range(server.places):
+            places.enter_context(server.admit())
+        for path in ADMITTED:
+            yield 429, "POST", path, {**BODIES[path], "headers": KEY}
+    server.draining = True
+    for path in ADMITTED:
+        yield 503, "POST", path, {**BODIES[path], "headers": KEY}
+
+
+def test_errors_that_come_are_promised_with_their_schema(keyed: Running) -> None:
+    server = keyed.uvicorn.config.app.state.server  # type: ignore[union-attr]
+    seen = set()
+    with keyed.client() as client:
+        description = client.get("/openapi.json", headers=KEY).json()
+        for status, method, path, request in wrong_requests(server):
+            answer = client.request(method, path, **request)
+            assert answer.status_code == status, (method, path, answer.text)
+            ErrorResponse.model_validate_json(answer.content, strict=True)
+            response = promised(description, method, path).get(str(status))
+            assert response is not None, f"{method} {path} doesn't promise {status}"
+            assert schema_of(response) == "ErrorResponse" and response["description"]
+            seen.add(status)
+    assert seen == {400, 401, 403, 404, 413, 415, 429, 503}
+
+
+def test_health_is_promised_as_it_comes(keyed: Running) -> None:
+    server = keyed.uvicorn.config.app.state.server  # type: ignore[union-attr]
+    with keyed.client() as client:
+        description = client.get("/openapi.json", headers=KEY).json()
+        server.draining = True
+        answer = client.get("/ready")
+    assert (answer.status_code, answer.json()) == (503, {"status": "unavailable"})
+    for path in ("/health", "/ready"):
+        for status in ("200", "503"):
+            assert schema_of(promised(description, "GET", path)[status]) == "Health"
+
+
+def test_nothing_is_promised_that_never_comes(engine: Engine) -> None:
+    """401 where no key is needed, 422, and codes of bodies where none is sent."""
+    open_, keyed = (
+        create_app(engine, Settings("tiny", keys=keys)).openapi() for keys in ((), ("key",))
+    )
+    for description in (open_, keyed):
+        assert "HTTPValidationError" not in description["components"]["schemas"]
+        for path, operations in description["paths"].items():
+            for method, operation in operations.items():
+                codes = set(operation["responses"])
+                assert "422" not in codes
+                assert method == "post" or not codes & {"413", "415", "429"}
+                needs = description is keyed and path not in ("/live", "/health", "/ready")
+                assert ("401" in codes) == needs, path
+                assert ("404" in codes) == (method == "post" or path == "/v1/models/{name}")
