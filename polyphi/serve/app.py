@@ -216,7 +216,7 @@ def _tokens(server: Server) -> APIRouter:
             return {"tokens": ids, "count": len(ids), **count, **room}
         turns = wanted.messages or []
         with (
-            server.admit(request),
+            server.admit(server.caller(request)),
             server.explained("messages", turns),
             server.media.request() as media,
         ):

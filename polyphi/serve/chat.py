@@ -73,7 +73,7 @@ def routes(server: Server) -> APIRouter:
                 with server.explained("messages", wanted.messages):
                     return await server.prepare(with_tools(messages, tools), adapter, sampling)
 
-        with server.admit(request) as ticket:
+        with server.admit(server.caller(request)) as ticket:
             row, sampling = await unless_gone(request, prepared())
             (job,) = await server.enter(ticket, [row], sampling)
             answer = Answer(server, request, wanted, job, sampling, bool(tools))

@@ -44,7 +44,7 @@ def routes(server: Server) -> APIRouter:
             max_tokens=1 if silent else wanted.max_tokens or 16,
             logprobs=wanted.logprobs,
         )
-        with server.admit(request) as ticket:
+        with server.admit(server.caller(request)) as ticket:
             sampling = await server.looked_at(asked, wanted)
             rows = await server.in_thread(_rows, server, wanted.prompt, adapter)
             if wanted.echo:

@@ -1,6 +1,6 @@
 """The engine behind the routes: one thread steps it for everybody, handlers wait for what it says.
 
->>> with server.admit(request) as ticket:                      # or 429
+>>> with server.admit(server.caller(request)) as ticket:            # or 429
 ...     row, sampling = await server.prepare(messages, "auto", asked)   # what is wrong is told here
 ...     (job,) = await server.enter(ticket, [row], sampling)
 ...     async for news in job: ...                       # (number of the answer, text, finish reason)
@@ -274,12 +274,11 @@ class Server:
     def admitted(self) -> int:
         return len(self._tickets)
 
-    def admit(self, request: HttpRequest) -> Ticket:
+    def admit(self, caller: Caller) -> Ticket:
         """A place for a request, to be released; raises ApiError where there is none, or the client has its share: 429
         with a guess of when, or 503 when the server is stopping."""
         if self.draining:
             raise ApiError(503, "the server is stopping; try another", code="stopping")
-        caller = self.caller(request)
         own = sum(ticket.caller.client == caller.client for ticket in self._tickets)
         if self.admitted >= self.places or own >= self.share:
             who = "this server takes" if self.admitted >= self.places else "one client may have"

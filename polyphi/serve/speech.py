@@ -151,7 +151,7 @@ class Desk:
         try:
             wishes = _wishes(self._server, request, fields, known)
             await _check_clip(upload)
-            ticket = self._server.admit(request)
+            ticket = self._server.admit(wishes.caller)
         except BaseException:
             upload.file.close()
             raise

@@ -9,6 +9,7 @@ from serve.conftest import Running, serving
 from serve.test_chat import image_part
 
 from polyphi.engine.engine import Engine
+from polyphi.engine.request import Caller
 from polyphi.serve.app import create_app
 from polyphi.serve.errors import ErrorResponse
 from polyphi.serve.settings import Settings
@@ -69,8 +70,8 @@ def wrong_requests(server: Any) -> Iterator[tuple[int, str, str, dict[str, Any]]
     for path in (CHAT, "/tokenize"):
         yield 415, "POST", path, {"json": {"messages": [message]}, "headers": KEY}
     with ExitStack() as places:
-        for _ in range(server.places):
-            places.enter_context(server.admit())
+        for number in range(server.places):
+            places.enter_context(server.admit(Caller(bytes([number]))))
         for path in ADMITTED:
             yield 429, "POST", path, {**BODIES[path], "headers": KEY}
     server.draining = True

@@ -89,7 +89,7 @@ def test_a_short_chat_does_not_wait_for_log_probabilities(running: Running) -> N
         assert gone == [httpx2.ReadTimeout]
         steps = engine.steps
         until(running.idle)
-        assert engine.steps - steps <= 3
+        assert engine.steps - steps < 20, "of 1,700"
 
 
 @pytest.mark.parametrize("more", [{}, {"logprobs": True, "top_logprobs": 3}, {"temperature": 1}])

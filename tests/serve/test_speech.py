@@ -39,6 +39,7 @@ from polyphi.chat import Transcript
 from polyphi.engine import longform, subtitles
 from polyphi.engine.engine import Engine
 from polyphi.engine.longform import transcription
+from polyphi.engine.request import Caller
 from polyphi.serve import speech
 from polyphi.serve.errors import ApiError
 from polyphi.serve.server import Gone
@@ -615,7 +616,7 @@ def test_who_hangs_up_frees_everything(
 
 def test_a_full_queue_says_when_to_come_again(running: Running, client: OpenAI) -> None:
     server = running.uvicorn.config.app.state.server  # type: ignore[union-attr]
-    tickets = [server.admit() for _ in range(server.places)]
+    tickets = [server.admit(Caller(bytes([i]))) for i in range(server.places)]
     with pytest.raises(RateLimitError) as caught:
         client.audio.transcriptions.create(file=CLIP, model="tiny")
     assert int(caught.value.response.headers["retry-after"]) >= 1
