@@ -19,7 +19,7 @@ from polyphi.chat import Completion, SamplingParams, TokenLogprob
 from polyphi.serve.answers import event, usage
 from polyphi.serve.errors import ApiError
 from polyphi.serve.schema import CompletionRequest
-from polyphi.serve.server import Events, Job, Server, unless_gone
+from polyphi.serve.server import LARGE, Events, Job, Server, unless_gone
 from polyphi.serve.tokens import finite
 
 MAX_PROMPTS = 128
@@ -44,7 +44,7 @@ def routes(server: Server) -> APIRouter:
         )
         with server.admit() as ticket:
             sampling = await server.looked_at(asked, wanted)
-            rows = await server.in_thread(_rows, server, wanted.prompt, adapter)
+            rows = await _rows(server, wanted.prompt, adapter)
             with server.explained("prompt"):
                 for row in rows:
                     await server.in_thread(server.bounded, row, sampling)
@@ -61,7 +61,7 @@ def routes(server: Server) -> APIRouter:
     return router
 
 
-def _rows(server: Server, prompt: Any, adapter: str | None) -> list[Batch]:
+async def _rows(server: Server, prompt: Any, adapter: str | None) -> list[Batch]:
     """Each prompt as a row. Text never becomes a control token; an empty one is begun as documents are."""
     prompts = (
         [prompt] if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)) else prompt
@@ -70,15 +70,18 @@ def _rows(server: Server, prompt: Any, adapter: str | None) -> list[Batch]:
         raise ApiError(
             400, f"prompt: expected 1 to {MAX_PROMPTS}, found {len(prompts)}", param="prompt"
         )
-    tokenizer = server.engine.processor.tokenizer
+    engine = server.engine
+
+    def rows() -> list[Batch]:
+        processor, context, found = engine.processor, engine.longest, []
+        for one in prompts:
+            (ids,) = processor.encode([one], context) if isinstance(one, str) else [one]
+            ids = ids or [processor.tokenizer.eos_ids[-1]]
+            found.append(engine.ids_row(ids, adapter=adapter, context=context))
+        return found
+
     with server.explained("prompt"):
-        return [
-            server.engine.ids_row(
-                (tokenizer.encode(one) if isinstance(one, str) else one) or [tokenizer.eos_ids[-1]],
-                adapter=adapter,
-            )
-            for one in prompts
-        ]
+        return await server.in_thread(rows, large=sum(map(len, prompts)) > LARGE)
 
 
 class Answer:

@@ -12,6 +12,7 @@ within a step. Nothing here waits for the engine in the thread that serves conne
 import asyncio
 import json
 import logging
+import os
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
@@ -31,6 +32,7 @@ from polyphi.chat import (
     Grammar,
     Message,
     SamplingParams,
+    Text,
     TokenLogprob,
     normalize_adapter,
 )
@@ -51,7 +53,11 @@ T = TypeVar("T")
 FRAMES_A_SECOND = 100
 """Of log-mel."""
 PREPARING = 4
-"""Threads that decode and count for requests."""
+"""Threads that prepare small requests, and do other short work."""
+LARGE_PREPARING = max(1, min(4, (os.cpu_count() or 1) // 4))
+"""Threads that prepare large requests: few, so that most processors are left to steps and to others."""
+LARGE = 32 << 10
+"""Characters of text, or token ids, from which on a request is large; one with images or audio is in any case."""
 
 
 class Gone(Exception):
@@ -196,6 +202,7 @@ class Server:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._preparing = ThreadPoolExecutor(PREPARING, "prepare")
+        self._preparing_large = ThreadPoolExecutor(LARGE_PREPARING, "prepare large")
         self._dropping = ThreadPoolExecutor(1, "drop")
         self._tokens = 0  # that the engine had run when it was last looked at
         engine.processor.caps = Caps(
@@ -223,6 +230,7 @@ class Server:
         self._stop.set()
         self._thread.join()
         self._preparing.shutdown(cancel_futures=True)
+        self._preparing_large.shutdown(cancel_futures=True)
         self._dropping.shutdown()
         self.media.close()
 
@@ -327,7 +335,8 @@ class Server:
             )
         try:
             looked = replace(asked, max_tokens=asked.max_tokens or 1)
-            await self.in_thread(self.engine.check_sampling, looked)
+            large = len(asked.grammar.text) > LARGE if asked.grammar else False
+            await self.in_thread(self.engine.check_sampling, looked, large=large)
         except ValueError as error:
             fields = type(wanted).model_fields
             named = next((word for word in str(error).split() if word in fields), None)
@@ -366,23 +375,25 @@ class Server:
         """What keeps that which is remembered of a key's requests with that key."""
         return request.state.tenant if self.settings.isolate else b""
 
-    async def in_thread(self, work: Callable[..., T], *given: Any) -> T:
-        """Work that takes a while, in one of a few threads."""
-        return await asyncio.get_running_loop().run_in_executor(self._preparing, work, *given)
+    async def in_thread(self, work: Callable[..., T], *given: Any, large: bool = False) -> T:
+        """Work that takes a while, in one of a few threads. Small work never waits for large."""
+        threads = self._preparing_large if large else self._preparing
+        return await asyncio.get_running_loop().run_in_executor(threads, work, *given)
 
     async def prepare(
         self, messages: Sequence[Message], adapter: str | None, sampling: SamplingParams
     ) -> tuple[Batch, SamplingParams]:
         """The row of a conversation, and the sampling with the answer's length filled in. Raises ValueError for what is
         wrong with them."""
-        return await self.in_thread(self._prepare, messages, adapter, sampling)
+        large = is_large(messages)
+        return await self.in_thread(self._prepare, messages, adapter, sampling, large=large)
 
     def _prepare(
         self, messages: Sequence[Message], adapter: str | None, sampling: SamplingParams
     ) -> tuple[Batch, SamplingParams]:
         began = time.monotonic()
         try:
-            row = self.engine.row(messages, adapter=adapter)
+            row = self.engine.row(messages, adapter=adapter, context=self.engine.longest)
         except MediaError as error:
             self.metrics.media_rejected(error.reason)
             raise
@@ -432,6 +443,14 @@ class Server:
     def _abort(self, requests: Sequence[Request]) -> None:
         for request in requests:
             self.engine.abort(request)
+
+
+def is_large(messages: Sequence[Message]) -> bool:
+    """Whether a conversation takes long to prepare: it has media, or much text."""
+    parts = [part for message in messages for part in message.parts]
+    size = sum(len(part.text) for part in parts if isinstance(part, Text))
+    size += sum(len(message.tools or "") for message in messages)
+    return size > LARGE or not all(isinstance(part, Text) for part in parts)
 
 
 def places_of(turns: Sequence[Turn], kind: str) -> list[str]:

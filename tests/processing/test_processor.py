@@ -123,6 +123,59 @@ def test_rows_that_do_not_fit(processor: Processor, png: Make) -> None:
         )
 
 
+def test_text_that_is_surely_too_long_is_not_encoded(
+    processor: Processor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All texts of a row count together; media are at least a token each."""
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("it was encoded")
+
+    monkeypatch.setattr(type(processor.tokenizer), "encode_slices", refuse)
+    many, some = "😀" * 50_000, "😀" * 20_000
+    count = processor.tokenizer.min_tokens
+    chats = {
+        count(many): [Message.user(many)],
+        3 * count(some): [Message.user(some), Message.assistant(some), Message.user(some)],
+        count(many) + count("Hi"): [Message.system("Hi", tools=many), Message.user("")],
+    }
+    for least, chat in chats.items():
+        with pytest.raises(TooLong, match="the context holds 131072") as caught:
+            processor.row(chat, context=131_072)
+        assert least < int(str(caught.value).split("at least ")[1].split()[0]) < least + 10
+    document = [Message("document", (Text(many),))]
+    with pytest.raises(TooLong):
+        processor.row(document, context=131_072)
+    with pytest.raises(AssertionError, match="encoded"):  # what is cut off is counted
+        processor.row(document, context=131_072, truncate=True)
+
+
+def test_encoding_ends_where_the_context_does(
+    processor: Processor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text, slices = "the quick brown fox " * 100_000, []
+    encode = Tokenizer.encode_slices
+
+    def counting(self: Tokenizer, text: str):
+        for ids in encode(self, text):
+            slices.append(len(ids))
+            yield ids
+
+    monkeypatch.setattr(Tokenizer, "encode_slices", counting)
+    context = processor.tokenizer.min_tokens(text) + 10
+    with pytest.raises(TooLong, match=f"the context holds {context}"):
+        processor.row([Message.user(text[:1000], text[1000:])], context=context)
+    assert 1 < len(slices) < 100 and sum(slices[:-1]) < context < sum(slices) + 10
+
+
+def test_too_many_ids_are_refused_at_once(processor: Processor) -> None:
+    ids = [0] * 2_000_000
+    with pytest.raises(TooLong, match="at least 2000000 tokens, the context holds 512"):
+        processor.ids_row(ids, context=512)
+    with pytest.raises(TooLong, match="at least 600 tokens"):
+        processor.ids_row([0] * 599 + [10**9], context=512)
+
+
 def test_max_crops_can_be_lowered_per_row(processor: Processor, png: Make) -> None:
     chat = [Message.user(Image(png(300, 200)))]
     full, low, high = (processor.row(chat, max_crops=n) for n in (None, 1, 100))

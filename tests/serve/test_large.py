@@ -1,0 +1,96 @@
+"""Large requests and answers: they are refused before they cost anything, and hold nobody up."""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import httpx2
+import pytest
+from serve.conftest import Running
+from serve.test_chat import image_part
+from serve.test_life import until
+
+from polyphi.processing.tokenizer import Tokenizer
+
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+LONG = "😀" * 3_900_000
+
+
+def chat(content: Any, **more: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": content}], "max_tokens": 2, **more}
+
+
+def server(running: Running) -> Any:
+    return running.uvicorn.config.app.state.server
+
+
+def test_texts_that_are_surely_too_long_are_refused_unread(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("it was encoded")
+
+    monkeypatch.setattr(Tokenizer, "encode_slices", refuse)
+    half = {"type": "text", "text": "😀" * 1000}
+    tools = [{"type": "function", "function": {"name": "f", "description": LONG[:100_000]}}]
+    with running.client() as client:
+        for path, body in (
+            (CHAT, chat(LONG)),
+            (CHAT, chat([half] * 5)),
+            (CHAT, chat("hi", tools=tools)),
+            (COMPLETIONS, {"prompt": LONG}),
+            (COMPLETIONS, {"prompt": ["😀" * 1000, LONG]}),
+            (COMPLETIONS, {"prompt": [1] * 100_000}),
+        ):
+            answer = client.post(path, json=body)
+            assert answer.status_code == 400, answer.text[:300]
+            error = answer.json()["error"]
+            assert error["code"] == "context_length_exceeded"
+            assert "at least" in error["message"] and "the context holds 2048" in error["message"]
+
+
+def held_up(running: Running, monkeypatch: pytest.MonkeyPatch, large: Callable[..., bool]):
+    """An event that large preparations wait for, and those that have begun."""
+    go, begun = threading.Event(), []
+    row = running.engine.row
+
+    def waiting(messages: Any, **options: Any) -> Any:
+        if large(messages):
+            begun.append(messages)
+            assert go.wait(60)
+        return row(messages, **options)
+
+    monkeypatch.setattr(running.engine, "row", waiting)
+    return go, begun
+
+
+@pytest.mark.parametrize("kind", ["text", "image"])
+def test_a_small_chat_does_not_wait_for_large_ones(
+    running: Running, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """However many large ones are being prepared."""
+    body = chat("the quick fox " * 3000) if kind == "text" else chat([image_part()])
+    go, begun = held_up(running, monkeypatch, lambda messages: messages[0].text != "hi")
+    answers: list[httpx2.Response] = []
+    with running.client() as client:
+        threads = [
+            threading.Thread(target=lambda: answers.append(client.post(CHAT, json=body)))
+            for _ in range(8)
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            until(lambda: server(running).admitted == 8 and len(begun) > 0)
+            time.sleep(0.2)
+            for content in ("hi", "hi"):
+                assert client.post(CHAT, json=chat(content), timeout=20).status_code == 200
+            assert client.post("/tokenize", json={"prompt": "hi"}, timeout=20).status_code == 200
+            prompt = {"prompt": "hi", "max_tokens": 2}
+            assert client.post(COMPLETIONS, json=prompt, timeout=20).status_code == 200
+            assert not answers
+        finally:
+            go.set()
+            for thread in threads:
+                thread.join()
+    assert [a.status_code for a in answers] == [400 if kind == "text" else 200] * 8
