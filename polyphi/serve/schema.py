@@ -22,6 +22,10 @@ from polyphi.serve.errors import ApiError
 HALF = re.compile(r"[\ud800-\udfff]")
 MAX_TEXT = 4_000_000
 """Letters of one text."""
+MAX_OBJECTS = 20_000
+"""JSON objects of one body: checking so many takes a few tenths of a second."""
+FAST = Field(fail_fast=True)
+"""Of lists: the first wrong element ends the check. A million errors would take minutes and gigabytes."""
 
 
 class Fields(BaseModel):
@@ -58,7 +62,7 @@ class Body(Fields):
     @model_validator(mode="before")
     @classmethod
     def _refuse_halves(cls, value: Any) -> Any:
-        left = [value]
+        left, objects = [value], 0
         while left:
             some = left.pop()
             if isinstance(some, str):
@@ -67,9 +71,12 @@ class Body(Fields):
                         "no_text", "half of a surrogate pair (\\ud800 to \\udfff alone) is no text"
                     )
             elif isinstance(some, dict):
+                objects += 1
+                if objects > MAX_OBJECTS:
+                    raise ApiError(400, f"a body has at most {MAX_OBJECTS} objects, found more")
                 left += [*some.keys(), *some.values()]
             elif isinstance(some, list):
-                left += some
+                left += [one for one in some if isinstance(one, str | dict | list)]
         return value
 
 
@@ -152,7 +159,7 @@ class Turn(Fields):
     )
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Annotated[str, Field(max_length=MAX_TEXT)] | list[Part] | None = None
+    content: Annotated[str, Field(max_length=MAX_TEXT)] | Annotated[list[Part], FAST] | None = None
     tool_calls: list[Call] | None = Field(default=None, max_length=128)
     tool_call_id: str | None = Field(default=None, max_length=256)
 
@@ -222,7 +229,7 @@ class Sampling(Body):
     presence_penalty: Number = None
     frequency_penalty: Number = None
     seed: int | None = None
-    stop: Annotated[str, Field(max_length=256)] | list[str] | None = None
+    stop: Annotated[str, Field(max_length=256)] | Annotated[list[str], FAST] | None = None
     n: int | None = None
     logit_bias: dict[str, float] | None = None
     stream: bool | None = None
@@ -268,7 +275,7 @@ class Sampling(Body):
 
 
 class ChatRequest(Sampling):
-    messages: list[Turn] = Field(min_length=1)
+    messages: list[Turn] = Field(min_length=1, fail_fast=True)
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
@@ -276,7 +283,7 @@ class ChatRequest(Sampling):
     tools: list[Tool] | None = Field(default=None, max_length=128)
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
-    modalities: list[Literal["text"]] | None = None
+    modalities: Annotated[list[Literal["text"]], FAST] | None = None
 
     @property
     def wanted_tokens(self) -> int | None:
@@ -306,8 +313,13 @@ def offered(
     )
 
 
+Ids = Annotated[list[int], FAST]
+
+
 class CompletionRequest(Sampling):
-    prompt: str | list[str] | list[int] | list[list[int]] = Field(default="", max_length=MAX_TEXT)
+    prompt: str | Annotated[list[str], FAST] | Ids | Annotated[list[Ids], FAST] = Field(
+        default="", max_length=MAX_TEXT
+    )
     max_tokens: int | None = Field(default=None, ge=0)
     logprobs: int | None = Field(default=None, ge=0, le=20)
     echo: bool | None = None
@@ -317,13 +329,13 @@ class CompletionRequest(Sampling):
 class TokenizeRequest(Body):
     model: str | None = None
     prompt: str | None = Field(default=None, max_length=MAX_TEXT)
-    messages: list[Turn] | None = Field(default=None, min_length=1)
+    messages: Annotated[list[Turn], FAST] | None = Field(default=None, min_length=1)
     tools: list[Tool] | None = Field(default=None, max_length=128)
 
 
 class DetokenizeRequest(Body):
     model: str | None = None
-    tokens: list[int] = Field(max_length=1_000_000)
+    tokens: list[int] = Field(max_length=1_000_000, fail_fast=True)
 
 
 def explained(error: RequestValidationError) -> ApiError:

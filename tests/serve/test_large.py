@@ -7,11 +7,20 @@ from typing import Any
 
 import httpx2
 import pytest
+from pydantic import ValidationError
 from serve.conftest import Running
 from serve.test_chat import image_part
 from serve.test_life import until
 
 from polyphi.processing.tokenizer import Tokenizer
+from polyphi.serve.errors import ApiError
+from polyphi.serve.schema import (
+    Body,
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    TokenizeRequest,
+)
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 LONG = "😀" * 3_900_000
@@ -94,3 +103,29 @@ def test_a_small_chat_does_not_wait_for_large_ones(
             for thread in threads:
                 thread.join()
     assert [a.status_code for a in answers] == [400 if kind == "text" else 200] * 8
+
+
+@pytest.mark.parametrize(
+    ("request_type", "body"),
+    [
+        (CompletionRequest, {"prompt": [1.5] * 200_000}),
+        (CompletionRequest, {"prompt": [[1], ["a"] * 200_000]}),
+        (DetokenizeRequest, {"tokens": ["a"] * 200_000}),
+        (ChatRequest, chat([{"type": "text", "text": 1}] * 15_000)),
+        (ChatRequest, {"messages": [{"role": "user", "content": 1}] * 15_000}),
+        (ChatRequest, chat("hi", stop=[1] * 200_000)),
+        (TokenizeRequest, {"messages": [{"role": "nobody", "content": "a"}] * 15_000}),
+    ],
+)
+def test_a_body_of_many_errors_costs_one(request_type: type[Body], body: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError) as caught:
+        request_type.model_validate(body)
+    assert caught.value.error_count() < 10
+
+
+def test_a_body_of_too_many_objects_is_not_checked_further() -> None:
+    parts = [{"type": "text", "text": "a"}]
+    assert ChatRequest.model_validate(chat(parts * 10_000))
+    for body in (chat(parts * 20_000), {"messages": [{"role": "user", "content": "a"}] * 20_001}):
+        with pytest.raises(ApiError, match="at most 20000 objects"):
+            ChatRequest.model_validate(body)
