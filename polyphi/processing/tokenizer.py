@@ -310,7 +310,11 @@ class Tokenizer:
     def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
         """Text of ids; incomplete characters show as U+FFFD. `skip_special` leaves out control tokens except those of
         tools, which the reader of a tool call needs."""
-        return self._whole.decode(list(ids), skip_special_tokens=skip_special)
+        if len(ids) <= SLICE:
+            return self._whole.decode(list(ids), skip_special_tokens=skip_special)
+        # `decode` holds Python's global lock all the while.
+        (text,) = self._whole.decode_batch([list(ids)], skip_special_tokens=skip_special)
+        return text
 
     def spelled(self) -> list[bytes | None]:
         """The bytes of every id, up to `vocab_size`; None for control tokens and ids that mean nothing."""

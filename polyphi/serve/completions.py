@@ -8,11 +8,12 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from polyphi.batch import Batch
 from polyphi.chat import Completion, SamplingParams, TokenLogprob
@@ -51,12 +52,12 @@ def routes(server: Server) -> APIRouter:
             server.note(request, wanted.prompt)
             answer = Answer(server, request, wanted, sampling, rows)
             if silent:
-                return JSONResponse(await unless_gone(request, answer.echoed()))
+                return await unless_gone(request, answer.echoed())
             salt = server.salt(request)
             jobs = [await server.enter(ticket, row, sampling, salt) for row in rows]
             if wanted.stream:
                 return Events(answer.events(jobs), ticket.handed())
-            return JSONResponse(await unless_gone(request, answer.whole(jobs)))
+            return await unless_gone(request, answer.whole(jobs))
 
     return router
 
@@ -104,18 +105,19 @@ class Answer:
             "model": wanted.model or server.settings.name,
         }
 
-    async def echoed(self) -> dict[str, Any]:
+    async def echoed(self) -> Response:
         """The prompts alone, with what the model thinks of them."""
-        choices: list[dict[str, Any]] = []
+        choices: list[Any] = []
         for row in self._rows:
             text, logprobs = await self._prompt(row)
-            choices.append(self._choice(len(choices), text, logprobs, "length"))
+            choices.append(await self._written(len(choices), text, logprobs, "length"))
         count = sum(len(row) for row in self._rows)
         cost = {"prompt_tokens": count, "completion_tokens": 0, "total_tokens": count}
-        return {**self._head, "choices": choices, "usage": cost}
+        body = {**self._head, "choices": choices, "usage": cost}
+        return await self._server.answers.response(body)
 
-    async def whole(self, jobs: Sequence[Job]) -> dict[str, Any]:
-        choices: list[dict[str, Any]] = []
+    async def whole(self, jobs: Sequence[Job]) -> Response:
+        choices: list[Any] = []
         for row, job in zip(self._rows, jobs, strict=True):
             before, thought = await self._prompt(row) if self._wanted.echo else ("", [])
             async for _ in job:
@@ -123,9 +125,11 @@ class Answer:
             for found in job.answers():
                 said = [*thought, *found.logprobs]
                 reason = found.finish_reason
-                choices.append(self._choice(len(choices), before + found.text, said, reason))
+                choice = await self._written(len(choices), before + found.text, said, reason)
+                choices.append(choice)
         answers = self._completions(jobs)
-        return {**self._head, "choices": choices, "usage": usage(answers)}
+        body = {**self._head, "choices": choices, "usage": usage(answers)}
+        return await self._server.answers.response(body)
 
     async def events(self, jobs: Sequence[Job]) -> AsyncIterator[bytes]:
         """The pieces of all answers, as they come."""
@@ -172,12 +176,22 @@ class Answer:
 
     async def _prompt(self, row: Batch) -> tuple[str, list[TokenLogprob | int]]:
         """A prompt's text, and its tokens with what the model thinks of them; of the first it thinks nothing."""
-        ids = row.ids.tolist()
-        text = self._server.engine.processor.tokenizer.decode(ids)
-        if self._wanted.logprobs is None:
-            return text, []
         engine, top = self._server.engine, self._wanted.logprobs
-        return text, [ids[0], *await self._server.in_thread(engine.prompt_logprobs, row, top)]
+
+        def work() -> tuple[str, list[TokenLogprob | int]]:
+            ids = row.ids.tolist()
+            text = engine.processor.tokenizer.decode(ids)
+            return text, [] if top is None else [ids[0], *engine.prompt_logprobs(row, top)]
+
+        return await self._server.in_thread(work, large=top is not None or len(row) > LARGE)
+
+    async def _written(
+        self, index: int, text: str, said: Sequence[TokenLogprob | int], reason: str | None
+    ) -> Any:
+        """A choice; a large one is written already."""
+        size = len(said) * (4 + (self._wanted.logprobs or 0))
+        build = partial(self._choice, index, text, said, reason)
+        return await self._server.answers.built(build, size)
 
     def _choice(
         self,

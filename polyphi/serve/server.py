@@ -41,6 +41,7 @@ from polyphi.engine.media import Caps, MediaError
 from polyphi.engine.memory import OutOfMemory, ran_out
 from polyphi.engine.request import Request
 from polyphi.engine.structured import Matcher
+from polyphi.serve.answers import Writer
 from polyphi.serve.errors import ApiError
 from polyphi.serve.fetch import Media, refusal
 from polyphi.serve.metrics import Load, Metrics, Times
@@ -201,6 +202,7 @@ class Server:
         self._jobs: set[Job] = set()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self.answers = Writer()
         self._preparing = ThreadPoolExecutor(PREPARING, "prepare")
         self._preparing_large = ThreadPoolExecutor(LARGE_PREPARING, "prepare large")
         self._dropping = ThreadPoolExecutor(1, "drop")
@@ -232,6 +234,7 @@ class Server:
         self._preparing.shutdown(cancel_futures=True)
         self._preparing_large.shutdown(cancel_futures=True)
         self._dropping.shutdown()
+        self.answers.close()
         self.media.close()
 
     @property

@@ -1,5 +1,6 @@
 """Large requests and answers: they are refused before they cost anything, and hold nobody up."""
 
+import json
 import threading
 import time
 from collections.abc import Callable
@@ -7,10 +8,12 @@ from typing import Any
 
 import httpx2
 import pytest
+from fastapi import routing
 from pydantic import ValidationError
 from serve.conftest import Running
 from serve.test_chat import image_part
 from serve.test_life import until
+from starlette.responses import JSONResponse
 
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.serve.errors import ApiError
@@ -103,6 +106,48 @@ def test_a_small_chat_does_not_wait_for_large_ones(
             for thread in threads:
                 thread.join()
     assert [a.status_code for a in answers] == [400 if kind == "text" else 200] * 8
+
+
+def test_large_answers_are_not_written_by_the_thread_of_the_event_loop(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are what they were, in pieces that another thread has written."""
+    engine = running.engine
+    tokenizer = engine.processor.tokenizer
+    render, serialize, at_once = JSONResponse.render, routing.serialize_response, []
+
+    def rendered(self: JSONResponse, content: Any) -> bytes:
+        at_once.append(bytes(render(self, content)))
+        return at_once[-1]
+
+    async def serialized(**given: Any) -> Any:
+        at_once.append(json.dumps(given["response_content"]).encode())
+        return await serialize(**given)
+
+    monkeypatch.setattr(JSONResponse, "render", rendered)
+    monkeypatch.setattr(routing, "serialize_response", serialized)
+    text = "the quick brown fox größer " * 4000
+    ids = tokenizer.encode(text)
+    prompts = [ids[:1000], ids[100:900]]
+    echo = {"prompt": prompts, "echo": True, "logprobs": 5, "max_tokens": 0}
+    more = chat("the quick fox", logprobs=True, top_logprobs=20, max_tokens=600)
+    with running.client() as client:
+        found = client.post("/tokenize", json={"prompt": text}).json()
+        assert found["tokens"] == ids and found["count"] == found["text_tokens"] == len(ids)
+        assert client.post("/detokenize", json={"tokens": ids}).json() == {"prompt": text}
+        answer = client.post(COMPLETIONS, json=echo)
+        assert int(answer.headers["content-length"]) == len(answer.content) > 100_000
+        assert answer.headers["content-type"] == "application/json"
+        for choice, prompt in zip(answer.json()["choices"], prompts, strict=True):
+            assert choice["text"] == tokenizer.decode(prompt)
+            thought = engine.prompt_logprobs(engine.ids_row(prompt), 5)
+            told = choice["logprobs"]
+            assert len(told["tokens"]) == len(told["top_logprobs"]) == len(prompt)
+            assert told["token_logprobs"][1:] == pytest.approx([p.logprob for p in thought])
+        said = client.post(CHAT, json=more).json()["choices"][0]["logprobs"]["content"]
+        assert len(said) == 600 and all(len(one["top_logprobs"]) == 20 for one in said)
+        assert client.post("/tokenize", json={"prompt": "a b"}).json()["count"] > 0
+    assert at_once and max(map(len, at_once)) < 20_000
 
 
 @pytest.mark.parametrize(
