@@ -378,16 +378,18 @@ class Processor:
         if not items:
             return {}
         sizes = {"crop_size": self.crop_size, "patch_size": self.patch_size}
-        cuts = []
+        cuts: list[image.Cut] = []
         for m in items:  # one picture at a time stands in memory whole
             assert isinstance(m.part, Image)
             with _telling(m.part, m.number):
                 cuts.append(image.cut(self.picture(m.part), max_crops=m.max_crops, **sizes))
-        assert [layout.tokens(self.cells) for *_, layout in cuts] == [m.tokens for m in items]
+        assert [cut.layout.tokens(self.cells) for cut in cuts] == [m.tokens for m in items]
+        views = [cut.view for cut in cuts if cut.view is not None]
         return {
-            "crops": torch.cat([crops for crops, _, _ in cuts]),
-            "crop_masks": torch.cat([masks for _, masks, _ in cuts]),
-            "images": tuple(layout for _, _, layout in cuts),
+            "crops": torch.cat([cut.crops for cut in cuts]),
+            "views": torch.cat(views) if views else None,
+            "crop_masks": torch.cat([cut.masks for cut in cuts]),
+            "images": tuple(cut.layout for cut in cuts),
             "image_slots": _positions(slots),
         }
 

@@ -10,7 +10,7 @@ from films import film
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polyphi.batch import IGNORE, pack
+from polyphi.batch import IGNORE, float_crops, pack
 from polyphi.chat import Audio, Image, Message, Text, Video
 from polyphi.processing import media
 from polyphi.processing.media import Caps, MediaError
@@ -40,7 +40,8 @@ def test_a_picture_fills_its_placeholders(processor: Processor, png: Make) -> No
         row.image_slots.tolist()
         == (row.ids == processor.tokenizer.image_id).nonzero().flatten().tolist()
     )
-    assert row.crops.shape == (3, 3, 56, 56) and row.crop_masks.shape == (3, 4, 4)
+    assert row.crops.dtype == torch.uint8 and row.crops.shape == (2, 3, 56, 56)
+    assert row.views.shape == (1, 3, 56, 56) and row.crop_masks.shape == (3, 4, 4)
     assert (
         row.adapters == ("vision",)
         and row.bounds == (0, len(row.ids))
@@ -212,12 +213,13 @@ def test_a_video_is_its_frames(processor: Processor) -> None:
     row = processor.row(chat, generation_prompt=True)
     assert row.adapters == ("vision",) and [i.crops for i in row.images] == [5] * 5
     assert processor.count(chat).total == len(row)
-    brightness = [float(row.crops[i * 5].mean()) for i in range(5)]
+    brightness = [float(view.mean()) for view in row.views]
     assert brightness == sorted(brightness) and brightness[-1] > brightness[0] + 0.5
     low = processor.row([Message.user(Video(walk, frames=2, detail="low"))])
     assert [i.crops for i in low.images] == [2, 2]
     shown = processor.row(expand_videos(chat), generation_prompt=True)
     assert shown.ids.equal(row.ids) and shown.crops.equal(row.crops)
+    assert shown.views.equal(row.views)
 
 
 def test_openai_style_messages_are_read(processor: Processor) -> None:
@@ -332,7 +334,8 @@ def test_slots_are_as_many_as_the_model_fills(
         assert (0 if slots is None else len(slots)) == wanted == (row.ids == id).sum()
         assert slots is None or (row.ids[slots] == id).all()
     if row.images:
-        assert len(row.crops) == len(row.crop_masks) == sum(i.crops for i in row.images)
+        assert len(float_crops(row).crops) == len(row.crop_masks) == row.crop_count
+        assert row.crop_count == len(row.images) + len(row.crops)
     if row.clips:
         assert len(row.mels) == sum(c.frames for c in row.clips)
     both = pack([row, row])
