@@ -2,7 +2,7 @@
 
 Legend of tensor shapes, everywhere in polyphi:
 T packed tokens · S sequences · D width · H heads · K kv heads · V vocabulary · N crops · P patches · F frames ·
-M mel bins · R rank · C crop side in pixels · G patches along a crop's side · Q supervised positions
+M mel bins · R rank · C crop side in pixels · G patches along a crop's side · Q supervised positions · W global views
 
 A pack is read like this (two sequences, `.` not supervised)::
 
@@ -16,20 +16,24 @@ next row.
 A row (one sample, tokenized) is simply a `Batch` of one sequence; `pack` joins rows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 IGNORE = -100
+WHITE = 255
+"""The largest value of an 8-bit pixel."""
+MEAN = STD = 0.5
+"""By which pixels go from [0, 1] to [-1, 1]."""
 
 
 @dataclass(frozen=True)
 class ImageLayout:
     """One picture cut into crops: `crop_rows` x `crop_cols` crops of which `rows` x `cols` pooled cells are kept
-    (report 2.2.1). Its crops in `Batch.crops` are the global view first, then row by row."""
+    (report 2.2.1). The encoder reads its global view first, then its crops row by row."""
 
     crop_rows: int
     crop_cols: int
@@ -38,6 +42,7 @@ class ImageLayout:
 
     @property
     def crops(self) -> int:
+        """Crops that the encoder reads, the global view included."""
         return 1 + self.crop_rows * self.crop_cols
 
     def tokens(self, cells: int) -> int:
@@ -69,6 +74,12 @@ class Batch:
     names each sequence's LoRA or None. `image_slots` and `audio_slots` are the positions in `ids` of the placeholder
     tokens that the pictures of `images` and the clips of `clips` fill, in order. `lost` counts tokens that were cut
     off at the context. `keys` (host, S or none) is what an objective knows sequences by.
+
+    `crops` are what the vision encoder reads, floats in [-1, 1] with each picture's global view before its crops, or,
+    as `processing` makes them, 8-bit pixels without global views, a quarter of the bytes. Then `views` has the global
+    view of each picture of more than one crop: it is interpolated between pixels, so it has no 8-bit form. A picture
+    of one crop is its own view. `float_crops` makes the one of the other. `crop_masks` has the global views in either
+    case.
     """
 
     ids: Int[Tensor, " T"]
@@ -78,7 +89,8 @@ class Batch:
     adapters: tuple[str | None, ...]
     labels: Int[Tensor, " T"] | None = None
     supervised: Int[Tensor, " Q"] | None = None
-    crops: Float[Tensor, "N 3 C C"] | None = None
+    crops: Float[Tensor, "N 3 C C"] | UInt8[Tensor, "_ 3 C C"] | None = None
+    views: Float[Tensor, "W 3 C C"] | None = None
     crop_masks: Bool[Tensor, "N G G"] | None = None
     images: tuple[ImageLayout, ...] = ()
     image_slots: Int[Tensor, " I"] | None = None
@@ -95,6 +107,21 @@ class Batch:
     def __len__(self) -> int:
         return self.bounds[-1]
 
+    @property
+    def crop_count(self) -> int:
+        """Crops that the vision encoder reads, global views included."""
+        return sum(layout.crops for layout in self.images)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        tensors = (getattr(self, f.name) for f in fields(self))
+        return sum(t.numel() * t.element_size() for t in tensors if isinstance(t, Tensor))
+
+    def without_media(self) -> "Batch":
+        """The same without pixels and log-mel frames: what is known of a sequence once its media aren't needed."""
+        return replace(self, crops=None, views=None, crop_masks=None, mels=None)
+
     def to(self, device: torch.device | str) -> "Batch":
         moved = {
             f.name: getattr(self, f.name).to(device, non_blocking=True)
@@ -102,6 +129,57 @@ class Batch:
             if isinstance(getattr(self, f.name), Tensor)
         }
         return replace(self, **moved)
+
+
+def normalized(
+    pixels: UInt8[Tensor, "*n"], out: Float[Tensor, "*n"] | None = None
+) -> Float[Tensor, "*n"]:
+    """8-bit pixels as floats in [-1, 1], written to `out` if given. The same bits on every device."""
+    out = torch.empty_like(pixels, dtype=torch.float32) if out is None else out
+    # A tensor as the divisor: by a number, a GPU multiplies with its rounded inverse.
+    white = torch.full((), float(WHITE), device=pixels.device)
+    return out.copy_(pixels).div_(white).sub_(MEAN).div_(STD)
+
+
+def float_crops(batch: Batch) -> Batch:
+    """The batch with its crops as the vision encoder reads them: floats in [-1, 1], each picture's global view before
+    its crops."""
+    pixels, views = batch.crops, batch.views
+    if pixels is None or pixels.is_floating_point():
+        return batch
+    crops = torch.empty(batch.crop_count, *pixels.shape[1:], device=pixels.device)
+    start = at = view = 0
+    for layout in batch.images:
+        count = layout.crops - 1
+        normalized(pixels[at : at + count], crops[start + 1 : start + 1 + count])
+        if count == 1:
+            crops[start] = crops[start + 1]
+        else:
+            assert views is not None, "a picture of several crops without its global view"
+            crops[start] = views[view]
+            view += 1
+        start, at = start + layout.crops, at + count
+    return replace(batch, crops=crops, views=None)
+
+
+def pictures(batch: Batch) -> Iterator[Batch]:
+    """Each picture of a batch by itself: its crops, global view, masks and layout. No pixel is copied."""
+    if not batch.images:
+        return
+    assert batch.crops is not None and batch.crop_masks is not None
+    own_view = not batch.crops.is_floating_point()
+    start = at = view = 0
+    for layout in batch.images:
+        pixels = layout.crops - 1 if own_view else layout.crops
+        views = 1 if own_view and pixels > 1 else 0
+        yield row(
+            [0],
+            crops=batch.crops[at : at + pixels],
+            views=batch.views[view : view + views] if views and batch.views is not None else None,
+            crop_masks=batch.crop_masks[start : start + layout.crops],
+            images=(layout,),
+        )
+        start, at, view = start + layout.crops, at + pixels, view + views
 
 
 def row(
@@ -149,6 +227,8 @@ def pack(rows: Sequence[Batch]) -> Batch:
         ]
         return torch.cat(parts) if parts else None
 
+    kinds = {r.crops.dtype for r in rows if r.crops is not None}
+    assert len(kinds) < 2, f"a pack mixes crops of {kinds}"
     labelled = [r.labels is not None for r in rows]
     assert all(labelled) or not any(labelled), "a pack mixes rows with and without labels"
     return Batch(
@@ -163,6 +243,7 @@ def pack(rows: Sequence[Batch]) -> Batch:
         labels=cat("labels"),
         supervised=cat("supervised", shift=True),
         crops=cat("crops"),
+        views=cat("views"),
         crop_masks=cat("crop_masks"),
         images=tuple(i for r in rows for i in r.images),
         image_slots=cat("image_slots", shift=True),

@@ -232,7 +232,7 @@ def work(batches: Sequence[Batch], config: ModelConfig) -> Work:
         found["sequences"] += len(lengths)
         found["pairs"] += sum(n * (n + 1) // 2 for n in lengths)
         found["supervised"] += 0 if batch.supervised is None else len(batch.supervised)
-        found["crops"] += 0 if batch.crops is None else len(batch.crops)
+        found["crops"] += batch.crop_count
         found["picture tokens"] += 0 if batch.image_slots is None else len(batch.image_slots)
         for adapter, n in zip(batch.adapters, lengths, strict=True):
             found[f"lora.{adapter}"] += n

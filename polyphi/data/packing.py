@@ -32,7 +32,7 @@ class Size:
     def of(cls, rows: Rows) -> "Size":
         return cls(
             sum(map(len, rows)),
-            sum(0 if row.crops is None else len(row.crops) for row in rows),
+            sum(row.crop_count for row in rows),
             sum(0 if row.mels is None else len(row.mels) for row in rows),
         )
 

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from polyphi.batch import Batch, row
+from polyphi.batch import Batch, float_crops, pictures, row
 from polyphi.model.multimodal import PhiModel
 from polyphi.model.slices import Slices
 
@@ -34,15 +34,20 @@ class Item:
     key: bytes
     start: int
     end: int
-    source: Batch
-    """The item alone: its crops and layout, or its frames."""
+    compact: Batch
+    """The item alone: its crops (in 8 bits, where they came so) and layout, or its frames."""
+
+    @property
+    def source(self) -> Batch:
+        """The item alone, its crops as the encoder reads them."""
+        return float_crops(self.compact)
 
     @property
     def size(self) -> int:
         """Crops, or frames."""
-        tensor = self.source.crops if self.kind == "image" else self.source.mels
-        assert tensor is not None
-        return len(tensor)
+        if self.compact.mels is not None:
+            return len(self.compact.mels)
+        return self.compact.crop_count
 
 
 def items(prompt: Batch, salt: bytes = b"") -> list[Item]:
@@ -50,15 +55,14 @@ def items(prompt: Batch, salt: bytes = b"") -> list[Item]:
     same picture is another item."""
     found: list[Item] = []
     if prompt.images:
-        assert prompt.crops is not None and prompt.crop_masks is not None
-        slots, at, seen = _slots(prompt.image_slots), 0, 0
-        for layout in prompt.images:
-            crops, tokens = layout.crops, layout.tokens(prompt.crop_masks.shape[-1] // 2)
-            pixels, masks = (t[at : at + crops] for t in (prompt.crops, prompt.crop_masks))
-            source = row([0], crops=pixels, crop_masks=masks, images=(layout,))
-            key = _key(salt, "image", repr(layout), pixels, masks)
+        slots, seen = _slots(prompt.image_slots), 0
+        for source in pictures(prompt):
+            (layout,), pixels, masks = source.images, source.crops, source.crop_masks
+            assert pixels is not None and masks is not None
+            tokens = layout.tokens(masks.shape[-1] // 2)
+            key = _key(salt, "image", repr(layout), pixels, masks)  # the view follows from them
             found.append(Item("image", key, slots[seen], slots[seen] + tokens, source))
-            at, seen = at + crops, seen + tokens
+            seen += tokens
     if prompt.clips:
         assert prompt.mels is not None
         slots, at, seen = _slots(prompt.audio_slots), 0, 0

@@ -717,17 +717,21 @@ class Engine:
             vectors = self.encoders.encode([item])[item.key]
         return vectors.to("cpu", torch.float32, copy=True)
 
-    def row(self, messages: Prompt, *, adapter: str | None = "auto") -> Batch:
-        """A prompt as the row that the model continues: messages with the generation prompt, ids as they are."""
+    def row(
+        self, messages: Prompt, *, adapter: str | None = "auto", context: int | None = None
+    ) -> Batch:
+        """A prompt as the row that the model continues: messages with the generation prompt, ids as they are. Raises
+        ValueError above `context` tokens, by default as many as the model can read; what is surely too long is neither
+        tokenized nor decoded."""
         parsed = parse_prompt(messages)
+        context = self.context if context is None else context
         if isinstance(parsed, TokensPrompt):
-            return self.ids_row(parsed.ids, parsed.images, parsed.audios, adapter=adapter)
+            ids, images, audios = parsed.ids, parsed.images, parsed.audios
+            return self.ids_row(ids, images, audios, adapter=adapter, context=context)
         seen = (*media(parsed, Image), *media(parsed, Video))
         self._check_media(len(seen), len(media(parsed, Audio)))
         chosen = self._adapter(adapter, adapter_for(parsed))
-        return self.processor.row(
-            parsed, adapter=chosen, generation_prompt=True, context=self.context
-        )
+        return self.processor.row(parsed, adapter=chosen, generation_prompt=True, context=context)
 
     def ids_row(
         self,
@@ -736,11 +740,13 @@ class Engine:
         audios: Sequence[Any] = (),
         *,
         adapter: str | None = "auto",
+        context: int | None = None,
     ) -> Batch:
-        """Given ids, with the pictures and clips of their placeholders, as a row."""
+        """Given ids, with the pictures and clips of their placeholders, as a row. `context` as for `row`."""
         self._check_media(len(images), len(audios))
         chosen = self._adapter(adapter, "vision" if images else "speech" if audios else None)
-        return self.processor.ids_row(ids, images, audios, chosen, context=self.context)
+        context = self.context if context is None else context
+        return self.processor.ids_row(ids, images, audios, chosen, context=context)
 
     @property
     def context(self) -> int:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from polyphi.batch import Batch
+from polyphi.batch import Batch, float_crops
 from polyphi.model.attention import KVCache
 from polyphi.model.config import AdapterConfig, AudioConfig, ModelConfig, VisionConfig
 from polyphi.model.conformer import GLU, CausalDepthwise, ConformerEncoder, Pointwise
@@ -91,6 +91,7 @@ class PhiModel(nn.Module):
             raise ValueError(
                 f"the batch has {len(batch.images)} pictures, but this model has no vision tower"
             )
+        batch = float_crops(batch)
         assert batch.crops is not None and batch.crop_masks is not None, "pictures without crops"
         crops, masks, sources = batch.crops, batch.crop_masks, _sources(batch)
         places = None

@@ -1,8 +1,8 @@
 """Photo -> crops: dynamic multi-crop (report 2.2.1; rules of the published processor).
 
->>> crops, masks, layout = cut(picture)                     # a photo of 900 x 500
+>>> crops, view, masks, layout = cut(picture)               # a photo of 900 x 500
 >>> crops.shape, (layout.crop_rows, layout.crop_cols), layout.tokens(16)
-(torch.Size([7, 3, 448, 448]), (2, 3), 1596)
+(torch.Size([6, 3, 448, 448]), (2, 3), 1596)
 
 A picture is covered by as few crops as its size needs, so small pictures are not blown up to the largest grid; only
 when that takes more than `max_crops` is a grid chosen by aspect ratio. The picture is scaled to fit the grid, the rest
@@ -10,23 +10,22 @@ is padded white and masked, and the whole is seen once more, squeezed into one c
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from polyphi.batch import ImageLayout
+from polyphi.batch import WHITE, ImageLayout, normalized
 from polyphi.processing.media import MediaError
 
 CROP = 448  # pixels
 PATCH = 14  # pixels
 MAX_CROPS = 36  # besides the global view
 MIN_SIDE = 10  # pixels of a scaled picture: thinner ones are refused, as by the published processor
-WHITE = 255
-MEAN = STD = 0.5  # pixels go from [0, 1] to [-1, 1]
 
 
 @dataclass(frozen=True)
@@ -47,6 +46,16 @@ class Plan:
         return ImageLayout(
             self.crop_rows, self.crop_cols, -(-self.patch_rows // 2), -(-self.patch_cols // 2)
         )
+
+
+class Cut(NamedTuple):
+    """A picture as crops, row by row, in 8 bits (`Batch.crops`). `view` is its global view, None for a picture of one
+    crop, which is its own; `masks` say of the view and the crops which patches are valid."""
+
+    crops: UInt8[Tensor, "n 3 C C"]
+    view: Float[Tensor, "1 3 C C"] | None
+    masks: Bool[Tensor, "N G G"]
+    layout: ImageLayout
 
 
 def grid(
@@ -128,11 +137,8 @@ def cut(
     crop_size: int = CROP,
     patch_size: int = PATCH,
     max_crops: int = MAX_CROPS,
-) -> tuple[Float[Tensor, "N 3 C C"], Bool[Tensor, "N G G"], ImageLayout]:
-    """(crops in [-1, 1], masks of valid patches, layout): the global view first, then crops row by row.
-
-    The picture is RGB. Raises `MediaError` for one too long and thin.
-    """
+) -> Cut:
+    """The picture, which is RGB, as crops and global view. Raises `MediaError` for one too long and thin."""
     assert picture.mode == "RGB", picture.mode
     p = plan(
         picture.width,
@@ -145,13 +151,11 @@ def cut(
     scaled = np.asarray(picture.resize((p.width, p.height), Image.Resampling.BILINEAR))
     canvas = np.full((p.crop_rows * crop_size, p.crop_cols * crop_size, 3), WHITE, np.uint8)
     canvas[: p.height, : p.width] = scaled
-    whole = torch.from_numpy(canvas).permute(2, 0, 1).float().div_(255).sub_(MEAN).div_(STD)
-    view = whole[None]
-    if (
-        p.crop_rows * p.crop_cols > 1
-    ):  # one crop is its own view: interpolating gives it back to the bit
+    whole = torch.from_numpy(canvas).permute(2, 0, 1)
+    view = None
+    if p.crop_rows * p.crop_cols > 1:  # of one crop, interpolating gives it back to the bit
         size = (crop_size, crop_size)
-        view = interpolate(view, size=size, mode="bicubic", align_corners=False)
+        view = interpolate(normalized(whole)[None], size=size, mode="bicubic", align_corners=False)
     crops = whole.reshape(3, p.crop_rows, crop_size, p.crop_cols, crop_size).permute(1, 3, 0, 2, 4)
     side = crop_size // patch_size
     valid = torch.zeros(p.crop_rows * side, p.crop_cols * side, dtype=torch.bool)
@@ -159,8 +163,9 @@ def cut(
     masks = (
         valid.reshape(p.crop_rows, side, p.crop_cols, side).transpose(1, 2).reshape(-1, side, side)
     )
-    return (
-        torch.cat([view, crops.reshape(-1, 3, crop_size, crop_size)]),
+    return Cut(
+        crops.reshape(-1, 3, crop_size, crop_size),
+        view,
         torch.cat([torch.ones(1, side, side, dtype=torch.bool), masks]),
         p.layout,
     )

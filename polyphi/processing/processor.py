@@ -21,7 +21,7 @@ from polyphi.batch import Batch, Clip, ImageLayout, row
 from polyphi.chat import Audio, Image, Message, Tokens, adapter_for, normalize_adapter
 from polyphi.processing import audio, image, media
 from polyphi.processing.media import Caps, MediaError
-from polyphi.processing.template import Piece, render
+from polyphi.processing.template import Piece, Words, script
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.processing.video import expand_videos
 
@@ -99,12 +99,45 @@ class Processor:
             raise ValueError(f"supervise is None, 'answers' or 'all', found {supervise!r}")
         conversation = expand_videos([Message.parse(m) for m in messages])
         trusted = supervise is not None if trusted is None else trusted
-        pieces = render(
+        parts = script(
             conversation, self.tokenizer, generation_prompt=generation_prompt, trusted=trusted
         )
         adapter = adapter_for(conversation) if adapter == "auto" else normalize_adapter(adapter)
-        decoded = self._decoded(pieces, max_crops, None if truncate else context)
+        bound = None if truncate else context
+        decoded = self._decoded(self._encoded(parts, bound), max_crops, bound)
         return self._join(decoded, adapter, supervise, context, truncate=truncate)
+
+    def encode(
+        self, texts: Sequence[str], context: int | None = None, others: int = 0
+    ) -> list[list[int]]:
+        """The ids of texts that are to stand in one row, beside `others` tokens. Raises `TooLong` if all of them are
+        more than `context`: before anything is encoded where the texts' bytes say so, else as soon as there are so
+        many ids."""
+        if context is None:
+            return [self.tokenizer.encode(text) for text in texts]
+        total = others
+        # A character has at most 4 bytes, and a byte is at most one token.
+        if 4 * sum(map(len, texts)) + others > context:
+            total += sum(map(self.tokenizer.min_tokens, texts))
+        if total > context:
+            raise TooLong(_too_long(f"at least {total}", context))
+        total, found = others, []
+        for text in texts:
+            ids = self.tokenizer.encode(text, context - total)
+            total += len(ids)
+            if total > context:
+                raise TooLong(_too_long(f"at least {total}", context))
+            found.append(ids)
+        return found
+
+    def _encoded(self, parts: Sequence[Piece | Words], context: int | None) -> list[Piece]:
+        """A conversation's texts as ids, each image and clip being at least one token."""
+        texts = [part.text for part in parts if isinstance(part, Words)]
+        ids = iter(self.encode(texts, context, len(parts) - len(texts)))
+        return [
+            Piece(tuple(next(ids)), part.answer) if isinstance(part, Words) else part
+            for part in parts
+        ]
 
     def ids_row(
         self,
@@ -118,6 +151,8 @@ class Processor:
     ) -> Batch:
         """Given ids as a row. Each picture and clip has one placeholder among them, or already a run of as many as it
         fills. Raises `ValueError` with both numbers if it is neither."""
+        if context is not None and len(ids) > context:
+            raise TooLong(_too_long(f"at least {len(ids)}", context))
         known = self.tokenizer.vocab_size
         if bad := [i for i in ids if not 0 <= i < known]:
             raise ValueError(f"ids lie between 0 and {known - 1}, found {bad[0]}")
@@ -180,11 +215,13 @@ class Processor:
         the header is read, but of an MP3 clip and a video all."""
         counts: dict[type, int] = {Image: 0, Audio: 0}
         text = 0
-        for piece, tokens in self._measured(messages, generation_prompt, max_crops):
-            if piece.media is None:
+        for part, tokens in self._measured(messages, generation_prompt, max_crops):
+            if isinstance(part, Words):
+                text += self.tokenizer.count(part.text)
+            elif part.media is None:
                 text += tokens
             else:
-                counts[type(piece.media)] += tokens
+                counts[type(part.media)] += tokens
         return Tokens(text, counts[Image], counts[Audio])
 
     def tokenize(
@@ -196,29 +233,31 @@ class Processor:
     ) -> list[int]:
         """The ids of a conversation's row, each placeholder repeated as often as its image or clip has tokens. Media
         are read as by `count`. Raises `MediaError` (a `ValueError`) for an image or clip that can't be read."""
-        measured = self._measured(messages, generation_prompt, max_crops)
-        return [
-            id
-            for piece, tokens in measured
-            for id in (piece.ids if piece.media is None else piece.ids * tokens)
-        ]
+        ids: list[int] = []
+        for part, tokens in self._measured(messages, generation_prompt, max_crops):
+            if isinstance(part, Words):
+                ids += self.tokenizer.encode(part.text)
+            else:
+                ids += part.ids * tokens
+        return ids
 
     def _measured(
         self,
         messages: Sequence[Message | Mapping[str, Any]],
         generation_prompt: bool,
         max_crops: int | None,
-    ) -> Iterator[tuple[Piece, int]]:
-        """The pieces of a conversation with their numbers of tokens, placeholders counted as expanded."""
+    ) -> Iterator[tuple[Piece | Words, int]]:
+        """The parts of a conversation, with how often each stands in its row: once, or as often as an image's or
+        clip's placeholder is repeated."""
         caps, counts = self.caps, {Image: 0, Audio: 0}
-        for piece in render(
+        for piece in script(
             expand_videos([Message.parse(m) for m in messages]),
             self.tokenizer,
             generation_prompt=generation_prompt,
         ):
-            part = piece.media
+            part = piece.media if isinstance(piece, Piece) else None
             if part is None:
-                yield piece, len(piece.ids)
+                yield piece, 1
                 continue
             number = counts[type(part)]
             counts[type(part)] += 1
@@ -339,16 +378,18 @@ class Processor:
         if not items:
             return {}
         sizes = {"crop_size": self.crop_size, "patch_size": self.patch_size}
-        cuts = []
+        cuts: list[image.Cut] = []
         for m in items:  # one picture at a time stands in memory whole
             assert isinstance(m.part, Image)
             with _telling(m.part, m.number):
                 cuts.append(image.cut(self.picture(m.part), max_crops=m.max_crops, **sizes))
-        assert [layout.tokens(self.cells) for *_, layout in cuts] == [m.tokens for m in items]
+        assert [cut.layout.tokens(self.cells) for cut in cuts] == [m.tokens for m in items]
+        views = [cut.view for cut in cuts if cut.view is not None]
         return {
-            "crops": torch.cat([crops for crops, _, _ in cuts]),
-            "crop_masks": torch.cat([masks for _, masks, _ in cuts]),
-            "images": tuple(layout for _, _, layout in cuts),
+            "crops": torch.cat([cut.crops for cut in cuts]),
+            "views": torch.cat(views) if views else None,
+            "crop_masks": torch.cat([cut.masks for cut in cuts]),
+            "images": tuple(cut.layout for cut in cuts),
             "image_slots": _positions(slots),
         }
 

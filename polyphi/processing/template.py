@@ -1,4 +1,4 @@
-"""Conversation -> pieces of ids: the only place that emits control tokens.
+"""Conversation -> pieces of ids and text: the only place that emits control tokens.
 
 A conversation reads like this, the answer and its `<|end|>` being what is learnt (`^`)::
 
@@ -42,6 +42,14 @@ class Piece:
     media: Image | Audio | None = None
 
 
+@dataclass(frozen=True)
+class Words:
+    """Some text that isn't encoded yet. `answer` as in `Piece`."""
+
+    text: str
+    answer: bool = False
+
+
 def render(
     messages: Sequence[Message],
     tokenizer: Tokenizer,
@@ -49,8 +57,24 @@ def render(
     generation_prompt: bool = False,
     trusted: bool = False,
 ) -> list[Piece]:
-    """The pieces of a conversation, or of one document (with `generation_prompt`, to be continued: no
-    `<|endoftext|>`).
+    """The pieces of a conversation: those of `script`, its text encoded. Raises `ValueError` as `script` does."""
+    return [
+        Piece(tuple(tokenizer.encode(part.text)), part.answer) if isinstance(part, Words) else part
+        for part in script(
+            messages, tokenizer, generation_prompt=generation_prompt, trusted=trusted
+        )
+    ]
+
+
+def script(
+    messages: Sequence[Message],
+    tokenizer: Tokenizer,
+    *,
+    generation_prompt: bool = False,
+    trusted: bool = False,
+) -> list[Piece | Words]:
+    """The control tokens, placeholders and texts of a conversation, or of one document (with `generation_prompt`, to
+    be continued: no `<|endoftext|>`), before anything is encoded.
 
     Raises `ValueError` for no messages, unknown roles, tools on any but a system message, and media that this
     tokenizer has no placeholder for.
@@ -93,13 +117,13 @@ class _Writer:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._pieces: list[Piece] = []
-        self._held = ""
+        self._pieces: list[Piece | Words] = []
+        self._held: list[str] = []
         self._held_answer = False
         self._swallow = False
 
     @property
-    def pieces(self) -> list[Piece]:
+    def pieces(self) -> list[Piece | Words]:
         self._flush()
         return self._pieces
 
@@ -113,8 +137,10 @@ class _Writer:
                 self._media(part)
 
     def text(self, text: str, *, answer: bool = False) -> None:
-        assert not self._held or self._held_answer == answer
-        self._held, self._held_answer = self._held + text, answer
+        if text:
+            assert not self._held or self._held_answer == answer
+            self._held.append(text)
+            self._held_answer = answer
 
     def control(self, token: str, *, answer: bool = False) -> None:
         self._flush()
@@ -145,9 +171,9 @@ class _Writer:
             text = text[at + len(mark) :]
 
     def _flush(self) -> None:
-        text, self._held = self._held, ""
+        text, self._held = "".join(self._held), []
         if self._swallow:
             text = text.lstrip(WHITESPACE)
         if text:
-            self._pieces.append(Piece(tuple(self._tokenizer.encode(text)), self._held_answer))
+            self._pieces.append(Words(text, self._held_answer))
             self._swallow = False

@@ -11,10 +11,15 @@ tokens" in a tokenizer would not do alone, for the tool tokens of Phi-4 are adde
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
+from fractions import Fraction
+from functools import cached_property
+from math import ceil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tokenizers
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
@@ -65,6 +70,16 @@ O200K_SPLIT = "|".join(
 O200K_SHA256 = "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d"
 # A small model does sums far better on single digits than on three at a time, so our own vocabularies have no others.
 DIGIT_SPLIT = O200K_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")
+# Where both splits have a boundary whatever stands around: no alternative of theirs matches a space after anything but
+# whitespace, a line end or one of these marks after a letter or digit, a letter after a digit, or a digit after a
+# letter. The letters are ranges that haven't changed since Unicode 2.0: Python and the tokenizer may know different
+# versions.
+_SURE = "0-9A-Za-z\u3041-\u3094\u30a1-\u30fa\u4e00-\u9fa5\uac00-\ud7a3"
+BOUNDARY = re.compile(
+    rf"(?<=\S) |(?<=[{_SURE}])[\n\uff0c\u3002\u3001\uff01\uff1f]|(?<=[0-9])[A-Za-z]|(?<=[A-Za-z])[0-9]"
+)
+SLICE = 16_384
+"""Characters of a text that are encoded at once, or as many as stand before its next boundary."""
 
 NO_TOKENIZER = (
     "text needs a tokenizer, but this model was loaded with tokenizer=None; give token ids, or load it with "
@@ -202,18 +217,104 @@ class Tokenizer:
         merges = [[spell(a), spell(b)] for a, b in _merges(ranks)]
         return cls(_spec(vocabulary, merges, O200K_SPLIT, {t: c[0] for t, c in CONTROLS.items()}))
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of plain text; never a control token, whatever the text says. Raises ValueError for half a surrogate pair
-        (what "\\ud800" in JSON becomes), which is no text."""
-        try:
-            return self._plain.encode(text, add_special_tokens=False).ids
-        except TypeError:
-            raise ValueError("expected Unicode text, found half of a surrogate pair") from None
+    def encode(self, text: str, limit: int | None = None) -> list[int]:
+        """Ids of plain text; never a control token, whatever the text says. Encoding stops once there are more than
+        `limit` ids: such a result is longer than `limit` and may not be whole. Raises ValueError for half a surrogate
+        pair (what "\\ud800" in JSON becomes), which is no text."""
+        ids: list[int] = []
+        for some in self.encode_slices(text):
+            ids += some
+            if limit is not None and len(ids) > limit:
+                break
+        return ids
+
+    def encode_slices(self, text: str) -> Iterator[list[int]]:
+        """The ids of `encode`, slice by slice. Other Python threads run while a slice is encoded."""
+        for piece in self._slices(text):
+            try:
+                # `encode` holds Python's global lock all the while, and is slower: it finds offsets too.
+                (found,) = self._plain.encode_batch_fast([piece], add_special_tokens=False)
+            except TypeError:
+                raise ValueError("expected Unicode text, found half of a surrogate pair") from None
+            yield found.ids
+
+    def count(self, text: str) -> int:
+        """The number of ids of a text, without keeping them."""
+        return sum(map(len, self.encode_slices(text)))
+
+    def min_tokens(self, text: str) -> int:
+        """A lower bound on the number of ids of a text, for the cost of counting its bytes; 0 for a vocabulary that
+        allows none.
+
+        A byte weighs 1/n where n is the length of the longest token that contains it. The bytes of a token of length
+        m weigh at most m * 1/m = 1 together, so a text has at least as many tokens as its bytes weigh."""
+        longest = self._longest_tokens
+        if longest is None:
+            return 0
+        counts = np.zeros(256, np.int64)
+        for start in range(0, len(text), 1 << 16):  # in parts: other threads run between them
+            some = text[start : start + (1 << 16)].encode("utf-8", "surrogatepass")
+            counts += np.bincount(np.frombuffer(some, np.uint8), minlength=256)
+        weights = (
+            Fraction(count, length)
+            for count, length in zip(counts.tolist(), longest, strict=True)
+            if count
+        )
+        return ceil(sum(weights, Fraction()))
+
+    def _slices(self, text: str) -> Iterator[str]:
+        """A text in pieces whose ids, joined, are those of the whole."""
+        start = 0
+        while self._known_split and (end := _boundary(text, start + SLICE)) < len(text):
+            yield text[start:end]
+            start = end
+        yield text[start:]
+
+    @cached_property
+    def _known_split(self) -> bool:
+        """Whether `BOUNDARY` holds for how this tokenizer splits text, and nothing changes the text before."""
+        if self._spec.get("normalizer") is not None or self._spec["model"].get("dropout"):
+            return False
+        step = self._spec.get("pre_tokenizer") or {}
+        split, *rest = step.get("pretokenizers") or [step]
+        whole = (split.get("behavior"), split.get("invert")) in (
+            ("Isolated", False),
+            ("Removed", True),  # the splits match every character, so nothing is removed
+        )
+        return (
+            whole
+            and split.get("pattern") in ({"Regex": O200K_SPLIT}, {"Regex": DIGIT_SPLIT})
+            and [(s["type"], s.get("add_prefix_space"), s.get("use_regex")) for s in rest]
+            == [("ByteLevel", False, False)]
+        )
+
+    @cached_property
+    def _longest_tokens(self) -> list[int] | None:
+        """The length in bytes of the longest token that contains each of the 256 bytes; None where tokens are
+        something else than runs of the text's own bytes."""
+        model = self._spec["model"]
+        affixes = model.get("continuing_subword_prefix") or model.get("end_of_word_suffix")
+        if not self._known_split or model.get("type", "BPE") != "BPE" or affixes:
+            return None
+        tokens = [token for token in model["vocab"] if token not in self._controls]
+        letters = np.frombuffer("".join(tokens).encode("utf-32-le", "surrogatepass"), np.uint32)
+        lengths = np.fromiter(map(len, tokens), np.int64, len(tokens))
+        lengths = lengths.repeat(lengths)
+        codes = [ord(letter) for letter in _byte_letters()]
+        longest = np.zeros(max(codes) + 1, np.int64)
+        known = letters < len(longest)
+        np.maximum.at(longest, letters[known], lengths[known])
+        found: list[int] = longest[codes].tolist()
+        return found if all(found) else None  # what isn't in the vocabulary is left out of the ids
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
         """Text of ids; incomplete characters show as U+FFFD. `skip_special` leaves out control tokens except those of
         tools, which the reader of a tool call needs."""
-        return self._whole.decode(list(ids), skip_special_tokens=skip_special)
+        if len(ids) <= SLICE:
+            return self._whole.decode(list(ids), skip_special_tokens=skip_special)
+        # `decode` holds Python's global lock all the while.
+        (text,) = self._whole.decode_batch([list(ids)], skip_special_tokens=skip_special)
+        return text
 
     def spelled(self) -> list[bytes | None]:
         """The bytes of every id, up to `vocab_size`; None for control tokens and ids that mean nothing."""
@@ -303,7 +404,10 @@ class NoTokenizer(Tokenizer):
         """Empty: the names of control tokens aren't known."""
         return {}
 
-    def encode(self, text: str) -> list[int]:
+    def encode_slices(self, text: str) -> Iterator[list[int]]:
+        raise ValueError(NO_TOKENIZER)
+
+    def min_tokens(self, text: str) -> int:
         raise ValueError(NO_TOKENIZER)
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
@@ -317,6 +421,15 @@ class NoTokenizer(Tokenizer):
 
     def save(self, folder: str | Path) -> None:
         raise ValueError(NO_TOKENIZER)
+
+
+def _boundary(text: str, start: int) -> int:
+    """Where the first boundary from `start` on is, or the text's end. It is looked for in windows: a search holds
+    Python's global lock."""
+    for window in range(start, len(text), SLICE):
+        if found := BOUNDARY.search(text, window, window + SLICE):
+            return found.start()
+    return len(text)
 
 
 def _aligned(size: int) -> int:

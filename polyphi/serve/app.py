@@ -3,7 +3,7 @@
 >>> app = create_app(engine, Settings("phi"))            # run by uvicorn, or `polyphi serve`
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any, Literal
@@ -18,10 +18,11 @@ from starlette.responses import JSONResponse, Response
 from polyphi.chat import LANGUAGES, SamplingParams, with_tools
 from polyphi.engine.engine import Engine
 from polyphi.serve import chat, completions, page, speech
+from polyphi.serve.answers import Written
 from polyphi.serve.errors import OTHERS, ApiError, responses
 from polyphi.serve.guard import Guard
 from polyphi.serve.schema import DetokenizeRequest, TokenizeRequest, explained, offered
-from polyphi.serve.server import Gone, Server
+from polyphi.serve.server import LARGE, Gone, Server, is_large
 from polyphi.serve.settings import Settings
 
 CODES = {404: "not_found", 405: "method_not_allowed"}
@@ -197,23 +198,23 @@ def _about(server: Server) -> APIRouter:
 
 def _tokens(server: Server) -> APIRouter:
     router = APIRouter()
-    tokenizer = server.engine.processor.tokenizer
 
     @router.post(
         "/tokenize",
         summary="Tokens of a text or a conversation, before anything runs",
         responses=responses(429),
     )
-    async def tokenize(wanted: TokenizeRequest, request: HttpRequest) -> dict[str, Any]:
+    async def tokenize(wanted: TokenizeRequest, request: HttpRequest) -> Response:
         server.adapter(wanted.model, "auto")
         if (wanted.prompt is None) == (wanted.messages is None):
             raise ApiError(400, "expected either prompt or messages", param="prompt")
         room = {"max_model_len": server.engine.longest}
-        if wanted.prompt is not None:
+        if (prompt := wanted.prompt) is not None:
             with server.explained("prompt"):
-                ids = await server.in_thread(tokenizer.encode, wanted.prompt)
-            count = {"text_tokens": len(ids), "image_tokens": 0, "audio_tokens": 0}
-            return {"tokens": ids, "count": len(ids), **count, **room}
+                large = len(prompt) > LARGE
+                ids, total = await server.in_thread(_ids, server, prompt, large=large)
+            count = {"text_tokens": total, "image_tokens": 0, "audio_tokens": 0}
+            return await server.answers.response({"tokens": ids, "count": total, **count, **room})
         turns = wanted.messages or []
         with (
             server.admit(server.caller(request)),
@@ -222,22 +223,46 @@ def _tokens(server: Server) -> APIRouter:
         ):
             messages = await chat.conversation(server, media, turns)
             messages = with_tools(messages, offered(wanted.tools or ()))
-            found = await server.in_thread(server.engine.processor.count, messages)
+            count_tokens = server.engine.processor.count
+            found = await server.in_thread(count_tokens, messages, large=is_large(messages))
         count = {
             "text_tokens": found.text,
             "image_tokens": found.image,
             "audio_tokens": found.audio,
         }
-        return {"count": found.total, **count, **room}
+        return JSONResponse({"count": found.total, **count, **room})
 
     @router.post("/detokenize", summary="The text of tokens")
-    async def detokenize(wanted: DetokenizeRequest) -> dict[str, str]:
+    async def detokenize(wanted: DetokenizeRequest) -> Response:
         server.adapter(wanted.model, "auto")
-        known = tokenizer.vocab_size
-        if bad := [i for i in wanted.tokens if not 0 <= i < known]:
-            raise ApiError(
-                400, f"tokens: ids lie between 0 and {known - 1}, found {bad[0]}", param="tokens"
-            )
-        return {"prompt": await server.in_thread(tokenizer.decode, wanted.tokens)}
+        large = len(wanted.tokens) > LARGE
+        text = await server.in_thread(_text, server, wanted.tokens, large=large)
+        return await server.answers.response({"prompt": text})
 
     return router
+
+
+def _ids(server: Server, text: str) -> tuple[list[int] | Written, int]:
+    """The ids of a text, and how many they are. Those of a large text are written slice by slice."""
+    tokenizer, total = server.engine.processor.tokenizer, 0
+    if len(text) <= LARGE:
+        return (ids := tokenizer.encode(text)), len(ids)
+
+    def slices() -> Iterator[list[int]]:
+        nonlocal total
+        for ids in tokenizer.encode_slices(text):
+            total += len(ids)
+            yield ids
+
+    return Written.joined(slices()), total
+
+
+def _text(server: Server, ids: Sequence[int]) -> str:
+    """The text of ids. Raises ApiError for ids that the vocabulary doesn't have."""
+    tokenizer = server.engine.processor.tokenizer
+    known = tokenizer.vocab_size
+    if (bad := next((i for i in ids if not 0 <= i < known), None)) is not None:
+        raise ApiError(
+            400, f"tokens: ids lie between 0 and {known - 1}, found {bad}", param="tokens"
+        )
+    return tokenizer.decode(ids)

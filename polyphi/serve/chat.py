@@ -9,11 +9,12 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from polyphi.batch import Batch
 from polyphi.chat import (
@@ -47,6 +48,8 @@ from polyphi.serve.schema import Part as GivenPart
 from polyphi.serve.server import Events, Job, News, Server, unless_gone
 
 ROLES = {"developer": "system", "tool": "tool_response"}
+LOGPROB = 8
+"""Values of a token's log-probability, its bytes included."""
 
 
 def routes(server: Server) -> APIRouter:
@@ -79,7 +82,7 @@ def routes(server: Server) -> APIRouter:
             answer = Answer(server, request, wanted, job, sampling, bool(tools))
             if wanted.stream:
                 return Events(answer.events(), ticket.handed())
-            return JSONResponse(await unless_gone(request, answer.whole()))
+            return await unless_gone(request, answer.whole())
 
     return router
 
@@ -262,7 +265,7 @@ class Answer:
             return None
         return {"content": [self._server.tokens.told(one) for one in some], "refusal": None}
 
-    async def whole(self) -> dict[str, Any]:
+    async def whole(self) -> Response:
         reasons: dict[int, str | None] = {}
         async for news in self._job:
             said = self._said[news.number]
@@ -270,17 +273,22 @@ class Answer:
             if news.finish_reason:
                 reasons[news.number] = said.reason(news)
         completions = self._completions()
+        answers, top = self._server.answers, self._wanted.top_logprobs or 0
         choices = [
             {
                 "index": number,
                 "message": said.message,
-                "logprobs": self._logprobs(said.logprobs),
+                "logprobs": await answers.built(
+                    partial(self._logprobs, said.logprobs), LOGPROB * len(said.logprobs) * (1 + top)
+                ),
                 "finish_reason": reasons[number],
             }
             for number, said in enumerate(self._said)
         ]
         head = self._head("chat.completion")
-        return {**head, "choices": choices, "usage": usage([completions]), **besides(completions)}
+        return await answers.response(
+            {**head, "choices": choices, "usage": usage([completions]), **besides(completions)}
+        )
 
     async def events(self) -> AsyncIterator[bytes]:
         head = self._head("chat.completion.chunk")

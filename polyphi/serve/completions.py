@@ -9,18 +9,19 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from polyphi.batch import Batch
 from polyphi.chat import Completion, SamplingParams, TokenLogprob
 from polyphi.serve.answers import event, usage
 from polyphi.serve.errors import ApiError
 from polyphi.serve.schema import CompletionRequest
-from polyphi.serve.server import Events, Job, Server, unless_gone
+from polyphi.serve.server import LARGE, Events, Job, Server, unless_gone
 from polyphi.serve.tokens import finite
 
 MAX_PROMPTS = 128
@@ -46,7 +47,7 @@ def routes(server: Server) -> APIRouter:
         )
         with server.admit(server.caller(request)) as ticket:
             sampling = await server.looked_at(asked, wanted)
-            rows = await server.in_thread(_rows, server, wanted.prompt, adapter)
+            rows = await _rows(server, wanted.prompt, adapter)
             if wanted.echo:
                 sampling = replace(sampling, prompt_logprobs=wanted.logprobs)
             with server.explained("prompt"):
@@ -54,18 +55,18 @@ def routes(server: Server) -> APIRouter:
             server.note(request, wanted.prompt)
             answer = Answer(server, request, wanted, sampling, rows)
             if silent and wanted.logprobs is None:
-                return JSONResponse(answer.echoed())
+                return await unless_gone(request, answer.echoed())
             if silent:
                 sampling = replace(sampling, max_tokens=0, n=1)
             jobs = await server.enter(ticket, rows, sampling)
             if wanted.stream:
                 return Events(answer.events(jobs), ticket.handed())
-            return JSONResponse(await unless_gone(request, answer.whole(jobs)))
+            return await unless_gone(request, answer.whole(jobs))
 
     return router
 
 
-def _rows(server: Server, prompt: Any, adapter: str | None) -> list[Batch]:
+async def _rows(server: Server, prompt: Any, adapter: str | None) -> list[Batch]:
     """Each prompt as a row. Text never becomes a control token; an empty one is begun as documents are."""
     prompts = (
         [prompt] if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)) else prompt
@@ -74,15 +75,18 @@ def _rows(server: Server, prompt: Any, adapter: str | None) -> list[Batch]:
         raise ApiError(
             400, f"prompt: expected 1 to {MAX_PROMPTS}, found {len(prompts)}", param="prompt"
         )
-    tokenizer = server.engine.processor.tokenizer
+    engine = server.engine
+
+    def rows() -> list[Batch]:
+        processor, context, found = engine.processor, engine.longest, []
+        for one in prompts:
+            (ids,) = processor.encode([one], context) if isinstance(one, str) else [one]
+            ids = ids or [processor.tokenizer.eos_ids[-1]]
+            found.append(engine.ids_row(ids, adapter=adapter, context=context))
+        return found
+
     with server.explained("prompt"):
-        return [
-            server.engine.ids_row(
-                (tokenizer.encode(one) if isinstance(one, str) else one) or [tokenizer.eos_ids[-1]],
-                adapter=adapter,
-            )
-            for one in prompts
-        ]
+        return await server.in_thread(rows, large=sum(map(len, prompts)) > LARGE)
 
 
 class Answer:
@@ -105,22 +109,23 @@ class Answer:
             "model": wanted.model or server.settings.name,
         }
 
-    def echoed(self) -> dict[str, Any]:
+    async def echoed(self) -> Response:
         """The prompts alone."""
-        choices = [
-            self._choice(i, self._text(row), [], "length") for i, row in enumerate(self._rows)
-        ]
+        choices: list[Any] = []
+        for row in self._rows:
+            choices.append(await self._written(len(choices), await self._text(row), [], "length"))
         count = sum(len(row) for row in self._rows)
         cost = {"prompt_tokens": count, "completion_tokens": 0, "total_tokens": count}
-        return {**self._head, "choices": choices, "usage": cost}
+        body = {**self._head, "choices": choices, "usage": cost}
+        return await self._server.answers.response(body)
 
-    async def whole(self, jobs: Sequence[Job]) -> dict[str, Any]:
-        choices: list[dict[str, Any]] = []
+    async def whole(self, jobs: Sequence[Job]) -> Response:
+        choices: list[Any] = []
         for row, job in zip(self._rows, jobs, strict=True):
             async for _ in job:
                 pass
             answers = job.answers()
-            before = self._text(row) if self._wanted.echo else ""
+            before = await self._text(row) if self._wanted.echo else ""
             # The model says nothing of the first token.
             thought: list[TokenLogprob | int] = []
             if self._wanted.echo:
@@ -128,8 +133,10 @@ class Answer:
             for found in answers:
                 said = [*thought, *found.logprobs]
                 reason = found.finish_reason
-                choices.append(self._choice(len(choices), before + found.text, said, reason))
-        return {**self._head, "choices": choices, "usage": usage(self._completions(jobs))}
+                choice = await self._written(len(choices), before + found.text, said, reason)
+                choices.append(choice)
+        body = {**self._head, "choices": choices, "usage": usage(self._completions(jobs))}
+        return await self._server.answers.response(body)
 
     async def events(self, jobs: Sequence[Job]) -> AsyncIterator[bytes]:
         """The pieces of all answers, as they come."""
@@ -174,8 +181,17 @@ class Answer:
         self._server.note(self._request, [c.text for some in answers for c in some])
         return answers
 
-    def _text(self, row: Batch) -> str:
-        return self._server.engine.processor.tokenizer.decode(row.ids.tolist())
+    async def _text(self, row: Batch) -> str:
+        decode = self._server.engine.processor.tokenizer.decode
+        return await self._server.in_thread(decode, row.ids.tolist(), large=len(row) > LARGE)
+
+    async def _written(
+        self, index: int, text: str, said: Sequence[TokenLogprob | int], reason: str | None
+    ) -> Any:
+        """A choice; a large one is written already."""
+        size = len(said) * (4 + (self._wanted.logprobs or 0))
+        build = partial(self._choice, index, text, said, reason)
+        return await self._server.answers.built(build, size)
 
     def _choice(
         self,

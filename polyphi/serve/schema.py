@@ -23,6 +23,12 @@ from polyphi.serve.errors import ApiError
 HALF = re.compile(r"[\ud800-\udfff]")
 MAX_TEXT = 4_000_000
 """Characters of one text."""
+MAX_OBJECTS = 20_000
+"""JSON objects of one body: checking so many takes a few tenths of a second."""
+CHECKED = frozenset({str, dict, list})
+"""JSON's types of which there are elements to look into; a list of numbers is passed over."""
+FAST = Field(fail_fast=True)
+"""Of lists: the first wrong element ends the check. A million errors would take minutes and gigabytes."""
 
 
 class Fields(BaseModel):
@@ -59,7 +65,7 @@ class Body(Fields):
     @model_validator(mode="before")
     @classmethod
     def _refuse_halves(cls, value: Any) -> Any:
-        left = [value]
+        left, objects = [value], 0
         while left:
             some = left.pop()
             if isinstance(some, str):
@@ -68,8 +74,11 @@ class Body(Fields):
                         "no_text", "half of a surrogate pair (\\ud800 to \\udfff alone) is no text"
                     )
             elif isinstance(some, dict):
+                objects += 1
+                if objects > MAX_OBJECTS:
+                    raise ApiError(400, f"a body has at most {MAX_OBJECTS} objects, found more")
                 left += [*some.keys(), *some.values()]
-            elif isinstance(some, list):
+            elif isinstance(some, list) and not CHECKED.isdisjoint(map(type, some)):
                 left += some
         return value
 
@@ -193,7 +202,7 @@ class Turn(Fields):
     content: (
         Annotated[
             Annotated[str, Field(max_length=MAX_TEXT), Tag(STRING)]
-            | Annotated[list[Part], Tag(LIST)],
+            | Annotated[list[Part], FAST, Tag(LIST)],
             _one_of(_json_type, "a text or a list of parts"),
         ]
         | None
@@ -281,7 +290,8 @@ class Sampling(Body):
     seed: int | None = None
     stop: (
         Annotated[
-            Annotated[str, Field(max_length=256), Tag(STRING)] | Annotated[list[str], Tag(LIST)],
+            Annotated[str, Field(max_length=256), Tag(STRING)]
+            | Annotated[list[str], FAST, Tag(LIST)],
             _one_of(_json_type, "a text or a list of texts"),
         ]
         | None
@@ -337,7 +347,7 @@ class Sampling(Body):
 
 
 class ChatRequest(Sampling):
-    messages: list[Turn] = Field(min_length=1)
+    messages: list[Turn] = Field(min_length=1, fail_fast=True)
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
@@ -352,7 +362,7 @@ class ChatRequest(Sampling):
         | None
     ) = None
     parallel_tool_calls: bool | None = None
-    modalities: list[Literal["text"]] | None = None
+    modalities: Annotated[list[Literal["text"]], FAST] | None = None
 
     @model_validator(mode="after")
     def _refuse_top_without_logprobs(self) -> Self:
@@ -397,12 +407,15 @@ def offered(
     )
 
 
+Ids = Annotated[list[int], FAST]
+
+
 class CompletionRequest(Sampling):
     prompt: Annotated[
         Annotated[str, Field(max_length=MAX_TEXT), Tag(STRING)]
-        | Annotated[list[str], Field(max_length=MAX_TEXT), Tag(STRINGS)]
-        | Annotated[list[int], Field(max_length=MAX_TEXT), Tag(TOKENS)]
-        | Annotated[list[list[int]], Field(max_length=MAX_TEXT), Tag(TOKEN_LISTS)],
+        | Annotated[list[str], Field(max_length=MAX_TEXT, fail_fast=True), Tag(STRINGS)]
+        | Annotated[list[int], Field(max_length=MAX_TEXT, fail_fast=True), Tag(TOKENS)]
+        | Annotated[list[Ids], Field(max_length=MAX_TEXT, fail_fast=True), Tag(TOKEN_LISTS)],
         _one_of(_prompt_type, "a text, a list of texts, token ids or lists of token ids"),
     ] = ""
     max_tokens: int | None = Field(default=None, ge=0)
@@ -414,13 +427,13 @@ class CompletionRequest(Sampling):
 class TokenizeRequest(Body):
     model: str | None = None
     prompt: str | None = Field(default=None, max_length=MAX_TEXT)
-    messages: list[Turn] | None = Field(default=None, min_length=1)
+    messages: Annotated[list[Turn], FAST] | None = Field(default=None, min_length=1)
     tools: list[Tool] | None = Field(default=None, max_length=128)
 
 
 class DetokenizeRequest(Body):
     model: str | None = None
-    tokens: list[int] = Field(max_length=1_000_000)
+    tokens: list[int] = Field(max_length=1_000_000, fail_fast=True)
 
 
 def explained(error: RequestValidationError) -> ApiError:

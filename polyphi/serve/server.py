@@ -13,6 +13,7 @@ import asyncio
 import ipaddress
 import json
 import logging
+import os
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
@@ -32,6 +33,7 @@ from polyphi.chat import (
     Grammar,
     Message,
     SamplingParams,
+    Text,
     TokenLogprob,
     normalize_adapter,
 )
@@ -40,6 +42,7 @@ from polyphi.engine.media import Caps, MediaError
 from polyphi.engine.memory import OutOfMemory, ran_out
 from polyphi.engine.request import Caller, Request
 from polyphi.engine.structured import Matcher
+from polyphi.serve.answers import Writer
 from polyphi.serve.errors import ApiError
 from polyphi.serve.fetch import Media, refusal
 from polyphi.serve.metrics import Load, Metrics, Times
@@ -52,7 +55,11 @@ T = TypeVar("T")
 FRAMES_A_SECOND = 100
 """Of log-mel."""
 PREPARING = 4
-"""Threads that decode and count for requests."""
+"""Threads that prepare small requests, and do other short work."""
+LARGE_PREPARING = max(1, min(4, (os.cpu_count() or 1) // 4))
+"""Threads that prepare large requests: few, so that most processors are left to steps and to others."""
+LARGE = 32 << 10
+"""Characters of text, or token ids, from which on a request is large; one with images or audio is in any case."""
 
 
 class Gone(Exception):
@@ -197,7 +204,9 @@ class Server:
         self._jobs: set[Job] = set()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self.answers = Writer()
         self._preparing = ThreadPoolExecutor(PREPARING, "prepare")
+        self._preparing_large = ThreadPoolExecutor(LARGE_PREPARING, "prepare large")
         self._dropping = ThreadPoolExecutor(1, "drop")
         engine.processor.caps = Caps(
             settings.max_image_bytes,
@@ -225,7 +234,9 @@ class Server:
         self._stop.set()
         self._thread.join()
         self._preparing.shutdown(cancel_futures=True)
+        self._preparing_large.shutdown(cancel_futures=True)
         self._dropping.shutdown()
+        self.answers.close()
         self.media.close()
 
     @property
@@ -334,7 +345,8 @@ class Server:
             )
         try:
             looked = replace(asked, max_tokens=asked.max_tokens or 1)
-            await self.in_thread(self.engine.check_sampling, looked)
+            large = len(asked.grammar.text) > LARGE if asked.grammar else False
+            await self.in_thread(self.engine.check_sampling, looked, large=large)
         except ValueError as error:
             fields = type(wanted).model_fields
             named = next((word for word in str(error).split() if word in fields), None)
@@ -376,23 +388,25 @@ class Server:
             address = str(ipaddress.ip_network((address.partition("%")[0], 64), strict=False))
         return Caller(tenant or address.encode(), tenant if self.settings.isolate else b"")
 
-    async def in_thread(self, work: Callable[..., T], *given: Any) -> T:
-        """Work that takes a while, in one of a few threads."""
-        return await asyncio.get_running_loop().run_in_executor(self._preparing, work, *given)
+    async def in_thread(self, work: Callable[..., T], *given: Any, large: bool = False) -> T:
+        """Work that takes a while, in one of a few threads. Small work never waits for large."""
+        threads = self._preparing_large if large else self._preparing
+        return await asyncio.get_running_loop().run_in_executor(threads, work, *given)
 
     async def prepare(
         self, messages: Sequence[Message], adapter: str | None, sampling: SamplingParams
     ) -> tuple[Batch, SamplingParams]:
         """The row of a conversation, and the sampling with the answer's length filled in. Raises ValueError for what is
         wrong with them."""
-        return await self.in_thread(self._prepare, messages, adapter, sampling)
+        large = is_large(messages)
+        return await self.in_thread(self._prepare, messages, adapter, sampling, large=large)
 
     def _prepare(
         self, messages: Sequence[Message], adapter: str | None, sampling: SamplingParams
     ) -> tuple[Batch, SamplingParams]:
         began = time.monotonic()
         try:
-            row = self.engine.row(messages, adapter=adapter)
+            row = self.engine.row(messages, adapter=adapter, context=self.engine.longest)
         except MediaError as error:
             self.metrics.media_rejected(error.reason)
             raise
@@ -443,6 +457,14 @@ class Server:
     def _abort(self, requests: Sequence[Request]) -> None:
         for request in requests:
             self.engine.abort(request)
+
+
+def is_large(messages: Sequence[Message]) -> bool:
+    """Whether a conversation takes long to prepare: it has media, or much text."""
+    parts = [part for message in messages for part in message.parts]
+    size = sum(len(part.text) for part in parts if isinstance(part, Text))
+    size += sum(len(message.tools or "") for message in messages)
+    return size > LARGE or not all(isinstance(part, Text) for part in parts)
 
 
 def places_of(turns: Sequence[Turn], kind: str) -> list[str]:

@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from shutil import copyfileobj
 from typing import Any
@@ -27,7 +28,7 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, Response
 
 from polyphi.chat import SamplingParams, Transcript
 from polyphi.engine import longform, subtitles
@@ -40,6 +41,7 @@ from polyphi.serve.errors import ApiError
 from polyphi.serve.fetch import checked, refusal
 from polyphi.serve.metrics import Times
 from polyphi.serve.server import Events, Gone, Server, failed, unless_gone
+from polyphi.serve.tokens import Tokens
 
 log = logging.getLogger("polyphi.serve")
 RECORDINGS = 8
@@ -53,6 +55,8 @@ MAX_FIELDS, MAX_FIELD = 32, 16 << 10
 """Fields of a form beside the file, and bytes of each."""
 AROUND = 1 << 20
 """Bytes of a form that its file may not take."""
+VALUES = 8
+"""Of an answer in JSON for each of its tokens, at most: a log-probability with bytes, or a word with its times."""
 IN_MEMORY = 1 << 20
 """Bytes of an upload that don't go to a file."""
 
@@ -183,7 +187,7 @@ class Desk:
                 if work.done():
                     work.result()
                 return Events(self._events(work, texts, wishes), cancel)
-            return self._whole(await unless_gone(request, _outcome(work)), wishes)
+            return await self._whole(await unless_gone(request, _outcome(work)), wishes)
         except BaseException:
             cancel()
             raise
@@ -272,20 +276,22 @@ class Desk:
             log.error("a transcription failed", exc_info=error)
             raise failed(error) from None
 
-    def _whole(self, found: Transcript, wishes: Wishes) -> Response:
+    async def _whole(self, found: Transcript, wishes: Wishes) -> Response:
+        answers = self._server.answers
         if wishes.form == "json":
-            return JSONResponse({"text": _text(found), **self._beside(found, wishes)})
+            return await answers.response(await self._json(found, wishes))
         if wishes.form == "verbose_json":
-            body = subtitles.verbose(found, wishes.language)
-            if wishes.words:
-                body.setdefault("words", [])
-            if not wishes.segments:
-                del body["segments"]
-            usage = {"type": "duration", "seconds": round(found.seconds, 3)}
-            return JSONResponse({**body, "usage": usage, "adapter": found.adapter})
+            return await answers.response(
+                await answers.built(partial(_verbose, found, wishes), VALUES * found.answer_tokens)
+            )
         if wishes.form == "text":
             return PlainTextResponse(_text(found) + "\n")
-        return PlainTextResponse(subtitles.write(found, wishes.form))
+        text = await answers.in_thread(partial(subtitles.write, found, wishes.form))
+        return PlainTextResponse(text)
+
+    async def _json(self, found: Transcript, wishes: Wishes) -> dict[str, Any]:
+        """An answer in JSON; a stream's last event has the same fields."""
+        return {"text": _text(found), **await self._beside(found, wishes)}
 
     async def _events(
         self,
@@ -300,10 +306,10 @@ class Desk:
         except ApiError as error:
             yield event(error.body)
             return
-        done = {"type": "transcript.text.done", "text": _text(found)}
-        yield event({**done, **self._beside(found, wishes)})
+        done = {"type": "transcript.text.done", **await self._json(found, wishes)}
+        yield await self._server.answers.event(done)
 
-    def _beside(self, found: Transcript, wishes: Wishes) -> dict[str, Any]:
+    async def _beside(self, found: Transcript, wishes: Wishes) -> dict[str, Any]:
         """What an answer in JSON has beside its text."""
         more: dict[str, Any] = {
             "usage": {
@@ -321,11 +327,9 @@ class Desk:
         if found.translation is not None and found.text:
             more["transcript"] = found.text
         if wishes.logprobs:
-            more["logprobs"] = [
-                self._server.tokens.one(token, logprob)
-                for segment in found.segments
-                for token, logprob in zip(segment.tokens, segment.logprobs, strict=True)
-            ]
+            build = partial(_logprobs, self._server.tokens, found)
+            size = VALUES * found.answer_tokens
+            more["logprobs"] = await self._server.answers.built(build, size)
         if found.warnings:
             more["warnings"] = list(found.warnings)
         return more
@@ -347,6 +351,25 @@ def _stored(upload: UploadFile) -> Iterator[bytes | Path]:
 def _text(found: Transcript) -> str:
     """The translation where one was asked for."""
     return found.text if found.translation is None else found.translation
+
+
+def _logprobs(tokens: Tokens, found: Transcript) -> list[dict[str, Any]]:
+    return [
+        tokens.one(token, logprob)
+        for segment in found.segments
+        for token, logprob in zip(segment.tokens, segment.logprobs, strict=True)
+    ]
+
+
+def _verbose(found: Transcript, wishes: Wishes) -> dict[str, Any]:
+    """OpenAI's `verbose_json`."""
+    body = subtitles.verbose(found, wishes.language)
+    if wishes.words:
+        body.setdefault("words", [])
+    if not wishes.segments:
+        del body["segments"]
+    usage = {"type": "duration", "seconds": round(found.seconds, 3)}
+    return {**body, "usage": usage, "adapter": found.adapter}
 
 
 async def _outcome(work: "asyncio.Task[Transcript]") -> Transcript:

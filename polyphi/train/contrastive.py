@@ -31,7 +31,7 @@ from jaxtyping import Bool, Float
 from PIL import Image as Picture
 from torch import Tensor, nn
 
-from polyphi.batch import Batch, ImageLayout, pack
+from polyphi.batch import Batch, ImageLayout, float_crops, pack
 from polyphi.chat import Image, Message, Text, media
 from polyphi.data.draws import Unfit
 from polyphi.data.shards import Sample
@@ -126,7 +126,7 @@ class Contrastive:
         caption = processor.row(
             [Message("document", (Text(sample.answer),))], adapter=None, context=context
         )
-        seen = processor.row([Message.user(pictures[0])])
+        seen = float_crops(processor.row([Message.user(pictures[0])]))
         return [
             replace(
                 caption, crops=seen.crops[:1], crop_masks=seen.crop_masks[:1], images=(GLOBAL_VIEW,)
@@ -213,7 +213,7 @@ class Similarity:
             raise ValueError("a caption needs words, found none")
         encoded = io.BytesIO()
         picture.convert("RGB").save(encoded, "PNG", compress_level=1)
-        seen = self._processor.row([Message.user(Image(encoded.getvalue()))])
+        seen = float_crops(self._processor.row([Message.user(Image(encoded.getvalue()))]))
         assert self._model.vision is not None
         pooled = self._model.vision.encoder.pooled(seen.crops[:1], seen.crop_masks[:1])
         text = (self._embedded(caption) - self._mean) / self._spread

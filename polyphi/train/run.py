@@ -323,11 +323,8 @@ def accumulate(
         if device.type == "cpu":
             padded = padding(batch.bounds)
             found["padding"] = (padded, padded + len(batch))
-        for key, field in (
-            ("supervised", batch.supervised),
-            ("crops", batch.crops),
-            ("frames", batch.mels),
-        ):
+        found["crops"] = batch.crop_count
+        for key, field in (("supervised", batch.supervised), ("frames", batch.mels)):
             found[key] = 0 if field is None else len(field)
         for key, value in found.items():  # a pair is a sum and a number of its own
             for part, number in enumerate(value if isinstance(value, tuple) else (value,)):

@@ -7,9 +7,8 @@ transformers 5 resizes tensors instead, which misses Pillow by up to one grey le
 import numpy as np
 import pytest
 import torch
+from crops import cut
 from PIL import Image
-
-from polyphi.processing.image import cut
 
 SIZES = [
     (448, 448),

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from crops import cut
 from PIL import Image
 
-from polyphi.processing.image import count_tokens, cut, plan
+from polyphi.processing.image import count_tokens, plan
 
 # W x H, crop columns, crop rows, valid patch rows, valid patch columns, tokens
 SIZES = [

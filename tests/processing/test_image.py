@@ -3,16 +3,23 @@
 import numpy as np
 import pytest
 import torch
+from crops import cut
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from polyphi.processing.image import count_tokens, cut, grid, plan
+from polyphi.batch import float_crops, normalized, pack, pictures, row
+from polyphi.processing import image
+from polyphi.processing.image import count_tokens, grid, plan
 
 
 def test_the_docstring() -> None:
-    crops, masks, layout = cut(Image.new("RGB", (900, 500)))
-    assert (crops.shape, masks.shape) == ((7, 3, 448, 448), (7, 32, 32))
+    crops, view, masks, layout = image.cut(Image.new("RGB", (900, 500)))
+    assert (crops.shape, view.shape, masks.shape) == (
+        (6, 3, 448, 448),
+        (1, 3, 448, 448),
+        (7, 32, 32),
+    )
     assert (layout.crop_rows, layout.crop_cols, layout.tokens(16)) == (2, 3, 1596)
 
 
@@ -111,6 +118,63 @@ def test_the_pixels_follow_the_plan(
     )
     assert whole[:, 0].sum() == p.patch_rows and whole[0].sum() == p.patch_cols
     assert crops.min() >= -1.5 and torch.isfinite(crops).all()
+
+
+def test_eight_bits_give_the_published_floats_to_the_bit() -> None:
+    """(x / 255 - 0.5) / 0.5 in float32, for every value of a pixel and whatever lies beside it in memory."""
+    values = np.arange(256, dtype=np.uint8)
+    floats = (values.astype(np.float32) / np.float32(255) - np.float32(0.5)) / np.float32(0.5)
+    pixels = torch.from_numpy(values)
+    assert normalized(pixels).numpy().tobytes() == floats.tobytes()
+    for size in range(1, 20):
+        assert normalized(pixels[:size]).numpy().tobytes() == floats[:size].tobytes()
+    out = torch.zeros(256, 2)
+    assert normalized(pixels, out[:, 1]).numpy().tobytes() == floats.tobytes()
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(60, 300), st.integers(60, 300), st.sampled_from([1, 4, 12]), st.integers(0, 9))
+def test_the_floats_are_those_of_the_whole_picture_cut(
+    width: int, height: int, max_crops: int, seed: int
+) -> None:
+    """Normalised before it is cut, in the layout of a decoded picture: the crops and the view, to the bit."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    picture = Image.fromarray(pixels)
+    crops, _, layout = cut(picture, crop_size=56, max_crops=max_crops)
+    p = plan(width, height, crop_size=56, max_crops=max_crops)
+    canvas = np.full((p.crop_rows * 56, p.crop_cols * 56, 3), 255, np.uint8)
+    canvas[: p.height, : p.width] = picture.resize((p.width, p.height), Image.Resampling.BILINEAR)
+    whole = torch.from_numpy(canvas).permute(2, 0, 1).float().div_(255).sub_(0.5).div_(0.5)
+    view = torch.nn.functional.interpolate(
+        whole[None], size=(56, 56), mode="bicubic", align_corners=False
+    )
+    assert torch.equal(crops[:1], view)
+    for number, crop in enumerate(crops[1:]):
+        top, left = 56 * (number // layout.crop_cols), 56 * (number % layout.crop_cols)
+        assert torch.equal(crop, whole[:, top : top + 56, left : left + 56])
+
+
+def test_pictures_of_a_pack_are_taken_apart_again() -> None:
+    def seen(width: int, height: int):
+        pixels = np.random.default_rng(width).integers(0, 256, (height, width, 3), np.uint8)
+        made = image.cut(Image.fromarray(pixels), crop_size=56, max_crops=6)
+        media = {"crops": made.crops, "views": made.view, "crop_masks": made.masks}
+        return row([0], **media, images=(made.layout,))
+
+    rows = [seen(*size) for size in ((56, 56), (100, 40), (20, 20), (150, 100))]
+    packed = pack(rows)
+    assert packed.crops.dtype == torch.uint8 and len(packed.crops) == 1 + 2 + 1 + 6
+    assert len(packed.views) == 2 and packed.crop_count == len(packed.crop_masks) == 14
+    floats = float_crops(packed)
+    assert floats.crops.equal(torch.cat([float_crops(r).crops for r in rows]))
+    assert floats.views is None and float_crops(floats) is floats
+    for batch in (packed, floats):
+        for alone, one in zip(rows, pictures(batch), strict=True):
+            assert one.images == alone.images and one.crop_masks.equal(alone.crop_masks)
+            assert float_crops(one).crops.equal(float_crops(alone).crops)
+    assert 3 * packed.nbytes < floats.nbytes
+    with pytest.raises(AssertionError, match="a pack mixes crops"):
+        pack([packed, floats])
 
 
 def test_a_grid_by_aspect_ratio() -> None:

@@ -10,7 +10,7 @@ from films import film
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polyphi.batch import IGNORE, pack
+from polyphi.batch import IGNORE, float_crops, pack
 from polyphi.chat import Audio, Image, Message, Text, Video
 from polyphi.processing import media
 from polyphi.processing.media import Caps, MediaError
@@ -40,7 +40,8 @@ def test_a_picture_fills_its_placeholders(processor: Processor, png: Make) -> No
         row.image_slots.tolist()
         == (row.ids == processor.tokenizer.image_id).nonzero().flatten().tolist()
     )
-    assert row.crops.shape == (3, 3, 56, 56) and row.crop_masks.shape == (3, 4, 4)
+    assert row.crops.dtype == torch.uint8 and row.crops.shape == (2, 3, 56, 56)
+    assert row.views.shape == (1, 3, 56, 56) and row.crop_masks.shape == (3, 4, 4)
     assert (
         row.adapters == ("vision",)
         and row.bounds == (0, len(row.ids))
@@ -123,6 +124,59 @@ def test_rows_that_do_not_fit(processor: Processor, png: Make) -> None:
         )
 
 
+def test_text_that_is_surely_too_long_is_not_encoded(
+    processor: Processor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All texts of a row count together; media are at least a token each."""
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("it was encoded")
+
+    monkeypatch.setattr(type(processor.tokenizer), "encode_slices", refuse)
+    many, some = "😀" * 50_000, "😀" * 20_000
+    count = processor.tokenizer.min_tokens
+    chats = {
+        count(many): [Message.user(many)],
+        3 * count(some): [Message.user(some), Message.assistant(some), Message.user(some)],
+        count(many) + count("Hi"): [Message.system("Hi", tools=many), Message.user("")],
+    }
+    for least, chat in chats.items():
+        with pytest.raises(TooLong, match="the context holds 131072") as caught:
+            processor.row(chat, context=131_072)
+        assert least < int(str(caught.value).split("at least ")[1].split()[0]) < least + 10
+    document = [Message("document", (Text(many),))]
+    with pytest.raises(TooLong):
+        processor.row(document, context=131_072)
+    with pytest.raises(AssertionError, match="encoded"):  # what is cut off is counted
+        processor.row(document, context=131_072, truncate=True)
+
+
+def test_encoding_ends_where_the_context_does(
+    processor: Processor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text, slices = "the quick brown fox " * 100_000, []
+    encode = Tokenizer.encode_slices
+
+    def counting(self: Tokenizer, text: str):
+        for ids in encode(self, text):
+            slices.append(len(ids))
+            yield ids
+
+    monkeypatch.setattr(Tokenizer, "encode_slices", counting)
+    context = processor.tokenizer.min_tokens(text) + 10
+    with pytest.raises(TooLong, match=f"the context holds {context}"):
+        processor.row([Message.user(text[:1000], text[1000:])], context=context)
+    assert 1 < len(slices) < 100 and sum(slices[:-1]) < context < sum(slices) + 10
+
+
+def test_too_many_ids_are_refused_at_once(processor: Processor) -> None:
+    ids = [0] * 2_000_000
+    with pytest.raises(TooLong, match="at least 2000000 tokens, the context holds 512"):
+        processor.ids_row(ids, context=512)
+    with pytest.raises(TooLong, match="at least 600 tokens"):
+        processor.ids_row([0] * 599 + [10**9], context=512)
+
+
 def test_max_crops_can_be_lowered_per_row(processor: Processor, png: Make) -> None:
     chat = [Message.user(Image(png(300, 200)))]
     full, low, high = (processor.row(chat, max_crops=n) for n in (None, 1, 100))
@@ -159,12 +213,13 @@ def test_a_video_is_its_frames(processor: Processor) -> None:
     row = processor.row(chat, generation_prompt=True)
     assert row.adapters == ("vision",) and [i.crops for i in row.images] == [5] * 5
     assert processor.count(chat).total == len(row)
-    brightness = [float(row.crops[i * 5].mean()) for i in range(5)]
+    brightness = [float(view.mean()) for view in row.views]
     assert brightness == sorted(brightness) and brightness[-1] > brightness[0] + 0.5
     low = processor.row([Message.user(Video(walk, frames=2, detail="low"))])
     assert [i.crops for i in low.images] == [2, 2]
     shown = processor.row(expand_videos(chat), generation_prompt=True)
     assert shown.ids.equal(row.ids) and shown.crops.equal(row.crops)
+    assert shown.views.equal(row.views)
 
 
 def test_openai_style_messages_are_read(processor: Processor) -> None:
@@ -279,7 +334,8 @@ def test_slots_are_as_many_as_the_model_fills(
         assert (0 if slots is None else len(slots)) == wanted == (row.ids == id).sum()
         assert slots is None or (row.ids[slots] == id).all()
     if row.images:
-        assert len(row.crops) == len(row.crop_masks) == sum(i.crops for i in row.images)
+        assert len(float_crops(row).crops) == len(row.crop_masks) == row.crop_count
+        assert row.crop_count == len(row.images) + len(row.crops)
     if row.clips:
         assert len(row.mels) == sum(c.frames for c in row.clips)
     both = pack([row, row])

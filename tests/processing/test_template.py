@@ -42,6 +42,15 @@ def test_the_shape_of_a_conversation(tokenizer: Tokenizer) -> None:
     assert learnt(CHAT, tokenizer) == "Hello!<|end|>"
 
 
+def test_a_text_in_many_parts_is_one_text(tokenizer: Tokenizer) -> None:
+    """However many there are: the time is that of their length."""
+    letters = "the quick brown fox " * 20_000
+    parts = Message("user", tuple(map(Text, letters)))
+    assert ids([parts], tokenizer) == ids([Message.user(letters)], tokenizer)
+    empty = Message("user", (Text(""), Text("a"), Text(""), Text("b")))
+    assert ids([empty], tokenizer) == ids([Message.user("ab")], tokenizer)
+
+
 def test_tools_sit_on_the_system_message(tokenizer: Tokenizer) -> None:
     chat = [
         Message.system("Use tools.", tools='[{"name": "f"}]'),

@@ -3,7 +3,10 @@
 import json
 import subprocess
 import sys
+import threading
+import time
 import zipfile
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -11,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polyphi.chat import Audio, Message
+from polyphi.processing import tokenizer as module
 from polyphi.processing.template import render
-from polyphi.processing.tokenizer import CONTROLS, O200K_SPLIT, Tokenizer
+from polyphi.processing.tokenizer import CONTROLS, DIGIT_SPLIT, O200K_SPLIT, Tokenizer
 
 
 def test_every_control_token_typed_by_a_person_is_plain_text(tokenizer: Tokenizer) -> None:
@@ -34,6 +38,128 @@ def test_every_control_token_typed_by_a_person_is_plain_text(tokenizer: Tokenize
 def test_half_a_surrogate_pair_is_no_text(tokenizer: Tokenizer) -> None:
     with pytest.raises(ValueError, match="surrogate"):
         tokenizer.encode("a\ud800b")
+
+
+def respelt(tokenizer: Tokenizer, **changes: object) -> Tokenizer:
+    """The same vocabulary with other values in its `tokenizer.json`."""
+    return Tokenizer({**json.loads(json.dumps(tokenizer._spec)), **changes})
+
+
+def splitting(pattern: str, behavior: str = "Isolated", invert: bool = False) -> dict:
+    """A pre-tokenizer as published files write it."""
+    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": behavior, "invert": invert}
+    level = {
+        "type": "ByteLevel",
+        "add_prefix_space": False,
+        "trim_offsets": True,
+        "use_regex": False,
+    }
+    return {"type": "Sequence", "pretokenizers": [split, level]}
+
+
+SPLITS = {
+    "digits": splitting(DIGIT_SPLIT),
+    "o200k": splitting(O200K_SPLIT),
+    "o200k, removed": splitting(O200K_SPLIT, "Removed", True),
+}
+PIECES = st.one_of(
+    st.text(max_size=6),
+    st.text("aZé1٣ \n\r\t/'.,!-_，。、\u0301\u3000😀한日あア\x1c\xa0", max_size=10),
+    st.sampled_from(
+        ["it's", "we'LL ", "  x", " \n ", "12345", "a1b2", "//\n", "Ａ ", "ǅ\n", "x\u0301 "]
+    ),
+)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_slices_encode_to_what_the_whole_encodes_to(tokenizer: Tokenizer, split: str) -> None:
+    """With slices of one character and more, so that every boundary is a cut."""
+    one = respelt(tokenizer, pre_tokenizer=SPLITS[split])
+    splitter = one._plain.pre_tokenizer
+    cuts = 0
+
+    @settings(max_examples=400, deadline=None)
+    @given(st.lists(PIECES, max_size=12).map("".join), st.integers(1, 5))
+    def check(text: str, size: int) -> None:
+        nonlocal cuts
+        module.SLICE, before = size, module.SLICE
+        try:
+            slices = list(one._slices(text))
+            ids = [list(some) for some in one.encode_slices(text)]
+        finally:
+            module.SLICE = before
+        cuts += len(slices) - 1
+        assert "".join(slices) == text and len(ids) == len(slices)
+        assert list(chain(*ids)) == one._plain.encode(text, add_special_tokens=False).ids
+        assert [word for s in slices for word, _ in splitter.pre_tokenize_str(s)] == [
+            word for word, _ in splitter.pre_tokenize_str(text)
+        ]
+
+    check()
+    assert cuts > 400
+
+
+def test_a_text_of_an_unknown_split_is_one_slice(tokenizer: Tokenizer) -> None:
+    text = "a b " * module.SLICE
+    assert len(list(tokenizer._slices(text))) > 1
+    for changes in (
+        {"pre_tokenizer": splitting(r"\w+|\W+")},
+        {"pre_tokenizer": splitting(O200K_SPLIT, "Removed")},
+        {"pre_tokenizer": splitting(O200K_SPLIT, "MergedWithNext")},
+        {"normalizer": {"type": "Lowercase"}},
+    ):
+        other = respelt(tokenizer, **changes)
+        assert list(other._slices(text)) == [text] and other.min_tokens(text) == 0
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(PIECES, max_size=20).map("".join))
+def test_a_text_has_at_least_min_tokens(tokenizer: Tokenizer, text: str) -> None:
+    least = tokenizer.min_tokens(text)
+    assert least <= len(tokenizer.encode(text)) == tokenizer.count(text)
+    assert (least > 0) == (text != "")
+
+
+def test_min_tokens_of_much_text(tokenizer: Tokenizer, sentences: list[str]) -> None:
+    longest = max(filter(None, tokenizer.spelled()), key=len).decode()
+    assert tokenizer.encode(longest * 300) and tokenizer.min_tokens(longest * 300) <= 300
+    assert 150_000 < tokenizer.min_tokens("😀" * 50_000) <= 200_000
+    text = " ".join(sentences) * 200
+    ids = tokenizer.encode(text)
+    assert len(ids) / 10 < tokenizer.min_tokens(text) <= len(ids)
+
+
+def test_encoding_stops_above_a_limit(tokenizer: Tokenizer) -> None:
+    text = "the quick brown fox " * 20_000
+    whole = tokenizer.encode(text)
+    assert tokenizer.encode(text, len(whole)) == whole
+    for limit in (0, 100, len(whole) // 2):
+        some = tokenizer.encode(text, limit)
+        assert limit < len(some) <= limit + module.SLICE and some == whole[: len(some)]
+
+
+@pytest.mark.parametrize(
+    "text", ["😀" * 300_000, "the quick brown fox " * 40_000], ids=["one run", "words"]
+)
+def test_other_threads_run_while_a_text_is_encoded(tokenizer: Tokenizer, text: str) -> None:
+    turns, stop = [0], threading.Event()
+
+    def count() -> None:
+        while not stop.is_set():
+            turns[0] += 1
+            time.sleep(0.0005)
+
+    thread = threading.Thread(target=count)
+    thread.start()
+    try:
+        while not turns[0]:
+            time.sleep(0.001)
+        before = turns[0]
+        tokenizer.encode(text)
+        assert turns[0] > before + 20
+    finally:
+        stop.set()
+        thread.join()
 
 
 @settings(max_examples=100, deadline=None)

@@ -145,7 +145,7 @@ def test_cross_attention_leaves_text_alone_and_sees_only_its_own_pictures(
         together = crossed(pack([text, picture, other]))
         alone = torch.cat([crossed(row) for row in (text, picture, other)])
         assert torch.allclose(together, alone, atol=1e-5)  # as packs equal rows elsewhere
-        swapped = replace(picture, crops=other.crops)
+        swapped = replace(picture, crops=other.crops, views=other.views)
         assert not torch.allclose(crossed(swapped), crossed(picture), atol=1e-5)
 
 

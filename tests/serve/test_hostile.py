@@ -71,6 +71,7 @@ def nested(inner: str, depth: int, opening: str = "[", closing: str = "]") -> st
     return opening * depth + inner + closing * depth
 
 
+TEXT = {"type": "text", "text": "a"}
 PNG = image_part()["image_url"]["url"]
 WAV = audio_part()["input_audio"]["data"]
 DEPTH = 100_000
@@ -155,6 +156,14 @@ BODIES: dict[str, tuple[str, bytes]] = {
     "top_k below nothing": (CHAT, raw("top_k", "-9" + "9" * 20)),
     "stops without end": (CHAT, chat(stop=["a"] * 100_000)),
     "a stop of a megabyte": (CHAT, chat(stop="a" * MB)),
+    "no end of parts": (CHAT, chat(messages=[{"role": "user", "content": [TEXT] * 300_000}])),
+    "numbers that are no tokens": (COMPLETIONS, json.dumps({"prompt": [1.5] * 300_000}).encode()),
+    "lists that hold no tokens": (COMPLETIONS, json.dumps({"prompt": [[1.5] * 300_000]}).encode()),
+    "words that are no tokens": ("/detokenize", json.dumps({"tokens": ["a"] * 300_000}).encode()),
+    "parts that are none": (
+        CHAT,
+        chat(messages=[{"role": "user", "content": [{"type": "text", "text": 1}] * 9000}]),
+    ),
     "tokens that are none": ("/detokenize", b'{"tokens": [99999999999999999999]}'),
     "a prompt of tokens that are none": (COMPLETIONS, b'{"prompt": [-1], "max_tokens": 1}'),
     "prompts without end": (COMPLETIONS, json.dumps({"prompt": ["x"] * 50_000}).encode()),

@@ -133,6 +133,7 @@ class BesideText(NextToken):
             supervise=wanted[keep].tolist(),
             image_slots=keep.cumsum(0)[firsts] - 1,
             crops=made.crops,
+            views=made.views,
             crop_masks=made.crop_masks,
             images=made.images,
         )

@@ -1,0 +1,180 @@
+"""Large requests and answers: they are refused before they cost anything, and hold nobody up."""
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import httpx2
+import pytest
+from fastapi import routing
+from pydantic import ValidationError
+from serve.conftest import Running
+from serve.test_chat import image_part
+from serve.test_life import until
+from starlette.responses import JSONResponse
+
+from polyphi.chat import SamplingParams
+from polyphi.processing.tokenizer import Tokenizer
+from polyphi.serve.errors import ApiError
+from polyphi.serve.schema import (
+    Body,
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    TokenizeRequest,
+)
+
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+LONG = "😀" * 3_900_000
+
+
+def chat(content: Any, **more: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": content}], "max_tokens": 2, **more}
+
+
+def server(running: Running) -> Any:
+    return running.uvicorn.config.app.state.server
+
+
+def test_texts_that_are_surely_too_long_are_refused_unread(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("it was encoded")
+
+    monkeypatch.setattr(Tokenizer, "encode_slices", refuse)
+    half = {"type": "text", "text": "😀" * 1000}
+    tools = [{"type": "function", "function": {"name": "f", "description": LONG[:100_000]}}]
+    with running.client() as client:
+        for path, body in (
+            (CHAT, chat(LONG)),
+            (CHAT, chat([half] * 5)),
+            (CHAT, chat("hi", tools=tools)),
+            (COMPLETIONS, {"prompt": LONG}),
+            (COMPLETIONS, {"prompt": ["😀" * 1000, LONG]}),
+            (COMPLETIONS, {"prompt": [1] * 100_000}),
+        ):
+            answer = client.post(path, json=body)
+            assert answer.status_code == 400, answer.text[:300]
+            error = answer.json()["error"]
+            assert error["code"] == "context_length_exceeded"
+            assert "at least" in error["message"] and "the context holds 2048" in error["message"]
+
+
+def held_up(running: Running, monkeypatch: pytest.MonkeyPatch, large: Callable[..., bool]):
+    """An event that large preparations wait for, and those that have begun."""
+    go, begun = threading.Event(), []
+    row = running.engine.row
+
+    def waiting(messages: Any, **options: Any) -> Any:
+        if large(messages):
+            begun.append(messages)
+            assert go.wait(60)
+        return row(messages, **options)
+
+    monkeypatch.setattr(running.engine, "row", waiting)
+    return go, begun
+
+
+@pytest.mark.parametrize("kind", ["text", "image"])
+def test_a_small_chat_does_not_wait_for_large_ones(
+    running: Running, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """However many large ones are being prepared."""
+    body = chat("the quick fox " * 3000) if kind == "text" else chat([image_part()])
+    go, begun = held_up(running, monkeypatch, lambda messages: messages[0].text != "hi")
+    answers: list[httpx2.Response] = []
+    with running.client() as client:
+        threads = [
+            threading.Thread(target=lambda: answers.append(client.post(CHAT, json=body)))
+            for _ in range(8)
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            until(lambda: server(running).admitted == 8 and len(begun) > 0)
+            time.sleep(0.2)
+            for content in ("hi", "hi"):
+                assert client.post(CHAT, json=chat(content), timeout=20).status_code == 200
+            assert client.post("/tokenize", json={"prompt": "hi"}, timeout=20).status_code == 200
+            prompt = {"prompt": "hi", "max_tokens": 2}
+            assert client.post(COMPLETIONS, json=prompt, timeout=20).status_code == 200
+            assert not answers
+        finally:
+            go.set()
+            for thread in threads:
+                thread.join()
+    assert [a.status_code for a in answers] == [400 if kind == "text" else 200] * 8
+
+
+def test_large_answers_are_not_written_by_the_thread_of_the_event_loop(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are what they were, in pieces that another thread has written."""
+    engine = running.engine
+    tokenizer = engine.processor.tokenizer
+    render, serialize, at_once = JSONResponse.render, routing.serialize_response, []
+
+    def rendered(self: JSONResponse, content: Any) -> bytes:
+        at_once.append(bytes(render(self, content)))
+        return at_once[-1]
+
+    async def serialized(**given: Any) -> Any:
+        at_once.append(json.dumps(given["response_content"]).encode())
+        return await serialize(**given)
+
+    monkeypatch.setattr(JSONResponse, "render", rendered)
+    monkeypatch.setattr(routing, "serialize_response", serialized)
+    text = "the quick brown fox größer " * 4000
+    ids = tokenizer.encode(text)
+    prompts = [ids[:1000], ids[100:900]]
+    echo = {"prompt": prompts, "echo": True, "logprobs": 5, "max_tokens": 0}
+    more = chat("the quick fox", logprobs=True, top_logprobs=20, max_tokens=600)
+    with running.client() as client:
+        found = client.post("/tokenize", json={"prompt": text}).json()
+        assert found["tokens"] == ids and found["count"] == found["text_tokens"] == len(ids)
+        assert client.post("/detokenize", json={"tokens": ids}).json() == {"prompt": text}
+        answer = client.post(COMPLETIONS, json=echo)
+        assert int(answer.headers["content-length"]) == len(answer.content) > 100_000
+        assert answer.headers["content-type"] == "application/json"
+        for choice, prompt in zip(answer.json()["choices"], prompts, strict=True):
+            assert choice["text"] == tokenizer.decode(prompt)
+            scored = SamplingParams(max_tokens=0, prompt_logprobs=5)
+            thought = engine.generate(prompt, sampling=scored).prompt_logprobs
+            told = choice["logprobs"]
+            assert len(told["tokens"]) == len(told["top_logprobs"]) == len(prompt)
+            assert told["token_logprobs"][1:] == pytest.approx(
+                [p.logprob for p in thought], abs=1e-5
+            )
+        said = client.post(CHAT, json=more).json()["choices"][0]["logprobs"]["content"]
+        assert len(said) == 600 and all(len(one["top_logprobs"]) == 20 for one in said)
+        assert client.post("/tokenize", json={"prompt": "a b"}).json()["count"] > 0
+    assert at_once and max(map(len, at_once)) < 20_000
+
+
+@pytest.mark.parametrize(
+    ("request_type", "body"),
+    [
+        (CompletionRequest, {"prompt": [1.5] * 200_000}),
+        (CompletionRequest, {"prompt": [[1], ["a"] * 200_000]}),
+        (DetokenizeRequest, {"tokens": ["a"] * 200_000}),
+        (ChatRequest, chat([{"type": "text", "text": 1}] * 15_000)),
+        (ChatRequest, {"messages": [{"role": "user", "content": 1}] * 15_000}),
+        (ChatRequest, chat("hi", stop=[1] * 200_000)),
+        (TokenizeRequest, {"messages": [{"role": "nobody", "content": "a"}] * 15_000}),
+    ],
+)
+def test_a_body_of_many_errors_costs_one(request_type: type[Body], body: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError) as caught:
+        request_type.model_validate(body)
+    assert caught.value.error_count() < 10
+
+
+def test_a_body_of_too_many_objects_is_not_checked_further() -> None:
+    parts = [{"type": "text", "text": "a"}]
+    assert ChatRequest.model_validate(chat(parts * 10_000))
+    for body in (chat(parts * 20_000), {"messages": [{"role": "user", "content": "a"}] * 20_001}):
+        with pytest.raises(ApiError, match="at most 20000 objects"):
+            ChatRequest.model_validate(body)
