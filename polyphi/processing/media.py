@@ -227,7 +227,7 @@ class AudioStream:
                 return
             with self._decoder(file) as clip:
                 self.rate, self.announced = clip.samplerate, clip.frames
-            # A header with one wrong bit may promise years, which isn't a clip that is too long.
+            # A header with one wrong bit may promise years, which isn't audio that is too long.
             size = file.seek(0, io.SEEK_END)
             if SAMPLES_PER_BYTE * size < self.announced < 2**60:
                 raise MediaError(
@@ -490,7 +490,7 @@ def _finite(wave: np.ndarray, name: str) -> np.ndarray:
         raise MediaError(f"{name}: samples must be finite, found NaN or infinity")
     if largest > MAX_SAMPLE:
         raise MediaError(
-            f"{name}: samples must lie between -1 and 1, found {largest:.3g}; the clip is damaged, or isn't scaled"
+            f"{name}: samples must lie between -1 and 1, found {largest:.3g}; the audio is damaged, or isn't scaled"
         )
     return wave
 
