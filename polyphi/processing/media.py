@@ -225,7 +225,7 @@ class AudioStream:
                 return
             with self._decoder(file) as clip:
                 self.rate, self.announced = clip.samplerate, clip.frames
-            # A header with one wrong bit may promise years, which isn't a clip that is too long.
+            # A header with one wrong bit may promise years, which isn't audio that is too long.
             size = file.seek(0, io.SEEK_END)
             if SAMPLES_PER_BYTE * size < self.announced < 2**60:
                 raise MediaError(

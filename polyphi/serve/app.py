@@ -109,7 +109,7 @@ def _health(app: FastAPI, server: Server) -> None:
         response_model=Health,
     )
     async def live() -> Response:
-        return _told(True)
+        return _status(True)
 
     @app.get(
         "/health",
@@ -118,17 +118,17 @@ def _health(app: FastAPI, server: Server) -> None:
         responses=not_yet,
     )
     async def health() -> Response:
-        return _told(server.alive)
+        return _status(server.alive)
 
     @app.get(
         "/ready", summary="Whether it takes requests", response_model=Health, responses=not_yet
     )
     async def ready() -> Response:
-        return _told(server.ready)
+        return _status(server.ready)
 
 
-def _told(well: bool) -> Response:
-    return JSONResponse({"status": "ok" if well else "unavailable"}, 200 if well else 503)
+def _status(ok: bool) -> Response:
+    return JSONResponse({"status": "ok" if ok else "unavailable"}, 200 if ok else 503)
 
 
 def _about(server: Server) -> APIRouter:

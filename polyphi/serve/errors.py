@@ -56,7 +56,7 @@ MEANINGS = {
     403: "The server isn't called by this name, or the page of another origin may not ask.",
     404: "There is no such model.",
     413: "The body, or something in it, is too large.",
-    415: "The body is of another type, or a picture or clip in it is.",
+    415: "The body is of another type, or an image or audio in it is.",
     429: "As many requests wait as may; `Retry-After` says when to come again.",
     503: "The model is loading, the server is stopping, or it is short of memory.",
 }

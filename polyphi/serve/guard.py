@@ -211,9 +211,9 @@ class Exchange:
             )
 
     def _check_name(self, host: bytes) -> None:
-        found = HOST.fullmatch(host.decode("latin-1").lower())
-        name = _plain(found[1]) if found else ""
-        if found and (
+        match = HOST.fullmatch(host.decode("latin-1").lower())
+        name = _plain(match[1]) if match else ""
+        if match and (
             name in self.guard.hosts
             or "*" in self.guard.hosts
             or (self.guard.any_address and _is_address(name))
@@ -479,9 +479,9 @@ def _digest(key: bytes, secret: bytes = b"") -> bytes:
 
 def _authority(host: bytes, scheme: bytes) -> tuple[str, str]:
     """The name and port of a Host header that was checked, or of a target like it."""
-    found = HOST.fullmatch(host.decode("latin-1").lower())
-    assert found
-    return _plain(found[1]), found[2] or PORTS[scheme]
+    match = HOST.fullmatch(host.decode("latin-1").lower())
+    assert match
+    return _plain(match[1]), match[2] or PORTS[scheme]
 
 
 def _plain(name: str) -> str:

@@ -437,26 +437,25 @@ class DetokenizeRequest(Body):
 
 
 def explained(error: RequestValidationError) -> ApiError:
-    """What is wrong with a body, by the path of its part."""
+    """The error that a client receives for a body that doesn't fit the schema, with the path of the part at fault."""
     errors = [([step for step in e["loc"] if step not in TAGS], e) for e in error.errors()]
-    where, found = max(errors, key=lambda pair: len(pair[0]))
-    kind = str(found["type"])
-    if kind == "json_invalid":
+    path, detail = max(errors, key=lambda pair: len(pair[0]))
+    type_, message = str(detail["type"]), str(detail["msg"]).replace("Input should be", "expected")
+    if type_ == "json_invalid":
         return ApiError(400, "the body is no JSON", code="invalid_json")
-    param = dotted(where[1:])  # without "body", "path" or "query"
-    if kind in ("unknown_field", "misplaced_field"):
-        param = ".".join(filter(None, [param, found["ctx"]["field"]]))
-    told = str(found["msg"]).replace("Input should be", "expected")
-    if kind in ("model_type", "model_attributes_type", "dict_type"):
-        told = "expected an object"
-    if kind not in ("unknown_field", "misplaced_field", "missing", "no_text"):
-        told += f", found {_short(found.get('input'))}"
-    return ApiError(400, f"{param}: {told}" if param else told, param=param or None)
+    param = dotted(path[1:])  # without "body", "path" or "query"
+    if type_ in ("unknown_field", "misplaced_field"):
+        param = ".".join(filter(None, [param, detail["ctx"]["field"]]))
+    if type_ in ("model_type", "model_attributes_type", "dict_type"):
+        message = "expected an object"
+    if type_ not in ("unknown_field", "misplaced_field", "missing", "no_text"):
+        message += f", found {_short(detail.get('input'))}"
+    return ApiError(400, f"{param}: {message}" if param else message, param=param or None)
 
 
-def dotted(where: Sequence[str | int]) -> str:
-    """`messages[1].content[0].image_url.url`: a place in a body."""
-    steps = [f"[{step}]" if isinstance(step, int) else f".{step}" for step in where]
+def dotted(path: Sequence[str | int]) -> str:
+    """The path of a part of a body in one string: `messages[1].content[0].image_url.url`."""
+    steps = [f"[{step}]" if isinstance(step, int) else f".{step}" for step in path]
     return "".join(steps).removeprefix(".")
 
 

@@ -27,13 +27,13 @@ BODIES: dict[str, dict[str, Any]] = {
     "/detokenize": {"json": {"tokens": [1]}},
 }
 ADMITTED = [path for path in BODIES if path != "/detokenize"]
-"""Routes that wait for a place among the requests."""
+"""Routes whose requests are queued."""
 
 
 @pytest.fixture
 def keyed(engine: Engine) -> Iterator[Running]:
-    with serving(engine, Settings("tiny", keys=("key",), max_body_bytes=5000)) as found:
-        yield found
+    with serving(engine, Settings("tiny", keys=("key",), max_body_bytes=5000)) as running:
+        yield running
 
 
 def promised(description: dict[str, Any], method: str, path: str) -> dict[str, Any]:

@@ -260,16 +260,16 @@ def test_what_is_wrong_is_told_by_its_path(
 
 
 def test_stream_options_without_a_stream_are_refused(client: OpenAI) -> None:
-    wish = dict(model="tiny", max_tokens=1, stream_options={"include_usage": True})
+    options = dict(model="tiny", max_tokens=1, stream_options={"include_usage": True})
     for stream in (None, False):
         for ask, prompt in (
             (client.chat.completions.create, {"messages": [{"role": "user", "content": "hi"}]}),
             (client.completions.create, {"prompt": "hi"}),
         ):
             with pytest.raises(BadRequestError) as caught:
-                ask(**wish, **prompt, stream=stream)
+                ask(**options, **prompt, stream=stream)
             assert caught.value.param == "stream_options"
-            assert len(list(ask(**wish, **prompt, stream=True))) >= 2
+            assert len(list(ask(**options, **prompt, stream=True))) >= 2
 
 
 def test_one_call_where_no_others_are_wanted(running: Running) -> None:

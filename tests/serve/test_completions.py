@@ -61,12 +61,12 @@ def test_echo_before_an_answer(client: OpenAI) -> None:
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_top_logprobs_contain_the_token_itself(client: OpenAI, count: int) -> None:
     """In answers and in the echoed prompt: the most likely tokens, and the drawn one where it isn't among them."""
-    wish = dict(model="tiny", prompt=PROMPT, echo=True, max_tokens=12, temperature=1.5, seed=5)
-    told = client.completions.create(**wish, logprobs=count).choices[0].logprobs
-    assert told.top_logprobs[0] is None and len(told.tokens) > 12
+    options = dict(model="tiny", prompt=PROMPT, echo=True, max_tokens=12, temperature=1.5, seed=5)
+    logprobs = client.completions.create(**options, logprobs=count).choices[0].logprobs
+    assert logprobs.top_logprobs[0] is None and len(logprobs.tokens) > 12
     sizes = set()
     for token, own, top in zip(
-        told.tokens[1:], told.token_logprobs[1:], told.top_logprobs[1:], strict=True
+        logprobs.tokens[1:], logprobs.token_logprobs[1:], logprobs.top_logprobs[1:], strict=True
     ):
         assert top[token] == own
         sizes.add(len(top))

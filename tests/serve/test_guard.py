@@ -998,7 +998,7 @@ def test_an_upgrade_is_answered_as_if_it_were_none(served: Served, upgrade: byte
 def test_s21_a_name_in_the_target_is_checked_as_the_host_is(
     served: Served, target: str, host: str | None, status: int
 ) -> None:
-    """Proxies are asked so: `GET http://name/path`. The name there counts more than the header."""
+    """Clients send such targets to a proxy: `GET http://name/path`. The name there counts more than the header."""
     named = f"host: {host}\r\n" if host else ""
     with served.dial(f"GET {target} HTTP/1.1\r\n{named}connection: close\r\n\r\n".encode()) as peer:
         got = heard(peer)

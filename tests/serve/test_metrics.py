@@ -225,10 +225,10 @@ def test_every_step_of_the_engine_is_one_observation_of_its_tokens(
         metrics = running.uvicorn.config.app.state.server.metrics  # type: ignore[union-attr]
 
         def observed() -> tuple[float, float]:
-            found = read(metrics)
+            values = read(metrics)
             name = "polyphi:iteration_tokens_total"
-            assert found[f"{name}_bucket[le=+Inf]"] == found[f"{name}_count"]
-            return found[f"{name}_count"], found[f"{name}_sum"]
+            assert values[f"{name}_bucket[le=+Inf]"] == values[f"{name}_count"]
+            return values[f"{name}_count"], values[f"{name}_sum"]
 
         assert observed() == (0, 0)
         for _ in range(3):

@@ -31,8 +31,8 @@ def error_of(model: type[BaseModel], body: Any) -> ApiError | None:
     try:
         model.model_validate(body)
     except ValidationError as error:
-        found = [{**one, "loc": ("body", *one["loc"])} for one in error.errors()]
-        return explained(RequestValidationError(found, body=body))
+        errors = [{**one, "loc": ("body", *one["loc"])} for one in error.errors()]
+        return explained(RequestValidationError(errors, body=body))
     return None
 
 
@@ -153,5 +153,5 @@ def unions(schema: Any) -> Iterator[list[Any]]:
 @pytest.mark.parametrize("model", MODELS.values())
 def test_every_union_chooses_its_member_by_the_value(model: type[BaseModel]) -> None:
     """Else an error is of all members at once, and pydantic puts their names into its path."""
-    found = list(unions(model.model_json_schema()))
-    assert found and all(len(members) == 1 for members in found)
+    members = list(unions(model.model_json_schema()))
+    assert members and all(len(some) == 1 for some in members)

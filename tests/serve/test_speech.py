@@ -385,7 +385,7 @@ def statuses(answers: dict[str, httpx2.Response]) -> set[int]:
     return {answer.status_code for name, answer in answers.items() if name != "tokenize"}
 
 
-def noise_clip(form: str, **options: Any) -> bytes:
+def noise(form: str, **options: Any) -> bytes:
     file = io.BytesIO()
     wave = 0.1 * np.random.default_rng(0).standard_normal(6000)
     soundfile.write(file, wave, 16000, format=form, **options)
@@ -393,12 +393,12 @@ def noise_clip(form: str, **options: Any) -> bytes:
 
 
 FORMS = {
-    "wav": noise_clip("WAV"),
-    "float wav": noise_clip("WAV", subtype="FLOAT"),
-    "flac": noise_clip("FLAC"),
-    "ogg": noise_clip("OGG"),
-    "opus": noise_clip("OGG", subtype="OPUS"),
-    "mp3": noise_clip("MP3"),
+    "wav": noise("WAV"),
+    "float wav": noise("WAV", subtype="FLOAT"),
+    "flac": noise("FLAC"),
+    "ogg": noise("OGG"),
+    "opus": noise("OGG", subtype="OPUS"),
+    "mp3": noise("MP3"),
 }
 
 
@@ -417,9 +417,9 @@ def test_s9_corrupt_audio_is_400_on_every_route(running: Running, form: str) -> 
             for _ in range(dice.choice((1, 3, 30))):
                 at = dice.randrange(12, dice.choice((60, len(data))))
                 data[at] ^= 1 << dice.randrange(8)
-            found = statuses(on_every_route(client, bytes(data)))
-            assert len(found) == 1, found
-            seen |= found
+            status = statuses(on_every_route(client, bytes(data)))
+            assert len(status) == 1, status
+            seen |= status
     assert seen <= {200, 400} and 400 in seen
 
 
@@ -428,7 +428,7 @@ def flipped(data: bytes, at: int, bit: int) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "message"),
     [
         # One bit of the exponent of a sample: 1e37, whose square is no number any more.
         (flipped(FORMS["float wav"], FORMS["float wav"].index(b"data") + 8 + 4 * 999 + 3, 6), "-1"),
@@ -436,28 +436,30 @@ def flipped(data: bytes, at: int, bit: int) -> bytes:
         (flipped(FORMS["flac"], 21, 3), "can hold"),
     ],
 )
-def test_s9_one_wrong_bit_is_400_on_every_route(running: Running, data: bytes, said: str) -> None:
+def test_s9_one_wrong_bit_is_400_on_every_route(
+    running: Running, data: bytes, message: str
+) -> None:
     with running.client() as client:
         answers = on_every_route(client, data)
         assert statuses(answers) == {400}
         for name, answer in answers.items():
-            assert name == "tokenize" or said in answer.json()["error"]["message"], name
+            assert name == "tokenize" or message in answer.json()["error"]["message"], name
 
 
 @pytest.mark.parametrize("samples", [1, 2000, 20_000])
 def test_a_rate_that_is_too_low_is_the_same_error_on_every_route(
     running: Running, samples: int
 ) -> None:
-    """However long such a clip would be: 20,000 samples at 1 Hz are more than five hours."""
+    """However long such audio would be: 20,000 samples at 1 Hz are more than five hours."""
     file = io.BytesIO()
     soundfile.write(file, np.zeros(samples), 1, format="WAV")
     with running.client() as client:
         answers = on_every_route(client, file.getvalue())
     assert {answer.status_code for answer in answers.values()} == {400}
     errors = [answer.json()["error"] for answer in answers.values()]
-    (told,) = {(error["message"], error["code"], error["type"]) for error in errors}
-    assert "found 1 Hz" in told[0]
-    assert {error["param"] for error in errors} == {
+    (error,) = {(e["message"], e["code"], e["type"]) for e in errors}
+    assert "found 1 Hz" in error[0]
+    assert {e["param"] for e in errors} == {
         "file",
         "messages[0].content[0].input_audio.data",
     }
