@@ -20,7 +20,7 @@ from polyphi.chat import Completion, SamplingParams, TokenLogprob
 from polyphi.serve.answers import event, usage
 from polyphi.serve.errors import ApiError
 from polyphi.serve.schema import CompletionRequest
-from polyphi.serve.server import LARGE, Events, Job, Server, unless_gone
+from polyphi.serve.server import LARGE, Events, Job, Server, forget_body, unless_gone
 from polyphi.serve.tokens import finite
 
 MAX_PROMPTS = 128
@@ -46,10 +46,13 @@ def routes(server: Server) -> APIRouter:
         with server.admit() as ticket:
             sampling = await server.looked_at(asked, wanted)
             rows = await _rows(server, wanted.prompt, adapter)
+            ticket.reserve(sum(row.nbytes for row in rows), len(rows))
             with server.explained("prompt"):
                 for row in rows:
                     await server.in_thread(server.bounded, row, sampling)
             server.note(request, wanted.prompt)
+            wanted.prompt = ""
+            forget_body(request)
             answer = Answer(server, request, wanted, sampling, rows)
             if silent:
                 return await unless_gone(request, answer.echoed())

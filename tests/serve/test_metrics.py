@@ -25,6 +25,7 @@ LOAD = Load(
         encoder_hits=4,
     ),
     waiting=3,
+    prepared_bytes=5000,
 )
 VLLMS = {
     "num_requests_running",
@@ -58,6 +59,7 @@ OURS = {
     "kv_cache_blocks",
     "kv_cache_blocks_remembered",
     "engine_steps",
+    "prepared_bytes",
 }
 
 
@@ -169,7 +171,8 @@ def test_gauges_are_those_of_the_moment() -> None:
     now = [LOAD]
     metrics = Metrics("phi", lambda: now[0])
     assert read(metrics)["polyphi:num_requests_running"] == 2
-    now[0] = Load(replace(LOAD.counters, running=0), waiting=0)
+    assert read(metrics)["polyphi:prepared_bytes"] == 5000
+    now[0] = Load(replace(LOAD.counters, running=0), waiting=0, prepared_bytes=0)
     assert read(metrics)["polyphi:num_requests_running"] == 0
 
 
