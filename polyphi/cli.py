@@ -556,6 +556,12 @@ def serve(
     max_waiting: Annotated[
         int, typer.Option(help="Requests that may wait; one more hears 429.", min=0)
     ] = 64,
+    prompts_gb: Annotated[
+        float | None,
+        typer.Option(
+            help="Memory for all requests' prompts, images and audio included; 1 GiB.", min=0
+        ),
+    ] = None,
     cache_gb: Annotated[
         float | None, typer.Option(help="Memory for keys and values; half of what is free at most.")
     ] = None,
@@ -583,6 +589,8 @@ def serve(
         log_prompts=log_prompts,
         max_waiting=max_waiting,
     )
+    if prompts_gb is not None:
+        settings = replace(settings, max_prepared_bytes=round(prompts_gb * 1e9))
     run.check_open(settings, insecure)
     listening = run.bind(settings)
     if not port:

@@ -475,6 +475,7 @@ class Engine:
             self._end(request, "abort")
 
     def _end(self, request: Request, reason: str) -> None:
+        request.drop_media()
         request.finish_reason = reason
         request.phase = "finished"
         if request in self._arriving:

@@ -196,6 +196,15 @@ class Request:
             names.append(chained(before, self.ids[first:end], shown))
         return names
 
+    def drop_media(self) -> None:
+        """Lets go of pixels and log-mel frames, once it has ended. Until then they may be needed again: a request that
+        gives its blocks to another, or changes its LongRoPE table, runs its prompt once more."""
+        if self.phase == "decoding media":
+            return
+        self.prompt, self.items = self.prompt.without_media(), []
+        self.row = Future()
+        self.row.set_result(self.prompt)
+
     def accept(self, token: int) -> None:
         """Adds a drawn token, and the text that can be shown because of it to `pieces`."""
         self.first = self.first or time.monotonic()

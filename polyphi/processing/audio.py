@@ -130,6 +130,11 @@ def frames(samples: int, rate: int) -> int:
     return max(0, samples - window) // hop + 1
 
 
+def nbytes(samples: int, rate: int) -> int:
+    """Bytes of the log-mel frames of a clip, float32. Raises `MediaError` below 8 kHz."""
+    return 4 * MELS * frames(*resampled_length(max(1, samples), rate))
+
+
 def log_mel(wave: Float[np.ndarray, " n"], rate: int) -> Float[Tensor, "F M"]:
     """Natural log of the mel energies of a mono clip in [-1, 1], float32. Clips shorter than one window of 25 ms are
     zero-padded to it (the published processor crashes); raises `ValueError` for an empty clip or a rate below 8

@@ -131,6 +131,13 @@ def count_tokens(
     return layout.tokens(crop_size // (2 * patch_size))
 
 
+def nbytes(layout: ImageLayout, crop_size: int = CROP, patch_size: int = PATCH) -> int:
+    """Bytes of a picture's `Cut`."""
+    pixels, crops = 3 * crop_size**2, layout.crops - 1
+    view = 4 * pixels if crops > 1 else 0  # float32
+    return crops * pixels + view + layout.crops * (crop_size // patch_size) ** 2
+
+
 def cut(
     picture: Image.Image,
     *,

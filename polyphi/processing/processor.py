@@ -19,6 +19,7 @@ from torch import Tensor
 
 from polyphi.batch import Batch, Clip, ImageLayout, row
 from polyphi.chat import Audio, Image, Message, Tokens, adapter_for, normalize_adapter
+from polyphi.chat import media as media_parts
 from polyphi.processing import audio, image, media
 from polyphi.processing.media import Caps, MediaError
 from polyphi.processing.template import Piece, Words, script
@@ -270,6 +271,26 @@ class Processor:
                 )
                 tokens = Clip(audio.frames(*audio.resampled_length(*size)), "").tokens
             yield piece, tokens
+
+    def media_bytes(self, messages: Sequence[Message], *, max_crops: int | None = None) -> int:
+        """Bytes that the crops and log-mel frames of a conversation's row will take (videos not counted), by the
+        headers of its images and clips; an MP3 header tells its length only nearly. Raises `MediaError` for an image or
+        a clip that can't be read."""
+        caps, total = self.caps, 0
+        for number, part in enumerate(media_parts(messages, Image)):
+            with _telling(part, number):
+                most = self._crops(max_crops, part.most_crops)
+                total += image.nbytes(
+                    self._layout(*self.size(part), most), self.crop_size, self.patch_size
+                )
+        for number, part in enumerate(media_parts(messages, Audio)):
+            with _telling(part, number):
+                stream = media.AudioStream(
+                    part.source, max_bytes=caps.audio_bytes, max_seconds=caps.audio_seconds
+                )
+                samples = min(stream.announced, round(caps.audio_seconds * stream.rate))
+                total += audio.nbytes(samples, stream.rate)
+        return total
 
     def _crops(self, *bounds: int | None) -> int:
         return min([self.max_crops, *(b for b in bounds if b is not None)])

@@ -45,7 +45,7 @@ from polyphi.serve.schema import (
     offered,
 )
 from polyphi.serve.schema import Part as GivenPart
-from polyphi.serve.server import Events, Job, News, Server, unless_gone
+from polyphi.serve.server import Events, Job, News, Server, forget_body, unless_gone
 
 ROLES = {"developer": "system", "tool": "tool_response"}
 LOGPROB = 8
@@ -74,11 +74,16 @@ def routes(server: Server) -> APIRouter:
                 messages = await conversation(server, media, wanted.messages)
                 server.note(request, [(m.role, m.text) for m in messages])
                 with server.explained("messages", wanted.messages):
-                    return await server.prepare(with_tools(messages, tools), adapter, sampling)
+                    return await server.prepare(
+                        ticket, with_tools(messages, tools), adapter, sampling
+                    )
 
         with server.admit(server.caller(request)) as ticket:
             row, sampling = await unless_gone(request, prepared())
             (job,) = await server.enter(ticket, [row], sampling)
+            del row  # its pixels go when the answers have ended
+            wanted.messages = []
+            forget_body(request)
             answer = Answer(server, request, wanted, job, sampling, bool(tools))
             if wanted.stream:
                 return Events(answer.events(), ticket.handed())

@@ -21,7 +21,7 @@ from polyphi.chat import Completion, SamplingParams, TokenLogprob
 from polyphi.serve.answers import event, usage
 from polyphi.serve.errors import ApiError
 from polyphi.serve.schema import CompletionRequest
-from polyphi.serve.server import LARGE, Events, Job, Server, unless_gone
+from polyphi.serve.server import LARGE, Events, Job, Server, forget_body, unless_gone
 from polyphi.serve.tokens import finite
 
 MAX_PROMPTS = 128
@@ -48,11 +48,14 @@ def routes(server: Server) -> APIRouter:
         with server.admit(server.caller(request)) as ticket:
             sampling = await server.looked_at(asked, wanted)
             rows = await _rows(server, wanted.prompt, adapter)
+            ticket.reserve(sum(row.nbytes for row in rows), len(rows))
             if wanted.echo:
                 sampling = replace(sampling, prompt_logprobs=wanted.logprobs)
             with server.explained("prompt"):
                 await server.in_thread(lambda: [server.bounded(row, sampling) for row in rows])
             server.note(request, wanted.prompt)
+            wanted.prompt = ""
+            forget_body(request)
             answer = Answer(server, request, wanted, sampling, rows)
             if silent and wanted.logprobs is None:
                 return await unless_gone(request, answer.echoed())

@@ -61,7 +61,15 @@ TOKENS = (
 )
 OURS = "polyphi:"
 VLLM = "vllm:"
-NOT_VLLMS = ("adapter_requests", "media_", "audio_", "encoder_", "kv_cache_blocks", "engine_")
+NOT_VLLMS = (
+    "adapter_requests",
+    "media_",
+    "audio_",
+    "encoder_",
+    "kv_cache_blocks",
+    "engine_",
+    "prepared_",
+)
 """Beginnings of names that vLLM doesn't have."""
 
 
@@ -78,10 +86,12 @@ class Times:
 
 @dataclass(frozen=True)
 class Load:
-    """What the engine is busy with at a moment, and how many requests wait outside it as well."""
+    """What the engine is busy with at a moment, how many requests wait outside it as well, and the bytes of the prompts
+    of all of them."""
 
     counters: Counters
     waiting: int
+    prepared_bytes: int
 
 
 class Metrics(Collector):
@@ -224,6 +234,10 @@ class Metrics(Collector):
                 "Blocks kept for later requests.",
             ),
             "encoder_remembered_bytes": (held.encoded_bytes, "Encoder outputs kept."),
+            "prepared_bytes": (
+                load.prepared_bytes,
+                "Prompts of requests, waiting or being answered: ids, crops, log-mel frames.",
+            ),
         }
         counters: dict[str, tuple[int, str]] = {
             "num_preemptions": (

@@ -43,11 +43,12 @@ from polyphi.engine.memory import OutOfMemory, ran_out
 from polyphi.engine.request import Caller, Request
 from polyphi.engine.structured import Matcher
 from polyphi.serve.answers import Writer
+from polyphi.serve.budget import Budget, Share
 from polyphi.serve.errors import ApiError
 from polyphi.serve.fetch import Media, refusal
 from polyphi.serve.metrics import Load, Metrics, Times
 from polyphi.serve.schema import Sampling, Turn
-from polyphi.serve.settings import Settings
+from polyphi.serve.settings import MIB, Settings
 from polyphi.serve.tokens import Tokens
 
 log = logging.getLogger("polyphi.serve")
@@ -78,12 +79,14 @@ class News:
 
 
 class Job:
-    """The answers to one row while they come, as an iterator of `News` that ends when all have ended."""
+    """The answers to one row while they come, as an iterator of `News` that ends when all have ended. `share` is the
+    memory that their request has for its rows."""
 
     def __init__(
         self, server: "Server", requests: Sequence[Request], loop: asyncio.AbstractEventLoop
     ) -> None:
         self.requests = requests
+        self.share: Share | None = None
         self._server = server
         self._loop = loop
         self._news: asyncio.Queue[News] = asyncio.Queue()
@@ -99,6 +102,8 @@ class Job:
             return self._look()
 
     def _look(self) -> bool:
+        if not self._open:
+            return False
         for number in sorted(self._open):
             request, error = self.requests[number], None
             try:
@@ -115,6 +120,8 @@ class Job:
             if text or reason or logprobs:
                 news = News(number, text, logprobs, reason, error)
                 self._loop.call_soon_threadsafe(self._news.put_nowait, news)
+        if not self._open and self.share is not None:
+            self.share.row_ended()
         return bool(self._open)
 
     def _count(self, number: int, reason: str | None) -> None:
@@ -161,9 +168,19 @@ class Ticket:
         self.began = time.monotonic()
         self._server = server
         self._jobs: list[Job] = []
+        self._share: Share | None = None
         self._released = self._handed = False
 
+    def reserve(self, count: int, rows: int = 1) -> Share:
+        """Memory for the rows of this request, until their answers have ended. Raises ApiError 429 where other requests
+        leave too little."""
+        self._share = share = self._server.reserve(count, rows)
+        if self._released:  # whoever asked went away while the rows were made
+            share.release()
+        return share
+
     def add(self, job: Job) -> None:
+        job.share = self._share
         self._jobs.append(job)
         if self._released:  # whoever asked went away while it was made
             self._server.drop(job)
@@ -179,6 +196,8 @@ class Ticket:
             self._server.release(self)
             for job in self._jobs:
                 self._server.drop(job)
+            if self._share is not None:
+                self._share.release()
 
     def __enter__(self) -> "Ticket":
         return self
@@ -205,6 +224,7 @@ class Server:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self.answers = Writer()
+        self.budget = Budget(settings.max_prepared_bytes)
         self._preparing = ThreadPoolExecutor(PREPARING, "prepare")
         self._preparing_large = ThreadPoolExecutor(LARGE_PREPARING, "prepare large")
         self._dropping = ThreadPoolExecutor(1, "drop")
@@ -269,7 +289,8 @@ class Server:
 
     def _load(self) -> Load:
         counters = self.engine.counters()
-        return Load(counters, max(0, self.admitted - counters.running))
+        waiting = max(0, self.admitted - counters.running)
+        return Load(counters, waiting, self.budget.bytes)
 
     @property
     def places(self) -> int:
@@ -309,6 +330,20 @@ class Server:
     def release(self, ticket: Ticket) -> None:
         self._tickets.discard(ticket)
         self._seconds += 0.1 * (time.monotonic() - ticket.began - self._seconds)
+
+    def reserve(self, count: int, rows: int) -> Share:
+        """Memory for a request's rows; raises ApiError 429 where others leave too little."""
+        if (share := self.budget.reserve(count, rows)) is None:
+            wait = min(600, max(1, round(self._seconds)))
+            raise ApiError(
+                429,
+                f"the prompt of this request takes about {count / MIB:,.1f} MiB of memory; prompts may have "
+                f"{self.budget.limit / MIB:,.1f} MiB, of which other requests hold {self.budget.bytes / MIB:,.1f}; try "
+                f"again in about {wait} s, or with fewer images or less audio",
+                code="memory_full",
+                headers={"Retry-After": str(wait)},
+            )
+        return share
 
     def adapter(self, model: str | None, adapter: str | None) -> str | None:
         """The adapter that a request asks for: by its model's name, or by ours in `adapter`. Raises ApiError for a
@@ -394,22 +429,33 @@ class Server:
         return await asyncio.get_running_loop().run_in_executor(threads, work, *given)
 
     async def prepare(
-        self, messages: Sequence[Message], adapter: str | None, sampling: SamplingParams
+        self,
+        ticket: Ticket,
+        messages: Sequence[Message],
+        adapter: str | None,
+        sampling: SamplingParams,
     ) -> tuple[Batch, SamplingParams]:
         """The row of a conversation, and the sampling with the answer's length filled in. Raises ValueError for what is
-        wrong with them."""
+        wrong with them, and ApiError 429 where there is no memory for the row."""
         large = is_large(messages)
-        return await self.in_thread(self._prepare, messages, adapter, sampling, large=large)
+        return await self.in_thread(self._prepare, ticket, messages, adapter, sampling, large=large)
 
     def _prepare(
-        self, messages: Sequence[Message], adapter: str | None, sampling: SamplingParams
+        self,
+        ticket: Ticket,
+        messages: Sequence[Message],
+        adapter: str | None,
+        sampling: SamplingParams,
     ) -> tuple[Batch, SamplingParams]:
         began = time.monotonic()
         try:
+            # Before anything is decoded: 64 rows of many images are more than a machine has.
+            share = ticket.reserve(self.engine.processor.media_bytes(messages))
             row = self.engine.row(messages, adapter=adapter, context=self.engine.longest)
         except MediaError as error:
             self.metrics.media_rejected(error.reason)
             raise
+        share.resize(row.nbytes)
         if row.images or row.clips:
             kind = "image" if not row.clips else "audio" if not row.images else "mixed"
             self.metrics.media_decoded(kind, time.monotonic() - began)
@@ -477,6 +523,13 @@ def places_of(turns: Sequence[Turn], kind: str) -> list[str]:
         for j, part in enumerate(turn.content)
         if part.type in kinds.get(kind, ())
     ]
+
+
+def forget_body(request: HttpRequest) -> None:
+    """Lets go of the body of a request whose prompt is prepared: Starlette keeps it, as bytes and as JSON, until the
+    last event of a stream has been sent."""
+    for name in ("_body", "_json"):
+        vars(request).pop(name, None)
 
 
 def failed(error: Exception) -> ApiError:

@@ -52,6 +52,9 @@ class Settings:
     max_answers: int = 8
     max_tokens: int = 16_384
     """Of an answer, at most what the context leaves."""
+    max_prepared_bytes: int = 1024 * MIB
+    """Of the prompts of all requests, waiting or being answered: token ids, crops and log-mel frames. A request that
+    is alone may take more; otherwise one more is told to come again (429)."""
     max_waiting: int = 64
     """Requests that may wait for their turn; one more is told to come again (429)."""
     drain_seconds: float = 60.0

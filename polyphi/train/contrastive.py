@@ -127,6 +127,7 @@ class Contrastive:
             [Message("document", (Text(sample.answer),))], adapter=None, context=context
         )
         seen = float_crops(processor.row([Message.user(pictures[0])]))
+        assert seen.crops is not None and seen.crop_masks is not None
         return [
             replace(
                 caption, crops=seen.crops[:1], crop_masks=seen.crop_masks[:1], images=(GLOBAL_VIEW,)
@@ -215,6 +216,7 @@ class Similarity:
         picture.convert("RGB").save(encoded, "PNG", compress_level=1)
         seen = float_crops(self._processor.row([Message.user(Image(encoded.getvalue()))]))
         assert self._model.vision is not None
+        assert seen.crops is not None and seen.crop_masks is not None
         pooled = self._model.vision.encoder.pooled(seen.crops[:1], seen.crop_masks[:1])
         text = (self._embedded(caption) - self._mean) / self._spread
         a = self._heads.picture(pooled.float())

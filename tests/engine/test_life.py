@@ -109,6 +109,32 @@ def test_encoders_remember_within_their_budget(engine: Engine) -> None:
     assert none.counters().encoded_bytes == 0
 
 
+def test_a_request_holds_its_media_until_it_ends(engine: Engine) -> None:
+    """In 8 bits, and also after its prompt has run: a request that gives way runs it again."""
+    messages = [Message.user(picture(150, 30), clip(0.4), "what is this?")]
+    expected = engine.generate(messages, sampling=FEW)
+    none = Engine(engine.model, engine.processor, encoded=0, remember=False)
+    row = none.prepare(messages, FEW)
+    one, other = none.enter(row, replace(FEW, n=2))
+    while len(one.tokens) < 4 or not other.tokens:
+        none.step()
+    assert one.prompt.crops.dtype == torch.uint8 and one.prompt.mels is not None
+    with none._lock:
+        none.scheduler.preempt(one)
+    assert [a.tokens for a in finished(none, one, other)] == [expected.tokens] * 2
+    assert one.completion() == expected
+    for request in (one, other):
+        for batch in (request.prompt, request.row.result()):
+            assert (
+                batch.nbytes < row.nbytes / 10 and batch.crops is batch.views is batch.mels is None
+            )
+        assert not request.items and not request.features
+    aborted, _ = none.enter(row, replace(FEW, n=2))
+    none.step()
+    none.abort(aborted)
+    assert aborted.prompt.crops is None and not aborted.items
+
+
 @pytest.mark.parametrize("phase", ["decoding media", "waiting", "running", "running late"])
 def test_an_aborted_request_leaves_nothing_behind(
     engine: Engine, phase: str, monkeypatch: pytest.MonkeyPatch

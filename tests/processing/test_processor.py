@@ -177,6 +177,33 @@ def test_too_many_ids_are_refused_at_once(processor: Processor) -> None:
         processor.ids_row([0] * 599 + [10**9], context=512)
 
 
+def test_bytes_of_media_are_known_before_they_are_decoded(
+    processor: Processor, png: Make, clip: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = [Image(png(56, 56)), Image(png(300, 200)), Image(png(300, 200), "low"), "Hi"]
+    parts += [Audio(clip(16_000)), Audio(clip(9000, 44_100, 2, "FLAC")), sound(5000, 8000)]
+    chats = [[Message.user(*parts)], [Message.user("Hi")], [Message.user(p) for p in parts]]
+    rows = [processor.row(chat) for chat in chats]
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("it was decoded")
+
+    monkeypatch.setattr(Processor, "picture", refuse)
+    monkeypatch.setattr(media.AudioStream, "__iter__", refuse)
+    found = [processor.media_bytes(chat) for chat in chats]
+    assert found == [row.nbytes - row.without_media().nbytes for row in rows]
+    assert found[0] == found[2] > found[1] == 0
+    with pytest.raises(MediaError) as caught:
+        processor.media_bytes([Message.user(Image(png(56, 56)), Image(b"no image"))])
+    assert (caught.value.part, caught.value.number) == ("image", 1)
+
+
+def test_an_mp3_clips_bytes_are_estimated(processor: Processor, clip: Make) -> None:
+    chat = [Message.user(Audio(clip(48_000, format="MP3")))]
+    true = processor.row(chat).mels.nbytes
+    assert abs(processor.media_bytes(chat) - true) < true / 4
+
+
 def test_max_crops_can_be_lowered_per_row(processor: Processor, png: Make) -> None:
     chat = [Message.user(Image(png(300, 200)))]
     full, low, high = (processor.row(chat, max_crops=n) for n in (None, 1, 100))

@@ -1,21 +1,25 @@
 """Large requests and answers: they are refused before they cost anything, and hold nobody up."""
 
+import gc
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx2
 import pytest
 from fastapi import routing
 from pydantic import ValidationError
-from serve.conftest import Running
+from serve.conftest import Running, serving
 from serve.test_chat import image_part
 from serve.test_life import until
+from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse
 
 from polyphi.chat import SamplingParams
+from polyphi.engine.engine import Engine
+from polyphi.processing import media
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.serve.errors import ApiError
 from polyphi.serve.schema import (
@@ -23,8 +27,10 @@ from polyphi.serve.schema import (
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
+    Sampling,
     TokenizeRequest,
 )
+from polyphi.serve.settings import Settings
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 LONG = "😀" * 3_900_000
@@ -152,6 +158,91 @@ def test_large_answers_are_not_written_by_the_thread_of_the_event_loop(
         assert len(said) == 600 and all(len(one["top_logprobs"]) == 20 for one in said)
         assert client.post("/tokenize", json={"prompt": "a b"}).json()["count"] > 0
     assert at_once and max(map(len, at_once)) < 20_000
+
+
+@pytest.fixture
+def short(engine: Engine) -> Iterator[Running]:
+    """A server with memory for one picture at most."""
+    with serving(engine, Settings("tiny", max_prepared_bytes=80_000)) as found:
+        yield found
+        assert server(found).budget.bytes == 0
+
+
+def test_prompts_without_memory_for_them_are_refused_before_they_are_decoded(
+    short: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[object] = []
+    decode = media.decode_image
+
+    def decoding(source: bytes, **caps: Any) -> Any:
+        decoded.append(source)
+        return decode(source, **caps)
+
+    monkeypatch.setattr(media, "decode_image", decoding)
+    seen = chat([image_part(), {"type": "text", "text": "what?"}])
+    with short.client() as client:
+        assert client.post(CHAT, json=seen).status_code == 200
+        assert len(decoded) == 1
+        with client.stream("POST", CHAT, json={**seen, "max_tokens": 1500, "stream": True}) as one:
+            lines = one.iter_lines()
+            next(lines)
+            until(lambda: len(decoded) == 2)
+            held = server(short).budget.bytes
+            assert 40_000 < held < 80_000
+            gauge = f'polyphi:prepared_bytes{{model_name="tiny"}} {float(held)}'
+            assert gauge in client.get("/metrics").text
+            refused = client.post(CHAT, json=seen)
+            error = refused.json()["error"]
+            assert (refused.status_code, error["code"]) == (429, "memory_full")
+            assert int(refused.headers["retry-after"]) >= 1 and "images" in error["message"]
+            assert len(decoded) == 2
+            assert (
+                client.post(CHAT, json=chat("hi")).status_code == 200
+            )  # text needs next to nothing
+        until(lambda: server(short).budget.bytes == 0)
+        assert client.post(CHAT, json=seen).status_code == 200
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+def test_a_stream_does_not_keep_the_body_that_asked_for_it(running: Running, path: str) -> None:
+    """Its images are there as crops; the text that held them is gone when the first event comes."""
+    body: dict[str, Any] = {"max_tokens": 1500, "stream": True}
+    if path == CHAT:
+        body |= chat([image_part(), {"type": "text", "text": "what?"}], **body)
+    else:
+        body["prompt"] = "the quick fox " * 50
+    with running.client() as client, client.stream("POST", path, json=body) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        until(lambda: running.engine.counters().running > 0)
+        gc.collect()
+        held = [o for o in gc.get_objects() if issubclass(type(o), HttpRequest | Sampling)]
+        assert {type(one) for one in held} >= {HttpRequest}
+        for one in held:
+            known = vars(one)
+            assert not {"_body", "_json"} & known.keys() and not known.get("messages")
+            assert not known.get("prompt")
+    until(running.idle)
+
+
+def test_a_prompt_that_is_alone_may_take_more(short: Running) -> None:
+    with short.client() as client:
+        pictures = chat([image_part()] * 4)
+        for _ in range(2):
+            assert client.post(CHAT, json=pictures).status_code == 200
+        for broken in (
+            chat(
+                [image_part(), {**image_part(), "image_url": {"url": "data:image/png;base64,QUJD"}}]
+            ),
+            chat([image_part()] * 200),
+        ):
+            assert 400 <= client.post(CHAT, json=broken).status_code < 500
+        prompts = {"prompt": ["the quick fox " * 40] * 100, "max_tokens": 1}
+        assert client.post(COMPLETIONS, json=prompts).status_code == 200
+        share = server(short).budget.reserve(10_000)
+        answer = client.post(COMPLETIONS, json=prompts)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (429, "memory_full")
+        share.release()
 
 
 @pytest.mark.parametrize(

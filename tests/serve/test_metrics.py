@@ -30,6 +30,7 @@ LOAD = Load(
         encoder_hits=4,
     ),
     waiting=3,
+    prepared_bytes=5000,
 )
 VLLMS = {
     "num_requests_running",
@@ -63,6 +64,7 @@ OURS = {
     "kv_cache_blocks",
     "kv_cache_blocks_remembered",
     "engine_steps",
+    "prepared_bytes",
 }
 
 
@@ -174,7 +176,8 @@ def test_gauges_are_those_of_the_moment() -> None:
     now = [LOAD]
     metrics = Metrics("phi", lambda: now[0])
     assert read(metrics)["polyphi:num_requests_running"] == 2
-    now[0] = Load(replace(LOAD.counters, running=0), waiting=0)
+    assert read(metrics)["polyphi:prepared_bytes"] == 5000
+    now[0] = Load(replace(LOAD.counters, running=0), waiting=0, prepared_bytes=0)
     assert read(metrics)["polyphi:num_requests_running"] == 0
 
 

@@ -1,0 +1,56 @@
+"""Memory for prompts: never more than there is, unless one is alone, and none is lost."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from polyphi.serve.budget import Budget, Share
+
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["reserve", "resize", "release"]), st.integers(0, 90), st.integers(0, 9)
+    ),
+    max_size=40,
+)
+
+
+@given(STEPS)
+def test_what_is_held_is_the_sum_of_the_shares(steps: list[tuple[str, int, int]]) -> None:
+    budget, held = Budget(100), dict[Share, int]()
+    gone: list[Share] = []
+    for step, count, which in steps:
+        shares = list(held)
+        if step == "reserve":
+            share = budget.reserve(count)
+            fits = not count or not sum(held.values()) or sum(held.values()) + count <= 100
+            assert (share is not None) == fits
+            if share is not None:
+                held[share] = count
+        elif shares:
+            share = shares[which % len(shares)]
+            if step == "resize":
+                share.resize(count)
+                held[share] = count
+            else:
+                share.release()
+                gone.append(share)
+                del held[share]
+        for share in gone:  # what ended stays so
+            share.resize(count)
+            share.release()
+        assert budget.bytes == sum(held.values())
+    for share in held:
+        share.release()
+    assert budget.bytes == 0
+
+
+def test_a_share_of_several_rows_ends_with_the_last() -> None:
+    budget = Budget(100)
+    share = budget.reserve(300, rows=3)
+    assert share is not None
+    for _ in range(2):
+        share.row_ended()
+        assert budget.bytes == 300
+    share.row_ended()
+    share.release()
+    share.row_ended()
+    assert budget.bytes == 0
