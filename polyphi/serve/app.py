@@ -212,19 +212,21 @@ def _tokens(server: Server) -> APIRouter:
         if (prompt := wanted.prompt) is not None:
             with server.explained("prompt"):
                 large = len(prompt) > LARGE
-                ids, total = await server.in_thread(_ids, server, prompt, large=large)
+                caller = server.caller(request)
+                ids, total = await server.in_turn(large, caller, _ids, server, prompt)
             count = {"text_tokens": total, "image_tokens": 0, "audio_tokens": 0}
             return await server.answers.response({"tokens": ids, "count": total, **count, **room})
         turns = wanted.messages or []
         with (
-            server.admit(server.caller(request)),
+            server.admit(server.caller(request)) as ticket,
             server.explained("messages", turns),
             server.media.request() as media,
         ):
             messages = await chat.conversation(server, media, turns)
             messages = with_tools(messages, offered(wanted.tools or ()))
             count_tokens = server.engine.processor.count
-            found = await server.in_thread(count_tokens, messages, large=is_large(messages))
+            large = is_large(messages)
+            found = await server.in_turn(large, ticket.caller, count_tokens, messages)
         count = {
             "text_tokens": found.text,
             "image_tokens": found.image,
@@ -233,10 +235,11 @@ def _tokens(server: Server) -> APIRouter:
         return JSONResponse({"count": found.total, **count, **room})
 
     @router.post("/detokenize", summary="The text of tokens")
-    async def detokenize(wanted: DetokenizeRequest) -> Response:
+    async def detokenize(wanted: DetokenizeRequest, request: HttpRequest) -> Response:
         server.adapter(wanted.model, "auto")
         large = len(wanted.tokens) > LARGE
-        text = await server.in_thread(_text, server, wanted.tokens, large=large)
+        caller = server.caller(request)
+        text = await server.in_turn(large, caller, _text, server, wanted.tokens)
         return await server.answers.response({"prompt": text})
 
     return router

@@ -69,7 +69,7 @@ def routes(server: Server) -> APIRouter:
             asked = replace(asked, stop_at_call=True)
 
         async def prepared() -> tuple[Batch, SamplingParams]:
-            sampling = await server.looked_at(asked, wanted)
+            sampling = await server.looked_at(ticket.caller, asked, wanted)
             with server.media.request() as media:
                 messages = await conversation(server, media, wanted.messages)
                 server.note(request, [(m.role, m.text) for m in messages])

@@ -18,6 +18,7 @@ from starlette.responses import Response
 
 from polyphi.batch import Batch
 from polyphi.chat import Completion, SamplingParams, TokenLogprob
+from polyphi.engine.request import Caller
 from polyphi.serve.answers import event, usage
 from polyphi.serve.errors import ApiError
 from polyphi.serve.schema import CompletionRequest
@@ -46,8 +47,8 @@ def routes(server: Server) -> APIRouter:
             logprobs=wanted.logprobs,
         )
         with server.admit(server.caller(request)) as ticket:
-            sampling = await server.looked_at(asked, wanted)
-            rows = await _rows(server, wanted.prompt, adapter)
+            sampling = await server.looked_at(ticket.caller, asked, wanted)
+            rows = await _rows(server, ticket.caller, wanted.prompt, adapter)
             ticket.reserve(sum(row.nbytes for row in rows), len(rows))
             if wanted.echo:
                 sampling = replace(sampling, prompt_logprobs=wanted.logprobs)
@@ -69,7 +70,7 @@ def routes(server: Server) -> APIRouter:
     return router
 
 
-async def _rows(server: Server, prompt: Any, adapter: str | None) -> list[Batch]:
+async def _rows(server: Server, caller: Caller, prompt: Any, adapter: str | None) -> list[Batch]:
     """Each prompt as a row. Text never becomes a control token; an empty one is begun as documents are."""
     prompts = (
         [prompt] if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)) else prompt
@@ -89,7 +90,7 @@ async def _rows(server: Server, prompt: Any, adapter: str | None) -> list[Batch]
         return found
 
     with server.explained("prompt"):
-        return await server.in_thread(rows, large=sum(map(len, prompts)) > LARGE)
+        return await server.in_turn(sum(map(len, prompts)) > LARGE, caller, rows)
 
 
 class Answer:
@@ -186,7 +187,8 @@ class Answer:
 
     async def _text(self, row: Batch) -> str:
         decode = self._server.engine.processor.tokenizer.decode
-        return await self._server.in_thread(decode, row.ids.tolist(), large=len(row) > LARGE)
+        caller = self._server.caller(self._request)
+        return await self._server.in_turn(len(row) > LARGE, caller, decode, row.ids.tolist())
 
     async def _written(
         self, index: int, text: str, said: Sequence[TokenLogprob | int], reason: str | None

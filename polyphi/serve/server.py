@@ -50,6 +50,7 @@ from polyphi.serve.metrics import Load, Metrics, Times
 from polyphi.serve.schema import Sampling, Turn
 from polyphi.serve.settings import MIB, Settings
 from polyphi.serve.tokens import Tokens
+from polyphi.serve.turns import Turns
 
 log = logging.getLogger("polyphi.serve")
 T = TypeVar("T")
@@ -227,6 +228,7 @@ class Server:
         self.budget = Budget(settings.max_prepared_bytes)
         self._preparing = ThreadPoolExecutor(PREPARING, "prepare")
         self._preparing_large = ThreadPoolExecutor(LARGE_PREPARING, "prepare large")
+        self._turns = Turns(LARGE_PREPARING)
         self._dropping = ThreadPoolExecutor(1, "drop")
         engine.processor.caps = Caps(
             settings.max_image_bytes,
@@ -371,7 +373,9 @@ class Server:
             )
         return model
 
-    async def looked_at(self, asked: SamplingParams, wanted: Sampling) -> SamplingParams:
+    async def looked_at(
+        self, caller: Caller, asked: SamplingParams, wanted: Sampling
+    ) -> SamplingParams:
         """Sampling whose values mean something and whose grammar can be followed; raises ApiError otherwise. An answer
         of no given length has `max_tokens` 0 until `prepare`."""
         if asked.n > self.settings.max_answers:
@@ -381,7 +385,7 @@ class Server:
         try:
             looked = replace(asked, max_tokens=asked.max_tokens or 1)
             large = len(asked.grammar.text) > LARGE if asked.grammar else False
-            await self.in_thread(self.engine.check_sampling, looked, large=large)
+            await self.in_turn(large, caller, self.engine.check_sampling, looked)
         except ValueError as error:
             fields = type(wanted).model_fields
             named = next((word for word in str(error).split() if word in fields), None)
@@ -423,10 +427,18 @@ class Server:
             address = str(ipaddress.ip_network((address.partition("%")[0], 64), strict=False))
         return Caller(tenant or address.encode(), tenant if self.settings.isolate else b"")
 
-    async def in_thread(self, work: Callable[..., T], *given: Any, large: bool = False) -> T:
-        """Work that takes a while, in one of a few threads. Small work never waits for large."""
-        threads = self._preparing_large if large else self._preparing
-        return await asyncio.get_running_loop().run_in_executor(threads, work, *given)
+    async def in_thread(self, work: Callable[..., T], *given: Any) -> T:
+        """Work that takes a while, in one of a few threads."""
+        return await asyncio.get_running_loop().run_in_executor(self._preparing, work, *given)
+
+    async def in_turn(self, large: bool, caller: Caller, work: Callable[..., T], *given: Any) -> T:
+        """The same, but `large` work in threads of its own, for which callers take turns: small work never waits for
+        it."""
+        if not large:
+            return await self.in_thread(work, *given)
+        async with self._turns.turn(caller.client):
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._preparing_large, work, *given)
 
     async def prepare(
         self,
@@ -438,7 +450,8 @@ class Server:
         """The row of a conversation, and the sampling with the answer's length filled in. Raises ValueError for what is
         wrong with them, and ApiError 429 where there is no memory for the row."""
         large = is_large(messages)
-        return await self.in_thread(self._prepare, ticket, messages, adapter, sampling, large=large)
+        given = ticket, messages, adapter, sampling
+        return await self.in_turn(large, ticket.caller, self._prepare, *given)
 
     def _prepare(
         self,

@@ -57,15 +57,16 @@ def test_a_picture_of_one_crop_is_encoded_once(model, monkeypatch):
         )
 
     batch = pack([picture(other, crop), picture(crop, crop), seen()])
-    encode, calls = type(model.vision.encoder).forward, []
+    slices, calls = type(model.vision.encoder).slices, []
 
     def counting(self, crops, masks):
         calls.append(len(crops))
-        return encode(self, crops, masks)
+        return slices(self, crops, masks)
 
-    monkeypatch.setattr(type(model.vision.encoder), "forward", counting)
-    once = model.image_tokens(batch)
-    features = encode(model.vision.encoder, batch.crops, batch.crop_masks)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(model.vision.encoder), "slices", counting)
+        once = model.image_tokens(batch)
+    features = model.vision.encoder(batch.crops, batch.crop_masks)
     assert calls == [6]  # of seven
     assert torch.allclose(once, model.vision.projector(features, batch.images), atol=1e-6)
 
