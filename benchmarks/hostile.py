@@ -153,10 +153,14 @@ async def texts(port: int, number: int) -> None:
         assert b" 400 " in await asks(port, CHAT, body)
 
 
+def long_prompts(seed: int, context: int) -> list[list[int]]:
+    """16 prompts of token ids that have nothing in common."""
+    dice = random.Random(seed)
+    return [[dice.randrange(300, 3000) for _ in range(min(8000, context - 1))] for _ in range(16)]
+
+
 async def scores(port: int, number: int) -> None:
-    dice = random.Random(number)
-    size = min(8000, await context(port) - 1)
-    ids = [[dice.randrange(300, 3000) for _ in range(size)] for _ in range(16)]
+    ids = long_prompts(number, await context(port))
     wish = {"prompt": ids, "echo": True, "logprobs": 1, "max_tokens": 0}
     while True:
         begun.add(f"scores {number}")
@@ -317,9 +321,7 @@ async def greeted(client: Any, count: int, found: Beside) -> None:
     looking.cancel()
 
 
-async def beside(client: Any, process: Any, port: int, name: str, count: int) -> Beside:
-    found = Beside(name, memory=[process.memory_info().rss] * 2)
-
+async def beside(client: Any, process: Any, port: int, found: Beside, count: int) -> Beside:
     async def watch() -> None:
         while True:
             found.memory[1] = max(found.memory[1], process.memory_info().rss)
@@ -331,7 +333,7 @@ async def beside(client: Any, process: Any, port: int, name: str, count: int) ->
         return sum(float(line.rsplit(" ", 1)[1]) for line in told if line.startswith(names))
 
     watching = asyncio.ensure_future(watch())
-    async with attacked(name, port):
+    async with attacked(found.attack, port):
         await asyncio.sleep(2)
         await greeted(client, count, found)
     watching.cancel()
@@ -361,10 +363,17 @@ async def measured(model: str, names: list[str], count: int) -> tuple[Beside, li
         async with httpx2.AsyncClient(base_url=url, timeout=600, trust_env=False) as client:
             while (await client.get("/ready")).status_code != 200:
                 await asyncio.sleep(0.2)
-            await greeted(client, 5, Beside("warm"))  # the first of all are slower
+            # The first of all are slower, and memory for keys and values is only taken when it is first used.
+            prompts = long_prompts(99, (await client.get("/props")).json()["context"])
+            await client.post(COMPLETIONS, json={"prompt": prompts, "max_tokens": 1})
+            await greeted(client, 5, Beside("warm"))
             alone = Beside("alone")
             await greeted(client, count, alone)
-            found = [await beside(client, process, port, name, count) for name in names]
+            before = process.memory_info().rss
+            found = [
+                await beside(client, process, port, Beside(name, memory=[before] * 2), count)
+                for name in names
+            ]
     return alone, found
 
 

@@ -24,6 +24,11 @@ from polyphi.serve.loading import Loading, Progress
 from polyphi.serve.settings import Settings
 
 
+SWITCH = 0.0005
+"""Seconds after which a thread that runs Python gives way. A step gives Python's global lock up and takes it again
+hundreds of times; with Python's own 5 ms, a thread that writes a large answer would delay each of them by as much."""
+
+
 def bind(settings: Settings) -> socket.socket:
     """The socket to serve on. Raises ValueError if another program has it, or the address isn't this machine's."""
     try:
@@ -116,6 +121,7 @@ def serve(
     """Load the application and answer until the server is asked to stop. `load` runs in a thread, `ready` is called
     when it is done. Raises what the load raises. Stopped during the load, the process ends here with status 0."""
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    sys.setswitchinterval(SWITCH)
     loading = Loading(load, settings, ready)
     server = Drain(configured(loading, settings), loading)
     for sign in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them again when all is done
