@@ -23,7 +23,6 @@ from polyphi.serve.connection import protocol
 from polyphi.serve.loading import Loading, Progress
 from polyphi.serve.settings import Settings
 
-
 SWITCH = 0.0005
 """Seconds after which a thread that runs Python gives way. A step gives Python's global lock up and takes it again
 hundreds of times; with Python's own 5 ms, a thread that writes a large answer would delay each of them by as much."""
