@@ -78,6 +78,8 @@ _SURE = "0-9A-Za-z\u3041-\u3094\u30a1-\u30fa\u4e00-\u9fa5\uac00-\ud7a3"
 BOUNDARY = re.compile(
     rf"(?<=\S) |(?<=[{_SURE}])[\n\uff0c\u3002\u3001\uff01\uff1f]|(?<=[0-9])[A-Za-z]|(?<=[A-Za-z])[0-9]"
 )
+# Emoji and other signs, in no version of Unicode letters, digits, marks or spaces: the splits keep runs of them whole.
+SIGNS = "\U0001f300-\U0001faff"
 SLICE = 16_384
 """Characters of a text that are encoded at once, or as many as stand before its next boundary."""
 
@@ -265,10 +267,41 @@ class Tokenizer:
     def _slices(self, text: str) -> Iterator[str]:
         """A text in pieces whose ids, joined, are those of the whole."""
         start = 0
-        while self._known_split and (end := _boundary(text, start + SLICE)) < len(text):
+        while self._known_split and (end := self._boundary(text, start)) < len(text):
             yield text[start:end]
             start = end
         yield text[start:]
+
+    def _boundary(self, text: str, start: int) -> int:
+        """Where a slice that begins at `start` may end, from `SLICE` characters on, or the text's end. It is looked for
+        in windows: a search holds Python's global lock."""
+        for window in range(start + SLICE, len(text), SLICE):
+            if found := BOUNDARY.search(text, window, window + SLICE):
+                return found.start()
+            if (inside := self._inside_run(text, start, window)) is not None:
+                return inside
+        return len(text)
+
+    def _inside_run(self, text: str, start: int, window: int) -> int | None:
+        """A place within a run of signs, near a window, where no token can reach across: none holds the bytes on both
+        sides. On each side the run has more bytes in its slice than any token, so that neither part is taken whole
+        where the run isn't (`ignore_merges`)."""
+        if self._longest_tokens is None:
+            return None
+        reach = max(self._longest_tokens) + 1
+        run = re.compile(rf"[{SIGNS}]{{{2 * reach}}}")
+        found = run.search(text, max(start, window - reach), window + SLICE + reach)
+        if found is None:
+            return None
+        inside = found.start() + reach
+        letters = _byte_letters()
+        pair = letters[text[inside - 1].encode()[-1]] + letters[text[inside].encode()[0]]
+        return None if pair in self._spelling else inside
+
+    @cached_property
+    def _spelling(self) -> str:
+        """All tokens of text, a line each: no byte is written as a line end."""
+        return "\n".join(t for t in self._spec["model"]["vocab"] if t not in self._controls)
 
     @cached_property
     def _known_split(self) -> bool:
@@ -421,15 +454,6 @@ class NoTokenizer(Tokenizer):
 
     def save(self, folder: str | Path) -> None:
         raise ValueError(NO_TOKENIZER)
-
-
-def _boundary(text: str, start: int) -> int:
-    """Where the first boundary from `start` on is, or the text's end. It is looked for in windows: a search holds
-    Python's global lock."""
-    for window in range(start, len(text), SLICE):
-        if found := BOUNDARY.search(text, window, window + SLICE):
-            return found.start()
-    return len(text)
 
 
 def _aligned(size: int) -> int:

@@ -99,6 +99,43 @@ def test_slices_encode_to_what_the_whole_encodes_to(tokenizer: Tokenizer, split:
     assert cuts > 400
 
 
+@pytest.mark.parametrize("split", SPLITS)
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(
+        st.one_of(
+            st.sampled_from(["a", " ", "\n", "/", "'s", "é", "1", "\ufe0f", "\u200d", "!", "한"]),
+            st.tuples(st.sampled_from("😀🔥🜁🫠"), st.sampled_from([1, 2, 60, 90])).map(
+                lambda p: p[0] * p[1]
+            ),
+        ),
+        max_size=12,
+    ).map("".join)
+)
+def test_runs_of_signs_are_cut_where_no_token_reaches(
+    tokenizer: Tokenizer, split: str, text: str
+) -> None:
+    """Also where a token holds bytes of two signs, and where only a sign that is alone is a token of its own."""
+    model = json.loads(json.dumps(tokenizer._spec["model"]))
+    letters = [module._byte_letters()[byte] for byte in "😀".encode()]
+    one, two = "".join(letters), letters[-1] + letters[0]
+    for more, merges in ({}, []), ({two: 900}, [[letters[-1], letters[0]]]), ({one: 900}, []):
+        spelt = {**model, "vocab": {**model["vocab"], **more}, "merges": model["merges"] + merges}
+        changed = respelt(tokenizer, pre_tokenizer=SPLITS[split], model=spelt)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, "SLICE", 3)
+            ids = list(chain(*changed.encode_slices(text)))
+        assert ids == changed._plain.encode(text, add_special_tokens=False).ids
+
+
+def test_a_flood_of_emoji_is_cut(tokenizer: Tokenizer) -> None:
+    text = "😀" * 5 * module.SLICE
+    slices = list(tokenizer._slices(text))
+    assert 3 < len(slices) < 7 and max(map(len, slices)) < 2 * module.SLICE
+    assert len(tokenizer.encode(text, 1000)) < 5 * module.SLICE
+    assert tokenizer.count(text) == len(tokenizer._plain.encode(text, add_special_tokens=False))
+
+
 def test_a_text_of_an_unknown_split_is_one_slice(tokenizer: Tokenizer) -> None:
     text = "a b " * module.SLICE
     assert len(list(tokenizer._slices(text))) > 1
