@@ -4,14 +4,18 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
+import httpx2
 import pytest
 import torch
 from engine.conftest import fitted, make_engine, tokenizer  # noqa: F401
 from serve.saved import save, served
 
 import polyphi
+from polyphi.chat import SamplingParams
 from polyphi.engine.engine import Engine
 from polyphi.eval import lm_tasks, suite
 from polyphi.eval.asked import Asked
@@ -90,3 +94,88 @@ def test_lm_eval_gives_the_same_answers_and_scores(lettered: Engine, tmp_path: P
     samples = [json.loads(line) for line in path.read_text().splitlines()]
     answers = {s["doc_id"]: s["resps"][0][0] for s in samples if s["filter"] == "first-letter"}
     assert [answers[n] for n in range(ROWS)] == [line["answer"] for line in lines]
+
+
+def choices(path: Path) -> list[dict[str, object]]:
+    """Questions with three endings each, as lines of a file."""
+    rows = [
+        {
+            "question": f"{n} + {n % 7} is",
+            "endings": [f" {n + n % 7}", f" {n + 1} or more", " a fox"],
+            "right": n % 3,
+        }
+        for n in range(ROWS)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return rows
+
+
+TASK = """
+task: choices
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: "{file}"}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: "{{{{endings}}}}"
+doc_to_target: "{{{{right}}}}"
+target_delimiter: ""
+metric_list: [{{metric: acc}}]
+"""
+
+
+@pytest.mark.long
+def test_log_likelihoods_beside_chats_give_our_own_score(lettered: Engine, tmp_path: Path) -> None:
+    """16 prompts a call, beside two clients that chat all the time; all go on."""
+    rows = choices(tmp_path / "choices.jsonl")
+    folder = save(lettered, tmp_path / "model")
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks/choices.yaml").write_text(TASK.format(file=tmp_path / "choices.jsonl"))
+    pairs = [(str(row["question"]), str(end)) for row in rows for end in row["endings"]]  # type: ignore[attr-defined]
+    encode = lettered.processor.tokenizer.encode
+    sums: list[float] = []
+    for question, end in pairs:
+        ids, start = encode(question + end), len(encode(question))
+        scored = SamplingParams(max_tokens=0, prompt_logprobs=0)
+        told = lettered.generate(ids, sampling=scored, adapter=None).prompt_logprobs
+        sums.append(sum(one.logprob for one in told[start - 1 :]))
+    best = [max(range(3), key=sums[3 * n : 3 * n + 3].__getitem__) for n in range(ROWS)]
+    ours = sum(b == row["right"] for b, row in zip(best, rows, strict=True)) / ROWS
+
+    done = threading.Event()
+    chats: list[float] = []
+
+    def chat(url: str) -> None:
+        body = {"messages": [{"role": "user", "content": "1 + 2"}], "max_tokens": 8}
+        with httpx2.Client(base_url=url, timeout=60, trust_env=False) as client:
+            while not done.is_set():
+                began = time.monotonic()
+                assert client.post("/v1/chat/completions", json=body).status_code == 200
+                chats.append(time.monotonic() - began)
+
+    offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub"), "TQDM_DISABLE": "1"}
+    with served(folder, "--name", "tiny") as url:
+        threads = [threading.Thread(target=chat, args=(url,)) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        model = f"model=tiny,base_url={url}/v1/completions,tokenizer={folder},max_length=2048"
+        command = [sys.executable, "-m", "lm_eval", "run", "--model", "local-completions"]
+        command += ["--model_args", model, "--tasks", "choices", "--batch_size", "16"]
+        command += ["--include_path", str(tmp_path / "tasks")]
+        command += ["--output_path", str(tmp_path / "theirs")]
+        told = subprocess.run(
+            command,
+            env=os.environ | offline,
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+        done.set()
+        for thread in threads:
+            thread.join()
+    assert told.returncode == 0, told.stderr[-3000:]
+    (path,) = (tmp_path / "theirs").rglob("results_*.json")
+    theirs = json.loads(path.read_text())["results"]["choices"]["acc,none"]
+    assert 0 < ours < 1 and theirs == pytest.approx(ours)
+    assert len(chats) > 20
