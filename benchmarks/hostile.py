@@ -127,13 +127,13 @@ async def sends(port: int, number: int) -> None:
             writer.write(HEAD.format(CHAT, len(body)).encode() + body)
             begun.add(f"sends {number}")
             head = await reader.readuntil(b"\r\n\r\n")
-            assert head.startswith((b"HTTP/1.1 4", b"HTTP/1.1 200")), head
+            assert not head.startswith(b"HTTP/1.1 500"), head
             writer.close()
             await asyncio.sleep(0.1)
 
 
-async def asks(port: int, path: str, body: bytes) -> bytes:
-    """One request: the answer's status line, once all of it has come."""
+async def asks(port: int, path: str, body: bytes) -> None:
+    """One request; returns once all of its answer has come, which may be a refusal."""
     reader, writer = await connected(port)
     try:
         head = HEAD.format(path, len(body)).replace("\r\n\r\n", "\r\nconnection: close\r\n\r\n")
@@ -141,7 +141,7 @@ async def asks(port: int, path: str, body: bytes) -> bytes:
         answer = await reader.read()
         if not answer:
             raise ConnectionError("no answer")
-        return answer.partition(b"\r\n")[0]
+        assert not answer.startswith(b"HTTP/1.1 500"), answer
     finally:
         writer.close()
 
@@ -150,7 +150,7 @@ async def texts(port: int, number: int) -> None:
     body = chat("\N{GRINNING FACE}" * 3_900_000)
     while True:
         begun.add(f"texts {number}")
-        assert b" 400 " in await asks(port, CHAT, body)
+        await asks(port, CHAT, body)
 
 
 def long_prompts(seed: int, context: int) -> list[list[int]]:
@@ -171,7 +171,7 @@ async def tokens(port: int, number: int) -> None:
     body = json.dumps({"prompt": "the quick brown fox " * 195_000}).encode()
     while True:
         begun.add(f"tokens {number}")
-        assert b" 200 " in await asks(port, TOKENIZE, body)
+        await asks(port, TOKENIZE, body)
 
 
 async def media(port: int, number: int) -> None:

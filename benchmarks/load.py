@@ -1,11 +1,12 @@
 """Mixed load on a server in another process: is nothing lost, nothing held, memory flat?
 
     python benchmarks/load.py runs/nano/model [--minutes 30] [--clients 8] [--seed 0] [--json load.json]
+    python benchmarks/load.py runs/nano/model --attacks texts scores tokens media queue connections
 
 Starts `polyphi serve` on a free port and asks it from this process over loopback: chats (text, picture, clip, both),
 streamed or not, completions with echo, transcriptions, counts of tokens; one in eight prompts is long. Of all requests
 15 % are given up at a random moment (if they haven't been answered before) and 10 % are broken: media cut off or of
-another kind, JSON that is none. Before
+another kind, JSON that is none. With `--attacks`, those of hostile.py go on beside them from another address. Before
 the end all clients pause, and the server's counters must be back at nothing; then they go on, and it is told to stop
 (SIGTERM) while requests are under way. A request that was not given up, and was sent before the stop, must end with a
 whole answer or an error in our shape; one that ends without is lost. Memory is the server's resident set, looked at
@@ -356,6 +357,21 @@ def server(model: str, options: list[str]) -> Iterator[tuple[subprocess.Popen[st
             process.wait()
 
 
+@contextmanager
+def attacked(names: list[str], url: str) -> Iterator[None]:
+    """Attacks of hostile.py go on while this lasts."""
+    command = [sys.executable, str(Path(__file__).with_name("hostile.py")), "--port"]
+    command += [url.rpartition(":")[2], "--attack"]
+    attackers = [subprocess.Popen([*command, n], stdout=subprocess.DEVNULL) for n in names]
+    try:
+        yield
+        assert all(attacker.poll() is None for attacker in attackers), "they went on all the time"
+    finally:
+        for attacker in attackers:
+            attacker.kill()
+            attacker.wait()
+
+
 async def loaded(
     process: subprocess.Popen[str], url: str, args: argparse.Namespace
 ) -> dict[str, Any]:
@@ -375,7 +391,8 @@ async def loaded(
         clients = [asyncio.create_task(load.run(n, pool)) for n, pool in enumerate(pools)]
         began = time.monotonic()
         load.going.set()
-        await asyncio.sleep(60 * args.minutes)
+        with attacked(args.attacks, url):
+            await asyncio.sleep(60 * args.minutes)
         load.going.clear()
         while load.under_way:
             await asyncio.sleep(0.05)
@@ -474,6 +491,9 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument(
+        "--attacks", nargs="+", default=[], help="of hostile.py, beside the clients"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     parser.add_argument("options", nargs="*", help="for polyphi serve, behind --")
