@@ -31,7 +31,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import repeat
+from itertools import count, repeat
 from typing import Any, Literal
 
 import torch
@@ -175,6 +175,7 @@ class Engine:
         self._counting = threading.Lock()
         self._driver: int | None = None  # the thread that is in `run`
         self._decoders: ThreadPoolExecutor | None = None
+        self._groups = count(1)  # numbers of calls
         self._roots: dict[tuple[str | None, str], bytes] = {}
         self._weights: tuple[int, ...] = ()
 
@@ -228,7 +229,7 @@ class Engine:
         coming = zip(conversations, each, strict=not one)
         done: list[list[Completion | None]] = []
         under_way: dict[Request, tuple[int, int]] = {}
-        call = object()
+        call = next(self._groups)
         more = True
         try:
             while True:
@@ -305,7 +306,9 @@ class Engine:
     ) -> Request:
         """A request that the next steps will answer. Text is read here; media are decoded beside the steps, and what is
         wrong with them comes out of `request.row`. Raises ValueError as `generate` does."""
-        (request,) = self._submit_all(messages, replace(sampling, n=1), adapter, NOBODY, object())
+        (request,) = self._submit_all(
+            messages, replace(sampling, n=1), adapter, NOBODY, next(self._groups)
+        )
         return request
 
     def _submit_all(
@@ -314,7 +317,7 @@ class Engine:
         sampling: SamplingParams,
         adapter: str | None,
         caller: Caller,
-        group: object,
+        group: int,
     ) -> list[Request]:
         """The requests of a conversation's `n` answers; they share the row, and all but the first wait for its keys."""
         check(sampling)
@@ -372,11 +375,9 @@ class Engine:
         sampling: SamplingParams = GREEDY,
         *,
         caller: Caller = NOBODY,
-        group: object = None,
     ) -> list[list[Request]]:
-        """`enter` of several rows between the same two steps. Callers take turns, and so do the groups of one; by
-        default these requests are a group."""
-        group = group or object()
+        """`enter` of several rows, which are one call of the caller (scheduler.py)."""
+        group = next(self._groups)
         entered: list[list[Request]] = []
         with self._turn():
             for row in rows:
@@ -390,7 +391,7 @@ class Engine:
         row: Future[Batch],
         sampling: SamplingParams,
         caller: Caller,
-        group: object,
+        group: int,
     ) -> list[Request]:
         with self._turn():
             if not self._busy:

@@ -105,8 +105,8 @@ class Request:
     draft: int = 0
     """Tokens that are guessed in a step, at most."""
     caller: Caller = NOBODY
-    group: object = field(default_factory=object)
-    """What entered together: the answers to one call."""
+    group: int = 0
+    """A number that requests have in common which entered together, as the answers to one call."""
     phase: Phase = "decoding media"
     finish_reason: str | None = None
     error: Exception | None = None

@@ -89,9 +89,8 @@ class Scheduler:
         self.running: list[Request] = []
         self.preemptions = 0
         self.together = together
-        self._turns: dict[
-            object, int
-        ] = {}  # when clients and groups that are there had their last turn
+        # When clients and groups that are there had their last turn.
+        self._turns: dict[bytes | int, int] = {}
         self._chunk, self._prefill = chunk, prefill
         self._pace = 0.0  # seconds that a token of a prompt took lately
         self._switch = switch
@@ -144,7 +143,7 @@ class Scheduler:
 
     def _shares(self, budget: int) -> dict[int, int]:
         """How many tokens of its prompt each request runs, by identity."""
-        clients: dict[bytes, dict[object, list[Request]]] = {}
+        clients: dict[bytes, dict[int, list[Request]]] = {}
         for request in self._reading():
             if not request.missing:
                 groups = clients.setdefault(request.caller.client, {})
@@ -213,7 +212,7 @@ class Scheduler:
         self._turns = {key: turn for key, turn in self._turns.items() if key in there}
         self._turns |= dict.fromkeys((request.caller.client, request.group), number)
 
-    def _counts(self) -> tuple[Counter[bytes], Counter[object]]:
+    def _counts(self) -> tuple[Counter[bytes], Counter[int]]:
         """Running requests by client and by group."""
         return Counter(r.caller.client for r in self.running), Counter(
             r.group for r in self.running

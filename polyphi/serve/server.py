@@ -497,7 +497,7 @@ class Server:
         sampling: SamplingParams,
         loop: asyncio.AbstractEventLoop,
     ) -> list[Job]:
-        entered = self.engine.enter_all(rows, sampling, caller=ticket.caller, group=ticket)
+        entered = self.engine.enter_all(rows, sampling, caller=ticket.caller)
         jobs = [Job(self, requests, loop) for requests in entered]
         for row, job in zip(rows, jobs, strict=True):
             ticket.add(job)
