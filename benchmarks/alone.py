@@ -36,7 +36,7 @@ class Watched(Engine):
 
     def _accept(self, part, rows, best) -> None:
         before = len(part.request.tokens)
-        super()._accept(part, rows, best)
+        super()._accept(part, rows, finite, best)
         drawn = len(part.request.tokens) - before
         self.rows.setdefault(id(part.request.row), []).extend(rows[:drawn].clone())
 

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -70,26 +71,18 @@ def test_a_short_chat_does_not_wait_for_log_probabilities(running: Running) -> N
     engine = running.engine
     engine.scheduler._chunk = engine.scheduler._prefill = 64
     ids = [[260 + (7 * i + j) % 60 for j in range(1800)] for i in range(60)]
-    wish = {"prompt": ids, "echo": True, "logprobs": 1, "max_tokens": 0}
-    with running.client() as client, running.client() as other:
-        gone: list[type[BaseException]] = []
-
-        def ask() -> None:
-            try:
-                other.post(COMPLETIONS, json=wish, timeout=2)
-            except httpx2.TimeoutException as error:
-                gone.append(type(error))
-
-        thread = threading.Thread(target=ask)
-        thread.start()
+    body = json.dumps({"prompt": ids, "echo": True, "logprobs": 1, "max_tokens": 0}).encode()
+    head = f"POST {COMPLETIONS} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+    address = ("127.0.0.1", int(running.url.rpartition(":")[2]))
+    with socket.create_connection(address) as other:
+        other.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
         until(lambda: engine.counters().running > 0)
-        assert client.post(CHAT, json=chat("hi")).status_code == 200
+        with running.client() as client:
+            assert client.post(CHAT, json=chat("hi")).status_code == 200
         assert engine.counters().requests >= 50, "they are far from through"
-        thread.join()
-        assert gone == [httpx2.ReadTimeout]
         steps = engine.steps
-        until(running.idle)
-        assert engine.steps - steps < 20, "of 1,700"
+    until(running.idle)
+    assert engine.steps - steps < 100, "of 1,700"
 
 
 @pytest.mark.parametrize("more", [{}, {"logprobs": True, "top_logprobs": 3}, {"temperature": 1}])
