@@ -34,11 +34,11 @@ class Watched(Engine):
         super().__init__(phi.model, phi.processor, chunk=96, prefill=700)
         self.rows: dict[int, list[torch.Tensor]] = {}
 
-    def _accept(self, part, rows, best) -> None:
+    def _accept(self, part, rows, finite, best) -> None:
         before = len(part.request.tokens)
         super()._accept(part, rows, finite, best)
         drawn = len(part.request.tokens) - before
-        self.rows.setdefault(id(part.request.row), []).extend(rows[:drawn].clone())
+        self.rows.setdefault(id(part.request), []).extend(rows[:drawn].clone())
 
 
 def compare(phi: Phi, asked: Sequence[tuple], draft: int = 4) -> tuple[int, int, float, float]:
@@ -52,12 +52,13 @@ def compare(phi: Phi, asked: Sequence[tuple], draft: int = 4) -> tuple[int, int,
     while any(not request.finish_reason for request in requests):
         engine.step(in_order=True)
     tokens, flips, margin, apart = 0, 0, 0.0, 0.0
-    for request in requests:
-        found = engine.rows.get(id(request.row))
+    for request, (messages, _) in zip(requests, asked, strict=True):
+        found = engine.rows.get(id(request))
         if not found:
             continue
-        start = len(request.prompt)
-        row = extend(request.prompt, request.tokens)
+        prompt = engine.row(messages)  # the request has let go of its pictures and clips
+        start = len(prompt)
+        row = extend(prompt, request.tokens)
         alone = engine.logits(row)[start - 1 : -1]
         apart = max(apart, float((torch.stack(found) - alone).abs().max()))
         for token, logits in zip(request.tokens, alone, strict=True):
