@@ -49,7 +49,7 @@ HELD = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
 TIMES, SECONDS, LONGEST_HEALTH, GONE, BACK = 3.0, 0.5, 0.2, 0.5, 60.0
 """The aims: of a greeting's time alone, or seconds; seconds of /health; until requests are gone; until memory is."""
 MORE = 1.1
-"""Memory counts as given back below this many times what it was before."""
+"""Memory counts as given back below this many times what it was before, encoder outputs that are kept left out."""
 
 
 def chat(content: Any = "hi", **more: Any) -> bytes:
@@ -327,10 +327,10 @@ async def beside(client: Any, process: Any, port: int, found: Beside, count: int
             found.memory[1] = max(found.memory[1], process.memory_info().rss)
             await asyncio.sleep(0.05)
 
-    async def held() -> float:
+    async def gauge(*names: str) -> float:
         told = (await client.get("/metrics")).text.splitlines()
-        names = tuple(f"polyphi:{one}" for one in HELD)
-        return sum(float(line.rsplit(" ", 1)[1]) for line in told if line.startswith(names))
+        wanted = tuple(f"polyphi:{name}" for name in names)
+        return sum(float(line.rsplit(" ", 1)[1]) for line in told if line.startswith(wanted))
 
     watching = asyncio.ensure_future(watch())
     async with attacked(found.attack, port):
@@ -339,13 +339,14 @@ async def beside(client: Any, process: Any, port: int, found: Beside, count: int
     watching.cancel()
     left = time.monotonic()
     while found.gone is None and time.monotonic() - left < BACK:
-        if not await held():
+        if not await gauge(*HELD):
             found.gone = time.monotonic() - left
         await asyncio.sleep(0.02)
     if found.gone is not None and found.gone > GONE:
         found.gone = None
     while found.back is None and time.monotonic() - left < BACK:
-        if process.memory_info().rss < MORE * found.memory[0]:
+        kept = await gauge("encoder_remembered_bytes")
+        if process.memory_info().rss - kept < MORE * found.memory[0]:
             found.back = time.monotonic() - left
         await asyncio.sleep(0.5)
     found.memory.append(process.memory_info().rss)

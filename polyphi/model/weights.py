@@ -19,7 +19,6 @@ refused, and the code that a checkpoint's `auto_map` names is never run.
 Source: names and shapes of the published checkpoints; transformers' own conversion script for the native names.
 """
 
-import ctypes
 import json
 import math
 import os
@@ -42,6 +41,7 @@ from polyphi.model import public_config, quantize
 from polyphi.model.config import ModelConfig
 from polyphi.model.fewbits import Pieces, Quantised
 from polyphi.model.multimodal import PhiModel
+from polyphi.runtime.heap import give_back
 
 LAYOUTS = ("mini", "original", "native")
 QUANTISED, METHOD, FORMAT = "quantised", "polyphi", 1
@@ -308,7 +308,7 @@ def load(
             part.put(part.form(tensor.to(device=place, dtype=dtype).flatten(1)))
         del found
     if quant:
-        _give_back()
+        give_back()
     state: dict[str, Tensor] = {}
     if quantize.EMBEDDING in parts and layout == QUANTISED:
         model.decoder.embed_tokens.register_parameter("weight", None)
@@ -343,20 +343,12 @@ def load(
     state.clear()  # it would hold what is laid out anew
     if quant:
         quantize.prepare(model, quant)
-        _give_back()
+        give_back()
     # A buffer that no checkpoint holds would still be on the meta device; modules compute such tables when they run.
     assert not any(t.is_meta for t in (*model.parameters(), *model.buffers())), (
         "a tensor was left without values"
     )
     return model.eval()
-
-
-def _give_back() -> None:
-    """What passing tensors have left free in the heap goes back to the system, before others pass: hundreds of
-    megabytes of a large model. (glibc alone knows how.)"""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
-    if trim is not None:
-        trim(0)
 
 
 def _read(stored: _Stored) -> Tensor:

@@ -42,6 +42,7 @@ from polyphi.engine.media import Caps, MediaError
 from polyphi.engine.memory import OutOfMemory, ran_out
 from polyphi.engine.request import Caller, Request
 from polyphi.engine.structured import Matcher
+from polyphi.runtime.heap import give_back
 from polyphi.serve.answers import Writer
 from polyphi.serve.budget import Budget, Share
 from polyphi.serve.errors import ApiError
@@ -60,6 +61,8 @@ PREPARING = 4
 """Threads that prepare small requests, and do other short work."""
 LARGE_PREPARING = max(1, min(4, (os.cpu_count() or 1) // 4))
 """Threads that prepare large requests: few, so that most processors are left to steps and to others."""
+TRIMMED = 5.0
+"""Seconds at least between two times that free memory goes back to the system."""
 LARGE = 32 << 10
 """Characters of text, or token ids, from which on a request is large; one with images or audio is in any case."""
 
@@ -229,6 +232,10 @@ class Server:
         self._preparing = ThreadPoolExecutor(PREPARING, "prepare")
         self._preparing_large = ThreadPoolExecutor(LARGE_PREPARING, "prepare large")
         self._turns = Turns(LARGE_PREPARING)
+        self._worked, self._trimmed = (
+            False,
+            0.0,
+        )  # since free memory was last given back, and when that was
         self._dropping = ThreadPoolExecutor(1, "drop")
         engine.processor.caps = Caps(
             settings.max_image_bytes,
@@ -288,6 +295,9 @@ class Server:
                 more = False
             if not more:
                 self._jobs.discard(job)
+        if self._worked and not self._tickets and time.monotonic() - self._trimmed > TRIMMED:
+            self._worked, self._trimmed = False, time.monotonic()
+            give_back()
 
     def _load(self) -> Load:
         counters = self.engine.counters()
@@ -429,11 +439,13 @@ class Server:
 
     async def in_thread(self, work: Callable[..., T], *given: Any) -> T:
         """Work that takes a while, in one of a few threads."""
+        self._worked = True
         return await asyncio.get_running_loop().run_in_executor(self._preparing, work, *given)
 
     async def in_turn(self, large: bool, caller: Caller, work: Callable[..., T], *given: Any) -> T:
         """The same, but `large` work in threads of its own, for which callers take turns: small work never waits for
         it."""
+        self._worked = True
         if not large:
             return await self.in_thread(work, *given)
         async with self._turns.turn(caller.client):
