@@ -48,6 +48,8 @@ LEAST = b'"max_tokens": 2'
 HELD = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
 TIMES, SECONDS, LONGEST_HEALTH, GONE, BACK = 3.0, 0.5, 0.2, 0.5, 60.0
 """The aims: of a greeting's time alone, or seconds; seconds of /health; until requests are gone; until memory is."""
+WARM = 5.0
+"""Seconds of each attack before anything is measured."""
 MORE = 1.1
 """Memory counts as given back below this many times what it was before, encoder outputs that are kept left out."""
 
@@ -364,10 +366,14 @@ async def measured(model: str, names: list[str], count: int) -> tuple[Beside, li
         async with httpx2.AsyncClient(base_url=url, timeout=600, trust_env=False) as client:
             while (await client.get("/ready")).status_code != 200:
                 await asyncio.sleep(0.2)
-            # The first of all are slower, and memory for keys and values is only taken when it is first used.
+            # The first of all are slower, and some memory is taken when it is first used and kept: keys and values,
+            # what kernels write to, encoder outputs that are remembered.
             prompts = long_prompts(99, (await client.get("/props")).json()["context"])
             await client.post(COMPLETIONS, json={"prompt": prompts, "max_tokens": 1})
-            await greeted(client, 5, Beside("warm"))
+            for name in names:
+                async with attacked(name, port):
+                    await asyncio.sleep(WARM)
+            await greeted(client, 10, Beside("warm"))
             alone = Beside("alone")
             await greeted(client, count, alone)
             before = process.memory_info().rss

@@ -212,6 +212,23 @@ def test_who_hangs_up_while_it_enters_leaves_nothing(running: Running) -> None:
     assert server.admitted == 0 and engine.tokens < 500
 
 
+def test_free_memory_goes_back_when_nobody_is_answered(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once after the last answer, not while the server rests."""
+    given: list[int] = []
+    monkeypatch.setattr("polyphi.serve.server.TRIMMED", 0.0)
+    with serving(engine, Settings("tiny")) as running, running.client() as client:
+        monkeypatch.setattr(
+            "polyphi.serve.server.give_back",
+            lambda: given.append(client_server(running).admitted),
+        )
+        assert client.post(PATH, json=SHORT).status_code == 200
+        until(lambda: len(given) == 1)
+        time.sleep(1.2)
+        assert given == [0]
+
+
 def test_answers_are_not_held_back_to_fill_packets() -> None:
     """Without its protocol's number asyncio leaves Nagle's algorithm on: 40 ms for every answer."""
     with bind(Settings("phi", port=0)) as listening:
