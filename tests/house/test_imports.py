@@ -13,11 +13,11 @@ MAY_IMPORT = {
     "kernels": set(),
     "runtime": set(),
     "processing": LEAVES,
-    "model": LEAVES - {"dist"},
+    "model": (LEAVES - {"dist"}) | {"runtime.heap"},
     "data": LEAVES | {"processing"},
     "engine": LEAVES | {"processing", "model", "runtime"},
     "train": LEAVES | {"data", "model", "runtime"},
-    "serve": LEAVES | {"engine"},
+    "serve": LEAVES | {"engine", "runtime"},
     "eval": LEAVES | {"data.shards"},
     "curate": LEAVES | {"processing", "data.shards"},
 }
