@@ -61,8 +61,9 @@ PREPARING = 4
 """Threads that prepare small requests, and do other short work."""
 LARGE_PREPARING = max(1, min(4, (os.cpu_count() or 1) // 4))
 """Threads that prepare large requests: few, so that most processors are left to steps and to others."""
-TRIMMED = 5.0
-"""Seconds at least between two times that free memory goes back to the system."""
+TRIMMED, TRIMMED_BUSY = 5.0, 60.0
+"""Seconds at least between two times that free memory goes back to the system: while nobody is being answered, and
+while somebody is."""
 LARGE = 32 << 10
 """Characters of text, or token ids, from which on a request is large; one with images or audio is in any case."""
 
@@ -295,7 +296,8 @@ class Server:
                 more = False
             if not more:
                 self._jobs.discard(job)
-        if self._worked and not self._tickets and time.monotonic() - self._trimmed > TRIMMED:
+        least = TRIMMED_BUSY if self._tickets else TRIMMED
+        if self._worked and time.monotonic() - self._trimmed > least:
             self._worked, self._trimmed = False, time.monotonic()
             give_back()
 
