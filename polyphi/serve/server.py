@@ -233,10 +233,8 @@ class Server:
         self._preparing = ThreadPoolExecutor(PREPARING, "prepare")
         self._preparing_large = ThreadPoolExecutor(LARGE_PREPARING, "prepare large")
         self._turns = Turns(LARGE_PREPARING)
-        self._worked, self._trimmed = (
-            False,
-            0.0,
-        )  # since free memory was last given back, and when that was
+        self._worked = False  # since free memory was last given back, at `_trimmed`
+        self._trimmed = time.monotonic()
         self._dropping = ThreadPoolExecutor(1, "drop")
         engine.processor.caps = Caps(
             settings.max_image_bytes,
