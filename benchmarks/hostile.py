@@ -32,8 +32,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -280,18 +280,20 @@ class Beside:
         ]
 
 
-@asynccontextmanager
-async def attacked(name: str, port: int) -> AsyncIterator[None]:
-    """The attack goes on while this lasts."""
-    command = [sys.executable, __file__, "--attack", name, "--port", str(port)]
-    process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
+@contextmanager
+def attacked(port: int, *names: str) -> Iterator[None]:
+    """The attacks go on while this lasts, each in a process of its own."""
+    command = [sys.executable, __file__, "--port", str(port), "--attack"]
+    processes = [subprocess.Popen([*command, n], stdout=subprocess.PIPE) for n in names]
     try:
-        assert process.stdout and await process.stdout.readline() == b"ready\n"
+        for process in processes:
+            assert process.stdout and process.stdout.readline() == b"ready\n"
         yield
-        assert process.returncode is None, "it went on all the time"
+        assert all(process.poll() is None for process in processes), "they went on all the time"
     finally:
-        process.kill()
-        await process.wait()
+        for process in processes:
+            process.kill()
+            process.wait()
 
 
 async def greeted(client: Any, count: int, found: Beside) -> None:
@@ -335,7 +337,7 @@ async def beside(client: Any, process: Any, port: int, found: Beside, count: int
         return sum(float(line.rsplit(" ", 1)[1]) for line in told if line.startswith(wanted))
 
     watching = asyncio.ensure_future(watch())
-    async with attacked(found.attack, port):
+    with attacked(port, found.attack):
         await asyncio.sleep(2)
         await greeted(client, count, found)
     watching.cancel()
@@ -371,7 +373,7 @@ async def measured(model: str, names: list[str], count: int) -> tuple[Beside, li
             prompts = long_prompts(99, (await client.get("/props")).json()["context"])
             await client.post(COMPLETIONS, json={"prompt": prompts, "max_tokens": 1})
             for name in names:
-                async with attacked(name, port):
+                with attacked(port, name):
                     await asyncio.sleep(WARM)
             await greeted(client, 10, Beside("warm"))
             alone = Beside("alone")

@@ -357,24 +357,11 @@ def server(model: str, options: list[str]) -> Iterator[tuple[subprocess.Popen[st
             process.wait()
 
 
-@contextmanager
-def attacked(names: list[str], url: str) -> Iterator[None]:
-    """Attacks of hostile.py go on while this lasts."""
-    command = [sys.executable, str(Path(__file__).with_name("hostile.py")), "--port"]
-    command += [url.rpartition(":")[2], "--attack"]
-    attackers = [subprocess.Popen([*command, n], stdout=subprocess.DEVNULL) for n in names]
-    try:
-        yield
-        assert all(attacker.poll() is None for attacker in attackers), "they went on all the time"
-    finally:
-        for attacker in attackers:
-            attacker.kill()
-            attacker.wait()
-
-
 async def loaded(
     process: subprocess.Popen[str], url: str, args: argparse.Namespace
 ) -> dict[str, Any]:
+    from hostile import attacked
+
     load = Load(url, args.seed, args.clients)
     memory: list[int] = []
     async with httpx2.AsyncClient(base_url=url, timeout=600, trust_env=False) as client:
@@ -391,7 +378,7 @@ async def loaded(
         clients = [asyncio.create_task(load.run(n, pool)) for n, pool in enumerate(pools)]
         began = time.monotonic()
         load.going.set()
-        with attacked(args.attacks, url):
+        with attacked(int(url.rpartition(":")[2]), *args.attacks):
             await asyncio.sleep(60 * args.minutes)
         load.going.clear()
         while load.under_way:

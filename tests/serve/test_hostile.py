@@ -643,9 +643,7 @@ def test_s19_hostile_peers_do_not_stop_others(
         make_engine(fitted(tiny_config, tokenizer, **sizes), tokenizer), tmp_path / "model"
     )
 
-    hostile = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "hostile.py"))[
-        "hostile"
-    ]
+    script = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "hostile.py"))
 
     def answers() -> list[str]:
         return [
@@ -657,7 +655,7 @@ def test_s19_hostile_peers_do_not_stop_others(
 
     with served(folder) as url, httpx2.Client(base_url=url, timeout=60, trust_env=False) as client:
         alone = answers()
-        with hostile(url):
+        with script["attacked"](int(url.rpartition(":")[2]), *script["ATTACKS"]):
             beside = answers()
         until(lambda: at_rest(client))
     assert beside == alone
