@@ -8,6 +8,7 @@ gets 503 with `Retry-After`. Host, Origin, keys and sizes are checked as afterwa
 """
 
 import asyncio
+import gc
 import threading
 import time
 from collections.abc import Callable
@@ -106,6 +107,9 @@ class Loading:
     def _run(self, loop: asyncio.AbstractEventLoop, loaded: asyncio.Event) -> None:
         try:
             self._loaded = self._load(self._progress)
+            # What is loaded stays: collections of garbage, which stop all threads, needn't walk through it.
+            gc.collect()
+            gc.freeze()
         except BaseException as error:  # a panic of a Rust library is no Exception
             self.error = error
         with suppress(RuntimeError):  # the loop is closed: the server was stopped during the load
