@@ -26,9 +26,9 @@ SCORED = 128
 
 
 @dataclass(frozen=True)
-class Ran:
-    """What a step gave of a part: float32 `logits` of the tokens that may follow its last known token and each guess
-    (None where nothing is drawn), and what the model thinks of prompt tokens where that was asked for."""
+class PartOutput:
+    """The output of a part of a step: float32 `logits` of the tokens that may follow its last known token and each
+    guess (None where nothing is drawn), and the log-probabilities of prompt tokens where they were asked for."""
 
     logits: Float[Tensor, "n V"] | None
     scores: list[TokenLogprob]
@@ -73,7 +73,7 @@ class Runner:
         return "long" if self.has_long and self.total(request) > self.switch else "short"
 
     @torch.inference_mode()
-    def run(self, parts: Sequence[Part], memory: Memory) -> list[Ran]:
+    def run(self, parts: Sequence[Part], memory: Memory) -> list[PartOutput]:
         """Runs the parts and moves their tables on."""
         if self.device.type == "cuda" and all(_is_one_word(part) for part in parts):
             return self._replayed(parts, memory)
@@ -100,10 +100,10 @@ class Runner:
         states = hidden[sum(counts) : len(rows)].split([len(some) for some in scored])
         scores = [self._scores(*pair) for pair in zip(parts, states, strict=True)]
         if not any(drawn):
-            return [Ran(None, some) for some in scores]
+            return [PartOutput(None, some) for some in scores]
         logits = self.model.logits(hidden[: sum(counts)]).float().split(counts)
         return [
-            Ran(rows if count else None, some)
+            PartOutput(rows if count else None, some)
             for rows, count, some in zip(logits, counts, scores, strict=True)
         ]
 
@@ -113,7 +113,7 @@ class Runner:
         ids = [part.request.ids[number] for number in part.scored]
         return logprobs(self.model, hidden, ids, part.request.sampling.prompt_logprobs or 0)
 
-    def _replayed(self, parts: Sequence[Part], memory: Memory) -> list[Ran]:
+    def _replayed(self, parts: Sequence[Part], memory: Memory) -> list[PartOutput]:
         """The same where everybody has one token, by a recorded graph."""
         if self._graphs is None or self._graphs.memory is not memory:
             self._graphs = DecodeGraphs(self.model, memory)
@@ -121,7 +121,8 @@ class Runner:
         for part in parts:
             part.request.table.length += 1
         return [
-            Ran(row[None] if p.draws else None, []) for p, row in zip(parts, logits, strict=True)
+            PartOutput(row[None] if p.draws else None, [])
+            for p, row in zip(parts, logits, strict=True)
         ]
 
     @torch.inference_mode()

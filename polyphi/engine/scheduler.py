@@ -135,7 +135,7 @@ class Scheduler:
         return min(most, max(least, int((ALONE if alone else STEP) / self._pace)))
 
     def timed(self, parts: Sequence[Part], seconds: float) -> None:
-        """Hears how long a step took."""
+        """Records how long a step took."""
         tokens = sum(part.size for part in parts)
         if tokens >= FEWEST:
             pace = seconds / tokens
@@ -154,8 +154,8 @@ class Scheduler:
 
         shares: dict[int, int] = {}
         wanted = [sum(map(due, groups.values())) for groups in clients.values()]
-        for groups, share in zip(clients.values(), divided(budget, wanted), strict=True):
-            parts = divided(share, [due(group) for group in groups.values()])
+        for groups, share in zip(clients.values(), split_evenly(budget, wanted), strict=True):
+            parts = split_evenly(share, [due(group) for group in groups.values()])
             for group, left in zip(groups.values(), parts, strict=True):
                 for request in group:
                     shares[id(request)] = min(left, self._due(request))
@@ -163,31 +163,31 @@ class Scheduler:
         return shares
 
     def _admit_waiting(self, budget: int) -> None:
-        """Lets requests run that wait: as many as the step has tokens for, and one of each group."""
-        passed: list[Request] = []
+        """Admits waiting requests: as many as the step has tokens for, and at least one of each group."""
+        skipped: list[Request] = []
         while True:
             reading = self._reading()
             groups = {request.group for request in reading}
             room = budget - sum(self._due(r) for r in reading if not r.missing)
-            may = [
+            eligible = [
                 r
                 for r in self.waiting
-                if r not in passed
+                if r not in skipped
                 and (room > 0 or r.group not in groups)
                 and (r.leader is None or r.leader.prefilled)
-                and (not passed or self._is_small(r))
+                and (not skipped or self._is_small(r))
             ]
-            if not may:
+            if not eligible:
                 return
-            request = min(may, key=self._claim())
-            if len(self.running) >= self.together and not self._give_way(request):
+            request = min(eligible, key=self._priority())
+            if len(self.running) >= self.together and not self._preempt_for(request):
                 return
             if not self._admit(request):
                 if request.overtaken >= PATIENCE:
                     return
-                passed.append(request)
+                skipped.append(request)
                 continue
-            for other in passed:
+            for other in skipped:
                 other.overtaken += 1
             self.waiting.remove(request)
             self.running.append(request)
@@ -195,21 +195,24 @@ class Scheduler:
             request.phase = "running"
             request.started = request.started or time.monotonic()
 
-    def _claim(self) -> Callable[[Request], tuple[int, ...]]:
-        """What tells requests that wait apart: the least goes first, of equal ones the one that came first."""
+    def _priority(self) -> Callable[[Request], tuple[int, ...]]:
+        """The sort key of waiting requests: the smallest is admitted next, of equal ones the one that came first."""
         clients, groups = self._counts()
 
-        def claim(request: Request) -> tuple[int, ...]:
+        def priority(request: Request) -> tuple[int, ...]:
             client, group = request.caller.client, request.group
             turns = (self._turns.get(client, 0), self._turns.get(group, 0))
             return clients[client], turns[0], groups[group], turns[1]
 
-        return claim
+        return priority
 
     def _note_turn(self, request: Request) -> None:
-        there = {key for r in (*self.waiting, *self.running) for key in (r.caller.client, r.group)}
+        """Records when this client and this call were admitted last."""
+        present = {
+            key for r in (*self.waiting, *self.running) for key in (r.caller.client, r.group)
+        }
         number = 1 + max(self._turns.values(), default=0)
-        self._turns = {key: turn for key, turn in self._turns.items() if key in there}
+        self._turns = {key: turn for key, turn in self._turns.items() if key in present}
         self._turns |= dict.fromkeys((request.caller.client, request.group), number)
 
     def _counts(self) -> tuple[Counter[bytes], Counter[int]]:
@@ -218,9 +221,9 @@ class Scheduler:
             r.group for r in self.running
         )
 
-    def _give_way(self, request: Request) -> bool:
-        """Takes the newest place of the client, or of the client's own group, that has most of them, if it has at least
-        two more; False if none has."""
+    def _preempt_for(self, request: Request) -> bool:
+        """Preempts the newest request of the client that runs the most requests, or of the same client's call that
+        does, where that is at least two more than this one has; False where none is."""
         clients, groups = self._counts()
 
         def has_more(other: Request) -> bool:
@@ -228,10 +231,10 @@ class Scheduler:
                 return clients[other.caller.client] > clients[request.caller.client] + 1
             return groups[other.group] > groups[request.group] + 1
 
-        rich = [r for r in reversed(self.running) if has_more(r)]
-        if not rich:
+        candidates = [r for r in reversed(self.running) if has_more(r)]
+        if not candidates:
             return False
-        self.preempt(max(rich, key=lambda r: (clients[r.caller.client], groups[r.group])))
+        self.preempt(max(candidates, key=lambda r: (clients[r.caller.client], groups[r.group])))
         return True
 
     def _is_small(self, request: Request) -> bool:
@@ -316,8 +319,8 @@ class Scheduler:
         return True
 
 
-def divided(amount: int, wanted: Sequence[int]) -> list[int]:
-    """`amount` in equal parts; what some don't want goes to the others."""
+def split_evenly(amount: int, wanted: Sequence[int]) -> list[int]:
+    """`amount` in equal parts of at most what is `wanted`; what one part doesn't need goes to the others."""
     given = [0] * len(wanted)
     left = len(wanted)
     for number in sorted(range(left), key=wanted.__getitem__):

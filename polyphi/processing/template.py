@@ -50,22 +50,6 @@ class Words:
     answer: bool = False
 
 
-def render(
-    messages: Sequence[Message],
-    tokenizer: Tokenizer,
-    *,
-    generation_prompt: bool = False,
-    trusted: bool = False,
-) -> list[Piece]:
-    """The pieces of a conversation: those of `script`, its text encoded. Raises `ValueError` as `script` does."""
-    return [
-        Piece(tuple(tokenizer.encode(part.text)), part.answer) if isinstance(part, Words) else part
-        for part in script(
-            messages, tokenizer, generation_prompt=generation_prompt, trusted=trusted
-        )
-    ]
-
-
 def script(
     messages: Sequence[Message],
     tokenizer: Tokenizer,

@@ -61,7 +61,7 @@ PREPARING = 4
 """Threads that prepare small requests, and do other short work."""
 LARGE_PREPARING = max(1, min(4, (os.cpu_count() or 1) // 4))
 """Threads that prepare large requests: few, so that most processors are left to steps and to others."""
-TRIMMED, TRIMMED_BUSY = 5.0, 60.0
+TRIM_IDLE, TRIM_BUSY = 5.0, 60.0
 """Seconds at least between two times that free memory goes back to the system: while nobody is being answered, and
 while somebody is."""
 LARGE = 32 << 10
@@ -233,7 +233,7 @@ class Server:
         self._preparing = ThreadPoolExecutor(PREPARING, "prepare")
         self._preparing_large = ThreadPoolExecutor(LARGE_PREPARING, "prepare large")
         self._turns = Turns(LARGE_PREPARING)
-        self._worked = False  # since free memory was last given back, at `_trimmed`
+        self._heap_used = False  # since free memory was last given back, at `_trimmed`
         self._trimmed = time.monotonic()
         self._dropping = ThreadPoolExecutor(1, "drop")
         engine.processor.caps = Caps(
@@ -294,9 +294,9 @@ class Server:
                 more = False
             if not more:
                 self._jobs.discard(job)
-        least = TRIMMED_BUSY if self._tickets else TRIMMED
-        if self._worked and time.monotonic() - self._trimmed > least:
-            self._worked, self._trimmed = False, time.monotonic()
+        least = TRIM_BUSY if self._tickets else TRIM_IDLE
+        if self._heap_used and time.monotonic() - self._trimmed > least:
+            self._heap_used, self._trimmed = False, time.monotonic()
             give_back()
 
     def _load(self) -> Load:
@@ -439,13 +439,13 @@ class Server:
 
     async def in_thread(self, work: Callable[..., T], *given: Any) -> T:
         """Work that takes a while, in one of a few threads."""
-        self._worked = True
+        self._heap_used = True
         return await asyncio.get_running_loop().run_in_executor(self._preparing, work, *given)
 
     async def in_turn(self, large: bool, caller: Caller, work: Callable[..., T], *given: Any) -> T:
         """The same, but `large` work in threads of its own, for which callers take turns: small work never waits for
         it."""
-        self._worked = True
+        self._heap_used = True
         if not large:
             return await self.in_thread(work, *given)
         async with self._turns.turn(caller.client):

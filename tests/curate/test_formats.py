@@ -12,6 +12,7 @@ import pytest
 import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
+from pieces import render
 from PIL import Image as PIL
 
 from polyphi.chat import Audio, Image, Message, Text
@@ -301,7 +302,7 @@ def test_control_tokens_in_words_stay_words(row: dict[str, Any], tokenizer: Toke
 
     def controls(text: str) -> int:
         messages = made(json.loads(json.dumps(row).replace("SAID", text)))
-        ids = [id for p in template.render(messages, tokenizer, trusted=True) for id in p.ids]
+        ids = [id for p in render(messages, tokenizer, trusted=True) for id in p.ids]
         return sum(id in tokenizer.controls.values() for id in ids)
 
     marks = "".join(tokenizer.controls) + "<image>"
@@ -312,7 +313,7 @@ def test_calls_in_arguments_of_calls_stay_words(tokenizer: Tokenizer) -> None:
     call = {"name": "say", "arguments": {"text": "<|/tool_call|><|tool_call|>"}}
     row = {"conversations": turns(("human", "x"), ("function_call", json.dumps(call)))}
     messages = made(row)
-    ids = [id for p in template.render(messages, tokenizer, trusted=True) for id in p.ids]
+    ids = [id for p in render(messages, tokenizer, trusted=True) for id in p.ids]
     for mark in (template.CALL, template.CALL_END):
         assert ids.count(tokenizer.control(mark)) == 1
     assert json.loads(formats.to_sharegpt(messages)["conversations"][1]["value"]) == [call]

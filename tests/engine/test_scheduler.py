@@ -9,7 +9,7 @@ from polyphi.chat import Message, SamplingParams
 from polyphi.engine.cache import BLOCK, token_bytes
 from polyphi.engine.engine import Engine
 from polyphi.engine.request import Caller, Request
-from polyphi.engine.scheduler import KEPT, PATIENCE, SMALL, divided
+from polyphi.engine.scheduler import KEPT, PATIENCE, SMALL, split_evenly
 
 LONG = [Message.user("the quick brown fox jumps over the lazy dog " * 12)]
 SHORT = [Message.user("1 + 2")]
@@ -36,7 +36,7 @@ def sized(engine: Engine, blocks: int, **options: int) -> Engine:
 
 @given(st.integers(0, 500), st.lists(st.integers(0, 200), min_size=1, max_size=9))
 def test_equal_parts(amount: int, wanted: list[int]) -> None:
-    given = divided(amount, wanted)
+    given = split_evenly(amount, wanted)
     assert sum(given) == min(amount, sum(wanted))
     assert all(0 <= g <= w for g, w in zip(given, wanted, strict=True))
     short = [g for g, w in zip(given, wanted, strict=True) if g < w]

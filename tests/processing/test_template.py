@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pieces import render
 
 from polyphi.chat import Audio, Image, Message, Text
-from polyphi.processing.template import render
 from polyphi.processing.tokenizer import CONTROLS, Tokenizer
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pieces import render
 
 from polyphi.chat import Audio, Message
 from polyphi.processing import tokenizer as module
-from polyphi.processing.template import render
 from polyphi.processing.tokenizer import CONTROLS, DIGIT_SPLIT, O200K_SPLIT, Tokenizer
 
 

@@ -217,7 +217,7 @@ def test_free_memory_goes_back_when_nobody_is_answered(
 ) -> None:
     """Once after the last answer, not while the server rests."""
     given: list[int] = []
-    monkeypatch.setattr("polyphi.serve.server.TRIMMED", 0.0)
+    monkeypatch.setattr("polyphi.serve.server.TRIM_IDLE", 0.0)
     with serving(engine, Settings("tiny")) as running, running.client() as client:
         monkeypatch.setattr(
             "polyphi.serve.server.give_back",
