@@ -20,7 +20,7 @@ import polyphi
 from polyphi.chat import SamplingParams
 from polyphi.engine.engine import Engine
 from polyphi.engine.runner import extend
-from polyphi.eval.task import find
+from polyphi.eval.heldout import find
 from polyphi.phi import Phi
 
 KINDS = {"float32": {"dtype": "float32"}, "bf16": {"quant": "bf16"}, "int8": {"quant": "int8"}}

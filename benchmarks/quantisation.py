@@ -25,9 +25,10 @@ from polyphi.batch import Batch
 from polyphi.chat import Message, SamplingParams
 from polyphi.data import calibration
 from polyphi.data.shards import Shards
+from polyphi.eval.heldout import find
 from polyphi.eval.report import number
 from polyphi.eval.run import Result, evaluate, select
-from polyphi.eval.task import Task, find
+from polyphi.eval.task import Task
 from polyphi.model import weights
 from polyphi.model.quantize import quantize
 from polyphi.phi import Phi

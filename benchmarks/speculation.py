@@ -42,8 +42,8 @@ from polyphi.data.shards import Shards
 from polyphi.engine.cache import BLOCK, BlockPool, Memory, StepCache, Table
 from polyphi.engine.engine import DRAFT, Engine
 from polyphi.engine.scheduler import Part
+from polyphi.eval.heldout import find
 from polyphi.eval.run import select
-from polyphi.eval.task import find
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.model.quantize import KINDS, quantize

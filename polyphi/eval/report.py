@@ -16,7 +16,13 @@ MODALITIES = {
     "joint": "Vision and speech together",
     "safety": "Safety",
 }
-METRICS = {"accuracy": "accuracy", "wer": "WER ↓", "cer": "CER ↓", "bleu": "BLEU"}
+METRICS = {
+    "accuracy": "accuracy",
+    "balanced": "balanced accuracy",
+    "wer": "WER ↓",
+    "cer": "CER ↓",
+    "bleu": "BLEU",
+}
 CONDITIONS = {
     "majority": "majority answer",
     "without": "without the picture or clip",

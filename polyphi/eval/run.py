@@ -27,8 +27,9 @@ import numpy as np
 
 from polyphi.chat import Audio, Generate, Image, Message, SamplingParams, Text, adapter_for, media
 from polyphi.data.shards import Sample, Shards
+from polyphi.eval.heldout import find
 from polyphi.eval.scorers import BLEU_ORDERS, BLEU_PARTS, references
-from polyphi.eval.task import MODALITIES, Score, Task, find
+from polyphi.eval.task import MODALITIES, Score, Task
 
 CONDITIONS = ("with", "without", "shuffled")
 BASELINES = ("majority", "without", "shuffled", "without_clip", "shuffled_clip")
@@ -517,15 +518,20 @@ def vector(metric: str, score: Score) -> list[float]:
         return [twice, twice + wrong]
     if metric == "geometric":
         return [*score.parts.values(), 1.0]
+    if metric == "balanced":
+        harmful = score.parts["harmful"]
+        return [score.value * harmful, score.value * (1 - harmful), harmful, 1 - harmful]
     return [score.value, 1.0]
 
 
 def rates(metric: str, sums: np.ndarray) -> np.ndarray:
-    """Scores [...] from summed vectors [... k]: mean value, errors per unit, corpus BLEU (0 to 100), or the
-    geometric mean of the parts' means."""
+    """Scores [...] from summed vectors [... k]: mean value, errors per unit, corpus BLEU (0 to 100), the geometric mean
+    of the parts' means, or the mean of both classes' accuracies."""
     if metric == "geometric":
         means = sums[..., :-1] / np.maximum(sums[..., -1:], 1e-9)
         return np.prod(means, axis=-1) ** (1 / means.shape[-1])
+    if metric == "balanced":
+        return (sums[..., :2] / np.maximum(sums[..., 2:], 1e-9)).mean(-1)
     if metric != "bleu":
         return sums[..., 0] / np.maximum(sums[..., 1], 1e-9)
     correct, total = sums[..., 2 : 2 + BLEU_ORDERS], sums[..., 2 + BLEU_ORDERS :]

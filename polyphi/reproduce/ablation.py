@@ -26,8 +26,9 @@ from polyphi.data.draws import Unfit
 from polyphi.data.packing import Pack, Room, deal
 from polyphi.data.shards import Shards
 from polyphi.engine.engine import Engine
+from polyphi.eval.heldout import find
 from polyphi.eval.run import evaluate
-from polyphi.eval.task import Task, find
+from polyphi.eval.task import Task
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.processor import TooLong
 from polyphi.reproduce.graph import Run

@@ -37,9 +37,9 @@ from polyphi.curate.pipeline import Machines
 from polyphi.engine.engine import Engine
 from polyphi.engine.memory import free_memory
 from polyphi.eval.benchmark import benchmarks
+from polyphi.eval.heldout import find
 from polyphi.eval.report import line
 from polyphi.eval.run import evaluate
-from polyphi.eval.task import find
 from polyphi.model import weights
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel

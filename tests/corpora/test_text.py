@@ -13,7 +13,7 @@ from polyphi.chat import Completion, SamplingParams
 from polyphi.curate import sources
 from polyphi.curate.corpus import Corpus, Work, build
 from polyphi.data.shards import Shards
-from polyphi.eval import tasks
+from polyphi.eval.heldout import find
 from polyphi.eval.task import Task
 
 DOCUMENTS = {"documents", "code", "math", "translation", "long_documents", "reasoning_documents"}
@@ -177,13 +177,7 @@ def test_reasoning_pairs_come_from_the_models_errors(work):
 
 
 def text_tasks() -> list[Task]:
-    root = Path(tasks.__file__).parent
-    found = []
-    for folder in ("text", "safety"):
-        for file in sorted((root / folder).glob("*.py")):
-            module = importlib.import_module(f"polyphi.eval.tasks.{folder}.{file.stem}")
-            found.append(getattr(module, "task", None))
-    return [task for task in found if isinstance(task, Task) and task.corpus in NAMES]
+    return [t for t in find() if t.modality in ("text", "safety") and t.corpus in NAMES]
 
 
 def test_references_of_every_task_score_fully(work):

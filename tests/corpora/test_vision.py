@@ -16,8 +16,8 @@ from polyphi.curate import images, safety, sources, stamps, text
 from polyphi.curate.corpus import Corpus, Work, build
 from polyphi.curate.lexicon import LANGUAGES
 from polyphi.data.shards import Sample, Shards
+from polyphi.eval.heldout import find
 from polyphi.eval.scorers import refuses
-from polyphi.eval.task import find
 
 CORPORA = [m.corpus for m in (captions, interleaved, grounding, ocr, charts, image_qa, multi_image)]
 

@@ -13,7 +13,8 @@ from polyphi.chat import Audio, Completion, Image, Message, Text, adapter_for, m
 from polyphi.data import shards
 from polyphi.data.shards import Sample
 from polyphi.eval import report, run, scorers
-from polyphi.eval.task import Score, Task, find
+from polyphi.eval.heldout import CORE, TASKS, find
+from polyphi.eval.task import Score, Task
 
 TASK = Task(
     "colour", "Colour of the square", "vision", "image_qa", scorers.exact, only={"task": "colour"}
@@ -236,7 +237,7 @@ def test_models_that_batch_are_asked_for_many(tmp_path: Path) -> None:
     assert sizes == [80, 81]  # with "auto", and with the adapter that pictures call for
 
 
-def test_every_task_file_can_be_found_and_its_scorer_works() -> None:
+def test_every_row_of_the_table_has_a_scorer_that_works() -> None:
     for task in find():
         score = task.scorer("an answer", Sample("s", (Message.assistant("3"),), "m", "MIT"))
         assert isinstance(score, Score) and 0 <= score.value <= 1
@@ -244,3 +245,15 @@ def test_every_task_file_can_be_found_and_its_scorer_works() -> None:
             assert {"errors", "units"} <= score.parts.keys()
     with pytest.raises(ValueError, match="no task is called"):
         find("a task that isn't there")
+
+
+def test_the_core_has_42_rows_and_names_are_unique() -> None:
+    assert len(CORE) == 42
+    assert len({task.name for task in TASKS}) == len(TASKS)
+    assert [t.name for t in find("digit", "copy")] == ["copy", "digit"]
+
+
+def test_balanced_accuracy_is_the_mean_of_both_classes() -> None:
+    rows = [Score(1.0, "", {"harmful": 1.0})] * 3 + [Score(0.0, "", {"harmful": 0.0})]
+    summed = np.sum([run.vector("balanced", r) for r in rows], axis=0)
+    assert run.rates("balanced", summed) == 0.5

@@ -4,7 +4,7 @@ import pytest
 
 from polyphi import stages
 from polyphi.eval.benchmark import benchmarks
-from polyphi.eval.task import find
+from polyphi.eval.heldout import find
 from polyphi.stages import sizes
 
 EVERY = {name: stages.load(name) for name in stages.ORDER}

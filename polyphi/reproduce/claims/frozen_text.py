@@ -6,7 +6,7 @@ polyphi claims C1 --out runs/nano
 import json
 from collections.abc import Iterator
 
-from polyphi.eval.task import find
+from polyphi.eval.heldout import find
 from polyphi.reproduce.claims.claim import Claim, Effect, contrast, paired
 from polyphi.reproduce.claims.laboratory import Laboratory
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from polyphi import stages
-from polyphi.eval.task import find
+from polyphi.eval.heldout import find
 from polyphi.reproduce import lineage
 from polyphi.reproduce.claims.claim import Claim, Effect, contrast, paired
 from polyphi.reproduce.claims.laboratory import Arm, Laboratory

@@ -22,8 +22,9 @@ from polyphi.batch import Batch, pack
 from polyphi.data.packing import Room, Size
 from polyphi.data.shards import Sample, Shards
 from polyphi.engine.engine import Engine
+from polyphi.eval.heldout import find
 from polyphi.eval.run import evaluate, judged
-from polyphi.eval.task import Task, find
+from polyphi.eval.task import Task
 from polyphi.model.multimodal import PhiModel
 from polyphi.reproduce import lineage
 from polyphi.reproduce.claims import claim as claims

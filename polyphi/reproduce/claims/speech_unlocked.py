@@ -5,7 +5,7 @@ polyphi claims C4 --out runs/nano
 
 from collections.abc import Iterator
 
-from polyphi.eval.task import find
+from polyphi.eval.heldout import find
 from polyphi.reproduce.claims.claim import Claim, Effect, contrast, paired
 from polyphi.reproduce.claims.laboratory import Laboratory
 
