@@ -20,7 +20,7 @@ from polyphi.corpora.image_qa import (
 from polyphi.curate import images, stamps
 from polyphi.curate.corpus import Corpus, Work
 from polyphi.curate.decontaminate import against
-from polyphi.curate.images import SCANS, SIDE, sheet
+from polyphi.curate.images import PAIRS, SCANS, SIDE, sheet
 from polyphi.curate.instructions import several
 from polyphi.curate.lexicon import COLOUR_RGB, COLOURS, LANGUAGES, SHAPES, lexicon
 from polyphi.curate.scenes import Made, Maker, Scene, asked, samples
@@ -66,16 +66,14 @@ def shapes(scene: Scene) -> Captioned:
     if form == "place":
         place, side = scene.answer(list(PLACES), every=4), scene.rng.randint(28, 44)
         picture = sheet((SIDE, SIDE), scene.paper(COLOUR_RGB[colour]))
-        images.stamp_shape(
-            picture, shape, at(scene, place, side), side, scene.tint(colour), turn=scene.turn()
-        )
+        scene.shape(picture, shape, colour, at(scene, place, side), side)
         return Captioned(
             picture,
             f"{a(f'{colour} {shape}')} {'on the' if place in ('left', 'right') else 'at the'} {place}",
         )
     groups = [(scene.answer(range(1, 5), every=4), colour, shape)]
     if form == "two":
-        other = scene.rng.choice([pair for pair in scene.pairs if pair[0] != shape])
+        other = scene.rng.choice([pair for pair in PAIRS if pair[0] != shape])
         groups = [
             (scene.rng.randint(1, 2), colour, shape),
             (scene.rng.randint(1, 2), other[1], other[0]),
@@ -85,7 +83,7 @@ def shapes(scene: Scene) -> Captioned:
     picture = sheet((SIDE, SIDE), scene.paper(*(COLOUR_RGB[c] for _, c, _ in groups)))
     things = [(c, s) for count, c, s in groups for _ in range(count)]
     for (c, s), corner in zip(things, scene.scatter(total, side), strict=True):
-        images.stamp_shape(picture, s, corner, side, scene.tint(c), turn=scene.turn())
+        scene.shape(picture, s, c, corner, side)
     return Captioned(picture, " and ".join(several(*group) for group in groups))
 
 
@@ -137,7 +135,7 @@ def one_word(scene: Scene) -> Captioned:
     side = scene.rng.randint(50, 92)
     picture = sheet((SIDE, SIDE), scene.paper(COLOUR_RGB[colour]))
     corner = scene.corner(picture.size, (side, side))
-    images.stamp_shape(picture, shape, corner, side, scene.tint(colour), turn=scene.turn())
+    scene.shape(picture, shape, colour, corner, side)
     return Captioned(
         picture, scene.rng.choice((SHAPES[shape], COLOURS[colour]))[language], "polyphi", language
     )

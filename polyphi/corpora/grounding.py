@@ -11,7 +11,7 @@ from PIL import Image
 from polyphi.curate import images
 from polyphi.curate.corpus import Corpus, Work
 from polyphi.curate.decontaminate import against
-from polyphi.curate.images import SCANS, SIDE, sheet
+from polyphi.curate.images import PAIRS, SCANS, SIDE, sheet
 from polyphi.curate.lexicon import COLOUR_RGB
 from polyphi.curate.scenes import Made, Scene, asked, samples
 from polyphi.data.shards import Sample
@@ -31,7 +31,7 @@ def _draw(scene: Scene) -> tuple[Image.Image, list[tuple[str, tuple[int, int]]],
     cell = side // GRID
     first = scene.answer(PLACES)
     places = [first, *scene.rng.sample([p for p in PLACES if p != first], scene.rng.randint(0, 3))]
-    shapes = scene.rng.sample(scene.pairs, len(places))
+    shapes = scene.rng.sample(PAIRS, len(places))
     digits = scene.rng.sample(range(10), len(places))
     scanned = [scene.rng.random() < 0.3 for _ in places]
     used = [COLOUR_RGB[c] for (_, c), s in zip(shapes, scanned, strict=True) if not s]
@@ -46,8 +46,9 @@ def _draw(scene: Scene) -> tuple[Image.Image, list[tuple[str, tuple[int, int]]],
         )
         if scan:
             picture.paste(ink, corner, images.scan_mask(scene.scan(digit), size))
+            images.name(picture, str(digit), corner, (size, size))
         else:
-            images.stamp_shape(picture, shape, corner, size, scene.tint(colour), turn=scene.turn())
+            scene.shape(picture, shape, colour, corner, size)
         things.append((str(digit) if scan else f"{colour} {shape}", (x, y)))
     return picture, things, SCANS if any(scanned) else "polyphi"
 

@@ -2,7 +2,7 @@
 and a few requests to refuse, with their innocuous look-alikes (the report's model safety, 3.2).
 
 The single-image instruction set of `vision_3_generative`. Held out for the test split: scans, stamps, fonts, numbers
-and pairs of shape and colour. A fifth of the questions that allow it are asked in the other seven languages.
+and turns of a shape in a colour. A fifth of the questions that allow it are asked in the other seven languages.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,7 +15,7 @@ from polyphi.chat import Message
 from polyphi.curate import charts, images, safety, stamps
 from polyphi.curate.corpus import Corpus, Work
 from polyphi.curate.decontaminate import against
-from polyphi.curate.images import SCANS, SIDE, sheet
+from polyphi.curate.images import PAIRS, SCANS, SIDE, sheet
 from polyphi.curate.instructions import DESCRIBE, several
 from polyphi.curate.instructions import PLACES as TOLD_PLACES
 from polyphi.curate.lexicon import COLOUR_RGB, COLOURS, LANGUAGES, SHAPES, lexicon
@@ -130,6 +130,7 @@ def count(scene: Scene) -> Made:
         for corner in scene.scatter(total, side, size):
             cutout = stamp.cutout(side)
             picture.paste(cutout, corner, cutout)
+            images.name(picture, stamp.kind or "thing", corner, cutout.size)
         if language != "en":
             return asked(
                 picture, ask(scene, "count", language), total, STAMPS, language, stamp=stamp.id
@@ -142,10 +143,8 @@ def count(scene: Scene) -> Made:
     picture = sheet(size, paper)
     other = scene.rng.choice([s for s in SHAPES if s != shape])
     for i, corner in enumerate(scene.scatter(total + others, side, size)):
-        one, turn = scene.rng.randint(int(0.75 * side), side), scene.turn()
-        images.stamp_shape(
-            picture, shape if i < total else other, corner, one, scene.tint(colour), turn=turn
-        )
+        one = scene.rng.randint(int(0.75 * side), side)
+        scene.shape(picture, shape if i < total else other, colour, corner, one)
     language = "en" if others else scene.language()
     if language != "en":
         return asked(picture, ask(scene, "count", language), total, language=language)
@@ -156,16 +155,16 @@ def count(scene: Scene) -> Made:
 
 
 def _of(scene: Scene, part: int, values: Mapping[str, object]) -> tuple[str, str]:
-    """A (shape, colour) of the split whose `part` (0 or 1) is the balanced answer."""
+    """A (shape, colour) whose `part` (0 or 1) is the balanced answer."""
     wanted = scene.answer(list(values))
-    return scene.rng.choice([pair for pair in images.pairs(scene.split) if pair[part] == wanted])
+    return scene.rng.choice([pair for pair in PAIRS if pair[part] == wanted])
 
 
 def _single(scene: Scene, shape: str, colour: str) -> Image.Image:
     size = scene.size()
     picture, side = sheet(size, scene.paper(COLOUR_RGB[colour])), scene.rng.randint(36, 92)
     corner = scene.corner(size, (side, side))
-    images.stamp_shape(picture, shape, corner, side, scene.tint(colour), turn=scene.turn())
+    scene.shape(picture, shape, colour, corner, side)
     return picture
 
 
@@ -173,11 +172,11 @@ def colour(scene: Scene) -> Made:
     """The colour of a shape, or of one of two."""
     shape, name = _of(scene, 1, COLOURS)
     if scene.rng.random() < 0.35:
-        other = scene.rng.choice([(s, c) for s, c in scene.pairs if s != shape and c != name])
+        other = scene.rng.choice([(s, c) for s, c in PAIRS if s != shape and c != name])
         colours = COLOUR_RGB[name], COLOUR_RGB[other[1]]
         picture = sheet((SIDE, SIDE), scene.paper(*colours))
         for (s, c), corner in zip([(shape, name), other], scene.scatter(2, 40), strict=True):
-            images.stamp_shape(picture, s, corner, 40, scene.tint(c), turn=scene.turn())
+            scene.shape(picture, s, c, corner, 40)
         question = scene.rng.choice(
             (f"What colour is the {shape}?", f"What is the colour of the {shape}?")
         )
@@ -217,7 +216,9 @@ def draw_stamp(
         and not stamp.id.startswith("symbols/")
     ):
         cutout = cutout.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    picture.paste(cutout, scene.corner(size, cutout.size), cutout)
+    corner = scene.corner(size, cutout.size)
+    picture.paste(cutout, corner, cutout)
+    images.name(picture, stamp.kind or "thing", corner, cutout.size)
     return picture
 
 
@@ -300,12 +301,12 @@ def where(scene: Scene) -> Made:
     place, (name, tint) = scene.answer(list(PLACES)), scene.pair()
     things = [(name, tint, place)]
     if scene.rng.random() < 0.5:
-        other = scene.rng.choice([pair for pair in scene.pairs if pair[0] != name])
+        other = scene.rng.choice([pair for pair in PAIRS if pair[0] != name])
         things.append((*other, scene.rng.choice([p for p in PLACES if p != place])))
     picture = sheet((SIDE, SIDE), scene.paper(*(COLOUR_RGB[c] for _, c, _ in things)))
     for s, c, p in things:
         side = scene.rng.randint(26, 36)
-        images.stamp_shape(picture, s, at(scene, p, side), side, scene.tint(c), turn=scene.turn())
+        scene.shape(picture, s, c, at(scene, p, side), side)
     question = scene.rng.choice((f"Where is the {name}?", f"On which side is the {name}?"))
     return asked(picture, question, place)
 
@@ -323,9 +324,7 @@ def more(scene: Scene) -> Made:
     picture = sheet((SIDE, SIDE), scene.paper(*(COLOUR_RGB[c] for c in counts)))
     items = [c for c, n in counts.items() for _ in range(n)]
     for c, corner in zip(items, scene.scatter(len(items), 24), strict=True):
-        images.stamp_shape(
-            picture, name, corner, scene.rng.randint(20, 24), scene.tint(c), turn=scene.turn()
-        )
+        scene.shape(picture, name, c, corner, scene.rng.randint(20, 24))
     if answer != "colour":
         return asked(
             picture,
@@ -399,7 +398,7 @@ def talk(scene: Scene) -> Made:
     count = 1 if form == "place" else scene.rng.randint(1, MOST if form == "alike" else 3)
     groups = [(count, colour, shape)]
     if form == "two":
-        other = [(s, c) for s, c in scene.pairs if s != shape and c != colour]
+        other = [(s, c) for s, c in PAIRS if s != shape and c != colour]
         s, c = scene.rng.choice(other)
         groups.append((scene.rng.randint(1, 3), c, s))
     told = " and ".join(several(*group) for group in groups)
@@ -416,7 +415,7 @@ def talk(scene: Scene) -> Made:
     picture = sheet((SIDE, SIDE), scene.paper(*(COLOUR_RGB[c] for _, c, _ in groups)))
     things = [(c, s) for n, c, s in groups for _ in range(n)]
     for (c, s), corner in zip(things, corners, strict=True):
-        images.stamp_shape(picture, s, corner, side, scene.tint(c), turn=scene.turn())
+        scene.shape(picture, s, c, corner, side)
     for n, c, s in groups:
         turns.append((f"How many {PLURALS[s]} are there?", n))
         alone = len(groups) == 1

@@ -11,8 +11,8 @@ from PIL import Image
 from polyphi.curate import cartoons, images, stamps
 from polyphi.curate.corpus import Corpus, Work
 from polyphi.curate.decontaminate import against
-from polyphi.curate.images import SCANS, SIDE, sheet
-from polyphi.curate.lexicon import COLOUR_RGB
+from polyphi.curate.images import PAIRS, SCANS, SIDE, sheet
+from polyphi.curate.lexicon import COLOUR_RGB, COLOURS
 from polyphi.curate.scenes import Made, Scene, asked, samples
 from polyphi.curate.stamps import KINDS, STAMPS
 from polyphi.data.shards import Sample
@@ -29,7 +29,7 @@ FRAMES = 3
 def _shape(scene: Scene, shape: str, colour: str) -> Image.Image:
     picture, side = sheet((SIDE, SIDE), scene.paper(COLOUR_RGB[colour])), scene.rng.randint(48, 90)
     corner = scene.corner(picture.size, (side, side))
-    images.stamp_shape(picture, shape, corner, side, scene.tint(colour), turn=scene.turn())
+    scene.shape(picture, shape, colour, corner, side)
     return picture
 
 
@@ -47,7 +47,9 @@ def _stamp(scene: Scene, kind: str) -> Image.Image:
         sheet((SIDE, SIDE), stamp.paper(scene.rng)),
         stamp.cutout(scene.rng.randint(66, 100)),
     )
-    picture.paste(cutout, scene.corner(picture.size, cutout.size), cutout)
+    corner = scene.corner(picture.size, cutout.size)
+    picture.paste(cutout, corner, cutout)
+    images.name(picture, kind, corner, cutout.size)
     return picture
 
 
@@ -100,9 +102,7 @@ def same(scene: Scene) -> Made:
         return asked(pictures, "Is it the same digit?", answer, SCANS, form=form)
     part = 0 if form == "shape" else 1
     first = scene.pair()
-    second = scene.rng.choice(
-        [p for p in scene.pairs if (p[part] == first[part]) == (answer == "yes")]
-    )
+    second = scene.rng.choice([p for p in PAIRS if (p[part] == first[part]) == (answer == "yes")])
     return asked(
         [_shape(scene, *first), _shape(scene, *second)],
         f"Is it the same {form}?",
@@ -117,7 +117,7 @@ def motion(scene: Scene) -> Made:
     (dx, dy), (shape, colour) = DIRECTIONS[answer], scene.pair()
     side, turn, paper, tint = (
         scene.rng.randint(26, 40),
-        scene.turn(),
+        scene.turn(shape, colour),
         scene.paper(COLOUR_RGB[colour]),
         scene.tint(colour),
     )
@@ -129,7 +129,8 @@ def motion(scene: Scene) -> Made:
         along = start + path * (i if dx + dy > 0 else FRAMES - 1 - i) / (FRAMES - 1)
         corner = (round(along), round(across)) if dx else (round(across), round(along))
         frame = sheet((SIDE, SIDE), paper)
-        images.stamp_shape(frame, shape, corner, side, tint, turn=turn)
+        words = f"{colour} {shape}"
+        images.stamp_shape(frame, shape, corner, side, tint, turn=turn, words=words)
         frames.append(frame)
     question = scene.rng.choice(
         (f"Which way does the {shape} move?", f"Where does the {shape} go?")
@@ -144,7 +145,7 @@ def frames(scene: Scene) -> Made:
     shown = scene.rng.sample([True] * answer + [False] * (3 - answer), 3)
     pictures = []
     for there in shown:
-        pair = scene.rng.choice([p for p in scene.pairs if (p[0] == shape) == there])
+        pair = scene.rng.choice([p for p in PAIRS if (p[0] == shape) == there])
         pictures.append(_shape(scene, *pair))
     return asked(pictures, f"How many pictures show a {shape}?", answer)
 
@@ -152,7 +153,7 @@ def frames(scene: Scene) -> Made:
 def _cartoon(scene: Scene, events: list[str], first: bool) -> cartoons.Cartoon:
     """A video of `events` and one or two more, which come before or after them."""
     shape, colour = scene.pair()
-    others = [c for s, c in scene.pairs if s == shape and c != colour]
+    others = [c for c in COLOURS if c != colour]
     more = [e for e in (*cartoons.PLAIN, f"turns {scene.rng.choice(others)}") if e not in events]
     more = scene.rng.sample(more, scene.rng.choice((2, 3)) - len(events))
     return cartoons.draw(scene, shape, colour, events + more if first else more + events)

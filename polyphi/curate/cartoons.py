@@ -66,7 +66,7 @@ class Cartoon:
 def draw(scene: Scene, shape: str, colour: str, events: Sequence[str]) -> Cartoon:
     """A video in which these events, all different, happen to a shape of that colour."""
     tints = {c: scene.tint(c) for c in (colour, *(e[6:] for e in events if e not in PLAIN))}
-    paper, turn = scene.paper(*(COLOUR_RGB[c] for c in tints)), scene.turn()
+    paper, turn = scene.paper(*(COLOUR_RGB[c] for c in tints)), scene.turn(shape, colour)
     states = [_start(scene, events, tints[colour])]
     for event in events:
         states.append(_after(states[-1], event, tints))

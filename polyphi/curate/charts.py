@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
 
-from polyphi.curate.images import RGB, SIDE, font, sheet
+from polyphi.curate.images import RGB, SIDE, font, name, sheet
 from polyphi.curate.lexicon import COLOUR_RGB
 from polyphi.curate.scenes import Scene
 
@@ -53,8 +53,10 @@ def _start(scene: Scene, size: tuple[int, int]) -> tuple[Image.Image, ImageDraw.
     return picture, ImageDraw.Draw(picture)
 
 
-def _write(draw: ImageDraw.ImageDraw, centre: tuple[float, float], text: str, face: str) -> None:
-    draw.text(centre, text, font=font(face, 15), fill=(20, 20, 20), anchor="mm")
+def _write(picture: Image.Image, centre: tuple[float, float], text: str, face: str) -> None:
+    """A short label around `centre`, which is named."""
+    ImageDraw.Draw(picture).text(centre, text, font=font(face, 15), fill=(20, 20, 20), anchor="mm")
+    name(picture, text, (centre[0] - 5, centre[1] - 7), (10, 14))
 
 
 def _ink(scene: Scene, labels: Sequence[str]) -> list[RGB]:
@@ -78,12 +80,13 @@ def columns(
         zip(labels, values, _ink(scene, labels), strict=True)
     ):
         middle = 6 + (i + 0.5) * step
-        draw.rectangle(
-            [middle - wide / 2, floor - value * unit, middle + wide / 2, floor], fill=colour
-        )
-        _write(draw, (middle, floor - value * unit - 10), str(value), face)
+        top = floor - value * unit
+        draw.rectangle([middle - wide / 2, top, middle + wide / 2, floor], fill=colour)
+        _write(picture, (middle, top - 10), str(value), face)
         if named[i]:
-            _write(draw, (middle, floor + 11), label, face)
+            _write(picture, (middle, floor + 11), label, face)
+        else:
+            name(picture, label, (middle - wide / 2, top), (wide, floor - top))
     draw.line([(4, floor), (size[0] - 4, floor)], fill=GREY, width=2)
     return Chart(picture, tuple(labels), tuple(values))
 
@@ -100,12 +103,13 @@ def rows(
         zip(labels, values, _ink(scene, labels), strict=True)
     ):
         middle = 5 + (i + 0.5) * step
-        draw.rectangle(
-            [wall, middle - high / 2, wall + value * unit, middle + high / 2], fill=colour
-        )
-        _write(draw, (wall + value * unit + 10, middle), str(value), face)
+        end = wall + value * unit
+        draw.rectangle([wall, middle - high / 2, end, middle + high / 2], fill=colour)
+        _write(picture, (end + 10, middle), str(value), face)
         if named[i]:
-            _write(draw, (wall - 11, middle), label, face)
+            _write(picture, (wall - 11, middle), label, face)
+        else:
+            name(picture, label, (wall, middle - high / 2), (end - wall, high))
     draw.line([(wall, 4), (wall, size[1] - 4)], fill=GREY, width=2)
     return Chart(picture, tuple(labels), tuple(values))
 

@@ -23,15 +23,18 @@ from polyphi.curate.corpus import Work
 from polyphi.curate.images import (
     ASCII_FONTS,
     FONTS,
+    PAIRS,
     PALE,
     PAPERS,
     RGB,
     SCANS,
     SIDE,
     contrast,
-    pairs,
+    named,
     png,
     scan_numbers,
+    stamp_shape,
+    turns,
 )
 from polyphi.curate.sources import SOURCES
 from polyphi.curate.stamps import STAMPS, Album, Stamp
@@ -89,16 +92,20 @@ class Scene:
         )
         return r, g, b
 
-    def turn(self) -> int:
-        return self.rng.choice((-12, -6, 0, 0, 6, 12))
-
-    @property
-    def pairs(self) -> tuple[tuple[str, str], ...]:
-        """The (shape, colour)s that may be seen: in training those of its split, in the test split all."""
-        return pairs("train") if self.split == "train" else pairs("train") + pairs("test")
+    def turn(self, shape: str, colour: str) -> int:
+        """Degrees by which a shape of a colour is turned in this split."""
+        return self.rng.choice(turns(self.split, shape, colour))
 
     def pair(self) -> tuple[str, str]:
-        return self.rng.choice(self.pairs)
+        """A (shape, colour)."""
+        return self.rng.choice(PAIRS)
+
+    def shape(
+        self, picture: Image.Image, shape: str, colour: str, corner: tuple[int, int], side: int
+    ) -> None:
+        """Draw a shape of a colour, a little off its tint, turned as the split allows; it is named "red star"."""
+        tint, turn = self.tint(colour), self.turn(shape, colour)
+        stamp_shape(picture, shape, corner, side, tint, turn=turn, words=f"{colour} {shape}")
 
     def font(self, text: str) -> str:
         """A font of the split that has the letters of `text`."""
@@ -169,12 +176,14 @@ def asked(
     /,
     **meta: Any,
 ) -> Made:
-    """A question about pictures, and its answer. Bytes are an encoded picture, such as a photo."""
+    """A question about pictures, and its answer. Bytes are an encoded picture, such as a photo. `meta["named"]` says
+    for each drawn picture what it shows and where (`images.Named`)."""
     if isinstance(pictures, bytes):
         parts: list[Part | str] = [Picture(pictures)]
     else:
         shown = [pictures] if isinstance(pictures, Image.Image) else pictures
         parts = [Picture(png(p)) for p in shown]
+        meta["named"] = [named(p) for p in shown]
     return Made(
         (Message.user(*parts, question), Message.assistant(str(answer))), source, language, meta
     )

@@ -1,0 +1,44 @@
+"""Pictures written as text: a grid of cells, each with the words of what has its middle there.
+
+>>> print(written([("red star", 0.5, 0.0, 0.75, 0.25), ("7", 0.0, 0.75, 0.25, 1.0)]))
+. . red star .
+. . . .
+. . . .
+7 . . .
+
+A picture reaches the language model as such a grid, a token a cell and a separator after each row (report 2.2.1). A
+small frozen model that has learned to answer from written grids needs an encoder only for the words [ours].
+"""
+
+from collections.abc import Sequence
+
+from polyphi.curate.images import Named
+
+CELLS = 4
+"""Cells along a side of one crop at nano size: 112 pixels, 14 a patch, pooled 2 x 2."""
+EMPTY = "."
+
+
+def cells(shown: Sequence[Named], rows: int = CELLS, cols: int = CELLS) -> list[list[str]]:
+    """The words in each of rows x cols cells, from left to right; "" where nothing has its middle. Characters that
+    share a cell are written together: "no"."""
+    found: list[list[list[tuple[float, str]]]] = [[[] for _ in range(cols)] for _ in range(rows)]
+    for words, left, top, right, bottom in shown:
+        x, y = (left + right) / 2, (top + bottom) / 2
+        column, row = (
+            min(count - 1, max(0, int(at * count))) for at, count in ((x, cols), (y, rows))
+        )
+        found[row][column].append((x, words))
+    return [[_joined([words for _, words in sorted(cell)]) for cell in row] for row in found]
+
+
+def _joined(words: Sequence[str]) -> str:
+    text = ""
+    for before, word in zip(["", *words], words, strict=False):
+        text += word if len(before) == len(word) == 1 else f" {word}"
+    return text.strip()
+
+
+def written(shown: Sequence[Named], rows: int = CELLS, cols: int = CELLS) -> str:
+    """The grid as lines of text."""
+    return "\n".join(" ".join(words or EMPTY for words in row) for row in cells(shown, rows, cols))
