@@ -180,14 +180,13 @@ def colour(scene: Scene) -> Made:
         question = scene.rng.choice(
             (f"What colour is the {shape}?", f"What is the colour of the {shape}?")
         )
-        return asked(picture, question, name, pair=f"{name} {shape}")
+        return asked(picture, question, name)
     language = scene.language()
     return asked(
         _single(scene, shape, name),
         ask(scene, "colour", language),
         COLOURS[name][language],
         language=language,
-        pair=f"{name} {shape}",
     )
 
 
@@ -200,7 +199,6 @@ def shape(scene: Scene) -> Made:
         ask(scene, "shape", language),
         SHAPES[name][language],
         language=language,
-        pair=f"{tint} {name}",
     )
 
 

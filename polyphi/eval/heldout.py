@@ -67,7 +67,7 @@ CORE = (
     Task("chart", "Bar chart", "vision", "image_qa", exact, {"task": "chart"}, max_tokens=8,
          note="unseen fonts, new numbers"),
     Task("colour", "Colour of a shape", "vision", "image_qa", exact, {"task": "colour"},
-         max_tokens=12, note="pairs of shape and colour never seen in training"),
+         max_tokens=12, note="new scenes; each shape of a colour in a turn never seen in training"),
     Task("count", "Counting", "vision", "image_qa", exact, {"task": "count"}, max_tokens=8,
          note="new scenes, unseen stamps"),
     Task("digit", "Scanned digit", "vision", "image_qa", exact, {"task": "digit"}, max_tokens=8,
@@ -83,7 +83,7 @@ CORE = (
     Task("same", "Same in two pictures", "vision", "multi_image", yes_no, {"task": "same"},
          max_tokens=8, note="new pictures, unseen scans"),
     Task("shape", "Name of a shape", "vision", "image_qa", exact, {"task": "shape"}, max_tokens=12,
-         note="pairs of shape and colour never seen in training"),
+         note="new scenes; each shape of a colour in a turn never seen in training"),
     Task("where", "Side of the picture", "vision", "image_qa", exact, {"task": "where"},
          max_tokens=8, note="new scenes"),
     # Speech and sound

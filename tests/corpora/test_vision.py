@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -168,13 +169,29 @@ def test_answers_of_the_test_split_are_balanced(
 
 def test_the_test_split_shows_unseen_things(few_stamps: None, tmp_path: Path) -> None:
     split = made(image_qa.corpus, tmp_path, 600, 264)
-    for key in ("font", "stamp", "pair"):
+    for key in ("font", "stamp"):
         train, test = (
             {s.meta[key] for s in samples if key in s.meta} for samples in split.values()
         )
         assert train and test and not train & test, key
     numbers = {s.answer for s in split["test"] if s.meta["task"] == "number"}
     assert numbers and all(int(n) in images.numbers("test") for n in numbers)
+
+
+@pytest.mark.parametrize("module", [image_qa, captions, grounding, charts, multi_image])
+def test_pictures_say_what_they_show(module: Any, no_stamps: None, tmp_path: Path) -> None:
+    """What a picture says that it shows is what questions about it are answered by."""
+    for sample in made(module.corpus, tmp_path, 300, 0)["train"]:
+        pictures = media(sample.messages, Picture)
+        shown = sample.meta["named"]
+        assert len(shown) == len(pictures)
+        words = {word for picture in shown for words, *_ in picture for word in words.split()}
+        if sample.meta["task"] in ("colour", "shape") and sample.meta["language"] == "en":
+            assert sample.answer in words
+        if sample.meta["task"] in ("digit", "digits", "number", "word"):
+            assert set(sample.answer) <= words, (sample.answer, words)
+        boxes = [box for picture in shown for _, *box in picture]
+        assert all(-0.1 < x < 1.1 for box in boxes for x in box), boxes
 
 
 def test_what_the_picture_names_decides_whether_to_refuse(no_stamps: None, tmp_path: Path) -> None:
