@@ -35,8 +35,8 @@ class Kinds:
     """One method per kind of sample; each returns a sample of the split, spoken by one of the named group of
     voices."""
 
-    def __init__(self, work: Work, split: str, rng: Random) -> None:
-        self.work, self.split, self.rng, self.studio = work, split, rng, Studio(work)
+    def __init__(self, work: Work, split: str, rng: Random, studio: Studio | None = None) -> None:
+        self.work, self.split, self.rng, self.studio = work, split, rng, studio or Studio(work)
         self.questions = spoken_questions(work, split)
         self.requests = safety.requests(split, rng)
         self.captions = shuffled(speech.captions(work, split), rng)
@@ -58,7 +58,7 @@ class Kinds:
     def synthetic(self, kind: str, text: str, spoken: str, language: str, group: str) -> Sample:
         speaker = self.studio.speaker(language, self.split, self.rng, group)
         clip = self.studio.say(spoken, speaker, self.rng)
-        return asked(clip, TRANSCRIBE, text, speaker, task=kind, language=language)
+        return asked(clip, TRANSCRIBE, text, speaker, task=kind, language=language, heard=text)
 
     def recorded(self, kind: str, language: str = "") -> Sample | None:
         """Digits or a number by somebody recorded, or None where nobody is."""
@@ -120,6 +120,23 @@ class Kinds:
             spoken = written
         return self.synthetic("questions", written, spoken, language, group)
 
+    def closed(self, kind: str) -> Sample | None:
+        """A sample of a kind other than "open", in any language; None where nobody can say it."""
+        language = self.language()
+        spoken = bool(self.studio.languages)
+        of_numbers = kind in ("digits", "numbers")
+        if of_numbers and self.rng.random() < (RECORDED_SHARE if spoken else 1):
+            sample = self.recorded(kind, language)
+            if sample is not None:
+                return sample
+        make: dict[str, Callable[[str], Sample | None]] = {
+            "digits": self.digits,
+            "numbers": self.numbers,
+            "words": self.words,
+            "questions": self.question,
+        }
+        return make[kind](language) if spoken else None
+
     def open(self, recordings: Sequence[speech.Recording]) -> Iterator[Sample]:
         """Recorded phrases, each once, then again with other augmentation."""
         for recording in (
@@ -158,12 +175,6 @@ def training(work: Work, rng: Random) -> Iterator[Sample]:
     """Endless training samples in the proportions of `SHARES`."""
     kinds = Kinds(work, "train", rng)
     open_ = kinds.open(kinds.captions) if kinds.captions else iter(())
-    make: dict[str, Callable[[str], Sample | None]] = {
-        "digits": kinds.digits,
-        "numbers": kinds.numbers,
-        "words": kinds.words,
-        "questions": kinds.question,
-    }
     made = 0
     while True:
         kind, part = "digits", made / work.rows["train"]
@@ -171,17 +182,7 @@ def training(work: Work, rng: Random) -> Iterator[Sample]:
         kinds.studio.strength = 0.15 if part < CLEAN else 0.6
         if part >= DIGITS:
             kind = rng.choices(list(SHARES), list(SHARES.values()))[0]
-        sample: Sample | None = None
-        if kind == "open":
-            sample = next(open_, None)
-        else:
-            language = kinds.language()
-            if kind in ("digits", "numbers") and rng.random() < (
-                RECORDED_SHARE if kinds.studio.languages else 1.0
-            ):
-                sample = kinds.recorded(kind, language)
-            if sample is None and kinds.studio.languages:
-                sample = make[kind](language)
+        sample = next(open_, None) if kind == "open" else kinds.closed(kind)
         if sample is not None:
             made += 1
             yield sample

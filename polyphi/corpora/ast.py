@@ -26,8 +26,8 @@ RECORDED_SHARE = 0.2  # of training digit strings
 class Speech:
     """Draws a phrase with its translation, and has it spoken."""
 
-    def __init__(self, work: Work, split: str, rng: Random) -> None:
-        self.split, self.rng, self.studio = split, rng, Studio(work)
+    def __init__(self, work: Work, split: str, rng: Random, studio: Studio | None = None) -> None:
+        self.split, self.rng, self.studio = split, rng, studio or Studio(work)
 
     def direction(self) -> tuple[str, str]:
         """(source, target): English on one side, as in the public test sets."""
@@ -90,15 +90,15 @@ def both(
     **meta: str,
 ) -> tuple[Sample, Sample]:
     """The clip asked about directly and by chain of thought."""
-    meta = {"task": "ast", "to": target, **meta}
+    meta = {"task": "ast", "to": target, "heard": transcript, **meta}
     prompt = TRANSLATE.format(LANGUAGES[target])
     direct = asked(clip, prompt, translation, speaker, cot=False, **meta)
     return direct, chained(direct, transcript)
 
 
-def training(work: Work, rng: Random) -> Iterator[Sample]:
+def training(work: Work, rng: Random, studio: Studio | None = None) -> Iterator[Sample]:
     """Every clip once, directly or by chain of thought."""
-    made = Speech(work, "train", rng)
+    made = Speech(work, "train", rng, studio)
     while True:
         pair = None
         if rng.random() < RECORDED_SHARE or not made.studio.languages:

@@ -235,7 +235,13 @@ class Listener:
         speaker = self.speaker(language)
         clip = self.studio.say(speech.digit_text(numbers, language, self.rng), speaker, self.rng)
         return asked(
-            clip, "How many digits are spoken?", str(count), speaker, task="digits", language="en"
+            clip,
+            "How many digits are spoken?",
+            str(count),
+            speaker,
+            task="digits",
+            language="en",
+            heard=speech.written(numbers),
         )
 
 

@@ -28,8 +28,8 @@ ENGLISH_SHARE = 0.5
 class Asker:
     """One method per task; `i` is the sample's number within its task in the test split, where answers take turns."""
 
-    def __init__(self, work: Work, split: str, rng: Random) -> None:
-        self.split, self.rng, self.studio = split, rng, Studio(work)
+    def __init__(self, work: Work, split: str, rng: Random, studio: Studio | None = None) -> None:
+        self.split, self.rng, self.studio = split, rng, studio or Studio(work)
 
     def language(self) -> str:
         spoken = self.studio.languages
@@ -51,15 +51,15 @@ class Asker:
         language = self.language()
         value = i % 19 if self.split == "test" else None
         written, said, found = speech.sum_question(self.rng, language, value)
-        return self.spoken("arithmetic", said, str(found), language, written=written)
+        return self.spoken("arithmetic", said, str(found), language, heard=written)
 
     def compare(self, i: int) -> Sample:
         written, said, answer = speech.comparison(self.rng, ("larger", "smaller")[i % 2])
-        return self.spoken("compare", said, answer, "en", written=written)
+        return self.spoken("compare", said, answer, "en", heard=written)
 
     def yes_no(self, i: int) -> Sample:
         written, said, answer = speech.yes_no_question(self.rng, i % 2 == 0)
-        return self.spoken("yes_no", said, answer, "en", written=written)
+        return self.spoken("yes_no", said, answer, "en", heard=written)
 
     def clip(self, i: int) -> Sample:
         """A written question about spoken digits or words."""
@@ -67,9 +67,15 @@ class Asker:
             words = self.rng.sample(list(lexicon().values()), 3)
             place, language = self.rng.choice(("first", "second", "last")), self.language()
             answer = words[{"first": 0, "second": 1, "last": -1}[place]][language]
-            said = ", ".join(w[language] for w in words)
+            heard = [w[language] for w in words]
             return self.spoken(
-                "clip", said, answer, language, f"Which word is {place}?", kind="word"
+                "clip",
+                ", ".join(heard),
+                answer,
+                language,
+                f"Which word is {place}?",
+                kind="word",
+                heard=" ".join(heard),
             )
         kind, language = self.rng.choice(("largest", "smallest")), self.language()
         value = i % 10 if self.split == "test" else self.rng.randrange(10)
@@ -81,7 +87,13 @@ class Asker:
         self.rng.shuffle(numbers)
         said = speech.digit_text(numbers, language, self.rng)
         return self.spoken(
-            "clip", said, str(value), language, f"Which is the {kind}?", kind="digit"
+            "clip",
+            said,
+            str(value),
+            language,
+            f"Which is the {kind}?",
+            kind="digit",
+            heard=speech.written(numbers),
         )
 
 

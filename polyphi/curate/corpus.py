@@ -21,6 +21,7 @@ from datatrove.pipeline.base import PipelineStep
 from polyphi.curate import pipeline
 from polyphi.curate.pipeline import Machines
 from polyphi.data.shards import Sample, Shards
+from polyphi.processing.tokenizer import Tokenizer
 
 ROOMS = ("polyphi.curate.", "polyphi.corpora.")
 """Whose code decides what a corpus holds."""
@@ -32,7 +33,7 @@ class Work:
     `data` is the folder of corpora (so that one may be made from another); `models` gives what parent stages made: for
     a recogniser a callable from audio bytes to text, for a language model a `Generate`. Of a corpus made by several
     tasks each makes its `part`: (its number, how many). `seconds` is the longest clip that the rows of this size
-    hold."""
+    hold. `tokenizer` gives the run's tokenizer, for corpora that it isn't trained on."""
 
     rows: Mapping[str, int]
     seed: int
@@ -42,6 +43,7 @@ class Work:
     tell: Callable[[str], None] = print
     part: tuple[int, int] = (0, 1)
     seconds: float = 30.0
+    tokenizer: Callable[[], Tokenizer] | None = None
 
 
 @dataclass(frozen=True)

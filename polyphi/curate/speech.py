@@ -324,6 +324,21 @@ class Studio:
         return level(resample(wave, rate), 3.0)
 
 
+class SilentStudio(Studio):
+    """A studio where every language is spoken and nobody is heard: for corpora that only need what is said."""
+
+    def __init__(self, work: Work) -> None:
+        self.work, self.espeak, self.flite = work, True, True
+
+    def readers(self, split: str, language: str = "") -> list[Reader]:
+        """Nobody is recorded."""
+        return []
+
+    def say(self, text: str, speaker: Speaker, rng: Random, augmented: bool | None = None) -> Wave:
+        """A moment of silence."""
+        return np.zeros(RATE // 100, np.float32)
+
+
 def _sex(variant: str) -> str:
     if variant in _FEMALE:
         return "woman"
@@ -347,7 +362,8 @@ def asked(
     id: str = "",
     **meta: Any,
 ) -> Sample:
-    """A clip, the text beside it ("" for a spoken query) and the answer. `meta` must hold `task` and `language`."""
+    """A clip, the text beside it ("" for a spoken query) and the answer. `meta` must hold `task` and `language`, and
+    `heard` where something is said: what a perfect recogniser would write."""
     parts = (Audio(encode(clip)), question) if question else (Audio(encode(clip)),)
     if isinstance(speaker, Speaker | Reader):
         meta = {"voice": speaker.group, "engine": speaker.engine, "speaker": speaker.name, **meta}

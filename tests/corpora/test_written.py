@@ -1,0 +1,64 @@
+"""Pictures and clips in words: the same conversations, and tokens that stay what they are."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from polyphi.corpora import written_pictures, written_speech
+from polyphi.curate.corpus import Work
+from polyphi.curate.grids import EMPTY
+from polyphi.processing.tokenizer import Tokenizer
+
+TEXTS = (
+    "sept trois",
+    "vierundvierzig",
+    "What is 3 + 4?",
+    "ななじゅう",
+    "七十三",
+    "37",
+    "\u00fcber 5",
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.train([*TEXTS * 20, ". . red star .\n. . . 7"], 1024)
+
+
+@pytest.fixture
+def work(tmp_path: Path, tokenizer: Tokenizer) -> Iterator[Work]:
+    yield Work({"train": 60}, 0, tmp_path, tmp_path, tokenizer=lambda: tokenizer)
+
+
+def test_a_grid_stands_in_place_of_each_picture(work: Work) -> None:
+    for _, sample in written_pictures.conversations(work):
+        grid, _, question = sample.prompt[-1].text.rpartition("\n")
+        assert question and set(grid.replace(EMPTY, " ").split()) <= set(grid.split())
+        assert len(grid.split("\n")) % 4 == 0 or "\n\n" in grid
+        assert sample.answer
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_frames_hold_the_tokens_of_the_text_in_order(text: str, tokenizer: Tokenizer) -> None:
+    blank = tokenizer.encode(f" {EMPTY}")
+    for seed in range(20):
+        written = written_speech.frames(text, tokenizer, Random(seed))
+        ids = tokenizer.encode(written)
+        kept = tokenizer.decode([i for i in ids if i not in blank])
+        # A token that is held for two frames is written twice.
+        once = "".join(written_speech.pieces(text, tokenizer))
+        assert once == text
+        assert sorted(set(kept)) == sorted(set(text)), (kept, text)
+
+
+def test_frames_without_pauses_and_repeats_are_the_text(tokenizer: Tokenizer) -> None:
+    class Never(Random):
+        def randint(self, a: int, b: int) -> int:
+            return 0
+
+        def random(self) -> float:
+            return 1.0
+
+    assert written_speech.frames("sept trois", tokenizer, Never()) == f"sept trois {EMPTY}"
