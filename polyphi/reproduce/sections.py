@@ -158,10 +158,7 @@ def headline(report: Report) -> list[tuple[str, str]]:
     return numbers
 
 
-ABOUT_EXAMPLES = (
-    "Held-out samples of core tasks, drawn at random before any answer was looked at: right ones and "
-    "wrong ones."
-)
+ABOUT_EXAMPLES = "Held-out samples of core tasks, drawn at random before any answer was looked at. ✓ right, ✗ wrong."
 
 
 def examples(report: Report, media: Mapping[str, bytes]) -> str:
