@@ -77,8 +77,10 @@ def reproduce(
         from polyphi.reproduce.claims import laboratory
 
         laboratory.conduct_all(run)
+    summary = json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))["summary"]
     console.print(
-        f"\nreport  {page}\ntalk    polyphi chat {out}\npage    polyphi serve {out}   then open its address"
+        f"\ncore    {summary['core_beats']} of {summary['core']} tasks beat their baselines\n"
+        f"report  {page}\ntalk    polyphi chat {out}\npage    polyphi serve {out}   then open its address"
     )
 
 

@@ -43,6 +43,35 @@ def interval(metric: str, low: float, high: float) -> str:
     return f"[{scale * low:.1f}, {scale * high:.1f}]"
 
 
+def reached(result: Mapping[str, Any]) -> bool:
+    """Whether the score of a row that has a goal reaches it."""
+    sign = direction(result["metric"])
+    return bool(sign * result["score"] >= sign * result["goal"])
+
+
+def goal(result: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The project's aim for a row's score, in the score's unit, and whether it is reached: ("90 %", "not reached")."""
+    if (aim := result.get("goal")) is None:  # the JSON of older runs has no goals
+        return None
+    unit = f"{aim:g}" if result["metric"] == "bleu" else f"{100 * aim:g} %"
+    return unit, "reached" if reached(result) else "not reached"
+
+
+def best(result: Mapping[str, Any]) -> tuple[str, str]:
+    """Score and name of a row's best baseline: ("10.0 %", "majority answer")."""
+    score = result["baselines"][result["best"]]["score"]
+    return number(result["metric"], score), CONDITIONS[result["best"]]
+
+
+def lead(result: Mapping[str, Any]) -> tuple[str, str]:
+    """How far a row's score is ahead of its best baseline, and the interval of that."""
+    metric = result["metric"]
+    return (
+        number(metric, result["margin"], sign=True),
+        interval(metric, result["margin_low"], result["margin_high"]),
+    )
+
+
 def line(result: Result | Mapping[str, Any]) -> str:
     """One line of plain text for a terminal."""
     r = result.as_dict() if isinstance(result, Result) else result
@@ -51,16 +80,11 @@ def line(result: Result | Mapping[str, Any]) -> str:
     metric = r["metric"]
     text = f"{r['task']:<26} {number(metric, r['score']):>8}  {interval(metric, r['low'], r['high']):<15} n={r['n']:<4}"
     if r["best"]:
-        best = number(metric, r["baselines"][r["best"]]["score"])
-        text += f" best baseline {best:>8} ({CONDITIONS[r['best']]})  {r['verdict']}"
+        score, name = best(r)
+        text += f" best baseline {score:>8} ({name})  {r['verdict']}"
+    if aim := goal(r):
+        text += f"  goal {', '.join(aim)}"
     return text
-
-
-def column(result: Mapping[str, Any], name: str) -> Mapping[str, Any] | None:
-    """A baseline's measure for a table of three baselines: where a question has a picture and a clip, the stronger
-    of the two ways of taking one away (or swapping it)."""
-    found = [result["baselines"][k] for k in (name, f"{name}_clip") if k in result["baselines"]]
-    return max(found, key=lambda m: direction(result["metric"]) * m["score"], default=None)
 
 
 def markdown(results: Sequence[Mapping[str, Any]]) -> str:
@@ -71,21 +95,14 @@ def markdown(results: Sequence[Mapping[str, Any]]) -> str:
         if not rows:
             continue
         out.append(f"### {title}\n")
-        out.append(
-            "| task | metric | score | 95 % interval | n | majority | without | shuffled | lead over the best | |"
-        )
-        out.append("|---|---|---:|---|---:|---:|---:|---:|---|---|")
+        heads = "task | metric | score | 95 % interval | n | best baseline | lead over it | | goal"
+        out.append(f"| {heads} |\n|---|---|---:|---|---:|---|---|---|---|")
         for r in rows:
             m = r["metric"]
-            columns = [column(r, name) for name in ("majority", "without", "shuffled")]
-            cells = ["–" if c is None else number(m, c["score"]) for c in columns]
-            lead = (
-                f"{number(m, r['margin'], sign=True)} {interval(m, r['margin_low'], r['margin_high'])}"
-                if r["best"]
-                else "–"
-            )
-            verdict = "**beats**" if r["verdict"] == "beats" else r["verdict"]
             own = [number(m, r["score"]), interval(m, r["low"], r["high"]), str(r["n"])]
-            out.append(f"| {' | '.join([r['title'], METRICS[m], *own, *cells, lead, verdict])} |")
+            beside = ["{} ({})".format(*best(r)), " ".join(lead(r))] if r["best"] else ["–", "–"]
+            verdict = "**beats**" if r["verdict"] == "beats" else r["verdict"]
+            cells = [r["title"], METRICS[m], *own, *beside, verdict, ", ".join(goal(r) or ())]
+            out.append(f"| {' | '.join(cells)} |")
         out.append("")
     return "\n".join(out)

@@ -27,7 +27,7 @@ import numpy as np
 
 from polyphi.chat import Audio, Generate, Image, Message, SamplingParams, Text, adapter_for, media
 from polyphi.data.shards import Sample, Shards
-from polyphi.eval.heldout import find
+from polyphi.eval.heldout import CORE_NAMES, GOALS, find
 from polyphi.eval.scorers import BLEU_ORDERS, BLEU_PARTS, references
 from polyphi.eval.task import MODALITIES, Score, Task
 
@@ -75,8 +75,19 @@ class Result:
     corpus: str = ""
     note: str = ""
 
+    @property
+    def core(self) -> bool:
+        """Whether the task is one of the core (`heldout.CORE`)."""
+        return self.task in CORE_NAMES
+
+    @property
+    def goal(self) -> float | None:
+        """The project's aim for the task's score (`heldout.GOALS`), if it has one."""
+        return GOALS.get(self.task)
+
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Every field as JSON has it, with `core` and `goal`."""
+        return asdict(self) | {"core": self.core, "goal": self.goal}
 
 
 # ---------------------------------------------------------------------- asking

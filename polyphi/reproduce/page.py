@@ -13,10 +13,9 @@ import importlib.metadata
 import json
 import os
 import platform
-import random
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,30 +23,21 @@ from typing import Any
 import torch
 
 from polyphi import inspection, measurement, stages
-from polyphi.chat import Audio, Image
 from polyphi.curate.pipeline import counts
 from polyphi.curate.sources import SOURCES
-from polyphi.data.shards import Shards
 from polyphi.eval import report as tables
-from polyphi.eval.report import line
-from polyphi.eval.run import read, rescore
+from polyphi.eval.heldout import CORE
+from polyphi.eval.run import rescore
 from polyphi.eval.tables import markdown
 from polyphi.model import weights
 from polyphi.reproduce import drawing, sections
 from polyphi.reproduce.drawing import part_of
+from polyphi.reproduce.samples import Draw
 from polyphi.reproduce.sections import render
 from polyphi.train.resume import recorded, recorded_precision
 
 POINTS = 140  # of a loss curve
-GALLERY = {"vision": 15, "speech": 10, "joint": 10, "safety": 5}  # samples shown of each modality
-LARGEST_MEDIA = 240_000  # bytes of one sample's media
-ALL_MEDIA = 3_000_000  # bytes; base64 makes them 4 MB, and the page stays under 5 MB
-OUR_PICTURES = re.compile(r"polyphi|scikit-learn-digits")  # own renderings and digit scans
-SHARE_ALIKE = re.compile(r"GPL|SA\b|share.?alike|unknown|proprietary", re.IGNORECASE)
-MIME = {
-    b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"GIF8": "image/gif",
-    b"RIFF": "audio/wav", b"fLaC": "audio/flac", b"OggS": "audio/ogg", b"ID3": "audio/mpeg",
-}  # fmt: skip
+LONGEST_TEXT = 240  # characters of an example's text in Markdown
 PACKAGES = (
     "torch",
     "numpy",
@@ -61,7 +51,7 @@ PACKAGES = (
     "jiwer",
 )
 
-__all__ = ["collect", "line", "render", "render_markdown", "write"]
+__all__ = ["collect", "render", "render_markdown", "write"]
 
 
 def write(run: Path) -> Path:
@@ -84,13 +74,13 @@ def write(run: Path) -> Path:
 
 
 def collect(run: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """The report of a run, and the media of its gallery by SHA-256."""
+    """The report of a run, and the media of its samples by SHA-256."""
     results = rescore(run / "eval") if any((run / "eval").glob("*.jsonl")) else []
-    gallery, media = _gallery(run, results)
     rows = [_stage(run / "stages" / name, name) for name in stages.ORDER]
     freeze = _load(run / "freeze.json", [])
     timings = _load(run / "timings.json", {})
     identity = _load(run / "run.json", {})
+    draw = Draw(run, results, identity.get("seed"))
     report = {
         "size": identity.get("size", "unnamed"),
         "seed": identity.get("seed"),
@@ -100,6 +90,8 @@ def collect(run: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
             "stages": len(rows),
             "tasks": len(results),
             "beats": sum(r["verdict"] == "beats" for r in results),
+            "core": len(CORE),
+            "core_beats": sum(r["core"] and r["verdict"] == "beats" for r in results),
             "beats_by_modality": _count(r["modality"] for r in results if r["verdict"] == "beats"),
             "tasks_by_modality": _count(r["modality"] for r in results),
             "frozen_checks": len(freeze),
@@ -113,7 +105,8 @@ def collect(run: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
         "stages": rows,
         "tasks": results,
         "benchmarks": measurement.noted(run / measurement.RUNS),
-        "gallery": gallery,
+        "examples": draw.examples(),
+        "gallery": draw.gallery(),
         "freeze": freeze,
         "claims": _claims(run),
         "parts": _parts(run),
@@ -121,7 +114,7 @@ def collect(run: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
         "timings": timings,
         "environment": _load(run / "environment.json", None) or environment(),
     }
-    return report, media
+    return report, draw.media
 
 
 def _precision(run: Path, identity: Mapping[str, Any]) -> dict[str, str] | None:
@@ -304,91 +297,12 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _gallery(
-    run: Path, results: Sequence[Mapping[str, Any]]
-) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
-    """Samples with their media, drawn by chance before their answers are looked at; only pictures that are digit scans
-    or our own renderings, and no media under a share-alike licence."""
-    entries: list[dict[str, Any]] = []
-    media: dict[str, bytes] = {}
-    for modality, wanted in GALLERY.items():
-        queues = [_candidates(run, r) for r in results if r["modality"] == modality]
-        shown = 0
-        while queues and shown < wanted:
-            queue = queues.pop(0)
-            found = next(queue, None)
-            if found is None:
-                continue
-            queues.append(queue)  # one of each task, then a second one
-            entry, parts = found
-            if sum(map(len, media.values())) + sum(map(len, parts)) > ALL_MEDIA:
-                return entries, media
-            media.update((m["sha256"], p) for m, p in zip(entry["media"], parts, strict=True))
-            entries.append(entry)
-            shown += 1
-    order = {r["task"]: i for i, r in enumerate(results)}
-    return sorted(entries, key=lambda e: order[e["task"]]), media
-
-
-def _candidates(
-    run: Path, result: Mapping[str, Any]
-) -> Iterator[tuple[dict[str, Any], list[bytes]]]:
-    lines = [
-        x
-        for x in read(run / "eval" / f"{result['task']}.jsonl")
-        if x["condition"] == "with" and _showable(x)
-    ]
-    random.Random(result["task"]).shuffle(lines)
-    folder = run / "data" / result["corpus"] / "test"
-    if not lines or not (folder / "manifest.json").exists():
-        return
-    samples = {s.id: s for s in Shards(folder) if s.id in {x["id"] for x in lines}}
-    for x in lines:
-        if x["id"] not in samples:
-            continue
-        shown = (
-            p for m in samples[x["id"]].prompt for p in m.parts if isinstance(p, Image | Audio)
-        )
-        parts = [p.source for p in shown if isinstance(p.source, bytes)]
-        kinds = [
-            next((mime for magic, mime in MIME.items() if p.startswith(magic)), None) for p in parts
-        ]
-        if None in kinds or sum(map(len, parts)) > LARGEST_MEDIA:
-            continue
-        yield (
-            {
-                "task": result["task"],
-                "title": result["title"],
-                "modality": result["modality"],
-                "question": re.sub(r"\[(image|audio)\]", "", x["prompt"]).strip(),
-                "answer": x["answer"],
-                "reference": x["reference"],
-                "value": x["value"],
-                "source": x["source"],
-                "licence": x["licence"],
-                "media": [
-                    {"kind": m["kind"], "sha256": m["sha256"], "mime": mime}
-                    for m, mime in zip(x["media"], kinds, strict=True)
-                ],
-            },
-            parts,
-        )
-
-
-def _showable(x: Mapping[str, Any]) -> bool:
-    """Whether a sample's media may stand on a page that people commit and share."""
-    if not x["media"] or SHARE_ALIKE.search(x["licence"]):
-        return False
-    pictures = any(m["kind"] == "image" for m in x["media"])
-    return not pictures or all(OUR_PICTURES.search(s) for s in re.split(r"[,;+]", x["source"]))
-
-
 # ---------------------------------------------------------------------- Markdown
 
 
 def render_markdown(report: Mapping[str, Any]) -> str:
     """The page as Markdown, without pictures and clips."""
-    s, env = report["summary"], report["environment"]
+    env = report["environment"]
     stage_rows, frozen_rows = [], []
     checks = {e["stage"]: e for e in report["freeze"]}
     for x in report["stages"]:
@@ -420,12 +334,18 @@ def render_markdown(report: Mapping[str, Any]) -> str:
     data = [[name, str(x["rows"]), x["licence"], x["origin"] or "–"] for name, x in sources]
     out = [
         f"# polyphi {report['size']}",
-        f"{s['stages_done']} of {s['stages']} stages in {sections.time(s['seconds'])} on {env['cpu']}, "
-        f"{env['cores']} cores; {sections.memory(s['peak_bytes'])} of memory, all processes. "
-        f"{s['beats']} of {s['tasks']} held-out tasks beat the best of their baselines outside the 95 % interval.",
-        "## Held-out results",
-        tables.markdown(report["tasks"]) or "No task has been measured.",
-        *([f"## The report's benchmarks\n\n{sections.STAND_INS}", markdown(rows)] if rows else []),
+        sections.intro(report),
+    ]
+    if report["examples"]:
+        items = [f"{i}. {_example(e)}" for i, e in enumerate(report["examples"], start=1)]
+        out += ["## What it can do", sections.ABOUT_EXAMPLES, "\n".join(items)]
+    out += [" · ".join(f"**{n}** {of}" for n, of in sections.headline(report))]
+    core, beyond = ([r for r in report["tasks"] if r["core"] is which] for which in (True, False))
+    if core:
+        out += ["## The core", sections.ABOUT_CORE, tables.markdown(core)]
+    if beyond:
+        out += ["## Beyond the core", sections.ABOUT_BEYOND, tables.markdown(beyond)]
+    out += [
         "## Stages",
         _table(
             ["stage", "starts from", "learned", "steps", "loss", "time", "speed", "padding"],
@@ -438,6 +358,8 @@ def render_markdown(report: Mapping[str, Any]) -> str:
     if report["claims"]:
         heads = ["claim", "effect", "found", "95 % interval", "claimed above", "smallest seen", ""]
         out += ["## The report's claims", sections.CLAIMED, _table(heads, _claim_rows(report))]
+    if rows:
+        out += ["## The report's benchmarks", sections.STAND_INS, markdown(rows)]
     if parts:
         out += ["## Size", _table(["part", "here", "the report"], parts)]
     if data:
@@ -446,8 +368,25 @@ def render_markdown(report: Mapping[str, Any]) -> str:
     out += ["## Again", f"`polyphi reproduce {report['size']} --out DIR --seed {report['seed']}`"]
     if report["precision"]:
         out += [f"Trained in {sections.precision(report)}."]
-    out += [f"{env['system']}, Python {env['python']}, {versions}."]
+    peak = sections.memory(report["summary"]["peak_bytes"])
+    out += [
+        f"{env['cpu']}, {env['cores']} cores; memory of all processes: {peak}.",
+        f"{env['system']}, Python {env['python']}, {versions}.",
+    ]
     return "\n\n".join(out) + "\n"
+
+
+def _example(e: Mapping[str, Any]) -> str:
+    """A sample in one line: whether it is right, what was asked, answered and expected, and where it comes from."""
+
+    def code(text: str) -> str:
+        line = " ".join(text.replace("`", "'").split()) or "–"
+        return f"`{line[:LONGEST_TEXT]}{'…' if len(line) > LONGEST_TEXT else ''}`"
+
+    mark = "✓" if e["value"] >= 1 else "✗"
+    media = "".join(f" [{m['kind']}]" for m in e["media"])
+    texts = f"{code(e['question'])}, answer {code(e['answer'])}, expected {code(e['reference'])}"
+    return f"{mark} **{e['title']}**:{media} {texts} ({e['source']}, {e['licence']})"
 
 
 def _claim_rows(report: Mapping[str, Any]) -> list[list[str]]:

@@ -1,6 +1,6 @@
 """The report page's sections as HTML, each drawn from the report (`page.collect`) alone.
 
->>> html = render(report, media)          # media: SHA-256 -> bytes, for the gallery
+>>> html = render(report, media)          # media: SHA-256 -> bytes, for the samples
 """
 
 import base64
@@ -97,14 +97,16 @@ def section(title: str, about: str, content: str) -> str:
 def render(report: Report, media: Mapping[str, bytes]) -> str:
     """The page as HTML: no script, no request to anywhere, light and dark."""
     sections = [
+        ("examples", "Examples", examples(report, media)),
+        ("core", "Core", core(report)),
+        ("beyond", "Beyond the core", beyond(report)),
+        ("samples", "More samples", gallery(report, media)),
         ("stages", "Stages", graph(report)),
-        ("results", "Results", results(report)),
-        ("benchmarks", "Benchmarks", benchmarks(report)),
-        ("samples", "Samples", gallery(report, media)),
         ("losses", "Losses", curves(report)),
         ("learned", "Who learned", learned(report)),
         ("frozen", "Frozen", frozen(report)),
         ("claims", "Claims", claims(report)),
+        ("benchmarks", "Benchmarks", benchmarks(report)),
         ("size", "Size", parts(report)),
         ("data", "Data", data(report)),
         ("again", "Again", again(report)),
@@ -122,45 +124,52 @@ def render(report: Report, media: Mapping[str, bytes]) -> str:
 
 
 def top(report: Report) -> str:
-    s, environment = report["summary"], report["environment"]
-    took = f" in <b>{time(s['seconds'])}</b>" if s["seconds"] else ""
-    trained = f" Precision {text(precision(report))}." if report["precision"] else ""
-    lede = (
-        "A language model is trained, then frozen; it learns to see and to hear through encoders, projectors and a "
-        f"mixture of LoRAs. <b>{s['stages_done']} of {s['stages']} stages</b> ran{took} on {text(environment['cpu'])}."
-        f"{trained}"
+    heading = f"polyphi <small>{text(report['size'])}</small>"
+    return (
+        f'<header class="top"><h1>{heading}</h1><p class="lede">{text(intro(report))}</p></header>'
     )
-    tiles = [(f"{s['stages_done']} <small>/ {s['stages']}</small>", "stages done")]
-    if s["tasks"]:
-        lede += (
-            f" On held-out data <b>{s['beats']} of {s['tasks']} tasks</b> beat the best of their baselines outside the "
-            "95 % interval; the others say that they don't."
-        )
-        tiles.append(
-            (f"{s['beats']} <small>/ {s['tasks']}</small>", "tasks beat their best baseline")
-        )
-    if s["frozen_checks"]:
-        label = "stages left the text logits bit-identical"
-        tiles.append((f"{s['frozen_checks_equal']} <small>/ {s['frozen_checks']}</small>", label))
+
+
+def intro(report: Report) -> str:
+    """What the model of the run is, in a sentence or two."""
+    sentences = (
+        "A language model is trained, then frozen; it learns to see and to hear through encoders, projectors and a "
+        "mixture of LoRAs."
+    )
     if report["parts"]:
         whole = report["parts"][-1]
-        tiles.append(
-            (
-                count(whole["parameters"]),
-                f"parameters; the report's model has {count(whole['report'])}",
-            )
-        )
+        sentences += f" {count(whole['parameters'])} parameters; the report's model has {count(whole['report'])}."
+    return sentences
+
+
+def headline(report: Report) -> list[tuple[str, str]]:
+    """The run in a line: numbers, each with what it counts."""
+    s = report["summary"]
+    numbers = [(f"{s['stages_done']} of {s['stages']}", "stages")]
+    if s["frozen_checks"]:
+        proof = f"{s['frozen_checks_equal']} of {s['frozen_checks']}"
+        numbers.append((proof, "frozen checks bit-identical"))
+    if s["tasks"]:
+        numbers.append((f"{s['core_beats']} of {s['core']}", "core tasks beat their baselines"))
     if s["seconds"]:
-        tiles.append((time(s["seconds"]), f"on {environment['cores']} cores"))
-    if s["peak_bytes"]:
-        tiles.append((memory(s["peak_bytes"]), "memory, all processes"))
-    shown = "".join(
-        f'<div class="tile"><b>{value}</b><span>{text(label)}</span></div>'
-        for value, label in tiles
-    )
-    return (
-        f'<header class="top"><h1>polyphi <small>{text(report["size"])}</small></h1><p class="lede">{lede}</p>'
-        f'<div class="tiles">{shown}</div></header>'
+        numbers.append((time(s["seconds"]), f"on {report['environment']['cores']} cores"))
+    if report["precision"]:
+        numbers.append((report["precision"]["precision"], "training"))
+    return numbers
+
+
+ABOUT_EXAMPLES = "Held-out samples of core tasks, drawn at random before any answer was looked at. ✓ right, ✗ wrong."
+
+
+def examples(report: Report, media: Mapping[str, bytes]) -> str:
+    """The page's first screen: samples to look at and to play, and the headline numbers."""
+    cards = "".join(sample(e, media) for e in report["examples"])
+    numbers = "".join(f"<span><b>{text(n)}</b> {text(of)}</span>" for n, of in headline(report))
+    line = f'<p class="headline">{numbers}</p>'
+    if not cards:
+        return line
+    return section(
+        "What it can do", ABOUT_EXAMPLES, f'<div class="gallery first">{cards}</div>{line}'
     )
 
 
@@ -173,45 +182,58 @@ def graph(report: Report) -> str:
     return section("From text to every modality", about, drawn)
 
 
-def results(report: Report) -> str:
-    if not report["tasks"]:
+ABOUT_CORE = (
+    "Scans, stamps, templates and speakers that no stage has seen. Each score stands beside the best of its baselines: "
+    "the best constant answer; the same model asked without the picture or clip; and with pictures or clips swapped "
+    "among the questions. A task beats them when the 95 % interval of its lead over the best one (paired bootstrap) "
+    "lies above zero. Goals are this project's, not the report's."
+)
+ABOUT_BEYOND = "Mostly for larger sizes than this one."
+OPEN_ROWS = 10
+"""Most rows beyond the core that stand on the page unfolded."""
+MARKS = (
+    ("majority answer", "majority"),
+    ("without picture or clip", "without"),
+    ("shuffled", "shuffled"),
+    ("goal", "goal"),
+)
+
+
+def core(report: Report) -> str:
+    """The core's rows, by modality."""
+    rows = [r for r in report["tasks"] if r["core"]]
+    if not rows:
         return ""
-    about = (
-        "Scans, stamps, templates and speakers that no stage has seen. Each score stands beside three baselines: the "
-        "best constant answer; the same model asked without the picture or clip; and with pictures or clips swapped "
-        "among the questions. A task <em>beats</em> them when the 95 % interval of its lead over the best one (paired "
-        "bootstrap) lies above zero."
-    )
-    marks = (
-        ("majority answer", "majority"),
-        ("without picture or clip", "without"),
-        ("shuffled", "shuffled"),
-    )
     key = '<div class="key"><span><i class="dot"></i>this model, with its 95 % interval</span>'
-    key += "".join(f'<span><i class="tick {css}"></i>{label}</span>' for label, css in marks)
+    key += "".join(f'<span><i class="tick {css}"></i>{label}</span>' for label, css in MARKS)
     key += "<span>error rates ↓: further left is better</span></div>"
+    return section("The core", ABOUT_CORE, key + results(rows))
+
+
+def beyond(report: Report) -> str:
+    """All other rows; more than OPEN_ROWS are folded."""
+    rows = [r for r in report["tasks"] if not r["core"]]
+    if not rows:
+        return ""
+    content = results(rows)
+    if len(rows) > OPEN_ROWS:
+        content = f"<details><summary>{len(rows)} rows</summary>{content}</details>"
+    return section("Beyond the core", ABOUT_BEYOND, content)
+
+
+def results(rows: Sequence[Report]) -> str:
+    """A table for each modality."""
+    heads = ["task", ">score", "0 to 100 %", ">n", "best baseline", ">lead over it", "", ""]
     blocks = []
-    heads = [
-        "task",
-        ">score",
-        "0 to 100 %",
-        ">n",
-        ">majority",
-        ">without",
-        ">shuffled",
-        ">lead over best",
-        "",
-    ]
     for modality, title in tables.MODALITIES.items():
-        rows = [r for r in report["tasks"] if r["modality"] == modality]
-        if rows:
-            won = sum(r["verdict"] == "beats" for r in rows)
-            note = f"{won} of {len(rows)} beat their best baseline"
-            shown = table(heads, map(task_row, rows))
-            blocks.append(
-                f'<div class="results {modality}"><h3>{title} <em>{note}</em></h3>{shown}</div>'
-            )
-    return section("Held-out results", about, key + "".join(blocks))
+        if own := [r for r in rows if r["modality"] == modality]:
+            note = f"{sum(r['verdict'] == 'beats' for r in own)} of {len(own)} beat their best baseline"
+            if aims := [tables.reached(r) for r in own if r["goal"] is not None]:
+                note += f", {sum(aims)} of {len(aims)} reach their goal"
+            heading = f"<h3>{title} <em>{note}</em></h3>"
+            content = table(heads, map(task_row, own))
+            blocks.append(f'<div class="results {modality}">{heading}{content}</div>')
+    return "".join(blocks)
 
 
 STAND_INS = (
@@ -246,9 +268,6 @@ def benchmarks(report: Report) -> str:
 def task_row(r: Report) -> list[str]:
     metric = r["metric"]
     unit = 100 if metric == "bleu" else 1
-    columns = {name: tables.column(r, name) for name in ("majority", "without", "shuffled")}
-    present = {name: c for name, c in columns.items() if c is not None}
-    best = max(present, key=lambda n: tables.direction(metric) * present[n]["score"], default=None)
     title = text(r["title"])
     if r["note"]:
         title += f'<span class="sub">{text(r["note"])}</span>'
@@ -262,33 +281,22 @@ def task_row(r: Report) -> list[str]:
     if metric != "accuracy":
         score += f" <small>{tables.METRICS[metric]}</small>"
     score += f'<span class="sub">{tables.interval(metric, r["low"], r["high"])}</span>'
-    plot = drawing.plot(
-        r["low"] / unit,
-        r["score"] / unit,
-        r["high"] / unit,
-        [(k, c["score"] / unit) for k, c in present.items()],
-    )
-    cells = []
-    for name, c in columns.items():
-        cell = tables.number(metric, c["score"]) if c else "–"
-        if c and c.get("answer") is not None:
-            cell = f'<span title="always: {text(c["answer"])}">{cell}</span>'
-        cells.append(f"<b>{cell}</b>" if name == best else cell)
-    lead = "–"
+    marks = [(k.removesuffix("_clip"), m["score"] / unit) for k, m in r["baselines"].items()]
+    goal = ""
+    if aim := tables.goal(r):
+        marks.append(("goal", r["goal"] / unit))
+        goal = same(tables.reached(r), f"goal {aim[0]}", f"goal {aim[0]}")
+        goal += f'<span class="sub">{aim[1]}</span>'
+    plot = drawing.plot(r["low"] / unit, r["score"] / unit, r["high"] / unit, marks)
+    baseline = lead = "–"
     if r["best"]:
-        lead = f"{tables.number(metric, r['margin'], sign=True)}"
-        lead += (
-            f'<span class="sub">{tables.interval(metric, r["margin_low"], r["margin_high"])}</span>'
-        )
-    return [
-        title,
-        score,
-        plot,
-        str(r["n"]),
-        *cells,
-        lead,
-        same(r["verdict"] == "beats", "beats", "doesn’t"),
-    ]
+        value, name = tables.best(r)
+        baseline = f'{value}<span class="sub">{name}</span>'
+        if (answer := r["baselines"][r["best"]]["answer"]) is not None:
+            baseline = f'<span title="always: {text(answer)}">{baseline}</span>'
+        lead = '{}<span class="sub">{}</span>'.format(*tables.lead(r))
+    verdict = same(r["verdict"] == "beats", "beats", "doesn’t")
+    return [title, score, plot, str(r["n"]), baseline, lead, verdict, goal]
 
 
 def gallery(report: Report, media: Mapping[str, bytes]) -> str:
@@ -300,10 +308,10 @@ def gallery(report: Report, media: Mapping[str, bytes]) -> str:
                 f'<div class="{modality}"><h3>{title}</h3><div class="gallery">{cards}</div></div>'
             )
     about = (
-        "Held-out samples, drawn by chance before their answers were looked at. Pictures are scanned digits or our own "
-        "renderings; each sample names its source and licence."
+        "Of all tasks, drawn in the same way. Pictures are scanned digits or our own renderings; each sample names its "
+        "source and licence."
     )
-    return section("What it saw, heard and said", about, "".join(blocks)) if blocks else ""
+    return section("More samples", about, "".join(blocks)) if blocks else ""
 
 
 def sample(e: Report, media: Mapping[str, bytes]) -> str:
