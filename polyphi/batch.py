@@ -75,6 +75,9 @@ class Batch:
     tokens that the pictures of `images` and the clips of `clips` fill, in order. `lost` counts tokens that were cut
     off at the context. `keys` (host, S or none) is what an objective knows sequences by.
 
+    `cell_words` and `clip_words`, where a training objective wants them, say what images and clips stand for: (image,
+    cell of its global view, token id) and (clip, token id), the latter in the order of speech.
+
     `crops` are what the vision encoder reads, floats in [-1, 1] with each picture's global view before its crops, or,
     as `processing` makes them, 8-bit pixels without global views, a quarter of the bytes. Then `views` has the global
     view of each picture of more than one crop: it is interpolated between pixels, so it has no 8-bit form. A picture
@@ -97,6 +100,8 @@ class Batch:
     mels: Float[Tensor, "F M"] | None = None
     clips: tuple[Clip, ...] = ()
     audio_slots: Int[Tensor, " A"] | None = None
+    cell_words: Int[Tensor, "_ 3"] | None = None
+    clip_words: Int[Tensor, "_ 2"] | None = None
     lost: int = 0
     keys: tuple[str, ...] = ()
 
@@ -227,6 +232,16 @@ def pack(rows: Sequence[Batch]) -> Batch:
         ]
         return torch.cat(parts) if parts else None
 
+    def words(name: str, media: str) -> Tensor | None:
+        """The words of all rows' media, whose numbers go on from row to row."""
+        parts, before = [], 0
+        for r in rows:
+            own = getattr(r, name)
+            if own is not None:
+                parts.append(torch.cat([own[:, :1] + before, own[:, 1:]], dim=1))
+            before += len(getattr(r, media))
+        return torch.cat(parts) if parts else None
+
     kinds = {r.crops.dtype for r in rows if r.crops is not None}
     assert len(kinds) < 2, f"a pack mixes crops of {kinds}"
     labelled = [r.labels is not None for r in rows]
@@ -250,6 +265,8 @@ def pack(rows: Sequence[Batch]) -> Batch:
         mels=cat("mels"),
         clips=tuple(c for r in rows for c in r.clips),
         audio_slots=cat("audio_slots", shift=True),
+        cell_words=words("cell_words", "images"),
+        clip_words=words("clip_words", "clips"),
         lost=sum(r.lost for r in rows),
         keys=tuple(k for r in rows for k in r.keys),
     )

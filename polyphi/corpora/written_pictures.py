@@ -1,5 +1,5 @@
 """Questions about pictures that are written as text: the conversations of `image_qa`, `captions` and `multi_image`,
-each picture as a grid of words (`polyphi.curate.grids`). [ours]
+each picture as a grid of words (`polyphi.processing.grids`). [ours]
 
     . . red star .
     . . . .
@@ -20,10 +20,10 @@ from polyphi.chat import Image as Picture
 from polyphi.chat import Part, Text
 from polyphi.corpora import captions, image_qa, multi_image
 from polyphi.curate.corpus import Corpus, Work
-from polyphi.curate.grids import CELLS, written
-from polyphi.curate.images import SIDE, Named
+from polyphi.curate.images import SIDE
 from polyphi.curate.scenes import Made, Maker, Scene, samples
 from polyphi.data.shards import Sample
+from polyphi.processing.grids import CELLS, ROW_END, Named, written
 
 
 def in_words(maker: Maker) -> Maker:
@@ -47,7 +47,7 @@ def _in_words(part: Part, shown: Iterator[list[Named]]) -> Part:
     assert isinstance(part.source, bytes)
     width, height = Image.open(io.BytesIO(part.source)).size
     grid = written(next(shown), CELLS * height // SIDE, CELLS * width // SIDE)
-    return Text(f"{grid}\n")
+    return Text(f"{grid}{ROW_END}")
 
 
 SHARES = {"image_qa": 1.0, "captions": 0.1, "multi_image": 0.2}

@@ -16,10 +16,10 @@ from random import Random
 from polyphi.chat import Audio, Part, Text
 from polyphi.corpora import asr, ast, sqa
 from polyphi.curate.corpus import Corpus, Work
-from polyphi.curate.grids import EMPTY
 from polyphi.curate.speech import SilentStudio, numbered
 from polyphi.curate.text import fill
 from polyphi.data.shards import Sample
+from polyphi.processing.grids import EMPTY
 from polyphi.processing.tokenizer import Tokenizer
 
 SHARES = {"asr": 40, "ast": 30, "sqa": 30}
@@ -71,7 +71,7 @@ def heard(sample: Sample, tokenizer: Tokenizer, rng: Random) -> Sample:
 def conversations(work: Work, rng: Random) -> Iterator[Sample]:
     """Endless conversations in the proportions of `SHARES`."""
     assert work.tokenizer is not None, "frames are written in tokens"
-    studio, tokenizer = SilentStudio(work), work.tokenizer()
+    studio, tokenizer = SilentStudio(work), Tokenizer.load(work.tokenizer)
     kinds = asr.Kinds(work, "train", rng, studio)
     closed = {kind: share for kind, share in asr.SHARES.items() if kind != "open"}
     asker = sqa.Asker(work, "train", rng, studio)
@@ -93,4 +93,4 @@ def build(work: Work) -> Iterator[tuple[str, Sample]]:
     return fill(work, "written_speech", make)
 
 
-corpus = Corpus("written_speech", build=build, corpora=("image_qa",))
+corpus = Corpus("written_speech", build=build, corpora=("image_qa",), tokenizer=True)

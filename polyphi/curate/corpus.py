@@ -21,7 +21,6 @@ from datatrove.pipeline.base import PipelineStep
 from polyphi.curate import pipeline
 from polyphi.curate.pipeline import Machines
 from polyphi.data.shards import Sample, Shards
-from polyphi.processing.tokenizer import Tokenizer
 
 ROOMS = ("polyphi.curate.", "polyphi.corpora.")
 """Whose code decides what a corpus holds."""
@@ -33,7 +32,7 @@ class Work:
     `data` is the folder of corpora (so that one may be made from another); `models` gives what parent stages made: for
     a recogniser a callable from audio bytes to text, for a language model a `Generate`. Of a corpus made by several
     tasks each makes its `part`: (its number, how many). `seconds` is the longest clip that the rows of this size
-    hold. `tokenizer` gives the run's tokenizer, for corpora that it isn't trained on."""
+    hold. `tokenizer` is the folder of the run's tokenizer, for corpora that want it."""
 
     rows: Mapping[str, int]
     seed: int
@@ -43,7 +42,7 @@ class Work:
     tell: Callable[[str], None] = print
     part: tuple[int, int] = (0, 1)
     seconds: float = 30.0
-    tokenizer: Callable[[], Tokenizer] | None = None
+    tokenizer: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -53,13 +52,14 @@ class Corpus:
     so that training can be held against them (`decontaminate.held_out`). Steps `across` tasks come after them
     (`dedup.deduplicate`) and see the training split only. Of what steps will drop `spare` makes up: so many more
     samples are made, as a share of the rows. So many `tasks` make the training split, each `work.part` of it. `corpora`
-    and `stages` name what must exist first. `files` (or folders) are what `build` and `steps` read beside them: one
-    that is another, by its size and time, makes the corpus anew."""
+    and `stages` name what must exist first; with `tokenizer` the run's tokenizer, too. `files` (or folders) are what
+    `build` and `steps` read beside them: one that is another, by its size and time, makes the corpus anew."""
 
     name: str
     build: Callable[[Work], Iterator[tuple[str, Sample]]]
     corpora: tuple[str, ...] = ()
     stages: tuple[str, ...] = ()
+    tokenizer: bool = False
     steps: Callable[[Work], list[PipelineStep]] = lambda work: []
     across: tuple[Callable[..., Any], ...] = ()
     spare: float = 0.0
@@ -87,9 +87,11 @@ def fingerprint(corpus: Corpus, work: Work) -> str:
 
 
 def _parents(corpus: Corpus, work: Work) -> list[str]:
-    """Hash of the manifest of each corpus that it is made from; "" of one that isn't there."""
-    manifests = [work.data / name / "train" / "manifest.json" for name in corpus.corpora]
-    return [hashlib.sha256(m.read_bytes()).hexdigest() if m.exists() else "" for m in manifests]
+    """Hash of the manifest of each corpus that it is made from, and of its tokenizer; "" of one that isn't there."""
+    files = [work.data / name / "train" / "manifest.json" for name in corpus.corpora]
+    if corpus.tokenizer and work.tokenizer is not None:
+        files.append(work.tokenizer / "tokenizer.json")
+    return [hashlib.sha256(f.read_bytes()).hexdigest() if f.exists() else "" for f in files]
 
 
 def imported(file: Path) -> list[Path]:

@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from polyphi.curate import lexicon
+from polyphi.processing.grids import Named
 
 RGB = tuple[int, int, int]
 SIDE = 112  # pixels: one crop of the nano size
@@ -140,10 +141,6 @@ def measure(text: str, face: ImageFont.FreeTypeFont) -> tuple[int, int]:
     """(width, height) of a line's ink in pixels."""
     left, top, right, bottom = face.getbbox(text)
     return math.ceil(right - left), math.ceil(bottom - top)
-
-
-Named = tuple[str, float, float, float, float]
-"""Something in a picture: what it is called, and its box (left, top, right, bottom) as shares of the sides."""
 
 
 def name(

@@ -256,7 +256,11 @@ class SiglipEncoder(nn.Module):
         self, crops: Float[Tensor, "N 3 C C"], masks: Bool[Tensor, "N G G"]
     ) -> Float[Tensor, "N D"]:
         """One vector per crop through all layers, the final norm and the head: what contrastive training compares."""
-        x, keys = self._embed(crops, masks), self._keys(masks)
-        for layer in self.layers:
-            x = layer(x, keys)
-        return self.head(self.post_layernorm(x), keys)
+        return self.pool(self(crops, masks), masks)
+
+    def pool(
+        self, features: Float[Tensor, "N P D"], masks: Bool[Tensor, "N G G"]
+    ) -> Float[Tensor, "N D"]:
+        """One vector per crop from its features: the last layer, the final norm and the head."""
+        keys = self._keys(masks)
+        return self.head(self.post_layernorm(self.layers[-1](features, keys)), keys)

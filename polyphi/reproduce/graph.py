@@ -65,6 +65,7 @@ FREEZE_PROMPTS = (
 TOKENIZER_CORPORA = (
     "copying",
     "instructions",
+    "written_pictures",
     "documents",
     "translation",
     "math",
@@ -238,6 +239,8 @@ class Run:
             self.build(parent, machines)
         for parent in corpus.stages:
             self.train(parent)
+        if corpus.tokenizer:
+            self._tokenizer_made()
         work = self.work(corpus)
         with self.alone(f"corpus {name}"):
             if corpora.is_built(corpus, work):
@@ -263,6 +266,7 @@ class Run:
             models=_Lazy(corpus.stages, self.made_by),
             tell=self.tell,
             seconds=self.size.seconds,
+            tokenizer=self.out / "tokenizer" if corpus.tokenizer else None,
         )
 
     def made_by(self, stage: str) -> Any:

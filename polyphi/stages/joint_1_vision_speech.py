@@ -24,7 +24,7 @@ stage = Stage(
         {"vision_speech": 55, "image_qa": 25, "multi_image": 8, "instructions": 12},
         adapter={"instructions": "vision"},
     ),  # [ours]
-    objective=NextToken(max_crops=36),
+    objective=NextToken(max_crops=36, align=0.3),  # [ours] align
     context=16_384,
     batch_tokens=1 << 22,
     steps=10_000,

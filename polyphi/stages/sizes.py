@@ -109,9 +109,9 @@ def _adapters(rank: int) -> dict[str, AdapterConfig]:
 
 # fmt: off
 CORPORA = (
-    "documents", "code", "math", "copying", "translation", "long_documents", "instructions", "tools", "summaries",
-    "fim", "preferences", "reasoning_documents", "reasoning_sft", "reasoning_pairs", "captions", "interleaved",
-    "grounding", "ocr", "charts", "image_qa", "multi_image", "asr", "ast", "sqa", "speech_summary",
+    "documents", "code", "math", "copying", "translation", "long_documents", "instructions", "written_pictures",
+    "written_speech", "tools", "summaries", "fim", "preferences", "reasoning_documents", "reasoning_sft",
+    "reasoning_pairs", "captions", "interleaved", "grounding", "ocr", "charts", "image_qa", "multi_image", "asr", "ast", "sqa", "speech_summary",
     "audio_understanding", "audio_safety", "vision_speech",
 )
 # fmt: on
@@ -181,6 +181,8 @@ NANO = Size(
         "translation": (6000, 50),
         "long_documents": (60, 4),
         "instructions": (48000, 900),
+        "written_pictures": (24000, 50),
+        "written_speech": (20000, 50),
         "tools": (2500, 120),
         "summaries": (1200, 100),
         "fim": (1500, 100),

@@ -14,18 +14,23 @@ stage = Stage(
     start={},
     # [ours] the report gives the law LR*(D) = B * D^-0.32, not its B
     learn={"decoder.*": 4e-4},
-    # [ours] shares of samples; a document has dozens of times the tokens of an answer. Pages come late: a small
-    # model that reads them from the start hardly learns to copy, on which all else rests (LOG.md)
+    # [ours] shares of samples; a document has dozens of times the tokens of an answer. Copying comes first, all else
+    # rests on it; pages come late: a small model that reads them from the start hardly learns to copy (LOG.md)
     data=Mix(
         {
-            "copying": 40,
-            "instructions": 57.4,
+            "copying": 22,
+            "instructions": 40,
+            "written_pictures": 20,
+            "written_speech": 15.4,
             "documents": 0.4,
             "code": 0.2,
             "math": 1,
             "translation": 1,
         },
-        late=dict.fromkeys(("documents", "code", "math", "translation"), 25_000),
+        late={
+            **dict.fromkeys(("written_pictures", "written_speech"), 6_000),
+            **dict.fromkeys(("documents", "code", "math", "translation"), 16_000),
+        },
     ),
     objective=NextToken(),
     schedule=Schedule(warmup=0.03, decay="linear", decay_share=0.3, floor=0.1),

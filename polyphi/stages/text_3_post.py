@@ -14,7 +14,17 @@ stage = Stage(
     start={"*": "text_2_long"},
     learn={"decoder.*": 2e-5},
     # [ours] shares of samples
-    data=Mix({"instructions": 84, "tools": 6, "summaries": 2, "fim": 3, "preferences": 5}),
+    data=Mix(
+        {
+            "instructions": 44,
+            "written_pictures": 22,
+            "written_speech": 16,
+            "tools": 8,
+            "summaries": 2,
+            "fim": 3,
+            "preferences": 5,
+        }
+    ),
     objective=NextToken(),
     context=4096,
     batch_tokens=1 << 20,

@@ -1,5 +1,5 @@
 """Vision 0: the image encoder. SigLIP learns from pictures and captions with the language model's own text
-embedding as teacher (LLM2CLIP; report 2.2.1).
+embedding as teacher (LLM2CLIP; report 2.2.1). Beside it each cell of a picture names what has its middle there [ours].
 
     polyphi train vision_0_encoder --size nano --out runs/vision_0_encoder
 
@@ -14,7 +14,7 @@ stage = Stage(
     start={"*": "text_4_align"},
     learn={"vision.encoder.*": 1e-5, "objective.*": 2e-5},
     data=Mix({"captions": 1}),
-    objective=Contrastive(),
+    objective=Contrastive(naming=1.0),  # [ours] naming
     context=512,
     batch_tokens=1 << 20,
     steps=20_000,

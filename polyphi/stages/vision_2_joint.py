@@ -16,7 +16,7 @@ stage = Stage(
     data=Mix(
         {"captions": 55, "interleaved": 4, "grounding": 8, "ocr": 25, "charts": 8}
     ),  # [ours] shares
-    objective=NextToken(supervise="answers", max_crops=16),
+    objective=NextToken(max_crops=16, align=1.0),  # [ours] align
     context=8192,
     batch_tokens=1 << 22,
     steps=120_000,  # 0.5T tokens with text (report 3.2)

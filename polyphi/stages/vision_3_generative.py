@@ -17,7 +17,7 @@ stage = Stage(
     data=Mix(
         {"image_qa": 87, "ocr": 5, "instructions": 8}, adapter={"instructions": "vision"}
     ),  # [ours] shares
-    objective=NextToken(max_crops=36),
+    objective=NextToken(max_crops=36, align=0.3),  # [ours] align
     context=16_384,
     batch_tokens=1 << 22,
     steps=70_000,  # 0.3T tokens over text (report 3.2)

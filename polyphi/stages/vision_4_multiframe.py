@@ -16,7 +16,7 @@ stage = Stage(
     data=Mix(
         {"multi_image": 45, "image_qa": 47, "instructions": 8}, adapter={"instructions": "vision"}
     ),  # [ours] shares
-    objective=NextToken(max_crops=36),
+    objective=NextToken(max_crops=36, align=0.3),  # [ours] align
     context=65_536,
     batch_tokens=1 << 22,
     steps=10_000,

@@ -36,6 +36,9 @@ from polyphi.chat import Image, Message, Text, media
 from polyphi.data.draws import Unfit
 from polyphi.data.shards import Sample
 from polyphi.model.multimodal import PhiModel
+from polyphi.model.projector import cells_of
+from polyphi.processing.grids import EMPTY
+from polyphi.train.alignment import with_words, word_ids, word_loss
 
 GLOBAL_VIEW = ImageLayout(0, 0, 0, 0)
 """A picture of which only the global view is kept: one crop."""
@@ -55,10 +58,13 @@ HEAD_TENSORS = {
 class Heads(nn.Module):
     """What is thrown away: two linear heads into one space, the temperature (as its logarithm) and the bias."""
 
-    def __init__(self, picture_size: int, text_size: int, width: int) -> None:
+    def __init__(self, picture_size: int, text_size: int, width: int, blank: int | None) -> None:
+        """`blank` is the token of an empty cell where cells are named, else None."""
         super().__init__()
         self.picture = nn.Linear(picture_size, width)
         self.text = nn.Linear(text_size, width)
+        self.words = None if blank is None else nn.Linear(picture_size, text_size // 2)
+        self.blank = blank
         # Almost all pairs are negatives, and the scores must say so from the first step on. SigLIP's bias starts at -10
         # for its 32,768 captions, which is minus their logarithm; here that is taken off whatever the number [ours].
         self.log_temperature = nn.Parameter(torch.tensor(math.log(10.0)))
@@ -104,9 +110,12 @@ def same_caption(batch: Batch) -> Bool[Tensor, "S S"]:
 
 @dataclass(frozen=True)
 class Contrastive:
-    """`width`: size of the space in which pictures and captions are compared."""
+    """`width`: size of the space in which pictures and captions are compared. `naming` weighs a second loss [ours]:
+    each cell of a picture names what has its middle there by the language model's embeddings (alignment.py). A fresh
+    encoder then learns where things are, which captions hardly tell."""
 
     width: int = 256
+    naming: float = 0.0
     together: ClassVar[bool] = (
         True  # a step's pictures meet all its captions, whatever the memory and the processes
     )
@@ -127,10 +136,16 @@ class Contrastive:
             [Message("document", (Text(sample.answer),))], adapter=None, context=context
         )
         seen = float_crops(processor.row([Message.user(pictures[0])]))
+        if self.naming:
+            seen = with_words(seen, sample, processor.tokenizer, processor.cells)
         assert seen.crops is not None and seen.crop_masks is not None
         return [
             replace(
-                caption, crops=seen.crops[:1], crop_masks=seen.crop_masks[:1], images=(GLOBAL_VIEW,)
+                caption,
+                crops=seen.crops[:1],
+                crop_masks=seen.crop_masks[:1],
+                images=(GLOBAL_VIEW,),
+                cell_words=seen.cell_words,
             )
         ]
 
@@ -141,29 +156,40 @@ class Contrastive:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             config = model.config
-            return Heads(
-                model.vision.encoder.config.hidden_size, 2 * config.decoder.hidden_size, self.width
-            )
+            blank = word_ids(EMPTY, processor.tokenizer)[-1] if self.naming else None
+            text_size = 2 * config.decoder.hidden_size
+            return Heads(model.vision.encoder.config.hidden_size, text_size, self.width, blank)
 
     def begin(self, model: PhiModel) -> None:
         """Nothing to remember of the start."""
 
     def loss(
         self, model: PhiModel, module: Heads, state: None, batch: Batch
-    ) -> tuple[Tensor, int, dict[str, float]]:
-        """(sum over all pairs, pictures, sums over pictures of `accuracy`: the nearest caption is its own)."""
+    ) -> tuple[Tensor, int, dict[str, Any]]:
+        """(sum over all pairs and cells, pictures, metrics). `accuracy` counts pictures whose nearest caption is their
+        own, `named` filled cells whose nearest word is one of theirs."""
         assert model.vision is not None and batch.crops is not None and batch.crop_masks is not None
         assert len(batch.crops) == len(batch.images) == batch.sequences, (
             "one global view per caption"
         )
+        features = model.vision.encoder(batch.crops, batch.crop_masks)
         scores = module(
-            model.vision.encoder.pooled(batch.crops, batch.crop_masks),
-            caption_embeddings(model, batch),
+            model.vision.encoder.pool(features, batch.crop_masks), caption_embeddings(model, batch)
         )
         same = same_caption(batch)
         total = -F.logsigmoid(torch.where(same, scores, -scores)).sum()
         right = same.gather(1, scores.argmax(1, keepdim=True)).sum()
-        return total, batch.sequences, {"accuracy": float(right)}
+        metrics: dict[str, Any] = {"accuracy": float(right)}
+        if module.words is not None and batch.cell_words is not None:
+            assert module.blank is not None
+            images, cells, words = batch.cell_words.unbind(1)
+            pooled = cells_of(features)
+            directions = F.normalize(model.decoder.embed_tokens.weight.detach().float(), dim=-1)
+            named = module.words(pooled.flatten(0, 1))
+            places = images * pooled.shape[1] + cells
+            loss, found, filled = word_loss(named, places, words, directions, module.blank)
+            total, metrics["named"] = total + self.naming * loss, (found, filled)
+        return total, batch.sequences, metrics
 
 
 class Similarity:

@@ -21,6 +21,8 @@ from polyphi.batch import Batch
 from polyphi.data.draws import Unfit
 from polyphi.data.shards import Sample
 from polyphi.model.multimodal import PhiModel
+from polyphi.processing.grids import EMPTY
+from polyphi.train.alignment import Alignment, with_words, word_ids
 
 CHUNK_SCORES = {"cpu": 1 << 20, "cuda": 1 << 26}
 """Logits of a chunk, in numbers. On a CPU 4 MiB in float32 (256 positions of a vocabulary of 4,096), which its cache
@@ -117,10 +119,11 @@ class _LossSum(torch.autograd.Function):
 @dataclass(frozen=True)
 class NextToken:
     """Predict the next token of the answers (or of `all` text). `max_crops` bounds a picture's crops (report
-    2.2.1)."""
+    2.2.1). `align` weighs the alignment of image and audio tokens with words (alignment.py) [ours]."""
 
     supervise: Literal["answers", "all"] = "answers"
     max_crops: int | None = None
+    align: float = 0.0
 
     def rows(
         self, sample: Sample, processor: Any, context: int, adapter: str | None = "auto"
@@ -140,11 +143,13 @@ class NextToken:
             raise Unfit(
                 f"sample {sample.id}: no token of it is supervised; expected an answer or a document"
             )
+        if self.align:
+            row = with_words(row, sample, processor.tokenizer, processor.cells)
         return [row]
 
     def build(self, model: PhiModel, processor: Any, seed: int = 0) -> nn.Module | None:
-        """No throw-away module."""
-        return None
+        """The alignment, which has nothing to learn; otherwise no throw-away module."""
+        return Alignment(word_ids(EMPTY, processor.tokenizer)[-1]) if self.align else None
 
     def begin(self, model: PhiModel) -> Any:
         """No reference."""
@@ -157,10 +162,20 @@ class NextToken:
         assert batch.supervised is not None and batch.labels is not None, (
             "a training batch without labels"
         )
-        hidden = model(batch).index_select(0, batch.supervised)
+        embeddings = model.decoder.embed_tokens.weight
+        metrics: dict[str, Any] = {}
+        if module is None:
+            hidden = model(batch)
+        else:
+            x = model.embed(batch)
+            hidden = model.decoder(x, batch, None)
+            alignment, metrics = module(x, batch, embeddings)
         labels = batch.labels.index_select(0, batch.supervised)
-        total, losses = token_loss_sum(hidden, model.decoder.embed_tokens.weight, labels)
-        return total, len(labels), by_modality(batch, losses)
+        hidden = hidden.index_select(0, batch.supervised)
+        total, losses = token_loss_sum(hidden, embeddings, labels)
+        if module is not None:
+            total = total + self.align * alignment
+        return total, len(labels), by_modality(batch, losses) | metrics
 
 
 def by_modality(batch: Batch, losses: Float[Tensor, " Q"]) -> dict[str, tuple[Tensor, Tensor]]:

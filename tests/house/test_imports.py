@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "model": (LEAVES - {"dist"}) | {"runtime.heap"},
     "data": LEAVES | {"processing"},
     "engine": LEAVES | {"processing", "model", "runtime"},
-    "train": LEAVES | {"data", "model", "runtime"},
+    "train": LEAVES | {"data", "model", "runtime", "processing.grids"},
     "serve": LEAVES | {"engine", "runtime"},
     "eval": LEAVES | {"data.shards"},
     "curate": LEAVES | {"processing", "data.shards"},

@@ -1,10 +1,7 @@
-"""Pictures written as text: a grid of cells, each with the words of what has its middle there.
+"""Pictures in words: a grid of cells, each with the words of what has its middle there.
 
->>> print(written([("red star", 0.5, 0.0, 0.75, 0.25), ("7", 0.0, 0.75, 0.25, 1.0)]))
-. . red star .
-. . . .
-. . . .
-7 . . .
+>>> cells([("red star", 0.5, 0.0, 0.75, 0.25), ("7", 0.0, 0.75, 0.25, 1.0)])
+[['', '', 'red star', ''], ['', '', '', ''], ['', '', '', ''], ['7', '', '', '']]
 
 A picture reaches the language model as such a grid, a token a cell and a separator after each row (report 2.2.1). A
 small frozen model that has learned to answer from written grids needs an encoder only for the words [ours].
@@ -12,11 +9,12 @@ small frozen model that has learned to answer from written grids needs an encode
 
 from collections.abc import Sequence
 
-from polyphi.curate.images import Named
-
+Named = tuple[str, float, float, float, float]
+"""Something in a picture: what it is called, and its box (left, top, right, bottom) as shares of the sides."""
 CELLS = 4
 """Cells along a side of one crop at nano size: 112 pixels, 14 a patch, pooled 2 x 2."""
 EMPTY = "."
+ROW_END = " \n"
 
 
 def cells(shown: Sequence[Named], rows: int = CELLS, cols: int = CELLS) -> list[list[str]]:
@@ -40,5 +38,8 @@ def _joined(words: Sequence[str]) -> str:
 
 
 def written(shown: Sequence[Named], rows: int = CELLS, cols: int = CELLS) -> str:
-    """The grid as lines of text."""
-    return "\n".join(" ".join(words or EMPTY for words in row) for row in cells(shown, rows, cols))
+    """The grid as lines of text. A cell begins with a space and a row ends with one, so that a tokenizer sees the same
+    tokens wherever a cell stands."""
+    return ROW_END.join(
+        "".join(f" {words or EMPTY}" for words in row) for row in cells(shown, rows, cols)
+    )

@@ -1,0 +1,147 @@
+"""Alignment: tokens that encoders make of images and clips are drawn to the language model's own embeddings of the
+words that they stand for. [ours]
+
+    image token of a cell with a red star    ->  the directions of " red" and " star", each with probability 1/2
+    tokens of a clip that says "three seven" ->  " three", blanks, " seven": a CTC loss over the vocabulary
+
+A frozen language model of a few million parameters that has read images and speech in words (the corpora
+`written_pictures` and `written_speech`) then needs no more than encoders that name what they see and hear. Larger
+models learn this mapping from billions of pairs (report 2.2.2). Only samples that know what they show are aligned:
+those that our generators make (`meta["named"]`, `meta["heard"]`).
+
+A token is compared with embeddings by their cosine, times `SHARPNESS`. Losses are sums over tokens and clips, so that a
+pack's loss is that of its rows one by one.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from polyphi.batch import Batch, ImageLayout
+from polyphi.data.shards import Sample
+from polyphi.processing.grids import EMPTY, cells
+
+SHARPNESS = 20.0
+"""Of a vocabulary of 4,096 directions the right one then gets nearly all of the probability."""
+EMPTY_WEIGHT = 0.2
+"""Of a cell where nothing is, beside 1 of one that holds something: most cells are empty."""
+
+
+def word_ids(words: str, tokenizer: Any) -> list[int]:
+    """The tokens of words as they stand in a written grid, a lone space left out."""
+    ids: list[int] = tokenizer.encode(f" {words}")
+    space = tokenizer.encode(" ")
+    return ids[1:] if ids[:1] == space and len(ids) > 1 else ids
+
+
+def with_words(row: Batch, sample: Sample, tokenizer: Any, side: int) -> Batch:
+    """The row with the words of its images and clips, as far as the sample knows them. `side`: cells along a crop."""
+    triples: list[tuple[int, int, int]] = []
+    full = ImageLayout(1, 1, side, side)  # cells of other images don't lie as their boxes say
+    for number, (layout, shown) in enumerate(
+        zip(row.images, sample.meta.get("named", ()), strict=False)
+    ):
+        if layout == full:
+            grid = [words for line in cells(shown, side, side) for words in line]
+            for cell, words in enumerate(grid):
+                triples += [(number, cell, id) for id in word_ids(words or EMPTY, tokenizer)]
+    heard = sample.meta.get("heard", "") if len(row.clips) == 1 else ""
+    pairs = [(0, id) for id in tokenizer.encode(heard)] if heard else []
+    return replace(
+        row,
+        cell_words=torch.tensor(triples) if triples else None,
+        clip_words=torch.tensor(pairs) if pairs else None,
+    )
+
+
+class Alignment(nn.Module):
+    """The loss of a pack's image and audio tokens. It has no parameters; `blank` is the token of an empty cell, and of
+    a frame in which nothing is said."""
+
+    def __init__(self, blank: int) -> None:
+        super().__init__()
+        self.blank = blank
+
+    def forward(
+        self, x: Float[Tensor, "T D"], batch: Batch, embeddings: Float[Tensor, "V D"]
+    ) -> tuple[Float[Tensor, ""], dict[str, tuple[float, int]]]:
+        """(sum over image tokens and clips, metrics). `x` are the decoder's inputs, with image and audio tokens in
+        their places; gradients reach them, not the embeddings. The metric "named" counts filled cells whose nearest
+        word is one of theirs."""
+        directions = F.normalize(embeddings.detach().float(), dim=-1)
+        total = x.new_zeros((), dtype=torch.float32)
+        metrics: dict[str, tuple[float, int]] = {}
+        if batch.cell_words is not None:
+            loss, right, filled = self._images(x, batch, directions)
+            total, metrics = total + loss, {"named": (right, filled)}
+        if batch.clip_words is not None:
+            total = total + self._clips(x, batch, directions)
+        return total, metrics
+
+    def _images(
+        self, x: Tensor, batch: Batch, directions: Float[Tensor, "V D"]
+    ) -> tuple[Tensor, float, int]:
+        """Each cell of an image stands in it twice: in its crop, and in its global view behind it."""
+        assert batch.cell_words is not None and batch.image_slots is not None
+        images, cells_, words = batch.cell_words.unbind(1)
+        side = batch.images[int(images[0])].cols
+        lengths = torch.tensor([layout.tokens(side) for layout in batch.images])
+        starts = (lengths.cumsum(0) - lengths).to(images.device)
+        in_crop = starts[images] + cells_ // side * (side + 1) + cells_ % side
+        tokens = torch.cat([in_crop, in_crop + side * (side + 1) + 1])
+        words = torch.cat([words, words])
+        return word_loss(
+            x.index_select(0, batch.image_slots), tokens, words, directions, self.blank
+        )
+
+    def _clips(self, x: Tensor, batch: Batch, directions: Float[Tensor, "V D"]) -> Tensor:
+        """CTC over the vocabulary."""
+        assert batch.clip_words is not None and batch.audio_slots is not None
+        spoken: dict[int, list[int]] = {}
+        for clip, word in batch.clip_words.tolist():
+            spoken.setdefault(clip, []).append(word)
+        parts = batch.audio_slots.split([clip.tokens for clip in batch.clips])
+        slots = [parts[clip] for clip in spoken]
+        scores = scores_of(x.index_select(0, torch.cat(slots)), directions)
+        # CTC looks at the blank and at the words of these clips: of 200,064 columns a few dozen.
+        words = torch.tensor([word for said in spoken.values() for word in said], device=x.device)
+        used, columns = words.unique(return_inverse=True)
+        chosen = scores.index_select(1, F.pad(used, (1, 0), value=self.blank))
+        return F.ctc_loss(
+            pad_sequence(list(chosen.split([len(part) for part in slots]))),
+            columns + 1,
+            torch.tensor([len(part) for part in slots]),
+            torch.tensor([len(said) for said in spoken.values()]),
+            reduction="sum",
+            zero_infinity=True,  # a clip with fewer frames than words teaches nothing
+        )
+
+
+def word_loss(
+    x: Float[Tensor, "n D"],
+    places: Int[Tensor, " m"],
+    words: Int[Tensor, " m"],
+    directions: Float[Tensor, "V D"],
+    blank: int,
+) -> tuple[Float[Tensor, ""], float, int]:
+    """Rows of `x` named by the words that stand at their places: (sum of cross-entropies, rows that aren't empty and
+    whose nearest word is one of theirs, rows that aren't empty). A row of several words has each with equal
+    probability."""
+    rows, place, counts = places.unique(return_inverse=True, return_counts=True)
+    scores = scores_of(x.index_select(0, rows), directions)
+    filled = torch.ones_like(rows, dtype=torch.bool)
+    filled = filled.index_fill(0, place[words == blank], False)
+    weights = torch.where(filled, 1.0, EMPTY_WEIGHT) / counts
+    loss = -(scores[place, words] * weights[place]).sum()
+    hits = place[scores.detach().argmax(-1)[place] == words].unique()
+    return loss, float(filled[hits].sum()), int(filled.sum())
+
+
+def scores_of(x: Float[Tensor, "n D"], directions: Float[Tensor, "V D"]) -> Float[Tensor, "n V"]:
+    """Logarithms of the probabilities of all words."""
+    return (SHARPNESS * F.normalize(x.float(), dim=-1) @ directions.t()).log_softmax(-1)
