@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -12,10 +13,11 @@ from PIL import Image
 from polyphi.chat import Image as Picture
 from polyphi.chat import media
 from polyphi.corpora import captions, charts, grounding, image_qa, interleaved, multi_image, ocr
-from polyphi.curate import images, safety, sources, stamps, text
-from polyphi.curate.corpus import Corpus, Work, build
+from polyphi.curate import images, safety, scenes, sources, stamps, text
+from polyphi.curate.corpus import Corpus, Work, build, generator
+from polyphi.curate.decontaminate import Index
 from polyphi.curate.lexicon import LANGUAGES
-from polyphi.data.shards import Sample, Shards
+from polyphi.data.shards import Sample, Shards, to_row
 from polyphi.eval.heldout import find
 from polyphi.eval.scorers import refuses
 
@@ -175,6 +177,36 @@ def test_the_test_split_shows_unseen_things(few_stamps: None, tmp_path: Path) ->
         assert train and test and not train & test, key
     numbers = {s.answer for s in split["test"] if s.meta["task"] == "number"}
     assert numbers and all(int(n) in images.numbers("test") for n in numbers)
+
+
+@pytest.mark.parametrize(
+    "corpus", [c for c in CORPORA if c.fresh is not None], ids=lambda c: c.name
+)
+def test_fresh_samples_show_nothing_that_is_held_out(
+    corpus: Corpus, few_stamps: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    splits: set[str] = set()
+
+    def record(module: Any, name: str) -> None:
+        plain = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda split, *a: splits.add(split) or plain(split, *a))
+
+    record(scenes, "scan_numbers")
+    record(images, "pairs")
+    make, _ = generator(corpus, Work({"train": 0}, 0, tmp_path, tmp_path, tell=lambda line: None))
+    samples = [make(n) for n in range(300)]
+    assert splits <= {"train"}
+    for sample in samples:
+        assert sample.meta.get("font", images.FONTS["train"][0]) in images.FONTS["train"]
+        assert "stamp" not in sample.meta or not stamps.held_out(sample.meta["stamp"])
+        if "pair" in sample.meta:
+            colour, shape = sample.meta["pair"].split()
+            assert (shape, colour) in images.pairs("train")
+        if sample.meta["task"] in ("number", "read_number"):
+            assert int(sample.answer) in images.numbers("train")
+    test = made(corpus, tmp_path, 0, 132)["test"]
+    known = Index.of({corpus.name: test}, ("same bytes",)).digests
+    assert not known.keys() & {m["sha256"] for s in samples for m in to_row(s)["media"]}
 
 
 def test_what_the_picture_names_decides_whether_to_refuse(no_stamps: None, tmp_path: Path) -> None:
