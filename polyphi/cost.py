@@ -118,7 +118,8 @@ def subject(name: str, size: Size) -> Subject:
 
 def vocabulary(config: ModelConfig) -> Any:
     """As much of a processor as an objective asks for to build its module."""
-    return SimpleNamespace(tokenizer=SimpleNamespace(vocab_size=config.decoder.vocab_size))
+    tokenizer = SimpleNamespace(vocab_size=config.decoder.vocab_size, encode=lambda text: [0])
+    return SimpleNamespace(tokenizer=tokenizer)
 
 
 HEAD = "decoder.embed_tokens.*"

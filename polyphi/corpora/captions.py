@@ -23,8 +23,8 @@ from polyphi.curate.decontaminate import against
 from polyphi.curate.images import PAIRS, SCANS, SIDE, sheet
 from polyphi.curate.instructions import several
 from polyphi.curate.lexicon import COLOUR_RGB, COLOURS, LANGUAGES, SHAPES, lexicon
-from polyphi.curate.scenes import Made, Maker, Scene, asked, samples
-from polyphi.curate.stamps import KIND_WORDS, KINDS, STAMPS
+from polyphi.curate.scenes import Made, Maker, Makers, Scene, asked, fresh, samples
+from polyphi.curate.stamps import KIND_WORDS, KINDS, STAMPS, Album
 from polyphi.data.shards import Sample
 
 PROMPTS: dict[str, tuple[str, ...]] = {
@@ -166,11 +166,25 @@ MAKERS = {
 """Task -> (share of the training set, maker)."""
 
 
+def makers_with(album: Album) -> Makers:
+    """All makers, or without stamps those that need none."""
+    return {task: made for task, made in MAKERS.items() if album or task != "caption_stamp"}
+
+
 def pictures(work: Work) -> Iterator[tuple[str, Sample]]:
+    album, tests = stamps.load(work), ("caption_shapes", "caption_stamp")
+    return samples("captions", work, makers_with(album), album, tests)
+
+
+def fresh_pictures(work: Work) -> Callable[[int], Sample]:
     album = stamps.load(work)
-    makers = {task: made for task, made in MAKERS.items() if album or task != "caption_stamp"}
-    return samples("captions", work, makers, album, tests=("caption_shapes", "caption_stamp"))
+    return fresh("captions", work, makers_with(album), album)
 
 
 # By bytes: hashing so many pictures would cost more than drawing them.
-corpus = Corpus("captions", build=pictures, steps=against("captions", ways=("same bytes",)))
+corpus = Corpus(
+    "captions",
+    build=pictures,
+    steps=against("captions", ways=("same bytes",)),
+    fresh=fresh_pictures,
+)

@@ -13,7 +13,7 @@ from polyphi.curate.corpus import Corpus, Work
 from polyphi.curate.decontaminate import against
 from polyphi.curate.images import SIDE
 from polyphi.curate.lexicon import COLOURS, NOUNS
-from polyphi.curate.scenes import Made, Scene, asked, samples
+from polyphi.curate.scenes import Made, Scene, asked, fresh, samples
 from polyphi.data.shards import Sample
 
 LETTERS = "ABCDEFG"
@@ -149,5 +149,8 @@ def plots(work: Work) -> Iterator[tuple[str, Sample]]:
 
 # Whole pictures: a drawing that is a part of another one isn't a leak.
 corpus = Corpus(
-    "charts", build=plots, steps=against("charts", ways=("same bytes", "whole picture"))
+    "charts",
+    build=plots,
+    steps=against("charts", ways=("same bytes", "whole picture")),
+    fresh=lambda work: fresh("charts", work, MAKERS),
 )

@@ -6,10 +6,11 @@ come first because they are learned first.
 """
 
 from collections.abc import Iterator
+from functools import partial
 from random import Random
 
 from polyphi.curate.corpus import Corpus, Work
-from polyphi.curate.instructions import Ask, copied
+from polyphi.curate.instructions import Ask, copied, fresh
 from polyphi.curate.text import fill
 from polyphi.data.shards import Sample
 
@@ -17,11 +18,17 @@ from polyphi.data.shards import Sample
 def build(work: Work) -> Iterator[tuple[str, Sample]]:
     def make(split: str, rng: Random) -> Iterator[Sample]:
         for i in range(work.rows[split]):
-            text, language = copied(split, rng, longest=9)
-            ask = Ask("copy", f"Repeat: {text}", text, language)
-            yield ask.sample(f"copying-{split}-{i:06d}")
+            yield repeat(split, rng).sample(f"copying-{split}-{i:06d}")
 
     yield from fill(work, "copying", make)
 
 
-corpus = Corpus("copying", build)
+def repeat(split: str, rng: Random) -> Ask:
+    """A request to say a text again."""
+    text, language = copied(split, rng, longest=9)
+    return Ask("copy", f"Repeat: {text}", text, language)
+
+
+corpus = Corpus(
+    "copying", build, fresh=lambda work: fresh("copying", work, partial(repeat, "train"))
+)

@@ -13,7 +13,7 @@ from polyphi.curate.corpus import Corpus, Work
 from polyphi.curate.decontaminate import against
 from polyphi.curate.images import PAIRS, SCANS, SIDE, sheet
 from polyphi.curate.lexicon import COLOUR_RGB
-from polyphi.curate.scenes import Made, Scene, asked, samples
+from polyphi.curate.scenes import Made, Scene, asked, fresh, samples
 from polyphi.data.shards import Sample
 
 GRID = 4
@@ -78,5 +78,8 @@ def places(work: Work) -> Iterator[tuple[str, Sample]]:
 
 # Whole pictures: a drawing that is a part of another one isn't a leak.
 corpus = Corpus(
-    "grounding", build=places, steps=against("grounding", ways=("same bytes", "whole picture"))
+    "grounding",
+    build=places,
+    steps=against("grounding", ways=("same bytes", "whole picture")),
+    fresh=lambda work: fresh("grounding", work, MAKERS),
 )

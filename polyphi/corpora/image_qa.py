@@ -5,7 +5,7 @@ The single-image instruction set of `vision_3_generative`. Held out for the test
 and turns of a shape in a colour. A fifth of the questions that allow it are asked in the other seven languages.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import cache
 
@@ -19,8 +19,8 @@ from polyphi.curate.images import PAIRS, SCANS, SIDE, sheet
 from polyphi.curate.instructions import DESCRIBE, several
 from polyphi.curate.instructions import PLACES as TOLD_PLACES
 from polyphi.curate.lexicon import COLOUR_RGB, COLOURS, LANGUAGES, SHAPES, lexicon
-from polyphi.curate.scenes import OTHER_LANGUAGES, Made, Maker, Scene, asked, samples
-from polyphi.curate.stamps import KIND_WORDS, KINDS, STAMPS, Stamp
+from polyphi.curate.scenes import OTHER_LANGUAGES, Made, Makers, Scene, asked, fresh, samples
+from polyphi.curate.stamps import KIND_WORDS, KINDS, STAMPS, Album, Stamp
 from polyphi.data.shards import Sample
 
 PLURALS = {shape: shape + ("es" if shape.endswith("s") else "s") for shape in SHAPES}
@@ -426,7 +426,7 @@ def talk(scene: Scene) -> Made:
     return replace(made, messages=(*made.messages, *more))
 
 
-MAKERS: dict[str, tuple[float, Maker]] = {
+MAKERS: Makers = {
     "digit": (18, digit),
     "digits": (13, digits),
     "count": (8, count),
@@ -444,13 +444,28 @@ MAKERS: dict[str, tuple[float, Maker]] = {
 """Task -> (share of the training set, maker). Tests ask one question each."""
 
 
+def makers_with(album: Album) -> Makers:
+    """All makers, or without stamps those that need none."""
+    return {task: made for task, made in MAKERS.items() if album or task != "stamp"}
+
+
 def questions(work: Work) -> Iterator[tuple[str, Sample]]:
     album = stamps.load(work)
-    makers = {task: made for task, made in MAKERS.items() if album or task != "stamp"}
+    makers = makers_with(album)
     return samples(
         "image_qa", work, makers, album, tests=[task for task in makers if task != "talk"]
     )
 
 
+def fresh_questions(work: Work) -> Callable[[int], Sample]:
+    album = stamps.load(work)
+    return fresh("image_qa", work, makers_with(album), album)
+
+
 # By bytes: hashing so many pictures would cost more than drawing them.
-corpus = Corpus("image_qa", build=questions, steps=against("image_qa", ways=("same bytes",)))
+corpus = Corpus(
+    "image_qa",
+    build=questions,
+    steps=against("image_qa", ways=("same bytes",)),
+    fresh=fresh_questions,
+)

@@ -6,7 +6,7 @@ from random import Random
 
 from polyphi.curate.corpus import Corpus, Work
 from polyphi.curate.decontaminate import against
-from polyphi.curate.instructions import testing, training
+from polyphi.curate.instructions import any_family, fresh, testing, training
 from polyphi.curate.text import fill
 from polyphi.data.shards import Sample
 
@@ -22,4 +22,9 @@ def build(work: Work) -> Iterator[tuple[str, Sample]]:
 
 # Word for word only: other instances of a template aren't leaks. The same question may come again: families with few
 # (a hundred numbers, a lexicon) are asked as often as the others.
-corpus = Corpus("instructions", build, steps=against("instructions", ways=("quoted",)))
+corpus = Corpus(
+    "instructions",
+    build,
+    steps=against("instructions", ways=("quoted",)),
+    fresh=lambda work: fresh("instructions", work, any_family(work)),
+)

@@ -13,7 +13,7 @@ from polyphi.curate.corpus import Corpus, Work
 from polyphi.curate.decontaminate import against
 from polyphi.curate.images import PAIRS, SCANS, SIDE, sheet
 from polyphi.curate.lexicon import COLOUR_RGB, COLOURS
-from polyphi.curate.scenes import Made, Scene, asked, samples
+from polyphi.curate.scenes import Made, Scene, asked, fresh, samples
 from polyphi.curate.stamps import KINDS, STAMPS
 from polyphi.data.shards import Sample
 
@@ -191,4 +191,9 @@ def sequences(work: Work) -> Iterator[tuple[str, Sample]]:
 
 
 # By bytes: frames of held-out strips are like those of others by design.
-corpus = Corpus("multi_image", build=sequences, steps=against("multi_image", ways=("same bytes",)))
+corpus = Corpus(
+    "multi_image",
+    build=sequences,
+    steps=against("multi_image", ways=("same bytes",)),
+    fresh=lambda work: fresh("multi_image", work, MAKERS, stamps.load(work)),
+)

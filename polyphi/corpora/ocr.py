@@ -16,7 +16,7 @@ from polyphi.curate.decontaminate import against
 from polyphi.curate.images import SCANS, SIDE, sheet
 from polyphi.curate.lexicon import lexicon
 from polyphi.curate.photos import photo, set_page
-from polyphi.curate.scenes import Made, Maker, Scene, asked, samples
+from polyphi.curate.scenes import Made, Makers, Scene, asked, fresh, samples
 from polyphi.curate.sources import LIBREOFFICE
 from polyphi.curate.text import help_pages, side
 from polyphi.data.shards import Sample
@@ -148,7 +148,7 @@ def _fits(text: str) -> bool:
     )
 
 
-MAKERS: dict[str, tuple[float, Maker]] = {
+MAKERS: Makers = {
     "read_word": (35, word),
     "read_number": (25, number),
     "read_line": (15, line),
@@ -159,13 +159,20 @@ PAGE_MAKERS = {"read_page": (4, page), "read_photo": (4, photographed)}
 """The same for makers that need paragraphs."""
 
 
+def makers_with(known: Paragraphs) -> Makers:
+    """All makers, those of pages with paragraphs to set."""
+    pages = {task: (share, partial(make, known)) for task, (share, make) in PAGE_MAKERS.items()}
+    return {**MAKERS, **pages}
+
+
 def texts(work: Work) -> Iterator[tuple[str, Sample]]:
-    known = paragraphs(work)
-    makers = dict(MAKERS)
-    for task, (share, maker) in PAGE_MAKERS.items():
-        makers[task] = (share, partial(maker, known))
-    return samples("ocr", work, makers)
+    return samples("ocr", work, makers_with(paragraphs(work)))
 
 
 # By bytes: pictures of held-out lines are drawn anew, and hashing costs more than drawing.
-corpus = Corpus("ocr", build=texts, steps=against("ocr", ways=("same bytes",)))
+corpus = Corpus(
+    "ocr",
+    build=texts,
+    steps=against("ocr", ways=("same bytes",)),
+    fresh=lambda work: fresh("ocr", work, makers_with(paragraphs(work))),
+)

@@ -21,7 +21,7 @@ from polyphi.chat import Part, Text
 from polyphi.corpora import captions, image_qa, multi_image
 from polyphi.curate.corpus import Corpus, Work
 from polyphi.curate.images import SIDE
-from polyphi.curate.scenes import Made, Maker, Scene, samples
+from polyphi.curate.scenes import Made, Maker, Scene, fresh, samples
 from polyphi.data.shards import Sample
 from polyphi.processing.grids import CELLS, ROW_END, Named, written
 
@@ -70,4 +70,8 @@ def conversations(work: Work) -> Iterator[tuple[str, Sample]]:
     return samples("written_pictures", work, MAKERS)
 
 
-corpus = Corpus("written_pictures", build=conversations)
+corpus = Corpus(
+    "written_pictures",
+    build=conversations,
+    fresh=lambda work: fresh("written_pictures", work, MAKERS),
+)

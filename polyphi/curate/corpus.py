@@ -20,10 +20,12 @@ from datatrove.pipeline.base import PipelineStep
 
 from polyphi.curate import pipeline
 from polyphi.curate.pipeline import Machines
-from polyphi.data.shards import Sample, Shards
+from polyphi.data.shards import Sample, Shards, row_hash, to_row
 
 ROOMS = ("polyphi.curate.", "polyphi.corpora.")
 """Whose code decides what a corpus holds."""
+FIRST = 64
+"""Fresh samples that are part of a generator's hash."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,9 @@ class Corpus:
     (`dedup.deduplicate`) and see the training split only. Of what steps will drop `spare` makes up: so many more
     samples are made, as a share of the rows. So many `tasks` make the training split, each `work.part` of it. `corpora`
     and `stages` name what must exist first; with `tokenizer` the run's tokenizer, too. `files` (or folders) are what
-    `build` and `steps` read beside them: one that is another, by its size and time, makes the corpus anew."""
+    `build` and `steps` read beside them: one that is another, by its size and time, makes the corpus anew.
+    `fresh(work)` returns a generator: training samples by number, endless, none of them a row of the shards. It obeys
+    the same held-out rules, but `steps` don't see them."""
 
     name: str
     build: Callable[[Work], Iterator[tuple[str, Sample]]]
@@ -65,6 +69,7 @@ class Corpus:
     spare: float = 0.0
     tasks: int = 1
     files: tuple[str | Path, ...] = ()
+    fresh: Callable[[Work], Callable[[int], Sample]] | None = None
 
 
 def fingerprint(corpus: Corpus, work: Work) -> str:
@@ -84,6 +89,16 @@ def fingerprint(corpus: Corpus, work: Work) -> str:
     asked = [dict(work.rows), work.seconds, work.seed]
     text = json.dumps([*made, code, made_from, raw, *asked])
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def generator(corpus: Corpus, work: Work) -> tuple[Callable[[int], Sample], str]:
+    """A corpus's fresh samples by number, and the hash of what decides them: `fingerprint`, and the first samples,
+    which are others where a package is missing. The function can be sent to other processes."""
+    assert corpus.fresh is not None, f"{corpus.name} has no generator of fresh samples"
+    make = corpus.fresh(replace(work, tell=print, models={}))
+    first = [row_hash(to_row(make(n))) for n in range(FIRST)]
+    text = json.dumps([fingerprint(corpus, work), first])
+    return make, hashlib.sha256(text.encode()).hexdigest()
 
 
 def _parents(corpus: Corpus, work: Work) -> list[str]:
@@ -158,4 +173,4 @@ def _part(make: Callable[[Work], Iterator[tuple[str, Sample]]], work: Work) -> I
     return islice((sample for _, sample in make(work)), rows)
 
 
-__all__ = ["Corpus", "Machines", "Shards", "Work", "build", "fingerprint", "is_built"]
+__all__ = ["Corpus", "Machines", "Shards", "Work", "build", "fingerprint", "generator", "is_built"]

@@ -24,7 +24,7 @@ from polyphi.curate.lexicon import (
     lexicon,
     number_words,
 )
-from polyphi.curate.text import origin, sentences, side
+from polyphi.curate.text import origin, rng_for, sentences, side
 from polyphi.data.shards import Sample
 
 
@@ -110,7 +110,7 @@ def until(draw: Callable[[], tuple | None]) -> tuple:
 def families(work: Work, split: str) -> dict[str, Family]:
     """Family name -> a function that draws one question of this split."""
     codes = list(LANGUAGES)
-    speech: dict[str, list[str]] = {}
+    speech = {code: _sentences(code, work, split) for code in codes}
 
     def number(rng: Random) -> Ask:
         def draw() -> tuple | None:
@@ -228,8 +228,6 @@ def families(work: Work, split: str) -> dict[str, Family]:
 
     def language_id(rng: Random) -> Ask:
         language = rng.choice(codes)
-        if not speech:
-            speech.update({c: _sentences(c, work, split) for c in codes})
         return Ask(
             "language_id",
             f"Which language is this? {rng.choice(speech[language])}",
@@ -453,12 +451,23 @@ def _read(rng: Random, split: str) -> Ask:
     return Ask("scene", f"Scene: the {kind} {text}.\n{rng.choice(asked)}", text)
 
 
-def training(work: Work, rng: Random) -> Iterator[Ask]:
-    """Endless training questions in the proportions of `SHARES`."""
+def any_family(work: Work) -> Family:
+    """A function that draws one training question, of the families in the proportions of `SHARES`."""
     draw = families(work, "train")
     names, weights = list(SHARES), list(SHARES.values())
+    return lambda rng: draw[rng.choices(names, weights)[0]](rng)
+
+
+def training(work: Work, rng: Random) -> Iterator[Ask]:
+    """Endless training questions in the proportions of `SHARES`."""
+    draw = any_family(work)
     while True:
-        yield draw[rng.choices(names, weights)[0]](rng)
+        yield draw(rng)
+
+
+def fresh(corpus: str, work: Work, draw: Family) -> Callable[[int], Sample]:
+    """Training samples by number, each drawn by a generator of that number: `Corpus.fresh`."""
+    return lambda n: draw(rng_for(work, f"{corpus}:fresh:{n}")).sample(f"{corpus}-fresh-{n:06d}")
 
 
 def testing(work: Work, rng: Random, rows: int) -> Iterator[Ask]:

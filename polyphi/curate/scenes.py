@@ -4,6 +4,7 @@
 ...     colour = scene.answer(("red", "blue"))                       # in training by chance, in the test split in turn
 ...     return asked(sheet((112, 112), COLOUR_RGB[colour]), "What colour is this?", colour)
 >>> samples("colours", work, {"colour": (1, seen)})                  # yields (split, Sample)
+>>> fresh("colours", work, {"colour": (1, seen)})(12)                # a training sample beside those of the split
 
 A sample depends on the seed, its corpus, its split and its number alone.
 """
@@ -190,32 +191,54 @@ def asked(
 
 
 Maker = Callable[[Scene], Made]
+Makers = Mapping[str, tuple[float, Maker]]
+"""Task -> (share of the training set, maker)."""
 
 
 def samples(
     corpus: str,
     work: Work,
-    makers: Mapping[str, tuple[float, Maker]],
+    makers: Makers,
     album: Album | None = None,
     tests: Sequence[str] = (),
 ) -> Iterator[tuple[str, Sample]]:
     """(split, sample) of every split of `work`. In training makers are drawn by weight; in the test split they take
     turns, only those named in `tests` if any is. `meta` names the task (the maker's name) and the language."""
-    weights = [weight for weight, _ in makers.values()]
     for split, rows in work.rows.items():
-        names = [name for name in makers if split == "train" or not tests or name in tests]
         for i in range(rows):
-            rng = random.Random(f"{work.seed} {corpus} {split} {i}")
-            task = rng.choices(names, weights)[0] if split == "train" else names[i % len(names)]
-            made = makers[task][1](Scene(rng, split, i // len(names), album or Album()))
-            meta = {"task": task, "language": made.language, **made.meta}
-            yield (
-                split,
-                Sample(
-                    f"{corpus}-{split}-{i:06d}",
-                    made.messages,
-                    made.source,
-                    SOURCES[made.source].licence,
-                    meta,
-                ),
-            )
+            yield split, _sample(corpus, work.seed, split, i, makers, album, tests)
+
+
+def fresh(
+    corpus: str, work: Work, makers: Makers, album: Album | None = None
+) -> Callable[[int], Sample]:
+    """Training samples by number, endless, none of them a row of the training split: `Corpus.fresh`."""
+    seed = work.seed
+    return lambda number: _sample(corpus, seed, "fresh", number, makers, album)
+
+
+def _sample(
+    corpus: str,
+    seed: int,
+    split: str,
+    number: int,
+    makers: Makers,
+    album: Album | None,
+    tests: Sequence[str] = (),
+) -> Sample:
+    """Sample `number` of a split, or of the "fresh" training samples."""
+    side = "train" if split == "fresh" else split
+    rng = random.Random(f"{seed} {corpus} {split} {number}")
+    names = [name for name in makers if side == "train" or not tests or name in tests]
+    if side == "train":
+        task = rng.choices(names, [weight for weight, _ in makers.values()])[0]
+    else:
+        task = names[number % len(names)]
+    made = makers[task][1](Scene(rng, side, number // len(names), album or Album()))
+    return Sample(
+        f"{corpus}-{split}-{number:06d}",
+        made.messages,
+        made.source,
+        SOURCES[made.source].licence,
+        {"task": task, "language": made.language, **made.meta},
+    )

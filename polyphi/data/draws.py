@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from polyphi.batch import Batch
+from polyphi.data.fresh import Fresh
 from polyphi.data.mix import Order
 from polyphi.data.packing import Size
 from polyphi.data.shards import Sample, Shards
@@ -23,7 +24,8 @@ class Unfit(ValueError):
 
 @dataclass(frozen=True)
 class Skipped:
-    """A sample that was left out, and why. "corrupt" is damage: a picture, a clip or a row that can't be read."""
+    """A sample that was left out, and why. "corrupt" is damage: a picture, a clip or a row that can't be read, a fresh
+    sample that can't be made."""
 
     corpus: str
     id: str
@@ -61,18 +63,23 @@ class Draws:
     gives one process all pictures."""
 
     def __init__(
-        self, order: Order, shards: Mapping[str, Shards], make_rows: MakeRows, rank: int, world: int
+        self,
+        order: Order,
+        sources: Mapping[str, Shards | Fresh],
+        make_rows: MakeRows,
+        rank: int,
+        world: int,
     ) -> None:
         self._order = order
-        self._shards = shards
+        self._sources = sources
         self._make_rows = make_rows
         self._rank = rank
         self._world = world
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Draws":
         """Another reader of the same draws, with no state in common."""
-        order, shards = copy.deepcopy((self._order, self._shards), memo)
-        return Draws(order, shards, self._make_rows, self._rank, self._world)
+        order, sources = copy.deepcopy((self._order, self._sources), memo)
+        return Draws(order, sources, self._make_rows, self._rank, self._world)
 
     def __getitem__(self, group: int) -> Draw:
         return self.make(self.numbers(group)[self._rank])
@@ -85,15 +92,16 @@ class Draws:
     def make(self, number: int) -> Draw:
         """What a draw gives, whosever it is."""
         corpus, index = self._order.draw(number)
-        row = self._shards[corpus].row(index)
+        source = self._sources[corpus]
+        id = source.id(index)
         kind: Literal["corrupt", "too_long", "unfit"]
         try:
-            rows = self._make_rows(corpus, Shards.parse(row))
-            return Draw(corpus, row["id"], rows, Size.of(rows), sum(r.lost for r in rows))
+            rows = self._make_rows(corpus, source.sample(index))
+            return Draw(corpus, id, rows, Size.of(rows), sum(r.lost for r in rows))
         except TooLong as error:
             kind, reason = "too_long", str(error)
         except Unfit as error:
             kind, reason = "unfit", str(error)
         except ValueError as error:
             kind, reason = "corrupt", str(error)
-        return Draw(corpus, row["id"], [], skipped=Skipped(corpus, row["id"], kind, reason))
+        return Draw(corpus, id, [], skipped=Skipped(corpus, id, kind, reason))

@@ -27,6 +27,7 @@ from polyphi import dist
 from polyphi.batch import Batch
 from polyphi.data import workers as processes
 from polyphi.data.draws import Draw, Draws, MakeRows, Skipped
+from polyphi.data.fresh import Fresh
 from polyphi.data.mix import Order
 from polyphi.data.packing import Size
 from polyphi.data.shards import Shards, place
@@ -107,7 +108,7 @@ class Step:
 
 class Loader:
     """Steps of at most `batch_tokens` tokens over all processes. `folder`, a path or an address (shards.py), holds a
-    corpus folder per name in `weights`.
+    corpus folder per name in `weights`; corpora named in `fresh` are drawn from there instead (fresh.py).
 
     `workers` processes make the rows; 0: this one. In a group of `world` processes each makes the rows of its part,
     and `exchange` gives everyone what each of them says.
@@ -124,16 +125,18 @@ class Loader:
         split: str = "train",
         curriculum: Collection[str] = (),
         late: Mapping[str, int] | None = None,
+        fresh: Mapping[str, Fresh] = {},
         workers: int = 0,
         rank: int = 0,
         world: int = 1,
         exchange: Callable[[list[Draw]], Sequence[list[Draw]]] = dist.everyones,
     ) -> None:
-        shards = {name: Shards(place(folder, name, split)) for name in weights}
-        self._sizes = {name: len(s) for name, s in shards.items()}
+        shards = {n: Shards(place(folder, n, split)) for n in weights if n not in fresh}
+        sources = {name: fresh.get(name) or shards[name] for name in weights}
+        self._sizes = {n: len(shards[n]) if n in shards else None for n in weights}
         windows = {name: s.window for name, s in shards.items()}
         order = Order(weights, self._sizes, seed, curriculum, late, windows)
-        self.source = Draws(order, shards, make_rows, rank, world)
+        self.source = Draws(order, sources, make_rows, rank, world)
         self._again = copy.deepcopy(self.source)  # not in use by the thread
         self._batch_tokens = batch_tokens
         self._workers = workers
@@ -145,7 +148,7 @@ class Loader:
         self._made: Generator[Draw, None, None] | None = None
         self._ahead = False
         self.restore(0)
-        self.manifests: dict[str, dict[str, Any]] = {n: s.manifest for n, s in shards.items()}
+        self.manifests: dict[str, dict[str, Any]] = {n: s.manifest for n, s in sources.items()}
 
     def state(self) -> int:
         """Draws made."""
@@ -226,7 +229,8 @@ class Loader:
     def _refuse(self, skipped: Skipped) -> None:
         name = skipped.corpus
         self._drought[name] += 1
-        if self._drought[name] >= max(8, min(LONGEST_DROUGHT, self._sizes[name])):
+        size = self._sizes[name] or LONGEST_DROUGHT
+        if self._drought[name] >= max(8, min(LONGEST_DROUGHT, size)):
             raise ValueError(
                 f"{self._drought[name]} samples of {name!r} in a row could not be used, the last {skipped}; "
                 "give the stage a longer context or leave the corpus out of its mix"

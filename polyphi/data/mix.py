@@ -3,7 +3,7 @@
 Corpora take turns by weight, as seats are dealt to parties (Webster's rule): the k-th sample of a corpus is due at
 time (k + 1/2) / share, and draws follow their due times. Every prefix of the stream has the wanted shares to within a
 sample or so. A corpus that comes late is due from its own time on. Within a corpus each epoch is a permutation of its
-own.
+own; an endless corpus has no epochs, its rows come in order.
 
 A corpus larger than the cache of its shards can't be read in any order: each sample would cost a row group of its own.
 It has a window: blocks of neighbouring rows are shuffled over the corpus, then rows within as many blocks as the cache
@@ -27,9 +27,10 @@ HELD = 4
 
 
 class Order:
-    """The endless order of draws. `sizes` gives the rows of each corpus; `weights` their shares (ratios matter). The
-    first epoch of a corpus named in `curriculum` is the corpus's own order; one named in `late` joins after so many
-    draws of those that aren't. `windows` bounds how many rows of a corpus are in turn at a time (a multiple of 64).
+    """The endless order of draws. `sizes` gives the rows of each corpus (None: endless, rows 0, 1, 2, ...); `weights`
+    their shares (ratios matter). The first epoch of a corpus named in `curriculum` is the corpus's own order; one
+    named in `late` joins after so many draws of those that aren't. `windows` bounds how many rows of a corpus are in
+    turn at a time (a multiple of 64).
 
     >>> order = Order({"a": 2, "b": 1}, {"a": 10, "b": 5}, seed=0)
     >>> [order.draw(n)[0] for n in range(6)]
@@ -39,13 +40,13 @@ class Order:
     def __init__(
         self,
         weights: Mapping[str, float],
-        sizes: Mapping[str, int],
+        sizes: Mapping[str, int | None],
         seed: int,
         curriculum: Collection[str] = (),
         late: Mapping[str, int] | None = None,
         windows: Mapping[str, int] | None = None,
     ) -> None:
-        if empty := [name for name in weights if not sizes[name]]:
+        if empty := [name for name in weights if sizes[name] == 0]:
             raise ValueError(f"the mix draws from corpora without rows: {', '.join(empty)}")
         self.names = tuple(weights)
         self._shares = [weights[n] / sum(weights.values()) for n in self.names]
@@ -55,7 +56,7 @@ class Order:
         self._starts = [late.get(n, 0) / early for n in self.names]
         self._seed = seed
         self._curriculum = frozenset(curriculum)
-        self._windows = [(windows or {}).get(n, sizes[n]) for n in self.names]
+        self._windows = [(windows or {}).get(n, sizes[n] or 0) for n in self.names]
         self._held: OrderedDict[tuple[int, str], np.ndarray] = OrderedDict()
         self._next = 0  # the draw that `_taken` is the state before: draws in a row needn't look for their place
         self._taken = [0] * len(self.names)
@@ -67,8 +68,7 @@ class Order:
         while self._next < n:
             self._turn()
         corpus = self._turn()
-        epoch, place = divmod(self._taken[corpus] - 1, self._sizes[corpus])
-        return self.names[corpus], self._row(corpus, epoch, place)
+        return self.names[corpus], self._row(corpus, self._taken[corpus] - 1)
 
     def __getstate__(self) -> dict[str, Any]:
         """For worker processes: permutations are made anew."""
@@ -110,9 +110,12 @@ class Order:
             begun, time = begun + share, start
         return time + draws / begun
 
-    def _row(self, corpus: int, epoch: int, place: int) -> int:
-        """The row at a place of an epoch."""
+    def _row(self, corpus: int, taken: int) -> int:
+        """The row that comes after so many samples of the corpus."""
         size, window = self._sizes[corpus], self._windows[corpus]
+        if size is None:
+            return taken
+        epoch, place = divmod(taken, size)
         if epoch == 0 and self.names[corpus] in self._curriculum:
             return place
         if window >= size:

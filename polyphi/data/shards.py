@@ -323,7 +323,7 @@ class Shards(Sequence[Sample]):
         return self._starts[-1]
 
     def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
-        return self.parse(self.row(index))
+        return self.sample(index)
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[i] for i in range(len(self)))
@@ -338,18 +338,30 @@ class Shards(Sequence[Sample]):
         rows = len(self) * CACHE_BYTES // (2 * size)
         return max(1, rows // ROWS_PER_GROUP) * ROWS_PER_GROUP
 
+    def sample(self, index: int) -> Sample:
+        """A row as a sample. Raises ValueError where the row is damaged (`parse`)."""
+        return self.parse(self.row(index))
+
+    def id(self, index: int) -> str:
+        """The id of a row, also of a damaged one."""
+        table, row = self._locate(index)
+        return str(table["id"][row].as_py())
+
     def row(self, index: int) -> dict[str, Any]:
         """A row as it stands in the parquet file."""
+        table, row = self._locate(index)
+        values: dict[str, Any] = table.slice(row, 1).to_pylist()[0]
+        return values
+
+    def _locate(self, index: int) -> tuple[pa.Table, int]:
+        """The row group that holds a row, and the row's number in it."""
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of {len(self)} in {self.folder}")
         shard = bisect_right(self._starts, index) - 1
         within = index - self._starts[shard]
         starts = self._footer(shard)[1]
         group = bisect_right(starts, within) - 1
-        found: dict[str, Any] = (
-            self._group(shard, group).slice(within - starts[group], 1).to_pylist()[0]
-        )
-        return found
+        return self._group(shard, group), within - starts[group]
 
     @staticmethod
     def parse(row: Mapping[str, Any]) -> Sample:

@@ -17,8 +17,10 @@ import shutil
 import sys
 import tempfile
 import time
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -34,6 +36,7 @@ from polyphi.chat import CALL, CALL_END, Message
 from polyphi.curate import cards, sources
 from polyphi.curate import corpus as corpora
 from polyphi.curate.pipeline import Machines
+from polyphi.data.fresh import Fresh
 from polyphi.engine.engine import Engine
 from polyphi.engine.memory import free_memory
 from polyphi.eval.benchmark import benchmarks
@@ -269,6 +272,18 @@ class Run:
             tokenizer=self.out / "tokenizer" if corpus.tokenizer else None,
         )
 
+    def fresh(self, stage: Stage, seed: int | None = None) -> dict[str, Fresh]:
+        """Generators for the corpora of a stage's mix that give fresh samples at this size. Each stage gets other
+        samples of a corpus than the stages before it; `seed` replaces the run's."""
+        seeds = f"{self.seed if seed is None else seed} {stage.name}"
+        generators = {}
+        for name in stage.data.weights:
+            if name in self.size.fresh:
+                corpus = _corpus(name)
+                work = replace(self.work(corpus), seed=zlib.crc32(seeds.encode()))
+                generators[name] = Fresh(*corpora.generator(corpus, work))
+        return generators
+
     def made_by(self, stage: str) -> Any:
         """What a stage made, for corpora: the recogniser after speech_0, how well captions fit pictures after vision_0,
         else a language model that answers."""
@@ -388,6 +403,7 @@ class Run:
                 self.processor,
                 self.data,
                 out,
+                fresh=self.fresh(stage),
                 seed=self.seed,
                 precision=self.choice,
                 origins=origins,
@@ -468,6 +484,7 @@ class Run:
             self.processor,
             self.data,
             folder,
+            fresh=lambda seed: self.fresh(stage, seed),
             tokens=tokens or self.size.sweep,
             seeds=seeds,
             precision=self.choice,

@@ -26,8 +26,8 @@ def trial(
     processor: Processor | None = None,
 ) -> tuple[PhiModel, dict[str, Any]]:
     """(the trained model, the manifest in `out`); a finished trial is only loaded. `runs` holds its parents, `data` its
-    corpora (the run's own, both, if not given). `build(model, seed)` makes another model around the one it starts
-    from. Raises ValueError as the loop does."""
+    corpora (the run's own, both, if not given; fresh samples are drawn only beside the run's own corpora).
+    `build(model, seed)` makes another model around the one it starts from. Raises ValueError as the loop does."""
     config = lineage.configuration(stage, run.size.model, run.tokenizer)
     model, origins = lineage.assemble(stage, config, runs or run.runs, seed)
     if build is not None:
@@ -39,6 +39,7 @@ def trial(
         processor or run.processor,
         data or run.data,
         out,
+        fresh={} if data else run.fresh(stage, seed),
         seed=seed,
         precision=run.choice,
         origins=origins,

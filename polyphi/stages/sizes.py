@@ -29,13 +29,15 @@ LAWS = json.loads(Path(__file__).with_name("learning_rate.json").read_text())
 @dataclass(frozen=True)
 class Size:
     """`vocabulary` is the tokenizer's (0: the public o200k_base layout). `rows` gives train and test rows of each
-    corpus, `sweep` the lengths in tokens of the runs that the law of text 1's peak rate is measured on."""
+    corpus, `sweep` the lengths in tokens of the runs that the law of text 1's peak rate is measured on. Corpora that
+    `fresh` names give stages fresh samples instead of epochs over their rows (data/fresh.py)."""
 
     name: str
     model: ModelConfig
     vocabulary: int = 0
     budgets: Mapping[str, Budget] = field(default_factory=dict)
     rows: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    fresh: tuple[str, ...] = ()
     test_rows: int = 100
     sweep: tuple[int, ...] = ()
     seconds_between_checkpoints: float = 60.0
@@ -111,10 +113,22 @@ def _adapters(rank: int) -> dict[str, AdapterConfig]:
 CORPORA = (
     "documents", "code", "math", "copying", "translation", "long_documents", "instructions", "written_pictures",
     "written_speech", "tools", "summaries", "fim", "preferences", "reasoning_documents", "reasoning_sft",
-    "reasoning_pairs", "captions", "interleaved", "grounding", "ocr", "charts", "image_qa", "multi_image", "asr", "ast", "sqa", "speech_summary",
-    "audio_understanding", "audio_safety", "vision_speech",
+    "reasoning_pairs", "captions", "interleaved", "grounding", "ocr", "charts", "image_qa", "multi_image", "asr",
+    "ast", "sqa", "speech_summary", "audio_understanding", "audio_safety", "vision_speech",
 )
 # fmt: on
+FRESH = (
+    "written_pictures",
+    "copying",
+    "instructions",
+    "captions",
+    "grounding",
+    "ocr",
+    "charts",
+    "image_qa",
+    "multi_image",
+)
+"""[ours] Corpora that are cheap to generate."""
 
 MICRO = Size(
     name="micro",
@@ -135,6 +149,7 @@ MICRO = Size(
         name: Budget(2, 512, 4096 if name == "text_2_long" else 400, rate=10.0) for name in ORDER
     },
     rows={name: (12, 4) for name in CORPORA},
+    fresh=("image_qa", "instructions"),
     test_rows=2,
     seconds_between_checkpoints=0.0,
     sweep=(512, 1024, 2048, 4096),
@@ -205,6 +220,7 @@ NANO = Size(
         "audio_safety": (400, 120),
         "vision_speech": (4000, 480),
     },
+    fresh=FRESH,
     test_rows=120,
     sweep=(52 << 10, 104 << 10, 208 << 10, 416 << 10, 1_280_000),  # up to text 1 itself
 )
@@ -244,6 +260,7 @@ LAB = Size(
         "joint_1_vision_speech": Budget(1_000, 1 << 17, 16_384, rate=2.0),
     },
     rows={name: (100 * train, 4 * test) for name, (train, test) in NANO.rows.items()},
+    fresh=FRESH,
     sweep=(1 << 26, 1 << 27, 1 << 28, 1 << 29),
     seconds_between_checkpoints=600.0,
 )

@@ -28,6 +28,7 @@ import torch
 from polyphi import dist, logs
 from polyphi.batch import Batch
 from polyphi.data import workers as processes
+from polyphi.data.fresh import Fresh
 from polyphi.data.loader import Loader
 from polyphi.data.packing import Room
 from polyphi.model.multimodal import PhiModel
@@ -60,6 +61,7 @@ def train(
     data: Path | str,
     out: Path,
     *,
+    fresh: Mapping[str, Fresh] = {},
     seed: int = 0,
     precision: Requested | Choice = "auto",
     micro_tokens: int = 8192,
@@ -85,17 +87,17 @@ def train(
     """Run a stage from the start weights in `model` and leave it trained; returns the manifest, which `out` then
     holds.
 
-    `data`, a folder or an address (data/shards.py), holds the corpora of the mix, `origins` says for each tensor which
-    stage its start weights came from. `precision` "auto" keeps that of the stage in `out`, or takes what this machine
-    is fast in (runtime/precision.py); a `Choice` is one that the caller has made and reported. `micro_tokens`,
-    `micro_crops` and `micro_frames` bound a pack, `shard` cuts the decoder's layers into so many parts over processes
-    and `context` each pack of a language model, `keep` says what becomes of activations: memory, never the
-    result's meaning. `workers` processes make the rows (None: none on a CPU, some beside a GPU). `features` is a folder
-    where outputs of encoders that rest are kept from one epoch to the next.
+    `data`, a folder or an address (data/shards.py), holds the corpora of the mix but for those that are `fresh`
+    (data/fresh.py); `origins` says for each tensor which stage its start weights came from. `precision` "auto" keeps
+    that of the stage in `out`, or takes what this machine is fast in (runtime/precision.py); a `Choice` is one that the
+    caller has made and reported. `micro_tokens`, `micro_crops` and `micro_frames` bound a pack, `shard` cuts the
+    decoder's layers into so many parts over processes and `context` each pack of a language model, `keep` says what
+    becomes of activations: memory, never the result's meaning. `workers` processes make the rows (None: none on a CPU,
+    some beside a GPU). `features` is a folder where outputs of encoders that rest are kept from one epoch to the next.
     `deterministic` has torch choose only kernels that give the same bits every time, where a GPU has others. `protect`
     says what happens when a step goes wrong, `background` writes checkpoints beside the training. `watch(model)` is
-    measured every `watch_steps` steps; `trackers` get every record. `flops(pack)` counts a pack's FLOPs, of
-    which a process can do `peak_flops` a second: then records say how many were done, and at which share of the peak. A
+    measured every `watch_steps` steps; `trackers` get every record. `flops(pack)` counts a pack's FLOPs, of which a
+    process can do `peak_flops` a second: then records say how many were done, and at which share of the peak. A
     finished stage in `out` is only loaded.
 
     Raises ValueError if `out` belongs to another run; Diverged if steps go wrong again and again; RuntimeError if a
@@ -118,6 +120,7 @@ def train(
         seed=seed,
         curriculum=stage.data.curriculum,
         late=stage.data.late,
+        fresh=fresh,
         workers=processes.default(next(model.parameters()).device) if workers is None else workers,
         rank=dist.rank() // context if apart else 0,
         world=dist.world() // context if apart else 1,

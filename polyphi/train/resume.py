@@ -92,7 +92,10 @@ def identity(
             "clip_norm": stage.clip_norm,
             "ema": stage.ema,
         },
-        "data": {name: [s["sha256"] for s in m["shards"]] for name, m in loader.manifests.items()},
+        "data": {
+            name: manifest if "fresh" in manifest else [s["sha256"] for s in manifest["shards"]]
+            for name, manifest in loader.manifests.items()
+        },
     }
     if stage.adapters:
         value["adapters"] = {name: repr(adapter) for name, adapter in stage.adapters.items()}

@@ -22,6 +22,7 @@ import rich
 import torch
 from jaxtyping import Float
 
+from polyphi.data.fresh import Fresh
 from polyphi.data.loader import Loader
 from polyphi.data.packing import Pack, Room, deal
 from polyphi.logs import read_metrics
@@ -76,6 +77,7 @@ def sweep(
     data: Path,
     out: Path,
     *,
+    fresh: Callable[[int], Mapping[str, Fresh]] = lambda seed: {},
     tokens: Sequence[int],
     seeds: int = 2,
     precision: Requested | Choice = "auto",
@@ -83,10 +85,10 @@ def sweep(
 ) -> list[Point]:
     """Run `stage` for each of `tokens`, rates and seeds, each in a folder of `out`; returns all that was run.
 
-    All runs have one `precision`, as in `train`. `make_model(seed)` gives fresh weights, `budget` is the size's own:
-    its rate is where the search begins, and the corpora that join late do so after the same share of a shorter run.
-    Each D is searched from the best rate of the one before (or of the seeds before) until the best one has its
-    neighbours. Raises ValueError as the loop does.
+    All runs have one `precision`, as in `train`. `make_model(seed)` gives initial weights, `fresh(seed)` the corpora
+    with fresh samples (data/fresh.py), `budget` is the size's own: its rate is where the search begins, and the corpora
+    that join late do so after the same share of a shorter run. Each D is searched from the best rate of the one before
+    (or of the seeds before) until the best one has its neighbours. Raises ValueError as the loop does.
     """
     top = max(stage.learn.values())
     choice = _precision(precision, out, make_model, budget)
@@ -108,6 +110,7 @@ def sweep(
                 processor,
                 data,
                 folder,
+                fresh=fresh(seed),
                 seed=seed,
                 precision=choice,
                 watch=measure,

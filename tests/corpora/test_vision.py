@@ -13,10 +13,11 @@ from PIL import Image
 from polyphi.chat import Image as Picture
 from polyphi.chat import media
 from polyphi.corpora import captions, charts, grounding, image_qa, interleaved, multi_image, ocr
-from polyphi.curate import images, safety, sources, stamps, text
-from polyphi.curate.corpus import Corpus, Work, build
+from polyphi.curate import images, safety, scenes, sources, stamps, text
+from polyphi.curate.corpus import Corpus, Work, build, generator
+from polyphi.curate.decontaminate import Index
 from polyphi.curate.lexicon import LANGUAGES
-from polyphi.data.shards import Sample, Shards
+from polyphi.data.shards import Sample, Shards, to_row
 from polyphi.eval.heldout import find
 from polyphi.eval.scorers import refuses
 
@@ -192,6 +193,33 @@ def test_pictures_say_what_they_show(module: Any, no_stamps: None, tmp_path: Pat
             assert set(sample.answer) <= words, (sample.answer, words)
         boxes = [box for picture in shown for _, *box in picture]
         assert all(-0.1 < x < 1.1 for box in boxes for x in box), boxes
+
+
+@pytest.mark.parametrize(
+    "corpus", [c for c in CORPORA if c.fresh is not None], ids=lambda c: c.name
+)
+def test_fresh_samples_show_nothing_that_is_held_out(
+    corpus: Corpus, few_stamps: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    splits: set[str] = set()
+
+    def record(module: Any, name: str) -> None:
+        plain = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda split, *a: splits.add(split) or plain(split, *a))
+
+    record(scenes, "scan_numbers")
+    record(scenes, "turns")
+    make, _ = generator(corpus, Work({"train": 0}, 0, tmp_path, tmp_path, tell=lambda line: None))
+    samples = [make(n) for n in range(300)]
+    assert splits <= {"train"}
+    for sample in samples:
+        assert sample.meta.get("font", images.FONTS["train"][0]) in images.FONTS["train"]
+        assert "stamp" not in sample.meta or not stamps.held_out(sample.meta["stamp"])
+        if sample.meta["task"] in ("number", "read_number"):
+            assert int(sample.answer) in images.numbers("train")
+    test = made(corpus, tmp_path, 0, 132)["test"]
+    known = Index.of({corpus.name: test}, ("same bytes",)).digests
+    assert not known.keys() & {m["sha256"] for s in samples for m in to_row(s)["media"]}
 
 
 def test_what_the_picture_names_decides_whether_to_refuse(no_stamps: None, tmp_path: Path) -> None:

@@ -90,6 +90,29 @@ def test_seeking_equals_walking_with_late_corpora(corpora: list[tuple[float, int
     assert seeking.draw(n) == expected
 
 
+@given(
+    st.lists(
+        st.tuples(st.floats(0.01, 100), st.none() | st.integers(0, 90), st.none() | st.just(9)),
+        min_size=1,
+        max_size=5,
+    ),
+    st.integers(0, 300),
+)
+def test_an_endless_corpus_gives_its_rows_in_order(
+    corpora: list[tuple[float, int | None, int | None]], n: int
+) -> None:
+    """`corpora` are (weight, draws before it joins, size)."""
+    shares = {"first": 1.0} | {str(i): weight for i, (weight, _, _) in enumerate(corpora)}
+    late = {str(i): start for i, (_, start, _) in enumerate(corpora) if start is not None}
+    sizes = {"first": None} | {str(i): size for i, (_, _, size) in enumerate(corpora)}
+    walked, seeking = (Order(shares, sizes, 0, late=late) for _ in range(2))
+    draws = [walked.draw(i) for i in range(n + 1)]
+    for name in (name for name, size in sizes.items() if size is None):
+        rows = [row for other, row in draws if other == name]
+        assert rows == list(range(len(rows)))
+    assert seeking.draw(n) == draws[n]
+
+
 @given(st.integers(1, 700), st.integers(1, 5), st.integers(0, 3))
 def test_an_epoch_in_windows_brings_every_row_once(size: int, blocks: int, seed: int) -> None:
     order = Order({"a": 1}, {"a": size}, seed, windows={"a": 64 * blocks})

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from train import small
 from train.small import BUDGET, EVERYTHING, LANGUAGE, Fails, run, told
 
+from polyphi.data.fresh import Fresh
 from polyphi.train import checkpoint
 from polyphi.train.preference import DPO
 from polyphi.train.stage import Mix
@@ -145,6 +146,23 @@ def test_preferences_keep_the_reference_of_the_start(corpora: Path, tmp_path: Pa
         run(tmp_path / "half", corpora, replace(stage, objective=Stops()), SIX, **OFTEN)
     run(tmp_path / "half", corpora, stage, SIX, **OFTEN)
     same(tmp_path / "straight", tmp_path / "half")
+
+
+def test_fresh_samples(corpora: Path, tmp_path: Path) -> None:
+    """A run with fresh samples goes on with those that come next; one with another generator is refused."""
+    fresh = {"questions": Fresh(small.fresh_question, "one")}
+    options = {**OFTEN, "fresh": fresh}
+    manifest = run(tmp_path / "straight", corpora, budget=SIX, **options)
+    assert manifest["data"]["questions"] == {"fresh": "one"}
+    assert isinstance(manifest["data"]["pictures"], list)
+    half = tmp_path / "half"
+    with pytest.raises(RuntimeError, match="bad luck"):
+        run(half, corpora, replace(EVERYTHING, objective=Fails(3)), SIX, **options)
+    for other in ({}, {"questions": Fresh(small.fresh_question, "two")}):
+        with pytest.raises(ValueError, match="holds a run made with data"):
+            run(half, corpora, budget=SIX, **{**options, "fresh": other})
+    run(half, corpora, budget=SIX, **options)
+    same(tmp_path / "straight", half)
 
 
 def test_another_run_is_refused(corpora: Path, tmp_path: Path) -> None:

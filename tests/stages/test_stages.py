@@ -1,5 +1,7 @@
 """The sixteen stages say what the report says (sections 2.2.2 and 3): who learns, from what, at which rates."""
 
+import importlib
+
 import pytest
 
 from polyphi import stages
@@ -51,6 +53,14 @@ def test_every_size_has_a_budget_and_rows_for_everything(size: str) -> None:
     assert set(table.rows) == set(sizes.CORPORA)
     for stage in EVERY.values():
         assert set(stage.data.weights) <= set(sizes.CORPORA)
+
+
+@pytest.mark.parametrize("size", sizes.SIZES.values(), ids=lambda size: size.name)
+def test_corpora_with_fresh_samples_have_a_generator(size: sizes.Size) -> None:
+    assert set(size.fresh) <= set(sizes.CORPORA)
+    for name in size.fresh:
+        corpus = importlib.import_module(f"polyphi.corpora.{name}").corpus
+        assert corpus.fresh is not None, name
 
 
 def test_what_a_stage_watches_are_tasks_and_benchmarks_without_judges() -> None:

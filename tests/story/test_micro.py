@@ -13,6 +13,7 @@ import torch
 
 from polyphi import stages
 from polyphi.reproduce.graph import Run
+from polyphi.stages import sizes
 
 
 @pytest.fixture
@@ -55,6 +56,13 @@ def test_media_reached_the_encoders(run: Path) -> None:
     assert counters("speech_2_post")["frames"] > 0
     assert counters("joint_1_vision_speech")["crops"] > 0
     assert counters("joint_1_vision_speech")["frames"] > 0
+
+
+def test_stages_trained_on_fresh_samples_where_the_size_has_them(run: Path) -> None:
+    for name in ("text_3_post", "vision_3_generative"):
+        data = json.loads((run / "stages" / name / "manifest.json").read_text())["data"]
+        fresh = {corpus for corpus, known in data.items() if "fresh" in known}
+        assert fresh == set(data) & set(sizes.MICRO.fresh) != set(), name
 
 
 def test_transformers_reads_the_mini_model_to_the_same_logits(run: Path) -> None:

@@ -108,6 +108,11 @@ def _pair(i: int, random: np.random.Generator, *media: Any) -> Sample:
     )
 
 
+def fresh_question(number: int) -> Sample:
+    """A sample as in `questions`, by number."""
+    return _pair(number, np.random.default_rng(number))
+
+
 def make_processor() -> Processor:
     return Processor(
         Tokenizer.train([" ".join(WORDS)] * 4, 512), crop_size=56, patch_size=14, max_crops=4

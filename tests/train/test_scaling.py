@@ -7,8 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from train.small import BUDGET, LANGUAGE, make_model, make_processor, write_corpora
+from train.small import (
+    BUDGET,
+    LANGUAGE,
+    fresh_question,
+    make_model,
+    make_processor,
+    write_corpora,
+)
 
+from polyphi.data.fresh import Fresh
 from polyphi.train import guard, loop, scaling
 from polyphi.train.scaling import EXPONENT, Law, Point, fit, sweep
 from polyphi.train.stage import Mix
@@ -114,20 +122,22 @@ def test_a_sweep_brackets_the_best_rate_and_is_resumed(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scaling, "HELD_OUT_TOKENS", 400)
-    points, told = run(data, tmp_path, seeds=1)
+    fresh = {"fresh": lambda seed: {"questions": Fresh(fresh_question, f"seed {seed}")}}
+    points, told = run(data, tmp_path, seeds=1, **fresh)
     assert len(told) == len(points)
     for size in (400, 800):
         mine = sorted((p for p in points if p.tokens == size), key=lambda p: p.rate)
         best = min(range(len(mine)), key=lambda i: mine[i].loss)
         assert scaling.REACH <= best < len(mine) - scaling.REACH
     # The corpus that comes late does so after the same share of a shorter run.
-    folder = next(tmp_path.glob("400_*"))
-    assert json.loads((folder / "manifest.json").read_text())["late"] == {"documents": 1}
+    manifest = json.loads((next(tmp_path.glob("400_*")) / "manifest.json").read_text())
+    assert manifest["late"] == {"documents": 1}
+    assert manifest["data"]["questions"] == {"fresh": "seed 0"}
 
     steps: list[int] = []
     monkeypatch.setattr(loop.Loader, "step", lambda self: steps.append(1))
     monkeypatch.setattr(scaling, "_held_out", lambda *_: lambda model: {})
-    again, _ = run(data, tmp_path, seeds=1)
+    again, _ = run(data, tmp_path, seeds=1, **fresh)
     assert again == points and not steps
 
 

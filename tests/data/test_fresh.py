@@ -1,0 +1,127 @@
+"""Fresh samples: drawn in order whatever the mix, the same however and by whomever they are reached; a sample that
+can't be made is reported like a damaged row."""
+
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import pytest
+from data.test_loader import as_row, group, make, packs, told
+
+from polyphi.data import loader as module
+from polyphi.data import shards
+from polyphi.data.draws import Skipped
+from polyphi.data.fresh import Fresh
+from polyphi.data.loader import Loader
+from polyphi.data.shards import Sample, document
+from polyphi.processing.processor import TooLong
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of the corpus "a"; "b" is fresh."""
+    folder = tmp_path_factory.mktemp("data")
+    samples = [document(str(i), "x" * (1 + i % 9), "", "") for i in range(30)]
+    shards.write(folder / "a" / "train", samples, pipeline="")
+    return folder
+
+
+def sample(number: int) -> Sample:
+    if number == 5:
+        raise ValueError("no word fits")
+    return document(str(number), "x" * (1 + number % 7), "", "")
+
+
+FRESH = {"fresh": {"b": Fresh(sample, "one")}}
+
+
+def test_samples_have_numbers_and_ids() -> None:
+    fresh = Fresh(sample, "one")
+    assert fresh.sample(12).answer == "x" * 6 and fresh.id(12) == "fresh-00000012"
+    assert fresh.manifest == {"fresh": "one"}
+    with pytest.raises(ValueError, match="no word fits"):
+        fresh.sample(5)
+
+
+@pytest.mark.parametrize("weights", [{"b": 1}, {"a": 1, "b": 9}, {"a": 5, "b": 1}])
+@pytest.mark.parametrize("late", [{}, {"b": 20}])
+def test_the_stream_is_in_order_whatever_the_mix(
+    folder: Path, weights: dict[str, float], late: dict[str, int]
+) -> None:
+    late = late if len(weights) > 1 else {}
+    loader = Loader(weights, folder, as_row, batch_tokens=1, seed=3, late=late, **FRESH)
+    draws = [loader.source[n] for n in range(150)]
+    numbers = [draw.id for draw in draws if draw.corpus == "b"]
+    assert numbers == [f"fresh-{n:08d}" for n in range(len(numbers))] and len(numbers) > 20
+    for n in (149, 3, 77, 0, 149):  # random access
+        again = Loader(weights, folder, as_row, batch_tokens=1, seed=3, late=late, **FRESH)
+        assert again.source[n].name == loader.source[n].name == draws[n].name
+
+
+def test_a_sample_that_cannot_be_made_is_reported_as_corrupt(folder: Path) -> None:
+    loader = make(folder, **FRESH)
+    steps = [loader.step() for _ in range(10)]
+    skipped = [s for step in steps for s in step.skipped if s.corpus == "b"]
+    assert Skipped("b", "fresh-00000005", "corrupt", "no word fits") in skipped
+    assert steps[-1].corrupt >= 1
+    drawn = [name for step in steps for name in step.ids if name.startswith("b/")]
+    assert len(set(drawn)) == len(drawn) > 10 and "b/fresh-00000005" not in drawn
+
+
+def test_a_generator_that_gives_nothing_is_named(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def only_a(corpus: str, sample: Sample) -> list[Any]:
+        if corpus == "b":
+            raise TooLong("too long")
+        return as_row(corpus, sample)
+
+    monkeypatch.setattr(module, "LONGEST_DROUGHT", 12)
+    loader = make(folder, only_a, **FRESH)
+    with pytest.raises(ValueError, match=r"12 samples of 'b' .*the last b/fresh-00000011"):
+        for _ in range(100):
+            loader.step()
+
+
+def test_resumes_from_its_state(folder: Path) -> None:
+    loader = make(folder, **FRESH)
+    steps = [loader.step() for _ in range(8)]
+    for done in (0, 2, 6):
+        again = make(folder, **FRESH)
+        again.restore(steps[done].draws, steps[done].corrupt)
+        rest = [again.step() for _ in steps[done + 1 :]]
+        assert [told(step) for step in rest] == [told(step) for step in steps[done + 1 :]]
+        assert [packs(step) for step in rest] == [packs(step) for step in steps[done + 1 :]]
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_any_number_of_processes_sees_the_same_steps(folder: Path, world: int) -> None:
+    plain = make(folder, **FRESH)
+    steps = [plain.step() for _ in range(6)]
+    for start, rest in ((0, steps), (steps[1].draws, steps[2:])):
+        for mine in group(folder, world, len(rest), start, **FRESH):
+            assert [(s.ids, s.sizes, s.skipped) for s in mine] == [
+                (s.ids, s.sizes, s.skipped) for s in rest
+            ]
+
+
+def test_worker_processes_change_nothing(folder: Path) -> None:
+    words = {"letter": "x"}  # a generator may hold what it draws from
+
+    def letters(number: int) -> Sample:
+        return document(str(number), words["letter"] * (1 + number % 7), "", "")
+
+    fresh = {"b": Fresh(letters, "one")}
+    assert cloudpickle.loads(cloudpickle.dumps(fresh["b"])).sample(9) == letters(9)
+    plain = make(folder, fresh=fresh)
+    steps = [plain.step() for _ in range(6)]
+    with closing(make(folder, fresh=fresh, workers=2).steps(6)) as made:
+        found = list(made)
+    assert [told(step) for step in found] == [told(step) for step in steps]
+    assert [packs(step) for step in found] == [packs(step) for step in steps]
+
+
+def test_the_manifests_say_which_corpus_is_fresh(folder: Path) -> None:
+    manifests = make(folder, **FRESH).manifests
+    assert manifests["b"] == {"fresh": "one"} and manifests["a"]["rows"] == 30
