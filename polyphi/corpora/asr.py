@@ -43,11 +43,13 @@ class Kinds:
         self.toys = shuffled(speech.toys(work), rng) if split == "test" else []
         self.count = 0  # of the digits in a string; 0: any
 
-    def language(self) -> str:
-        """A language that is spoken here, English most often."""
+    def language(self, kind: str) -> str:
+        """A language that is spoken here, English most often; digits and numbers are in all eight."""
         spoken = self.studio.languages or tuple(
             {r.language for r in self.studio.readers(self.split)}
         )
+        if kind not in ("digits", "numbers"):
+            spoken = tuple(language for language in spoken if language in self.work.languages)
         others = [language for language in spoken if language != "en"]
         return (
             "en"
@@ -122,7 +124,7 @@ class Kinds:
 
     def closed(self, kind: str) -> Sample | None:
         """A sample of a kind other than "open", in any language; None where nobody can say it."""
-        language = self.language()
+        language = self.language(kind)
         spoken = bool(self.studio.languages)
         of_numbers = kind in ("digits", "numbers")
         if of_numbers and self.rng.random() < (RECORDED_SHARE if spoken else 1):
@@ -192,14 +194,14 @@ def testing(work: Work, rng: Random) -> Iterator[Sample]:
     """Every kind by every group of voices, in turn."""
     kinds = Kinds(work, "test", rng)
     streams: list[Iterator[Sample | None]] = []
-    for make, rows in (
-        (kinds.digits, 150),
-        (kinds.words, 90),
-        (kinds.numbers, 90),
-        (kinds.question, 90),
+    for make, rows, languages in (
+        (kinds.digits, 150, tuple(LANGUAGES)),
+        (kinds.words, 90, work.languages),
+        (kinds.numbers, 90, tuple(LANGUAGES)),
+        (kinds.question, 90, work.languages),
     ):
         for group in ("espeak_unseen", "flite_slt"):
-            spoken = [language for language in LANGUAGES if group in kinds.studio.groups(language)]
+            spoken = [language for language in languages if group in kinds.studio.groups(language)]
             streams.append(in_turn(make, spoken, group, rows))
     streams.append(kinds.recorded("digits") for _ in range(150))
     streams.append(kinds.recorded("numbers") for _ in range(50))

@@ -28,6 +28,7 @@ class Speech:
 
     def __init__(self, work: Work, split: str, rng: Random, studio: Studio | None = None) -> None:
         self.split, self.rng, self.studio = split, rng, studio or Studio(work)
+        self.languages = work.languages
 
     def direction(self) -> tuple[str, str]:
         """(source, target): English on one side, as in the public test sets."""
@@ -44,7 +45,8 @@ class Speech:
 
     def phrase(self, source: str, target: str) -> tuple[str, str, str, str]:
         """(kind, transcript, spoken text, translation)."""
-        kind = self.rng.choice(("digits", "digits", "numbers", "words"))
+        worded = {source, target} <= set(self.languages)
+        kind = self.rng.choice(("digits", "digits", "numbers", "words" if worded else "numbers"))
         if kind == "digits":
             numbers = speech.digits(self.rng, self.split)
             written = speech.written(numbers)

@@ -22,7 +22,7 @@ from polyphi.curate.corpus import Corpus, Work
 from polyphi.curate.decontaminate import against
 from polyphi.curate.images import PAIRS, SCANS, SIDE, sheet
 from polyphi.curate.instructions import several
-from polyphi.curate.lexicon import COLOUR_RGB, COLOURS, LANGUAGES, SHAPES, lexicon
+from polyphi.curate.lexicon import COLOUR_RGB, COLOURS, SHAPES, lexicon
 from polyphi.curate.scenes import Made, Maker, Makers, Scene, asked, fresh, samples
 from polyphi.curate.stamps import KIND_WORDS, KINDS, STAMPS, Album
 from polyphi.data.shards import Sample
@@ -116,7 +116,7 @@ def text(scene: Scene) -> Captioned:
 def a_stamp(scene: Scene) -> Captioned:
     """A stamp with its caption in one of eight languages, half of the time in English; in training one in
     four has its kind for a caption."""
-    language = scene.answer(list(LANGUAGES)) if scene.split == "test" else scene.language(0.5)
+    language = scene.answer(scene.languages) if scene.split == "test" else scene.language(0.5)
     if scene.split == "train" and scene.rng.random() < 0.25:
         kind = scene.rng.choice(list(KINDS))
         stamp = scene.stamp(kind)

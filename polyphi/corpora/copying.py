@@ -18,17 +18,17 @@ from polyphi.data.shards import Sample
 def build(work: Work) -> Iterator[tuple[str, Sample]]:
     def make(split: str, rng: Random) -> Iterator[Sample]:
         for i in range(work.rows[split]):
-            yield repeat(split, rng).sample(f"copying-{split}-{i:06d}")
+            yield repeat(work, split, rng).sample(f"copying-{split}-{i:06d}")
 
     yield from fill(work, "copying", make)
 
 
-def repeat(split: str, rng: Random) -> Ask:
+def repeat(work: Work, split: str, rng: Random) -> Ask:
     """A request to say a text again."""
-    text, language = copied(split, rng, longest=9)
+    text, language = copied(split, rng, work.languages, longest=9)
     return Ask("copy", f"Repeat: {text}", text, language)
 
 
 corpus = Corpus(
-    "copying", build, fresh=lambda work: fresh("copying", work, partial(repeat, "train"))
+    "copying", build, fresh=lambda work: fresh("copying", work, partial(repeat, work, "train"))
 )

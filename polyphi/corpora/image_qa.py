@@ -250,7 +250,8 @@ def draw_text(
 def word(scene: Scene) -> Made:
     """A rendered word of the lexicon; one in six in another language written in Latin letters."""
     english = scene.answer(sorted(lexicon()))
-    language = scene.rng.choice(LATIN[1:]) if scene.rng.random() < 1 / 6 else "en"
+    latin = [language for language in LATIN[1:] if language in scene.languages]
+    language = scene.rng.choice(latin) if scene.rng.random() < 1 / 6 else "en"
     text = lexicon()[english][language]
     picture, font = draw_text(scene, text, scene.size(), 36)
     question = scene.rng.choice(("What word is this?", "Which word do you see?", "Read the word."))

@@ -30,9 +30,11 @@ class Asker:
 
     def __init__(self, work: Work, split: str, rng: Random, studio: Studio | None = None) -> None:
         self.split, self.rng, self.studio = split, rng, studio or Studio(work)
+        self.languages = work.languages
 
-    def language(self) -> str:
-        spoken = self.studio.languages
+    def language(self, numbers: bool = False) -> str:
+        """A language that is spoken here, for digits any of the eight."""
+        spoken = [c for c in self.studio.languages if numbers or c in self.languages]
         return (
             "en"
             if "en" in spoken and self.rng.random() < ENGLISH_SHARE
@@ -77,7 +79,7 @@ class Asker:
                 kind="word",
                 heard=" ".join(heard),
             )
-        kind, language = self.rng.choice(("largest", "smallest")), self.language()
+        kind, language = self.rng.choice(("largest", "smallest")), self.language(numbers=True)
         value = i % 10 if self.split == "test" else self.rng.randrange(10)
         # The others lie on one side of the wanted answer; where there is no room (a largest 0), the question changes.
         if (kind == "largest" and value < 2) or (kind == "smallest" and value > 7):

@@ -19,6 +19,7 @@ from typing import Any
 from datatrove.pipeline.base import PipelineStep
 
 from polyphi.curate import pipeline
+from polyphi.curate.lexicon import LANGUAGES
 from polyphi.curate.pipeline import Machines
 from polyphi.data.shards import Sample, Shards, row_hash, to_row
 
@@ -34,7 +35,8 @@ class Work:
     `data` is the folder of corpora (so that one may be made from another); `models` gives what parent stages made: for
     a recogniser a callable from audio bytes to text, for a language model a `Generate`. Of a corpus made by several
     tasks each makes its `part`: (its number, how many). `seconds` is the longest clip that the rows of this size
-    hold. `tokenizer` is the folder of the run's tokenizer, for corpora that want it."""
+    hold. `tokenizer` is the folder of the run's tokenizer, for corpora that want it.
+    `languages`, English among them, are those of questions and words; digits and numbers are in all eight."""
 
     rows: Mapping[str, int]
     seed: int
@@ -45,6 +47,7 @@ class Work:
     part: tuple[int, int] = (0, 1)
     seconds: float = 30.0
     tokenizer: Path | None = None
+    languages: tuple[str, ...] = tuple(LANGUAGES)
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ def fingerprint(corpus: Corpus, work: Work) -> str:
         if file.exists()
     ]
     made = [corpus.name, corpus.tasks, corpus.spare]
-    asked = [dict(work.rows), work.seconds, work.seed]
+    asked = [dict(work.rows), work.seconds, work.seed, work.languages]
     text = json.dumps([*made, code, made_from, raw, *asked])
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -8,7 +8,7 @@ A family draws from its own side of the split: what a question is about (a numbe
 language, a pair of operands) is train's or test's, whatever words ask for it.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from random import Random
@@ -87,14 +87,14 @@ def held_sum(split: str, a: int, sign: str, b: int) -> bool:
     return split == "train" if max(a, b) < 10 else side(split, "sum", sign, *pair)
 
 
-def a_language(rng: Random) -> str:
-    """Any of the eight, English most often."""
-    return "en" if rng.random() < ENGLISH_SHARE else rng.choice(list(LANGUAGES))
+def a_language(rng: Random, languages: Sequence[str] = tuple(LANGUAGES)) -> str:
+    """One of these, English most often."""
+    return "en" if rng.random() < ENGLISH_SHARE else rng.choice(languages)
 
 
-def two_languages(rng: Random) -> list[str]:
+def two_languages(rng: Random, languages: Sequence[str] = tuple(LANGUAGES)) -> list[str]:
     """(source, target), unlike; English is mostly one of them."""
-    others = rng.sample([code for code in LANGUAGES if code != "en"], 2)
+    others = rng.sample([code for code in languages if code != "en"], 2)
     pair = ["en", others[0]] if rng.random() < 0.7 else others
     rng.shuffle(pair)
     return pair
@@ -136,7 +136,7 @@ def families(work: Work, split: str) -> dict[str, Family]:
 
     def translate(rng: Random) -> Ask:
         def draw() -> tuple | None:
-            word, (source, target) = rng.choice(_CONCEPTS), two_languages(rng)
+            word, (source, target) = rng.choice(_CONCEPTS), two_languages(rng, work.languages)
             # The word, not its language, is held out: "orange" is the same question in three languages.
             return (
                 (word, source, target)
@@ -165,7 +165,7 @@ def families(work: Work, split: str) -> dict[str, Family]:
         return _translation("translate_numbers", text, answer, target)
 
     def copy(rng: Random) -> Ask:
-        text, language = copied(split, rng)
+        text, language = copied(split, rng, work.languages)
         return Ask("copy", f"{rng.choice(('Repeat', 'Copy'))}: {text}", text, language)
 
     def count(rng: Random) -> Ask:
@@ -194,7 +194,7 @@ def families(work: Work, split: str) -> dict[str, Family]:
             return (a, sign, b, value) if 0 <= value <= 99 and held_sum(split, a, sign, b) else None
 
         a, sign, b, value = until(draw)
-        language = a_language(rng)
+        language = a_language(rng, work.languages)
         told = f"{a} {sign} {b}"
         if language == "en" and rng.random() < 0.3:
             told = f"{a} {'plus' if sign == '+' else 'minus'} {b}"
@@ -301,9 +301,9 @@ _SUM = {
 }
 
 
-def copied(split: str, rng: Random, longest: int = 6) -> tuple[str, str]:
+def copied(split: str, rng: Random, languages: Sequence[str], longest: int = 6) -> tuple[str, str]:
     """(text, language): two and more digits written together, or words of a language, for saying again."""
-    language = a_language(rng)
+    language = a_language(rng, languages)
 
     def draw() -> tuple | None:
         if rng.random() < 0.5:

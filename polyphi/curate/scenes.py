@@ -41,18 +41,20 @@ from polyphi.curate.sources import SOURCES
 from polyphi.curate.stamps import STAMPS, Album, Stamp
 from polyphi.data.shards import Sample
 
-OTHER_LANGUAGES = 0.2  # share of questions asked in one of the seven other languages
+OTHER_LANGUAGES = 0.2  # share of questions asked in a language other than English
 WIDE = 0.08  # share of pictures larger than one crop
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What one sample is drawn with: its dice, its split, its number within its task, and the stamps at hand."""
+    """What one sample is drawn with: its dice, its split, its number within its task, the stamps at hand, and the
+    languages of its questions."""
 
     rng: random.Random
     split: str
     index: int
     album: Album = field(default_factory=Album)
+    languages: tuple[str, ...] = tuple(lexicon.LANGUAGES)
 
     def answer(self, answers: Sequence[Any], every: int = 1) -> Any:
         """One of the answers: by chance in training; in the test split in turn, the next one after `every` samples, so
@@ -64,7 +66,7 @@ class Scene:
         )
 
     def language(self, share: float = OTHER_LANGUAGES) -> str:
-        others = [language for language in lexicon.LANGUAGES if language != "en"]
+        others = [language for language in self.languages if language != "en"]
         return self.rng.choice(others) if self.rng.random() < share else "en"
 
     def size(self, share: float = WIDE) -> tuple[int, int]:
@@ -206,20 +208,19 @@ def samples(
     turns, only those named in `tests` if any is. `meta` names the task (the maker's name) and the language."""
     for split, rows in work.rows.items():
         for i in range(rows):
-            yield split, _sample(corpus, work.seed, split, i, makers, album, tests)
+            yield split, _sample(corpus, work, split, i, makers, album, tests)
 
 
 def fresh(
     corpus: str, work: Work, makers: Makers, album: Album | None = None
 ) -> Callable[[int], Sample]:
     """Training samples by number, endless, none of them a row of the training split: `Corpus.fresh`."""
-    seed = work.seed
-    return lambda number: _sample(corpus, seed, "fresh", number, makers, album)
+    return lambda number: _sample(corpus, work, "fresh", number, makers, album)
 
 
 def _sample(
     corpus: str,
-    seed: int,
+    work: Work,
     split: str,
     number: int,
     makers: Makers,
@@ -228,13 +229,14 @@ def _sample(
 ) -> Sample:
     """Sample `number` of a split, or of the "fresh" training samples."""
     side = "train" if split == "fresh" else split
-    rng = random.Random(f"{seed} {corpus} {split} {number}")
+    rng = random.Random(f"{work.seed} {corpus} {split} {number}")
     names = [name for name in makers if side == "train" or not tests or name in tests]
     if side == "train":
         task = rng.choices(names, [weight for weight, _ in makers.values()])[0]
     else:
         task = names[number % len(names)]
-    made = makers[task][1](Scene(rng, side, number // len(names), album or Album()))
+    scene = Scene(rng, side, number // len(names), album or Album(), work.languages)
+    made = makers[task][1](scene)
     return Sample(
         f"{corpus}-{split}-{number:06d}",
         made.messages,

@@ -270,6 +270,7 @@ class Run:
             tell=self.tell,
             seconds=self.size.seconds,
             tokenizer=self.out / "tokenizer" if corpus.tokenizer else None,
+            languages=self.size.languages,
         )
 
     def fresh(self, stage: Stage, seed: int | None = None) -> dict[str, Fresh]:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from polyphi.chat import LANGUAGES
 from polyphi.model.config import (
     LONG_FACTOR,
     AdapterConfig,
@@ -30,7 +31,8 @@ LAWS = json.loads(Path(__file__).with_name("learning_rate.json").read_text())
 class Size:
     """`vocabulary` is the tokenizer's (0: the public o200k_base layout). `rows` gives train and test rows of each
     corpus, `sweep` the lengths in tokens of the runs that the law of text 1's peak rate is measured on. Corpora that
-    `fresh` names give stages fresh samples instead of epochs over their rows (data/fresh.py)."""
+    `fresh` names give stages fresh samples instead of epochs over their rows (data/fresh.py). `languages` are those of
+    questions, words and captions; documents, digits and numbers are in all eight."""
 
     name: str
     model: ModelConfig
@@ -38,6 +40,7 @@ class Size:
     budgets: Mapping[str, Budget] = field(default_factory=dict)
     rows: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     fresh: tuple[str, ...] = ()
+    languages: tuple[str, ...] = tuple(LANGUAGES)
     test_rows: int = 100
     sweep: tuple[int, ...] = ()
     seconds_between_checkpoints: float = 60.0
@@ -221,6 +224,7 @@ NANO = Size(
         "vision_speech": (4000, 480),
     },
     fresh=FRESH,
+    languages=("en", "fr", "de"),  # [ours] fewer, deeper
     test_rows=120,
     sweep=(52 << 10, 104 << 10, 208 << 10, 416 << 10, 1_280_000),  # up to text 1 itself
 )
