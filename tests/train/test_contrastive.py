@@ -1,5 +1,6 @@
 """Contrastive learning: the loss against its formula, captions without their pictures, equal captions as positives."""
 
+import dataclasses
 import io
 import math
 
@@ -173,3 +174,33 @@ def test_a_similarity_is_what_training_compared(model: PhiModel, processor: Proc
         Similarity(model, trained, processor, ["a"] * 100)
     with pytest.raises(ValueError, match="expected the heads'"):
         Similarity(model, {"vision.x": torch.ones(1)}, processor, captions)
+
+
+NAMED = [[("red cat", 0.0, 0.0, 0.4, 0.4), ("2", 0.6, 0.6, 1.0, 1.0)]]
+
+
+def test_cells_name_what_they_show(model: PhiModel, processor: Processor) -> None:
+    """The second loss is a sum over pictures, reaches the encoder and leaves the language model alone."""
+    objective = Contrastive(width=16, naming=1.0)
+    plain = Contrastive(width=16)
+    heads = objective.build(model, processor, seed=3)
+    rows = []
+    for i, caption in enumerate(("a red cat", "two blue dogs")):
+        shown = dataclasses.replace(sample(caption, i), meta={"named": NAMED})
+        rows += objective.rows(shown, processor, 64)
+    batch = pack(rows)
+    assert batch.cell_words is not None
+    assert batch.cell_words[:, 0].unique().tolist() == [0, 1]
+    both, count, metrics = objective.loss(model, heads, None, batch)
+    alone, _, _ = plain.loss(model, heads, None, dataclasses.replace(batch, cell_words=None))
+    assert count == 2 and metrics["named"][1] == 4
+    parts = []
+    for row in rows:  # cells are named image by image, whatever else is in the batch
+        one, _, _ = objective.loss(model, heads, None, row)
+        without = dataclasses.replace(row, cell_words=None)
+        parts.append(one - plain.loss(model, heads, None, without)[0])
+    torch.testing.assert_close(both - alone, torch.stack(parts).sum(), rtol=1e-4, atol=1e-4)
+    both.backward()
+    assert all(p.grad is None for p in model.decoder.parameters())
+    assert heads.words.weight.grad.abs().sum() > 0
+    assert model.vision.encoder.patch_embedding.weight.grad.abs().sum() > 0

@@ -1,15 +1,18 @@
 """The loss by chunks is plain cross-entropy, gradients too, and keeps no scores."""
 
+import io
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image as Picture
 from torch import Tensor
 from train.small import make_model, make_processor
 
 from polyphi.batch import IGNORE, pack
+from polyphi.chat import Image, Message
 from polyphi.data.shards import Sample, Shards, document
 from polyphi.train import loss
 from polyphi.train.loss import NextToken, token_loss_sum, token_losses
@@ -125,3 +128,27 @@ def test_rows_cut_documents_and_refuse_what_teaches_nothing(corpora: Path) -> No
     assert len(whole.supervised) == len(whole) - 1 > len(row.supervised)
     assert (row.labels != IGNORE).sum() == len(row.supervised)
     assert NextToken(max_crops=3) == replace(NextToken(), max_crops=3)
+
+
+def test_alignment_is_added_for_what_samples_know() -> None:
+    """With nothing to align the loss is the plain one; with words of its cells a picture's tokens learn."""
+    processor = make_processor()
+    model = make_model(processor)
+    picture = io.BytesIO()
+    Picture.new("RGB", (processor.crop_size,) * 2, "red").save(picture, "PNG")
+    shown = Sample(
+        "1",
+        (Message.user(Image(picture.getvalue()), "What?"), Message.assistant("red")),
+        "polyphi",
+        "",
+        {"named": [[("red", 0.0, 0.0, 0.5, 0.5)]]},
+    )
+    plain, aligned = NextToken(), NextToken(align=0.5)
+    module = aligned.build(model, processor)
+    (bare,), (row,) = (o.rows(shown, processor, 200) for o in (plain, aligned))
+    assert bare.cell_words is None and row.cell_words is not None
+    expected, count, _ = plain.loss(model, None, None, bare)
+    same, _, _ = aligned.loss(model, module, None, bare)
+    torch.testing.assert_close(same, expected)
+    total, units, metrics = aligned.loss(model, module, None, row)
+    assert units == count and total > expected and metrics["named"][1] == 2
