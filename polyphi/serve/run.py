@@ -19,6 +19,7 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
+from polyphi.runtime.heap import keep_large_blocks_apart
 from polyphi.serve.connection import protocol
 from polyphi.serve.loading import Loading, Progress
 from polyphi.serve.settings import Settings
@@ -121,6 +122,7 @@ def serve(
     when it is done. Raises what the load raises. Stopped during the load, the process ends here with status 0."""
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     sys.setswitchinterval(SWITCH)
+    keep_large_blocks_apart()
     loading = Loading(load, settings, ready)
     server = Drain(configured(loading, settings), loading)
     for sign in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them again when all is done

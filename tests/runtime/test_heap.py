@@ -1,8 +1,11 @@
 """Free memory goes back to the system where the system's library can do it."""
 
 import ctypes
+import subprocess
+import sys
 
 import psutil
+import pytest
 
 from polyphi.runtime.heap import give_back
 
@@ -18,3 +21,33 @@ def test_free_memory_goes_back() -> None:
     assert last is not None
     if hasattr(ctypes.CDLL(None), "malloc_trim"):
         assert full - left > 80_000_000
+
+
+APART = """
+import ctypes
+import subprocess
+import sys
+from polyphi.runtime.heap import keep_large_blocks_apart
+
+class Info(ctypes.Structure):
+    names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+    _fields_ = [(name, ctypes.c_size_t) for name in names.split()]
+
+libc = ctypes.CDLL(None)
+libc.mallinfo2.restype = Info
+if {apart}:
+    keep_large_blocks_apart()
+for _ in range(3):
+    bytearray(20 << 20)  # freed at once: glibc now takes as much from the heap
+before = libc.mallinfo2().hblkhd
+block = bytearray(10 << 20)
+print(libc.mallinfo2().hblkhd - before)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="glibc alone has mallinfo2")
+@pytest.mark.parametrize("apart", [True, False])
+def test_large_blocks_are_mapped_one_by_one(apart: bool) -> None:
+    code = APART.replace("{apart}", str(apart))
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (int(ran.stdout) >= 10 << 20) == apart
