@@ -149,7 +149,7 @@ def rehearse(
                 for tensor in (*part.parameters(), *part.buffers()):
                     meter.add(tensor)
         learners = (parallel.spread(model, context), module, reference)
-        adamw = optimiser(stage, parameters, it.budget.rate)
+        optimizer = optimiser(stage, parameters, it.budget)
         learned = [p for p in parameters.values() if p.requires_grad]
         # A shard's buffers are made from nothing, so the fakes must be on. Elsewhere what comes from the weights is
         # fake by itself, and what only says where things lie (bounds, slots, lengths) may stay real.
@@ -161,9 +161,9 @@ def rehearse(
                 if number == 0:
                     check_gradients(stage, parameters, CPU)
                 parallel.clip_gradients(learned, 1 / max(1, record["count"]), stage.clip_norm)
-                set_rate(adamw, stage.schedule.factor(number, it.budget.steps))
-                adamw.step()
-                adamw.zero_grad(set_to_none=True)
+                set_rate(optimizer, stage.schedule.factor(number, it.budget.steps))
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
             meter.recount()
     made = [
         (
@@ -172,7 +172,7 @@ def rehearse(
             group["peak"],
             group["weight_decay"],
         )
-        for group in adamw.param_groups
+        for group in optimizer.param_groups
     ]
     return Rehearsal(made, steps, meter.live, meter.peak)
 

@@ -74,7 +74,7 @@ def main(name: str) -> None:
             for p in part.parameters() if part is not None else ():
                 torch.nn.init.normal_(p.data, std=0.02)
         parameters = freeze(it.stage, model, module)
-        adamw = optimiser(it.stage, parameters, 1.0)
+        adamw = optimiser(it.stage, parameters, Budget(1, 1, 1))
         learned = [p for p in parameters.values() if p.requires_grad]
         for last in (short, batch):
             learners = (model, module, remembered(it, model))

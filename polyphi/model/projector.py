@@ -58,13 +58,6 @@ def _order(layout: ImageLayout, cells: int) -> np.ndarray:
     return np.concatenate([lines[0], [-2], lines[1]])
 
 
-def cells_of(features: Float[Tensor, "N P V"]) -> Float[Tensor, "N cells V"]:
-    """A crop's patches averaged 2 x 2 into cells."""
-    crops, patches, size = features.shape
-    g = round(patches**0.5) // 2
-    return features.view(crops, g, 2, g, 2, size).mean(dim=(2, 4)).flatten(1, 2)
-
-
 class VisionProjector(nn.Module):
     """Patch features of all crops to the tokens of all pictures."""
 
@@ -97,7 +90,8 @@ class VisionProjector(nn.Module):
                 f"the pictures' layouts need {crops} crops (global views included), the batch brings {len(features)}: "
                 "crops and layouts must come from the same cut"
             )
-        pooled = cells_of(features).flatten(0, 1)
+        g, size = self.cells, features.shape[-1]
+        pooled = features.view(crops, g, 2, g, 2, size).mean(dim=(2, 4)).view(-1, size)
         separators = torch.stack([self.global_separator, self.row_separator]).to(pooled.dtype)
         table = torch.cat([pooled, separators])
         tokens = table.index_select(0, self._sources(layouts, table.device))

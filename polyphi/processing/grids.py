@@ -30,6 +30,17 @@ def cells(shown: Sequence[Named], rows: int = CELLS, cols: int = CELLS) -> list[
     return [[_joined([words for _, words in sorted(cell)]) for cell in row] for row in found]
 
 
+def covered(shown: Sequence[Named], side: int) -> list[str]:
+    """The words of what lies over the middle of each of side x side patches, row by row; "" where nothing does."""
+    words = []
+    for row in range(side):
+        for column in range(side):
+            x, y = (column + 0.5) / side, (row + 0.5) / side
+            over = [w for w, left, top, right, low in shown if left <= x < right and top <= y < low]
+            words.append(over[-1] if over else "")  # what was drawn last is on top
+    return words
+
+
 def _joined(words: Sequence[str]) -> str:
     text = ""
     for before, word in zip(["", *words], words, strict=False):

@@ -13,6 +13,7 @@ A token is compared with embeddings by their cosine, times `SHARPNESS`. Losses a
 pack's loss is that of its rows one by one.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -39,24 +40,33 @@ def word_ids(words: str, tokenizer: Any) -> list[int]:
     return ids[1:] if ids[:1] == space and len(ids) > 1 else ids
 
 
-def with_words(row: Batch, sample: Sample, tokenizer: Any, side: int) -> Batch:
-    """The row with the words of its images and clips, as far as the sample knows them. `side`: cells along a crop."""
-    triples: list[tuple[int, int, int]] = []
+def with_words(row: Batch, sample: Sample, processor: Any) -> Batch:
+    """The row with the words of its image's cells and of its audio clip, as far as the sample knows them."""
+    side = processor.cells
     full = ImageLayout(1, 1, side, side)  # cells of other images don't lie as their boxes say
+    triples = []
     for number, (layout, shown) in enumerate(
         zip(row.images, sample.meta.get("named", ()), strict=False)
     ):
         if layout == full:
             grid = [words for line in cells(shown, side, side) for words in line]
-            for cell, words in enumerate(grid):
-                triples += [(number, cell, id) for id in word_ids(words or EMPTY, tokenizer)]
+            triples += [(number, *pair) for pair in numbered(grid, processor.tokenizer)]
     heard = sample.meta.get("heard", "") if len(row.clips) == 1 else ""
-    pairs = [(0, id) for id in tokenizer.encode(heard)] if heard else []
+    pairs = [(0, id) for id in processor.tokenizer.encode(heard)] if heard else []
     return replace(
         row,
         cell_words=torch.tensor(triples) if triples else None,
         clip_words=torch.tensor(pairs) if pairs else None,
     )
+
+
+def numbered(places: Sequence[str], tokenizer: Any) -> list[tuple[int, int]]:
+    """(number of a place, token id) for every token of its words; an empty place has the token of EMPTY."""
+    return [
+        (number, id)
+        for number, words in enumerate(places)
+        for id in word_ids(words or EMPTY, tokenizer)
+    ]
 
 
 class Alignment(nn.Module):

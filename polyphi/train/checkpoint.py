@@ -273,7 +273,7 @@ def _file_digest(path: Path) -> str:
 def optimiser_tensors(
     optimiser: torch.optim.Optimizer, names: Mapping[int, str]
 ) -> dict[str, Tensor]:
-    """AdamW's moments and step counts, by parameter name (`names` maps id(parameter) to it)."""
+    """Moments and step counts, by parameter name (`names` maps id(parameter) to it)."""
     return {
         f"{key}/{names[id(parameter)]}": value
         for parameter, moments in optimiser.state.items()
@@ -294,4 +294,8 @@ def make_moments(
                     "step": torch.zeros((), device=parameter.device),
                     "exp_avg": torch.zeros_like(parameter, requires_grad=False),
                     "exp_avg_sq": torch.zeros_like(parameter, requires_grad=False),
+                }
+            elif f"momentum/{names[id(parameter)]}" in stored:  # Muon's
+                optimiser.state[parameter] = {
+                    "momentum": torch.zeros_like(parameter, requires_grad=False)
                 }

@@ -36,9 +36,8 @@ from polyphi.chat import Image, Message, Text, media
 from polyphi.data.draws import Unfit
 from polyphi.data.shards import Sample
 from polyphi.model.multimodal import PhiModel
-from polyphi.model.projector import cells_of
-from polyphi.processing.grids import EMPTY
-from polyphi.train.alignment import with_words, word_ids, word_loss
+from polyphi.processing.grids import EMPTY, covered
+from polyphi.train.alignment import numbered, word_ids, word_loss
 
 GLOBAL_VIEW = ImageLayout(0, 0, 0, 0)
 """A picture of which only the global view is kept: one crop."""
@@ -111,8 +110,8 @@ def same_caption(batch: Batch) -> Bool[Tensor, "S S"]:
 @dataclass(frozen=True)
 class Contrastive:
     """`width`: size of the space in which pictures and captions are compared. `naming` weighs a second loss [ours]:
-    each cell of a picture names what has its middle there by the language model's embeddings (alignment.py). A fresh
-    encoder then learns where things are, which captions hardly tell."""
+    each patch of a picture names what lies over it by the language model's embeddings (alignment.py). A fresh encoder
+    then learns where things are, which captions hardly tell."""
 
     width: int = 256
     naming: float = 0.0
@@ -136,16 +135,19 @@ class Contrastive:
             [Message("document", (Text(sample.answer),))], adapter=None, context=context
         )
         seen = float_crops(processor.row([Message.user(pictures[0])]))
-        if self.naming:
-            seen = with_words(seen, sample, processor.tokenizer, processor.cells)
         assert seen.crops is not None and seen.crop_masks is not None
+        words = None
+        if self.naming and seen.images[0].crops == 2 and "named" in sample.meta:
+            places = covered(sample.meta["named"][0], seen.crop_masks.shape[-1])
+            pairs = numbered(places, processor.tokenizer)
+            words = torch.tensor([(0, *pair) for pair in pairs])
         return [
             replace(
                 caption,
                 crops=seen.crops[:1],
                 crop_masks=seen.crop_masks[:1],
                 images=(GLOBAL_VIEW,),
-                cell_words=seen.cell_words,
+                cell_words=words,
             )
         ]
 
@@ -166,8 +168,8 @@ class Contrastive:
     def loss(
         self, model: PhiModel, module: Heads, state: None, batch: Batch
     ) -> tuple[Tensor, int, dict[str, Any]]:
-        """(sum over all pairs and cells, pictures, metrics). `accuracy` counts pictures whose nearest caption is their
-        own, `named` filled cells whose nearest word is one of theirs."""
+        """(sum over pairs and patches, pictures, metrics). `accuracy` counts pictures whose nearest caption is their
+        own, `named` filled patches whose nearest word is one of theirs."""
         assert model.vision is not None and batch.crops is not None and batch.crop_masks is not None
         assert len(batch.crops) == len(batch.images) == batch.sequences, (
             "one global view per caption"
@@ -182,11 +184,10 @@ class Contrastive:
         metrics: dict[str, Any] = {"accuracy": float(right)}
         if module.words is not None and batch.cell_words is not None:
             assert module.blank is not None
-            images, cells, words = batch.cell_words.unbind(1)
-            pooled = cells_of(features)
+            images, patches, words = batch.cell_words.unbind(1)
             directions = F.normalize(model.decoder.embed_tokens.weight.detach().float(), dim=-1)
-            named = module.words(pooled.flatten(0, 1))
-            places = images * pooled.shape[1] + cells
+            named = module.words(features.flatten(0, 1))
+            places = images * features.shape[1] + patches
             loss, found, filled = word_loss(named, places, words, directions, module.blank)
             total, metrics["named"] = total + self.naming * loss, (found, filled)
         return total, batch.sequences, metrics

@@ -144,7 +144,7 @@ class NextToken:
                 f"sample {sample.id}: no token of it is supervised; expected an answer or a document"
             )
         if self.align:
-            row = with_words(row, sample, processor.tokenizer, processor.cells)
+            row = with_words(row, sample, processor)
         return [row]
 
     def build(self, model: PhiModel, processor: Any, seed: int = 0) -> nn.Module | None:

@@ -182,25 +182,25 @@ def restore(
     stored: checkpoint.Stored,
     learned: Mapping[str, Tensor],
     averages: Mapping[str, Tensor],
-    adamw: torch.optim.AdamW,
+    optimizer: torch.optim.Optimizer,
 ) -> Past:
     """Parameters, their averages and the optimiser's moments as a checkpoint has them, in place; what was behind it."""
-    adamw.state.clear()
-    checkpoint.make_moments(adamw, {id(p): name for name, p in learned.items()}, stored.names)
+    optimizer.state.clear()
+    checkpoint.make_moments(optimizer, {id(p): name for name, p in learned.items()}, stored.names)
     with torch.no_grad():
-        stored.read(tensors(learned, averages, adamw))
+        stored.read(tensors(learned, averages, optimizer))
     return Past(**{f.name: stored.state[f.name] for f in dataclasses.fields(Past)})
 
 
 def tensors(
-    learned: Mapping[str, Tensor], averages: Mapping[str, Tensor], adamw: torch.optim.AdamW
+    learned: Mapping[str, Tensor], averages: Mapping[str, Tensor], optimizer: torch.optim.Optimizer
 ) -> dict[str, Tensor]:
     """All that a checkpoint holds, by name."""
     names = {id(p): name for name, p in learned.items()}
     return {
         **{f"parameter/{name}": p.detach() for name, p in learned.items()},
         **{f"average/{name}": average for name, average in averages.items()},
-        **checkpoint.optimiser_tensors(adamw, names),
+        **checkpoint.optimiser_tensors(optimizer, names),
     }
 
 

@@ -67,7 +67,8 @@ class Run:
         self.averages = (
             {n: p.detach().clone() for n, p in self.learned.items()} if stage.ema else {}
         )
-        self.adamw = optimiser(stage, parameters, budget.rate)
+        narrow = torch.bfloat16 if precision.precision == "bf16" else torch.float32
+        self.optimizer = optimiser(stage, parameters, budget, narrow)
         self.past = Past()
         self._steps: Generator[Step, None, None] | None = None
 
@@ -94,7 +95,7 @@ class Run:
         return stored is not None
 
     def _restore(self, stored: checkpoint.Stored) -> None:
-        self.past = resume.restore(stored, self.learned, self.averages, self.adamw)
+        self.past = resume.restore(stored, self.learned, self.averages, self.optimizer)
 
     def __enter__(self) -> "Run":
         self._open()
@@ -122,7 +123,7 @@ class Run:
 
     def save(self) -> None:
         """A checkpoint of this very moment."""
-        tensors = resume.tensors(self.learned, self.averages, self.adamw)
+        tensors = resume.tensors(self.learned, self.averages, self.optimizer)
         self.checkpoints.save(
             self.past.step, tensors, {**self._state, **dataclasses.asdict(self.past)}
         )
@@ -193,16 +194,18 @@ class Run:
                 self._pass_over(step)
                 return None
             record, norm = self._gradients(step)
-        rate = set_rate(self.adamw, self.stage.schedule.factor(self.past.step, self.budget.steps))
+        rate = set_rate(
+            self.optimizer, self.stage.schedule.factor(self.past.step, self.budget.steps)
+        )
         if protect.is_wrong(norm, self.past):
-            self.adamw.zero_grad(set_to_none=True)
+            self.optimizer.zero_grad(set_to_none=True)
             guard.wrong_step(self.past, step, norm, self.stage.name)
             self.tell(f"  step {self.past.step} isn't taken: its gradient norm is {norm:.3g}")
             self._note(id=step.ids, reason=f"the gradient norm is {norm:.3g}")
             self._pass_over(step)
             return None
-        self.adamw.step()
-        self.adamw.zero_grad(set_to_none=True)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
         if self.averages:
             torch._foreach_lerp_(
                 list(self.averages.values()), list(self.learned.values()), 1 - self.stage.ema
@@ -270,7 +273,7 @@ class Run:
 
     def _without_guilty(self, step: Step) -> Step:
         """The step without the samples that make its loss NaN, which are noted; they are not learned from again."""
-        self.adamw.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
 
         def alone(rows: list[Batch]) -> float:
             with torch.no_grad():

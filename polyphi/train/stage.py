@@ -77,12 +77,14 @@ class Schedule:
 @dataclass(frozen=True)
 class Budget:
     """What a size gives a stage. `context` bounds a row's tokens; `batch_tokens` a step's; `rate` multiplies the rates
-    of `learn` (small models need larger ones)."""
+    of `learn` (small models need larger ones). `muon`, if it isn't 0, multiplies them for the matrices of layers, which
+    are then trained by Muon instead of AdamW (muon.py)."""
 
     steps: int
     batch_tokens: int
     context: int
     rate: float = 1.0
+    muon: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from torch import nn
 
 from polyphi.train.loss import NextToken
 from polyphi.train.optim import groups, optimiser, set_rate
-from polyphi.train.stage import Mix, Stage
+from polyphi.train.stage import Budget, Mix, Stage
 
 
 def stage(learn: dict[str, float]) -> Stage:
@@ -29,7 +29,7 @@ def test_the_longest_glob_wins_and_only_matrices_decay() -> None:
         "vision.*": ["vision.encoder.weight", "vision.encoder.bias"],
         "vision.projector.*": ["vision.projector.weight"],
     }
-    made = optimiser(stage(learn), PARAMETERS, rate=2.0).param_groups
+    made = optimiser(stage(learn), PARAMETERS, Budget(1, 1, 1, rate=2.0)).param_groups
     assert [(g["glob"], g["peak"], g["weight_decay"], len(g["params"])) for g in made] == [
         ("vision.*", 2e-4, 0.1, 1),
         ("vision.*", 2e-4, 0.0, 1),
@@ -39,7 +39,7 @@ def test_the_longest_glob_wins_and_only_matrices_decay() -> None:
 
 
 def test_rates_are_shares_of_the_peaks() -> None:
-    adamw = optimiser(stage({"vision.*": 1e-4, "decoder.*": 1e-5}), PARAMETERS, rate=1.0)
+    adamw = optimiser(stage({"vision.*": 1e-4, "decoder.*": 1e-5}), PARAMETERS, Budget(1, 1, 1))
     assert set_rate(adamw, 0.5) == pytest.approx(5e-5)
     assert {g["glob"]: g["lr"] for g in adamw.param_groups} == pytest.approx(
         {"vision.*": 5e-5, "decoder.*": 5e-6}
@@ -48,4 +48,4 @@ def test_rates_are_shares_of_the_peaks() -> None:
 
 def test_a_glob_that_matches_nothing_names_the_nearest() -> None:
     with pytest.raises(ValueError, match=r"vision\.projector\.weight"):
-        optimiser(stage({"vision.projecter.*": 1e-3}), PARAMETERS, rate=1.0)
+        optimiser(stage({"vision.projecter.*": 1e-3}), PARAMETERS, Budget(1, 1, 1))
