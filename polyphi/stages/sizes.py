@@ -149,7 +149,8 @@ MICRO = Size(
     ),
     vocabulary=512,
     budgets={
-        name: Budget(2, 512, 4096 if name == "text_2_long" else 400, rate=10.0) for name in ORDER
+        name: Budget(2, 512, 4096 if name == "text_2_long" else 400, rate=10.0, muon=10.0)
+        for name in ORDER
     },
     rows={name: (12, 4) for name in CORPORA},
     fresh=("image_qa", "instructions"),
@@ -174,14 +175,14 @@ NANO = Size(
     ),
     vocabulary=4096,
     budgets={
-        "text_1_pretrain": Budget(1250, 1024, 1024, rate=2.0),
+        "text_1_pretrain": Budget(1400, 1024, 1024, rate=2.0, muon=12.5),
         "text_2_long": Budget(6, 8192, 4096),
-        "text_3_post": Budget(700, 1024, 1024, rate=35.0),
+        "text_3_post": Budget(800, 1024, 1024, rate=35.0, muon=150.0),
         "text_4_align": Budget(40, 2048, 512, rate=50.0),
-        "reasoning_1_pretrain": Budget(120, 1024, 1024, rate=10.0),
-        "reasoning_2_sft": Budget(200, 1024, 1024, rate=60.0),
+        "reasoning_1_pretrain": Budget(200, 1024, 1024, rate=10.0, muon=50.0),
+        "reasoning_2_sft": Budget(300, 1024, 1024, rate=60.0, muon=250.0),
         "reasoning_3_dpo": Budget(20, 2048, 1024, rate=100.0),
-        "vision_0_encoder": Budget(550, 512, 256, rate=50.0),
+        "vision_0_encoder": Budget(550, 512, 256, rate=100.0, muon=1000.0),
         "vision_1_align": Budget(60, 1024, 512, rate=0.5),
         "vision_2_joint": Budget(60, 1024, 512, rate=2.0),
         "vision_3_generative": Budget(1300, 1024, 512, rate=16.0),
