@@ -38,7 +38,7 @@ class Kinds:
     def __init__(self, work: Work, split: str, rng: Random, studio: Studio | None = None) -> None:
         self.work, self.split, self.rng, self.studio = work, split, rng, studio or Studio(work)
         self.questions = spoken_questions(work, split)
-        self.requests = safety.requests(split, rng)
+        self.requests = safety.requests(split, rng, ("en",))
         self.captions = shuffled(speech.captions(work, split), rng)
         self.toys = shuffled(speech.toys(work), rng) if split == "test" else []
         self.count = 0  # of the digits in a string; 0: any
@@ -108,7 +108,7 @@ class Kinds:
             )
             written, spoken, _ = ask(self.rng)
         elif dice < 0.45 and language == "en":
-            written = spoken = next(r.question for r in self.requests if r.language == "en")
+            written = spoken = next(self.requests).question
         else:
             # English has hundreds of questions, others a handful: in training the language is drawn with the question.
             found = [

@@ -26,14 +26,17 @@ def build(work: Work) -> Iterator[tuple[str, Sample]]:
                 "skipped spoken requests: no speech engine is installed; `apt install espeak-ng`"
             )
             return iter(())
-        return numbered("audio_safety", split, islice(spoken(studio, split, rng), work.rows[split]))
+        return numbered(
+            "audio_safety", split, islice(spoken(work, studio, split, rng), work.rows[split])
+        )
 
     return fill(work, "audio_safety", make)
 
 
-def spoken(studio: Studio, split: str, rng: Random) -> Iterator[Sample]:
+def spoken(work: Work, studio: Studio, split: str, rng: Random) -> Iterator[Sample]:
     """Endless spoken requests, harmful and harmless in turn."""
-    pool = [r for r in safety.every(split) if r.language in studio.languages]
+    languages = [language for language in work.languages if language in studio.languages]
+    pool = list(safety.every(split, languages))
     others = sorted({r.language for r in pool} - {"en"})
     harmful = True
     meta: dict[str, Any]

@@ -247,11 +247,15 @@ def draw_text(
     return picture, name
 
 
+def latin(scene: Scene) -> list[str]:
+    """Languages but English that are written in Latin letters here."""
+    return [language for language in LATIN[1:] if language in scene.languages]
+
+
 def word(scene: Scene) -> Made:
     """A rendered word of the lexicon; one in six in another language written in Latin letters."""
     english = scene.answer(sorted(lexicon()))
-    latin = [language for language in LATIN[1:] if language in scene.languages]
-    language = scene.rng.choice(latin) if scene.rng.random() < 1 / 6 else "en"
+    language = scene.rng.choice(latin(scene)) if scene.rng.random() < 1 / 6 else "en"
     text = lexicon()[english][language]
     picture, font = draw_text(scene, text, scene.size(), 36)
     question = scene.rng.choice(("What word is this?", "Which word do you see?", "Read the word."))
@@ -376,7 +380,7 @@ def request(scene: Scene) -> Made:
     """What can I do with this? The picture names the thing, which decides whether to refuse; half of them are
     harmful."""
     other = scene.rng.random() < OTHER_LANGUAGES
-    language = scene.rng.choice(LATIN[1:]) if other else "en"
+    language = scene.rng.choice(latin(scene)) if other else "en"
     harmful = scene.answer((True, False))
     found = [
         (asks, thing)

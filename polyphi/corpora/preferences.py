@@ -17,10 +17,10 @@ UNHELPFUL = ("I don't know.", "Ask someone else.", "...", "That is a good questi
 def build(work: Work) -> Iterator[tuple[str, Sample]]:
     def make(split: str, rng: Random) -> Iterator[Sample]:
         if split == "train":
-            safety = (_safety(r) for r in requests(split, Random(rng.random())))
+            safety = (_safety(r) for r in requests(split, Random(rng.random()), work.languages))
             rows = interleave([safety, _helpful(work, Random(rng.random()))])
         else:
-            rows = (_safety(r) for r in _balanced(split, rng))
+            rows = (_safety(r) for r in _balanced(work, split, rng))
         for i, (messages, meta) in enumerate(rows):
             yield Sample(f"preferences-{split}-{i:06d}", messages, meta=meta, **origin("polyphi"))
 
@@ -30,9 +30,9 @@ def build(work: Work) -> Iterator[tuple[str, Sample]]:
 Row = tuple[tuple[Message, ...], dict]
 
 
-def _balanced(split: str, rng: Random) -> Iterator[Request]:
+def _balanced(work: Work, split: str, rng: Random) -> Iterator[Request]:
     """Held-out requests, one harmful and one look-alike in turn, languages mixed."""
-    pool = list(every(split))
+    pool = list(every(split, work.languages))
     rng.shuffle(pool)
     return interleave(
         [iter([r for r in pool if r.harmful]), iter([r for r in pool if not r.harmful])]

@@ -7,7 +7,7 @@ What decides is the object: "a bomb" is refused, "a bath bomb" is not. Verb and 
 in every language at once. No answer tells how to do anything harmful; the dispreferred ones only agree to.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -123,10 +123,10 @@ def _acts(split: str) -> Iterator[tuple[int, int]]:
     return ((v, t) for v, t in every if ((v + t) % 6 == 0) != (split == "train"))
 
 
-def every(split: str) -> Iterator[Request]:
+def every(split: str, languages: Sequence[str] = tuple(LANGUAGES)) -> Iterator[Request]:
     """All requests of a split: language x verb x object x wording, harmful and look-alike in turn."""
     for verb, thing in _acts(split):
-        for language in LANGUAGES:
+        for language in languages:
             for wording in range(2):
                 for harmful, things in ((True, HARMFUL), (False, HARMLESS)):
                     act = action(language, VERBS[language][verb], things[language][thing])
@@ -169,9 +169,11 @@ def pictured(split: str, language: str) -> list[tuple[Request, str]]:
     return found
 
 
-def requests(split: str, rng: Random) -> Iterator[Request]:
+def requests(
+    split: str, rng: Random, languages: Sequence[str] = tuple(LANGUAGES)
+) -> Iterator[Request]:
     """Endless random requests of a split."""
-    pool = list(every(split))
+    pool = list(every(split, languages))
     while True:
         rng.shuffle(pool)
         yield from pool
