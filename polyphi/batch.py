@@ -76,7 +76,8 @@ class Batch:
     off at the context. `keys` (host, S or none) is what an objective knows sequences by.
 
     `cell_words` and `clip_words`, where a training objective wants them, say what images and clips stand for: (image,
-    cell or patch, token id) and (clip, token id), the latter in the order of speech.
+    number among its tokens or patches, token id) and (clip, token id), the latter in the order of speech. Images
+    without `crops` are given in words.
 
     `crops` are what the vision encoder reads, floats in [-1, 1] with each picture's global view before its crops, or,
     as `processing` makes them, 8-bit pixels without global views, a quarter of the bytes. Then `views` has the global

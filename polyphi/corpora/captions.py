@@ -16,6 +16,7 @@ from polyphi.corpora.image_qa import (
     draw_stamp,
     draw_text,
     pick_number,
+    row_size,
 )
 from polyphi.curate import images, stamps
 from polyphi.curate.corpus import Corpus, Work
@@ -102,15 +103,18 @@ def text(scene: Scene) -> Captioned:
     if form == "digits":
         values = [scene.rng.randrange(10) for _ in range(scene.rng.randint(2, 4))]
         return Captioned(
-            draw_digits(scene, values, scene.size()),
+            draw_digits(scene, values, row_size(scene, len(values))),
             f"the digits {''.join(map(str, values))}",
             SCANS,
         )
     if form == "number":
         value = pick_number(scene)
-        return Captioned(draw_text(scene, str(value), scene.size(), 60)[0], f"the number {value}")
+        return Captioned(
+            draw_text(scene, str(value), row_size(scene, len(str(value))), 66)[0],
+            f"the number {value}",
+        )
     word = scene.answer(sorted(lexicon()), every=4)
-    return Captioned(draw_text(scene, word, scene.size(), 36)[0], f"the word {word}")
+    return Captioned(draw_text(scene, word, row_size(scene, len(word)), 54)[0], f"the word {word}")
 
 
 def a_stamp(scene: Scene) -> Captioned:

@@ -110,10 +110,16 @@ def draw_digits(scene: Scene, values: list[int], size: tuple[int, int]) -> Image
     return picture
 
 
+def row_size(scene: Scene, characters: int) -> tuple[int, int]:
+    """(width, height) of a picture with so many characters in a row: two crops from three on, so that hardly two of
+    them have their middles in one cell of 28 pixels."""
+    return (2 * SIDE, SIDE) if characters > 2 else scene.size()
+
+
 def digits(scene: Scene) -> Made:
     """Two to four scanned digits in a row."""
     values = [scene.rng.randrange(10) for _ in range(scene.answer((2, 3, 4)))]
-    picture = draw_digits(scene, values, scene.size())
+    picture = draw_digits(scene, values, row_size(scene, len(values)))
     question = scene.rng.choice(
         ("What digits do you see?", "Which digits are these?", "Read the digits.")
     )
@@ -257,7 +263,7 @@ def word(scene: Scene) -> Made:
     english = scene.answer(sorted(lexicon()))
     language = scene.rng.choice(latin(scene)) if scene.rng.random() < 1 / 6 else "en"
     text = lexicon()[english][language]
-    picture, font = draw_text(scene, text, scene.size(), 36)
+    picture, font = draw_text(scene, text, row_size(scene, len(text)), 54)
     question = scene.rng.choice(("What word is this?", "Which word do you see?", "Read the word."))
     return asked(picture, question, text, language=language, font=font)
 
@@ -276,7 +282,7 @@ def _numbers(split: str, length: int) -> list[int]:
 def number(scene: Scene) -> Made:
     """A rendered number of one to three digits."""
     value = pick_number(scene)
-    picture, font = draw_text(scene, str(value), scene.size(), 60)
+    picture, font = draw_text(scene, str(value), row_size(scene, len(str(value))), 66)
     question = scene.rng.choice(
         ("What number is this?", "Which number do you see?", "Read the number.")
     )

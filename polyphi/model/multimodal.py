@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from polyphi.batch import Batch, float_crops
+from polyphi.batch import Batch, ImageLayout, float_crops
 from polyphi.model.attention import KVCache
 from polyphi.model.config import AdapterConfig, AudioConfig, ModelConfig, VisionConfig
 from polyphi.model.conformer import GLU, CausalDepthwise, ConformerEncoder, Pointwise
@@ -76,10 +76,21 @@ class PhiModel(nn.Module):
         """Token embeddings with every placeholder replaced by what it stands for."""
         x = self.decoder.embed(batch.ids)
         if batch.images:
-            x = _splice(x, batch.image_slots, self.image_tokens(batch), "image")
+            in_words = batch.crops is None and batch.cell_words is not None
+            tokens = self.word_tokens(batch) if in_words else self.image_tokens(batch)
+            x = _splice(x, batch.image_slots, tokens, "image")
         if batch.clips:
             x = _splice(x, batch.audio_slots, self.audio_tokens(batch), "audio")
         return x
+
+    def word_tokens(self, batch: Batch) -> Float[Tensor, "I D"]:
+        """Tokens of images that are given in words: the mean of the words' embeddings. [ours]"""
+        assert batch.image_slots is not None
+        places, words = image_places(batch)
+        embedded = self.decoder.embed(words)
+        empty = embedded.new_zeros(len(batch.image_slots), embedded.shape[-1])
+        counts = torch.bincount(places, minlength=len(empty)).clamp(min=1)
+        return empty.index_add(0, places, embedded) / counts[:, None]
 
     def image_tokens(self, batch: Batch) -> Float[Tensor, "I D"]:
         """Embeddings of all pictures of the batch, in order."""
@@ -215,6 +226,20 @@ class PhiModel(nn.Module):
     def _use_adapters(self, adapters: Mapping[str, AdapterConfig]) -> None:
         self.config = replace(self.config, adapters=dict(adapters))
         self.decoder.adapters = dict(adapters)
+
+
+def image_places(batch: Batch) -> tuple[Int[Tensor, " m"], Int[Tensor, " m"]]:
+    """(number among all image tokens of the batch, word) of all words of its images."""
+    assert batch.cell_words is not None
+    images, tokens, words = batch.cell_words.unbind(1)
+    sizes = [_tokens(layout) for layout in batch.images]
+    starts = torch.tensor(sizes).cumsum(0) - torch.tensor(sizes)
+    return starts.to(images.device)[images] + tokens, words
+
+
+def _tokens(layout: ImageLayout) -> int:
+    """Tokens of an image that fills its crops."""
+    return layout.tokens(layout.rows // layout.crop_rows)
 
 
 def _generator(seed: int, name: str) -> torch.Generator:

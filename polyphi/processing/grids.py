@@ -1,23 +1,20 @@
 """Pictures in words: a grid of cells, each with the words of what has its middle there.
 
->>> cells([("red star", 0.5, 0.0, 0.75, 0.25), ("7", 0.0, 0.75, 0.25, 1.0)])
-[['', '', 'red star', ''], ['', '', '', ''], ['', '', '', ''], ['7', '', '', '']]
+>>> cells([("red star", 0.5, 0.0, 1.0, 0.5), ("7", 0.0, 0.5, 0.5, 1.0)], 2, 2)
+[['', 'red star'], ['7', '']]
 
-A picture reaches the language model as such a grid, a token a cell and a separator after each row (report 2.2.1). A
-small frozen model that has learned to answer from written grids needs an encoder only for the words [ours].
+A picture reaches the language model as such a grid, a token a cell and a separator after each row (report 2.2.1).
 """
 
 from collections.abc import Sequence
 
 Named = tuple[str, float, float, float, float]
 """Something in a picture: what it is called, and its box (left, top, right, bottom) as shares of the sides."""
-CELLS = 4
-"""Cells along a side of one crop at nano size: 112 pixels, 14 a patch, pooled 2 x 2."""
 EMPTY = "."
-ROW_END = " \n"
+ROW_END = "\n"
 
 
-def cells(shown: Sequence[Named], rows: int = CELLS, cols: int = CELLS) -> list[list[str]]:
+def cells(shown: Sequence[Named], rows: int, cols: int) -> list[list[str]]:
     """The words in each of rows x cols cells, from left to right; "" where nothing has its middle. Characters that
     share a cell are written together: "no"."""
     found: list[list[list[tuple[float, str]]]] = [[[] for _ in range(cols)] for _ in range(rows)]
@@ -46,11 +43,3 @@ def _joined(words: Sequence[str]) -> str:
     for before, word in zip(["", *words], words, strict=False):
         text += word if len(before) == len(word) == 1 else f" {word}"
     return text.strip()
-
-
-def written(shown: Sequence[Named], rows: int = CELLS, cols: int = CELLS) -> str:
-    """The grid as lines of text. A cell begins with a space and a row ends with one, so that a tokenizer sees the same
-    tokens wherever a cell stands."""
-    return ROW_END.join(
-        "".join(f" {words or EMPTY}" for words in row) for row in cells(shown, rows, cols)
-    )

@@ -68,7 +68,7 @@ FREEZE_PROMPTS = (
 TOKENIZER_CORPORA = (
     "copying",
     "instructions",
-    "written_pictures",
+    "image_qa",
     "documents",
     "translation",
     "math",

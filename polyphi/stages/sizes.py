@@ -114,14 +114,13 @@ def _adapters(rank: int) -> dict[str, AdapterConfig]:
 
 # fmt: off
 CORPORA = (
-    "documents", "code", "math", "copying", "translation", "long_documents", "instructions", "written_pictures",
-    "written_speech", "tools", "summaries", "fim", "preferences", "reasoning_documents", "reasoning_sft",
+    "documents", "code", "math", "copying", "translation", "long_documents", "instructions", "written_speech",
+    "tools", "summaries", "fim", "preferences", "reasoning_documents", "reasoning_sft",
     "reasoning_pairs", "captions", "interleaved", "grounding", "ocr", "charts", "image_qa", "multi_image", "asr",
     "ast", "sqa", "speech_summary", "audio_understanding", "audio_safety", "vision_speech",
 )
 # fmt: on
 FRESH = (
-    "written_pictures",
     "copying",
     "instructions",
     "captions",
@@ -175,7 +174,7 @@ NANO = Size(
     ),
     vocabulary=4096,
     budgets={
-        "text_1_pretrain": Budget(1400, 1024, 1024, rate=2.0, muon=12.5),
+        "text_1_pretrain": Budget(1250, 1024, 1024, rate=2.0, muon=12.5),
         "text_2_long": Budget(6, 8192, 4096),
         "text_3_post": Budget(800, 1024, 1024, rate=35.0, muon=150.0),
         "text_4_align": Budget(40, 2048, 512, rate=50.0),
@@ -200,7 +199,6 @@ NANO = Size(
         "translation": (6000, 50),
         "long_documents": (60, 4),
         "instructions": (48000, 900),
-        "written_pictures": (24000, 50),
         "written_speech": (20000, 50),
         "tools": (2500, 120),
         "summaries": (1200, 100),

@@ -20,7 +20,9 @@ stage = Stage(
         {
             "copying": 22,
             "instructions": 40,
-            "written_pictures": 20,
+            "image_qa": 16,
+            "captions": 2,
+            "multi_image": 2,
             "written_speech": 15.4,
             "documents": 0.4,
             "code": 0.2,
@@ -28,9 +30,10 @@ stage = Stage(
             "translation": 1,
         },
         late={
-            **dict.fromkeys(("written_pictures", "written_speech"), 6_000),
+            **dict.fromkeys(("image_qa", "captions", "multi_image", "written_speech"), 6_000),
             **dict.fromkeys(("documents", "code", "math", "translation"), 16_000),
         },
+        in_words=("image_qa", "captions", "multi_image"),
     ),
     objective=NextToken(),
     schedule=Schedule(warmup=0.03, decay="linear", decay_share=0.3, floor=0.1),

@@ -17,13 +17,16 @@ stage = Stage(
     data=Mix(
         {
             "instructions": 44,
-            "written_pictures": 22,
+            "image_qa": 18,
+            "captions": 1,
+            "multi_image": 3,
             "written_speech": 16,
             "tools": 8,
             "summaries": 2,
             "fim": 3,
             "preferences": 5,
-        }
+        },
+        in_words=("image_qa", "captions", "multi_image"),
     ),
     objective=NextToken(),
     context=4096,

@@ -5,7 +5,7 @@ words that they stand for. [ours]
     tokens of a clip that says "three seven" ->  " three", blanks, " seven": a CTC loss over the vocabulary
 
 A frozen language model of a few million parameters that has read images and speech in words (the corpora
-`written_pictures` and `written_speech`) then needs no more than encoders that name what they see and hear. Larger
+of `Mix.in_words` and `written_speech`) then needs no more than encoders that name what they see and hear. Larger
 models learn this mapping from billions of pairs (report 2.2.2). Only samples that know what they show are aligned:
 those that our generators make (`meta["named"]`, `meta["heard"]`).
 
@@ -24,8 +24,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from polyphi.batch import Batch, ImageLayout
+from polyphi.data.draws import Unfit
 from polyphi.data.shards import Sample
-from polyphi.processing.grids import EMPTY, cells
+from polyphi.model.multimodal import image_places
+from polyphi.processing.grids import EMPTY, ROW_END, Named, cells
 
 SHARPNESS = 20.0
 """Of a vocabulary of 4,096 directions the right one then gets nearly all of the probability."""
@@ -41,16 +43,15 @@ def word_ids(words: str, tokenizer: Any) -> list[int]:
 
 
 def with_words(row: Batch, sample: Sample, processor: Any) -> Batch:
-    """The row with the words of its image's cells and of its audio clip, as far as the sample knows them."""
-    side = processor.cells
-    full = ImageLayout(1, 1, side, side)  # cells of other images don't lie as their boxes say
-    triples = []
+    """The row with the words of its images and of its audio clip, as far as the sample knows them. Of an image that
+    doesn't fill its crops nothing is known: its cells don't lie as its boxes say."""
+    side, triples = processor.cells, list[tuple[int, int, int]]()
     for number, (layout, shown) in enumerate(
         zip(row.images, sample.meta.get("named", ()), strict=False)
     ):
-        if layout == full:
-            grid = [words for line in cells(shown, side, side) for words in line]
-            triples += [(number, *pair) for pair in numbered(grid, processor.tokenizer)]
+        if (layout.rows, layout.cols) == (layout.crop_rows * side, layout.crop_cols * side):
+            places = image_words(layout, shown, side)
+            triples += [(number, *pair) for pair in numbered(places, processor.tokenizer)]
     heard = sample.meta.get("heard", "") if len(row.clips) == 1 else ""
     pairs = [(0, id) for id in processor.tokenizer.encode(heard)] if heard else []
     return replace(
@@ -60,22 +61,50 @@ def with_words(row: Batch, sample: Sample, processor: Any) -> Batch:
     )
 
 
+def in_words(row: Batch, sample: Sample, processor: Any) -> Batch:
+    """The row with words in place of its images: `PhiModel.embed` gives each image token the mean of their embeddings.
+    Raises `Unfit` where the sample doesn't know what its images show."""
+    row = with_words(row, sample, processor)
+    known = 0 if row.cell_words is None else len(row.cell_words[:, 0].unique())
+    if known < len(row.images):
+        raise Unfit(
+            f"sample {sample.id}: of {len(row.images)} images {known} can be given in words"
+        )
+    return replace(row, crops=None, views=None, crop_masks=None)
+
+
+def image_words(layout: ImageLayout, shown: Sequence[Named], side: int) -> list[str]:
+    """The words of every token of an image, in order (projector.py): the cells of its crops, row by row, then those of
+    its global view; ROW_END for separators."""
+    crops, view = (
+        [words for line in cells(shown, rows, cols) for words in (*line, ROW_END)]
+        for rows, cols in ((layout.rows, layout.cols), (side, side))
+    )
+    return [*crops, ROW_END, *view]
+
+
 def numbered(places: Sequence[str], tokenizer: Any) -> list[tuple[int, int]]:
     """(number of a place, token id) for every token of its words; an empty place has the token of EMPTY."""
     return [
         (number, id)
         for number, words in enumerate(places)
-        for id in word_ids(words or EMPTY, tokenizer)
+        for id in (
+            tokenizer.encode(words) if words == ROW_END else word_ids(words or EMPTY, tokenizer)
+        )
     ]
 
 
-class Alignment(nn.Module):
-    """The loss of a pack's image and audio tokens. It has no parameters; `blank` is the token of an empty cell, and of
-    a frame in which nothing is said."""
+def quiet_ids(tokenizer: Any) -> tuple[int, int]:
+    """The tokens of an empty cell, and of a frame in which nothing is said, and of a row's end."""
+    return word_ids(EMPTY, tokenizer)[-1], tokenizer.encode(ROW_END)[0]
 
-    def __init__(self, blank: int) -> None:
+
+class Alignment(nn.Module):
+    """The loss of a pack's image and audio tokens; it has no parameters."""
+
+    def __init__(self, tokenizer: Any) -> None:
         super().__init__()
-        self.blank = blank
+        self.quiet = quiet_ids(tokenizer)
 
     def forward(
         self, x: Float[Tensor, "T D"], batch: Batch, embeddings: Float[Tensor, "V D"]
@@ -96,18 +125,10 @@ class Alignment(nn.Module):
     def _images(
         self, x: Tensor, batch: Batch, directions: Float[Tensor, "V D"]
     ) -> tuple[Tensor, float, int]:
-        """Each cell of an image stands in it twice: in its crop, and in its global view behind it."""
         assert batch.cell_words is not None and batch.image_slots is not None
-        images, cells_, words = batch.cell_words.unbind(1)
-        side = batch.images[int(images[0])].cols
-        lengths = torch.tensor([layout.tokens(side) for layout in batch.images])
-        starts = (lengths.cumsum(0) - lengths).to(images.device)
-        in_crop = starts[images] + cells_ // side * (side + 1) + cells_ % side
-        tokens = torch.cat([in_crop, in_crop + side * (side + 1) + 1])
-        words = torch.cat([words, words])
-        return word_loss(
-            x.index_select(0, batch.image_slots), tokens, words, directions, self.blank
-        )
+        places, words = image_places(batch)
+        tokens = x.index_select(0, batch.image_slots)
+        return word_loss(tokens, places, words, directions, self.quiet)
 
     def _clips(self, x: Tensor, batch: Batch, directions: Float[Tensor, "V D"]) -> Tensor:
         """CTC over the vocabulary."""
@@ -121,7 +142,7 @@ class Alignment(nn.Module):
         # CTC looks at the blank and at the words of these clips: of 200,064 columns a few dozen.
         words = torch.tensor([word for said in spoken.values() for word in said], device=x.device)
         used, columns = words.unique(return_inverse=True)
-        chosen = scores.index_select(1, F.pad(used, (1, 0), value=self.blank))
+        chosen = scores.index_select(1, F.pad(used, (1, 0), value=self.quiet[0]))
         return F.ctc_loss(
             pad_sequence(list(chosen.split([len(part) for part in slots]))),
             columns + 1,
@@ -137,15 +158,15 @@ def word_loss(
     places: Int[Tensor, " m"],
     words: Int[Tensor, " m"],
     directions: Float[Tensor, "V D"],
-    blank: int,
+    quiet: Sequence[int],
 ) -> tuple[Float[Tensor, ""], float, int]:
-    """Rows of `x` named by the words that stand at their places: (sum of cross-entropies, rows that aren't empty and
-    whose nearest word is one of theirs, rows that aren't empty). A row of several words has each with equal
-    probability."""
+    """Rows of `x` named by the words that stand at their places: (sum of cross-entropies, rows that hold something and
+    whose nearest word is one of theirs, rows that hold something). A row of several words has each with equal
+    probability; one with a word of `quiet` holds nothing."""
     rows, place, counts = places.unique(return_inverse=True, return_counts=True)
     scores = scores_of(x.index_select(0, rows), directions)
     filled = torch.ones_like(rows, dtype=torch.bool)
-    filled = filled.index_fill(0, place[words == blank], False)
+    filled = filled.index_fill(0, place[torch.isin(words, words.new_tensor(quiet))], False)
     weights = torch.where(filled, 1.0, EMPTY_WEIGHT) / counts
     loss = -(scores[place, words] * weights[place]).sum()
     hits = place[scores.detach().argmax(-1)[place] == words].unique()

@@ -36,8 +36,8 @@ from polyphi.chat import Image, Message, Text, media
 from polyphi.data.draws import Unfit
 from polyphi.data.shards import Sample
 from polyphi.model.multimodal import PhiModel
-from polyphi.processing.grids import EMPTY, covered
-from polyphi.train.alignment import numbered, word_ids, word_loss
+from polyphi.processing.grids import covered
+from polyphi.train.alignment import numbered, quiet_ids, word_loss
 
 GLOBAL_VIEW = ImageLayout(0, 0, 0, 0)
 """A picture of which only the global view is kept: one crop."""
@@ -57,13 +57,15 @@ HEAD_TENSORS = {
 class Heads(nn.Module):
     """What is thrown away: two linear heads into one space, the temperature (as its logarithm) and the bias."""
 
-    def __init__(self, picture_size: int, text_size: int, width: int, blank: int | None) -> None:
-        """`blank` is the token of an empty cell where cells are named, else None."""
+    def __init__(
+        self, picture_size: int, text_size: int, width: int, quiet: tuple[int, int] | None
+    ) -> None:
+        """`quiet`: the tokens of empty places where patches are named, else None."""
         super().__init__()
         self.picture = nn.Linear(picture_size, width)
         self.text = nn.Linear(text_size, width)
-        self.words = None if blank is None else nn.Linear(picture_size, text_size // 2)
-        self.blank = blank
+        self.words = None if quiet is None else nn.Linear(picture_size, text_size // 2)
+        self.quiet = quiet
         # Almost all pairs are negatives, and the scores must say so from the first step on. SigLIP's bias starts at -10
         # for its 32,768 captions, which is minus their logarithm; here that is taken off whatever the number [ours].
         self.log_temperature = nn.Parameter(torch.tensor(math.log(10.0)))
@@ -158,9 +160,9 @@ class Contrastive:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             config = model.config
-            blank = word_ids(EMPTY, processor.tokenizer)[-1] if self.naming else None
+            quiet = quiet_ids(processor.tokenizer) if self.naming else None
             text_size = 2 * config.decoder.hidden_size
-            return Heads(model.vision.encoder.config.hidden_size, text_size, self.width, blank)
+            return Heads(model.vision.encoder.config.hidden_size, text_size, self.width, quiet)
 
     def begin(self, model: PhiModel) -> None:
         """Nothing to remember of the start."""
@@ -183,12 +185,12 @@ class Contrastive:
         right = same.gather(1, scores.argmax(1, keepdim=True)).sum()
         metrics: dict[str, Any] = {"accuracy": float(right)}
         if module.words is not None and batch.cell_words is not None:
-            assert module.blank is not None
+            assert module.quiet is not None
             images, patches, words = batch.cell_words.unbind(1)
             directions = F.normalize(model.decoder.embed_tokens.weight.detach().float(), dim=-1)
             named = module.words(features.flatten(0, 1))
             places = images * features.shape[1] + patches
-            loss, found, filled = word_loss(named, places, words, directions, module.blank)
+            loss, found, filled = word_loss(named, places, words, directions, module.quiet)
             total, metrics["named"] = total + self.naming * loss, (found, filled)
         return total, batch.sequences, metrics
 

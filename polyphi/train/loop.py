@@ -34,6 +34,7 @@ from polyphi.data.packing import Room
 from polyphi.model.multimodal import PhiModel
 from polyphi.runtime.precision import Choice, Requested, products
 from polyphi.train import checkpoint, parallel, resume
+from polyphi.train.alignment import in_words
 from polyphi.train.features import kept_features
 from polyphi.train.freeze import (
     as_table,
@@ -286,6 +287,8 @@ def row_maker(
     def rows(corpus: str, sample: Any) -> list[Batch]:
         adapter = stage.data.adapter.get(corpus, "auto")
         made = stage.objective.rows(sample, processor, budget.context, adapter)
+        if corpus in stage.data.in_words:
+            made = [in_words(row, sample, processor) for row in made]
         return [
             dataclasses.replace(
                 row, adapters=tuple(a if a in known else None for a in row.adapters)

@@ -21,8 +21,7 @@ from polyphi.batch import Batch
 from polyphi.data.draws import Unfit
 from polyphi.data.shards import Sample
 from polyphi.model.multimodal import PhiModel
-from polyphi.processing.grids import EMPTY
-from polyphi.train.alignment import Alignment, with_words, word_ids
+from polyphi.train.alignment import Alignment, with_words
 
 CHUNK_SCORES = {"cpu": 1 << 20, "cuda": 1 << 26}
 """Logits of a chunk, in numbers. On a CPU 4 MiB in float32 (256 positions of a vocabulary of 4,096), which its cache
@@ -149,7 +148,7 @@ class NextToken:
 
     def build(self, model: PhiModel, processor: Any, seed: int = 0) -> nn.Module | None:
         """The alignment, which has nothing to learn; otherwise no throw-away module."""
-        return Alignment(word_ids(EMPTY, processor.tokenizer)[-1]) if self.align else None
+        return Alignment(processor.tokenizer) if self.align else None
 
     def begin(self, model: PhiModel) -> Any:
         """No reference."""

@@ -29,19 +29,23 @@ class Mix:
     """Weights of corpora (folder names); only their ratios matter. `adapter` puts all rows of a corpus under a named
     adapter in training: text rows of the vision stages (inference keeps text -> none), or a sibling's own data.
     Corpora that `curriculum` names are read in their own order the first time through, the easy rows first. Those that
-    `late` names join after so many samples of the others."""
+    `late` names join after so many samples of the others. Images of the corpora that `in_words` names are given in
+    words (alignment.py) [ours]."""
 
     weights: Mapping[str, float]
     adapter: Mapping[str, str] = field(default_factory=dict)
     curriculum: tuple[str, ...] = ()
     late: Mapping[str, int] = field(default_factory=dict)
+    in_words: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.weights or min(self.weights.values()) <= 0:
             raise ValueError(f"a mix needs positive weights, found {dict(self.weights)}")
-        if unknown := {*self.adapter, *self.curriculum, *self.late} - set(self.weights):
+        if unknown := {*self.adapter, *self.curriculum, *self.late, *self.in_words} - set(
+            self.weights
+        ):
             raise ValueError(
-                f"adapter, curriculum or late names corpora that are not in the mix: {sorted(unknown)}"
+                f"adapter, curriculum, late or in_words names corpora that are not in the mix: {sorted(unknown)}"
             )
         if self.late and (set(self.late) == set(self.weights) or min(self.late.values()) < 0):
             raise ValueError(

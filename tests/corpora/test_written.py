@@ -1,12 +1,10 @@
-"""Pictures and clips in words: the same conversations, and tokens that stay what they are."""
+"""Speech in words: tokens that stay what they are."""
 
-from pathlib import Path
 from random import Random
 
 import pytest
 
-from polyphi.corpora import written_pictures, written_speech
-from polyphi.curate.corpus import Work
+from polyphi.corpora import written_speech
 from polyphi.processing.grids import EMPTY
 from polyphi.processing.tokenizer import Tokenizer
 
@@ -24,20 +22,6 @@ TEXTS = (
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
     return Tokenizer.train([*TEXTS * 20, ". . red star .\n. . . 7"], 1024)
-
-
-@pytest.fixture
-def work(tmp_path: Path, tokenizer: Tokenizer) -> Work:
-    tokenizer.save(tmp_path / "tokenizer")
-    return Work({"train": 60}, 0, tmp_path, tmp_path, tokenizer=tmp_path / "tokenizer")
-
-
-def test_a_grid_stands_in_place_of_each_picture(work: Work) -> None:
-    for _, sample in written_pictures.conversations(work):
-        grid, _, question = sample.messages[0].text.rpartition("\n")
-        assert question and sample.answer
-        rows = grid.split("\n")
-        assert len(rows) % 4 == 0 and all(len(row.split()) >= 4 for row in rows), grid
 
 
 @pytest.mark.parametrize("text", TEXTS)

@@ -5,8 +5,8 @@ from polyphi.processing import grids
 
 def test_words_stand_where_things_have_their_middles() -> None:
     shown = [("red star", 0.5, 0.0, 0.75, 0.25), ("7", 0.0, 0.75, 0.25, 1.0)]
-    assert grids.written(shown) == " . . red star . \n . . . . \n . . . . \n 7 . . ."
-    assert grids.written([], 1, 2) == " . ."
+    assert grids.cells(shown, 2, 4) == [["", "", "red star", ""], ["7", "", "", ""]]
+    assert grids.cells([], 1, 2) == [["", ""]]
 
 
 def test_characters_of_a_cell_are_one_word_and_things_are_not() -> None:
