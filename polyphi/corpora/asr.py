@@ -19,9 +19,9 @@ from polyphi.curate.speech import Studio, asked, numbered
 from polyphi.curate.text import fill, interleave, shuffled
 from polyphi.data.shards import Sample
 
-SHARES = {"digits": 40, "numbers": 18, "words": 14, "questions": 26, "open": 2}
+SHARES = {"digits": 30, "numbers": 24, "words": 14, "questions": 30, "open": 2}
 """Kind -> its share of the training rows."""
-SINGLE_DIGITS, CLEAN, DIGITS = 0.1, 0.3, 0.6
+SINGLE_DIGITS, CLEAN, DIGITS = 0.1, 0.25, 0.45
 """The training rows begin with single digits up to the first part of all rows, are nearly clean up to the second, and
 have digits alone up to the third: a fresh recogniser that begins with everything at once sits on a plateau for
 thousands of steps; this is its curriculum."""

@@ -55,17 +55,17 @@ class Ask:
 Family = Callable[[Random], Ask]
 
 SHARES = {
-    "number_words": 16,
-    "translate_words": 10,
-    "translate_numbers": 8,
-    "copy": 16,
-    "count": 6,
-    "scene_count": 9,
-    "scene": 12,
-    "arithmetic": 8,
-    "compare": 4,
-    "yes_no": 3,
-    "language_id": 2,
+    "number_words": 14,
+    "translate_words": 9,
+    "translate_numbers": 9,
+    "copy": 12,
+    "count": 1,
+    "scene_count": 8,
+    "scene": 10,
+    "arithmetic": 18,
+    "compare": 5,
+    "yes_no": 5,
+    "language_id": 3,
     "sort": 3,
     "position": 3,
 }
