@@ -115,7 +115,9 @@ class Batch:
 
     @property
     def crop_count(self) -> int:
-        """Crops that the vision encoder reads, global views included."""
+        """Crops that the vision encoder reads, global views included; none of images in words."""
+        if self.crops is None and self.cell_words is not None:
+            return 0
         return sum(layout.crops for layout in self.images)
 
     @property

@@ -321,11 +321,11 @@ def ablate(
 ) -> None:
     """Train a stage under other mixes and compare the held-out loss of every corpus. Results stand in the run's
     `ablation`."""
-    from polyphi import stages
     from polyphi.reproduce import ablation
     from polyphi.reproduce.graph import Run
+    from polyphi.stages import sizes
 
-    arms = ablation.mixes(stages.load(stage), mix or (), leave_one_out)
+    arms = ablation.mixes(sizes.load(size).stage(stage), mix or (), leave_one_out)
     run = Run(size, out, seed=seed, precision=precision, console=console)
     found = ablation.ablate(run, stage, arms, seeds=seeds, steps=steps, tasks=task or ())
     console.print(ablation.markdown(found), highlight=False, soft_wrap=True)

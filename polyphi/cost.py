@@ -16,9 +16,8 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from polyphi import stages
 from polyphi.batch import Batch, Clip, row
-from polyphi.model.config import ModelConfig
+from polyphi.model.config import ModelConfig, VisionConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing import image
 from polyphi.reproduce import lineage
@@ -42,6 +41,8 @@ class Subject:
     config: ModelConfig
     tensors: Mapping[str, torch.Tensor]
     learners: Mapping[str, Sequence[str]]
+    vision: VisionConfig | None = None
+    """Of the size, also where the stage has no image encoder: images in words have as many tokens."""
 
     @cached_property
     def learned(self) -> frozenset[str]:
@@ -103,7 +104,7 @@ class Kind(NamedTuple):
 
 def subject(name: str, size: Size) -> Subject:
     """A stage at a size. Raises ValueError where a glob of `learn`, `start` or `copy` matches nothing."""
-    stage = stages.load(name)
+    stage = size.stage(name)
     config = lineage.configuration(stage, size.model, None)
     with torch.device("meta"):
         model = PhiModel(config)
@@ -113,7 +114,9 @@ def subject(name: str, size: Size) -> Subject:
         matching(glob, tensors)
     if module is not None:
         tensors |= {f"objective.{n}": p for n, p in module.named_parameters()}
-    return Subject(stage, size.budget(stage), config, tensors, groups(stage, tensors))
+    return Subject(
+        stage, size.budget(stage), config, tensors, groups(stage, tensors), size.model.vision
+    )
 
 
 def vocabulary(config: ModelConfig) -> Any:
@@ -148,6 +151,7 @@ ROWS = {
     "translation": Row(300),
     "long_documents": Row(131_072),
     "instructions": Row(500, 350),
+    "written_speech": Row(300, 100),
     "tools": Row(600, 100),
     "summaries": Row(1800, 150),
     "fim": Row(900, 100),
@@ -178,6 +182,9 @@ def imagined(it: Subject, corpus: str) -> list[Batch]:
     stage, config, given, media = it.stage, it.config, ROWS[corpus], dict[str, Any]()
     before = 0
     vision, contrastive = config.vision, isinstance(stage.objective, Contrastive)
+    in_words = corpus in stage.data.in_words
+    if in_words:
+        vision = it.vision
     if given.pictures and vision is not None:
         side, patch = vision.crop_size, vision.patch_size
         most = getattr(stage.objective, "max_crops", None) or vision.max_crops
@@ -191,6 +198,7 @@ def imagined(it: Subject, corpus: str) -> list[Batch]:
             ]
         )
         before = 0 if contrastive else sum(layout.tokens(vision.cells) for layout in layouts)
+    if given.pictures and vision is not None and not in_words:  # words are embedded as text is
         crops = sum(layout.crops for layout in layouts)
         media = {
             "images": tuple(layouts),

@@ -471,12 +471,12 @@ def fresh(corpus: str, work: Work, draw: Family) -> Callable[[int], Sample]:
 
 
 def testing(work: Work, rng: Random, rows: int) -> Iterator[Ask]:
-    """About `rows` held-out questions, the same number of each family, in turn, none twice, answers balanced."""
+    """About `rows` held-out questions, the same number of each family (or as many as there are), in turn, none twice,
+    answers balanced."""
     draw = families(work, "test")
     each = -(-rows // len(draw))
     picked = [balanced((draw[name](rng) for _ in range(12 * each + 60)), each) for name in draw]
-    for turn in zip(*picked, strict=False):
-        yield from turn
+    yield from interleave([iter(asks) for asks in picked])
 
 
 def balanced(candidates: Iterator[Ask], wanted: int) -> list[Ask]:

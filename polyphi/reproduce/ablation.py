@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 
-from polyphi import stages
 from polyphi.data.draws import Unfit
 from polyphi.data.packing import Pack, Room, deal
 from polyphi.data.shards import Shards
@@ -106,7 +105,7 @@ def ablate(
     Raises ValueError for a stage that doesn't learn from next tokens, an unknown corpus or task, and folders of other
     runs.
     """
-    stage, measured = stages.load(name), find(*tasks) if tasks else []
+    stage, measured = run.size.stage(name), find(*tasks) if tasks else []
     if not isinstance(stage.objective, NextToken):
         raise ValueError(
             f"mixes are compared by the loss of the next token; {name} learns by {type(stage.objective).__name__}"

@@ -372,7 +372,7 @@ class Run:
 
     def train(self, name: str) -> None:
         """One stage, unless it is done, after its parents and corpora."""
-        stage = stages.load(name)
+        stage = self.size.stage(name)
         out = self.runs / name
         if (out / "manifest.json").exists():
             return
@@ -473,7 +473,7 @@ class Run:
     def scaling(self, seeds: int = 2, tokens: Sequence[int] = ()) -> Path:
         """The law of text 1's peak rate, measured on runs of the size's lengths (or of so many `tokens`):
         `scaling/fit.json` and `scaling/fit.png` (report 2.1)."""
-        stage = stages.load("text_1_pretrain")
+        stage = self.size.stage("text_1_pretrain")
         budget, folder = self.size.budget(stage), self.out / "scaling"
         for corpus in stage.data.weights:
             self.build(corpus)

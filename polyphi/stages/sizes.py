@@ -52,6 +52,12 @@ class Size:
         context = self.budget(load_stage("speech_2_post")).context
         return min(1800.0, max(30.0, 0.08 * (context - 500)))
 
+    def stage(self, name: str) -> Stage:
+        """The stage of that name with the mix of this size; a ValueError that names the nearest one otherwise."""
+        stage = load_stage(name)
+        small = stage.small if self.name != "full" else None
+        return replace(stage, data=small) if small else stage
+
     def budget(self, stage: Stage) -> Budget:
         """The stage's budget at this size; text 1's peak rate is what the size's own law gives where one was measured:
         the report's exponent, through the best rate of the longest runs."""

@@ -18,6 +18,17 @@ stage = Stage(
     # rests on it; pages come late: a small model that reads them from the start hardly learns to copy (LOG.md)
     data=Mix(
         {
+            "copying": 40,
+            "instructions": 57.4,
+            "documents": 0.4,
+            "code": 0.2,
+            "math": 1,
+            "translation": 1,
+        },
+        late=dict.fromkeys(("documents", "code", "math", "translation"), 25_000),
+    ),
+    small=Mix(
+        {
             "copying": 22,
             "instructions": 40,
             "image_qa": 16,

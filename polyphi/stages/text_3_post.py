@@ -14,7 +14,8 @@ stage = Stage(
     start={"*": "text_2_long"},
     learn={"decoder.*": 2e-5},
     # [ours] shares of samples
-    data=Mix(
+    data=Mix({"instructions": 84, "tools": 6, "summaries": 2, "fim": 3, "preferences": 5}),
+    small=Mix(
         {
             "instructions": 44,
             "image_qa": 18,

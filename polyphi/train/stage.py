@@ -96,7 +96,8 @@ class Stage:
     """One stage of the recipe (report 2.2.2), or of one's own. `objective` is one of NextToken, DPO, Contrastive,
     AttentionDecoder. `adapters` adds siblings to those that the start has: a rank and alpha for a fresh one, or the
     name of the one to start as a copy of. `ema`: where it isn't 0, what is learned is handed on as an average over the
-    steps, in which each step's weights count `ema` times as much as those of the next."""
+    steps, in which each step's weights count `ema` times as much as those of the next. `small` is the mix of the
+    sizes below `full`, where it isn't `data` [ours]."""
 
     name: str
     start: Mapping[str, str]
@@ -114,6 +115,7 @@ class Stage:
     copy: Mapping[str, str] = field(default_factory=dict)
     adapters: Mapping[str, AdapterConfig | str] = field(default_factory=dict)
     watch: tuple[str, ...] = ()
+    small: Mix | None = None
 
     @property
     def parents(self) -> tuple[str, ...]:
