@@ -1,6 +1,7 @@
 """Fixtures shared by all rooms' tests."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -27,6 +28,9 @@ settings.load_profile("untimed")
 
 def pytest_configure(config: pytest.Config) -> None:
     allowed_skips.install(config)
+    # What a shell starts in the background ignores interrupts, and so would all processes that tests interrupt.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
