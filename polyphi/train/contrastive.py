@@ -187,10 +187,15 @@ class Contrastive:
         if module.words is not None and batch.cell_words is not None:
             assert module.quiet is not None
             images, patches, words = batch.cell_words.unbind(1)
-            directions = F.normalize(model.decoder.embed_tokens.weight.detach().float(), dim=-1)
+            # As with captions, a step's words are told apart from each other: of the vocabulary a hundred columns.
+            used, words = words.unique(return_inverse=True)
+            directions = F.normalize(
+                model.decoder.embed_tokens.weight[used].detach().float(), dim=-1
+            )
+            quiet = torch.isin(used, used.new_tensor(module.quiet)).nonzero().flatten().tolist()
             named = module.words(features.flatten(0, 1))
             places = images * features.shape[1] + patches
-            loss, found, filled = word_loss(named, places, words, directions, module.quiet)
+            loss, found, filled = word_loss(named, places, words, directions, quiet)
             total, metrics["named"] = total + self.naming * loss, (found, filled)
         return total, batch.sequences, metrics
 
