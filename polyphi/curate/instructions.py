@@ -24,7 +24,7 @@ from polyphi.curate.lexicon import (
     lexicon,
     number_words,
 )
-from polyphi.curate.text import origin, rng_for, sentences, side
+from polyphi.curate.text import interleave, origin, rng_for, sentences, side
 from polyphi.data.shards import Sample
 
 
