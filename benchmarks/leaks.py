@@ -29,7 +29,7 @@ from polyphi.curate import charts, lexicon
 from polyphi.curate.decontaminate import Index
 from polyphi.curate.dedup import CLIPS, PICTURES, TEXTS, Likeness
 from polyphi.curate.documents import document
-from polyphi.curate.images import SIDE, png, sheet, stamp_shape
+from polyphi.curate.images import SIDE, png, sheet
 from polyphi.curate.scenes import Scene
 from polyphi.data.shards import Sample
 from polyphi.voice import Voice, speak, unavailable
@@ -148,7 +148,7 @@ def drawn(rng: random.Random, number: int) -> Image.Image:
         picture = sheet((SIDE, SIDE), paper)
         for corner in scene.scatter(rng.randint(2, 5), 30):
             shape, colour = scene.pair()
-            stamp_shape(picture, shape, corner, 30, scene.tint(colour), turn=scene.turn())
+            scene.shape(picture, shape, colour, corner, 30)
         return picture
     if kind == 1:
         values = [rng.randint(1, 9) for _ in range(4)]
