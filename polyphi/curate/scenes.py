@@ -186,7 +186,7 @@ def asked(
     else:
         shown = [pictures] if isinstance(pictures, Image.Image) else pictures
         parts = [Picture(png(p)) for p in shown]
-        meta["named"] = [named(p) for p in shown]
+        meta["named"] = [[list(thing) for thing in named(p)] for p in shown]
     return Made(
         (Message.user(*parts, question), Message.assistant(str(answer))), source, language, meta
     )

@@ -85,6 +85,7 @@ def mixes(stage: Stage, changes: Sequence[str], leave_one_out: bool = False) -> 
             {name: adapter for name, adapter in stage.data.adapter.items() if name in kept},
             tuple(name for name in stage.data.curriculum if name in kept),
             late if set(late) != set(kept) else {},  # somebody comes first
+            tuple(name for name in stage.data.in_words if name in kept),
         )
         found.append(Arm(change, mix))
     return found
