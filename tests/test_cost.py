@@ -63,8 +63,8 @@ def test_flops_are_torchs(name: str) -> None:
     ],
 )
 def test_memory_is_that_of_a_process(name: str) -> None:
-    """Beside the counted tensors the plan was 3 % below (text) and 3 and 4 % above (vision, speech). The process grows
-    by 51 to 81 MB more, whatever the size: code paged in, scratch of kernels, what the allocator holds back."""
+    """Beside the counted tensors the plan was 5 % below (text) and 3 % above (vision). The process grows by 41 to 67 MB
+    more than the tensors, whatever the size: code paged in, scratch of kernels, what the allocator holds back."""
     script = Path(__file__).with_name("memory_run.py")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
     out = subprocess.run(
@@ -77,7 +77,7 @@ def test_memory_is_that_of_a_process(name: str) -> None:
     ).stdout
     found = json.loads(out)
     assert found["planned"] == pytest.approx(found["counted"], rel=0.06)
-    assert 0 < found["grown"] - found["planned"] < 100e6
+    assert 0 < found["grown"] - found["counted"] < 80e6
 
 
 @pytest.mark.parametrize("name", stages.ORDER)
