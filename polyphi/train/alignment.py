@@ -36,7 +36,7 @@ EMPTY_WEIGHT = 0.2
 
 
 def word_ids(words: str, tokenizer: Any) -> list[int]:
-    """The tokens of words as they stand in a written grid, a lone space left out."""
+    """The tokens of words behind a space, without the space where it is a token by itself."""
     ids: list[int] = tokenizer.encode(f" {words}")
     space = tokenizer.encode(" ")
     return ids[1:] if ids[:1] == space and len(ids) > 1 else ids

@@ -23,6 +23,11 @@ NO_LAYERS = re.compile(r"embed|\.(tokens|positions|probe|ctc|words|lora)\b")
 """Names of matrices that aren't those of layers: embeddings, queries, heads over a vocabulary, adapters."""
 
 
+def is_layer(name: str, parameter: Tensor) -> bool:
+    """Whether it is the matrix of a layer, which Muon may train."""
+    return parameter.ndim == 2 and not NO_LAYERS.search(name)
+
+
 def optimiser(
     stage: Stage,
     parameters: dict[str, Tensor],
@@ -35,26 +40,20 @@ def optimiser(
     over processes."""
     made, muon = [], []
     for glob, names in groups(stage, parameters).items():
+        layers = [n for n in names if budget.muon and is_layer(n, parameters[n])]
+        if any(isinstance(parameters[n], DTensor) for n in layers):
+            raise ValueError("Muon needs whole matrices, found some cut; train without --shard")
+        if layers:
+            peak = stage.learn[glob] * budget.muon
+            by_muon = [parameters[n] for n in layers]
+            muon.append({"params": by_muon, "lr": 0.0, "peak": peak, "glob": glob})
+        others = [parameters[n] for n in names if n not in layers]
         for matrix, sharded in product(
             (True, False), repeat=2
         ):  # one fused call can't mix whole and sharded tensors
             chosen = [
-                p
-                for p in (parameters[n] for n in names)
-                if (p.ndim > 1, isinstance(p, DTensor)) == (matrix, sharded)
+                p for p in others if (p.ndim > 1, isinstance(p, DTensor)) == (matrix, sharded)
             ]
-            if matrix and budget.muon:
-                if sharded and chosen:
-                    raise ValueError("Muon needs whole matrices; train without --shard")
-                layers = [
-                    parameters[n]
-                    for n in names
-                    if parameters[n].ndim == 2 and not NO_LAYERS.search(n)
-                ]
-                chosen = [p for p in chosen if not any(p is q for q in layers)]
-                if layers and not sharded:
-                    peak = stage.learn[glob] * budget.muon
-                    muon.append({"params": layers, "lr": 0.0, "peak": peak, "glob": glob})
             if chosen:
                 decay = stage.weight_decay if matrix else 0.0
                 made.append(
@@ -70,8 +69,8 @@ def optimiser(
     if not muon:
         assert adamw is not None, f"{stage.name} trains nothing"
         return adamw
-    by_muon = Muon(muon, dtype=products)
-    return Together(by_muon, adamw) if adamw else by_muon
+    layers_only = Muon(muon, dtype=products)
+    return Together(layers_only, adamw) if adamw else layers_only
 
 
 def set_rate(optimiser: torch.optim.Optimizer, factor: float) -> float:
