@@ -19,14 +19,14 @@ from polyphi.curate.speech import Studio, asked, numbered
 from polyphi.curate.text import fill, interleave, shuffled
 from polyphi.data.shards import Sample
 
-SHARES = {"digits": 30, "numbers": 24, "words": 14, "questions": 30, "open": 2}
+SHARES = {"digits": 27, "numbers": 28, "words": 10, "questions": 34, "open": 1}
 """Kind -> its share of the training rows."""
-SINGLE_DIGITS, CLEAN, DIGITS = 0.1, 0.25, 0.45
+SINGLE_DIGITS, CLEAN, DIGITS = 0.1, 0.22, 0.38
 """The training rows begin with single digits up to the first part of all rows, are nearly clean up to the second, and
 have digits alone up to the third: a fresh recogniser that begins with everything at once sits on a plateau for
 thousands of steps; this is its curriculum."""
 RECORDED_SHARE = (
-    0.25  # of training digit strings and numbers, where somebody recorded speaks the language
+    0.15  # of training digit strings and numbers, where somebody recorded speaks the language
 )
 ENGLISH_SHARE = 0.4  # of the languages of synthesised speech; the others share the rest evenly
 

@@ -41,6 +41,10 @@ PROMPTS: dict[str, tuple[str, ...]] = {
 """Language -> ways to ask for a caption."""
 
 
+ALONE = 0.4
+"""Share of the pictures of groups that show one large shape in training: of each size an eye has to see some."""
+
+
 @dataclass(frozen=True)
 class Captioned:
     """A picture, what it shows, and where it comes from."""
@@ -72,15 +76,16 @@ def shapes(scene: Scene) -> Captioned:
             picture,
             f"{a(f'{colour} {shape}')} {'on the' if place in ('left', 'right') else 'at the'} {place}",
         )
-    groups = [(scene.answer(range(1, 5), every=4), colour, shape)]
-    if form == "two":
+    alone = scene.split == "train" and scene.rng.random() < ALONE
+    groups = [(1 if alone else scene.answer(range(1, 5), every=4), colour, shape)]
+    if form == "two" and not alone:
         other = scene.rng.choice([pair for pair in PAIRS if pair[0] != shape])
         groups = [
             (scene.rng.randint(1, 2), colour, shape),
             (scene.rng.randint(1, 2), other[1], other[0]),
         ]
     total = sum(count for count, _, _ in groups)
-    side = scene.rng.randint(50, 88) if total == 1 else scene.rng.randint(26, 34)
+    side = scene.rng.randint(36, 92) if total == 1 else scene.rng.randint(24, 34)
     picture = sheet((SIDE, SIDE), scene.paper(*(COLOUR_RGB[c] for _, c, _ in groups)))
     things = [(c, s) for count, c, s in groups for _ in range(count)]
     for (c, s), corner in zip(things, scene.scatter(total, side), strict=True):
@@ -163,9 +168,9 @@ def described(draw: Callable[[Scene], Captioned]) -> Maker:
 
 
 MAKERS = {
-    "caption_shapes": (42, described(shapes)),
-    "caption_text": (46, described(text)),
-    "caption_stamp": (12, described(a_stamp)),
+    "caption_shapes": (52, described(shapes)),
+    "caption_text": (42, described(text)),
+    "caption_stamp": (6, described(a_stamp)),
 }
 """Task -> (share of the training set, maker)."""
 

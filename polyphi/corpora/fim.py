@@ -1,5 +1,5 @@
-"""Code with a hole in the middle: what stands in the hole is the answer. Half are one-line functions by template
-(operands and names unseen in test), half are lines cut out of functions of the standard library (unseen modules)."""
+"""Code with a hole in the middle: what stands in the hole is the answer. Most are one-line functions by template
+(operands and names unseen in test), a quarter are lines cut out of functions of the standard library (unseen modules)."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -37,7 +37,7 @@ def build(work: Work) -> Iterator[tuple[str, Sample]]:
         real = _cuts(split, Random(rng.random()))
         seen: set[str] = set()
         for i in range(1_000_000):
-            cut = next(real, None) if i % 2 else None
+            cut = next(real, None) if i % 4 == 3 else None
             code, hole, kind, name = cut or _templated(split, rng)
             if split != "train" and code in seen:
                 continue

@@ -5,7 +5,7 @@ The single-image instruction set of `vision_3_generative`. Held out for the test
 and turns of a shape in a colour. A fifth of the questions that allow it are asked in the other seven languages.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 
@@ -25,6 +25,7 @@ from polyphi.data.shards import Sample
 
 PLURALS = {shape: shape + ("es" if shape.endswith("s") else "s") for shape in SHAPES}
 MOST = 6  # things to count
+MORE_TURNS = 3
 LATIN = tuple(
     language for language in LANGUAGES if language not in ("zh", "ja")
 )  # the fonts at hand write these
@@ -87,6 +88,15 @@ def ask(scene: Scene, task: str, language: str) -> str:
     return scene.rng.choice(QUESTIONS[task][language])
 
 
+def asked_more(scene: Scene, made: Made, turns: Sequence[tuple[str, object]]) -> Made:
+    """In training some of these questions and answers follow the first one: a picture is looked at once for all."""
+    if scene.split != "train":
+        return made
+    chosen = scene.rng.sample(turns, min(MORE_TURNS, len(turns)))
+    more = (m for q, a in chosen for m in (Message.user(q), Message.assistant(str(a))))
+    return replace(made, messages=(*made.messages, *more))
+
+
 def digit(scene: Scene) -> Made:
     """One scanned digit, large."""
     value, language, size = scene.answer(range(10)), scene.language(), scene.size()
@@ -123,7 +133,9 @@ def digits(scene: Scene) -> Made:
     question = scene.rng.choice(
         ("What digits do you see?", "Which digits are these?", "Read the digits.")
     )
-    return asked(picture, question, "".join(map(str, values)), SCANS, length=len(values))
+    written = "".join(map(str, values))
+    made = asked(picture, question, written, SCANS, length=len(values))
+    return asked_more(scene, made, [(scene.rng.choice(DESCRIBE), f"the digits {written}")])
 
 
 def count(scene: Scene) -> Made:
@@ -305,6 +317,9 @@ def at(scene: Scene, place: str, side: int) -> tuple[int, int]:
     return int(min(free, max(0, x))), int(min(free, max(0, y)))
 
 
+WHERE = ("Where is the {}?", "On which side is the {}?")
+
+
 def where(scene: Scene) -> Made:
     """On which side of the picture a shape is; half of the time another shape is elsewhere."""
     place, (name, tint) = scene.answer(list(PLACES)), scene.pair()
@@ -316,8 +331,10 @@ def where(scene: Scene) -> Made:
     for s, c, p in things:
         side = scene.rng.randint(26, 36)
         scene.shape(picture, s, c, at(scene, p, side), side)
-    question = scene.rng.choice((f"Where is the {name}?", f"On which side is the {name}?"))
-    return asked(picture, question, place)
+    made = asked(picture, scene.rng.choice(WHERE).format(name), place)
+    others = [(scene.rng.choice(WHERE).format(s), p) for s, _, p in things[1:]]
+    colours = [(f"What colour is the {s}?", c) for s, c, _ in things]
+    return asked_more(scene, made, [*others, *colours])
 
 
 def more(scene: Scene) -> Made:
@@ -350,6 +367,9 @@ def pick_values(scene: Scene, count: int) -> tuple[int, ...]:
     return tuple(scene.rng.sample(range(1, charts.LARGEST + 1), count))
 
 
+VALUE = ("What is the value of the {} bar?", "What number has the {} bar?")
+
+
 def chart(scene: Scene) -> Made:
     """A bar chart of three or four colours: which is highest or lowest, or the value of one."""
     form = scene.answer(("highest", "value", "lowest"))
@@ -367,19 +387,16 @@ def chart(scene: Scene) -> Made:
     order = scene.rng.sample(range(len(labels)), len(labels))
     draw = scene.rng.choice((charts.columns, charts.columns, charts.rows))
     drawn = draw(scene, [labels[i] for i in order], [values[i] for i in order], scene.size())
-    longest = draw is charts.rows
-    if form == "value":
-        question = scene.rng.choice(
-            (f"What is the value of the {label} bar?", f"What number has the {label} bar?")
-        )
-        return asked(drawn.picture, question, drawn.value(label), form=form)
-    asks = (
-        {"highest": "Which bar is longest?", "lowest": "Which bar is shortest?"} if longest else {}
-    )
-    question = asks.get(form, f"Which bar is {form}?")
-    return asked(
-        drawn.picture, question, drawn.highest() if form == "highest" else drawn.lowest(), form=form
-    )
+    most, least = ("longest", "shortest") if draw is charts.rows else ("highest", "lowest")
+    ends = {
+        "highest": (f"Which bar is {most}?", drawn.highest()),
+        "lowest": (f"Which bar is {least}?", drawn.lowest()),
+    }
+    values_of = {name: (scene.rng.choice(VALUE).format(name), drawn.value(name)) for name in labels}
+    question, answer = values_of[label] if form == "value" else ends[form]
+    made = asked(drawn.picture, question, answer, form=form)
+    turns = [*ends.values(), *values_of.values()]
+    return asked_more(scene, made, [turn for turn in turns if turn[0] != question])
 
 
 def request(scene: Scene) -> Made:
@@ -432,25 +449,23 @@ def talk(scene: Scene) -> Made:
         turns.append((ask(scene, "shape", "en") if alone else f"Which shape is {c}?", s))
     turns.append((scene.rng.choice(DESCRIBE), told))
     scene.rng.shuffle(turns)
-    made = asked(picture, *turns[0])
-    more = (m for q, a in turns[1:4] for m in (Message.user(q), Message.assistant(str(a))))
-    return replace(made, messages=(*made.messages, *more))
+    return asked_more(scene, asked(picture, *turns[0]), turns[1:])
 
 
 MAKERS: Makers = {
-    "digit": (18, digit),
-    "digits": (13, digits),
-    "count": (8, count),
-    "colour": (4, colour),
-    "shape": (4, shape),
-    "stamp": (6, stamp),
-    "word": (6, word),
-    "number": (6, number),
-    "where": (4, where),
-    "more": (5, more),
-    "chart": (4, chart),
-    "talk": (26, talk),
-    "request": (2, request),
+    "digit": (9, digit),
+    "digits": (16, digits),
+    "count": (10, count),
+    "colour": (5, colour),
+    "shape": (5, shape),
+    "stamp": (2, stamp),
+    "word": (5, word),
+    "number": (11, number),
+    "where": (6, where),
+    "more": (2, more),
+    "chart": (10, chart),
+    "talk": (22, talk),
+    "request": (1, request),
 }
 """Task -> (share of the training set, maker). Tests ask one question each."""
 

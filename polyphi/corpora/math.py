@@ -41,6 +41,8 @@ def build(work: Work) -> Iterator[tuple[str, Sample]]:
         kinds: list[Callable[[str, Random], str]] = [
             facts,
             facts,
+            facts,
+            columns,
             columns,
             orders,
             sequences,

@@ -2,8 +2,10 @@
 
     . 3 . . 7 . .    Transcribe the audio clip into text.    ->   37
     sept . . trois   Translate the audio to English.         ->   seven three
+    PICTURE . What . colour . . is this . ?                  ->   red
 
-These are the conversations of `asr`, `ast` and `sqa` with the spoken words in writing, blanks between their tokens. A
+These are the conversations of `asr`, `ast`, `sqa` and `vision_speech` with the spoken words in writing, blanks between
+their tokens (and the picture in words, where the stage asks for that). A
 small language model does with speech only what it could do with words, and it is frozen before the first clip comes:
 here it learns the requests, so that the speech stages have nothing to learn but what is in a frame.
 """
@@ -13,16 +15,16 @@ from dataclasses import replace
 from functools import partial
 from random import Random
 
-from polyphi.chat import Audio, Part, Text
-from polyphi.corpora import asr, ast, sqa
+from polyphi.chat import Audio, Image, Message, Part, Text
+from polyphi.corpora import asr, ast, sqa, vision_speech
 from polyphi.curate.corpus import Corpus, Work
 from polyphi.curate.speech import SilentStudio, numbered
-from polyphi.curate.text import fill
+from polyphi.curate.text import fill, shuffled
 from polyphi.data.shards import Sample
 from polyphi.processing.grids import EMPTY
 from polyphi.processing.tokenizer import Tokenizer
 
-SHARES = {"asr": 40, "ast": 30, "sqa": 30}
+SHARES = {"asr": 34, "ast": 26, "sqa": 24, "vision_speech": 16}
 """Corpus whose conversations these are -> its share."""
 LONGEST_PAUSE = 3
 """Blanks between two tokens. A frame is 80 ms, and a spoken word takes four to eight."""
@@ -64,8 +66,19 @@ def heard(sample: Sample, tokenizer: Tokenizer, rng: Random) -> Sample:
         return Text(frames(sample.meta["heard"], tokenizer, rng))
 
     messages = tuple(replace(m, parts=tuple(map(in_words, m.parts))) for m in sample.messages)
-    meta = {"task": sample.meta["task"], "language": sample.meta["language"], "clip": "in words"}
+    kept = {key: sample.meta[key] for key in ("task", "language", "named") if key in sample.meta}
+    meta = {**kept, "clip": "in words"}
     return replace(sample, messages=messages, meta=meta)
+
+
+def about_pictures(work: Work, rng: Random, studio: SilentStudio) -> Iterator[Sample]:
+    """Endless pictures of `image_qa` with their questions asked aloud."""
+    rows = vision_speech.written(work, "train", studio, rng)
+    while rows:
+        for row in shuffled(rows, rng):
+            picture = next(part for part in row.prompt[-1].parts if isinstance(part, Image))
+            messages = (Message.user(picture, Audio(b"")), row.messages[-1])
+            yield replace(row, messages=messages, meta={**row.meta, "heard": row.prompt[-1].text})
 
 
 def conversations(work: Work, rng: Random) -> Iterator[Sample]:
@@ -79,6 +92,7 @@ def conversations(work: Work, rng: Random) -> Iterator[Sample]:
         "asr": lambda: kinds.closed(rng.choices(list(closed), list(closed.values()))[0]),
         "ast": partial(next, ast.training(work, rng, studio)),
         "sqa": partial(next, sqa.stream(asker, rng)),
+        "vision_speech": partial(next, about_pictures(work, rng, studio), None),
     }
     while True:
         name = rng.choices(list(SHARES), list(SHARES.values()))[0]

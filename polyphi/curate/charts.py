@@ -86,7 +86,7 @@ def columns(
         if named[i]:
             _write(picture, (middle, floor + 11), label, face)
         else:
-            name(picture, label, (middle - wide / 2, top), (wide, floor - top))
+            name(picture, f"{label} {value}", (middle - wide / 2, top), (wide, floor - top))
     draw.line([(4, floor), (size[0] - 4, floor)], fill=GREY, width=2)
     return Chart(picture, tuple(labels), tuple(values))
 
@@ -109,7 +109,7 @@ def rows(
         if named[i]:
             _write(picture, (wall - 11, middle), label, face)
         else:
-            name(picture, label, (wall, middle - high / 2), (end - wall, high))
+            name(picture, f"{label} {value}", (wall, middle - high / 2), (end - wall, high))
     draw.line([(wall, 4), (wall, size[1] - 4)], fill=GREY, width=2)
     return Chart(picture, tuple(labels), tuple(values))
 

@@ -53,6 +53,7 @@ FAMILIES = {
     "compare": (2,),
 }
 """Family -> its levels."""
+SUMS = ("add", "subtract", "multiply", "chain", "compare")
 
 
 def draw(rng: Random, family: str | None = None, level: int | None = None) -> Problem:
@@ -262,10 +263,11 @@ def corrupt(problem: Problem, rng: Random) -> str:
 
 
 def drawn(split: str, rng: Random) -> Iterator[Problem]:
-    """Endless random problems of a split, families in turn; none twice in a test split while there are new."""
+    """Endless random problems of a split, families in turn, in training sums twice as often as stories and letters;
+    none twice in a test split while there are new."""
     seen: set[str] = set()
     while True:
-        for family in FAMILIES:
+        for family in (*FAMILIES, *SUMS) if split == "train" else FAMILIES:
             for _ in range(200):
                 problem = draw(rng, family)
                 operands = re.findall(r"\d+", problem.question) or [problem.question]

@@ -16,6 +16,7 @@ stage = Stage(
     data=Mix(
         {"captions": 55, "interleaved": 4, "grounding": 8, "ocr": 25, "charts": 8}
     ),  # [ours] shares
+    small=Mix({"captions": 72, "interleaved": 3, "grounding": 8, "ocr": 10, "charts": 7}),
     objective=NextToken(max_crops=16, align=1.0),  # [ours] align
     context=8192,
     batch_tokens=1 << 22,

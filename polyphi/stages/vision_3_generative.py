@@ -17,6 +17,10 @@ stage = Stage(
     data=Mix(
         {"image_qa": 87, "ocr": 5, "instructions": 8}, adapter={"instructions": "vision"}
     ),  # [ours] shares
+    small=Mix(
+        {"image_qa": 88, "charts": 3, "grounding": 2, "ocr": 1, "instructions": 6},
+        adapter={"instructions": "vision"},
+    ),
     objective=NextToken(max_crops=36, align=0.3),  # [ours] align
     context=16_384,
     batch_tokens=1 << 22,

@@ -49,7 +49,7 @@ def with_words(row: Batch, sample: Sample, processor: Any) -> Batch:
     for number, (layout, shown) in enumerate(
         zip(row.images, sample.meta.get("named", ()), strict=False)
     ):
-        if (layout.rows, layout.cols) == (layout.crop_rows * side, layout.crop_cols * side):
+        if fills(layout, side):
             places = image_words(layout, shown, side)
             triples += [(number, *pair) for pair in numbered(places, processor.tokenizer)]
     heard = sample.meta.get("heard", "") if len(row.clips) == 1 else ""
@@ -59,6 +59,11 @@ def with_words(row: Batch, sample: Sample, processor: Any) -> Batch:
         cell_words=torch.tensor(triples) if triples else None,
         clip_words=torch.tensor(pairs) if pairs else None,
     )
+
+
+def fills(layout: ImageLayout, side: int) -> bool:
+    """Whether an image fills its crops, of side x side cells each."""
+    return (layout.rows, layout.cols) == (layout.crop_rows * side, layout.crop_cols * side)
 
 
 def in_words(row: Batch, sample: Sample, processor: Any) -> Batch:
@@ -75,23 +80,23 @@ def in_words(row: Batch, sample: Sample, processor: Any) -> Batch:
 
 def image_words(layout: ImageLayout, shown: Sequence[Named], side: int) -> list[str]:
     """The words of every token of an image, in order (projector.py): the cells of its crops, row by row, then those of
-    its global view; ROW_END for separators."""
+    its global view; ROW_END for separators. The sides that things are on are told where the encoder can see them: not
+    in one crop of several."""
+    alone = layout.crop_rows == layout.crop_cols == 1
     crops, view = (
-        [words for line in cells(shown, rows, cols) for words in (*line, ROW_END)]
-        for rows, cols in ((layout.rows, layout.cols), (side, side))
+        [words for line in cells(shown, rows, cols, sides=sides) for words in (*line, ROW_END)]
+        for rows, cols, sides in ((layout.rows, layout.cols, alone), (side, side, True))
     )
     return [*crops, ROW_END, *view]
 
 
 def numbered(places: Sequence[str], tokenizer: Any) -> list[tuple[int, int]]:
     """(number of a place, token id) for every token of its words; an empty place has the token of EMPTY."""
-    return [
-        (number, id)
-        for number, words in enumerate(places)
-        for id in (
-            tokenizer.encode(words) if words == ROW_END else word_ids(words or EMPTY, tokenizer)
-        )
-    ]
+    ids = {
+        words: tokenizer.encode(words) if words == ROW_END else word_ids(words or EMPTY, tokenizer)
+        for words in set(places)
+    }
+    return [(number, id) for number, words in enumerate(places) for id in ids[words]]
 
 
 def quiet_ids(tokenizer: Any) -> tuple[int, int]:
@@ -128,7 +133,7 @@ class Alignment(nn.Module):
         assert batch.cell_words is not None and batch.image_slots is not None
         places, words = image_places(batch)
         tokens = x.index_select(0, batch.image_slots)
-        return word_loss(tokens, places, words, directions, self.quiet)
+        return word_loss(scores_of(tokens, directions), places, words, self.quiet)
 
     def _clips(self, x: Tensor, batch: Batch, directions: Float[Tensor, "V D"]) -> Tensor:
         """CTC over the vocabulary."""
@@ -154,22 +159,20 @@ class Alignment(nn.Module):
 
 
 def word_loss(
-    x: Float[Tensor, "n D"],
+    scores: Float[Tensor, "n V"],
     places: Int[Tensor, " m"],
     words: Int[Tensor, " m"],
-    directions: Float[Tensor, "V D"],
     quiet: Sequence[int],
 ) -> tuple[Float[Tensor, ""], float, int]:
-    """Rows of `x` named by the words that stand at their places: (sum of cross-entropies, rows that hold something and
-    whose nearest word is one of theirs, rows that hold something). A row of several words has each with equal
-    probability; one with a word of `quiet` holds nothing."""
+    """Places named by the words that stand there, given logarithms of the probabilities of all words at each place:
+    (sum of cross-entropies, places that hold something and whose most probable word is one of theirs, places that hold
+    something). A place of several words has each with equal probability; one with a word of `quiet` holds nothing."""
     rows, place, counts = places.unique(return_inverse=True, return_counts=True)
-    scores = scores_of(x.index_select(0, rows), directions)
     filled = torch.ones_like(rows, dtype=torch.bool)
     filled = filled.index_fill(0, place[torch.isin(words, words.new_tensor(quiet))], False)
     weights = torch.where(filled, 1.0, EMPTY_WEIGHT) / counts
-    loss = -(scores[place, words] * weights[place]).sum()
-    hits = place[scores.detach().argmax(-1)[place] == words].unique()
+    loss = -(scores[places, words] * weights[place]).sum()
+    hits = place[scores.detach().argmax(-1)[places] == words].unique()
     return loss, float(filled[hits].sum()), int(filled.sum())
 
 

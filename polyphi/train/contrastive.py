@@ -22,7 +22,7 @@ import io
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any, ClassVar
 
 import torch
@@ -36,14 +36,16 @@ from polyphi.chat import Image, Message, Text, media
 from polyphi.data.draws import Unfit
 from polyphi.data.shards import Sample
 from polyphi.model.multimodal import PhiModel
-from polyphi.processing.grids import covered
-from polyphi.train.alignment import numbered, quiet_ids, word_loss
+from polyphi.processing.grids import cells, covered
+from polyphi.train.alignment import fills, numbered, quiet_ids, word_loss
 
 GLOBAL_VIEW = ImageLayout(0, 0, 0, 0)
 """A picture of which only the global view is kept: one crop."""
 
 
 LEAST_CAPTIONS = 64
+SHARPNESS = 3.0
+"""Scores of words in `naming` grow so many times as fast as what a place says of them."""
 HEAD_TENSORS = {
     "picture.weight",
     "picture.bias",
@@ -65,6 +67,7 @@ class Heads(nn.Module):
         self.picture = nn.Linear(picture_size, width)
         self.text = nn.Linear(text_size, width)
         self.words = None if quiet is None else nn.Linear(picture_size, text_size // 2)
+        self.cells = None if quiet is None else nn.Linear(picture_size, text_size // 2)
         self.quiet = quiet
         # Almost all pairs are negatives, and the scores must say so from the first step on. SigLIP's bias starts at -10
         # for its 32,768 captions, which is minus their logarithm; here that is taken off whatever the number [ours].
@@ -80,6 +83,14 @@ class Heads(nn.Module):
         a, b = (F.normalize(x.float(), dim=-1) for x in (self.picture(pictures), self.text(texts)))
         with torch.autocast(a.device.type, enabled=False):
             return self.log_temperature.exp() * (a @ b.t()) + self.bias - math.log(len(texts))
+
+
+    def named(self, features: Float[Tensor, "S p P"]) -> Float[Tensor, "S places D"]:
+        """What patches of pictures and then cells, two by two patches as the projector averages them, are called."""
+        assert self.words is not None and self.cells is not None
+        side = math.isqrt(features.shape[1])
+        averages = F.avg_pool2d(features.mT.unflatten(2, (side, side)), 2).flatten(2).mT
+        return torch.cat([self.words(features), self.cells(averages)], dim=1)
 
 
 def caption_embeddings(model: PhiModel, batch: Batch) -> Float[Tensor, "S 2D"]:
@@ -112,8 +123,9 @@ def same_caption(batch: Batch) -> Bool[Tensor, "S S"]:
 @dataclass(frozen=True)
 class Contrastive:
     """`width`: size of the space in which pictures and captions are compared. `naming` weighs a second loss [ours]:
-    each patch of a picture names what lies over it by the language model's embeddings (alignment.py). A fresh encoder
-    then learns where things are, which captions hardly tell."""
+    each patch of a picture names what lies over it by the language model's embeddings, and each cell what has its
+    middle there, as the projector's tokens will (alignment.py). A fresh encoder then learns where things are, which
+    captions hardly tell."""
 
     width: int = 256
     naming: float = 0.0
@@ -139,8 +151,11 @@ class Contrastive:
         seen = float_crops(processor.row([Message.user(pictures[0])]))
         assert seen.crops is not None and seen.crop_masks is not None
         words = None
-        if self.naming and seen.images[0].crops == 2 and "named" in sample.meta:
-            places = covered(sample.meta["named"][0], seen.crop_masks.shape[-1])
+        side = seen.crop_masks.shape[-1]
+        if self.naming and "named" in sample.meta and fills(seen.images[0], side // 2):
+            shown = sample.meta["named"][0]
+            middles = cells(shown, side // 2, side // 2, sides=True)
+            places = [*covered(shown, side), *chain.from_iterable(middles)]
             pairs = numbered(places, processor.tokenizer)
             words = torch.tensor([(0, *pair) for pair in pairs])
         return [
@@ -186,16 +201,17 @@ class Contrastive:
         metrics: dict[str, Any] = {"accuracy": float(right)}
         if module.words is not None and batch.cell_words is not None:
             assert module.quiet is not None
-            images, patches, words = batch.cell_words.unbind(1)
-            # As with captions, a step's words are told apart from each other: of the vocabulary a hundred columns.
+            images, places, words = batch.cell_words.unbind(1)
+            # As with captions, a step's words are told apart from each other, without what they share: of the
+            # vocabulary a hundred columns.
             used, words = words.unique(return_inverse=True)
-            directions = F.normalize(
-                model.decoder.embed_tokens.weight[used].detach().float(), dim=-1
-            )
+            directions = model.decoder.embed_tokens.weight[used].detach().float()
+            directions = F.normalize(directions - directions.mean(0), dim=-1)
             quiet = torch.isin(used, used.new_tensor(module.quiet)).nonzero().flatten().tolist()
-            named = module.words(features.flatten(0, 1))
-            places = images * features.shape[1] + patches
-            loss, found, filled = word_loss(named, places, words, directions, quiet)
+            named = module.named(features)
+            places = images * named.shape[1] + places
+            scores = (SHARPNESS * named.flatten(0, 1).float() @ directions.t()).log_softmax(-1)
+            loss, found, filled = word_loss(scores, places, words, quiet)
             total, metrics["named"] = total + self.naming * loss, (found, filled)
         return total, batch.sequences, metrics
 

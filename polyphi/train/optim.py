@@ -19,7 +19,7 @@ def groups(stage: Stage, parameters: dict[str, Tensor]) -> dict[str, list[str]]:
     return {glob: [name for name in parameters if owner.get(name) == glob] for glob in stage.learn}
 
 
-NO_LAYERS = re.compile(r"embed|\.(tokens|positions|probe|ctc|words|lora)\b")
+NO_LAYERS = re.compile(r"embed|\.(tokens|positions|probe|ctc|words|cells|lora)\b")
 """Names of matrices that aren't those of layers: embeddings, queries, heads over a vocabulary, adapters."""
 
 
