@@ -53,9 +53,15 @@ def language_of(question: str) -> str:
     return asked.get(question, "en")
 
 
+def first_turns(work: Work, split: str) -> Iterator[Sample]:
+    """The samples of `image_qa` with their first question alone."""
+    for sample in Shards(work.data / "image_qa" / split):
+        yield replace(sample, messages=sample.messages[:2])
+
+
 def spoken_questions(work: Work, split: str) -> list[tuple[str, str]]:
     """(question, language) of every question that can be read out, each once: a recogniser must understand them."""
-    asked = (s.prompt[-1].text for s in Shards(work.data / "image_qa" / split) if readable(s))
+    asked = (s.prompt[-1].text for s in first_turns(work, split) if readable(s))
     return [(text, language_of(text)) for text in dict.fromkeys(asked)]
 
 
@@ -75,7 +81,7 @@ def written(work: Work, split: str, studio: Studio, rng: Random) -> list[Sample]
     """Samples of `image_qa` with one picture and a question that can be read out, shuffled in training."""
     found = [
         sample
-        for sample in Shards(work.data / "image_qa" / split)
+        for sample in first_turns(work, split)
         if readable(sample)
         and language_of(sample.prompt[-1].text) in studio.languages
         and sum(isinstance(part, Image) for part in sample.prompt[-1].parts) == 1

@@ -16,9 +16,7 @@ EMPTY = "."
 ROW_END = "\n"
 
 
-def cells(
-    shown: Sequence[Named], rows: int, cols: int, *, sides: bool = False
-) -> list[list[str]]:
+def cells(shown: Sequence[Named], rows: int, cols: int, *, sides: bool = False) -> list[list[str]]:
     """The words in each of rows x cols cells, from left to right; "" where nothing has its middle. Characters that
     share a cell are written together: "no". With `sides`, things (but not characters) in an outer third of the
     picture are told to be there."""

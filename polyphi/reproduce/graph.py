@@ -49,7 +49,7 @@ from polyphi.model.multimodal import PhiModel
 from polyphi.model.quantize import quantize
 from polyphi.processing.processor import Processor
 from polyphi.processing.tokenizer import Tokenizer
-from polyphi.reproduce import lineage, page, processes
+from polyphi.reproduce import lineage, page, processes, remaining
 from polyphi.runtime.precision import Choice, Precision, Requested, choose
 from polyphi.stages import sizes
 from polyphi.train import scaling
@@ -179,7 +179,11 @@ class Run:
 
     def reproduce(self) -> Path:
         """Everything, in order; returns the page."""
-        with self.clock("total"), processes.weighed(self._note_memory):
+        with (
+            self.clock("total"),
+            processes.weighed(self._note_memory),
+            remaining.tracked(self.size, self.out, self.tell),
+        ):
             self._branches()
             for name in stages.ORDER:
                 self.train(name)

@@ -84,7 +84,6 @@ class Heads(nn.Module):
         with torch.autocast(a.device.type, enabled=False):
             return self.log_temperature.exp() * (a @ b.t()) + self.bias - math.log(len(texts))
 
-
     def named(self, features: Float[Tensor, "S p P"]) -> Float[Tensor, "S places D"]:
         """What patches of pictures and then cells, two by two patches as the projector averages them, are called."""
         assert self.words is not None and self.cells is not None

@@ -14,7 +14,7 @@ from polyphi.chat import Image, Message
 from polyphi.data.draws import Unfit
 from polyphi.data.shards import Sample
 from polyphi.processing.grids import ROW_END
-from polyphi.train.alignment import Alignment, image_words, in_words, word_ids, word_loss
+from polyphi.train.alignment import Alignment, image_words, in_words, scores_of, word_ids, word_loss
 from polyphi.train.loss import NextToken
 
 SIDE, WIDTH, BLANK, END = 2, 8, 0, 1
@@ -92,7 +92,8 @@ def test_gradients_reach_tokens_and_not_embeddings(embeddings: Tensor) -> None:
 def test_two_words_of_a_place_share_it(embeddings: Tensor) -> None:
     both = embeddings[[4]] + embeddings[[5]]
     places, words = torch.tensor([0, 0]), torch.tensor([4, 5])
-    loss, found, filled = word_loss(both, places, words, embeddings, (BLANK, END))
+    scores = scores_of(both, embeddings)
+    loss, found, filled = word_loss(scores, places, words, (BLANK, END))
     assert abs(float(loss) - torch.tensor(2.0).log()) < 1e-3 and (found, filled) == (1.0, 1)
 
 
@@ -116,8 +117,10 @@ def test_an_image_has_a_word_for_each_of_its_tokens() -> None:
     assert words == [
         *("", "", "red star", "", ROW_END, "7", "", "", "", ROW_END),
         ROW_END,
-        *("", "red star", ROW_END, "7", "", ROW_END),
+        *("", "red star top", ROW_END, "7", "", ROW_END),
     ]
+    alone = image_words(ImageLayout(1, 1, 2, 2), shown, 2)
+    assert alone[:6] == ["", "red star top", ROW_END, "7", "", ROW_END], "one crop has all sides"
 
 
 def picture(side: int, **meta: object) -> Sample:
@@ -130,14 +133,15 @@ def picture(side: int, **meta: object) -> Sample:
 def test_images_in_words_are_the_means_of_their_embeddings() -> None:
     processor = make_processor()
     model = make_model(processor)
-    sample = picture(processor.crop_size, named=[[("red two", 0.0, 0.0, 0.5, 0.5)]])
+    sample = picture(processor.crop_size, named=[[("red two", 0.2, 0.2, 0.8, 0.8)]])
     (plain,) = NextToken().rows(sample, processor, 200)
     given = in_words(plain, sample, processor)
     assert given.crops is None and len(given) == len(plain)
     x = model.embed(given)
     ids = word_ids("red two", processor.tokenizer)
     mean = model.decoder.embed_tokens.weight[ids].mean(0)
-    torch.testing.assert_close(x[given.image_slots[0]], mean)
+    middle = image_words(given.images[0], sample.meta["named"][0], processor.cells).index("red two")
+    torch.testing.assert_close(x[given.image_slots[middle]], mean)
     text = torch.ones(len(given), dtype=torch.bool).index_fill(0, given.image_slots, False)
     torch.testing.assert_close(x[text], model.decoder.embed_tokens(given.ids)[text])
     packed = pack([given, given])

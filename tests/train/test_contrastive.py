@@ -193,9 +193,9 @@ def test_cells_name_what_they_show(model: PhiModel, processor: Processor) -> Non
     assert batch.cell_words[:, 0].unique().tolist() == [0, 1]
     both, count, metrics = objective.loss(model, heads, None, batch)
     alone, _, _ = plain.loss(model, heads, None, dataclasses.replace(batch, cell_words=None))
-    assert count == 2 and metrics["named"][1] == 2 * 8
+    assert count == 2 and metrics["named"][1] == 2 * (8 + 2), "patches and cells"
     assert both > alone
     both.backward()
     assert all(p.grad is None for p in model.decoder.parameters())
-    assert heads.words.weight.grad.abs().sum() > 0
+    assert heads.words.weight.grad.abs().sum() > 0 and heads.cells.weight.grad.abs().sum() > 0
     assert model.vision.encoder.patch_embedding.weight.grad.abs().sum() > 0

@@ -1,0 +1,112 @@
+"""How long a run still takes, as its steps so far were quicker or slower than expected.
+
+7 of 16 stages, about 12 minutes left
+"""
+
+import contextlib
+import json
+import threading
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+
+from polyphi import stages
+from polyphi.eval.heldout import TASKS
+from polyphi.logs import read_metrics
+from polyphi.plan import plan
+from polyphi.stages.sizes import Size
+from polyphi.train.resume import MANIFEST, METRICS
+
+EVERY = 60.0
+"""Seconds between two lines."""
+NANO = {
+    "text_1_pretrain": 400,
+    "text_2_long": 25,
+    "text_3_post": 280,
+    "text_4_align": 15,
+    "reasoning_1_pretrain": 60,
+    "reasoning_2_sft": 250,
+    "reasoning_3_dpo": 10,
+    "vision_0_encoder": 250,
+    "vision_1_align": 25,
+    "vision_2_joint": 35,
+    "vision_3_generative": 280,
+    "vision_4_multiframe": 75,
+    "speech_0_aed": 500,
+    "speech_1_pretrain": 70,
+    "speech_2_post": 280,
+    "joint_1_vision_speech": 160,
+}
+"""Seconds of each stage, its corpora included, beside another one on two cores of a Zen 4 (docs/numbers.md)."""
+BRANCHES = (
+    tuple(n for n in stages.ORDER if n.startswith(("text", "vision", "joint"))),
+    (
+        *(n for n in stages.ORDER if n.startswith("speech")),
+        *(n for n in stages.ORDER if n.startswith("reasoning")),
+    ),
+)
+"""Stages that train one after the other (graph.py)."""
+AFTERWARDS = 0.15
+"""Export, evaluation and page, as a share of the time of all stages."""
+
+
+def told(size: Size, out: Path) -> str:
+    """A line for people: stages done, and minutes left."""
+    done = sum((out / "stages" / name / MANIFEST).exists() for name in stages.ORDER)
+    minutes = seconds_left(size, out) / 60
+    left = f"about {minutes:.0f} minutes" if minutes >= 1.5 else "about a minute"
+    return f"{done} of {len(stages.ORDER)} stages, {left} left"
+
+
+def expected(size: Size) -> dict[str, float]:
+    """Seconds of each stage: measured for nano, else by the FLOPs of its plan."""
+    if size.name == "nano":
+        return dict(NANO)
+    return {name: plan(name, size, "1xcpu").seconds for name in stages.ORDER}
+
+
+def seconds_left(size: Size, out: Path) -> float:
+    """Until the page: of the two branches that train side by side the one that ends later, and what comes after
+    them."""
+    wanted = expected(size)
+    left, spent, due = dict(wanted), 0.0, 0.0
+    for name in stages.ORDER:
+        folder = out / "stages" / name
+        if (folder / MANIFEST).exists():
+            share, seconds = 1.0, json.loads((folder / MANIFEST).read_text())["seconds"]
+        elif records := read_metrics(folder / METRICS) if (folder / METRICS).exists() else []:
+            share = (records[-1]["step"] + 1) / size.budget(size.stage(name)).steps
+            seconds = sum(r["tokens"] / r["tokens_per_second"] for r in records)
+        else:
+            continue
+        left[name] *= 1 - share
+        spent, due = spent + seconds, due + share * wanted[name]
+
+    @cache
+    def end(name: str) -> float:
+        """When a stage ends: after its parents, and after the stage before it in its branch."""
+        branch = next(branch for branch in BRANCHES if name in branch)
+        waits = (*size.stage(name).parents, *branch[: branch.index(name)][-1:])
+        return left[name] + max(map(end, waits), default=0.0)
+
+    measured = len(list((out / "eval").glob("*.jsonl"))) / len(TASKS)
+    after = AFTERWARDS * sum(wanted.values()) * (1 - min(1.0, measured))
+    return (spent / due if due else 1.0) * (max(map(end, stages.ORDER)) + after)
+
+
+@contextlib.contextmanager
+def tracked(size: Size, out: Path, tell: Callable[[str], None]) -> Iterator[None]:
+    """Meanwhile say now and then how long the run still takes."""
+    done = threading.Event()
+
+    def track() -> None:
+        while not done.wait(EVERY):
+            tell(f"[dim]{told(size, out)}[/dim]")
+
+    thread = threading.Thread(target=track, daemon=True, name="remaining")
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()

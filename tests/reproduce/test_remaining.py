@@ -1,0 +1,59 @@
+"""How long a run still takes."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from polyphi.reproduce import remaining
+from polyphi.stages import ORDER, sizes
+
+NANO = sizes.load("nano")
+
+
+def trained(out: Path, name: str, seconds: float) -> None:
+    folder = out / "stages" / name
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text(json.dumps({"seconds": seconds}))
+
+
+def test_a_fresh_run_takes_the_longer_branch_and_the_evaluation(tmp_path: Path) -> None:
+    language = sum(
+        s for n, s in remaining.NANO.items() if not n.startswith(("speech", "reasoning"))
+    )
+    after = remaining.AFTERWARDS * sum(remaining.NANO.values())
+    assert remaining.seconds_left(NANO, tmp_path) == pytest.approx(language + after)
+    assert (
+        set(remaining.expected(NANO)) == set(remaining.expected(sizes.load("micro"))) == set(ORDER)
+    )
+
+
+def test_a_slow_machine_takes_longer_and_what_is_done_takes_no_more(tmp_path: Path) -> None:
+    fresh = remaining.seconds_left(NANO, tmp_path)
+    first = remaining.NANO["text_1_pretrain"]
+    trained(tmp_path, "text_1_pretrain", 2 * first)
+    assert remaining.seconds_left(NANO, tmp_path) == pytest.approx(2 * (fresh - first))
+    assert remaining.told(NANO, tmp_path).startswith("1 of 16 stages, about ")
+
+
+def test_steps_of_a_stage_under_way_count(tmp_path: Path) -> None:
+    fresh = remaining.seconds_left(NANO, tmp_path)
+    stage = NANO.stage("text_1_pretrain")
+    half = NANO.budget(stage).steps // 2
+    each = remaining.NANO[stage.name] / NANO.budget(stage).steps
+    folder = tmp_path / "stages" / stage.name
+    folder.mkdir(parents=True)
+    records = [
+        {"step": step, "tokens": 1000, "tokens_per_second": 1000 / each} for step in range(half)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    assert remaining.seconds_left(NANO, tmp_path) == pytest.approx(fresh - half * each)
+
+
+def test_a_finished_run_has_a_minute_left(tmp_path: Path) -> None:
+    for name in ORDER:
+        trained(tmp_path, name, remaining.NANO[name])
+    (tmp_path / "eval").mkdir()
+    for number in range(len(remaining.TASKS)):
+        (tmp_path / "eval" / f"{number}.jsonl").touch()
+    assert remaining.told(NANO, tmp_path) == "16 of 16 stages, about a minute left"
