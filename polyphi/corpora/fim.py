@@ -1,5 +1,6 @@
 """Code with a hole in the middle: what stands in the hole is the answer. Most are one-line functions by template
-(operands and names unseen in test), a quarter are lines cut out of functions of the standard library (unseen modules)."""
+(operands and names unseen in test), a quarter are lines cut out of functions of the standard library (unseen
+modules)."""
 
 from collections.abc import Iterator
 from functools import partial
