@@ -453,18 +453,18 @@ def talk(scene: Scene) -> Made:
 
 
 MAKERS: Makers = {
-    "digit": (9, digit),
+    "digit": (7, digit),
     "digits": (16, digits),
     "count": (10, count),
     "colour": (5, colour),
     "shape": (5, shape),
     "stamp": (2, stamp),
-    "word": (5, word),
+    "word": (4, word),
     "number": (11, number),
-    "where": (6, where),
+    "where": (10, where),
     "more": (2, more),
     "chart": (10, chart),
-    "talk": (22, talk),
+    "talk": (21, talk),
     "request": (1, request),
 }
 """Task -> (share of the training set, maker). Tests ask one question each."""

@@ -23,6 +23,16 @@ stage = Stage(
             "audio_safety": 1,
         }
     ),  # report 3.3, millions
+    small=Mix(
+        {
+            "asr": 34,
+            "ast": 24,
+            "sqa": 23,
+            "speech_summary": 4,
+            "audio_understanding": 14,
+            "audio_safety": 1,
+        }
+    ),  # [ours]
     objective=NextToken(align=0.2),  # [ours] align
     context=23_000,  # 30 minutes are 22.5k tokens (report 2.2.2)
     batch_tokens=1 << 20,
