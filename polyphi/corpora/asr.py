@@ -110,15 +110,11 @@ class Kinds:
         elif dice < 0.45 and language == "en":
             written = spoken = next(self.requests).question
         else:
-            # English has hundreds of questions, others a handful: in training the language is drawn with the question.
-            found = [
-                q
-                for q in self.questions
-                if q[1] == language or (not group and q[1] in self.studio.languages)
-            ]
+            # English has hundreds of questions, others a handful, which are heard no less often.
+            found = [text for text, asked_in in self.questions if asked_in == language]
             if not found:
                 return None
-            written, language = self.rng.choice(found)
+            written = self.rng.choice(found)
             spoken = written
         return self.synthetic("questions", written, spoken, language, group)
 

@@ -176,12 +176,12 @@ def summary(scene: Scene) -> Made:
 
 
 MAKERS = {
-    "which_picture": (35, which_picture),
-    "same": (20, same),
-    "motion": (25, motion),
-    "frames": (20, frames),
-    "video_event": (6, event),
-    "video_summary": (4, summary),
+    "which_picture": (22, which_picture),
+    "same": (30, same),
+    "motion": (14, motion),
+    "frames": (28, frames),
+    "video_event": (4, event),
+    "video_summary": (2, summary),
 }
 """Task -> (share of the training set, maker)."""
 

@@ -58,7 +58,7 @@ SHARES = {
     "number_words": 11,
     "translate_words": 5,
     "translate_numbers": 7,
-    "copy": 6,
+    "copy": 8,
     "count": 1,
     "scene_count": 7,
     "scene": 12,

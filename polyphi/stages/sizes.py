@@ -182,7 +182,7 @@ NANO = Size(
     budgets={
         "text_1_pretrain": Budget(800, 1600, 1024, rate=2.0, muon=12.5),
         "text_2_long": Budget(6, 8192, 4096),
-        "text_3_post": Budget(900, 1600, 1024, rate=70.0, muon=200.0),
+        "text_3_post": Budget(800, 1600, 1024, rate=35.0, muon=200.0),
         "text_4_align": Budget(40, 2048, 512, rate=50.0),
         "reasoning_1_pretrain": Budget(120, 1600, 1024, rate=10.0, muon=80.0),
         "reasoning_2_sft": Budget(500, 1600, 1024, rate=60.0, muon=500.0),

@@ -29,8 +29,8 @@ stage = Stage(
     ),
     small=Mix(
         {
-            "copying": 16,
-            "instructions": 47,
+            "copying": 40,
+            "instructions": 50,
             "image_qa": 14,
             "captions": 2,
             "multi_image": 1.5,
@@ -41,9 +41,10 @@ stage = Stage(
             "translation": 1,
         },
         late={
-            **dict.fromkeys(("image_qa", "captions", "multi_image", "written_speech"), 6_000),
-            "math": 6_000,
-            **dict.fromkeys(("documents", "code", "translation"), 16_000),
+            **dict.fromkeys(
+                ("image_qa", "captions", "multi_image", "written_speech", "math"), 14_000
+            ),
+            **dict.fromkeys(("documents", "code", "translation"), 20_000),
         },
         in_words=("image_qa", "captions", "multi_image", "written_speech"),
     ),
