@@ -29,7 +29,7 @@ stage = Stage(
     ),
     small=Mix(
         {
-            "copying": 40,
+            "copying": 24,
             "instructions": 50,
             "image_qa": 14,
             "captions": 2,
@@ -42,9 +42,9 @@ stage = Stage(
         },
         late={
             **dict.fromkeys(
-                ("image_qa", "captions", "multi_image", "written_speech", "math"), 14_000
+                ("image_qa", "captions", "multi_image", "written_speech", "math"), 8_000
             ),
-            **dict.fromkeys(("documents", "code", "translation"), 20_000),
+            **dict.fromkeys(("documents", "code", "translation"), 16_000),
         },
         in_words=("image_qa", "captions", "multi_image", "written_speech"),
     ),
