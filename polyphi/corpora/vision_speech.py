@@ -120,7 +120,6 @@ def filtered(
 
 def sample(picture: Sample, clip: Clip, task: str, filter: str) -> Sample:
     """The picture's sample, asked by the clip."""
-    image = next(part for part in picture.prompt[-1].parts if isinstance(part, Image))
     meta = {
         **{key: value for key, value in picture.meta.items() if key != "task"},
         **{
@@ -141,8 +140,13 @@ def sample(picture: Sample, clip: Clip, task: str, filter: str) -> Sample:
             **({} if clip.error is None else {"wer": clip.error}),
         },
     }
-    messages = (Message.user(image, Audio(clip.audio)), picture.messages[-1])
-    return replace(picture, messages=messages, meta=meta)
+    return replace(aloud(picture, clip.audio), meta=meta)
+
+
+def aloud(picture: Sample, audio: bytes) -> Sample:
+    """The sample with a clip in place of its written question."""
+    image = next(part for part in picture.prompt[-1].parts if isinstance(part, Image))
+    return replace(picture, messages=(Message.user(image, Audio(audio)), picture.messages[-1]))
 
 
 def training(work: Work, studio: Studio, rng: Random) -> Iterator[Sample]:

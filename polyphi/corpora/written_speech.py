@@ -15,7 +15,7 @@ from dataclasses import replace
 from functools import partial
 from random import Random
 
-from polyphi.chat import Audio, Image, Message, Part, Text
+from polyphi.chat import Audio, Part, Text
 from polyphi.corpora import asr, ast, sqa, vision_speech
 from polyphi.curate.corpus import Corpus, Work
 from polyphi.curate.speech import SilentStudio, numbered
@@ -76,9 +76,8 @@ def about_pictures(work: Work, rng: Random, studio: SilentStudio) -> Iterator[Sa
     rows = vision_speech.written(work, "train", studio, rng)
     while rows:
         for row in shuffled(rows, rng):
-            picture = next(part for part in row.prompt[-1].parts if isinstance(part, Image))
-            messages = (Message.user(picture, Audio(b"")), row.messages[-1])
-            yield replace(row, messages=messages, meta={**row.meta, "heard": row.prompt[-1].text})
+            meta = {**row.meta, "heard": row.prompt[-1].text}
+            yield replace(vision_speech.aloud(row, b""), meta=meta)
 
 
 def conversations(work: Work, rng: Random) -> Iterator[Sample]:

@@ -50,6 +50,7 @@ from polyphi.model.quantize import quantize
 from polyphi.processing.processor import Processor
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.reproduce import lineage, page, processes, remaining
+from polyphi.runtime.heap import give_back
 from polyphi.runtime.precision import Choice, Precision, Requested, choose
 from polyphi.stages import sizes
 from polyphi.train import scaling
@@ -254,6 +255,7 @@ class Run:
                 return
             with self.clock(f"corpus {name}"):
                 manifests = corpora.build(corpus, work, machines)
+            give_back()
         if len(manifests) < len(work.rows):
             self.tell(
                 f"{name}: jobs are handed in; say the same again when they are done, to join what they made"
@@ -425,6 +427,7 @@ class Run:
             )
         if before is not None:
             self._record_freeze(stage.name, before, self._text_logits(model))
+        give_back()
 
     def _watched(self, stage: Stage, model: PhiModel) -> dict[str, float]:
         """Scores of a stage's tasks as its model answers now, on a few held-out rows; of benchmarks, on a few of their

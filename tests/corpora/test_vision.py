@@ -196,6 +196,23 @@ def test_pictures_say_what_they_show(module: Any, no_stamps: None, tmp_path: Pat
         assert all(-0.1 < x < 1.1 for box in boxes for x in box), boxes
 
 
+def test_every_turn_about_a_chart_fits_its_bars(no_stamps: None, tmp_path: Path) -> None:
+    charts_asked = [
+        s for s in made(image_qa.corpus, tmp_path, 300, 0)["train"] if s.meta["task"] == "chart"
+    ]
+    assert len(charts_asked) > 10 and max(len(s.messages) for s in charts_asked) == 8
+    for sample in charts_asked:
+        bars = dict(words.split() for words, *_ in sample.meta["named"][0] if " " in words)
+        ends = {
+            **dict.fromkeys(("highest", "longest"), max(bars, key=lambda c: int(bars[c]))),
+            **dict.fromkeys(("lowest", "shortest"), min(bars, key=lambda c: int(bars[c]))),
+        }
+        for question, answer in zip(sample.messages[::2], sample.messages[1::2], strict=True):
+            words = question.text.strip("?").split()
+            wanted = ends.get(words[-1]) or next(bars[w] for w in words if w in bars)
+            assert answer.text == wanted, (question.text, answer.text, bars)
+
+
 @pytest.mark.parametrize(
     "corpus", [c for c in CORPORA if c.fresh is not None], ids=lambda c: c.name
 )

@@ -1,10 +1,13 @@
 """Speech in words: tokens that stay what they are."""
 
+from dataclasses import replace
 from random import Random
 
 import pytest
 
-from polyphi.corpora import written_speech
+from polyphi.chat import Image, Message, Text
+from polyphi.corpora import vision_speech, written_speech
+from polyphi.data.shards import Sample
 from polyphi.processing.grids import EMPTY
 from polyphi.processing.tokenizer import Tokenizer
 
@@ -46,3 +49,16 @@ def test_frames_without_pauses_and_repeats_are_the_text(tokenizer: Tokenizer) ->
             return 1.0
 
     assert written_speech.frames("sept trois", tokenizer, Never()) == f"sept trois {EMPTY}"
+
+
+def test_a_spoken_question_in_words_keeps_its_picture(tokenizer: Tokenizer) -> None:
+    messages = (Message.user(Image(b"png"), "What is this?"), Message.assistant("red"))
+    meta = {"task": "colour", "language": "en", "named": [[["red star", 0.0, 0.0, 1.0, 1.0]]]}
+    row = Sample("1", messages, "polyphi", "MIT", meta)
+    asked = vision_speech.aloud(row, b"wav")
+    asked = replace(asked, meta={**meta, "heard": "What is this?"})
+    written = written_speech.heard(asked, tokenizer, Random(0))
+    picture, question = written.messages[0].parts
+    assert picture == Image(b"png") and isinstance(question, Text)
+    assert question.text.replace(f" {EMPTY}", "").startswith("What")
+    assert written.meta["named"] == meta["named"] and written.answer == "red"
