@@ -26,6 +26,8 @@ from polyphi.processing.tokenizer import Tokenizer
 
 SHARES = {"asr": 34, "ast": 26, "sqa": 24, "vision_speech": 16}
 """Corpus whose conversations these are -> its share."""
+KEPT = ("task", "language", "named")
+"""What is known of a conversation with its clip and holds without it."""
 LONGEST_PAUSE = 3
 """Blanks between two tokens. A frame is 80 ms, and a spoken word takes four to eight."""
 HELD = 0.2
@@ -66,8 +68,7 @@ def heard(sample: Sample, tokenizer: Tokenizer, rng: Random) -> Sample:
         return Text(frames(sample.meta["heard"], tokenizer, rng))
 
     messages = tuple(replace(m, parts=tuple(map(in_words, m.parts))) for m in sample.messages)
-    kept = {key: sample.meta[key] for key in ("task", "language", "named") if key in sample.meta}
-    meta = {**kept, "clip": "in words"}
+    meta = {key: sample.meta[key] for key in KEPT if key in sample.meta} | {"clip": "in words"}
     return replace(sample, messages=messages, meta=meta)
 
 
