@@ -20,22 +20,22 @@ from polyphi.train.resume import MANIFEST, METRICS
 EVERY = 60.0
 """Seconds between two lines."""
 NANO = {
-    "text_1_pretrain": 400,
-    "text_2_long": 25,
-    "text_3_post": 280,
-    "text_4_align": 15,
-    "reasoning_1_pretrain": 60,
-    "reasoning_2_sft": 250,
-    "reasoning_3_dpo": 10,
-    "vision_0_encoder": 250,
-    "vision_1_align": 25,
-    "vision_2_joint": 35,
-    "vision_3_generative": 280,
-    "vision_4_multiframe": 75,
-    "speech_0_aed": 500,
-    "speech_1_pretrain": 70,
-    "speech_2_post": 280,
-    "joint_1_vision_speech": 160,
+    "text_1_pretrain": 398,
+    "text_2_long": 32,
+    "text_3_post": 408,
+    "text_4_align": 23,
+    "reasoning_1_pretrain": 70,
+    "reasoning_2_sft": 272,
+    "reasoning_3_dpo": 23,
+    "vision_0_encoder": 312,
+    "vision_1_align": 38,
+    "vision_2_joint": 49,
+    "vision_3_generative": 359,
+    "vision_4_multiframe": 87,
+    "speech_0_aed": 597,
+    "speech_1_pretrain": 101,
+    "speech_2_post": 390,
+    "joint_1_vision_speech": 271,
 }
 """Seconds of each stage, its corpora included, beside another one on two cores of a Zen 4 (docs/numbers.md)."""
 BRANCHES = (
@@ -46,7 +46,7 @@ BRANCHES = (
     ),
 )
 """Stages that train one after the other (graph.py)."""
-AFTERWARDS = 0.15
+AFTERWARDS = 0.05
 """Export, evaluation and page, as a share of the time of all stages."""
 
 
