@@ -118,21 +118,33 @@ def update_json(path: Path, default: Any, change: Callable[[Any], Any]) -> None:
 def weighed(note: Callable[[int], None]) -> Iterator[None]:
     """Meanwhile note each new maximum of the memory that this process and those it starts take together, in bytes,
     looked at every two seconds; a page that several share counts once (where the system tells)."""
-    done = threading.Event()
+    most, me = 0, psutil.Process()
 
     def weigh() -> None:
-        most, me = 0, psutil.Process()
-        while not done.wait(2.0):
-            now = 0
-            for process in (me, *me.children(recursive=True)):
-                with contextlib.suppress(psutil.Error):  # it may have ended
-                    taken = process.memory_full_info()
-                    now += getattr(taken, "pss", taken.uss)
-            if now > most:
-                most = now
-                note(now)
+        nonlocal most
+        now = 0
+        for process in (me, *me.children(recursive=True)):
+            with contextlib.suppress(psutil.Error):  # it may have ended
+                taken = process.memory_full_info()
+                now += getattr(taken, "pss", taken.uss)
+        if now > most:
+            most = now
+            note(now)
 
-    thread = threading.Thread(target=weigh, daemon=True, name="memory")
+    with repeated(2.0, weigh, "memory"):
+        yield
+
+
+@contextlib.contextmanager
+def repeated(seconds: float, act: Callable[[], None], name: str) -> Iterator[None]:
+    """Meanwhile a thread of that name acts every so many seconds."""
+    done = threading.Event()
+
+    def run() -> None:
+        while not done.wait(seconds):
+            act()
+
+    thread = threading.Thread(target=run, daemon=True, name=name)
     thread.start()
     try:
         yield

@@ -5,7 +5,6 @@
 
 import contextlib
 import json
-import threading
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -14,6 +13,7 @@ from polyphi import stages
 from polyphi.eval.heldout import TASKS
 from polyphi.logs import read_metrics
 from polyphi.plan import plan
+from polyphi.reproduce.processes import repeated
 from polyphi.stages.sizes import Size
 from polyphi.train.resume import MANIFEST, METRICS
 
@@ -97,16 +97,5 @@ def seconds_left(size: Size, out: Path) -> float:
 @contextlib.contextmanager
 def tracked(size: Size, out: Path, tell: Callable[[str], None]) -> Iterator[None]:
     """Meanwhile say now and then how long the run still takes."""
-    done = threading.Event()
-
-    def track() -> None:
-        while not done.wait(EVERY):
-            tell(f"[dim]{told(size, out)}[/dim]")
-
-    thread = threading.Thread(target=track, daemon=True, name="remaining")
-    thread.start()
-    try:
+    with repeated(EVERY, lambda: tell(f"[dim]{told(size, out)}[/dim]"), "remaining"):
         yield
-    finally:
-        done.set()
-        thread.join()

@@ -1,6 +1,7 @@
 """How long a run still takes."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -58,3 +59,13 @@ def test_a_finished_run_has_a_minute_left(tmp_path: Path) -> None:
     for number in range(len(remaining.TASKS)):
         (tmp_path / "eval" / f"{number}.jsonl").touch()
     assert remaining.told(NANO, tmp_path) == "16 of 16 stages, about a minute left"
+
+
+def test_a_run_says_so_again_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remaining, "EVERY", 0.01)
+    said: list[str] = []
+    with remaining.tracked(NANO, tmp_path, said.append):
+        deadline = time.monotonic() + 30
+        while len(said) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert len(said) >= 2 and "0 of 16 stages" in said[0]
