@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -44,7 +45,9 @@ def penalised(
 
 
 def assume_clear(scores: list[float], s: SamplingParams) -> None:
-    """No cut is a matter of rounding."""
+    """No cut is a matter of rounding, and no order: scores are equal or apart."""
+    ordered = sorted(scores)
+    assume(all(a == b or b - a > 1e-4 for a, b in pairwise(ordered)))
     shares = sorted(softmax([x / s.temperature for x in scores]), reverse=True)
     shares = shares[: s.top_k or len(shares)]
     for i in range(len(shares)):
