@@ -69,8 +69,8 @@ SHARES = {
     "sort": 3,
     "position": 3,
 }
-"""Family -> its share of the training rows; test rows are equal. Sums lead: they take a small model twenty thousand
-examples, where most families take a few thousand."""
+"""Family -> its share of the training rows; test rows are equal. Sums lead: a small model that learned from 11,000
+of them and nothing else gave 43 % right (LOG.md)."""
 
 ENGLISH_SHARE = 0.4  # of the questions that any language can be asked in
 

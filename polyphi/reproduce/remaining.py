@@ -37,7 +37,7 @@ NANO = {
     "speech_2_post": 390,
     "joint_1_vision_speech": 271,
 }
-"""Seconds of each stage, its corpora included, beside another one on two cores of a Zen 4 (docs/numbers.md)."""
+"""Seconds of each stage, without its corpora, beside another one on two cores of a Zen 4 (docs/numbers.md)."""
 BRANCHES = (
     tuple(n for n in stages.ORDER if n.startswith(("text", "vision", "joint"))),
     (
@@ -74,7 +74,7 @@ def seconds_left(size: Size, out: Path) -> float:
         folder = out / "stages" / name
         if (folder / MANIFEST).exists():
             share, seconds = 1.0, json.loads((folder / MANIFEST).read_text())["seconds"]
-        elif records := read_metrics(folder / METRICS) if (folder / METRICS).exists() else []:
+        elif records := read_metrics(folder / METRICS):
             share = (records[-1]["step"] + 1) / size.budget(size.stage(name)).steps
             seconds = sum(r["tokens"] / r["tokens_per_second"] for r in records)
         else:
