@@ -39,10 +39,7 @@ def build(work: Work) -> Iterator[tuple[str, Sample]]:
     def make(split: str, rng: Random) -> Iterator[Sample]:
         problems = [(c, *p) for c in LANGUAGES for p in word_problems(c, work, split)]
         kinds: list[Callable[[str, Random], str]] = [
-            facts,
-            facts,
-            facts,
-            columns,
+            *[facts] * 6,
             columns,
             orders,
             sequences,

@@ -31,7 +31,8 @@ KEPT = ("task", "language", "named")
 LONGEST_PAUSE = 3
 """Blanks between two tokens. A frame is 80 ms, and a spoken word takes four to eight."""
 HELD = 0.2
-"""Share of tokens that are written twice, as recognisers do that see a word in two frames."""
+"""Share of digits that are written twice, as recognisers do that hear one in two frames. Words written twice would be
+another word."""
 
 
 def pieces(text: str, tokenizer: Tokenizer) -> list[str]:
@@ -54,7 +55,7 @@ def frames(text: str, tokenizer: Tokenizer, rng: Random) -> str:
     blank = f" {EMPTY}"
     written = blank * rng.randint(0, LONGEST_PAUSE)
     for piece in pieces(text, tokenizer):
-        twice = rng.random() < HELD and (piece.isdigit() or piece.startswith(" "))
+        twice = rng.random() < HELD and piece.isdigit()
         written += piece * (1 + twice) + blank * rng.randint(0, LONGEST_PAUSE)
     return written + blank
 

@@ -45,7 +45,7 @@ CORE = (
     Task("position", "First, second and last word", "text", "instructions", exact,
          {"task": "position"}, max_tokens=8, note="unseen lists"),
     Task("scene", "Questions about a described scene", "text", "instructions", exact,
-         {"task": "scene"}, max_tokens=8, note="unseen scenes, answers balanced"),
+         {"task": "scene"}, max_tokens=24, note="unseen scenes, answers balanced"),
     Task("scene_count", "Counting in a described scene", "text", "instructions", exact,
          {"task": "scene_count"}, max_tokens=8, note="unseen scenes, answers balanced"),
     Task("sort", "Sorting digits", "text", "instructions", exact, {"task": "sort"}, max_tokens=16,

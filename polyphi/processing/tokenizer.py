@@ -68,8 +68,9 @@ O200K_SPLIT = "|".join(
     )
 )
 O200K_SHA256 = "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d"
-# A small model does sums far better on single digits than on three at a time, so our own vocabularies have no others.
-DIGIT_SPLIT = O200K_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")
+# Our own vocabularies are for small models. These do sums far better on single digits than on three at a time, and a
+# word is one token to them wherever it stands: behind a space, at the start of an answer, in quotes.
+OWN_SPLIT = O200K_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}").replace(r"[^\r\n\p{L}\p{N}]?", "")
 # Where both splits have a boundary whatever stands around: no alternative of theirs matches a space after anything but
 # whitespace, a line end or one of these marks after a letter or digit, a letter after a digit, or a digit after a
 # letter. The letters are ranges that haven't changed since Unicode 2.0: Python and the tokenizer may know different
@@ -186,7 +187,7 @@ class Tokenizer:
                 f"a vocabulary has 256 bytes and {len(CONTROLS)} control tokens, found size {vocab_size}"
             )
         learner = tokenizers.Tokenizer(models.BPE())
-        learner.pre_tokenizer = _split(DIGIT_SPLIT)
+        learner.pre_tokenizer = _split(OWN_SPLIT)
         alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
         learner.train_from_iterator(
             texts,
@@ -194,7 +195,7 @@ class Tokenizer:
         )
         model = json.loads(learner.to_str())["model"]
         ids = {token: len(model["vocab"]) + n for n, token in enumerate(CONTROLS)}
-        return cls(_spec(model["vocab"], model["merges"], DIGIT_SPLIT, ids))
+        return cls(_spec(model["vocab"], model["merges"], OWN_SPLIT, ids))
 
     @classmethod
     def from_ranks(cls, path: str | Path) -> "Tokenizer":
@@ -316,7 +317,7 @@ class Tokenizer:
         )
         return (
             whole
-            and split.get("pattern") in ({"Regex": O200K_SPLIT}, {"Regex": DIGIT_SPLIT})
+            and split.get("pattern") in ({"Regex": O200K_SPLIT}, {"Regex": OWN_SPLIT})
             and [(s["type"], s.get("add_prefix_space"), s.get("use_regex")) for s in rest]
             == [("ByteLevel", False, False)]
         )

@@ -78,13 +78,6 @@ TOKENIZER_CORPORA = (
     "preferences",
 )
 
-
-BRANCHES = (
-    ("vision_4_multiframe", "joint_1_vision_speech"),
-    ("speech_0_aed", "speech_2_post", "reasoning_3_dpo"),
-)
-"""Stages to reach side by side, about equally long at nano size: language, vision and the joint stage; hearing, which
-needs no language model at first, and reasoning."""
 EXPORTS = {
     "mini": ("text_4_align", "mini"),
     "reasoning": ("reasoning_3_dpo", "mini"),
@@ -201,7 +194,7 @@ class Run:
         self.side_by_side(
             {
                 branch[-1]: ["train", *branch, *options]
-                for branch in BRANCHES
+                for branch in stages.BRANCHES
                 if not all((self.runs / s / "manifest.json").exists() for s in branch)
             }
         )

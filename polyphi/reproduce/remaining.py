@@ -38,14 +38,6 @@ NANO = {
     "joint_1_vision_speech": 271,
 }
 """Seconds of each stage, without its corpora, beside another one on two cores of a Zen 4 (docs/numbers.md)."""
-BRANCHES = (
-    tuple(n for n in stages.ORDER if n.startswith(("text", "vision", "joint"))),
-    (
-        *(n for n in stages.ORDER if n.startswith("speech")),
-        *(n for n in stages.ORDER if n.startswith("reasoning")),
-    ),
-)
-"""Stages that train one after the other (graph.py)."""
 AFTERWARDS = 0.05
 """Export, evaluation and page, as a share of the time of all stages."""
 
@@ -85,7 +77,7 @@ def seconds_left(size: Size, out: Path) -> float:
     @cache
     def end(name: str) -> float:
         """When a stage ends: after its parents, and after the stage before it in its branch."""
-        branch = next(branch for branch in BRANCHES if name in branch)
+        branch = next(branch for branch in stages.BRANCHES if name in branch)
         waits = (*size.stage(name).parents, *branch[: branch.index(name)][-1:])
         return left[name] + max(map(end, waits), default=0.0)
 

@@ -24,6 +24,31 @@ ORDER = (
     "joint_1_vision_speech",
 )
 
+BRANCHES = (
+    (
+        "text_1_pretrain",
+        "text_2_long",
+        "text_3_post",
+        "text_4_align",
+        "reasoning_1_pretrain",
+        "vision_1_align",
+        "vision_2_joint",
+        "vision_3_generative",
+        "vision_4_multiframe",
+        "joint_1_vision_speech",
+    ),
+    (
+        "speech_0_aed",
+        "vision_0_encoder",
+        "speech_1_pretrain",
+        "speech_2_post",
+        "reasoning_2_sft",
+        "reasoning_3_dpo",
+    ),
+)
+"""The stages in two sequences that run side by side, about equally long at nano size: each stands behind its parents,
+whichever sequence they are in."""
+
 
 def load(name: str) -> Stage:
     """The stage of that name; a ValueError that names the nearest one otherwise."""

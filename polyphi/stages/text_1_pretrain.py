@@ -29,15 +29,15 @@ stage = Stage(
     ),
     small=Mix(
         {
-            "copying": 24,
-            "instructions": 50,
-            "image_qa": 14,
+            "copying": 21,
+            "instructions": 46,
+            "image_qa": 18,
             "captions": 2,
             "multi_image": 1.5,
             "written_speech": 14,
             "documents": 0.4,
             "code": 0.2,
-            "math": 4,
+            "math": 7,
             "translation": 1,
         },
         late={

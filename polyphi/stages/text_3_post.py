@@ -18,7 +18,7 @@ stage = Stage(
     small=Mix(
         {
             "instructions": 52,
-            "image_qa": 15,
+            "image_qa": 18,
             "captions": 1,
             "multi_image": 2,
             "written_speech": 13,

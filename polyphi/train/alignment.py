@@ -36,10 +36,9 @@ EMPTY_WEIGHT = 0.2
 
 
 def word_ids(words: str, tokenizer: Any) -> list[int]:
-    """The tokens of words behind a space, without the space where it is a token by itself."""
-    ids: list[int] = tokenizer.encode(f" {words}")
+    """The tokens of words behind a space each, without the spaces that are tokens by themselves."""
     space = tokenizer.encode(" ")
-    return ids[1:] if ids[:1] == space and len(ids) > 1 else ids
+    return [id for id in tokenizer.encode(f" {words}") if [id] != space]
 
 
 def with_words(row: Batch, sample: Sample, processor: Any) -> Batch:

@@ -46,6 +46,8 @@ GLOBAL_VIEW = ImageLayout(0, 0, 0, 0)
 LEAST_CAPTIONS = 64
 SHARPNESS = 3.0
 """Scores of words in `naming` grow so many times as fast as what a place says of them."""
+CELL_WEIGHT = 4.0
+"""Of a cell beside a patch in `naming`: a thing lies over many patches, its middle is in one cell."""
 HEAD_TENSORS = {
     "picture.weight",
     "picture.bias",
@@ -208,10 +210,15 @@ class Contrastive:
             directions = F.normalize(directions - directions.mean(0), dim=-1)
             quiet = torch.isin(used, used.new_tensor(module.quiet)).nonzero().flatten().tolist()
             named = module.named(features)
-            places = images * named.shape[1] + places
             scores = (SHARPNESS * named.flatten(0, 1).float() @ directions.t()).log_softmax(-1)
-            loss, found, filled = word_loss(scores, places, words, quiet)
-            total, metrics["named"] = total + self.naming * loss, (found, filled)
+            named_right, filled = 0.0, 0
+            cell = places >= features.shape[1]
+            places = images * named.shape[1] + places
+            for chosen, weight in ((~cell, 1.0), (cell, CELL_WEIGHT)):
+                loss, hits, known = word_loss(scores, places[chosen], words[chosen], quiet)
+                total = total + self.naming * weight * loss
+                named_right, filled = named_right + hits, filled + known
+            metrics["named"] = (named_right, filled)
         return total, batch.sequences, metrics
 
 

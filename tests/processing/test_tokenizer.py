@@ -16,7 +16,7 @@ from pieces import render
 
 from polyphi.chat import Audio, Message
 from polyphi.processing import tokenizer as module
-from polyphi.processing.tokenizer import CONTROLS, DIGIT_SPLIT, O200K_SPLIT, Tokenizer
+from polyphi.processing.tokenizer import CONTROLS, O200K_SPLIT, OWN_SPLIT, Tokenizer
 
 
 def test_every_control_token_typed_by_a_person_is_plain_text(tokenizer: Tokenizer) -> None:
@@ -58,7 +58,7 @@ def splitting(pattern: str, behavior: str = "Isolated", invert: bool = False) ->
 
 
 SPLITS = {
-    "digits": splitting(DIGIT_SPLIT),
+    "own": splitting(OWN_SPLIT),
     "o200k": splitting(O200K_SPLIT),
     "o200k, removed": splitting(O200K_SPLIT, "Removed", True),
 }

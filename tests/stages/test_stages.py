@@ -74,3 +74,10 @@ def test_unknown_names_are_refused_with_the_nearest() -> None:
         stages.load("text_1_pretrian")
     with pytest.raises(ValueError, match="micro, nano"):
         sizes.load("huge")
+
+
+def test_two_sequences_side_by_side_hold_every_stage_behind_its_parents() -> None:
+    assert sorted(name for branch in stages.BRANCHES for name in branch) == sorted(stages.ORDER)
+    for branch in stages.BRANCHES:
+        for at, name in enumerate(branch):
+            assert not set(EVERY[name].parents) & set(branch[at:]), name
