@@ -27,15 +27,15 @@ PLACES = {
     "reasoning_1_pretrain": (2, 0),
     "reasoning_2_sft": (3, 0),
     "reasoning_3_dpo": (4, 0),
-    "vision_0_encoder": (2, 1),
-    "vision_1_align": (3, 1),
-    "vision_2_joint": (4, 1),
-    "vision_3_generative": (5, 1),
-    "vision_4_multiframe": (6, 1),
+    "vision_0_encoder": (1, 2),
+    "vision_1_align": (2, 1),
+    "vision_2_joint": (3, 1),
+    "vision_3_generative": (4, 1),
+    "vision_4_multiframe": (5, 1),
     "speech_0_aed": (2, 2),
     "speech_1_pretrain": (3, 2),
     "speech_2_post": (4, 2),
-    "joint_1_vision_speech": (7, 1.5),
+    "joint_1_vision_speech": (6, 1.5),
 }
 WIDTH, HEIGHT, COLUMN, ROW, MARGIN = 122, 62, 146, 104, 6
 
@@ -57,7 +57,7 @@ def part_of(name: str) -> tuple[str, ...]:
 
 def graph(stages: Sequence[Mapping[str, Any]]) -> str:
     """The stages as boxes, an arrow from each parent, a square per part: filled where it learned, hollow where it
-    rests. A parent that is reached through another one (text_4 through vision_0) has no arrow of its own."""
+    rests. A parent that is reached through another one has no arrow of its own."""
     ancestors = _ancestors(stages)
     names = {s["name"] for s in stages}
     places = {name: place for name, place in PLACES.items() if name in names}

@@ -37,8 +37,9 @@ EMPTY_WEIGHT = 0.2
 
 def word_ids(words: str, tokenizer: Any) -> list[int]:
     """The tokens of words behind a space each, without the spaces that are tokens by themselves."""
+    ids: list[int] = tokenizer.encode(f" {words}")
     space = tokenizer.encode(" ")
-    return [id for id in tokenizer.encode(f" {words}") if [id] != space]
+    return [id for id in ids if [id] != space] or ids
 
 
 def with_words(row: Batch, sample: Sample, processor: Any) -> Batch:

@@ -7,9 +7,15 @@ from pathlib import Path
 import pytest
 
 from polyphi.reproduce import remaining
-from polyphi.stages import ORDER, sizes
+from polyphi.stages import BRANCHES, ORDER, sizes
 
 NANO = sizes.load("nano")
+
+
+@pytest.fixture(autouse=True)
+def equal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every stage takes 100 seconds: the sequence of more stages ends last."""
+    monkeypatch.setattr(remaining, "NANO", dict.fromkeys(ORDER, 100))
 
 
 def trained(out: Path, name: str, seconds: float) -> None:
@@ -18,15 +24,23 @@ def trained(out: Path, name: str, seconds: float) -> None:
     (folder / "manifest.json").write_text(json.dumps({"seconds": seconds}))
 
 
-def test_a_fresh_run_takes_the_longer_branch_and_the_evaluation(tmp_path: Path) -> None:
-    language = sum(
-        s for n, s in remaining.NANO.items() if not n.startswith(("speech", "reasoning"))
-    )
+def test_a_fresh_run_takes_the_longer_sequence_and_the_evaluation(tmp_path: Path) -> None:
+    longer = 100 * max(map(len, BRANCHES))
     after = remaining.AFTERWARDS * sum(remaining.NANO.values())
-    assert remaining.seconds_left(NANO, tmp_path) == pytest.approx(language + after)
+    assert remaining.seconds_left(NANO, tmp_path) == pytest.approx(longer + after)
     assert (
         set(remaining.expected(NANO)) == set(remaining.expected(sizes.load("micro"))) == set(ORDER)
     )
+
+
+def test_a_stage_waits_for_its_parents_in_the_other_sequence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fresh = remaining.seconds_left(NANO, tmp_path)
+    # Vision 1 would begin after 500 s, and waits for vision 0, which ends after 100 + 1000.
+    monkeypatch.setitem(remaining.NANO, "vision_0_encoder", 1000)
+    after = remaining.AFTERWARDS * 900
+    assert remaining.seconds_left(NANO, tmp_path) == pytest.approx(fresh + 600 + after)
 
 
 def test_a_slow_machine_takes_longer_and_what_is_done_takes_no_more(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ class Words:
     """A tokenizer that knows what an empty cell and a row's end are."""
 
     def encode(self, text: str) -> list[int]:
-        return [] if text == " " else [END if text == ROW_END else BLANK]
+        return [END if text == ROW_END else BLANK]
 
 
 def image(words: list[tuple[int, int]]) -> Batch:
