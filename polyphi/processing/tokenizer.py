@@ -68,9 +68,11 @@ O200K_SPLIT = "|".join(
     )
 )
 O200K_SHA256 = "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d"
-# Our own vocabularies are for small models. These do sums far better on single digits than on three at a time, and a
-# word is one token to them wherever it stands: behind a space, at the start of an answer, in quotes.
-OWN_SPLIT = O200K_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}").replace(r"[^\r\n\p{L}\p{N}]?", "")
+# A small model does sums far better on single digits than on three at a time, so our own vocabularies have no others.
+DIGIT_SPLIT = O200K_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")
+# Words without the space before them: one token wherever they stand, behind a space, at the start of an answer, in
+# quotes. A small model copies and translates them better, at more tokens a text.
+WORD_SPLIT = DIGIT_SPLIT.replace(r"[^\r\n\p{L}\p{N}]?", "")
 # Where both splits have a boundary whatever stands around: no alternative of theirs matches a space after anything but
 # whitespace, a line end or one of these marks after a letter or digit, a letter after a digit, or a digit after a
 # letter. The letters are ranges that haven't changed since Unicode 2.0: Python and the tokenizer may know different
@@ -177,17 +179,17 @@ class Tokenizer:
         (folder / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
 
     @classmethod
-    def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
+    def train(cls, texts: Iterable[str], vocab_size: int, split: str = DIGIT_SPLIT) -> "Tokenizer":
         """A vocabulary of `vocab_size` tokens in all (rounded up to a multiple of 64), learnt from `texts`: 256 bytes,
-        merges, and the control tokens last; smaller if the texts hold no more. Every digit is a token of its own.
-        Deterministic. Raises `ValueError` if there is no room for the bytes."""
+        merges, and the control tokens last; smaller if the texts hold no more. Every digit is a token of its own; no
+        token crosses a boundary of `split`. Deterministic. Raises `ValueError` if there is no room for the bytes."""
         wanted = _aligned(vocab_size) - len(CONTROLS)
         if wanted < 256:
             raise ValueError(
                 f"a vocabulary has 256 bytes and {len(CONTROLS)} control tokens, found size {vocab_size}"
             )
         learner = tokenizers.Tokenizer(models.BPE())
-        learner.pre_tokenizer = _split(OWN_SPLIT)
+        learner.pre_tokenizer = _split(split)
         alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
         learner.train_from_iterator(
             texts,
@@ -195,7 +197,7 @@ class Tokenizer:
         )
         model = json.loads(learner.to_str())["model"]
         ids = {token: len(model["vocab"]) + n for n, token in enumerate(CONTROLS)}
-        return cls(_spec(model["vocab"], model["merges"], OWN_SPLIT, ids))
+        return cls(_spec(model["vocab"], model["merges"], split, ids))
 
     @classmethod
     def from_ranks(cls, path: str | Path) -> "Tokenizer":
@@ -317,7 +319,8 @@ class Tokenizer:
         )
         return (
             whole
-            and split.get("pattern") in ({"Regex": O200K_SPLIT}, {"Regex": OWN_SPLIT})
+            and split.get("pattern")
+            in ({"Regex": O200K_SPLIT}, {"Regex": DIGIT_SPLIT}, {"Regex": WORD_SPLIT})
             and [(s["type"], s.get("add_prefix_space"), s.get("use_regex")) for s in rest]
             == [("ByteLevel", False, False)]
         )

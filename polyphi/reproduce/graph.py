@@ -48,7 +48,7 @@ from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.model.quantize import quantize
 from polyphi.processing.processor import Processor
-from polyphi.processing.tokenizer import Tokenizer
+from polyphi.processing.tokenizer import WORD_SPLIT, Tokenizer
 from polyphi.reproduce import lineage, page, processes, remaining
 from polyphi.runtime.heap import give_back
 from polyphi.runtime.precision import Choice, Precision, Requested, choose
@@ -333,7 +333,7 @@ class Run:
                 return folder
             with self.clock("tokenizer"):
                 if self.size.vocabulary:
-                    made = Tokenizer.train(self._texts(), self.size.vocabulary)
+                    made = Tokenizer.train(self._texts(), self.size.vocabulary, WORD_SPLIT)
                 else:
                     made = Tokenizer.from_ranks(sources.o200k_base(self.cache))
                 partial = self.out / ".tokenizer.partial"

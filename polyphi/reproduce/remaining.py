@@ -20,22 +20,22 @@ from polyphi.train.resume import MANIFEST, METRICS
 EVERY = 60.0
 """Seconds between two lines."""
 NANO = {
-    "text_1_pretrain": 398,
-    "text_2_long": 32,
-    "text_3_post": 408,
-    "text_4_align": 23,
-    "reasoning_1_pretrain": 70,
-    "reasoning_2_sft": 272,
-    "reasoning_3_dpo": 23,
-    "vision_0_encoder": 312,
-    "vision_1_align": 38,
-    "vision_2_joint": 49,
-    "vision_3_generative": 359,
-    "vision_4_multiframe": 87,
-    "speech_0_aed": 597,
-    "speech_1_pretrain": 101,
-    "speech_2_post": 390,
-    "joint_1_vision_speech": 271,
+    "text_1_pretrain": 336,
+    "text_2_long": 26,
+    "text_3_post": 393,
+    "text_4_align": 24,
+    "reasoning_1_pretrain": 55,
+    "reasoning_2_sft": 219,
+    "reasoning_3_dpo": 12,
+    "vision_0_encoder": 291,
+    "vision_1_align": 30,
+    "vision_2_joint": 40,
+    "vision_3_generative": 358,
+    "vision_4_multiframe": 66,
+    "speech_0_aed": 521,
+    "speech_1_pretrain": 105,
+    "speech_2_post": 359,
+    "joint_1_vision_speech": 206,
 }
 """Seconds of each stage, without its corpora, beside another one on two cores of a Zen 4 (docs/numbers.md)."""
 AFTERWARDS = 0.05

@@ -16,7 +16,7 @@ from pieces import render
 
 from polyphi.chat import Audio, Message
 from polyphi.processing import tokenizer as module
-from polyphi.processing.tokenizer import CONTROLS, O200K_SPLIT, OWN_SPLIT, Tokenizer
+from polyphi.processing.tokenizer import CONTROLS, DIGIT_SPLIT, O200K_SPLIT, WORD_SPLIT, Tokenizer
 
 
 def test_every_control_token_typed_by_a_person_is_plain_text(tokenizer: Tokenizer) -> None:
@@ -58,7 +58,8 @@ def splitting(pattern: str, behavior: str = "Isolated", invert: bool = False) ->
 
 
 SPLITS = {
-    "own": splitting(OWN_SPLIT),
+    "digits": splitting(DIGIT_SPLIT),
+    "words": splitting(WORD_SPLIT),
     "o200k": splitting(O200K_SPLIT),
     "o200k, removed": splitting(O200K_SPLIT, "Removed", True),
 }
@@ -391,3 +392,13 @@ def test_the_published_vocabulary(
         *ours.encode(texts[0]),
         200020,
     ]
+
+
+def test_a_word_can_be_one_token_wherever_it_stands() -> None:
+    text = 'red "red" (red) red'
+    apart, together = (
+        Tokenizer.train([text] * 9, 512, split) for split in (WORD_SPLIT, DIGIT_SPLIT)
+    )
+    (red,) = apart.encode("red")
+    assert apart.encode(text).count(red) == 4 and apart.decode(apart.encode(text)) == text
+    assert together.encode(text).count(together.encode("red")[0]) < 4
