@@ -18,8 +18,9 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -179,9 +180,8 @@ def served(model: Path) -> Iterator[str]:
     try:
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline and server.poll() is None:
-            with socket.socket() as knock:
-                if knock.connect_ex(("127.0.0.1", port)) == 0:
-                    break
+            with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/ready"):
+                break
             time.sleep(0.2)
         yield f"http://127.0.0.1:{port}/"
     finally:
