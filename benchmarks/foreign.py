@@ -27,6 +27,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from PIL import Image
 from selenium import webdriver
+from selenium.webdriver.support.ui import WebDriverWait
 
 from polyphi.chat import TRANSCRIBE
 from polyphi.curate.speech import ACCENTS, VARIANTS
@@ -107,13 +108,8 @@ class Page:
     def all(self, selector: str) -> list[Any]:
         return self.driver.find_elements("css selector", selector)
 
-    def until(self, true: Callable[[], Any], what: str, seconds: float = 60) -> Any:
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            if found := true():
-                return found
-            time.sleep(0.05)
-        raise TimeoutError(f"waited {seconds} s for {what}")
+    def until(self, true: Callable[[], Any], what: str) -> None:
+        WebDriverWait(self.driver, 60, 0.05).until(lambda _: true(), f"no sign of {what}")
 
     def drawn(self, path: str, ink: str, *, filled: bool) -> bytes:
         """A PNG of a path that the browser draws."""

@@ -44,8 +44,8 @@ PROMPTS: dict[str, tuple[str, ...]] = {
 ALONE = 0.4
 """Share of the pictures of groups that show one large shape in training: of each size an eye has to see some."""
 ONE_CROP = 0.8
-"""Share of the rows of characters that are squeezed into one crop in training: `vision_0_encoder` sees nothing else of
-a picture, and single large digits don't teach it to read small ones."""
+"""Share of the rows of characters that are drawn into one crop in training: `vision_0_encoder` is given no more of a
+picture, and single large digits don't teach it to read small ones."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def shapes(scene: Scene) -> Captioned:
 
 
 READ = (*["digit"] * 2, *["digits"] * 4, *["number"] * 4, "word")
-"""What is to be read in training."""
+"""What pictures of writing show in training, each entry equally often."""
 
 
 def _size(scene: Scene, characters: int) -> tuple[int, int]:

@@ -203,7 +203,7 @@ def _single(scene: Scene, shape: str, colour: str) -> Image.Image:
 
 
 def colour(scene: Scene) -> Made:
-    """The colour of a shape, or of one of two: these take longer to learn."""
+    """The colour of a shape, or of one of two, which are asked more often in training: they are the harder ones."""
     shape, name = _of(scene, 1, COLOURS)
     if scene.rng.random() < (0.7 if scene.split == "train" else 0.35):
         other = scene.rng.choice([(s, c) for s, c in PAIRS if s != shape and c != name])

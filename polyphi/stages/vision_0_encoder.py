@@ -1,5 +1,5 @@
 """Vision 0: the image encoder. SigLIP learns from pictures and captions with the language model's own text
-embedding as teacher (LLM2CLIP; report 2.2.1), as text 1 left it, so that this stage needs no post-training [ours].
+embedding as teacher (LLM2CLIP; report 2.2.1), as text 1 left it, so that this stage can run beside text 2 to 4 [ours].
 Beside it each patch of a picture names what lies over it [ours].
 
     polyphi train vision_0_encoder --size nano --out runs/vision_0_encoder

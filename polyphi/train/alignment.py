@@ -36,7 +36,8 @@ EMPTY_WEIGHT = 0.2
 
 
 def word_ids(words: str, tokenizer: Any) -> list[int]:
-    """The tokens of words behind a space each, without the spaces that are tokens by themselves."""
+    """The tokens of words with a space before each, without the spaces that are tokens by themselves (all of them where
+    nothing else is left: a tokenizer that stands in for one has a single id)."""
     ids: list[int] = tokenizer.encode(f" {words}")
     space = tokenizer.encode(" ")
     return [id for id in ids if [id] != space] or ids
