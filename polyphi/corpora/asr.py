@@ -19,7 +19,7 @@ from polyphi.curate.speech import Studio, asked, numbered
 from polyphi.curate.text import fill, interleave, shuffled
 from polyphi.data.shards import Sample
 
-SHARES = {"digits": 27, "numbers": 28, "words": 10, "questions": 34, "open": 1}
+SHARES = {"digits": 28, "numbers": 36, "words": 4, "questions": 31, "open": 1}
 """Kind -> its share of the training rows."""
 SINGLE_DIGITS, CLEAN, DIGITS = 0.1, 0.22, 0.38
 """The training rows begin with single digits up to the first part of all rows, are nearly clean up to the second, and
@@ -29,6 +29,7 @@ RECORDED_SHARE = (
     0.15  # of training digit strings and numbers, where somebody recorded speaks the language
 )
 ENGLISH_SHARE = 0.4  # of the languages of synthesised speech; the others share the rest evenly
+ENGLISH_NUMBERS = 0.15  # and of those of numbers, which are other words in each language
 
 
 class Kinds:
@@ -51,9 +52,10 @@ class Kinds:
         if kind not in ("digits", "numbers"):
             spoken = tuple(language for language in spoken if language in self.work.languages)
         others = [language for language in spoken if language != "en"]
+        share = ENGLISH_NUMBERS if kind == "numbers" else ENGLISH_SHARE
         return (
             "en"
-            if "en" in spoken and (not others or self.rng.random() < ENGLISH_SHARE)
+            if "en" in spoken and (not others or self.rng.random() < share)
             else self.rng.choice(others)
         )
 

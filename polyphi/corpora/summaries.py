@@ -1,5 +1,5 @@
-"""One-line summaries that people wrote: the beginning of a help page and the heading its authors gave it, in eight
-languages (the first line of a docstring and the function's name where Debian packages can't be had)."""
+"""One-line summaries that people wrote: the beginning of a help page and the heading its authors gave it, in the
+languages of the size (the first line of a docstring and the function's name where Debian packages can't be had)."""
 
 from collections.abc import Iterator
 from random import Random
@@ -9,7 +9,6 @@ from datatrove.pipeline.base import PipelineStep
 from polyphi.chat import Message
 from polyphi.curate.corpus import Corpus, Work
 from polyphi.curate.decontaminate import held_out
-from polyphi.curate.lexicon import LANGUAGES
 from polyphi.curate.sources import LIBREOFFICE
 from polyphi.curate.text import fill, functions, help_pages, interleave, origin, titles
 from polyphi.data.shards import Sample
@@ -33,7 +32,7 @@ def build(work: Work) -> Iterator[tuple[str, Sample]]:
                     **origin(LIBREOFFICE[language]),
                 )
 
-        languages = [language for language in LANGUAGES if help_pages(language, work)]
+        languages = [language for language in work.languages if help_pages(language, work)]
         yield from (
             interleave([one(language) for language in languages])
             if languages

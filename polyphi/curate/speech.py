@@ -26,7 +26,17 @@ from polyphi.curate.images import bucket
 from polyphi.curate.lexicon import DIGIT_WORDS, LANGUAGES, lexicon, number_words
 from polyphi.curate.sources import SOURCES, unpack
 from polyphi.curate.stamps import STAMP_FOLDER, STAMPS, held_out, read_captions
-from polyphi.curate.waves import RATE, Wave, augment, encode, join, level, resample, trim
+from polyphi.curate.waves import (
+    RATE,
+    Wave,
+    augment,
+    encode,
+    in_silence,
+    join,
+    level,
+    resample,
+    trim,
+)
 from polyphi.data.shards import Sample
 from polyphi.voice import Booth, Voice, unavailable
 
@@ -239,6 +249,11 @@ def _g722(path: Path) -> Wave:
 # The studio ----------------------------------------------------------------------------------------------------------
 
 
+WAITS = 0.6
+"""Share of training clips, times the strength of the augmentation, that begin and end in silence, as recordings do:
+who has only heard trimmed clips hears words where nobody speaks (LOG.md)."""
+
+
 class Studio:
     """Everyone who can speak here. A studio opens its own booth, so the same requests in the same order give the same
     bytes. Engines that are missing are told once; where nobody can speak at all, `ValueError` says what to install.
@@ -320,6 +335,8 @@ class Studio:
 
     def _finish(self, wave: Wave, rate: int, rng: Random, augmented: bool) -> Wave:
         if augmented:
+            if rng.random() < WAITS * self.strength:
+                wave = in_silence(wave, rng.uniform(0, 0.6), rng.uniform(0, 0.9), rate)
             return augment(wave, rate, np.random.default_rng(rng.getrandbits(64)), self.strength)
         return level(resample(wave, rate), 3.0)
 

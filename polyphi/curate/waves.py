@@ -58,6 +58,11 @@ def join(waves: Sequence[Wave], pauses: Sequence[float]) -> Wave:
     return out
 
 
+def in_silence(wave: Wave, before: float, after: float, rate: int = RATE) -> Wave:
+    """With so many seconds of silence before and after it."""
+    return np.pad(wave, (int(before * rate), int(after * rate)))
+
+
 def level(wave: Wave, decibels: float) -> Wave:
     """With its peak at that many dB under full scale."""
     return wave * np.float32(10 ** (-decibels / 20) / max(1e-6, float(np.abs(wave).max())))

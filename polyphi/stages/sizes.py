@@ -207,7 +207,7 @@ NANO = Size(
         "instructions": (24000, 900),
         "written_speech": (20000, 50),
         "tools": (4000, 120),
-        "summaries": (1200, 100),
+        "summaries": (3000, 100),
         "fim": (1500, 100),
         "preferences": (2500, 240),
         "reasoning_documents": (6000, 50),

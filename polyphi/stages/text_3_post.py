@@ -23,7 +23,7 @@ stage = Stage(
             "multi_image": 2,
             "written_speech": 13,
             "tools": 10,
-            "summaries": 2,
+            "summaries": 4,
             "fim": 4,
             "preferences": 9,
         },

@@ -115,7 +115,7 @@ def test_the_same_seed_gives_the_same_samples(name: str, work: Work) -> None:
 
 
 def test_recognition_has_every_kind_and_voice(work: Work) -> None:
-    found = built("asr", replace(work, rows={"train": 60, "test": 48}))
+    found = built("asr", replace(work, rows={"train": 240, "test": 48}))
     assert {s.meta["task"] for s in found["train"]} == {"digits", "numbers", "words", "questions"}
     assert all(s.prompt[-1].text == "Transcribe the audio clip into text." for s in found["train"])
     groups = Counter((s.meta["task"], s.meta["voice"]) for s in found["test"])

@@ -134,6 +134,22 @@ def test_training_never_hears_flite_nor_a_test_variant(work: Work, no_packages: 
 
 
 @needs_espeak
+def test_some_training_clips_wait_before_and_after_the_words(work: Work, no_packages: None) -> None:
+    studio, rng = Studio(work, strength=0.5), Random(0)
+    speaker = studio.speaker("en", "train", rng)
+    waits = []
+    for _ in range(60):
+        clip = studio.say("seven", speaker, rng)
+        loud = np.flatnonzero(np.abs(clip) > 0.3)
+        waits.append((loud[0] / RATE, (len(clip) - loud[-1]) / RATE))
+    before, after = zip(*waits, strict=True)
+    assert 0.1 < sum(s > 0.3 for s in before) / 60 < 0.5 and max(before) < 1.0
+    assert 0.1 < sum(s > 0.4 for s in after) / 60 < 0.5 and max(after) < 1.5
+    studio.strength = 0.0
+    assert all(len(studio.say("seven", speaker, rng)) < RATE for _ in range(10))
+
+
+@needs_espeak
 def test_every_variant_and_accent_exists(work: Work, no_packages: None) -> None:
     studio = Studio(work)
     for variant in speech.VARIANTS["train"] + speech.VARIANTS["test"]:
