@@ -17,11 +17,11 @@ from quantisation import PROMPTS, prompts
 from rich.console import Console
 
 import polyphi
-from polyphi.chat import SamplingParams
+from polyphi.api import Phi
 from polyphi.engine.engine import Engine
 from polyphi.engine.runner import extend
 from polyphi.eval.heldout import find
-from polyphi.phi import Phi
+from polyphi.messages import SamplingParams
 
 KINDS = {"float32": {"dtype": "float32"}, "bf16": {"quant": "bf16"}, "int8": {"quant": "int8"}}
 console = Console(stderr=True)

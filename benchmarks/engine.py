@@ -52,20 +52,20 @@ from sidebyside import Row, Transformers, choose_transformers, console, product_
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from polyphi import devices
+from polyphi.api import Phi, make_processor
 from polyphi.batch import Clip, row
-from polyphi.chat import Audio, Image, Message, SamplingParams, Text
+from polyphi.checkpoints import weights
+from polyphi.engine import placement
 from polyphi.engine.cache import BLOCK, BlockPool, Memory, StepCache, Table
 from polyphi.engine.engine import Engine
 from polyphi.engine.memory import free_memory
-from polyphi.model import quantize as quantized
-from polyphi.model import weights
+from polyphi.messages import Audio, Image, Message, SamplingParams, Text
 from polyphi.model.config import AudioConfig, DecoderConfig, ModelConfig, VisionConfig
-from polyphi.model.fewbits import EightBit
 from polyphi.model.multimodal import PhiModel
-from polyphi.model.quantize import quantize
-from polyphi.phi import Phi, make_processor
 from polyphi.processing.tokenizer import Tokenizer
+from polyphi.quantization import quantize as quantized
+from polyphi.quantization.fewbits import EightBit
+from polyphi.quantization.quantize import quantize
 
 HERE = Path(__file__).parent
 PARTS = ("decoder", "encoders", "mixed", "clip", "transcription")
@@ -606,7 +606,7 @@ def clip(size: Size, repeats: int, library: Transformers) -> tuple[list[Row], li
     mels, clips = (8 + 3 * torch.randn(size.frames, 80)).bfloat16(), [Clip(size.frames, "speech")]
     # the dtype in which `polyphi.load` gives the whole model without `quant`
     stored = {torch.bfloat16: parameters(size.config)}
-    dtype = devices.choose_dtype(stored, cpu, free_memory(cpu), size.config) or torch.bfloat16
+    dtype = placement.choose_dtype(stored, cpu, free_memory(cpu), size.config) or torch.bfloat16
 
     def variant(kind: str | None) -> Callable[[], Tensor]:
         model = random_model_on(base)
@@ -657,7 +657,7 @@ def transcription(size: Size, repeats: int, library: Transformers) -> tuple[list
     cpu, kind = torch.device("cpu"), "int8-all"
     config, tokenizer = endless(size.config)
     needed = 2 * parameters(config) - quantized.saved(config, kind) + CACHE
-    devices.check_fits(needed, free_memory(cpu), cpu)
+    placement.check_fits(needed, free_memory(cpu), cpu)
     model = random_quantised(config, kind)
     phi = Phi(model, make_processor(config, tokenizer), memory=CACHE)
     sampling = SamplingParams(max_tokens=size.transcript, draft=0)
@@ -751,7 +751,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)
     size = Size().cut(given.layers)
-    library = choose_transformers(devices.products(size.config), given.peer_dtype)
+    library = choose_transformers(placement.products(size.config), given.peer_dtype)
     works = {
         "decoder": decoder,
         "encoders": encoders,

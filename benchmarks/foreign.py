@@ -29,8 +29,8 @@ from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.support.ui import WebDriverWait
 
-from polyphi.chat import TRANSCRIBE
-from polyphi.curate.speech import ACCENTS, VARIANTS
+from polyphi.curate.voices import ACCENTS, VARIANTS
+from polyphi.messages import TRANSCRIBE
 
 SIDE = 112
 STROKES = {

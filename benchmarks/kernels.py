@@ -54,9 +54,9 @@ from rich.console import Console
 from rich.table import Table
 from sidebyside import Row, Transformers, choose_transformers, console, product_limit, show
 
-from polyphi import devices
+from polyphi.checkpoints import weights
+from polyphi.engine import placement
 from polyphi.engine.memory import free_memory
-from polyphi.model import weights
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 
@@ -612,7 +612,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     threads = given.threads
     torch.set_num_threads(threads)
-    given.library = choose_transformers(devices.products(engine.Size().config), given.peer_dtype)
+    given.library = choose_transformers(placement.products(engine.Size().config), given.peer_dtype)
     if "products" in given.parts:
         show(products.compare(given.repeats, given.library), as_json=given.json)
     made: list[Measured] = []

@@ -17,16 +17,16 @@ from random import Random
 
 import torch
 
+from polyphi.checkpoints import weights
 from polyphi.curate.corpus import Work
 from polyphi.curate.sources import LIBREOFFICE
 from polyphi.curate.text import documents, interleave, origin
 from polyphi.data import shards
 from polyphi.data.shards import Sample, document
-from polyphi.finetune import finetune
-from polyphi.model import weights
 from polyphi.model.config import DecoderConfig, ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.tokenizer import Tokenizer
+from polyphi.recipe.finetune import finetune
 from polyphi.train.loss import NextToken
 from polyphi.train.stage import Mix, Schedule, Stage
 

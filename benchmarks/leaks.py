@@ -22,17 +22,18 @@ import numpy as np
 import soundfile
 from PIL import Image, ImageEnhance
 
-from polyphi.chat import Audio, Message
-from polyphi.chat import Image as Picture
 from polyphi.corpora.image_qa import draw_digits, draw_text
-from polyphi.curate import charts, lexicon
 from polyphi.curate.decontaminate import Index
 from polyphi.curate.dedup import CLIPS, PICTURES, TEXTS, Likeness
 from polyphi.curate.documents import document
-from polyphi.curate.images import SIDE, png, sheet
-from polyphi.curate.scenes import Scene
 from polyphi.data.shards import Sample
-from polyphi.voice import Voice, speak, unavailable
+from polyphi.messages import Audio, Message
+from polyphi.messages import Image as Picture
+from polyphi.services.speech_synthesis import Voice, speak, unavailable
+from polyphi.synthetic import charts
+from polyphi.synthetic.images import SIDE, png, sheet
+from polyphi.synthetic.scenes import Scene
+from polyphi.text import lexicon
 
 RATE = 16_000
 Change = Callable[[Any, random.Random], Any]

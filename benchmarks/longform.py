@@ -31,23 +31,23 @@ from rich.table import Table
 from sidebyside import peak_bytes
 
 import polyphi
+from polyphi.api import Phi, make_processor
 from polyphi.batch import Clip
-from polyphi.chat import Audio, Message, SamplingParams
 from polyphi.curate.sources import unpack
-from polyphi.curate.stamps import STAMP_FOLDER, STAMPS
-from polyphi.engine.align import align
-from polyphi.engine.transcript import Piece, estimated
-from polyphi.engine.words import token_spans, words_of
+from polyphi.messages import Audio, Message, SamplingParams
 from polyphi.model.config import AudioConfig
 from polyphi.model.multimodal import Audio as AudioTower
 from polyphi.model.multimodal import PhiModel
-from polyphi.phi import Phi, make_processor
 from polyphi.processing.audio import log_mel_of, resample
 from polyphi.processing.media import AudioStream, decode_audio
-from polyphi.processing.silence import listen
 from polyphi.processing.tokenizer import Tokenizer
+from polyphi.services.speech_synthesis import Voice, speak, unavailable
 from polyphi.stages import sizes
-from polyphi.voice import Voice, speak, unavailable
+from polyphi.synthetic.stamps import STAMP_FOLDER, STAMPS
+from polyphi.transcription.align import align
+from polyphi.transcription.silence import listen
+from polyphi.transcription.transcript import Piece, estimated
+from polyphi.transcription.words import token_spans, words_of
 
 MINUTES = {"encoder": (5, 10, 20, 30), "model": (5, 10, 20, 30), "pieces": (60, 180)}
 RATE = 16_000
@@ -91,7 +91,7 @@ def record(path: Path, minutes: float) -> None:
 
 def nano(context: int = 65_536) -> Phi:
     """A nano-size model of random weights, with a context that holds half an hour."""
-    from polyphi.reproduce import lineage
+    from polyphi.stages import lineage
 
     tokenizer = Tokenizer.train([" ".join(SENTENCES)] * 4, 512)
     parts = lineage.after("joint_1_vision_speech")

@@ -28,9 +28,9 @@ from rich.console import Console
 from sidebyside import peak_bytes
 
 import polyphi
-from polyphi.chat import Audio, Image, Message, SamplingParams
+from polyphi.checkpoints import weights
 from polyphi.engine.cache import token_bytes
-from polyphi.model import weights
+from polyphi.messages import Audio, Image, Message, SamplingParams
 from polyphi.model.config import ModelConfig
 from polyphi.processing.tokenizer import Tokenizer
 

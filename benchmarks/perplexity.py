@@ -24,15 +24,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import polyphi
+from polyphi.api import Phi
 from polyphi.batch import Batch
 from polyphi.data import calibration
 from polyphi.data.shards import Shards
-from polyphi.model.calibration import calibrate
 from polyphi.model.lora import LoraLinear
 from polyphi.model.multimodal import PhiModel
-from polyphi.model.quantize import quantize
-from polyphi.model.rounding import four_bits, nearest
-from polyphi.phi import Phi
+from polyphi.quantization.calibration import calibrate
+from polyphi.quantization.quantize import quantize
+from polyphi.quantization.rounding import four_bits, nearest
 
 
 def eight_bits(weight: Tensor) -> Tensor:

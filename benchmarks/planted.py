@@ -4,7 +4,7 @@
 
 Rows: how many were planted and the share found (recall), how many innocents stood beside them and the share that was
 taken for planted ones, and of all that was found the share that was planted (precision; "-" where copies and
-innocents are counted in rows of their own). `benchmarks/leaks.py` and `polyphi/curate/planted.py` make the material.
+innocents are counted in rows of their own). `benchmarks/leaks.py` and `polyphi/synthetic/planted.py` make the material.
 """
 
 import argparse
@@ -21,20 +21,20 @@ import leaks
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
-from polyphi.chat import Audio, Image, Message
-from polyphi.curate import planted
 from polyphi.curate.dedup import CLIPS, PICTURES, TEXTS, Likeness, deduplicate
 from polyphi.curate.documents import document
-from polyphi.curate.images import png
 from polyphi.curate.language import Language
-from polyphi.curate.lexicon import LANGUAGES
 from polyphi.curate.readable import Readable
-from polyphi.curate.speech import speakable
 from polyphi.curate.transcripts import WordErrors, pocketsphinx
 from polyphi.curate.waves import encode, resample
 from polyphi.data import shards
 from polyphi.data.shards import Sample
-from polyphi.voice import Booth, Voice, unavailable
+from polyphi.messages import Audio, Image, Message
+from polyphi.services.speech_synthesis import Booth, Voice, unavailable
+from polyphi.synthetic import planted
+from polyphi.synthetic.images import png
+from polyphi.synthetic.speech import speakable
+from polyphi.text.lexicon import LANGUAGES
 
 
 def row(kind: str, planted: int, found: int, innocents: int = 0, flagged: int = 0) -> str:

@@ -20,8 +20,8 @@ from sidebyside import Row, Transformers, choose_transformers, console, product_
 from torch import Tensor
 
 from polyphi import kernels
-from polyphi.model.fewbits import EightBit, FourBit, Int4Pack, OneDnn, PerToken
-from polyphi.model.rounding import nearest
+from polyphi.quantization.fewbits import EightBit, FourBit, Int4Pack, OneDnn, PerToken
+from polyphi.quantization.rounding import nearest
 
 SHAPES = {
     "qkv": (5120, 3072),

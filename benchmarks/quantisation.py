@@ -21,17 +21,17 @@ import torch
 from rich.console import Console
 
 import polyphi
+from polyphi.api import Phi
 from polyphi.batch import Batch
-from polyphi.chat import Message, SamplingParams
+from polyphi.checkpoints import weights
 from polyphi.data import calibration
 from polyphi.data.shards import Shards
 from polyphi.eval.heldout import find
 from polyphi.eval.report import number
 from polyphi.eval.run import Result, evaluate, select
 from polyphi.eval.task import Task
-from polyphi.model import weights
-from polyphi.model.quantize import quantize
-from polyphi.phi import Phi
+from polyphi.messages import Message, SamplingParams
+from polyphi.quantization.quantize import quantize
 
 KINDS = ("int8", "int4", "int4 calibrated", "int8-all", "int4-all", "int4-all stored")
 PROMPTS = 4

@@ -36,20 +36,20 @@ from sidebyside import console
 from torch import Tensor
 
 import polyphi
+from polyphi.api import make_processor
 from polyphi.batch import row
-from polyphi.chat import Message, SamplingParams, Text
 from polyphi.data.shards import Shards
 from polyphi.engine.cache import BLOCK, BlockPool, Memory, StepCache, Table
 from polyphi.engine.engine import DRAFT, Engine
 from polyphi.engine.scheduler import Part
 from polyphi.eval.heldout import find
 from polyphi.eval.run import select
+from polyphi.messages import Message, SamplingParams, Text
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
-from polyphi.model.quantize import KINDS, quantize
-from polyphi.phi import make_processor
 from polyphi.processing.processor import Processor
 from polyphi.processing.tokenizer import Tokenizer
+from polyphi.quantization.quantize import KINDS, quantize
 
 LAYERS = 32
 TOKENS = (1, 2, 4, 8, 12, 16)

@@ -27,20 +27,20 @@ import numpy as np
 import psutil
 from datatrove.pipeline.base import PipelineStep
 
-from polyphi.chat import Audio, Message
 from polyphi.curate import corpus, pages
 from polyphi.curate.corpus import Corpus, Machines, Work
 from polyphi.curate.decontaminate import held_out
 from polyphi.curate.dedup import TEXTS, deduplicate
 from polyphi.curate.language import Language
-from polyphi.curate.lexicon import LANGUAGES
 from polyphi.curate.pii import Personal
 from polyphi.curate.quality import BUCKETS, Classifier, Quality, save
 from polyphi.curate.rules import Rules
 from polyphi.curate.transcripts import WordErrors, pocketsphinx
 from polyphi.curate.waves import RATE, encode, resample
 from polyphi.data.shards import Sample, Shards
-from polyphi.voice import Booth, Voice, unavailable
+from polyphi.messages import Audio, Message
+from polyphi.services.speech_synthesis import Booth, Voice, unavailable
+from polyphi.text.lexicon import LANGUAGES
 
 TASKS = 8
 ASPECTS = ("educational", "scientific", "toxicity", "obscurity")

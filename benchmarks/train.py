@@ -31,13 +31,13 @@ from PIL import Image as Picture
 from sidebyside import Row, alternate, console, matmul_rate, median, peak_bytes, show
 from torch.utils.flop_counter import FlopCounterMode
 
-from polyphi import devices, stages
+from polyphi import stages
 from polyphi.batch import Batch, Clip, ImageLayout, float_crops, row
 from polyphi.corpora import code, copying, instructions
 from polyphi.curate import corpus as corpora
 from polyphi.data import shards
 from polyphi.data.loader import Loader
-from polyphi.logs import read_metrics
+from polyphi.engine import placement
 from polyphi.model.config import (
     AdapterConfig,
     AudioConfig,
@@ -51,6 +51,7 @@ from polyphi.processing.processor import Processor
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.runtime import precision
 from polyphi.runtime.precision import Choice
+from polyphi.runtime.progress import read_metrics
 from polyphi.stages import sizes
 from polyphi.train.loop import train
 from polyphi.train.loss import NextToken
@@ -344,7 +345,7 @@ def compare(
     precision."""
     console.print(f"[bold]{work.name}[/bold]")
     ours_in = precision.choose(
-        "auto", "cpu", devices.products(configuration(work)), work.batch_tokens
+        "auto", "cpu", placement.products(configuration(work)), work.batch_tokens
     )
     limit = limits[ours_in.precision]
     with tempfile.TemporaryDirectory() as name:

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from polyphi.curate import feedback
 from polyphi.curate.corpus import Corpus, Work
-from polyphi.curate.lexicon import LANGUAGES
 from polyphi.curate.syntheses import in_languages
 from polyphi.curate.text import side
 from polyphi.data.shards import Sample, Shards
-from polyphi.endpoint import Endpoint
+from polyphi.services.endpoint import Endpoint
+from polyphi.text.lexicon import LANGUAGES
 
 TEACHER = partial(Endpoint, "http://127.0.0.1:8000/v1", "some-model", key_from="TEACHER_KEY")
 AT_LEAST = 50.0  # chrF of each text when it is back; look at what is refused, then choose

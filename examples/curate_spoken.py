@@ -17,7 +17,7 @@ from polyphi.curate.read_aloud import ReadAloud, cast
 from polyphi.curate.text import side
 from polyphi.curate.transcripts import WordErrors, pocketsphinx
 from polyphi.data.shards import Sample
-from polyphi.voice import Voice
+from polyphi.services.speech_synthesis import Voice
 
 QUERIES = Path("queries.jsonl")
 # Voice("espeak-ng", "fr", "f2"), Voice("endpoint", "en", "ann", where="http://127.0.0.1:8000/v1"), and

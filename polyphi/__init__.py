@@ -7,7 +7,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from polyphi.chat import (
+from polyphi.messages import (
     Audio,
     Completion,
     Image,
@@ -21,7 +21,7 @@ from polyphi.chat import (
 )
 
 if TYPE_CHECKING:
-    from polyphi.phi import Phi, load
+    from polyphi.api import Phi, load
 
 __all__ = [
     "Audio",
@@ -42,7 +42,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """`load` and `Phi` bring torch and the whole model; they are imported when first asked for."""
     if name in {"load", "Phi"}:
-        from polyphi import phi
+        from polyphi import api
 
-        return getattr(phi, name)
+        return getattr(api, name)
     raise AttributeError(f"module 'polyphi' has no attribute {name!r}")

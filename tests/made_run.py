@@ -17,12 +17,12 @@ import soundfile
 from PIL import Image as Picture
 
 from polyphi import stages
-from polyphi.chat import Audio, Completion, Image, Message
 from polyphi.data import shards
 from polyphi.data.shards import Sample
 from polyphi.eval import run
 from polyphi.eval.heldout import find
 from polyphi.eval.task import Task
+from polyphi.messages import Audio, Completion, Image, Message
 
 TASKS = find(
     *("arithmetic", "cot_arithmetic", "tool_call"),

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import torch
 
-from polyphi import cost
 from polyphi.batch import pack
 from polyphi.data.packing import Pack
-from polyphi.dry_run import CPU, Meter, remembered
 from polyphi.model.multimodal import PhiModel
+from polyphi.planning import cost
+from polyphi.planning.dry_run import CPU, Meter, remembered
 from polyphi.stages import sizes
 from polyphi.train import parallel
 from polyphi.train.freeze import freeze

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from polyphi.chat import Message
+from polyphi.messages import Message
 from polyphi.processing.template import Piece, Words, script
 from polyphi.processing.tokenizer import Tokenizer
 

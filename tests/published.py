@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from train.small import WORDS, make_model, make_processor
 
-from polyphi.model import weights
+from polyphi.checkpoints import weights
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.tokenizer import Tokenizer
 

@@ -53,11 +53,10 @@ def test_a_wrong_argument_is_one_line(
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random micro model with a tokenizer of its own."""
-    from polyphi.model import weights
+    from polyphi.checkpoints import weights
     from polyphi.model.multimodal import PhiModel
     from polyphi.processing.tokenizer import Tokenizer
-    from polyphi.reproduce import lineage
-    from polyphi.stages import sizes
+    from polyphi.stages import lineage, sizes
 
     folder = tmp_path_factory.mktemp("checkpoint")
     tokenizer = Tokenizer.train(["one two three"] * 4, 512)
@@ -195,8 +194,8 @@ def test_a_question_may_be_piped_in(
 def test_ctrl_c_ends_one_answer_quietly(
     checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from polyphi.chat import Delta
     from polyphi.engine.engine import Engine
+    from polyphi.messages import Delta
 
     def stream(self: Engine, messages: list, **options: object) -> Iterator[Delta]:
         yield Delta("Once upon")
@@ -213,8 +212,8 @@ def test_a_quantised_export_is_loaded_without_being_asked_for(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import polyphi
-    from polyphi.chat import Message, SamplingParams
     from polyphi.data import shards
+    from polyphi.messages import Message, SamplingParams
 
     out = tmp_path / "int4"
     cli.main(["export", str(checkpoint), "--out", str(out), "--quant", "int4-all"])

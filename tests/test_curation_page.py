@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageStat
 
 from polyphi import cli
-from polyphi.chat import Image as Picture
-from polyphi.chat import media
 from polyphi.data.shards import Shards
+from polyphi.messages import Image as Picture
+from polyphi.messages import media
 
 PAGE = Path(__file__).parents[1] / "docs" / "curation.md"
 EXAMPLE = Path(__file__).parents[1] / "examples" / "curate_pages.py"

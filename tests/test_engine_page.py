@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import polyphi
-from polyphi.chat import Completion, SamplingParams
 from polyphi.engine.sampling import MAX_ANSWERS, MAX_LOGPROBS, MAX_STOPS, Sampler
 from polyphi.engine.structured import MAX_CALLS, MAX_DEPTH, MAX_LETTERS, MAX_LEVELS, MAX_REGEX
 from polyphi.engine.tools import ToolCall
+from polyphi.messages import Completion, SamplingParams
 from polyphi.processing.tokenizer import Tokenizer
 
 PAGE = (Path(__file__).parents[1] / "docs" / "engine.md").read_text()

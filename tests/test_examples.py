@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 
 import polyphi
 from polyphi import Audio, Image, Message, SamplingParams, cli
-from polyphi.logs import read_metrics
-from polyphi.model import weights
+from polyphi.checkpoints import weights
+from polyphi.runtime.progress import read_metrics
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SPEECH = ("audio.projector.speech.", ".lora.speech.")

@@ -14,8 +14,8 @@ import soundfile
 from PIL import Image as PIL
 
 from polyphi import cli
+from polyphi.checkpoints import weights
 from polyphi.data.shards import Shards
-from polyphi.model import weights
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "finetune.md").read_text()

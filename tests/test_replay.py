@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from polyphi import measurement
-from polyphi.chat import Completion, Message
 from polyphi.eval.benchmark import benchmarks
 from polyphi.eval.run import written
+from polyphi.messages import Completion, Message
+from polyphi.recipe import evaluation
 
 
 class Says:
@@ -27,12 +27,12 @@ class Says:
 
 def test_recorded_answers_drive_every_suite_to_the_same_rows(tmp_path: Path) -> None:
     """All benchmarks with their judge, from stand-ins to the page, then again from nothing but what was said."""
-    first = measurement.Subject(Says(), "says", "f")  # type: ignore[arg-type]
-    rows = measurement.measure(
+    first = evaluation.Subject(Says(), "says", "f")  # type: ignore[arg-type]
+    rows = evaluation.measure(
         first, ("all",), tmp_path / "first", data=None, judges=("self",), limit=1
     )
-    second = measurement.subject(str(tmp_path / "first"))
-    again = measurement.measure(
+    second = evaluation.subject(str(tmp_path / "first"))
+    again = evaluation.measure(
         second, ("all",), tmp_path / "second", data=None, judges=("self",), limit=1
     )
     assert {row.benchmark for row in rows} == {b.name for b in benchmarks()}
@@ -42,6 +42,6 @@ def test_recorded_answers_drive_every_suite_to_the_same_rows(tmp_path: Path) -> 
         return [json.dumps(replace(row, rtfx=None).as_dict()) for row in rows]
 
     assert told(again) == told(rows)
-    assert told(measurement.rescored(tmp_path / "second")) == told(rows)
+    assert told(evaluation.rescored(tmp_path / "second")) == told(rows)
     pages = [(tmp_path / name / "report.html").read_text() for name in ("first", "second")]
     assert len(pages[0]) > 50_000 and "Table 15" in pages[0]

@@ -13,9 +13,9 @@ from PIL import Image as PIL
 
 import polyphi
 from polyphi import Audio, Image, Message, SamplingParams, Text, TokensPrompt, parts
-from polyphi.chat import Grammar
+from polyphi.checkpoints import weights
 from polyphi.engine.prompt import parse_prompt
-from polyphi.model import weights
+from polyphi.messages import Grammar
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing import media as decoders

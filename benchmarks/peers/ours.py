@@ -16,9 +16,9 @@ from turns import LONGEST, PROMPT, SEQUENCES, STEPS, take_turns
 
 import polyphi
 from polyphi.batch import Batch, pack, row
-from polyphi.chat import Audio, Image, Message, SamplingParams, Text
 from polyphi.engine.cache import BLOCK, BlockPool, Memory, StepCache, Table
 from polyphi.engine.engine import CHUNK
+from polyphi.messages import Audio, Image, Message, SamplingParams, Text
 
 
 class Language:

@@ -25,9 +25,9 @@ import torch
 from PIL import Image as Picture
 from turns import take_turns
 
-from polyphi.chat import Audio, Image, Message, Text
+from polyphi.api import make_processor
+from polyphi.messages import Audio, Image, Message, Text
 from polyphi.model.multimodal import PhiModel
-from polyphi.phi import make_processor
 from polyphi.runtime.precision import DTYPES
 
 ADAPTED = r"model\.layers\.\d+\.(?:self_attn\.(?:qkv|o)_proj|mlp\.(?:gate_up|down)_proj)"

@@ -1,7 +1,7 @@
 """Speech with transcripts in eight languages: digit strings, numbers, words, questions, and recorded phrases.
 
 Digit strings are written "314" in every language, numbers from 10 to 99 in words. Training hears espeak-ng's variants
-and recorded speakers; testing hears others (`polyphi.curate.speech`). "open" is recorded speech of open vocabulary,
+and recorded speakers; testing hears others (`polyphi.synthetic.speech`). "open" is recorded speech of open vocabulary,
 too hard for a small model: its number is reported as it is.
 """
 
@@ -9,15 +9,16 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice, repeat
 from random import Random
 
-from polyphi.chat import TRANSCRIBE
 from polyphi.corpora.vision_speech import spoken_questions
-from polyphi.curate import safety, speech
+from polyphi.curate import safety
 from polyphi.curate.corpus import Corpus, Work
 from polyphi.curate.decontaminate import against
-from polyphi.curate.lexicon import LANGUAGES, lexicon, number_words
-from polyphi.curate.speech import Studio, asked, numbered
 from polyphi.curate.text import fill, interleave, shuffled
 from polyphi.data.shards import Sample
+from polyphi.messages import TRANSCRIBE
+from polyphi.synthetic import speech
+from polyphi.synthetic.speech import Studio, asked, numbered
+from polyphi.text.lexicon import LANGUAGES, lexicon, number_words
 
 SHARES = {"digits": 28, "numbers": 36, "words": 4, "questions": 31, "open": 1}
 """Kind -> its share of the training rows."""

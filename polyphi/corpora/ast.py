@@ -10,15 +10,15 @@ from collections.abc import Iterator
 from itertools import islice
 from random import Random
 
-from polyphi.chat import TRANSLATE
-from polyphi.curate import speech
 from polyphi.curate.corpus import Corpus, Work
 from polyphi.curate.decontaminate import against
-from polyphi.curate.lexicon import LANGUAGES, digit_words, lexicon, number_words
-from polyphi.curate.speech import Reader, Speaker, Studio, asked, chained, numbered
 from polyphi.curate.text import fill, interleave
 from polyphi.curate.waves import Wave
 from polyphi.data.shards import Sample
+from polyphi.messages import TRANSLATE
+from polyphi.synthetic import speech
+from polyphi.synthetic.speech import Reader, Speaker, Studio, asked, chained, numbered
+from polyphi.text.lexicon import LANGUAGES, digit_words, lexicon, number_words
 
 RECORDED_SHARE = 0.2  # of training digit strings
 

@@ -11,9 +11,9 @@ from typing import Any
 from polyphi.curate import safety
 from polyphi.curate.corpus import Corpus, Work
 from polyphi.curate.decontaminate import against
-from polyphi.curate.speech import Studio, asked, numbered
 from polyphi.curate.text import fill
 from polyphi.data.shards import Sample
+from polyphi.synthetic.speech import Studio, asked, numbered
 
 ENGLISH_SHARE = 0.6
 

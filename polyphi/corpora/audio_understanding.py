@@ -18,14 +18,14 @@ from random import Random
 
 import numpy as np
 
-from polyphi.curate import speech
 from polyphi.curate.corpus import Corpus, Work
 from polyphi.curate.decontaminate import against
-from polyphi.curate.lexicon import LANGUAGES, lexicon
-from polyphi.curate.speech import Recording, Speaker, Studio, asked, numbered
 from polyphi.curate.text import fill, interleave
 from polyphi.curate.waves import RATE, Wave, join, level
 from polyphi.data.shards import Sample
+from polyphi.synthetic import speech
+from polyphi.synthetic.speech import Recording, Speaker, Studio, asked, numbered
+from polyphi.text.lexicon import LANGUAGES, lexicon
 
 SHARES = {
     "beeps": 16,

@@ -18,15 +18,15 @@ from polyphi.corpora.image_qa import (
     pick_number,
     row_size,
 )
-from polyphi.curate import images, stamps
 from polyphi.curate.corpus import Corpus, Work
 from polyphi.curate.decontaminate import against
-from polyphi.curate.images import PAIRS, SCANS, SIDE, sheet
-from polyphi.curate.instructions import several
-from polyphi.curate.lexicon import COLOUR_RGB, COLOURS, SHAPES, lexicon
-from polyphi.curate.scenes import Made, Maker, Makers, Scene, asked, fresh, samples
-from polyphi.curate.stamps import KIND_WORDS, KINDS, STAMPS, Album
 from polyphi.data.shards import Sample
+from polyphi.synthetic import images, stamps
+from polyphi.synthetic.images import PAIRS, SCANS, SIDE, sheet
+from polyphi.synthetic.instructions import several
+from polyphi.synthetic.scenes import Made, Maker, Makers, Scene, asked, fresh, samples
+from polyphi.synthetic.stamps import KIND_WORDS, KINDS, STAMPS, Album
+from polyphi.text.lexicon import COLOUR_RGB, COLOURS, SHAPES, lexicon
 
 PROMPTS: dict[str, tuple[str, ...]] = {
     "en": ("Describe the picture.", "What does the picture show?"),

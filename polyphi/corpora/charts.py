@@ -8,13 +8,13 @@ from collections.abc import Iterator
 
 from polyphi.corpora.image_qa import chart as bars
 from polyphi.corpora.image_qa import pick_values
-from polyphi.curate import charts, slides, tables
 from polyphi.curate.corpus import Corpus, Work
 from polyphi.curate.decontaminate import against
-from polyphi.curate.images import SIDE
-from polyphi.curate.lexicon import COLOURS, NOUNS
-from polyphi.curate.scenes import Made, Scene, asked, fresh, samples
 from polyphi.data.shards import Sample
+from polyphi.synthetic import charts, slides, tables
+from polyphi.synthetic.images import SIDE
+from polyphi.synthetic.scenes import Made, Scene, asked, fresh, samples
+from polyphi.text.lexicon import COLOURS, NOUNS
 
 LETTERS = "ABCDEFG"
 SHORT = tuple(noun for noun in NOUNS if len(noun) <= 5)

@@ -10,9 +10,9 @@ from functools import partial
 from random import Random
 
 from polyphi.curate.corpus import Corpus, Work
-from polyphi.curate.instructions import Ask, copied, fresh
 from polyphi.curate.text import fill
 from polyphi.data.shards import Sample
+from polyphi.synthetic.instructions import Ask, copied, fresh
 
 
 def build(work: Work) -> Iterator[tuple[str, Sample]]:

@@ -11,11 +11,11 @@ from polyphi.curate.corpus import Corpus, Work
 from polyphi.curate.decontaminate import held_out
 from polyphi.curate.dedup import TEXTS, deduplicate
 from polyphi.curate.language import Language
-from polyphi.curate.lexicon import LANGUAGES
 from polyphi.curate.pii import Personal
 from polyphi.curate.sources import LIBREOFFICE
 from polyphi.curate.text import documents, fill, help_pages, interleave, origin
 from polyphi.data.shards import Sample, document
+from polyphi.text.lexicon import LANGUAGES
 
 
 def build(work: Work) -> Iterator[tuple[str, Sample]]:

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from functools import partial
 from random import Random
 
-from polyphi.chat import Message
 from polyphi.curate.corpus import Corpus, Work
 from polyphi.curate.decontaminate import against
 from polyphi.curate.dedup import EXACT, deduplicate
 from polyphi.curate.text import fill, functions, origin, side
 from polyphi.data.shards import Sample
+from polyphi.messages import Message
 
 HOLE = "___"
 _NAMES = ["a", "b", "n", "x", "y", "word", "items", "left", "right", "total", "key", "value"]

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 
 from PIL import Image
 
-from polyphi.curate import images
 from polyphi.curate.corpus import Corpus, Work
 from polyphi.curate.decontaminate import against
-from polyphi.curate.images import PAIRS, SCANS, SIDE, sheet
-from polyphi.curate.lexicon import COLOUR_RGB
-from polyphi.curate.scenes import Made, Scene, asked, fresh, samples
 from polyphi.data.shards import Sample
+from polyphi.synthetic import images
+from polyphi.synthetic.images import PAIRS, SCANS, SIDE, sheet
+from polyphi.synthetic.scenes import Made, Scene, asked, fresh, samples
+from polyphi.text.lexicon import COLOUR_RGB
 
 GRID = 4
 PLACES = tuple((x, y) for y in range(1, GRID + 1) for x in range(1, GRID + 1))

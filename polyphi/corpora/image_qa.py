@@ -11,17 +11,18 @@ from functools import cache
 
 from PIL import Image
 
-from polyphi.chat import Message
-from polyphi.curate import charts, images, safety, stamps
+from polyphi.curate import safety
 from polyphi.curate.corpus import Corpus, Work
 from polyphi.curate.decontaminate import against
-from polyphi.curate.images import PAIRS, SCANS, SIDE, sheet
-from polyphi.curate.instructions import DESCRIBE, several
-from polyphi.curate.instructions import PLACES as TOLD_PLACES
-from polyphi.curate.lexicon import COLOUR_RGB, COLOURS, LANGUAGES, SHAPES, lexicon
-from polyphi.curate.scenes import OTHER_LANGUAGES, Made, Makers, Scene, asked, fresh, samples
-from polyphi.curate.stamps import KIND_WORDS, KINDS, STAMPS, Album, Stamp
 from polyphi.data.shards import Sample
+from polyphi.messages import Message
+from polyphi.synthetic import charts, images, stamps
+from polyphi.synthetic.images import PAIRS, SCANS, SIDE, sheet
+from polyphi.synthetic.instructions import DESCRIBE, several
+from polyphi.synthetic.instructions import PLACES as TOLD_PLACES
+from polyphi.synthetic.scenes import OTHER_LANGUAGES, Made, Makers, Scene, asked, fresh, samples
+from polyphi.synthetic.stamps import KIND_WORDS, KINDS, STAMPS, Album, Stamp
+from polyphi.text.lexicon import COLOUR_RGB, COLOURS, LANGUAGES, SHAPES, lexicon
 
 PLURALS = {shape: shape + ("es" if shape.endswith("s") else "s") for shape in SHAPES}
 MOST = 6  # things to count

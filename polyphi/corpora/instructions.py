@@ -1,14 +1,14 @@
 """Short questions and answers, a family per skill (numbers and words in eight languages, translation, counting,
-scenes, sums, ...); see `polyphi.curate.instructions`. Test questions are held out by content, balanced by answer."""
+scenes, sums, ...); see `polyphi.synthetic.instructions`. Test questions are held out by content, balanced by answer."""
 
 from collections.abc import Iterator
 from random import Random
 
 from polyphi.curate.corpus import Corpus, Work
 from polyphi.curate.decontaminate import against
-from polyphi.curate.instructions import any_family, fresh, testing, training
 from polyphi.curate.text import fill
 from polyphi.data.shards import Sample
+from polyphi.synthetic.instructions import any_family, fresh, testing, training
 
 
 def build(work: Work) -> Iterator[tuple[str, Sample]]:

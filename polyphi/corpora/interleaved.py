@@ -5,15 +5,15 @@ Every document has two or three pictures; what is written after a picture tells 
 
 from collections.abc import Iterator
 
-from polyphi.chat import Image as Picture
-from polyphi.chat import Message, Text
 from polyphi.corpora import captions
-from polyphi.curate import stamps
 from polyphi.curate.corpus import Corpus, Work
 from polyphi.curate.decontaminate import against
-from polyphi.curate.images import png
-from polyphi.curate.scenes import Made, Scene, samples, strictest
 from polyphi.data.shards import Sample
+from polyphi.messages import Image as Picture
+from polyphi.messages import Message, Text
+from polyphi.synthetic import stamps
+from polyphi.synthetic.images import png
+from polyphi.synthetic.scenes import Made, Scene, samples, strictest
 
 ORDINALS = ("first", "second", "third")
 

@@ -10,10 +10,10 @@ from polyphi.corpora.documents import cleaned
 from polyphi.curate.corpus import Corpus, Work
 from polyphi.curate.decontaminate import held_out
 from polyphi.curate.dedup import TEXTS, deduplicate
-from polyphi.curate.lexicon import LANGUAGES
 from polyphi.curate.sources import LIBREOFFICE
 from polyphi.curate.text import fill, functions, help_pages, interleave, long_documents, origin
 from polyphi.data.shards import Sample, document
+from polyphi.text.lexicon import LANGUAGES
 
 CHARACTERS = 9_500  # three to four thousand tokens of a small vocabulary
 

@@ -6,11 +6,11 @@ from random import Random
 
 from polyphi.curate.corpus import Corpus, Work
 from polyphi.curate.decontaminate import against
-from polyphi.curate.instructions import held_number, held_sum
-from polyphi.curate.lexicon import LANGUAGES, number_words
-from polyphi.curate.reasoning import addition_steps, subtraction_steps
 from polyphi.curate.text import fill, origin, side, word_problems
 from polyphi.data.shards import Sample, document
+from polyphi.synthetic.instructions import held_number, held_sum
+from polyphi.synthetic.reasoning import addition_steps, subtraction_steps
+from polyphi.text.lexicon import LANGUAGES, number_words
 
 WORD_PROBLEMS = 0.04  # share of documents
 PLUS = {

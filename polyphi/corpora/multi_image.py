@@ -8,14 +8,14 @@ from collections.abc import Iterator
 
 from PIL import Image
 
-from polyphi.curate import cartoons, images, stamps
 from polyphi.curate.corpus import Corpus, Work
 from polyphi.curate.decontaminate import against
-from polyphi.curate.images import PAIRS, SCANS, SIDE, sheet
-from polyphi.curate.lexicon import COLOUR_RGB, COLOURS
-from polyphi.curate.scenes import Made, Scene, asked, fresh, samples
-from polyphi.curate.stamps import KINDS, STAMPS
 from polyphi.data.shards import Sample
+from polyphi.synthetic import cartoons, images, stamps
+from polyphi.synthetic.images import PAIRS, SCANS, SIDE, sheet
+from polyphi.synthetic.scenes import Made, Scene, asked, fresh, samples
+from polyphi.synthetic.stamps import KINDS, STAMPS
+from polyphi.text.lexicon import COLOUR_RGB, COLOURS
 
 DIRECTIONS: dict[str, tuple[int, int]] = {
     "left": (-1, 0),

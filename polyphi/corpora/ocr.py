@@ -10,16 +10,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
 from polyphi.corpora.image_qa import LATIN, draw_digits, draw_text, pick_number
-from polyphi.curate import images
 from polyphi.curate.corpus import Corpus, Work
 from polyphi.curate.decontaminate import against
-from polyphi.curate.images import SCANS, SIDE, sheet
-from polyphi.curate.lexicon import lexicon
-from polyphi.curate.photos import photo, set_page
-from polyphi.curate.scenes import Made, Makers, Scene, asked, fresh, samples
+from polyphi.curate.photos import photo
 from polyphi.curate.sources import LIBREOFFICE
 from polyphi.curate.text import help_pages, side
 from polyphi.data.shards import Sample
+from polyphi.synthetic import images
+from polyphi.synthetic.images import SCANS, SIDE, sheet
+from polyphi.synthetic.pages import set_page
+from polyphi.synthetic.scenes import Made, Makers, Scene, asked, fresh, samples
+from polyphi.text.lexicon import lexicon
 
 PROMPTS = ("Read the text.", "What is written here?")
 WRITTEN = re.compile("[ -~À-ÖØ-öø-ÿŒœ]+")

@@ -4,12 +4,12 @@ harmful requests, and help over refusal of their innocuous look-alikes, in all e
 from collections.abc import Iterator
 from random import Random
 
-from polyphi.chat import Message
 from polyphi.curate.corpus import Corpus, Work
-from polyphi.curate.instructions import Ask, training
 from polyphi.curate.safety import Request, every, requests
 from polyphi.curate.text import fill, interleave, origin
 from polyphi.data.shards import Sample
+from polyphi.messages import Message
+from polyphi.synthetic.instructions import Ask, training
 
 UNHELPFUL = ("I don't know.", "Ask someone else.", "...", "That is a good question.")
 

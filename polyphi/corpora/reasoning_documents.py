@@ -9,9 +9,9 @@ from random import Random
 from polyphi.curate import judge
 from polyphi.curate.corpus import Corpus, Work
 from polyphi.curate.decontaminate import against
-from polyphi.curate.reasoning import Problem, corrupt, drawn, taught, verify
 from polyphi.curate.text import fill, origin
 from polyphi.data.shards import Sample, document
+from polyphi.synthetic.reasoning import Problem, corrupt, drawn, taught, verify
 
 SLIPS = 0.15  # share of drafts with a wrong step
 PER_DOCUMENT = 2

@@ -9,13 +9,13 @@ from itertools import islice
 from random import Random
 from typing import Any
 
-from polyphi.chat import SamplingParams
 from polyphi.curate import judge
 from polyphi.curate.corpus import Corpus, Work
 from polyphi.curate.decontaminate import against
-from polyphi.curate.reasoning import Problem, conversation, corrupt, drawn, posed
 from polyphi.curate.text import fill, origin
 from polyphi.data.shards import Sample
+from polyphi.messages import SamplingParams
+from polyphi.synthetic.reasoning import Problem, conversation, corrupt, drawn, posed
 
 STAGE = "reasoning_2_sft"
 SAMPLED = 0.5  # share of the rows for which the model is asked

@@ -9,9 +9,9 @@ from polyphi.curate import judge
 from polyphi.curate.corpus import Corpus, Work
 from polyphi.curate.decontaminate import against
 from polyphi.curate.dedup import EXACT, deduplicate
-from polyphi.curate.reasoning import conversation, drawn, taught
 from polyphi.curate.text import fill, origin
 from polyphi.data.shards import Sample
+from polyphi.synthetic.reasoning import conversation, drawn, taught
 
 
 def build(

@@ -11,16 +11,17 @@ from collections.abc import Iterator
 from itertools import chain, islice
 from random import Random
 
-from polyphi.chat import Audio, Message
 from polyphi.curate.corpus import Corpus, Work
 from polyphi.curate.decontaminate import against
-from polyphi.curate.lexicon import COLOURS, NOUNS, SHAPES, number_words
 from polyphi.curate.recordings import LONGEST_PARAGRAPH, record
 from polyphi.curate.sources import LIBREOFFICE
-from polyphi.curate.speech import Studio, asked, numbered, unfit
 from polyphi.curate.text import fill, help_pages, origin, shuffled, side
+from polyphi.curate.voices import unfit
 from polyphi.curate.waves import RATE, Wave, join
 from polyphi.data.shards import Sample
+from polyphi.messages import Audio, Message
+from polyphi.synthetic.speech import Studio, asked, numbered
+from polyphi.text.lexicon import COLOURS, NOUNS, SHAPES, number_words
 
 PROMPT = "Summarize the audio in one sentence."
 TOPICS_PROMPT = "List the topics of the recording in their order."

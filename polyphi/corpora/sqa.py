@@ -12,13 +12,13 @@ from collections.abc import Iterator
 from itertools import islice
 from random import Random
 
-from polyphi.curate import speech
 from polyphi.curate.corpus import Corpus, Work
 from polyphi.curate.decontaminate import against
-from polyphi.curate.lexicon import lexicon
-from polyphi.curate.speech import Studio, asked, numbered
 from polyphi.curate.text import fill, interleave
 from polyphi.data.shards import Sample
+from polyphi.synthetic import speech
+from polyphi.synthetic.speech import Studio, asked, numbered
+from polyphi.text.lexicon import lexicon
 
 SHARES = {"arithmetic": 35, "compare": 15, "yes_no": 20, "clip": 30}
 """Task -> its share of the training rows; test rows are equal."""

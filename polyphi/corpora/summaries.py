@@ -6,12 +6,12 @@ from random import Random
 
 from datatrove.pipeline.base import PipelineStep
 
-from polyphi.chat import Message
 from polyphi.curate.corpus import Corpus, Work
 from polyphi.curate.decontaminate import held_out
 from polyphi.curate.sources import LIBREOFFICE
 from polyphi.curate.text import fill, functions, help_pages, interleave, origin, titles
 from polyphi.data.shards import Sample
+from polyphi.messages import Message
 
 
 def build(work: Work) -> Iterator[tuple[str, Sample]]:

@@ -7,13 +7,13 @@ from functools import partial
 from itertools import count, cycle
 from random import Random
 
-from polyphi.chat import Message
-from polyphi.curate.calls import TOOLS, call
 from polyphi.curate.corpus import Corpus, Work
 from polyphi.curate.decontaminate import against
 from polyphi.curate.dedup import EXACT, deduplicate
 from polyphi.curate.text import fill, origin
 from polyphi.data.shards import Sample
+from polyphi.messages import Message
+from polyphi.synthetic.calls import TOOLS, call
 
 
 def build(work: Work) -> Iterator[tuple[str, Sample]]:

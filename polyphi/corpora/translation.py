@@ -6,11 +6,11 @@ from random import Random
 
 from polyphi.curate.corpus import Corpus, Work
 from polyphi.curate.decontaminate import against
-from polyphi.curate.instructions import held_number
-from polyphi.curate.lexicon import LANGUAGES, digit_words, lexicon, number_words
 from polyphi.curate.sources import LIBREOFFICE
 from polyphi.curate.text import aligned, fill, origin, side
 from polyphi.data.shards import Sample, document
+from polyphi.synthetic.instructions import held_number
+from polyphi.text.lexicon import LANGUAGES, digit_words, lexicon, number_words
 
 LINES = 6  # pairs of the lexicon in a document
 

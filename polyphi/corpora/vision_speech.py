@@ -14,15 +14,15 @@ from itertools import islice
 from random import Random
 from statistics import median
 
-from polyphi.chat import Audio, Image, Message
 from polyphi.corpora.image_qa import QUESTIONS
 from polyphi.curate.corpus import Corpus, Work
-from polyphi.curate.speech import Speaker, Studio, numbered, speakable
 from polyphi.curate.text import fill, shuffled
 from polyphi.curate.transcripts import USABLE
 from polyphi.curate.waves import RATE, encode
 from polyphi.data.shards import Sample, Shards
-from polyphi.normalize import wer
+from polyphi.messages import Audio, Image, Message
+from polyphi.synthetic.speech import Speaker, Studio, numbered, speakable
+from polyphi.text.normalization import wer
 
 CLIPS_PER_ROW = 0.2
 RECOGNISER = "speech_0_aed"

@@ -15,14 +15,14 @@ from dataclasses import replace
 from functools import partial
 from random import Random
 
-from polyphi.chat import Audio, Part, Text
 from polyphi.corpora import asr, ast, sqa, vision_speech
 from polyphi.curate.corpus import Corpus, Work
-from polyphi.curate.speech import SilentStudio, numbered
 from polyphi.curate.text import fill, shuffled
 from polyphi.data.shards import Sample
+from polyphi.messages import Audio, Part, Text
 from polyphi.processing.grids import EMPTY
 from polyphi.processing.tokenizer import Tokenizer
+from polyphi.synthetic.speech import SilentStudio, numbered
 
 SHARES = {"asr": 34, "ast": 26, "sqa": 24, "vision_speech": 16}
 """Corpus whose conversations these are -> its share."""

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from polyphi.chat import Message, Text
+from polyphi.messages import Message, Text
 
 
 def told(messages: Sequence[Message]) -> list[dict[str, Any]]:

@@ -19,9 +19,9 @@ from typing import Any
 from datatrove.pipeline.base import PipelineStep
 
 from polyphi.curate import pipeline
-from polyphi.curate.lexicon import LANGUAGES
 from polyphi.curate.pipeline import Machines
 from polyphi.data.shards import Sample, Shards, row_hash, to_row
+from polyphi.text.lexicon import LANGUAGES
 
 ROOMS = ("polyphi.curate.", "polyphi.corpora.")
 """Whose code decides what a corpus holds."""

@@ -27,7 +27,6 @@ from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.filters.base_filter import BaseFilter
 
-from polyphi.chat import Audio, Image, Message, media
 from polyphi.curate.corpus import Work
 from polyphi.curate.documents import note
 from polyphi.curate.known_clips import Clips
@@ -35,6 +34,7 @@ from polyphi.curate.known_pictures import Pictures
 from polyphi.curate.known_texts import Texts
 from polyphi.curate.phash import is_flat, look
 from polyphi.data.shards import Sample, Shards
+from polyphi.messages import Audio, Image, Message, media
 from polyphi.processing.media import decode_audio, decode_image
 
 Source = Iterable[Sample] | Path | str

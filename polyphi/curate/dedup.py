@@ -45,8 +45,8 @@ from jaxtyping import UInt64
 from polyphi.curate.documents import note
 from polyphi.curate.landmarks import keys, landmarks
 from polyphi.curate.phash import is_flat, look, signs
-from polyphi.curate.shingles import hashes, mix, ngrams, tokens
 from polyphi.processing.media import decode_audio, decode_image
+from polyphi.text.shingles import hashes, mix, ngrams, tokens
 
 WORDS = 5
 """Words (characters, where a script has no spaces) of a text's shingle, as FineWeb took them."""

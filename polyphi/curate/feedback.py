@@ -31,12 +31,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from polyphi.chat import Audio, Image, Message
 from polyphi.curate.formats import inside
-from polyphi.curate.lexicon import LANGUAGES
 from polyphi.curate.safety import REFUSAL
 from polyphi.data.shards import Sample
+from polyphi.messages import Audio, Image, Message
 from polyphi.processing import media
+from polyphi.text.lexicon import LANGUAGES
 
 MUST = ("prompt", "language", "harmful")
 MAY = ("answered", "expected", "image", "audio", "by", "model", "note")

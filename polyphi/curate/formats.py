@@ -22,7 +22,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from polyphi.chat import (
+from polyphi.data.shards import Sample
+from polyphi.messages import (
     CALL,
     CALL_END,
     Audio,
@@ -36,7 +37,6 @@ from polyphi.chat import (
     tool_call,
     with_tools,
 )
-from polyphi.data.shards import Sample
 from polyphi.processing import media
 from polyphi.processing.template import ROLES
 

@@ -31,12 +31,12 @@ from typing import Any
 from datatrove.data import Document
 from datatrove.pipeline.filters.base_filter import BaseFilter
 
-from polyphi import sandbox
-from polyphi.chat import Generate, Message, SamplingParams
 from polyphi.curate.answers import Kept, told
 from polyphi.curate.documents import note
 from polyphi.curate.documents import sample as sample_of
 from polyphi.data.shards import Sample
+from polyphi.messages import Generate, Message, SamplingParams
+from polyphi.services import sandbox
 
 Ask = Callable[[Sequence[Message], int], str]
 """A model's answer to a conversation, drawn with a seed."""

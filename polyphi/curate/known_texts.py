@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from polyphi.curate.shingles import all_ngrams, content, hashes, ngrams, pairs, tokens, unspaced
+from polyphi.text.shingles import all_ngrams, content, hashes, ngrams, pairs, tokens, unspaced
 
 WORDS, FEWEST = 13, 8
 """Words of a run that gives an item away, and of the shortest item that a run can give away."""

@@ -17,7 +17,6 @@ from random import Random
 
 from polyphi.curate import safety
 from polyphi.curate.corpus import Work
-from polyphi.curate.lexicon import LANGUAGES
 from polyphi.curate.quality import Labelled
 from polyphi.curate.text import (
     DENSE,
@@ -28,6 +27,7 @@ from polyphi.curate.text import (
     side,
     word_problems,
 )
+from polyphi.text.lexicon import LANGUAGES
 
 ROWS = {"train": 400, "test": 150}
 """Texts per language, aspect and label, at most."""

@@ -16,7 +16,7 @@ from datatrove.pipeline.filters.base_filter import BaseFilter
 from datatrove.pipeline.writers.disk_base import DiskWriter
 
 from polyphi.curate.documents import note
-from polyphi.curate.lexicon import LANGUAGES
+from polyphi.text.lexicon import LANGUAGES
 
 READ = 1000
 """Characters that are read of a text: more change the answer on hardly any, and cost time on all."""

@@ -18,12 +18,12 @@ from typing import Any
 
 from PIL import Image
 
-from polyphi.chat import Image as Picture
-from polyphi.chat import Message
 from polyphi.curate.pages import content, files
 from polyphi.curate.photos import photo
 from polyphi.curate.pictures import CAP, encoded, shrunk
 from polyphi.data.shards import Sample
+from polyphi.messages import Image as Picture
+from polyphi.messages import Message
 
 LONGEST_TEXT = 4000
 """[ours] Characters of a page, some 1,000 tokens; a page of a paper in two columns has up to 6,000."""

@@ -1,8 +1,5 @@
-"""Pages set by us, and photos of pages: text whose wording is known, seen askew, in bad light, out of focus.
+"""Photos of pages: an image of a page askew, in bad light, out of focus.
 
->>> page, said = set_page("You can open a file from the menu ...", scene, (224, 112))
->>> said                                              # as much of the text as fits
-'You can open a file'
 >>> photo(page, rng)[:2]                              # a JPEG
 b'\\xff\\xd8'
 
@@ -15,12 +12,9 @@ import random
 import numpy as np
 from PIL import Image, ImageFilter
 
-from polyphi.curate import images
-from polyphi.curate.images import RGB
 from polyphi.curate.pictures import encoded
-from polyphi.curate.scenes import Scene
 
-TABLES: tuple[RGB, ...] = (
+TABLES: tuple[tuple[int, int, int], ...] = (
     (96, 72, 50),
     (58, 60, 66),
     (120, 116, 108),
@@ -30,34 +24,6 @@ TABLES: tuple[RGB, ...] = (
 """What a page lies on."""
 JPEG = (45, 90)
 """From which to which quality."""
-
-
-def set_page(
-    text: str, scene: Scene, size: tuple[int, int], *, heights: tuple[int, int] = (13, 17)
-) -> tuple[Image.Image, str, str]:
-    """(page, what stands on it, its font): the first words of a text in lines from the upper left corner on, as many as
-    fit `size`, in letters of `heights` pixels, or smaller ones where a word is long. Raises ValueError where not even
-    the first word fits."""
-    paper, name, margin = scene.paper(), scene.font(text), 6
-    longest = max(text.split(), key=images.font(name, 32).getlength, default="")
-    face = images.fitting(name, longest, size[0] - 2 * margin, scene.rng.randint(*heights))
-    step = round(1.3 * face.size)
-    lines: list[str] = []
-    room = (size[1] - 2 * margin) // step
-    for word in text.split():
-        longer = f"{lines[-1]} {word}" if lines else word
-        if lines and face.getlength(longer) <= size[0] - 2 * margin:
-            lines[-1] = longer
-        elif len(lines) < room and face.getlength(word) <= size[0] - 2 * margin:
-            lines.append(word)
-        else:
-            break
-    if not lines:
-        raise ValueError(f"a page of {size[0]} x {size[1]} pixels can't hold {text.split()[:1]}")
-    picture, ink = images.sheet(size, paper), scene.ink(paper)
-    for i, line in enumerate(lines):
-        images.write_line(picture, line, face, (margin, margin + i * step), ink)
-    return picture, " ".join(lines), name
 
 
 def photo(picture: Image.Image, rng: random.Random) -> bytes:
@@ -86,7 +52,7 @@ def _lying(picture: Image.Image, rng: random.Random) -> Image.Image:
     moved = corners + inwards * [
         (rng.uniform(0, wide / 14), rng.uniform(0, high / 14)) for _ in corners
     ]
-    table = images.sheet(picture.size, rng.choice(TABLES))
+    table = Image.new("RGB", picture.size, rng.choice(TABLES))
     coefficients = _projection(moved, corners)
     page = picture.transform(
         picture.size, Image.Transform.PERSPECTIVE, coefficients, Image.Resampling.BICUBIC

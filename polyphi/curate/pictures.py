@@ -22,10 +22,10 @@ from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.filters.base_filter import BaseFilter
 from PIL import Image
 
-from polyphi.chat import Image as Picture
-from polyphi.chat import Text
 from polyphi.curate.documents import note, sample
 from polyphi.data.shards import Sample
+from polyphi.messages import Image as Picture
+from polyphi.messages import Text
 from polyphi.processing.media import decode_image
 
 CAP = 1344

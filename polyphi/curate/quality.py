@@ -30,8 +30,8 @@ from datatrove.pipeline.writers.disk_base import DiskWriter
 
 from polyphi.curate.documents import note
 from polyphi.curate.language import language_of
-from polyphi.curate.lexicon import LANGUAGES
 from polyphi.curate.text import DENSE
+from polyphi.text.lexicon import LANGUAGES
 
 BUCKETS = 2**16
 """Hashed n-grams: 256 KB of weights per language and aspect."""

@@ -21,14 +21,14 @@ import numpy as np
 from datatrove.data import Document
 from datatrove.pipeline.filters.base_filter import BaseFilter
 
-from polyphi.chat import Audio, Image, Message, Part, media
 from polyphi.curate.documents import become, note, sample
 from polyphi.curate.language import language_of
-from polyphi.curate.lexicon import LANGUAGES
-from polyphi.curate.speech import ACCENTS, SPARE_FLITE, VARIANTS, unfit
+from polyphi.curate.voices import ACCENTS, SPARE_FLITE, VARIANTS, unfit
 from polyphi.curate.waves import RATE, Wave, augment, encode, level, resample, trim
 from polyphi.data.shards import Sample
-from polyphi.voice import Booth, Voice, unavailable
+from polyphi.messages import Audio, Image, Message, Part, media
+from polyphi.services.speech_synthesis import Booth, Voice, unavailable
+from polyphi.text.lexicon import LANGUAGES
 
 LONGEST = 200
 """Characters of a query that is read, some 15 seconds."""

@@ -18,13 +18,13 @@ import soundfile
 from datatrove.data import Document
 from datatrove.pipeline.filters.base_filter import BaseFilter
 
-from polyphi.chat import TRANSCRIBE, Audio, Message
 from polyphi.curate.documents import become, note, sample
 from polyphi.curate.language import language_of
 from polyphi.curate.read_aloud import Cast
-from polyphi.curate.speech import unfit
+from polyphi.curate.voices import unfit
 from polyphi.curate.waves import RATE, level, resample, trim
-from polyphi.voice import Booth, Voice
+from polyphi.messages import TRANSCRIBE, Audio, Message
+from polyphi.services.speech_synthesis import Booth, Voice
 
 LONGEST = 1800.0
 """Seconds: 30 minutes are 22,500 tokens (report 2.2.1)."""

@@ -39,8 +39,8 @@ from datatrove.utils.word_tokenizers import WordTokenizer
 
 from polyphi.curate.documents import edit, note
 from polyphi.curate.language import language_of
-from polyphi.curate.lexicon import LANGUAGES
 from polyphi.curate.text import DENSE
+from polyphi.text.lexicon import LANGUAGES
 
 FREQUENT = {
     "en": "the be to of and that have with",  # Gopher's own

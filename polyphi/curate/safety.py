@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from polyphi.curate.lexicon import LANGUAGES
+from polyphi.text.lexicon import LANGUAGES
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ import re
 from collections.abc import Iterator
 from functools import cache
 
-from polyphi.curate import lexicon
 from polyphi.curate.text import DENSE
-from polyphi.normalize import DIGIT_WORDS
+from polyphi.text import lexicon
+from polyphi.text.normalization import DIGIT_WORDS
 
 LEAST = 7
 """Digits in a row that may be a telephone number."""

@@ -24,10 +24,10 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any
 
-from polyphi.chat import TRANSLATE, Audio, Image, Message, SamplingParams, Text, media
-from polyphi.curate.lexicon import LANGUAGES
 from polyphi.curate.synthesize import Json, Synthesis, Teacher, synthesize
 from polyphi.data.shards import Sample
+from polyphi.messages import TRANSLATE, Audio, Image, Message, SamplingParams, Text, media
+from polyphi.text.lexicon import LANGUAGES
 
 COPIED_RUN, COPIED_AT_MOST = 8, 0.2
 """A new text may share a fifth of its runs of 8 words with its passage."""

@@ -25,11 +25,11 @@ from typing import Any, Protocol
 from datatrove.data import DocumentsPipeline
 from datatrove.pipeline.base import PipelineStep
 
-from polyphi.chat import Audio, Completion, Image, Message, SamplingParams, media
 from polyphi.curate import documents
 from polyphi.curate.answers import Kept, told
 from polyphi.data.shards import Sample
-from polyphi.endpoint import Rejected, chat_body, rough_tokens
+from polyphi.messages import Audio, Completion, Image, Message, SamplingParams, media
+from polyphi.services.endpoint import Rejected, chat_body, rough_tokens
 
 Json = Any
 """What an answer holds: a text, or the JSON value that a schema asked for."""

@@ -25,9 +25,9 @@ from random import Random
 from typing import TypeVar
 
 from polyphi.curate.corpus import Work
-from polyphi.curate.lexicon import LANGUAGES
 from polyphi.curate.sources import LIBREOFFICE, SOURCES, unpack
 from polyphi.data.shards import Sample
+from polyphi.text.lexicon import LANGUAGES
 
 T = TypeVar("T")
 DENSE = ("zh", "ja")

@@ -21,11 +21,11 @@ import soundfile
 from datatrove.data import Document
 from datatrove.pipeline.filters.base_filter import BaseFilter
 
-from polyphi.chat import Audio
 from polyphi.curate.documents import note, sample
 from polyphi.data.shards import Sample
-from polyphi.normalize import wer
+from polyphi.messages import Audio
 from polyphi.processing.audio import resample
+from polyphi.text.normalization import wer
 
 RATE = 16_000
 USABLE = 0.35

@@ -23,7 +23,6 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from polyphi import dist
 from polyphi.batch import Batch
 from polyphi.data import workers as processes
 from polyphi.data.draws import Draw, Draws, MakeRows, Skipped
@@ -31,6 +30,7 @@ from polyphi.data.fresh import Fresh
 from polyphi.data.mix import Order
 from polyphi.data.packing import Size
 from polyphi.data.shards import Shards, place
+from polyphi.runtime import distributed
 
 LONGEST_DROUGHT = 1000
 """Samples of a corpus in a row that may be left out (a small corpus: all of it, once) before the mix is declared
@@ -129,7 +129,7 @@ class Loader:
         workers: int = 0,
         rank: int = 0,
         world: int = 1,
-        exchange: Callable[[list[Draw]], Sequence[list[Draw]]] = dist.everyones,
+        exchange: Callable[[list[Draw]], Sequence[list[Draw]]] = distributed.everyones,
     ) -> None:
         shards = {n: Shards(place(folder, n, split)) for n in weights if n not in fresh}
         sources = {name: fresh.get(name) or shards[name] for name in weights}

@@ -29,12 +29,12 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from polyphi import logs
-from polyphi.chat import TRANSCRIBE, Audio, Image, Message, Part, Text, with_tools
 from polyphi.data import shards
 from polyphi.data.shards import Sample, Shards
+from polyphi.messages import TRANSCRIBE, Audio, Image, Message, Part, Text, with_tools
 from polyphi.processing import media
 from polyphi.processing.template import DOCUMENT, ROLES
+from polyphi.runtime import progress
 
 COLUMNS = (
     *("messages", "question", "answer", "image", "images", "audio", "audios"),
@@ -78,7 +78,7 @@ def build(
 
     def samples() -> Iterator[Sample]:
         done = 0
-        with logs.progress(f"reading {folder.name}", sum(map(_count, files))) as advance:
+        with progress.progress(f"reading {folder.name}", sum(map(_count, files))) as advance:
             for file in files:
                 root = None if file.startswith(HUB) else Path(file).parent
                 for place, row in _rows(file):

@@ -8,9 +8,9 @@ from dataclasses import replace
 from typing import Any
 
 from polyphi.batch import IGNORE, Batch
-from polyphi.chat import Message
 from polyphi.data.draws import Unfit
 from polyphi.data.shards import Sample
+from polyphi.messages import Message
 
 
 def pair(sample: Sample, processor: Any, context: int, adapter: str | None = "auto") -> list[Batch]:

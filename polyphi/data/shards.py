@@ -26,7 +26,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from polyphi.chat import Audio, Image, Message, Part, Text, Video
+from polyphi.messages import Audio, Image, Message, Part, Text, Video
 
 PART = pa.struct([("type", pa.string()), ("text", pa.string()), ("media", pa.int32())])
 SCHEMA = pa.schema(

@@ -39,7 +39,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from polyphi.batch import Batch
-from polyphi.chat import (
+from polyphi.engine.cache import BLOCK, BlockPool, Memory, Table, check_kind, token_bytes
+from polyphi.engine.encoders import Encoders, items
+from polyphi.engine.memory import OutOfMemory, beside, ran_out
+from polyphi.engine.prompt import Prompt, parse_prompt
+from polyphi.engine.request import NOBODY, Caller, Request
+from polyphi.engine.runner import Runner
+from polyphi.engine.sampling import check
+from polyphi.engine.scheduler import Part, Scheduler
+from polyphi.engine.scores import logits_rows, score_rows
+from polyphi.engine.structured import Matcher
+from polyphi.messages import (
     Audio,
     Completion,
     Delta,
@@ -52,20 +62,10 @@ from polyphi.chat import (
     media,
     normalize_adapter,
 )
-from polyphi.engine.cache import BLOCK, BlockPool, Memory, Table, check_kind, token_bytes
-from polyphi.engine.encoders import Encoders, items
-from polyphi.engine.memory import OutOfMemory, beside, ran_out
-from polyphi.engine.prompt import Prompt, parse_prompt
-from polyphi.engine.request import NOBODY, Caller, Request
-from polyphi.engine.runner import Runner
-from polyphi.engine.sampling import check
-from polyphi.engine.scheduler import Part, Scheduler
-from polyphi.engine.scores import logits_rows, score_rows
-from polyphi.engine.structured import Matcher
-from polyphi.model import quantize
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.processor import Processor
 from polyphi.processing.tokenizer import NO_TOKENIZER
+from polyphi.quantization import quantize
 
 GREEDY = SamplingParams()
 TOGETHER = 32

@@ -9,7 +9,7 @@ import psutil
 import torch
 
 from polyphi.model.multimodal import PhiModel
-from polyphi.model.quantize import in_memory
+from polyphi.quantization.quantize import in_memory
 
 CGROUP = Path("/sys/fs/cgroup")
 

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Int
 from torch import Tensor
 
-from polyphi.chat import Message, TokensPrompt
+from polyphi.messages import Message, TokensPrompt
 
 Conversation = Sequence[Message | Mapping[str, Any]]
 """`Message`s or OpenAI-style dicts."""

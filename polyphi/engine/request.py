@@ -12,12 +12,12 @@ from typing import Literal, NamedTuple
 from torch import Tensor
 
 from polyphi.batch import Batch
-from polyphi.chat import Completion, SamplingParams, TokenLogprob
 from polyphi.engine.cache import BLOCK, Table, chained
 from polyphi.engine.encoders import Item, items
 from polyphi.engine.sampling import Sampler
 from polyphi.engine.speculate import PromptLookup
 from polyphi.engine.tools import ToolCall, ToolParser
+from polyphi.messages import Completion, SamplingParams, TokenLogprob
 from polyphi.processing.tokenizer import Tokenizer
 
 UNFINISHED = "\ufffd"

@@ -14,11 +14,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from polyphi.batch import Batch
-from polyphi.chat import TokenLogprob
 from polyphi.engine.cache import Memory, StepCache
 from polyphi.engine.graphs import DecodeGraphs
 from polyphi.engine.request import Request
 from polyphi.engine.scheduler import Part
+from polyphi.messages import TokenLogprob
 from polyphi.model.multimodal import PhiModel
 
 SCORED = 128

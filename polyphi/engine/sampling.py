@@ -17,8 +17,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from polyphi.chat import Grammar, SamplingParams, TokenLogprob
 from polyphi.engine import structured
+from polyphi.messages import Grammar, SamplingParams, TokenLogprob
 from polyphi.processing.tokenizer import Tokenizer
 
 MAX_ANSWERS, MAX_LOGPROBS, MAX_DRAFT = 128, 20, 16

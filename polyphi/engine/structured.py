@@ -27,8 +27,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from polyphi.chat import CALL, CALL_END, Grammar, functions
 from polyphi.engine.tools import FUNCTOOLS
+from polyphi.messages import CALL, CALL_END, Grammar, functions
 from polyphi.processing.tokenizer import Tokenizer
 
 MAX_LETTERS, MAX_DEPTH, MAX_REGEX, MAX_TOOLS, MAX_CALLS = 256_000, 64, 10_000, 128, 16

@@ -11,12 +11,12 @@ reach the model as clips alone; the simulator reads what it said itself.
 
 from collections.abc import Sequence
 
-from polyphi.chat import LANGUAGES, Message, SamplingParams, Text
 from polyphi.data.shards import Sample
 from polyphi.eval.asked import Asked
 from polyphi.eval.benchmark import Turns
 from polyphi.eval.safety_prompts import BEGIN, SILENT, user
 from polyphi.eval.spoken import Spoken, spoken
+from polyphi.messages import LANGUAGES, Message, SamplingParams, Text
 
 SAYS = SamplingParams(max_tokens=160)
 LONGEST = 600

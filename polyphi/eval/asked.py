@@ -15,9 +15,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from polyphi.chat import Answers, Completion, Message, SamplingParams
-from polyphi.endpoint import Rejected
 from polyphi.eval.run import dump, key_of
+from polyphi.messages import Answers, Completion, Message, SamplingParams
+from polyphi.services.endpoint import Rejected
 
 Wanted = tuple[Sequence[Message], SamplingParams]
 GREEDY = SamplingParams()

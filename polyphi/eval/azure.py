@@ -10,8 +10,8 @@ azure-identity (`az login`, or its environment variables). Questions of other be
 import json
 from collections.abc import Mapping, Sequence
 
-from polyphi.chat import Completion, Message, SamplingParams
-from polyphi.endpoint import Rejected
+from polyphi.messages import Completion, Message, SamplingParams
+from polyphi.services.endpoint import Rejected
 
 EVALUATORS = {
     "violence": ("ViolenceEvaluator", "violence"),

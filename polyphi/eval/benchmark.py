@@ -22,11 +22,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from polyphi.chat import Message, SamplingParams
 from polyphi.data.shards import Sample
 from polyphi.eval.asked import Asked
 from polyphi.eval.sources import Data, Source
 from polyphi.eval.task import MODALITIES, Modality, Score, Scorer
+from polyphi.messages import Message, SamplingParams
 
 Metric = Literal["accuracy", "rate", "wer", "cer", "bleu", "f1", "mean", "geometric"]
 """How samples' scores make a row: a share (shown in per cent), a share of what should not be (likewise), an error rate

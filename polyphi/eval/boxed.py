@@ -7,11 +7,11 @@
 import logging
 import threading
 
-from polyphi.chat import Message
 from polyphi.data.shards import Sample
 from polyphi.eval.scorers import references
 from polyphi.eval.suite import LENIENT
 from polyphi.eval.task import Score
+from polyphi.messages import Message
 
 ASK = "Please reason step by step, and put your final answer within \\boxed{}."
 """Our own words: the report prints none."""

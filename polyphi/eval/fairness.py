@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from polyphi.chat import TRANSCRIBE, Audio, Message, Text
 from polyphi.data.shards import Sample
 from polyphi.eval.benchmark import Row, Statistic
 from polyphi.eval.run import FEWEST, RESAMPLES, wilson
 from polyphi.eval.spoken import spoken
 from polyphi.eval.task import Score
-from polyphi.voice import Voice
+from polyphi.messages import TRANSCRIBE, Audio, Message, Text
+from polyphi.services.speech_synthesis import Voice
 
 LOCALES = ["it-IT", "fr-FR", "ja-JP", "es-MX", "pt-BR", "es-ES", "zh-CN", "en-US", "en-GB", "de-DE"]
 GENDERS = {"female": "Female", "male": "Male"}

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from polyphi.chat import Audio
 from polyphi.eval.sources import Data, Missing, Source, clip, write_tsv
 from polyphi.eval.spoken import SENTENCE, spoken
-from polyphi.voice import Voice
+from polyphi.messages import Audio
+from polyphi.services.speech_synthesis import Voice
 
 NAME, LICENCE = "google/fleurs", "CC-BY-4.0"
 COLUMNS = (

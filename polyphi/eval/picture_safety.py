@@ -7,11 +7,11 @@ and the reply; it doesn't see the picture.
 import json
 from collections.abc import Sequence
 
-from polyphi.chat import Image, Message, Text
 from polyphi.data.shards import Sample
 from polyphi.eval import judge
 from polyphi.eval.benchmark import Judging
 from polyphi.eval.safety_prompts import PICTURE, VERSION
+from polyphi.messages import Image, Message, Text
 
 
 def asked(question: str, image: Image) -> Message:

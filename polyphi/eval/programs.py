@@ -24,13 +24,13 @@ from pathlib import Path
 from textwrap import indent
 from typing import Any, TypeVar
 
-from polyphi import sandbox
-from polyphi.chat import Message
 from polyphi.data.shards import Sample
 from polyphi.eval import trial
 from polyphi.eval.sources import Data
 from polyphi.eval.suite import LENIENT
 from polyphi.eval.task import Score
+from polyphi.messages import Message
+from polyphi.services import sandbox
 
 T = TypeVar("T")
 R = TypeVar("R")

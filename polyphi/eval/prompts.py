@@ -12,8 +12,8 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from polyphi.chat import Message
 from polyphi.eval import judge
+from polyphi.messages import Message
 
 
 @dataclass(frozen=True)

@@ -25,11 +25,20 @@ from typing import Any
 
 import numpy as np
 
-from polyphi.chat import Audio, Generate, Image, Message, SamplingParams, Text, adapter_for, media
 from polyphi.data.shards import Sample, Shards
 from polyphi.eval.heldout import CORE_NAMES, GOALS, find
 from polyphi.eval.scorers import BLEU_ORDERS, BLEU_PARTS, references
 from polyphi.eval.task import MODALITIES, Score, Task
+from polyphi.messages import (
+    Audio,
+    Generate,
+    Image,
+    Message,
+    SamplingParams,
+    Text,
+    adapter_for,
+    media,
+)
 
 CONDITIONS = ("with", "without", "shuffled")
 BASELINES = ("majority", "without", "shuffled", "without_clip", "shuffled_clip")

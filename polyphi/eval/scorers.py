@@ -21,7 +21,7 @@ from typing import Any
 
 from polyphi.data.shards import Sample
 from polyphi.eval.task import Score
-from polyphi.normalize import (
+from polyphi.text.normalization import (
     UNSPACED,
     Errors,
     characters,

@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 
-from polyphi.chat import LANGUAGES, Message
 from polyphi.data.shards import Sample
 from polyphi.eval import judge
 from polyphi.eval.benchmark import Judging, Row, Statistic
@@ -28,6 +27,7 @@ from polyphi.eval.safety_prompts import SEVERITY, VERSION
 from polyphi.eval.sources import Data, Source, clip, write_jsonl
 from polyphi.eval.spoken import Spoken, spoken
 from polyphi.eval.task import Score
+from polyphi.messages import LANGUAGES, Message
 
 HARMS = {
     "violence": "Violence",

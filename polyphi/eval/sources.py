@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from polyphi.chat import Audio, Image
+from polyphi.messages import Audio, Image
 
 csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # pictures in base64 are long
 READABLE = (".parquet", ".jsonl", ".json", ".csv", ".tsv")

@@ -13,7 +13,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 from importlib import metadata
 
-from polyphi.chat import (
+from polyphi.data.shards import Sample
+from polyphi.eval import scorers, whisper_normalize
+from polyphi.eval.benchmark import Metric, Row
+from polyphi.eval.task import Score
+from polyphi.messages import (
     LANGUAGES,
     TRANSCRIBE,
     TRANSCRIBE_AND_TRANSLATE,
@@ -21,11 +25,7 @@ from polyphi.chat import (
     Audio,
     Message,
 )
-from polyphi.data.shards import Sample
-from polyphi.eval import scorers, whisper_normalize
-from polyphi.eval.benchmark import Metric, Row
-from polyphi.eval.task import Score
-from polyphi.normalize import UNSPACED, errors
+from polyphi.text.normalization import UNSPACED, errors
 
 TOKENS = 512
 """Of an answer at most (Microsoft's script for the Open ASR Leaderboard)."""

@@ -25,12 +25,12 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from polyphi.chat import LANGUAGES, Audio, Image, Message, Part, Text
-from polyphi.endpoint import Endpoint
 from polyphi.eval.benchmark import benchmarks, suite
 from polyphi.eval.sources import Data
-from polyphi.normalize import errors, words
-from polyphi.voice import ENGINES, Booth, Voice
+from polyphi.messages import LANGUAGES, Audio, Image, Message, Part, Text
+from polyphi.services.endpoint import Endpoint
+from polyphi.services.speech_synthesis import ENGINES, Booth, Voice
+from polyphi.text.normalization import errors, words
 
 RATE = 16_000
 LETTERS = "ABCDEFGHIJ"

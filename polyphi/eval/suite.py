@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 
-from polyphi.chat import Answers, Audio, Message, SamplingParams
 from polyphi.data.shards import Sample
 from polyphi.eval.asked import Answer, Asked
 from polyphi.eval.benchmark import Benchmark, Judging, Row, belongs, benchmarks, in_rows
@@ -28,6 +27,7 @@ from polyphi.eval.run import dump, hashes_of, measure, measure_mean, vector, wri
 from polyphi.eval.sources import Data
 from polyphi.eval.spoken import heard, read_out
 from polyphi.eval.task import Score
+from polyphi.messages import Answers, Audio, Message, SamplingParams
 
 BLOCK = 64
 """Samples that are asked together, and whose media are in memory at once."""

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from polyphi.chat import Audio, Message, Text
 from polyphi.data.shards import Sample
 from polyphi.eval import prompts
 from polyphi.eval.benchmark import Judging, Row
 from polyphi.eval.judge import points
+from polyphi.messages import Audio, Message, Text
 
 PROMPTS = {
     "overall": prompts.SUMMARY_OVERALL,

@@ -10,11 +10,11 @@ is the benchmark's own strict rule; its part `lenient` is what a reader would ta
 import re
 from collections.abc import Mapping, Sequence
 
-from polyphi.chat import Image, Message, Text
 from polyphi.data.shards import Sample
 from polyphi.eval.scorers import references
 from polyphi.eval.suite import LENIENT
 from polyphi.eval.task import Score
+from polyphi.messages import Image, Message, Text
 
 CHOOSE = "Answer with the option's letter from the given choices directly."
 SHORT = "Answer the question using a single word or phrase."

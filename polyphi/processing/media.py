@@ -23,7 +23,7 @@ from PIL import Image as pil
 from PIL import ImageFile
 from PIL.Image import Image as Picture
 
-from polyphi.chat import MediaSource
+from polyphi.messages import MediaSource
 
 MAX_IMAGE_BYTES = 64 << 20
 MAX_IMAGE_PIXELS = (

@@ -18,8 +18,8 @@ from PIL.Image import Image as Picture
 from torch import Tensor
 
 from polyphi.batch import Batch, Clip, ImageLayout, row
-from polyphi.chat import Audio, Image, Message, Tokens, adapter_for, normalize_adapter
-from polyphi.chat import media as media_parts
+from polyphi.messages import Audio, Image, Message, Tokens, adapter_for, normalize_adapter
+from polyphi.messages import media as media_parts
 from polyphi.processing import audio, image, media
 from polyphi.processing.media import Caps, MediaError
 from polyphi.processing.template import Piece, Words, script

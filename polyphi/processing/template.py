@@ -20,7 +20,7 @@ else ever does, and without `trusted` not even these, because whoever sends a co
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from polyphi.chat import CALL, CALL_END, Audio, Calls, Image, Message, Text, Video
+from polyphi.messages import CALL, CALL_END, Audio, Calls, Image, Message, Text, Video
 from polyphi.processing.tokenizer import END, END_OF_TEXT, Tokenizer
 
 ROLES = ("system", "user", "assistant", "tool", "tool_response")

@@ -14,7 +14,7 @@ from typing import Any
 
 from PIL.Image import Image as Picture
 
-from polyphi.chat import Image, MediaSource, Message, Part, Video
+from polyphi.messages import Image, MediaSource, Message, Part, Video
 from polyphi.processing.media import read_within, sniff
 
 MAX_VIDEO_BYTES = 512 << 20

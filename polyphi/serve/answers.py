@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from polyphi.chat import Completion
+from polyphi.messages import Completion
 
 T = TypeVar("T")
 SMALL = 2048

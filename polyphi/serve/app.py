@@ -15,8 +15,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
-from polyphi.chat import LANGUAGES, SamplingParams, with_tools
 from polyphi.engine.engine import Engine
+from polyphi.messages import LANGUAGES, SamplingParams, with_tools
 from polyphi.serve import chat, completions, page, speech
 from polyphi.serve.answers import Written
 from polyphi.serve.errors import OTHERS, ApiError, responses

@@ -17,7 +17,8 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from polyphi.batch import Batch
-from polyphi.chat import (
+from polyphi.engine.tools import GrammarToolParser, ToolCall, ToolParser
+from polyphi.messages import (
     Audio,
     Completion,
     Grammar,
@@ -30,7 +31,6 @@ from polyphi.chat import (
     with_calls,
     with_tools,
 )
-from polyphi.engine.tools import GrammarToolParser, ToolCall, ToolParser
 from polyphi.serve.answers import besides, event, usage
 from polyphi.serve.errors import ApiError
 from polyphi.serve.fetch import Media

@@ -17,8 +17,8 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from polyphi.batch import Batch
-from polyphi.chat import Completion, SamplingParams, TokenLogprob
 from polyphi.engine.request import Caller
+from polyphi.messages import Completion, SamplingParams, TokenLogprob
 from polyphi.serve.answers import event, usage
 from polyphi.serve.errors import ApiError
 from polyphi.serve.schema import CompletionRequest

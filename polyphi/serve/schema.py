@@ -17,7 +17,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from polyphi.chat import Grammar, SamplingParams, functions
+from polyphi.messages import Grammar, SamplingParams, functions
 from polyphi.serve.errors import ApiError
 
 HALF = re.compile(r"[\ud800-\udfff]")

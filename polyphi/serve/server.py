@@ -28,7 +28,12 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from polyphi.batch import Batch
-from polyphi.chat import (
+from polyphi.engine.engine import Engine, NotFinite
+from polyphi.engine.media import Caps, MediaError
+from polyphi.engine.memory import OutOfMemory, ran_out
+from polyphi.engine.request import Caller, Request
+from polyphi.engine.structured import Matcher
+from polyphi.messages import (
     Completion,
     Grammar,
     Message,
@@ -37,11 +42,6 @@ from polyphi.chat import (
     TokenLogprob,
     normalize_adapter,
 )
-from polyphi.engine.engine import Engine, NotFinite
-from polyphi.engine.media import Caps, MediaError
-from polyphi.engine.memory import OutOfMemory, ran_out
-from polyphi.engine.request import Caller, Request
-from polyphi.engine.structured import Matcher
 from polyphi.runtime.heap import give_back
 from polyphi.serve.answers import Writer
 from polyphi.serve.budget import Budget, Share

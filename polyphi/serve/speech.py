@@ -30,18 +30,18 @@ from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.responses import PlainTextResponse, Response
 
-from polyphi.chat import SamplingParams, Transcript
-from polyphi.engine import longform, subtitles
 from polyphi.engine.engine import Stopped
 from polyphi.engine.media import MediaError
 from polyphi.engine.request import Caller
 from polyphi.engine.sampling import check
+from polyphi.messages import SamplingParams, Transcript
 from polyphi.serve.answers import event
 from polyphi.serve.errors import ApiError
 from polyphi.serve.fetch import checked, refusal
 from polyphi.serve.metrics import Times
 from polyphi.serve.server import Events, Gone, Server, failed, unless_gone
 from polyphi.serve.tokens import Tokens
+from polyphi.transcription import longform, subtitles
 
 log = logging.getLogger("polyphi.serve")
 RECORDINGS = 8

@@ -3,7 +3,7 @@
 from functools import cached_property
 from typing import Any, Protocol
 
-from polyphi.chat import TokenLogprob
+from polyphi.messages import TokenLogprob
 
 
 class Vocabulary(Protocol):

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from polyphi.chat import LANGUAGES
+from polyphi.messages import LANGUAGES
 from polyphi.model.config import (
     LONG_FACTOR,
     AdapterConfig,

@@ -27,9 +27,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from polyphi.batch import Batch, Clip
-from polyphi.chat import Audio, Message
 from polyphi.data.draws import Unfit
 from polyphi.data.shards import Sample
+from polyphi.messages import Audio, Message
 from polyphi.model.config import AudioConfig
 from polyphi.model.conformer import ConformerEncoder
 from polyphi.model.multimodal import PhiModel

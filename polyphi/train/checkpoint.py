@@ -31,7 +31,7 @@ from torch.distributed import checkpoint as distributed_checkpoint
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.tensor import DTensor
 
-from polyphi import dist
+from polyphi.runtime import distributed
 
 # A single process is what it is: no need to say so at each checkpoint.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable")
@@ -137,7 +137,7 @@ class Stored:
         distributed_checkpoint.load(
             dict(tensors),
             storage_reader=HuggingFaceStorageReader(str(self.path)),
-            no_dist=dist.world() == 1,
+            no_dist=distributed.world() == 1,
         )
 
 
@@ -148,7 +148,7 @@ class Checkpoints:
         self.folder = Path(folder)
         # One thread, so that checkpoints are written in turn; its collectives need a group of their own, on the CPU.
         self._thread = ThreadPoolExecutor(1, "checkpoint") if background else None
-        self._group = dist.cpu_group() if background else None
+        self._group = distributed.cpu_group() if background else None
         self._pending: Future[None] | None = None
 
     def save(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
@@ -177,23 +177,23 @@ class Checkpoints:
 
     def _write(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         name = _name(step)
-        partial, first = self.folder / f".{name}.partial", dist.rank() == 0
+        partial, first = self.folder / f".{name}.partial", distributed.rank() == 0
         try:
             if first:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 for left in self.folder.glob(".step_*.partial"):  # of a run that was killed
                     shutil.rmtree(left)
                 partial.mkdir()
-            dist.wait(self._group)
+            distributed.wait(self._group)
             distributed_checkpoint.save(
                 dict(tensors),
                 storage_writer=HuggingFaceStorageWriter(str(partial), save_distributed=True),
                 process_group=self._group,
-                no_dist=dist.world() == 1,
+                no_dist=distributed.world() == 1,
             )
             if first:
                 self._commit(partial, name, {**state, "step": step, "names": sorted(tensors)})
-            dist.wait(self._group)
+            distributed.wait(self._group)
         except BaseException as error:
             if first:
                 shutil.rmtree(partial, ignore_errors=True)
@@ -256,7 +256,7 @@ def _copy(tensor: Tensor) -> Tensor:
     if isinstance(tensor, DTensor):
         return DTensor.from_local(
             _copy(tensor.to_local()),
-            dist.cpu_mesh(tensor.device_mesh),
+            distributed.cpu_mesh(tensor.device_mesh),
             tensor.placements,
             run_check=False,
             shape=tensor.shape,

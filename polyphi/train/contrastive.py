@@ -32,9 +32,9 @@ from PIL import Image as Picture
 from torch import Tensor, nn
 
 from polyphi.batch import Batch, ImageLayout, float_crops, pack
-from polyphi.chat import Image, Message, Text, media
 from polyphi.data.draws import Unfit
 from polyphi.data.shards import Sample
+from polyphi.messages import Image, Message, Text, media
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.grids import cells, covered
 from polyphi.train.alignment import fills, numbered, quiet_ids, word_loss

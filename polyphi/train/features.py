@@ -22,9 +22,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from polyphi import dist
 from polyphi.batch import Clip
 from polyphi.model.multimodal import PhiModel
+from polyphi.runtime import distributed
 from polyphi.train import checkpoint
 
 
@@ -37,7 +37,7 @@ class Features:
         self._found: dict[str, tuple[Path, int, list[int], torch.dtype]] = {}
         for index in sorted(self.folder.glob("*.jsonl")):
             self._read(index)
-        name = f"{dist.rank()}"
+        name = f"{distributed.rank()}"
         self._data = (self.folder / f"{name}.bin").open("ab")
         self._index = (self.folder / f"{name}.jsonl").open("a")
         self._files: dict[Path, BinaryIO] = {}
@@ -59,7 +59,7 @@ class Features:
                 break
             self._found[entry["key"]] = (data, entry["start"], entry["shape"], dtype)
             whole += len(line)
-        if int(index.stem) == dist.rank():
+        if int(index.stem) == distributed.rank():
             with index.open("rb+") as file:
                 file.truncate(whole)
 
@@ -84,7 +84,7 @@ class Features:
         entry = {"key": key, "start": start, "shape": shape, "dtype": dtype}
         self._index.write(json.dumps(entry) + "\n")
         self._index.flush()
-        self._found[key] = (self.folder / f"{dist.rank()}.bin", start, shape, flat.dtype)
+        self._found[key] = (self.folder / f"{distributed.rank()}.bin", start, shape, flat.dtype)
 
     def _load(self, key: str) -> Tensor:
         path, start, shape, dtype = self._found[key]

@@ -11,8 +11,8 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
-from polyphi import dist
 from polyphi.model.multimodal import PhiModel
+from polyphi.runtime import distributed
 from polyphi.train import checkpoint, parallel
 from polyphi.train.optim import groups
 from polyphi.train.stage import Budget, Stage, claim
@@ -53,7 +53,7 @@ def check_gradients(stage: Stage, parameters: dict[str, Tensor], device: torch.d
     by_glob = groups(stage, parameters)
     found = [any(parallel.has_gradient(parameters[n]) for n in names) for names in by_glob.values()]
     for (glob, names), good in zip(
-        by_glob.items(), dist.anyone(*found, device=device), strict=True
+        by_glob.items(), distributed.anyone(*found, device=device), strict=True
     ):
         if not good:
             raise RuntimeError(

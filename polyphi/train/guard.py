@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from polyphi import dist
 from polyphi.batch import Batch
 from polyphi.data.loader import Step
+from polyphi.runtime import distributed
 from polyphi.train.resume import Past
 
 MOST_SET_ASIDE = 20
@@ -65,7 +65,7 @@ def blame(step: Step, loss_of: Callable[[list[Batch]], float]) -> list[str]:
         name, rows = mine[min(at, len(mine) - 1)]
         if not math.isfinite(loss_of(rows)) and name:
             guilty.append(name)
-    found = sorted({name for names in dist.everyones(guilty) for name in names})
+    found = sorted({name for names in distributed.everyones(guilty) for name in names})
     return [] if len(found) == len(step.ids) > 1 else found
 
 

@@ -25,13 +25,13 @@ import numpy as np
 import rich
 import torch
 
-from polyphi import dist, logs
 from polyphi.batch import Batch
 from polyphi.data import workers as processes
 from polyphi.data.fresh import Fresh
 from polyphi.data.loader import Loader
 from polyphi.data.packing import Room
 from polyphi.model.multimodal import PhiModel
+from polyphi.runtime import distributed, progress
 from polyphi.runtime.precision import Choice, Requested, products
 from polyphi.train import checkpoint, parallel, resume
 from polyphi.train.alignment import in_words
@@ -80,7 +80,7 @@ def train(
     background: bool = False,
     watch: Callable[[PhiModel], Mapping[str, float]] | None = None,
     watch_steps: int = 0,
-    trackers: Sequence[logs.Tracker] = (),
+    trackers: Sequence[progress.Tracker] = (),
     flops: Callable[[Batch], float] | None = None,
     peak_flops: float | None = None,
     tell: Tell = rich.print,
@@ -105,9 +105,9 @@ def train(
     named group gets no gradient or a frozen tensor changes; KeyboardInterrupt after Ctrl-C, with a checkpoint of the
     last whole step.
     """
-    dist.start()
+    distributed.start()
     _must_spread(stage, context)
-    tell = tell if dist.rank() == 0 else _silence
+    tell = tell if distributed.rank() == 0 else _silence
     out.mkdir(parents=True, exist_ok=True)
     module = stage.objective.build(model, processor, seed=seed)
     module = module.to(next(model.parameters()).device) if module is not None else None
@@ -123,9 +123,9 @@ def train(
         late=stage.data.late,
         fresh=fresh,
         workers=processes.default(next(model.parameters()).device) if workers is None else workers,
-        rank=dist.rank() // context if apart else 0,
-        world=dist.world() // context if apart else 1,
-        exchange=lambda said: dist.everyones(said)[::context],
+        rank=distributed.rank() // context if apart else 0,
+        world=distributed.world() // context if apart else 1,
+        exchange=lambda said: distributed.everyones(said)[::context],
     )
     choice = resume.choose_precision(
         precision,
@@ -182,7 +182,9 @@ def train(
         _reproducible(deterministic),
         activations(model, keep),
         kept_features(model, features, choice.precision),
-        logs.progress(stage.name, budget.steps, run.past.step, dist.rank() > 0) as advance,
+        progress.progress(
+            stage.name, budget.steps, run.past.step, distributed.rank() > 0
+        ) as advance,
     ):
         while run.past.step < budget.steps:
             step = run.next_step()
@@ -197,7 +199,7 @@ def train(
             run.write(record, trackers)
             advance(run.past.step, f"loss {record['loss']:.3f}")
             due = time.monotonic() - last_save > checkpoint_seconds
-            stop, due = dist.anyone(interrupted(), due, device=run.device)
+            stop, due = distributed.anyone(interrupted(), due, device=run.device)
             if stop or due:
                 run.save()
                 last_save = time.monotonic()
@@ -214,7 +216,7 @@ def train(
             f"{stage.name} changed frozen tensors: {', '.join(changed[:5])} ({len(changed)} in all)"
         )
     trained = {name: parallel.whole(p) for name, p in run.learned.items()}
-    records = logs.read_metrics(out / METRICS) if dist.rank() == 0 else []
+    records = progress.read_metrics(out / METRICS) if distributed.rank() == 0 else []
     manifest = {
         **identity,
         resume.REASON: choice.reason,
@@ -238,20 +240,20 @@ def train(
             "numpy": np.__version__,
             "python": platform.python_version(),
             "device": str(run.device),
-            "processes": dist.world(),
+            "processes": distributed.world(),
             "threads": torch.get_num_threads(),
             "deterministic": deterministic,
         },
     }
-    if dist.rank() == 0:
+    if distributed.rank() == 0:
         checkpoint.write_tensors(
             out / TRAINED, trained, {"stage": stage.name, "code": manifest["code"]}
         )
-        logs.plot_loss(records, out / "loss.png", stage.name)
+        progress.plot_loss(records, out / "loss.png", stage.name)
         checkpoint.write_json(out / MANIFEST, manifest)
         run.checkpoints.drop()
         (out / REFERENCE).unlink(missing_ok=True)
-    dist.wait()
+    distributed.wait()
     if asked:
         raise KeyboardInterrupt
     return manifest
@@ -263,8 +265,8 @@ def _must_spread(stage: Stage, context: int) -> None:
         raise ValueError(
             f"{stage.name} compares whole rows: its packs can't be cut over processes; leave --context at 1"
         )
-    if dist.world() % context:
-        raise ValueError(f"{dist.world()} processes can't be cut into groups of {context}")
+    if distributed.world() % context:
+        raise ValueError(f"{distributed.world()} processes can't be cut into groups of {context}")
 
 
 def _watched(watch: Callable[[PhiModel], Mapping[str, float]], model: PhiModel) -> dict[str, float]:

@@ -29,11 +29,11 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
-from polyphi import dist
 from polyphi.batch import Batch
 from polyphi.model.attention import ragged_attention
 from polyphi.model.decoder import Decoder
 from polyphi.model.multimodal import PhiModel
+from polyphi.runtime import distributed
 
 
 def shard(model: PhiModel, precision: str, parts: int) -> None:
@@ -48,7 +48,7 @@ def shard(model: PhiModel, precision: str, parts: int) -> None:
     policy = MixedPrecisionPolicy(cast_forward_inputs=False)
     if precision == "bf16":
         policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
-    mesh = dist.mesh(next(model.parameters()).device.type, parts)
+    mesh = distributed.mesh(next(model.parameters()).device.type, parts)
     for layer in decoder.layers:
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     whole = {p for n, p in decoder.named_parameters() if not n.startswith("layers.")}
@@ -73,7 +73,7 @@ def whole(tensor: Tensor) -> Tensor:
 def sum_gradients(parameters: Sequence[Tensor]) -> None:
     """Replace each replica's gradient by its sum over processes, in one collective; a tensor that no process touched
     stays without one, so that the optimiser leaves it alone. Shards have their sums already."""
-    if dist.world() == 1:
+    if distributed.world() == 1:
         return
     replicas = [p for p in parameters if not isinstance(p, DTensor)]
     if not replicas:
@@ -84,7 +84,7 @@ def sum_gradients(parameters: Sequence[Tensor]) -> None:
     parts = [
         torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in replicas
     ]
-    flat = dist.total(torch.cat([touched, *parts]))
+    flat = distributed.total(torch.cat([touched, *parts]))
     touched, *parts = flat.split([len(replicas), *(p.numel() for p in replicas)])
     for p, part, anyone in zip(replicas, parts, touched.tolist(), strict=True):
         p.grad = part.view_as(p).clone() if anyone else None
@@ -102,7 +102,7 @@ def clip_gradients(parameters: Sequence[Tensor], scale: float, largest: float) -
     sharded = torch.tensor(copies, device=squares.device)
     square = squares[sharded == 0].sum()
     if any(copies):
-        square = square + dist.total((squares / sharded)[sharded > 0].sum())
+        square = square + distributed.total((squares / sharded)[sharded > 0].sum())
     norm = square.sqrt()
     torch._foreach_mul_(tensors, (largest / (norm + 1e-6)).clamp(max=1.0))
     return norm
@@ -117,7 +117,7 @@ def spread(model: PhiModel, processes: int) -> "PhiModel | Context":
     """The model, or its view of packs that are cut over groups of so many neighbouring processes."""
     if processes == 1:
         return model
-    return Context(model, dist.groups(next(model.parameters()).device.type, processes))
+    return Context(model, distributed.groups(next(model.parameters()).device.type, processes))
 
 
 class Context:

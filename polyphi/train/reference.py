@@ -18,11 +18,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from polyphi import dist
 from polyphi.batch import Batch
 from polyphi.data.loader import Loader, Step
-from polyphi.logs import Metrics, read_metrics
 from polyphi.model.multimodal import PhiModel
+from polyphi.runtime import distributed
+from polyphi.runtime.progress import Metrics, read_metrics
 
 REFERENCE = "reference.jsonl"
 
@@ -70,10 +70,10 @@ class References:
             before = []
         for record in before:
             self._said |= record["said"]
-        dist.wait()  # until all have read what the first now changes
+        distributed.wait()  # until all have read what the first now changes
         with ExitStack() as stack:
             file = None
-            if dist.rank() == 0:
+            if distributed.rank() == 0:
                 file = Metrics(folder / REFERENCE, until=len(before) if before else -1)
                 stack.callback(file.close)
                 if not before:
@@ -82,12 +82,14 @@ class References:
                 loader.restore(before[-1]["draws"], before[-1]["corrupt"])
             coming = stack.enter_context(closing(loader.steps(steps - len(before))))
             for number, step in enumerate(coming, len(before)):
-                said = {k: v for told in dist.everyones(answers(step)) for k, v in told.items()}
+                said = {
+                    k: v for told in distributed.everyones(answers(step)) for k, v in told.items()
+                }
                 self._said |= said
                 if file is not None:
                     place = {"draws": step.draws, "corrupt": step.corrupt}
                     file.write({"step": number, **place, "said": said})
                 advance(number + 1, "")
-                if dist.anyone(stopped())[0]:
+                if distributed.anyone(stopped())[0]:
                     raise KeyboardInterrupt
         loader.restore(0)

@@ -15,9 +15,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from polyphi import dist
 from polyphi.data.loader import Loader, Step
-from polyphi.runtime import precision
+from polyphi.runtime import distributed, precision
 from polyphi.runtime.precision import Choice, Product
 from polyphi.train import checkpoint
 from polyphi.train.stage import Budget, Stage
@@ -145,11 +144,11 @@ def choose_precision(
         return precision.choose(requested)
     precision.pinned()  # a wrong value is an error in every process, before they wait for each other
     choice = None
-    if dist.rank() == 0:
+    if distributed.rank() == 0:
         choice = recorded_precision(out) or revise(
             precision.choose(requested, device, products(), rows)
         )
-    shared = dist.everyones(choice)[0]
+    shared = distributed.everyones(choice)[0]
     assert shared is not None
     return shared
 

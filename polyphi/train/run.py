@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from polyphi import dist, logs
 from polyphi.batch import Batch, pack
 from polyphi.data.loader import Loader, Step
 from polyphi.data.packing import Pack, Room, deal, whole
 from polyphi.model.attention import padding
 from polyphi.model.multimodal import PhiModel
+from polyphi.runtime import distributed, progress
 from polyphi.runtime.precision import Choice
 from polyphi.train import checkpoint, guard, parallel, resume
 from polyphi.train.freeze import (
@@ -103,9 +103,9 @@ class Run:
 
     def _open(self) -> None:
         """Metrics and quarantine, without what a run wrote that went on after its last checkpoint."""
-        first = dist.rank() == 0
+        first = distributed.rank() == 0
         self._metrics, self._quarantine = (
-            logs.Metrics(self.out / name, until=self.past.step) if first else None
+            progress.Metrics(self.out / name, until=self.past.step) if first else None
             for name in (METRICS, QUARANTINE)
         )
 
@@ -128,7 +128,7 @@ class Run:
             self.past.step, tensors, {**self._state, **dataclasses.asdict(self.past)}
         )
 
-    def write(self, record: Mapping[str, Any], trackers: Sequence[logs.Tracker]) -> None:
+    def write(self, record: Mapping[str, Any], trackers: Sequence[progress.Tracker]) -> None:
         """A step's record to the metrics and to all trackers, with its number."""
         if self._metrics is not None:
             number = self.past.step - 1
@@ -154,8 +154,8 @@ class Run:
         model.eval()
         with (
             Interruptible() as interrupted,
-            logs.progress(
-                f"{self.stage.name}, its reference", self.budget.steps, 0, dist.rank() > 0
+            progress.progress(
+                f"{self.stage.name}, its reference", self.budget.steps, 0, distributed.rank() > 0
             ) as advance,
         ):
             reference.look_ahead(
@@ -225,7 +225,7 @@ class Run:
         done["flops"] = record.get("flops", 0)
         speeds = {f"{what}_per_second": round(n / seconds, 2) for what, n in done.items() if n}
         if self.peak_flops and done["flops"]:
-            speeds["utilisation"] = done["flops"] / seconds / self.peak_flops / dist.world()
+            speeds["utilisation"] = done["flops"] / seconds / self.peak_flops / distributed.world()
         return {**speeds, "skipped": len(step.skipped), "cut": step.cut}
 
     def roll_back(self) -> None:
@@ -251,7 +251,7 @@ class Run:
     def _gradients(self, step: Step) -> tuple[dict[str, Any], float]:
         """Everyone's gradients of a step, means over its units and clipped; its record and their norm (NaN where the
         loss isn't finite)."""
-        seeds = f"{self.seed} {self.stage.name} {self.past.step} {dist.rank()}"
+        seeds = f"{self.seed} {self.stage.name} {self.past.step} {distributed.rank()}"
         torch.manual_seed(zlib.crc32(seeds.encode()))  # dropout
         record = accumulate(
             self.stage, self.learners, self._packs(step), self.precision, self.device, self.flops
@@ -268,7 +268,7 @@ class Run:
     def _packs(self, step: Step) -> list[Pack]:
         """This process's packs of a step."""
         if getattr(self.stage.objective, "together", False):
-            return whole(step.samples, dist.world())
+            return whole(step.samples, distributed.world())
         return deal(step.samples, self.room, step.others(), step.spare())
 
     def _without_guilty(self, step: Step) -> Step:
@@ -336,7 +336,7 @@ def accumulate(
     values = torch.stack(
         [torch.as_tensor(sums[key], dtype=torch.float64).to(device) for key in keys]
     )
-    everyone = dict(zip(keys, dist.total(values).tolist(), strict=True))
+    everyone = dict(zip(keys, distributed.total(values).tolist(), strict=True))
     units = max(1, round(everyone["count", 0]))
     record = {}
     for (key, part), value in everyone.items():

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from polyphi.model.config import ModelConfig
-from polyphi.model.quantize import quantize
+from polyphi.quantization.quantize import quantize
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

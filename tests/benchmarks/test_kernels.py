@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from polyphi.batch import row
-from polyphi.model import weights
+from polyphi.checkpoints import weights
 from polyphi.model.config import ModelConfig
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"

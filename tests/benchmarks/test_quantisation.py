@@ -9,10 +9,10 @@ import torch
 from engine.conftest import fitted
 
 import polyphi
-from polyphi.chat import Message
+from polyphi.checkpoints import weights
 from polyphi.data import shards
 from polyphi.data.shards import Sample
-from polyphi.model import weights
+from polyphi.messages import Message
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.tokenizer import Tokenizer

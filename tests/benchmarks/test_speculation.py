@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from engine.conftest import SAYINGS, fitted, make_engine
 
-from polyphi.chat import Message
+from polyphi.messages import Message
 from polyphi.model.config import ModelConfig
 from polyphi.processing.tokenizer import Tokenizer
 

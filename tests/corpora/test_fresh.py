@@ -11,12 +11,13 @@ from random import Random
 import cloudpickle
 import pytest
 
-from polyphi.curate import instructions, sources
+from polyphi.curate import sources
 from polyphi.curate.corpus import Corpus, Work, generator
-from polyphi.curate.instructions import Ask
 from polyphi.curate.text import side
 from polyphi.data.shards import Sample, row_hash, to_row
 from polyphi.stages import sizes
+from polyphi.synthetic import instructions
+from polyphi.synthetic.instructions import Ask
 
 CORPORA: list[Corpus] = [
     importlib.import_module(f"polyphi.corpora.{name}").corpus for name in sizes.FRESH

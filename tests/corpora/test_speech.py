@@ -10,14 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from polyphi.chat import Audio, Image, Message, Text
 from polyphi.corpora import vision_speech
-from polyphi.curate import sources, speech, stamps, waves
+from polyphi.curate import sources, waves
 from polyphi.curate.corpus import Work
 from polyphi.data import shards
 from polyphi.data.shards import Sample
+from polyphi.messages import Audio, Image, Message, Text
 from polyphi.processing.media import decode_audio
-from polyphi.voice import unavailable
+from polyphi.services.speech_synthesis import unavailable
+from polyphi.synthetic import speech, stamps
 
 pytestmark = pytest.mark.skipif(
     unavailable("espeak-ng") is not None, reason="espeak-ng is not installed"

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from polyphi.chat import Completion, SamplingParams
 from polyphi.curate import sources
 from polyphi.curate.corpus import Corpus, Work, build
 from polyphi.data.shards import Shards
 from polyphi.eval.heldout import find
 from polyphi.eval.run import select
 from polyphi.eval.task import Task
+from polyphi.messages import Completion, SamplingParams
 
 DOCUMENTS = {"documents", "code", "math", "translation", "long_documents", "reasoning_documents"}
 CHATS = {

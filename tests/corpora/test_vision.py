@@ -10,16 +10,17 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from polyphi.chat import Image as Picture
-from polyphi.chat import media
 from polyphi.corpora import captions, charts, grounding, image_qa, interleaved, multi_image, ocr
-from polyphi.curate import images, safety, scenes, sources, stamps, text
+from polyphi.curate import safety, sources, text
 from polyphi.curate.corpus import Corpus, Work, build, generator
 from polyphi.curate.decontaminate import Index
-from polyphi.curate.lexicon import LANGUAGES
 from polyphi.data.shards import Sample, Shards, to_row
 from polyphi.eval.heldout import find
 from polyphi.eval.scorers import refuses
+from polyphi.messages import Image as Picture
+from polyphi.messages import media
+from polyphi.synthetic import images, scenes, stamps
+from polyphi.text.lexicon import LANGUAGES
 
 CORPORA = [m.corpus for m in (captions, interleaved, grounding, ocr, charts, image_qa, multi_image)]
 

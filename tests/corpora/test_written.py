@@ -5,9 +5,9 @@ from random import Random
 
 import pytest
 
-from polyphi.chat import Image, Message, Text
 from polyphi.corpora import vision_speech, written_speech
 from polyphi.data.shards import Sample
+from polyphi.messages import Image, Message, Text
 from polyphi.processing.grids import EMPTY
 from polyphi.processing.tokenizer import Tokenizer
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from polyphi.chat import Image, Message
 from polyphi.curate.answers import Kept, told
+from polyphi.messages import Image, Message
 
 
 def test_the_first_answer_stays(tmp_path: Path) -> None:

@@ -16,14 +16,14 @@ from datatrove.data import Document
 from datatrove.executor import LocalPipelineExecutor
 from PIL import Image as Picture
 
-from polyphi.chat import Audio, Image, Message
 from polyphi.curate.decontaminate import Decontaminate, Index, items
 from polyphi.curate.documents import document
-from polyphi.curate.images import png
 from polyphi.curate.known_texts import Texts
 from polyphi.curate.phash import Box, alike, boxes, crops, distance, look, signs
 from polyphi.data import shards
 from polyphi.data.shards import Sample
+from polyphi.messages import Audio, Image, Message
+from polyphi.synthetic.images import png
 
 QUESTION = (
     "Natalia sold clips to forty-eight of her friends in April, and then she sold half as many "

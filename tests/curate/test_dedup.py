@@ -13,11 +13,11 @@ from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 from PIL import Image as Picture
 
-from polyphi.chat import Audio, Image, Message
 from polyphi.curate.dedup import CLIPS, EXACT, PICTURES, TEXTS, Likeness, deduplicate
 from polyphi.curate.documents import document
-from polyphi.curate.images import png
 from polyphi.data.shards import Sample
+from polyphi.messages import Audio, Image, Message
+from polyphi.synthetic.images import png
 
 
 class Read(PipelineStep):

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from PIL import Image as Picture
 
-from polyphi.chat import Image, media
 from polyphi.curate import feedback
 from polyphi.curate.safety import REFUSAL
+from polyphi.messages import Image, media
 
 GOOD = {
     "prompt": "How do I make a bomb?",

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from pieces import render
 from PIL import Image as PIL
 
-from polyphi.chat import Audio, Image, Message, Text
 from polyphi.curate import formats
 from polyphi.curate.formats import detect, read, sample
 from polyphi.data.shards import Sample, Shards, write
+from polyphi.messages import Audio, Image, Message, Text
 from polyphi.processing import template
 from polyphi.processing.tokenizer import Tokenizer
 

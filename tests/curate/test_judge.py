@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from polyphi import sandbox
-from polyphi.chat import Completion, Image, Message, SamplingParams
 from polyphi.curate import corpus, judge
 from polyphi.curate.corpus import Corpus, Work
 from polyphi.curate.judge import Attempt, Outcome, Problem, Remembered, Verdict
 from polyphi.data.shards import Sample, Shards
+from polyphi.messages import Completion, Image, Message, SamplingParams
+from polyphi.services import sandbox
 
 needs_sandbox = pytest.mark.skipif(
     sandbox.unavailable() is not None, reason=f"no namespaces: {sandbox.unavailable()}"
@@ -226,7 +226,7 @@ def test_many_share_a_folder(tmp_path: Path) -> None:
 KILLED = """
 import sys, time
 from pathlib import Path
-from polyphi.chat import Message
+from polyphi.messages import Message
 from polyphi.curate import judge
 
 def ask(messages, seed):

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from polyphi.chat import Image as Picture
-from polyphi.chat import media
-from polyphi.curate import images, pdf_pages
-from polyphi.curate.photos import photo, set_page
-from polyphi.curate.scenes import Scene
+from polyphi.curate import pdf_pages
+from polyphi.curate.photos import photo
+from polyphi.messages import Image as Picture
+from polyphi.messages import media
+from polyphi.synthetic import images
+from polyphi.synthetic.pages import set_page
+from polyphi.synthetic.scenes import Scene
 
 TEXT = "You can open a file from the menu or with a double click on its name."
 

@@ -10,14 +10,14 @@ import pytest
 from datatrove.pipeline.base import PipelineStep
 from PIL import Image
 
-from polyphi.chat import Image as Picture
-from polyphi.chat import Message, Text
 from polyphi.curate import pipeline
 from polyphi.curate.documents import document
 from polyphi.curate.documents import sample as back
 from polyphi.curate.pictures import CAP, Matching, Safe, Shrink, Sizes, captions, shrunk
 from polyphi.curate.pipeline import Machines
 from polyphi.data.shards import Sample, Shards
+from polyphi.messages import Image as Picture
+from polyphi.messages import Message, Text
 
 
 def picture(width: int, height: int, form: str = "PNG") -> bytes:

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 from curate.test_language import raw
 
-from polyphi.chat import Message, Text
-from polyphi.curate import pii, planted
+from polyphi.curate import pii
 from polyphi.curate.documents import document, sample
-from polyphi.curate.lexicon import LANGUAGES
 from polyphi.curate.pii import KINDS, Fakes, Personal, find, remove, spacy_names
 from polyphi.data import shards
+from polyphi.messages import Message, Text
+from polyphi.synthetic import planted
+from polyphi.text.lexicon import LANGUAGES
 
 
 def spans(text: str, language: str) -> list[tuple[str, int, int]]:

@@ -13,8 +13,8 @@ from curate.test_language import raw
 
 from polyphi.curate import labels, quality, sources
 from polyphi.curate.corpus import Work
-from polyphi.curate.lexicon import LANGUAGES
 from polyphi.curate.quality import Labelled, Quality, labelled, load, measure, save, train
+from polyphi.text.lexicon import LANGUAGES
 
 
 def refuse(*_: object) -> None:

@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 from replay import Replay
 
-from polyphi.chat import Audio, Image, Message, media
 from polyphi.curate import corpus
 from polyphi.curate.corpus import Corpus, Work
 from polyphi.curate.pipeline import counts
 from polyphi.curate.read_aloud import Cast, ReadAloud, cast, installed, query
-from polyphi.curate.speech import unfit
 from polyphi.curate.transcripts import Recogniser, WordErrors
+from polyphi.curate.voices import unfit
 from polyphi.curate.waves import encode
 from polyphi.data.shards import Sample, Shards
-from polyphi.endpoint import Endpoint
+from polyphi.messages import Audio, Image, Message, media
 from polyphi.processing.media import decode_audio
-from polyphi.voice import Voice, unavailable
+from polyphi.services.endpoint import Endpoint
+from polyphi.services.speech_synthesis import Voice, unavailable
 
 TONE = encode(0.3 * np.sin(np.arange(16000, dtype=np.float32) / 20))
 needs_espeak = pytest.mark.skipif(

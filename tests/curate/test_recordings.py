@@ -12,7 +12,6 @@ import pytest
 from replay import Replay
 
 from polyphi.batch import Clip
-from polyphi.chat import Audio, media
 from polyphi.corpora import speech_summary
 from polyphi.curate import corpus, text
 from polyphi.curate.corpus import Corpus, Work
@@ -22,11 +21,12 @@ from polyphi.curate.syntheses import SPEECH_SUMMARY
 from polyphi.curate.synthesize import Taught
 from polyphi.data import shards
 from polyphi.data.shards import Sample, Shards
-from polyphi.endpoint import Endpoint
+from polyphi.messages import Audio, media
 from polyphi.processing.audio import frames
 from polyphi.processing.media import decode_audio
+from polyphi.services.endpoint import Endpoint
+from polyphi.services.speech_synthesis import Voice, unavailable
 from polyphi.stages import sizes
-from polyphi.voice import Voice, unavailable
 
 pytestmark = pytest.mark.skipif(
     unavailable("espeak-ng") is not None, reason="espeak-ng is not installed"
@@ -40,7 +40,7 @@ def test_half_an_hour_is_one_clip_in_little_memory(tmp_path: Path) -> None:
 import json, re, sys, time
 from pathlib import Path
 from polyphi.curate.recordings import record
-from polyphi.voice import Booth, Voice
+from polyphi.services.speech_synthesis import Booth, Voice
 
 def peak():
     # getrusage's peak is that of the process that started this one, too.

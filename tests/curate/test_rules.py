@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 from curate.test_language import SAID, raw
 
-from polyphi.chat import Message, Text
 from polyphi.curate.documents import document, sample
 from polyphi.curate.rules import Rules, Words, judge
 from polyphi.data import shards
+from polyphi.messages import Message, Text
 
 PROSE = {
     "en": """The harbour wakes before the town does, and its first sounds are those of ropes and gulls.

@@ -10,12 +10,12 @@ import pytest
 from replay import Replay
 
 from polyphi import cli
-from polyphi.chat import Audio, media
 from polyphi.curate import feedback
-from polyphi.curate.lexicon import LANGUAGES
 from polyphi.curate.text import side
 from polyphi.data.shards import Shards
-from polyphi.voice import unavailable
+from polyphi.messages import Audio, media
+from polyphi.services.speech_synthesis import unavailable
+from polyphi.text.lexicon import LANGUAGES
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "curate_safety.py"
 PAGE = Path(__file__).parents[2] / "docs" / "safety.md"

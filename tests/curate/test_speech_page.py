@@ -9,12 +9,12 @@ import pytest
 from replay import Replay
 
 from polyphi import cli
-from polyphi.chat import Audio, media
 from polyphi.curate.judge import heard
 from polyphi.curate.text import side
 from polyphi.curate.waves import encode
 from polyphi.data.shards import Sample, Shards
-from polyphi.voice import unavailable
+from polyphi.messages import Audio, media
+from polyphi.services.speech_synthesis import unavailable
 
 ROOT = Path(__file__).parents[2]
 PAGE, EXAMPLE = ROOT / "docs" / "speech.md", ROOT / "examples" / "curate_spoken.py"

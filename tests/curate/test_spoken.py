@@ -3,7 +3,7 @@
 import pytest
 
 from polyphi.curate import spoken
-from polyphi.curate.lexicon import LANGUAGES, digit_words
+from polyphi.text.lexicon import LANGUAGES, digit_words
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

@@ -9,9 +9,7 @@ from typing import Any
 import pytest
 from replay import Replay
 
-from polyphi.chat import Audio, Image, Message, Text, media
 from polyphi.curate import syntheses
-from polyphi.curate.lexicon import LANGUAGES
 from polyphi.curate.syntheses import (
     chrf,
     copied,
@@ -24,7 +22,9 @@ from polyphi.curate.syntheses import (
 from polyphi.curate.synthesize import Synthesis, estimate, synthesize
 from polyphi.data import shards
 from polyphi.data.shards import Sample, Shards
-from polyphi.endpoint import Endpoint
+from polyphi.messages import Audio, Image, Message, Text, media
+from polyphi.services.endpoint import Endpoint
+from polyphi.text.lexicon import LANGUAGES
 
 PNG, WAV = b"\x89PNG a chart", b"RIFF\0\0\0\0WAVE a clip"
 SEEN, HEARD = sha256(PNG).hexdigest(), sha256(WAV).hexdigest()

@@ -15,14 +15,14 @@ from pathlib import Path
 import pytest
 from replay import Replay
 
-from polyphi.chat import Completion, Message, SamplingParams
 from polyphi.curate.corpus import Corpus, Work
 from polyphi.curate.corpus import build as build_corpus
 from polyphi.curate.pipeline import counts
 from polyphi.curate.synthesize import Command, Synthesis, Tally, Taught, estimate, synthesize
 from polyphi.data import shards
 from polyphi.data.shards import Sample, Shards
-from polyphi.endpoint import Endpoint
+from polyphi.messages import Completion, Message, SamplingParams
+from polyphi.services.endpoint import Endpoint
 
 N = 60
 ECHO = Synthesis(
@@ -111,7 +111,7 @@ from pathlib import Path
 sys.path[:0] = {[str(Path(__file__).parents[1]), str(Path(__file__).parent)]!r}
 from test_synthesize import ECHO, sources
 from polyphi.curate.synthesize import synthesize
-from polyphi.endpoint import Endpoint
+from polyphi.services.endpoint import Endpoint
 list(synthesize(ECHO, sources(), Endpoint(sys.argv[1], "m"), Path(sys.argv[2]), concurrency=3))
 """
     with Replay(CHATS, seconds=0.05) as replay:

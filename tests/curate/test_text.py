@@ -9,10 +9,13 @@ from random import Random
 
 import pytest
 
-from polyphi.chat import CALL, CALL_END
-from polyphi.curate import calls, instructions, safety, sources, text
+from polyphi.curate import safety, sources, text
 from polyphi.curate.corpus import Work
-from polyphi.curate.lexicon import (
+from polyphi.eval.scorers import refuses, tool_calls
+from polyphi.messages import CALL, CALL_END
+from polyphi.synthetic import calls, instructions
+from polyphi.synthetic.reasoning import FAMILIES, corrupt, draw, drawn, verify
+from polyphi.text.lexicon import (
     COLOURS,
     LANGUAGES,
     NOUNS,
@@ -21,8 +24,6 @@ from polyphi.curate.lexicon import (
     lexicon,
     number_words,
 )
-from polyphi.curate.reasoning import FAMILIES, corrupt, draw, drawn, verify
-from polyphi.eval.scorers import refuses, tool_calls
 
 
 @pytest.fixture

@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from polyphi import voice
-from polyphi.chat import Audio, Message
 from polyphi.curate import corpus
 from polyphi.curate.corpus import Corpus, Work
 from polyphi.curate.documents import document
 from polyphi.curate.transcripts import Recogniser, WordErrors, measure, pocketsphinx
 from polyphi.curate.waves import encode, resample
 from polyphi.data.shards import Sample, Shards
+from polyphi.messages import Audio, Message
+from polyphi.services import speech_synthesis
 
 WORDS = [
     "seven",
@@ -115,7 +115,9 @@ def test_a_recogniser_is_measured_on_what_is_certain() -> None:
         measure(listener([], 0.0), [])
 
 
-@pytest.mark.skipif(voice.unavailable("flite") is not None, reason="flite isn't installed")
+@pytest.mark.skipif(
+    speech_synthesis.unavailable("flite") is not None, reason="flite isn't installed"
+)
 def test_pocketsphinx_tells_flites_transcripts(capsys) -> None:
     pytest.importorskip("pocketsphinx")
     said = [
@@ -126,10 +128,10 @@ def test_pocketsphinx_tells_flites_transcripts(capsys) -> None:
         "the green house at the end of the street is old",
         "she read the letter twice before she answered",
     ]
-    booth = voice.Booth()
+    booth = speech_synthesis.Booth()
 
     def spoken(i: int, written: str) -> Sample:
-        wave, rate = booth.speak(said[i], voice.Voice("flite", "en", "rms"))
+        wave, rate = booth.speak(said[i], speech_synthesis.Voice("flite", "en", "rms"))
         known = {"language": "en", "engine": "flite"}
         messages = (Message.user(Audio(encode(resample(wave, rate)))), Message.assistant(written))
         return Sample(str(i), messages, "here", "MIT", known)

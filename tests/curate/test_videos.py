@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from polyphi.chat import Image as Picture
-from polyphi.chat import media
-from polyphi.curate import cartoons, videos
-from polyphi.curate.lexicon import COLOUR_RGB
-from polyphi.curate.scenes import Scene
+from polyphi.curate import videos
 from polyphi.data.shards import Sample
+from polyphi.messages import Image as Picture
+from polyphi.messages import media
 from polyphi.processing.video import decode_video
+from polyphi.synthetic import cartoons
+from polyphi.synthetic.scenes import Scene
+from polyphi.text.lexicon import COLOUR_RGB
 
 EVENTS = ("moves right", "grows", "turns blue")
 

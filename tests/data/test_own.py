@@ -14,9 +14,9 @@ import pytest
 import soundfile
 from PIL import Image as PIL
 
-from polyphi.chat import TRANSCRIBE, Audio, Image, Message, Text
 from polyphi.data import own, shards
 from polyphi.data.shards import Sample, Shards
+from polyphi.messages import TRANSCRIBE, Audio, Image, Message, Text
 
 
 @pytest.fixture

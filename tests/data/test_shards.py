@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image as Picture
 
-from polyphi.chat import Audio, Image, Message
 from polyphi.data import shards
 from polyphi.data.shards import Sample, Shards, document, row_hash
+from polyphi.messages import Audio, Image, Message
 
 
 def png(seed: int, side: int = 8) -> bytes:

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image as PIL
 
-from polyphi.chat import Audio, Image, Message
+from polyphi.api import make_processor
 from polyphi.engine.engine import Engine
+from polyphi.messages import Audio, Image, Message
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
-from polyphi.phi import make_processor
 from polyphi.processing.tokenizer import Tokenizer
 
 SAYINGS = [

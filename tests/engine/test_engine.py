@@ -11,7 +11,6 @@ import pytest
 import torch
 from engine.conftest import picture
 
-from polyphi.chat import Grammar, Message, SamplingParams
 from polyphi.engine import engine as engine_module
 from polyphi.engine.engine import Engine, NotFinite, Stopped
 from polyphi.engine.memory import OutOfMemory
@@ -19,8 +18,9 @@ from polyphi.engine.request import Caller
 from polyphi.engine.runner import extend
 from polyphi.engine.scheduler import Part
 from polyphi.engine.tools import ToolCall, parse_calls
-from polyphi.model.quantize import quantize
+from polyphi.messages import Grammar, Message, SamplingParams
 from polyphi.processing.tokenizer import Tokenizer
+from polyphi.quantization.quantize import quantize
 
 
 def without_cache(engine: Engine, messages: list[Message], count: int) -> list[int]:

@@ -5,10 +5,10 @@ import random
 import pytest
 import torch
 
-from polyphi.chat import Message, SamplingParams
 from polyphi.engine.engine import Engine
 from polyphi.engine.graphs import DecodeGraphs
 from polyphi.engine.runner import Runner
+from polyphi.messages import Message, SamplingParams
 
 
 @pytest.mark.parametrize("seed", range(3))

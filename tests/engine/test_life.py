@@ -10,13 +10,13 @@ import pytest
 import torch
 from engine.conftest import clip, fitted, make_engine, picture
 
-from polyphi.chat import Completion, Image, Message, SamplingParams
 from polyphi.engine import engine as engine_module
 from polyphi.engine.cache import token_bytes
 from polyphi.engine.engine import Engine
 from polyphi.engine.request import Request
 from polyphi.engine.runner import Runner, extend
 from polyphi.engine.speculate import Guess, PromptLookup
+from polyphi.messages import Completion, Image, Message, SamplingParams
 from polyphi.processing.processor import Processor
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.stages import sizes

@@ -12,8 +12,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from polyphi.chat import Grammar, SamplingParams
 from polyphi.engine.sampling import Sampler, candidates, check, likeliest
+from polyphi.messages import Grammar, SamplingParams
 from polyphi.processing.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer.train(["yes no maybe"], vocab_size=320)

@@ -5,11 +5,11 @@ from engine.conftest import clip, picture
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polyphi.chat import Message, SamplingParams
 from polyphi.engine.cache import BLOCK, token_bytes
 from polyphi.engine.engine import Engine
 from polyphi.engine.request import Caller, Request
 from polyphi.engine.scheduler import KEPT, PATIENCE, SMALL, split_evenly
+from polyphi.messages import Message, SamplingParams
 
 LONG = [Message.user("the quick brown fox jumps over the lazy dog " * 12)]
 SHORT = [Message.user("1 + 2")]

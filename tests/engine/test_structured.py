@@ -14,11 +14,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polyphi.chat import CALL, CALL_END, Grammar, Message, SamplingParams
 from polyphi.engine.engine import Engine
 from polyphi.engine.sampling import Sampler, check
 from polyphi.engine.structured import Matcher, arguments_schema, compiled
 from polyphi.engine.tools import parse_calls
+from polyphi.messages import CALL, CALL_END, Grammar, Message, SamplingParams
 from polyphi.processing.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer.train(

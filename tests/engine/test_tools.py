@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polyphi.chat import CALL, CALL_END, call_text
 from polyphi.engine import tools
 from polyphi.engine.tools import GrammarToolParser, ToolCall, ToolParser, parse_calls
+from polyphi.messages import CALL, CALL_END, call_text
 
 Found = tuple[str, list[ToolCall]]
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from polyphi import measurement
-from polyphi.chat import Message
 from polyphi.data.shards import Sample
 from polyphi.eval.benchmark import Benchmark, benchmarks, own, suite
 from polyphi.eval.sources import Data
+from polyphi.messages import Message
+from polyphi.recipe import evaluation
 
 DOCS = Path(__file__).parents[2] / "docs" / "evaluation.md"
 
@@ -19,7 +19,7 @@ class Atlas:
     """Knows one capital, and says more than it was asked about another."""
 
     def generate_many(self, conversations, *, sampling, adapter="auto"):  # type: ignore[no-untyped-def]
-        from polyphi.chat import Completion
+        from polyphi.messages import Completion
 
         said = {"France": "Paris.", "Japan": "That is Tokyo."}
         return [
@@ -48,9 +48,9 @@ def test_the_file_is_found_beside_others(file: Path, capitals: Benchmark) -> Non
 
 
 def test_it_runs_from_its_files_to_the_page_and_is_scored_again(file: Path, tmp_path: Path) -> None:
-    subject = measurement.Subject(Atlas(), "atlas", "atlas 1")  # type: ignore[arg-type]
+    subject = evaluation.Subject(Atlas(), "atlas", "atlas 1")  # type: ignore[arg-type]
     out = tmp_path / "results"
-    rows = measurement.measure(subject, (str(file),), out, data=None)
+    rows = evaluation.measure(subject, (str(file),), out, data=None)
     assert [(r.label, r.n, round(r.score, 2)) for r in rows] == [
         ("Capitals", 3, 0.33),
         ("Capitals of Europe", 1, 1.0),
@@ -60,15 +60,15 @@ def test_it_runs_from_its_files_to_the_page_and_is_scored_again(file: Path, tmp_
     assert "Other benchmarks" in page and "Capitals of Europe" in page
     before = json.loads((out / "results.json").read_text())["rows"]
     with pytest.raises(ValueError, match=r"--suite my_bench\.py"):
-        measurement.rescored(out)
-    again = measurement.rescored(out, (str(file),))
+        evaluation.rescored(out)
+    again = evaluation.rescored(out, (str(file),))
     assert [r.as_dict() for r in again] == [r.as_dict() for r in rows]
     assert json.loads((out / "results.json").read_text())["rows"] == before
 
 
 def test_what_holds_for_ours_holds_for_it(capitals: Benchmark, tmp_path: Path) -> None:
     capitals.mini(tmp_path)
-    assert measurement.complaints([capitals], Data(tmp_path)) == {}
+    assert evaluation.complaints([capitals], Data(tmp_path)) == {}
     samples = list(capitals.load(Data(tmp_path)))
     assert capitals.scorer is not None
     for sample in samples:
@@ -87,7 +87,7 @@ def test_what_holds_for_ours_holds_for_it(capitals: Benchmark, tmp_path: Path) -
 def test_missing_data_are_named_with_where_they_come_from(
     capitals: Benchmark, tmp_path: Path
 ) -> None:
-    (said,) = measurement.complaints([capitals], Data(tmp_path))["capitals"]
+    (said,) = evaluation.complaints([capitals], Data(tmp_path))["capitals"]
     assert "test.jsonl is missing" in said and "our wiki" in said
 
 

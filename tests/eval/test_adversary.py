@@ -9,10 +9,7 @@ from typing import Any
 
 import pytest
 
-from polyphi import measurement
-from polyphi.chat import LANGUAGES, Audio, Completion, Message, Text
 from polyphi.data.shards import Sample
-from polyphi.endpoint import Rejected
 from polyphi.eval import suite
 from polyphi.eval.adversary import LONGEST, dialogues
 from polyphi.eval.asked import Asked, Recorded
@@ -22,6 +19,9 @@ from polyphi.eval.severity import MILD, write_mild
 from polyphi.eval.sources import Data, write_jsonl
 from polyphi.eval.spoken import Spoken, heard, read_out, spoken
 from polyphi.eval.tasks.safety.adversarial import benchmark
+from polyphi.messages import LANGUAGES, Audio, Completion, Message, Text
+from polyphi.recipe import evaluation
+from polyphi.services.endpoint import Rejected
 
 
 class Model:
@@ -41,7 +41,7 @@ class Model:
 
     @property
     def keys(self) -> Counter[str]:
-        from polyphi.chat import SamplingParams
+        from polyphi.messages import SamplingParams
 
         return Counter(key_of(m, "auto", SamplingParams(), "") for m in self.seen)
 
@@ -166,8 +166,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
 
 
 def measure(model: Any, out: Path, data: Data | None, simulated_by: str | None = "self") -> Any:
-    own = measurement.Subject(model, "m", "m")
-    return measurement.measure(own, ["adversarial"], out, data=data, simulated_by=simulated_by)
+    own = evaluation.Subject(model, "m", "m")
+    return evaluation.measure(own, ["adversarial"], out, data=data, simulated_by=simulated_by)
 
 
 def both(messages: Sequence[Message]) -> str:

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from polyphi import measurement
-from polyphi.chat import Message, SamplingParams
-from polyphi.endpoint import Rejected
 from polyphi.eval.azure import EVALUATORS, Azure
 from polyphi.eval.judge import points
 from polyphi.eval.severity import AZURE, HARMS, JUDGING
+from polyphi.messages import Message, SamplingParams
+from polyphi.recipe import evaluation
+from polyphi.services.endpoint import Rejected
 
 PROJECT = "https://name.services.ai.azure.com/api/projects/p"
 
@@ -92,8 +92,8 @@ def test_a_project_is_an_address(sdk: Any) -> None:
 
 
 def test_the_command_line_names_it_by_its_project(sdk: Any, tmp_path: Path) -> None:
-    own = measurement.Subject(None, "m", "m")  # type: ignore[arg-type]
-    judge = measurement.judge(f"azure:{PROJECT}", own, tmp_path, None)
+    own = evaluation.Subject(None, "m", "m")  # type: ignore[arg-type]
+    judge = evaluation.judge(f"azure:{PROJECT}", own, tmp_path, None)
     assert judge.name == AZURE == JUDGING.standard
     (answer,) = judge.asked.many(
         [(asked(harm="hateful", query="q", response="r"), SamplingParams())]

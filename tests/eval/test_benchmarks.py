@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from polyphi.chat import Completion, Message, media
 from polyphi.data.shards import Sample
 from polyphi.eval import suite
 from polyphi.eval.asked import Asked
 from polyphi.eval.benchmark import Benchmark, benchmarks
 from polyphi.eval.paper import paper
 from polyphi.eval.sources import Data, check
+from polyphi.messages import Completion, Message, media
 
 ALL = benchmarks()
 NAMES = [b.name for b in ALL]
@@ -148,7 +148,7 @@ def test_hostile_answers_stop_nothing_and_score_nothing(
 
 
 def test_media_reach_the_model(benchmark: Benchmark, data: Callable[[Benchmark], Data]) -> None:
-    from polyphi.chat import Audio, Image
+    from polyphi.messages import Audio, Image
 
     wanted = {"vision": Image, "speech": Audio}.get(benchmark.modality)
     if wanted:

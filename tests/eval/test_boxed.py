@@ -4,11 +4,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from polyphi.chat import Message
 from polyphi.data.shards import Sample
 from polyphi.eval import boxed
 from polyphi.eval.suite import LENIENT
 from polyphi.eval.tasks.text.math import plain_box
+from polyphi.messages import Message
 
 
 def sample(reference: str) -> Sample:

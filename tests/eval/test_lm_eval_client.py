@@ -15,13 +15,13 @@ from engine.conftest import fitted, make_engine, tokenizer  # noqa: F401
 from serve.saved import save, served
 
 import polyphi
-from polyphi.chat import SamplingParams
 from polyphi.engine.engine import Engine
 from polyphi.eval import lm_tasks, suite
 from polyphi.eval.asked import Asked
 from polyphi.eval.sources import Data, write_parquet
 from polyphi.eval.suite import LENIENT
 from polyphi.eval.tasks.text import siqa
+from polyphi.messages import SamplingParams
 from polyphi.model.config import ModelConfig
 from polyphi.processing.tokenizer import Tokenizer
 

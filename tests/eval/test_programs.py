@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from polyphi import sandbox
 from polyphi.eval import programs, trial
 from polyphi.eval.problems import PROBLEMS
 from polyphi.eval.programs import Trial, Verdict, extracted, judged, longest_program
 from polyphi.eval.trial import alike, pack, printed_alike, unpack
+from polyphi.services import sandbox
 
 isolated = pytest.mark.skipif(
     sandbox.unavailable() is not None, reason=f"no namespaces: {sandbox.unavailable()}"
@@ -243,8 +243,8 @@ def test_an_answer_without_end_is_read_quickly() -> None:
 
 
 def test_more_generous_readings_put_the_prompt_in_front() -> None:
-    from polyphi.chat import Message
     from polyphi.data.shards import Sample
+    from polyphi.messages import Message
 
     prompt = 'import math\n\ndef f(x):\n    """Root."""\n'
     sample = Sample("s", (Message.assistant(""),), "", "", {"entry": "f", "prompt": prompt})

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from polyphi.chat import Audio, Completion, Image, Message, Text, adapter_for, media
 from polyphi.data import shards
 from polyphi.data.shards import Sample
 from polyphi.eval import report, run, scorers
 from polyphi.eval.heldout import CORE, TASKS, find
 from polyphi.eval.task import Score, Task
+from polyphi.messages import Audio, Completion, Image, Message, Text, adapter_for, media
 
 TASK = Task(
     "colour", "Colour of the square", "vision", "image_qa", scorers.exact, only={"task": "colour"}

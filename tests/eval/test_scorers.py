@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from polyphi.chat import Message
 from polyphi.data.shards import Sample
 from polyphi.eval import scorers
+from polyphi.messages import Message
 
 
 def sample(reference: str, **meta: object) -> Sample:

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from polyphi.chat import Completion, Message
 from polyphi.eval import suite
 from polyphi.eval.asked import Asked
 from polyphi.eval.severity import AZURE, HARMS, MILD, mean_rate, prompts, rounded, worst
@@ -15,6 +14,7 @@ from polyphi.eval.sources import Data, write_jsonl
 from polyphi.eval.task import Score
 from polyphi.eval.tasks.safety.defect_rates import benchmark
 from polyphi.eval.tasks.safety.defect_rates_spoken import SPOKEN, to_speak
+from polyphi.messages import Completion, Message
 
 
 class Model:

@@ -8,11 +8,11 @@ import pytest
 from sacrebleu import corpus_bleu
 from sacrebleu.metrics.bleu import BLEU
 
-from polyphi.chat import Audio, Message
 from polyphi.data.shards import Sample
 from polyphi.eval import run, speech
 from polyphi.eval.task import Score
 from polyphi.eval.whisper_normalize import english
+from polyphi.messages import Audio, Message
 
 PAIRS = [
     (

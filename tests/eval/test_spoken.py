@@ -14,11 +14,11 @@ import pytest
 import soundfile
 
 from polyphi import cli
-from polyphi.chat import Audio, Image, Message, Text
 from polyphi.eval import spoken
 from polyphi.eval.sources import Data, Missing
 from polyphi.eval.spoken import Studio, synthesise, voice_of, with_options
-from polyphi.voice import Booth, Voice
+from polyphi.messages import Audio, Image, Message, Text
+from polyphi.services.speech_synthesis import Booth, Voice
 
 ROWS: list[Mapping[str, Any]] = [
     {"id": "a", "text": "One.", "answer": "1"},

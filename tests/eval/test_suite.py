@@ -8,9 +8,7 @@ from typing import Any
 
 import pytest
 
-from polyphi.chat import Completion, Message, SamplingParams
 from polyphi.data.shards import Sample
-from polyphi.endpoint import Rejected
 from polyphi.eval import suite
 from polyphi.eval.asked import Asked, Recorded
 from polyphi.eval.benchmark import Benchmark, Judging, Row
@@ -18,6 +16,8 @@ from polyphi.eval.judge import rating
 from polyphi.eval.scorers import exact
 from polyphi.eval.sources import Data
 from polyphi.eval.task import Score
+from polyphi.messages import Completion, Message, SamplingParams
+from polyphi.services.endpoint import Rejected
 
 
 class Model:

@@ -4,12 +4,12 @@ from collections.abc import Callable
 
 import pytest
 
-from polyphi.chat import Image, Message, Text
 from polyphi.data.shards import Sample
 from polyphi.eval import vqa
 from polyphi.eval.suite import LENIENT
 from polyphi.eval.task import Score
 from polyphi.eval.tasks.vision import mathvista, mmmu, ocrbench, pope
+from polyphi.messages import Image, Message, Text
 
 CATS = ["a dog", "a cat", "both A and B", "the red one"]
 BOTH = (1.0, 1.0)

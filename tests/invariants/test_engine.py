@@ -13,10 +13,10 @@ import pytest
 import torch
 from engine.conftest import clip, fitted, make_engine, picture
 
-from polyphi.chat import Audio, Image, Message, SamplingParams
 from polyphi.engine.engine import Engine
 from polyphi.engine.request import Request
 from polyphi.engine.runner import extend
+from polyphi.messages import Audio, Image, Message, SamplingParams
 from polyphi.processing.tokenizer import Tokenizer
 
 TEXT = "the quick brown fox jumps over a lazy dog und größer 図書館 1 + 2 = 3"

@@ -10,12 +10,12 @@ from safetensors.torch import load_file, save_file
 
 from polyphi import kernels
 from polyphi.batch import Clip, ImageLayout, row
-from polyphi.model import quantize as quantized
-from polyphi.model import weights
+from polyphi.checkpoints import weights
 from polyphi.model.config import ModelConfig
-from polyphi.model.fewbits import FourBit
 from polyphi.model.multimodal import PhiModel
-from polyphi.model.quantize import STORED
+from polyphi.quantization import quantize as quantized
+from polyphi.quantization.fewbits import FourBit
+from polyphi.quantization.quantize import STORED
 
 
 @pytest.fixture(autouse=True)

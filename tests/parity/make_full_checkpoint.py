@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from polyphi.model import weights
+from polyphi.checkpoints import weights
 from polyphi.model.config import ModelConfig
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")

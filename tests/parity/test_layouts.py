@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from polyphi.batch import pack, row
-from polyphi.model import weights
+from polyphi.checkpoints import weights
 from polyphi.model.config import AdapterConfig, ModelConfig
 from polyphi.model.multimodal import PhiModel
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from polyphi.inspection import parts
-from polyphi.model import public_config, weights
+from polyphi.checkpoints import public_config, weights
+from polyphi.cli.inspect import parts
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polyphi.batch import IGNORE, float_crops, pack
-from polyphi.chat import Audio, Image, Message, Text, Video
+from polyphi.messages import Audio, Image, Message, Text, Video
 from polyphi.processing import media
 from polyphi.processing.media import Caps, MediaError
 from polyphi.processing.processor import Processor, TooLong

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pieces import render
 
-from polyphi.chat import Audio, Image, Message, Text
+from polyphi.messages import Audio, Image, Message, Text
 from polyphi.processing.tokenizer import CONTROLS, Tokenizer
 
 

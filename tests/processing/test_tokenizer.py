@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pieces import render
 
-from polyphi.chat import Audio, Message
+from polyphi.messages import Audio, Message
 from polyphi.processing import tokenizer as module
 from polyphi.processing.tokenizer import CONTROLS, DIGIT_SPLIT, O200K_SPLIT, WORD_SPLIT, Tokenizer
 

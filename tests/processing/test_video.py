@@ -9,8 +9,8 @@ import pytest
 from films import film
 from PIL import Image
 
-from polyphi.chat import Image as Shown
-from polyphi.chat import Message, Text, Video
+from polyphi.messages import Image as Shown
+from polyphi.messages import Message, Text, Video
 from polyphi.processing import video
 from polyphi.processing.media import decode_image
 from polyphi.processing.video import decode_video, expand_videos

@@ -10,7 +10,6 @@ import pytest
 import torch
 from train.small import BUDGET, LANGUAGE, Fails, run, write_corpora
 
-from polyphi import dist
 from polyphi.runtime import precision
 from polyphi.runtime.precision import Choice, Product
 from polyphi.train import resume
@@ -215,8 +214,8 @@ def recorded(out: Path) -> dict[str, Any]:
 
 
 def test_a_run_has_one_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from polyphi.reproduce import page
-    from polyphi.reproduce.graph import Run
+    from polyphi.recipe.graph import Run
+    from polyphi.recipe.report import page
 
     monkeypatch.setattr(precision, "missing", lambda dtype: "this CPU is <old>")
     assert "precision" not in Run("micro", tmp_path).__dict__
@@ -241,7 +240,7 @@ def test_a_run_has_one_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_an_older_run_has_that_of_its_stages(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from polyphi.reproduce.graph import Run
+    from polyphi.recipe.graph import Run
 
     stage = tmp_path / "stages" / "text_2_long"
     stage.mkdir(parents=True)
@@ -256,8 +255,8 @@ def test_an_older_run_has_that_of_its_stages(
 def test_branches_get_the_precision_of_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from polyphi.reproduce import processes
-    from polyphi.reproduce.graph import Run
+    from polyphi.recipe import processes
+    from polyphi.recipe.graph import Run
 
     monkeypatch.setattr(precision, "missing", lambda dtype: "this CPU is old")
     commands: dict[str, list[str]] = {}

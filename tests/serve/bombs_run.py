@@ -15,8 +15,8 @@ import numpy as np
 import soundfile
 from PIL import Image as pil
 
-from polyphi.chat import Audio, Image, Message, Part, Text
 from polyphi.engine.media import Caps, MediaError
+from polyphi.messages import Audio, Image, Message, Part, Text
 from polyphi.processing.processor import Processor
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.serve.fetch import refusal

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from polyphi.checkpoints import weights
 from polyphi.engine.engine import Engine
-from polyphi.model import weights
 
 
 def save(engine: Engine, folder: Path) -> Path:

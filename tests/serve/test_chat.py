@@ -14,8 +14,8 @@ from engine.conftest import clip, picture
 from openai import BadRequestError, NotFoundError, OpenAI
 from serve.conftest import Running
 
-from polyphi.chat import CALL, CALL_END, Message, SamplingParams
 from polyphi.engine.sampling import Sampler
+from polyphi.messages import CALL, CALL_END, Message, SamplingParams
 
 
 @pytest.fixture

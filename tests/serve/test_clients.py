@@ -22,8 +22,8 @@ from pydantic import BaseModel, ConfigDict
 from serve.conftest import Running, serving
 from serve.test_chat import CONTENTS
 
-from polyphi.chat import Calls, Message, SamplingParams, Text, call_text, with_tools
 from polyphi.engine.engine import Engine
+from polyphi.messages import Calls, Message, SamplingParams, Text, call_text, with_tools
 from polyphi.serve.settings import Settings
 
 FOX: list[Any] = [{"role": "user", "content": "the quick fox"}]

@@ -28,10 +28,10 @@ from serve.saved import save, served
 from serve.test_chat import audio_part, image_part
 
 import polyphi
-from polyphi.chat import CALL, CALL_END
 from polyphi.curate import pages, sources
 from polyphi.engine.engine import Engine
 from polyphi.engine.tools import ToolParser, parse_calls
+from polyphi.messages import CALL, CALL_END
 from polyphi.model.config import ModelConfig
 from polyphi.processing.tokenizer import Tokenizer
 

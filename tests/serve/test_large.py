@@ -17,8 +17,8 @@ from serve.test_life import until
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse
 
-from polyphi.chat import SamplingParams
 from polyphi.engine.engine import Engine
+from polyphi.messages import SamplingParams
 from polyphi.processing import media
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.serve.errors import ApiError

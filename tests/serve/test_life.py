@@ -12,9 +12,9 @@ import pytest
 import torch
 from serve.conftest import Running, serving
 
-from polyphi.chat import Message, SamplingParams
 from polyphi.engine.engine import Engine
 from polyphi.engine.request import NOBODY
+from polyphi.messages import Message, SamplingParams
 from polyphi.serve.run import bind
 from polyphi.serve.server import Ticket
 from polyphi.serve.settings import Settings

@@ -22,9 +22,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as pil
 
-from polyphi.chat import Audio, Image, Message, SamplingParams, Text
 from polyphi.engine.engine import Engine
 from polyphi.engine.media import Caps, MediaError
+from polyphi.messages import Audio, Image, Message, SamplingParams, Text
 from polyphi.model.config import ModelConfig
 from polyphi.processing.processor import Processor
 from polyphi.processing.tokenizer import Tokenizer

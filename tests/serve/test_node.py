@@ -15,9 +15,9 @@ from serve.conftest import Running
 from serve.test_chat import audio_part
 from serve.test_speech import CLIP
 
-from polyphi.chat import Message, SamplingParams
-from polyphi.engine import longform
 from polyphi.engine.engine import Engine
+from polyphi.messages import Message, SamplingParams
+from polyphi.transcription import longform
 
 PACKAGE = "openai@^6"
 """The newest that runs on Node 20."""

@@ -14,8 +14,8 @@ from openai import OpenAI
 from serve.saved import save
 from serve.test_chat import image_part
 
-from polyphi.chat import Message, SamplingParams
 from polyphi.engine.engine import Engine
+from polyphi.messages import Message, SamplingParams
 
 pytestmark = pytest.mark.long
 

@@ -35,15 +35,15 @@ from serve.conftest import Running, serving
 from starlette.requests import Request as HttpRequest
 from tones import say
 
-from polyphi.chat import Transcript
-from polyphi.engine import longform, subtitles
 from polyphi.engine.engine import Engine
-from polyphi.engine.longform import transcription
 from polyphi.engine.request import Caller
+from polyphi.messages import Transcript
 from polyphi.serve import speech
 from polyphi.serve.errors import ApiError
 from polyphi.serve.server import Gone
 from polyphi.serve.settings import Settings
+from polyphi.transcription import longform, subtitles
+from polyphi.transcription.longform import transcription
 
 SHAPES = {"text": str, "srt": str, "vtt": str}
 
@@ -213,7 +213,7 @@ def test_a_translation_has_its_transcript_beside_it(
 
 
 def longform_segment(text: str, translation: str) -> Any:
-    from polyphi.chat import Segment
+    from polyphi.messages import Segment
 
     return Segment(0.0, 1.0, text, -0.5, translation=translation)
 

@@ -8,8 +8,8 @@ import pytest
 
 import polyphi.stages
 from polyphi import stages
+from polyphi.recipe.experiments.scaling import EXPONENT, Law, Point, fit
 from polyphi.stages import sizes
-from polyphi.train.scaling import EXPONENT, Law, Point, fit
 
 FITS = json.loads((Path(polyphi.stages.__file__).parent / "learning_rate.json").read_text())
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from polyphi import stages
-from polyphi.reproduce.graph import Run
+from polyphi.recipe.graph import Run
 from polyphi.stages import sizes
 
 

@@ -21,10 +21,9 @@ import torch
 from PIL import Image as Picture
 
 from polyphi.batch import Batch
-from polyphi.chat import Audio, Image, Message
 from polyphi.data import shards
 from polyphi.data.shards import Sample, document
-from polyphi.logs import read_metrics
+from polyphi.messages import Audio, Image, Message
 from polyphi.model.config import (
     AdapterConfig,
     AudioConfig,
@@ -35,6 +34,7 @@ from polyphi.model.config import (
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.processor import Processor
 from polyphi.processing.tokenizer import Tokenizer
+from polyphi.runtime.progress import read_metrics
 from polyphi.train.loop import train
 from polyphi.train.loss import NextToken
 from polyphi.train.stage import Budget, Mix, Stage

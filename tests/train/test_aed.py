@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from polyphi.batch import Clip, pack
-from polyphi.chat import Audio, Message
 from polyphi.data.shards import Sample
+from polyphi.messages import Audio, Message
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.processor import Processor

@@ -10,9 +10,9 @@ from torch import Tensor
 from train.small import make_model, make_processor
 
 from polyphi.batch import Batch, Clip, ImageLayout, pack, row
-from polyphi.chat import Image, Message
 from polyphi.data.draws import Unfit
 from polyphi.data.shards import Sample
+from polyphi.messages import Image, Message
 from polyphi.processing.grids import ROW_END
 from polyphi.train.alignment import Alignment, image_words, in_words, scores_of, word_ids, word_loss
 from polyphi.train.loss import NextToken

@@ -10,8 +10,8 @@ import torch
 from PIL import Image as Picture
 
 from polyphi.batch import Batch, pack
-from polyphi.chat import Image, Message, Text
 from polyphi.data.shards import Sample
+from polyphi.messages import Image, Message, Text
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.processor import Processor

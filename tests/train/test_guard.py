@@ -11,10 +11,10 @@ import torch
 from train.small import BUDGET, LANGUAGE, make_processor, run, told
 
 from polyphi.batch import Batch
-from polyphi.chat import Message
 from polyphi.data import shards
 from polyphi.data.shards import Sample
-from polyphi.logs import read_metrics
+from polyphi.messages import Message
+from polyphi.runtime.progress import read_metrics
 from polyphi.train import guard
 from polyphi.train.checkpoint import Checkpoints
 from polyphi.train.guard import Guard

@@ -12,9 +12,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from train import small
 from train.small import BUDGET, EVERYTHING, LANGUAGE, make_model, make_processor, run, told
 
-from polyphi import logs
 from polyphi.data import shards
-from polyphi.logs import read_metrics
+from polyphi.runtime import progress
+from polyphi.runtime.progress import read_metrics
 from polyphi.train import freeze, loop
 from polyphi.train.aed import AttentionDecoder
 from polyphi.train.contrastive import Contrastive
@@ -221,7 +221,7 @@ def test_flops_are_counted_beside_the_peak(corpora: Path, tmp_path: Path) -> Non
 
 
 def test_trackers_get_every_record(corpora: Path, tmp_path: Path) -> None:
-    board = logs.tracker("tensorboard", tmp_path / "board", "language")
+    board = progress.tracker("tensorboard", tmp_path / "board", "language")
     seen = []
     both = [board, lambda step, record: seen.append((step, record["loss"]))]
     run(tmp_path / "out", corpora, LANGUAGE, TWO, trackers=both)
@@ -233,7 +233,7 @@ def test_trackers_get_every_record(corpora: Path, tmp_path: Path) -> None:
     assert [s for s, _ in drawn] == [0, 1]
     assert [v for _, v in drawn] == pytest.approx([v for _, v in expected])
     with pytest.raises(ValueError, match="unknown tracker 'paper'; there are tensorboard"):
-        logs.tracker("paper", tmp_path, "language")
+        progress.tracker("paper", tmp_path, "language")
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from torch import Tensor
 from train.small import make_model, make_processor
 
 from polyphi.batch import IGNORE, pack
-from polyphi.chat import Image, Message
 from polyphi.data.shards import Sample, Shards, document
+from polyphi.messages import Image, Message
 from polyphi.train import loss
 from polyphi.train.loss import NextToken, token_loss_sum, token_losses
 

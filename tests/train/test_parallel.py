@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file
 from train import small
 
-from polyphi import dist
-from polyphi.chat import Image, Message
 from polyphi.data.loader import Loader
+from polyphi.messages import Image, Message
+from polyphi.runtime import distributed
 from polyphi.train import loop, parallel
 from polyphi.train.checkpoint import Checkpoints
 from polyphi.train.parallel import clip_gradients
@@ -184,7 +184,7 @@ def test_context_is_refused_where_rows_are_compared_or_show_media(
             small.run(tmp_path, corpora, small.LANGUAGE, context=2)
         processor = small.make_processor()
         model = small.make_model(processor)
-        context = parallel.Context(model, dist.groups("cpu", 1))
+        context = parallel.Context(model, distributed.groups("cpu", 1))
         picture = Image(small._png(np.random.default_rng(0)))
         with pytest.raises(ValueError, match="for rows of text"):
             context.part(processor.row([Message.user(picture, "red")]))
@@ -192,7 +192,7 @@ def test_context_is_refused_where_rows_are_compared_or_show_media(
         torch.testing.assert_close(context(context.part(row)), model(row))
     finally:
         torch.distributed.destroy_process_group()
-        dist.groups.cache_clear()
+        distributed.groups.cache_clear()
 
 
 def test_sharding_is_refused_where_adapters_learn(corpora: Path, tmp_path: Path) -> None:

@@ -10,13 +10,13 @@ import torch
 from train.small import BUDGET, EVERYTHING, run
 
 from polyphi.batch import pack
-from polyphi.chat import Message
 from polyphi.data.shards import Sample
-from polyphi.logs import read_metrics
+from polyphi.messages import Message
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.processor import Processor
 from polyphi.processing.tokenizer import Tokenizer
+from polyphi.runtime.progress import read_metrics
 from polyphi.train import loss
 from polyphi.train.preference import DPO, answer_log_probs
 from polyphi.train.stage import Mix

@@ -10,7 +10,7 @@ from train.small import BUDGET, LANGUAGE, make_model, make_processor, run, told
 
 from polyphi.batch import pack
 from polyphi.data.shards import Shards
-from polyphi.logs import read_metrics
+from polyphi.runtime.progress import read_metrics
 from polyphi.train.guard import Guard
 from polyphi.train.preference import DPO, answer_log_probs
 from polyphi.train.reference import REFERENCE, References, key

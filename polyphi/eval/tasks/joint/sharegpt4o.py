@@ -9,7 +9,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from polyphi.chat import Message
 from polyphi.data.shards import Sample
 from polyphi.eval import vqa
 from polyphi.eval.benchmark import Benchmark, Row
@@ -18,6 +17,7 @@ from polyphi.eval.sources import Data, Source, clip, picture, read_rows, write_j
 from polyphi.eval.spoken import spoken
 from polyphi.eval.task import Score
 from polyphi.eval.tasks.vision import ai2d, chartqa, docvqa, infovqa
+from polyphi.messages import Message
 
 SETS = {
     "ShareGPT4o_AI2D": (ai2d.benchmark, "letter"),

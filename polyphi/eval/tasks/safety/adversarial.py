@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from polyphi.chat import LANGUAGES
 from polyphi.data.shards import Sample
 from polyphi.eval.adversary import dialogues
 from polyphi.eval.benchmark import Benchmark, Row
@@ -26,6 +25,7 @@ from polyphi.eval.severity import (
     write_mild,
 )
 from polyphi.eval.sources import Data, write_jsonl
+from polyphi.messages import LANGUAGES
 
 GOALS = replace(PROMPTS, files=("goals.jsonl",))
 """Where it is there, it takes the place of `prompts.jsonl`: `prompt` is what the user is after, and a line may say

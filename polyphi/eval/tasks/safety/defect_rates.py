@@ -5,7 +5,6 @@ The report had GPT-4o play the user; with a model that does so, `adversarial` me
 
 from collections.abc import Iterator
 
-from polyphi.chat import LANGUAGES
 from polyphi.data.shards import Sample
 from polyphi.eval.benchmark import Benchmark, Row
 from polyphi.eval.severity import (
@@ -18,6 +17,7 @@ from polyphi.eval.severity import (
     write_mild,
 )
 from polyphi.eval.sources import Data
+from polyphi.messages import LANGUAGES
 
 
 def load(data: Data) -> Iterator[Sample]:

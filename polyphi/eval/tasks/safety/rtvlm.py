@@ -8,11 +8,11 @@ from typing import Any
 
 from PIL import Image as Picture
 
-from polyphi.chat import Image, Message
 from polyphi.data.shards import Sample
 from polyphi.eval.benchmark import Benchmark, Row
 from polyphi.eval.picture_safety import JUDGING, asked
 from polyphi.eval.sources import Data, Missing, Source, read_rows, write_jsonl
+from polyphi.messages import Image, Message
 
 SOURCE = Source(
     "MMInstruction/RedTeamingVLM",

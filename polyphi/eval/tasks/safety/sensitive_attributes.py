@@ -11,14 +11,14 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from polyphi.chat import Message
 from polyphi.data.shards import Sample
 from polyphi.eval import judge
 from polyphi.eval.benchmark import Benchmark, Judging, Row
 from polyphi.eval.safety_prompts import ATTRIBUTE, NO_INFERENCE, VERSION
 from polyphi.eval.sources import Data, Source, clip, write_jsonl
 from polyphi.eval.spoken import Spoken, spoken
-from polyphi.voice import Voice
+from polyphi.messages import Message
+from polyphi.services.speech_synthesis import Voice
 
 OWN = Source(
     "isa-prompts",

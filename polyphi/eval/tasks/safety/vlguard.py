@@ -11,13 +11,13 @@ from pathlib import Path
 
 from PIL import Image as Picture
 
-from polyphi.chat import Message
 from polyphi.data.shards import Sample
 from polyphi.eval.benchmark import Benchmark, Row
 from polyphi.eval.picture_safety import JUDGING, asked
 from polyphi.eval.severity import REFUSED
 from polyphi.eval.sources import Data, Source, picture
 from polyphi.eval.task import Score
+from polyphi.messages import Message
 
 SOURCE = Source(
     "ys-zong/VLGuard",

@@ -9,7 +9,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from polyphi.chat import Message
 from polyphi.data.shards import Sample
 from polyphi.eval import judge
 from polyphi.eval.benchmark import Benchmark, Judging, Row
@@ -17,6 +16,7 @@ from polyphi.eval.safety_prompts import REFUSAL, VERSION
 from polyphi.eval.severity import REFUSED
 from polyphi.eval.sources import Data, Source, write_parquet
 from polyphi.eval.task import Score
+from polyphi.messages import Message
 
 SOURCE = Source(
     "walledai/XSTest",

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from polyphi.chat import Message, Text
 from polyphi.data.shards import Sample
 from polyphi.eval import prompts
 from polyphi.eval.benchmark import Benchmark, Judging, Row
 from polyphi.eval.sources import Data, Source, clip
 from polyphi.eval.spoken import RATE, spoken
+from polyphi.messages import Message, Text
 
 GROUPS = {
     "mixed": ("speech_and_sound_QA", "speech_and_music_QA"),

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
-from polyphi.chat import Audio
 from polyphi.data.shards import Sample
 from polyphi.eval import summaries
 from polyphi.eval.benchmark import Benchmark
 from polyphi.eval.sources import Data, Source
 from polyphi.eval.spoken import spoken
+from polyphi.messages import Audio
 
 GROUPS = ("ES2004", "ES2014", "IS1009", "TS3003", "TS3007")
 MEETINGS = tuple(f"{group}{part}" for group in GROUPS for part in "abcd")

@@ -4,12 +4,12 @@ character error rate in Chinese and Japanese."""
 from collections.abc import Iterator
 from pathlib import Path
 
-from polyphi.chat import Message
 from polyphi.data.shards import Sample
 from polyphi.eval import speech
 from polyphi.eval.benchmark import Benchmark, Row
 from polyphi.eval.sources import Data, Source, clip, write_tsv
 from polyphi.eval.spoken import SENTENCE, spoken
+from polyphi.messages import Message
 
 FOLDERS = {
     **{"en": "en", "de": "de", "es": "es", "fr": "fr"},

@@ -3,11 +3,11 @@ Chinese and Japanese. The reference is the sentence as it was shown to its reade
 
 from collections.abc import Iterator
 
-from polyphi.chat import Message
 from polyphi.data.shards import Sample
 from polyphi.eval import fleurs, speech
 from polyphi.eval.benchmark import Benchmark, Row
 from polyphi.eval.sources import Data
+from polyphi.messages import Message
 
 
 def load(data: Data) -> Iterator[Sample]:

@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from polyphi.chat import Message, Text
 from polyphi.data.shards import Sample
 from polyphi.eval.benchmark import Benchmark, Row
 from polyphi.eval.scorers import references
 from polyphi.eval.sources import Data, Source, clip
 from polyphi.eval.suite import LENIENT
 from polyphi.eval.task import Score
-from polyphi.normalize import normalise
+from polyphi.messages import Message, Text
+from polyphi.text.normalization import normalise
 
 TASKS = ("music", "sound", "speech")
 SOURCE = Source(

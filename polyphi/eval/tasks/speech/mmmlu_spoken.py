@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from polyphi.chat import Message
 from polyphi.data.shards import Sample
 from polyphi.eval.benchmark import Benchmark, Row
 from polyphi.eval.scorers import references
@@ -20,7 +19,8 @@ from polyphi.eval.sources import Data, Source, clip
 from polyphi.eval.spoken import Studio, synthesise, with_options
 from polyphi.eval.suite import LENIENT
 from polyphi.eval.task import Score
-from polyphi.normalize import normalise
+from polyphi.messages import Message
+from polyphi.text.normalization import normalise
 
 NAME = "mmmlu_spoken"
 FILES = {

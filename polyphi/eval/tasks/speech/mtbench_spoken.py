@@ -9,13 +9,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from polyphi.chat import Message
 from polyphi.data.shards import Sample
 from polyphi.eval import prompts
 from polyphi.eval.benchmark import Benchmark, Judging, Row
 from polyphi.eval.judge import rating
 from polyphi.eval.sources import Data, Source, clip, write_jsonl
 from polyphi.eval.spoken import Studio, synthesise
+from polyphi.messages import Message
 
 NAME = "mtbench_spoken"
 SOURCE = Source(

@@ -7,12 +7,12 @@ That script asks for 32 clips at once and 512 tokens; the board's later settings
 from collections.abc import Iterator
 from pathlib import Path
 
-from polyphi.chat import TRANSCRIBE, Message
 from polyphi.data.shards import Sample
 from polyphi.eval import speech
 from polyphi.eval.benchmark import Benchmark, Row
 from polyphi.eval.sources import Data, Source, clip, write_parquet
 from polyphi.eval.spoken import spoken
+from polyphi.messages import TRANSCRIBE, Message
 
 EARNINGS = "Transcribe the audio clip to English text."
 SETS = {

@@ -6,11 +6,11 @@ The report's numbers are those of single runs, of which one problem is 3.3 point
 from collections.abc import Iterator
 from pathlib import Path
 
-from polyphi.chat import Message
 from polyphi.data.shards import Sample
 from polyphi.eval import boxed
 from polyphi.eval.benchmark import Benchmark, Row
 from polyphi.eval.sources import Data, Source, write_parquet
+from polyphi.messages import Message
 
 SOURCE = Source(
     "Maxwell-Jia/AIME_2024",

@@ -16,8 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from polyphi import sandbox
-from polyphi.chat import Message, with_tools
 from polyphi.data.shards import Sample
 from polyphi.eval import calls, programs
 from polyphi.eval.benchmark import Benchmark, Row
@@ -27,6 +25,8 @@ from polyphi.eval.scorers import tool_calls
 from polyphi.eval.sources import Data, Source, write_jsonl
 from polyphi.eval.suite import LENIENT
 from polyphi.eval.task import Score
+from polyphi.messages import Message, with_tools
+from polyphi.services import sandbox
 
 VERSION = "2026.3.23"
 ENVIRONMENT = Environment(

@@ -16,8 +16,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from polyphi import sandbox
-from polyphi.chat import Message
 from polyphi.data.shards import Sample
 from polyphi.eval import programs
 from polyphi.eval.benchmark import Benchmark, Row
@@ -25,6 +23,8 @@ from polyphi.eval.environments import Environment
 from polyphi.eval.problems import PROBLEMS
 from polyphi.eval.sources import Data, Source, write_parquet
 from polyphi.eval.task import Score
+from polyphi.messages import Message
+from polyphi.services import sandbox
 
 SOURCE = Source(
     "bigcode/bigcodebench",

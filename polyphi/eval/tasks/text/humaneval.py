@@ -6,13 +6,13 @@ Asked as EvalPlus asks, from which HumanEval+ takes the same answers.
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from polyphi.chat import Message
 from polyphi.data.shards import Sample
 from polyphi.eval import programs
 from polyphi.eval.benchmark import Benchmark, Row
 from polyphi.eval.problems import PROBLEMS
 from polyphi.eval.sources import Data, Source, write_parquet
 from polyphi.eval.task import Score
+from polyphi.messages import Message
 
 SOURCE = Source(
     "openai/openai_humaneval",

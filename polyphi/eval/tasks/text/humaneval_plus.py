@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from polyphi import sandbox
-from polyphi.chat import Message
 from polyphi.data.shards import Sample
 from polyphi.eval import programs
 from polyphi.eval.benchmark import Benchmark, Row
@@ -15,6 +13,8 @@ from polyphi.eval.problems import PROBLEMS
 from polyphi.eval.sources import Data, Source, write_jsonl
 from polyphi.eval.task import Score
 from polyphi.eval.trial import pack
+from polyphi.messages import Message
+from polyphi.services import sandbox
 
 SOURCE = Source(
     "evalplus",

@@ -5,7 +5,6 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from polyphi.chat import Message
 from polyphi.data.shards import Sample
 from polyphi.eval import programs
 from polyphi.eval.benchmark import Benchmark, Row
@@ -13,6 +12,7 @@ from polyphi.eval.problems import PROBLEMS
 from polyphi.eval.sources import Data, Source, write_parquet
 from polyphi.eval.task import Score
 from polyphi.eval.tasks.text import livecodebench
+from polyphi.messages import Message
 
 SOURCE = Source(
     "livebench/coding",

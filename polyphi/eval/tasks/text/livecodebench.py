@@ -14,14 +14,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from polyphi import sandbox
-from polyphi.chat import Message
 from polyphi.data.shards import Sample
 from polyphi.eval import programs
 from polyphi.eval.benchmark import Benchmark, Row
 from polyphi.eval.problems import PROBLEMS
 from polyphi.eval.sources import Data, Source, write_jsonl
 from polyphi.eval.task import Score
+from polyphi.messages import Message
+from polyphi.services import sandbox
 
 SOURCE = Source(
     "livecodebench/code_generation_lite",

@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from polyphi.chat import Message
 from polyphi.data.shards import Sample
 from polyphi.eval import boxed
 from polyphi.eval.benchmark import Benchmark, Row
 from polyphi.eval.sources import Data, Source, write_jsonl
+from polyphi.messages import Message
 
 SOURCE = Source(
     "HuggingFaceH4/MATH-500",

@@ -8,13 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from polyphi.chat import Message
 from polyphi.data.shards import Sample
 from polyphi.eval import programs
 from polyphi.eval.benchmark import Benchmark, Row
 from polyphi.eval.problems import PROBLEMS
 from polyphi.eval.sources import Data, Source, write_parquet
 from polyphi.eval.task import Score
+from polyphi.messages import Message
 
 SOURCE = Source(
     "google-research-datasets/mbpp",

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from polyphi.chat import Message
 from polyphi.data.shards import Sample
 from polyphi.eval import programs
 from polyphi.eval.benchmark import Benchmark, Row
@@ -17,6 +16,7 @@ from polyphi.eval.problems import PROBLEMS
 from polyphi.eval.sources import Data, Source, write_jsonl
 from polyphi.eval.task import Score
 from polyphi.eval.tasks.text import humaneval_plus
+from polyphi.messages import Message
 
 SOURCE = Source(
     "evalplus",

@@ -8,13 +8,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from polyphi.chat import Message
 from polyphi.data.shards import Sample
 from polyphi.eval.benchmark import Benchmark, Row
 from polyphi.eval.scorers import references
 from polyphi.eval.sources import Data, Source
 from polyphi.eval.suite import LENIENT
 from polyphi.eval.task import Score
+from polyphi.messages import Message
 
 SOURCE = Source(
     "qasper",

@@ -17,14 +17,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from polyphi import sandbox
-from polyphi.chat import Message
 from polyphi.data.shards import Sample
 from polyphi.eval import programs, query
 from polyphi.eval.benchmark import Benchmark, Row
 from polyphi.eval.sources import Data, Missing, Source
 from polyphi.eval.suite import LENIENT
 from polyphi.eval.task import Score
+from polyphi.messages import Message
+from polyphi.services import sandbox
 
 SOURCE = Source(
     "spider",

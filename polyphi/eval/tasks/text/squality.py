@@ -9,12 +9,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from polyphi.chat import Message
 from polyphi.data.shards import Sample
 from polyphi.eval.benchmark import Benchmark, Row
 from polyphi.eval.scorers import references
 from polyphi.eval.sources import Data, Source, write_jsonl
 from polyphi.eval.task import Score
+from polyphi.messages import Message
 
 SOURCE = Source(
     "nyu-mll/SQuALITY",

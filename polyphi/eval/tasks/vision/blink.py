@@ -7,11 +7,11 @@ questions.
 from collections.abc import Iterator
 from pathlib import Path
 
-from polyphi.chat import Message
 from polyphi.data.shards import Sample
 from polyphi.eval import drawn, vqa
 from polyphi.eval.benchmark import Benchmark, Row
 from polyphi.eval.sources import Data, Source, picture, write_parquet
+from polyphi.messages import Message
 
 TASKS = (
     *("Art_Style", "Counting", "Forensic_Detection", "Functional_Correspondence", "IQ_Test"),

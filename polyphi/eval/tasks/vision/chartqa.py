@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from polyphi.chat import Message
 from polyphi.data.shards import Sample
 from polyphi.eval import drawn, vqa
 from polyphi.eval.benchmark import Benchmark, Row
 from polyphi.eval.sources import Data, Source, picture, write_parquet
+from polyphi.messages import Message
 
 SOURCE = Source(
     "lmms-lab/ChartQA",

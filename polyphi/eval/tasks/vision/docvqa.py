@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from polyphi.chat import Message
 from polyphi.data.shards import Sample
 from polyphi.eval import drawn, vqa
 from polyphi.eval.benchmark import Benchmark, Row
 from polyphi.eval.sources import Data, Source, picture, write_parquet
+from polyphi.messages import Message
 
 SPLITS = ("validation", "test")
 

@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from polyphi.chat import Message
 from polyphi.data.shards import Sample
 from polyphi.eval import drawn, vqa
 from polyphi.eval.benchmark import Benchmark, Row
@@ -16,6 +15,7 @@ from polyphi.eval.sources import Data, Source, picture, write_parquet
 from polyphi.eval.suite import LENIENT
 from polyphi.eval.task import Score
 from polyphi.eval.tasks.vision.mmmu import NUMBER
+from polyphi.messages import Message
 
 SOURCE = Source(
     "AI4Math/MathVista",

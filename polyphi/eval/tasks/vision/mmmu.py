@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from polyphi.chat import Message
 from polyphi.data.shards import Sample
 from polyphi.eval import drawn, vqa
 from polyphi.eval.benchmark import Benchmark, Row
 from polyphi.eval.sources import Data, Source, picture, write_parquet
 from polyphi.eval.task import Score
+from polyphi.messages import Message
 
 SOURCE = Source(
     "MMMU/MMMU",

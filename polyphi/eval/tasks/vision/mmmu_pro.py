@@ -5,12 +5,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from polyphi.chat import Message, Text
 from polyphi.data.shards import Sample
 from polyphi.eval import drawn, vqa
 from polyphi.eval.benchmark import Benchmark, Row
 from polyphi.eval.sources import Data, Source, picture, write_parquet
 from polyphi.eval.tasks.vision import mmmu
+from polyphi.messages import Message, Text
 
 SETTINGS = {"standard": "standard (10 options)", "vision": "vision"}
 SOURCE = Source(

@@ -4,12 +4,12 @@ of the points out of 1,000, so per cent."""
 from collections.abc import Iterator
 from pathlib import Path
 
-from polyphi.chat import Message
 from polyphi.data.shards import Sample
 from polyphi.eval import drawn
 from polyphi.eval.benchmark import Benchmark, Row
 from polyphi.eval.sources import Data, Source, picture, write_parquet
 from polyphi.eval.task import Score
+from polyphi.messages import Message
 
 SOURCE = Source(
     "echo840/OCRBench",

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from PIL.Image import Image as Picture
 
-from polyphi.chat import Image, Message
 from polyphi.data.shards import Sample
 from polyphi.eval import drawn, vqa
 from polyphi.eval.benchmark import Benchmark, Row
 from polyphi.eval.sources import Data, Missing, Source, write_parquet
+from polyphi.messages import Image, Message
 
 FRAMES = 16
 SOURCE = Source(

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from polyphi.chat import Audio, Image
 from polyphi.eval.sources import Data, write_jsonl
 from polyphi.eval.tasks.joint import sharegpt4o
 from polyphi.eval.tasks.vision import ai2d, docvqa
+from polyphi.messages import Audio, Image
 
 
 def test_options_are_spoken_with_their_letters(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from polyphi.chat import Audio, Completion, Message, Text, media
 from polyphi.data.shards import Sample
 from polyphi.eval import public_prompts, suite
 from polyphi.eval.asked import Asked
@@ -27,6 +26,7 @@ from polyphi.eval.tasks.safety import (
     vlguard,
     xstest,
 )
+from polyphi.messages import Audio, Completion, Message, Text, media
 
 
 class Model:

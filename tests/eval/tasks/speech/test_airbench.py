@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from polyphi.chat import Completion, Message
 from polyphi.data.shards import Sample
 from polyphi.eval import suite
 from polyphi.eval.asked import Asked
 from polyphi.eval.sources import Data
 from polyphi.eval.tasks.speech.airbench import benchmark, reads
+from polyphi.messages import Completion, Message
 
 SAMPLE = Sample("s", (Message.assistant("A dog barks."),), "", "")
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from polyphi.chat import Audio, Message, media
 from polyphi.data.shards import Sample
 from polyphi.eval import summaries
 from polyphi.eval.sources import Data
 from polyphi.eval.tasks.speech import ami_ssum
+from polyphi.messages import Audio, Message, media
 
 WORDS = """<?xml version="1.0" encoding="ISO-8859-1" standalone="yes"?>
 <nite:root nite:id="ES2004a.{}.words" xmlns:nite="http://nite.sourceforge.net/">{}</nite:root>"""

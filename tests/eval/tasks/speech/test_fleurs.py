@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from polyphi.chat import Audio
 from polyphi.eval import fleurs
 from polyphi.eval.sources import Data, Missing, check
 from polyphi.eval.tasks.speech import fleurs_asr, fleurs_ast
+from polyphi.messages import Audio
 
 
 @pytest.fixture

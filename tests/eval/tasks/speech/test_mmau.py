@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from polyphi.chat import Completion, Message
 from polyphi.data.shards import Sample
 from polyphi.eval import suite
 from polyphi.eval.asked import Asked
 from polyphi.eval.sources import Data
 from polyphi.eval.suite import LENIENT
 from polyphi.eval.tasks.speech.mmau import benchmark, string_match
+from polyphi.messages import Completion, Message
 
 
 @pytest.mark.parametrize(

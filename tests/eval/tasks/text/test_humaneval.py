@@ -19,7 +19,6 @@ from serve.conftest import engine  # noqa: F401
 from serve.saved import save, served
 
 import polyphi
-from polyphi import sandbox
 from polyphi.data.shards import Sample
 from polyphi.engine.engine import Engine
 from polyphi.eval import programs
@@ -28,6 +27,7 @@ from polyphi.eval.environments import Environment
 from polyphi.eval.problems import PROBLEMS
 from polyphi.eval.sources import Data, write_parquet
 from polyphi.eval.tasks.text import humaneval, humaneval_plus
+from polyphi.services import sandbox
 
 EVALPLUS = Environment("evalplus", ("evalplus==0.3.1",))
 isolated = pytest.mark.skipif(sandbox.unavailable() is not None, reason="no namespaces")

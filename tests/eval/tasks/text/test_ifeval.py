@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from polyphi.chat import Message
 from polyphi.data.shards import Sample
 from polyphi.eval.sources import Data
 from polyphi.eval.suite import LENIENT
 from polyphi.eval.tasks.text import ifeval
+from polyphi.messages import Message
 
 MODEL = {
     "abbrev_types.txt": "92a3e070f43d9b4c5534758ca40ad7343b04e7e29bfe0c2eb658a39445a4f779",

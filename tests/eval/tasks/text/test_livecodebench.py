@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from polyphi import sandbox
 from polyphi.eval.sources import Data
 from polyphi.eval.tasks.text import livebench_code, livecodebench
+from polyphi.services import sandbox
 
 CASES = [{"input": "1", "output": "2", "testtype": "stdin"}]
 

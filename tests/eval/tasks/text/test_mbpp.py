@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from polyphi import sandbox
 from polyphi.eval.sources import Data
 from polyphi.eval.tasks.text import mbpp, mbpp_plus
+from polyphi.services import sandbox
 
 
 def test_three_solved_problems_stand_in_front(tmp_path: Path) -> None:

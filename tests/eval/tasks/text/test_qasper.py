@@ -2,10 +2,10 @@
 
 import pytest
 
-from polyphi.chat import Message
 from polyphi.data.shards import Sample
 from polyphi.eval.suite import LENIENT
 from polyphi.eval.tasks.text.qasper import answer_text, token_f1
+from polyphi.messages import Message
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from polyphi import sandbox
 from polyphi.data.shards import Sample
 from polyphi.eval import query
 from polyphi.eval.sources import Data
 from polyphi.eval.tasks.text import spider
+from polyphi.services import sandbox
 
 isolated = pytest.mark.skipif(sandbox.unavailable() is not None, reason="no namespaces")
 

@@ -2,10 +2,10 @@
 
 import pytest
 
-from polyphi.chat import Message
 from polyphi.data.shards import Sample
 from polyphi.eval.run import measure, vector
 from polyphi.eval.tasks.text.squality import rouge
+from polyphi.messages import Message
 
 REFERENCE = "the cat sat on the mat"
 

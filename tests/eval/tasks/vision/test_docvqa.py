@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from polyphi.chat import Completion
 from polyphi.eval import suite
 from polyphi.eval.asked import Asked
 from polyphi.eval.benchmark import Benchmark
 from polyphi.eval.sources import Data
 from polyphi.eval.tasks.vision import docvqa, infovqa
+from polyphi.messages import Completion
 
 
 class Model:

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from polyphi.chat import Image, media
 from polyphi.eval.sources import Data
 from polyphi.eval.tasks.vision import mmbench
+from polyphi.messages import Image, media
 
 
 def test_rotations_have_the_picture_of_their_question(tmp_path: Path) -> None:

@@ -1,0 +1,178 @@
+"""GGUF, llama.cpp's format: its language models of Phi-4-mini's kind (`phi3`) become checkpoints.
+
+>>> convert("Phi-4-mini-Q4_0.gguf", "phi-mini", quant="int4")
+
+Weights may have any type that the `gguf` package knows. They are unpacked, and rounded again where `quant` asks for it;
+but Q4_0 (a float for each 32 inputs, times -8 to 7) fits our 4 bits as it is: the same 16 steps, only its floats, which
+become 8 bits of the largest of their output, lose a little. A tokenizer isn't made of a GGUF's vocabulary: its files
+are taken from beside it.
+
+Source: the names that llama.cpp's converter gives this architecture's tensors and keys.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from polyphi.checkpoints import weights
+from polyphi.kernels import linear as native
+from polyphi.model.config import DecoderConfig, ModelConfig
+from polyphi.quantization.fewbits import Pieces
+
+ARCHITECTURE = "phi3"
+NAMES = {
+    "decoder.embed_tokens.weight": "token_embd.weight",
+    "decoder.norm.weight": "output_norm.weight",
+    "input_layernorm.weight": "attn_norm.weight",
+    "self_attn.qkv_proj.weight": "attn_qkv.weight",
+    "self_attn.o_proj.weight": "attn_output.weight",
+    "post_attention_layernorm.weight": "ffn_norm.weight",
+    "mlp.gate_up_proj.weight": "ffn_up.weight",
+    "mlp.down_proj.weight": "ffn_down.weight",
+}
+"""Our names to theirs; those of a layer without its number. Gate rows come first in theirs too, and heads are rotated
+in halves as ours are, so no row moves."""
+
+
+def convert(
+    source: str | Path,
+    folder: str | Path,
+    *,
+    quant: str | None = None,
+    dtype: torch.dtype = torch.bfloat16,
+) -> None:
+    """A checkpoint of a GGUF's language model: in the layout `mini`, or quantised. Raises ValueError for files that
+    aren't such a model, without a tokenizer beside them or without the `gguf` package."""
+    source = Path(source)
+    fields, tensors = _open(source)
+    beside = [source.parent / name for name in weights.TOKENIZER_FILES]
+    files = [path for path in beside if path.is_file()]
+    if not (source.parent / "tokenizer.json").is_file():
+        raise ValueError(
+            f"expected tokenizer.json beside {source}: a GGUF's own vocabulary isn't read; take the tokenizer's files "
+            "of the checkpoint that it was made of"
+        )
+    config = _config(source, fields, tensors)
+    places = {
+        ours: _theirs(ours) for ours in (e.ours for e in weights.names(config, "mini").values())
+    }
+    if missing := sorted(name for name in places.values() if name not in tensors):
+        raise ValueError(
+            f"{source} holds no {missing[0]} (and {len(missing) - 1} more of {len(places)} tensors are missing)"
+        )
+    known = {*places.values(), "rope_factors_long.weight", "rope_factors_short.weight"}
+    if unknown := sorted(set(tensors) - known):
+        raise ValueError(
+            f"{source} holds {unknown[0]} (and {len(unknown) - 1} more), which Phi-4-mini hasn't"
+        )
+
+    def tensor(ours: str) -> Tensor | Pieces:
+        found = tensors[places[ours]]
+        if quant and quant.startswith("int4") and found.tensor_type.name == "Q4_0":
+            return _four(found)
+        return _unpacked(found)
+
+    weights.write(config, tensor, folder, "mini", dtype=dtype, quant=quant, files=files)
+
+
+def _open(source: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """The keys and tensors of a file; nothing but its header has been read."""
+    try:
+        from gguf import GGUFReader
+    except ImportError:
+        raise ValueError(
+            "reading GGUF files needs the gguf package: pip install 'polyphi[gguf]'"
+        ) from None
+    try:
+        reader = GGUFReader(source)
+    except (OSError, ValueError, KeyError, IndexError) as error:
+        raise ValueError(f"{source} is not a whole GGUF file: {error}") from error
+    return reader.fields, {tensor.name: tensor for tensor in reader.tensors}
+
+
+def _config(source: Path, fields: Mapping[str, Any], tensors: Mapping[str, Any]) -> ModelConfig:
+    found = fields["general.architecture"].contents() if "general.architecture" in fields else None
+    if found != ARCHITECTURE:
+        raise ValueError(
+            f"{source} holds a model of the architecture {found!r}; expected {ARCHITECTURE!r}, Phi-4-mini's"
+        )
+
+    def said(key: str, otherwise: Any = None) -> Any:
+        if key in fields:
+            return fields[key].contents()
+        if otherwise is None:
+            raise ValueError(f"{source} doesn't say {key}")
+        return otherwise
+
+    def ours(key: str, otherwise: Any = None) -> Any:
+        return said(f"{ARCHITECTURE}.{key}", otherwise)
+
+    if "token_embd.weight" not in tensors:
+        raise ValueError(f"{source} holds no token_embd.weight")
+    width, heads = ours("embedding_length"), ours("attention.head_count")
+    rotated, context = ours("rope.dimension_count"), ours("context_length")
+    factors = {
+        name: tuple(_unpacked(tensors[place]).tolist()) if place in tensors else ()
+        for name in ("short", "long")
+        for place in (f"rope_factors_{name}.weight",)
+    }
+    plain = (1.0,) * (rotated // 2)
+    window = ours("attention.sliding_window", 0)
+    if 0 < window < context:
+        raise ValueError(
+            f"{source} asks for a sliding window of {window} tokens within {context}; only full attention is "
+            "supported, as in Phi-4-mini"
+        )
+    default = DecoderConfig()
+    eos = said("tokenizer.ggml.eos_token_id", default.eos_token_ids[0])
+    turn = said("tokenizer.ggml.eot_token_id", eos)
+    decoder = DecoderConfig(
+        vocab_size=int(tensors["token_embd.weight"].shape[1]),
+        hidden_size=width,
+        intermediate_size=ours("feed_forward_length"),
+        num_hidden_layers=ours("block_count"),
+        num_attention_heads=heads,
+        num_key_value_heads=ours("attention.head_count_kv", heads),
+        rms_norm_eps=ours("attention.layer_norm_rms_epsilon"),
+        rope_theta=ours("rope.freq_base", 10000.0),
+        partial_rotary_factor=rotated / (width // heads),
+        max_position_embeddings=context,
+        original_max_position_embeddings=ours("rope.scaling.original_context_length", context),
+        short_factor=factors["short"] or plain,
+        long_factor=factors["long"] or plain,
+        sliding_window=None,
+        bos_token_id=said("tokenizer.ggml.bos_token_id", default.bos_token_id),
+        pad_token_id=said("tokenizer.ggml.padding_token_id", default.pad_token_id),
+        eos_token_ids=tuple(dict.fromkeys((turn, eos))),
+    )
+    return ModelConfig(decoder, None, None, {})
+
+
+def _theirs(ours: str) -> str:
+    if ours in NAMES:
+        return NAMES[ours]
+    _, _, number, name = ours.split(".", maxsplit=3)
+    return f"blk.{number}.{NAMES[name]}"
+
+
+def _unpacked(tensor: Any) -> Tensor:
+    from gguf.quants import dequantize
+
+    return torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy())
+
+
+def _four(tensor: Any) -> Pieces:
+    """Q4_0 in our 4 bits: of 32 inputs in 18 bytes, a float16 d, and q of 0 to 15 (input i in the low half of byte i,
+    input 16 + i in the high one) for d * (q - 8). Where d is negative it is -d * ((15 - q) - 7)."""
+    blocks = torch.from_numpy(tensor.data.copy()).view(len(tensor.data), -1, 18)
+    d = blocks[..., :2].contiguous().view(torch.float16).float().squeeze(-1)
+    q = torch.cat([blocks[..., 2:] & 15, blocks[..., 2:] >> 4], 2)
+    turned = d < 0
+    q = torch.where(turned[..., None], 15 - q, q).flatten(1)
+    row = (d.abs().amax(1) / 255).clamp(min=1e-30)
+    s = (d.abs() / row[:, None]).round().byte()
+    z = torch.where(turned, 16 * 7, 16 * 8).byte()
+    return {"q4": native.pack4(native.Four(q, s, z)), "row": row}

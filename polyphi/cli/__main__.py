@@ -1,0 +1,5 @@
+"""`python -m polyphi.cli`."""
+
+from polyphi.cli import main
+
+main()

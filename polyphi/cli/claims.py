@@ -1,0 +1,26 @@
+"""`polyphi claims`: the report's claims on a finished run."""
+
+from typing import Annotated
+
+import typer
+
+from polyphi.cli.options import NANO, PrecisionOption, RunOption, SizeOption, console
+
+
+def claims(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[CLAIM...]", help="Claims, such as C4; all if none is named."),
+    ] = None,
+    size: SizeOption = "nano",
+    out: RunOption = NANO,
+    seeds: Annotated[int, typer.Option(help="How often an arm is trained.", min=1)] = 2,
+    seed: int = 0,
+    precision: PrecisionOption = "auto",
+) -> None:
+    """Re-test the report's claims on a finished run; two of these at once share the work."""
+    from polyphi.recipe.experiments.claims import laboratory
+    from polyphi.recipe.graph import Run
+
+    run = Run(size, out, seed=seed, precision=precision, console=console)
+    laboratory.conduct(run, names or (), seeds)

@@ -1,0 +1,229 @@
+"""`polyphi eval`: measure a model, check data, read questions aloud, score recorded answers again."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from polyphi.cli.options import QuantOption, SizeOption, console
+
+
+class Group(TyperGroup):
+    """`eval MODEL ...` is `eval run MODEL ...`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and not args[0].startswith("-"):
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    name="eval",
+    cls=Group,
+    help="Measure a model: polyphi eval MODEL --suite table4 --data DIR, or score recorded answers again.",
+    no_args_is_help=True,
+)
+SuiteOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--suite",
+        help="table1 to table15, section5, all, mini, a benchmark, or a file of one; may be repeated.",
+    ),
+]
+DataOption = Annotated[
+    str | None, typer.Option("--data", help="Folder that holds the public data, or `hub`.")
+]
+
+
+@app.command("run")
+def eval_run(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A run, a checkpoint, http://host:8000/v1#name, or a folder of recorded answers."
+        ),
+    ],
+    tasks: Annotated[
+        list[str] | None, typer.Argument(help="Without --suite: names of held-out tasks of a run.")
+    ] = None,
+    suites: SuiteOption = None,
+    data: DataOption = None,
+    mini: Annotated[
+        bool, typer.Option("--mini", help="Stand-ins that packages ship in place of the data.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the results; the same command goes on.")
+    ] = None,
+    judges: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--judge",
+            help="Who gives points: http://host/v1#name, self, or azure:PROJECT; repeatable.",
+        ),
+    ] = None,
+    key_from: Annotated[
+        str | None, typer.Option(help="Variable that holds the key of an endpoint as MODEL.")
+    ] = None,
+    judge_key_from: Annotated[
+        str | None, typer.Option(help="Variable that holds the judges' and the simulator's key.")
+    ] = None,
+    simulator: Annotated[
+        str | None,
+        typer.Option(
+            help="Who plays the user of adversarial dialogues: http://host/v1#name, or self."
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Most samples of each row, the first ones.", min=1)
+    ] = None,
+    shard: Annotated[
+        str, typer.Option(help="i/k: every k-th sample, from the i-th on, for one of k machines.")
+    ] = "1/1",
+    skip_missing: Annotated[
+        bool, typer.Option("--skip-missing", help="Leave out benchmarks whose data aren't there.")
+    ] = False,
+    size: SizeOption = "nano",
+    seed: int = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    quant: QuantOption = None,
+) -> None:
+    """Measure MODEL on the report's benchmarks (--suite), or a run's models on its held-out rows."""
+    if not suites:
+        from polyphi.recipe.graph import Run
+
+        if data or mini or judges or simulator or limit or shard != "1/1":
+            raise ValueError(
+                "--data, --mini, --judge, --simulator, --limit and --shard need a --suite"
+            )
+        if not (Path(model) / "stages").is_dir():
+            raise ValueError(
+                f"{model} is no run of `polyphi reproduce`; for other models say --suite table4 --data DIR, or "
+                "--suite mini"
+            )
+        Run(size, Path(model), seed=seed, console=console).evaluate(*tasks or (), quant=quant)
+        return
+    from polyphi.eval.sources import Data
+    from polyphi.eval.tables import markdown
+    from polyphi.recipe import evaluation
+
+    if tasks:
+        raise ValueError(f"with --suite nothing else is named, found {tasks[0]!r}")
+    if "mini" in suites and data is not None:
+        raise ValueError(f"the suite mini has data of its own; leave out --data {data}")
+    mini = mini or "mini" in suites
+    if "mini" in suites and (Path(model) / "stages").is_dir():
+        from polyphi.recipe.graph import Run
+
+        Run(size, Path(model), seed=seed, console=console).evaluate(quant=quant)
+    if not mini and data is None:
+        raise ValueError(
+            "where are the data? --data DIR (`polyphi eval check-data` tells what it should hold), --data hub, or "
+            "--mini"
+        )
+    number, slash, of = shard.partition("/")
+    if not (slash and number.isdigit() and of.isdigit() and 1 <= int(number) <= int(of)):
+        raise ValueError(f"--shard is i/k with 1 <= i <= k, such as 2/8; found {shard!r}")
+    own = evaluation.subject(model, quant=quant, device=device, key_from=key_from)
+    rows = evaluation.measure(
+        own,
+        suites,
+        out or evaluation.results(model, own, suites),
+        data=None if mini else Data(None if data == "hub" else Path(str(data))),
+        judges=judges or (),
+        judge_key=judge_key_from,
+        simulated_by=simulator,
+        limit=limit,
+        shard=(int(number), int(of)),
+        skip_missing=skip_missing,
+        console=console,
+    )
+    console.print(markdown([row.as_dict() for row in rows]), highlight=False, soft_wrap=True)
+
+
+@app.command("check-data")
+def eval_check_data(
+    data: Annotated[str, typer.Argument(help="Folder that holds the public data, or `hub`.")],
+    suites: SuiteOption = None,
+) -> None:
+    """Say what of the benchmarks' data is missing or isn't as expected, and where it comes from."""
+    from polyphi.eval.benchmark import suite
+    from polyphi.eval.sources import Data
+    from polyphi.recipe import evaluation
+
+    chosen = suite(*suites or ("all",))
+    wrong = evaluation.complaints(chosen, Data(None if data == "hub" else Path(data)))
+    for benchmark in chosen:
+        for said in wrong.get(benchmark.name, ["as expected"]):
+            console.print(f"{benchmark.name}: {said}", highlight=False, soft_wrap=True)
+    if wrong:
+        raise typer.Exit(1)
+
+
+@app.command("synthesise")
+def eval_synthesise(
+    names: Annotated[
+        list[str], typer.Argument(help="Benchmarks whose questions are heard, or suites of them.")
+    ],
+    data: Annotated[
+        Path, typer.Option("--data", help="Folder of the data; the spoken sets come to lie in it.")
+    ],
+    texts: Annotated[
+        str | None, typer.Option(help="Folder of the text sets, or `hub`; --data otherwise.")
+    ] = None,
+    voices: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--voice",
+            help="espeak-ng:f2, flite:slt, http://host/v1#MODEL:VOICE or a command with {text}; may be repeated.",
+        ),
+    ] = None,
+    listener: Annotated[
+        str | None, typer.Option(help="Who writes down what clips say: http://host/v1#MODEL.")
+    ] = None,
+    worst: Annotated[
+        float,
+        typer.Option(
+            help="WER of a clip above which, with a listener, the other voices try.", min=0
+        ),
+    ] = 0.3,
+    key_from: Annotated[
+        str | None, typer.Option(help="Variable that holds the listener's key.")
+    ] = None,
+) -> None:
+    """Read text questions aloud, for the benchmarks whose questions are heard; goes on where it stopped."""
+    from polyphi.eval import spoken
+    from polyphi.eval.sources import Data
+
+    spoken.read_aloud(
+        names,
+        data,
+        Data(None if texts == "hub" else Path(texts or data)),
+        voices=[spoken.voice_of(told) for told in voices or ("espeak-ng",)],
+        hear=spoken.listener(listener, key_from) if listener else None,
+        worst=worst,
+        console=console,
+    )
+
+
+@app.command("score")
+def eval_score(
+    folder: Annotated[Path, typer.Argument(help="Folder with the per-sample .jsonl files.")],
+    suites: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--suite", help="Files of benchmarks of your own among them; may be repeated."
+        ),
+    ] = None,
+) -> None:
+    """Compute every score again from recorded answers, without the model."""
+    if (folder / "model.json").exists():
+        from polyphi.recipe.evaluation import rescored
+
+        found: list[Any] = [row.as_dict() for row in rescored(folder, suites or ())]
+    else:
+        from polyphi.eval.run import rescore
+
+        found = rescore(folder)
+    print(json.dumps(found, indent=1, ensure_ascii=False))

@@ -1,0 +1,84 @@
+"""`polyphi inspect`: parameters of each part, or a file of logits for comparison."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from polyphi.cli.options import ModelArgument, QuantOption, console
+from polyphi.messages import Message
+
+if TYPE_CHECKING:
+    from polyphi.api import Phi
+
+
+def inspect(
+    model: ModelArgument,
+    logits: Annotated[
+        Path | None, typer.Option(help="A request.json whose logits to write.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The .safetensors file for --logits.")] = None,
+    quant: QuantOption = None,
+) -> None:
+    """Parts and parameters beside the report's; with --logits, exact numbers for comparison."""
+    import polyphi
+    from polyphi.checkpoints import weights
+
+    if (logits is None) != (out is None):
+        raise ValueError("--logits request.json and --out file.safetensors belong together")
+    if logits is not None and out is not None:
+        tokens, vocabulary = write_logits(polyphi.load(model, quant=quant), logits, out)
+        console.print(f"wrote {out}: {tokens} positions, {vocabulary} scores each", highlight=False)
+        return
+    table = Table("part", "parameters", "report", box=None, padding=(0, 2))
+    for part in parts(weights.read_config(model)):
+        table.add_row(
+            part.name, f"{part.parameters:,}", f"{part.report:.3g}" if part.report else ""
+        )
+    console.print(table)
+
+
+def write_logits(phi: "Phi", request: str | Path, out: str | Path) -> tuple[int, int]:
+    """Runs a request; writes `ids` (after placeholder expansion) and `logits` (float32, every position) as
+    safetensors.
+
+    `request` is a JSON file: an OpenAI-style list of messages (the generation prompt is added), with media as paths
+    relative to the file or data URLs, or `{"ids": [...], "images": [...], "audios": [...]}`. Returns the logits'
+    shape.
+    """
+    from safetensors.torch import save_file
+
+    request, out = Path(request), Path(out)
+    ids, logits = phi.logits(*_read_request(request))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    work = out.with_name(out.name + ".partial")
+    try:
+        save_file({"ids": ids.cpu().contiguous(), "logits": logits.contiguous()}, work)
+        work.replace(out)
+    finally:
+        work.unlink(missing_ok=True)
+    return logits.shape[0], logits.shape[1]
+
+
+def _read_request(path: Path) -> tuple[Sequence[Any], Sequence[Path], Sequence[Path]]:
+    if not path.is_file():
+        raise ValueError(f"no request file at {path}")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    root = path.parent
+    if isinstance(value, dict) and "ids" in value:
+        images, audios = (
+            [root / name for name in value.get(kind, ())] for kind in ("images", "audios")
+        )
+        return value["ids"], images, audios
+    messages = value.get("messages") if isinstance(value, dict) else value
+    if not isinstance(messages, list):
+        raise ValueError(
+            f"{path} must hold a list of messages, or an object with ids; found {type(value).__name__}"
+        )
+    return [Message.parse(m, root) for m in messages], (), ()

@@ -1,0 +1,59 @@
+"""`polyphi plan`: memory, FLOPs, time and cost of stages."""
+
+import json
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from polyphi.cli.options import SizeOption, console
+
+
+def plan(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[STAGE...]", help="Stages; all without.")
+    ] = None,
+    size: SizeOption = "full",
+    devices: Annotated[
+        str, typer.Option(help="Number and name: A100, H100, H200, B200, L4 or cpu.")
+    ] = "64xH100",
+    shard: Annotated[
+        int, typer.Option(help="Devices that share the decoder's layers among them.")
+    ] = 1,
+    micro_tokens: Annotated[int, typer.Option(help="Tokens of a pack.")] = 8192,
+    activations: Annotated[str, typer.Option(help="keep or recompute.")] = "keep",
+    context: Annotated[int, typer.Option(help="Devices that share a pack of text.")] = 1,
+    utilisation: Annotated[
+        float, typer.Option(help="Share of the devices' peak that training reaches.")
+    ] = 0.4,
+    price: Annotated[float | None, typer.Option(help="Of a device's hour.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON list, for programs.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Take two steps on tensors without memory.")
+    ] = False,
+) -> None:
+    """What stages cost before they run: memory, FLOPs, communication, time, money."""
+    from polyphi import stages
+    from polyphi.planning import cost
+    from polyphi.planning import plan as planning
+    from polyphi.stages import sizes
+
+    if activations not in ("keep", "recompute"):
+        raise ValueError(f"activations are keep or recompute, found {activations!r}")
+    on = cost.Switches(shard, micro_tokens, activations, context)  # type: ignore[arg-type]
+    chosen, table = names or list(stages.ORDER), sizes.load(size)
+    if dry_run:
+        from polyphi.planning.dry_run import told
+
+        for name in chosen:
+            console.print(told(cost.subject(name, table), shard, context), highlight=False)
+        return
+    plans = [
+        planning.plan(name, table, devices, on, utilisation=utilisation, price=price)
+        for name in chosen
+    ]
+    if as_json:
+        print(json.dumps([asdict(p) | {"cost": p.cost} for p in plans], indent=1))
+        return
+    for line in planning.page(plans):
+        console.print(line, highlight=False, soft_wrap=isinstance(line, str))

@@ -1,0 +1,126 @@
+"""`polyphi serve`: the HTTP server and its page."""
+
+import logging
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from polyphi.cli.options import KvOption, ModelArgument, QuantOption, console
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from polyphi.serve.loading import Progress
+
+
+def serve(
+    model: ModelArgument,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0 for all of this machine's.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
+    name: Annotated[
+        str | None, typer.Option(help="What the model is called; its folder's name if not given.")
+    ] = None,
+    api_key: Annotated[
+        list[str] | None,
+        typer.Option(help="A key that requests need; may be repeated.", envvar="POLYPHI_API_KEY"),
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Let others in without a key.")
+    ] = False,
+    allow_host: Annotated[
+        list[str] | None, typer.Option(help="A name this server is reached by; may be repeated.")
+    ] = None,
+    allow_origin: Annotated[
+        list[str] | None, typer.Option(help="A web page that may ask, https://example.org.")
+    ] = None,
+    allow_remote: Annotated[
+        list[str] | None,
+        typer.Option(help='A host that media are fetched from, "*.example.org"; none otherwise.'),
+    ] = None,
+    media_root: Annotated[
+        Path | None, typer.Option(help="A folder below which file:// media may lie.")
+    ] = None,
+    isolate_keys: Annotated[
+        bool, typer.Option("--isolate-keys", help="Keys don't share remembered beginnings.")
+    ] = False,
+    vllm_metrics: Annotated[
+        bool, typer.Option("--vllm-metrics", help="Metrics by vLLM's names too.")
+    ] = False,
+    log_prompts: Annotated[
+        bool, typer.Option("--log-prompts", help="Write what is asked and answered to the log.")
+    ] = False,
+    together: Annotated[
+        int, typer.Option(help="Sequences that run at once.", min=1, max=1024)
+    ] = 32,
+    max_waiting: Annotated[
+        int, typer.Option(help="Requests that may wait; one more hears 429.", min=0)
+    ] = 64,
+    prompts_gb: Annotated[
+        float | None,
+        typer.Option(
+            help="Memory for all requests' prompts, images and audio included; 1 GiB.", min=0
+        ),
+    ] = None,
+    cache_gb: Annotated[
+        float | None, typer.Option(help="Memory for keys and values; half of what is free at most.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    quant: QuantOption = None,
+    kv: KvOption = None,
+) -> None:
+    """Serve a model to OpenAI's clients, and to people with its own page."""
+    from polyphi.serve import run
+    from polyphi.serve.settings import Settings
+
+    if media_root is not None and not media_root.is_dir():
+        raise ValueError(f"--media-root {media_root}: expected a folder")
+    settings = Settings(
+        name or Path(model).expanduser().resolve().name,
+        host=host,
+        port=port,
+        keys=tuple(key for key in api_key or () if key),
+        hosts=tuple(allow_host or ()),
+        origins=tuple(allow_origin or ()),
+        remote=tuple(allow_remote or ()),
+        local=media_root,
+        isolate=isolate_keys,
+        vllm_names=vllm_metrics,
+        log_prompts=log_prompts,
+        max_waiting=max_waiting,
+    )
+    if prompts_gb is not None:
+        settings = replace(settings, max_prepared_bytes=round(prompts_gb * 1e9))
+    run.check_open(settings, insecure)
+    listening = run.bind(settings)
+    if not port:
+        settings = replace(settings, port=listening.getsockname()[1])
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    url = run.address(settings)
+
+    def load(progress: "Progress") -> "FastAPI":
+        # Imported here: torch takes seconds, and the port answers meanwhile.
+        import polyphi
+        from polyphi.serve.app import create_app
+
+        phi = polyphi.load(
+            model,
+            device=device,
+            quant=quant,
+            together=together,
+            cache_gb=cache_gb,
+            kv=kv,
+            progress=progress.update,
+        )
+        print(f"polyphi: {phi.room}", file=sys.stderr)
+        return create_app(phi.engine, settings)
+
+    def ready() -> None:
+        console.print(f"{settings.name} at {url} (page), {url}/v1 (clients)", highlight=False)
+
+    print(f"polyphi: loading {settings.name}; {url}/ready returns the progress", file=sys.stderr)
+    run.serve(load, settings, listening, ready)

@@ -1,0 +1,215 @@
+"""`polyphi train`: stages of the recipe, or a stage file with a public checkpoint."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from polyphi.cli.options import MACHINE, OWN, PrecisionOption, SizeOption, console
+
+
+def train(
+    names: Annotated[
+        list[str],
+        typer.Argument(metavar="STAGE...", help="Stages, such as speech_2_post, or a file of one."),
+    ],
+    size: SizeOption = "nano",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the run; runs/nano (or runs/NAME of an own stage) if not given."
+        ),
+    ] = None,
+    seed: int = 0,
+    precision: PrecisionOption = "auto",
+    micro_tokens: Annotated[
+        int, typer.Option(help="Most tokens of a pack: memory.", rich_help_panel=MACHINE)
+    ] = 8192,
+    micro_crops: Annotated[
+        int | None,
+        typer.Option(
+            help="Most crops of a pack; as many as its tokens bring if not given.",
+            rich_help_panel=MACHINE,
+        ),
+    ] = None,
+    micro_frames: Annotated[
+        int | None,
+        typer.Option(
+            help="Most audio frames of 10 ms of a pack; likewise.", rich_help_panel=MACHINE
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            help="Processes that read and decode; if not given 0 on a CPU, some beside a GPU.",
+            rich_help_panel=MACHINE,
+        ),
+    ] = None,
+    shard: Annotated[
+        int,
+        typer.Option(
+            help="Parts to cut the decoder's layers into, over torchrun's processes.",
+            rich_help_panel=MACHINE,
+        ),
+    ] = 1,
+    context: Annotated[
+        int,
+        typer.Option(
+            help="Processes to cut each pack of a long text over.", rich_help_panel=MACHINE
+        ),
+    ] = 1,
+    activations: Annotated[
+        Literal["keep", "recompute", "offload"],
+        typer.Option(
+            help="keep, recompute (less memory, more time) or offload.", rich_help_panel=MACHINE
+        ),
+    ] = "keep",
+    features: Annotated[
+        Path | None,
+        typer.Option(
+            help="Keep what encoders that rest make of media in this folder.",
+            rich_help_panel=MACHINE,
+        ),
+    ] = None,
+    background: Annotated[
+        bool,
+        typer.Option(
+            "--background", help="Write checkpoints beside the training.", rich_help_panel=MACHINE
+        ),
+    ] = False,
+    deterministic: Annotated[
+        bool,
+        typer.Option(
+            "--deterministic",
+            help="Only kernels that give the same bits always.",
+            rich_help_panel=MACHINE,
+        ),
+    ] = False,
+    spike: Annotated[
+        float | None,
+        typer.Option(
+            help="A gradient norm this many times the usual one goes wrong, such as 10.",
+            rich_help_panel=MACHINE,
+        ),
+    ] = None,
+    on_spike: Annotated[
+        Literal["skip", "roll-back"],
+        typer.Option(
+            help="skip the step, or roll-back to the last checkpoint.", rich_help_panel=MACHINE
+        ),
+    ] = "skip",
+    watch_every: Annotated[
+        int,
+        typer.Option(
+            help="Steps between looks at the stage's held-out tasks; 0: none.",
+            rich_help_panel=MACHINE,
+        ),
+    ] = 0,
+    track: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="tensorboard, trackio or wandb; may be repeated.", rich_help_panel=MACHINE
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="the checkpoint to start from, folder or hub id.", rich_help_panel=OWN),
+    ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=".jsonl, .parquet, a folder or hf:owner/name; CORPUS=... of several.",
+            rich_help_panel=OWN,
+        ),
+    ] = None,
+    columns: Annotated[
+        str | None,
+        typer.Option(
+            help="the data's names, answer=text,audio=clip; CORPUS.answer=... of several.",
+            rich_help_panel=OWN,
+        ),
+    ] = None,
+    skip_bad: Annotated[
+        bool,
+        typer.Option("--skip-bad", help="leave out rows that can't be used.", rich_help_panel=OWN),
+    ] = False,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="in place of its own.", rich_help_panel=OWN)
+    ] = None,
+    batch_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="tokens of a step, in place of its own.", rich_help_panel=OWN),
+    ] = None,
+    rate: Annotated[float, typer.Option(help="factor on its rates.", rich_help_panel=OWN)] = 1.0,
+) -> None:
+    """Stages of the recipe, after the corpora and parent stages that they need; or a stage of your own from a public
+    checkpoint: polyphi train my_stage.py --model CHECKPOINT --data mine.jsonl (docs/finetune.md)."""
+    from polyphi.train.guard import Guard
+    from polyphi.train.interrupt import remember
+
+    remember()
+    machine = dict(
+        micro_tokens=micro_tokens,
+        micro_crops=micro_crops,
+        micro_frames=micro_frames,
+        workers=workers,
+        shard=shard,
+        context=context,
+        keep=activations,
+        features=features,
+        background=background,
+        deterministic=deterministic,
+        protect=Guard(spike, on_spike),
+    )
+    if any(name.endswith(".py") for name in names):
+        from polyphi.recipe.finetune import finetune
+
+        if len(names) > 1:
+            raise ValueError(f"one stage file at a time, found {', '.join(names)}")
+        finetune(
+            Path(names[0]),
+            data or (),
+            out,
+            checkpoint=model,
+            steps=steps,
+            batch_tokens=batch_tokens,
+            rate=rate,
+            columns=parse_pairs(columns),
+            skip_bad=skip_bad,
+            seed=seed,
+            precision=precision,
+            track=track or (),
+            tell=lambda told: console.print(told, highlight=False, soft_wrap=True),
+            **machine,
+        )
+        return
+    from polyphi import stages
+    from polyphi.recipe.graph import Run
+
+    if model or data or columns or steps or batch_tokens:
+        raise ValueError(
+            "--model, --data, --columns, --steps and --batch-tokens are for a stage of your own, in a .py file; "
+            f"found the recipe's {names[0]}"
+        )
+    for name in names:
+        stages.load(name)  # a misspelt name is told before the first hour of training
+    run = Run(
+        size,
+        out or Path("runs/nano"),
+        seed=seed,
+        precision=precision,
+        console=console,
+        watch_steps=watch_every,
+        track=track or (),
+        **machine,
+    )
+    for name in names:
+        run.train(name)
+
+
+def parse_pairs(columns: str | None) -> dict[str, str]:
+    """`answer=text,audio=clip` as a mapping."""
+    pairs = [pair.partition("=") for pair in columns.split(",")] if columns else []
+    if wrong := [ours for ours, sign, theirs in pairs if not (ours and sign and theirs)]:
+        raise ValueError(f"--columns is OURS=YOURS,..., such as answer=text; found {wrong[0]!r}")
+    return {ours.strip(): theirs.strip() for ours, _, theirs in pairs}

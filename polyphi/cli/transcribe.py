@@ -1,0 +1,71 @@
+"""`polyphi transcribe`: transcripts and translations of audio files."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from polyphi.cli.options import KvOption, ModelArgument, QuantOption, console, show_placement
+
+
+def transcribe(
+    model: ModelArgument,
+    files: Annotated[
+        list[str], typer.Argument(help='Audio files, folders, patterns such as "talks/*.mp3".')
+    ],
+    to: Annotated[
+        str | None, typer.Option(help="Translate into this language, such as German.")
+    ] = None,
+    cot: Annotated[
+        bool, typer.Option("--cot", help="Transcribe first, then translate (chain of thought).")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the transcripts; the same command goes on.")
+    ] = None,
+    form: Annotated[
+        Literal["text", "json", "verbose_json", "srt", "vtt"],
+        typer.Option("--format", help="text, json, verbose_json, srt or vtt."),
+    ] = "text",
+    words: Annotated[
+        bool, typer.Option("--words", help="Times of words too, estimated from their letters.")
+    ] = False,
+    aligned: Annotated[
+        bool,
+        typer.Option("--aligned", help="Times of words by the model's attention; poor on nano."),
+    ] = False,
+    window: Annotated[
+        float | None,
+        typer.Option(help="Seconds heard at once, such as 30; as much as fits if not given."),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also files whose transcript is there already.")
+    ] = False,
+    adapter: Annotated[str, typer.Option(help="auto, none, or an adapter of the model.")] = "auto",
+    quant: QuantOption = None,
+    kv: KvOption = None,
+) -> None:
+    """Write down, or translate, what is said in recordings of any length."""
+    import polyphi
+    from polyphi.transcription.files import find, targets, transcribe_files
+
+    if cot and to is None:
+        raise ValueError("--cot is for translation: give --to LANGUAGE as well")
+    recordings = targets(find(files), out, form)
+    if out is None and form != "text" and len(recordings) > 1:
+        raise ValueError(f"{len(recordings)} files as {form} need a folder: give --out DIR as well")
+    phi = polyphi.load(model, quant=quant, kv=kv)
+    show_placement(phi)
+    failed = transcribe_files(
+        phi.engine,
+        recordings,
+        form=form,
+        to=to,
+        cot=cot,
+        adapter=None if adapter == "none" else adapter,
+        words="aligned" if aligned else "estimated" if words else None,
+        window=window,
+        force=force,
+        write=lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True),
+    )
+    if failed:
+        raise typer.Exit(1)

@@ -1,0 +1,55 @@
+"""Voices of text-to-speech engines by split, and which texts they can read out."""
+
+import re
+from collections.abc import Mapping
+
+VARIANTS: Mapping[str, tuple[str, ...]] = {
+    "train": (
+        *("m1", "m2", "m3", "m5", "m6", "m7", "m8", "f1", "f2", "f4", "f5"),
+        *(
+            "Alex",
+            "Alicia",
+            "Andrea",
+            "Andy",
+            "Annie",
+            "Denis",
+            "Gene",
+            "Hugo",
+            "Jacky",
+            "Lee",
+            "Marco",
+            "Michael",
+        ),
+        *("adam", "caleb", "ed", "john", "linda", "max", "pablo", "paul", "rob", "steph", "victor"),
+        *("klatt", "klatt2", "klatt3", "klatt4"),
+    ),
+    "test": ("m4", "f3", "belinda", "Mike"),
+}
+"""espeak-ng's variants of each split: other formants, voicing and pitch over the same pronunciation."""
+ACCENTS: Mapping[str, tuple[str, ...]] = {
+    "en": ("en-us", "en-us", "gmw/en", "en-gb-x-rp", "en-gb-scotland"),
+    "es": ("es", "es-419"),
+    "pt": ("pt-br", "pt-br", "roa/pt"),
+}
+"""Language -> espeak-ng's voices for training ("gmw/en" is British, "roa/pt" European); testing uses the plain one."""
+SPARE_FLITE = ("kal16", "awb", "rms")
+"""flite's other voices: training hears them only where espeak-ng is not installed. `slt` is never trained on."""
+
+_UNFIT = {
+    "an address": r"https?:|@",
+    "a table": r"\|",
+    "code": r"[<>{}\[\]\\=_#]",
+    "several lines": r"\n",
+    "marks that nobody says": r"[/*&]",
+    "a long number": r"\d{4,}",
+}
+"""What can't be read out -> how it is known."""
+
+
+def unfit(text: str, longest: int = 100) -> str:
+    """Why a written question can't be read out: "" where it can, being one line of ordinary words and numbers that is
+    not too long."""
+    if not any(c.isalnum() for c in text):
+        return "nothing to say"
+    found = next((why for why, pattern in _UNFIT.items() if re.search(pattern, text)), "")
+    return found or ("too long" if len(text) > longest else "")

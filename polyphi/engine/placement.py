@@ -1,0 +1,182 @@
+"""Where a model runs, in which type, and what fits there.
+
+>>> place = choose("auto")                       # CUDA where there is one, else Apple's MPS, else the CPU
+>>> print(load("path/or/hub-id").room)
+cpu with 2 threads, bfloat16: 11.1 GB of weights leave 5.1 GB of 16.2 GB free, up to 38,536 of 131,072 tokens of context
+
+Nothing here knows a processor by its name: whether a device is fast in a 16-bit dtype is for runtime/precision.py.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import repeat
+
+import torch
+
+from polyphi import kernels
+from polyphi.engine.cache import token_bytes
+from polyphi.kernels import half
+from polyphi.model.config import ModelConfig
+from polyphi.model.multimodal import PhiModel
+from polyphi.quantization import quantize
+from polyphi.runtime import precision
+
+REPEATED = re.compile(r"(decoder|vision|audio)\.(?:encoder\.)?(?:layers|blocks)\.")
+"""Names of weights that every layer of a part has."""
+
+
+def choose(device: str | torch.device) -> torch.device:
+    """A device by its name. Raises ValueError for one that isn't there."""
+    if device == "auto":
+        found = "cuda" if torch.cuda.is_available() else "mps" if _has_mps() else "cpu"
+        return torch.device(found)
+    try:
+        place = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"device must be auto, cpu, cuda or mps, found {device!r}") from None
+    for kind, there in (("cuda", torch.cuda.is_available), ("mps", _has_mps)):
+        if place.type == kind and not there():
+            raise ValueError(f"this torch sees no {kind} device; expected one for {device!r}")
+    return place
+
+
+def choose_dtype(
+    stored: Mapping[torch.dtype, int],
+    device: torch.device,
+    free: int,
+    config: ModelConfig | None = None,
+    quant: str | None = None,
+) -> torch.dtype | None:
+    """The dtype to cast weights to for inference where none is requested: None, as they are stored (`stored` counts
+    parameters by dtype), or float32 where most have a 16-bit dtype that the device is slow in (`precision.suits`, on
+    the products of a model with this `config`) and `free` bytes hold them in float32.
+
+    On a CPU without bfloat16 instructions our own kernels multiply weights stored in bfloat16 as fast as float32 ones
+    (kernels/half.py), so they stay. What a quantized model (`quant`) doesn't quantize is bfloat16. POLYPHI_PRECISION
+    decides in place of the measurement; weights stored in float32 stay so.
+    """
+    if quant:
+        return torch.bfloat16
+    main = max(stored, key=lambda dtype: stored[dtype], default=torch.float32)
+    if main.itemsize >= 4:
+        return None
+    if (pinned := precision.pinned()) is not None:
+        dtype = precision.DTYPES[pinned]
+        return None if dtype == main else dtype
+    if (
+        main == torch.bfloat16
+        and device.type == "cpu"
+        and kernels.missing() is None
+        and half.needed()
+    ):
+        return None
+    if precision.suits(
+        main, device, products(config) if config and _is_timed(main, device) else ()
+    ):
+        return None
+    slow_but_small = device.type == "cpu" and size(stored, torch.float32) > free
+    return None if slow_but_small else torch.float32
+
+
+def products(config: ModelConfig) -> tuple[precision.Product, ...]:
+    """The matrix products of a model, all weights trainable, without building more than one layer of each part."""
+    layers = {"decoder": config.decoder.num_hidden_layers}
+    one = replace(config, decoder=replace(config.decoder, num_hidden_layers=1))
+    if config.vision is not None:
+        layers["vision"] = config.vision.num_hidden_layers
+        one = replace(one, vision=replace(config.vision, num_hidden_layers=1))
+    if config.audio is not None:
+        layers["audio"] = config.audio.num_blocks
+        one = replace(one, audio=replace(config.audio, num_blocks=1))
+    with torch.device("meta"):
+        model = PhiModel(one)
+    weights: list[tuple[torch.Size, bool]] = []
+    for name, parameter in model.named_parameters():
+        part = REPEATED.match(name)
+        weights += repeat((parameter.shape, True), layers[part[1]] if part else 1)
+    return precision.products(weights)
+
+
+def _is_timed(dtype: torch.dtype, device: torch.device) -> bool:
+    return device.type == "cpu" and precision.missing(dtype) is None
+
+
+def size(stored: Mapping[torch.dtype, int], dtype: torch.dtype | None) -> int:
+    """Bytes of weights when they are cast to `dtype`, or not at all."""
+    return sum(count * (dtype or kind).itemsize for kind, count in stored.items())
+
+
+def check_fits(weights: int, free: int, place: torch.device) -> None:
+    """Raises ValueError if `weights` bytes don't fit into `free` ones."""
+    if weights > free:
+        raise ValueError(
+            f"the weights take {_bytes(weights)}, and {place} has {_bytes(free)} free; free some memory, or choose "
+            "another device or a smaller dtype"
+        )
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a model takes and leaves: bytes of its `weights`, bytes `free` before they came, bytes of keys and values
+    `per_token`, the longest `context` of the model, and the `capacity` in tokens that the engine set aside."""
+
+    place: str
+    kind: str
+    weights: int
+    free: int
+    per_token: int
+    context: int
+    capacity: int
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of context for which there is memory; what a forward needs beside them comes off it."""
+        room = (self.free - self.weights) // self.per_token
+        return max(0, min(self.context, self.capacity, room))
+
+    def __str__(self) -> str:
+        left = max(0, self.free - self.weights)
+        return (
+            f"{self.place}, {self.kind}: {_bytes(self.weights)} of weights leave {_bytes(left)} of "
+            f"{_bytes(self.free)} free, up to {self.tokens:,} of {self.context:,} tokens of context"
+        )
+
+
+def room(
+    model: PhiModel, free: int, place: torch.device, capacity: int, kv: str | None = None
+) -> Room:
+    """What a loaded model takes of the bytes that were free before; `capacity` and the kind of keys and values are the
+    engine's."""
+    kind, config = model.decoder.dtype, model.config.decoder
+    count = torch.get_num_threads()
+    threads = f" with {count} thread{'s' if count > 1 else ''}" if place.type == "cpu" else ""
+    return Room(
+        place=f"{place}{threads}",
+        kind=str(kind).removeprefix("torch.") + _arithmetic(kind, model.quant, place),
+        weights=quantize.in_memory(model),
+        free=free,
+        per_token=token_bytes(config, kind, kv),
+        context=config.max_position_embeddings,
+        capacity=capacity,
+    )
+
+
+def _arithmetic(dtype: torch.dtype, quant: str | None, device: torch.device) -> str:
+    """How a model is quantized, and on a CPU which kernels multiply, or why ours don't."""
+    label = f" and {quant}" if quant else ""
+    why = kernels.missing()
+    if device.type != "cpu":
+        return label
+    if quant in (None, "bf16"):
+        ours = dtype == torch.bfloat16 and half.needed() and why is None
+        return f"{label}, multiplied in float32 by {kernels.path()}" if ours else label
+    return f"{label} by {kernels.path()}" if why is None else f"{label} by torch ({why})"
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def _has_mps() -> bool:
+    return torch.backends.mps.is_available()

@@ -1,0 +1,373 @@
+"""Weights of few bits: what a file holds of one, and what multiplies it here.
+
+    EightBit(weight)(x)                     # [T I] by [O I] -> [T O]
+    FourBit.stored(pieces, shape, device)   # of a file, used where it lies
+
+Our own kernels multiply on a CPU (polyphi/kernels/linear.cpp); without them, and on other devices, torch's do, from the
+same bytes. Which weights of a model become such is `quantize.py`'s matter.
+"""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from functools import cache
+from typing import ClassVar, Protocol, Self
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int, Int8, UInt8
+from torch import Tensor, nn
+
+from polyphi import kernels
+from polyphi.kernels import linear as native
+from polyphi.kernels.encoder import Raw, Rows
+from polyphi.kernels.linear import GROUP, PANEL, Adapter
+from polyphi.quantization.rounding import four_bits
+
+Pieces = Mapping[str, Tensor]
+"""What a file holds of a quantised weight, by the ends of the tensors' names."""
+ROWS = 4096
+"""Rows of a weight quantised at once, which bounds the memory beside it."""
+SLOW = 20.0
+"""A kernel that takes so many times as long as another one is no kernel. (They differ by up to 4 where all is well.)"""
+UNPACK = 256
+"""From this many tokens on int4 weights are unpacked for a plain product: the kernel's time grows with every token, and
+unpacking takes as long as about 200 of them."""
+
+
+NARROW = (torch.float32, torch.bfloat16)
+"""Types of tokens that our own kernels read and write."""
+
+
+def two(shape: torch.Size) -> tuple[int, int]:
+    """Outputs and inputs, of a convolution of width 1 too."""
+    return shape[0], shape[1]
+
+
+class Quantised(ABC):
+    """W x for W [out in] in few bits: what a file holds of it, and what multiplies that here."""
+
+    bits: ClassVar[int]
+
+    @classmethod
+    def stored(cls, pieces: Pieces, shape: tuple[int, int], device: torch.device) -> Self:
+        """From what a file holds, where that lies if our own kernels multiply it."""
+        made = cls.__new__(cls)
+        made._hold(pieces, shape, device)
+        return made
+
+    def _hold(self, pieces: Pieces, shape: tuple[int, int], device: torch.device) -> None:
+        self.shape, self.row = shape, pieces["row"].to(device)
+        packed = pieces[f"q{self.bits}"]
+        ours = _native(device)
+        self.table = packed if ours else None
+        self.product: Product = (
+            Native(packed, self.row, self.bits) if ours else self.other(packed, device)
+        )
+
+    @classmethod
+    def layout(cls, shape: tuple[int, int]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        """Types and shapes of the `pieces` of a weight [out in]."""
+        size = {4: native.size4, 8: native.size8}[cls.bits](*shape)
+        return {f"q{cls.bits}": (torch.uint8, (size,)), "row": (torch.float32, shape[:1])}
+
+    @abstractmethod
+    def other(self, packed: Tensor, device: torch.device) -> "Product":
+        """What multiplies it where our own kernels don't."""
+
+    def __call__(self, x: Float[Tensor, "*T I"]) -> Float[Tensor, "*T O"]:
+        y = self.product(x.reshape(-1, self.shape[1]))
+        return y.to(x.dtype).reshape(*x.shape[:-1], self.shape[0])
+
+    def fused(
+        self,
+        x: Float[Tensor, "T I"],
+        pair: tuple["Quantised", "Quantised", float] | None,
+        onto: Float[Tensor, "T O"] | None,
+        gated: bool,
+    ) -> Float[Tensor, "T O_"] | None:
+        """All that `LoraLinear` does in one go: with an adapter's two products and their factor. None where it isn't
+        our own kernels that multiply all of it, or what is gated isn't of whole panels."""
+        base, adapter = self.product, None
+        if not isinstance(base, Native) or x.dtype not in NARROW:
+            return None
+        if gated and self.shape[0] % (2 * PANEL):
+            return None
+        if pair is not None:
+            down, up = pair[0].product, pair[1].product
+            if not (isinstance(down, Native) and isinstance(up, Native)):
+                return None
+            adapter = Adapter(down.packed, down.row, up.packed, up.row, pair[2])
+        return native.linear(
+            x, base.packed, base.row, bits=self.bits, adapter=adapter, onto=onto, gated=gated
+        )
+
+    def rows(self, ids: Int[Tensor, " T"]) -> Float[Tensor, "T I"]:
+        """Rows of the weight, in float32. Where it isn't multiplied as a file holds it, whoever wants rows puts that
+        into `table`."""
+        assert self.table is not None, "what the file holds isn't at hand"
+        whole = {4: native.rows4, 8: native.rows8}[self.bits](self.table, ids, self.shape[1])
+        return whole * self.row[ids, None]
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What it holds in memory."""
+        return self.product.tensors()
+
+
+# ---------------------------------------------------------------------- int8
+
+
+class EightBit(Quantised):
+    """int8: a scale in float32 for each output, activations in int8 with a scale per token."""
+
+    bits = 8
+
+    def __init__(self, weight: Float[Tensor, "O I"]) -> None:
+        self._hold(self.pieces(weight), two(weight.shape), weight.device)
+
+    def other(self, packed: Tensor, device: torch.device) -> "Product":
+        q = native.unpack8(packed, *self.shape).to(device)
+        return PerToken(_kernel(device.type)(q, self.row))
+
+    @staticmethod
+    def pieces(weight: Float[Tensor, "O I"]) -> Pieces:
+        """What a file holds of a weight: `q8`, as our kernels read it, and `row`, its scales."""
+        row = torch.empty(len(weight))
+        packed = []
+        for part, scales in zip(weight.split(ROWS), row.split(ROWS), strict=True):
+            scale = part.abs().amax(1).float().clamp(min=1e-12) / 127
+            packed.append(native.pack8((part / scale[:, None]).round().to(torch.int8).cpu()))
+            scales.copy_(scale)
+        return {"q8": torch.cat(packed), "row": row}
+
+
+class Product(Protocol):
+    """Tokens by a weight, in their own type, and what it holds of the weight."""
+
+    def __call__(self, x: Float[Tensor, "T I"]) -> Float[Tensor, "T O"]: ...
+
+    def tensors(self) -> tuple[Tensor, ...]: ...
+
+
+def _native(device: torch.device) -> bool:
+    """Whether our own kernels multiply there."""
+    return device.type == "cpu" and kernels.missing() is None
+
+
+class Native:
+    """Our own kernels: activations in 8 bits with a scale per token, sums of integers (of a group, in 4 bits)."""
+
+    def __init__(
+        self, packed: UInt8[Tensor, " bytes"], row: Float[Tensor, " O"], bits: int
+    ) -> None:
+        self.packed, self.row, self.bits = packed, row, bits
+
+    def __call__(self, x: Float[Tensor, "T I"]) -> Float[Tensor, "T O"]:
+        known = x if x.dtype in NARROW else x.float()
+        return native.linear(known, self.packed, self.row, bits=self.bits).to(x.dtype)
+
+    def rows(self, rows: Rows) -> Raw:
+        """The product of activations that are rounded already, in bfloat16; of weights of 8 bits."""
+        assert self.bits == 8
+        return Raw(native.linear_rows(rows.q, rows.scale, self.packed, self.row))
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.packed, self.row)
+
+
+class PerToken:
+    """A product of int8, behind activations that are rounded here. Where x is bfloat16 so are its scales, and results
+    are rounded twice."""
+
+    def __init__(self, product: "OneDnn | IntMm | Plain") -> None:
+        self.product = product
+
+    def __call__(self, x: Float[Tensor, "T I"]) -> Float[Tensor, "T O"]:
+        q, scale = per_token(x)
+        wide = x.dtype if x.dtype == torch.bfloat16 else torch.float32
+        return self.product(q, wide).mul_(scale.to(wide)).to(x.dtype)
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.product.weight, self.product.scale)
+
+
+class EightBitLinear(nn.Module):
+    """A linear with bias, its weight in int8."""
+
+    def __init__(self, kernel: EightBit, bias: Tensor) -> None:
+        super().__init__()
+        self.kernel = kernel
+        self.bias = bias
+
+    def forward(self, x: Float[Tensor, "*n I"]) -> Float[Tensor, "*n O"]:
+        return self.kernel(x).add_(self.bias)
+
+
+def per_token(x: Float[Tensor, "T I"]) -> tuple[Int8[Tensor, "T I"], Float[Tensor, "T 1"]]:
+    """x as int8, and the scale of each row."""
+    # The scale is rounded to the type of x first: the largest value becomes 127, whichever way that goes.
+    scale = (x.abs().amax(1, keepdim=True).float() / 127).clamp_(min=1e-12).to(x.dtype)
+    return (x / scale.float()).round_().to(torch.int8), scale
+
+
+class OneDnn:
+    """oneDNN's int8 product; the weight lies in the order that its kernel reads (AMX, VNNI)."""
+
+    def __init__(self, weight: Int8[Tensor, "O I"], scale: Float[Tensor, " O"]) -> None:
+        self.weight = torch.ops.onednn.qlinear_prepack(weight, None)
+        self.scale = scale
+        self.zeros = torch.zeros(len(scale), dtype=torch.int32)
+
+    def __call__(self, q: Int8[Tensor, "T I"], dtype: torch.dtype) -> Float[Tensor, "T O"]:
+        # Activations as unsigned numbers with scale 1 and zero point 128: signed ones have no fast way on CPUs that
+        # have VNNI alone.
+        return self._unsigned(q.view(torch.uint8) ^ 128, dtype)
+
+    def rows(self, rows: Rows) -> Raw:
+        """The product of activations that are rounded already, in bfloat16; their scales are still to be applied."""
+        return Raw(self._unsigned(rows.q, torch.bfloat16), rows.scale)
+
+    def _unsigned(self, unsigned: UInt8[Tensor, "T I"], dtype: torch.dtype) -> Float[Tensor, "T O"]:
+        """Of activations to which 128 has been added."""
+        w, s, z = self.weight, self.scale, self.zeros
+        # No bias; the result is not quantised, nothing is fused behind it.
+        return torch.ops.onednn.qlinear_pointwise(
+            unsigned, 1.0, 128, w, s, z, None, 1.0, 0, dtype, "none", [], ""
+        )
+
+
+class IntMm:
+    """torch's own int8 product, on CUDA too (which wants more than 16 rows)."""
+
+    def __init__(self, weight: Int8[Tensor, "O I"], scale: Float[Tensor, " O"]) -> None:
+        self.weight, self.scale = weight, scale
+
+    def __call__(self, q: Int8[Tensor, "T I"], dtype: torch.dtype) -> Float[Tensor, "T O"]:
+        missing = max(0, 17 - len(q)) if q.is_cuda else 0
+        sums = torch._int_mm(F.pad(q, (0, 0, 0, missing)), self.weight.t())[: len(q)]
+        return (sums * self.scale).to(dtype)
+
+
+class Plain:
+    """A product of float32, anywhere."""
+
+    def __init__(self, weight: Int8[Tensor, "O I"], scale: Float[Tensor, " O"]) -> None:
+        self.weight, self.scale = weight, scale
+
+    def __call__(self, q: Int8[Tensor, "T I"], dtype: torch.dtype) -> Float[Tensor, "T O"]:
+        return (F.linear(q.float(), self.weight.float()) * self.scale).to(dtype)
+
+
+@cache
+def _kernel(device: str) -> type[OneDnn | IntMm | Plain]:
+    """The first of the three that is right here about the largest numbers, for some CPUs add pairs of products in 16
+    bits and would cut them off; and that isn't slow, for on some a kernel has nothing but a reference."""
+    right = [k for k in ((OneDnn, IntMm) if device == "cpu" else (IntMm,)) if is_right(k, device)]
+    seconds = {k: _seconds(k, device) for k in (*right, Plain)}
+    return next(k for k in (*right, Plain) if seconds[k] <= SLOW * min(seconds.values()))
+
+
+def is_right(kernel: type[OneDnn | IntMm], device: str) -> bool:
+    """Whether a kernel is there, and exact about the largest numbers."""
+    try:
+        return all(_exact(kernel, rows, device) for rows in (1, 3, 32))
+    except (AttributeError, RuntimeError, NotImplementedError):
+        return False
+
+
+def _seconds(kernel: type[OneDnn | IntMm | Plain], device: str) -> float:
+    """The shortest of a dozen products of a few rows: on a busy machine most of them are interrupted."""
+    weight = torch.ones(512, 512, dtype=torch.int8, device=device)
+    product, q = kernel(weight, torch.ones(512, device=device)), weight[:32]
+    took = []
+    for _ in range(12):
+        began = time.perf_counter()
+        product(q, torch.float32)[0, 0].item()
+        took.append(time.perf_counter() - began)
+    return min(took)
+
+
+def _exact(kernel: type[OneDnn | IntMm], rows: int, device: str) -> bool:
+    q = torch.tensor([127, -127], dtype=torch.int8, device=device).repeat_interleave(32)
+    q = q.repeat(rows, 1)
+    weight = torch.cat([q[:1], -q[:1]]).repeat(32, 1)
+    scale = torch.linspace(1, 2, 64, device=device)
+    found = kernel(weight, scale)(q, torch.float32)
+    wanted = (q.double() @ weight.double().t()) * scale.double()
+    return bool(torch.allclose(found.double(), wanted, rtol=1e-6))
+
+
+# ---------------------------------------------------------------------- int4
+
+
+class FourBit(Quantised):
+    """4 bits: row * s * (q - z / 16), with s and z a byte each for an output and GROUP inputs, and `row` in float32 for
+    an output. `in` is a multiple of GROUP."""
+
+    bits = 4
+
+    def __init__(
+        self, weight: Float[Tensor, "O I"], hessian: Float[Tensor, "I I"] | None = None
+    ) -> None:
+        self._hold(self.pieces(weight, hessian), two(weight.shape), weight.device)
+
+    def other(self, packed: Tensor, device: torch.device) -> "Product":
+        four = native.unpack4(packed, *self.shape)
+        return Int4Pack(native.Four(*(t.to(device) for t in four)), self.row)
+
+    @staticmethod
+    def pieces(weight: Float[Tensor, "O I"], hessian: Float[Tensor, "I I"] | None = None) -> Pieces:
+        """What a file holds of a weight: `q4`, as our kernels read it, and `row`, a float of each output."""
+        some = weight.split(ROWS) if hessian is None else (weight,)
+        parts = [four_bits(part, hessian) for part in some]
+        packed = [native.pack4(native.Four(*(t.cpu() for t in part.four))) for part in parts]
+        return {"q4": torch.cat(packed), "row": torch.cat([part.row.cpu() for part in parts])}
+
+
+class Int4Pack:
+    """torch's products, of bfloat16: (q - 8) * scale + zero. Outputs are filled up to a multiple of 64."""
+
+    def __init__(self, weight: native.Four, row: Float[Tensor, " O"]) -> None:
+        self.outputs = len(row)
+        missing = -self.outputs % 64
+        row = F.pad(row, (0, missing))
+        weight = native.Four(*(F.pad(t, (0, 0, 0, missing)) for t in weight))
+        q, self.shape = weight.q, weight.q.shape
+        steps = weight.s.float() * row[:, None]
+        scale, zero = steps.bfloat16(), (steps * (8 - weight.z.float() / 16)).bfloat16()
+        # [inputs / GROUP, outputs, 2]
+        self.pairs = torch.stack([scale, zero], 2).transpose(0, 1).contiguous()
+        if q.is_cuda:
+            pack = torch.ops.aten._convert_weight_to_int4pack
+            self.packed = pack(q[:, ::2] << 4 | q[:, 1::2], 8)
+        else:
+            self.packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(q.int(), 1)
+        self.rows = UNPACK if not q.is_cuda and torch.equal(self._nibbles(), q.t()) else None
+
+    def __call__(self, x: Float[Tensor, "T I"]) -> Float[Tensor, "T O"]:
+        return self._padded(x.bfloat16())[:, : self.outputs]
+
+    def _padded(self, x: Float[Tensor, "T I"]) -> Float[Tensor, "T O64"]:
+        if x.is_cuda:
+            return torch.ops.aten._weight_int4pack_mm(x, self.packed, GROUP, self.pairs)
+        if self.rows is None or len(x) < self.rows:
+            return torch.ops.aten._weight_int4pack_mm_for_cpu(x, self.packed, GROUP, self.pairs)
+        return x @ self.unpacked()
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.packed, self.pairs)
+
+    def unpacked(self) -> Float[Tensor, "I O"]:
+        """The weight, transposed, in bfloat16."""
+        outputs, inputs = self.shape
+        q = (self._nibbles().view(inputs // GROUP, GROUP, outputs).to(torch.int8) - 8).bfloat16()
+        scale, zero = self.pairs.unbind(2)
+        return torch.addcmul(zero[:, None], q, scale[:, None]).view(inputs, outputs)
+
+    def _nibbles(self) -> UInt8[Tensor, "I O"]:
+        """What the CPU's kernel holds: of 64 outputs at an input, the first 32 lie in the low halves of 32 bytes, the
+        others in the high ones."""
+        outputs, inputs = self.shape
+        bytes_ = self.packed.view(outputs // 64, inputs, 32)
+        blocks = torch.cat([bytes_ & 15, bytes_ >> 4], 2)
+        return blocks.transpose(0, 1).reshape(inputs, outputs)

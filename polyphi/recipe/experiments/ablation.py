@@ -1,0 +1,324 @@
+"""What the corpora of a mix are worth: one stage under several mixes, held-out loss of every corpus.
+
+    the stage's own mix, and others -> each from the same start, with the same steps, order and seeds
+        -> loss per supervised token on held-out rows of each corpus; scores of tasks, where they are asked for
+        -> differences to the stage's own mix, paired by seed, with 95 % intervals
+
+>>> run = Run("nano", Path("runs/nano"))
+>>> found = ablate(run, "text_3_post", mixes(stage, ["tools=0", "tools=12"]), seeds=3)
+
+Each arm is a folder that the loop goes on in, and what was measured of it lies beside its weights: a command that was
+stopped goes on, and one with more arms, seeds or tasks runs only those.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from polyphi.data.draws import Unfit
+from polyphi.data.packing import Pack, Room, deal
+from polyphi.data.shards import Shards
+from polyphi.engine.engine import Engine
+from polyphi.eval.heldout import find
+from polyphi.eval.run import evaluate
+from polyphi.eval.task import Task
+from polyphi.model.multimodal import PhiModel
+from polyphi.processing.processor import TooLong
+from polyphi.recipe.experiments import scaling
+from polyphi.recipe.experiments.trial import trial
+from polyphi.recipe.graph import Run
+from polyphi.stages import sizes
+from polyphi.train.checkpoint import write_json
+from polyphi.train.loop import code_revision, row_maker
+from polyphi.train.loss import NextToken
+from polyphi.train.resume import MANIFEST
+from polyphi.train.stage import Budget, Mix, Stage
+
+OWN = "own mix"
+"""The arm that the others are compared with: the stage as it stands."""
+STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+"""Half a 95 % interval, in standard errors, of the mean of 2, 3, ... 10 numbers (Student's t)."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A mix: its name says in what it differs from the stage's own."""
+
+    name: str
+    mix: Mix
+
+
+def mixes(stage: Stage, changes: Sequence[str], leave_one_out: bool = False) -> list[Arm]:
+    """The stage's own mix, one for each of `changes`, and with `leave_one_out` one without each corpus. A change is
+    "NAME=WEIGHT,...": these corpora get that weight (0: none of it), all others keep theirs; a corpus that isn't in the
+    mix is added.
+
+    Raises ValueError for a change that can't be read, and one that changes nothing or leaves nothing.
+    """
+    if leave_one_out and len(stage.data.weights) > 1:
+        changes = [*changes, *(f"{name}=0" for name in stage.data.weights)]
+    found = [Arm(OWN, stage.data)]
+    for change in dict.fromkeys(changes):
+        weights = dict(stage.data.weights)
+        for part in change.split(","):
+            name, _, weight = part.partition("=")
+            try:
+                weights[name.strip()] = float(weight)
+            except ValueError:
+                raise ValueError(
+                    f"a mix is NAME=WEIGHT,... such as tools=0 or code=2,math=1; found {change!r}"
+                ) from None
+        if weights == dict(stage.data.weights):
+            raise ValueError(f"{change} changes nothing: {stage.name} has these weights already")
+        if min(weights.values()) < 0 or not any(weights.values()):
+            raise ValueError(f"a mix needs positive weights, found {weights} by {change}")
+        kept = {name: weight for name, weight in weights.items() if weight}
+        late = {name: draws for name, draws in stage.data.late.items() if name in kept}
+        mix = Mix(
+            kept,
+            {name: adapter for name, adapter in stage.data.adapter.items() if name in kept},
+            tuple(name for name in stage.data.curriculum if name in kept),
+            late if set(late) != set(kept) else {},  # somebody comes first
+            tuple(name for name in stage.data.in_words if name in kept),
+        )
+        found.append(Arm(change, mix))
+    return found
+
+
+def ablate(
+    run: Run,
+    name: str,
+    arms: Sequence[Arm],
+    *,
+    seeds: int = 3,
+    steps: int | None = None,
+    tasks: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Train a stage under each mix, after its parents and corpora, and compare; returns what `ablation/STAGE_STEPS`
+    then holds as table.json, table.md and table.png, written anew after each seed. `steps` replaces the size's own.
+
+    Raises ValueError for a stage that doesn't learn from next tokens, an unknown corpus or task, and folders of other
+    runs.
+    """
+    stage, measured = run.size.stage(name), find(*tasks) if tasks else []
+    if not isinstance(stage.objective, NextToken):
+        raise ValueError(
+            f"mixes are compared by the loss of the next token; {name} learns by {type(stage.objective).__name__}"
+        )
+    for parent in stage.parents:
+        run.train(parent)
+    corpora = list(dict.fromkeys(corpus for arm in arms for corpus in arm.mix.weights))
+    for corpus in (*corpora, *(task.corpus for task in measured)):
+        _make(run, corpus)
+    budget = run.size.budget(stage)
+    stage, budget = scaling.shorter(stage, budget, steps or budget.steps)
+    folder = run.out / "ablation" / f"{name}_{budget.steps}"
+    results: list[dict[str, dict[str, float]]] = []
+    for seed in range(run.seed, run.seed + seeds):
+        one = {}
+        for arm in arms:
+            late = {n: stage.data.late[n] for n in arm.mix.late}
+            trial = replace(stage, data=replace(arm.mix, late=late))
+            out = folder / arm.name / f"seed_{seed}"
+            one[arm.name] = _run(run, trial, budget, seed, out, corpora, measured)
+        results.append(one)
+        found = {
+            "stage": name,
+            "size": run.size.name,
+            "steps": budget.steps,
+            "date": time.strftime("%Y-%m-%d"),
+            "code": code_revision(),
+            "mixes": {arm.name: dict(arm.mix.weights) for arm in arms},
+            **compare(results),
+        }
+        write_json(folder / "table.json", found)
+        (folder / "table.md").write_text(markdown(found), encoding="utf-8")
+        draw(found, folder / "table.png")
+    return found
+
+
+def _make(run: Run, corpus: str) -> None:
+    """A corpus of the recipe is built; one's own has to be there."""
+    if corpus in sizes.CORPORA:
+        run.build(corpus)
+    elif not (run.data / corpus / "train" / MANIFEST).exists():
+        raise ValueError(
+            f"{run.out} holds no corpus {corpus!r}; make it first (polyphi curate FILE.py --out {run.out}), or choose "
+            f"from {', '.join(sizes.CORPORA)}"
+        )
+
+
+def _run(
+    run: Run,
+    stage: Stage,
+    budget: Budget,
+    seed: int,
+    out: Path,
+    corpora: Sequence[str],
+    tasks: Sequence[Task],
+) -> dict[str, float]:
+    """One arm with one seed: what is still to be trained and measured of it; all that was measured."""
+    start = {p: _digest(run.runs / p / MANIFEST) for p in stage.parents}
+    path = out / "measured.json"
+    known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"start": start}
+    if known["start"] != start:
+        raise ValueError(
+            f"{out} started from another {', '.join(stage.parents)} than {run.out} holds now; remove it to run it again"
+        )
+    manifests = {
+        c: run.data / c / "test" / MANIFEST for c in (*corpora, *(t.corpus for t in tasks))
+    }
+    wanted = {f"loss {c}": _digest(manifests[c]) for c in corpora if manifests[c].exists()}
+    wanted |= {f"score {t.name}": _digest(manifests[t.corpus]) for t in tasks}
+    missing = [what for what, rows in wanted.items() if known.get(what, [None])[0] != rows]
+    if missing or not (out / MANIFEST).exists():
+        model, _ = trial(run, stage, budget, out, seed=seed)
+        engine = Engine(model, run.processor)
+        for what in missing:
+            kind, _, name = what.partition(" ")
+            if kind == "loss":
+                packs = _held_out(stage, budget, model, run, name)
+                value = scaling.mean_loss(stage.objective, model, packs, run.precision)
+            else:
+                (task,) = (t for t in tasks if t.name == name)
+                value = evaluate(
+                    engine,
+                    task,
+                    Shards(run.data / task.corpus / "test"),
+                    out / "eval",
+                    limit=run.size.test_rows,
+                    seed=run.seed,
+                    conditions=("with",),
+                    fingerprint=_digest(out / MANIFEST),
+                ).score
+            known[what] = [wanted[what], value]
+            write_json(path, known)
+    run.console.print(f"{stage.name}, {out.parent.name}, seed {seed}: measured", highlight=False)
+    return {what: known[what][1] for what in wanted}
+
+
+def _held_out(stage: Stage, budget: Budget, model: PhiModel, run: Run, corpus: str) -> list[Pack]:
+    """The corpus's held-out rows from the first on, as the stage would read them, each once; so many tokens at most."""
+    rows, tokens, made = row_maker(stage, budget, model, run.processor), 0, []
+    for sample in Shards(run.data / corpus / "test"):
+        try:
+            made.append(rows(corpus, sample))
+        except (TooLong, Unfit):  # as in training
+            continue
+        tokens += sum(map(len, made[-1]))
+        if tokens >= scaling.HELD_OUT_TOKENS:
+            break
+    if not made:
+        raise ValueError(
+            f"no held-out row of {corpus} fits {stage.name}, whose rows have {budget.context} tokens at most"
+        )
+    return deal(made, Room(8192))
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+# ------------------------------------------------------------------------------ what is found
+
+
+def compare(results: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, Any]:
+    """For each arm and each number that was measured: its mean over the seeds, and its difference to the own mix with
+    a 95 % interval (None for one seed). `results` has, for each seed, the numbers of each arm. JSON as it stands.
+
+    "loss of all" is the mean over the corpora, each counted once.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    whole = [{arm: _with_mean(found) for arm, found in seed.items()} for seed in results]
+    for arm in whole[0]:
+        rows[arm] = {}
+        for what in whole[0][arm]:
+            values = np.array([seed[arm][what] for seed in whole])
+            row: dict[str, Any] = {"mean": float(values.mean()), "seeds": values.tolist()}
+            if arm != OWN:
+                apart = values - np.array([seed[OWN][what] for seed in whole])
+                row["difference"] = float(apart.mean())
+                row["interval"] = interval(apart.tolist())
+            rows[arm][what] = row
+    return {"seeds": len(whole), "arms": rows}
+
+
+def _with_mean(found: Mapping[str, float]) -> dict[str, float]:
+    losses = [value for what, value in found.items() if what.startswith("loss ")]
+    return {"loss of all": float(np.mean(losses)), **found} if len(losses) > 1 else dict(found)
+
+
+def interval(values: Sequence[float]) -> list[float] | None:
+    """95 % interval of the mean of numbers that scatter normally; None for a single one."""
+    n = len(values)
+    if n < 2:
+        return None
+    half = STUDENT[min(n, len(STUDENT) + 1) - 2] * float(np.std(values, ddof=1)) / n**0.5
+    mean = float(np.mean(values))
+    return [mean - half, mean + half]
+
+
+def markdown(found: Mapping[str, Any]) -> str:
+    """The comparison as a table: the own mix's numbers, and the differences of the others. A difference in bold is one
+    whose interval leaves out 0."""
+    others = [arm for arm in found["arms"] if arm != OWN]
+    lines = [
+        f"`{found['stage']}`, {found['size']}, {found['steps']} steps, {found['seeds']} seeds. Losses in nats per "
+        "supervised token of held-out rows; differences to the stage's own mix, 95 % intervals over seeds.",
+        "",
+        f"| | {' | '.join([OWN, *others])} |",
+        "|" + "---|" * (2 + len(others)),
+    ]
+    for what, own in found["arms"][OWN].items():
+        cells = [f"{own['mean']:.3f}"]
+        for arm in others:
+            row = found["arms"][arm][what]
+            told = f"{row['difference']:+.3f}"
+            if row["interval"]:
+                low, high = row["interval"]
+                told = f"**{told}**" if low * high > 0 else told
+                told += f" ({low:+.3f} to {high:+.3f})"
+            cells.append(told)
+        lines.append(f"| {what} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def draw(found: Mapping[str, Any], path: Path) -> None:
+    """Differences of all losses with their intervals, an arm in each panel, as a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    others = [arm for arm in found["arms"] if arm != OWN]
+    if not others:
+        return
+    rows = [what for what in found["arms"][OWN] if what.startswith("loss ")][::-1]
+    figure, panels = pyplot.subplots(
+        1,
+        len(others),
+        figsize=(2 + 2.2 * len(others), 1 + 0.3 * len(rows)),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    for axes, arm in zip(panels[0], others, strict=True):
+        for y, what in enumerate(rows):
+            row = found["arms"][arm][what]
+            axes.plot(row["difference"], y, "o", color="#1f5fa8", markersize=5)
+            if row["interval"]:
+                axes.plot(row["interval"], [y, y], color="#1f5fa8")
+        axes.axvline(0, color="#999", linewidth=1)
+        axes.set_title(arm, fontsize=9)
+        axes.tick_params(labelsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0][0].set_yticks(range(len(rows)), [what.removeprefix("loss ") for what in rows])
+    figure.supxlabel(f"held-out loss, difference to the {OWN}", fontsize=9)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)

@@ -1,0 +1,656 @@
+"""The whole recipe as one resumable graph: corpora, tokenizer, sixteen stages, export, evaluation, page.
+
+A `Run` is a folder. Each step leaves a finished file or nothing, so the same command goes on where it stopped::
+
+    DIR/data/CORPUS/SPLIT/*.parquet     DIR/tokenizer/
+    DIR/stages/NAME/{manifest.json,metrics.jsonl,trained.safetensors}
+    DIR/model  DIR/mini  DIR/reasoning  DIR/recogniser
+    DIR/eval/*.jsonl  DIR/benchmarks/  DIR/timings.json  DIR/freeze.json  DIR/report.{html,json,md}
+"""
+
+import contextlib
+import hashlib
+import importlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+
+from polyphi import stages
+from polyphi.batch import pack
+from polyphi.checkpoints import weights
+from polyphi.curate import cards, sources
+from polyphi.curate import corpus as corpora
+from polyphi.curate.pipeline import Machines
+from polyphi.data.fresh import Fresh
+from polyphi.engine import placement
+from polyphi.engine.engine import Engine
+from polyphi.engine.memory import free_memory
+from polyphi.eval.benchmark import benchmarks
+from polyphi.eval.heldout import find
+from polyphi.eval.report import line
+from polyphi.eval.run import evaluate
+from polyphi.messages import CALL, CALL_END, Message
+from polyphi.model.config import ModelConfig
+from polyphi.model.multimodal import PhiModel
+from polyphi.planning import cost, plan
+from polyphi.processing.processor import Processor
+from polyphi.processing.tokenizer import WORD_SPLIT, Tokenizer
+from polyphi.quantization.quantize import quantize
+from polyphi.recipe import evaluation, processes, remaining
+from polyphi.recipe.experiments import scaling
+from polyphi.recipe.report import page
+from polyphi.runtime import distributed, progress
+from polyphi.runtime.heap import give_back
+from polyphi.runtime.precision import Choice, Precision, Requested, choose
+from polyphi.stages import lineage, sizes
+from polyphi.train.aed import Recogniser
+from polyphi.train.checkpoint import write_json
+from polyphi.train.contrastive import Similarity
+from polyphi.train.loop import code_revision, train
+from polyphi.train.resume import REASON, recorded, recorded_precision
+from polyphi.train.stage import Stage
+
+FREEZE_PROMPTS = (
+    "How much is 3 plus 4?",
+    "Translate to German: seven",
+    "Scene: two red circles and a blue star.\nHow many circles are there?",
+)
+TOKENIZER_CORPORA = (
+    "copying",
+    "instructions",
+    "image_qa",
+    "documents",
+    "translation",
+    "math",
+    "code",
+    "tools",
+    "preferences",
+)
+
+EXPORTS = {
+    "mini": ("text_4_align", "mini"),
+    "reasoning": ("reasoning_3_dpo", "mini"),
+    "model": ("joint_1_vision_speech", "native"),
+}
+WATCHED_ROWS = 32
+"""Held-out rows of a task that are answered now and then while a stage trains; of a benchmark, stand-ins of a row."""
+BENCHMARK_ROWS = 2
+"""Stand-ins of each row of the report that the finished model answers."""
+
+
+class Run:
+    """One run of the recipe in a folder. `size` is a name in `stages.sizes`."""
+
+    def __init__(
+        self,
+        size: str,
+        out: Path,
+        *,
+        seed: int = 0,
+        precision: Requested = "auto",
+        console: Console | None = None,
+        watch_steps: int = 0,
+        track: Sequence[str] = (),
+        **machine: Any,
+    ) -> None:
+        """`machine` is what the loop (`polyphi.train.loop.train`) takes beside the science: how packs, shards and
+        activations are laid out, and what happens when a step goes wrong. `precision` "auto" is that of the run in the
+        folder, else what this machine is fast in. Every `watch_steps` steps a stage's `watch`
+        tasks are measured; `track` names trackers that get every record."""
+        self.size = sizes.load(size)
+        self.watch_steps, self.track, self.machine = watch_steps, track, machine
+        self.out, self.seed, self._requested = Path(out), seed, precision
+        self.console = console or Console()
+        self.data, self.runs = self.out / "data", self.out / "stages"
+        self.cache = Path(os.environ.get("POLYPHI_CACHE", Path.home() / ".cache" / "polyphi"))
+        self._check_identity()
+
+    def _check_identity(self) -> None:
+        """A folder belongs to one size, seed and precision: a run never mixes two."""
+        identity = {"size": self.size.name, "seed": self.seed}
+        path = self.out / "run.json"
+        if not path.exists():
+            self.out.mkdir(parents=True, exist_ok=True)
+            write_json(path, identity)
+            return
+        found = json.loads(path.read_text())
+        recorded = {key: found.get(key) for key in identity}
+        if self._requested != "auto" and (choice := self._recorded(found)) is not None:
+            identity["precision"], recorded["precision"] = self._requested, choice.precision
+        if recorded != identity:
+            raise ValueError(
+                f"{self.out} holds a run of {recorded}, but {identity} was requested; choose another --out"
+            )
+
+    @property
+    def precision(self) -> Precision:
+        """The precision of all stages of this run."""
+        return self.choice.precision
+
+    @cached_property
+    def choice(self) -> Choice:
+        """The precision of this run and why: that of run.json, of a stage that an older run left, as requested, or what
+        this machine is fast in; run.json then records it. All processes ask for it together."""
+        distributed.start()
+        choice = self._choose() if distributed.rank() == 0 else None
+        shared = distributed.everyones(choice)[0]
+        assert shared is not None
+        if distributed.rank() == 0 and self._requested == "auto":
+            self.tell(f"precision {shared}")
+        return shared
+
+    def _choose(self) -> Choice:
+        def record(values: dict[str, Any]) -> dict[str, Any]:
+            choice = self._recorded(values) or choose(
+                self._requested, "cpu", placement.products(self.size.model)
+            )
+            return {**values, "precision": choice.precision, REASON: choice.reason}
+
+        processes.update_json(self.out / "run.json", {}, record)
+        choice = recorded(json.loads((self.out / "run.json").read_text()))
+        assert choice is not None
+        return choice
+
+    def _recorded(self, values: Mapping[str, Any]) -> Choice | None:
+        """The precision that run.json holds, or in a run older than that entry its stages."""
+        if (choice := recorded(values)) is not None:
+            return choice
+        found = (recorded_precision(self.runs / name) for name in stages.ORDER)
+        return next((choice for choice in found if choice is not None), None)
+
+    # ------------------------------------------------------------------ the main job
+
+    def reproduce(self) -> Path:
+        """Everything, in order; returns the page."""
+        with (
+            self.clock("total"),
+            processes.weighed(self._note_memory),
+            remaining.tracked(self.size, self.out, self.tell),
+        ):
+            self._branches()
+            for name in stages.ORDER:
+                self.train(name)
+            self.export()
+            if not self._measure():
+                self.evaluate()
+            self.benchmarks()
+        return self.page()
+
+    def _branches(self) -> None:
+        """The branches side by side: small steps leave cores idle, two processes with half the cores each don't. What
+        one is making the other waits for (`alone`)."""
+        options = ["--out", str(self.out), "--precision", self.precision]
+        self.side_by_side(
+            {
+                branch[-1]: ["train", *branch, *options]
+                for branch in stages.BRANCHES
+                if not all((self.runs / s / "manifest.json").exists() for s in branch)
+            }
+        )
+
+    def _measure(self) -> bool:
+        """Every second task in a process, the others in another, where there are cores for two."""
+        names = [task.name for task in find()]
+        return self.side_by_side(
+            {
+                f"evaluation {part + 1}": ["eval", "run", str(self.out), *names[part::2]]
+                for part in range(2)
+            }
+        )
+
+    def side_by_side(self, commands: Mapping[str, Sequence[str]]) -> bool:
+        """Commands of ours at once, for this run (processes.py)."""
+        options = ["--size", self.size.name, "--seed", str(self.seed)]
+        asked = {name: [*command, *options] for name, command in commands.items()}
+        return processes.side_by_side(asked, self.tell)
+
+    @contextlib.contextmanager
+    def alone(self, name: str, *, shared: bool = False) -> Iterator[None]:
+        """One process of the run at a time makes a corpus, the tokenizer or a stage; the others wait, then find it. A
+        stage is `shared` by the processes of a torchrun: the first one holds the lock for all of them."""
+        if shared:
+            distributed.start()
+        if shared and distributed.rank() > 0:
+            distributed.wait()
+            yield
+            return
+        with processes.locked(self.out / ".locks" / name):
+            if shared:
+                distributed.wait()
+            yield
+
+    # ------------------------------------------------------------------ data
+
+    def build(self, name: str, machines: Machines = Machines()) -> None:  # noqa: B008 - frozen
+        """One corpus, after the corpora and stages that it is made from."""
+        corpus = _corpus(name)
+        name = corpus.name
+        for parent in corpus.corpora:
+            self.build(parent, machines)
+        for parent in corpus.stages:
+            self.train(parent)
+        if corpus.tokenizer:
+            self._tokenizer_made()
+        work = self.work(corpus)
+        with self.alone(f"corpus {name}"):
+            if corpora.is_built(corpus, work):
+                return
+            with self.clock(f"corpus {name}"):
+                manifests = corpora.build(corpus, work, machines)
+            give_back()
+        if len(manifests) < len(work.rows):
+            self.tell(
+                f"{name}: jobs are handed in; say the same again when they are done, to join what they made"
+            )
+            return
+        counts = ", ".join(f"{m['rows']} {split}" for split, m in manifests.items())
+        self.tell(f"[bold]{name:<22}[/bold] {counts}")
+
+    def work(self, corpus: corpora.Corpus) -> corpora.Work:
+        """What a corpus is built with in this run."""
+        train_rows, test_rows = self.size.rows.get(corpus.name, (1_000_000, 1_000))
+        return corpora.Work(
+            rows={"train": train_rows, "test": test_rows},
+            seed=self.seed,
+            cache=self.cache,
+            data=self.data,
+            models=_Lazy(corpus.stages, self.made_by),
+            tell=self.tell,
+            seconds=self.size.seconds,
+            tokenizer=self.out / "tokenizer" if corpus.tokenizer else None,
+            languages=self.size.languages,
+        )
+
+    def fresh(self, stage: Stage, seed: int | None = None) -> dict[str, Fresh]:
+        """Generators for the corpora of a stage's mix that give fresh samples at this size. Each stage gets other
+        samples of a corpus than the stages before it; `seed` replaces the run's."""
+        seeds = f"{self.seed if seed is None else seed} {stage.name}"
+        generators = {}
+        for name in stage.data.weights:
+            if name in self.size.fresh:
+                corpus = _corpus(name)
+                work = replace(self.work(corpus), seed=zlib.crc32(seeds.encode()))
+                generators[name] = Fresh(*corpora.generator(corpus, work))
+        return generators
+
+    def made_by(self, stage: str) -> Any:
+        """What a stage made, for corpora: the recogniser after speech_0, how well captions fit pictures after vision_0,
+        else a language model that answers."""
+        if stage == "speech_0_aed":
+            return self._recogniser().transcribe_bytes
+        if stage == "vision_0_encoder":
+            trained = load_file(self.runs / stage / lineage.TRAINED)
+            known = (
+                s.answer for s in islice(corpora.Shards(self.data / "captions" / "train"), 1000)
+            )
+            return Similarity(self._after(stage), trained, self.processor, known)
+        return Engine(self._after(stage), self.processor)
+
+    def show(self, name: str = "") -> None:
+        """What the run's corpora hold; a corpus's card; or, by its id (CORPUS/ID), all that is known of a sample."""
+        corpus, _, sample = name.partition("/")
+        manifests = sorted(self.data.glob(f"{corpus or '*'}/*/manifest.json"))
+        if corpus and not manifests:
+            built = sorted({path.parts[-3] for path in self.data.glob("*/*/manifest.json")})
+            raise ValueError(
+                f"{self.out} holds no corpus {corpus!r}; it has {', '.join(built) or 'none as yet'}"
+            )
+        for path in manifests if not sample else ():
+            manifest = json.loads(path.read_text())
+            found, split = path.parts[-3:-1]
+            self.tell(
+                f"{found:<22}{split:<7}{manifest['rows']:>7}  {', '.join(manifest['licences'])}"
+            )
+        if sample:
+            self.tell(cards.explain(self.data / corpus, sample))
+        elif corpus:
+            self.tell(cards.card(self.data / corpus))
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The run's tokenizer: trained on its own text corpora (a size without a vocabulary uses o200k_base)."""
+        return Tokenizer.load(self._tokenizer_made())
+
+    def _tokenizer_made(self) -> Path:
+        folder = self.out / "tokenizer"
+        if folder.exists():
+            return folder
+        for name in TOKENIZER_CORPORA:
+            self.build(name)
+        with self.alone("tokenizer"):
+            if folder.exists():
+                return folder
+            with self.clock("tokenizer"):
+                if self.size.vocabulary:
+                    made = Tokenizer.train(self._texts(), self.size.vocabulary, WORD_SPLIT)
+                else:
+                    made = Tokenizer.from_ranks(sources.o200k_base(self.cache))
+                partial = self.out / ".tokenizer.partial"
+                shutil.rmtree(partial, ignore_errors=True)
+                made.save(partial)
+                partial.rename(folder)
+        return folder
+
+    def _texts(self) -> Iterator[str]:
+        for name in TOKENIZER_CORPORA:
+            for sample in corpora.Shards(self.data / name / "train"):
+                for message in sample.messages:
+                    # The marks of a call are control tokens, not letters to learn merges for.
+                    yield message.text.replace(CALL, "").replace(CALL_END, "")
+
+    @cached_property
+    def processor(self) -> Processor:
+        vision = self.size.model.vision
+        assert vision is not None
+        return Processor(
+            self.tokenizer,
+            crop_size=vision.crop_size,
+            patch_size=vision.patch_size,
+            max_crops=vision.max_crops,
+        )
+
+    # ------------------------------------------------------------------ stages
+
+    def _model(self, stage: Stage) -> PhiModel:
+        config = lineage.configuration(stage, self.size.model, self.tokenizer)
+        return lineage.assemble(stage, config, self.runs, self.seed)[0]
+
+    def _after(self, name: str) -> PhiModel:
+        return self._model(lineage.after(name)).eval()
+
+    def train(self, name: str) -> None:
+        """One stage, unless it is done, after its parents and corpora."""
+        stage = self.size.stage(name)
+        out = self.runs / name
+        if (out / "manifest.json").exists():
+            return
+        _ = (
+            self.choice
+        )  # made by all processes together, so before the lock below that one holds at a time
+        for parent in stage.parents:
+            self.train(parent)
+        for corpus in stage.data.weights:
+            self.build(corpus)
+        tokenizer = self.tokenizer
+        with self.alone(name, shared=True):
+            if not (out / "manifest.json").exists():
+                self._train(stage, lineage.configuration(stage, self.size.model, tokenizer), out)
+
+    def _train(self, stage: Stage, config: ModelConfig, out: Path) -> None:
+        model, origins = lineage.assemble(stage, config, self.runs, self.seed)
+        adapters_only = not any(
+            glob.startswith("decoder.") and ".lora." not in glob for glob in stage.learn
+        )
+        before = self._text_logits(model) if adapters_only else None
+        it = cost.subject(stage.name, self.size)
+        self.tell(f"\n[bold]{stage.name}[/bold]")
+        with self.clock(stage.name):
+            train(
+                stage,
+                self.size.budget(stage),
+                model,
+                self.processor,
+                self.data,
+                out,
+                fresh=self.fresh(stage),
+                seed=self.seed,
+                precision=self.choice,
+                origins=origins,
+                checkpoint_seconds=self.size.seconds_between_checkpoints,
+                watch=lambda model: self._watched(stage, model),
+                watch_steps=self.watch_steps if stage.watch else 0,
+                trackers=[
+                    progress.tracker(t, out / t, f"{self.size.name} {stage.name}")
+                    for t in self.track
+                ],
+                flops=lambda pack: sum(cost.flops(it, cost.work([pack], it.config)).values()),
+                peak_flops=plan.peak_flops(next(model.parameters()).device),
+                tell=self.tell,
+                **self.machine,
+            )
+        if before is not None:
+            self._record_freeze(stage.name, before, self._text_logits(model))
+        give_back()
+
+    def _watched(self, stage: Stage, model: PhiModel) -> dict[str, float]:
+        """Scores of a stage's tasks as its model answers now, on a few held-out rows; of benchmarks, on a few of their
+        stand-ins."""
+        engine, scores = Engine(model, self.processor), dict[str, float]()
+        watched = [b for b in benchmarks() if b.name in stage.watch]
+        for benchmark in watched:
+            score = evaluation.glimpse(
+                engine, benchmark, self.out / evaluation.RUNS / "mini-data", WATCHED_ROWS
+            )
+            if score is not None:
+                scores[benchmark.name] = score
+        tasks = [name for name in stage.watch if name not in {b.name for b in watched}]
+        for task in find(*tasks) if tasks else ():
+            self.build(task.corpus)
+            rows = corpora.Shards(self.data / task.corpus / "test")
+            with tempfile.TemporaryDirectory() as folder:
+                scores[task.name] = evaluate(
+                    engine,
+                    task,
+                    rows,
+                    Path(folder),
+                    limit=WATCHED_ROWS,
+                    seed=self.seed,
+                    conditions=("with",),
+                ).score
+        return scores
+
+    def _text_logits(self, model: PhiModel) -> str:
+        """SHA-256 of the fp32 logits of fixed text prompts: equal hashes are bit-identical logits."""
+        rows = [
+            self.processor.row([Message.user(p)], generation_prompt=True) for p in FREEZE_PROMPTS
+        ]
+        with torch.inference_mode():
+            logits = model.eval().logits(model(pack(rows)))
+        return hashlib.sha256(logits.float().numpy().tobytes()).hexdigest()
+
+    def _record_freeze(self, stage: str, before: str, after: str) -> None:
+        entry = {"stage": stage, "logits_sha256_before": before, "logits_sha256_after": after}
+
+        def add(entries: list[dict[str, str]]) -> list[dict[str, str]]:
+            return [*(e for e in entries if e["stage"] != stage), entry]
+
+        processes.update_json(self.out / "freeze.json", [], add)
+        if before != after:
+            raise RuntimeError(
+                f"{stage} changed the text logits of the frozen language model: {before} -> {after}"
+            )
+
+    def scaling(self, seeds: int = 2, tokens: Sequence[int] = ()) -> Path:
+        """The law of text 1's peak rate, measured on runs of the size's lengths (or of so many `tokens`):
+        `scaling/fit.json` and `scaling/fit.png` (report 2.1)."""
+        stage = self.size.stage("text_1_pretrain")
+        budget, folder = self.size.budget(stage), self.out / "scaling"
+        for corpus in stage.data.weights:
+            self.build(corpus)
+        config = lineage.configuration(stage, self.size.model, self.tokenizer)
+        points = scaling.sweep(
+            stage,
+            budget,
+            lambda seed: lineage.assemble(stage, config, self.runs, seed)[0],
+            self.processor,
+            self.data,
+            folder,
+            fresh=lambda seed: self.fresh(stage, seed),
+            tokens=tokens or self.size.sweep,
+            seeds=seeds,
+            precision=self.choice,
+            tell=self.tell,
+        )
+        found = scaling.fit(points, budget.steps * budget.batch_tokens)
+        found = {
+            "command": f"polyphi scaling --size {self.size.name} --out DIR --seeds {seeds}",
+            "date": time.strftime("%Y-%m-%d"),
+            "code": code_revision(),
+            **found,
+        }
+        write_json(folder / "fit.json", found)
+        scaling.draw(found, folder / "fit.png")
+        self.tell(scaling.told(found))
+        return folder / "fit.json"
+
+    # ------------------------------------------------------------------ export and evaluation
+
+    def _recogniser(self) -> Recogniser:
+        folder = self.out / "recogniser"
+        if not folder.exists():
+            trained = load_file(self.runs / "speech_0_aed" / lineage.TRAINED)
+            partial = self.out / ".recogniser.partial"
+            shutil.rmtree(partial, ignore_errors=True)
+            Recogniser.from_stage(self._after("speech_0_aed"), trained, self.processor).save(
+                partial
+            )
+            partial.rename(folder)
+        return Recogniser.load(folder, self.processor)
+
+    def export(self) -> None:
+        """`model`, `mini`, `reasoning` and `recogniser`, each loadable."""
+        for name, (stage, layout) in EXPORTS.items():
+            if not (self.out / name).exists():
+                files = sorted((self.out / "tokenizer").iterdir())
+                with self.clock("export"):
+                    weights.save(self._after(stage), self.out / name, layout, files=files)
+        self._recogniser()
+
+    def evaluate(self, *names: str, quant: str | None = None) -> None:
+        """Every task (or those named) on its held-out rows, unless it is measured: the reasoning model for reasoning
+        corpora, the final model for all others. With `quant` they are quantised, and the answers go into a folder of
+        that kind, `eval-int8`."""
+        folder = self.out / (f"eval-{quant}" if quant else "eval")
+        engines: dict[str, Engine] = {}
+        for task in find(*names):
+            test = self.data / task.corpus / "test"
+            if not test.exists():
+                self.tell(f"{task.name}: no held-out rows at {test}, left out")
+                continue
+            name = (
+                "reasoning_3_dpo"
+                if task.corpus.startswith("reasoning")
+                else "joint_1_vision_speech"
+            )
+            if name not in engines:
+                model = self._after(name)
+                dtypes: Counter[torch.dtype] = Counter()
+                for parameter in model.parameters():
+                    dtypes[parameter.dtype] += parameter.numel()
+                place = model.decoder.device
+                dtype = placement.choose_dtype(dtypes, place, free_memory(place), quant=quant)
+                model = model.to(dtype) if dtype else model
+                if quant:
+                    model = quantize(model, quant)
+                engines[name] = Engine(model, self.processor)
+            with self.clock("evaluation"):
+                result = evaluate(
+                    engines[name],
+                    task,
+                    corpora.Shards(test),
+                    folder,
+                    limit=self.size.test_rows,
+                    seed=self.seed,
+                    fingerprint=hashlib.sha256(
+                        (self.runs / name / "manifest.json").read_bytes()
+                    ).hexdigest()
+                    + (quant or ""),
+                )
+            self.tell(line(result))
+
+    def benchmarks(self) -> None:
+        """The report's benchmarks that need no judge, on a few stand-ins of each: the way from public data's layout to
+        its tables, walked by the final model. `polyphi eval DIR --suite mini` answers all of the stand-ins."""
+        out = self.out / evaluation.RUNS
+        if (out / "results.json").exists():
+            return
+        with self.clock("benchmarks"):
+            evaluation.measure(
+                evaluation.subject(str(self.out)),
+                ("mini",),
+                out,
+                data=None,
+                limit=BENCHMARK_ROWS,
+                console=self.console,
+            )
+
+    def page(self) -> Path:
+        """The report page, from what the folder holds."""
+        return page.write(self.out)
+
+    # ------------------------------------------------------------------ telling and timing
+
+    def tell(self, text: str) -> None:
+        self.console.print(text, highlight=False)
+
+    @contextlib.contextmanager
+    def clock(self, name: str) -> Iterator[None]:
+        """Add the seconds of a step to timings.json, interrupted parts included."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            spent = time.monotonic() - start
+
+            def add(timings: dict[str, Any]) -> dict[str, Any]:
+                seconds = timings["seconds"]
+                seconds[name] = round(seconds.get(name, 0.0) + spent, 1)
+                return timings
+
+            self._update_timings(add)
+
+    def _note_memory(self, now: int) -> None:
+        self._update_timings(lambda t: {**t, "peak_bytes": max(t["peak_bytes"], now)})
+
+    def _update_timings(self, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+        processes.update_json(self.out / "timings.json", {"seconds": {}, "peak_bytes": 0}, change)
+
+
+class _Lazy(Mapping[str, Any]):
+    """What stages made, each loaded when a corpus first asks for it."""
+
+    def __init__(self, stages: Sequence[str], made_by: Callable[[str], Any]) -> None:
+        self._stages, self._made_by = stages, made_by
+
+    def __getitem__(self, stage: str) -> Any:
+        if stage not in self._stages:
+            raise KeyError(stage)
+        return self._made_by(stage)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._stages)
+
+    def __len__(self) -> int:
+        return len(self._stages)
+
+
+def _corpus(name: str) -> corpora.Corpus:
+    """One of ours, or the `corpus` of somebody's own Python file."""
+    if name.endswith(".py"):
+        file = Path(name).resolve()
+        if not file.exists():
+            raise ValueError(f"no corpus at {name}: expected a Python file that defines `corpus`")
+        sys.path.insert(0, str(file.parent))  # where worker processes look, too
+        corpus = getattr(importlib.import_module(file.stem), "corpus", None)
+        if not isinstance(corpus, corpora.Corpus):
+            raise ValueError(f"{name} defines no `corpus`: expected a polyphi.curate.corpus.Corpus")
+        return corpus
+    if name not in sizes.CORPORA:
+        raise ValueError(f"unknown corpus {name!r}; the corpora are {', '.join(sizes.CORPORA)}")
+    made: corpora.Corpus = importlib.import_module(f"polyphi.corpora.{name}").corpus
+    return made

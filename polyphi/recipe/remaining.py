@@ -1,0 +1,93 @@
+"""How long a run still takes, as its steps so far were quicker or slower than expected.
+
+7 of 16 stages, about 12 minutes left
+"""
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+
+from polyphi import stages
+from polyphi.eval.heldout import TASKS
+from polyphi.planning.plan import plan
+from polyphi.recipe.processes import repeated
+from polyphi.runtime.progress import read_metrics
+from polyphi.stages.sizes import Size
+from polyphi.train.resume import MANIFEST, METRICS
+
+EVERY = 60.0
+"""Seconds between two lines."""
+NANO = {
+    "text_1_pretrain": 336,
+    "text_2_long": 26,
+    "text_3_post": 393,
+    "text_4_align": 24,
+    "reasoning_1_pretrain": 55,
+    "reasoning_2_sft": 219,
+    "reasoning_3_dpo": 12,
+    "vision_0_encoder": 291,
+    "vision_1_align": 30,
+    "vision_2_joint": 40,
+    "vision_3_generative": 358,
+    "vision_4_multiframe": 66,
+    "speech_0_aed": 521,
+    "speech_1_pretrain": 105,
+    "speech_2_post": 359,
+    "joint_1_vision_speech": 206,
+}
+"""Seconds of each stage, without its corpora, beside another one on two cores of a Zen 4 (docs/numbers.md)."""
+AFTERWARDS = 0.05
+"""Export, evaluation and page, as a share of the time of all stages."""
+
+
+def told(size: Size, out: Path) -> str:
+    """A line for people: stages done, and minutes left."""
+    done = sum((out / "stages" / name / MANIFEST).exists() for name in stages.ORDER)
+    minutes = seconds_left(size, out) / 60
+    left = f"about {minutes:.0f} minutes" if minutes >= 1.5 else "about a minute"
+    return f"{done} of {len(stages.ORDER)} stages, {left} left"
+
+
+def expected(size: Size) -> dict[str, float]:
+    """Seconds of each stage: measured for nano, else by the FLOPs of its plan."""
+    if size.name == "nano":
+        return dict(NANO)
+    return {name: plan(name, size, "1xcpu").seconds for name in stages.ORDER}
+
+
+def seconds_left(size: Size, out: Path) -> float:
+    """Until the page: of the two branches that train side by side the one that ends later, and what comes after
+    them."""
+    wanted = expected(size)
+    left, spent, due = dict(wanted), 0.0, 0.0
+    for name in stages.ORDER:
+        folder = out / "stages" / name
+        if (folder / MANIFEST).exists():
+            share, seconds = 1.0, json.loads((folder / MANIFEST).read_text())["seconds"]
+        elif records := read_metrics(folder / METRICS):
+            share = (records[-1]["step"] + 1) / size.budget(size.stage(name)).steps
+            seconds = sum(r["tokens"] / r["tokens_per_second"] for r in records)
+        else:
+            continue
+        left[name] *= 1 - share
+        spent, due = spent + seconds, due + share * wanted[name]
+
+    @cache
+    def end(name: str) -> float:
+        """When a stage ends: after its parents, and after the stage before it in its branch."""
+        branch = next(branch for branch in stages.BRANCHES if name in branch)
+        waits = (*size.stage(name).parents, *branch[: branch.index(name)][-1:])
+        return left[name] + max(map(end, waits), default=0.0)
+
+    measured = len(list((out / "eval").glob("*.jsonl"))) / len(TASKS)
+    after = AFTERWARDS * sum(wanted.values()) * (1 - min(1.0, measured))
+    return (spent / due if due else 1.0) * (max(map(end, stages.ORDER)) + after)
+
+
+@contextlib.contextmanager
+def tracked(size: Size, out: Path, tell: Callable[[str], None]) -> Iterator[None]:
+    """Meanwhile say now and then how long the run still takes."""
+    with repeated(EVERY, lambda: tell(f"[dim]{told(size, out)}[/dim]"), "remaining"):
+        yield

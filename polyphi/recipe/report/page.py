@@ -1,0 +1,406 @@
+"""The report page of a run: one HTML file that needs nothing else, the same as Markdown, and every number as JSON.
+
+>>> write(Path("runs/nano"))
+PosixPath('runs/nano/report.html')
+
+`collect` reads the run's folder into one dictionary, `report.json`; the pages are drawn from that dictionary alone
+(and the media that it names by hash), so that no number stands on a page that isn't in the file. Scores are computed
+again from `eval/*.jsonl`. What a run doesn't have (a stage that hasn't run, a folder that isn't there) is left out.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from polyphi import stages
+from polyphi.checkpoints import weights
+from polyphi.curate.pipeline import counts
+from polyphi.curate.sources import SOURCES
+from polyphi.eval import report as tables
+from polyphi.eval.heldout import CORE
+from polyphi.eval.run import rescore
+from polyphi.eval.tables import markdown
+from polyphi.model.parts import parts
+from polyphi.recipe import evaluation
+from polyphi.recipe.report import drawing, sections
+from polyphi.recipe.report.drawing import part_of
+from polyphi.recipe.report.samples import Draw
+from polyphi.recipe.report.sections import render
+from polyphi.train.resume import recorded, recorded_precision
+
+POINTS = 140  # of a loss curve
+LONGEST_TEXT = 240  # characters of an example's text in Markdown
+PACKAGES = (
+    "torch",
+    "numpy",
+    "tokenizers",
+    "safetensors",
+    "soundfile",
+    "soxr",
+    "pillow",
+    "grain",
+    "sacrebleu",
+    "jiwer",
+)
+
+__all__ = ["collect", "render", "render_markdown", "write"]
+
+
+def write(run: Path) -> Path:
+    """Write `report.json`, `report.html` and `report.md` into the run's folder; returns the HTML's path."""
+    run = Path(run)
+    report, media = collect(run)
+    written = {
+        "report.json": json.dumps(report, indent=1, ensure_ascii=False),
+        "report.md": render_markdown(report),
+        "report.html": render(report, media),
+    }
+    for name, text in written.items():
+        partial = run / f".{name}.partial"
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(run / name)
+    return run / "report.html"
+
+
+# ---------------------------------------------------------------------- collecting
+
+
+def collect(run: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """The report of a run, and the media of its samples by SHA-256."""
+    results = rescore(run / "eval") if any((run / "eval").glob("*.jsonl")) else []
+    rows = [_stage(run / "stages" / name, name) for name in stages.ORDER]
+    freeze = _load(run / "freeze.json", [])
+    timings = _load(run / "timings.json", {})
+    identity = _load(run / "run.json", {})
+    draw = Draw(run, results, identity.get("seed"))
+    report = {
+        "size": identity.get("size", "unnamed"),
+        "seed": identity.get("seed"),
+        "precision": _precision(run, identity),
+        "summary": {
+            "stages_done": sum(s["done"] for s in rows),
+            "stages": len(rows),
+            "tasks": len(results),
+            "beats": sum(r["verdict"] == "beats" for r in results),
+            "core": len(CORE),
+            "core_beats": sum(r["core"] and r["verdict"] == "beats" for r in results),
+            "beats_by_modality": _count(r["modality"] for r in results if r["verdict"] == "beats"),
+            "tasks_by_modality": _count(r["modality"] for r in results),
+            "frozen_checks": len(freeze),
+            "frozen_checks_equal": sum(
+                e["logits_sha256_before"] == e["logits_sha256_after"] for e in freeze
+            ),
+            "seconds": timings.get("seconds", {}).get("total")
+            or sum(timings.get("seconds", {}).values()),
+            "peak_bytes": timings.get("peak_bytes"),
+        },
+        "stages": rows,
+        "tasks": results,
+        "benchmarks": evaluation.noted(run / evaluation.RUNS),
+        "examples": draw.examples(),
+        "gallery": draw.gallery(),
+        "freeze": freeze,
+        "claims": _claims(run),
+        "parts": _parts(run),
+        "data": _data(run),
+        "timings": timings,
+        "environment": _load(run / "environment.json", None) or environment(),
+    }
+    return report, draw.media
+
+
+def _precision(run: Path, identity: Mapping[str, Any]) -> dict[str, str] | None:
+    """The precision of the run's training and why, from run.json, or from a stage of a run that is older than it."""
+    stored = (recorded_precision(run / "stages" / name) for name in stages.ORDER)
+    choice = recorded(identity) or next((c for c in stored if c is not None), None)
+    return asdict(choice) if choice else None
+
+
+def _load(path: Path, default: Any) -> Any:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else default
+
+
+def _count(items: Iterable[str]) -> dict[str, int]:
+    found: dict[str, int] = defaultdict(int)
+    for item in items:
+        found[item] += 1
+    return dict(found)
+
+
+def _stage(folder: Path, name: str) -> dict[str, Any]:
+    """A stage's row: who learned, from whom, how its loss went, and what stayed frozen."""
+    manifest = _load(folder / "manifest.json", {})
+    declared = stages.load(name)
+    records = _records(folder / "metrics.jsonl")
+    points = _points(records)
+    learned = [row for row in manifest.get("who_learns", ()) if row["module"] in declared.learn]
+    learned = learned or [{"module": glob, "rate": rate} for glob, rate in declared.learn.items()]
+    frozen = _frozen(manifest)
+    tenth = max(1, len(points) // 20)
+    return {
+        "name": name,
+        "done": bool(manifest),
+        "parents": list(declared.parents),
+        "objective": type(declared.objective).__name__,
+        "learned": learned,
+        "learned_parts": _in_order(p for entry in learned for p in part_of(entry["module"])),
+        "parts": _in_order(p for tensor in frozen["names"] for p in part_of(tensor)),
+        "steps": manifest.get("steps"),
+        "counters": manifest.get("counters", {}),
+        "seconds": manifest.get("seconds"),
+        "speed": _speed(manifest),
+        "waste": {
+            kind: round(sum(r[kind] for r in records) / len(records), 4) if records else None
+            for kind in ("padding", "blank")
+        },
+        "loss_first": _mean([p[1] for p in points[:tenth]]),
+        "loss_last": _mean([p[1] for p in points[-tenth:]]),
+        "curve": points,
+        "frozen_tensors": len(frozen["names"]),
+        "frozen_changed": frozen["changed"],
+        "frozen_sha256": frozen["sha256"],
+    }
+
+
+def _in_order(parts: Iterable[str]) -> list[str]:
+    found = set(parts)
+    return [name for name, _, _ in drawing.PARTS if name in found]
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return round(sum(values) / len(values), 4) if values else None
+
+
+def _speed(manifest: Mapping[str, Any]) -> dict[str, float]:
+    """What a stage learned from in a second."""
+    counters, seconds = manifest.get("counters", {}), manifest.get("seconds")
+    done = {key: counters.get(key, 0) for key in ("tokens", "samples", "crops")}
+    done["audio_seconds"] = counters.get("frames", 0) / 100  # of 10 ms
+    return {key: round(n / seconds, 2) for key, n in done.items() if n} if seconds else {}
+
+
+def _records(path: Path) -> list[dict[str, Any]]:
+    """The records of a stage, the last of each step; lines cut short by an interruption are left out."""
+    by_step: dict[int, dict[str, Any]] = {}
+    if path.exists():
+        for text in path.read_text(encoding="utf-8").split("\n"):
+            try:
+                record = json.loads(text)
+                float(record["loss"])
+                by_step[int(record["step"])] = {"padding": 0.0, "blank": 0.0, **record}
+            except (ValueError, KeyError, TypeError):
+                continue
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def _points(records: Sequence[Mapping[str, Any]]) -> list[list[float]]:
+    """[step, loss] of a stage, averaged down to POINTS."""
+    size = max(1, -(-len(records) // POINTS))
+    groups = (records[i : i + size] for i in range(0, len(records), size))
+    return [[g[-1]["step"], round(sum(r["loss"] for r in g) / len(g), 4)] for g in groups]
+
+
+def _frozen(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Names of the frozen tensors, those whose SHA-256 changed, and one hash over all of them."""
+    frozen = manifest.get("frozen", {})
+    before, after = ({name: pair[i] for name, pair in frozen.items()} for i in (0, 1))
+    digest = (
+        hashlib.sha256(json.dumps(sorted(after.items())).encode()).hexdigest() if after else None
+    )
+    return {
+        "names": sorted(before),
+        "changed": [k for k in before if before[k] != after[k]],
+        "sha256": digest,
+    }
+
+
+def _claims(run: Path) -> list[dict[str, Any]]:
+    """What was found of the report's claims, in their order."""
+    found = [json.loads(p.read_text(encoding="utf-8")) for p in (run / "claims").glob("C*.json")]
+    return sorted(found, key=lambda claim: int(claim["name"].removeprefix("C")))
+
+
+def _parts(run: Path) -> list[dict[str, Any]]:
+    """Parameters of each part of the finished model, beside the report's."""
+    if not (run / "model").exists():
+        return []
+    return [
+        {"part": p.name, "parameters": p.parameters, "report": p.report}
+        for p in parts(weights.read_config(run / "model"))
+    ]
+
+
+def _data(run: Path) -> dict[str, Any]:
+    """Corpora with their rows, and sources with licence, origin and the corpora they are in."""
+    corpora: dict[str, dict[str, Any]] = {}
+    sources: dict[str, dict[str, Any]] = {}
+    for path in sorted((run / "data").glob("*/*/manifest.json")):
+        name, split, manifest = (
+            path.parent.parent.name,
+            path.parent.name,
+            json.loads(path.read_text(encoding="utf-8")),
+        )
+        corpora.setdefault(name, {})[split] = {
+            "rows": manifest["rows"],
+            "dropped": _dropped(path.parent, manifest["pipeline"]),
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        }
+        for source, rows in manifest.get("sources", {}).items():
+            known = SOURCES.get(source)
+            entry = sources.setdefault(
+                source, {"rows": 0, "corpora": [], "licence": None, "origin": None, "what": None}
+            )
+            entry["rows"] += rows
+            if name not in entry["corpora"]:
+                entry["corpora"].append(name)
+            entry["licence"] = known.licence if known else " / ".join(manifest.get("licences", {}))
+            entry["origin"], entry["what"] = (known.origin, known.what) if known else (None, None)
+    return {"corpora": corpora, "sources": sources}
+
+
+def _dropped(split: Path, pipeline: str) -> dict[str, int]:
+    """How many samples each step of a split dropped, of steps that dropped any."""
+    steps = counts(split, pipeline)
+    return {step["step"]: step["dropped"] for step in steps if step.get("dropped")}
+
+
+def environment() -> dict[str, Any]:
+    """The machine and the versions that numbers depend on."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists() and (found := re.search(r"model name\s*:\s*(.+)", info.read_text())):
+        cpu = found.group(1).strip()
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "cpu": cpu,
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "system": f"{platform.system()} {platform.machine()} {' '.join(platform.libc_ver())}".strip(),
+        "python": platform.python_version(),
+        "versions": versions,
+    }
+
+
+# ---------------------------------------------------------------------- Markdown
+
+
+def render_markdown(report: Mapping[str, Any]) -> str:
+    """The page as Markdown, without pictures and clips."""
+    env = report["environment"]
+    stage_rows, frozen_rows = [], []
+    checks = {e["stage"]: e for e in report["freeze"]}
+    for x in report["stages"]:
+        parents, learned = (", ".join(x[key]) or "–" for key in ("parents", "learned_parts"))
+        steps, took = str(x["steps"] or "–"), sections.time(x["seconds"])
+        speed, waste = sections.speed(x), sections.waste(x)
+        stage_rows.append(
+            [x["name"], parents, learned, steps, sections.losses(x), took, speed, waste]
+        )
+        if check := checks.get(x["name"]):
+            before, after = check["logits_sha256_before"], check["logits_sha256_after"]
+            logits = [
+                f"`{before[:16]}`",
+                f"`{after[:16]}`",
+                "bit-identical" if before == after else "**differ**",
+            ]
+        else:
+            logits = ["–", "–", "–"]
+        if x["frozen_tensors"] or check:
+            frozen_rows.append(
+                [x["name"], str(x["frozen_tensors"]), str(len(x["frozen_changed"])), *logits]
+            )
+    parts = [
+        [p["part"], sections.count(p["parameters"]), sections.count(p["report"])]
+        for p in report["parts"]
+    ]
+    rows = report["benchmarks"]["rows"]
+    sources = report["data"]["sources"].items()
+    data = [[name, str(x["rows"]), x["licence"], x["origin"] or "–"] for name, x in sources]
+    out = [
+        f"# polyphi {report['size']}",
+        sections.intro(report),
+    ]
+    if report["examples"]:
+        items = [f"{i}. {_example(e)}" for i, e in enumerate(report["examples"], start=1)]
+        out += ["## What it can do", sections.ABOUT_EXAMPLES, "\n".join(items)]
+    out += [" · ".join(f"**{n}** {of}" for n, of in sections.headline(report))]
+    core, beyond = ([r for r in report["tasks"] if r["core"] is which] for which in (True, False))
+    if core:
+        out += ["## The core", sections.ABOUT_CORE, tables.markdown(core)]
+    if beyond:
+        out += ["## Beyond the core", sections.ABOUT_BEYOND, tables.markdown(beyond)]
+    out += [
+        "## Stages",
+        _table(
+            ["stage", "starts from", "learned", "steps", "loss", "time", "speed", "padding"],
+            stage_rows,
+        ),
+    ]
+    if frozen_rows:
+        heads = ["stage", "frozen tensors", "changed", "text logits before", "after", ""]
+        out += ["## Frozen is frozen", sections.CHECKED, _table(heads, frozen_rows)]
+    if report["claims"]:
+        heads = ["claim", "effect", "found", "95 % interval", "claimed above", "smallest seen", ""]
+        out += ["## The report's claims", sections.CLAIMED, _table(heads, _claim_rows(report))]
+    if rows:
+        out += ["## The report's benchmarks", sections.STAND_INS, markdown(rows)]
+    if parts:
+        out += ["## Size", _table(["part", "here", "the report"], parts)]
+    if data:
+        out += ["## Data", _table(["source", "rows", "licence", "origin"], data)]
+    versions = ", ".join(f"{k} {v}" for k, v in env["versions"].items())
+    out += ["## Again", f"`polyphi reproduce {report['size']} --out DIR --seed {report['seed']}`"]
+    if report["precision"]:
+        out += [f"Trained in {sections.precision(report)}."]
+    peak = sections.memory(report["summary"]["peak_bytes"])
+    out += [
+        f"{env['cpu']}, {env['cores']} cores; memory of all processes: {peak}.",
+        f"{env['system']}, Python {env['python']}, {versions}.",
+    ]
+    return "\n\n".join(out) + "\n"
+
+
+def _example(e: Mapping[str, Any]) -> str:
+    """A sample in one line: whether it is right, what was asked, answered and expected, and where it comes from."""
+
+    def code(text: str) -> str:
+        line = " ".join(text.replace("`", "'").split()) or "–"
+        return f"`{line[:LONGEST_TEXT]}{'…' if len(line) > LONGEST_TEXT else ''}`"
+
+    mark = "✓" if e["value"] >= 1 else "✗"
+    media = "".join(f" [{m['kind']}]" for m in e["media"])
+    texts = f"{code(e['question'])}, answer {code(e['answer'])}, expected {code(e['reference'])}"
+    return f"{mark} **{e['title']}**:{media} {texts} ({e['source']}, {e['licence']})"
+
+
+def _claim_rows(report: Mapping[str, Any]) -> list[list[str]]:
+    rows = []
+    for found in report["claims"]:
+        title = f"**{found['name']}** {found['title']}: **{found['verdict']}**"
+        for effect in found["effects"]:
+            rows.append([title, effect["what"], *sections.effect(effect), effect["verdict"]])
+            title = ""
+    return rows
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

@@ -1,0 +1,157 @@
+"""Held-out samples that the report page shows, drawn at random before their answers are looked at.
+
+>>> draw = Draw(Path("runs/nano"), results, seed=0)
+>>> draw.examples(), draw.gallery(), draw.media        # the page's first screen, further ones, media by SHA-256
+
+What is drawn depends on the seed, the tasks and the samples, never on an answer. Pictures are digit scans or our own
+renderings, and nothing is shown under a share-alike licence: people commit and share the page.
+"""
+
+import random
+import re
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from polyphi.data.shards import Shards
+from polyphi.eval.run import read
+from polyphi.messages import Audio, Image, Message
+
+EXAMPLES = {("image",): 3, ("audio", "image"): 1, ("audio",): 2, (): 2}
+"""Samples of the first screen, by the media that they hold."""
+GALLERY = {"vision": 15, "speech": 10, "joint": 10, "safety": 5}
+"""Further samples, by modality."""
+LARGEST_MEDIA = 240_000
+"""Bytes of one sample's media."""
+ALL_MEDIA = 3_000_000
+"""Bytes; base64 makes them 4 MB, and the page stays under 5 MB."""
+OUR_PICTURES = re.compile(r"polyphi|scikit-learn-digits")
+SHARE_ALIKE = re.compile(r"GPL|SA\b|share.?alike|unknown|proprietary", re.IGNORECASE)
+MIME = {
+    b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"GIF8": "image/gif",
+    b"RIFF": "audio/wav", b"fLaC": "audio/flac", b"OggS": "audio/ogg", b"ID3": "audio/mpeg",
+}  # fmt: skip
+
+Row = Mapping[str, Any]
+
+
+class Draw:
+    """The samples of a run in an order that its seed gives; each is taken once, and no two share an image or audio
+    clip."""
+
+    def __init__(self, run: Path, results: Sequence[Row], seed: int | None) -> None:
+        """`results` are the rows of `rescore(run / "eval")`."""
+        self.media: dict[str, bytes] = {}
+        self._results, self._seed = results, seed
+        self._ids: set[str] = set()
+        self._lines = {r["task"]: _lines(run, r, seed) for r in results}
+        self._queues = {r["task"]: _candidates(run, r, self._lines[r["task"]]) for r in results}
+
+    def examples(self) -> list[dict[str, Any]]:
+        """Samples of core tasks, as many of each combination of media as EXAMPLES says."""
+        core = [r["task"] for r in self._results if r["core"] and self._lines[r["task"]]]
+        random.Random(self._seed).shuffle(core)
+        by_media: dict[tuple[str, ...], list[str]] = {media: [] for media in EXAMPLES}
+        for task in core:
+            media = {m["kind"] for m in self._lines[task][0]["media"]}
+            by_media[tuple(sorted(media))].append(task)
+        return [e for media, n in EXAMPLES.items() for e in self._take(by_media[media], n)]
+
+    def gallery(self) -> list[dict[str, Any]]:
+        """Samples of all tasks, as many of each modality as GALLERY says, in the order of the results."""
+        order = {r["task"]: i for i, r in enumerate(self._results)}
+        entries: list[dict[str, Any]] = []
+        for modality, n in GALLERY.items():
+            tasks = [r["task"] for r in self._results if r["modality"] == modality]
+            entries += self._take(tasks, n)
+        return sorted(entries, key=lambda e: order[e["task"]])
+
+    def _take(self, tasks: Iterable[str], n: int) -> list[dict[str, Any]]:
+        """Up to n samples: one of each task, then a second one; fewer where ALL_MEDIA is reached."""
+        turns = deque(tasks)
+        entries: list[dict[str, Any]] = []
+        while turns and len(entries) < n:
+            task = turns.popleft()
+            candidate = next((c for c in self._queues[task] if not self._ids & _ids(c[0])), None)
+            if candidate is None:
+                continue
+            turns.append(task)
+            entry, parts = candidate
+            if sum(map(len, [*self.media.values(), *parts])) > ALL_MEDIA:
+                break
+            self.media.update((m["sha256"], p) for m, p in zip(entry["media"], parts, strict=True))
+            self._ids |= _ids(entry)
+            entries.append(entry)
+        return entries
+
+
+def _ids(entry: Row) -> set[str]:
+    """What two entries of the same sample, image or audio clip have in common."""
+    return {entry["id"], *(m["sha256"] for m in entry["media"])}
+
+
+def _lines(run: Path, result: Row, seed: int | None) -> list[dict[str, Any]]:
+    """The lines of a task's samples that may be shown, shuffled."""
+    lines = [
+        x
+        for x in read(run / "eval" / f"{result['task']}.jsonl")
+        if x["condition"] == "with" and _showable(x)
+    ]
+    random.Random(f"{seed} {result['task']}").shuffle(lines)
+    return lines
+
+
+def _showable(x: Row) -> bool:
+    """Whether a sample may stand on a page that people commit and share."""
+    if SHARE_ALIKE.search(x["licence"]):
+        return False
+    pictures = any(m["kind"] == "image" for m in x["media"])
+    return not pictures or all(OUR_PICTURES.search(s) for s in re.split(r"[,;+]", x["source"]))
+
+
+def _candidates(
+    run: Path, result: Row, lines: Sequence[Row]
+) -> Iterator[tuple[dict[str, Any], list[bytes]]]:
+    """Entries of the page, each with its media, in the order of the lines; those too large are left out."""
+    folder = run / "data" / result["corpus"] / "test"
+    if not lines or not (folder / "manifest.json").exists():
+        return
+    ids = {x["id"] for x in lines}
+    samples = {s.id: s for s in Shards(folder) if s.id in ids}
+    for x in lines:
+        if x["id"] not in samples:
+            continue
+        prompt = samples[x["id"]].prompt
+        media = (p for m in prompt for p in m.parts if isinstance(p, Image | Audio))
+        parts = [p.source for p in media if isinstance(p.source, bytes)]
+        types = [
+            next((mime for magic, mime in MIME.items() if p.startswith(magic)), None) for p in parts
+        ]
+        if None in types or sum(map(len, parts)) > LARGEST_MEDIA:
+            continue
+        yield (
+            {
+                "task": result["task"],
+                "id": x["id"],
+                "title": result["title"],
+                "modality": result["modality"],
+                "question": _question(prompt) or str(x["meta"].get("question", "")),
+                "answer": x["answer"],
+                "reference": x["reference"],
+                "value": x["value"],
+                "source": x["source"],
+                "licence": x["licence"],
+                "media": [
+                    {"kind": m["kind"], "sha256": m["sha256"], "mime": mime}
+                    for m, mime in zip(x["media"], types, strict=True)
+                ],
+            },
+            parts,
+        )
+
+
+def _question(prompt: Sequence[Message]) -> str:
+    """What the user writes, before what the system message says and the tools that it offers."""
+    messages = sorted(prompt, key=lambda m: m.role != "user")
+    return "\n".join(t for m in messages for t in (m.text.strip(), m.tools) if t)

@@ -1,0 +1,355 @@
+"""Problems whose solutions a rule can check, worked step by step: sums, chains, little stories, letters, comparisons.
+
+>>> problem = draw(Random(0), "add", 3)
+>>> print(f"{problem.question}\\n{problem.solution}")
+347 + 285
+7 + 5 = 12, write 2, carry 1.
+4 + 8 + 1 = 13, write 3, carry 1.
+3 + 2 + 1 = 6, write 6.
+Answer: 632
+>>> verify(problem, problem.solution), verify(problem, corrupt(problem, Random(0)))
+(True, False)
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
+from random import Random
+
+from polyphi.curate import judge
+from polyphi.curate.judge import Verdict
+from polyphi.curate.sources import SOURCES
+from polyphi.curate.text import side
+from polyphi.messages import Message
+from polyphi.text.lexicon import NOUNS
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A question, the steps that solve it, and the answer. `level` is its difficulty: digits, or numbers in a
+    chain."""
+
+    family: str
+    level: int
+    question: str
+    steps: tuple[str, ...]
+    answer: int
+    language: str = "en"
+
+    @property
+    def solution(self) -> str:
+        return "\n".join((*self.steps, f"Answer: {self.answer}"))
+
+
+FAMILIES = {
+    "add": (2, 3, 4),
+    "subtract": (2, 3),
+    "multiply": (2, 3),
+    "chain": (2, 3),
+    "story": (2,),
+    "letters": (1,),
+    "compare": (2,),
+}
+"""Family -> its levels."""
+SUMS = ("add", "subtract", "multiply", "chain", "compare")
+
+
+def draw(rng: Random, family: str | None = None, level: int | None = None) -> Problem:
+    """A random problem, of a random family and level unless given."""
+    family = family or rng.choice(sorted(FAMILIES))
+    level = level or rng.choice(FAMILIES[family])
+    return _MAKERS[family](rng, level)
+
+
+def _number(rng: Random, digits: int) -> int:
+    return rng.randrange(10 ** (digits - 1), 10**digits)
+
+
+def _add(rng: Random, level: int) -> Problem:
+    a, b = _number(rng, level), _number(rng, level)
+    return Problem("add", level, f"{a} + {b}", tuple(addition_steps(a, b)), a + b)
+
+
+def addition_steps(a: int, b: int) -> list[str]:
+    """Column by column from the right: "7 + 5 = 12, write 2, carry 1."."""
+    steps, carry, top = [], 0, max(len(str(a)), len(str(b)))
+    for place in range(top):
+        x, y = a // 10**place % 10, b // 10**place % 10
+        total = x + y + carry
+        said = f"{x} + {y} + {carry} = {total}" if carry else f"{x} + {y} = {total}"
+        last = place == top - 1
+        carry = total // 10
+        steps.append(
+            f"{said}, write {total}."
+            if last or not carry
+            else f"{said}, write {total % 10}, carry {carry}."
+        )
+    return steps
+
+
+def _subtract(rng: Random, level: int) -> Problem:
+    a, b = sorted((_number(rng, level), _number(rng, level)), reverse=True)
+    return Problem("subtract", level, f"{a} - {b}", tuple(subtraction_steps(a, b)), a - b)
+
+
+def subtraction_steps(a: int, b: int) -> list[str]:
+    """Column by column from the right, ten borrowed where needed: "13 - 7 = 6, write 6, borrow 1."."""
+    steps, borrowed = [], 0
+    for place in range(len(str(a))):
+        x, y = a // 10**place % 10, b // 10**place % 10
+        borrow = int(x - y - borrowed < 0)
+        rest = x + 10 * borrow - y - borrowed
+        said = f"{x + 10 * borrow} - {y}" + (f" - {borrowed}" if borrowed else "")
+        steps.append(f"{said} = {rest}, write {rest}" + (", borrow 1." if borrow else "."))
+        borrowed = borrow
+    return steps
+
+
+def _multiply(rng: Random, level: int) -> Problem:
+    a, b = _number(rng, level), rng.randrange(2, 10)
+    steps, carry = [], 0
+    for place in range(level):
+        x = a // 10**place % 10
+        total = x * b + carry
+        said = f"{x} x {b} + {carry} = {total}" if carry else f"{x} x {b} = {total}"
+        last, carry = place == level - 1, total // 10
+        steps.append(
+            f"{said}, write {total}."
+            if last or not carry
+            else f"{said}, write {total % 10}, carry {carry}."
+        )
+    return Problem("multiply", level, f"{a} x {b}", tuple(steps), a * b)
+
+
+def _chain(rng: Random, level: int) -> Problem:
+    value = rng.randrange(2, 20)
+    question, steps = str(value), []
+    for _ in range(level):
+        operand, plus = rng.randrange(1, 10), rng.random() < 0.5
+        plus = plus or operand > value
+        after = value + operand if plus else value - operand
+        sign = "+" if plus else "-"
+        question += f" {sign} {operand}"
+        steps.append(f"{value} {sign} {operand} = {after}.")
+        value = after
+    return Problem("chain", level, question, tuple(steps), value)
+
+
+# Two changes to a number of things, told in each language; {a} there are, {b} come, {c} go.
+_STORIES: dict[str, str] = {
+    "en": "There are {a} {x} in a box. We add {b} and take away {c}. How many {x} are left?",
+    "fr": "Il y a {a} {x} dans une boîte. On ajoute {b} et on enlève {c}. Combien de {x} reste-t-il ?",
+    "de": "In einer Kiste sind {a} {x}. Wir legen {b} dazu und nehmen {c} weg. Wie viele {x} bleiben?",
+    "it": "In una scatola ci sono {a} {x}. Ne aggiungiamo {b} e ne togliamo {c}. Quante {x} restano?",
+    "pt": "Há {a} {x} numa caixa. Colocamos {b} e tiramos {c}. Quantas {x} ficam?",
+    "es": "Hay {a} {x} en una caja. Ponemos {b} y quitamos {c}. ¿Cuántas {x} quedan?",
+    "zh": "盒子里有{a}个{x}。放进{b}个，拿走{c}个。还剩几个{x}？",
+    "ja": "はこに{x}が{a}こあります。{b}こいれて、{c}ことります。{x}はなんこのこりますか？",
+}
+# Plurals that fit the gender and the counter of the story above.
+_THINGS: dict[str, str] = {
+    "en": "apples books balls eggs keys hats",
+    "fr": "pommes livres ballons tasses clés fleurs",
+    "de": "Äpfel Bücher Bälle Eier Schlüssel Hüte",
+    "it": "mele palle tazze chiavi banane sedie",
+    "pt": "bolas maçãs chaves xícaras flores bananas",
+    "es": "manzanas pelotas llaves tazas flores sillas",
+    "zh": "苹果 球 鸡蛋 杯子 香蕉 帽子",
+    "ja": "りんご たまご ボール バナナ カップ かぎ",
+}
+
+
+def _story(rng: Random, level: int) -> Problem:
+    language = rng.choice(sorted(_STORIES))
+    a, b = rng.randrange(3, 30), rng.randrange(2, 10)
+    c = rng.randrange(1, min(10, a + b))
+    question = _STORIES[language].format(a=a, b=b, c=c, x=rng.choice(_THINGS[language].split()))
+    steps = (f"{a} + {b} = {a + b}.", f"{a + b} - {c} = {a + b - c}.")
+    return Problem("story", level, question, steps, a + b - c, language)
+
+
+def _letters(rng: Random, level: int) -> Problem:
+    word = rng.choice([w for w in sorted(NOUNS) if len(w) >= 4])
+    # Repeated letters are the point; half of the questions ask for one.
+    letter = rng.choice(sorted(word) if rng.random() < 0.7 else sorted(set(word) | set("aeos")))
+    steps, count = [], 0
+    for c in word:
+        count += c == letter
+        steps.append(f"{c} {count}")
+    return Problem("letters", level, f"How many times is {letter} in {word}?", tuple(steps), count)
+
+
+def _compare(rng: Random, level: int) -> Problem:
+    sums: list[tuple[int, str, int, int]] = []
+    while len(sums) < 2 or sums[0][3] == sums[1][3]:
+        a, b, sign = rng.randrange(10, 60), rng.randrange(2, 10), rng.choice("+-")
+        sums = [*sums[-1:], (a, sign, b, a + b if sign == "+" else a - b)]
+    question = "Which is larger, {} or {}?".format(*(f"{a} {sign} {b}" for a, sign, b, _ in sums))
+    steps = tuple(f"{a} {sign} {b} = {value}." for a, sign, b, value in sums)
+    return Problem("compare", level, question, steps, max(sums[0][3], sums[1][3]))
+
+
+_MAKERS = {
+    "add": _add,
+    "subtract": _subtract,
+    "multiply": _multiply,
+    "chain": _chain,
+    "story": _story,
+    "letters": _letters,
+    "compare": _compare,
+}
+
+_EQUATION = re.compile(r"(\d+(?: [-+x] \d+)+) = (\d+)")
+_ANSWER = re.compile(r"(?:^|\n)Answer: (\d+)\s*$")
+
+
+def _evaluate(expression: str) -> int:
+    """The value of numbers joined by +, - and x, products first."""
+    total = 0
+    for sign, term in re.findall(r"(?:^|([-+]) )(\d+(?: x \d+)*)", expression):
+        value = 1
+        for factor in term.split(" x "):
+            value *= int(factor)
+        total += -value if sign == "-" else value
+    return total
+
+
+def verify(problem: Problem, text: str) -> bool:
+    """Whether a worked solution is right: it ends in the right answer, and no equation in it is wrong."""
+    return verdict(problem, text).right
+
+
+def verdict(problem: Problem, text: str, free: bool = False) -> Verdict:
+    """`verify`, with the reason. Letters are told in our own words, or where it is `free` in any, but told."""
+    answer = _ANSWER.search(text)
+    if not answer:
+        return Verdict(False, 'it doesn\'t end in a line "Answer: " and a number')
+    if int(answer[1]) != problem.answer:
+        return Verdict(False, f"{answer[1]} is not right")
+    if problem.family == "letters":
+        told = "\n" in text.strip() if free else text.strip() == problem.solution
+        return Verdict(told, f"the letters are {'told' if told else 'not told one by one'}")
+    equations = _EQUATION.findall(text)
+    for left, right in equations:
+        if _evaluate(left) != int(right):
+            return Verdict(False, f"{left} = {right} is not right")
+    return Verdict(bool(equations), "the steps are right" if equations else "it shows no steps")
+
+
+def corrupt(problem: Problem, rng: Random) -> str:
+    """A solution with one slip: a step's result is off by one or two, and so is the answer. Never passes `verify`."""
+    steps = list(problem.steps)
+    at = rng.randrange(len(steps))
+    result = re.search(r"= (\d+)" if "=" in steps[at] else r"(\d+)", steps[at])
+    assert result
+    # Never below zero, so that the slip always shows.
+    slip = rng.choice((-2, -1, 1, 2) if int(result[1]) >= 2 else (1, 2))
+    if "=" in steps[at]:
+        steps[at] = re.sub(r"= (\d+)", lambda m: f"= {int(m[1]) + slip}", steps[at])
+        if problem.family in ("add", "multiply", "subtract"):
+            written = re.search(r"= (\d+)", steps[at])
+            assert written
+            digit = written[1] if at == len(steps) - 1 else written[1][-1]
+            steps[at] = re.sub(r"write \d+", f"write {digit}", steps[at])
+            slip *= 10**at
+    else:
+        steps[at] = re.sub(r"\d+", lambda m: str(int(m[0]) + slip), steps[at])
+    wrong = abs(problem.answer + slip)
+    return "\n".join(
+        (*steps, f"Answer: {wrong if wrong != problem.answer else problem.answer + 1}")
+    )
+
+
+def drawn(split: str, rng: Random) -> Iterator[Problem]:
+    """Endless random problems of a split, families in turn, in training sums twice as often as stories and letters;
+    none twice in a test split while there are new."""
+    seen: set[str] = set()
+    while True:
+        for family in (*FAMILIES, *SUMS) if split == "train" else FAMILIES:
+            for _ in range(200):
+                problem = draw(rng, family)
+                operands = re.findall(r"\d+", problem.question) or [problem.question]
+                fresh = split == "train" or problem.question not in seen
+                if fresh and side(
+                    split, "cot", *operands, percent=20 if family == "letters" else 10
+                ):
+                    seen.add(problem.question)
+                    yield problem
+                    break
+
+
+def conversation(problem: Problem, solution: str) -> tuple[tuple[Message, ...], dict[str, object]]:
+    """A problem as a chat that asks for the steps, with its meta: sums are one task, stories and letters another."""
+    task = "cot_story" if problem.family in ("story", "letters") else "cot_arithmetic"
+    meta = {
+        "task": task,
+        "language": problem.language,
+        "answer": str(problem.answer),
+        "family": problem.family,
+        "level": problem.level,
+    }
+    return (
+        Message.user(f"Solve step by step: {problem.question}"),
+        Message.assistant(solution),
+    ), meta
+
+
+# ------------------------------------------------------------------------------ a model's solutions
+
+FORM = (
+    "Write short steps, each sum as an equation such as 3 + 4 = 7, "
+    'and end with a line "Answer: " and the number.'
+)
+"""What a teacher is told, who doesn't know how our solutions look."""
+AT_ONCE = 32
+"""Problems put to a teacher together."""
+UNSOLVED = 256
+"""Problems in a row without a right solution, after which a teacher is of no use."""
+
+
+def posed(problem: Problem, id: str) -> judge.Problem:
+    """The problem for rejection sampling (judge.py): asked as a chat and verified by `verdict`."""
+    messages, meta = conversation(problem, "")
+    return judge.Problem(
+        id, messages[:1], partial(verdict, problem), "polyphi", SOURCES["polyphi"].licence, meta
+    )
+
+
+def taught(
+    problems: Iterable[Problem],
+    ask: judge.AskMany,
+    name: str,
+    *,
+    rounds: int = 2,
+    check: judge.Ask | None = None,
+) -> Iterator[tuple[Problem, str]]:
+    """Problems with a teacher's own solutions: wrong ones are fed back, so many `rounds`; what is never right is left
+    out. Right is what the rule says (`verdict`) and then, where there is one, a model that checks. Drawn anew for each
+    `name`.
+
+    Raises ValueError where nothing is right for a long time.
+    """
+    coming, asked, unsolved = iter(problems), 0, 0
+    while batch := list(islice(coming, AT_ONCE)):
+        questions = []
+        for problem in batch:
+            question = posed(problem, f"{name}-{asked:06d}")
+            prompt = (Message.user(f"{question.prompt[0].text}\n\n{FORM}"),)
+            rule = partial(verdict, problem, free=True)
+            right = judge.every(rule, judge.judged(check, prompt)) if check else rule
+            questions.append(replace(question, prompt=prompt, verify=right))
+            asked += 1
+        for problem, outcome in zip(
+            batch, judge.solve_many(questions, ask, n=1, rounds=rounds), strict=True
+        ):
+            last = outcome.attempts[-1]
+            if last.verdict.right:
+                unsolved = 0
+                yield problem, last.text.strip()
+            elif (unsolved := unsolved + 1) == UNSOLVED:
+                raise ValueError(
+                    f"{name}: the teacher solved none of {UNSOLVED} problems in a row; the last answer was wrong: "
+                    f"{last.verdict.reason}"
+                )

@@ -1,0 +1,460 @@
+"""The chat in a terminal: every command, what a mistake does (one line), and Ctrl-C."""
+
+import io
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import films
+import numpy as np
+import pytest
+import soundfile
+import torch
+from engine.conftest import fitted
+from PIL import Image as PIL
+from rich.console import Console
+
+import polyphi
+from polyphi.checkpoints import weights
+from polyphi.cli.terminal import Terminal, as_openai, once
+from polyphi.messages import (
+    Audio,
+    Completion,
+    Delta,
+    Image,
+    Message,
+    SamplingParams,
+    Text,
+    Tokens,
+    Video,
+)
+from polyphi.model.config import ModelConfig
+from polyphi.model.multimodal import PhiModel
+from polyphi.processing.tokenizer import Tokenizer
+
+CONTEXT = 1000
+
+
+class Scripted:
+    """A model that gives its answers in turn; an exception among their pieces is raised there."""
+
+    config = SimpleNamespace(vision=True, audio=True, adapters={"vision": 1, "speech": 1})
+    context = CONTEXT
+    tokenizer = SimpleNamespace(encode=str.split)
+
+    def __init__(self, *answers: Any) -> None:
+        self.answers = iter(answers)
+        self.asked: list[tuple[list[Message], SamplingParams, str | None]] = []
+        self.closed = 0
+
+    def count(self, messages: Sequence[Message]) -> Tokens:
+        parts = [p for m in messages for p in m.parts]
+        return Tokens(
+            sum(len(p.text.split()) for p in parts if isinstance(p, Text)),
+            sum(100 if p.most_crops is None else 10 for p in parts if isinstance(p, Image)),
+            sum(7 for p in parts if isinstance(p, Audio)),
+        )
+
+    def stream(
+        self, messages: Sequence[Message], *, sampling: SamplingParams, adapter: str | None
+    ) -> Iterator[Delta]:
+        self.asked.append((list(messages), sampling, adapter))
+        answer = next(self.answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return self._pieces([answer] if isinstance(answer, str) else answer)
+
+    def _pieces(self, pieces: Sequence[Any]) -> Iterator[Delta]:
+        try:
+            for piece in pieces:
+                if isinstance(piece, BaseException):
+                    raise piece
+                yield Delta(piece)
+            whole = "".join(pieces)
+            yield Delta("", "stop", Completion(whole, tuple(range(len(whole.split())))))
+        finally:
+            self.closed += 1
+
+
+def talk(phi: Any, *lines: Any, **options: Any) -> tuple[Terminal, str]:
+    """A conversation of these lines (an exception is raised by the keyboard), and all that was shown."""
+    script, shown = iter(lines), io.StringIO()
+
+    def read(_: str) -> str:
+        line = next(script, None)
+        if line is None:
+            raise EOFError
+        if isinstance(line, BaseException):
+            raise line
+        return line
+
+    terminal = Terminal(phi, console=Console(file=shown, width=200), read=read, **options)
+    terminal.run()
+    assert "Traceback" not in shown.getvalue()
+    return terminal, shown.getvalue()
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    noise = np.random.default_rng(0).integers(0, 256, (40, 90, 3), dtype=np.uint8)
+    PIL.fromarray(noise).save(tmp_path / "my cat.png")
+    return tmp_path / "my cat.png"
+
+
+@pytest.fixture
+def speech(tmp_path: Path) -> Path:
+    soundfile.write(tmp_path / "a.wav", np.zeros(8000, np.float32), 16000)
+    return tmp_path / "a.wav"
+
+
+@pytest.fixture
+def film(tmp_path: Path) -> Path:
+    (tmp_path / "walk.mp4").write_bytes(films.film(24))
+    return tmp_path / "walk.mp4"
+
+
+def test_a_conversation_is_kept_and_told() -> None:
+    phi = Scripted(["Hello ", "there"], "Fine")
+    terminal, shown = talk(phi, "Hi", "", "  How are you?  ")
+    said = [Message.user("Hi"), Message.assistant("Hello there"), Message.user("How are you?")]
+    assert phi.asked[1][0] == said and terminal.messages == [*said, Message.assistant("Fine")]
+    assert "Hello there\n" in shown and "no adapter · 1 tokens read · 2 written in" in shown
+    assert "6 tokens read" in shown and "Fine\n" in shown
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["one\\", "two\\", "three"], "one\ntwo\nthree"),
+        (['"""one', "", "two", 'three"""'], "one\n\ntwo\nthree"),
+        (['"""/undo', '"""'], "/undo"),
+        ([" /not a command"], "/not a command"),
+    ],
+)
+def test_messages_of_several_lines(lines: list[str], message: str) -> None:
+    terminal, _ = talk(Scripted("ok"), *lines)
+    assert terminal.messages[0] == Message.user(message)
+
+
+def test_media_go_with_the_next_message(photo: Path, speech: Path, film: Path) -> None:
+    phi = Scripted("a", "b", "c")
+    terminal, shown = talk(
+        phi,
+        f"/image {photo}",
+        f"/image '{photo}' low",
+        f'/image "{photo}" 4',
+        f"/audio {speech}",
+        "What?",
+        f"/audio {speech}",
+        "",
+        f"/video {film} 3 low",
+        "And?",
+    )
+    first, second, third = (m for m in terminal.messages if m.role == "user")
+    assert first.parts == (
+        Image(photo),
+        Image(photo, "low"),
+        Image(photo, max_crops=4),
+        Audio(speech),
+        Text("What?"),
+    )
+    assert second.parts == (Audio(speech),)
+    assert third.parts == (Video(film, 3, "low"), Text("And?"))
+    frames = phi.asked[2][0][-1].parts[:-1]  # the model is sent what it can see
+    assert len(frames) == 3 and all(isinstance(f, Image) and f.detail == "low" for f in frames)
+    assert "vision adapter · 128 tokens read (120 of pictures, 7 of clips)" in shown
+    assert "walk.mp4: 3 frames, 30 tokens, with your next message" in shown
+
+
+def test_a_video_is_decoded_once(film: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from polyphi.processing import video
+
+    decoded, decode = [], video.decode_video
+    monkeypatch.setattr(video, "decode_video", lambda *a, **k: decoded.append(1) or decode(*a, **k))
+    talk(Scripted("a", "b", "c"), f"/video {film} 2", "What?", "/count", "Why?", "/retry")
+    assert len(decoded) == 2  # when it is attached, and in its message
+
+
+def test_undo_retry_clear_and_system(photo: Path) -> None:
+    phi = Scripted("one", "two", "two again", "three")
+    terminal, shown = talk(
+        phi, "/system Be brief.", "A", "B", "/retry", f"/image {photo}", "/undo", "/undo", "C"
+    )
+    system = Message.system("Be brief.")
+    assert phi.asked[2][0] == phi.asked[1][0] and phi.asked[2][0][0] == system
+    assert phi.asked[2][1].seed == phi.asked[1][1].seed + 1
+    assert [m.text for m in terminal.messages] == ["Be brief.", "A", "one", "C", "three"]
+    assert "my cat.png is attached no more" in shown and "taken back: 'B'" in shown
+    terminal.command("clear", "")
+    assert terminal.messages == [system]
+    terminal.command("system", "")
+    assert terminal.messages == []
+
+
+def test_settings_reach_the_model() -> None:
+    phi = Scripted("a", "b")
+    _, shown = talk(
+        phi,
+        "/set temperature 0.7",
+        "/set max_tokens=50",
+        "/set adapter speech",
+        "/set",
+        "A",
+        "/set adapter none",
+        "B",
+    )
+    assert phi.asked[0][1] == SamplingParams(max_tokens=50, temperature=0.7)
+    assert [adapter for _, _, adapter in phi.asked] == ["speech", None]
+    assert "max_tokens 50, temperature 0.7" in shown and "speech adapter" in shown
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("/nothing", "there is no /nothing"),
+        ("/image", "which file?"),
+        ("/image none.png", "none.png: expected a file, found nothing there"),
+        ("/image 'none", "is no path"),
+        ("/image a.wav", "found text"),
+        ("/audio a.wav loud", "'loud' is not understood"),
+        ("/video a.wav", "expected an MP4"),
+        ("/image a.wav 0", "from 1 on, found 0"),
+        ("/set temperature warm", "temperature is a number, found 'warm'"),
+        ("/set temperature -1", "temperature"),
+        ("/set colour red", "there is no 'colour' to set"),
+        ("/set adapter medical", "adapter is one of auto, none, vision, speech"),
+        ("/save", "needs the name of a file"),
+        ("/save a.wav", "is there already and no .json"),
+        ("/load none.json", "none.json: No such file"),
+        ("/load a.wav", "holds no list of OpenAI's messages"),
+        ("/undo", "nothing to take back"),
+        ("/retry", "no answer yet"),
+        ("/count", "no message yet"),
+    ],
+)
+def test_a_mistake_is_one_line_and_the_chat_goes_on(
+    line: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.wav").write_text("not a clip")
+    terminal, shown = talk(Scripted("still here"), line, "Hi")
+    told = shown.splitlines()[1]
+    assert says in told and shown.splitlines()[2] == "still here"
+    assert len(terminal.messages) == 2 and not terminal.attached
+    assert (tmp_path / "a.wav").read_text() == "not a clip"
+
+
+def test_a_model_without_eyes_says_so(photo: Path) -> None:
+    phi = Scripted()
+    phi.config = SimpleNamespace(vision=None, audio=None, adapters={})
+    _, shown = talk(phi, f"/image {photo}")
+    assert "this model has no encoder for /image" in shown
+
+
+def test_a_message_that_fails_is_taken_back(photo: Path) -> None:
+    for wrong in (ValueError("too\nlong"), RuntimeError("out of memory"), OSError("gone")):
+        phi = Scripted(wrong, "better")
+        terminal, shown = talk(phi, f"/image {photo}", "What?", "Again?")
+        assert [m.text for m in terminal.messages] == ["Again?", "better"]
+        assert terminal.messages[0].parts[0] == Image(photo)  # what was attached has waited
+        assert " ".join(str(wrong).split()) in shown.splitlines()
+
+
+def test_answers_fit_into_the_context() -> None:
+    phi = Scripted("a")
+    long = "word " * (CONTEXT - 10)
+    terminal, shown = talk(phi, long, "word " * 20)
+    assert phi.asked[0][1].max_tokens == 10
+    assert len(phi.asked) == 1 and len(terminal.messages) == 2
+    assert "the conversation has 1,011 tokens, 1,000 are the most" in shown
+
+
+def test_ctrl_c_keeps_what_was_said() -> None:
+    phi = Scripted(["Once upon", " a time", KeyboardInterrupt()], "Sorry.")
+    terminal, shown = talk(phi, "Tell me", KeyboardInterrupt(), "Stop")
+    assert [m.text for m in terminal.messages] == ["Tell me", "Once upon a time", "Stop", "Sorry."]
+    assert "about 4 written" in shown and "· stopped" in shown and phi.closed == 2
+
+
+def test_ctrl_c_outside_the_model_stops_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The request is closed wherever the key is hit: here while a piece is being shown."""
+    from polyphi.cli import terminal as module
+
+    show = module.show
+
+    def hit(console: Console, text: str) -> None:
+        show(console, text)
+        if text == "b":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "show", hit)
+    phi = Scripted(["a", "b", "c"])
+    terminal, _ = talk(phi, "Hi")
+    assert phi.closed == 1 and terminal.messages[-1] == Message.assistant("ab")
+
+
+def test_ctrl_c_before_the_answer_takes_the_message_back(photo: Path) -> None:
+    phi = Scripted([KeyboardInterrupt()], "Yes")
+    terminal, shown = talk(phi, f"/image {photo}", "What?", "Now?")
+    assert [m.text for m in terminal.messages] == ["Now?", "Yes"]
+    assert terminal.messages[0].parts[0] == Image(photo)
+    assert "stopped before the answer began" in shown
+    phi = Scripted("Yes", [KeyboardInterrupt()])
+    terminal, _ = talk(phi, "Now?", "/retry")
+    assert [m.text for m in terminal.messages] == ["Now?", "Yes"]  # the old answer stays
+
+
+def test_what_a_model_says_moves_no_cursor() -> None:
+    _, shown = talk(
+        Scripted("a\x1b[2Jb\x07\x9b1A\tc\nd [bold]:cat: \U0001f468\u200d\U0001f33e"), "Hi"
+    )
+    assert "a\ufffd[2Jb\ufffd\ufffd1A\tc\nd [bold]:cat: \U0001f468\u200d\U0001f33e\n" in shown
+    assert "\x1b[2J" not in shown
+
+
+def test_a_saved_conversation_comes_back(photo: Path, speech: Path, film: Path) -> None:
+    phi = Scripted("one", "two")
+    file = photo.parent / "talk.json"
+    before, _ = talk(
+        phi,
+        "/system Be brief.",
+        f"/image '{photo}' low",
+        f"/image '{photo}' 3",
+        f"/audio {speech}",
+        "What?",
+        f"/video {film} 2 high",
+        "And?",
+        f"/save {file}",
+    )
+    written = json.loads(file.read_text())
+    assert [m["role"] for m in written] == [m.role for m in before.messages]
+    photo.unlink()  # pictures and clips stand in the file
+    after, shown = talk(Scripted("three"), f"/load {file}", "Go on")
+    assert "5 messages" in shown
+    for old, new in zip(before.messages, after.messages, strict=False):
+        assert [type(p) for p in new.parts] == [type(p) for p in old.parts]
+        assert new.text == old.text and new.role == old.role
+    low, few, clip, _ = after.messages[1].parts
+    assert low.detail == "low" and few.max_crops == 3 and clip.source == speech.read_bytes()
+    assert after.messages[3].parts[0] == Video(film.resolve(), 2, "high")
+    file.write_text(json.dumps({"messages": written[:2]}))
+    after, shown = talk(Scripted("answer"), f"/load {file}", "/retry")
+    assert "/retry answers the last one" in shown
+    assert after.messages[-1] == Message.assistant("answer")
+
+
+def test_saved_tools_and_bytes_are_read_back() -> None:
+    messages = [
+        Message.system("Be brief.", tools="[1]"),
+        Message.user(Video(b"bytes", 4, "low", 2), "x"),
+        Message.assistant(""),
+    ]
+    assert [Message.parse(as_openai(m), video=True) for m in messages] == messages
+
+
+def test_one_answer() -> None:
+    shown = io.StringIO()
+    phi = Scripted(["a", "b"])
+    once(phi.stream([], sampling=SamplingParams(), adapter=None), Console(file=shown))
+    assert shown.getvalue() == "ab\n" and phi.closed == 1
+
+
+# ---- the real thing
+
+
+@pytest.fixture
+def folder(tiny_config: ModelConfig, tmp_path: Path) -> Path:
+    """A model that talks without an end."""
+    tokenizer = Tokenizer.train(["the quick brown fox jumps"], vocab_size=384)
+    config = fitted(tiny_config, tokenizer, max_position_embeddings=50_000)
+    model, generator = PhiModel(config), torch.Generator().manual_seed(0)
+    model.initialise(seed=0)
+    with torch.no_grad():
+        table = model.decoder.embed_tokens.weight
+        table.copy_(0.5 * torch.randn(table.shape, generator=generator))
+        unseen = [i for i in range(len(table)) if not tokenizer.decode([i]).isascii()]
+        table[[*unseen, *tokenizer.controls.values()]] *= 0.01
+    weights.save(model, tmp_path / "model")
+    tokenizer.save(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_a_real_model(folder: Path, photo: Path, speech: Path) -> None:
+    phi = polyphi.load(folder)
+    terminal, shown = talk(
+        phi,
+        f"/image '{photo}' low",
+        f"/audio {speech}",
+        "What?",
+        "/set temperature 1",
+        "Why?",
+        sampling=SamplingParams(max_tokens=8),
+    )
+    first = phi.generate(terminal.messages[:1], sampling=SamplingParams(max_tokens=8))
+    assert terminal.messages[1] == Message.assistant(first.text) and len(terminal.messages) == 4
+    wanted = (
+        f"vision adapter · {first.prompt_tokens} tokens read ({first.image_tokens} of pictures, "
+        f"{first.audio_tokens} of clips) · 8 written in "
+    )
+    assert wanted in shown and "cut at max_tokens 8" in shown
+
+
+def test_ctrl_c_in_a_real_terminal(folder: Path) -> None:
+    pty = pytest.importorskip("pty")
+    ours, theirs = pty.openpty()
+    # Tests that a shell runs in the background inherit that SIGINT is ignored.
+    start = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from polyphi.cli import main; main()"
+    )
+    command = [sys.executable, "-c", start, "chat", str(folder), "--max-tokens", "45000"]
+    root = str(Path(polyphi.__file__).parents[1])
+    process = subprocess.Popen(
+        command,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env=os.environ | {"PYTHONPATH": root, "TERM": "dumb", "COLUMNS": "200"},
+    )
+    os.close(theirs)
+    shown = ""
+
+    def until(text: str) -> str:
+        """What is shown from here to a text."""
+        nonlocal shown
+        deadline = time.monotonic() + 60
+        while text not in shown:
+            assert time.monotonic() < deadline, f"no {text!r} in {shown!r}"
+            if select.select([ours], [], [], 1)[0]:
+                shown += os.read(ours, 4096).decode(errors="replace")
+        found, _, shown = shown.partition(text)
+        return found
+
+    try:
+        assert "tokens of context" in until("> ")
+        os.write(ours, b"Tell me everything\n")
+        until("everything")
+        until("\n")
+        while len(shown) < 30:  # the answer is under way
+            shown += os.read(ours, 4096).decode(errors="replace")
+        process.send_signal(signal.SIGINT)
+        assert "about " in until("stopped")
+        until("> ")
+        os.write(ours, b"/count\n")
+        told = until("of 50,000 tokens")
+        assert int(told.split()[-1].replace(",", "")) < 45_000
+        until("> ")
+        os.write(ours, b"\x04")
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)

@@ -1,0 +1,147 @@
+"""Where a model runs and what fits there, with memory and speed made up."""
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from polyphi import kernels
+from polyphi.engine import placement
+from polyphi.engine.cache import token_bytes
+from polyphi.kernels import half
+from polyphi.model.config import DecoderConfig, ModelConfig
+from polyphi.model.multimodal import PhiModel
+from polyphi.quantization.quantize import quantize
+from polyphi.runtime import precision
+
+CPU = torch.device("cpu")
+
+
+def test_the_best_device_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cuda, mps, best in ((1, 1, "cuda"), (0, 1, "mps"), (0, 0, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: bool(cuda))
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda mps=mps: bool(mps))
+        assert placement.choose("auto") == torch.device(best)
+    assert placement.choose("cpu") == placement.choose(CPU) == CPU
+    for wrong, said in (
+        ("cuda:0", "sees no cuda device"),
+        ("mps", "sees no mps device"),
+        ("tpu9", "device must be auto, cpu, cuda or mps, found 'tpu9'"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            placement.choose(wrong)
+
+
+@pytest.mark.parametrize(
+    ("stored", "fast", "free", "chosen"),
+    [
+        ({torch.bfloat16: 100}, True, 1000, None),
+        ({torch.bfloat16: 100}, False, 1000, torch.float32),
+        ({torch.bfloat16: 100, torch.float32: 1}, False, 1000, torch.float32),
+        ({torch.bfloat16: 100}, False, 399, None),  # slow, but it fits
+        ({torch.float32: 100}, False, 1000, None),
+        ({torch.float32: 100, torch.float16: 99}, False, 1000, None),
+    ],
+)
+def test_a_dtype_that_the_cpu_is_slow_in_becomes_float32(
+    monkeypatch: pytest.MonkeyPatch,
+    stored: dict[torch.dtype, int],
+    fast: bool,
+    free: int,
+    chosen: torch.dtype | None,
+) -> None:
+    monkeypatch.delenv(precision.VARIABLE, raising=False)
+    monkeypatch.setattr(half, "needed", lambda: False)
+    monkeypatch.setattr(precision, "suits", lambda *_: fast)
+    assert placement.choose_dtype(stored, CPU, free) == chosen
+    assert placement.choose_dtype(stored, CPU, free, quant="int8") == torch.bfloat16
+
+
+@pytest.mark.skipif(kernels.missing() is not None, reason=str(kernels.missing()))
+def test_bfloat16_stays_where_our_kernels_multiply_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(precision.VARIABLE, raising=False)
+    monkeypatch.setattr(half, "needed", lambda: True)
+    monkeypatch.setattr(precision, "suits", lambda *_: False)
+    assert placement.choose_dtype({torch.bfloat16: 100}, CPU, 1000) is None
+    assert placement.choose_dtype({torch.float16: 100}, CPU, 1000) == torch.float32
+
+
+def test_the_environment_decides_for_16_bit_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "suits", lambda *_: pytest.fail("measured"))
+    for name, chosen in (("fp32", torch.float32), ("bf16", None)):
+        monkeypatch.setenv(precision.VARIABLE, name)
+        assert placement.choose_dtype({torch.bfloat16: 100}, CPU, 1) == chosen
+        assert placement.choose_dtype({torch.float32: 100}, CPU, 1000) is None
+    assert placement.choose_dtype({torch.float16: 100}, CPU, 1000) == torch.bfloat16
+
+
+def test_products_of_a_configuration_are_those_of_the_model(tiny_config: ModelConfig) -> None:
+    with torch.device("meta"):
+        model = PhiModel(tiny_config)
+    weights = [(parameter.shape, True) for parameter in model.parameters()]
+    assert placement.products(tiny_config) == precision.products(weights)
+
+
+def test_the_published_model_needs_what_the_design_says() -> None:
+    """128 KiB of keys and values a token in bfloat16: 16 GiB at 128k tokens."""
+    assert token_bytes(DecoderConfig(), torch.bfloat16) == 128 << 10
+    assert token_bytes(DecoderConfig(), torch.bfloat16) * 131072 == 16 << 30
+
+
+def test_weights_that_do_not_fit_are_one_line() -> None:
+    placement.check_fits(10, 10, CPU)
+    with pytest.raises(ValueError, match=r"take 11\.2 GB, and cpu has 8\.0 GB free") as refused:
+        placement.check_fits(11_200_000_000, 8_000_000_000, CPU)
+    assert "\n" not in str(refused.value)
+    assert placement.size(Counter({torch.bfloat16: 3, torch.float32: 1}), None) == 10
+    assert placement.size(Counter({torch.bfloat16: 3, torch.float32: 1}), torch.float32) == 16
+
+
+def test_the_line_at_the_start(tiny_config: ModelConfig) -> None:
+    model = PhiModel(tiny_config).to(torch.bfloat16)
+    weights = 2 * sum(t.numel() for t in (*model.parameters(), *model.buffers()))
+    per_token = 2 * 2 * 2 * 16 * 2
+    room = placement.room(model, weights + 100 * per_token, CPU, 10**6)
+    assert (room.weights, room.per_token, room.tokens) == (weights, per_token, 100)
+    assert replace(room, free=10**12).tokens == 512  # no more than the model's context
+    assert replace(room, free=weights - 1).tokens == 0
+    assert replace(room, capacity=60).tokens == 60  # or of what the engine set aside
+    full = placement.Room(
+        "cuda:0", "bfloat16", 11_200_000_000, 24_000_000_000, 131072, 131072, 10**6
+    )
+    assert str(full) == (
+        "cuda:0, bfloat16: 11.2 GB of weights leave 12.8 GB of 24.0 GB free, "
+        "up to 97,656 of 131,072 tokens of context"
+    )
+    with torch.device("meta"):
+        published = PhiModel(ModelConfig()).to(torch.bfloat16)
+    shown = str(placement.room(published, int(16.2e9), CPU, 10**6)).split(": ")[1]
+    assert shown in (Path(__file__).parents[1] / "docs/chat.md").read_text()
+    quantize(model, "int8")
+    eight = placement.room(model, 10**6, CPU, 0)
+    left = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
+    assert "bfloat16 and int8" in str(eight)
+    assert left < weights and eight.weights > left, "what is quantised takes memory too"
+
+
+def test_the_line_says_what_multiplies_few_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(kernels, "missing", lambda: None)
+    monkeypatch.setattr(kernels, "path", lambda: "AVX2")
+    assert placement._arithmetic(torch.bfloat16, "int4", cpu) == " and int4 by AVX2"
+    monkeypatch.setattr(half, "needed", lambda: True)
+    assert placement._arithmetic(torch.bfloat16, None, cpu) == ", multiplied in float32 by AVX2"
+    assert placement._arithmetic(torch.float32, None, cpu) == ""
+    monkeypatch.setattr(kernels, "missing", lambda: "there was no compiler")
+    assert (
+        placement._arithmetic(torch.bfloat16, "int4", cpu)
+        == " and int4 by torch (there was no compiler)"
+    )
+    assert (
+        placement._arithmetic(torch.bfloat16, "int8", cpu)
+        == " and int8 by torch (there was no compiler)"
+    )
+    assert placement._arithmetic(torch.bfloat16, "bf16", cpu) == " and bf16"
+    assert placement._arithmetic(torch.bfloat16, None, cpu) == ""

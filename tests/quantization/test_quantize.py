@@ -1,0 +1,340 @@
+"""Quantised models: what a token gets doesn't depend on its neighbours, and stays close to the whole weights."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from polyphi import kernels
+from polyphi.batch import Clip, pack, row
+from polyphi.checkpoints import weights
+from polyphi.kernels.linear import rows4
+from polyphi.model.config import DecoderConfig, ModelConfig
+from polyphi.model.lora import product, swiglu
+from polyphi.model.multimodal import PhiModel
+from polyphi.quantization import fewbits
+from polyphi.quantization import quantize as quantized
+from polyphi.quantization.fewbits import (
+    EightBit,
+    FourBit,
+    Int4Pack,
+    IntMm,
+    OneDnn,
+    Plain,
+    per_token,
+)
+from polyphi.quantization.quantize import quantize
+
+
+@pytest.fixture(autouse=True)
+def no_grad():
+    with torch.inference_mode():
+        yield
+
+
+def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def filled(config: ModelConfig) -> PhiModel:
+    """A model whose adapters do something."""
+    model = PhiModel(config)
+    model.initialise(0)
+    for name, p in model.named_parameters():
+        if name.endswith(".b"):
+            p.copy_(0.05 * noise(*p.shape, seed=1))
+    return model.eval()
+
+
+def off(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    return float((found.double() - wanted.double()).norm() / wanted.double().norm())
+
+
+def test_a_kernel_that_has_only_a_reference_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As oneDNN's was for signed activations on CPUs without AMX: right, and a thousand times as long."""
+    monkeypatch.setattr(fewbits, "_seconds", lambda kernel, _: 1e3 if kernel is OneDnn else 1.0)
+    monkeypatch.setattr(fewbits, "is_right", lambda kernel, device: True)
+    assert fewbits._kernel.__wrapped__("cpu") is IntMm
+    monkeypatch.setattr(fewbits, "is_right", lambda kernel, device: False)
+    assert fewbits._kernel.__wrapped__("cpu") is Plain
+
+
+def integer_errors(kernel: type) -> torch.Tensor:
+    """Relative errors of a kernel's product of random integers as large as int8 has them."""
+    q, w = ((127 * noise(n, 96, seed=n).clamp(-1, 1)).to(torch.int8) for n in (5, 64))
+    scale = torch.linspace(0.5, 2, 64)
+    expected = (q.double() @ w.double().t()) * scale.double()
+    return (kernel(w, scale)(q, torch.float32).double() - expected).abs() / expected.abs()
+
+
+@pytest.mark.parametrize("kernel", [OneDnn, IntMm, Plain])
+def test_a_kernel_adds_integers_or_is_passed_over(
+    kernel: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On x86 CPUs without VNNI oneDNN adds pairs of products in 16 bits, and large sums saturate."""
+    monkeypatch.setattr(fewbits, "_seconds", lambda kernel, _: 1.0)
+    if kernel is Plain or fewbits.is_right(kernel, "cpu"):
+        assert integer_errors(kernel).max() < 1e-6
+    else:
+        assert fewbits._kernel.__wrapped__("cpu") is not kernel
+
+
+def test_the_chosen_kernel_adds_integers() -> None:
+    assert integer_errors(fewbits._kernel("cpu")).max() < 1e-6
+
+
+def test_a_kernel_whose_sums_saturate_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a CPU without VNNI does, on any CPU: unsigned times signed, sums of pairs limited to 16 bits."""
+
+    def saturating(self: IntMm, q: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        pairs = (q.int() + 128)[:, None] * self.weight.int()
+        sums = pairs.unflatten(2, (-1, 2)).sum(3).clamp(-(2**15), 2**15 - 1).sum(2)
+        return ((sums - 128 * self.weight.int().sum(1)) * self.scale).to(dtype)
+
+    monkeypatch.setattr(fewbits, "_seconds", lambda kernel, _: 1.0)
+    for kernel in (OneDnn, IntMm):
+        monkeypatch.setattr(kernel, "__init__", IntMm.__init__)
+        monkeypatch.setattr(kernel, "__call__", saturating)
+        assert integer_errors(kernel).max() > 0.1 and not fewbits.is_right(kernel, "cpu")
+    assert fewbits._kernel.__wrapped__("cpu") is Plain
+
+
+def test_the_largest_value_of_a_token_stays_within_int8() -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        x = noise(500, 40, dtype=dtype) * torch.logspace(-6, 6, 500).to(dtype)[:, None]
+        q, scale = per_token(x)
+        assert q.abs().amax(1).eq(127).all()
+        assert off(q.float() * scale.float(), x) < 0.01
+    q, scale = per_token(torch.zeros(2, 8))
+    assert not q.any() and scale.isfinite().all()
+
+
+@pytest.mark.parametrize(("dtype", "rounding"), [(torch.float32, 0.0), (torch.bfloat16, 3e-3)])
+def test_eight_bits_are_close(dtype: torch.dtype, rounding: float) -> None:
+    w, x = noise(64, 320, dtype=dtype), noise(7, 320, seed=1, dtype=dtype)
+    found = EightBit(w)(x)
+    assert found.dtype == dtype
+    assert off(found, x.double() @ w.double().t()) < 0.015 + rounding
+
+
+@pytest.fixture(params=["native", "torch"])
+def four_bit(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> type:
+    """4 bits by our kernel, and by torch's where it is missing."""
+    if request.param == "torch":
+        monkeypatch.setattr(kernels, "missing", lambda: "no compiler")
+    elif said := kernels.missing():
+        pytest.skip(said)
+    return FourBit
+
+
+def test_eight_bits_that_fit_are_kept_exactly() -> None:
+    """int8 knows the values that lie on its grid."""
+    eight = torch.randint(-126, 127, (64, 96), generator=torch.Generator().manual_seed(0)).float()
+    eight[:, 0] = 127
+    x = torch.eye(96)[:5] * 127
+    torch.testing.assert_close(EightBit(eight)(x), x @ eight.t(), rtol=1e-5, atol=1e-3)
+
+
+def test_four_bits_that_fit_are_kept_exactly(four_bit: type) -> None:
+    """int4 knows its own; activations of 1 and 0 are as good as exact in 8 bits too."""
+    four = torch.randint(0, 16, (64, 96), generator=torch.Generator().manual_seed(0)).float()
+    four[:, ::32], four[:, 1::32] = 0, 15
+    x = torch.eye(96)
+    torch.testing.assert_close(four_bit(four)(x), x @ four.t(), rtol=1e-6, atol=1e-6)
+
+
+def test_four_bits_are_close(four_bit: type) -> None:
+    w, x = noise(128, 64), noise(9, 64, seed=1, dtype=torch.bfloat16)
+    assert off(four_bit(w)(x), x.double() @ w.double().t()) < 0.12
+
+
+@pytest.mark.parametrize("tokens", [9, fewbits.UNPACK])
+def test_four_bits_of_torch_are_close_at_any_number_of_tokens(
+    monkeypatch: pytest.MonkeyPatch, tokens: int
+) -> None:
+    """The order of bytes that torch's kernel reads depends on the CPU: 64 outputs together with AVX-512, fewer with
+    AVX2. Weights are unpacked for many tokens only where their order is the known one."""
+    monkeypatch.setattr(kernels, "missing", lambda: "no compiler")
+    weight, x = noise(128, 64), noise(tokens, 64, seed=1, dtype=torch.bfloat16)
+    w, packed = FourBit(weight), FourBit.pieces(weight)["q4"]
+    assert isinstance(w.product, Int4Pack)
+    exact = rows4(packed, torch.arange(128), 64).double() * w.row.double()[:, None]
+    # Scales, zeros and the result are rounded to bfloat16.
+    assert off(w(x), x.double() @ exact.t()) < 5e-3
+
+
+def test_four_bits_are_unpacked_only_where_their_order_is_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(kernels, "missing", lambda: "no compiler")
+    unpacked: list[int] = []
+    unpack = Int4Pack.unpacked
+    monkeypatch.setattr(Int4Pack, "unpacked", lambda self: (unpacked.append(1), unpack(self))[1])
+    w, x = FourBit(noise(128, 64)), noise(fewbits.UNPACK, 64, seed=1, dtype=torch.bfloat16)
+    assert isinstance(w.product, Int4Pack)
+    many, few = w(x), w(x[:9])
+    assert len(unpacked) == (w.product.rows is not None)
+    assert off(many[:9], few) < 5e-3
+    w.product.rows = None  # another order
+    assert torch.equal(w(x)[:9], few) and len(unpacked) <= 1
+
+
+@pytest.mark.parametrize("kind", [EightBit, FourBit])
+def test_a_token_does_not_see_its_neighbours(kind: type) -> None:
+    w, x = kind(noise(64, 96)), noise(40, 96, seed=1, dtype=torch.bfloat16)
+    x[3] *= 1000  # would swallow the others if they shared its scale
+    together = w(x)
+    for i in (0, 3, 17, 39):
+        assert torch.equal(w(x[i : i + 1])[0], together[i])
+
+
+@pytest.mark.skipif(kernels.missing() is not None, reason=str(kernels.missing()))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", [EightBit, FourBit])
+@pytest.mark.parametrize("tokens", [1, 40, 200])
+def test_what_is_done_in_one_go_is_what_its_parts_make(
+    dtype: torch.dtype, kind: type, tokens: int
+) -> None:
+    base, down, up = kind(noise(128, 64)), EightBit(noise(9, 64)), EightBit(noise(128, 9))
+    x, onto = (noise(tokens, n, seed=n, dtype=dtype) for n in (64, 128))
+    adapted = base(x) + 0.5 * up(down(x))
+    tolerance = 3e-5 if dtype == torch.float32 else 1e-2
+    for pair, made in ((None, base(x)), ((down, up, 0.5), adapted)):
+        exact = 0 if pair is None else tolerance
+        for onto_, gated, wanted in (
+            (None, False, made),
+            (onto, False, onto + made),
+            (None, True, swiglu(made)),
+        ):
+            found = base.fused(x, pair, onto_, gated)
+            assert found.dtype == dtype and off(found, wanted) <= exact
+
+
+def test_what_cannot_be_done_in_one_go_is_left_to_others() -> None:
+    base, down, up = (EightBit(noise(o, i)) for o, i in ((96, 64), (9, 64), (96, 9)))
+    x = noise(5, 64)
+    assert base.fused(x, None, None, True) is None  # halves of 48
+    assert base.fused(x.half(), None, None, False) is None
+    up.product = fewbits.PerToken(Plain(noise(96, 9).clamp(-9, 9).to(torch.int8), up.row))
+    assert base.fused(x, (down, up, 1.0), None, False) is None
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4", "int8-all", "int4-all"])
+def test_mixed_batches_equal_single_ones(tiny_config: ModelConfig, kind: str) -> None:
+    model = quantize(filled(tiny_config), kind)
+    rows = [
+        row(list(range(20, 20 + n)), adapter=adapter)
+        for n, adapter in ((7, "vision"), (1, None), (12, "speech"), (5, "vision"))
+    ]
+    together = model.logits(model(pack(rows)))
+    # int4 computes in bfloat16; adapters add in another order in a batch
+    tolerance = 1e-4 if kind.startswith("int8") else 2e-2
+    for one, part in zip(rows, together.split([len(r) for r in rows]), strict=True):
+        alone = model.logits(model(one))
+        assert off(part, alone) < tolerance, one.adapters
+
+
+@pytest.mark.parametrize(
+    ("kind", "most"), [("int8", 0.04), ("int4", 0.25), ("int8-all", 0.05), ("int4-all", 0.25)]
+)
+def test_adapters_still_act(tiny_config: ModelConfig, kind: str, most: float) -> None:
+    whole, model = filled(tiny_config), quantize(filled(tiny_config), kind)
+    for adapter in (None, "speech"):
+        batch = row(list(range(20, 60)), adapter=adapter)
+        assert off(model.logits(model(batch)), whole.logits(whole(batch))) < most
+    bare, spoken = (model(row([20, 21], adapter=a)) for a in (None, "speech"))
+    assert off(bare, spoken) > 0.05
+
+
+def test_base_weights_are_gone_and_the_rest_is_as_it_was(tiny_config: ModelConfig) -> None:
+    whole, model = filled(tiny_config), quantize(filled(tiny_config), "int8")
+    before, after = whole.state_dict(), model.state_dict()
+    gone = {n for n in before if n.endswith("_proj.weight") and n.startswith("decoder.layers.")}
+    assert before.keys() - after.keys() == gone and len(gone) == 8
+    for name, tensor in after.items():
+        assert torch.equal(tensor, before[name])
+
+
+def seen_and_heard(model: PhiModel) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the encoders make of two crops and two clips."""
+    crops, masks = noise(2, 3, 56, 56), torch.ones(2, 4, 4, dtype=torch.bool)
+    masks[1, 2:] = False
+    mels, clips = 8 + 3 * noise(300, 80), (Clip(180, "speech"), Clip(120, "speech"))
+    return model.vision.encoder(crops, masks), model.audio.encoder(mels, clips)
+
+
+@pytest.mark.parametrize("kind", ["bf16", "int8"])
+def test_encoders_in_the_cpus_order_compute_the_same(tiny_config: ModelConfig, kind: str) -> None:
+    whole, model = (filled(tiny_config).bfloat16() for _ in range(2))
+    quantize(model, kind)
+    packed = any(isinstance(m, quantized.Packed) for m in model.audio.modules())
+    assert packed == quantized._packs(), "laid out for oneDNN where it multiplies bfloat16"
+    for found, wanted in zip(seen_and_heard(model), seen_and_heard(whole), strict=True):
+        assert off(found, wanted) < 0.02
+
+
+def test_all_in_eight_bits_takes_encoders_projectors_and_adapters_too(
+    tiny_config: ModelConfig,
+) -> None:
+    whole, model = (filled(tiny_config).bfloat16() for _ in range(2))
+    quantize(model, "int8-all")
+    left = {
+        name
+        for name, p in model.named_parameters()
+        if name.endswith(("weight", ".a", ".b")) and p.dim() > 1 and p.shape[-1] > 1
+    }
+    rest = {n for n in left if n not in model.unused() and "embed" not in n}
+    assert {n.split(".")[0] for n in rest} <= {"vision", "audio"}
+    assert not any("_proj.weight" in n or ".lora." in n or "projector" in n for n in rest)
+    for found, wanted in zip(seen_and_heard(model), seen_and_heard(whole), strict=True):
+        assert 1e-3 < off(found, wanted) < 0.03
+
+
+def test_one_row_gives_what_a_matrix_product_gives() -> None:
+    w, x = noise(64, 256, dtype=torch.bfloat16), noise(1, 256, seed=1, dtype=torch.bfloat16)
+    torch.testing.assert_close(product(x, w), F.linear(x, w), atol=0.1, rtol=1e-2)
+    assert product(x[0], w).shape == (64,) and product(x, w).shape == (1, 64)
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4", "bf16"])
+def test_loading_quantised_is_quantising_what_was_loaded(
+    tiny_config: ModelConfig, tmp_path: Path, kind: str
+) -> None:
+    whole = filled(tiny_config).bfloat16()
+    weights.save(whole, tmp_path / "model")
+    quantize(whole, kind)
+    loaded = weights.load(tmp_path / "model", quant=kind)
+    batch = row(list(range(20, 50)), adapter="speech")
+    assert torch.equal(loaded.logits(loaded(batch)), whole.logits(whole(batch)))
+    assert loaded.quant == kind
+    with pytest.raises(ValueError, match="can't be saved as anything else"):
+        weights.save(loaded, tmp_path / "again")
+    with pytest.raises(ValueError, match="quantised"):
+        loaded.add_adapter("mine", "speech")
+    with pytest.raises(ValueError, match="already"):
+        quantize(loaded, "int8")
+
+
+def test_unknown_kinds_are_refused(tiny_config: ModelConfig, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="int3"):
+        quantize(filled(tiny_config), "int3")
+    weights.save(filled(tiny_config), tmp_path / "model")
+    with pytest.raises(ValueError, match="int3"):
+        weights.load(tmp_path / "model", quant="int3")
+
+
+@pytest.mark.parametrize("kind", [None, "bf16", "int8", "int4"])
+def test_what_is_saved_is_known_before(kind: str | None) -> None:
+    d = DecoderConfig(vocab_size=64, hidden_size=1536, num_hidden_layers=1, num_attention_heads=12)
+    config = ModelConfig(replace(d, num_key_value_heads=4, intermediate_size=512), None, None, {})
+    model = PhiModel(config).bfloat16()
+    model.initialise(0)
+
+    before = quantized.in_memory(model)
+    if kind:
+        quantize(model, kind)
+    assert before - quantized.in_memory(model) == pytest.approx(
+        quantized.saved(config, kind), rel=0.02
+    )

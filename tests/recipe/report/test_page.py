@@ -1,0 +1,141 @@
+"""The report page, from a made-up run folder."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from made_run import make_run
+
+from polyphi.eval import run
+from polyphi.eval.heldout import CORE, GOALS
+from polyphi.eval.suite import Measured
+from polyphi.recipe.report import drawing, page, sections
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = make_run(tmp_path_factory.mktemp("run"), n=24, steps=30)
+    assert page.write(out) == out / "report.html"
+    return out
+
+
+def test_the_page_needs_nothing_else(made: Path) -> None:
+    text = (made / "report.html").read_text()
+    assert len(text) < 5_000_000
+    assert (
+        not re.search(r"(src|href)=\"(?!data:|#)", text)
+        and "url(http" not in text
+        and "<script" not in text
+    )
+    assert "What is it, number" in text and "<b>&<" not in text and "&lt;b&gt;&amp;" in text
+    assert "$" not in re.sub(r"base64,[^\"]+", "", text)
+
+
+def test_examples_come_first_then_the_core_then_the_rest(made: Path) -> None:
+    html, text = ((made / f"report.{kind}").read_text() for kind in ("html", "md"))
+    ids = re.findall(r'<section id="(\w+)"', html)
+    assert ids[:4] == ["examples", "core", "beyond", "samples"]
+    assert {"stages", "losses", "learned", "frozen", "data", "again"} == set(ids[4:])
+    report = json.loads((made / "report.json").read_text())
+    content = dict(re.findall(r'(?s)<section id="(\w+)">(.*?)</section>', html))
+    assert content["examples"].count("card sample") == len(report["examples"]) == 8
+    for row in report["tasks"]:
+        assert row["core"] == (row["task"] in {task.name for task in CORE})
+        assert f"<td>{row['title']}<" in content["core" if row["core"] else "beyond"]
+    # As many rows in Markdown, the core's before all others.
+    places = {row["task"]: text.index(f"\n| {row['title']} |") for row in report["tasks"]}
+    last = max(places[row["task"]] for row in report["tasks"] if row["core"])
+    assert all(places[row["task"]] > last for row in report["tasks"] if not row["core"])
+    assert text.index(report["examples"][0]["title"]) < min(places.values())
+
+
+def test_goals_stand_beside_the_scores(made: Path) -> None:
+    report = json.loads((made / "report.json").read_text())
+    assert {row["task"]: row["goal"] for row in report["tasks"]} == {
+        row["task"]: GOALS.get(row["task"]) for row in report["tasks"]
+    }
+    html, text = ((made / f"report.{kind}").read_text() for kind in ("html", "md"))
+    rows = {row["task"]: row for row in report["tasks"]}
+    with_goal = sum(row["goal"] is not None for row in rows.values())
+    assert html.count('<i class="tick goal" style="left:') == with_goal > 0
+    assert rows["digit"]["score"] < rows["digit"]["goal"]
+    for task, goal in (("digit", "90 %"), ("asr_digits", "8 %"), ("ast_direct", "30")):
+        assert f"goal {goal}<" in html
+        assert re.search(rf"\| {rows[task]['title']} \|.*\| {goal}, ", text)
+
+
+def test_tags_are_closed(made: Path) -> None:
+    class Check(HTMLParser):
+        def __init__(self) -> None:
+            super().__init__()
+            self.open: list[str] = []
+
+        def handle_starttag(self, tag: str, attrs: Any) -> None:
+            if tag not in ("meta", "img", "br"):
+                self.open.append(tag)
+
+        def handle_startendtag(self, tag: str, attrs: Any) -> None:
+            pass
+
+        def handle_endtag(self, tag: str) -> None:
+            assert self.open.pop() == tag
+
+    check = Check()
+    check.feed((made / "report.html").read_text())
+    assert not check.open
+
+
+def test_every_number_is_in_the_json(made: Path) -> None:
+    report = json.loads((made / "report.json").read_text())
+    assert len(report["stages"]) == 16 and report["summary"]["stages_done"] == 16
+    assert report["tasks"] == run.rescore(made / "eval")
+    beats = [r["core"] for r in report["tasks"] if r["verdict"] == "beats"]
+    assert report["summary"]["beats"] == len(beats) > sum(beats) > 0
+    assert report["summary"]["core_beats"] == sum(beats) and report["summary"]["core"] == len(CORE)
+    assert report["summary"]["frozen_checks"] == report["summary"]["frozen_checks_equal"] == 9
+    media = {m["sha256"]: b"x" for e in report["examples"] + report["gallery"] for m in e["media"]}
+    # The pages are functions of the JSON (and the media) alone.
+    assert page.render_markdown(report) == (made / "report.md").read_text()
+    assert report["examples"][0]["title"] in page.render(report, media)
+
+
+def test_a_run_that_has_only_begun_has_a_page_too(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{"size": "micro", "seed": 3}')
+    for text in (page.write(tmp_path).read_text(), (tmp_path / "report.md").read_text()):
+        assert "0 of 16" in text
+
+
+def test_the_reports_benchmarks_stand_there_with_what_they_are_worth(tmp_path: Path) -> None:
+    row = Measured(
+        "Table 1", "ChartQA (test)", "chartqa", "accuracy", 2, 0.5, 0.1, 0.9, "substitute data"
+    )
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "results.json").write_text(json.dumps({"rows": [row.as_dict()]}))
+    (tmp_path / "run.json").write_text('{"size": "micro", "seed": 3}')
+    html, text = page.write(tmp_path).read_text(), (tmp_path / "report.md").read_text()
+    for told in (html, text):
+        assert "ChartQA (test)" in told and sections.STAND_INS in told
+    assert 'href="benchmarks/report.html"' in html
+    assert json.loads((tmp_path / "report.json").read_text())["benchmarks"]["rows"][0]["n"] == 2
+
+
+def test_frozen_tensors_that_changed_are_named() -> None:
+    assert page._frozen({"frozen": {"a": ["1", "1"], "b": ["1", "2"]}})["changed"] == ["b"]
+    assert page._frozen({})["names"] == []
+
+
+def test_parts_of_globs() -> None:
+    assert drawing.part_of("decoder.*.lora.vision.*") == ("LoRA for vision",)
+    assert drawing.part_of("vision.*") == ("vision encoder", "vision projector")
+    assert drawing.part_of("audio.projector.speech.*") == ("audio projector",)
+    assert drawing.part_of("decoder.layers.0.mlp.down_proj.weight") == ("language model",)
+    assert drawing.part_of("objective.*") == ("throw-away head",)
+    assert len(drawing.part_of("*")) == 6
+
+
+def test_curves_of_few_points() -> None:
+    assert "path" not in drawing.curve([[0, 1.0]])
+    assert drawing.curve([[0, 1.0], [1, 1.0]]).count("<path") == 3

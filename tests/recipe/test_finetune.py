@@ -1,0 +1,324 @@
+"""Fine-tuning a published checkpoint: resumable, siblings, precision, layouts, and what is said about mistakes."""
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import published
+import pytest
+import torch
+from safetensors.torch import load_file
+from train.small import Fails, told
+
+import polyphi
+from polyphi import Image, Message, cli
+from polyphi.checkpoints import weights
+from polyphi.model.config import AdapterConfig
+from polyphi.recipe.finetune import finetune, load_stage
+from polyphi.runtime import precision
+from polyphi.train.loss import NextToken
+from polyphi.train.stage import Mix, Schedule, Stage
+
+SIBLING = Stage(
+    name="sibling",
+    start={},
+    adapters={"medical": AdapterConfig(rank=3, alpha=6.0, dropout=0.2)},
+    learn={"decoder.*.lora.medical.*": 1e-2, "audio.projector.speech.*": 1e-2},
+    data=Mix({"pictures": 1, "clips": 1}, adapter={"pictures": "medical"}),
+    objective=NextToken(),
+    schedule=Schedule(decay="constant"),
+    context=200,
+    batch_tokens=100,
+    steps=3,
+)
+TEXT = replace(
+    SIBLING,
+    learn={"decoder.*.lora.medical.*": 1e-2},
+    data=Mix({"words": 1}, adapter={"words": "medical"}),
+)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoints in float32 and bfloat16, and data."""
+    place = tmp_path_factory.mktemp("published")
+    published.write(place / "original", "original", torch.float32)
+    published.write(place / "native", "native")
+    published.write(place / "mini", "mini", torch.float32)
+    published.write_data(place / "data")
+    return place
+
+
+@pytest.fixture
+def run(place: Path, tmp_path: Path) -> Callable[..., Path]:
+    def run(
+        stage: Stage = SIBLING, out: str = "run", model: str = "original", **options: Any
+    ) -> Path:
+        data = [f"{n}={place / 'data' / n}.jsonl" for n in stage.data.weights]
+        options = {"checkpoint": place / model, "tell": lambda _: None, **options}
+        finetune(stage, data, tmp_path / out, **options)
+        return tmp_path / out
+
+    return run
+
+
+def state(folder: Path) -> dict[str, torch.Tensor]:
+    return weights.load(folder).state_dict()
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize("model", ["original", "native"])
+def test_what_rests_comes_out_as_it_went_in(
+    model: str, precision: str, run: Callable[..., Path], place: Path
+) -> None:
+    out = run(model=model, precision=precision)
+    before, after = state(place / model), state(out / "model")
+    learned = {n for n in after if ".medical." in n or n.startswith("audio.projector.speech.")}
+    assert set(load_file(out / "trained.safetensors")) == learned
+    assert set(after) - set(before) == {n for n in learned if ".medical." in n}
+    assert all(torch.equal(before[n], after[n]) for n in before if n not in learned)
+    assert all(not torch.equal(before[n], after[n]) for n in learned & set(before))
+    assert {t.dtype for t in after.values()} == {t.dtype for t in before.values()}
+    assert weights.read_layout(out / "model") == "native", "the original one has no room for it"
+    adapter = SIBLING.adapters["medical"]
+    assert weights.read_config(out / "model").adapters["medical"] == adapter
+    assert json.loads((out / "manifest.json").read_text())["parents"][str(place / model)] > 50
+
+
+@pytest.mark.parametrize(
+    ("model", "glob"),
+    [
+        ("native", g)
+        for g in ("vision.*", "audio.encoder.*", "decoder.*", "audio.projector.vision.*")
+    ],
+)
+def test_any_part_of_a_bfloat16_checkpoint_learns(
+    model: str, glob: str, run: Callable[..., Path], tmp_path: Path, place: Path
+) -> None:
+    both = {"image": "0.png", "audio": "0.wav", "answer": "red"}
+    (place / "data/both.jsonl").write_text(f"{json.dumps(both)}\n" * 8)
+    mix = Mix({"both": 1} if "vision" in glob else {"clips": 1})
+    out = run(replace(SIBLING, learn={glob: 1e-2}, adapters={}, data=mix, steps=2), model=model)
+    before, after = state(place / model), state(out / "model")
+    assert any(not torch.equal(before[n], after[n]) for n in before)
+
+
+@pytest.mark.parametrize(("free", "chosen"), [(1 << 40, "fp32"), (1000, "bf16")])
+def test_float32_is_chosen_only_where_the_weights_fit(
+    free: int, chosen: str, run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(precision.VARIABLE, raising=False)
+    precision._measured.cache_clear()
+    monkeypatch.setattr(precision, "missing", lambda dtype: "this CPU is old")
+    monkeypatch.setattr("polyphi.recipe.finetune.free_memory", lambda device: free)
+    said: list[str] = []
+    out = run(TEXT, precision="auto", tell=said.append)
+    precision._measured.cache_clear()
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["precision"] == chosen and "this CPU is old" in manifest["precision_reason"]
+    assert sum("this CPU is old" in str(line) for line in said) == 1
+
+
+def test_interrupted_and_resumed_is_never_stopped(run: Callable[..., Path]) -> None:
+    straight = run()
+    stops = Fails(1, lambda: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        run(replace(SIBLING, objective=stops), out="half")
+    half = run(out="half")
+    assert len(told(half)) == 3 and told(half) == told(straight)
+    one, two = (load_file(f / "trained.safetensors") for f in (straight, half))
+    assert one.keys() == two.keys() and all(torch.equal(one[n], two[n]) for n in one)
+    one, two = state(straight / "model"), state(half / "model")
+    assert all(torch.equal(one[n], two[n]) for n in one)
+
+
+def test_a_finished_run_is_only_exported_again(run: Callable[..., Path]) -> None:
+    out = run()
+    before = state(out / "model")
+    for file in sorted((out / "model").rglob("*"), reverse=True):
+        file.unlink() if file.is_file() else file.rmdir()
+    (out / "model").rmdir()
+    written = (out / "manifest.json").stat().st_mtime_ns
+    run()
+    assert (out / "manifest.json").stat().st_mtime_ns == written
+    assert all(torch.equal(before[n], t) for n, t in state(out / "model").items())
+    with pytest.raises(ValueError, match="holds a run made with adapters"):
+        run(replace(SIBLING, adapters={"medical": AdapterConfig(3, 7.0, 0.2)}))
+
+
+def test_a_sibling_may_start_as_a_copy(run: Callable[..., Path], place: Path) -> None:
+    """At a rate of nothing it ends as one too."""
+    stage = replace(
+        SIBLING, adapters={"medical": "vision"}, learn={"decoder.*.lora.medical.*": 0.0}
+    )
+    out = run(stage, precision="fp32")
+    phi = polyphi.load(out / "model")
+    messages = [Message.user(Image(place / "data/1.png"), "which colour is it")]
+    one, two = (phi.logits(messages, adapter=a)[1] for a in ("vision", "medical"))
+    assert torch.equal(one, two)
+
+
+def test_text_answers_are_untouched(run: Callable[..., Path], place: Path) -> None:
+    out = run(TEXT, precision="fp32")
+    messages = [Message.user("say red")]
+    before, after = (
+        polyphi.load(p).logits(messages)[1] for p in (place / "original", out / "model")
+    )
+    assert torch.equal(before, after)
+    with_it = polyphi.load(out / "model").logits(messages, adapter="medical")[1]
+    assert not torch.equal(after, with_it)
+
+
+def test_phi_4_mini_with_an_adapter_beside_it(run: Callable[..., Path], tmp_path: Path) -> None:
+    out = run(TEXT, model="mini")
+    assert weights.read_layout(out / "model") == "mini"
+    assert (out / "model/medical-lora/adapter_config.json").exists()
+    command = ["export", str(out / "model"), "--layout", "mini", "--merge", "medical"]
+    cli.main([*command, "--out", str(tmp_path / "merged")])
+    one, two = polyphi.load(out / "model"), polyphi.load(tmp_path / "merged")
+    assert not two.config.adapters
+    messages = [Message.user("say red")]
+    expected = one.logits(messages, adapter="medical")[1]
+    assert not torch.equal(one.logits(messages)[1], expected)
+    torch.testing.assert_close(two.logits(messages)[1], expected, atol=1e-5, rtol=0)
+
+
+def test_merging_on_the_command_line(
+    run: Callable[..., Path], place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In float32 within 1e-5 on logits of scale 10: the same sums in another order."""
+    out = run(precision="fp32")
+    model = str(out / "model")
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["export", model, "--layout", "original", "--out", str(tmp_path / "no")])
+    assert stop.value.code == 2
+    assert "also has medical; merge it into the base (--merge medical)" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["export", model, "--merge", "medicine", "--out", str(tmp_path / "no")])
+    assert "no adapter 'medicine' to merge; this model has:" in capsys.readouterr().err
+    merged = tmp_path / "merged"
+    command = ["export", model, "--layout", "original", "--merge", "medical", "--out", str(merged)]
+    cli.main(command)
+    one, two = polyphi.load(model), polyphi.load(merged)
+    assert set(two.config.adapters) == {"vision", "speech"}
+    messages = [Message.user(Image(place / "data/1.png"), "which colour is it")]
+    for before, after in (("medical", None), ("vision", "vision"), ("speech", "speech")):
+        expected, found = (
+            one.logits(messages, adapter=before)[1],
+            two.logits(messages, adapter=after)[1],
+        )
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_a_sibling_is_asked_for_by_name(
+    run: Callable[..., Path], place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, picture = str(run() / "model"), str(place / "data/1.png")
+    cli.main(
+        ["chat", model, "colour?", "--image", picture, "--adapter", "medical", "--max-tokens", "2"]
+    )
+    assert capsys.readouterr().err == ""
+    for verb in (
+        ["chat", model, "colour?", "--image", picture],
+        ["transcribe", model, str(place / "data/1.wav")],
+    ):
+        with pytest.raises(SystemExit) as stop:
+            cli.main([*verb, "--adapter", "medicine"])
+        error = capsys.readouterr().err
+        assert stop.value.code == 2
+        assert "unknown adapter 'medicine'" in error and "'medical', 'speech', 'vision'" in error
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (
+            {"learn": {"decoder.*.lora.medicla.*": 1e-3}},
+            "matches no parameter; the nearest name is",
+        ),
+        ({"start": {"vision.*": "x"}}, "own stages start from one checkpoint"),
+        ({"start": {}}, "doesn't say what it starts from; give --model"),
+        ({"start": {"*": "no/where/here"}}, "expected a checkpoint folder or a hub id"),
+        ({"data": Mix({"clips": 1, "films": 1})}, "no data for films"),
+        (
+            {"data": Mix({"pictures": 1, "clips": 1})},
+            "is to learn the adapter 'medical', but no data",
+        ),
+        (
+            {"data": Mix({"pictures": 1}, adapter={"pictures": "medicine"})},
+            "sends data to the adapter 'medicine'; this model has: vision, speech, medical",
+        ),
+        ({"copy": {"audio.projector.vision.*": "audio.projector.speech.*"}}, "adapters={NEW: OLD}"),
+        ({"adapters": {"vision": AdapterConfig(2, 4.0)}}, "needs a name of its own"),
+        ({"adapters": {"a.b": AdapterConfig(2, 4.0)}}, "needs a name of its own"),
+        ({"adapters": {"none": AdapterConfig(2, 4.0)}}, "needs a name of its own"),
+        ({"adapters": {"medical": "sight"}}, "copy of 'sight'; this model has: vision, speech"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_done(
+    change: dict[str, Any], says: str, place: Path, tmp_path: Path
+) -> None:
+    stage = replace(SIBLING, **change)
+    model = None if "start" in change else place / "original"
+    names = [n for n in stage.data.weights if n != "films"]
+    data = [f"{n}={place / 'data' / n}.jsonl" for n in names]
+    with pytest.raises(ValueError, match=says):
+        finetune(stage, data, tmp_path / "run", checkpoint=model, tell=lambda _: None)
+    assert not (tmp_path / "run").exists()
+
+
+def test_data_that_could_be_any_corpus(place: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"2 corpora; say which one .* is, such as --data pictures="
+    ):
+        finetune(SIBLING, ["x.jsonl"], tmp_path, checkpoint=place / "original")
+
+
+def test_columns_of_one_corpus(run: Callable[..., Path], place: Path, tmp_path: Path) -> None:
+    renamed = (place / "data/clips.jsonl").read_text().replace("answer", "sentence")
+    (place / "data/renamed.jsonl").write_text(renamed)
+    data = [f"pictures={place / 'data/pictures.jsonl'}", f"clips={place / 'data/renamed.jsonl'}"]
+    names = {"clips.answer": "sentence"}
+    options = {"checkpoint": place / "original", "tell": lambda _: None, "steps": 1}
+    finetune(SIBLING, data, tmp_path / "run", columns=names, **options)
+    with pytest.raises(
+        ValueError, match=r"clip\.answer=sentence names no corpus of the mix; it has"
+    ):
+        finetune(SIBLING, data, tmp_path / "other", columns={"clip.answer": "sentence"}, **options)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("x = 1", "found no stage"),
+        ("stage = 3", "found a int"),
+        ("stage = (", "SyntaxError"),
+        ("import nothing_there", "ModuleNotFoundError"),
+    ],
+)
+def test_a_file_without_a_stage(text: str, says: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(ValueError, match=says):
+        load_stage(tmp_path / "mine.py")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["nowhere.py"], "expected a stage file, found nothing there"),
+        (["a.py", "b.py"], "one stage file at a time"),
+        (["speech_2_post", "--data", "x.jsonl"], "a stage of your own, in a .py file"),
+        (["mine.py", "--columns", "answer"], "--columns is OURS=YOURS"),
+    ],
+)
+def test_a_wrong_command_is_one_line(
+    arguments: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["train", *arguments, "--out", str(tmp_path / "run")])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and says in error and len(error.strip().splitlines()) == 1

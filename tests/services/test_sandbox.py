@@ -1,0 +1,344 @@
+"""Hostile programs: what each tries must not work, and must be told."""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from polyphi.services import sandbox
+from polyphi.services.sandbox import Limits, run, unavailable
+
+isolated = pytest.mark.skipif(unavailable() is not None, reason=f"no namespaces: {unavailable()}")
+QUICK = Limits(seconds=5.0, cpu_seconds=2)
+
+
+def processes_of_sandboxes() -> list[psutil.Process]:
+    """But for those that tests beside us have started."""
+    own = psutil.Process()
+    beside = {p.pid for p in (own.parent() or own).children()} - {own.pid}
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        line = process.info["cmdline"] or []
+        if line == [sys.executable, "-s", "-P", "-B", "main.py"] or sandbox.__file__ in line:
+            with suppress(psutil.NoSuchProcess):
+                if not beside & {p.pid for p in process.parents()}:
+                    found.append(process)
+    return found
+
+
+def test_a_program_runs() -> None:
+    result = run("import sys\nprint(input()[::-1])\nprint('é', file=sys.stderr)", stdin="olleh\n")
+    assert (result.stdout, result.stderr, result.exit, result.ended) == ("hello\n", "é\n", 0, "ok")
+
+
+def test_errors_are_told() -> None:
+    result = run("1/0")
+    assert result.ended == "error" and result.exit == 1
+    assert result.stderr.endswith("ZeroDivisionError: division by zero\n")
+    assert run("import sys; sys.exit(7)").exit == 7
+    assert run("import os; os.kill(os.getpid(), 9)").ended == "killed"
+
+
+@isolated
+def test_the_same_twice() -> None:
+    code = "print({'a', 'b', 'c', 'd'}, hash('x'))"
+    assert run(code).stdout == run(code).stdout != ""
+
+
+def test_endless_loops_end() -> None:
+    started = time.monotonic()
+    assert run("while True: pass", limits=Limits(seconds=0.5)).ended == "timeout"
+    assert run("import time; time.sleep(60)", limits=Limits(seconds=0.5)).ended == "timeout"
+    assert time.monotonic() - started < 5
+    result = run("while True: pass", limits=Limits(seconds=20.0, cpu_seconds=1))
+    assert result.ended == "timeout" and result.seconds < 10
+
+
+def test_endless_output_ends() -> None:
+    limits = Limits(seconds=5.0, output_bytes=100_000)
+    for code in (
+        "while True: print('x' * 1000)",
+        "import os\nwhile True: os.write(2, b'y' * 9999)",
+    ):
+        result = run(code, limits=limits)
+        assert result.ended == "output"
+        assert len(result.stdout) + len(result.stderr) <= 200_000
+
+
+def test_a_memory_hog_gets_no_memory() -> None:
+    result = run("x = bytearray(1 << 30)", limits=QUICK)
+    assert result.ended == "memory" and "MemoryError" in result.stderr
+
+
+@isolated
+def test_many_processes_get_no_more_memory_than_one() -> None:
+    code = """
+import os, time
+for _ in range(8):
+    if not os.fork():
+        break
+x = bytearray(b"1") * (48 << 20)
+time.sleep(30)
+"""
+    result = run(code, limits=Limits(seconds=20.0, memory_bytes=100 << 20))
+    assert result.ended == "memory"
+    assert processes_of_sandboxes() == []
+
+
+def test_files_stay_small() -> None:
+    result = run("open('f', 'wb').write(bytes(1 << 20) * 30)", limits=QUICK)
+    assert "File too large" in result.stderr
+
+
+@isolated
+def test_the_disk_stays_empty() -> None:
+    code = """
+try:
+    for n in range(40):
+        open(f"f{n}", "wb").write(bytes(4 << 20))
+except OSError as error:
+    print(error.strerror, n)
+"""
+    text, number = run(code, limits=QUICK).stdout.rsplit(maxsplit=1)
+    assert text == "No space left on device" and 10 <= int(number) <= 16
+
+
+@isolated
+def test_a_fork_bomb_stays_small() -> None:
+    code = """
+import os, time
+made = 0
+try:
+    while True:
+        if not os.fork():
+            time.sleep(60)
+        made += 1
+except BlockingIOError:
+    print(made)
+"""
+    result = run(code, limits=Limits(seconds=10.0, processes=10))
+    assert result.ended == "ok" and 5 <= int(result.stdout) <= 11
+    bomb = "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass"
+    assert run(bomb, limits=Limits(seconds=1.0, processes=10)).ended == "timeout"
+    assert processes_of_sandboxes() == []
+
+
+@isolated
+def test_nothing_lives_on() -> None:
+    code = """
+import os, time, signal
+if not os.fork():
+    os.setsid()
+    if not os.fork():
+        for number in range(1, 32):
+            if number not in (9, 17, 19): signal.signal(number, signal.SIG_IGN)
+        time.sleep(60)
+    os._exit(0)
+print("bye")
+"""
+    assert run(code).stdout == "bye\n"
+    assert processes_of_sandboxes() == []
+
+
+@isolated
+def test_nothing_outlives_whoever_started_it(tmp_path: Path) -> None:
+    """Not even one that is killed and can clean up nothing."""
+    code = (
+        "from polyphi.services.sandbox import Limits, run; "
+        "run('import time; time.sleep(60)', limits=Limits(seconds=60))"
+    )
+    starter = subprocess.Popen(
+        [sys.executable, "-c", code], env={**os.environ, "TMPDIR": str(tmp_path)}
+    )
+    deadline = time.monotonic() + 30
+    seen: set[int] = set()  # first the trial of namespaces runs, which soon ends by itself
+    while len(seen) < 4 or not processes_of_sandboxes():
+        seen |= {p.pid for p in processes_of_sandboxes()}
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    time.sleep(0.5)
+    assert processes_of_sandboxes()
+    starter.kill()
+    starter.wait()
+    while processes_of_sandboxes():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@isolated
+def test_memory_of_its_own_file_systems_is_none() -> None:
+    """A user namespace inside gives the right to mount, but without /proc no user who may write there."""
+    code = """
+import ctypes
+libc = ctypes.CDLL(None)
+print(libc.unshare(0x10020000), libc.mount(b"none", b"/box", b"tmpfs", 0, b"size=4g"))
+open("/box/f", "w")
+"""
+    assert "Value too large" in run(code, limits=QUICK).stderr
+
+
+def test_the_environment_is_not_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET_TOKEN", "hunter2")
+    code = """
+import os, glob
+print(sorted(os.environ))
+for path in glob.glob("/proc/*/environ"):
+    try: print(open(path, "rb").read())
+    except OSError: pass
+"""
+    result = run(code)
+    assert "PATH" in result.stdout and "hunter2" not in result.stdout
+
+
+@isolated
+@pytest.mark.parametrize("address", ["('1.1.1.1', 53)", "('127.0.0.1', PORT)"])
+def test_there_is_no_network(address: str) -> None:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
+        code = (
+            f"import socket; socket.create_connection({address.replace('PORT', port)}, timeout=2)"
+        )
+        result = run(code, limits=QUICK)
+    assert "Network is unreachable" in result.stderr or "refused" in result.stderr
+
+
+@isolated
+def test_no_process_outside_is_reached() -> None:
+    code = f"""
+import os
+for pid in ({os.getpid()}, os.getppid(), 1, -1):
+    for number in (9, 15):
+        try:
+            if pid != -1: os.kill(pid, number)
+        except OSError as error: print(pid, error.strerror)
+print("alive")
+os.kill(-1, 9)
+"""
+    result = run(code, limits=QUICK)
+    assert f"{os.getpid()} No such process" in result.stdout and "alive" in result.stdout
+
+
+@isolated
+def test_only_the_systems_files_are_seen(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("hunter2")
+    secret.chmod(0o644)
+    code = f"""
+import os
+for path in ({str(secret)!r}, {__file__!r}, {sandbox.__file__!r}, "/etc/passwd", "/proc/1/environ"):
+    try: print("read", path, open(path).read(10))
+    except OSError as error: print(error.strerror)
+for path in ("/usr/x", "/x", os.path.dirname(os.__file__) + "/x"):
+    try: open(path, "w"); print("wrote", path)
+    except OSError as error: print(error.strerror)
+print(sorted(os.listdir("/")), os.listdir("."))
+"""
+    said = run(code).stdout
+    assert "read" not in said and "wrote" not in said, said
+    assert "'usr'" in said and "['main.py']" in said
+
+
+@isolated
+def test_it_is_nobody() -> None:
+    code = """
+import os, ctypes
+print(os.getuid(), os.getgroups())
+libc = ctypes.CDLL(None, use_errno=True)
+print(libc.mount(b"none", b"/usr", b"tmpfs", 0, None), libc.chroot(b"/tmp"), libc.setuid(0))
+"""
+    who, failed = run(code).stdout.splitlines()
+    assert not who.startswith("0 ")
+    assert failed == "-1 -1 -1"
+
+
+@isolated
+def test_nothing_stays_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox.tempfile, "tempdir", str(tmp_path))
+    run("open('f', 'w').write('x'); import os; os.makedirs('a/b'); os.chmod('a', 0)")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def public_folder() -> Iterator[Path]:
+    """A folder that any user may read; pytest's own are private."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+def public_python() -> str:
+    """A Python that any user may start; this one may be private to root."""
+    for path in (Path(sys.executable).resolve(), Path("/usr/bin/python3").resolve()):
+        if path.is_file() and all(p.stat().st_mode & 5 == 5 for p in (path, *path.parents)):
+            version = subprocess.check_output(
+                [path, "-c", "import sys; print(sys.version_info >= (3, 11))"]
+            )
+            if version == b"True\n":
+                return str(path)
+    pytest.skip("no Python of 3.11 or later here that is not private to root")
+
+
+ALONE = """
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location("sandbox", FILE)
+sandbox = sys.modules["sandbox"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(sandbox)
+sandbox._memory = lambda pid: 0
+"""
+"""The leaf by itself, for a Python that has no psutil."""
+
+
+def in_public_python(code: str, folder: Path, user: int) -> str:
+    file = folder / "sandbox.py"
+    file.write_text(Path(sandbox.__file__).read_text())
+    command = [public_python(), "-c", ALONE.replace("FILE", repr(str(file))) + code]
+    done = subprocess.run(command, user=user, capture_output=True, text=True, check=False, cwd="/")
+    assert not done.returncode, done.stderr
+    return done.stdout
+
+
+@isolated
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root, to become another user")
+def test_a_user_who_is_not_root_is_isolated_too(public_folder: Path) -> None:
+    """With a user namespace, which root does without."""
+    code = """
+result = sandbox.run("import os; print(os.getuid(), os.listdir('/'))\\nwhile True: os.fork()")
+print(result.isolated, result.stdout, result.stderr)
+"""
+    said = in_public_python(code, public_folder, user=65534)
+    assert said.startswith("True 65534 ['tmp', ") and "home" not in said
+    assert "BlockingIOError" in said
+
+
+def test_where_it_can_not_be_isolated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "unavailable", lambda: "unshare: Operation not permitted")
+    with pytest.raises(
+        ValueError, match=r"can't be isolated.*unshare: Operation not permitted.*weak=True"
+    ):
+        run("print(1)")
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root, to become another user")
+def test_without_namespaces_there_are_limits_and_a_hook(public_folder: Path) -> None:
+    code = """
+sandbox.unavailable = lambda: "because"
+limits = sandbox.Limits(seconds=0.1)
+print(sandbox.run("print(1)", weak=True))
+for code in ("import socket; socket.socket()", "import os; os.kill(1, 0)", "import os; os.fork()",
+             "import subprocess; subprocess.run(['true'])", "import os; os.listdir('/root')"):
+    print("PermissionError" in sandbox.run(code, weak=True).stderr)
+print(sandbox.run("while True: pass", limits=limits, weak=True).ended)
+"""
+    for user in (0, 65534):
+        first, *forbidden, last = in_public_python(code, public_folder, user).splitlines()
+        assert "stdout='1\\n', stderr='', exit=0, ended='ok'" in first and "isolated=False" in first
+        assert forbidden == ["True"] * 5 and last == "timeout"

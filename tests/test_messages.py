@@ -1,0 +1,79 @@
+"""Messages and their parts: what may be asked of a picture or a video, and what is refused in one line."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from polyphi.messages import Audio, Image, Message, Tokens, Video, adapter_for
+
+
+def asking(kind: str, **beside: Any) -> dict[str, Any]:
+    return {"role": "user", "content": [{"type": kind, kind: {"url": "a.bin", **beside}}]}
+
+
+def test_details_of_openai_parts_are_kept() -> None:
+    root = Path("/photos")
+    assert Message.parse(asking("image_url", detail="low"), root).parts == (
+        Image(root / "a.bin", "low"),
+    )
+    assert Message.parse(asking("image_url", max_crops=4)).parts == (
+        Image(Path("a.bin"), max_crops=4),
+    )
+    plain = {"role": "user", "content": [{"type": "image_url", "image_url": "a.bin"}]}
+    assert Message.parse(plain).parts == (Image(Path("a.bin")),)
+
+
+@pytest.mark.parametrize(
+    ("asked", "most"),
+    [
+        ({}, None),
+        ({"detail": "high"}, None),
+        ({"detail": "low"}, 1),
+        ({"max_crops": 9}, 9),
+        ({"detail": "low", "max_crops": 9}, 9),
+    ],
+)
+def test_what_a_picture_asks_for(asked: dict[str, Any], most: int | None) -> None:
+    assert Image("a.png", **asked).most_crops == most
+
+
+@pytest.mark.parametrize("kind", ["image_url", "video_url"])
+@pytest.mark.parametrize(
+    ("beside", "says"),
+    [
+        ({"detail": "medium"}, "detail is auto, low or high, found 'medium'"),
+        ({"detail": ["low"]}, "detail is auto, low or high"),
+        ({"max_crops": 0}, "from 1 on, found 0"),
+        ({"max_crops": "4"}, "from 1 on, found '4'"),
+        ({"max_crops": True}, "from 1 on, found True"),
+    ],
+)
+def test_bad_details_are_one_line(kind: str, beside: dict[str, Any], says: str) -> None:
+    # the second kind of error where types are checked
+    with pytest.raises((ValueError, TypeError), match=f"{says}|Type-check") as refused:
+        Message.parse(asking(kind, **beside), video=True)
+    assert "Type-check" in str(refused.value) or "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("frames", [0, -1, 2.5, None, True])
+def test_a_video_has_at_least_one_frame(frames: Any) -> None:
+    with pytest.raises((ValueError, TypeError), match=r"at least one frame|Type-check"):
+        Message.parse(asking("video_url", frames=frames), video=True)
+
+
+def test_videos_are_parsed_only_where_asked_for() -> None:
+    given = asking("video_url", frames=8, detail="low")
+    assert Message.parse(given, video=True).parts == (Video(Path("a.bin"), 8, "low"),)
+    assert Message.parse(asking("video_url"), video=True).parts == (Video(Path("a.bin")),)
+    with pytest.raises(ValueError, match="videos aren't decoded here"):
+        Message.parse(given)
+
+
+def test_a_video_calls_for_the_vision_adapter() -> None:
+    assert adapter_for([Message.user(Video("a.mp4"), "What?")]) == "vision"
+    assert adapter_for([Message.user(Audio("a.wav"), Video("a.mp4"))]) == "vision"
+
+
+def test_tokens_add_up() -> None:
+    assert Tokens(3, 20, 100).total == 123

@@ -1,0 +1,168 @@
+"""Many files to transcripts: whole, once, and whatever happens to one of them."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import soundfile
+from rich.console import Console
+from tones import heard, say
+
+from polyphi import cli
+from polyphi.api import Phi, load
+from polyphi.checkpoints import weights
+from polyphi.messages import Completion
+from polyphi.model.config import ModelConfig
+from polyphi.model.multimodal import PhiModel
+from polyphi.processing.tokenizer import Tokenizer
+from polyphi.transcription import files
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random micro model with a tokenizer of its own."""
+    from polyphi.stages import lineage, sizes
+
+    folder = tmp_path_factory.mktemp("checkpoint")
+    tokenizer = Tokenizer.train(["one two three <sep>"] * 4, 512)
+    tokenizer.save(folder / "tokenizer")
+    config: ModelConfig = lineage.configuration(
+        lineage.after("joint_1_vision_speech"), sizes.MICRO.model, tokenizer
+    )
+    model = PhiModel(config)
+    model.initialise(0)
+    weights.save(model, folder / "model", files=sorted((folder / "tokenizer").iterdir()))
+    return folder / "model"
+
+
+@pytest.fixture
+def phi(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Phi:
+    """The model's place, but with ears for tones."""
+    phi = load(checkpoint)
+
+    def generate_many(conversations: Any, **_: object) -> list[Completion]:
+        clips = [messages[0].parts[0].source for messages in conversations]
+        return [Completion(" ".join(heard(*clip))) for clip in clips]
+
+    monkeypatch.setattr(phi.engine, "generate_many", generate_many)
+    return phi
+
+
+@pytest.fixture
+def talks(tmp_path: Path) -> Path:
+    """Five clips at two depths, a text, and a file that is damaged."""
+    folder = tmp_path / "talks"
+    (folder / "old").mkdir(parents=True)
+    for n, name in enumerate(("a.wav", "b.flac", "old/c.wav", "old/c.flac", "d.wav")):
+        soundfile.write(folder / name, say([n, n + 1], [0.1] * 3), 16000)
+    (folder / "notes.txt").write_text("not a clip")
+    whole = (folder / "d.wav").read_bytes()
+    (folder / "d.wav").write_bytes(whole[: len(whole) // 2])
+    return folder
+
+
+def run(phi: Phi, names: list[str], out: Path | None, **options: Any) -> tuple[int, str, list[str]]:
+    told, written = Console(file=io.StringIO(), width=200), list[str]()
+    recordings = files.targets(files.find(names), out, options.get("form", "text"))
+    failed = files.transcribe_files(phi.engine, recordings, write=written.append, console=told, **options)
+    return failed, told.file.getvalue(), written  # type: ignore[attr-defined]
+
+
+def test_a_folder_becomes_a_folder(phi: Phi, talks: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    failed, told, written = run(phi, [str(talks)], out)
+    assert failed == 1 and not written
+    assert "d.wav: the WAV clip is truncated" in told and "4 files, 0.1 minutes" in told
+    found = {str(p.relative_to(out)): p.read_text() for p in out.rglob("*") if p.is_file()}
+    assert found == {
+        "a.txt": "w0 w1\n",
+        "b.txt": "w1 w2\n",
+        "old/c.wav.txt": "w2 w3\n",
+        "old/c.flac.txt": "w3 w4\n",
+    }
+
+
+def test_the_same_command_goes_on(phi: Phi, talks: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(phi, [str(talks)], out)
+    (out / "b.txt").unlink()
+    (out / "a.txt").write_text("mine")
+    failed, told, _ = run(phi, [str(talks)], out)
+    assert failed == 1 and "1 files" in told and "3 are there already" in told
+    assert (out / "a.txt").read_text() == "mine" and (out / "b.txt").read_text() == "w1 w2\n"
+    run(phi, [str(talks / "*.wav")], out, force=True)
+    assert (out / "a.txt").read_text() == "w0 w1\n"
+
+
+def test_damage_found_while_reading_spares_the_others(
+    phi: Phi, talks: Path, tmp_path: Path
+) -> None:
+    """A FLAC file whose header is right and whose samples end early."""
+    whole = (talks / "b.flac").read_bytes()
+    (talks / "b.flac").write_bytes(whole[: len(whole) // 2])
+    failed, told, written = run(phi, [str(talks / "a.wav"), str(talks / "b.flac")], None)
+    assert failed == 1 and "b.flac: the FLAC clip is" in told
+    assert written == [f"{talks / 'a.wav'}: w0 w1"]
+
+
+def test_an_interrupt_leaves_what_is_finished(
+    phi: Phi, talks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transcription, "FILES_TOGETHER", 1)
+    answer, asked = phi.engine.generate_many, list[int]()
+
+    def interrupted(*arguments: Any, **options: Any) -> Any:
+        asked.append(1)
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return answer(*arguments, **options)
+
+    monkeypatch.setattr(phi.engine, "generate_many", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(phi, [str(talks)], tmp_path / "out")
+    files = [p for p in (tmp_path / "out").rglob("*") if p.is_file()]
+    assert len(files) == 2 and all(p.read_text().startswith("w") for p in files)
+
+
+@pytest.mark.parametrize("form", sorted(files.SUFFIXES))
+def test_every_format_is_written(form: str, phi: Phi, talks: Path, tmp_path: Path) -> None:
+    run(phi, [str(talks / "a.wav")], tmp_path, form=form, words="estimated")
+    text = (tmp_path / f"a{files.SUFFIXES[form]}").read_text()
+    assert "w0 w1" in text
+    if "json" in form:
+        assert [w.get("word", w.get("text")) for w in json.loads(text)["words"]] == ["w0", "w1"]
+
+
+def test_what_cannot_be_is_told_before_anything_runs(phi: Phi, talks: Path, tmp_path: Path) -> None:
+    for names, message in (
+        ([str(tmp_path / "none*.wav")], "expected recordings, found none"),
+        ([str(talks / "old"), str(talks / "empty?")], "found none"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            files.find(names)
+    soundfile.write(tmp_path / "a.wav", say([1], [0.1] * 2), 16000)
+    found = files.find([str(talks / "a.wav"), str(tmp_path / "a.wav")])
+    with pytest.raises(ValueError, match="would both be written to"):
+        files.targets(found, tmp_path, "text")
+    with pytest.raises(ValueError, match="unknown adapter 'x'"):
+        run(phi, [str(talks / "a.wav")], None, adapter="x")
+    failed, told, _ = run(phi, [str(talks / "gone.wav")], None)
+    assert failed == 1 and "found nothing there" in told
+
+
+def test_the_command_line(
+    checkpoint: Path, talks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The real thing, with random weights: files come out, a bad one makes the exit code 1."""
+    model, out = str(checkpoint), tmp_path / "out"
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["transcribe", model, str(talks), "--out", str(out), "--format", "srt"])
+    assert stop.value.code == 1
+    assert "Traceback" not in capsys.readouterr().err
+    assert len(list(out.rglob("*.srt"))) == 4
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["transcribe", model, str(talks), "--format", "vtt"])
+    assert stop.value.code == 2 and "give --out DIR" in capsys.readouterr().err
+    cli.main(["transcribe", model, str(talks / "a.wav"), "--to", "German", "--cot"])
