@@ -54,7 +54,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from polyphi.api import Phi, make_processor
 from polyphi.batch import Clip, row
-from polyphi.checkpoints import weights
+from polyphi.checkpoints.names import tensor_names
 from polyphi.engine import placement
 from polyphi.engine.cache import BLOCK, BlockPool, Memory, StepCache, Table
 from polyphi.engine.engine import Engine
@@ -180,7 +180,7 @@ def random_quantised(config: ModelConfig, kind: str) -> PhiModel:
 def public(model: PhiModel, layout: str, prefix: str = "") -> dict[str, Tensor]:
     """The model's own tensors by the names that transformers has for them, behind `prefix`."""
     state = model.state_dict()
-    names = weights.names(model.config, layout).items()
+    names = tensor_names(model.config, layout).items()
     return {
         name.removeprefix(prefix): state[entry.ours].reshape(entry.shape)
         for name, entry in names

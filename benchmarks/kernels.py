@@ -54,7 +54,7 @@ from rich.console import Console
 from rich.table import Table
 from sidebyside import Row, Transformers, choose_transformers, console, product_limit, show
 
-from polyphi.checkpoints import weights
+from polyphi.checkpoints.write import save_checkpoint
 from polyphi.engine import placement
 from polyphi.engine.memory import free_memory
 from polyphi.model.config import ModelConfig
@@ -236,7 +236,7 @@ def checkpoint(config: ModelConfig, folder: Path, quant: str | None, layout: str
         return
     console.print(f"making {target}", highlight=False)
     made = target.with_suffix(".part")
-    weights.save(engine.random_model(config), made, layout, files=[], quant=quant)
+    save_checkpoint(engine.random_model(config), made, layout, files=[], quant=quant)
     _, tokenizer = engine.endless(engine.Size().config)
     tokenizer.save(made)
     made.rename(target)

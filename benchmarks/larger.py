@@ -17,7 +17,7 @@ from random import Random
 
 import torch
 
-from polyphi.checkpoints import weights
+from polyphi.checkpoints.write import save_checkpoint
 from polyphi.curate.corpus import Work
 from polyphi.curate.sources import LIBREOFFICE
 from polyphi.curate.text import documents, interleave, origin
@@ -85,7 +85,7 @@ def write_start(folder: Path, tokenizer: Tokenizer, place: Path) -> None:
     model = PhiModel(ModelConfig(DECODER, vision=None, audio=None, adapters={}))
     model.initialise(seed=0)
     files = [place / "tokenizer.json", place / "tokenizer_config.json"]
-    weights.save(model, folder, "mini", dtype=torch.bfloat16, files=files)
+    save_checkpoint(model, folder, "mini", dtype=torch.bfloat16, files=files)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -28,7 +28,9 @@ from rich.console import Console
 from sidebyside import peak_bytes
 
 import polyphi
-from polyphi.checkpoints import weights
+from polyphi.checkpoints.names import QUANTISED, tensor_names
+from polyphi.checkpoints.read import files_beside, load_checkpoint
+from polyphi.checkpoints.write import save_checkpoint, write_checkpoint
 from polyphi.engine.cache import token_bytes
 from polyphi.messages import Audio, Image, Message, SamplingParams
 from polyphi.model.config import ModelConfig
@@ -51,7 +53,7 @@ def build(folder: Path) -> None:
         vision=replace(full.vision, image_token_id=tokenizer.image_id),
         audio=replace(full.audio, audio_token_id=tokenizer.audio_id),
     )
-    shapes = {entry.ours: entry.shape for entry in weights.names(config, "native").values()}
+    shapes = {entry.ours: entry.shape for entry in tensor_names(config, "native").values()}
     noise = 0.02 * torch.randn(1 << 22, generator=torch.Generator().manual_seed(0))
     noise = noise.bfloat16()
 
@@ -68,7 +70,7 @@ def build(folder: Path) -> None:
 
     tokenizer.save(folder.parent / "tokenizer")
     files = sorted((folder.parent / "tokenizer").iterdir())
-    weights.write(config, tensor, folder, "native", files=files)
+    write_checkpoint(config, tensor, folder, "native", files=files)
 
 
 class Watch(threading.Thread):
@@ -173,8 +175,8 @@ def main() -> None:
         rows.append((kind, "bfloat16", measure(whole, kind)))
         console.print(f"{kind} from bfloat16: {rows[-1][2]}", highlight=False)
         if not (given.at / kind).exists():
-            files = weights.files_beside(whole, weights.QUANTISED)
-            weights.save(weights.load(whole), given.at / kind, quant=kind, files=files)
+            files = files_beside(whole, QUANTISED)
+            save_checkpoint(load_checkpoint(whole), given.at / kind, quant=kind, files=files)
         rows.append((kind, "its own", measure(given.at / kind, None)))
         console.print(f"{kind} from its own: {rows[-1][2]}", highlight=False)
     show(rows)

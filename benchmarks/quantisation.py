@@ -23,7 +23,9 @@ from rich.console import Console
 import polyphi
 from polyphi.api import Phi
 from polyphi.batch import Batch
-from polyphi.checkpoints import weights
+from polyphi.checkpoints.names import QUANTISED
+from polyphi.checkpoints.read import files_beside, load_checkpoint
+from polyphi.checkpoints.write import save_checkpoint
 from polyphi.data import calibration
 from polyphi.data.shards import Shards
 from polyphi.eval.heldout import find
@@ -50,8 +52,8 @@ def loaded(model: Path, kind: str, corpora: Sequence[Path] = ()) -> Phi:
         quantize(phi.model, quant, rows)
         return phi
     with tempfile.TemporaryDirectory() as folder:
-        files = weights.files_beside(model, weights.QUANTISED)
-        weights.save(weights.load(model), Path(folder) / "model", quant=quant, files=files)
+        files = files_beside(model, QUANTISED)
+        save_checkpoint(load_checkpoint(model), Path(folder) / "model", quant=quant, files=files)
         return polyphi.load(Path(folder) / "model")
 
 

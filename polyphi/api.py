@@ -15,7 +15,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from polyphi.batch import Batch
-from polyphi.checkpoints import weights
+from polyphi.checkpoints.read import (
+    load_checkpoint,
+    locate,
+    read_config,
+    read_quantization,
+    stored_bytes,
+    stored_types,
+)
 from polyphi.engine import memory, placement
 from polyphi.engine.engine import GREEDY, TOGETHER, Engine
 from polyphi.engine.placement import Room
@@ -281,22 +288,22 @@ def load(
     """
     progress("checkpoint", None)
     place = placement.choose(device)
-    folder = weights.locate(path_or_id)
-    made = weights.quantisation(folder)
+    folder = locate(path_or_id)
+    made = read_quantization(folder)
     progress("tokenizer", None)
     vocabulary = _load_tokenizer(folder, tokenizer)
     requested = None if dtype == "auto" else as_dtype(dtype)
-    stored, free = weights.stored_types(folder), memory.free_memory(place)
-    config = weights.read_config(folder)
+    stored, free = stored_types(folder), memory.free_memory(place)
+    config = read_config(folder)
     kind = requested or placement.choose_dtype(stored, place, free, config, quant or made)
     if made:
-        needed = weights.stored_bytes(folder)
+        needed = stored_bytes(folder)
     else:
         saved = quantize.saved(config, quant)
         needed = max(0, placement.size(stored, kind) - saved)
     placement.check_fits(needed, free, place)
     progress("weights", 0.0)
-    model = weights.load(
+    model = load_checkpoint(
         folder,
         device=place,
         dtype=kind,

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from train.small import WORDS, make_model, make_processor
 
-from polyphi.checkpoints import weights
+from polyphi.checkpoints.write import save_checkpoint
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.tokenizer import Tokenizer
 
@@ -45,7 +45,7 @@ def write(folder: Path, layout: str = "original", dtype: torch.dtype = torch.bfl
     )
     model.config = replace(model.config, decoder=decoder)
     files = sorted(folder.with_name(f"{folder.name}-tokenizer").iterdir())
-    weights.save(model.to(dtype), folder, layout, files=files)
+    save_checkpoint(model.to(dtype), folder, layout, files=files)
     return folder
 
 

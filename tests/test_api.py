@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from tones import say
 
 import polyphi
-from polyphi.checkpoints import weights
+from polyphi.checkpoints.read import stored_types
+from polyphi.checkpoints.write import save_checkpoint
 from polyphi.cli.inspect import parts, write_logits
 from polyphi.engine import memory, placement
 from polyphi.kernels import half
@@ -43,7 +44,7 @@ def folder(tiny_config: ModelConfig, tmp_path: Path) -> Path:
     )
     model = PhiModel(config)
     model.initialise(seed=1)
-    weights.save(model, tmp_path / "model")
+    save_checkpoint(model, tmp_path / "model")
     tokenizer.save(tmp_path / "model")
     return tmp_path / "model"
 
@@ -72,7 +73,7 @@ def test_load_tells_its_room_and_refuses_early(
 ) -> None:
     phi = polyphi.load(folder, device="cpu")
     assert phi.room and phi.room.tokens == phi.config.decoder.max_position_embeddings
-    sizes = weights.stored_types(folder)
+    sizes = stored_types(folder)
     assert sum(sizes.values()) * 4 == placement.size(sizes, None) == phi.room.weights
     monkeypatch.setattr(memory, "free_memory", lambda place: phi.room.weights - 1)
     monkeypatch.setattr(weights, "load", None)  # nothing is read before it is known to fit
@@ -82,7 +83,7 @@ def test_load_tells_its_room_and_refuses_early(
     monkeypatch.delenv(precision.VARIABLE, raising=False)
     monkeypatch.setattr(half, "needed", lambda: False)
     monkeypatch.setattr(precision, "suits", lambda *_: False)
-    weights.save(phi.model, folder, dtype=torch.bfloat16)
+    save_checkpoint(phi.model, folder, dtype=torch.bfloat16)
     phi.tokenizer.save(folder)
     assert polyphi.load(folder).model.decoder.norm.weight.dtype == torch.float32
     assert polyphi.load(folder, dtype="bfloat16").room.kind.startswith("bfloat16")

@@ -53,7 +53,7 @@ def test_a_wrong_argument_is_one_line(
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random micro model with a tokenizer of its own."""
-    from polyphi.checkpoints import weights
+    from polyphi.checkpoints.write import save_checkpoint
     from polyphi.model.multimodal import PhiModel
     from polyphi.processing.tokenizer import Tokenizer
     from polyphi.stages import lineage, sizes
@@ -66,7 +66,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     model = PhiModel(config)
     model.initialise(0)
-    weights.save(model, folder / "model", files=sorted((folder / "tokenizer").iterdir()))
+    save_checkpoint(model, folder / "model", files=sorted((folder / "tokenizer").iterdir()))
     return folder / "model"
 
 

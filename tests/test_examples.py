@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 import polyphi
 from polyphi import Audio, Image, Message, SamplingParams, cli
-from polyphi.checkpoints import weights
+from polyphi.checkpoints.read import load_checkpoint
 from polyphi.runtime.progress import read_metrics
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -56,7 +56,7 @@ def test_example(name: str, layout: str, place: Path, tmp_path: Path) -> None:
 
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert all(before == after for before, after in manifest["frozen"].values())
-    before, after = (weights.load(p).state_dict() for p in (place / layout, tmp_path / "model"))
+    before, after = (load_checkpoint(p).state_dict() for p in (place / layout, tmp_path / "model"))
     changed = {n for n in after if n not in before or not torch.equal(before[n], after[n])}
     assert {part for n in changed for part in learning if part in n} == set(learning)
     assert all(any(part in n for part in learning) for n in changed)

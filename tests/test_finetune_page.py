@@ -14,7 +14,7 @@ import soundfile
 from PIL import Image as PIL
 
 from polyphi import cli
-from polyphi.checkpoints import weights
+from polyphi.checkpoints.read import read_config, read_layout
 from polyphi.data.shards import Shards
 
 ROOT = Path(__file__).parents[1]
@@ -94,8 +94,8 @@ def test_the_page_runs(
     assert asked.startswith("blue, says ") and "@" in asked and "anna.smith" not in asked
     assert "Decontamination: total" in told["curate show desk --out runs/desk"]
     for name in ("calls", "adapter", "medical"):
-        assert weights.read_layout(Path("runs") / name / "model") == "native"
-    assert not weights.read_config("single").adapters.get("medical")
+        assert read_layout(Path("runs") / name / "model") == "native"
+    assert not read_config("single").adapters.get("medical")
 
 
 def test_a_changed_file_is_a_new_corpus(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:

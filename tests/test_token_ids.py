@@ -13,7 +13,7 @@ from PIL import Image as PIL
 
 import polyphi
 from polyphi import Audio, Image, Message, SamplingParams, Text, TokensPrompt, parts
-from polyphi.checkpoints import weights
+from polyphi.checkpoints.write import save_checkpoint
 from polyphi.engine.prompt import parse_prompt
 from polyphi.messages import Grammar
 from polyphi.model.config import ModelConfig
@@ -46,7 +46,7 @@ def folder(tiny_config: ModelConfig, tmp_path: Path) -> Path:
             tensor.copy_(centre + 0.15 * torch.randn(tensor.shape, generator=generator))
         # Control tokens are never the best continuation.
         model.decoder.embed_tokens.weight[list(tokenizer.controls.values())] *= 0.01
-    weights.save(model, tmp_path / "model")
+    save_checkpoint(model, tmp_path / "model")
     tokenizer.save(tmp_path / "model")
     return tmp_path / "model"
 

@@ -17,7 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from polyphi.checkpoints import weights
+from polyphi.checkpoints.names import tensor_names
+from polyphi.checkpoints.read import TOKENIZER_FILES
+from polyphi.checkpoints.write import write_checkpoint
 from polyphi.kernels import linear as native
 from polyphi.model.config import DecoderConfig, ModelConfig
 from polyphi.quantization.fewbits import Pieces
@@ -48,7 +50,7 @@ def convert(
     aren't such a model, without a tokenizer beside them or without the `gguf` package."""
     source = Path(source)
     fields, tensors = _open(source)
-    beside = [source.parent / name for name in weights.TOKENIZER_FILES]
+    beside = [source.parent / name for name in TOKENIZER_FILES]
     files = [path for path in beside if path.is_file()]
     if not (source.parent / "tokenizer.json").is_file():
         raise ValueError(
@@ -57,7 +59,7 @@ def convert(
         )
     config = _config(source, fields, tensors)
     places = {
-        ours: _theirs(ours) for ours in (e.ours for e in weights.names(config, "mini").values())
+        ours: _theirs(ours) for ours in (e.ours for e in tensor_names(config, "mini").values())
     }
     if missing := sorted(name for name in places.values() if name not in tensors):
         raise ValueError(
@@ -75,7 +77,7 @@ def convert(
             return _four(found)
         return _unpacked(found)
 
-    weights.write(config, tensor, folder, "mini", dtype=dtype, quant=quant, files=files)
+    write_checkpoint(config, tensor, folder, "mini", dtype=dtype, quant=quant, files=files)
 
 
 def _open(source: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:

@@ -37,7 +37,9 @@ def export(
 
     from polyphi.api import as_dtype, make_processor
     from polyphi.batch import Batch
-    from polyphi.checkpoints import gguf, weights
+    from polyphi.checkpoints import gguf
+    from polyphi.checkpoints.read import files_beside, load_checkpoint, locate
+    from polyphi.checkpoints.write import save_checkpoint
     from polyphi.data import calibration
     from polyphi.data.shards import Shards
     from polyphi.processing.tokenizer import Tokenizer
@@ -51,12 +53,12 @@ def export(
         gguf.convert(model, out, quant=quant, dtype=as_dtype(dtype or "bfloat16"))
         console.print(f"wrote {out} ({quant or 'mini'}), the language model of {model}")
         return
-    folder = weights.locate(model)
+    folder = locate(model)
     text = model_card.card(folder, layout, source=model, merged=merge, results=results, quant=quant)
     cards = model_card.placed(text, out)
     kind = as_dtype(dtype) if dtype else None
     # merged in the type that is written: in float32 nothing is rounded
-    loaded = weights.load(folder, dtype=kind if merge else None)
+    loaded = load_checkpoint(folder, dtype=kind if merge else None)
     if merge:
         loaded.merge_adapter(merge)
     rows: list[Batch] = []
@@ -66,8 +68,10 @@ def export(
     with tempfile.TemporaryDirectory() as made:
         for name, written in cards.items():
             (Path(made) / name).write_text(written, encoding="utf-8")
-        beside = [*weights.files_beside(folder, layout), *sorted(Path(made).iterdir())]
-        weights.save(loaded, out, layout, dtype=kind, quant=quant, calibration=rows, files=beside)
+        beside = [*files_beside(folder, layout), *sorted(Path(made).iterdir())]
+        save_checkpoint(
+            loaded, out, layout, dtype=kind, quant=quant, calibration=rows, files=beside
+        )
     console.print(f"wrote {out} ({quant or layout}), its card in {list(cards)[-1]}")
     if len(cards) > 1:
         console.print(f"{out / 'README.md'} is your own and stays as it was")

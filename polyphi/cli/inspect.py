@@ -25,7 +25,7 @@ def inspect(
 ) -> None:
     """Parts and parameters beside the report's; with --logits, exact numbers for comparison."""
     import polyphi
-    from polyphi.checkpoints import weights
+    from polyphi.checkpoints.read import read_config
 
     if (logits is None) != (out is None):
         raise ValueError("--logits request.json and --out file.safetensors belong together")
@@ -34,7 +34,7 @@ def inspect(
         console.print(f"wrote {out}: {tokens} positions, {vocabulary} scores each", highlight=False)
         return
     table = Table("part", "parameters", "report", box=None, padding=(0, 2))
-    for part in parts(weights.read_config(model)):
+    for part in parts(read_config(model)):
         table.add_row(
             part.name, f"{part.parameters:,}", f"{part.report:.3g}" if part.report else ""
         )

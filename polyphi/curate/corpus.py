@@ -23,8 +23,8 @@ from polyphi.curate.pipeline import Machines
 from polyphi.data.shards import Sample, Shards, row_hash, to_row
 from polyphi.text.lexicon import LANGUAGES
 
-ROOMS = ("polyphi.curate.", "polyphi.corpora.")
-"""Whose code decides what a corpus holds."""
+CODE = ("polyphi.curate.", "polyphi.corpora.", "polyphi.synthetic.", "polyphi.text.")
+"""Packages whose code and data files decide the rows of a corpus."""
 FIRST = 64
 """Fresh samples that are part of a generator's hash."""
 
@@ -76,8 +76,8 @@ class Corpus:
 
 
 def fingerprint(corpus: Corpus, work: Work) -> str:
-    """Hash of the corpus's file and of what it imports of this room, the corpora and files that it is made from, its
-    rows, its longest clip and its seed: a changed recipe is a new corpus."""
+    """Hash of the corpus's file and of what it imports of `CODE` with its data files, the corpora and files that it is
+    made from, its rows, its longest clip and its seed: a changed recipe is a new corpus."""
     own = inspect.getsourcefile(inspect.unwrap(corpus.build))
     assert own is not None
     code = [path.read_text() for path in imported(Path(own))]
@@ -113,9 +113,9 @@ def _parents(corpus: Corpus, work: Work) -> list[str]:
 
 
 def imported(file: Path) -> list[Path]:
-    """A file, the files of `polyphi.curate` and `polyphi.corpora` that it imports, those that they import, and so
-    on."""
-    package, found, new = Path(__file__).parents[1], {file}, [file]
+    """A file, the files of `CODE` that it imports, those that they import, and so on, each with the data files of its
+    name (`lexicon.json` of `lexicon.py`)."""
+    package, modules, new = Path(__file__).parents[1], {file}, [file]
     while new:
         for node in ast.walk(ast.parse(new.pop().read_text())):
             if isinstance(node, ast.ImportFrom) and node.module:
@@ -126,10 +126,11 @@ def imported(file: Path) -> list[Path]:
                 continue
             for name in names:
                 path = package.joinpath(*name.split(".")[1:]).with_suffix(".py")
-                if name.startswith(ROOMS) and path.exists() and path not in found:
-                    found.add(path)
+                if name.startswith(CODE) and path.exists() and path not in modules:
+                    modules.add(path)
                     new.append(path)
-    return sorted(found)
+    data = [m.with_suffix(".json") for m in modules if m.is_relative_to(package)]
+    return sorted([*modules, *(path for path in data if path.exists())])
 
 
 def is_built(corpus: Corpus, work: Work) -> bool:

@@ -12,38 +12,21 @@ Faker (MIT).
 A lone given name, a family name in running text and names from elsewhere are missed. For more, `pii.spacy_names`.
 """
 
+import json
 import re
 from collections.abc import Iterator
 from functools import cache
 from importlib import import_module
+from pathlib import Path
 
 from polyphi.curate.rules import FREQUENT
 
-_LOCALES = {
-    "en": ("en_US", "en_GB"),
-    "fr": ("fr_FR",),
-    "de": ("de_DE",),
-    "it": ("it_IT",),
-    "pt": ("pt_BR", "pt_PT"),
-    "es": ("es_ES", "es_MX"),
-    "zh": ("zh_CN",),
-    "ja": ("ja_JP",),
-}
-# Given names that are also places, months or plain words: with them the family name has to be known.
-_PLAIN = set(
-    re.findall(
-        r"\w+",
-        """
-    April May June August Will Mark Grant Art Page Chase Dawn Rose Summer Autumn Sol Paris Sydney Austin Jordan Virginia
-    Georgia Carolina Savannah Madison Brooklyn Chelsea London Dakota Israel Christian Angel Faith Hope Grace Joy Cash
-    Drew Bill Frank Dale Glen Heath Hunter Mason Taylor Tyler Parker Logan Cooper Carter Chance Rich Sierra Destiny
-    Crystal Amber Ruby Jade Pearl Iris Daisy Lily Ivy Holly Olive Ginger Penny Robin Jay Lane Reed Rusty Trinity
-    Sterling Noel Major Marine France Aurore Océane Margot Claire Luce Marina Stella Viola Rosa Alba Gioia Fortuna Santa
-    Sante Donato Felice Franca Bianca Vera Vitória Glória Luz Pilar Dolores Mar Rosario Cruz Tecla Consuelo Socorro
-    Remedios Milagros Esperanza Ángeles Jesus Jesús Ernst Wolf Mai Heide Linde Erika Urban Silvester Engel Blume Sieg
-    Hardy Wolfram Falk Gala Franz Heil""",
-    )
-)
+_DATA = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+_LOCALES: dict[str, list[str]] = _DATA["locales"]
+_PLAIN = set(_DATA["plain"])  # given names that are plain words too
+_TITLES: dict[str, str] = _DATA["titles"]
+_CUES: dict[str, str] = _DATA["cues"]
+_WEAK_CUES: dict[str, str] = _DATA["weak_cues"]  # only a known given name counts after them
 _CAP = r"[A-ZÀ-ÖØ-ÞĀ-Ž][a-zß-öø-ÿā-ž]+(?:[-'’][A-ZÀ-ÖØ-ÞĀ-Ž][a-zß-öø-ÿā-ž]+)*"
 _PARTICLES = (
     r"(?:(?:(?:[Dd]e|[Dd]a|do|dos|das|[Dd]i|[Dd]el|[Dd]ella|[Ll]a|[Ll]e|[Vv]an|[Vv]on|der|den|[Dd]u)"
@@ -55,31 +38,6 @@ _GIVEN = re.compile(rf"(?<![\w.@-])({_CAP})(?:\s[A-ZÀ-Þ]\.)?\s({_FAMILY})(?![\
 _GIVEN_LONG = re.compile(
     rf"(?<![\w.@-])({_CAP})(?:\s[A-ZÀ-Þ]\.)?\s({_FAMILY}(?:\s{_FAMILY})?)(?![\w@])"
 )
-_TITLES = {
-    "en": r"Mr|Mrs|Ms|Miss|Dr|Prof",
-    "fr": r"M\.|Mme|Mlle|Monsieur|Madame|Mademoiselle|Dr|Maître",
-    "de": r"Herrn?|Frau|Dr|Prof",
-    "it": r"Sig|Sig\.ra|Signora?|Dott|Dott\.ssa|Avv|Ing",
-    "pt": r"Sr|Sra|Senhora?|Dra?|Dona",
-    "es": r"Sr|Sra|Srta|Señora?|Señorita|Dra?|Don|Doña",
-}
-_CUES = {
-    "en": r"my name is|my name's|i'm called",
-    "fr": r"je m['’]appelle|mon nom est",
-    "de": r"ich heiße|mein name ist|hier spricht",
-    "it": r"mi chiamo|il mio nome è",
-    "pt": r"me chamo|chamo-me|meu nome é",
-    "es": r"me llamo|mi nombre es",
-}
-# Less sure: only a known given name counts after them.
-_WEAK_CUES = {
-    "en": r"this is|name:",
-    "fr": r"je suis|nom\s?:",
-    "de": r"hier ist|name:",
-    "it": r"sono|nome:",
-    "pt": r"aqui é|sou o|sou a|nome:",
-    "es": r"soy|nombre:",
-}
 # Who isn't named by a title: "Frau Präsidentin", "Sr. Presidente".
 _OFFICES = re.compile(
     r"(?i)pr[eäé]sid|minist|direct|direkt|docto|dottor|profes|bundes|kanzler|bürger|juge|maire|president"

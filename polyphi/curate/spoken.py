@@ -8,9 +8,11 @@
 Digits come one by one, doubled ("double five"), or in pairs ("zéro six douze trente-quatre"), numbers up to 99.
 """
 
+import json
 import re
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 
 from polyphi.curate.text import DENSE
 from polyphi.text import lexicon
@@ -19,26 +21,9 @@ from polyphi.text.normalization import DIGIT_WORDS
 LEAST = 7
 """Digits in a row that may be a telephone number."""
 
-_AT = {
-    "en": "at",
-    "fr": "arobase|arobas|at",
-    "de": "at|ät|klammeraffe",
-    "it": "chiocciola|at",
-    "pt": "arroba",
-    "es": "arroba",
-    "zh": "艾特|at|圈a|小老鼠",
-    "ja": "アットマーク|あっとまーく|アット",
-}
-_MARKS = {  # spoken -> written, the dot first
-    "en": {"dot": ".", "underscore": "_", "dash": "-", "hyphen": "-"},
-    "fr": {"point": ".", "tiret bas": "_", "tiret": "-"},
-    "de": {"punkt": ".", "unterstrich": "_", "bindestrich": "-", "minus": "-"},
-    "it": {"punto": ".", "trattino basso": "_", "trattino": "-"},
-    "pt": {"ponto": ".", "sublinhado": "_", "underline": "_", "traço": "-", "hífen": "-"},
-    "es": {"punto": ".", "guion bajo": "_", "guión bajo": "_", "guion": "-", "guión": "-"},
-    "zh": {"点": ".", "下划线": "_", "横杠": "-"},
-    "ja": {"ドット": ".", "どっと": ".", "アンダーバー": "_", "ハイフン": "-"},
-}
+_DATA = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+_AT: dict[str, str] = _DATA["at"]
+_MARKS: dict[str, dict[str, str]] = _DATA["marks"]  # spoken -> written, the dot first
 _ENDS = "com|org|net|edu|gov|info|io|co|eu|de|fr|it|es|pt|br|mx|ar|cn|jp|uk|us|ch|ca|コム"
 # "look at example dot com" names a site, not a person.
 _NOT_A_PERSON = re.compile(

@@ -49,7 +49,7 @@ class PhiModel(nn.Module):
     """Phi-4-multimodal, or Phi-4-mini where `config` has no vision, audio or adapters.
 
         model = PhiModel(config)
-        model.initialise(seed=0)                      # or polyphi.checkpoints.weights.load(folder)
+        model.initialise(seed=0)                      # or polyphi.load(folder)
         scores = model.logits(model(batch))           # [T V]
 
     Until one of the two, the weights are whatever memory held.

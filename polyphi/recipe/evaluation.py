@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import polyphi
-from polyphi.checkpoints import weights
+from polyphi.checkpoints.read import locate
 from polyphi.eval import figures, paper, tables
 from polyphi.eval.asked import Asked, Recorded
 from polyphi.eval.azure import Azure
@@ -75,7 +75,7 @@ def subject(
         recorded = Recorded(Path(model))
         told = json.loads((Path(model) / "model.json").read_text())
         return Subject(recorded, told["name"], recorded.fingerprint, told.get("parameters"))
-    folder = weights.locate(model)
+    folder = locate(model)
     phi = polyphi.load(model, device=device, quant=quant)  # type: ignore[arg-type]
     name = Path(model).expanduser().resolve().name if Path(model).expanduser().exists() else model
     return Subject(

@@ -21,7 +21,16 @@ import rich
 import torch
 
 from polyphi.api import make_processor
-from polyphi.checkpoints import weights
+from polyphi.checkpoints.names import PUBLISHED_ADAPTERS
+from polyphi.checkpoints.read import (
+    files_beside,
+    load_checkpoint,
+    locate,
+    read_layout,
+    read_quantization,
+    stored_types,
+)
+from polyphi.checkpoints.write import write_checkpoint
 from polyphi.data import own
 from polyphi.engine import placement
 from polyphi.engine.memory import free_memory
@@ -68,14 +77,14 @@ def finetune(
     sources = _sources(stage, data)
     named = _columns(list(sources), columns or {})
     source = _start(stage, checkpoint)
-    folder = weights.locate(source)
+    folder = locate(source)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    if made := weights.quantisation(folder):
+    if made := read_quantization(folder):
         raise ValueError(
             f"{folder} is quantised to {made} and can't be trained; start from the checkpoint that it was made of"
         )
     free, wide = free_memory(torch.device(device)), _float32_bytes(folder)
-    model = weights.load(folder, device=device)
+    model = load_checkpoint(folder, device=device)
     processor = make_processor(model.config, Tokenizer.load(folder))
     origins = dict.fromkeys((n for n, _ in model.named_parameters()), source)
     for name, like in stage.adapters.items():
@@ -126,23 +135,23 @@ def finetune(
         **machine,
     )
     if distributed.rank() == 0 and not (out / "model").exists():
-        layout = weights.read_layout(folder)
-        if set(model.config.adapters) - set(weights.PUBLISHED_ADAPTERS) and layout == "original":
+        layout = read_layout(folder)
+        if set(model.config.adapters) - set(PUBLISHED_ADAPTERS) and layout == "original":
             layout = "native"
         tensors = model.state_dict()
-        weights.write(
+        write_checkpoint(
             model.config,
             lambda name: tensors[name].to(stored[name]),
             out / "model",
             layout,
-            files=weights.files_beside(folder, layout),
+            files=files_beside(folder, layout),
         )
         tell(f"wrote {out / 'model'} ({layout} layout); talk to it: polyphi chat {out / 'model'}")
     return out / "model"
 
 
 def _float32_bytes(folder: Path) -> int:
-    return placement.size(weights.stored_types(folder), torch.float32)
+    return placement.size(stored_types(folder), torch.float32)
 
 
 def _that_fits(choice: Choice, needed: int, free: int) -> Choice:
@@ -233,7 +242,7 @@ def _check_routes(stage: Stage, model: PhiModel, learned: Mapping[str, float]) -
             f"{stage.name} sends data to the adapter {unknown[0]!r}; this model has: "
             f"{', '.join(known) or 'none'} (Stage.adapters adds siblings)"
         )
-    reached = {*routed.values(), *weights.PUBLISHED_ADAPTERS}
+    reached = {*routed.values(), *PUBLISHED_ADAPTERS}
     for name in known:
         if name not in reached and any(f".lora.{name}." in n for n in learned):
             corpus = next(iter(stage.data.weights))

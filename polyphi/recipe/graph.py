@@ -32,7 +32,7 @@ from safetensors.torch import load_file
 
 from polyphi import stages
 from polyphi.batch import pack
-from polyphi.checkpoints import weights
+from polyphi.checkpoints.write import save_checkpoint
 from polyphi.curate import cards, sources
 from polyphi.curate import corpus as corpora
 from polyphi.curate.pipeline import Machines
@@ -528,7 +528,7 @@ class Run:
             if not (self.out / name).exists():
                 files = sorted((self.out / "tokenizer").iterdir())
                 with self.clock("export"):
-                    weights.save(self._after(stage), self.out / name, layout, files=files)
+                    save_checkpoint(self._after(stage), self.out / name, layout, files=files)
         self._recogniser()
 
     def evaluate(self, *names: str, quant: str | None = None) -> None:

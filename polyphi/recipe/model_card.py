@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from polyphi import stages
-from polyphi.checkpoints import weights
+from polyphi.checkpoints.names import LAYOUTS
+from polyphi.checkpoints.read import read_config
 from polyphi.eval import report
 from polyphi.eval.paper import STATUSES, points
 from polyphi.eval.tables import decimals, markdown
@@ -67,8 +68,8 @@ def card(
     """The card of what `export` makes of a checkpoint. `source` is what the user called it, `merged` the adapter that
     was folded in, `quant` what it is quantised to. Raises ValueError where `results` is no results folder, or another
     model's."""
-    if layout not in weights.LAYOUTS:
-        raise ValueError(f"layouts are {', '.join(weights.LAYOUTS)}; found {layout!r}")
+    if layout not in LAYOUTS:
+        raise ValueError(f"layouts are {', '.join(LAYOUTS)}; found {layout!r}")
     told = _results(results, folder) if results else None
     run, manifest = _run(folder), _manifest(folder)
     base = _base(source, manifest)
@@ -205,7 +206,7 @@ def _what(folder: Path, layout: str, base: str | None, quant: str | None) -> str
     if quant:
         alone = "the language model alone, " if layout == "mini" else ""
         reader = f"{alone}weights in {QUANTISED[quant]}, in a layout that polyphi reads"
-    rows = parts(weights.read_config(folder))
+    rows = parts(read_config(folder))
     table = ["| part | parameters |", "|---|---:|"]
     table += [
         f"| {part.name} | {part.parameters:,} |"

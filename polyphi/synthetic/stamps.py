@@ -7,6 +7,7 @@
 The package is unpacked into the cache and never vendored (GPL-2).
 """
 
+import json
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,142 +27,14 @@ STAMPS = "tuxpaint-stamps-default"
 STAMP_FOLDER = Path("usr/share/tuxpaint/stamps")
 LARGEST = 96  # pixels kept of a stamp's longer side
 
-KINDS: dict[str, tuple[tuple[str, ...], str]] = {
-    "bird": (("animals/birds/[^/]+", "seasonal/easter/(bluebird|chick)"), "albino_peahen"),
-    "insect": (
-        ("animals/insects/.+", "seasonal/easter/butterfly"),
-        "slug|Woodlouse|snail|spider|wings",
-    ),
-    "animal": (("animals/mammals/.+",), "aquatic|toys|bears/cartoon|bats?$"),
-    "flower": (("plants/flowers/.+", "seasonal/easter/daffodil"), "appooppanthadi"),
-    "fruit": (("food/fruit/.+",), "core|sliced|slice|avocado"),
-    "hat": (
-        (
-            "clothes/hats/.+",
-            "seasonal/christmas/(hat|santa_hat|.*hat).*",
-            "seasonal/newyears/party_hat",
-        ),
-        "crown",
-    ),
-    "house": (("town/houses/.+",), "cave|tower|lighthouse"),
-    "vehicle": (
-        ("vehicles/[^/]+", "vehicles/(race|auto|masstransit|emergency|construction)/.+"),
-        "wheel|tyre|spoke|sedan_police",
-    ),
-    "coin": (("symbols/money/(us|euro|canadian|japanese)/?.*",), ""),
-    "letter": (("symbols/alphabets/(english|german|spanish)/.+",), ""),
-    "hand": (("symbols/alphabets/asl/.+", "symbols/shapes/hand"), ""),
-    "sign": (("town/roadsigns/.+",), "stoplight|cone|railroad"),
-    "person": (("people/[^/]+", "people/cartoon/.+"), "mermaid|snowman|scarecrow"),
-    "ball": (("sports/.*(ball|soccer|rules).*",), "helmet"),
-    "tool": (("household/tools/.+",), "cementmixer|toolbox|measuring"),
-    "planet": (("space/solarsystem/[^/]+",), "sun|pluto"),
+_DATA = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+KINDS: dict[str, tuple[list[str], str]] = {
+    kind: (patterns, without) for kind, (patterns, without) in _DATA["kinds"].items()
 }
 """Kind of thing -> (patterns of stamp ids, what to leave out): what several stamps share, told apart at a glance."""
-
 KIND_WORDS: dict[str, lexicon.Words] = {
     **{kind: lexicon.NOUNS[kind] for kind in ("bird", "flower", "hat", "house", "ball")},
-    "insect": dict(
-        en="insect",
-        fr="insecte",
-        de="Insekt",
-        it="insetto",
-        pt="inseto",
-        es="insecto",
-        zh="昆虫",
-        ja="むし",
-    ),
-    "animal": dict(
-        en="animal",
-        fr="animal",
-        de="Tier",
-        it="animale",
-        pt="animal",
-        es="animal",
-        zh="动物",
-        ja="どうぶつ",
-    ),
-    "fruit": dict(
-        en="fruit",
-        fr="fruit",
-        de="Frucht",
-        it="frutto",
-        pt="fruta",
-        es="fruta",
-        zh="水果",
-        ja="くだもの",
-    ),
-    "vehicle": dict(
-        en="vehicle",
-        fr="véhicule",
-        de="Fahrzeug",
-        it="veicolo",
-        pt="veículo",
-        es="vehículo",
-        zh="车辆",
-        ja="のりもの",
-    ),
-    "coin": dict(
-        en="coin",
-        fr="pièce",
-        de="Münze",
-        it="moneta",
-        pt="moeda",
-        es="moneda",
-        zh="硬币",
-        ja="コイン",
-    ),
-    "letter": dict(
-        en="letter",
-        fr="lettre",
-        de="Buchstabe",
-        it="lettera",
-        pt="letra",
-        es="letra",
-        zh="字母",
-        ja="もじ",
-    ),
-    "hand": dict(en="hand", fr="main", de="Hand", it="mano", pt="mão", es="mano", zh="手", ja="て"),
-    "sign": dict(
-        en="sign",
-        fr="panneau",
-        de="Schild",
-        it="cartello",
-        pt="placa",
-        es="señal",
-        zh="标志",
-        ja="ひょうしき",
-    ),
-    "person": dict(
-        en="person",
-        fr="personne",
-        de="Person",
-        it="persona",
-        pt="pessoa",
-        es="persona",
-        zh="人",
-        ja="ひと",
-    ),
-    "tool": dict(
-        en="tool",
-        fr="outil",
-        de="Werkzeug",
-        it="attrezzo",
-        pt="ferramenta",
-        es="herramienta",
-        zh="工具",
-        ja="どうぐ",
-    ),
-    "planet": dict(
-        en="planet",
-        fr="planète",
-        de="Planet",
-        it="pianeta",
-        pt="planeta",
-        es="planeta",
-        zh="行星",
-        ja="わくせい",
-    ),
+    **_DATA["kind_words"],
 }
 """Kind -> its word in each language."""
 
@@ -220,43 +93,7 @@ def _lightness(path: Path) -> float:
 
 CAPTION_LANGUAGES = {"zh": ("zh_CN",), "pt": ("pt_BR", "pt")}
 LONGEST_CAPTION = 40  # characters: longer ones tell stories, not what is seen
-_ARTICLES = (
-    *(
-        "A ",
-        "An ",
-        "The ",
-        "Some ",
-        "Un ",
-        "Une ",
-        "Le ",
-        "La ",
-        "L'",
-        "L’",
-        "Les ",
-        "Des ",
-        "Ein ",
-        "Eine ",
-        "Der ",
-    ),
-    *(
-        "Die ",
-        "Das ",
-        "Una ",
-        "Uno ",
-        "Un'",
-        "Un’",
-        "Il ",
-        "Lo ",
-        "I ",
-        "Gli ",
-        "Um ",
-        "Uma ",
-        "O ",
-        "Os ",
-        "As ",
-    ),
-    *("El ", "Los ", "Las ", "Unos ", "Unas "),
-)
+_ARTICLES = tuple(_DATA["articles"])
 
 
 def _tidy(caption: str) -> str:

@@ -7,7 +7,9 @@ own.
 ('zweiundvierzig', 'chat')
 """
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 
 from polyphi.messages import LANGUAGES
 
@@ -15,132 +17,26 @@ Words = dict[str, str]
 """Language code -> word."""
 
 
-def _table(text: str) -> dict[str, Words]:
-    """Rows of `en fr de it pt es zh ja` words, keyed by the English one."""
-    order = ("en", "fr", "de", "it", "pt", "es", "zh", "ja")
-    rows = [line.split() for line in text.strip().splitlines()]
-    assert all(len(row) == len(order) for row in rows), "a row of the lexicon has not eight words"
-    return {row[0]: dict(zip(order, row, strict=True)) for row in rows}
+_DATA = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
 
 
-COLOURS: dict[str, Words] = _table("""
-red     rouge   rot      rosso      vermelho  rojo      红色  あか
-blue    bleu    blau     blu        azul      azul      蓝色  あお
-green   vert    grün     verde      verde     verde     绿色  みどり
-yellow  jaune   gelb     giallo     amarelo   amarillo  黄色  きいろ
-orange  orange  orange   arancione  laranja   naranja   橙色  オレンジ
-purple  violet  lila     viola      roxo      morado    紫色  むらさき
-pink    rose    rosa     rosa       rosa      rosa      粉色  ピンク
-black   noir    schwarz  nero       preto     negro     黑色  くろ
-""")
+def _table(name: str) -> dict[str, Words]:
+    """Rows of words in the order of the languages, keyed by the English one."""
+    return {row[0]: dict(zip(_DATA["languages"], row, strict=True)) for row in _DATA[name]}
 
+
+COLOURS, SHAPES, NOUNS = (_table(name) for name in ("colours", "shapes", "nouns"))
 COLOUR_RGB: dict[str, tuple[int, int, int]] = {
-    "red": (220, 30, 30),
-    "blue": (30, 70, 220),
-    "green": (30, 150, 50),
-    "yellow": (245, 215, 20),
-    "orange": (250, 135, 10),
-    "purple": (125, 40, 165),
-    "pink": (250, 130, 185),
-    "black": (15, 15, 15),
+    colour: (red, green, blue) for colour, (red, green, blue) in _DATA["colour_rgb"].items()
 }
-"""How each colour is drawn, so that a picture and its words agree (sRGB, 0 to 255)."""
+"""How each colour is drawn, so that an image and its words agree (sRGB, 0 to 255)."""
+YES: Words = _DATA["yes"]
+NO: Words = _DATA["no"]
+_TO_TWENTY = {language: words.split() for language, words in _DATA["to_twenty"].items()}
+_TENS = {language: words.split() for language, words in _DATA["tens"].items()}
+_TEN: Words = _DATA["ten"]
+_SPANISH_TWENTIES = {int(n): word for n, word in _DATA["spanish_twenties"].items()}
 
-SHAPES: dict[str, Words] = _table("""
-circle    cercle    Kreis    cerchio    círculo    círculo    圆形    まる
-square    carré     Quadrat  quadrato   quadrado   cuadrado   正方形  しかく
-triangle  triangle  Dreieck  triangolo  triângulo  triángulo  三角形  さんかく
-star      étoile    Stern    stella     estrela    estrella   星形    ほし
-heart     cœur      Herz     cuore      coração    corazón    心形    ハート
-cross     croix     Kreuz    croce      cruz       cruz       十字    じゅうじ
-""")
-
-NOUNS: dict[str, Words] = _table("""
-cat        chat       Katze         gatto       gato       gato       猫      ねこ
-dog        chien      Hund          cane        cachorro   perro      狗      いぬ
-horse      cheval     Pferd         cavallo     cavalo     caballo    马      うま
-cow        vache      Kuh           mucca       vaca       vaca       奶牛    うし
-pig        cochon     Schwein       maiale      porco      cerdo      猪      ぶた
-sheep      mouton     Schaf         pecora      ovelha     oveja      绵羊    ひつじ
-rabbit     lapin      Kaninchen     coniglio    coelho     conejo     兔子    うさぎ
-mouse      souris     Maus          topo        rato       ratón      老鼠    ねずみ
-bird       oiseau     Vogel         uccello     pássaro    pájaro     鸟      とり
-duck       canard     Ente          anatra      pato       pato       鸭子    あひる
-fish       poisson    Fisch         pesce       peixe      pez        鱼      さかな
-frog       grenouille Frosch        rana        sapo       rana       青蛙    かえる
-snake      serpent    Schlange      serpente    cobra      serpiente  蛇      へび
-bear       ours       Bär           orso        urso       oso        熊      くま
-lion       lion       Löwe          leone       leão       león       狮子    ライオン
-tiger      tigre      Tiger         tigre       tigre      tigre      老虎    とら
-elephant   éléphant   Elefant       elefante    elefante   elefante   大象    ぞう
-monkey     singe      Affe          scimmia     macaco     mono       猴子    さる
-butterfly  papillon   Schmetterling farfalla    borboleta  mariposa   蝴蝶    ちょう
-bee        abeille    Biene         ape         abelha     abeja      蜜蜂    みつばち
-apple      pomme      Apfel         mela        maçã       manzana    苹果    りんご
-banana     banane     Banane        banana      banana     plátano    香蕉    バナナ
-bread      pain       Brot          pane        pão        pan        面包    パン
-egg        œuf        Ei            uovo        ovo        huevo      鸡蛋    たまご
-water      eau        Wasser        acqua       água       agua       水      みず
-house      maison     Haus          casa        casa       casa       房子    いえ
-tree       arbre      Baum          albero      árvore     árbol      树      き
-flower     fleur      Blume         fiore       flor       flor       花      はな
-sun        soleil     Sonne         sole        sol        sol        太阳    たいよう
-moon       lune       Mond          luna        lua        luna       月亮    つき
-car        voiture    Auto          macchina    carro      coche      汽车    くるま
-train      train      Zug           treno       trem       tren       火车    でんしゃ
-boat       bateau     Boot          barca       barco      barco      船      ふね
-plane      avion      Flugzeug      aereo       avião      avión      飞机    ひこうき
-bicycle    vélo       Fahrrad       bicicletta  bicicleta  bicicleta  自行车  じてんしゃ
-ball       ballon     Ball          palla       bola       pelota     球      ボール
-book       livre      Buch          libro       livro      libro      书      ほん
-chair      chaise     Stuhl         sedia       cadeira    silla      椅子    いす
-clock      horloge    Uhr           orologio    relógio    reloj      时钟    とけい
-guitar     guitare    Gitarre       chitarra    violão     guitarra   吉他    ギター
-hat        chapeau    Hut           cappello    chapéu     sombrero   帽子    ぼうし
-key        clé        Schlüssel     chiave      chave      llave      钥匙    かぎ
-cup        tasse      Tasse         tazza       xícara     taza       杯子    カップ
-""")
-
-YES: Words = {
-    "en": "yes", "fr": "oui", "de": "ja", "it": "sì", "pt": "sim", "es": "sí", "zh": "是", "ja": "はい",
-}  # fmt: skip
-NO: Words = {
-    "en": "no", "fr": "non", "de": "nein", "it": "no", "pt": "não", "es": "no", "zh": "否", "ja": "いいえ",
-}  # fmt: skip
-
-_TO_TWENTY: dict[str, list[str]] = {
-    language: words.split()
-    for language, words in {
-        "en": "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-        "seventeen eighteen nineteen",
-        "fr": "zéro un deux trois quatre cinq six sept huit neuf dix onze douze treize quatorze quinze seize "
-        "dix-sept dix-huit dix-neuf",
-        "de": "null eins zwei drei vier fünf sechs sieben acht neun zehn elf zwölf dreizehn vierzehn fünfzehn sechzehn "
-        "siebzehn achtzehn neunzehn",
-        "it": "zero uno due tre quattro cinque sei sette otto nove dieci undici dodici tredici quattordici quindici "
-        "sedici diciassette diciotto diciannove",
-        "pt": "zero um dois três quatro cinco seis sete oito nove dez onze doze treze quatorze quinze dezesseis "
-        "dezessete dezoito dezenove",
-        "es": "cero uno dos tres cuatro cinco seis siete ocho nueve diez once doce trece catorce quince dieciséis "
-        "diecisiete dieciocho diecinueve",
-        "zh": "零 一 二 三 四 五 六 七 八 九",
-        "ja": "ぜろ いち に さん よん ご ろく なな はち きゅう",
-    }.items()
-}
-
-_TENS: dict[str, list[str]] = {
-    language: words.split()
-    for language, words in {
-        "en": "twenty thirty forty fifty sixty seventy eighty ninety",
-        "fr": "vingt trente quarante cinquante soixante soixante quatre-vingt quatre-vingt",
-        "de": "zwanzig dreißig vierzig fünfzig sechzig siebzig achtzig neunzig",
-        "it": "venti trenta quaranta cinquanta sessanta settanta ottanta novanta",
-        "pt": "vinte trinta quarenta cinquenta sessenta setenta oitenta noventa",
-        "es": "veinte treinta cuarenta cincuenta sesenta setenta ochenta noventa",
-    }.items()
-}
-_TEN = {"zh": "十", "ja": "じゅう"}
-_SPANISH_TWENTIES = {22: "veintidós", 23: "veintitrés", 26: "veintiséis"}
 
 DIGIT_WORDS: dict[str, list[str]] = {language: words[:10] for language, words in _TO_TWENTY.items()}
 """Language code -> the ten words of the digits 0 to 9."""

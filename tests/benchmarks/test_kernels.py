@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from polyphi.batch import row
-from polyphi.checkpoints import weights
+from polyphi.checkpoints.write import save_checkpoint
 from polyphi.model.config import ModelConfig
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -261,7 +261,7 @@ def test_a_checkpoint_becomes_gguf(
     llama = loaded("benchmark_llama", BENCHMARKS / "peers" / "llama.py", monkeypatch)
     config = bench.engine.language(tiny_config)
     model = bench.engine.random_model(config)
-    weights.save(model, tmp_path / "checkpoint", "mini", files=[])
+    save_checkpoint(model, tmp_path / "checkpoint", "mini", files=[])
     llama.write(tmp_path / "checkpoint", tmp_path / "bf16.gguf")
     read = gguf.GGUFReader(tmp_path / "bf16.gguf")
     found = {tensor.name: tensor for tensor in read.tensors}

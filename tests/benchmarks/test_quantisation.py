@@ -9,7 +9,7 @@ import torch
 from engine.conftest import fitted
 
 import polyphi
-from polyphi.checkpoints import weights
+from polyphi.checkpoints.write import save_checkpoint
 from polyphi.data import shards
 from polyphi.data.shards import Sample
 from polyphi.messages import Message
@@ -46,7 +46,7 @@ def run(tiny_config: ModelConfig, tmp_path: Path) -> Path:
             centre = 1.0 if "norm" in name and name.endswith("weight") else 0.0
             tensor.copy_(centre + 0.15 * torch.randn(tensor.shape, generator=generator))
     files = sorted((tmp_path / "tokenizer").iterdir())
-    weights.save(model, tmp_path / "model", files=files)
+    save_checkpoint(model, tmp_path / "model", files=files)
     samples = [
         Sample(
             str(i),

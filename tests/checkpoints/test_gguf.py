@@ -8,7 +8,8 @@ import torch
 
 from polyphi import kernels
 from polyphi.batch import row
-from polyphi.checkpoints import gguf, weights
+from polyphi.checkpoints import gguf
+from polyphi.checkpoints.read import load_checkpoint
 from polyphi.model.config import DecoderConfig, ModelConfig
 from polyphi.model.multimodal import PhiModel
 
@@ -66,7 +67,7 @@ def off(found: torch.Tensor, wanted: torch.Tensor) -> float:
 def test_weights_are_the_unpacked_ones(tiny_config: ModelConfig, tmp_path: Path, kind: str) -> None:
     values = written(tiny_config.decoder, tmp_path / "model.gguf", kind)
     gguf.convert(tmp_path / "model.gguf", tmp_path / "out", dtype=torch.float32)
-    loaded = weights.load(tmp_path / "out")
+    loaded = load_checkpoint(tmp_path / "out")
     assert loaded.config.decoder.short_factor == tiny_config.decoder.short_factor
     assert loaded.config.decoder.rotary_dim == tiny_config.decoder.rotary_dim
     for name, tensor in loaded.state_dict().items():
@@ -84,7 +85,7 @@ def test_quantised_weights_lose_little_once_more(
         pytest.skip(said)
     values = written(tiny_config.decoder, tmp_path / "model.gguf", kind)
     gguf.convert(tmp_path / "model.gguf", tmp_path / "out", quant=quant)
-    loaded = weights.load(tmp_path / "out")
+    loaded = load_checkpoint(tmp_path / "out")
     assert loaded.quant == quant
     layer = loaded.decoder.layers[1].mlp.down_proj.kernel
     wanted = torch.from_numpy(values["decoder.layers.1.mlp.down_proj.weight"])
@@ -117,7 +118,7 @@ def test_what_is_no_such_model_is_told(tiny_config: ModelConfig, tmp_path: Path)
     path, out = tmp_path / "model.gguf", tmp_path / "out"
     with pytest.raises(ValueError, match=r"polyphi export \S*model\.gguf --out FOLDER"):
         path.write_bytes(b"GGUF")
-        weights.load(path)
+        load_checkpoint(path)
     with pytest.raises(ValueError, match="not a whole GGUF file"):
         gguf.convert(path, out)
     for said, message in (

@@ -9,7 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from polyphi.checkpoints import public_config, weights
+from polyphi.checkpoints import config as public_config
+from polyphi.checkpoints.names import _PATTERNS, RENAMES
+from polyphi.checkpoints.read import files_beside, load_checkpoint, read_config
+from polyphi.checkpoints.write import save_checkpoint
 from polyphi.model.config import AdapterConfig, ModelConfig
 from polyphi.model.multimodal import PhiModel
 
@@ -18,7 +21,7 @@ from polyphi.model.multimodal import PhiModel
 def folder(tiny_config: ModelConfig, tmp_path: Path) -> Path:
     model = PhiModel(tiny_config)
     model.initialise(seed=0)
-    weights.save(model, tmp_path / "model", "original")
+    save_checkpoint(model, tmp_path / "model", "original")
     return tmp_path / "model"
 
 
@@ -42,7 +45,7 @@ def test_missing_unexpected_and_misshaped_tensors_are_all_named(folder: Path) ->
 
     edit_tensors(folder / "model.safetensors", spoil)
     with pytest.raises(ValueError) as error:
-        weights.load(folder)
+        load_checkpoint(folder)
     text = str(error.value)
     assert "1 missing: model.norm.weight" in text
     assert "1 unexpected: model.extra.weight" in text
@@ -55,7 +58,7 @@ def test_long_lists_are_cut_with_a_count(folder: Path) -> None:
         lambda t: [t.pop(n) for n in list(t) if "encoder.encoders.1." in n],
     )
     with pytest.raises(ValueError, match=r"missing: .* \.\.\. and \d+ more") as error:
-        weights.load(folder)
+        load_checkpoint(folder)
     assert len(str(error.value)) < 4000
 
 
@@ -65,31 +68,31 @@ def test_truncated_file(folder: Path) -> None:
     for cut in (0, 7, 100, len(data) // 2, len(data) - 1):
         file.write_bytes(data[:cut])
         with pytest.raises(ValueError, match="not a whole safetensors file"):
-            weights.load(folder)
+            load_checkpoint(folder)
 
 
 def test_missing_config(folder: Path) -> None:
     (folder / "config.json").unlink()
     with pytest.raises(ValueError, match=r"has no config\.json"):
-        weights.load(folder)
+        load_checkpoint(folder)
 
 
 def test_config_that_is_no_json(folder: Path) -> None:
     for text in ("{", "[]", "\x00"):
         (folder / "config.json").write_text(text)
         with pytest.raises(ValueError, match=r"config\.json"):
-            weights.load(folder)
+            load_checkpoint(folder)
 
 
 def test_no_such_folder(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="expected a checkpoint folder or a hub id"):
-        weights.load(tmp_path / "nothing")
+        load_checkpoint(tmp_path / "nothing")
 
 
 def test_pickles_are_refused(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(ValueError, match=r"pytorch_model\.bin, a pickle"):
-        weights.load(folder)
+        load_checkpoint(folder)
 
 
 def test_index_may_not_lead_elsewhere(folder: Path) -> None:
@@ -97,18 +100,18 @@ def test_index_may_not_lead_elsewhere(folder: Path) -> None:
     for member in ("../model.safetensors", "pytorch_model.bin", "/etc/passwd"):
         index.write_text(json.dumps({"weight_map": {"model.norm.weight": member}}))
         with pytest.raises(ValueError, match="expected safetensors files in the same folder"):
-            weights.load(folder)
+            load_checkpoint(folder)
 
 
 def test_missing_shard(tiny_config: ModelConfig, tmp_path: Path) -> None:
     model = PhiModel(tiny_config)
     model.initialise()
-    weights.save(model, tmp_path / "model", "original", max_shard_bytes=500_000)
+    save_checkpoint(model, tmp_path / "model", "original", max_shard_bytes=500_000)
     shards = sorted((tmp_path / "model").glob("*.safetensors"))
     assert len(shards) > 1
     shards[-1].unlink()
     with pytest.raises(ValueError, match=f"1 are missing: {shards[-1].name}"):
-        weights.load(tmp_path / "model")
+        load_checkpoint(tmp_path / "model")
 
 
 def test_other_models_are_refused(folder: Path) -> None:
@@ -125,7 +128,7 @@ def test_other_models_are_refused(folder: Path) -> None:
         said = (folder / "config.json").read_text()
         edit_json(folder / "config.json", lambda c, change=change: c.update(change))
         with pytest.raises(ValueError, match=message):
-            weights.load(folder)
+            load_checkpoint(folder)
         (folder / "config.json").write_text(said)
 
 
@@ -134,23 +137,23 @@ def test_values_of_the_wrong_kind(folder: Path) -> None:
     for change in ({"num_attention_heads": "six"}, {"num_attention_heads": 0}, {"embd_layer": 3}):
         edit_json(folder / "config.json", lambda c, change=change: c.update(change))
         with pytest.raises(ValueError):
-            weights.load(folder)
+            load_checkpoint(folder)
         (folder / "config.json").write_text(said)
 
 
 def test_unusual_adapters_are_refused(tiny_config: ModelConfig, tmp_path: Path) -> None:
     model = PhiModel(tiny_config)
     model.initialise()
-    weights.save(model, tmp_path / "model", "native")
+    save_checkpoint(model, tmp_path / "model", "native")
     place = tmp_path / "model/vision-lora"
     edit_json(place / "adapter_config.json", lambda c: c.update(use_rslora=True))
     with pytest.raises(ValueError, match="use_rslora"):
-        weights.load(tmp_path / "model")
+        load_checkpoint(tmp_path / "model")
     (place / "adapter_config.json").unlink()
     with pytest.raises(ValueError, match="must say r and lora_alpha"):
-        weights.load(tmp_path / "model")
+        load_checkpoint(tmp_path / "model")
     shutil.rmtree(place)
-    assert weights.load(tmp_path / "model").config.adapters.keys() == {"speech"}
+    assert load_checkpoint(tmp_path / "model").config.adapters.keys() == {"speech"}
 
 
 def test_sizes_come_from_shapes_where_the_config_is_silent(
@@ -171,7 +174,7 @@ def test_sizes_come_from_shapes_where_the_config_is_silent(
             del said[key]
 
     edit_json(folder / "config.json", silence)
-    assert weights.read_config(folder) == tiny_config
+    assert read_config(folder) == tiny_config
 
 
 @pytest.mark.parametrize("width", [16, 144, 576, 1152, 1536])
@@ -193,7 +196,7 @@ def test_the_original_layout_has_sixteen_vision_heads(width: int) -> None:
 
 
 def test_cast_and_device(folder: Path) -> None:
-    model = weights.load(folder, dtype=torch.bfloat16)
+    model = load_checkpoint(folder, dtype=torch.bfloat16)
     assert {t.dtype for t in model.state_dict().values()} == {torch.bfloat16}
     assert not model.training
 
@@ -202,7 +205,7 @@ def test_cast_and_device(folder: Path) -> None:
 def test_loaded_parameters_are_the_mapped_file_but_private(folder: Path) -> None:
     """No copy on load, and training them in place doesn't write to the checkpoint."""
     before = (folder / "model.safetensors").read_bytes()
-    model = weights.load(folder)
+    model = load_checkpoint(folder)
     mapped = [
         line.split()[0].split("-")
         for line in Path("/proc/self/maps").read_text().splitlines()
@@ -217,11 +220,11 @@ def test_loaded_parameters_are_the_mapped_file_but_private(folder: Path) -> None
 
 
 def test_saving_over_the_checkpoint_one_was_loaded_from(folder: Path) -> None:
-    model = weights.load(folder)
+    model = load_checkpoint(folder)
     with torch.no_grad():
         model.decoder.norm.weight.fill_(3)
-    weights.save(model, folder, "native")
-    again = weights.load(folder).state_dict()
+    save_checkpoint(model, folder, "native")
+    again = load_checkpoint(folder).state_dict()
     assert all(torch.equal(tensor, again[name]) for name, tensor in model.state_dict().items())
     assert [p.name for p in folder.parent.iterdir()] == [folder.name]
 
@@ -229,7 +232,7 @@ def test_saving_over_the_checkpoint_one_was_loaded_from(folder: Path) -> None:
 def test_a_failed_save_leaves_the_old_checkpoint(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = weights.load(folder)
+    model = load_checkpoint(folder)
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
 
     def full_disk(*_: object, **__: object) -> None:
@@ -237,24 +240,24 @@ def test_a_failed_save_leaves_the_old_checkpoint(
 
     monkeypatch.setattr(weights, "save_file", full_disk)
     with pytest.raises(OSError, match="No space left"):
-        weights.save(model, folder, "native")
+        save_checkpoint(model, folder, "native")
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
     assert [p.name for p in folder.parent.iterdir()] == [folder.name]
 
 
 def test_other_folders_are_not_overwritten(folder: Path, tmp_path: Path) -> None:
-    model = weights.load(folder)
+    model = load_checkpoint(folder)
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters/dear.txt").write_text("!")
     with pytest.raises(ValueError, match="is no checkpoint"):
-        weights.save(model, tmp_path / "letters")
+        save_checkpoint(model, tmp_path / "letters")
     with pytest.raises(ValueError, match="unknown layout 'tf'"):
-        weights.save(model, tmp_path / "new", "tf")
+        save_checkpoint(model, tmp_path / "new", "tf")
 
 
 def test_files_are_copied_along(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
-    weights.save(weights.load(folder), tmp_path / "copy", files=[tmp_path / "tokenizer.json"])
+    save_checkpoint(load_checkpoint(folder), tmp_path / "copy", files=[tmp_path / "tokenizer.json"])
     assert (tmp_path / "copy/tokenizer.json").read_text() == "{}"
 
 
@@ -265,18 +268,17 @@ def test_the_original_layout_has_no_room_for_a_sibling(
     model.initialise()
     model.add_adapter("medical", AdapterConfig(2, 4.0))
     with pytest.raises(ValueError, match=r"also has medical; merge it .* or use the native layout"):
-        weights.save(model, tmp_path / "no", "original")
+        save_checkpoint(model, tmp_path / "no", "original")
     assert not (tmp_path / "no").exists()
-    weights.save(model, tmp_path / "mini", "mini")  # of a whole model the language model alone
-    assert weights.read_config(tmp_path / "mini").adapters == {}
+    save_checkpoint(model, tmp_path / "mini", "mini")  # of a whole model the language model alone
+    assert read_config(tmp_path / "mini").adapters == {}
 
 
 def test_what_goes_along(folder: Path) -> None:
     for name in ("tokenizer.json", "preprocessor_config.json", "chat_template.jinja", "code.py"):
         (folder / name).write_text("{}")
     kept = {
-        layout: {p.name for p in weights.files_beside(folder, layout)}
-        for layout in ("original", "native")
+        layout: {p.name for p in files_beside(folder, layout)} for layout in ("original", "native")
     }
     assert kept["native"] == {"tokenizer.json", "chat_template.jinja"}
     assert kept["original"] == kept["native"] | {"preprocessor_config.json"}
@@ -286,5 +288,5 @@ def test_every_rename_is_used(tiny_config: ModelConfig) -> None:
     """A rule that no tensor needs would mislead readers of the table."""
     used = set()
     for ours in PhiModel(tiny_config).state_dict():
-        used.add(next(i for i, (pattern, _) in enumerate(weights._PATTERNS) if pattern.match(ours)))
-    assert used == set(range(len(weights.RENAMES)))
+        used.add(next(i for i, (pattern, _) in enumerate(_PATTERNS) if pattern.match(ours)))
+    assert used == set(range(len(RENAMES)))

@@ -23,7 +23,7 @@ from PIL import Image as PIL
 from rich.console import Console
 
 import polyphi
-from polyphi.checkpoints import weights
+from polyphi.checkpoints.write import save_checkpoint
 from polyphi.cli.terminal import Terminal, as_openai, once
 from polyphi.messages import (
     Audio,
@@ -382,7 +382,7 @@ def folder(tiny_config: ModelConfig, tmp_path: Path) -> Path:
         table.copy_(0.5 * torch.randn(table.shape, generator=generator))
         unseen = [i for i in range(len(table)) if not tokenizer.decode([i]).isascii()]
         table[[*unseen, *tokenizer.controls.values()]] *= 0.01
-    weights.save(model, tmp_path / "model")
+    save_checkpoint(model, tmp_path / "model")
     tokenizer.save(tmp_path / "model")
     return tmp_path / "model"
 

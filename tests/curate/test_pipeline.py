@@ -13,6 +13,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import forked
 import pytest
@@ -203,6 +204,21 @@ def test_a_corpus_is_what_its_code_imports() -> None:
     assert names >= {"copying", "corpus", "pipeline", "documents", "text", "lexicon"}
     assert not names & {"dedup", "speech", "image_qa", "endpoint"}
     assert "image_qa" in {p.stem for p in corpus.imported(Path(vision_speech.__file__))}
+
+
+def test_another_word_in_a_data_file_is_another_corpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, read_text = work(tmp_path), Path.read_text
+    corpus.build(copying.corpus, here)
+    assert corpus.is_built(copying.corpus, here)
+
+    def with_another_word(path: Path, *arguments: Any, **options: Any) -> str:
+        text = read_text(path, *arguments, **options)
+        return text.replace("rouge", "cramoisi") if path.name == "lexicon.json" else text
+
+    monkeypatch.setattr(Path, "read_text", with_another_word)
+    assert not corpus.is_built(copying.corpus, here)
 
 
 @pytest.mark.parametrize(

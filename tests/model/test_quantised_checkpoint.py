@@ -10,7 +10,9 @@ from safetensors.torch import load_file, save_file
 
 from polyphi import kernels
 from polyphi.batch import Clip, ImageLayout, row
-from polyphi.checkpoints import weights
+from polyphi.checkpoints.names import QUANTISED
+from polyphi.checkpoints.read import load_checkpoint, read_layout, read_quantization
+from polyphi.checkpoints.write import ALIGNED, save_checkpoint
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.quantization import quantize as quantized
@@ -32,13 +34,13 @@ def whole(tiny_config: ModelConfig, tmp_path: Path) -> Path:
     for name, p in model.named_parameters():
         if name.endswith(".b"):
             p.copy_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))
-    weights.save(model.bfloat16(), tmp_path / "whole")
+    save_checkpoint(model.bfloat16(), tmp_path / "whole")
     return tmp_path / "whole"
 
 
 def quantised(whole: Path, kind: str, **how) -> Path:
     folder = whole.with_name(kind)
-    weights.save(weights.load(whole), folder, quant=kind, **how)
+    save_checkpoint(load_checkpoint(whole), folder, quant=kind, **how)
     return folder
 
 
@@ -52,8 +54,8 @@ def hidden(model: PhiModel, adapter: str | None = "speech") -> torch.Tensor:
 @pytest.mark.parametrize("kind", STORED)
 def test_a_checkpoint_answers_as_what_was_quantised_while_loading(whole: Path, kind: str) -> None:
     folder = quantised(whole, kind)
-    assert weights.quantisation(folder) == kind and weights.read_layout(folder) == weights.QUANTISED
-    saved, loaded = weights.load(folder), weights.load(whole, quant=kind)
+    assert read_quantization(folder) == kind and read_layout(folder) == QUANTISED
+    saved, loaded = load_checkpoint(folder), load_checkpoint(whole, quant=kind)
     assert saved.quant == kind and saved.config == loaded.config
     for adapter in (None, "speech", "vision"):
         assert torch.equal(hidden(saved, adapter), hidden(loaded, adapter))
@@ -66,7 +68,7 @@ def test_a_checkpoint_answers_as_what_was_quantised_while_loading(whole: Path, k
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 def test_embeddings_are_rows_of_the_head(whole: Path, kind: str) -> None:
-    saved, exact = weights.load(quantised(whole, kind)), weights.load(whole)
+    saved, exact = load_checkpoint(quantised(whole, kind)), load_checkpoint(whole)
     assert saved.decoder.embed_tokens.weight is None
     ids = torch.arange(1000)
     found, wanted = saved.decoder.embed(ids), exact.decoder.embed(ids)
@@ -81,8 +83,8 @@ def test_whole_embeddings_stay_in_their_file_and_type(tiny_config: ModelConfig, 
     """Casting a table for the few rows that are read would take its memory."""
     model = PhiModel(tiny_config)
     model.initialise(0)
-    weights.save(model, tmp_path / "float32")
-    loaded = weights.load(tmp_path / "float32", dtype=torch.bfloat16, quant="int8")
+    save_checkpoint(model, tmp_path / "float32")
+    loaded = load_checkpoint(tmp_path / "float32", dtype=torch.bfloat16, quant="int8")
     assert loaded.decoder.embed_tokens.weight.dtype == torch.float32
     assert loaded.decoder.embed(torch.tensor([5])).dtype == torch.bfloat16
 
@@ -104,7 +106,7 @@ def test_quantised_tensors_begin_where_kernels_read_them(whole: Path, kind: str)
 def test_packed_weights_are_the_mapped_file(whole: Path) -> None:
     if said := kernels.missing():
         pytest.skip(said)
-    model = weights.load(quantised(whole, "int4"))
+    model = load_checkpoint(quantised(whole, "int4"))
     fours = [m.kernel for m in model.modules() if isinstance(getattr(m, "kernel", None), FourBit)]
     assert fours
     maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
@@ -116,7 +118,7 @@ def test_packed_weights_are_the_mapped_file(whole: Path) -> None:
     for four in fours:
         packed = max(four.tensors(), key=lambda t: t.nbytes)
         assert any(start <= packed.data_ptr() < end for start, end in files)
-        assert packed.data_ptr() % weights.ALIGNED == 0
+        assert packed.data_ptr() % ALIGNED == 0
 
 
 @pytest.mark.parametrize("kind", ["int4", "int4-all"])
@@ -124,15 +126,15 @@ def test_without_native_kernels_the_same_file_is_loaded(
     whole: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = quantised(whole, kind)
-    native = weights.load(folder)
+    native = load_checkpoint(folder)
     monkeypatch.setattr(kernels, "missing", lambda: "no compiler")
-    plain = weights.load(folder)
+    plain = load_checkpoint(folder)
     found, wanted = hidden(plain).float(), hidden(native).float()
     assert float((found - wanted).norm() / wanted.norm()) < 0.03
     ids = torch.arange(1000)
     assert torch.equal(plain.decoder.embed(ids), native.decoder.embed(ids))
     again = whole.with_name("again")
-    weights.save(weights.load(whole), again, quant=kind)
+    save_checkpoint(load_checkpoint(whole), again, quant=kind)
     for file in folder.glob("*.safetensors"):
         assert file.read_bytes() == (again / file.name).read_bytes(), "a compiler isn't needed"
 
@@ -141,15 +143,15 @@ def test_without_native_kernels_the_same_file_is_loaded(
 def test_shards(whole: Path, kind: str) -> None:
     folder = quantised(whole, kind, max_shard_bytes=200_000)
     assert len(list(folder.glob("model-*-of-*.safetensors"))) > 1
-    assert torch.equal(hidden(weights.load(folder)), hidden(weights.load(whole, quant=kind)))
+    assert torch.equal(hidden(load_checkpoint(folder)), hidden(load_checkpoint(whole, quant=kind)))
 
 
 def test_the_language_model_alone(whole: Path) -> None:
     folder = whole.with_name("mini")
-    weights.save(weights.load(whole), folder, "mini", quant="int8")
-    loaded = weights.load(folder)
+    save_checkpoint(load_checkpoint(whole), folder, "mini", quant="int8")
+    loaded = load_checkpoint(folder)
     assert loaded.vision is None and not loaded.config.adapters
-    wanted = weights.load(whole, quant="int8")
+    wanted = load_checkpoint(whole, quant="int8")
     assert torch.equal(hidden(loaded, None), hidden(wanted, None))
 
 
@@ -158,9 +160,9 @@ def test_what_is_quantised_already_is_written_as_it_is(whole: Path, kind: str) -
     """However well it was rounded: one way to keep what calibration has found."""
     if said := kernels.missing():
         pytest.skip(said)
-    loaded, folder = weights.load(whole, quant=kind), quantised(whole, kind)
-    weights.save(loaded, whole.with_name("again"), quant=kind)
-    found, wanted = (weights.load(f) for f in (whole.with_name("again"), folder))
+    loaded, folder = load_checkpoint(whole, quant=kind), quantised(whole, kind)
+    save_checkpoint(loaded, whole.with_name("again"), quant=kind)
+    found, wanted = (load_checkpoint(f) for f in (whole.with_name("again"), folder))
     assert torch.equal(hidden(found), hidden(wanted))
     tensors = load_file(folder / "model.safetensors")
     for name, tensor in load_file(whole.with_name("again") / "model.safetensors").items():
@@ -172,18 +174,18 @@ def test_wrong_uses_are_told(whole: Path) -> None:
     with pytest.raises(
         ValueError, match="is quantised to int8 and can't become int4: load it without"
     ):
-        weights.load(folder, quant="int4")
-    loaded = weights.load(folder, quant="int8")
+        load_checkpoint(folder, quant="int4")
+    loaded = load_checkpoint(folder, quant="int8")
     with pytest.raises(ValueError, match="can't be saved as anything else"):
-        weights.save(loaded, whole.with_name("again"))
+        save_checkpoint(loaded, whole.with_name("again"))
     with pytest.raises(ValueError, match="load the whole one"):
         loaded.add_adapter("mine", "speech")
     with pytest.raises(ValueError, match="load the whole one"):
         loaded.merge_adapter("speech")
     with pytest.raises(ValueError, match="int8, int4, int8-all, int4-all; found 'bf16'"):
-        weights.save(weights.load(whole), whole.with_name("again"), quant="bf16")
+        save_checkpoint(load_checkpoint(whole), whole.with_name("again"), quant="bf16")
     with pytest.raises(ValueError, match="layout of their own"):
-        weights.save(weights.load(whole), whole.with_name("again"), "original", quant="int8")
+        save_checkpoint(load_checkpoint(whole), whole.with_name("again"), "original", quant="int8")
 
 
 def changed(folder: Path, **said: object) -> None:
@@ -202,7 +204,7 @@ def test_what_others_quantised_and_newer_layouts_are_refused(whole: Path) -> Non
     ):
         changed(folder, **said)
         with pytest.raises(ValueError, match=message):
-            weights.load(folder)
+            load_checkpoint(folder)
 
 
 def test_broken_files_are_told(whole: Path) -> None:
@@ -212,7 +214,7 @@ def test_broken_files_are_told(whole: Path) -> None:
     for cut in (7, 100, len(data) // 2, len(data) - 1):
         file.write_bytes(data[:cut])
         with pytest.raises(ValueError, match="not a whole safetensors file"):
-            weights.load(folder)
+            load_checkpoint(folder)
     head = f"{quantized.EMBEDDING}.q8"
     for change, message in (
         ({head: None}, f"1 missing: {head}"),
@@ -223,7 +225,7 @@ def test_broken_files_are_told(whole: Path) -> None:
         mixed = {k: v.clone() for k, v in (tensors | change).items() if v is not None}
         save_file(mixed, file)
         with pytest.raises(ValueError, match=message):
-            weights.load(folder)
+            load_checkpoint(folder)
 
 
 def test_adapters_of_a_quantised_checkpoint_hold_numbers(whole: Path) -> None:
@@ -234,7 +236,7 @@ def test_adapters_of_a_quantised_checkpoint_hold_numbers(whole: Path) -> None:
     tensors[name][0] = float("nan")
     save_file(tensors, file)
     with pytest.raises(ValueError, match="NaN"):
-        weights.load(folder)
+        load_checkpoint(folder)
     with safe_open(file, framework="pt") as opened:
         assert (
             opened.metadata() is None

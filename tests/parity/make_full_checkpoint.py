@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch
 
-from polyphi.checkpoints import weights
+from polyphi.checkpoints.names import LAYOUTS, tensor_names
+from polyphi.checkpoints.write import SHARD_BYTES, write_checkpoint
 from polyphi.model.config import ModelConfig
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
@@ -27,7 +28,7 @@ def make(
     seed: int = 0,
     files: tuple[Path, ...] = (),
 ) -> None:
-    shapes = {entry.ours: entry.shape for entry in weights.names(config, "native").values()}
+    shapes = {entry.ours: entry.shape for entry in tensor_names(config, "native").values()}
 
     def tensor(ours: str) -> torch.Tensor:
         shape, last = shapes[ours], ours.rpartition(".")[2]
@@ -39,14 +40,14 @@ def make(
         generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {ours}".encode()))
         return torch.empty(shape, dtype=torch.bfloat16).normal_(0, 0.02, generator=generator)
 
-    weights.write(config, tensor, folder, layout, max_shard_bytes=shard_bytes, files=files)
+    write_checkpoint(config, tensor, folder, layout, max_shard_bytes=shard_bytes, files=files)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--layout", choices=weights.LAYOUTS, default="original")
-    parser.add_argument("--shard-bytes", type=int, default=weights.SHARD_BYTES)
+    parser.add_argument("--layout", choices=LAYOUTS, default="original")
+    parser.add_argument("--shard-bytes", type=int, default=SHARD_BYTES)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--tokenizer", type=Path, help="folder whose tokenizer files are copied beside the weights"

@@ -12,7 +12,9 @@ import pytest
 import torch
 
 from polyphi.batch import pack, row
-from polyphi.checkpoints import weights
+from polyphi.checkpoints.names import LAYOUTS
+from polyphi.checkpoints.read import _open, load_checkpoint, read_config
+from polyphi.checkpoints.write import SHARD_BYTES, save_checkpoint
 from polyphi.model.config import AdapterConfig, ModelConfig
 from polyphi.model.multimodal import PhiModel
 
@@ -42,17 +44,17 @@ def same(a: PhiModel, b: PhiModel) -> bool:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("max_shard_bytes", [weights.SHARD_BYTES, 100_000])
+@pytest.mark.parametrize("max_shard_bytes", [SHARD_BYTES, 100_000])
 @pytest.mark.parametrize("layout", ["original", "native"])
 def test_round_trip(
     tiny_config: ModelConfig, tmp_path: Path, layout: str, max_shard_bytes: int, dtype: torch.dtype
 ) -> None:
     model = filled(tiny_config, dtype)
-    weights.save(model, tmp_path / "model", layout, max_shard_bytes=max_shard_bytes)
+    save_checkpoint(model, tmp_path / "model", layout, max_shard_bytes=max_shard_bytes)
     assert (tmp_path / "model/model.safetensors.index.json").exists() == (
         max_shard_bytes == 100_000
     )
-    again = weights.load(tmp_path / "model")
+    again = load_checkpoint(tmp_path / "model")
     assert again.config == tiny_config
     assert same(model, again)
 
@@ -60,18 +62,18 @@ def test_round_trip(
 def test_round_trip_of_the_language_model(tiny_config: ModelConfig, tmp_path: Path) -> None:
     config = ModelConfig(tiny_config.decoder, None, None, {})
     model = filled(config)
-    for layout in weights.LAYOUTS:
-        weights.save(model, tmp_path / layout, layout)
-        again = weights.load(tmp_path / layout)
+    for layout in LAYOUTS:
+        save_checkpoint(model, tmp_path / layout, layout)
+        again = load_checkpoint(tmp_path / layout)
         assert again.config == config
         assert same(model, again)
 
 
 def test_through_all_layouts_in_turn(tiny_config: ModelConfig, tmp_path: Path) -> None:
     model = filled(tiny_config)
-    weights.save(model, tmp_path / "a", "native")
-    weights.save(weights.load(tmp_path / "a"), tmp_path / "b", "original")
-    assert same(model, weights.load(tmp_path / "b"))
+    save_checkpoint(model, tmp_path / "a", "native")
+    save_checkpoint(load_checkpoint(tmp_path / "a"), tmp_path / "b", "original")
+    assert same(model, load_checkpoint(tmp_path / "b"))
 
 
 def test_parts_may_be_absent(tiny_config: ModelConfig, tmp_path: Path) -> None:
@@ -79,15 +81,15 @@ def test_parts_may_be_absent(tiny_config: ModelConfig, tmp_path: Path) -> None:
         for change in ({"audio": None}, {"vision": None}, {"adapters": {}}):
             config = replace(tiny_config, **change)
             folder = tmp_path / f"{layout}-{next(iter(change))}"
-            weights.save(filled(config), folder, layout)
-            assert weights.read_config(folder) == config
+            save_checkpoint(filled(config), folder, layout)
+            assert read_config(folder) == config
 
 
 def test_without_adapters(tiny_config: ModelConfig, tmp_path: Path) -> None:
     model = filled(tiny_config)
     for layout in ("original", "native"):
-        weights.save(model, tmp_path / layout, layout)
-        bare = weights.load(tmp_path / layout, adapters=False)
+        save_checkpoint(model, tmp_path / layout, layout)
+        bare = load_checkpoint(tmp_path / layout, adapters=False)
         assert bare.config == replace(tiny_config, adapters={})
         names = bare.state_dict().keys()
         assert names == {n for n in model.state_dict() if ".lora." not in n}
@@ -108,7 +110,7 @@ def test_transformers_reads_our_mini(
 ) -> None:
     """Also around the LongRoPE switch at 64 tokens."""
     model = filled(tiny_config)
-    weights.save(model, tmp_path / "mini", "mini")
+    save_checkpoint(model, tmp_path / "mini", "mini")
     theirs, info = transformers.Phi3ForCausalLM.from_pretrained(
         tmp_path / "mini", attn_implementation=attention, output_loading_info=True
     )
@@ -121,10 +123,10 @@ def test_transformers_reads_our_mini(
 
 def test_we_read_a_mini_that_transformers_wrote(tiny_config: ModelConfig, tmp_path: Path) -> None:
     model = filled(ModelConfig(tiny_config.decoder, None, None, {}))
-    weights.save(model, tmp_path / "mini", "mini")
+    save_checkpoint(model, tmp_path / "mini", "mini")
     theirs = transformers.Phi3ForCausalLM.from_pretrained(tmp_path / "mini", dtype=torch.float32)
     theirs.save_pretrained(tmp_path / "again", max_shard_size="100KB")
-    again = weights.load(tmp_path / "again")
+    again = load_checkpoint(tmp_path / "again")
     assert same(model, again)
     assert again.config == model.config
 
@@ -132,7 +134,7 @@ def test_we_read_a_mini_that_transformers_wrote(tiny_config: ModelConfig, tmp_pa
 def test_transformers_and_peft_read_our_native(tiny_config: ModelConfig, tmp_path: Path) -> None:
     """Base model by transformers' loader, each adapter by PEFT's: no name too many, none too few."""
     model = filled(tiny_config)
-    weights.save(model, tmp_path / "native", "native")
+    save_checkpoint(model, tmp_path / "native", "native")
     theirs, info = transformers.Phi4MultimodalForCausalLM.from_pretrained(
         tmp_path / "native", attn_implementation="eager", output_loading_info=True
     )
@@ -165,7 +167,7 @@ def test_peft_reads_a_sibling(tiny_config: ModelConfig, tmp_path: Path, layout: 
         tiny_config = ModelConfig(tiny_config.decoder, None, None, {})
     medical = {"medical": AdapterConfig(3, 9.0, 0.1)}
     model = filled(replace(tiny_config, adapters={**tiny_config.adapters, **medical}))
-    weights.save(model, tmp_path / layout, layout)
+    save_checkpoint(model, tmp_path / layout, layout)
     kind = "Phi3ForCausalLM" if layout == "mini" else "Phi4MultimodalForCausalLM"
     theirs, info = getattr(transformers, kind).from_pretrained(
         tmp_path / layout, attn_implementation="eager", output_loading_info=True
@@ -179,13 +181,13 @@ def test_peft_reads_a_sibling(tiny_config: ModelConfig, tmp_path: Path, layout: 
         found = wrapped(input_ids=some_ids(30)[None], use_cache=False).logits[0]
     torch.testing.assert_close(ours(model, some_ids(30), "medical"), found, atol=TOLERANCE, rtol=0)
     assert (found - bare).abs().max() > 100 * TOLERANCE
-    again = weights.load(tmp_path / layout)
+    again = load_checkpoint(tmp_path / layout)
     assert same(model, again) and again.config == model.config
 
 
 def test_we_read_adapters_that_peft_wrote(tiny_config: ModelConfig, tmp_path: Path) -> None:
     model = filled(tiny_config)
-    weights.save(model, tmp_path / "native", "native")
+    save_checkpoint(model, tmp_path / "native", "native")
     theirs = transformers.Phi4MultimodalForCausalLM.from_pretrained(
         tmp_path / "native", attn_implementation="eager"
     )
@@ -195,7 +197,7 @@ def test_we_read_adapters_that_peft_wrote(tiny_config: ModelConfig, tmp_path: Pa
     wrapped.save_pretrained(tmp_path / "adapters")
     for file in (tmp_path / "adapters/vision").iterdir():
         file.replace(tmp_path / "native/vision-lora" / file.name)
-    assert same(model, weights.load(tmp_path / "native"))
+    assert same(model, load_checkpoint(tmp_path / "native"))
 
 
 def test_an_untied_copy_of_the_head_must_be_the_embedding(
@@ -204,26 +206,26 @@ def test_an_untied_copy_of_the_head_must_be_the_embedding(
     from safetensors.torch import load_file, save_file
 
     model = filled(ModelConfig(tiny_config.decoder, None, None, {}))
-    weights.save(model, tmp_path / "mini", "mini")
+    save_checkpoint(model, tmp_path / "mini", "mini")
     file = tmp_path / "mini/model.safetensors"
     tensors = load_file(file)
     save_file({**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].clone()}, file)
-    assert same(model, weights.load(tmp_path / "mini"))
+    assert same(model, load_checkpoint(tmp_path / "mini"))
     save_file({**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"] + 1}, file)
     with pytest.raises(ValueError, match=r"lm_head\.weight differs"):
-        weights.load(tmp_path / "mini")
+        load_checkpoint(tmp_path / "mini")
 
 
 def test_layout_is_recognised_without_a_model_type(
     tiny_config: ModelConfig, tmp_path: Path
 ) -> None:
-    for layout in weights.LAYOUTS:
-        weights.save(filled(tiny_config), tmp_path / layout, layout)
+    for layout in LAYOUTS:
+        save_checkpoint(filled(tiny_config), tmp_path / layout, layout)
         path = tmp_path / layout / "config.json"
         said = json.loads(path.read_text())
         del said["model_type"]
         path.write_text(json.dumps(said))
-        assert weights._open(tmp_path / layout)[0] == layout
+        assert _open(tmp_path / layout)[0] == layout
 
 
 def test_two_models_in_one_pack_are_unaffected_by_the_layout(
@@ -231,8 +233,8 @@ def test_two_models_in_one_pack_are_unaffected_by_the_layout(
 ) -> None:
     """A loaded model computes exactly what the saved one did, adapters mixed within a pack."""
     model = filled(tiny_config)
-    weights.save(model, tmp_path / "original", "original")
-    again = weights.load(tmp_path / "original")
+    save_checkpoint(model, tmp_path / "original", "original")
+    again = load_checkpoint(tmp_path / "original")
     rows = [
         row(some_ids(n).tolist(), adapter=a) for n, a in ((5, None), (9, "vision"), (70, "speech"))
     ]
@@ -251,6 +253,6 @@ def test_the_maker_of_full_size_checkpoints(tiny_config: ModelConfig, tmp_path: 
     loaded = []
     for layout in ("original", "native"):
         maker.make(tiny_config, tmp_path / layout, layout, shard_bytes=200_000)
-        loaded.append(weights.load(tmp_path / layout))
+        loaded.append(load_checkpoint(tmp_path / layout))
     assert same(*loaded)
     assert ours(loaded[0], some_ids(65), "vision").isfinite().all()

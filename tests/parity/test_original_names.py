@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from polyphi.checkpoints import public_config, weights
+from polyphi.checkpoints import config as public_config
+from polyphi.checkpoints.names import public_name, tensor_names
+from polyphi.checkpoints.read import load_checkpoint, read_config
 from polyphi.cli.inspect import parts
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
@@ -37,16 +39,16 @@ def published() -> dict[str, tuple[int, ...]]:
 def test_every_published_name_and_shape_is_ours() -> None:
     expected = published()
     assert len(expected) == 2047
-    assert {name: entry.shape for name, entry in weights.names(ModelConfig()).items()} == expected
+    assert {name: entry.shape for name, entry in tensor_names(ModelConfig()).items()} == expected
 
 
 def test_published_tensors_load_strictly_without_memory() -> None:
     config = ModelConfig()
-    entries = weights.names(config)
+    entries = tensor_names(config)
     state = {}
     for name, shape in published().items():
         entry = entries[name]
-        unit_axes = weights.public_name(entry.ours, "original")[1]
+        unit_axes = public_name(entry.ours, "original")[1]
         state[entry.ours] = torch.empty(shape, dtype=torch.bfloat16, device="meta").reshape(
             shape[unit_axes:]
         )
@@ -82,7 +84,7 @@ def hollow(folder: Path, tensors: dict[str, tuple[int, ...]], shards: int) -> No
 @pytest.mark.skipif(sys.platform != "linux", reason="needs sparse files, or it would fill the disk")
 def test_a_published_folder_loads_at_full_size_by_mapping(tmp_path: Path) -> None:
     published_folder(tmp_path)
-    model = weights.load(tmp_path)
+    model = load_checkpoint(tmp_path)
     assert model.config == ModelConfig()
     assert sum(t.numel() for t in model.state_dict().values()) == 5_574_460_384
 
@@ -91,7 +93,7 @@ def test_a_published_folder_loads_at_full_size_by_mapping(tmp_path: Path) -> Non
 def test_sizes_of_a_published_folder(tmp_path: Path) -> None:
     """The published config.json says nothing of the vision tower: its sizes come from the shapes."""
     published_folder(tmp_path)
-    assert weights.read_config(tmp_path) == ModelConfig()
+    assert read_config(tmp_path) == ModelConfig()
 
 
 def published_folder(folder: Path) -> None:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from polyphi.batch import Batch, pack, row
-from polyphi.checkpoints import weights
+from polyphi.checkpoints.read import load_checkpoint
+from polyphi.checkpoints.write import save_checkpoint
 from polyphi.model.config import ModelConfig
 from polyphi.model.lora import LoraLinear
 from polyphi.model.multimodal import PhiModel
@@ -113,8 +114,8 @@ def test_eight_bits_are_not_calibrated(model: PhiModel) -> None:
 def test_a_calibrated_checkpoint_is_the_calibrated_model(model: PhiModel, tmp_path: Path) -> None:
     rows, asked = texts(4, 0), texts(1, 5)[0]
     model.bfloat16()
-    weights.save(model, tmp_path / "model", quant="int4", calibration=rows)
-    loaded = weights.load(tmp_path / "model")
+    save_checkpoint(model, tmp_path / "model", quant="int4", calibration=rows)
+    loaded = load_checkpoint(tmp_path / "model")
     quantize(model, "int4", rows)
     for one, other in zip(
         (m for m in model.modules() if isinstance(m, LoraLinear)),
@@ -130,4 +131,4 @@ def test_a_calibrated_checkpoint_is_the_calibrated_model(model: PhiModel, tmp_pa
 
 def test_calibration_needs_bits_to_round_to(model: PhiModel, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="for a quantised checkpoint"):
-        weights.save(model, tmp_path / "model", calibration=texts(2, 0))
+        save_checkpoint(model, tmp_path / "model", calibration=texts(2, 0))

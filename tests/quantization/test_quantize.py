@@ -9,7 +9,8 @@ import torch.nn.functional as F
 
 from polyphi import kernels
 from polyphi.batch import Clip, pack, row
-from polyphi.checkpoints import weights
+from polyphi.checkpoints.read import load_checkpoint
+from polyphi.checkpoints.write import save_checkpoint
 from polyphi.kernels.linear import rows4
 from polyphi.model.config import DecoderConfig, ModelConfig
 from polyphi.model.lora import product, swiglu
@@ -303,14 +304,14 @@ def test_loading_quantised_is_quantising_what_was_loaded(
     tiny_config: ModelConfig, tmp_path: Path, kind: str
 ) -> None:
     whole = filled(tiny_config).bfloat16()
-    weights.save(whole, tmp_path / "model")
+    save_checkpoint(whole, tmp_path / "model")
     quantize(whole, kind)
-    loaded = weights.load(tmp_path / "model", quant=kind)
+    loaded = load_checkpoint(tmp_path / "model", quant=kind)
     batch = row(list(range(20, 50)), adapter="speech")
     assert torch.equal(loaded.logits(loaded(batch)), whole.logits(whole(batch)))
     assert loaded.quant == kind
     with pytest.raises(ValueError, match="can't be saved as anything else"):
-        weights.save(loaded, tmp_path / "again")
+        save_checkpoint(loaded, tmp_path / "again")
     with pytest.raises(ValueError, match="quantised"):
         loaded.add_adapter("mine", "speech")
     with pytest.raises(ValueError, match="already"):
@@ -320,9 +321,9 @@ def test_loading_quantised_is_quantising_what_was_loaded(
 def test_unknown_kinds_are_refused(tiny_config: ModelConfig, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="int3"):
         quantize(filled(tiny_config), "int3")
-    weights.save(filled(tiny_config), tmp_path / "model")
+    save_checkpoint(filled(tiny_config), tmp_path / "model")
     with pytest.raises(ValueError, match="int3"):
-        weights.load(tmp_path / "model", quant="int3")
+        load_checkpoint(tmp_path / "model", quant="int3")
 
 
 @pytest.mark.parametrize("kind", [None, "bf16", "int8", "int4"])

@@ -16,7 +16,7 @@ from train.small import Fails, told
 
 import polyphi
 from polyphi import Image, Message, cli
-from polyphi.checkpoints import weights
+from polyphi.checkpoints.read import load_checkpoint, read_config, read_layout
 from polyphi.model.config import AdapterConfig
 from polyphi.recipe.finetune import finetune, load_stage
 from polyphi.runtime import precision
@@ -67,7 +67,7 @@ def run(place: Path, tmp_path: Path) -> Callable[..., Path]:
 
 
 def state(folder: Path) -> dict[str, torch.Tensor]:
-    return weights.load(folder).state_dict()
+    return load_checkpoint(folder).state_dict()
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
@@ -83,9 +83,9 @@ def test_what_rests_comes_out_as_it_went_in(
     assert all(torch.equal(before[n], after[n]) for n in before if n not in learned)
     assert all(not torch.equal(before[n], after[n]) for n in learned & set(before))
     assert {t.dtype for t in after.values()} == {t.dtype for t in before.values()}
-    assert weights.read_layout(out / "model") == "native", "the original one has no room for it"
+    assert read_layout(out / "model") == "native", "the original one has no room for it"
     adapter = SIBLING.adapters["medical"]
-    assert weights.read_config(out / "model").adapters["medical"] == adapter
+    assert read_config(out / "model").adapters["medical"] == adapter
     assert json.loads((out / "manifest.json").read_text())["parents"][str(place / model)] > 50
 
 
@@ -175,7 +175,7 @@ def test_text_answers_are_untouched(run: Callable[..., Path], place: Path) -> No
 
 def test_phi_4_mini_with_an_adapter_beside_it(run: Callable[..., Path], tmp_path: Path) -> None:
     out = run(TEXT, model="mini")
-    assert weights.read_layout(out / "model") == "mini"
+    assert read_layout(out / "model") == "mini"
     assert (out / "model/medical-lora/adapter_config.json").exists()
     command = ["export", str(out / "model"), "--layout", "mini", "--merge", "medical"]
     cli.main([*command, "--out", str(tmp_path / "merged")])

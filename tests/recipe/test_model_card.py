@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from polyphi import cli
-from polyphi.checkpoints import weights
+from polyphi.checkpoints.write import save_checkpoint
 from polyphi.eval.suite import Measured
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
@@ -19,7 +19,7 @@ from polyphi.recipe import evaluation, model_card
 def checkpoint(tiny_config: ModelConfig, tmp_path: Path) -> Path:
     model = PhiModel(tiny_config)
     model.initialise(0)
-    weights.save(model, tmp_path / "run" / "model")
+    save_checkpoint(model, tmp_path / "run" / "model")
     return tmp_path / "run" / "model"
 
 

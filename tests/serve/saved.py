@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from polyphi.checkpoints import weights
+from polyphi.checkpoints.write import save_checkpoint
 from polyphi.engine.engine import Engine
 
 
@@ -15,7 +15,7 @@ def save(engine: Engine, folder: Path) -> Path:
     """The engine's model with its tokenizer, in the native layout."""
     beside = folder.with_name(f"{folder.name}-tokenizer")
     engine.processor.tokenizer.save(beside)
-    weights.save(engine.model, folder, "native", files=sorted(beside.iterdir()))
+    save_checkpoint(engine.model, folder, "native", files=sorted(beside.iterdir()))
     return folder
 
 

@@ -12,7 +12,7 @@ from tones import heard, say
 
 from polyphi import cli
 from polyphi.api import Phi, load
-from polyphi.checkpoints import weights
+from polyphi.checkpoints.write import save_checkpoint
 from polyphi.messages import Completion
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
@@ -33,7 +33,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     model = PhiModel(config)
     model.initialise(0)
-    weights.save(model, folder / "model", files=sorted((folder / "tokenizer").iterdir()))
+    save_checkpoint(model, folder / "model", files=sorted((folder / "tokenizer").iterdir()))
     return folder / "model"
 
 
@@ -66,7 +66,9 @@ def talks(tmp_path: Path) -> Path:
 def run(phi: Phi, names: list[str], out: Path | None, **options: Any) -> tuple[int, str, list[str]]:
     told, written = Console(file=io.StringIO(), width=200), list[str]()
     recordings = files.targets(files.find(names), out, options.get("form", "text"))
-    failed = files.transcribe_files(phi.engine, recordings, write=written.append, console=told, **options)
+    failed = files.transcribe_files(
+        phi.engine, recordings, write=written.append, console=told, **options
+    )
     return failed, told.file.getvalue(), written  # type: ignore[attr-defined]
 
 

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from polyphi import stages
-from polyphi.checkpoints import weights
+from polyphi.checkpoints.read import read_config
 from polyphi.curate.pipeline import counts
 from polyphi.curate.sources import SOURCES
 from polyphi.eval import report as tables
@@ -236,7 +236,7 @@ def _parts(run: Path) -> list[dict[str, Any]]:
         return []
     return [
         {"part": p.name, "parameters": p.parameters, "report": p.report}
-        for p in parts(weights.read_config(run / "model"))
+        for p in parts(read_config(run / "model"))
     ]
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields, replace
 from typing import Any, TypeVar
 
+from polyphi.checkpoints.adapters import whole_number
 from polyphi.model.config import (
     AdapterConfig,
     AudioConfig,
@@ -216,42 +217,7 @@ def _original_audio(said: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def parse_peft(said: Mapping[str, Any], place: str) -> AdapterConfig:
-    """An adapter's adapter_config.json; `place` names it in errors."""
-    if "r" not in said or "lora_alpha" not in said:
-        raise ValueError(
-            f"{place} must say r and lora_alpha, as PEFT writes it; found {sorted(said)}"
-        )
-    for key in (
-        "use_rslora",
-        "use_dora",
-        "lora_bias",
-        "fan_in_fan_out",
-        "rank_pattern",
-        "alpha_pattern",
-    ):
-        if said.get(key):
-            raise ValueError(f"{place} sets {key}, which is not supported; expected a plain LoRA")
-    return AdapterConfig(said["r"], float(said["lora_alpha"]), float(said.get("lora_dropout", 0.0)))
-
-
-def parse_nested_adapters(written: Mapping[str, Any]) -> dict[str, AdapterConfig]:
-    """The adapters of an original config.json: blocks such as `vision_lora`."""
-    return {
-        key.removesuffix("_lora"): AdapterConfig(
-            block["r"], float(block["lora_alpha"]), block.get("dp", 0.0)
-        )
-        for key, block in written.items()
-        if key.endswith("_lora") and isinstance(block, dict)
-    }
-
-
 # ---- writing ---------------------------------------------------------------------------------------------------------
-
-
-def _number(value: float) -> float | int:
-    """512.0 as 512: public readers expect a whole alpha."""
-    return int(value) if float(value).is_integer() else value
 
 
 def write(config: ModelConfig, layout: str) -> dict[str, Any]:
@@ -371,26 +337,8 @@ def _original_towers(config: ModelConfig) -> dict[str, Any]:
     for name, adapter in config.adapters.items():
         written[f"{name}_lora"] = {
             "r": adapter.rank,
-            "lora_alpha": _number(adapter.alpha),
+            "lora_alpha": whole_number(adapter.alpha),
             "dp": adapter.dropout,
             "layer": r"layers.*((self_attn\.(qkv_proj|o_proj))|(mlp\.(gate_up|down)_proj))",
         }
     return written
-
-
-def write_peft(adapter: AdapterConfig) -> dict[str, Any]:
-    return {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": None,
-        "inference_mode": True,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "r": adapter.rank,
-        "lora_alpha": _number(adapter.alpha),
-        "lora_dropout": adapter.dropout,
-        # a full match from the start, so that the towers' own projections stay out
-        "target_modules": r"model\.layers\.\d+\.(self_attn\.(qkv|o)_proj|mlp\.(gate_up|down)_proj)",
-        "use_rslora": False,
-        "use_dora": False,
-    }

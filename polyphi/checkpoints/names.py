@@ -1,0 +1,188 @@
+"""The table of renames: tensors of the three public layouts <-> our names, with a reason each.
+
+- `mini`: Phi-4-mini as published, the language model alone (transformers' `Phi3ForCausalLM`); adapters stand beside
+  it, as in the native layout.
+- `original`: Phi-4-multimodal as Microsoft publishes it (`Phi4MMForCausalLM`), adapters nested in the checkpoint.
+- `native`: the same model as the transformers library stores it (`Phi4MultimodalForCausalLM`), adapters beside it as
+  PEFT folders `vision-lora/` and `speech-lora/`, and any sibling as `NAME-lora/`.
+
+Source: names and shapes of the published checkpoints; transformers' own conversion script for the native names.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from polyphi.model.config import ModelConfig
+from polyphi.model.multimodal import PhiModel
+from polyphi.quantization import quantize
+
+LAYOUTS = ("mini", "original", "native")
+QUANTISED, METHOD, FORMAT = "quantised", "polyphi", 1
+"""The layout of quantised checkpoints, and what their config.json says under `quantization_config`: who made them, and
+the version of the layout."""
+PUBLISHED_ADAPTERS = ("vision", "speech")
+"""All that the original layout has room for."""
+PEFT_PREFIX = "base_model.model."
+"""What PEFT writes before every module name of an adapter file; read with and without it."""
+TYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+"""Names of types in safetensors headers."""
+BYTES = {"U8": torch.uint8}
+"""Type of packed weights."""
+
+
+@dataclass(frozen=True)
+class Rename:
+    """`<x>` stands for a piece between dots, or the end of one. A rule matches the front of a name and keeps the rest;
+    the first that matches wins. `unit_axes` leading axes of length 1 precede the shape in both public layouts."""
+
+    ours: str
+    original: str
+    native: str
+    why: str
+    unit_axes: int = 0
+
+
+IMAGE = "model.embed_tokens_extend.image_embed"
+AUDIO = "model.embed_tokens_extend.audio_embed"
+_LINEAR = "decoder.layers.<n>.<block>.<linear>"
+_PUBLIC_LINEAR = "model.layers.<n>.<block>.<linear>"
+_BLOCK = "audio.encoder.blocks.<n>"
+_PUBLIC_BLOCK = f"{AUDIO}.encoder.encoders.<n>"
+
+
+def _same(ours: str, public: str, why: str) -> Rename:
+    return Rename(ours, public, public, why)
+
+
+# fmt: off
+RENAMES = (
+    # The language model. `<adapter>-lora/` names the PEFT folder; `mini` uses the native column, which it equals.
+    Rename(f"{_LINEAR}.lora.<adapter>.a",
+           f"{_PUBLIC_LINEAR}.lora_A.<adapter>.weight", f"<adapter>-lora/{_PUBLIC_LINEAR}.lora_A.weight",
+           "an adapter is one thing with two matrices, not an entry in two dictionaries"),
+    Rename(f"{_LINEAR}.lora.<adapter>.b",
+           f"{_PUBLIC_LINEAR}.lora_B.<adapter>.weight", f"<adapter>-lora/{_PUBLIC_LINEAR}.lora_B.weight", "likewise"),
+    Rename(f"{_LINEAR}.weight", f"{_PUBLIC_LINEAR}.base_layer.weight", f"{_PUBLIC_LINEAR}.weight",
+           "the base weight keeps its name whether or not an adapter sits on it"),
+    _same("decoder", "model", "three parts side by side: decoder, vision, audio"),
+    # Vision.
+    _same("vision.encoder.patch_embedding", f"{IMAGE}.img_processor.embeddings.patch_embedding",
+          "no level for two members"),
+    _same("vision.encoder.position_embedding", f"{IMAGE}.img_processor.embeddings.position_embedding", "likewise"),
+    _same("vision.encoder.layers", f"{IMAGE}.img_processor.encoder.layers", "it is the encoder already"),
+    _same("vision.encoder", f"{IMAGE}.img_processor", "it encodes; pictures are processed in `processing`"),
+    Rename("vision.projector.global_separator", f"{IMAGE}.glb_GN", f"{IMAGE}.global_img_feature_extensor",
+           "it separates the crops from the global view", unit_axes=2),
+    Rename("vision.projector.row_separator", f"{IMAGE}.sub_GN", f"{IMAGE}.sub_img_feature_extensor",
+           "it ends every row of cells, the global view's too", unit_axes=3),
+    Rename("vision.projector.up", f"{IMAGE}.img_projection.0", f"{IMAGE}.img_projection_up", "a name, not an index"),
+    Rename("vision.projector.down", f"{IMAGE}.img_projection.2", f"{IMAGE}.img_projection_down", "likewise"),
+    # Audio.
+    _same("audio.encoder.global_mean", f"{AUDIO}.encoder.encoder_embedding.global_mean", "no level for two buffers"),
+    _same("audio.encoder.global_invstd", f"{AUDIO}.encoder.encoder_embedding.global_invstd", "likewise"),
+    _same("audio.encoder.subsampling", f"{AUDIO}.encoder.embed", "it shortens time eightfold; nothing is embedded"),
+    _same("audio.encoder.relative_attention_bias", f"{AUDIO}.encoder.relative_attention_bias_layer.bias_values",
+          "one table needs one name"),
+    Rename(f"{_BLOCK}.feed_forward_<side>.value_gate_proj",
+           f"{_PUBLIC_BLOCK}.feed_forward_<side>.net.0.linear", f"{_PUBLIC_BLOCK}.feed_forward_<side>.gate_up_proj",
+           "the value comes first here, the gate second: `gate_up` promises the opposite"),
+    Rename(f"{_BLOCK}.feed_forward_<side>.down_proj",
+           f"{_PUBLIC_BLOCK}.feed_forward_<side>.net.2", f"{_PUBLIC_BLOCK}.feed_forward_<side>.down_proj",
+           "a name, not an index"),
+    *(Rename(f"{_BLOCK}.self_attn.{ours}", f"{_PUBLIC_BLOCK}.self_attn.{original}", f"{_PUBLIC_BLOCK}.self_attn.{ours}",
+             "the decoder's words")
+      for ours, original in zip(("q_proj", "k_proj", "v_proj", "o_proj"),
+                                ("linear_q", "linear_k", "linear_v", "linear_out"),
+                                strict=True)),
+    _same("audio.encoder.blocks", f"{AUDIO}.encoder.encoders", "the encoder's blocks are no encoders"),
+    Rename("audio.projector.speech.up", f"{AUDIO}.audio_projection.speech.0", f"{AUDIO}.up_proj_for_speech",
+           "a name, not an index"),
+    Rename("audio.projector.speech.down", f"{AUDIO}.audio_projection.speech.2", f"{AUDIO}.down_proj_for_speech",
+           "likewise"),
+    Rename("audio.projector.vision.up", f"{AUDIO}.audio_projection.vision.0", f"{AUDIO}.up_proj_for_vision_speech",
+           "likewise; the branch of clips beside a picture"),
+    Rename("audio.projector.vision.down",
+           f"{AUDIO}.audio_projection.vision.2", f"{AUDIO}.down_proj_for_vision_speech", "likewise"),
+)
+# fmt: on
+
+
+def _pattern(ours: str) -> re.Pattern[str]:
+    return re.compile(
+        re.sub(r"<(\w+)>", r"(?P<\1>[^.]+)", ours.replace(".", r"\.")) + r"(?P<rest>(\..+)?)$"
+    )
+
+
+_PATTERNS = [(_pattern(r.ours), r) for r in RENAMES]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a tensor lives with us, the shape that the layout gives it, and the type that it must have (None: any
+    float)."""
+
+    ours: str
+    shape: tuple[int, ...]
+    type: torch.dtype | None = None
+
+
+def public_name(ours: str, layout: str, *, adapted: bool = True) -> tuple[str, int]:
+    """The public name of one of our tensors, and how many leading axes of length 1 it has there. `adapted` says
+    whether the checkpoint holds adapters: only then does the original layout say `.base_layer`."""
+    if layout == QUANTISED:
+        return ours, 0
+    for pattern, rule in _PATTERNS:
+        if match := pattern.match(ours):
+            wrapped = layout == "original" and (
+                adapted or not rule.original.endswith(".base_layer.weight")
+            )
+            public = rule.original if wrapped else rule.native
+            return re.sub(r"<(\w+)>", lambda m: match[m[1]], public) + match["rest"], rule.unit_axes
+    raise AssertionError(f"no rename covers {ours}")
+
+
+def tensor_names(config: ModelConfig, layout: str = "original") -> dict[str, Entry]:
+    """Every tensor of a checkpoint of these sizes: public name -> `Entry`. Adapter files of the native layout appear
+    as `vision-lora/NAME`. The mini layout has the language model only, whatever else the configuration holds."""
+    config = as_stored(config, layout)
+    return entries_of(empty_model(config).state_dict(), layout, adapted=bool(config.adapters))
+
+
+def as_stored(config: ModelConfig, layout: str) -> ModelConfig:
+    """What of a model a layout holds: `mini` leaves out the towers, and then the adapters that were made for them."""
+    if layout == "mini" and (config.vision or config.audio):
+        return replace(config, vision=None, audio=None, adapters={})
+    return config
+
+
+def empty_model(config: ModelConfig) -> PhiModel:
+    """The modules with shapes and no memory."""
+    with torch.device("meta"):
+        return PhiModel(config)
+
+
+def entries_of(state: Mapping[str, Tensor], layout: str, *, adapted: bool) -> dict[str, Entry]:
+    if layout not in (*LAYOUTS, QUANTISED):
+        raise ValueError(f"unknown layout {layout!r}; expected one of {', '.join(LAYOUTS)}")
+    entries = {}
+    for ours, tensor in state.items():
+        name, unit_axes = public_name(ours, layout, adapted=adapted)
+        entries[name] = Entry(ours, (1,) * unit_axes + tuple(tensor.shape))
+    return entries
+
+
+def in_pieces(entries: Mapping[str, Entry], parts: Mapping[str, quantize.Part]) -> dict[str, Entry]:
+    """Entries of a quantised checkpoint: a weight's pieces in its place, `NAME.q8` and `NAME.row` say."""
+    found = {}
+    for name, entry in entries.items():
+        if entry.ours not in parts:
+            found[name] = entry
+            continue
+        part = parts[entry.ours]
+        for end, (kind, shape) in part.form.layout(part.shape).items():
+            found[f"{name}.{end}"] = Entry(entry.ours, shape, kind)
+    return found

@@ -1,0 +1,461 @@
+"""Reading checkpoints in any of the three public layouts, or in the quantised one (docs/engine.md).
+
+# the layout is recognised; sizes come from config.json and the shapes
+>>> model = load_checkpoint("path/to/folder")
+
+Only safetensors are read, mapped into memory and never copied unless a cast or a device asks for it. Pickles are
+refused, and the code that a checkpoint's `auto_map` names is never run.
+"""
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from polyphi.checkpoints import adapters as peft
+from polyphi.checkpoints import config as config_json
+from polyphi.checkpoints.names import (
+    AUDIO,
+    BYTES,
+    FORMAT,
+    IMAGE,
+    METHOD,
+    PEFT_PREFIX,
+    QUANTISED,
+    TYPES,
+    Entry,
+    empty_model,
+    entries_of,
+    in_pieces,
+    public_name,
+)
+from polyphi.model.config import ModelConfig
+from polyphi.model.multimodal import PhiModel
+from polyphi.quantization import quantize
+from polyphi.quantization.fewbits import Quantised
+from polyphi.runtime.heap import give_back
+
+HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja"]
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
+NAMES_SHOWN = 20
+"""Names listed per kind of mismatch in an error; a count stands for the rest."""
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """One tensor in a file; nothing but its header has been read."""
+
+    file: Path
+    key: str
+    shape: tuple[int, ...]
+    type: str
+
+
+def load_checkpoint(
+    source: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    adapters: bool = True,
+    quant: str | None = None,
+    progress: Callable[[float], None] = lambda share: None,
+) -> PhiModel:
+    """A model from a folder, or from the hub by `owner/name`, in any of the three layouts. `dtype=None` keeps what is
+    stored; `adapters=False` leaves the LoRAs out; `quant` is a kind of `quantize.py`, for inference. `progress` is
+    called with the share of the tensors that are loaded.
+
+    On the CPU, without a cast, the parameters are the mapped file itself, so memory stays at the checkpoint's size; so
+    are weights of a quantised checkpoint in the order that our kernels read. What is quantised or laid out anew is read
+    one tensor at a time, and nothing of it stays mapped.
+    Raises ValueError, in one message: an unknown `quant`, or another one than a quantised checkpoint has; no
+    config.json, a damaged file, pickles, tensors that are missing, unexpected, mis-shaped or of a wrong type, by name,
+    or an adapter (they come from anywhere) with NaN or infinity.
+    """
+    folder = locate(source)
+    layout, config, stored = _open(folder)
+    if layout == QUANTISED:
+        made = read_quantization(folder)
+        if quant not in (None, made):
+            raise ValueError(
+                f"{folder} is quantised to {made} and can't become {quant}: load it without quant, or with "
+                f"quant={quant!r} the checkpoint that it was made of"
+            )
+        quant = made
+    adapted = bool(config.adapters)
+    if not adapters:
+        config = replace(config, adapters={})
+        stored = {
+            name: s
+            for name, s in stored.items()
+            if not any(part in name for part in (".lora_A.", ".lora_B.", ".lora."))
+        }
+    model, place = empty_model(config), torch.device(device)
+    expected = entries_of(model.state_dict(), layout, adapted=adapted)
+    parts = {part.name: part for part in quantize.parts(model, quant)} if quant else {}
+    if layout == QUANTISED:
+        expected = in_pieces(expected, parts)
+    stored = _without_tied_head(stored, expected)
+    _check(expected, stored, folder, layout)
+
+    names_of: dict[str, list[str]] = {}
+    for name, entry in expected.items():
+        names_of.setdefault(entry.ours, []).append(name)
+
+    def pieces(ours: str) -> dict[str, Tensor]:
+        """What is stored of a tensor, by the last word of its name, each in a mapping of its own that ends with it."""
+        return {name.rpartition(".")[2]: _read(stored[name]) for name in names_of[ours]}
+
+    for number, part in enumerate(parts.values()):
+        progress(number / len(names_of))
+        found = pieces(part.name)
+        if ".lora." in part.name:
+            for end, tensor in found.items():
+                if tensor.is_floating_point():  # of packed ones any bytes are numbers
+                    _check_finite(f"{part.name} ({end})", tensor)
+        if layout == QUANTISED:
+            part.put(part.form.stored(found, part.shape, place))
+        else:
+            (tensor,) = found.values()
+            part.put(part.form(tensor.to(device=place, dtype=dtype).flatten(1)))
+        del found
+    if quant:
+        give_back()
+    state: dict[str, Tensor] = {}
+    if quantize.EMBEDDING in parts and layout == QUANTISED:
+        model.decoder.embed_tokens.register_parameter("weight", None)
+        head = model.decoder.head
+        assert isinstance(head, Quantised)
+        if head.table is None:
+            # Mapped once more: of rows that are looked up, only those take memory.
+            packed = max(pieces(quantize.EMBEDDING).values(), key=lambda t: t.nbytes)
+            head.table = packed.to(place)
+    elif quantize.EMBEDDING in parts:
+        (table,) = pieces(quantize.EMBEDDING).values()
+        state[quantize.EMBEDDING] = table if place.type == "cpu" else table.to(place, dtype)
+    by_file: dict[Path, list[str]] = {}
+    for name, entry in expected.items():
+        if entry.ours not in parts:
+            by_file.setdefault(stored[name].file, []).append(name)
+    for file, members in by_file.items():
+        with _safe_open(file) as tensors:
+            for name in members:
+                entry = expected[name]
+                # The embedding may be in both.
+                progress(min(1.0, (len(parts) + len(state)) / len(names_of)))
+                anew = quant is not None and not entry.ours.startswith("decoder.")
+                tensor = _read(stored[name]) if anew else tensors.get_tensor(stored[name].key)
+                if ".lora." in entry.ours:
+                    _check_finite(name, tensor)
+                unit_axes = public_name(entry.ours, layout)[1]
+                state[entry.ours] = tensor.reshape(entry.shape[unit_axes:]).to(
+                    device=place, dtype=dtype
+                )
+    model.load_state_dict(state, strict=True, assign=True)
+    state.clear()  # it would hold what is laid out anew
+    if quant:
+        quantize.prepare(model, quant)
+        give_back()
+    # A buffer that no checkpoint holds would still be on the meta device; modules compute such tables when they run.
+    assert not any(t.is_meta for t in (*model.parameters(), *model.buffers())), (
+        "a tensor was left without values"
+    )
+    return model.eval()
+
+
+def _read(stored: _Stored) -> Tensor:
+    with _safe_open(stored.file) as tensors:
+        return tensors.get_tensor(stored.key)
+
+
+def read_config(source: str | Path) -> ModelConfig:
+    """The sizes of a checkpoint: what config.json says, and what it leaves out from the tensors' shapes."""
+    return _open(locate(source))[1]
+
+
+def read_layout(source: str | Path) -> str:
+    """Which of the three layouts a checkpoint has, or QUANTISED."""
+    return _open(locate(source))[0]
+
+
+def read_quantization(source: str | Path) -> str | None:
+    """The kind (`quantize.py`) to which a checkpoint's weights are quantised, or None. Raises ValueError for weights
+    that something else has quantised, and for a newer version of our layout."""
+    folder = locate(source)
+    said = _read_json(folder / "config.json").get("quantization_config")
+    if not said:
+        return None
+    method = said.get("quant_method") if isinstance(said, dict) else said
+    if method != METHOD:
+        raise ValueError(
+            f"{folder}/config.json says that {method!r} quantised these weights; expected whole ones, or those of "
+            "`polyphi export --quant`"
+        )
+    if said.get("format") != FORMAT or said.get("kind") not in quantize.STORED:
+        raise ValueError(
+            f"{folder} holds weights of kind {said.get('kind')!r} in version {said.get('format')!r} of the quantised "
+            f"layout; this polyphi reads {', '.join(quantize.STORED)} in version {FORMAT}: install a newer one, or "
+            "export the checkpoint again"
+        )
+    return str(said["kind"])
+
+
+def stored_bytes(source: str | Path) -> int:
+    """Bytes of all tensors of a checkpoint."""
+    kinds = TYPES | BYTES
+    found = _open(locate(source))[2].values()
+    return sum(math.prod(t.shape) * kinds.get(t.type, torch.float32).itemsize for t in found)
+
+
+def stored_types(source: str | Path) -> Counter[torch.dtype]:
+    """How many parameters of a checkpoint are stored in which type; only headers are read."""
+    counted: Counter[torch.dtype] = Counter()
+    for name, tensor in _open(locate(source))[2].items():
+        if name != "lm_head.weight":  # the embedding once more
+            kind = TYPES.get(tensor.type, torch.float32)  # of others, loading tells
+            counted[kind] += math.prod(tensor.shape)
+    return counted
+
+
+def files_beside(source: str | Path, layout: str) -> list[Path]:
+    """What goes along when a checkpoint is written again in a `layout`: its tokenizer, and where the layout stays the
+    settings of its processor and templates too."""
+    folder = locate(source)
+    found = read_layout(folder)
+    if layout not in (found, QUANTISED):  # quantised ones are described as whole ones are
+        return [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
+    ours = {"config.json", "generation_config.json", "model.safetensors.index.json"}
+    kept = (p for p in sorted(folder.iterdir()) if p.suffix in {".json", ".txt", ".jinja"})
+    return [p for p in kept if p.name not in ours]
+
+
+def locate(source: str | Path) -> Path:
+    """The local folder of a checkpoint; a run's folder stands for its `model`, and `owner/name` (or `hf:owner/name`)
+    that is no folder here comes from the hub."""
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        inner = folder / "model"
+        made_here = (inner / "config.json").is_file() and not (folder / "config.json").exists()
+        return inner if made_here else folder
+    if folder.suffix == ".gguf":
+        raise ValueError(
+            f"{source} is a GGUF file; make a checkpoint of it: polyphi export {source} --out FOLDER"
+        )
+    repository = str(source).removeprefix("hf:")
+    if folder.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", repository):
+        raise ValueError(
+            f"expected a checkpoint folder or a hub id owner/name, found no folder at {source}"
+        )
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repository, allow_patterns=HUB_FILES))
+    except Exception as error:  # the hub client raises a family of network, cache and HTTP errors
+        raise ValueError(
+            f"no folder {source} here, and {repository} could not be fetched from the hub: {error}"
+        ) from error
+
+
+def _open(folder: Path) -> tuple[str, ModelConfig, dict[str, _Stored]]:
+    """Layout, configuration and table of contents of a checkpoint folder."""
+    if not (folder / "config.json").is_file():
+        raise ValueError(
+            f"{folder} has no config.json; expected a checkpoint folder with config.json and safetensors"
+        )
+    written = _read_json(folder / "config.json")
+    stored = _contents(_weight_files(folder))
+    layout = described = _layout(written, stored)
+    adapters = {}
+    if read_quantization(folder):
+        layout = QUANTISED
+        for name, said in written["quantization_config"].get("adapters", {}).items():
+            adapters[name] = peft.parse_peft(said, f"{folder}/config.json, adapter {name}")
+    elif layout != "original":
+        for place in sorted(p for p in folder.glob("*-lora") if p.is_dir()):
+            said = _read_json(place / "adapter_config.json")
+            adapters[place.name.removesuffix("-lora")] = peft.parse_peft(
+                said, f"{place}/adapter_config.json"
+            )
+            inside = _contents([place / "adapter_model.safetensors"])
+            stored |= {
+                f"{place.name}/{name.removeprefix(PEFT_PREFIX)}": s for name, s in inside.items()
+            }
+
+    def shape(ours: str) -> tuple[int, ...] | None:
+        name, unit_axes = public_name(ours, layout, adapted=bool(adapters))
+        return stored[name].shape[unit_axes:] if name in stored else None
+
+    try:
+        if layout == "original":
+            adapters = peft.parse_nested_adapters(written)
+        config = config_json.parse(
+            written,
+            described,
+            generation=_read_json(folder / "generation_config.json"),
+            preprocessor=_read_json(folder / "preprocessor_config.json"),
+            adapters=adapters,
+            shape=shape,
+        )
+    except (TypeError, AttributeError, KeyError, ZeroDivisionError) as error:
+        raise ValueError(
+            f"{folder}/config.json holds a value that makes no sense: {error!r}"
+        ) from error
+    return layout, config, stored
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} must hold a JSON object, found {type(value).__name__}")
+    return value
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        members = sorted(set(_read_json(index).get("weight_map", {}).values()))
+        if strange := [m for m in members if Path(m).name != m or not m.endswith(".safetensors")]:
+            raise ValueError(
+                f"{index} names {strange[0]!r}; expected safetensors files in the same folder (pickles are refused)"
+            )
+        if absent := [m for m in members if not (folder / m).is_file()]:
+            raise ValueError(
+                f"{index} names {len(members)} shards, of which {len(absent)} are missing: {', '.join(absent)}"
+            )
+        return [folder / m for m in members]
+    if files := sorted(folder.glob("*.safetensors")):
+        return files
+    if pickles := sorted(
+        p.name for p in folder.iterdir() if p.suffix in {".bin", ".pt", ".pth", ".ckpt"}
+    ):
+        raise ValueError(
+            f"{folder} holds {pickles[0]}, a pickle, which can run code and is refused; expected model.safetensors"
+        )
+    raise ValueError(
+        f"{folder} holds no weights; expected model.safetensors or model.safetensors.index.json"
+    )
+
+
+def _safe_open(file: Path) -> Any:
+    if not file.is_file():
+        raise ValueError(f"{file} is missing")
+    try:
+        return safe_open(file, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{file} is not a whole safetensors file ({error}); was it cut off while copying?"
+        ) from error
+
+
+def _contents(files: Iterable[Path]) -> dict[str, _Stored]:
+    stored: dict[str, _Stored] = {}
+    for file in files:
+        with _safe_open(file) as tensors:
+            for key in tensors.keys():  # noqa: SIM118  (not a mapping)
+                if key in stored:
+                    raise ValueError(
+                        f"tensor {key} stands in two files: {stored[key].file} and {file}"
+                    )
+                header = tensors.get_slice(key)
+                stored[key] = _Stored(file, key, tuple(header.get_shape()), header.get_dtype())
+    return stored
+
+
+def _layout(written: Mapping[str, Any], stored: Mapping[str, _Stored]) -> str:
+    model_type = written.get("model_type")
+    known = {"phi3": "mini", "phi4mm": "original", "phi4_multimodal": "native"}
+    if model_type in known:
+        return known[model_type]
+    if model_type is not None:
+        raise ValueError(
+            f"config.json says model_type {model_type!r}; expected one of {', '.join(known)}"
+        )
+    if any(".base_layer." in name or name.endswith("glb_GN") for name in stored):
+        return "original"
+    return (
+        "native"
+        if any(name.startswith(IMAGE) or name.startswith(AUDIO) for name in stored)
+        else "mini"
+    )
+
+
+def _without_tied_head(
+    stored: dict[str, _Stored], expected: Mapping[str, Entry]
+) -> dict[str, _Stored]:
+    """The head is the embedding; a checkpoint may store it once more, but then it must be the same."""
+    head, embedding = "lm_head.weight", "model.embed_tokens.weight"
+    if head not in stored or head in expected or embedding not in stored:
+        return stored
+    first, second = (
+        _safe_open(stored[name].file).get_tensor(stored[name].key) for name in (head, embedding)
+    )
+    if not torch.equal(first, second):
+        raise ValueError(
+            f"{head} differs from {embedding}; the Phi-4 models tie them, an untied head is not supported"
+        )
+    return {name: s for name, s in stored.items() if name != head}
+
+
+def _check(
+    expected: Mapping[str, Entry], stored: Mapping[str, _Stored], folder: Path, layout: str
+) -> None:
+    misshaped = [
+        f"{name} expected {list(entry.shape)} found {list(stored[name].shape)}"
+        for name, entry in expected.items()
+        if name in stored and entry.shape != stored[name].shape
+    ]
+    faults = {
+        "missing": [name for name in expected if name not in stored],
+        "unexpected": [name for name in stored if name not in expected],
+        "mis-shaped": misshaped,
+        "of another type": [
+            f"{name} expected {_type_told(entry.type)} found {stored[name].type}"
+            for name, entry in expected.items()
+            if name in stored and not _fits(entry.type, stored[name].type)
+        ],
+    }
+    if not any(faults.values()):
+        return
+    parts = []
+    for kind, found in faults.items():
+        if found:
+            more = f" ... and {len(found) - NAMES_SHOWN} more" if len(found) > NAMES_SHOWN else ""
+            parts.append(f"{len(found)} {kind}: {', '.join(found[:NAMES_SHOWN])}{more}")
+    raise ValueError(
+        f"{folder} does not hold what its config.json promises ({layout} layout, {len(expected)} tensors expected, "
+        f"{len(stored)} found). {'; '.join(parts)}"
+    )
+
+
+def _fits(wanted: torch.dtype | None, found: str) -> bool:
+    if wanted is None:
+        return found in TYPES
+    return (TYPES | BYTES).get(found) == wanted
+
+
+def _type_told(wanted: torch.dtype | None) -> str:
+    return "a float" if wanted is None else str(wanted).removeprefix("torch.")
+
+
+def _check_finite(name: str, tensor: torch.Tensor) -> None:
+    low, high = tensor.aminmax()  # NaN comes through
+    if not bool((high.float() - low.float()).isfinite()):
+        raise ValueError(f"{name} holds NaN or infinity; expected an adapter of numbers")
