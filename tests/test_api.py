@@ -16,14 +16,16 @@ from safetensors.torch import load_file
 from tones import say
 
 import polyphi
+from polyphi import api
 from polyphi.checkpoints.read import stored_types
 from polyphi.checkpoints.write import save_checkpoint
-from polyphi.cli.inspect import parts, write_logits
+from polyphi.cli.inspect import write_logits
 from polyphi.engine import memory, placement
 from polyphi.kernels import half
 from polyphi.messages import Completion, Message, SamplingParams
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
+from polyphi.model.parts import parts
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.processing.video import expand_videos
 from polyphi.runtime import precision
@@ -76,7 +78,7 @@ def test_load_tells_its_room_and_refuses_early(
     sizes = stored_types(folder)
     assert sum(sizes.values()) * 4 == placement.size(sizes, None) == phi.room.weights
     monkeypatch.setattr(memory, "free_memory", lambda place: phi.room.weights - 1)
-    monkeypatch.setattr(weights, "load", None)  # nothing is read before it is known to fit
+    monkeypatch.setattr(api, "load_checkpoint", None)  # nothing is read before it is known to fit
     with pytest.raises(ValueError, match=r"weights take .* free;"):
         polyphi.load(folder)
     monkeypatch.undo()

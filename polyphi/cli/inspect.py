@@ -26,6 +26,7 @@ def inspect(
     """Parts and parameters beside the report's; with --logits, exact numbers for comparison."""
     import polyphi
     from polyphi.checkpoints.read import read_config
+    from polyphi.model.parts import parts
 
     if (logits is None) != (out is None):
         raise ValueError("--logits request.json and --out file.safetensors belong together")

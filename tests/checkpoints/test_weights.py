@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from polyphi.checkpoints import config as public_config
+from polyphi.checkpoints import write
 from polyphi.checkpoints.names import _PATTERNS, RENAMES
 from polyphi.checkpoints.read import files_beside, load_checkpoint, read_config
 from polyphi.checkpoints.write import save_checkpoint
@@ -238,7 +239,7 @@ def test_a_failed_save_leaves_the_old_checkpoint(
     def full_disk(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(weights, "save_file", full_disk)
+    monkeypatch.setattr(write, "save_file", full_disk)
     with pytest.raises(OSError, match="No space left"):
         save_checkpoint(model, folder, "native")
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before

@@ -238,7 +238,7 @@ def test_another_models_turns_are_kept_apart_and_replayed_by_its_name(
 ) -> None:
     other = Model(attacker)
     other.name = "gpt"  # type: ignore[attr-defined]
-    monkeypatch.setattr(measurement, "_endpoint", lambda address, key: other)
+    monkeypatch.setattr(evaluation, "_endpoint", lambda address, key: other)
     measure(Model(decliner), tmp_path / "first", data, "http://127.0.0.1:1/v1#gpt")
     assert len(suite.read(tmp_path / "first/simulated.gpt.jsonl")) == len(other.seen)
     monkeypatch.undo()

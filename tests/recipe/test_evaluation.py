@@ -143,7 +143,7 @@ def test_judges_agreement_is_noted(subject: evaluation.Subject, tmp_path: Path) 
         for name in ("gpt-4-0613", "other")
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measurement, "judge", lambda *_: next(both))
+        patch.setattr(evaluation, "judge", lambda *_: next(both))
         evaluation.measure(subject, ("talks",), tmp_path, data=None, judges=("a", "b"))
     told = noted(tmp_path)
     assert {r["judge"]: r["score"] for r in told["rows"]} == {"gpt-4-0613": 8.0, "other": 8.0}

@@ -10,7 +10,7 @@ import pytest
 import torch
 from train.small import BUDGET, LANGUAGE, Fails, run, write_corpora
 
-from polyphi.runtime import precision
+from polyphi.runtime import distributed, precision
 from polyphi.runtime.precision import Choice, Product
 from polyphi.train import resume
 
@@ -199,8 +199,8 @@ def test_a_stopped_stage_resumes_in_its_precision(
 
 def test_the_first_process_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = Choice("bf16", "by the first process")
-    monkeypatch.setattr(dist, "rank", lambda: 1)
-    monkeypatch.setattr(dist, "everyones", lambda value: [first, value])
+    monkeypatch.setattr(distributed, "rank", lambda: 1)
+    monkeypatch.setattr(distributed, "everyones", lambda value: [first, value])
     chosen = resume.choose_precision("auto", tmp_path, CPU, lambda: pytest.fail("measured"))
     assert chosen is first
 

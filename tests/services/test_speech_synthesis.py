@@ -173,7 +173,7 @@ def test_an_unknown_voice_is_named() -> None:
 
 
 def test_a_missing_engine_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(voice, "_library", lambda engine: None)
+    monkeypatch.setattr(speech_synthesis, "_library", lambda engine: None)
     monkeypatch.setattr(speech_synthesis.shutil, "which", lambda name: None)
     assert unavailable("flite") and "apt install flite" in str(unavailable("flite"))
     with pytest.raises(ValueError, match="apt install espeak-ng"):

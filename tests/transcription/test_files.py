@@ -112,7 +112,7 @@ def test_damage_found_while_reading_spares_the_others(
 def test_an_interrupt_leaves_what_is_finished(
     phi: Phi, talks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transcription, "FILES_TOGETHER", 1)
+    monkeypatch.setattr(files, "FILES_TOGETHER", 1)
     answer, asked = phi.engine.generate_many, list[int]()
 
     def interrupted(*arguments: Any, **options: Any) -> Any:
@@ -124,8 +124,8 @@ def test_an_interrupt_leaves_what_is_finished(
     monkeypatch.setattr(phi.engine, "generate_many", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(phi, [str(talks)], tmp_path / "out")
-    files = [p for p in (tmp_path / "out").rglob("*") if p.is_file()]
-    assert len(files) == 2 and all(p.read_text().startswith("w") for p in files)
+    written = [p for p in (tmp_path / "out").rglob("*") if p.is_file()]
+    assert len(written) == 2 and all(p.read_text().startswith("w") for p in written)
 
 
 @pytest.mark.parametrize("form", sorted(files.SUFFIXES))
