@@ -213,7 +213,7 @@ def test_logits_of_many_run_together(phi: polyphi.Phi) -> None:
     phi.engine.runner.hidden = lambda *given: calls.append(len(given[0])) or hidden(*given)
     phi.logits_many([[1, 2, 3], [4, 5]], last=1)
     assert calls == [5]
-    phi.engine._prefill = 4
+    phi.engine.scorer.most = 4
     phi.logits_many([[1, 2, 3], [4, 5], [6], [7] * 9], last=1)
     assert calls[1:] == [3, 3, 9]
     for last in (0, -1):

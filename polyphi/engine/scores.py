@@ -1,6 +1,7 @@
-"""How likely given tokens are, by forwards without a cache.
+"""Log-probabilities of given tokens and logits of prompts, by forwards without a cache.
 
->>> score_rows(runner, [(prompt, answer_ids)], most=2048)        # [[-0.1, -2.3, ...]]
+>>> scorer = Scorer(runner, rows, most=2048)
+>>> scorer.score([Message.user("2 + 2 =")], "4")                  # [-0.1]
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,7 +11,56 @@ from jaxtyping import Float
 from torch import Tensor
 
 from polyphi.batch import Batch, pack
+from polyphi.engine.prompt import Prompt
+from polyphi.engine.rows import Rows
 from polyphi.engine.runner import Runner, extend, logprobs
+
+
+class Scorer:
+    """Scores prompts with a runner; at most `most` tokens run in one forward, or one longer prompt."""
+
+    def __init__(self, runner: Runner, rows: Rows, most: int) -> None:
+        self._runner, self._rows, self.most = runner, rows, most
+
+    def score(
+        self, messages: Prompt, continuation: str, *, adapter: str | None = "auto"
+    ) -> list[float]:
+        """Natural log-probability of each token of `continuation` as the assistant's answer, without its end."""
+        return self.score_many([(messages, continuation)], adapter=adapter)[0]
+
+    def score_many(
+        self, pairs: Iterable[tuple[Prompt, str]], *, adapter: str | None = "auto"
+    ) -> list[list[float]]:
+        """`score` of many (conversation, continuation) pairs, several in one forward."""
+
+        def rows() -> Iterator[tuple[Batch, list[int]]]:
+            for messages, continuation in pairs:
+                prompt = self._rows.row(messages, adapter=adapter)
+                answer = self._rows.processor.tokenizer.encode(continuation)
+                self._rows.check_length(len(prompt), len(answer))
+                yield prompt, answer
+
+        return score_rows(self._runner, rows(), self.most)
+
+    def logits(self, row: Batch, last: int | None = None) -> Float[Tensor, "n V"]:
+        """`logits_many` of one row."""
+        (logits,) = self.logits_many([row], last)
+        return logits
+
+    def logits_many(
+        self, rows: Iterable[Batch], last: int | None = None
+    ) -> Iterator[Float[Tensor, "n V"]]:
+        """Float32 logits of each row, on the CPU: at every position, or at the `last` ones (at all of a shorter row).
+        Several rows run in one forward. Raises ValueError for `last` below 1 and a row that doesn't fit the context."""
+        if last is not None and last < 1:
+            raise ValueError(f"last is a number of positions from 1 on, or None, found {last}")
+
+        def checked() -> Iterator[Batch]:
+            for row in rows:
+                self._rows.check_length(len(row), 0)
+                yield row
+
+        return logits_rows(self._runner, checked(), self.most, last)
 
 
 def score_rows(

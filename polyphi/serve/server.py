@@ -28,10 +28,11 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from polyphi.batch import Batch
-from polyphi.engine.engine import Engine, NotFinite
+from polyphi.engine.engine import Engine
 from polyphi.engine.media import Caps, MediaError
 from polyphi.engine.memory import OutOfMemory, ran_out
 from polyphi.engine.request import Caller, Request
+from polyphi.engine.results import NotFinite
 from polyphi.engine.structured import Matcher
 from polyphi.messages import (
     Completion,
@@ -245,7 +246,7 @@ class Server:
         engine.encoders.encoded = self.metrics.encoded
 
     def start(self) -> None:
-        self.engine.stepped = self.metrics.step
+        self.engine.core.stepped = self.metrics.step
         self._thread.start()
         if self.structured:  # the first grammar would wait seconds for its view of the vocabulary
             self._preparing.submit(

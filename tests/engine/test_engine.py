@@ -12,9 +12,10 @@ import torch
 from engine.conftest import picture
 
 from polyphi.engine import engine as engine_module
-from polyphi.engine.engine import Engine, NotFinite, Stopped
+from polyphi.engine.engine import Engine, Stopped
 from polyphi.engine.memory import OutOfMemory
 from polyphi.engine.request import Caller
+from polyphi.engine.results import NotFinite
 from polyphi.engine.runner import extend
 from polyphi.engine.scheduler import Part
 from polyphi.engine.tools import ToolCall, parse_calls

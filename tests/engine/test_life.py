@@ -119,7 +119,7 @@ def test_a_request_holds_its_media_until_it_ends(engine: Engine) -> None:
     while len(one.tokens) < 4 or not other.tokens:
         none.step()
     assert one.prompt.crops.dtype == torch.uint8 and one.prompt.mels is not None
-    with none._lock:
+    with none.core.turn():
         none.scheduler.preempt(one)
     assert [a.tokens for a in finished(none, one, other)] == [expected.tokens] * 2
     assert one.completion() == expected

@@ -133,7 +133,7 @@ def test_words_come_between_the_slices_of_an_encoder(
     asked = [Message.user(part, "what is this?")]
     alone = engine.generate(asked, sampling=FEW).tokens
     cut = Engine(engine.model, engine.processor)
-    monkeypatch.setattr("polyphi.engine.engine.SLICE", 0.0)
+    monkeypatch.setattr("polyphi.engine.core.SLICE", 0.0)
     beside = cut.submit(SHORT, sampling=SamplingParams(max_tokens=60))
     cut.step()
     request = cut.submit(asked, sampling=FEW)
@@ -153,7 +153,7 @@ def test_words_come_between_the_slices_of_an_encoder(
 def test_what_nobody_waits_for_is_encoded_no_further(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("polyphi.engine.engine.SLICE", 0.0)
+    monkeypatch.setattr("polyphi.engine.core.SLICE", 0.0)
     request = engine.submit([Message.user(picture(120, 120), "?")], sampling=FEW)
     request.row.result()
     for _ in range(3):
@@ -169,7 +169,7 @@ def test_a_small_picture_does_not_wait_for_all_large_ones(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("polyphi.engine.encoders.CROPS", 1)
-    monkeypatch.setattr("polyphi.engine.engine.SLICE", 0.0)
+    monkeypatch.setattr("polyphi.engine.core.SLICE", 0.0)
     large = [engine.submit([Message.user(picture(120, 120 - i), "?")]) for i in range(4)]
     small = engine.submit([Message.user(picture(20, 20), "?")])
     for request in (*large, small):

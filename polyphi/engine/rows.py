@@ -1,0 +1,108 @@
+"""Prompts -> the rows that the model continues, after everything that can be wrong with them was checked.
+
+>>> rows = Rows(model, processor)
+>>> rows.row([Message.user("2 + 2 =")])          # a `Batch` of one sequence, with the generation prompt
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from polyphi.batch import Batch
+from polyphi.engine.prompt import Prompt, parse_prompt
+from polyphi.engine.sampling import check
+from polyphi.engine.structured import Matcher
+from polyphi.messages import (
+    Audio,
+    Image,
+    SamplingParams,
+    TokensPrompt,
+    Video,
+    adapter_for,
+    media,
+    normalize_adapter,
+)
+from polyphi.model.multimodal import PhiModel
+from polyphi.processing.processor import Processor
+from polyphi.processing.tokenizer import NO_TOKENIZER
+
+
+class Rows:
+    """Makes rows for a model with the processor of its inputs. Takes no part in steps; safe to use from any thread."""
+
+    def __init__(self, model: PhiModel, processor: Processor) -> None:
+        self.model, self.processor = model, processor
+
+    def row(
+        self, messages: Prompt, *, adapter: str | None = "auto", context: int | None = None
+    ) -> Batch:
+        """A prompt as the row that the model continues: messages with the generation prompt, ids as they are. Raises
+        ValueError above `context` tokens, by default as many as the model can read; what is surely too long is neither
+        tokenized nor decoded."""
+        parsed = parse_prompt(messages)
+        context = self.context if context is None else context
+        if isinstance(parsed, TokensPrompt):
+            ids, images, audios = parsed.ids, parsed.images, parsed.audios
+            return self.ids_row(ids, images, audios, adapter=adapter, context=context)
+        seen = (*media(parsed, Image), *media(parsed, Video))
+        self._check_media(len(seen), len(media(parsed, Audio)))
+        chosen = self._adapter(adapter, adapter_for(parsed))
+        return self.processor.row(parsed, adapter=chosen, generation_prompt=True, context=context)
+
+    def ids_row(
+        self,
+        ids: Sequence[int],
+        images: Sequence[Any] = (),
+        audios: Sequence[Any] = (),
+        *,
+        adapter: str | None = "auto",
+        context: int | None = None,
+    ) -> Batch:
+        """Given ids, with the pictures and clips of their placeholders, as a row. `context` as for `row`."""
+        self._check_media(len(images), len(audios))
+        chosen = self._adapter(adapter, "vision" if images else "speech" if audios else None)
+        context = self.context if context is None else context
+        return self.processor.ids_row(ids, images, audios, chosen, context=context)
+
+    @property
+    def context(self) -> int:
+        """Tokens that the model can read, prompt and answer together."""
+        return self.model.config.decoder.max_position_embeddings
+
+    def check_sampling(self, sampling: SamplingParams) -> None:
+        """Raises ValueError for values that mean nothing, for a grammar that no answer fits, and for stop strings,
+        `stop_at_call` or a grammar without a tokenizer."""
+        check(sampling)
+        if (sampling.stop or sampling.stop_at_call) and not self.processor.tokenizer.has_vocabulary:
+            raise ValueError(NO_TOKENIZER)
+        if sampling.grammar is not None:
+            Matcher(sampling.grammar, self.processor.tokenizer)
+
+    def check_length(self, prompt: int, more: int) -> None:
+        """Raises ValueError if so many prompt tokens and `more` don't fit the context."""
+        if prompt + more > self.context:
+            raise ValueError(
+                f"{prompt} prompt tokens and {more} more are {prompt + more}, but the model reads at most "
+                f"{self.context}; shorten the prompt or lower max_tokens"
+            )
+
+    def _check_media(self, pictures: int, clips: int) -> None:
+        for kind, given, encoder in (
+            ("pictures", pictures, self.model.vision),
+            ("clips", clips, self.model.audio),
+        ):
+            if given and encoder is None:
+                raise ValueError(
+                    f"the request has {given} {kind}, but this model has no encoder for them"
+                )
+
+    def _adapter(self, adapter: str | None, called_for: str | None) -> str | None:
+        """`adapter`, or for "auto" the one that the content calls for where this model has it: Phi-4-mini has none."""
+        have = self.model.config.adapters
+        adapter = normalize_adapter(adapter)
+        if adapter == "auto":
+            return called_for if called_for in have else None
+        if adapter is not None and adapter not in have:
+            raise ValueError(
+                f"unknown adapter {adapter!r}; expected 'auto', 'none' or one of {sorted(have)}"
+            )
+        return adapter

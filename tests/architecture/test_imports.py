@@ -1,0 +1,137 @@
+"""Levels of the packages, which of them may import which (docs/architecture.md), and how long a file may be."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2] / "polyphi"
+LEVELS = (
+    {"messages", "batch", "runtime", "kernels", "text"},
+    {"processing", "model", "services"},
+    {"data", "checkpoints", "quantization"},
+    {"engine", "train", "curate"},
+    {"transcription", "synthetic", "stages"},
+    {"api", "serve", "corpora", "eval", "planning"},
+    {"recipe"},
+    {"cli"},
+)
+LEVEL = {package: level for level, packages in enumerate(LEVELS) for package in packages}
+MODULES_BESIDE_PACKAGES = {"api", "messages", "batch"}
+WITHIN_A_LEVEL = {("checkpoints", "quantization"), ("text", "messages")}
+LEVEL_0 = LEVELS[0]
+ONLY = {
+    "model": LEVEL_0 - {"runtime"},
+    "processing": LEVEL_0,
+    "data": LEVEL_0 | {"processing", "services"},
+    "eval": LEVEL_0 | {"data.shards", "services"},
+    "serve": LEVEL_0 | {"engine", "transcription"},
+    "curate": LEVEL_0 | {"processing", "services", "data"},
+    "synthetic": LEVEL_0 | {"processing", "services", "data", "curate"},
+}
+"""What a package may import, where that is less than all lower levels."""
+LONGEST_FILE = 500
+MOST_PARAMETERS = 12
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(p): p for p in ROOT.rglob("*.py")}
+
+
+def imports_of(path: Path) -> set[str]:
+    """Modules of polyphi that a file imports anywhere, in functions and for types too; "" is the package itself."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: write imports in full"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    inner = {
+        name.removeprefix("polyphi").removeprefix(".")
+        for name in names
+        if name.split(".")[0] == "polyphi"
+    }
+    return {
+        next((n for n in (name, name.rpartition(".")[0]) if n in MODULES), name) for name in inner
+    }
+
+
+IMPORTS = {name: imports_of(path) for name, path in MODULES.items()}
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_imports_go_down(name: str) -> None:
+    package = name.split(".", maxsplit=1)[0]
+    if not package:  # the public surface
+        return
+    assert package in LEVEL, f"polyphi/{package} has no level"
+    for target in IMPORTS[name] - {""}:
+        other = target.split(".")[0]
+        if other == package or (package, other) in WITHIN_A_LEVEL:
+            continue
+        assert LEVEL[other] < LEVEL[package], f"{name} imports {target}"
+        allowed = ONLY.get(package)
+        assert allowed is None or other in allowed or target in allowed, f"{name} imports {target}"
+
+
+def test_there_are_no_cycles() -> None:
+    state: dict[str, int] = {}
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        assert state.get(name) != 1, f"import cycle: {' -> '.join((*path, name))}"
+        if state.get(name) == 2:
+            return
+        state[name] = 1
+        for target in sorted(IMPORTS.get(name, ())):
+            if target and target != name:
+                visit(target, (*path, name))
+        state[name] = 2
+
+    for name in sorted(MODULES):
+        visit(name, ())
+
+
+def test_every_module_is_in_a_package() -> None:
+    beside = {name for name, path in MODULES.items() if path.parent == ROOT and name}
+    assert beside - set(LEVEL) <= MODULES_BESIDE_PACKAGES
+    assert {p.stem for p in ROOT.glob("*.py")} == {"__init__", *MODULES_BESIDE_PACKAGES}
+
+
+@pytest.mark.parametrize("word", ["utils", "common", "helpers", "base", "manager"])
+def test_no_file_has_a_vague_name(word: str) -> None:
+    assert not [p for p in ROOT.rglob(f"*{word}*") if p.stem == word]
+
+
+def test_no_file_is_long() -> None:
+    lengths = {p: len(p.read_text().splitlines()) for p in ROOT.rglob("*.py")}
+    assert not {str(p): n for p, n in lengths.items() if n > LONGEST_FILE}
+
+
+def test_no_function_has_many_parameters() -> None:
+    """Commands do: each option is a parameter."""
+    for name, path in MODULES.items():
+        if name.split(".")[0] == "cli":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                a = node.args
+                parameters = [
+                    p for p in (*a.posonlyargs, *a.args, *a.kwonlyargs) if p.arg != "self"
+                ]
+                assert len(parameters) <= MOST_PARAMETERS, (
+                    f"{path}: {node.name} takes {len(parameters)} parameters"
+                )
+
+
+def test_transformers_and_peft_are_for_tests_only() -> None:
+    for path in MODULES.values():
+        text = path.read_text()
+        for library in ("transformers", "peft"):
+            assert f"import {library}" not in text and f"from {library}" not in text, (
+                f"{path} imports {library}"
+            )
