@@ -17,8 +17,8 @@ from polyphi.messages import (
     TokensPrompt,
     Transcript,
     Video,
-    parts,
 )
+from polyphi.processing.placeholders import parts
 
 if TYPE_CHECKING:
     from polyphi.api import Phi, load

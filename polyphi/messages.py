@@ -9,7 +9,6 @@ the protocol by which evaluation sees any model, local or remote. This leaf impo
 
 import base64
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -267,63 +266,6 @@ def with_tools(messages: Sequence[Message], tools: Any) -> tuple[Message, ...]:
     if messages and messages[0].role == "system":
         return (Message("system", messages[0].parts, text), *messages[1:])
     return (Message("system", (), text), *messages)
-
-
-_PLACEHOLDER = re.compile(r"<\|(image|audio)_(\d+)\|>")
-
-
-def parts(
-    text: str,
-    images: Sequence[Image | MediaSource] = (),
-    audios: Sequence[Audio | MediaSource | tuple[np.ndarray, int]] = (),
-) -> tuple[Part, ...]:
-    """The parts of a message from text with the published placeholders.
-
-    >>> Message.user(*parts("<|image_1|>What is shown in this image?", images=["cat.png"]))
-
-    `<|image_1|>` stands for the first of `images`, `<|audio_2|>` for the second of `audios`; each image and each clip
-    has exactly one placeholder. `images` are paths, bytes or `Image`s; `audios` are paths, bytes, (samples, rate) pairs
-    or `Audio`s. The parts have the order of the text. Raises ValueError for a number without an image or clip, for a
-    number that occurs twice, and for an image or clip without a placeholder.
-    """
-    sources: dict[str, list[Part]] = {
-        "image": [i if isinstance(i, Image) else Image(i) for i in _listed(images, "images")],
-        "audio": [a if isinstance(a, Audio) else Audio(a) for a in _listed(audios, "audios")],
-    }
-    used: dict[str, set[int]] = {"image": set(), "audio": set()}
-    result: list[Part] = []
-    end = 0
-    for match in _PLACEHOLDER.finditer(text):
-        what, number = match[1], int(match[2])
-        count = len(sources[what])
-        if not 1 <= number <= count:
-            raise ValueError(
-                f"{match[0]} names {what} {number}, found {count} in {what}s=; placeholders count from 1"
-            )
-        if number in used[what]:
-            raise ValueError(
-                f"{match[0]} stands twice in the text; list the {what} once for each of its places, with numbers "
-                "that follow"
-            )
-        used[what].add(number)
-        result += [Text(text[end : match.start()]), sources[what][number - 1]]
-        end = match.end()
-    result.append(Text(text[end:]))
-    for what, numbers in used.items():
-        unused = [n for n in range(1, len(sources[what]) + 1) if n not in numbers]
-        if unused:
-            raise ValueError(
-                f"{what}s= has {len(sources[what])}, but the text has no <|{what}_{unused[0]}|>; write the placeholder "
-                f"where that {what} belongs"
-            )
-    return tuple(part for part in result if part != Text(""))
-
-
-def _listed(values: Any, name: str) -> Sequence[Any]:
-    """A list of media; a path or bytes alone would be read character by character."""
-    if isinstance(values, str | bytes | Path | Image | Audio):
-        raise ValueError(f"{name}= is a list, found {type(values).__name__}; write [...] around it")
-    return list(values)
 
 
 def _parse_source(url: str, root: Path | None) -> MediaSource:

@@ -24,7 +24,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +35,12 @@ from polyphi.curate.documents import note
 from polyphi.curate.documents import sample as sample_of
 from polyphi.data.shards import Sample
 from polyphi.messages import Generate, Message, SamplingParams
-from polyphi.services import sandbox
+from polyphi.services.verifiers import Verdict, Verify, final, verdict_on
 
 Ask = Callable[[Sequence[Message], int], str]
 """A model's answer to a conversation, drawn with a seed."""
 AskMany = Callable[[Sequence[Sequence[Message]], Sequence[int]], Sequence[str]]
 """Its answers to many, each drawn with a seed of its own."""
-LIMITS = sandbox.Limits()
 AGAIN = (
     "This answer is wrong: {reason}. Solve the problem again from its beginning. "
     "Write the new solution only, and nothing about the wrong answer."
@@ -55,20 +53,6 @@ CHECK = (
     "Is the answer right? Begin your last line with yes or no, and give the reason in the same line."
 )
 """What a model that judges is asked."""
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """Whether an answer is right, and why. The model reads the reason when it answers anew, so it never tells what
-    would have been right."""
-
-    right: bool
-    reason: str
-
-
-Verify = Callable[[str], Verdict]
-READ = 4000
-"""Characters at the end of an answer that math-verify reads: it logs what takes it too long."""
 
 
 @dataclass(frozen=True)
@@ -297,149 +281,6 @@ class Remembered:
         return str(answer)
 
 
-# ------------------------------------------------------------------------------ what verifies
-
-
-def final(text: str) -> str:
-    """What an answer ends in: the last \\boxed{...}, else what follows the last "Answer:" in its line, else its last
-    line."""
-    at = text.rfind("\\boxed{")
-    if at >= 0:
-        start, depth = at + len("\\boxed{"), 1
-        for i in range(start, len(text)):
-            depth += {"{": 1, "}": -1}.get(text[i], 0)
-            if not depth:
-                return text[start:i].strip()
-    *_, last = text.strip().split("\n")
-    if marks := [m.end() for m in re.finditer("answer:", text, re.IGNORECASE)]:
-        last = text[marks[-1] :].strip().partition("\n")[0]
-    return last.strip()
-
-
-def exact(*wanted: str) -> Verify:
-    """The end of the answer (`final`) is one of `wanted`, whatever its case, white space and final stop."""
-
-    def plain(text: str) -> str:
-        return " ".join(text.casefold().split()).strip(" .!。")
-
-    allowed = {plain(text) for text in wanted}
-
-    def verify(text: str) -> Verdict:
-        found = final(text)
-        return _verdict(plain(found) in allowed, found)
-
-    return verify
-
-
-_NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?")
-
-
-def number(wanted: int | float | str, tolerance: float = 0.0) -> Verify:
-    """The last number at the end of the answer (`final`) is `wanted`, within `tolerance`: 1,234 and 1234.0 are equal,
-    and so are 1/2 and 0.5."""
-    target = Fraction(str(wanted))
-
-    def verify(text: str) -> Verdict:
-        found = _NUMBER.findall(final(text).replace("\u2212", "-")[-1000:])
-        if not found:
-            return Verdict(False, "it doesn't end in a number")
-        try:
-            value = Fraction(found[-1].replace(",", ""))
-        except (ValueError, ZeroDivisionError):
-            return Verdict(False, f"{found[-1]} is no number")
-        return _verdict(abs(value - target) <= Fraction(str(tolerance)), found[-1])
-
-    return verify
-
-
-def mathematics(wanted: str) -> Verify:
-    """The answer equals `wanted`, mathematically (math-verify): LaTeX or plain, an expression, a set, an interval.
-    Main thread only: math-verify stops long computations by a signal."""
-    try:
-        from math_verify import parse
-        from math_verify import verify as equal
-    except ImportError:
-        raise ValueError(
-            "verifying mathematics needs math-verify, which is not installed; pip install 'polyphi[curate]'"
-        ) from None
-    # Without dollars only the last number of a formula would be read.
-    gold = parse(wanted if "$" in wanted or "\\boxed" in wanted else f"${wanted}$")
-    if not gold:
-        raise ValueError(
-            f"expected a mathematical expression as the right answer, found {wanted!r}"
-        )
-
-    def verify(text: str) -> Verdict:
-        found = parse(text[-READ:])
-        if not found:
-            return Verdict(False, "no mathematical answer can be read in it")
-        return _verdict(equal(gold, found), str(found[-1]))
-
-    return verify
-
-
-def program(text: str) -> str:
-    """The code in an answer: its last fenced block, or all of it where there is none."""
-    blocks = re.findall(
-        r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", text, re.DOTALL | re.IGNORECASE
-    )
-    return str(blocks[-1]) if blocks else text
-
-
-def tests(asserts: str, limits: sandbox.Limits = LIMITS, *, weak: bool = False) -> Verify:
-    """The answer's code runs, and then `asserts` after it in the same process, to their end. An early exit is no pass;
-    code that looks for what tells the end could still fake it: where that matters, use `outputs`."""
-    done = hashlib.sha256(asserts.encode()).hexdigest()
-
-    def verify(text: str) -> Verdict:
-        code = f"{program(text)}\n\n{asserts}\n\nprint()\nprint({done!r})\n"
-        result = sandbox.run(code, limits=limits, weak=weak)
-        if result.ended == "ok":
-            if result.stdout.rstrip().endswith(done):
-                return Verdict(True, "its code passes all tests")
-            return Verdict(False, "its code ends before the tests do")
-        return Verdict(False, _failure(result))
-
-    return verify
-
-
-def outputs(
-    cases: Sequence[tuple[str, str]],
-    limits: sandbox.Limits = LIMITS,
-    *,
-    weak: bool = False,
-) -> Verify:
-    """For each (input, output) the answer's code, given the input on stdin, prints the output (white space at the ends
-    of lines and of all aside). The right output never enters the sandbox."""
-
-    def plain(text: str) -> list[str]:
-        return [line.rstrip() for line in text.rstrip().split("\n")]
-
-    def verify(text: str) -> Verdict:
-        for given, wanted in cases:
-            result = sandbox.run(program(text), stdin=given, limits=limits, weak=weak)
-            if result.ended != "ok":
-                return Verdict(False, _failure(result))
-            if plain(result.stdout) != plain(wanted):
-                return Verdict(
-                    False, f"for the input {given!r:.200} its code prints {result.stdout!r:.200}"
-                )
-        return Verdict(True, f"its code prints what it should for {len(cases)} inputs")
-
-    return verify
-
-
-def _failure(result: sandbox.Result) -> str:
-    ends = {
-        "timeout": "its code takes too long",
-        "memory": "its code takes too much memory",
-        "output": "its code prints too much",
-        "killed": "its code was killed",
-    }
-    last = result.stderr.rstrip().rpartition("\n")[2]
-    return ends.get(result.ended, f"its code fails: {last:.300}")
-
-
 def judged(ask: Ask, problem: Sequence[Message], seed: int = 0) -> Verify:
     """A model says yes or no, with a reason (its last line that begins with either); anything else is a no. Beside a
     rule in `every`, it is only asked about what passed the rule."""
@@ -472,20 +313,6 @@ def heard(ask: Ask, seed: int = 0) -> Callable[[Sample], Verify]:
     return verifier
 
 
-def every(*verifiers: Verify) -> Verify:
-    """Right where all say so, asked in order; the first that doesn't gives the reason."""
-    assert verifiers
-
-    def verify(text: str) -> Verdict:
-        for one in verifiers:
-            verdict = one(text)
-            if not verdict.right:
-                break
-        return verdict
-
-    return verify
-
-
 def gym(name: str, rows: int, seed: int = 0, **settings: Any) -> Iterator[Problem]:
     """Problems of a reasoning-gym generator, judged by its own scorer, of which only full marks count."""
     try:
@@ -499,7 +326,7 @@ def gym(name: str, rows: int, seed: int = 0, **settings: Any) -> Iterator[Proble
     def verifier(entry: dict[str, Any]) -> Verify:
         def verify(text: str) -> Verdict:
             found = final(text)
-            return _verdict(made.score_answer(found, entry) >= 1.0, found)
+            return verdict_on(made.score_answer(found, entry) >= 1.0, found)
 
         return verify
 
@@ -514,7 +341,3 @@ def gym(name: str, rows: int, seed: int = 0, **settings: Any) -> Iterator[Proble
             "Apache-2.0",
             {"task": "gym", "family": name, "answer": str(entry["answer"])},
         )
-
-
-def _verdict(right: bool, found: str) -> Verdict:
-    return Verdict(right, f"{found!r:.200} is {'right' if right else 'not right'}")

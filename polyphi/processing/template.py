@@ -21,7 +21,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from polyphi.messages import CALL, CALL_END, Audio, Calls, Image, Message, Text, Video
-from polyphi.processing.tokenizer import END, END_OF_TEXT, Tokenizer
+from polyphi.processing.tokenizer import Tokenizer
+from polyphi.processing.vocabulary import END, END_OF_TEXT
 
 ROLES = ("system", "user", "assistant", "tool", "tool_response")
 DOCUMENT = "document"

@@ -21,58 +21,27 @@ from typing import Any
 
 import numpy as np
 import tokenizers
-from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+from tokenizers import models, pre_tokenizers, trainers
 
-END_OF_TEXT, END, IMAGE, AUDIO = "<|endoftext|>", "<|end|>", "<|endoftext10|>", "<|endoftext11|>"
-# Microsoft's layout, then the transformers one's
-IMAGE_NAMES, AUDIO_NAMES = (IMAGE, "<|image|>"), (AUDIO, "<|audio|>")
-
-# Token -> (id in the published vocabulary, special, swallows whitespace after it); from the published tokenizer_config.
-CONTROLS: dict[str, tuple[int, bool, bool]] = {
-    END_OF_TEXT: (199999, True, False),
-    IMAGE: (200010, True, False),
-    AUDIO: (200011, True, False),
-    "<|endofprompt|>": (200018, True, False),
-    "<|assistant|>": (200019, True, True),
-    END: (200020, True, True),
-    "<|user|>": (200021, True, True),
-    "<|system|>": (200022, True, True),
-    "<|tool|>": (200023, False, True),
-    "<|/tool|>": (200024, False, True),
-    "<|tool_call|>": (200025, False, True),
-    "<|/tool_call|>": (200026, False, True),
-    "<|tool_response|>": (200027, False, True),
-    "<|tag|>": (200028, True, True),
-}
-REQUIRED = (
-    END_OF_TEXT,
-    "<|system|>",
-    "<|user|>",
-    "<|assistant|>",
+from polyphi.processing.vocabulary import (
+    AUDIO_NAMES,
+    CHAT_TEMPLATE,
+    CONTROLS,
+    DIGIT_SPLIT,
     END,
-)  # without these there is no chat
-ALIGNMENT = 64  # embedding rows come in multiples of 64
-
-# How o200k_base splits text before merging: words with the space before them, one to three digits, signs, line ends.
-_LOWER, _UPPER = r"\p{Ll}\p{Lm}\p{Lo}\p{M}", r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}"
-_SHORT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-O200K_SPLIT = "|".join(
-    (
-        rf"[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]*[{_LOWER}]+{_SHORT}",
-        rf"[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]+[{_LOWER}]*{_SHORT}",
-        r"\p{N}{1,3}",
-        r" ?[^\s\p{L}\p{N}]+[\r\n/]*",
-        r"\s*[\r\n]+",
-        r"\s+(?!\S)",
-        r"\s+",
-    )
+    END_OF_TEXT,
+    IMAGE_NAMES,
+    O200K_SHA256,
+    O200K_SPLIT,
+    REQUIRED,
+    WORD_SPLIT,
+    aligned,
+    byte_letters,
+    merges_of,
+    pre_tokenizer,
+    specification,
 )
-O200K_SHA256 = "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d"
-# A small model does sums far better on single digits than on three at a time, so our own vocabularies have no others.
-DIGIT_SPLIT = O200K_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")
-# Words without the space before them: one token wherever they stand, behind a space, at the start of an answer, in
-# quotes. A small model copies and translates them better, at more tokens a text.
-WORD_SPLIT = DIGIT_SPLIT.replace(r"[^\r\n\p{L}\p{N}]?", "")
+
 # Where both splits have a boundary whatever stands around: no alternative of theirs matches a space after anything but
 # whitespace, a line end or one of these marks after a letter or digit, a letter after a digit, or a digit after a
 # letter. The letters are ranges that haven't changed since Unicode 2.0: Python and the tokenizer may know different
@@ -89,16 +58,6 @@ SLICE = 16_384
 NO_TOKENIZER = (
     "text needs a tokenizer, but this model was loaded with tokenizer=None; give token ids, or load it with "
     "tokenizer='auto' or the path of a tokenizer.json"
-)
-
-# The published chat template: tools sit on the system message, as JSON text.
-CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{% if message['role'] == 'system' and 'tools' in message and message['tools'] is not none %}"
-    "{{ '<|' + message['role'] + '|>' + message['content'] + '<|tool|>' + message['tools'] + '<|/tool|>' + '<|end|>' }}"
-    "{% else %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endif %}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% else %}{{ '<|endoftext|>' }}{% endif %}"
 )
 
 
@@ -183,13 +142,13 @@ class Tokenizer:
         """A vocabulary of `vocab_size` tokens in all (rounded up to a multiple of 64), learnt from `texts`: 256 bytes,
         merges, and the control tokens last; smaller if the texts hold no more. Every digit is a token of its own; no
         token crosses a boundary of `split`. Deterministic. Raises `ValueError` if there is no room for the bytes."""
-        wanted = _aligned(vocab_size) - len(CONTROLS)
+        wanted = aligned(vocab_size) - len(CONTROLS)
         if wanted < 256:
             raise ValueError(
                 f"a vocabulary has 256 bytes and {len(CONTROLS)} control tokens, found size {vocab_size}"
             )
         learner = tokenizers.Tokenizer(models.BPE())
-        learner.pre_tokenizer = _split(split)
+        learner.pre_tokenizer = pre_tokenizer(split)
         alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
         learner.train_from_iterator(
             texts,
@@ -197,7 +156,7 @@ class Tokenizer:
         )
         model = json.loads(learner.to_str())["model"]
         ids = {token: len(model["vocab"]) + n for n, token in enumerate(CONTROLS)}
-        return cls(_spec(model["vocab"], model["merges"], split, ids))
+        return cls(specification(model["vocab"], model["merges"], split, ids))
 
     @classmethod
     def from_ranks(cls, path: str | Path) -> "Tokenizer":
@@ -213,14 +172,16 @@ class Tokenizer:
             )
         pairs = (line.split() for line in data.splitlines() if line)
         ranks = {base64.b64decode(token): int(rank) for token, rank in pairs}
-        letters = _byte_letters()
+        letters = byte_letters()
 
         def spell(token: bytes) -> str:
             return "".join(letters[b] for b in token)
 
         vocabulary = {spell(token): rank for token, rank in ranks.items()}
-        merges = [[spell(a), spell(b)] for a, b in _merges(ranks)]
-        return cls(_spec(vocabulary, merges, O200K_SPLIT, {t: c[0] for t, c in CONTROLS.items()}))
+        merges = [[spell(a), spell(b)] for a, b in merges_of(ranks)]
+        return cls(
+            specification(vocabulary, merges, O200K_SPLIT, {t: c[0] for t, c in CONTROLS.items()})
+        )
 
     def encode(self, text: str, limit: int | None = None) -> list[int]:
         """Ids of plain text; never a control token, whatever the text says. Encoding stops once there are more than
@@ -297,7 +258,7 @@ class Tokenizer:
         if found is None:
             return None
         inside = found.start() + reach
-        letters = _byte_letters()
+        letters = byte_letters()
         pair = letters[text[inside - 1].encode()[-1]] + letters[text[inside].encode()[0]]
         return None if pair in self._spelling else inside
 
@@ -307,7 +268,7 @@ class Tokenizer:
         return "\n".join(t for t in self._spec["model"]["vocab"] if t not in self._controls)
 
     @cached_property
-    def _known_split(self) -> bool:
+    def _knownpre_tokenizer(self) -> bool:
         """Whether `BOUNDARY` holds for how this tokenizer splits text, and nothing changes the text before."""
         if self._spec.get("normalizer") is not None or self._spec["model"].get("dropout"):
             return False
@@ -337,7 +298,7 @@ class Tokenizer:
         letters = np.frombuffer("".join(tokens).encode("utf-32-le", "surrogatepass"), np.uint32)
         lengths = np.fromiter(map(len, tokens), np.int64, len(tokens))
         lengths = lengths.repeat(lengths)
-        codes = [ord(letter) for letter in _byte_letters()]
+        codes = [ord(letter) for letter in byte_letters()]
         longest = np.zeros(max(codes) + 1, np.int64)
         known = letters < len(longest)
         np.maximum.at(longest, letters[known], lengths[known])
@@ -355,7 +316,7 @@ class Tokenizer:
 
     def spelled(self) -> list[bytes | None]:
         """The bytes of every id, up to `vocab_size`; None for control tokens and ids that mean nothing."""
-        bytes_of = {letter: byte for byte, letter in enumerate(_byte_letters())}
+        bytes_of = {letter: byte for byte, letter in enumerate(byte_letters())}
         words: list[bytes | None] = [None] * self.vocab_size
         for token, id in self._spec["model"]["vocab"].items():
             if token not in self._controls:
@@ -398,7 +359,7 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """Embedding rows: the largest id + 1, rounded up to a multiple of 64 (200,064 for the published
         vocabulary)."""
-        return _aligned(1 + max(*self._controls.values(), *self._spec["model"]["vocab"].values()))
+        return aligned(1 + max(*self._controls.values(), *self._spec["model"]["vocab"].values()))
 
 
 class NoTokenizer(Tokenizer):
@@ -458,72 +419,3 @@ class NoTokenizer(Tokenizer):
 
     def save(self, folder: str | Path) -> None:
         raise ValueError(NO_TOKENIZER)
-
-
-def _aligned(size: int) -> int:
-    return -(-size // ALIGNMENT) * ALIGNMENT
-
-
-def _split(pattern: str) -> pre_tokenizers.PreTokenizer:
-    return pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-
-
-def _spec(
-    vocabulary: dict[str, int], merges: list[Any], pattern: str, controls: dict[str, int]
-) -> dict[str, Any]:
-    """The content of a `tokenizer.json`. Control tokens stand in the vocabulary too: so they keep their ids where it
-    has gaps (199,998; 200,000 to 200,009; ...)."""
-    # A piece that is a token as it stands is taken whole, as tiktoken does.
-    shell = tokenizers.Tokenizer(models.BPE(ignore_merges=True))
-    shell.pre_tokenizer = _split(pattern)
-    shell.decoder = decoders.ByteLevel()
-    spec = json.loads(shell.to_str())
-    spec["model"]["vocab"] = {**vocabulary, **controls}
-    spec["model"]["merges"] = merges
-    spec["added_tokens"] = [
-        {
-            "id": id,
-            "content": token,
-            "single_word": False,
-            "lstrip": False,
-            "rstrip": CONTROLS[token][2],
-            "normalized": False,
-            "special": CONTROLS[token][1],
-        }
-        for token, id in controls.items()
-    ]
-    return spec
-
-
-def _byte_letters() -> list[str]:
-    """The letter that stands for each byte in a byte-level vocabulary: its own where it prints, else from U+0100
-    on."""
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    letters, spare = [], 0x100
-    for byte in range(256):
-        letters.append(chr(byte if byte in printable else spare))
-        spare += byte not in printable
-    return letters
-
-
-def _merges(ranks: dict[bytes, int]) -> Iterator[tuple[bytes, bytes]]:
-    """The two tokens that each longer token is merged from, in order of rank: its bytes are merged by the ranks below
-    its own until two are left. The few tokens that are never reached so are found whole (`ignore_merges`)."""
-    for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
-        parts = [token[i : i + 1] for i in range(len(token))]
-        while len(parts) > 2:
-            best, at = rank, -1
-            for i in range(len(parts) - 1):
-                found = ranks.get(parts[i] + parts[i + 1], rank)
-                if found < best:
-                    best, at = found, i
-            if at < 0:
-                break
-            parts[at : at + 2] = [parts[at] + parts[at + 1]]
-        if len(parts) == 2:
-            yield parts[0], parts[1]

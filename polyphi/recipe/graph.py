@@ -49,7 +49,8 @@ from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.planning import cost, plan
 from polyphi.processing.processor import Processor
-from polyphi.processing.tokenizer import WORD_SPLIT, Tokenizer
+from polyphi.processing.tokenizer import Tokenizer
+from polyphi.processing.vocabulary import WORD_SPLIT
 from polyphi.quantization.quantize import quantize
 from polyphi.recipe import evaluation, processes, remaining
 from polyphi.recipe.experiments import scaling

@@ -19,10 +19,11 @@ from itertools import islice
 from random import Random
 
 from polyphi.curate import judge
-from polyphi.curate.judge import Verdict
 from polyphi.curate.sources import SOURCES
 from polyphi.curate.text import side
 from polyphi.messages import Message
+from polyphi.services import verifiers
+from polyphi.services.verifiers import Verdict
 from polyphi.text.lexicon import NOUNS
 
 
@@ -338,7 +339,7 @@ def taught(
             question = posed(problem, f"{name}-{asked:06d}")
             prompt = (Message.user(f"{question.prompt[0].text}\n\n{FORM}"),)
             rule = partial(verdict, problem, free=True)
-            right = judge.every(rule, judge.judged(check, prompt)) if check else rule
+            right = verifiers.every(rule, judge.judged(check, prompt)) if check else rule
             questions.append(replace(question, prompt=prompt, verify=right))
             asked += 1
         for problem, outcome in zip(

@@ -14,10 +14,11 @@ import pytest
 
 from polyphi.curate import corpus, judge
 from polyphi.curate.corpus import Corpus, Work
-from polyphi.curate.judge import Attempt, Outcome, Problem, Remembered, Verdict
+from polyphi.curate.judge import Attempt, Outcome, Problem, Remembered
 from polyphi.data.shards import Sample, Shards
 from polyphi.messages import Completion, Image, Message, SamplingParams
-from polyphi.services import sandbox
+from polyphi.services import sandbox, verifiers
+from polyphi.services.verifiers import Verdict
 
 needs_sandbox = pytest.mark.skipif(
     sandbox.unavailable() is not None, reason=f"no namespaces: {sandbox.unavailable()}"
@@ -26,7 +27,7 @@ needs_sandbox = pytest.mark.skipif(
 
 def problem(id: str = "seven", wanted: int = 7) -> Problem:
     prompt = (Message.user("3 + 4?"),)
-    return Problem(id, prompt, judge.number(wanted), "mine", "CC0", {"task": "sums"})
+    return Problem(id, prompt, verifiers.number(wanted), "mine", "CC0", {"task": "sums"})
 
 
 class Script:
@@ -172,7 +173,7 @@ def test_chains_of_others_are_verified_in_a_pipeline(tmp_path: Path) -> None:
     made = Corpus(
         "checked",
         build,
-        steps=lambda work: [judge.Verified(lambda sample: judge.number(sample.meta["answer"]))],
+        steps=lambda work: [judge.Verified(lambda sample: verifiers.number(sample.meta["answer"]))],
     )
     corpus.build(made, Work({"train": 99}, 0, tmp_path, tmp_path / "data"))
     kept = list(Shards(tmp_path / "data" / "checked" / "train"))
@@ -228,6 +229,7 @@ import sys, time
 from pathlib import Path
 from polyphi.messages import Message
 from polyphi.curate import judge
+from polyphi.services import verifiers
 
 def ask(messages, seed):
     with open(sys.argv[1] + "/asked", "a") as f: print(seed, flush=True, file=f)
@@ -235,7 +237,7 @@ def ask(messages, seed):
     return f"Answer: {seed % 3}"
 
 remembered = judge.Remembered(Path(sys.argv[1], "answers"), "phi", ask)
-problems = [judge.Problem(str(i), (Message.user(str(i)),), judge.number(1), "m", "CC0") for i in range(5)]
+problems = [judge.Problem(str(i), (Message.user(str(i)),), verifiers.number(1), "m", "CC0") for i in range(5)]
 outcomes = [judge.solve(p, remembered) for p in problems]
 print(judge.count(outcomes), [a.text for o in outcomes for a in o.attempts], remembered.remembered)
 """
@@ -282,7 +284,7 @@ def test_a_killed_run_asks_nothing_twice(tmp_path: Path) -> None:
     ],
 )
 def test_the_end_of_an_answer(text: str, end: str) -> None:
-    assert judge.final(text) == end
+    assert verifiers.final(text) == end
 
 
 @pytest.mark.parametrize(
@@ -300,16 +302,16 @@ def test_the_end_of_an_answer(text: str, end: str) -> None:
     ],
 )
 def test_numbers(wanted: int | str, text: str, right: bool) -> None:
-    assert judge.number(wanted)(text).right == right
+    assert verifiers.number(wanted)(text).right == right
 
 
 def test_numbers_may_be_near() -> None:
-    assert judge.number("3.14", tolerance=0.01)("Answer: 3.1416").right
-    assert not judge.number("3.14", tolerance=0.001)("Answer: 3.1416").right
+    assert verifiers.number("3.14", tolerance=0.01)("Answer: 3.1416").right
+    assert not verifiers.number("3.14", tolerance=0.001)("Answer: 3.1416").right
 
 
 def test_exact_answers() -> None:
-    verify = judge.exact("Paris", "the city of Paris")
+    verify = verifiers.exact("Paris", "the city of Paris")
     assert verify("It is so.\nAnswer: Paris").right
     assert verify("Answer: the  city of paris.").right
     assert verify("Answer: Lyon") == Verdict(False, "'Lyon' is not right")
@@ -327,17 +329,17 @@ def test_exact_answers() -> None:
     ],
 )
 def test_mathematics(wanted: str, text: str, right: bool) -> None:
-    assert judge.mathematics(wanted)(text).right == right
+    assert verifiers.mathematics(wanted)(text).right == right
 
 
 def test_a_right_answer_that_is_no_mathematics_is_refused() -> None:
     with pytest.raises(ValueError, match="expected a mathematical expression"):
-        judge.mathematics("")
+        verifiers.mathematics("")
 
 
 @needs_sandbox
 def test_code_is_tested() -> None:
-    verify = judge.tests("assert double(3) == 6\nassert double('a') == 'aa'")
+    verify = verifiers.tests("assert double(3) == 6\nassert double('a') == 'aa'")
     assert verify("Here:\n```python\ndef double(x):\n    return x * 2\n```\nDone.").right
     assert verify("def double(x): return x + x").right
     wrong = verify("```\ndef double(x): return 6\n```")
@@ -345,13 +347,13 @@ def test_code_is_tested() -> None:
     early = verify("def double(x): ...\nimport os; os._exit(0)")
     assert early == Verdict(False, "its code ends before the tests do")
     assert not verify("import sys; sys.exit(0)").right
-    quick = judge.tests("assert f()", sandbox.Limits(seconds=0.5))
+    quick = verifiers.tests("assert f()", sandbox.Limits(seconds=0.5))
     assert quick("def f():\n    while True: pass").reason == "its code takes too long"
 
 
 @needs_sandbox
 def test_programs_are_run_on_inputs() -> None:
-    verify = judge.outputs([("2 3\n", "5\n"), ("4 5\n", "9")])
+    verify = verifiers.outputs([("2 3\n", "5\n"), ("4 5\n", "9")])
     assert verify("```python\nprint(sum(map(int, input().split())))\n```").right
     wrong = verify("print(5)")
     assert wrong == Verdict(False, "for the input '4 5\\n' its code prints '5\\n'")
@@ -379,14 +381,14 @@ def test_a_judges_reply_takes_no_time_to_read() -> None:
     for reply in (" \t" * 200_000, "\n" * 200_000, "yes " * 100_000, "```" * 100_000):
         started = time.monotonic()
         judge.judged(Script(reply), ())("x")
-        judge.program(reply)
-        judge.number(3)(reply)
+        verifiers.program(reply)
+        verifiers.number(3)(reply)
         assert time.monotonic() - started < 1
 
 
 def test_rules_come_before_models() -> None:
     script = Script("yes, fine")
-    verify = judge.every(judge.number(7), judge.judged(script, ()))
+    verify = verifiers.every(verifiers.number(7), judge.judged(script, ()))
     assert not verify("Answer: 8").right and not script.asked
     assert verify("Answer: 7") == Verdict(True, "fine")
 

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from pieces import render
 
 from polyphi.messages import Audio, Image, Message, Text
-from polyphi.processing.tokenizer import CONTROLS, Tokenizer
+from polyphi.processing.tokenizer import Tokenizer
+from polyphi.processing.vocabulary import CONTROLS
 
 
 def ids(messages: list[Message], tokenizer: Tokenizer, **options: bool) -> list[int]:

@@ -16,7 +16,8 @@ from pieces import render
 
 from polyphi.messages import Audio, Message
 from polyphi.processing import tokenizer as module
-from polyphi.processing.tokenizer import CONTROLS, DIGIT_SPLIT, O200K_SPLIT, WORD_SPLIT, Tokenizer
+from polyphi.processing.tokenizer import Tokenizer
+from polyphi.processing.vocabulary import CONTROLS, DIGIT_SPLIT, O200K_SPLIT, WORD_SPLIT
 
 
 def test_every_control_token_typed_by_a_person_is_plain_text(tokenizer: Tokenizer) -> None:

@@ -16,7 +16,7 @@ from polyphi.recipe.graph import Run
 from polyphi.train.stage import Mix
 
 TEXT = stages.load("text_1_pretrain")
-DOCS = Path(__file__).parents[2] / "docs" / "training.md"
+DOCS = Path(__file__).parents[3] / "docs" / "training.md"
 
 
 def test_a_mix_differs_in_what_was_named() -> None:
