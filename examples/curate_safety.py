@@ -11,8 +11,8 @@ from pathlib import Path
 
 from polyphi.curate import feedback
 from polyphi.curate.corpus import Corpus, Work
-from polyphi.curate.syntheses import in_languages
 from polyphi.curate.text import side
+from polyphi.curate.translations import in_languages
 from polyphi.data.shards import Sample, Shards
 from polyphi.services.endpoint import Endpoint
 from polyphi.text.lexicon import LANGUAGES

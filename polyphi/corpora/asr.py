@@ -16,7 +16,7 @@ from polyphi.curate.decontaminate import against
 from polyphi.curate.text import fill, interleave, shuffled
 from polyphi.data.shards import Sample
 from polyphi.messages import TRANSCRIBE
-from polyphi.synthetic import speech
+from polyphi.synthetic import number_questions, speech
 from polyphi.synthetic.speech import Studio, asked, numbered
 from polyphi.text.lexicon import LANGUAGES, lexicon, number_words
 
@@ -102,12 +102,12 @@ class Kinds:
         request of the safety set. None where the split has no such question in the language."""
         dice = self.rng.random()
         if dice < 0.25:
-            written, spoken, _ = speech.sum_question(self.rng, language)
+            written, spoken, _ = number_questions.sum_question(self.rng, language)
         elif dice < 0.4 and language == "en":
             ask = (
-                speech.comparison
+                number_questions.comparison
                 if dice < 0.32
-                else lambda rng: speech.yes_no_question(rng, rng.random() < 0.5)
+                else lambda rng: number_questions.yes_no_question(rng, rng.random() < 0.5)
             )
             written, spoken, _ = ask(self.rng)
         elif dice < 0.45 and language == "en":

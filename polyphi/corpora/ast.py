@@ -3,7 +3,7 @@
 Two forms of the same task, as in the report (Table 5): the translation alone, and chain of thought, where the
 transcript comes first and `<sep>` between the two. Training mixes both; the test split asks both of the same clips.
 Digits are translated as words, since written digits are the same in every language. Targets by machine translation, for
-recordings of one's own: `speech_translation` (polyphi/curate/syntheses.py, docs/speech.md).
+recordings of one's own: `speech_translation` (polyphi/curate/translations.py, docs/speech.md).
 """
 
 from collections.abc import Iterator

@@ -5,9 +5,11 @@ The single-image instruction set of `vision_3_generative`. Held out for the test
 and turns of a shape in a colour. A fifth of the questions that allow it are asked in the other seven languages.
 """
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 from PIL import Image
 
@@ -31,57 +33,9 @@ LATIN = tuple(
     language for language in LANGUAGES if language not in ("zh", "ja")
 )  # the fonts at hand write these
 
-QUESTIONS: dict[str, Mapping[str, tuple[str, ...]]] = {
-    "digit": dict(
-        en=("What digit is this?", "Which digit do you see?", "Read the digit."),
-        fr=("Quel est ce chiffre ?",),
-        de=("Welche Ziffer ist das?",),
-        it=("Che cifra è?",),
-        pt=("Que algarismo é este?",),
-        es=("¿Qué cifra es?",),
-        zh=("这是什么数字？",),
-        ja=("この すうじは なに ですか。",),
-    ),
-    "count": dict(
-        fr=("Combien d'objets y a-t-il ?",),
-        de=("Wie viele Dinge sind da?",),
-        it=("Quanti oggetti ci sono?",),
-        pt=("Quantos objetos há?",),
-        es=("¿Cuántos objetos hay?",),
-        zh=("有几个物体？",),
-        ja=("ものは いくつ ありますか。",),
-    ),
-    "colour": dict(
-        en=("What colour is this?", "Which colour do you see?", "Name the colour."),
-        fr=("De quelle couleur est-ce ?",),
-        de=("Welche Farbe ist das?",),
-        it=("Di che colore è?",),
-        pt=("De que cor é?",),
-        es=("¿De qué color es?",),
-        zh=("这是什么颜色？",),
-        ja=("なにいろ ですか。",),
-    ),
-    "shape": dict(
-        en=("What shape is this?", "Which shape do you see?", "Name the shape."),
-        fr=("Quelle est cette forme ?",),
-        de=("Welche Form ist das?",),
-        it=("Che forma è?",),
-        pt=("Que forma é esta?",),
-        es=("¿Qué forma es?",),
-        zh=("这是什么形状？",),
-        ja=("どんな かたち ですか。",),
-    ),
-    "stamp": dict(
-        en=("What is this?", "What do you see?", "Name this thing."),
-        fr=("Qu'est-ce que c'est ?",),
-        de=("Was ist das?",),
-        it=("Che cos'è?",),
-        pt=("O que é isto?",),
-        es=("¿Qué es esto?",),
-        zh=("这是什么？",),
-        ja=("これは なん ですか。",),
-    ),
-}
+QUESTIONS: dict[str, dict[str, list[str]]] = json.loads(
+    Path(__file__).with_suffix(".json").read_text(encoding="utf-8")
+)
 """Task -> language -> ways to ask. They are also read aloud, so they hold nothing that only an eye could use."""
 
 

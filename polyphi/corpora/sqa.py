@@ -16,7 +16,7 @@ from polyphi.curate.corpus import Corpus, Work
 from polyphi.curate.decontaminate import against
 from polyphi.curate.text import fill, interleave
 from polyphi.data.shards import Sample
-from polyphi.synthetic import speech
+from polyphi.synthetic import number_questions, speech
 from polyphi.synthetic.speech import Studio, asked, numbered
 from polyphi.text.lexicon import lexicon
 
@@ -52,15 +52,15 @@ class Asker:
     def arithmetic(self, i: int) -> Sample:
         language = self.language()
         value = i % 19 if self.split == "test" else None
-        written, said, found = speech.sum_question(self.rng, language, value)
+        written, said, found = number_questions.sum_question(self.rng, language, value)
         return self.spoken("arithmetic", said, str(found), language, heard=written)
 
     def compare(self, i: int) -> Sample:
-        written, said, answer = speech.comparison(self.rng, ("larger", "smaller")[i % 2])
+        written, said, answer = number_questions.comparison(self.rng, ("larger", "smaller")[i % 2])
         return self.spoken("compare", said, answer, "en", heard=written)
 
     def yes_no(self, i: int) -> Sample:
-        written, said, answer = speech.yes_no_question(self.rng, i % 2 == 0)
+        written, said, answer = number_questions.yes_no_question(self.rng, i % 2 == 0)
         return self.spoken("yes_no", said, answer, "en", heard=written)
 
     def clip(self, i: int) -> Sample:

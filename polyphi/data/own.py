@@ -30,6 +30,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from polyphi.data import shards
+from polyphi.data.schema import OPTIONAL, SCHEMA
 from polyphi.data.shards import Sample, Shards
 from polyphi.messages import TRANSCRIBE, Audio, Image, Message, Part, Text, with_tools
 from polyphi.processing import media
@@ -230,7 +231,7 @@ def sample(
         if missing := [theirs for theirs in columns.values() if theirs not in row]:
             raise ValueError(f"expected a column {missing[0]!r}, found {', '.join(row)}")
         row |= {ours: row[theirs] for ours, theirs in columns.items()}
-        if set(shards.SCHEMA.names) - shards.OPTIONAL <= set(row):
+        if set(SCHEMA.names) - OPTIONAL <= set(row):
             made = Shards.parse(row)
             for part in (part for message in made.messages for part in message.parts):
                 _whole(part, None)

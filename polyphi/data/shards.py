@@ -26,41 +26,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from polyphi.data.schema import SCHEMA, missing_fields
 from polyphi.messages import Audio, Image, Message, Part, Text, Video
 
-PART = pa.struct([("type", pa.string()), ("text", pa.string()), ("media", pa.int32())])
-SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        (
-            "messages",
-            pa.list_(
-                pa.struct(
-                    [("role", pa.string()), ("parts", pa.list_(PART)), ("tools", pa.string())]
-                )
-            ),
-        ),
-        (
-            "media",
-            pa.list_(
-                pa.struct(
-                    [
-                        ("kind", pa.string()),
-                        ("bytes", pa.binary()),
-                        ("mime", pa.string()),
-                        ("sha256", pa.string()),
-                    ]
-                )
-            ),
-        ),
-        ("source", pa.string()),
-        ("licence", pa.string()),
-        ("meta", pa.string()),
-        ("sha256", pa.string()),
-    ]
-)
-OPTIONAL = {"sha256"}
-"""Columns that shards may lack."""
 MIME = {
     b"\x89PNG": "image/png",
     b"\xff\xd8\xff": "image/jpeg",
@@ -460,7 +428,7 @@ class Shards(Sequence[Sample]):
             entry = self.manifest["shards"][shard]
             with self._told(entry["file"]), self._open(entry["file"]) as file:
                 metadata = pq.read_metadata(file)
-                if lacking := _lacking(metadata.schema.to_arrow_schema(), SCHEMA):
+                if lacking := missing_fields(metadata.schema.to_arrow_schema(), SCHEMA):
                     raise ValueError(
                         f"{place(self.folder, entry['file'])} isn't a shard: it lacks {', '.join(lacking)}; expected "
                         f"the columns {', '.join(SCHEMA.names)}"
@@ -491,26 +459,3 @@ class Shards(Sequence[Sample]):
                 self._cached -= self._groups.popitem(last=False)[1].nbytes
         self._groups.move_to_end((shard, group))
         return self._groups[shard, group]
-
-
-def _lacking(found: Any, wanted: Any, path: str = "") -> list[str]:
-    """Names of columns, and of fields inside them, that a schema lacks. How text and bytes are stored may differ."""
-    missing = []
-    for column in wanted:
-        name = path + column.name
-        if column.name in OPTIONAL:
-            continue
-        index = found.get_field_index(column.name)
-        if index < 0:
-            missing.append(name)
-            continue
-        inner, outer = found.field(index).type, column.type
-        while pa.types.is_list(outer):
-            if not (pa.types.is_list(inner) or pa.types.is_large_list(inner)):
-                break
-            inner, outer = inner.value_type, outer.value_type
-        if pa.types.is_struct(outer):
-            missing += _lacking(inner, outer, f"{name}.") if pa.types.is_struct(inner) else [name]
-        elif pa.types.is_list(outer):
-            missing.append(name)
-    return missing

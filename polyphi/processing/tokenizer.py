@@ -268,7 +268,7 @@ class Tokenizer:
         return "\n".join(t for t in self._spec["model"]["vocab"] if t not in self._controls)
 
     @cached_property
-    def _knownpre_tokenizer(self) -> bool:
+    def _known_split(self) -> bool:
         """Whether `BOUNDARY` holds for how this tokenizer splits text, and nothing changes the text before."""
         if self._spec.get("normalizer") is not None or self._spec["model"].get("dropout"):
             return False

@@ -10,16 +10,9 @@ import pytest
 from replay import Replay
 
 from polyphi.curate import syntheses
-from polyphi.curate.syntheses import (
-    chrf,
-    copied,
-    derivable,
-    final_answer,
-    same_answer,
-    speech_translation,
-    translation,
-)
+from polyphi.curate.syntheses import copied, derivable, final_answer, same_answer
 from polyphi.curate.synthesize import Synthesis, estimate, synthesize
+from polyphi.curate.translations import chrf, speech_translation, translation
 from polyphi.data import shards
 from polyphi.data.shards import Sample, Shards
 from polyphi.messages import Audio, Image, Message, Text, media

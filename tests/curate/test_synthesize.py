@@ -18,7 +18,8 @@ from replay import Replay
 from polyphi.curate.corpus import Corpus, Work
 from polyphi.curate.corpus import build as build_corpus
 from polyphi.curate.pipeline import counts
-from polyphi.curate.synthesize import Command, Synthesis, Tally, Taught, estimate, synthesize
+from polyphi.curate.synthesize import Synthesis, Tally, Taught, estimate, synthesize
+from polyphi.curate.teachers import Command
 from polyphi.data import shards
 from polyphi.data.shards import Sample, Shards
 from polyphi.messages import Completion, Message, SamplingParams

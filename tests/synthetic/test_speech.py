@@ -14,7 +14,7 @@ from polyphi.curate.corpus import Work
 from polyphi.curate.waves import RATE, augment, encode, join, level, trim
 from polyphi.processing.media import decode_audio
 from polyphi.services.speech_synthesis import unavailable
-from polyphi.synthetic import speech
+from polyphi.synthetic import number_questions, speech
 from polyphi.synthetic.speech import Reader, Studio
 from polyphi.text.lexicon import LANGUAGES
 
@@ -286,7 +286,7 @@ def test_digit_strings_of_the_test_split_are_never_trained_on() -> None:
 @pytest.mark.parametrize("language", list(LANGUAGES))
 def test_sums_are_right_in_every_language(language: str) -> None:
     for value in range(19):
-        written, spoken, found = speech.sum_question(Random(value), language, value)
+        written, spoken, found = number_questions.sum_question(Random(value), language, value)
         a, sign, b = next(
             written.split()[i - 1 : i + 2] for i, w in enumerate(written.split()) if w in "+-"
         )
@@ -300,10 +300,10 @@ def test_sums_are_right_in_every_language(language: str) -> None:
 
 def test_comparisons_are_right() -> None:
     for i in range(50):
-        written, _, answer = speech.comparison(Random(i))
+        written, _, answer = number_questions.comparison(Random(i))
         a, b = (int(w.strip("?,")) for w in written.split() if w.strip("?,").isdigit())
         assert int(answer) == (max(a, b) if "larger" in written else min(a, b))
-        written, _, answer = speech.yes_no_question(Random(i), i % 2 == 0)
+        written, _, answer = number_questions.yes_no_question(Random(i), i % 2 == 0)
         a, b = (int(w.strip("?,")) for w in written.split() if w.strip("?,").isdigit())
         assert (
             answer
