@@ -27,11 +27,12 @@ def curate(
 ) -> None:
     """Build one corpus of a run, or show what is there: all corpora, one, or where a sample comes from."""
     from polyphi.curate.pipeline import Machines
+    from polyphi.recipe.corpora import show
     from polyphi.recipe.graph import Run
 
     run = Run(size, out, seed=seed, console=console)
     if corpus == "show":
-        run.show(shown)
+        show(run.data, shown, run.tell)
         return
     if shown:
         raise ValueError(f"one corpus at a time, found {corpus} and {shown}")

@@ -10,16 +10,14 @@ A `Run` is a folder. Each step leaves a finished file or nothing, so the same co
 
 import contextlib
 import hashlib
-import importlib
 import json
 import os
 import shutil
-import sys
 import tempfile
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import islice
@@ -31,10 +29,9 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from polyphi import stages
-from polyphi.batch import pack
 from polyphi.checkpoints.write import save_checkpoint
-from polyphi.curate import cards, sources
 from polyphi.curate import corpus as corpora
+from polyphi.curate import sources
 from polyphi.curate.pipeline import Machines
 from polyphi.data.fresh import Fresh
 from polyphi.engine import placement
@@ -44,7 +41,7 @@ from polyphi.eval.benchmark import benchmarks
 from polyphi.eval.heldout import find
 from polyphi.eval.report import line
 from polyphi.eval.run import evaluate
-from polyphi.messages import CALL, CALL_END, Message
+from polyphi.messages import CALL, CALL_END
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.planning import cost, plan
@@ -52,9 +49,11 @@ from polyphi.processing.processor import Processor
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.processing.vocabulary import WORD_SPLIT
 from polyphi.quantization.quantize import quantize
-from polyphi.recipe import evaluation, processes, remaining
+from polyphi.recipe import evaluation, frozen_text, processes, remaining
+from polyphi.recipe.corpora import StageModels, find_corpus
 from polyphi.recipe.experiments import scaling
 from polyphi.recipe.report import page
+from polyphi.recipe.timings import Timings
 from polyphi.runtime import distributed, progress
 from polyphi.runtime.heap import give_back
 from polyphi.runtime.precision import Choice, Precision, Requested, choose
@@ -66,11 +65,6 @@ from polyphi.train.loop import code_revision, train
 from polyphi.train.resume import REASON, recorded, recorded_precision
 from polyphi.train.stage import Stage
 
-FREEZE_PROMPTS = (
-    "How much is 3 plus 4?",
-    "Translate to German: seven",
-    "Scene: two red circles and a blue star.\nHow many circles are there?",
-)
 TOKENIZER_CORPORA = (
     "copying",
     "instructions",
@@ -119,6 +113,8 @@ class Run:
         self.console = console or Console()
         self.data, self.runs = self.out / "data", self.out / "stages"
         self.cache = Path(os.environ.get("POLYPHI_CACHE", Path.home() / ".cache" / "polyphi"))
+        self.timings = Timings(self.out / "timings.json")
+        self.clock = self.timings.clock
         self._check_identity()
 
     def _check_identity(self) -> None:
@@ -180,7 +176,7 @@ class Run:
         """Everything, in order; returns the page."""
         with (
             self.clock("total"),
-            processes.weighed(self._note_memory),
+            processes.weighed(self.timings.note_memory),
             remaining.tracked(self.size, self.out, self.tell),
         ):
             self._branches()
@@ -239,7 +235,7 @@ class Run:
 
     def build(self, name: str, machines: Machines = Machines()) -> None:  # noqa: B008 - frozen
         """One corpus, after the corpora and stages that it is made from."""
-        corpus = _corpus(name)
+        corpus = find_corpus(name)
         name = corpus.name
         for parent in corpus.corpora:
             self.build(parent, machines)
@@ -270,7 +266,7 @@ class Run:
             seed=self.seed,
             cache=self.cache,
             data=self.data,
-            models=_Lazy(corpus.stages, self.made_by),
+            models=StageModels(corpus.stages, self.made_by),
             tell=self.tell,
             seconds=self.size.seconds,
             tokenizer=self.out / "tokenizer" if corpus.tokenizer else None,
@@ -284,7 +280,7 @@ class Run:
         generators = {}
         for name in stage.data.weights:
             if name in self.size.fresh:
-                corpus = _corpus(name)
+                corpus = find_corpus(name)
                 work = replace(self.work(corpus), seed=zlib.crc32(seeds.encode()))
                 generators[name] = Fresh(*corpora.generator(corpus, work))
         return generators
@@ -301,26 +297,6 @@ class Run:
             )
             return Similarity(self._after(stage), trained, self.processor, known)
         return Engine(self._after(stage), self.processor)
-
-    def show(self, name: str = "") -> None:
-        """What the run's corpora hold; a corpus's card; or, by its id (CORPUS/ID), all that is known of a sample."""
-        corpus, _, sample = name.partition("/")
-        manifests = sorted(self.data.glob(f"{corpus or '*'}/*/manifest.json"))
-        if corpus and not manifests:
-            built = sorted({path.parts[-3] for path in self.data.glob("*/*/manifest.json")})
-            raise ValueError(
-                f"{self.out} holds no corpus {corpus!r}; it has {', '.join(built) or 'none as yet'}"
-            )
-        for path in manifests if not sample else ():
-            manifest = json.loads(path.read_text())
-            found, split = path.parts[-3:-1]
-            self.tell(
-                f"{found:<22}{split:<7}{manifest['rows']:>7}  {', '.join(manifest['licences'])}"
-            )
-        if sample:
-            self.tell(cards.explain(self.data / corpus, sample))
-        elif corpus:
-            self.tell(cards.card(self.data / corpus))
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -397,7 +373,7 @@ class Run:
         adapters_only = not any(
             glob.startswith("decoder.") and ".lora." not in glob for glob in stage.learn
         )
-        before = self._text_logits(model) if adapters_only else None
+        before = frozen_text.text_logits(model, self.processor) if adapters_only else None
         it = cost.subject(stage.name, self.size)
         self.tell(f"\n[bold]{stage.name}[/bold]")
         with self.clock(stage.name):
@@ -425,7 +401,12 @@ class Run:
                 **self.machine,
             )
         if before is not None:
-            self._record_freeze(stage.name, before, self._text_logits(model))
+            frozen_text.record(
+                self.out / "freeze.json",
+                stage.name,
+                before,
+                frozen_text.text_logits(model, self.processor),
+            )
         give_back()
 
     def _watched(self, stage: Stage, model: PhiModel) -> dict[str, float]:
@@ -454,27 +435,6 @@ class Run:
                     conditions=("with",),
                 ).score
         return scores
-
-    def _text_logits(self, model: PhiModel) -> str:
-        """SHA-256 of the fp32 logits of fixed text prompts: equal hashes are bit-identical logits."""
-        rows = [
-            self.processor.row([Message.user(p)], generation_prompt=True) for p in FREEZE_PROMPTS
-        ]
-        with torch.inference_mode():
-            logits = model.eval().logits(model(pack(rows)))
-        return hashlib.sha256(logits.float().numpy().tobytes()).hexdigest()
-
-    def _record_freeze(self, stage: str, before: str, after: str) -> None:
-        entry = {"stage": stage, "logits_sha256_before": before, "logits_sha256_after": after}
-
-        def add(entries: list[dict[str, str]]) -> list[dict[str, str]]:
-            return [*(e for e in entries if e["stage"] != stage), entry]
-
-        processes.update_json(self.out / "freeze.json", [], add)
-        if before != after:
-            raise RuntimeError(
-                f"{stage} changed the text logits of the frozen language model: {before} -> {after}"
-            )
 
     def scaling(self, seeds: int = 2, tokens: Sequence[int] = ()) -> Path:
         """The law of text 1's peak rate, measured on runs of the size's lengths (or of so many `tokens`):
@@ -598,60 +558,3 @@ class Run:
 
     def tell(self, text: str) -> None:
         self.console.print(text, highlight=False)
-
-    @contextlib.contextmanager
-    def clock(self, name: str) -> Iterator[None]:
-        """Add the seconds of a step to timings.json, interrupted parts included."""
-        start = time.monotonic()
-        try:
-            yield
-        finally:
-            spent = time.monotonic() - start
-
-            def add(timings: dict[str, Any]) -> dict[str, Any]:
-                seconds = timings["seconds"]
-                seconds[name] = round(seconds.get(name, 0.0) + spent, 1)
-                return timings
-
-            self._update_timings(add)
-
-    def _note_memory(self, now: int) -> None:
-        self._update_timings(lambda t: {**t, "peak_bytes": max(t["peak_bytes"], now)})
-
-    def _update_timings(self, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-        processes.update_json(self.out / "timings.json", {"seconds": {}, "peak_bytes": 0}, change)
-
-
-class _Lazy(Mapping[str, Any]):
-    """What stages made, each loaded when a corpus first asks for it."""
-
-    def __init__(self, stages: Sequence[str], made_by: Callable[[str], Any]) -> None:
-        self._stages, self._made_by = stages, made_by
-
-    def __getitem__(self, stage: str) -> Any:
-        if stage not in self._stages:
-            raise KeyError(stage)
-        return self._made_by(stage)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._stages)
-
-    def __len__(self) -> int:
-        return len(self._stages)
-
-
-def _corpus(name: str) -> corpora.Corpus:
-    """One of ours, or the `corpus` of somebody's own Python file."""
-    if name.endswith(".py"):
-        file = Path(name).resolve()
-        if not file.exists():
-            raise ValueError(f"no corpus at {name}: expected a Python file that defines `corpus`")
-        sys.path.insert(0, str(file.parent))  # where worker processes look, too
-        corpus = getattr(importlib.import_module(file.stem), "corpus", None)
-        if not isinstance(corpus, corpora.Corpus):
-            raise ValueError(f"{name} defines no `corpus`: expected a polyphi.curate.corpus.Corpus")
-        return corpus
-    if name not in sizes.CORPORA:
-        raise ValueError(f"unknown corpus {name!r}; the corpora are {', '.join(sizes.CORPORA)}")
-    made: corpora.Corpus = importlib.import_module(f"polyphi.corpora.{name}").corpus
-    return made
