@@ -8,6 +8,7 @@ Nothing here knows a processor by its name: whether a device is fast in a 16-bit
 """
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import repeat
@@ -16,6 +17,7 @@ import torch
 
 from polyphi import kernels
 from polyphi.engine.cache import token_bytes
+from polyphi.engine.memory import free_memory
 from polyphi.kernels import half
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
@@ -77,6 +79,15 @@ def choose_dtype(
         return None
     slow_but_small = device.type == "cpu" and size(stored, torch.float32) > free
     return None if slow_but_small else torch.float32
+
+
+def dtype_for(model: PhiModel, quant: str | None) -> torch.dtype | None:
+    """`choose_dtype` for a model in memory."""
+    stored: Counter[torch.dtype] = Counter()
+    for parameter in model.parameters():
+        stored[parameter.dtype] += parameter.numel()
+    device = model.decoder.device
+    return choose_dtype(stored, device, free_memory(device), quant=quant)
 
 
 def products(config: ModelConfig) -> tuple[precision.Product, ...]:

@@ -10,13 +10,10 @@ A `Run` is a folder. Each step leaves a finished file or nothing, so the same co
 
 import contextlib
 import hashlib
-import json
 import os
 import shutil
 import tempfile
-import time
 import zlib
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -24,7 +21,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
@@ -36,7 +32,6 @@ from polyphi.curate.pipeline import Machines
 from polyphi.data.fresh import Fresh
 from polyphi.engine import placement
 from polyphi.engine.engine import Engine
-from polyphi.engine.memory import free_memory
 from polyphi.eval.benchmark import benchmarks
 from polyphi.eval.heldout import find
 from polyphi.eval.report import line
@@ -52,17 +47,16 @@ from polyphi.quantization.quantize import quantize
 from polyphi.recipe import evaluation, frozen_text, processes, remaining
 from polyphi.recipe.corpora import StageModels, find_corpus
 from polyphi.recipe.experiments import scaling
+from polyphi.recipe.identity import Identity
 from polyphi.recipe.report import page
 from polyphi.recipe.timings import Timings
 from polyphi.runtime import distributed, progress
 from polyphi.runtime.heap import give_back
-from polyphi.runtime.precision import Choice, Precision, Requested, choose
+from polyphi.runtime.precision import Choice, Precision, Requested
 from polyphi.stages import lineage, sizes
 from polyphi.train.aed import Recogniser
-from polyphi.train.checkpoint import write_json
 from polyphi.train.contrastive import Similarity
-from polyphi.train.loop import code_revision, train
-from polyphi.train.resume import REASON, recorded, recorded_precision
+from polyphi.train.loop import train
 from polyphi.train.stage import Stage
 
 TOKENIZER_CORPORA = (
@@ -109,30 +103,14 @@ class Run:
         tasks are measured; `track` names trackers that get every record."""
         self.size = sizes.load(size)
         self.watch_steps, self.track, self.machine = watch_steps, track, machine
-        self.out, self.seed, self._requested = Path(out), seed, precision
+        self.out, self.seed = Path(out), seed
         self.console = console or Console()
         self.data, self.runs = self.out / "data", self.out / "stages"
         self.cache = Path(os.environ.get("POLYPHI_CACHE", Path.home() / ".cache" / "polyphi"))
         self.timings = Timings(self.out / "timings.json")
         self.clock = self.timings.clock
-        self._check_identity()
-
-    def _check_identity(self) -> None:
-        """A folder belongs to one size, seed and precision: a run never mixes two."""
-        identity = {"size": self.size.name, "seed": self.seed}
-        path = self.out / "run.json"
-        if not path.exists():
-            self.out.mkdir(parents=True, exist_ok=True)
-            write_json(path, identity)
-            return
-        found = json.loads(path.read_text())
-        recorded = {key: found.get(key) for key in identity}
-        if self._requested != "auto" and (choice := self._recorded(found)) is not None:
-            identity["precision"], recorded["precision"] = self._requested, choice.precision
-        if recorded != identity:
-            raise ValueError(
-                f"{self.out} holds a run of {recorded}, but {identity} was requested; choose another --out"
-            )
+        self.identity = Identity(self.out, self.size, seed, precision)
+        self.identity.check()
 
     @property
     def precision(self) -> Precision:
@@ -141,34 +119,14 @@ class Run:
 
     @cached_property
     def choice(self) -> Choice:
-        """The precision of this run and why: that of run.json, of a stage that an older run left, as requested, or what
-        this machine is fast in; run.json then records it. All processes ask for it together."""
+        """The precision of this run and why (identity.py). All processes ask for it together."""
         distributed.start()
-        choice = self._choose() if distributed.rank() == 0 else None
+        choice = self.identity.choose_precision() if distributed.rank() == 0 else None
         shared = distributed.everyones(choice)[0]
         assert shared is not None
-        if distributed.rank() == 0 and self._requested == "auto":
+        if distributed.rank() == 0 and self.identity.requested == "auto":
             self.tell(f"precision {shared}")
         return shared
-
-    def _choose(self) -> Choice:
-        def record(values: dict[str, Any]) -> dict[str, Any]:
-            choice = self._recorded(values) or choose(
-                self._requested, "cpu", placement.products(self.size.model)
-            )
-            return {**values, "precision": choice.precision, REASON: choice.reason}
-
-        processes.update_json(self.out / "run.json", {}, record)
-        choice = recorded(json.loads((self.out / "run.json").read_text()))
-        assert choice is not None
-        return choice
-
-    def _recorded(self, values: Mapping[str, Any]) -> Choice | None:
-        """The precision that run.json holds, or in a run older than that entry its stages."""
-        if (choice := recorded(values)) is not None:
-            return choice
-        found = (recorded_precision(self.runs / name) for name in stages.ORDER)
-        return next((choice for choice in found if choice is not None), None)
 
     # ------------------------------------------------------------------ the main job
 
@@ -457,16 +415,9 @@ class Run:
             precision=self.choice,
             tell=self.tell,
         )
-        found = scaling.fit(points, budget.steps * budget.batch_tokens)
-        found = {
-            "command": f"polyphi scaling --size {self.size.name} --out DIR --seeds {seeds}",
-            "date": time.strftime("%Y-%m-%d"),
-            "code": code_revision(),
-            **found,
-        }
-        write_json(folder / "fit.json", found)
-        scaling.draw(found, folder / "fit.png")
-        self.tell(scaling.told(found))
+        command = f"polyphi scaling --size {self.size.name} --out DIR --seeds {seeds}"
+        fit = scaling.fit(points, budget.steps * budget.batch_tokens)
+        self.tell(scaling.write(fit, command, folder))
         return folder / "fit.json"
 
     # ------------------------------------------------------------------ export and evaluation
@@ -510,11 +461,7 @@ class Run:
             )
             if name not in engines:
                 model = self._after(name)
-                dtypes: Counter[torch.dtype] = Counter()
-                for parameter in model.parameters():
-                    dtypes[parameter.dtype] += parameter.numel()
-                place = model.decoder.device
-                dtype = placement.choose_dtype(dtypes, place, free_memory(place), quant=quant)
+                dtype = placement.dtype_for(model, quant)
                 model = model.to(dtype) if dtype else model
                 if quant:
                     model = quantize(model, quant)

@@ -10,6 +10,7 @@ Each run is a finished folder, so a sweep goes on where it stopped.
 """
 
 import math
+import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,9 +29,9 @@ from polyphi.data.packing import Pack, Room, deal
 from polyphi.model.multimodal import PhiModel
 from polyphi.runtime.precision import Choice, Requested, products
 from polyphi.runtime.progress import read_metrics
-from polyphi.train.checkpoint import write_tensors
+from polyphi.train.checkpoint import write_json, write_tensors
 from polyphi.train.guard import Diverged
-from polyphi.train.loop import Tell, train
+from polyphi.train.loop import Tell, code_revision, train
 from polyphi.train.resume import MANIFEST, METRICS, TRAINED, choose_precision
 from polyphi.train.stage import Budget, Stage
 
@@ -376,3 +377,16 @@ def told(found: Mapping[str, Any]) -> str:
             f"    at {at['tokens']:,} tokens {between(at['free'], 'rate')}",
         ]
     )
+
+
+def write(fit: Mapping[str, Any], command: str, folder: Path) -> str:
+    """Write a fit and its plot to `folder` as fit.json and fit.png; returns it in words. `command` measures it again."""
+    fit = {
+        "command": command,
+        "date": time.strftime("%Y-%m-%d"),
+        "code": code_revision(),
+        **fit,
+    }
+    write_json(folder / "fit.json", fit)
+    draw(fit, folder / "fit.png")
+    return told(fit)
