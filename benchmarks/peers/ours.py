@@ -18,6 +18,7 @@ import polyphi
 from polyphi.batch import Batch, pack, row
 from polyphi.engine.cache import BLOCK, BlockPool, Memory, StepCache, Table
 from polyphi.engine.engine import CHUNK
+from polyphi.engine.forward import forward
 from polyphi.messages import Audio, Image, Message, SamplingParams, Text
 
 
@@ -48,7 +49,7 @@ class Language:
         sequences, each = ids.shape
         batch, cache = pack(rows), StepCache(self.memory, tables, [each] * sequences)
         last = torch.arange(each - 1, ids.numel(), each) if each > 1 else None
-        hidden = self.model.decoder(self.model.embed(batch), batch, cache, last)
+        hidden = forward(self.model.decoder, self.model.embed(batch), batch, cache, last)
         for table in tables:
             table.length += each
         return self.model.logits(hidden).float()

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from polyphi.batch import Batch
 from polyphi.engine.cache import BLOCK, Memory
+from polyphi.engine.forward import run_layers
 from polyphi.engine.scheduler import Part
 from polyphi.model.attention import working_dtype
 from polyphi.model.decoder import Shared
@@ -150,7 +151,7 @@ class DecodeGraphs:
         )
 
         def once() -> Tensor:
-            return self._model.logits(decoder.run(decoder.embed(step.ids), shared)).float()
+            return self._model.logits(run_layers(decoder, decoder.embed(step.ids), shared)).float()
 
         if device.type != "cuda":
             return step, once

@@ -15,11 +15,12 @@ from torch import Tensor
 
 from polyphi.batch import Batch
 from polyphi.engine.cache import Memory, StepCache
+from polyphi.engine.forward import forward
 from polyphi.engine.graphs import DecodeGraphs
 from polyphi.engine.request import Request
 from polyphi.engine.scheduler import Part
 from polyphi.messages import TokenLogprob
-from polyphi.model.multimodal import PhiModel
+from polyphi.model.multimodal import PhiModel, splice
 
 SCORED = 128
 """Positions whose logits are computed at once: vocabularies are large."""
@@ -93,7 +94,7 @@ class Runner:
         chosen = None
         if rows != list(range(len(x))):  # one must run, wanted or not
             chosen = torch.tensor(rows or [len(x) - 1], device=self.device)
-        hidden = self.model.decoder(x, batch, cache, chosen)
+        hidden = forward(self.model.decoder, x, batch, cache, chosen)
         for part in parts:
             part.request.table.length += part.new
         counts = [len(some) for some in drawn]
@@ -131,10 +132,10 @@ class Runner:
     ) -> Float[Tensor, "n D"]:
         """One forward without a cache: the hidden states of all tokens, or of those at `logit_indices`."""
         batch = batch.to(self.device)
-        if logit_indices is None:
-            return self.model(batch)
-        indices = torch.tensor(logit_indices, device=self.device)
-        return self.model.decoder(self.model.embed(batch), batch, None, indices)
+        indices = None
+        if logit_indices is not None:
+            indices = torch.tensor(logit_indices, device=self.device)
+        return forward(self.model.decoder, self.model.embed(batch), batch, indices=indices)
 
     def _batch(self, parts: Sequence[Part]) -> tuple[Batch, list[int]]:
         ids: list[int] = []
@@ -157,16 +158,20 @@ class Runner:
     def _embedded(
         self, batch: Batch, parts: Sequence[Part], bounds: Sequence[int]
     ) -> Float[Tensor, "T D"]:
-        x = self.model.decoder.embed(batch.ids)
+        slots: list[int] = []
+        features: list[Tensor] = []
         for part, first in zip(parts, bounds, strict=False):
             end = part.start + part.new
             for item in part.request.items:
                 low, high = max(item.start, part.start), min(item.end, end)
                 if low < high:
-                    features = part.request.features[item.key]
-                    at = first + low - part.start
-                    x[at : at + high - low] = features[low - item.start : high - item.start].to(x)
-        return x
+                    encoded = part.request.features[item.key]
+                    features.append(encoded[low - item.start : high - item.start].to(self.device))
+                    slots += range(first + low - part.start, first + high - part.start)
+        x = self.model.decoder.embed(batch.ids)
+        if not slots:
+            return x
+        return splice(x, torch.tensor(slots, device=self.device), torch.cat(features), "media")
 
 
 @torch.inference_mode()

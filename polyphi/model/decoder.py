@@ -9,7 +9,7 @@ public checkpoints: query, key, value rows in `qkv_proj`, gate rows before up ro
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -23,7 +23,7 @@ from polyphi.kernels import blocks
 from polyphi.model.attention import KVCache, packed_attention, working_dtype
 from polyphi.model.config import AdapterConfig, DecoderConfig
 from polyphi.model.linear import product
-from polyphi.model.lora import LoraLinear, Route, narrowed, routes
+from polyphi.model.lora import LoraLinear, Route, routes
 from polyphi.model.rope import LongRope, rotate
 
 
@@ -64,8 +64,7 @@ class RMSNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Grouped-query attention: `num_attention_heads` query heads over `num_key_value_heads` keys and values. What the
-    heads found goes through `o_proj` where the block says so."""
+    """Grouped-query attention: `num_attention_heads` query heads over `num_key_value_heads` keys and values."""
 
     def __init__(self, config: DecoderConfig, adapters: Mapping[str, AdapterConfig]) -> None:
         super().__init__()
@@ -75,15 +74,20 @@ class Attention(nn.Module):
         self.qkv_proj = LoraLinear(config.hidden_size, width, adapters)
         self.o_proj = LoraLinear(self.heads * self.head_dim, config.hidden_size, adapters)
 
-    def forward(self, x: Float[Tensor, "T D"], shared: Shared, layer: int) -> Float[Tensor, "T H"]:
-        qkv = self.qkv_proj(x, shared.routes).view(len(x), -1, self.head_dim)
+    def forward(self, x: Float[Tensor, "T D"], shared: Shared, layer: int) -> Float[Tensor, "T D"]:
+        heads = self.attend(self.qkv_proj(x, shared.routes), shared, layer)
+        return self.o_proj(heads, shared.routes)
+
+    def attend(self, qkv: Float[Tensor, "T Q"], shared: Shared, layer: int) -> Float[Tensor, "T H"]:
+        """The outputs of all heads side by side, of queries, keys and values side by side."""
+        qkv = qkv.view(len(qkv), -1, self.head_dim)
         turning, v = qkv.split((self.heads + self.kv_heads, self.kv_heads), dim=1)
         q, k = rotate(turning, shared.cos, shared.sin).split((self.heads, self.kv_heads), dim=1)
         if shared.cache is None:
             out = packed_attention(q, k, v, shared.bounds)
         else:
             out = shared.cache.attend(layer, q, k, v, shared.bounds)
-        return out.reshape(len(x), -1)
+        return out.reshape(len(qkv), -1)
 
 
 class MLP(nn.Module):
@@ -94,12 +98,16 @@ class MLP(nn.Module):
         self.gate_up_proj = LoraLinear(config.hidden_size, 2 * config.intermediate_size, adapters)
         self.down_proj = LoraLinear(config.intermediate_size, config.hidden_size, adapters)
 
-    def forward(
-        self, x: Float[Tensor, "T D"], shared: Shared, onto: Float[Tensor, "T D"]
-    ) -> Float[Tensor, "T D"]:
-        """Added to `onto`."""
-        y = self.gate_up_proj(x, shared.routes, gated=True)
-        return self.down_proj(y, shared.routes, onto)
+    def forward(self, x: Float[Tensor, "T D"], shared: Shared) -> Float[Tensor, "T D"]:
+        return self.down_proj(swiglu(self.gate_up_proj(x, shared.routes)), shared.routes)
+
+
+def swiglu(x: Float[Tensor, "T I2"]) -> Float[Tensor, "T I"]:
+    """up * silu(gate) of gate and up side by side."""
+    if kernels.fits(x):
+        return blocks.swiglu(x)
+    gate, up = x.chunk(2, dim=-1)
+    return up * F.silu(gate)
 
 
 class Layer(nn.Module):
@@ -112,19 +120,9 @@ class Layer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config, adapters)
 
-    def forward(
-        self,
-        x: Float[Tensor, "T D"],
-        shared: Shared,
-        layer: int,
-        wanted: Int[Tensor, " n"] | None = None,
-    ) -> Float[Tensor, "n D"]:
-        heads = self.self_attn(self.input_layernorm(x), shared, layer)
-        if wanted is not None:
-            x, heads = x.index_select(0, wanted), heads.index_select(0, wanted)
-            shared = replace(shared, routes=narrowed(shared.routes, wanted))
-        x = self.self_attn.o_proj(heads, shared.routes, x)
-        return self.mlp(self.post_attention_layernorm(x), shared, x)
+    def forward(self, x: Float[Tensor, "T D"], shared: Shared, layer: int) -> Float[Tensor, "T D"]:
+        x = x + self.self_attn(self.input_layernorm(x), shared, layer)
+        return x + self.mlp(self.post_attention_layernorm(x), shared)
 
 
 class Decoder(nn.Module):
@@ -171,29 +169,21 @@ class Decoder(nn.Module):
         return (self.head.rows(ids) if table is None else F.embedding(ids, table)).to(self.dtype)
 
     def forward(
-        self,
-        x: Float[Tensor, "T D"],
-        batch: Batch,
-        cache: KVCache | None = None,
-        wanted: Int[Tensor, " n"] | None = None,
-    ) -> Float[Tensor, "n D"]:
-        """Hidden states after the final norm for embedded tokens `x`, all or those that are `wanted`: of the others the
-        last block makes keys and values alone. With a `cache`, `batch` has only the new tokens.
+        self, x: Float[Tensor, "T D"], batch: Batch, cache: KVCache | None = None
+    ) -> Float[Tensor, "T D"]:
+        """Hidden states after the final norm for embedded tokens `x`. With a `cache`, `batch` has only the new tokens.
 
         Raises ValueError where the batch names an adapter that the model doesn't have.
         """
-        cos, sin = self.rope(batch, working_dtype(x))
-        taken = routes(batch, self.adapters.keys(), x.device)
-        return self.run(x, Shared(cos, sin, taken, batch.bounds, cache), wanted)
-
-    def run(
-        self, x: Float[Tensor, "T D"], shared: Shared, wanted: Int[Tensor, " n"] | None = None
-    ) -> Float[Tensor, "n D"]:
-        """The blocks and the final norm."""
-        last = len(self.layers) - 1
+        shared = self.shared(x, batch, cache)
         for number, layer in enumerate(self.layers):
-            x = layer(x, shared, number, wanted if number == last else None)
+            x = layer(x, shared, number)
         return self.norm(x)
+
+    def shared(self, x: Float[Tensor, "T D"], batch: Batch, cache: KVCache | None = None) -> Shared:
+        """What all layers share for a batch. Raises ValueError as `forward`."""
+        cos, sin = self.rope(batch, working_dtype(x))
+        return Shared(cos, sin, routes(batch, self.adapters.keys(), x.device), batch.bounds, cache)
 
     def logits(self, hidden: Float[Tensor, "*T D"]) -> Float[Tensor, "*T V"]:
         """Scores of the next token, in the model's type (the loss raises them to float32)."""

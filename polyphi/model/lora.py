@@ -1,8 +1,7 @@
 """Mixture of LoRAs: one frozen linear, a low-rank adapter per modality, chosen per sequence (report 2.2.1).
 
 y = W x + alpha / rank * B A dropout(x) on the tokens of sequences that name the adapter, y = W x on all others. A
-batch mixes them freely: the base product runs once over all tokens, each low-rank product only over its own. What comes
-right behind in a block, its gate or its sum, is part of it, for a kernel that does all in one go.
+batch mixes them freely: the base product runs once over all tokens, each low-rank product only over its own.
 """
 
 import math
@@ -16,9 +15,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from polyphi import kernels
 from polyphi.batch import Batch
-from polyphi.kernels import blocks, half
+from polyphi.kernels import half
 from polyphi.model.config import AdapterConfig
 from polyphi.model.linear import product
 
@@ -35,8 +33,8 @@ class Kernel(Protocol):
         onto: Float[Tensor, "T O"] | None,
         gated: bool,
     ) -> Float[Tensor, "T O_"] | None:
-        """What `LoraLinear` does, in one go, with the two products and the factor of an adapter (or None); None where
-        it can't."""
+        """W x with an adapter's two products and its factor (or None), then the sum with `onto` or the gate, in one
+        kernel; None where there is no such kernel."""
         ...
 
     def tensors(self) -> tuple[Tensor, ...]: ...
@@ -64,17 +62,6 @@ def routes(batch: Batch, known: Collection[str], device: torch.device) -> list[R
         Route(str(name), _tokens(batch, name).to(device, non_blocking=True))
         for name in sorted(named, key=str)
     ]
-
-
-def narrowed(taken: Sequence[Route], wanted: Int[Tensor, " n"]) -> list[Route]:
-    """The routes of some of the tokens, which stand side by side then."""
-    found = []
-    for route in taken:
-        if route.tokens is None:
-            found.append(route)
-        elif len(there := torch.isin(wanted, route.tokens).nonzero().flatten()):
-            found.append(Route(route.adapter, there))
-    return found
 
 
 def _tokens(batch: Batch, adapter: str | None) -> Int[Tensor, " n"]:
@@ -167,17 +154,8 @@ class LoraLinear(nn.Module):
         """W x alone."""
         return product(x, self.weight) if self.kernel is None else self.kernel(x)
 
-    def forward(
-        self,
-        x: Float[Tensor, "T I"],
-        taken: Sequence[Route] = (),
-        onto: Float[Tensor, "T O"] | None = None,
-        *,
-        gated: bool = False,
-    ) -> Float[Tensor, "T O_"]:
-        """W x and what the routes' adapters make of their tokens: added to `onto`, or as `swiglu` has it."""
-        if (found := self._fused(x, taken, onto, gated)) is not None:
-            return found
+    def forward(self, x: Float[Tensor, "T I"], taken: Sequence[Route] = ()) -> Float[Tensor, "T O"]:
+        """W x, with what the adapters of the routes add to their tokens."""
         y = self.base(x)
         for route in taken:
             pair = self.pair(route.adapter)
@@ -186,28 +164,4 @@ class LoraLinear(nn.Module):
             else:
                 low = pair.squeeze(x.index_select(0, route.tokens))
                 y = y.index_add(0, route.tokens, pair.expand(low).to(y.dtype), alpha=pair.scale)
-        if gated:
-            return swiglu(y)
-        return y if onto is None else onto + y
-
-    def _fused(
-        self, x: Tensor, taken: Sequence[Route], onto: Tensor | None, gated: bool
-    ) -> Tensor | None:
-        """The same in one go, or None: of a quantised weight whose tokens all take the same adapter, quantised too."""
-        if self.kernel is None:
-            return None
-        if not taken:
-            return self.kernel.fused(x, None, onto, gated)
-        route, *others = taken
-        pair = self.pair(route.adapter)
-        if others or route.tokens is not None or pair.down is None or pair.up is None:
-            return None
-        return self.kernel.fused(x, (pair.down, pair.up, pair.scale), onto, gated)
-
-
-def swiglu(x: Float[Tensor, "T I2"]) -> Float[Tensor, "T I"]:
-    """up * silu(gate) of gate and up side by side."""
-    if kernels.fits(x):
-        return blocks.swiglu(x)
-    gate, up = x.chunk(2, dim=-1)
-    return up * F.silu(gate)
+        return y

@@ -78,9 +78,9 @@ class PhiModel(nn.Module):
         if batch.images:
             in_words = batch.crops is None and batch.cell_words is not None
             tokens = self.word_tokens(batch) if in_words else self.image_tokens(batch)
-            x = _splice(x, batch.image_slots, tokens, "image")
+            x = splice(x, batch.image_slots, tokens, "image")
         if batch.clips:
-            x = _splice(x, batch.audio_slots, self.audio_tokens(batch), "audio")
+            x = splice(x, batch.audio_slots, self.audio_tokens(batch), "audio")
         return x
 
     def word_tokens(self, batch: Batch) -> Float[Tensor, "I D"]:
@@ -264,7 +264,7 @@ def _sources(batch: Batch) -> Int[Tensor, " N"] | None:
     return sources
 
 
-def _splice(
+def splice(
     x: Float[Tensor, "T D"],
     slots: Int[Tensor, " n"] | None,
     features: Float[Tensor, "m D"],

@@ -128,8 +128,6 @@ class Run:
             self.tell(f"precision {shared}")
         return shared
 
-    # ------------------------------------------------------------------ the main job
-
     def reproduce(self) -> Path:
         """Everything, in order; returns the page."""
         with (
@@ -188,8 +186,6 @@ class Run:
             if shared:
                 distributed.wait()
             yield
-
-    # ------------------------------------------------------------------ data
 
     def build(self, name: str, machines: Machines = Machines()) -> None:  # noqa: B008 - frozen
         """One corpus, after the corpora and stages that it is made from."""
@@ -298,8 +294,6 @@ class Run:
             patch_size=vision.patch_size,
             max_crops=vision.max_crops,
         )
-
-    # ------------------------------------------------------------------ stages
 
     def _model(self, stage: Stage) -> PhiModel:
         config = lineage.configuration(stage, self.size.model, self.tokenizer)
@@ -420,8 +414,6 @@ class Run:
         self.tell(scaling.write(fit, command, folder))
         return folder / "fit.json"
 
-    # ------------------------------------------------------------------ export and evaluation
-
     def _recogniser(self) -> Recogniser:
         folder = self.out / "recogniser"
         if not folder.exists():
@@ -500,8 +492,6 @@ class Run:
     def page(self) -> Path:
         """The report page, from what the folder holds."""
         return page.write(self.out)
-
-    # ------------------------------------------------------------------ telling and timing
 
     def tell(self, text: str) -> None:
         self.console.print(text, highlight=False)

@@ -5,8 +5,9 @@ import torch
 import torch.nn.functional as F
 
 from polyphi.batch import pack, row
+from polyphi.engine.forward import select_routes
 from polyphi.model.config import AdapterConfig
-from polyphi.model.lora import LoraLinear, Route, dropped, narrowed, routes
+from polyphi.model.lora import LoraLinear, Route, dropped, routes
 
 CPU = torch.device("cpu")
 ADAPTERS = {"vision": AdapterConfig(4, 8.0), "speech": AdapterConfig(5, 15.0, 0.5)}
@@ -52,9 +53,11 @@ def test_every_token_gets_its_sequences_adapter(linear):
 def test_some_tokens_take_their_own_routes_along(linear):
     batch = pack([row([1] * n, adapter=a) for n, a in ((2, "speech"), (3, None), (2, "vision"))])
     taken, x, wanted = routes(batch, ADAPTERS, CPU), torch.randn(7, 8), torch.tensor([6, 2, 1])
-    torch.testing.assert_close(linear(x[wanted], narrowed(taken, wanted)), linear(x, taken)[wanted])
-    assert [route.adapter for route in narrowed(taken, torch.tensor([0, 3]))] == ["speech"]
-    assert narrowed([Route("vision", None)], wanted) == [Route("vision", None)]
+    torch.testing.assert_close(
+        linear(x[wanted], select_routes(taken, wanted)), linear(x, taken)[wanted]
+    )
+    assert [route.adapter for route in select_routes(taken, torch.tensor([0, 3]))] == ["speech"]
+    assert select_routes([Route("vision", None)], wanted) == [Route("vision", None)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

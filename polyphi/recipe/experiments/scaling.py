@@ -380,7 +380,8 @@ def told(found: Mapping[str, Any]) -> str:
 
 
 def write(fit: Mapping[str, Any], command: str, folder: Path) -> str:
-    """Write a fit and its plot to `folder` as fit.json and fit.png; returns it in words. `command` measures it again."""
+    """Write a fit and its plot to `folder` as fit.json and fit.png; returns it in words. `command` is how to measure it
+    again."""
     fit = {
         "command": command,
         "date": time.strftime("%Y-%m-%d"),
