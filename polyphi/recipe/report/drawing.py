@@ -1,9 +1,10 @@
-"""Pictures of the report page as inline SVG: the graph of stages, loss curves. Colours are the page's CSS variables.
+"""Geometry of the report page's drawings: the graph of stages, loss curves, scores and effects on a line.
 
 >>> graph(report["stages"]), curve([[0, 8.3], [100, 2.1]])
+
+The templates turn it into SVG and CSS; colours are the page's CSS variables.
 """
 
-import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -38,6 +39,7 @@ PLACES = {
     "joint_1_vision_speech": (6, 1.5),
 }
 WIDTH, HEIGHT, COLUMN, ROW, MARGIN = 122, 62, 146, 104, 6
+CURVE_WIDTH, CURVE_HEIGHT = 240, 84
 
 
 def part_of(name: str) -> tuple[str, ...]:
@@ -55,9 +57,9 @@ def part_of(name: str) -> tuple[str, ...]:
     )
 
 
-def graph(stages: Sequence[Mapping[str, Any]]) -> str:
-    """The stages as boxes, an arrow from each parent, a square per part: filled where it learned, hollow where it
-    rests. A parent that is reached through another one has no arrow of its own."""
+def graph(stages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The graph's geometry: `nodes` (a box per stage), `edges` (an SVG path from each parent), `view_box`, and the
+    `width` and `height` of a box. A parent that is reached through another one has no edge of its own."""
     ancestors = _ancestors(stages)
     names = {s["name"] for s in stages}
     places = {name: place for name, place in PLACES.items() if name in names}
@@ -65,21 +67,19 @@ def graph(stages: Sequence[Mapping[str, Any]]) -> str:
         places[name] = (i, 3)
     right = max((c for c, _ in places.values()), default=0) * COLUMN + WIDTH
     bottom = max((r for _, r in places.values()), default=0) * ROW + HEIGHT
-    out = [
-        f'<svg class="graph" viewBox="{-MARGIN} {-MARGIN} {right + 2 * MARGIN} {bottom + 2 * MARGIN}" role="img" '
-        'aria-label="Graph of the sixteen stages">',
-        '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="6" markerHeight="6" orient="auto">'
-        '<path d="M0 0.5 7.5 4 0 7.5z" class="tip"/></marker></defs>',
-    ]
+    edges = []
     for stage in stages:
         for parent in stage["parents"]:
             through = any(parent in ancestors.get(other, ()) for other in stage["parents"])
             if parent in places and not through:
-                out.append(
-                    f'<path class="edge" marker-end="url(#tip)" d="{_edge(places[parent], places[stage["name"]])}"/>'
-                )
-    out += [_node(stage, places[stage["name"]]) for stage in stages]
-    return "".join([*out, "</svg>"])
+                edges.append(_edge(places[parent], places[stage["name"]]))
+    return {
+        "view_box": f"{-MARGIN} {-MARGIN} {right + 2 * MARGIN} {bottom + 2 * MARGIN}",
+        "width": WIDTH,
+        "height": HEIGHT,
+        "edges": edges,
+        "nodes": [_node(stage, places[stage["name"]]) for stage in stages],
+    }
 
 
 def _ancestors(stages: Sequence[Mapping[str, Any]]) -> dict[str, set[str]]:
@@ -104,41 +104,31 @@ def _edge(start: tuple[float, float], end: tuple[float, float]) -> str:
     return f"M{x0:g} {y0:g}H{level:g}C{middle:g} {y0:g} {middle:g} {y1:g} {x1:g} {y1:g}"
 
 
-def _node(stage: Mapping[str, Any], place: tuple[float, float]) -> str:
-    x, y = place[0] * COLUMN, place[1] * ROW
+def _node(stage: Mapping[str, Any], place: tuple[float, float]) -> dict[str, Any]:
+    """A stage's box: its corner, its texts, and (CSS class, whether trained) of each part that it has."""
     family, _, rest = stage["name"].partition("_")
     number, _, title = rest.partition("_")
     learned, present = set(stage["learned_parts"]), set(stage["parts"])
-    classes = f"stage {family}" if stage["done"] else f"stage {family} missing"
-    out = [
-        f'<g class="{html.escape(classes)}" transform="translate({x:g} {y:g})">',
-        f"<title>{html.escape(stage['name'])}: learns {', '.join(stage['learned_parts']) or 'nothing'}</title>",
-        f'<rect class="box" width="{WIDTH}" height="{HEIGHT}" rx="9"/>',
-        f'<rect class="edge-bar" width="4" height="{HEIGHT - 18}" y="9" rx="2"/>',
-        f'<text x="13" y="19" class="family">{html.escape(family)} {html.escape(number)}</text>',
-        f'<text x="13" y="36" class="title">{html.escape(title.replace("_", " "))}</text>',
-    ]
-    shown = [(part, css) for part, css, _ in PARTS if part in learned | present]
-    for i, (part, css) in enumerate(shown):
-        kind = "learned" if part in learned else "rests"
-        out.append(
-            f'<rect class="part {css} {kind}" x="{13 + 13 * i}" y="44" width="9" height="9" rx="2.5"/>'
-        )
-    return "".join([*out, "</g>"])
+    return {
+        "x": f"{place[0] * COLUMN:g}",
+        "y": f"{place[1] * ROW:g}",
+        "name": stage["name"],
+        "family": family,
+        "number": number,
+        "title": title.replace("_", " "),
+        "done": stage["done"],
+        "learned": stage["learned_parts"],
+        "parts": [(css, part in learned) for part, css, _ in PARTS if part in learned | present],
+    }
 
 
-def legend() -> str:
-    """What the squares of the graph mean."""
-    items = "".join(
-        f'<span><i class="part {css} learned"></i>{part}</span>' for part, css, _ in PARTS
-    )
-    return f'<div class="legend">{items}<span><i class="part rests"></i>hollow: present and frozen</span></div>'
-
-
-def curve(points: Sequence[Sequence[float]], width: int = 240, height: int = 84) -> str:
-    """A loss curve: a thin raw line and a bold smoothed one (the mean over a twelfth of the points around each)."""
+def curve(points: Sequence[Sequence[float]]) -> dict[str, str]:
+    """SVG paths of a loss curve by CSS class, in a box of CURVE_WIDTH by CURVE_HEIGHT: the area below, a thin raw
+    line, and a bold smoothed one (the mean over a twelfth of the points around each). None for fewer than two points.
+    """
     if len(points) < 2:
-        return f'<svg class="curve" viewBox="0 0 {width} {height}"></svg>'
+        return {}
+    width, height = CURVE_WIDTH, CURVE_HEIGHT
     steps, losses = [p[0] for p in points], [p[1] for p in points]
     reach = len(points) // 24
     windows = (losses[max(0, i - reach) : i + reach + 1] for i in range(len(losses)))
@@ -154,37 +144,33 @@ def curve(points: Sequence[Sequence[float]], width: int = 240, height: int = 84)
         return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
 
     area = f"{path(smooth)}L{width} {height}L0 {height}z"
-    drawn = {"area": area, "raw": path(losses), "smooth": path(smooth)}
-    return (
-        f'<svg class="curve" viewBox="0 0 {width} {height}" preserveAspectRatio="none" aria-hidden="true">'
-        + "".join(f'<path class="{name}" d="{d}"/>' for name, d in drawn.items())
-        + "</svg>"
-    )
+    return {"area": area, "raw": path(losses), "smooth": path(smooth)}
 
 
-def plot(low: float, score: float, high: float, ticks: Sequence[tuple[str, float]]) -> str:
-    """A score on a line from 0 to 100 per cent, with its interval and a mark per baseline. All values are 0 to 1."""
+def plot(
+    low: float, score: float, high: float, ticks: Sequence[tuple[str, float]]
+) -> dict[str, Any]:
+    """Where a score, its interval and its baselines (`ticks`: CSS class, value) stand on a line from 0 to 100 per
+    cent, as CSS lengths. All values are 0 to 1."""
 
     def at(value: float) -> str:
         return f"{100 * min(1.0, max(0.0, value)):.1f}%"
 
-    marks = "".join(
-        f'<i class="tick {name}" style="left:{at(v)}" title="{name} {100 * v:.1f}"></i>'
-        for name, v in ticks
-    )
-    width = f"{100 * (min(1.0, high) - min(1.0, max(0.0, low))):.1f}%"
-    return (
-        f'<div class="plot"><i class="ci" style="left:{at(low)};width:{width}"></i>{marks}'
-        f'<i class="dot" style="left:{at(score)}"></i></div>'
-    )
+    return {
+        "left": at(low),
+        "width": f"{100 * (min(1.0, high) - min(1.0, max(0.0, low))):.1f}%",
+        "score": at(score),
+        "ticks": [{"name": k, "at": at(v), "percent": f"{100 * v:.1f}"} for k, v in ticks],
+    }
 
 
-def effect(low: float, value: float, high: float, above: float) -> str:
-    """An effect with its interval, on a line of its own scale; the mark in the middle is what it must exceed."""
+def effect(low: float, value: float, high: float, above: float) -> dict[str, str]:
+    """Where an effect and its interval stand on a line with its own scale, as CSS lengths; `above`, which it must
+    exceed, is in the middle."""
     reach = 1.1 * max(abs(low - above), abs(high - above), abs(value - above)) or 1.0
     at = [50 + 50 * (x - above) / reach for x in (low, value, high)]
-    return (
-        f'<div class="plot"><i class="tick majority" style="left:50%"></i>'
-        f'<i class="ci" style="left:{at[0]:.1f}%;width:{at[2] - at[0]:.1f}%"></i>'
-        f'<i class="dot" style="left:{at[1]:.1f}%"></i></div>'
-    )
+    return {
+        "left": f"{at[0]:.1f}%",
+        "width": f"{at[2] - at[0]:.1f}%",
+        "value": f"{at[1]:.1f}%",
+    }

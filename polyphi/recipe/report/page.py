@@ -309,7 +309,7 @@ def render_markdown(report: Mapping[str, Any]) -> str:
     checks = {e["stage"]: e for e in report["freeze"]}
     for x in report["stages"]:
         parents, learned = (", ".join(x[key]) or "–" for key in ("parents", "learned_parts"))
-        steps, took = str(x["steps"] or "–"), sections.time(x["seconds"])
+        steps, took = str(x["steps"] or "–"), sections.duration(x["seconds"])
         speed, waste = sections.speed(x), sections.waste(x)
         stage_rows.append(
             [x["name"], parents, learned, steps, sections.losses(x), took, speed, waste]
