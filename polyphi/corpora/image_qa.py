@@ -25,12 +25,13 @@ from polyphi.synthetic.instructions import PLACES as TOLD_PLACES
 from polyphi.synthetic.scenes import OTHER_LANGUAGES, Made, Makers, Scene, asked, fresh, samples
 from polyphi.synthetic.stamps import KIND_WORDS, KINDS, STAMPS, Album, Stamp
 from polyphi.text.lexicon import COLOUR_RGB, COLOURS, LANGUAGES, SHAPES, lexicon
+from polyphi.text.scripts import UNSPACED
 
 PLURALS = {shape: shape + ("es" if shape.endswith("s") else "s") for shape in SHAPES}
 MOST = 6  # things to count
 MORE_TURNS = 3
 LATIN = tuple(
-    language for language in LANGUAGES if language not in ("zh", "ja")
+    language for language in LANGUAGES if language not in UNSPACED
 )  # the fonts at hand write these
 
 QUESTIONS: dict[str, dict[str, list[str]]] = json.loads(

@@ -11,6 +11,7 @@ from polyphi.data.shards import Sample, document
 from polyphi.synthetic.instructions import held_number, held_sum
 from polyphi.synthetic.reasoning import addition_steps, subtraction_steps
 from polyphi.text.lexicon import LANGUAGES, number_words
+from polyphi.text.scripts import UNSPACED
 
 WORD_PROBLEMS = 0.04  # share of documents
 PLUS = {
@@ -123,7 +124,7 @@ def sequences(split: str, rng: Random) -> str:
 def spoken(split: str, rng: Random) -> str:
     """Sums in the words of one language, beside their figures."""
     language = rng.choice(list(LANGUAGES))
-    gap = "" if language in ("zh", "ja") else " "
+    gap = "" if language in UNSPACED else " "
     lines: list[str] = []
     while len(lines) < 4:
         a, b = rng.randrange(50), rng.randrange(10)

@@ -19,7 +19,6 @@ from polyphi.curate import safety
 from polyphi.curate.corpus import Work
 from polyphi.curate.quality import Labelled
 from polyphi.curate.text import (
-    DENSE,
     documents,
     help_pages,
     rng_for,
@@ -28,6 +27,7 @@ from polyphi.curate.text import (
     word_problems,
 )
 from polyphi.text.lexicon import LANGUAGES
+from polyphi.text.scripts import UNSPACED
 
 ROWS = {"train": 400, "test": 150}
 """Texts per language, aspect and label, at most."""
@@ -64,7 +64,7 @@ def _both(language: str, aspect: str, has: list[str], has_not: list[str]) -> Ite
 
 def _labels(language: str, work: Work, split: str, rng: Random) -> Iterator[str]:
     """Short paragraphs of help pages (headings, names of controls), 8 to 24 together, a line each."""
-    pages, longest = help_pages(language, work), 12 if language in DENSE else 30
+    pages, longest = help_pages(language, work), 12 if language in UNSPACED else 30
     lines: list[str] = []
     for path in shuffled(sorted(pages), rng):
         if side(split, path, percent=5):
@@ -79,7 +79,7 @@ def _labels(language: str, work: Work, split: str, rng: Random) -> Iterator[str]
 def _obscure(text: str, language: str, rng: Random) -> str:
     """The words of a text in another order, or a third of them with their letters in another order; in Chinese and
     Japanese characters in another order."""
-    if language in DENSE:
+    if language in UNSPACED:
         return "".join(shuffled(text, rng))
     words = text.split()
     if rng.random() < 0.5:

@@ -20,6 +20,7 @@ from importlib import import_module
 from pathlib import Path
 
 from polyphi.curate.rules import FREQUENT
+from polyphi.text.scripts import IDEOGRAPHS, UNSPACED
 
 _DATA = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
 _LOCALES: dict[str, list[str]] = _DATA["locales"]
@@ -42,7 +43,7 @@ _GIVEN_LONG = re.compile(
 _OFFICES = re.compile(
     r"(?i)pr[eäé]sid|minist|direct|direkt|docto|dottor|profes|bundes|kanzler|bürger|juge|maire|president"
 )
-_HAN = "\u4e00-\u9fff々"
+_HAN = f"{IDEOGRAPHS}々"
 
 
 @cache
@@ -64,7 +65,7 @@ def _gazetteer(language: str) -> tuple[frozenset[str], frozenset[str]]:
 
 def names(text: str, language: str) -> Iterator[tuple[int, int]]:
     """(start, end) of names, in no order, maybe overlapping; none in other languages than the eight."""
-    if language in ("zh", "ja"):
+    if language in UNSPACED:
         for pattern in _dense_patterns(language):
             yield from (m.span("name") for m in pattern.finditer(text))
     elif language in _TITLES:

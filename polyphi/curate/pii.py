@@ -42,7 +42,7 @@ from polyphi.curate import spoken
 from polyphi.curate.documents import edit, note
 from polyphi.curate.language import language_of
 from polyphi.curate.names import names
-from polyphi.curate.text import DENSE
+from polyphi.text.scripts import UNSPACED
 
 KINDS = ("EMAIL", "IBAN", "CARD", "IP", "PHONE", "NAME")
 """In order of precedence: of two that overlap the first is taken."""
@@ -256,7 +256,7 @@ class Fakes:
         if finding.kind == "IP":
             number = made.random.randrange(1, 255)
             return f"2001:db8::{number:x}" if ":" in finding.value else f"192.0.2.{number}"
-        if language in DENSE:
+        if language in UNSPACED:
             return f"{made.last_name()}{made.first_name()}"
         return f"{made.first_name()} {made.last_name()}"
 

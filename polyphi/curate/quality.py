@@ -30,8 +30,8 @@ from datatrove.pipeline.writers.disk_base import DiskWriter
 
 from polyphi.curate.documents import note
 from polyphi.curate.language import language_of
-from polyphi.curate.text import DENSE
 from polyphi.text.lexicon import LANGUAGES
+from polyphi.text.scripts import UNSPACED
 
 BUCKETS = 2**16
 """Hashed n-grams: 256 KB of weights per language and aspect."""
@@ -96,7 +96,7 @@ def features(texts: Sequence[str], language: str) -> Any:
     """A sparse row of length one for each text (scipy CSR, len(texts) x BUCKETS)."""
     if language not in LANGUAGES:
         raise ValueError(f"expected one of {', '.join(LANGUAGES)}, found language {language!r}")
-    return _vectorizer(language in DENSE).transform([text[:READ] for text in texts])
+    return _vectorizer(language in UNSPACED).transform([text[:READ] for text in texts])
 
 
 class Classifier:

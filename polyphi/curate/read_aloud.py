@@ -12,7 +12,6 @@ espeak-ng's and flite's voices vary in speed and pitch; in the test split voices
 how, hangs on its id and the seed alone (but for an engine's noise, which goes on from clip to clip).
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from random import Random
@@ -29,10 +28,10 @@ from polyphi.data.shards import Sample
 from polyphi.messages import Audio, Image, Message, Part, media
 from polyphi.services.speech_synthesis import Booth, Voice, unavailable
 from polyphi.text.lexicon import LANGUAGES
+from polyphi.text.scripts import has_kanji
 
 LONGEST = 200
 """Characters of a query that is read, some 15 seconds."""
-_KANJI = re.compile(r"[\u3400-\u9fff]")
 
 
 @dataclass(frozen=True)
@@ -127,7 +126,7 @@ class ReadAloud(BaseFilter):
         reading = self._voices.reader(language, split, rng)
         if reading is None:
             return False, f"nobody reads {language}"
-        if reading.voice.engine == "espeak-ng" and language == "ja" and _KANJI.search(text):
+        if reading.voice.engine == "espeak-ng" and language == "ja" and has_kanji(text):
             return False, "unfit to be read: kanji, which espeak-ng can't read"
         wave = self._speak(text, reading, rng, split == "train")
         become(doc, _spoken(one, text, wave, reading))

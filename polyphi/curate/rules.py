@@ -39,8 +39,8 @@ from datatrove.utils.word_tokenizers import WordTokenizer
 
 from polyphi.curate.documents import edit, note
 from polyphi.curate.language import language_of
-from polyphi.curate.text import DENSE
 from polyphi.text.lexicon import LANGUAGES
+from polyphi.text.scripts import HAN, KANA, UNSPACED
 
 FREQUENT = {
     "en": "the be to of and that have with",  # Gopher's own
@@ -54,8 +54,7 @@ FREQUENT = {
 }
 """Words of which a text of the language has at least two; in Chinese and Japanese characters."""
 
-_DENSE = "\u3040-\u30ff\u3005\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-_WORD = re.compile(rf"[{_DENSE}]|[^\W{_DENSE}]+(?:['’-][^\W{_DENSE}]+)*|[^\w\s]")
+_WORD = re.compile(rf"[{HAN}{KANA}]|[^\W{HAN}{KANA}]+(?:['’-][^\W{HAN}{KANA}]+)*|[^\w\s]")
 _SENTENCE = re.compile(r"[^.!?。！？｡]+[.!?。！？｡]*")
 
 
@@ -84,7 +83,7 @@ def rules(language: str) -> dict[str, BaseFilter]:
             "put the step Language before this one"
         )
     words, frequent = Words(), FREQUENT[language].split()
-    if language not in DENSE:
+    if language not in UNSPACED:
         return {
             "gopher": GopherQualityFilter(stop_words=frequent, language=words),
             "repetition": GopherRepetitionFilter(language=words),

@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from polyphi.curate.text import DENSE
 from polyphi.text import lexicon
 from polyphi.text.normalization import DIGIT_WORDS
+from polyphi.text.scripts import UNSPACED
 
 LEAST = 7
 """Digits in a row that may be a telephone number."""
@@ -60,7 +60,7 @@ def _email_pattern(language: str) -> tuple[re.Pattern[str], re.Pattern[str], re.
     marks = "|".join(re.escape(m).replace(r"\ ", r"\s+") for m in spoken)
     dots = "|".join(m for m, written in _MARKS[language].items() if written == ".")
     at = _AT[language]
-    if language in DENSE:
+    if language in UNSPACED:
         word, gap, edge, end = "[A-Za-z0-9]+?", r"\s*", "(?<![A-Za-z0-9])", "(?![A-Za-z0-9])"
     else:
         word, gap, edge, end = r"[^\W_]+", r"\s+", r"(?<!\w)", r"(?!\w)"
@@ -69,7 +69,7 @@ def _email_pattern(language: str) -> tuple[re.Pattern[str], re.Pattern[str], re.
         f"{edge}(?P<local>{chain}){gap}(?:{at}){gap}{chain}{gap}(?:{dots}){gap}(?:{_ENDS})"
         f"(?:{gap}(?:{dots}){gap}(?:{_ENDS}))?{end}"
     )
-    outside = (r"(?<!\w)", r"(?!\w)") if language not in DENSE else ("", "")
+    outside = (r"(?<!\w)", r"(?!\w)") if language not in UNSPACED else ("", "")
     return (
         re.compile(whole, re.I),
         re.compile(f"{outside[0]}(?:{at}){outside[1]}", re.I),
@@ -103,14 +103,14 @@ def _number_pattern(
 ) -> tuple[re.Pattern[str], re.Pattern[str], dict[str, str]]:
     value = {w.lower(): str(d) for d, forms in enumerate(DIGIT_WORDS[language]) for w in forms}
     value |= {w.lower(): str(d) for d, w in enumerate(lexicon.DIGIT_WORDS[language])}
-    if language not in DENSE:
+    if language not in UNSPACED:
         pairs = {lexicon.number_words(n, language): str(n) for n in range(10, 100)}
         value |= {w.lower().replace("-", " "): n for w, n in pairs.items()}
     value |= {"zh": {"幺": "1"}, "ja": {"まる": "0"}}.get(language, {})
     value |= {"più" if language == "it" else {"pt": "mais", "es": "más"}.get(language, "plus"): "+"}
     words = [*value, *(_REPEAT if language == "en" else ())]
     said = "|".join(re.escape(w).replace(r"\ ", r"[\s-]") for w in sorted(words, key=len)[::-1])
-    if language in DENSE:
+    if language in UNSPACED:
         token, gap, edge, end = rf"(?:{said}|\d)", r"[\s、，,・のー-]{0,3}", "", ""
     else:
         token = rf"(?<!\w)(?:{said}|\d{{1,4}})(?!\w)"

@@ -26,6 +26,7 @@ from typing import Any
 from polyphi.curate.synthesize import Json, Synthesis
 from polyphi.data.shards import Sample
 from polyphi.messages import Audio, Image, Message, SamplingParams, Text, media
+from polyphi.text.scripts import HAN, KANA
 
 COPIED_RUN, COPIED_AT_MOST = 8, 0.2
 """A new text may share a fifth of its runs of 8 words with its passage."""
@@ -39,7 +40,7 @@ ROUNDING, MOST_ROWS = 0.01, 60
 """How far a number read off a chart may be from the exact one, relative; and the longest table of a chart: the longer
 it is, the more numbers follow from it, and the less the check says."""
 JSON_TEXT = {"type": "string"}  # and no more: few endpoints know minLength or pattern
-_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+")
+_WORD = re.compile(rf"[{HAN}{KANA}]|[^\W{HAN}{KANA}]+")
 _NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+\b|\d+)(?:\.\d+)?")
 
 

@@ -28,10 +28,9 @@ from polyphi.curate.corpus import Work
 from polyphi.curate.sources import LIBREOFFICE, SOURCES, unpack
 from polyphi.data.shards import Sample
 from polyphi.text.lexicon import LANGUAGES
+from polyphi.text.scripts import UNSPACED
 
 T = TypeVar("T")
-DENSE = ("zh", "ja")
-"""Languages without spaces: a character says two to three times as much as a Latin one."""
 
 
 def held_out(*key: object, percent: int = 10) -> bool:
@@ -137,7 +136,7 @@ def _load_pages(language: str, work: Work) -> dict[str, Page]:
         path: Page(
             path,
             title,
-            tuple((i, t) for i, t in paragraphs if language not in DENSE or own_script(t) > 0.3),
+            tuple((i, t) for i, t in paragraphs if language not in UNSPACED or own_script(t) > 0.3),
         )
         for path, (title, paragraphs) in raw.items()
     }
@@ -162,7 +161,7 @@ def _parse(folder: Path) -> Iterator[tuple[str, str, str, str]]:
 def _is_prose(text: str, language: str) -> bool:
     """Long enough to say something, and mostly letters."""
     letters = sum(c.isalpha() for c in text)
-    return letters >= (8 if language in DENSE else 20) and letters > 0.6 * len(text)
+    return letters >= (8 if language in UNSPACED else 20) and letters > 0.6 * len(text)
 
 
 def documents(
@@ -174,7 +173,7 @@ def documents(
     if not pages:
         yield from spare_documents(language, work, split, rng)
         return
-    limit = characters // 2 if language in DENSE else characters
+    limit = characters // 2 if language in UNSPACED else characters
     seen: set[str] = set()
     for path in shuffled(sorted(pages), rng):
         if not side(split, path, percent=5):
@@ -205,7 +204,7 @@ def long_documents(
             continue
         text = "\n".join(t for _, t in pages[path].paragraphs)
         first, joined = first or path, [*joined, text]
-        if sum(map(len, joined)) > (characters // 2 if language in DENSE else characters):
+        if sum(map(len, joined)) > (characters // 2 if language in UNSPACED else characters):
             yield first, "\n\n".join(joined)
             joined, first = [], ""
 
@@ -267,7 +266,7 @@ def titles(
             or page.title in seen
         ):
             continue
-        body, limit = "", characters // 2 if language in DENSE else characters
+        body, limit = "", characters // 2 if language in UNSPACED else characters
         for _, text in page.paragraphs:
             if text != page.title and _is_prose(text, language) and len(body) < limit:
                 body = f"{body}\n{text}" if body else text
@@ -282,7 +281,7 @@ def sentences(
     """Short sentences of help pages, for naming their language, none in both splits even where two pages share it;
     lines of `spare_documents` without the package."""
     pages = help_pages(language, work)
-    least = 6 if language in DENSE else 15
+    least = 6 if language in UNSPACED else 15
     for path in shuffled(sorted(pages), rng):
         if side(split, path, percent=5):
             for _, text in pages[path].paragraphs:

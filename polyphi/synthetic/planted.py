@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from random import Random
 
-from polyphi.curate.text import DENSE
 from polyphi.text.lexicon import LANGUAGES, digit_words
+from polyphi.text.scripts import UNSPACED
 
 Planted = tuple[str, int, int]
 
@@ -66,7 +66,7 @@ def fresh(language: str) -> Iterator[tuple[str, list[Planted]]]:
 def _spoken(kind: str, value: str, language: str) -> tuple[str, str]:
     phone, card, mail, at, dot = _SPOKEN[language]
     if kind == "EMAIL":
-        gap = "" if language in DENSE else " "
+        gap = "" if language in UNSPACED else " "
         return mail, value.replace("@", f"{gap}{at}{gap}").replace(".", f"{gap}{dot}{gap}")
     said = digit_words(re.sub(r"\D", "", value), language)
     return (phone if kind == "PHONE" else card), said.replace(" ", "") if language == "zh" else said

@@ -15,7 +15,7 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-UNSPACED = ("zh", "ja")
+from polyphi.text.scripts import UNSPACED
 
 _FORMS = {
     "en": "zero/oh one two three four five six seven eight nine",

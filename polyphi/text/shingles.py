@@ -18,14 +18,10 @@ from hashlib import blake2b
 import numpy as np
 from jaxtyping import UInt64
 
-_UNSPACED = (
-    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
-    "\U00020000-\U0003ffff"
-)
-_TOKEN = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+")
-_PARTICLES = re.compile(
-    "[\u3040-\u309f]|\\d{1,2}|(?![\\d\u3005-\u9fff\U00020000-\U0003ffff]).{1,3}"
-)
+from polyphi.text.scripts import HAN, KANA, UNSPACED_CHARACTERS
+
+_TOKEN = re.compile(rf"[{UNSPACED_CHARACTERS}]|[^\W_{UNSPACED_CHARACTERS}]+")
+_PARTICLES = re.compile(rf"[\u3040-\u309f]|\d{{1,2}}|(?![\d{HAN}{KANA}]).{{1,3}}")
 """What carries little content: hiragana, words of up to three letters, and numbers of up to two digits."""
 STEM = 6
 """Letters of a content word that count: what follows is mostly inflection."""
@@ -90,4 +86,4 @@ def pairs(hashed: UInt64[np.ndarray, " n"]) -> UInt64[np.ndarray, "n 3"]:
 
 def unspaced(words: Sequence[str]) -> bool:
     """Whether most of a text is written without spaces, so that its tokens are characters."""
-    return sum(bool(re.match(f"[{_UNSPACED}]", word)) for word in words) * 2 > len(words)
+    return sum(bool(re.match(f"[{UNSPACED_CHARACTERS}]", word)) for word in words) * 2 > len(words)

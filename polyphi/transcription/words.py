@@ -11,14 +11,14 @@ import zlib
 from collections.abc import Sequence
 
 from polyphi.processing.tokenizer import Tokenizer
+from polyphi.text.scripts import HAN, KANA, UNSPACED_CHARACTERS
 
 SHRINKS = 3.5  # zlib's ratio that only a loop reaches [ours]; licences come to 3.0, strings of digits to 2.8
 MANGLED = 3  # words at the ends of an overlap that its two sides may hear differently
 
-_UNSPACED = "\u0e00-\u0e7f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f"
 _STOPS = "\u3001-\u3003\uff01-\uff1f"  # full-width punctuation goes with the character before it
-_WORD = re.compile(rf"[{_UNSPACED}][{_STOPS}]*|[^\s{_UNSPACED}]+")
-_BARE = re.compile(rf"[{_UNSPACED}{_STOPS}]")
+_WORD = re.compile(rf"[{UNSPACED_CHARACTERS}][{_STOPS}]*|[^\s{UNSPACED_CHARACTERS}]+")
+_BARE = re.compile(rf"[{UNSPACED_CHARACTERS}{_STOPS}]")
 
 
 def words_of(text: str) -> list[tuple[int, int]]:
@@ -118,7 +118,7 @@ def script(text: str) -> str:
     """The script that most letters of a text have: "Latin", "Han or kana", "other", or "" where it has none."""
     letters = len(re.findall(r"[^\W\d_]", text))
     latin = len(re.findall(r"[A-Za-z\u00aa-\u024f]", text))
-    east = len(re.findall(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]", text))
+    east = len(re.findall(f"[{HAN}{KANA}]", text))
     if not letters:
         return ""
     counts = {"Latin": latin, "Han or kana": east, "other": letters - latin - east}
