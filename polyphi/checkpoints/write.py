@@ -37,6 +37,7 @@ from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.quantization import quantize
 from polyphi.quantization.fewbits import Pieces
+from polyphi.runtime.files import replace_folder
 
 ALIGNED = 64
 """Bytes at a multiple of which quantised tensors begin in their file, so that kernels read them where they lie."""
@@ -189,25 +190,10 @@ def write_checkpoint(
             _write_json(work / place / "adapter_config.json", peft.write_peft(adapter))
         for file in files:
             shutil.copy(file, work / Path(file).name)
-        _replace(work, target)
+        replace_folder(work, target)
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise
-
-
-def _replace(work: Path, target: Path) -> None:
-    """Puts `work` where `target` is; the old one goes aside first, since a rename can't replace a full folder."""
-    if not target.exists():
-        work.rename(target)
-        return
-    old = work.with_name(work.name + ".old")
-    target.rename(old)
-    try:
-        work.rename(target)
-    except OSError:
-        old.rename(target)
-        raise
-    shutil.rmtree(old)
 
 
 def _write_shards(

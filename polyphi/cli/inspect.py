@@ -10,6 +10,7 @@ from rich.table import Table
 
 from polyphi.cli.options import ModelArgument, QuantOption, console
 from polyphi.messages import Message
+from polyphi.runtime.files import whole_file
 
 if TYPE_CHECKING:
     from polyphi.api import Phi
@@ -55,12 +56,8 @@ def write_logits(phi: "Phi", request: str | Path, out: str | Path) -> tuple[int,
     request, out = Path(request), Path(out)
     ids, logits = phi.logits(*_read_request(request))
     out.parent.mkdir(parents=True, exist_ok=True)
-    work = out.with_name(out.name + ".partial")
-    try:
-        save_file({"ids": ids.cpu().contiguous(), "logits": logits.contiguous()}, work)
-        work.replace(out)
-    finally:
-        work.unlink(missing_ok=True)
+    with whole_file(out) as partial:
+        save_file({"ids": ids.cpu().contiguous(), "logits": logits.contiguous()}, partial)
     return logits.shape[0], logits.shape[1]
 
 

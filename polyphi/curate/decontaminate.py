@@ -15,7 +15,6 @@ lineage), and each finding is a line of the ledger:
 
 import io
 import json
-import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from hashlib import sha256
@@ -36,6 +35,7 @@ from polyphi.curate.phash import is_flat, look
 from polyphi.data.shards import Sample, Shards
 from polyphi.messages import Audio, Image, Message, media
 from polyphi.processing.media import decode_audio, decode_image
+from polyphi.runtime.files import whole_folder
 
 Source = Iterable[Sample] | Path | str
 """An evaluation set: samples, the folder of a split of shards, or a JSONL file."""
@@ -165,16 +165,12 @@ class Index:
 
     def save(self, folder: Path) -> None:
         """Write the index as numpy arrays and one JSON file, whole or not at all."""
-        partial = folder.with_name(f".{folder.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        for part, kind in PARTS.items():
-            for f in fields(kind):
-                np.save(partial / f"{part}.{f.name}.npy", getattr(getattr(self, part), f.name))
         names = ("names", "picture_items", "clip_items", "digests")
-        (partial / "items.json").write_text(json.dumps({n: getattr(self, n) for n in names}))
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
+        with whole_folder(folder) as partial:
+            for part, kind in PARTS.items():
+                for f in fields(kind):
+                    np.save(partial / f"{part}.{f.name}.npy", getattr(getattr(self, part), f.name))
+            (partial / "items.json").write_text(json.dumps({n: getattr(self, n) for n in names}))
 
     @classmethod
     def load(cls, folder: Path) -> "Index":

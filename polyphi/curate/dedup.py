@@ -46,6 +46,7 @@ from polyphi.curate.documents import note
 from polyphi.curate.landmarks import keys, landmarks
 from polyphi.curate.phash import is_flat, look, signs
 from polyphi.processing.media import decode_audio, decode_image
+from polyphi.runtime.files import write_json
 from polyphi.text.shingles import hashes, mix, ngrams, tokens
 
 WORDS = 5
@@ -231,9 +232,7 @@ def _claim(work: Path, likeness: Likeness, tasks: int) -> None:
         raise ValueError(
             f"{work} was begun with {found}, asked for are {mine}; give this run a folder of its own"
         )
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(mine))
-    partial.replace(path)
+    write_json(path, mine)
 
 
 class _Clusters(MinhashDedupCluster):  # type: ignore[misc]

@@ -24,6 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from polyphi.runtime.files import whole_folder
+
 
 @dataclass(frozen=True)
 class Source:
@@ -74,21 +76,14 @@ def unpack(name: str, cache: Path, tell: Callable[[str], None] = print) -> Path 
         with _only_process(cache / f".{name}.lock"):
             if (folder / "SOURCE.json").exists():
                 return folder
-            partial = cache / f".{name}.partial"
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir()
             try:
-                _fill(source, partial, cache)
+                with whole_folder(folder, durable=False) as partial:
+                    _fill(source, partial, cache)
             except Unavailable as reason:
                 _missing.add((str(cache), name))
                 tell(f"skipped {name} ({source.what}): {reason}")
                 return None
-            else:
-                shutil.rmtree(folder, ignore_errors=True)
-                partial.rename(folder)
-                return folder
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
+            return folder
 
 
 def o200k_base(cache: Path) -> Path:

@@ -28,6 +28,7 @@ from polyphi.curate.answers import Kept, told
 from polyphi.curate.teachers import Teacher
 from polyphi.data.shards import Sample
 from polyphi.messages import Audio, Image, Message, SamplingParams, media
+from polyphi.runtime.files import whole_file
 from polyphi.services.endpoint import Rejected, rough_tokens
 
 Json = Any
@@ -178,8 +179,10 @@ def synthesize(
     tally = Tally()
     answers = Answers(work / "answers", teacher, tally)
     kept = work / (aside or f"{synthesis.name}.refused.jsonl")
-    partial = kept.with_name(f".{kept.name}.partial")
-    with partial.open("w", encoding="utf-8", errors="backslashreplace") as refused:
+    with (
+        whole_file(kept) as partial,
+        partial.open("w", encoding="utf-8", errors="backslashreplace") as refused,
+    ):
         for outcome in _in_order(
             lambda s: _see_through(synthesis, s, answers), samples, concurrency
         ):
@@ -191,7 +194,6 @@ def synthesize(
             tally.refused += len(outcome.refused)
             tell(tally)
             yield from outcome.made
-    partial.replace(kept)
 
 
 def _in_order(

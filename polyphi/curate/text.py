@@ -27,6 +27,7 @@ from typing import TypeVar
 from polyphi.curate.corpus import Work
 from polyphi.curate.sources import LIBREOFFICE, SOURCES, unpack
 from polyphi.data.shards import Sample
+from polyphi.runtime.files import write_whole
 from polyphi.text.lexicon import LANGUAGES
 from polyphi.text.scripts import UNSPACED
 
@@ -128,9 +129,7 @@ def _load_pages(language: str, work: Work) -> dict[str, Page]:
             if kind == "h1" and not page[0] and not _JOINED.search(text):
                 page[0] = text
             page[1].append([id, text])
-        partial = parsed.with_name(f".{parsed.name}.{os.getpid()}")
-        partial.write_text(json.dumps(pages, ensure_ascii=False), encoding="utf-8")
-        partial.rename(parsed)
+        write_whole(parsed, json.dumps(pages, ensure_ascii=False), shared=True)
     raw = json.loads(parsed.read_text(encoding="utf-8"))
     return {
         path: Page(

@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 
 from polyphi.data.schema import SCHEMA, missing_fields
 from polyphi.messages import Audio, Image, Message, Part, Text, Video
+from polyphi.runtime.files import whole_folder
 
 MIME = {
     b"\x89PNG": "image/png",
@@ -160,10 +161,6 @@ def write(
     """Write a split, whole or not at all, and return its manifest: rows, bytes and SHA-256 per shard, licences,
     sources, the hash of the pipeline that made it, and the parents (manifest hashes) it came from. An existing split
     is replaced."""
-    folder = Path(folder)
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     shards: list[dict[str, Any]] = []
     licences: Counter[str] = Counter()
     sources: Counter[str] = Counter()
@@ -175,58 +172,52 @@ def write(
             yield to_row(sample)
 
     rows = counted()
-    while (shard := list(islice(rows, ROWS_PER_SHARD))) or not shards:
-        path = partial / f"{len(shards):05d}.parquet"
-        size = _write_shard(path, shard)
-        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-        shards.append({"file": path.name, "rows": len(shard), "bytes": size, "sha256": sha256})
-    manifest = {
-        "rows": sum(s["rows"] for s in shards),
-        "shards": shards,
-        "pipeline": pipeline,
-        "parents": list(parents),
-        "licences": dict(sorted(licences.items())),
-        "sources": dict(sorted(sources.items())),
-    }
-    _commit(partial, folder, manifest)
+    with whole_folder(Path(folder)) as partial:
+        while (shard := list(islice(rows, ROWS_PER_SHARD))) or not shards:
+            path = partial / f"{len(shards):05d}.parquet"
+            size = _write_shard(path, shard)
+            sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+            shards.append({"file": path.name, "rows": len(shard), "bytes": size, "sha256": sha256})
+        manifest = {
+            "rows": sum(s["rows"] for s in shards),
+            "shards": shards,
+            "pipeline": pipeline,
+            "parents": list(parents),
+            "licences": dict(sorted(licences.items())),
+            "sources": dict(sorted(sources.items())),
+        }
+        _write_manifest(partial, manifest)
     return manifest
 
 
 def join(folder: Path, parts: Sequence[Path]) -> dict[str, Any]:
     """One split of several, in order, whole or not at all; returns its manifest. `parts` were made by one pipeline
     from the same parents, and go away."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     manifests = [json.loads((part / "manifest.json").read_text()) for part in parts]
     joined: list[dict[str, Any]] = []
-    for part, manifest in zip(parts, manifests, strict=True):
-        for shard in manifest["shards"]:
-            if shard["rows"] or (
-                part == parts[-1] and not joined
-            ):  # an empty split has a shard, too
-                name = f"{len(joined):05d}.parquet"
-                os.link(part / shard["file"], partial / name)
-                joined.append(shard | {"file": name})
     summed = {
         key: dict(sorted(sum((Counter(m[key]) for m in manifests), Counter()).items()))
         for key in ("licences", "sources")
     }
-    manifest = manifests[0] | {"rows": sum(s["rows"] for s in joined), "shards": joined} | summed
-    _commit(partial, folder, manifest)
+    with whole_folder(folder) as partial:
+        for part, manifest in zip(parts, manifests, strict=True):
+            for shard in manifest["shards"]:
+                # An empty split has a shard, too.
+                if shard["rows"] or (part == parts[-1] and not joined):
+                    name = f"{len(joined):05d}.parquet"
+                    os.link(part / shard["file"], partial / name)
+                    joined.append(shard | {"file": name})
+        rows = sum(s["rows"] for s in joined)
+        manifest = manifests[0] | {"rows": rows, "shards": joined} | summed
+        _write_manifest(partial, manifest)
     for part in parts:
         shutil.rmtree(part)
     return manifest
 
 
-def _commit(partial: Path, folder: Path, manifest: Mapping[str, Any]) -> None:
-    """A folder of shards takes its place once all of it is on disk."""
-    (partial / "manifest.json").write_text(json.dumps(manifest, indent=1, ensure_ascii=False))
-    for path in partial.iterdir():
-        with path.open("rb") as f:
-            os.fsync(f.fileno())
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    text = json.dumps(manifest, indent=1, ensure_ascii=False)
+    (folder / "manifest.json").write_text(text, encoding="utf-8")
 
 
 def _write_shard(path: Path, rows: Sequence[dict[str, Any]]) -> int:

@@ -41,8 +41,8 @@ from polyphi.eval.suite import (
 )
 from polyphi.messages import Answers
 from polyphi.model.parts import parts
+from polyphi.runtime.files import write_json
 from polyphi.services.endpoint import Endpoint
-from polyphi.train.checkpoint import write_json
 
 LOOKED_AT = 64 << 20
 """Bytes of a weights file between two pieces of it that its fingerprint sees."""

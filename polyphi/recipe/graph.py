@@ -11,7 +11,6 @@ A `Run` is a folder. Each step leaves a finished file or nothing, so the same co
 import contextlib
 import hashlib
 import os
-import shutil
 import tempfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -51,6 +50,7 @@ from polyphi.recipe.identity import Identity
 from polyphi.recipe.report import page
 from polyphi.recipe.timings import Timings
 from polyphi.runtime import distributed, progress
+from polyphi.runtime.files import whole_folder
 from polyphi.runtime.heap import give_back
 from polyphi.runtime.precision import Choice, Precision, Requested
 from polyphi.stages import lineage, sizes
@@ -271,10 +271,8 @@ class Run:
                     made = Tokenizer.train(self._texts(), self.size.vocabulary, WORD_SPLIT)
                 else:
                     made = Tokenizer.from_ranks(sources.o200k_base(self.cache))
-                partial = self.out / ".tokenizer.partial"
-                shutil.rmtree(partial, ignore_errors=True)
-                made.save(partial)
-                partial.rename(folder)
+                with whole_folder(folder) as partial:
+                    made.save(partial)
         return folder
 
     def _texts(self) -> Iterator[str]:
@@ -418,12 +416,9 @@ class Run:
         folder = self.out / "recogniser"
         if not folder.exists():
             trained = load_file(self.runs / "speech_0_aed" / lineage.TRAINED)
-            partial = self.out / ".recogniser.partial"
-            shutil.rmtree(partial, ignore_errors=True)
-            Recogniser.from_stage(self._after("speech_0_aed"), trained, self.processor).save(
-                partial
-            )
-            partial.rename(folder)
+            recogniser = Recogniser.from_stage(self._after("speech_0_aed"), trained, self.processor)
+            with whole_folder(folder) as partial:
+                recogniser.save(partial)
         return Recogniser.load(folder, self.processor)
 
     def export(self) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 from polyphi import stages
 from polyphi.engine import placement
 from polyphi.recipe import processes
+from polyphi.runtime.files import write_json
 from polyphi.runtime.precision import Choice, Requested, choose
 from polyphi.stages.sizes import Size
-from polyphi.train.checkpoint import write_json
 from polyphi.train.resume import REASON, recorded, recorded_precision
 
 

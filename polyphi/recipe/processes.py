@@ -16,7 +16,7 @@ from typing import IO, Any
 
 import psutil
 
-from polyphi.train.checkpoint import write_json
+from polyphi.runtime.files import write_json
 
 
 def side_by_side(commands: Mapping[str, Sequence[str]], tell: Callable[[str], None]) -> bool:

@@ -18,6 +18,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from polyphi.runtime.files import write_whole
+
 Tracker = Callable[[int, Mapping[str, Any]], None]
 """Takes the number of a step and its record."""
 TRACKERS = ("tensorboard", "trackio", "wandb")
@@ -43,9 +45,7 @@ class Metrics:
 
     def __init__(self, path: Path, until: int = 0) -> None:
         kept = [r for r in read_metrics(path) if r["step"] < until]
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text("".join(json.dumps(r) + "\n" for r in kept))
-        partial.replace(path)
+        write_whole(path, "".join(json.dumps(r) + "\n" for r in kept))
         self._file = path.open("a")
 
     def write(self, record: dict[str, Any]) -> None:

@@ -15,7 +15,6 @@ In the `background` all of this happens beside the training, from a copy of the 
 import errno
 import hashlib
 import json
-import os
 import shutil
 import warnings
 from collections.abc import Iterable, Mapping
@@ -32,6 +31,7 @@ from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceSt
 from torch.distributed.tensor import DTensor
 
 from polyphi.runtime import distributed
+from polyphi.runtime.files import sync, whole_file, write_json
 
 # A single process is what it is: no need to say so at each checkpoint.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable")
@@ -54,34 +54,18 @@ def digests(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, str]:
     return {name: digest(tensor) for name, tensor in tensors}
 
 
-def write_json(path: Path, value: Any) -> None:
-    """A JSON file, whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w") as file:
-        json.dump(value, file, indent=1, ensure_ascii=False)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    _sync(path.parent)
-
-
 def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
 ) -> None:
     """A safetensors file, whole or not at all. Raises OSError that says what to do when the disk is full."""
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        save_file(
-            {name: t.detach().contiguous() for name, t in tensors.items()},
-            partial,
-            metadata=metadata,
-        )
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
-        _sync(path.parent)
+        with whole_file(path) as partial:
+            save_file(
+                {name: t.detach().contiguous() for name, t in tensors.items()},
+                partial,
+                metadata=metadata,
+            )
     except Exception as error:
-        partial.unlink(missing_ok=True)
         raise _explained(error, path, _size(tensors)) from error
 
 
@@ -109,15 +93,6 @@ def _explained(error: BaseException, path: Path, size: int) -> BaseException:
             f"{path} can't be written: {words}; make its folder writable and run again, what it holds is whole",
         )
     return error
-
-
-def _sync(folder: Path) -> None:
-    """Make renames in a folder last through a loss of power."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 @dataclass(frozen=True)
@@ -202,15 +177,14 @@ class Checkpoints:
     def _commit(self, partial: Path, name: str, state: Mapping[str, Any]) -> None:
         files = sorted(partial.glob("*.safetensors"))
         for path in files:
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+            sync(path)
         write_json(
             partial / "state.json", {**state, "sha256": {p.name: _file_digest(p) for p in files}}
         )
         # A folder of that name was renamed by a run that was killed before `latest` moved.
         shutil.rmtree(self.folder / name, ignore_errors=True)
         partial.rename(self.folder / name)
-        _sync(self.folder)
+        sync(self.folder)
         write_json(self.folder / LATEST, name)
         for old in self._whole()[KEPT:]:
             shutil.rmtree(old, ignore_errors=True)

@@ -32,6 +32,7 @@ from polyphi.data.loader import Loader
 from polyphi.data.packing import Room
 from polyphi.model.multimodal import PhiModel
 from polyphi.runtime import distributed, progress
+from polyphi.runtime.files import write_json
 from polyphi.runtime.precision import Choice, Requested, products
 from polyphi.train import checkpoint, parallel, resume
 from polyphi.train.alignment import in_words
@@ -250,7 +251,7 @@ def train(
             out / TRAINED, trained, {"stage": stage.name, "code": manifest["code"]}
         )
         progress.plot_loss(records, out / "loss.png", stage.name)
-        checkpoint.write_json(out / MANIFEST, manifest)
+        write_json(out / MANIFEST, manifest)
         run.checkpoints.drop()
         (out / REFERENCE).unlink(missing_ok=True)
     distributed.wait()

@@ -5,7 +5,6 @@ at once and whole, so that a run that was stopped goes on where it was; a file t
 others go on.
 """
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from polyphi.engine.engine import Engine
 from polyphi.messages import Message, Transcript
 from polyphi.processing.media import CLIPS, SNIFFED, AudioStream, sniff
+from polyphi.runtime.files import write_whole
 from polyphi.transcription import longform, subtitles
 
 SUFFIXES = {
@@ -195,9 +195,7 @@ def _put(
         write(name + text.rstrip("\n"))
         return
     recording.target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = recording.target.with_name(f".{recording.target.name}.unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, recording.target)
+    write_whole(recording.target, text)
 
 
 def _teller(console: Console) -> Callable[[str], None]:

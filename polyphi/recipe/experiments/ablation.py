@@ -33,8 +33,8 @@ from polyphi.processing.processor import TooLong
 from polyphi.recipe.experiments import scaling
 from polyphi.recipe.experiments.trial import trial
 from polyphi.recipe.graph import Run
+from polyphi.runtime.files import write_json
 from polyphi.stages import sizes
-from polyphi.train.checkpoint import write_json
 from polyphi.train.loop import code_revision, row_maker
 from polyphi.train.loss import NextToken
 from polyphi.train.resume import MANIFEST

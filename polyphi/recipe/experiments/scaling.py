@@ -27,9 +27,10 @@ from polyphi.data.fresh import Fresh
 from polyphi.data.loader import Loader
 from polyphi.data.packing import Pack, Room, deal
 from polyphi.model.multimodal import PhiModel
+from polyphi.runtime.files import write_json
 from polyphi.runtime.precision import Choice, Requested, products
 from polyphi.runtime.progress import read_metrics
-from polyphi.train.checkpoint import write_json, write_tensors
+from polyphi.train.checkpoint import write_tensors
 from polyphi.train.guard import Diverged
 from polyphi.train.loop import Tell, code_revision, train
 from polyphi.train.resume import MANIFEST, METRICS, TRAINED, choose_precision

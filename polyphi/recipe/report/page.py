@@ -36,6 +36,7 @@ from polyphi.recipe.report import drawing, sections
 from polyphi.recipe.report.drawing import part_of
 from polyphi.recipe.report.samples import Draw
 from polyphi.recipe.report.sections import render
+from polyphi.runtime.files import write_whole
 from polyphi.train.resume import recorded, recorded_precision
 
 POINTS = 140  # of a loss curve
@@ -66,9 +67,7 @@ def write(run: Path) -> Path:
         "report.html": render(report, media),
     }
     for name, text in written.items():
-        partial = run / f".{name}.partial"
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(run / name)
+        write_whole(run / name, text)
     return run / "report.html"
 
 

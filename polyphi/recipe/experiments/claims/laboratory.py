@@ -31,8 +31,8 @@ from polyphi.recipe.experiments.claims.claim import Claim
 from polyphi.recipe.experiments.trial import trial
 from polyphi.recipe.graph import Run
 from polyphi.recipe.processes import locked
+from polyphi.runtime.files import write_json
 from polyphi.stages import lineage
-from polyphi.train.checkpoint import write_json
 from polyphi.train.loop import code_revision, row_maker
 from polyphi.train.loss import owners
 from polyphi.train.resume import MANIFEST
