@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from polyphi.data.draws import Unfit
 from polyphi.data.packing import Pack, Room, deal
@@ -42,8 +43,6 @@ from polyphi.train.stage import Budget, Mix, Stage
 
 OWN = "own mix"
 """The arm that the others are compared with: the stage as it stands."""
-STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-"""Half a 95 % interval, in standard errors, of the mean of 2, 3, ... 10 numbers (Student's t)."""
 
 
 @dataclass(frozen=True)
@@ -255,11 +254,11 @@ def _with_mean(found: Mapping[str, float]) -> dict[str, float]:
 
 
 def interval(values: Sequence[float]) -> list[float] | None:
-    """95 % interval of the mean of numbers that scatter normally; None for a single one."""
+    """95 % interval of the mean of normally distributed numbers (Student's t); None for a single one."""
     n = len(values)
     if n < 2:
         return None
-    half = STUDENT[min(n, len(STUDENT) + 1) - 2] * float(np.std(values, ddof=1)) / n**0.5
+    half = float(stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1)) / n**0.5
     mean = float(np.mean(values))
     return [mean - half, mean + half]
 

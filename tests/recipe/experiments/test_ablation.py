@@ -71,7 +71,7 @@ def test_differences_are_paired_by_seed() -> None:
     )
     assert math_["difference"] == pytest.approx(0.2)
     assert math_["interval"] == pytest.approx(
-        [0.2 - 4.303 * 0.2 / math.sqrt(3), 0.2 + 4.303 * 0.2 / math.sqrt(3)]
+        [0.2 - 4.302652730 * 0.2 / math.sqrt(3), 0.2 + 4.302652730 * 0.2 / math.sqrt(3)]
     )
     assert found["arms"]["math=0"]["loss of all"]["difference"] == pytest.approx(0.05)
     told = markdown({"stage": "s", "size": "micro", "steps": 2, **found})
