@@ -38,7 +38,7 @@ from tones import say
 from polyphi.engine.engine import Engine
 from polyphi.engine.request import Caller
 from polyphi.messages import Transcript
-from polyphi.serve import speech
+from polyphi.serve import audio_form, speech
 from polyphi.serve.errors import ApiError
 from polyphi.serve.server import Gone
 from polyphi.serve.settings import Settings
@@ -231,8 +231,8 @@ def test_temperature_is_how_it_is_drawn(client: OpenAI) -> None:
 
 
 WRONG = [
-    ({"response_format": "diarized_json"}, "response_format", "json, text, srt"),
-    ({"timestamp_granularities": ["phone"]}, "timestamp_granularities", "word, segment"),
+    ({"response_format": "diarized_json"}, "response_format", "'json', 'text', 'srt'"),
+    ({"timestamp_granularities": ["phone"]}, "timestamp_granularities", "'word' or 'segment'"),
     ({"timestamp_granularities": ["word"]}, "timestamp_granularities", "verbose_json"),
     ({"include": ["logprobs"], "response_format": "text"}, "include", "json"),
     ({"language": "tlh"}, "language", "unknown language 'tlh'.*de \\(German\\)"),
@@ -296,10 +296,10 @@ def test_s19_many_parts_and_large_fields_are_refused(running: Running) -> None:
         def post(**given: Any) -> int:
             return plain.post("/v1/audio/transcriptions", **given).status_code
 
-        many = {f"x{n}": "1" for n in range(speech.MAX_FIELDS + 1)}
+        many = {f"x{n}": "1" for n in range(audio_form.MAX_FIELDS + 1)}
         assert post(files={"file": CLIP}, data=many) == 400
         assert post(files=[("file", CLIP), ("file", CLIP)]) == 400
-        assert post(files={"file": CLIP}, data={"prompt": "x" * (speech.MAX_FIELD + 1)}) == 400
+        assert post(files={"file": CLIP}, data={"prompt": "x" * (audio_form.MAX_FIELD + 1)}) == 400
         name = "x" * 100_000
         assert post(files={"file": (name, CLIP)}) == 400
         assert post(files={"file": CLIP}) == 200
@@ -567,7 +567,7 @@ def test_s25_a_broken_upload_is_gone(
     kind = [(b"content-type", b"multipart/form-data; boundary=B")]
     request = HttpRequest({"type": "http", "headers": kind}, receive)  # type: ignore[arg-type]
     with pytest.raises((Gone, ApiError)):
-        asyncio.run(speech._received(request, 4_000_000))
+        asyncio.run(audio_form.receive(request, 4_000_000))
     assert seen[1] and not temporary()
 
 
@@ -655,7 +655,7 @@ def test_s8_large_and_long_recordings_are_refused(narrow: Running) -> None:
 
         for fields in ({}, {"stream": "true"}):
             assert post(CLIP[:100] + bytes(200_000), **fields)[0] == 413
-            assert post(bytes(200_000 + 2 * speech.AROUND), **fields)[0] == 413
+            assert post(bytes(200_000 + 2 * audio_form.AROUND), **fields)[0] == 413
             status, told = post(file.getvalue(), **fields)  # its header tells
             assert status == 413 and "may last 30 s" in told
 

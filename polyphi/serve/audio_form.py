@@ -1,0 +1,259 @@
+"""Forms of the routes that take a recording: the file within caps, and its fields in OpenAI's words.
+
+>>> fields, upload = await receive(request, max_bytes=25_000_000)
+>>> TranscriptionForm.parse(fields).response_format
+'json'
+"""
+
+import secrets
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from fastapi.exceptions import RequestValidationError
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic.json_schema import SkipJsonSchema
+from pydantic_core import PydanticCustomError
+from python_multipart.multipart import parse_options_header
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect
+from starlette.requests import Request as HttpRequest
+
+from polyphi.engine.sampling import MAX_TEMPERATURE
+from polyphi.messages import SamplingParams
+from polyphi.serve.errors import ApiError
+from polyphi.serve.schema import Fields, explained
+from polyphi.serve.server import Gone
+from polyphi.transcription import longform
+
+MAX_FIELDS, MAX_FIELD = 32, 16 << 10
+"""Fields of a form beside the file, and bytes of each."""
+AROUND = 1 << 20
+"""Bytes of a form that its file may not take."""
+UNSUPPORTED = ("keywords", "languages", "known_speaker_names", "known_speaker_references")
+"""Fields of OpenAI's that would change the answer, if the model had a way to."""
+FILE = {"type": "string", "format": "binary", "description": "WAV, FLAC, OGG or MP3."}
+
+
+def _flag(value: str) -> bool:
+    if value.lower() not in ("true", "false", "1", "0"):
+        raise PydanticCustomError("flag", "expected true or false")
+    return value.lower() in ("true", "1")
+
+
+def _temperature(value: str) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number <= MAX_TEMPERATURE:
+        expected = f"{MAX_TEMPERATURE:g}"
+        raise PydanticCustomError(
+            "temperature", "expected a number from 0 to {most}", {"most": expected}
+        )
+    return number
+
+
+Flag = Annotated[bool, BeforeValidator(_flag)]
+Omitted = SkipJsonSchema[None]
+"""The value of a field that isn't in the form; a form can't say null."""
+
+
+def _misplaced(field: str, message: str) -> PydanticCustomError:
+    """The error of a field that the others don't allow."""
+    return PydanticCustomError("misplaced_field", "{message}", {"field": field, "message": message})
+
+
+class AudioForm(Fields):
+    """The fields of both routes. Empty ones count as left out."""
+
+    model: str | Omitted = Field(None, description="The model, or one of its adapters.")
+    adapter: str = "auto"
+    response_format: Literal["json", "text", "srt", "verbose_json", "vtt"] = "json"
+    temperature: Annotated[float, BeforeValidator(_temperature)] = Field(0.0, ge=0)
+    prompt: str = Field(
+        "", description="Only empty: the model takes none.", json_schema_extra={"maxLength": 0}
+    )
+    stream: Flag = False
+    chunking_strategy: Literal["auto"] | Omitted = Field(None, description="Pieces of up to 30 s.")
+
+    lists: ClassVar[Sequence[str]] = ()
+    """Fields that may come more than once."""
+
+    @model_validator(mode="after")
+    def _check_shared(self) -> Self:
+        if self.prompt:
+            message = "this model is asked by prompts of its own and takes no other; leave it out"
+            raise _misplaced("prompt", message)
+        if self.stream and self.response_format not in ("json", "text"):
+            found = f"{self.response_format!r}; times are known at the end"
+            raise _misplaced("response_format", f"a stream is json or text, found {found}")
+        return self
+
+    @property
+    def segments(self) -> bool:
+        """Whether verbose JSON has segments."""
+        return True
+
+    @property
+    def words(self) -> bool:
+        """Whether verbose JSON has words with their times."""
+        return False
+
+    @property
+    def logprobs(self) -> bool:
+        """Whether JSON has the tokens' log-probabilities."""
+        return False
+
+    @classmethod
+    def parse(cls, fields: Mapping[str, Sequence[str]]) -> Self:
+        """The form of these fields. Raises ApiError for an unknown field, one that comes twice, and a wrong value."""
+        values: dict[str, str | list[str]] = {}
+        for name, texts in fields.items():
+            if name.startswith("chunking_strategy["):
+                message = "expected 'auto'; the cuts of a recording can't be tuned"
+                raise ApiError(400, f"chunking_strategy: {message}", param="chunking_strategy")
+            if name in UNSUPPORTED:
+                raise ApiError(400, f"{name} isn't supported; leave it out", param=name)
+            if name in cls.lists:
+                values[name] = list(texts)
+            elif len(texts) > 1 and name in cls.model_fields:
+                raise ApiError(400, f"{name}: expected once, found {len(texts)} times", param=name)
+            elif texts[0].strip() or name not in cls.model_fields:
+                values[name] = texts[0].strip()
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            errors = [{**e, "loc": ("body", *e["loc"][:1])} for e in error.errors()]
+            raise explained(RequestValidationError(errors)) from None
+
+    @classmethod
+    def described(cls) -> dict[str, Any]:
+        """The form as OpenAPI describes a route's body."""
+        properties: dict[str, Any] = {"file": FILE}
+        for name, field in cls.model_json_schema()["properties"].items():
+            properties[name] = {k: v for k, v in field.items() if (k, v) != ("default", None)}
+            del properties[name]["title"]
+        form = {"type": "object", "required": ["file"], "properties": properties}
+        content = {"multipart/form-data": {"schema": form}}
+        return {"requestBody": {"required": True, "content": content}}
+
+    def sampling(self, max_tokens: int) -> SamplingParams | None:
+        """How to draw; None for temperature 0, which is greedy and warmer where an answer loops (longform.py)."""
+        if self.temperature == 0:
+            return None
+        seed = secrets.randbits(62)
+        return SamplingParams(max_tokens, self.temperature, seed=seed, logprobs=0)
+
+
+class TranscriptionForm(AudioForm):
+    """What is said in a recording."""
+
+    language: str | Omitted = Field(None, description="Told back; the model hears which one it is.")
+    timestamp_granularities: list[Literal["word", "segment"]] = ["segment"]  # noqa: RUF012
+    include: list[Literal["logprobs"]] = []  # noqa: RUF012
+
+    lists = ("timestamp_granularities", "include")
+
+    @model_validator(mode="after")
+    def _check_formats(self) -> Self:
+        given = self.model_fields_set
+        if "timestamp_granularities" in given and self.response_format != "verbose_json":
+            message = "timestamp_granularities go with response_format verbose_json"
+            raise _misplaced("timestamp_granularities", message)
+        if self.include and self.response_format != "json":
+            raise _misplaced("include", "logprobs go with response_format json")
+        return self
+
+    @property
+    def segments(self) -> bool:
+        return "segment" in self.timestamp_granularities
+
+    @property
+    def words(self) -> bool:
+        return "word" in self.timestamp_granularities
+
+    @property
+    def logprobs(self) -> bool:
+        return "logprobs" in self.include
+
+    def task(self) -> tuple[longform.Task, str | None]:
+        """What to ask of the model, and the language of the answer as far as the form names it. Raises ApiError for a
+        language that the model wasn't trained for."""
+        return longform.transcription(), self.language and _language("language", self.language)
+
+
+class TranslationForm(AudioForm):
+    """What is said in a recording, in another language."""
+
+    to_language: str = Field("en", description="A code or a name.")
+    cot: Flag = Field(False, description="Write the transcript first, then translate it.")
+
+    def task(self) -> tuple[longform.Task, str | None]:
+        """As `TranscriptionForm.task`."""
+        language = _language("to_language", self.to_language)
+        return longform.transcription(language, self.cot), language
+
+
+def _language(field: str, called: str) -> str:
+    try:
+        return longform.language(called)
+    except ValueError as error:
+        raise ApiError(400, f"{field}: {error}", param=field) from None
+
+
+async def receive(request: HttpRequest, max_bytes: int) -> tuple[dict[str, list[str]], UploadFile]:
+    """The fields of a form, and its file. Raises ApiError for what is no such form, and above a cap."""
+    kind, _ = parse_options_header(request.headers.get("content-type"))
+    if kind != b"multipart/form-data":
+        raise ApiError(415, "expected a form (multipart/form-data) with a file")
+    too_large = ApiError(
+        413, f"file: expected at most {max_bytes:,} bytes, found more", param="file"
+    )
+
+    async def chunks() -> AsyncIterator[bytes]:
+        left = max_bytes + AROUND
+        async with aclosing(request.stream()) as stream:
+            async for chunk in stream:
+                left -= len(chunk)
+                if left < 0:
+                    raise too_large
+                yield chunk
+
+    try:
+        form = await MultiPartParser(
+            request.headers,
+            chunks(),  # type: ignore[arg-type]
+            max_files=1,
+            max_fields=MAX_FIELDS,
+            max_part_size=MAX_FIELD,
+        ).parse()
+    except MultiPartException:
+        raise ApiError(
+            400,
+            f"the form can't be read; expected multipart/form-data with one file and at most {MAX_FIELDS} fields of "
+            f"up to {MAX_FIELD:,} bytes",
+        ) from None
+    except ClientDisconnect:
+        raise Gone from None
+    fields: dict[str, list[str]] = {}
+    upload: UploadFile | None = None
+    for name, value in form.multi_items():
+        if isinstance(value, UploadFile):
+            upload, place = value, name
+        else:
+            fields.setdefault(name.removesuffix("[]"), []).append(value)
+    if upload is None:
+        raise ApiError(400, "file: expected the recording as a file", param="file")
+    wrong: ApiError | None = None
+    if place != "file":
+        wrong = ApiError(400, f"the file is called {place!r:.80}; expected 'file'", param="file")
+    elif (upload.size or 0) > max_bytes:
+        wrong = too_large
+    elif not upload.size:
+        wrong = ApiError(400, "file: expected a recording, found an empty file", param="file")
+    if wrong is not None:
+        upload.file.close()
+        raise wrong
+    return fields, upload
