@@ -11,6 +11,8 @@ Python's global lock for a whole call, and everybody else waits for that lock.
 
 import asyncio
 import json
+import secrets
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -184,6 +186,16 @@ class Large(Response):
 def event(body: dict[str, Any]) -> bytes:
     """One server-sent event."""
     return b"data: " + json.dumps(body, ensure_ascii=False).encode() + b"\n\n"
+
+
+def head(prefix: str, object_type: str, model: str) -> dict[str, Any]:
+    """The fields that an answer, or each chunk of its stream, begins with."""
+    return {
+        "id": f"{prefix}-{secrets.token_hex(12)}",
+        "object": object_type,
+        "created": int(time.time()),
+        "model": model,
+    }
 
 
 def usage(answers: Sequence[Sequence[Completion]]) -> dict[str, Any]:

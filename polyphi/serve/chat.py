@@ -6,8 +6,7 @@ one parser of tool calls, so the deltas of a stream join to the message that com
 
 import json
 import secrets
-import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -31,7 +30,7 @@ from polyphi.messages import (
     with_calls,
     with_tools,
 )
-from polyphi.serve.answers import besides, event, usage
+from polyphi.serve.answers import besides, head, usage
 from polyphi.serve.errors import ApiError
 from polyphi.serve.fetch import Media
 from polyphi.serve.schema import (
@@ -46,6 +45,7 @@ from polyphi.serve.schema import (
 )
 from polyphi.serve.schema import Part as GivenPart
 from polyphi.serve.server import Events, Job, News, Server, forget_body, unless_gone
+from polyphi.serve.streams import stream
 
 ROLES = {"developer": "system", "tool": "tool_response"}
 LOGPROB = 8
@@ -249,16 +249,9 @@ class Answer:
             )
             for _ in job.requests
         ]
-        self._id = f"chatcmpl-{secrets.token_hex(12)}"
-        self._created = int(time.time())
 
-    def _head(self, kind: str) -> dict[str, Any]:
-        return {
-            "id": self._id,
-            "object": kind,
-            "created": self._created,
-            "model": self._wanted.model or self._server.settings.name,
-        }
+    def _head(self, object_type: str) -> dict[str, Any]:
+        return head("chatcmpl", object_type, self._wanted.model or self._server.settings.name)
 
     def _completions(self) -> list[Completion]:
         """What it all came to, once it has; told to the log where that was asked for."""
@@ -290,44 +283,40 @@ class Answer:
             }
             for number, said in enumerate(self._said)
         ]
-        head = self._head("chat.completion")
+        start = self._head("chat.completion")
         return await answers.response(
-            {**head, "choices": choices, "usage": usage([completions]), **besides(completions)}
+            {**start, "choices": choices, "usage": usage([completions]), **besides(completions)}
         )
 
-    async def events(self) -> AsyncIterator[bytes]:
-        head = self._head("chat.completion.chunk")
+    def events(self) -> AsyncIterator[bytes]:
+        """The answers as a stream."""
+        start = self._head("chat.completion.chunk")
 
-        def chunk(number: int, delta: dict[str, Any], **more: Any) -> bytes:
+        def last() -> dict[str, Any]:
+            return {**start, "choices": [], "usage": usage([self._completions()])}
+
+        return stream(self._chunks(start), last, self._wanted.stream_options)
+
+    async def _chunks(self, start: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:
+        """Chunks that begin with `start`, which gets what is known of an answer once it has ended."""
+
+        def chunk(number: int, delta: dict[str, Any], **more: Any) -> dict[str, Any]:
             choice = {"index": number, "delta": delta, "logprobs": None, "finish_reason": None}
-            return event({**head, "choices": [{**choice, **more}]})
+            return {**start, "choices": [{**choice, **more}]}
 
         for number, said in enumerate(self._said):
             yield chunk(number, {"role": "assistant", "content": said.no_content})
-        try:
-            async for news in self._job:
-                said = self._said[news.number]
-                deltas = said.add(news)
-                if news.logprobs and self._wanted.logprobs and not deltas:
-                    deltas = [{} if said.required else {"content": ""}]
-                for i, delta in enumerate(deltas):
-                    yield chunk(
-                        news.number,
-                        delta,
-                        logprobs=self._logprobs(news.logprobs) if not i else None,
-                    )
-                if news.finish_reason:
-                    # Which adapter answered is told with the end of the answer.
-                    more = besides([self._job.requests[news.number].completion()])
-                    head |= more
-                    yield chunk(news.number, {}, finish_reason=said.reason(news))
-            completions = self._completions()
-            options = self._wanted.stream_options
-            if options is not None and options.include_usage:
-                yield event({**head, "choices": [], "usage": usage([completions])})
-            yield b"data: [DONE]\n\n"
-        except ApiError as error:
-            yield event(error.body)
+        async for news in self._job:
+            said = self._said[news.number]
+            deltas = said.add(news)
+            if news.logprobs and self._wanted.logprobs and not deltas:
+                deltas = [{} if said.required else {"content": ""}]
+            for i, delta in enumerate(deltas):
+                logprobs = self._logprobs(news.logprobs) if not i else None
+                yield chunk(news.number, delta, logprobs=logprobs)
+            if news.finish_reason:
+                start |= besides([self._job.requests[news.number].completion()])
+                yield chunk(news.number, {}, finish_reason=said.reason(news))
 
 
 def _parser(grammar: Grammar | None) -> ToolParser | GrammarToolParser:

@@ -4,10 +4,9 @@ A prompt is text without a template, or token ids. `echo` puts the prompt before
 what the model thought of each of its tokens; with `max_tokens: 0` that is all.
 """
 
-import asyncio
-import secrets
-import time
-from collections.abc import AsyncIterator, Sequence
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -19,10 +18,11 @@ from starlette.responses import Response
 from polyphi.batch import Batch
 from polyphi.engine.request import Caller
 from polyphi.messages import Completion, SamplingParams, TokenLogprob
-from polyphi.serve.answers import event, usage
+from polyphi.serve.answers import head, usage
 from polyphi.serve.errors import ApiError
 from polyphi.serve.schema import CompletionRequest
 from polyphi.serve.server import LARGE, Events, Job, Server, forget_body, unless_gone
+from polyphi.serve.streams import merged, stream
 from polyphi.serve.tokens import finite
 
 MAX_PROMPTS = 128
@@ -106,12 +106,7 @@ class Answer:
     ) -> None:
         self._server, self._request, self._rows = server, request, rows
         self._wanted, self._sampling = wanted, sampling
-        self._head = {
-            "id": f"cmpl-{secrets.token_hex(12)}",
-            "object": "text_completion",
-            "created": int(time.time()),
-            "model": wanted.model or server.settings.name,
-        }
+        self._head = head("cmpl", "text_completion", wanted.model or server.settings.name)
 
     async def echoed(self) -> Response:
         """The prompts alone."""
@@ -142,42 +137,24 @@ class Answer:
         body = {**self._head, "choices": choices, "usage": usage(self._completions(jobs))}
         return await self._server.answers.response(body)
 
-    async def events(self, jobs: Sequence[Job]) -> AsyncIterator[bytes]:
+    def events(self, jobs: Sequence[Job]) -> AsyncIterator[bytes]:
+        """The answers to all prompts as one stream."""
+
+        def last() -> dict[str, Any]:
+            return {**self._head, "choices": [], "usage": usage(self._completions(jobs))}
+
+        return stream(self._chunks(jobs), last, self._wanted.stream_options)
+
+    async def _chunks(self, jobs: Sequence[Job]) -> AsyncGenerator[dict[str, Any]]:
         """The pieces of all answers, as they come."""
-        queue: asyncio.Queue[bytes | ApiError | None] = asyncio.Queue()
-
-        async def listen(first: int, job: Job) -> None:
-            said = [0] * len(job.requests)
-            try:
-                async for news in job:
-                    index = first + news.number
-                    logprobs, at = list(news.logprobs), said[news.number]
-                    choice = self._choice(index, news.text, logprobs, news.finish_reason, at)
-                    said[news.number] += sum(
-                        len(self._server.tokens.text(p.token)) for p in logprobs
-                    )
-                    queue.put_nowait(event({**self._head, "choices": [choice]}))
-                queue.put_nowait(None)
-            except ApiError as error:
-                queue.put_nowait(error)
-
-        n = self._sampling.n
-        listeners = [asyncio.ensure_future(listen(i * n, job)) for i, job in enumerate(jobs)]
-        try:
-            for _ in jobs:
-                while (found := await queue.get()) is not None:
-                    if isinstance(found, ApiError):
-                        yield event(found.body)
-                        return
-                    yield found
-            answers = self._completions(jobs)
-            options = self._wanted.stream_options
-            if options is not None and options.include_usage:
-                yield event({**self._head, "choices": [], "usage": usage(answers)})
-            yield b"data: [DONE]\n\n"
-        finally:
-            for listener in listeners:
-                listener.cancel()
+        lengths: Counter[int] = Counter()  # characters of each answer so far
+        async with aclosing(merged(jobs)) as pieces:
+            async for number, news in pieces:
+                index = number * self._sampling.n + news.number
+                logprobs, at = list(news.logprobs), lengths[index]
+                choice = self._choice(index, news.text, logprobs, news.finish_reason, at)
+                lengths[index] += sum(len(self._server.tokens.text(p.token)) for p in logprobs)
+                yield {**self._head, "choices": [choice]}
 
     def _completions(self, jobs: Sequence[Job]) -> list[list[Completion]]:
         """What it all came to, once it has; told to the log where that was asked for."""

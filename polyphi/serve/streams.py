@@ -1,0 +1,58 @@
+"""Streamed answers: chunks as server-sent events, then the usage where it was requested, then `[DONE]`.
+
+>>> Events(stream(chunks(), last, wanted.stream_options), ticket.handed())
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Sequence
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+from polyphi.serve.answers import event
+from polyphi.serve.errors import ApiError
+from polyphi.serve.schema import StreamOptions
+
+T = TypeVar("T")
+
+
+async def stream(
+    chunks: AsyncGenerator[dict[str, Any]],
+    last: Callable[[], dict[str, Any]],
+    options: StreamOptions | None,
+) -> AsyncIterator[bytes]:
+    """The events of a stream. `last()`, called once all chunks have come, is the chunk with the usage. An ApiError
+    among the chunks is the stream's last event."""
+    try:
+        async with aclosing(chunks):
+            async for chunk in chunks:
+                yield event(chunk)
+        ended = last()
+        if options is not None and options.include_usage:
+            yield event(ended)
+        yield b"data: [DONE]\n\n"
+    except ApiError as error:
+        yield event(error.body)
+
+
+async def merged(sources: Sequence[AsyncIterable[T]]) -> AsyncGenerator[tuple[int, T]]:
+    """(number of the source, value) of several sources, as the values come. An error of one ends all."""
+    queue: asyncio.Queue[tuple[int, T] | Exception | None] = asyncio.Queue()
+
+    async def listen(number: int, source: AsyncIterable[T]) -> None:
+        try:
+            async for value in source:
+                queue.put_nowait((number, value))
+            queue.put_nowait(None)
+        except Exception as error:
+            queue.put_nowait(error)
+
+    listeners = [asyncio.ensure_future(listen(*pair)) for pair in enumerate(sources)]
+    try:
+        for _ in sources:
+            while (found := await queue.get()) is not None:
+                if isinstance(found, Exception):
+                    raise found
+                yield found
+    finally:
+        for listener in listeners:
+            listener.cancel()
