@@ -22,7 +22,7 @@ from datatrove.pipeline.filters.base_filter import BaseFilter
 
 from polyphi.curate.documents import become, note, sample
 from polyphi.curate.language import language_of
-from polyphi.curate.voices import ACCENTS, SPARE_FLITE, VARIANTS, unfit
+from polyphi.curate.voices import ACCENTS, SPARE_FLITE, VARIANTS, unfit, varied
 from polyphi.curate.waves import RATE, Wave, augment, encode, level, resample, trim
 from polyphi.data.shards import Sample
 from polyphi.messages import Audio, Image, Message, Part, media
@@ -137,7 +137,7 @@ class ReadAloud(BaseFilter):
         self._booth = self._booth or Booth()
         voice = reading.voice
         if training and voice.engine in ("espeak-ng", "flite"):
-            voice = replace(voice, speed=rng.uniform(0.75, 1.3), pitch=rng.randint(25, 75))
+            voice = varied(voice, rng)
         wave, rate = self._booth.speak(text, voice)
         wave, dice = trim(wave, rate), np.random.default_rng(rng.getrandbits(64))
         if training:

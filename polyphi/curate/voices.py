@@ -2,6 +2,10 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
+from random import Random
+
+from polyphi.services.speech_synthesis import Voice
 
 VARIANTS: Mapping[str, tuple[str, ...]] = {
     "train": (
@@ -34,6 +38,12 @@ ACCENTS: Mapping[str, tuple[str, ...]] = {
 """Language -> espeak-ng's voices for training ("gmw/en" is British, "roa/pt" European); testing uses the plain one."""
 SPARE_FLITE = ("kal16", "awb", "rms")
 """flite's other voices: training hears them only where espeak-ng is not installed. `slt` is never trained on."""
+
+
+def varied(voice: Voice, rng: Random) -> Voice:
+    """A voice of espeak-ng or flite with another speed and pitch, as training hears it."""
+    return replace(voice, speed=rng.uniform(0.75, 1.3), pitch=rng.randint(25, 75))
+
 
 _UNFIT = {
     "an address": r"https?:|@",

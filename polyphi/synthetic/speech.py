@@ -22,7 +22,7 @@ import soundfile
 
 from polyphi.curate.corpus import Work
 from polyphi.curate.sources import SOURCES, unpack
-from polyphi.curate.voices import ACCENTS, SPARE_FLITE, VARIANTS, unfit
+from polyphi.curate.voices import ACCENTS, SPARE_FLITE, VARIANTS, unfit, varied
 from polyphi.curate.waves import (
     RATE,
     Wave,
@@ -279,12 +279,12 @@ class Studio:
     def say(self, text: str, speaker: Speaker, rng: Random, augmented: bool | None = None) -> Wave:
         """The text, trimmed, at 16 kHz. Training voices (or `augmented`) vary in speed and pitch and are augmented."""
         training = speaker.group in ("espeak", "flite")
-        speed, pitch = (
-            (rng.uniform(0.75, 1.3), rng.randint(25, 75))
+        voice = (
+            varied(speaker.voice, rng)
             if training
-            else (rng.uniform(0.9, 1.1), 50)
+            else replace(speaker.voice, speed=rng.uniform(0.9, 1.1), pitch=50)
         )
-        wave, rate = self.booth.speak(text, replace(speaker.voice, speed=speed, pitch=pitch))
+        wave, rate = self.booth.speak(text, voice)
         return self._finish(
             trim(wave, rate), rate, rng, training if augmented is None else augmented
         )
