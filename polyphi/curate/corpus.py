@@ -21,6 +21,7 @@ from datatrove.pipeline.base import PipelineStep
 from polyphi.curate import pipeline
 from polyphi.curate.pipeline import Machines
 from polyphi.data.shards import Sample, Shards, row_hash, to_row
+from polyphi.runtime.files import sha256
 from polyphi.text.lexicon import LANGUAGES
 
 CODE = ("polyphi.curate.", "polyphi.corpora.", "polyphi.synthetic.", "polyphi.text.")
@@ -109,7 +110,7 @@ def _parents(corpus: Corpus, work: Work) -> list[str]:
     files = [work.data / name / "train" / "manifest.json" for name in corpus.corpora]
     if corpus.tokenizer and work.tokenizer is not None:
         files.append(work.tokenizer / "tokenizer.json")
-    return [hashlib.sha256(f.read_bytes()).hexdigest() if f.exists() else "" for f in files]
+    return [sha256(f) if f.exists() else "" for f in files]
 
 
 def imported(file: Path) -> list[Path]:

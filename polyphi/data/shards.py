@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 
 from polyphi.data.schema import SCHEMA, missing_fields
 from polyphi.messages import Audio, Image, Message, Part, Text, Video
-from polyphi.runtime.files import whole_folder
+from polyphi.runtime.files import sha256, whole_folder
 
 MIME = {
     b"\x89PNG": "image/png",
@@ -176,8 +176,9 @@ def write(
         while (shard := list(islice(rows, ROWS_PER_SHARD))) or not shards:
             path = partial / f"{len(shards):05d}.parquet"
             size = _write_shard(path, shard)
-            sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-            shards.append({"file": path.name, "rows": len(shard), "bytes": size, "sha256": sha256})
+            shards.append(
+                {"file": path.name, "rows": len(shard), "bytes": size, "sha256": sha256(path)}
+            )
         manifest = {
             "rows": sum(s["rows"] for s in shards),
             "shards": shards,

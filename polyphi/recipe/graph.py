@@ -50,7 +50,7 @@ from polyphi.recipe.identity import Identity
 from polyphi.recipe.report import page
 from polyphi.recipe.timings import Timings
 from polyphi.runtime import distributed, progress
-from polyphi.runtime.files import whole_folder
+from polyphi.runtime.files import locked, whole_folder
 from polyphi.runtime.heap import give_back
 from polyphi.runtime.precision import Choice, Precision, Requested
 from polyphi.stages import lineage, sizes
@@ -182,7 +182,7 @@ class Run:
             distributed.wait()
             yield
             return
-        with processes.locked(self.out / ".locks" / name):
+        with locked(self.out / ".locks" / name):
             if shared:
                 distributed.wait()
             yield

@@ -3,7 +3,6 @@ the files that all of them change."""
 
 import contextlib
 import ctypes
-import fcntl
 import json
 import os
 import signal
@@ -12,11 +11,11 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import psutil
 
-from polyphi.runtime.files import write_json
+from polyphi.runtime.files import locked, write_json
 
 
 def side_by_side(commands: Mapping[str, Sequence[str]], tell: Callable[[str], None]) -> bool:
@@ -76,36 +75,6 @@ def _die_with_parent() -> None:
     """In a new process on Linux: be killed when the parent is, so that nobody writes on in a killed run's folder."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-
-
-_locks: set[IO[str]] = set()
-
-
-def _let_go() -> None:
-    """In a forked process: it holds its parent's locks too, and would go on holding them when that is killed."""
-    for lock in _locks:
-        lock.close()
-    _locks.clear()
-
-
-os.register_at_fork(after_in_child=_let_go)
-
-
-@contextlib.contextmanager
-def locked(path: Path, wait: bool = True) -> Iterator[bool]:
-    """Meanwhile no other process holds `path`. Where one does, waits for it, or without `wait` gives False at once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as lock:
-        _locks.add(lock)
-        try:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
-                yield False
-                return
-            yield True
-        finally:
-            _locks.discard(lock)
 
 
 def update_json(path: Path, default: Any, change: Callable[[Any], Any]) -> None:

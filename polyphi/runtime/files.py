@@ -1,4 +1,5 @@
-"""Files and folders that are there whole or not at all, whatever stops the process that writes them.
+"""Files and folders that are there whole or not at all, whatever stops the process that writes them; locks between
+processes; hashes.
 
 >>> write_whole(Path("notes.txt"), "all of it")
 >>> with whole_folder(Path("index")) as partial:
@@ -8,6 +9,8 @@ Each is written under another name beside its place, synced to the disk and rena
 removes what was written so far and leaves what was there before; after a kill the next writer overwrites the rest.
 """
 
+import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -15,7 +18,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 
 @contextmanager
@@ -89,3 +92,40 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+_locks: set[IO[str]] = set()
+
+
+def _release_locks() -> None:
+    """In a forked process: it holds its parent's locks too, and would still hold them after the parent is killed."""
+    for lock in _locks:
+        lock.close()
+    _locks.clear()
+
+
+os.register_at_fork(after_in_child=_release_locks)
+
+
+@contextmanager
+def locked(path: Path, wait: bool = True) -> Iterator[bool]:
+    """Hold the lock file `path` against other processes (and other calls in this one). Waits for whoever holds it;
+    without `wait`, yields False at once where somebody does. The lock ends with its process."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as lock:
+        _locks.add(lock)
+        try:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                yield False
+                return
+            yield True
+        finally:
+            _locks.discard(lock)

@@ -31,7 +31,7 @@ from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceSt
 from torch.distributed.tensor import DTensor
 
 from polyphi.runtime import distributed
-from polyphi.runtime.files import sync, whole_file, write_json
+from polyphi.runtime.files import sha256, sync, whole_file, write_json
 
 # A single process is what it is: no need to say so at each checkpoint.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable")
@@ -178,9 +178,7 @@ class Checkpoints:
         files = sorted(partial.glob("*.safetensors"))
         for path in files:
             sync(path)
-        write_json(
-            partial / "state.json", {**state, "sha256": {p.name: _file_digest(p) for p in files}}
-        )
+        write_json(partial / "state.json", {**state, "sha256": {p.name: sha256(p) for p in files}})
         # A folder of that name was renamed by a run that was killed before `latest` moved.
         shutil.rmtree(self.folder / name, ignore_errors=True)
         partial.rename(self.folder / name)
@@ -207,7 +205,7 @@ class Checkpoints:
             try:
                 state = json.loads((path / "state.json").read_text())
                 for file, expected in state["sha256"].items():
-                    if (found := _file_digest(path / file)) != expected:
+                    if (found := sha256(path / file)) != expected:
                         raise ValueError(f"{file}: expected SHA-256 {expected}, found {found}")
                 return Stored(path, state)
             except (OSError, ValueError) as error:
@@ -237,11 +235,6 @@ def _copy(tensor: Tensor) -> Tensor:
             stride=tensor.stride(),
         )
     return tensor.detach().to("cpu", copy=True)
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def optimiser_tensors(

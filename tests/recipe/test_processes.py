@@ -6,12 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from polyphi.recipe.processes import locked
+from polyphi.runtime.files import locked
 
 HOLDS = """
 import os, sys, time
 from pathlib import Path
-from polyphi.recipe.processes import locked
+from polyphi.runtime.files import locked
 
 with locked(Path(sys.argv[1])):
     child = os.fork()

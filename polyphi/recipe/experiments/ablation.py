@@ -11,7 +11,6 @@ Each arm is a folder that the loop goes on in, and what was measured of it lies 
 stopped goes on, and one with more arms, seeds or tasks runs only those.
 """
 
-import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -34,7 +33,7 @@ from polyphi.processing.processor import TooLong
 from polyphi.recipe.experiments import scaling
 from polyphi.recipe.experiments.trial import trial
 from polyphi.recipe.graph import Run
-from polyphi.runtime.files import write_json
+from polyphi.runtime.files import sha256, write_json
 from polyphi.stages import sizes
 from polyphi.train.loop import code_revision, row_maker
 from polyphi.train.loss import NextToken
@@ -163,7 +162,7 @@ def _run(
     tasks: Sequence[Task],
 ) -> dict[str, float]:
     """One arm with one seed: what is still to be trained and measured of it; all that was measured."""
-    start = {p: _digest(run.runs / p / MANIFEST) for p in stage.parents}
+    start = {p: sha256(run.runs / p / MANIFEST) for p in stage.parents}
     path = out / "measured.json"
     known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"start": start}
     if known["start"] != start:
@@ -173,8 +172,8 @@ def _run(
     manifests = {
         c: run.data / c / "test" / MANIFEST for c in (*corpora, *(t.corpus for t in tasks))
     }
-    wanted = {f"loss {c}": _digest(manifests[c]) for c in corpora if manifests[c].exists()}
-    wanted |= {f"score {t.name}": _digest(manifests[t.corpus]) for t in tasks}
+    wanted = {f"loss {c}": sha256(manifests[c]) for c in corpora if manifests[c].exists()}
+    wanted |= {f"score {t.name}": sha256(manifests[t.corpus]) for t in tasks}
     missing = [what for what, rows in wanted.items() if known.get(what, [None])[0] != rows]
     if missing or not (out / MANIFEST).exists():
         model, _ = trial(run, stage, budget, out, seed=seed)
@@ -194,7 +193,7 @@ def _run(
                     limit=run.size.test_rows,
                     seed=run.seed,
                     conditions=("with",),
-                    fingerprint=_digest(out / MANIFEST),
+                    fingerprint=sha256(out / MANIFEST),
                 ).score
             known[what] = [wanted[what], value]
             write_json(path, known)
@@ -218,10 +217,6 @@ def _held_out(stage: Stage, budget: Budget, model: PhiModel, run: Run, corpus: s
             f"no held-out row of {corpus} fits {stage.name}, whose rows have {budget.context} tokens at most"
         )
     return deal(made, Room(8192))
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 # ------------------------------------------------------------------------------ what is found

@@ -36,7 +36,7 @@ from polyphi.recipe.report import drawing, sections
 from polyphi.recipe.report.drawing import part_of
 from polyphi.recipe.report.samples import Draw
 from polyphi.recipe.report.sections import render
-from polyphi.runtime.files import write_whole
+from polyphi.runtime.files import sha256, write_whole
 from polyphi.train.resume import recorded, recorded_precision
 
 POINTS = 140  # of a loss curve
@@ -252,7 +252,7 @@ def _data(run: Path) -> dict[str, Any]:
         corpora.setdefault(name, {})[split] = {
             "rows": manifest["rows"],
             "dropped": _dropped(path.parent, manifest["pipeline"]),
-            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "sha256": sha256(path),
         }
         for source, rows in manifest.get("sources", {}).items():
             known = SOURCES.get(source)

@@ -6,7 +6,6 @@ then answer. All lies in `DIR/claims`, each arm a finished folder, so that an ex
     DIR/claims/answers/NAME/*.jsonl what its model answered, a line each (eval/run.py)
 """
 
-import hashlib
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,8 +29,7 @@ from polyphi.recipe.experiments.claims import claim as claims
 from polyphi.recipe.experiments.claims.claim import Claim
 from polyphi.recipe.experiments.trial import trial
 from polyphi.recipe.graph import Run
-from polyphi.recipe.processes import locked
-from polyphi.runtime.files import write_json
+from polyphi.runtime.files import locked, sha256, write_json
 from polyphi.stages import lineage
 from polyphi.train.loop import code_revision, row_maker
 from polyphi.train.loss import owners
@@ -55,7 +53,7 @@ class Arm:
 
     @property
     def fingerprint(self) -> str:
-        return hashlib.sha256(self.manifest.read_bytes()).hexdigest()
+        return sha256(self.manifest)
 
 
 class Laboratory:
@@ -236,9 +234,7 @@ def is_done(run: Run, claim: Claim, seeds: int) -> bool:
 
 def _identity(run: Run, seeds: int) -> dict[str, Any]:
     ends = ("joint_1_vision_speech", "reasoning_3_dpo")
-    weights = "".join(
-        hashlib.sha256((run.runs / e / MANIFEST).read_bytes()).hexdigest() for e in ends
-    )
+    weights = "".join(sha256(run.runs / end / MANIFEST) for end in ends)
     return {"seeds": seeds, "weights": weights}
 
 
