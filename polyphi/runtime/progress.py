@@ -19,6 +19,7 @@ from rich.progress import (
 )
 
 from polyphi.runtime.files import write_whole
+from polyphi.runtime.plots import panels
 
 Tracker = Callable[[int, Mapping[str, Any]], None]
 """Takes the number of a step and its record."""
@@ -130,20 +131,12 @@ def progress(
 
 def plot_loss(records: list[dict[str, Any]], path: Path, title: str) -> None:
     """Loss against step, raw and smoothed, as a PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     steps, losses = [r["step"] for r in records], [r["loss"] for r in records]
     smooth, value = [], None
     for loss in losses:
         value = loss if value is None else 0.9 * value + 0.1 * loss
         smooth.append(value)
-    figure, axes = pyplot.subplots(figsize=(6, 3.2), layout="constrained")
-    axes.plot(steps, losses, color="#b9c3d6", linewidth=1)
-    axes.plot(steps, smooth, color="#2f5fb3", linewidth=1.8)
-    axes.set(title=title, xlabel="step", ylabel="loss")
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+    with panels(path, size=(6, 3.2), dpi=110) as (_, (axes,)):
+        axes.plot(steps, losses, color="#b9c3d6", linewidth=1)
+        axes.plot(steps, smooth, color="#2f5fb3", linewidth=1.8)
+        axes.set(title=title, xlabel="step", ylabel="loss")

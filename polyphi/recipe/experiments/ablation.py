@@ -34,6 +34,7 @@ from polyphi.recipe.experiments import scaling
 from polyphi.recipe.experiments.trial import trial
 from polyphi.recipe.graph import Run
 from polyphi.runtime.files import sha256, write_json
+from polyphi.runtime.plots import panels
 from polyphi.stages import sizes
 from polyphi.train.loop import code_revision, row_maker
 from polyphi.train.loss import NextToken
@@ -285,34 +286,20 @@ def markdown(found: Mapping[str, Any]) -> str:
 
 def draw(found: Mapping[str, Any], path: Path) -> None:
     """Differences of all losses with their intervals, an arm in each panel, as a PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     others = [arm for arm in found["arms"] if arm != OWN]
     if not others:
         return
     rows = [what for what in found["arms"][OWN] if what.startswith("loss ")][::-1]
-    figure, panels = pyplot.subplots(
-        1,
-        len(others),
-        figsize=(2 + 2.2 * len(others), 1 + 0.3 * len(rows)),
-        sharey=True,
-        squeeze=False,
-        layout="constrained",
-    )
-    for axes, arm in zip(panels[0], others, strict=True):
-        for y, what in enumerate(rows):
-            row = found["arms"][arm][what]
-            axes.plot(row["difference"], y, "o", color="#1f5fa8", markersize=5)
-            if row["interval"]:
-                axes.plot(row["interval"], [y, y], color="#1f5fa8")
-        axes.axvline(0, color="#999", linewidth=1)
-        axes.set_title(arm, fontsize=9)
-        axes.tick_params(labelsize=8)
-        axes.spines[["top", "right"]].set_visible(False)
-    panels[0][0].set_yticks(range(len(rows)), [what.removeprefix("loss ") for what in rows])
-    figure.supxlabel(f"held-out loss, difference to the {OWN}", fontsize=9)
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    size = (2 + 2.2 * len(others), 1 + 0.3 * len(rows))
+    with panels(path, len(others), size=size, sharey=True) as (figure, every):
+        for axes, arm in zip(every, others, strict=True):
+            for y, what in enumerate(rows):
+                row = found["arms"][arm][what]
+                axes.plot(row["difference"], y, "o", color="#1f5fa8", markersize=5)
+                if row["interval"]:
+                    axes.plot(row["interval"], [y, y], color="#1f5fa8")
+            axes.axvline(0, color="#999", linewidth=1)
+            axes.set_title(arm, fontsize=9)
+            axes.tick_params(labelsize=8)
+        every[0].set_yticks(range(len(rows)), [what.removeprefix("loss ") for what in rows])
+        figure.supxlabel(f"held-out loss, difference to the {OWN}", fontsize=9)

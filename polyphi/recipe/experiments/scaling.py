@@ -28,6 +28,7 @@ from polyphi.data.loader import Loader
 from polyphi.data.packing import Pack, Room, deal
 from polyphi.model.multimodal import PhiModel
 from polyphi.runtime.files import write_json
+from polyphi.runtime.plots import panels
 from polyphi.runtime.precision import Choice, Requested, products
 from polyphi.runtime.progress import read_metrics
 from polyphi.train.checkpoint import write_tensors
@@ -323,41 +324,40 @@ def _with_interval(name: str, values: Float[np.ndarray, " n"]) -> dict[str, Any]
 
 def draw(found: Mapping[str, Any], path: Path) -> None:
     """Losses against rate for each D, and the best rates against D with both laws, as a PNG."""
-    import matplotlib
+    from matplotlib import colormaps
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
-    colours = pyplot.get_cmap("viridis")(np.linspace(0.1, 0.85, len(found["best"])))
-    for best, colour in zip(found["best"], colours, strict=True):
-        runs = [r for r in found["runs"] if r[0] == best["tokens"] and r[3] is not None]
-        rates = sorted({r[1] for r in runs})
-        means = [np.mean([r[3] for r in runs if r[1] == rate]) for rate in rates]
-        left.plot(rates, means, color=colour, label=f"{best['tokens']:,} tokens")
-        left.plot([r[1] for r in runs], [r[3] for r in runs], ".", color=colour)
-        left.axvline(best["rate"], color=colour, linestyle=":", linewidth=1)
-        low, high = best["rate_interval"]
-        right.plot([best["tokens"]] * 2, [low, high], color=colour)
-        right.plot(best["tokens"], best["rate"], "o", color=colour)
-    sizes = np.array([*(b["tokens"] for b in found["best"]), found["at"]["tokens"]], dtype=float)
-    span = np.geomspace(sizes.min(), sizes.max(), 50)
-    for key, label, style in (("law", "the report's exponent", "-"), ("free", "exponent", "--")):
-        law = Law(found[key]["factor"], found[key]["exponent"])
-        right.plot(
-            span,
-            [law.rate(d) for d in span],
-            style,
-            color="#444",
-            label=f"{label} {law.exponent:.2f}, B = {law.factor:.3g}",
+    colours = colormaps["viridis"](np.linspace(0.1, 0.85, len(found["best"])))
+    with panels(path, 2, size=(10, 3.8)) as (_, (left, right)):
+        for best, colour in zip(found["best"], colours, strict=True):
+            runs = [r for r in found["runs"] if r[0] == best["tokens"] and r[3] is not None]
+            rates = sorted({r[1] for r in runs})
+            means = [np.mean([r[3] for r in runs if r[1] == rate]) for rate in rates]
+            left.plot(rates, means, color=colour, label=f"{best['tokens']:,} tokens")
+            left.plot([r[1] for r in runs], [r[3] for r in runs], ".", color=colour)
+            left.axvline(best["rate"], color=colour, linestyle=":", linewidth=1)
+            low, high = best["rate_interval"]
+            right.plot([best["tokens"]] * 2, [low, high], color=colour)
+            right.plot(best["tokens"], best["rate"], "o", color=colour)
+        sizes = np.array(
+            [*(b["tokens"] for b in found["best"]), found["at"]["tokens"]], dtype=float
         )
-    left.set(xscale="log", xlabel="peak rate", ylabel="held-out loss")
-    right.set(xscale="log", yscale="log", xlabel="tokens", ylabel="best peak rate")
-    for axes in (left, right):
-        axes.legend(frameon=False, fontsize=8)
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+        span = np.geomspace(sizes.min(), sizes.max(), 50)
+        for key, label, style in (
+            ("law", "the report's exponent", "-"),
+            ("free", "exponent", "--"),
+        ):
+            law = Law(found[key]["factor"], found[key]["exponent"])
+            right.plot(
+                span,
+                [law.rate(d) for d in span],
+                style,
+                color="#444",
+                label=f"{label} {law.exponent:.2f}, B = {law.factor:.3g}",
+            )
+        left.set(xscale="log", xlabel="peak rate", ylabel="held-out loss")
+        right.set(xscale="log", yscale="log", xlabel="tokens", ylabel="best peak rate")
+        for axes in (left, right):
+            axes.legend(frameon=False, fontsize=8)
 
 
 def told(found: Mapping[str, Any]) -> str:
