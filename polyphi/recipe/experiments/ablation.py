@@ -26,12 +26,11 @@ from polyphi.data.packing import Pack, Room, deal
 from polyphi.data.shards import Shards
 from polyphi.engine.engine import Engine
 from polyphi.eval.heldout import find
-from polyphi.eval.run import evaluate
 from polyphi.eval.task import Task
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.processor import TooLong
 from polyphi.recipe.experiments import scaling
-from polyphi.recipe.experiments.trial import trial
+from polyphi.recipe.experiments.trial import score, trial
 from polyphi.recipe.graph import Run
 from polyphi.runtime.files import sha256, write_json
 from polyphi.runtime.plots import panels
@@ -46,14 +45,14 @@ OWN = "own mix"
 
 
 @dataclass(frozen=True)
-class Arm:
+class NamedMix:
     """A mix: its name says in what it differs from the stage's own."""
 
     name: str
     mix: Mix
 
 
-def mixes(stage: Stage, changes: Sequence[str], leave_one_out: bool = False) -> list[Arm]:
+def mixes(stage: Stage, changes: Sequence[str], leave_one_out: bool = False) -> list[NamedMix]:
     """The stage's own mix, one for each of `changes`, and with `leave_one_out` one without each corpus. A change is
     "NAME=WEIGHT,...": these corpora get that weight (0: none of it), all others keep theirs; a corpus that isn't in the
     mix is added.
@@ -62,7 +61,7 @@ def mixes(stage: Stage, changes: Sequence[str], leave_one_out: bool = False) -> 
     """
     if leave_one_out and len(stage.data.weights) > 1:
         changes = [*changes, *(f"{name}=0" for name in stage.data.weights)]
-    found = [Arm(OWN, stage.data)]
+    found = [NamedMix(OWN, stage.data)]
     for change in dict.fromkeys(changes):
         weights = dict(stage.data.weights)
         for part in change.split(","):
@@ -86,14 +85,14 @@ def mixes(stage: Stage, changes: Sequence[str], leave_one_out: bool = False) -> 
             late if set(late) != set(kept) else {},  # somebody comes first
             tuple(name for name in stage.data.in_words if name in kept),
         )
-        found.append(Arm(change, mix))
+        found.append(NamedMix(change, mix))
     return found
 
 
 def ablate(
     run: Run,
     name: str,
-    arms: Sequence[Arm],
+    arms: Sequence[NamedMix],
     *,
     seeds: int = 3,
     steps: int | None = None,
@@ -186,16 +185,8 @@ def _run(
                 value = scaling.mean_loss(stage.objective, model, packs, run.precision)
             else:
                 (task,) = (t for t in tasks if t.name == name)
-                value = evaluate(
-                    engine,
-                    task,
-                    Shards(run.data / task.corpus / "test"),
-                    out / "eval",
-                    limit=run.size.test_rows,
-                    seed=run.seed,
-                    conditions=("with",),
-                    fingerprint=sha256(out / MANIFEST),
-                ).score
+                fingerprint = sha256(out / MANIFEST)
+                value = score(run, engine, task, out / "eval", fingerprint=fingerprint).score
             known[what] = [wanted[what], value]
             write_json(path, known)
     run.console.print(f"{stage.name}, {out.parent.name}, seed {seed}: measured", highlight=False)

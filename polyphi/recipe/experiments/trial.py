@@ -1,10 +1,14 @@
 """A stage of a run trained apart from it: with another seed, mix, objective, model or data, from where the run stands
-before it. What claims (claims/) and compared mixes (ablation.py) are made of."""
+before it; and its scores. What claims (claims/) and compared mixes (ablation.py) are made of."""
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from polyphi.data.shards import Shards
+from polyphi.engine.engine import Engine
+from polyphi.eval.run import Result, evaluate
+from polyphi.eval.task import Task
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.processor import Processor
 from polyphi.recipe.graph import Run
@@ -48,6 +52,29 @@ def trial(
         **run.machine,
     )
     return model.eval(), manifest
+
+
+def score(
+    run: Run,
+    engine: Engine,
+    task: Task,
+    folder: Path,
+    *,
+    fingerprint: str,
+    limit: int | None = None,
+) -> Result:
+    """What a trained model scores on the run's held-out rows of a task (`limit` of them, or as many as the size says),
+    asked with their media only. Answers go to `folder`; those of the same weights (`fingerprint`) stay."""
+    return evaluate(
+        engine,
+        task,
+        Shards(run.data / task.corpus / "test"),
+        folder,
+        limit=limit or run.size.test_rows,
+        seed=run.seed,
+        conditions=("with",),
+        fingerprint=fingerprint,
+    )
 
 
 def _silence(_: Any) -> None:

@@ -144,7 +144,7 @@ def test_own_corpora_and_tasks(out: Path) -> None:
 
 def test_an_arm_from_another_start_is_told(out: Path) -> None:
     stage, run = stages.load("reasoning_2_sft"), Run("micro", out, precision="fp32")
-    arm = ablation.Arm(OWN, Mix({"reasoning_sft": 1}))
+    arm = ablation.NamedMix(OWN, Mix({"reasoning_sft": 1}))
     ablation.ablate(run, stage.name, [arm], seeds=1)
     manifest = run.runs / "reasoning_1_pretrain" / "manifest.json"
     manifest.write_text(manifest.read_text() + "\n")

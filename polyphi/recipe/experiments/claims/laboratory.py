@@ -22,12 +22,12 @@ from polyphi.data.packing import Room, Size
 from polyphi.data.shards import Sample, Shards
 from polyphi.engine.engine import Engine
 from polyphi.eval.heldout import find
-from polyphi.eval.run import evaluate, judged
+from polyphi.eval.run import judged
 from polyphi.eval.task import Task
 from polyphi.model.multimodal import PhiModel
 from polyphi.recipe.experiments.claims import claim as claims
 from polyphi.recipe.experiments.claims.claim import Claim
-from polyphi.recipe.experiments.trial import trial
+from polyphi.recipe.experiments.trial import score, trial
 from polyphi.recipe.graph import Run
 from polyphi.runtime.files import locked, sha256, write_json
 from polyphi.stages import lineage
@@ -141,16 +141,7 @@ class Laboratory:
     def _answer(self, arm: Arm, engine: Engine, task: Task, limit: int | None) -> Path:
         self.run.build(task.corpus)
         folder = self.folder / "answers" / arm.name
-        evaluate(
-            engine,
-            task,
-            Shards(self.run.data / task.corpus / "test"),
-            folder,
-            limit=limit or self.run.size.test_rows,
-            seed=self.run.seed,
-            conditions=("with",),
-            fingerprint=arm.fingerprint,
-        )
+        score(self.run, engine, task, folder, fingerprint=arm.fingerprint, limit=limit)
         return folder / f"{task.name}.jsonl"
 
     def matched(
