@@ -28,11 +28,11 @@ from polyphi.serve.server import Gone
 from polyphi.transcription import longform
 
 MAX_FIELDS, MAX_FIELD = 32, 16 << 10
-"""Fields of a form beside the file, and bytes of each."""
+"""Most fields of a form beside the file, and most bytes of each."""
 AROUND = 1 << 20
-"""Bytes of a form that its file may not take."""
+"""Most bytes of a form beside its file."""
 UNSUPPORTED = ("keywords", "languages", "known_speaker_names", "known_speaker_references")
-"""Fields of OpenAI's that would change the answer, if the model had a way to."""
+"""OpenAI's fields that this model can't follow; ignoring them would give a wrong answer."""
 FILE = {"type": "string", "format": "binary", "description": "WAV, FLAC, OGG or MP3."}
 
 
@@ -48,10 +48,8 @@ def _temperature(value: str) -> float:
     except ValueError:
         number = -1.0
     if not 0 <= number <= MAX_TEMPERATURE:
-        expected = f"{MAX_TEMPERATURE:g}"
-        raise PydanticCustomError(
-            "temperature", "expected a number from 0 to {most}", {"most": expected}
-        )
+        limits = {"highest": f"{MAX_TEMPERATURE:g}"}
+        raise PydanticCustomError("temperature", "expected a number from 0 to {highest}", limits)
     return number
 
 
@@ -87,8 +85,10 @@ class AudioForm(Fields):
             message = "this model is asked by prompts of its own and takes no other; leave it out"
             raise _misplaced("prompt", message)
         if self.stream and self.response_format not in ("json", "text"):
-            found = f"{self.response_format!r}; times are known at the end"
-            raise _misplaced("response_format", f"a stream is json or text, found {found}")
+            raise _misplaced(
+                "response_format",
+                f"a stream is json or text, found {self.response_format!r}; times are known at the end",
+            )
         return self
 
     @property
@@ -140,7 +140,7 @@ class AudioForm(Fields):
         return {"requestBody": {"required": True, "content": content}}
 
     def sampling(self, max_tokens: int) -> SamplingParams | None:
-        """How to draw; None for temperature 0, which is greedy and warmer where an answer loops (longform.py)."""
+        """Sampling parameters; None for temperature 0: greedy decoding, warmer where an answer loops (longform.py)."""
         if self.temperature == 0:
             return None
         seed = secrets.randbits(62)
@@ -151,15 +151,15 @@ class TranscriptionForm(AudioForm):
     """What is said in a recording."""
 
     language: str | Omitted = Field(None, description="Told back; the model hears which one it is.")
-    timestamp_granularities: list[Literal["word", "segment"]] = ["segment"]  # noqa: RUF012
-    include: list[Literal["logprobs"]] = []  # noqa: RUF012
+    timestamp_granularities: list[Literal["word", "segment"]] = Field(["segment"])
+    include: list[Literal["logprobs"]] = Field([])
 
     lists = ("timestamp_granularities", "include")
 
     @model_validator(mode="after")
     def _check_formats(self) -> Self:
-        given = self.model_fields_set
-        if "timestamp_granularities" in given and self.response_format != "verbose_json":
+        granularities = "timestamp_granularities" in self.model_fields_set
+        if granularities and self.response_format != "verbose_json":
             message = "timestamp_granularities go with response_format verbose_json"
             raise _misplaced("timestamp_granularities", message)
         if self.include and self.response_format != "json":
@@ -179,8 +179,8 @@ class TranscriptionForm(AudioForm):
         return "logprobs" in self.include
 
     def task(self) -> tuple[longform.Task, str | None]:
-        """What to ask of the model, and the language of the answer as far as the form names it. Raises ApiError for a
-        language that the model wasn't trained for."""
+        """The task of each piece, and the language of the answer if the form names it. Raises ApiError for a language
+        that the model wasn't trained for."""
         return longform.transcription(), self.language and _language("language", self.language)
 
 
@@ -191,7 +191,7 @@ class TranslationForm(AudioForm):
     cot: Flag = Field(False, description="Write the transcript first, then translate it.")
 
     def task(self) -> tuple[longform.Task, str | None]:
-        """As `TranscriptionForm.task`."""
+        """The task of each piece and the language of the answer. Raises ApiError as `TranscriptionForm.task` does."""
         language = _language("to_language", self.to_language)
         return longform.transcription(language, self.cot), language
 

@@ -77,8 +77,8 @@ def routes(server: Server) -> APIRouter:
 
 @dataclass(frozen=True)
 class Options:
-    """A form with what it comes to here: the task of each piece, the language to tell of the text, and the longest
-    piece in seconds."""
+    """A form and what follows from it: the task of each piece, the language that verbose JSON names, the most seconds
+    of a piece, and who sent it."""
 
     form: TranscriptionForm | TranslationForm
     task: longform.Task

@@ -26,9 +26,9 @@ async def stream(
         async with aclosing(chunks):
             async for chunk in chunks:
                 yield event(chunk)
-        ended = last()
+        usage = last()
         if options is not None and options.include_usage:
-            yield event(ended)
+            yield event(usage)
         yield b"data: [DONE]\n\n"
     except ApiError as error:
         yield event(error.body)
@@ -49,10 +49,10 @@ async def merged(sources: Sequence[AsyncIterable[T]]) -> AsyncGenerator[tuple[in
     listeners = [asyncio.ensure_future(listen(*pair)) for pair in enumerate(sources)]
     try:
         for _ in sources:
-            while (found := await queue.get()) is not None:
-                if isinstance(found, Exception):
-                    raise found
-                yield found
+            while (item := await queue.get()) is not None:
+                if isinstance(item, Exception):
+                    raise item
+                yield item
     finally:
         for listener in listeners:
             listener.cancel()

@@ -189,18 +189,18 @@ def by_modality(rows: Iterable[Report]) -> list[dict[str, Any]]:
     """The rows of tasks grouped by modality: modality, title, a note on how many beat their baselines, rows."""
     rows, groups = list(rows), []
     for modality, title in tables.MODALITIES.items():
-        if own := [r for r in rows if r["modality"] == modality]:
-            beats = sum(r["verdict"] == "beats" for r in own)
-            note = f"{beats} of {len(own)} beat their best baseline"
-            if goals := [tables.reached(r) for r in own if r["goal"] is not None]:
+        if members := [r for r in rows if r["modality"] == modality]:
+            beats = sum(r["verdict"] == "beats" for r in members)
+            note = f"{beats} of {len(members)} beat their best baseline"
+            if goals := [tables.reached(r) for r in members if r["goal"] is not None]:
                 note += f", {sum(goals)} of {len(goals)} reach their goal"
             group = {"modality": modality, "title": title, "note": note}
-            groups.append({**group, "rows": [task_row(r) for r in own]})
+            groups.append({**group, "rows": [task_row(r) for r in members]})
     return groups
 
 
 def task_row(r: Report) -> dict[str, Any]:
-    """A task's result as the texts of its row; None where a cell has nothing to say."""
+    """A task's result as the texts of its row; None for a part that the result doesn't have."""
     metric = r["metric"]
     unit = 100 if metric == "bleu" else 1
     ticks = [(k.removesuffix("_clip"), m["score"] / unit) for k, m in r["baselines"].items()]
