@@ -7,7 +7,6 @@
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,7 @@ from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.quantization import quantize
 from polyphi.quantization.fewbits import Pieces
-from polyphi.runtime.files import replace_folder
+from polyphi.runtime.files import whole_folder
 
 ALIGNED = 64
 """Bytes at a multiple of which quantised tensors begin in their file, so that kernels read them where they lie."""
@@ -156,10 +155,7 @@ def write_checkpoint(
             else:
                 yield name, ready(entry)
 
-    target.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        work.chmod(0o777 & ~_umask())  # mkdtemp makes it private
+    with whole_folder(target, shared=True) as work:
         stored = _write_shards(written(), work, max_shard_bytes, aligned=quant is not None)
         said = {**config_json.write(config, layout), "torch_dtype": stored}
         if quant is not None:
@@ -190,10 +186,6 @@ def write_checkpoint(
             _write_json(work / place / "adapter_config.json", peft.write_peft(adapter))
         for file in files:
             shutil.copy(file, work / Path(file).name)
-        replace_folder(work, target)
-    except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
-        raise
 
 
 def _write_shards(

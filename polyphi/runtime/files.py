@@ -25,8 +25,7 @@ from typing import IO, Any
 def whole_file(path: Path, *, shared: bool = False) -> Iterator[Path]:
     """The path of a file to write; it takes the place of `path` once the block ends without an error. `shared`:
     several threads or processes may write the same file at once, and the last one stays."""
-    writer = f".{os.getpid()}.{threading.get_ident()}" if shared else ""
-    partial = path.with_name(f".{path.name}{writer}.partial")
+    partial = _partial(path, shared)
     try:
         yield partial
         sync(partial)
@@ -50,10 +49,11 @@ def write_json(path: Path, value: Any) -> None:
 
 
 @contextmanager
-def whole_folder(path: Path, *, durable: bool = True) -> Iterator[Path]:
+def whole_folder(path: Path, *, durable: bool = True, shared: bool = False) -> Iterator[Path]:
     """An empty folder to fill; it takes the place of `path` (and of what is there) once the block ends without an
-    error. Without `durable` its files aren't synced: for many small ones that can be made again."""
-    partial = path.with_name(f".{path.name}.partial")
+    error. Without `durable` its files aren't synced: for many small ones that can be made again. `shared` as in
+    `whole_file`."""
+    partial = _partial(path, shared)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
@@ -61,14 +61,19 @@ def whole_folder(path: Path, *, durable: bool = True) -> Iterator[Path]:
         if durable:
             for file in (p for p in partial.rglob("*") if p.is_file()):
                 sync(file)
-        replace_folder(partial, path)
+        _replace_folder(partial, path)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     sync(path.parent)
 
 
-def replace_folder(source: Path, target: Path) -> None:
+def _partial(path: Path, shared: bool) -> Path:
+    writer = f".{os.getpid()}.{threading.get_ident()}" if shared else ""
+    return path.with_name(f".{path.name}{writer}.partial")
+
+
+def _replace_folder(source: Path, target: Path) -> None:
     """Rename `source` to `target`. What is there is renamed first, since a rename can't replace a full folder, and
     comes back where the rename fails."""
     if not target.exists():

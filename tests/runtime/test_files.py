@@ -2,8 +2,10 @@
 
 import errno
 import json
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 
@@ -103,3 +105,20 @@ def test_a_rename_that_fails_brings_the_old_folder_back(
     with pytest.raises(OSError, match="Input/output"), files.whole_folder(folder) as partial:
         (partial / "new").touch()
     assert names(tmp_path) == ["index"] and names(folder) == ["old"]
+
+
+def test_two_threads_may_write_one_folder_and_the_last_one_stays(tmp_path: Path) -> None:
+    folder, barrier = tmp_path / "index", Barrier(2)
+
+    def write(text: str) -> None:
+        with files.whole_folder(folder, shared=True) as partial:
+            barrier.wait()
+            (partial / "a.txt").write_text(text)
+            barrier.wait()
+            if text == "last":
+                while not folder.exists():
+                    time.sleep(0.001)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(write, ("first", "last")))
+    assert names(tmp_path) == ["index"] and (folder / "a.txt").read_text() == "last"
