@@ -20,9 +20,10 @@ from polyphi.messages import LANGUAGES, SamplingParams, with_tools
 from polyphi.serve import chat, completions, page, speech
 from polyphi.serve.answers import Written
 from polyphi.serve.errors import OTHERS, ApiError, responses
+from polyphi.serve.events import Gone
 from polyphi.serve.guard import Guard
 from polyphi.serve.schema import DetokenizeRequest, TokenizeRequest, explained, offered
-from polyphi.serve.server import LARGE, Gone, Server, is_large
+from polyphi.serve.server import LARGE, Server, is_large
 from polyphi.serve.settings import Settings
 
 CODES = {404: "not_found", 405: "method_not_allowed"}

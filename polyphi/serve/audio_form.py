@@ -23,8 +23,8 @@ from starlette.requests import Request as HttpRequest
 from polyphi.engine.sampling import MAX_TEMPERATURE
 from polyphi.messages import SamplingParams
 from polyphi.serve.errors import ApiError
+from polyphi.serve.events import Gone
 from polyphi.serve.schema import Fields, explained
-from polyphi.serve.server import Gone
 from polyphi.transcription import longform
 
 MAX_FIELDS, MAX_FIELD = 32, 16 << 10

@@ -32,7 +32,9 @@ from polyphi.messages import (
 )
 from polyphi.serve.answers import besides, head, usage
 from polyphi.serve.errors import ApiError
+from polyphi.serve.events import Events, unless_gone
 from polyphi.serve.fetch import Media
+from polyphi.serve.jobs import Job, News
 from polyphi.serve.schema import (
     AudioPart,
     AudioUrlPart,
@@ -44,7 +46,7 @@ from polyphi.serve.schema import (
     offered,
 )
 from polyphi.serve.schema import Part as GivenPart
-from polyphi.serve.server import Events, Job, News, Server, forget_body, unless_gone
+from polyphi.serve.server import Server, forget_body
 from polyphi.serve.streams import stream
 
 ROLES = {"developer": "system", "tool": "tool_response"}

@@ -20,8 +20,10 @@ from polyphi.engine.request import Caller
 from polyphi.messages import Completion, SamplingParams, TokenLogprob
 from polyphi.serve.answers import head, usage
 from polyphi.serve.errors import ApiError
+from polyphi.serve.events import Events, unless_gone
+from polyphi.serve.jobs import Job
 from polyphi.serve.schema import CompletionRequest
-from polyphi.serve.server import LARGE, Events, Job, Server, forget_body, unless_gone
+from polyphi.serve.server import LARGE, Server, forget_body
 from polyphi.serve.streams import merged, stream
 from polyphi.serve.tokens import finite
 

@@ -8,6 +8,9 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
+from polyphi.engine.memory import OutOfMemory
+from polyphi.engine.results import NotFinite
+
 TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
@@ -72,3 +75,16 @@ def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
 OTHERS: dict[int | str, dict[str, Any]] = {
     "default": {"model": ErrorResponse, "description": "Any other error."}
 }
+
+
+def failed(error: Exception) -> ApiError:
+    """What a client may know of an error that ended its request."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, OutOfMemory):
+        return ApiError(503, str(error), code="out_of_memory", headers={"Retry-After": "5"})
+    if isinstance(error, NotFinite):
+        return ApiError(500, str(error), code="not_finite")
+    if isinstance(error, ValueError):
+        return ApiError(400, str(error))
+    return ApiError(500, "the model failed; the server's log says why", code="model_failed")

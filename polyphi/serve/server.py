@@ -16,39 +16,35 @@ import logging
 import os
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any, TypeVar
 
 from starlette.requests import Request as HttpRequest
-from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
 
 from polyphi.batch import Batch
 from polyphi.engine.engine import Engine
 from polyphi.engine.media import Caps, MediaError
 from polyphi.engine.memory import OutOfMemory, ran_out
 from polyphi.engine.request import Caller, Request
-from polyphi.engine.results import NotFinite
 from polyphi.engine.structured import Matcher
 from polyphi.messages import (
-    Completion,
     Grammar,
     Message,
     SamplingParams,
     Text,
-    TokenLogprob,
     normalize_adapter,
 )
 from polyphi.runtime.heap import give_back
 from polyphi.serve.answers import Writer
 from polyphi.serve.budget import Budget, Share
-from polyphi.serve.errors import ApiError
+from polyphi.serve.errors import ApiError, failed
 from polyphi.serve.fetch import Media, refusal
-from polyphi.serve.metrics import Load, Metrics, Times
+from polyphi.serve.jobs import Job
+from polyphi.serve.metrics import Load, Metrics
 from polyphi.serve.schema import Sampling, Turn
 from polyphi.serve.settings import MIB, Settings
 from polyphi.serve.tokens import Tokens
@@ -67,100 +63,6 @@ TRIM_IDLE, TRIM_BUSY = 5.0, 60.0
 while somebody is."""
 LARGE = 32 << 10
 """Characters of text, or token ids, from which on a request is large; one with images or audio is in any case."""
-
-
-class Gone(Exception):
-    """The client has hung up."""
-
-
-@dataclass(frozen=True)
-class News:
-    """What came of answer `number`: text, its tokens' log-probabilities, and how it ended if it did."""
-
-    number: int
-    text: str
-    logprobs: tuple[TokenLogprob, ...]
-    finish_reason: str | None
-    error: Exception | None = None
-
-
-class Job:
-    """The answers to one row while they come, as an iterator of `News` that ends when all have ended. `share` is the
-    memory that their request has for its rows."""
-
-    def __init__(
-        self, server: "Server", requests: Sequence[Request], loop: asyncio.AbstractEventLoop
-    ) -> None:
-        self.requests = requests
-        self.share: Share | None = None
-        self._server = server
-        self._loop = loop
-        self._news: asyncio.Queue[News] = asyncio.Queue()
-        self._looking = threading.Lock()
-        self._told = [0] * len(requests)  # log-probabilities passed on
-        self._tokens, self._seen = [0] * len(requests), [0.0] * len(requests)
-        self._open = set(range(len(requests)))
-        self._left = len(requests)
-
-    def look(self) -> bool:
-        """Passes on what is new, from a thread that may wait for the engine; whether anything is still to come."""
-        with self._looking:
-            return self._look()
-
-    def _look(self) -> bool:
-        if not self._open:
-            return False
-        for number in sorted(self._open):
-            request, error = self.requests[number], None
-            try:
-                text, reason = self._server.engine.news(request)
-            except Exception as failure:
-                text, reason, error = "", "error", failure
-            logprobs: tuple[TokenLogprob, ...] = ()
-            if request.sampling.logprobs is not None and error is None and request.tokens:
-                logprobs = tuple(request.sampler.logprobs[self._told[number] : len(request.tokens)])
-                self._told[number] += len(logprobs)
-            self._count(number, reason)
-            if reason:
-                self._open.discard(number)
-            if text or reason or logprobs:
-                news = News(number, text, logprobs, reason, error)
-                self._loop.call_soon_threadsafe(self._news.put_nowait, news)
-        if not self._open and self.share is not None:
-            self.share.row_ended()
-        return bool(self._open)
-
-    def _count(self, number: int, reason: str | None) -> None:
-        """Tells the metrics of an answer's new tokens, and of its end."""
-        request, metrics, now = self.requests[number], self._server.metrics, time.monotonic()
-        new = len(request.tokens) - self._tokens[number]
-        if new and self._tokens[number]:
-            for _ in range(new):
-                metrics.token((now - self._seen[number]) / new)
-        if new:
-            self._tokens[number], self._seen[number] = len(request.tokens), now
-        if reason:
-            metrics.finished(
-                Times(request.arrived, request.started, request.first, now),
-                reason,
-                prompt=len(request.ids) - len(request.tokens) if request.started else 0,
-                cached=request.cached or 0,
-                generated=len(request.tokens),
-            )
-
-    async def __aiter__(self) -> AsyncIterator[News]:
-        while self._left:
-            news = await self._news.get()
-            self._left -= news.finish_reason is not None
-            if news.error is not None:
-                raise failed(news.error)
-            if news.finish_reason == "abort":
-                raise ApiError(503, "the server is stopping; try again", code="stopping")
-            yield news
-
-    def answers(self) -> list[Completion]:
-        """All answers, once all have ended."""
-        return [request.completion() for request in self.requests]
 
 
 class Ticket:
@@ -511,7 +413,7 @@ class Server:
         loop: asyncio.AbstractEventLoop,
     ) -> list[Job]:
         entered = self.engine.enter_all(rows, sampling, caller=ticket.caller)
-        jobs = [Job(self, requests, loop) for requests in entered]
+        jobs = [Job(self.engine, self.metrics, requests, loop) for requests in entered]
         for row, job in zip(rows, jobs, strict=True):
             ticket.add(job)
             for _ in job.requests:
@@ -556,66 +458,3 @@ def forget_body(request: HttpRequest) -> None:
     last event of a stream has been sent."""
     for name in ("_body", "_json"):
         vars(request).pop(name, None)
-
-
-def failed(error: Exception) -> ApiError:
-    """What a client may know of an error that ended its request."""
-    if isinstance(error, ApiError):
-        return error
-    if isinstance(error, OutOfMemory):
-        return ApiError(503, str(error), code="out_of_memory", headers={"Retry-After": "5"})
-    if isinstance(error, NotFinite):
-        return ApiError(500, str(error), code="not_finite")
-    if isinstance(error, ValueError):
-        return ApiError(400, str(error))
-    return ApiError(500, "the model failed; the server's log says why", code="model_failed")
-
-
-async def gone(receive: Receive) -> None:
-    """Returns when the client has hung up; the request's body has been read."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-async def unless_gone(request: HttpRequest, work: Coroutine[Any, Any, T]) -> T:
-    """What `work` gives; raises Gone, and cancels it, if the client hangs up before."""
-    task, left = asyncio.ensure_future(work), asyncio.ensure_future(gone(request.receive))
-    try:
-        await asyncio.wait({task, left}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise Gone
-        return task.result()
-    finally:
-        task.cancel()
-        left.cancel()
-
-
-class Events(Response):
-    """Server-sent events as they come. `close` is called when all were sent, the client has hung up (also before the
-    first event), or something failed."""
-
-    media_type = "text/event-stream"
-
-    def __init__(self, events: AsyncIterator[bytes], close: Callable[[], None]) -> None:
-        super().__init__(headers={"cache-control": "no-store", "x-accel-buffering": "no"})
-        del self.headers["content-length"]
-        self._events = events
-        self._close = close
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        sending = asyncio.ensure_future(self._send(send))
-        left = asyncio.ensure_future(gone(receive))
-        try:
-            await asyncio.wait({sending, left}, return_when=asyncio.FIRST_COMPLETED)
-            if sending.done():
-                sending.result()
-        finally:
-            sending.cancel()
-            left.cancel()
-            self._close()
-
-    async def _send(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        async for event in self._events:
-            await send({"type": "http.response.body", "body": event, "more_body": True})
-        await send({"type": "http.response.body", "body": b""})

@@ -31,10 +31,11 @@ from polyphi.engine.request import Caller
 from polyphi.messages import Transcript
 from polyphi.serve.answers import event
 from polyphi.serve.audio_form import TranscriptionForm, TranslationForm, receive
-from polyphi.serve.errors import ApiError
+from polyphi.serve.errors import ApiError, failed
+from polyphi.serve.events import Events, unless_gone
 from polyphi.serve.fetch import checked, refusal
 from polyphi.serve.metrics import Times
-from polyphi.serve.server import Events, Server, failed, unless_gone
+from polyphi.serve.server import Server
 from polyphi.serve.tokens import Tokens
 from polyphi.transcription import longform, subtitles
 

@@ -276,7 +276,7 @@ def test_one_call_where_no_others_are_wanted(running: Running) -> None:
     """What the model says is given; the same from a stream and as a whole."""
     from polyphi.engine.tools import ToolParser
     from polyphi.serve.chat import Said
-    from polyphi.serve.server import News
+    from polyphi.serve.jobs import News
 
     text = 'So: <|tool_call|>[{"name": "a", "arguments": {}}, {"name": "b", "arguments": {}}]<|/tool_call|>'
     for parallel, names in ((True, ["a", "b"]), (False, ["a"])):

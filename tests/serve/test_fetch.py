@@ -21,9 +21,10 @@ import anyio
 import pytest
 from PIL import Image as pil
 
-from polyphi.serve import fetch
+from polyphi.serve import addresses, fetch
+from polyphi.serve.addresses import is_public, parse
 from polyphi.serve.errors import ApiError
-from polyphi.serve.fetch import Held, Media, is_public, parse
+from polyphi.serve.fetch import Held, Media
 from polyphi.serve.settings import Settings
 
 PARAM = "messages[0].content[1].image_url.url"
@@ -449,10 +450,10 @@ def test_s2_a_name_is_looked_up_once_and_its_address_kept(net: Net) -> None:
 
 def test_the_systems_own_answer_is_judged_too() -> None:
     """Without a stub: `localhost` in any hosts file, and numbers that only the C library reads."""
-    found = fetch.look_up("localhost", 80)
+    found = addresses.look_up("localhost", 80)
     assert found and not any(map(is_public, found))
     with pytest.raises(OSError, match=r"."):
-        fetch.look_up("nothing.invalid", 80)
+        addresses.look_up("nothing.invalid", 80)
 
 
 def drip(connection: socket.socket) -> None:

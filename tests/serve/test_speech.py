@@ -40,7 +40,7 @@ from polyphi.engine.request import Caller
 from polyphi.messages import Transcript
 from polyphi.serve import audio_form, speech
 from polyphi.serve.errors import ApiError
-from polyphi.serve.server import Gone
+from polyphi.serve.events import Gone
 from polyphi.serve.settings import Settings
 from polyphi.transcription import longform, subtitles
 from polyphi.transcription.longform import transcription
