@@ -101,7 +101,10 @@ def _health(app: FastAPI, server: Server) -> None:
     }
 
     @app.get("/", include_in_schema=False)
-    async def chat_page() -> Response:
+    async def chat_page(request: HttpRequest) -> Response:
+        if "gzip" in request.headers.get("accept-encoding", ""):
+            headers = page.HEADERS | {"Content-Encoding": "gzip"}
+            return Response(page.COMPRESSED, headers=headers)
         return Response(page.PAGE, headers=page.HEADERS)
 
     @app.get(

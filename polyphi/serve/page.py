@@ -5,16 +5,22 @@
 
 The policy names the one script and the one style by their hashes, so that nothing else on the page can ever run, and
 lets it talk to this server only. `require-trusted-types-for` has the browser refuse every way of reading text as HTML.
+
+The script begins with the libraries of `ui/vendor`: unmodified files of npm packages, which `vendor.json` there pins.
 """
 
 import base64
+import gzip
 import hashlib
+import json
+import re
 from pathlib import Path
 
 UI = Path(__file__).parent / "ui"
+LIBRARIES = json.loads((UI / "vendor" / "vendor.json").read_text(encoding="utf-8"))
+"""Package, version, licence, path within the package, and SHA-256 of each library and its licence file."""
 SCRIPTS = (
     "dom.js",
-    "math.js",
     "markdown.js",
     "server.js",
     "store.js",
@@ -25,7 +31,7 @@ SCRIPTS = (
     "transcribe.js",
     "main.js",
 )
-"""In the order in which they stand in the page; together they are one module."""
+"""The page's own scripts, in the order in which they stand in the page after the libraries; together they are one module."""
 
 
 def _source(text: str) -> str:
@@ -36,7 +42,10 @@ def _source(text: str) -> str:
 
 def _page() -> tuple[bytes, str]:
     style = (UI / "style.css").read_text(encoding="utf-8")
-    script = "\n".join((UI / name).read_text(encoding="utf-8") for name in SCRIPTS)
+    libraries = [UI / "vendor" / Path(library["path"]).name for library in LIBRARIES]
+    scripts = [*libraries, *(UI / name for name in SCRIPTS)]
+    script = "\n".join(path.read_text(encoding="utf-8") for path in scripts)
+    assert not re.search(r"(?i)</?script[\s/>]", script), "the browser would end the script there"
     page = (UI / "index.html").read_text(encoding="utf-8")
     for empty, full in (
         ("<style></style>", f"<style>{style}</style>"),
@@ -63,6 +72,7 @@ def _page() -> tuple[bytes, str]:
 
 PAGE, _policy = _page()
 """The document, UTF-8."""
+COMPRESSED = gzip.compress(PAGE, mtime=0)
 HEADERS = {
     "Content-Type": "text/html; charset=utf-8",
     "Content-Security-Policy": _policy,
@@ -71,4 +81,5 @@ HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Permissions-Policy": "microphone=(self), camera=(), geolocation=()",
     "Cache-Control": "no-cache",
+    "Vary": "Accept-Encoding",
 }

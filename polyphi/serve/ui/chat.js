@@ -96,7 +96,7 @@ function renderAnswer(element, node) {
   const body = element.querySelector(".markdown");
   const busy = running.get(current.id)?.node === node;
   element.setAttribute("aria-busy", String(busy));
-  renderMarkdown(body, node.text);
+  renderMarkdown(body, node.text, busy);
   body.classList.toggle("waiting", busy && !node.text);
   element.querySelector(":scope > .note")?.remove();
   const note = busy ? null : noteOf(node);

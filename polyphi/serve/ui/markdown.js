@@ -1,499 +1,347 @@
-// Markdown as elements. The text comes from a model and may hold anything, so it only ever becomes text nodes of
-// elements made here, links go nowhere but to http, https and mailto, and no picture is loaded. Everything is linear
-// in the text but for nesting, which is bounded.
+// Markdown as elements. The text comes from a model and may hold anything. The libraries in vendor/ do the parsing:
+// markdown-it reads Markdown, Temml turns TeX into MathML, highlight.js colours code. Elements are built from their
+// tokens and trees, never from HTML, so a tag in a text stays text. DOMPurify then checks every element and attribute.
+//
+// Four promises are kept here, because the libraries don't:
+// - The time to show a text is linear in its length, also while it grows (renderMarkdown, coloured, formulaElement).
+// - Elements are nested at most DEEPEST levels, and deeper text is still shown: markdown-it drops it, and Temml has no limit.
+// - Links lead only to absolute http, https and mailto addresses, and images become links (linkElement).
+// - The page's policy stays without a single Trusted Types policy, which DOMPurify needs to parse HTML; it runs in place.
 
-const DEEPEST_MARKDOWN = 12;
+const DEEPEST = 24; // nested elements; of a formula 60
+const LONGEST_FORMULA = 4000; // characters
+const LONGEST_COLOURED = 60_000; // characters of a code block
+const COLOURING = 300; // ms that one call of renderMarkdown may begin to colour code for
 
-// ---------------------------------------------------------------- blocks
+// ---------------------------------------------------------------- parsing
 
-const FENCE = /^ {0,3}(`{3,}|~{3,})([^`]*)$/;
-const HEADING = /^ {0,3}(#{1,6})(?:\s(.*))?$/s;
-const RULE = /^ {0,3}(?:(?:\*[ \t]*){3,}|(?:-[ \t]*){3,}|(?:_[ \t]*){3,})$/;
-const QUOTE = /^ {0,3}> ?/;
-const ITEM = /^( {0,12})([-*+]|\d{1,9}[.)])(?:\s+(.*)|\s*)$/s;
-const MATH_BLOCK = /^\s*(\$\$|\\\[)/;
+// Left out: "entity" (text is shown as it was written), "reference" (a definition would change earlier blocks),
+// "lheading" (a list that begins after a paragraph would be a heading for a moment) and "code" (indented text is prose).
+const markdown = markdownit({ breaks: true, linkify: true }).disable(["entity", "reference", "lheading", "code"]);
+markdown.linkify.set({ fuzzyLink: false, fuzzyEmail: false }).add("ftp:", null).add("//", null);
+markdown.validateLink = () => true; // linkElement decides, and shows the address of what is no link
+markdown.normalizeLink = markdown.normalizeLinkText = (address) => address; // linkElement leaves it to the browser's URL
 
-/** The blocks of a text, each with the lines it was made of: `{kind, source, ...}`. */
-function blocksOf(lines) {
-  const blocks = [];
-  let at = 0;
-  const add = (kind, to, more) => {
-    blocks.push({ kind, source: lines.slice(at, to).join("\n"), ...more });
-    at = to;
-  };
-  while (at < lines.length) {
-    const line = lines[at];
-    let match;
-    if (!line.trim()) at++;
-    else if ((match = FENCE.exec(line))) {
-      const [, marks, info] = match;
-      const close = new RegExp(`^ {0,3}${marks[0]}{${marks.length},}\\s*$`);
-      let end = at + 1;
-      while (end < lines.length && !close.test(lines[end])) end++;
-      const indent = /^ */.exec(line)[0].length;
-      const code = lines.slice(at + 1, end).map((text) => text.replace(new RegExp(`^ {0,${indent}}`), ""));
-      add("code", Math.min(end + 1, lines.length), { code: code.join("\n"), language: info.trim().split(/\s/)[0] });
-    } else if ((match = MATH_BLOCK.exec(line)) && mathEnd(lines, at, match[1]) > at) {
-      const end = mathEnd(lines, at, match[1]);
-      const text = lines.slice(at, end).join("\n").trim();
-      add("math", end, { formula: text.slice(2, -2) });
-    } else if ((match = HEADING.exec(line)))
-      add("heading", at + 1, { level: match[1].length, text: (match[2] ?? "").trim().replace(/(?:^|\s)#{1,40}$/, "") });
-    else if (RULE.test(line)) add("rule", at + 1);
-    else if (QUOTE.test(line)) {
-      let end = at + 1;
-      while (end < lines.length && lines[end].trim() && (QUOTE.test(lines[end]) || !startsBlock(lines, end))) end++;
-      add("quote", end, { lines: lines.slice(at, end).map((text) => text.replace(QUOTE, "")) });
-    } else if (ITEM.test(line)) {
-      const { end, items, ordered, start } = listAt(lines, at);
-      add("list", end, { items, ordered, start });
-    } else if (
-      line.includes("|") &&
-      isDivider(lines[at + 1] ?? "") &&
-      cellsOf(line).length === cellsOf(lines[at + 1]).length
-    ) {
-      let end = at + 2;
-      while (end < lines.length && lines[end].trim() && lines[end].includes("|")) end++;
-      add("table", end, { rows: lines.slice(at, end).map(cellsOf) });
-    } else {
-      let end = at + 1;
-      while (end < lines.length && lines[end].trim() && !startsBlock(lines, end)) end++;
-      add("paragraph", end, { text: lines.slice(at, end).join("\n") });
+// CommonMark asks for a space or punctuation outside of "**" next to punctuation, which Chinese and Japanese don't have.
+markdown.inline.State = class extends markdown.inline.State {
+  scanDelims(start, canSplitWord) {
+    const run = super.scanDelims(start, canSplitWord);
+    if (!canSplitWord) return run;
+    const blank = (character) => /^\s*$/.test(character ?? "");
+    return {
+      length: run.length,
+      can_open: !blank(this.src[start + run.length]),
+      can_close: !blank(this.src[start - 1]),
+    };
+  }
+};
+
+/** The index of `mark` in the text of a parser's state; Infinity where there is none. The last search of each mark is
+ * cached: marks that nothing closes would otherwise search the rest of the text again and again. */
+function indexOf(state, mark, from) {
+  const cache = (state.indices ??= {});
+  if (!cache[mark] || from < cache[mark].from || from > cache[mark].index) {
+    const index = state.src.indexOf(mark, from);
+    cache[mark] = { from, index: index < 0 ? Infinity : index };
+  }
+  return cache[mark].index;
+}
+
+const CLOSES = { $$: "$$", "\\(": "\\)", "\\[": "\\]" };
+
+/** The formula at the position of an inline state: `{source, display, end}`, or null. */
+function formulaAt(state) {
+  const { src, pos } = state;
+  const open = src.slice(pos, pos + 2);
+  if (CLOSES[open]) {
+    const end = indexOf(state, CLOSES[open], pos + 2);
+    if (end < Infinity && end > pos + 2)
+      return { source: src.slice(pos + 2, end), display: open !== "\\(", end: end + 2 };
+  }
+  if (src[pos] !== "$" || /^[\s$]?$/.test(src[pos + 1] ?? "")) return null;
+  for (let end = indexOf(state, "$", pos + 1), tries = 0; end < Infinity && tries < 8; tries++) {
+    if (src[end - 1] !== "\\") {
+      // Prices are no formulas: what closes one has no space before it and no digit after it.
+      if (/\s/.test(src[end - 1]) || /\d/.test(src[end + 1] ?? "")) return null;
+      return { source: src.slice(pos + 1, end), display: false, end: end + 1 };
     }
-  }
-  return blocks;
-}
-
-/** The line after a formula that begins a line and ends one; 0 where there is none. */
-function mathEnd(lines, from, open) {
-  const close = open === "$$" ? "$$" : "\\]";
-  for (let end = from; end < lines.length && end < from + 200; end++) {
-    const text = end === from ? lines[end].trimStart().slice(2) : lines[end];
-    if (!text.trim() && end !== from) return 0;
-    const found = text.indexOf(close);
-    if (found >= 0) return text.slice(found + 2).trim() ? 0 : end + 1;
-  }
-  return 0;
-}
-
-function startsBlock(lines, at) {
-  const line = lines[at];
-  const item = ITEM.exec(line);
-  return (
-    FENCE.test(line) ||
-    HEADING.test(line) ||
-    RULE.test(line) ||
-    QUOTE.test(line) ||
-    (item && Boolean(item[3]) && (!/\d/.test(item[2]) || /^1[.)]/.test(item[2]))) ||
-    (MATH_BLOCK.test(line) && mathEnd(lines, at, MATH_BLOCK.exec(line)[1]) > at)
-  );
-}
-
-function listAt(lines, from) {
-  const [, lead, first] = ITEM.exec(lines[from]);
-  const ordered = /\d/.test(first);
-  const items = [];
-  let at = from;
-  while (at < lines.length) {
-    const match = ITEM.exec(lines[at]);
-    if (!match || match[1].length > lead.length + 1 || match[1].length < lead.length) break;
-    if (/\d/.test(match[2]) !== ordered || (!ordered && match[2] !== first) || RULE.test(lines[at])) break;
-    const inner = match[1].length + match[2].length + 1;
-    const own = [match[3] ?? ""];
-    at++;
-    for (let blank = false; at < lines.length; at++) {
-      const line = lines[at];
-      const indent = /^ */.exec(line)[0].length;
-      if (!line.trim()) {
-        blank = true;
-        own.push("");
-      } else if (indent >= Math.min(inner, match[1].length + 2)) own.push(line.slice(Math.min(indent, inner)));
-      else if (blank || startsBlock(lines, at) || ITEM.test(line)) break;
-      else own.push(line.trimStart());
-      if (line.trim()) blank = false;
-    }
-    const gap = own.length > 1 && own.at(-1) === "";
-    while (own.length > 1 && own.at(-1) === "") own.pop();
-    items.push({ lines: own, gap });
-  }
-  return { end: at, items, ordered, start: ordered ? parseInt(first, 10) : 1 };
-}
-
-/** Whether a line is what stands between a table's head and its body: |:--|--:| */
-function isDivider(line) {
-  return /^[\s|:-]+$/.test(line) && line.includes("-") && cellsOf(line).every((cell) => /^:?-+:?$/.test(cell));
-}
-
-/** The cells of a table's line; a bar after a backslash or within a code span is text. */
-function cellsOf(line) {
-  const text = line.trim().replace(/^\|/, "");
-  const cells = [];
-  let cell = "";
-  let code = false;
-  for (let i = 0; i < text.length; i++) {
-    if (text[i] === "\\" && text[i + 1] === "|") cell += text[++i];
-    else if (text[i] === "|" && !code) {
-      cells.push(cell.trim());
-      cell = "";
-    } else {
-      if (text[i] === "`") code = !code;
-      cell += text[i];
-    }
-  }
-  if (cell.trim()) cells.push(cell.trim());
-  return cells;
-}
-
-function blockElement(block, depth) {
-  switch (block.kind) {
-    case "code":
-      return codeBlock(block.code, block.language);
-    case "math":
-      return h("div", { class: "display" }, renderMath(block.formula.trim(), true));
-    case "heading":
-      return h(`h${Math.min(6, block.level + 2)}`, { class: `h${block.level}` }, inline(block.text));
-    case "rule":
-      return h("hr");
-    case "quote":
-      return h("blockquote", null, blockElements(block.lines, depth + 1));
-    case "list":
-      return listElement(block, depth);
-    case "table":
-      return tableElement(block.rows);
-    default:
-      return h("p", null, inline(block.text));
-  }
-}
-
-function blockElements(lines, depth) {
-  if (depth > DEEPEST_MARKDOWN) return [h("p", null, lines.join("\n"))];
-  return blocksOf(lines).map((block) => blockElement(block, depth));
-}
-
-function listElement({ items, ordered, start }, depth) {
-  const loose = items.slice(0, -1).some((item) => item.gap) || items.some((item) => item.lines.includes(""));
-  const list = items.map((item) => {
-    const task = /^\[([ xX])\] +/.exec(item.lines[0]);
-    const lines = task ? [item.lines[0].slice(task[0].length), ...item.lines.slice(1)] : item.lines;
-    let inner = blockElements(lines, depth + 1);
-    if (!loose && inner[0]?.localName === "p") inner = [...inner[0].childNodes, ...inner.slice(1)];
-    const box =
-      task &&
-      h("input", {
-        type: "checkbox",
-        disabled: true,
-        checked: task[1] !== " ",
-        "aria-label": task[1] === " " ? "not done" : "done",
-      });
-    return h("li", task ? { class: "task" } : null, box, inner);
-  });
-  return ordered ? h("ol", start === 1 ? null : { start }, list) : h("ul", null, list);
-}
-
-function tableElement([head, divider, ...body]) {
-  const sides = divider.map((cell) => (cell.endsWith(":") ? (cell.startsWith(":") ? "center" : "right") : null));
-  const cells = (tag, row) =>
-    head.map((_, i) => h(tag, { class: sides[i], ...(tag === "th" ? { scope: "col" } : {}) }, inline(row[i] ?? "")));
-  const table = h(
-    "table",
-    null,
-    h("thead", null, h("tr", null, cells("th", head))),
-    h(
-      "tbody",
-      null,
-      body.map((row) => h("tr", null, cells("td", row))),
-    ),
-  );
-  return h("div", { class: "wide", tabindex: "0", role: "region", "aria-label": "Table" }, table);
-}
-
-// ---------------------------------------------------------------- inline
-
-const PUNCTUATION = /[!-/:-@[-`{-~]/;
-const BARE_LINK = /(?:https?:\/\/|mailto:)[^\s<>"'`]{1,2000}/y;
-const MARKS = [
-  ["**", "strong"],
-  ["__", "strong"],
-  ["~~", "del"],
-  ["*", "em"],
-  ["_", "em"],
-];
-
-/** Text with emphasis, code, links and formulas, as nodes. */
-function inline(text, depth = 0) {
-  const nodes = [];
-  let plain = "";
-  const dead = new Set(); // marks that nothing closes from here on
-  const flush = () => {
-    if (plain) nodes.push(document.createTextNode(plain));
-    plain = "";
-  };
-  const push = (node, length) => {
-    flush();
-    nodes.push(node);
-    at += length;
-  };
-  const find = (mark, from) => {
-    if (dead.has(mark)) return -1;
-    const found = text.indexOf(mark, from);
-    if (found < 0) dead.add(mark);
-    return found;
-  };
-  let at = 0;
-  scan: while (at < text.length) {
-    const sign = text[at];
-    const next = text[at + 1];
-    if (sign === "\\") {
-      if (next === "(" || next === "[") {
-        const end = find(next === "(" ? "\\)" : "\\]", at + 2);
-        if (end > 0) {
-          push(renderMath(text.slice(at + 2, end).trim(), next === "["), end + 2 - at);
-          continue;
-        }
-      }
-      if (next === "\n") push(h("br"), 2);
-      else if (next && PUNCTUATION.test(next)) {
-        plain += next;
-        at += 2;
-      } else {
-        plain += sign;
-        at++;
-      }
-    } else if (sign === "\n") {
-      plain = plain.trimEnd();
-      push(h("br"), 1);
-      while (text[at] === " ") at++;
-    } else if (sign === "`") {
-      const marks = /^`+/.exec(text.slice(at, at + 100))[0];
-      let end = find(marks, at + marks.length);
-      while (end > 0 && text[end + marks.length] === "`") {
-        while (text[end] === "`") end++;
-        end = find(marks, end);
-      }
-      if (end > 0) {
-        const code = text.slice(at + marks.length, end).replace(/\n/g, " ");
-        push(h("code", null, /^ .*[^ ].* $/.test(code) ? code.slice(1, -1) : code), end + marks.length - at);
-      } else {
-        plain += marks;
-        at += marks.length;
-      }
-    } else if (sign === "$") {
-      const found = formulaAt(text, at, find);
-      if (found) push(renderMath(found.formula, found.display), found.length);
-      else {
-        plain += sign;
-        at++;
-      }
-    } else if (sign === "[" || (sign === "!" && next === "[")) {
-      const link = depth < DEEPEST_MARKDOWN && linkAt(text, sign === "!" ? at + 1 : at, dead);
-      if (link) {
-        const label = sign === "!" ? [link.label || "picture"] : inline(link.label, depth + 1);
-        push(linkElement(link.target, label, link.label), link.end - at);
-      } else {
-        plain += sign;
-        at++;
-      }
-    } else if (sign === "<" && /^<(?:https?:\/\/|mailto:)[^\s<>]{1,2000}>/.test(text.slice(at, at + 2010))) {
-      const target = text.slice(at + 1, text.indexOf(">", at));
-      push(linkElement(target, [target], target), target.length + 2);
-    } else if (
-      (sign === "h" || sign === "m") &&
-      !/[\w/]/.test(text[at - 1] ?? "") &&
-      ((BARE_LINK.lastIndex = at), BARE_LINK.test(text))
-    ) {
-      let target = text.slice(at, BARE_LINK.lastIndex).replace(/[.,:;!?*_~]+$/, "");
-      if (target.endsWith(")") && !target.includes("(")) target = target.replace(/[).,:;!?*_~]+$/, "");
-      push(linkElement(target, [target], target), target.length);
-    } else {
-      if (depth < DEEPEST_MARKDOWN && (sign === "*" || sign === "_" || sign === "~")) {
-        for (const [mark, tag] of MARKS) {
-          if (!text.startsWith(mark, at)) continue;
-          const end = closing(text, at, mark, find);
-          if (end < 0) continue;
-          push(h(tag, null, inline(text.slice(at + mark.length, end), depth + 1)), end + mark.length - at);
-          continue scan;
-        }
-        const run = /^[*_~]+/.exec(text.slice(at, at + 100))[0];
-        plain += run;
-        at += run.length;
-        continue;
-      }
-      plain += sign;
-      at++;
-    }
-  }
-  flush();
-  return nodes;
-}
-
-/** Where emphasis that opens at `at` closes; -1 where it doesn't open or never closes. */
-function closing(text, at, mark, find) {
-  const from = at + mark.length;
-  if (/\s|^$/.test(text[from] ?? "") || (mark[0] === "_" && /\w/.test(text[at - 1] ?? ""))) return -1;
-  for (let end = find(mark, from + 1), tries = 0; end > 0 && tries < 40; end = find(mark, end + 1), tries++) {
-    if (/\s/.test(text[end - 1]) || text[end - 1] === "\\") continue;
-    if (mark[0] === "_" && /\w/.test(text[end + mark.length] ?? "")) continue;
-    if (mark.length === 1 && (text[end + 1] === mark || text[end - 1] === mark)) {
-      // Two in a row belong to a strong part inside, unless three close both.
-      if (text[end + 1] === mark && text[end + 2] !== mark) end++;
-      if (text[end + 2] !== mark) continue;
-      end += 2;
-    }
-    if (mark.length === 2 && text[end + 2] === mark[0]) end++;
-    return end;
-  }
-  return -1;
-}
-
-function formulaAt(text, at, find) {
-  if (text[at + 1] === "$") {
-    const end = find("$$", at + 2);
-    return end > at + 2 ? { formula: text.slice(at + 2, end).trim(), display: true, length: end + 2 - at } : null;
-  }
-  if (/[\s$]|^$/.test(text[at + 1] ?? "")) return null;
-  for (let end = find("$", at + 1), tries = 0; end > 0 && tries < 8; end = find("$", end + 1), tries++) {
-    if (text[end - 1] === "\\") continue;
-    const formula = text.slice(at + 1, end);
-    // Prices are no formulas: what closes has no space before it and no digit after it.
-    if (/\s/.test(text[end - 1]) || /\d/.test(text[end + 1] ?? "") || formula.includes("\n\n")) return null;
-    return { formula, display: false, length: end + 1 - at };
+    end = indexOf(state, "$", end + 1);
   }
   return null;
 }
 
-function linkAt(text, at, dead) {
-  if (dead.has("](")) return null;
-  let open = 0;
-  let end = at;
-  for (const last = Math.min(text.length, at + 500); end < last; end++) {
-    if (text[end] === "\\") end++;
-    else if (text[end] === "[") open++;
-    else if (text[end] === "]" && --open === 0) break;
+markdown.inline.ruler.before("escape", "formula", (state, silent) => {
+  const formula = formulaAt(state);
+  if (!formula || formula.end > state.posMax) return false;
+  if (!silent) Object.assign(state.push("formula", "", 0), { content: formula.source, meta: formula });
+  state.pos = formula.end;
+  return true;
+});
+
+/** A display formula that begins a line and ends one, without a blank line in it. */
+function formulaBlock(state, start, end, silent) {
+  const from = state.bMarks[start] + state.tShift[start];
+  const open = state.src.slice(from, from + 2);
+  if (open !== "$$" && open !== "\\[") return false;
+  const close = indexOf(state, CLOSES[open], from + 2);
+  if (close - from > LONGEST_FORMULA) return false;
+  let line = start;
+  while (state.eMarks[line] < close) {
+    line++;
+    if (line >= end || state.isEmpty(line) || state.sCount[line] < state.blkIndent) return false;
   }
-  if (text[end] !== "]" || text[end + 1] !== "(") {
-    if (text.indexOf("](", at) < 0) dead.add("](");
-    return null;
-  }
-  const match = /^\(\s*<?([^\s<>]*)>?(?:\s+(?:"[^"]*"|'[^']*'))?\s*\)$/.exec(balanced(text, end + 1));
-  if (!match) return null;
-  return { label: text.slice(at + 1, end), target: match[1], end: end + 1 + match[0].length };
+  if (state.src.slice(close + 2, state.eMarks[line]).trim()) return false;
+  if (silent) return true;
+  const source = state.getLines(start, line + 1, state.blkIndent, false).trim().slice(2, -2);
+  Object.assign(state.push("formula", "", 0), { content: source, meta: { display: true }, map: [start, line + 1] });
+  state.line = line + 1;
+  return true;
 }
 
-/** From "(" to the ")" that closes it. */
-function balanced(text, from) {
-  let open = 0;
-  for (let end = from; end < Math.min(text.length, from + 4000); end++) {
-    if (text[end] === "(") open++;
-    else if (text[end] === ")" && --open === 0) return text.slice(from, end + 1);
-    else if (text[end] === "\n") break;
-  }
-  return "";
+/** What lies deeper than DEEPEST becomes one paragraph of text. */
+function deepBlock(state, start, end, silent) {
+  if (silent || state.level < DEEPEST) return false;
+  state.push("paragraph_open", "p", 1);
+  const text = state.push("inline", "", 0);
+  text.children = [];
+  text.content = state.getLines(start, end, state.blkIndent, false);
+  state.push("paragraph_close", "p", -1);
+  state.line = end;
+  return true;
 }
 
-function safeTarget(target) {
-  try {
-    const url = new URL(target);
-    return ["http:", "https:", "mailto:"].includes(url.protocol) ? url : null;
-  } catch {
-    return null;
+markdown.block.ruler.before("table", "formula", formulaBlock, { alt: ["paragraph", "blockquote", "list"] });
+markdown.block.ruler.before("formula", "deep", deepBlock);
+
+/** The top-level blocks of a text, each with the part of the text it was made of. Joined, these parts are the text. */
+function blocksOf(text) {
+  const lines = [0];
+  for (let end = text.indexOf("\n"); end >= 0; end = text.indexOf("\n", end + 1)) lines.push(end + 1);
+  const blocks = [];
+  for (const token of markdown.parse(text, {})) {
+    if (token.level === 0 && token.nesting >= 0)
+      blocks.push({ from: blocks.length ? lines[token.map[0]] : 0, tokens: [] });
+    blocks.at(-1).tokens.push(token);
   }
+  blocks.forEach((block, i) => (block.source = text.slice(block.from, blocks[i + 1]?.from)));
+  return blocks;
+}
+
+// ---------------------------------------------------------------- elements
+
+/** Append the elements of markdown-it's tokens to `root`. */
+function appendTokens(root, tokens, depth) {
+  const open = []; // {element, token}: what is open, innermost last; too deep or hidden ones share their parent's element
+  for (const token of tokens) {
+    const parent = open.at(-1)?.element ?? root;
+    if (token.nesting > 0) {
+      const element = token.hidden || depth + open.length > DEEPEST ? parent : openElement(token);
+      if (element !== parent) parent.append(element);
+      open.push({ element, parent, token });
+    } else if (token.nesting < 0) closeElement(open.pop());
+    else if (token.type === "inline") appendInline(parent, token, depth + open.length);
+    else parent.append(leafOf(token));
+  }
+}
+
+function openElement(token) {
+  const { tag, type } = token;
+  if (type === "heading_open") return h(`h${Math.min(6, Number(tag[1]) + 2)}`, { class: `h${tag[1]}` });
+  if (type === "link_open") return h("span");
+  if (tag === "th" || tag === "td")
+    return h(tag, { class: token.attrGet("style")?.replace("text-align:", ""), scope: tag === "th" ? "col" : null });
+  return h(tag === "s" ? "del" : tag, { start: token.attrGet("start") });
+}
+
+function closeElement({ element, parent, token }) {
+  if (element === parent) return;
+  if (token.type === "link_open") {
+    const target = token.attrGet("href");
+    // <std::vector> looks like an address: without a link it keeps its brackets.
+    if (token.markup === "autolink" && !safeAddress(target)) element.textContent = `<${target}>`;
+    element.replaceWith(linkElement(target, [...element.childNodes], element.textContent));
+  } else if (token.type === "table_open") {
+    const wide = h("div", { class: "wide", tabindex: "0", role: "region", "aria-label": "Table" });
+    element.replaceWith(wide);
+    wide.append(element);
+  }
+}
+
+function appendInline(parent, token, depth) {
+  const item = parent.localName === "p" ? parent.parentElement : parent;
+  const first = token.children[0] ?? {};
+  const task = item?.localName === "li" && !item.textContent && /^\[([ xX])\] +/.exec(first.content ?? "");
+  if (task) {
+    const done = task[1] !== " ";
+    first.content = first.content.slice(task[0].length);
+    item.className = "task";
+    const label = done ? "done" : "not done";
+    parent.append(h("input", { type: "checkbox", disabled: true, checked: done, "aria-label": label }));
+  }
+  appendTokens(parent, token.children, depth);
+  if (!token.children.length) parent.append(token.content);
+}
+
+function leafOf(token) {
+  switch (token.type) {
+    case "softbreak":
+    case "hardbreak":
+      return h("br");
+    case "hr":
+      return h("hr");
+    case "code_inline":
+      return h("code", null, token.content);
+    case "fence":
+      return codeElement(token.content.replace(/\n$/, ""), token.info.trim().split(/\s/)[0]);
+    case "formula": {
+      const formula = formulaElement(token.content.trim(), token.meta.display);
+      return token.block ? h("div", { class: "display" }, formula) : formula;
+    }
+    case "image":
+      return linkElement(token.attrGet("src"), [token.content || "picture"], token.content);
+    default:
+      return token.content;
+  }
+}
+
+function safeAddress(address) {
+  const url = URL.canParse(address) ? new URL(address) : null;
+  return ["http:", "https:", "mailto:"].includes(url?.protocol) ? url : null;
 }
 
 /** A link that shows where it leads; plain text where that's nowhere to go. */
 function linkElement(target, label, text) {
-  const url = safeTarget(target);
-  if (!url) return h("span", null, label, target && !target.includes(text) ? ` (${target})` : "");
+  const url = safeAddress(target);
+  if (!url) return h("span", null, label, target && !target.includes(text) && !text.includes(target) ? ` (${target})` : "");
   const place = url.protocol === "mailto:" ? url.pathname : url.host;
   const shown = text.includes(place) ? null : h("span", { class: "place" }, ` (${place})`);
-  return h(
-    "a",
-    { href: url.href, target: "_blank", rel: "noopener noreferrer nofollow", title: url.href },
-    label,
-    shown,
-  );
+  const rel = "noopener noreferrer nofollow";
+  return h("a", { href: url.href, target: "_blank", rel, title: url.href }, label, shown);
+}
+
+// ---------------------------------------------------------------- formulas
+
+// Commands that Temml doesn't have.
+const MACROS = { "\\mbox": "\\text{#1}" };
+// Definitions could make a short formula very long.
+const DEFINITION = /\\(?:[gex]?def|let|futurelet|(?:re|provide)?newcommand|newenvironment|DeclareMathOperator)(?![a-z])/i;
+
+const deeperThan = (levels, element) =>
+  levels < 0 || [...element.children].some((child) => deeperThan(levels - 1, child));
+
+/** A formula as a <math> element; as code where Temml doesn't know it or where it is too long or too deep. */
+function formulaElement(source, display) {
+  try {
+    if (source.length > LONGEST_FORMULA || DEFINITION.test(source)) throw new Error("not read");
+    const rows = display && source.includes("\\\\") && !source.includes("\\begin");
+    const environment = source.includes("&") ? "aligned" : "gathered";
+    const box = h("div");
+    temml.render(rows ? `\\begin{${environment}}${source}\\end{${environment}}` : source, box, {
+      displayMode: display,
+      throwOnError: true,
+      maxSize: [5, 50], // em and pt of spaces and rules
+      macros: { ...MACROS },
+    });
+    if (deeperThan(60, box)) throw new Error("too deep");
+    return box.firstChild;
+  } catch {
+    return h("code", { class: "formula" }, source);
+  }
 }
 
 // ---------------------------------------------------------------- code
 
-const KEYWORDS = new Set(
-  `abstract and as assert async await begin bool boolean break case catch char class const constexpr
-  continue def default del delete do done double elif else end enum except export extends extern false False fi final
-  finally float fn for from func function global go if impl import in include instanceof int interface is lambda let long
-  loop match mod module mut namespace new nil None nonlocal not null operator or override package pass private protected
-  pub public raise ref return self short signed sizeof static string struct super switch template then this throw trait
-  true True try type typedef typeof union unless unsigned until use using var virtual void volatile where while with yield
-  SELECT FROM WHERE JOIN LEFT INNER OUTER ON GROUP ORDER BY HAVING INSERT INTO VALUES UPDATE SET DELETE CREATE TABLE
-  ALTER DROP AND OR NOT NULL AS LIMIT DISTINCT UNION select from where insert update`.split(/\s+/),
-);
-const HASHES =
-  /^(?:py|python|sh|bash|zsh|shell|console|rb|ruby|yaml|yml|toml|r|perl|make|makefile|dockerfile|ini|conf)$/i;
-const DASHES = /^(?:sql|lua|haskell|hs|ada)$/i;
-const PLAIN = /^(?:text|txt|plain|markdown|md|output|log|)$/i;
-const LONGEST_COLOURED = 60_000; // letters
+hljs.unregisterLanguage("markdown"); // its time grows with the cube of a line's length
+let deadline = 0; // of colouring, by performance.now()
 
-function codeBlock(code, language) {
-  const copy = h("button", { type: "button", class: "copy", "aria-label": "Copy the code" }, icon("copy"), "Copy");
-  copy.addEventListener("click", () => copyText(code, copy));
-  const head = h("div", { class: "codehead" }, h("span", null, language.slice(0, 40) || "text"), copy);
-  const body = h(
-    "code",
-    null,
-    PLAIN.test(language) || code.length > LONGEST_COLOURED ? code : coloured(code, language),
-  );
+function codeElement(code, language) {
   return h(
     "figure",
     { class: "code" },
-    head,
-    h("pre", { tabindex: "0", "aria-label": `Code, ${language || "text"}` }, body),
+    h("div", { class: "codehead" }, h("span", null, language.slice(0, 40) || "text")),
+    h("pre", { tabindex: "0", "aria-label": `Code, ${language || "text"}` }, h("code", null, coloured(code, language))),
   );
 }
 
+/** Code with its tokens in spans, as far as the time for it goes. Some of highlight.js' grammars take quadratic time,
+ * in the length of lines or in that of the code: code with long lines isn't coloured, and other code in pieces. */
 function coloured(code, language) {
-  const comment = HASHES.test(language)
-    ? "#[^\\n]*"
-    : DASHES.test(language)
-      ? "--[^\\n]*"
-      : "\\/\\/[^\\n]*|\\/\\*[^]*?(?:\\*\\/|$)|<[!]--[^]*?(?:-->|$)";
-  const parts = new RegExp(
-    `(${comment})|("""[^]*?(?:"""|$)|"(?:[^"\\\\\\n]|\\\\.)*"?|'(?:[^'\\\\\\n]|\\\\.)*'?|\`(?:[^\`\\\\]|\\\\.)*\`?)|(\\b\\d[\\w.]*)|([A-Za-z_$][\\w$]*)(?=(\\s*\\()?)`,
-    "g",
-  );
-  const nodes = [];
-  let at = 0;
-  for (const match of code.matchAll(parts)) {
-    const [all, note, string, digits, word, call] = match;
-    const kind = note
-      ? "remark"
-      : string
-        ? "string"
-        : digits
-          ? "digits"
-          : KEYWORDS.has(word)
-            ? "word"
-            : call !== undefined
-              ? "call"
-              : null;
-    if (!kind) continue;
-    if (match.index > at) nodes.push(code.slice(at, match.index));
-    nodes.push(h("span", { class: kind }, all));
-    at = match.index + all.length;
-  }
-  nodes.push(code.slice(at));
-  return nodes;
+  if (!hljs.getLanguage(language) || code.length > LONGEST_COLOURED || /[^\n]{501}/.test(code)) return code;
+  return (code.match(/[^]{1,8000}(?:\n|$)/g) ?? []).flatMap((piece) => {
+    if (performance.now() > deadline) return piece;
+    try {
+      return spans(hljs.highlight(piece, { language, ignoreIllegals: true })._emitter.root.children, DEEPEST);
+    } catch {
+      return piece;
+    }
+  });
+}
+
+function spans(nodes, levels) {
+  return nodes.flatMap((node) => {
+    if (typeof node === "string") return node;
+    const inner = spans(node.children, levels - 1);
+    return levels > 0 && node.scope ? h("span", { class: `hljs-${node.scope.split(".")[0]}` }, inner) : inner;
+  });
+}
+
+function copyButton(code) {
+  const copy = h("button", { type: "button", class: "copy", "aria-label": "Copy the code" }, icon("copy"), "Copy");
+  copy.addEventListener("click", () => copyText(code.textContent, copy));
+  return copy;
 }
 
 // ---------------------------------------------------------------- a text that grows
 
-const shown = new WeakMap(); // element -> the sources of the blocks it shows
+DOMPurify.setConfig({
+  IN_PLACE: true,
+  TRUSTED_TYPES_POLICY: null,
+  SAFE_FOR_XML: false, // it removes text such as "<b>", which here is never read as HTML again
+  USE_PROFILES: { mathMl: true },
+  ADD_TAGS: `a blockquote br code del div em figure h3 h4 h5 h6 hr input li ol p pre span strong table tbody td th thead
+    tr ul`.split(/\s+/),
+  ADD_ATTR: "checked class disabled href rel role scope start style tabindex target title type".split(" "),
+  FORBID_ATTR: ["id", "name"],
+  ALLOW_DATA_ATTR: false,
+  ALLOWED_URI_REGEXP: /^(?:(?:https?|mailto):|[^a-z]|[a-z+.-]+(?:[^a-z+.:-]|$))/i,
+});
 
-/** Show `text` in `element`; blocks that stayed as they were are left alone, so that an answer can grow cheaply. */
-function renderMarkdown(element, text) {
-  const blocks = blocksOf(text.replace(/\r\n?/g, "\n").replace(/\t/g, "    ").split("\n"));
-  const keys = blocks.map((block) => `${block.kind} ${block.source}`);
-  const before = shown.get(element) ?? [];
-  let same = 0;
-  while (same < keys.length && keys[same] === before[same]) same++;
-  while (element.childNodes.length > same) element.lastChild.remove();
-  element.append(...blocks.slice(same).map((block) => blockElement(block, 0)));
-  shown.set(element, keys);
+/** The elements of blocks, checked. All in one call of DOMPurify: each leaves an iterator, which every later removal of
+ * an element on the page updates until it is collected. */
+function elementsOf(blocks) {
+  const box = h("div");
+  for (const { tokens } of blocks) appendTokens(box, tokens, 0);
+  DOMPurify.sanitize(box);
+  for (const head of box.querySelectorAll(".codehead")) head.append(copyButton(head.nextSibling));
+  const elements = document.createDocumentFragment();
+  while (box.firstChild) elements.append(box.firstChild);
+  return elements;
+}
+
+const shown = new WeakMap(); // element -> {sources of its blocks, settled, read, length}; the last three in characters
+
+/**
+ * Show `text` in `element`. Blocks that stayed as they were are left alone. While a text grows, only its last block is
+ * read again, and a long one only when it has grown by a fifth: until then what has come is appended as plain text.
+ */
+function renderMarkdown(element, text, growing = false) {
+  text = text.replace(/\r\n?/g, "\n");
+  const before = shown.get(element) ?? { sources: [], settled: 0, read: 0, length: 0 };
+  const settled = growing ? before.settled : 0;
+  if (growing && before.read > 5000 && text.length - settled < 1.2 * before.read) {
+    const last = element.lastElementChild;
+    (last.querySelector(":scope > pre > code") ?? last).append(text.slice(before.length));
+    before.length = text.length;
+    return;
+  }
+  deadline = performance.now() + COLOURING;
+  const first = growing ? Math.max(0, before.sources.length - 1) : 0;
+  const blocks = blocksOf(text.slice(settled));
+  const same = blocks.findIndex(({ source }, i) => source !== before.sources[first + i]);
+  const kept = first + (same < 0 ? blocks.length : same);
+  while (element.childNodes.length > kept) element.lastChild.remove();
+  element.append(elementsOf(blocks.slice(kept - first)));
+  const sources = [...before.sources.slice(0, first), ...blocks.map(({ source }) => source)];
+  const read = blocks.at(-1)?.source.length ?? 0;
+  shown.set(element, { sources, settled: read ? text.length - read : settled, read, length: text.length });
 }
