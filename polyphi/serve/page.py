@@ -31,7 +31,7 @@ SCRIPTS = (
     "transcribe.js",
     "main.js",
 )
-"""The page's own scripts, in the order in which they stand in the page after the libraries; together they are one module."""
+"""The page's own scripts, in their order in the page, where they follow the libraries; together they are one module."""
 
 
 def _source(text: str) -> str:

@@ -1,9 +1,11 @@
 """The page as it is served, without a browser: its policy, its labels, its colours, and that it asks nobody else."""
 
 import base64
+import gzip
 import hashlib
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +13,8 @@ from polyphi.serve import page
 
 TEXT = page.PAGE.decode()
 SCRIPT = "\n".join((page.UI / name).read_text() for name in page.SCRIPTS)
+"""The page's own scripts, without the libraries."""
+VENDOR = page.UI / "vendor"
 STYLE = (page.UI / "style.css").read_text()
 POLICY = dict(
     part.strip().split(" ", 1) for part in page.HEADERS["Content-Security-Policy"].split(";")
@@ -70,8 +74,18 @@ def test_the_policy_shuts_everything_else() -> None:
 
 
 def test_the_page_names_no_other_place() -> None:
+    addresses = r"https?://[\w.-]+[\w./-]*"
     namespaces = {"http://www.w3.org/2000/svg", "http://www.w3.org/1998/Math/MathML"}
-    assert set(re.findall(r"https?://[\w.-]+[\w./-]*", TEXT)) <= namespaces
+    own = (SCRIPT, STYLE, (page.UI / "index.html").read_text())
+    assert set(re.findall(addresses, " ".join(own))) <= namespaces
+    # What the libraries name in comments and messages, none of it to fetch.
+    named = {
+        "http://www.w3.org/1999/xhtml",
+        "https://github.com/babel/babel/blob/main/packages/babel-helpers/LICENSE",
+        "https://github.com/highlightjs/highlight.js/issues/2277",
+        "https://github.com/highlightjs/highlight.js/wiki/security",
+    }
+    assert set(re.findall(addresses, TEXT)) <= namespaces | named
     assert not re.search(r"url\(|@import", STYLE)
     for tag, found, _ in OUTLINE:
         for name in ("src", "href", "action", "srcset", "data"):
@@ -93,7 +107,28 @@ def test_s26_text_is_never_parsed_as_html() -> None:
 
 def test_every_file_is_served() -> None:
     assert {path.name for path in page.UI.glob("*.js")} == set(page.SCRIPTS)
-    assert {path.suffix for path in page.UI.iterdir()} == {".js", ".css", ".html"}
+    assert {path.suffix for path in page.UI.iterdir() if path.is_file()} == {".js", ".css", ".html"}
+
+
+def test_the_libraries_are_the_pinned_files() -> None:
+    """Each file as its npm package has it, and each licence named in NOTICE."""
+    notice = (Path(__file__).parents[2] / "NOTICE").read_text()
+    files = {"vendor.json"}
+    for library in page.LIBRARIES:
+        script, licence = VENDOR / Path(library["path"]).name, VENDOR / library["licence_file"]
+        files |= {script.name, licence.name}
+        assert hashlib.sha256(script.read_bytes()).hexdigest() == library["sha256"], script
+        assert hashlib.sha256(licence.read_bytes()).hexdigest() == library["licence_sha256"]
+        assert (
+            f"{library['package']} {library['version']}" in notice and library["licence"] in notice
+        )
+        assert script.read_text() in TEXT
+    assert {path.name for path in VENDOR.iterdir()} == files
+
+
+def test_the_compressed_page_is_the_page() -> None:
+    assert gzip.decompress(page.COMPRESSED) == page.PAGE
+    assert len(page.COMPRESSED) < 250_000
 
 
 def test_what_the_scripts_look_for_is_there() -> None:

@@ -98,15 +98,17 @@ function formulaBlock(state, start, end, silent) {
   return true;
 }
 
-/** What lies deeper than DEEPEST becomes one paragraph of text. */
+/** What lies deeper than DEEPEST becomes paragraphs of text. */
 function deepBlock(state, start, end, silent) {
   if (silent || state.level < DEEPEST) return false;
+  let line = start + 1;
+  while (line < end && !state.isEmpty(line) && state.sCount[line] >= state.blkIndent) line++;
   state.push("paragraph_open", "p", 1);
   const text = state.push("inline", "", 0);
   text.children = [];
-  text.content = state.getLines(start, end, state.blkIndent, false);
+  text.content = state.getLines(start, line, state.blkIndent, false);
   state.push("paragraph_close", "p", -1);
-  state.line = end;
+  state.line = line;
   return true;
 }
 
@@ -322,13 +324,13 @@ const shown = new WeakMap(); // element -> {sources of its blocks, settled, read
 
 /**
  * Show `text` in `element`. Blocks that stayed as they were are left alone. While a text grows, only its last block is
- * read again, and a long one only when it has grown by a fifth: until then what has come is appended as plain text.
+ * read again, and a long one only when it has grown by a tenth: until then what has come is appended as plain text.
  */
 function renderMarkdown(element, text, growing = false) {
   text = text.replace(/\r\n?/g, "\n");
   const before = shown.get(element) ?? { sources: [], settled: 0, read: 0, length: 0 };
   const settled = growing ? before.settled : 0;
-  if (growing && before.read > 5000 && text.length - settled < 1.2 * before.read) {
+  if (growing && before.read > 20_000 && text.length - settled < 1.1 * before.read) {
     const last = element.lastElementChild;
     (last.querySelector(":scope > pre > code") ?? last).append(text.slice(before.length));
     before.length = text.length;
