@@ -18,7 +18,7 @@ from pathlib import Path
 
 UI = Path(__file__).parent / "ui"
 LIBRARIES = json.loads((UI / "vendor" / "vendor.json").read_text(encoding="utf-8"))
-"""Package, version, licence, path within the package, and SHA-256 of each library and its licence file."""
+"""Package, version, licence, path within the package, and SHA-256 of each library and its licence files."""
 SCRIPTS = (
     "dom.js",
     "markdown.js",

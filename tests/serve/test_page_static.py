@@ -115,13 +115,13 @@ def test_the_libraries_are_the_pinned_files() -> None:
     notice = (Path(__file__).parents[2] / "NOTICE").read_text()
     files = {"vendor.json"}
     for library in page.LIBRARIES:
-        script, licence = VENDOR / Path(library["path"]).name, VENDOR / library["licence_file"]
-        files |= {script.name, licence.name}
-        assert hashlib.sha256(script.read_bytes()).hexdigest() == library["sha256"], script
-        assert hashlib.sha256(licence.read_bytes()).hexdigest() == library["licence_sha256"]
-        assert (
-            f"{library['package']} {library['version']}" in notice and library["licence"] in notice
-        )
+        script = VENDOR / Path(library["path"]).name
+        hashes = {script.name: library["sha256"], **library["licence_files"]}
+        for name, digest in hashes.items():
+            assert hashlib.sha256((VENDOR / name).read_bytes()).hexdigest() == digest, name
+        files |= hashes.keys()
+        assert f"{library['package']} {library['version']}" in notice
+        assert library["licence"] in notice
         assert script.read_text() in TEXT
     assert {path.name for path in VENDOR.iterdir()} == files
 
