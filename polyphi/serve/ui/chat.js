@@ -109,7 +109,7 @@ function noteOf(node) {
       "div",
       { class: "note error", role: "alert" },
       node.error.map((line) => h("p", null, line)),
-      h("button", { type: "button", class: "plain", onclick: () => regenerate(node) }, "Try again"),
+      h("button", { class: "plain", onclick: () => regenerate(node) }, "Try again"),
     );
   }
   const said = {
@@ -136,12 +136,7 @@ function mediaElement(id) {
     holder.replaceChildren(
       h(
         "button",
-        {
-          type: "button",
-          class: "thumb",
-          "aria-label": `Show ${media.name} large`,
-          onclick: () => enlarge(url, media.name),
-        },
+        { class: "thumb", "aria-label": `Show ${media.name} large`, onclick: () => enlarge(url, media.name) },
         picture,
       ),
     );

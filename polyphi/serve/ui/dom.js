@@ -4,6 +4,7 @@ const $ = (id) => document.getElementById(id);
 
 function h(tag, attributes, ...children) {
   const element = document.createElement(tag);
+  if (tag === "button") element.type = "button"; // by default it would send a form
   for (const [name, value] of Object.entries(attributes ?? {})) {
     if (value === null || value === undefined || value === false) continue;
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
@@ -27,11 +28,7 @@ function icon(name) {
 }
 
 function iconButton(name, label, onclick, extra) {
-  return h(
-    "button",
-    { type: "button", class: "tool", "aria-label": label, title: label, onclick, ...extra },
-    icon(name),
-  );
+  return h("button", { class: "tool", "aria-label": label, title: label, onclick, ...extra }, icon(name));
 }
 
 /** Tell a screen reader, and nobody else. */
@@ -43,8 +40,7 @@ let toastTimer = 0;
 
 /** A line at the foot of the page for a while, with a button where something can be done about it. */
 function toast(text, action, onaction) {
-  const button =
-    action && h("button", { type: "button", class: "link", onclick: () => (hideToast(), onaction()) }, action);
+  const button = action && h("button", { class: "link", onclick: () => (hideToast(), onaction()) }, action);
   $("toast").replaceChildren(h("span", null, text), button ?? "");
   $("toast").hidden = false;
   clearTimeout(toastTimer);

@@ -36,7 +36,6 @@ function historyItem(conversation) {
   const open = h(
     "button",
     {
-      type: "button",
       class: "open",
       title,
       "aria-current": conversation === current ? "true" : null,

@@ -172,7 +172,7 @@ function renderEmpty() {
         : audio
           ? "It reads text and hears speech."
           : "It reads and writes text.";
-  const idea = (name, label, act) => h("button", { type: "button", class: "idea", onclick: act }, icon(name), label);
+  const idea = (name, label, act) => h("button", { class: "idea", onclick: act }, icon(name), label);
   const ideas = [
     image && idea("image", "Ask about a picture", () => $("files").click()),
     audio && canRecord() && idea("mic", "Say something", () => $("mic").click()),

@@ -92,7 +92,10 @@ function formulaBlock(state, start, end, silent) {
   }
   if (state.src.slice(close + 2, state.eMarks[line]).trim()) return false;
   if (silent) return true;
-  const source = state.getLines(start, line + 1, state.blkIndent, false).trim().slice(2, -2);
+  const source = state
+    .getLines(start, line + 1, state.blkIndent, false)
+    .trim()
+    .slice(2, -2);
   Object.assign(state.push("formula", "", 0), { content: source, meta: { display: true }, map: [start, line + 1] });
   state.line = line + 1;
   return true;
@@ -214,7 +217,8 @@ function safeAddress(address) {
 /** A link that shows where it leads; plain text where that's nowhere to go. */
 function linkElement(target, label, text) {
   const url = safeAddress(target);
-  if (!url) return h("span", null, label, target && !target.includes(text) && !text.includes(target) ? ` (${target})` : "");
+  if (!url)
+    return h("span", null, label, target && !target.includes(text) && !text.includes(target) ? ` (${target})` : "");
   const place = url.protocol === "mailto:" ? url.pathname : url.host;
   const shown = text.includes(place) ? null : h("span", { class: "place" }, ` (${place})`);
   const rel = "noopener noreferrer nofollow";
@@ -226,7 +230,8 @@ function linkElement(target, label, text) {
 // Commands that Temml doesn't have.
 const MACROS = { "\\mbox": "\\text{#1}" };
 // Definitions could make a short formula very long.
-const DEFINITION = /\\(?:[gex]?def|let|futurelet|(?:re|provide)?newcommand|newenvironment|DeclareMathOperator)(?![a-z])/i;
+const DEFINITION =
+  /\\(?:[gex]?def|let|futurelet|(?:re|provide)?newcommand|newenvironment|DeclareMathOperator)(?![a-z])/i;
 
 const deeperThan = (levels, element) =>
   levels < 0 || [...element.children].some((child) => deeperThan(levels - 1, child));
@@ -288,7 +293,7 @@ function spans(nodes, levels) {
 }
 
 function copyButton(code) {
-  const copy = h("button", { type: "button", class: "copy", "aria-label": "Copy the code" }, icon("copy"), "Copy");
+  const copy = h("button", { class: "copy", "aria-label": "Copy the code" }, icon("copy"), "Copy");
   copy.addEventListener("click", () => copyText(code.textContent, copy));
   return copy;
 }

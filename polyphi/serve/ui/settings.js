@@ -1,73 +1,15 @@
 // The panel beside the conversation: instructions, adapter and sampling. What isn't filled in is left to the server.
 
 const SAMPLING = [
-  {
-    name: "temperature",
-    label: "Temperature",
-    hint: "0 always takes the likeliest token",
-    min: 0,
-    max: 2,
-    step: 0.05,
-    fallback: 0,
-  },
-  {
-    name: "top_p",
-    label: "Top p",
-    hint: "share of likelihood that tokens are drawn from",
-    min: 0.05,
-    max: 1,
-    step: 0.05,
-    fallback: 1,
-  },
-  {
-    name: "top_k",
-    label: "Top k",
-    hint: "that many likeliest tokens; 0 for all",
-    min: 0,
-    max: 1000,
-    step: 1,
-    fallback: 0,
-    plain: true,
-  },
-  {
-    name: "min_p",
-    label: "Min p",
-    hint: "drops what is less likely than this share of the likeliest",
-    min: 0,
-    max: 1,
-    step: 0.01,
-    fallback: 0,
-  },
-  {
-    name: "repetition_penalty",
-    label: "Repetition penalty",
-    hint: "1 for none",
-    min: 0.5,
-    max: 2,
-    step: 0.05,
-    fallback: 1,
-  },
-  {
-    name: "max_tokens",
-    label: "Longest answer",
-    hint: "tokens",
-    min: 1,
-    max: 1_000_000,
-    step: 1,
-    fallback: null,
-    plain: true,
-  },
-  {
-    name: "seed",
-    label: "Seed",
-    hint: "empty draws a new one each time",
-    min: 0,
-    max: 2 ** 31 - 1,
-    step: 1,
-    fallback: null,
-    plain: true,
-  },
-];
+  // name, label, hint, least, most, step (of 1: a whole number, without a slider), the server's own default
+  ["temperature", "Temperature", "0 always takes the likeliest token", 0, 2, 0.05, 0],
+  ["top_p", "Top p", "share of likelihood that tokens are drawn from", 0.05, 1, 0.05, 1],
+  ["top_k", "Top k", "that many likeliest tokens; 0 for all", 0, 1000, 1, 0],
+  ["min_p", "Min p", "drops what is less likely than this share of the likeliest", 0, 1, 0.01, 0],
+  ["repetition_penalty", "Repetition penalty", "1 for none", 0.5, 2, 0.05, 1],
+  ["max_tokens", "Longest answer", "tokens", 1, 1_000_000, 1, null],
+  ["seed", "Seed", "empty draws a new one each time", 0, 2 ** 31 - 1, 1, null],
+].map(([name, label, hint, min, max, step, fallback]) => ({ name, label, hint, min, max, step, fallback }));
 const SAMPLING_KEY = "polyphi.sampling";
 let sampling = {};
 
@@ -101,7 +43,7 @@ function renderSettings() {
   keepSampling();
 }
 
-function samplingRow({ name, label, hint, min, max, step, fallback, plain }) {
+function samplingRow({ name, label, hint, min, max, step, fallback }) {
   if (name === "max_tokens") max = Math.min(max, props.limits.max_tokens ?? max);
   const usual = props.sampling?.[name] ?? fallback;
   const field = h("input", {
@@ -115,9 +57,10 @@ function samplingRow({ name, label, hint, min, max, step, fallback, plain }) {
     placeholder: usual ?? (name === "seed" ? "random" : "server's"),
     "aria-describedby": `hint-${name}`,
   });
-  const slider = plain
-    ? null
-    : h("input", { type: "range", min, max, step, value: sampling[name] ?? usual, "aria-label": label });
+  const slider =
+    step === 1
+      ? null
+      : h("input", { type: "range", min, max, step, value: sampling[name] ?? usual, "aria-label": label });
   const set = (text, from) => {
     const value = Number(text);
     const good =

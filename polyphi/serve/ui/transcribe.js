@@ -60,7 +60,6 @@ function segmentElement({ start, end, text, translation }) {
     h(
       "button",
       {
-        type: "button",
         class: "segment",
         "data-start": start,
         "data-end": end,
