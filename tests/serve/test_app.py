@@ -10,6 +10,7 @@ from serve.test_chat import image_part
 
 from polyphi.engine.engine import Engine
 from polyphi.engine.request import Caller
+from polyphi.serve import page
 from polyphi.serve.app import create_app
 from polyphi.serve.errors import ErrorResponse
 from polyphi.serve.settings import Settings
@@ -122,3 +123,13 @@ def test_nothing_is_promised_that_never_comes(engine: Engine) -> None:
                 needs = description is keyed and path not in ("/live", "/health", "/ready")
                 assert ("401" in codes) == needs, path
                 assert ("404" in codes) == (method == "post" or path == "/v1/models/{name}")
+
+
+def test_the_page_is_compressed_for_who_reads_gzip(running: Running) -> None:
+    with running.client() as client:
+        compressed = client.get("/", headers={"accept-encoding": "gzip"})
+        plain = client.get("/", headers={"accept-encoding": "identity"})
+    assert compressed.headers["content-encoding"] == "gzip"
+    assert "content-encoding" not in plain.headers
+    assert compressed.content == plain.content == page.PAGE
+    assert compressed.headers["vary"] == plain.headers["vary"] == "Accept-Encoding"

@@ -373,6 +373,53 @@ def test_reload_keeps_everything(page: Page, server: PageServer) -> None:
     assert body["messages"][2]["content"] == RICH
 
 
+STORED = {
+    "id": "0123456789abcdef01234567", "title": "", "system": "Be brief.",
+    "created": 1750000000000, "updated": 1750000000000,
+    "nodes": {
+        "root": {"id": "root", "role": "root", "children": ["a"], "chosen": "a"},
+        "a": {"id": "a", "parent": "root", "children": ["b", "c"], "chosen": "c", "media": [], "text": "one",
+              "created": 1750000000000, "role": "user"},
+        "b": {"id": "b", "parent": "a", "children": [], "chosen": None, "media": [], "text": "first",
+              "created": 1750000000000, "role": "assistant", "end": "stop", "stats": None, "error": None},
+        "c": {"id": "c", "parent": "a", "children": [], "chosen": None, "media": [], "text": "**second** $x$",
+              "created": 1750000000000, "role": "assistant", "end": "length", "error": None,
+              "stats": {"prompt": 3, "completion": 2, "image": 0, "audio": 0, "cached": 0, "adapter": "", "rate": 7}},
+    },
+}  # fmt: skip
+"""A conversation as the page has stored it in IndexedDB since its first version."""
+
+
+def test_stored_conversations_open(page: Page, server: PageServer) -> None:
+    page.open(server.url).ready()
+    page.driver.execute_async_script(
+        """const [conversation, done] = arguments, opening = indexedDB.open("polyphi", 1);
+        opening.onsuccess = () => {
+          const change = opening.result.transaction("conversations", "readwrite");
+          change.objectStore("conversations").put(conversation);
+          change.oncomplete = () => (opening.result.close(), done());
+        };
+        localStorage.setItem("polyphi.current", conversation.id);
+        localStorage.setItem("polyphi.sampling", '{"temperature": 0.5, "adapter": null}');
+        localStorage.setItem("polyphi.theme", "dark");""",
+        STORED,
+    )
+    page.open(server.url).ready()
+    assert page.texts("#history .name") == ["one"] and page.texts(".turn .place") == ["2/2"]
+    assert page.texts(".markdown") == ["second x"] and page.all(".markdown strong, .markdown math")
+    assert "7.0 tokens/s · 2 out · 3 in · no adapter" in page.texts(".stats")
+    assert page.of("#system", "value") == "Be brief."
+    assert page.of("#set-temperature", "value") == "0.5" and page.of("#adapter", "value") == "none"
+    assert page.run("return document.documentElement.dataset.theme") == "dark"
+    page.say("two")
+    assert [turn["role"] for turn in chats(server)[0]["messages"]] == [
+        "system",
+        "user",
+        "assistant",
+        "user",
+    ]
+
+
 def test_edit_regenerate_and_switch_branches(page: Page, server: PageServer) -> None:
     page.open(server.url).ready()
     page.drop("a.png", png())
@@ -519,6 +566,20 @@ def test_s26_a_hostile_file_is_imported_as_text(page: Page, server: PageServer) 
         page.run("document.getElementById('toast').hidden = true")
         page.drop("chats.json", broken.encode(), "application/json")
         assert page.toast().startswith("That file holds no")
+
+
+def test_dompurify_lets_nothing_else_through(page: Page, server: PageServer) -> None:
+    """The second guard: elements that text never becomes are removed, though the page's own code makes none of them."""
+    page.open(server.url).ready()
+    install(page)
+    left = page.run(
+        """const element = box(), make = (tag, values) => Object.assign(document.createElement(tag), values);
+        element.append(make("script"), make("img", {alt: "x"}), make("iframe"), make("form"), make("style"));
+        element.append(make("a", {href: "javascript:alert(1)", id: "draft", textContent: "<b>kept</b>"}), make("svg"));
+        DOMPurify.sanitize(element);
+        return element.innerHTML;"""
+    )
+    assert left == "<a>&lt;b&gt;kept&lt;/b&gt;</a>"
 
 
 def test_the_policy_holds_against_the_page_itself(page: Page, server: PageServer) -> None:
