@@ -325,23 +325,24 @@ function elementsOf(blocks) {
   return elements;
 }
 
-const shown = new WeakMap(); // element -> {sources of its blocks, settled, read, length}; the last three in characters
+const shown = new WeakMap(); // element -> {sources of its blocks, settled, read, length (all in characters), cost in ms}
 
 /**
  * Show `text` in `element`. Blocks that stayed as they were are left alone. While a text grows, only its last block is
- * read again, and a long one only when it has grown by a tenth: until then what has come is appended as plain text.
+ * read again, and one that takes long only when it has grown by a fifth: until then the new text is appended as it is.
  */
 function renderMarkdown(element, text, growing = false) {
   text = text.replace(/\r\n?/g, "\n");
-  const before = shown.get(element) ?? { sources: [], settled: 0, read: 0, length: 0 };
+  const before = shown.get(element) ?? { sources: [], settled: 0, read: 0, length: 0, cost: 0 };
   const settled = growing ? before.settled : 0;
-  if (growing && before.read > 20_000 && text.length - settled < 1.1 * before.read) {
+  if (growing && before.cost > 50 && text.length - settled < 1.2 * before.read) {
     const last = element.lastElementChild;
     (last.querySelector(":scope > pre > code") ?? last).append(text.slice(before.length));
     before.length = text.length;
     return;
   }
-  deadline = performance.now() + COLOURING;
+  const begun = performance.now();
+  deadline = begun + COLOURING;
   const first = growing ? Math.max(0, before.sources.length - 1) : 0;
   const blocks = blocksOf(text.slice(settled));
   const same = blocks.findIndex(({ source }, i) => source !== before.sources[first + i]);
@@ -350,5 +351,6 @@ function renderMarkdown(element, text, growing = false) {
   element.append(elementsOf(blocks.slice(kept - first)));
   const sources = [...before.sources.slice(0, first), ...blocks.map(({ source }) => source)];
   const read = blocks.at(-1)?.source.length ?? 0;
-  shown.set(element, { sources, settled: read ? text.length - read : settled, read, length: text.length });
+  const cost = read && performance.now() - begun;
+  shown.set(element, { sources, settled: read ? text.length - read : settled, read, length: text.length, cost });
 }
