@@ -1038,12 +1038,12 @@ def test_the_time_to_show_a_text_is_linear_in_its_length(page: Page, server: Pag
     page.open(server.url).ready()
     install(page)
     for part in PARTS:
-        text = (part * 160_000)[:160_000]
-        seconds(page, text[:20_000])
-        base = max(0.05, seconds(page, text[:20_000]))
+        text = (part * 80_000)[:80_000]
+        seconds(page, text[:10_000])
+        base = max(0.05, seconds(page, text[:10_000]))
         assert seconds(page, text) < 32 * base, f"{part!r} at once"
-        at_once = max(0.05, seconds(page, text[:40_000]))
-        assert seconds(page, text[:40_000], 200) < 24 * at_once + 200 * 0.1, f"{part!r} as it grows"
+        at_once = max(0.05, seconds(page, text[:20_000]))
+        assert seconds(page, text[:20_000], 200) < 24 * at_once + 100 * 0.1, f"{part!r} as it grows"
     for part in ("*", "["):
         assert seconds(page, part * (1 << 20)) < 60
 
@@ -1052,35 +1052,24 @@ def test_the_time_to_show_a_text_is_linear_in_its_length(page: Page, server: Pag
 def test_hostile_code_is_coloured_in_bounded_time(page: Page, server: PageServer) -> None:
     page.open(server.url).ready()
     install(page)
-    for language in (
-        "csharp",
-        "ini",
-        "java",
-        "typescript",
-        "shell",
-        "r",
-        "scss",
-        "xml",
-        "markdown",
-        "python",
-    ):
-        for part in (
-            "_",
-            "a ",
-            "a\n",
-            "SELECT ",
-            "x1e",
-            "${",
-            "<script>",
-            'r#"',
-            "(",
-            '<a b="',
-            "[a](",
-            "\n",
-        ):
-            for line in (400, 59_000):
-                text = part * (line // len(part)) + "\n"
-                code = (text * 59_000)[:59_000]
+    parts = (
+        "_",
+        "a ",
+        "a\n",
+        "SELECT ",
+        "x1e",
+        "${",
+        "<script>",
+        'r#"',
+        "(",
+        '<a b="',
+        "[a](",
+        "\n",
+    )
+    for language in ("csharp", "ini", "java", "shell", "markdown"):
+        for part in parts:
+            line = (part * 400)[:400] + "\n"
+            for code in ((line * 147)[:59_000], (part * 59_000)[:59_000]):
                 assert seconds(page, f"```{language}\n{code}\n```") < 20, (language, part)
 
 

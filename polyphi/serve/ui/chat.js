@@ -126,20 +126,14 @@ function mediaElement(id) {
   const holder = h("div", { class: "medium" });
   loadMedia(id).then(async (media) => {
     if (!media) return holder.replaceChildren(h("span", { class: "chip" }, "No longer kept"));
-    const url = await addressOf(id);
-    if (media.kind === "audio")
-      return holder.replaceChildren(
-        h("span", { class: "name" }, media.name),
-        h("audio", { controls: true, preload: "metadata", src: url, "aria-label": media.name }),
-      );
-    const picture = h("img", { src: url, alt: media.name, width: media.width, height: media.height });
-    holder.replaceChildren(
-      h(
-        "button",
-        { class: "thumb", "aria-label": `Show ${media.name} large`, onclick: () => enlarge(url, media.name) },
-        picture,
-      ),
-    );
+    const { kind, name, width, height } = media;
+    const src = await addressOf(id);
+    if (kind === "audio") {
+      const player = h("audio", { controls: true, preload: "metadata", src, "aria-label": name });
+      return holder.replaceChildren(h("span", { class: "name" }, name), player);
+    }
+    const attributes = { class: "thumb", "aria-label": `Show ${name} large`, onclick: () => enlarge(src, name) };
+    holder.replaceChildren(h("button", attributes, h("img", { src, alt: name, width, height })));
   });
   return holder;
 }
@@ -162,27 +156,22 @@ function footOf(node) {
   };
   const busy = running.has(current.id);
   const own = node.role === "user";
-  const unanswered = own && !node.children.length;
+  const versions = h(
+    "span",
+    { class: "turn", role: "group", "aria-label": "Versions of this message" },
+    iconButton("left", "Earlier version", () => turn(-1), { disabled: busy || place === 0 }),
+    h("span", { class: "place" }, `${place + 1}/${siblings.length}`),
+    iconButton("right", "Later version", () => turn(1), { disabled: busy || place === siblings.length - 1 }),
+  );
+  const again = () => (own ? answer(current, node.id) : regenerate(node));
   return h(
     "footer",
     { class: "foot" },
-    siblings.length > 1 &&
-      h(
-        "span",
-        { class: "turn", role: "group", "aria-label": "Versions of this message" },
-        iconButton("left", "Earlier version", () => turn(-1), { disabled: busy || place === 0 }),
-        h("span", { class: "place" }, `${place + 1}/${siblings.length}`),
-        iconButton("right", "Later version", () => turn(1), { disabled: busy || place === siblings.length - 1 }),
-      ),
+    siblings.length > 1 && versions,
     node.text && iconButton("copy", "Copy", ({ currentTarget }) => copyText(node.text, currentTarget)),
     own && iconButton("edit", "Edit", () => startEditing(node), { disabled: busy }),
-    (own ? unanswered : !node.error) &&
-      iconButton(
-        "again",
-        own ? "Answer this" : "Regenerate",
-        () => (own ? answer(current, node.id) : regenerate(node)),
-        { disabled: busy },
-      ),
+    (own ? !node.children.length : !node.error) &&
+      iconButton("again", own ? "Answer this" : "Regenerate", again, { disabled: busy }),
     iconButton("trash", "Delete this and what follows", () => deleteNode(node), { disabled: busy }),
     !own && node.stats && statsElement(node.stats),
   );
@@ -195,15 +184,18 @@ function focusAction(id, label) {
   )?.focus();
 }
 
+/** " (1,093 image, 25 audio)", or nothing. */
+function mediaTokens(image, audio) {
+  const parts = [image && `${number.format(image)} image`, audio && `${number.format(audio)} audio`].filter(Boolean);
+  return parts.length ? ` (${parts.join(", ")})` : "";
+}
+
 function statsElement(stats) {
-  const of = [
-    stats.image && `${number.format(stats.image)} image`,
-    stats.audio && `${number.format(stats.audio)} audio`,
-  ].filter(Boolean);
+  const of = mediaTokens(stats.image, stats.audio);
   const parts = [
     stats.rate && `${stats.rate < 10 ? stats.rate.toFixed(1) : Math.round(stats.rate)} tokens/s`,
     stats.completion !== undefined && `${number.format(stats.completion)} out`,
-    stats.prompt !== undefined && `${number.format(stats.prompt)} in${of.length ? ` (${of.join(", ")})` : ""}`,
+    stats.prompt !== undefined && `${number.format(stats.prompt)} in${of}`,
     stats.adapter !== undefined && (stats.adapter ? `${stats.adapter} adapter` : "no adapter"),
   ].filter(Boolean);
   const more = [
@@ -426,18 +418,11 @@ function attachmentElement(media) {
     renderDraft();
     $("draft").focus();
   });
-  media.url ??= URL.createObjectURL(blob);
-  const shown =
-    kind === "image"
-      ? h("img", { src: media.url, alt: "" })
-      : h("audio", { controls: true, preload: "metadata", src: media.url, "aria-label": name });
-  return h(
-    "li",
-    { class: kind },
-    shown,
-    h("span", { class: "name", title: name }, kind === "audio" && seconds ? `${name} · ${clock(seconds)}` : name),
-    remove,
-  );
+  const src = (media.url ??= URL.createObjectURL(blob));
+  const player = { controls: true, preload: "metadata", src, "aria-label": name };
+  const shown = kind === "image" ? h("img", { src, alt: "" }) : h("audio", player);
+  const label = kind === "audio" && seconds ? `${name} · ${clock(seconds)}` : name;
+  return h("li", { class: kind }, shown, h("span", { class: "name", title: name }, label), remove);
 }
 
 /** The box is as high as its text, up to the height that its style allows. */
@@ -549,17 +534,14 @@ async function count() {
       found = { ...before.tokens };
       if (text) found.count += (await ask({ prompt: text })).count;
     }
-    const of = [
-      found.image_tokens && `${number.format(found.image_tokens)} image`,
-      found.audio_tokens && `${number.format(found.audio_tokens)} audio`,
-    ].filter(Boolean);
     const most = found.max_model_len;
     const over = found.count >= most;
     $("count").classList.toggle("over", over);
     $("count").textContent = over
       ? `${number.format(found.count)} tokens: more than the model's ${number.format(most)}`
       : `${number.format(found.count)} tokens`;
-    if (of.length && !over) $("count").append(h("span", { class: "of" }, ` (${of.join(", ")})`));
+    const of = mediaTokens(found.image_tokens, found.audio_tokens);
+    if (!over) $("count").append(h("span", { class: "of" }, of));
     $("count").title = `Of the whole conversation with this message; the model reads up to ${number.format(most)}.`;
   } catch (error) {
     if (!signal.aborted) $("count").textContent = error instanceof ServerError ? error.message : "";

@@ -33,29 +33,22 @@ function dayOf(time) {
 
 function historyItem(conversation) {
   const title = titleOf(conversation);
+  const shown = conversation === current;
+  const onclick = () => (showTab("chat"), openConversation(conversation), closeDrawer());
   const open = h(
     "button",
-    {
-      class: "open",
-      title,
-      "aria-current": conversation === current ? "true" : null,
-      onclick: () => (showTab("chat"), openConversation(conversation), closeDrawer()),
-    },
+    { class: "open", title, "aria-current": shown ? "true" : null, onclick },
     running.has(conversation.id) && h("span", { class: "pulse", role: "img", "aria-label": "answering" }),
     h("span", { class: "name" }, title),
   );
-  const item = h(
-    "li",
-    { class: conversation === current ? "item current" : "item" },
-    open,
-    h(
-      "span",
-      { class: "acts" },
-      iconButton("edit", `Rename ${title}`, () => rename(item, conversation)),
-      iconButton("download", `Export ${title}`, () => exportConversations([conversation])),
-      iconButton("trash", `Delete ${title}`, () => removeWithUndo(conversation)),
-    ),
+  const acts = h(
+    "span",
+    { class: "acts" },
+    iconButton("edit", `Rename ${title}`, () => rename(item, conversation)),
+    iconButton("download", `Export ${title}`, () => exportConversations([conversation])),
+    iconButton("trash", `Delete ${title}`, () => removeWithUndo(conversation)),
   );
+  const item = h("li", { class: shown ? "item current" : "item" }, open, acts);
   return item;
 }
 

@@ -92,11 +92,9 @@ function formulaBlock(state, start, end, silent) {
   }
   if (state.src.slice(close + 2, state.eMarks[line]).trim()) return false;
   if (silent) return true;
-  const source = state
-    .getLines(start, line + 1, state.blkIndent, false)
-    .trim()
-    .slice(2, -2);
-  Object.assign(state.push("formula", "", 0), { content: source, meta: { display: true }, map: [start, line + 1] });
+  const lines = state.getLines(start, line + 1, state.blkIndent, false).trim();
+  const values = { content: lines.slice(2, -2), meta: { display: true }, map: [start, line + 1] };
+  Object.assign(state.push("formula", "", 0), values);
   state.line = line + 1;
   return true;
 }

@@ -46,21 +46,12 @@ function renderSettings() {
 function samplingRow({ name, label, hint, min, max, step, fallback }) {
   if (name === "max_tokens") max = Math.min(max, props.limits.max_tokens ?? max);
   const usual = props.sampling?.[name] ?? fallback;
-  const field = h("input", {
-    type: "number",
-    id: `set-${name}`,
-    min,
-    max,
-    step,
-    inputmode: "decimal",
-    value: sampling[name] ?? "",
-    placeholder: usual ?? (name === "seed" ? "random" : "server's"),
-    "aria-describedby": `hint-${name}`,
-  });
-  const slider =
-    step === 1
-      ? null
-      : h("input", { type: "range", min, max, step, value: sampling[name] ?? usual, "aria-label": label });
+  const range = { min, max, step };
+  const placeholder = usual ?? (name === "seed" ? "random" : "server's");
+  const texts = { placeholder, "aria-describedby": `hint-${name}`, inputmode: "decimal" };
+  const field = h("input", { type: "number", id: `set-${name}`, ...range, ...texts, value: sampling[name] ?? "" });
+  const value = sampling[name] ?? usual;
+  const slider = step === 1 ? null : h("input", { type: "range", ...range, value, "aria-label": label });
   const set = (text, from) => {
     const value = Number(text);
     const good =

@@ -205,22 +205,16 @@ async function importText(source) {
         const node = typeof id === "string" && Object.hasOwn(old.nodes, id) ? old.nodes[id] : null;
         if (seen.has(id) || !["user", "assistant"].includes(node?.role)) continue;
         seen.add(id);
-        const media = list(node.media)
-          .filter((one) => found.has(one))
-          .map((one) => found.get(one));
+        const media = list(node.media).flatMap((one) => found.get(one) ?? []);
         for (const one of media) one.conversation = fresh.id;
+        const error = node.error ? list(node.error).filter((line) => typeof line === "string") : null;
+        const ending = { end: text(node.end) || null, stats: statsOf(node.stats), error };
         const made = addNode(fresh, to, {
           role: node.role,
           text: text(node.text),
           created: count(node.created) ?? Date.now(),
           media: media.map((one) => one.id),
-          ...(node.role === "assistant"
-            ? {
-                end: text(node.end) || null,
-                stats: statsOf(node.stats),
-                error: node.error ? list(node.error).filter((line) => typeof line === "string") : null,
-              }
-            : {}),
+          ...(node.role === "assistant" ? ending : {}),
         });
         if (id === old.nodes[from].chosen) chosen = made.id;
         walk.push([id, made.id]);

@@ -42,34 +42,16 @@ function renderTranscribe() {
 }
 
 function segmentElement({ start, end, text, translation }) {
-  const play = () => {
-    $("speech-player").currentTime = start;
-    $("speech-player")
-      .play()
-      .catch(() => {});
+  const player = $("speech-player");
+  const onclick = () => {
+    player.currentTime = start;
+    player.play().catch(() => {});
   };
-  const said = h(
-    "span",
-    { class: "said", dir: "auto" },
-    text,
-    translation && h("span", { class: "translation", dir: "auto" }, translation),
-  );
-  return h(
-    "li",
-    null,
-    h(
-      "button",
-      {
-        class: "segment",
-        "data-start": start,
-        "data-end": end,
-        "aria-label": `Play from ${clock(start)}: ${text}`,
-        onclick: play,
-      },
-      h("span", { class: "time" }, clock(start)),
-      said,
-    ),
-  );
+  const below = translation && h("span", { class: "translation", dir: "auto" }, translation);
+  const said = h("span", { class: "said", dir: "auto" }, text, below);
+  const label = `Play from ${clock(start)}: ${text}`;
+  const attributes = { class: "segment", "data-start": start, "data-end": end, "aria-label": label, onclick };
+  return h("li", null, h("button", attributes, h("span", { class: "time" }, clock(start)), said));
 }
 
 async function transcribe() {
