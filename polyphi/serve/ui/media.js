@@ -103,24 +103,11 @@ async function decode(bytes) {
 
 /** Mono samples in [-1, 1] as a 16-bit WAV file at `WAV_RATE`. */
 function wav(samples) {
-  const view = new DataView(new ArrayBuffer(44 + 2 * samples.length));
-  const ascii = (at, text) => [...text].forEach((letter, i) => view.setUint8(at + i, letter.charCodeAt(0)));
-  ascii(0, "RIFF");
-  view.setUint32(4, 36 + 2 * samples.length, true);
-  ascii(8, "WAVEfmt ");
-  view.setUint32(16, 16, true); // bytes of the format that follows
-  view.setUint16(20, 1, true); // PCM
-  view.setUint16(22, 1, true); // channels
-  view.setUint32(24, WAV_RATE, true);
-  view.setUint32(28, 2 * WAV_RATE, true); // bytes a second
-  view.setUint16(32, 2, true); // bytes of a sample
-  view.setUint16(34, 16, true); // bits of a sample
-  ascii(36, "data");
-  view.setUint32(40, 2 * samples.length, true);
-  samples.forEach((sample, i) =>
-    view.setInt16(44 + 2 * i, Math.round(Math.max(-1, Math.min(1, sample)) * 32767), true),
-  );
-  return new Blob([view.buffer], { type: "audio/wav" });
+  const pcm = Int16Array.from(samples, (sample) => Math.round(Math.max(-1, Math.min(1, sample)) * 32767));
+  // The format: PCM, one channel; samples and bytes a second; bytes and bits of a sample.
+  const format = [Uint16Array.of(1, 1), Uint32Array.of(WAV_RATE, 2 * WAV_RATE), Uint16Array.of(2, 16)];
+  const head = ["RIFF", Uint32Array.of(36 + pcm.byteLength), "WAVEfmt ", Uint32Array.of(16), ...format];
+  return new Blob([...head, "data", Uint32Array.of(pcm.byteLength), pcm], { type: "audio/wav" });
 }
 
 // ---------------------------------------------------------------- the microphone
@@ -217,12 +204,7 @@ class Recorder {
   async finish() {
     const rate = this.context.sampleRate;
     this.cancel();
-    const samples = new Float32Array(this.samples);
-    let at = 0;
-    for (const chunk of this.chunks) {
-      samples.set(chunk, at);
-      at += chunk.length;
-    }
+    const samples = new Float32Array(await new Blob(this.chunks).arrayBuffer());
     if (rate === WAV_RATE || !samples.length) return wav(samples);
     const offline = new OfflineAudioContext(1, Math.ceil((samples.length * WAV_RATE) / rate), WAV_RATE);
     const buffer = offline.createBuffer(1, samples.length, rate);

@@ -89,12 +89,7 @@ async function request(path, { json, form, signal } = {}) {
     });
     if (response.ok) return response;
     if (response.status === 401 && (apiKey() !== key || (await askKey()))) continue;
-    let error = null;
-    try {
-      error = (await response.json()).error;
-    } catch {
-      // No JSON: the status has to do.
-    }
+    const error = (await response.json().catch(() => null))?.error ?? null;
     throw new ServerError(response.status, error, Number(response.headers.get("Retry-After")) || null);
   }
 }
