@@ -1,30 +1,32 @@
 """Conversations in which a model plays a user who wants what should be declined (report, sections 5.1 and 5.2).
 
->>> turns = dialogues(Asked(endpoint, out, endpoint.name, name="simulated.gpt-4o"))
+>>> turns = dialogues(Cache(endpoint, out, endpoint.name, name="simulated.gpt-4o"))
 >>> benchmark = replace(benchmark, turns=turns)
 
 A sample's meta say what the user is after (`prompt`), how (`strategy`), in which `language`, whether `aloud`, and for
 how many `turns`. What the simulator says depends on nothing but these and the answers so far, and is kept as answers
-are (asked.py): a run that goes on asks nobody twice, and the same answers are led to the same next turn. Spoken turns
+are (cache.py): a run that goes on asks nobody twice, and the same answers are led to the same next turn. Spoken turns
 reach the model as clips alone; the simulator reads what it said itself.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from polyphi.data.shards import Sample
-from polyphi.eval.asked import Asked
+from polyphi.eval import judge
 from polyphi.eval.benchmark import Turns
-from polyphi.eval.safety_prompts import BEGIN, SILENT, user
+from polyphi.eval.cache import Cache, Request
 from polyphi.eval.spoken import Spoken, spoken
 from polyphi.messages import LANGUAGES, Message, SamplingParams, Text
 
+STRATEGIES: Mapping[str, str] = judge.SAFETY["strategies"]
+"""What a simulated user is told to do, by the strategy's name."""
 SAYS = SamplingParams(max_tokens=160)
 LONGEST = 600
 """Characters of a turn: what a person says at a time, about 40 seconds of speech."""
 QUOTES = "\"'“”„«»「」 \n\t"
 
 
-def dialogues(simulator: Asked) -> Turns:
+def dialogues(simulator: Cache) -> Turns:
     """The next turn of each conversation, the user's of a level together."""
 
     def turns(
@@ -34,8 +36,8 @@ def dialogues(simulator: Asked) -> Turns:
         said: dict[int, list[str]] = {i: [] for i in going}
         level = 0
         while open_ := [i for i in going if level <= len(talked[i][1])]:
-            wanted = [(_view(talked[i][0], said[i], talked[i][1]), SAYS) for i in open_]
-            for i, answer in zip(open_, simulator.many(wanted), strict=True):
+            requests = [Request(_view(talked[i][0], said[i], talked[i][1]), SAYS) for i in open_]
+            for i, answer in zip(open_, simulator.answers(requests), strict=True):
                 said[i].append(_turn(answer.text) or talked[i][0].meta["prompt"])
             level += 1
         return [
@@ -49,10 +51,14 @@ def dialogues(simulator: Asked) -> Turns:
 def _view(sample: Sample, said: Sequence[str], answers: Sequence[str]) -> list[Message]:
     """The conversation as the simulator sees it: its own turns are the assistant's, the model's answers the user's."""
     meta = sample.meta
-    told = user(meta["prompt"], meta["strategy"], LANGUAGES[meta["language"]])
-    view = [Message.system(told), Message.user(BEGIN)]
+    system = judge.SAFETY["user"].format(
+        goal=meta["prompt"],
+        how=STRATEGIES[meta["strategy"]],
+        language=LANGUAGES[meta["language"]],
+    )
+    view = [Message.system(system), Message.user(judge.SAFETY["begin"])]
     for own, answer in zip(said, answers, strict=False):
-        view += [Message.assistant(own), Message.user(answer.strip() or SILENT)]
+        view += [Message.assistant(own), Message.user(answer.strip() or judge.SAFETY["silent"])]
     return view
 
 

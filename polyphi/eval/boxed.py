@@ -8,9 +8,8 @@ import logging
 import threading
 
 from polyphi.data.shards import Sample
+from polyphi.eval.benchmark import LENIENT, Score
 from polyphi.eval.scorers import references
-from polyphi.eval.suite import LENIENT
-from polyphi.eval.task import Score
 from polyphi.messages import Message
 
 ASK = "Please reason step by step, and put your final answer within \\boxed{}."

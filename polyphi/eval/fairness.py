@@ -4,24 +4,20 @@ The report looked at ten locales, two genders and three age groups of each, and 
 sub-groups did slightly better or worse than their locale: six and two. Microsoft's tool isn't public, so that the rules
 are ours: the gap of a sub-group is its error rate over its locale's, less one; its 95 % interval comes of drawing
 speakers (clips, where speakers aren't known) anew; a gap counts from SLIGHT on if its interval leaves zero out, and as
-egregious from EGREGIOUS on; and of fewer than FEWEST clips nothing is said. By chance alone about one gap in forty
+egregious from EGREGIOUS on; and of fewer than MIN_SAMPLES clips nothing is said. By chance alone about one gap in forty
 leaves zero out on either side, one or two of fifty, which SLIGHT makes rarer where there are enough clips.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from polyphi.data.shards import Sample
-from polyphi.eval.benchmark import Row, Statistic
-from polyphi.eval.run import FEWEST, RESAMPLES, wilson
-from polyphi.eval.spoken import spoken
-from polyphi.eval.task import Score
+from polyphi.eval.benchmark import Row, Score, Statistic
+from polyphi.eval.statistics import MIN_SAMPLES, RESAMPLES, wilson
 from polyphi.messages import TRANSCRIBE, Audio, Message, Text
-from polyphi.services.speech_synthesis import Voice
 
 LOCALES = ["it-IT", "fr-FR", "ja-JP", "es-MX", "pt-BR", "es-ES", "zh-CN", "en-US", "en-GB", "de-DE"]
 GENDERS = {"female": "Female", "male": "Male"}
@@ -52,7 +48,7 @@ class Gap:
     @property
     def verdict(self) -> str:
         """ "" for nothing to say, or what the sub-group's recognition is."""
-        if self.clips < FEWEST:
+        if self.clips < MIN_SAMPLES:
             return "too few clips to tell"
         if self.low > 0 and self.value >= EGREGIOUS:
             return MUCH_WORSE
@@ -150,10 +146,10 @@ def share(verdict: str) -> Statistic:
             f"{locale} {name}": one
             for locale, own in locales.items()
             for name, one in gaps(own, seed).items()
-            if one.clips >= FEWEST
+            if one.clips >= MIN_SAMPLES
         }
         such = [name for name, one in found.items() if one.verdict == verdict]
-        said = f"of {len(found)} sub-groups with {FEWEST} clips or more"
+        said = f"of {len(found)} sub-groups with {MIN_SAMPLES} clips or more"
         part = len(such) / max(1, len(found))
         low, high = wilson(part, len(found)) if found else (0.0, 1.0)
         return part, low, high, f"{', '.join(such) or 'none'} {said}"
@@ -191,39 +187,3 @@ def sample(
     return Sample(
         identity, (asked, Message.assistant(text)), source, licence, {"language": language, **meta}
     )
-
-
-# ---------------------------------------------------------------------- stand-ins
-
-WORDS = {
-    "it-IT": "buongiorno",
-    "fr-FR": "bonjour",
-    "ja-JP": "おはよう",
-    "es-MX": "buenos días",
-    "pt-BR": "bom dia",
-    "es-ES": "buenos días",
-    "zh-CN": "早上好",
-    "en-US": "good morning",
-    "en-GB": "good morning",
-    "de-DE": "guten Morgen",
-}
-PEOPLE = (("female", "17-30", "f2", 60), ("male", "31-45", "m3", 50), ("female", "46-65", "f4", 40))
-"""Gender, age, and espeak-ng's variant and pitch that stand in for them."""
-_VOICES = {"en-GB": "en-gb-x-rp", "es-MX": "es-419"}
-
-
-def stand_ins(folder: Path) -> Iterator[tuple[str, str, str, str, str]]:
-    """Locale, gender, age, text and file name of thirty clips, written as MP3, one word each."""
-    import io
-
-    import soundfile
-
-    folder.mkdir(parents=True, exist_ok=True)
-    for locale, text in WORDS.items():
-        for gender, age, variant, pitch in PEOPLE:
-            language = _VOICES.get(locale, locale[:2])
-            made = spoken(text, voice=Voice(language=language, variant=variant, pitch=pitch))
-            wave, rate = soundfile.read(io.BytesIO(made))
-            name = f"{locale}-{gender}-{age}.mp3"
-            soundfile.write(folder / name, wave, rate, format="MP3")
-            yield locale, gender, age, text, name

@@ -24,8 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from polyphi.data.shards import Sample
-from polyphi.eval.suite import LENIENT
-from polyphi.eval.task import Score
+from polyphi.eval.benchmark import LENIENT, Score
 from polyphi.messages import Message
 
 OWN = Path(__file__).parent / "lm_eval"

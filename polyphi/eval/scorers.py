@@ -20,7 +20,7 @@ from functools import cache
 from typing import Any
 
 from polyphi.data.shards import Sample
-from polyphi.eval.task import Score
+from polyphi.eval.benchmark import Score
 from polyphi.text.normalization import (
     UNSPACED,
     Errors,

@@ -233,36 +233,14 @@ def _media(value: Any, root: Path | None, what: str) -> bytes | Path:
     raise ValueError(f"expected a {what}, found {value!r:.80}")
 
 
-# What `mini` writes ------------------------------------------------------------------------------
-
-
-def write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Rows as the Hub keeps them; bytes stay bytes."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows as Parquet, as the Hub has them, or as JSON lines, as the path's suffix says."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist([dict(row) for row in rows]), path)
+    if path.suffix == ".parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
 
-
-def write_jsonl(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(
-        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
-    )
-
-
-def write_tsv(
-    path: Path, rows: Sequence[Mapping[str, Any]], header: bool = True, quoted: bool = False
-) -> None:
-    """Tab-separated without quotes, as Common Voice and FLEURS have it, or quoted as VLMEvalKit has it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if quoted:
-        with path.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]), delimiter="\t")
-            writer.writeheader()
-            writer.writerows(rows)
+        pq.write_table(pa.Table.from_pylist([dict(row) for row in rows]), path)
         return
-    lines = [[str(value) for value in row.values()] for row in rows]
-    lines = [list(rows[0]), *lines] if header else lines
-    path.write_text("".join("\t".join(line) + "\n" for line in lines), encoding="utf-8")
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    path.write_text("".join(lines), encoding="utf-8")

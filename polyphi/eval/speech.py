@@ -15,8 +15,7 @@ from importlib import metadata
 
 from polyphi.data.shards import Sample
 from polyphi.eval import scorers, whisper_normalize
-from polyphi.eval.benchmark import Metric, Row
-from polyphi.eval.task import Score
+from polyphi.eval.benchmark import Metric, Row, Score
 from polyphi.messages import (
     LANGUAGES,
     TRANSCRIBE,

@@ -9,11 +9,12 @@ is the benchmark's own strict rule; its part `lenient` is what a reader would ta
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from polyphi.data.shards import Sample
+from polyphi.eval.benchmark import LENIENT, Score
 from polyphi.eval.scorers import references
-from polyphi.eval.suite import LENIENT
-from polyphi.eval.task import Score
 from polyphi.messages import Image, Message, Text
 
 CHOOSE = "Answer with the option's letter from the given choices directly."
@@ -45,6 +46,24 @@ def letters(options: Sequence[str]) -> dict[str, str]:
 def lettered(question: str, options: Sequence[str]) -> str:
     """A question and its options, one a line: "A. ..."."""
     return "\n".join([question, *(f"{a}. {o}" for a, o in letters(options).items())])
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about images with options, which are listed below it unless its text holds them (`list_options`)."""
+
+    id: str
+    images: Sequence[Image]
+    text: str
+    options: Sequence[str]
+    answer: str
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    list_options: bool = True
+
+    def sample(self, source: str, licence: str) -> Sample:
+        text = lettered(self.text, self.options) if self.list_options else self.text
+        messages = (ask(text, self.images, CHOOSE), Message.assistant(self.answer))
+        return Sample(self.id, messages, source, licence, {**self.meta, "options": self.options})
 
 
 def interleaved(text: str, images: Mapping[int, Image]) -> Message:
