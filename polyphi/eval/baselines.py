@@ -43,9 +43,6 @@ from polyphi.messages import Audio, Generate, Image, Message, adapter_for, media
 CONDITIONS = ("with", "without", "shuffled")
 BASELINES = ("majority", "without", "shuffled", "without_clip", "shuffled_clip")
 CANDIDATES = 16  # most frequent references tried as the constant answer
-MIN_SAMPLES = (
-    20  # a bootstrap over fewer has no honest 95 % interval, so that they never "beat" a baseline
-)
 
 
 @dataclass(frozen=True)
@@ -218,10 +215,10 @@ def _shuffled(
             others = (group[(position + step) % len(group)] for step in range(1, len(group)))
             donor = next((j for j in others if hashes[j] != hashes[i]), None)
             if donor is not None:
-                parts = iter(own[donor])
+                donated = iter(own[donor])
                 result[i] = tuple(
                     replace(
-                        m, parts=tuple(next(parts) if _is_media(p, kind) else p for p in m.parts)
+                        m, parts=tuple(next(donated) if _is_media(p, kind) else p for p in m.parts)
                     )
                     for m in prompts[i]
                 )

@@ -200,8 +200,8 @@ def benchmarks() -> tuple[Benchmark, ...]:
     known: list[Benchmark] = []
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
         if not module.ispkg:
-            names = vars(importlib.import_module(module.name))
-            known += names.get("benchmarks", [names["benchmark"]] if "benchmark" in names else [])
+            content = vars(importlib.import_module(module.name))
+            known += content.get("benchmarks") or [content["benchmark"]]
     names = [b.name for b in known]
     if duplicates := {name for name in names if names.count(name) > 1}:
         raise ValueError(f"two benchmark files have the same name: {sorted(duplicates)}")

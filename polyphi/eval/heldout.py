@@ -39,24 +39,20 @@ def task(
     max_tokens: int = 32,
     note: str = "",
 ) -> Benchmark:
-    """A held-out task. `only` holds the meta fields that its samples of `corpus`'s test split have."""
+    """A held-out task, whose data are the corpora of a run. `only` holds the meta fields that its samples in the test
+    split of `corpus` have."""
     return Benchmark(
         name=name,
         title=title,
         modality=modality,
         rows=(Row("", title, only, metric),),
         sources=(),
-        load=lambda data: rows(data.root or Path(), corpus),
+        load=lambda data: Shards((data.root or Path()) / corpus / "test"),
         scorer=scorer,
         max_tokens=max_tokens,
         note=note,
         corpus=corpus,
     )
-
-
-def rows(data: Path, corpus: str) -> Shards:
-    """The held-out samples of a corpus of a run, whose corpora lie in `data`."""
-    return Shards(data / corpus / "test")
 
 
 # fmt: off

@@ -1,6 +1,6 @@
 """Lines -> scores -> rows: answers are scored, judged, and summed into the rows of the report's tables.
 
->>> score(benchmark, lines, [Judge(cache, "gpt-4-0613")])
+>>> lines = evaluate(benchmark, data, cache, out, judges=[Judge(cache, "gpt-4-0613")])
 >>> rows = rows_of(benchmark, lines)
 
 Scores are made from the lines alone, so that `rescore` makes them without the model, the judge or the data.
@@ -18,7 +18,8 @@ import numpy as np
 from polyphi.data.shards import Sample
 from polyphi.eval.benchmark import LENIENT, Benchmark, Judging, Row, Score, belongs, benchmarks
 from polyphi.eval.cache import Cache, Request
-from polyphi.eval.run import BLOCK, Line, file_name, read, write
+from polyphi.eval.run import BLOCK, Line, Progress, answer, file_name, prompts_of, read, write
+from polyphi.eval.sources import Data
 from polyphi.eval.statistics import measure, measure_mean, vector
 from polyphi.messages import Answers, Message, SamplingParams
 
@@ -68,6 +69,30 @@ class Measured:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def evaluate(
+    benchmark: Benchmark,
+    data: Data,
+    cache: Cache,
+    out: Path,
+    *,
+    judges: Sequence[Judge] = (),
+    limit: int | None = None,
+    shard: tuple[int, int] = (1, 1),
+    progress: Progress = lambda done: None,
+) -> list[Line]:
+    """Answer and score a benchmark's samples (`limit` and `shard` as in `prompts_of`). `OUT/NAME.jsonl` has a line for
+    each, a shard's lines are in a file of its own; `rows_of` takes the lines of all."""
+    path = out / file_name(benchmark.name, shard)
+    prompts = prompts_of(benchmark, data, limit=limit, shard=shard)
+    lines = answer(benchmark, prompts, cache, progress=progress)
+    keep_replies(lines, path)
+    write(path, lines)
+    write_submission(benchmark, lines, path)
+    lines = score(benchmark, lines, judges)
+    write(path, lines)
+    return lines
 
 
 # ---------------------------------------------------------------------- lines

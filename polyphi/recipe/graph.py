@@ -40,10 +40,11 @@ from polyphi.data.fresh import Fresh
 from polyphi.engine import placement
 from polyphi.engine.engine import Engine
 from polyphi.engine.memory import free_memory
+from polyphi.eval.baselines import evaluate
 from polyphi.eval.benchmark import benchmarks
 from polyphi.eval.heldout import find
-from polyphi.eval.report import line
-from polyphi.eval.run import evaluate
+from polyphi.eval.report.heldout import line
+from polyphi.eval.sources import Data
 from polyphi.messages import CALL, CALL_END, Message
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
@@ -441,12 +442,11 @@ class Run:
         tasks = [name for name in stage.watch if name not in {b.name for b in watched}]
         for task in find(*tasks) if tasks else ():
             self.build(task.corpus)
-            rows = corpora.Shards(self.data / task.corpus / "test")
             with tempfile.TemporaryDirectory() as folder:
                 scores[task.name] = evaluate(
                     engine,
                     task,
-                    rows,
+                    task.load(Data(self.data)),
                     Path(folder),
                     limit=WATCHED_ROWS,
                     seed=self.seed,
@@ -562,7 +562,7 @@ class Run:
                 result = evaluate(
                     engines[name],
                     task,
-                    corpora.Shards(test),
+                    task.load(Data(self.data)),
                     folder,
                     limit=self.size.test_rows,
                     seed=self.seed,

@@ -7,7 +7,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from polyphi.eval.run import Result, direction
+from polyphi.eval.baselines import Result
+from polyphi.eval.statistics import direction
 
 MODALITIES = {
     "text": "Text",

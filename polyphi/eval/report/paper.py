@@ -104,7 +104,7 @@ class Table:
 def paper() -> dict[str, Any]:
     """The file itself: table -> caption, columns, rows with label and values."""
     tables: dict[str, Any] = json.loads(
-        (Path(__file__).parent / "paper.json").read_text(encoding="utf-8")
+        (Path(__file__).parents[1] / "paper.json").read_text(encoding="utf-8")
     )
     return {name: table for name, table in tables.items() if not name.startswith("_")}
 

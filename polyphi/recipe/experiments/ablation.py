@@ -25,9 +25,10 @@ from polyphi.data.draws import Unfit
 from polyphi.data.packing import Pack, Room, deal
 from polyphi.data.shards import Shards
 from polyphi.engine.engine import Engine
+from polyphi.eval.baselines import evaluate
+from polyphi.eval.benchmark import Benchmark
 from polyphi.eval.heldout import find
-from polyphi.eval.run import evaluate
-from polyphi.eval.task import Task
+from polyphi.eval.sources import Data
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.processor import TooLong
 from polyphi.recipe.experiments import scaling
@@ -161,7 +162,7 @@ def _run(
     seed: int,
     out: Path,
     corpora: Sequence[str],
-    tasks: Sequence[Task],
+    tasks: Sequence[Benchmark],
 ) -> dict[str, float]:
     """One arm with one seed: what is still to be trained and measured of it; all that was measured."""
     start = {p: _digest(run.runs / p / MANIFEST) for p in stage.parents}
@@ -190,7 +191,7 @@ def _run(
                 value = evaluate(
                     engine,
                     task,
-                    Shards(run.data / task.corpus / "test"),
+                    task.load(Data(run.data)),
                     out / "eval",
                     limit=run.size.test_rows,
                     seed=run.seed,

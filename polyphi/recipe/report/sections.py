@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from polyphi.eval import report as tables
-from polyphi.eval import tables as beside
+from polyphi.eval.report import heldout as tables
+from polyphi.eval.report import tables as beside
 from polyphi.recipe.report import drawing
 
 Report = Mapping[str, Any]

@@ -137,7 +137,7 @@ def _tests(row: dict[str, Any]) -> dict[str, Any]:
 
 def trial(code: str, sample: Sample) -> programs.Trial:
     meta = sample.meta
-    shape = SHAPES.get(meta.get("number"), list)
+    shape = SHAPES.get(meta.get("number", 0), list)
     tests = {
         "kind": "outputs",
         "reference": meta["reference"],
