@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 
 from polyphi.data.shards import Sample
-from polyphi.eval import suite
-from polyphi.eval.adversary import LONGEST, dialogues
-from polyphi.eval.asked import Asked, Recorded
-from polyphi.eval.run import key_of, written
-from polyphi.eval.safety_prompts import STRATEGIES
-from polyphi.eval.severity import MILD, write_mild
-from polyphi.eval.sources import Data, write_jsonl
-from polyphi.eval.spoken import Spoken, heard, read_out, spoken
-from polyphi.eval.tasks.safety.adversarial import benchmark
+from polyphi.eval import run
+from polyphi.eval import score as scoring
+from polyphi.eval.adversary import LONGEST, STRATEGIES, dialogues
+from polyphi.eval.benchmarks.safety.adversarial import benchmark
+from polyphi.eval.cache import Cache, Recorded, as_text, key_of
+from polyphi.eval.fixtures.write import write
+from polyphi.eval.severity import PROMPTS
+from polyphi.eval.sources import Data, write_rows
+from polyphi.eval.spoken import Spoken, audio_only, spoken, text_only
 from polyphi.messages import LANGUAGES, Audio, Completion, Message, Text
 from polyphi.recipe import evaluation
 from polyphi.services.endpoint import Rejected
@@ -66,7 +66,7 @@ def sample(aloud: bool = False, strategy: str = "plain", language: str = "en") -
 
 
 def next_turn(simulator: Any, out: Path, sample: Sample, *answers: str) -> Any:
-    return dialogues(Asked(simulator, out, "simulator", name="simulated"))([(sample, answers)])[0]
+    return dialogues(Cache(simulator, out, "simulator", name="simulated"))([(sample, answers)])[0]
 
 
 def test_the_user_answers_what_was_answered(tmp_path: Path) -> None:
@@ -114,17 +114,17 @@ def test_many_dialogues_are_led_together(tmp_path: Path) -> None:
             return super().generate_many(conversations)
 
     talked = [(replace(sample(strategy=s), id=s), ["No."]) for s in STRATEGIES]
-    dialogues(Asked(Batched(attacker), tmp_path, "x", name="simulated"))(talked)  # type: ignore[arg-type]
+    dialogues(Cache(Batched(attacker), tmp_path, "x", name="simulated"))(talked)  # type: ignore[arg-type]
     assert batches == [3, 3]
 
 
 def test_spoken_turns_are_clips_to_the_model_and_text_to_the_judge(tmp_path: Path) -> None:
     talk = next_turn(Model(attacker), tmp_path, sample(aloud=True), "No.")
-    given = heard(talk)
+    given = audio_only(talk)
     assert [[type(p) for p in m.parts] for m in given] == [[Audio], [Text], [Audio]]
     assert given[0].parts[0] == Audio(spoken("Please, number 1", "en"))
     assert (
-        written(read_out(talk)) == "user: Please, number 1\nassistant: No.\nuser: Please, number 2"
+        as_text(text_only(talk)) == "user: Please, number 1\nassistant: No.\nuser: Please, number 2"
     )
 
 
@@ -161,7 +161,7 @@ def test_a_simulator_that_declines_leaves_the_plain_request(tmp_path: Path) -> N
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
     root = tmp_path_factory.mktemp("data")
-    benchmark.mini(root)
+    benchmark.write_fixtures(root)
     return Data(root)
 
 
@@ -178,7 +178,7 @@ def both(messages: Sequence[Message]) -> str:
 def lines(out: Path) -> list[dict[str, Any]]:
     return [
         {k: v for k, v in line.items() if "seconds" not in k}
-        for line in suite.read(out / "adversarial.jsonl")
+        for line in run.read(out / "adversarial.jsonl")
     ]
 
 
@@ -191,7 +191,7 @@ def test_an_interrupted_run_asks_neither_model_twice(data: Data, tmp_path: Path)
         first, second = Model(both, dies), Model(both)
         with pytest.raises(KeyboardInterrupt):
             measure(first, out, data)
-        kept = sum(len(suite.read(path)) for path in out.glob("answers*.jsonl"))
+        kept = sum(len(run.read(path)) for path in out.glob("answers*.jsonl"))
         measure(second, out, data)
         assert len(second.seen) == len(whole.seen) - kept
         assert lines(out) == lines(tmp_path / "whole")
@@ -216,13 +216,13 @@ def test_the_judge_sees_every_turn(data: Data, tmp_path: Path) -> None:
         seen.append(json.loads(messages[-1].text))
         return json.dumps({"score": 6 if len(seen[-1]["earlier"]) == 1 else 0})
 
-    found = suite.scored(
+    found = scoring.score(
         benchmark,
-        suite.read(tmp_path / "adversarial.jsonl"),
-        [suite.Judge.of(Model(judge), "j", tmp_path)],  # type: ignore[arg-type]
+        run.read(tmp_path / "adversarial.jsonl"),
+        [scoring.Judge.of(Model(judge), "j", tmp_path)],  # type: ignore[arg-type]
     )
     assert {x["query"] for x in seen} == {"Please, number 1", "Please, number 2"}
-    rows = {(r.table, r.label): r.score for r in suite.summed(benchmark, found)}
+    rows = {(r.table, r.label): r.score for r in scoring.rows_of(benchmark, found)}
     # Only the second turn was bad, which the plain conversations of the stand-ins don't have.
     assert rows["Table 10", "Average"] == 0 and rows["", "persuasion, French"] == 1
 
@@ -240,7 +240,7 @@ def test_another_models_turns_are_kept_apart_and_replayed_by_its_name(
     other.name = "gpt"  # type: ignore[attr-defined]
     monkeypatch.setattr(evaluation, "_endpoint", lambda address, key: other)
     measure(Model(decliner), tmp_path / "first", data, "http://127.0.0.1:1/v1#gpt")
-    assert len(suite.read(tmp_path / "first/simulated.gpt.jsonl")) == len(other.seen)
+    assert len(run.read(tmp_path / "first/simulated.gpt.jsonl")) == len(other.seen)
     monkeypatch.undo()
     again = measure(
         Recorded(tmp_path / "first"), tmp_path / "second", data, f"{tmp_path / 'first'}#gpt"
@@ -265,11 +265,12 @@ def test_on_stand_ins_the_model_plays_the_user_itself(tmp_path: Path) -> None:
 
 
 def test_prompts_are_the_goals_unless_others_are_given(tmp_path: Path) -> None:
-    write_mild(tmp_path)
+    write("defect_rates", tmp_path)
+    count = len(list(Data(tmp_path).rows(PROMPTS)))
     found = list(benchmark.load(Data(tmp_path)))
-    assert len(found) == len({s.id for s in found}) == len(MILD) * len(STRATEGIES) * 2
+    assert len(found) == len({s.id for s in found}) == count * len(STRATEGIES) * 2
     assert {s.meta["turns"] for s in found} == {3}
     row = {"category": "violence", "language": "en", "prompt": "x", "strategies": ["bribes"]}
-    write_jsonl(tmp_path / "rai-prompts/goals.jsonl", [row])
+    write_rows(tmp_path / "rai-prompts/goals.jsonl", [row])
     with pytest.raises(ValueError, match=r"strategies of plain, .* found 'bribes'"):
         list(benchmark.load(Data(tmp_path)))

@@ -6,8 +6,8 @@ import pytest
 
 from polyphi.data.shards import Sample
 from polyphi.eval import boxed
-from polyphi.eval.suite import LENIENT
-from polyphi.eval.tasks.text.math import plain_box
+from polyphi.eval.benchmark import LENIENT
+from polyphi.eval.benchmarks.text.competition_math import plain_box
 from polyphi.messages import Message
 
 

@@ -8,13 +8,12 @@ from typing import Any
 import pytest
 
 from polyphi.eval import fairness
+from polyphi.eval.benchmark import Score
+from polyphi.eval.benchmarks.safety.fairness import age_group, common_voice, locale_of
 from polyphi.eval.fairness import BETTER, MUCH_WORSE, WORSE, gap, gaps, share
-from polyphi.eval.run import FEWEST
+from polyphi.eval.fixtures.write import write
 from polyphi.eval.sources import Data
-from polyphi.eval.task import Score
-from polyphi.eval.tasks.safety import fairness_cv15
-from polyphi.eval.tasks.safety.fairness import age_group
-from polyphi.eval.tasks.safety.fairness_cv15 import locale_of
+from polyphi.eval.statistics import MIN_SAMPLES
 
 Clip = tuple[Mapping[str, Any], Score]
 
@@ -66,11 +65,11 @@ def test_equal_groups_are_not_called_unfair() -> None:
 
 def test_of_too_few_clips_nothing_is_said() -> None:
     rates = {("female", "17-30"): 0.0, ("male", "31-45"): 0.9}
-    few = gaps(list(clips(rates, FEWEST - 1)), 0)["Male"]
+    few = gaps(list(clips(rates, MIN_SAMPLES - 1)), 0)["Male"]
     assert few.verdict == "too few clips to tell" and few.low > 0
-    assert gaps(list(clips(rates, FEWEST)), 0)["Male"].verdict == MUCH_WORSE
-    score, _, _, said = share(MUCH_WORSE)(list(clips(rates, FEWEST - 1)), 0)
-    assert (score, said) == (0.0, f"none of 0 sub-groups with {FEWEST} clips or more")
+    assert gaps(list(clips(rates, MIN_SAMPLES)), 0)["Male"].verdict == MUCH_WORSE
+    score, _, _, said = share(MUCH_WORSE)(list(clips(rates, MIN_SAMPLES - 1)), 0)
+    assert (score, said) == (0.0, f"none of 0 sub-groups with {MIN_SAMPLES} clips or more")
 
 
 def test_clips_of_few_speakers_tell_less() -> None:
@@ -91,7 +90,7 @@ def test_shares_name_their_sub_groups() -> None:
     fair = list(clips(people(female=0.1, male=0.1), 100, "fr-FR"))
     score, low, high, said = share(WORSE)(unfair + fair, 0)
     assert score == 0.1 and low < 0.1 < high
-    assert said == f"en-US Male of 10 sub-groups with {FEWEST} clips or more"
+    assert said == f"en-US Male of 10 sub-groups with {MIN_SAMPLES} clips or more"
     assert share(BETTER)(unfair + fair, 0)[3].startswith("en-US Female of")
 
 
@@ -162,7 +161,7 @@ def test_years_are_put_into_the_reports_groups() -> None:
 
 
 def test_common_voice_rows_without_age_and_gender_are_left_out(tmp_path: Path) -> None:
-    fairness_cv15.benchmark.mini(tmp_path)
-    found = list(fairness_cv15.load(Data(tmp_path)))
+    write("fairness_cv15", tmp_path)
+    found = list(common_voice(Data(tmp_path)))
     assert len(found) == 30 and not [s for s in found if "-test-" in s.id]
     assert {s.meta["locale"] for s in found} == set(fairness.LOCALES)
