@@ -13,7 +13,7 @@ from polyphi.eval.azure import EVALUATORS, Azure
 from polyphi.eval.cache import Request
 from polyphi.eval.judge import points
 from polyphi.eval.severity import AZURE, HARMS, JUDGING
-from polyphi.messages import Message, SamplingParams
+from polyphi.messages import Message
 from polyphi.recipe import evaluation
 from polyphi.services.endpoint import Rejected
 
@@ -98,5 +98,5 @@ def test_the_command_line_names_it_by_its_project(sdk: Any, tmp_path: Path) -> N
     assert judge.name == AZURE == JUDGING.standard
     (answer,) = judge.cache.answers([Request(asked(harm="hateful", query="q", response="r"))])
     assert points(answer.text, 0, 7) == 5
-    (other,) = judge.asked.many([([Message.user("Which is better?")], SamplingParams())])
+    (other,) = judge.cache.answers([Request([Message.user("Which is better?")])])
     assert other.text == "" and "four harms" in str(other.error)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from polyphi.eval import programs, trial
+from polyphi.eval import programs
 from polyphi.eval.fixtures.write import write
 from polyphi.eval.programs import Trial, Verdict, extracted, judged, longest_program
 from polyphi.eval.sources import read_rows
@@ -207,7 +207,7 @@ def test_where_no_second_process_may_be_started_all_runs_in_one(tmp_path: Path) 
         (Trial("print(2 * int(input()))", cases), True),
         (Trial("print(2)", cases), False),
     ]
-    (tmp_path / "main.py").write_text(Path(trial.__file__).read_text())
+    (tmp_path / "main.py").write_text(programs.sandboxed_program())
     for each, passes in trials:
         done = subprocess.run(
             [sys.executable, "-c", sandbox._GUARD],
