@@ -1,7 +1,7 @@
 """lm-eval's tasks as benchmarks: its prompts, few-shots, filters and metrics; asked, kept and resumed by our runner.
 
 >>> task = letters("polyphi_arc_c")                      # of lm_eval/polyphi_arc_c.yaml, ours
->>> samples(task, {"train": rows, "test": rows}, "arc_c", "allenai/ai2_arc", "CC-BY-SA-4.0")
+>>> samples(task, {"train": rows, "test": rows}, "arc_c", source)
 >>> Benchmark(..., score_many=scoring(letters))
 
 A request of lm-eval becomes a sample: its whole context, few-shots in it, is the one message of a user (what lm-eval
@@ -25,6 +25,7 @@ from typing import Any
 
 from polyphi.data.shards import Sample
 from polyphi.eval.benchmark import LENIENT, Score
+from polyphi.eval.sources import Source
 from polyphi.messages import Message
 
 OWN = Path(__file__).parent / "lm_eval"
@@ -62,8 +63,7 @@ def samples(
     task: LmTask,
     splits: Mapping[str, Rows],
     name: str,
-    source: str,
-    licence: str,
+    source: Source,
     meta: Mapping[str, Any] | None = None,
     reference: Callable[[Mapping[str, Any]], str] | None = None,
 ) -> Iterator[Sample]:
@@ -81,14 +81,9 @@ def samples(
         raise ValueError(f"{name}: expected {shots} examples, found {len(built.sampler.df)}")
     for number, document in enumerate(documents):
         context = built.fewshot_context(document, shots, gen_prefix=built.doc_to_prefix(document))
-        wanted = reference(document) if reference else str(built.doc_to_target(document))
-        yield Sample(
-            f"{name}-{number}",
-            (Message.user(context), Message.assistant(wanted)),
-            source,
-            licence,
-            {"task": task.name, "document": document, **(meta or {})},
-        )
+        answer = reference(document) if reference else str(built.doc_to_target(document))
+        fields = {"task": task.name, "document": document, **(meta or {})}
+        yield source.sample(f"{name}-{number}", Message.user(context), answer, fields)
 
 
 def scoring(task_of: Callable[[str], LmTask]) -> ScoreMany:

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from polyphi.messages import Audio, Image
+from polyphi.data.shards import Sample
+from polyphi.messages import Audio, Image, Message
 
 csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # pictures in base64 are long
 READABLE = (".parquet", ".jsonl", ".json", ".csv", ".tsv")
@@ -31,7 +32,8 @@ class Source:
     `fields` are columns that its rows must have and `rows` how many there should be, which `check` looks at.
     `hub` says whether `name` is one of the Hub's data sets, which can be fetched from there; `quoted` that its TSV
     files quote fields as CSV does (VLMEvalKit's do, Common Voice's and FLEURS's don't), and `header` names the columns
-    of TSV files that don't name them (FLEURS's); `single` says that each of its JSON files is one row.
+    of TSV files that don't name them (FLEURS's); `single` says that each of its JSON files is one row. `licence` is
+    that of its samples.
     """
 
     name: str
@@ -43,6 +45,19 @@ class Source:
     quoted: bool = False
     single: bool = False
     header: Sequence[str] = ()
+    licence: str = ""
+
+    def sample(
+        self,
+        id: str,
+        prompt: Message | Sequence[Message],
+        answer: str,
+        meta: Mapping[str, Any] | None = None,
+    ) -> Sample:
+        """A sample of the data set, with the reference answer last."""
+        messages = [prompt] if isinstance(prompt, Message) else prompt
+        reference = Message.assistant(answer)
+        return Sample(id, (*messages, reference), self.name, self.licence, dict(meta or {}))
 
 
 class Missing(ValueError):

@@ -15,6 +15,7 @@ from typing import Any
 from polyphi.data.shards import Sample
 from polyphi.eval.benchmark import LENIENT, Score
 from polyphi.eval.scorers import references
+from polyphi.eval.sources import Source
 from polyphi.messages import Image, Message, Text
 
 CHOOSE = "Answer with the option's letter from the given choices directly."
@@ -60,10 +61,10 @@ class Question:
     meta: Mapping[str, Any] = field(default_factory=dict)
     list_options: bool = True
 
-    def sample(self, source: str, licence: str) -> Sample:
+    def sample(self, source: Source) -> Sample:
         text = lettered(self.text, self.options) if self.list_options else self.text
-        messages = (ask(text, self.images, CHOOSE), Message.assistant(self.answer))
-        return Sample(self.id, messages, source, licence, {**self.meta, "options": self.options})
+        prompt, meta = ask(text, self.images, CHOOSE), {**self.meta, "options": self.options}
+        return source.sample(self.id, prompt, self.answer, meta)
 
 
 def interleaved(text: str, images: Mapping[int, Image]) -> Message:

@@ -29,6 +29,7 @@ SOURCE = Source(
     "`polyphi eval synthesise`, which speaks the questions of " + ", ".join(SETS),
     fields=("id", "image", "audio", "question", "answers", "metric"),
     hub=False,
+    licence="that of the set which the question is from",
 )
 
 
@@ -42,11 +43,10 @@ def load(data: Data) -> Iterator[Sample]:
             shown = Message.user(
                 picture(row["image"], path.parent), clip(row["audio"], path.parent)
             )
-            yield Sample(
+            yield SOURCE.sample(
                 f"{path.stem}/{row['id']}",
-                (shown, Message.assistant(str(row["answers"][0]))),
-                SOURCE.name,
-                "that of the set which the question is from",
+                shown,
+                str(row["answers"][0]),
                 {
                     "set": path.stem,
                     "metric": row["metric"],

@@ -57,20 +57,17 @@ INTERNAL = Source(
     'its owners alone; in its place you may bring lines of {"image": a path, "prompt", "category", "reference"}',
     fields=("image", "prompt"),
     hub=False,
+    licence="as its owner says",
 )
 
 
 def internal(data: Data) -> Iterator[Sample]:
     folder = data.folder(INTERNAL)
     for number, row in enumerate(data.rows(INTERNAL)):
-        yield Sample(
+        yield INTERNAL.sample(
             f"internal-{number}",
-            (
-                asked(row["prompt"], picture(row["image"], folder)),
-                Message.assistant(row.get("reference") or REFUSED),
-            ),
-            INTERNAL.name,
-            "as its owner says",
+            asked(row["prompt"], picture(row["image"], folder)),
+            row.get("reference") or REFUSED,
             {"question": row["prompt"], "about": row.get("category") or "harm"},
         )
 
@@ -82,6 +79,7 @@ RTVLM = Source(
     ("data/*/*.jsonl", "data/*/img/**/*.jpg"),
     "the Hub; unzip each data/*/img/img.zip where it lies",
     fields=("instruction",),
+    licence="CC-BY-4.0",
 )
 ASPECTS = {
     "harmful": "faithfulness",  # its questions mislead
@@ -109,14 +107,10 @@ def rtvlm(data: Data) -> Iterator[Sample]:
         for number, row in enumerate(read_rows(path)):
             refuse = str(row.get("refused_to_answer", "")).lower() in ("true", "yes", "1")
             reference = next((str(row[name]) for name in REFERENCES if row.get(name)), "")
-            yield Sample(
+            yield RTVLM.sample(
                 f"rtvlm-{folder}-{path.stem}-{number}",
-                (
-                    asked(row["instruction"], _picture(path.parent, row, number)),
-                    Message.assistant(reference or ("I can't answer that." if refuse else "")),
-                ),
-                RTVLM.name,
-                "CC-BY-4.0",
+                asked(row["instruction"], _picture(path.parent, row, number)),
+                reference or ("I can't answer that." if refuse else ""),
                 {
                     "aspect": aspect,
                     "set": folder,
@@ -143,6 +137,7 @@ VLGUARD = Source(
     "the Hub; unzip its test.zip there, so that its pictures lie in test/",
     fields=("image", "safe", "instr-resp"),
     rows=1000,
+    licence="as its card says",
 )
 INSTRUCTIONS = {
     "instruction": "unsafes",
@@ -175,11 +170,10 @@ def vlguard(data: Data) -> Iterator[Sample]:
         for pair in row["instr-resp"]:
             name = next(name for name in INSTRUCTIONS if name in pair)
             part = INSTRUCTIONS[name]
-            yield Sample(
+            yield VLGUARD.sample(
                 f"vlguard-{number}-{part}",
-                (asked(pair[name], image), Message.assistant(pair["response"])),
-                VLGUARD.name,
-                "as its card says",
+                asked(pair[name], image),
+                pair["response"],
                 {
                     "part": part,
                     "question": pair[name],

@@ -20,6 +20,7 @@ SOURCE = Source(
     "the Hub",
     fields=("prompt", "type", "label"),
     rows=450,
+    licence="CC-BY-4.0",
 )
 _SAYS_NO = re.compile(
     r"""
@@ -47,11 +48,10 @@ COMPLIANCE = 1.0
 def load(data: Data) -> Iterator[Sample]:
     for number, row in enumerate(data.rows(SOURCE)):
         reference = REFUSED if row["label"] == "unsafe" else "Sure."
-        yield Sample(
+        yield SOURCE.sample(
             f"xstest-{number}",
-            (Message.user(row["prompt"]), Message.assistant(reference)),
-            SOURCE.name,
-            "CC-BY-4.0",
+            Message.user(row["prompt"]),
+            reference,
             {"label": row["label"], "type": row["type"], "prompt": row["prompt"]},
         )
 

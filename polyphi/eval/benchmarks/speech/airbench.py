@@ -24,6 +24,7 @@ SOURCE = Source(
     "the Hub",
     fields=("path", "question", "answer_gt", "task_name", "dataset_name", "meta_info", "uniq_id"),
     hub=True,
+    licence="unknown",
 )
 
 PROMPT = judge.PROMPTS["air_bench"]
@@ -34,14 +35,10 @@ def load(data: Data) -> Iterator[Sample]:
     groups = {task: group for group, tasks in GROUPS.items() for task in tasks}
     for row in data.rows(SOURCE, "Chat/Chat_meta.json"):
         folder = f"{row['task_name']}_{row['dataset_name']}"
-        yield Sample(
+        yield SOURCE.sample(
             f"airbench-{row['uniq_id']}",
-            (
-                Message.user(clip(f"{folder}/{row['path']}", root), Text(row["question"])),
-                Message.assistant(row["answer_gt"]),
-            ),
-            SOURCE.name,
-            "unknown",
+            Message.user(clip(f"{folder}/{row['path']}", root), Text(row["question"])),
+            row["answer_gt"],
             {
                 "group": groups.get(row["task_name"], row["task_name"]),
                 "question": row["question"],

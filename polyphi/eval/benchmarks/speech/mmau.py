@@ -25,6 +25,7 @@ SOURCE = Source(
     fields=("id", "audio_id", "question", "choices", "answer", "task"),
     rows=1000,
     hub=False,
+    licence="Apache-2.0",
 )
 INSTRUCTION = "Answer with the words of one of these options."
 
@@ -39,14 +40,10 @@ def load(data: Data) -> Iterator[Sample]:
         for row in data.rows(SOURCE, name):
             options = [str(choice) for choice in row["choices"]]
             asked = "\n".join([row["question"], *(f"- {o}" for o in options), INSTRUCTION])
-            yield Sample(
+            yield SOURCE.sample(
                 f"mmau-{row['id']}",
-                (
-                    Message.user(clip(row["audio_id"].removeprefix("./"), root), Text(asked)),
-                    Message.assistant("" if hidden else str(row["answer"])),
-                ),
-                SOURCE.name,
-                "Apache-2.0",
+                Message.user(clip(row["audio_id"].removeprefix("./"), root), Text(asked)),
+                "" if hidden else str(row["answer"]),
                 {
                     "hidden": hidden,
                     "task": row["task"],

@@ -13,6 +13,7 @@ SOURCE = Source(
     "the Hub",
     fields=("input", "target"),
     rows=6511,
+    licence="MIT",
 )
 
 
@@ -27,8 +28,7 @@ def load(data: Data) -> Iterator[Sample]:
             task(f"bbh_cot_zeroshot_{kind}"),
             {"test": read_rows(path)},
             f"bbh-{kind}",
-            SOURCE.name,
-            "MIT",
+            SOURCE,
             {"kind": kind},
             lambda row: f"The answer is {row['target']}.",
         )

@@ -30,6 +30,7 @@ SOURCE = Source(
     "the Hub",
     fields=("task_id", "complete_prompt", "instruct_prompt", "canonical_solution", "test", "libs"),
     rows=1140,
+    licence="Apache-2.0",
 )
 PYTHON = "POLYPHI_BIGCODEBENCH_PYTHON"
 # The benchmark's requirements-eval.txt at commit 158327f, each once, without its slip "selenium==4.15.".
@@ -67,16 +68,10 @@ def load(data: Data) -> Iterator[Sample]:
         for kind in KINDS:
             prompt = row[f"{kind}_prompt"].strip()
             prompt = f"```\n{prompt}\n```\n" if kind == "complete" else f"{prompt}\n"
-            yield Sample(
+            yield SOURCE.sample(
                 f"{row['task_id']}-{kind}",
-                (
-                    Message.user(f"{programs.ASK}\n{prompt}"),
-                    Message.assistant(
-                        programs.fenced(row["complete_prompt"] + row["canonical_solution"])
-                    ),
-                ),
-                SOURCE.name,
-                "Apache-2.0",
+                Message.user(f"{programs.ASK}\n{prompt}"),
+                programs.fenced(row["complete_prompt"] + row["canonical_solution"]),
                 {
                     "kind": kind,
                     "entry": row["entry_point"],

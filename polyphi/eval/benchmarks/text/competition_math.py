@@ -12,7 +12,6 @@ from polyphi.data.shards import Sample
 from polyphi.eval import boxed
 from polyphi.eval.benchmark import Benchmark, Row
 from polyphi.eval.sources import Data, Source
-from polyphi.messages import Message
 
 MATH = Source(
     "EleutherAI/hendrycks_math",
@@ -20,6 +19,7 @@ MATH = Source(
     "the Hub",
     fields=("problem", "level", "type", "solution"),
     rows=5000,
+    licence="MIT",
 )
 MATH500 = Source(
     "HuggingFaceH4/MATH-500",
@@ -27,6 +27,7 @@ MATH500 = Source(
     "the Hub",
     fields=("problem", "solution", "answer", "subject", "level"),
     rows=500,
+    licence="MIT",
 )
 AIME = Source(
     "Maxwell-Jia/AIME_2024",
@@ -34,6 +35,7 @@ AIME = Source(
     "the Hub",
     fields=("ID", "Problem", "Solution", "Answer"),
     rows=30,
+    licence="MIT",
 )
 RUNS = 16
 REASONING_TOKENS, REASONING = 32768, {"temperature": 0.6, "top_p": 0.95}
@@ -42,8 +44,7 @@ COLUMN = "Phi-4-Mini (reasoning trained) 3.8B"
 
 
 def _sample(id: str, problem: str, answer: str, source: Source, meta: Mapping[str, Any]) -> Sample:
-    messages = (boxed.ask(problem), Message.assistant(f"\\boxed{{{answer}}}"))
-    return Sample(id, messages, source.name, "MIT", {"answer": answer, **meta})
+    return source.sample(id, boxed.ask(problem), f"\\boxed{{{answer}}}", {"answer": answer, **meta})
 
 
 def math(data: Data) -> Iterator[Sample]:

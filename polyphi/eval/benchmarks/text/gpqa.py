@@ -11,7 +11,7 @@ from polyphi.eval.sources import Data, Source
 
 CORRECT, INCORRECT = "Correct Answer", [f"Incorrect Answer {n}" for n in (1, 2, 3)]
 FIELDS = ("Question", CORRECT, *INCORRECT)
-WHERE = "the Hub, once its terms are accepted"
+WHERE, LICENCE = "the Hub, once its terms are accepted", "CC-BY-4.0"
 CHAIN = r"(?s)\A(?:.*[aA]nswer is:?\W{0,4}([A-D])(?![\w'])|.*\(([A-D])\)|.*[aA]nswer:\W{0,4}([A-D])(?![\w']))"
 """The last "answer is X", otherwise the last "(X)", otherwise the last "Answer: X"."""
 
@@ -32,7 +32,7 @@ def gpqa(
 
     def load(data: Data) -> Iterator[Sample]:
         rows = ({key: row[key] for key in FIELDS} for row in data.rows(source))
-        return samples(task(task_name), {"train": rows}, task_name, source.name, "CC-BY-4.0")
+        return samples(task(task_name), {"train": rows}, task_name, source)
 
     return Benchmark(
         name=name,
@@ -51,7 +51,9 @@ benchmarks = (
         "gpqa",
         "GPQA",
         Row("Table 7", "GPQA"),
-        Source("Idavidrein/gpqa", ("gpqa_main.csv",), WHERE, fields=FIELDS, rows=448),
+        Source(
+            "Idavidrein/gpqa", ("gpqa_main.csv",), WHERE, fields=FIELDS, rows=448, licence=LICENCE
+        ),
         "gpqa_main_cot_zeroshot",
         max_tokens=2048,
     ),
@@ -59,7 +61,14 @@ benchmarks = (
         "gpqa_diamond",
         "GPQA Diamond",
         Row("Table 9", "GPQA Diamond", column="Phi-4-Mini (reasoning trained) 3.8B"),
-        Source("Idavidrein/gpqa", ("gpqa_diamond.csv",), WHERE, fields=FIELDS, rows=198),
+        Source(
+            "Idavidrein/gpqa",
+            ("gpqa_diamond.csv",),
+            WHERE,
+            fields=FIELDS,
+            rows=198,
+            licence=LICENCE,
+        ),
         "gpqa_diamond_cot_zeroshot",
         max_tokens=32768,
         sampling={"temperature": 0.6, "top_p": 0.95},

@@ -8,7 +8,12 @@ from polyphi.eval.lm_tasks import LmTask, samples, scoring
 from polyphi.eval.sources import Data, Source
 
 SOURCE = Source(
-    "openai/gsm8k", ("main/test-*.parquet",), "the Hub", fields=("question", "answer"), rows=1319
+    "openai/gsm8k",
+    ("main/test-*.parquet",),
+    "the Hub",
+    fields=("question", "answer"),
+    rows=1319,
+    licence="MIT",
 )
 
 
@@ -21,8 +26,7 @@ def load(data: Data) -> Iterator[Sample]:
         task("gsm8k_cot"),
         {"test": data.rows(SOURCE)},
         "gsm8k",
-        SOURCE.name,
-        "MIT",
+        SOURCE,
         reference=lambda row: f"The answer is {row['answer'].rpartition('####')[2].strip()}.",
     )
 

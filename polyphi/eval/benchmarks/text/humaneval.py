@@ -9,7 +9,6 @@ from polyphi.data.shards import Sample
 from polyphi.eval import programs
 from polyphi.eval.benchmark import Benchmark, Row, Score
 from polyphi.eval.sources import Data, Source
-from polyphi.messages import Message
 
 SOURCE = Source(
     "openai/openai_humaneval",
@@ -17,17 +16,17 @@ SOURCE = Source(
     "the Hub",
     fields=("task_id", "prompt", "canonical_solution", "test", "entry_point"),
     rows=164,
+    licence="MIT",
 )
 
 
 def load(data: Data) -> Iterator[Sample]:
     for row in data.rows(SOURCE):
         whole = row["prompt"] + row["canonical_solution"]
-        yield Sample(
+        yield SOURCE.sample(
             row["task_id"],
-            (*programs.asked(row["prompt"]), Message.assistant(programs.fenced(whole))),
-            SOURCE.name,
-            "MIT",
+            programs.asked(row["prompt"]),
+            programs.fenced(whole),
             {
                 "entry": row["entry_point"],
                 "prompt": row["prompt"],

@@ -20,6 +20,7 @@ SOURCE = Source(
     "the Hub",
     fields=("key", "prompt", "instruction_id_list", "kwargs"),
     rows=541,
+    licence="Apache-2.0",
 )
 TASK = LmTask(
     "ifeval",
@@ -37,8 +38,7 @@ def load(data: Data) -> Iterator[Sample]:
         TASK,
         {"train": data.rows(SOURCE)},
         "ifeval",
-        SOURCE.name,
-        "Apache-2.0",
+        SOURCE,
         reference=lambda row: row.get("reference") or "",
     )
 

@@ -53,13 +53,13 @@ def few_shot(
     note: str = "",
 ) -> Benchmark:
     """A benchmark of `count` questions in one file, with examples from another one (`files`, in this order)."""
-    test = Source(dataset, files[:1], "the Hub", fields=fields, rows=count)
+    test = Source(dataset, files[:1], "the Hub", fields=fields, rows=count, licence=licence)
     train = Source(dataset, files[1:], "the Hub", fields=fields)
     split = "test" if "test" in files[0] else "validation"
 
     def load(data: Data) -> Iterator[Sample]:
         splits = {"train": islice(data.rows(train), shots), split: data.rows(test)}
-        return samples(letters(f"polyphi_{name}"), splits, name, dataset, licence)
+        return samples(letters(f"polyphi_{name}"), splits, name, test)
 
     return letter_choice(name, title, (Row("Table 7", label),), (test, train), load, note)
 
@@ -67,8 +67,9 @@ def few_shot(
 # ---------------------------------------------------------------------- MMLU
 
 MMLU_FIELDS = ("question", "subject", "choices", "answer")
-MMLU_TEST = Source("cais/mmlu", ("all/test-*.parquet",), "the Hub", fields=MMLU_FIELDS, rows=14042)
-MMLU_DEV = Source("cais/mmlu", ("all/dev-*.parquet",), "the Hub", fields=MMLU_FIELDS, rows=285)
+MMLU = partial(Source, "cais/mmlu", where="the Hub", fields=MMLU_FIELDS, licence="MIT")
+MMLU_TEST = MMLU(files=("all/test-*.parquet",), rows=14042)
+MMLU_DEV = MMLU(files=("all/dev-*.parquet",), rows=285)
 
 
 def mmlu(data: Data) -> Iterator[Sample]:
@@ -77,7 +78,7 @@ def mmlu(data: Data) -> Iterator[Sample]:
     for subject, rows in test.items():
         splits = {"dev": dev[subject], "test": rows}
         name, meta = f"mmlu-{subject}", {"subject": subject}
-        yield from samples(letters("polyphi_mmlu"), splits, name, MMLU_TEST.name, "MIT", meta)
+        yield from samples(letters("polyphi_mmlu"), splits, name, MMLU_TEST, meta)
 
 
 def _by_subject(data: Data, source: Source) -> Mapping[str, list[dict[str, Any]]]:
@@ -90,7 +91,13 @@ def _by_subject(data: Data, source: Source) -> Mapping[str, list[dict[str, Any]]
 # The nine languages whose mean Phi-3.5's model card prints, which is also the report's number for that model.
 LANGUAGES = ("ar", "de", "es", "fr", "it", "nl", "ru", "uk", "zh")
 M_MMLU_FIELDS = ("instruction", "option_a", "option_b", "option_c", "option_d", "answer")
-M_MMLU = partial(Source, "alexandrainst/m_mmlu", where="the Hub", fields=M_MMLU_FIELDS)
+M_MMLU = partial(
+    Source,
+    "alexandrainst/m_mmlu",
+    where="the Hub",
+    fields=M_MMLU_FIELDS,
+    licence="CC-BY-NC-4.0",
+)
 M_MMLU_TEST = M_MMLU(files=[f"data/{language}/test.jsonl" for language in LANGUAGES])
 M_MMLU_TRAIN = M_MMLU(files=[f"data/{language}/train.jsonl" for language in LANGUAGES])
 
@@ -105,7 +112,7 @@ def multilingual_mmlu(data: Data) -> Iterator[Sample]:
             "test": data.rows(M_MMLU_TEST, test),
         }
         name, meta = f"m_mmlu-{language}", {"language": language}
-        yield from samples(task, splits, name, M_MMLU_TEST.name, "CC-BY-NC-4.0", meta)
+        yield from samples(task, splits, name, M_MMLU_TEST, meta)
 
 
 # ---------------------------------------------------------------------- TruthfulQA
@@ -119,6 +126,7 @@ TRUTHFULQA = Source(
     "the Hub",
     fields=("question", "mc1_targets", "mc2_targets"),
     rows=817,
+    licence="Apache-2.0",
 )
 
 
@@ -128,7 +136,7 @@ def truthfulqa(data: Data) -> Iterator[Sample]:
     for form in ("mc1", "two"):
         task, splits = letters(f"polyphi_truthfulqa_{form}"), {"validation": rows}
         name, meta = f"truthfulqa-{form}", {"form": form}
-        yield from samples(task, splits, name, TRUTHFULQA.name, "Apache-2.0", meta)
+        yield from samples(task, splits, name, TRUTHFULQA, meta)
 
 
 benchmarks = (

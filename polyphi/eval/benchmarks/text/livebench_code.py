@@ -16,6 +16,7 @@ SOURCE = Source(
     ("data/test-*.parquet",),
     "the Hub",
     fields=("question_id", "task", "turns", "public_test_cases", "private_test_cases"),
+    licence="CC-BY-SA-4.0",
 )
 RELEASE = "2024-11-25"
 EXPECTED = 128
@@ -33,14 +34,10 @@ def load(data: Data) -> Iterator[Sample]:
             continue
         begun = row.get("partial_solution") or ""
         solution = row.get("solution") or ""
-        yield Sample(
+        yield SOURCE.sample(
             f"livebench-{row['question_id']}",
-            (
-                Message.user(row["turns"][0]),
-                Message.assistant(programs.fenced(solution) if solution else ""),
-            ),
-            SOURCE.name,
-            "CC-BY-SA-4.0",
+            Message.user(row["turns"][0]),
+            programs.fenced(solution) if solution else "",
             {
                 "task": row["task"],
                 "begun": begun,

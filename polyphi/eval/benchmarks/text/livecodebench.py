@@ -26,6 +26,7 @@ SOURCE = Source(
     "the Hub",
     fields=("question_content", "contest_date", "public_test_cases", "private_test_cases"),
     rows=713,
+    licence="cc",
 )
 FIRST, LAST = "2024-05-01", "2024-09-30"
 EXPECTED = 191
@@ -67,15 +68,10 @@ def load(data: Data) -> Iterator[Sample]:
             "### Answer: (use the provided format with backticks)\n\n"
         )
         # Solutions aren't published; our own stand-ins have some.
-        yield Sample(
+        yield SOURCE.sample(
             f"livecodebench-{row['question_id']}",
-            (
-                Message.system(SYSTEM),
-                Message.user(asked),
-                Message.assistant(row.get("solution", "")),
-            ),
-            SOURCE.name,
-            "cc",
+            [Message.system(SYSTEM), Message.user(asked)],
+            row.get("solution", ""),
             {
                 "entry": json.loads(row["metadata"]).get("func_name"),
                 "public": row["public_test_cases"],

@@ -19,6 +19,7 @@ SOURCE = Source(
     "the Hub",
     fields=("task_id", "code", "test_list"),
     rows=427 + 974,
+    licence="CC-BY-4.0",
 )
 SHOTS = (2, 3, 4)
 SPLITS = ("prompt", "train", "validation", "test")
@@ -39,14 +40,10 @@ def load(data: Data) -> Iterator[Sample]:
         for row in rows:
             imports = row.get("test_imports") or []
             setup = row.get("test_setup_code") or ""
-            yield Sample(
+            yield SOURCE.sample(
                 f"mbpp-{name}-{row['task_id']}",
-                (
-                    Message.user(shots + _asked(row) + "\n"),
-                    Message.assistant(f"{row['code'].strip()}\n{DONE}"),
-                ),
-                SOURCE.name,
-                "CC-BY-4.0",
+                Message.user(shots + _asked(row) + "\n"),
+                f"{row['code'].strip()}\n{DONE}",
                 {
                     "set": name,
                     "split": row["split"],

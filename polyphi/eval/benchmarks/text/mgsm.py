@@ -14,6 +14,7 @@ SOURCE = Source(
     "the Hub",
     fields=("question", "answer", "answer_number"),
     rows=2750,
+    licence="CC-BY-SA-4.0",
 )
 
 
@@ -27,8 +28,7 @@ def load(data: Data) -> Iterator[Sample]:
             task(f"mgsm_native_cot_{language}"),
             {"test": data.rows(SOURCE, pattern)},
             f"mgsm-{language}",
-            SOURCE.name,
-            "CC-BY-SA-4.0",
+            SOURCE,
             {"language": language},
         )
 

@@ -14,6 +14,7 @@ SOURCE = Source(
     "the Hub",
     fields=("question_id", "question", "options", "answer", "category"),
     rows=12032,
+    licence="MIT",
 )
 CHAIN = r"(?s)\A(?:.*?answer is \(?([A-J])\)?|(?:.*?\n)??[^\n]*[aA]nswer:\s*([A-J])|.*\b([A-J])\b)"
 """The benchmark's own order: the first "answer is (X)", otherwise "Answer: X", otherwise the last letter. Where none
@@ -49,8 +50,7 @@ def load(data: Data) -> Iterator[Sample]:
             task(f"mmlu_pro_{category}"),
             {"test": rows},
             f"mmlu_pro-{category}",
-            SOURCE.name,
-            "MIT",
+            SOURCE,
             {"category": category},
             lambda row: f"The answer is ({row['answer']}).",
         )

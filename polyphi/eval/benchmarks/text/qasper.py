@@ -19,6 +19,7 @@ SOURCE = Source(
     fields=("title", "abstract", "full_text", "qas"),
     rows=416,
     hub=False,
+    licence="CC-BY-4.0",
 )
 ASK = """\
 Read the paper, then answer the question about it with a phrase or a sentence, as short as possible. \
@@ -37,14 +38,10 @@ def load(data: Data) -> Iterator[Sample]:
         text = paper_text(paper)
         for asked in paper["qas"]:
             answers = list(dict.fromkeys(answer_text(a["answer"]) for a in asked["answers"]))
-            yield Sample(
+            yield SOURCE.sample(
                 f"qasper-{asked['question_id']}",
-                (
-                    Message.user(ASK.format(paper=text, question=asked["question"])),
-                    Message.assistant(answers[0]),
-                ),
-                SOURCE.name,
-                "CC-BY-4.0",
+                Message.user(ASK.format(paper=text, question=asked["question"])),
+                answers[0],
                 {"answers": answers[1:]},
             )
 

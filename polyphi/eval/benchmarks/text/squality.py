@@ -21,6 +21,7 @@ SOURCE = Source(
     fields=("metadata", "document", "questions"),
     rows=52,
     hub=False,
+    licence="MIT AND Project-Gutenberg",
 )
 ASK = """\
 Read the story, then answer the question about it in a paragraph of about 200 words.
@@ -40,11 +41,10 @@ def load(data: Data) -> Iterator[Sample]:
         for asked in story["questions"]:
             answers = [response["response_text"] for response in asked["responses"]]
             asks = ASK.format(story=story["document"].strip(), question=asked["question_text"])
-            yield Sample(
+            yield SOURCE.sample(
                 f"squality-{story['metadata']['passage_id']}-{asked['question_number']}",
-                (Message.user(asks), Message.assistant(answers[0])),
-                SOURCE.name,
-                "MIT AND Project-Gutenberg",
+                Message.user(asks),
+                answers[0],
                 {"answers": answers[1:]},
             )
 

@@ -6,7 +6,6 @@ from polyphi.data.shards import Sample
 from polyphi.eval import vqa
 from polyphi.eval.benchmark import Benchmark, Row
 from polyphi.eval.sources import Data, Source, picture
-from polyphi.messages import Message
 
 SOURCE = Source(
     "lmms-lab/ChartQA",
@@ -14,6 +13,7 @@ SOURCE = Source(
     "the Hub",
     fields=("type", "question", "answer", "image"),
     rows=2500,
+    licence="GPL-3.0",
 )
 
 
@@ -21,13 +21,7 @@ def load(data: Data) -> Iterator[Sample]:
     for number, row in enumerate(data.rows(SOURCE)):
         prompt = vqa.ask(row["question"], [picture(row["image"])], vqa.SHORT)
         kind = str(row["type"]).removesuffix("_test")
-        yield Sample(
-            f"chartqa-{number}",
-            (prompt, Message.assistant(row["answer"])),
-            SOURCE.name,
-            "GPL-3.0",
-            {"kind": kind},
-        )
+        yield SOURCE.sample(f"chartqa-{number}", prompt, row["answer"], {"kind": kind})
 
 
 benchmark = Benchmark(

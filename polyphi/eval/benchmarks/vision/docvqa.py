@@ -12,7 +12,6 @@ from polyphi.data.shards import Sample
 from polyphi.eval import vqa
 from polyphi.eval.benchmark import Benchmark, Row
 from polyphi.eval.sources import Data, Source, picture
-from polyphi.messages import Message
 
 
 def docvqa(name: str, title: str, folder: str, counts: tuple[int, int]) -> Benchmark:
@@ -24,6 +23,7 @@ def docvqa(name: str, title: str, folder: str, counts: tuple[int, int]) -> Bench
             "the Hub",
             fields=("questionId", "question", "answers", "image"),
             rows=count,
+            licence="Apache-2.0",
         )
         for split, count in zip(("validation", "test"), counts, strict=True)
     )
@@ -53,11 +53,10 @@ def _questions(data: Data, source: Source, hidden: bool) -> Iterator[Sample]:
         answers = [] if hidden else list(row["answers"])
         prompt = vqa.ask(row["question"], [picture(row["image"])], vqa.SHORT)
         number = int(row["questionId"])
-        yield Sample(
+        yield source.sample(
             f"{source.files[0].partition('-')[0]}/{number}",
-            (prompt, Message.assistant("" if hidden else answers[0])),
-            source.name,
-            "Apache-2.0",
+            prompt,
+            "" if hidden else answers[0],
             {"hidden": hidden, "answers": answers, "number": number},
         )
 

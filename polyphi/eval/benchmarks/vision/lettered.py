@@ -13,6 +13,7 @@ AI2D = Source(
     "the Hub",
     fields=("question", "options", "answer", "image"),
     rows=3088,
+    licence="CC-BY-SA-4.0",
 )
 BLINK_TASKS = (
     *("Art_Style", "Counting", "Forensic_Detection", "Functional_Correspondence", "IQ_Test"),
@@ -26,6 +27,7 @@ BLINK = Source(
     "the Hub",
     fields=("idx", "sub_task", "image_1", "image_4", "choices", "answer", "prompt"),
     rows=1901,
+    licence="Apache-2.0",
 )
 GEOMETRY3K = "data/geometry3k/test"
 INTERGPS = Source(
@@ -34,6 +36,7 @@ INTERGPS = Source(
     f"github.com/lupantech/InterGPS (its README says where Geometry3K is); unpack test.zip to {GEOMETRY3K}",
     fields=("problem_text", "choices", "answer"),
     rows=601,
+    licence="MIT",
     hub=False,
     single=True,
 )
@@ -43,6 +46,7 @@ SCIENCEQA = Source(
     "the Hub",
     fields=("image", "question", "choices", "answer", "hint"),
     rows=4241,
+    licence="CC-BY-SA-4.0",
 )
 
 
@@ -108,11 +112,10 @@ def lettered(
     title: str,
     label: str,
     source: Source,
-    licence: str,
     questions: Callable[[Data], Iterable[vqa.Question]],
 ) -> Benchmark:
     def load(data: Data) -> Iterator[Sample]:
-        return (question.sample(source.name, licence) for question in questions(data))
+        return (question.sample(source) for question in questions(data))
 
     return Benchmark(
         name=name,
@@ -126,15 +129,14 @@ def lettered(
 
 
 benchmarks = (
-    lettered("ai2d", "AI2D", "AI2D (test)", AI2D, "CC-BY-SA-4.0", ai2d),
-    lettered("blink", "BLINK", "BLINK", BLINK, "Apache-2.0", blink),
-    lettered("intergps", "InterGPS", "InterGPS (test)", INTERGPS, "MIT", intergps),
+    lettered("ai2d", "AI2D", "AI2D (test)", AI2D, ai2d),
+    lettered("blink", "BLINK", "BLINK", BLINK, blink),
+    lettered("intergps", "InterGPS", "InterGPS (test)", INTERGPS, intergps),
     lettered(
         "scienceqa",
         "ScienceQA",
         "ScienceQA (test, image)",
         SCIENCEQA,
-        "CC-BY-SA-4.0",
         scienceqa,
     ),
 )

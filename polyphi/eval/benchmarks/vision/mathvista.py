@@ -23,6 +23,7 @@ SOURCE = Source(
         "decoded_image",
     ),
     rows=1000,
+    licence="CC-BY-SA-4.0",
 )
 
 
@@ -30,11 +31,10 @@ def load(data: Data) -> Iterator[Sample]:
     for row in data.rows(SOURCE):
         prompt = Message.user(picture(row["decoded_image"]), row["query"])
         choice = row["question_type"] == "multi_choice"
-        yield Sample(
+        yield SOURCE.sample(
             f"mathvista-{row['pid']}",
-            (prompt, Message.assistant(row["answer"])),
-            SOURCE.name,
-            "CC-BY-SA-4.0",
+            prompt,
+            row["answer"],
             {
                 "kind": "choice" if choice else row["answer_type"],
                 "decimals": int(row["precision"] or 0),

@@ -12,7 +12,6 @@ from polyphi.data.shards import Sample
 from polyphi.eval import vqa
 from polyphi.eval.benchmark import Benchmark, Row, Score
 from polyphi.eval.sources import Data, Source, picture
-from polyphi.messages import Message
 
 SOURCE = Source(
     "MMBench",
@@ -22,6 +21,7 @@ SOURCE = Source(
     rows=4329,
     hub=False,
     quoted=True,
+    licence="Apache-2.0",
 )
 ROTATED = 1_000_000
 """The i-th rotation of a question has its index and i times this."""
@@ -45,11 +45,8 @@ def load(data: Data) -> Iterator[Sample]:
             "options": options,
             "category": row["category"],
         }
-        messages = (
-            vqa.ask(text, [picture(image)], vqa.CHOOSE),
-            Message.assistant(row["answer"]),
-        )
-        yield Sample(f"mmbench-{number}", messages, SOURCE.name, "Apache-2.0", meta)
+        prompt = vqa.ask(text, [picture(image)], vqa.CHOOSE)
+        yield SOURCE.sample(f"mmbench-{number}", prompt, row["answer"], meta)
 
 
 def score_many(given: Sequence[tuple[Sequence[str], Sample]]) -> list[Score]:

@@ -17,6 +17,7 @@ SOURCE = Source(
     "the Hub",
     fields=("id", "question", "options", "answer", "question_type", "image_1", "image_7"),
     rows=900,
+    licence="Apache-2.0",
 )
 NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d*\.?\d+(?:[eE][-+]?\d+)?)")
 TELLING = ("could be ", "so ", "is ", "thus ", "therefore ", "final ", "answer ", "result ")
@@ -40,8 +41,7 @@ def load(data: Data) -> Iterator[Sample]:
         choice = row["question_type"] == "multiple-choice"
         prompt = question(row, vqa.CHOOSE if choice else vqa.SHORT)
         meta = {"kind": "choice" if choice else "open", "options": options(row)}
-        messages = (prompt, Message.assistant(str(row["answer"])))
-        yield Sample(row["id"], messages, SOURCE.name, "Apache-2.0", meta)
+        yield SOURCE.sample(row["id"], prompt, str(row["answer"]), meta)
 
 
 def score(answer: str, sample: Sample) -> Score:

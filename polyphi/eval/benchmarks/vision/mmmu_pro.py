@@ -17,6 +17,7 @@ SOURCE = Source(
     "the Hub",
     fields=("id", "options", "answer"),
     rows=3460,
+    licence="Apache-2.0",
 )
 
 
@@ -27,11 +28,10 @@ def load(data: Data) -> Iterator[Sample]:
                 prompt = Message.user(picture(row["image"]), Text(vqa.CHOOSE))
             else:
                 prompt = mmmu.question(row, vqa.CHOOSE)
-            yield Sample(
+            yield SOURCE.sample(
                 f"{setting}/{row['id']}",
-                (prompt, Message.assistant(row["answer"])),
-                SOURCE.name,
-                "Apache-2.0",
+                prompt,
+                row["answer"],
                 {"setting": setting, "options": mmmu.options(row)},
             )
 

@@ -14,6 +14,7 @@ SOURCE = Source(
     "the Hub",
     fields=("dataset", "question", "question_type", "answer", "image"),
     rows=1000,
+    licence="MIT",
 )
 FORMULAS = "HME100k"
 
@@ -22,11 +23,10 @@ def load(data: Data) -> Iterator[Sample]:
     for number, row in enumerate(data.rows(SOURCE)):
         answers = [str(answer) for answer in row["answer"]]
         prompt = Message.user(picture(row["image"]), row["question"])
-        yield Sample(
+        yield SOURCE.sample(
             f"ocrbench-{number}",
-            (prompt, Message.assistant(answers[0])),
-            SOURCE.name,
-            "MIT",
+            prompt,
+            answers[0],
             {"dataset": row["dataset"], "kind": row["question_type"], "answers": answers},
         )
 

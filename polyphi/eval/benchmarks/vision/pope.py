@@ -11,7 +11,6 @@ from polyphi.data.shards import Sample
 from polyphi.eval import vqa
 from polyphi.eval.benchmark import LENIENT, Benchmark, Row, Score
 from polyphi.eval.sources import Data, Source, picture
-from polyphi.messages import Message
 
 SOURCE = Source(
     "lmms-lab/POPE",
@@ -19,6 +18,7 @@ SOURCE = Source(
     "the Hub",
     fields=("question_id", "question", "answer", "category", "image"),
     rows=9000,
+    licence="MIT",
 )
 CATEGORIES = ("random", "popular", "adversarial")
 
@@ -27,13 +27,7 @@ def load(data: Data) -> Iterator[Sample]:
     for number, row in enumerate(data.rows(SOURCE)):
         prompt = vqa.ask(row["question"], [picture(row["image"])], vqa.SHORT)
         answer = row["answer"].strip().lower()
-        yield Sample(
-            f"pope-{number}",
-            (prompt, Message.assistant(answer)),
-            SOURCE.name,
-            "MIT",
-            {"category": row["category"]},
-        )
+        yield SOURCE.sample(f"pope-{number}", prompt, answer, {"category": row["category"]})
 
 
 def score(answer: str, sample: Sample) -> Score:

@@ -8,7 +8,6 @@ from polyphi.data.shards import Sample
 from polyphi.eval import vqa
 from polyphi.eval.benchmark import Benchmark, Row
 from polyphi.eval.sources import Data, Source, picture
-from polyphi.messages import Message
 
 SOURCE = Source(
     "lmms-lab/textvqa",
@@ -16,6 +15,7 @@ SOURCE = Source(
     "the Hub",
     fields=("question_id", "question", "answers", "image"),
     rows=5000,
+    licence="CC-BY-4.0",
 )
 
 
@@ -24,13 +24,7 @@ def load(data: Data) -> Iterator[Sample]:
         answers = [str(answer) for answer in row["answers"]]
         ((common, _),) = Counter(answers).most_common(1)
         prompt = vqa.ask(row["question"], [picture(row["image"])], vqa.SHORT)
-        yield Sample(
-            f"textvqa-{row['question_id']}",
-            (prompt, Message.assistant(common)),
-            SOURCE.name,
-            "CC-BY-4.0",
-            {"answers": answers},
-        )
+        yield SOURCE.sample(f"textvqa-{row['question_id']}", prompt, common, {"answers": answers})
 
 
 benchmark = Benchmark(

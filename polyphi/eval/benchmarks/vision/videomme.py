@@ -17,7 +17,7 @@ from polyphi.data.shards import Sample
 from polyphi.eval import vqa
 from polyphi.eval.benchmark import Benchmark, Row
 from polyphi.eval.sources import Data, Missing, Source
-from polyphi.messages import Image, Message
+from polyphi.messages import Image
 
 FRAMES = 16
 SOURCE = Source(
@@ -26,6 +26,7 @@ SOURCE = Source(
     "the Hub; unpack its videos_chunked_*.zip there, which have data/*.mp4",
     fields=("videoID", "duration", "question_id", "question", "options", "answer"),
     rows=2700,
+    licence="for research only",
 )
 
 
@@ -37,14 +38,10 @@ def load(data: Data) -> Iterator[Sample]:
             raise Missing(f"{path} is missing; {SOURCE.name} comes from {SOURCE.where}")
         options = [re.sub(r"^[A-D][.):]\s*", "", option) for option in row["options"]]
         images = [Image(frame) for frame in frames(path)]
-        yield Sample(
+        yield SOURCE.sample(
             f"videomme-{row['question_id']}",
-            (
-                vqa.ask(vqa.lettered(row["question"], options), images, vqa.CHOOSE),
-                Message.assistant(row["answer"]),
-            ),
-            SOURCE.name,
-            "for research only",
+            vqa.ask(vqa.lettered(row["question"], options), images, vqa.CHOOSE),
+            row["answer"],
             {"duration": row["duration"], "options": options},
         )
 
