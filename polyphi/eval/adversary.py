@@ -29,9 +29,7 @@ QUOTES = "\"'“”„«»「」 \n\t"
 def dialogues(simulator: Cache) -> Turns:
     """The next turn of each conversation, the user's of a level together."""
 
-    def turns(
-        talked: Sequence[tuple[Sample, Sequence[str]]],
-    ) -> list[Sequence[Message] | None]:
+    def turns(talked: Sequence[tuple[Sample, Sequence[str]]]) -> list[Sequence[Message] | None]:
         going = [i for i, (s, answers) in enumerate(talked) if len(answers) < s.meta["turns"]]
         said: dict[int, list[str]] = {i: [] for i in going}
         level = 0
@@ -52,9 +50,7 @@ def _view(sample: Sample, said: Sequence[str], answers: Sequence[str]) -> list[M
     """The conversation as the simulator sees it: its own turns are the assistant's, the model's answers the user's."""
     meta = sample.meta
     system = judge.SAFETY["user"].format(
-        goal=meta["prompt"],
-        how=STRATEGIES[meta["strategy"]],
-        language=LANGUAGES[meta["language"]],
+        goal=meta["prompt"], how=STRATEGIES[meta["strategy"]], language=LANGUAGES[meta["language"]]
     )
     view = [Message.system(system), Message.user(judge.SAFETY["begin"])]
     for own, answer in zip(said, answers, strict=False):

@@ -30,14 +30,7 @@ from polyphi.eval.heldout import CORE_NAMES, GOALS, find
 from polyphi.eval.run import Line, Prompt, answer, constant_line, file_name, write
 from polyphi.eval.score import score
 from polyphi.eval.scorers import references
-from polyphi.eval.statistics import (
-    MIN_SAMPLES,
-    direction,
-    measure,
-    rates,
-    resampled,
-    vector,
-)
+from polyphi.eval.statistics import MIN_SAMPLES, direction, measure, rates, resampled, vector
 from polyphi.messages import Audio, Generate, Image, Message, adapter_for, media
 
 CONDITIONS = ("with", "without", "shuffled")

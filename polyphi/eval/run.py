@@ -42,11 +42,7 @@ class Prompt:
 
 
 def prompts_of(
-    benchmark: Benchmark,
-    data: Data,
-    *,
-    limit: int | None = None,
-    shard: tuple[int, int] = (1, 1),
+    benchmark: Benchmark, data: Data, *, limit: int | None = None, shard: tuple[int, int] = (1, 1)
 ) -> Iterator[Prompt]:
     """Prompts of the samples that count in a row. `limit` is the most samples of each row, the first ones; `shard`
     (i, k) takes every k-th sample from the i-th on."""

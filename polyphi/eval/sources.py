@@ -151,12 +151,7 @@ def read_rows(
 
 
 def _text_rows(
-    text: IO[str],
-    kind: str,
-    path: Path,
-    quoted: bool,
-    header: Sequence[str],
-    single: bool,
+    text: IO[str], kind: str, path: Path, quoted: bool, header: Sequence[str], single: bool
 ) -> Iterator[dict[str, Any]]:
     if kind == ".jsonl":
         yield from (json.loads(line) for line in text if line.strip())

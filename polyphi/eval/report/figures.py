@@ -129,10 +129,7 @@ def page(told: Mapping[str, Any]) -> str:
         (title.split(":")[0].lower().replace(" ", "-") + str(i), title, _panels(groups, own))
         for i, (title, groups) in enumerate(BARS.items())
     ]
-    sections += [
-        ("radar", "Radar", _radars(own)),
-        ("size", "Score and size", _sizes(own)),
-    ]
+    sections += [("radar", "Radar", _radars(own)), ("size", "Score and size", _sizes(own))]
     links = "".join(f'<a href="#{name}">{escape(title)}</a>' for name, title, _ in sections)
     body = "".join(
         f'<section id="{name}"><h2>{escape(title)}</h2>{content}</section>'

@@ -11,14 +11,7 @@ from dataclasses import replace
 from polyphi.data.shards import Sample
 from polyphi.eval.adversary import STRATEGIES, dialogues
 from polyphi.eval.benchmark import Benchmark, Row
-from polyphi.eval.severity import (
-    JUDGING,
-    PROMPTS,
-    by_harm,
-    mean_rate,
-    prompts,
-    sample,
-)
+from polyphi.eval.severity import JUDGING, PROMPTS, by_harm, mean_rate, prompts, sample
 from polyphi.eval.sources import Data
 from polyphi.messages import LANGUAGES
 

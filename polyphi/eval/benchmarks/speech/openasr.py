@@ -29,7 +29,6 @@ SOURCES = {
     label: Source(NAME, (f"{place}-*.parquet",), "the Hub", fields=("audio", "text"))
     for label, (place, _) in SETS.items()
 }
-SAID = "We have uh twenty-one orders for the new colour, Mr. Quilter."
 
 
 def load(data: Data) -> Iterator[Sample]:

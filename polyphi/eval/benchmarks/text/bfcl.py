@@ -46,12 +46,7 @@ NON_LIVE = (*SIMPLE, "multiple", "parallel", "parallel_multiple")
 LIVE = ("live_simple", "live_multiple", "live_parallel", "live_parallel_multiple")
 IRRELEVANCE = ("irrelevance", "live_irrelevance")
 RELEVANCE = ("live_relevance",)
-GROUPS = {
-    "non-live": NON_LIVE,
-    "live": LIVE,
-    "irrelevance": IRRELEVANCE,
-    "relevance": RELEVANCE,
-}
+GROUPS = {"non-live": NON_LIVE, "live": LIVE, "irrelevance": IRRELEVANCE, "relevance": RELEVANCE}
 CATEGORIES = tuple(category for group in GROUPS.values() for category in group)
 SOURCE = Source(
     "bfcl_eval",

@@ -83,10 +83,7 @@ _SHAPES: list[tuple[str, Callable[[list[Any]], Any]]] = [
     ),
     ("75 413 444 753", lambda args: [_inner(args[0]), args[1]]),
     ("106 750", lambda args: [args[0], tuple(args[1])]),
-    (
-        "115",
-        lambda args: [[set(x) if isinstance(x, list) and x else {} for x in args[0]]],
-    ),
+    ("115", lambda args: [[set(x) if isinstance(x, list) and x else {} for x in args[0]]]),
     ("124", lambda args: [float(args[0]), complex(args[1])]),
     ("250 405 446 617 720 763 808", lambda args: [tuple(args[0]), args[1]]),
     ("259 401 445", lambda args: [tuple(_inner(arg)) for arg in args]),

@@ -18,10 +18,7 @@ CHAIN = r"(?s)\A(?:.*[aA]nswer is:?\W{0,4}([A-D])(?![\w'])|.*\(([A-D])\)|.*[aA]n
 
 def task(name: str) -> LmTask:
     filters = [{"function": "regex", "regex_pattern": CHAIN}, {"function": "take_first"}]
-    changes = {
-        "training_split": None,
-        "filter_list": [{"name": "chain", "filter": filters}],
-    }
+    changes = {"training_split": None, "filter_list": [{"name": "chain", "filter": filters}]}
     return LmTask(name, "gpqa/cot_zeroshot", changes, strict="chain")
 
 

@@ -23,10 +23,7 @@ SOURCE = Source(
     licence="Apache-2.0",
 )
 TASK = LmTask(
-    "ifeval",
-    "ifeval",
-    metric="prompt_level_strict_acc",
-    lenient="prompt_level_loose_acc",
+    "ifeval", "ifeval", metric="prompt_level_strict_acc", lenient="prompt_level_loose_acc"
 )
 NLTK_DATA = Path(lm_tasks.__file__).parent / "nltk_data"
 

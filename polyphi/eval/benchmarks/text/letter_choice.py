@@ -92,11 +92,7 @@ def _by_subject(data: Data, source: Source) -> Mapping[str, list[dict[str, Any]]
 LANGUAGES = ("ar", "de", "es", "fr", "it", "nl", "ru", "uk", "zh")
 M_MMLU_FIELDS = ("instruction", "option_a", "option_b", "option_c", "option_d", "answer")
 M_MMLU = partial(
-    Source,
-    "alexandrainst/m_mmlu",
-    where="the Hub",
-    fields=M_MMLU_FIELDS,
-    licence="CC-BY-NC-4.0",
+    Source, "alexandrainst/m_mmlu", where="the Hub", fields=M_MMLU_FIELDS, licence="CC-BY-NC-4.0"
 )
 M_MMLU_TEST = M_MMLU(files=[f"data/{language}/test.jsonl" for language in LANGUAGES])
 M_MMLU_TRAIN = M_MMLU(files=[f"data/{language}/train.jsonl" for language in LANGUAGES])

@@ -110,9 +110,7 @@ def trial(code: str, sample: Sample) -> programs.Trial:
         {"input": c["input"], "output": c["output"]} for c in cases(meta["public"], meta["private"])
     ]
     limits = sandbox.Limits(
-        seconds=min(900.0, 30.0 + (SECONDS + 1) * len(tests)),
-        cpu_seconds=300,
-        memory_bytes=2 << 30,
+        seconds=min(900.0, 30.0 + (SECONDS + 1) * len(tests)), cpu_seconds=300, memory_bytes=2 << 30
     )
     told = {"kind": "cases", "cases": tests, "entry": meta["entry"], "seconds": SECONDS}
     return programs.Trial(code, told, BEFORE, limits)

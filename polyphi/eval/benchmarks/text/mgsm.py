@@ -37,10 +37,7 @@ benchmark = Benchmark(
     name="mgsm",
     title="MGSM",
     modality="text",
-    rows=(
-        Row("Table 7", "MGSM"),
-        *(Row("", f"MGSM, {x}", {"language": x}) for x in LANGUAGES),
-    ),
+    rows=(Row("Table 7", "MGSM"), *(Row("", f"MGSM, {x}", {"language": x}) for x in LANGUAGES)),
     sources=(SOURCE,),
     load=load,
     score_many=scoring(task),

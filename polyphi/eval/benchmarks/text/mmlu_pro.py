@@ -60,10 +60,7 @@ benchmark = Benchmark(
     name="mmlu_pro",
     title="MMLU-Pro",
     modality="text",
-    rows=(
-        Row("Table 7", "MMLU-Pro"),
-        Row("", 'MMLU-Pro, only "answer is (X)"', part="first"),
-    ),
+    rows=(Row("Table 7", "MMLU-Pro"), Row("", 'MMLU-Pro, only "answer is (X)"', part="first")),
     sources=(SOURCE,),
     load=load,
     score_many=scoring(task),

@@ -38,11 +38,7 @@ CARRIED_BYTES = 96 << 10
 SECONDS = 5.0
 """Of processor time for a query."""
 LIMITS = sandbox.Limits(
-    seconds=60.0,
-    cpu_seconds=30,
-    memory_bytes=2 << 30,
-    file_bytes=1 << 30,
-    disk_bytes=2 << 30,
+    seconds=60.0, cpu_seconds=30, memory_bytes=2 << 30, file_bytes=1 << 30, disk_bytes=2 << 30
 )
 
 
@@ -57,10 +53,7 @@ def load(data: Data) -> Iterator[Sample]:
         path = _database(folder, row["db_id"])
         yield Sample(
             f"spider-{number}",
-            (
-                Message.user(solved + _asked(folder, row)),
-                Message.assistant(_line(row["query"])),
-            ),
+            (Message.user(solved + _asked(folder, row)), Message.assistant(_line(row["query"]))),
             "Spider",
             "CC-BY-SA-4.0",
             {"query": row["query"], "max_tokens": 256, **_carried(path)},

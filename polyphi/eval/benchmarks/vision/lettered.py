@@ -132,11 +132,5 @@ benchmarks = (
     lettered("ai2d", "AI2D", "AI2D (test)", AI2D, ai2d),
     lettered("blink", "BLINK", "BLINK", BLINK, blink),
     lettered("intergps", "InterGPS", "InterGPS (test)", INTERGPS, intergps),
-    lettered(
-        "scienceqa",
-        "ScienceQA",
-        "ScienceQA (test, image)",
-        SCIENCEQA,
-        scienceqa,
-    ),
+    lettered("scienceqa", "ScienceQA", "ScienceQA (test, image)", SCIENCEQA, scienceqa),
 )
