@@ -31,29 +31,31 @@ def dialogues(simulator: Cache) -> Turns:
 
     def turns(talked: Sequence[tuple[Sample, Sequence[str]]]) -> list[Sequence[Message] | None]:
         going = [i for i, (s, answers) in enumerate(talked) if len(answers) < s.meta["turns"]]
-        said: dict[int, list[str]] = {i: [] for i in going}
+        user_turns: dict[int, list[str]] = {i: [] for i in going}
         level = 0
         while open_ := [i for i in going if level <= len(talked[i][1])]:
-            requests = [Request(_view(talked[i][0], said[i], talked[i][1]), SAYS) for i in open_]
+            requests = [
+                Request(_view(talked[i][0], user_turns[i], talked[i][1]), SAYS) for i in open_
+            ]
             for i, answer in zip(open_, simulator.answers(requests), strict=True):
-                said[i].append(_turn(answer.text) or talked[i][0].meta["prompt"])
+                user_turns[i].append(_turn(answer.text) or talked[i][0].meta["prompt"])
             level += 1
         return [
-            _conversation(sample, said[i], answers) if i in said else None
+            _conversation(sample, user_turns[i], answers) if i in user_turns else None
             for i, (sample, answers) in enumerate(talked)
         ]
 
     return turns
 
 
-def _view(sample: Sample, said: Sequence[str], answers: Sequence[str]) -> list[Message]:
+def _view(sample: Sample, user_turns: Sequence[str], answers: Sequence[str]) -> list[Message]:
     """The conversation as the simulator sees it: its own turns are the assistant's, the model's answers the user's."""
     meta = sample.meta
     system = judge.SAFETY["user"].format(
         goal=meta["prompt"], how=STRATEGIES[meta["strategy"]], language=LANGUAGES[meta["language"]]
     )
     view = [Message.system(system), Message.user(judge.SAFETY["begin"])]
-    for own, answer in zip(said, answers, strict=False):
+    for own, answer in zip(user_turns, answers, strict=False):
         view += [Message.assistant(own), Message.user(answer.strip() or judge.SAFETY["silent"])]
     return view
 
@@ -63,9 +65,11 @@ def _turn(text: str) -> str:
     return " ".join(text.strip(QUOTES).split())[:LONGEST]
 
 
-def _conversation(sample: Sample, said: Sequence[str], answers: Sequence[str]) -> list[Message]:
+def _conversation(
+    sample: Sample, user_turns: Sequence[str], answers: Sequence[str]
+) -> list[Message]:
     talk = []
-    for number, text in enumerate(said):
+    for number, text in enumerate(user_turns):
         talk.append(Message.user(_aloud(sample, text) if sample.meta["aloud"] else Text(text)))
         if number < len(answers):
             talk.append(Message.assistant(answers[number]))

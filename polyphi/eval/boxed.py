@@ -41,21 +41,21 @@ def last_box(text: str) -> str | None:
 
 def verified(answer: str, sample: Sample) -> Score:
     """What the last box holds equals the reference; generously, where there is no box, what the answer's end says."""
-    said, wanted = last_box(answer), references(sample)[0]
-    if said is None:
-        return Score(0.0, "", {LENIENT: float(equal(wanted, answer[-LONGEST_END:]))})
-    right = float(len(said) <= LONGEST_BOX and equal(wanted, f"${said}$"))
-    return Score(right, said[:LONGEST_BOX], {LENIENT: right})
+    box, reference = last_box(answer), references(sample)[0]
+    if box is None:
+        return Score(0.0, "", {LENIENT: float(equal(reference, answer[-LONGEST_END:]))})
+    right = float(len(box) <= LONGEST_BOX and equal(reference, f"${box}$"))
+    return Score(right, box[:LONGEST_BOX], {LENIENT: right})
 
 
-def equal(wanted: str, text: str) -> bool:
+def equal(reference: str, text: str) -> bool:
     """Whether a text gives the wanted expression (LaTeX without dollars), by math-verify."""
     from math_verify import parse, verify
 
     logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # what takes too long is wrong
     seconds = SECONDS if threading.current_thread() is threading.main_thread() else 0
     try:
-        expressions = [parse(t, parsing_timeout=seconds) for t in (f"${wanted}$", text)]
+        expressions = [parse(t, parsing_timeout=seconds) for t in (f"${reference}$", text)]
         return bool(verify(*expressions, timeout_seconds=seconds))
     except Exception:  # what sympy meets in answers is not for it to refuse: wrong
         return False

@@ -60,28 +60,26 @@ class Gap:
 def gaps(scores: Sequence[tuple[Mapping[str, Any], Score]], seed: int) -> dict[str, Gap]:
     """The gaps of a locale's sub-groups that have clips, by name."""
     speakers: dict[str, int] = {}
-    counted: list[np.ndarray] = []
-    names = [
-        n for n, (field, wanted) in GROUPS.items() if any(m[field] == wanted for m, _ in scores)
-    ]
+    by_speaker: list[np.ndarray] = []
+    names = [n for n, (field, group) in GROUPS.items() if any(m[field] == group for m, _ in scores)]
     clips = dict.fromkeys(names, 0)
     for number, (meta, score) in enumerate(scores):
         who = speakers.setdefault(str(meta.get("speaker") or f"clip {number}"), len(speakers))
-        if who == len(counted):
-            counted.append(np.zeros((len(names) + 1, 2)))
-        found = np.array([score.parts["errors"], score.parts["units"]])
-        counted[who][-1] += found
+        if who == len(by_speaker):
+            by_speaker.append(np.zeros((len(names) + 1, 2)))
+        counts = np.array([score.parts["errors"], score.parts["units"]])
+        by_speaker[who][-1] += counts
         for place, name in enumerate(names):
-            field, wanted = GROUPS[name]
-            if meta[field] == wanted:
-                counted[who][place] += found
+            field, group = GROUPS[name]
+            if meta[field] == group:
+                by_speaker[who][place] += counts
                 clips[name] += 1
-    sums = np.stack(counted)  # [speakers, sub-groups and the locale, (errors, units)]
+    sums = np.stack(by_speaker)  # [speakers, sub-groups and the locale, (errors, units)]
     whole = sums.sum(0)
-    drawn = np.concatenate(list(_drawn(sums, seed)))
-    made, value = _relative(drawn), _relative(whole)
+    resampled = np.concatenate(list(_drawn(sums, seed)))
+    draws, value = _relative(resampled), _relative(whole)
     overall = _rate(whole)
-    low, high = np.nanpercentile(made, [2.5, 97.5], axis=0)
+    low, high = np.nanpercentile(draws, [2.5, 97.5], axis=0)
     return {
         name: Gap(
             float(value[place]),
@@ -124,11 +122,16 @@ def gap(name: str) -> Statistic:
     def of(
         scores: Sequence[tuple[Mapping[str, Any], Score]], seed: int
     ) -> tuple[float, float, float, str]:
-        found = gaps(scores, seed).get(name)
-        if found is None:
+        result = gaps(scores, seed).get(name)
+        if result is None:
             return float("nan"), float("nan"), float("nan"), "no clips"
-        said = f"{100 * found.rate:.1f} % of {found.clips} clips, the locale's {100 * found.overall:.1f} %"
-        return found.value, found.low, found.high, "; ".join(filter(None, (found.verdict, said)))
+        remark = f"{100 * result.rate:.1f} % of {result.clips} clips, the locale's {100 * result.overall:.1f} %"
+        return (
+            result.value,
+            result.low,
+            result.high,
+            "; ".join(filter(None, (result.verdict, remark))),
+        )
 
     return of
 
@@ -142,17 +145,17 @@ def share(verdict: str) -> Statistic:
         locales: dict[str, list[tuple[Mapping[str, Any], Score]]] = {}
         for meta, score in scores:
             locales.setdefault(meta["locale"], []).append((meta, score))
-        found = {
+        counted = {
             f"{locale} {name}": one
             for locale, own in locales.items()
             for name, one in gaps(own, seed).items()
             if one.clips >= MIN_SAMPLES
         }
-        such = [name for name, one in found.items() if one.verdict == verdict]
-        said = f"of {len(found)} sub-groups with {MIN_SAMPLES} clips or more"
-        part = len(such) / max(1, len(found))
-        low, high = wilson(part, len(found)) if found else (0.0, 1.0)
-        return part, low, high, f"{', '.join(such) or 'none'} {said}"
+        matches = [name for name, one in counted.items() if one.verdict == verdict]
+        remark = f"of {len(counted)} sub-groups with {MIN_SAMPLES} clips or more"
+        part = len(matches) / max(1, len(counted))
+        low, high = wilson(part, len(counted)) if counted else (0.0, 1.0)
+        return part, low, high, f"{', '.join(matches) or 'none'} {remark}"
 
     return of
 
@@ -183,7 +186,7 @@ def sample(
 ) -> Sample:
     """A clip to be transcribed; `meta` has locale, gender, age and speaker, of which the last three may be None."""
     language = str(meta["locale"])[:2]
-    asked = Message.user(clip, Text(TRANSCRIBE))
+    prompt = Message.user(clip, Text(TRANSCRIBE))
     return Sample(
-        identity, (asked, Message.assistant(text)), source, licence, {"language": language, **meta}
+        identity, (prompt, Message.assistant(text)), source, licence, {"language": language, **meta}
     )

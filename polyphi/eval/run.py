@@ -102,9 +102,9 @@ def _answer_block(benchmark: Benchmark, prompts: Sequence[Prompt], cache: Cache)
                 for i, messages in conversations.items()
             ]
         )
-        for (i, messages), given in zip(conversations.items(), answers, strict=True):
-            turns[i].append((list(messages), given))
-        active = [i for i, given in zip(conversations, answers, strict=True) if given.error is None]
+        for (i, messages), reply in zip(conversations.items(), answers, strict=True):
+            turns[i].append((list(messages), reply))
+        active = [i for i, reply in zip(conversations, answers, strict=True) if reply.error is None]
     return turns
 
 
@@ -122,7 +122,7 @@ def _next_turns(
 
 
 def _line(benchmark: Benchmark, prompt: Prompt, turns: Turns) -> Line:
-    sample, answers = prompt.sample, [given for _, given in turns]
+    sample, answers = prompt.sample, [reply for _, reply in turns]
     last: Sequence[Message] = audio_only(turns[-1][0]) if turns else ()
     line = {
         "task" if benchmark.corpus else "benchmark": benchmark.name,
@@ -148,10 +148,10 @@ def _line(benchmark: Benchmark, prompt: Prompt, turns: Turns) -> Line:
     return line | {
         "asked": [as_text(text_only(messages[-1:])) for messages, _ in turns],
         "settings": asdict(benchmark.params(sample)),
-        "answers": [given.text for given in answers],
-        "error": next((given.error for given in answers if given.error), None),
-        "cut": any(given.finish_reason == "length" for given in answers),
-        "seconds": sum(given.seconds for given in answers),
+        "answers": [reply.text for reply in answers],
+        "error": next((reply.error for reply in answers if reply.error), None),
+        "cut": any(reply.finish_reason == "length" for reply in answers),
+        "seconds": sum(reply.seconds for reply in answers),
         "sound_seconds": _sound_seconds(last),
     }
 

@@ -76,14 +76,14 @@ def prompts(data: Data, source: Source = PROMPTS) -> Iterator[Prompt]:
 
 def sample(name: str, prompt: Prompt, *, text: str | None = None, aloud: bool = False) -> Sample:
     """A prompt, asked as `text` if that is another one; `aloud` as a clip alone, its own or one that is made."""
-    shown = aloud_of(prompt) if aloud else text or prompt.text
+    prompt_part = aloud_of(prompt) if aloud else text or prompt.text
     meta = {
         "harm": prompt.harm,
         "language": prompt.language,
         "cell": f"{prompt.language} {prompt.harm}",
         "prompt": prompt.text,
     }
-    messages = (Message.user(shown), Message.assistant(REFUSED))
+    messages = (Message.user(prompt_part), Message.assistant(REFUSED))
     return Sample(f"{name}-{prompt.id}", messages, PROMPTS.name, "as its owner says", meta)
 
 
@@ -143,10 +143,10 @@ def mean_rate(field: str) -> Statistic:
         groups: dict[str, list[list[float]]] = {}
         for meta, score in scores:
             groups.setdefault(str(meta[field]), []).append(vector("rate", score))
-        found = measure_mean("rate", [np.array(group) for group in groups.values()], seed)
+        result = measure_mean("rate", [np.array(group) for group in groups.values()], seed)
         as_printed = np.mean([rounded(float(np.mean(group, 0)[0])) for group in groups.values()])
-        said = f"{100 * as_printed:.2f} % where each rate is rounded to whole per cent first"
-        return *found, said
+        remark = f"{100 * as_printed:.2f} % where each rate is rounded to whole per cent first"
+        return *result, remark
 
     return of
 

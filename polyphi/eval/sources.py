@@ -103,8 +103,10 @@ class Data:
                 )
             )
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-            said = str(error).strip().splitlines() or [type(error).__name__]
-            raise Missing(f"{source.name} can't be fetched from the Hub: {said[0][:200]}") from None
+            message = str(error).strip().splitlines() or [type(error).__name__]
+            raise Missing(
+                f"{source.name} can't be fetched from the Hub: {message[0][:200]}"
+            ) from None
 
     def files(self, source: Source, pattern: str | None = None) -> list[Path]:
         """The files of a pattern (by default of all of the source's), by name."""
@@ -187,7 +189,7 @@ def check(data: Data, source: Source) -> list[str]:
     """What is wrong with a data set, in words: files that are missing, columns, counts."""
     try:
         readable = [p for p in data.files(source) if p.name.removesuffix(".gz").endswith(READABLE)]
-        told, count = [], 0
+        messages, count = [], 0
         for path in readable:
             if path.suffix == ".parquet":
                 import pyarrow.parquet as pq
@@ -201,12 +203,12 @@ def check(data: Data, source: Source) -> list[str]:
                     rows += 1
             count += rows
             if lacking := sorted(set(source.fields) - names):
-                told.append(
+                messages.append(
                     f"{path}: expected the columns {', '.join(lacking)}, found {', '.join(sorted(names))}"
                 )
         if source.rows is not None and readable and count != source.rows:
-            told.append(f"{source.name}: expected {source.rows:,} rows, found {count:,}")
-        return told
+            messages.append(f"{source.name}: expected {source.rows:,} rows, found {count:,}")
+        return messages
     except (ValueError, OSError) as error:
         return [str(error)]
 

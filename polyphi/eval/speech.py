@@ -63,8 +63,10 @@ def metric(language: str) -> Metric:
 def error_rate(answer: str, sample: Sample) -> Score:
     """Errors and words of a transcript."""
     language = sample.meta["language"]
-    heard = words(answer[:LONGEST], language)
-    return scorers.error_score(errors(words(sample.answer, language), heard), " ".join(heard))
+    hypothesis = words(answer[:LONGEST], language)
+    return scorers.error_score(
+        errors(words(sample.answer, language), hypothesis), " ".join(hypothesis)
+    )
 
 
 # Translations ---------------------------------------------------------------------------------------------
@@ -79,13 +81,13 @@ def translations(
 ) -> Iterator[Sample]:
     """A clip asked about directly and by chain of thought. `texts` are its transcript and the reference translation,
     `languages` their codes, `origin` data set and licence."""
-    (said, wanted), (source, target) = texts, languages
+    (transcript, translation), (source, target) = texts, languages
     for cot, prompt in ((False, TRANSLATE), (True, TRANSCRIBE_AND_TRANSLATE)):
-        reference = f"{said}{scorers.SEPARATOR}{wanted}" if cot else wanted
-        asked = Message.user(audio, prompt.format(LANGUAGES[target]))
+        reference = f"{transcript}{scorers.SEPARATOR}{translation}" if cot else translation
+        request = Message.user(audio, prompt.format(LANGUAGES[target]))
         yield Sample(
             f"{name}-{source}-{target}-{'cot' if cot else 'direct'}",
-            (asked, Message.assistant(reference)),
+            (request, Message.assistant(reference)),
             *origin,
             {"from": source, "to": target, "cot": cot},
         )
@@ -114,9 +116,9 @@ def bleu(answer: str, sample: Sample) -> Score:
     score = scorers.bleu(answer, sample)
     if not sample.meta["cot"]:
         return score
-    said, _, translated = answer.rpartition(scorers.SEPARATOR)
-    found = float(bool(said.strip() and translated.strip()))
-    return replace(score, parts={**score.parts, "two_parts": found})
+    transcript, _, translated = answer.rpartition(scorers.SEPARATOR)
+    complete = float(bool(transcript.strip() and translated.strip()))
+    return replace(score, parts={**score.parts, "two_parts": complete})
 
 
 def signature() -> str:

@@ -60,9 +60,9 @@ def text_only(messages: Sequence[Message]) -> Sequence[Message]:
     return _with(messages, lambda part: Text(part.text))
 
 
-def _with(messages: Sequence[Message], shown: Callable[[Spoken], Part]) -> list[Message]:
+def _with(messages: Sequence[Message], convert: Callable[[Spoken], Part]) -> list[Message]:
     return [
-        replace(m, parts=tuple(shown(p) if isinstance(p, Spoken) else p for p in m.parts))
+        replace(m, parts=tuple(convert(p) if isinstance(p, Spoken) else p for p in m.parts))
         for m in messages
     ]
 
@@ -89,7 +89,7 @@ def _readings() -> Any:
 
 def with_options(question: str, options: Sequence[str]) -> str:
     """A question and its lettered options as they are read aloud, a pause after each."""
-    said = [question, *(f"{letter}. {o}" for letter, o in zip(LETTERS, options, strict=False))]
+    sentences = [question, *(f"{letter}. {o}" for letter, o in zip(LETTERS, options, strict=False))]
     return "\n".join(
-        s if unicodedata.category((s.strip() or ".")[-1])[0] == "P" else f"{s}." for s in said
+        s if unicodedata.category((s.strip() or ".")[-1])[0] == "P" else f"{s}." for s in sentences
     )

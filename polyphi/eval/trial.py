@@ -128,8 +128,8 @@ class Code:
 
     def do_call(self, number: int, args: Any, named: Any, seconds: float) -> Any:
         self._limit(seconds)
-        given = unpack(args, self.kept.__getitem__)
-        return self._pack(self.kept[number](*given, **unpack(named, self.kept.__getitem__)))
+        arguments = unpack(args, self.kept.__getitem__)
+        return self._pack(self.kept[number](*arguments, **unpack(named, self.kept.__getitem__)))
 
     def do_get(self, number: int, name: str) -> Any:
         return self._pack(getattr(self.kept[number], name))
@@ -177,9 +177,9 @@ class Code:
 
     def _printed(self, out: int | None) -> str:
         """In the process that it may take with it (`out` is its stdout), or, where there is none, in this one."""
-        given = os.open("in.txt", os.O_RDONLY)
-        os.dup2(given, 0)
-        held = os.dup(1) if out is None else -1
+        stdin = os.open("in.txt", os.O_RDONLY)
+        os.dup2(stdin, 0)
+        stdout = os.dup(1) if out is None else -1
         os.dup2(os.open("out.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), 1)
         sys.stdin = io.TextIOWrapper(io.FileIO(0, closefd=False), "utf-8", "replace")
         sys.stdout = io.TextIOWrapper(io.FileIO(1, "w", closefd=False), "utf-8", "replace")
@@ -197,7 +197,7 @@ class Code:
             sys.stdout.flush()
         if out is not None:
             os._exit(int(failed))
-        os.dup2(held, 1)
+        os.dup2(stdout, 1)
         sys.stdout = sys.__stdout__
         if failed:
             raise RuntimeError("it ended with an error")
@@ -248,33 +248,33 @@ class Other:
         """The plain answer. Raises what the code raised, where Python has such an exception."""
         if self._pipe:
             self._pipe.send(message)
-            told = self._pipe.receive()
+            reply = self._pipe.receive()
         else:
             with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-                told = self._code.handle(json.loads(json.dumps(message)))
-        if told[0] == "ok":
-            return told[1]
-        kind = getattr(builtins, str(told[1]), None)
+                reply = self._code.handle(json.loads(json.dumps(message)))
+        if reply[0] == "ok":
+            return reply[1]
+        kind = getattr(builtins, str(reply[1]), None)
         if isinstance(kind, type) and issubclass(kind, Exception):
             error = kind.__new__(kind)
-            error.args = (str(told[2]),)
+            error.args = (str(reply[2]),)
             raise error
-        raise RuntimeError(f"{told[1]}: {told[2]}")
+        raise RuntimeError(f"{reply[1]}: {reply[2]}")
 
     def load(self) -> dict[str, Any]:
         """Names of the code as the tests may use them."""
-        found: dict[str, Any] = {}
+        names: dict[str, Any] = {}
         for name, module in self.ask("load", self.seconds).items():
             if module is None:
                 with suppress(Exception):
-                    found[str(name)] = self.value(self.ask("name", name))
+                    names[str(name)] = self.value(self.ask("name", name))
             elif str(module).partition(".")[0] in sys.stdlib_module_names:
                 with suppress(ImportError):
-                    found[str(name)] = importlib.import_module(str(module))
-        return found
+                    names[str(name)] = importlib.import_module(str(module))
+        return names
 
-    def value(self, told: Any) -> Any:
-        return unpack(told, lambda number: Remote(self, number))
+    def value(self, packed: Any) -> Any:
+        return unpack(packed, lambda number: Remote(self, number))
 
 
 class Remote(Kept):
@@ -297,77 +297,77 @@ class Remote(Kept):
         self._other.ask("set", self._number, name, pack(value))
 
 
-def asserts(other: Other, told: Mapping[str, Any]) -> dict[str, bool]:
+def asserts(other: Other, tests: Mapping[str, Any]) -> dict[str, bool]:
     """HumanEval's and MBPP's: a program of asserts. `before` is the problem's own part of it, `entry` the function that
     its `check` is given."""
     space: dict[str, Any] = {"__name__": "tests"}
-    exec(compile(told.get("before", ""), "before.py", "exec"), space)
+    exec(compile(tests.get("before", ""), "before.py", "exec"), space)
     own = set(space)
     names = other.load()
     space |= {name: value for name, value in names.items() if name not in own}
-    entry = told.get("entry")
+    entry = tests.get("entry")
     if entry:
         space[entry] = space["candidate"] = names[entry]
-    exec(compile(told["tests"], "tests.py", "exec"), space)
+    exec(compile(tests["tests"], "tests.py", "exec"), space)
     if "check" in space and entry:
         space["check"](names[entry])
     return {"passed": True}
 
 
-def outputs(other: Other, told: Mapping[str, Any]) -> dict[str, bool]:
+def outputs(other: Other, tests: Mapping[str, Any]) -> dict[str, bool]:
     """EvalPlus': outputs as those of the reference solution, for each group of inputs."""
     space: dict[str, Any] = {"__name__": "reference"}
-    exec(compile(told["reference"], "reference.py", "exec"), space)
-    entry = told["entry"]
+    exec(compile(tests["reference"], "reference.py", "exec"), space)
+    entry = tests["entry"]
     candidate = other.load()[entry]
-    found = {}
-    for group, inputs in told["inputs"].items():
+    results = {}
+    for group, inputs in tests["inputs"].items():
         right = True
         for packed in inputs:
             began = time.process_time()
-            wanted = space[entry](*unpack(packed, _nothing))
+            expected = space[entry](*unpack(packed, _nothing))
             other.seconds = max(FASTEST, SLOWER * (time.process_time() - began))
             try:
-                given = candidate(*unpack(packed, _nothing))
-                right = alike(given, wanted, told, unpack(packed, _nothing))
+                output = candidate(*unpack(packed, _nothing))
+                right = alike(output, expected, tests, unpack(packed, _nothing))
             except Exception:
                 right = False
             if not right:
                 break
-        found[group] = right
-    return found
+        results[group] = right
+    return results
 
 
 def _nothing(number: int) -> Any:
     raise ValueError("inputs are plain")
 
 
-def cases(other: Other, told: Mapping[str, Any]) -> dict[str, bool]:
+def cases(other: Other, tests: Mapping[str, Any]) -> dict[str, bool]:
     """LiveCodeBench's: what is printed for what is read, or, with `entry`, what a method gives for JSON arguments."""
-    entry = told.get("entry")
+    entry = tests.get("entry")
     method = None
     if entry:
         names = other.load()
         method = getattr(names["Solution"](), entry) if "Solution" in names else names[entry]
-    for case in told["cases"]:
+    for case in tests["cases"]:
         if method is None:
-            printed = other.ask("program", case["input"], told["seconds"])
+            printed = other.ask("program", case["input"], tests["seconds"])
             if not printed_alike(str(printed), case["output"]):
                 return {"passed": False}
             continue
-        given = method(*(json.loads(line) for line in case["input"].split("\n")))
-        given = list(given) if isinstance(given, tuple) else given
-        if given != json.loads(case["output"]):
+        output = method(*(json.loads(line) for line in case["input"].split("\n")))
+        output = list(output) if isinstance(output, tuple) else output
+        if output != json.loads(case["output"]):
             return {"passed": False}
     return {"passed": True}
 
 
-def unit_tests(other: Other, told: Mapping[str, Any]) -> dict[str, bool]:
+def unit_tests(other: Other, tests: Mapping[str, Any]) -> dict[str, bool]:
     """BigCodeBench's, in the code's own process."""
-    other.ask("load", told["seconds"])
+    other.ask("load", tests["seconds"])
     word = os.urandom(16).hex()
-    said, ran, failed, skipped = other.ask("unittest", told["tests"], word, told["seconds"])
-    return {"passed": said == word and ran >= told["count"] and not failed and ran > skipped}
+    echo, ran, failed, skipped = other.ask("unittest", tests["tests"], word, tests["seconds"])
+    return {"passed": echo == word and ran >= tests["count"] and not failed and ran > skipped}
 
 
 KINDS = {"asserts": asserts, "outputs": outputs, "cases": cases, "unittest": unit_tests}
@@ -397,12 +397,12 @@ def main() -> None:
     tests = bytearray()
     while piece := _read(1 << 20):
         tests += piece
-    told = json.loads(tests)
+    settings = json.loads(tests)
     try:
-        found, why = KINDS[told["kind"]](other, told), ""
+        results, why = KINDS[settings["kind"]](other, settings), ""
     except BaseException as error:
-        found, why = {}, f"{type(error).__name__}: {error}"[:300]
-    os.write(1, json.dumps({"found": found, "why": why}).encode() + b"\n")
+        results, why = {}, f"{type(error).__name__}: {error}"[:300]
+    os.write(1, json.dumps({"found": results, "why": why}).encode() + b"\n")
     os._exit(0)
 
 

@@ -56,11 +56,11 @@ def pack(value: Any, keep: Callable[[Any], int] | None = None) -> Any:
     return ["kept", keep(value)]
 
 
-def unpack(told: Any, kept: Callable[[int], Any]) -> Any:
+def unpack(packed: Any, kept: Callable[[int], Any]) -> Any:
     """The value again."""
-    if not isinstance(told, list):
-        return told
-    kind, *items = told
+    if not isinstance(packed, list):
+        return packed
+    kind, *items = packed
     if kind == "complex":
         return complex(*items)
     if kind == "bytes":
@@ -73,37 +73,41 @@ def unpack(told: Any, kept: Callable[[int], Any]) -> Any:
         return kept(items[0])
     if kind == "dict":
         return {unpack(k, kept): unpack(v, kept) for k, v in items}
-    made = [unpack(item, kept) for item in items]
+    values = [unpack(item, kept) for item in items]
     makes: dict[str, Callable[[list[Any]], Any]] = {
         "list": list,
         "tuple": tuple,
         "set": set,
         "iterator": iter,
     }
-    return makes[kind](made)
+    return makes[kind](values)
 
 
-def alike(given: Any, wanted: Any, told: Mapping[str, Any], inputs: Sequence[Any]) -> bool:
+def alike(output: Any, expected: Any, tests: Mapping[str, Any], inputs: Sequence[Any]) -> bool:
     """EvalPlus' comparison: equal, or by the rule that a problem's outputs need, or as numbers within a tolerance."""
-    rule, tolerance = told.get("rule"), float(told.get("tolerance") or 0)
+    rule, tolerance = tests.get("rule"), float(tests.get("tolerance") or 0)
     if rule == "any":
         return True
     if rule == "set":
-        return set(given) == set(wanted)
+        return set(output) == set(expected)
     if rule == "something":
-        return (given if isinstance(given, bool) else given is not None) == (wanted is not None)
+        return (output if isinstance(output, bool) else output is not None) == (
+            expected is not None
+        )
     if rule == "root":  # of the polynomial that the input gives
-        value = sum(c * math.pow(given, n) for n, c in enumerate(inputs[0]))
+        value = sum(c * math.pow(output, n) for n, c in enumerate(inputs[0]))
         return abs(value) <= tolerance
-    if given == wanted or (rule == "zero" and given == 0):
+    if output == expected or (rule == "zero" and output == 0):
         return True
-    if rule == "height" and abs(given - _pyramid(*inputs)) <= tolerance:
+    if rule == "height" and abs(output - _pyramid(*inputs)) <= tolerance:
         return True
-    if rule == "digits" and given == _digits(*inputs):
+    if rule == "digits" and output == _digits(*inputs):
         return True
-    if not tolerance and _floats(wanted):
+    if not tolerance and _floats(expected):
         tolerance = 1e-6
-    return bool(tolerance) and type(given) is type(wanted) and _close(given, wanted, tolerance)
+    return (
+        bool(tolerance) and type(output) is type(expected) and _close(output, expected, tolerance)
+    )
 
 
 def _floats(value: Any) -> bool:
@@ -112,16 +116,16 @@ def _floats(value: Any) -> bool:
     return isinstance(value, float)
 
 
-def _close(given: Any, wanted: Any, tolerance: float) -> bool:
-    if isinstance(wanted, list | tuple):
+def _close(output: Any, expected: Any, tolerance: float) -> bool:
+    if isinstance(expected, list | tuple):
         return (
-            isinstance(given, list | tuple)
-            and len(given) == len(wanted)
-            and all(_close(g, w, tolerance) for g, w in zip(given, wanted, strict=True))
+            isinstance(output, list | tuple)
+            and len(output) == len(expected)
+            and all(_close(g, w, tolerance) for g, w in zip(output, expected, strict=True))
         )
-    if given == wanted:
+    if output == expected:
         return True
-    return abs(given - wanted) <= tolerance + RELATIVE * abs(wanted)
+    return abs(output - expected) <= tolerance + RELATIVE * abs(expected)
 
 
 def _pyramid(base: float, height: float) -> int:
@@ -136,9 +140,9 @@ def _digits(a: int, b: int) -> int:
     return sum(abs(int(p) - int(q)) for p, q in zip(x.zfill(width), y.zfill(width), strict=True))
 
 
-def printed_alike(given: str, wanted: str) -> bool:
+def printed_alike(output: str, expected: str) -> bool:
     """Line by line without outer space, or as the same decimal numbers."""
-    lines = [[line.strip() for line in text.strip().split("\n")] for text in (given, wanted)]
+    lines = [[line.strip() for line in text.strip().split("\n")] for text in (output, expected)]
     if len(lines[0]) != len(lines[1]):
         return False
     for ours, theirs in zip(*lines, strict=True):

@@ -111,7 +111,7 @@ def test_a_clip_that_is_not_understood_is_tried_by_the_other_voices(
     synthesise(rows, studio)
     assert [who for _, who in said][2:] == ["en f3"] and len(heard) == 3
     assert lines(tmp_path / "questions.jsonl")[0]["voice"] == "espeak-ng f2"
-    assert "WER 33.3 % (1 clips above 10 %)" in studio.told()
+    assert "WER 33.3 % (1 clips above 10 %)" in studio.summary()
 
 
 def test_pictures_become_files(tmp_path: Path, said: list[Any]) -> None:

@@ -107,24 +107,24 @@ class Ours:
     parameters: int | None = None
 
 
-def ours(told: Mapping[str, Any]) -> Ours:
-    rows = told["rows"]
-    found: dict[tuple[str, str], tuple[float, float, float]] = {}
+def ours(results: Mapping[str, Any]) -> Ours:
+    rows = results["rows"]
+    scores: dict[tuple[str, str], tuple[float, float, float]] = {}
     apart = set()
     for row in [*rows, *averaged(rows)]:
         if row["table"] and row["score"] is not None:
             table = tables()[row["table"]]
             label, _ = table.place(row)
             low, score, high = (points(row["metric"], row[k]) for k in ("low", "score", "high"))
-            if (row["table"], label) not in found and row["status"] == "substitute data":
+            if (row["table"], label) not in scores and row["status"] == "substitute data":
                 apart.add((row["table"], label))
-            found.setdefault((row["table"], label), (score, low, high))
-    return Ours(told["model"], found, frozenset(apart), told.get("parameters"))
+            scores.setdefault((row["table"], label), (score, low, high))
+    return Ours(results["model"], scores, frozenset(apart), results.get("parameters"))
 
 
-def page(told: Mapping[str, Any]) -> str:
+def page(results: Mapping[str, Any]) -> str:
     """All figures; without rows of ours those of the report alone."""
-    own = ours(told)
+    own = ours(results)
     sections = [
         (title.split(":")[0].lower().replace(" ", "-") + str(i), title, _panels(groups, own))
         for i, (title, groups) in enumerate(BARS.items())
@@ -178,7 +178,7 @@ WIDTH = LABEL + LENGTH + 50
 
 
 def _panels(groups: Sequence[tuple[str, Sequence[str]]], own: Ours) -> str:
-    drawn = [
+    figures = [
         _figure(
             label,
             f"{name}{', ↓ less is better' if lower_is_better(name, label) else ''}",
@@ -187,7 +187,7 @@ def _panels(groups: Sequence[tuple[str, Sequence[str]]], own: Ours) -> str:
         for name, labels in groups
         for label in labels
     ]
-    return f'<div class="panels">{"".join(drawn)}</div>'
+    return f'<div class="panels">{"".join(figures)}</div>'
 
 
 def _models(name: str, label: str) -> list[Point]:
@@ -206,10 +206,10 @@ def bars(name: str, label: str, own: Ours) -> str:
     less = lower_is_better(name, label)
     entries = _models(name, label)
     interval: tuple[float, float] | None = None
-    if found := own.scores.get((name, label)):
+    if ours := own.scores.get((name, label)):
         mark = " *" if (name, label) in own.apart else ""
-        entries.append(("ours", _short(own.name, 18) + mark, found[0]))
-        interval = found[1:]
+        entries.append(("ours", _short(own.name, 18) + mark, ours[0]))
+        interval = ours[1:]
     entries.sort(key=lambda e: e[2] if less else -e[2])
     longest = max([value for _, _, value in entries], default=1) or 1
     out = []
@@ -258,8 +258,8 @@ RADIUS, SIDE = 112, 400
 
 def _radars(own: Ours) -> str:
     about = "Each axis is the share of the best number there; error rates are turned round, so that outwards is better."
-    drawn = [_figure(title, "", radar(*told, own)) for title, told in RADARS.items()]
-    return f'<p class="about">{about}</p><div class="panels wide">{"".join(drawn)}</div>'
+    figures = [_figure(title, "", radar(*radar_of, own)) for title, radar_of in RADARS.items()]
+    return f'<p class="about">{about}</p><div class="panels wide">{"".join(figures)}</div>'
 
 
 def radar(name: str, axes: Mapping[str, str], others: Sequence[str], own: Ours) -> str:
@@ -323,7 +323,7 @@ LEFT, RIGHT, TOP, BOTTOM = 44.0, 404.0, 14.0, 236.0
 
 
 def _sizes(own: Ours) -> str:
-    drawn = [
+    figures = [
         _figure(
             label,
             f"{name}{', ↓ less is better' if lower_is_better(name, label) else ''}",
@@ -332,21 +332,21 @@ def _sizes(own: Ours) -> str:
         for name, label in SIZES
     ]
     about = '<p class="about">Models whose names give a number of parameters; those of others are not public.</p>'
-    return f'{about}<div class="panels wide">{"".join(drawn)}</div>'
+    return f'{about}<div class="panels wide">{"".join(figures)}</div>'
 
 
 def billions(model: str) -> float | None:
     """The size that a model's name gives: "Phi-4-Mini 3.8B" -> 3.8."""
-    found = re.search(r"(\d+(?:\.\d+)?)B\b", model)
-    return float(found[1]) if found else None
+    match = re.search(r"(\d+(?:\.\d+)?)B\b", model)
+    return float(match[1]) if match else None
 
 
 def sizes(name: str, label: str, own: Ours) -> str:
     """Scores against billions of parameters, on a logarithmic scale."""
     dots = [(k, m, v, size) for k, m, v in _models(name, label) if (size := billions(m))]
-    found = own.scores.get((name, label))
-    if found and own.parameters:
-        dots.append(("ours", own.name, found[0], own.parameters / 1e9))
+    ours = own.scores.get((name, label))
+    if ours and own.parameters:
+        dots.append(("ours", own.name, ours[0], own.parameters / 1e9))
     xs, ys = [math.log(d[3]) for d in dots], [d[2] for d in dots]
     x0, x1 = min(xs) - 0.15, max(xs) + 0.15
     margin = 0.08 * (max(ys) - min(ys) or 1)

@@ -112,26 +112,26 @@ def paper() -> dict[str, Any]:
 @cache
 def tables() -> dict[str, Table]:
     """All tables by name, in the report's order. Table 9, whose rows are models, is turned."""
-    return {name: _table(name, held) for name, held in paper().items()}
+    return {name: _table(name, table) for name, table in paper().items()}
 
 
-def _table(name: str, held: Mapping[str, Any]) -> Table:
+def _table(name: str, table: Mapping[str, Any]) -> Table:
     values: dict[Key, float | None] = {}
     recovered = set()
-    for row in held["rows"]:
+    for row in table["rows"]:
         others = row.get("recovered_values") or [None] * len(row["values"])
-        for column, value, other in zip(held["columns"], row["values"], others, strict=True):
+        for column, value, other in zip(table["columns"], row["values"], others, strict=True):
             key = (column, row["label"]) if name == "Table 9" else (row["label"], column)
             values[key] = other if value is None else value
             if value is None and other is not None:
                 recovered.add(key)
-    labels, columns = tuple(r["label"] for r in held["rows"]), tuple(held["columns"])
-    groups = tuple(r.get("group", "") for r in held["rows"])
+    labels, columns = tuple(r["label"] for r in table["rows"]), tuple(table["columns"])
+    groups = tuple(r.get("group", "") for r in table["rows"])
     if name == "Table 9":
         labels, columns, groups = columns, labels, ("",) * len(columns)
-    means = frozenset(r["label"] for r in held["rows"] if r.get("is_average"))
+    means = frozenset(r["label"] for r in table["rows"] if r.get("is_average"))
     return Table(
-        name, held["caption"], columns, labels, groups, means, values, frozenset(recovered)
+        name, table["caption"], columns, labels, groups, means, values, frozenset(recovered)
     )
 
 
@@ -160,7 +160,7 @@ class Average:
 @cache
 def averages() -> tuple[Average, ...]:
     """Every average of the report, those first that others are made of."""
-    found: dict[Key, Average] = {}
+    averages: dict[Key, Average] = {}
     for name, table in tables().items():
         rows = list(zip(table.labels, table.groups, strict=True))
         for label, group in rows:
@@ -171,12 +171,12 @@ def averages() -> tuple[Average, ...]:
                     if its == group and other not in table.means
                 )
                 also = _ALSO.get((name, label))
-                found[name, label] = Average(name, label, parts + ((also,) if also else ()))
+                averages[name, label] = Average(name, label, parts + ((also,) if also else ()))
     main = [
         Average("Table 3", label, ((table, source),), column)
         for label, (table, source, column) in _MAIN.items()
     ]
-    return (*found.values(), *main)
+    return (*averages.values(), *main)
 
 
 def mean(average: Average, numbers: Mapping[Key, float | None]) -> float | None:
@@ -195,35 +195,35 @@ def averaged(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The report's averages of rows of ours (`Measured.as_dict`), as such rows, in the report's unit; only those all of
     whose parts are there, for each judge and column. Bounds are the means of the parts' bounds: an interval that is
     wide enough however the parts depend on each other."""
-    held: dict[tuple[str | None, str | None], dict[Key, Mapping[str, Any]]] = defaultdict(dict)
+    groups: dict[tuple[str | None, str | None], dict[Key, Mapping[str, Any]]] = defaultdict(dict)
     for row in rows:
         if row["table"] and row["score"] is not None:
             table = tables()[row["table"]]
             label, place = table.place(row)
             other = None if place == table.phi else place
-            held[row["judge"], other].setdefault((row["table"], label), row)
-    found = []
-    for (judge, column), parts in held.items():
+            groups[row["judge"], other].setdefault((row["table"], label), row)
+    result = []
+    for (judge, column), parts in groups.items():
         for average in averages():
             key = (average.table, average.label)
             if key in parts or (average.table == "Table 3" and average.column != column):
                 continue
             chosen = [parts[part] for part in average.parts if part in parts]
-            made = {
+            numbers = {
                 name: mean(average, {k: points(r["metric"], r[name]) for k, r in parts.items()})
                 for name in ("score", "low", "high")
             }
-            if made["score"] is not None:
-                parts[key] = _average(average, judge, chosen, made)
-                found.append(dict(parts[key]))
-    return found
+            if numbers["score"] is not None:
+                parts[key] = _average(average, judge, chosen, numbers)
+                result.append(dict(parts[key]))
+    return result
 
 
 def _average(
     average: Average,
     judge: str | None,
     parts: Sequence[Mapping[str, Any]],
-    made: Mapping[str, float | None],
+    numbers: Mapping[str, float | None],
 ) -> dict[str, Any]:
     return {
         "table": average.table,
@@ -231,7 +231,7 @@ def _average(
         "benchmark": "",
         "metric": "mean",
         "n": sum(part["n"] for part in parts),
-        **made,
+        **numbers,
         "status": max((part["status"] for part in parts), key=list(STATUSES).index),
         "column": None if average.table == "Table 3" else parts[0]["column"],
         "lenient": None,

@@ -1,8 +1,8 @@
 """Our rows beside the report's: one page, or Markdown.
 
->>> Path("report.html").write_text(page(told))            # told: a results folder's results.json
+>>> Path("report.html").write_text(page(results))         # a results folder's results.json
 
-`told` has `model`, `date` and `rows` (`Measured.as_dict`), and where there are such `skipped` (of each benchmark its
+`results` has `model`, `date` and `rows` (`Measured.as_dict`), and where there are such `skipped` (of each benchmark its
 title, its rows and why), `agreement` of judges, and `parameters` of the model. Averages are made here (paper.py).
 """
 
@@ -45,7 +45,7 @@ def html(title: str, body: str) -> str:
 # One row ------------------------------------------------------------------------------------------
 
 
-def shown(row: Row, value: float | None, decimals: int, *, sign: bool = False) -> str:
+def as_text(row: Row, value: float | None, decimals: int, *, sign: bool = False) -> str:
     """A score of a row in the report's unit."""
     if value is None:
         return NONE
@@ -77,25 +77,25 @@ def difference(row: Row) -> float | None:
 
 def remarks(row: Row) -> list[str]:
     """What else one has to know of a number: who judged, how it was read, what went wrong."""
-    told = []
+    texts = []
     if row["table"] and row["column"]:
-        told.append(f"beside {row['column']}")
+        texts.append(f"beside {row['column']}")
     if row["judge"]:
-        told.append(f"judge: {row['judge']}")
+        texts.append(f"judge: {row['judge']}")
     if row["lenient"] is not None:
-        told.append(f"lenient reading {shown(row, row['lenient'], decimals(row))}")
+        texts.append(f"lenient reading {as_text(row, row['lenient'], decimals(row))}")
     if row["errors"]:
-        told.append(f"{row['errors']} not answered (counted as wrong)")
+        texts.append(f"{row['errors']} not answered (counted as wrong)")
     if row["unread"]:
         lacking = "readable points" if row["judge"] else "this score"
-        told.append(f"{row['unread']} without {lacking} (left out)")
+        texts.append(f"{row['unread']} without {lacking} (left out)")
     if row["cut"]:
-        told.append(f"{row['cut']} answers cut at their length")
+        texts.append(f"{row['cut']} answers cut at their length")
     if row["rtfx"]:
-        told.append(f"RTFx {row['rtfx']:.3g}")
+        texts.append(f"RTFx {row['rtfx']:.3g}")
     if row["note"]:
-        told.append(row["note"])
-    return told
+        texts.append(row["note"])
+    return texts
 
 
 def laid_out(rows: Sequence[Row]) -> Iterator[tuple[Table, list[tuple[str, Row | None]]]]:
@@ -150,7 +150,7 @@ def _markdown_row(label: str, row: Row) -> str:
     more = "; ".join(filter(None, [row["status"], _first(row), *remarks(row)]))
     cells = [
         label if row["table"] else f"· {label}",
-        shown(row, row["score"], places),
+        as_text(row, row["score"], places),
         NONE if other is None else f"{other:.{places}f}",
         NONE if off is None else f"{off:+.{places}f}",
         _interval(row),
@@ -163,7 +163,7 @@ def _markdown_row(label: str, row: Row) -> str:
 def _interval(row: Row) -> str:
     if row["score"] is None:
         return NONE
-    low, high = (shown(row, row[end], decimals(row)) for end in ("low", "high"))
+    low, high = (as_text(row, row[end], decimals(row)) for end in ("low", "high"))
     return f"{low} to {high}"
 
 
@@ -174,14 +174,14 @@ def _first(row: Row) -> str:
 # The page -----------------------------------------------------------------------------------------
 
 
-def page(told: Mapping[str, Any]) -> str:
+def page(results: Mapping[str, Any]) -> str:
     """Every table of the report that has a row of ours, and what wasn't measured and why."""
-    rows, skipped = told["rows"], told.get("skipped", {})
+    rows, skipped = results["rows"], results.get("skipped", {})
     laid = list(laid_out(rows))
     sections = [(_anchor(t.name), t.name, _section(t, lines, skipped)) for t, lines in laid]
     sections += [
         ("skipped", "Left out", _skipped(skipped)),
-        ("judges", "Judges", _judges(told.get("agreement", {}))),
+        ("judges", "Judges", _judges(results.get("agreement", {}))),
     ]
     sections = [s for s in sections if s[2]]
     links = "".join(f'<a href="#{name}">{escape(title)}</a>' for name, title, _ in sections)
@@ -192,8 +192,8 @@ def page(told: Mapping[str, Any]) -> str:
         "report averages, their bounds the means of the rows' bounds."
     )
     return html(
-        f"polyphi eval · {told['model']}",
-        f'{_top(told, laid)}<nav><div><a href="figures.html">Figures</a>{links}</div></nav>'
+        f"polyphi eval · {results['model']}",
+        f'{_top(results, laid)}<nav><div><a href="figures.html">Figures</a>{links}</div></nav>'
         f"<main>{_legend(rows)}{body}<footer>{foot}</footer></main>",
     )
 
@@ -202,30 +202,32 @@ def _anchor(table: str) -> str:
     return "".join(c for c in table.lower() if c.isalnum())
 
 
-def _top(told: Mapping[str, Any], laid: Sequence[tuple[Table, Sequence[Any]]]) -> str:
-    rows = told["rows"]
+def _top(results: Mapping[str, Any], laid: Sequence[tuple[Table, Sequence[Any]]]) -> str:
+    rows = results["rows"]
     ours = [row for row in rows if row["table"]]
     tiles = [
         (str(len({(r["table"], r["label"]) for r in ours})), "rows of the report"),
         (str(len(laid)), "tables, averages included"),
         (f"{sum(row['n'] for row in ours):,}", "samples in these rows"),
-        (str(len(told.get("skipped", {}))), "benchmarks left out"),
+        (str(len(results.get("skipped", {}))), "benchmarks left out"),
     ]
-    drawn = "".join(f'<div class="tile"><b>{n}</b><span>{what}</span></div>' for n, what in tiles)
+    html_tiles = "".join(
+        f'<div class="tile"><b>{n}</b><span>{what}</span></div>' for n, what in tiles
+    )
     return (
-        f'<header class="top"><h1>{escape(told["model"])} <small>beside the report</small></h1>'
-        f'<p class="lede">Measured {escape(told["date"])} on the benchmarks of the Phi-4-Mini technical report. Our '
+        f'<header class="top"><h1>{escape(results["model"])} <small>beside the report</small></h1>'
+        f'<p class="lede">Measured {escape(results["date"])} on the benchmarks of the Phi-4-Mini technical report. Our '
         f"numbers stand first, then the report's for the same row.</p>"
-        f'<div class="tiles">{drawn}</div></header>'
+        f'<div class="tiles">{html_tiles}</div></header>'
     )
 
 
 def _legend(rows: Sequence[Row]) -> str:
-    found = {row["status"] for row in rows} | {"private"}
+    statuses = {row["status"] for row in rows} | {"private"}
     items = "".join(
         f"<dt>{_chip(status)}</dt><dd>{escape(text)}</dd>"
         for status, text in STATUSES.items()
-        if status in found
+        if status in statuses
     )
     about = (
         "Scores are strict: what doesn't parse is wrong. A lenient reading of the same answers stands below the row "
@@ -290,14 +292,14 @@ def _cell(table: Table, label: str | None, column: str) -> str:
 def _ours(label: str, row: Row) -> list[str]:
     places, other, off = decimals(row), theirs(row), difference(row)
     less = bool(row["table"]) and lower_is_better(row["table"], label)
-    sub = "".join(f'<span class="sub">{escape(told)}</span>' for told in remarks(row))
+    sub = "".join(f'<span class="sub">{escape(text)}</span>' for text in remarks(row))
     table = tables()[row["table"]] if row["table"] else None
     report = NONE if other is None else f"{other:.{places}f}"
     if table and table.place(row) in table.recovered:
         report = f"<i>{report}</i>"
     return [
         f"{_label(label, less)}{sub}",
-        f'<b class="score">{shown(row, row["score"], places)}</b>',
+        f'<b class="score">{as_text(row, row["score"], places)}</b>',
         report,
         NONE if off is None else _difference(row, off, places, less),
         _interval(row),

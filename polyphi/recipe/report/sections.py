@@ -248,7 +248,7 @@ def benchmarks(report: Report) -> str:
     rows = [
         [
             f'{text(label)}<span class="sub">{text(held.name)}</span>',
-            f'<b class="score">{beside.shown(row, row["score"], beside.decimals(row))}</b>',
+            f'<b class="score">{beside.as_text(row, row["score"], beside.decimals(row))}</b>',
             str(row["n"]),
             text(row["benchmark"] or "average"),
         ]

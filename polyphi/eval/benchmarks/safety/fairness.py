@@ -95,8 +95,8 @@ def locale_of(language: str, accent: str) -> str | None:
     """Of a row's language folder and what its speaker said of their accent."""
     accent = accent.lower().strip()
     if language in NAMED:
-        found = [name for name, told in NAMED[language].items() if re.search(told, accent)]
-        return found[0] if len(found) == 1 else None
+        matches = [name for name, pattern in NAMED[language].items() if re.search(pattern, accent)]
+        return matches[0] if len(matches) == 1 else None
     locale, foreign = OTHERS.get(language, (None, ""))
     return None if accent and re.search(foreign, accent) else locale
 
@@ -106,8 +106,8 @@ def common_voice(data: Data) -> Iterator[Sample]:
         language = path.parent.name
         for number, row in enumerate(read_rows(path)):
             gender, age = GENDERS.get(row.get("gender") or ""), DECADES.get(row.get("age") or "")
-            told = f"{row.get('accents') or ''} {row.get('variant') or ''}"
-            locale = locale_of(language, told)
+            accent = f"{row.get('accents') or ''} {row.get('variant') or ''}"
+            locale = locale_of(language, accent)
             if locale is None or not (gender or age):
                 continue
             yield sample(

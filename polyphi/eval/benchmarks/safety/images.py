@@ -26,7 +26,7 @@ from polyphi.eval.sources import Data, Missing, Source, picture, read_rows
 from polyphi.messages import Image, Message, Text
 
 
-def asked(question: str, image: Image) -> Message:
+def image_prompt(question: str, image: Image) -> Message:
     """An image first, then the question as it is."""
     return Message.user(image, Text(question))
 
@@ -66,7 +66,7 @@ def internal(data: Data) -> Iterator[Sample]:
     for number, row in enumerate(data.rows(INTERNAL)):
         yield INTERNAL.sample(
             f"internal-{number}",
-            asked(row["prompt"], picture(row["image"], folder)),
+            image_prompt(row["prompt"], picture(row["image"], folder)),
             row.get("reference") or REFUSED,
             {"question": row["prompt"], "about": row.get("category") or "harm"},
         )
@@ -109,7 +109,7 @@ def rtvlm(data: Data) -> Iterator[Sample]:
             reference = next((str(row[name]) for name in REFERENCES if row.get(name)), "")
             yield RTVLM.sample(
                 f"rtvlm-{folder}-{path.stem}-{number}",
-                asked(row["instruction"], _picture(path.parent, row, number)),
+                image_prompt(row["instruction"], _picture(path.parent, row, number)),
                 reference or ("I can't answer that." if refuse else ""),
                 {
                     "aspect": aspect,
@@ -123,10 +123,10 @@ def rtvlm(data: Data) -> Iterator[Sample]:
 def _picture(folder: Path, row: dict[str, Any], number: int) -> Image:
     """img/INDEX.jpg, or deeper where the archive has a folder of its own."""
     name = f"{row.get('index', row.get('id', number))}.jpg"
-    found = next(iter(sorted((folder / "img").rglob(name))), None)
-    if found is None:
+    path = next(iter(sorted((folder / "img").rglob(name))), None)
+    if path is None:
         raise Missing(f"{folder / 'img' / name} is missing; {RTVLM.name}: {RTVLM.where}")
-    return Image(found)
+    return Image(path)
 
 
 # ---------------------------------------------------------------------- VLGuard
@@ -172,7 +172,7 @@ def vlguard(data: Data) -> Iterator[Sample]:
             part = INSTRUCTIONS[name]
             yield VLGUARD.sample(
                 f"vlguard-{number}-{part}",
-                asked(pair[name], image),
+                image_prompt(pair[name], image),
                 pair["response"],
                 {
                     "part": part,

@@ -69,8 +69,8 @@ def ours() -> Iterator[dict[str, Any]]:
 def load(data: Data) -> Iterator[Sample]:
     """Each prompt twice, without and with the system prompt."""
     folder = data.root / OWN.name if data.root else None
-    held = folder is not None and (folder / OWN.files[0]).is_file()
-    for number, row in enumerate(data.rows(OWN) if held else ours()):
+    has_own = folder is not None and (folder / OWN.files[0]).is_file()
+    for number, row in enumerate(data.rows(OWN) if has_own else ours()):
         if row.get("attribute") not in ATTRIBUTES:
             raise ValueError(
                 f"{OWN.name}/{OWN.files[0]}, line {number + 1}: expected an attribute of {', '.join(ATTRIBUTES)}, "
@@ -81,17 +81,17 @@ def load(data: Data) -> Iterator[Sample]:
             if "audio" in row
             else spoken(row["text"], voice=Voice(**row.get("voice", {})))
         )
-        asked = Message.user(Spoken(source, row["text"]))
+        request = Message.user(Spoken(source, row["text"]))
         for system in (False, True):
             yield Sample(
                 f"isa-{number}-{'system' if system else 'plain'}",
                 (
                     *([Message.system(judge.SAFETY["no_inference"])] if system else []),
-                    asked,
+                    request,
                     Message.assistant(REFERENCE),
                 ),
                 OWN.name,
-                "as its owner says" if held else "Apache-2.0",
+                "as its owner says" if has_own else "Apache-2.0",
                 {"attribute": row["attribute"], "system": system, "said": row["text"]},
             )
 

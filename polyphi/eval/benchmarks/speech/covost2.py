@@ -39,19 +39,19 @@ CLIPS = {
 
 
 def load(data: Data) -> Iterator[Sample]:
-    for (source, target), held in TRANSLATIONS.items():
-        wanted = {
+    for (source, target), translations in TRANSLATIONS.items():
+        references = {
             row["path"]: _unescaped(row["translation"])
-            for row in data.rows(held)
+            for row in data.rows(translations)
             if row["split"] == "test"
         }
         clips = data.folder(CLIPS[source]) / "clips"
         for row in data.rows(CLIPS[source], "validated.tsv"):
-            if row["path"] in wanted:
+            if row["path"] in references:
                 yield from speech.translations(
                     f"covost2-{Path(row['path']).stem}",
                     clip(row["path"], clips),
-                    (_unescaped(row["sentence"]), wanted[row["path"]]),
+                    (_unescaped(row["sentence"]), references[row["path"]]),
                     (source, target),
                     ("CoVoST 2", "CC0-1.0"),
                 )

@@ -31,10 +31,10 @@ def load(data: Data) -> Iterator[Sample]:
         clips = data.folder(source) / "clips"
         for row in data.rows(source, "test.tsv"):
             if speech.has_words(row["sentence"], language):
-                asked = speech.ask_transcript(clip(row["path"], clips))
+                request = speech.ask_transcript(clip(row["path"], clips))
                 yield Sample(
                     f"cv15-{language}-{Path(row['path']).stem}",
-                    (asked, Message.assistant(row["sentence"])),
+                    (request, Message.assistant(row["sentence"])),
                     "Common Voice 15",
                     "CC0-1.0",
                     {"language": language},

@@ -39,10 +39,10 @@ def load(data: Data) -> Iterator[Sample]:
             continue
         for row in data.rows(SOURCE, name):
             options = [str(choice) for choice in row["choices"]]
-            asked = "\n".join([row["question"], *(f"- {o}" for o in options), INSTRUCTION])
+            text = "\n".join([row["question"], *(f"- {o}" for o in options), INSTRUCTION])
             yield SOURCE.sample(
                 f"mmau-{row['id']}",
-                Message.user(clip(row["audio_id"].removeprefix("./"), root), Text(asked)),
+                Message.user(clip(row["audio_id"].removeprefix("./"), root), Text(text)),
                 "" if hidden else str(row["answer"]),
                 {
                     "hidden": hidden,
@@ -57,19 +57,19 @@ def string_match(answer: str, sample: Sample) -> Score:
     """All words of the right option are in the answer, and none that only a wrong one has (MMAU's own rule; options
     that are the same words in another order are not told apart). Generously read, the one option whose words stand
     together in the answer is the right one."""
-    said, wanted, options = _words(answer), references(sample)[0], sample.meta["options"]
-    strict = float(_matches(wanted, said, options))
+    words, reference, options = _words(answer), references(sample)[0], sample.meta["options"]
+    strict = float(_matches(reference, words, options))
     text, plain = f" {normalise(answer)} ", {option: f" {normalise(option)} " for option in options}
     there = [o for o in options if plain[o] in text]
     longest = [o for o in there if not any(plain[o] in plain[p] and o != p for p in there)]
-    accepted = ", ".join(o for o in options if _matches(o, said, options))
-    return Score(strict, accepted, {LENIENT: max(strict, float(longest == [wanted]))})
+    accepted = ", ".join(o for o in options if _matches(o, words, options))
+    return Score(strict, accepted, {LENIENT: max(strict, float(longest == [reference]))})
 
 
-def _matches(option: str, said: set[str], options: Sequence[str]) -> bool:
+def _matches(option: str, words: set[str], options: Sequence[str]) -> bool:
     own = _words(option)
     others = set[str]().union(*(_words(o) - own for o in options))
-    return bool(said) and own <= said and not said & others
+    return bool(words) and own <= words and not words & others
 
 
 def _words(text: str) -> set[str]:

@@ -65,20 +65,20 @@ def letter(answer: str, sample: Sample) -> Score:
     named = _named(text, sample)
     alone = [m for m in _ALONE.finditer(text)]
     sure = [m for m in alone if not _WORD.match(text, m.start())]
-    if said := _SAID.search(text):
-        found = said[1].upper()
+    if match := _SAID.search(text):
+        choice = match[1].upper()
     elif sure:
-        found = sure[0][0]
+        choice = sure[0][0]
     else:
-        found = named or (alone[0][0] if alone else "")
-    wanted = references(sample)[0]
-    return Score(float(found == wanted), found, {LENIENT: float(wanted in (found, named))})
+        choice = named or (alone[0][0] if alone else "")
+    reference = references(sample)[0]
+    return Score(float(choice == reference), choice, {LENIENT: float(reference in (choice, named))})
 
 
 def _named(text: str, sample: Sample) -> str:
     """The letter of the only option whose words the text has; an option within another one doesn't count."""
     language = sample.meta["language"]
-    said = f" {normalise(text, language)} "
+    words = f" {normalise(text, language)} "
     options = {
         a: f" {o} " if language not in ("zh", "ja") else o
         for a, o in zip(
@@ -86,7 +86,7 @@ def _named(text: str, sample: Sample) -> str:
         )
         if o
     }
-    there = {a: o for a, o in options.items() if o in said}
+    there = {a: o for a, o in options.items() if o in words}
     longest = [a for a, o in there.items() if not any(o in p and o != p for p in there.values())]
     return longest[0] if len(longest) == 1 else ""
 

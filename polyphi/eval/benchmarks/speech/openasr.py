@@ -36,10 +36,10 @@ def load(data: Data) -> Iterator[Sample]:
         prompt = EARNINGS if label == "Earnings22" else TRANSCRIBE
         for number, row in enumerate(data.rows(source, columns=("audio", "text"))):
             if speech.has_words(row["text"], "en"):
-                asked = speech.ask_transcript(clip(row["audio"]), prompt)
+                request = speech.ask_transcript(clip(row["audio"]), prompt)
                 yield Sample(
                     f"openasr-{label.lower()}-{number}",
-                    (asked, Message.assistant(row["text"])),
+                    (request, Message.assistant(row["text"])),
                     f"{NAME} {label}",
                     SETS[label][1],
                     {"set": label, "language": "en"},

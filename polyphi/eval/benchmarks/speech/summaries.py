@@ -110,9 +110,9 @@ class Utterance:
 
 def transcript(folder: Path, meeting: str) -> str:
     """What was said, an utterance a line, by who began first."""
-    found = [u for path in folder.glob(f"{meeting}.?.words.xml") for u in _utterances(path)]
+    utterances = [u for path in folder.glob(f"{meeting}.?.words.xml") for u in _utterances(path)]
     lines: list[tuple[str, str]] = []
-    for u in sorted(found, key=lambda u: (u.start, u.speaker)):
+    for u in sorted(utterances, key=lambda u: (u.start, u.speaker)):
         if lines and lines[-1][0] == u.speaker:
             lines[-1] = (u.speaker, f"{lines[-1][1]} {u.text}")
         else:
@@ -146,14 +146,14 @@ def ami(data: Data) -> Iterator[Sample]:
     path = own if own.exists() else Path(__file__).with_name("ami_instructions.json")
     instructions = json.loads(path.read_text(encoding="utf-8"))
     for meeting in MEETINGS:
-        if asked := instructions.get(meeting):
-            said = transcript(root / "words", meeting)
+        if own_instructions := instructions.get(meeting):
+            text = transcript(root / "words", meeting)
             recording = Audio(root / f"amicorpus/{meeting}/audio/{meeting}.Mix-Headset.wav")
-            for number, instruction in enumerate(asked):
+            for number, instruction in enumerate(own_instructions):
                 yield sample(
                     f"{meeting}-{number}",
                     recording,
-                    said,
+                    text,
                     instruction,
                     "AMI",
                     "CC-BY-4.0",

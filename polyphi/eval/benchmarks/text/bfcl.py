@@ -89,7 +89,7 @@ HINTS = {"simple_java": "Java 8 SDK", "simple_javascript": "JavaScript"}
 
 def load(data: Data) -> Iterator[Sample]:
     rows = {c: _lines(data, f"data/BFCL_v4_{c}.json") for c in CATEGORIES}
-    weights = _weights({category: len(found) for category, found in rows.items()})
+    weights = _weights({category: len(of_category) for category, of_category in rows.items()})
     for group, categories in GROUPS.items():
         for category in categories:
             possible = [None] * len(rows[category])
@@ -124,15 +124,17 @@ def _sample(
     row: Mapping[str, Any], possible: Any, category: str, group: str, mode: str, weight: float
 ) -> Sample:
     described = _described(row["function"], category)
-    said = [Message.parse(message) for message in row["question"][0]]
+    messages = [Message.parse(message) for message in row["question"][0]]
     if mode == "prompt":
         text = SYSTEM.format(functions=json.dumps(described, indent=4))
-        if said[0].role == "system":
-            text += "\n\n" + said.pop(0).text
-        prompt: tuple[Message, ...] = (Message.system(text), *said)
+        if messages[0].role == "system":
+            text += "\n\n" + messages.pop(0).text
+        prompt: tuple[Message, ...] = (Message.system(text), *messages)
     else:
-        asked = said if said[0].role == "system" else [Message.system(TOOLS_SYSTEM), *said]
-        prompt = with_tools(asked, described)
+        conversation = (
+            messages if messages[0].role == "system" else [Message.system(TOOLS_SYSTEM), *messages]
+        )
+        prompt = with_tools(conversation, described)
     return Sample(
         f"{row['id']}-{mode}",
         (*prompt, Message.assistant(_reference(row, possible, category, mode))),
@@ -152,31 +154,35 @@ def _sample(
 
 def _described(functions: Sequence[Mapping[str, Any]], category: str) -> list[dict[str, Any]]:
     """Functions as models are told of them: values of other languages are given as text."""
-    found: list[dict[str, Any]] = copy.deepcopy(list(functions))  # type: ignore[arg-type]
-    for function in found:
+    result: list[dict[str, Any]] = copy.deepcopy(list(functions))  # type: ignore[arg-type]
+    for function in result:
         language = HINTS.get(category, "Python 3")
         function["description"] += f" Note that the provided function is in {language} syntax."
         if category in HINTS:
             for value in function["parameters"]["properties"].values():
                 _as_text(value, HINTS[category].split()[0])
-    return found
+    return result
 
 
 def _as_text(value: dict[str, Any], language: str) -> None:
     kind = value["type"]
-    told = f" This parameter can be of any type of {language} object in string representation."
+    description = (
+        f" This parameter can be of any type of {language} object in string representation."
+    )
     if kind != "any":
-        told = f" This is {language} {kind} type parameter in string representation."
+        description = f" This is {language} {kind} type parameter in string representation."
     lists = ("ArrayList", "Array") if language == "Java" else ("array",)
     if kind in lists:
         inner = value.pop("items")["type"]
-        told += f" The list elements are of type {inner}; they are not in string representation."
+        description += (
+            f" The list elements are of type {inner}; they are not in string representation."
+        )
     if kind == "dict" and language == "JavaScript" and "properties" in value:
-        told += (
+        description += (
             " The dictionary entries have the following schema; they are not in string representation. "
             + json.dumps(value.pop("properties"))
         )
-    value["description"] += told
+    value["description"] += description
     value["type"] = "string"
 
 
@@ -187,25 +193,27 @@ def _reference(row: Mapping[str, Any], possible: Any, category: str, mode: str) 
     if possible is None:
         return "None of the functions can be used."
     known = {function["name"]: function["parameters"] for function in row["function"]}
-    made, texts = [], []
+    calls_made, texts = [], []
     for name, options in ((name, o) for call in possible for name, o in call.items()):
         needed = known.get(name, {}).get("required", ())
         kinds = known.get(name, {}).get("properties", {})
-        given = {
+        arguments = {
             key: _plain(next((v for v in values if v != ""), "" if values else None))
             for key, values in options.items()
             if key in needed or "" not in values
         }
-        written = {key: repr(value) for key, value in given.items()}
+        written = {key: repr(value) for key, value in arguments.items()}
         if category in HINTS:
-            given = {key: _foreign(value, kinds[key], category) for key, value in given.items()}
+            arguments = {
+                key: _foreign(value, kinds[key], category) for key, value in arguments.items()
+            }
             written = {
                 key: json.dumps(value) if kinds[key]["type"] in TEXTS else value
-                for key, value in given.items()
+                for key, value in arguments.items()
             }
-        made.append({"name": name, "arguments": given})
+        calls_made.append({"name": name, "arguments": arguments})
         texts.append(f"{name}({', '.join(f'{key}={value}' for key, value in written.items())})")
-    return json.dumps(made) if mode == "tools" else f"[{', '.join(texts)}]"
+    return json.dumps(calls_made) if mode == "tools" else f"[{', '.join(texts)}]"
 
 
 TEXTS = ("String", "any", "char")
@@ -256,29 +264,31 @@ def _member(value: Any, kind: Mapping[str, Any], category: str) -> str:
 
 
 def score_many(pairs: Sequence[tuple[Sequence[str], Sample]]) -> list[Score]:
-    asked = [_asked(answers[-1] if answers else "", sample) for answers, sample in pairs]
-    right = [_own(each) if each["checker"] == "polyphi" else False for each in asked]
-    theirs = [n for n, each in enumerate(asked) if each["checker"] != "polyphi"]
+    requests = [_request(answers[-1] if answers else "", sample) for answers, sample in pairs]
+    verdicts = [
+        _check_fixture(each) if each["checker"] == "polyphi" else False for each in requests
+    ]
+    theirs = [n for n, each in enumerate(requests) if each["checker"] != "polyphi"]
     for start in range(0, len(theirs), AT_ONCE):
         block = theirs[start : start + AT_ONCE]
-        for n, found in zip(block, _checked([asked[n] for n in block]), strict=True):
-            right[n] = found
+        for n, verdict in zip(block, _checked([requests[n] for n in block]), strict=True):
+            verdicts[n] = verdict
     return [
-        Score(float(found), each["answer"][: programs.SHOWN], {LENIENT: float(found)})
-        for each, found in zip(asked, right, strict=True)
+        Score(float(verdict), each["answer"][: programs.SHOWN], {LENIENT: float(verdict)})
+        for each, verdict in zip(requests, verdicts, strict=True)
     ]
 
 
-def _asked(answer: str, sample: Sample) -> dict[str, Any]:
+def _request(answer: str, sample: Sample) -> dict[str, Any]:
     meta, answer = sample.meta, answer[:LONGEST]
-    found = None
+    made_calls = None
     if meta["mode"] == "tools":
-        found = [{call["name"]: call["arguments"]} for call in tool_calls(answer) or ()]
+        made_calls = [{call["name"]: call["arguments"]} for call in tool_calls(answer) or ()]
     return {
         **{key: meta[key] for key in ("category", "possible", "checker")},
         "functions": json.loads(meta["functions"]),
         "answer": answer,
-        "calls": found,
+        "calls": made_calls,
     }
 
 
@@ -287,42 +297,42 @@ def _python() -> Path:
     return ENVIRONMENT.python()
 
 
-def _checked(asked: Sequence[Mapping[str, Any]]) -> list[bool]:
+def _checked(requests: Sequence[Mapping[str, Any]]) -> list[bool]:
     """bfcl-eval's verdicts. Where an answer brings its checker down, each of them alone."""
     if why := programs.unable():
         raise ValueError(f"no calls can be judged: {why}")
     result = sandbox.run(
         Path(calls.__file__).read_text(encoding="utf-8"),
-        stdin=json.dumps(asked),
+        stdin=json.dumps(requests),
         limits=LIMITS,
         weak=sandbox.unavailable() is not None,
         python=_python(),
     )
-    told = result.stdout.strip()
-    if result.ended == "ok" and len(told) == len(asked) and set(told) <= {"0", "1"}:
-        return [each == "1" for each in told]
+    verdicts = result.stdout.strip()
+    if result.ended == "ok" and len(verdicts) == len(requests) and set(verdicts) <= {"0", "1"}:
+        return [each == "1" for each in verdicts]
     if calls.NO_CHECKER in result.stderr:
         raise ValueError(
             f"bfcl-eval's checker can't be used ({result.stderr.strip()[-300:]}); delete {ENVIRONMENT.folder}"
         )
-    if len(asked) == 1:
+    if len(requests) == 1:
         return [False]
-    return [found for each in asked for found in _checked([each])]
+    return [verdict for each in requests for verdict in _checked([each])]
 
 
-def _own(asked: Mapping[str, Any]) -> bool:
+def _check_fixture(request: Mapping[str, Any]) -> bool:
     """Our stand-ins' checker, for Python's calls: names and values as they may be, texts without regard to case and
     most punctuation; what may be missing, may."""
-    made = asked["calls"]
-    if made is None:
-        made = _calls(asked["answer"])
-    if "relevance" in asked["category"]:
-        return bool(made) != ("irrelevance" in asked["category"])
-    possible = list(asked["possible"])
-    if len(made) != len(possible):
+    answer_calls = request["calls"]
+    if answer_calls is None:
+        answer_calls = _calls(request["answer"])
+    if "relevance" in request["category"]:
+        return bool(answer_calls) != ("irrelevance" in request["category"])
+    possible = list(request["possible"])
+    if len(answer_calls) != len(possible):
         return False
-    for call in made:
-        fits = [p for p in possible if _fits(call, p, asked["category"] in HINTS)]
+    for call in answer_calls:
+        fits = [p for p in possible if _fits(call, p, request["category"] in HINTS)]
         if not fits:
             return False
         possible.remove(fits[0])
@@ -332,28 +342,30 @@ def _own(asked: Mapping[str, Any]) -> bool:
 def _calls(answer: str) -> list[dict[str, dict[str, Any]]]:
     import ast
 
-    found = []
+    result = []
     tree = programs.parsed(answer.strip("` \n"))
     node = tree.body[0].value if tree and tree.body and isinstance(tree.body[0], ast.Expr) else None
     for call in node.elts if isinstance(node, ast.List | ast.Tuple) else [node]:
         if not isinstance(call, ast.Call):
             return []
         try:
-            given = {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
+            arguments = {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
         except (ValueError, RecursionError):
             return []
-        found.append({ast.unparse(call.func): given})
-    return found
+        result.append({ast.unparse(call.func): arguments})
+    return result
 
 
 def _fits(call: Mapping[str, Any], possible: Mapping[str, Any], as_text: bool) -> bool:
     (name, options), *_ = possible.items()
-    given = call.get(name)
-    if not isinstance(given, Mapping) or set(given) - set(options):
+    arguments = call.get(name)
+    if not isinstance(arguments, Mapping) or set(arguments) - set(options):
         return False
     plain = (lambda value: _bare(str(value))) if as_text else _bare
     return all(
-        any(plain(given[key]) == plain(value) for value in values) if key in given else "" in values
+        any(plain(arguments[key]) == plain(value) for value in values)
+        if key in arguments
+        else "" in values
         for key, values in options.items()
     )
 
@@ -365,17 +377,17 @@ def _bare(value: Any) -> Any:
 
 
 def mean_of_means(
-    found: Sequence[tuple[Mapping[str, Any], Score]], seed: int
+    scored: Sequence[tuple[Mapping[str, Any], Score]], seed: int
 ) -> tuple[float, float, float, str]:
     """By the samples' weights."""
-    weighed = [(meta["weight"], score.value) for meta, score in found]
+    weighed = [(meta["weight"], score.value) for meta, score in scored]
     vectors = np.array([(weight * value, weight) for weight, value in weighed])
     return (*measure("mean", vectors, seed), "")
 
 
-def _rows(mode: str, told: str) -> list[Row]:
+def _rows(mode: str, suffix: str) -> list[Row]:
     return [
-        Row("", f"BFCL, {group}{told}", {"mode": mode, "group": group}, statistic=mean_of_means)
+        Row("", f"BFCL, {group}{suffix}", {"mode": mode, "group": group}, statistic=mean_of_means)
         for group in GROUPS
     ]
 

@@ -89,8 +89,8 @@ def _libraries(row: Mapping[str, Any]) -> list[str]:
 
 @cache
 def _python() -> Path:
-    told = os.environ.get(PYTHON)
-    return Path(told) if told else ENVIRONMENT.python()
+    path = os.environ.get(PYTHON)
+    return Path(path) if path else ENVIRONMENT.python()
 
 
 def _foreign(libraries: Sequence[str]) -> bool:

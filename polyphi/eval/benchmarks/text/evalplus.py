@@ -101,7 +101,7 @@ def humaneval(data: Data) -> Iterator[Sample]:
         whole = row["prompt"] + row["canonical_solution"]
         yield Sample(
             row["task_id"],
-            (*programs.asked(row["prompt"]), Message.assistant(programs.fenced(whole))),
+            (*programs.prompt_messages(row["prompt"]), Message.assistant(programs.fenced(whole))),
             "HumanEvalPlus v0.1.10",
             "Apache-2.0",
             {"entry": row["entry_point"], "prompt": row["prompt"], **_tests(row)},
@@ -117,7 +117,7 @@ def mbpp(data: Data) -> Iterator[Sample]:
         number = int(row["task_id"].rpartition("/")[2])
         yield Sample(
             row["task_id"],
-            (*programs.asked(row["prompt"], shots), Message.assistant(reference)),
+            (*programs.prompt_messages(row["prompt"], shots), Message.assistant(reference)),
             "MbppPlus v0.2.0",
             "Apache-2.0",
             {"number": number, "entry": row["entry_point"], "prompt": "", **_tests(row)},

@@ -25,7 +25,7 @@ def load(data: Data) -> Iterator[Sample]:
         whole = row["prompt"] + row["canonical_solution"]
         yield SOURCE.sample(
             row["task_id"],
-            programs.asked(row["prompt"]),
+            programs.prompt_messages(row["prompt"]),
             programs.fenced(whole),
             {
                 "entry": row["entry_point"],

@@ -59,8 +59,8 @@ def _strict(answer: str, sample: Sample) -> str:
 
 
 def _lenient(answer: str, sample: Sample) -> list[str]:
-    found = [*programs.blocks(answer)[:1], programs.longest_program(answer)]
-    return [code for text in found for code in (_whole(text, sample), text)]
+    programs_found = [*programs.blocks(answer)[:1], programs.longest_program(answer)]
+    return [code for text in programs_found for code in (_whole(text, sample), text)]
 
 
 def score_many(pairs: Sequence[tuple[Sequence[str], Sample]]) -> list[Score]:

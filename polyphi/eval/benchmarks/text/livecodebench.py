@@ -63,14 +63,14 @@ def load(data: Data) -> Iterator[Sample]:
             continue
         starter = row["starter_code"]
         code, form = (starter, WITH_STARTER) if starter else ("# YOUR CODE HERE", WITHOUT_STARTER)
-        asked = (
+        prompt = (
             f"### Question:\n{row['question_content']}\n\n### Format: {form}\n```python\n{code}\n```\n\n"
             "### Answer: (use the provided format with backticks)\n\n"
         )
         # Solutions aren't published; our own stand-ins have some.
         yield SOURCE.sample(
             f"livecodebench-{row['question_id']}",
-            [Message.system(SYSTEM), Message.user(asked)],
+            [Message.system(SYSTEM), Message.user(prompt)],
             row.get("solution", ""),
             {
                 "entry": json.loads(row["metadata"]).get("func_name"),
@@ -82,16 +82,16 @@ def load(data: Data) -> Iterator[Sample]:
 
 def cases(public: str, private: str) -> list[dict[str, Any]]:
     """Tests, which are JSON, or a pickled text of JSON, compressed, in base64. Raises ValueError for other pickles."""
-    found: list[dict[str, Any]] = json.loads(public)
+    tests: list[dict[str, Any]] = json.loads(public)
     try:
-        return found + json.loads(private)
+        return tests + json.loads(private)
     except json.JSONDecodeError:
         packed = base64.b64decode(private)
     text = zlib.decompressobj().decompress(packed, UNPACKED_BYTES)
-    told = _Plain(io.BytesIO(text)).load()
-    if not isinstance(told, str | bytes):
-        raise ValueError(f"expected pickled text, found {type(told).__name__}")
-    return found + json.loads(told)
+    content = _Plain(io.BytesIO(text)).load()
+    if not isinstance(content, str | bytes):
+        raise ValueError(f"expected pickled text, found {type(content).__name__}")
+    return tests + json.loads(content)
 
 
 class _Plain(pickle.Unpickler):
@@ -112,8 +112,8 @@ def trial(code: str, sample: Sample) -> programs.Trial:
     limits = sandbox.Limits(
         seconds=min(900.0, 30.0 + (SECONDS + 1) * len(tests)), cpu_seconds=300, memory_bytes=2 << 30
     )
-    told = {"kind": "cases", "cases": tests, "entry": meta["entry"], "seconds": SECONDS}
-    return programs.Trial(code, told, BEFORE, limits)
+    settings = {"kind": "cases", "cases": tests, "entry": meta["entry"], "seconds": SECONDS}
+    return programs.Trial(code, settings, BEFORE, limits)
 
 
 def _strict(answer: str, sample: Sample) -> str:

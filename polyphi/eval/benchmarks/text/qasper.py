@@ -36,11 +36,11 @@ UNANSWERABLE = "Unanswerable"
 def load(data: Data) -> Iterator[Sample]:
     for paper in data.rows(SOURCE):
         text = paper_text(paper)
-        for asked in paper["qas"]:
-            answers = list(dict.fromkeys(answer_text(a["answer"]) for a in asked["answers"]))
+        for question in paper["qas"]:
+            answers = list(dict.fromkeys(answer_text(a["answer"]) for a in question["answers"]))
             yield SOURCE.sample(
-                f"qasper-{asked['question_id']}",
-                Message.user(ASK.format(paper=text, question=asked["question"])),
+                f"qasper-{question['question_id']}",
+                Message.user(ASK.format(paper=text, question=question["question"])),
                 answers[0],
                 {"answers": answers[1:]},
             )
@@ -66,11 +66,11 @@ def answer_text(answer: Mapping[str, Any]) -> str:
 def token_f1(answer: str, sample: Sample) -> Score:
     """SQuAD's F1 over words, the best of the references; generously, of the answer's first sentence too."""
     accepted = [plain_words(r) for r in references(sample)]
-    said = plain_words(answer)
+    words = plain_words(answer)
     first = plain_words(re.split(r"(?<=[.!?])\s|\n", answer.strip(), maxsplit=1)[0])
-    value = max(f1(said, wanted) for wanted in accepted)
-    lenient = max(value, *(f1(first, wanted) for wanted in accepted))
-    return Score(value, " ".join(said[:200]), {LENIENT: lenient})
+    value = max(f1(words, reference) for reference in accepted)
+    lenient = max(value, *(f1(first, reference) for reference in accepted))
+    return Score(value, " ".join(words[:200]), {LENIENT: lenient})
 
 
 def plain_words(text: str) -> list[str]:
@@ -79,11 +79,11 @@ def plain_words(text: str) -> list[str]:
     return [word for word in text.split() if word not in ("a", "an", "the")]
 
 
-def f1(said: list[str], wanted: list[str]) -> float:
-    common = sum((Counter(said) & Counter(wanted)).values())
+def f1(answer: list[str], reference: list[str]) -> float:
+    common = sum((Counter(answer) & Counter(reference)).values())
     if not common:
-        return float(said == wanted)
-    precision, recall = common / len(said), common / len(wanted)
+        return float(answer == reference)
+    precision, recall = common / len(answer), common / len(reference)
     return 2 * precision * recall / (precision + recall)
 
 

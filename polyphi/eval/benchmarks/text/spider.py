@@ -86,10 +86,10 @@ def _schema(path: Path) -> str:
     if not path.exists():
         raise Missing(f"{path} is missing; {SOURCE.name} comes from {SOURCE.where}")
     with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as database:
-        found = database.execute(
+        statements = database.execute(
             "select sql from sqlite_master where type = 'table' and name not like 'sqlite_%' order by rowid"
         )
-        return "\n".join(_line(sql) + ";" for (sql,) in found if sql)
+        return "\n".join(_line(sql) + ";" for (sql,) in statements if sql)
 
 
 def _line(sql: str) -> str:
@@ -105,12 +105,12 @@ def strict(answer: str) -> str:
 
 def lenient(answer: str) -> str:
     """From the first SELECT or WITH on."""
-    found = re.search(r"\b(?:select|with)\b[^;`]*", answer, re.I)
-    return found[0].strip() if found else ""
+    match = re.search(r"\b(?:select|with)\b[^;`]*", answer, re.I)
+    return match[0].strip() if match else ""
 
 
 def score_many(pairs: Sequence[tuple[Sequence[str], Sample]]) -> list[Score]:
-    answers = [(told[-1][: programs.LONGEST] if told else "", sample) for told, sample in pairs]
+    answers = [(texts[-1][: programs.LONGEST] if texts else "", sample) for texts, sample in pairs]
     ran = _ran([(strict(a), s) for a, s in answers] + [(lenient(a), s) for a, s in answers])
     ours, others = ran[: len(answers)], ran[len(answers) :]
     return [
@@ -123,29 +123,29 @@ def _ran(queries: Sequence[tuple[str, Sample]]) -> list[bool]:
     """Whether each query has the result that its sample's has."""
     if why := programs.unable():
         raise ValueError(f"no query can be judged: {why}")
-    asked = {
+    different = {
         (sql, s.meta["query"], s.meta.get("database"), s.meta.get("path")): s for sql, s in queries
     }
-    found = programs.in_turns(_alike, asked)
-    right = dict(zip(asked, found, strict=True))
+    verdicts = programs.in_turns(_alike, different)
+    right = dict(zip(different, verdicts, strict=True))
     return [
         right[sql, s.meta["query"], s.meta.get("database"), s.meta.get("path")]
         for sql, s in queries
     ]
 
 
-def _alike(asked: tuple[str, str, str | None, str | None]) -> bool:
-    sql, reference, packed, path = asked
+def _alike(comparison: tuple[str, str, str | None, str | None]) -> bool:
+    sql, reference, packed, path = comparison
     if not sql:
         return False
     if packed is None:
         if not Path(str(path)).is_file():
             raise ValueError(f"{path} is missing: its queries can't be scored again without it")
         packed = base64.b64encode(zlib.compress(Path(str(path)).read_bytes(), 1)).decode()
-    told = {"database": packed, "query": sql, "reference": reference, "seconds": SECONDS}
+    request = {"database": packed, "query": sql, "reference": reference, "seconds": SECONDS}
     result = sandbox.run(
         Path(query.__file__).read_text(encoding="utf-8"),
-        stdin=json.dumps(told),
+        stdin=json.dumps(request),
         limits=LIMITS,
         weak=sandbox.unavailable() is not None,
     )

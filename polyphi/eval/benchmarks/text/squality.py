@@ -38,12 +38,12 @@ LONGEST = 20_000
 
 def load(data: Data) -> Iterator[Sample]:
     for story in data.rows(SOURCE):
-        for asked in story["questions"]:
-            answers = [response["response_text"] for response in asked["responses"]]
-            asks = ASK.format(story=story["document"].strip(), question=asked["question_text"])
+        for question in story["questions"]:
+            answers = [response["response_text"] for response in question["responses"]]
+            prompt = ASK.format(story=story["document"].strip(), question=question["question_text"])
             yield SOURCE.sample(
-                f"squality-{story['metadata']['passage_id']}-{asked['question_number']}",
-                Message.user(asks),
+                f"squality-{story['metadata']['passage_id']}-{question['question_number']}",
+                Message.user(prompt),
                 answers[0],
                 {"answers": answers[1:]},
             )

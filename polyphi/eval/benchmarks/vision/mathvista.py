@@ -47,20 +47,22 @@ def score(answer: str, sample: Sample) -> Score:
     """What the answer ends with, where the hint asks for it, equals the reference: an option, by its letter or as the
     one that it is most like (by half at least), an integer, a number to so many decimals, or a list. Lenient: the last
     letter or number anywhere."""
-    kind, wanted = sample.meta["kind"], sample.answer
+    kind, reference = sample.meta["kind"], sample.answer
     if kind == "choice":
-        found, meant = _option(answer, sample.meta["options"])
+        strict, loose = _option(answer, sample.meta["options"])
     elif kind == "list":
-        found = meant = _list(answer)
-        wanted = _list(wanted)
+        strict = loose = _list(answer)
+        reference = _list(reference)
     else:
         decimals = 0 if kind == "integer" else sample.meta["decimals"]
         last = _end(answer).split()[-1:]
-        found = _rounded("".join(last).strip("$%°.,:;"), decimals)
-        meant = _rounded("".join(NUMBER.findall(answer)[-1:]), decimals)
-        wanted = _rounded(wanted, decimals)
-    lenient = bool(wanted) and wanted in (found, meant)
-    return Score(float(found != "" and found == wanted), found[:1000], {LENIENT: float(lenient)})
+        strict = _rounded("".join(last).strip("$%°.,:;"), decimals)
+        loose = _rounded("".join(NUMBER.findall(answer)[-1:]), decimals)
+        reference = _rounded(reference, decimals)
+    lenient = bool(reference) and reference in (strict, loose)
+    return Score(
+        float(strict != "" and strict == reference), strict[:1000], {LENIENT: float(lenient)}
+    )
 
 
 def _end(answer: str) -> str:
@@ -71,13 +73,13 @@ def _end(answer: str) -> str:
 
 def _option(answer: str, options: list[str]) -> tuple[str, str]:
     """The option that an answer strictly and leniently names; "" for none."""
-    held, end = vqa.letters(options), _end(answer)
-    bracketed = [a for a in re.findall(r"\(([A-Z])\)", end) if a in held]
+    known, end = vqa.letters(options), _end(answer)
+    bracketed = [a for a in re.findall(r"\(([A-Z])\)", end) if a in known]
     letter = vqa.first_letter(end, options) or "".join(bracketed[-1:])
     alike = {o: vqa.similarity(end.casefold(), o.casefold()) for o in options}
     nearest = max(options, key=lambda o: alike[o])
-    found = held[letter] if letter else nearest if alike[nearest] else ""
-    return found, found or held.get(vqa.meant_letter(answer, options), "")
+    option = known[letter] if letter else nearest if alike[nearest] else ""
+    return option, option or known.get(vqa.meant_letter(answer, options), "")
 
 
 def _rounded(text: str, decimals: int) -> str:
@@ -90,9 +92,9 @@ def _rounded(text: str, decimals: int) -> str:
 
 def _list(text: str) -> str:
     """The last list of numbers in a text, as JSON writes it; "" if there is none."""
-    found = re.findall(r"\[[^\[\]]*\]", text)
+    lists = re.findall(r"\[[^\[\]]*\]", text)
     try:
-        return json.dumps([float(n) for n in json.loads(found[-1])]) if found else ""
+        return json.dumps([float(n) for n in json.loads(lists[-1])]) if lists else ""
     except (ValueError, TypeError, OverflowError):
         return ""
 

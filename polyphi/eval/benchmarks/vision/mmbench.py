@@ -49,19 +49,19 @@ def load(data: Data) -> Iterator[Sample]:
         yield SOURCE.sample(f"mmbench-{number}", prompt, row["answer"], meta)
 
 
-def score_many(given: Sequence[tuple[Sequence[str], Sample]]) -> list[Score]:
+def score_many(pairs: Sequence[tuple[Sequence[str], Sample]]) -> list[Score]:
     """Each by itself; and the part `circular`, of questions that have been asked under as many rotations as they have
     options."""
-    scores = [vqa.letter(answers[-1] if answers else "", sample) for answers, sample in given]
+    scores = [vqa.letter(answers[-1] if answers else "", sample) for answers, sample in pairs]
     passes: dict[int, list[float]] = defaultdict(list)
-    for score, (_, sample) in zip(scores, given, strict=True):
+    for score, (_, sample) in zip(scores, pairs, strict=True):
         passes[sample.meta["question"]].append(score.value)
-    found = []
-    for score, (_, sample) in zip(scores, given, strict=True):
+    result = []
+    for score, (_, sample) in zip(scores, pairs, strict=True):
         own = passes[sample.meta["question"]]
         circular = {"circular": min(own)} if len(own) == len(sample.meta["options"]) else {}
-        found.append(replace(score, parts={**score.parts, **circular}))
-    return found
+        result.append(replace(score, parts={**score.parts, **circular}))
+    return result
 
 
 benchmark = Benchmark(

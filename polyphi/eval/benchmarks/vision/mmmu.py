@@ -51,12 +51,12 @@ def score(answer: str, sample: Sample) -> Score:
 def open_answer(answer: str, sample: Sample) -> Score:
     """A reference stands in what the answer comes to, or equals a number of it (MMMU's rule, generous by itself; to it
     alone 1,000.5 is 1,000 and .5)."""
-    wanted = {n for reference in _listed(sample.answer) for n in _normal(reference)}
+    accepted = {n for reference in _listed(sample.answer) for n in _normal(reference)}
     ends = _ends(answer)
-    said = {n for end in ends for text in [end, *NUMBER.findall(end)] for n in _normal(text)}
-    texts = [text for text in said if isinstance(text, str)]
+    values = {n for end in ends for text in [end, *NUMBER.findall(end)] for n in _normal(text)}
+    texts = [text for text in values if isinstance(text, str)]
     right = any(
-        any(w in text for text in texts) if isinstance(w, str) else w in said for w in wanted
+        any(w in text for text in texts) if isinstance(w, str) else w in values for w in accepted
     )
     return Score(float(right), " | ".join(ends)[:1000])
 
@@ -64,10 +64,10 @@ def open_answer(answer: str, sample: Sample) -> Score:
 def _listed(text: str) -> list[str]:
     """The accepted answers: one, or a list as Python writes it."""
     try:
-        held = ast.literal_eval(text) if text.startswith("[") else text
+        value = ast.literal_eval(text) if text.startswith("[") else text
     except (ValueError, SyntaxError):
-        held = text
-    return [str(h) for h in held] if isinstance(held, list) else [text]
+        value = text
+    return [str(h) for h in value] if isinstance(value, list) else [text]
 
 
 def _normal(text: str) -> list[str | float]:
@@ -82,7 +82,7 @@ def _normal(text: str) -> list[str | float]:
 def _ends(answer: str) -> list[str]:
     """What the lines come to: the shortest of what follows on telling words; all of the answer if there are none."""
     answer = answer.strip().strip(".").lower()
-    lines, found = answer.split("\n"), []
+    lines, ends = answer.split("\n"), []
     for number, line in enumerate(lines):
         words = (*TELLING, "=") if number == len(lines) - 1 else TELLING
         shortest = ""
@@ -90,8 +90,8 @@ def _ends(answer: str) -> list[str]:
             if not shortest or len(end) < len(shortest):
                 shortest = end
         if shortest.strip(":,.!?;'"):
-            found.append(shortest)
-    return found or [answer]
+            ends.append(shortest)
+    return ends or [answer]
 
 
 benchmark = Benchmark(

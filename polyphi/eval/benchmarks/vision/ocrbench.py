@@ -40,8 +40,13 @@ def contains(answer: str, sample: Sample) -> Score:
         formula = sample.meta["dataset"] == FORMULAS
         return text.replace(" ", "") if formula else text.lower()
 
-    said, wanted = plain(answer), [plain(reference) for reference in sample.meta["answers"]]
-    return Score(float(any(w != "" and w in said for w in wanted)), said[:1000])
+    text_of_answer, accepted = (
+        plain(answer),
+        [plain(reference) for reference in sample.meta["answers"]],
+    )
+    return Score(
+        float(any(w != "" and w in text_of_answer for w in accepted)), text_of_answer[:1000]
+    )
 
 
 benchmark = Benchmark(

@@ -33,16 +33,16 @@ def load(data: Data) -> Iterator[Sample]:
 def score(answer: str, sample: Sample) -> Score:
     """The first word, without marks, is the reference; the parts make F1 of "yes". Lenient: the first yes or no."""
     words = vqa.plain(answer).split()
-    said = words[0] if words and words[0] in ("yes", "no") else ""
+    first = words[0] if words and words[0] in ("yes", "no") else ""
     meant = next((word for word in words if word in ("yes", "no")), "")
     yes = sample.answer == "yes"
     counts = {
-        "tp": float(yes and said == "yes"),
-        "fp": float(not yes and said == "yes"),
-        "fn": float(yes and said != "yes"),
+        "tp": float(yes and first == "yes"),
+        "fp": float(not yes and first == "yes"),
+        "fn": float(yes and first != "yes"),
     }
     return Score(
-        float(said == sample.answer), said, {**counts, LENIENT: float(meant == sample.answer)}
+        float(first == sample.answer), first, {**counts, LENIENT: float(meant == sample.answer)}
     )
 
 

@@ -50,19 +50,19 @@ def load(data: Data) -> Iterator[Sample]:
 def frames(path: Path, count: int = FRAMES) -> list[bytes]:
     """Frames of a video as JPEG, of all its N those at linspace(0, N - 1, count). Needs PyAV (extra `video`)."""
     av = _av()
-    found: dict[int, bytes] = {}
+    decoded_at: dict[int, bytes] = {}
     try:
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
             times = sorted(p.pts for p in container.demux(stream) if p.pts is not None)
-            wanted = [times[i] for i in np.linspace(0, len(times) - 1, count).astype(int)]
-            for time in sorted(set(wanted)):
+            chosen = [times[i] for i in np.linspace(0, len(times) - 1, count).astype(int)]
+            for time in sorted(set(chosen)):
                 container.seek(time, stream=stream)  # to the picture before it that stands alone
                 decoded = (f for f in container.decode(stream) if f.pts is not None)
-                found[time] = _jpeg(next(f for f in decoded if f.pts >= time).to_image())
+                decoded_at[time] = _jpeg(next(f for f in decoded if f.pts >= time).to_image())
     except (av.FFmpegError, IndexError, StopIteration) as error:
         raise ValueError(f"{path}: expected a video that can be decoded ({error})") from None
-    return [found[time] for time in wanted]
+    return [decoded_at[time] for time in chosen]
 
 
 def _av() -> Any:

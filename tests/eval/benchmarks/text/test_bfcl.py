@@ -133,9 +133,9 @@ def test_rows_weigh_groups_alike() -> None:
 def test_our_stand_ins_checker_agrees_with_their_answers(tmp_path: Path) -> None:
     bfcl.benchmark.write_fixtures(tmp_path)
     for sample in bfcl.load(Data(tmp_path)):
-        right, wrong = (bfcl._asked(a, sample) for a in (sample.answer, _wrong(sample)))
-        assert bfcl._own(right) and not bfcl._own(wrong)
+        right, wrong = (bfcl._request(a, sample) for a in (sample.answer, _wrong(sample)))
+        assert bfcl._check_fixture(right) and not bfcl._check_fixture(wrong)
         if sample.meta["possible"]:
             more = copy.deepcopy(right)
             more["possible"] = [*more["possible"], more["possible"][0]]
-            assert not bfcl._own(more)
+            assert not bfcl._check_fixture(more)
