@@ -51,7 +51,7 @@ def eval_run(
     suites: SuiteOption = None,
     data: DataOption = None,
     mini: Annotated[
-        bool, typer.Option("--mini", help="Stand-ins that packages ship in place of the data.")
+        bool, typer.Option("--mini", help="A few synthetic samples in place of the data.")
     ] = False,
     out: Annotated[
         Path | None, typer.Option(help="Folder for the results; the same command goes on.")

@@ -47,8 +47,8 @@ LOOKED_AT = 64 << 20
 PIECE = 1 << 16
 RUNS = "benchmarks"
 """The results folder inside a run."""
-STAND_IN_TOKENS = 64
-"""Most of an answer to a stand-in, which is there to be run."""
+SYNTHETIC_TOKENS = 64
+"""Most of an answer to a synthetic sample, which is there to be run."""
 UNSIMULATED = "a model plays its user: name one by --simulator http://host/v1#name, or self"
 
 
@@ -159,14 +159,14 @@ def mini_data(chosen: Sequence[Benchmark], root: Path) -> tuple[Data, dict[str, 
 
 
 def shortened(chosen: Sequence[Benchmark]) -> list[Benchmark]:
-    """Benchmarks as they are run on stand-ins."""
-    return [replace(b, max_tokens=min(b.max_tokens, STAND_IN_TOKENS)) for b in chosen]
+    """Benchmarks as they are run on synthetic fixtures."""
+    return [replace(b, max_tokens=min(b.max_tokens, SYNTHETIC_TOKENS)) for b in chosen]
 
 
-def glimpse(model: Answers, benchmark: Benchmark, stand_ins: Path, limit: int) -> float | None:
-    """The first row of a benchmark on a few of its stand-ins, which lie at `stand_ins`; None where there are none. For
-    a model that changes: nothing of what it answers is kept."""
-    data, failed = mini_data([benchmark], stand_ins)
+def glimpse(model: Answers, benchmark: Benchmark, fixtures: Path, limit: int) -> float | None:
+    """The first row of a benchmark on a few samples of its synthetic fixture, which lies at `fixtures`; None where
+    there is none. For a model that changes: none of its answers is kept."""
+    data, failed = mini_data([benchmark], fixtures)
     if failed:
         return None
     (benchmark,) = shortened([benchmark])
@@ -178,7 +178,7 @@ def glimpse(model: Answers, benchmark: Benchmark, stand_ins: Path, limit: int) -
 
 
 def results(model: str, own: Subject, suites: Sequence[str]) -> Path:
-    """Where results go unless told otherwise: those of a run on stand-ins into the run, where its page looks."""
+    """The default folder of results: for a run on synthetic fixtures a folder of the run, where its page looks."""
     if list(suites) == ["mini"] and (Path(model) / "stages").is_dir():
         return Path(model) / RUNS
     return Path("results") / "".join(c if c.isalnum() else "-" for c in own.name)
@@ -220,18 +220,18 @@ def measure(
     skip_missing: bool = False,
     console: Console | None = None,
 ) -> list[Measured]:
-    """Benchmarks, one after another, and the page with all rows of the folder. `data` None: the stand-ins, where the
-    model itself plays the user unless another one is named."""
+    """Benchmarks, one after another, and the page with all rows of the folder. `data` None: the synthetic fixtures,
+    where the model itself plays the user unless another one is named."""
     console = console or Console(stderr=True)
     chosen = suite(*suites)
     out.mkdir(parents=True, exist_ok=True)
     _claim(out, own)
-    stand_ins, failed = data is None, dict[str, list[str]]()
+    synthetic, failed = data is None, dict[str, list[str]]()
     if data is None:
         data, failed = mini_data(chosen, out / "mini-data")
         chosen = shortened(chosen)
     skipped = complaints(chosen, data, deep=False) | failed
-    if simulated_by or stand_ins:
+    if simulated_by or synthetic:
         user = simulator(simulated_by or "self", own, out, shard, judge_key)
         chosen = [replace(b, turns=b.simulated(user)) if b.simulated else b for b in chosen]
     else:
@@ -251,7 +251,7 @@ def measure(
             console.print(f"  {benchmark.title}: left out, {UNSIMULATED}", highlight=False)
     cache = Cache(own.model, out, own.fingerprint, name=_answers(shard))
     judging = [judge(address, own, out, judge_key) for address in judges]
-    status = "substitute data" if stand_ins else None
+    status = "substitute data" if synthetic else None
     rows: list[Measured] = []
     agreements: dict[str, Any] = {}
     with Progress(
@@ -360,8 +360,8 @@ def rescored(folder: Path, suites: Sequence[str] = ()) -> list[Measured]:
     rows, agreements = [], {}
     for benchmark, lines in rescore(folder, suite(*suites) if suites else ()):
         earlier = before.get(benchmark.name, {})
-        stand_ins = earlier.get("status") == "substitute data"
-        own = rows_of(benchmark, lines, "substitute data" if stand_ins else None)
+        synthetic = earlier.get("status") == "substitute data"
+        own = rows_of(benchmark, lines, "substitute data" if synthetic else None)
         agreements[benchmark.name] = agreement(benchmark, lines)
         limit = {"limit": earlier.get("limit")}
         _save_results(folder, [row.as_dict() | limit for row in own], {}, agreements)

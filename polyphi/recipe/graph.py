@@ -89,9 +89,9 @@ EXPORTS = {
     "model": ("joint_1_vision_speech", "native"),
 }
 WATCHED_ROWS = 32
-"""Held-out rows of a task that are answered now and then while a stage trains; of a benchmark, stand-ins of a row."""
+"""Held-out rows of a task that are answered now and then while a stage trains; of a benchmark, synthetic samples."""
 BENCHMARK_ROWS = 2
-"""Stand-ins of each row of the report that the finished model answers."""
+"""Synthetic samples of each row of the report that the finished model answers."""
 
 
 class Run:
@@ -430,7 +430,7 @@ class Run:
 
     def _watched(self, stage: Stage, model: PhiModel) -> dict[str, float]:
         """Scores of a stage's tasks as its model answers now, on a few held-out rows; of benchmarks, on a few of their
-        stand-ins."""
+        synthetic samples."""
         engine, scores = Engine(model, self.processor), dict[str, float]()
         watched = [b for b in benchmarks() if b.name in stage.watch]
         for benchmark in watched:
@@ -574,8 +574,8 @@ class Run:
             self.tell(line(result))
 
     def benchmarks(self) -> None:
-        """The report's benchmarks that need no judge, on a few stand-ins of each: the way from public data's layout to
-        its tables, walked by the final model. `polyphi eval DIR --suite mini` answers all of the stand-ins."""
+        """The report's benchmarks that need no judge, on a few synthetic samples of each: the way from public data's
+        layout to its tables, walked by the final model. `polyphi eval DIR --suite mini` answers all of them."""
         out = self.out / evaluation.RUNS
         if (out / "results.json").exists():
             return

@@ -321,8 +321,8 @@ def _checked(requests: Sequence[Mapping[str, Any]]) -> list[bool]:
 
 
 def _check_fixture(request: Mapping[str, Any]) -> bool:
-    """Our stand-ins' checker, for Python's calls: names and values as they may be, texts without regard to case and
-    most punctuation; what may be missing, may."""
+    """The checker of our fixtures, for Python's calls: names and values as they may be, texts without regard to case
+    and most punctuation; what may be missing, may."""
     answer_calls = request["calls"]
     if answer_calls is None:
         answer_calls = _calls(request["answer"])

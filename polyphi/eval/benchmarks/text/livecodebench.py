@@ -67,7 +67,7 @@ def load(data: Data) -> Iterator[Sample]:
             f"### Question:\n{row['question_content']}\n\n### Format: {form}\n```python\n{code}\n```\n\n"
             "### Answer: (use the provided format with backticks)\n\n"
         )
-        # Solutions aren't published; our own stand-ins have some.
+        # Solutions aren't published; our fixtures have some.
         yield SOURCE.sample(
             f"livecodebench-{row['question_id']}",
             [Message.system(SYSTEM), Message.user(prompt)],

@@ -5,8 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from polyphi.data.shards import Sample
-from polyphi.eval import boxed
 from polyphi.eval.benchmark import LENIENT
+from polyphi.eval.benchmarks.text import competition_math as boxed
 from polyphi.eval.benchmarks.text.competition_math import plain_box
 from polyphi.messages import Message
 

@@ -12,8 +12,7 @@ import pytest
 from polyphi.data.shards import Sample
 from polyphi.eval import run
 from polyphi.eval import score as scoring
-from polyphi.eval.adversary import LONGEST, STRATEGIES, dialogues
-from polyphi.eval.benchmarks.safety.adversarial import benchmark
+from polyphi.eval.benchmarks.safety.adversarial import LONGEST, STRATEGIES, benchmark, dialogues
 from polyphi.eval.cache import Cache, Recorded, as_text, key_of
 from polyphi.eval.fixtures.write import write
 from polyphi.eval.severity import PROMPTS

@@ -7,10 +7,19 @@ from typing import Any
 
 import pytest
 
-from polyphi.eval import fairness
 from polyphi.eval.benchmark import Score
-from polyphi.eval.benchmarks.safety.fairness import age_group, common_voice, locale_of
-from polyphi.eval.fairness import BETTER, MUCH_WORSE, WORSE, gap, gaps, share
+from polyphi.eval.benchmarks.safety import fairness
+from polyphi.eval.benchmarks.safety.fairness import (
+    BETTER,
+    MUCH_WORSE,
+    WORSE,
+    age_group,
+    common_voice,
+    gap,
+    gaps,
+    locale_of,
+    share,
+)
 from polyphi.eval.fixtures.write import write
 from polyphi.eval.sources import Data
 from polyphi.eval.statistics import MIN_SAMPLES
