@@ -6,13 +6,13 @@ import pytest
 
 from polyphi.data.shards import Sample
 from polyphi.eval.benchmark import LENIENT
-from polyphi.eval.benchmarks.text import competition_math as boxed
+from polyphi.eval.benchmarks.text import competition_math
 from polyphi.eval.benchmarks.text.competition_math import plain_box
 from polyphi.messages import Message
 
 
 def sample(reference: str) -> Sample:
-    prompt = boxed.ask("What is it?")
+    prompt = competition_math.prompt_of("What is it?")
     return Sample("m", (prompt, Message.assistant(reference)), "here", "CC0-1.0")
 
 
@@ -27,7 +27,7 @@ def sample(reference: str) -> Sample:
     ],
 )
 def test_the_last_box_counts(text: str, box: str | None) -> None:
-    assert boxed.last_box(text) == box
+    assert competition_math.last_box(text) == box
 
 
 @pytest.mark.parametrize(
@@ -47,17 +47,21 @@ def test_the_last_box_counts(text: str, box: str | None) -> None:
     ],
 )
 def test_equal_expressions(reference: str, answer: str, strict: float, lenient: float) -> None:
-    score = boxed.verified(answer, sample(reference))
+    score = competition_math.verified(answer, sample(reference))
     assert (score.value, score.parts[LENIENT]) == (strict, lenient)
 
 
 def test_what_takes_forever_is_wrong() -> None:
-    assert boxed.verified("\\boxed{9^{9^{9^9}}}", sample("1")).value == 0
+    assert competition_math.verified("\\boxed{9^{9^{9^9}}}", sample("1")).value == 0
 
 
 def test_other_threads_compare_too() -> None:
     with ThreadPoolExecutor(1) as pool:
-        assert pool.submit(boxed.verified, "\\boxed{0.5}", sample("\\frac{1}{2}")).result().value
+        assert (
+            pool.submit(competition_math.verified, "\\boxed{0.5}", sample("\\frac{1}{2}"))
+            .result()
+            .value
+        )
 
 
 @pytest.mark.parametrize(
