@@ -53,7 +53,7 @@ def wav(seed: int) -> bytes:
 def sample(task: Benchmark, i: int) -> Sample:
     """The i-th sample of a task, with a picture and a clip where the task is about them. Samples of `refusal` are among
     those of `refusals`."""
-    meta = {key: several[i % len(several)] if isinstance(several, tuple) else several
+    meta = {key: several[i % len(several)] if isinstance(several, list) else several
             for key, several in task.rows[0].only.items()}  # fmt: skip
     meta |= {"language": ["en", "fr", "de"][i % 3]}
     id = f"{task.corpus}-{'-'.join(map(str, meta.values()))}-{i}"
