@@ -22,7 +22,7 @@ import numpy as np
 from polyphi.data.shards import Sample
 from polyphi.eval import judge
 from polyphi.eval.benchmark import Judging, Row, Score, Statistic
-from polyphi.eval.sources import Data, Source, clip
+from polyphi.eval.sources import Data, Source, audio_of
 from polyphi.eval.spoken import Spoken, spoken
 from polyphi.eval.statistics import measure_mean, vector
 from polyphi.messages import LANGUAGES, Message
@@ -89,7 +89,7 @@ def sample(name: str, prompt: Prompt, *, text: str | None = None, aloud: bool = 
 
 def aloud_of(prompt: Prompt) -> Spoken:
     if "audio" in prompt.line:
-        return Spoken(clip(prompt.line["audio"], prompt.folder).source, prompt.text)
+        return Spoken(audio_of(prompt.line["audio"], prompt.folder).source, prompt.text)
     return Spoken(spoken(prompt.text, prompt.language), prompt.text)
 
 

@@ -216,12 +216,12 @@ def check(data: Data, source: Source) -> list[str]:
 # What rows hold ----------------------------------------------------------------------------------
 
 
-def picture(value: Any, root: Path | None = None) -> Image:
+def image_of(value: Any, root: Path | None = None) -> Image:
     """A picture of a row: the Hub's {"bytes", "path"}, bytes, base64 text, or a path below `root`."""
     return Image(_media(value, root, "picture"))
 
 
-def clip(value: Any, root: Path | None = None) -> Audio:
+def audio_of(value: Any, root: Path | None = None) -> Audio:
     """A clip of a row, likewise."""
     return Audio(_media(value, root, "clip"))
 

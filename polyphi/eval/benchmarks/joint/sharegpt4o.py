@@ -12,7 +12,7 @@ from polyphi.eval import vqa
 from polyphi.eval.benchmark import Benchmark, Row, Score
 from polyphi.eval.benchmarks.vision import chartqa, docvqa, lettered
 from polyphi.eval.scorers import references
-from polyphi.eval.sources import Data, Source, clip, picture, read_rows
+from polyphi.eval.sources import Data, Source, audio_of, image_of, read_rows
 from polyphi.messages import Message
 
 WRITTEN = {b.name: b for b in (*lettered.benchmarks, chartqa.benchmark, *docvqa.benchmarks)}
@@ -41,7 +41,7 @@ def load(data: Data) -> Iterator[Sample]:
                     f"{path}: row {number} has the metric {row['metric']!r}; expected {', '.join(METRICS)}"
                 )
             prompt = Message.user(
-                picture(row["image"], path.parent), clip(row["audio"], path.parent)
+                image_of(row["image"], path.parent), audio_of(row["audio"], path.parent)
             )
             yield SOURCE.sample(
                 f"{path.stem}/{row['id']}",

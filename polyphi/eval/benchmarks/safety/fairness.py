@@ -26,7 +26,7 @@ import numpy as np
 from polyphi.data.shards import Sample
 from polyphi.eval.benchmark import Benchmark, Row, Score, Statistic
 from polyphi.eval.scorers import wer
-from polyphi.eval.sources import Data, Source, clip, read_rows
+from polyphi.eval.sources import Data, Source, audio_of, read_rows
 from polyphi.eval.statistics import MIN_SAMPLES, RESAMPLES, wilson
 from polyphi.messages import TRANSCRIBE, Audio, Message, Text
 
@@ -225,7 +225,7 @@ def private(data: Data) -> Iterator[Sample]:
             )
         yield sample(
             f"fairness-{number}",
-            clip(row["audio"], folder),
+            audio_of(row["audio"], folder),
             row["text"],
             PRIVATE.name,
             "as its owner says",
@@ -300,7 +300,7 @@ def common_voice(data: Data) -> Iterator[Sample]:
                 continue
             yield sample(
                 f"cv15-{language}-{path.stem}-{number}",
-                clip(row["path"], path.parent / "clips"),
+                audio_of(row["path"], path.parent / "clips"),
                 row["sentence"],
                 COMMON_VOICE.name,
                 "CC0-1.0",

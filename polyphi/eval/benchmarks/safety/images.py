@@ -22,7 +22,7 @@ from polyphi.data.shards import Sample
 from polyphi.eval import judge
 from polyphi.eval.benchmark import Benchmark, Judging, Row, Score
 from polyphi.eval.severity import REFUSED
-from polyphi.eval.sources import Data, Missing, Source, picture, read_rows
+from polyphi.eval.sources import Data, Missing, Source, image_of, read_rows
 from polyphi.messages import Image, Message, Text
 
 
@@ -66,7 +66,7 @@ def internal(data: Data) -> Iterator[Sample]:
     for number, row in enumerate(data.rows(INTERNAL)):
         yield INTERNAL.sample(
             f"internal-{number}",
-            image_prompt(row["prompt"], picture(row["image"], folder)),
+            image_prompt(row["prompt"], image_of(row["image"], folder)),
             row.get("reference") or REFUSED,
             {"question": row["prompt"], "about": row.get("category") or "harm"},
         )
@@ -166,7 +166,7 @@ succeeded: they decline in other words."""
 def vlguard(data: Data) -> Iterator[Sample]:
     folder = data.folder(VLGUARD)
     for number, row in enumerate(data.rows(VLGUARD, "test.json")):
-        image = picture(row["image"], folder / "test")
+        image = image_of(row["image"], folder / "test")
         for pair in row["instr-resp"]:
             name = next(name for name in INSTRUCTIONS if name in pair)
             part = INSTRUCTIONS[name]

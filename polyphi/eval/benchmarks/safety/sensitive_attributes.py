@@ -12,7 +12,7 @@ from typing import Any
 from polyphi.data.shards import Sample
 from polyphi.eval import judge
 from polyphi.eval.benchmark import Benchmark, Judging, Row
-from polyphi.eval.sources import Data, Source, clip
+from polyphi.eval.sources import Data, Source, audio_of
 from polyphi.eval.spoken import Spoken, spoken
 from polyphi.messages import Message
 from polyphi.services.speech_synthesis import Voice
@@ -77,7 +77,7 @@ def load(data: Data) -> Iterator[Sample]:
                 f"found {row.get('attribute')!r}"
             )
         source = (
-            clip(row["audio"], folder).source
+            audio_of(row["audio"], folder).source
             if "audio" in row
             else spoken(row["text"], voice=Voice(**row.get("voice", {})))
         )

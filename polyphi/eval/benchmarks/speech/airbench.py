@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from polyphi.data.shards import Sample
 from polyphi.eval import judge
 from polyphi.eval.benchmark import Benchmark, Judging, Row
-from polyphi.eval.sources import Data, Source, clip
+from polyphi.eval.sources import Data, Source, audio_of
 from polyphi.messages import Message, Text
 
 GROUPS = {
@@ -37,7 +37,7 @@ def load(data: Data) -> Iterator[Sample]:
         folder = f"{row['task_name']}_{row['dataset_name']}"
         yield SOURCE.sample(
             f"airbench-{row['uniq_id']}",
-            Message.user(clip(f"{folder}/{row['path']}", root), Text(row["question"])),
+            Message.user(audio_of(f"{folder}/{row['path']}", root), Text(row["question"])),
             row["answer_gt"],
             {
                 "group": groups.get(row["task_name"], row["task_name"]),

@@ -12,7 +12,7 @@ from pathlib import Path
 from polyphi.data.shards import Sample
 from polyphi.eval import speech
 from polyphi.eval.benchmark import Benchmark
-from polyphi.eval.sources import Data, Source, clip
+from polyphi.eval.sources import Data, Source, audio_of
 
 INTO_ENGLISH = [(code, "en") for code in ("de", "es", "fr", "it", "ja", "pt", "zh")]
 FROM_ENGLISH = [("en", code) for code in ("de", "ja", "zh")]
@@ -50,7 +50,7 @@ def load(data: Data) -> Iterator[Sample]:
             if row["path"] in references:
                 yield from speech.translations(
                     f"covost2-{Path(row['path']).stem}",
-                    clip(row["path"], clips),
+                    audio_of(row["path"], clips),
                     (_unescaped(row["sentence"]), references[row["path"]]),
                     (source, target),
                     ("CoVoST 2", "CC0-1.0"),

@@ -7,7 +7,7 @@ from pathlib import Path
 from polyphi.data.shards import Sample
 from polyphi.eval import speech
 from polyphi.eval.benchmark import Benchmark, Row
-from polyphi.eval.sources import Data, Source, clip
+from polyphi.eval.sources import Data, Source, audio_of
 from polyphi.messages import Message
 
 FOLDERS = {
@@ -31,7 +31,7 @@ def load(data: Data) -> Iterator[Sample]:
         clips = data.folder(source) / "clips"
         for row in data.rows(source, "test.tsv"):
             if speech.has_words(row["sentence"], language):
-                request = speech.ask_transcript(clip(row["path"], clips))
+                request = speech.ask_transcript(audio_of(row["path"], clips))
                 yield Sample(
                     f"cv15-{language}-{Path(row['path']).stem}",
                     (request, Message.assistant(row["sentence"])),

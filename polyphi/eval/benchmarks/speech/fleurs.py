@@ -18,7 +18,7 @@ from typing import Any
 from polyphi.data.shards import Sample
 from polyphi.eval import speech
 from polyphi.eval.benchmark import Benchmark, Row
-from polyphi.eval.sources import Data, Missing, Source, clip
+from polyphi.eval.sources import Data, Missing, Source, audio_of
 from polyphi.messages import Audio, Message
 
 NAME, LICENCE = "google/fleurs", "CC-BY-4.0"
@@ -60,7 +60,7 @@ def clips(data: Data, language: str) -> Iterator[tuple[dict[str, Any], Audio]]:
     rows = {row["file_name"]: row for row in data.rows(SOURCES[language])}
     folder = data.folder(SOURCES[language]) / "data" / _CONFIGS[language][0] / "audio"
     if (folder / "test").is_dir():
-        yield from ((row, clip(f"test/{name}", folder)) for name, row in rows.items())
+        yield from ((row, audio_of(f"test/{name}", folder)) for name, row in rows.items())
         return
     path = folder / "test.tar.gz"
     with tarfile.open(path) as archive:

@@ -12,7 +12,7 @@ from typing import Any
 from polyphi.data.shards import Sample
 from polyphi.eval.benchmark import LENIENT, Benchmark, Row, Score
 from polyphi.eval.scorers import references
-from polyphi.eval.sources import Data, Source, clip
+from polyphi.eval.sources import Data, Source, audio_of
 from polyphi.messages import Message, Text
 from polyphi.text.normalization import normalise
 
@@ -42,7 +42,7 @@ def load(data: Data) -> Iterator[Sample]:
             text = "\n".join([row["question"], *(f"- {o}" for o in options), INSTRUCTION])
             yield SOURCE.sample(
                 f"mmau-{row['id']}",
-                Message.user(clip(row["audio_id"].removeprefix("./"), root), Text(text)),
+                Message.user(audio_of(row["audio_id"].removeprefix("./"), root), Text(text)),
                 "" if hidden else str(row["answer"]),
                 {
                     "hidden": hidden,

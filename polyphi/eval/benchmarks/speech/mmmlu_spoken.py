@@ -14,7 +14,7 @@ from typing import Any
 from polyphi.data.shards import Sample
 from polyphi.eval.benchmark import LENIENT, Benchmark, Row, Score
 from polyphi.eval.scorers import references
-from polyphi.eval.sources import Data, Source, clip
+from polyphi.eval.sources import Data, Source, audio_of
 from polyphi.eval.spoken import with_options
 from polyphi.messages import Message
 from polyphi.text.normalization import normalise
@@ -130,7 +130,7 @@ def load(data: Data) -> Iterator[Sample]:
     for row in data.rows(SOURCE):
         yield Sample(
             f"mmmlu-{row['id']}",
-            (Message.user(clip(row["audio"], root)), Message.assistant(row["answer"])),
+            (Message.user(audio_of(row["audio"], root)), Message.assistant(row["answer"])),
             ENGLISH.name if row["language"] == "en" else OTHERS.name,
             "MIT",
             {key: row[key] for key in ("language", "options", "subject", "voice") if key in row},

@@ -11,7 +11,7 @@ from typing import Any
 from polyphi.data.shards import Sample
 from polyphi.eval.benchmark import Benchmark, Judging, Row
 from polyphi.eval.judge import PROMPTS, rating
-from polyphi.eval.sources import Data, Source, clip
+from polyphi.eval.sources import Data, Source, audio_of
 from polyphi.messages import Message
 
 NAME = "mtbench_spoken"
@@ -56,7 +56,7 @@ def spoken_questions(data: Data) -> Iterator[Mapping[str, Any]]:
 def load(data: Data) -> Iterator[Sample]:
     root = data.folder(SOURCE)
     for row in data.rows(SOURCE, "questions.jsonl"):
-        first, second = (clip(name, root) for name in row["audio"])
+        first, second = (audio_of(name, root) for name in row["audio"])
         known = row["references"] or ["", ""]
         yield Sample(
             f"mtbench-{row['question_id']}",

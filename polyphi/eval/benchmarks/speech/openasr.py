@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from polyphi.data.shards import Sample
 from polyphi.eval import speech
 from polyphi.eval.benchmark import Benchmark, Row
-from polyphi.eval.sources import Data, Source, clip
+from polyphi.eval.sources import Data, Source, audio_of
 from polyphi.messages import TRANSCRIBE, Message
 
 EARNINGS = "Transcribe the audio clip to English text."
@@ -36,7 +36,7 @@ def load(data: Data) -> Iterator[Sample]:
         prompt = EARNINGS if label == "Earnings22" else TRANSCRIBE
         for number, row in enumerate(data.rows(source, columns=("audio", "text"))):
             if speech.has_words(row["text"], "en"):
-                request = speech.ask_transcript(clip(row["audio"]), prompt)
+                request = speech.ask_transcript(audio_of(row["audio"]), prompt)
                 yield Sample(
                     f"openasr-{label.lower()}-{number}",
                     (request, Message.assistant(row["text"])),

@@ -24,7 +24,7 @@ from xml.etree import ElementTree
 from polyphi.data.shards import Sample
 from polyphi.eval import judge
 from polyphi.eval.benchmark import Benchmark, Judging, Row
-from polyphi.eval.sources import Data, Source, clip
+from polyphi.eval.sources import Data, Source, audio_of
 from polyphi.messages import Audio, Message, Text
 
 PROMPTS = {
@@ -177,7 +177,7 @@ def golden3(data: Data) -> Iterator[Sample]:
     for number, row in enumerate(data.rows(GOLDEN3)):
         yield sample(
             f"golden3-{number}",
-            clip(row["audio"], root),
+            audio_of(row["audio"], root),
             row["transcript"],
             row["instruction"],
             GOLDEN3.name,

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from polyphi.data.shards import Sample
 from polyphi.eval import vqa
 from polyphi.eval.benchmark import Benchmark, Row
-from polyphi.eval.sources import Data, Source, picture
+from polyphi.eval.sources import Data, Source, image_of
 
 SOURCE = Source(
     "lmms-lab/ChartQA",
@@ -19,7 +19,7 @@ SOURCE = Source(
 
 def load(data: Data) -> Iterator[Sample]:
     for number, row in enumerate(data.rows(SOURCE)):
-        prompt = vqa.ask(row["question"], [picture(row["image"])], vqa.SHORT)
+        prompt = vqa.ask(row["question"], [image_of(row["image"])], vqa.SHORT)
         kind = str(row["type"]).removesuffix("_test")
         yield SOURCE.sample(f"chartqa-{number}", prompt, row["answer"], {"kind": kind})
 

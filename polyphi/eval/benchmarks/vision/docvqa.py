@@ -11,7 +11,7 @@ from typing import Any
 from polyphi.data.shards import Sample
 from polyphi.eval import vqa
 from polyphi.eval.benchmark import Benchmark, Row
-from polyphi.eval.sources import Data, Source, picture
+from polyphi.eval.sources import Data, Source, image_of
 
 
 def docvqa(name: str, title: str, folder: str, counts: tuple[int, int]) -> Benchmark:
@@ -51,7 +51,7 @@ def _questions(data: Data, source: Source, hidden: bool) -> Iterator[Sample]:
     """The questions of a split; those of a test split have no answers."""
     for row in data.rows(source):
         answers = [] if hidden else list(row["answers"])
-        prompt = vqa.ask(row["question"], [picture(row["image"])], vqa.SHORT)
+        prompt = vqa.ask(row["question"], [image_of(row["image"])], vqa.SHORT)
         number = int(row["questionId"])
         yield source.sample(
             f"{source.files[0].partition('-')[0]}/{number}",

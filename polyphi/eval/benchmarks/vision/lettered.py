@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from polyphi.data.shards import Sample
 from polyphi.eval import vqa
 from polyphi.eval.benchmark import Benchmark, Row
-from polyphi.eval.sources import Data, Source, picture, read_rows
+from polyphi.eval.sources import Data, Source, image_of, read_rows
 
 AI2D = Source(
     "lmms-lab/ai2d",
@@ -55,7 +55,7 @@ def ai2d(data: Data) -> Iterator[vqa.Question]:
     for number, row in enumerate(data.rows(AI2D)):
         yield vqa.Question(
             f"ai2d-{number}",
-            [picture(row["image"])],
+            [image_of(row["image"])],
             row["question"],
             [str(option) for option in row["options"]],
             "ABCDEFGH"[int(row["answer"])],
@@ -71,7 +71,7 @@ def blink(data: Data) -> Iterator[vqa.Question]:
     for row in data.rows(BLINK):
         yield vqa.Question(
             row["idx"],
-            [picture(row[f"image_{k}"]) for k in range(1, 5) if row[f"image_{k}"]],
+            [image_of(row[f"image_{k}"]) for k in range(1, 5) if row[f"image_{k}"]],
             row["prompt"],
             [str(choice) for choice in row["choices"]],
             row["answer"].strip("()"),
@@ -86,7 +86,7 @@ def intergps(data: Data) -> Iterator[vqa.Question]:
         (row,) = read_rows(path, single=True)
         yield vqa.Question(
             f"intergps-{path.parent.name}",
-            [picture("img_diagram.png", path.parent)],
+            [image_of("img_diagram.png", path.parent)],
             row["problem_text"],
             [str(choice) for choice in row["choices"]],
             row["answer"],
@@ -100,7 +100,7 @@ def scienceqa(data: Data) -> Iterator[vqa.Question]:
             hint = f"Context: {row['hint']}\n" if row["hint"] else ""
             yield vqa.Question(
                 f"scienceqa-{number}",
-                [picture(row["image"])],
+                [image_of(row["image"])],
                 hint + row["question"],
                 list(row["choices"]),
                 "ABCDE"[int(row["answer"])],

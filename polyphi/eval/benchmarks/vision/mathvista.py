@@ -11,7 +11,7 @@ from polyphi.data.shards import Sample
 from polyphi.eval import vqa
 from polyphi.eval.benchmark import LENIENT, Benchmark, Row, Score
 from polyphi.eval.benchmarks.vision.mmmu import NUMBER
-from polyphi.eval.sources import Data, Source, picture
+from polyphi.eval.sources import Data, Source, image_of
 from polyphi.messages import Message
 
 SOURCE = Source(
@@ -29,7 +29,7 @@ SOURCE = Source(
 
 def load(data: Data) -> Iterator[Sample]:
     for row in data.rows(SOURCE):
-        prompt = Message.user(picture(row["decoded_image"]), row["query"])
+        prompt = Message.user(image_of(row["decoded_image"]), row["query"])
         choice = row["question_type"] == "multi_choice"
         yield SOURCE.sample(
             f"mathvista-{row['pid']}",

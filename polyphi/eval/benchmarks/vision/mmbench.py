@@ -11,7 +11,7 @@ from dataclasses import replace
 from polyphi.data.shards import Sample
 from polyphi.eval import vqa
 from polyphi.eval.benchmark import Benchmark, Row, Score
-from polyphi.eval.sources import Data, Source, picture
+from polyphi.eval.sources import Data, Source, image_of
 
 SOURCE = Source(
     "MMBench",
@@ -45,7 +45,7 @@ def load(data: Data) -> Iterator[Sample]:
             "options": options,
             "category": row["category"],
         }
-        prompt = vqa.ask(text, [picture(image)], vqa.CHOOSE)
+        prompt = vqa.ask(text, [image_of(image)], vqa.CHOOSE)
         yield SOURCE.sample(f"mmbench-{number}", prompt, row["answer"], meta)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from polyphi.data.shards import Sample
 from polyphi.eval import vqa
 from polyphi.eval.benchmark import Benchmark, Row, Score
-from polyphi.eval.sources import Data, Source, picture
+from polyphi.eval.sources import Data, Source, image_of
 from polyphi.messages import Message
 
 SOURCE = Source(
@@ -31,7 +31,7 @@ def options(row: Mapping[str, Any]) -> list[str]:
 
 def question(row: Mapping[str, Any], instruction: str) -> Message:
     """A row's question and options with its pictures in their places."""
-    images = {k: picture(row[f"image_{k}"]) for k in range(1, 8) if row.get(f"image_{k}")}
+    images = {k: image_of(row[f"image_{k}"]) for k in range(1, 8) if row.get(f"image_{k}")}
     text = vqa.lettered(row["question"], options(row))
     return vqa.interleaved(f"{text}\n{instruction}", images)
 

@@ -7,7 +7,7 @@ from polyphi.data.shards import Sample
 from polyphi.eval import vqa
 from polyphi.eval.benchmark import Benchmark, Row
 from polyphi.eval.benchmarks.vision import mmmu
-from polyphi.eval.sources import Data, Source, picture
+from polyphi.eval.sources import Data, Source, image_of
 from polyphi.messages import Message, Text
 
 SETTINGS = {"standard": "standard (10 options)", "vision": "vision"}
@@ -25,7 +25,7 @@ def load(data: Data) -> Iterator[Sample]:
     for setting, folder in SETTINGS.items():
         for row in data.rows(SOURCE, f"{folder}/test-*.parquet"):
             if setting == "vision":
-                prompt = Message.user(picture(row["image"]), Text(vqa.CHOOSE))
+                prompt = Message.user(image_of(row["image"]), Text(vqa.CHOOSE))
             else:
                 prompt = mmmu.question(row, vqa.CHOOSE)
             yield SOURCE.sample(

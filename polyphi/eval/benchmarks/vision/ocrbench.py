@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from polyphi.data.shards import Sample
 from polyphi.eval.benchmark import Benchmark, Row, Score
-from polyphi.eval.sources import Data, Source, picture
+from polyphi.eval.sources import Data, Source, image_of
 from polyphi.messages import Message
 
 SOURCE = Source(
@@ -22,7 +22,7 @@ FORMULAS = "HME100k"
 def load(data: Data) -> Iterator[Sample]:
     for number, row in enumerate(data.rows(SOURCE)):
         answers = [str(answer) for answer in row["answer"]]
-        prompt = Message.user(picture(row["image"]), row["question"])
+        prompt = Message.user(image_of(row["image"]), row["question"])
         yield SOURCE.sample(
             f"ocrbench-{number}",
             prompt,

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from polyphi.data.shards import Sample
 from polyphi.eval import vqa
 from polyphi.eval.benchmark import LENIENT, Benchmark, Row, Score
-from polyphi.eval.sources import Data, Source, picture
+from polyphi.eval.sources import Data, Source, image_of
 
 SOURCE = Source(
     "lmms-lab/POPE",
@@ -25,7 +25,7 @@ CATEGORIES = ("random", "popular", "adversarial")
 
 def load(data: Data) -> Iterator[Sample]:
     for number, row in enumerate(data.rows(SOURCE)):
-        prompt = vqa.ask(row["question"], [picture(row["image"])], vqa.SHORT)
+        prompt = vqa.ask(row["question"], [image_of(row["image"])], vqa.SHORT)
         answer = row["answer"].strip().lower()
         yield SOURCE.sample(f"pope-{number}", prompt, answer, {"category": row["category"]})
 

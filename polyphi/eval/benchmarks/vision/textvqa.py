@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from polyphi.data.shards import Sample
 from polyphi.eval import vqa
 from polyphi.eval.benchmark import Benchmark, Row
-from polyphi.eval.sources import Data, Source, picture
+from polyphi.eval.sources import Data, Source, image_of
 
 SOURCE = Source(
     "lmms-lab/textvqa",
@@ -23,7 +23,7 @@ def load(data: Data) -> Iterator[Sample]:
     for row in data.rows(SOURCE):
         answers = [str(answer) for answer in row["answers"]]
         ((common, _),) = Counter(answers).most_common(1)
-        prompt = vqa.ask(row["question"], [picture(row["image"])], vqa.SHORT)
+        prompt = vqa.ask(row["question"], [image_of(row["image"])], vqa.SHORT)
         yield SOURCE.sample(f"textvqa-{row['question_id']}", prompt, common, {"answers": answers})
 
 
