@@ -1,4 +1,4 @@
-"""Azure's evaluation SDK as a judge of severity: the report's own tool, for whoever has an Azure AI project.
+"""Azure's evaluation SDK as a judge of severity: the report's own tool, for users with an Azure AI project.
 
 >>> Judge.of(Azure("https://NAME.services.ai.azure.com/api/projects/PROJECT"), AZURE, out)
 

@@ -1,4 +1,4 @@
-"""lm-eval's tasks as benchmarks: its prompts, few-shots, filters and metrics; asked, kept and resumed by our runner.
+"""lm-eval's tasks as benchmarks: its prompts, few-shots, filters and metrics, run and cached by our harness.
 
 >>> task = letters("polyphi_arc_c")                      # of lm_eval/polyphi_arc_c.yaml, ours
 >>> samples(task, {"train": rows, "test": rows}, "arc_c", source)
@@ -8,7 +8,7 @@ A request of lm-eval becomes a sample: its whole context, few-shots in it, is th
 sends with `--apply_chat_template --fewshot_as_multiturn false`, but that a task's description stands there too, and
 not in a system message). The document goes along in `meta`, so that answers are filtered and scored without the data.
 How long an answer may be is the benchmark's to say, and nothing but its end stops it: lm-eval's stops ("Q:", the end of
-a line) are made for models that go on with the next question, and cut the answers of those that chat.
+a line) are made for base models, which continue with the next question, and cut the answers of chat models.
 
 Our own YAML files lie in `lm_eval/` and work with lm-eval alone: `lm-eval run --include_path polyphi/eval/lm_eval
 --tasks polyphi_arc_c`. lm-eval is imported late: it takes seconds.

@@ -1,4 +1,4 @@
-"""Programs in answers: found, run beside their tests in the sandbox, and scored.
+"""Programs in answers: extracted, run with their tests in the sandbox, and scored.
 
 >>> trial = Trial(code="def f(x): return x + 1", tests={"kind": "asserts", "tests": "assert f(1) == 2"})
 >>> [verdict.found for verdict in judged([trial])]
@@ -40,12 +40,12 @@ LIMITS = sandbox.Limits(seconds=20.0, cpu_seconds=3, memory_bytes=1 << 30)
 idle ones do."""
 UNPROTECTED = "POLYPHI_RUN_CODE_UNPROTECTED"
 LONGEST = 100_000
-"""Letters of an answer that are looked at."""
+"""Characters of an answer that are looked at."""
 PARSED = 8_000_000
-"""Letters that are parsed to find an answer's longest program, before only its fenced blocks are looked at."""
+"""Characters that are parsed to find an answer's longest program, before only its fenced blocks are looked at."""
 MOST_LINES = 1000
 SHOWN = 20_000
-"""Letters of a program that stand in the results."""
+"""Characters of a program that stand in the results."""
 
 
 def unable(data: Data | None = None) -> str | None:
@@ -60,7 +60,7 @@ def unable(data: Data | None = None) -> str | None:
     )
 
 
-# ------------------------------------------------------------------------------ asked
+# ------------------------------------------------------------------------------ prompts
 
 SYSTEM = "You are a helpful assistant good at coding."
 ASK = "Please provide a self-contained Python script that solves the following problem in a markdown code block:"
@@ -69,7 +69,7 @@ MAX_TOKENS = 768
 
 
 def prompt_messages(prompt: str, shots: Sequence[tuple[str, str]] = ()) -> tuple[Message, Message]:
-    """EvalPlus' question, after solved ones of the same form."""
+    """EvalPlus' prompt, after solved problems of the same form."""
     solved = [f"{_problem(shot)}\n\n{fenced(code)}\n\n" for shot, code in shots]
     return Message.system(SYSTEM), Message.user("".join(solved) + _problem(prompt))
 
@@ -82,7 +82,7 @@ def fenced(code: str) -> str:
     return f"```python\n{code.strip()}\n```"
 
 
-# ------------------------------------------------------------------------------ found
+# ------------------------------------------------------------------------------ programs in answers
 
 
 def extracted(answer: str, entry: str | None = None) -> str:
@@ -199,7 +199,7 @@ def _names(text: str) -> set[str]:
     return names
 
 
-# ------------------------------------------------------------------------------ run
+# ------------------------------------------------------------------------------ execution
 
 
 @dataclass(frozen=True)
@@ -277,7 +277,7 @@ def _judge(t: Trial) -> Verdict:
         return Verdict(why=result.ended)
 
 
-# ------------------------------------------------------------------------------ scored
+# ------------------------------------------------------------------------------ scores
 
 
 def scores(

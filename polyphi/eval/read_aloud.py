@@ -220,7 +220,7 @@ def synthesise(
 
 
 def _saved_image(image: Image | bytes | str | Path, folder: Path) -> str:
-    """The name, below the folder, of a file with the picture."""
+    """The name, below the folder, of a file with the image."""
     source = image.source if isinstance(image, Image) else image
     data = source if isinstance(source, bytes) else Path(source).read_bytes()
     kind = "png" if data.startswith(b"\x89PNG") else "jpg"

@@ -75,7 +75,7 @@ def prompts(data: Data, source: Source = PROMPTS) -> Iterator[Prompt]:
 
 
 def sample(name: str, prompt: Prompt, *, text: str | None = None, aloud: bool = False) -> Sample:
-    """A prompt, asked as `text` if that is another one; `aloud` as a clip alone, its own or one that is made."""
+    """A prompt, asked as `text` if that is another one; `aloud` as audio alone, its own or synthesized."""
     prompt_part = aloud_of(prompt) if aloud else text or prompt.text
     meta = {
         "harm": prompt.harm,

@@ -21,7 +21,7 @@ from typing import IO, Any
 from polyphi.data.shards import Sample
 from polyphi.messages import Audio, Image, Message
 
-csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # pictures in base64 are long
+csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # images in base64 are long
 READABLE = (".parquet", ".jsonl", ".json", ".csv", ".tsv")
 
 
@@ -217,12 +217,12 @@ def check(data: Data, source: Source) -> list[str]:
 
 
 def image_of(value: Any, root: Path | None = None) -> Image:
-    """A picture of a row: the Hub's {"bytes", "path"}, bytes, base64 text, or a path below `root`."""
+    """The image in a cell of a row: the Hub's {"bytes", "path"}, bytes, base64 text, or a path below `root`."""
     return Image(_media(value, root, "picture"))
 
 
 def audio_of(value: Any, root: Path | None = None) -> Audio:
-    """A clip of a row, likewise."""
+    """The audio in a cell of a row, likewise."""
     return Audio(_media(value, root, "clip"))
 
 

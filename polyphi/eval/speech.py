@@ -1,10 +1,10 @@
-"""How speech benchmarks ask and how their answers are scored: transcripts by Whisper's normalisers, translations by
-sacrebleu (report, sections 4.1.2 and Tables 3 to 5).
+"""Prompts and scorers of speech benchmarks: transcripts by Whisper's normalizers, translations by sacrebleu
+(report, sections 4.1.2 and Tables 3 to 5).
 
 >>> ask_transcript(Audio("clip.wav")).text
 'Transcribe the audio clip into text.'
 
-A transcript's words are those of Whisper's English normaliser in English and of its basic one, which keeps diacritics,
+A transcript's words are those of Whisper's English normalizer in English and of its basic one, which keeps diacritics,
 elsewhere; in Chinese and Japanese they are characters. An error rate is of the whole corpus. Samples name the language
 of a transcript in `meta["language"]`, that of a translation in `meta["to"]`.
 """
@@ -31,7 +31,7 @@ TOKENS = 512
 LONGEST = 128 * TOKENS
 """Characters that are scored: no answer of so many tokens has more, for no token has more than 128 bytes."""
 NOT_SCORED = ("", "ignore time segment in scoring")
-"""References, normalised, that the Open ASR Leaderboard leaves out."""
+"""References, normalized, that the Open ASR Leaderboard leaves out."""
 NORMALISED = "Whisper's normalisers; characters in Chinese and Japanese"
 COLUMNS = {False: "Phi-4-Multimodal 5.6B 0-shot", True: "Phi-4-Multimodal 5.6B CoT"}
 """Table 5's columns for the published model, by chain of thought or not."""
@@ -122,7 +122,7 @@ def bleu(answer: str, sample: Sample) -> Score:
 
 
 def signature() -> str:
-    """sacrebleu's, of all rows: the tokeniser is the target language's."""
+    """sacrebleu's, of all rows: the tokenizer is the target language's."""
     try:
         version = metadata.version("sacrebleu")
     except metadata.PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""How questions about pictures are asked and their answers scored: letters of choices, short answers, likeness.
+"""Prompts of questions about images, and scorers of their answers: option letters, short answers, similarity.
 
 >>> letter("B. a cat", sample).value               # reference "B"; meta: options ["a dog", "a cat"]
 1.0
@@ -31,7 +31,7 @@ READ = 10_000
 MARKS = ".,;:!?\"'()[]{}*`"
 
 
-# ---------------------------------------------------------------------- asking
+# ---------------------------------------------------------------------- prompts
 
 
 def ask(question: str, images: Sequence[Image], instruction: str) -> Message:
@@ -68,7 +68,7 @@ class Question:
 
 
 def interleaved(text: str, images: Mapping[int, Image]) -> Message:
-    """A question in which "<image 2>" stands for a picture, with the pictures in their places (MMMU)."""
+    """A question in which "<image 2>" stands for an image, with the images in their places (MMMU)."""
     parts: list[Text | Image] = []
     for piece in re.split(r"(<image \d+>)", text):
         number = re.fullmatch(r"<image (\d+)>", piece)
@@ -188,8 +188,8 @@ def _number(text: str) -> float | None:
 
 
 def anls(answer: str, sample: Sample) -> Score:
-    """How alike the answer is to the most similar reference, letter by letter; 0 below a half (DocVQA's average
-    normalised Levenshtein similarity). Lenient: 1 where a reference stands in it."""
+    """Similarity of the answer to the most similar reference, by characters; 0 below a half (DocVQA's average
+    normalized Levenshtein similarity). Lenient: 1 where a reference stands in it."""
     text = " ".join(answer.lower().split())
     accepted = [" ".join(reference.lower().split()) for reference in references(sample)]
     value = max(similarity(text, reference) for reference in accepted)
@@ -207,7 +207,7 @@ def similarity(a: str, b: str) -> float:
         from rapidfuzz.distance import Levenshtein
     except ImportError as e:
         raise ValueError(
-            "how alike texts are needs rapidfuzz, which is not installed; pip install 'polyphi[eval]'"
+            "text similarity needs rapidfuzz, which is not installed; pip install 'polyphi[eval]'"
         ) from e
     value = 1 - Levenshtein.distance(a, b) / length if length else 1.0
     return value if value >= TAU else 0.0

@@ -1,4 +1,4 @@
-"""Whisper's text normalisers, by which the word error rates of the report's Tables 3 and 4 are counted.
+"""Whisper's text normalizers, by which the word error rates of the report's Tables 3 and 4 are counted.
 
 >>> english("Mr. Quilter's colours cost twenty-one dollars, um!")
 'mister quilter is colors cost $21'

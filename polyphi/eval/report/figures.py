@@ -1,8 +1,8 @@
 """The report's tables drawn, ours among them: bars by modality, radars, and scores against sizes.
 
->>> Path("figures.html").write_text(page(told))           # told: a results folder's results.json
+>>> Path("figures.html").write_text(page(results))           # of a results folder's results.json
 
-Drawn by hand as SVG, so that colours follow the reader's light or dark mode. Each picture says in words what it shows.
+Plain SVG, so that colors follow the reader's light or dark mode. Each figure has a text alternative.
 """
 
 import math

@@ -37,7 +37,7 @@ BEYOND = "Other benchmarks"
 
 
 def html(title: str, body: str) -> str:
-    """A page that asks nothing of anybody: no script, no font, no picture from elsewhere; light and dark."""
+    """A self-contained page, light and dark: no script, font or image from elsewhere."""
     template = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
     return string.Template(template).substitute(title=escape(title), body=body)
 

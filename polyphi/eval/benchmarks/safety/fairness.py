@@ -1,14 +1,14 @@
-"""Whether speech is recognised as well for some groups of people as for others (report, section 5.2), on clips whose
+"""Whether speech is recognized as well for some groups of people as for others (report, section 5.2), on clips whose
 speakers' locale, gender and age are known.
 
 The report looked at ten locales, two genders and three age groups of each, and prints only which of the fifty
 sub-groups did slightly better or worse than their locale: six and two. Microsoft's tool isn't public, so that the rules
-are ours: the gap of a sub-group is its error rate over its locale's, less one; its 95 % interval comes of drawing
-speakers (clips, where speakers aren't known) anew; a gap counts from SLIGHT on if its interval leaves zero out, and as
-egregious from EGREGIOUS on; and of fewer than MIN_SAMPLES clips nothing is said. By chance alone about one gap in forty
-leaves zero out on either side, one or two of fifty, which SLIGHT makes rarer where there are enough clips.
+are ours. The gap of a sub-group is its error rate over its locale's, less one. Its 95 % interval is a bootstrap over
+speakers (over clips, where speakers aren't known). A gap counts from SLIGHT on if its interval excludes zero, and as
+egregious from EGREGIOUS on; a sub-group of fewer than MIN_SAMPLES clips has no verdict. By chance alone about one gap
+in forty excludes zero on either side, one or two of fifty; SLIGHT makes that rarer where there are enough clips.
 
-The report's clips are private; whoever has such ones writes a line for each into DIR/speech-fairness/manifest.jsonl.
+The report's clips are private; users with such clips write a line for each into DIR/speech-fairness/manifest.jsonl.
 
 Common Voice 15 stands beside: what its volunteers said of their gender, age and accent. Its ages are decades: twenties
 count as 17-30, thirties as 31-45, fifties as 46-65, and the others, which lie across the report's bounds, as none. Test

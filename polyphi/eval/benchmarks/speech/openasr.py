@@ -1,5 +1,5 @@
 """The Open ASR Leaderboard's eight test sets as they were in February 2025 (report, Tables 3 and 4): word error rate
-after its normaliser of that time. Earnings22 has a prompt of its own in Microsoft's script for the board.
+after its normalizer of that time. Earnings22 has a prompt of its own in Microsoft's script for the board.
 
 That script asks for 32 clips at once and 512 tokens; the board's later settings give 6.02 instead of 6.14 on average.
 """

@@ -62,7 +62,7 @@ SOURCE = Source(
 LIMITS = sandbox.Limits(seconds=300.0, cpu_seconds=240, memory_bytes=2 << 30, output_bytes=4 << 20)
 AT_ONCE = 256
 LONGEST = 20_000
-"""Letters of an answer that are looked at."""
+"""Characters of an answer that are looked at."""
 
 # bfcl-eval's words, which are part of the benchmark.
 SYSTEM = """You are an expert in composing functions.You are given a question and a set of possible functions. Based \
@@ -153,7 +153,7 @@ def _sample(
 
 
 def _described(functions: Sequence[Mapping[str, Any]], category: str) -> list[dict[str, Any]]:
-    """Functions as models are told of them: values of other languages are given as text."""
+    """Functions as prompts describe them: values of other languages are given as text."""
     result: list[dict[str, Any]] = copy.deepcopy(list(functions))  # type: ignore[arg-type]
     for function in result:
         language = HINTS.get(category, "Python 3")

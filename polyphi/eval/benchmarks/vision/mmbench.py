@@ -26,7 +26,7 @@ SOURCE = Source(
 ROTATED = 1_000_000
 """The i-th rotation of a question has its index and i times this."""
 SHORTEST = 64
-"""Characters that a picture in base64 exceeds; a shorter one is the index of the row that has it."""
+"""Characters that an image in base64 exceeds; a shorter one is the index of the row that has it."""
 
 
 def load(data: Data) -> Iterator[Sample]:

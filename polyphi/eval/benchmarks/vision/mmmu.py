@@ -1,4 +1,4 @@
-"""MMMU (report, Table 1): 900 college questions of 30 subjects with pictures among their words; micro average."""
+"""MMMU (report, Table 1): 900 college questions of 30 subjects with images among their words; micro average."""
 
 import ast
 import re
@@ -30,7 +30,7 @@ def options(row: Mapping[str, Any]) -> list[str]:
 
 
 def question(row: Mapping[str, Any], instruction: str) -> Message:
-    """A row's question and options with its pictures in their places."""
+    """A row's question and options with its images in their places."""
     images = {k: image_of(row[f"image_{k}"]) for k in range(1, 8) if row.get(f"image_{k}")}
     text = vqa.lettered(row["question"], options(row))
     return vqa.interleaved(f"{text}\n{instruction}", images)

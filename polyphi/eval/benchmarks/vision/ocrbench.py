@@ -1,4 +1,4 @@
-"""OCRBench (report, Table 1): 1,000 pictures of text, from signs to handwritten formulas. The report's 84.4 is a tenth
+"""OCRBench (report, Table 1): 1,000 images of text, from signs to handwritten formulas. The report's 84.4 is a tenth
 of the points out of 1,000, so per cent."""
 
 from collections.abc import Iterator

@@ -57,7 +57,7 @@ def frames(path: Path, count: int = FRAMES) -> list[bytes]:
             times = sorted(p.pts for p in container.demux(stream) if p.pts is not None)
             chosen = [times[i] for i in np.linspace(0, len(times) - 1, count).astype(int)]
             for time in sorted(set(chosen)):
-                container.seek(time, stream=stream)  # to the picture before it that stands alone
+                container.seek(time, stream=stream)  # to the image before it that stands alone
                 decoded = (f for f in container.decode(stream) if f.pts is not None)
                 decoded_at[time] = _jpeg(next(f for f in decoded if f.pts >= time).to_image())
     except (av.FFmpegError, IndexError, StopIteration) as error:
