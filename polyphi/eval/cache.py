@@ -10,6 +10,7 @@ fingerprint. Answers lie in `FOLDER/answers*.jsonl`, one file for each shard of 
 
 import hashlib
 import json
+import os
 import re
 import time
 from collections import defaultdict
@@ -85,25 +86,26 @@ class Cache:
             if key not in self._known:
                 missing[request.adapter][key] = request
         for adapter, group in missing.items():
-            for start in range(0, len(group), BATCH):
-                batch = dict(list(group.items())[start : start + BATCH])
-                began = time.monotonic()
-                answers = list(self._generate(list(batch.values()), adapter))
+            requests = list(group.values())
+            for start in range(0, len(requests), BATCH):
+                began, batch = time.monotonic(), requests[start : start + BATCH]
+                answers = list(self._generate(batch, adapter))
                 seconds = (time.monotonic() - began) / len(batch)
                 self._store(
                     replace(answer, seconds=seconds, key=key)
-                    for key, answer in zip(batch, answers, strict=True)
+                    for key, answer in zip(list(group)[start : start + BATCH], answers, strict=True)
                 )
         return [self._known[key] for key in keys]
 
     def _store(self, answers: Iterator[Answer]) -> None:
-        cut = self.path.exists() and self.path.read_bytes()[-1:] not in (b"", b"\n")
-        with self.path.open("a", encoding="utf-8") as file:
-            if cut:
-                file.write("\n")  # the last run was interrupted in the middle of a line
+        with self.path.open("ab+") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":
+                    file.write(b"\n")  # the last run was interrupted in the middle of a line
             for answer in answers:
                 self._known[answer.key] = answer
-                file.write(dump({"key": answer.key, **asdict(answer)}))
+                file.write(dump({"key": answer.key, **asdict(answer)}).encode())
                 self.new += 1
 
     def _generate(self, requests: Sequence[Request], adapter: str | None) -> Iterator[Answer]:
