@@ -201,7 +201,7 @@ def eval_synthesise(
         data,
         Data(None if texts == "hub" else Path(texts or data)),
         voices=[read_aloud.voice_of(told) for told in voices or ("espeak-ng",)],
-        hear=read_aloud.listener(listener, key_from) if listener else None,
+        transcribe=read_aloud.listener(listener, key_from) if listener else None,
         worst=worst,
         console=console,
     )

@@ -14,7 +14,7 @@ import os
 import re
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -86,27 +86,19 @@ class Cache:
             if key not in self._known:
                 missing[request.adapter][key] = request
         for adapter, group in missing.items():
-            requests = list(group.values())
-            for start in range(0, len(requests), BATCH):
-                began, batch = time.monotonic(), requests[start : start + BATCH]
-                answers = list(self._generate(batch, adapter))
+            for start in range(0, len(group), BATCH):
+                batch = dict(list(group.items())[start : start + BATCH])
+                began = time.monotonic()
+                answers = list(self._generate(list(batch.values()), adapter))
                 seconds = (time.monotonic() - began) / len(batch)
-                self._store(
-                    replace(answer, seconds=seconds, key=key)
-                    for key, answer in zip(list(group)[start : start + BATCH], answers, strict=True)
-                )
+                known = {
+                    key: replace(answer, seconds=seconds, key=key)
+                    for key, answer in zip(batch, answers, strict=True)
+                }
+                append(self.path, ({"key": key, **asdict(answer)} for key, answer in known.items()))
+                self._known |= known
+                self.new += len(known)
         return [self._known[key] for key in keys]
-
-    def _store(self, answers: Iterator[Answer]) -> None:
-        with self.path.open("ab+") as file:
-            if file.tell():
-                file.seek(-1, os.SEEK_END)
-                if file.read(1) != b"\n":
-                    file.write(b"\n")  # the last run was interrupted in the middle of a line
-            for answer in answers:
-                self._known[answer.key] = answer
-                file.write(dump({"key": answer.key, **asdict(answer)}).encode())
-                self.new += 1
 
     def _generate(self, requests: Sequence[Request], adapter: str | None) -> Iterator[Answer]:
         generate_many = getattr(self.model, "generate_many", None)
@@ -200,6 +192,16 @@ def dump(line: Mapping[str, Any]) -> str:
     """A line of a results file. Half a surrogate pair, which UTF-8 can't encode, stays as an escape."""
     text = json.dumps(line, ensure_ascii=False)
     return (json.dumps(line) if SURROGATE.search(text) else text) + "\n"
+
+
+def append(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
+    """Append lines to a file whose last line an interruption may have cut short."""
+    with path.open("ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+        file.writelines(dump(line).encode() for line in lines)
 
 
 def whole_lines(path: Path) -> Iterator[dict[str, Any]]:

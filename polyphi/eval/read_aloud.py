@@ -1,6 +1,6 @@
 """Texts of benchmarks read aloud, into the folder of their data.
 
->>> synthesise(benchmark.spoken_questions(data), Studio(folder))     # FOLDER/questions.jsonl, FOLDER/clips/*.flac
+>>> synthesise(benchmark.spoken_questions(data), SpeechCache(folder))     # FOLDER/questions.jsonl, FOLDER/clips/*.flac
 
 A row that is to be spoken is a mapping with `text` (a text, or several for several clips), perhaps `language` (English
 otherwise) and `file` (the JSON lines file that it belongs to, questions.jsonl otherwise); whatever else it holds stays
@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from polyphi.eval.benchmark import benchmarks, suite
-from polyphi.eval.cache import whole_lines
+from polyphi.eval.cache import append, whole_lines
 from polyphi.eval.sources import Data, write_rows
 from polyphi.eval.spoken import spoken
 from polyphi.messages import LANGUAGES, Image
@@ -29,7 +29,7 @@ from polyphi.services.endpoint import Endpoint
 from polyphi.services.speech_synthesis import ENGINES, Voice
 from polyphi.text.normalization import errors, words
 
-Hear = Callable[[bytes, str], str]
+Transcribe = Callable[[bytes, str], str]
 """The transcript of a clip in a language."""
 
 
@@ -55,7 +55,7 @@ def voice_of(name: str) -> Voice:
     )
 
 
-def listener(address: str, key_from: str | None = None) -> Hear:
+def listener(address: str, key_from: str | None = None) -> Transcribe:
     """A transcription endpoint, http://host/v1#MODEL, as somebody who listens."""
     url, _, model = address.partition("#")
     if not model:
@@ -73,8 +73,8 @@ def name_of(voice: Voice) -> str:
 
 @dataclass(frozen=True)
 class Clip:
-    """A clip of a studio. `errors` of `units` words (characters in Chinese and Japanese) were heard wrong; None where
-    nobody listened."""
+    """Synthesized speech of a text. Its transcript (`heard`) has `errors` in `units` words (characters in Chinese and
+    Japanese); None without a listener."""
 
     file: str
     voice: str
@@ -85,31 +85,31 @@ class Clip:
 
     @property
     def rate(self) -> float:
-        """The error rate; 0 where nobody listened."""
+        """The error rate; 0 without a listener."""
         return (self.errors or 0) / max(1, self.units or 1)
 
 
-class Studio:
-    """Clips below FOLDER/clips, found again by text, language and voice; `FOLDER/clips.jsonl` says of each who speaks
-    and what was heard. Nothing that is there is spoken or listened to again.
+class SpeechCache:
+    """Speech below FOLDER/clips, cached by text, language and voice; `FOLDER/clips.jsonl` has the voice and the
+    transcript of each clip. Nothing that is cached is synthesized or transcribed again.
 
-    Voices take turns. Where somebody listens (`hear`) and a clip's error rate is above `worst`, the other voices try
-    in their order, and the best clip counts (the report filters such speech by its WER, section 3.3; a benchmark can't
-    leave a question out)."""
+    Voices take turns. If `transcribe` finds an error rate above `worst`, the other voices try in their order, and the
+    best clip counts (the report filters such speech by its WER, section 3.3; a benchmark can't leave a question out).
+    """
 
     def __init__(
         self,
         folder: Path,
         voices: Sequence[Voice] = (Voice(),),
         *,
-        hear: Hear | None = None,
+        transcribe: Transcribe | None = None,
         worst: float = math.inf,
     ) -> None:
-        self.folder, self.voices, self.hear, self.worst = folder, voices, hear, worst
+        self.folder, self.voices, self.transcribe, self.worst = folder, voices, transcribe, worst
         self.new = 0
-        """Clips that were spoken rather than found."""
+        """Clips that were synthesized, not read from the cache."""
         self.used: dict[str, Clip] = {}
-        """The clips that rows were given."""
+        """The clips of all rows."""
         (folder / "clips").mkdir(parents=True, exist_ok=True)
         self._path = folder / "clips.jsonl"
         lines = whole_lines(self._path) if self._path.exists() else ()
@@ -145,31 +145,29 @@ class Studio:
             partial.replace(path)
             clip = Clip(file, name_of(voice), _seconds(data))
             self.new += 1
-            self._note(clip)
-        if self.hear and clip.heard is None:
-            transcript = self.hear(path.read_bytes(), language)
+            self._save(clip)
+        if self.transcribe and clip.heard is None:
+            transcript = self.transcribe(path.read_bytes(), language)
             counts = errors(words(text, language), words(transcript, language))
             clip = replace(clip, heard=transcript, errors=counts.total, units=counts.units)
-            self._note(clip)
+            self._save(clip)
         return clip
 
-    def _note(self, clip: Clip) -> None:
-        """Later lines of a clip replace earlier ones; a line that was cut short is ended."""
-        cut = self._path.exists() and self._path.read_bytes()[-1:] not in (b"", b"\n")
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write("\n" * cut + json.dumps(asdict(clip)) + "\n")
+    def _save(self, clip: Clip) -> None:
+        """Later lines of a clip replace earlier ones."""
+        append(self._path, [asdict(clip)])
         self._known[clip.file] = clip
 
     @property
     def error_rate(self) -> float | None:
-        """Over all clips that rows were given; None where nobody listened."""
+        """Over the clips of all rows; None without a listener."""
         checked = [clip for clip in self.used.values() if clip.units]
         if not checked:
             return None
         return sum(clip.errors or 0 for clip in checked) / sum(clip.units or 0 for clip in checked)
 
     def summary(self) -> str:
-        """In a line: how many clips, how long, how well they are understood."""
+        """Number, duration and error rate of the clips, in a line."""
         clips = self.used.values()
         text = f"{len(clips)} clips ({self.new} new), {sum(c.seconds for c in clips) / 60:.1f} min"
         if self.error_rate is not None:
@@ -191,32 +189,32 @@ def _seconds(data: bytes) -> float:
 
 def synthesise(
     rows: Iterable[Mapping[str, Any]],
-    studio: Studio,
+    speech: SpeechCache,
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[Path]:
-    """Speaks rows and writes their files into the studio's folder, once all clips are there. Raises ValueError where a
-    text can't be spoken."""
+    """Synthesize rows and write their files into the cache's folder, once all clips are there. Raises ValueError where
+    a text can't be spoken."""
     files: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for number, row in enumerate(rows):
         texts = row["text"] if isinstance(row["text"], list | tuple) else [row["text"]]
         language = str(row.get("language") or "en")
         try:
-            clips = [studio.clip(str(text), language, number) for text in texts]
+            clips = [speech.clip(str(text), language, number) for text in texts]
         except ValueError as error:
             raise ValueError(f"question {row.get('id', number)}: {error}") from None
         audio = [clip.file for clip in clips]
         line = {key: value for key, value in row.items() if key != "file"}
         if (image := line.get("image")) is not None:
-            line["image"] = _saved_image(image, studio.folder)
+            line["image"] = _saved_image(image, speech.folder)
         line["audio"] = audio if isinstance(row["text"], list | tuple) else audio[0]
         line["voice"] = ", ".join(dict.fromkeys(clip.voice for clip in clips))
         files[str(row.get("file", "questions.jsonl"))].append(line)
         progress(number + 1)
     for name, lines in files.items():
-        partial = studio.folder / f".partial.{name}"
+        partial = speech.folder / f".partial.{name}"
         write_rows(partial, lines)
-        partial.replace(studio.folder / name)
-    return [studio.folder / name for name in files]
+        partial.replace(speech.folder / name)
+    return [speech.folder / name for name in files]
 
 
 def _saved_image(image: Image | bytes | str | Path, folder: Path) -> str:
@@ -237,7 +235,7 @@ def read_aloud(
     texts: Data,
     *,
     voices: Sequence[Voice] = (Voice(),),
-    hear: Hear | None = None,
+    transcribe: Transcribe | None = None,
     worst: float = math.inf,
     console: Console | None = None,
 ) -> None:
@@ -255,14 +253,16 @@ def read_aloud(
             assert benchmark.spoken_questions
             rows = list(benchmark.spoken_questions(texts))
             bar = progress.add_task(benchmark.title, total=len(rows))
-            studio = Studio(folder / benchmark.sources[0].name, voices, hear=hear, worst=worst)
+            speech = SpeechCache(
+                folder / benchmark.sources[0].name, voices, transcribe=transcribe, worst=worst
+            )
             paths = synthesise(
                 rows,
-                studio,
+                speech,
                 lambda done, bar=bar: progress.update(bar, completed=done),  # type: ignore[misc]
             )
             console.print(
-                f"{benchmark.name}: {studio.summary()}, {', '.join(map(str, paths))}",
+                f"{benchmark.name}: {speech.summary()}, {', '.join(map(str, paths))}",
                 highlight=False,
                 soft_wrap=True,
             )

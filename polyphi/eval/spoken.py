@@ -21,7 +21,7 @@ LETTERS = "ABCDEFGHIJ"
 _KANJI = re.compile(r"[\u3400-\u9fff]")
 
 
-@lru_cache(maxsize=256)  # dialogues hear their first turns again with every further one
+@lru_cache(maxsize=256)  # every turn of a dialogue repeats the turns before it
 def spoken(
     text: str, language: str = "en", voice: Voice | None = None, kind: str = "FLAC"
 ) -> bytes:

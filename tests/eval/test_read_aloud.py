@@ -15,7 +15,7 @@ import soundfile
 
 from polyphi import cli
 from polyphi.eval import read_aloud, spoken
-from polyphi.eval.read_aloud import Studio, synthesise, voice_of
+from polyphi.eval.read_aloud import SpeechCache, synthesise, voice_of
 from polyphi.eval.sources import Data, Missing
 from polyphi.eval.spoken import with_options
 from polyphi.messages import Audio, Image, Message, Text
@@ -54,7 +54,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def test_rows_keep_what_they_hold_and_get_clips(tmp_path: Path, said: list[Any]) -> None:
-    paths = synthesise(ROWS, Studio(tmp_path))
+    paths = synthesise(ROWS, SpeechCache(tmp_path))
     assert [p.name for p in paths] == ["questions.jsonl", "de.jsonl"]
     first, second = lines(tmp_path / "questions.jsonl")
     assert (first["answer"], first["voice"], len(second["audio"])) == ("1", "espeak-ng", 2)
@@ -65,27 +65,27 @@ def test_rows_keep_what_they_hold_and_get_clips(tmp_path: Path, said: list[Any])
 
 def test_what_was_said_is_not_said_again(tmp_path: Path, said: list[Any]) -> None:
     with pytest.raises(KeyboardInterrupt):
-        synthesise([*ROWS[:2], {"text": "stop"}], Studio(tmp_path))
+        synthesise([*ROWS[:2], {"text": "stop"}], SpeechCache(tmp_path))
     assert not (tmp_path / "questions.jsonl").exists()
     with (tmp_path / "clips.jsonl").open("a") as file:
         file.write('{"file": "clips/cut')
-    synthesise(ROWS, studio := Studio(tmp_path))
+    synthesise(ROWS, studio := SpeechCache(tmp_path))
     assert [text for text, _ in said] == ["One.", "Two.", "And three?", "stop", "Vier."]
     assert studio.new == 1 and len(studio.used) == 4
-    synthesise(ROWS, studio := Studio(tmp_path))
+    synthesise(ROWS, studio := SpeechCache(tmp_path))
     assert studio.new == 0 and len(said) == 5
     next((tmp_path / "clips").glob("*.flac")).unlink()
-    synthesise(ROWS, studio := Studio(tmp_path))
+    synthesise(ROWS, studio := SpeechCache(tmp_path))
     assert studio.new == 1
 
 
 def test_voices_take_turns_and_flite_speaks_english_only(tmp_path: Path, said: list[Any]) -> None:
     voices = [voice_of("espeak-ng:f2"), voice_of("flite:slt")]
     rows = [{"text": f"Text {n}."} for n in range(4)] + [{"text": "Fünf.", "language": "de"}]
-    synthesise(rows, Studio(tmp_path, voices))
+    synthesise(rows, SpeechCache(tmp_path, voices))
     assert [who for _, who in said] == ["en f2", "en slt", "en f2", "en slt", "de f2"]
     with pytest.raises(ValueError, match=r"question 0: flite speaks only English.*German"):
-        synthesise(rows[-1:], Studio(tmp_path, voices[1:]))
+        synthesise(rows[-1:], SpeechCache(tmp_path, voices[1:]))
 
 
 def test_a_clip_that_is_not_understood_is_tried_by_the_other_voices(
@@ -101,13 +101,13 @@ def test_a_clip_that_is_not_understood_is_tried_by_the_other_voices(
 
     voices = [replace(Voice(), variant=variant) for variant in answers]
     rows = [{"text": "One two three."}]
-    studio = Studio(tmp_path, voices, hear=hear, worst=0.35)
+    studio = SpeechCache(tmp_path, voices, transcribe=hear, worst=0.35)
     synthesise(rows, studio)
     assert [who for _, who in said] == ["en f1", "en f2"] and heard == ["en", "en"]
     assert studio.error_rate == pytest.approx(1 / 3)
     assert lines(tmp_path / "questions.jsonl")[0]["voice"] == "espeak-ng f2"
     # With a stricter bound the third one tries, and the best one still is the second.
-    studio = Studio(tmp_path, voices, hear=hear, worst=0.1)
+    studio = SpeechCache(tmp_path, voices, transcribe=hear, worst=0.1)
     synthesise(rows, studio)
     assert [who for _, who in said][2:] == ["en f3"] and len(heard) == 3
     assert lines(tmp_path / "questions.jsonl")[0]["voice"] == "espeak-ng f2"
@@ -117,7 +117,9 @@ def test_a_clip_that_is_not_understood_is_tried_by_the_other_voices(
 def test_pictures_become_files(tmp_path: Path, said: list[Any]) -> None:
     (tmp_path / "picture").write_bytes(b"\xff\xd8\xff1")
     shown = [Image(b"\x89PNG1"), b"\x89PNG1", tmp_path / "picture"]
-    synthesise([{"text": "What?", "image": image} for image in shown], Studio(tmp_path / "set"))
+    synthesise(
+        [{"text": "What?", "image": image} for image in shown], SpeechCache(tmp_path / "set")
+    )
     found = [row["image"] for row in lines(tmp_path / "set/questions.jsonl")]
     assert found[0] == found[1] != found[2] and found[2].endswith(".jpg")
     assert (tmp_path / "set" / found[0]).read_bytes() == b"\x89PNG1"
