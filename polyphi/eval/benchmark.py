@@ -157,9 +157,8 @@ class Benchmark:
     def params(self, sample: Sample) -> SamplingParams:
         """Greedy unless `sampling` says otherwise; a sample's meta may hold its own `max_tokens`, `stop` and `seed`."""
         settings: dict[str, Any] = {"max_tokens": self.max_tokens, **self.sampling}
-        if not self.corpus:
-            names = ("max_tokens", "stop", "seed")
-            settings |= {name: sample.meta[name] for name in names if name in sample.meta}
+        names = ("max_tokens", "stop", "seed")
+        settings |= {name: sample.meta[name] for name in names if name in sample.meta}
         if "stop" in settings:
             settings["stop"] = tuple(settings["stop"])
         return SamplingParams(**settings)
