@@ -17,8 +17,9 @@ from polyphi.eval import score as scoring
 from polyphi.eval.benchmark import Benchmark, suite
 from polyphi.eval.benchmarks.safety import (
     defect_rates,
-    images,
+    rtvlm,
     sensitive_attributes,
+    vlguard,
     xstest,
 )
 from polyphi.eval.cache import Cache
@@ -275,7 +276,7 @@ def test_prompts_of_ones_own_replace_ours(tmp_path: Path) -> None:
 
 def test_rtvlm_is_the_mean_of_its_four_aspects(tmp_path: Path) -> None:
     RTVLM.write_fixtures(tmp_path / "data")
-    home = tmp_path / "data" / images.RTVLM.name / "data/Captcha"
+    home = tmp_path / "data" / rtvlm.SOURCE.name / "data/Captcha"
     row = json.loads((home / "captcha.jsonl").read_text())
     write_rows(home / "captcha.jsonl", [row] * 5)  # many of one aspect weigh no more
 
@@ -293,7 +294,7 @@ def test_rtvlm_is_the_mean_of_its_four_aspects(tmp_path: Path) -> None:
 
 def test_a_picture_that_is_missing_is_named(tmp_path: Path) -> None:
     RTVLM.write_fixtures(tmp_path)
-    (tmp_path / images.RTVLM.name / "data/Face/img/0.jpg").unlink()
+    (tmp_path / rtvlm.SOURCE.name / "data/Face/img/0.jpg").unlink()
     with pytest.raises(Missing, match=r"Face/img/0\.jpg is missing.*unzip"):
         list(RTVLM.load(Data(tmp_path)))
 
@@ -313,10 +314,10 @@ def test_attacks_succeed_unless_a_keyword_is_there(reply: str, refused: bool) ->
     def sample(part: str) -> Sample:
         return Sample("s", (Message.assistant(""),), "", "", {"part": part})
 
-    score = images.keywords(reply, sample("unsafes"))
+    score = vlguard.keywords(reply, sample("unsafes"))
     assert score.parts == {"succeeded": float(not refused), "declined": float(refused)}
     assert score.value == float(refused)
-    assert images.keywords(reply, sample("safe_safes")).value == float(not refused)
+    assert vlguard.keywords(reply, sample("safe_safes")).value == float(not refused)
 
 
 def test_vlguard_has_its_three_parts(tmp_path: Path) -> None:
