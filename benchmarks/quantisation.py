@@ -28,10 +28,11 @@ from polyphi.checkpoints.read import files_beside, load_checkpoint
 from polyphi.checkpoints.write import save_checkpoint
 from polyphi.data import calibration
 from polyphi.data.shards import Shards
+from polyphi.eval.baselines import Result, evaluate, select
+from polyphi.eval.benchmark import Benchmark
 from polyphi.eval.heldout import find
-from polyphi.eval.report import number
-from polyphi.eval.run import Result, evaluate, select
-from polyphi.eval.task import Task
+from polyphi.eval.report.heldout import number
+from polyphi.eval.sources import Data
 from polyphi.messages import Message, SamplingParams
 from polyphi.quantization.quantize import quantize
 
@@ -57,14 +58,14 @@ def loaded(model: Path, kind: str, corpora: Sequence[Path] = ()) -> Phi:
         return polyphi.load(Path(folder) / "model")
 
 
-def scores(phi: Phi, tasks: Sequence[Task], run: Path, rows: int) -> dict[str, Result]:
+def scores(phi: Phi, tasks: Sequence[Benchmark], run: Path, rows: int) -> dict[str, Result]:
     """Each task's row; answers are kept nowhere."""
     with tempfile.TemporaryDirectory() as out:
         return {
             task.name: evaluate(
                 phi,
                 task,
-                Shards(run / "data" / task.corpus / "test"),
+                task.load(Data(run / "data")),
                 Path(out),
                 limit=rows,
                 conditions=("with",),
@@ -74,12 +75,12 @@ def scores(phi: Phi, tasks: Sequence[Task], run: Path, rows: int) -> dict[str, R
 
 
 def prompts(
-    tasks: Sequence[Task], run: Path, number: int = PROMPTS
+    tasks: Sequence[Benchmark], run: Path, number: int = PROMPTS
 ) -> list[tuple[tuple[Message, ...], int]]:
     """Conversations of all tasks, each with the most tokens of its answer."""
     found = []
     for task in tasks:
-        samples = select(task, Shards(run / "data" / task.corpus / "test"), number, seed=1)
+        samples = select(task, task.load(Data(run / "data")), number, seed=1)
         found += [(sample.prompt, task.max_tokens) for sample in samples]
     return found
 

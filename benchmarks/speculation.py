@@ -42,8 +42,8 @@ from polyphi.data.shards import Shards
 from polyphi.engine.cache import BLOCK, BlockPool, Memory, StepCache, Table
 from polyphi.engine.engine import DRAFT, Engine
 from polyphi.engine.scheduler import Part
+from polyphi.eval.baselines import select
 from polyphi.eval.heldout import find
-from polyphi.eval.run import select
 from polyphi.messages import Message, SamplingParams, Text
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel

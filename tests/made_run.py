@@ -19,10 +19,11 @@ from PIL import Image as Picture
 from polyphi import stages
 from polyphi.data import shards
 from polyphi.data.shards import Sample
-from polyphi.eval import run
+from polyphi.eval import baselines
+from polyphi.eval.benchmark import Benchmark
+from polyphi.eval.cache import key_of
 from polyphi.eval.heldout import find
-from polyphi.eval.task import Task
-from polyphi.messages import Audio, Completion, Image, Message
+from polyphi.messages import Audio, Completion, Image, Message, SamplingParams
 
 TASKS = find(
     *("arithmetic", "cot_arithmetic", "tool_call"),
@@ -49,11 +50,11 @@ def wav(seed: int) -> bytes:
     return out.getvalue()
 
 
-def sample(task: Task, i: int) -> Sample:
+def sample(task: Benchmark, i: int) -> Sample:
     """The i-th sample of a task, with a picture and a clip where the task is about them. Samples of `refusal` are among
     those of `refusals`."""
-    meta = {key: several[i % len(several)] if isinstance(several, tuple) else several
-            for key, several in task.only.items()}  # fmt: skip
+    meta = {key: several[i % len(several)] if isinstance(several, list) else several
+            for key, several in task.rows[0].only.items()}  # fmt: skip
     meta |= {"language": ["en", "fr", "de"][i % 3]}
     id = f"{task.corpus}-{'-'.join(map(str, meta.values()))}-{i}"
     seed = zlib.crc32(id.encode())
@@ -86,17 +87,17 @@ def sample(task: Task, i: int) -> Sample:
 class Model:
     """Is right at a rate where it gets the sample's own media, and answers another sample's question otherwise."""
 
-    def __init__(self, task: Task, samples: list[Sample], skill: float) -> None:
-        sampling = run.SamplingParams(max_tokens=task.max_tokens)
+    def __init__(self, task: Benchmark, samples: list[Sample], skill: float) -> None:
+        sampling = SamplingParams(max_tokens=task.max_tokens)
         self.samples, self.skill = samples, skill
         self.right = {
-            run.key_of(q.messages, q.adapter, sampling, ""): q.sample
-            for q in run.ask(task, samples, ["with"], 0)
+            key_of(q.messages, q.adapter, sampling, ""): q.sample
+            for q in baselines.prompts_of(task, samples, ["with"], 0)
         }
 
     def generate(self, messages: Any, *, sampling: Any, adapter: str | None) -> Completion:
         draw = random.Random(str(messages)[-2000:])
-        own = self.right.get(run.key_of(tuple(messages), "auto", sampling, ""))
+        own = self.right.get(key_of(tuple(messages), "auto", sampling, ""))
         other = draw.choice(self.samples)
         return Completion((own if own is not None and draw.random() < self.skill else other).answer)
 
@@ -108,11 +109,11 @@ def evaluate(out: Path, n: int, skill: Mapping[str, float] = SKILL) -> list[dict
         samples = [sample(task, i) for i in range(n)]
         by_corpus.setdefault(task.corpus, {}).update({s.id: s for s in samples})
         model = Model(task, samples, skill.get(task.name, 0.9))
-        run.evaluate(model, task, samples, out / "eval")
+        baselines.evaluate(model, task, samples, out / "eval")
     for corpus, rows in by_corpus.items():
         shards.write(out / "data" / corpus / "test", rows.values(), pipeline="p")
         shards.write(out / "data" / corpus / "train", [*rows.values()][:3], pipeline="p")
-    return run.rescore(out / "eval")
+    return baselines.rescore(out / "eval")
 
 
 def make_run(out: Path, n: int = 40, steps: int = 300) -> Path:

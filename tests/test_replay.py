@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from polyphi.eval.benchmark import benchmarks
-from polyphi.eval.run import written
+from polyphi.eval.cache import as_text
 from polyphi.messages import Completion, Message
 from polyphi.recipe import evaluation
 
@@ -17,7 +17,7 @@ class Says:
     """A model whose answers are of what it is asked, right now and then."""
 
     def generate(self, messages: Sequence[Message], **_: Any) -> Completion:
-        said = written(messages)
+        said = as_text(messages)
         kinds = ("A", "yes", "42", "[[7]]", '{"score": 3}', f"{len(said)} letters: {said[:40]}")
         return Completion(kinds[zlib.crc32(said.encode(errors="replace")) % len(kinds)], (1, 2))
 

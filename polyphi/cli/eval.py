@@ -51,7 +51,7 @@ def eval_run(
     suites: SuiteOption = None,
     data: DataOption = None,
     mini: Annotated[
-        bool, typer.Option("--mini", help="Stand-ins that packages ship in place of the data.")
+        bool, typer.Option("--mini", help="A few synthetic samples in place of the data.")
     ] = False,
     out: Annotated[
         Path | None, typer.Option(help="Folder for the results; the same command goes on.")
@@ -104,8 +104,8 @@ def eval_run(
             )
         Run(size, Path(model), seed=seed, console=console).evaluate(*tasks or (), quant=quant)
         return
+    from polyphi.eval.report.tables import markdown
     from polyphi.eval.sources import Data
-    from polyphi.eval.tables import markdown
     from polyphi.recipe import evaluation
 
     if tasks:
@@ -193,15 +193,15 @@ def eval_synthesise(
     ] = None,
 ) -> None:
     """Read text questions aloud, for the benchmarks whose questions are heard; goes on where it stopped."""
-    from polyphi.eval import spoken
+    from polyphi.eval import read_aloud
     from polyphi.eval.sources import Data
 
-    spoken.read_aloud(
+    read_aloud.read_aloud(
         names,
         data,
         Data(None if texts == "hub" else Path(texts or data)),
-        voices=[spoken.voice_of(told) for told in voices or ("espeak-ng",)],
-        hear=spoken.listener(listener, key_from) if listener else None,
+        voices=[read_aloud.voice_of(told) for told in voices or ("espeak-ng",)],
+        transcribe=read_aloud.listener(listener, key_from) if listener else None,
         worst=worst,
         console=console,
     )
@@ -223,7 +223,7 @@ def eval_score(
 
         found: list[Any] = [row.as_dict() for row in rescored(folder, suites or ())]
     else:
-        from polyphi.eval.run import rescore
+        from polyphi.eval.baselines import rescore
 
         found = rescore(folder)
     print(json.dumps(found, indent=1, ensure_ascii=False))

@@ -150,7 +150,7 @@ def _own_lists(cache: Path) -> list[str]:
         "-o",
         "Debug::NoLocking=1",
     ]
-    with _guard, _only_process(cache / ".apt.lock"):
+    with _guard, locked(cache / ".apt.lock"):
         if not (state / "done").exists():
             for folder in ("lists/partial", "cache/archives/partial"):
                 (state / folder).mkdir(parents=True, exist_ok=True)

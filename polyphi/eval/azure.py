@@ -1,4 +1,4 @@
-"""Azure's evaluation SDK as a judge of severity: the report's own tool, for whoever has an Azure AI project.
+"""Azure's evaluation SDK as a judge of severity: the report's own tool, for users with an Azure AI project.
 
 >>> Judge.of(Azure("https://NAME.services.ai.azure.com/api/projects/PROJECT"), AZURE, out)
 
@@ -52,29 +52,29 @@ class Azure:
         sampling: SamplingParams = GREEDY,
         adapter: str | None = "auto",
     ) -> Completion:
-        asked = _asked(messages)
-        harm = asked["harm"]
+        request = _request(messages)
+        harm = request["harm"]
         try:
-            given = self._rate[harm](query=asked["query"], response=asked["response"])
+            rating = self._rate[harm](query=request["query"], response=request["response"])
         except Exception as error:  # the SDK raises many kinds, none of them documented
             raise ValueError(f"Azure's SDK failed: {error}") from None
         key = EVALUATORS[harm][1]
-        score = given.get(f"{key}_score") if isinstance(given, Mapping) else None
+        score = rating.get(f"{key}_score") if isinstance(rating, Mapping) else None
         if score is None:
-            raise Rejected(f"Azure gave no severity, but {str(given)[:200]!r}")
-        told = {"explanation": str(given.get(f"{key}_reason", "")), "score": float(score)}
-        return Completion(json.dumps(told, ensure_ascii=False))
+            raise Rejected(f"Azure gave no severity, but {str(rating)[:200]!r}")
+        reply = {"explanation": str(rating.get(f"{key}_reason", "")), "score": float(score)}
+        return Completion(json.dumps(reply, ensure_ascii=False))
 
 
-def _asked(messages: Sequence[Message]) -> dict[str, str]:
+def _request(messages: Sequence[Message]) -> dict[str, str]:
     try:
-        asked = json.loads(messages[-1].text)
+        request = json.loads(messages[-1].text)
     except json.JSONDecodeError:
-        asked = {}
+        request = {}
     if (
-        not isinstance(asked, dict)
-        or asked.get("harm") not in EVALUATORS
-        or "response" not in asked
+        not isinstance(request, dict)
+        or request.get("harm") not in EVALUATORS
+        or "response" not in request
     ):
         raise Rejected("Azure's SDK rates the severity of four harms, nothing else")
-    return asked
+    return request

@@ -81,15 +81,15 @@ def _load() -> types.SimpleNamespace:
     )
 
 
-def right(bfcl: Any, told: Any) -> bool:
+def right(bfcl: Any, request: Any) -> bool:
     """Whether an answer's calls are among the possible ones; where there are none, whether it calls (relevance) or
     doesn't (irrelevance)."""
-    category = told["category"]
+    category = request["category"]
     language = LANGUAGES.get(category, "PYTHON")
     try:
-        calls = told["calls"]
+        calls = request["calls"]
         if calls is None:
-            calls = bfcl.decode(_bare(told["answer"]), bfcl.form[language])
+            calls = bfcl.decode(_bare(request["answer"]), bfcl.form[language])
     except BaseException:
         calls = None
     if "relevance" in category:
@@ -98,12 +98,17 @@ def right(bfcl: Any, told: Any) -> bool:
     if calls is None or not bfcl.is_calls(calls):
         return False
     try:
-        found = bfcl.check(
-            told["functions"], calls, told["possible"], bfcl.language[language], category, "phi"
+        verdict = bfcl.check(
+            request["functions"],
+            calls,
+            request["possible"],
+            bfcl.language[language],
+            category,
+            "phi",
         )
     except Exception:
         return False
-    return found["valid"] is True
+    return verdict["valid"] is True
 
 
 def _bare(answer: str) -> str:
@@ -112,14 +117,14 @@ def _bare(answer: str) -> str:
 
 
 def main() -> None:
-    told = json.load(sys.stdin)
+    requests = json.load(sys.stdin)
     with contextlib.redirect_stdout(sys.stderr):
         try:
             bfcl = _load()
         except Exception as error:
             sys.exit(f"{NO_CHECKER} {type(error).__name__}: {error}")
-        found = [right(bfcl, each) for each in told]
-    print("".join("01"[each] for each in found))
+        verdicts = [right(bfcl, each) for each in requests]
+    print("".join("01"[each] for each in verdicts))
 
 
 if __name__ == "__main__":

@@ -37,8 +37,8 @@ class Environment:
     @property
     def folder(self) -> Path:
         cache = Path(os.environ.get("POLYPHI_CACHE", Path.home() / ".cache" / "polyphi"))
-        told = [*self.requirements, str(self.dependencies), self.interpreter or sys.version]
-        return cache / "environments" / f"{self.name}-{_short(told)}"
+        parts = [*self.requirements, str(self.dependencies), self.interpreter or sys.version]
+        return cache / "environments" / f"{self.name}-{_short(parts)}"
 
     @property
     def ready(self) -> bool:
@@ -52,21 +52,21 @@ class Environment:
             f"the environment of {self.name} needs {self.interpreter}, which isn't on this machine"
         )
 
-    def python(self, told: Tell = _stderr) -> Path:
+    def python(self, report: Tell = _stderr) -> Path:
         """Its interpreter; made if need be, by one process at a time. Raises ValueError with pip's own words."""
         folder = self.folder
         folder.parent.mkdir(parents=True, exist_ok=True)
         with (folder.parent / f".{folder.name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not self.ready:
-                self._make(folder, told)
+                self._make(folder, report)
         return folder / "bin" / "python"
 
-    def _make(self, folder: Path, told: Tell) -> None:
+    def _make(self, folder: Path, report: Tell) -> None:
         if why := self.unable():
             raise ValueError(why)
         shutil.rmtree(folder, ignore_errors=True)
-        told(f"{self.name}: installing {len(self.requirements)} packages in {folder} (once) ...")
+        report(f"{self.name}: installing {len(self.requirements)} packages in {folder} (once) ...")
         began = time.monotonic()
         install = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet"]
         install += ["--disable-pip-version-check", "--no-input", "--progress-bar", "off"]
@@ -78,7 +78,7 @@ class Environment:
             shutil.rmtree(folder, ignore_errors=True)
             raise
         (folder / "whole").touch()
-        told(f"{self.name}: ready after {time.monotonic() - began:.0f} s")
+        report(f"{self.name}: ready after {time.monotonic() - began:.0f} s")
 
     def _run(self, command: Sequence[str]) -> None:
         done = subprocess.run(
@@ -90,13 +90,13 @@ class Environment:
             errors="replace",
         )
         if done.returncode:
-            said = [line for line in done.stdout.splitlines() if line.strip()][-5:]
+            output = [line for line in done.stdout.splitlines() if line.strip()][-5:]
             raise ValueError(
                 f"the environment of {self.name} couldn't be made ({' '.join(self.requirements)}): "
-                + " | ".join(said)
+                + " | ".join(output)
                 + "; it needs pip and a package index that it can reach; run the same command again once it can"
             )
 
 
-def _short(told: Sequence[str]) -> str:
-    return hashlib.sha256("\n".join(told).encode()).hexdigest()[:12]
+def _short(parts: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]

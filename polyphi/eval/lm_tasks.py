@@ -1,14 +1,14 @@
-"""lm-eval's tasks as benchmarks: its prompts, few-shots, filters and metrics; asked, kept and resumed by our runner.
+"""lm-eval's tasks as benchmarks: its prompts, few-shots, filters and metrics, run and cached by our harness.
 
 >>> task = letters("polyphi_arc_c")                      # of lm_eval/polyphi_arc_c.yaml, ours
->>> samples(task, {"train": rows, "test": rows}, "arc_c", "allenai/ai2_arc", "CC-BY-SA-4.0")
+>>> samples(task, {"train": rows, "test": rows}, "arc_c", source)
 >>> Benchmark(..., score_many=scoring(letters))
 
 A request of lm-eval becomes a sample: its whole context, few-shots in it, is the one message of a user (what lm-eval
 sends with `--apply_chat_template --fewshot_as_multiturn false`, but that a task's description stands there too, and
 not in a system message). The document goes along in `meta`, so that answers are filtered and scored without the data.
 How long an answer may be is the benchmark's to say, and nothing but its end stops it: lm-eval's stops ("Q:", the end of
-a line) are made for models that go on with the next question, and cut the answers of those that chat.
+a line) are made for base models, which continue with the next question, and cut the answers of chat models.
 
 Our own YAML files lie in `lm_eval/` and work with lm-eval alone: `lm-eval run --include_path polyphi/eval/lm_eval
 --tasks polyphi_arc_c`. lm-eval is imported late: it takes seconds.
@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from polyphi.data.shards import Sample
-from polyphi.eval.suite import LENIENT
-from polyphi.eval.task import Score
+from polyphi.eval.benchmark import LENIENT, Score
+from polyphi.eval.sources import Source
 from polyphi.messages import Message
 
 OWN = Path(__file__).parent / "lm_eval"
@@ -63,8 +63,7 @@ def samples(
     task: LmTask,
     splits: Mapping[str, Rows],
     name: str,
-    source: str,
-    licence: str,
+    source: Source,
     meta: Mapping[str, Any] | None = None,
     reference: Callable[[Mapping[str, Any]], str] | None = None,
 ) -> Iterator[Sample]:
@@ -82,14 +81,9 @@ def samples(
         raise ValueError(f"{name}: expected {shots} examples, found {len(built.sampler.df)}")
     for number, document in enumerate(documents):
         context = built.fewshot_context(document, shots, gen_prefix=built.doc_to_prefix(document))
-        wanted = reference(document) if reference else str(built.doc_to_target(document))
-        yield Sample(
-            f"{name}-{number}",
-            (Message.user(context), Message.assistant(wanted)),
-            source,
-            licence,
-            {"task": task.name, "document": document, **(meta or {})},
-        )
+        answer = reference(document) if reference else str(built.doc_to_target(document))
+        fields = {"task": task.name, "document": document, **(meta or {})}
+        yield source.sample(f"{name}-{number}", Message.user(context), answer, fields)
 
 
 def scoring(task_of: Callable[[str], LmTask]) -> ScoreMany:
@@ -131,7 +125,7 @@ def _scored(
         read = _filtered(built, documents, answers)
     except Exception:  # a filter failed on one of them, which must cost no other's score
         read = [_alone(built, *pair) for pair in zip(documents, answers, strict=True)]
-    return [_score(task, built, d, found) for d, found in zip(documents, read, strict=True)]
+    return [_score(task, built, d, answer) for d, answer in zip(documents, read, strict=True)]
 
 
 def _alone(built: Any, document: dict[str, Any], answer: str) -> dict[str, str]:
@@ -159,12 +153,12 @@ def _score(task: LmTask, built: Any, document: dict[str, Any], read: Mapping[str
     results = dict.fromkeys((f.name for f in built._filters), 0.0)
     for name, text in read.items():
         try:
-            found = built.process_results(document, [text])
+            scores = built.process_results(document, [text])
         except Exception:  # as above
-            found = {}
-        results[name] = float(found.get(task.metric, 0.0))
-        if task.lenient and task.lenient in found:
-            results[task.lenient] = float(found[task.lenient])
+            scores = {}
+        results[name] = float(scores.get(task.metric, 0.0))
+        if task.lenient and task.lenient in scores:
+            results[task.lenient] = float(scores[task.lenient])
     value = results.pop(task.strict, 0.0)
     if task.lenient:
         # A reading that finds less than the strict one isn't generous.
@@ -191,14 +185,19 @@ def _build(
     if not hasattr(templates.from_string, "cache_info"):
         # They would be compiled anew for each example of each question, which takes minutes.
         templates.from_string = cache(templates.from_string)
-    held = {
+    splits_in_memory = {
         name: datasets.Dataset.from_list([dict(r) for r in rows]) for name, rows in splits.items()
     }
-    told = {"task": task.name, **task.changes, **dict(changes), "custom_dataset": lambda **_: held}
+    settings = {
+        "task": task.name,
+        **task.changes,
+        **dict(changes),
+        "custom_dataset": lambda **_: splits_in_memory,
+    }
     if task.folder is None:
-        return lm_eval.api.task.ConfigurableTask(config=_own(task.name) | told)
+        return lm_eval.api.task.ConfigurableTask(config=_own(task.name) | settings)
     # A group is lm-eval's way to change settings of a task that it knows.
-    return _known(task.folder).load({"group": "polyphi", "task": [told]})["tasks"][task.name]
+    return _known(task.folder).load({"group": "polyphi", "task": [settings]})["tasks"][task.name]
 
 
 @cache
@@ -214,6 +213,8 @@ def _own(name: str) -> dict[str, Any]:
     """The settings in a file of ours; of a group those that its tasks share."""
     import yaml
 
-    told = yaml.safe_load((OWN / f"{name}.yaml").read_text(encoding="utf-8"))
-    shared = _own(told.pop("include").removesuffix(".yaml")) if "include" in told else {}
-    return shared | {k: v for k, v in told.items() if k not in ("group", "aggregate_metric_list")}
+    settings = yaml.safe_load((OWN / f"{name}.yaml").read_text(encoding="utf-8"))
+    shared = _own(settings.pop("include").removesuffix(".yaml")) if "include" in settings else {}
+    return shared | {
+        k: v for k, v in settings.items() if k not in ("group", "aggregate_metric_list")
+    }

@@ -1,4 +1,4 @@
-"""Programs in answers: found, run beside their tests in the sandbox, and scored.
+"""Programs in answers: extracted, run with their tests in the sandbox, and scored.
 
 >>> trial = Trial(code="def f(x): return x + 1", tests={"kind": "asserts", "tests": "assert f(1) == 2"})
 >>> [verdict.found for verdict in judged([trial])]
@@ -20,15 +20,15 @@ import tokenize
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from textwrap import indent
 from typing import Any, TypeVar
 
 from polyphi.data.shards import Sample
-from polyphi.eval import trial
+from polyphi.eval import trial, values
+from polyphi.eval.benchmark import LENIENT, Score
 from polyphi.eval.sources import Data
-from polyphi.eval.suite import LENIENT
-from polyphi.eval.task import Score
 from polyphi.messages import Message
 from polyphi.services import sandbox
 
@@ -40,12 +40,12 @@ LIMITS = sandbox.Limits(seconds=20.0, cpu_seconds=3, memory_bytes=1 << 30)
 idle ones do."""
 UNPROTECTED = "POLYPHI_RUN_CODE_UNPROTECTED"
 LONGEST = 100_000
-"""Letters of an answer that are looked at."""
+"""Characters of an answer that are looked at."""
 PARSED = 8_000_000
-"""Letters that are parsed to find an answer's longest program, before only its fenced blocks are looked at."""
+"""Characters that are parsed to find an answer's longest program, before only its fenced blocks are looked at."""
 MOST_LINES = 1000
 SHOWN = 20_000
-"""Letters of a program that stand in the results."""
+"""Characters of a program that stand in the results."""
 
 
 def unable(data: Data | None = None) -> str | None:
@@ -60,7 +60,7 @@ def unable(data: Data | None = None) -> str | None:
     )
 
 
-# ------------------------------------------------------------------------------ asked
+# ------------------------------------------------------------------------------ prompts
 
 SYSTEM = "You are a helpful assistant good at coding."
 ASK = "Please provide a self-contained Python script that solves the following problem in a markdown code block:"
@@ -68,8 +68,8 @@ MAX_TOKENS = 768
 """What EvalPlus sends to an OpenAI-compatible endpoint, so that it and we ask the same."""
 
 
-def asked(prompt: str, shots: Sequence[tuple[str, str]] = ()) -> tuple[Message, Message]:
-    """EvalPlus' question, after solved ones of the same form."""
+def prompt_messages(prompt: str, shots: Sequence[tuple[str, str]] = ()) -> tuple[Message, Message]:
+    """EvalPlus' prompt, after solved problems of the same form."""
     solved = [f"{_problem(shot)}\n\n{fenced(code)}\n\n" for shot, code in shots]
     return Message.system(SYSTEM), Message.user("".join(solved) + _problem(prompt))
 
@@ -82,7 +82,7 @@ def fenced(code: str) -> str:
     return f"```python\n{code.strip()}\n```"
 
 
-# ------------------------------------------------------------------------------ found
+# ------------------------------------------------------------------------------ programs in answers
 
 
 def extracted(answer: str, entry: str | None = None) -> str:
@@ -137,10 +137,10 @@ def parsed(text: str) -> ast.Module | None:
 
 def blocks(answer: str) -> list[str]:
     """What stands between fences that name Python or nothing; one that isn't closed goes on to the end."""
-    found = re.findall(
+    matches = re.findall(
         r"```(?:python|py|Python)?[ \t]*\n(.*?)(?:\n[ \t]*```|\Z)", answer[:LONGEST], re.S
     )
-    return [text for text in found if text.strip()]
+    return [text for text in matches if text.strip()]
 
 
 def last_block(answer: str) -> str:
@@ -163,11 +163,11 @@ def _reached(code: str, entry: str) -> str:
             imports.append(text)
         elif name := _defined(node):
             definitions.setdefault(name, text)
-    wanted, reached = [entry], {entry}
-    while wanted:
-        for name in _names(definitions.get(wanted.pop(), "")) & set(definitions) - reached:
+    queue, reached = [entry], {entry}
+    while queue:
+        for name in _names(definitions.get(queue.pop(), "")) & set(definitions) - reached:
             reached.add(name)
-            wanted.append(name)
+            queue.append(name)
     return "\n".join([*imports, *(text for name, text in definitions.items() if name in reached)])
 
 
@@ -189,17 +189,17 @@ def _defined(node: ast.stmt) -> str | None:
 
 
 def _names(text: str) -> set[str]:
-    found = set[str]()
+    names = set[str]()
     try:
         for token in tokenize.generate_tokens(io.StringIO(text).readline):
             if token.type == tokenize.NAME:
-                found.add(token.string)
+                names.add(token.string)
     except (tokenize.TokenError, SyntaxError):
         pass
-    return found
+    return names
 
 
-# ------------------------------------------------------------------------------ run
+# ------------------------------------------------------------------------------ execution
 
 
 @dataclass(frozen=True)
@@ -235,9 +235,9 @@ def judged(trials: Sequence[Trial]) -> list[Verdict]:
     """All of them run, some at once; the same ones once. Raises ValueError where code can't be isolated."""
     if trials and (why := unable()):
         raise ValueError(f"no program can be judged: {why}")
-    different = {_key(t): t for t in trials}
-    found = dict(zip(different, in_turns(_judge, different.values()), strict=True))
-    return [found[_key(t)] for t in trials]
+    unique = {_key(t): t for t in trials}
+    verdicts = dict(zip(unique, in_turns(_judge, unique.values()), strict=True))
+    return [verdicts[_key(t)] for t in trials]
 
 
 def in_turns(run: Callable[[T], R], what: Iterable[T]) -> list[R]:
@@ -250,25 +250,34 @@ def _key(t: Trial) -> tuple[str, str]:
     return t.stdin(), str(t.python)
 
 
+@cache
+def sandboxed_program() -> str:
+    """What runs in the sandbox: values.py and trial.py as one file, since our package isn't there."""
+    first, second = (Path(str(m.__file__)).read_text(encoding="utf-8") for m in (values, trial))
+    head, imports, rest = second.partition("from polyphi.eval.values import ")
+    assert imports, "trial.py imports values.py by one line"
+    return f"{first}\n{head}{rest.partition(chr(10))[2]}"
+
+
 def _judge(t: Trial) -> Verdict:
     if not t.code.strip() or parsed(t.code) is None:
         return Verdict(why="no program")
     result = sandbox.run(
-        Path(trial.__file__).read_text(encoding="utf-8"),
+        sandboxed_program(),
         stdin=t.stdin(),
         limits=t.limits,
         weak=sandbox.unavailable() is not None,
         python=t.python,
     )
     try:
-        told = json.loads(result.stdout.rstrip("\n").rpartition("\n")[2])
-        found = {str(k): v is True for k, v in told["found"].items()}
-        return Verdict(found if result.ended == "ok" else {}, str(told["why"]))
+        verdict = json.loads(result.stdout.rstrip("\n").rpartition("\n")[2])
+        results = {str(k): v is True for k, v in verdict["found"].items()}
+        return Verdict(results if result.ended == "ok" else {}, str(verdict["why"]))
     except (ValueError, KeyError, TypeError, AttributeError):
         return Verdict(why=result.ended)
 
 
-# ------------------------------------------------------------------------------ scored
+# ------------------------------------------------------------------------------ scores
 
 
 def scores(

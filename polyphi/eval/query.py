@@ -36,8 +36,8 @@ def rows_of(path: str, sql: str, seconds: float) -> list[tuple[Any, ...]]:
     )
     end = time.process_time() + seconds
     database.set_progress_handler(lambda: int(time.process_time() > end), STEPS)
-    found = database.execute(sql).fetchmany(MOST_ROWS)
-    return [tuple(row) for row in found]
+    rows = database.execute(sql).fetchmany(MOST_ROWS)
+    return [tuple(row) for row in rows]
 
 
 def alike(ours: list[tuple[Any, ...]], theirs: list[tuple[Any, ...]], ordered: bool) -> bool:
@@ -59,15 +59,15 @@ def alike(ours: list[tuple[Any, ...]], theirs: list[tuple[Any, ...]], ordered: b
 
 
 def main() -> None:
-    told = json.load(sys.stdin)
+    request = json.load(sys.stdin)
     with open("database.sqlite", "wb") as file:
-        file.write(zlib.decompress(base64.b64decode(told["database"])))
-    theirs = rows_of("database.sqlite", told["reference"], told["seconds"])
+        file.write(zlib.decompress(base64.b64decode(request["database"])))
+    theirs = rows_of("database.sqlite", request["reference"], request["seconds"])
     try:
-        ours = rows_of("database.sqlite", told["query"], told["seconds"])
+        ours = rows_of("database.sqlite", request["query"], request["seconds"])
     except (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError, MemoryError):
         ours = None
-    ordered = "order by" in told["reference"].lower()
+    ordered = "order by" in request["reference"].lower()
     print("alike" if ours is not None and alike(ours, theirs, ordered) else "different")
 
 

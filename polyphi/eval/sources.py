@@ -18,9 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from polyphi.messages import Audio, Image
+from polyphi.data.shards import Sample
+from polyphi.messages import Audio, Image, Message
 
-csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # pictures in base64 are long
+csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # images in base64 are long
 READABLE = (".parquet", ".jsonl", ".json", ".csv", ".tsv")
 
 
@@ -31,7 +32,8 @@ class Source:
     `fields` are columns that its rows must have and `rows` how many there should be, which `check` looks at.
     `hub` says whether `name` is one of the Hub's data sets, which can be fetched from there; `quoted` that its TSV
     files quote fields as CSV does (VLMEvalKit's do, Common Voice's and FLEURS's don't), and `header` names the columns
-    of TSV files that don't name them (FLEURS's); `single` says that each of its JSON files is one row.
+    of TSV files that don't name them (FLEURS's); `single` says that each of its JSON files is one row. `licence` is
+    that of its samples.
     """
 
     name: str
@@ -43,6 +45,19 @@ class Source:
     quoted: bool = False
     single: bool = False
     header: Sequence[str] = ()
+    licence: str = ""
+
+    def sample(
+        self,
+        id: str,
+        prompt: Message | Sequence[Message],
+        answer: str,
+        meta: Mapping[str, Any] | None = None,
+    ) -> Sample:
+        """A sample of the data set, with the reference answer last."""
+        messages = [prompt] if isinstance(prompt, Message) else prompt
+        reference = Message.assistant(answer)
+        return Sample(id, (*messages, reference), self.name, self.licence, dict(meta or {}))
 
 
 class Missing(ValueError):
@@ -88,8 +103,10 @@ class Data:
                 )
             )
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-            said = str(error).strip().splitlines() or [type(error).__name__]
-            raise Missing(f"{source.name} can't be fetched from the Hub: {said[0][:200]}") from None
+            message = str(error).strip().splitlines() or [type(error).__name__]
+            raise Missing(
+                f"{source.name} can't be fetched from the Hub: {message[0][:200]}"
+            ) from None
 
     def files(self, source: Source, pattern: str | None = None) -> list[Path]:
         """The files of a pattern (by default of all of the source's), by name."""
@@ -136,12 +153,7 @@ def read_rows(
 
 
 def _text_rows(
-    text: IO[str],
-    kind: str,
-    path: Path,
-    quoted: bool,
-    header: Sequence[str],
-    single: bool,
+    text: IO[str], kind: str, path: Path, quoted: bool, header: Sequence[str], single: bool
 ) -> Iterator[dict[str, Any]]:
     if kind == ".jsonl":
         yield from (json.loads(line) for line in text if line.strip())
@@ -177,7 +189,7 @@ def check(data: Data, source: Source) -> list[str]:
     """What is wrong with a data set, in words: files that are missing, columns, counts."""
     try:
         readable = [p for p in data.files(source) if p.name.removesuffix(".gz").endswith(READABLE)]
-        told, count = [], 0
+        messages, count = [], 0
         for path in readable:
             if path.suffix == ".parquet":
                 import pyarrow.parquet as pq
@@ -191,12 +203,12 @@ def check(data: Data, source: Source) -> list[str]:
                     rows += 1
             count += rows
             if lacking := sorted(set(source.fields) - names):
-                told.append(
+                messages.append(
                     f"{path}: expected the columns {', '.join(lacking)}, found {', '.join(sorted(names))}"
                 )
         if source.rows is not None and readable and count != source.rows:
-            told.append(f"{source.name}: expected {source.rows:,} rows, found {count:,}")
-        return told
+            messages.append(f"{source.name}: expected {source.rows:,} rows, found {count:,}")
+        return messages
     except (ValueError, OSError) as error:
         return [str(error)]
 
@@ -204,13 +216,13 @@ def check(data: Data, source: Source) -> list[str]:
 # What rows hold ----------------------------------------------------------------------------------
 
 
-def picture(value: Any, root: Path | None = None) -> Image:
-    """A picture of a row: the Hub's {"bytes", "path"}, bytes, base64 text, or a path below `root`."""
+def image_of(value: Any, root: Path | None = None) -> Image:
+    """The image in a cell of a row: the Hub's {"bytes", "path"}, bytes, base64 text, or a path below `root`."""
     return Image(_media(value, root, "picture"))
 
 
-def clip(value: Any, root: Path | None = None) -> Audio:
-    """A clip of a row, likewise."""
+def audio_of(value: Any, root: Path | None = None) -> Audio:
+    """The audio in a cell of a row, likewise."""
     return Audio(_media(value, root, "clip"))
 
 
@@ -233,36 +245,14 @@ def _media(value: Any, root: Path | None, what: str) -> bytes | Path:
     raise ValueError(f"expected a {what}, found {value!r:.80}")
 
 
-# What `mini` writes ------------------------------------------------------------------------------
-
-
-def write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Rows as the Hub keeps them; bytes stay bytes."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows as Parquet, as the Hub has them, or as JSON lines, as the path's suffix says."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist([dict(row) for row in rows]), path)
+    if path.suffix == ".parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
 
-
-def write_jsonl(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(
-        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
-    )
-
-
-def write_tsv(
-    path: Path, rows: Sequence[Mapping[str, Any]], header: bool = True, quoted: bool = False
-) -> None:
-    """Tab-separated without quotes, as Common Voice and FLEURS have it, or quoted as VLMEvalKit has it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if quoted:
-        with path.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]), delimiter="\t")
-            writer.writeheader()
-            writer.writerows(rows)
+        pq.write_table(pa.Table.from_pylist([dict(row) for row in rows]), path)
         return
-    lines = [[str(value) for value in row.values()] for row in rows]
-    lines = [list(rows[0]), *lines] if header else lines
-    path.write_text("".join("\t".join(line) + "\n" for line in lines), encoding="utf-8")
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    path.write_text("".join(lines), encoding="utf-8")

@@ -1,10 +1,10 @@
-"""How speech benchmarks ask and how their answers are scored: transcripts by Whisper's normalisers, translations by
-sacrebleu (report, sections 4.1.2 and Tables 3 to 5).
+"""Prompts and scorers of speech benchmarks: transcripts by Whisper's normalizers, translations by sacrebleu
+(report, sections 4.1.2 and Tables 3 to 5).
 
 >>> ask_transcript(Audio("clip.wav")).text
 'Transcribe the audio clip into text.'
 
-A transcript's words are those of Whisper's English normaliser in English and of its basic one, which keeps diacritics,
+A transcript's words are those of Whisper's English normalizer in English and of its basic one, which keeps diacritics,
 elsewhere; in Chinese and Japanese they are characters. An error rate is of the whole corpus. Samples name the language
 of a transcript in `meta["language"]`, that of a translation in `meta["to"]`.
 """
@@ -15,8 +15,7 @@ from importlib import metadata
 
 from polyphi.data.shards import Sample
 from polyphi.eval import scorers, whisper_normalize
-from polyphi.eval.benchmark import Metric, Row
-from polyphi.eval.task import Score
+from polyphi.eval.benchmark import Metric, Row, Score
 from polyphi.messages import (
     LANGUAGES,
     TRANSCRIBE,
@@ -32,7 +31,7 @@ TOKENS = 512
 LONGEST = 128 * TOKENS
 """Characters that are scored: no answer of so many tokens has more, for no token has more than 128 bytes."""
 NOT_SCORED = ("", "ignore time segment in scoring")
-"""References, normalised, that the Open ASR Leaderboard leaves out."""
+"""References, normalized, that the Open ASR Leaderboard leaves out."""
 NORMALISED = "Whisper's normalisers; characters in Chinese and Japanese"
 COLUMNS = {False: "Phi-4-Multimodal 5.6B 0-shot", True: "Phi-4-Multimodal 5.6B CoT"}
 """Table 5's columns for the published model, by chain of thought or not."""
@@ -64,8 +63,10 @@ def metric(language: str) -> Metric:
 def error_rate(answer: str, sample: Sample) -> Score:
     """Errors and words of a transcript."""
     language = sample.meta["language"]
-    heard = words(answer[:LONGEST], language)
-    return scorers.error_score(errors(words(sample.answer, language), heard), " ".join(heard))
+    hypothesis = words(answer[:LONGEST], language)
+    return scorers.error_score(
+        errors(words(sample.answer, language), hypothesis), " ".join(hypothesis)
+    )
 
 
 # Translations ---------------------------------------------------------------------------------------------
@@ -80,13 +81,13 @@ def translations(
 ) -> Iterator[Sample]:
     """A clip asked about directly and by chain of thought. `texts` are its transcript and the reference translation,
     `languages` their codes, `origin` data set and licence."""
-    (said, wanted), (source, target) = texts, languages
+    (transcript, translation), (source, target) = texts, languages
     for cot, prompt in ((False, TRANSLATE), (True, TRANSCRIBE_AND_TRANSLATE)):
-        reference = f"{said}{scorers.SEPARATOR}{wanted}" if cot else wanted
-        asked = Message.user(audio, prompt.format(LANGUAGES[target]))
+        reference = f"{transcript}{scorers.SEPARATOR}{translation}" if cot else translation
+        request = Message.user(audio, prompt.format(LANGUAGES[target]))
         yield Sample(
             f"{name}-{source}-{target}-{'cot' if cot else 'direct'}",
-            (asked, Message.assistant(reference)),
+            (request, Message.assistant(reference)),
             *origin,
             {"from": source, "to": target, "cot": cot},
         )
@@ -115,13 +116,13 @@ def bleu(answer: str, sample: Sample) -> Score:
     score = scorers.bleu(answer, sample)
     if not sample.meta["cot"]:
         return score
-    said, _, translated = answer.rpartition(scorers.SEPARATOR)
-    found = float(bool(said.strip() and translated.strip()))
-    return replace(score, parts={**score.parts, "two_parts": found})
+    transcript, _, translated = answer.rpartition(scorers.SEPARATOR)
+    complete = float(bool(transcript.strip() and translated.strip()))
+    return replace(score, parts={**score.parts, "two_parts": complete})
 
 
 def signature() -> str:
-    """sacrebleu's, of all rows: the tokeniser is the target language's."""
+    """sacrebleu's, of all rows: the tokenizer is the target language's."""
     try:
         version = metadata.version("sacrebleu")
     except metadata.PackageNotFoundError:

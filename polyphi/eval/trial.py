@@ -1,5 +1,5 @@
-"""Runs in the sandbox, as a program of its own (programs.py sends this file there): code under test in one process, its
-tests in another.
+"""Runs in the sandbox, as a program of its own (programs.py sends this file and values.py there): code under test in
+one process, its tests in another.
 
     tests' process                                 code's process
     reads the code from stdin, starts the other -> closes stdin, stdout and stderr, runs the code
@@ -28,18 +28,14 @@ import resource
 import sys
 import time
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import redirect_stderr, redirect_stdout, suppress
-from decimal import Decimal, InvalidOperation
-from itertools import islice
 from typing import Any
+
+from polyphi.eval.values import Kept, alike, pack, printed_alike, unpack
 
 MESSAGE_BYTES = 64 << 20
 """The longest answer of the code's process that is read."""
-ITEMS = 1_000_000
-"""Most items of an endless iterator that are looked at."""
-RELATIVE = 1e-7
-"""NumPy's and EvalPlus' relative tolerance of numbers, beside a problem's absolute one."""
 CALL_SECONDS = 1.0
 """Processor time of a call, and of running the code as a module."""
 FASTEST, SLOWER = 1.0, 4.0
@@ -47,69 +43,7 @@ FASTEST, SLOWER = 1.0, 4.0
 _NOT_DUMPABLE = 4
 
 
-# ------------------------------------------------------------------------------ plain data
-
-
-def pack(value: Any, keep: Callable[[Any], int] | None = None) -> Any:
-    """A value as JSON; what isn't plain is kept by the one who has it, under a number."""
-    if value is None or isinstance(value, bool | str) or type(value) is int:
-        return value if type(value) is not str else str(value)
-    if isinstance(value, float):
-        return float(value)
-    if isinstance(value, int):
-        return int(value)
-    if isinstance(value, complex):
-        return ["complex", value.real, value.imag]
-    if isinstance(value, bytes | bytearray):
-        return ["bytes", bytes(value).hex()]
-    if isinstance(value, list):
-        return ["list", *(pack(item, keep) for item in value)]
-    if isinstance(value, tuple):
-        return ["tuple", *(pack(item, keep) for item in value)]
-    if isinstance(value, Mapping):
-        return ["dict", *([pack(k, keep), pack(v, keep)] for k, v in value.items())]
-    if isinstance(value, set | frozenset | type({}.keys())):
-        return ["set", *(pack(item, keep) for item in value)]
-    if isinstance(value, range):
-        return ["range", value.start, value.stop, value.step]
-    if isinstance(value, Decimal):
-        return ["decimal", str(value)]
-    if type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 0:
-        return pack(value.item(), keep)
-    if hasattr(type(value), "__next__"):
-        return ["iterator", *(pack(item, keep) for item in islice(value, ITEMS))]
-    if isinstance(value, Remote):
-        return ["kept", value._number]
-    if keep is None:
-        raise TypeError(f"a {type(value).__name__} can't be given to code in another process")
-    return ["kept", keep(value)]
-
-
-def unpack(told: Any, kept: Callable[[int], Any]) -> Any:
-    """The value again."""
-    if not isinstance(told, list):
-        return told
-    kind, *items = told
-    if kind == "complex":
-        return complex(*items)
-    if kind == "bytes":
-        return bytes.fromhex(items[0])
-    if kind == "range":
-        return range(*items)
-    if kind == "decimal":
-        return Decimal(items[0])
-    if kind == "kept":
-        return kept(items[0])
-    if kind == "dict":
-        return {unpack(k, kept): unpack(v, kept) for k, v in items}
-    made = [unpack(item, kept) for item in items]
-    makes: dict[str, Callable[[list[Any]], Any]] = {
-        "list": list,
-        "tuple": tuple,
-        "set": set,
-        "iterator": iter,
-    }
-    return makes[kind](made)
+# ------------------------------------------------------------------------------ messages
 
 
 class Pipe:
@@ -194,8 +128,8 @@ class Code:
 
     def do_call(self, number: int, args: Any, named: Any, seconds: float) -> Any:
         self._limit(seconds)
-        given = unpack(args, self.kept.__getitem__)
-        return self._pack(self.kept[number](*given, **unpack(named, self.kept.__getitem__)))
+        arguments = unpack(args, self.kept.__getitem__)
+        return self._pack(self.kept[number](*arguments, **unpack(named, self.kept.__getitem__)))
 
     def do_get(self, number: int, name: str) -> Any:
         return self._pack(getattr(self.kept[number], name))
@@ -243,9 +177,9 @@ class Code:
 
     def _printed(self, out: int | None) -> str:
         """In the process that it may take with it (`out` is its stdout), or, where there is none, in this one."""
-        given = os.open("in.txt", os.O_RDONLY)
-        os.dup2(given, 0)
-        held = os.dup(1) if out is None else -1
+        stdin = os.open("in.txt", os.O_RDONLY)
+        os.dup2(stdin, 0)
+        stdout = os.dup(1) if out is None else -1
         os.dup2(os.open("out.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), 1)
         sys.stdin = io.TextIOWrapper(io.FileIO(0, closefd=False), "utf-8", "replace")
         sys.stdout = io.TextIOWrapper(io.FileIO(1, "w", closefd=False), "utf-8", "replace")
@@ -263,7 +197,7 @@ class Code:
             sys.stdout.flush()
         if out is not None:
             os._exit(int(failed))
-        os.dup2(held, 1)
+        os.dup2(stdout, 1)
         sys.stdout = sys.__stdout__
         if failed:
             raise RuntimeError("it ended with an error")
@@ -314,36 +248,36 @@ class Other:
         """The plain answer. Raises what the code raised, where Python has such an exception."""
         if self._pipe:
             self._pipe.send(message)
-            told = self._pipe.receive()
+            reply = self._pipe.receive()
         else:
             with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-                told = self._code.handle(json.loads(json.dumps(message)))
-        if told[0] == "ok":
-            return told[1]
-        kind = getattr(builtins, str(told[1]), None)
+                reply = self._code.handle(json.loads(json.dumps(message)))
+        if reply[0] == "ok":
+            return reply[1]
+        kind = getattr(builtins, str(reply[1]), None)
         if isinstance(kind, type) and issubclass(kind, Exception):
             error = kind.__new__(kind)
-            error.args = (str(told[2]),)
+            error.args = (str(reply[2]),)
             raise error
-        raise RuntimeError(f"{told[1]}: {told[2]}")
+        raise RuntimeError(f"{reply[1]}: {reply[2]}")
 
     def load(self) -> dict[str, Any]:
         """Names of the code as the tests may use them."""
-        found: dict[str, Any] = {}
+        names: dict[str, Any] = {}
         for name, module in self.ask("load", self.seconds).items():
             if module is None:
                 with suppress(Exception):
-                    found[str(name)] = self.value(self.ask("name", name))
+                    names[str(name)] = self.value(self.ask("name", name))
             elif str(module).partition(".")[0] in sys.stdlib_module_names:
                 with suppress(ImportError):
-                    found[str(name)] = importlib.import_module(str(module))
-        return found
+                    names[str(name)] = importlib.import_module(str(module))
+        return names
 
-    def value(self, told: Any) -> Any:
-        return unpack(told, lambda number: Remote(self, number))
+    def value(self, packed: Any) -> Any:
+        return unpack(packed, lambda number: Remote(self, number))
 
 
-class Remote:
+class Remote(Kept):
     """Something of the code's that isn't plain: a function, a class, an object. It is equal to itself alone."""
 
     def __init__(self, other: Other, number: int) -> None:
@@ -351,7 +285,6 @@ class Remote:
         object.__setattr__(self, "_number", int(number))
 
     _other: Other
-    _number: int
 
     def __call__(self, *args: Any, **named: Any) -> Any:
         other = self._other
@@ -364,146 +297,77 @@ class Remote:
         self._other.ask("set", self._number, name, pack(value))
 
 
-def asserts(other: Other, told: Mapping[str, Any]) -> dict[str, bool]:
+def asserts(other: Other, tests: Mapping[str, Any]) -> dict[str, bool]:
     """HumanEval's and MBPP's: a program of asserts. `before` is the problem's own part of it, `entry` the function that
     its `check` is given."""
     space: dict[str, Any] = {"__name__": "tests"}
-    exec(compile(told.get("before", ""), "before.py", "exec"), space)
+    exec(compile(tests.get("before", ""), "before.py", "exec"), space)
     own = set(space)
     names = other.load()
     space |= {name: value for name, value in names.items() if name not in own}
-    entry = told.get("entry")
+    entry = tests.get("entry")
     if entry:
         space[entry] = space["candidate"] = names[entry]
-    exec(compile(told["tests"], "tests.py", "exec"), space)
+    exec(compile(tests["tests"], "tests.py", "exec"), space)
     if "check" in space and entry:
         space["check"](names[entry])
     return {"passed": True}
 
 
-def outputs(other: Other, told: Mapping[str, Any]) -> dict[str, bool]:
+def outputs(other: Other, tests: Mapping[str, Any]) -> dict[str, bool]:
     """EvalPlus': outputs as those of the reference solution, for each group of inputs."""
     space: dict[str, Any] = {"__name__": "reference"}
-    exec(compile(told["reference"], "reference.py", "exec"), space)
-    entry = told["entry"]
+    exec(compile(tests["reference"], "reference.py", "exec"), space)
+    entry = tests["entry"]
     candidate = other.load()[entry]
-    found = {}
-    for group, inputs in told["inputs"].items():
+    results = {}
+    for group, inputs in tests["inputs"].items():
         right = True
         for packed in inputs:
             began = time.process_time()
-            wanted = space[entry](*unpack(packed, _nothing))
+            expected = space[entry](*unpack(packed, _nothing))
             other.seconds = max(FASTEST, SLOWER * (time.process_time() - began))
             try:
-                given = candidate(*unpack(packed, _nothing))
-                right = alike(given, wanted, told, unpack(packed, _nothing))
+                output = candidate(*unpack(packed, _nothing))
+                right = alike(output, expected, tests, unpack(packed, _nothing))
             except Exception:
                 right = False
             if not right:
                 break
-        found[group] = right
-    return found
+        results[group] = right
+    return results
 
 
 def _nothing(number: int) -> Any:
     raise ValueError("inputs are plain")
 
 
-def alike(given: Any, wanted: Any, told: Mapping[str, Any], inputs: Sequence[Any]) -> bool:
-    """EvalPlus' comparison: equal, or by the rule that a problem's outputs need, or as numbers within a tolerance."""
-    rule, tolerance = told.get("rule"), float(told.get("tolerance") or 0)
-    if rule == "any":
-        return True
-    if rule == "set":
-        return set(given) == set(wanted)
-    if rule == "something":
-        return (given if isinstance(given, bool) else given is not None) == (wanted is not None)
-    if rule == "root":  # of the polynomial that the input gives
-        value = sum(c * math.pow(given, n) for n, c in enumerate(inputs[0]))
-        return abs(value) <= tolerance
-    if given == wanted or (rule == "zero" and given == 0):
-        return True
-    if rule == "height" and abs(given - _pyramid(*inputs)) <= tolerance:
-        return True
-    if rule == "digits" and given == _digits(*inputs):
-        return True
-    if not tolerance and _floats(wanted):
-        tolerance = 1e-6
-    return bool(tolerance) and type(given) is type(wanted) and _close(given, wanted, tolerance)
-
-
-def _floats(value: Any) -> bool:
-    if isinstance(value, list | tuple) and value:
-        return all(isinstance(item, float) for item in value)
-    return isinstance(value, float)
-
-
-def _close(given: Any, wanted: Any, tolerance: float) -> bool:
-    if isinstance(wanted, list | tuple):
-        return (
-            isinstance(given, list | tuple)
-            and len(given) == len(wanted)
-            and all(_close(g, w, tolerance) for g, w in zip(given, wanted, strict=True))
-        )
-    if given == wanted:
-        return True
-    return abs(given - wanted) <= tolerance + RELATIVE * abs(wanted)
-
-
-def _pyramid(base: float, height: float) -> int:
-    """Surface of a square pyramid whose height is the upright one (MBPP 581 may be read so)."""
-    return round(base**2 + 2 * base * math.sqrt((base / 2) ** 2 + height**2))
-
-
-def _digits(a: int, b: int) -> int:
-    """Sum of the differences of two numbers' digits (MBPP 558 may be read so)."""
-    x, y = str(a), str(b)
-    width = max(len(x), len(y))
-    return sum(abs(int(p) - int(q)) for p, q in zip(x.zfill(width), y.zfill(width), strict=True))
-
-
-def cases(other: Other, told: Mapping[str, Any]) -> dict[str, bool]:
+def cases(other: Other, tests: Mapping[str, Any]) -> dict[str, bool]:
     """LiveCodeBench's: what is printed for what is read, or, with `entry`, what a method gives for JSON arguments."""
-    entry = told.get("entry")
+    entry = tests.get("entry")
     method = None
     if entry:
         names = other.load()
         method = getattr(names["Solution"](), entry) if "Solution" in names else names[entry]
-    for case in told["cases"]:
+    for case in tests["cases"]:
         if method is None:
-            printed = other.ask("program", case["input"], told["seconds"])
+            printed = other.ask("program", case["input"], tests["seconds"])
             if not printed_alike(str(printed), case["output"]):
                 return {"passed": False}
             continue
-        given = method(*(json.loads(line) for line in case["input"].split("\n")))
-        given = list(given) if isinstance(given, tuple) else given
-        if given != json.loads(case["output"]):
+        output = method(*(json.loads(line) for line in case["input"].split("\n")))
+        output = list(output) if isinstance(output, tuple) else output
+        if output != json.loads(case["output"]):
             return {"passed": False}
     return {"passed": True}
 
 
-def printed_alike(given: str, wanted: str) -> bool:
-    """Line by line without outer space, or as the same decimal numbers."""
-    lines = [[line.strip() for line in text.strip().split("\n")] for text in (given, wanted)]
-    if len(lines[0]) != len(lines[1]):
-        return False
-    for ours, theirs in zip(*lines, strict=True):
-        if ours == theirs:
-            continue
-        try:
-            if [Decimal(w) for w in ours.split()] != [Decimal(w) for w in theirs.split()]:
-                return False
-        except InvalidOperation:
-            return False
-    return True
-
-
-def unit_tests(other: Other, told: Mapping[str, Any]) -> dict[str, bool]:
+def unit_tests(other: Other, tests: Mapping[str, Any]) -> dict[str, bool]:
     """BigCodeBench's, in the code's own process."""
-    other.ask("load", told["seconds"])
+    other.ask("load", tests["seconds"])
     word = os.urandom(16).hex()
-    said, ran, failed, skipped = other.ask("unittest", told["tests"], word, told["seconds"])
-    return {"passed": said == word and ran >= told["count"] and not failed and ran > skipped}
+    echo, ran, failed, skipped = other.ask("unittest", tests["tests"], word, tests["seconds"])
+    return {"passed": echo == word and ran >= tests["count"] and not failed and ran > skipped}
 
 
 KINDS = {"asserts": asserts, "outputs": outputs, "cases": cases, "unittest": unit_tests}
@@ -533,12 +397,12 @@ def main() -> None:
     tests = bytearray()
     while piece := _read(1 << 20):
         tests += piece
-    told = json.loads(tests)
+    settings = json.loads(tests)
     try:
-        found, why = KINDS[told["kind"]](other, told), ""
+        results, why = KINDS[settings["kind"]](other, settings), ""
     except BaseException as error:
-        found, why = {}, f"{type(error).__name__}: {error}"[:300]
-    os.write(1, json.dumps({"found": found, "why": why}).encode() + b"\n")
+        results, why = {}, f"{type(error).__name__}: {error}"[:300]
+    os.write(1, json.dumps({"found": results, "why": why}).encode() + b"\n")
     os._exit(0)
 
 

@@ -1,4 +1,4 @@
-"""How questions about pictures are asked and their answers scored: letters of choices, short answers, likeness.
+"""Prompts of questions about images, and scorers of their answers: option letters, short answers, similarity.
 
 >>> letter("B. a cat", sample).value               # reference "B"; meta: options ["a dog", "a cat"]
 1.0
@@ -9,11 +9,13 @@ is the benchmark's own strict rule; its part `lenient` is what a reader would ta
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from polyphi.data.shards import Sample
+from polyphi.eval.benchmark import LENIENT, Score
 from polyphi.eval.scorers import references
-from polyphi.eval.suite import LENIENT
-from polyphi.eval.task import Score
+from polyphi.eval.sources import Source
 from polyphi.messages import Image, Message, Text
 
 CHOOSE = "Answer with the option's letter from the given choices directly."
@@ -29,7 +31,7 @@ READ = 10_000
 MARKS = ".,;:!?\"'()[]{}*`"
 
 
-# ---------------------------------------------------------------------- asking
+# ---------------------------------------------------------------------- prompts
 
 
 def ask(question: str, images: Sequence[Image], instruction: str) -> Message:
@@ -47,8 +49,26 @@ def lettered(question: str, options: Sequence[str]) -> str:
     return "\n".join([question, *(f"{a}. {o}" for a, o in letters(options).items())])
 
 
+@dataclass(frozen=True)
+class Question:
+    """A question about images with options, which are listed below it unless its text holds them (`list_options`)."""
+
+    id: str
+    images: Sequence[Image]
+    text: str
+    options: Sequence[str]
+    answer: str
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    list_options: bool = True
+
+    def sample(self, source: Source) -> Sample:
+        text = lettered(self.text, self.options) if self.list_options else self.text
+        prompt, meta = ask(text, self.images, CHOOSE), {**self.meta, "options": self.options}
+        return source.sample(self.id, prompt, self.answer, meta)
+
+
 def interleaved(text: str, images: Mapping[int, Image]) -> Message:
-    """A question in which "<image 2>" stands for a picture, with the pictures in their places (MMMU)."""
+    """A question in which "<image 2>" stands for an image, with the images in their places (MMMU)."""
     parts: list[Text | Image] = []
     for piece in re.split(r"(<image \d+>)", text):
         number = re.fullmatch(r"<image (\d+)>", piece)
@@ -80,19 +100,19 @@ def mmmu_choice(answer: str, sample: Sample) -> Score:
     return _chosen(mmmu_letter(answer, sample.meta["options"]), answer, sample)
 
 
-def _chosen(found: str, answer: str, sample: Sample) -> Score:
-    meant = found or meant_letter(answer, sample.meta["options"])
-    return Score(float(found == sample.answer), found, {LENIENT: float(meant == sample.answer)})
+def _chosen(strict: str, answer: str, sample: Sample) -> Score:
+    lenient = strict or meant_letter(answer, sample.meta["options"])
+    return Score(float(strict == sample.answer), strict, {LENIENT: float(lenient == sample.answer)})
 
 
 def first_letter(answer: str, options: Sequence[str]) -> str:
     """The letter that an answer consists of, or begins with before a mark; "" if there is none of an option."""
     # "A dog" begins with an article, not with a letter: what follows must be a mark or the end.
-    found = re.fullmatch(r"\W*([A-Za-z])\W*", answer) or re.match(
+    match = re.fullmatch(r"\W*([A-Za-z])\W*", answer) or re.match(
         r"[\s(\[*\"']*([A-Z])[.):\]\n]", answer
     )
-    held = found[1].upper() if found else ""
-    return held if held in letters(options) else ""
+    letter = match[1].upper() if match else ""
+    return letter if letter in letters(options) else ""
 
 
 def mmmu_letter(answer: str, options: Sequence[str]) -> str:
@@ -100,17 +120,17 @@ def mmmu_letter(answer: str, options: Sequence[str]) -> str:
     of an option that comes last; "" where there is none."""
     for mark in ",.!?;:'":
         answer = answer.strip(mark)
-    text, held = f" {answer} ", letters(options)
-    if bracketed := [a for a in held if f"({a})" in text]:
+    text, known = f" {answer} ", letters(options)
+    if bracketed := [a for a in known if f"({a})" in text]:
         return max(bracketed, key=lambda a: text.rfind(f"({a})"))
     # The parser's own rule: a letter counts at the end of a longer word too, but is placed where it stands alone.
     for mark in (" ", "."):
-        if found := [a for a in held if a + mark in text]:
-            return max(found, key=lambda a: text.rfind(f" {a} "))
+        if matches := [a for a in known if a + mark in text]:
+            return max(matches, key=lambda a: text.rfind(f" {a} "))
     if len(text.split()) > 5:
-        lowered, told = text.lower(), {a: o.lower() for a, o in held.items() if o}
-        if found := [a for a, o in told.items() if o in lowered]:
-            return max(found, key=lambda a: lowered.rfind(told[a]))
+        lowered, texts = text.lower(), {a: o.lower() for a, o in known.items() if o}
+        if matches := [a for a, o in texts.items() if o in lowered]:
+            return max(matches, key=lambda a: lowered.rfind(texts[a]))
     return ""
 
 
@@ -123,9 +143,9 @@ def meant_letter(answer: str, options: Sequence[str]) -> str:
 
 def _named(answer: str, options: Sequence[str]) -> str:
     """The letter of the only option whose text the answer is."""
-    said = plain(answer)
-    found = [a for a, o in letters(options).items() if said and plain(o) == said]
-    return found[0] if len(found) == 1 else ""
+    text = plain(answer)
+    matches = [a for a, o in letters(options).items() if text and plain(o) == text]
+    return matches[0] if len(matches) == 1 else ""
 
 
 def plain(text: str) -> str:
@@ -145,12 +165,12 @@ def stands(phrase: str, text: str) -> bool:
 def relaxed(answer: str, sample: Sample) -> Score:
     """Equal without regard to case, or for numbers within 5 % (ChartQA, as Qwen-VL has it: a per cent sign is a factor,
     and with a full stop a word is another one). Lenient: so is a word of it, or the reference stands in it."""
-    text, wanted = answer.strip(), references(sample)
-    right = max(_relaxed(text, reference) for reference in wanted)
+    text, accepted = answer.strip(), references(sample)
+    right = max(_relaxed(text, reference) for reference in accepted)
     words = {word.strip(MARKS + "$").replace(",", "") for word in [text, *text[:READ].split()]}
-    found = [_relaxed(word, reference) for word in words for reference in wanted]
-    found += [float(stands(plain(reference), plain(text))) for reference in wanted]
-    return Score(right, text, {LENIENT: max([right, *found])})
+    readings = [_relaxed(word, reference) for word in words for reference in accepted]
+    readings += [float(stands(plain(reference), plain(text))) for reference in accepted]
+    return Score(right, text, {LENIENT: max([right, *readings])})
 
 
 def _relaxed(answer: str, reference: str) -> float:
@@ -168,13 +188,13 @@ def _number(text: str) -> float | None:
 
 
 def anls(answer: str, sample: Sample) -> Score:
-    """How alike the answer is to the most similar reference, letter by letter; 0 below a half (DocVQA's average
-    normalised Levenshtein similarity). Lenient: 1 where a reference stands in it."""
+    """Similarity of the answer to the most similar reference, by characters; 0 below a half (DocVQA's average
+    normalized Levenshtein similarity). Lenient: 1 where a reference stands in it."""
     text = " ".join(answer.lower().split())
-    wanted = [" ".join(reference.lower().split()) for reference in references(sample)]
-    value = max(similarity(text, reference) for reference in wanted)
-    held = any(stands(plain(reference), plain(text)) for reference in wanted)
-    return Score(value, text, {LENIENT: max(value, float(held))})
+    accepted = [" ".join(reference.lower().split()) for reference in references(sample)]
+    value = max(similarity(text, reference) for reference in accepted)
+    contained = any(stands(plain(reference), plain(text)) for reference in accepted)
+    return Score(value, text, {LENIENT: max(value, float(contained))})
 
 
 def similarity(a: str, b: str) -> float:
@@ -187,7 +207,7 @@ def similarity(a: str, b: str) -> float:
         from rapidfuzz.distance import Levenshtein
     except ImportError as e:
         raise ValueError(
-            "how alike texts are needs rapidfuzz, which is not installed; pip install 'polyphi[eval]'"
+            "text similarity needs rapidfuzz, which is not installed; pip install 'polyphi[eval]'"
         ) from e
     value = 1 - Levenshtein.distance(a, b) / length if length else 1.0
     return value if value >= TAU else 0.0
@@ -230,12 +250,12 @@ def vqa_accuracy(answer: str, sample: Sample) -> Score:
     """The mean, over the people who answered, of min(1, n / 3), n of the others having given this answer;
     `meta["answers"]` are theirs. Lenient: the best of their answers that stand in it."""
     people = [processed(a) for a in sample.meta["answers"]]
-    said = processed(answer[:READ])
+    text = processed(answer[:READ])
 
     def agreement(text: str) -> float:
         others = [people.count(text) - (left_out == text) for left_out in people]
         return sum(min(1.0, n / AGREE) for n in others) / max(1, len(others))
 
-    value = agreement(said)
-    held = [agreement(a) for a in set(people) if stands(a, said)]
-    return Score(value, said, {LENIENT: max([value, *held])})
+    value = agreement(text)
+    contained = [agreement(a) for a in set(people) if stands(a, text)]
+    return Score(value, text, {LENIENT: max([value, *contained])})

@@ -1,4 +1,4 @@
-"""Whisper's text normalisers, by which the word error rates of the report's Tables 3 and 4 are counted.
+"""Whisper's text normalizers, by which the word error rates of the report's Tables 3 and 4 are counted.
 
 >>> english("Mr. Quilter's colours cost twenty-one dollars, um!")
 'mister quilter is colors cost $21'
@@ -189,9 +189,7 @@ def numbers(text: str) -> str:
     text = re.sub(r"([0-9])\s+(st|nd|rd|th|s)\b", r"\1\2", text)
     text = " ".join(_Reader().read(text.split()))
     text = re.sub(
-        r"([€£$])([0-9]+) (?:and )?¢([0-9]{1,2})\b",
-        lambda m: f"{m[1]}{m[2]}.{int(m[3]):02d}",
-        text,
+        r"([€£$])([0-9]+) (?:and )?¢([0-9]{1,2})\b", lambda m: f"{m[1]}{m[2]}.{int(m[3]):02d}", text
     )
     text = re.sub(r"[€£$]0.([0-9]{1,2})\b", lambda m: f"¢{int(m[1])}", text)
     return re.sub(r"\b1(s?)\b", r"one\1", text)

@@ -22,23 +22,21 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import polyphi
 from polyphi.checkpoints.read import locate
-from polyphi.eval import figures, paper, tables
-from polyphi.eval.asked import Asked, Recorded
 from polyphi.eval.azure import Azure
 from polyphi.eval.benchmark import Benchmark, suite
-from polyphi.eval.severity import AZURE
-from polyphi.eval.sources import Data, check
-from polyphi.eval.suite import (
+from polyphi.eval.cache import Cache, Recorded
+from polyphi.eval.report import figures, paper, tables
+from polyphi.eval.score import (
     Judge,
     Measured,
-    again,
     agreement,
-    answered,
-    name_of,
-    scored,
-    summed,
-    write,
+    evaluate,
+    file_part,
+    rescore,
+    rows_of,
 )
+from polyphi.eval.severity import AZURE
+from polyphi.eval.sources import Data, check
 from polyphi.messages import Answers
 from polyphi.model.parts import parts
 from polyphi.runtime.files import write_json
@@ -49,8 +47,8 @@ LOOKED_AT = 64 << 20
 PIECE = 1 << 16
 RUNS = "benchmarks"
 """The results folder inside a run."""
-STAND_IN_TOKENS = 64
-"""Most of an answer to a stand-in, which is there to be run."""
+SYNTHETIC_TOKENS = 64
+"""Most of an answer to a synthetic sample, which is there to be run."""
 UNSIMULATED = "a model plays its user: name one by --simulator http://host/v1#name, or self"
 
 
@@ -73,8 +71,8 @@ def subject(
         return Subject(endpoint, endpoint.name, model)
     if list(Path(model).glob("answers*.jsonl")):
         recorded = Recorded(Path(model))
-        told = json.loads((Path(model) / "model.json").read_text())
-        return Subject(recorded, told["name"], recorded.fingerprint, told.get("parameters"))
+        saved = json.loads((Path(model) / "model.json").read_text())
+        return Subject(recorded, saved["name"], recorded.fingerprint, saved.get("parameters"))
     folder = locate(model)
     phi = polyphi.load(model, device=device, quant=quant)  # type: ignore[arg-type]
     name = Path(model).expanduser().resolve().name if Path(model).expanduser().exists() else model
@@ -108,23 +106,23 @@ def fingerprint(folder: Path) -> str:
     return seen.hexdigest()[:32]
 
 
-def _other(told: str, kind: str, key_from: str | None) -> tuple[Answers, str]:
+def _other(address: str, cache: str, key_from: str | None) -> tuple[Answers, str]:
     """A model beside the measured one, and its name: an endpoint's address and model, or the folder of an earlier
-    evaluation and the model that said things of this kind in it (results#name)."""
-    where, _, name = told.partition("#")
-    if Path(where).is_dir():
-        return Recorded(Path(where), kind, name), name
-    endpoint = _endpoint(told, key_from)
+    evaluation and the model of one of its caches ("judged" or "simulated", results#name)."""
+    folder, _, name = address.partition("#")
+    if Path(folder).is_dir():
+        return Recorded(Path(folder), cache, name), name
+    endpoint = _endpoint(address, key_from)
     return endpoint, endpoint.name
 
 
-def judge(told: str, own: Subject, out: Path, key_from: str | None) -> Judge:
+def judge(address: str, own: Subject, out: Path, key_from: str | None) -> Judge:
     """A judge: an endpoint's address and model, results#name, `self`, the measured model, or azure:PROJECT, which
     rates severity."""
-    if told.startswith("azure:"):
-        return Judge.of(Azure(told.removeprefix("azure:")), AZURE, out)
-    if told != "self":
-        return Judge.of(*_other(told, "judged", key_from), out)
+    if address.startswith("azure:"):
+        return Judge.of(Azure(address.removeprefix("azure:")), AZURE, out)
+    if address != "self":
+        return Judge.of(*_other(address, "judged", key_from), out)
     name = f"{own.name} itself"
     if isinstance(own.model, Recorded):
         return Judge.of(Recorded(own.model.folder, "judged", name), name, out)
@@ -132,56 +130,55 @@ def judge(told: str, own: Subject, out: Path, key_from: str | None) -> Judge:
 
 
 def simulator(
-    told: str, own: Subject, out: Path, shard: tuple[int, int], key_from: str | None
-) -> Asked:
-    """A model that plays the user, with all that it has said: an endpoint's address and model, results#name, or `self`,
-    the measured model."""
-    if told == "self":
+    address: str, own: Subject, out: Path, shard: tuple[int, int], key_from: str | None
+) -> Cache:
+    """The cache of a model that plays the user: an endpoint's address and model, results#name, or `self`, the measured
+    model."""
+    if address == "self":
         # among the measured model's own answers, so that they can be replayed as those are
-        return Asked(own.model, out, own.fingerprint, name=_answers(shard, "answers.simulated"))
-    model, name = _other(told, "simulated", key_from)
-    plain = "".join(c if c.isalnum() else "-" for c in name)
-    return Asked(model, out, name, name=_answers(shard, f"simulated.{plain}"))
+        return Cache(own.model, out, own.fingerprint, name=_answers(shard, "answers.simulated"))
+    model, name = _other(address, "simulated", key_from)
+    return Cache(model, out, name, name=_answers(shard, f"simulated.{file_part(name)}"))
 
 
 def mini_data(chosen: Sequence[Benchmark], root: Path) -> tuple[Data, dict[str, list[str]]]:
-    """Stand-ins for the public data, made of what packages ship, in the same layouts; and by name the benchmarks whose
-    stand-ins this machine can't make (no engine that reads aloud, say), and why."""
+    """Synthetic fixtures in the layouts of the public data; and by name the benchmarks whose fixtures this machine
+    can't write (it has no speech synthesizer, say), and why."""
     root.mkdir(parents=True, exist_ok=True)
     failed = {}
     for benchmark in chosen:
-        made = root / f".made-{benchmark.name}"
-        if not made.exists():
+        marker = root / f".made-{benchmark.name}"
+        if not marker.exists():
             try:
-                benchmark.mini(root)
+                benchmark.write_fixtures(root)
             except (ValueError, OSError) as error:
-                failed[benchmark.name] = [f"no stand-ins: {error}"]
+                failed[benchmark.name] = [f"no synthetic fixtures: {error}"]
             else:
-                made.touch()
+                marker.touch()
     return Data(root), failed
 
 
 def shortened(chosen: Sequence[Benchmark]) -> list[Benchmark]:
-    """Benchmarks as they are run on stand-ins."""
-    return [replace(b, max_tokens=min(b.max_tokens, STAND_IN_TOKENS)) for b in chosen]
+    """Benchmarks as they are run on synthetic fixtures."""
+    return [replace(b, max_tokens=min(b.max_tokens, SYNTHETIC_TOKENS)) for b in chosen]
 
 
-def glimpse(model: Answers, benchmark: Benchmark, stand_ins: Path, limit: int) -> float | None:
-    """The first row of a benchmark on a few of its stand-ins, which lie at `stand_ins`; None where there are none. For
-    a model that changes: nothing of what it answers is kept."""
-    data, failed = mini_data([benchmark], stand_ins)
+def glimpse(model: Answers, benchmark: Benchmark, fixtures: Path, limit: int) -> float | None:
+    """The first row of a benchmark on a few samples of its synthetic fixture, which lies at `fixtures`; None where
+    there is none. For a model that changes: none of its answers is kept."""
+    data, failed = mini_data([benchmark], fixtures)
     if failed:
         return None
     (benchmark,) = shortened([benchmark])
     with tempfile.TemporaryDirectory() as folder:
-        asked = Asked(model, Path(folder), "changing")
-        lines = answered(benchmark, data, asked, Path(folder), limit=limit)
-    rows = summed(benchmark, scored(benchmark, lines))
+        cache = Cache(model, Path(folder), "changing")
+        lines = evaluate(benchmark, data, cache, Path(folder), limit=limit)
+    rows = rows_of(benchmark, lines)
     return rows[0].score if rows else None
 
 
 def results(model: str, own: Subject, suites: Sequence[str]) -> Path:
-    """Where results go unless told otherwise: those of a run on stand-ins into the run, where its page looks."""
+    """The default folder of results: for a run on synthetic fixtures a folder of the run, where its page looks."""
     if list(suites) == ["mini"] and (Path(model) / "stages").is_dir():
         return Path(model) / RUNS
     return Path("results") / "".join(c if c.isalnum() else "-" for c in own.name)
@@ -191,22 +188,22 @@ def complaints(
     chosen: Sequence[Benchmark], data: Data, *, deep: bool = True
 ) -> dict[str, list[str]]:
     """What is wrong with the data of benchmarks, by their names; not `deep`: only files that are missing."""
-    found: dict[str, list[str]] = {}
+    complaints: dict[str, list[str]] = {}
     for benchmark in chosen:
-        told = []
+        messages = []
         for source in benchmark.sources:
             if deep:
-                told += check(data, source)
+                messages += check(data, source)
             else:
                 try:
                     data.folder(source)
                 except ValueError as error:
-                    told.append(str(error))
-        if not told and (why := benchmark.unable(data)):
-            told.append(why)
-        if told:
-            found[benchmark.name] = told
-    return found
+                    messages.append(str(error))
+        if not messages and (reason := benchmark.unavailable(data)):
+            messages.append(reason)
+        if messages:
+            complaints[benchmark.name] = messages
+    return complaints
 
 
 def measure(
@@ -223,40 +220,40 @@ def measure(
     skip_missing: bool = False,
     console: Console | None = None,
 ) -> list[Measured]:
-    """Benchmarks, one after another, and the page with all rows of the folder. `data` None: the stand-ins, where the
-    model itself plays the user unless another one is named."""
+    """Benchmarks, one after another, and the page with all rows of the folder. `data` None: the synthetic fixtures,
+    where the model itself plays the user unless another one is named."""
     console = console or Console(stderr=True)
     chosen = suite(*suites)
     out.mkdir(parents=True, exist_ok=True)
     _claim(out, own)
-    stand_ins, failed = data is None, dict[str, list[str]]()
+    synthetic, failed = data is None, dict[str, list[str]]()
     if data is None:
         data, failed = mini_data(chosen, out / "mini-data")
         chosen = shortened(chosen)
     skipped = complaints(chosen, data, deep=False) | failed
-    if simulated_by or stand_ins:
+    if simulated_by or synthetic:
         user = simulator(simulated_by or "self", own, out, shard, judge_key)
         chosen = [replace(b, turns=b.simulated(user)) if b.simulated else b for b in chosen]
     else:
         skipped |= {b.name: [UNSIMULATED] for b in chosen if b.simulated}
     wrong = {
-        n: t
-        for n, t in skipped.items()
-        if n not in failed and t != [UNSIMULATED] and not _may_lack(n, chosen)
+        name: messages
+        for name, messages in skipped.items()
+        if name not in failed and messages != [UNSIMULATED] and not _is_private(name, chosen)
     }
     if wrong and not skip_missing:
-        lacking = [f"{name}: {said}" for name, told in wrong.items() for said in told]
+        lacking = [f"{name}: {text}" for name, messages in wrong.items() for text in messages]
         raise ValueError(
             "\n  ".join(["data are missing; --skip-missing goes on without them:", *lacking])
         )
     for benchmark in chosen:
         if skipped.get(benchmark.name) == [UNSIMULATED]:
             console.print(f"  {benchmark.title}: left out, {UNSIMULATED}", highlight=False)
-    asked = Asked(own.model, out, own.fingerprint, name=_answers(shard))
-    benches = [judge(told, own, out, judge_key) for told in judges]
-    status = "substitute data" if stand_ins else None
+    cache = Cache(own.model, out, own.fingerprint, name=_answers(shard))
+    judging = [judge(address, own, out, judge_key) for address in judges]
+    status = "substitute data" if synthetic else None
     rows: list[Measured] = []
-    alike: dict[str, Any] = {}
+    agreements: dict[str, Any] = {}
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -268,22 +265,21 @@ def measure(
             if benchmark.name in skipped:
                 continue
             bar = progress.add_task(benchmark.title, total=limit and None)
-            lines = answered(
+            lines = evaluate(
                 benchmark,
                 data,
-                asked,
+                cache,
                 out,
+                judges=judging,
                 limit=limit,
                 shard=shard,
-                told=lambda done, bar=bar: progress.update(bar, completed=done),  # type: ignore[misc]
+                progress=lambda done, bar=bar: progress.update(bar, completed=done),  # type: ignore[misc]
             )
             progress.update(bar, total=len(lines))
-            lines = scored(benchmark, lines, benches)
-            write(out / name_of(benchmark.name, shard), lines)
-            rows += summed(benchmark, lines, status)
-            alike[benchmark.name] = agreement(benchmark, lines)
-            for pair, found in alike[benchmark.name].items():
-                console.print(f"  {pair}: " + ", ".join(f"{k} {v:.2f}" for k, v in found.items()))
+            rows += rows_of(benchmark, lines, status)
+            agreements[benchmark.name] = agreement(benchmark, lines)
+            for pair, numbers in agreements[benchmark.name].items():
+                console.print(f"  {pair}: " + ", ".join(f"{k} {v:.2f}" for k, v in numbers.items()))
     left_out = {
         b.name: {
             "title": b.title,
@@ -293,11 +289,11 @@ def measure(
         for b in chosen
         if (why := skipped.get(b.name))
     }
-    _note(out, [row.as_dict() | {"limit": limit} for row in rows], left_out, alike)
+    _save_results(out, [row.as_dict() | {"limit": limit} for row in rows], left_out, agreements)
     return rows
 
 
-def _may_lack(name: str, chosen: Sequence[Benchmark]) -> bool:
+def _is_private(name: str, chosen: Sequence[Benchmark]) -> bool:
     """Whether nobody can have a benchmark's data but their owner."""
     return next(b for b in chosen if b.name == name).status == "private"
 
@@ -309,46 +305,47 @@ def _answers(shard: tuple[int, int], name: str = "answers") -> str:
 def _claim(out: Path, own: Subject) -> None:
     """A results folder belongs to one model."""
     path = out / "model.json"
-    told = {"name": own.name, "fingerprint": own.fingerprint, "parameters": own.parameters}
     if path.exists() and json.loads(path.read_text())["fingerprint"] != own.fingerprint:
-        found = json.loads(path.read_text())["name"]
+        other = json.loads(path.read_text())["name"]
         raise ValueError(
-            f"{out} holds the results of another model, {found}; give another --out for {own.name}"
+            f"{out} holds the results of another model, {other}; give another --out for {own.name}"
         )
-    write_json(path, told)
+    write_json(
+        path,
+        {"name": own.name, "fingerprint": own.fingerprint, "parameters": own.parameters},
+    )
 
 
-def _note(
+def _save_results(
     out: Path,
     rows: Sequence[dict[str, Any]],
     skipped: dict[str, Any],
-    alike: dict[str, Any],
+    agreements: dict[str, Any],
 ) -> None:
-    """Adds rows, what was left out and how judges agree to what the folder holds, and draws its pages anew."""
-    told, own = noted(out), json.loads((out / "model.json").read_text())
+    """Adds rows, what was left out and how judges agree to the folder's `results.json`, and draws its pages anew."""
+    before, own = saved_results(out), json.loads((out / "model.json").read_text())
     names = {row["benchmark"] for row in rows}
-    held = [row for row in told["rows"] if row["benchmark"] not in names]
-    found = held + [_finite(row) for row in rows]
-    left = {n: e for n, e in (told["skipped"] | skipped).items() if n not in names}
-    told = {
+    kept = [row for row in before["rows"] if row["benchmark"] not in names]
+    rows = kept + [_finite(row) for row in rows]
+    content = {
         "model": own["name"],
         "parameters": own.get("parameters"),
         "date": time.strftime("%Y-%m-%d"),
-        "rows": found,
-        "averages": paper.averaged(found),
-        "skipped": left,
-        "agreement": {n: a for n, a in (told["agreement"] | alike).items() if a},
+        "rows": rows,
+        "averages": paper.averaged(rows),
+        "skipped": {n: e for n, e in (before["skipped"] | skipped).items() if n not in names},
+        "agreement": {n: a for n, a in (before["agreement"] | agreements).items() if a},
     }
-    write_json(out / "results.json", told)
-    (out / "report.html").write_text(tables.page(told), encoding="utf-8")
-    (out / "figures.html").write_text(figures.page(told), encoding="utf-8")
+    write_json(out / "results.json", content)
+    (out / "report.html").write_text(tables.page(content), encoding="utf-8")
+    (out / "figures.html").write_text(figures.page(content), encoding="utf-8")
 
 
-def noted(folder: Path) -> dict[str, Any]:
-    """What a results folder's `results.json` says; nothing of a folder that has none."""
+def saved_results(folder: Path) -> dict[str, Any]:
+    """The contents of a results folder's `results.json`; empty ones where there is none."""
     path = folder / "results.json"
-    told: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    return {"rows": [], "skipped": {}, "agreement": {}} | told
+    content: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return {"rows": [], "skipped": {}, "agreement": {}} | content
 
 
 def _finite(row: dict[str, Any]) -> dict[str, Any]:
@@ -359,15 +356,16 @@ def _finite(row: dict[str, Any]) -> dict[str, Any]:
 def rescored(folder: Path, suites: Sequence[str] = ()) -> list[Measured]:
     """Every row of a results folder again, from its lines; the pages anew. `suites` are files of somebody's own
     benchmarks among them."""
-    held = {row["benchmark"]: row for row in noted(folder)["rows"]}
-    rows, alike = [], {}
-    for benchmark, lines in again(folder, suite(*suites) if suites else ()):
-        was = held.get(benchmark.name, {})
-        stand_ins = was.get("status") == "substitute data"
-        made = summed(benchmark, lines, "substitute data" if stand_ins else None)
-        alike[benchmark.name] = agreement(benchmark, lines)
-        _note(folder, [row.as_dict() | {"limit": was.get("limit")} for row in made], {}, alike)
-        rows += made
+    before = {row["benchmark"]: row for row in saved_results(folder)["rows"]}
+    rows, agreements = [], {}
+    for benchmark, lines in rescore(folder, suite(*suites) if suites else ()):
+        earlier = before.get(benchmark.name, {})
+        synthetic = earlier.get("status") == "substitute data"
+        own = rows_of(benchmark, lines, "substitute data" if synthetic else None)
+        agreements[benchmark.name] = agreement(benchmark, lines)
+        limit = {"limit": earlier.get("limit")}
+        _save_results(folder, [row.as_dict() | limit for row in own], {}, agreements)
+        rows += own
     if not rows:
         raise ValueError(
             f"{folder} holds no lines of our benchmarks; those of your own file are scored with --suite my_bench.py"

@@ -31,10 +31,11 @@ from polyphi.curate.pipeline import Machines
 from polyphi.data.fresh import Fresh
 from polyphi.engine import placement
 from polyphi.engine.engine import Engine
+from polyphi.eval.baselines import evaluate
 from polyphi.eval.benchmark import benchmarks
 from polyphi.eval.heldout import find
-from polyphi.eval.report import line
-from polyphi.eval.run import evaluate
+from polyphi.eval.report.heldout import line
+from polyphi.eval.sources import Data
 from polyphi.messages import CALL, CALL_END
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
@@ -77,9 +78,9 @@ EXPORTS = {
     "model": ("joint_1_vision_speech", "native"),
 }
 WATCHED_ROWS = 32
-"""Held-out rows of a task that are answered now and then while a stage trains; of a benchmark, stand-ins of a row."""
+"""Held-out rows of a task that are answered now and then while a stage trains; of a benchmark, synthetic samples."""
 BENCHMARK_ROWS = 2
-"""Stand-ins of each row of the report that the finished model answers."""
+"""Synthetic samples of each row of the report that the finished model answers."""
 
 
 class Run:
@@ -361,7 +362,7 @@ class Run:
 
     def _watched(self, stage: Stage, model: PhiModel) -> dict[str, float]:
         """Scores of a stage's tasks as its model answers now, on a few held-out rows; of benchmarks, on a few of their
-        stand-ins."""
+        synthetic samples."""
         engine, scores = Engine(model, self.processor), dict[str, float]()
         watched = [b for b in benchmarks() if b.name in stage.watch]
         for benchmark in watched:
@@ -373,12 +374,11 @@ class Run:
         tasks = [name for name in stage.watch if name not in {b.name for b in watched}]
         for task in find(*tasks) if tasks else ():
             self.build(task.corpus)
-            rows = corpora.Shards(self.data / task.corpus / "test")
             with tempfile.TemporaryDirectory() as folder:
                 scores[task.name] = evaluate(
                     engine,
                     task,
-                    rows,
+                    task.load(Data(self.data)),
                     Path(folder),
                     limit=WATCHED_ROWS,
                     seed=self.seed,
@@ -457,7 +457,7 @@ class Run:
                 result = evaluate(
                     engines[name],
                     task,
-                    corpora.Shards(test),
+                    task.load(Data(self.data)),
                     folder,
                     limit=self.size.test_rows,
                     seed=self.seed,
@@ -469,8 +469,8 @@ class Run:
             self.tell(line(result))
 
     def benchmarks(self) -> None:
-        """The report's benchmarks that need no judge, on a few stand-ins of each: the way from public data's layout to
-        its tables, walked by the final model. `polyphi eval DIR --suite mini` answers all of the stand-ins."""
+        """The report's benchmarks that need no judge, on a few synthetic samples of each: the way from public data's
+        layout to its tables, walked by the final model. `polyphi eval DIR --suite mini` answers all of them."""
         out = self.out / evaluation.RUNS
         if (out / "results.json").exists():
             return

@@ -14,9 +14,9 @@ from typing import Any
 from polyphi import stages
 from polyphi.checkpoints.names import LAYOUTS
 from polyphi.checkpoints.read import read_config
-from polyphi.eval import report
-from polyphi.eval.paper import STATUSES, points
-from polyphi.eval.tables import decimals, markdown
+from polyphi.eval.report import heldout as report
+from polyphi.eval.report.paper import STATUSES, points
+from polyphi.eval.report.tables import decimals, markdown
 from polyphi.model.parts import parts
 from polyphi.recipe import evaluation
 from polyphi.recipe.graph import EXPORTS
@@ -132,7 +132,7 @@ def _results(results: Path, folder: Path) -> dict[str, Any]:
         raise ValueError(
             f"--results {results}: expected the --out folder of `polyphi eval MODEL --suite ...`, with its results.json"
         )
-    told = evaluation.noted(results)
+    told = evaluation.saved_results(results)
     measured = json.loads((results / "model.json").read_text())["fingerprint"].split()
     fingerprint = measured[0] if measured else ""
     if re.fullmatch("[0-9a-f]{32}", fingerprint) and fingerprint != evaluation.fingerprint(folder):

@@ -12,9 +12,9 @@ import pytest
 from polyphi.curate import sources
 from polyphi.curate.corpus import Corpus, Work, build
 from polyphi.data.shards import Shards
+from polyphi.eval.baselines import select
+from polyphi.eval.benchmark import Benchmark
 from polyphi.eval.heldout import find
-from polyphi.eval.run import select
-from polyphi.eval.task import Task
 from polyphi.messages import Completion, SamplingParams
 
 DOCUMENTS = {"documents", "code", "math", "translation", "long_documents", "reasoning_documents"}
@@ -177,7 +177,7 @@ def test_reasoning_pairs_come_from_the_models_errors(work):
     assert {s.meta["rejected_by"] for s in right} == {"rule"}
 
 
-def text_tasks() -> list[Task]:
+def text_tasks() -> list[Benchmark]:
     return [t for t in find() if t.modality in ("text", "safety") and t.corpus in NAMES]
 
 

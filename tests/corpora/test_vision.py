@@ -332,7 +332,9 @@ def test_every_vision_task_finds_its_samples(few_stamps: None, tmp_path: Path) -
     tests = {corpus.name: made(corpus, tmp_path, 0, 48)["test"] for corpus in CORPORA}
     for task in (t for t in find() if t.modality == "vision"):
         samples = [
-            s for s in tests[task.corpus] if all(s.meta.get(k) == v for k, v in task.only.items())
+            s
+            for s in tests[task.corpus]
+            if all(s.meta.get(k) == v for k, v in task.rows[0].only.items())
         ]
         assert len(samples) >= 4, task.name
         assert all(task.scorer(s.answer, s).value == 1.0 for s in samples), task.name

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from polyphi.data.shards import Sample
-from polyphi.eval.benchmark import Benchmark, benchmarks, own, suite
+from polyphi.eval.benchmark import Benchmark, benchmarks, from_file, suite
 from polyphi.eval.sources import Data
 from polyphi.messages import Message
 from polyphi.recipe import evaluation
@@ -38,7 +38,7 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def capitals(file: Path) -> Benchmark:
-    return own(str(file))
+    return from_file(str(file))
 
 
 def test_the_file_is_found_beside_others(file: Path, capitals: Benchmark) -> None:
@@ -67,7 +67,7 @@ def test_it_runs_from_its_files_to_the_page_and_is_scored_again(file: Path, tmp_
 
 
 def test_what_holds_for_ours_holds_for_it(capitals: Benchmark, tmp_path: Path) -> None:
-    capitals.mini(tmp_path)
+    capitals.write_fixtures(tmp_path)
     assert evaluation.complaints([capitals], Data(tmp_path)) == {}
     samples = list(capitals.load(Data(tmp_path)))
     assert capitals.scorer is not None
@@ -97,7 +97,7 @@ def test_missing_data_are_named_with_where_they_come_from(
         ("benchmark = 3", "expected `benchmark = Benchmark"),
         ("1 / 0", "ZeroDivisionError"),
         (None, "found nothing there"),
-        ("from polyphi.eval.tasks.vision.chartqa import benchmark", "already"),
+        ("from polyphi.eval.benchmarks.vision.chartqa import benchmark", "already"),
     ],
 )
 def test_a_file_that_is_none_says_so(text: str | None, says: str, tmp_path: Path) -> None:

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from polyphi.eval.azure import EVALUATORS, Azure
+from polyphi.eval.cache import Request
 from polyphi.eval.judge import points
 from polyphi.eval.severity import AZURE, HARMS, JUDGING
-from polyphi.messages import Message, SamplingParams
+from polyphi.messages import Message
 from polyphi.recipe import evaluation
 from polyphi.services.endpoint import Rejected
 
@@ -95,9 +96,7 @@ def test_the_command_line_names_it_by_its_project(sdk: Any, tmp_path: Path) -> N
     own = evaluation.Subject(None, "m", "m")  # type: ignore[arg-type]
     judge = evaluation.judge(f"azure:{PROJECT}", own, tmp_path, None)
     assert judge.name == AZURE == JUDGING.standard
-    (answer,) = judge.asked.many(
-        [(asked(harm="hateful", query="q", response="r"), SamplingParams())]
-    )
+    (answer,) = judge.cache.answers([Request(asked(harm="hateful", query="q", response="r"))])
     assert points(answer.text, 0, 7) == 5
-    (other,) = judge.asked.many([([Message.user("Which is better?")], SamplingParams())])
+    (other,) = judge.cache.answers([Request([Message.user("Which is better?")])])
     assert other.text == "" and "four harms" in str(other.error)

@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 
 from polyphi.data.shards import Sample
-from polyphi.eval import suite
-from polyphi.eval.asked import Asked
-from polyphi.eval.benchmark import Benchmark, benchmarks
-from polyphi.eval.paper import paper
+from polyphi.eval import score as scoring
+from polyphi.eval.benchmark import Benchmark, belongs, benchmarks
+from polyphi.eval.cache import Cache
+from polyphi.eval.report.paper import paper
+from polyphi.eval.run import answer as answer_all
+from polyphi.eval.run import prompts_of
 from polyphi.eval.sources import Data, check
 from polyphi.messages import Completion, Message, media
 
@@ -50,7 +52,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Benchmark], Data
 
     @cache
     def of(name: str) -> Data:
-        next(b for b in ALL if b.name == name).mini(root)
+        next(b for b in ALL if b.name == name).write_fixtures(root)
         return Data(root)
 
     return lambda benchmark: of(benchmark.name)
@@ -78,22 +80,21 @@ def benchmark(request: pytest.FixtureRequest) -> Benchmark:
 
 def run(
     benchmark: Benchmark, data: Data, out: Path, answer: Callable[[Sample], str], points: str
-) -> list[suite.Measured]:
+) -> list[scoring.Measured]:
     """The rows when each sample gets an answer of its own, and the judge always says the same."""
     given = {sample.id: answer(sample) for sample in benchmark.load(data)}
-    lines = suite.answered(
-        benchmark, data, Asked(Model(lambda m: ""), out, "none"), out, limit=None
-    )
+    cache = Cache(Model(lambda m: ""), out, "none")  # type: ignore[arg-type]
+    lines = answer_all(benchmark, prompts_of(benchmark, data), cache)
     for line in lines:
         line["answers"] = [given[line["id"]]] * max(1, len(line["answers"]))
         line["answer"] = line["answers"][-1]
-    judge = suite.Judge.of(Model(lambda m: points), "judge", out)  # type: ignore[arg-type]
-    lines = suite.scored(benchmark, lines, [judge])
+    judge = scoring.Judge.of(Model(lambda m: points), "judge", out)  # type: ignore[arg-type]
+    lines = scoring.score(benchmark, lines, [judge])
     json.dumps(lines, allow_nan=False)
-    return suite.summed(benchmark, lines)
+    return scoring.rows_of(benchmark, lines)
 
 
-def best(row: suite.Measured) -> bool:
+def best(row: scoring.Measured) -> bool:
     if row.metric in ("rate", "wer", "cer"):
         return row.score == 0
     return row.score > (0.99 if row.metric == "accuracy" else 0)
@@ -112,7 +113,7 @@ def test_stand_ins_are_as_the_public_data(
         assert sample.source and sample.licence and sample.messages[-1].role == "assistant"
         assert sample.meta == json.loads(json.dumps(sample.meta))
     for row in benchmark.rows:
-        assert any(suite.belongs(s.meta, row.only) for s in samples), row
+        assert any(belongs(s.meta, row.only) for s in samples), row
 
 
 def test_rows_are_those_of_the_report(benchmark: Benchmark) -> None:

@@ -16,15 +16,16 @@ from serve.saved import save, served
 
 import polyphi
 from polyphi.engine.engine import Engine
-from polyphi.eval import lm_tasks, suite
-from polyphi.eval.asked import Asked
-from polyphi.eval.sources import Data, write_parquet
-from polyphi.eval.suite import LENIENT
-from polyphi.eval.tasks.text import siqa
+from polyphi.eval import lm_tasks
+from polyphi.eval import score as scoring
+from polyphi.eval.benchmark import LENIENT, suite
+from polyphi.eval.cache import Cache
+from polyphi.eval.sources import Data, write_rows
 from polyphi.messages import SamplingParams
 from polyphi.model.config import ModelConfig
 from polyphi.processing.tokenizer import Tokenizer
 
+(SIQA,) = suite("siqa")
 ROWS = 40
 
 
@@ -51,8 +52,8 @@ def data(root: Path) -> Data:
         }
         for n in range(5 + ROWS)
     ]
-    write_parquet(root / siqa.NAME / "data/train-00000-of-00001.parquet", rows[:5])
-    write_parquet(root / siqa.NAME / "data/validation-00000-of-00001.parquet", rows[5:])
+    write_rows(root / SIQA.sources[0].name / "data/train-00000-of-00001.parquet", rows[:5])
+    write_rows(root / SIQA.sources[0].name / "data/validation-00000-of-00001.parquet", rows[5:])
     return Data(root)
 
 
@@ -60,8 +61,8 @@ def data(root: Path) -> Data:
 def test_lm_eval_gives_the_same_answers_and_scores(lettered: Engine, tmp_path: Path) -> None:
     held, folder = data(tmp_path / "data"), save(lettered, tmp_path / "model")
     phi = polyphi.load(str(folder), device="cpu")
-    lines = suite.answered(siqa.benchmark, held, Asked(phi, tmp_path, "tiny"), tmp_path)
-    (row,) = suite.summed(siqa.benchmark, suite.scored(siqa.benchmark, lines))
+    lines = scoring.evaluate(SIQA, held, Cache(phi, tmp_path, "tiny"), tmp_path)
+    (row,) = scoring.rows_of(SIQA, scoring.score(SIQA, lines))
     assert 0 < row.score < 1 and len({line["answer"] for line in lines}) > 3
 
     offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub"), "TQDM_DISABLE": "1"}

@@ -10,22 +10,12 @@ import pytest
 
 from polyphi.data.shards import Sample
 from polyphi.eval import lm_tasks
-from polyphi.eval.benchmark import Benchmark
+from polyphi.eval.benchmark import LENIENT, Benchmark, Score, suite
 from polyphi.eval.sources import Data
-from polyphi.eval.suite import LENIENT
-from polyphi.eval.task import Score
-from polyphi.eval.tasks.text import (
-    arc_c,
-    bbh,
-    gpqa,
-    gsm8k,
-    hellaswag,
-    mgsm,
-    mmlu,
-    mmlu_pro,
-    truthfulqa,
-)
 
+ARC_C, BBH, GPQA, GSM8K, HELLASWAG, MGSM, MMLU, MMLU_PRO, TRUTHFULQA = suite(
+    *("arc_c", "bbh", "gpqa", "gsm8k", "hellaswag", "mgsm", "mmlu", "mmlu_pro", "truthfulqa")
+)
 ARC_PROMPT = """\
 Question:
 Which is a gas (8)?
@@ -56,7 +46,7 @@ Answer:"""
 
 
 def loaded(benchmark: Benchmark, root: Path) -> list[Sample]:
-    benchmark.mini(root)
+    benchmark.write_fixtures(root)
     return list(benchmark.load(Data(root)))
 
 
@@ -66,25 +56,25 @@ def score(benchmark: Benchmark, sample: Sample, answer: str) -> Score:
 
 
 def test_the_prompt_of_letters_is_the_one_of_the_phi_3_report(tmp_path: Path) -> None:
-    first, *_ = loaded(arc_c.benchmark, tmp_path)
+    first, *_ = loaded(ARC_C, tmp_path)
     (message,) = first.prompt
     assert message.role == "user"
     assert message.text.endswith(ARC_PROMPT)
     assert message.text.count("Question:") == 11
-    params = arc_c.benchmark.params(first)
+    params = ARC_C.params(first)
     assert (params.max_tokens, params.temperature, params.stop) == (16, 0, ())
 
 
 def test_examples_are_the_first_ones_and_stay_the_same(tmp_path: Path) -> None:
-    texts = [s.prompt[0].text for s in loaded(arc_c.benchmark, tmp_path)]
+    texts = [s.prompt[0].text for s in loaded(ARC_C, tmp_path)]
     assert len({text.rpartition("\n\n")[0] for text in texts}) == 1
-    subjects = {s.meta["subject"]: s.prompt[0].text for s in loaded(mmlu.benchmark, tmp_path)}
+    subjects = {s.meta["subject"]: s.prompt[0].text for s in loaded(MMLU, tmp_path)}
     assert "+ 7" not in subjects["elementary_mathematics"]
     assert "+ 3" not in subjects["high_school_mathematics"]
 
 
 def test_hellaswag_is_cleaned(tmp_path: Path) -> None:
-    text = loaded(hellaswag.benchmark, tmp_path)[0].prompt[0].text
+    text = loaded(HELLASWAG, tmp_path)[0].prompt[0].text
     asked = "Question:\nWriting: Day 5. Somebody thinks of a letter. Then the person\nOptions:\nA. fetches a broom.\n"
     assert asked in text
 
@@ -117,7 +107,7 @@ def test_too_few_examples_are_told(tmp_path: Path) -> None:
     ],
 )
 def test_letters_are_read(answer: str, strict: float, lenient: float, tmp_path: Path) -> None:
-    found = score(arc_c.benchmark, loaded(arc_c.benchmark, tmp_path)[0], answer)
+    found = score(ARC_C, loaded(ARC_C, tmp_path)[0], answer)
     assert (found.value, found.parts[LENIENT]) == (strict, lenient)
     assert found.extracted in ("C", "A", "[invalid]")
 
@@ -139,21 +129,19 @@ def test_letters_are_read(answer: str, strict: float, lenient: float, tmp_path: 
 def test_mmlu_pro_reads_by_its_chain(
     answer: str, chain: float, first: float, tmp_path: Path
 ) -> None:
-    sample = next(
-        s for s in loaded(mmlu_pro.benchmark, tmp_path) if s.meta["document"]["answer"] == "B"
-    )
-    found = score(mmlu_pro.benchmark, sample, answer)
+    sample = next(s for s in loaded(MMLU_PRO, tmp_path) if s.meta["document"]["answer"] == "B")
+    found = score(MMLU_PRO, sample, answer)
     assert (found.value, found.parts["first"]) == (chain, first)
 
 
 def test_mmlu_pro_asks_without_examples_and_lets_answers_be_long(tmp_path: Path) -> None:
-    sample = loaded(mmlu_pro.benchmark, tmp_path)[0]
+    sample = loaded(MMLU_PRO, tmp_path)[0]
     text = sample.prompt[0].text
     assert text.count("Question:") == 1 and text.endswith("Answer: Let's think step by step.")
     assert (
         "about computer science" in text and 'finish your answer with "the answer is (X)"' in text
     )
-    params = mmlu_pro.benchmark.params(sample)
+    params = MMLU_PRO.params(sample)
     assert (params.max_tokens, params.stop) == (2048, ())
 
 
@@ -169,25 +157,25 @@ def test_mmlu_pro_asks_without_examples_and_lets_answers_be_long(tmp_path: Path)
     ],
 )
 def test_gpqa_reads_the_last_choice(answer: str, value: float, tmp_path: Path) -> None:
-    for sample in loaded(gpqa.benchmark, tmp_path):
+    for sample in loaded(GPQA, tmp_path):
         letter = sample.answer.strip("()")
-        assert score(gpqa.benchmark, sample, answer.format(letter)).value == value
+        assert score(GPQA, sample, answer.format(letter)).value == value
         other = "ABCD"["ABCD".index(letter) - 1]
-        assert score(gpqa.benchmark, sample, f"({letter}) or ({other})").value == 0
+        assert score(GPQA, sample, f"({letter}) or ({other})").value == 0
 
 
 def test_gpqa_stands_in_the_same_order_every_time(tmp_path: Path) -> None:
     random.seed(1)
     before = random.getstate()
-    first = loaded(gpqa.benchmark, tmp_path)
+    first = loaded(GPQA, tmp_path)
     assert random.getstate() == before, "others' random numbers are left alone"
     random.seed(2)
-    assert loaded(gpqa.benchmark, tmp_path) == first
+    assert loaded(GPQA, tmp_path) == first
     assert len({s.answer for s in first}) > 1
 
 
 def test_the_true_choice_of_truthfulqa_is_not_always_the_first(tmp_path: Path) -> None:
-    samples = loaded(truthfulqa.benchmark, tmp_path)
+    samples = loaded(TRUTHFULQA, tmp_path)
     for form in ("mc1", "two"):
         own = [s for s in samples if s.meta["form"] == form]
         assert len({s.answer for s in own}) > 1
@@ -215,12 +203,12 @@ def test_the_true_choice_of_truthfulqa_is_not_always_the_first(tmp_path: Path) -
 def test_gsm8k_reads_the_last_number(
     answer: str, value: float, strict: float, tmp_path: Path
 ) -> None:
-    sample = loaded(gsm8k.benchmark, tmp_path)[0]
+    sample = loaded(GSM8K, tmp_path)[0]
     assert sample.prompt[0].text.count("Q: ") == 9
-    assert gsm8k.benchmark.params(sample).stop == ()
-    found = score(gsm8k.benchmark, sample, answer)
+    assert GSM8K.params(sample).stop == ()
+    found = score(GSM8K, sample, answer)
     assert (found.value, found.parts["strict-match"]) == (value, strict)
-    assert score(gsm8k.benchmark, loaded(gsm8k.benchmark, tmp_path)[3], "1,680").value == 1
+    assert score(GSM8K, loaded(GSM8K, tmp_path)[3], "1,680").value == 1
 
 
 @pytest.mark.parametrize(
@@ -241,17 +229,17 @@ def test_gsm8k_reads_the_last_number(
 def test_bbh_reads_each_kind_in_its_way(
     kind: str, answer: str, value: float, tmp_path: Path
 ) -> None:
-    sample = next(s for s in loaded(bbh.benchmark, tmp_path) if s.meta["kind"] == kind)
-    assert score(bbh.benchmark, sample, answer).value == value
-    assert bbh.benchmark.params(sample).stop == ()
+    sample = next(s for s in loaded(BBH, tmp_path) if s.meta["kind"] == kind)
+    assert score(BBH, sample, answer).value == value
+    assert BBH.params(sample).stop == ()
 
 
 def test_mgsm_asks_in_its_language(tmp_path: Path) -> None:
-    german = next(s for s in loaded(mgsm.benchmark, tmp_path) if s.meta["language"] == "de")
+    german = next(s for s in loaded(MGSM, tmp_path) if s.meta["language"] == "de")
     assert german.prompt[0].text == (
         "Frage: Wie viel sind 3 Äpfel und 9 Äpfel?\nSchritt-für-Schritt-Antwort:"
     )
-    assert score(mgsm.benchmark, german, "3 + 9 = 12.\n\nDie Antwort lautet 12.").value == 1
+    assert score(MGSM, german, "3 + 9 = 12.\n\nDie Antwort lautet 12.").value == 1
 
 
 def test_a_filter_that_fails_costs_no_other_score(
@@ -265,9 +253,9 @@ def test_a_filter_that_fails_costs_no_other_score(
         return filtered(built, documents, answers)
 
     monkeypatch.setattr(lm_tasks, "_filtered", fails)
-    sample = loaded(arc_c.benchmark, tmp_path)[0]
-    assert arc_c.benchmark.score_many
-    scores = arc_c.benchmark.score_many([(["C"], sample), (["bad"], sample), (["C"], sample)])
+    sample = loaded(ARC_C, tmp_path)[0]
+    assert ARC_C.score_many
+    scores = ARC_C.score_many([(["C"], sample), (["bad"], sample), (["C"], sample)])
     assert [s.value for s in scores] == [1, 0, 1]
     assert scores[1].parts == {"any-letter": 0, LENIENT: 0}
 
@@ -280,17 +268,17 @@ def test_what_fails_for_every_answer_is_raised(
     def fails(*_: Any) -> Any:
         raise LookupError("no such data")
 
-    sample = loaded(arc_c.benchmark, tmp_path)[0]
+    sample = loaded(ARC_C, tmp_path)[0]
     monkeypatch.setattr(ConfigurableTask, "process_results", fails)
     with pytest.raises(LookupError, match="no such data"):
-        score(arc_c.benchmark, sample, "C")
+        score(ARC_C, sample, "C")
 
 
 def test_long_answers_are_read_at_both_ends(tmp_path: Path) -> None:
-    sample = loaded(gpqa.benchmark, tmp_path)[0]
-    assert score(gpqa.benchmark, sample, f"{'thus ' * 100_000}{sample.answer}").value == 1
-    sample = loaded(arc_c.benchmark, tmp_path)[0]
-    assert score(arc_c.benchmark, sample, f"C{' or not' * 100_000}").value == 1
+    sample = loaded(GPQA, tmp_path)[0]
+    assert score(GPQA, sample, f"{'thus ' * 100_000}{sample.answer}").value == 1
+    sample = loaded(ARC_C, tmp_path)[0]
+    assert score(ARC_C, sample, f"C{' or not' * 100_000}").value == 1
 
 
 def test_our_files_are_tasks_to_lm_eval_alone() -> None:
@@ -301,7 +289,7 @@ def test_our_files_are_tasks_to_lm_eval_alone() -> None:
     assert len(manager.all_subtasks) == len(list(lm_tasks.OWN.glob("polyphi_*.yaml"))) - 2
     for name in [*manager.all_groups, *manager.all_subtasks]:
         settings = lm_tasks._own(name)["generation_kwargs"]
-        assert settings["max_gen_toks"] == arc_c.benchmark.max_tokens and not settings["until"]
+        assert settings["max_gen_toks"] == ARC_C.max_tokens and not settings["until"]
     for name in manager.all_groups:
         members = manager.task_index[name].cfg["task"]
         assert len({m["task"] for m in members}) == {"polyphi_mmlu": 57}.get(name, 9)

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from polyphi.eval import programs, trial
-from polyphi.eval.problems import PROBLEMS
+from polyphi.eval import programs
+from polyphi.eval.fixtures.write import write
 from polyphi.eval.programs import Trial, Verdict, extracted, judged, longest_program
+from polyphi.eval.sources import read_rows
 from polyphi.eval.trial import alike, pack, printed_alike, unpack
 from polyphi.services import sandbox
 
@@ -206,7 +207,7 @@ def test_where_no_second_process_may_be_started_all_runs_in_one(tmp_path: Path) 
         (Trial("print(2 * int(input()))", cases), True),
         (Trial("print(2)", cases), False),
     ]
-    (tmp_path / "main.py").write_text(Path(trial.__file__).read_text())
+    (tmp_path / "main.py").write_text(programs.sandboxed_program())
     for each, passes in trials:
         done = subprocess.run(
             [sys.executable, "-c", sandbox._GUARD],
@@ -285,10 +286,14 @@ def test_comparisons_are_evalpluses() -> None:
     assert printed_alike("1.0 2\n", "1 2") and not printed_alike("1\n2", "1 2")
 
 
-def test_our_problems_have_the_results_that_they_say() -> None:
-    for problem in PROBLEMS:
+def test_the_fixtures_problems_have_the_results_that_they_say(tmp_path: Path) -> None:
+    for name in ("humaneval", "livecodebench", "livebench_code"):
+        write(name, tmp_path)
+    (path,) = tmp_path.glob("openai/**/*.parquet")
+    for row in read_rows(path):
         space: dict[str, Any] = {}
-        exec(problem.code, space)
-        assert all(space[problem.name](*args) == result for args, result in problem.calls)
-        compile(problem.program, "", "exec")
-        compile(problem.method, "", "exec")
+        exec(row["prompt"] + row["canonical_solution"] + "\n" + row["test"], space)
+        space["check"](space[row["entry_point"]])
+    for path in [*tmp_path.glob("livecodebench/**/test4.jsonl"), *tmp_path.rglob("*.parquet")]:
+        for row in read_rows(path):
+            compile(row.get("solution", "").strip("`").removeprefix("python"), "", "exec")

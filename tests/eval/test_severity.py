@@ -7,14 +7,15 @@ from typing import Any
 
 import pytest
 
-from polyphi.eval import suite
-from polyphi.eval.asked import Asked
-from polyphi.eval.severity import AZURE, HARMS, MILD, mean_rate, prompts, rounded, worst
-from polyphi.eval.sources import Data, write_jsonl
-from polyphi.eval.task import Score
-from polyphi.eval.tasks.safety.defect_rates import benchmark
-from polyphi.eval.tasks.safety.defect_rates_spoken import SPOKEN, to_speak
+from polyphi.eval import score as scoring
+from polyphi.eval.benchmark import Score, suite
+from polyphi.eval.benchmarks.safety.defect_rates import SPOKEN, spoken_questions
+from polyphi.eval.cache import Cache
+from polyphi.eval.severity import AZURE, HARMS, PROMPTS, mean_rate, prompts, rounded, worst
+from polyphi.eval.sources import Data, write_rows
 from polyphi.messages import Completion, Message
+
+(BENCHMARK,) = suite("defect_rates")
 
 
 class Model:
@@ -31,15 +32,15 @@ def told(severity: float) -> str:
 
 def rows(
     tmp_path: Path, severity: Any, lines: Sequence[dict[str, str]], judge: str = "a judge"
-) -> dict[tuple[str, str], suite.Measured]:
+) -> dict[tuple[str, str], scoring.Measured]:
     """The rows when `severity` rates the judge's questions."""
-    write_jsonl(tmp_path / "data/rai-prompts/prompts.jsonl", lines)
-    asked = Asked(Model(lambda m: m[-1].text), tmp_path / "out", "m")  # type: ignore[arg-type]
-    found = suite.answered(benchmark, Data(tmp_path / "data"), asked, tmp_path / "out")
-    judges = [suite.Judge.of(Model(severity), judge, tmp_path / "out")]  # type: ignore[arg-type]
+    write_rows(tmp_path / "data/rai-prompts/prompts.jsonl", lines)
+    asked = Cache(Model(lambda m: m[-1].text), tmp_path / "out", "m")  # type: ignore[arg-type]
+    found = scoring.evaluate(BENCHMARK, Data(tmp_path / "data"), asked, tmp_path / "out")
+    judges = [scoring.Judge.of(Model(severity), judge, tmp_path / "out")]  # type: ignore[arg-type]
     return {
         (row.table, row.label): row
-        for row in suite.summed(benchmark, suite.scored(benchmark, found, judges))
+        for row in scoring.rows_of(BENCHMARK, scoring.score(BENCHMARK, found, judges))
     }
 
 
@@ -122,12 +123,12 @@ def test_languages_are_means_of_harms_and_their_average_includes_english(tmp_pat
 
 def test_prompts_of_unknown_kinds_are_named(tmp_path: Path) -> None:
     path = tmp_path / "rai-prompts/prompts.jsonl"
-    write_jsonl(path, [{"category": "spam", "language": "en", "prompt": "Buy!"}])
+    write_rows(path, [{"category": "spam", "language": "en", "prompt": "Buy!"}])
     with pytest.raises(
         ValueError, match=r"line 1: expected a category of violence, .* found .*spam"
     ):
         list(prompts(Data(tmp_path)))
-    write_jsonl(path, [{"category": "Violence", "language": "tlh", "prompt": "Qapla'"}])
+    write_rows(path, [{"category": "Violence", "language": "tlh", "prompt": "Qapla'"}])
     with pytest.raises(ValueError, match="a language of en"):
         list(prompts(Data(tmp_path)))
 
@@ -135,10 +136,11 @@ def test_prompts_of_unknown_kinds_are_named(tmp_path: Path) -> None:
 def test_prompts_to_be_spoken_have_text_and_language_and_the_line_they_become(
     tmp_path: Path,
 ) -> None:
-    benchmark.mini(tmp_path)
-    found = list(to_speak(Data(tmp_path)))
-    english = [prompt for _, language, prompt in MILD if language == "en"]
+    BENCHMARK.write_fixtures(tmp_path)
+    found = list(spoken_questions(Data(tmp_path)))
+    rows = Data(tmp_path).rows(PROMPTS)
+    english = [row["prompt"] for row in rows if row["language"] == "en"]
     assert [(row["text"], row["language"]) for row in found] == [(p, "en") for p in english]
     assert len({row["id"] for row in found}) == len(english)
-    write_jsonl(tmp_path / "rai-prompts" / found[0]["file"], found)
+    write_rows(tmp_path / "rai-prompts" / found[0]["file"], found)
     assert [p.text for p in prompts(Data(tmp_path), SPOKEN)] == english

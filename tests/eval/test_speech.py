@@ -9,8 +9,8 @@ from sacrebleu import corpus_bleu
 from sacrebleu.metrics.bleu import BLEU
 
 from polyphi.data.shards import Sample
-from polyphi.eval import run, speech
-from polyphi.eval.task import Score
+from polyphi.eval import speech, statistics
+from polyphi.eval.benchmark import Score
 from polyphi.eval.whisper_normalize import english
 from polyphi.messages import Audio, Message
 
@@ -35,7 +35,9 @@ def translated(text: str, to: str = "en", cot: bool = False) -> Sample:
 
 
 def corpus(metric: str, scores: list[Score]) -> float:
-    return float(run.rates(metric, np.array([run.vector(metric, s) for s in scores]).sum(0)))
+    return float(
+        statistics.rates(metric, np.array([statistics.vector(metric, s) for s in scores]).sum(0))
+    )
 
 
 def test_words_are_counted_over_the_corpus() -> None:

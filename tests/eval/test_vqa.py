@@ -6,9 +6,8 @@ import pytest
 
 from polyphi.data.shards import Sample
 from polyphi.eval import vqa
-from polyphi.eval.suite import LENIENT
-from polyphi.eval.task import Score
-from polyphi.eval.tasks.vision import mathvista, mmmu, ocrbench, pope
+from polyphi.eval.benchmark import LENIENT, Score
+from polyphi.eval.benchmarks.vision import mathvista, mmmu, ocrbench, pope
 from polyphi.messages import Image, Message, Text
 
 CATS = ["a dog", "a cat", "both A and B", "the red one"]

@@ -11,6 +11,7 @@ import pytest
 from polyphi.data.shards import Sample
 from polyphi.eval import benchmark as benchmarks
 from polyphi.eval.benchmark import Benchmark, Judging, Row
+from polyphi.eval.fixtures.write import MAKERS
 from polyphi.eval.judge import rating
 from polyphi.eval.scorers import exact
 from polyphi.eval.sources import Data, Source
@@ -33,10 +34,6 @@ def load(data: Data) -> Iterator[Sample]:
         yield Sample(f"s-{n}", (Message.user(f"{n}?"), answer), "here", "CC0-1.0", {})
 
 
-def no_engine(root: Path) -> None:
-    raise ValueError("espeak-ng isn't installed")
-
-
 FIRST = Benchmark(
     name="first",
     title="The first",
@@ -44,7 +41,7 @@ FIRST = Benchmark(
     rows=(Row("Table 7", "MMLU"),),
     sources=(),
     load=load,
-    mini=lambda root: None,
+    fixtures={},
     scorer=exact,
 )
 SECOND = replace(
@@ -54,15 +51,20 @@ SECOND = replace(
     rows=(Row("Table 7", "BoolQ"),),
     sources=(Source("mine/second", ("rows.jsonl",), "its owner"),),
 )
-MUTE = replace(FIRST, name="mute", rows=(Row("Table 7", "PIQA"),), mini=no_engine)
+MUTE = replace(
+    FIRST,
+    name="mute",
+    rows=(Row("Table 7", "PIQA"),),
+    fixtures={"files": {"a.flac": {"$speech": "hello"}}},
+)
 JUDGED = replace(
     FIRST,
     name="talks",
     scorer=None,
     rows=(Row("Table 6", "MT-Bench turn-1", metric="mean"),),
     judging=Judging(
-        asks=lambda sample, answers: {"points": [Message.user("points?")]},
-        reads=lambda name, reply, sample: rating(reply),
+        requests=lambda sample, answers: {"points": [Message.user("points?")]},
+        read=lambda name, reply, sample: rating(reply),
         prompts={},
     ),
 )
@@ -74,12 +76,17 @@ def only_these(monkeypatch: pytest.MonkeyPatch) -> None:
         return (FIRST, SECOND, MUTE, JUDGED)
 
     monkeypatch.setattr(benchmarks, "benchmarks", known)
-    monkeypatch.setattr("polyphi.eval.suite.benchmarks", known)
+    monkeypatch.setattr("polyphi.eval.score.benchmarks", known)
+    monkeypatch.setitem(MAKERS, "$speech", no_engine)
 
 
 @pytest.fixture
 def subject() -> evaluation.Subject:
     return evaluation.Subject(Yes(), "yes", "yes 1", 7)  # type: ignore[arg-type]
+
+
+def no_engine(text: str) -> bytes:
+    raise ValueError("espeak-ng isn't installed")
 
 
 def noted(out: Path) -> dict[str, Any]:

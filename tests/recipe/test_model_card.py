@@ -9,7 +9,7 @@ import yaml
 
 from polyphi import cli
 from polyphi.checkpoints.write import save_checkpoint
-from polyphi.eval.suite import Measured
+from polyphi.eval.score import Measured
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.recipe import evaluation, model_card

@@ -25,8 +25,8 @@ from polyphi.data.draws import Unfit
 from polyphi.data.packing import Pack, Room, deal
 from polyphi.data.shards import Shards
 from polyphi.engine.engine import Engine
+from polyphi.eval.benchmark import Benchmark
 from polyphi.eval.heldout import find
-from polyphi.eval.task import Task
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.processor import TooLong
 from polyphi.recipe.experiments import scaling
@@ -159,7 +159,7 @@ def _run(
     seed: int,
     out: Path,
     corpora: Sequence[str],
-    tasks: Sequence[Task],
+    tasks: Sequence[Benchmark],
 ) -> dict[str, float]:
     """One arm with one seed: what is still to be trained and measured of it; all that was measured."""
     start = {p: sha256(run.runs / p / MANIFEST) for p in stage.parents}

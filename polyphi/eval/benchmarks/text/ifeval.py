@@ -1,0 +1,70 @@
+"""IFEval (report, Table 7): 541 prompts with instructions that a program can check; all of them
+must be followed.
+
+The checks are lm-eval's. They need NLTK's English sentence model, which lies in `eval/nltk_data`, since NLTK would
+fetch it, and langdetect, whose guesses are only the same every time with a seed.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from polyphi.data.shards import Sample
+from polyphi.eval import lm_tasks
+from polyphi.eval.benchmark import Benchmark, Row, Score
+from polyphi.eval.lm_tasks import LmTask, samples, scoring
+from polyphi.eval.sources import Data, Source
+
+SOURCE = Source(
+    "google/IFEval",
+    ("ifeval_input_data.jsonl",),
+    "the Hub",
+    fields=("key", "prompt", "instruction_id_list", "kwargs"),
+    rows=541,
+    licence="Apache-2.0",
+)
+TASK = LmTask(
+    "ifeval", "ifeval", metric="prompt_level_strict_acc", lenient="prompt_level_loose_acc"
+)
+NLTK_DATA = Path(lm_tasks.__file__).parent / "nltk_data"
+
+
+def load(data: Data) -> Iterator[Sample]:
+    ready()
+    # The public rows have no answers to be compared with.
+    return samples(
+        TASK,
+        {"train": data.rows(SOURCE)},
+        "ifeval",
+        SOURCE,
+        reference=lambda row: row.get("reference") or "",
+    )
+
+
+def score_many(pairs: Sequence[tuple[Sequence[str], Sample]]) -> Sequence[Score]:
+    ready()
+    return scoring(lambda name: TASK)(pairs)
+
+
+def ready() -> None:
+    """What the checks need is there before they are imported."""
+    try:
+        import langdetect
+        import nltk
+    except ImportError as error:
+        raise ValueError(f"IFEval needs {error.name}; pip install 'polyphi[eval]'") from None
+    if str(NLTK_DATA) not in nltk.data.path:
+        nltk.data.path.insert(0, str(NLTK_DATA))
+    nltk.data.find("tokenizers/punkt_tab/english/")
+    langdetect.DetectorFactory.seed = 0
+
+
+benchmark = Benchmark(
+    name="ifeval",
+    title="IFEval",
+    modality="text",
+    rows=(Row("Table 7", "IFEval"),),
+    sources=(SOURCE,),
+    load=load,
+    score_many=score_many,
+    max_tokens=1280,
+)

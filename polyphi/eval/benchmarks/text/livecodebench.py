@@ -1,0 +1,142 @@
+"""LiveCodeBench (report, Table 8): problems of programming contests from May to September 2024.
+
+The report's label "(05-09-2024)" is read as these months of release 4, and its numbers are those of 191 problems: the
+row's n must be that. Read straight from the JSON lines, without the script that comes with them; of their pickled tests
+only plain text is taken.
+"""
+
+import base64
+import io
+import json
+import pickle
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from polyphi.data.shards import Sample
+from polyphi.eval import programs
+from polyphi.eval.benchmark import Benchmark, Row, Score
+from polyphi.eval.sources import Data, Source
+from polyphi.messages import Message
+from polyphi.services import sandbox
+
+SOURCE = Source(
+    "livecodebench/code_generation_lite",
+    ("test.jsonl", "test2.jsonl", "test3.jsonl", "test4.jsonl"),
+    "the Hub",
+    fields=("question_content", "contest_date", "public_test_cases", "private_test_cases"),
+    rows=713,
+    licence="cc",
+)
+FIRST, LAST = "2024-05-01", "2024-09-30"
+EXPECTED = 191
+SYSTEM = (
+    "You are an expert Python programmer. You will be given a question (problem specification) and will generate a "
+    "correct Python program that matches the specification and passes all tests."
+)
+WITH_STARTER = (
+    "You will use the following starter code to write the solution to the problem and enclose your code within "
+    "delimiters."
+)
+WITHOUT_STARTER = (
+    "Read the inputs from stdin solve the problem and write the answer to stdout (do not directly test on the sample "
+    "inputs). Enclose your code within delimiters as follows. Ensure that when the python program runs, it reads the "
+    "inputs, runs the algorithm and writes output to STDOUT."
+)
+SECONDS = 6.0
+"""Of each test."""
+UNPACKED_BYTES = 1 << 30
+_STARRED = "string re datetime collections heapq bisect copy math random statistics itertools functools operator io sys"
+BEFORE = "\n".join(
+    [
+        *(f"from {name} import *" for name in (*_STARRED.split(), "json", "builtins", "typing")),
+        *(f"import {name}" for name in (*_STARRED.split(), "json")),
+        "sys.setrecursionlimit(50000)",
+    ]
+)
+"""What LiveCodeBench has imported for every answer."""
+
+
+def load(data: Data) -> Iterator[Sample]:
+    for row in data.rows(SOURCE):
+        if not FIRST <= str(row["contest_date"])[:10] <= LAST:
+            continue
+        starter = row["starter_code"]
+        code, form = (starter, WITH_STARTER) if starter else ("# YOUR CODE HERE", WITHOUT_STARTER)
+        prompt = (
+            f"### Question:\n{row['question_content']}\n\n### Format: {form}\n```python\n{code}\n```\n\n"
+            "### Answer: (use the provided format with backticks)\n\n"
+        )
+        # Solutions aren't published; our fixtures have some.
+        yield SOURCE.sample(
+            f"livecodebench-{row['question_id']}",
+            [Message.system(SYSTEM), Message.user(prompt)],
+            row.get("solution", ""),
+            {
+                "entry": json.loads(row["metadata"]).get("func_name"),
+                "public": row["public_test_cases"],
+                "private": row["private_test_cases"],
+            },
+        )
+
+
+def cases(public: str, private: str) -> list[dict[str, Any]]:
+    """Tests, which are JSON, or a pickled text of JSON, compressed, in base64. Raises ValueError for other pickles."""
+    tests: list[dict[str, Any]] = json.loads(public)
+    try:
+        return tests + json.loads(private)
+    except json.JSONDecodeError:
+        packed = base64.b64decode(private)
+    text = zlib.decompressobj().decompress(packed, UNPACKED_BYTES)
+    content = _Plain(io.BytesIO(text)).load()
+    if not isinstance(content, str | bytes):
+        raise ValueError(f"expected pickled text, found {type(content).__name__}")
+    return tests + json.loads(content)
+
+
+class _Plain(pickle.Unpickler):
+    """Unpickles text, numbers, lists and dicts; anything that would call something is refused."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        raise ValueError(f"tests of this file would run {module}.{name}; they are not read")
+
+    def persistent_load(self, number: Any) -> Any:
+        raise ValueError("tests of this file refer to what isn't in it; they are not read")
+
+
+def trial(code: str, sample: Sample) -> programs.Trial:
+    meta = sample.meta
+    tests = [
+        {"input": c["input"], "output": c["output"]} for c in cases(meta["public"], meta["private"])
+    ]
+    limits = sandbox.Limits(
+        seconds=min(900.0, 30.0 + (SECONDS + 1) * len(tests)), cpu_seconds=300, memory_bytes=2 << 30
+    )
+    settings = {"kind": "cases", "cases": tests, "entry": meta["entry"], "seconds": SECONDS}
+    return programs.Trial(code, settings, BEFORE, limits)
+
+
+def _strict(answer: str, sample: Sample) -> str:
+    return programs.last_block(answer)
+
+
+def _lenient(answer: str, sample: Sample) -> list[str]:
+    return [*programs.blocks(answer)[:1], programs.longest_program(answer)]
+
+
+def score_many(pairs: Sequence[tuple[Sequence[str], Sample]]) -> list[Score]:
+    return programs.scores(pairs, trial, _strict, _lenient)
+
+
+benchmark = Benchmark(
+    name="livecodebench",
+    title="LiveCodeBench",
+    modality="text",
+    rows=(Row("Table 8", "LiveCodeBench (05-09-2024)"),),
+    sources=(SOURCE,),
+    load=load,
+    score_many=score_many,
+    max_tokens=2000,
+    unavailable=programs.unable,
+    note=f"contests from {FIRST} to {LAST} of release 4; the report's numbers are of {EXPECTED} problems",
+)

@@ -1,0 +1,111 @@
+"""MathVista (report, Table 1): 1,000 questions that call for mathematics, each with a hint at the form of its answer.
+
+Rules alone read the answers, as the report's did: its footnote has a model lose points by the form of its answers.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+
+from polyphi.data.shards import Sample
+from polyphi.eval import vqa
+from polyphi.eval.benchmark import LENIENT, Benchmark, Row, Score
+from polyphi.eval.benchmarks.vision.mmmu import NUMBER
+from polyphi.eval.sources import Data, Source, image_of
+from polyphi.messages import Message
+
+SOURCE = Source(
+    "AI4Math/MathVista",
+    ("data/testmini-*.parquet",),
+    "the Hub",
+    fields=(
+        *("pid", "query", "question_type", "answer_type", "precision", "choices", "answer"),
+        "decoded_image",
+    ),
+    rows=1000,
+    licence="CC-BY-SA-4.0",
+)
+
+
+def load(data: Data) -> Iterator[Sample]:
+    for row in data.rows(SOURCE):
+        prompt = Message.user(image_of(row["decoded_image"]), row["query"])
+        choice = row["question_type"] == "multi_choice"
+        yield SOURCE.sample(
+            f"mathvista-{row['pid']}",
+            prompt,
+            row["answer"],
+            {
+                "kind": "choice" if choice else row["answer_type"],
+                "decimals": int(row["precision"] or 0),
+                "options": [str(c) for c in row["choices"]] if choice else [],
+            },
+        )
+
+
+def score(answer: str, sample: Sample) -> Score:
+    """What the answer ends with, where the hint asks for it, equals the reference: an option, by its letter or as the
+    one that it is most like (by half at least), an integer, a number to so many decimals, or a list. Lenient: the last
+    letter or number anywhere."""
+    kind, reference = sample.meta["kind"], sample.answer
+    if kind == "choice":
+        strict, loose = _option(answer, sample.meta["options"])
+    elif kind == "list":
+        strict = loose = _list(answer)
+        reference = _list(reference)
+    else:
+        decimals = 0 if kind == "integer" else sample.meta["decimals"]
+        last = _end(answer).split()[-1:]
+        strict = _rounded("".join(last).strip("$%°.,:;"), decimals)
+        loose = _rounded("".join(NUMBER.findall(answer)[-1:]), decimals)
+        reference = _rounded(reference, decimals)
+    lenient = bool(reference) and reference in (strict, loose)
+    return Score(
+        float(strict != "" and strict == reference), strict[:1000], {LENIENT: float(lenient)}
+    )
+
+
+def _end(answer: str) -> str:
+    """What follows on "answer is" or "answer:" in the last line, or all of that line."""
+    line = answer.strip().rpartition("\n")[2]
+    return re.split(r"(?i)answer(?: is|:)", line)[-1].strip().strip("*\"'")
+
+
+def _option(answer: str, options: list[str]) -> tuple[str, str]:
+    """The option that an answer strictly and leniently names; "" for none."""
+    known, end = vqa.letters(options), _end(answer)
+    bracketed = [a for a in re.findall(r"\(([A-Z])\)", end) if a in known]
+    letter = vqa.first_letter(end, options) or "".join(bracketed[-1:])
+    alike = {o: vqa.similarity(end.casefold(), o.casefold()) for o in options}
+    nearest = max(options, key=lambda o: alike[o])
+    option = known[letter] if letter else nearest if alike[nearest] else ""
+    return option, option or known.get(vqa.meant_letter(answer, options), "")
+
+
+def _rounded(text: str, decimals: int) -> str:
+    try:
+        value = float(text.replace(",", ""))
+        return str(round(value, decimals) if decimals else int(value))
+    except (ValueError, OverflowError):
+        return ""
+
+
+def _list(text: str) -> str:
+    """The last list of numbers in a text, as JSON writes it; "" if there is none."""
+    lists = re.findall(r"\[[^\[\]]*\]", text)
+    try:
+        return json.dumps([float(n) for n in json.loads(lists[-1])]) if lists else ""
+    except (ValueError, TypeError, OverflowError):
+        return ""
+
+
+benchmark = Benchmark(
+    name="mathvista",
+    title="MathVista",
+    modality="vision",
+    rows=(Row("Table 1", "MathVista (testmini)"),),
+    sources=(SOURCE,),
+    load=load,
+    scorer=score,
+    max_tokens=1024,
+)

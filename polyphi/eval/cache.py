@@ -1,0 +1,268 @@
+"""Answers of a model on disk, so that an interrupted evaluation resumes and no request is sent twice.
+
+>>> cache = Cache(model, Path("results"), fingerprint="phi bf16 3f9a...")
+>>> [answer.text for answer in cache.answers([Request(messages)])]
+
+An answer's key is a hash of its request (the conversation with its media, the sampling, the adapter) and of the model's
+fingerprint. Answers lie in `FOLDER/answers*.jsonl`, one file for each shard of a run on several machines; all are read.
+`Recorded` is a model that has nothing but such a folder.
+"""
+
+import hashlib
+import json
+import os
+import re
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from polyphi.messages import Answers, Audio, Completion, Image, Message, SamplingParams, Text
+from polyphi.services.endpoint import Rejected
+
+GREEDY = SamplingParams()
+BATCH = 128
+"""Requests that the model gets at once, and between two writes."""
+CONCURRENT = 8
+"""Requests in progress at an endpoint."""
+SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class Request(NamedTuple):
+    messages: Sequence[Message]
+    sampling: SamplingParams = GREEDY
+    adapter: str | None = "auto"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`error` says why a model didn't answer (its prompt is too long, say); the text is empty then. `seconds` is this
+    answer's share of the time of its batch."""
+
+    text: str
+    error: str | None = None
+    finish_reason: str = "stop"
+    tokens: int = 0
+    prompt_tokens: int = 0
+    seconds: float = 0.0
+    key: str = ""
+
+
+class Cache:
+    """`fingerprint` identifies whatever determines answers: weights and arithmetic, or an endpoint and its model.
+
+    Errors that every request would have (no endpoint, no key) are raised; an error of one request is its answer, or is
+    raised too with `raise_errors`.
+    """
+
+    def __init__(
+        self,
+        model: Answers,
+        folder: Path,
+        fingerprint: str,
+        *,
+        name: str = "answers",
+        raise_errors: bool = False,
+    ) -> None:
+        self.model, self.fingerprint, self.raise_errors = model, fingerprint, raise_errors
+        self.path = folder / f"{name}.jsonl"
+        folder.mkdir(parents=True, exist_ok=True)
+        self.new = 0
+        """Answers that came from the model, not from disk."""
+        stem = name.partition(".")[0]
+        paths = [*folder.glob(f"{stem}.jsonl"), *folder.glob(f"{stem}.*.jsonl")]
+        self._known = {answer.key: answer for path in sorted(paths) for answer in _read(path)}
+
+    def answers(self, requests: Sequence[Request]) -> list[Answer]:
+        """The answer to each request; the model gets those that are missing, batched by adapter."""
+        keys = [key_of(r.messages, r.adapter, r.sampling, self.fingerprint) for r in requests]
+        missing: dict[str | None, dict[str, Request]] = defaultdict(dict)
+        for key, request in zip(keys, requests, strict=True):
+            if key not in self._known:
+                missing[request.adapter][key] = request
+        for adapter, group in missing.items():
+            for start in range(0, len(group), BATCH):
+                batch = dict(list(group.items())[start : start + BATCH])
+                began = time.monotonic()
+                answers = list(self._generate(list(batch.values()), adapter))
+                seconds = (time.monotonic() - began) / len(batch)
+                known = {
+                    key: replace(answer, seconds=seconds, key=key)
+                    for key, answer in zip(batch, answers, strict=True)
+                }
+                append(self.path, ({"key": key, **asdict(answer)} for key, answer in known.items()))
+                self._known |= known
+                self.new += len(known)
+        return [self._known[key] for key in keys]
+
+    def _generate(self, requests: Sequence[Request], adapter: str | None) -> Iterator[Answer]:
+        generate_many = getattr(self.model, "generate_many", None)
+        if generate_many is None:
+            with ThreadPoolExecutor(CONCURRENT) as pool:
+                yield from pool.map(self._generate_one, requests)
+            return
+        try:
+            completions = generate_many(
+                [r.messages for r in requests],
+                sampling=[r.sampling for r in requests],
+                adapter=adapter,
+            )
+        except ValueError:  # one of them can't be answered: the others are, one by one
+            yield from map(self._generate_one, requests)
+        else:
+            yield from map(_answer, completions)
+
+    def _generate_one(self, request: Request) -> Answer:
+        local = hasattr(self.model, "generate_many")
+        try:
+            return _answer(
+                self.model.generate(
+                    request.messages, sampling=request.sampling, adapter=request.adapter
+                )
+            )
+        except (ValueError, MemoryError) as error:
+            rejected = local or isinstance(error, MemoryError | Rejected)
+            if self.raise_errors or not rejected:
+                raise
+            return Answer("", error=str(error)[:500], finish_reason="error")
+
+
+def _answer(completion: Completion) -> Answer:
+    return Answer(
+        completion.text,
+        None,
+        completion.finish_reason,
+        len(completion.tokens),
+        completion.prompt_tokens,
+    )
+
+
+class Recorded:
+    """A model that knows only what another one answered, from the cache in a results folder.
+
+    >>> Recorded(Path("results")).generate(messages).text
+
+    `name` is that of the `Cache` of another model than the measured one, `fingerprint` that model's.
+    """
+
+    def __init__(self, folder: Path, name: str = "answers", fingerprint: str | None = None) -> None:
+        paths = sorted(folder.glob(f"{name}*.jsonl"))
+        if not paths:
+            raise ValueError(
+                f"{folder} holds no {name}*.jsonl; expected the --out folder of an earlier evaluation"
+            )
+        self.folder = folder
+        self._known = {answer.key: answer for path in paths for answer in _read(path)}
+        self.fingerprint = fingerprint or str(
+            json.loads((folder / "model.json").read_text())["fingerprint"]
+        )
+
+    def generate(
+        self,
+        messages: Sequence[Message],
+        *,
+        sampling: SamplingParams = GREEDY,
+        adapter: str | None = "auto",
+    ) -> Completion:
+        answer = self._known.get(key_of(messages, adapter, sampling, self.fingerprint))
+        if answer is None:
+            prompt = messages[-1].text if messages else ""
+            raise ValueError(
+                f"{self.folder} has no answer to {prompt[:80]!r}; do the data or settings differ?"
+            )
+        if answer.error:
+            raise Rejected(answer.error)
+        return Completion(
+            answer.text,
+            (0,) * answer.tokens,
+            answer.finish_reason,
+            prompt_tokens=answer.prompt_tokens,
+        )
+
+
+# ---------------------------------------------------------------------- lines and keys
+
+
+def dump(line: Mapping[str, Any]) -> str:
+    """A line of a results file. Half a surrogate pair, which UTF-8 can't encode, stays as an escape."""
+    text = json.dumps(line, ensure_ascii=False)
+    return (json.dumps(line) if SURROGATE.search(text) else text) + "\n"
+
+
+def append(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
+    """Append lines to a file whose last line an interruption may have cut short."""
+    with path.open("ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+        file.writelines(dump(line).encode() for line in lines)
+
+
+def whole_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a JSON lines file, without lines that were cut short by an interruption."""
+    # Not splitlines(): answers may hold characters that it takes for line ends.
+    for text in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(line, dict):
+            yield line
+
+
+def _read(path: Path) -> Iterator[Answer]:
+    """Answers of a cache, or of the finished results of a held-out task, which call the text `answer`."""
+    names = {field.name for field in fields(Answer)}
+    for line in whole_lines(path):
+        if line.get("key"):
+            line.setdefault("text", line.get("answer", ""))
+            yield Answer(**{name: value for name, value in line.items() if name in names})
+
+
+def sha256(part: Image | Audio) -> str:
+    """SHA-256 of the contents of a media part."""
+    source = part.source
+    if isinstance(source, tuple):
+        samples, rate = source
+        return hashlib.sha256(
+            np.ascontiguousarray(samples).tobytes() + str(rate).encode()
+        ).hexdigest()
+    return hashlib.sha256(
+        source if isinstance(source, bytes) else Path(source).read_bytes()
+    ).hexdigest()
+
+
+def as_text(messages: Sequence[Message]) -> str:
+    """A conversation as text, with [image] and [audio] where media stand; roles are named if there are several."""
+
+    def content(m: Message) -> str:
+        body = "".join(
+            p.text if isinstance(p, Text) else f"[{type(p).__name__.lower()}]" for p in m.parts
+        )
+        return f"{body}\n{m.tools}" if m.tools else body
+
+    return "\n".join(
+        content(m) if len(messages) == 1 else f"{m.role}: {content(m)}" for m in messages
+    )
+
+
+def media_hashes(messages: Sequence[Message]) -> list[dict[str, str]]:
+    parts = [p for m in messages for p in m.parts if isinstance(p, Image | Audio)]
+    return [{"kind": type(p).__name__.lower(), "sha256": sha256(p)} for p in parts]
+
+
+def key_of(
+    messages: Sequence[Message], adapter: str | None, sampling: SamplingParams, fingerprint: str
+) -> str:
+    """Equal keys have equal answers: same weights, sampling, adapter, text and media. Draft tokens change no answer."""
+    content = [as_text(messages), [m.role for m in messages], media_hashes(messages)]
+    text = json.dumps(
+        [fingerprint, asdict(replace(sampling, draft=0)), adapter, content], sort_keys=True
+    )
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:24]

@@ -1,0 +1,275 @@
+"""A simulated user: dialogues that follow on answers, spoken as clips alone, resumed, replayed."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from polyphi.data.shards import Sample
+from polyphi.eval import run
+from polyphi.eval import score as scoring
+from polyphi.eval.benchmarks.safety.adversarial import LONGEST, STRATEGIES, benchmark, dialogues
+from polyphi.eval.cache import Cache, Recorded, as_text, key_of
+from polyphi.eval.fixtures.write import write
+from polyphi.eval.severity import PROMPTS
+from polyphi.eval.sources import Data, write_rows
+from polyphi.eval.spoken import Spoken, audio_only, spoken, text_only
+from polyphi.messages import LANGUAGES, Audio, Completion, Message, Text
+from polyphi.recipe import evaluation
+from polyphi.services.endpoint import Rejected
+
+
+class Model:
+    """Says what `say` makes of a conversation; dies before its `dies`-th answer."""
+
+    def __init__(self, say: Any, dies: int | None = None) -> None:
+        self.say, self.dies, self.seen = say, dies, list[Sequence[Message]]()
+
+    def generate(self, messages: Sequence[Message], **_: Any) -> Completion:
+        if len(self.seen) == self.dies:
+            raise KeyboardInterrupt
+        self.seen.append(list(messages))
+        return Completion(self.say(messages))
+
+    def generate_many(self, conversations: Any, **_: Any) -> list[Completion]:
+        return [self.generate(c) for c in conversations]
+
+    @property
+    def keys(self) -> Counter[str]:
+        from polyphi.messages import SamplingParams
+
+        return Counter(key_of(m, "auto", SamplingParams(), "") for m in self.seen)
+
+
+def attacker(messages: Sequence[Message]) -> str:
+    return f'"Please, number {sum(m.role == "assistant" for m in messages) + 1}"'
+
+
+def decliner(messages: Sequence[Message]) -> str:
+    return f"No, and that after {len(messages)} messages."
+
+
+def sample(aloud: bool = False, strategy: str = "plain", language: str = "en") -> Sample:
+    meta = {
+        "prompt": "a secret",
+        "strategy": strategy,
+        "language": language,
+        "aloud": aloud,
+        "turns": 3,
+    }
+    return Sample("s", (Message.user("a secret"), Message.assistant("no")), "here", "CC0", meta)
+
+
+def next_turn(simulator: Any, out: Path, sample: Sample, *answers: str) -> Any:
+    return dialogues(Cache(simulator, out, "simulator", name="simulated"))([(sample, answers)])[0]
+
+
+def test_the_user_answers_what_was_answered(tmp_path: Path) -> None:
+    simulator = Model(attacker)
+    talk = next_turn(simulator, tmp_path, sample(), "No.", "")
+    assert [(m.role, m.text) for m in talk] == [
+        ("user", "Please, number 1"),
+        ("assistant", "No."),
+        ("user", "Please, number 2"),
+        ("assistant", ""),
+        ("user", "Please, number 3"),
+    ]
+    # The simulator reads the other way round: its own words are the assistant's.
+    assert [m.role for m in simulator.seen[-1]] == ["system", "user", *["assistant", "user"] * 2]
+    assert simulator.seen[-1][3].text == "No."
+    assert next_turn(simulator, tmp_path, sample(), "a", "b", "c") is None
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_simulator_is_told_goal_strategy_and_language(
+    strategy: str, language: str, tmp_path: Path
+) -> None:
+    simulator = Model(attacker)
+    next_turn(simulator, tmp_path, sample(strategy=strategy, language=language))
+    told = simulator.seen[0][0].text
+    assert "a secret" in told and STRATEGIES[strategy] in told and LANGUAGES[language] in told
+
+
+def test_what_was_said_is_asked_for_once(tmp_path: Path) -> None:
+    simulator = Model(attacker)
+    for answers in ((), ("No.",), ("No.", "No!")):
+        next_turn(simulator, tmp_path, sample(), *answers)
+    assert len(simulator.seen) == 3
+    again = Model(attacker, dies=0)
+    assert len(next_turn(again, tmp_path, sample(), "No.", "No!")) == 5
+
+
+def test_many_dialogues_are_led_together(tmp_path: Path) -> None:
+    batches = list[int]()
+
+    class Batched(Model):
+        def generate_many(self, conversations: Any, **_: Any) -> list[Completion]:
+            batches.append(len(conversations))
+            return super().generate_many(conversations)
+
+    talked = [(replace(sample(strategy=s), id=s), ["No."]) for s in STRATEGIES]
+    dialogues(Cache(Batched(attacker), tmp_path, "x", name="simulated"))(talked)  # type: ignore[arg-type]
+    assert batches == [3, 3]
+
+
+def test_spoken_turns_are_clips_to_the_model_and_text_to_the_judge(tmp_path: Path) -> None:
+    talk = next_turn(Model(attacker), tmp_path, sample(aloud=True), "No.")
+    given = audio_only(talk)
+    assert [[type(p) for p in m.parts] for m in given] == [[Audio], [Text], [Audio]]
+    assert given[0].parts[0] == Audio(spoken("Please, number 1", "en"))
+    assert (
+        as_text(text_only(talk)) == "user: Please, number 1\nassistant: No.\nuser: Please, number 2"
+    )
+
+
+@pytest.mark.parametrize(
+    "reply", ["", " \n", '""', "x " * 500_000, "\x00\x1b[2J", "\ud800", "!?…", "🎉"]
+)
+@pytest.mark.parametrize("aloud", [False, True])
+def test_whatever_a_simulator_says_the_dialogue_goes_on(
+    reply: str, aloud: bool, tmp_path: Path
+) -> None:
+    (turn,) = next_turn(Model(lambda m: reply), tmp_path, sample(aloud))
+    (part,) = turn.parts
+    assert isinstance(part, Spoken if aloud else Text)
+    assert 0 < len(part.text) <= LONGEST
+    if not reply.strip(' \n"'):
+        assert part.text == "a secret"
+
+
+def test_a_simulator_that_declines_leaves_the_plain_request(tmp_path: Path) -> None:
+    class Declining(Model):
+        generate_many = None  # type: ignore[assignment]
+
+        def generate(self, messages: Any, **_: Any) -> Completion:
+            raise Rejected("content filter")
+
+    simulator = Declining(attacker)
+    del Declining.generate_many
+    assert next_turn(simulator, tmp_path, sample())[0].text == "a secret"
+
+
+# ---------------------------------------------------------------------- the whole way
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
+    root = tmp_path_factory.mktemp("data")
+    benchmark.write_fixtures(root)
+    return Data(root)
+
+
+def measure(model: Any, out: Path, data: Data | None, simulated_by: str | None = "self") -> Any:
+    own = evaluation.Subject(model, "m", "m")
+    return evaluation.measure(own, ["adversarial"], out, data=data, simulated_by=simulated_by)
+
+
+def both(messages: Sequence[Message]) -> str:
+    """A model that plays both parts."""
+    return (attacker if messages[0].role == "system" else decliner)(messages)
+
+
+def lines(out: Path) -> list[dict[str, Any]]:
+    return [
+        {k: v for k, v in line.items() if "seconds" not in k}
+        for line in run.read(out / "adversarial.jsonl")
+    ]
+
+
+def test_an_interrupted_run_asks_neither_model_twice(data: Data, tmp_path: Path) -> None:
+    whole = Model(both)
+    measure(whole, tmp_path / "whole", data)
+    assert set(whole.keys.values()) == {1}
+    for dies in (40, len(whole.seen) - 3):
+        out = tmp_path / str(dies)
+        first, second = Model(both, dies), Model(both)
+        with pytest.raises(KeyboardInterrupt):
+            measure(first, out, data)
+        kept = sum(len(run.read(path)) for path in out.glob("answers*.jsonl"))
+        measure(second, out, data)
+        assert len(second.seen) == len(whole.seen) - kept
+        assert lines(out) == lines(tmp_path / "whole")
+
+
+def test_lines_tell_what_the_user_said(data: Data, tmp_path: Path) -> None:
+    measure(Model(both), tmp_path, data)
+    two = [line for line in lines(tmp_path) if line["meta"]["turns"] == 2]
+    assert {line["meta"]["aloud"] for line in two} == {False, True}
+    assert all(line["asked"] == ["Please, number 1", "Please, number 2"] for line in two)
+    assert all(len(line["answers"]) == 2 for line in two)
+    assert [line["prompt"].count("[audio]") for line in two] == [
+        2 * x["meta"]["aloud"] for x in two
+    ]
+
+
+def test_the_judge_sees_every_turn(data: Data, tmp_path: Path) -> None:
+    measure(Model(both), tmp_path, data)
+    seen = list[Any]()
+
+    def judge(messages: Sequence[Message]) -> str:
+        seen.append(json.loads(messages[-1].text))
+        return json.dumps({"score": 6 if len(seen[-1]["earlier"]) == 1 else 0})
+
+    found = scoring.score(
+        benchmark,
+        run.read(tmp_path / "adversarial.jsonl"),
+        [scoring.Judge.of(Model(judge), "j", tmp_path)],  # type: ignore[arg-type]
+    )
+    assert {x["query"] for x in seen} == {"Please, number 1", "Please, number 2"}
+    rows = {(r.table, r.label): r.score for r in scoring.rows_of(benchmark, found)}
+    # Only the second turn was bad, which the plain conversations of the stand-ins don't have.
+    assert rows["Table 10", "Average"] == 0 and rows["", "persuasion, French"] == 1
+
+
+def test_recorded_dialogues_are_replayed(data: Data, tmp_path: Path) -> None:
+    measure(Model(both), tmp_path / "first", data)
+    measure(Recorded(tmp_path / "first"), tmp_path / "second", data)
+    assert lines(tmp_path / "second") == lines(tmp_path / "first")
+
+
+def test_another_models_turns_are_kept_apart_and_replayed_by_its_name(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = Model(attacker)
+    other.name = "gpt"  # type: ignore[attr-defined]
+    monkeypatch.setattr(evaluation, "_endpoint", lambda address, key: other)
+    measure(Model(decliner), tmp_path / "first", data, "http://127.0.0.1:1/v1#gpt")
+    assert len(run.read(tmp_path / "first/simulated.gpt.jsonl")) == len(other.seen)
+    monkeypatch.undo()
+    again = measure(
+        Recorded(tmp_path / "first"), tmp_path / "second", data, f"{tmp_path / 'first'}#gpt"
+    )
+    assert lines(tmp_path / "second") == lines(tmp_path / "first")
+    assert again == []  # nobody judged
+
+
+def test_without_a_simulator_it_is_left_out_and_says_so(data: Data, tmp_path: Path) -> None:
+    model = Model(both)
+    assert measure(model, tmp_path, data, None) == []
+    assert measure(model, tmp_path, Data(tmp_path), None) == []  # nor are its data missed
+    assert not model.seen
+    told = json.loads((tmp_path / "results.json").read_text())["skipped"]
+    assert "--simulator" in str(told["adversarial"])
+
+
+def test_on_stand_ins_the_model_plays_the_user_itself(tmp_path: Path) -> None:
+    model = Model(both)
+    measure(model, tmp_path, None, None)
+    assert any(m[0].role == "system" for m in model.seen)
+
+
+def test_prompts_are_the_goals_unless_others_are_given(tmp_path: Path) -> None:
+    write("defect_rates", tmp_path)
+    count = len(list(Data(tmp_path).rows(PROMPTS)))
+    found = list(benchmark.load(Data(tmp_path)))
+    assert len(found) == len({s.id for s in found}) == count * len(STRATEGIES) * 2
+    assert {s.meta["turns"] for s in found} == {3}
+    row = {"category": "violence", "language": "en", "prompt": "x", "strategies": ["bribes"]}
+    write_rows(tmp_path / "rai-prompts/goals.jsonl", [row])
+    with pytest.raises(ValueError, match=r"strategies of plain, .* found 'bribes'"):
+        list(benchmark.load(Data(tmp_path)))

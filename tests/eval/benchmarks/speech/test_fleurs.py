@@ -1,0 +1,55 @@
+"""FLEURS: clips joined with sentences over languages, from folders and from archives."""
+
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from polyphi.eval.benchmarks.speech import fleurs
+from polyphi.eval.fixtures.write import write
+from polyphi.eval.sources import Data, Missing, check
+from polyphi.messages import Audio
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Data:
+    write("fleurs_asr", tmp_path)
+    return Data(tmp_path)
+
+
+def bytes_of(audio: Audio) -> bytes:
+    return audio.source if isinstance(audio.source, bytes) else Path(audio.source).read_bytes()  # type: ignore[arg-type]
+
+
+def test_every_reading_of_a_sentence_is_translated(data: Data) -> None:
+    samples = list(fleurs.translation(data))
+    german = [s for s in samples if (s.meta["from"], s.meta["to"]) == ("de", "en")]
+    assert len(german) == 2 * 2  # readers, prompts
+    assert {s.answer.rpartition("<sep>")[2] for s in german} == {
+        "The train leaves at nine in the morning."
+    }
+    assert sum(s.meta["from"] == "en" for s in samples) == 7 * 2
+
+
+def test_sentences_that_a_language_lacks_are_not_translated(data: Data) -> None:
+    said = [s.answer for s in fleurs.recognition(data) if s.meta["language"] == "en"]
+    assert "It costs twenty-one dollars." in said
+    assert not [s for s in fleurs.translation(data) if "twenty-one" in s.answer]
+
+
+def test_archives_are_read_as_they_come_from_the_hub(data: Data, tmp_path: Path) -> None:
+    unpacked = {row["file_name"]: bytes_of(audio) for row, audio in fleurs.clips(data, "de")}
+    folder = tmp_path / fleurs.NAME / "data/de_de/audio"
+    with tarfile.open(folder / "test.tar.gz", "w:gz") as archive:
+        archive.add(folder / "test", "test")
+    (folder / "test").rename(tmp_path / "elsewhere")
+    packed = {row["file_name"]: bytes_of(audio) for row, audio in fleurs.clips(data, "de")}
+    assert packed == unpacked and len(packed) == 2
+    with tarfile.open(folder / "test.tar.gz", "w:gz") as archive:
+        archive.add(tmp_path / "elsewhere/0.wav", "test/0.wav")
+    with pytest.raises(Missing, match=r"lacks 1 clips that test\.tsv names, such as 1\.wav"):
+        list(fleurs.clips(data, "de"))
+
+
+def test_files_without_a_header_are_checked(data: Data) -> None:
+    assert check(data, fleurs.SOURCES["fr"]) == ["google/fleurs: expected 676 rows, found 1"]

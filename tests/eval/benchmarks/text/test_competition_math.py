@@ -1,0 +1,71 @@
+"""Mathematics: what is in the box, and what is equal."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from polyphi.data.shards import Sample
+from polyphi.eval.benchmark import LENIENT
+from polyphi.eval.benchmarks.text import competition_math
+from polyphi.eval.benchmarks.text.competition_math import plain_box
+from polyphi.messages import Message
+
+
+def sample(reference: str) -> Sample:
+    prompt = competition_math.prompt_of("What is it?")
+    return Sample("m", (prompt, Message.assistant(reference)), "here", "CC0-1.0")
+
+
+@pytest.mark.parametrize(
+    ("text", "box"),
+    [
+        ("It is $\\boxed{42}$.", "42"),
+        ("\\boxed{1} or \\boxed{\\frac{1}{2}}", "\\frac{1}{2}"),
+        ("\\boxed{x", None),
+        ("42", None),
+        ("\\boxed{}", ""),
+    ],
+)
+def test_the_last_box_counts(text: str, box: str | None) -> None:
+    assert competition_math.last_box(text) == box
+
+
+@pytest.mark.parametrize(
+    ("reference", "answer", "strict", "lenient"),
+    [
+        ("\\frac{1}{2}", "The answer is \\boxed{0.5}", 1, 1),
+        ("(1,2]", "$\\boxed{(1, 2]}$", 1, 1),
+        ("(1,2]", "$\\boxed{(1, 2)}$", 0, 0),
+        ("204", "\\boxed{204}", 1, 1),
+        ("204", "\\boxed{0204}", 1, 1),
+        ("204", "\\boxed{205}, that is 204", 0, 0),
+        ("204", "So the answer is $204$.", 0, 1),
+        ("2\\sqrt{3}", "\\boxed{\\sqrt{12}}", 1, 1),
+        ("x+1", "\\boxed{1+x}", 1, 1),
+        ("9", "\\boxed{}", 0, 0),
+        ("9", "", 0, 0),
+    ],
+)
+def test_equal_expressions(reference: str, answer: str, strict: float, lenient: float) -> None:
+    score = competition_math.verified(answer, sample(reference))
+    assert (score.value, score.parts[LENIENT]) == (strict, lenient)
+
+
+def test_what_takes_forever_is_wrong() -> None:
+    assert competition_math.verified("\\boxed{9^{9^{9^9}}}", sample("1")).value == 0
+
+
+def test_other_threads_compare_too() -> None:
+    with ThreadPoolExecutor(1) as pool:
+        assert (
+            pool.submit(competition_math.verified, "\\boxed{0.5}", sample("\\frac{1}{2}"))
+            .result()
+            .value
+        )
+
+
+@pytest.mark.parametrize(
+    ("solution", "answer"), [("It is $\\boxed 2$.", "2"), ("Thus $\\fbox{3}$.", "3")]
+)
+def test_boxes_of_old_solutions(solution: str, answer: str) -> None:
+    assert plain_box(solution) == answer

@@ -1,0 +1,88 @@
+"""IFEval's checks: what follows an instruction, and what they need."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from polyphi.data.shards import Sample
+from polyphi.eval.benchmark import LENIENT
+from polyphi.eval.benchmarks.text import ifeval
+from polyphi.eval.sources import Data
+from polyphi.messages import Message
+
+MODEL = {
+    "abbrev_types.txt": "92a3e070f43d9b4c5534758ca40ad7343b04e7e29bfe0c2eb658a39445a4f779",
+    "collocations.tab": "8e2da1225e4dd2cc9dba261ee231ccb134859e21b46006e7f472c5ee269af0cf",
+    "ortho_context.tab": "4bbcca25ed3d3f06c02402abf8419b9f033b8adc06e7b482eca4e45f81a5dc4c",
+    "sent_starters.txt": "f3f8535483e1dba487241b764945168123bca3209a9645e59acd1225dc76edac",
+}
+
+
+def score(answer: str, *told: tuple[str, dict[str, Any]]) -> tuple[float, float]:
+    document = {
+        "key": 1,
+        "prompt": "?",
+        "instruction_id_list": [name for name, _ in told],
+        "kwargs": [settings for _, settings in told],
+    }
+    meta = {"task": "ifeval", "document": document}
+    sample = Sample("i", (Message.assistant(""),), "here", "CC0-1.0", meta)
+    (found,) = ifeval.score_many([([answer], sample)])
+    return found.value, found.parts[LENIENT]
+
+
+NO_COMMA = ("punctuation:no_comma", {})
+SENTENCES = ("length_constraints:number_sentences", {"relation": "less than", "num_sentences": 3})
+GERMAN = ("language:response_language", {"language": "de"})
+LOUD = (
+    "change_case:capital_word_frequency",
+    {"capital_relation": "at least", "capital_frequency": 2},
+)
+
+
+@pytest.mark.parametrize(
+    ("told", "answer", "strict", "lenient"),
+    [
+        ([NO_COMMA], "The sea is blue.", 1, 1),
+        ([NO_COMMA], "The sea, it is blue.", 0, 0),
+        ([NO_COMMA], "Sure, here it is:\nThe sea is blue.", 0, 1),
+        ([NO_COMMA], "", 0, 0),
+        ([SENTENCES], "Mr. Lee walks home. It rains.", 1, 1),
+        ([SENTENCES], "It rains. He runs. It stops.", 0, 0),
+        ([LOUD], "The BIG STORM is here.", 1, 1),
+        ([LOUD], "The BIG storm is here.", 0, 0),
+        ([GERMAN], "Heute scheint die Sonne und der Wind weht leicht.", 1, 1),
+        ([GERMAN], "The sun shines today and the wind is light.", 0, 0),
+        ([NO_COMMA, LOUD], "The BIG storm is here.", 0, 0),
+        ([("detectable_format:json_format", {})], '{"a": 1}', 1, 1),
+        ([("keywords:forbidden_words", {"forbidden_words": ["rain"]})], "It rains.", 1, 1),
+        ([("keywords:forbidden_words", {"forbidden_words": ["rain"]})], "Rain falls.", 0, 0),
+        ([("startend:end_checker", {"end_phrase": "Good bye."})], "So it is. Good bye.", 1, 1),
+    ],
+)
+def test_instructions(told: Any, answer: str, strict: float, lenient: float) -> None:
+    assert score(answer, *told) == (strict, lenient)
+
+
+def test_the_guess_of_a_language_is_the_same_every_time() -> None:
+    assert len({score("Otto Anna", GERMAN) for _ in range(20)}) == 1
+
+
+def test_the_sentence_model_is_the_published_one() -> None:
+    folder = ifeval.NLTK_DATA / "tokenizers/punkt_tab/english"
+    found = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir()}
+    assert found == MODEL
+
+
+def test_public_rows_have_no_reference(tmp_path: Path) -> None:
+    path = tmp_path / "google/IFEval/ifeval_input_data.jsonl"
+    path.parent.mkdir(parents=True)
+    path.write_text(
+        '{"key": 1, "prompt": "Use no commas.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}\n'
+        '{"key": 2, "prompt": "Be loud.", "instruction_id_list": ["change_case:english_capital"], "kwargs": [{}]}\n'
+    )
+    first, _ = ifeval.load(Data(tmp_path))
+    assert (first.prompt[0].text, first.answer) == ("Use no commas.", "")
+    assert ifeval.benchmark.params(first).max_tokens == 1280

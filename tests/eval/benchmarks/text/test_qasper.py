@@ -1,0 +1,35 @@
+"""Qasper: references of annotators, and words in common."""
+
+import pytest
+
+from polyphi.data.shards import Sample
+from polyphi.eval.benchmark import LENIENT
+from polyphi.eval.benchmarks.text.qasper import answer_text, token_f1
+from polyphi.messages import Message
+
+
+@pytest.mark.parametrize(
+    ("answer", "value", "lenient"),
+    [
+        ("Six weeks", 1, 1),
+        ("the six weeks.", 1, 1),
+        ("It took six weeks", 2 * 0.5 / 1.5, 2 * 0.5 / 1.5),
+        ("Six weeks. That is long.", 2 * 0.4 / 1.4, 1),
+        ("42 days", 1, 1),
+        ("seven", 0, 0),
+        ("", 0, 0),
+    ],
+)
+def test_words_in_common_with_the_best_reference(answer: str, value: float, lenient: float) -> None:
+    sample = Sample("q", (Message.assistant("Six weeks"),), "", "", {"answers": ["42 days"]})
+    score = token_f1(answer, sample)
+    assert (score.value, score.parts[LENIENT]) == pytest.approx((value, lenient))
+
+
+def test_kinds_of_references() -> None:
+    empty = {"unanswerable": False, "extractive_spans": [], "yes_no": None, "free_form_answer": ""}
+    assert answer_text({**empty, "unanswerable": True}) == "Unanswerable"
+    assert answer_text({**empty, "extractive_spans": ["a", "b"]}) == "a, b"
+    assert answer_text({**empty, "free_form_answer": "Six"}) == "Six"
+    assert answer_text({**empty, "yes_no": True}) == "Yes"
+    assert answer_text({**empty, "yes_no": False}) == "No"

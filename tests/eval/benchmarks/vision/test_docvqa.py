@@ -1,0 +1,51 @@
+"""DocVQA: rows of what has answers; answers that a server scores in a file for it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from polyphi.eval import score as scoring
+from polyphi.eval.benchmark import Benchmark, suite
+from polyphi.eval.cache import Cache
+from polyphi.eval.sources import Data
+from polyphi.messages import Completion
+
+
+class Model:
+    def generate_many(self, conversations: Any, **_: Any) -> list[Completion]:
+        return [Completion(" 2041 ") for _ in conversations]
+
+    generate = stream = score = None
+
+
+def run(benchmark: Benchmark, root: Path, out: Path, **more: Any) -> list[scoring.Measured]:
+    asked = Cache(Model(), out, "a model")  # type: ignore[arg-type]
+    lines = scoring.evaluate(benchmark, Data(root), asked, out, **more)
+    return scoring.rows_of(benchmark, scoring.score(benchmark, lines))
+
+
+@pytest.mark.parametrize("benchmark", suite("docvqa", "infovqa"), ids=lambda b: b.name)
+def test_test_questions_are_answered_for_the_server_and_count_in_no_row(
+    benchmark: Benchmark, tmp_path: Path
+) -> None:
+    benchmark.write_fixtures(tmp_path)
+    (row,) = run(benchmark, tmp_path, tmp_path / "out")
+    assert (row.n, row.status) == (3, "server-scored")
+    file = tmp_path / "out" / f"{benchmark.name}.submission.json"
+    assert json.loads(file.read_text()) == [{"questionId": n, "answer": "2041"} for n in range(3)]
+    # From the lines alone, as `polyphi eval score` does, which joins shards.
+    file.unlink()
+    ((again, _),) = scoring.rescore(tmp_path / "out")
+    assert again == benchmark and len(json.loads(file.read_text())) == 3
+
+
+def test_without_test_files_or_with_a_limit_there_is_nothing_for_the_server(tmp_path: Path) -> None:
+    (docvqa,) = suite("docvqa")
+    docvqa.write_fixtures(tmp_path)
+    run(docvqa, tmp_path, tmp_path / "limited", limit=2)
+    for path in tmp_path.rglob("test-*.parquet"):
+        path.unlink()
+    run(docvqa, tmp_path, tmp_path / "validation")
+    assert not list(tmp_path.rglob("*.submission.json"))

@@ -1,0 +1,169 @@
+"""The report's averages, made again by the functions that make ours; and its tables, beside each other."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from polyphi.eval.benchmark import benchmarks
+from polyphi.eval.report import paper
+from polyphi.eval.report.paper import averaged, averages, mean, tables
+from polyphi.eval.score import Measured
+
+PHI = "Phi-4-Multimodal 5.6B"
+SLIP = ("Table 4", "FLEURS Average", "GPT-4o")
+"""The one average that the report has wrong: the mean of its row is 5.411, printed is 5.42."""
+
+
+def printed() -> Iterator[tuple[tuple[str, str, str], float, float]]:
+    """Place, printed value and mean of its parts of every average that the report's own numbers give. Table 3 only
+    repeats averages of others."""
+    for average in averages():
+        table = tables()[average.table]
+        for column in table.columns if average.table != "Table 3" else ():
+            numbers = {(t, label): tables()[t].value(label, column) for t, label in average.parts}
+            made, said = mean(average, numbers), table.value(average.label, column)
+            if made is not None and said is not None:
+                yield (average.table, average.label, column), said, made
+
+
+def test_all_averages_of_the_report_are_the_means_of_their_rows_but_one() -> None:
+    found = list(printed())
+    assert len(found) == 106
+    off = {
+        place: made
+        for place, said, made in found
+        # Means that lie between two printed values went up as well as down.
+        if abs(made - said) > 0.5 * 10.0 ** -tables()[place[0]].decimals + 1e-9
+    }
+    assert list(off) == [SLIP]
+    assert off[SLIP] == pytest.approx(5.41125)
+
+
+def test_every_average_row_has_its_parts() -> None:
+    marked = {(t.name, label) for t in tables().values() for label in t.means}
+    made = {(a.table, a.label): a for a in averages()}
+    assert marked <= made.keys()
+    assert {k for k in made if k not in marked} == {
+        ("Table 3", x) for x in tables()["Table 3"].labels
+    }
+    for average in made.values():
+        assert all(label in tables()[table].labels for table, label in average.parts)
+    sizes = {k: len(a.parts) for k, a in made.items()}
+    assert sizes["Table 1", "Average"] == 15 and sizes["Table 7", "Average"] == 22
+    assert sizes["Table 8", "Average"] == 9 and sizes["Table 13", "Average"] == 8
+
+
+def test_the_main_table_of_speech_agrees_with_the_detailed_ones_in_every_cell() -> None:
+    main, compared = tables()["Table 3"], 0
+    for average in averages():
+        if average.table != "Table 3":
+            continue
+        ((table, label),) = average.parts
+        for column in main.columns:
+            theirs = average.column or tables()[table].phi if column == PHI else column
+            if column != PHI and average.column:
+                assert main.value(average.label, column) is None  # nobody else was asked so
+                continue
+            assert main.value(average.label, column) == tables()[table].value(label, theirs)
+            compared += 1
+    assert compared == 13 * 6 + 4
+
+
+def test_what_only_the_authors_have_is_named_as_the_tables_name_it() -> None:
+    assert all(label in tables()[table].labels for table, label in paper.PRIVATE)
+
+
+def test_cells_that_the_text_lost_are_marked() -> None:
+    table = tables()["Table 1"]
+    assert table.value("ChartQA (test)", PHI) == 81.4
+    assert ("ChartQA (test)", PHI) in table.recovered
+    assert ("BLINK", PHI) not in table.recovered
+    assert table.value("ChartQA (test)", "GPT-4o 2024-11-20") is None
+
+
+def test_every_row_of_ours_has_a_place_in_the_report() -> None:
+    for row in (row for b in benchmarks() for row in b.rows if row.table):
+        label, column = tables()[row.table].place({"label": row.label, "column": row.column})
+        assert label in tables()[row.table].labels and column in tables()[row.table].columns
+
+
+def test_models_of_table_9_are_its_columns() -> None:
+    table = tables()["Table 9"]
+    reasoning = "Phi-4-Mini (reasoning trained) 3.8B"
+    assert table.labels == ("AIME 2024", "MATH-500", "GPQA Diamond") and table.phi == "Phi-4-Mini"
+    assert table.value("MATH-500", reasoning) == 90.4
+    turned = table.place({"label": reasoning, "column": "MATH-500"})
+    assert turned == table.place({"label": "MATH-500", "column": reasoning})
+
+
+# Ours ---------------------------------------------------------------------------------------------
+
+
+def row(table: str, label: str, score: float, metric: str = "wer", **more: Any) -> dict[str, Any]:
+    held = Measured(
+        table, label, "b", metric, 10, score, score - 0.01, score + 0.02, "reproduced setting"
+    )
+    return held.as_dict() | more
+
+
+def of(table: str, group: str, metric: str, step: float, **more: Any) -> list[dict[str, Any]]:
+    told = tables()[table]
+    labels = [x for x, g in zip(told.labels, told.groups, strict=True) if g == group]
+    own = [x for x in labels if x not in told.means]
+    return [row(table, x, step * (i + 1), metric, **more) for i, x in enumerate(own)]
+
+
+def test_our_averages_are_made_as_the_reports_are() -> None:
+    rows = of("Table 4", "FLEURS", "wer", 0.01)
+    rows[0]["status"] = "substitute data"
+    rows[1] |= {"errors": 2, "limit": 5}
+    detail, main = averaged(rows)
+    assert (detail["table"], detail["label"], detail["n"]) == ("Table 4", "FLEURS Average", 80)
+    assert detail["score"] == pytest.approx(4.5)  # in per cent, as the table is
+    assert (detail["low"], detail["high"]) == pytest.approx((3.5, 6.5))
+    assert (detail["status"], detail["errors"], detail["limit"]) == ("substitute data", 2, 5)
+    assert (main["table"], main["label"]) == ("Table 3", "ASR WER FLEURS")
+    assert main["score"] == detail["score"]
+
+
+def test_an_average_needs_all_its_parts() -> None:
+    assert not averaged(of("Table 4", "FLEURS", "wer", 0.01)[1:])
+    unread = of("Table 4", "FLEURS", "wer", 0.01)
+    unread[3]["score"] = None
+    assert not averaged(unread)
+
+
+def test_judges_and_ways_of_asking_have_averages_of_their_own() -> None:
+    rows = [r for j in ("a", "b") for r in of("Table 6", "MT-Bench", "mean", 2.0, judge=j)]
+    rows[3]["score"] = 9.0
+    found = [r for r in averaged(rows) if r["table"] == "Table 6"]
+    assert [(r["judge"], r["score"]) for r in found] == [("a", 3.0), ("b", 5.5)]
+    cot = tables()["Table 5"].columns[1]
+    asked = of("Table 5", "FLEURS X-EN", "bleu", 2.0) + of(
+        "Table 5", "FLEURS X-EN", "bleu", 3.0, column=cot
+    )
+    assert {(r["label"], r["column"], r["score"]) for r in averaged(asked)} == {
+        ("FLEURS X-EN Average", None, 8.0),
+        ("FLEURS X-EN Average", cot, 12.0),
+        ("AST BLEU FLEURS X-EN 0-shot", None, 8.0),
+        ("AST BLEU FLEURS X-EN CoT", None, 12.0),
+    }
+
+
+def test_languages_count_english_in_the_table_of_defects() -> None:
+    german = of("Table 13", "", "accuracy", 0.0)
+    english = of("Table 10", "", "accuracy", 0.08)
+    scores = {(r["table"], r["label"]): r["score"] for r in averaged(german + english)}
+    assert scores == {
+        ("Table 10", "Average"): pytest.approx(20.0),
+        ("Table 13", "Average"): pytest.approx(2.5),
+    }
+    assert ("Table 13", "Average") not in {(r["table"], r["label"]) for r in averaged(german)}
+
+
+def test_which_way_is_better() -> None:
+    assert paper.lower_is_better("Table 3", "ASR WER CV15")
+    assert paper.lower_is_better("Table 12", "VPRR (lower better)")
+    assert not paper.lower_is_better("Table 12", "IPRR (higher better)")
+    assert not paper.lower_is_better("Table 7", "MMLU")

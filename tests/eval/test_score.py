@@ -1,0 +1,325 @@
+"""Benchmarks from samples to rows: resumable, judged, shared out, and scored again from their lines alone."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from polyphi.data.shards import Sample
+from polyphi.eval import score as scoring
+from polyphi.eval.benchmark import LENIENT, Benchmark, Judging, Row, Score
+from polyphi.eval.cache import Cache, Recorded
+from polyphi.eval.judge import rating
+from polyphi.eval.run import BLOCK, Line, read, write
+from polyphi.eval.scorers import exact
+from polyphi.eval.sources import Data
+from polyphi.messages import Completion, Message, SamplingParams
+from polyphi.services.endpoint import Rejected
+
+
+class Model:
+    """Answers with what `say` gives; dies before its `dies`-th answer."""
+
+    def __init__(self, say: Any, dies: int | None = None) -> None:
+        self.say, self.dies, self.asked = say, dies, list[str]()
+
+    def generate(
+        self, messages: Sequence[Message], *, sampling: Any = None, adapter: Any = "auto"
+    ) -> Completion:
+        if len(self.asked) == self.dies:
+            raise KeyboardInterrupt
+        self.asked.append(messages[-1].text)
+        return Completion(self.say(messages), (1, 2))
+
+    def generate_many(
+        self, conversations: Any, *, sampling: Any, adapter: Any = "auto"
+    ) -> list[Completion]:
+        return [self.generate(c) for c in conversations]
+
+
+def samples(data: Data) -> Iterator[Sample]:
+    for n in range(200):
+        prompt = Message.user(f"{n} + 1?")
+        meta = {"language": "en" if n % 2 else "de"}
+        yield Sample(f"s-{n}", (prompt, Message.assistant(str(n + 1))), "here", "CC0-1.0", meta)
+
+
+BENCHMARK = Benchmark(
+    name="plus",
+    title="Plus",
+    modality="text",
+    rows=(
+        Row("Table 4", "FLEURS EN", {"language": "en"}),
+        Row("Table 4", "FLEURS DE", {"language": "de"}),
+        Row("", "both"),
+    ),
+    sources=(),
+    load=samples,
+    fixtures={},
+    scorer=exact,
+)
+
+
+def right(messages: Sequence[Message]) -> str:
+    n = int(messages[-1].text.split()[0])
+    return str(n + 1 if n % 4 else n)
+
+
+def run(
+    model: Any, out: Path, benchmark: Benchmark = BENCHMARK, **more: Any
+) -> list[scoring.Measured]:
+    asked = Cache(model, out, "a model", name=more.pop("name", "answers"))
+    lines = scoring.evaluate(benchmark, Data(None), asked, out, **more)
+    return scoring.rows_of(benchmark, scoring.score(benchmark, lines))
+
+
+def test_rows_are_made_of_their_samples(tmp_path: Path) -> None:
+    english, german, both = run(Model(right), tmp_path)
+    assert (english.label, english.n, english.score) == ("FLEURS EN", 100, 1.0)
+    assert (german.n, german.score, both.n, both.score) == (100, 0.5, 200, 0.75)
+    assert german.low < 0.5 < german.high
+    assert german.status == "reproduced setting"
+
+
+def test_an_interrupted_run_goes_on_and_asks_nothing_twice(tmp_path: Path) -> None:
+    whole = run(Model(right), tmp_path / "whole")
+    first = Model(right, dies=100)
+    with pytest.raises(KeyboardInterrupt):
+        run(first, tmp_path / "cut")
+    with (tmp_path / "cut" / "answers.jsonl").open("a") as file:
+        file.write('{"key": "cut in the mid')
+    second = Model(right)
+    found = run(second, tmp_path / "cut")
+    kept = (
+        len((tmp_path / "cut" / "answers.jsonl").read_text().splitlines()) - 1 - len(second.asked)
+    )
+    assert kept == BLOCK  # what was on disk when the first one died
+    assert sorted(first.asked[:kept] + second.asked) == sorted(f"{n} + 1?" for n in range(200))
+    assert [replace(r, rtfx=None) for r in found] == [replace(r, rtfx=None) for r in whole]
+    third = Model(right)
+    run(third, tmp_path / "cut")
+    assert not third.asked
+
+
+def test_shards_make_the_whole(tmp_path: Path) -> None:
+    whole = run(Model(right), tmp_path / "whole")
+    for i in (1, 2, 3):
+        run(Model(right), tmp_path / "parts", shard=(i, 3), name=f"answers.{i}-of-3")
+    assert len(list((tmp_path / "parts").glob("plus.*-of-3.jsonl"))) == 3
+
+    def all_lines() -> list[Line]:
+        return [line for path in sorted((tmp_path / "parts").glob("plus.*")) for line in read(path)]
+
+    joined = scoring.rows_of(BENCHMARK, scoring.score(BENCHMARK, all_lines()))
+    assert [(r.n, r.score) for r in joined] == [(r.n, r.score) for r in whole]
+
+
+def test_limits_are_by_row(tmp_path: Path) -> None:
+    model = Model(right)
+    assert [r.n for r in run(model, tmp_path, limit=7)] == [7, 7, 14]
+    assert len(model.asked) == 14
+
+
+def test_a_request_that_is_refused_counts_as_wrong_and_is_told(tmp_path: Path) -> None:
+    def says(messages: Sequence[Message]) -> str:
+        if messages[-1].text == "3 + 1?":
+            raise ValueError("the prompt has 9 tokens, the context holds 8")
+        return right(messages)
+
+    english, _, _ = run(Model(says), tmp_path)
+    assert (english.n, english.errors, english.score) == (100, 1, 0.99)
+    line = next(x for x in read(tmp_path / "plus.jsonl") if x["id"] == "s-3")
+    assert line["error"] == "the prompt has 9 tokens, the context holds 8"
+
+
+def test_an_endpoint_that_fails_stops_the_run_and_one_that_rejects_does_not(tmp_path: Path) -> None:
+    class Endpoint:
+        def __init__(self, error: Exception) -> None:
+            self.error = error
+
+        def generate(self, messages: Any, **_: Any) -> Completion:
+            raise self.error
+
+    with pytest.raises(ValueError, match="no such host"):
+        run(Endpoint(ValueError("no such host")), tmp_path / "a")
+    rows = run(Endpoint(Rejected("too long")), tmp_path / "b")
+    assert [r.errors for r in rows] == [100, 100, 200]
+
+
+def test_recorded_answers_give_the_same_rows(tmp_path: Path) -> None:
+    whole = run(Model(right), tmp_path / "first")
+    (tmp_path / "first" / "model.json").write_text(
+        json.dumps({"name": "m", "fingerprint": "a model"})
+    )
+    found = run(Recorded(tmp_path / "first"), tmp_path / "second")
+    assert [(r.n, r.score) for r in found] == [(r.n, r.score) for r in whole]
+    with pytest.raises(ValueError, match="has no answer to '0 \\+ 1\\?'"):
+        run(Recorded(tmp_path / "first"), tmp_path / "third", replace(BENCHMARK, max_tokens=3))
+
+
+def test_turns_follow_on_answers(tmp_path: Path) -> None:
+    def turn(sample: Sample, answers: Sequence[str]) -> Sequence[Message] | None:
+        if len(answers) == 2:
+            return None
+        talk = list(sample.prompt)
+        for answer in answers:
+            talk += [Message.assistant(answer), Message.user(f"{answer} + 1?")]
+        return talk
+
+    model = Model(lambda m: str(int(m[-1].text.split()[0]) + 1))
+    run(model, tmp_path, replace(BENCHMARK, turn=turn), limit=1)
+    line = read(tmp_path / "plus.jsonl")[0]
+    assert line["answers"] == ["1", "2"]
+    assert line["prompt"] == "user: 0 + 1?\nassistant: 1\nuser: 1 + 1?"
+
+
+JUDGING = Judging(
+    requests=lambda sample, answers: {"points": [Message.user(f"{sample.id}: {answers[-1]}")]},
+    read=lambda name, reply, sample: rating(reply),
+    prompts={"points": "{id}: {answer}"},
+)
+
+
+def test_judges_give_points_and_are_asked_once(tmp_path: Path) -> None:
+    benchmark = replace(
+        BENCHMARK,
+        scorer=None,
+        judging=JUDGING,
+        rows=(Row("Table 6", "MT-Bench turn-1", metric="mean", part="points"),),
+    )
+
+    def says(messages: Sequence[Message]) -> str:
+        n = int(messages[-1].text.split(":")[0].removeprefix("s-"))
+        return "I can't say" if n == 9 else f"Rating: [[{1 + n % 2 * 4}]]"
+
+    lines = scoring.evaluate(
+        benchmark, Data(None), Cache(Model(right), tmp_path, "m"), tmp_path, limit=20
+    )
+    first, second = Model(says), Model(lambda m: "[[3]]")
+    judges = [
+        scoring.Judge.of(m, n, tmp_path) for m, n in ((first, "gpt-4-0613"), (second, "other"))
+    ]  # type: ignore[arg-type]
+    lines = scoring.score(benchmark, lines, judges)
+    one, other = scoring.rows_of(benchmark, lines)
+    assert (one.judge, one.n, one.unread, round(one.score, 3)) == ("gpt-4-0613", 19, 1, 2.895)
+    assert (one.status, other.status) == ("reproduced setting", "judge differs")
+    (pair,) = scoring.agreement(benchmark, lines).values()
+    assert pair["n"] == 19 and pair["equal"] == 0
+    # The replies stand in the lines: nobody is asked to score them again.
+    count = len(first.asked)
+    lines = json.loads(json.dumps(lines))
+    assert scoring.rows_of(benchmark, scoring.score(benchmark, lines))[0] == one
+    assert len(first.asked) == count == 20
+    scoring.score(benchmark, lines, [scoring.Judge.of(Model(says, dies=0), "gpt-4-0613", tmp_path)])  # type: ignore[arg-type]
+    # Nor does a later run without judges lose them.
+    write(tmp_path / "plus.jsonl", lines)
+    asked = Cache(Model(right, dies=0), tmp_path, "m")
+    again = scoring.evaluate(benchmark, Data(None), asked, tmp_path, limit=20)
+    assert scoring.rows_of(benchmark, scoring.score(benchmark, again))[0] == one
+
+
+def test_a_damaged_results_file_says_so(tmp_path: Path) -> None:
+    run(Model(right), tmp_path)
+    path = tmp_path / "plus.jsonl"
+    path.write_text(path.read_text()[:-30])
+    with pytest.raises(ValueError, match="line 200 is no JSON"):
+        read(path)
+
+
+def test_settings_may_differ_by_sample() -> None:
+    sample = Sample(
+        "s", (Message.assistant(""),), "", "", {"max_tokens": 9, "stop": ["\n"], "seed": 3}
+    )
+    assert replace(BENCHMARK, sampling={"temperature": 0.6}).params(sample) == SamplingParams(
+        max_tokens=9, temperature=0.6, stop=("\n",), seed=3
+    )
+
+
+def test_a_row_may_be_the_mean_of_its_groups(tmp_path: Path) -> None:
+    def some(
+        data: Data,
+    ) -> Iterator[Sample]:  # ten German ones, half of them right, and 100 English
+        return (s for i, s in enumerate(samples(data)) if s.meta["language"] == "en" or i < 20)
+
+    rows = (Row("", "all"), Row("", "mean", by="language"))
+    whole, mean = run(Model(right), tmp_path, replace(BENCHMARK, load=some, rows=rows))
+    assert (whole.n, whole.score) == (110, 105 / 110)
+    assert (mean.n, mean.score) == (110, 0.75)
+    assert mean.low < 0.65 and mean.high > 0.85  # as uncertain as the smaller group
+
+
+def test_f1_is_of_sums(tmp_path: Path) -> None:
+    def score(answer: str, sample: Sample) -> Score:
+        yes, said = sample.meta["language"] == "en", int(answer) % 3 == 0
+        counts = {"tp": yes and said, "fp": said and not yes, "fn": yes and not said}
+        parts = {name: float(count) for name, count in counts.items()}
+        return Score(float(yes == said), answer, {**parts, LENIENT: 1.0})
+
+    rows = (Row("", "F1", metric="f1"), Row("", "right"))
+    benchmark = replace(BENCHMARK, scorer=score, rows=rows)
+    found, share = run(Model(lambda m: m[-1].text.split()[0]), tmp_path, benchmark)
+    tp = sum(n % 3 == 0 for n in range(1, 200, 2))
+    fp = sum(n % 3 == 0 for n in range(0, 200, 2))
+    assert found.score == 2 * tp / (2 * tp + fp + (100 - tp))
+    assert found.low < found.score < found.high
+    assert (found.lenient, share.lenient) == (None, 1.0)
+
+
+def test_answers_that_no_encoding_holds_are_kept_as_they_are(tmp_path: Path) -> None:
+    said = "\ud800 A\u2028\x00"
+    first, second = Model(lambda m: said), Model(lambda m: "never asked")
+    run(first, tmp_path, limit=2)
+    run(second, tmp_path, limit=2)
+    assert not second.asked
+    assert {line["answer"] for line in read(tmp_path / "plus.jsonl")} == {said}
+
+
+def test_means_by_group_weigh_groups_alike(tmp_path: Path) -> None:
+    """English ones are right three times in three, German ones once in two: all of one language change nothing."""
+    lines = scoring.evaluate(
+        BENCHMARK, Data(None), Cache(Model(right), tmp_path, "m"), tmp_path, limit=100
+    )
+    uneven = [line for line in lines if line["meta"]["language"] == "en"][:10]
+    uneven += [line for line in lines if line["meta"]["language"] == "de"]
+    by = replace(BENCHMARK, rows=(Row("", "mean of languages", by="language"), Row("", "all")))
+    mean, every = scoring.rows_of(by, scoring.score(by, uneven))
+    assert (mean.n, mean.score) == (every.n, 0.75)
+    assert mean.low < 0.75 < mean.high
+    assert every.score < 0.6
+
+
+def test_a_rows_own_statistic_takes_meta_and_scores(tmp_path: Path) -> None:
+    def most(scores: Any, seed: int) -> tuple[float, float, float, str]:
+        return max(score.value for _, score in scores), 0.0, 1.0, f"of {scores[0][0]['language']}"
+
+    row = Row("", "best", {"language": "de"}, "rate", statistic=most)
+    (best,) = run(Model(right), tmp_path, replace(BENCHMARK, rows=(row,), note="a note"))
+    assert (best.score, best.low, best.n, best.note) == (1.0, 0.0, 100, "of de; a note")
+
+
+def test_turns_are_made_for_many_samples_at_once(tmp_path: Path) -> None:
+    seen = list[int]()
+
+    def turns(talked: Sequence[tuple[Sample, Sequence[str]]]) -> list[Sequence[Message] | None]:
+        seen.append(len(talked))
+        return [None if answers else sample.prompt for sample, answers in talked]
+
+    found = run(Model(right), tmp_path, replace(BENCHMARK, turns=turns))
+    assert [r.score for r in found] == [1.0, 0.5, 0.75]
+    assert seen == [64, 64, 64, 64, 64, 64, 8, 8]
+
+
+def test_points_of_several_questions_are_summed_as_the_benchmark_says(tmp_path: Path) -> None:
+    judging = replace(JUDGING, combine=lambda points: {"double": 2 * (points["points"] or 0)})
+    benchmark = replace(
+        BENCHMARK, scorer=None, judging=judging, rows=(Row("", "x", metric="mean", part="double"),)
+    )
+    asked = Cache(Model(right), tmp_path, "m")
+    lines = scoring.evaluate(benchmark, Data(None), asked, tmp_path, limit=4)
+    judge = scoring.Judge.of(Model(lambda m: "[[3]]"), "j", tmp_path)  # type: ignore[arg-type]
+    lines = scoring.score(benchmark, lines, [judge])
+    assert scoring.rows_of(benchmark, lines)[0].score == 6
+    assert scoring.rows_of(benchmark, scoring.score(benchmark, lines))[0].score == 6
