@@ -55,6 +55,7 @@ from polyphi.runtime.progress import read_metrics
 from polyphi.stages import sizes
 from polyphi.train.loop import train
 from polyphi.train.loss import NextToken
+from polyphi.train.options import TrainOptions
 from polyphi.train.stage import Budget, Mix, Stage
 
 HERE = Path(__file__).parent
@@ -305,8 +306,7 @@ def ours(
                 None,
                 folder,
                 Path(out),
-                precision=dtype,
-                tell=lambda _: None,
+                options=TrainOptions(precision=dtype, report=lambda _: None),
             )
         records = read_metrics(Path(out) / "metrics.jsonl")
     seconds = sum(r["tokens"] / r["tokens_per_second"] for r in records[1:])

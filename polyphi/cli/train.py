@@ -146,20 +146,21 @@ def train(
     checkpoint: polyphi train my_stage.py --model CHECKPOINT --data mine.jsonl (docs/finetune.md)."""
     from polyphi.train.guard import Guard
     from polyphi.train.interrupt import remember
+    from polyphi.train.options import MachineOptions, TrainOptions
 
     remember()
-    machine = dict(
+    machine = MachineOptions(
         micro_tokens=micro_tokens,
         micro_crops=micro_crops,
         micro_frames=micro_frames,
         workers=workers,
         shard=shard,
         context=context,
-        keep=activations,
+        activations=activations,
         features=features,
         background=background,
         deterministic=deterministic,
-        protect=Guard(spike, on_spike),
+        guard=Guard(spike, on_spike),
     )
     if any(name.endswith(".py") for name in names):
         from polyphi.recipe.finetune import finetune
@@ -176,11 +177,13 @@ def train(
             rate=rate,
             columns=parse_pairs(columns),
             skip_bad=skip_bad,
-            seed=seed,
-            precision=precision,
             track=track or (),
-            tell=lambda told: console.print(told, highlight=False, soft_wrap=True),
-            **machine,
+            options=TrainOptions(
+                seed=seed,
+                precision=precision,
+                report=lambda text: console.print(text, highlight=False, soft_wrap=True),
+            ),
+            machine=machine,
         )
         return
     from polyphi import stages
@@ -201,7 +204,7 @@ def train(
         console=console,
         watch_steps=watch_every,
         track=track or (),
-        **machine,
+        machine=machine,
     )
     for name in names:
         run.train(name)

@@ -37,7 +37,9 @@ from polyphi.data.shards import Sample
 from polyphi.messages import Image, Message, Text, media
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.grids import cells, covered
+from polyphi.processing.processor import Processor
 from polyphi.train.alignment import fills, numbered, quiet_ids, word_loss
+from polyphi.train.objective import HasTokenizer
 
 GLOBAL_VIEW = ImageLayout(0, 0, 0, 0)
 """A picture of which only the global view is kept: one crop."""
@@ -59,7 +61,7 @@ HEAD_TENSORS = {
 
 
 class Heads(nn.Module):
-    """What is thrown away: two linear heads into one space, the temperature (as its logarithm) and the bias."""
+    """The auxiliary head: two linear layers into one space, the temperature (as its logarithm) and the bias."""
 
     def __init__(
         self, picture_size: int, text_size: int, width: int, quiet: tuple[int, int] | None
@@ -130,12 +132,11 @@ class Contrastive:
 
     width: int = 256
     naming: float = 0.0
-    together: ClassVar[bool] = (
-        True  # a step's pictures meet all its captions, whatever the memory and the processes
-    )
+    whole_step: ClassVar[bool] = True
+    """Every picture of a step is compared with every caption, whatever the memory and the processes."""
 
     def rows(
-        self, sample: Sample, processor: Any, context: int, adapter: str | None = "auto"
+        self, sample: Sample, processor: Processor, context: int, adapter: str | None = "auto"
     ) -> list[Batch]:
         """The caption as a document, carrying the picture's global view; no labels and no placeholders. Raises
         `Unfit` unless the sample has exactly one picture and a caption within `context`."""
@@ -169,7 +170,7 @@ class Contrastive:
             )
         ]
 
-    def build(self, model: PhiModel, processor: Any, seed: int = 0) -> Heads:
+    def build(self, model: PhiModel, processor: HasTokenizer, seed: int = 0) -> Heads:
         """Fresh heads, the same for the same seed. Raises ValueError where the model has no vision tower."""
         if model.vision is None:
             raise ValueError("contrastive learning needs a vision tower, this model has none")
@@ -181,7 +182,7 @@ class Contrastive:
             return Heads(model.vision.encoder.config.hidden_size, text_size, self.width, quiet)
 
     def begin(self, model: PhiModel) -> None:
-        """Nothing to remember of the start."""
+        """No reference."""
 
     def loss(
         self, model: PhiModel, module: Heads, state: None, batch: Batch
@@ -237,7 +238,7 @@ class Similarity:
         self,
         model: PhiModel,
         trained: Mapping[str, Tensor],
-        processor: Any,
+        processor: Processor,
         captions: Iterable[str],
     ) -> None:
         if model.vision is None:

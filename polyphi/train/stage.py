@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from polyphi.model.config import AdapterConfig
+from polyphi.train.objective import Objective
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ class Stage:
     start: Mapping[str, str]
     learn: Mapping[str, float]
     data: Mix
-    objective: Any
+    objective: Objective
     schedule: Schedule = Schedule()
     context: int = 4096
     batch_tokens: int = 1 << 20
