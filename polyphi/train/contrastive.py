@@ -31,7 +31,7 @@ from jaxtyping import Bool, Float
 from PIL import Image as Picture
 from torch import Tensor, nn
 
-from polyphi.batch import Batch, ImageLayout, float_crops, pack
+from polyphi.batch import Batch, ImageLayout, pack
 from polyphi.data.draws import Unfit
 from polyphi.data.shards import Sample
 from polyphi.messages import Image, Message, Text, media
@@ -150,11 +150,10 @@ class Contrastive:
         caption = processor.row(
             [Message("document", (Text(sample.answer),))], adapter=None, context=context
         )
-        seen = float_crops(processor.row([Message.user(pictures[0])]))
-        assert seen.crops is not None and seen.crop_masks is not None
+        seen = processor.row([Message.user(pictures[0])]).image_input.float_crops()
         words = None
-        side = seen.crop_masks.shape[-1]
-        if self.naming and "named" in sample.meta and fills(seen.images[0], side // 2):
+        side = seen.masks.shape[-1]
+        if self.naming and "named" in sample.meta and fills(seen.layouts[0], side // 2):
             shown = sample.meta["named"][0]
             middles = cells(shown, side // 2, side // 2, sides=True)
             places = [*covered(shown, side), *chain.from_iterable(middles)]
@@ -164,7 +163,7 @@ class Contrastive:
             replace(
                 caption,
                 crops=seen.crops[:1],
-                crop_masks=seen.crop_masks[:1],
+                crop_masks=seen.masks[:1],
                 images=(GLOBAL_VIEW,),
                 cell_words=words,
             )
@@ -271,10 +270,10 @@ class Similarity:
             raise ValueError("a caption needs words, found none")
         encoded = io.BytesIO()
         picture.convert("RGB").save(encoded, "PNG", compress_level=1)
-        seen = float_crops(self._processor.row([Message.user(Image(encoded.getvalue()))]))
+        row = self._processor.row([Message.user(Image(encoded.getvalue()))])
+        seen = row.image_input.float_crops()
         assert self._model.vision is not None
-        assert seen.crops is not None and seen.crop_masks is not None
-        pooled = self._model.vision.encoder.pooled(seen.crops[:1], seen.crop_masks[:1])
+        pooled = self._model.vision.encoder.pooled(seen.crops[:1], seen.masks[:1])
         text = (self._embedded(caption) - self._mean) / self._spread
         a = self._heads.picture(pooled.float())
         return float(F.cosine_similarity(a, self._heads.text(text)))
