@@ -67,7 +67,7 @@ def train(
     features: Annotated[
         Path | None,
         typer.Option(
-            help="Keep what encoders that rest make of media in this folder.",
+            help="Cache outputs of frozen encoders in this folder.",
             rich_help_panel=MACHINE,
         ),
     ] = None,
@@ -88,14 +88,15 @@ def train(
     spike: Annotated[
         float | None,
         typer.Option(
-            help="A gradient norm this many times the usual one goes wrong, such as 10.",
+            help="Reject steps with a gradient norm this many times the median, such as 10.",
             rich_help_panel=MACHINE,
         ),
     ] = None,
     on_spike: Annotated[
         Literal["skip", "roll-back"],
         typer.Option(
-            help="skip the step, or roll-back to the last checkpoint.", rich_help_panel=MACHINE
+            help="skip a rejected step, or roll-back to the last checkpoint.",
+            rich_help_panel=MACHINE,
         ),
     ] = "skip",
     watch_every: Annotated[

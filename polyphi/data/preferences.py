@@ -35,7 +35,9 @@ def pair(
     ]
     earlier = 0
     if any(message.role == "assistant" for message in sample.prompt):
-        earlier = len(processor.row(sample.prompt, adapter=adapter, supervise="answers").supervised)
+        prompt = processor.row(sample.prompt, adapter=adapter, supervise="answers")
+        assert prompt.supervised is not None
+        earlier = len(prompt.supervised)
     return [_answer_only(row, earlier) for row in made]
 
 

@@ -151,6 +151,7 @@ class AttentionDecoder:
             raise Unfit(
                 f"sample {sample.id}: recognition needs one audio clip, found {len(row.clips)}"
             )
+        assert row.supervised is not None
         if not 1 <= len(row.supervised) <= LONGEST:
             raise Unfit(
                 f"sample {sample.id}: a transcript has 1 to {LONGEST} tokens, found {len(row.supervised)}; cut the clip"
@@ -293,7 +294,7 @@ class Recogniser(nn.Module):
 
     def mels(self, data: bytes) -> Float[Tensor, "F 80"]:
         """Log-mel frames of an encoded clip (WAV, FLAC, OGG or MP3)."""
-        return self.processor.row([Message.user(Audio(data))]).mels
+        return self.processor.row([Message.user(Audio(data))]).audio_input.mels
 
     def transcribe_bytes(self, data: bytes) -> str:
         """The transcript of an encoded clip."""

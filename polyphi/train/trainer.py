@@ -138,6 +138,7 @@ class Trainer:
         self._capacity = machine.pack_capacity
         self._precision_reason = precision.reason
         self._data: Generator[Step, None, None] | None = None
+        self._clock = time.monotonic()
 
     # ---------------------------------------------------------------- the step
 
@@ -150,18 +151,21 @@ class Trainer:
         """
         data = self._next_data()
         if not data.ids:
-            return self._skip(data)
+            self._skip(data)
+            return None
         record, norm = self._gradients(data)
         if not math.isfinite(norm):
             data = self._without_nonfinite(data)
             if not data.ids:
-                return self._skip(data)
+                self._skip(data)
+                return None
             record, norm = self._gradients(data)
         factor = self.stage.schedule.factor(self.state.step, self.budget.steps)
         lr = set_rate(self.optimizer, factor)
         if self.machine.guard.rejects(norm, self.state.norms):
             self._reject(data, norm)
-            return self._skip(data)
+            self._skip(data)
+            return None
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.averages:
@@ -245,8 +249,8 @@ class Trainer:
     # ---------------------------------------------------------------- steps that aren't taken
 
     def _skip(self, data: Step) -> None:
-        """Leave the weights as they are and continue with the next samples, after a rollback where the guard asks for
-        one."""
+        """Leave the weights as they are; the run continues with the next samples, after a rollback where the guard asks
+        for one."""
         self.state.advance(data)
         if self.machine.guard.then == "roll-back":
             self._roll_back()

@@ -144,6 +144,7 @@ def designs(lab: Laboratory) -> dict[str, tuple[Stage, list[Arm]]]:
     """The three designs, trained on the same samples for the same steps."""
     stage = stages.load(STAGE)
     text = stages.load("text_3_post")
+    assert isinstance(stage.objective, NextToken)
     # Rates are multiplied by the vision stage's budget; the language model's own post-training rate shall come out.
     whole = max(text.learn.values()) * lab.budget(text).rate / lab.budget(stage).rate
     vision = {glob: rate for glob, rate in stage.learn.items() if glob.startswith("vision.")}
