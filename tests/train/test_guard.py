@@ -1,5 +1,5 @@
-"""A step that goes wrong: who is to blame is set aside and named, a spike is passed over or walked around, too much of
-either ends the run; and a run that is stopped meanwhile ends like one that isn't."""
+"""Non-finite losses and loss spikes: samples are quarantined and named, a spike is skipped or rolled back, too many of
+either end the run; and a run that is stopped meanwhile ends like one that isn't."""
 
 import json
 from dataclasses import replace
@@ -71,18 +71,18 @@ def quarantined(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "quarantine.jsonl").read_text().splitlines()]
 
 
-def test_a_sample_whose_loss_is_nan_is_set_aside_and_named(data: Path, tmp_path: Path) -> None:
-    said: list[object] = []
+def test_a_sample_whose_loss_is_nan_is_quarantined_and_named(data: Path, tmp_path: Path) -> None:
+    messages: list[object] = []
     stage = replace(STAGE, objective=Poisoned())
-    manifest = run(tmp_path / "out", data, stage, FEW, report=said.append)
+    manifest = run(tmp_path / "out", data, stage, FEW, report=messages.append)
     assert sorted(manifest["set_aside"]) == ["questions/3", "questions/7"]
     assert sorted(line["id"] for line in quarantined(tmp_path / "out")) == manifest["set_aside"]
-    assert sum("is quarantined: its loss isn't finite" in str(line) for line in said) == 2
+    assert sum("is quarantined: its loss isn't finite" in str(line) for line in messages) == 2
     records = read_metrics(tmp_path / "out" / "metrics.jsonl")
     assert [r["step"] for r in records] == list(range(6)) and manifest["wrong_steps"] == 0
 
 
-def test_set_aside_is_kept_over_a_stop(data: Path, tmp_path: Path) -> None:
+def test_the_quarantine_survives_a_stop(data: Path, tmp_path: Path) -> None:
     class Stops(Poisoned):
         left = 7
 
@@ -111,7 +111,7 @@ def test_too_many_end_the_run(data: Path, tmp_path: Path, monkeypatch: pytest.Mo
 MANY = replace(BUDGET, steps=16, batch_tokens=60)
 
 
-def test_a_spike_is_passed_over(data: Path, tmp_path: Path) -> None:
+def test_a_spike_is_skipped(data: Path, tmp_path: Path) -> None:
     stage = replace(STAGE, objective=Spikes(12))
     manifest = run(tmp_path / "out", data, stage, MANY, guard=Guard(spike=20.0))
     assert manifest["wrong_steps"] == 1 and manifest["rolled_back"] == 0
@@ -121,7 +121,7 @@ def test_a_spike_is_passed_over(data: Path, tmp_path: Path) -> None:
     assert line["step"] == 12 and "gradient norm" in line["reason"] and len(line["id"]) > 1
 
 
-def test_a_spike_is_walked_around(data: Path, tmp_path: Path) -> None:
+def test_a_spike_is_rolled_back(data: Path, tmp_path: Path) -> None:
     """From the checkpoint before it, with the samples that come after it."""
     stage, often = replace(STAGE, objective=Spikes(12)), {"checkpoint_seconds": 0.0}
     back = Guard(spike=20.0, then="roll-back")
@@ -133,7 +133,7 @@ def test_a_spike_is_walked_around(data: Path, tmp_path: Path) -> None:
     assert [r[1] for r in found] == [r[1] for r in plain if r[0] != 12], "that step's samples only"
 
 
-def test_without_end_it_ends(data: Path, tmp_path: Path) -> None:
+def test_too_many_rejected_steps_end_the_run(data: Path, tmp_path: Path) -> None:
     stage = replace(STAGE, objective=Spikes(*range(11, 99)))
     with pytest.raises(
         RuntimeError, match=r"step 13; 3 steps were rejected, 3 in a row; .*questions/"

@@ -1,5 +1,5 @@
-"""The loop's guards: who learns, what stays frozen, what must not be infinite; and that cutting a step changes
-nothing."""
+"""The loop's checks: what is trained, what stays frozen, what must be finite; and that cutting a step into packs
+changes nothing."""
 
 import json
 from dataclasses import replace
