@@ -22,7 +22,7 @@ def _raise(number: int, frame: FrameType | None) -> None:
 
 
 class Interruptible:
-    """The first Ctrl-C (or SIGTERM) is noted, and the caller finishes and saves the step. A second one stops at once."""
+    """The first Ctrl-C (or SIGTERM) is noted: the caller finishes and saves the step. A second one stops at once."""
 
     def __enter__(self) -> Callable[[], bool]:
         self._asked = _came

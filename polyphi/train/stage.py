@@ -81,8 +81,8 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Budget:
-    """What a size gives a stage. `context` bounds a row's tokens; `batch_tokens` a step's; `rate` multiplies the learning
-    rates of `learn` (small models need larger ones). `muon`, if it isn't 0, multiplies them for the matrices of layers,
+    """What a size gives a stage. `context` bounds a row's tokens; `batch_tokens` a step's. `rate` multiplies the
+    learning rates of `learn` (small models need larger ones); `muon`, if it isn't 0, those of the matrices of layers,
     which are then trained by Muon instead of AdamW (muon.py)."""
 
     steps: int
