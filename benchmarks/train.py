@@ -32,7 +32,7 @@ from sidebyside import Row, alternate, console, matmul_rate, median, peak_bytes,
 from torch.utils.flop_counter import FlopCounterMode
 
 from polyphi import stages
-from polyphi.batch import Batch, Clip, ImageLayout, float_crops, row
+from polyphi.batch import Batch, Clip, ImageInput, ImageLayout, row
 from polyphi.corpora import code, copying, instructions
 from polyphi.curate import corpus as corpora
 from polyphi.data import shards
@@ -55,6 +55,7 @@ from polyphi.runtime.progress import read_metrics
 from polyphi.stages import sizes
 from polyphi.train.loop import train
 from polyphi.train.loss import NextToken
+from polyphi.train.options import TrainOptions
 from polyphi.train.stage import Budget, Mix, Stage
 
 HERE = Path(__file__).parent
@@ -123,11 +124,12 @@ def spoken_or_seen(work: Work, count: int) -> list[dict[str, Any]]:
             noise = torch.randint(
                 256, (height, width, 3), dtype=torch.uint8, generator=generator
             ).numpy()
-            crops, view, masks, layout = image.cut(
-                Picture.fromarray(noise), crop_size=vision.crop_size, patch_size=vision.patch_size
+            plan = image.plan(
+                width, height, crop_size=vision.crop_size, patch_size=vision.patch_size
             )
-            seen = row([0], crops=crops, views=view, crop_masks=masks, images=(layout,))
-            media = {"crops": float_crops(seen).crops, "crop_masks": masks}
+            crops, view, masks, layout = image.cut(Picture.fromarray(noise), plan)
+            seen = ImageInput(crops, view, masks, (layout,)).float_crops()
+            media = {"crops": seen.crops, "crop_masks": masks}
             media["image"] = list(asdict(layout).values())
             media["image_size"] = [
                 vision.crop_size * layout.crop_rows,
@@ -305,8 +307,7 @@ def ours(
                 None,
                 folder,
                 Path(out),
-                precision=dtype,
-                tell=lambda _: None,
+                options=TrainOptions(precision=dtype, report=lambda _: None),
             )
         records = read_metrics(Path(out) / "metrics.jsonl")
     seconds = sum(r["tokens"] / r["tokens_per_second"] for r in records[1:])

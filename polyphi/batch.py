@@ -66,6 +66,99 @@ class Clip:
 
 
 @dataclass(frozen=True)
+class ImageInput:
+    """Images as the vision encoder gets them, in order: `crops`, `views` and `masks` (`crop_masks`) as in `Batch`, and
+    a layout per image."""
+
+    crops: Float[Tensor, "N 3 C C"] | UInt8[Tensor, "_ 3 C C"]
+    views: Float[Tensor, "W 3 C C"] | None
+    masks: Bool[Tensor, "N G G"]
+    layouts: tuple[ImageLayout, ...]
+
+    @classmethod
+    def join(cls, inputs: Sequence["ImageInput"]) -> "ImageInput":
+        """The images of several inputs, in order."""
+        views = [one.views for one in inputs if one.views is not None]
+        return cls(
+            torch.cat([one.crops for one in inputs]),
+            torch.cat(views) if views else None,
+            torch.cat([one.masks for one in inputs]),
+            tuple(layout for one in inputs for layout in one.layouts),
+        )
+
+    @property
+    def crop_count(self) -> int:
+        """Crops that the encoder reads, global views included."""
+        return sum(layout.crops for layout in self.layouts)
+
+    def split(self) -> Iterator["ImageInput"]:
+        """Each image alone. No pixel is copied."""
+        own_view = not self.crops.is_floating_point()
+        start = at = view = 0
+        for layout in self.layouts:
+            pixels = layout.crops - 1 if own_view else layout.crops
+            views = 1 if own_view and pixels > 1 else 0
+            yield ImageInput(
+                self.crops[at : at + pixels],
+                self.views[view : view + views] if views and self.views is not None else None,
+                self.masks[start : start + layout.crops],
+                (layout,),
+            )
+            start, at, view = start + layout.crops, at + pixels, view + views
+
+    def float_crops(self) -> "ImageInput":
+        """The same images with crops as the encoder reads them: floats in [-1, 1], each image's global view before its
+        crops."""
+        pixels = self.crops
+        if pixels.is_floating_point():
+            return self
+        crops = torch.empty(self.crop_count, *pixels.shape[1:], device=pixels.device)
+        start = at = view = 0
+        for layout in self.layouts:
+            count = layout.crops - 1
+            normalized(pixels[at : at + count], crops[start + 1 : start + 1 + count])
+            if count == 1:
+                crops[start] = crops[start + 1]
+            else:
+                assert self.views is not None, "an image of several crops without its global view"
+                crops[start] = self.views[view]
+                view += 1
+            start, at = start + layout.crops, at + count
+        return replace(self, crops=crops, views=None)
+
+    def to(self, device: torch.device | str) -> "ImageInput":
+        """The same images on a device."""
+        views = None if self.views is None else self.views.to(device, non_blocking=True)
+        crops, masks = (t.to(device, non_blocking=True) for t in (self.crops, self.masks))
+        return ImageInput(crops, views, masks, self.layouts)
+
+
+@dataclass(frozen=True)
+class AudioInput:
+    """Audio clips as the audio encoder gets them, in order: the log-mel frames of all, and how many are whose."""
+
+    mels: Float[Tensor, "F M"]
+    clips: tuple[Clip, ...]
+
+    @classmethod
+    def join(cls, inputs: Sequence["AudioInput"]) -> "AudioInput":
+        """The clips of several inputs, in order."""
+        clips = tuple(clip for one in inputs for clip in one.clips)
+        return cls(torch.cat([one.mels for one in inputs]), clips)
+
+    def split(self) -> Iterator["AudioInput"]:
+        """Each clip alone. No frame is copied."""
+        at = 0
+        for clip in self.clips:
+            yield AudioInput(self.mels[at : at + clip.frames], (clip,))
+            at += clip.frames
+
+    def to(self, device: torch.device | str) -> "AudioInput":
+        """The same clips on a device."""
+        return AudioInput(self.mels.to(device, non_blocking=True), self.clips)
+
+
+@dataclass(frozen=True)
 class Batch:
     """Packed sequences and their media.
 
@@ -82,8 +175,8 @@ class Batch:
     `crops` are what the vision encoder reads, floats in [-1, 1] with each picture's global view before its crops, or,
     as `processing` makes them, 8-bit pixels without global views, a quarter of the bytes. Then `views` has the global
     view of each picture of more than one crop: it is interpolated between pixels, so it has no 8-bit form. A picture
-    of one crop is its own view. `float_crops` makes the one of the other. `crop_masks` has the global views in either
-    case.
+    of one crop is its own view. `ImageInput.float_crops` makes the first form of the second. `crop_masks` has the
+    global views in either case.
     """
 
     ids: Int[Tensor, " T"]
@@ -121,6 +214,18 @@ class Batch:
         return sum(layout.crops for layout in self.images)
 
     @property
+    def image_input(self) -> ImageInput:
+        """The images, which are not in words."""
+        assert self.crops is not None and self.crop_masks is not None, "images without crops"
+        return ImageInput(self.crops, self.views, self.crop_masks, self.images)
+
+    @property
+    def audio_input(self) -> AudioInput:
+        """The audio clips."""
+        assert self.mels is not None, "audio clips without log-mel frames"
+        return AudioInput(self.mels, self.clips)
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
         tensors = (getattr(self, f.name) for f in fields(self))
@@ -147,47 +252,6 @@ def normalized(
     # A tensor as the divisor: by a number, a GPU multiplies with its rounded inverse.
     white = torch.full((), float(WHITE), device=pixels.device)
     return out.copy_(pixels).div_(white).sub_(MEAN).div_(STD)
-
-
-def float_crops(batch: Batch) -> Batch:
-    """The batch with its crops as the vision encoder reads them: floats in [-1, 1], each picture's global view before
-    its crops."""
-    pixels, views = batch.crops, batch.views
-    if pixels is None or pixels.is_floating_point():
-        return batch
-    crops = torch.empty(batch.crop_count, *pixels.shape[1:], device=pixels.device)
-    start = at = view = 0
-    for layout in batch.images:
-        count = layout.crops - 1
-        normalized(pixels[at : at + count], crops[start + 1 : start + 1 + count])
-        if count == 1:
-            crops[start] = crops[start + 1]
-        else:
-            assert views is not None, "a picture of several crops without its global view"
-            crops[start] = views[view]
-            view += 1
-        start, at = start + layout.crops, at + count
-    return replace(batch, crops=crops, views=None)
-
-
-def pictures(batch: Batch) -> Iterator[Batch]:
-    """Each picture of a batch by itself: its crops, global view, masks and layout. No pixel is copied."""
-    if not batch.images:
-        return
-    assert batch.crops is not None and batch.crop_masks is not None
-    own_view = not batch.crops.is_floating_point()
-    start = at = view = 0
-    for layout in batch.images:
-        pixels = layout.crops - 1 if own_view else layout.crops
-        views = 1 if own_view and pixels > 1 else 0
-        yield row(
-            [0],
-            crops=batch.crops[at : at + pixels],
-            views=batch.views[view : view + views] if views and batch.views is not None else None,
-            crop_masks=batch.crop_masks[start : start + layout.crops],
-            images=(layout,),
-        )
-        start, at, view = start + layout.crops, at + pixels, view + views
 
 
 def row(

@@ -67,7 +67,7 @@ def train(
     features: Annotated[
         Path | None,
         typer.Option(
-            help="Keep what encoders that rest make of media in this folder.",
+            help="Cache outputs of frozen encoders in this folder.",
             rich_help_panel=MACHINE,
         ),
     ] = None,
@@ -88,14 +88,15 @@ def train(
     spike: Annotated[
         float | None,
         typer.Option(
-            help="A gradient norm this many times the usual one goes wrong, such as 10.",
+            help="Reject steps with a gradient norm this many times the median, such as 10.",
             rich_help_panel=MACHINE,
         ),
     ] = None,
     on_spike: Annotated[
         Literal["skip", "roll-back"],
         typer.Option(
-            help="skip the step, or roll-back to the last checkpoint.", rich_help_panel=MACHINE
+            help="skip a rejected step, or roll-back to the last checkpoint.",
+            rich_help_panel=MACHINE,
         ),
     ] = "skip",
     watch_every: Annotated[
@@ -146,20 +147,21 @@ def train(
     checkpoint: polyphi train my_stage.py --model CHECKPOINT --data mine.jsonl (docs/finetune.md)."""
     from polyphi.train.guard import Guard
     from polyphi.train.interrupt import remember
+    from polyphi.train.options import MachineOptions, TrainOptions
 
     remember()
-    machine = dict(
+    machine = MachineOptions(
         micro_tokens=micro_tokens,
         micro_crops=micro_crops,
         micro_frames=micro_frames,
         workers=workers,
         shard=shard,
         context=context,
-        keep=activations,
+        activations=activations,
         features=features,
         background=background,
         deterministic=deterministic,
-        protect=Guard(spike, on_spike),
+        guard=Guard(spike, on_spike),
     )
     if any(name.endswith(".py") for name in names):
         from polyphi.recipe.finetune import finetune
@@ -176,11 +178,13 @@ def train(
             rate=rate,
             columns=parse_pairs(columns),
             skip_bad=skip_bad,
-            seed=seed,
-            precision=precision,
             track=track or (),
-            tell=lambda told: console.print(told, highlight=False, soft_wrap=True),
-            **machine,
+            options=TrainOptions(
+                seed=seed,
+                precision=precision,
+                report=lambda text: console.print(text, highlight=False, soft_wrap=True),
+            ),
+            machine=machine,
         )
         return
     from polyphi import stages
@@ -201,7 +205,7 @@ def train(
         console=console,
         watch_steps=watch_every,
         track=track or (),
-        **machine,
+        machine=machine,
     )
     for name in names:
         run.train(name)

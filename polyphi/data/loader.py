@@ -106,12 +106,21 @@ class Step:
         return hashlib.sha256("\n".join(self.ids).encode()).hexdigest()[:12]
 
 
+@dataclass(frozen=True)
+class Group:
+    """The processes that read a mix in parallel: this one's `rank` of `world`, and `exchange`, which returns the draws
+    of every process, given this one's."""
+
+    rank: int = 0
+    world: int = 1
+    exchange: Callable[[list[Draw]], Sequence[list[Draw]]] = distributed.everyones
+
+
 class Loader:
     """Steps of at most `batch_tokens` tokens over all processes. `folder`, a path or an address (shards.py), holds a
     corpus folder per name in `weights`; corpora named in `fresh` are drawn from there instead (fresh.py).
 
-    `workers` processes make the rows; 0: this one. In a group of `world` processes each makes the rows of its part,
-    and `exchange` gives everyone what each of them says.
+    `workers` processes make the rows; 0: this one. In a `group` each process makes the rows of its part.
     """
 
     def __init__(
@@ -127,22 +136,18 @@ class Loader:
         late: Mapping[str, int] | None = None,
         fresh: Mapping[str, Fresh] = {},
         workers: int = 0,
-        rank: int = 0,
-        world: int = 1,
-        exchange: Callable[[list[Draw]], Sequence[list[Draw]]] = distributed.everyones,
+        group: Group = Group(),
     ) -> None:
         shards = {n: Shards(place(folder, n, split)) for n in weights if n not in fresh}
         sources = {name: fresh.get(name) or shards[name] for name in weights}
         self._sizes = {n: len(shards[n]) if n in shards else None for n in weights}
         windows = {name: s.window for name, s in shards.items()}
         order = Order(weights, self._sizes, seed, curriculum, late, windows)
-        self.source = Draws(order, sources, make_rows, rank, world)
+        self.source = Draws(order, sources, make_rows, group.rank, group.world)
         self._again = copy.deepcopy(self.source)  # not in use by the thread
         self._batch_tokens = batch_tokens
         self._workers = workers
-        self._rank = rank
-        self._world = world
-        self._exchange = exchange
+        self._rank, self._world, self._exchange = group.rank, group.world, group.exchange
         self._drought: Counter[str] = Counter()
         self._damaged: deque[str] = deque(maxlen=CORRUPT_LEAST)
         self._made: Generator[Draw, None, None] | None = None

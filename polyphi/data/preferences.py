@@ -5,15 +5,17 @@ user 17 23 asst 44 51 end | user 17 23 asst 60 end
 """
 
 from dataclasses import replace
-from typing import Any
 
 from polyphi.batch import IGNORE, Batch
 from polyphi.data.draws import Unfit
 from polyphi.data.shards import Sample
 from polyphi.messages import Message
+from polyphi.processing.processor import Processor
 
 
-def pair(sample: Sample, processor: Any, context: int, adapter: str | None = "auto") -> list[Batch]:
+def pair(
+    sample: Sample, processor: Processor, context: int, adapter: str | None = "auto"
+) -> list[Batch]:
     """[chosen, rejected]. Raises `Unfit` where the sample has no `meta["rejected"]`, doesn't end in an answer, or
     a row exceeds `context`."""
     rejected = sample.meta.get("rejected")
@@ -33,7 +35,9 @@ def pair(sample: Sample, processor: Any, context: int, adapter: str | None = "au
     ]
     earlier = 0
     if any(message.role == "assistant" for message in sample.prompt):
-        earlier = len(processor.row(sample.prompt, adapter=adapter, supervise="answers").supervised)
+        prompt = processor.row(sample.prompt, adapter=adapter, supervise="answers")
+        assert prompt.supervised is not None
+        earlier = len(prompt.supervised)
     return [_answer_only(row, earlier) for row in made]
 
 

@@ -1,8 +1,8 @@
-"""Pictures and clips -> what stands in their place, once each: the encoders run for new media only, several at a time
-and in slices between which others get their tokens, and what they made is remembered within a budget of bytes.
+"""Images and audio clips -> embeddings for their placeholders, once each: the encoders run for new media only, several
+at a time and in slices between decoding steps, and embeddings are cached within a budget of bytes.
 
 An item's key is the hash of what the encoder reads (pixels, masks and layout, or log-mel frames and projector): two
-pictures of equal bytes cut otherwise, or 30 x 150 pixels and 150 x 30, are two items.
+images of equal bytes cut otherwise, or 30 x 150 pixels and 150 x 30, are two items.
 """
 
 import hashlib
@@ -11,12 +11,13 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from polyphi.batch import Batch, float_crops, pictures, row
+from polyphi.batch import AudioInput, Batch, ImageInput
 from polyphi.model.multimodal import PhiModel
 from polyphi.model.slices import Slices
 
@@ -28,63 +29,55 @@ FRAMES = 12_000
 
 @dataclass(frozen=True)
 class Item:
-    """One picture or clip of a prompt: its `key`, and the tokens `start` to `end` that stand for it."""
+    """One image or audio clip of a prompt: its `key`, its placeholder tokens `start` to `end`, and the encoder's input,
+    crops in 8 bits where the prompt has them so."""
 
-    kind: str
+    modality: Literal["image", "audio"]
     key: bytes
     start: int
     end: int
-    compact: Batch
-    """The item alone: its crops (in 8 bits, where they came so) and layout, or its frames."""
-
-    @property
-    def source(self) -> Batch:
-        """The item alone, its crops as the encoder reads them."""
-        return float_crops(self.compact)
+    media: ImageInput | AudioInput
 
     @property
     def size(self) -> int:
         """Crops, or frames."""
-        if self.compact.mels is not None:
-            return len(self.compact.mels)
-        return self.compact.crop_count
+        media = self.media
+        return media.crop_count if isinstance(media, ImageInput) else len(media.mels)
 
 
 def items(prompt: Batch, salt: bytes = b"") -> list[Item]:
-    """The pictures and clips of a prompt, each with its placeholders (which are neighbours). Under another `salt` the
-    same picture is another item."""
-    found: list[Item] = []
+    """The images and audio clips of a prompt, each with its placeholders (which are neighbours). Under another `salt`
+    the same image is another item."""
+    result: list[Item] = []
     if prompt.images:
         slots, seen = _slots(prompt.image_slots), 0
-        for source in pictures(prompt):
-            (layout,), pixels, masks = source.images, source.crops, source.crop_masks
-            assert pixels is not None and masks is not None
-            tokens = layout.tokens(masks.shape[-1] // 2)
-            key = _key(salt, "image", repr(layout), pixels, masks)  # the view follows from them
-            found.append(Item("image", key, slots[seen], slots[seen] + tokens, source))
+        for image in prompt.image_input.split():
+            (layout,) = image.layouts
+            tokens = layout.tokens(image.masks.shape[-1] // 2)
+            # The view follows from the crops.
+            key = _key(salt, "image", repr(layout), image.crops, image.masks)
+            result.append(Item("image", key, slots[seen], slots[seen] + tokens, image))
             seen += tokens
     if prompt.clips:
-        assert prompt.mels is not None
-        slots, at, seen = _slots(prompt.audio_slots), 0, 0
-        for clip in prompt.clips:
-            mels = prompt.mels[at : at + clip.frames]
-            key = _key(salt, "audio", repr(clip), mels)
-            source = row([0], mels=mels, clips=(clip,))
-            found.append(Item("audio", key, slots[seen], slots[seen] + clip.tokens, source))
-            at, seen = at + clip.frames, seen + clip.tokens
-    return sorted(found, key=lambda item: item.start)
+        slots, seen = _slots(prompt.audio_slots), 0
+        for audio in prompt.audio_input.split():
+            (clip,) = audio.clips
+            key = _key(salt, "audio", repr(clip), audio.mels)
+            result.append(Item("audio", key, slots[seen], slots[seen] + clip.tokens, audio))
+            seen += clip.tokens
+    return sorted(result, key=lambda item: item.start)
 
 
 def _slots(slots: Tensor | None) -> list[int]:
     return [] if slots is None else slots.tolist()
 
 
-def _key(salt: bytes, kind: str, layout: str, *tensors: Tensor) -> bytes:
-    found = hashlib.sha256(salt + f"{kind} {layout}".encode())
+def _key(salt: bytes, modality: str, layout: str, *tensors: Tensor) -> bytes:
+    hasher = hashlib.sha256(salt + f"{modality} {layout}".encode())
     for tensor in tensors:
-        found.update(f" {tuple(tensor.shape)} {tensor.dtype} ".encode())
-        found.update(tensor.contiguous().view(torch.uint8).numpy().data)
-    return found.digest()
+        hasher.update(f" {tuple(tensor.shape)} {tensor.dtype} ".encode())
+        hasher.update(tensor.contiguous().view(torch.uint8).numpy().data)
+    return hasher.digest()
 
 
 class Encoders:
@@ -154,7 +147,7 @@ class Encoders:
                 next(self._slices)
         except StopIteration as end:
             found |= end.value
-            self.encoded(self._group[0].kind, self._seconds + time.monotonic() - began)
+            self.encoded(self._group[0].modality, self._seconds + time.monotonic() - began)
             self.drop()
             return found
         except BaseException:
@@ -173,13 +166,13 @@ class Encoders:
         return self._group
 
     def _next_group(self, new: Sequence[Item]) -> list[Item]:
-        """Items of one kind that one call takes. By turns the group begins with the item that has waited longest and
-        with the smallest: a small picture doesn't wait for all large ones, nor they for all small ones."""
+        """Items of one modality that one call takes. By turns the group begins with the item that has waited longest
+        and with the smallest: a small image doesn't wait for all large ones, nor they for all small ones."""
         self._oldest_first = not self._oldest_first
         first = new[0] if self._oldest_first else min(new, key=lambda item: item.size)
-        most = CROPS if first.kind == "image" else FRAMES
+        most = CROPS if first.modality == "image" else FRAMES
         group, size = [first], first.size
-        others = (item for item in new if item.kind == first.kind and item is not first)
+        others = (item for item in new if item.modality == first.modality and item is not first)
         for item in sorted(others, key=lambda item: item.size):
             if size + item.size > most:
                 break
@@ -188,23 +181,14 @@ class Encoders:
         return group
 
     def _run(self, group: Sequence[Item]) -> Slices[dict[bytes, Tensor]]:
-        sources = [item.source for item in group]
         device = self._model.decoder.device
-        if group[0].kind == "image":
-            batch = row(
-                [0],
-                crops=torch.cat([s.crops for s in sources if s.crops is not None]),
-                crop_masks=torch.cat([s.crop_masks for s in sources if s.crop_masks is not None]),
-                images=tuple(layout for s in sources for layout in s.images),
-            )
-            made = yield from self._model.image_slices(batch.to(device))
+        if group[0].modality == "image":
+            # Made floats before they are joined: images of a group may have come in 8 bits or as floats.
+            images = [i.media.float_crops() for i in group if isinstance(i.media, ImageInput)]
+            made = yield from self._model.image_slices(ImageInput.join(images).to(device))
         else:
-            batch = row(
-                [0],
-                mels=torch.cat([s.mels for s in sources if s.mels is not None]),
-                clips=tuple(clip for s in sources for clip in s.clips),
-            )
-            made = yield from self._model.audio_slices(batch.to(device))
+            audio = [i.media for i in group if isinstance(i.media, AudioInput)]
+            made = yield from self._model.audio_slices(AudioInput.join(audio).to(device))
         self.calls += len(group)
         self.queries += len(group)
         parts = made.split([item.end - item.start for item in group])

@@ -1,22 +1,22 @@
-"""What a server asks about media: what they are, without decoding them, and what may be wrong with them.
+"""Media for a server: file formats by their first bytes, without decoding, and the error and caps of decoding.
 
->>> is_picture(data), is_clip(data)
+>>> is_image(data), is_audio(data)
 (True, False)
 
-Containers whose sound needs FFmpeg (M4A, MP4, WebM) are no clips here: whoever opens one also opens its video's
-decoders, and no stranger's bytes shall reach those.
+Containers whose sound needs FFmpeg (M4A, MP4, WebM) are no audio here: opening one also opens its video's decoders,
+which must not read bytes of strangers.
 """
 
 from polyphi.processing.media import CLIPS, PICTURES, Caps, MediaError, sniff
 
-__all__ = ["Caps", "MediaError", "is_clip", "is_picture"]
+__all__ = ["Caps", "MediaError", "is_audio", "is_image"]
 
 
-def is_picture(data: bytes) -> bool:
+def is_image(data: bytes) -> bool:
     """Whether the first bytes are those of a PNG, JPEG, WebP, GIF or BMP file."""
     return sniff(data) in PICTURES
 
 
-def is_clip(data: bytes) -> bool:
+def is_audio(data: bytes) -> bool:
     """Whether the first bytes are those of a WAV, FLAC, OGG or MP3 file."""
     return sniff(data) in CLIPS

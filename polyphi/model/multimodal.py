@@ -1,6 +1,6 @@
-"""The whole model: tokens, pictures and clips of a `Batch` to hidden states, in one forward for training and serving.
+"""The whole model: tokens, images and audio of a `Batch` to hidden states, in one forward for training and serving.
 
-    embed tokens -> write picture and audio features over their placeholders -> decoder, one adapter per sequence
+    embed tokens -> write image and audio features over their placeholders -> decoder, one adapter per sequence
 
 Encoders run only where the batch has something for them.
 """
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from polyphi.batch import Batch, ImageLayout, float_crops
+from polyphi.batch import AudioInput, Batch, ImageInput, ImageLayout
 from polyphi.model.attention import KVCache
 from polyphi.model.config import AdapterConfig, AudioConfig, ModelConfig, VisionConfig
 from polyphi.model.conformer import GLU, CausalDepthwise, ConformerEncoder, Pointwise
@@ -28,7 +28,7 @@ from polyphi.model.slices import Slices, complete
 
 
 class Vision(nn.Module):
-    """Pictures to tokens: encoder, then projector."""
+    """Images to tokens: encoder, then projector."""
 
     def __init__(self, config: VisionConfig, width: int) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Vision(nn.Module):
 
 
 class Audio(nn.Module):
-    """Clips to tokens: encoder, then one of two projectors."""
+    """Audio clips to tokens: encoder, then one of two projectors."""
 
     def __init__(self, config: AudioConfig, width: int) -> None:
         super().__init__()
@@ -93,40 +93,38 @@ class PhiModel(nn.Module):
         return empty.index_add(0, places, embedded) / counts[:, None]
 
     def image_tokens(self, batch: Batch) -> Float[Tensor, "I D"]:
-        """Embeddings of all pictures of the batch, in order."""
-        return complete(self.image_slices(batch))
+        """Embeddings of all images of the batch, in order."""
+        return complete(self.image_slices(batch.image_input))
 
-    def image_slices(self, batch: Batch) -> Slices[Float[Tensor, "I D"]]:
-        """What `image_tokens` gives, layer by layer."""
+    def image_slices(self, images: ImageInput) -> Slices[Float[Tensor, "I D"]]:
+        """Embeddings of images, layer by layer: encoder, then projector."""
         if self.vision is None:
             raise ValueError(
-                f"the batch has {len(batch.images)} pictures, but this model has no vision tower"
+                f"the batch has {len(images.layouts)} images, but this model has no vision tower"
             )
-        batch = float_crops(batch)
-        assert batch.crops is not None and batch.crop_masks is not None, "pictures without crops"
-        crops, masks, sources = batch.crops, batch.crop_masks, _sources(batch)
-        places = None
+        images = images.float_crops()
+        crops, masks, sources = images.crops, images.masks, _equal_crops(images)
+        inverse = None
         if sources is not None:
-            keep, places = sources.unique(return_inverse=True)
+            keep, inverse = sources.unique(return_inverse=True)
             crops, masks = crops.index_select(0, keep), masks.index_select(0, keep)
         features = yield from self.vision.encoder.slices(crops, masks)
-        if places is not None:
-            features = features.index_select(0, places)
-        return self.vision.projector(features, batch.images)
+        if inverse is not None:
+            features = features.index_select(0, inverse)
+        return self.vision.projector(features, images.layouts)
 
     def audio_tokens(self, batch: Batch) -> Float[Tensor, "A D"]:
-        """Embeddings of all clips of the batch, in order."""
-        return complete(self.audio_slices(batch))
+        """Embeddings of all audio clips of the batch, in order."""
+        return complete(self.audio_slices(batch.audio_input))
 
-    def audio_slices(self, batch: Batch) -> Slices[Float[Tensor, "A D"]]:
-        """What `audio_tokens` gives, block by block."""
+    def audio_slices(self, audio: AudioInput) -> Slices[Float[Tensor, "A D"]]:
+        """Embeddings of audio clips, block by block: encoder, then each clip's projector."""
         if self.audio is None:
             raise ValueError(
-                f"the batch has {len(batch.clips)} audio clips, but this model has no audio encoder"
+                f"the batch has {len(audio.clips)} audio clips, but this model has no audio encoder"
             )
-        assert batch.mels is not None, "clips without log-mel frames"
-        features = yield from self.audio.encoder.slices(batch.mels, batch.clips)
-        return self.audio.projector(features, batch.clips)
+        features = yield from self.audio.encoder.slices(audio.mels, audio.clips)
+        return self.audio.projector(features, audio.clips)
 
     def unused(self) -> frozenset[str]:
         """Names of the parameters that no multimodal forward reaches: the vision tower's last layer, final norm and
@@ -247,17 +245,16 @@ def _generator(seed: int, name: str) -> torch.Generator:
     return torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
 
 
-def _sources(batch: Batch) -> Int[Tensor, " N"] | None:
-    """For each crop of the batch the first one of its picture that shows the same pixels, or None. A
-    picture of exactly one crop is its own global view, which spares half of the encoder's work (nano's vision 3 takes a
-    sixth less time). A GPU would have to be waited for: there every crop counts as different."""
-    assert batch.crops is not None and batch.crop_masks is not None
-    if batch.crops.is_cuda:
+def _equal_crops(images: ImageInput) -> Int[Tensor, " N"] | None:
+    """For each crop the first one of its image that has the same pixels; None on a GPU, where the comparison would
+    have to be waited for. An image of exactly one crop is its own global view, which spares half of the encoder's
+    work (nano's vision 3 takes a sixth less time)."""
+    if images.crops.is_cuda:
         return None
-    sources, start = torch.arange(len(batch.crops)), 0
-    for layout in batch.images:
+    sources, start = torch.arange(len(images.crops)), 0
+    for layout in images.layouts:
         if layout.crops == 2 and all(
-            torch.equal(t[start], t[start + 1]) for t in (batch.crops, batch.crop_masks)
+            torch.equal(t[start], t[start + 1]) for t in (images.crops, images.masks)
         ):
             sources[start + 1] = start
         start += layout.crops

@@ -1,6 +1,6 @@
-"""Encoders in slices: a generator pauses after each layer, so that whoever runs it may do something else in between.
+"""Encoders in slices: a generator pauses after each layer, so that the caller can do other work in between.
 
->>> slices = model.image_slices(batch)
+>>> slices = model.image_slices(batch.image_input)
 >>> for _ in slices: ...                         # other work between two layers; the generator returns the embeddings
 >>> complete(slices)                             # or all that is left at once
 """

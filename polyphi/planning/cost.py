@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from math import ceil
-from types import SimpleNamespace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -19,6 +18,7 @@ import torch
 from polyphi.batch import Batch, Clip, row
 from polyphi.model.config import ModelConfig, VisionConfig
 from polyphi.model.multimodal import PhiModel
+from polyphi.planning.vocabulary import VocabularyOnly
 from polyphi.processing import image
 from polyphi.stages import lineage
 from polyphi.stages.sizes import Size
@@ -108,7 +108,7 @@ def subject(name: str, size: Size) -> Subject:
     config = lineage.configuration(stage, size.model, None)
     with torch.device("meta"):
         model = PhiModel(config)
-        module = stage.objective.build(model, vocabulary(config))
+        module = stage.objective.build(model, VocabularyOnly(config.decoder.vocab_size))
     tensors: dict[str, torch.Tensor] = dict(model.named_parameters())
     for glob in (*stage.start, *stage.copy):
         matching(glob, tensors)
@@ -117,12 +117,6 @@ def subject(name: str, size: Size) -> Subject:
     return Subject(
         stage, size.budget(stage), config, tensors, groups(stage, tensors), size.model.vision
     )
-
-
-def vocabulary(config: ModelConfig) -> Any:
-    """As much of a processor as an objective asks for to build its module."""
-    tokenizer = SimpleNamespace(vocab_size=config.decoder.vocab_size, encode=lambda text: [0])
-    return SimpleNamespace(tokenizer=tokenizer)
 
 
 HEAD = "decoder.embed_tokens.*"
@@ -469,8 +463,8 @@ def memory(
     return found | {"peak": standing + max(passing, found["exchange"])}
 
 
-def looks_ahead(it: Subject) -> bool:
-    """Whether the stage's start is asked about all rows before anything learns (`polyphi/train/reference.py`)."""
+def precomputes_reference(it: Subject) -> bool:
+    """Whether the stage computes reference log-probabilities before training (`polyphi/train/reference.py`)."""
     return isinstance(it.stage.objective, DPO)
 
 
@@ -487,7 +481,7 @@ def traffic(it: Subject, on: Switches, world: int, packs: int) -> dict[str, floa
     replicas = it.size(it.learned) - cut * layers
     found = {"gradients": 2 * 4 * replicas * (world - 1) / world, "shards": 0.0}
     if cut:
-        gathers = 2 + looks_ahead(it)
+        gathers = 2 + precomputes_reference(it)
         within = (2 * gathers + 4) * layers * (on.shard - 1) / on.shard
         groups = world / on.shard
         found["shards"] = packs * (within + 2 * 4 * layers / on.shard * (groups - 1) / groups)

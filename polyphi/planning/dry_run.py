@@ -25,13 +25,14 @@ from torch.utils.weak import WeakIdKeyDictionary
 from polyphi.batch import Batch, pack
 from polyphi.data.packing import Pack
 from polyphi.model.multimodal import PhiModel
-from polyphi.planning.cost import Subject, imagined, vocabulary
+from polyphi.planning.cost import Subject, imagined
+from polyphi.planning.vocabulary import VocabularyOnly
 from polyphi.runtime import distributed
 from polyphi.train import parallel
 from polyphi.train.freeze import check_gradients, freeze, named
 from polyphi.train.optim import optimiser, set_rate
 from polyphi.train.reference import References
-from polyphi.train.run import accumulate
+from polyphi.train.trainer import StageLoss
 
 CPU = torch.device("cpu")
 
@@ -138,26 +139,26 @@ def rehearse(
     stage, fakes, meter = it.stage, Fakes(), Meter()
     with pretended(world, world - 1), fakes:
         model = PhiModel(it.config).train()
-        module = stage.objective.build(model, vocabulary(it.config))
-        parameters = freeze(stage, model, module)
-        reference = remembered(it, model)
+        head = stage.objective.build(model, VocabularyOnly(it.config.decoder.vocab_size))
+        parameters = freeze(stage, model, head)
+        reference = reference_of(it, model)
     with pretended(world, world - 1):
         if shard > 1:
             parallel.shard(model, "bf16", shard)
-            parameters = named(model, module)
-        for part in (model, module):
+            parameters = named(model, head)
+        for part in (model, head):
             if isinstance(part, nn.Module):
                 for tensor in (*part.parameters(), *part.buffers()):
                     meter.add(tensor)
-        learners = (parallel.spread(model, context), module, reference)
+        spread = parallel.spread(model, context)
+        loss = StageLoss(stage.objective, spread, head, reference, "bf16")
         optimizer = optimiser(stage, parameters, it.budget)
         learned = [p for p in parameters.values() if p.requires_grad]
         # A shard's buffers are made from nothing, so the fakes must be on. Elsewhere what comes from the weights is
         # fake by itself, and what only says where things lie (bounds, slots, lengths) may stay real.
         with fakes if shard > 1 else contextlib.nullcontext(), meter:
             for number in range(steps):
-                dealt = [Pack(batch) for batch in packs]
-                record = accumulate(stage, learners, dealt, "bf16", CPU)
+                record = loss.accumulate([Pack(batch) for batch in packs])
                 parallel.sum_gradients(learned)
                 if number == 0:
                     check_gradients(stage, parameters, CPU)
@@ -178,8 +179,8 @@ def rehearse(
     return Rehearsal(made, steps, meter.live, meter.peak)
 
 
-def remembered(it: Subject, model: PhiModel) -> Any:
-    """What the stage's objective keeps of the start: of what a reference said before, that it was nothing."""
+def reference_of(it: Subject, model: PhiModel) -> Any:
+    """The reference of the stage's objective; precomputed log-probabilities are zeros."""
     begun = it.stage.objective.begin(model)
     if isinstance(begun, References):
         return lambda batch: torch.zeros(batch.sequences)

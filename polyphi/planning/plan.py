@@ -23,8 +23,8 @@ from polyphi.planning.cost import (
     Switches,
     flops,
     imagined,
-    looks_ahead,
     memory,
+    precomputes_reference,
     subject,
     times,
     traffic,
@@ -161,12 +161,12 @@ def plan(
     one = {c: work(imagined(it, c), it.config) for c in mix}
     mean = sum((times(one[c], w / sum(mix.values())) for c, w in mix.items()), Counter())
     step = times(mean, budget.batch_tokens / mean["tokens"])
-    together = getattr(it.stage.objective, "together", False)
+    one_pack = it.stage.objective.whole_step
 
     def fullest(on: Switches, world: int) -> tuple[dict[str, float], str]:
         """Memory under the fullest pack, and its corpus: as many samples as fit, at least one, and of it a device's
         part."""
-        most = budget.batch_tokens if together else on.micro_tokens
+        most = budget.batch_tokens if one_pack else on.micro_tokens
         packs = {c: times(w, max(1, int(most // w["tokens"])) / on.context) for c, w in one.items()}
         found = {c: memory(it, w, on, world, kind == "cpu") for c, w in packs.items()}
         worst = max(found, key=lambda c: found[c]["peak"])
@@ -185,7 +185,7 @@ def plan(
                 advice.append(text)
         mildest = {re.sub(r"\d+", "", text): text for text in reversed(advice)}
         advice = list(mildest.values())[::-1]
-    if used["peak"] > device.memory and together:
+    if used["peak"] > device.memory and one_pack:
         advice = [
             f"batch_tokens {budget.batch_tokens // 2**n} (all samples of a step are one pack)"
             for n in range(1, 20)
@@ -195,14 +195,14 @@ def plan(
             <= device.memory
         ][:1]
     done = flops(it, step, on.activations == "recompute")
-    if looks_ahead(it):
+    if precomputes_reference(it):
         done["reference"] = sum(flops(it, step, backward=False).values())
     packs = ceil(budget.batch_tokens * on.context / world / on.micro_tokens)
     sent = traffic(it, on, world, packs)
     link = device.inside if world <= device.together else device.between
     near = device.inside if max(on.shard, on.context) <= device.together else device.between
     # All devices look at all samples where those are compared with each other.
-    arithmetic = sum(done.values()) / (device.flops * utilisation * (1 if together else world))
+    arithmetic = sum(done.values()) / (device.flops * utilisation * (1 if one_pack else world))
     seconds = max(arithmetic, sent["shards"] / near) + sent["context"] / near
     seconds += sent["gradients"] / link
     return Plan(
@@ -238,7 +238,7 @@ def shardable(it: Subject) -> bool:
 
 def spreadable(it: Subject) -> bool:
     """Whether devices may share a pack: only rows of text, that nothing compares (`polyphi/train/parallel.py`)."""
-    return shardable(it) and not looks_ahead(it)
+    return shardable(it) and not precomputes_reference(it)
 
 
 def changes(

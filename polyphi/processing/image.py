@@ -1,6 +1,6 @@
 """Photo -> crops: dynamic multi-crop (report 2.2.1; rules of the published processor).
 
->>> crops, view, masks, layout = cut(picture)               # a photo of 900 x 500
+>>> crops, view, masks, layout = cut(picture, plan(900, 500))               # a photo of 900 x 500
 >>> crops.shape, (layout.crop_rows, layout.crop_cols), layout.tokens(16)
 (torch.Size([6, 3, 448, 448]), (2, 3), 1596)
 
@@ -30,15 +30,18 @@ MIN_SIDE = 10  # pixels of a scaled picture: thinner ones are refused, as by the
 
 @dataclass(frozen=True)
 class Plan:
-    """How a picture will be cut: its grid of crops, its scaled size in pixels, its patches that are not all
-    padding."""
+    """How an image of `image_size` (width, height) is cut: its grid of crops, its scaled size, its patches that are not
+    all padding. Sizes and sides in pixels."""
 
+    image_size: tuple[int, int]
     crop_rows: int
     crop_cols: int
     width: int
     height: int
     patch_rows: int
     patch_cols: int
+    crop_size: int
+    patch_size: int
 
     @property
     def layout(self) -> ImageLayout:
@@ -46,6 +49,18 @@ class Plan:
         return ImageLayout(
             self.crop_rows, self.crop_cols, -(-self.patch_rows // 2), -(-self.patch_cols // 2)
         )
+
+    @property
+    def tokens(self) -> int:
+        """Placeholder tokens of the image."""
+        return self.layout.tokens(self.crop_size // (2 * self.patch_size))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the `Cut`."""
+        pixels, crops = 3 * self.crop_size**2, self.crop_rows * self.crop_cols
+        view = 4 * pixels if crops > 1 else 0  # float32
+        return crops * pixels + view + (1 + crops) * (self.crop_size // self.patch_size) ** 2
 
 
 class Cut(NamedTuple):
@@ -89,7 +104,7 @@ def plan(
     patch_size: int = PATCH,
     max_crops: int = MAX_CROPS,
 ) -> Plan:
-    """How a picture of `width` x `height` pixels is cut. Raises `MediaError` if a side would be under 10 pixels."""
+    """The plan of an image of `width` x `height` pixels. Raises `MediaError` if a scaled side is under 10 pixels."""
     if crop_size % (2 * patch_size):
         raise ValueError(
             f"a crop is a whole number of 2 x 2 patches: {2 * patch_size} divides it, found {crop_size}"
@@ -113,7 +128,17 @@ def plan(
     # A patch is masked only if all of it is padding.
     patch_cols = full_width // patch_size - (full_width - new_width) // patch_size
     patch_rows = full_height // patch_size - (full_height - new_height) // patch_size
-    return Plan(rows, cols, new_width, new_height, patch_rows, patch_cols)
+    return Plan(
+        image_size=(width, height),
+        crop_rows=rows,
+        crop_cols=cols,
+        width=new_width,
+        height=new_height,
+        patch_rows=patch_rows,
+        patch_cols=patch_cols,
+        crop_size=crop_size,
+        patch_size=patch_size,
+    )
 
 
 def count_tokens(
@@ -125,35 +150,16 @@ def count_tokens(
     max_crops: int = MAX_CROPS,
 ) -> int:
     """Tokens that a picture of that size costs, without its pixels."""
-    layout = plan(
+    return plan(
         width, height, crop_size=crop_size, patch_size=patch_size, max_crops=max_crops
-    ).layout
-    return layout.tokens(crop_size // (2 * patch_size))
+    ).tokens
 
 
-def nbytes(layout: ImageLayout, crop_size: int = CROP, patch_size: int = PATCH) -> int:
-    """Bytes of a picture's `Cut`."""
-    pixels, crops = 3 * crop_size**2, layout.crops - 1
-    view = 4 * pixels if crops > 1 else 0  # float32
-    return crops * pixels + view + layout.crops * (crop_size // patch_size) ** 2
-
-
-def cut(
-    picture: Image.Image,
-    *,
-    crop_size: int = CROP,
-    patch_size: int = PATCH,
-    max_crops: int = MAX_CROPS,
-) -> Cut:
-    """The picture, which is RGB, as crops and global view. Raises `MediaError` for one too long and thin."""
+def cut(picture: Image.Image, p: Plan) -> Cut:
+    """The RGB picture as crops and global view, by the plan of its size."""
     assert picture.mode == "RGB", picture.mode
-    p = plan(
-        picture.width,
-        picture.height,
-        crop_size=crop_size,
-        patch_size=patch_size,
-        max_crops=max_crops,
-    )
+    assert picture.size == p.image_size, f"a plan for {p.image_size}, a picture of {picture.size}"
+    crop_size, patch_size = p.crop_size, p.patch_size
     # Pillow's own 8-bit bilinear filter (antialiased when shrinking): resizing tensors can miss it by a grey level.
     scaled = np.asarray(picture.resize((p.width, p.height), Image.Resampling.BILINEAR))
     canvas = np.full((p.crop_rows * crop_size, p.crop_cols * crop_size, 3), WHITE, np.uint8)

@@ -17,7 +17,7 @@ import torch
 from PIL.Image import Image as Picture
 from torch import Tensor
 
-from polyphi.batch import Batch, Clip, ImageLayout, row
+from polyphi.batch import Batch, Clip, row
 from polyphi.messages import Audio, Image, Message, Tokens, adapter_for, normalize_adapter
 from polyphi.messages import media as media_parts
 from polyphi.processing import audio, image, media
@@ -35,15 +35,15 @@ class TooLong(ValueError):
 
 
 @dataclass(frozen=True)
-class Decoded:
-    """A picture, its header read, or a clip, decoded, with the tokens it will fill. `number`: which of the
-    conversation's pictures or clips it is, from 0."""
+class Placeholder:
+    """An image or audio clip of a conversation, the `number`-th of its type from 0, and the tokens that it fills: an
+    image with the crop plan of the size in its header, a clip with its log-mel frames."""
 
     part: Image | Audio
     number: int
     tokens: int
+    plan: image.Plan | None = None
     mels: Tensor | None = None
-    max_crops: int = 0
 
 
 class Processor:
@@ -105,8 +105,8 @@ class Processor:
         )
         adapter = adapter_for(conversation) if adapter == "auto" else normalize_adapter(adapter)
         bound = None if truncate else context
-        decoded = self._decoded(self._encoded(parts, bound), max_crops, bound)
-        return self._join(decoded, adapter, supervise, context, truncate=truncate)
+        pieces = self._with_placeholders(self._encoded(parts, bound), max_crops, bound)
+        return self._join(pieces, adapter, supervise, context, truncate=truncate)
 
     def encode(
         self, texts: Sequence[str], context: int | None = None, others: int = 0
@@ -161,7 +161,7 @@ class Processor:
             (self.tokenizer.image_id, [s if isinstance(s, Image) else Image(s) for s in images]),
             (self.tokenizer.audio_id, [s if isinstance(s, Audio) else Audio(s) for s in audios]),
         )
-        waiting: dict[int, Iterator[Decoded]] = {}
+        waiting: dict[int, Iterator[Placeholder]] = {}
         run_of: dict[int, bool] = {}
         for id, parts in kinds:
             if id is None:
@@ -170,7 +170,7 @@ class Processor:
                         "this tokenizer has no placeholders for media; it only reads text"
                     )
                 continue
-            items = [self.decode(part, max_crops, number) for number, part in enumerate(parts)]
+            items = [self.placeholder(part, max_crops, n) for n, part in enumerate(parts)]
             found, count, filled = (
                 sum(i == id for i in ids),
                 len(items),
@@ -182,7 +182,7 @@ class Processor:
                     f"found {found}"
                 )
             waiting[id], run_of[id] = iter(items), found != count
-        pieces: list[tuple[Piece, Decoded | None]] = []
+        pieces: list[tuple[Piece, Placeholder | None]] = []
         skip = 0
         for id in ids:
             if skip:
@@ -263,7 +263,7 @@ class Processor:
             number = counts[type(part)]
             counts[type(part)] += 1
             if isinstance(part, Image):
-                yield piece, self.decode(part, max_crops, number).tokens
+                yield piece, self.placeholder(part, max_crops, number).tokens
                 continue
             with _telling(part, number):
                 size = media.audio_size(
@@ -279,10 +279,7 @@ class Processor:
         caps, total = self.caps, 0
         for number, part in enumerate(media_parts(messages, Image)):
             with _telling(part, number):
-                most = self._crops(max_crops, part.most_crops)
-                total += image.nbytes(
-                    self._layout(*self.size(part), most), self.crop_size, self.patch_size
-                )
+                total += self._plan(part, max_crops).nbytes
         for number, part in enumerate(media_parts(messages, Audio)):
             with _telling(part, number):
                 stream = media.AudioStream(
@@ -292,23 +289,24 @@ class Processor:
                 total += audio.nbytes(samples, stream.rate)
         return total
 
-    def _crops(self, *bounds: int | None) -> int:
-        return min([self.max_crops, *(b for b in bounds if b is not None)])
+    def _plan(self, part: Image, max_crops: int | None) -> image.Plan:
+        """The crop plan of an image, by the size in its header; the least bound on its crops holds."""
+        bounds = [b for b in (self.max_crops, max_crops, part.most_crops) if b is not None]
+        width, height = self.size(part)
+        return image.plan(
+            width,
+            height,
+            crop_size=self.crop_size,
+            patch_size=self.patch_size,
+            max_crops=min(bounds),
+        )
 
-    def _layout(self, width: int, height: int, max_crops: int | None) -> ImageLayout:
-        sizes = {
-            "crop_size": self.crop_size,
-            "patch_size": self.patch_size,
-            "max_crops": self._crops(max_crops),
-        }
-        return image.plan(width, height, **sizes).layout
-
-    def _decoded(
+    def _with_placeholders(
         self, pieces: Sequence[Piece], max_crops: int | None, context: int | None
-    ) -> list[tuple[Piece, Decoded | None]]:
-        """Pieces with what stands in them. Nothing is decoded that can't fit the context: tokens of text and pictures
-        are known before, and clips are counted as they come."""
-        found: list[tuple[Piece, Decoded | None]] = [(piece, None) for piece in pieces]
+    ) -> list[tuple[Piece, Placeholder | None]]:
+        """Pieces with their media. Nothing is decoded that can't fit the context: tokens of text and images are known
+        before, and audio clips are counted one by one."""
+        found: list[tuple[Piece, Placeholder | None]] = [(piece, None) for piece in pieces]
         total = sum(len(piece.ids) for piece in pieces if piece.media is None)
         pictures, clips = (
             [(i, p.media) for i, p in enumerate(pieces) if isinstance(p.media, kind)]
@@ -316,20 +314,22 @@ class Processor:
         )
         order = [*enumerate(pictures), *enumerate(clips)]
         for done, (number, (i, part)) in enumerate(order, 1):
-            item = self.decode(part, max_crops, number)
+            item = self.placeholder(part, max_crops, number)
             found[i] = (pieces[i], item)
             total += item.tokens
             if context is not None and total > context and done < len(order):
                 raise TooLong(_too_long(f"at least {total}", context))
         return found
 
-    def decode(self, part: Image | Audio, max_crops: int | None, number: int = 0) -> Decoded:
-        """A clip's frames, or what a picture's header tells: its pixels wait until the row is known to fit."""
+    def placeholder(
+        self, part: Image | Audio, max_crops: int | None, number: int = 0
+    ) -> Placeholder:
+        """The tokens that an image or audio clip fills. Of an image only the header is read: its pixels are decoded
+        once the row is known to fit. A clip is decoded to log-mel frames."""
         with _telling(part, number):
             if isinstance(part, Image):
-                most = self._crops(max_crops, part.most_crops)
-                tokens = self._layout(*self.size(part), most).tokens(self.cells)
-                return Decoded(part, number, tokens, max_crops=most)
+                plan = self._plan(part, max_crops)
+                return Placeholder(part, number, plan.tokens, plan=plan)
             # Frames are half the size of samples at 16 kHz and a tenth of those at 44.1 kHz in stereo, so a clip
             # becomes frames as it is read.
             caps = self.caps
@@ -337,17 +337,17 @@ class Processor:
                 part.source, max_bytes=caps.audio_bytes, max_seconds=caps.audio_seconds
             )
             mels = audio.log_mel_of(stream, stream.rate)
-            return Decoded(part, number, Clip(len(mels), "").tokens, mels)
+            return Placeholder(part, number, Clip(len(mels), "").tokens, mels=mels)
 
     def size(self, part: Image) -> tuple[int, int]:
-        """Width and height of `picture` in pixels, by the header."""
+        """Width and height of an image in pixels, by the header."""
         caps = self.caps
         return media.image_size(
             part.source, max_bytes=caps.image_bytes, max_pixels=caps.image_pixels
         )
 
     def picture(self, part: Image) -> Picture:
-        """What is cut into crops."""
+        """The decoded image, RGB, of the size that `size` says."""
         caps = self.caps
         return media.decode_image(
             part.source, max_bytes=caps.image_bytes, max_pixels=caps.image_pixels
@@ -355,7 +355,7 @@ class Processor:
 
     def _join(
         self,
-        pieces: Sequence[tuple[Piece, Decoded | None]],
+        pieces: Sequence[tuple[Piece, Placeholder | None]],
         adapter: str | None,
         supervise: Supervise | None,
         context: int | None,
@@ -395,16 +395,14 @@ class Processor:
             ),
         )
 
-    def _pixels(self, items: Sequence[Decoded], slots: Iterable[int]) -> dict[str, Any]:
+    def _pixels(self, items: Sequence[Placeholder], slots: Iterable[int]) -> dict[str, Any]:
         if not items:
             return {}
-        sizes = {"crop_size": self.crop_size, "patch_size": self.patch_size}
         cuts: list[image.Cut] = []
         for m in items:  # one picture at a time stands in memory whole
-            assert isinstance(m.part, Image)
+            assert isinstance(m.part, Image) and m.plan is not None
             with _telling(m.part, m.number):
-                cuts.append(image.cut(self.picture(m.part), max_crops=m.max_crops, **sizes))
-        assert [cut.layout.tokens(self.cells) for cut in cuts] == [m.tokens for m in items]
+                cuts.append(image.cut(self.picture(m.part), m.plan))
         views = [cut.view for cut in cuts if cut.view is not None]
         return {
             "crops": torch.cat([cut.crops for cut in cuts]),
@@ -414,7 +412,9 @@ class Processor:
             "image_slots": _positions(slots),
         }
 
-    def _mels(self, items: Sequence[Decoded], slots: Iterable[int], branch: str) -> dict[str, Any]:
+    def _mels(
+        self, items: Sequence[Placeholder], slots: Iterable[int], branch: str
+    ) -> dict[str, Any]:
         if not items:
             return {}
         mels = [m.mels for m in items if m.mels is not None]

@@ -2,22 +2,21 @@
 
     polyphi train my_stage.py --model microsoft/Phi-4-multimodal-instruct --data mine.jsonl --out runs/mine
 
-The file holds a `Stage`, like those of the recipe. What its `learn` doesn't name keeps its values and its type, and the
-manifest proves it; what learns does so in float32. The folder then holds::
+The file holds a `Stage`, like those of the recipe. What its `learn` doesn't name keeps its values and its dtype, and
+the manifest proves it; trained parameters are float32. The folder then holds::
 
     DIR/data/CORPUS/train/      own data as shards
     DIR/{manifest.json,metrics.jsonl,loss.png}
-    DIR/trained.safetensors     what learned, in float32
+    DIR/trained.safetensors     the trained tensors, in float32
     DIR/model/                  the whole model in a public layout: `polyphi chat DIR/model`
 """
 
 import runpy
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import rich
 import torch
 
 from polyphi.api import make_processor
@@ -37,8 +36,9 @@ from polyphi.engine.memory import free_memory
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.runtime import distributed, progress
-from polyphi.runtime.precision import Choice, Requested, pinned, products
+from polyphi.runtime.precision import Choice, pinned, products
 from polyphi.train.loop import train
+from polyphi.train.options import MachineOptions, TrainOptions
 from polyphi.train.resume import choose_precision
 from polyphi.train.stage import Budget, Stage, claim
 
@@ -54,22 +54,19 @@ def finetune(
     rate: float = 1.0,
     columns: Mapping[str, str] | None = None,
     skip_bad: bool = False,
-    seed: int = 0,
-    precision: Requested | Choice = "auto",
     track: Sequence[str] = (),
-    tell: Callable[[Any], None] = rich.print,
-    **machine: Any,
+    options: TrainOptions = TrainOptions(),  # noqa: B008 - frozen
+    machine: MachineOptions = MachineOptions(),  # noqa: B008 - frozen
 ) -> Path:
     """Train `stage` (or that of a file) from a published checkpoint; returns the folder of the exported model.
 
     `data`: sources (`data/own.py`), as CORPUS=SOURCE where the mix has several corpora; `columns` maps names of columns
     (or CORPUS.NAME) to those of the data. `checkpoint`, `steps`, `batch_tokens` and `rate` (a factor on the rates of
-    `learn`) take the place of the stage's own. `precision` "auto" keeps that of the run in `out`, or takes what this
-    machine is fast in (runtime/precision.py); float32 also casts frozen weights, so it is chosen only where they fit
-    into free memory. `track` names trackers (progress.py), `machine` is what the loop takes
-    beside the science. The same call goes on where an interrupted one stopped.
+    `learn`) replace the stage's own. `track` names trackers (progress.py), which take the place of those of `options`,
+    as `origins` do. Where the precision of `options` is "auto" and none is recorded in `out`, float32, which also
+    casts frozen weights, is chosen only where they fit into free memory. The same call resumes an interrupted one.
 
-    Raises ValueError for whatever the user can mend: the file, the data, names of tensors and adapters.
+    Raises ValueError for whatever the user can correct: the file, the data, names of tensors and adapters.
     """
     stage = load_stage(stage) if isinstance(stage, Path) else stage
     out = Path("runs") / stage.name if out is None else Path(out)
@@ -88,7 +85,7 @@ def finetune(
     processor = make_processor(model.config, Tokenizer.load(folder))
     origins = dict.fromkeys((n for n, _ in model.named_parameters()), source)
     for name, like in stage.adapters.items():
-        model.add_adapter(name, like, seed)
+        model.add_adapter(name, like, options.seed)
         if isinstance(like, str):
             copied = [n for n, _ in model.named_parameters() if f".lora.{name}." in n]
             origins |= dict.fromkeys(copied, f"copy of {like}")
@@ -96,15 +93,15 @@ def finetune(
     _check_routes(stage, model, learned)
     batch = batch_tokens or stage.batch_tokens
     choice = choose_precision(
-        precision,
+        options.precision,
         out,
         device,
         lambda: products((p.shape, name in learned) for name, p in model.named_parameters()),
-        min(machine.get("micro_tokens", batch), batch),
+        min(machine.micro_tokens, batch),
         lambda choice: _that_fits(choice, wide, free),
     )
     if distributed.rank() == 0:
-        tell(f"precision {choice}")
+        options.report(f"precision {choice}")
     stored = {name: tensor.dtype for name, tensor in model.state_dict().items()}
     for name, parameter in model.named_parameters():
         if choice.precision == "fp32" or name in learned:
@@ -117,7 +114,7 @@ def finetune(
                 found,
                 columns=named[corpus],
                 skip_bad=skip_bad,
-                tell=tell,
+                tell=options.report,
             )
     distributed.wait()
     train(
@@ -127,12 +124,13 @@ def finetune(
         processor,
         out / "data",
         out,
-        seed=seed,
-        precision=choice,
-        origins=origins,
-        trackers=[progress.tracker(name, out / name, stage.name) for name in track],
-        tell=tell,
-        **machine,
+        options=replace(
+            options,
+            precision=choice,
+            origins=origins,
+            trackers=[progress.tracker(name, out / name, stage.name) for name in track],
+        ),
+        machine=machine,
     )
     if distributed.rank() == 0 and not (out / "model").exists():
         layout = read_layout(folder)
@@ -146,7 +144,9 @@ def finetune(
             layout,
             files=files_beside(folder, layout),
         )
-        tell(f"wrote {out / 'model'} ({layout} layout); talk to it: polyphi chat {out / 'model'}")
+        options.report(
+            f"wrote {out / 'model'} ({layout} layout); talk to it: polyphi chat {out / 'model'}"
+        )
     return out / "model"
 
 

@@ -58,6 +58,7 @@ from polyphi.stages import lineage, sizes
 from polyphi.train.aed import Recogniser
 from polyphi.train.contrastive import Similarity
 from polyphi.train.loop import train
+from polyphi.train.options import MachineOptions, TrainOptions
 from polyphi.train.stage import Stage
 
 TOKENIZER_CORPORA = (
@@ -96,14 +97,14 @@ class Run:
         console: Console | None = None,
         watch_steps: int = 0,
         track: Sequence[str] = (),
-        **machine: Any,
+        machine: MachineOptions = MachineOptions(),  # noqa: B008 - frozen
     ) -> None:
-        """`machine` is what the loop (`polyphi.train.loop.train`) takes beside the science: how packs, shards and
-        activations are laid out, and what happens when a step goes wrong. `precision` "auto" is that of the run in the
-        folder, else what this machine is fast in. Every `watch_steps` steps a stage's `watch`
-        tasks are measured; `track` names trackers that get every record."""
+        """`precision` "auto" is that of the run in the folder, else what this machine is fast in. Every `watch_steps`
+        steps a stage's `watch` tasks are measured; `track` names trackers that get every record. Of `machine`,
+        `checkpoint_seconds` is replaced by that of the size."""
         self.size = sizes.load(size)
-        self.watch_steps, self.track, self.machine = watch_steps, track, machine
+        self.watch_steps, self.track = watch_steps, track
+        self.machine = replace(machine, checkpoint_seconds=self.size.seconds_between_checkpoints)
         self.out, self.seed = Path(out), seed
         self.console = console or Console()
         self.data, self.runs = self.out / "data", self.out / "stages"
@@ -335,21 +336,22 @@ class Run:
                 self.processor,
                 self.data,
                 out,
-                fresh=self.fresh(stage),
-                seed=self.seed,
-                precision=self.choice,
-                origins=origins,
-                checkpoint_seconds=self.size.seconds_between_checkpoints,
-                watch=lambda model: self._watched(stage, model),
-                watch_steps=self.watch_steps if stage.watch else 0,
-                trackers=[
-                    progress.tracker(t, out / t, f"{self.size.name} {stage.name}")
-                    for t in self.track
-                ],
-                flops=lambda pack: sum(cost.flops(it, cost.work([pack], it.config)).values()),
-                peak_flops=plan.peak_flops(next(model.parameters()).device),
-                tell=self.tell,
-                **self.machine,
+                options=TrainOptions(
+                    seed=self.seed,
+                    precision=self.choice,
+                    fresh=self.fresh(stage),
+                    origins=origins,
+                    watch=lambda model: self._watched(stage, model),
+                    watch_steps=self.watch_steps if stage.watch else 0,
+                    trackers=[
+                        progress.tracker(t, out / t, f"{self.size.name} {stage.name}")
+                        for t in self.track
+                    ],
+                    flops=lambda pack: sum(cost.flops(it, cost.work([pack], it.config)).values()),
+                    peak_flops=plan.peak_flops(next(model.parameters()).device),
+                    report=self.tell,
+                ),
+                machine=self.machine,
             )
         if before is not None:
             frozen_text.record(
@@ -405,7 +407,7 @@ class Run:
             tokens=tokens or self.size.sweep,
             seeds=seeds,
             precision=self.choice,
-            tell=self.tell,
+            report=self.tell,
         )
         command = f"polyphi scaling --size {self.size.name} --out DIR --seeds {seeds}"
         fit = scaling.fit(points, budget.steps * budget.batch_tokens)

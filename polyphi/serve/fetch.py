@@ -31,7 +31,7 @@ from urllib.parse import unquote_to_bytes, urljoin
 
 import httpx2
 
-from polyphi.engine.media import MediaError, is_clip, is_picture
+from polyphi.engine.media import MediaError, is_audio, is_image
 from polyphi.serve.addresses import (
     PORTS,
     Address,
@@ -358,7 +358,7 @@ class _Nothing(Exception):
 
 def checked(data: bytes, kind: Kind, param: str) -> bytes:
     """The same bytes if they begin like a picture or a clip; raises ApiError 415 otherwise."""
-    if not (is_picture if kind == "image" else is_clip)(data):
+    if not (is_image if kind == "image" else is_audio)(data):
         raise ApiError(415, f"expected {EXPECTED[kind]}, found something else", param=param)
     return data
 

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby, pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +33,8 @@ from polyphi.messages import Audio, Message
 from polyphi.model.config import AudioConfig
 from polyphi.model.conformer import ConformerEncoder
 from polyphi.model.multimodal import PhiModel
+from polyphi.processing.processor import Processor
+from polyphi.train.objective import HasTokenizer
 
 LONGEST = 512
 """Positions of the decoder: tokens of a transcript, `<|end|>` included."""
@@ -137,9 +139,10 @@ class AttentionDecoder:
     warp: float = 0.12
     masks: int = 2
     widest: int = 12
+    whole_step: ClassVar[bool] = False
 
     def rows(
-        self, sample: Sample, processor: Any, context: int, adapter: str | None = "auto"
+        self, sample: Sample, processor: Processor, context: int, adapter: str | None = "auto"
     ) -> list[Batch]:
         """The conversation as the language model will see it; the answer is the transcript. Raises `Unfit` unless
         there is exactly one clip, and for transcripts over 512 tokens and rows over `context`."""
@@ -148,13 +151,14 @@ class AttentionDecoder:
             raise Unfit(
                 f"sample {sample.id}: recognition needs one audio clip, found {len(row.clips)}"
             )
+        assert row.supervised is not None
         if not 1 <= len(row.supervised) <= LONGEST:
             raise Unfit(
                 f"sample {sample.id}: a transcript has 1 to {LONGEST} tokens, found {len(row.supervised)}; cut the clip"
             )
         return [row]
 
-    def build(self, model: PhiModel, processor: Any, seed: int = 0) -> TranscriptDecoder:
+    def build(self, model: PhiModel, processor: HasTokenizer, seed: int = 0) -> TranscriptDecoder:
         """A fresh decoder as wide as the encoder, the same for the same seed. Raises ValueError where the model has no
         audio encoder."""
         if model.audio is None:
@@ -168,7 +172,7 @@ class AttentionDecoder:
             )
 
     def begin(self, model: PhiModel) -> None:
-        """Nothing to remember of the start."""
+        """No reference."""
 
     def loss(
         self, model: PhiModel, module: TranscriptDecoder, state: None, batch: Batch
@@ -221,7 +225,9 @@ class AttentionDecoder:
 class Recogniser(nn.Module):
     """Encoder and transcript decoder together: speech to text, without the language model."""
 
-    def __init__(self, config: AudioConfig, vocabulary: int, layers: int, processor: Any) -> None:
+    def __init__(
+        self, config: AudioConfig, vocabulary: int, layers: int, processor: Processor
+    ) -> None:
         super().__init__()
         self.encoder = ConformerEncoder(config)
         self.decoder = TranscriptDecoder(
@@ -231,7 +237,7 @@ class Recogniser(nn.Module):
 
     @classmethod
     def from_stage(
-        cls, model: PhiModel, module_state: Mapping[str, Tensor], processor: Any
+        cls, model: PhiModel, module_state: Mapping[str, Tensor], processor: Processor
     ) -> "Recogniser":
         """From the stage's model and its throw-away module's tensors, both copied. `module_state` is the module's own
         state, or all that the stage trained, where the module's names begin with `objective.`."""
@@ -264,7 +270,7 @@ class Recogniser(nn.Module):
         self.processor.tokenizer.save(folder)
 
     @classmethod
-    def load(cls, folder: Path, processor: Any) -> "Recogniser":
+    def load(cls, folder: Path, processor: Processor) -> "Recogniser":
         """What `save` wrote. `processor` must have the tokenizer of that folder; ValueError where it has another."""
         folder = Path(folder)
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -288,7 +294,7 @@ class Recogniser(nn.Module):
 
     def mels(self, data: bytes) -> Float[Tensor, "F 80"]:
         """Log-mel frames of an encoded clip (WAV, FLAC, OGG or MP3)."""
-        return self.processor.row([Message.user(Audio(data))]).mels
+        return self.processor.row([Message.user(Audio(data))]).audio_input.mels
 
     def transcribe_bytes(self, data: bytes) -> str:
         """The transcript of an encoded clip."""

@@ -15,7 +15,6 @@ pack's loss is that of its rows one by one.
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +27,8 @@ from polyphi.data.draws import Unfit
 from polyphi.data.shards import Sample
 from polyphi.model.multimodal import image_places
 from polyphi.processing.grids import EMPTY, ROW_END, Named, cells
+from polyphi.processing.processor import Processor
+from polyphi.train.objective import Vocabulary
 
 SHARPNESS = 20.0
 """Of a vocabulary of 4,096 directions the right one then gets nearly all of the probability."""
@@ -35,7 +36,7 @@ EMPTY_WEIGHT = 0.2
 """Of a cell where nothing is, beside 1 of one that holds something: most cells are empty."""
 
 
-def word_ids(words: str, tokenizer: Any) -> list[int]:
+def word_ids(words: str, tokenizer: Vocabulary) -> list[int]:
     """The tokens of words with a space before each, without the spaces that are tokens by themselves (all of them where
     nothing else is left: a tokenizer that stands in for one has a single id)."""
     ids: list[int] = tokenizer.encode(f" {words}")
@@ -43,7 +44,7 @@ def word_ids(words: str, tokenizer: Any) -> list[int]:
     return [id for id in ids if [id] != space] or ids
 
 
-def with_words(row: Batch, sample: Sample, processor: Any) -> Batch:
+def with_words(row: Batch, sample: Sample, processor: Processor) -> Batch:
     """The row with the words of its images and of its audio clip, as far as the sample knows them. Of an image that
     doesn't fill its crops nothing is known: its cells don't lie as its boxes say."""
     side, triples = processor.cells, list[tuple[int, int, int]]()
@@ -67,7 +68,7 @@ def fills(layout: ImageLayout, side: int) -> bool:
     return (layout.rows, layout.cols) == (layout.crop_rows * side, layout.crop_cols * side)
 
 
-def in_words(row: Batch, sample: Sample, processor: Any) -> Batch:
+def in_words(row: Batch, sample: Sample, processor: Processor) -> Batch:
     """The row with words in place of its images: `PhiModel.embed` gives each image token the mean of their embeddings.
     Raises `Unfit` where the sample doesn't know what its images show."""
     row = with_words(row, sample, processor)
@@ -91,7 +92,7 @@ def image_words(layout: ImageLayout, shown: Sequence[Named], side: int) -> list[
     return [*crops, ROW_END, *view]
 
 
-def numbered(places: Sequence[str], tokenizer: Any) -> list[tuple[int, int]]:
+def numbered(places: Sequence[str], tokenizer: Vocabulary) -> list[tuple[int, int]]:
     """(number of a place, token id) for every token of its words; an empty place has the token of EMPTY."""
     ids = {
         words: tokenizer.encode(words) if words == ROW_END else word_ids(words or EMPTY, tokenizer)
@@ -100,7 +101,7 @@ def numbered(places: Sequence[str], tokenizer: Any) -> list[tuple[int, int]]:
     return [(number, id) for number, words in enumerate(places) for id in ids[words]]
 
 
-def quiet_ids(tokenizer: Any) -> tuple[int, int]:
+def quiet_ids(tokenizer: Vocabulary) -> tuple[int, int]:
     """The tokens of an empty cell, and of a frame in which nothing is said, and of a row's end."""
     return word_ids(EMPTY, tokenizer)[-1], tokenizer.encode(ROW_END)[0]
 
@@ -108,7 +109,7 @@ def quiet_ids(tokenizer: Any) -> tuple[int, int]:
 class Alignment(nn.Module):
     """The loss of a pack's image and audio tokens; it has no parameters."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Vocabulary) -> None:
         super().__init__()
         self.quiet = quiet_ids(tokenizer)
 

@@ -31,13 +31,15 @@ from jaxtyping import Bool, Float
 from PIL import Image as Picture
 from torch import Tensor, nn
 
-from polyphi.batch import Batch, ImageLayout, float_crops, pack
+from polyphi.batch import Batch, ImageLayout, pack
 from polyphi.data.draws import Unfit
 from polyphi.data.shards import Sample
 from polyphi.messages import Image, Message, Text, media
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.grids import cells, covered
+from polyphi.processing.processor import Processor
 from polyphi.train.alignment import fills, numbered, quiet_ids, word_loss
+from polyphi.train.objective import HasTokenizer
 
 GLOBAL_VIEW = ImageLayout(0, 0, 0, 0)
 """A picture of which only the global view is kept: one crop."""
@@ -59,7 +61,7 @@ HEAD_TENSORS = {
 
 
 class Heads(nn.Module):
-    """What is thrown away: two linear heads into one space, the temperature (as its logarithm) and the bias."""
+    """The auxiliary head: two linear layers into one space, the temperature (as its logarithm) and the bias."""
 
     def __init__(
         self, picture_size: int, text_size: int, width: int, quiet: tuple[int, int] | None
@@ -130,12 +132,11 @@ class Contrastive:
 
     width: int = 256
     naming: float = 0.0
-    together: ClassVar[bool] = (
-        True  # a step's pictures meet all its captions, whatever the memory and the processes
-    )
+    whole_step: ClassVar[bool] = True
+    """Every picture of a step is compared with every caption, whatever the memory and the processes."""
 
     def rows(
-        self, sample: Sample, processor: Any, context: int, adapter: str | None = "auto"
+        self, sample: Sample, processor: Processor, context: int, adapter: str | None = "auto"
     ) -> list[Batch]:
         """The caption as a document, carrying the picture's global view; no labels and no placeholders. Raises
         `Unfit` unless the sample has exactly one picture and a caption within `context`."""
@@ -149,11 +150,10 @@ class Contrastive:
         caption = processor.row(
             [Message("document", (Text(sample.answer),))], adapter=None, context=context
         )
-        seen = float_crops(processor.row([Message.user(pictures[0])]))
-        assert seen.crops is not None and seen.crop_masks is not None
+        seen = processor.row([Message.user(pictures[0])]).image_input.float_crops()
         words = None
-        side = seen.crop_masks.shape[-1]
-        if self.naming and "named" in sample.meta and fills(seen.images[0], side // 2):
+        side = seen.masks.shape[-1]
+        if self.naming and "named" in sample.meta and fills(seen.layouts[0], side // 2):
             shown = sample.meta["named"][0]
             middles = cells(shown, side // 2, side // 2, sides=True)
             places = [*covered(shown, side), *chain.from_iterable(middles)]
@@ -163,13 +163,13 @@ class Contrastive:
             replace(
                 caption,
                 crops=seen.crops[:1],
-                crop_masks=seen.crop_masks[:1],
+                crop_masks=seen.masks[:1],
                 images=(GLOBAL_VIEW,),
                 cell_words=words,
             )
         ]
 
-    def build(self, model: PhiModel, processor: Any, seed: int = 0) -> Heads:
+    def build(self, model: PhiModel, processor: HasTokenizer, seed: int = 0) -> Heads:
         """Fresh heads, the same for the same seed. Raises ValueError where the model has no vision tower."""
         if model.vision is None:
             raise ValueError("contrastive learning needs a vision tower, this model has none")
@@ -181,7 +181,7 @@ class Contrastive:
             return Heads(model.vision.encoder.config.hidden_size, text_size, self.width, quiet)
 
     def begin(self, model: PhiModel) -> None:
-        """Nothing to remember of the start."""
+        """No reference."""
 
     def loss(
         self, model: PhiModel, module: Heads, state: None, batch: Batch
@@ -237,7 +237,7 @@ class Similarity:
         self,
         model: PhiModel,
         trained: Mapping[str, Tensor],
-        processor: Any,
+        processor: Processor,
         captions: Iterable[str],
     ) -> None:
         if model.vision is None:
@@ -270,10 +270,10 @@ class Similarity:
             raise ValueError("a caption needs words, found none")
         encoded = io.BytesIO()
         picture.convert("RGB").save(encoded, "PNG", compress_level=1)
-        seen = float_crops(self._processor.row([Message.user(Image(encoded.getvalue()))]))
+        row = self._processor.row([Message.user(Image(encoded.getvalue()))])
+        seen = row.image_input.float_crops()
         assert self._model.vision is not None
-        assert seen.crops is not None and seen.crop_masks is not None
-        pooled = self._model.vision.encoder.pooled(seen.crops[:1], seen.crop_masks[:1])
+        pooled = self._model.vision.encoder.pooled(seen.crops[:1], seen.masks[:1])
         text = (self._embedded(caption) - self._mean) / self._spread
         a = self._heads.picture(pooled.float())
         return float(F.cosine_similarity(a, self._heads.text(text)))

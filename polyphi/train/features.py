@@ -104,7 +104,7 @@ class Features:
 
 @contextmanager
 def kept_features(model: PhiModel, folder: Path | None, precision: str) -> Iterator[None]:
-    """Meanwhile encoders of which nothing learns answer from `folder` where it knows (None: they always work)."""
+    """Meanwhile the forward of frozen encoders reads outputs from `folder` and adds new ones (None: no cache)."""
     encoders: list[tuple[nn.Module, Callable[..., Tensor]]] = []
     if model.vision is not None:
         encoders.append((model.vision.encoder, _of_crops))

@@ -1,7 +1,7 @@
-"""Who learns and who rests: named by a stage's `learn`, checked after the first step, proven by hashes.
+"""Trainable parameters: named by a stage's `learn`, checked after the first step; frozen ones are proven by hashes.
 
-`learn` says what is trained; everything else is frozen by module name. Every frozen tensor has one SHA-256 before the
-stage and the same one after it.
+What no glob of `learn` matches is frozen. Every frozen tensor has one SHA-256 before the stage and the same one after
+it.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from polyphi.train.stage import Budget, Stage, claim
 
 
 def named(model: PhiModel, module: nn.Module | None) -> dict[str, Tensor]:
-    """All parameters by name, `objective.` before the throw-away module's."""
+    """All parameters by name, `objective.` before those of the auxiliary head."""
     parameters: dict[str, Tensor] = dict(model.named_parameters())
     if module is not None:
         parameters |= {f"objective.{name}": p for name, p in module.named_parameters()}
@@ -37,19 +37,20 @@ def freeze(stage: Stage, model: PhiModel, module: nn.Module | None) -> dict[str,
 
 
 def frozen(model: PhiModel, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Everything a stage must not touch: parameters it doesn't learn, and buffers."""
-    resting = {n: p for n, p in parameters.items() if not p.requires_grad}
-    return resting | {
+    """All frozen tensors: parameters that aren't trained, and buffers."""
+    fixed = {n: p for n, p in parameters.items() if not p.requires_grad}
+    return fixed | {
         n: t for n, t in model.state_dict(keep_vars=True).items() if n not in parameters
     }
 
 
 def hashes(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """SHA-256 of each tensor, of a shard that of the whole."""
     return checkpoint.digests((name, parallel.whole(t)) for name, t in tensors.items())
 
 
 def check_gradients(stage: Stage, parameters: dict[str, Tensor], device: torch.device) -> None:
-    """After the first backward: every group that learns has a gradient, nothing else has one."""
+    """After the first backward: raise RuntimeError where a trained group has no gradient or a frozen tensor has one."""
     by_glob = groups(stage, parameters)
     found = [any(parallel.has_gradient(parameters[n]) for n in names) for names in by_glob.values()]
     for (glob, names), good in zip(
@@ -64,10 +65,11 @@ def check_gradients(stage: Stage, parameters: dict[str, Tensor], device: torch.d
         raise RuntimeError(f"{stage.name}: frozen tensors got gradients: {', '.join(leaks[:5])}")
 
 
-def who_learns(
+def trainable_rows(
     stage: Stage, budget: Budget, parameters: dict[str, Tensor], origins: Mapping[str, str]
 ) -> list[dict[str, Any]]:
-    """One row per glob of `learn`, and one for all that rests: parameters, peak rate, where the weights came from."""
+    """One row per glob of `learn`, and one for all frozen parameters: number of parameters, peak learning rate, stages
+    that their weights came from. The manifest holds them under `who_learns`."""
     rows = []
     chosen = groups(stage, parameters)
     taken = {name for names in chosen.values() for name in names}
@@ -86,8 +88,9 @@ def who_learns(
 
 
 def as_table(rows: list[dict[str, Any]]) -> Table:
-    table = Table("who learns", "parameters", "peak rate", "weights from", box=None, padding=(0, 2))
+    """The rows of `trainable_rows` as a table to print."""
+    table = Table("trainable", "parameters", "peak lr", "weights from", box=None, padding=(0, 2))
     for r in rows:
-        rate = f"{r['rate']:.1e}" if r["rate"] else "rests"
+        rate = f"{r['rate']:.1e}" if r["rate"] else "frozen"
         table.add_row(r["module"], f"{r['parameters']:,}", rate, ", ".join(r["from"]))
     return table

@@ -1,4 +1,4 @@
-"""Ctrl-C in long work: once, and it ends well; twice, and it ends."""
+"""Ctrl-C during training: the first one stops after the current step, the second one at once."""
 
 import signal
 import threading
@@ -11,7 +11,7 @@ _came = False
 
 def remember() -> None:
     """From now on no Ctrl-C is lost in this process: one that is raised where Python drops errors (in the callback of a
-    weak reference, say) counts at the first step of the next long work."""
+    weak reference, say) takes effect at the first step of the next `Interruptible`."""
     signal.signal(signal.SIGINT, _raise)
 
 
@@ -22,7 +22,7 @@ def _raise(number: int, frame: FrameType | None) -> None:
 
 
 class Interruptible:
-    """Ctrl-C (and SIGTERM) asks once: the step is finished and saved. A second one stops at once."""
+    """The first Ctrl-C (or SIGTERM) is noted: the caller finishes and saves the step. A second one stops at once."""
 
     def __enter__(self) -> Callable[[], bool]:
         self._asked = _came

@@ -1,12 +1,12 @@
-"""ONE loop for every stage.
+"""The training loop, the same for every stage.
 
     for each step: rows from the mix -> loss of every pack -> backward
-                   divide by the global count of supervised tokens -> clip -> AdamW
+                   divide by the global count of supervised tokens -> clip -> AdamW      (trainer.py)
                    once in a while: log, checkpoint, watch
 
-Before it: freeze what the stage doesn't name, say who learns, hash what is frozen. After it: hash again, write what
-was learned and a manifest. A finished stage is a folder with `manifest.json`; an unfinished one goes on from its
-latest checkpoint, and ends with the very numbers of a run that was never stopped.
+Before it: freeze what the stage doesn't name, print the trainable parameters, hash what is frozen. After it: hash
+again, write the trained tensors and a manifest. A finished stage is a folder with `manifest.json`; an unfinished one
+resumes from its latest checkpoint, and ends with the very numbers of a run that was never stopped.
 """
 
 import contextlib
@@ -16,235 +16,151 @@ import os
 import platform
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import rich
 import torch
 
 from polyphi.batch import Batch
 from polyphi.data import workers as processes
-from polyphi.data.fresh import Fresh
-from polyphi.data.loader import Loader
-from polyphi.data.packing import Room
+from polyphi.data.loader import Group, Loader
 from polyphi.model.multimodal import PhiModel
+from polyphi.processing.processor import Processor
 from polyphi.runtime import distributed, progress
 from polyphi.runtime.files import write_json
-from polyphi.runtime.precision import Choice, Requested, products
+from polyphi.runtime.precision import products
 from polyphi.train import checkpoint, parallel, resume
 from polyphi.train.alignment import in_words
 from polyphi.train.features import kept_features
-from polyphi.train.freeze import (
-    as_table,
-    freeze,
-    frozen,
-    hashes,
-    named,
-    who_learns,
-)
-from polyphi.train.guard import Guard
+from polyphi.train.freeze import as_table, freeze, frozen, hashes, named, trainable_rows
 from polyphi.train.interrupt import Interruptible
 from polyphi.train.loss import NextToken
-from polyphi.train.memory import Activations, activations
+from polyphi.train.memory import activations
+from polyphi.train.options import MachineOptions, TrainOptions
 from polyphi.train.reference import REFERENCE, References
 from polyphi.train.resume import CHECKPOINTS, MANIFEST, METRICS, TRAINED
-from polyphi.train.run import Run, Tell
 from polyphi.train.stage import Budget, Stage
+from polyphi.train.trainer import StageLoss, Trainer
 
 
 def train(
     stage: Stage,
     budget: Budget,
     model: PhiModel,
-    processor: Any,
+    processor: Processor,
     data: Path | str,
     out: Path,
     *,
-    fresh: Mapping[str, Fresh] = {},
-    seed: int = 0,
-    precision: Requested | Choice = "auto",
-    micro_tokens: int = 8192,
-    micro_crops: int | None = None,
-    micro_frames: int | None = None,
-    workers: int | None = None,
-    shard: int = 1,
-    context: int = 1,
-    keep: Activations = "keep",
-    features: Path | None = None,
-    deterministic: bool = False,
-    protect: Guard = Guard(),  # noqa: B008 - frozen
-    origins: Mapping[str, str] | None = None,
-    checkpoint_seconds: float = 60.0,
-    background: bool = False,
-    watch: Callable[[PhiModel], Mapping[str, float]] | None = None,
-    watch_steps: int = 0,
-    trackers: Sequence[progress.Tracker] = (),
-    flops: Callable[[Batch], float] | None = None,
-    peak_flops: float | None = None,
-    tell: Tell = rich.print,
+    options: TrainOptions = TrainOptions(),  # noqa: B008 - frozen
+    machine: MachineOptions = MachineOptions(),  # noqa: B008 - frozen
 ) -> dict[str, Any]:
-    """Run a stage from the start weights in `model` and leave it trained; returns the manifest, which `out` then
-    holds.
+    """Train a stage from the weights in `model`, which is left trained; returns the manifest, which `out` then holds.
 
-    `data`, a folder or an address (data/shards.py), holds the corpora of the mix but for those that are `fresh`
-    (data/fresh.py); `origins` says for each tensor which stage its start weights came from. `precision` "auto" keeps
-    that of the stage in `out`, or takes what this machine is fast in (runtime/precision.py); a `Choice` is one that the
-    caller has made and reported. `micro_tokens`, `micro_crops` and `micro_frames` bound a pack, `shard` cuts the
-    decoder's layers into so many parts over processes and `context` each pack of a language model, `keep` says what
-    becomes of activations: memory, never the result's meaning. `workers` processes make the rows (None: none on a CPU,
-    some beside a GPU). `features` is a folder where outputs of encoders that rest are kept from one epoch to the next.
-    `deterministic` has torch choose only kernels that give the same bits every time, where a GPU has others. `protect`
-    says what happens when a step goes wrong, `background` writes checkpoints beside the training. `watch(model)` is
-    measured every `watch_steps` steps; `trackers` get every record. `flops(pack)` counts a pack's FLOPs, of which a
-    process can do `peak_flops` a second: then records say how many were done, and at which share of the peak. A
-    finished stage in `out` is only loaded.
+    `data`, a folder or an address (data/shards.py), holds the corpora of the mix but for those in `options.fresh`. A
+    finished stage in `out` is only loaded into `model`; an unfinished one is resumed.
 
-    Raises ValueError if `out` belongs to another run; Diverged if steps go wrong again and again; RuntimeError if a
-    named group gets no gradient or a frozen tensor changes; KeyboardInterrupt after Ctrl-C, with a checkpoint of the
-    last whole step.
+    Raises ValueError if `out` belongs to another run or the options don't fit the stage; Diverged if losses aren't
+    finite or spike again and again; RuntimeError if a trained group gets no gradient or a frozen tensor changes;
+    KeyboardInterrupt after Ctrl-C, with a checkpoint of the last whole step.
     """
     distributed.start()
-    _must_spread(stage, context)
-    tell = tell if distributed.rank() == 0 else _silence
+    _check_context(stage, machine.context)
+    if distributed.rank() > 0:
+        options = dataclasses.replace(options, report=_silence)
     out.mkdir(parents=True, exist_ok=True)
-    module = stage.objective.build(model, processor, seed=seed)
-    module = module.to(next(model.parameters()).device) if module is not None else None
-    parameters = freeze(stage, model, module)
-    apart = not getattr(stage.objective, "together", False)
-    loader = Loader(
-        stage.data.weights,
-        data,
-        row_maker(stage, budget, model, processor),
-        batch_tokens=budget.batch_tokens,
-        seed=seed,
-        curriculum=stage.data.curriculum,
-        late=stage.data.late,
-        fresh=fresh,
-        workers=processes.default(next(model.parameters()).device) if workers is None else workers,
-        rank=distributed.rank() // context if apart else 0,
-        world=distributed.world() // context if apart else 1,
-        exchange=lambda said: distributed.everyones(said)[::context],
-    )
+    device = next(model.parameters()).device
+    head = stage.objective.build(model, processor, seed=options.seed)
+    head = head.to(device) if head is not None else None
+    parameters = freeze(stage, model, head)
+    rows = row_maker(stage, budget, model, processor)
+    loader = _loader(stage, budget, data, rows, options, machine, device)
     choice = resume.choose_precision(
-        precision,
+        options.precision,
         out,
-        next(model.parameters()).device,
+        device,
         lambda: products((p.shape, p.requires_grad) for p in model.parameters()),
-        min(micro_tokens, budget.batch_tokens),
+        min(machine.micro_tokens, budget.batch_tokens),
     )
-    identity = resume.identity(stage, budget, seed, choice.precision, loader)
+    identity = resume.identity(stage, budget, options.seed, choice.precision, loader)
     if (out / MANIFEST).exists():
         return resume.finished(out, identity, parameters)
 
     reference = stage.objective.begin(model)
     if isinstance(reference, References):
-        if protect.then == "roll-back":
+        if machine.guard.then == "roll-back":
             raise ValueError(
-                f"{stage.name} reads the pairs that its reference was asked about, and no others, as a step back would "
-                "have it; let wrong steps be skipped"
+                f"{stage.name} precomputes reference log-probs of the rows that it reads without a rollback; expected "
+                "a guard that skips rejected steps, found 'roll-back': leave --on-spike at skip"
             )
-        asked_of = {**identity, "start": hashes(parameters)}
-    if shard > 1:
-        parallel.shard(model, choice.precision, shard)
-        parameters = named(model, module)
-    run = Run(
-        stage,
-        budget,
-        (parallel.spread(model, context), module, reference),
-        parameters,
-        loader,
-        out,
-        seed=seed,
-        precision=choice,
-        room=Room(micro_tokens, micro_crops, micro_frames),
-        flops=flops,
-        peak_flops=peak_flops,
-        tell=tell,
+        start = {**identity, "start": hashes(parameters)}
+    if machine.shard > 1:
+        parallel.shard(model, choice.precision, machine.shard)
+        parameters = named(model, head)
+    spread = parallel.spread(model, machine.context)
+    loss = StageLoss(stage.objective, spread, head, reference, choice.precision)
+    trainer = Trainer(
+        stage, budget, loss, parameters, loader, out, choice, options=options, machine=machine
     )
     if isinstance(reference, References):
-        run.look_ahead(reference, asked_of)
-    resting = hashes(frozen(model, parameters))
-    table = who_learns(stage, budget, parameters, origins or {})
-    if run.resume(checkpoint.Checkpoints(out / CHECKPOINTS, background), identity, resting):
-        tell(f"  goes on from step {run.past.step} of {budget.steps}")
+        trainer.precompute_reference(reference, start)
+    frozen_before = hashes(frozen(model, parameters))
+    table = trainable_rows(stage, budget, parameters, options.origins)
+    checkpoints = checkpoint.Checkpoints(out / CHECKPOINTS, machine.background)
+    if trainer.resume(checkpoints, identity, frozen_before):
+        options.report(f"  resumes from step {trainer.state.step} of {budget.steps}")
     else:
-        tell(as_table(table))
-    if choice is not precision:
-        tell(f"  precision {choice}")
+        options.report(as_table(table))
+    if choice is not options.precision:
+        options.report(f"  precision {choice}")
 
     model.train()
-    clock = last_save = time.monotonic()
+    last_save = time.monotonic()
     with (
-        run,
+        trainer,
         Interruptible() as interrupted,
-        _reproducible(deterministic),
-        activations(model, keep),
-        kept_features(model, features, choice.precision),
+        _deterministic(machine.deterministic),
+        activations(model, machine.activations),
+        kept_features(model, machine.features, choice.precision),
         progress.progress(
-            stage.name, budget.steps, run.past.step, distributed.rank() > 0
+            stage.name, budget.steps, trainer.state.step, distributed.rank() > 0
         ) as advance,
     ):
-        while run.past.step < budget.steps:
-            step = run.next_step()
-            if (record := run.take(step, protect)) is None:  # it went wrong
-                if protect.then == "roll-back":
-                    run.roll_back()
+        while trainer.state.step < budget.steps:
+            if (record := trainer.step()) is None:
                 continue
-            seconds, clock = time.monotonic() - clock, time.monotonic()
-            record |= run.count(step, record, seconds)
-            if watch is not None and watch_steps and run.past.step % watch_steps == 0:
-                record["watch"] = _watched(watch, model)
-            run.write(record, trackers)
-            advance(run.past.step, f"loss {record['loss']:.3f}")
-            due = time.monotonic() - last_save > checkpoint_seconds
-            stop, due = distributed.anyone(interrupted(), due, device=run.device)
+            advance(trainer.state.step, f"loss {record['loss']:.3f}")
+            due = time.monotonic() - last_save > machine.checkpoint_seconds
+            stop, due = distributed.anyone(interrupted(), due, device=trainer.device)
             if stop or due:
-                run.save()
+                trainer.save()
                 last_save = time.monotonic()
             if stop:
-                run.checkpoints.wait()
+                trainer.checkpoints.wait()
                 raise KeyboardInterrupt
-        run.checkpoints.wait()
-        asked = interrupted()  # too late for the loop: the stage is finished first
+        trainer.checkpoints.wait()
+        interrupted_late = interrupted()  # after the last step: the stage is finished first
     model.eval()
-    run.hand_on()
-    after = hashes(frozen(model, parameters))
-    if changed := [name for name in resting if after[name] != resting[name]]:
+    trainer.apply_averages()
+    frozen_after = hashes(frozen(model, parameters))
+    if changed := [name for name, before in frozen_before.items() if frozen_after[name] != before]:
         raise RuntimeError(
             f"{stage.name} changed frozen tensors: {', '.join(changed[:5])} ({len(changed)} in all)"
         )
-    trained = {name: parallel.whole(p) for name, p in run.learned.items()}
+    trained = {name: parallel.whole(p) for name, p in trainer.trained.items()}
     records = progress.read_metrics(out / METRICS) if distributed.rank() == 0 else []
     manifest = {
         **identity,
         resume.REASON: choice.reason,
         "code": code_revision(),
-        "parents": dict(Counter((origins or {}).values())),
+        "parents": dict(Counter(options.origins.values())),
         "who_learns": table,
-        "steps": budget.steps,
-        "seconds": round(run.past.seconds, 1),
-        "counters": run.past.counters,
-        "set_aside": run.past.set_aside,
-        "wrong_steps": run.past.wrong_steps,
-        "rolled_back": run.past.rolled_back,
-        "loss": {
-            "first": records[0]["loss"] if records else None,
-            "last": _mean([r["loss"] for r in records[-10:]]),
-        },
-        "frozen": {name: [resting[name], after[name]] for name in resting},
+        **_results(trainer, records),
+        "frozen": {name: [before, frozen_after[name]] for name, before in frozen_before.items()},
         "trained": checkpoint.digests(trained.items()),
-        "environment": {
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-            "device": str(run.device),
-            "processes": distributed.world(),
-            "threads": torch.get_num_threads(),
-            "deterministic": deterministic,
-        },
+        "environment": _environment(trainer),
     }
     if distributed.rank() == 0:
         checkpoint.write_tensors(
@@ -252,16 +168,46 @@ def train(
         )
         progress.plot_loss(records, out / "loss.png", stage.name)
         write_json(out / MANIFEST, manifest)
-        run.checkpoints.drop()
+        trainer.checkpoints.drop()
         (out / REFERENCE).unlink(missing_ok=True)
     distributed.wait()
-    if asked:
+    if interrupted_late:
         raise KeyboardInterrupt
     return manifest
 
 
-def _must_spread(stage: Stage, context: int) -> None:
-    """Raise ValueError where packs can't be cut over so many processes."""
+def _results(trainer: Trainer, records: list[dict[str, Any]]) -> dict[str, Any]:
+    """The manifest's account of the steps that were taken."""
+    state = trainer.state
+    return {
+        "steps": trainer.budget.steps,
+        "seconds": round(state.seconds, 1),
+        "counters": state.counters,
+        "set_aside": state.quarantined,
+        "wrong_steps": state.rejected_steps,
+        "rolled_back": state.rollbacks,
+        "loss": {
+            "first": records[0]["loss"] if records else None,
+            "last": _mean([r["loss"] for r in records[-10:]]),
+        },
+    }
+
+
+def _environment(trainer: Trainer) -> dict[str, Any]:
+    """The manifest's account of software and hardware."""
+    return {
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "device": str(trainer.device),
+        "processes": distributed.world(),
+        "threads": torch.get_num_threads(),
+        "deterministic": trainer.machine.deterministic,
+    }
+
+
+def _check_context(stage: Stage, context: int) -> None:
+    """Raise ValueError where `context` processes can't share a pack."""
     if context > 1 and not isinstance(stage.objective, NextToken):
         raise ValueError(
             f"{stage.name} compares whole rows: its packs can't be cut over processes; leave --context at 1"
@@ -270,21 +216,42 @@ def _must_spread(stage: Stage, context: int) -> None:
         raise ValueError(f"{distributed.world()} processes can't be cut into groups of {context}")
 
 
-def _watched(watch: Callable[[PhiModel], Mapping[str, float]], model: PhiModel) -> dict[str, float]:
-    model.eval()
-    with torch.no_grad():
-        found = dict(watch(model))
-    model.train()
-    return found
+# ------------------------------------------------------------------------------ rows
 
 
-# ------------------------------------------------------------------------------ rows, interruption
+def _loader(
+    stage: Stage,
+    budget: Budget,
+    data: Path | str,
+    rows: Callable[[str, Any], list[Batch]],
+    options: TrainOptions,
+    machine: MachineOptions,
+    device: torch.device,
+) -> Loader:
+    """The stage's steps. Processes that share a pack read the same rows; so do all, where a step is one pack."""
+    context = machine.context
+    rank, world = distributed.rank() // context, distributed.world() // context
+    if stage.objective.whole_step:
+        rank, world = 0, 1
+    return Loader(
+        stage.data.weights,
+        data,
+        rows,
+        batch_tokens=budget.batch_tokens,
+        seed=options.seed,
+        curriculum=stage.data.curriculum,
+        late=stage.data.late,
+        fresh=options.fresh,
+        workers=processes.default(device) if machine.workers is None else machine.workers,
+        group=Group(rank, world, lambda draws: distributed.everyones(draws)[::context]),
+    )
 
 
 def row_maker(
-    stage: Stage, budget: Budget, model: PhiModel, processor: Any
+    stage: Stage, budget: Budget, model: PhiModel, processor: Processor
 ) -> Callable[[str, Any], list[Batch]]:
-    """Rows as the objective makes them; an adapter that the model lacks as yet (vision_1, speech_1) is none."""
+    """A function of corpus and sample that returns the objective's rows. An adapter that the model doesn't have yet
+    (vision_1, speech_1) becomes none."""
     known = model.config.adapters
 
     def rows(corpus: str, sample: Any) -> list[Batch]:
@@ -317,16 +284,16 @@ def _mean(values: list[float]) -> float | None:
 
 
 def _silence(_: Any) -> None:
-    """Processes but the first say nothing."""
+    """The report of all processes but the first."""
 
 
 @contextlib.contextmanager
-def _reproducible(wanted: bool) -> Iterator[None]:
-    """Meanwhile torch chooses only kernels that give the same bits every time, and says so where it has none."""
-    if not wanted:
+def _deterministic(requested: bool) -> Iterator[None]:
+    """Restrict torch to deterministic kernels meanwhile; it raises where it has none."""
+    if not requested:
         yield
         return
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # required by cuBLAS
     before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False

@@ -9,7 +9,7 @@ Hidden states of supervised positions are gathered first; the head runs over a c
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,9 @@ from polyphi.batch import Batch
 from polyphi.data.draws import Unfit
 from polyphi.data.shards import Sample
 from polyphi.model.multimodal import PhiModel
+from polyphi.processing.processor import Processor
 from polyphi.train.alignment import Alignment, with_words
+from polyphi.train.objective import HasTokenizer
 
 CHUNK_SCORES = {"cpu": 1 << 20, "cuda": 1 << 26}
 """Logits of a chunk, in numbers. On a CPU 4 MiB in float32 (256 positions of a vocabulary of 4,096), which its cache
@@ -123,9 +125,10 @@ class NextToken:
     supervise: Literal["answers", "all"] = "answers"
     max_crops: int | None = None
     align: float = 0.0
+    whole_step: ClassVar[bool] = False
 
     def rows(
-        self, sample: Sample, processor: Any, context: int, adapter: str | None = "auto"
+        self, sample: Sample, processor: Processor, context: int, adapter: str | None = "auto"
     ) -> list[Batch]:
         """The sample as one row; documents are cut at `context`, conversations must fit. Raises `Unfit` where
         nothing would be learned."""
@@ -146,8 +149,8 @@ class NextToken:
             row = with_words(row, sample, processor)
         return [row]
 
-    def build(self, model: PhiModel, processor: Any, seed: int = 0) -> nn.Module | None:
-        """The alignment, which has nothing to learn; otherwise no throw-away module."""
+    def build(self, model: PhiModel, processor: HasTokenizer, seed: int = 0) -> nn.Module | None:
+        """The alignment, which has no parameters, where it has a weight; else no auxiliary head."""
         return Alignment(processor.tokenizer) if self.align else None
 
     def begin(self, model: PhiModel) -> Any:

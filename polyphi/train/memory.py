@@ -1,5 +1,5 @@
-"""What to do with activations, the largest part of a step's memory: keep them, make them again in the backward pass, or
-lay them aside in the CPU's memory. The numbers stay the same."""
+"""Activations, the largest part of a step's memory: keep them, recompute them in the backward pass, or offload them to
+the CPU's memory. The numbers stay the same."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -31,8 +31,8 @@ def activations(model: PhiModel, choice: Activations) -> Iterator[None]:
     if choice == "recompute":
         for block in blocks(model):
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
-    aside = torch.autograd.graph.save_on_cpu(pin_memory=torch.cuda.is_available())
-    with aside if choice == "offload" else nullcontext():
+    offload = torch.autograd.graph.save_on_cpu(pin_memory=torch.cuda.is_available())
+    with offload if choice == "offload" else nullcontext():
         try:
             yield
         finally:

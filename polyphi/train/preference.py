@@ -14,7 +14,7 @@ likely: DPO alone is content when both become less likely, one faster than the o
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,9 @@ from polyphi.batch import Batch
 from polyphi.data.preferences import pair
 from polyphi.data.shards import Sample
 from polyphi.model.multimodal import PhiModel
+from polyphi.processing.processor import Processor
 from polyphi.train.loss import owners, token_losses
+from polyphi.train.objective import HasTokenizer
 from polyphi.train.reference import References, key
 
 
@@ -53,20 +55,21 @@ class DPO:
     beta: float = 0.1
     nll: float = 0.2
     reference: Literal["start", "adapters off"] = "start"
+    whole_step: ClassVar[bool] = False
 
     def rows(
-        self, sample: Sample, processor: Any, context: int, adapter: str | None = "auto"
+        self, sample: Sample, processor: Processor, context: int, adapter: str | None = "auto"
     ) -> list[Batch]:
         """[chosen, rejected]. Raises ValueError where the sample has no `meta["rejected"]`, doesn't end in an answer,
         or a row exceeds `context`."""
         rows = pair(sample, processor, context, adapter)
         return [replace(row, keys=(key(row),)) for row in rows]
 
-    def build(self, model: PhiModel, processor: Any, seed: int = 0) -> None:
-        """Nothing of its own to learn."""
+    def build(self, model: PhiModel, processor: HasTokenizer, seed: int = 0) -> None:
+        """No auxiliary head."""
 
     def begin(self, model: PhiModel) -> References:
-        """The reference, which hasn't been asked as yet."""
+        """The reference log-probabilities, not computed yet."""
         return References(answer_log_probs if self.reference == "start" else _without_adapters)
 
     def loss(
@@ -77,8 +80,8 @@ class DPO:
         batch: Batch,
     ) -> tuple[Tensor, int, dict[str, float]]:
         """(sum over pairs, pairs, sums over pairs of `accuracy`: chosen preferred more than by the reference,
-        `margin`: by how much in units of the reward, `chosen_nll` per token). `reference` says what it gave a pack's
-        answers."""
+        `margin`: by how much in units of the reward, `chosen_nll` per token). `reference` returns the reference
+        log-probabilities of a pack's answers."""
         assert batch.sequences % 2 == 0, "a pack holds whole pairs"
         policy = answer_log_probs(model, batch)
         rewards = self.beta * (policy - reference(batch))

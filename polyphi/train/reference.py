@@ -1,10 +1,10 @@
-"""What the model that a stage starts from says of the answers that the stage will read, worked out before anything
-learns: then no second model stays in memory, and later epochs don't ask again.
+"""Reference log-probabilities: what the model that a stage starts from assigns to the answers that the stage will read,
+computed before training. Then no second model stays in memory, and later epochs need no second forward.
 
-    reference.jsonl    {"step": -1, "of": "9c1e..."}                                          which run it belongs to
+    reference.jsonl    {"step": -1, "of": "9c1e..."}                                          hash of the start
                        {"step": 0, "draws": 37, "corrupt": 0, "said": {"4f0a...": -12.81}}    sums of log-probabilities
 
-A row is known by its content (`Batch.keys`). A stage that is stopped meanwhile goes on after the last whole line.
+A row is known by its content (`Batch.keys`). A stage that is stopped meanwhile resumes after the last whole line.
 """
 
 import hashlib
@@ -37,40 +37,41 @@ def key(row: Batch) -> str:
 
 
 class References:
-    """What was said, by row: called with a pack, it gives that of each sequence. `answer(model, batch)` asks."""
+    """Reference log-probabilities by row: called with a pack, it returns those of each sequence.
+    `answer(model, batch)` computes them."""
 
     def __init__(self, answer: Callable[[PhiModel, Batch], Float[Tensor, " S"]]) -> None:
         self._answer = answer
-        self._said: dict[str, float] = {}
+        self._by_key: dict[str, float] = {}
 
     def __call__(self, batch: Batch) -> Float[Tensor, " S"]:
-        """KeyError where nobody asked about one of them."""
-        return torch.tensor([self._said[k] for k in batch.keys], device=batch.ids.device)
+        """Raises KeyError for a row that `precompute` didn't reach."""
+        return torch.tensor([self._by_key[k] for k in batch.keys], device=batch.ids.device)
 
-    def ask(self, model: PhiModel, batch: Batch) -> dict[str, float]:
-        """What a model says of a pack's sequences. That is remembered only after `look_ahead`."""
+    def log_probs(self, model: PhiModel, batch: Batch) -> dict[str, float]:
+        """Log-probabilities of a pack's sequences by key, computed by `model`; only `precompute` stores them."""
         return dict(zip(batch.keys, self._answer(model, batch).tolist(), strict=True))
 
-    def look_ahead(
+    def precompute(
         self,
         loader: Loader,
         steps: int,
-        answers: Callable[[Step], Mapping[str, float]],
+        log_probs: Callable[[Step], Mapping[str, float]],
         folder: Path,
         start: Mapping[str, Any],
         *,
         advance: Callable[[int, str], None],
         stopped: Callable[[], bool],
     ) -> None:
-        """Ask of all that the first `steps` steps will read, and keep it in `folder`; `start` says whom. Raises
-        KeyboardInterrupt where `stopped`, after a whole step."""
+        """Compute the log-probabilities of all rows of the first `steps` steps and write them to `folder`; `start`
+        identifies the weights. Raises KeyboardInterrupt where `stopped`, after a whole step."""
         of = hashlib.sha256(json.dumps(start, sort_keys=True).encode()).hexdigest()
         first, *before = read_metrics(folder / REFERENCE) or [{}]
         if first.get("of") != of:
             before = []
         for record in before:
-            self._said |= record["said"]
-        distributed.wait()  # until all have read what the first now changes
+            self._by_key |= record["said"]
+        distributed.wait()  # until all processes have read the file that the first one now changes
         with ExitStack() as stack:
             file = None
             if distributed.rank() == 0:
@@ -82,13 +83,15 @@ class References:
                 loader.restore(before[-1]["draws"], before[-1]["corrupt"])
             coming = stack.enter_context(closing(loader.steps(steps - len(before))))
             for number, step in enumerate(coming, len(before)):
-                said = {
-                    k: v for told in distributed.everyones(answers(step)) for k, v in told.items()
+                by_key = {
+                    key: value
+                    for part in distributed.everyones(log_probs(step))
+                    for key, value in part.items()
                 }
-                self._said |= said
+                self._by_key |= by_key
                 if file is not None:
-                    place = {"draws": step.draws, "corrupt": step.corrupt}
-                    file.write({"step": number, **place, "said": said})
+                    cursor = {"draws": step.draws, "corrupt": step.corrupt}
+                    file.write({"step": number, **cursor, "said": by_key})
                 advance(number + 1, "")
                 if distributed.anyone(stopped())[0]:
                     raise KeyboardInterrupt

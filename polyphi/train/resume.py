@@ -1,12 +1,11 @@
-"""What a run must have in common with the one it goes on from, and what it remembers of its past.
+"""Resuming a run: its identity, which a checkpoint or manifest must share, and its precision.
 
-A stage that was stopped goes on from its latest checkpoint and ends with the numbers of one that never was: same
+A stage that was stopped resumes from its latest checkpoint and ends with the numbers of one that never was: same
 samples, same losses. It is refused where anything that decides them has changed.
 """
 
 import dataclasses
 import json
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from polyphi.data.loader import Loader, Step
+from polyphi.data.loader import Loader
 from polyphi.runtime import distributed, precision
 from polyphi.runtime.precision import Choice, Product
 from polyphi.train import checkpoint
@@ -30,43 +29,6 @@ MANIFEST, TRAINED, METRICS, QUARANTINE, CHECKPOINTS = (
 )
 REASON = "precision_reason"
 """Key of the sentence that says why a run has its precision; it may differ between a run and its resumption."""
-COUNTED = ("tokens", "supervised", "crops", "frames")
-
-
-@dataclasses.dataclass
-class Past:
-    """What a run has behind it: steps, draws (and how many of them were damaged samples), seconds, counters (tokens,
-    samples, crops ... and samples left out by corpus), its latest gradient norms, the samples that made a loss NaN,
-    steps that weren't taken (in all, and just now in a row), and times it went back to a checkpoint."""
-
-    step: int = 0
-    draws: int = 0
-    corrupt: int = 0
-    seconds: float = 0.0
-    counters: dict[str, int] = dataclasses.field(default_factory=dict)
-    norms: list[float] = dataclasses.field(default_factory=list)
-    set_aside: list[str] = dataclasses.field(default_factory=list)
-    wrong_steps: int = 0
-    wrong_in_a_row: int = 0
-    rolled_back: int = 0
-
-    def count(self, step: Step, record: Mapping[str, Any], seconds: float) -> None:
-        """A step is done."""
-        self.step += 1
-        self.seconds += seconds
-        self.draws, self.corrupt = step.draws, step.corrupt
-        found = Counter({key: record[key] for key in COUNTED})
-        found.update({"samples": len(step.ids), "skipped": len(step.skipped)})
-        found.update({"cut": step.cut, "corrupt": sum(s.kind == "corrupt" for s in step.skipped)})
-        found.update(f"skipped {skipped.corpus}" for skipped in step.skipped)
-        for key, value in found.items():
-            self.counters[key] = self.counters.get(key, 0) + value
-
-    def tell_skipped(self, step: Step, tell: Callable[[str], None]) -> None:
-        """The first sample of each corpus that is left out is worth a line."""
-        for corpus, first in {s.corpus: s for s in reversed(step.skipped)}.items():
-            if f"skipped {corpus}" not in self.counters:
-                tell(f"  samples of {corpus} are left out, the first: {first}")
 
 
 def identity(
@@ -166,8 +128,8 @@ def same_run(identity: Mapping[str, Any], before: Mapping[str, Any], out: Path) 
 def must_continue(
     stored: checkpoint.Stored, out: Path, identity: Mapping[str, Any], frozen: Mapping[str, str]
 ) -> None:
-    """Raise ValueError where a checkpoint isn't of this very run: another identity, other tensors that rest, or the
-    same with other bits."""
+    """Raise ValueError where a checkpoint isn't of this very run: another identity, or other frozen tensors, by name or
+    by hash."""
     before = stored.state
     same_run(identity, before["identity"], out)
     names = {*frozen, *before["frozen"]}
@@ -178,36 +140,10 @@ def must_continue(
         )
 
 
-def restore(
-    stored: checkpoint.Stored,
-    learned: Mapping[str, Tensor],
-    averages: Mapping[str, Tensor],
-    optimizer: torch.optim.Optimizer,
-) -> Past:
-    """Parameters, their averages and the optimiser's moments as a checkpoint has them, in place; what was behind it."""
-    optimizer.state.clear()
-    checkpoint.make_moments(optimizer, {id(p): name for name, p in learned.items()}, stored.names)
-    with torch.no_grad():
-        stored.read(tensors(learned, averages, optimizer))
-    return Past(**{f.name: stored.state[f.name] for f in dataclasses.fields(Past)})
-
-
-def tensors(
-    learned: Mapping[str, Tensor], averages: Mapping[str, Tensor], optimizer: torch.optim.Optimizer
-) -> dict[str, Tensor]:
-    """All that a checkpoint holds, by name."""
-    names = {id(p): name for name, p in learned.items()}
-    return {
-        **{f"parameter/{name}": p.detach() for name, p in learned.items()},
-        **{f"average/{name}": average for name, average in averages.items()},
-        **checkpoint.optimiser_tensors(optimizer, names),
-    }
-
-
 def finished(
     out: Path, identity: Mapping[str, Any], parameters: Mapping[str, Tensor]
 ) -> dict[str, Any]:
-    """The manifest of a stage that is done; its tensors are put in place."""
+    """The manifest of a finished stage, whose tensors are copied into `parameters`."""
     manifest: dict[str, Any] = json.loads((out / MANIFEST).read_text())
     same_run(identity, manifest, out)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""`Stage`: what is learned from what, starting from what. Machines stay on the command line.
+"""`Stage`: what is trained, on which data, from which weights. Options of the machine stay on the command line.
 
 A stage file reads aloud::
 
@@ -11,8 +11,8 @@ A stage file reads aloud::
         ...
     )
 
-`learn` is the freeze list and the learning-rate list in one: what no glob names is frozen. `Budget` is what a size
-gives a stage (steps, tokens per step, length of a row, factor on the rates); it never changes the science.
+`learn` maps globs of parameter names to peak learning rates: what no glob matches is frozen. `Budget` is what a size
+gives a stage (steps, tokens per step, length of a row, factor on the learning rates).
 """
 
 import difflib
@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from polyphi.model.config import AdapterConfig
+from polyphi.train.objective import Objective
 
 
 @dataclass(frozen=True)
@@ -80,9 +81,9 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Budget:
-    """What a size gives a stage. `context` bounds a row's tokens; `batch_tokens` a step's; `rate` multiplies the rates
-    of `learn` (small models need larger ones). `muon`, if it isn't 0, multiplies them for the matrices of layers, which
-    are then trained by Muon instead of AdamW (muon.py)."""
+    """What a size gives a stage. `context` bounds a row's tokens; `batch_tokens` a step's. `rate` multiplies the
+    learning rates of `learn` (small models need larger ones); `muon`, if it isn't 0, those of the matrices of layers,
+    which are then trained by Muon instead of AdamW (muon.py)."""
 
     steps: int
     batch_tokens: int
@@ -93,17 +94,17 @@ class Budget:
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of the recipe (report 2.2.2), or of one's own. `objective` is one of NextToken, DPO, Contrastive,
-    AttentionDecoder. `adapters` adds siblings to those that the start has: a rank and alpha for a fresh one, or the
-    name of the one to start as a copy of. `ema`: where it isn't 0, what is learned is handed on as an average over the
-    steps, in which each step's weights count `ema` times as much as those of the next. `small` is the mix of the
-    sizes below `full`, where it isn't `data` [ours]."""
+    """One stage of the recipe (report 2.2.2), or a user's own. `objective` is one of NextToken, DPO, Contrastive,
+    AttentionDecoder. `adapters` adds adapters to those of the start weights: a rank and alpha for a fresh one, or the
+    name of the one to copy. `ema`: where it isn't 0, the trained tensors are exported as an average over the steps, in
+    which each step's weights count `ema` times as much as those of the next. `small` is the mix of the sizes below
+    `full`, where it isn't `data` [ours]."""
 
     name: str
     start: Mapping[str, str]
     learn: Mapping[str, float]
     data: Mix
-    objective: Any
+    objective: Objective
     schedule: Schedule = Schedule()
     context: int = 4096
     batch_tokens: int = 1 << 20

@@ -23,7 +23,7 @@ from polyphi.batch import Batch, Clip, row
 from polyphi.data import loader as module
 from polyphi.data import shards, workers
 from polyphi.data.draws import Draw, Skipped, Unfit
-from polyphi.data.loader import Loader, Step
+from polyphi.data.loader import Group, Loader, Step
 from polyphi.data.packing import Pack, Room, Size, deal
 from polyphi.data.shards import Sample, document
 from polyphi.processing.processor import TooLong
@@ -209,7 +209,7 @@ def group(folder: Path, world: int, steps: int, start: int = 0, **options: Any) 
             barrier.wait(20)
             return everything
 
-        loader = make(folder, rank=rank, world=world, exchange=exchange, **options)
+        loader = make(folder, group=Group(rank, world, exchange), **options)
         loader.restore(start)
         return [loader.step() for _ in range(steps)]
 
@@ -241,7 +241,7 @@ def test_any_number_of_processes_sees_the_same_steps(
 
 
 def test_no_rhythm_of_the_mix_gives_one_process_all_of_a_corpus(folder: Path) -> None:
-    loader = Loader({"a": 1, "b": 1}, folder, as_row, batch_tokens=9, seed=0, rank=0, world=2)
+    loader = Loader({"a": 1, "b": 1}, folder, as_row, batch_tokens=9, seed=0, group=Group(0, 2))
     drawn = [loader.source[g].corpus for g in range(200)]
     assert 70 < drawn.count("a") < 130
 

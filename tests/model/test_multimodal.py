@@ -103,7 +103,7 @@ def test_a_model_without_towers(tiny_config):
     mini = PhiModel(ModelConfig(tiny_config.decoder, None, None, {}))
     mini.initialise()
     assert mini(row([1, 2, 3])).shape == (3, 96) and mini.unused() == frozenset()
-    with pytest.raises(ValueError, match="1 pictures, but this model has no vision tower"):
+    with pytest.raises(ValueError, match="1 images, but this model has no vision tower"):
         mini(seen(None))
     with pytest.raises(ValueError, match="1 audio clips, but this model has no audio encoder"):
         mini(heard())

@@ -14,13 +14,14 @@ from polyphi.batch import pack
 from polyphi.data.packing import Pack
 from polyphi.model.multimodal import PhiModel
 from polyphi.planning import cost
-from polyphi.planning.dry_run import CPU, Meter, remembered
+from polyphi.planning.dry_run import Meter, reference_of
+from polyphi.planning.vocabulary import VocabularyOnly
 from polyphi.stages import sizes
 from polyphi.train import parallel
 from polyphi.train.freeze import freeze
 from polyphi.train.optim import optimiser, set_rate
-from polyphi.train.run import accumulate
 from polyphi.train.stage import Budget
+from polyphi.train.trainer import StageLoss
 
 
 def size() -> sizes.Size:
@@ -69,16 +70,16 @@ def main(name: str) -> None:
     before, meter = grown()["VmRSS"], Meter()
     with meter:
         model = PhiModel(it.config).train()
-        module = it.stage.objective.build(model, cost.vocabulary(it.config))
-        for part in (model, module):
+        head = it.stage.objective.build(model, VocabularyOnly(it.config.decoder.vocab_size))
+        for part in (model, head):
             for p in part.parameters() if part is not None else ():
                 torch.nn.init.normal_(p.data, std=0.02)
-        parameters = freeze(it.stage, model, module)
+        parameters = freeze(it.stage, model, head)
         adamw = optimiser(it.stage, parameters, Budget(1, 1, 1))
         learned = [p for p in parameters.values() if p.requires_grad]
         for last in (short, batch):
-            learners = (model, module, remembered(it, model))
-            accumulate(it.stage, learners, [Pack(short), Pack(last)], "bf16", CPU)
+            loss = StageLoss(it.stage.objective, model, head, reference_of(it, model), "bf16")
+            loss.accumulate([Pack(short), Pack(last)])
             parallel.clip_gradients(learned, 1e-3, 1.0)
             set_rate(adamw, 1.0)
             adamw.step()

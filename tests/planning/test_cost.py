@@ -18,7 +18,7 @@ from polyphi import stages
 from polyphi.batch import pack
 from polyphi.model.multimodal import PhiModel
 from polyphi.planning import cost
-from polyphi.planning.dry_run import remembered
+from polyphi.planning.dry_run import reference_of
 from polyphi.stages import lineage, sizes
 from polyphi.train.stage import Budget
 
@@ -39,7 +39,7 @@ def test_flops_are_torchs(name: str) -> None:
     model.initialise(0)
     for key, p in model.named_parameters():
         p.requires_grad_(key in it.learned)
-    reference = remembered(it, model)
+    reference = reference_of(it, model)
     counter = FlopCounterMode(display=False)
     with counter, sdpa_kernel(SDPBackend.MATH):
         with torch.autocast("cpu", torch.bfloat16):

@@ -1,5 +1,7 @@
 """The plan of crops holds for every size of picture and crop; pixels land where the plan says."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,13 +10,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from polyphi.batch import float_crops, normalized, pack, pictures, row
+from polyphi.batch import ImageInput, normalized, pack, row
 from polyphi.processing import image
 from polyphi.processing.image import count_tokens, grid, plan
 
 
 def test_the_docstring() -> None:
-    crops, view, masks, layout = image.cut(Image.new("RGB", (900, 500)))
+    crops, view, masks, layout = image.cut(Image.new("RGB", (900, 500)), plan(900, 500))
     assert (crops.shape, view.shape, masks.shape) == (
         (6, 3, 448, 448),
         (1, 3, 448, 448),
@@ -157,7 +159,7 @@ def test_the_floats_are_those_of_the_whole_picture_cut(
 def test_pictures_of_a_pack_are_taken_apart_again() -> None:
     def seen(width: int, height: int):
         pixels = np.random.default_rng(width).integers(0, 256, (height, width, 3), np.uint8)
-        made = image.cut(Image.fromarray(pixels), crop_size=56, max_crops=6)
+        made = image.cut(Image.fromarray(pixels), plan(width, height, crop_size=56, max_crops=6))
         media = {"crops": made.crops, "views": made.view, "crop_masks": made.masks}
         return row([0], **media, images=(made.layout,))
 
@@ -165,13 +167,17 @@ def test_pictures_of_a_pack_are_taken_apart_again() -> None:
     packed = pack(rows)
     assert packed.crops.dtype == torch.uint8 and len(packed.crops) == 1 + 2 + 1 + 6
     assert len(packed.views) == 2 and packed.crop_count == len(packed.crop_masks) == 14
-    floats = float_crops(packed)
-    assert floats.crops.equal(torch.cat([float_crops(r).crops for r in rows]))
-    assert floats.views is None and float_crops(floats) is floats
+    images = packed.image_input.float_crops()
+    alone = [r.image_input.float_crops() for r in rows]
+    assert images.crops.equal(torch.cat([one.crops for one in alone]))
+    assert images.views is None and images.float_crops() is images
+    floats = replace(packed, crops=images.crops, views=None)
     for batch in (packed, floats):
-        for alone, one in zip(rows, pictures(batch), strict=True):
-            assert one.images == alone.images and one.crop_masks.equal(alone.crop_masks)
-            assert float_crops(one).crops.equal(float_crops(alone).crops)
+        parts = list(batch.image_input.split())
+        for one, part in zip(alone, parts, strict=True):
+            assert part.layouts == one.layouts and part.masks.equal(one.masks)
+            assert part.float_crops().crops.equal(one.crops)
+        assert ImageInput.join(parts).float_crops().crops.equal(images.crops)
     assert 3 * packed.nbytes < floats.nbytes
     with pytest.raises(AssertionError, match="a pack mixes crops"):
         pack([packed, floats])

@@ -10,7 +10,7 @@ from films import film
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polyphi.batch import IGNORE, float_crops, pack
+from polyphi.batch import IGNORE, pack
 from polyphi.messages import Audio, Image, Message, Text, Video
 from polyphi.processing import media
 from polyphi.processing.media import Caps, MediaError
@@ -361,7 +361,7 @@ def test_slots_are_as_many_as_the_model_fills(
         assert (0 if slots is None else len(slots)) == wanted == (row.ids == id).sum()
         assert slots is None or (row.ids[slots] == id).all()
     if row.images:
-        assert len(float_crops(row).crops) == len(row.crop_masks) == row.crop_count
+        assert len(row.image_input.float_crops().crops) == len(row.crop_masks) == row.crop_count
         assert row.crop_count == len(row.images) + len(row.crops)
     if row.clips:
         assert len(row.mels) == sum(c.frames for c in row.clips)

@@ -4,7 +4,7 @@ import json
 import os
 import signal
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from polyphi.model.config import AdapterConfig
 from polyphi.recipe.finetune import finetune, load_stage
 from polyphi.runtime import precision
 from polyphi.train.loss import NextToken
+from polyphi.train.options import TrainOptions
 from polyphi.train.stage import Mix, Schedule, Stage
 
 SIBLING = Stage(
@@ -35,6 +36,7 @@ SIBLING = Stage(
     batch_tokens=100,
     steps=3,
 )
+QUIET = TrainOptions(report=lambda _: None)
 TEXT = replace(
     SIBLING,
     learn={"decoder.*.lora.medical.*": 1e-2},
@@ -59,7 +61,9 @@ def run(place: Path, tmp_path: Path) -> Callable[..., Path]:
         stage: Stage = SIBLING, out: str = "run", model: str = "original", **options: Any
     ) -> Path:
         data = [f"{n}={place / 'data' / n}.jsonl" for n in stage.data.weights]
-        options = {"checkpoint": place / model, "tell": lambda _: None, **options}
+        names = {field.name for field in fields(TrainOptions)} & set(options)
+        train = replace(QUIET, **{name: options.pop(name) for name in names})
+        options = {"checkpoint": place / model, "options": train, **options}
         finetune(stage, data, tmp_path / out, **options)
         return tmp_path / out
 
@@ -116,7 +120,7 @@ def test_float32_is_chosen_only_where_the_weights_fit(
     monkeypatch.setattr(precision, "missing", lambda dtype: "this CPU is old")
     monkeypatch.setattr("polyphi.recipe.finetune.free_memory", lambda device: free)
     said: list[str] = []
-    out = run(TEXT, precision="auto", tell=said.append)
+    out = run(TEXT, precision="auto", report=said.append)
     precision._measured.cache_clear()
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["precision"] == chosen and "this CPU is old" in manifest["precision_reason"]
@@ -267,7 +271,7 @@ def test_mistakes_are_told_before_anything_is_done(
     names = [n for n in stage.data.weights if n != "films"]
     data = [f"{n}={place / 'data' / n}.jsonl" for n in names]
     with pytest.raises(ValueError, match=says):
-        finetune(stage, data, tmp_path / "run", checkpoint=model, tell=lambda _: None)
+        finetune(stage, data, tmp_path / "run", checkpoint=model, options=QUIET)
     assert not (tmp_path / "run").exists()
 
 
@@ -283,7 +287,7 @@ def test_columns_of_one_corpus(run: Callable[..., Path], place: Path, tmp_path: 
     (place / "data/renamed.jsonl").write_text(renamed)
     data = [f"pictures={place / 'data/pictures.jsonl'}", f"clips={place / 'data/renamed.jsonl'}"]
     names = {"clips.answer": "sentence"}
-    options = {"checkpoint": place / "original", "tell": lambda _: None, "steps": 1}
+    options = {"checkpoint": place / "original", "options": QUIET, "steps": 1}
     finetune(SIBLING, data, tmp_path / "run", columns=names, **options)
     with pytest.raises(
         ValueError, match=r"clip\.answer=sentence names no corpus of the mix; it has"

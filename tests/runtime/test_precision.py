@@ -170,7 +170,7 @@ def test_a_stage_records_its_precision_and_keeps_it(
 ) -> None:
     monkeypatch.setattr(precision, "missing", lambda dtype: "this CPU is old")
     said: list[Any] = []
-    run(tmp_path, corpora, LANGUAGE, BUDGET, precision="auto", tell=said.append)
+    run(tmp_path, corpora, LANGUAGE, BUDGET, precision="auto", report=said.append)
     assert manifest(tmp_path)["precision"] == "fp32"
     assert manifest(tmp_path)[resume.REASON] == "this CPU is old"
     assert any("fp32: this CPU is old" in str(line) for line in said)

@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from polyphi.processing.tokenizer import Tokenizer
 from polyphi.runtime.progress import read_metrics
 from polyphi.train.loop import train
 from polyphi.train.loss import NextToken
+from polyphi.train.options import MachineOptions, TrainOptions
 from polyphi.train.stage import Budget, Mix, Stage
 
 NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
@@ -165,11 +166,22 @@ def run(
     dropout: float = 0.0,
     **options: Any,
 ) -> dict[str, Any]:
-    """One stage from fresh weights, in float32."""
+    """One stage from fresh weights, in float32; `options` are those of `TrainOptions` and `MachineOptions`."""
     processor = make_processor()
-    options = {"precision": "fp32", "tell": lambda _: None, **options}
+    options = {"precision": "fp32", "report": lambda _: None, **options}
+    of_machine = {field.name for field in fields(MachineOptions)} & set(options)
+    machine = MachineOptions(**{name: options.pop(name) for name in of_machine})
     model = model or make_model(processor, dropout, text=stage.name == LANGUAGE.name)
-    return train(stage, budget, model, processor, data, out, **options)
+    return train(
+        stage,
+        budget,
+        model,
+        processor,
+        data,
+        out,
+        options=TrainOptions(**options),
+        machine=machine,
+    )
 
 
 def told(out: Path) -> list[tuple[Any, ...]]:

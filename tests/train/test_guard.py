@@ -1,5 +1,5 @@
-"""A step that goes wrong: who is to blame is set aside and named, a spike is passed over or walked around, too much of
-either ends the run; and a run that is stopped meanwhile ends like one that isn't."""
+"""Non-finite losses and loss spikes: samples are quarantined and named, a spike is skipped or rolled back, too many of
+either end the run; and a run that is stopped meanwhile ends like one that isn't."""
 
 import json
 from dataclasses import replace
@@ -15,7 +15,7 @@ from polyphi.data import shards
 from polyphi.data.shards import Sample
 from polyphi.messages import Message
 from polyphi.runtime.progress import read_metrics
-from polyphi.train import guard
+from polyphi.train import state
 from polyphi.train.checkpoint import Checkpoints
 from polyphi.train.guard import Guard
 from polyphi.train.loss import NextToken
@@ -71,18 +71,18 @@ def quarantined(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "quarantine.jsonl").read_text().splitlines()]
 
 
-def test_a_sample_whose_loss_is_nan_is_set_aside_and_named(data: Path, tmp_path: Path) -> None:
-    said: list[object] = []
+def test_a_sample_whose_loss_is_nan_is_quarantined_and_named(data: Path, tmp_path: Path) -> None:
+    messages: list[object] = []
     stage = replace(STAGE, objective=Poisoned())
-    manifest = run(tmp_path / "out", data, stage, FEW, tell=said.append)
+    manifest = run(tmp_path / "out", data, stage, FEW, report=messages.append)
     assert sorted(manifest["set_aside"]) == ["questions/3", "questions/7"]
     assert sorted(line["id"] for line in quarantined(tmp_path / "out")) == manifest["set_aside"]
-    assert sum("is set aside: its loss isn't finite" in str(line) for line in said) == 2
+    assert sum("is quarantined: its loss isn't finite" in str(line) for line in messages) == 2
     records = read_metrics(tmp_path / "out" / "metrics.jsonl")
     assert [r["step"] for r in records] == list(range(6)) and manifest["wrong_steps"] == 0
 
 
-def test_set_aside_is_kept_over_a_stop(data: Path, tmp_path: Path) -> None:
+def test_the_quarantine_survives_a_stop(data: Path, tmp_path: Path) -> None:
     class Stops(Poisoned):
         left = 7
 
@@ -103,7 +103,7 @@ def test_set_aside_is_kept_over_a_stop(data: Path, tmp_path: Path) -> None:
 
 
 def test_too_many_end_the_run(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guard, "MOST_SET_ASIDE", 1)
+    monkeypatch.setattr(state, "MAX_QUARANTINED", 1)
     with pytest.raises(RuntimeError, match=r"2 samples have a loss .*: questions/\d, questions/\d"):
         run(tmp_path / "out", data, replace(STAGE, objective=Poisoned()), FEW)
 
@@ -111,9 +111,9 @@ def test_too_many_end_the_run(data: Path, tmp_path: Path, monkeypatch: pytest.Mo
 MANY = replace(BUDGET, steps=16, batch_tokens=60)
 
 
-def test_a_spike_is_passed_over(data: Path, tmp_path: Path) -> None:
+def test_a_spike_is_skipped(data: Path, tmp_path: Path) -> None:
     stage = replace(STAGE, objective=Spikes(12))
-    manifest = run(tmp_path / "out", data, stage, MANY, protect=Guard(spike=20.0))
+    manifest = run(tmp_path / "out", data, stage, MANY, guard=Guard(spike=20.0))
     assert manifest["wrong_steps"] == 1 and manifest["rolled_back"] == 0
     steps = [r["step"] for r in read_metrics(tmp_path / "out" / "metrics.jsonl")]
     assert steps == [n for n in range(16) if n != 12]
@@ -121,11 +121,11 @@ def test_a_spike_is_passed_over(data: Path, tmp_path: Path) -> None:
     assert line["step"] == 12 and "gradient norm" in line["reason"] and len(line["id"]) > 1
 
 
-def test_a_spike_is_walked_around(data: Path, tmp_path: Path) -> None:
+def test_a_spike_is_rolled_back(data: Path, tmp_path: Path) -> None:
     """From the checkpoint before it, with the samples that come after it."""
     stage, often = replace(STAGE, objective=Spikes(12)), {"checkpoint_seconds": 0.0}
     back = Guard(spike=20.0, then="roll-back")
-    manifest = run(tmp_path / "out", data, stage, MANY, protect=back, **often)
+    manifest = run(tmp_path / "out", data, stage, MANY, guard=back, **often)
     assert manifest["rolled_back"] == 1 and manifest["wrong_steps"] == 1
     run(tmp_path / "plain", data, STAGE, replace(MANY, steps=17), **often)
     found, plain = (told(tmp_path / name) for name in ("out", "plain"))
@@ -133,17 +133,17 @@ def test_a_spike_is_walked_around(data: Path, tmp_path: Path) -> None:
     assert [r[1] for r in found] == [r[1] for r in plain if r[0] != 12], "that step's samples only"
 
 
-def test_without_end_it_ends(data: Path, tmp_path: Path) -> None:
+def test_too_many_rejected_steps_end_the_run(data: Path, tmp_path: Path) -> None:
     stage = replace(STAGE, objective=Spikes(*range(11, 99)))
     with pytest.raises(
-        RuntimeError, match=r"step 13; 3 steps went wrong, 3 in a row; .*questions/"
+        RuntimeError, match=r"step 13; 3 steps were rejected, 3 in a row; .*questions/"
     ):
         run(
             tmp_path / "out",
             data,
             stage,
             MANY,
-            protect=Guard(spike=20.0),
+            guard=Guard(spike=20.0),
             checkpoint_seconds=0.0,
         )
     assert Checkpoints(tmp_path / "out" / "checkpoints").find().state["step"] == 11

@@ -1,5 +1,5 @@
-"""The loop's guards: who learns, what stays frozen, what must not be infinite; and that cutting a step changes
-nothing."""
+"""The loop's checks: what is trained, what stays frozen, what must be finite; and that cutting a step into packs
+changes nothing."""
 
 import json
 from dataclasses import replace
@@ -29,7 +29,7 @@ def test_a_stage_trains_what_it_names_and_proves_it(corpora: Path, tmp_path: Pat
     model = make_model(make_processor())
     before = {name: p.clone() for name, p in model.named_parameters()}
     said: list[object] = []
-    manifest = run(tmp_path, corpora, model=model, tell=said.append)
+    manifest = run(tmp_path, corpora, model=model, report=said.append)
     after = dict(model.named_parameters())
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     trained = load_file(tmp_path / "trained.safetensors")
@@ -132,7 +132,7 @@ def test_a_loss_that_is_not_finite_names_its_samples(corpora: Path, tmp_path: Pa
     with torch.no_grad():
         model.decoder.norm.weight[3] = torch.nan
     with pytest.raises(
-        RuntimeError, match=r"norm is nan at step 2; 3 steps went wrong, .*pictures/\d+"
+        RuntimeError, match=r"norm is nan at step 2; 3 steps were rejected, .*pictures/\d+"
     ):
         run(tmp_path, corpora, model=model)
 
@@ -144,7 +144,7 @@ def test_samples_left_out_are_counted_and_told(corpora: Path, tmp_path: Path) ->
         corpora,
         replace(LANGUAGE, data=Mix({"documents": 2, "questions": 1})),
         replace(TWO, context=17),
-        tell=said.append,
+        report=said.append,
     )
     assert manifest["counters"]["skipped"] == manifest["counters"]["skipped questions"] > 0
     assert (

@@ -13,7 +13,7 @@ from polyphi.train.memory import activations, blocks
 def test_the_numbers_stay_the_same(keep: str, corpora: Path, tmp_path: Path) -> None:
     for name, choice in (("kept", "keep"), ("other", keep)):
         model = make_model(make_processor(), dropout=0.5)
-        run(tmp_path / name, corpora, model=model, keep=choice)
+        run(tmp_path / name, corpora, model=model, activations=choice)
         assert not any("forward" in vars(block) for block in blocks(model)), "as it was"
     assert told(tmp_path / "kept") == told(tmp_path / "other")
 

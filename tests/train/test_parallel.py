@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from train import small
 
-from polyphi.data.loader import Loader
+from polyphi.data.loader import Group, Loader
 from polyphi.messages import Image, Message
 from polyphi.runtime import distributed
 from polyphi.train import loop, parallel
@@ -119,7 +119,14 @@ def test_apart_means_apart(corpora: Path) -> None:
     processor, model = small.make_processor(), small.make_model(small.make_processor())
     rows = loop.row_maker(small.APART, small.BUDGET, model, processor)
     one, two = (
-        Loader(small.APART.data.weights, corpora, rows, batch_tokens=200, seed=0, world=world)
+        Loader(
+            small.APART.data.weights,
+            corpora,
+            rows,
+            batch_tokens=200,
+            seed=0,
+            group=Group(world=world),
+        )
         for world in (1, 2)
     )
     had = []

@@ -1,4 +1,4 @@
-"""The start is asked once, before anything learns: its answers stay what they were, stopped or not."""
+"""Reference log-probabilities are computed once, before training, and stay what they were, stopped or not."""
 
 import math
 from dataclasses import replace
@@ -26,14 +26,14 @@ class Dead(Exception):
 def dies_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     learned = []
 
-    def ask(self: References, *about: object) -> dict[str, float]:
+    def log_probs(self: References, *about: object) -> dict[str, float]:
         learned.append(about)
         if len(learned) > steps:
             raise Dead
         return real(self, *about)
 
-    real = References.ask
-    monkeypatch.setattr(References, "ask", ask)
+    real = References.log_probs
+    monkeypatch.setattr(References, "log_probs", log_probs)
 
 
 def test_starts_at_log_two_and_leaves_it(corpora: Path, tmp_path: Path) -> None:
@@ -44,7 +44,7 @@ def test_starts_at_log_two_and_leaves_it(corpora: Path, tmp_path: Path) -> None:
     assert not (tmp_path / REFERENCE).exists()  # of no use any more
 
 
-def test_all_is_asked_before_anything_learns(corpora: Path, tmp_path: Path, monkeypatch) -> None:
+def test_all_rows_are_computed_before_training(corpora: Path, tmp_path: Path, monkeypatch) -> None:
     """Every row of every step, of the model as it starts."""
     monkeypatch.setattr("polyphi.train.loop.REFERENCE", "nothing")  # so that it stays
     run(tmp_path, corpora, STAGE)
@@ -61,9 +61,7 @@ def test_all_is_asked_before_anything_learns(corpora: Path, tmp_path: Path, monk
 
 
 @pytest.mark.parametrize("steps", [0, 1, 3])
-def test_stopped_while_asking_is_never_stopped(
-    steps: int, corpora: Path, tmp_path: Path, monkeypatch
-) -> None:
+def test_a_stopped_pass_resumes(steps: int, corpora: Path, tmp_path: Path, monkeypatch) -> None:
     run(tmp_path / "whole", corpora, STAGE)
     with monkeypatch.context() as patch:
         dies_after(steps, patch)
@@ -75,7 +73,7 @@ def test_stopped_while_asking_is_never_stopped(
     assert told(tmp_path / "out") == told(tmp_path / "whole")
 
 
-def test_what_another_start_said_is_not_believed(
+def test_log_probs_of_another_start_are_not_used(
     corpora: Path, tmp_path: Path, monkeypatch
 ) -> None:
     other = make_model(make_processor(), text=True)
@@ -90,9 +88,9 @@ def test_what_another_start_said_is_not_believed(
     assert first["loss"] == pytest.approx(math.log(2), abs=1e-6)
 
 
-def test_steps_back_are_refused(corpora: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="let wrong steps be skipped"):
-        run(tmp_path, corpora, STAGE, protect=Guard(then="roll-back"))
+def test_rollbacks_are_refused(corpora: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="roll-back"):
+        run(tmp_path, corpora, STAGE, guard=Guard(then="roll-back"))
 
 
 def test_media_are_part_of_a_row(corpora: Path) -> None:

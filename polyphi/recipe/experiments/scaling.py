@@ -27,13 +27,16 @@ from polyphi.data.fresh import Fresh
 from polyphi.data.loader import Loader
 from polyphi.data.packing import Pack, Room, deal
 from polyphi.model.multimodal import PhiModel
+from polyphi.processing.processor import Processor
 from polyphi.runtime.files import write_json
 from polyphi.runtime.plots import panels
 from polyphi.runtime.precision import Choice, Requested, products
 from polyphi.runtime.progress import read_metrics
 from polyphi.train.checkpoint import write_tensors
 from polyphi.train.guard import Diverged
-from polyphi.train.loop import Tell, code_revision, train
+from polyphi.train.loop import code_revision, train
+from polyphi.train.objective import Objective
+from polyphi.train.options import Report, TrainOptions
 from polyphi.train.resume import MANIFEST, METRICS, TRAINED, choose_precision
 from polyphi.train.stage import Budget, Stage
 
@@ -76,7 +79,7 @@ def sweep(
     stage: Stage,
     budget: Budget,
     make_model: Callable[[int], PhiModel],
-    processor: Any,
+    processor: Processor,
     data: Path,
     out: Path,
     *,
@@ -84,7 +87,7 @@ def sweep(
     tokens: Sequence[int],
     seeds: int = 2,
     precision: Requested | Choice = "auto",
-    tell: Tell = rich.print,
+    report: Report = rich.print,
 ) -> list[Point]:
     """Run `stage` for each of `tokens`, rates and seeds, each in a folder of `out`; returns all that was run.
 
@@ -113,12 +116,14 @@ def sweep(
                 processor,
                 data,
                 folder,
-                fresh=fresh(seed),
-                seed=seed,
-                precision=choice,
-                watch=measure,
-                watch_steps=short.steps,
-                tell=lambda _: None,
+                options=TrainOptions(
+                    seed=seed,
+                    precision=choice,
+                    fresh=fresh(seed),
+                    watch=measure,
+                    watch_steps=short.steps,
+                    report=lambda _: None,
+                ),
             )
             # A run's loss is all that it is for: its weights make room.
             write_tensors(folder / TRAINED, {})
@@ -126,7 +131,7 @@ def sweep(
         except Diverged:
             loss = math.inf
         points[size, step, seed] = Point(size, rate, seed, loss)
-        tell(f"{size:>14,} tokens, peak rate {rate:.1e}, seed {seed}: held-out loss {loss:.3f}")
+        report(f"{size:>14,} tokens, peak rate {rate:.1e}, seed {seed}: held-out loss {loss:.3f}")
 
     around = round(math.log(top * budget.rate / FROM, STEP))
     for seed in range(seeds):  # a sweep cut short is then whole for its first seeds
@@ -183,7 +188,7 @@ def _order(losses: Sequence[float]) -> tuple[int, float]:
 
 
 def _held_out(
-    stage: Stage, budget: Budget, processor: Any, data: Path, precision: str
+    stage: Stage, budget: Budget, processor: Processor, data: Path, precision: str
 ) -> Callable[[PhiModel], dict[str, float]]:
     """Loss per supervised token on rows of the mix's test splits, the same ones for every run."""
     step = Loader(
@@ -200,7 +205,9 @@ def _held_out(
     return lambda model: {"held_out_loss": mean_loss(stage.objective, model, packs, precision)}
 
 
-def mean_loss(objective: Any, model: PhiModel, packs: Sequence[Pack], precision: str) -> float:
+def mean_loss(
+    objective: Objective, model: PhiModel, packs: Sequence[Pack], precision: str
+) -> float:
     """Loss per supervised token (nats) of an objective that needs nothing beside the model."""
     device, total, count = next(model.parameters()).device, 0.0, 0
     for dealt in packs:

@@ -14,6 +14,7 @@ from polyphi.processing.processor import Processor
 from polyphi.recipe.graph import Run
 from polyphi.stages import lineage
 from polyphi.train.loop import train
+from polyphi.train.options import TrainOptions
 from polyphi.train.stage import Budget, Stage
 
 
@@ -43,13 +44,14 @@ def trial(
         processor or run.processor,
         data or run.data,
         out,
-        fresh={} if data else run.fresh(stage, seed),
-        seed=seed,
-        precision=run.choice,
-        origins=origins,
-        checkpoint_seconds=run.size.seconds_between_checkpoints,
-        tell=_silence,
-        **run.machine,
+        options=TrainOptions(
+            seed=seed,
+            precision=run.choice,
+            fresh={} if data else run.fresh(stage, seed),
+            origins=origins,
+            report=_silence,
+        ),
+        machine=run.machine,
     )
     return model.eval(), manifest
 
@@ -78,4 +80,4 @@ def score(
 
 
 def _silence(_: Any) -> None:
-    """Trials are told of in a line each, by who makes them."""
+    """The caller reports a trial in one line."""

@@ -113,7 +113,7 @@ def run(data: Path, out: Path, **options) -> tuple[list[Point], list[str]]:
         out,
         tokens=(400, 800),
         precision="fp32",
-        tell=told.append,
+        report=told.append,
         **options,
     )
     return points, told

@@ -25,6 +25,7 @@ from polyphi.eval.baselines import sample_vectors
 from polyphi.eval.benchmark import Benchmark
 from polyphi.eval.heldout import find
 from polyphi.model.multimodal import PhiModel
+from polyphi.processing.processor import Processor
 from polyphi.recipe.experiments.claims import claim as claims
 from polyphi.recipe.experiments.claims.claim import Claim
 from polyphi.recipe.experiments.trial import score, trial
@@ -145,7 +146,11 @@ class Laboratory:
         return folder / f"{task.name}.jsonl"
 
     def matched(
-        self, arm: Arm, stage: Stage, samples: Mapping[str, Iterable[Sample]], processor: Any = None
+        self,
+        arm: Arm,
+        stage: Stage,
+        samples: Mapping[str, Iterable[Sample]],
+        processor: Processor | None = None,
     ) -> tuple[Scores, Scores]:
         """By sample: whether greedy decoding would give the very answer (each of its tokens is the likeliest one after
         those before it), and the answer's loss in nats; as [value, count] and [sum, tokens]."""

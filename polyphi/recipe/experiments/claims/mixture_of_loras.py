@@ -6,7 +6,6 @@ than cross-attention layers (report 2.2, 4.1.1).
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +19,7 @@ from polyphi.model.attention import KVCache, working_dtype
 from polyphi.model.config import ModelConfig
 from polyphi.model.decoder import RMSNorm, Shared
 from polyphi.model.multimodal import PhiModel
+from polyphi.processing.processor import Processor
 from polyphi.recipe.experiments.claims.claim import Claim, Effect, Vectors, contrast, paired
 from polyphi.recipe.experiments.claims.laboratory import Arm, Laboratory
 from polyphi.train.loss import NextToken, owners
@@ -116,7 +116,7 @@ class BesideText(NextToken):
     """Rows whose pictures stand beside the text: of each run of placeholders the first one stays."""
 
     def rows(
-        self, sample: Sample, processor: Any, context: int, adapter: str | None = "auto"
+        self, sample: Sample, processor: Processor, context: int, adapter: str | None = "auto"
     ) -> list[Batch]:
         (made,) = super().rows(sample, processor, context, None)
         if made.image_slots is None or made.labels is None:
@@ -144,6 +144,7 @@ def designs(lab: Laboratory) -> dict[str, tuple[Stage, list[Arm]]]:
     """The three designs, trained on the same samples for the same steps."""
     stage = stages.load(STAGE)
     text = stages.load("text_3_post")
+    assert isinstance(stage.objective, NextToken)
     # Rates are multiplied by the vision stage's budget; the language model's own post-training rate shall come out.
     whole = max(text.learn.values()) * lab.budget(text).rate / lab.budget(stage).rate
     vision = {glob: rate for glob, rate in stage.learn.items() if glob.startswith("vision.")}

@@ -1,0 +1,19 @@
+"""The size of a vocabulary, for auxiliary heads that are built without a tokenizer."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class VocabularyOnly:
+    """In place of a processor and its tokenizer (`polyphi.train.objective.HasTokenizer`): every text is one token."""
+
+    vocab_size: int
+
+    @property
+    def tokenizer(self) -> "VocabularyOnly":
+        """Itself."""
+        return self
+
+    def encode(self, text: str, /) -> list[int]:
+        """The id of a text, which stands for any."""
+        return [0]

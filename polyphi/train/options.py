@@ -1,0 +1,75 @@
+"""Options of a training run that a stage file doesn't hold: the run's own, and those of the machine."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import rich
+
+from polyphi.batch import Batch
+from polyphi.data.fresh import Fresh
+from polyphi.data.packing import Room
+from polyphi.model.multimodal import PhiModel
+from polyphi.runtime.precision import Choice, Requested
+from polyphi.runtime.progress import Tracker
+from polyphi.train.guard import Guard
+from polyphi.train.memory import Activations
+
+Report = Callable[[Any], None]
+"""Prints a line of text or a rich table."""
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What a run is started with, and where its records go.
+
+    `precision` "auto" keeps that of the run in the folder, or measures this machine (runtime/precision.py); a `Choice`
+    has been made and reported by the caller. `fresh` maps corpora to generators of new samples (data/fresh.py), which
+    replace their shards. `origins` names for each tensor the stage that its start weights come from. `watch(model)` is
+    evaluated every `watch_steps` steps (0: never) and `trackers` get every record. `flops(pack)` counts the FLOPs of a
+    pack and `peak_flops` is what a process can do per second: records then hold the FLOPs done and the utilisation.
+    `report` prints messages of the first process.
+    """
+
+    seed: int = 0
+    precision: Requested | Choice = "auto"
+    fresh: Mapping[str, Fresh] = field(default_factory=dict)
+    origins: Mapping[str, str] = field(default_factory=dict)
+    watch: Callable[[PhiModel], Mapping[str, float]] | None = None
+    watch_steps: int = 0
+    trackers: Sequence[Tracker] = ()
+    flops: Callable[[Batch], float] | None = None
+    peak_flops: float | None = None
+    report: Report = rich.print
+
+
+@dataclass(frozen=True)
+class MachineOptions:
+    """How a run uses the machine: memory, processes and files. None of them changes what is trained.
+
+    `micro_tokens`, `micro_crops` and `micro_frames` (of 10 ms) bound a pack. `workers` processes make the rows (None:
+    none on a CPU, some beside a GPU). `shard` processes share the decoder's layers and `context` processes share each
+    pack of a language model. `activations` are kept, recomputed or offloaded. `features` is a folder in which outputs
+    of frozen encoders are cached between epochs. `deterministic` restricts torch to deterministic kernels. `guard`
+    handles non-finite losses and loss spikes. A checkpoint is written every `checkpoint_seconds` seconds, by a
+    thread beside the training where `background` is set.
+    """
+
+    micro_tokens: int = 8192
+    micro_crops: int | None = None
+    micro_frames: int | None = None
+    workers: int | None = None
+    shard: int = 1
+    context: int = 1
+    activations: Activations = "keep"
+    features: Path | None = None
+    deterministic: bool = False
+    guard: Guard = field(default_factory=Guard)
+    checkpoint_seconds: float = 60.0
+    background: bool = False
+
+    @property
+    def pack_capacity(self) -> Room:
+        """The bounds of a pack. Raises ValueError where one is below 1."""
+        return Room(self.micro_tokens, self.micro_crops, self.micro_frames)

@@ -1,0 +1,146 @@
+"""`TrainState`: how far a run is, saved with every checkpoint beside weights, averages and optimizer moments."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from polyphi.data.loader import Step
+from polyphi.train import checkpoint
+from polyphi.train.guard import Diverged
+
+COUNTED = ("tokens", "supervised", "crops", "frames")
+"""Numbers of a step's record that are summed over the run."""
+MAX_QUARANTINED = 20
+"""Samples with a non-finite loss before a run ends: so many are no accident."""
+MAX_REJECTED, MAX_REJECTED_IN_A_ROW = 10, 3
+"""Rejected steps before a run ends: in all, and one after the other."""
+NORMS_KEPT = 100
+"""Latest gradient norms, against which a spike is measured (guard.py)."""
+IDS_SHOWN = 20
+
+STORED_NAMES = {
+    "quarantined": "set_aside",
+    "rejected_steps": "wrong_steps",
+    "rejected_in_a_row": "wrong_in_a_row",
+    "rollbacks": "rolled_back",
+}
+"""Field -> key in `state.json`, where they differ: checkpoints of all versions have these keys."""
+
+
+@dataclasses.dataclass
+class TrainState:
+    """How far a run is.
+
+    `step`: steps done. `draws`: samples drawn by the loader, of which `corrupt` were damaged. `seconds`: time in
+    training. `counters`: sums over the run (tokens, samples, crops ..., samples skipped by corpus). `norms`: the latest
+    gradient norms. `quarantined`: ids of samples with a non-finite loss. `rejected_steps` and `rejected_in_a_row`:
+    steps whose update was rejected, in all and just now. `rollbacks`: times the run went back to a checkpoint.
+    """
+
+    step: int = 0
+    draws: int = 0
+    corrupt: int = 0
+    seconds: float = 0.0
+    counters: dict[str, int] = dataclasses.field(default_factory=dict)
+    norms: list[float] = dataclasses.field(default_factory=list)
+    quarantined: list[str] = dataclasses.field(default_factory=list)
+    rejected_steps: int = 0
+    rejected_in_a_row: int = 0
+    rollbacks: int = 0
+
+    def advance(self, data: Step) -> None:
+        """Count a step, taken or not: the loader continues after its draws."""
+        self.step += 1
+        self.draws, self.corrupt = data.draws, data.corrupt
+
+    def count(self, data: Step, record: Mapping[str, Any], seconds: float) -> None:
+        """Add a step that was taken to the sums over the run."""
+        self.seconds += seconds
+        counts = Counter({key: record[key] for key in COUNTED})
+        counts.update({"samples": len(data.ids), "skipped": len(data.skipped)})
+        counts.update({"cut": data.cut, "corrupt": sum(s.kind == "corrupt" for s in data.skipped)})
+        counts.update(f"skipped {skipped.corpus}" for skipped in data.skipped)
+        for key, value in counts.items():
+            self.counters[key] = self.counters.get(key, 0) + value
+
+    def accept(self, norm: float) -> None:
+        """Note the gradient norm of a step that was taken."""
+        self.rejected_in_a_row = 0
+        self.norms = [*self.norms, norm][-NORMS_KEPT:]
+
+    def reject(self, data: Step, norm: float, stage: str) -> None:
+        """Note a rejected step. Raises Diverged where there are too many."""
+        self.rejected_steps += 1
+        self.rejected_in_a_row += 1
+        if self.rejected_steps > MAX_REJECTED or self.rejected_in_a_row >= MAX_REJECTED_IN_A_ROW:
+            raise Diverged(
+                f"{stage}: the gradient norm is {norm:.3g} at step {self.step}; {self.rejected_steps} steps were "
+                f"rejected, {self.rejected_in_a_row} in a row; lower the learning rates of `learn`, or look at the "
+                f"samples: {_some(data.ids)}"
+            )
+
+    def quarantine(self, ids: Sequence[str], stage: str) -> None:
+        """Note samples that are never trained on again. Raises Diverged where there are too many."""
+        self.quarantined = [*self.quarantined, *ids]
+        if len(self.quarantined) > MAX_QUARANTINED:
+            raise Diverged(
+                f"{stage}: {len(self.quarantined)} samples have a loss that isn't finite, so the weights or the "
+                f"learning rates of `learn` are the cause: {_some(self.quarantined)}"
+            )
+
+    def rolled_back(self, stored: "TrainState") -> "TrainState":
+        """The state after a rollback to a checkpoint's state: the loader continues after this state's draws."""
+        return dataclasses.replace(
+            stored,
+            draws=self.draws,
+            corrupt=self.corrupt,
+            quarantined=self.quarantined,
+            rejected_steps=self.rejected_steps,
+            rollbacks=self.rollbacks + 1,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The state as `state.json` holds it."""
+        return {STORED_NAMES.get(k, k): v for k, v in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> "TrainState":
+        """The state that `state.json` holds."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        return cls(**{name: stored[STORED_NAMES.get(name, name)] for name in names})
+
+
+def _some(ids: Sequence[str]) -> str:
+    """The first ids, and how many there are beyond them."""
+    more = f" and {len(ids) - IDS_SHOWN} more" if len(ids) > IDS_SHOWN else ""
+    return ", ".join(ids[:IDS_SHOWN]) + more
+
+
+def checkpoint_tensors(
+    trained: Mapping[str, Tensor], averages: Mapping[str, Tensor], optimizer: torch.optim.Optimizer
+) -> dict[str, Tensor]:
+    """All tensors of a checkpoint, by name: trained parameters, their averages, optimizer moments."""
+    names = {id(p): name for name, p in trained.items()}
+    return {
+        **{f"parameter/{name}": p.detach() for name, p in trained.items()},
+        **{f"average/{name}": average for name, average in averages.items()},
+        **checkpoint.optimiser_tensors(optimizer, names),
+    }
+
+
+def restore(
+    stored: checkpoint.Stored,
+    trained: Mapping[str, Tensor],
+    averages: Mapping[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+) -> TrainState:
+    """Fill parameters, averages and optimizer moments from a checkpoint, in place; returns its state."""
+    optimizer.state.clear()
+    checkpoint.make_moments(optimizer, {id(p): name for name, p in trained.items()}, stored.names)
+    with torch.no_grad():
+        stored.read(checkpoint_tensors(trained, averages, optimizer))
+    return TrainState.from_json(stored.state)

@@ -1,0 +1,389 @@
+"""`Trainer`: the training step of a stage, top to bottom.
+
+next samples -> packs -> forward and backward of each, sums over units -> sums over processes
+             -> means, clipped -> optimizer step, unless the guard rejects it (guard.py) -> record
+"""
+
+import math
+import time
+import zlib
+from collections import defaultdict
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from polyphi.batch import Batch, pack
+from polyphi.data.loader import Loader, Step
+from polyphi.data.packing import Pack, deal, whole
+from polyphi.model.attention import padding
+from polyphi.model.multimodal import PhiModel
+from polyphi.runtime import distributed, progress
+from polyphi.runtime.precision import Choice
+from polyphi.train import checkpoint, parallel, resume
+from polyphi.train.freeze import check_gradients
+from polyphi.train.guard import nonfinite_samples
+from polyphi.train.interrupt import Interruptible
+from polyphi.train.objective import Objective
+from polyphi.train.optim import optimiser, set_rate
+from polyphi.train.options import MachineOptions, TrainOptions
+from polyphi.train.reference import References
+from polyphi.train.resume import METRICS, QUARANTINE
+from polyphi.train.stage import Budget, Stage
+from polyphi.train.state import COUNTED, TrainState, checkpoint_tensors, restore
+
+FRAMES_PER_SECOND = 100
+"""Log-mel frames (report 2.2.1)."""
+
+
+@dataclass(frozen=True)
+class StageLoss:
+    """The loss of a stage: its objective, the model (or its view of a part of each pack), the objective's auxiliary
+    head and reference. `precision` "bf16" runs under autocast."""
+
+    objective: Objective
+    model: PhiModel | parallel.Context
+    head: nn.Module | None
+    reference: Any
+    precision: str
+
+    def __call__(self, batch: Batch) -> tuple[Batch, Tensor, int, dict[str, Any]]:
+        """(this process's part of a pack, sum of losses over its units, number of units, metrics)."""
+        if isinstance(self.model, parallel.Context):
+            batch = self.model.part(batch)
+        with self.autocast(batch):
+            total, count, metrics = self.objective.loss(
+                self.model, self.head, self.reference, batch
+            )
+        return batch, total, count, metrics
+
+    def autocast(self, batch: Batch) -> torch.autocast:
+        """The context in which a batch passes the model."""
+        return torch.autocast(batch.ids.device.type, torch.bfloat16, self.precision == "bf16")
+
+    def accumulate(
+        self, packs: Sequence[Pack], flops: Callable[[Batch], float] | None = None
+    ) -> dict[str, Any]:
+        """Forward and backward of a step's packs: gradients are sums over units. The record holds sums over all
+        processes and, for losses and metrics, means over units or over a metric's own count."""
+        device = self.model.decoder.device
+        parts = self.model.mesh.size() if isinstance(self.model, parallel.Context) else 1
+        sums: defaultdict[tuple[str, int], Any] = defaultdict(float)
+        for one in packs:
+            batch, loss, count, metrics = self(one.batch.to(device))
+            (loss if one.share == 1 else loss * one.share).backward()
+            values = {"loss": loss.detach().double(), "count": count, "tokens": len(batch)}
+            values |= metrics
+            values["blank"] = (one.blank, 1)
+            sums["empty", 0] += one.empty  # of packs that only fill in, too
+            sums["empty", 1] += 1
+            if flops is not None:
+                values["flops"] = flops(one.batch) / parts
+            if device.type == "cpu":
+                padded = padding(batch.bounds)
+                values["padding"] = (padded, padded + len(batch))
+            values["crops"] = batch.crop_count
+            for key, field in (("supervised", batch.supervised), ("frames", batch.mels)):
+                values[key] = 0 if field is None else len(field)
+            for key, value in values.items():  # a pair is a sum and its own count
+                for part, number in enumerate(value if isinstance(value, tuple) else (value,)):
+                    sums[key, part] += one.share * number
+        keys = sorted(sums)  # the same in every process: each has at least one pack
+        local = [torch.as_tensor(sums[key], dtype=torch.float64).to(device) for key in keys]
+        totals = dict(zip(keys, distributed.total(torch.stack(local)).tolist(), strict=True))
+        units = max(1, round(totals["count", 0]))
+        record = {}
+        for (key, part), value in totals.items():
+            if part == 0:
+                number = totals.get((key, 1), units)
+                if key in ("count", "flops", *COUNTED):
+                    record[key] = round(value)
+                elif number:
+                    record[key] = value / number
+        return record
+
+
+class Trainer:
+    """A stage in training. `parameters` are all of the model and the auxiliary head by name; those that require
+    gradients are trained. Used as a context manager, it writes metrics and quarantine to `out`."""
+
+    def __init__(
+        self,
+        stage: Stage,
+        budget: Budget,
+        loss: StageLoss,
+        parameters: dict[str, Tensor],
+        loader: Loader,
+        out: Path,
+        precision: Choice,
+        *,
+        options: TrainOptions,
+        machine: MachineOptions,
+    ) -> None:
+        self.stage, self.budget, self.loss = stage, budget, loss
+        self.parameters, self.loader, self.out = parameters, loader, out
+        self.options, self.machine = options, machine
+        self.model = loss.model.model if isinstance(loss.model, parallel.Context) else loss.model
+        self.device = next(iter(parameters.values())).device
+        self.trained = {name: p for name, p in parameters.items() if p.requires_grad}
+        self.averages = (
+            {n: p.detach().clone() for n, p in self.trained.items()} if stage.ema else {}
+        )
+        products = torch.bfloat16 if precision.precision == "bf16" else torch.float32
+        self.optimizer = optimiser(stage, parameters, budget, products)
+        self.state = TrainState()
+        self._capacity = machine.pack_capacity
+        self._precision_reason = precision.reason
+        self._data: Generator[Step, None, None] | None = None
+        self._clock = time.monotonic()
+
+    # ---------------------------------------------------------------- the step
+
+    def step(self) -> dict[str, Any] | None:
+        """Take one step and log it; returns its record.
+
+        None where the weights stay as they are: no sample is left, or the guard rejects the gradient norm. Then the
+        next step continues with the next samples, after a rollback where the guard asks for one. Raises Diverged
+        where that happens too often, RuntimeError where the first step gives a trained group no gradient.
+        """
+        data = self._next_data()
+        if not data.ids:
+            self._skip(data)
+            return None
+        record, norm = self._gradients(data)
+        if not math.isfinite(norm):
+            data = self._without_nonfinite(data)
+            if not data.ids:
+                self._skip(data)
+                return None
+            record, norm = self._gradients(data)
+        factor = self.stage.schedule.factor(self.state.step, self.budget.steps)
+        lr = set_rate(self.optimizer, factor)
+        if self.machine.guard.rejects(norm, self.state.norms):
+            self._reject(data, norm)
+            self._skip(data)
+            return None
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.averages:
+            torch._foreach_lerp_(
+                list(self.averages.values()), list(self.trained.values()), 1 - self.stage.ema
+            )
+        self.state.accept(norm)
+        return self._log(data, record | {"rate": lr, "gradient_norm": norm})
+
+    def _next_data(self) -> Step:
+        """The samples of the next step, without quarantined ones. Beside a GPU a thread makes them ahead. On a CPU
+        there is no core to spare for it, and two threads that share Python's lock alternate every 5 ms: training
+        takes half as long again."""
+        if self._data is None:
+            self._data = self.loader.steps(
+                self.budget.steps - self.state.step, ahead=self.device.type != "cpu"
+            )
+        data = next(self._data)
+        for corpus, first in {s.corpus: s for s in reversed(data.skipped)}.items():
+            if f"skipped {corpus}" not in self.state.counters:
+                self.options.report(f"  samples of {corpus} are left out, the first: {first}")
+        for skipped in data.skipped:
+            if skipped.kind == "corrupt":
+                self._write_quarantine(id=skipped.name, reason=skipped.reason)
+        return data.without(self.state.quarantined)
+
+    def _gradients(self, data: Step) -> tuple[dict[str, Any], float]:
+        """Forward and backward: all processes' gradients, means over units and clipped. Returns the step's record and
+        the gradient norm before clipping, NaN where the loss isn't finite."""
+        seeds = f"{self.options.seed} {self.stage.name} {self.state.step} {distributed.rank()}"
+        torch.manual_seed(zlib.crc32(seeds.encode()))  # dropout
+        record = self.loss.accumulate(self._packs(data), self.options.flops)
+        trained = list(self.trained.values())
+        parallel.sum_gradients(trained)
+        if not math.isfinite(record["loss"]):
+            return record, math.nan
+        if self.state.step == 0:
+            check_gradients(self.stage, self.parameters, self.device)
+        scale = 1 / max(1, record["count"])
+        return record, parallel.clip_gradients(trained, scale, self.stage.clip_norm).item()
+
+    def _packs(self, data: Step) -> list[Pack]:
+        """This process's packs of a step."""
+        if self.stage.objective.whole_step:
+            return whole(data.samples, distributed.world())
+        return deal(data.samples, self._capacity, data.others(), data.spare())
+
+    def _log(self, data: Step, record: dict[str, Any]) -> dict[str, Any]:
+        """Complete a step's record with its speeds and evaluation, and write it to the metrics and trackers."""
+        now = time.monotonic()
+        seconds, self._clock = now - self._clock, now
+        number = self.state.step
+        self.state.advance(data)
+        self.state.count(data, record, seconds)
+        record = {**record, "ids": data.fingerprint(), **self._speeds(data, record, seconds)}
+        record |= {"skipped": len(data.skipped), "cut": data.cut}
+        options = self.options
+        if options.watch and options.watch_steps and self.state.step % options.watch_steps == 0:
+            self.model.eval()
+            with torch.no_grad():
+                record["watch"] = dict(options.watch(self.model))
+            self.model.train()
+        if self._metrics is not None:
+            self._metrics.write({"step": number, **record})
+            for tracker in options.trackers:
+                tracker(number, record)
+        return record
+
+    def _speeds(self, data: Step, record: Mapping[str, Any], seconds: float) -> dict[str, float]:
+        """What a step did per second."""
+        done = {"tokens": record["tokens"], "samples": len(data.ids), "crops": record["crops"]}
+        done["audio_seconds"] = record["frames"] / FRAMES_PER_SECOND
+        done["flops"] = record.get("flops", 0)
+        speeds = {f"{what}_per_second": round(n / seconds, 2) for what, n in done.items() if n}
+        if self.options.peak_flops and done["flops"]:
+            speeds["utilisation"] = (
+                done["flops"] / seconds / self.options.peak_flops / distributed.world()
+            )
+        return speeds
+
+    # ---------------------------------------------------------------- steps that aren't taken
+
+    def _skip(self, data: Step) -> None:
+        """Leave the weights as they are; the run continues with the next samples, after a rollback where the guard asks
+        for one."""
+        self.state.advance(data)
+        if self.machine.guard.then == "roll-back":
+            self._roll_back()
+
+    def _reject(self, data: Step, norm: float) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        self.state.reject(data, norm, self.stage.name)
+        self.options.report(
+            f"  step {self.state.step} is rejected: its gradient norm is {norm:.3g}"
+        )
+        self._write_quarantine(id=data.ids, reason=f"the gradient norm is {norm:.3g}")
+
+    def _without_nonfinite(self, data: Step) -> Step:
+        """The step without the samples whose own loss isn't finite, which are quarantined."""
+        self.optimizer.zero_grad(set_to_none=True)
+
+        def loss_of(rows: list[Batch]) -> float:
+            with torch.no_grad():
+                return float(self.loss(pack(rows).to(self.device))[1])
+
+        ids = nonfinite_samples(data, loss_of)
+        for name in ids:
+            self.options.report(f"  {name} is quarantined: its loss isn't finite")
+            self._write_quarantine(id=name, reason="its loss isn't finite")
+        self.state.quarantine(ids, self.stage.name)
+        return data.without(ids)
+
+    def _roll_back(self) -> None:
+        """Restore the latest checkpoint, if there is one, and continue with the samples that come next."""
+        self.checkpoints.wait()
+        if (stored := self.checkpoints.find()) is None:
+            return
+        before = self.state
+        self.state = before.rolled_back(self._restored(stored))
+        self.options.report(f"  rolls back from step {before.step} to step {self.state.step}")
+        self.loader.restore(self.state.draws, self.state.corrupt)
+        self._close()
+        self._open()
+
+    # ---------------------------------------------------------------- files
+
+    def resume(
+        self,
+        checkpoints: checkpoint.Checkpoints,
+        identity: Mapping[str, Any],
+        frozen: Mapping[str, str],
+    ) -> bool:
+        """Restore the latest checkpoint; returns whether there is one. `frozen` are hashes of the frozen tensors.
+        Raises ValueError where the checkpoint is of another run or started from other weights."""
+        self.checkpoints = checkpoints
+        self._identity = {
+            "identity": identity,
+            "frozen": frozen,
+            resume.REASON: self._precision_reason,
+        }
+        stored = checkpoints.find()
+        if stored is not None:
+            resume.must_continue(stored, self.out, identity, frozen)
+            self.state = self._restored(stored)
+            self.loader.restore(self.state.draws, self.state.corrupt)
+        return stored is not None
+
+    def _restored(self, stored: checkpoint.Stored) -> TrainState:
+        return restore(stored, self.trained, self.averages, self.optimizer)
+
+    def save(self) -> None:
+        """Write a checkpoint."""
+        tensors = checkpoint_tensors(self.trained, self.averages, self.optimizer)
+        self.checkpoints.save(self.state.step, tensors, {**self._identity, **self.state.to_json()})
+
+    def __enter__(self) -> "Trainer":
+        self._open()
+        self._clock = time.monotonic()
+        return self
+
+    def _open(self) -> None:
+        """Open metrics and quarantine, without the records of steps after the latest checkpoint."""
+        self._metrics, self._quarantine = (
+            progress.Metrics(self.out / name, until=self.state.step)
+            if distributed.rank() == 0
+            else None
+            for name in (METRICS, QUARANTINE)
+        )
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+        self.checkpoints.close()
+
+    def _close(self) -> None:
+        for file in (self._metrics, self._quarantine):
+            if file is not None:
+                file.close()
+        if self._data is not None:
+            self._data.close()
+            self._data = None
+
+    def _write_quarantine(self, **what: Any) -> None:
+        if self._quarantine is not None:
+            self._quarantine.write({"step": self.state.step, **what})
+
+    # ---------------------------------------------------------------- before and after
+
+    def precompute_reference(self, reference: References, start: Mapping[str, Any]) -> None:
+        """Compute the reference log-probabilities of all rows of the stage, with the start weights that `start`
+        identifies."""
+
+        def log_probs(data: Step) -> dict[str, float]:
+            by_key: dict[str, float] = {}
+            for one in self._packs(data):
+                batch = one.batch.to(self.device)
+                with torch.no_grad(), self.loss.autocast(batch):
+                    by_key |= reference.log_probs(self.model, batch)
+            return by_key
+
+        self.model.eval()
+        with (
+            Interruptible() as interrupted,
+            progress.progress(
+                f"{self.stage.name}, reference", self.budget.steps, 0, distributed.rank() > 0
+            ) as advance,
+        ):
+            reference.precompute(
+                self.loader,
+                self.budget.steps,
+                log_probs,
+                self.out,
+                start,
+                advance=advance,
+                stopped=interrupted,
+            )
+
+    def apply_averages(self) -> None:
+        """Replace the trained parameters by their averages, where the stage has `ema`."""
+        with torch.no_grad():
+            for name, average in self.averages.items():
+                self.trained[name].copy_(average)

@@ -1,0 +1,51 @@
+"""`TrainState`: its keys in `state.json` are those of all versions, and a rollback keeps what it must."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from polyphi.train import state
+from polyphi.train.guard import Diverged, Guard
+from polyphi.train.options import MachineOptions
+from polyphi.train.state import TrainState
+
+STORED = """{"step": 7, "draws": 31, "corrupt": 1, "seconds": 2.5, "counters": {"tokens": 900}, "norms": [0.5, 0.25],
+"set_aside": ["questions/3"], "wrong_steps": 2, "wrong_in_a_row": 1, "rolled_back": 1}"""
+
+
+def test_the_state_is_stored_as_ever() -> None:
+    stored = json.loads(STORED)
+    found = TrainState.from_json({**stored, "identity": {}, "names": []})
+    assert found.quarantined == ["questions/3"] and found.rejected_steps == 2
+    assert (found.rejected_in_a_row, found.rollbacks) == (1, 1)
+    assert found.to_json() == stored and list(found.to_json()) == list(stored)
+
+
+def test_a_rollback_continues_after_the_samples_that_were_drawn() -> None:
+    stored = TrainState(step=4, draws=10, norms=[1.0], rejected_in_a_row=0)
+    before = TrainState(step=6, draws=20, corrupt=2, quarantined=["a"], rejected_steps=1)
+    found = before.rolled_back(stored)
+    assert found == replace(
+        stored, draws=20, corrupt=2, quarantined=["a"], rejected_steps=1, rollbacks=1
+    )
+
+
+def test_the_quarantine_has_a_bound() -> None:
+    found = TrainState()
+    found.quarantine([str(i) for i in range(state.MAX_QUARANTINED)], "stage")
+    with pytest.raises(Diverged, match=r"21 samples .* and 1 more"):
+        found.quarantine(["one too many"], "stage")
+
+
+def test_a_spike_is_measured_against_the_median() -> None:
+    norms = [1.0, 2.0, 3.0] * 4
+    assert Guard(spike=2.0).rejects(4.1, norms) and not Guard(spike=2.0).rejects(4.0, norms)
+    assert not Guard(spike=2.0).rejects(9.0, norms[:9]) and not Guard().rejects(9.0, norms)
+    assert Guard().rejects(float("nan"), [])
+
+
+def test_a_pack_holds_at_least_one_of_each() -> None:
+    assert MachineOptions(micro_crops=3).pack_capacity.crops == 3
+    with pytest.raises(ValueError, match="found 0"):
+        _ = MachineOptions(micro_tokens=0).pack_capacity
