@@ -13,7 +13,8 @@ from polyphi.checkpoints.read import load_checkpoint
 from polyphi.checkpoints.write import save_checkpoint
 from polyphi.kernels.linear import rows4
 from polyphi.model.config import DecoderConfig, ModelConfig
-from polyphi.model.lora import product, swiglu
+from polyphi.model.decoder import swiglu
+from polyphi.model.linear import product
 from polyphi.model.multimodal import PhiModel
 from polyphi.quantization import fewbits
 from polyphi.quantization import quantize as quantized
