@@ -32,6 +32,7 @@ from polyphi.data.fresh import Fresh
 from polyphi.data.loader import Loader
 from polyphi.data.packing import Room
 from polyphi.model.multimodal import PhiModel
+from polyphi.runtime.heap import give_back
 from polyphi.runtime.precision import Choice, Requested, products
 from polyphi.train import checkpoint, parallel, resume
 from polyphi.train.alignment import in_words
@@ -52,6 +53,10 @@ from polyphi.train.reference import REFERENCE, References
 from polyphi.train.resume import CHECKPOINTS, MANIFEST, METRICS, TRAINED
 from polyphi.train.run import Run, Tell
 from polyphi.train.stage import Budget, Stage
+
+TRIM_SECONDS = 20
+"""Time between two returns of free heap to the system. Blocks of many sizes leave gaps: after twenty minutes a nano
+branch kept 1.0 GB of free heap beside 0.5 GB in use."""
 
 
 def train(
@@ -175,7 +180,7 @@ def train(
         tell(f"  precision {choice}")
 
     model.train()
-    clock = last_save = time.monotonic()
+    clock = last_save = last_trim = time.monotonic()
     with (
         run,
         Interruptible() as interrupted,
@@ -196,6 +201,9 @@ def train(
                 record["watch"] = _watched(watch, model)
             run.write(record, trackers)
             advance(run.past.step, f"loss {record['loss']:.3f}")
+            if clock - last_trim > TRIM_SECONDS:
+                give_back()
+                last_trim = clock
             due = time.monotonic() - last_save > checkpoint_seconds
             stop, due = dist.anyone(interrupted(), due, device=run.device)
             if stop or due:
