@@ -120,7 +120,8 @@ def _adapters(rank: int) -> dict[str, AdapterConfig]:
 
 # fmt: off
 CORPORA = (
-    "documents", "code", "math", "copying", "translation", "long_documents", "instructions", "written_speech",
+    "documents", "code", "math", "copying", "translation", "long_documents", "instructions", "sums",
+    "written_speech",
     "tools", "summaries", "fim", "preferences", "reasoning_documents", "reasoning_sft",
     "reasoning_pairs", "captions", "interleaved", "grounding", "ocr", "charts", "image_qa", "multi_image", "asr",
     "ast", "sqa", "speech_summary", "audio_understanding", "audio_safety", "vision_speech",
@@ -129,6 +130,7 @@ CORPORA = (
 FRESH = (
     "copying",
     "instructions",
+    "sums",
     "captions",
     "grounding",
     "ocr",
@@ -205,6 +207,7 @@ NANO = Size(
         "translation": (6000, 50),
         "long_documents": (60, 4),
         "instructions": (24000, 900),
+        "sums": (2000, 50),
         "written_speech": (20000, 50),
         "tools": (4000, 120),
         "summaries": (3000, 100),
