@@ -17,16 +17,16 @@ stage = Stage(
     data=Mix({"instructions": 84, "tools": 6, "summaries": 2, "fim": 3, "preferences": 5}),
     small=Mix(
         {
-            "sums": 8,
-            "instructions": 50,
+            "sums": 6,
+            "instructions": 46,
             "image_qa": 18,
             "captions": 1,
             "multi_image": 2,
-            "written_speech": 17,
-            "tools": 10,
+            "written_speech": 16,
+            "tools": 13,
             "summaries": 4,
-            "fim": 4,
-            "preferences": 9,
+            "fim": 6,
+            "preferences": 14,
         },
         late=dict.fromkeys(
             (
