@@ -145,6 +145,7 @@ ROWS = {
     "translation": Row(300),
     "long_documents": Row(131_072),
     "instructions": Row(500, 350),
+    "sums": Row(500, 350),
     "written_speech": Row(300, 100),
     "tools": Row(600, 100),
     "summaries": Row(1800, 150),

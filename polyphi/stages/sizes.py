@@ -32,7 +32,8 @@ class Size:
     """`vocabulary` is the tokenizer's (0: the public o200k_base layout). `rows` gives train and test rows of each
     corpus, `sweep` the lengths in tokens of the runs that the law of text 1's peak rate is measured on. Corpora that
     `fresh` names give stages fresh samples instead of epochs over their rows (data/fresh.py). `languages` are those of
-    questions, words and captions; documents, digits and numbers are in all eight."""
+    questions, words and captions; documents, digits and numbers are in all eight. `late` multiplies the numbers of
+    samples after which corpora join a mix (`Mix.late`)."""
 
     name: str
     model: ModelConfig
@@ -40,6 +41,7 @@ class Size:
     budgets: Mapping[str, Budget] = field(default_factory=dict)
     rows: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     fresh: tuple[str, ...] = ()
+    late: float = 1.0
     languages: tuple[str, ...] = tuple(LANGUAGES)
     test_rows: int = 100
     sweep: tuple[int, ...] = ()
@@ -56,7 +58,10 @@ class Size:
         """The stage of that name with the mix of this size; a ValueError that names the nearest one otherwise."""
         stage = load_stage(name)
         small = stage.small if self.name != "full" else None
-        return replace(stage, data=small) if small else stage
+        if small is None:
+            return stage
+        late = {corpus: round(samples * self.late) for corpus, samples in small.late.items()}
+        return replace(stage, data=replace(small, late=late))
 
     def budget(self, stage: Stage) -> Budget:
         """The stage's budget at this size; text 1's peak rate is what the size's own law gives where one was measured:
@@ -120,7 +125,8 @@ def _adapters(rank: int) -> dict[str, AdapterConfig]:
 
 # fmt: off
 CORPORA = (
-    "documents", "code", "math", "copying", "translation", "long_documents", "instructions", "written_speech",
+    "documents", "code", "math", "copying", "translation", "long_documents", "instructions", "sums",
+    "written_speech",
     "tools", "summaries", "fim", "preferences", "reasoning_documents", "reasoning_sft",
     "reasoning_pairs", "captions", "interleaved", "grounding", "ocr", "charts", "image_qa", "multi_image", "asr",
     "ast", "sqa", "speech_summary", "audio_understanding", "audio_safety", "vision_speech",
@@ -129,6 +135,7 @@ CORPORA = (
 FRESH = (
     "copying",
     "instructions",
+    "sums",
     "captions",
     "grounding",
     "ocr",
@@ -159,6 +166,7 @@ MICRO = Size(
     },
     rows={name: (12, 4) for name in CORPORA},
     fresh=("image_qa", "instructions"),
+    late=0.001,
     test_rows=2,
     seconds_between_checkpoints=0.0,
     sweep=(512, 1024, 2048, 4096),
@@ -205,6 +213,7 @@ NANO = Size(
         "translation": (6000, 50),
         "long_documents": (60, 4),
         "instructions": (24000, 900),
+        "sums": (2000, 50),
         "written_speech": (20000, 50),
         "tools": (4000, 120),
         "summaries": (3000, 100),
@@ -270,6 +279,7 @@ LAB = Size(
     },
     rows={name: (100 * train, 4 * test) for name, (train, test) in NANO.rows.items()},
     fresh=FRESH,
+    late=100.0,
     sweep=(1 << 26, 1 << 27, 1 << 28, 1 << 29),
     seconds_between_checkpoints=600.0,
 )

@@ -219,9 +219,9 @@ def _g722(path: Path) -> Wave:
 # The studio ----------------------------------------------------------------------------------------------------------
 
 
-WAITS = 0.6
-"""Share of training clips, times the strength of the augmentation, that begin and end in silence, as recordings do:
-who has only heard trimmed clips hears words where nobody speaks (LOG.md)."""
+SILENT_ENDS = 0.6
+"""Share of training audio, times the strength of the augmentation, that begins and ends in silence, as recordings do.
+A recogniser trained on trimmed audio alone writes extra digits for silence (LOG.md)."""
 
 
 class Studio:
@@ -305,7 +305,7 @@ class Studio:
 
     def _finish(self, wave: Wave, rate: int, rng: Random, augmented: bool) -> Wave:
         if augmented:
-            if rng.random() < WAITS * self.strength:
+            if rng.random() < SILENT_ENDS * self.strength:
                 wave = in_silence(wave, rng.uniform(0, 0.6), rng.uniform(0, 0.9), rate)
             return augment(wave, rate, np.random.default_rng(rng.getrandbits(64)), self.strength)
         return level(resample(wave, rate), 3.0)

@@ -37,7 +37,7 @@ def test_frames_hold_the_tokens_of_the_text_in_order(text: str, tokenizer: Token
         # A token that is held for two frames is written twice.
         once = "".join(written_speech.pieces(text, tokenizer))
         assert once == text
-        assert sorted(set(kept)) == sorted(set(text)), (kept, text)
+        assert set(kept) - {" "} == set(text) - {" "}, (kept, text)
 
 
 def test_frames_without_pauses_and_repeats_are_the_text(tokenizer: Tokenizer) -> None:
