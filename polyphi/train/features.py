@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 from jaxtyping import Bool, Float
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from polyphi.batch import Clip
 from polyphi.model.multimodal import PhiModel
+from polyphi.model.slices import Slices, complete
 from polyphi.runtime import distributed
 from polyphi.train import checkpoint
 
@@ -118,9 +119,21 @@ def kept_features(model: PhiModel, folder: Path | None, precision: str) -> Itera
             name = hashlib.sha256(json.dumps([weights, precision]).encode()).hexdigest()[:16]
             features = Features(folder / name)
             stack.callback(features.close)
-            encoder.forward = partial(answer, features, encoder.forward)  # type: ignore[method-assign]
-            stack.callback(delattr, encoder, "forward")  # the class's own shows again
+            # Everything that runs an encoder runs its slices, `forward` too.
+            encoder.slices = partial(_cached, features, answer, encoder.slices)
+            stack.callback(delattr, encoder, "slices")  # the class's own shows again
         yield
+
+
+def _cached(
+    features: Features,
+    answer: Callable[..., Tensor],
+    slices: Callable[..., Slices[Tensor]],
+    *inputs: Any,
+) -> Slices[Tensor]:
+    """An encoder's slices, all at once: outputs that are stored, and new ones of what isn't."""
+    yield from ()
+    return answer(features, lambda *missing: complete(slices(*missing)), *inputs)
 
 
 def _key(*tensors: Tensor) -> str:
