@@ -275,20 +275,7 @@ def families(work: Work, split: str) -> dict[str, Family]:
 
 
 _CONCEPTS = [*COLOURS, *SHAPES, *(n for n in NOUNS if n not in COLOURS)]
-_SHORT_NOUNS = [
-    "cat",
-    "dog",
-    "cow",
-    "pig",
-    "bird",
-    "fish",
-    "car",
-    "sun",
-    "tree",
-    "book",
-    "hat",
-    "key",
-]
+_SHORT_NOUNS = "cat dog cow pig bird fish car sun tree book hat key".split()
 _SUM = {
     "en": "What is {}?",
     "fr": "Combien font {} ?",
