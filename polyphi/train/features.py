@@ -16,15 +16,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from polyphi import dist
 from polyphi.batch import Clip
+from polyphi.model.conformer import ConformerEncoder
 from polyphi.model.multimodal import PhiModel
+from polyphi.model.siglip import SiglipEncoder
+from polyphi.model.slices import Slices, complete
 from polyphi.train import checkpoint
 
 
@@ -105,7 +108,7 @@ class Features:
 @contextmanager
 def kept_features(model: PhiModel, folder: Path | None, precision: str) -> Iterator[None]:
     """Meanwhile encoders of which nothing learns answer from `folder` where it knows (None: they always work)."""
-    encoders: list[tuple[nn.Module, Callable[..., Tensor]]] = []
+    encoders: list[tuple[SiglipEncoder | ConformerEncoder, Callable[..., Tensor]]] = []
     if model.vision is not None:
         encoders.append((model.vision.encoder, _of_crops))
     if model.audio is not None:
@@ -118,9 +121,23 @@ def kept_features(model: PhiModel, folder: Path | None, precision: str) -> Itera
             name = hashlib.sha256(json.dumps([weights, precision]).encode()).hexdigest()[:16]
             features = Features(folder / name)
             stack.callback(features.close)
-            encoder.forward = partial(answer, features, encoder.forward)  # type: ignore[method-assign]
-            stack.callback(delattr, encoder, "forward")  # the class's own shows again
+            # Everything that runs an encoder runs its slices, `forward` too.
+            encoder.slices = partial(  # type: ignore[method-assign]
+                _cached, features, answer, encoder.slices
+            )
+            stack.callback(delattr, encoder, "slices")  # the class's own shows again
         yield
+
+
+def _cached(
+    features: Features,
+    answer: Callable[..., Tensor],
+    slices: Callable[..., Slices[Tensor]],
+    *inputs: Any,
+) -> Slices[Tensor]:
+    """An encoder's slices, all at once: outputs that are stored, and new ones of what isn't."""
+    yield from ()
+    return answer(features, lambda *missing: complete(slices(*missing)), *inputs)
 
 
 def _key(*tensors: Tensor) -> str:

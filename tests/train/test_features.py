@@ -19,13 +19,15 @@ RESTING = replace(
 
 def test_the_numbers_stay_the_same(corpora: Path, tmp_path: Path) -> None:
     run(tmp_path / "plain", corpora, RESTING, LONG)
+    stored: dict[str, list[int]] = {}
     for name in ("first", "again"):  # the second finds all of it
         run(tmp_path / name, corpora, RESTING, LONG, features=tmp_path / "features")
         for one, other in zip(told(tmp_path / "plain"), told(tmp_path / name), strict=True):
             assert one[:2] == other[:2]
             assert one[2:] == pytest.approx(other[2:], rel=1e-5)
-    folders = list((tmp_path / "features").iterdir())
-    assert len(folders) == 2, "one encoder each"
+        sizes = [file.stat().st_size for file in sorted((tmp_path / "features").glob("*/*.bin"))]
+        assert len(sizes) == 2 and all(sizes), "one encoder each"
+        assert sizes == stored.setdefault("sizes", sizes), "the second run computes nothing"
 
 
 def test_an_encoder_that_learns_is_never_asked_from_disk(corpora: Path, tmp_path: Path) -> None:
