@@ -17,7 +17,7 @@ SMALL = {
     "multi_image": 2,
     "written_speech": 16,
     "tools": 13,
-    "summaries": 4,
+    "summaries": 8,
     "fim": 6,
     "preferences": 14,
 }
