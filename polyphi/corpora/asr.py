@@ -30,7 +30,7 @@ RECORDED_SHARE = (
     0.15  # of training digit strings and numbers, where somebody recorded speaks the language
 )
 ENGLISH_SHARE = 0.4  # of the languages of synthesised speech; the others share the rest evenly
-ENGLISH_NUMBERS = 0.15  # and of those of numbers, which are other words in each language
+ENGLISH_NUMBERS = 0.15  # the same for numbers, whose words differ between languages
 
 
 class Kinds:

@@ -6,29 +6,25 @@ come first because they are learned first.
 """
 
 from collections.abc import Iterator
-from functools import partial
 from random import Random
 
 from polyphi.curate.corpus import Corpus, Work
-from polyphi.curate.text import fill
 from polyphi.data.shards import Sample
-from polyphi.synthetic.instructions import Ask, copied, fresh
+from polyphi.synthetic.instructions import Ask, Family, copied, fresh, rows
+
+
+def draw(work: Work, split: str) -> Family:
+    """A function that draws a text of a split to copy."""
+
+    def copy(rng: Random) -> Ask:
+        text, language = copied(split, rng, work.languages, longest=9)
+        return Ask("copy", f"Repeat: {text}", text, language)
+
+    return copy
 
 
 def build(work: Work) -> Iterator[tuple[str, Sample]]:
-    def make(split: str, rng: Random) -> Iterator[Sample]:
-        for i in range(work.rows[split]):
-            yield repeat(work, split, rng).sample(f"copying-{split}-{i:06d}")
-
-    yield from fill(work, "copying", make)
+    return rows("copying", work, draw)
 
 
-def repeat(work: Work, split: str, rng: Random) -> Ask:
-    """A request to say a text again."""
-    text, language = copied(split, rng, work.languages, longest=9)
-    return Ask("copy", f"Repeat: {text}", text, language)
-
-
-corpus = Corpus(
-    "copying", build, fresh=lambda work: fresh("copying", work, partial(repeat, work, "train"))
-)
+corpus = Corpus("copying", build, fresh=lambda work: fresh("copying", work, draw(work, "train")))

@@ -1,35 +1,30 @@
-"""Sums and differences, and now and then another question, so that what is learned already isn't lost. [ours]
+"""Sums and differences, and one in ten another question, so that what is learned already isn't lost. [ours]
 
-A small language model learns sums when it is given thousands of them in a row, and hardly any among all else (LOG.md).
+A small language model learns sums from thousands of them in a row, and hardly among all other tasks (LOG.md).
 """
 
 from collections.abc import Iterator
-from random import Random
 
 from polyphi.curate.corpus import Corpus, Work
 from polyphi.curate.decontaminate import against
-from polyphi.curate.text import fill
 from polyphi.data.shards import Sample
-from polyphi.synthetic.instructions import Family, any_family, families, fresh
+from polyphi.synthetic.instructions import Family, any_family, families, fresh, rows
 
-OTHERS = 0.1
-"""Share of other questions."""
+OTHER_SHARE = 0.1
+"""Share of other questions in training."""
 
 
 def draw(work: Work, split: str) -> Family:
     """A function that draws a question of a split."""
     arithmetic = families(work, split)["arithmetic"]
-    other = any_family(work) if split == "train" else arithmetic
-    return lambda rng: other(rng) if rng.random() < OTHERS else arithmetic(rng)
+    if split == "test":
+        return arithmetic
+    other = any_family(work)
+    return lambda rng: other(rng) if rng.random() < OTHER_SHARE else arithmetic(rng)
 
 
 def build(work: Work) -> Iterator[tuple[str, Sample]]:
-    def make(split: str, rng: Random) -> Iterator[Sample]:
-        question = draw(work, split)
-        for i in range(work.rows[split]):
-            yield question(rng).sample(f"sums-{split}-{i:06d}")
-
-    yield from fill(work, "sums", make)
+    return rows("sums", work, draw)
 
 
 corpus = Corpus(

@@ -26,9 +26,9 @@ from polyphi.synthetic.speech import SilentStudio, numbered
 
 SHARES = {"asr": 34, "ast": 26, "sqa": 24, "vision_speech": 16}
 """Corpus whose conversations these are -> its share."""
-TRANSCRIBED = {"digits": 20, "numbers": 45, "words": 10, "questions": 25}
-"""Kind of speech to transcribe -> its share. Numbers are other words in each of eight languages, and a model that was
-given few of them transcribed 29 of 96 from their very words (LOG.md)."""
+TRANSCRIPTIONS = {"digits": 20, "numbers": 45, "words": 10, "questions": 25}
+"""Task of `asr` -> its share of the transcriptions. Each of eight languages has other number words; with fewer
+examples a model transcribed 29 of 96 numbers that stood in its frames (LOG.md)."""
 KEPT = ("task", "language", "named")
 """What is known of a conversation with its clip and holds without it."""
 LONGEST_PAUSE = 3
@@ -58,7 +58,7 @@ def frames(text: str, tokenizer: Tokenizer, rng: Random) -> str:
     blank = f" {EMPTY}"
     written = blank * rng.randint(0, LONGEST_PAUSE)
     for piece in pieces(text, tokenizer):
-        if piece == " ":  # silent, and no frame is aligned with it (train/alignment.py)
+        if piece == " ":  # no audio frame is aligned with a space (train/alignment.py)
             continue
         twice = rng.random() < HELD and piece.isdigit()
         written += piece * (1 + twice) + blank * rng.randint(0, LONGEST_PAUSE)
@@ -94,7 +94,9 @@ def conversations(work: Work, rng: Random) -> Iterator[Sample]:
     kinds = asr.Kinds(work, "train", rng, studio)
     asker = sqa.Asker(work, "train", rng, studio)
     streams: dict[str, Callable[[], Sample | None]] = {
-        "asr": lambda: kinds.closed(rng.choices(list(TRANSCRIBED), list(TRANSCRIBED.values()))[0]),
+        "asr": lambda: kinds.closed(
+            rng.choices(list(TRANSCRIPTIONS), list(TRANSCRIPTIONS.values()))[0]
+        ),
         "ast": partial(next, ast.training(work, rng, studio)),
         "sqa": partial(next, sqa.stream(asker, rng)),
         "vision_speech": partial(next, about_pictures(work, rng, studio), None),

@@ -253,7 +253,7 @@ def aligned(
 
 
 def titles(
-    language: str, work: Work, split: str, rng: Random, characters: int = 400
+    language: str, work: Work, split: str, rng: Random, characters: int = 200
 ) -> Iterator[tuple[str, str, str]]:
     """(page path, body, title): the beginning of a page's body and the heading its authors gave it."""
     pages, seen = help_pages(language, work), set()

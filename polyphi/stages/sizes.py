@@ -32,8 +32,8 @@ class Size:
     """`vocabulary` is the tokenizer's (0: the public o200k_base layout). `rows` gives train and test rows of each
     corpus, `sweep` the lengths in tokens of the runs that the law of text 1's peak rate is measured on. Corpora that
     `fresh` names give stages fresh samples instead of epochs over their rows (data/fresh.py). `languages` are those of
-    questions, words and captions; documents, digits and numbers are in all eight. `late` multiplies the numbers of
-    samples after which corpora join a mix (`Mix.late`)."""
+    questions, words and captions; documents, digits and numbers are in all eight. `late_scale`
+    multiplies the numbers of samples after which corpora join a mix (`Mix.late`)."""
 
     name: str
     model: ModelConfig
@@ -41,7 +41,7 @@ class Size:
     budgets: Mapping[str, Budget] = field(default_factory=dict)
     rows: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     fresh: tuple[str, ...] = ()
-    late: float = 1.0
+    late_scale: float = 1.0
     languages: tuple[str, ...] = tuple(LANGUAGES)
     test_rows: int = 100
     sweep: tuple[int, ...] = ()
@@ -60,7 +60,7 @@ class Size:
         small = stage.small if self.name != "full" else None
         if small is None:
             return stage
-        late = {corpus: round(samples * self.late) for corpus, samples in small.late.items()}
+        late = {corpus: round(samples * self.late_scale) for corpus, samples in small.late.items()}
         return replace(stage, data=replace(small, late=late))
 
     def budget(self, stage: Stage) -> Budget:
@@ -166,7 +166,7 @@ MICRO = Size(
     },
     rows={name: (12, 4) for name in CORPORA},
     fresh=("image_qa", "instructions"),
-    late=0.001,
+    late_scale=0.001,
     test_rows=2,
     seconds_between_checkpoints=0.0,
     sweep=(512, 1024, 2048, 4096),
@@ -279,7 +279,7 @@ LAB = Size(
     },
     rows={name: (100 * train, 4 * test) for name, (train, test) in NANO.rows.items()},
     fresh=FRESH,
-    late=100.0,
+    late_scale=100.0,  # as the rows
     sweep=(1 << 26, 1 << 27, 1 << 28, 1 << 29),
     seconds_between_checkpoints=600.0,
 )

@@ -9,6 +9,18 @@ Aimed at: the model answers in the chat format and stops at <|end|>; tool calls 
 from polyphi.train.loss import NextToken
 from polyphi.train.stage import Mix, Stage
 
+SMALL = {
+    "sums": 6,
+    "instructions": 46,
+    "image_qa": 18,
+    "captions": 1,
+    "multi_image": 2,
+    "written_speech": 16,
+    "tools": 13,
+    "summaries": 8,
+    "fim": 6,
+    "preferences": 14,
+}
 stage = Stage(
     name="text_3_post",
     start={"*": "text_2_long"},
@@ -16,32 +28,9 @@ stage = Stage(
     # [ours] shares of samples
     data=Mix({"instructions": 84, "tools": 6, "summaries": 2, "fim": 3, "preferences": 5}),
     small=Mix(
-        {
-            "sums": 6,
-            "instructions": 46,
-            "image_qa": 18,
-            "captions": 1,
-            "multi_image": 2,
-            "written_speech": 16,
-            "tools": 13,
-            "summaries": 4,
-            "fim": 6,
-            "preferences": 14,
-        },
-        late=dict.fromkeys(
-            (
-                "instructions",
-                "image_qa",
-                "captions",
-                "multi_image",
-                "written_speech",
-                "tools",
-                "summaries",
-                "fim",
-                "preferences",
-            ),
-            8_000,
-        ),
+        SMALL,
+        # [ours] sums first: a small model learns them in a row, and hardly among all other tasks (LOG.md)
+        late={corpus: 8_000 for corpus in SMALL if corpus != "sums"},
         in_words=("image_qa", "captions", "multi_image", "written_speech"),
     ),
     objective=NextToken(),

@@ -14,7 +14,7 @@ from itertools import islice
 from random import Random
 
 from polyphi.curate.corpus import Work
-from polyphi.curate.text import interleave, origin, rng_for, sentences, side
+from polyphi.curate.text import fill, interleave, origin, rng_for, sentences, side
 from polyphi.data.shards import Sample
 from polyphi.messages import Message
 from polyphi.text.lexicon import (
@@ -72,7 +72,7 @@ SHARES = {
 """Family -> its share of the training rows; test rows are equal. More sums are in the corpus `sums`."""
 
 ENGLISH_SHARE = 0.4  # of the questions that any language can be asked in
-NUMBERS_COPIED = 0.2  # of the texts to copy
+NUMBER_WORDS_SHARE = 0.2  # of the texts to copy in training
 
 
 def held_number(split: str, n: int, words: str) -> bool:
@@ -275,7 +275,20 @@ def families(work: Work, split: str) -> dict[str, Family]:
 
 
 _CONCEPTS = [*COLOURS, *SHAPES, *(n for n in NOUNS if n not in COLOURS)]
-_SHORT_NOUNS = "cat dog cow pig bird fish car sun tree book hat key".split()
+_SHORT_NOUNS = (
+    "cat",
+    "dog",
+    "cow",
+    "pig",
+    "bird",
+    "fish",
+    "car",
+    "sun",
+    "tree",
+    "book",
+    "hat",
+    "key",
+)
 _SUM = {
     "en": "What is {}?",
     "fr": "Combien font {} ?",
@@ -289,15 +302,15 @@ _SUM = {
 
 
 def copied(split: str, rng: Random, languages: Sequence[str], longest: int = 6) -> tuple[str, str]:
-    """(text, language): two and more digits written together, or words of a language, for saying again. In training
-    also number words of all languages, whose tokens a model has to copy when it transcribes them."""
+    """(text, language) to copy: two and more digits written together, or words of a language; in training also number
+    words of all languages, whose tokens a model copies when it transcribes."""
     language = a_language(rng, languages)
-    numbers = split == "train" and rng.random() < NUMBERS_COPIED
-    if numbers:
+    number_text = split == "train" and rng.random() < NUMBER_WORDS_SHARE
+    if number_text:
         language = rng.choice(list(LANGUAGES))
 
     def draw() -> tuple | None:
-        if numbers:
+        if number_text:
             count = rng.randint(1, 4)
             text = " ".join(number_words(rng.randrange(100), language) for _ in range(count))
         elif rng.random() < 0.5:
@@ -457,6 +470,19 @@ def training(work: Work, rng: Random) -> Iterator[Ask]:
     draw = any_family(work)
     while True:
         yield draw(rng)
+
+
+def rows(
+    corpus: str, work: Work, draw: Callable[[Work, str], Family]
+) -> Iterator[tuple[str, Sample]]:
+    """(split, row) of every split, each row drawn by `draw(work, split)`: `Corpus.build`."""
+
+    def make(split: str, rng: Random) -> Iterator[Sample]:
+        family = draw(work, split)
+        for i in range(work.rows[split]):
+            yield family(rng).sample(f"{corpus}-{split}-{i:06d}")
+
+    yield from fill(work, corpus, make)
 
 
 def fresh(corpus: str, work: Work, draw: Family) -> Callable[[int], Sample]:

@@ -20,10 +20,12 @@ from typing import Any, BinaryIO
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from polyphi.batch import Clip
+from polyphi.model.conformer import ConformerEncoder
 from polyphi.model.multimodal import PhiModel
+from polyphi.model.siglip import SiglipEncoder
 from polyphi.model.slices import Slices, complete
 from polyphi.runtime import distributed
 from polyphi.train import checkpoint
@@ -105,8 +107,8 @@ class Features:
 
 @contextmanager
 def kept_features(model: PhiModel, folder: Path | None, precision: str) -> Iterator[None]:
-    """Meanwhile the forward of frozen encoders reads outputs from `folder` and adds new ones (None: no cache)."""
-    encoders: list[tuple[nn.Module, Callable[..., Tensor]]] = []
+    """Meanwhile encoders of which nothing learns answer from `folder` where it knows (None: they always work)."""
+    encoders: list[tuple[SiglipEncoder | ConformerEncoder, Callable[..., Tensor]]] = []
     if model.vision is not None:
         encoders.append((model.vision.encoder, _of_crops))
     if model.audio is not None:
@@ -120,7 +122,9 @@ def kept_features(model: PhiModel, folder: Path | None, precision: str) -> Itera
             features = Features(folder / name)
             stack.callback(features.close)
             # Everything that runs an encoder runs its slices, `forward` too.
-            encoder.slices = partial(_cached, features, answer, encoder.slices)
+            encoder.slices = partial(  # type: ignore[method-assign]
+                _cached, features, answer, encoder.slices
+            )
             stack.callback(delattr, encoder, "slices")  # the class's own shows again
         yield
 

@@ -81,3 +81,12 @@ def test_two_sequences_side_by_side_hold_every_stage_behind_its_parents() -> Non
     for branch in stages.BRANCHES:
         for at, name in enumerate(branch):
             assert not set(EVERY[name].parents) & set(branch[at:]), name
+
+
+def test_late_corpora_join_earlier_at_smaller_sizes() -> None:
+    late = {
+        name: sizes.load(name).stage("text_3_post").data.late for name in ("micro", "nano", "lab")
+    }
+    assert set(late["nano"].values()) == {8_000} and "sums" not in late["nano"]
+    assert set(late["micro"].values()) == {8} and set(late["lab"].values()) == {800_000}
+    assert sizes.load("full").stage("text_3_post").data.late == {}

@@ -135,15 +135,15 @@ def test_training_never_hears_flite_nor_a_test_variant(work: Work, no_packages: 
 
 
 @needs_espeak
-def test_some_training_clips_wait_before_and_after_the_words(work: Work, no_packages: None) -> None:
+def test_some_training_audio_begins_and_ends_in_silence(work: Work, no_packages: None) -> None:
     studio, rng = Studio(work, strength=0.5), Random(0)
     speaker = studio.speaker("en", "train", rng)
-    waits = []
+    silences = []
     for _ in range(60):
         clip = studio.say("seven", speaker, rng)
         loud = np.flatnonzero(np.abs(clip) > 0.3)
-        waits.append((loud[0] / RATE, (len(clip) - loud[-1]) / RATE))
-    before, after = zip(*waits, strict=True)
+        silences.append((loud[0] / RATE, (len(clip) - loud[-1]) / RATE))
+    before, after = zip(*silences, strict=True)
     assert 0.1 < sum(s > 0.3 for s in before) / 60 < 0.5 and max(before) < 1.0
     assert 0.1 < sum(s > 0.4 for s in after) / 60 < 0.5 and max(after) < 1.5
     studio.strength = 0.0
