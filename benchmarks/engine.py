@@ -56,7 +56,7 @@ from polyphi.api import Phi, make_processor
 from polyphi.batch import Clip, row
 from polyphi.checkpoints.names import tensor_names
 from polyphi.engine import placement
-from polyphi.engine.cache import BLOCK, BlockPool, Memory, StepCache, Table
+from polyphi.engine.cache import BLOCK, BlockPool, BlockTable, Memory, StepCache
 from polyphi.engine.engine import Engine
 from polyphi.engine.memory import free_memory
 from polyphi.messages import Audio, Image, Message, SamplingParams, Text
@@ -391,7 +391,7 @@ def decoder(size: Size, repeats: int, library: Transformers) -> tuple[list[Row],
     for model in (ours, small):
         place = torch.device("cpu")
         memories[id(model)] = Memory(config.decoder, blocks, torch.bfloat16, place)
-        tables[id(model)] = Table(BlockPool(blocks))
+        tables[id(model)] = BlockTable(BlockPool(blocks))
         tables[id(model)].grow(len(ids))
 
     def ours_run(model: PhiModel, part: Tensor, start: int) -> Tensor:

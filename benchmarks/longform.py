@@ -45,9 +45,9 @@ from polyphi.services.speech_synthesis import Voice, speak, unavailable
 from polyphi.stages import sizes
 from polyphi.synthetic.stamps import STAMP_FOLDER, STAMPS
 from polyphi.transcription.align import align
-from polyphi.transcription.silence import listen
+from polyphi.transcription import silence
 from polyphi.transcription.transcript import Piece, estimated
-from polyphi.transcription.words import token_spans, words_of
+from polyphi.transcription.words import token_spans, word_spans
 
 MINUTES = {"encoder": (5, 10, 20, 30), "model": (5, 10, 20, 30), "pieces": (60, 180)}
 RATE = 16_000
@@ -186,7 +186,7 @@ def words(model: str | None) -> None:
     for engine in (e for e in ("espeak-ng", "flite") if not unavailable(e)):
         errors: dict[str, list[float]] = {"estimated": [], "aligned": [], "even": []}
         for wave, said, truth in spoken_words(engine):
-            sound = listen(AudioStream((wave, RATE)))
+            sound = silence.measure(AudioStream((wave, RATE)))
             guess = np.array(estimated(sound, Piece(0.0, sound.seconds), said))
             errors["estimated"] += np.abs(guess - truth).ravel().tolist()
             borders = np.linspace(0, sound.seconds, len(said) + 1)
@@ -199,7 +199,7 @@ def words(model: str | None) -> None:
             text = " ".join(said)
             tokens = phi.tokenizer.encode(text)
             times, spans = align(phi.model, row, tokens), token_spans(phi.tokenizer, tokens)
-            for (a, b), right in zip(words_of(text), truth, strict=True):
+            for (a, b), right in zip(word_spans(text), truth, strict=True):
                 mine = [t for t, (x, y) in zip(times, spans, strict=True) if x < b and y > a]
                 errors["aligned"] += np.abs(np.array([mine[0][0], mine[-1][1]]) - right).tolist()
         for way in ("estimated", "aligned"):

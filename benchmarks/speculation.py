@@ -39,9 +39,9 @@ import polyphi
 from polyphi.api import make_processor
 from polyphi.batch import row
 from polyphi.data.shards import Shards
-from polyphi.engine.cache import BLOCK, BlockPool, Memory, StepCache, Table
+from polyphi.engine.cache import BLOCK, BlockPool, BlockTable, Memory, StepCache
 from polyphi.engine.engine import DRAFT, Engine
-from polyphi.engine.scheduler import Part
+from polyphi.engine.scheduler import StepPart
 from polyphi.eval.baselines import select
 from polyphi.eval.heldout import find
 from polyphi.messages import Message, SamplingParams, Text
@@ -95,11 +95,11 @@ class Counting(Engine):
     give."""
 
     def __init__(self, model: PhiModel, processor: Processor) -> None:
-        super().__init__(model, processor, together=1)
+        super().__init__(model, processor, max_num_seqs=1)
         self.right: Sequence[int] | None = None
         self.told: Told | None = None
 
-    def _accept(self, part: Part, rows: Tensor, finite: list[bool], best: list[int]) -> None:
+    def _accept(self, part: StepPart, rows: Tensor, finite: list[bool], best: list[int]) -> None:
         request = part.request
         before = len(request.tokens)
         if self.right is not None:
@@ -109,7 +109,7 @@ class Counting(Engine):
         if self.told is not None and request.prefilled and before:
             self.told.steps += 1
             self.told.tokens += drawn
-            self.told.guessed += len(part.guesses)
+            self.told.guessed += len(part.draft_tokens)
             self.told.right += drawn - 1
 
 
@@ -170,7 +170,7 @@ def stepper(kind: str, layers: int) -> Callable[[int], object]:
     config, blocks = published(layers), -(-(HELD + max(TOKENS)) // BLOCK)
     model = quantize(random_model(config), kind)
     memory = Memory(config.decoder, blocks, torch.bfloat16, torch.device("cpu"))
-    held = Table(BlockPool(blocks))
+    held = BlockTable(BlockPool(blocks))
     held.grow(HELD + max(TOKENS))
 
     def step(tokens: int) -> object:

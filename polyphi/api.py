@@ -24,8 +24,8 @@ from polyphi.checkpoints.read import (
     stored_types,
 )
 from polyphi.engine import memory, placement
-from polyphi.engine.engine import GREEDY, TOGETHER, Engine
-from polyphi.engine.placement import Room
+from polyphi.engine.engine import GREEDY, MAX_NUM_SEQS, Engine
+from polyphi.engine.placement import MemoryReport
 from polyphi.engine.prompt import Conversation, Prompt, parse_prompt
 from polyphi.messages import Audio, Completion, Delta, Image, SamplingParams, Tokens, Transcript
 from polyphi.model.config import ModelConfig
@@ -44,7 +44,7 @@ class Phi:
 
     def __init__(self, model: PhiModel, processor: Processor, **engine: Any) -> None:
         self.engine = Engine(model, processor, **engine)
-        self.room: Room | None = None
+        self.room: MemoryReport | None = None
 
     @property
     def model(self) -> PhiModel:
@@ -210,7 +210,7 @@ class Phi:
         task = longform.transcription(to, cot)
         task = replace(task, adapter=adapter, sampling=sampling, words=words)
         return longform.transcribe(
-            self.engine, audios, task, window=window, max_seconds=max_seconds, tell=tell
+            self.engine, audios, task, window=window, max_seconds=max_seconds, on_progress=tell
         )
 
     def logits(
@@ -265,7 +265,7 @@ def load(
     dtype: str | torch.dtype = "auto",
     quant: str | None = None,
     tokenizer: str | Path | Tokenizer | None = "auto",
-    together: int = TOGETHER,
+    together: int = MAX_NUM_SEQS,
     cache_gb: float | None = None,
     kv: str | None = None,
     progress: Callable[[str, float | None], None] = lambda stage, share: None,
@@ -313,9 +313,9 @@ def load(
     progress("engine", None)
     cache = None if cache_gb is None else round(cache_gb * 1e9)
     phi = Phi(
-        model, make_processor(model.config, vocabulary), together=together, memory=cache, kv=kv
+        model, make_processor(model.config, vocabulary), max_num_seqs=together, memory=cache, kv=kv
     )
-    phi.room = placement.room(model, free, place, phi.engine.capacity, kv)
+    phi.room = placement.memory_report(model, free, place, phi.engine.capacity, kv)
     return phi
 
 

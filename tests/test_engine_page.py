@@ -9,7 +9,7 @@ import torch
 
 import polyphi
 from polyphi.engine.sampling import MAX_ANSWERS, MAX_LOGPROBS, MAX_STOPS, Sampler
-from polyphi.engine.structured import MAX_CALLS, MAX_DEPTH, MAX_LETTERS, MAX_LEVELS, MAX_REGEX
+from polyphi.engine.structured import MAX_CALLS, MAX_CHARACTERS, MAX_DEPTH, MAX_LEVELS, MAX_REGEX
 from polyphi.engine.tools import ToolCall
 from polyphi.messages import Completion, SamplingParams
 from polyphi.processing.tokenizer import Tokenizer
@@ -51,7 +51,7 @@ def test_its_bounds_are_those_of_the_code() -> None:
         f"up to {MAX_STOPS} strings",
         f"up to {MAX_ANSWERS} answers",
         f"{MAX_LEVELS} levels where",
-        f"at most {MAX_LETTERS:,} letters and {MAX_DEPTH} nested brackets, expressions {MAX_REGEX:,}",
+        f"at most {MAX_CHARACTERS:,} letters and {MAX_DEPTH} nested brackets, expressions {MAX_REGEX:,}",
         f"1 to {MAX_CALLS} calls",
     }
     assert {text for text in said if text not in " ".join(PAGE.split())} == set()

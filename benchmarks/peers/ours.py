@@ -16,7 +16,7 @@ from turns import LONGEST, PROMPT, SEQUENCES, STEPS, take_turns
 
 import polyphi
 from polyphi.batch import Batch, pack, row
-from polyphi.engine.cache import BLOCK, BlockPool, Memory, StepCache, Table
+from polyphi.engine.cache import BLOCK, BlockPool, BlockTable, Memory, StepCache
 from polyphi.engine.engine import CHUNK
 from polyphi.engine.forward import forward
 from polyphi.messages import Audio, Image, Message, SamplingParams, Text
@@ -34,13 +34,13 @@ class Language:
         self.memory = Memory(config.decoder, blocks, torch.bfloat16, torch.device("cpu"))
         self.pool = BlockPool(blocks)
 
-    def tables(self, sequences: int, tokens: int) -> list[Table]:
-        made = [Table(self.pool) for _ in range(sequences)]
+    def tables(self, sequences: int, tokens: int) -> list[BlockTable]:
+        made = [BlockTable(self.pool) for _ in range(sequences)]
         for table in made:
             table.grow(tokens)
         return made
 
-    def run(self, ids: torch.Tensor, tables: list[Table]) -> torch.Tensor:
+    def run(self, ids: torch.Tensor, tables: list[BlockTable]) -> torch.Tensor:
         """Logits [S V] behind ids [S T], whose predecessors are in the cache."""
         rows = []
         for some, table in zip(ids, tables, strict=True):
@@ -85,7 +85,7 @@ class Multimodal:
         self.engine = polyphi.load(checkpoint, device="cpu").engine
         self.vocabulary = self.engine.model.config.decoder.vocab_size
         self.took = {"media": 0.0, "encoders": 0.0}
-        self.engine.encoders.encoded = lambda _, seconds: self.add("encoders", seconds)
+        self.engine.encoders.on_encode = lambda _, seconds: self.add("encoders", seconds)
 
     def add(self, part: str, seconds: float) -> None:
         self.took[part] += seconds

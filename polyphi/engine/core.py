@@ -1,8 +1,8 @@
-"""Steps of the engine: requests in all phases, the thread that steps them, and one forward for everybody's turn.
+"""Steps of the engine: requests in all phases, the thread that runs the steps, and one forward per step.
 
-A step (scheduler.py) runs new prompts, chunk by chunk, together with one token of everybody else (runner.py). Before it
-the encoders work on images and audio that are new to them for a moment (encoders.py). Keys and values lie in blocks
-that requests with the same prefix share (cache.py).
+A step (scheduler.py) runs prompts chunk by chunk, together with one token of every other running request (runner.py).
+Before it the encoders process new images and audio for a short time (encoders.py). Keys and values lie in blocks that
+requests with the same prefix share (cache.py).
 """
 
 import threading
@@ -14,33 +14,33 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from polyphi.batch import Batch
-from polyphi.engine.cache import BlockPool, Memory, Table
+from polyphi.engine.cache import BlockPool, BlockTable, Memory
 from polyphi.engine.encoders import Encoders
 from polyphi.engine.memory import OutOfMemory, ran_out
 from polyphi.engine.prefixes import Prefixes
 from polyphi.engine.request import Caller, Request
 from polyphi.engine.results import accept, argmax_rows, finite_rows
 from polyphi.engine.runner import Runner
-from polyphi.engine.scheduler import Part, Scheduler
+from polyphi.engine.scheduler import Scheduler, StepPart
 from polyphi.messages import SamplingParams
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.tokenizer import Tokenizer
 
 IDLE = 0.5
-"""Seconds between looks at whether there is something to do, for whoever waits to be told."""
+"""Timeout in seconds of a thread that waits for work or for the next step."""
 SLICE = 0.05
-"""Seconds that encoders work between two steps, or a layer where that takes longer."""
+"""Seconds that encoders run between two steps; a layer that takes longer is completed."""
 
 
 @dataclass(frozen=True)
 class Counters:
-    """What the engine holds at a moment, and did so far. With no request under way `blocks_held` and `requests` are 0.
-    `tokens`: of all steps, prompts' and drawn ones; `encoder_queries`: pictures and clips that were needed, of which
-    `encoder_hits` were remembered."""
+    """The engine's state at a moment and its totals. Without requests `blocks_in_use` and `requests` are 0.
+    `tokens`: prompt and sampled tokens of all steps; `encoder_queries`: images and audio clips that requests needed, of
+    which `encoder_hits` were cached."""
 
     blocks: int
-    blocks_held: int
-    blocks_remembered: int
+    blocks_in_use: int
+    blocks_cached: int
     encoded_bytes: int
     requests: int
     running: int
@@ -55,10 +55,10 @@ class Core:
     """The requests of a model and the steps that answer them. Safe to use from several threads; a step is one thread's
     work at a time.
 
-    `blocks` bounds keys and values, `sequences` those that run at once; `chunk` and `prefill` are prompt tokens of a
-    step, while another request waits for its next token and while none does. `draft`: tokens that are guessed in a step
-    where a request leaves it to the engine. `encoded`: bytes of encoder outputs to keep. `remember`: whether prefixes
-    are shared. `kv`: "int8" keeps keys and values in 8 bits."""
+    `blocks`: capacity for keys and values; `max_num_seqs`: sequences that run at once; `chunk` and `prefill`: prompt
+    tokens of a step while another request waits for its next token, and while none does. `draft`: draft tokens of a
+    step for requests with `draft="auto"`. `encoder_cache`: bytes for encoder outputs. `prefix_cache`: whether requests
+    share prefixes. `kv`: "int8" stores keys and values in 8 bits."""
 
     def __init__(
         self,
@@ -66,53 +66,48 @@ class Core:
         tokenizer: Tokenizer,
         *,
         blocks: int,
-        sequences: int,
+        max_num_seqs: int,
         chunk: int,
         prefill: int,
         draft: int,
-        encoded: int,
-        remember: bool,
+        encoder_cache: int,
+        prefix_cache: bool,
         kv: str | None,
     ) -> None:
-        self.model, self.tokenizer, self.draft, self.remember, self.kv = (
-            model,
-            tokenizer,
-            draft,
-            remember,
-            kv,
-        )
+        self.model, self.tokenizer, self.draft, self.kv = model, tokenizer, draft, kv
+        self.prefix_cache = prefix_cache
         self.runner = Runner(model)
         self.prefixes = Prefixes(model)
-        self.encoders = Encoders(model, encoded)
+        self.encoders = Encoders(model, encoder_cache)
         self.pool = BlockPool(max(1, blocks))
         self.scheduler = Scheduler(
             self.pool,
-            together=sequences,
+            max_num_seqs=max_num_seqs,
             chunk=chunk,
             prefill=prefill,
             switch=self.runner.switch,
             root=self.prefixes.root,
-            rope=self.runner.table,
+            rope=self.runner.rope_table,
         )
         self.steps = self.tokens = 0
-        self.stepped: Callable[[int], None] = lambda tokens: None
-        """Called after each step with the number of tokens that it ran, by the thread that runs the step."""
-        self._memory: Memory | None = None  # made for the first request
+        self.on_step: Callable[[int], None] = lambda tokens: None
+        """Called after each step with its number of tokens, by the thread that runs the step."""
+        self._memory: Memory | None = None  # allocated for the first request
         self._arriving: list[Request] = []
         self._lock = threading.RLock()
-        # Told when a step is done, or there is something to do.
+        # Notified when a step is done, or there is work.
         self._changed = threading.Condition(self._lock)
-        self._wanting = 0  # threads that wait for a turn between two steps
-        self._counting = threading.Lock()
-        self._driver: int | None = None  # the thread that is in `run`
+        self._waiting_threads = 0  # that wait for a turn between two steps
+        self._count_lock = threading.Lock()
+        self._driver: int | None = None  # the thread that runs `run`
 
     def counters(self) -> Counters:
         with self.turn():
             scheduler = self.scheduler
             return Counters(
                 self.pool.size,
-                self.pool.held,
-                self.pool.remembered,
+                self.pool.in_use,
+                self.pool.cached,
                 self.encoders.bytes,
                 len(self._arriving) + len(scheduler.waiting) + len(scheduler.running),
                 len(scheduler.running),
@@ -123,13 +118,13 @@ class Core:
                 self.encoders.hits,
             )
 
-    def news(self, request: Request) -> tuple[str, str | None]:
-        """(text that came since it was last asked, finish reason if there is one). Raises what ended the request."""
+    def output_delta(self, request: Request) -> tuple[str, str | None]:
+        """(text since the last call, finish reason or None). Raises the error that ended the request."""
         with self.turn():
             if request.error is not None:
                 raise request.error
-            pieces = request.pieces[request.shown :]
-            request.shown += len(pieces)
+            pieces = request.pieces[request.delivered :]
+            request.delivered += len(pieces)
             return "".join(pieces), request.finish_reason
 
     def enter(
@@ -139,6 +134,7 @@ class Core:
         caller: Caller,
         group: int,
     ) -> list[Request]:
+        """The requests of the `n` answers to a row, which may still be in preparation."""
         with self.turn():
             if not self.busy:
                 self.forget_old_weights()
@@ -148,8 +144,8 @@ class Core:
                 own = replace(sampling, n=1, seed=sampling.seed + number)
                 leader = requests[0] if requests else None
                 if leader is not None:
-                    own = replace(own, prompt_logprobs=None)  # the first one tells them
-                tokenizer, table = self.tokenizer, Table(self.pool)
+                    own = replace(own, prompt_logprobs=None)  # the first one has them
+                tokenizer, table = self.tokenizer, BlockTable(self.pool)
                 requests.append(Request(row, own, tokenizer, table, leader, draft, caller, group))
             self._arriving += requests
         row.add_done_callback(self._wake)
@@ -157,7 +153,7 @@ class Core:
 
     @property
     def busy(self) -> bool:
-        """Whether a request is under way."""
+        """Whether there is an unfinished request."""
         return bool(self._arriving or self.scheduler.waiting or self.scheduler.running)
 
     def _wake(self, _: Any = None) -> None:
@@ -166,46 +162,46 @@ class Core:
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """The lock, for others than the thread that steps. Locks aren't fair: that thread would take it back at once,
-        so it looks whether somebody waits, and whoever leaves tells it."""
-        with self._counting:
-            self._wanting += 1
+        """The lock, for all threads but the one that runs steps. Locks aren't fair: that thread would take it back at
+        once, so it checks whether threads wait, and each of them notifies it when it leaves."""
+        with self._count_lock:
+            self._waiting_threads += 1
         with self._changed:
-            with self._counting:
-                self._wanting -= 1
+            with self._count_lock:
+                self._waiting_threads -= 1
             yield
             self._changed.notify_all()
 
     def run(self, stop: threading.Event, after: Callable[[BaseException | None], None]) -> None:
-        """Steps for everybody until `stop` is set; `generate_many` and `stream` of other threads wait for these steps
-        meanwhile. After each step `after` hears of the error that ended it, or None."""
+        """Runs steps until `stop` is set; `generate_many` and `stream` in other threads wait for these steps. After
+        each step it calls `after` with the error that ended the step, or None."""
         with self._lock:
-            assert self._driver is None, "another thread is stepping already"
+            assert self._driver is None, "another thread runs the steps already"
             self._driver = threading.get_ident()
         try:
             while not stop.is_set():
                 error: BaseException | None = None
                 try:
                     busy = self.step()
-                except BaseException as failure:  # each of its requests holds it too
+                except BaseException as failure:  # also the `error` of its requests
                     busy, error = True, failure
                 after(error)
                 with self._changed:
                     self._changed.notify_all()
-                    idle = not (busy or self._due())
-                    if (idle or self._wanting) and not stop.is_set():
+                    idle = not (busy or self._has_work())
+                    if (idle or self._waiting_threads) and not stop.is_set():
                         self._changed.wait(IDLE)
         finally:
             with self._changed:
                 self._driver = None
                 self._changed.notify_all()
 
-    def _due(self) -> bool:
+    def _has_work(self) -> bool:
         arrived = any(request.row.done() for request in self._arriving)
         return arrived or bool(self.scheduler.waiting or self.scheduler.running)
 
     def advance(self) -> None:
-        """Runs a step, or waits for the next one of the thread that is in `run`."""
+        """Runs a step, or waits for the next one of the thread that runs `run`."""
         with self._changed:
             if self._driver is not None and self._driver != threading.get_ident():
                 self._changed.wait(IDLE)
@@ -213,8 +209,7 @@ class Core:
         self.step(in_order=True)
 
     def abort(self, request: Request) -> None:
-        """End a request in whatever phase it is; what it held is free when this returns. A finished one stays as it
-        is."""
+        """End a request in any phase; its resources are free when this returns. A finished request is unchanged."""
         with self.turn():
             if request.finish_reason is not None:
                 return
@@ -230,25 +225,25 @@ class Core:
         self.scheduler.drop(request)
 
     def step(self, *, in_order: bool = False) -> bool:
-        """One forward for everybody whose turn it is; False if there was nothing to do. `in_order`: wait for the media
-        of the request that came first, so that who runs together follows from the requests alone. If memory runs out,
-        the request that asked most of it ends; if the model fails, all do and the error comes out here."""
+        """Run one forward for all scheduled requests; False if there was nothing to do. `in_order`: wait for the media
+        of the request that came first, so that batches depend on the requests alone. If memory runs out, the largest
+        request of the step ends; if the model fails, all requests end and the error is raised here."""
         if in_order:
             with self._lock:
-                first = [r.row for r in self._arriving[: max(0, self._room)]]
-            wait(first)  # without the lock: whoever aborts must not wait for a decoder
+                first = [r.row for r in self._arriving[: max(0, self._free_places)]]
+            wait(first)  # without the lock: `abort` must not wait for a decoder
         with self._lock:
-            self._welcome(in_order)
-            parts: list[Part] = []
+            self._start_arrived(in_order)
+            parts: list[StepPart] = []
             try:
                 encoding = self._encode()
                 parts = self.scheduler.plan()
                 if not parts:
-                    return encoding or any(r.missing for r in self.scheduler.running)
+                    return encoding or any(r.missing_media for r in self.scheduler.running)
                 self._run(parts)
             except BaseException as error:
                 if parts and ran_out(error):
-                    self._make_way(parts)
+                    self._recover_memory(parts)
                     return True
                 for request in [*self.scheduler.running, *self.scheduler.waiting]:
                     request.error = error if isinstance(error, Exception) else None
@@ -257,72 +252,77 @@ class Core:
             self.steps += 1
             ran = sum(part.size for part in parts)
             self.tokens += ran
-            self.stepped(ran)
+            self.on_step(ran)
             for part in parts:
                 if part.request.finish_reason:
                     self._end(part.request, part.request.finish_reason)
             return True
 
-    def _make_way(self, parts: Sequence[Part]) -> None:
-        """A step took more memory than there was: the request that asked most of it ends, the others run again."""
-        heaviest = max(parts, key=lambda part: part.size).request
-        self._run_out(heaviest)
+    def _recover_memory(self, parts: Sequence[StepPart]) -> None:
+        """After a step that ran out of memory: ends its largest request and preempts the others, which run again."""
+        largest = max(parts, key=lambda part: part.size).request
+        self._end_out_of_memory(largest)
         for part in reversed(parts):
-            if part.request is not heaviest:
+            if part.request is not largest:
                 self.scheduler.preempt(part.request)
 
-    def _run_out(self, request: Request) -> None:
+    def _end_out_of_memory(self, request: Request) -> None:
         """Ends a request for which there is no memory."""
         request.error = OutOfMemory(
-            f"there was not enough memory for this request of {len(request)} tokens beside the others; "
-            "try a shorter one, or again later"
+            f"not enough memory for this request of {len(request)} tokens beside the others; send a shorter one, or "
+            "try again later"
         )
         self._end(request, "error")
 
     def _encode(self) -> bool:
-        """Works for a moment on the pictures and clips that running requests wait for; False if there are none. If
-        memory runs out, the request with the largest of those that were being encoded ends."""
-        wanted = [(request, item) for request in self.scheduler.running for item in request.missing]
-        if not wanted:
+        """Encodes images and audio that running requests wait for, for about `SLICE` seconds; False if there are none.
+        If memory runs out, the request with the largest item of those in progress ends."""
+        missing = [
+            (request, item) for request in self.scheduler.running for item in request.missing_media
+        ]
+        if not missing:
             self.encoders.drop()
             return False
         try:
-            made = self.encoders.advance([item for _, item in wanted], SLICE)
+            embeddings = self.encoders.advance([item for _, item in missing], SLICE)
         except BaseException as error:
             if not ran_out(error):
                 raise
-            self._run_out(max(wanted, key=lambda pair: pair[1].size)[0])
+            self._end_out_of_memory(max(missing, key=lambda pair: pair[1].size)[0])
             return True
-        for request, item in wanted:
-            if item.key in made:
-                request.features[item.key] = made[item.key]
+        for request, item in missing:
+            if item.key in embeddings:
+                request.features[item.key] = embeddings[item.key]
         return True
 
-    def _run(self, parts: Sequence[Part]) -> None:
+    def _run(self, parts: Sequence[StepPart]) -> None:
         if self._memory is None:
             decoder = self.model.decoder
-            # One block more than sequences can get: graphs.py writes there.
+            # One block more than sequences can use: padding of graphs.py is written there.
             blocks = self.pool.size + 1
             self._memory = Memory(decoder.config, blocks, decoder.dtype, decoder.device, self.kv)
         began = time.monotonic()
         outputs = self.runner.run(parts, self._memory)
         logits = [output.logits for output in outputs]
         finite, best = finite_rows(logits), argmax_rows(parts, logits)
-        self.scheduler.timed(parts, time.monotonic() - began)
+        self.scheduler.record_time(parts, time.monotonic() - began)
         for number, (part, output) in enumerate(zip(parts, outputs, strict=True)):
             accept(part, output, finite[number], best[number])
-            if self.remember:
-                part.request.table.remember(part.request.names(self.prefixes.root(part.request)))
+            if self.prefix_cache:
+                root = self.prefixes.root(part.request)
+                part.request.table.register(part.request.block_hashes(root))
 
     @property
-    def _room(self) -> int:
-        """Requests that may still be read for."""
+    def _free_places(self) -> int:
+        """How many more requests may be waiting or running."""
         scheduler = self.scheduler
-        return scheduler.together - len(scheduler.running) - len(scheduler.waiting)
+        return scheduler.max_num_seqs - len(scheduler.running) - len(scheduler.waiting)
 
-    def _welcome(self, in_order: bool) -> None:
-        """Lets requests whose rows are made wait for their turn, the first ones if it goes by order."""
-        for request in self._arriving[: max(0, self._room)] if in_order else list(self._arriving):
+    def _start_arrived(self, in_order: bool) -> None:
+        """Moves requests whose rows are ready to the waiting ones; `in_order` only those at the front."""
+        for request in (
+            self._arriving[: max(0, self._free_places)] if in_order else list(self._arriving)
+        ):
             if not request.row.done():
                 if in_order:
                     return
@@ -339,5 +339,5 @@ class Core:
     def forget_old_weights(self) -> None:
         """Drop cached keys, values and encoder outputs if the weights have changed."""
         if self.prefixes.weights_changed():
-            self.pool.forget()
-            self.encoders.forget()
+            self.pool.clear_cache()
+            self.encoders.clear()

@@ -1,24 +1,24 @@
-"""Requests -> answers: whoever asks is answered in one batch with everybody else, and gets the answer it gets alone.
+"""Requests -> answers: all requests run in one batch, and each gets the answer it would get alone.
 
 >>> engine = Engine(model, processor)
 >>> engine.generate([Message.user("2 + 2 =")]).text
 '4'
->>> [c.text for c in engine.generate_many(conversations)]        # packed together, finished ones make room
+>>> [c.text for c in engine.generate_many(conversations)]        # continuous batching
 
-Inside, a request is submitted and the engine is stepped until it is finished; a program may do the same by hand::
+Internally a request is submitted and steps run until it is finished; a program may do the same::
 
-    request = engine.submit(messages)            # its media are decoded beside the steps
+    request = engine.submit(messages)            # its media are decoded in threads beside the steps
     while not request.finish_reason:
         engine.step()
-    engine.abort(request)                        # at any time, from any thread: all that it held is free
+    engine.abort(request)                        # at any time, from any thread; frees its resources
 
-or let one thread step for everybody, as a server does::
+or have one thread run the steps, as a server does::
 
-    row = engine.prepare(messages, sampling)     # what is wrong with a request is told here
+    row = engine.prepare(messages, sampling)     # raises ValueError for an invalid request
     (request,) = engine.enter(row, sampling)
-    text, reason = engine.news(request)          # after each step of `engine.run`, which another thread is in
+    text, reason = engine.output_delta(request)  # after each step of `engine.run`, which runs in another thread
 
-What a step does stands in core.py.
+core.py describes a step.
 """
 
 import threading
@@ -33,10 +33,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from polyphi.batch import Batch
-from polyphi.engine.cache import BLOCK, check_kind, token_bytes
+from polyphi.engine.cache import BLOCK, check_format, token_bytes
 from polyphi.engine.core import Core
 from polyphi.engine.encoders import items
-from polyphi.engine.memory import beside
+from polyphi.engine.memory import free_beside
 from polyphi.engine.prompt import Prompt, parse_prompt
 from polyphi.engine.request import NOBODY, Caller, Request
 from polyphi.engine.rows import Rows
@@ -58,34 +58,35 @@ from polyphi.processing.processor import Processor
 from polyphi.quantization import quantize
 
 GREEDY = SamplingParams()
-TOGETHER = 32
+MAX_NUM_SEQS = 32
 """Sequences that run at once."""
 CHUNK = 512
-"""Prompt tokens of a step while somebody waits for the next token, and of a large model's on a CPU: more only ask for
-memory that has to be cleared first, which takes a seventh of the time at 2,048."""
+"""Prompt tokens of a step while a request waits for its next token, and of every step of a large model on a CPU: larger
+steps need more fresh memory, and clearing it takes a seventh of the time at 2,048."""
 PREFILL = 2048
-"""Prompt tokens of a step while nobody does, and of one forward of scores."""
+"""Prompt tokens of a step while no request does, and tokens of one forward when scoring."""
 DRAFT = 15
-"""Tokens that are guessed in a step, at most, where a request leaves it to the engine."""
-CACHED = 256 * 2**20
-"""Bytes of weights that a CPU may hold in its caches."""
-ENCODED = 256 * 2**20
-"""Bytes of encoder outputs to remember."""
-ORDINARY = 2048
-"""Tokens of an ordinary sequence: memory for keys and values is made for `TOGETHER` of them, or one whole context."""
+"""Most draft tokens of a step for requests with `draft="auto"`."""
+CPU_CACHE = 256 * 2**20
+"""Bytes of weights that may fit in a CPU's caches."""
+ENCODER_CACHE = 256 * 2**20
+"""Bytes of the cache of encoder outputs."""
+TYPICAL_LENGTH = 2048
+"""Tokens of a typical sequence: the KV cache has capacity for `MAX_NUM_SEQS` of them, or one whole context."""
 
 
 class Stopped(Exception):
-    """Whoever asked doesn't want to know any more."""
+    """The caller of `generate_many` set its `stop` event."""
 
 
 class Engine:
     """A model (put in eval mode) and the processor of its inputs, behind the `Generate` protocol (chat.py).
 
-    `memory`: bytes for keys and values; by default for 32 ordinary sequences or one whole context, whichever is more,
-    but at most half of what is free. `remember`: whether beginnings of sequences are shared. `kv`: "int8" keeps keys
-    and values in 8 bits, which halves them (on a CPU; None: in the model's type). Safe to use from several
-    threads; a step is one thread's work at a time.
+    `memory`: bytes for keys and values; by default for 32 sequences of 2,048 tokens or one whole context, whichever is
+    more, but at most half of the free memory. `max_num_seqs`: sequences that run at once. `encoder_cache`: bytes for
+    encoder outputs. `prefix_cache`: whether sequences share cached prefixes. `kv`: "int8" stores keys and values in
+    8 bits, which halves them (on a CPU; None: in the model's dtype). Safe to use from several threads; one thread at a
+    time runs a step.
     """
 
     def __init__(
@@ -94,36 +95,37 @@ class Engine:
         processor: Processor,
         *,
         memory: int | None = None,
-        together: int = TOGETHER,
+        max_num_seqs: int = MAX_NUM_SEQS,
         chunk: int = CHUNK,
         prefill: int | None = None,
-        encoded: int = ENCODED,
-        remember: bool = True,
+        encoder_cache: int = ENCODER_CACHE,
+        prefix_cache: bool = True,
         kv: str | None = None,
     ) -> None:
-        check_kind(kv, model.decoder.device)
+        check_format(kv, model.decoder.device)
         self.model = model.eval()
         self.processor, self.kv = processor, kv
-        large = _reads_weights(model)
+        large = _is_memory_bound(model)
         prefill = prefill or (CHUNK if large else PREFILL)
         config, dtype = model.config.decoder, model.decoder.dtype
         size = token_bytes(config, dtype, kv) * BLOCK
-        ordinary = max(config.max_position_embeddings, together * ORDINARY) // BLOCK
-        blocks = min(ordinary, beside(model) // 2 // size) if memory is None else memory // size
+        default = max(config.max_position_embeddings, max_num_seqs * TYPICAL_LENGTH) // BLOCK
+        blocks = min(default, free_beside(model) // 2 // size) if memory is None else memory // size
         self.core = core = Core(
             model,
             processor.tokenizer,
             blocks=blocks,
-            sequences=together,
+            max_num_seqs=max_num_seqs,
             chunk=chunk,
             prefill=prefill,
             draft=DRAFT if large else 0,
-            encoded=encoded,
-            remember=remember,
+            encoder_cache=encoder_cache,
+            prefix_cache=prefix_cache,
             kv=kv,
         )
         self.runner, self.scheduler, self.pool = core.runner, core.scheduler, core.pool
-        self.encoders, self.counters, self.news = core.encoders, core.counters, core.news
+        self.encoders, self.counters = core.encoders, core.counters
+        self.output_delta = core.output_delta
         self.run, self.step, self.abort = core.run, core.step, core.abort
         self.rows = rows = Rows(model, processor)
         self.row, self.ids_row, self.check_sampling = rows.row, rows.ids_row, rows.check_sampling
@@ -132,21 +134,21 @@ class Engine:
         self.logits, self.logits_many = scorer.logits, scorer.logits_many
         self._decoding = threading.Lock()
         self._decoders: ThreadPoolExecutor | None = None
-        self._groups = count(1)  # numbers of calls
+        self._groups = count(1)  # one number per call
 
     @property
     def capacity(self) -> int:
-        """Tokens of keys and values that memory holds, all sequences together."""
+        """Tokens whose keys and values fit in memory, over all sequences."""
         return self.pool.size * BLOCK
 
     @property
     def context(self) -> int:
-        """Tokens that the model can read, prompt and answer together."""
+        """Most tokens of a sequence, prompt and answer, that the model supports."""
         return self.rows.context
 
     @property
     def longest(self) -> int:
-        """Tokens that a sequence may have: those that the model reads, or there is memory for."""
+        """Most tokens that a sequence may have: limited by the model's context and the memory for keys and values."""
         return min(self.context, self.capacity)
 
     def generate(
@@ -170,36 +172,36 @@ class Engine:
         stop: threading.Event | None = None,
         caller: Caller = NOBODY,
     ) -> list[Completion]:
-        """Answers in the order of the conversations; media are read when their turn comes. `sampling` is one for all,
-        or one for each. Raises ValueError as `generate` does, and `Stopped` within a step of `stop` being set."""
+        """Answers in the order of the conversations, which are read as capacity becomes free. `sampling` is one for
+        all, or one for each. Raises ValueError as `generate` does, and `Stopped` within a step of `stop` being set."""
         one = isinstance(sampling, SamplingParams)
         each = repeat(sampling) if isinstance(sampling, SamplingParams) else iter(sampling)
-        coming = zip(conversations, each, strict=not one)
-        done: list[list[Completion | None]] = []
-        under_way: dict[Request, tuple[int, int]] = {}
+        inputs = zip(conversations, each, strict=not one)
+        answers: list[list[Completion | None]] = []
+        active: dict[Request, tuple[int, int]] = {}
         call = next(self._groups)
         more = True
         try:
             while True:
-                while more and len(under_way) < 2 * self.scheduler.together:
-                    if (pair := next(coming, None)) is None:
+                while more and len(active) < 2 * self.scheduler.max_num_seqs:
+                    if (pair := next(inputs, None)) is None:
                         more = False
                         break
                     group = self._submit_all(*pair, adapter, caller, call)
-                    under_way |= {r: (len(done), i) for i, r in enumerate(group)}
-                    done.append([None] * len(group))
-                if not under_way:
+                    active |= {r: (len(answers), i) for i, r in enumerate(group)}
+                    answers.append([None] * len(group))
+                if not active:
                     break
                 if stop is not None and stop.is_set():
                     raise Stopped
                 self.core.advance()
-                for request in [r for r in under_way if r.finish_reason]:
-                    number, i = under_way.pop(request)
-                    done[number][i] = _answer(request)
+                for request in [r for r in active if r.finish_reason]:
+                    number, i = active.pop(request)
+                    answers[number][i] = _answer(request)
         finally:
-            for request in under_way:
+            for request in active:
                 self.abort(request)
-        return [_together([c for c in group if c is not None]) for group in done]
+        return [_joined([c for c in group if c is not None]) for group in answers]
 
     def stream(
         self,
@@ -208,27 +210,27 @@ class Engine:
         sampling: SamplingParams = GREEDY,
         adapter: str | None = "auto",
     ) -> Iterator[Delta]:
-        """The answer in pieces that join to `generate`'s text; the last one carries the finish reason. Closing the
-        iterator aborts the request. Raises ValueError as `generate` does, before the first piece."""
+        """The answer in deltas whose texts join to `generate`'s; the last one has the finish reason. Closing the
+        iterator aborts the request. Raises ValueError as `generate` does, before the first delta."""
         if sampling.n != 1:
-            raise ValueError(f"one answer is streamed at a time, found n={sampling.n}")
+            raise ValueError(f"a stream has one answer: expected n=1, found n={sampling.n}")
         request = self.submit(messages, sampling=sampling, adapter=adapter)
         try:
-            request.row.result()  # a request that can't be answered is told here, not at the first piece
-        except BaseException:  # also of who doesn't want to wait any longer
+            request.row.result()  # an invalid request raises here, not at the first delta
+        except BaseException:  # KeyboardInterrupt too
             self.abort(request)
             raise
         return self._deltas(request)
 
     def _deltas(self, request: Request) -> Iterator[Delta]:
-        shown = 0  # tokens
-        always = not request.tokenizer.has_vocabulary  # then no token has text to wait for
+        sent = 0  # tokens
+        without_text = not request.tokenizer.has_vocabulary  # no token has text to wait for
         try:
             while True:
-                text, reason = self.news(request)
-                tokens = tuple(request.tokens[shown:])
-                if text or reason or (tokens and always):
-                    shown += len(tokens)
+                text, reason = self.output_delta(request)
+                tokens = tuple(request.tokens[sent:])
+                if text or reason or (tokens and without_text):
+                    sent += len(tokens)
                     yield Delta(text, reason, request.completion() if reason else None, tokens)
                 if reason:
                     return
@@ -243,8 +245,8 @@ class Engine:
         sampling: SamplingParams = GREEDY,
         adapter: str | None = "auto",
     ) -> Request:
-        """A request that the next steps will answer. Text is read here; media are decoded beside the steps, and what is
-        wrong with them comes out of `request.row`. Raises ValueError as `generate` does."""
+        """A request that the next steps answer. Text is tokenized here; media are decoded in threads beside the steps,
+        and `request.row` raises their errors. Raises ValueError as `generate` does."""
         (request,) = self._submit_all(
             messages, replace(sampling, n=1), adapter, NOBODY, next(self._groups)
         )
@@ -258,7 +260,7 @@ class Engine:
         caller: Caller,
         group: int,
     ) -> list[Request]:
-        """The requests of a conversation's `n` answers; they share the row, and all but the first wait for its keys."""
+        """The requests of a conversation's `n` answers, which share the row; all but the first wait for its prefill."""
         check(sampling)
         parsed = parse_prompt(messages)
         future: Future[Batch]
@@ -277,19 +279,19 @@ class Engine:
         sampling: SamplingParams = GREEDY,
         adapter: str | None = "auto",
     ) -> Batch:
-        """The row of a conversation, media decoded, after everything that can be wrong with it and with what is asked
-        was looked at. Takes no part in steps and waits for none. Raises ValueError as `generate` does."""
+        """The checked row of a conversation, media decoded. Independent of steps; safe in any thread. Raises ValueError
+        as `generate` does."""
         self.check_sampling(sampling)
-        made = self.row(messages, adapter=adapter)
-        self.check_row(made, sampling)
-        return made
+        row = self.row(messages, adapter=adapter)
+        self.check_row(row, sampling)
+        return row
 
     def check_row(self, row: Batch, sampling: SamplingParams) -> None:
         """Raises ValueError if a row and its answer don't fit the context or memory."""
         self.rows.check_length(len(row), sampling.max_tokens)
-        if (bound := len(row) + sampling.max_tokens) > self.capacity:
+        if (total := len(row) + sampling.max_tokens) > self.capacity:
             raise ValueError(
-                f"{len(row)} prompt tokens and {sampling.max_tokens} more are {bound}, but there is memory for "
+                f"{len(row)} prompt tokens and {sampling.max_tokens} more are {total}, but there is memory for "
                 f"the keys and values of {self.capacity}; lower max_tokens, or give the engine more memory"
             )
 
@@ -308,20 +310,20 @@ class Engine:
     ) -> list[list[Request]]:
         """`enter` of several rows, which are one call of the caller (scheduler.py)."""
         group = next(self._groups)
-        entered: list[list[Request]] = []
+        requests: list[list[Request]] = []
         with self.core.turn():
             for row in rows:
-                made: Future[Batch] = Future()
-                made.set_result(row)
-                entered.append(self.core.enter(made, sampling, caller, group))
-        return entered
+                future: Future[Batch] = Future()
+                future.set_result(row)
+                requests.append(self.core.enter(future, sampling, caller, group))
+        return requests
 
     def embed(
         self, part: Image | Audio, projector: Literal["speech", "vision"] = "speech"
     ) -> Float[Tensor, "n D"]:
-        """What the decoder receives in the place of an image or an audio clip, float32, on the CPU. A clip goes through
-        that audio `projector`. Encoder outputs are looked up in and added to the engine's cache. Raises ValueError for
-        other parts, media that can't be read, and where the model has no encoder for them."""
+        """Embeddings that replace the placeholders of an image or an audio clip, float32, on the CPU. `projector`: of
+        the two audio projectors. Uses the engine's cache of encoder outputs. Raises ValueError for other parts, media
+        that can't be read, and a model without an encoder for them."""
         if projector not in ("speech", "vision"):
             raise ValueError(f"the audio projector is speech or vision, found {projector!r}")
         tokenizer = self.processor.tokenizer
@@ -341,28 +343,29 @@ class Engine:
         return vectors.to("cpu", torch.float32, copy=True)
 
 
-def _reads_weights(model: PhiModel) -> bool:
-    """Whether a step takes as long as its weights are read, so that guesses are cheap: on a CPU, where they don't stay
-    in its caches. On a GPU a step of single tokens is a recorded graph (graphs.py), and guesses weren't measured."""
+def _is_memory_bound(model: PhiModel) -> bool:
+    """Whether reading the weights dominates the time of a decode step, so that draft tokens are cheap: on a CPU, where
+    the weights exceed its caches. On a GPU a decode step is a CUDA graph (graphs.py), and draft tokens weren't
+    measured."""
     weights = (*model.decoder.parameters(), *quantize.held(model.decoder))
     on_cpu = model.decoder.device.type == "cpu"
-    return on_cpu and sum(quantize.nbytes(t) for t in weights) > CACHED
+    return on_cpu and sum(quantize.nbytes(t) for t in weights) > CPU_CACHE
 
 
 def _has_media(prompt: Sequence[Message] | TokensPrompt) -> bool:
     """Whether images, clips or videos have to be decoded."""
     if isinstance(prompt, TokensPrompt):
         return bool(prompt.images or prompt.audios)
-    return any(media(prompt, kind) for kind in (Image, Audio, Video))
+    return any(media(prompt, part_type) for part_type in (Image, Audio, Video))
 
 
 def _answer(request: Request) -> Completion:
-    """A finished request's answer; raises what ended it instead."""
+    """A finished request's answer. Raises the error that ended the request."""
     if request.error is not None:
         raise request.error
     return request.completion()
 
 
-def _together(answers: Sequence[Completion]) -> Completion:
+def _joined(answers: Sequence[Completion]) -> Completion:
     """The first answer, with the others of its conversation."""
     return replace(answers[0], others=tuple(answers[1:])) if len(answers) > 1 else answers[0]

@@ -1,10 +1,10 @@
-"""Media for a server: file formats by their first bytes, without decoding, and the error and caps of decoding.
+"""Media for a server: file formats by their first bytes, without decoding, and the limits and error of decoding.
 
 >>> is_image(data), is_audio(data)
 (True, False)
 
-Containers whose sound needs FFmpeg (M4A, MP4, WebM) are no audio here: opening one also opens its video's decoders,
-which must not read bytes of strangers.
+Containers whose audio needs FFmpeg (M4A, MP4, WebM) are not accepted as audio: opening one also opens its video
+decoders, which must not read untrusted bytes.
 """
 
 from polyphi.processing.media import CLIPS, PICTURES, Caps, MediaError, sniff

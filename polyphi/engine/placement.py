@@ -1,10 +1,10 @@
-"""Where a model runs, in which type, and what fits there.
+"""The device and dtype of a model, and the tokens of context that fit in memory.
 
->>> place = choose("auto")                       # CUDA where there is one, else Apple's MPS, else the CPU
+>>> device = choose("auto")                      # CUDA if available, else Apple's MPS, else the CPU
 >>> print(load("path/or/hub-id").room)
 cpu with 2 threads, bfloat16: 11.1 GB of weights leave 5.1 GB of 16.2 GB free, up to 38,536 of 131,072 tokens of context
 
-Nothing here knows a processor by its name: whether a device is fast in a 16-bit dtype is for runtime/precision.py.
+No decision depends on a processor's name: runtime/precision.py measures whether a device is fast in a 16-bit dtype.
 """
 
 import re
@@ -25,22 +25,22 @@ from polyphi.quantization import quantize
 from polyphi.runtime import precision
 
 REPEATED = re.compile(r"(decoder|vision|audio)\.(?:encoder\.)?(?:layers|blocks)\.")
-"""Names of weights that every layer of a part has."""
+"""Names of the weights of repeated layers."""
 
 
 def choose(device: str | torch.device) -> torch.device:
-    """A device by its name. Raises ValueError for one that isn't there."""
+    """The device of a name. Raises ValueError for one that isn't available."""
     if device == "auto":
-        found = "cuda" if torch.cuda.is_available() else "mps" if _has_mps() else "cpu"
-        return torch.device(found)
+        best = "cuda" if torch.cuda.is_available() else "mps" if _has_mps() else "cpu"
+        return torch.device(best)
     try:
-        place = torch.device(device)
+        result = torch.device(device)
     except RuntimeError:
         raise ValueError(f"device must be auto, cpu, cuda or mps, found {device!r}") from None
-    for kind, there in (("cuda", torch.cuda.is_available), ("mps", _has_mps)):
-        if place.type == kind and not there():
-            raise ValueError(f"this torch sees no {kind} device; expected one for {device!r}")
-    return place
+    for backend, is_available in (("cuda", torch.cuda.is_available), ("mps", _has_mps)):
+        if result.type == backend and not is_available():
+            raise ValueError(f"this torch sees no {backend} device; expected one for {device!r}")
+    return result
 
 
 def choose_dtype(
@@ -54,9 +54,9 @@ def choose_dtype(
     parameters by dtype), or float32 where most have a 16-bit dtype that the device is slow in (`precision.suits`, on
     the products of a model with this `config`) and `free` bytes hold them in float32.
 
-    On a CPU without bfloat16 instructions our own kernels multiply weights stored in bfloat16 as fast as float32 ones
-    (kernels/half.py), so they stay. What a quantized model (`quant`) doesn't quantize is bfloat16. POLYPHI_PRECISION
-    decides in place of the measurement; weights stored in float32 stay so.
+    On a CPU without bfloat16 instructions our kernels multiply weights stored in bfloat16 as fast as float32 ones
+    (kernels/half.py), so they stay in bfloat16. The unquantized weights of a quantized model (`quant`) are bfloat16.
+    POLYPHI_PRECISION replaces the measurement; weights stored in float32 stay in float32.
     """
     if quant:
         return torch.bfloat16
@@ -91,7 +91,7 @@ def dtype_for(model: PhiModel, quant: str | None) -> torch.dtype | None:
 
 
 def products(config: ModelConfig) -> tuple[precision.Product, ...]:
-    """The matrix products of a model, all weights trainable, without building more than one layer of each part."""
+    """The matrix products of a model with all weights trainable; builds one layer of each part only."""
     layers = {"decoder": config.decoder.num_hidden_layers}
     one = replace(config, decoder=replace(config.decoder, num_hidden_layers=1))
     if config.vision is not None:
@@ -114,26 +114,26 @@ def _is_timed(dtype: torch.dtype, device: torch.device) -> bool:
 
 
 def size(stored: Mapping[torch.dtype, int], dtype: torch.dtype | None) -> int:
-    """Bytes of weights when they are cast to `dtype`, or not at all."""
-    return sum(count * (dtype or kind).itemsize for kind, count in stored.items())
+    """Bytes of weights, cast to `dtype` unless it is None."""
+    return sum(count * (dtype or own).itemsize for own, count in stored.items())
 
 
-def check_fits(weights: int, free: int, place: torch.device) -> None:
+def check_fits(weights: int, free: int, device: torch.device) -> None:
     """Raises ValueError if `weights` bytes don't fit into `free` ones."""
     if weights > free:
         raise ValueError(
-            f"the weights take {_bytes(weights)}, and {place} has {_bytes(free)} free; free some memory, or choose "
+            f"the weights take {_bytes(weights)}, and {device} has {_bytes(free)} free; free some memory, or choose "
             "another device or a smaller dtype"
         )
 
 
 @dataclass(frozen=True)
-class Room:
-    """What a model takes and leaves: bytes of its `weights`, bytes `free` before they came, bytes of keys and values
-    `per_token`, the longest `context` of the model, and the `capacity` in tokens that the engine set aside."""
+class MemoryReport:
+    """A loaded model's memory: bytes of its `weights`, bytes `free` before it was loaded, bytes of keys and values
+    `per_token`, the model's longest `context`, and the engine's `capacity` for keys and values in tokens."""
 
-    place: str
-    kind: str
+    device: str
+    dtype: str
     weights: int
     free: int
     per_token: int
@@ -142,39 +142,38 @@ class Room:
 
     @property
     def tokens(self) -> int:
-        """Tokens of context for which there is memory; what a forward needs beside them comes off it."""
-        room = (self.free - self.weights) // self.per_token
-        return max(0, min(self.context, self.capacity, room))
+        """Tokens of context that fit in memory; activations of a forward are not counted."""
+        fitting = (self.free - self.weights) // self.per_token
+        return max(0, min(self.context, self.capacity, fitting))
 
     def __str__(self) -> str:
         left = max(0, self.free - self.weights)
         return (
-            f"{self.place}, {self.kind}: {_bytes(self.weights)} of weights leave {_bytes(left)} of "
+            f"{self.device}, {self.dtype}: {_bytes(self.weights)} of weights leave {_bytes(left)} of "
             f"{_bytes(self.free)} free, up to {self.tokens:,} of {self.context:,} tokens of context"
         )
 
 
-def room(
-    model: PhiModel, free: int, place: torch.device, capacity: int, kv: str | None = None
-) -> Room:
-    """What a loaded model takes of the bytes that were free before; `capacity` and the kind of keys and values are the
-    engine's."""
-    kind, config = model.decoder.dtype, model.config.decoder
+def memory_report(
+    model: PhiModel, free: int, device: torch.device, capacity: int, kv: str | None = None
+) -> MemoryReport:
+    """The report of a loaded model; `free`: bytes before it was loaded; `capacity` and `kv` are the engine's."""
+    dtype, config = model.decoder.dtype, model.config.decoder
     count = torch.get_num_threads()
-    threads = f" with {count} thread{'s' if count > 1 else ''}" if place.type == "cpu" else ""
-    return Room(
-        place=f"{place}{threads}",
-        kind=str(kind).removeprefix("torch.") + _arithmetic(kind, model.quant, place),
+    threads = f" with {count} thread{'s' if count > 1 else ''}" if device.type == "cpu" else ""
+    return MemoryReport(
+        device=f"{device}{threads}",
+        dtype=str(dtype).removeprefix("torch.") + _arithmetic(dtype, model.quant, device),
         weights=quantize.in_memory(model),
         free=free,
-        per_token=token_bytes(config, kind, kv),
+        per_token=token_bytes(config, dtype, kv),
         context=config.max_position_embeddings,
         capacity=capacity,
     )
 
 
 def _arithmetic(dtype: torch.dtype, quant: str | None, device: torch.device) -> str:
-    """How a model is quantized, and on a CPU which kernels multiply, or why ours don't."""
+    """A model's quantization, and on a CPU the kernels that run it, or the reason why ours don't."""
     label = f" and {quant}" if quant else ""
     why = kernels.missing()
     if device.type != "cpu":

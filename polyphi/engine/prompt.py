@@ -18,7 +18,7 @@ from polyphi.messages import Message, TokensPrompt
 Conversation = Sequence[Message | Mapping[str, Any]]
 """`Message`s or OpenAI-style dicts."""
 Prompt = Conversation | Sequence[int] | Int[Tensor, "_"] | Int[np.ndarray, "_"] | TokensPrompt
-"""What the model is asked to continue."""
+"""The input that the model continues."""
 
 
 def parse_prompt(
@@ -31,7 +31,7 @@ def parse_prompt(
     """
     if isinstance(prompt, TokensPrompt):
         if images or audios:
-            raise ValueError("images= and audios= go with ids; a TokensPrompt holds its own")
+            raise ValueError("images= and audios= go with ids; a TokensPrompt has its own")
         return replace(prompt, ids=token_ids(prompt.ids))
     if isinstance(prompt, str | bytes | Mapping | Message) or not isinstance(prompt, Iterable):
         raise ValueError(
@@ -46,7 +46,7 @@ def parse_prompt(
         return TokensPrompt(token_ids(items), tuple(images), tuple(audios))
     if images or audios:
         raise ValueError(
-            "images and audio clips of messages stand in their parts; images= and audios= go with ids"
+            "images and audio of messages belong into their parts; images= and audios= go with ids"
         )
     return tuple(Message.parse(message) for message in items)
 
@@ -62,5 +62,5 @@ def token_ids(ids: Any) -> tuple[int, ...]:
     except TypeError:
         wrong = next(v for v in values if not hasattr(v, "__index__"))
         raise ValueError(
-            f"token ids are whole numbers, found {wrong!r:.80}; a prompt of several messages holds messages alone"
+            f"token ids are whole numbers, found {wrong!r:.80}; a prompt of messages has messages only"
         ) from None

@@ -1,7 +1,7 @@
-"""One request on its way: what is known of its sequence, and the text that may already be shown.
+"""The state of one request: its sequence so far, and the text that can be sent.
 
-Text is shown only when it can't be taken back: whole characters, and nothing that may be the start of a stop string.
-So the pieces of a stream always join to the very text that comes without streaming.
+Text is sent only when it is final: whole characters, and nothing that may be the start of a stop string. So the
+deltas of a stream always join to the text of the same request without streaming.
 """
 
 import time
@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 from torch import Tensor
 
 from polyphi.batch import Batch
-from polyphi.engine.cache import BLOCK, Table, chained
+from polyphi.engine.cache import BLOCK, BlockTable, block_hash
 from polyphi.engine.encoders import Item, items
 from polyphi.engine.sampling import Sampler
 from polyphi.engine.speculate import PromptLookup
@@ -21,14 +21,14 @@ from polyphi.messages import Completion, SamplingParams, TokenLogprob
 from polyphi.processing.tokenizer import Tokenizer
 
 UNFINISHED = "\ufffd"
-"""How a byte-level decoder shows a character whose last bytes are still to come."""
+"""The decoder's output for a character whose last bytes are missing."""
 
 
 class AnswerText:
-    """Tokens -> text that is safe to show; always "" without a tokenizer's vocabulary.
+    """Tokens -> text that is final; always "" without a tokenizer's vocabulary.
 
     >>> text = AnswerText(tokenizer, stop=("END",))
-    >>> text.add(token)                          # what can be shown now, often ""
+    >>> text.add(token)                          # the text that is final now, often ""
     >>> text.finish()                            # the rest, where no stop string came
     """
 
@@ -37,7 +37,7 @@ class AnswerText:
         self._tokenizer = tokenizer
         self._stop = stop
         self._undecoded: list[int] = []  # tokens whose text ends inside a character
-        self._held = ""  # text that may be the start of a stop string
+        self._pending = ""  # text that may be the start of a stop string
 
     def add(self, token: int) -> str:
         if not self._tokenizer.has_vocabulary:
@@ -47,28 +47,28 @@ class AnswerText:
         if text.endswith(UNFINISHED):
             return ""
         self._undecoded = []
-        return self._show(text, last=False)
+        return self._release(text, last=False)
 
     def finish(self) -> str:
-        """All that is left; a character that never became whole shows as U+FFFD."""
+        """The remaining text; an incomplete character becomes U+FFFD."""
         text = self._tokenizer.decode(self._undecoded, skip_special=True) if self._undecoded else ""
         self._undecoded = []
-        return self._show(text, last=True)
+        return self._release(text, last=True)
 
-    def _show(self, text: str, last: bool) -> str:
+    def _release(self, text: str, last: bool) -> str:
         if self.stopped:
             return ""
-        text = self._held + text
-        found = [(at + len(s), at) for s in self._stop if (at := text.find(s)) >= 0]
-        if found:  # the one that is complete first, and of those that end there the longest
-            self.stopped, self._held = True, ""
-            return text[: min(found)[1]]
+        text = self._pending + text
+        matches = [(at + len(s), at) for s in self._stop if (at := text.find(s)) >= 0]
+        if matches:  # the one that ends first, and of those that end there the longest
+            self.stopped, self._pending = True, ""
+            return text[: min(matches)[1]]
         keep = 0 if last else self._possible_start(text)
-        self._held = text[len(text) - keep :]
+        self._pending = text[len(text) - keep :]
         return text[: len(text) - keep]
 
     def _possible_start(self, text: str) -> int:
-        """Length of the longest end of `text` that some stop string begins with."""
+        """Length of the longest suffix of `text` that is a prefix of a stop string."""
         longest = max((len(s) for s in self._stop), default=1) - 1
         for length in range(min(longest, len(text)), 0, -1):
             if any(s.startswith(text[-length:]) for s in self._stop):
@@ -77,7 +77,8 @@ class AnswerText:
 
 
 class Caller(NamedTuple):
-    """Who asks: clients take turns (scheduler.py), and only requests of the same `salt` share what is remembered."""
+    """The sender of a request: clients are scheduled fairly (scheduler.py), and only requests of the same `salt` share
+    cached prefixes and encoder outputs."""
 
     client: bytes = b""
     salt: bytes = b""
@@ -90,23 +91,23 @@ Phase = Literal["decoding media", "waiting", "running", "finished"]
 
 @dataclass(eq=False)
 class Request:
-    """A conversation being answered, from its coming to its end.
+    """One answer to a conversation, from submission to its end.
 
-    Its row (`prompt`) may still be made elsewhere; then `row` is there to be waited for. All tokens known are the
-    prompt's and those drawn; the first `table.length` of them have run.
+    `row` is the future of its `prompt`, which another thread may still prepare. Its tokens are the prompt's and the
+    sampled ones; the first `table.length` of them are in the KV cache.
     """
 
     row: Future[Batch]
     sampling: SamplingParams
     tokenizer: Tokenizer
-    table: Table
+    table: BlockTable
     leader: "Request | None" = None
     """Another request with the same prompt, which runs first."""
     draft: int = 0
-    """Tokens that are guessed in a step, at most."""
+    """Most draft tokens of a step."""
     caller: Caller = NOBODY
     group: int = 0
-    """A number that requests have in common which entered together, as the answers to one call."""
+    """The number of the call that submitted it; requests of one call share it."""
     phase: Phase = "decoding media"
     finish_reason: str | None = None
     error: Exception | None = None
@@ -114,22 +115,24 @@ class Request:
     ropes: list[str] = field(default_factory=list)
     """LongRoPE tables used so far, in order: "short", "long"."""
     features: dict[bytes, Tensor] = field(default_factory=dict)
-    """What stands for its pictures and clips, while the prompt runs."""
+    """Embeddings of its images and audio by key, until the prompt has run."""
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
-    """Of the prompt's tokens from the second on, as far as they have run, where asked for."""
-    overtaken: int = 0
-    """Requests that came later and went first because memory was short."""
-    cached: int | None = None
+    """Of the prompt's tokens from the second on, as far as they have run, if requested."""
+    times_passed_over: int = 0
+    """Later requests that were admitted first because memory was short."""
+    cached_tokens: int | None = None
+    """Prompt tokens that were in the prefix cache; None before it was admitted."""
     arrived: float = field(default_factory=time.monotonic)
     started: float | None = None
-    """When its prompt began to run; `first`: when the answer's first token was drawn. Moments of `time.monotonic`."""
+    """When its prompt began to run; `first`: when the answer's first token was sampled. Values of `time.monotonic`."""
     first: float | None = None
     pieces: list[str] = field(default_factory=list)
-    shown: int = 0
-    """Pieces that whoever streams has taken."""
+    """Deltas of the answer's text, one per token."""
+    delivered: int = 0
+    """Number of `pieces` that a stream has returned."""
 
     def start(self) -> None:
-        """The row is made: it waits for its turn. Raises what went wrong while it was made."""
+        """Prepare for scheduling, once the row is ready. Raises the error of its preparation."""
         self.prompt = self.row.result()
         self.items = items(self.prompt, self.caller.salt)
         self.ids: list[int] = self.prompt.ids.tolist()
@@ -139,11 +142,11 @@ class Request:
             self.lookup = PromptLookup(self.ids, never=self.tokenizer.controls.values())
         self._text = AnswerText(self.tokenizer, self.sampling.stop)
         self._calls = ToolParser() if self.sampling.stop_at_call else None
-        self._names: dict[str, list[bytes]] = {}
+        self._hashes: dict[str, list[bytes]] = {}
         self.phase = "waiting"
 
     def __len__(self) -> int:
-        """Tokens known: prompt and answer so far."""
+        """Tokens of the prompt and the answer so far."""
         return len(self.ids)
 
     @property
@@ -151,18 +154,18 @@ class Request:
         return self.prompt.adapters[0]
 
     @property
-    def bound(self) -> int:
-        """Most tokens that it can grow to."""
+    def max_length(self) -> int:
+        """Most tokens that it can have, prompt and answer."""
         return len(self.prompt) + self.sampling.max_tokens
 
     @property
     def prefilled(self) -> bool:
-        """Whether the first token of the answer has been drawn."""
+        """Whether the first token of the answer has been sampled."""
         return bool(self.tokens) or self.phase == "finished"
 
     @property
-    def missing(self) -> list[Item]:
-        """Pictures and clips whose embeddings must be made before it can go on."""
+    def missing_media(self) -> list[Item]:
+        """Images and audio that must be encoded before it can run."""
         return [
             item
             for item in self.items
@@ -171,34 +174,34 @@ class Request:
 
     @property
     def unscored(self) -> range:
-        """Numbers of the prompt tokens whose log-probabilities are still to be told."""
+        """Indices of the prompt tokens whose log-probabilities are requested and not computed yet."""
         if self.sampling.prompt_logprobs is None:
             return range(0)
         return range(1 + len(self.prompt_logprobs), len(self.prompt))
 
-    def shared(self, root: bytes) -> list[bytes]:
-        """Names of the blocks that it may adopt. The last token always runs, for what follows it must be known; so do
-        those before tokens that are still to be scored."""
+    def reusable_hashes(self, root: bytes) -> list[bytes]:
+        """Hashes of the blocks that it may reuse. The last token always runs, since its logits are needed; so do the
+        tokens before those that are still to be scored."""
         most = min([len(self) - 1, *(n - 1 for n in self.unscored[:1])])
-        return self.names(root)[: most // BLOCK]
+        return self.block_hashes(root)[: most // BLOCK]
 
-    def names(self, root: bytes) -> list[bytes]:
-        """Names of all full blocks (cache.py) of the tokens known, after that of their beginning."""
-        names = self._names.setdefault(root.hex(), [])
-        for number in range(len(names), len(self.ids) // BLOCK):
+    def block_hashes(self, root: bytes) -> list[bytes]:
+        """Hashes of all full blocks (cache.py) of its tokens, chained to `root`."""
+        hashes = self._hashes.setdefault(root.hex(), [])
+        for number in range(len(hashes), len(self.ids) // BLOCK):
             first, end = number * BLOCK, (number + 1) * BLOCK
-            shown = [
+            media = [
                 item.key + (item.start - first).to_bytes(8, "little", signed=True)
                 for item in self.items
                 if item.start < end and item.end > first
             ]
-            before = names[-1] if names else root
-            names.append(chained(before, self.ids[first:end], shown))
-        return names
+            before = hashes[-1] if hashes else root
+            hashes.append(block_hash(before, self.ids[first:end], media))
+        return hashes
 
     def drop_media(self) -> None:
-        """Lets go of pixels and log-mel frames, once it has ended. Until then they may be needed again: a request that
-        gives its blocks to another, or changes its LongRoPE table, runs its prompt once more."""
+        """Drop pixels and log-mel frames when it ends. Until then they may be needed again: a request that is preempted
+        or changes its LongRoPE table runs its prompt again."""
         if self.phase == "decoding media":
             return
         self.prompt, self.items = self.prompt.without_media(), []
@@ -206,27 +209,29 @@ class Request:
         self.row.set_result(self.prompt)
 
     def accept(self, token: int) -> None:
-        """Adds a drawn token, and the text that can be shown because of it to `pieces`."""
+        """Append a sampled token, and the text that becomes final with it to `pieces`."""
         self.first = self.first or time.monotonic()
         if token in self.tokenizer.eos_ids:
             self.finish_reason = "stop"
-            shown = self._text.finish()
+            delta = self._text.finish()
         else:
             self.tokens.append(token)
             self.ids.append(token)
             if self.lookup:
                 self.lookup.add(token)
-            shown = self._text.add(token)
-            whole = self.sampler.finished
-            if not self._text.stopped and (whole or len(self.tokens) == self.sampling.max_tokens):
-                shown += self._text.finish()
-                self.finish_reason = "stop" if whole else "length"
-        calls = self._calls.add(shown) if self._calls else []
+            delta = self._text.add(token)
+            complete = self.sampler.finished
+            at_limit = len(self.tokens) == self.sampling.max_tokens
+            if not self._text.stopped and (complete or at_limit):
+                delta += self._text.finish()
+                self.finish_reason = "stop" if complete else "length"
+        calls = self._calls.add(delta) if self._calls else []
         if self._text.stopped or any(isinstance(part, ToolCall) for part in calls):
             self.finish_reason = "stop"
-        self.pieces.append(shown)
+        self.pieces.append(delta)
 
     def completion(self) -> Completion:
+        """The answer of a finished request."""
         assert self.finish_reason, "the request is still running"
         prompt = self.prompt
         return Completion(
@@ -238,7 +243,7 @@ class Request:
             image_tokens=0 if prompt.image_slots is None else len(prompt.image_slots),
             audio_tokens=0 if prompt.audio_slots is None else len(prompt.audio_slots),
             rope="+".join(self.ropes) + (" (bound)" if self.sampling.rope == "bound" else ""),
-            cached=self.cached or 0,
+            cached=self.cached_tokens or 0,
             logprobs=tuple(self.sampler.logprobs[: len(self.tokens)]),
             prompt_logprobs=tuple(self.prompt_logprobs),
         )

@@ -9,31 +9,31 @@ from torch import Tensor
 
 from polyphi.engine.request import Request
 from polyphi.engine.runner import PartOutput
-from polyphi.engine.scheduler import Part
+from polyphi.engine.scheduler import StepPart
 
 
 class NotFinite(RuntimeError):
-    """The model's output for a request has NaN or infinity in it: there is no answer."""
+    """The model's output for a request has NaN or infinity, so there is no answer."""
 
 
-def accept(part: Part, output: PartOutput, finite: Sequence[bool], best: Sequence[int]) -> None:
-    """The request of a part of a step receives its new tokens and the log-probabilities of its prompt. One that asked
-    for no tokens is finished; one whose output isn't finite ends with `NotFinite`. `finite` and `best` are its rows of
-    `finite_rows` and `argmax_rows`."""
-    part.request.prompt_logprobs += output.scores
-    if not all(math.isfinite(score.logprob) for score in output.scores):
+def accept(part: StepPart, output: PartOutput, finite: Sequence[bool], best: Sequence[int]) -> None:
+    """Give a request its new tokens and the log-probabilities of its prompt. A request with `max_tokens=0` is then
+    finished; one whose output isn't finite ends with `NotFinite`. `finite` and `best` are its rows of `finite_rows` and
+    `argmax_rows`."""
+    part.request.prompt_logprobs += output.prompt_logprobs
+    if not all(math.isfinite(entry.logprob) for entry in output.prompt_logprobs):
         _not_finite(part.request)
     elif output.logits is not None:
         _accept_tokens(part, output.logits, finite, best)
-    elif part.whole:  # only its prompt was asked about
+    elif part.is_last:  # max_tokens is 0
         part.request.finish_reason = "length"
 
 
 def _accept_tokens(
-    part: Part, rows: Float[Tensor, "n V"], finite: Sequence[bool], best: Sequence[int]
+    part: StepPart, rows: Float[Tensor, "n V"], finite: Sequence[bool], best: Sequence[int]
 ) -> None:
-    """The next token, and those after it as long as they were guessed right: a guess's own logits are only good if
-    it is what was drawn."""
+    """The next token, and further ones as long as the draft tokens are accepted: the logits after a draft token are
+    valid only if that token is the sampled one."""
     request = part.request
     for number in range(len(rows)):
         if not finite[number]:
@@ -45,12 +45,13 @@ def _accept_tokens(
         else:
             try:
                 token = request.sampler.draw(rows[number])
-            except ValueError as error:  # its own grammar: no one else's end
+            except ValueError as error:  # of its grammar: other requests continue
                 request.error, request.finish_reason = error, "error"
                 break
         request.accept(token)
-        right = number < len(part.guesses) and token == part.guesses[number]
-        if request.finish_reason or not right:
+        drafts = part.draft_tokens
+        accepted = number < len(drafts) and token == drafts[number]
+        if request.finish_reason or not accepted:
             break
         request.table.length += 1
     if request.prefilled:
@@ -60,20 +61,20 @@ def _accept_tokens(
 def _not_finite(request: Request) -> None:
     request.finish_reason = "error"
     request.error = NotFinite(
-        "the model's output for this request is NaN or infinite, so there is no answer; weights that are damaged, "
-        "or a type too narrow for them (float16), cause it"
+        "the model's output for this request is NaN or infinite, so there is no answer; possible causes are "
+        "damaged weights, or a dtype with too small a range for them (float16)"
     )
 
 
 def finite_rows(logits: Sequence[Tensor | None]) -> list[list[bool]]:
-    """Whether each row of logits is finite: then so is its sum, for logits are far from float32's largest number."""
-    given = [rows.sum(-1) for rows in logits if rows is not None]
-    found = iter(torch.cat(given).isfinite().tolist() if given else ())
-    return [[next(found) for _ in rows] if rows is not None else [] for rows in logits]
+    """Whether each row of logits is finite, by its sum: finite logits are far below float32's largest number."""
+    sums = [rows.sum(-1) for rows in logits if rows is not None]
+    flags = iter(torch.cat(sums).isfinite().tolist() if sums else ())
+    return [[next(flags) for _ in rows] if rows is not None else [] for rows in logits]
 
 
-def argmax_rows(parts: Sequence[Part], logits: Sequence[Tensor | None]) -> list[list[int]]:
-    """The likeliest tokens of those that take nothing else, moved to the host together."""
+def argmax_rows(parts: Sequence[StepPart], logits: Sequence[Tensor | None]) -> list[list[int]]:
+    """The argmax of each row of plain samplers (`Sampler.plain`), moved to the host in one copy; [] for the others."""
     plain = [
         rows
         for p, rows in zip(parts, logits, strict=True)

@@ -1,4 +1,4 @@
-"""Prompts -> the rows that the model continues, after everything that can be wrong with them was checked.
+"""Prompts -> checked rows that the model continues.
 
 >>> rows = Rows(model, processor)
 >>> rows.row([Message.user("2 + 2 =")])          # a `Batch` of one sequence, with the generation prompt
@@ -27,7 +27,7 @@ from polyphi.processing.tokenizer import NO_TOKENIZER
 
 
 class Rows:
-    """Makes rows for a model with the processor of its inputs. Takes no part in steps; safe to use from any thread."""
+    """Makes rows with a model's processor. Independent of the engine's steps; safe to use from any thread."""
 
     def __init__(self, model: PhiModel, processor: Processor) -> None:
         self.model, self.processor = model, processor
@@ -35,16 +35,15 @@ class Rows:
     def row(
         self, messages: Prompt, *, adapter: str | None = "auto", context: int | None = None
     ) -> Batch:
-        """A prompt as the row that the model continues: messages with the generation prompt, ids as they are. Raises
-        ValueError above `context` tokens, by default as many as the model can read; what is surely too long is neither
-        tokenized nor decoded."""
+        """The row of a prompt: messages with the generation prompt, ids as they are. Raises ValueError above `context`
+        tokens (default: the model's context); a prompt that is certainly too long is neither tokenized nor decoded."""
         parsed = parse_prompt(messages)
         context = self.context if context is None else context
         if isinstance(parsed, TokensPrompt):
             ids, images, audios = parsed.ids, parsed.images, parsed.audios
             return self.ids_row(ids, images, audios, adapter=adapter, context=context)
-        seen = (*media(parsed, Image), *media(parsed, Video))
-        self._check_media(len(seen), len(media(parsed, Audio)))
+        visual = (*media(parsed, Image), *media(parsed, Video))
+        self._check_media(len(visual), len(media(parsed, Audio)))
         chosen = self._adapter(adapter, adapter_for(parsed))
         return self.processor.row(parsed, adapter=chosen, generation_prompt=True, context=context)
 
@@ -57,7 +56,7 @@ class Rows:
         adapter: str | None = "auto",
         context: int | None = None,
     ) -> Batch:
-        """Given ids, with the pictures and clips of their placeholders, as a row. `context` as for `row`."""
+        """The row of token ids with the images and audio of their placeholders. `context` as for `row`."""
         self._check_media(len(images), len(audios))
         chosen = self._adapter(adapter, "vision" if images else "speech" if audios else None)
         context = self.context if context is None else context
@@ -65,12 +64,12 @@ class Rows:
 
     @property
     def context(self) -> int:
-        """Tokens that the model can read, prompt and answer together."""
+        """Most tokens of a sequence, prompt and answer, that the model supports."""
         return self.model.config.decoder.max_position_embeddings
 
     def check_sampling(self, sampling: SamplingParams) -> None:
-        """Raises ValueError for values that mean nothing, for a grammar that no answer fits, and for stop strings,
-        `stop_at_call` or a grammar without a tokenizer."""
+        """Raises ValueError for invalid values, for a grammar that no answer fits, and for stop strings, `stop_at_call`
+        or a grammar without a tokenizer."""
         check(sampling)
         if (sampling.stop or sampling.stop_at_call) and not self.processor.tokenizer.has_vocabulary:
             raise ValueError(NO_TOKENIZER)
@@ -78,31 +77,31 @@ class Rows:
             Matcher(sampling.grammar, self.processor.tokenizer)
 
     def check_length(self, prompt: int, more: int) -> None:
-        """Raises ValueError if so many prompt tokens and `more` don't fit the context."""
+        """Raises ValueError if `prompt` tokens and `more` exceed the context."""
         if prompt + more > self.context:
             raise ValueError(
                 f"{prompt} prompt tokens and {more} more are {prompt + more}, but the model reads at most "
                 f"{self.context}; shorten the prompt or lower max_tokens"
             )
 
-    def _check_media(self, pictures: int, clips: int) -> None:
-        for kind, given, encoder in (
-            ("pictures", pictures, self.model.vision),
-            ("clips", clips, self.model.audio),
+    def _check_media(self, images: int, audios: int) -> None:
+        for name, count, encoder in (
+            ("pictures", images, self.model.vision),
+            ("clips", audios, self.model.audio),
         ):
-            if given and encoder is None:
+            if count and encoder is None:
                 raise ValueError(
-                    f"the request has {given} {kind}, but this model has no encoder for them"
+                    f"the request has {count} {name}, but this model has no encoder for them"
                 )
 
-    def _adapter(self, adapter: str | None, called_for: str | None) -> str | None:
-        """`adapter`, or for "auto" the one that the content calls for where this model has it: Phi-4-mini has none."""
-        have = self.model.config.adapters
+    def _adapter(self, adapter: str | None, default: str | None) -> str | None:
+        """`adapter`, or for "auto" the content's `default` if the model has it (Phi-4-mini has no adapters)."""
+        available = self.model.config.adapters
         adapter = normalize_adapter(adapter)
         if adapter == "auto":
-            return called_for if called_for in have else None
-        if adapter is not None and adapter not in have:
+            return default if default in available else None
+        if adapter is not None and adapter not in available:
             raise ValueError(
-                f"unknown adapter {adapter!r}; expected 'auto', 'none' or one of {sorted(have)}"
+                f"unknown adapter {adapter!r}; expected 'auto', 'none' or one of {sorted(available)}"
             )
         return adapter

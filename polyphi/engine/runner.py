@@ -1,9 +1,8 @@
 """Runs a step: the new tokens of many sequences in one packed forward, each with its own adapter.
 
->>> runner.run(parts, memory)                    # for each the logits [n V] of the tokens that may follow
+>>> runner.run(parts, memory)                    # for each part the logits [n V] of its next tokens
 
-What stands for pictures and clips was made before (encoders.py); the parts of it that fall into a chunk are written
-over their placeholders here.
+Images and audio were encoded before (encoders.py); embeddings that fall into a chunk replace their placeholders here.
 """
 
 from collections.abc import Sequence
@@ -18,25 +17,25 @@ from polyphi.engine.cache import Memory, StepCache
 from polyphi.engine.forward import forward
 from polyphi.engine.graphs import DecodeGraphs
 from polyphi.engine.request import Request
-from polyphi.engine.scheduler import Part
+from polyphi.engine.scheduler import StepPart
 from polyphi.messages import TokenLogprob
 from polyphi.model.multimodal import PhiModel, splice
 
 SCORED = 128
-"""Positions whose logits are computed at once: vocabularies are large."""
+"""Positions whose logits are computed at once when scoring, to bound memory."""
 
 
 @dataclass(frozen=True)
 class PartOutput:
-    """The output of a part of a step: float32 `logits` of the tokens that may follow its last known token and each
-    guess (None where nothing is drawn), and the log-probabilities of prompt tokens where they were asked for."""
+    """The output of a part of a step: float32 `logits` after its last token and each draft token (None where nothing is
+    sampled), and the requested log-probabilities of prompt tokens."""
 
     logits: Float[Tensor, "n V"] | None
-    scores: list[TokenLogprob]
+    prompt_logprobs: list[TokenLogprob]
 
 
 def extend(prompt: Batch, tokens: Sequence[int]) -> Batch:
-    """A row with more tokens at its end, media unchanged."""
+    """The row with `tokens` appended, media unchanged."""
     if not tokens:
         return prompt
     length = len(prompt) + len(tokens)
@@ -52,8 +51,8 @@ def extend(prompt: Batch, tokens: Sequence[int]) -> Batch:
 
 
 class Runner:
-    """The model, and the rule of its LongRoPE tables: a sequence of more than `original_max_position_embeddings` tokens
-    is run with the long table altogether."""
+    """The model, and the choice of LongRoPE tables: all tokens of a sequence of more than
+    `original_max_position_embeddings` tokens use the long table."""
 
     def __init__(self, model: PhiModel) -> None:
         self.model = model
@@ -65,42 +64,42 @@ class Runner:
     def device(self) -> torch.device:
         return self.model.decoder.device
 
-    def total(self, request: Request) -> int:
-        """The length by which a request's table is chosen: that of all it knows, or, bound, of all it may become."""
-        return request.bound if request.sampling.rope == "bound" else len(request)
+    def rope_length(self, request: Request) -> int:
+        """The length that selects a request's LongRoPE table: its tokens so far, or with `rope="bound"` its maximum."""
+        return request.max_length if request.sampling.rope == "bound" else len(request)
 
-    def table(self, request: Request) -> str:
-        """The LongRoPE table of a request as it stands (report 2.1)."""
-        return "long" if self.has_long and self.total(request) > self.switch else "short"
+    def rope_table(self, request: Request) -> str:
+        """The current LongRoPE table of a request, "short" or "long" (report 2.1)."""
+        return "long" if self.has_long and self.rope_length(request) > self.switch else "short"
 
     @torch.inference_mode()
-    def run(self, parts: Sequence[Part], memory: Memory) -> list[PartOutput]:
-        """Runs the parts and moves their tables on."""
-        if self.device.type == "cuda" and all(_is_one_word(part) for part in parts):
+    def run(self, parts: Sequence[StepPart], memory: Memory) -> list[PartOutput]:
+        """Run the parts and advance the `length` of their block tables."""
+        if self.device.type == "cuda" and all(_is_decode(part) for part in parts):
             return self._replayed(parts, memory)
         batch, bounds = self._batch(parts)
         x = self._embedded(batch, parts, bounds)
         cache = StepCache(memory, [p.request.table for p in parts], [p.size for p in parts])
-        drawn = [
-            list(range(end - len(p.guesses) - 1, end)) if p.draws else []
+        sampled = [
+            list(range(end - len(p.draft_tokens) - 1, end)) if p.samples else []
             for p, end in zip(parts, bounds[1:], strict=True)
         ]
         # The position before a token predicts it.
         scored = [
-            [first + number - 1 - p.start for number in p.scored]
+            [first + number - 1 - p.start for number in p.scored_tokens]
             for p, first in zip(parts, bounds, strict=False)
         ]
-        rows = [row for some in (*drawn, *scored) for row in some]
-        chosen = None
-        if rows != list(range(len(x))):  # one must run, wanted or not
-            chosen = torch.tensor(rows or [len(x) - 1], device=self.device)
-        hidden = forward(self.model.decoder, x, batch, cache, chosen)
+        rows = [row for some in (*sampled, *scored) for row in some]
+        indices = None
+        if rows != list(range(len(x))):  # at least one position must run
+            indices = torch.tensor(rows or [len(x) - 1], device=self.device)
+        hidden = forward(self.model.decoder, x, batch, cache, indices)
         for part in parts:
             part.request.table.length += part.new
-        counts = [len(some) for some in drawn]
+        counts = [len(some) for some in sampled]
         states = hidden[sum(counts) : len(rows)].split([len(some) for some in scored])
         scores = [self._scores(*pair) for pair in zip(parts, states, strict=True)]
-        if not any(drawn):
+        if not any(sampled):
             return [PartOutput(None, some) for some in scores]
         logits = self.model.logits(hidden[: sum(counts)]).float().split(counts)
         return [
@@ -108,21 +107,21 @@ class Runner:
             for rows, count, some in zip(logits, counts, scores, strict=True)
         ]
 
-    def _scores(self, part: Part, hidden: Float[Tensor, "n D"]) -> list[TokenLogprob]:
+    def _scores(self, part: StepPart, hidden: Float[Tensor, "n D"]) -> list[TokenLogprob]:
         if not part.scored:
             return []
         ids = [part.request.ids[number] for number in part.scored]
         return logprobs(self.model, hidden, ids, part.request.sampling.prompt_logprobs or 0)
 
-    def _replayed(self, parts: Sequence[Part], memory: Memory) -> list[PartOutput]:
-        """The same where everybody has one token, by a recorded graph."""
+    def _replayed(self, parts: Sequence[StepPart], memory: Memory) -> list[PartOutput]:
+        """`run` by a recorded graph, where every part has one token."""
         if self._graphs is None or self._graphs.memory is not memory:
             self._graphs = DecodeGraphs(self.model, memory)
-        logits = self._graphs.run(parts, [self.total(p.request) for p in parts])
+        logits = self._graphs.run(parts, [self.rope_length(p.request) for p in parts])
         for part in parts:
             part.request.table.length += 1
         return [
-            PartOutput(row[None] if p.draws else None, [])
+            PartOutput(row[None] if p.samples else None, [])
             for p, row in zip(parts, logits, strict=True)
         ]
 
@@ -137,26 +136,26 @@ class Runner:
             indices = torch.tensor(logit_indices, device=self.device)
         return forward(self.model.decoder, self.model.embed(batch), batch, indices=indices)
 
-    def _batch(self, parts: Sequence[Part]) -> tuple[Batch, list[int]]:
+    def _batch(self, parts: Sequence[StepPart]) -> tuple[Batch, list[int]]:
         ids: list[int] = []
         positions: list[int] = []
         bounds = [0]
         for part in parts:
             ids += part.request.ids[part.start : part.start + part.new]
-            ids += part.guesses
+            ids += part.draft_tokens
             positions += range(part.start, part.start + part.size)
             bounds.append(len(ids))
         batch = Batch(
             ids=torch.tensor(ids),
             positions=torch.tensor(positions),
             bounds=tuple(bounds),
-            totals=tuple(self.total(p.request) for p in parts),
+            totals=tuple(self.rope_length(p.request) for p in parts),
             adapters=tuple(p.request.adapter for p in parts),
         )
         return batch.to(self.device), bounds
 
     def _embedded(
-        self, batch: Batch, parts: Sequence[Part], bounds: Sequence[int]
+        self, batch: Batch, parts: Sequence[StepPart], bounds: Sequence[int]
     ) -> Float[Tensor, "T D"]:
         slots: list[int] = []
         features: list[Tensor] = []
@@ -178,25 +177,24 @@ class Runner:
 def logprobs(
     model: PhiModel, hidden: Float[Tensor, "n D"], ids: Sequence[int], top: int = 0
 ) -> list[TokenLogprob]:
-    """Natural log-probabilities of the tokens `ids` after each position, with the `top` likeliest in each one's place.
+    """Natural log-probabilities of the tokens `ids`, one after each position, with the `top` likeliest alternatives.
     NaN where logits are not finite."""
-    found: list[TokenLogprob] = []
+    result: list[TokenLogprob] = []
     for some in hidden.split(SCORED):
         logs = model.logits(some).float().log_softmax(-1)
-        chosen = ids[len(found) : len(found) + len(some)]
+        chosen = ids[len(result) : len(result) + len(some)]
         own = logs.gather(1, torch.tensor(chosen, device=logs.device)[:, None])[:, 0].tolist()
         values, tokens = (t.tolist() for t in logs.topk(min(top, logs.shape[1])))
         for token, logprob, v, t in zip(chosen, own, values, tokens, strict=True):
-            found.append(TokenLogprob(token, logprob, tuple(zip(t, v, strict=True))))
-    return found
+            result.append(TokenLogprob(token, logprob, tuple(zip(t, v, strict=True))))
+    return result
 
 
-def _is_one_word(part: Part) -> bool:
-    """Whether a part is a single token that stands for itself, not for a piece of a picture or clip, and scores
-    nothing."""
+def _is_decode(part: StepPart) -> bool:
+    """Whether a part is a single token that is no placeholder of an image or audio, without prompt scores."""
     at = part.start
     return (
         part.size == 1
-        and not part.scored
+        and not part.scored_tokens
         and not any(i.start <= at < i.end for i in part.request.items)
     )

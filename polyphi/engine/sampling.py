@@ -1,10 +1,10 @@
-"""Logits -> the next token: greedy, or drawn by a seeded generator after penalties, temperature and cuts.
+"""Logits -> the next token: greedy, or sampled by a seeded generator after penalties, temperature and truncation.
 
 >>> sampler = Sampler(SamplingParams(temperature=0.7, top_p=0.9, seed=1), tokenizer, prompt_ids)
->>> sampler.draw(logits)                         # the next token, taken for drawn; the next call is the next position
+>>> sampler.draw(logits)                         # the next token; the next call is the next position
 
-What a sampler does depends on its request and the logits alone: it has its own generator and takes one number from it
-for each token. So an answer is the same beside other requests, and with or without guessed tokens.
+A sampler depends on its request and the logits alone: it has its own generator and takes one number from it for each
+token. So an answer is the same beside other requests, and with or without draft tokens.
 """
 
 from collections import Counter
@@ -22,15 +22,14 @@ from polyphi.messages import Grammar, SamplingParams, TokenLogprob
 from polyphi.processing.tokenizer import Tokenizer
 
 MAX_ANSWERS, MAX_LOGPROBS, MAX_DRAFT = 128, 20, 16
-MAX_STOPS, MAX_STOP_LETTERS = 16, 256
+MAX_STOPS, MAX_STOP_CHARACTERS = 16, 256
 MAX_TEMPERATURE, MAX_REPETITION = 100.0, 100.0
-COLDEST = 1e-5
-"""At this temperature and below an answer is greedy: some clients send a tiny number for 0."""
+MIN_TEMPERATURE = 1e-5
+"""At this temperature and below sampling is greedy: some clients send a tiny number for 0."""
 
 
 def check(sampling: SamplingParams) -> None:
-    """Raises ValueError for values that mean nothing, or that only do harm; a grammar is compiled to see if it can
-    be followed."""
+    """Raises ValueError for invalid or harmful values; compiles a grammar to check it."""
     s = sampling
     _whole("max_tokens", s.max_tokens, 1 if s.prompt_logprobs is None else 0)
     _number("temperature", s.temperature, 0.0, MAX_TEMPERATURE)
@@ -77,7 +76,7 @@ def _number(name: str, value: Any, low: float, high: float) -> None:
 
 
 def _check_grammar(name: str, grammar: Any) -> None:
-    """Raises ValueError for values of other types than a Grammar has."""
+    """Raises ValueError for values of wrong types."""
     if not isinstance(grammar, Grammar) or not isinstance(grammar.text, str):
         raise ValueError(f"{name} must be a Grammar of text, found {grammar!r:.80}")
     if grammar.max_calls is not None:
@@ -88,27 +87,28 @@ def _check_grammar(name: str, grammar: Any) -> None:
 
 def _check_stops(stops: object) -> None:
     if isinstance(stops, str):
-        raise ValueError(f"stop is a list of strings, found the string {stops!r:.80} alone")
+        raise ValueError(f"stop is a list of strings, found the string {stops!r:.80}")
     if not isinstance(stops, tuple | list) or not all(isinstance(s, str) for s in stops):
         raise ValueError(f"stop is a list of strings, found {stops!r:.80}")
     if len(stops) > MAX_STOPS:
-        raise ValueError(f"stop holds at most {MAX_STOPS} strings, found {len(stops)}")
+        raise ValueError(f"stop has at most {MAX_STOPS} strings, found {len(stops)}")
     if any(not s for s in stops):
-        raise ValueError("a stop string is empty, which would end every answer before it starts")
-    if (longest := max(map(len, stops), default=0)) > MAX_STOP_LETTERS:
         raise ValueError(
-            f"a stop string has at most {MAX_STOP_LETTERS} letters, found one of {longest}"
+            "stop has an empty string, which would end every answer before it starts; leave it out"
+        )
+    if (longest := max(map(len, stops), default=0)) > MAX_STOP_CHARACTERS:
+        raise ValueError(
+            f"a stop string has at most {MAX_STOP_CHARACTERS} characters, found one of {longest}"
         )
 
 
 class Sampler:
-    """Draws one request's tokens. `plain`: the largest logit decides and nothing is to be told about it, so that
-    whoever has many such requests may take the argmax of all at once and only `accept` it. `logprobs` has an entry for
-    each drawn token, the end too. `finished`: the grammar allows nothing more, so the answer is whole without its end.
+    """Samples one request's tokens. `plain`: greedy without penalties, grammar and logprobs, so that the engine can
+    compute the argmax of many such requests at once and only `accept` it. `logprobs` has an entry for each sampled
+    token, the end token included. `finished`: the grammar allows no further token, so no end token is needed.
 
-    Raises ValueError for values that mean nothing, for a grammar that no answer can follow, and while drawing for a
-    grammar that has grown too complex: reasons to end this request, not others. Logits must be finite; the engine
-    looks at them before (`engine.NotFinite`).
+    Raises ValueError for invalid values, for a grammar that no answer fits, and in `draw` for a grammar that has become
+    too complex; that ends this request only. Logits must be finite; the engine checks them (`results.NotFinite`).
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class Sampler:
         check(sampling)
         self.sampling = sampling
         self.logprobs: list[TokenLogprob] = []
-        self._greedy = sampling.temperature <= COLDEST
+        self._greedy = sampling.temperature <= MIN_TEMPERATURE
         self._penalised = bool(
             sampling.repetition_penalty != 1
             or sampling.presence_penalty
@@ -134,7 +134,7 @@ class Sampler:
         )
         self._generator = torch.Generator().manual_seed(sampling.seed)
         self._prompt_ids = set(prompt_ids)
-        self._counts: Counter[int] = Counter()  # of the answer's tokens
+        self._counts: Counter[int] = Counter()  # of the sampled tokens
 
     @property
     def finished(self) -> bool:
@@ -142,78 +142,81 @@ class Sampler:
 
     @torch.no_grad()
     def draw(self, logits: Float[Tensor, " V"]) -> int:
-        """The next token, which is taken into the counts, the grammar and `logprobs`."""
+        """Sample the next token; updates the counts, the grammar and `logprobs`."""
         raw = logits.float()
-        scores = self._penalise(raw) if self._penalised else raw
+        logits = self._penalise(raw) if self._penalised else raw
         if self._matcher is not None:
-            scores = self._matcher.mask(scores)
-        token = int(scores.argmax()) if self._greedy else self._pick(scores)
+            logits = self._matcher.mask(logits)
+        token = int(logits.argmax()) if self._greedy else self._pick(logits)
         if self.sampling.logprobs is not None:
             self.logprobs.append(_logprob(raw, token, self.sampling.logprobs))
         self.accept(token)
         return token
 
     def accept(self, token: int) -> None:
-        """Takes a token as drawn; `draw` does so itself."""
+        """Record a sampled token; `draw` calls it itself."""
         if self._matcher is not None:
             self._matcher.accept(token)
         self._counts[token] += 1
 
-    def _pick(self, scores: Float[Tensor, " V"]) -> int:
-        """One number in [0, 1) chooses from the candidates in their order, each with its share."""
-        probabilities, ids = candidates(scores, self.sampling)
-        reached = probabilities.double().cpu().cumsum(0)
-        total = float(reached[-1])
+    def _pick(self, logits: Float[Tensor, " V"]) -> int:
+        """Inverse transform sampling: one number in [0, 1) selects from the cumulative probabilities."""
+        probabilities, ids = candidates(logits, self.sampling)
+        cumulative = probabilities.double().cpu().cumsum(0)
+        total = float(cumulative[-1])
         at = torch.rand((), generator=self._generator, dtype=torch.float64) * total
-        chosen = int(torch.searchsorted(reached, at, right=True))
-        last = int(torch.searchsorted(reached, reached[-1]))  # rounding must not go past the end
+        chosen = int(torch.searchsorted(cumulative, at, right=True))
+        last = int(
+            torch.searchsorted(cumulative, cumulative[-1])
+        )  # rounding must not exceed the end
         return int(ids[min(chosen, last)])
 
-    def _penalise(self, scores: Float[Tensor, " V"]) -> Float[Tensor, " V"]:
-        s, scores = self.sampling, scores.clone()
+    def _penalise(self, logits: Float[Tensor, " V"]) -> Float[Tensor, " V"]:
+        s, logits = self.sampling, logits.clone()
         if s.repetition_penalty != 1:
-            seen = list(self._prompt_ids | self._counts.keys())
-            before = scores[seen]
-            by = torch.where(before > 0, 1 / s.repetition_penalty, s.repetition_penalty)
-            scores[seen] = before * by
+            repeated = list(self._prompt_ids | self._counts.keys())
+            before = logits[repeated]
+            factor = torch.where(before > 0, 1 / s.repetition_penalty, s.repetition_penalty)
+            logits[repeated] = before * factor
         if self._counts:
-            times = torch.tensor(list(self._counts.values()), device=scores.device)
-            scores[list(self._counts)] -= s.presence_penalty + s.frequency_penalty * times
-        return scores
+            times = torch.tensor(list(self._counts.values()), device=logits.device)
+            logits[list(self._counts)] -= s.presence_penalty + s.frequency_penalty * times
+        return logits
 
 
 def candidates(
-    scores: Float[Tensor, " V"], sampling: SamplingParams
+    logits: Float[Tensor, " V"], sampling: SamplingParams
 ) -> tuple[Float[Tensor, " n"], Int[Tensor, " n"]]:
-    """What may be drawn: probabilities that sum to 1 and their ids, in the order of ids.
+    """The tokens that may be sampled: probabilities that sum to 1 and their ids, in the order of ids.
 
-    Top-k keeps the k best, of equal ones the first; of these, top-p keeps the fewest that together reach p, the one
-    that crosses p included; of these, min-p keeps those with at least that share of the best one's probability.
+    Top-k keeps the k likeliest, of equal ones those with the lowest ids; of these, top-p keeps the fewest that reach p
+    in sum, with the one that crosses p; of these, min-p keeps those with at least that share of the largest
+    probability.
     """
-    coldness = max(sampling.temperature, COLDEST)
-    probabilities = ((scores - scores.max()) / coldness).softmax(-1)
-    ids = torch.arange(len(probabilities), device=scores.device)
+    temperature = max(sampling.temperature, MIN_TEMPERATURE)
+    probabilities = ((logits - logits.max()) / temperature).softmax(-1)
+    ids = torch.arange(len(probabilities), device=logits.device)
     if sampling.top_k or sampling.top_p < 1:
         ordered = _descending(probabilities)[: sampling.top_k or None]
         before = ordered.double().cumsum(0) - ordered
-        # Rounding must not leave nothing.
+        # At least one, whatever the rounding.
         count = max(1, int((before < sampling.top_p * ordered.double().sum()).sum()))
         ids = (probabilities >= ordered[count - 1]).nonzero()[:, 0]
         if len(ids) > count:
             equal = (probabilities[ids] == ordered[count - 1]).nonzero()[:, 0]
-            kept = torch.ones_like(ids, dtype=torch.bool)
-            kept[equal[count - len(ids) :]] = False
-            ids = ids[kept]
+            mask = torch.ones_like(ids, dtype=torch.bool)
+            mask[equal[count - len(ids) :]] = False
+            ids = ids[mask]
         probabilities = probabilities[ids]
     if sampling.min_p:
-        kept = probabilities >= sampling.min_p * probabilities.max()
-        probabilities, ids = probabilities[kept], ids[kept]
+        mask = probabilities >= sampling.min_p * probabilities.max()
+        probabilities, ids = probabilities[mask], ids[mask]
     return probabilities / probabilities.sum(), ids
 
 
 def _descending(values: Float[Tensor, " V"]) -> Float[Tensor, " V"]:
-    """Sorted, the largest first. On CPUs by numpy, which sorts 200,064 numbers many times faster than torch where the
-    CPU has AVX-512 or AVX2, and no slower elsewhere."""
+    """The values in descending order. On a CPU by numpy, which sorts 200,064 numbers many times faster than torch with
+    AVX-512 or AVX2, and no slower without."""
     if values.device.type == "cpu":
         return torch.from_numpy(np.sort(values.numpy())).flip(0)
     return values.sort(descending=True).values
@@ -221,16 +224,16 @@ def _descending(values: Float[Tensor, " V"]) -> Float[Tensor, " V"]:
 
 def _logprob(logits: Float[Tensor, " V"], token: int, count: int) -> TokenLogprob:
     logs = logits.log_softmax(-1)
-    ids = likeliest(logits, count)  # by logits: rounding makes some of their logarithms equal
+    ids = likeliest(logits, count)  # by logits: rounding makes some log-probabilities equal
     top = zip(ids.tolist(), logs[ids].tolist(), strict=True)
     return TokenLogprob(token, float(logs[token]), tuple(top))
 
 
-def likeliest(scores: Float[Tensor, " V"], count: int) -> Int[Tensor, " n"]:
-    """Ids of the `count` largest (or of all, if there are fewer), the largest first, equal ones by id."""
+def likeliest(logits: Float[Tensor, " V"], count: int) -> Int[Tensor, " n"]:
+    """Ids of the `count` largest logits (or of all, if there are fewer), in descending order, equal ones by id."""
     if count == 0:
-        return torch.zeros(0, dtype=torch.long, device=scores.device)
-    # topk alone would choose any of those that equal the least.
-    least = scores.topk(min(count, len(scores))).values[-1]
-    ids = (scores >= least).nonzero()[:, 0]
-    return ids[scores[ids].sort(descending=True, stable=True).indices[:count]]
+        return torch.zeros(0, dtype=torch.long, device=logits.device)
+    # topk alone chooses arbitrarily among values equal to the smallest one.
+    least = logits.topk(min(count, len(logits))).values[-1]
+    ids = (logits >= least).nonzero()[:, 0]
+    return ids[logits[ids].sort(descending=True, stable=True).indices[:count]]

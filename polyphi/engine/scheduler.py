@@ -1,15 +1,14 @@
-"""Who runs in the next step, and with how many tokens.
+"""The requests of the next step, and the number of tokens of each.
 
-A step goes on with whoever runs: one token each (more where some are guessed), or a chunk of a prompt. **Prompts share
-a step**: its tokens are divided between clients, and those of a client between the groups of requests that entered
-together, so that a short prompt is through in a step or two beside any number of long ones; within a group they go in
-order. Whoever waits is admitted in the same spirit: the client with fewest running requests is next, of those with as
-many the one that has waited longest for its turn, and so it goes with its groups. A client or group that holds the
-places of others gives one back.
+A step continues all running requests: one token each (more with draft tokens), or a chunk of a prompt. **Prompts share
+a step**: its prompt tokens are divided evenly between clients, and those of a client between its groups of requests
+(one group per call), so that a short prompt takes a step or two beside any number of long ones; within a group requests
+run in order. Admission is fair too: the client with the fewest running requests is next, of equal ones the one that was
+admitted least recently, and likewise its groups. A client or group with more than its share is preempted.
 
-When memory for keys and values is short, the request that came last makes room: it lets go of its blocks, keeps its
-tokens and waits at the front. A part of memory is kept for small requests, which may go first where a large one doesn't
-fit yet, though not for ever.
+When memory for keys and values is short, the newest running request is preempted: it releases its blocks, keeps its
+tokens and waits at the front. A part of memory is reserved for small requests, which may be admitted before a large one
+that doesn't fit yet, a bounded number of times.
 """
 
 import time
@@ -19,65 +18,65 @@ from dataclasses import dataclass, replace
 
 from polyphi.engine.cache import BlockPool, OutOfBlocks
 from polyphi.engine.request import Request
-from polyphi.engine.speculate import Guess, worth
+from polyphi.engine.speculate import DraftToken, draft_lengths
 
-STEP, ALONE = 0.03, 0.15
-"""Seconds that the prompt tokens of a step may take where others wait for theirs, and where nobody does."""
-FEWEST = 64
-"""Prompt tokens of a step that are always worth it: weights are read for them once."""
+PREFILL_SECONDS, PREFILL_SECONDS_ALONE = 0.03, 0.15
+"""Seconds for the prompt tokens of a step while other requests wait for tokens, and while none does."""
+MIN_PREFILL = 64
+"""Fewest prompt tokens of a step: fewer would still read all weights."""
 SMALL = 32
-"""A request that needs at most this part of memory (1 / SMALL) is small."""
-KEPT = 8
-"""The part of memory (1 / KEPT) that only small requests may take while others run."""
+"""A request that needs at most this share of memory (1 / SMALL) is small."""
+RESERVED = 8
+"""The share of memory (1 / RESERVED) that only small requests may use while others run."""
 PATIENCE = 256
-"""Small requests that may go before a large one that doesn't fit."""
+"""Small requests that may be admitted before a large one that doesn't fit."""
 
-PRICE = 0.08
-"""What another token adds to the time of a decode step of one, as a share of it. (Measured: 0.05 in 8 bits, 0.15 to
-0.45 in 4, where the first ones cost most; benchmarks/speculation.py.)"""
+TOKEN_COST = 0.08
+"""Time that another token adds to a decode step, relative to a step of one token. (Measured: 0.05 in 8 bits, 0.15 to
+0.45 in 4 bits, where the first ones cost most; benchmarks/speculation.py.)"""
 
 
 @dataclass(frozen=True)
-class Part:
-    """What a request does in a step: its known tokens from `start` on, `new` of them, then `guesses`."""
+class StepPart:
+    """A request's part of a step: `new` of its tokens, from position `start` on, then `draft_tokens`."""
 
     request: Request
     start: int
     new: int
-    guesses: tuple[int, ...] = ()
+    draft_tokens: tuple[int, ...] = ()
 
     @property
-    def whole(self) -> bool:
-        """Whether all known tokens will have run."""
+    def is_last(self) -> bool:
+        """Whether all tokens of the request have run after it."""
         return self.start + self.new == len(self.request)
 
     @property
-    def draws(self) -> bool:
-        """Whether the next token can be drawn then, and is wanted."""
-        return self.whole and self.request.sampling.max_tokens > 0
+    def samples(self) -> bool:
+        """Whether the next token is sampled after it."""
+        return self.is_last and self.request.sampling.max_tokens > 0
 
     @property
-    def scored(self) -> range:
-        """Numbers of the prompt tokens whose log-probabilities follow from it."""
-        left = self.request.unscored
-        first = max(left.start, self.start + 1)
-        return range(first, max(first, min(left.stop, self.start + self.new + 1)))
+    def scored_tokens(self) -> range:
+        """Indices of the prompt tokens whose log-probabilities it computes."""
+        unscored = self.request.unscored
+        first = max(unscored.start, self.start + 1)
+        return range(first, max(first, min(unscored.stop, self.start + self.new + 1)))
 
     @property
     def size(self) -> int:
-        return self.new + len(self.guesses)
+        return self.new + len(self.draft_tokens)
 
 
 class Scheduler:
-    """`together` sequences at most, `chunk` prompt tokens of a step at most while others wait for a token, `prefill`
-    where nobody does; fewer where steps take long (`timed`). `root` names the beginning of a request's sequence
-    (cache.py), `rope` its LongRoPE table."""
+    """Runs at most `max_num_seqs` sequences, with at most `chunk` prompt tokens of a step while other requests wait for
+    a token and `prefill` while none does; fewer where steps are slow (`record_time`). `root` returns the root hash of a
+    request's prefixes (prefixes.py), `rope` its LongRoPE table; `switch` is the length at which tables change."""
 
     def __init__(
         self,
         pool: BlockPool,
         *,
-        together: int,
+        max_num_seqs: int,
         chunk: int,
         prefill: int,
         switch: int,
@@ -88,107 +87,108 @@ class Scheduler:
         self.waiting: list[Request] = []
         self.running: list[Request] = []
         self.preemptions = 0
-        self.together = together
-        # When clients and groups that are there had their last turn.
+        self.max_num_seqs = max_num_seqs
+        # The number of the last admission of each present client and group.
         self._turns: dict[bytes | int, int] = {}
         self._chunk, self._prefill = chunk, prefill
-        self._pace = 0.0  # seconds that a token of a prompt took lately
+        self._token_seconds = 0.0  # moving average of a prompt token's time
         self._switch = switch
         self._root, self._rope = root, rope
 
-    def plan(self) -> list[Part]:
-        """The parts of the next step, in the order in which their requests came; room for all of them is made. Requests
-        whose pictures or clips must be encoded first (`Request.missing`) have none."""
+    def plan(self) -> list[StepPart]:
+        """The parts of the next step, in the order of admission, with their blocks allocated. Requests whose images or
+        audio must be encoded first (`Request.missing_media`) have no part."""
         for request in self.running:
-            self._turn_table(request)
+            self._switch_rope_table(request)
         budget = self._budget()
         self._admit_waiting(budget)
-        parts: dict[int, Part] = {}
-        guesses = self._guesses()
+        parts: dict[int, StepPart] = {}
+        drafts = self._draft_tokens()
         shares = self._shares(budget)
         for request in list(self.running):
-            new = 1 if self._due(request) == 1 else shares.get(id(request), 0)
-            # Another may have made room for one before it.
-            if not new or request.missing or request not in self.running:
+            new = 1 if self._pending(request) == 1 else shares.get(id(request), 0)
+            # It may have been preempted for one before it.
+            if not new or request.missing_media or request not in self.running:
                 continue
-            part = Part(request, request.table.length, new)
-            guessed = replace(part, guesses=guesses.get(id(request), ()))
-            # Nobody makes room for guesses.
-            if request.table.missing(part.start + guessed.size) <= self.pool.available:
-                part = guessed
-            if self._make_room(part, parts):
+            part = StepPart(request, request.table.length, new)
+            drafted = replace(part, draft_tokens=drafts.get(id(request), ()))
+            # No request is preempted for draft tokens.
+            if request.table.missing_blocks(part.start + drafted.size) <= self.pool.available:
+                part = drafted
+            if self._reserve(part, parts):
                 parts[id(request)] = part
         return [parts[id(r)] for r in self.running if id(r) in parts]
 
-    def _reading(self) -> list[Request]:
-        """Running requests whose prompts are not through."""
-        return [r for r in self.running if self._due(r) > 1]
+    def _prefilling(self) -> list[Request]:
+        """Running requests whose prompts have not run completely."""
+        return [r for r in self.running if self._pending(r) > 1]
 
     def _budget(self) -> int:
-        """Prompt tokens of the next step."""
-        reading = self._reading()
-        groups = {request.group for request in (*reading, *self.waiting)}
-        alone = len(reading) == len(self.running) and len(groups) == 1
-        least, most = (self._chunk, self._prefill) if alone else (FEWEST, self._chunk)
-        if not self._pace:
+        """Most prompt tokens of the next step."""
+        prefilling = self._prefilling()
+        groups = {request.group for request in (*prefilling, *self.waiting)}
+        alone = len(prefilling) == len(self.running) and len(groups) == 1
+        least, most = (self._chunk, self._prefill) if alone else (MIN_PREFILL, self._chunk)
+        if not self._token_seconds:
             return most
-        return min(most, max(least, int((ALONE if alone else STEP) / self._pace)))
+        seconds = PREFILL_SECONDS_ALONE if alone else PREFILL_SECONDS
+        return min(most, max(least, int(seconds / self._token_seconds)))
 
-    def timed(self, parts: Sequence[Part], seconds: float) -> None:
-        """Records how long a step took."""
+    def record_time(self, parts: Sequence[StepPart], seconds: float) -> None:
+        """Record the duration of a step."""
         tokens = sum(part.size for part in parts)
-        if tokens >= FEWEST:
-            pace = seconds / tokens
-            self._pace = pace if not self._pace else 0.7 * self._pace + 0.3 * pace
+        if tokens >= MIN_PREFILL:
+            new, average = seconds / tokens, self._token_seconds
+            self._token_seconds = new if not average else 0.7 * average + 0.3 * new
 
     def _shares(self, budget: int) -> dict[int, int]:
-        """How many tokens of its prompt each request runs, by identity."""
+        """Prompt tokens that each request runs in the next step, by its `id`."""
         clients: dict[bytes, dict[int, list[Request]]] = {}
-        for request in self._reading():
-            if not request.missing:
+        for request in self._prefilling():
+            if not request.missing_media:
                 groups = clients.setdefault(request.caller.client, {})
                 groups.setdefault(request.group, []).append(request)
 
-        def due(requests: Sequence[Request]) -> int:
-            return sum(map(self._due, requests))
+        def pending(requests: Sequence[Request]) -> int:
+            return sum(map(self._pending, requests))
 
         shares: dict[int, int] = {}
-        wanted = [sum(map(due, groups.values())) for groups in clients.values()]
-        for groups, share in zip(clients.values(), split_evenly(budget, wanted), strict=True):
-            parts = split_evenly(share, [due(group) for group in groups.values()])
-            for group, left in zip(groups.values(), parts, strict=True):
+        requested = [sum(map(pending, groups.values())) for groups in clients.values()]
+        for groups, share in zip(clients.values(), split_evenly(budget, requested), strict=True):
+            parts = split_evenly(share, [pending(group) for group in groups.values()])
+            for group, tokens in zip(groups.values(), parts, strict=True):
                 for request in group:
-                    shares[id(request)] = min(left, self._due(request))
-                    left -= shares[id(request)]
+                    shares[id(request)] = min(tokens, self._pending(request))
+                    tokens -= shares[id(request)]
         return shares
 
     def _admit_waiting(self, budget: int) -> None:
-        """Admits waiting requests: as many as the step has tokens for, and at least one of each group."""
+        """Admit waiting requests: as many as the step has tokens for, and at least one of each group."""
         skipped: list[Request] = []
         while True:
-            reading = self._reading()
-            groups = {request.group for request in reading}
-            room = budget - sum(self._due(r) for r in reading if not r.missing)
+            prefilling = self._prefilling()
+            groups = {request.group for request in prefilling}
+            tokens = budget - sum(self._pending(r) for r in prefilling if not r.missing_media)
             eligible = [
                 r
                 for r in self.waiting
                 if r not in skipped
-                and (room > 0 or r.group not in groups)
+                and (tokens > 0 or r.group not in groups)
                 and (r.leader is None or r.leader.prefilled)
                 and (not skipped or self._is_small(r))
             ]
             if not eligible:
                 return
             request = min(eligible, key=self._priority())
-            if len(self.running) >= self.together and not self._preempt_for(request):
+            if len(self.running) >= self.max_num_seqs and not self._preempt_for(request):
                 return
             if not self._admit(request):
-                if request.overtaken >= PATIENCE:
+                if request.times_passed_over >= PATIENCE:
                     return
                 skipped.append(request)
                 continue
             for other in skipped:
-                other.overtaken += 1
+                other.times_passed_over += 1
             self.waiting.remove(request)
             self.running.append(request)
             self._note_turn(request)
@@ -196,7 +196,7 @@ class Scheduler:
             request.started = request.started or time.monotonic()
 
     def _priority(self) -> Callable[[Request], tuple[int, ...]]:
-        """The sort key of waiting requests: the smallest is admitted next, of equal ones the one that came first."""
+        """The sort key of waiting requests: the smallest is admitted next, of equal ones the first."""
         clients, groups = self._counts()
 
         def priority(request: Request) -> tuple[int, ...]:
@@ -207,7 +207,7 @@ class Scheduler:
         return priority
 
     def _note_turn(self, request: Request) -> None:
-        """Records when this client and this call were admitted last."""
+        """Record the admission of this client and group."""
         present = {
             key for r in (*self.waiting, *self.running) for key in (r.caller.client, r.group)
         }
@@ -222,8 +222,8 @@ class Scheduler:
         )
 
     def _preempt_for(self, request: Request) -> bool:
-        """Preempts the newest request of the client that runs the most requests, or of the same client's call that
-        does, where that is at least two more than this one has; False where none is."""
+        """Preempt the newest request of the client with the most running requests, or of the same client's group with
+        the most, if it has at least two more than this one; False if there is none."""
         clients, groups = self._counts()
 
         def has_more(other: Request) -> bool:
@@ -238,10 +238,10 @@ class Scheduler:
         return True
 
     def _is_small(self, request: Request) -> bool:
-        return request.table.missing(len(request) + 1) <= self.pool.size // SMALL
+        return request.table.missing_blocks(len(request) + 1) <= self.pool.size // SMALL
 
     def drop(self, request: Request) -> None:
-        """Takes a request out, wherever it is, and frees what it holds."""
+        """Remove a running or waiting request and release its blocks and embeddings."""
         if request in self.running:
             self.running.remove(request)
         elif request in self.waiting:
@@ -250,47 +250,46 @@ class Scheduler:
         request.features.clear()
 
     def preempt(self, request: Request) -> None:
-        """Lets a running request wait at the front; what it knows will run again."""
+        """Move a running request to the front of the waiting ones; its tokens run again."""
         self.running.remove(request)
         request.table.clear()
         request.phase = "waiting"
         self.waiting.insert(0, request)
         self.preemptions += 1
 
-    def _due(self, request: Request) -> int:
+    def _pending(self, request: Request) -> int:
+        """Tokens of the request that have not run."""
         return len(request) - request.table.length
 
-    def _turn_table(self, request: Request) -> None:
-        """A sequence that outgrows its LongRoPE table runs again from its start: its keys were rotated with the
-        other."""
+    def _switch_rope_table(self, request: Request) -> None:
+        """Restart a sequence that outgrows its LongRoPE table: its cached keys were rotated with the other table."""
         if (rope := self._rope(request)) != request.ropes[-1]:
             request.ropes.append(rope)
             request.table.clear()
-            request.table.adopt(request.shared(self._root(request)))
+            request.table.reuse_prefix(request.reusable_hashes(self._root(request)))
 
-    def _guesses(self) -> dict[int, tuple[int, ...]]:
-        """Tokens that may follow, by the identity of requests, as many as pay in a step of all that draw."""
-        drawing = [r for r in self.running if self._due(r) == 1]
-        proposed = [self._proposed(r) for r in drawing]
+    def _draft_tokens(self) -> dict[int, tuple[int, ...]]:
+        """Draft tokens of the decoding requests, by `id`, as many as pay off in one step of all of them."""
+        decoding = [r for r in self.running if self._pending(r) == 1]
+        proposals = [self._propose(r) for r in decoding]
+        lengths = draft_lengths(proposals, TOKEN_COST)
         return {
-            id(request): tuple(token for token, _ in guesses[:count])
-            for request, guesses, count in zip(
-                drawing, proposed, worth(proposed, PRICE), strict=True
-            )
+            id(request): tuple(token for token, _ in proposal[:length])
+            for request, proposal, length in zip(decoding, proposals, lengths, strict=True)
         }
 
-    def _proposed(self, request: Request) -> list[Guess]:
-        """None past the end of the answer or the switch of tables."""
+    def _propose(self, request: Request) -> list[DraftToken]:
+        """Draft tokens up to the end of the answer and the switch of LongRoPE tables."""
         if request.lookup is None:
             return []
-        most = min(request.draft, request.bound - len(request) - 1)
+        most = min(request.draft, request.max_length - len(request) - 1)
         if request.ropes[-1] == "short":
             most = min(most, self._switch - len(request))
         return request.lookup.propose(most)
 
-    def _make_room(self, part: Part, parts: dict[int, Part]) -> bool:
-        """Room for a running request's part. Those that came last give theirs up first; False if it was its own
-        turn."""
+    def _reserve(self, part: StepPart, parts: dict[int, StepPart]) -> bool:
+        """Allocate blocks for a running request's part, preempting the newest requests; False if it was preempted
+        itself."""
         while True:
             try:
                 part.request.table.grow(part.start + part.size)
@@ -303,27 +302,27 @@ class Scheduler:
                     return False
 
     def _admit(self, request: Request) -> bool:
-        """Blocks for all tokens that a waiting request knows and the next one, of which some may be remembered. False
-        where there is no room."""
+        """Allocate blocks for all tokens of a waiting request, reusing cached ones. False if they, one more token and
+        the reserve for small requests don't fit."""
         rope = self._rope(request)
         if not request.ropes or request.ropes[-1] != rope:
             request.ropes.append(rope)
-        kept = 0 if self._is_small(request) or not self.running else self.pool.size // KEPT
-        request.table.adopt(request.shared(self._root(request)))
-        if request.table.missing(len(request) + 1) + kept > self.pool.available:
+        reserve = 0 if self._is_small(request) or not self.running else self.pool.size // RESERVED
+        request.table.reuse_prefix(request.reusable_hashes(self._root(request)))
+        if request.table.missing_blocks(len(request) + 1) + reserve > self.pool.available:
             request.table.clear()
             return False
         request.table.grow(len(request))
-        if request.cached is None:
-            request.cached = request.table.length
+        if request.cached_tokens is None:
+            request.cached_tokens = request.table.length
         return True
 
 
-def split_evenly(amount: int, wanted: Sequence[int]) -> list[int]:
-    """`amount` in equal parts of at most what is `wanted`; what one part doesn't need goes to the others."""
-    given = [0] * len(wanted)
-    left = len(wanted)
-    for number in sorted(range(left), key=wanted.__getitem__):
-        given[number] = min(wanted[number], -(-amount // left))
-        amount, left = amount - given[number], left - 1
-    return given
+def split_evenly(amount: int, requested: Sequence[int]) -> list[int]:
+    """`amount` in equal shares, each at most as `requested`; what one share doesn't need goes to the others."""
+    shares = [0] * len(requested)
+    left = len(requested)
+    for number in sorted(range(left), key=requested.__getitem__):
+        shares[number] = min(requested[number], -(-amount // left))
+        amount, left = amount - shares[number], left - 1
+    return shares

@@ -17,7 +17,7 @@ from polyphi.engine.runner import Runner, extend, logprobs
 
 
 class Scorer:
-    """Scores prompts with a runner; at most `most` tokens run in one forward, or one longer prompt."""
+    """Scores prompts with a runner; a forward has at most `most` tokens, or one longer prompt."""
 
     def __init__(self, runner: Runner, rows: Rows, most: int) -> None:
         self._runner, self._rows, self.most = runner, rows, most
@@ -66,7 +66,7 @@ class Scorer:
 def score_rows(
     runner: Runner, rows: Iterable[tuple[Batch, Sequence[int]]], most: int
 ) -> list[list[float]]:
-    """Natural log-probability of each answer's tokens after its prompt; `most` tokens run together, or one pair."""
+    """Natural log-probability of each answer's tokens; a forward has at most `most` tokens, or one pair."""
     scores: list[list[float]] = []
     group: list[tuple[Batch, Sequence[int]]] = []
     size = 0
@@ -85,7 +85,7 @@ def _score_group(runner: Runner, group: Sequence[tuple[Batch, Sequence[int]]]) -
     hidden = runner.hidden(batch)
     return [
         # The position before a token predicts it.
-        [said.logprob for said in logprobs(runner.model, hidden[end - len(a) - 1 : end - 1], a)]
+        [t.logprob for t in logprobs(runner.model, hidden[end - len(a) - 1 : end - 1], a)]
         for (_, a), end in zip(group, batch.bounds[1:], strict=True)
     ]
 
@@ -93,9 +93,9 @@ def _score_group(runner: Runner, group: Sequence[tuple[Batch, Sequence[int]]]) -
 def logits_rows(
     runner: Runner, rows: Iterable[Batch], most: int, last: int | None = None
 ) -> Iterator[Float[Tensor, "n V"]]:
-    """Float32 logits of each row, on the CPU: at every position, or at the `last` ones. Rows run together while they
-    have no more than `most` tokens, a longer one alone; the head is computed row by row, so that beside the results
-    only one row's logits are in memory."""
+    """Float32 logits of each row, on the CPU: at every position, or at the `last` ones. A forward has at most
+    `most` tokens, or one longer row; the head is computed row by row, so that beside the results only one row's logits
+    are in memory."""
     group: list[Batch] = []
     for new in rows:
         if group and sum(map(len, group)) + len(new) > most:

@@ -1,78 +1,79 @@
-"""Prompt lookup: guesses at the next tokens, from what followed the same tokens before, in prompt or answer.
+"""Speculative decoding by prompt lookup: draft tokens are those that followed the same tokens earlier in the sequence.
 
 >>> lookup = PromptLookup([5, 6, 7, 8, 5, 6])
 >>> [token for token, chance in lookup.propose(3)]       # after 5, 6 there came 7, 8, 5
 [7, 8, 5]
 
-It needs no second model, and pays where answers repeat their prompt or themselves: rewritten text and code, a summary's
-names, steps of reasoning. The engine runs all guesses in one forward and keeps those that it would have drawn anyway.
+It needs no second model, and pays off where answers repeat their prompt or themselves: rewritten text and code, names
+in a summary, steps of reasoning. The engine verifies all draft tokens in one forward and accepts those that it would
+have sampled anyway.
 
-A forward reads all weights whatever it runs, so a guess is cheap, but not free. Each request keeps book of how often
-the lookup knew the next token, whether it was asked or not; `worth` then says how many guesses of a step spare more
-than they cost. Where an answer repeats nothing, none are run.
+A forward reads all weights however many tokens it runs, so a draft token is cheap, but not free. Each request tracks
+how often the lookup predicts the next token, whether drafts were run or not; `draft_lengths` then returns the numbers
+of draft tokens that save more than they cost. Where an answer repeats nothing, none are run.
 """
 
 from collections.abc import Collection, Sequence
 
-LONGEST = 8
-"""Tokens that are compared: whoever agrees in as many is taken for a copy."""
-PLACES = 16
-"""Earlier places of the newest token that are compared, the latest first."""
-RIGHT = (0.3, 0.6, 0.8, 0.95)
-"""How often a guess is right after 1, 2 to 3, 4 to 7 and 8 tokens that agreed, where nothing is known of an answer yet
+MAX_MATCH = 8
+"""Most tokens that are compared; a match of this length counts as a copy."""
+CANDIDATES = 16
+"""Earlier occurrences of the newest token that are compared, the latest first."""
+ACCEPTANCE = (0.3, 0.6, 0.8, 0.95)
+"""Initial acceptance rates of a draft token after matches of 1, 2 to 3, 4 to 7 and 8 tokens
 (benchmarks/speculation.py)."""
-LEARNED = 0.1
-"""Weight of the newest token in a request's own book."""
+UPDATE = 0.1
+"""Weight of the newest token in a request's moving averages of acceptance."""
 
-Guess = tuple[int, float]
-"""A token, and the chance that it and those before it are right."""
+DraftToken = tuple[int, float]
+"""A token, and the probability that it and those before it are accepted."""
 
 
 class PromptLookup:
-    """A request's tokens so far, each with the place where the same one came before. A token costs a few comparisons,
-    however long the request is.
+    """A request's tokens so far, each linked to the previous occurrence of the same token. A token costs a few
+    comparisons, however long the request is.
 
-    Of the latest places that end in the same token, the one where most tokens agree decides, the latest of equal ones.
-    A guess that reaches the newest token goes on from its own start, as repetitions do. It ends before tokens in
-    `never`, which no answer holds (placeholders of pictures and clips, control tokens).
+    Of the latest occurrences of the newest token, the one with the longest match decides, the latest of equal ones. A
+    draft that reaches the newest token continues from its own start, as repetitions do. It ends before tokens in
+    `never`, which no answer has (placeholders of images and audio, control tokens).
     """
 
     def __init__(self, prompt_ids: Sequence[int], *, never: Collection[int] = ()) -> None:
         self._never = frozenset(never)
         self._tokens: list[int] = []
-        self._before: list[int] = []  # where the same token came before, -1 where it didn't
+        self._before: list[int] = []  # position of the previous occurrence, or -1
         self._latest: dict[int, int] = {}
-        self._right = list(RIGHT)
-        self._match: tuple[int, int] | None = None  # tokens that agree, and where the last one is
+        self._acceptance = list(ACCEPTANCE)
+        self._match: tuple[int, int] | None = None  # its length, and the position of its last token
         for token in prompt_ids:
             self._append(token)
         self._find(None)
 
     def add(self, token: int) -> None:
-        """The next token of the answer."""
+        """Append the next token of the answer."""
         follows = None
         if self._match is not None:
-            agreed, at = self._match
-            known, follows = self._tokens[at + 1] == token, at + 1
-            right = _kind(agreed)
-            self._right[right] += LEARNED * (known - self._right[right])
+            length, at = self._match
+            correct, follows = self._tokens[at + 1] == token, at + 1
+            index = _length_class(length)
+            self._acceptance[index] += UPDATE * (correct - self._acceptance[index])
         self._append(token)
         self._find(follows)
 
-    def propose(self, most: int) -> list[Guess]:
-        """Up to `most` tokens that may come next, their chances falling; none if the newest token is new."""
-        guesses: list[Guess] = []
+    def propose(self, most: int) -> list[DraftToken]:
+        """Up to `most` draft tokens, with falling probabilities; none if the newest token is new."""
+        drafts: list[DraftToken] = []
         if self._match is None:
-            return guesses
-        agreed, at = self._match
+            return drafts
+        length, at = self._match
         period, chance = len(self._tokens) - at - 1, 1.0
         for i in range(most):
             token = self._tokens[at + 1 + i % period]
             if token in self._never:
                 break
-            chance *= self._right[_kind(agreed + i)]
-            guesses.append((token, chance))
-        return guesses
+            chance *= self._acceptance[_length_class(length + i)]
+            drafts.append((token, chance))
+        return drafts
 
     def _append(self, token: int) -> None:
         self._before.append(self._latest.get(token, -1))
@@ -80,49 +81,51 @@ class PromptLookup:
         self._tokens.append(token)
 
     def _find(self, follows: int | None) -> None:
-        """The place that agrees best, of the latest ones and the one that `follows` the last match."""
+        """Find the longest match among the latest occurrences and the position that `follows` the last match."""
         tokens, self._match = self._tokens, None
         if not tokens:
             return
         newest = len(tokens) - 1
-        places = [] if follows is None or tokens[follows] != tokens[newest] else [follows]
+        candidates = [] if follows is None or tokens[follows] != tokens[newest] else [follows]
         at = self._before[newest]
-        while at >= 0 and len(places) < PLACES:
-            places.append(at)
+        while at >= 0 and len(candidates) < CANDIDATES:
+            candidates.append(at)
             at = self._before[at]
         best = 0
-        for at in places:
-            agreed = 1
-            while agreed < min(LONGEST, at + 1) and tokens[at - agreed] == tokens[newest - agreed]:
-                agreed += 1
-            if agreed > best:
-                best, self._match = agreed, (agreed, at)
-            if agreed == LONGEST:
+        for at in candidates:
+            length = 1
+            while (
+                length < min(MAX_MATCH, at + 1) and tokens[at - length] == tokens[newest - length]
+            ):
+                length += 1
+            if length > best:
+                best, self._match = length, (length, at)
+            if length == MAX_MATCH:
                 break
         if self._match is not None and tokens[self._match[1] + 1] in self._never:
             self._match = None
 
 
-def _kind(agreed: int) -> int:
-    """The entry of the book for so many tokens that agreed."""
-    return min(agreed, LONGEST).bit_length() - 1
+def _length_class(length: int) -> int:
+    """The index in `ACCEPTANCE` of a match of this length."""
+    return min(length, MAX_MATCH).bit_length() - 1
 
 
-def worth(proposed: Sequence[Sequence[Guess]], price: float) -> list[int]:
-    """How many guesses of each sequence a step should run; `proposed` has an entry for every sequence that draws.
+def draft_lengths(proposals: Sequence[Sequence[DraftToken]], cost: float) -> list[int]:
+    """The number of draft tokens of each sequence in a step; `proposals` has an entry for every decoding sequence.
 
-    `price` is what another token adds to the time of a step of one, as a share of it. The likeliest guesses come first,
-    as long as each gives more tokens for its time than the step gives without it: p / price > tokens drawn / time.
+    `cost` is the time that another token adds to a step, relative to a step of one token. The likeliest draft tokens
+    are added first, as long as each raises the expected tokens per time: p / cost > expected tokens / time.
     """
-    counts = [0] * len(proposed)
-    run = drawn = float(len(proposed))
+    lengths = [0] * len(proposals)
+    run = expected = float(len(proposals))
     chances = sorted(
-        ((chance, i) for i, guesses in enumerate(proposed) for _, chance in guesses), reverse=True
+        ((chance, i) for i, drafts in enumerate(proposals) for _, chance in drafts), reverse=True
     )
     for chance, i in chances:
-        if chance * (1 + price * (run - 1)) <= price * drawn:
+        if chance * (1 + cost * (run - 1)) <= cost * expected:
             break
-        counts[i] += 1
+        lengths[i] += 1
         run += 1
-        drawn += chance
-    return counts
+        expected += chance
+    return lengths

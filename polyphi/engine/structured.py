@@ -1,20 +1,21 @@
-r"""Answers that can't but have a form: a JSON schema, a regular expression, or calls of given tools, by llguidance.
+r"""Constrained decoding by llguidance: answers that follow a JSON schema, a regular expression, or a list of tools.
 
 >>> matcher = Matcher(Grammar("json", '{"enum": ["yes", "no"]}'), tokenizer)
->>> scores = matcher.mask(logits)                # tokens that can't come next are at minus infinity
->>> matcher.accept(int(scores.argmax()))
+>>> masked = matcher.mask(logits)                # minus infinity for tokens that the grammar forbids
+>>> matcher.accept(int(masked.argmax()))
 
-Tokens are weighed by their bytes, so an answer may be spelt with any tokens, and a letter may be cut by a token's end.
-Control tokens never stand for text: of them only the two marks of a tool call, where they belong, and the end can come.
+Tokens are matched by their bytes, so an answer may use any tokenization, and a token may end within a character.
+Control tokens never count as text: only the two marks of a tool call, at their positions, and the end token are
+allowed.
 
-**Expressions** are those of Rust's regex crate, matched from end to end: no look-around, no back-references; `\d` is
-0 to 9.
+**Expressions** have the syntax of Rust's regex crate and match the whole answer: no look-around, no back-references;
+`\d` is 0 to 9.
 
-**Whitespace.** Between two JSON tokens there is nothing, one space, or one newline with indentation, so that a model
-can write compact or pretty-printed JSON, but spends few tokens on whitespace. Indentation is up to 4 spaces in steps of
-2, or one tab, for each level that the schema describes. Nothing stands before or after the answer.
+**Whitespace.** Between two JSON tokens the grammar allows nothing, one space, or one newline with indentation, so that
+a model can write compact or pretty-printed JSON, but spends few tokens on whitespace. Indentation is up to 4 spaces in
+steps of 2, or one tab, for each level that the schema describes. No whitespace is allowed before or after the answer.
 
-**Bounds.** A grammar's text, its depth and what it grows to while an answer is written are bounded; beyond, ValueError.
+**Limits.** A grammar's text, its depth and the size of its parser's state are limited; beyond, ValueError.
 """
 
 import json
@@ -31,18 +32,18 @@ from polyphi.engine.tools import FUNCTOOLS
 from polyphi.messages import CALL, CALL_END, Grammar, functions
 from polyphi.processing.tokenizer import Tokenizer
 
-MAX_LETTERS, MAX_DEPTH, MAX_REGEX, MAX_TOOLS, MAX_CALLS = 256_000, 64, 10_000, 128, 16
-"""A schema or a list of tools: letters and nested brackets; letters of a regular expression; tools offered; calls in
+MAX_CHARACTERS, MAX_DEPTH, MAX_REGEX, MAX_TOOLS, MAX_CALLS = 256_000, 64, 10_000, 128, 16
+"""Of a schema or a list of tools: characters and nested brackets; characters of a regular expression; tools; calls in
 one answer."""
 MAX_LEVELS = 8
-"""Levels of indentation where a schema leaves open how deep an answer nests."""
+"""Levels of indentation where a schema doesn't limit the depth of an answer."""
 CALL_LEVELS = 2
-"""Levels of a list of calls around the arguments of one."""
+"""Levels of JSON around the arguments of a call in a list."""
 ROW_ITEMS, LEXER_STATES, LEXER_FUEL = 20_000, 50_000, 200_000
-"""What an answer's parser may hold: alternatives at one place, states of its lexer (1 to 2 kB each), and work on
+"""Limits of an answer's parser: alternatives at one position, states of its lexer (1 to 2 kB each), and work on
 expressions before the first token (about 0.1 s)."""
 
-# What the models' own form of tools, {"city": {"type": "str", ...}}, calls types; others may be anything.
+# Type names in the models' own form of tools, {"city": {"type": "str", ...}}; other names allow any value.
 TYPES = {
     "str": "string",
     "string": "string",
@@ -60,10 +61,10 @@ TYPES = {
 
 
 class Matcher:
-    """Follows one answer through its grammar. `finished`: nothing but the end can come.
+    """The state of one answer in its grammar. `finished`: only the end token is allowed.
 
-    Raises ValueError for a grammar that can't be followed or that no answer fits, and from `mask` if it has grown
-    beyond the bounds.
+    Raises ValueError for an invalid grammar or one that no answer fits, and in `mask` if the parser exceeds its
+    limits.
     """
 
     def __init__(self, grammar: Grammar, tokenizer: Tokenizer) -> None:
@@ -79,41 +80,42 @@ class Matcher:
         return bool(self._matcher.is_stopped())
 
     def mask(self, logits: Float[Tensor, " V"]) -> Float[Tensor, " V"]:
-        """Minus infinity for every token that can't come next. Once finished only the end can."""
+        """The logits with minus infinity for every token that the grammar forbids. Once finished it allows only the end
+        token."""
         if not self._filled:
             self._fill()
         allowed = self._bits.to(logits.device)
-        known = min(len(allowed), len(logits))
+        size = min(len(allowed), len(logits))
         masked = torch.full_like(logits, -torch.inf)
-        masked[:known] = logits[:known].masked_fill(~allowed[:known], -torch.inf)
+        masked[:size] = logits[:size].masked_fill(~allowed[:size], -torch.inf)
         return masked
 
     def accept(self, token: int) -> None:
-        """Goes on by a token that the mask allows."""
-        taken = self._matcher.consume_token(token)
-        self._refuse_errors()
-        assert taken, f"token {token} can't come here"
+        """Advance by a token that the mask allows."""
+        is_allowed = self._matcher.consume_token(token)
+        self._raise_errors()
+        assert is_allowed, f"token {token} is not allowed here"
         self._filled = False
 
     def _fill(self) -> None:
-        """Asks what can come next: one bit for each token."""
+        """Compute the allowed next tokens."""
         packed = torch.frombuffer(bytearray(self._matcher.compute_bitmask()), dtype=torch.uint8)
-        self._refuse_errors()
+        self._raise_errors()
         bits = packed[:, None].bitwise_right_shift(torch.arange(8, dtype=torch.uint8)) & 1
         self._bits = bits.flatten()[: len(self._bits)].bool()
         self._filled = True
 
-    def _refuse_errors(self) -> None:
+    def _raise_errors(self) -> None:
         if self._matcher.is_error():
-            said = _one_line(self._matcher.get_error())
-            if said.startswith("NoExtension"):
+            message = _one_line(self._matcher.get_error())
+            if message.startswith("NoExtension"):
                 raise ValueError("no answer fits this grammar")
-            raise ValueError(f"this grammar is too complex to follow: {said}")
+            raise ValueError(f"this grammar is too complex to follow: {message}")
 
 
 @contextmanager
-def _panics_told() -> Iterator[None]:
-    """What panics in Rust is no Exception, and would end the thread that it comes up in."""
+def _panics_as_errors() -> Iterator[None]:
+    """Raise ValueError for a panic in Rust, which is no Exception and would end the thread."""
     try:
         yield
     except BaseException as error:
@@ -123,35 +125,35 @@ def _panics_told() -> Iterator[None]:
 
 
 @lru_cache(maxsize=32)
-@_panics_told()
+@_panics_as_errors()
 def compiled(grammar: Grammar, marks: bool = True) -> str:
-    """A grammar in llguidance's own language. `marks`: the tokenizer has the two of a tool call.
+    """A grammar in llguidance's format. `marks`: whether the tokenizer has the two marks of a tool call.
 
-    Raises ValueError for what is no schema, expression or list of tools, goes beyond the bounds, or asks for what can't
-    be held (such as `uniqueItems`, or look-ahead), and where llguidance isn't installed.
+    Raises ValueError for an invalid schema, expression or list of tools, one that exceeds the limits or uses
+    unsupported features (such as `uniqueItems`, or look-ahead), and if llguidance isn't installed.
     """
     matcher = _llguidance().LLMatcher
     if grammar.kind == "tools":
-        made = str(matcher.grammar_from_lark(_tools(grammar, marks)))
-        _check(made, "this list of tools")
-        return made
+        result = str(matcher.grammar_from_lark(_tools(grammar, marks)))
+        _check(result, "this list of tools")
+        return result
     if grammar.max_calls is not None or grammar.alternative is not None:
         raise ValueError(
             f"max_calls and alternative belong to a grammar of kind 'tools', found kind {grammar.kind!r:.80}; leave "
             "them out"
         )
     if grammar.kind == "json":
-        return _of_schema(_schema(grammar.text), "this JSON schema")
+        return _compile_schema(_schema(grammar.text), "this JSON schema")
     if grammar.kind == "regex":
         if len(grammar.text) > MAX_REGEX:
             raise ValueError(
-                f"a regular expression has at most {MAX_REGEX} letters, found {len(grammar.text)}"
+                f"a regular expression has at most {MAX_REGEX} characters, found {len(grammar.text)}"
             )
         what = f"the regular expression {grammar.text!r:.80}"
         _check(matcher.grammar_from_regex(grammar.text), what)
-        made = str(matcher.grammar_from_lark(f"start: {_expression(grammar.text)}"))
-        _check(made, what)
-        return made
+        result = str(matcher.grammar_from_lark(f"start: {_expression(grammar.text)}"))
+        _check(result, what)
+        return result
     raise ValueError(f"grammar kind must be 'json', 'regex' or 'tools', found {grammar.kind!r:.80}")
 
 
@@ -165,20 +167,20 @@ def _schema(text: str) -> Any:
 
 
 def _expression(text: str) -> str:
-    """A regular expression in Lark, with \\d as 0 to 9: who writes it has no other scripts' digits in mind."""
+    """A regular expression in Lark, with \\d as the ASCII digits 0 to 9."""
     return f"/{_llguidance().regex_to_lark(text, 'd')}/"
 
 
 def _parsed(text: str, what: str) -> Any:
-    """JSON within the bounds."""
-    if len(text) > MAX_LETTERS:
-        raise ValueError(f"a {what} has at most {MAX_LETTERS} letters, found {len(text)}")
+    """Parse JSON within the limits of length and depth."""
+    if len(text) > MAX_CHARACTERS:
+        raise ValueError(f"a {what} has at most {MAX_CHARACTERS} characters, found {len(text)}")
     try:
         value = json.loads(text)
     except RecursionError:
-        raise ValueError(f"a {what} is nested at most {MAX_DEPTH} deep, found far more") from None
+        raise ValueError(f"a {what} is nested at most {MAX_DEPTH} deep, found more") from None
     except ValueError as error:
-        raise ValueError(f"expected a {what}, found no JSON: {error}") from None
+        raise ValueError(f"expected a {what}, found invalid JSON: {error}") from None
     if (depth := _depth(value)) > MAX_DEPTH:
         raise ValueError(f"a {what} is nested at most {MAX_DEPTH} deep, found {depth}")
     return value
@@ -210,7 +212,7 @@ def _tools(grammar: Grammar, marks: bool) -> str:
     start = "calls"
     if grammar.alternative is not None:
         start = f"calls | {_alternative(grammar.alternative)}"
-        # Without marks a list of calls could be an answer of the other form too.
+        # Without marks a list of calls could also be an answer of the alternative.
         prefix = prefix or json.dumps(FUNCTOOLS.removesuffix("["))
     more = f'(ws "," ws call){{0,{max_calls - 1}}}' if max_calls > 1 else ""
     rules = [
@@ -222,7 +224,7 @@ def _tools(grammar: Grammar, marks: bool) -> str:
     ]
     for i, tool in enumerate(tools):
         schema = arguments_schema(tool)
-        _of_schema(schema, f"in tools the parameters of {tool['name']!r:.80}")
+        _compile_schema(schema, f"in tools the parameters of {tool['name']!r:.80}")
         rules += [
             f'call_{i}: "{{" ws "\\"name\\"" ws ":" ws name_{i} ws "," ws arguments_{i} ws "}}"',
             f"name_{i}: %json {json.dumps({'const': tool['name']})}",
@@ -233,12 +235,12 @@ def _tools(grammar: Grammar, marks: bool) -> str:
 
 
 def _alternative(grammar: Grammar) -> str:
-    """The other form of an answer, as a part of a Lark rule."""
+    """The alternative to calls, as a part of a Lark rule."""
     if grammar.kind == "tools":
         raise ValueError(
             "the alternative to calls must be of kind 'json' or 'regex', found 'tools'"
         )
-    compiled(grammar)  # which says what is wrong with it
+    compiled(grammar)  # raises for an invalid one
     if grammar.kind == "regex":
         return _expression(grammar.text)
     return f"%json {json.dumps(_spaced(_schema(grammar.text)))}"
@@ -247,7 +249,7 @@ def _alternative(grammar: Grammar) -> str:
 def arguments_schema(tool: Mapping[str, Any]) -> Any:
     """The JSON schema of a tool's arguments, an object. `parameters` is a schema, or in the models' own form a mapping
     of names to {"type": "str", ...}, where those without a default are required. A schema that only lists properties
-    allows no others: a call with an argument of another name is of no use."""
+    allows no others: a call with an unknown argument is useless."""
     parameters = tool.get("parameters")
     if parameters is None or parameters == {}:
         return {"type": "object", "properties": {}, "additionalProperties": False}
@@ -276,19 +278,19 @@ def arguments_schema(tool: Mapping[str, Any]) -> Any:
 
 
 def _spaced(schema: Any, outer_levels: int = 0) -> dict[str, Any]:
-    """The schema with our whitespace, for a value that stands `outer_levels` deep in other JSON."""
+    """The schema with our whitespace pattern, for a value nested `outer_levels` deep in other JSON."""
     pattern = whitespace(outer_levels + _levels(schema))
     return {**({} if schema is True else schema), "x-guidance": {"whitespace_pattern": pattern}}
 
 
 def whitespace(levels: int) -> str:
-    """A regular expression of the whitespace between two JSON tokens, indented by at most `levels` levels."""
+    """A regular expression for the whitespace between two JSON tokens, indented by at most `levels` levels."""
     return rf" |\n((  ){{0,{2 * levels}}}|\t{{0,{levels}}})"
 
 
 def _levels(schema: Any) -> int:
-    """Levels of objects and arrays that a schema describes, MAX_LEVELS where it leaves them open. Members that an
-    object may have beside the described ones count only if `additionalProperties` allows them explicitly."""
+    """Levels of objects and arrays that a schema describes, MAX_LEVELS where it doesn't limit them. Undescribed
+    members of an object count only if `additionalProperties` allows them explicitly."""
     if not isinstance(schema, dict) or "$ref" in schema:
         return MAX_LEVELS
     if "const" in schema or "enum" in schema:
@@ -309,18 +311,20 @@ def _levels(schema: Any) -> int:
     return min(MAX_LEVELS, max(levels, default=1 if closed else MAX_LEVELS))
 
 
-def _of_schema(schema: Any, what: str) -> str:
+def _compile_schema(schema: Any, what: str) -> str:
     if schema is False:
         raise ValueError(f"no answer fits {what}: it is false")
-    made = str(_llguidance().LLMatcher.grammar_from_json_schema(json.dumps(_spaced(schema))))
-    _check(made, what)
-    return made
+    result = str(_llguidance().LLMatcher.grammar_from_json_schema(json.dumps(_spaced(schema))))
+    _check(result, what)
+    return result
 
 
 def _check(grammar: str, what: str) -> None:
-    failed, said = _llguidance().LLMatcher.validate_grammar_with_warnings(grammar, limits=_limits())
-    if failed:
-        raise ValueError(f"{what} can't be followed: {_one_line(said[0])}")
+    is_invalid, messages = _llguidance().LLMatcher.validate_grammar_with_warnings(
+        grammar, limits=_limits()
+    )
+    if is_invalid:
+        raise ValueError(f"{what} can't be followed: {_one_line(messages[0])}")
 
 
 def _one_line(text: str) -> str:
@@ -341,23 +345,23 @@ def _llguidance() -> Any:
         import llguidance
     except ImportError:
         raise ValueError(
-            "answers by a schema, an expression or tools need llguidance; "
-            '`pip install "polyphi[structured]"` brings it'
+            "answers by a schema, an expression or tools need llguidance, which is not installed; run "
+            '`pip install "polyphi[structured]"`'
         ) from None
     return llguidance
 
 
 @lru_cache(maxsize=2)
 def _vocabulary(tokenizer: Tokenizer) -> Any:
-    """llguidance's view of a tokenizer; takes seconds for 200,064 tokens, so the newest are kept."""
+    """A tokenizer in llguidance's form; takes seconds for 200,064 tokens, so the last two are cached."""
     library = _llguidance()
     return library.LLTokenizer(
-        library.TokenizerWrapper(_Words(tokenizer)), eos_token=list(tokenizer.eos_ids)
+        library.TokenizerWrapper(_Adapter(tokenizer)), eos_token=list(tokenizer.eos_ids)
     )
 
 
-class _Words:
-    """A tokenizer as llguidance wants to see it. Control tokens, and ids that mean nothing, are no text."""
+class _Adapter:
+    """A tokenizer with the interface that llguidance expects. Control tokens and unused ids have no text."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         names = {id: name for name, id in tokenizer.controls.items()}

@@ -1,27 +1,27 @@
-"""An answer's text -> what it says and which tools it calls, piece by piece as the text comes.
+"""Streaming parser of tool calls: an answer's text -> its content and its calls.
 
 >>> parse_calls('Let me see. <|tool_call|>[{"name": "add", "arguments": {"a": 1}}]<|/tool_call|>')
 ('Let me see. ', [ToolCall(name='add', arguments='{"a": 1}', complete=True)])
 
 Models write calls in three ways, each a JSON list of objects with a name and arguments:
 
-- between `<|tool_call|>` and `<|/tool_call|>`, as their template has it; a single object without the list will do too;
-- as `functools[...]`, as the prompt of one public server teaches them;
-- as a bare list that is the first thing an answer says, for the marks are often left out.
+- between `<|tool_call|>` and `<|/tool_call|>`, as in their template; a single object without the list is accepted too;
+- as `functools[...]`, as the prompt of one public server instructs them;
+- as a bare list at the start of the answer, since models often leave the marks out.
 
-A call is told once it is whole: until then it may turn out to be none, and what has been told can't be taken back. Text
-that turns out to be no call, or is cut off within one, is content, letter by letter as it was written. Where a list
-holds several, those that came whole stay calls. What comes out doesn't depend on how the text was cut into pieces.
+A call is returned once it is complete: until then it may turn out to be invalid, and returned text is final. Text that
+turns out to be no call, or is cut off within one, is content, character by character as it was written. Of a list with
+several calls, the complete ones stay calls. The result doesn't depend on how the text was cut into pieces.
 
-It takes time in proportion to the text's length, whatever the text says:
+Parsing takes time proportional to the text's length, for any text:
 
-- JSON is read strictly, so that a false start ends at its first wrong letter. A start within the JSON of another is in
-  a string there, and the quote that ends this string opens one of its own: what is in a string for one is not for the
-  other, so that both can't go on beyond a third start. No letter is read for more than two of them.
-- Compiled patterns read the letters, and never give back what they took.
-- What has to be decided one by one is bounded: beyond `MAX_STEPS` all is content.
+- JSON is parsed strictly, so that a false start ends at its first invalid character. A start within the JSON of another
+  is in a string there, and the quote that ends this string opens a string for the inner start: what is in a string for
+  one is not for the other, so both can't continue beyond a third start. No character is read for more than two starts.
+- Compiled patterns read the characters, and never backtrack.
+- The number of single decisions is limited: beyond `MAX_STEPS` all text is content.
 
-An answer that a grammar constrains (structured.py) needs no guessing: `GrammarToolParser` reads it.
+`GrammarToolParser` parses an answer that a grammar constrains (structured.py), without these heuristics.
 """
 
 import json
@@ -39,10 +39,10 @@ MAX_DEPTH, MAX_DIGITS, MAX_SPACES = 64, 400, 64
 the closing mark."""
 
 WHITE = " \t\r\n"
-# JSON's grammar (RFC 8259), every repeat possessive.
+# JSON's grammar (RFC 8259) with possessive repeats only.
 SPACES = f"[{WHITE}]*+"
-LETTERS = r'(?:[^"\\\x00-\x1f]++|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*+'
-STRING = f'"{LETTERS}"'
+CHARACTERS = r'(?:[^"\\\x00-\x1f]++|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*+'
+STRING = f'"{CHARACTERS}"'
 DIGITS = f"[0-9]{{1,{MAX_DIGITS}}}+"
 SCALAR = rf"(?:-?+(?:0|(?!0){DIGITS})(?:\.{DIGITS})?+(?:[eE][-+]?+{DIGITS})?+|true|false|null)"
 VALUE = f"(?:{SCALAR}|{STRING})"
@@ -50,15 +50,15 @@ VALUE = f"(?:{SCALAR}|{STRING})"
 _START = re.compile("|".join(map(re.escape, STARTS)))
 _SPACES = re.compile(SPACES)
 _FEW_SPACES = re.compile(f"[{WHITE}]{{0,{MAX_SPACES}}}+")
-_LETTERS = re.compile(LETTERS)
-_ESCAPE_BEGUN = re.compile(r"(?:\\(?:u[0-9a-fA-F]{0,3}+)?+)?+")
+_CHARACTERS = re.compile(CHARACTERS)
+_PARTIAL_ESCAPE = re.compile(r"(?:\\(?:u[0-9a-fA-F]{0,3}+)?+)?+")
 _SCALAR = re.compile(SCALAR)
 _LIKE_SCALAR = re.compile(f"[-+.0-9Eaeflnrstu]{{0,{3 * MAX_DIGITS + 5}}}+")
 _ITEMS = re.compile(f"(?:{VALUE}{SPACES},{SPACES})*+")
 _MEMBERS = re.compile(f"(?:{STRING}{SPACES}:{SPACES}{VALUE}{SPACES},{SPACES})*+")
 _RUNS = {"item": _ITEMS, "first item": _ITEMS, "key": _MEMBERS, "first key": _MEMBERS}
 
-# A call as a grammar of tools has it: its name, and what stands before its arguments.
+# A call in the form of structured.py: its name, and the text before its arguments.
 NAME = rf'{{{SPACES}"name"{SPACES}:{SPACES}({STRING})'
 _NAME = re.compile(NAME)
 _BEFORE_ARGUMENTS = re.compile(rf'{NAME}{SPACES},{SPACES}"arguments"{SPACES}:{SPACES}')
@@ -68,13 +68,13 @@ KEYS = ("key", "first key")
 VALUES = ("value", "item", "first item")
 ENDS = ("next", "first key", "first item", "first call")
 OPENS = {"{": ("start", "call", "first call", *VALUES), "[": ("start", *VALUES)}
-"""Places in JSON, by what may stand there: a member's name, any value, the closing bracket, opening brackets."""
+"""States of the JSON parser in which a member's name, any value, a closing or an opening bracket may come."""
 
 
 @dataclass(frozen=True)
 class ToolCall:
     """A call of a tool; `arguments` is the text of a JSON object, as the model wrote it. If the answer ended within the
-    call, it isn't `complete`, and `arguments` is the beginning of that text."""
+    call, `complete` is False, and `arguments` is a prefix of that text."""
 
     name: str
     arguments: str
@@ -84,13 +84,13 @@ class ToolCall:
 def parse_calls(text: str) -> tuple[str, list[ToolCall]]:
     """A whole answer's content and calls; the same as from a `ToolParser`, however the text is cut."""
     parser = ToolParser()
-    found = [*parser.add(text), *parser.finish()]
-    content = "".join(part for part in found if isinstance(part, str))
-    return content, [part for part in found if isinstance(part, ToolCall)]
+    parts = [*parser.add(text), *parser.finish()]
+    content = "".join(part for part in parts if isinstance(part, str))
+    return content, [part for part in parts if isinstance(part, ToolCall)]
 
 
 class ToolParser:
-    """Takes an answer's text piece by piece and tells what can be told: strings of content, and calls.
+    """Parses an answer's text piece by piece; returns strings of content, and calls, as soon as they are final.
 
     >>> parser = ToolParser()
     >>> parser.add("Yes. <|tool_"), parser.add('call|>[{"name": "now", "arguments": {}}]'), parser.finish()
@@ -98,109 +98,109 @@ class ToolParser:
     """
 
     def __init__(self) -> None:
-        self._held = ""  # not told yet; begins with `_start` while a list is read and none of its calls is told
-        self._fresh = True  # nothing but spaces has come, so that a bare list may
+        self._pending = ""  # not returned yet; begins with `_start` until the first call of a list
+        self._fresh = True  # only spaces so far, so that a bare list may start
         self._start = ""
-        self._reader: _Reader | None = None  # of the list that may be one of calls
-        self._ended = False  # a list has just ended: its closing mark may come
-        self._left = MAX_STEPS
+        self._reader: _Reader | None = None  # of a list that may have calls
+        self._ended = False  # a list has just ended: its closing mark may follow
+        self._steps_left = MAX_STEPS
 
     def add(self, text: str) -> list[str | ToolCall]:
-        held, self._held = self._held, ""
-        held += text  # which CPython does without a copy while there is but one name for the string
-        self._held = held
-        del held
-        return self._tell(last=False)
+        pending, self._pending = self._pending, ""
+        pending += text  # CPython does so without a copy while the string has a single reference
+        self._pending = pending
+        del pending
+        return self._parse(last=False)
 
     def finish(self) -> list[str | ToolCall]:
-        """All that is left, when no more text comes."""
-        return self._tell(last=True)
+        """The remaining parts at the end of the answer."""
+        return self._parse(last=True)
 
-    def _tell(self, last: bool) -> list[str | ToolCall]:
-        text, told, put = self._held, 0, 0
-        out: list[
-            str | ToolCall
-        ] = []  # without the content between `put` and `told`, which may go on
+    def _parse(self, last: bool) -> list[str | ToolCall]:
+        # `out` lacks the content from `begin` to `end`, which may continue.
+        text, begin, end = self._pending, 0, 0
+        out: list[str | ToolCall] = []
         while True:
             if (reader := self._reader) is not None:
-                found = reader.read(text)
-                if found == "more" and not last:
+                event = reader.read(text)
+                if event == "more" and not last:
                     break
-                call = reader.call(text, self._start) if found == "object" else None
+                call = reader.call(text, self._start) if event == "object" else None
                 if call is not None:
-                    out += [text[put:told], call] if put < told else [call]
-                    put = told = reader.at
+                    out += [text[begin:end], call] if begin < end else [call]
+                    begin = end = reader.at
                     reader.calls += 1
                     if reader.stack:
                         continue
                 elif not reader.calls:  # the start was content
-                    told += len(self._start)
-                elif found == "end":  # otherwise what follows the calls is content
-                    put = told = reader.at
-                self._reader, self._ended, self._left = None, reader.calls > 0, reader.left
+                    end += len(self._start)
+                elif event == "end":  # otherwise the text after the calls is content
+                    begin = end = reader.at
+                self._reader, self._ended = None, reader.calls > 0
+                self._steps_left = reader.steps_left
             elif self._ended:
-                at = _end(_FEW_SPACES, text, told)
+                at = _end(_FEW_SPACES, text, end)
                 if not last and len(text) - at < len(CALL_END) and CALL_END.startswith(text[at:]):
                     break
                 if text.startswith(CALL_END, at):
-                    put = told = at + len(CALL_END)
+                    begin = end = at + len(CALL_END)
                 self._ended = False
             else:
-                self._start, told = self._next_start(text, told, last)
+                self._start, end = self._next_start(text, end, last)
                 if not self._start:
                     break
-                bracket = told + len(self._start) - (self._start[-1] == "[")
-                self._reader = _Reader(bracket, self._left - 1)
-        if put < told:
-            out.append(text[put:told])
-        self._held = text[told:]
+                bracket = end + len(self._start) - (self._start[-1] == "[")
+                self._reader = _Reader(bracket, self._steps_left - 1)
+        if begin < end:
+            out.append(text[begin:end])
+        self._pending = text[end:]
         if self._reader is not None:
-            self._reader.at -= told
-            self._reader.began -= told
+            self._reader.at -= end
+            self._reader.began -= end
         return out
 
-    def _next_start(self, text: str, told: int, last: bool) -> tuple[str, int]:
-        """The next start of calls and where it is; if there is none "" and where one may have begun."""
+    def _next_start(self, text: str, begin: int, last: bool) -> tuple[str, int]:
+        """The next start of calls from `begin` on and its index; without one "" and the index of a possible prefix."""
         if self._fresh:
-            at = _end(_SPACES, text, told)
+            at = _end(_SPACES, text, begin)
             self._fresh = at == len(text)
             if text.startswith("[", at):
                 return "[", at
-        if self._left and (found := _START.search(text, told)):
-            return found[0], found.start()
+        if self._steps_left and (match := _START.search(text, begin)):
+            return match[0], match.start()
         for start in () if last else STARTS:
-            # Their first letters stand nowhere else in them.
-            at = text.rfind(start[0], max(told, len(text) - len(start) + 1))
+            # The first character of a start occurs nowhere else in it.
+            at = text.rfind(start[0], max(begin, len(text) - len(start) + 1))
             if at >= 0 and start.startswith(text[at:]):
                 return "", at
         return "", len(text)
 
 
 class GrammarToolParser:
-    """Parses an answer of a grammar of tools as its text comes; `add` and `finish` return the same as `ToolParser`'s.
+    """Parses a streamed answer of a grammar of tools; `add` and `finish` return the same as `ToolParser`'s.
 
     >>> parser = GrammarToolParser()
     >>> parser.add('<|tool_call|>[{"name": "now", "arguments": {"zone": "U'), parser.finish()
     ([], [ToolCall(name='now', arguments='{"zone": "U', complete=False)])
 
     The whole answer is calls. With an `alternative` it may be an answer of that form instead: then all of it is
-    content, also what looks like a call. If the answer ends within a call whose name is complete, `finish` returns the
-    call with the arguments as far as they came; nothing of an incomplete call is content.
+    content, even text that looks like a call. If the answer ends within a call whose name is complete, `finish` returns
+    the call with its incomplete arguments; no part of an incomplete call is content.
     """
 
     def __init__(self, *, alternative: bool = False) -> None:
-        # Whether the answer is calls; None until its first characters decide.
+        # Whether the answer is calls; None until its first characters determine it.
         self._calls = None if alternative else True
-        self._text = ""  # of the open call, or the first characters while they don't decide
+        self._text = ""  # of the open call, or the first characters while `_calls` is None
         self._at = 0  # the next character of `_text` to read
         self._depth = 0  # open braces
         self._in_string = False
 
     def add(self, text: str) -> list[str | ToolCall]:
-        held, self._text = self._text, ""
-        held += text  # without a copy, as in ToolParser
-        self._text = held
-        del held
+        pending, self._text = self._text, ""
+        pending += text  # without a copy, as in ToolParser
+        self._text = pending
+        del pending
         if self._calls is None and any(self._text.startswith(start) for start in STARTS):
             self._calls = True
         elif self._calls is None and not any(start.startswith(self._text) for start in STARTS):
@@ -210,7 +210,7 @@ class GrammarToolParser:
         return [] if self._calls is None else self._content()
 
     def finish(self) -> list[str | ToolCall]:
-        """What is left when no more text comes: the call that the end of the answer cut off."""
+        """The remaining parts at the end of the answer: a call that is cut off."""
         if not self._calls:
             return self._content()
         name, before = _NAME.match(self._text), _BEFORE_ARGUMENTS.match(self._text)
@@ -224,12 +224,12 @@ class GrammarToolParser:
         return [text] if text else []
 
     def _complete_calls(self) -> list[str | ToolCall]:
-        """The calls whose last brace has come; of the text only an open call is kept."""
+        """The calls that are complete; `_text` keeps only an open call."""
         text, at, began = self._text, self._at, 0
         calls: list[str | ToolCall] = []
         while True:
             if self._in_string:
-                at = _end(_LETTERS, text, at)
+                at = _end(_CHARACTERS, text, at)
                 if text[at : at + 1] != '"':
                     break
                 at, self._in_string = at + 1, False
@@ -237,7 +237,7 @@ class GrammarToolParser:
             if at == len(text):
                 break
             character, at = text[at], at + 1
-            if character == '"':  # of a string whose end is still to come
+            if character == '"':  # of a string that is incomplete
                 self._in_string = True
             elif character == "{":
                 began = began if self._depth else at - 1
@@ -255,108 +255,109 @@ class GrammarToolParser:
 
 
 class _Reader:
-    """Reads JSON from its first bracket on, and stops where something is decided.
+    """An incremental JSON parser that starts at the first bracket and stops at events.
 
-    `at` is the next letter to read, `stack` the open brackets, `began` where the newest object of the list (or the one
-    that stands without a list) begins, `calls` how many of them were calls, `left` how many steps there may be.
+    `at` is the index of the next character, `stack` the open brackets, `began` the index of the newest object of the
+    list (or of the single object), `calls` the number of these that were calls, `steps_left` the remaining steps.
     """
 
-    def __init__(self, at: int, left: int) -> None:
+    def __init__(self, at: int, steps_left: int) -> None:
         self.at = at
-        self.left = left
+        self.steps_left = steps_left
         self.stack: list[str] = []
         self.began = at
         self.calls = 0
-        self._level = 2  # how many brackets are open where the object's own members stand
-        self._cuts: list[int] = []  # its brackets, colons and commas, counted from `began`
-        self._due = "start"  # or "first call", "call", "first key", "key", "in key", ":", "value", "in value", ...
+        self._level = 2  # number of open brackets at the object's own members
+        self._cuts: list[int] = []  # offsets of its brackets, colons and commas from `began`
+        self._state = "start"  # or "first call", "call", "first key", "key", "in key", ":", "value", "in value", ...
 
     def read(self, text: str) -> str:
-        """Goes on to "object": one that may be a call is whole; "end": the list is; "wrong": something that can't
-        stand where it does, and there is nothing more to read; "more": the text ends."""
-        stack, due, at, size = self.stack, self._due, self.at, len(text)
+        """Read up to the next event: "object": an object that may be a call is complete; "end": the list is complete;
+        "invalid": the JSON is invalid; "more": the text ends."""
+        stack, state, at, size = self.stack, self._state, self.at, len(text)
         while at < size:
-            letter, depth = text[at], len(stack) - self._level
-            if due in ("in key", "in value"):
-                at = _end(_LETTERS, text, at)
-                if _ESCAPE_BEGUN.fullmatch(text, at):
+            character, depth = text[at], len(stack) - self._level
+            if state in ("in key", "in value"):
+                at = _end(_CHARACTERS, text, at)
+                if _PARTIAL_ESCAPE.fullmatch(text, at):
                     break
                 if text[at] != '"':
-                    return "wrong"
-                at, due = at + 1, ":" if due == "in key" else "next"
+                    return "invalid"
+                at, state = at + 1, ":" if state == "in key" else "next"
                 continue
-            if letter in "{[" or (depth == 0 and letter == ":"):
-                if not self.left:
-                    return "wrong"
-                self.left -= 1
-            if depth == 0 and letter in ":,}":
+            if character in "{[" or (depth == 0 and character == ":"):
+                if not self.steps_left:
+                    return "invalid"
+                self.steps_left -= 1
+            if depth == 0 and character in ":,}":
                 self._cuts.append(at - self.began)
-            if letter in WHITE:
+            if character in WHITE:
                 at = _end(_SPACES, text, at)
-            elif depth > 0 and due in _RUNS and (end := _end(_RUNS[due], text, at)) > at:
-                at, due = end, due.removeprefix("first ")
-            elif letter == '"' and (due in KEYS or due in VALUES):
-                at, due = at + 1, "in key" if due in KEYS else "in value"
-            elif due in OPENS.get(letter, ()) and len(stack) < MAX_DEPTH:
-                stack.append(letter)
-                if letter == "{" and due not in VALUES:
+            elif depth > 0 and state in _RUNS and (end := _end(_RUNS[state], text, at)) > at:
+                at, state = end, state.removeprefix("first ")
+            elif character == '"' and (state in KEYS or state in VALUES):
+                at, state = at + 1, "in key" if state in KEYS else "in value"
+            elif state in OPENS.get(character, ()) and len(stack) < MAX_DEPTH:
+                stack.append(character)
+                if character == "{" and state not in VALUES:
                     self.began, self._level, self._cuts = at, len(stack), [0]
-                inner = "first call" if due == "start" else "first item"
-                at, due = at + 1, "first key" if letter == "{" else inner
-            elif letter == due == ":":
-                at, due = at + 1, "value"
-            elif letter == "," and due == "next":
+                inner = "first call" if state == "start" else "first item"
+                at, state = at + 1, "first key" if character == "{" else inner
+            elif character == state == ":":
+                at, state = at + 1, "value"
+            elif character == "," and state == "next":
                 inner = "key" if stack[-1] == "{" else "item"
-                at, due = at + 1, inner if depth >= 0 else "call"
-            elif letter in "}]" and due in ENDS and stack[-1] + letter in ("{}", "[]"):
+                at, state = at + 1, inner if depth >= 0 else "call"
+            elif character in "}]" and state in ENDS and stack[-1] + character in ("{}", "[]"):
                 stack.pop()
-                at, due = at + 1, "next"
+                at, state = at + 1, "next"
                 if len(stack) < self._level:
-                    self.at, self._due = at, due
-                    return "object" if letter == "}" else "end"
-            elif due in VALUES:
+                    self.at, self._state = at, state
+                    return "object" if character == "}" else "end"
+            elif state in VALUES:
                 end = _end(_LIKE_SCALAR, text, at)
                 if end == size:
                     break
                 if not _SCALAR.fullmatch(text, at, end):
-                    return "wrong"
-                at, due = end, "next"
+                    return "invalid"
+                at, state = end, "next"
             else:
-                return "wrong"
-        self.at, self._due = at, due
+                return "invalid"
+        self.at, self._state = at, state
         return "more"
 
     def call(self, text: str, start: str) -> ToolCall | None:
-        """The call that the object just read is, if it is one. In a bare list its arguments may not be missing."""
+        """The call in the object that was read last, or None. In a bare list its arguments may not be missing."""
         cuts, members = [self.began + cut for cut in self._cuts], dict[str, str]()
         for before, colon, after in zip(cuts[::2], cuts[1::2], cuts[2::2], strict=False):
             members[json.loads(text[before + 1 : colon])] = text[colon + 1 : after].strip(WHITE)
-        name, written = members.get("name", ""), members.get("arguments", members.get("parameters"))
-        if not name.startswith('"') or (written is None and start == "["):
+        name = members.get("name", "")
+        arguments = members.get("arguments", members.get("parameters"))
+        if not name.startswith('"') or (arguments is None and start == "["):
             return None
-        if written in (None, "null", '""'):
-            written = "{}"
-        elif written.startswith('"'):
-            written = json.loads(written)
-            inner = _Reader(0, self.left)
-            whole = inner.read(written) == "object" and not inner.stack
-            self.left = inner.left
-            if not whole or _end(_SPACES, written, inner.at) < len(written):
+        if arguments in (None, "null", '""'):
+            arguments = "{}"
+        elif arguments.startswith('"'):
+            arguments = json.loads(arguments)
+            inner = _Reader(0, self.steps_left)
+            is_object = inner.read(arguments) == "object" and not inner.stack
+            self.steps_left = inner.steps_left
+            if not is_object or _end(_SPACES, arguments, inner.at) < len(arguments):
                 return None
-        elif not written.startswith("{"):
+        elif not arguments.startswith("{"):
             return None
         name = json.loads(name)
-        return ToolCall(name, written) if name and _is_text(name + written) else None
+        return ToolCall(name, arguments) if name and _is_text(name + arguments) else None
 
 
 def _end(pattern: re.Pattern[str], text: str, at: int) -> int:
-    """Where that ends which the pattern takes from `at` on."""
-    found = pattern.match(text, at)
-    return found.end() if found else at
+    """The end of the pattern's match at `at`, or `at` without one."""
+    match = pattern.match(text, at)
+    return match.end() if match else at
 
 
 def _is_text(text: str) -> bool:
-    """Whether it can be sent on: half a surrogate pair, which an escape in a string may say, can't."""
+    """Whether the text can be encoded: half a surrogate pair, which an escape in a string may contain, can't."""
     try:
         text.encode()
         return True

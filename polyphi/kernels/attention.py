@@ -1,7 +1,7 @@
 """Attention over the block cache (attention.cpp).
 
->>> where = Where(starts, ends, tables)                    # once for all layers of a step
->>> attend(q, k, v, memory, where)                         # writes k and v [T K d], and gives [T H d]
+>>> layout = BlockLayout(starts, ends, tables)             # once for all layers of a step
+>>> attend(q, k, v, layer, layout)                         # writes k and v [T K d], returns [T H d]
 """
 
 from collections.abc import Callable, Sequence
@@ -15,11 +15,11 @@ from torch import Tensor
 from polyphi.kernels.native import count, fits, function, library, number, pointer, pool
 
 BLOCK = 32
-"""Tokens that lie side by side in memory."""
+"""Tokens of a cache block, contiguous in memory."""
 WIDTH = 16
-"""A head's channels are a multiple of so many."""
-SHARED = 64
-"""Query heads that a kv head may serve."""
+"""The number of channels of a head must be a multiple of this."""
+MAX_GROUP = 64
+"""Most query heads per kv head."""
 
 
 @cache
@@ -36,13 +36,13 @@ def _attend() -> Callable[..., None]:
 @cache
 def pairs() -> int:
     """1 where this CPU multiplies pairs of bfloat16 (AVX-512 BF16), else 0."""
-    held = library()
-    return 0 if isinstance(held, str) else int(held.polyphi_pairs())
+    native = library()
+    return 0 if isinstance(native, str) else int(native.polyphi_pairs())
 
 
-class Where:
-    """Where the sequences of a step lie: `starts` [S + 1] among its tokens, their lengths `ends` [S], new tokens
-    included, and the blocks of each, in order."""
+class BlockLayout:
+    """The sequences of a step: their `starts` [S + 1] among its tokens, their lengths `ends` [S] with new tokens, and
+    the blocks of each, in order."""
 
     def __init__(
         self, starts: Sequence[int], ends: Sequence[int], blocks: Sequence[Sequence[int]]
@@ -55,12 +55,12 @@ class Where:
         self.sequences = len(ends)
         self._tensors = [torch.tensor(n) for n in (starts, ends, first)]
         self._tensors.append(torch.tensor(flat, dtype=torch.int32))
-        self.given = [t.data_ptr() for t in self._tensors]
+        self.pointers = [t.data_ptr() for t in self._tensors]
 
 
-class Held(NamedTuple):
-    """A layer's keys and values, a head's rows side by side, in the type of the queries or int8; then with the scales
-    of both."""
+class KVLayer(NamedTuple):
+    """A layer's cached keys and values, a head's rows contiguous, in the dtype of the queries, or in int8 with the
+    scales of both."""
 
     keys: Shaped[Tensor, "rows K d"]
     values: Shaped[Tensor, "rows K d"]
@@ -68,14 +68,14 @@ class Held(NamedTuple):
     value_scales: Float[Tensor, "rows K"] | None = None
 
 
-def takes(q: Float[Tensor, "T H d"], k: Tensor, v: Tensor, held: Held) -> bool:
-    """Whether `attend` can take them."""
+def supports(q: Float[Tensor, "T H d"], k: Tensor, v: Tensor, cached: KVLayer) -> bool:
+    """Whether `attend` supports these shapes, strides and dtypes."""
     (_, heads, d), kv_heads = q.shape, k.shape[1]
     return (
         fits(q, k, v)
-        and held.keys.dtype in (q.dtype, torch.int8)
+        and cached.keys.dtype in (q.dtype, torch.int8)
         and d % WIDTH == 0
-        and heads // kv_heads <= SHARED
+        and heads // kv_heads <= MAX_GROUP
         and all(x.stride()[1:] == (d, 1) for x in (q, k, v))
     )
 
@@ -84,16 +84,17 @@ def attend(
     q: Float[Tensor, "T H d"],
     k: Float[Tensor, "T K d"],
     v: Float[Tensor, "T K d"],
-    held: Held,
-    where: Where,
+    cached: KVLayer,
+    layout: BlockLayout,
     isa: int = -1,
     by_pairs: int | None = None,
 ) -> Float[Tensor, "T H d"]:
-    """Writes new keys and values into memory; every new token attends to what is held of its sequence up to itself.
-    In float32 or bfloat16. `isa` and `by_pairs` are for tests: a place in `PATHS`, and 0 to do without pairs."""
+    """Writes new keys and values into the cache; every new token attends to the cached tokens of its sequence and to
+    the new ones up to itself. In float32 or bfloat16. `isa` and `by_pairs` are for tests: an index in `PATHS`, and 0
+    to disable products of pairs."""
     tokens, heads, d = q.shape
     out = torch.empty(tokens, heads, d, dtype=q.dtype)
-    scales = (held.key_scales, held.value_scales)
+    scales = (cached.key_scales, cached.value_scales)
     _attend()(
         isa,
         pairs() if by_pairs is None else by_pairs,
@@ -105,15 +106,15 @@ def attend(
         q.stride(0),
         k.stride(0),
         v.stride(0),
-        held.keys.data_ptr(),
-        held.values.data_ptr(),
+        cached.keys.data_ptr(),
+        cached.values.data_ptr(),
         *(None if s is None else s.data_ptr() for s in scales),
-        held.keys.shape[0],
+        cached.keys.shape[0],
         heads,
         k.shape[1],
         d,
-        where.sequences,
-        *where.given,
+        layout.sequences,
+        *layout.pointers,
         pool(),
         torch.get_num_threads(),
     )

@@ -60,7 +60,7 @@ class Job:
         for number in sorted(self._open):
             request, error = self.requests[number], None
             try:
-                text, reason = self._engine.news(request)
+                text, reason = self._engine.output_delta(request)
             except Exception as failure:
                 text, reason, error = "", "error", failure
             logprobs: tuple[TokenLogprob, ...] = ()

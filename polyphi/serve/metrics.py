@@ -225,12 +225,12 @@ class Metrics(Collector):
             "num_requests_running": (held.running, "Requests that run in steps."),
             "num_requests_waiting": (load.waiting, "Requests that wait for their turn."),
             "kv_cache_usage_perc": (
-                held.blocks_held / held.blocks,
+                held.blocks_in_use / held.blocks,
                 "Share of the blocks of keys and values that requests hold, 1 being all.",
             ),
             "kv_cache_blocks": (held.blocks, "Blocks of keys and values there are."),
             "kv_cache_blocks_remembered": (
-                held.blocks_remembered,
+                held.blocks_cached,
                 "Blocks kept for later requests.",
             ),
             "encoder_remembered_bytes": (held.encoded_bytes, "Encoder outputs kept."),

@@ -145,10 +145,10 @@ class Server:
             settings.max_audio_bytes,
             settings.max_audio_seconds,
         )
-        engine.encoders.encoded = self.metrics.encoded
+        engine.encoders.on_encode = self.metrics.encoded
 
     def start(self) -> None:
-        self.engine.core.stepped = self.metrics.step
+        self.engine.core.on_step = self.metrics.step
         self._thread.start()
         if self.structured:  # the first grammar would wait seconds for its view of the vocabulary
             self._preparing.submit(
@@ -210,7 +210,7 @@ class Server:
     @property
     def places(self) -> int:
         """Requests that may be under way or wait at once."""
-        return self.engine.scheduler.together + self.settings.max_waiting
+        return self.engine.scheduler.max_num_seqs + self.settings.max_waiting
 
     @property
     def share(self) -> int:
@@ -230,7 +230,7 @@ class Server:
         if self.admitted >= self.places or own >= self.share:
             who = "this server takes" if self.admitted >= self.places else "one client may have"
             count = self.admitted if self.admitted >= self.places else own
-            wait = max(1, round(self._seconds * count / self.engine.scheduler.together))
+            wait = max(1, round(self._seconds * count / self.engine.scheduler.max_num_seqs))
             raise ApiError(
                 429,
                 f"{count} requests are waiting or being answered, which is all that {who}; try again "

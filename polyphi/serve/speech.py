@@ -232,8 +232,8 @@ class Desk:
                     window=options.window,
                     caller=options.caller,
                     max_seconds=self._server.settings.max_recording_seconds,
-                    tell=tell,
-                    follow=follow,
+                    on_progress=tell,
+                    on_text=follow,
                     stop=stop,
                 )
                 return found

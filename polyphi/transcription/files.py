@@ -1,8 +1,7 @@
-"""Many recordings to files: what `polyphi transcribe` does beside asking the model.
+"""Many recordings to transcript files, for `polyphi transcribe`.
 
-What there is to do is told first (minutes, tokens, pieces). Short files are answered together. Each result is written
-at once and whole, so that a run that was stopped goes on where it was; a file that can't be read is told, and the
-others go on.
+It prints a plan first (minutes, tokens, pieces). Short files run in one batch. Each result is written atomically when
+its group is done, so that a stopped run resumes; a file that can't be read is reported, and the others continue.
 """
 
 from collections import Counter
@@ -27,12 +26,12 @@ SUFFIXES = {
     "srt": ".srt",
     "vtt": ".vtt",
 }
-FILES_TOGETHER, SECONDS_TOGETHER = 32, 600.0  # of short files, answered and written together
+MAX_GROUP_FILES, MAX_GROUP_SECONDS = 32, 600.0  # of short files that run and are written together
 
 
 @dataclass(frozen=True)
 class Recording:
-    """A file, where its transcript goes (None: standard output), and its seconds as its header says."""
+    """A file, the path of its transcript (None: standard output), and its seconds by its header."""
 
     path: Path
     target: Path | None
@@ -40,14 +39,14 @@ class Recording:
 
 
 def find(names: Sequence[str]) -> list[tuple[Path, Path]]:
-    """(file, the folder its name is told from) for files, folders and patterns such as "talks/**/*.mp3", in order and
-    once each. Of a folder every clip at any depth, known by its first bytes. A file that isn't there stays, to be told
-    as that. Raises ValueError for a folder or a pattern with nothing in it."""
-    found: dict[Path, Path] = {}
+    """(file, the folder that its name is relative to) of files, folders and patterns such as "talks/**/*.mp3", in order
+    and without duplicates. Of a folder every audio file at any depth, detected by its first bytes. A missing file
+    stays and is reported later. Raises ValueError for a folder or a pattern without recordings."""
+    result: dict[Path, Path] = {}
     for name in names:
         path = Path(name)
         if path.is_dir():
-            inside = [(p, path) for p in sorted(path.rglob("*")) if p.is_file() and _is_clip(p)]
+            inside = [(p, path) for p in sorted(path.rglob("*")) if p.is_file() and _is_audio(p)]
         elif not path.exists() and any(c in name for c in "*?["):
             root = Path(path.anchor or ".")
             pattern = str(path.relative_to(root)) if path.anchor else name
@@ -57,31 +56,31 @@ def find(names: Sequence[str]) -> list[tuple[Path, Path]]:
         if not inside:
             raise ValueError(f"{name}: expected recordings, found none")
         for file, folder in inside:
-            found.setdefault(file, folder)
-    return list(found.items())
+            result.setdefault(file, folder)
+    return list(result.items())
 
 
-def _is_clip(path: Path) -> bool:
+def _is_audio(path: Path) -> bool:
     with path.open("rb") as file:
         return sniff(file.read(SNIFFED)) in CLIPS
 
 
 def targets(files: Sequence[tuple[Path, Path]], out: Path | None, form: str) -> list[Recording]:
-    """Where each transcript goes: the file's name with another ending, in its folder's place below `out`; where two
-    would be the same (a.wav, a.mp3), the ending is added to the whole name. Raises ValueError where even that leaves
-    two the same."""
+    """Recordings with the paths of their transcripts: the file's name with another suffix, in its folder below `out`;
+    if two would be equal (a.wav, a.mp3), the suffix is appended to the whole name. Raises ValueError if two are still
+    equal."""
     if out is None:
         return [Recording(path, None) for path, _ in files]
     inner = [path.relative_to(folder) for path, folder in files]
     short = Counter(path.with_suffix("") for path in inner)
     names = [p if short[p.with_suffix("")] > 1 else p.with_suffix("") for p in inner]
-    places = [out / name.with_name(name.name + SUFFIXES[form]) for name in names]
-    if twice := [place for place, count in Counter(places).items() if count > 1]:
-        same = [str(f) for (f, _), place in zip(files, places, strict=True) if place == twice[0]]
+    paths = [out / name.with_name(name.name + SUFFIXES[form]) for name in names]
+    if duplicates := [path for path, count in Counter(paths).items() if count > 1]:
+        same = [str(f) for (f, _), path in zip(files, paths, strict=True) if path == duplicates[0]]
         raise ValueError(
-            f"{' and '.join(same)} would both be written to {twice[0]}; transcribe them one after the other"
+            f"{' and '.join(same)} would both be written to {duplicates[0]}; transcribe them in separate runs"
         )
-    return [Recording(path, place) for (path, _), place in zip(files, places, strict=True)]
+    return [Recording(path, target) for (path, _), target in zip(files, paths, strict=True)]
 
 
 def transcribe_files(
@@ -98,15 +97,17 @@ def transcribe_files(
     write: Callable[[str], None] = print,
     console: Console | None = None,
 ) -> int:
-    """Transcribe what isn't there yet (all of it with `force`); how many files failed. `write` gets what has no file to
-    go to; plan, progress, warnings and failures go to `console`. Options as in `Phi.transcribe`, which says what else
-    raises ValueError."""
+    """Transcribe recordings without a transcript (all with `force`); returns the number of files that failed. `write`
+    receives transcripts without a target; plan, progress, warnings and failures go to `console`. Options and
+    ValueErrors as in `Phi.transcribe`."""
     console = console or Console(stderr=True)
-    say = _teller(console)
+    log = _logger(console)
     task = replace(longform.transcription(to, cot), adapter=adapter, words=words)
     if engine.model.config.audio is None:
-        raise ValueError("this model has no audio encoder; it can't transcribe")
-    engine.row([Message.user(task.prompt)], adapter=adapter)  # an unknown adapter is told once
+        raise ValueError(
+            "this model has no audio encoder; load one with an audio encoder to transcribe"
+        )
+    engine.row([Message.user(task.prompt)], adapter=adapter)  # raises for an unknown adapter
     limit = longform.longest_piece(engine, task, window)
     todo, failed = [], 0
     done = [r for r in recordings if r.target is not None and r.target.exists() and not force]
@@ -117,32 +118,32 @@ def transcribe_files(
             stream = AudioStream(recording.path, max_seconds=longform.LONGEST_RECORDING)
         except ValueError as error:
             failed += 1
-            say(f"failed: {error}")
+            log(f"failed: {error}")
             continue
-        # Programs that stream don't know how long their recording will be.
+        # Programs that write a stream don't know its length when they write the header.
         seconds = stream.announced / stream.rate if stream.announced < 2**60 else 0.0
         todo.append(replace(recording, seconds=seconds))
     if len(recordings) > 1 or any(r.seconds > limit for r in todo):
-        say(_plan(todo, len(done), limit))
+        log(_plan(todo, len(done), limit))
     with _progress(console) as progress:
         bar = progress.add_task("", total=sum(r.seconds for r in todo) / 60)
 
-        def tell(seconds: float) -> None:
+        def advance(seconds: float) -> None:
             progress.advance(bar, seconds / 60)
 
         def answers(group: Sequence[Recording]) -> list[Transcript]:
             paths = [recording.path for recording in group]
-            return longform.transcribe(engine, paths, task, window=window, tell=tell)
+            return longform.transcribe(engine, paths, task, window=window, on_progress=advance)
 
         for group in _groups(todo):
-            for recording, found in _survivors(group, answers):
-                if isinstance(found, ValueError):
+            for recording, result in _results(group, answers):
+                if isinstance(result, ValueError):
                     failed += 1
-                    say(f"failed: {found}")
+                    log(f"failed: {result}")
                     continue
-                _put(recording, found, form, write, named=len(recordings) > 1)
-                for warning in found.warnings:
-                    say(f"{recording.path}: warning: {warning}")
+                _write(recording, result, form, write, named=len(recordings) > 1)
+                for warning in result.warnings:
+                    log(f"{recording.path}: warning: {warning}")
     return failed
 
 
@@ -150,19 +151,19 @@ def _plan(todo: Sequence[Recording], done: int, limit: float) -> str:
     seconds = sum(r.seconds for r in todo)
     pieces = sum(max(1, -(-r.seconds // limit)) for r in todo)
     tokens = seconds * longform.AUDIO_TOKENS
-    kept = f"; {done} are there already" if done else ""
+    skipped = f"; {done} are done already" if done else ""
     return (
         f"{len(todo)} files, {seconds / 60:.1f} minutes, {tokens:,.0f} audio tokens, at least {pieces:.0f} pieces "
-        f"of up to {limit / 60:.1f} minutes{kept}"
+        f"of up to {limit / 60:.1f} minutes{skipped}"
     )
 
 
 def _groups(todo: Sequence[Recording]) -> Iterator[list[Recording]]:
-    """Short files together, long ones alone, in order."""
+    """Groups of short files, and long ones alone, in order."""
     group: list[Recording] = []
     for recording in todo:
         seconds = sum(r.seconds for r in group) + recording.seconds
-        if group and (len(group) == FILES_TOGETHER or seconds > SECONDS_TOGETHER):
+        if group and (len(group) == MAX_GROUP_FILES or seconds > MAX_GROUP_SECONDS):
             yield group
             group = []
         group.append(recording)
@@ -170,10 +171,10 @@ def _groups(todo: Sequence[Recording]) -> Iterator[list[Recording]]:
         yield group
 
 
-def _survivors(
+def _results(
     group: Sequence[Recording], answers: Callable[[Sequence[Recording]], list[Transcript]]
 ) -> Iterator[tuple[Recording, Transcript | ValueError]]:
-    """Each recording of a group with its transcript, or with why it can't be read."""
+    """Each recording of a group with its transcript, or with the error of reading it."""
     try:
         yield from zip(group, answers(group), strict=True)
         return
@@ -181,15 +182,19 @@ def _survivors(
         if len(group) == 1:
             yield group[0], error
             return
-    # A damaged file is found while it's read, before anything is answered; the others don't wait for it.
+    # A damaged file raises while it is read, before any answer; the others are tried one by one.
     for recording in group:
-        yield from _survivors([recording], answers)
+        yield from _results([recording], answers)
 
 
-def _put(
-    recording: Recording, found: Transcript, form: str, write: Callable[[str], None], named: bool
+def _write(
+    recording: Recording,
+    transcript: Transcript,
+    form: str,
+    write: Callable[[str], None],
+    named: bool,
 ) -> None:
-    text = subtitles.write(found, form)
+    text = subtitles.write(transcript, form)
     if recording.target is None:
         name = f"{recording.path}: " if named else ""
         write(name + text.rstrip("\n"))
@@ -198,7 +203,7 @@ def _put(
     write_whole(recording.target, text)
 
 
-def _teller(console: Console) -> Callable[[str], None]:
+def _logger(console: Console) -> Callable[[str], None]:
     return lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 

@@ -1,16 +1,16 @@
-"""Recordings of any length: planned in tokens, cut at quiet points, answered, and asked again where an answer fails.
+"""Transcription of recordings of any length: cut at quiet points, transcribed in pieces, with retries, and joined.
 
-    listen      once from beginning to end: levels, silences, seconds          (processing/silence.py)
-    cut         up to 30 minutes at a time, less where the context holds less; 10 s of silence are left out
-    answer      several pieces together; answers that loop or break off are asked for again
-    join        where pieces overlap, the longest run of words that both have is written once     (transcript.py)
+    measure     reads the recording once: levels, silences, seconds            (silence.py)
+    cut         pieces of up to 30 minutes, or as the context allows; silences of 10 s and more are left out
+    generate    several pieces in one batch; pieces whose answers loop or are truncated are retried
+    join        the longest common run of words of overlapping pieces is written once     (transcript.py)
 
-Nothing gets lost unsaid: what was left out, cut off or doubtful stands in `Transcript.warnings`, with its time. Of a
-recording only its levels and the pieces being answered are in memory.
+`Transcript.warnings` lists all audio that was left out, and truncated or doubtful text, with its time. Only a
+recording's levels and the pieces of the current batch are in memory.
 
-An answer is asked for again where it repeats itself (a run of the same words, or zlib shrinks 1,000 bytes of it more
-than 3.5-fold): of a piece longer than a minute in two halves, of a shorter one at temperatures 0.2, 0.4, 0.6 and 0.8.
-One that breaks off for want of room gets twice the room, then halves. Numbers are ours where no source is named.
+A piece is retried if its answer repeats itself (a run of the same words, or zlib compresses 1,000 bytes of it more than
+3.5-fold): a piece longer than a minute in two halves, a shorter one at temperatures 0.2, 0.4, 0.6 and 0.8. A truncated
+answer gets twice the tokens, then the piece is halved. Numbers are ours where no source is named.
 """
 
 import math
@@ -38,35 +38,33 @@ from polyphi.messages import (
 from polyphi.processing.audio import resampled
 from polyphi.processing.media import AudioSource, AudioStream, MediaError
 from polyphi.transcription.align import align
-from polyphi.transcription.silence import Sound, listen, quietest, spoken
-from polyphi.transcription.transcript import Growing, Heard, Piece, join
+from polyphi.transcription.silence import Sound, measure, quietest_point, speech_ranges
+from polyphi.transcription.transcript import Piece, PieceAnswer, StreamedText, join
 from polyphi.transcription.words import repetition
 
-LONGEST = 1800.0  # s heard in one piece (report 2.2.1)
+LONGEST = 1800.0  # s of one piece (report 2.2.1)
 LONGEST_RECORDING = 24 * 3600.0  # s
 AUDIO_TOKENS = 12.5  # a second
-TEXT_TOKENS = 8.0  # room for what is said in a second; quick speakers need about five
-ANSWER = 64  # tokens of room beside
-SEARCH = 30.0  # s before the limit in which the quietest point is looked for, half of short pieces at most
-OVERLAP = (
-    2.0  # s that two pieces share where somebody speaks at the cut, a tenth of short pieces at most
-)
-TAIL = 0.5  # s; no piece is shorter, unless the recording is
-SKIPPED = 10.0  # s of silence that aren't sent to the model,
-EDGE = 0.5  # but for so much at each side
+TEXT_TOKENS = 8.0  # token budget of a second of speech; fast speakers need about five
+ANSWER = 64  # further tokens of an answer's budget
+SEARCH = 30.0  # s before the limit that are searched for the quietest point, at most half of a short piece
+OVERLAP = 2.0  # s shared by two pieces if the cut is in speech, at most a tenth of a short piece
+TAIL = 0.5  # s; the shortest piece, unless the recording is shorter
+MAX_SILENCE = 10.0  # s; longer silences are not sent to the model,
+EDGE = 0.5  # except so much at each side
 TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8)
-HALVED = 60.0  # s above which a piece whose answer loops is heard in halves
+HALVED = 60.0  # s above which a piece whose answer loops is split in halves
 SHORTEST_HALF = 5.0  # s
-TOGETHER = 16_384  # tokens of pieces answered together; a single one may have more
-FOLLOWED = 8  # pieces answered together at most while somebody follows the text
+BATCH_TOKENS = 16_384  # of the pieces of a batch; a single piece may have more
+MAX_STREAMED_BATCH = 8  # pieces of a batch while the text is streamed
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is asked of every piece. `texts` says what its answer is, with `<sep>` between "both"; `script` which
-    letters the last of them should have ("" for any). Given `sampling`, answers are taken as they come; its
-    `max_tokens` count for each piece, which has room for 8 tokens a second at most. `words` asks for the times of
-    words, by letters over voiced time or by attention."""
+    """The request for every piece. `texts`: the content of an answer, with `<sep>` between "both"; `script`: the
+    expected script of the last text ("" for any). With `sampling` there are no retries; its `max_tokens` apply to each piece,
+    with a budget of at most 8 tokens a second. `words`: how to compute the times of words, by characters over voiced
+    time or by attention; None for none."""
 
     prompt: str
     texts: Literal["transcript", "translation", "both"] = "transcript"
@@ -77,13 +75,12 @@ class Task:
 
 
 def transcription(to: str | None = None, cot: bool = False) -> Task:
-    """What to ask for the words of a recording, or for their translation `to` a language (a code or a name), written
-    behind the transcript with `cot`; prompts are the published ones. Raises ValueError for a language that the model
-    wasn't trained for."""
+    """The task of transcription, or of translation `to` a language (a code or a name), after the transcript with `cot`;
+    prompts are the published ones. Raises ValueError for a language that the model wasn't trained for."""
     if to is None:
         if cot:
             raise ValueError(
-                "cot=True writes a transcript and then a translation; say which language with to="
+                "cot=True writes a transcript and then a translation; give its language with to="
             )
         return Task(TRANSCRIBE)
     name = language(to)
@@ -93,29 +90,29 @@ def transcription(to: str | None = None, cot: bool = False) -> Task:
     return Task(TRANSLATE.format(name), "translation", script)
 
 
-def language(called: str) -> str:
+def language(name_or_code: str) -> str:
     """The name of a language from its code ("de") or its name in any case. Raises ValueError for one that the model
     wasn't trained for."""
     names = {name.lower(): name for name in LANGUAGES.values()}
-    if name := LANGUAGES.get(called.lower()) or names.get(called.lower()):
+    if name := LANGUAGES.get(name_or_code.lower()) or names.get(name_or_code.lower()):
         return name
-    known = ", ".join(f"{code} ({name})" for code, name in LANGUAGES.items())
+    supported = ", ".join(f"{code} ({name})" for code, name in LANGUAGES.items())
     raise ValueError(
-        f"unknown language {called[:40]!r}; the model's languages of speech are {known}"
+        f"unknown language {name_or_code[:40]!r}; the model's languages of speech are {supported}"
     )
 
 
-class Recording(AudioStream):
-    """A recording that can be given up: `Stopped` comes out instead of its next block once `stop` is set. Raises as
-    `AudioStream` does, and where the header already says that it is too long."""
+class StoppableStream(AudioStream):
+    """A stream that raises `Stopped` instead of returning its next block once `stop` is set. Raises as `AudioStream`
+    does, and if the header states that it is too long."""
 
     def __init__(self, source: AudioSource, max_seconds: float, stop: threading.Event) -> None:
         super().__init__(source, max_seconds=max_seconds)
         self._stop = stop
-        # Some headers tell no length, and those of compressed formats are only nearly right.
-        if max_seconds * 1.05 < (told := self.announced / self.rate) and self.announced < 2**60:
+        # Some headers have no length, and those of compressed formats are only approximate.
+        if max_seconds * 1.05 < (stated := self.announced / self.rate) and self.announced < 2**60:
             raise MediaError(
-                f"{self.name}: a clip may last {max_seconds:g} s, found a header that says {told:.1f} s; cut it first",
+                f"{self.name}: a clip may last {max_seconds:g} s, found {stated:.1f} s in its header; cut it first",
                 "size",
             )
 
@@ -128,13 +125,14 @@ class Recording(AudioStream):
 
 @dataclass
 class Job:
-    """A piece to be answered: which recording it is of, how often it was asked for, and the best answer so far."""
+    """A piece to be transcribed: the index of its recording, the factor of its answer's budget, the number of retries,
+    and the best answer so far."""
 
     recording: int
     piece: Piece
-    room: int = 1
+    budget_factor: int = 1
     tries: int = 0
-    best: Heard | None = None
+    best: PieceAnswer | None = None
 
     @property
     def audio_tokens(self) -> int:
@@ -142,8 +140,8 @@ class Job:
 
 
 @dataclass
-class Cost:
-    """What the answers to a recording's pieces took, all together."""
+class Usage:
+    """Token counts of all answers to a recording's pieces."""
 
     adapter: str | None = None
     prompt: int = 0
@@ -158,54 +156,54 @@ class Cost:
 
 
 def longest_piece(engine: Engine, task: Task, window: float | None = None) -> float:
-    """Seconds that a piece may have: 30 minutes, `window`, or what the context holds beside prompt and answer. Raises
-    ValueError where that isn't even a second."""
+    """Most seconds of a piece: 30 minutes, `window`, or what fits in the context beside prompt and answer. Raises
+    ValueError if that is less than a second."""
     if window is not None and not window >= 1:
-        raise ValueError(f"a window has at least 1 s, found {window:g}")
-    left = engine.longest - _prompt(engine, task) - ANSWER - 1
-    most = left / (AUDIO_TOKENS + TEXT_TOKENS * (2 if task.texts == "both" else 1))
+        raise ValueError(f"a window has at least 1 s, found {window:g} s")
+    available = engine.longest - _prompt_tokens(engine, task) - ANSWER - 1
+    most = available / (AUDIO_TOKENS + TEXT_TOKENS * (2 if task.texts == "both" else 1))
     if most < 1:
         raise ValueError(
-            f"a context of {engine.longest} tokens holds no second of audio beside the prompt and an answer of "
-            f"{ANSWER}; transcription needs a longer one"
+            f"a context of {engine.longest} tokens is too short for a second of audio beside the prompt and an answer "
+            f"of {ANSWER} tokens; load the model with a longer one"
         )
     return min(most, LONGEST, window or LONGEST)
 
 
 def cut(sound: Sound, limit: float) -> list[Piece]:
-    """Pieces of at most `limit` seconds that hold everything but silences of 10 s and more. A cut lies at the quietest
-    point of the last 30 s before the limit; where somebody speaks there, the next piece begins 2 s earlier."""
+    """Pieces of at most `limit` seconds that cover the recording except silences of 10 s and more. Cuts are at the
+    quietest point of the last 30 s before the limit; after a cut in speech the next piece starts 2 s earlier."""
     pieces: list[Piece] = []
-    for first, last in spoken(sound, SKIPPED):
-        start = 0.0 if first < SKIPPED else first - EDGE
-        end = sound.seconds if sound.seconds - last < SKIPPED else last + EDGE
+    for first, last in speech_ranges(sound, MAX_SILENCE):
+        start = 0.0 if first < MAX_SILENCE else first - EDGE
+        end = sound.seconds if sound.seconds - last < MAX_SILENCE else last + EDGE
         overlaps = False
         while end - start > limit:
             latest = start + limit - min(TAIL, limit / 10)
-            at, spoken_at = _quiet_point(sound, latest - min(SEARCH, limit / 2), latest)
+            at, in_speech = _cut_point(sound, latest - min(SEARCH, limit / 2), latest)
             pieces.append(Piece(start, at, overlaps))
-            overlaps = spoken_at
+            overlaps = in_speech
             start = at - (min(OVERLAP, limit / 10) if overlaps else 0.0)
         pieces.append(Piece(start, end, overlaps))
     return pieces
 
 
 def halves(sound: Sound, piece: Piece) -> tuple[Piece, Piece]:
-    """A piece as two, cut at the quietest point of its middle third."""
+    """The two halves of a piece, cut at the quietest point of its middle third."""
     third = piece.seconds / 3
-    at, overlaps = _quiet_point(sound, piece.start + third, piece.end - third)
+    at, overlaps = _cut_point(sound, piece.start + third, piece.end - third)
     start = at - (min(OVERLAP, piece.seconds / 10) if overlaps else 0.0)
     return Piece(piece.start, at, piece.overlaps), Piece(start, piece.end, overlaps)
 
 
-def _quiet_point(sound: Sound, start: float, end: float) -> tuple[float, bool]:
-    """(where to cut between `start` and `end`, whether somebody speaks there): the middle of the longest pause, else
-    the quietest 0.2 s."""
+def _cut_point(sound: Sound, start: float, end: float) -> tuple[float, bool]:
+    """(the best cut between `start` and `end`, whether it is in speech): the middle of the longest pause, or without
+    pauses of the quietest 0.2 s."""
     inside = [(max(a, start), min(b, end)) for a, b in sound.pauses if a < end and b > start]
     if inside:
         a, b = max(inside, key=lambda pause: pause[1] - pause[0])
         return (a + b) / 2, False
-    return quietest(sound, start, end), True
+    return quietest_point(sound, start, end), True
 
 
 def sections(
@@ -217,8 +215,8 @@ def sections(
 
 
 class Reader:
-    """The samples of pieces of a recording, which is read once where they are asked for in order of time, and anew
-    where one begins before what is still held."""
+    """Reads the samples of pieces of a recording: once if pieces come in order of time, and again from the start for a
+    piece that begins before the buffer."""
 
     def __init__(self, stream: AudioStream) -> None:
         self._stream = stream
@@ -227,8 +225,8 @@ class Reader:
     def _rewind(self) -> None:
         blocks, self.rate = resampled(self._stream, self._stream.rate)
         self._source = iter(blocks)
-        self._held = list[np.ndarray]()
-        self._begin = self._length = 0  # samples before what is held, and of it
+        self._buffer = list[np.ndarray]()
+        self._begin = self._length = 0  # samples before the buffer, and in it
 
     def read(self, piece: Piece) -> tuple[Float[np.ndarray, " n"], int]:
         """Samples of a piece at 16 or 8 kHz, and the rate."""
@@ -242,19 +240,19 @@ class Reader:
             end = self._begin + self._length
             if end >= last or (block := next(self._source, None)) is None:
                 break
-            self._held.append(block)
+            self._buffer.append(block)
             self._length += len(block)
-        held = np.concatenate(self._held or [np.empty(0, np.float32)])
-        wave = held[first - self._begin : last - self._begin]
-        self._drop(last - round(OVERLAP * self.rate))  # where the next one begins at the earliest
-        # What was rounded away at the very end: a clip has one sample at least.
+        buffer = np.concatenate(self._buffer or [np.empty(0, np.float32)])
+        wave = buffer[first - self._begin : last - self._begin]
+        self._drop(last - round(OVERLAP * self.rate))  # the earliest start of the next piece
+        # Rounding may leave nothing at the very end: a clip has at least one sample.
         return (wave if len(wave) else np.zeros(1, np.float32)), self.rate
 
     def _drop(self, before: int) -> None:
-        """Lets go of blocks that end before a sample."""
-        while self._held and self._begin + len(self._held[0]) <= before:
-            gone = len(self._held.pop(0))
-            self._begin, self._length = self._begin + gone, self._length - gone
+        """Drop buffered blocks that end before the sample `before`."""
+        while self._buffer and self._begin + len(self._buffer[0]) <= before:
+            count = len(self._buffer.pop(0))
+            self._begin, self._length = self._begin + count, self._length - count
 
 
 def transcribe(
@@ -264,133 +262,134 @@ def transcribe(
     *,
     window: float | None = None,
     max_seconds: float = LONGEST_RECORDING,
-    tell: Callable[[float], None] = lambda seconds: None,
-    follow: Callable[[str], None] | None = None,
+    on_progress: Callable[[float], None] = lambda seconds: None,
+    on_text: Callable[[str], None] | None = None,
     stop: threading.Event | None = None,
     caller: Caller = NOBODY,
 ) -> list[Transcript]:
-    """A transcript of each recording; their pieces are answered together. `window`: seconds of a piece at most.
+    """A transcript of each recording; their pieces share batches. `window`: most seconds of a piece.
 
-    `tell` hears how many seconds of audio have just been finished, first when a recording has been listened to (what is
-    left out) and then of each piece. `follow` hears the text of a single recording (its translation where one was asked
-    for) as it becomes final, piece by piece; joined it is the very text of the transcript. `caller` as of
-    `Engine.generate_many`. Raises `Stopped` soon after `stop` is set: at the next block that is read or the engine's
-    next step. Raises ValueError for a recording that can't be read or lasts longer than `max_seconds`."""
-    assert follow is None or len(recordings) == 1, "the texts of several recordings would mix"
+    `on_progress` receives the seconds of audio that were finished: once the audio of a recording that is left out, then
+    each piece. `on_text` receives the text of a single recording (its translation, if requested) as it becomes final,
+    piece by piece; its parts join to the transcript's text. `caller` as of `Engine.generate_many`. Raises `Stopped`
+    soon after `stop` is set: at the next block that is read or the engine's next step. Raises ValueError for a
+    recording that can't be read or lasts longer than `max_seconds`."""
+    assert on_text is None or len(recordings) == 1, "the texts of several recordings would mix"
     limit = longest_piece(engine, task, window)
     stop = stop or threading.Event()
-    streams = [Recording(source, max_seconds, stop) for source in recordings]
-    sounds = [listen(stream) for stream in streams]
+    streams = [StoppableStream(source, max_seconds, stop) for source in recordings]
+    sounds = [measure(stream) for stream in streams]
     plans = [cut(sound, limit) for sound in sounds]
     for sound, plan in zip(sounds, plans, strict=True):
-        tell(sound.seconds - sum(piece.seconds for piece in plan))
+        on_progress(sound.seconds - sum(piece.seconds for piece in plan))
     todo = [Job(i, piece) for i, plan in enumerate(plans) for piece in plan]
     readers = [Reader(stream) for stream in streams]
-    done: list[list[Heard]] = [[] for _ in recordings]
-    cost = [Cost() for _ in recordings]
-    growing, followed = Growing(task.texts), 0
+    answers: list[list[PieceAnswer]] = [[] for _ in recordings]
+    usages = [Usage() for _ in recordings]
+    streamed, sent = StreamedText(task.texts), 0
     while todo:
-        run = _together(engine, task, todo)
-        if follow is not None:
-            run = run[: min(FOLLOWED, len(done[0]) + 1)]
-        rest = todo[len(run) :]
-        for job, answer in zip(run, _ask(engine, readers, task, run, stop, caller), strict=True):
-            cost[job.recording].add(answer)
-            if more := _judge(engine, sounds[job.recording], task, job, answer):
-                rest += more
+        batch = _next_batch(engine, task, todo)
+        if on_text is not None:
+            batch = batch[: min(MAX_STREAMED_BATCH, len(answers[0]) + 1)]
+        remaining = todo[len(batch) :]
+        completions = _generate(engine, readers, task, batch, stop, caller)
+        for job, completion in zip(batch, completions, strict=True):
+            usages[job.recording].add(completion)
+            if retries := _evaluate(engine, sounds[job.recording], task, job, completion):
+                remaining += retries
                 continue
             assert job.best is not None
-            done[job.recording].append(job.best)
-            tell(job.piece.seconds)
-        todo = sorted(rest, key=lambda job: (job.recording, job.piece.start))
-        if follow is not None:
-            # Nothing can come any more before the first piece that is still to be answered.
-            heard = sorted(done[0], key=lambda h: h.piece.start)
-            pieces = [h.piece for h in heard] + [job.piece for job in todo]
+            answers[job.recording].append(job.best)
+            on_progress(job.piece.seconds)
+        todo = sorted(remaining, key=lambda job: (job.recording, job.piece.start))
+        if on_text is not None:
+            # Text before the first piece without an answer is final.
+            ready = sorted(answers[0], key=lambda answer: answer.piece.start)
+            pieces = [answer.piece for answer in ready] + [job.piece for job in todo]
             pieces.sort(key=lambda piece: piece.start)
-            while followed < len(heard) and heard[followed].piece == pieces[followed]:
-                following = pieces[followed + 1] if followed + 1 < len(pieces) else None
-                if news := growing.add(heard[followed], following):
-                    follow(news)
-                followed += 1
-    found = []
-    for stream, sound, heard, spent in zip(streams, sounds, done, cost, strict=True):
-        heard.sort(key=lambda h: h.piece.start)
+            while sent < len(ready) and ready[sent].piece == pieces[sent]:
+                following = pieces[sent + 1] if sent + 1 < len(pieces) else None
+                if delta := streamed.add(ready[sent], following):
+                    on_text(delta)
+                sent += 1
+    transcripts = []
+    for stream, sound, own, usage in zip(streams, sounds, answers, usages, strict=True):
+        own.sort(key=lambda answer: answer.piece.start)
         if task.words == "aligned":
-            heard = _aligned(engine, stream, task, heard)
+            own = _aligned(engine, stream, task, own)
         tokenizer, words = engine.processor.tokenizer, task.words is not None
-        made = join(tokenizer, sound, heard, task.texts, words=words, expected=task.script)
-        found.append(
+        transcript = join(tokenizer, sound, own, task.texts, words=words, expected=task.script)
+        transcripts.append(
             replace(
-                made,
-                adapter=spent.adapter,
-                prompt_tokens=spent.prompt,
-                audio_tokens=spent.audio,
-                answer_tokens=spent.answers,
+                transcript,
+                adapter=usage.adapter,
+                prompt_tokens=usage.prompt,
+                audio_tokens=usage.audio,
+                answer_tokens=usage.answers,
             )
         )
-    return found
+    return transcripts
 
 
 def _aligned(
-    engine: Engine, stream: AudioStream, task: Task, heard: Sequence[Heard]
-) -> list[Heard]:
-    """Answers with the times of their tokens; the recording is read once more."""
-    found = []
-    for h, clip in zip(heard, sections(stream, [h.piece for h in heard]), strict=True):
+    engine: Engine, stream: AudioStream, task: Task, answers: Sequence[PieceAnswer]
+) -> list[PieceAnswer]:
+    """Answers with the times of their tokens; reads the recording once more."""
+    result = []
+    for a, clip in zip(answers, sections(stream, [a.piece for a in answers]), strict=True):
         row = engine.row([Message.user(Audio(clip), task.prompt)], adapter=task.adapter)
-        found.append(replace(h, times=tuple(align(engine.model, row, h.answer.tokens))))
-    return found
+        result.append(replace(a, times=tuple(align(engine.model, row, a.answer.tokens))))
+    return result
 
 
-def _prompt(engine: Engine, task: Task) -> int:
+def _prompt_tokens(engine: Engine, task: Task) -> int:
     """Tokens of the prompt without its audio."""
     return engine.processor.count([Message.user(task.prompt)]).total
 
 
-def _left(engine: Engine, task: Task, job: Job) -> int:
-    """Tokens that the context holds beside prompt and audio."""
-    return engine.longest - _prompt(engine, task) - job.audio_tokens
+def _available(engine: Engine, task: Task, job: Job) -> int:
+    """Tokens of the context beside prompt and audio."""
+    return engine.longest - _prompt_tokens(engine, task) - job.audio_tokens
 
 
-def _room(engine: Engine, task: Task, job: Job) -> int:
-    """Tokens that the answer may have."""
+def _budget(engine: Engine, task: Task, job: Job) -> int:
+    """Most tokens of the answer."""
     texts = 2 if task.texts == "both" else 1
-    wanted = job.room * (ANSWER + math.ceil(job.piece.seconds * TEXT_TOKENS * texts))
-    return min(wanted, _left(engine, task, job))
+    tokens = job.budget_factor * (ANSWER + math.ceil(job.piece.seconds * TEXT_TOKENS * texts))
+    return min(tokens, _available(engine, task, job))
 
 
-def _together(engine: Engine, task: Task, todo: Sequence[Job]) -> list[Job]:
-    """The first jobs that go together, at least one."""
-    total, run = 0, list[Job]()
+def _next_batch(engine: Engine, task: Task, todo: Sequence[Job]) -> list[Job]:
+    """The first jobs that fit in `BATCH_TOKENS`, at least one."""
+    total, batch = 0, list[Job]()
     for job in todo:
-        total += job.audio_tokens + _room(engine, task, job)
-        if run and total > TOGETHER:
+        total += job.audio_tokens + _budget(engine, task, job)
+        if batch and total > BATCH_TOKENS:
             break
-        run.append(job)
-    return run
+        batch.append(job)
+    return batch
 
 
-def _ask(
+def _generate(
     engine: Engine,
     readers: Sequence[Reader],
     task: Task,
-    run: Sequence[Job],
+    batch: Sequence[Job],
     stop: threading.Event,
     caller: Caller,
 ) -> list[Completion]:
-    """Answers to jobs that are in order of recording and time; a piece is read when its turn comes."""
+    """Answers to jobs in order of recording and time; a piece is read when the engine takes its conversation."""
 
     def conversations() -> Iterator[list[Message]]:
-        for job in run:
+        for job in batch:
             yield [Message.user(Audio(readers[job.recording].read(job.piece)), task.prompt)]
 
     def sampling(job: Job) -> SamplingParams:
         if task.sampling is not None:
-            most = min(task.sampling.max_tokens, _room(engine, task, job))
+            most = min(task.sampling.max_tokens, _budget(engine, task, job))
             return replace(task.sampling, max_tokens=most)
         return SamplingParams(
-            max_tokens=_room(engine, task, job),
+            max_tokens=_budget(engine, task, job),
             temperature=TEMPERATURES[job.tries],
             seed=job.tries,
             logprobs=0,
@@ -398,36 +397,36 @@ def _ask(
 
     return engine.generate_many(
         conversations(),
-        sampling=[sampling(job) for job in run],
+        sampling=[sampling(job) for job in batch],
         adapter=task.adapter,
         stop=stop,
         caller=caller,
     )
 
 
-def _judge(engine: Engine, sound: Sound, task: Task, job: Job, answer: Completion) -> list[Job]:
-    """What must be asked for instead; nothing where the job's best answer is to be taken."""
-    loops, broken = repetition(answer.text), answer.finish_reason == "length"
+def _evaluate(engine: Engine, sound: Sound, task: Task, job: Job, answer: Completion) -> list[Job]:
+    """Jobs that replace this one (retries or halves); [] if the job's best answer is final."""
+    loops, truncated = repetition(answer.text), answer.finish_reason == "length"
     temperature = task.sampling.temperature if task.sampling else TEMPERATURES[job.tries]
     if job.best is None or loops < repetition(job.best.answer.text):
-        job.best = Heard(job.piece, answer, temperature)
+        job.best = PieceAnswer(job.piece, answer, temperature)
     if task.sampling is None:
         if loops and job.piece.seconds <= HALVED and job.tries + 1 < len(TEMPERATURES):
             job.tries += 1
             return [job]
-        more = _room(engine, task, job) < _left(engine, task, job)
-        if broken and not loops and job.room == 1 and more:
-            job.room, job.best = 2, None
+        can_grow = _budget(engine, task, job) < _available(engine, task, job)
+        if truncated and not loops and job.budget_factor == 1 and can_grow:
+            job.budget_factor, job.best = 2, None
             return [job]
-        if (loops or broken) and job.piece.seconds > (HALVED if loops else 2 * SHORTEST_HALF):
+        if (loops or truncated) and job.piece.seconds > (HALVED if loops else 2 * SHORTEST_HALF):
             return [Job(job.recording, piece) for piece in halves(sound, job.piece)]
-    taken, doubts = job.best.answer, []
-    if repetition(taken.text):
-        tried = "" if task.sampling else f" at every temperature from 0 to {TEMPERATURES[-1]}"
-        doubts.append(f"the answer repeats itself{tried}; what was said may be missing")
-    if taken.finish_reason == "length":
+    best, doubts = job.best.answer, []
+    if repetition(best.text):
+        retries = "" if task.sampling else f" at every temperature from 0 to {TEMPERATURES[-1]}"
+        doubts.append(f"the answer repeats itself{retries}; speech may be missing")
+    if best.finish_reason == "length":
         doubts.append(
-            f"the answer was cut after {len(taken.tokens)} tokens; the end may be missing"
+            f"the answer was truncated after {len(best.tokens)} tokens; the end may be missing"
         )
-    job.best = Heard(job.piece, taken, job.best.temperature, tuple(doubts))
+    job.best = PieceAnswer(job.piece, best, job.best.temperature, tuple(doubts))
     return []

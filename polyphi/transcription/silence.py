@@ -1,18 +1,18 @@
-"""Where somebody speaks in a recording, and where it may best be cut: by energy and spectral flatness, without a model.
+"""Voice activity detection by energy and spectral flatness, without a model, and the best points for cuts.
 
->>> sound = listen(AudioStream("meeting.flac"))
->>> spoken(sound)                                # [(0.31, 12.4), (19.02, 31.77)] seconds
->>> quietest(sound, 25.0, 30.0)                  # the middle of the quietest 0.2 s between them
+>>> sound = measure(AudioStream("meeting.flac"))
+>>> speech_ranges(sound)                         # [(0.31, 12.4), (19.02, 31.77)] seconds
+>>> quietest_point(sound, 25.0, 30.0)            # the middle of the quietest 0.2 s in this range
 
-A frame of 25 ms, one every 10 ms, is voiced where it is
+A frame of 25 ms, one every 10 ms, is voiced if it is
 
 - louder than -80 dB of full scale, than the loudest frames less 50 dB, and, in recordings of 5 s and more, than the
   noise around it (the tenth percentile of 30 s, or of the 30 s beside them if that is less) by 4 dB: hum, hiss and fans
-  hold their level, speech never does for long;
-- not as flat as hiss: the geometric mean of eleven bands from 300 to 3400 Hz is below 0.75 of their arithmetic mean.
+  have a constant level, speech never has for long;
+- less flat than noise: the geometric mean of eleven bands from 300 to 3400 Hz is below 0.75 of their arithmetic mean.
 
-Where 8 of 30 frames are voiced, somebody speaks, and 0.2 s before and behind it too: onsets and ends are quiet. All
-these numbers are ours. It is a gate against hours of silence, not a judge: music, babble and clatter pass as speech.
+Speech is where 8 of 30 frames are voiced, extended by 0.2 s on both sides, since onsets and ends are quiet. All these
+numbers are ours. The detector removes hours of silence; music, babble and clatter count as speech.
 """
 
 from collections.abc import Iterable, Sequence
@@ -26,29 +26,29 @@ from polyphi.processing.audio import FFT, HOP, RATE, WINDOW, resampled
 from polyphi.processing.media import AudioStream
 
 FRAME = HOP / RATE  # s between frames
-BAND = (10, 109)  # bins of 31.25 Hz: 312 to 3,400 Hz, where telephones hear too
+BAND = (10, 109)  # bins of 31.25 Hz: 312 to 3,400 Hz, the band of telephones
 BANDS = 11
 SILENCE, BELOW_LOUDEST, ABOVE_NOISE = -80.0, 50.0, 4.0  # dB
 FLAT = 0.75
-AROUND = 30.0  # s over which noise holds its level
-SHORT = 5.0  # s below which a held sound may be a vowel
+AROUND = 30.0  # s of a window of constant noise
+SHORT = 5.0  # s; in shorter recordings a constant sound may be a vowel
 NEAR, VOICED, MARGIN = 30, 8, 20  # frames
-QUIET = 20  # frames of the stretch that is to be the quietest
+QUIET = 20  # frames of the window that is to be the quietest
 CHUNK = 4096  # frames at a time
 
 
 @dataclass(frozen=True)
 class Sound:
-    """What `listen` keeps of a recording: 800 bytes a second. `level` in dB of full scale, `flat` from 0 (a tone) to 1
+    """Features of a recording, 800 bytes a second: `level` in dB of full scale and `flatness` from 0 (a tone) to 1
     (white noise), both every 10 ms; `seconds` is its length."""
 
     level: Float[np.ndarray, " F"]
-    flat: Float[np.ndarray, " F"]
+    flatness: Float[np.ndarray, " F"]
     seconds: float
 
     @cached_property
     def voiced(self) -> Bool[np.ndarray, " F"]:
-        """Frames that sound like a voice, one by one."""
+        """Whether each frame is voiced."""
         level = np.maximum(self.level, SILENCE - 20)
         least = max(SILENCE, float(np.percentile(level, 99)) - BELOW_LOUDEST)
         threshold = np.full(len(level), least, np.float32)
@@ -58,37 +58,38 @@ class Sound:
                 float(np.percentile(level[i : i + wide], 10)) for i in range(0, len(level), wide)
             ]
             if len(noise) > 1 and len(level) % wide < wide // 2:
-                noise[-1] = noise[-2]  # too short a rest to know
+                noise[-1] = noise[-2]  # too short for an estimate
             near = [min(noise[max(0, i - 1) : i + 2]) for i in range(len(noise))]
             threshold = np.maximum(threshold, np.repeat(near, wide)[: len(level)] + ABOVE_NOISE)
-        return (level > threshold) & (self.flat < FLAT)
+        return (level > threshold) & (self.flatness < FLAT)
 
     @cached_property
     def pauses(self) -> list[tuple[float, float]]:
-        """Stretches in which nobody speaks, however short."""
-        return silences(spoken(self), self.seconds, 0.0)
+        """Ranges without speech, however short, as (start, end) in seconds."""
+        return silences(speech_ranges(self), self.seconds, 0.0)
 
 
-def listen(stream: AudioStream) -> Sound:
-    """A recording's levels, read once from its beginning to its end. Raises `ValueError` as the stream does, and below
+def measure(stream: AudioStream) -> Sound:
+    """The features of a recording, which is read once. Raises `ValueError` as the stream does, and for rates below
     8 kHz."""
     blocks, rate = resampled(stream, stream.rate)
     window, hop, fft = (size * rate // RATE for size in (WINDOW, HOP, FFT))
     levels: list[np.ndarray] = []
     flats: list[np.ndarray] = []
-    held, samples = np.empty(0, np.float32), 0
+    buffer, samples = np.empty(0, np.float32), 0
     for block in blocks:
         samples += len(block)
-        held = np.concatenate([held, block])
-        while len(held) >= (CHUNK - 1) * hop + window:
-            _measure(held[: (CHUNK - 1) * hop + window], window, hop, fft, levels, flats)
-            held = held[CHUNK * hop :]
-    if len(held) >= window or not levels:
-        _measure(np.pad(held, (0, max(0, window - len(held)))), window, hop, fft, levels, flats)
+        buffer = np.concatenate([buffer, block])
+        while len(buffer) >= (CHUNK - 1) * hop + window:
+            _add_frames(buffer[: (CHUNK - 1) * hop + window], window, hop, fft, levels, flats)
+            buffer = buffer[CHUNK * hop :]
+    if len(buffer) >= window or not levels:
+        rest = np.pad(buffer, (0, max(0, window - len(buffer))))
+        _add_frames(rest, window, hop, fft, levels, flats)
     return Sound(np.concatenate(levels), np.concatenate(flats), samples / rate)
 
 
-def _measure(
+def _add_frames(
     wave: np.ndarray,
     window: int,
     hop: int,
@@ -103,36 +104,36 @@ def _measure(
     flats.append((np.exp(np.log(bands).mean(axis=1)) / bands.mean(axis=1)).astype(np.float32))
 
 
-def spoken(sound: Sound, pause: float = 0.0) -> list[tuple[float, float]]:
-    """Stretches in which somebody speaks, as (start, end) in seconds; those less than `pause` s apart are one."""
+def speech_ranges(sound: Sound, pause: float = 0.0) -> list[tuple[float, float]]:
+    """Ranges of speech, as (start, end) in seconds; those less than `pause` s apart are joined."""
     voiced = sound.voiced
     if len(voiced) < NEAR:
         return [(0.0, sound.seconds)] if voiced.sum() >= min(VOICED, len(voiced)) else []
     dense = _running_sum(voiced, NEAR) >= VOICED
     near = _running_sum(dense, 2 * MARGIN + 1) > 0
     edges = np.flatnonzero(np.diff(near.astype(np.int8), prepend=0, append=0)).reshape(-1, 2)
-    found: list[tuple[float, float]] = []
+    ranges: list[tuple[float, float]] = []
     for first, last in edges:
         start, end = float(first) * FRAME, min(float(last) * FRAME, sound.seconds)
         if last == len(near):
             end = sound.seconds
-        if found and start - found[-1][1] < pause:
-            found[-1] = (found[-1][0], end)
+        if ranges and start - ranges[-1][1] < pause:
+            ranges[-1] = (ranges[-1][0], end)
         else:
-            found.append((start, end))
-    return found
+            ranges.append((start, end))
+    return ranges
 
 
 def silences(
-    spoken: Sequence[tuple[float, float]], seconds: float, longer: float
+    speech: Sequence[tuple[float, float]], seconds: float, at_least: float
 ) -> list[tuple[float, float]]:
-    """What lies between, before and behind stretches of speech and lasts `longer` seconds at least."""
-    edges = [0.0, *(t for stretch in spoken for t in stretch), seconds]
+    """The ranges between, before and after ranges of speech that last `at_least` seconds."""
+    edges = [0.0, *(t for span in speech for t in span), seconds]
     gaps = zip(edges[::2], edges[1::2], strict=True)
-    return [(start, end) for start, end in gaps if end - start >= longer and end > start]
+    return [(start, end) for start, end in gaps if end - start >= at_least and end > start]
 
 
-def quietest(sound: Sound, start: float, end: float) -> float:
+def quietest_point(sound: Sound, start: float, end: float) -> float:
     """The middle of the quietest 0.2 s from `start` to `end`, in seconds; of equally quiet ones the latest."""
     first = max(0, round(start / FRAME))
     last = max(first + 1, min(round(end / FRAME), len(sound.level)))
@@ -145,16 +146,16 @@ def quietest(sound: Sound, start: float, end: float) -> float:
 
 
 def _running_sum(x: np.ndarray, width: int) -> np.ndarray:
-    """Of the `width` values around each one, zeros beyond the ends."""
+    """The sum of the `width` values around each one, with zeros beyond the ends."""
     total = np.concatenate([[0], np.cumsum(np.pad(x.astype(np.float64), (width // 2, width)))])
     return (total[width:] - total[:-width])[: len(x)]
 
 
-def shares(
+def voiced_shares(
     voiced: Iterable[bool] | np.ndarray, start: float, end: float
 ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
-    """(times, shares): at each frame border from `start` to `end` how much of the voiced time between them is over,
-    from 0 to 1; of the whole time where nothing is voiced."""
+    """(times, shares): for each frame border from `start` to `end` the share, from 0 to 1, of the voiced time before
+    it; of the whole time if no frame is voiced."""
     mask = np.asarray(voiced)
     first = min(max(0, round(start / FRAME)), len(mask) - 1)
     last = max(first + 1, min(round(end / FRAME), len(mask)))

@@ -5,9 +5,9 @@
 00:00:00,310 --> 00:00:02,480
 Hello there.
 
-A cue has at most two lines of 42 characters and 7 s, as broadcasters have it; a longer segment becomes several, whose
-times go by words where the transcript has them, else by letters. Cues come in order, none begins before the one before
-it ends, and none is shorter than a millisecond. Where a segment has a translation beside it, that is what is shown.
+A cue has at most two lines of 42 characters and 7 s, as in broadcasting; a longer segment becomes several cues, with
+the times of its words if the transcript has them, otherwise by characters. Cues are in order without overlaps, and at
+least a millisecond long. If a segment has a translation, cues show the translation.
 """
 
 import html
@@ -19,7 +19,7 @@ from dataclasses import asdict
 from typing import Any, NamedTuple
 
 from polyphi.messages import Segment, Transcript, Word
-from polyphi.transcription.words import join_texts, size, words_of
+from polyphi.transcription.words import join_texts, spoken_length, word_spans
 
 LINE, LINES, SECONDS = 42, 2, 7.0
 SHORTEST = 0.001  # s
@@ -35,7 +35,7 @@ class Cue(NamedTuple):
 
 
 def write(transcript: Transcript, form: str) -> str:
-    """A transcript in one of `FORMATS`, ending in a line break. Raises ValueError for another."""
+    """A transcript in one of `FORMATS`, ending in a line break. Raises ValueError for another format."""
     writers = {"text": text, "json": json, "verbose_json": verbose_json, "srt": srt, "vtt": vtt}
     if form not in writers:
         raise ValueError(f"a format is one of {', '.join(FORMATS)}, found {form!r}")
@@ -43,24 +43,22 @@ def write(transcript: Transcript, form: str) -> str:
 
 
 def text(transcript: Transcript) -> str:
-    """The transcript, and the translation in a line of its own, whichever there are."""
-    return (
-        "".join(f"{said}\n" for said in (transcript.text, transcript.translation) if said) or "\n"
-    )
+    """The transcript and the translation, if present, on separate lines."""
+    lines = (transcript.text, transcript.translation)
+    return "".join(f"{line}\n" for line in lines if line) or "\n"
 
 
 def json(transcript: Transcript) -> str:
-    """Everything that a `Transcript` holds, under its own names."""
+    """All fields of a `Transcript`, by their names."""
     return encoder.dumps(asdict(transcript), ensure_ascii=False, indent=1) + "\n"
 
 
 def verbose(transcript: Transcript, language: str = "unknown") -> dict[str, Any]:
-    """OpenAI's `verbose_json` with `source` beside each time, and `warnings`. Of a translation `text` is the
-    translation, with the `transcript` beside it where the model wrote one; then the probabilities are those of the
-    transcript. The language isn't looked for: it is what is said of it, or "unknown". What isn't measured here
-    (`no_speech_prob`) is left out rather than made up."""
+    """OpenAI's `verbose_json` with a `source` of each time, and `warnings`. Of a translation `text` is the translation,
+    with the `transcript` beside it if the model wrote one; then the probabilities are those of the transcript. The
+    language isn't detected: it is the argument. Unmeasured values (`no_speech_prob`) are left out."""
     translation = transcript.translation
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         "task": "transcribe" if translation is None else "translate",
         "language": language,
         "duration": round(transcript.seconds, 3),
@@ -68,15 +66,15 @@ def verbose(transcript: Transcript, language: str = "unknown") -> dict[str, Any]
         "segments": [_segment(n, segment) for n, segment in enumerate(transcript.segments)],
     }
     if transcript.words:
-        found["words"] = [_word(word) for word in transcript.words]
+        result["words"] = [_word(word) for word in transcript.words]
     if translation is not None and transcript.text:
-        found["transcript"] = transcript.text
-    return {**found, "warnings": list(transcript.warnings)}
+        result["transcript"] = transcript.text
+    return {**result, "warnings": list(transcript.warnings)}
 
 
 def _segment(number: int, segment: Segment) -> dict[str, Any]:
     text = (segment.text if segment.translation is None else segment.translation).encode()
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         "id": number,
         "seek": round(segment.seek * 100),  # Whisper's frames of 10 ms
         "start": round(segment.start, 3),
@@ -87,10 +85,10 @@ def _segment(number: int, segment: Segment) -> dict[str, Any]:
         "source": segment.source,
     }
     if segment.avg_logprob is not None:
-        found["avg_logprob"] = segment.avg_logprob
+        result["avg_logprob"] = segment.avg_logprob
     if segment.translation is None:
-        return {**found, "tokens": list(segment.tokens)}
-    return {**found, "transcript": segment.text}
+        return {**result, "tokens": list(segment.tokens)}
+    return {**result, "transcript": segment.text}
 
 
 def _word(word: Word) -> dict[str, Any]:
@@ -104,7 +102,7 @@ def verbose_json(transcript: Transcript) -> str:
 
 
 def srt(transcript: Transcript) -> str:
-    """SubRip. It has no escapes: an arrow of its own in a text is shortened, since players look for it."""
+    """SubRip. The format has no escapes, so an arrow in a text is shortened: players parse it."""
     blocks = []
     for number, cue in enumerate(cues(transcript), 1):
         lines = "\n".join(re.sub("-{2,}>", "->", line) for line in cue.lines)
@@ -113,7 +111,7 @@ def srt(transcript: Transcript) -> str:
 
 
 def vtt(transcript: Transcript) -> str:
-    """WebVTT, with &, < and > written as it asks for."""
+    """WebVTT, with &, < and > escaped."""
     blocks = ["WEBVTT\n"]
     for cue in cues(transcript):
         lines = "\n".join(html.escape(line, quote=False) for line in cue.lines)
@@ -122,39 +120,39 @@ def vtt(transcript: Transcript) -> str:
 
 
 def cues(transcript: Transcript) -> list[Cue]:
-    """What stands on the screen when."""
-    found: list[Cue] = []
+    """The cues of a transcript, in order."""
+    result: list[Cue] = []
     latest = 0.0
     for segment in transcript.segments:
         for start, end, lines in _split(segment, transcript):
-            # Rounded to what is written, so that what is written is in order.
+            # Rounded to milliseconds as written, so that the written times are in order.
             start = max(round(start, 3), latest)
             latest = max(round(end, 3), round(start + SHORTEST, 3))
-            found.append(Cue(start, latest, lines))
-    return found
+            result.append(Cue(start, latest, lines))
+    return result
 
 
 def _split(
     segment: Segment, transcript: Transcript
 ) -> Iterator[tuple[float, float, tuple[str, ...]]]:
     """A segment as cues that fit the screen."""
-    shown = segment.text if segment.translation is None else segment.translation
-    shown = re.sub(r"\s+", " ", shown).strip()
-    spans = words_of(shown)
+    text = segment.text if segment.translation is None else segment.translation
+    text = re.sub(r"\s+", " ", text).strip()
+    spans = word_spans(text)
     if not spans:
         return
     edges = [0.0]
     for a, b in spans:
-        edges.append(edges[-1] + size(shown[a:b]))
+        edges.append(edges[-1] + spoken_length(text[a:b]))
     times = [segment.start + (segment.end - segment.start) * e / edges[-1] for e in edges]
     starts, ends = times[:-1], times[1:]
-    known = [w for w in transcript.words if segment.start <= w.start and w.end <= segment.end]
-    if segment.translation is None and [w.text for w in known] == [shown[a:b] for a, b in spans]:
-        starts, ends = [w.start for w in known], [w.end for w in known]
+    timed = [w for w in transcript.words if segment.start <= w.start and w.end <= segment.end]
+    if segment.translation is None and [w.text for w in timed] == [text[a:b] for a, b in spans]:
+        starts, ends = [w.start for w in timed], [w.end for w in timed]
     first = 0
     lines: list[str] = []
     for n, (a, b) in enumerate(spans):
-        word = shown[a:b]
+        word = text[a:b]
         line = join_texts(lines[-1], word) if lines else word
         if n > first and (
             ends[n] - starts[first] > SECONDS or (len(line) > LINE and len(lines) == LINES)

@@ -1,9 +1,9 @@
-"""Answers to the pieces of a recording -> one `Transcript`: texts sewn together, segments and words with their times.
+"""Answers to the pieces of a recording -> one `Transcript`: joined text, segments and words with their times.
 
-A time says how it is known (`Segment.source`). A piece of at most 10 s is one segment, and its words were said in it:
-"window". Of longer ones only the whole is known like this; its words get their times by attention where that was asked
-for ("aligned", align.py), else each has as much of the voiced time as of the letters ("estimated"). How far off both
-are stands in docs/transcription.md.
+`Segment.source` says how a time was determined. A piece of at most 10 s is one segment with the piece's words:
+"window". Longer pieces are split by the times of their words, which come from attention if requested ("aligned",
+align.py); otherwise a word's share of the voiced time is its share of the characters ("estimated").
+docs/transcription.md has the errors of both.
 """
 
 import math
@@ -15,29 +15,29 @@ import numpy as np
 
 from polyphi.messages import Completion, Segment, TimeSource, Transcript, Word
 from polyphi.processing.tokenizer import Tokenizer
-from polyphi.transcription.silence import Sound, shares, silences, spoken
+from polyphi.transcription.silence import Sound, silences, speech_ranges, voiced_shares
 from polyphi.transcription.words import (
-    certain,
     join_texts,
     script,
     seam,
-    size,
+    spoken_length,
+    stable_prefix,
     token_spans,
-    words_of,
+    word_spans,
 )
 
 SEPARATOR = "<sep>"
-"""Between transcript and translation where both were asked for."""
-SEGMENT = 10.0  # s of a segment at most
-WORDS_A_SECOND = 8.0  # more than quick speakers say
-UNTOLD = 0.5  # s left out without a word
+"""Between transcript and translation if both are requested."""
+SEGMENT = 10.0  # s; the longest segment
+WORDS_A_SECOND = 8.0  # more than fast speakers say
+UNREPORTED = 0.5  # s; shorter omissions have no warning
 
 Timed = tuple[int, int, float, float]  # characters from and to, seconds from and to
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Seconds of a recording heard at once. `overlaps`: it begins before the piece before it ends."""
+    """A range of a recording in seconds, transcribed as one clip. `overlaps`: it overlaps the previous piece."""
 
     start: float
     end: float
@@ -52,9 +52,9 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Heard:
-    """The answer that a piece got, what is doubtful about it, and, where it was aligned, the seconds from the piece's
-    start that each token covers."""
+class PieceAnswer:
+    """The answer to a piece, warnings about it (`doubts`), and, if it was aligned, the (start, end) of each token in
+    seconds from the piece's start."""
 
     piece: Piece
     answer: Completion
@@ -64,11 +64,11 @@ class Heard:
 
 
 @dataclass
-class _Part:
-    """The transcript, or the translation, of a piece: `text`, which begins at `offset` of the answer, and of which
-    `begin` to `end` are left after the seams."""
+class _PieceText:
+    """The transcript, or the translation, of a piece: `text`, which begins at `offset` of the answer; its characters
+    `begin` to `end` remain after the seams."""
 
-    heard: Heard
+    answer: PieceAnswer
     text: str
     offset: int
     begin: int = 0
@@ -81,150 +81,152 @@ class _Part:
         self.end = len(self.text)
 
     @property
-    def kept(self) -> str:
+    def remaining(self) -> str:
+        """The text between the seams."""
         return self.text[self.begin : self.end]
 
 
 def join(
     tokenizer: Tokenizer,
     sound: Sound,
-    heard: Sequence[Heard],
+    answers: Sequence[PieceAnswer],
     texts: str = "transcript",
     *,
     words: bool = False,
     expected: str = "",
 ) -> Transcript:
-    """The transcript of a recording from the answers to its pieces, in order of time. `texts` says what an answer is:
-    "transcript", "translation" or "both". `expected`: the script that the last of them should be written in."""
-    notes = [(h.piece.start, f"{h.piece}: {doubt}") for h in heard for doubt in h.doubts]
-    for start, end in silences(_covered(heard), sound.seconds, UNTOLD):
+    """The transcript of a recording from the answers to its pieces, in order of time. `texts`: the content of an
+    answer, "transcript", "translation" or "both". `expected`: the expected script of the last of these."""
+    notes = [(a.piece.start, f"{a.piece}: {doubt}") for a in answers for doubt in a.doubts]
+    for start, end in silences(_covered(answers), sound.seconds, UNREPORTED):
         notes.append(
             (start, f"{clock(start)} to {clock(end)}: silence, or noise without a voice, left out")
         )
     first, second = [], []
-    for h in heard:
-        one, other_one = _parts(h, texts)
+    for a in answers:
+        one, other_one = _split(a, texts)
         first.append(one)
         second.append(other_one)
-        if texts == "both" and SEPARATOR not in h.answer.text:
+        if texts == "both" and SEPARATOR not in a.answer.text:
             notes.append(
                 (
-                    h.piece.start,
-                    f"{h.piece}: the model wrote no {SEPARATOR}, so its answer holds no separate translation",
+                    a.piece.start,
+                    f"{a.piece}: the model wrote no {SEPARATOR}, so its answer has no separate translation",
                 )
             )
-    whole, other = _sewn(first, notes), _sewn(second, notes)
-    notes += _strange(second if texts == "both" else first, expected)
+    whole, other = _joined(first, notes), _joined(second, notes)
+    notes += _unexpected_scripts(second if texts == "both" else first, expected)
     segments, timed = _segments(tokenizer, sound, first, second if texts == "both" else ())
-    told = tuple(text for _, text in sorted(notes, key=lambda note: note[0]))
-    said_words = timed if words else ()
+    warnings = tuple(text for _, text in sorted(notes, key=lambda note: note[0]))
+    timed_words = timed if words else ()
     if texts == "translation":
-        return Transcript("", sound.seconds, whole, told, segments, said_words)
-    if texts == "both" and (other or not heard):
-        return Transcript(whole, sound.seconds, other, told, segments, said_words)
-    return Transcript(whole, sound.seconds, None, told, segments, said_words)
+        return Transcript("", sound.seconds, whole, warnings, segments, timed_words)
+    if texts == "both" and (other or not answers):
+        return Transcript(whole, sound.seconds, other, warnings, segments, timed_words)
+    return Transcript(whole, sound.seconds, None, warnings, segments, timed_words)
 
 
-class Growing:
-    """The text of a recording while its pieces are answered: what can't change any more, whatever comes. It is the
-    transcript, or the translation where one was asked for; all of it joined is what `join` makes.
+class StreamedText:
+    """The final text of a recording while its pieces are transcribed: the transcript, or the translation if requested.
+    Its deltas join to the text of `join`.
 
-    >>> growing = Growing("transcript")
-    >>> growing.add(heard, following)                # the text that is certain now, often not the last words
+    >>> streamed = StreamedText("transcript")
+    >>> streamed.add(answer, following)              # the text that is final now, often without the last words
     """
 
     def __init__(self, texts: str) -> None:
         self._texts = texts
-        self._whole = ""  # of all parts but the last
-        self._last: _Part | None = None
-        self._told = 0
+        self._whole = ""  # of all pieces but the last
+        self._last: _PieceText | None = None
+        self._sent = 0
 
-    def add(self, heard: Heard, following: Piece | None) -> str:
-        """What the next answer in order of time makes certain. `following`: the piece after it, None behind the last
-        one. Where that begins before this one ends, the last words wait for it."""
-        part = _parts(heard, self._texts)[1 if self._texts == "both" else 0]
+    def add(self, answer: PieceAnswer, following: Piece | None) -> str:
+        """The text that becomes final with the next answer in order of time. `following`: the piece after it, or None.
+        If that overlaps this one, the last words are held back until its answer."""
+        part = _split(answer, self._texts)[1 if self._texts == "both" else 0]
         if self._last is not None:
-            _sew(self._last, part)
-            self._whole = join_texts(self._whole, self._last.kept)
+            _trim(self._last, part)
+            self._whole = join_texts(self._whole, self._last.remaining)
         self._last = part
-        sure = part.kept
+        final = part.remaining
         if following is not None and following.overlaps:
-            sure = certain(sure)
-        text = join_texts(self._whole, sure)
-        news, self._told = text[self._told :], len(text)
-        return news
+            final = stable_prefix(final)
+        text = join_texts(self._whole, final)
+        delta, self._sent = text[self._sent :], len(text)
+        return delta
 
 
-def _parts(h: Heard, texts: str) -> tuple[_Part, _Part]:
-    """What an answer holds: its text, and for "both" the translation behind it."""
-    said, found, rest = h.answer.text, "", ""
+def _split(answer: PieceAnswer, texts: str) -> tuple[_PieceText, _PieceText]:
+    """The text of an answer, and for "both" the translation after it ("" otherwise)."""
+    text, separator, rest = answer.answer.text, "", ""
     if texts == "both":
-        said, found, rest = said.partition(SEPARATOR)
-    return _Part(h, said, 0), _Part(h, rest, len(said) + len(found))
+        text, separator, rest = text.partition(SEPARATOR)
+    return _PieceText(answer, text, 0), _PieceText(answer, rest, len(text) + len(separator))
 
 
-def _covered(heard: Sequence[Heard]) -> list[tuple[float, float]]:
-    """What the pieces cover; those that touch or overlap are one."""
-    found: list[tuple[float, float]] = []
-    for piece in (h.piece for h in heard):
-        if found and piece.start <= found[-1][1] + 1e-6:
-            found[-1] = (found[-1][0], max(found[-1][1], piece.end))
+def _covered(answers: Sequence[PieceAnswer]) -> list[tuple[float, float]]:
+    """The ranges that the pieces cover; those that touch or overlap are joined."""
+    ranges: list[tuple[float, float]] = []
+    for piece in (a.piece for a in answers):
+        if ranges and piece.start <= ranges[-1][1] + 1e-6:
+            ranges[-1] = (ranges[-1][0], max(ranges[-1][1], piece.end))
         else:
-            found.append((piece.start, piece.end))
-    return found
+            ranges.append((piece.start, piece.end))
+    return ranges
 
 
-def _sewn(parts: Sequence[_Part], notes: list[tuple[float, str]]) -> str:
-    """The parts as one text: what two of them heard stands in the first alone, without the ends that a cut mangled."""
+def _joined(parts: Sequence[_PieceText], notes: list[tuple[float, str]]) -> str:
+    """The parts as one text, in which the words of an overlap are written once, without the ends that a cut mangled."""
     for before, part in pairwise(parts):
-        if not _sew(before, part):
-            start, end = part.heard.piece.start, before.heard.piece.end
-            told = f"{clock(start)} to {clock(end)}: heard differently by two pieces; words may stand twice"
-            notes.append((start, told))
+        if not _trim(before, part):
+            start, end = part.answer.piece.start, before.answer.piece.end
+            note = f"{clock(start)} to {clock(end)}: two overlapping pieces differ; words may be repeated"
+            notes.append((start, note))
     whole = ""
     for part in parts:
-        whole = join_texts(whole, part.kept)
+        whole = join_texts(whole, part.remaining)
     return whole
 
 
-def _sew(before: _Part, part: _Part) -> bool:
-    """Take from two neighbours what both heard; False where they don't agree."""
-    if not (part.heard.piece.overlaps and before.kept and part.kept):
+def _trim(before: _PieceText, part: _PieceText) -> bool:
+    """Trim two neighbours at their seam; False if they overlap without a common run of words."""
+    if not (part.answer.piece.overlaps and before.remaining and part.remaining):
         return True
-    shared = before.heard.piece.end - part.heard.piece.start
-    found = seam(before.kept, part.kept, max(4, math.ceil(shared * WORDS_A_SECOND)))
-    if found is None:
+    shared = before.answer.piece.end - part.answer.piece.start
+    most = max(4, math.ceil(shared * WORDS_A_SECOND))
+    cuts = seam(before.remaining, part.remaining, most)
+    if cuts is None:
         return False
-    before.end = before.begin + found[0]
-    part.begin += found[1]
-    part.begin += len(part.kept) - len(part.kept.lstrip())
+    before.end = before.begin + cuts[0]
+    part.begin += cuts[1]
+    part.begin += len(part.remaining) - len(part.remaining.lstrip())
     return True
 
 
-def _strange(parts: Sequence[_Part], expected: str) -> list[tuple[float, str]]:
-    """Pieces written in another script than was asked for, or than most of the text is."""
-    usual = expected or script("".join(part.kept for part in parts))
-    scripts = [(part.heard.piece, script(part.kept)) for part in parts]
+def _unexpected_scripts(parts: Sequence[_PieceText], expected: str) -> list[tuple[float, str]]:
+    """Warnings for pieces in another script than `expected`, or than that of most of the text."""
+    usual = expected or script("".join(part.remaining for part in parts))
+    scripts = [(part.answer.piece, script(part.remaining)) for part in parts]
     return [
         (
             piece.start,
-            f"{piece}: written in {found} letters, not {usual}; the language may be wrong",
+            f"{piece}: written in {own} script, not {usual}; the language may be wrong",
         )
-        for piece, found in scripts
-        if found not in ("", usual)
+        for piece, own in scripts
+        if own not in ("", usual)
     ]
 
 
 def _segments(
-    tokenizer: Tokenizer, sound: Sound, first: Sequence[_Part], second: Sequence[_Part]
+    tokenizer: Tokenizer, sound: Sound, first: Sequence[_PieceText], second: Sequence[_PieceText]
 ) -> tuple[tuple[Segment, ...], tuple[Word, ...]]:
-    """Segments and words in order of time, none before the one before it ends."""
-    starts = np.array([start for start, _ in spoken(sound)])
+    """Segments and words in order of time, without overlaps."""
+    starts = np.array([start for start, _ in speech_ranges(sound)])
     segments: list[Segment] = []
     words: list[Word] = []
     latest = 0.0
     for n, part in enumerate(first):
-        source: TimeSource = "estimated" if part.heard.times is None else "aligned"
+        source: TimeSource = "estimated" if part.answer.times is None else "aligned"
         timed: list[Timed] = []
         for a, b, start, end in _times(tokenizer, sound, part):
             if part.begin <= a and b <= part.end:
@@ -233,91 +235,91 @@ def _segments(
                 words.append(Word(part.text[a:b], start, latest, source))
         if not timed:
             continue
-        small = part.heard.piece.seconds <= SEGMENT
-        answer = part.heard.answer
+        small = part.answer.piece.seconds <= SEGMENT
+        answer = part.answer.answer
         ends = [end - part.offset for _, end in token_spans(tokenizer, answer.tokens)]
         groups = [timed] if small else _grouped(timed, starts)
-        made, before = [], groups[0][0][0]
+        own, before = [], groups[0][0][0]
         for group in groups:
             begin, end = group[0][0], group[-1][1]
-            # A token goes with its last letter: what begins with a space belongs to the word behind it.
+            # A token belongs to the word of its last character: one that begins with a space to the word after it.
             mine = [n for n, at in enumerate(ends) if before < at <= end]
             logs = tuple(answer.logprobs[n].logprob for n in mine if answer.logprobs)
-            made.append(
+            own.append(
                 Segment(
                     group[0][2],
                     group[-1][3],
                     part.text[begin:end],
                     sum(logs) / len(logs) if logs else None,
                     "window" if small else source,
-                    part.heard.temperature,
-                    seek=part.heard.piece.start,
+                    part.answer.temperature,
+                    seek=part.answer.piece.start,
                     tokens=tuple(answer.tokens[n] for n in mine),
                     logprobs=logs,
                 )
             )
             before = end
-        segments += _translated(tokenizer, sound, made, second[n]) if second else made
+        segments += _translated(tokenizer, sound, own, second[n]) if second else own
     return tuple(segments), tuple(words)
 
 
-def _times(tokenizer: Tokenizer, sound: Sound, part: _Part) -> list[Timed]:
-    """The words of a part, before any seam, with their times."""
-    piece, spans = part.heard.piece, words_of(part.text)
-    if part.heard.times is None:
+def _times(tokenizer: Tokenizer, sound: Sound, part: _PieceText) -> list[Timed]:
+    """All words of a piece's text, also those cut at seams, with their times."""
+    piece, spans = part.answer.piece, word_spans(part.text)
+    if part.answer.times is None:
         times = estimated(sound, piece, [part.text[a:b] for a, b in spans])
         return [(a, b, *time) for (a, b), time in zip(spans, times, strict=True)]
-    tokens = token_spans(tokenizer, part.heard.answer.tokens)
-    found: list[Timed] = []
+    tokens = token_spans(tokenizer, part.answer.answer.tokens)
+    result: list[Timed] = []
     for a, b in spans:
         mine = [
             time
-            for (x, y), time in zip(tokens, part.heard.times, strict=True)
+            for (x, y), time in zip(tokens, part.answer.times, strict=True)
             if x - part.offset < b and y - part.offset > a
         ]
         if mine:
-            found.append((a, b, piece.start + mine[0][0], piece.start + mine[-1][1]))
-    return found
+            result.append((a, b, piece.start + mine[0][0], piece.start + mine[-1][1]))
+    return result
 
 
 def estimated(sound: Sound, piece: Piece, words: Sequence[str]) -> list[tuple[float, float]]:
-    """(start, end) in seconds of the words said in a piece: each takes as much of the voiced time as of the letters."""
+    """(start, end) in seconds of the words of a piece: a word's share of the voiced time is its share of characters."""
     if not words:
         return []
-    sizes = [size(word) for word in words]
+    sizes = [spoken_length(word) for word in words]
     edges = np.concatenate([[0.0], np.cumsum(sizes)]) / sum(sizes)
-    times, over = shares(sound.voiced, piece.start, piece.end)
-    # A word begins where voice goes on after a pause, and ends where it stopped before one.
+    times, over = voiced_shares(sound.voiced, piece.start, piece.end)
+    # A word begins where speech resumes after a pause, and ends where it stops before one.
     begins = times[np.searchsorted(over, edges[:-1] + 1e-9, side="right") - 1]
     ends = times[np.minimum(np.searchsorted(over, edges[1:] - 1e-9), len(times) - 1)]
     return [(float(a), float(b)) for a, b in zip(begins, np.maximum(begins, ends), strict=True)]
 
 
 def _grouped(timed: Sequence[Timed], starts: np.ndarray) -> list[list[Timed]]:
-    """Words of one stretch of speech together, 10 s at most; a word belongs where its middle is."""
+    """Groups of words within one range of speech, at most 10 s long; a word belongs to the range of its middle."""
     groups: list[list[Timed]] = []
     last = -1
     for word in timed:
-        stretch = int(np.searchsorted(starts, (word[2] + word[3]) / 2, side="right"))
-        if not groups or last != stretch or word[3] - groups[-1][0][2] > SEGMENT:
+        group = int(np.searchsorted(starts, (word[2] + word[3]) / 2, side="right"))
+        if not groups or last != group or word[3] - groups[-1][0][2] > SEGMENT:
             groups.append([])
         groups[-1].append(word)
-        last = stretch
+        last = group
     return groups
 
 
 def _translated(
-    tokenizer: Tokenizer, sound: Sound, segments: Sequence[Segment], part: _Part
+    tokenizer: Tokenizer, sound: Sound, segments: Sequence[Segment], part: _PieceText
 ) -> list[Segment]:
-    """A piece's segments with their shares of its translation, by time."""
+    """A piece's segments with the words of its translation, assigned by time."""
     timed = [t for t in _times(tokenizer, sound, part) if part.begin <= t[0] and t[1] <= part.end]
     borders = [-math.inf, *(s.start for s in segments[1:]), math.inf]
-    found = []
+    result = []
     for segment, (begin, end) in zip(segments, pairwise(borders), strict=True):
         mine = [(a, b) for a, b, x, y in timed if begin <= (x + y) / 2 < end]
         text = part.text[mine[0][0] : mine[-1][1]] if mine else ""
-        found.append(replace(segment, translation=text))
-    return found
+        result.append(replace(segment, translation=text))
+    return result
 
 
 def clock(seconds: float) -> str:

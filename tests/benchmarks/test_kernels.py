@@ -235,7 +235,7 @@ def test_our_side_computes_what_the_model_does(
         wanted = model.logits(model(row(ids.tolist()))[-1:]).float()[0].numpy()
     np.testing.assert_allclose(side.logits(ids), wanted, rtol=0.05, atol=0.05)
     assert side.decode(ids[None, :256].repeat(3, 0), ids[None, :2].repeat(3, 0)) > 0
-    assert side.pool.held == 0
+    assert side.pool.in_use == 0
 
 
 def test_transformers_holds_our_multimodal_tensors(

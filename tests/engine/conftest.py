@@ -1,4 +1,4 @@
-"""A tiny random model with a tokenizer of its own, and pictures and clips to ask it about."""
+"""A tiny random model, its tokenizer, and conversations with images and audio."""
 
 import io
 from dataclasses import replace
@@ -30,12 +30,12 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture
 def engine(tiny_config: ModelConfig, tokenizer: Tokenizer) -> Engine:
-    """Weights are large enough for answers to wander instead of repeating one token."""
+    """Weights are large enough for answers of varied tokens."""
     return make_engine(fitted(tiny_config, tokenizer), tokenizer)
 
 
 def fitted(config: ModelConfig, tokenizer: Tokenizer, **decoder: int) -> ModelConfig:
-    """A model's sizes with a tokenizer's ids, pictures of at most four crops, and other values of the decoder."""
+    """A model's configuration with a tokenizer's ids, images of at most four crops, and other values of the decoder."""
     assert config.vision and config.audio
     ids = {"vocab_size": tokenizer.vocab_size, "eos_token_ids": tokenizer.eos_ids}
     return replace(
@@ -55,7 +55,7 @@ def make_engine(config: ModelConfig, tokenizer: Tokenizer) -> Engine:
         for name, tensor in model.state_dict().items():
             centre = 1.0 if "norm" in name and name.endswith("weight") else 0.0
             tensor.copy_(centre + 0.15 * torch.randn(tensor.shape, generator=generator))
-        # Control tokens are never the best continuation: answers go on until max_tokens unless a test says otherwise.
+        # Control tokens are never the likeliest: answers end at max_tokens unless a test changes that.
         ids = list(tokenizer.controls.values())
         model.decoder.embed_tokens.weight[ids] *= 0.01
     return Engine(model, make_processor(config, tokenizer))

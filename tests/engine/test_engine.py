@@ -1,4 +1,4 @@
-"""Answers: cached equals uncached, together equals alone, streamed equals whole, and bad requests say why."""
+"""Answers: cached equals uncached, batched equals alone, streamed equals whole; invalid requests raise ValueError."""
 
 import re
 import threading
@@ -17,7 +17,7 @@ from polyphi.engine.memory import OutOfMemory
 from polyphi.engine.request import Caller
 from polyphi.engine.results import NotFinite
 from polyphi.engine.runner import extend
-from polyphi.engine.scheduler import Part
+from polyphi.engine.scheduler import StepPart
 from polyphi.engine.tools import ToolCall, parse_calls
 from polyphi.messages import Grammar, Message, SamplingParams
 from polyphi.processing.tokenizer import Tokenizer
@@ -25,7 +25,7 @@ from polyphi.quantization.quantize import quantize
 
 
 def without_cache(engine: Engine, messages: list[Message], count: int) -> list[int]:
-    """Greedy decoding that runs everything anew for every token."""
+    """Greedy decoding that runs the whole sequence again for every token."""
     prompt = engine.row(messages)
     tokens: list[int] = []
     with torch.no_grad():
@@ -58,7 +58,7 @@ def test_the_long_table_takes_over_while_decoding(engine: Engine, words: int) ->
 def test_the_long_table_takes_over_with_media(
     engine: Engine, conversations: list[list[Message]]
 ) -> None:
-    """The pictures and clips are run again with the rest."""
+    """The embeddings of media are used again."""
     messages = conversations[2]
     count = 70 - len(engine.row(messages))
     answer = engine.generate(messages, sampling=SamplingParams(max_tokens=count))
@@ -67,7 +67,7 @@ def test_the_long_table_takes_over_with_media(
 
 
 def test_which_tables_were_used(engine: Engine) -> None:
-    """`rope` tells what was run: the last token drawn is never fed back."""
+    """`rope` lists the tables that ran: the last sampled token is never run."""
     messages = [Message.user("dog")]
     prompt = len(engine.row(messages))
     at = lambda count: engine.generate(messages, sampling=SamplingParams(max_tokens=count)).rope  # noqa: E731
@@ -82,7 +82,7 @@ def test_which_tables_were_used(engine: Engine) -> None:
 
 @pytest.mark.parametrize("draft", [0, 6])
 def test_stop_at_call_draws_no_token_after_the_first_call(engine: Engine, draft: int) -> None:
-    """The grammar dictates the text; all ways of answering give the same tokens."""
+    """The grammar determines the text; all ways of answering return the same tokens."""
     call = 'functools[{"name": "a", "arguments": {}}'
     text = f"So: {call}, {call[10:]}] {call} {call}"
     sampling = SamplingParams(
@@ -110,7 +110,7 @@ def test_stop_at_call_draws_no_token_after_the_first_call(engine: Engine, draft:
     )
 
 
-def test_together_equals_alone(engine: Engine, conversations: list[list[Message]]) -> None:
+def test_batched_equals_alone(engine: Engine, conversations: list[list[Message]]) -> None:
     many = conversations * 2
     sampling = SamplingParams(
         max_tokens=45
@@ -118,12 +118,12 @@ def test_together_equals_alone(engine: Engine, conversations: list[list[Message]
     alone = [engine.generate(c, sampling=sampling) for c in many]
     assert {a.rope for a in alone} == {"short", "short+long"}
     assert engine.generate_many(iter(many), sampling=sampling) == alone
-    small = Engine(engine.model, engine.processor, together=3, chunk=7, prefill=40)
+    small = Engine(engine.model, engine.processor, max_num_seqs=3, chunk=7, prefill=40)
     assert small.generate_many(many, sampling=sampling) == alone
     assert engine.generate_many([]) == []
 
 
-def test_together_equals_alone_when_answers_end_at_different_times(
+def test_batched_equals_alone_when_answers_end_at_different_times(
     engine: Engine, conversations: list[list[Message]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     long = [engine.generate(c, sampling=SamplingParams(max_tokens=20)) for c in conversations]
@@ -132,11 +132,11 @@ def test_together_equals_alone_when_answers_end_at_different_times(
     alone = [engine.generate(c, sampling=SamplingParams(max_tokens=20)) for c in conversations]
     assert len({len(a.tokens) for a in alone}) > 1
     assert all(a.finish_reason == "stop" and not stops & set(a.tokens) for a in alone)
-    two = Engine(engine.model, engine.processor, together=2)
+    two = Engine(engine.model, engine.processor, max_num_seqs=2)
     assert two.generate_many(conversations, sampling=SamplingParams(max_tokens=20)) == alone
 
 
-def test_sampled_answers_are_the_same_together_and_alone(
+def test_sampled_answers_are_the_same_batched_and_alone(
     engine: Engine, conversations: list[list[Message]]
 ) -> None:
     sampling = SamplingParams(max_tokens=10, temperature=1.5, top_p=0.9, top_k=50, seed=7)
@@ -174,7 +174,7 @@ def test_stop_strings(engine: Engine) -> None:
     assert "".join(d.text for d in deltas) == answer.text
 
 
-def test_what_a_completion_tells(engine: Engine, conversations: list[list[Message]]) -> None:
+def test_fields_of_a_completion(engine: Engine, conversations: list[list[Message]]) -> None:
     adapters = [None, "vision", "speech", "vision", None]
     for messages, adapter in zip(conversations, adapters, strict=True):
         row = engine.row(messages)
@@ -206,16 +206,14 @@ def test_a_model_without_adapters_or_encoders(
 
 
 def test_requests_that_do_not_fit(engine: Engine) -> None:
-    with pytest.raises(
-        ValueError, match=r"\d+ prompt tokens and 510 more are \d+, but the model reads at most 512"
-    ):
+    with pytest.raises(ValueError, match=r"\d+ prompt tokens and 510 more .* at most 512"):
         engine.generate([Message.user("dog")], sampling=SamplingParams(max_tokens=510))
-    with pytest.raises(ValueError, match="the context holds 512"):
+    with pytest.raises(ValueError, match="512"):
         engine.generate([Message.user("fox " * 600)])
     with pytest.raises(ValueError, match="max_tokens must be at least 1"):
         engine.stream(
             [Message.user("dog")], sampling=SamplingParams(max_tokens=0)
-        )  # before the first piece is asked for
+        )  # before the first delta
 
 
 def test_scores_are_the_log_probabilities_of_the_continuation(
@@ -233,12 +231,12 @@ def test_scores_are_the_log_probabilities_of_the_continuation(
     alone = [engine.score(m, t) for m, t in pairs]
     for budget in (engine_module.PREFILL, 50):
         monkeypatch.setattr(engine_module, "PREFILL", budget)
-        together = engine.score_many(pairs)
-        assert len(together) == len(alone)
-        assert all(a == pytest.approx(b, abs=1e-5) for a, b in zip(together, alone, strict=True))
+        batched = engine.score_many(pairs)
+        assert len(batched) == len(alone)
+        assert all(a == pytest.approx(b, abs=1e-5) for a, b in zip(batched, alone, strict=True))
 
 
-def test_greedy_answer_is_what_scoring_finds_likeliest(engine: Engine) -> None:
+def test_greedy_answer_has_the_largest_logit(engine: Engine) -> None:
     messages = [Message.user("the dog")]
     answer = engine.generate(messages, sampling=SamplingParams(max_tokens=1))
     logits = engine.logits(engine.row(messages))
@@ -247,22 +245,22 @@ def test_greedy_answer_is_what_scoring_finds_likeliest(engine: Engine) -> None:
 
 @contextmanager
 def driven(engine: Engine) -> Iterator[list[BaseException | None]]:
-    """Another thread steps for everybody; what it told after each step."""
-    stop, told = threading.Event(), list[BaseException | None]()
-    thread = threading.Thread(target=engine.run, args=(stop, told.append))
+    """Run steps in another thread; yields the errors (or None) that it reports after each step."""
+    stop, errors = threading.Event(), list[BaseException | None]()
+    thread = threading.Thread(target=engine.run, args=(stop, errors.append))
     thread.start()
     try:
-        yield told
+        yield errors
     finally:
         stop.set()
         thread.join()
 
 
 def test_one_thread_steps_for_all(engine: Engine, conversations: list[list[Message]]) -> None:
-    """Whoever asks from threads of their own, whole or streamed, gets the answers of an engine alone."""
+    """Callers in other threads, whole or streamed, get the answers of an engine without such a thread."""
     sampling = SamplingParams(max_tokens=12)
     alone = [engine.generate(c, sampling=sampling).text for c in conversations]
-    with driven(engine) as told, ThreadPoolExecutor(8) as threads:
+    with driven(engine) as errors, ThreadPoolExecutor(8) as threads:
         whole = threads.map(lambda c: engine.generate(c, sampling=sampling).text, conversations)
         streamed = threads.map(
             lambda c: "".join(d.text for d in engine.stream(c, sampling=sampling)), conversations
@@ -272,23 +270,23 @@ def test_one_thread_steps_for_all(engine: Engine, conversations: list[list[Messa
         (request,) = engine.enter(row, sampling)
         text, reason = "", None
         while reason is None:
-            more, reason = engine.news(request)
+            more, reason = engine.output_delta(request)
             text += more
         assert text == alone[1]
-    assert set(told) == {None} and engine.counters().requests == 0
+    assert set(errors) == {None} and engine.counters().requests == 0
 
 
-def test_whoever_steps_hears_of_a_failing_model(
+def test_the_stepping_thread_reports_a_failing_model(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: object) -> None:
         raise RuntimeError("broken")
 
-    with driven(engine) as told:
+    with driven(engine) as errors:
         with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="broken"):
             patch.setattr(engine.runner, "run", broken)
             engine.generate([Message.user("hi")])
-        assert any(isinstance(error, RuntimeError) for error in told)
+        assert any(isinstance(error, RuntimeError) for error in errors)
         assert engine.generate([Message.user("hi")], sampling=SamplingParams(2)).tokens
 
 
@@ -297,17 +295,17 @@ def test_stopped_within_a_step(engine: Engine) -> None:
     stop.set()
     with pytest.raises(Stopped):
         engine.generate_many([[Message.user("hi")]], stop=stop)
-    assert engine.counters().requests == engine.counters().blocks_held == 0
+    assert engine.counters().requests == engine.counters().blocks_in_use == 0
 
 
 def test_out_of_memory_ends_one_request(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The one that asked most; others run again and give the answers that they give alone, drawn ones too."""
+    """The largest one; the others run again and return the answers that they return alone, sampled ones too."""
     sampling = SamplingParams(max_tokens=20, temperature=1.0, seed=5)
     small = [Message.user("1 + 2")]
     alone = engine.generate(small, sampling=sampling).text
     run, failures = type(engine.runner).run, []
 
-    def short(parts: Sequence[Part], memory: object) -> object:
+    def short(parts: Sequence[StepPart], memory: object) -> object:
         if sum(part.size for part in parts) > 30:
             failures.append(len(parts))
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
@@ -323,30 +321,28 @@ def test_out_of_memory_ends_one_request(engine: Engine, monkeypatch: pytest.Monk
     assert failures == [2]
     assert isinstance(large.error, OutOfMemory) and first.error is None
     assert first.completion().text == alone
-    assert engine.counters().blocks_held == 0
+    assert engine.counters().blocks_in_use == 0
 
 
 def test_s24_salted_requests_share_nothing(engine: Engine) -> None:
     messages = [Message.user(picture(), "the quick brown fox jumps over the lazy dog " * 3)]
     sampling = SamplingParams(max_tokens=2)
     row = engine.prepare(messages, sampling)
-    cached, encoded = [], []
+    cached, encoder_calls = [], []
     for salt in (b"", b"", b"one", b"one", b"two"):
         (request,) = engine.enter(row, sampling, caller=Caller(salt=salt))
         while not request.finish_reason:
             engine.step()
         cached.append(request.completion().cached)
-        encoded.append(engine.encoders.calls)
+        encoder_calls.append(engine.encoders.calls)
     assert cached[0] == cached[2] == cached[4] == 0
     assert cached[1] == cached[3] > 0
-    assert encoded == [1, 1, 2, 2, 3]
+    assert encoder_calls == [1, 1, 2, 2, 3]
 
 
 @pytest.mark.parametrize("chunk", [5, 512])
-def test_what_the_model_thinks_of_a_prompt(
-    engine: Engine, chunk: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In chunks, beside others, before an answer or without: what one forward without a cache gives."""
+def test_prompt_logprobs(engine: Engine, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In chunks, beside others, with or without an answer: equal to one forward without a cache."""
     messages = [Message.user("the quick brown fox jumps over the lazy dog", picture())]
     row = engine.row(messages)
     logs = engine.logits(row).log_softmax(-1)
@@ -358,52 +354,52 @@ def test_what_the_model_thinks_of_a_prompt(
     answers = cut.generate_many([messages] * 4, sampling=[plain, only, beside, plain])
     assert [len(a.tokens) for a in answers] == [4, 0, 4, 4]
     assert answers[0].tokens == answers[2].tokens and answers[1].finish_reason == "length"
-    for told in (answers[1].prompt_logprobs, answers[2].prompt_logprobs):
-        assert [t.token for t in told] == row.ids[1:].tolist()
-        for at, said in enumerate(told):
-            assert said.logprob == pytest.approx(logs[at, said.token].item(), abs=1e-5)
+    for logprobs in (answers[1].prompt_logprobs, answers[2].prompt_logprobs):
+        assert [t.token for t in logprobs] == row.ids[1:].tolist()
+        for at, entry in enumerate(logprobs):
+            assert entry.logprob == pytest.approx(logs[at, entry.token].item(), abs=1e-5)
             best = logs[at].topk(3)
-            assert [v for _, v in said.top] == pytest.approx(best.values.tolist(), abs=1e-5)
-    assert answers[0].prompt_logprobs == () and cut.counters().blocks_held == 0
+            assert [v for _, v in entry.top] == pytest.approx(best.values.tolist(), abs=1e-5)
+    assert answers[0].prompt_logprobs == () and cut.counters().blocks_in_use == 0
 
 
-def test_scores_go_on_where_a_request_made_room(engine: Engine) -> None:
-    """Whoever has to wait again tells each prompt token once."""
+def test_prompt_logprobs_of_a_preempted_request(engine: Engine) -> None:
+    """Each prompt token has one entry."""
     messages = [Message.user("the quick brown fox jumps over the lazy dog " * 4)]
-    wish = SamplingParams(max_tokens=0, prompt_logprobs=0)
-    whole = engine.generate(messages, sampling=wish).prompt_logprobs
+    scored = SamplingParams(max_tokens=0, prompt_logprobs=0)
+    whole = engine.generate(messages, sampling=scored).prompt_logprobs
     cut = Engine(engine.model, engine.processor, chunk=10, prefill=10)
-    request = cut.submit(messages, sampling=wish)
+    request = cut.submit(messages, sampling=scored)
     for _ in range(5):
         cut.step()
         if request.phase == "running":
             cut.scheduler.preempt(request)
     while not request.finish_reason:
         cut.step()
-    found = request.completion().prompt_logprobs
-    assert [t.token for t in found] == [t.token for t in whole]
-    assert [t.logprob for t in found] == pytest.approx([t.logprob for t in whole], abs=1e-5)
+    result = request.completion().prompt_logprobs
+    assert [t.token for t in result] == [t.token for t in whole]
+    assert [t.logprob for t in result] == pytest.approx([t.logprob for t in whole], abs=1e-5)
 
 
-WAYS = {
+SAMPLINGS = {
     "greedy": SamplingParams(max_tokens=3),
-    "drawn": SamplingParams(max_tokens=3, temperature=1.0, seed=1),
+    "sampled": SamplingParams(max_tokens=3, temperature=1.0, seed=1),
     "logprobs": SamplingParams(max_tokens=3, logprobs=2),
     "penalised": SamplingParams(max_tokens=3, frequency_penalty=1.0),
     "grammar": SamplingParams(max_tokens=3, grammar=Grammar("regex", "[a-z]{9}")),
-    "guessed": SamplingParams(max_tokens=3, draft=4),
+    "drafted": SamplingParams(max_tokens=3, draft=4),
     "scored": SamplingParams(max_tokens=0, prompt_logprobs=1),
 }
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", SAMPLINGS)
 def test_output_that_is_not_finite_ends_that_request_alone(
-    engine: Engine, way: str, bad: float, monkeypatch: pytest.MonkeyPatch
+    engine: Engine, name: str, bad: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On every way of sampling; whoever is answered beside it gets the answer that it gets alone, also afterwards."""
+    """For all kinds of sampling; a request beside it and one after it get the answers that they get alone."""
     good, wrong = [Message.user("1 + 2")], [Message.user("größer")]
-    alone = engine.generate(good, sampling=WAYS["greedy"])
+    alone = engine.generate(good, sampling=SAMPLINGS["greedy"])
     poison = engine.processor.tokenizer.encode("größer")[0]
     embed = engine.model.decoder.embed
     monkeypatch.setattr(
@@ -411,24 +407,24 @@ def test_output_that_is_not_finite_ends_that_request_alone(
         "embed",
         lambda ids: torch.where((ids == poison)[:, None], bad, embed(ids)),
     )
-    beside = engine.submit(good, sampling=WAYS["greedy"])
-    request = engine.submit(wrong, sampling=WAYS[way])
+    beside = engine.submit(good, sampling=SAMPLINGS["greedy"])
+    request = engine.submit(wrong, sampling=SAMPLINGS[name])
     while not (beside.finish_reason and request.finish_reason):
         engine.step()
     assert isinstance(request.error, NotFinite) and "NaN or infinite" in str(request.error)
     assert beside.completion().tokens == alone.tokens
-    assert engine.generate(good, sampling=WAYS["greedy"]).tokens == alone.tokens
-    assert engine.counters().blocks_held == 0
+    assert engine.generate(good, sampling=SAMPLINGS["greedy"]).tokens == alone.tokens
+    assert engine.counters().blocks_in_use == 0
 
 
-@pytest.mark.parametrize("kind", ["bf16", "int8", "int4-all"])
-def test_output_that_is_not_finite_is_seen_in_every_kind(engine: Engine, kind: str) -> None:
-    """Integers don't hide what was no number before they were rounded."""
+@pytest.mark.parametrize("quant", ["bf16", "int8", "int4-all"])
+def test_output_that_is_not_finite_is_detected_in_every_format(engine: Engine, quant: str) -> None:
+    """Also where activations are rounded to integers."""
     with torch.no_grad():
         engine.model.decoder.layers[0].input_layernorm.weight[3] = float("inf")
-    small = Engine(quantize(engine.model.bfloat16(), kind), engine.processor)
+    small = Engine(quantize(engine.model.bfloat16(), quant), engine.processor)
     with pytest.raises(NotFinite):
-        small.generate([Message.user("1 + 2")], sampling=WAYS["greedy"])
+        small.generate([Message.user("1 + 2")], sampling=SAMPLINGS["greedy"])
 
 
 def test_keys_and_values_in_8_bits_take_less_and_answer_alike(engine) -> None:
@@ -436,7 +432,7 @@ def test_keys_and_values_in_8_bits_take_less_and_answer_alike(engine) -> None:
         Engine(engine.model, engine.processor, memory=10**6, kv=kv) for kv in (None, "int8")
     )
     assert small.capacity > 3 * whole.capacity  # 16 numbers in float32, or 16 bytes and a scale
-    ask, short = [Message.user("the quick brown fox")], SamplingParams(max_tokens=3)
-    answers = [e.generate(ask, sampling=short) for e in (whole, small, small)]
+    messages, short = [Message.user("the quick brown fox")], SamplingParams(max_tokens=3)
+    answers = [e.generate(messages, sampling=short) for e in (whole, small, small)]
     assert answers[0].tokens[0] == answers[1].tokens[0]
-    assert answers[1].tokens == answers[2].tokens, "what is remembered is what was computed"
+    assert answers[1].tokens == answers[2].tokens, "cached keys equal computed ones"

@@ -18,6 +18,6 @@ def test_requested_positions_equal_those_of_the_whole_forward(tiny_config):
     with torch.inference_mode():
         x = model.embed(batch)
         whole = model.decoder(x, batch)
-        for wanted in ([12], [3, 6, 12], [0, 9]):
-            some = forward(model.decoder, x, batch, indices=torch.tensor(wanted))
-            torch.testing.assert_close(some, whole[wanted])
+        for indices in ([12], [3, 6, 12], [0, 9]):
+            some = forward(model.decoder, x, batch, indices=torch.tensor(indices))
+            torch.testing.assert_close(some, whole[indices])

@@ -1,4 +1,4 @@
-"""The step that a GPU replays, run here without being recorded: padded sequences and rows change nobody's logits."""
+"""The decode step of a GPU graph, run without recording: padding changes no sequence's logits."""
 
 import random
 
@@ -20,22 +20,22 @@ def test_a_replayed_step_gives_the_logits_of_a_packed_one(
     packed = Runner.run
 
     def both(self: Runner, parts, memory):
-        wanted = [p for p in parts if p.size == 1 and p.draws and not p.request.features]
+        decoding = [p for p in parts if p.size == 1 and p.samples and not p.request.features]
         replayed = None
-        if wanted and len(wanted) == len(parts):
-            totals = [self.total(p.request) for p in parts]
+        if decoding and len(decoding) == len(parts):
+            totals = [self.rope_length(p.request) for p in parts]
             replayed = DecodeGraphs(self.model, memory).run(parts, totals)
-        found = packed(self, parts, memory)
+        outputs = packed(self, parts, memory)
         if replayed is not None:
             compared.append(len(parts))
             # float32: measured 1e-5 on logits of spread 1.5.
             torch.testing.assert_close(
-                replayed, torch.cat([one.logits for one in found]), atol=1e-4, rtol=0
+                replayed, torch.cat([output.logits for output in outputs]), atol=1e-4, rtol=0
             )
-        return found
+        return outputs
 
     monkeypatch.setattr(Runner, "run", both)
     dice.shuffle(conversations)
     lengths = [SamplingParams(max_tokens=dice.randrange(20, 60)) for _ in conversations]
     engine.generate_many(conversations, sampling=lengths)
-    assert len(set(compared)) >= 3 and 3 in compared, "nobody was padded"
+    assert len(set(compared)) >= 3 and 3 in compared, "no step was padded"

@@ -1,4 +1,4 @@
-"""A request's life: what is remembered of it, how it ends in every phase, and that nothing of it stays behind."""
+"""The life of a request: cached prefixes, its end in every phase, and that all its resources are released."""
 
 import random
 import threading
@@ -15,7 +15,7 @@ from polyphi.engine.cache import token_bytes
 from polyphi.engine.engine import Engine
 from polyphi.engine.request import Request
 from polyphi.engine.runner import Runner, extend
-from polyphi.engine.speculate import Guess, PromptLookup
+from polyphi.engine.speculate import DraftToken, PromptLookup
 from polyphi.messages import Completion, Image, Message, SamplingParams
 from polyphi.processing.processor import Processor
 from polyphi.processing.tokenizer import Tokenizer
@@ -33,10 +33,12 @@ def finished(engine: Engine, *requests: Request) -> list[Completion]:
 
 def is_empty(engine: Engine) -> bool:
     after = engine.counters()
-    return after.blocks_held == 0 and after.requests == 0 and engine.pool.available == after.blocks
+    return (
+        after.blocks_in_use == 0 and after.requests == 0 and engine.pool.available == after.blocks
+    )
 
 
-def test_what_was_read_before_is_not_read_again(engine: Engine) -> None:
+def test_a_cached_prefix_is_not_run_again(engine: Engine) -> None:
     messages = [Message.user(LONG), Message.assistant("yes"), Message.user("and then?")]
     first = engine.generate(messages, sampling=FEW)
     again = engine.generate(messages, sampling=FEW)
@@ -46,13 +48,13 @@ def test_what_was_read_before_is_not_read_again(engine: Engine) -> None:
         [*messages, Message.assistant("no"), Message.user("why?")], sampling=FEW
     )
     assert longer.cached >= again.cached
-    forgetful = Engine(engine.model, engine.processor, remember=False)
-    assert [forgetful.generate(messages, sampling=FEW) for _ in range(2)] == [first, first]
-    assert forgetful.generate(messages, sampling=FEW).cached == 0
-    assert forgetful.counters().blocks_remembered == 0
+    uncached = Engine(engine.model, engine.processor, prefix_cache=False)
+    assert [uncached.generate(messages, sampling=FEW) for _ in range(2)] == [first, first]
+    assert uncached.generate(messages, sampling=FEW).cached == 0
+    assert uncached.counters().blocks_cached == 0
 
 
-def test_beginnings_are_shared_within_an_adapter_only(engine: Engine) -> None:
+def test_prefixes_are_shared_within_an_adapter_only(engine: Engine) -> None:
     """An adapter changes the keys of all tokens; so do its weights under the same name."""
     messages = [Message.user(LONG)]
     for adapter in (None, "vision", "speech"):
@@ -68,7 +70,7 @@ def test_beginnings_are_shared_within_an_adapter_only(engine: Engine) -> None:
     assert fresh.generate(messages, adapter="vision", sampling=FEW) == after
 
 
-def test_beginnings_are_shared_within_a_table_only(engine: Engine) -> None:
+def test_prefixes_are_shared_within_a_rope_table_only(engine: Engine) -> None:
     messages = [Message.user("fox " * 40)]
     short = SamplingParams(max_tokens=3)
     assert len(engine.row(messages)) < 60
@@ -78,11 +80,11 @@ def test_beginnings_are_shared_within_a_table_only(engine: Engine) -> None:
     assert (bound.cached, bound.rope) == (0, "long (bound)")
 
 
-def test_pictures_are_told_apart_by_what_is_seen(engine: Engine) -> None:
-    """The same bytes cut otherwise, or turned: other tokens, other keys; the same picture is encoded once."""
+def test_images_have_keys_by_their_content_and_shape(engine: Engine) -> None:
+    """The same bytes in another shape: other tokens, other keys; the same image is encoded once."""
     wide, high = picture(150, 30), picture(30, 150)
-    asked = [[Message.user(LONG[:90], p, "what is this?")] for p in (wide, high, wide)]
-    answers = [engine.generate(m, sampling=FEW) for m in asked]
+    prompts = [[Message.user(LONG[:90], p, "what is this?")] for p in (wide, high, wide)]
+    answers = [engine.generate(m, sampling=FEW) for m in prompts]
     assert engine.encoders.calls == 2
     assert answers[0] == answers[2] and answers[0].tokens != answers[1].tokens
     assert answers[2].cached > answers[1].cached
@@ -95,25 +97,25 @@ def test_pictures_are_told_apart_by_what_is_seen(engine: Engine) -> None:
     assert engine.encoders.calls == 4
 
 
-def test_encoders_remember_within_their_budget(engine: Engine) -> None:
+def test_encoder_outputs_are_cached_within_their_budget(engine: Engine) -> None:
     pictures = [picture(40 + 3 * i, 60) for i in range(6)]
-    narrow = Engine(engine.model, engine.processor, encoded=20_000, remember=False)
+    narrow = Engine(engine.model, engine.processor, encoder_cache=20_000, prefix_cache=False)
     expected = [engine.generate([Message.user(p, "?")], sampling=FEW) for p in pictures]
     for _ in range(2):
         again = [narrow.generate([Message.user(p, "?")], sampling=FEW) for p in pictures]
         assert again == expected
         assert 0 < narrow.counters().encoded_bytes <= 20_000
     assert narrow.encoders.calls > len(pictures)
-    none = Engine(engine.model, engine.processor, encoded=0)
+    none = Engine(engine.model, engine.processor, encoder_cache=0)
     assert none.generate([Message.user(pictures[0], "?")], sampling=FEW) == expected[0]
     assert none.counters().encoded_bytes == 0
 
 
-def test_a_request_holds_its_media_until_it_ends(engine: Engine) -> None:
-    """In 8 bits, and also after its prompt has run: a request that gives way runs it again."""
+def test_a_request_keeps_its_media_until_it_ends(engine: Engine) -> None:
+    """As uint8, and also after its prompt has run: a preempted request runs it again."""
     messages = [Message.user(picture(150, 30), clip(0.4), "what is this?")]
     expected = engine.generate(messages, sampling=FEW)
-    none = Engine(engine.model, engine.processor, encoded=0, remember=False)
+    none = Engine(engine.model, engine.processor, encoder_cache=0, prefix_cache=False)
     row = none.prepare(messages, FEW)
     one, other = none.enter(row, replace(FEW, n=2))
     while len(one.tokens) < 4 or not other.tokens:
@@ -139,16 +141,16 @@ def test_a_request_holds_its_media_until_it_ends(engine: Engine) -> None:
 def test_an_aborted_request_leaves_nothing_behind(
     engine: Engine, phase: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    held = threading.Event()
+    release = threading.Event()
     row = Processor.row
 
     def slowly(self: Processor, messages, **options):
         if any(m.text == "slow" for m in messages):
-            held.wait(20)
+            release.wait(20)
         return row(self, messages, **options)
 
     monkeypatch.setattr(Processor, "row", slowly)
-    small = Engine(engine.model, engine.processor, together=1, prefill=16)
+    small = Engine(engine.model, engine.processor, max_num_seqs=1, prefill=16)
     neighbour = small.submit([Message.user("the dog")], sampling=SamplingParams(max_tokens=9))
     small.step()
     text = "slow" if phase == "decoding media" else LONG
@@ -165,7 +167,7 @@ def test_an_aborted_request_leaves_nothing_behind(
     small.abort(request)
     small.abort(request)  # again changes nothing
     assert request.finish_reason == "abort" and not request.features
-    held.set()
+    release.set()
     (answer,) = finished(small, neighbour)
     assert answer == engine.generate(
         [Message.user("the dog")], sampling=SamplingParams(max_tokens=9)
@@ -182,12 +184,12 @@ def test_a_stream_that_is_closed_is_aborted(engine: Engine) -> None:
 
 
 def test_streams_take_turns(engine: Engine) -> None:
-    """Whoever asks for the next piece moves everybody on."""
+    """Each request for a next delta runs a step for all streams."""
     sampling = SamplingParams(max_tokens=12)
-    questions = [[Message.user(word)] for word in ("fox", "dog", "lazy")]
-    whole = [engine.generate(q, sampling=sampling).text for q in questions]
+    prompts = [[Message.user(word)] for word in ("fox", "dog", "lazy")]
+    whole = [engine.generate(q, sampling=sampling).text for q in prompts]
     steps = engine.counters().steps
-    streams: list[Iterator] = [engine.stream(q, sampling=sampling) for q in questions]
+    streams: list[Iterator] = [engine.stream(q, sampling=sampling) for q in prompts]
     texts = [""] * 3
     while streams_left := [i for i, s in enumerate(streams) if s is not None]:
         for i in streams_left:
@@ -203,21 +205,21 @@ def test_streams_take_turns(engine: Engine) -> None:
 def test_threads_share_the_steps(engine: Engine, conversations: list[list[Message]]) -> None:
     sampling = SamplingParams(max_tokens=20)
     expected = [engine.generate(c, sampling=sampling) for c in conversations]
-    found: dict[int, Completion] = {}
+    answers: dict[int, Completion] = {}
 
     def ask(number: int) -> None:
-        found[number] = engine.generate(conversations[number % 5], sampling=sampling)
+        answers[number] = engine.generate(conversations[number % 5], sampling=sampling)
 
     threads = [threading.Thread(target=ask, args=(i,)) for i in range(15)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(60)
-    assert [found[i] for i in range(15)] == expected * 3
+    assert [answers[i] for i in range(15)] == expected * 3
     assert is_empty(engine)
 
 
-def test_several_answers_read_the_prompt_once(engine: Engine) -> None:
+def test_several_answers_run_the_prompt_once(engine: Engine) -> None:
     messages = [Message.user(picture(), LONG)]
     sampling = SamplingParams(max_tokens=8, temperature=1.5, seed=3, n=4)
     answer = engine.generate(messages, sampling=sampling)
@@ -234,33 +236,33 @@ def test_several_answers_read_the_prompt_once(engine: Engine) -> None:
 
 @pytest.mark.parametrize("rope", ["dynamic", "bound"])
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_guesses_never_change_an_answer(
+def test_draft_tokens_never_change_an_answer(
     engine: Engine, temperature: float, rope: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither right ones (which spare steps) nor wrong ones, on both sides of the switch of tables."""
+    """Neither accepted ones (which save steps) nor rejected ones, on both sides of the switch of tables."""
     messages = [Message.user("1 + 2 = 3 " * 3)]
     plain = SamplingParams(max_tokens=120, temperature=temperature, seed=1, rope=rope, draft=0)
     expected = engine.generate(messages, sampling=plain)
     prompt, dice = len(engine.row(messages)), random.Random(0)
 
-    def propose(self: PromptLookup, most: int) -> list[Guess]:
+    def propose(self: PromptLookup, most: int) -> list[DraftToken]:
         right = list(expected.tokens[len(self._tokens) - prompt :][:most])
         return [(t if dice.random() < 0.8 else 5, 0.99**i) for i, t in enumerate(right)]
 
     monkeypatch.setattr(PromptLookup, "propose", propose)
     before = engine.counters().steps
-    found = engine.generate(messages, sampling=replace(plain, draft=6))
-    assert found == expected
-    assert engine.counters().steps - before < 0.6 * len(found.tokens)
+    answer = engine.generate(messages, sampling=replace(plain, draft=6))
+    assert answer == expected
+    assert engine.counters().steps - before < 0.6 * len(answer.tokens)
 
 
-def test_guesses_are_run_where_weights_are_read_from_memory(
+def test_draft_tokens_are_run_by_memory_bound_models(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A model that fits a CPU's caches has nothing to spare; others guess unless they are told not to."""
+    """A model that fits a CPU's caches runs none; others run them by default."""
     answers, steps = {}, {}
     for cached in (2**28, 0):
-        monkeypatch.setattr(engine_module, "CACHED", cached)
+        monkeypatch.setattr(engine_module, "CPU_CACHE", cached)
         for draft in (0, "auto"):
             fresh = Engine(engine.model, engine.processor)
             sampling = SamplingParams(max_tokens=150, draft=draft)
@@ -270,28 +272,28 @@ def test_guesses_are_run_where_weights_are_read_from_memory(
     assert steps[2**28, 0] == steps[2**28, "auto"] == steps[0, 0] > steps[0, "auto"]
 
 
-def test_large_models_read_prompts_in_smaller_steps(
+def test_large_models_run_prompts_in_smaller_steps(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     messages, once = [Message.user("fox " * 300)], SamplingParams(max_tokens=1)
-    found = {}
+    tokens = {}
     monkeypatch.setattr(engine_module, "CHUNK", 100)
     for cached in (2**28, 0):
-        monkeypatch.setattr(engine_module, "CACHED", cached)
+        monkeypatch.setattr(engine_module, "CPU_CACHE", cached)
         fresh = Engine(engine.model, engine.processor)
         answer = fresh.generate(messages, sampling=once)
-        found[cached] = answer.tokens
+        tokens[cached] = answer.tokens
         each = engine_module.CHUNK if cached == 0 else engine_module.PREFILL
         assert fresh.counters().steps == -(-answer.prompt_tokens // each)
-    assert found[0] == found[2**28]
+    assert tokens[0] == tokens[2**28]
 
 
-def test_what_does_not_fit_is_refused_before_it_runs(engine: Engine) -> None:
+def test_a_request_that_does_not_fit_raises_before_it_runs(engine: Engine) -> None:
     small = Engine(engine.model, engine.processor, memory=4 * 32 * 2 * 2 * 2 * 16 * 4)
     assert small.capacity == 128
-    with pytest.raises(ValueError, match=r"\d+ prompt tokens and 127 more .* values of 128"):
+    with pytest.raises(ValueError, match=r"\d+ prompt tokens and 127 more .* 128"):
         small.generate([Message.user("dog")], sampling=SamplingParams(max_tokens=127))
-    with pytest.raises(ValueError, match="values of 128"):
+    with pytest.raises(ValueError, match="128"):
         small.stream([Message.user(picture(), LONG)])
     assert is_empty(small)
     assert small.generate([Message.user("dog")], sampling=SamplingParams(max_tokens=100)).tokens
@@ -354,15 +356,15 @@ def test_the_real_switch(tiny_config, tokenizer, chunk: int, extra: int) -> None
 
 
 def ten_thousand(engine: Engine, count: int, seed: int = 0) -> None:
-    """Random requests with random aborts: each is answered once or aborted, and everything comes back."""
+    """Random requests with random aborts: each is answered once or aborted, and all resources are released."""
     dice = random.Random(seed)
     waiting = count
-    under_way: list[Request] = []
+    active: list[Request] = []
     answers: dict[Request, str] = {}
     media = [picture(40, 40), picture(70, 50), clip(0.3), clip(1.0)]
     aborted = 0
-    while waiting or under_way:
-        while waiting and len(under_way) < 48:
+    while waiting or active:
+        while waiting and len(active) < 48:
             waiting -= 1
             parts = [dice.choice(["fox", "dog", "größer", LONG[: dice.randrange(1, 150)]])]
             if dice.random() < 0.2:
@@ -372,14 +374,14 @@ def ten_thousand(engine: Engine, count: int, seed: int = 0) -> None:
                 temperature=dice.choice([0, 1]),
                 draft=dice.choice([0, 3]),
             )
-            under_way.append(engine.submit([Message.user(*parts)], sampling=sampling))
+            active.append(engine.submit([Message.user(*parts)], sampling=sampling))
         engine.step(in_order=True)
         if dice.random() < 0.3:
-            one = dice.choice(under_way)
+            one = dice.choice(active)
             aborted += one.finish_reason is None
             engine.abort(one)
-        for request in [r for r in under_way if r.finish_reason]:
-            under_way.remove(request)
+        for request in [r for r in active if r.finish_reason]:
+            active.remove(request)
             assert request not in answers, "answered twice"
             answers[request] = request.finish_reason
             assert not request.table.blocks and not request.features
@@ -391,7 +393,7 @@ def ten_thousand(engine: Engine, count: int, seed: int = 0) -> None:
 
 def test_random_requests_and_aborts(engine: Engine) -> None:
     memory = 16 * 32 * 2 * 2 * 2 * 16 * 4
-    small = Engine(engine.model, engine.processor, memory=memory, together=12, chunk=50)
+    small = Engine(engine.model, engine.processor, memory=memory, max_num_seqs=12, chunk=50)
     ten_thousand(small, 250)
     assert small.counters().preemptions > 0
 
@@ -403,6 +405,6 @@ def test_ten_thousand_random_requests_and_aborts(tokenizer: Tokenizer) -> None:
     config = fitted(nano, tokenizer, vocab_size=nano.decoder.vocab_size)
     model = make_engine(config, tokenizer)
     bytes_each = token_bytes(config.decoder, torch.float32)
-    engine = Engine(model.model, model.processor, memory=640 * bytes_each, encoded=2**20)
+    engine = Engine(model.model, model.processor, memory=640 * bytes_each, encoder_cache=2**20)
     ten_thousand(engine, 10_000)
     assert engine.counters().preemptions > 0

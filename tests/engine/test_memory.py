@@ -1,4 +1,4 @@
-"""What is free, with limits made up, and what the engine makes of it."""
+"""Free memory with simulated limits, and the engine's capacity that follows from it."""
 
 from pathlib import Path
 
@@ -26,9 +26,9 @@ def test_a_container_limits_what_is_free(tmp_path: Path, monkeypatch: pytest.Mon
 def test_an_engine_takes_half_of_what_is_free(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At most: that of 32 ordinary sequences where there is much."""
+    """At most; with much memory that of 32 sequences of 2,048 tokens."""
     each = token_bytes(engine.model.config.decoder, torch.float32)
-    monkeypatch.setattr(memory, "free_memory", lambda place: 2 * 320 * each + 1)
+    monkeypatch.setattr(memory, "free_memory", lambda device: 2 * 320 * each + 1)
     assert Engine(engine.model, engine.processor).capacity == 320
-    monkeypatch.setattr(memory, "free_memory", lambda place: 10**15)
+    monkeypatch.setattr(memory, "free_memory", lambda device: 10**15)
     assert Engine(engine.model, engine.processor).capacity == 32 * 2048

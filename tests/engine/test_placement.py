@@ -1,4 +1,4 @@
-"""Where a model runs and what fits there, with memory and speed made up."""
+"""Choice of device and dtype, and the report of memory, with simulated memory and speed."""
 
 from collections import Counter
 from dataclasses import replace
@@ -25,13 +25,13 @@ def test_the_best_device_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda mps=mps: bool(mps))
         assert placement.choose("auto") == torch.device(best)
     assert placement.choose("cpu") == placement.choose(CPU) == CPU
-    for wrong, said in (
+    for name, message in (
         ("cuda:0", "sees no cuda device"),
         ("mps", "sees no mps device"),
         ("tpu9", "device must be auto, cpu, cuda or mps, found 'tpu9'"),
     ):
-        with pytest.raises(ValueError, match=said):
-            placement.choose(wrong)
+        with pytest.raises(ValueError, match=message):
+            placement.choose(name)
 
 
 @pytest.mark.parametrize(
@@ -99,16 +99,16 @@ def test_weights_that_do_not_fit_are_one_line() -> None:
     assert placement.size(Counter({torch.bfloat16: 3, torch.float32: 1}), torch.float32) == 16
 
 
-def test_the_line_at_the_start(tiny_config: ModelConfig) -> None:
+def test_the_memory_report(tiny_config: ModelConfig) -> None:
     model = PhiModel(tiny_config).to(torch.bfloat16)
     weights = 2 * sum(t.numel() for t in (*model.parameters(), *model.buffers()))
     per_token = 2 * 2 * 2 * 16 * 2
-    room = placement.room(model, weights + 100 * per_token, CPU, 10**6)
-    assert (room.weights, room.per_token, room.tokens) == (weights, per_token, 100)
-    assert replace(room, free=10**12).tokens == 512  # no more than the model's context
-    assert replace(room, free=weights - 1).tokens == 0
-    assert replace(room, capacity=60).tokens == 60  # or of what the engine set aside
-    full = placement.Room(
+    report = placement.memory_report(model, weights + 100 * per_token, CPU, 10**6)
+    assert (report.weights, report.per_token, report.tokens) == (weights, per_token, 100)
+    assert replace(report, free=10**12).tokens == 512  # no more than the model's context
+    assert replace(report, free=weights - 1).tokens == 0
+    assert replace(report, capacity=60).tokens == 60  # or than the engine's capacity
+    full = placement.MemoryReport(
         "cuda:0", "bfloat16", 11_200_000_000, 24_000_000_000, 131072, 131072, 10**6
     )
     assert str(full) == (
@@ -117,16 +117,16 @@ def test_the_line_at_the_start(tiny_config: ModelConfig) -> None:
     )
     with torch.device("meta"):
         published = PhiModel(ModelConfig()).to(torch.bfloat16)
-    shown = str(placement.room(published, int(16.2e9), CPU, 10**6)).split(": ")[1]
-    assert shown in (Path(__file__).parents[2] / "docs/chat.md").read_text()
+    line = str(placement.memory_report(published, int(16.2e9), CPU, 10**6)).split(": ")[1]
+    assert line in (Path(__file__).parents[2] / "docs/chat.md").read_text()
     quantize(model, "int8")
-    eight = placement.room(model, 10**6, CPU, 0)
-    left = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
+    eight = placement.memory_report(model, 10**6, CPU, 0)
+    unquantized = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
     assert "bfloat16 and int8" in str(eight)
-    assert left < weights and eight.weights > left, "what is quantised takes memory too"
+    assert unquantized < weights and eight.weights > unquantized, "quantized weights count"
 
 
-def test_the_line_says_what_multiplies_few_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_report_names_the_kernels_of_few_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
     monkeypatch.setattr(kernels, "missing", lambda: None)
     monkeypatch.setattr(kernels, "path", lambda: "AVX2")

@@ -1,4 +1,4 @@
-"""Text that may be shown: whole characters, no beginnings of stop strings; pieces join to the whole."""
+"""Text that is final: whole characters, no prefixes of stop strings; pieces join to the whole."""
 
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -8,17 +8,17 @@ from polyphi.processing.tokenizer import Tokenizer
 
 BYTES = Tokenizer.train(
     ["ab"], vocab_size=320
-)  # hardly any merges: letters outside ASCII take several tokens
+)  # few merges: characters outside ASCII take several tokens
 WORDS = Tokenizer.train(["abcab abcde <sep> yes no été 日本 END end"] * 3, vocab_size=420)
 SNIPPETS = st.text(alphabet="ab<>sep é日本😀\n", max_size=12)
 
 
 def expected(text: str, stops: tuple[str, ...]) -> str:
-    """What is left of a text: up to the first stop string to be complete, reading letter by letter."""
+    """The text up to the first stop string to be complete, reading character by character."""
     for end in range(len(text) + 1):
-        found = [text[:end].find(s) for s in stops if s in text[:end]]
-        if found:
-            return text[: min(found)]
+        starts = [text[:end].find(s) for s in stops if s in text[:end]]
+        if starts:
+            return text[: min(starts)]
     return text
 
 
@@ -27,20 +27,20 @@ def expected(text: str, stops: tuple[str, ...]) -> str:
     st.lists(st.text(alphabet="ab<>sep é日", min_size=1, max_size=4), max_size=3).map(tuple),
 )
 def test_pieces_join_to_the_text_before_the_first_stop(text: str, stops: tuple[str, ...]) -> None:
-    shown = AnswerText(BYTES, stops)
-    pieces = [shown.add(token) for token in BYTES.encode(text)]
-    pieces.append(shown.finish())
+    answer = AnswerText(BYTES, stops)
+    pieces = [answer.add(token) for token in BYTES.encode(text)]
+    pieces.append(answer.finish())
     assert "".join(pieces) == expected(text, stops)
-    assert shown.stopped == (expected(text, stops) != text or any(text.endswith(s) for s in stops))
+    assert answer.stopped == (expected(text, stops) != text or any(text.endswith(s) for s in stops))
     assert all("\ufffd" not in piece for piece in pieces)
 
 
 @given(st.lists(st.integers(0, BYTES.vocab_size - 1), max_size=20))
 def test_any_tokens_at_all_join_to_their_decoding(tokens: list[int]) -> None:
-    """Broken characters included."""
-    shown = AnswerText(BYTES)
-    pieces = [shown.add(token) for token in tokens]
-    assert "".join([*pieces, shown.finish()]) == BYTES.decode(tokens, skip_special=True)
+    """Incomplete characters included."""
+    answer = AnswerText(BYTES)
+    pieces = [answer.add(token) for token in tokens]
+    assert "".join([*pieces, answer.finish()]) == BYTES.decode(tokens, skip_special=True)
 
 
 @settings(max_examples=200, deadline=None)
@@ -52,25 +52,25 @@ def test_any_tokens_at_all_join_to_their_decoding(tokens: list[int]) -> None:
 def test_how_a_text_is_cut_into_tokens_does_not_move_its_stop(
     tokens: list[int], stops: tuple[str, ...]
 ) -> None:
-    shown = AnswerText(WORDS, stops)
-    pieces = [shown.add(token) for token in tokens]
+    answer = AnswerText(WORDS, stops)
+    pieces = [answer.add(token) for token in tokens]
     text = WORDS.decode(tokens, skip_special=True)
-    assert "".join([*pieces, shown.finish()]) == expected(text, stops)
+    assert "".join([*pieces, answer.finish()]) == expected(text, stops)
 
 
-def test_nothing_is_shown_that_may_become_a_stop_string() -> None:
-    shown = AnswerText(BYTES, ("<sep>",))
-    pieces = [shown.add(token) for token in BYTES.encode("a<se")]
+def test_the_start_of_a_stop_string_is_held_back() -> None:
+    answer = AnswerText(BYTES, ("<sep>",))
+    pieces = [answer.add(token) for token in BYTES.encode("a<se")]
     assert "".join(pieces) == "a"
-    assert shown.add(BYTES.encode("b")[0]) == "<seb"
-    assert not shown.stopped
+    assert answer.add(BYTES.encode("b")[0]) == "<seb"
+    assert not answer.stopped
 
 
-def test_a_character_is_shown_when_it_is_whole() -> None:
+def test_a_character_is_returned_when_it_is_complete() -> None:
     tokens = BYTES.encode("😀")
     assert len(tokens) == 4
-    shown = AnswerText(BYTES)
-    assert [shown.add(t) for t in tokens] == ["", "", "", "😀"]
-    shown = AnswerText(BYTES)
-    assert [shown.add(t) for t in tokens[:2]] == ["", ""]
-    assert shown.finish() == "\ufffd"
+    answer = AnswerText(BYTES)
+    assert [answer.add(t) for t in tokens] == ["", "", "", "😀"]
+    answer = AnswerText(BYTES)
+    assert [answer.add(t) for t in tokens[:2]] == ["", ""]
+    assert answer.finish() == "\ufffd"

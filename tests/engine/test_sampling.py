@@ -1,4 +1,4 @@
-"""Drawing tokens: every rule against its plain formula, and an answer that depends on its request alone."""
+"""Sampling: every rule against its plain formula, and an answer that depends on its request alone."""
 
 import math
 from collections import Counter
@@ -33,7 +33,7 @@ def softmax(scores: list[float]) -> list[float]:
 def penalised(
     scores: list[float], prompt: tuple[int, ...], answer: list[int], s: SamplingParams
 ) -> list[float]:
-    """The penalties, written down."""
+    """The penalties by their formulas."""
     out = []
     for token, score in enumerate(scores):
         if token in prompt or token in answer:
@@ -45,7 +45,7 @@ def penalised(
 
 
 def assume_clear(scores: list[float], s: SamplingParams) -> None:
-    """No cut is a matter of rounding, and no order: scores are equal or apart."""
+    """Skip cases in which rounding decides a cut or the order: scores are equal or clearly different."""
     ordered = sorted(scores)
     assume(all(a == b or b - a > 1e-4 for a, b in pairwise(ordered)))
     shares = sorted(softmax([x / s.temperature for x in scores]), reverse=True)
@@ -55,8 +55,8 @@ def assume_clear(scores: list[float], s: SamplingParams) -> None:
         assume(abs(shares[i] / shares[0] - s.min_p) > 1e-5)
 
 
-def kept(scores: list[float], s: SamplingParams) -> dict[int, float]:
-    """What may be drawn and how likely, written down."""
+def expected_candidates(scores: list[float], s: SamplingParams) -> dict[int, float]:
+    """The tokens that may be sampled and their probabilities, by the formulas."""
     shares = softmax([x / s.temperature for x in scores])
     order = sorted(range(len(scores)), key=lambda i: (-scores[i], i))
     order = order[: s.top_k or len(order)]
@@ -82,7 +82,7 @@ def kept(scores: list[float], s: SamplingParams) -> dict[int, float]:
 def test_cuts(scores: list[float], heat: float, k: int, p: float, least: float) -> None:
     s = SamplingParams(temperature=heat, top_k=k, top_p=p, min_p=least)
     assume_clear(scores, s)
-    expected = kept(scores, s)
+    expected = expected_candidates(scores, s)
     probabilities, ids = candidates(torch.tensor(scores), s)
     assert dict(zip(ids.tolist(), probabilities.tolist(), strict=True)) == pytest.approx(
         expected, abs=1e-5
@@ -135,13 +135,13 @@ def test_logprobs_are_the_models_own(scores: list[float], count: int) -> None:
     """Before penalties, temperature and cuts."""
     draws = sampler((0,), logprobs=count, temperature=2.0, top_k=1, repetition_penalty=3.0)
     token = draws.draw(torch.tensor(scores))
-    (told,) = draws.logprobs
+    (entry,) = draws.logprobs
     total = max(scores) + math.log(sum(math.exp(x - max(scores)) for x in scores))
-    assert told.token == token
-    assert told.logprob == pytest.approx(scores[token] - total, abs=1e-4)
+    assert entry.token == token
+    assert entry.logprob == pytest.approx(scores[token] - total, abs=1e-4)
     order = sorted(range(len(scores)), key=lambda i: (-scores[i], i))[:count]
-    assert [i for i, _ in told.top] == order
-    assert [x for _, x in told.top] == pytest.approx([scores[i] - total for i in order], abs=1e-4)
+    assert [i for i, _ in entry.top] == order
+    assert [x for _, x in entry.top] == pytest.approx([scores[i] - total for i in order], abs=1e-4)
 
 
 def test_greedy_is_the_largest_and_the_first_of_equal_ones() -> None:
@@ -150,7 +150,7 @@ def test_greedy_is_the_largest_and_the_first_of_equal_ones() -> None:
     assert sampler(temperature=1e-8).draw(LOGITS) == 1
 
 
-def test_who_can_do_without_a_sampler() -> None:
+def test_plain_samplers() -> None:
     assert sampler().plain and sampler(seed=5, top_p=0.5, top_k=3).plain
     for values in (
         {"temperature": 0.5},
@@ -172,7 +172,7 @@ def drawn(sampler: Sampler, count: int) -> Tensor:
 def test_draws_follow_the_probabilities(cuts: dict) -> None:
     s = SamplingParams(temperature=0.7, seed=1, **cuts)
     expected = torch.zeros(5)
-    for token, share in kept(LOGITS.tolist(), s).items():
+    for token, share in expected_candidates(LOGITS.tolist(), s).items():
         expected[token] = share
     counts = drawn(Sampler(s, TOKENIZER), 2000)
     torch.testing.assert_close(counts / 2000, expected, atol=0.04, rtol=0)
@@ -208,7 +208,7 @@ def test_extreme_logits(heat: float) -> None:
     assert sampler(temperature=heat).draw(hard) == 0
 
 
-def test_a_grammar_holds_penalties_and_logprobs_too() -> None:
+def test_a_grammar_with_penalties_and_logprobs() -> None:
     draws = sampler(
         grammar=Grammar("regex", "(yes|no){3}"),
         temperature=2.0,
@@ -224,11 +224,11 @@ def test_a_grammar_holds_penalties_and_logprobs_too() -> None:
     text = TOKENIZER.decode(answer)
     assert text.replace("yes", "").replace("no", "") == "" and draws.finished
     assert [t.token for t in draws.logprobs] == answer
-    assert {t.top[0][0] for t in draws.logprobs} == {7}, "what the model would have said"
+    assert {t.top[0][0] for t in draws.logprobs} == {7}, "the model's own choice"
     assert draws.draw(torch.zeros(TOKENIZER.vocab_size)) in TOKENIZER.eos_ids
 
 
-NONSENSE: list[dict[str, Any]] = [
+INVALID: list[dict[str, Any]] = [
     *({"max_tokens": v} for v in (0, -1, 1.5, None, True, "9")),
     *({"temperature": v} for v in (-1.0, 101.0, 1e30, math.nan, math.inf, "hot", None)),
     *({"top_p": v} for v in (0.0, 0, -0.1, 1.1, math.nan, None)),
@@ -250,11 +250,11 @@ NONSENSE: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("bad", NONSENSE, ids=str)
-def test_nonsense_is_refused_in_one_line(bad: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=next(iter(bad))) as refusal:
+@pytest.mark.parametrize("bad", INVALID, ids=str)
+def test_invalid_values_raise_one_line(bad: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(bad))) as error:
         check(SamplingParams(**bad))
-    assert "\n" not in str(refusal.value)
+    assert "\n" not in str(error.value)
     with pytest.raises(ValueError):
         sampler(**bad)
 

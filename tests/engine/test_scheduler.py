@@ -1,4 +1,4 @@
-"""Whose turn it is: short prompts beside long ones, clients beside each other, and encoders between steps."""
+"""Scheduling: short prompts beside long ones, fairness between clients, and encoders between steps."""
 
 import pytest
 from engine.conftest import clip, picture
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from polyphi.engine.cache import BLOCK, token_bytes
 from polyphi.engine.engine import Engine
 from polyphi.engine.request import Caller, Request
-from polyphi.engine.scheduler import KEPT, PATIENCE, SMALL, split_evenly
+from polyphi.engine.scheduler import PATIENCE, RESERVED, SMALL, split_evenly
 from polyphi.messages import Message, SamplingParams
 
 LONG = [Message.user("the quick brown fox jumps over the lazy dog " * 12)]
@@ -29,28 +29,28 @@ def finish(engine: Engine, *requests: Request) -> None:
 
 
 def sized(engine: Engine, blocks: int, **options: int) -> Engine:
-    """The same model with memory for so many blocks."""
+    """The same model with memory for `blocks` blocks."""
     memory = blocks * BLOCK * token_bytes(engine.model.config.decoder, engine.model.decoder.dtype)
     return Engine(engine.model, engine.processor, memory=memory, **options)
 
 
 @given(st.integers(0, 500), st.lists(st.integers(0, 200), min_size=1, max_size=9))
-def test_equal_parts(amount: int, wanted: list[int]) -> None:
-    given = split_evenly(amount, wanted)
-    assert sum(given) == min(amount, sum(wanted))
-    assert all(0 <= g <= w for g, w in zip(given, wanted, strict=True))
-    short = [g for g, w in zip(given, wanted, strict=True) if g < w]
-    assert not short or max(given) <= min(short) + 1  # nobody has more than who has too little
+def test_equal_shares(amount: int, requested: list[int]) -> None:
+    shares = split_evenly(amount, requested)
+    assert sum(shares) == min(amount, sum(requested))
+    assert all(0 <= s <= r for s, r in zip(shares, requested, strict=True))
+    short = [s for s, r in zip(shares, requested, strict=True) if s < r]
+    assert not short or max(shares) <= min(short) + 1  # no share exceeds one that is too small
 
 
-@pytest.mark.parametrize("wish", [FEW, SCORED], ids=["answers", "scores"])
-def test_a_short_prompt_is_through_beside_long_ones(engine: Engine, wish: SamplingParams) -> None:
-    """Though eight prompts of four steps each came before."""
+@pytest.mark.parametrize("sampling", [FEW, SCORED], ids=["answers", "scores"])
+def test_a_short_prompt_finishes_beside_long_ones(engine: Engine, sampling: SamplingParams) -> None:
+    """After eight prompts of four steps each were submitted."""
     cut = Engine(engine.model, engine.processor, chunk=27, prefill=27)
     row = cut.prepare(LONG, ONE)
     assert len(row) > 4 * 27
     # Salts differ, so that nothing is shared.
-    long = [cut.enter(row, wish, caller=Caller(salt=b"%d" % i))[0] for i in range(8)]
+    long = [cut.enter(row, sampling, caller=Caller(salt=b"%d" % i))[0] for i in range(8)]
     for _ in range(3):
         cut.step()
     short = cut.submit(SHORT, sampling=ONE)
@@ -58,11 +58,11 @@ def test_a_short_prompt_is_through_beside_long_ones(engine: Engine, wish: Sampli
         cut.step()
     assert short.finish_reason == "length" and not any(r.finish_reason for r in long)
     finish(cut, *long)
-    assert cut.counters().blocks_held == 0
+    assert cut.counters().blocks_in_use == 0
 
 
 def test_prompts_of_one_call_go_in_order(engine: Engine) -> None:
-    """Sixteen prompts of a call don't share a step among themselves: the first is through first."""
+    """Prompts of one call don't share a step among themselves: the first finishes first."""
     cut = Engine(engine.model, engine.processor, chunk=64, prefill=64)
     rows = [cut.prepare([Message.user(f"{i} " + LONG[0].text)], ONE) for i in range(4)]
     requests = [one for (one,) in cut.enter_all(rows, ONE)]
@@ -75,7 +75,7 @@ def test_prompts_of_one_call_go_in_order(engine: Engine) -> None:
 
 
 def test_a_clients_first_request_goes_before_anothers_third(engine: Engine) -> None:
-    cut = Engine(engine.model, engine.processor, together=1)
+    cut = Engine(engine.model, engine.processor, max_num_seqs=1)
     many = [entered(cut, b"a", ONE) for _ in range(6)]
     cut.step()
     first = entered(cut, b"b", ONE)
@@ -85,10 +85,10 @@ def test_a_clients_first_request_goes_before_anothers_third(engine: Engine) -> N
     finish(cut, *many)
 
 
-def test_who_has_all_places_gives_one_back(engine: Engine) -> None:
-    """To another client, until both have the same; what made room gives the answer that it gives alone."""
+def test_a_client_with_all_places_is_preempted(engine: Engine) -> None:
+    """For another client, until both run equally many; preempted requests return the same answers as alone."""
     alone = engine.generate(SHORT, sampling=FEW).tokens
-    cut = Engine(engine.model, engine.processor, together=4)
+    cut = Engine(engine.model, engine.processor, max_num_seqs=4)
     mine = [entered(cut, b"a") for _ in range(5)]
     for _ in range(3):
         cut.step()
@@ -99,11 +99,11 @@ def test_who_has_all_places_gives_one_back(engine: Engine) -> None:
     assert sorted(running) == [b"a", b"a", b"b", b"b"]
     finish(cut, *mine, *others)
     assert {tuple(r.tokens) for r in (*mine, *others)} == {alone}
-    assert cut.counters().blocks_held == 0
+    assert cut.counters().blocks_in_use == 0
 
 
-def test_a_part_of_memory_is_kept_for_small_requests(engine: Engine) -> None:
-    """Large ones have filled the rest, and more of them wait: a small one runs at once, also before them."""
+def test_memory_is_reserved_for_small_requests(engine: Engine) -> None:
+    """Large requests use the other memory, and more of them wait: a small one is admitted at once, before them."""
     blocks = -(-len(engine.row(LONG)) // BLOCK) + 1
     cut = sized(engine, max(SMALL, 10 * blocks), chunk=64, prefill=64)
     rows = cut.prepare(LONG, FEW)
@@ -111,32 +111,32 @@ def test_a_part_of_memory_is_kept_for_small_requests(engine: Engine) -> None:
     for _ in range(3):
         cut.step()
     assert cut.scheduler.waiting, "not all of them fit"
-    assert cut.pool.available >= cut.pool.size // KEPT
+    assert cut.pool.available >= cut.pool.size // RESERVED
     small = cut.submit(SHORT, sampling=ONE)
     for _ in range(3):
         cut.step()
-    assert small.finish_reason and cut.scheduler.waiting[0].overtaken == 1
-    cut.scheduler.waiting[0].overtaken = PATIENCE
+    assert small.finish_reason and cut.scheduler.waiting[0].times_passed_over == 1
+    cut.scheduler.waiting[0].times_passed_over = PATIENCE
     last = cut.submit(SHORT, sampling=ONE)
     for _ in range(3):
         cut.step()
-    assert not last.finish_reason, "not for ever"
+    assert not last.finish_reason, "passed over too often"
     finish(cut, *large, last)
-    assert cut.counters().blocks_held == 0
+    assert cut.counters().blocks_in_use == 0
 
 
 @pytest.mark.parametrize("part", [picture(120, 120), clip(3.0)], ids=["picture", "clip"])
-def test_words_come_between_the_slices_of_an_encoder(
+def test_tokens_are_decoded_between_slices_of_an_encoder(
     engine: Engine, part, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A token for whoever is being answered after each slice; who was encoded gets the answer that it gets alone."""
-    asked = [Message.user(part, "what is this?")]
-    alone = engine.generate(asked, sampling=FEW).tokens
+    """Another request gets a token after each slice; the encoded one gets the answer that it gets alone."""
+    messages = [Message.user(part, "what is this?")]
+    alone = engine.generate(messages, sampling=FEW).tokens
     cut = Engine(engine.model, engine.processor)
     monkeypatch.setattr("polyphi.engine.core.SLICE", 0.0)
     beside = cut.submit(SHORT, sampling=SamplingParams(max_tokens=60))
     cut.step()
-    request = cut.submit(asked, sampling=FEW)
+    request = cut.submit(messages, sampling=FEW)
     request.row.result()
     cut.step()
     before = len(beside.tokens)
@@ -150,7 +150,7 @@ def test_words_come_between_the_slices_of_an_encoder(
     assert tuple(request.tokens) == alone
 
 
-def test_what_nobody_waits_for_is_encoded_no_further(
+def test_encoding_stops_when_its_request_is_aborted(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("polyphi.engine.core.SLICE", 0.0)
@@ -162,10 +162,10 @@ def test_what_nobody_waits_for_is_encoded_no_further(
     engine.abort(request)
     assert not engine.step()
     assert not engine.encoders.group and engine.encoders.calls == 0
-    assert engine.counters().requests == engine.counters().blocks_held == 0
+    assert engine.counters().requests == engine.counters().blocks_in_use == 0
 
 
-def test_a_small_picture_does_not_wait_for_all_large_ones(
+def test_a_small_image_does_not_wait_for_all_large_ones(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("polyphi.engine.encoders.CROPS", 1)

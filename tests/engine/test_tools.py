@@ -1,4 +1,4 @@
-"""Tool calls: however an answer is cut into pieces the same comes out, and nothing of it is lost."""
+"""Tool calls: the result doesn't depend on how an answer is cut into pieces, and no text is lost."""
 
 import json
 import re
@@ -16,9 +16,9 @@ from polyphi.engine import tools
 from polyphi.engine.tools import GrammarToolParser, ToolCall, ToolParser, parse_calls
 from polyphi.messages import CALL, CALL_END, call_text
 
-Found = tuple[str, list[ToolCall]]
+Parsed = tuple[str, list[ToolCall]]
 
-RIGHT: dict[str, Found] = {
+RIGHT: dict[str, Parsed] = {
     '<|tool_call|>[{"name": "add", "arguments": {"a": 1}}]<|/tool_call|>': (
         "",
         [ToolCall("add", '{"a": 1}')],
@@ -64,7 +64,7 @@ RIGHT: dict[str, Found] = {
         "",
         [ToolCall("f\n", '{"a":""}')],
     ),
-    # Cut off, or wrong from some letter on: what came whole stays a call, the rest is content.
+    # Cut off, or invalid from some character on: complete calls stay calls, the rest is content.
     '<|tool_call|>[{"name": "a", "arguments": {}}, {"name": "b", "argu': (
         ', {"name": "b", "argu',
         [ToolCall("a", "{}")],
@@ -118,12 +118,12 @@ CONTENT = [
 
 def parsed(
     pieces: Iterable[str], parser_class: Callable[[], ToolParser | GrammarToolParser] = ToolParser
-) -> Found:
+) -> Parsed:
     parser = parser_class()
-    found = [part for piece in pieces for part in parser.add(piece)] + parser.finish()
-    assert all(found), "an empty string tells nothing"
-    content = "".join(part for part in found if isinstance(part, str))
-    return content, [part for part in found if isinstance(part, ToolCall)]
+    parts = [part for piece in pieces for part in parser.add(piece)] + parser.finish()
+    assert all(parts), "no part is an empty string"
+    content = "".join(part for part in parts if isinstance(part, str))
+    return content, [part for part in parts if isinstance(part, ToolCall)]
 
 
 @pytest.mark.parametrize("text", RIGHT)
@@ -134,12 +134,12 @@ def test_calls(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", CONTENT)
-def test_what_is_no_call_is_content_to_the_letter(text: str) -> None:
+def test_text_without_calls_is_content_unchanged(text: str) -> None:
     assert parse_calls(text) == (text, [])
 
 
 @pytest.mark.parametrize("text", [*RIGHT, *CONTENT])
-def test_every_cut_gives_the_same(text: str) -> None:
+def test_the_result_is_the_same_for_every_cut(text: str) -> None:
     whole = parse_calls(text)
     assert parsed(text) == whole
     for at in range(len(text)):
@@ -168,7 +168,7 @@ def any_text_in_any_pieces(scraps: list[str], data: st.DataObject) -> None:
     whole = parse_calls(text)
     assert parsed(scraps) == whole
     assert parsed(text) == whole
-    # Without calls nothing is lost; with them, no more than their own text, brackets and marks.
+    # Without calls no text is lost; with them, only their own text, brackets and marks.
     if not whole[1]:
         assert whole[0] == text
     at = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=4)))
@@ -199,7 +199,7 @@ CALLS = st.lists(
 
 @settings(deadline=None)
 @given(CALLS, st.sampled_from(["marks", "functools", "bare", "strings", "indented"]), st.data())
-def test_what_is_written_is_read_back(calls: list[dict], way: str, data: st.DataObject) -> None:
+def test_written_calls_are_parsed_back(calls: list[dict], way: str, data: st.DataObject) -> None:
     plain = json.dumps(calls)
     text = {
         "marks": call_text(calls),
@@ -211,12 +211,12 @@ def test_what_is_written_is_read_back(calls: list[dict], way: str, data: st.Data
         "indented": f"{CALL}\n{json.dumps(calls, indent=4, ensure_ascii=False)}\n{CALL_END}",
     }[way]
     at = data.draw(st.integers(0, len(text)))
-    content, found = parsed([text[:at], text[at:]])
+    content, result = parsed([text[:at], text[at:]])
     assert content == ""
-    assert [{"name": c.name, "arguments": json.loads(c.arguments)} for c in found] == calls
+    assert [{"name": c.name, "arguments": json.loads(c.arguments)} for c in result] == calls
 
 
-def test_content_and_calls_are_told_as_soon_as_they_are_sure() -> None:
+def test_content_and_calls_are_returned_as_soon_as_they_are_final() -> None:
     parser = ToolParser()
     assert parser.add("Hello <") == ["Hello "]
     assert parser.add("b> ") == ["<b> "]
@@ -243,14 +243,14 @@ HOSTILE = [
     (CALL + "[" + " " * 20_000, CALL + "{"),
     (CALL + '[{"' + CALL + '[{",":', "1,"),  # two that go on together
 ]
-"""What a text may say again and again, and what it says before."""
+"""(prefix, unit): texts that repeat a unit after a prefix."""
 
 
 def effort(
     pieces: list[str], parser_class: Callable[[], ToolParser | GrammarToolParser] = ToolParser
 ) -> tuple[int, int]:
-    """Lines of the parser run through, and letters that its patterns took, while it reads an answer."""
-    ran, taken, end_of = 0, 0, tools._end
+    """Lines of the parser that run, and characters that its patterns match, while it parses an answer."""
+    ran, matched, end_of = 0, 0, tools._end
 
     def trace(frame: FrameType, event: str, _: object) -> Any:
         nonlocal ran
@@ -260,8 +260,8 @@ def effort(
         return trace
 
     def end(pattern: re.Pattern[str], text: str, at: int) -> int:
-        nonlocal taken
-        taken += end_of(pattern, text, at) - at
+        nonlocal matched
+        matched += end_of(pattern, text, at) - at
         return end_of(pattern, text, at)
 
     before = sys.gettrace()
@@ -273,24 +273,24 @@ def effort(
             parsed(pieces, parser_class)
         finally:
             sys.settrace(before)
-    return ran, taken
+    return ran, matched
 
 
 @pytest.mark.parametrize(("before", "unit"), HOSTILE)
 def test_effort_grows_no_faster_than_the_text(before: str, unit: str) -> None:
-    """Counted in lines and letters, not in seconds. Lines are bounded: only the patterns see the whole of a text."""
+    """Counted in lines and characters, not in seconds. Lines are bounded: only the patterns read the whole text."""
     text = before + unit * (20_000 // len(unit))
-    ran, taken = effort([text])
+    ran, matched = effort([text])
     assert ran < 100 * 100
-    assert taken < 4 * len(text)
+    assert matched < 4 * len(text)
     pieces = [text[at : at + 10] for at in range(0, len(text), 10)]
-    ran, taken = effort(pieces)
+    ran, matched = effort(pieces)
     assert ran < 150 * (100 + len(pieces))
-    assert taken < 4 * len(text)
+    assert matched < 4 * len(text)
 
 
-def test_patterns_never_give_back_what_they_took() -> None:
-    """Each repeat is possessive or of one length, so that a pattern can't try the same letters in many ways."""
+def test_patterns_never_backtrack() -> None:
+    """Each repeat is possessive or of fixed length, so that a pattern can't match the same characters in many ways."""
     patterns = [one for one in vars(tools).values() if isinstance(one, re.Pattern)]
     assert len(patterns) > 5
 
@@ -305,15 +305,15 @@ def test_patterns_never_give_back_what_they_took() -> None:
                 yield from repeats(inner)
 
     def backtracks(pattern: str) -> bool:
-        found = repeats(re._parser.parse(pattern))  # type: ignore[attr-defined]
-        return any(how != "POSSESSIVE_REPEAT" and least != most for how, least, most in found)
+        parts = repeats(re._parser.parse(pattern))  # type: ignore[attr-defined]
+        return any(how != "POSSESSIVE_REPEAT" and least != most for how, least, most in parts)
 
     assert backtracks("(?:a|(?>b+))*+") and not backtracks("(?:a|b++c{3})?+")
     for pattern in patterns:
         assert not backtracks(pattern.pattern), pattern.pattern
 
 
-def test_beyond_so_many_steps_all_is_content(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_beyond_max_steps_all_is_content(monkeypatch: pytest.MonkeyPatch) -> None:
     """Six here: a start, three brackets and two members. Four: another call of the list. Two: a start and a bracket."""
     call, more = '{"name": "f", "arguments": {}}', f" {CALL}[]" + f'{CALL}{{"name": "f"}}{CALL_END}'
     text = f"{CALL}[{call}, {call}]{CALL_END}{more}"
@@ -326,11 +326,11 @@ def test_beyond_so_many_steps_all_is_content(monkeypatch: pytest.MonkeyPatch) ->
         (15, 3, f" {CALL}[]"),
     ):
         monkeypatch.setattr(tools, "MAX_STEPS", steps)
-        found = content, [ToolCall("f", "{}")] * calls
-        assert parse_calls(text) == parsed(text) == found
+        expected = content, [ToolCall("f", "{}")] * calls
+        assert parse_calls(text) == parsed(text) == expected
 
 
-def test_arguments_in_a_string_are_held_to_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arguments_in_a_string_follow_the_same_rules(monkeypatch: pytest.MonkeyPatch) -> None:
     def calls(arguments: str) -> int:
         return len(parse_calls(CALL + json.dumps({"name": "f", "arguments": arguments}))[1])
 
@@ -342,13 +342,13 @@ def test_arguments_in_a_string_are_held_to_the_same(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(tools, "MAX_STEPS", 7)  # four; within the string two brackets and a member
     assert (calls('{"a": {}}'), calls('{"a": {}, "b": {}}')) == (1, 0)
     one = json.dumps({"name": "f", "arguments": '{"a": {}}'})
-    for steps, found in ((14, 1), (15, 2)):  # the list's bracket too; six more for another call
+    for steps, expected in ((14, 1), (15, 2)):  # the list's bracket too; six more for another call
         monkeypatch.setattr(tools, "MAX_STEPS", steps - 1)
-        assert len(parse_calls(f"{CALL}[{one},{one}]")[1]) == found
+        assert len(parse_calls(f"{CALL}[{one},{one}]")[1]) == expected
 
 
 @pytest.mark.parametrize("written", ["1" * 400, "-0." + "1" * 400 + "e-" + "1" * 400])
-def test_numbers_have_so_many_digits(written: str) -> None:
+def test_numbers_have_at_most_max_digits(written: str) -> None:
     for number, calls in ((written, 1), (written + "1", 0)):
         for after in ("}", ', "b": [' + number + ", " + number + "]}"):
             text = f'{CALL}{{"name": "f", "arguments": {{"a": {number}{after}}}'
@@ -380,7 +380,7 @@ def test_calls_of_a_grammar_are_the_same_by_every_cut(answer: str) -> None:
 
 
 @pytest.mark.parametrize("answer", ANSWERS)
-def test_a_call_that_is_cut_off_has_its_arguments_as_far_as_they_came(answer: str) -> None:
+def test_a_call_that_is_cut_off_has_its_incomplete_arguments(answer: str) -> None:
     _, calls = parse_calls(answer)
     for end in range(len(CALL), len(answer)):  # the mark is one token
         content, cut = parsed([answer[:end]], GrammarToolParser)
@@ -428,7 +428,7 @@ def test_a_call_that_is_cut_off_needs_a_complete_name(cut: str, expected: list[T
         "",
     ],
 )
-def test_an_answer_of_the_alternative_is_content_to_the_letter(answer: str) -> None:
+def test_an_answer_of_the_alternative_is_content_unchanged(answer: str) -> None:
     assert parsed([answer], Either) == parsed(answer, Either) == (answer, [])
 
 
@@ -436,11 +436,11 @@ def test_an_answer_of_the_alternative_is_content_to_the_letter(answer: str) -> N
     "unit", ["a", "\\", '\\"', "\\u00e9", CALL, '","', '":{"', '"},{"', '":[{},"', "{" * 9]
 )
 def test_effort_for_answers_of_a_grammar_grows_no_faster_than_the_text(unit: str) -> None:
-    """Lines are those of a piece and of a brace; the rest of a text is read by patterns, once."""
+    """Lines grow with pieces and braces; the other characters are read by patterns, once."""
     text = f'{CALL}[{{"name": "f", "arguments": {{"a": "' + unit * (20_000 // len(unit))
     braces = text.count("{") + text.count("}")
     for size in (len(text), 10):
         pieces = [text[at : at + size] for at in range(0, len(text), size)]
-        ran, taken = effort(pieces, GrammarToolParser)
+        ran, matched = effort(pieces, GrammarToolParser)
         assert ran < 40 * (len(pieces) + braces)
-        assert taken < 2 * len(text)
+        assert matched < 2 * len(text)

@@ -180,15 +180,15 @@ def test_every_request_gets_what_it_gets_alone(engine: Engine, seed: int) -> Non
         model,
         engine.processor,
         memory=blocks * 32 * 2 * 2 * 2 * 16 * (8 if double else 4),
-        together=dice.choice([2, 5, 32]),
+        max_num_seqs=dice.choice([2, 5, 32]),
         chunk=dice.choice([3, 17, 64, 512]),
         prefill=dice.choice([20, 100, 2048]),
-        encoded=dice.choice([0, 40_000, 10**7]),
+        encoder_cache=dice.choice([0, 40_000, 10**7]),
     )
     asked = played(scarce, dice, 16, longest)
     held_against_the_model(scarce, asked, DOUBLE if double else ROUNDING)
     after = scarce.counters()
-    assert (after.blocks_held, after.requests) == (0, 0)
+    assert (after.blocks_in_use, after.requests) == (0, 0)
     assert scarce.pool.available == scarce.pool.size
 
 

@@ -10,7 +10,7 @@ from kernels.paths import here
 from torch import Tensor
 
 from polyphi import kernels
-from polyphi.kernels.attention import BLOCK, Held, Where, attend, pairs
+from polyphi.kernels.attention import BLOCK, BlockLayout, KVLayer, attend, pairs
 
 pytestmark = pytest.mark.skipif(kernels.missing() is not None, reason=str(kernels.missing()))
 BEST = kernels.PATHS.index(kernels.path())
@@ -19,7 +19,7 @@ WAYS += [(BEST, 1)] if pairs() else []
 NAMES = [kernels.PATHS[path] + " BF16" * by for path, by in WAYS]
 
 
-def memory(blocks: int, heads: int, d: int, dtype: torch.dtype) -> Held:
+def memory(blocks: int, heads: int, d: int, dtype: torch.dtype) -> KVLayer:
     """Filled with what nobody may read."""
 
     def rows(*width: int, dtype: torch.dtype) -> Tensor:
@@ -27,13 +27,13 @@ def memory(blocks: int, heads: int, d: int, dtype: torch.dtype) -> Held:
         return (filled if dtype == torch.int8 else filled * math.nan).transpose(0, 1)
 
     scales = [rows(dtype=torch.float32) for _ in range(2 if dtype == torch.int8 else 0)]
-    return Held(rows(d, dtype=dtype), rows(d, dtype=dtype), *scales)
+    return KVLayer(rows(d, dtype=dtype), rows(d, dtype=dtype), *scales)
 
 
-def remembered(held: Held, table: list[int], new: Tensor, which: int) -> Tensor:
+def remembered(layer: KVLayer, table: list[int], new: Tensor, which: int) -> Tensor:
     """Keys (`which` 0) or values (1) [n K d] as memory holds them, once it is seen that they are near the new ones."""
     rows = [table[t // BLOCK] * BLOCK + t % BLOCK for t in range(len(new))]
-    kept, scales = held[which][rows].double(), held[which + 2]
+    kept, scales = layer[which][rows].double(), layer[which + 2]
     if scales is None:
         assert torch.equal(kept, new.double())
         return kept
@@ -72,7 +72,7 @@ class Sequences:
         return size * torch.randn(shape, generator=self.draw)
 
     def step(
-        self, dtype: torch.dtype, held: Held, spans: list[tuple[int, int]], isa: int, by: int
+        self, dtype: torch.dtype, layer: KVLayer, spans: list[tuple[int, int]], isa: int, by: int
     ) -> list[Tensor]:
         """The tokens of each sequence in a span, all in one call."""
         mine = [i for i, (first, last) in enumerate(spans) if first < last]
@@ -83,9 +83,9 @@ class Sequences:
         both, wide = torch.cat([q, k], 1), torch.cat([q, k, v], 1)
         new = [spans[i][1] - spans[i][0] for i in mine]
         starts = torch.tensor([0, *new]).cumsum(0).tolist()
-        where = Where(starts, [spans[i][1] for i in mine], [self.tables[i] for i in mine])
+        layout = BlockLayout(starts, [spans[i][1] for i in mine], [self.tables[i] for i in mine])
         v = wide[:, both.shape[1] :]
-        out = attend(both[:, :heads], both[:, heads:], v, held, where, isa, by)
+        out = attend(both[:, :heads], both[:, heads:], v, layer, layout, isa, by)
         return list(out.split(new))
 
 
@@ -112,14 +112,14 @@ def test_attention_is_that_of_the_formula(
 ) -> None:
     dtype = torch.bfloat16 if half else torch.float32
     sequences = Sequences(lengths, shape, seed, size)
-    held = memory(sequences.blocks, *shape[1:], torch.int8 if kind == torch.int8 else dtype)
+    layer = memory(sequences.blocks, *shape[1:], torch.int8 if kind == torch.int8 else dtype)
     before = [max(0, n - m) for n, m in zip(lengths, new, strict=False)]
     if any(before):
-        sequences.step(dtype, held, [(0, n) for n in before], *way)
-    found = sequences.step(dtype, held, list(zip(before, lengths, strict=True)), *way)
+        sequences.step(dtype, layer, [(0, n) for n in before], *way)
+    found = sequences.step(dtype, layer, list(zip(before, lengths, strict=True)), *way)
     whole = zip(found, before, sequences.whole, sequences.tables, strict=True)
     for out, first, (q, k, v), table in whole:
-        keys, values = (remembered(held, table, x.to(dtype), i) for i, x in enumerate((k, v)))
+        keys, values = (remembered(layer, table, x.to(dtype), i) for i, x in enumerate((k, v)))
         wanted = meant(q[first:].to(dtype), keys, values)
         assert out.dtype == dtype
         off = (out.double() - wanted).abs().max() / wanted.abs().max()
@@ -131,16 +131,16 @@ def test_attention_is_that_of_the_formula(
 def test_a_token_is_the_same_whatever_stands_beside_it() -> None:
     sequences = Sequences([700, 40, 1300], (6, 2, 32), 0, 1.0)
     for dtype in (torch.float32, torch.bfloat16):
-        held = memory(sequences.blocks, 2, 32, dtype)
+        layer = memory(sequences.blocks, 2, 32, dtype)
         apart = memory(sequences.blocks, 2, 32, dtype)
         by = pairs()
         spans = [(0, 690), (0, 39), (0, 1299)]
-        sequences.step(dtype, held, spans, -1, by)
+        sequences.step(dtype, layer, spans, -1, by)
         for i, span in enumerate(spans):
             alone = [span if j == i else (0, 0) for j in range(3)]
             sequences.step(dtype, apart, alone, -1, by)
         spans = [(690, 700), (39, 40), (1299, 1300)]
-        together = sequences.step(dtype, held, spans, -1, by)
+        together = sequences.step(dtype, layer, spans, -1, by)
         for i, span in enumerate(spans):
             alone = [span if j == i else (0, 0) for j in range(3)]
             assert torch.equal(sequences.step(dtype, apart, alone, -1, by)[0], together[i])
@@ -152,10 +152,10 @@ def test_threads_change_nothing() -> None:
     try:
         for count in (1, 3):
             torch.set_num_threads(count)
-            held = memory(sequences.blocks, 2, 32, torch.bfloat16)
-            sequences.step(torch.bfloat16, held, [(0, 1499), (0, 0)], -1, pairs())
+            layer = memory(sequences.blocks, 2, 32, torch.bfloat16)
+            sequences.step(torch.bfloat16, layer, [(0, 1499), (0, 0)], -1, pairs())
             spans = [(1499, 1500), (0, 300)]
-            found.append(sequences.step(torch.bfloat16, held, spans, -1, pairs()))
+            found.append(sequences.step(torch.bfloat16, layer, spans, -1, pairs()))
     finally:
         torch.set_num_threads(threads)
     for one, other in zip(*found, strict=True):
@@ -169,7 +169,7 @@ def test_no_number_stays_none(way: tuple[int, int]) -> None:
         sequences = Sequences([length], (3, 1, 16), 0, 1.0)
         sequences.whole[0][0][1] = math.nan
         sequences.whole[0][1][5] = math.nan
-        held = memory(sequences.blocks, 1, 16, torch.float32)
+        layer = memory(sequences.blocks, 1, 16, torch.float32)
         steps = [(0, 4), (4, 8)] if length == 8 else [(0, 40)]
-        out = torch.cat([sequences.step(torch.float32, held, [s], *way)[0] for s in steps])
+        out = torch.cat([sequences.step(torch.float32, layer, [s], *way)[0] for s in steps])
         assert out.isnan().any(2).any(1).tolist() == [t == 1 or t >= 5 for t in range(length)]

@@ -34,7 +34,7 @@ class Running:
     def idle(self) -> bool:
         """Whether nothing is under way and nothing is held."""
         counters = self.engine.counters()
-        return counters.requests == 0 and counters.blocks_held == 0
+        return counters.requests == 0 and counters.blocks_in_use == 0
 
 
 @contextmanager

@@ -92,7 +92,7 @@ def test_a_cancelled_task_frees_what_it_held(running: Running, stream: bool) -> 
     async def cancelled() -> None:
         async with several(running) as client:
             task = asyncio.create_task(read(client))
-            await until(lambda: counters().blocks_held > 0)
+            await until(lambda: counters().blocks_in_use > 0)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task

@@ -39,7 +39,7 @@ def until(true: Callable[[], bool]) -> None:
 
 
 def test_a_client_leaves_places_to_others(engine: Engine) -> None:
-    engine.scheduler.together = 1
+    engine.scheduler.max_num_seqs = 1
     settings = Settings("tiny", max_waiting=3)
     with (
         serving(engine, settings) as running,

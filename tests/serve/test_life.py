@@ -37,7 +37,7 @@ def test_who_hangs_up_while_words_come_frees_everything(running: Running) -> Non
         with client.stream("POST", PATH, json=body) as answer:
             lines = answer.iter_lines()  # kept: a forgotten iterator hangs up by itself
             next(lines)
-            until(lambda: running.engine.counters().blocks_held > 0)
+            until(lambda: running.engine.counters().blocks_in_use > 0)
         until(running.idle)
         until(lambda: not client_server(running).admitted)
         assert client.post(PATH, json=SHORT).status_code == 200
@@ -62,7 +62,7 @@ def _ask_and_close(url: object) -> None:
 
 
 def test_a_full_queue_says_when_to_come_again(engine: Engine) -> None:
-    engine.scheduler.together = 1
+    engine.scheduler.max_num_seqs = 1
     with serving(engine, Settings("tiny", max_waiting=1)) as running, running.client() as client:
         answers: list[httpx2.Response] = []
         threads = [
@@ -139,7 +139,7 @@ def test_it_finishes_what_is_under_way(engine: Engine) -> None:
         found: list[httpx2.Response] = []
         thread = threading.Thread(target=lambda: found.append(client.post(PATH, json=LONG)))
         thread.start()
-        until(lambda: engine.counters().blocks_held > 0)
+        until(lambda: engine.counters().blocks_in_use > 0)
         running.uvicorn.should_exit = True
         thread.join(30)
         assert found[0].json()["usage"]["completion_tokens"] > 100

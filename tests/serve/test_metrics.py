@@ -19,8 +19,8 @@ from polyphi.serve.settings import Settings
 LOAD = Load(
     Counters(
         blocks=200,
-        blocks_held=50,
-        blocks_remembered=20,
+        blocks_in_use=50,
+        blocks_cached=20,
         encoded_bytes=4096,
         requests=5,
         running=2,

@@ -101,7 +101,7 @@ def test_the_node_client(running: Running, place: Path) -> None:
                 step = told.pop("step")
                 found.setdefault(step, []).append(told)
                 if step in ("streams", "waits"):
-                    until(lambda: engine.counters().blocks_held > 0)
+                    until(lambda: engine.counters().blocks_in_use > 0)
                 elif step.startswith("left"):
                     until(running.idle)  # while the client lives on and its connections are open
                     until(lambda: ended() == len(found.get("waits", ())) + 1)

@@ -672,14 +672,14 @@ def test_pieces_are_no_longer_than_clips_may_be(engine: Engine) -> None:
 def test_s8_samples_are_counted_while_they_are_decoded(
     narrow: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Trusting(longform.Recording):
+    class Trusting(longform.StoppableStream):
         """Takes any header for true."""
 
         def __init__(self, source: Any, max_seconds: float, stop: Any) -> None:
             longform.AudioStream.__init__(self, source, max_seconds=max_seconds)
             self._stop = stop
 
-    monkeypatch.setattr(longform, "Recording", Trusting)
+    monkeypatch.setattr(longform, "StoppableStream", Trusting)
     with narrow.client() as plain:
         for fields in ({}, {"stream": "true"}):
             files = {"file": silence(3600)}

@@ -1,4 +1,4 @@
-"""Many files to transcripts: whole, once, and whatever happens to one of them."""
+"""Many files to transcripts: complete, once each, and independent of failures of others."""
 
 import io
 import json
@@ -22,7 +22,7 @@ from polyphi.transcription import files
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random micro model with a tokenizer of its own."""
+    """A random micro model with its tokenizer."""
     from polyphi.stages import lineage, sizes
 
     folder = tmp_path_factory.mktemp("checkpoint")
@@ -39,7 +39,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def phi(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Phi:
-    """The model's place, but with ears for tones."""
+    """The model, with `generate_many` replaced by a decoder of tones."""
     phi = load(checkpoint)
 
     def generate_many(conversations: Any, **_: object) -> list[Completion]:
@@ -64,21 +64,21 @@ def talks(tmp_path: Path) -> Path:
 
 
 def run(phi: Phi, names: list[str], out: Path | None, **options: Any) -> tuple[int, str, list[str]]:
-    told, written = Console(file=io.StringIO(), width=200), list[str]()
+    log, written = Console(file=io.StringIO(), width=200), list[str]()
     recordings = files.targets(files.find(names), out, options.get("form", "text"))
     failed = files.transcribe_files(
-        phi.engine, recordings, write=written.append, console=told, **options
+        phi.engine, recordings, write=written.append, console=log, **options
     )
-    return failed, told.file.getvalue(), written  # type: ignore[attr-defined]
+    return failed, log.file.getvalue(), written  # type: ignore[attr-defined]
 
 
 def test_a_folder_becomes_a_folder(phi: Phi, talks: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    failed, told, written = run(phi, [str(talks)], out)
+    failed, log, written = run(phi, [str(talks)], out)
     assert failed == 1 and not written
-    assert "d.wav: the WAV clip is truncated" in told and "4 files, 0.1 minutes" in told
-    found = {str(p.relative_to(out)): p.read_text() for p in out.rglob("*") if p.is_file()}
-    assert found == {
+    assert "d.wav: the WAV clip is truncated" in log and "4 files, 0.1 minutes" in log
+    texts = {str(p.relative_to(out)): p.read_text() for p in out.rglob("*") if p.is_file()}
+    assert texts == {
         "a.txt": "w0 w1\n",
         "b.txt": "w1 w2\n",
         "old/c.wav.txt": "w2 w3\n",
@@ -86,38 +86,38 @@ def test_a_folder_becomes_a_folder(phi: Phi, talks: Path, tmp_path: Path) -> Non
     }
 
 
-def test_the_same_command_goes_on(phi: Phi, talks: Path, tmp_path: Path) -> None:
+def test_the_same_command_resumes(phi: Phi, talks: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run(phi, [str(talks)], out)
     (out / "b.txt").unlink()
     (out / "a.txt").write_text("mine")
-    failed, told, _ = run(phi, [str(talks)], out)
-    assert failed == 1 and "1 files" in told and "3 are there already" in told
+    failed, log, _ = run(phi, [str(talks)], out)
+    assert failed == 1 and "1 files" in log and "3 are done already" in log
     assert (out / "a.txt").read_text() == "mine" and (out / "b.txt").read_text() == "w1 w2\n"
     run(phi, [str(talks / "*.wav")], out, force=True)
     assert (out / "a.txt").read_text() == "w0 w1\n"
 
 
-def test_damage_found_while_reading_spares_the_others(
+def test_a_file_that_fails_while_reading_does_not_affect_others(
     phi: Phi, talks: Path, tmp_path: Path
 ) -> None:
     """A FLAC file whose header is right and whose samples end early."""
     whole = (talks / "b.flac").read_bytes()
     (talks / "b.flac").write_bytes(whole[: len(whole) // 2])
-    failed, told, written = run(phi, [str(talks / "a.wav"), str(talks / "b.flac")], None)
-    assert failed == 1 and "b.flac: the FLAC clip is" in told
+    failed, log, written = run(phi, [str(talks / "a.wav"), str(talks / "b.flac")], None)
+    assert failed == 1 and "b.flac: the FLAC clip is" in log
     assert written == [f"{talks / 'a.wav'}: w0 w1"]
 
 
 def test_an_interrupt_leaves_what_is_finished(
     phi: Phi, talks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "FILES_TOGETHER", 1)
-    answer, asked = phi.engine.generate_many, list[int]()
+    monkeypatch.setattr(files, "MAX_GROUP_FILES", 1)
+    answer, calls = phi.engine.generate_many, list[int]()
 
     def interrupted(*arguments: Any, **options: Any) -> Any:
-        asked.append(1)
-        if len(asked) == 3:
+        calls.append(1)
+        if len(calls) == 3:
             raise KeyboardInterrupt
         return answer(*arguments, **options)
 
@@ -137,7 +137,9 @@ def test_every_format_is_written(form: str, phi: Phi, talks: Path, tmp_path: Pat
         assert [w.get("word", w.get("text")) for w in json.loads(text)["words"]] == ["w0", "w1"]
 
 
-def test_what_cannot_be_is_told_before_anything_runs(phi: Phi, talks: Path, tmp_path: Path) -> None:
+def test_invalid_arguments_raise_before_anything_runs(
+    phi: Phi, talks: Path, tmp_path: Path
+) -> None:
     for names, message in (
         ([str(tmp_path / "none*.wav")], "expected recordings, found none"),
         ([str(talks / "old"), str(talks / "empty?")], "found none"),
@@ -145,19 +147,19 @@ def test_what_cannot_be_is_told_before_anything_runs(phi: Phi, talks: Path, tmp_
         with pytest.raises(ValueError, match=message):
             files.find(names)
     soundfile.write(tmp_path / "a.wav", say([1], [0.1] * 2), 16000)
-    found = files.find([str(talks / "a.wav"), str(tmp_path / "a.wav")])
-    with pytest.raises(ValueError, match="would both be written to"):
-        files.targets(found, tmp_path, "text")
+    recordings = files.find([str(talks / "a.wav"), str(tmp_path / "a.wav")])
+    with pytest.raises(ValueError, match=r"a\.txt"):
+        files.targets(recordings, tmp_path, "text")
     with pytest.raises(ValueError, match="unknown adapter 'x'"):
         run(phi, [str(talks / "a.wav")], None, adapter="x")
-    failed, told, _ = run(phi, [str(talks / "gone.wav")], None)
-    assert failed == 1 and "found nothing there" in told
+    failed, log, _ = run(phi, [str(talks / "gone.wav")], None)
+    assert failed == 1 and "found nothing there" in log
 
 
 def test_the_command_line(
     checkpoint: Path, talks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The real thing, with random weights: files come out, a bad one makes the exit code 1."""
+    """With random weights: files are written, a damaged one makes the exit code 1."""
     model, out = str(checkpoint), tmp_path / "out"
     with pytest.raises(SystemExit) as stop:
         cli.main(["transcribe", model, str(talks), "--out", str(out), "--format", "srt"])
