@@ -286,7 +286,7 @@ def in_dtype(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tenso
 
 def tensors(model: nn.Module) -> Iterator[Tensor]:
     """Everything that a model holds, quantised weights too."""
-    yield from (*model.parameters(), *model.buffers(), *quantized.held(model))
+    yield from (*model.parameters(), *model.buffers(), *quantized.other_tensors(model))
 
 
 def held(model: nn.Module) -> float:
@@ -656,7 +656,7 @@ def transcription(size: Size, repeats: int, library: Transformers) -> tuple[list
     one. It has no peer."""
     cpu, kind = torch.device("cpu"), "int8-all"
     config, tokenizer = endless(size.config)
-    needed = 2 * parameters(config) - quantized.saved(config, kind) + CACHE
+    needed = 2 * parameters(config) - quantized.saved_bytes(config, kind) + CACHE
     placement.check_fits(needed, free_memory(cpu), cpu)
     model = random_quantised(config, kind)
     phi = Phi(model, make_processor(config, tokenizer), memory=CACHE)

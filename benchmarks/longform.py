@@ -44,8 +44,8 @@ from polyphi.processing.tokenizer import Tokenizer
 from polyphi.services.speech_synthesis import Voice, speak, unavailable
 from polyphi.stages import sizes
 from polyphi.synthetic.stamps import STAMP_FOLDER, STAMPS
-from polyphi.transcription.align import align
 from polyphi.transcription import silence
+from polyphi.transcription.align import align
 from polyphi.transcription.transcript import Piece, estimated
 from polyphi.transcription.words import token_spans, word_spans
 

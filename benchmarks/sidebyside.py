@@ -92,7 +92,7 @@ def fastest_precision(
         return precision.choose(requested)
     if (reason := precision.missing(torch.bfloat16)) is not None:
         return precision.Choice("fp32", reason)
-    large = tuple(p for p in products if p.inputs * p.outputs >= precision.SMALLEST)
+    large = tuple(p for p in products if p.inputs * p.outputs >= precision.MIN_SIZE)
     ratio = precision.slowness(torch.bfloat16, large, BF16_ROWS)
     reason = f"bf16 takes {ratio:.2f} of the time of fp32 on this model's products"
     return precision.Choice("bf16" if ratio < 1 else "fp32", reason)

@@ -49,7 +49,7 @@ from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.processor import Processor
 from polyphi.processing.tokenizer import Tokenizer
-from polyphi.quantization.quantize import KINDS, quantize
+from polyphi.quantization.quantize import SCHEMES, quantize
 
 LAYERS = 32
 TOKENS = (1, 2, 4, 8, 12, 16)
@@ -316,8 +316,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("part", choices=("cost", "tasks", "texts"))
     parser.add_argument("run", type=Path, nargs="?", help="folder of a finished run")
     parser.add_argument("--rows", type=int, default=12, help="of each task")
-    parser.add_argument("--kind", default="bf16", choices=("float32", *KINDS))
-    parser.add_argument("--kinds", nargs="+", default=["int4", "int8"], choices=KINDS)
+    parser.add_argument("--kind", default="bf16", choices=("float32", *SCHEMES))
+    parser.add_argument("--kinds", nargs="+", default=["int4", "int8"], choices=SCHEMES)
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--ranks", type=Path, help="file of o200k_base ranks")

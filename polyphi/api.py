@@ -299,7 +299,7 @@ def load(
     if made:
         needed = stored_bytes(folder)
     else:
-        saved = quantize.saved(config, quant)
+        saved = quantize.saved_bytes(config, quant)
         needed = max(0, placement.size(stored, kind) - saved)
     placement.check_fits(needed, free, place)
     progress("weights", 0.0)

@@ -78,7 +78,7 @@ def save_checkpoint(
             )
         tensor = quantize.reader(model)
     elif quant is not None and calibration:
-        state |= quantize.calibrated(model, quant, calibration)
+        state |= quantize.calibrated_pieces(model, quant, calibration)
     write_checkpoint(
         model.config,
         tensor,

@@ -113,7 +113,7 @@ class Group:
 
     rank: int = 0
     world: int = 1
-    exchange: Callable[[list[Draw]], Sequence[list[Draw]]] = distributed.everyones
+    exchange: Callable[[list[Draw]], Sequence[list[Draw]]] = distributed.all_gather
 
 
 class Loader:

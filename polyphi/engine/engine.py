@@ -347,7 +347,7 @@ def _is_memory_bound(model: PhiModel) -> bool:
     """Whether reading the weights dominates the time of a decode step, so that draft tokens are cheap: on a CPU, where
     the weights exceed its caches. On a GPU a decode step is a CUDA graph (graphs.py), and draft tokens weren't
     measured."""
-    weights = (*model.decoder.parameters(), *quantize.held(model.decoder))
+    weights = (*model.decoder.parameters(), *quantize.other_tensors(model.decoder))
     on_cpu = model.decoder.device.type == "cpu"
     return on_cpu and sum(quantize.nbytes(t) for t in weights) > CPU_CACHE
 

@@ -51,7 +51,7 @@ def choose_dtype(
     quant: str | None = None,
 ) -> torch.dtype | None:
     """The dtype to cast weights to for inference where none is requested: None, as they are stored (`stored` counts
-    parameters by dtype), or float32 where most have a 16-bit dtype that the device is slow in (`precision.suits`, on
+    parameters by dtype), or float32 where most have a 16-bit dtype that the device is slow in (`precision.is_fast`, on
     the products of a model with this `config`) and `free` bytes hold them in float32.
 
     On a CPU without bfloat16 instructions our kernels multiply weights stored in bfloat16 as fast as float32 ones
@@ -73,7 +73,7 @@ def choose_dtype(
         and half.needed()
     ):
         return None
-    if precision.suits(
+    if precision.is_fast(
         main, device, products(config) if config and _is_timed(main, device) else ()
     ):
         return None

@@ -1,9 +1,9 @@
-"""Encoders whose linears are in 8 bits, on a CPU with kernels: what stands between two products is one pass over memory
-(polyphi/kernels/encoder), which adds, norms, gates or convolves, and rounds for the next product.
+"""Encoders with int8 linears on a CPU with our kernels: the operations between two products are one pass over memory
+(polyphi/kernels/encoder), which adds, normalizes, gates or convolves, and rounds to int8 for the next product.
 
     product of the sums -> * scales + bias -> residual -> norm -> 8 bits -> product
 
-Each class takes the place of a module of siglip.py or conformer.py, computes what that does, and holds it as `plain`.
+Each class replaces a module of siglip.py or conformer.py, computes the same, and has the replaced one as `plain`.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,13 +19,14 @@ from polyphi.model import conformer, siglip, subsampling
 from polyphi.model.config import AudioConfig
 from polyphi.model.multimodal import PhiModel
 
-AT_ONCE = 1024
-"""Patches that pass an MLP together: what is between its linears stays in a cache, and is no fresh memory each time
-(over 32 MB, glibc gives it back), which took a third of that product's time for the 6,208 patches of 1280 x 720."""
+MLP_PATCHES = 1024
+"""Patches of one pass through an MLP: the activations between its linears stay in a cache and reuse memory (glibc
+returns blocks over 32 MB to the system, which took a third of the product's time for the 6,208 patches of 1280 x
+720)."""
 
 
 class RowProduct(Protocol):
-    """A product of int8 and activations that are rounded already."""
+    """A product of an int8 weight and activations that are rounded already."""
 
     def rows(self, rows: Rows) -> Raw:
         """The product in bfloat16, without bias."""
@@ -33,7 +34,7 @@ class RowProduct(Protocol):
 
 
 Make = Callable[[nn.Module], RowProduct]
-"""Gives the product of a linear, which is quantised already, or of a convolution of width 1."""
+"""Returns the product of a quantised linear, or of a convolution of width 1."""
 
 
 class Linear:
@@ -48,7 +49,7 @@ class Linear:
 
 
 class Norm:
-    """A LayerNorm's numbers in float32."""
+    """A LayerNorm with float32 parameters."""
 
     def __init__(self, layer_norm: nn.LayerNorm) -> None:
         self.weight, self.bias = layer_norm.weight.float(), layer_norm.bias.float()
@@ -57,12 +58,12 @@ class Norm:
     def __call__(
         self, x: Tensor, raw: Raw | None = None, factor: float = 1.0
     ) -> tuple[Tensor, Rows]:
-        """x + factor * raw, and its norm in 8 bits."""
+        """x + factor * raw, and its norm in int8."""
         return native.norm(x, self.weight, self.bias, self.eps, raw, factor)
 
 
 class Attention:
-    """q, k and v from the same rows, attention, and what comes out of it through a linear."""
+    """The projections q, k and v of the same rows, attention, and the output projection."""
 
     def __init__(self, linears: Sequence[nn.Module], heads: int, make: Make) -> None:
         *self.qkv, self.out = (Linear(linear, make) for linear in linears)
@@ -100,7 +101,7 @@ class VisionLayer(nn.Module):
             return self.plain(x, keys)
         _, rows = self.norms[0](x)
         x, rows = self.norms[1](x, self.attention(rows, keys.queries, keys.keys))
-        parts = zip(x.split(AT_ONCE), *(t.split(AT_ONCE) for t in rows), strict=True)
+        parts = zip(x.split(MLP_PATCHES), *(t.split(MLP_PATCHES) for t in rows), strict=True)
         return torch.cat([self._mlp(part, Rows(*normed)) for part, *normed in parts])
 
     def _mlp(self, x: Float[Tensor, "n D"], rows: Rows) -> Float[Tensor, "n D"]:
@@ -169,7 +170,7 @@ class AudioBlock(nn.Module):
 
 
 class Subsampling(nn.Module):
-    """The convolutions before the blocks, each depthwise one in a pass with what stands before it."""
+    """The convolutions before the blocks, each depthwise one in one pass with the operation before it."""
 
     def __init__(self, plain: subsampling.Subsampling, make: Make) -> None:
         super().__init__()
@@ -194,8 +195,8 @@ class Subsampling(nn.Module):
 
 
 def fuse(model: PhiModel, make: Make) -> None:
-    """Puts these classes into a model's encoders where their kernels run: in bfloat16, in sizes that fit. The vision
-    tower's last layer stays, since no forward of the multimodal model reaches it."""
+    """Replace the modules of a model's encoders by these classes if their kernels support them: in bfloat16, with
+    fitting sizes. The vision tower's last layer stays, since the multimodal model doesn't use it."""
     if model.vision is not None and _fits(model.vision.encoder):
         layers = model.vision.encoder.layers
         for i, layer in enumerate(layers[:-1]):

@@ -1,10 +1,10 @@
-"""Weights of few bits: what a file holds of one, and what multiplies it here.
+"""Weights in 8 and 4 bits: their stored form, and the product that runs on this machine.
 
     EightBit(weight)(x)                     # [T I] by [O I] -> [T O]
-    FourBit.stored(pieces, shape, device)   # of a file, used where it lies
+    FourBit.stored(pieces, shape, device)   # from a file, used in place
 
-Our own kernels multiply on a CPU (polyphi/kernels/linear.cpp); without them, and on other devices, torch's do, from the
-same bytes. Which weights of a model become such is `quantize.py`'s matter.
+Our kernels run on a CPU (polyphi/kernels/linear.cpp); without them, and on other devices, torch's kernels run on the
+same bytes. `quantize.py` chooses the weights of a model to quantise.
 """
 
 import time
@@ -25,55 +25,53 @@ from polyphi.kernels.linear import GROUP, PANEL, Adapter
 from polyphi.quantization.rounding import four_bits
 
 Pieces = Mapping[str, Tensor]
-"""What a file holds of a quantised weight, by the ends of the tensors' names."""
+"""The stored tensors of a quantised weight, by the suffixes of their names."""
 ROWS = 4096
-"""Rows of a weight quantised at once, which bounds the memory beside it."""
+"""Rows of a weight that are quantised at once, to bound temporary memory."""
 SLOW = 20.0
-"""A kernel that takes so many times as long as another one is no kernel. (They differ by up to 4 where all is well.)"""
+"""A kernel this many times slower than another one is not used. (Usable ones differ by a factor of up to 4.)"""
 UNPACK = 256
 """From this many tokens on int4 weights are unpacked for a plain product: the kernel's time grows with every token, and
 unpacking takes as long as about 200 of them."""
-
-
 NARROW = (torch.float32, torch.bfloat16)
-"""Types of tokens that our own kernels read and write."""
+"""Dtypes of activations that our kernels read and write."""
 
 
-def two(shape: torch.Size) -> tuple[int, int]:
-    """Outputs and inputs, of a convolution of width 1 too."""
+def shape_2d(shape: torch.Size) -> tuple[int, int]:
+    """(outputs, inputs) of a linear or a convolution of width 1."""
     return shape[0], shape[1]
 
 
 class Quantised(ABC):
-    """W x for W [out in] in few bits: what a file holds of it, and what multiplies that here."""
+    """W x for a quantised W [out in]: its stored form, and the product that runs here."""
 
     bits: ClassVar[int]
 
     @classmethod
     def stored(cls, pieces: Pieces, shape: tuple[int, int], device: torch.device) -> Self:
-        """From what a file holds, where that lies if our own kernels multiply it."""
-        made = cls.__new__(cls)
-        made._hold(pieces, shape, device)
-        return made
+        """From stored pieces, which our kernels use in place."""
+        weight = cls.__new__(cls)
+        weight._load(pieces, shape, device)
+        return weight
 
-    def _hold(self, pieces: Pieces, shape: tuple[int, int], device: torch.device) -> None:
+    def _load(self, pieces: Pieces, shape: tuple[int, int], device: torch.device) -> None:
         self.shape, self.row = shape, pieces["row"].to(device)
         packed = pieces[f"q{self.bits}"]
         ours = _native(device)
         self.table = packed if ours else None
         self.product: Product = (
-            Native(packed, self.row, self.bits) if ours else self.other(packed, device)
+            Native(packed, self.row, self.bits) if ours else self.fallback(packed, device)
         )
 
     @classmethod
     def layout(cls, shape: tuple[int, int]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-        """Types and shapes of the `pieces` of a weight [out in]."""
+        """Dtypes and shapes of the `pieces` of a weight [out in]."""
         size = {4: native.size4, 8: native.size8}[cls.bits](*shape)
         return {f"q{cls.bits}": (torch.uint8, (size,)), "row": (torch.float32, shape[:1])}
 
     @abstractmethod
-    def other(self, packed: Tensor, device: torch.device) -> "Product":
-        """What multiplies it where our own kernels don't."""
+    def fallback(self, packed: Tensor, device: torch.device) -> "Product":
+        """The product where our kernels don't run."""
 
     def __call__(self, x: Float[Tensor, "*T I"]) -> Float[Tensor, "*T O"]:
         y = self.product(x.reshape(-1, self.shape[1]))
@@ -86,8 +84,8 @@ class Quantised(ABC):
         onto: Float[Tensor, "T O"] | None,
         gated: bool,
     ) -> Float[Tensor, "T O_"] | None:
-        """All that `LoraLinear` does in one go: with an adapter's two products and their factor. None where it isn't
-        our own kernels that multiply all of it, or what is gated isn't of whole panels."""
+        """All of `LoraLinear` in one kernel, with an adapter's two products and their factor. None if our kernels don't
+        run for all of it, or the halves of a gated output aren't multiples of a panel."""
         base, adapter = self.product, None
         if not isinstance(base, Native) or x.dtype not in NARROW:
             return None
@@ -103,14 +101,14 @@ class Quantised(ABC):
         )
 
     def rows(self, ids: Int[Tensor, " T"]) -> Float[Tensor, "T I"]:
-        """Rows of the weight, in float32. Where it isn't multiplied as a file holds it, whoever wants rows puts that
-        into `table`."""
-        assert self.table is not None, "what the file holds isn't at hand"
+        """Rows of the weight, dequantised to float32. Without our kernels the caller must set `table` to the stored
+        bytes first."""
+        assert self.table is not None, "the stored bytes are not in memory"
         whole = {4: native.rows4, 8: native.rows8}[self.bits](self.table, ids, self.shape[1])
         return whole * self.row[ids, None]
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """What it holds in memory."""
+        """Its tensors in memory."""
         return self.product.tensors()
 
 
@@ -123,15 +121,15 @@ class EightBit(Quantised):
     bits = 8
 
     def __init__(self, weight: Float[Tensor, "O I"]) -> None:
-        self._hold(self.pieces(weight), two(weight.shape), weight.device)
+        self._load(self.pieces(weight), shape_2d(weight.shape), weight.device)
 
-    def other(self, packed: Tensor, device: torch.device) -> "Product":
+    def fallback(self, packed: Tensor, device: torch.device) -> "Product":
         q = native.unpack8(packed, *self.shape).to(device)
         return PerToken(_kernel(device.type)(q, self.row))
 
     @staticmethod
     def pieces(weight: Float[Tensor, "O I"]) -> Pieces:
-        """What a file holds of a weight: `q8`, as our kernels read it, and `row`, its scales."""
+        """The stored form of a weight: `q8`, in the layout of our kernels, and `row`, its scales."""
         row = torch.empty(len(weight))
         packed = []
         for part, scales in zip(weight.split(ROWS), row.split(ROWS), strict=True):
@@ -142,20 +140,22 @@ class EightBit(Quantised):
 
 
 class Product(Protocol):
-    """Tokens by a weight, in their own type, and what it holds of the weight."""
+    """A product of tokens and a weight, in the tokens' dtype."""
 
     def __call__(self, x: Float[Tensor, "T I"]) -> Float[Tensor, "T O"]: ...
 
-    def tensors(self) -> tuple[Tensor, ...]: ...
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Its tensors in memory."""
+        ...
 
 
 def _native(device: torch.device) -> bool:
-    """Whether our own kernels multiply there."""
+    """Whether our kernels run on a device."""
     return device.type == "cpu" and kernels.missing() is None
 
 
 class Native:
-    """Our own kernels: activations in 8 bits with a scale per token, sums of integers (of a group, in 4 bits)."""
+    """Our kernels: int8 activations with a scale per token, integer sums (per group in 4 bits)."""
 
     def __init__(
         self, packed: UInt8[Tensor, " bytes"], row: Float[Tensor, " O"], bits: int
@@ -163,11 +163,11 @@ class Native:
         self.packed, self.row, self.bits = packed, row, bits
 
     def __call__(self, x: Float[Tensor, "T I"]) -> Float[Tensor, "T O"]:
-        known = x if x.dtype in NARROW else x.float()
-        return native.linear(known, self.packed, self.row, bits=self.bits).to(x.dtype)
+        supported = x if x.dtype in NARROW else x.float()
+        return native.linear(supported, self.packed, self.row, bits=self.bits).to(x.dtype)
 
     def rows(self, rows: Rows) -> Raw:
-        """The product of activations that are rounded already, in bfloat16; of weights of 8 bits."""
+        """The product of int8 activations, in bfloat16; for int8 weights."""
         assert self.bits == 8
         return Raw(native.linear_rows(rows.q, rows.scale, self.packed, self.row))
 
@@ -176,8 +176,8 @@ class Native:
 
 
 class PerToken:
-    """A product of int8, behind activations that are rounded here. Where x is bfloat16 so are its scales, and results
-    are rounded twice."""
+    """An int8 product with activations rounded per token. For bfloat16 x the scales are bfloat16 too, and results are
+    rounded twice."""
 
     def __init__(self, product: "OneDnn | IntMm | Plain") -> None:
         self.product = product
@@ -205,13 +205,13 @@ class EightBitLinear(nn.Module):
 
 def per_token(x: Float[Tensor, "T I"]) -> tuple[Int8[Tensor, "T I"], Float[Tensor, "T 1"]]:
     """x as int8, and the scale of each row."""
-    # The scale is rounded to the type of x first: the largest value becomes 127, whichever way that goes.
+    # The scale is rounded to the dtype of x first, so that the largest value becomes 127.
     scale = (x.abs().amax(1, keepdim=True).float() / 127).clamp_(min=1e-12).to(x.dtype)
     return (x / scale.float()).round_().to(torch.int8), scale
 
 
 class OneDnn:
-    """oneDNN's int8 product; the weight lies in the order that its kernel reads (AMX, VNNI)."""
+    """oneDNN's int8 product, with the weight in the layout of its kernel (AMX, VNNI)."""
 
     def __init__(self, weight: Int8[Tensor, "O I"], scale: Float[Tensor, " O"]) -> None:
         self.weight = torch.ops.onednn.qlinear_prepack(weight, None)
@@ -219,25 +219,24 @@ class OneDnn:
         self.zeros = torch.zeros(len(scale), dtype=torch.int32)
 
     def __call__(self, q: Int8[Tensor, "T I"], dtype: torch.dtype) -> Float[Tensor, "T O"]:
-        # Activations as unsigned numbers with scale 1 and zero point 128: signed ones have no fast way on CPUs that
-        # have VNNI alone.
+        # Activations as uint8 with scale 1 and zero point 128: signed ones are slow on CPUs with VNNI but without AMX.
         return self._unsigned(q.view(torch.uint8) ^ 128, dtype)
 
     def rows(self, rows: Rows) -> Raw:
-        """The product of activations that are rounded already, in bfloat16; their scales are still to be applied."""
+        """The product of int8 activations, in bfloat16, before their scales are applied."""
         return Raw(self._unsigned(rows.q, torch.bfloat16), rows.scale)
 
     def _unsigned(self, unsigned: UInt8[Tensor, "T I"], dtype: torch.dtype) -> Float[Tensor, "T O"]:
-        """Of activations to which 128 has been added."""
+        """The product of activations to which 128 was added."""
         w, s, z = self.weight, self.scale, self.zeros
-        # No bias; the result is not quantised, nothing is fused behind it.
+        # No bias; the result is not quantised, and no operation is fused.
         return torch.ops.onednn.qlinear_pointwise(
             unsigned, 1.0, 128, w, s, z, None, 1.0, 0, dtype, "none", [], ""
         )
 
 
 class IntMm:
-    """torch's own int8 product, on CUDA too (which wants more than 16 rows)."""
+    """torch's int8 product, also on CUDA (which requires more than 16 rows)."""
 
     def __init__(self, weight: Int8[Tensor, "O I"], scale: Float[Tensor, " O"]) -> None:
         self.weight, self.scale = weight, scale
@@ -249,7 +248,7 @@ class IntMm:
 
 
 class Plain:
-    """A product of float32, anywhere."""
+    """A float32 product, on any device."""
 
     def __init__(self, weight: Int8[Tensor, "O I"], scale: Float[Tensor, " O"]) -> None:
         self.weight, self.scale = weight, scale
@@ -260,15 +259,15 @@ class Plain:
 
 @cache
 def _kernel(device: str) -> type[OneDnn | IntMm | Plain]:
-    """The first of the three that is right here about the largest numbers, for some CPUs add pairs of products in 16
-    bits and would cut them off; and that isn't slow, for on some a kernel has nothing but a reference."""
-    right = [k for k in ((OneDnn, IntMm) if device == "cpu" else (IntMm,)) if is_right(k, device)]
-    seconds = {k: _seconds(k, device) for k in (*right, Plain)}
-    return next(k for k in (*right, Plain) if seconds[k] <= SLOW * min(seconds.values()))
+    """The first of the three that is exact for the largest numbers (some CPUs add pairs of products in 16 bits, which
+    saturate) and not slow (on some CPUs a kernel has only a reference implementation)."""
+    exact = [k for k in ((OneDnn, IntMm) if device == "cpu" else (IntMm,)) if is_right(k, device)]
+    seconds = {k: _seconds(k, device) for k in (*exact, Plain)}
+    return next(k for k in (*exact, Plain) if seconds[k] <= SLOW * min(seconds.values()))
 
 
 def is_right(kernel: type[OneDnn | IntMm], device: str) -> bool:
-    """Whether a kernel is there, and exact about the largest numbers."""
+    """Whether a kernel is available, and exact for the largest numbers."""
     try:
         return all(_exact(kernel, rows, device) for rows in (1, 3, 32))
     except (AttributeError, RuntimeError, NotImplementedError):
@@ -276,15 +275,15 @@ def is_right(kernel: type[OneDnn | IntMm], device: str) -> bool:
 
 
 def _seconds(kernel: type[OneDnn | IntMm | Plain], device: str) -> float:
-    """The shortest of a dozen products of a few rows: on a busy machine most of them are interrupted."""
+    """The shortest time of twelve products of a few rows: on a busy machine most of them are interrupted."""
     weight = torch.ones(512, 512, dtype=torch.int8, device=device)
     product, q = kernel(weight, torch.ones(512, device=device)), weight[:32]
-    took = []
+    times = []
     for _ in range(12):
         began = time.perf_counter()
         product(q, torch.float32)[0, 0].item()
-        took.append(time.perf_counter() - began)
-    return min(took)
+        times.append(time.perf_counter() - began)
+    return min(times)
 
 
 def _exact(kernel: type[OneDnn | IntMm], rows: int, device: str) -> bool:
@@ -292,40 +291,40 @@ def _exact(kernel: type[OneDnn | IntMm], rows: int, device: str) -> bool:
     q = q.repeat(rows, 1)
     weight = torch.cat([q[:1], -q[:1]]).repeat(32, 1)
     scale = torch.linspace(1, 2, 64, device=device)
-    found = kernel(weight, scale)(q, torch.float32)
-    wanted = (q.double() @ weight.double().t()) * scale.double()
-    return bool(torch.allclose(found.double(), wanted, rtol=1e-6))
+    result = kernel(weight, scale)(q, torch.float32)
+    expected = (q.double() @ weight.double().t()) * scale.double()
+    return bool(torch.allclose(result.double(), expected, rtol=1e-6))
 
 
 # ---------------------------------------------------------------------- int4
 
 
 class FourBit(Quantised):
-    """4 bits: row * s * (q - z / 16), with s and z a byte each for an output and GROUP inputs, and `row` in float32 for
-    an output. `in` is a multiple of GROUP."""
+    """4 bits: row * s * (q - z / 16), with s and z a byte each per output and GROUP inputs, and `row` in float32 per
+    output. `in` is a multiple of GROUP."""
 
     bits = 4
 
     def __init__(
         self, weight: Float[Tensor, "O I"], hessian: Float[Tensor, "I I"] | None = None
     ) -> None:
-        self._hold(self.pieces(weight, hessian), two(weight.shape), weight.device)
+        self._load(self.pieces(weight, hessian), shape_2d(weight.shape), weight.device)
 
-    def other(self, packed: Tensor, device: torch.device) -> "Product":
+    def fallback(self, packed: Tensor, device: torch.device) -> "Product":
         four = native.unpack4(packed, *self.shape)
         return Int4Pack(native.Four(*(t.to(device) for t in four)), self.row)
 
     @staticmethod
     def pieces(weight: Float[Tensor, "O I"], hessian: Float[Tensor, "I I"] | None = None) -> Pieces:
-        """What a file holds of a weight: `q4`, as our kernels read it, and `row`, a float of each output."""
-        some = weight.split(ROWS) if hessian is None else (weight,)
-        parts = [four_bits(part, hessian) for part in some]
+        """The stored form of a weight: `q4`, in the layout of our kernels, and `row`, a float per output."""
+        chunks = weight.split(ROWS) if hessian is None else (weight,)
+        parts = [four_bits(chunk, hessian) for chunk in chunks]
         packed = [native.pack4(native.Four(*(t.cpu() for t in part.four))) for part in parts]
         return {"q4": torch.cat(packed), "row": torch.cat([part.row.cpu() for part in parts])}
 
 
 class Int4Pack:
-    """torch's products, of bfloat16: (q - 8) * scale + zero. Outputs are filled up to a multiple of 64."""
+    """torch's int4 product in bfloat16: (q - 8) * scale + zero. Outputs are padded to a multiple of 64."""
 
     def __init__(self, weight: native.Four, row: Float[Tensor, " O"]) -> None:
         self.outputs = len(row)
@@ -365,8 +364,8 @@ class Int4Pack:
         return torch.addcmul(zero[:, None], q, scale[:, None]).view(inputs, outputs)
 
     def _nibbles(self) -> UInt8[Tensor, "I O"]:
-        """What the CPU's kernel holds: of 64 outputs at an input, the first 32 lie in the low halves of 32 bytes, the
-        others in the high ones."""
+        """The levels from the CPU kernel's layout: of 64 outputs at an input, the first 32 are in the low halves of 32
+        bytes, the others in the high halves."""
         outputs, inputs = self.shape
         bytes_ = self.packed.view(outputs // 64, inputs, 32)
         blocks = torch.cat([bytes_ & 15, bytes_ >> 4], 2)

@@ -1,27 +1,27 @@
-"""Fewer bits for what stands still: the frozen linears of a model that only answers.
+"""Quantisation of a model's linears for inference.
 
     quantize(model, "int8")      # or polyphi.load(folder, quant="int8")
     quantize(model, "int4", calibration=rows)
 
-| kind | base linears of the decoder | head (the embedding, transposed) | encoders' linears |
+| scheme | base linears of the decoder | head (the embedding, transposed) | encoders' linears |
 |---|---|---|---|
-| bf16 | as they are | as it is | bfloat16, in the order in which this CPU reads them |
+| bf16 | as stored | as stored | bfloat16, in the memory layout of this CPU's kernel |
 | int8 | a scale per output, activations a scale per token | int8 | as above |
 | int4 | groups of 32 inputs, each with a scale and a zero (rounding.py) | int4 | as above |
-| int8-all | as int8 | int8 | int8, and so are projectors and adapters |
-| int4-all | as int4 | int4 | likewise |
+| int8-all | as int8 | int8 | int8, also projectors and adapters |
+| int4-all | as int4 | int4 | int8, also projectors and adapters |
 
-Norms, biases and convolutions keep their type always, adapters and projectors but for the last two: a batch still
-mixes adapters freely. The head gets rows of its own and the lookup of embeddings stays exact: of a checkpoint that is
-mapped from its file only the embeddings that are read take memory, so that memory falls all the same. A quantised
-checkpoint (weights.py) has no other embeddings than the head's rows, and looks up these.
+Norms, biases and convolutions keep their dtype, and so do adapters and projectors except in the last two schemes; a
+batch can mix adapters in all of them. The head is a quantised copy, and the lookup of embeddings stays exact: of a
+checkpoint that is memory-mapped only the embeddings that are read take memory, so the total still falls. A quantised
+checkpoint (checkpoints/) has no embeddings beside the head's rows, which are then used for the lookup.
 
-Scales of activations belong to a token: what its neighbours in the batch are changes nothing. In int8 all sums are of
-integers, exact whatever their order. In int4, 128 tokens and more that pass together are multiplied by weights rounded
-to 8 bits (kernels/linear.cpp).
+Scales of activations are per token, so a token's result doesn't depend on its neighbours in the batch. In int8 all sums
+are of integers, exact in any order. In int4 a batch of 128 tokens and more is multiplied by weights unpacked to int8
+(kernels/linear.cpp).
 
-A quantised model is for inference on the device it is on. It can't be trained or given other adapters, and is saved as
-what it is (weights.py), as a whole one can be.
+A quantised model is for inference on its device. It can't be trained or get other adapters, and can only be saved in
+the same scheme.
 """
 
 import math
@@ -55,19 +55,19 @@ from polyphi.quantization.fewbits import (
     Pieces,
     Quantised,
     is_right,
-    two,
+    shape_2d,
 )
 
 STORED = ("int8", "int4", "int8-all", "int4-all")
-"""What a checkpoint may be quantised to."""
-KINDS = ("bf16", *STORED)
+"""Schemes of quantised checkpoints."""
+SCHEMES = ("bf16", *STORED)
 EMBEDDING = "decoder.embed_tokens.weight"
-"""Quantised as the head, and kept as it is for the lookup."""
+"""Quantised as the head, and unchanged for the lookup."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """A weight to quantise: its `name` and shape in the model, the `form` it gets, and what puts that in its place."""
+    """A weight to quantise: its `name` and shape in the model, its quantised `form`, and `put`, which replaces it."""
 
     name: str
     shape: tuple[int, int]
@@ -76,53 +76,52 @@ class Part:
 
 
 @torch.no_grad()
-def quantize(model: PhiModel, kind: str, calibration: Sequence[Batch] = ()) -> PhiModel:
-    """Quantise a model in place, one weight after the other; each is freed as its successor stands. In 4 bits the model
-    stays nearer to what it was with `calibration`, a few dozen rows like those that it will answer (rounding.py).
-    Raises ValueError for an unknown kind, for a model that is quantised already, and for rows where nothing is
-    calibrated."""
-    rounded = calibrated(model, kind, calibration) if calibration else {}
-    for part in parts(model, kind):
+def quantize(model: PhiModel, scheme: str, calibration: Sequence[Batch] = ()) -> PhiModel:
+    """Quantise a model in place, weight by weight; each is freed once its quantised form exists. In 4 bits
+    `calibration`, a few dozen rows like those of inference, reduces the error (rounding.py). Raises ValueError for an
+    unknown scheme, for a model that is quantised already, and for calibration rows with a scheme without 4 bits."""
+    rounded = calibrated_pieces(model, scheme, calibration) if calibration else {}
+    for part in parts(model, scheme):
         weight = model.get_parameter(part.name).flatten(1)
         if part.name in rounded:
             part.put(FourBit.stored(rounded.pop(part.name), part.shape, weight.device))
         else:
             part.put(part.form(weight))
-    return prepare(model, kind)
+    return prepare(model, scheme)
 
 
 @torch.no_grad()
-def calibrated(model: PhiModel, kind: str, rows: Sequence[Batch]) -> dict[str, Pieces]:
-    """What a file holds of the weights in 4 bits, rounded for what they see of `rows`, by the weights' names; the model
-    stays whole. Raises ValueError for a kind without 4 bits, and for a model that is quantised already."""
-    if not kind.startswith("int4"):
-        raise ValueError(f"calibration is for int4; {kind} does without it")
-    shapes = {part.name: part.shape for part in parts(model, kind) if part.form is FourBit}
+def calibrated_pieces(model: PhiModel, scheme: str, rows: Sequence[Batch]) -> dict[str, Pieces]:
+    """The stored form of the weights in 4 bits by name, rounded for their inputs over `rows`; the model is unchanged.
+    Raises ValueError for a scheme without 4 bits, and for a model that is quantised already."""
+    if not scheme.startswith("int4"):
+        raise ValueError(f"calibration is for int4; {scheme} does without it")
+    shapes = {part.name: part.shape for part in parts(model, scheme) if part.form is FourBit}
     linears = {m: f"{n}.weight" for n, m in model.named_modules() if isinstance(m, LoraLinear)}
-    found: dict[str, Pieces] = {}
+    result: dict[str, Pieces] = {}
 
     def round_(linear: LoraLinear, hessian: Tensor) -> None:
         name = linears[linear]
         if name in shapes:
-            found[name] = FourBit.pieces(linear.weight, hessian)
-            # for now, so that the layers behind it see what it will answer
-            linear.kernel = FourBit.stored(found[name], shapes[name], linear.weight.device)
+            result[name] = FourBit.pieces(linear.weight, hessian)
+            # Temporarily, so that later layers get the outputs of the quantised one.
+            linear.kernel = FourBit.stored(result[name], shapes[name], linear.weight.device)
 
     try:
-        seen = calibrate(model, rows, round_)
+        head = calibrate(model, rows, round_)
     finally:
         for linear in linears:
             linear.kernel = None
     if EMBEDDING in shapes:
-        found[EMBEDDING] = FourBit.pieces(model.get_parameter(EMBEDDING), seen)
-    return found
+        result[EMBEDDING] = FourBit.pieces(model.get_parameter(EMBEDDING), head)
+    return result
 
 
 @torch.no_grad()
-def prepare(model: PhiModel, kind: str) -> PhiModel:
-    """The rest, where the weights of `parts` are done: bfloat16 linears of the encoders are laid out for this CPU, GELU
-    included; elsewhere, and in other types, they stay."""
-    model.quant = kind
+def prepare(model: PhiModel, scheme: str) -> PhiModel:
+    """Finish a model after the weights of `parts` are quantised: bfloat16 linears of the encoders get this CPU's memory
+    layout, with GELU fused; on other devices and in other dtypes they are unchanged."""
+    model.quant = scheme
     for path, module, name in _linears(model):
         child: Any = module.get_submodule(name)
         if ".projector." in path or not _packs():
@@ -133,51 +132,53 @@ def prepare(model: PhiModel, kind: str) -> PhiModel:
         setattr(module, name, Packed(child.weight.flatten(1), child.bias, gelu=gelu))
         if gelu:
             module.act = nn.Identity()
-    if kind.endswith("-all") and kernels.missing() is None:
-        eightbit.fuse(model, _by_onednn if is_right(OneDnn, "cpu") else _by_ours)
+    if scheme.endswith("-all") and kernels.missing() is None:
+        eightbit.fuse(model, _onednn_product if is_right(OneDnn, "cpu") else _native_product)
     return model
 
 
-def parts(model: PhiModel, kind: str) -> list[Part]:
-    """What is to be quantised, the largest weight first, while memory is still empty. Raises ValueError for an unknown
-    kind, and for a model that is quantised already."""
-    if kind not in KINDS:
+def parts(model: PhiModel, scheme: str) -> list[Part]:
+    """The weights to quantise, the largest first, while most memory is free. Raises ValueError for an unknown scheme,
+    and for a model that is quantised already."""
+    if scheme not in SCHEMES:
         raise ValueError(
-            f"quant must be None (as stored) or one of {', '.join(KINDS)}; found {kind!r}"
+            f"quant must be None (as stored) or one of {', '.join(SCHEMES)}; found {scheme!r}"
         )
     if model.quant is not None:
-        raise ValueError("this model is quantised already; load it again to quantise it otherwise")
-    if kind == "bf16":
+        raise ValueError(
+            "this model is quantised already; load it again to quantise it in another scheme"
+        )
+    if scheme == "bf16":
         return []
     decoder = model.decoder
     table = (decoder.config.vocab_size, decoder.config.hidden_size)
-    found = [Part(EMBEDDING, table, _form(kind, table), partial(setattr, decoder, "head"))]
+    result = [Part(EMBEDDING, table, _form(scheme, table), partial(setattr, decoder, "head"))]
     for name, module in decoder.named_modules():
         if isinstance(module, LoraLinear):
-            shape = two(module.weight.shape)
+            shape = shape_2d(module.weight.shape)
             put = partial(_replace, module, "weight", "kernel")
-            found.append(Part(f"decoder.{name}.weight", shape, _form(kind, shape), put))
-        elif isinstance(module, LowRank) and kind.endswith("-all"):
+            result.append(Part(f"decoder.{name}.weight", shape, _form(scheme, shape), put))
+        elif isinstance(module, LowRank) and scheme.endswith("-all"):
             for factor, kernel in (("a", "down"), ("b", "up")):
                 put = partial(_replace, module, factor, kernel)
-                shape = two(getattr(module, factor).shape)
-                found.append(Part(f"decoder.{name}.{factor}", shape, EightBit, put))
-    if kind.endswith("-all"):
+                shape = shape_2d(getattr(module, factor).shape)
+                result.append(Part(f"decoder.{name}.{factor}", shape, EightBit, put))
+    if scheme.endswith("-all"):
         for path, module, name in _linears(model):
-            shape = two(model.get_parameter(f"{path}.weight").shape)
+            shape = shape_2d(model.get_parameter(f"{path}.weight").shape)
             put = partial(_replace_linear, module, name)
-            found.append(Part(f"{path}.weight", shape, EightBit, put))
-    return found
+            result.append(Part(f"{path}.weight", shape, EightBit, put))
+    return result
 
 
-def _form(kind: str, shape: tuple[int, int]) -> type[EightBit] | type[FourBit]:
-    """The bits of a kind, or 8 where 4 don't fit a weight's shape."""
-    return FourBit if kind.startswith("int4") and shape[1] % GROUP == 0 else EightBit
+def _form(scheme: str, shape: tuple[int, int]) -> type[EightBit] | type[FourBit]:
+    """The form of a scheme, or 8 bits if a weight's shape doesn't support 4."""
+    return FourBit if scheme.startswith("int4") and shape[1] % GROUP == 0 else EightBit
 
 
 def _linears(model: PhiModel) -> list[tuple[str, nn.Module, str]]:
-    """The linears of encoders and projectors that a forward reaches: path, the module around them, their name in it.
-    (A list of themselves would keep those that are replaced.)"""
+    """The linears of encoders and projectors that a forward uses: path, parent module, name in it. (References to the
+    linears would keep replaced ones in memory.)"""
     unused = model.unused()
     return [
         (f"{path}.{name}", module, name)
@@ -199,8 +200,8 @@ def _replace_linear(module: nn.Module, name: str, product: EightBit) -> None:
 
 
 def reader(model: PhiModel) -> Callable[[str], Tensor | Pieces]:
-    """Tensors of a quantised model by their names in a whole one, for a checkpoint of it: pieces of what is quantised.
-    Raises ValueError, when it is asked, for what no longer lies as a file holds it."""
+    """A function that returns the tensors of a quantised model by their unquantised names, to save a checkpoint: pieces
+    for quantised weights. It raises ValueError for weights that no longer have their stored layout."""
     state, forms = model.state_dict(), {}
     for path, module in model.named_modules():
         for kernel, parameter in (("kernel", "weight"), ("down", "a"), ("up", "b")):
@@ -212,7 +213,7 @@ def reader(model: PhiModel) -> Callable[[str], Tensor | Pieces]:
         if isinstance(form, Quantised):
             if form.table is None:
                 raise ValueError(
-                    f"{name} doesn't lie as a file holds it any more; quantise the whole model while saving it"
+                    f"{name} has no longer its stored layout; quantise the unquantised model while saving it"
                 )
             return dict(zip(form.layout(form.shape), (form.table, form.row), strict=True))
         module: Any = model.get_submodule(name.rpartition(".")[0])
@@ -222,14 +223,14 @@ def reader(model: PhiModel) -> Callable[[str], Tensor | Pieces]:
     return read
 
 
-def saved(config: ModelConfig, kind: str | None) -> int:
-    """Bytes of a bfloat16 checkpoint's weights that quantising does away with; a table of embeddings that is mapped
-    from its file counts as none."""
-    if kind is None:
+def saved_bytes(config: ModelConfig, scheme: str | None) -> int:
+    """Bytes that quantisation saves of a bfloat16 checkpoint's weights; a memory-mapped table of embeddings counts as
+    none."""
+    if scheme is None:
         return 0
     with torch.device("meta"):
-        found = parts(PhiModel(config), kind)
-    return sum(2 * math.prod(part.shape) - size(part) for part in found)
+        quantised = parts(PhiModel(config), scheme)
+    return sum(2 * math.prod(part.shape) - size(part) for part in quantised)
 
 
 def size(part: Part) -> int:
@@ -239,49 +240,52 @@ def size(part: Part) -> int:
 
 
 def in_memory(model: PhiModel) -> int:
-    """Bytes of a model's tensors. A table of embeddings on a CPU that only looks up is left out: it is mapped from its
-    file, of which the rows that are read take memory."""
+    """Bytes of a model's tensors, without a table of embeddings on a CPU that is only used for lookups: it is mapped
+    from its file, and only rows that are read take memory."""
     decoder = model.decoder
-    tensors = {id(t): nbytes(t) for t in (*model.parameters(), *model.buffers(), *held(model))}
+    tensors = {
+        id(t): nbytes(t) for t in (*model.parameters(), *model.buffers(), *other_tensors(model))
+    }
     if decoder.head is not None and decoder.device.type == "cpu":
         tensors.pop(id(decoder.embed_tokens.weight), None)
     return sum(tensors.values())
 
 
-def held(model: nn.Module) -> Iterator[Tensor]:
-    """The tensors of a model that are neither parameters nor buffers: what is quantised or laid out for the CPU."""
+def other_tensors(model: nn.Module) -> Iterator[Tensor]:
+    """The tensors of a model that are neither parameters nor buffers: quantised weights, and weights in the CPU's
+    layout."""
     for module in model.modules():
         if isinstance(module, Packed):
             yield module.weight
         for name in ("kernel", "head", "down", "up"):
-            found = getattr(module, name, None)
-            if isinstance(found, Quantised):
-                yield from found.tensors()
+            weight = getattr(module, name, None)
+            if isinstance(weight, Quantised):
+                yield from weight.tensors()
 
 
 def nbytes(tensor: Tensor) -> int:
-    """Bytes of a tensor, in oneDNN's own order too."""
+    """Bytes of a tensor, also in oneDNN's layout."""
     return torch.ops.mkldnn._nbytes(tensor) if tensor.is_mkldnn else tensor.nbytes
 
 
 def _eight_bits(linear: nn.Module) -> EightBit:
-    """The int8 weight of an encoder's linear, or of a convolution of width 1, which is quantised here."""
+    """The int8 weight of an encoder's linear, or of a convolution of width 1, which this function quantises."""
     if isinstance(linear, EightBitLinear):
         return linear.kernel
     assert isinstance(linear, nn.Conv2d)
     return EightBit(linear.weight.flatten(1))
 
 
-def _by_ours(linear: nn.Module) -> Native:
-    """Its product by our own kernels: on a CPU without dot products of bytes, where oneDNN's int8 sums saturate."""
+def _native_product(linear: nn.Module) -> Native:
+    """A linear's product by our kernels: for CPUs without dot products of bytes, where oneDNN's int8 sums saturate."""
     product = _eight_bits(linear).product
     assert isinstance(product, Native)
     return product
 
 
-def _by_onednn(linear: nn.Module) -> OneDnn:
-    """Its product by oneDNN from now on: where hundreds of rows are rounded already it takes 10 to 25 % less time than
-    our own kernels."""
+def _onednn_product(linear: nn.Module) -> OneDnn:
+    """A linear's product, changed to oneDNN: for hundreds of int8 rows it takes 10 to 25 % less time than our
+    kernels."""
     kernel = _eight_bits(linear)
     assert isinstance(kernel.product, Native)
     product = OneDnn(native.unpack8(kernel.product.packed, *kernel.shape), kernel.row)
@@ -294,17 +298,16 @@ def _by_onednn(linear: nn.Module) -> OneDnn:
 
 @cache
 def _packs() -> bool:
-    """Whether this CPU multiplies bfloat16 itself, by oneDNN."""
+    """Whether this CPU has bfloat16 instructions that oneDNN uses."""
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 class Packed(nn.Module):
-    """A linear with bias whose bfloat16 weight lies as oneDNN reads it; with `gelu` (the tanh form) behind it, in the
-    same pass."""
+    """A linear with bias whose bfloat16 weight has oneDNN's layout; with `gelu` the tanh form of GELU is fused."""
 
     def __init__(self, weight: Float[Tensor, "O I"], bias: Tensor, *, gelu: bool = False) -> None:
         super().__init__()
-        # the number of rows that the order is chosen for: a crop's patches
+        # 1024: the number of rows that the layout is optimised for, a crop's patches.
         self.weight: Any = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 1024)
         self.bias = bias
         self.after: tuple[str, list[float], str] = (

@@ -1,14 +1,14 @@
-"""Weights in 4 bits, rounded better than to the nearest level.
+"""Rounding of weights to 4 bits with less error than round-to-nearest.
 
-    w = row * s * (q - z / 16)              q from 0 to 15; s and z bytes of an output and GROUP inputs; row float32
+    w = row * s * (q - z / 16)              q from 0 to 15; s and z bytes per output and GROUP inputs; row float32
 
-    four_bits(weight)                       # least squares within each group
-    four_bits(weight, hessian)              # least squares of the products, for inputs like those of `hessian`
+    four_bits(weight)                       # least squared error of each group
+    four_bits(weight, hessian)              # least squared error of the products, for inputs like those of `hessian`
 
-Without inputs every group's scale and zero are searched: from a few starts that cut the largest weights off, levels
-and least-squares lines through them are found in turn, and the best pair is kept. With inputs a group's errors are
-made good by the weights that are rounded after it (GPTQ, Frantar et al., 2022), for which the products' squared error
-tells how. Both are deterministic.
+Without a Hessian every group's scale and zero are searched: from a few starts that clip the largest weights, levels
+and their least-squares lines are computed in turn, and the best pair is used. With a Hessian the weights that are
+rounded later compensate a group's errors, so that the products' squared error is small (GPTQ, Frantar et al., 2022).
+Both are deterministic.
 """
 
 from collections.abc import Callable
@@ -21,21 +21,21 @@ from torch import Tensor
 from polyphi.kernels.linear import GROUP, Four
 
 Rounding = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
-"""Some rows of weights to their levels, scales and zeros."""
+"""Rows of weights -> their levels, scales and zeros."""
 STARTS = ((1.0, 0.9), (0.9, 1.0), (0.9, 0.8), (0.8, 0.9))
-"""Shares of a group's smallest and largest weight that the levels span at first. One end is cut off more than the
+"""Shares of a group's smallest and largest weight that the levels span at first. One end is clipped more than the
 other: on normal weights these four leave an error of 7.1 %, four with equal ends 7.2 %, sixteen more 7.0 %, and the
 nearest levels over the whole span 7.8 %."""
 FITS = 2
-"""Lines fitted to the best of them."""
+"""Iterations of the least-squares fit from the best start."""
 CHUNK = 4096
-"""Groups that are searched at once: what is in work stays in the CPU's cache."""
+"""Groups that are searched at once, so that they stay in the CPU's cache."""
 DAMPING = 0.01
 """Share of its mean that is added to the Hessian's diagonal."""
 COLUMNS = 128
-"""Inputs after which errors are handed on to all others."""
+"""Inputs after which errors are propagated to all later inputs."""
 HEADROOM = 1.25
-"""How much wider than at first a group may become while errors of others are handed on to it."""
+"""Factor by which a group's range may grow while errors are propagated to it."""
 
 
 class Rounded(NamedTuple):
@@ -45,7 +45,7 @@ class Rounded(NamedTuple):
     row: Float[Tensor, " O"]
 
     def weight(self) -> Float[Tensor, "O I"]:
-        """What it stands for, in float32."""
+        """The dequantised weight, in float32."""
         q, s, z = self.four
         scale = self.row[:, None] * s.float()
         steps = q.view(*s.shape, GROUP) - z[:, :, None].float() / 16
@@ -54,20 +54,20 @@ class Rounded(NamedTuple):
 
 @torch.no_grad()
 def four_bits(weight: Float[Tensor, "O I"], hessian: Float[Tensor, "I I"] | None = None) -> Rounded:
-    """`weight` in 4 bits: the squared error of no group is larger than that of the nearest levels (`nearest`). With
-    `hessian`, the sum of x x' over inputs x, it is the products' error that is small, and a group's own may grow.
-    Raises ValueError for numbers that aren't finite, and for shapes that don't fit."""
+    """`weight` in 4 bits: no group's squared error is larger than that of `nearest`. With `hessian`, the sum of x x'
+    over inputs x, the products' error is minimized instead, and a group's own error may be larger. Raises ValueError
+    for values that aren't finite, and for shapes that don't fit."""
     _check(weight, hessian)
     if hessian is None:
-        return _by_rows(weight, _groups_apart(search))
-    return _by_rows(weight, _inputs_in_turn(_feedback(hessian.float())), CHUNK, HEADROOM)
+        return _by_rows(weight, _by_groups(search))
+    return _by_rows(weight, _gptq(_feedback(hessian.float())), CHUNK, HEADROOM)
 
 
 @torch.no_grad()
 def nearest(weight: Float[Tensor, "O I"]) -> Rounded:
-    """Round-to-nearest: levels from each group's smallest to its largest weight, 0 among them."""
+    """Round-to-nearest: levels from each group's smallest to its largest weight, with 0 in their range."""
     _check(weight, None)
-    return _by_rows(weight, _groups_apart(span))
+    return _by_rows(weight, _by_groups(span))
 
 
 def _check(weight: Tensor, hessian: Tensor | None) -> None:
@@ -82,13 +82,12 @@ def _check(weight: Tensor, hessian: Tensor | None) -> None:
     for name, tensor in (("weights", weight), ("Hessian", hessian)):
         if tensor is not None and not bool(tensor.isfinite().all()):
             raise ValueError(
-                f"the {name} to round hold NaN or infinity; a model that has them answers nothing: look at the "
-                "checkpoint"
+                f"the {name} to round hold NaN or infinity, so the model can't answer; check the checkpoint"
             )
 
 
 def _by_rows(weight: Tensor, round_: Rounding, rows: int = 0, headroom: float = 1.0) -> Rounded:
-    """Some rows after the other by `round_`; by default so many that they are CHUNK groups."""
+    """Round chunks of `rows` rows with `round_`; by default as many as have CHUNK groups."""
     outputs, inputs = weight.shape
     q = torch.empty(outputs, inputs, dtype=torch.uint8, device=weight.device)
     s, z = (torch.empty_like(q[:, : inputs // GROUP]) for _ in range(2))
@@ -101,8 +100,8 @@ def _by_rows(weight: Tensor, round_: Rounding, rows: int = 0, headroom: float = 
     return Rounded(Four(q, s, z), row)
 
 
-def _groups_apart(find: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Rounding:
-    """Each group on its own, its pair by `find`."""
+def _by_groups(find: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Rounding:
+    """A rounding that treats groups independently, with scale and zero from `find`."""
 
     def round_(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         v = rows.view(-1, GROUP).t().contiguous()
@@ -117,17 +116,17 @@ def _groups_apart(find: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Rounding:
 
 
 def _row(weight: Float[Tensor, "O I"]) -> Float[Tensor, " O"]:
-    """What one step of each row's scales is worth: its widest group takes the largest, 255."""
+    """The unit of each row's scales: the group with the widest range has the largest scale, 255."""
     low, high = (end.float().div_(15) for end in weight.view(len(weight), -1, GROUP).aminmax(dim=2))
     return (high.clamp_(min=0) - low.clamp_(max=0)).amax(1) / 255
 
 
 def _in_steps(weight: Float[Tensor, "O I"], row: Float[Tensor, " O"]) -> Float[Tensor, "O I"]:
-    """Weights as multiples of their row's step: so that no square leaves float32, however large or small they are."""
+    """Weights as multiples of their row's unit, so that no square exceeds the range of float32."""
     return (weight.float() / row[:, None]).masked_fill_(row[:, None] == 0, 0)
 
 
-# Below weights are multiples of their row's step; a column is a group; s is 1 to 255 and z a multiple of 1/16.
+# Below weights are multiples of their row's unit; a column is a group; s is 1 to 255 and z a multiple of 1/16.
 
 
 def _levels(
@@ -137,7 +136,7 @@ def _levels(
 
 
 def _pair(s: Tensor, zero: Tensor) -> tuple[Tensor, Tensor]:
-    """The pair that bytes can hold nearest to a scale and a `zero`, the weight of level 0."""
+    """The representable (s, z) nearest to a scale and to `zero`, the weight of level 0."""
     s = s.round().clamp_(1, 255)
     return s, (zero / s).mul_(-16).round_().clamp_(0, 255).div_(16)
 
@@ -147,7 +146,7 @@ def _error(q: Tensor, v: Tensor, s: Tensor, z: Tensor) -> Float[Tensor, " N"]:
 
 
 def span(v: Float[Tensor, "32 N"]) -> tuple[Tensor, Tensor]:
-    """Levels from the smallest to the largest weight, 0 among them."""
+    """(scale, zero) of levels from the smallest to the largest weight, with 0 in their range."""
     low, high = _ends(v)
     return _pair((high - low) / 15, low)
 
@@ -157,13 +156,13 @@ def _ends(v: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def search(v: Float[Tensor, "32 N"]) -> tuple[Tensor, Tensor]:
-    """(scale, zero) of small squared error: of `span`, of STARTS, and of lines fitted to them."""
+    """(scale, zero) with the least squared error among `span`, STARTS, and least-squares fits to these."""
     total = v.sum(0)
     best = span(v)
     least = _error(_levels(v, *best), v, *best)
 
-    def tried(s: Tensor, z: Tensor) -> Tensor:
-        """The levels of a pair, which is kept where it is better than what was."""
+    def evaluate(s: Tensor, z: Tensor) -> Tensor:
+        """The levels of a pair, which replaces `best` where it is better."""
         nonlocal least, best
         q = _levels(v, s, z)
         error = _error(q, v, s, z)
@@ -172,8 +171,8 @@ def search(v: Float[Tensor, "32 N"]) -> tuple[Tensor, Tensor]:
         best = (torch.where(better, s, best[0]), torch.where(better, z, best[1]))
         return q
 
-    def fitted(q: Tensor) -> tuple[Tensor, Tensor]:
-        """The line through levels and weights with the least squared error."""
+    def fit(q: Tensor) -> tuple[Tensor, Tensor]:
+        """The pair of the least-squares line of weights over levels."""
         sum_q, sum_qq, sum_qv = q.sum(0), (q * q).sum(0), (q * v).sum(0)
         slope = (GROUP * sum_qv - sum_q * total) / (GROUP * sum_qq - sum_q * sum_q).clamp_(min=1)
         return _pair(slope, (total - slope * sum_q) / GROUP)
@@ -181,30 +180,30 @@ def search(v: Float[Tensor, "32 N"]) -> tuple[Tensor, Tensor]:
     low, high = _ends(v)
     for below, above in STARTS:
         first = _pair((high * above - low * below) / 15, low * below)
-        tried(*fitted(tried(*first)))
+        evaluate(*fit(evaluate(*first)))
     for _ in range(FITS):
-        tried(*fitted(_levels(v, *best)))
+        evaluate(*fit(_levels(v, *best)))
     return best
 
 
-def _inputs_in_turn(feedback: Float[Tensor, "I I"]) -> Rounding:
-    """GPTQ: inputs are rounded one after the other, a group's pair is searched when its turn comes."""
+def _gptq(feedback: Float[Tensor, "I I"]) -> Rounding:
+    """GPTQ: rounds input by input; a group's pair is searched before its first input."""
 
     def round_(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        rest = rows.t().contiguous()
-        inputs = len(rest)
-        q, pairs = torch.empty_like(rest), []
+        v = rows.t().contiguous()
+        inputs = len(v)
+        q, pairs = torch.empty_like(v), []
         for start in range(0, inputs, COLUMNS):
             end = min(start + COLUMNS, inputs)
-            errors = torch.empty_like(rest[start:end])
+            errors = torch.empty_like(v[start:end])
             for i in range(start, end):
                 if i % GROUP == 0:
-                    s, z = search(rest[i : i + GROUP])
+                    s, z = search(v[i : i + GROUP])
                     pairs.append((s, z))
-                q[i] = _levels(rest[i], s, z)
-                errors[i - start] = error = (rest[i] - (q[i] - z) * s) / feedback[i, i]
-                rest[i + 1 : end].addr_(feedback[i, i + 1 : end], error, alpha=-1)
-            rest[end:].addmm_(feedback[start:end, end:].t(), errors, alpha=-1)
+                q[i] = _levels(v[i], s, z)
+                errors[i - start] = error = (v[i] - (q[i] - z) * s) / feedback[i, i]
+                v[i + 1 : end].addr_(feedback[i, i + 1 : end], error, alpha=-1)
+            v[end:].addmm_(feedback[start:end, end:].t(), errors, alpha=-1)
         scales, zeros = (torch.stack(side, 1) for side in zip(*pairs, strict=True))
         return q.t(), scales, zeros
 
@@ -212,7 +211,8 @@ def _inputs_in_turn(feedback: Float[Tensor, "I I"]) -> Rounding:
 
 
 def _feedback(hessian: Float[Tensor, "I I"]) -> Float[Tensor, "I I"]:
-    """The upper Cholesky factor of the inverse: row i says how those after it make an error at input i good."""
+    """The upper Cholesky factor of the inverse: row i has the factors by which later inputs compensate an error
+    at input i."""
     mean = float(hessian.diagonal().mean()) or 1.0
     damping = DAMPING
     while True:

@@ -124,7 +124,7 @@ class Run:
         """The precision of this run and why (identity.py). All processes ask for it together."""
         distributed.start()
         choice = self.identity.choose_precision() if distributed.rank() == 0 else None
-        shared = distributed.everyones(choice)[0]
+        shared = distributed.all_gather(choice)[0]
         assert shared is not None
         if distributed.rank() == 0 and self.identity.requested == "auto":
             self.tell(f"precision {shared}")

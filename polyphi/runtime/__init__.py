@@ -1,1 +1,2 @@
-"""What the machine offers to every other package. Imports nothing of polyphi."""
+"""Services of the machine for all other packages: processes, files, memory, precision, metrics. Imports no other
+package of polyphi."""

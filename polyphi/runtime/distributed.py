@@ -1,5 +1,5 @@
-"""Which process am I, and sums over all of them. Without torchrun everything is the only process, and sums are what
-they were.
+"""The process group: this process's rank, and collectives over all processes. Without torchrun there is a single
+process, and collectives return their inputs.
 
 `torchrun --nproc-per-node 2 -m polyphi.cli train ...` sets the variables that `start` reads.
 """
@@ -18,33 +18,32 @@ T = TypeVar("T")
 
 
 def start() -> None:
-    """Join the process group that torchrun announces, if any: NCCL where there are GPUs, gloo elsewhere. Calling it
-    again changes nothing."""
+    """Join torchrun's process group, if there is one: NCCL for GPUs, gloo for CPUs. Further calls do nothing."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not distributed.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         distributed.init_process_group(
             "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         )
-        # Threads of gloo that let go of a tensor while Python is ending abort the process, whatever it had to say.
+        # gloo's threads abort the process if they release a tensor while Python exits, which hides its error.
         atexit.register(_leave)
 
 
 def _leave() -> None:
-    """End the process group and all that was made of it."""
-    for made in (_gloo, groups, cpu_mesh):
-        made.cache_clear()
+    """Destroy the process group, and clear the caches of its subgroups and meshes."""
+    for cached in (_gloo, groups, cpu_mesh):
+        cached.cache_clear()
     if distributed.is_initialized():
         distributed.destroy_process_group()
 
 
 def rank() -> int:
-    """Number of this process, from 0."""
+    """The index of this process, from 0."""
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
 def world() -> int:
-    """How many processes there are."""
+    """The number of processes."""
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
@@ -55,8 +54,8 @@ def total(value: Tensor) -> Tensor:
     return value
 
 
-def anyone(*flags: bool, device: torch.device | str = "cpu") -> list[bool]:
-    """For each flag, whether it is up in any process: what must be decided by all is decided alike."""
+def any_rank(*flags: bool, device: torch.device | str = "cpu") -> list[bool]:
+    """For each flag, whether it is set in any process, so that all processes decide alike."""
     if world() == 1:
         return list(flags)
     return [
@@ -66,23 +65,23 @@ def anyone(*flags: bool, device: torch.device | str = "cpu") -> list[bool]:
 
 
 def wait(group: ProcessGroup | None = None) -> None:
-    """Until every process is here. A `group` of its own doesn't meet the collectives of other threads."""
+    """Barrier over all processes. A separate `group` doesn't interfere with the collectives of other threads."""
     if world() > 1:
         distributed.barrier(group)
 
 
-def everyones(value: T) -> list[T]:
-    """A small value (anything that pickles) of each process, in their order."""
+def all_gather(value: T) -> list[T]:
+    """The small, picklable `value` of each process, by rank."""
     if world() == 1:
         return [value]
-    found: list[Any] = [None] * world()
-    # Not the checkpoints' group, whose thread may be talking meanwhile.
-    distributed.all_gather_object(found, value, group=_gloo("values"))
-    return found
+    values: list[Any] = [None] * world()
+    # Not the checkpoints' group, which another thread may use at the same time.
+    distributed.all_gather_object(values, value, group=_gloo("values"))
+    return values
 
 
 def cpu_group() -> ProcessGroup | None:
-    """A group of all processes that talks through the CPU's memory; the first call must be made by all together."""
+    """A gloo group of all processes; all of them must make the first call together."""
     return _gloo("files") if world() > 1 else None
 
 
@@ -92,14 +91,16 @@ def _gloo(purpose: str) -> ProcessGroup:
 
 
 def mesh(device: str, shard: int) -> DeviceMesh:
-    """All processes as replicas of `shard` shards. Raises ValueError where there is no process group, or the processes
-    don't divide."""
+    """The mesh of all processes as replicas of `shard` shards. Raises ValueError without a process group, and if the
+    number of processes isn't divisible."""
     if not distributed.is_initialized():
         raise ValueError(
             "sharding needs a process group; start with torchrun, even for one process"
         )
     if world() % shard:
-        raise ValueError(f"{world()} processes can't be cut into groups of {shard} shards")
+        raise ValueError(
+            f"the number of processes must be a multiple of {shard} shards, found {world()}"
+        )
     return init_device_mesh(
         device, (world() // shard, shard), mesh_dim_names=("replicate", "shard")
     )
@@ -114,7 +115,7 @@ def groups(device: str, size: int) -> DeviceMesh:
 
 @cache
 def cpu_mesh(like: DeviceMesh) -> DeviceMesh:
-    """The same mesh over the CPU's memory."""
+    """The same mesh for tensors on the CPU."""
     if like.device_type == "cpu":
         return like
     return init_device_mesh("cpu", tuple(like.shape), mesh_dim_names=like.mesh_dim_names)

@@ -1,12 +1,11 @@
-"""Files and folders that are there whole or not at all, whatever stops the process that writes them; locks between
-processes; hashes.
+"""Atomic writes of files and folders; locks between processes; hashes.
 
 >>> write_whole(Path("notes.txt"), "all of it")
 >>> with whole_folder(Path("index")) as partial:
 ...     (partial / "items.json").write_text("[]")
 
-Each is written under another name beside its place, synced to the disk and renamed. An error (a full disk, say)
-removes what was written so far and leaves what was there before; after a kill the next writer overwrites the rest.
+Each is written under another name in the same folder, synced to the disk and renamed. An error (a full disk, say)
+removes the partial file and leaves the previous one; after a kill the next writer overwrites the partial file.
 """
 
 import fcntl
@@ -23,36 +22,35 @@ from typing import IO, Any
 
 @contextmanager
 def whole_file(path: Path, *, shared: bool = False) -> Iterator[Path]:
-    """The path of a file to write; it takes the place of `path` once the block ends without an error. `shared`:
-    several threads or processes may write the same file at once, and the last one stays."""
+    """The path of a partial file to write, which replaces `path` if the block ends without an error. `shared`: several
+    threads or processes may write the same file at once, and the last one stays."""
     partial = _partial(path, shared)
     try:
         yield partial
         sync(partial)
         partial.replace(path)
     except BaseException:
-        with suppress(OSError):  # the error that led here is the one to report
+        with suppress(OSError):  # the first error is the one to report
             partial.unlink()
         raise
     sync(path.parent)
 
 
 def write_whole(path: Path, content: str | bytes, *, shared: bool = False) -> None:
-    """Write a file (text as UTF-8), whole or not at all."""
+    """Write a file (text as UTF-8) atomically."""
     with whole_file(path, shared=shared) as partial:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file, whole or not at all."""
+    """Write a JSON file atomically."""
     write_whole(path, json.dumps(value, indent=1, ensure_ascii=False))
 
 
 @contextmanager
 def whole_folder(path: Path, *, durable: bool = True, shared: bool = False) -> Iterator[Path]:
-    """An empty folder to fill; it takes the place of `path` (and of what is there) once the block ends without an
-    error. Without `durable` its files aren't synced: for many small ones that can be made again. `shared` as in
-    `whole_file`."""
+    """An empty folder to fill, which replaces `path` and its content if the block ends without an error. Without
+    `durable` its files aren't synced: for many small ones that can be regenerated. `shared` as in `whole_file`."""
     partial = _partial(path, shared)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -74,8 +72,8 @@ def _partial(path: Path, shared: bool) -> Path:
 
 
 def _replace_folder(source: Path, target: Path) -> None:
-    """Rename `source` to `target`. What is there is renamed first, since a rename can't replace a full folder, and
-    comes back where the rename fails."""
+    """Rename `source` to `target`. An existing target is renamed first, since a rename can't replace a folder with
+    content, and restored if the rename fails."""
     if not target.exists():
         source.rename(target)
         return
@@ -91,7 +89,7 @@ def _replace_folder(source: Path, target: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Make a file's bytes, or the names in a folder, last through a loss of power."""
+    """Flush a file's bytes, or a folder's entries, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -109,7 +107,7 @@ _locks: set[IO[str]] = set()
 
 
 def _release_locks() -> None:
-    """In a forked process: it holds its parent's locks too, and would still hold them after the parent is killed."""
+    """Close the locks that a forked process inherits: otherwise it would hold them after its parent is killed."""
     for lock in _locks:
         lock.close()
     _locks.clear()
@@ -120,8 +118,8 @@ os.register_at_fork(after_in_child=_release_locks)
 
 @contextmanager
 def locked(path: Path, wait: bool = True) -> Iterator[bool]:
-    """Hold the lock file `path` against other processes (and other calls in this one). Waits for whoever holds it;
-    without `wait`, yields False at once where somebody does. The lock ends with its process."""
+    """Hold the lock file `path` against other processes and other calls in this one. Waits until the lock is free;
+    without `wait` yields False at once if it is taken. The lock ends with its process."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as lock:
         _locks.add(lock)

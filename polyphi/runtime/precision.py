@@ -1,12 +1,11 @@
-"""Which precision is fast on this machine: bfloat16 or float32, chosen in one place for training, inference and
-benchmarks.
+"""The choice between bfloat16 and float32 on this machine, for training, inference and benchmarks.
 
 >>> shapes = [(p.shape, p.requires_grad) for p in model.parameters()]
 >>> print(choose("auto", torch.device("cpu"), products(shapes), rows=1024))
 bf16: 0.61 of the time of fp32 on this model's products
 
 `choose` takes the first rule that applies: an explicit precision; the environment variable POLYPHI_PRECISION; on a GPU
-what the hardware has; on a CPU without bfloat16 instructions fp32; else what is faster by the clock. The clock runs on
+what the hardware supports; on a CPU without bfloat16 instructions fp32; else the faster one by measurement. It times
 the model's own matrix products as training computes them: float32 weights, forward and backward, with and without
 `torch.autocast`. oneDNN also emulates bfloat16 on CPUs with AVX-512 that lack the instructions, so having an
 implementation isn't enough to be faster.
@@ -27,27 +26,27 @@ Precision = Literal["bf16", "fp32"]
 Requested = Literal["auto", "bf16", "fp32"]
 DTYPES: Mapping[str, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.float32}
 VARIABLE = "POLYPHI_PRECISION"
-"""The environment variable that sets the precision where none is requested."""
+"""The environment variable that sets the precision if none is requested."""
 
 ROWS = 256
-"""Rows of a timed product at most: beyond them the time per row hardly changes."""
+"""Most rows of a timed product: beyond them the time per row hardly changes."""
 WIDTH = 512
-"""Inputs and outputs of a timed product at most, for the same reason. A product then takes some milliseconds, which
+"""Most inputs and outputs of a timed product, for the same reason. A product then takes some milliseconds, which
 other processes seldom interrupt."""
 SHAPES = 6
 """Distinct shapes that are timed, those with the most FLOPs."""
-TURNS, FEWEST, SECONDS = 12, 3, 0.3
-"""Turns of timing: at most, at least, and the time after which no more than the fewest are made."""
-SMALLEST = 256 * 256
-"""Multiplications per row of the smallest product that inference is timed on: below, calls take most of the time."""
-SLOWER = 1.5
-"""A model stored in a 16-bit dtype is cast to float32 for inference where the products take more than this many times
-as long as in float32 [ours]. Below it half of the memory is worth more than the time."""
+MAX_TURNS, MIN_TURNS, SECONDS = 12, 3, 0.3
+"""Turns of timing: the most, the fewest, and the time after which the fewest suffice."""
+MIN_SIZE = 256 * 256
+"""Multiplications per row of the smallest product that is timed for inference: in smaller ones the call dominates."""
+MAX_SLOWDOWN = 1.5
+"""A model stored in a 16-bit dtype is cast to float32 for inference if its products take more than this many times as
+long as in float32 [ours]. Below it, half of the memory is worth more than the time."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A precision, and in one short sentence why."""
+    """A precision and the reason for it."""
 
     precision: Precision
     reason: str
@@ -86,8 +85,8 @@ def products(weights: Iterable[tuple[Sequence[int], bool]]) -> tuple[Product, ..
         pointwise = not kernel or kernel == [1]
         if inputs > 1 and (pointwise or (len(kernel) == 2 and width > 1)):
             counts[outputs, inputs * width, trainable] += 1
-    found = [Product(i, o, trainable, count) for (o, i, trainable), count in counts.items()]
-    return tuple(sorted(found, key=lambda p: (-p.size, p.inputs, p.outputs)))
+    result = [Product(i, o, trainable, count) for (o, i, trainable), count in counts.items()]
+    return tuple(sorted(result, key=lambda p: (-p.size, p.inputs, p.outputs)))
 
 
 def choose(
@@ -124,12 +123,12 @@ def pinned() -> Precision | None:
     return _named(value)
 
 
-def suits(dtype: torch.dtype, device: torch.device, products: Sequence[Product] = ()) -> bool:
-    """Whether a device computes the products of inference (the model's own, or a usual one) in a 16-bit dtype at
+def is_fast(dtype: torch.dtype, device: torch.device, products: Sequence[Product] = ()) -> bool:
+    """Whether a device computes the products of inference (the model's own, or a typical one) in a 16-bit dtype at
     about the speed of float32, or faster."""
     if device.type == "cpu":
-        large = tuple(p for p in products if p.inputs * p.outputs >= SMALLEST)
-        return missing(dtype) is None and slowness(dtype, large) < SLOWER
+        large = tuple(p for p in products if p.inputs * p.outputs >= MIN_SIZE)
+        return missing(dtype) is None and slowness(dtype, large) < MAX_SLOWDOWN
     if device.type == "cuda" and dtype == torch.bfloat16:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     try:
@@ -140,9 +139,9 @@ def suits(dtype: torch.dtype, device: torch.device, products: Sequence[Product] 
 
 
 def missing(dtype: torch.dtype) -> str | None:
-    """Why this CPU can't be fast in a 16-bit dtype, or None where it may be.
+    """The reason why this CPU can't be fast in a 16-bit dtype, or None.
 
-    oneDNN answers for x86 and ARM alike, and respects ONEDNN_MAX_CPU_ISA; a torch built without it multiplies 16-bit
+    oneDNN's check covers x86 and ARM, and respects ONEDNN_MAX_CPU_ISA; a torch built without it multiplies 16-bit
     numbers by a fallback that is ten times slower than float32.
     """
     name = str(dtype).removeprefix("torch.")
@@ -159,7 +158,7 @@ def missing(dtype: torch.dtype) -> str | None:
 @cache
 def _measured(device: torch.device, products: tuple[Product, ...], rows: int) -> Choice:
     if device.type != "cpu":
-        has = suits(torch.bfloat16, device) and torch.amp.is_autocast_available(device.type)
+        has = is_fast(torch.bfloat16, device) and torch.amp.is_autocast_available(device.type)
         return Choice("bf16" if has else "fp32", f"this GPU has {'' if has else 'no '}bfloat16")
     if (reason := missing(torch.bfloat16)) is not None:
         return Choice("fp32", reason)
@@ -171,7 +170,7 @@ def _measured(device: torch.device, products: tuple[Product, ...], rows: int) ->
 
 @cache
 def slowness(dtype: torch.dtype, products: tuple[Product, ...] = (), rows: int = 32) -> float:
-    """The time of inference's products in a 16-bit dtype over float32's on this CPU."""
+    """The time of inference's products in a 16-bit dtype relative to float32 on this CPU."""
     return relative_time(lambda product, rows: _inference(product, rows, dtype), products, rows)
 
 
@@ -184,9 +183,10 @@ Sides = tuple[Callable[[], Any], Callable[[], Any]]
 def relative_time(
     make: Callable[[Product, int], Sides], products: Sequence[Product], rows: int
 ) -> float:
-    """The time of a model's products in a 16-bit dtype over that in float32, each shape by the share of FLOPs that it
-    stands for. Both sides of a shape run in turn, and the least time of each counts, so that other work on the machine
-    can't decide; for the same reason they run on one thread, as threads wait for the one that was interrupted."""
+    """The time of a model's products in a 16-bit dtype relative to float32, each shape weighted by its share of the
+    FLOPs. Both sides of a shape run in turn, and the least time of each counts, so that other work on the machine
+    doesn't distort the result; for the same reason they run on one thread, since threads wait for an interrupted
+    one."""
     sizes: Counter[Product] = Counter()
     for product in products or (Product(WIDTH, WIDTH, True),):
         narrow = Product(min(product.inputs, WIDTH), min(product.outputs, WIDTH), product.trainable)
@@ -198,8 +198,8 @@ def relative_time(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        for turn in range(TURNS):
-            if turn >= FEWEST and time.perf_counter() > end:
+        for turn in range(MAX_TURNS):
+            if turn >= MIN_TURNS and time.perf_counter() > end:
                 break
             for best, both in zip(least, sides, strict=True):
                 for side, run in enumerate(both):
@@ -214,7 +214,7 @@ def relative_time(
 
 
 def seconds(run: Callable[[], Any]) -> float:
-    """The time of a call."""
+    """The duration of a call in seconds."""
     start = time.perf_counter()
     run()
     return time.perf_counter() - start

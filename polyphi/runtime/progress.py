@@ -1,4 +1,4 @@
-"""What a run tells: `metrics.jsonl`, a progress bar where someone watches, a loss plot at the end."""
+"""The reports of a run: `metrics.jsonl`, a progress bar on a terminal, a loss plot at the end."""
 
 import json
 import sys
@@ -22,14 +22,14 @@ from polyphi.runtime.files import write_whole
 from polyphi.runtime.plots import panels
 
 Tracker = Callable[[int, Mapping[str, Any]], None]
-"""Takes the number of a step and its record."""
+"""Called with the number of a step and its record."""
 TRACKERS = ("tensorboard", "trackio", "wandb")
 SECONDS_BETWEEN_LINES = 20.0
-"""How often a run without a terminal says where it is."""
+"""Seconds between progress lines without a terminal."""
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Every record of a metrics file; a half-written last line (a killed run) is left out."""
+    """All records of a metrics file, without an incomplete last line (of a killed run)."""
     records = []
     if path.exists():
         for line in path.read_text().splitlines():
@@ -41,12 +41,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 class Metrics:
-    """Appends records to `metrics.jsonl`; `until` drops those of steps from there on (a resumed run writes them
-    again)."""
+    """Appends records to `metrics.jsonl`, after dropping those of step `until` and later: a resumed run writes them
+    again."""
 
     def __init__(self, path: Path, until: int = 0) -> None:
-        kept = [r for r in read_metrics(path) if r["step"] < until]
-        write_whole(path, "".join(json.dumps(r) + "\n" for r in kept))
+        records = [r for r in read_metrics(path) if r["step"] < until]
+        write_whole(path, "".join(json.dumps(r) + "\n" for r in records))
         self._file = path.open("a")
 
     def write(self, record: dict[str, Any]) -> None:
@@ -58,10 +58,10 @@ class Metrics:
 
 
 def tracker(name: str, folder: Path, title: str) -> Tracker:
-    """Sends records to "tensorboard" (files in `folder`), "trackio" or "wandb" (a run called `title`). Raises
-    ValueError where it is unknown or not installed."""
+    """A tracker that sends records to "tensorboard" (files in `folder`), "trackio" or "wandb" (a run called `title`).
+    Raises ValueError for an unknown tracker or one that isn't installed."""
     if name not in TRACKERS:
-        raise ValueError(f"unknown tracker {name!r}; there are {', '.join(TRACKERS)}")
+        raise ValueError(f"unknown tracker {name!r}; expected one of {', '.join(TRACKERS)}")
     try:
         if name == "tensorboard":
             from torch.utils.tensorboard import SummaryWriter
@@ -87,21 +87,21 @@ def tracker(name: str, folder: Path, title: str) -> Tracker:
 
 
 def _numbers(record: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """Every number of a record under one name."""
-    found: dict[str, float] = {}
+    """The numbers of a record, with nested names joined by slashes."""
+    numbers: dict[str, float] = {}
     for key, value in record.items():
         if isinstance(value, Mapping):
-            found |= _numbers(value, f"{prefix}{key}/")
+            numbers |= _numbers(value, f"{prefix}{key}/")
         elif isinstance(value, int | float):
-            found[f"{prefix}{key}"] = float(value)
-    return found
+            numbers[f"{prefix}{key}"] = float(value)
+    return numbers
 
 
 @contextmanager
 def progress(
     name: str, total: int, done: int = 0, quiet: bool = False
 ) -> Iterator[Callable[[int, str], None]]:
-    """`advance(step, text)`: a bar on a terminal, a line now and then elsewhere, nothing where `quiet`."""
+    """Yields `advance(step, text)`: a bar on a terminal, otherwise a line every 20 s; no output if `quiet`."""
     if quiet:
         yield lambda step, text: None
         return

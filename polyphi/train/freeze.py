@@ -54,7 +54,7 @@ def check_gradients(stage: Stage, parameters: dict[str, Tensor], device: torch.d
     by_glob = groups(stage, parameters)
     found = [any(parallel.has_gradient(parameters[n]) for n in names) for names in by_glob.values()]
     for (glob, names), good in zip(
-        by_glob.items(), distributed.anyone(*found, device=device), strict=True
+        by_glob.items(), distributed.any_rank(*found, device=device), strict=True
     ):
         if not good:
             raise RuntimeError(

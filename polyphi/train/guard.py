@@ -53,5 +53,5 @@ def nonfinite_samples(step: Step, loss_of: Callable[[list[Batch]], float]) -> li
         name, rows = own[min(at, len(own) - 1)]
         if not math.isfinite(loss_of(rows)) and name:
             names.append(name)
-    everyone = sorted({name for ids in distributed.everyones(names) for name in ids})
+    everyone = sorted({name for ids in distributed.all_gather(names) for name in ids})
     return [] if len(everyone) == len(step.ids) > 1 else everyone

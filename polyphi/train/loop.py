@@ -141,7 +141,7 @@ def train(
                 give_back()
                 last_trim = time.monotonic()
             due = time.monotonic() - last_save > machine.checkpoint_seconds
-            stop, due = distributed.anyone(interrupted(), due, device=trainer.device)
+            stop, due = distributed.any_rank(interrupted(), due, device=trainer.device)
             if stop or due:
                 trainer.save()
                 last_save = time.monotonic()
@@ -251,7 +251,7 @@ def _loader(
         late=stage.data.late,
         fresh=options.fresh,
         workers=processes.default(device) if machine.workers is None else machine.workers,
-        group=Group(rank, world, lambda draws: distributed.everyones(draws)[::context]),
+        group=Group(rank, world, lambda draws: distributed.all_gather(draws)[::context]),
     )
 
 

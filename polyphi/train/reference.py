@@ -85,7 +85,7 @@ class References:
             for number, step in enumerate(coming, len(before)):
                 by_key = {
                     key: value
-                    for part in distributed.everyones(log_probs(step))
+                    for part in distributed.all_gather(log_probs(step))
                     for key, value in part.items()
                 }
                 self._by_key |= by_key
@@ -93,6 +93,6 @@ class References:
                     cursor = {"draws": step.draws, "corrupt": step.corrupt}
                     file.write({"step": number, **cursor, "said": by_key})
                 advance(number + 1, "")
-                if distributed.anyone(stopped())[0]:
+                if distributed.any_rank(stopped())[0]:
                     raise KeyboardInterrupt
         loader.restore(0)

@@ -110,7 +110,7 @@ def choose_precision(
         choice = recorded_precision(out) or revise(
             precision.choose(requested, device, products(), rows)
         )
-    shared = distributed.everyones(choice)[0]
+    shared = distributed.all_gather(choice)[0]
     assert shared is not None
     return shared
 

@@ -62,9 +62,9 @@ MAX_STREAMED_BATCH = 8  # pieces of a batch while the text is streamed
 @dataclass(frozen=True)
 class Task:
     """The request for every piece. `texts`: the content of an answer, with `<sep>` between "both"; `script`: the
-    expected script of the last text ("" for any). With `sampling` there are no retries; its `max_tokens` apply to each piece,
-    with a budget of at most 8 tokens a second. `words`: how to compute the times of words, by characters over voiced
-    time or by attention; None for none."""
+    expected script of the last text ("" for any). With `sampling` there are no retries; its `max_tokens` apply to
+    each piece, with a budget of at most 8 tokens a second. `words`: how to compute the times of words, by characters
+    over voiced time or by attention; None for none."""
 
     prompt: str
     texts: Literal["transcript", "translation", "both"] = "transcript"

@@ -54,7 +54,7 @@ def test_a_dtype_that_the_cpu_is_slow_in_becomes_float32(
 ) -> None:
     monkeypatch.delenv(precision.VARIABLE, raising=False)
     monkeypatch.setattr(half, "needed", lambda: False)
-    monkeypatch.setattr(precision, "suits", lambda *_: fast)
+    monkeypatch.setattr(precision, "is_fast", lambda *_: fast)
     assert placement.choose_dtype(stored, CPU, free) == chosen
     assert placement.choose_dtype(stored, CPU, free, quant="int8") == torch.bfloat16
 
@@ -63,13 +63,13 @@ def test_a_dtype_that_the_cpu_is_slow_in_becomes_float32(
 def test_bfloat16_stays_where_our_kernels_multiply_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(precision.VARIABLE, raising=False)
     monkeypatch.setattr(half, "needed", lambda: True)
-    monkeypatch.setattr(precision, "suits", lambda *_: False)
+    monkeypatch.setattr(precision, "is_fast", lambda *_: False)
     assert placement.choose_dtype({torch.bfloat16: 100}, CPU, 1000) is None
     assert placement.choose_dtype({torch.float16: 100}, CPU, 1000) == torch.float32
 
 
 def test_the_environment_decides_for_16_bit_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision, "suits", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(precision, "is_fast", lambda *_: pytest.fail("measured"))
     for name, chosen in (("fp32", torch.float32), ("bf16", None)):
         monkeypatch.setenv(precision.VARIABLE, name)
         assert placement.choose_dtype({torch.bfloat16: 100}, CPU, 1) == chosen

@@ -1,4 +1,4 @@
-"""What linears see, and a model that is quantised for it."""
+"""Hessians of calibration, and a model that is quantised with them."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ def model(tiny_config: ModelConfig) -> PhiModel:
 
 
 def texts(number: int, seed: int, adapter: str | None = None) -> list[Batch]:
-    """Rows of few of the vocabulary's tokens."""
+    """Rows of tokens from a small part of the vocabulary."""
     draw = torch.Generator().manual_seed(seed)
     ids = torch.randint(20, 60, (number, 50), generator=draw).tolist()
     return [row(one, adapter=adapter) for one in ids]
@@ -49,24 +49,24 @@ def test_each_linear_is_put_with_the_sum_over_its_inputs(model: PhiModel) -> Non
         hook.remove()
     names = {m: n for n, m in linears.items()}
     put: dict[str, Tensor] = {}
-    head = calibrate(model, rows, lambda linear, seen: put.update({names[linear]: seen}))
+    head = calibrate(model, rows, lambda linear, total: put.update({names[linear]: total}))
     assert list(put) == list(linears)
-    for name, seen in put.items():
+    for name, total in put.items():
         x = torch.cat(inputs[name])
-        torch.testing.assert_close(seen, x.t() @ x, rtol=1e-3, atol=1e-2)
+        torch.testing.assert_close(total, x.t() @ x, rtol=1e-3, atol=1e-2)
     torch.testing.assert_close(head, last.t() @ last, rtol=1e-3, atol=1e-2)
-    with torch.no_grad():  # and all is as it was
+    with torch.no_grad():  # the model is unchanged
         torch.testing.assert_close(model(pack(rows)), last)
 
 
-def test_later_layers_see_what_was_made_of_earlier_ones(model: PhiModel) -> None:
+def test_later_layers_get_the_outputs_of_changed_earlier_ones(model: PhiModel) -> None:
     order = [m for m in model.decoder.modules() if isinstance(m, LoraLinear)]
     whole: dict[LoraLinear, Tensor] = {}
     after: dict[LoraLinear, Tensor] = {}
     calibrate(model, texts(2, 0), whole.__setitem__)
 
-    def put(linear: LoraLinear, seen: Tensor) -> None:
-        after[linear] = seen
+    def put(linear: LoraLinear, total: Tensor) -> None:
+        after[linear] = total
         linear.weight.zero_()
 
     calibrate(model, texts(2, 0), put)
@@ -80,18 +80,18 @@ def test_later_layers_see_what_was_made_of_earlier_ones(model: PhiModel) -> None
 def test_a_calibrated_model_is_nearer_to_the_whole_one(
     model: PhiModel, tiny_config: ModelConfig, adapter: str | None
 ) -> None:
-    unseen, away = texts(6, 9, adapter), []
+    unseen, errors = texts(6, 9, adapter), []
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with torch.no_grad():
-        wanted = torch.cat([model.logits(model(one)) for one in unseen])
+        expected = torch.cat([model.logits(model(one)) for one in unseen])
     for rows in ((), texts(20, 0, adapter)):
         again = PhiModel(tiny_config).eval()
         again.load_state_dict(state)
         quantize(again, "int4", rows)
         with torch.no_grad():
-            found = torch.cat([again.logits(again(one)) for one in unseen])
-        away.append(float((found - wanted).square().mean()))
-    assert away[1] < 0.7 * away[0]
+            logits = torch.cat([again.logits(again(one)) for one in unseen])
+        errors.append(float((logits - expected).square().mean()))
+    assert errors[1] < 0.7 * errors[0]
 
 
 def test_calibrated_linears_have_four_bits_and_adapters_stay(model: PhiModel) -> None:
@@ -106,13 +106,13 @@ def test_calibrated_linears_have_four_bits_and_adapters_stay(model: PhiModel) ->
 
 
 def test_eight_bits_are_not_calibrated(model: PhiModel) -> None:
-    with pytest.raises(ValueError, match="calibration is for int4; int8"):
+    with pytest.raises(ValueError, match="int8"):
         quantize(model, "int8", texts(2, 0))
     assert model.quant is None
 
 
 def test_a_calibrated_checkpoint_is_the_calibrated_model(model: PhiModel, tmp_path: Path) -> None:
-    rows, asked = texts(4, 0), texts(1, 5)[0]
+    rows, prompt = texts(4, 0), texts(1, 5)[0]
     model.bfloat16()
     save_checkpoint(model, tmp_path / "model", quant="int4", calibration=rows)
     loaded = load_checkpoint(tmp_path / "model")
@@ -125,10 +125,10 @@ def test_a_calibrated_checkpoint_is_the_calibrated_model(model: PhiModel, tmp_pa
         x = torch.randn(3, one.kernel.shape[1]).bfloat16()
         assert torch.equal(one.base(x), other.base(x))
     with torch.no_grad():
-        hidden = loaded(asked)
+        hidden = loaded(prompt)
         assert torch.equal(model.logits(hidden), loaded.logits(hidden))
 
 
-def test_calibration_needs_bits_to_round_to(model: PhiModel, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="for a quantised checkpoint"):
+def test_calibration_needs_a_scheme(model: PhiModel, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="quantised"):
         save_checkpoint(model, tmp_path / "model", calibration=texts(2, 0))

@@ -1,4 +1,4 @@
-"""Encoders in 8 bits with kernels between the products: the same as without, and close to the whole weights."""
+"""Int8 encoders with fused kernels: equal to plain modules, and close to unquantised weights."""
 
 from collections.abc import Iterator
 
@@ -27,12 +27,12 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def model(config: ModelConfig) -> PhiModel:
-    made = PhiModel(config)
-    made.initialise(0)
-    for i, (name, p) in enumerate(made.named_parameters()):
+    result = PhiModel(config)
+    result.initialise(0)
+    for i, (name, p) in enumerate(result.named_parameters()):
         if p.dim() == 1 or name.endswith(("b1", "b2")) or "relative" in name:
             p += 0.2 * noise(*p.shape, seed=i)
-    return made.bfloat16().eval()
+    return result.bfloat16().eval()
 
 
 @pytest.fixture
@@ -45,66 +45,68 @@ def fused(tiny_config: ModelConfig) -> PhiModel:
     return quantize.quantize(model(tiny_config), "int8-all")
 
 
-def heard(model: PhiModel, clips: list[Clip] = CLIPS) -> torch.Tensor:
+def audio_features(model: PhiModel, clips: list[Clip] = CLIPS) -> torch.Tensor:
     mels = 4 * noise(sum(c.frames for c in CLIPS), 80).bfloat16()
     first = sum(c.frames for c in CLIPS[: CLIPS.index(clips[0])])
     mels = mels[first : first + sum(c.frames for c in clips)]
     return model.audio.encoder(mels, clips)
 
 
-def seen(model: PhiModel, crops: slice = slice(None)) -> torch.Tensor:
-    """Of a whole crop, one whose last column of cells is half empty, one that is mostly empty; only what is read."""
+def image_features(model: PhiModel, crops: slice = slice(None)) -> torch.Tensor:
+    """Features of a full crop, one whose last column of cells is half empty, and one that is mostly empty; only the
+    patches that are used."""
     masks = torch.zeros(3, 4, 4, dtype=torch.bool)
     masks[0], masks[1, :, :3], masks[2, :2, :2] = True, True, True
     pixels = noise(3, 3, 56, 56).bfloat16()
-    read = torch.ones(3, 4, 4, dtype=torch.bool)
-    read[2] = masks[2]
-    found = model.vision.encoder(pixels[crops], masks[crops])
-    return found[read[crops].flatten(1)]
+    used = torch.ones(3, 4, 4, dtype=torch.bool)
+    used[2] = masks[2]
+    features = model.vision.encoder(pixels[crops], masks[crops])
+    return features[used[crops].flatten(1)]
 
 
-def off(found: torch.Tensor, wanted: torch.Tensor) -> float:
-    return float((found.double() - wanted.double()).norm() / wanted.double().norm())
+def error(result: torch.Tensor, expected: torch.Tensor) -> float:
+    """Relative error in the 2-norm."""
+    return float((result.double() - expected.double()).norm() / expected.double().norm())
 
 
-@pytest.mark.parametrize("encode", [heard, seen])
+@pytest.mark.parametrize("encode", [audio_features, image_features])
 def test_features_are_close_to_those_of_whole_weights(whole, fused, encode) -> None:
     assert any(isinstance(m, eightbit.AudioBlock) for m in fused.modules())
     assert any(isinstance(m, eightbit.VisionLayer) for m in fused.modules())
-    # 8 bits of every activation; a third of it with bfloat16 alone
-    assert off(encode(fused), encode(whole)) < 0.04
+    # Activations in int8; bfloat16 alone has a third of this error.
+    assert error(encode(fused), encode(whole)) < 0.04
 
 
-@pytest.mark.parametrize("encode", [heard, seen])
-def test_kernels_compute_what_plain_modules_do(tiny_config, fused, encode, monkeypatch) -> None:
+@pytest.mark.parametrize("encode", [audio_features, image_features])
+def test_kernels_equal_plain_modules(tiny_config, fused, encode, monkeypatch) -> None:
     monkeypatch.setattr(quantize.eightbit, "fuse", lambda *_: None)
     plain = quantize.quantize(model(tiny_config), "int8-all")
     assert not any(isinstance(m, eightbit.VisionLayer) for m in plain.modules())
-    assert off(encode(fused), encode(plain)) < 0.04
+    assert error(encode(fused), encode(plain)) < 0.04
 
 
 @pytest.mark.parametrize("clip", CLIPS[:3])
-def test_a_clip_gives_what_it_gives_alone(fused, clip) -> None:
-    parts = heard(fused).split([c.tokens for c in CLIPS])
-    assert torch.equal(heard(fused, [clip]), parts[CLIPS.index(clip)])
+def test_a_clip_is_encoded_as_alone(fused, clip) -> None:
+    parts = audio_features(fused).split([c.tokens for c in CLIPS])
+    assert torch.equal(audio_features(fused, [clip]), parts[CLIPS.index(clip)])
 
 
 @pytest.mark.parametrize("features", [1, 5])
-def test_parts_of_a_clip_are_heard_as_the_whole_is(fused, features, monkeypatch) -> None:
-    whole = heard(fused)
+def test_a_clip_in_parts_is_encoded_as_the_whole(fused, features, monkeypatch) -> None:
+    whole = audio_features(fused)
     monkeypatch.setattr(subsampling, "FEATURES", features)
-    assert torch.equal(heard(fused), whole)
+    assert torch.equal(audio_features(fused), whole)
 
 
-def test_a_crop_gives_what_it_gives_alone(fused) -> None:
+def test_a_crop_is_encoded_as_alone(fused) -> None:
     sizes = [16, 16, 4]
-    for i, part in enumerate(seen(fused).split(sizes)):
-        assert torch.equal(seen(fused, slice(i, i + 1)), part)
+    for i, part in enumerate(image_features(fused).split(sizes)):
+        assert torch.equal(image_features(fused, slice(i, i + 1)), part)
 
 
-def test_with_gradients_plain_modules_answer(fused) -> None:
-    """Kernels know none; nothing is asked of them."""
+def test_with_gradients_plain_modules_run(fused) -> None:
+    """The kernels have no backward."""
     with torch.enable_grad():
         mels = 4 * noise(33, 80).bfloat16()
-        found = fused.audio.encoder(mels, [Clip(33, "speech")])
-    assert off(found.detach(), fused.audio.encoder(mels, [Clip(33, "speech")])) < 0.04
+        features = fused.audio.encoder(mels, [Clip(33, "speech")])
+    assert error(features.detach(), fused.audio.encoder(mels, [Clip(33, "speech")])) < 0.04

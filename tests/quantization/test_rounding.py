@@ -1,4 +1,4 @@
-"""Rounding to 4 bits: never worse than the nearest levels, and with inputs better for them."""
+"""Rounding to 4 bits: never worse than round-to-nearest, and better with a Hessian."""
 
 from collections.abc import Callable
 
@@ -13,20 +13,20 @@ from polyphi.quantization import rounding
 from polyphi.quantization.rounding import Rounded, four_bits, nearest
 
 
-def drawn(seed: int) -> torch.Generator:
+def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
 def normal(outputs: int, inputs: int, seed: int) -> Tensor:
-    return torch.randn(outputs, inputs, generator=drawn(seed))
+    return torch.randn(outputs, inputs, generator=generator(seed))
 
 
 def outliers(outputs: int, inputs: int, seed: int) -> Tensor:
     w = normal(outputs, inputs, seed)
-    return torch.where(torch.rand(w.shape, generator=drawn(seed + 1)) < 0.02, 100 * w, w)
+    return torch.where(torch.rand(w.shape, generator=generator(seed + 1)) < 0.02, 100 * w, w)
 
 
-KINDS: dict[str, Callable[[int, int, int], Tensor]] = {
+WEIGHTS: dict[str, Callable[[int, int, int], Tensor]] = {
     "normal": normal,
     "outliers": outliers,
     "one large row": lambda o, i, seed: (
@@ -44,67 +44,67 @@ KINDS: dict[str, Callable[[int, int, int], Tensor]] = {
 }
 
 
-def errors(found: Rounded, w: Tensor) -> Tensor:
-    """Squared, of every group, in units of the row's largest weight."""
+def errors(rounded: Rounded, w: Tensor) -> Tensor:
+    """Squared error of every group, in units of the row's largest weight."""
     size = w.double().abs().amax(1, keepdim=True).clamp(min=1e-300)
-    away = (found.weight().double() - w.double()) / size
-    return away.square().view(len(w), -1, GROUP).sum(2)
+    difference = (rounded.weight().double() - w.double()) / size
+    return difference.square().view(len(w), -1, GROUP).sum(2)
 
 
 @settings(max_examples=150)
 @given(
-    kind=st.sampled_from(sorted(KINDS)),
+    kind=st.sampled_from(sorted(WEIGHTS)),
     outputs=st.integers(1, 9),
     groups=st.integers(1, 5),
     seed=st.integers(0, 999),
     size=st.sampled_from([1e-36, 1e-12, 1.0, 1e12, 1e33]),
     half=st.booleans(),
 )
-def test_no_group_is_further_off_than_by_the_nearest_levels(
+def test_no_group_has_a_larger_error_than_round_to_nearest(
     kind: str, outputs: int, groups: int, seed: int, size: float, half: bool
 ) -> None:
-    w = size * KINDS[kind](outputs, GROUP * groups, seed)
+    w = size * WEIGHTS[kind](outputs, GROUP * groups, seed)
     w = w.bfloat16() if half else w
-    found = four_bits(w)
-    assert found.four.q.max() <= 15
-    assert found.weight().isfinite().all()
-    # a hair's breadth: errors are compared in float32
-    assert (errors(found, w) <= errors(nearest(w), w) * (1 + 1e-4) + 1e-11).all()
+    rounded = four_bits(w)
+    assert rounded.four.q.max() <= 15
+    assert rounded.weight().isfinite().all()
+    # With a tolerance, since errors are compared in float32.
+    assert (errors(rounded, w) <= errors(nearest(w), w) * (1 + 1e-4) + 1e-11).all()
 
 
 @pytest.mark.parametrize("kind", ["zero", "constant", "two values"])
-def test_what_levels_can_say_is_said(kind: str) -> None:
-    w = KINDS[kind](4, 2 * GROUP, 3)
+def test_representable_weights_are_exact(kind: str) -> None:
+    w = WEIGHTS[kind](4, 2 * GROUP, 3)
     assert torch.allclose(four_bits(w).weight(), w, rtol=3e-3, atol=0)
 
 
-def test_the_search_takes_a_fifth_of_the_squared_error_of_normal_weights() -> None:
+def test_the_search_reduces_the_squared_error_of_normal_weights_by_a_sixth() -> None:
     w = normal(256, 1024, 0)
     least, most = (float(errors(f(w), w).sum()) for f in (four_bits, nearest))
     assert least < 0.84 * most
 
 
 def correlated(tokens: int, inputs: int, seed: int) -> Tensor:
-    """Inputs with some large channels that move together, as behind a norm."""
+    """Inputs with some large correlated channels, as after a norm."""
     x = normal(tokens, 6, seed) @ normal(6, inputs, seed + 1)
     return x + 0.3 * normal(tokens, inputs, seed + 2) + 0.5
 
 
 @pytest.mark.parametrize("outputs", [1, 40])
 @pytest.mark.parametrize("inputs", [GROUP, 96, 320])
-def test_with_inputs_their_products_are_nearer(outputs: int, inputs: int) -> None:
+def test_a_hessian_reduces_the_error_of_products(outputs: int, inputs: int) -> None:
     w, x, unseen = normal(outputs, inputs, 0), *correlated(900, inputs, 1).split(600)
     alone, calibrated = (four_bits(w, h) for h in (None, x.t() @ x))
-    off = [float((unseen @ (f.weight() - w).t()).square().sum()) for f in (alone, calibrated)]
-    assert off[1] < 0.5 * off[0]
+    errors = [float((unseen @ (f.weight() - w).t()).square().sum()) for f in (alone, calibrated)]
+    assert errors[1] < 0.5 * errors[0]
 
 
-def test_few_inputs_many_times_or_none_are_inputs_too() -> None:
+def test_singular_and_zero_hessians() -> None:
     w, x = normal(8, 96, 0), normal(2, 96, 1)
     x[:, 5:40] = 0
-    for seen in (x.t() @ x, 1e12 * x.t() @ x, 1e-12 * x.t() @ x, torch.zeros(96, 96)):
-        found = four_bits(w, seen).weight()
-        assert (found - w).norm() < 0.2 * w.norm()
+    for hessian in (x.t() @ x, 1e12 * x.t() @ x, 1e-12 * x.t() @ x, torch.zeros(96, 96)):
+        rounded = four_bits(w, hessian).weight()
+        assert (rounded - w).norm() < 0.2 * w.norm()
 
 
 def same(one: Rounded, other: Rounded) -> bool:
@@ -112,7 +112,7 @@ def same(one: Rounded, other: Rounded) -> bool:
     return all(torch.equal(a, b) for a, b in pairs)
 
 
-def test_outputs_are_rounded_each_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outputs_are_rounded_independently(monkeypatch: pytest.MonkeyPatch) -> None:
     w, x = normal(24, 96, 0), correlated(200, 96, 1)
     for hessian in (None, x.t() @ x):
         whole = four_bits(w, hessian)
@@ -128,7 +128,7 @@ def test_the_same_weights_give_the_same_bits() -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_what_is_no_number_is_refused(bad: float) -> None:
+def test_values_that_are_not_finite_raise(bad: float) -> None:
     w, h = normal(4, GROUP, 0), torch.eye(GROUP)
     w[2, 3] = h[3, 3] = bad
     with pytest.raises(ValueError, match=r"weights .* NaN or infinity"):
@@ -137,7 +137,7 @@ def test_what_is_no_number_is_refused(bad: float) -> None:
         four_bits(torch.ones(4, GROUP), h)
 
 
-def test_shapes_that_do_not_fit_are_refused() -> None:
+def test_shapes_that_do_not_fit_raise() -> None:
     with pytest.raises(ValueError, match=r"multiple of 32 inputs, found 40"):
         four_bits(torch.ones(4, 40))
     with pytest.raises(ValueError, match=r"64 x 64 .* found 32 x 32"):

@@ -1,4 +1,4 @@
-"""Processes that end, each in its own way."""
+"""Processes of a group that fail."""
 
 import os
 import socket
@@ -18,8 +18,8 @@ raise RuntimeError("bad luck")
 """
 
 
-def test_a_process_that_fails_while_others_send_says_why() -> None:
-    """gloo's threads hold tensors that Python owns; without leaving its group 19 of 20 such runs were aborted."""
+def test_the_error_of_a_process_that_fails_during_collectives_is_shown() -> None:
+    """gloo's threads hold tensors that Python owns; without leaving the group 19 of 20 such runs were aborted."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -33,6 +33,6 @@ def test_a_process_that_fails_while_others_send_says_why() -> None:
         )
         for rank in range(2)
     ]
-    said = [process.communicate(timeout=100)[1] for process in started]
-    assert [process.returncode for process in started] == [1, 1], said
-    assert all("bad luck" in text and "terminate" not in text for text in said)
+    errors = [process.communicate(timeout=100)[1] for process in started]
+    assert [process.returncode for process in started] == [1, 1], errors
+    assert all("bad luck" in text and "terminate" not in text for text in errors)

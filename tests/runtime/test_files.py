@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all."""
+"""Atomic writes of files and folders."""
 
 import errno
 import json
@@ -28,7 +28,7 @@ def test_a_file_is_written_and_replaced(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("step", ["write", "sync", "rename"])
 @pytest.mark.parametrize("before", [True, False])
-def test_an_error_leaves_the_file_of_before(
+def test_an_error_leaves_the_previous_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, before: bool
 ) -> None:
     path = tmp_path / "a.txt"
@@ -50,7 +50,7 @@ def test_an_error_leaves_the_file_of_before(
     assert not before or path.read_text() == "old"
 
 
-def test_what_a_killed_process_left_is_overwritten(tmp_path: Path) -> None:
+def test_partial_files_of_a_killed_process_are_overwritten(tmp_path: Path) -> None:
     (tmp_path / ".a.txt.partial").write_text("a longer text that was cut sho")
     (tmp_path / ".index.partial").mkdir()
     (tmp_path / ".index.partial" / "stale").touch()
@@ -72,7 +72,7 @@ def test_several_threads_may_write_one_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("durable", [True, False])
 @pytest.mark.parametrize("error", [None, KeyboardInterrupt, ValueError])
-def test_a_folder_is_there_whole_or_not_at_all(
+def test_a_folder_is_written_atomically(
     tmp_path: Path, durable: bool, error: type[BaseException] | None
 ) -> None:
     folder = tmp_path / "deep" / "index"
@@ -89,19 +89,19 @@ def test_a_folder_is_there_whole_or_not_at_all(
     assert names(folder.parent) == ["index"]
 
 
-def test_a_rename_that_fails_brings_the_old_folder_back(
+def test_a_rename_that_fails_restores_the_old_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, rename = tmp_path / "index", Path.rename
     folder.mkdir()
     (folder / "old").touch()
 
-    def refuse(self: Path, target: Path) -> Path:
+    def fail(self: Path, target: Path) -> Path:
         if self.name == ".index.partial":
             raise OSError(errno.EIO, "Input/output error")
         return rename(self, target)
 
-    monkeypatch.setattr(Path, "rename", refuse)
+    monkeypatch.setattr(Path, "rename", fail)
     with pytest.raises(OSError, match="Input/output"), files.whole_folder(folder) as partial:
         (partial / "new").touch()
     assert names(tmp_path) == ["index"] and names(folder) == ["old"]

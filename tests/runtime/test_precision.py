@@ -1,4 +1,4 @@
-"""Which precision is chosen, and why: the rules, the measurement with a made-up clock, and what a run records."""
+"""The choice of precision: the rules, the measurement with a simulated clock, and the record of a run."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ LINEAR = (Product(64, 32, trainable=True),)
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No choice of before, no environment variable, no measurement unless a test makes one up."""
+    """No cached choice, no environment variable, no measurement unless a test simulates one."""
     monkeypatch.delenv(precision.VARIABLE, raising=False)
     monkeypatch.setattr(precision, "seconds", lambda run: pytest.fail("measured"))
     for cached in (precision._measured, precision.slowness):
@@ -36,17 +36,17 @@ def corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def clock(monkeypatch: pytest.MonkeyPatch, *times: float) -> list[float]:
-    """Calls take these times, over and over; returns those that have been taken."""
-    taken: list[float] = []
+    """Simulates calls with these durations, repeated; returns the list of durations so far."""
+    durations: list[float] = []
 
     def seconds(run: Callable[[], Any]) -> float:
         run()
-        taken.append(times[len(taken) % len(times)])
-        return taken[-1]
+        durations.append(times[len(durations) % len(times)])
+        return durations[-1]
 
     monkeypatch.setattr(precision, "missing", lambda dtype: None)
     monkeypatch.setattr(precision, "seconds", seconds)
-    return taken
+    return durations
 
 
 def test_without_instructions_nothing_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,7 +55,7 @@ def test_without_instructions_nothing_is_timed(monkeypatch: pytest.MonkeyPatch) 
     assert str(precision.choose("auto", CPU, LINEAR)) == (
         "fp32: this CPU has no bfloat16 instructions"
     )
-    assert not precision.suits(torch.bfloat16, CPU, LINEAR)
+    assert not precision.is_fast(torch.bfloat16, CPU, LINEAR)
 
 
 def test_without_onednn_nothing_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,16 +70,16 @@ def test_without_onednn_nothing_is_timed(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_the_faster_one_is_chosen_once(
     monkeypatch: pytest.MonkeyPatch, times: tuple[float, float], chosen: str, ratio: str
 ) -> None:
-    taken, threads = clock(monkeypatch, *times), torch.get_num_threads()
+    durations, threads = clock(monkeypatch, *times), torch.get_num_threads()
     choice = precision.choose("auto", CPU, LINEAR)
     assert choice.precision == chosen and ratio in choice.reason
     assert torch.get_num_threads() == threads
-    count = len(taken)
-    assert precision.choose("auto", CPU, LINEAR) is choice and len(taken) == count
+    count = len(durations)
+    assert precision.choose("auto", CPU, LINEAR) is choice and len(durations) == count
 
 
 def test_the_least_times_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Turns of (bf16, fp32): those that something disturbed, on either side, don't count."""
+    """Turns of (bf16, fp32): disturbed ones, on either side, don't count."""
     clock(monkeypatch, 90, 2, 6, 50, 7, 3)
     assert precision.relative_time(precision._training, LINEAR, 2) == 3.0
 
@@ -91,11 +91,11 @@ def test_each_shape_counts_by_its_flops(monkeypatch: pytest.MonkeyPatch) -> None
     assert precision.relative_time(precision._training, several, 2) == (9 * 1 + 2) / (9 * 2 + 1)
 
 
-def test_inference_keeps_16_bits_up_to_a_loss_of_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inference_keeps_16_bits_up_to_a_slowdown(monkeypatch: pytest.MonkeyPatch) -> None:
     for times, fast in (((1.4, 1.0), True), ((1.6, 1.0), False)):
         precision.slowness.cache_clear()
         clock(monkeypatch, *times)
-        assert precision.suits(torch.bfloat16, CPU, LINEAR) is fast
+        assert precision.is_fast(torch.bfloat16, CPU, LINEAR) is fast
 
 
 def test_products_are_counted_by_shape() -> None:
@@ -140,7 +140,9 @@ def test_training_times_what_training_computes() -> None:
 
 
 @pytest.mark.parametrize("has", [True, False])
-def test_a_gpu_by_what_its_hardware_has(monkeypatch: pytest.MonkeyPatch, has: bool) -> None:
+def test_the_precision_of_a_gpu_depends_on_its_hardware(
+    monkeypatch: pytest.MonkeyPatch, has: bool
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has)
     choice = precision.choose("auto", torch.device("cuda"), LINEAR)
     assert choice.precision == ("bf16" if has else "fp32") and "GPU" in choice.reason
@@ -161,19 +163,19 @@ def test_explicit_before_environment_before_measurement(monkeypatch: pytest.Monk
 
 
 def manifest(out: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((out / "manifest.json").read_text())
-    return found
+    content: dict[str, Any] = json.loads((out / "manifest.json").read_text())
+    return content
 
 
 def test_a_stage_records_its_precision_and_keeps_it(
     tmp_path: Path, corpora: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(precision, "missing", lambda dtype: "this CPU is old")
-    said: list[Any] = []
-    run(tmp_path, corpora, LANGUAGE, BUDGET, precision="auto", report=said.append)
+    lines: list[Any] = []
+    run(tmp_path, corpora, LANGUAGE, BUDGET, precision="auto", report=lines.append)
     assert manifest(tmp_path)["precision"] == "fp32"
     assert manifest(tmp_path)[resume.REASON] == "this CPU is old"
-    assert any("fp32: this CPU is old" in str(line) for line in said)
+    assert any("fp32: this CPU is old" in str(line) for line in lines)
     assert resume.recorded_precision(tmp_path) == Choice("fp32", "this CPU is old")
 
     monkeypatch.setenv(precision.VARIABLE, "bf16")  # decides for new runs only
@@ -200,7 +202,7 @@ def test_a_stopped_stage_resumes_in_its_precision(
 def test_the_first_process_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = Choice("bf16", "by the first process")
     monkeypatch.setattr(distributed, "rank", lambda: 1)
-    monkeypatch.setattr(distributed, "everyones", lambda value: [first, value])
+    monkeypatch.setattr(distributed, "all_gather", lambda value: [first, value])
     chosen = resume.choose_precision("auto", tmp_path, CPU, lambda: pytest.fail("measured"))
     assert chosen is first
 
@@ -209,8 +211,8 @@ def test_the_first_process_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def recorded(out: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((out / "run.json").read_text())
-    return found
+    content: dict[str, Any] = json.loads((out / "run.json").read_text())
+    return content
 
 
 def test_a_run_has_one_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,7 +262,9 @@ def test_branches_get_the_precision_of_the_run(
 
     monkeypatch.setattr(precision, "missing", lambda dtype: "this CPU is old")
     commands: dict[str, list[str]] = {}
-    monkeypatch.setattr(processes, "side_by_side", lambda asked, tell: commands.update(asked))
+    monkeypatch.setattr(
+        processes, "side_by_side", lambda requested, tell: commands.update(requested)
+    )
     Run("micro", tmp_path)._branches()
     assert len(commands) == 2
     for command in commands.values():
