@@ -108,9 +108,9 @@ class Runner:
         ]
 
     def _scores(self, part: StepPart, hidden: Float[Tensor, "n D"]) -> list[TokenLogprob]:
-        if not part.scored:
+        if not part.scored_tokens:
             return []
-        ids = [part.request.ids[number] for number in part.scored]
+        ids = [part.request.ids[number] for number in part.scored_tokens]
         return logprobs(self.model, hidden, ids, part.request.sampling.prompt_logprobs or 0)
 
     def _replayed(self, parts: Sequence[StepPart], memory: Memory) -> list[PartOutput]:

@@ -1,15 +1,16 @@
-"""Native CPU kernels, built with the package where a compiler is; `missing` says why they aren't there, and others
-stand in (model/quantize.py).
+"""Native CPU kernels, built with the package if there is a compiler; `missing` returns the reason if they aren't
+available, and torch's kernels replace them.
 
 | | |
 |---|---|
-| `native` | the library, and torch's threads: kernels run in torch's own pool where that is GNU's OpenMP, as on Linux |
+| `native` | the library and its thread pool: kernels run in torch's pool if that is GNU's OpenMP, as on Linux |
 | `linear` | linear layers with weights of 4 and 8 bits |
+| `half` | linear layers with bfloat16 weights |
 | `attention` | attention over the block cache, few queries and many |
-| `blocks` | norm, gate and rotary positions of a decoder's block |
-| `encoder` | attention of the encoders, and what stands between their products of 8 bits |
+| `blocks` | RMS norm, SwiGLU and rotary embedding of a decoder's block |
+| `encoder` | attention of the encoders, and the operations between their int8 products |
 
-Nothing of ours is needed here.
+This package imports no other one of polyphi.
 """
 
 from polyphi.kernels.native import PATHS, fits, has, missing, path

@@ -1,12 +1,12 @@
-"""Pieces of the encoders: attention over bfloat16 (encoder_attention.cpp), and what stands between products of 8 bits
+"""Kernels of the encoders: attention in bfloat16 (encoder_attention.cpp), and the operations between int8 products
 (encoder.cpp).
 
->>> y = attention(q, k, v, heads, queries, keys)            # [T H*d] each, segment after segment
->>> x, rows = norm(x, weight, bias, eps, raw)               # x + raw, its norm in 8 bits
+>>> y = attention(q, k, v, heads, queries, keys)            # [T H*d] each, segments concatenated
+>>> x, rows = norm(x, weight, bias, eps, raw)               # x + raw, and its norm as int8 rows
 >>> rows = activate("gelu", raw)
 
-A product is `Raw`: as an int8 kernel leaves it, without the scales of its rows and without bias. What the next one
-multiplies is `Rows`: bytes q + 128 and a scale per row. So between two products memory is read and written once.
+A product is a `Raw`: the output of an int8 kernel before the scales of its rows and the bias. The input of the next
+product is a `Rows`: bytes q + 128 and a scale per row. So between two products memory is read and written once.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,35 +21,35 @@ from torch import Tensor
 from polyphi.kernels.native import count, fits, function, number, pointer, pool, real
 
 LANES = 16
-"""Columns of all rows are a multiple of so many."""
+"""The number of columns must be a multiple of this."""
 ABREAST = 4
-"""Bands that a convolution makes at once."""
+"""Bands that a convolution computes at once."""
 ACTIVATIONS = ("none", "relu", "silu", "gelu", "gated")
-"""What `activate` knows: GELU in its tanh form; gated is value * silu(gate), the two beside each other."""
+"""Names for `activate`: GELU in its tanh form; gated is value * silu(gate) of rows [value, gate]."""
 
 
 class Rows(NamedTuple):
-    """Activations (q - 128) * scale."""
+    """Quantised activations: (q - 128) * scale."""
 
     q: UInt8[Tensor, "T D"]
     scale: Float[Tensor, " T"]
 
 
 class Raw(NamedTuple):
-    """A product y * scale + bias, of which `y` is there, in bfloat16; scale and bias are float32, None where nothing is
-    owed."""
+    """A product y * scale + bias with `y` in bfloat16, and a float32 scale and bias that are not applied yet
+    (or None)."""
 
     y: Float[Tensor, "T D"]
     scale: Float[Tensor, " T"] | None = None
     bias: Float[Tensor, " D"] | None = None
 
     def addresses(self) -> tuple[int | None, ...]:
-        """As the kernels take it."""
+        """The arguments of the kernels."""
         assert self.y.dtype == torch.bfloat16 and self.y.stride(1) == 1
-        return self.y.data_ptr(), self.y.stride(0), _at(self.scale), _at(self.bias)
+        return self.y.data_ptr(), self.y.stride(0), _address(self.scale), _address(self.bias)
 
 
-def attends(weight: Tensor) -> bool:
+def supports_attention(weight: Tensor) -> bool:
     """Whether `attention` can replace torch's for a model whose weights are like this one: bfloat16 without gradients,
     on a CPU that has kernels."""
     return weight.dtype == torch.bfloat16 and fits(weight)
@@ -62,8 +62,8 @@ _POOL = (pointer, number)
 
 @cache
 def _norm() -> Callable[..., None]:
-    where = (real, pointer, pointer, pointer, real, *_OUT, count, count)
-    return function("polyphi_layer_norm", number, pointer, *_RAW, *where, *_POOL)
+    arguments = (real, pointer, pointer, pointer, real, *_OUT, count, count)
+    return function("polyphi_layer_norm", number, pointer, *_RAW, *arguments, *_POOL)
 
 
 @cache
@@ -102,15 +102,15 @@ def norm(
     factor: float = 1.0,
     isa: int = -1,
 ) -> tuple[Float[Tensor, "T D"], Rows]:
-    """x + factor * raw in bfloat16, as x is, and LayerNorm of that in 8 bits. `isa` here and below is for tests: a
-    place in `PATHS`."""
+    """x + factor * raw in bfloat16 (the dtype of x), and its LayerNorm as int8 rows. `isa` here and below is for tests:
+    an index in `PATHS`."""
     out = _rows(*x.shape)
     total = x if raw is None else torch.empty_like(x)
-    owed = (None, 0, None, None) if raw is None else raw.addresses()
+    addend = (None, 0, None, None) if raw is None else raw.addresses()
     _norm()(
         isa,
         x.data_ptr(),
-        *owed,
+        *addend,
         factor,
         total.data_ptr(),
         weight.data_ptr(),
@@ -131,7 +131,7 @@ def add(
     layer_norm: tuple[Tensor, Tensor, float] | None = None,
     isa: int = -1,
 ) -> Float[Tensor, "T D"]:
-    """x + factor * raw in bfloat16, as x is; LayerNorm of that where its weight, bias and epsilon are given."""
+    """x + factor * raw in bfloat16 (the dtype of x), or with `layer_norm` (weight, bias, epsilon) its LayerNorm."""
     y = torch.empty_like(x)
     weight, bias, eps = layer_norm or (None, None, 0.0)
     _norm()(
@@ -140,8 +140,8 @@ def add(
         *raw.addresses(),
         factor,
         y.data_ptr(),
-        _at(weight),
-        _at(bias),
+        _address(weight),
+        _address(bias),
         eps,
         None,
         None,
@@ -153,22 +153,22 @@ def add(
 
 
 def activate(kind: str, raw: Raw, isa: int = -1) -> Rows:
-    """An activation of a product, in 8 bits."""
+    """The activation `kind` of a product, as int8 rows."""
     width = raw.y.shape[1] // (2 if kind == "gated" else 1)
     out = _rows(len(raw.y), width)
-    _activated(kind, raw, (*(t.data_ptr() for t in out), None), width, isa)
+    _run_activation(kind, raw, (*(t.data_ptr() for t in out), None), width, isa)
     return out
 
 
-def finished(kind: str, raw: Raw, isa: int = -1) -> Float[Tensor, "T D"]:
-    """An activation of a product, in bfloat16."""
+def activate_bf16(kind: str, raw: Raw, isa: int = -1) -> Float[Tensor, "T D"]:
+    """The activation `kind` of a product, in bfloat16."""
     width = raw.y.shape[1] // (2 if kind == "gated" else 1)
     y = torch.empty(len(raw.y), width, dtype=torch.bfloat16)
-    _activated(kind, raw, (None, None, y.data_ptr()), width, isa)
+    _run_activation(kind, raw, (None, None, y.data_ptr()), width, isa)
     return y
 
 
-def _activated(kind: str, raw: Raw, out: tuple[int | None, ...], width: int, isa: int) -> None:
+def _run_activation(kind: str, raw: Raw, out: tuple[int | None, ...], width: int, isa: int) -> None:
     number_ = ACTIVATIONS.index(kind)
     _activate()(isa, number_, *raw.addresses(), *out, len(raw.y), width, *_pool())
 
@@ -180,47 +180,52 @@ def causal(
     age: Int[Tensor, " T"],
     isa: int = -1,
 ) -> Rows:
-    """Each channel of x (bfloat16) over its own last W rows, none of which lies more than `age` back; the present row's
-    tap is the last. In 8 bits."""
+    """A causal depthwise convolution of x (bfloat16) over the last W rows, at most `age` rows back; the current row's
+    tap is the last. The result is int8 rows."""
     out = _rows(*x.shape)
-    given = [t.data_ptr() for t in (x, taps, bias, age)]
-    _causal()(isa, *given, len(taps), *(t.data_ptr() for t in out), *x.shape, *_pool())
+    inputs = [t.data_ptr() for t in (x, taps, bias, age)]
+    _causal()(isa, *inputs, len(taps), *(t.data_ptr() for t in out), *x.shape, *_pool())
     return out
 
 
 def strided(
-    given: Raw | tuple[Float[Tensor, "F M"], Float[Tensor, "9 D"], Float[Tensor, " D"]],
-    heard: Bool[Tensor, " T"],
+    source: Raw | tuple[Float[Tensor, "F M"], Float[Tensor, "9 D"], Float[Tensor, " D"]],
+    occupied: Bool[Tensor, " T"],
     weight: Float[Tensor, "9 D"],
     bias: Float[Tensor, " D"],
     eight_bits: bool = True,
     isa: int = -1,
 ) -> Rows | Float[Tensor, "T D"]:
-    """A depthwise convolution 3 x 3 of stride 2 and padding 1 behind relu, in 8 bits or bfloat16, a row for each time
-    and band: halves of what comes in, rounded up. That is a product, T times its bands; or a convolution of the same
-    kind over one channel, of float32 (frames, weight, bias). Times where `heard` is False are blank to it."""
-    times, width = len(heard), weight.shape[1]
-    if isinstance(given, Raw):
-        bands, owed = len(given.y) // times, given.addresses()
+    """A depthwise 3 x 3 convolution of stride 2 and padding 1 after relu, as int8 rows or in bfloat16, a row for each
+    output time and band (half as many as in the input, rounded up). `source` is a product with T * bands rows, or
+    float32 (frames, weight, bias) of a first convolution of the same kind over one channel. Input times whose
+    `occupied` is False are zero."""
+    times, width = len(occupied), weight.shape[1]
+    if isinstance(source, Raw):
+        bands, product = len(source.y) // times, source.addresses()
         first: tuple[int | None, ...] = (None, 0, None, None)
     else:
-        frames, *convolution = given
+        frames, *convolution = source
         assert -(-len(frames) // 2) == times
-        bands, owed = -(-frames.shape[1] // 2), (None, 0, None, None)
-        # a blank one before; behind, as many as whole vectors of results look at
-        behind = 2 * (-(-bands // ABREAST) * ABREAST) - frames.shape[1]
-        frames = F.pad(frames, (1, behind, 1, 1))
+        bands, product = -(-frames.shape[1] // 2), (None, 0, None, None)
+        # One zero band before, and as many after as whole vectors of results read.
+        after = 2 * (-(-bands // ABREAST) * ABREAST) - frames.shape[1]
+        frames = F.pad(frames, (1, after, 1, 1))
         first = (frames.data_ptr(), frames.stride(0), *(t.data_ptr() for t in convolution))
     count = -(-times // 2) * -(-bands // 2)
     out = _rows(count, width) if eight_bits else torch.empty(count, width, dtype=torch.bfloat16)
     _strided()(
         isa,
-        *owed,
+        *product,
         *first,
-        heard.data_ptr(),
+        occupied.data_ptr(),
         weight.data_ptr(),
         bias.data_ptr(),
-        *((_at(out.q), _at(out.scale), None) if isinstance(out, Rows) else (None, None, _at(out))),
+        *(
+            (_address(out.q), _address(out.scale), None)
+            if isinstance(out, Rows)
+            else (None, None, _address(out))
+        ),
         times,
         bands,
         width,
@@ -249,10 +254,10 @@ def attention(
     isa: int = -1,
     by_pairs: bool = True,
 ) -> Float[Tensor, "T HD"]:
-    """Softmax attention in bfloat16 within segments of `queries` rows each, of which all see the first `keys` rows (no
-    rows: the result is 0). `distances` [H 2L-1], for segments of up to L rows, are added to the scaled scores by
-    (key - query). `scale` and `biases` (three) are what q, k and v owe, as `Raw` does. `isa` and `by_pairs` are for
-    tests: an index in `PATHS`, and False for sums of float32 where the CPU has products of bfloat16."""
+    """Softmax attention in bfloat16 within segments of `queries` rows each, which attend to the segment's first `keys`
+    rows (the result is 0 without keys). `distances` [H 2L-1], for segments of up to L rows, are added to the scaled
+    logits by (key - query). `scale` and three `biases` are not yet applied to q, k and v, as in `Raw`. `isa` and
+    `by_pairs` are for tests: an index in `PATHS`, and False to use float32 on a CPU with bfloat16 products."""
     stride = q.stride(0)
     assert all(t.dtype == torch.bfloat16 and t.stride() == (stride, 1) for t in (q, k, v))
     y = torch.empty(q.shape, dtype=q.dtype)
@@ -267,8 +272,8 @@ def attention(
         int(by_pairs),
         *(t.data_ptr() for t in (q, k, v)),
         stride,
-        _at(scale),
-        *(_at(bias) for bias in biases or (None, None, None)),
+        _address(scale),
+        *(_address(bias) for bias in biases or (None, None, None)),
         y.data_ptr(),
         starts.data_ptr(),
         sizes[0].data_ptr(),
@@ -276,12 +281,12 @@ def attention(
         len(queries),
         heads,
         q.shape[1] // heads,
-        _at(distances),
+        _address(distances),
         longest,
         *_pool(),
     )
     return y
 
 
-def _at(tensor: Tensor | None) -> int | None:
+def _address(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()

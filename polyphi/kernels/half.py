@@ -1,10 +1,10 @@
-"""Linear layers with weights of bfloat16 and sums of float32 (half.cpp).
+"""Linear layers with bfloat16 weights and float32 sums (half.cpp).
 
 >>> linear(x, weight, bias)                                  # [T I] by [O I] -> [T O]
 >>> add(y, linear(x, a), b, scale=2.0)                       # y + 2 B A x, in place
 
-One token is read at the rate of memory, which torch's kernels miss. Many tokens are faster than torch's only on a CPU
-without bfloat16 instructions (`needed`): torch multiplies there at a tenth of the rate of float32.
+For one token the kernel is bound by memory bandwidth, which torch's kernels don't reach. For many tokens it is faster
+than torch only on a CPU without bfloat16 instructions (`needed`), where torch runs at a tenth of the speed of float32.
 """
 
 from collections.abc import Callable
@@ -20,15 +20,15 @@ from polyphi.kernels.native import count, fits, function, number, pointer, pool
 
 @cache
 def needed() -> bool:
-    """Whether torch has no fast products of bfloat16 on this CPU: oneDNN has them from AVX-512 on, and where an Arm CPU
-    has bfloat16 instructions."""
-    there = torch.backends.mkldnn.is_available()
-    return not (there and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    """Whether torch has no fast bfloat16 products on this CPU: oneDNN has them from AVX-512 on, and on Arm CPUs with
+    bfloat16 instructions."""
+    has_onednn = torch.backends.mkldnn.is_available()
+    return not (has_onednn and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def takes(x: Float[Tensor, "*T I"], weight: Float[Tensor, "O I"]) -> bool:
+def supports(x: Float[Tensor, "*T I"], weight: Float[Tensor, "O I"]) -> bool:
     """Whether `linear` is correct and faster than torch here: x and weight in bfloat16 without gradients, and a single
-    token or a CPU that needs it."""
+    token or a CPU without bfloat16 instructions."""
     return (
         x.dtype == weight.dtype == torch.bfloat16
         and fits(x, weight)
@@ -43,8 +43,8 @@ def linear(
     *,
     isa: int = -1,
 ) -> Float[Tensor, "T O"]:
-    """x, in float32 or bfloat16, by a weight and a bias in bfloat16; in the dtype of x, rounded once. `isa` is for
-    tests: an index in `native.PATHS`. Raises ValueError for other dtypes and shapes that don't fit."""
+    """The linear layer of x, in float32 or bfloat16, with a bfloat16 weight and bias; in the dtype of x, rounded once.
+    `isa` is for tests: an index in `native.PATHS`. Raises ValueError for other dtypes and shapes that don't fit."""
     y = torch.empty(len(x), len(weight), dtype=x.dtype)
     _run(x, weight, bias, y, 0.0, 1.0, isa)
     return y
@@ -58,7 +58,7 @@ def add(
     scale: float,
     isa: int = -1,
 ) -> Float[Tensor, "T O"]:
-    """y, in the dtype of x, with `scale` times their product added in place and rounded once."""
+    """Add `scale` times the product of x and the weight to y in place, rounded once; y has the dtype of x."""
     if y.dtype != x.dtype or not y.is_contiguous():
         raise ValueError(f"expected a contiguous sum in {x.dtype}, found {y.dtype}")
     _run(x, weight, None, y, 1.0, scale, isa)
@@ -84,7 +84,7 @@ def _run(
     outputs, inputs = weight.shape
     if weight.dtype != torch.bfloat16 or x.dtype not in (torch.float32, torch.bfloat16):
         raise ValueError(
-            f"expected a weight in bfloat16 and tokens in it or float32, found {weight.dtype} and {x.dtype}"
+            f"expected a weight in bfloat16 and tokens in bfloat16 or float32, found {weight.dtype} and {x.dtype}"
         )
     if x.shape[1:] != (inputs,) or y.shape != (len(x), outputs):
         raise ValueError(

@@ -19,12 +19,12 @@ from polyphi.kernels.native import count, function, number, pointer, pool, real
 GROUP = 32
 """Inputs that share a scale and a zero in 4 bits."""
 PANEL = 32
-"""Outputs side by side; a weight with fewer is filled up."""
+"""Outputs of a panel; weights are padded to whole panels."""
 
 MANY = 128
-"""Tokens from which on weights of 4 bits are rounded to 8 for their product, with a scale per output, where that is
-faster (AVX-512 VNNI, AVX-VNNI), and on NEON i8mm, whose speed hasn't been measured. More are hardly ever decoded
-together: those of a prompt are."""
+"""Tokens from which on weights of 4 bits are unpacked to int8 for a product, with a scale per output, where that is
+faster (AVX-512 VNNI, AVX-VNNI), and on NEON i8mm, whose speed hasn't been measured. Decode steps rarely have as many
+tokens; prompts have."""
 
 
 class Four(NamedTuple):
@@ -36,7 +36,7 @@ class Four(NamedTuple):
 
 
 class Adapter(NamedTuple):
-    """What adds scale * B A x to a product: both weights of 8 bits, packed, with their float32 rows."""
+    """An adapter, which adds scale * B A x to a product: both weights packed in 8 bits, with their float32 rows."""
 
     a: UInt8[Tensor, " bytes"]
     a_row: Float[Tensor, " R"]
@@ -62,17 +62,17 @@ def _linear() -> Callable[..., None]:
 
 
 def size4(outputs: int, inputs: int) -> int:
-    """Bytes of a packed weight of 4 bits: 4.5 for each."""
+    """Bytes of a packed weight in 4 bits: 4.5 bits per weight."""
     return -(-outputs // PANEL) * PANEL * (inputs // GROUP) * (GROUP // 2 + 2)
 
 
 def size8(outputs: int, inputs: int) -> int:
-    """Bytes of one of 8 bits, filled up to whole panels and groups."""
+    """Bytes of a packed weight in 8 bits, padded to whole panels and groups."""
     return -(-outputs // PANEL) * PANEL * -(-inputs // GROUP) * GROUP
 
 
 def pack4(weight: Four) -> UInt8[Tensor, " bytes"]:
-    """As the kernels read it (linear.cpp has the order). Raises ValueError for shapes that don't fit."""
+    """Pack a weight in the layout of the kernels (linear.cpp). Raises ValueError for shapes that don't fit."""
     outputs, inputs = weight.q.shape
     groups = inputs // GROUP
     if inputs % GROUP or not weight.s.shape == weight.z.shape == (outputs, groups):
@@ -80,7 +80,7 @@ def pack4(weight: Four) -> UInt8[Tensor, " bytes"]:
             f"expected a multiple of {GROUP} inputs and two bytes for each {GROUP} of them, found "
             f"{tuple(weight.q.shape)}, {tuple(weight.s.shape)} and {tuple(weight.z.shape)}"
         )
-    q, s, z = (_filled_up(t, 0) for t in weight)
+    q, s, z = (_padded(t, 0) for t in weight)
     low, high = q.view(-1, groups, 2, GROUP // 2).unbind(2)
     # 32 bits are the pairs of four inputs: panel, output, group, part -> panel, group, part, output
     pairs = (low | high << 4).view(torch.int32).view(-1, PANEL, groups, 4).permute(0, 2, 3, 1)
@@ -90,25 +90,25 @@ def pack4(weight: Four) -> UInt8[Tensor, " bytes"]:
 
 
 def unpack4(packed: UInt8[Tensor, " bytes"], outputs: int, inputs: int) -> Four:
-    """What `pack4` was given. Raises ValueError if the bytes are not those of such a weight."""
+    """The inverse of `pack4`. Raises ValueError if the bytes are not those of such a weight."""
     _check(packed, size4(outputs, inputs))
-    return _some4(packed, torch.arange(outputs), inputs)
+    return _rows4(packed, torch.arange(outputs), inputs)
 
 
 def rows4(
     packed: UInt8[Tensor, " bytes"], ids: Int[Tensor, " n"], inputs: int
 ) -> Float[Tensor, "n I"]:
-    """Some rows of a packed weight, without their factor `row`."""
-    q, s, z = _some4(packed, ids, inputs)
+    """Rows `ids` of a packed weight, without their factor `row`."""
+    q, s, z = _rows4(packed, ids, inputs)
     steps = q.view(len(q), -1, GROUP) - z[..., None] / 16
     return (s[..., None] * steps).flatten(1)
 
 
-def _some4(packed: Tensor, ids: Tensor, inputs: int) -> Four:
+def _rows4(packed: Tensor, ids: Tensor, inputs: int) -> Four:
     groups, nibbles = inputs // GROUP, PANEL * GROUP // 2
     panels = packed.view(-1, groups, nibbles + 2 * PANEL)
     panel, output = ids // PANEL, ids % PANEL
-    # indices that stand apart: what they choose comes first, then groups and parts
+    # The dimension of separated indices comes first, then groups and parts.
     pairs = panels[..., :nibbles].unflatten(2, (4, PANEL, 4))[panel, :, :, output].flatten(2)
     q = torch.stack([pairs & 15, pairs >> 4], 2).view(len(ids), inputs)
     s, z = (panels[panel, :, nibbles + output + more] for more in (0, PANEL))
@@ -116,14 +116,14 @@ def _some4(packed: Tensor, ids: Tensor, inputs: int) -> Four:
 
 
 def pack8(q: Int8[Tensor, "O I"]) -> UInt8[Tensor, " bytes"]:
-    """A weight row * q, with q from -127 to 127, as the kernels read it."""
-    u = _filled_up(F.pad(q.view(torch.uint8) ^ 128, (0, -q.shape[1] % GROUP), value=128), 128)
+    """Pack a weight row * q, with q from -127 to 127, in the layout of the kernels."""
+    u = _padded(F.pad(q.view(torch.uint8) ^ 128, (0, -q.shape[1] % GROUP), value=128), 128)
     fours = u.contiguous().view(torch.int32).view(-1, PANEL, u.shape[1] // 4)
     return fours.transpose(1, 2).contiguous().view(torch.uint8).flatten()
 
 
 def unpack8(packed: UInt8[Tensor, " bytes"], outputs: int, inputs: int) -> Int8[Tensor, "O I"]:
-    """What `pack8` was given. Raises ValueError if the bytes are not those of such a weight."""
+    """The inverse of `pack8`. Raises ValueError if the bytes are not those of such a weight."""
     _check(packed, size8(outputs, inputs))
     return rows8(packed, torch.arange(outputs), inputs)
 
@@ -131,14 +131,14 @@ def unpack8(packed: UInt8[Tensor, " bytes"], outputs: int, inputs: int) -> Int8[
 def rows8(
     packed: UInt8[Tensor, " bytes"], ids: Int[Tensor, " n"], inputs: int
 ) -> Int8[Tensor, "n I"]:
-    """Some rows of a packed weight, without their factor `row`."""
+    """Rows `ids` of a packed weight, without their factor `row`."""
     fours = packed.view(-1, -(-inputs // GROUP) * GROUP // 4, PANEL, 4)
     rows = fours[ids // PANEL, :, ids % PANEL].flatten(1)[:, :inputs]
     return (rows ^ 128).view(torch.int8)
 
 
-def _filled_up(values: UInt8[Tensor, "O n"], value: int) -> UInt8[Tensor, "O_up n"]:
-    """Outputs to whole panels."""
+def _padded(values: UInt8[Tensor, "O n"], value: int) -> UInt8[Tensor, "O_up n"]:
+    """Pad the outputs to whole panels."""
     return F.pad(values, (0, 0, 0, -len(values) % PANEL), value=value)
 
 
@@ -160,14 +160,14 @@ def linear(
     gated: bool = False,
     isa: int = -1,
 ) -> Float[Tensor, "T O_"]:
-    """x, in float32 or bfloat16, by a packed weight of 4 or 8 bits with its float32 `row`, with an adapter's product
-    added and rounded once; in the type of x. Each token's activations are rounded to 8 bits of its largest, so that it
-    is the same whatever stands beside it (in 4 bits: among fewer than MANY, or more); a token that has an infinite one,
-    or one that is no number, becomes no number.
+    """The linear layer of x, in float32 or bfloat16, with a weight packed in 4 or 8 bits and its float32 `row`, and an
+    adapter's product added and rounded once; in the dtype of x. Activations are rounded to int8 with a scale per token,
+    so a token's result doesn't depend on its neighbours (in 4 bits: if both batches have fewer than MANY tokens, or
+    both have more); a token with an infinite activation or NaN becomes NaN.
 
-    The sum with `onto`, or up * silu(gate) where `gated`: of gate and up side by side, half of O each and a multiple of
-    PANEL; both as if the product had been rounded before. `isa` is for tests: a place in `native.PATHS`. Raises
-    ValueError if the bytes are not those of such weights, and for sums and halves that don't fit."""
+    `onto` is added to the result; with `gated` it is up * silu(gate) of the outputs [gate, up], whose halves are
+    multiples of PANEL; both as if the product had been rounded before. `isa` is for tests: an index in `native.PATHS`.
+    Raises ValueError for packed bytes of another size, and for sums and halves that don't fit."""
     x = x.contiguous()
     (tokens, inputs), outputs = x.shape, len(row)
     _check(packed, (size4 if bits == 4 else size8)(outputs, inputs))
@@ -179,7 +179,7 @@ def linear(
         _check(b, size8(outputs, rank))
         low = (*(t.data_ptr() for t in (a, a_row, b, b_row)), rank, scale)
     if gated and outputs % (2 * PANEL):
-        raise ValueError(f"what is gated is a multiple of {2 * PANEL} outputs, found {outputs}")
+        raise ValueError(f"a gated product has a multiple of {2 * PANEL} outputs, found {outputs}")
     y = torch.empty(tokens, outputs // 2 if gated else outputs, dtype=x.dtype)
     if onto is not None:
         if gated or onto.dtype != y.dtype or onto.shape != y.shape:
@@ -220,9 +220,9 @@ def linear_rows(
     row: Float[Tensor, " O"],
     isa: int = -1,
 ) -> Float[Tensor, "T O"]:
-    """Activations (q - 128) * scale, rounded to 8 bits by whoever made them, by a packed weight of 8 bits with its
-    float32 `row`; in bfloat16. `isa` is for tests: an index in `native.PATHS`. Raises ValueError if the bytes are not
-    those of such a weight."""
+    """The linear layer of quantised activations (q - 128) * scale, with a weight packed in 8 bits and its float32
+    `row`; in bfloat16. `isa` is for tests: an index in `native.PATHS`. Raises ValueError for packed bytes of another
+    size."""
     (tokens, inputs), outputs = q.shape, len(row)
     _check(packed, size8(outputs, inputs))
     q, scale = q.contiguous(), scale.contiguous()

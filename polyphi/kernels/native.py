@@ -1,7 +1,7 @@
-"""The library of native kernels, and torch's threads for them to run in.
+"""The library of native kernels, and the thread pool in which they run.
 
-`POLYPHI_MAX_CPU_ISA` caps the instruction sets that the kernels use (`CAPS`), so that one machine shows what another
-does; the equivalent for torch is `ATEN_CPU_CAPABILITY`, `ONEDNN_MAX_CPU_ISA` and `MKL_ENABLE_INSTRUCTIONS`.
+`POLYPHI_MAX_CPU_ISA` caps the instruction sets that the kernels use (`CAPS`), to test a machine as an older one; the
+equivalent for torch is `ATEN_CPU_CAPABILITY`, `ONEDNN_MAX_CPU_ISA` and `MKL_ENABLE_INSTRUCTIONS`.
 """
 
 import ctypes
@@ -31,7 +31,7 @@ real = ctypes.c_float
 
 @cache
 def library() -> ctypes.CDLL | str:
-    """The library, or why it can't be had. Raises ValueError for an unknown POLYPHI_MAX_CPU_ISA."""
+    """The library, or the reason why it isn't available. Raises ValueError for an unknown POLYPHI_MAX_CPU_ISA."""
     if not (path := Path(__file__).with_name("_native.so")).exists():
         return "they weren't built: there was no C++ compiler when polyphi was installed"
     try:
@@ -50,7 +50,7 @@ def library() -> ctypes.CDLL | str:
 
 @cache
 def pool() -> int | None:
-    """The address of what runs a function in torch's threads; two pools would stand in each other's way."""
+    """The address of the function that runs work in torch's threads, or None; two pools would compete for the cores."""
     try:
         maps = Path("/proc/self/maps").read_text().splitlines()
     except OSError:
@@ -63,20 +63,20 @@ def pool() -> int | None:
 
 
 def function(name: str, *arguments: type) -> Callable[..., None]:
-    """One of its functions, which gives nothing back."""
-    held = library()
-    assert not isinstance(held, str), held
-    found: Any = getattr(held, name)
-    found.argtypes, found.restype = arguments, None
-    return found
+    """A function of the library, which returns nothing."""
+    loaded = library()
+    assert not isinstance(loaded, str), loaded
+    result: Any = getattr(loaded, name)
+    result.argtypes, result.restype = arguments, None
+    return result
 
 
 def missing() -> str | None:
-    """Why there are no kernels that pay here, or None."""
-    held = library()
-    if isinstance(held, str):
-        return held
-    return None if held.polyphi_isa() else "this CPU has neither AVX2 nor NEON's dot products"
+    """The reason why there are no fast kernels on this machine, or None."""
+    loaded = library()
+    if isinstance(loaded, str):
+        return loaded
+    return None if loaded.polyphi_isa() else "this CPU has neither AVX2 nor NEON's dot products"
 
 
 @cache
@@ -85,8 +85,8 @@ def _here() -> bool:
 
 
 def fits(*tensors: torch.Tensor) -> bool:
-    """Whether kernels can take these in the place of torch's operators: plain tensors of one type, float32 or bfloat16,
-    on a CPU for which there are kernels, and nobody asks for a gradient."""
+    """Whether kernels can replace torch's operators for these tensors: plain tensors of one dtype, float32 or bfloat16,
+    on a CPU with kernels, and without gradients."""
     dtype = tensors[0].dtype
     return (
         not torch.is_grad_enabled()
@@ -97,12 +97,12 @@ def fits(*tensors: torch.Tensor) -> bool:
 
 
 def path() -> str:
-    """The instructions that are used, for people."""
-    held = library()
-    return "none" if isinstance(held, str) else PATHS[held.polyphi_isa()]
+    """The name of the instruction set in use, for display."""
+    loaded = library()
+    return "none" if isinstance(loaded, str) else PATHS[loaded.polyphi_isa()]
 
 
 def has(path: int) -> bool:
-    """Whether a place in `PATHS` is one of instructions that this CPU has, and the library is there."""
-    held = library()
-    return not isinstance(held, str) and bool(held.polyphi_has(path))
+    """Whether the library is available and this CPU has the instructions of an index in `PATHS`."""
+    loaded = library()
+    return not isinstance(loaded, str) and bool(loaded.polyphi_has(path))

@@ -354,7 +354,7 @@ class ConformerEncoder(nn.Module):
         windows = Windows.of(lengths, x.device)
         biases = (
             self._distances(max(lengths))
-            if native.attends(x)
+            if native.supports_attention(x)
             else self._biases(windows, working_dtype(x))
         )
         for block in self.blocks:

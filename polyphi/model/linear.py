@@ -19,7 +19,7 @@ def product(
     x: Float[Tensor, "*T I"], weight: Float[Tensor, "O I"], bias: Float[Tensor, " O"] | None = None
 ) -> Float[Tensor, "*T O"]:
     """W x + bias."""
-    if half.takes(x, weight):
+    if half.supports(x, weight):
         y = half.linear(x.reshape(-1, x.shape[-1]), weight, bias)
         return y.view(*x.shape[:-1], len(weight))
     if bias is None and _one_row(x, weight) and kernels.missing() is not None:

@@ -111,7 +111,7 @@ class LowRank(nn.Module):
             return y.add_(self.up(low), alpha=self.scale)
         if torch.is_grad_enabled():
             return torch.addmm(y, low, self.b.t(), alpha=self.scale)
-        if half.takes(low, self.b) and y.dtype == low.dtype and y.is_contiguous():
+        if half.supports(low, self.b) and y.dtype == low.dtype and y.is_contiguous():
             return half.add(y, low, self.b, scale=self.scale)
         return y.addmm_(low, self.b.t(), alpha=self.scale)
 

@@ -189,7 +189,7 @@ class SiglipEncoder(nn.Module):
     ) -> Float[Tensor, "N P D"]:
         convolution = self.patch_embedding
         crops = crops.to(convolution.weight.dtype)
-        if native.attends(convolution.weight) and half.needed():
+        if native.supports_attention(convolution.weight) and half.needed():
             # torch convolves bfloat16 slowly here, our kernel multiplies it fast
             side = self.config.patch_size
             patches = crops.unfold(2, side, side).unfold(3, side, side).permute(0, 2, 3, 1, 4, 5)
@@ -250,7 +250,7 @@ class SiglipEncoder(nn.Module):
 
     def _attends(self) -> bool:
         """Whether our own attention takes this tower's heads."""
-        return native.attends(self.patch_embedding.weight)
+        return native.supports_attention(self.patch_embedding.weight)
 
     def pooled(
         self, crops: Float[Tensor, "N 3 C C"], masks: Bool[Tensor, "N G G"]

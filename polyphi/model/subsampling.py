@@ -144,7 +144,7 @@ class Subsampling(nn.Module):
         """Whether our own kernels should run: torch multiplies and convolves bfloat16 slowly here."""
         first = convolutions(self)[0]
         fits = first.out_channels % native.LANES == 0
-        return fits and native.attends(first.weight) and half.needed()
+        return fits and native.supports_attention(first.weight) and half.needed()
 
     def _in_float32(
         self, mels: Float[Tensor, "F M"], lengths: Sequence[int]
@@ -208,7 +208,7 @@ def in_parts(
         y = _without(y, earlier, 2 * end - begin + earlier)
         y = native.strided(up(y), occupied[1][begin : 2 * end], *third, eight_bits)
         y = _without(y, early, end - start + early)
-        out = native.finished("relu", down(y))
+        out = native.activate_bf16("relu", down(y))
         return out.view(end - start, -1, out.shape[1])
 
     whole = tape.length(SUBSAMPLING)

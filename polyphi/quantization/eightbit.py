@@ -136,7 +136,7 @@ class Convolution:
         self.down = Linear(plain.ext_pw_conv_1d, make)
 
     def __call__(self, rows: Rows, age: Tensor) -> Raw:
-        gated = native.finished("gated", self.up(rows))
+        gated = native.activate_bf16("gated", self.up(rows))
         rows = native.causal(gated, self.taps, self.bias, age)
         return self.down(native.activate("silu", self.middle(rows)))
 
@@ -191,7 +191,7 @@ class Subsampling(nn.Module):
         return subsampling.in_parts(mels, lengths, self.taps, linears, eight_bits=True)
 
     def _last(self, x: Float[Tensor, "A I"]) -> Float[Tensor, "A D"]:
-        return native.finished("none", self.last(native.activate("none", Raw(x))))
+        return native.activate_bf16("none", self.last(native.activate("none", Raw(x))))
 
 
 def fuse(model: PhiModel, make: Make) -> None:
@@ -216,4 +216,4 @@ def _fits(encoder: siglip.SiglipEncoder | conformer.ConformerEncoder) -> bool:
         middle = c.ext_pw_out_channel, c.depthwise_separable_out_channel
         widths += [*middle, c.nemo_conv_channels]
     fit = all(width % native.LANES == 0 for width in widths)
-    return fit and native.attends(weight)
+    return fit and native.supports_attention(weight)

@@ -1,8 +1,8 @@
-"""The instructions that kernels can be tried with here."""
+"""The instruction sets that this machine can test."""
 
 from polyphi import kernels
 
 
 def here() -> list[int]:
-    """Places in `kernels.PATHS`, of those that this CPU has; the scalar one always."""
+    """Indices in `kernels.PATHS` that this CPU supports; at least the scalar one."""
     return [i for i in range(len(kernels.PATHS)) if kernels.has(i)] or [0]

@@ -1,4 +1,4 @@
-"""Attention over the block cache: every path gives what the formula gives, whatever the shapes, lengths and blocks."""
+"""Attention over the block cache: every path equals the formula for any shapes, lengths and blocks."""
 
 import math
 
@@ -20,7 +20,7 @@ NAMES = [kernels.PATHS[path] + " BF16" * by for path, by in WAYS]
 
 
 def memory(blocks: int, heads: int, d: int, dtype: torch.dtype) -> KVLayer:
-    """Filled with what nobody may read."""
+    """A layer filled with values that must not be read."""
 
     def rows(*width: int, dtype: torch.dtype) -> Tensor:
         filled = torch.full((heads, blocks * BLOCK, *width), 77.0).to(dtype)
@@ -30,20 +30,20 @@ def memory(blocks: int, heads: int, d: int, dtype: torch.dtype) -> KVLayer:
     return KVLayer(rows(d, dtype=dtype), rows(d, dtype=dtype), *scales)
 
 
-def remembered(layer: KVLayer, table: list[int], new: Tensor, which: int) -> Tensor:
-    """Keys (`which` 0) or values (1) [n K d] as memory holds them, once it is seen that they are near the new ones."""
+def cached(layer: KVLayer, table: list[int], new: Tensor, which: int) -> Tensor:
+    """Keys (`which` 0) or values (1) [n K d] as stored, after checking that they are close to the new ones."""
     rows = [table[t // BLOCK] * BLOCK + t % BLOCK for t in range(len(new))]
-    kept, scales = layer[which][rows].double(), layer[which + 2]
+    stored, scales = layer[which][rows].double(), layer[which + 2]
     if scales is None:
-        assert torch.equal(kept, new.double())
-        return kept
+        assert torch.equal(stored, new.double())
+        return stored
     step = scales[rows].double()[..., None]
-    assert ((kept * step - new.double()).abs() <= 0.5001 * step).all()
-    assert (kept.abs().amax(-1) == 127).all()
-    return kept * step
+    assert ((stored * step - new.double()).abs() <= 0.5001 * step).all()
+    assert (stored.abs().amax(-1) == 127).all()
+    return stored * step
 
 
-def meant(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """The newest tokens' queries [t H d] against keys and values [n K d], in double precision."""
     (t, heads, d), (n, kv_heads, _) = q.shape, k.shape
     q, k, v = (x.double() for x in (q, k, v))
@@ -55,7 +55,7 @@ def meant(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 class Sequences:
-    """Sequences that grow in one memory, in blocks that lie anywhere."""
+    """Sequences that grow in one cache, in scattered blocks."""
 
     def __init__(self, lengths: list[int], shape: tuple[int, int, int], seed: int, size: float):
         self.draw = torch.Generator().manual_seed(seed)
@@ -74,10 +74,10 @@ class Sequences:
     def step(
         self, dtype: torch.dtype, layer: KVLayer, spans: list[tuple[int, int]], isa: int, by: int
     ) -> list[Tensor]:
-        """The tokens of each sequence in a span, all in one call."""
+        """The outputs for each sequence's tokens in its span, in one call."""
         mine = [i for i, (first, last) in enumerate(spans) if first < last]
         chosen = [[x[spans[i][0] : spans[i][1]] for x in self.whole[i]] for i in mine]
-        # As in the decoder: keys stand behind queries, and values come out of a wider tensor.
+        # As in the decoder: keys follow queries in one tensor, and values are a part of a wider one.
         q, k, v = (torch.cat(part).to(dtype) for part in zip(*chosen, strict=True))
         heads = q.shape[1]
         both, wide = torch.cat([q, k], 1), torch.cat([q, k, v], 1)
@@ -116,19 +116,19 @@ def test_attention_is_that_of_the_formula(
     before = [max(0, n - m) for n, m in zip(lengths, new, strict=False)]
     if any(before):
         sequences.step(dtype, layer, [(0, n) for n in before], *way)
-    found = sequences.step(dtype, layer, list(zip(before, lengths, strict=True)), *way)
-    whole = zip(found, before, sequences.whole, sequences.tables, strict=True)
+    outputs = sequences.step(dtype, layer, list(zip(before, lengths, strict=True)), *way)
+    whole = zip(outputs, before, sequences.whole, sequences.tables, strict=True)
     for out, first, (q, k, v), table in whole:
-        keys, values = (remembered(layer, table, x.to(dtype), i) for i, x in enumerate((k, v)))
-        wanted = meant(q[first:].to(dtype), keys, values)
+        keys, values = (cached(layer, table, x.to(dtype), i) for i, x in enumerate((k, v)))
+        expected = reference(q[first:].to(dtype), keys, values)
         assert out.dtype == dtype
-        off = (out.double() - wanted).abs().max() / wanted.abs().max()
-        # float32: scores of up to 20 * 20 * sqrt(128) have an error of 2 units in their last place, as have weights
-        # then; bfloat16 rounds results, and weights that are multiplied in pairs.
-        assert off < (0.012 if half else 2e-5 if size < 10 else 1e-2), off
+        error = (out.double() - expected).abs().max() / expected.abs().max()
+        # float32: logits of up to 20 * 20 * sqrt(128) have an error of 2 units in their last place, and so have the
+        # weights; bfloat16 rounds results, and weights that are multiplied in pairs.
+        assert error < (0.012 if half else 2e-5 if size < 10 else 1e-2), error
 
 
-def test_a_token_is_the_same_whatever_stands_beside_it() -> None:
+def test_a_token_does_not_depend_on_its_neighbours() -> None:
     sequences = Sequences([700, 40, 1300], (6, 2, 32), 0, 1.0)
     for dtype in (torch.float32, torch.bfloat16):
         layer = memory(sequences.blocks, 2, 32, dtype)
@@ -140,31 +140,31 @@ def test_a_token_is_the_same_whatever_stands_beside_it() -> None:
             alone = [span if j == i else (0, 0) for j in range(3)]
             sequences.step(dtype, apart, alone, -1, by)
         spans = [(690, 700), (39, 40), (1299, 1300)]
-        together = sequences.step(dtype, layer, spans, -1, by)
+        batched = sequences.step(dtype, layer, spans, -1, by)
         for i, span in enumerate(spans):
             alone = [span if j == i else (0, 0) for j in range(3)]
-            assert torch.equal(sequences.step(dtype, apart, alone, -1, by)[0], together[i])
+            assert torch.equal(sequences.step(dtype, apart, alone, -1, by)[0], batched[i])
 
 
 def test_threads_change_nothing() -> None:
     sequences = Sequences([1500, 300], (6, 2, 32), 0, 1.0)
-    found, threads = [], torch.get_num_threads()
+    results, threads = [], torch.get_num_threads()
     try:
         for count in (1, 3):
             torch.set_num_threads(count)
             layer = memory(sequences.blocks, 2, 32, torch.bfloat16)
             sequences.step(torch.bfloat16, layer, [(0, 1499), (0, 0)], -1, pairs())
             spans = [(1499, 1500), (0, 300)]
-            found.append(sequences.step(torch.bfloat16, layer, spans, -1, pairs()))
+            results.append(sequences.step(torch.bfloat16, layer, spans, -1, pairs()))
     finally:
         torch.set_num_threads(threads)
-    for one, other in zip(*found, strict=True):
+    for one, other in zip(*results, strict=True):
         assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("way", WAYS, ids=NAMES)
-def test_no_number_stays_none(way: tuple[int, int]) -> None:
-    """A broken query spoils its own token, and a broken key all that see it."""
+def test_nan_propagates(way: tuple[int, int]) -> None:
+    """A NaN query affects its own token, and a NaN key all tokens that attend to it."""
     for length in (40, 8):
         sequences = Sequences([length], (3, 1, 16), 0, 1.0)
         sequences.whole[0][0][1] = math.nan

@@ -1,4 +1,4 @@
-"""Norm, gate and rotary positions: every path gives what the formula gives."""
+"""RMS norm, SwiGLU and rotary embedding: every path equals the formula."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from polyphi.model import rope
 pytestmark = pytest.mark.skipif(kernels.missing() is not None, reason=str(kernels.missing()))
 WAYS = here()
 
-drawn = given(
+inputs = given(
     tokens=st.integers(1, 40),
     width=st.integers(1, 70),
     seed=st.integers(0, 99),
@@ -25,46 +25,48 @@ drawn = given(
 
 
 def noise(*shape: int, seed: int, size: float, half: bool) -> Tensor:
-    found = size * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-    return found.bfloat16() if half else found
+    x = size * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return x.bfloat16() if half else x
 
 
-def near(found: Tensor, wanted: Tensor, steps: float = 1.0) -> None:
-    """Within so many roundings of the type."""
-    assert found.dtype in (torch.float32, torch.bfloat16) and found.shape == wanted.shape
-    rounding = torch.finfo(found.dtype).eps * steps
-    torch.testing.assert_close(found.double(), wanted.double(), rtol=rounding, atol=1e-30)
+def assert_near(y: Tensor, expected: Tensor, steps: float = 1.0) -> None:
+    """Within `steps` roundings of the dtype."""
+    assert y.dtype in (torch.float32, torch.bfloat16) and y.shape == expected.shape
+    rounding = torch.finfo(y.dtype).eps * steps
+    torch.testing.assert_close(y.double(), expected.double(), rtol=rounding, atol=1e-30)
 
 
 @pytest.mark.parametrize("way", WAYS, ids=kernels.PATHS.__getitem__)
 @settings(max_examples=25)
-@drawn
+@inputs
 def test_the_norm_is_rounded_before_its_weight(
     way: int, tokens: int, width: int, seed: int, size: float, half: bool
 ) -> None:
     x = noise(tokens, width, seed=seed, size=size, half=half)
     weight = noise(width, seed=seed + 1, size=1.0, half=half)
     wide = x.double()
-    wanted = wide / (wide.square().mean(1, keepdim=True) + 1e-5).sqrt() * weight.double()
-    near(rms_norm(x, weight, 1e-5, way), wanted, 2 if half else 8)
+    expected = wide / (wide.square().mean(1, keepdim=True) + 1e-5).sqrt() * weight.double()
+    assert_near(rms_norm(x, weight, 1e-5, way), expected, 2 if half else 8)
     if half:
         exact = F.rms_norm(x, (width,), eps=1e-5) * weight
         same = rms_norm(x, weight, 1e-5, way) == exact
-        assert same.float().mean() > 0.95, "all but those that sums in another order tip over"
+        assert same.float().mean() > 0.95, (
+            "all except those that another order of the sum rounds otherwise"
+        )
 
 
 @pytest.mark.parametrize("way", WAYS, ids=kernels.PATHS.__getitem__)
 @settings(max_examples=25)
-@drawn
+@inputs
 def test_the_gate_is_a_sigmoid_linear_unit(
     way: int, tokens: int, width: int, seed: int, size: float, half: bool
 ) -> None:
     x = noise(tokens, 2 * width, seed=seed, size=size, half=half)
     gate, up = x.double().chunk(2, 1)
-    found, wanted = swiglu(x, way), up * F.silu(gate)
-    small = gate < -87  # e^-87 is as good as nothing
-    near(found.masked_fill(small, 0), wanted.masked_fill(small, 0), 1 if half else 8)
-    assert found[small].abs().max() < 1e-30 if small.any() else True
+    y, expected = swiglu(x, way), up * F.silu(gate)
+    small = gate < -87  # e^-87 underflows to nearly 0
+    assert_near(y.masked_fill(small, 0), expected.masked_fill(small, 0), 1 if half else 8)
+    assert y[small].abs().max() < 1e-30 if small.any() else True
 
 
 @pytest.mark.parametrize("way", WAYS, ids=kernels.PATHS.__getitem__)
@@ -76,7 +78,7 @@ def test_the_gate_is_a_sigmoid_linear_unit(
     seed=st.integers(0, 99),
     half=st.booleans(),
 )
-def test_turned_heads_are_those_of_the_model(
+def test_rotated_heads_equal_those_of_the_model(
     way: int, tokens: int, heads: int, shape: tuple[int, int], seed: int, half: bool
 ) -> None:
     d, pairs = shape
@@ -84,22 +86,22 @@ def test_turned_heads_are_those_of_the_model(
     angle = noise(tokens, 1, pairs, seed=seed + 1, size=3.0, half=False)
     cos, sin = (a.to(x.dtype) for a in (angle.cos(), angle.sin()))
     with torch.enable_grad():  # torch's own
-        wanted = rope.rotate(x.double(), cos.double(), sin.double())
-    found = rotate(x, cos, sin, way)
+        expected = rope.rotate(x.double(), cos.double(), sin.double())
+    y = rotate(x, cos, sin, way)
     steps = torch.finfo(x.dtype).eps
-    torch.testing.assert_close(found.double(), wanted, rtol=steps, atol=4e-7 if not half else 1e-5)
-    assert torch.equal(found[..., 2 * pairs :], x[..., 2 * pairs :])
+    torch.testing.assert_close(y.double(), expected, rtol=steps, atol=4e-7 if not half else 1e-5)
+    assert torch.equal(y[..., 2 * pairs :], x[..., 2 * pairs :])
 
 
 @pytest.mark.parametrize("way", WAYS, ids=kernels.PATHS.__getitem__)
 def test_extremes(way: int) -> None:
     x = torch.tensor([[1e38, -1e38, 0.0, float("nan"), 2.0, 2.0, 2.0, 2.0]])
-    found = swiglu(x, way)[0]
-    assert found[0] == 2e38 and found[1] == 0 and found[2] == 0 and found[3].isnan()
+    y = swiglu(x, way)[0]
+    assert y[0] == 2e38 and y[1] == 0 and y[2] == 0 and y[3].isnan()
     assert torch.equal(rms_norm(torch.zeros(2, 20), torch.ones(20), 1e-5, way), torch.zeros(2, 20))
 
 
-def test_pieces_of_ours_stand_in_only_where_nobody_asks_for_a_gradient() -> None:
+def test_kernels_are_used_without_gradients_only() -> None:
     x = torch.ones(2, 4)
     assert not kernels.fits(x)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The paths of CPUs that are not at hand, emulated: every one gives what plain C++ gives."""
+"""The paths of other CPUs, emulated: every one equals the scalar path."""
 
 import shutil
 import subprocess
@@ -13,7 +13,7 @@ SOURCES = sorted(Path(kernels.__file__).parent.glob("*.cpp"))
 
 
 def run_paths(folder: Path, machine: str, cpu: str) -> str:
-    """What `paths.cpp` prints on an emulated CPU of `machine`, aarch64 or x86_64."""
+    """The output of `paths.cpp` on an emulated CPU of `machine`, aarch64 or x86_64."""
     compiler, emulator = f"{machine}-linux-gnu-g++", f"qemu-{machine}"
     if shutil.which(compiler) is None or shutil.which(emulator) is None:
         pytest.skip(f"needs the packages g++-{machine.replace('_', '-')}-linux-gnu and qemu-user")
@@ -30,7 +30,7 @@ def run_paths(folder: Path, machine: str, cpu: str) -> str:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where programs are compiled to, once for each machine."""
+    """The folder of the compiled programs, one per machine."""
     return tmp_path_factory.mktemp("paths")
 
 
@@ -45,7 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("x86_64", "Nehalem", "scalar"),
     ],
 )
-def test_an_emulated_cpu_gives_what_plain_code_gives(
+def test_an_emulated_cpu_equals_the_scalar_path(
     folder: Path, machine: str, cpu: str, path: str
 ) -> None:
     report = run_paths(folder, machine, cpu)

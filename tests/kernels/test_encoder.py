@@ -1,4 +1,4 @@
-"""Pieces of the encoders: every path gives what the formula gives, whatever the shapes and however extreme."""
+"""Kernels of the encoders: every path equals the formula for any shapes and extreme values."""
 
 import pytest
 import torch
@@ -14,10 +14,10 @@ from polyphi.kernels.encoder import (
     Raw,
     Rows,
     activate,
+    activate_bf16,
     add,
     attention,
     causal,
-    finished,
     norm,
     strided,
 )
@@ -30,17 +30,17 @@ every_path = pytest.mark.parametrize(
 """Arguments `isa` and `by_pairs` of `attention`: in float32 on each path, and as this CPU chooses."""
 
 
-def attended(
+def reference(
     qkv: list[Tensor], heads: int, queries: list[int], keys: list[int], distances: Tensor | None
 ) -> Tensor:
-    """Attention as its formula says, in double precision."""
+    """Attention by its formula, in double precision."""
     outs = []
     for q, k, v in zip(*(t.double().split(queries) for t in qkv), strict=True):
-        seen = keys[len(outs)]
-        q, k, v = (t.unflatten(1, (heads, -1)).transpose(0, 1) for t in (q, k[:seen], v[:seen]))
+        count = keys[len(outs)]
+        q, k, v = (t.unflatten(1, (heads, -1)).transpose(0, 1) for t in (q, k[:count], v[:count]))
         scores = q @ k.transpose(1, 2) / q.shape[-1] ** 0.5
         if distances is not None:
-            between = torch.arange(seen) - torch.arange(q.shape[1])[:, None]
+            between = torch.arange(count) - torch.arange(q.shape[1])[:, None]
             scores = scores + distances.double()[:, between + distances.shape[1] // 2]
         outs.append((scores.softmax(-1) @ v).transpose(0, 1).flatten(1))
     return torch.cat(outs)
@@ -73,55 +73,55 @@ def test_attention_is_that_of_the_formula(
         for _ in range(3)
     ]
     distances = torch.randn(heads, 2 * max(queries) - 1, generator=draw) if far else None
-    found = attention(*qkv, heads, queries, keys, distances, isa=path[0], by_pairs=path[1])
-    wanted = attended(qkv, heads, queries, keys, distances)
+    y = attention(*qkv, heads, queries, keys, distances, isa=path[0], by_pairs=path[1])
+    expected = reference(qkv, heads, queries, keys, distances)
     # Shares and the result are rounded to bfloat16: two units in the last place of the largest value.
-    assert (found.double() - wanted).abs().max() <= 2**-7 * qkv[2].abs().max()
+    assert (y.double() - expected).abs().max() <= 2**-7 * qkv[2].abs().max()
 
 
 @every_path
-def test_products_owe_their_scales_and_bias(path: tuple[int, bool]) -> None:
+def test_scales_and_biases_are_applied(path: tuple[int, bool]) -> None:
     draw = torch.Generator().manual_seed(0)
     raw = torch.randn(50, 3 * 144, generator=draw).bfloat16()
     scale, bias = torch.rand(50, generator=draw), torch.randn(3 * 144, generator=draw)
-    paid = (raw * scale[:, None] + bias).bfloat16()
-    found, wanted = (
+    scaled = (raw * scale[:, None] + bias).bfloat16()
+    y, expected = (
         attention(*t.split(144, 1), 2, [20, 30], [20, 28], None, s, b, *path)
-        for t, s, b in ((raw, scale, bias.split(144)), (paid, None, None))
+        for t, s, b in ((raw, scale, bias.split(144)), (scaled, None, None))
     )
-    assert (found.double() - wanted.double()).norm() < 0.01 * wanted.double().norm()
+    assert (y.double() - expected.double()).norm() < 0.01 * expected.double().norm()
 
 
 @every_path
-def test_a_segment_is_the_same_whatever_stands_beside_it(path: tuple[int, bool]) -> None:
+def test_a_segment_does_not_depend_on_its_neighbours(path: tuple[int, bool]) -> None:
     q, k, v = torch.randn(3, 200, 72, generator=torch.Generator().manual_seed(0)).bfloat16()
-    together = attention(q, k, v, 1, [70, 130], [70, 100], None, None, None, *path)
-    for part, seen in ((slice(0, 70), 70), (slice(70, 200), 100)):
+    batched = attention(q, k, v, 1, [70, 130], [70, 100], None, None, None, *path)
+    for part, count in ((slice(0, 70), 70), (slice(70, 200), 100)):
         rows = [part.stop - part.start]
-        alone = attention(q[part], k[part], v[part], 1, rows, [seen], None, None, None, *path)
-        assert torch.equal(alone, together[part])
+        alone = attention(q[part], k[part], v[part], 1, rows, [count], None, None, None, *path)
+        assert torch.equal(alone, batched[part])
 
 
 @every_path
 def test_extreme_scores_are_shares(path: tuple[int, bool]) -> None:
-    """One key takes all where scores are far apart, and all share where they are far from 0 together."""
+    """One key has all the weight if logits are far apart, and all have equal weight if logits are equal and large."""
     q = torch.full((3, 16), 100.0).bfloat16()
     k = torch.full((3, 16), 100.0).bfloat16()
     v = torch.tensor([1.0, 2.0, 6.0])[:, None].expand(3, 16).bfloat16()
     v, isa, by_pairs = v.contiguous(), *path
-    found = attention(q, k, v, 1, [3], [3], isa=isa, by_pairs=by_pairs)
-    assert found.unique().tolist() == [3.0]
+    y = attention(q, k, v, 1, [3], [3], isa=isa, by_pairs=by_pairs)
+    assert y.unique().tolist() == [3.0]
     k[1] = -100
     k[2] = 99
-    found = attention(q, k, v, 1, [3], [3], isa=isa, by_pairs=by_pairs)
-    assert found.unique().tolist() == [1.0]
+    y = attention(q, k, v, 1, [3], [3], isa=isa, by_pairs=by_pairs)
+    assert y.unique().tolist() == [1.0]
 
 
 @every_path
-def test_who_sees_nothing_gets_nothing(path: tuple[int, bool]) -> None:
+def test_queries_without_keys_get_zeros(path: tuple[int, bool]) -> None:
     q, k, v = torch.ones(3, 5, 16).bfloat16()
-    found = attention(q, k, v, 1, [2, 3], [0, 3], None, None, None, *path)
-    assert found.sum(1).tolist() == [0, 0, 16, 16, 16]
+    y = attention(q, k, v, 1, [2, 3], [0, 3], None, None, None, *path)
+    assert y.sum(1).tolist() == [0, 0, 16, 16, 16]
 
 
 # ---------------------------------------------------------------------- between products of 8 bits
@@ -141,7 +141,7 @@ def noise(*shape: int, seed: int) -> Tensor:
 
 
 def raw(rows: int, width: int, seed: int, size: float) -> tuple[Raw, Tensor]:
-    """A product with a large value in its first row and nothing in its last, and what it means."""
+    """A product with a large value in its first row and zeros in its last, and its value in double precision."""
     y = noise(rows, width, seed=seed).bfloat16()
     y[0, 0] *= 50
     y[-1] = 0
@@ -150,37 +150,37 @@ def raw(rows: int, width: int, seed: int, size: float) -> tuple[Raw, Tensor]:
     return Raw(y, scale, bias), y.double() * scale.double()[:, None] + bias.double()
 
 
-def near(found: Rows, wanted: Tensor) -> None:
-    """Bytes are the nearest to the formula's values, which a float32 close to halfway may miss."""
-    step = (wanted.abs().amax(1) / 127).clamp(min=1e-12)
-    torch.testing.assert_close(found.scale.double(), step, rtol=1e-4, atol=1e-9)
-    q = found.q.double() - 128
+def assert_near(rows: Rows, expected: Tensor) -> None:
+    """Bytes are nearest to the formula's values, except where float32 rounds a value close to halfway otherwise."""
+    step = (expected.abs().amax(1) / 127).clamp(min=1e-12)
+    torch.testing.assert_close(rows.scale.double(), step, rtol=1e-4, atol=1e-9)
+    q = rows.q.double() - 128
     assert q.abs().max() <= 127
-    assert ((q * step[:, None] - wanted).abs() <= 0.51 * step[:, None] + 1e-9).all()
+    assert ((q * step[:, None] - expected).abs() <= 0.51 * step[:, None] + 1e-9).all()
 
 
 @on_every_path
 @settings(max_examples=25, deadline=None)
 @given(**shapes, factor=st.sampled_from([0.5, 1.0]))
-def test_norms_are_those_of_the_sum(
+def test_norms_equal_those_of_the_sum(
     path: int, rows: int, vectors: int, seed: int, size: float, factor: float
 ) -> None:
     width = 16 * vectors
-    owed, meant = raw(rows, width, seed, size)
+    product, value = raw(rows, width, seed, size)
     x = noise(rows, width, seed=seed + 3).bfloat16()
     weight, bias = noise(2, width, seed=seed + 4)
-    total, normed = norm(x, weight, bias, 1e-6, owed, factor, path)
-    exact = x.double() + factor * meant
+    total, normed = norm(x, weight, bias, 1e-6, product, factor, path)
+    exact = x.double() + factor * value
     assert ((total.double() - exact).abs() <= 2**-8 * exact.abs() + 1e-6).all()
-    wanted = F.layer_norm(total.double(), (width,), weight.double(), bias.double(), 1e-6)
-    near(normed, wanted)
-    near(norm(total, weight, bias, 1e-6, isa=path)[1], wanted)
-    assert torch.equal(add(x, owed, factor, isa=path), total)
-    both = add(x, owed, factor, (weight, bias, 1e-6), path).double()
-    assert ((both - wanted).abs() <= 2**-8 * wanted.abs() + 1e-5).all()
+    expected = F.layer_norm(total.double(), (width,), weight.double(), bias.double(), 1e-6)
+    assert_near(normed, expected)
+    assert_near(norm(total, weight, bias, 1e-6, isa=path)[1], expected)
+    assert torch.equal(add(x, product, factor, isa=path), total)
+    both = add(x, product, factor, (weight, bias, 1e-6), path).double()
+    assert ((both - expected).abs() <= 2**-8 * expected.abs() + 1e-5).all()
 
 
-def activated(kind: str, x: Tensor) -> Tensor:
+def activation(kind: str, x: Tensor) -> Tensor:
     match kind:
         case "relu":
             return x.relu()
@@ -198,22 +198,22 @@ def activated(kind: str, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("kind", ACTIVATIONS)
 @settings(max_examples=15, deadline=None)
 @given(**shapes)
-def test_activations_are_those_of_the_formula(
+def test_activations_equal_the_formula(
     path: int, kind: str, rows: int, vectors: int, seed: int, size: float
 ) -> None:
-    owed, meant = raw(rows, 32 * vectors, seed, size)
-    wanted = activated(kind, meant)
-    near(activate(kind, owed, path), wanted)
-    found = finished(kind, owed, path).double()
-    assert ((found - wanted).abs() <= 2**-7 * wanted.abs() + 1e-4 * wanted.abs().max()).all()
-    # rows may be part of wider ones
-    wide = torch.cat([owed.y, owed.y], 1)[:, : 32 * vectors]
-    assert torch.equal(activate(kind, owed._replace(y=wide), path).q, activate(kind, owed, path).q)
+    product, value = raw(rows, 32 * vectors, seed, size)
+    expected = activation(kind, value)
+    assert_near(activate(kind, product, path), expected)
+    y = activate_bf16(kind, product, path).double()
+    assert ((y - expected).abs() <= 2**-7 * expected.abs() + 1e-4 * expected.abs().max()).all()
+    # Rows may be parts of wider ones.
+    wide = product._replace(y=torch.cat([product.y, product.y], 1)[:, : 32 * vectors])
+    assert torch.equal(activate(kind, wide, path).q, activate(kind, product, path).q)
 
 
-def test_activations_bear_the_largest_numbers() -> None:
+def test_activations_of_the_largest_numbers() -> None:
     far = torch.tensor([[-1e30, 1e30, -100.0, 100.0, -20.0, 0.0] + [0.0] * 10]).bfloat16()
-    assert finished("silu", Raw(far))[0, :6].tolist() == pytest.approx(
+    assert activate_bf16("silu", Raw(far))[0, :6].tolist() == pytest.approx(
         [0, float(far[0, 1]), 0, 100, -20 * 2.06e-9, 0], rel=1e-2, abs=1e-6
     )
 
@@ -234,10 +234,10 @@ def test_causal_convolutions_stay_in_their_windows(
     taps, bias = noise(width, channels, seed=seed + 1), noise(channels, seed=seed + 2)
     age = torch.cat([torch.arange(n) for n in windows])
     padded = [F.pad(part.double().t(), (width - 1, 0)) for part in x.split(windows)]
-    wanted = [
+    expected = [
         F.conv1d(p, taps.double().t()[:, None], bias.double(), groups=channels).t() for p in padded
     ]
-    near(causal(x, taps, bias, age, path), torch.cat(wanted))
+    assert_near(causal(x, taps, bias, age, path), torch.cat(expected))
 
 
 @on_every_path
@@ -248,32 +248,32 @@ def test_causal_convolutions_stay_in_their_windows(
     vectors=st.integers(1, 3),
     seed=st.integers(0, 99),
 )
-def test_strided_convolutions_are_those_of_the_formula(
+def test_strided_convolutions_equal_the_formula(
     path: int, times: int, bands: int, vectors: int, seed: int
 ) -> None:
-    """Behind another one over frames, and behind a product, some times of it blank."""
+    """After another one over frames, and after a product, with some input times zero."""
     channels, halves = 16 * vectors, (-(-times // 2), -(-bands // 2))
     frames = noise(times, bands, seed=seed)
     first, second = noise(2, 9, channels, seed=seed + 1)
     shifts = noise(2, channels, seed=seed + 2)
-    heard = noise(halves[0], seed=seed + 3) > -0.5
+    occupied = noise(halves[0], seed=seed + 3) > -0.5
 
     def convolved(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """[channels, times, bands], one channel or all of them."""
         weight = weight.double().t().view(channels, 1, 3, 3)
         return F.conv2d(x[None], weight, bias.double(), 2, 1, groups=len(x))[0]
 
-    def behind(x: Tensor) -> Tensor:
-        x = convolved(x.relu() * heard[:, None], second, shifts[1])
+    def second_convolution(x: Tensor) -> Tensor:
+        x = convolved(x.relu() * occupied[:, None], second, shifts[1])
         return x.permute(1, 2, 0).reshape(-1, channels)
 
-    found = strided((frames, first, shifts[0]), heard, second, shifts[1], isa=path)
-    near(found, behind(convolved(frames.double()[None], first, shifts[0])))
-    owed, meant = raw(halves[0] * halves[1], channels, seed, 1.0)
-    found = strided(owed, heard, second, shifts[1], isa=path)
-    expected = behind(meant.t().reshape(channels, *halves))
-    near(found, expected)
-    found = strided(owed, heard, second, shifts[1], eight_bits=False, isa=path)
-    # rounded once to bfloat16, besides sums in float32 of values up to the largest
+    rows = strided((frames, first, shifts[0]), occupied, second, shifts[1], isa=path)
+    assert_near(rows, second_convolution(convolved(frames.double()[None], first, shifts[0])))
+    product, value = raw(halves[0] * halves[1], channels, seed, 1.0)
+    rows = strided(product, occupied, second, shifts[1], isa=path)
+    expected = second_convolution(value.t().reshape(channels, *halves))
+    assert_near(rows, expected)
+    y = strided(product, occupied, second, shifts[1], eight_bits=False, isa=path)
+    # Rounded once to bfloat16, after float32 sums of values up to the largest.
     limit = 2**-8 * expected.abs() + 1e-5 * expected.abs().max()
-    assert ((found.double() - expected).abs() <= limit).all()
+    assert ((y.double() - expected).abs() <= limit).all()

@@ -1,4 +1,4 @@
-"""Linear layers with weights of bfloat16: what the formula gives, on every path."""
+"""Linear layers with bfloat16 weights: every path equals the formula."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ every_path = pytest.mark.parametrize("path", here(), ids=kernels.PATHS.__getitem
     narrow=st.booleans(),
     biased=st.booleans(),
 )
-def test_products_are_those_of_the_formula(
+def test_products_equal_the_formula(
     path: int, tokens: int, outputs: int, inputs: int, seed: int, narrow: bool, biased: bool
 ) -> None:
     draw = torch.Generator().manual_seed(seed)
@@ -34,7 +34,7 @@ def test_products_are_those_of_the_formula(
     y = torch.randn(tokens, outputs, generator=draw).to(dtype)
     expected = x.double() @ w.double().t()
     size = x.double().abs() @ w.double().abs().t() + 1
-    # results are rounded once: to 8 bits of mantissa, or in sums of float32
+    # Results are rounded once: to 8 bits of mantissa, or in float32 sums.
     allowed = 4e-3 if narrow else 1e-6
     added = half.add(y.clone(), x, w, scale=-0.5, isa=path)
     assert added.dtype == dtype
@@ -48,22 +48,22 @@ def test_products_are_those_of_the_formula(
 
 @every_path
 @pytest.mark.parametrize("tokens", [16, 40])
-def test_a_token_gives_what_it_gives_beside_others(path: int, tokens: int) -> None:
-    """Up to 16 tokens to the bit, one alone included; and more than those, however many they are."""
+def test_a_token_does_not_depend_on_its_neighbours(path: int, tokens: int) -> None:
+    """Bit for bit in batches of up to 16 tokens, and in larger ones of any size."""
     draw = torch.Generator().manual_seed(0)
     x, w = torch.randn(tokens, 300, generator=draw), torch.randn(70, 300, generator=draw).bfloat16()
-    together = half.linear(x, w, isa=path)
+    batched = half.linear(x, w, isa=path)
     for part in (
         (slice(0, 17), slice(tokens - 23, tokens)) if tokens > 16 else (slice(3, 4), slice(2, 9))
     ):
-        assert torch.equal(half.linear(x[part], w, isa=path), together[part])
+        assert torch.equal(half.linear(x[part], w, isa=path), batched[part])
 
 
-def test_what_does_not_fit_is_refused() -> None:
+def test_inputs_that_do_not_fit_raise() -> None:
     w = torch.ones(4, 6).bfloat16()
     with pytest.raises(ValueError, match=r"\[T 6\]"):
         half.linear(torch.ones(1, 5), w)
-    with pytest.raises(ValueError, match="a weight in bfloat16"):
+    with pytest.raises(ValueError, match="bfloat16"):
         half.linear(torch.ones(1, 6), w.float())
     with pytest.raises(ValueError, match=r"\[4\] in bfloat16"):
         half.linear(torch.ones(1, 6), w, torch.ones(4))

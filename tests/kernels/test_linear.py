@@ -1,4 +1,4 @@
-"""Kernels of 4 and 8 bits: every path gives what the formula gives, whatever the shapes and extreme the numbers."""
+"""Kernels of 4 and 8 bits: every path equals the formula for any shapes and extreme values."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ from polyphi.kernels.linear import (
 pytestmark = pytest.mark.skipif(kernels.missing() is not None, reason=str(kernels.missing()))
 
 
-WIDENING = ("AVX-512 VNNI", "AVX-VNNI", "NEON i8mm")
+UNPACKING = ("AVX-512 VNNI", "AVX-VNNI", "NEON i8mm")
 PATHS = pytest.mark.parametrize("path", here(), ids=kernels.PATHS.__getitem__)
 
 
@@ -42,7 +42,7 @@ def random_eight(outputs: int, inputs: int, seed: int) -> Tensor:
     return torch.randint(-127, 128, (outputs, inputs), dtype=torch.int8, generator=draw)
 
 
-def meant(weight: Four | Tensor, row: Tensor) -> Tensor:
+def dequantised(weight: Four | Tensor, row: Tensor) -> Tensor:
     """The weight in double precision."""
     if isinstance(weight, Tensor):
         return weight.double() * row.double()[:, None]
@@ -51,12 +51,12 @@ def meant(weight: Four | Tensor, row: Tensor) -> Tensor:
     return w.view(weight.q.shape) * row.double()[:, None]
 
 
-def widened(weight: Four) -> tuple[Tensor, Tensor]:
-    """A weight in 4 bits rounded to 8, as many tokens are multiplied by it; and a factor of its rows. (In 256ths, from
-    which the kernels cut.)"""
+def unpacked(weight: Four) -> tuple[Tensor, Tensor]:
+    """A weight in 4 bits unpacked to int8, as used for many tokens, and the factor of its rows. (Computed in 256ths
+    with truncation, as in the kernels.)"""
     s, z = weight.s.float(), weight.z.float()
     largest = (s * torch.maximum(z, 240 - z)).amax(1, keepdim=True)
-    # A number by a tensor would be its reciprocal times the number, which rounds twice.
+    # A number divided by a tensor would be computed by the reciprocal, which rounds twice.
     factor = torch.full_like(largest, 127 * 256) / largest.clamp(min=1)
     step = (16 * (s * factor) + 0.5).int()[..., None]
     none = (128.5 * 256 - z * (s * factor)).int()[..., None]
@@ -66,27 +66,27 @@ def widened(weight: Four) -> tuple[Tensor, Tensor]:
 
 
 def multiplied(weight: Four | Tensor, row: Tensor, tokens: int, path: int) -> Tensor:
-    """What a path multiplies so many tokens by, in double precision."""
-    if isinstance(weight, Four) and tokens >= MANY and kernels.PATHS[path] in WIDENING:
-        eight, factor = widened(weight)
-        return meant(eight, row * factor)
-    return meant(weight, row)
+    """The weight that a path uses for so many tokens, in double precision."""
+    if isinstance(weight, Four) and tokens >= MANY and kernels.PATHS[path] in UNPACKING:
+        eight, factor = unpacked(weight)
+        return dequantised(eight, row * factor)
+    return dequantised(weight, row)
 
 
 def rounded(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Activations as whole numbers of which a token's largest is 127, and its step."""
+    """Activations as integers with a largest magnitude of 127 per token, and the scale of each token."""
     step = (x.float().abs().amax(1, keepdim=True) / 127).clamp(min=1e-30)
     return (x.float() * (1 / step)).round(), step
 
 
 def activations(x: Tensor) -> Tensor:
-    """What is multiplied, in double precision."""
+    """The rounded activations, in double precision."""
     q, step = rounded(x)
     return q.double() * step.double()
 
 
-def squeezed(x: Tensor, a: Tensor, a_row: Tensor) -> Tensor:
-    """A x between an adapter's two products: sums of integers, and a float32 of a token's and a row's factor."""
+def low_rank(x: Tensor, a: Tensor, a_row: Tensor) -> Tensor:
+    """A x of an adapter, before its second product: integer sums, times the float32 factors of token and row."""
     q, step = rounded(x)
     return (q.double() @ a.double().t()).float() * (a_row * step)
 
@@ -103,7 +103,7 @@ def squeezed(x: Tensor, a: Tensor, a_row: Tensor) -> Tensor:
     size=st.sampled_from([1e-20, 1e-4, 1.0, 1e4]),
     half=st.booleans(),
 )
-def test_products_are_those_of_the_formula(
+def test_products_equal_the_formula(
     path: int,
     bits: int,
     tokens: int,
@@ -124,32 +124,32 @@ def test_products_are_those_of_the_formula(
     x = x.bfloat16() if half else x
     x[tokens // 2] = 0
     x[-1, :5] *= 1000
-    wanted = activations(x) @ multiplied(weight, row, tokens, path).t()
-    # Float32 adds what a group makes, up to 7 terms: some units in the last place of the largest result that the
-    # numbers allow. bfloat16 rounds the result.
-    most = activations(x).abs() @ meant(weight, row).abs().t() + 1e-30
+    expected = activations(x) @ multiplied(weight, row, tokens, path).t()
+    # The sums of up to 7 groups are added in float32: an error of some units in the last place of the largest possible
+    # result. bfloat16 rounds the result.
+    most = activations(x).abs() @ dequantised(weight, row).abs().t() + 1e-30
     adapter = None
     if rank:
         a, b = random_eight(rank, inputs, seed + 2), random_eight(outputs, rank, seed + 3)
         a_row, b_row = (torch.rand(n, generator=draw) for n in (rank, outputs))
         adapter = Adapter(pack8(a), a_row, pack8(b), b_row, -0.5)
-        low = activations(squeezed(x, a, a_row))
-        wanted -= 0.5 * low @ meant(b, b_row).t()
-        most += low.abs() @ meant(b, b_row).abs().t()
-    found = linear(x, packed, row, bits=bits, adapter=adapter, isa=path)
-    assert found.dtype == x.dtype
+        low = activations(low_rank(x, a, a_row))
+        expected -= 0.5 * low @ dequantised(b, b_row).t()
+        most += low.abs() @ dequantised(b, b_row).abs().t()
+    y = linear(x, packed, row, bits=bits, adapter=adapter, isa=path)
+    assert y.dtype == x.dtype
     allowed = 5e-3 if half else 2e-6
-    assert ((found.double() - wanted).abs() / (most + wanted.abs())).max() < allowed
+    assert ((y.double() - expected).abs() / (most + expected.abs())).max() < allowed
     onto = size * torch.randn(tokens, outputs, generator=draw).to(x.dtype)
-    made = linear(x, packed, row, bits=bits, adapter=adapter, onto=onto, isa=path)
-    assert torch.equal(made, onto + found)
+    total = linear(x, packed, row, bits=bits, adapter=adapter, onto=onto, isa=path)
+    assert torch.equal(total, onto + y)
 
 
 @PATHS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("tokens", [1, 19, MANY + 5])
-def test_a_gate_is_that_of_the_product(
+def test_a_gated_product_equals_swiglu_of_the_product(
     path: int, dtype: torch.dtype, bits: int, tokens: int
 ) -> None:
     x, row = torch.randn(tokens, 96, dtype=dtype), torch.rand(192) / 100
@@ -157,12 +157,12 @@ def test_a_gate_is_that_of_the_product(
     factors = pack8(random_eight(7, 96, 1)), row[:7], pack8(random_eight(192, 7, 2)), row
     for adapter in (None, Adapter(*factors, 0.5)):
         product = linear(x, packed, row, bits=bits, adapter=adapter, isa=path)
-        found = linear(x, packed, row, bits=bits, adapter=adapter, gated=True, isa=path)
-        assert torch.equal(found, swiglu(product, path))
+        y = linear(x, packed, row, bits=bits, adapter=adapter, gated=True, isa=path)
+        assert torch.equal(y, swiglu(product, path))
 
 
 def test_the_largest_sums_fit() -> None:
-    """All weights and activations at their ends, as many inputs as the model has."""
+    """All weights and activations at the ends of their ranges, with as many inputs as the model has."""
     x = torch.ones(3, 8192)
     x[1] = -1
     x[2, ::2] = -1
@@ -174,95 +174,95 @@ def test_the_largest_sums_fit() -> None:
             )
         )
         for path in here():
-            found = linear(x, pack4(weight), torch.ones(32), bits=4, isa=path)
+            y = linear(x, pack4(weight), torch.ones(32), bits=4, isa=path)
             torch.testing.assert_close(
-                found.double(), x.double() @ meant(weight, torch.ones(32)).t(), rtol=1e-5, atol=10
+                y.double(), x.double() @ dequantised(weight, torch.ones(32)).t(), rtol=1e-5, atol=10
             )
     for end in (-127, 127):
         eight = torch.full((32, 8192), end, dtype=torch.int8)
         for path in here():
-            found = linear(x, pack8(eight), torch.ones(32), bits=8, isa=path)
+            y = linear(x, pack8(eight), torch.ones(32), bits=8, isa=path)
             torch.testing.assert_close(
-                found.double(), x.double() @ eight.double().t(), rtol=1e-6, atol=1e-2
+                y.double(), x.double() @ eight.double().t(), rtol=1e-6, atol=1e-2
             )
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_paths_differ_by_nothing(bits: int) -> None:
+def test_paths_agree(bits: int) -> None:
     x, row = torch.randn(11, 3072), torch.rand(64)
     packed = pack4(random_four(64, 3072, 0)) if bits == 4 else pack8(random_eight(64, 3072, 0))
-    found = [linear(x, packed, row, bits=bits, isa=path) for path in here()]
-    for other in found[1:]:
-        torch.testing.assert_close(other, found[0], rtol=1e-5, atol=1e-3)
+    results = [linear(x, packed, row, bits=bits, isa=path) for path in here()]
+    for other in results[1:]:
+        torch.testing.assert_close(other, results[0], rtol=1e-5, atol=1e-3)
 
 
 @pytest.mark.parametrize("bits, tokens, alone", [(4, MANY - 1, 1), (4, 300, MANY), (8, 300, 1)])
-def test_a_token_is_the_same_whatever_stands_beside_it(bits: int, tokens: int, alone: int) -> None:
+def test_a_token_does_not_depend_on_its_neighbours(bits: int, tokens: int, alone: int) -> None:
     x, row = torch.randn(tokens, 96), torch.rand(48)
     packed = pack4(random_four(48, 96, 0)) if bits == 4 else pack8(random_eight(48, 96, 0))
     x[3] *= 1e4
     factors = pack8(random_eight(7, 96, 1)), torch.rand(7), pack8(random_eight(48, 7, 2)), row
     for adapter in (None, Adapter(*factors, 0.5)):
-        together = linear(x, packed, row, bits=bits, adapter=adapter)
+        batched = linear(x, packed, row, bits=bits, adapter=adapter)
         for i in (0, 3, 4, 19, tokens - alone):
             some = linear(x[i : i + alone], packed, row, bits=bits, adapter=adapter)
-            assert torch.equal(some, together[i : i + alone])
+            assert torch.equal(some, batched[i : i + alone])
 
 
 @PATHS
-def test_many_tokens_by_4_bits_are_off_by_no_more_than_8_bits_are(path: int) -> None:
+def test_unpacking_4_bits_adds_no_more_error_than_rounding_to_8(path: int) -> None:
     weight, row, x = random_four(64, 3072, 0), torch.rand(64), torch.randn(MANY, 3072)
-    found = linear(x, pack4(weight), row, bits=4, isa=path)
-    wanted = activations(x) @ meant(weight, row).t()
-    error = ((found - wanted).norm() / wanted.norm()).item()
-    eight = meant(weight, row)
+    y = linear(x, pack4(weight), row, bits=4, isa=path)
+    expected = activations(x) @ dequantised(weight, row).t()
+    error = ((y - expected).norm() / expected.norm()).item()
+    eight = dequantised(weight, row)
     step = eight.abs().amax(1, keepdim=True) / 127
     nearest = activations(x) @ ((eight / step).round() * step).t()
-    assert error < 1.1 * ((nearest - wanted).norm() / wanted.norm()).item()
+    assert error < 1.1 * ((nearest - expected).norm() / expected.norm()).item()
 
 
-def test_a_panel_of_4_bits_at_its_ends_is_widened() -> None:
-    """No scale, the smallest and the largest, zeros at both ends: nothing leaves the range of 8 bits."""
+def test_extreme_panels_of_4_bits_are_unpacked() -> None:
+    """Scales of 0, the smallest and the largest, zeros at both ends: no value exceeds the range of int8."""
     for s, z, q in ((0, 0, 15), (1, 255, 0), (255, 0, 15), (255, 255, 0), (255, 240, 15)):
         fills = ((64, q), (2, s), (2, z))
         weight = Four(*(torch.full((32, n), v, dtype=torch.uint8) for n, v in fills))
         weight.s[:, 1] = 255 - s
         x = torch.randn(MANY, 64)
         for path in here():
-            found = linear(x, pack4(weight), torch.ones(32), bits=4, isa=path)
-            wanted = activations(x) @ multiplied(weight, torch.ones(32), MANY, path).t()
-            torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-2)
+            y = linear(x, pack4(weight), torch.ones(32), bits=4, isa=path)
+            expected = activations(x) @ multiplied(weight, torch.ones(32), MANY, path).t()
+            torch.testing.assert_close(y.double(), expected, rtol=1e-5, atol=1e-2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("bits", [4, 8])
-def test_what_is_no_number_stays_with_its_token(bits: int, dtype: torch.dtype) -> None:
+def test_nan_and_infinity_affect_their_token_only(bits: int, dtype: torch.dtype) -> None:
     x, row = torch.randn(7, 96, dtype=dtype), torch.rand(48)
     packed = pack4(random_four(48, 96, 0)) if bits == 4 else pack8(random_eight(48, 96, 0))
-    wanted = linear(x, packed, row, bits=bits)
+    expected = linear(x, packed, row, bits=bits)
     x[1, 5], x[4, 0], x[6, 95] = torch.nan, torch.inf, -torch.inf
     for path in here():
-        found = linear(x, packed, row, bits=bits, isa=path)
-        assert found[[1, 4, 6]].isnan().all()
-        torch.testing.assert_close(found[[0, 2, 3, 5]], wanted[[0, 2, 3, 5]])
+        y = linear(x, packed, row, bits=bits, isa=path)
+        assert y[[1, 4, 6]].isnan().all()
+        torch.testing.assert_close(y[[0, 2, 3, 5]], expected[[0, 2, 3, 5]])
 
 
 @pytest.mark.parametrize("size", [0.0, 1e-45, 1e-38, 3e38])
 def test_the_smallest_and_largest_activations_are_numbers(size: float) -> None:
     x = torch.full((2, 64), size)
     for path in here():
-        found = linear(
+        y = linear(
             x, pack8(torch.ones(8, 64, dtype=torch.int8)), torch.full((8,), 1e-3), bits=8, isa=path
         )
         torch.testing.assert_close(
-            found.double(),
+            y.double(),
             (x.double() * 64e-3).sum(1, keepdim=True).expand(2, 8) / 64,
             rtol=0.01,
             atol=1e-30,
         )
 
 
-def test_strides_and_fallow_memory_change_nothing() -> None:
+def test_strided_inputs() -> None:
     wide, row = torch.randn(9, 200), torch.rand(40)
     packed = pack8(random_eight(40, 100, 0))
     torch.testing.assert_close(
@@ -271,17 +271,17 @@ def test_strides_and_fallow_memory_change_nothing() -> None:
 
 
 @given(outputs=st.integers(1, 70), groups=st.integers(1, 5), seed=st.integers(0, 9))
-def test_packing_keeps_everything(outputs: int, groups: int, seed: int) -> None:
+def test_packing_is_invertible(outputs: int, groups: int, seed: int) -> None:
     four, eight = (
         random_four(outputs, GROUP * groups, seed),
         random_eight(outputs, 31 * groups, seed),
     )
-    for found, put in zip(unpack4(pack4(four), *four.q.shape), four, strict=True):
-        assert torch.equal(found, put)
+    for result, original in zip(unpack4(pack4(four), *four.q.shape), four, strict=True):
+        assert torch.equal(result, original)
     assert torch.equal(unpack8(pack8(eight), *eight.shape), eight)
 
 
-def test_weights_that_do_not_fit_are_refused() -> None:
+def test_weights_that_do_not_fit_raise() -> None:
     with pytest.raises(ValueError, match="multiple of 32 inputs"):
         pack4(Four(*(torch.ones(16, n, dtype=torch.uint8) for n in (33, 1, 1))))
     with pytest.raises(ValueError, match="expected 2304 bytes of a packed weight, found 576"):
@@ -295,7 +295,7 @@ def test_weights_that_do_not_fit_are_refused() -> None:
     for onto in (torch.ones(2, 32), torch.ones(1, 32).bfloat16()):
         with pytest.raises(ValueError, match=r"expected \[1 32\] of torch.float32 to add to"):
             linear(x, packed, row, bits=8, onto=onto)
-    with pytest.raises(ValueError, match="a multiple of 64 outputs, found 32"):
+    with pytest.raises(ValueError, match="64 outputs, found 32"):
         linear(x, packed, row, bits=8, gated=True)
     wide = pack8(random_eight(64, 64, 0)), torch.ones(64)
     with pytest.raises(ValueError, match=r"and no gate, found .* gated"):

@@ -1,4 +1,4 @@
-"""The library of kernels: what is said where it is missing, and how its instructions are capped."""
+"""The library of kernels: the reason if it is missing, and the cap of its instructions."""
 
 import os
 import subprocess
@@ -11,8 +11,8 @@ from polyphi import kernels
 from polyphi.kernels import native
 
 
-def test_without_a_library_it_says_so(tmp_path: Path) -> None:
-    """As where there was no compiler: the package works, and tells why it is slower."""
+def test_without_a_library_there_is_a_reason(tmp_path: Path) -> None:
+    """As after an installation without compiler: the package works, and reports why it is slower."""
     code = f"""
 import sys
 sys.path.insert(0, {str(tmp_path)!r})
@@ -22,15 +22,15 @@ print(path(), missing(), sep="|")
     (tmp_path / "kernels").mkdir()
     source = Path(native.__file__).read_text()
     (tmp_path / "kernels" / "native.py").write_text(source)
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert told.stdout == (
-        "none|they weren't built: there was no C++ compiler when polyphi was installed\n"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
+    assert result.stdout.startswith("none|") and "compiler" in result.stdout
 
 
 @pytest.mark.skipif(kernels.missing() is not None, reason=str(kernels.missing()))
 def test_the_environment_caps_the_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The library is loaded once a process, so the cap is lifted again."""
+    """The library is loaded once per process, so the test removes the cap again."""
     try:
         monkeypatch.setenv("POLYPHI_MAX_CPU_ISA", "scalar")
         native.library.cache_clear()

@@ -1,5 +1,4 @@
-"""The kernels under the compiler's own watch: no byte beside a tensor is read or written, nothing overflows, and no
-number is cast to a type that can't hold it."""
+"""The kernels with sanitizers: no access outside of a tensor, no overflow, and no cast of a number out of range."""
 
 import shutil
 import subprocess
@@ -9,8 +8,8 @@ from pathlib import Path
 import pytest
 from commands import ROOT, told
 
-# Casts of floats that don't fit are no part of "undefined".
-WATCHED = "-fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all"
+# "undefined" doesn't include casts of floats out of range.
+SANITIZERS = "-fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all"
 OTHERS = ("test_sanitizers", "test_emulated")
 TESTS = sorted(str(p) for p in Path(__file__).parent.glob("test_*.py") if p.stem not in OTHERS)
 
@@ -21,11 +20,11 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the package whose library is watched."""
+    """A copy of the package whose library has sanitizers."""
     folder = tmp_path_factory.mktemp("watched")
     built = shutil.ignore_patterns("_native*", "__pycache__")
     shutil.copytree(ROOT / "polyphi", folder / "polyphi", ignore=built)
-    flags = f"{WATCHED} -g -fno-omit-frame-pointer"
+    flags = f"{SANITIZERS} -g -fno-omit-frame-pointer"
     command = [sys.executable, "setup.py", "build_ext", "--force", "--build-lib", str(folder)]
     done = told(
         *command,
@@ -33,14 +32,14 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Path:
         str(folder / "objects"),
         CFLAGS=flags,
         CXXFLAGS=flags,
-        LDFLAGS=WATCHED,
+        LDFLAGS=SANITIZERS,
     )
     assert list((folder / "polyphi" / "kernels").glob("_native*")), done.stdout
     return folder
 
 
-def under_watch(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Python with the watch loaded before all else, over the copy."""
+def run_sanitized(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run Python with the preloaded sanitizers on the copy."""
     libraries = [
         told("g++", f"-print-file-name={name}").stdout.strip()
         for name in ("libasan.so", "libubsan.so", "libstdc++.so")
@@ -51,8 +50,8 @@ def under_watch(folder: Path, *arguments: str) -> subprocess.CompletedProcess[st
         cwd=folder,
         LD_PRELOAD=":".join(libraries),
         PYTHONPATH=str(folder),
-        # Python and torch keep what they have until they end. Hidden faults would only end a test, not the run.
-        # GCC's stand-in for a stack doesn't give registers of 64 bytes the alignment that its own code counts on.
+        # Python and torch don't free all memory at exit. Errors must end the run, not only a test. GCC's fake stack
+        # doesn't have the alignment that its code expects for registers of 64 bytes.
         ASAN_OPTIONS="detect_leaks=0:halt_on_error=1:detect_stack_use_after_return=0",
         UBSAN_OPTIONS="print_stacktrace=1",
         OMP_NUM_THREADS="2",
@@ -60,8 +59,8 @@ def under_watch(folder: Path, *arguments: str) -> subprocess.CompletedProcess[st
 
 
 @pytest.mark.long
-def test_the_watch_sees_what_it_is_for(watched: Path) -> None:
-    """A weight one byte too short is read beyond its end."""
+def test_the_sanitizer_detects_an_overflow(watched: Path) -> None:
+    """A read beyond the end of a weight that is one byte too short."""
     code = """
 import torch
 from polyphi.kernels import linear, native
@@ -70,15 +69,15 @@ linear._check = lambda *_: None
 packed = linear.pack8(torch.ones(32, 64, dtype=torch.int8))[:-1].clone()
 linear.linear(torch.ones(1, 64), packed, torch.ones(32), bits=8)
 """
-    found = under_watch(watched, "-c", code)
-    for said in ("AddressSanitizer", "is located 0 bytes after", "eight_bits"):
-        assert found.returncode and said in found.stdout, found.stdout[-5000:]
+    result = run_sanitized(watched, "-c", code)
+    for text in ("AddressSanitizer", "is located 0 bytes after", "eight_bits"):
+        assert result.returncode and text in result.stdout, result.stdout[-5000:]
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("tests", TESTS, ids=lambda path: Path(path).stem)
-def test_the_kernels_own_tests_pass_under_watch(watched: Path, tests: str) -> None:
-    found = under_watch(watched, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", tests)
-    assert found.returncode == 0, found.stdout[-5000:]
-    for said in ("AddressSanitizer", "runtime error"):
-        assert said not in found.stdout, found.stdout[-5000:]
+def test_the_kernels_tests_pass_with_sanitizers(watched: Path, tests: str) -> None:
+    result = run_sanitized(watched, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", tests)
+    assert result.returncode == 0, result.stdout[-5000:]
+    for text in ("AddressSanitizer", "runtime error"):
+        assert text not in result.stdout, result.stdout[-5000:]
