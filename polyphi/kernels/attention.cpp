@@ -1,13 +1,13 @@
-// Grouped-query causal attention over keys and values that lie in blocks, and their writing: the new tokens of many
-// sequences, each against all that is held of its own and, causally, the new ones.
+// Grouped-query causal attention over a block cache, which also writes the new keys and values: the new tokens of many
+// sequences attend to the cached tokens of their own sequence and, causally, to the new ones.
 //
-// Memory holds for every kv head rows of d numbers, in blocks of BLOCK tokens that lie anywhere; a sequence's table
-// says where. They are float32, bfloat16, or int8 with a float scale for each row. A token's result follows from its
-// sequence alone: how work is cut into pieces depends on neither neighbours nor threads.
+// The cache has rows of d numbers for every kv head, in scattered blocks of BLOCK tokens; a sequence has a block table.
+// Rows are float32, bfloat16, or int8 with a float scale per row. A token's result depends on its sequence alone: the
+// partition of the work depends on neither other sequences nor threads.
 //
-// Few queries (a word, or some guesses) read keys as they come, bound by memory; many (a prompt) are matrix products
-// (attention_kernel.h). Scores, softmax and sums are float32; where pairs of bfloat16 are multiplied (AVX-512 BF16)
-// weights are rounded to them, as torch's kernel does.
+// Few queries (one token, or some draft tokens) stream the keys, bound by memory bandwidth; many (a prompt) are matrix
+// products (attention_kernel.h). Logits, softmax and sums are float32; with products of bfloat16 pairs (AVX-512 BF16)
+// the softmax weights are rounded to bfloat16, as in torch's kernel.
 
 #include <type_traits>
 
@@ -17,16 +17,16 @@ using namespace polyphi;
 
 namespace {
 
-constexpr int BLOCK = 32;         // tokens that lie side by side
-constexpr int FEW = 12;           // queries of a kv head that are few
-constexpr int64_t SPAN = 512;     // keys of a piece of work with few queries
-constexpr int ROWS = 64;          // queries of a piece with many
-constexpr int KEYS = 128;         // that these meet at a time
-constexpr float NEVER = -1e30f;   // the score of what isn't seen
+constexpr int BLOCK = 32;         // tokens of a cache block
+constexpr int FEW = 12;           // most queries of a kv head for the kernel of few queries
+constexpr int64_t SPAN = 512;     // keys of a piece with few queries
+constexpr int ROWS = 64;          // queries of a piece with many queries
+constexpr int KEYS = 128;         // keys that these process at a time
+constexpr float NEVER = -1e30f;   // the logit of masked keys
 
-// What polyphi_attend gets. Strides are in numbers; `starts` [S + 1] are where sequences begin among the new tokens,
-// `ends` [S] their lengths with them, `tables` [S] where a sequence's blocks begin in `blocks`, `rows` those of a head
-// in memory.
+// The arguments of polyphi_attend. Strides are in numbers; `starts` [S + 1]: first new token of each sequence, `ends`
+// [S]: lengths with the new tokens, `tables` [S]: index of a sequence's first block in `blocks`, `rows`: cache rows per
+// head.
 struct Call {
     const void *q, *k, *v;
     void* out;
@@ -45,7 +45,8 @@ struct Call {
     int sequence(int64_t token) const {
         return int(std::upper_bound(starts, starts + sequences + 1, token) - starts) - 1;
     }
-    // A new token's place in its sequence, how many keys new token `t` of a sequence sees, and the row of a place.
+    // Position of a new token in its sequence, number of keys that new token `t` of a sequence attends to, and cache
+    // row of a position.
     int64_t place(int s, int64_t token) const { return ends[s] - starts[s + 1] + token; }
     int64_t seen(int s, int64_t t) const { return ends[s] - fresh(s) + t + 1; }
     int64_t row(int s, int head, int64_t place) const {
@@ -67,8 +68,8 @@ struct Call {
     }
 };
 
-// New tokens `token` to `token + tokens` of a sequence, the query heads of one kv head, and keys `first` to `last`.
-// `partial` holds what is found where there are other pieces of the same: [rows] of Softmax, and sums [rows, d].
+// Work on new tokens `token` to `token + tokens` of a sequence, the query heads of one kv head, and keys `first` to
+// `last`. `partial` has the partial results if several pieces share the queries: [rows] of Softmax, and sums [rows, d].
 struct Piece {
     int sequence, head;
     int64_t token;
@@ -93,7 +94,7 @@ struct Pieces {
         for (int s = 0; s < call.sequences; s++) {
             const int64_t fresh = call.fresh(s), end = call.ends[s];
             if (fresh * group > FEW) {
-                // Those with most to do first.
+                // The pieces with the most keys first.
                 const int64_t step = ROWS / group;
                 for (int64_t token = (fresh - 1) / step * step; token >= 0; token -= step)
                     for (int head = 0; head < call.kv_heads; head++)
@@ -152,12 +153,12 @@ Attend chosen(int isa, bool pairs) {
 
 extern "C" {
 
-// Whether pairs of bfloat16 can be multiplied here.
+// Whether this CPU multiplies pairs of bfloat16.
 int polyphi_pairs() { return has_bf16() ? 1 : 0; }
 
-// q [T, heads, d], new k and v [T, kv_heads, d], out [T, heads, d] in float32 or bfloat16 (`bf16`); memory in the same
-// type, or int8 where there are scales. `isa` is one that `polyphi_has` (-1: the best), `pairs` as above. d is a multiple
-// of 16, a kv head serves at most ROWS heads.
+// q [T, heads, d], new k and v [T, kv_heads, d], out [T, heads, d] in float32 or bfloat16 (`bf16`); the cache in the
+// same type, or int8 if there are scales. `isa` must be supported (`polyphi_has`; -1: the best), `pairs` as above. d is
+// a multiple of 16, and a kv head has at most ROWS query heads.
 void polyphi_attend(int isa, int pairs, int bf16, const void* q, const void* k, const void* v, void* out,
                     int64_t q_stride, int64_t k_stride, int64_t v_stride, void* keys, void* values, float* key_scales,
                     float* value_scales, int64_t rows, int heads, int kv_heads, int d, int sequences,

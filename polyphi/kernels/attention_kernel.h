@@ -1,9 +1,9 @@
-// The kernels of attention.cpp over one set of instructions. `Unit` is what one step of a product takes of a row: a
-// float, or, where bfloat16 is multiplied in pairs (PAIRS), two of them.
+// The kernels of attention.cpp over one set of instructions. `Unit` is the element type of one step of a product: a
+// float, or a pair of bfloat16 (PAIRS).
 
-// ------------------------------------------------------------------ what is kept
+// ------------------------------------------------------------------ writing the cache
 
-// A new token's keys or values of one head, as memory holds them.
+// Writes a new token's keys or values of one head in the format of the cache.
 template <class Kind>
 void keep(const Kind* from, int d, Kind* to, float*) {
     std::memcpy(to, from, size_t(d) * sizeof(Kind));
@@ -19,7 +19,7 @@ void keep(const Kind* from, int d, int8_t* to, float* scale) {
     *scale = std::max(most(high) / 127.0f, 1e-12f);
     const Vec inverse = all(1.0f / *scale);
     for (int i = 0; i < d; i += LANES) {
-        const Vec whole = load(from + i) * inverse + 12582912.0f;  // 1.5 * 2^23: rounds, and is in the low bits
+        const Vec whole = load(from + i) * inverse + 12582912.0f;  // 1.5 * 2^23 rounds to the low bits
         const Bytes bytes = narrowed(as<Ints>(whole));
         std::memcpy(to + i, &bytes, sizeof bytes);
     }
@@ -27,11 +27,11 @@ void keep(const Kind* from, int d, int8_t* to, float* scale) {
 
 // ------------------------------------------------------------------ few queries
 
-// Vectors hold a part of a head. Keys and values pass once, a block at a time, as they come from memory.
+// Vectors have a part of a head. Keys and values are read once, block by block.
 
-constexpr int BESIDE = 4;  // keys whose products stand in registers together
+constexpr int BESIDE = 4;  // keys whose products are in registers at once
 
-// What `scores_of` multiplies at a time: LANES numbers, or twice as many in pairs.
+// Numbers that `scores_of` multiplies at a time: LANES, or twice as many in pairs.
 template <class Held>
 INLINE Vec plus_product(Vec total, const float* q, const Held* key) {
     return total + load(q) * load(key);
@@ -42,13 +42,14 @@ INLINE Vec plus_product(Vec total, const uint16_t* q, const uint16_t* key) {
 }
 #endif
 
-// Asks memory for what will be read later.
+// Prefetches memory.
 template <int BYTES>
 INLINE void ask(const void* at) {
     for (int line = 0; line < BYTES; line += 64) __builtin_prefetch(static_cast<const char*>(at) + line);
 }
 
-// scores [R, n] of queries [R, d] and the keys of a block, n rounded up to BESIDE; `next` are those of the next block
+// scores [R, n] of queries [R, d] and the keys of a block, n rounded up to BESIDE; `next` is the next block, to
+// prefetch
 template <int R, class Query, class Held>
 void scores_of(const Query* q, const Held* keys, const Held* next, int n, int d, float* scores) {
     constexpr int STEP = sizeof(Query) == 2 ? 2 * LANES : LANES;
@@ -66,7 +67,8 @@ void scores_of(const Query* q, const Held* keys, const Held* next, int n, int d,
     }
 }
 
-// out [R, d] plus weights [R, n] by the values of a block, for W vectors of the head; `next` as above
+// Adds the product of weights [R, n] and the values of a block to out [R, d], for W vectors of the head; `next` as
+// above
 template <int R, int W, class Held>
 void add_values(const float* weights, const Held* values, const Held* next, int n, int d, float* out) {
     Vec total[R][W];
@@ -129,7 +131,7 @@ void block_of(const Query* q, const Block<Held>& block, const int64_t* seen, int
     for (; i < d; i += LANES) add_values<R, 1>(scores, values + i, next_values + i, n, d, out + i);
 }
 
-// Queries [rows, d] of a head over keys `first` to `last`: out [rows, d] and what it is to be divided by.
+// Attention of queries [rows, d] of a head over keys `first` to `last`: out [rows, d] and its divisors.
 template <class Query, class Held>
 void few(const Call& call, const Piece& piece, const Query* q, int rows, float* out, Softmax* softmax) {
     const int d = call.d;
@@ -160,8 +162,8 @@ void few(const Call& call, const Piece& piece, const Query* q, int rows, float* 
 
 // ------------------------------------------------------------------ many queries
 
-// Vectors hold queries where they meet keys (scores lie transposed, so that a softmax runs down the lanes), and parts
-// of a head where weights meet values; the other factor is broadcast.
+// Vectors have queries in the product with keys (logits are transposed, so that the softmax runs over the lanes), and
+// parts of a head in the product of weights and values; the other factor is broadcast.
 
 #if PAIRS
 using Unit = uint32_t;
@@ -200,7 +202,7 @@ Tile tile_of(int tall, int wide, std::integer_sequence<int, I...>) {
     return tiles[(tall - 1) * WIDE + wide - 1];
 }
 
-// The same of any size: `height` rows, `width` vectors.
+// The same for any size: `height` rows, `width` vectors.
 void product(float* out, int64_t out_stride, const Unit* a, int64_t outer, int64_t inner, const Unit* b,
              int64_t b_stride, int64_t steps, int height, int width, bool add) {
     for (int w = 0; w < width; w += WIDE)
@@ -212,7 +214,7 @@ void product(float* out, int64_t out_stride, const Unit* a, int64_t outer, int64
         }
 }
 
-// n rows of d as units of two neighbours in a row
+// n rows of d numbers as units of two neighbours in a row
 template <class Held>
 void rows_of(const Held* from, int n, int d, Unit* to) {
     if constexpr (PER == 2 && std::is_same<Held, uint16_t>::value) {
@@ -224,9 +226,9 @@ void rows_of(const Held* from, int n, int d, Unit* to) {
 }
 
 INLINE Bits halves(const uint16_t* at) { return widened(read<Halves>(at)); }
-INLINE Bits halves(const int8_t* at) { return as<Bits>(load(at)) >> 16; }  // whole numbers up to 127 are exact
+INLINE Bits halves(const int8_t* at) { return as<Bits>(load(at)) >> 16; }  // integers up to 127 are exact
 
-// and of two neighbours in a column, [n / PER, d]; behind an odd row comes 0
+// and of two neighbours in a column, [n / PER, d]; an odd last row is paired with 0
 template <class Held>
 void columns_of(const Held* from, int n, int d, Unit* to) {
     if constexpr (PER == 1) {
@@ -242,7 +244,7 @@ void columns_of(const Held* from, int n, int d, Unit* to) {
 }
 
 #if PAIRS
-// Two vectors in bfloat16, lane beside lane.
+// Two vectors in bfloat16, interleaved by lane.
 INLINE Bits paired(Vec first, Vec second) {
     const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
                                            21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
@@ -256,7 +258,7 @@ struct Space {
     std::vector<float> scores, out;
 };
 
-// Queries of one head, from token `piece.token` on, over all keys that they see.
+// Attention of queries of one head, from token `piece.token` on, over all keys that they attend to.
 template <class Kind, class Held>
 void many(const Call& call, const Piece& piece) {
     static thread_local Space space;
@@ -364,10 +366,10 @@ void many(const Call& call, const Piece& piece) {
 
 // ------------------------------------------------------------------ a piece of work
 
-// Of few queries, `out` divided already where the piece is all that they see.
+// A piece of few queries; `out` is divided already if the piece has all of their keys.
 template <class Kind, class Held>
 void few_queries(const Call& call, const Piece& piece) {
-    // Pairs are multiplied as they are, 2 * LANES at a time; all else as floats.
+    // Pairs of bfloat16 are multiplied directly, 2 * LANES at a time; other types as floats.
     constexpr bool pairs = PAIRS && std::is_same<Held, uint16_t>::value;
     static thread_local std::vector<float> space;
     const int d = call.d, group = call.group(), rows = piece.tokens * group;
@@ -396,7 +398,7 @@ void few_queries(const Call& call, const Piece& piece) {
     }
 }
 
-// What several pieces of the same queries found, weighed by the sums of their exponentials, and gathered in the first.
+// Combines several pieces of the same queries in the first one, weighted by their sums of exponentials.
 template <class Kind>
 void join(const Call& call, const Piece* pieces, int count) {
     const int d = call.d, group = call.group(), rows = pieces->tokens * group;

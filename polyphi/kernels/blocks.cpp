@@ -1,5 +1,5 @@
-// What stands between the products of a decoder's block: RMS norm, the gate of the MLP, rotary positions. All compute
-// in float32 and round once; the norm also before its weight, as its definition has it (model/decoder.py).
+// The operations between the products of a decoder's block: RMS norm, SwiGLU, rotary embedding. All compute in float32
+// and round once; the norm also before its weight, as defined in model/decoder.py.
 
 #include "native.h"
 
@@ -10,9 +10,9 @@ namespace {
 #define KERNEL "blocks_kernel.h"
 #include "paths.h"
 
-constexpr int64_t NUMBERS = 1 << 15;  // of a piece of work, at least: a thread is not worth less
+constexpr int64_t NUMBERS = 1 << 15;  // fewest numbers of a piece of work: smaller ones are not worth a thread
 
-// row(t) for all tokens, of `width` numbers each.
+// Runs row(t) for all tokens, of `width` numbers each.
 template <typename Row>
 void rows(const Row& row, int64_t tokens, int64_t width, Parallel parallel, int threads) {
     spread(
@@ -58,7 +58,7 @@ void turn(int isa, const void* x, int64_t stride, const void* cos, const void* s
 
 extern "C" {
 
-// All in float32 or bfloat16 (`bf16`), by the path `isa` (-1: the best). x [tokens, d] by its root mean square, times
+// All in float32 or bfloat16 (`bf16`), by the path `isa` (-1: the best). RMS norm of x [tokens, d], times
 // weight [d].
 void polyphi_norm(int isa, int bf16, const void* x, const void* weight, void* y, int64_t tokens, int64_t d, float eps,
                   Parallel parallel, int threads) {
@@ -66,15 +66,15 @@ void polyphi_norm(int isa, int bf16, const void* x, const void* weight, void* y,
     run(isa < 0 ? best() : isa, x, weight, y, tokens, d, eps, parallel, threads);
 }
 
-// x [tokens, 2, d], a gate and what it lets through: y [tokens, d].
+// SwiGLU of x [tokens, 2, d], the gate and the gated values: y [tokens, d].
 void polyphi_gate(int isa, int bf16, const void* x, void* y, int64_t tokens, int64_t d, Parallel parallel,
                   int threads) {
     const auto run = bf16 ? gate<uint16_t> : gate<float>;
     run(isa < 0 ? best() : isa, x, y, tokens, d, parallel, threads);
 }
 
-// x [tokens, heads, d], `stride` numbers from token to token, turned by cos and sin [tokens, pairs]: y [tokens, heads,
-// d].
+// Rotary embedding of x [tokens, heads, d], `stride` numbers from token to token, by cos and sin [tokens, pairs]: y
+// [tokens, heads, d].
 void polyphi_turn(int isa, int bf16, const void* x, int64_t stride, const void* cos, const void* sin, void* y,
                   int64_t tokens, int heads, int d, int pairs, Parallel parallel, int threads) {
     const auto run = bf16 ? turn<uint16_t> : turn<float>;

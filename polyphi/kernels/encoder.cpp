@@ -1,11 +1,11 @@
-// Pieces of the encoders between products of 8 bits, each in one pass: the sum of the residual, norm, gate or
-// convolution, and the next product's activations.
+// The operations between int8 products of the encoders, each in one pass: the residual sum, norm, gate or convolution,
+// and the quantisation of the next product's activations.
 //
-// An int8 product comes as `Raw`: its sums times the weight's scales, to which each row's scale and the bias are still
-// owed. What leaves for the next product are bytes q + 128 and a scale per row, q from -127 to 127.
+// An int8 product is a `Raw`: its sums times the weight's scales, before each row's scale and the bias are applied. The
+// activations of the next product are bytes q + 128 and a scale per row, q from -127 to 127.
 //
-// The kernels (encoder_kernel.h) are written once, over the vectors of each set of instructions. Nothing has to be the same
-// to the bit on every path.
+// The kernels (encoder_kernel.h) are written once, over the vectors of each set of instructions. Paths may differ in
+// the last bits.
 
 #include "encoder.h"
 
@@ -15,19 +15,19 @@ using namespace polyphi;
 
 namespace {
 
-constexpr int ROWS = 4;         // that a thread takes at a time
-constexpr int64_t ABREAST = 4;  // outputs of a strided convolution whose sums are made at once
+constexpr int ROWS = 4;         // rows that a thread processes at a time
+constexpr int64_t ABREAST = 4;  // outputs of a strided convolution that are computed at once
 
 int64_t rounded_up(int64_t count) { return (count + ABREAST - 1) / ABREAST * ABREAST; }
 
-// Where rows go: bytes with scales, or bfloat16.
+// Output rows: bytes with scales, or bfloat16.
 struct Out {
     uint8_t* q;
     float* scale;
     uint16_t* y;
 };
 
-// x + factor * raw to `sum` (null `raw.at`: x stands), and its norm to `out` (null `weight`: no norm is wanted).
+// x + factor * raw to `sum` (null `raw.at`: x is unchanged), and its norm to `out` (null `weight`: no norm).
 struct Norm {
     const uint16_t* x;
     Raw raw;
@@ -41,7 +41,7 @@ struct Norm {
 
 enum Activation { NONE, RELU, SILU, GELU, GATED };
 
-// f(raw); GATED takes rows of 2 d to d, the first half times silu of the second.
+// f(raw); GATED maps rows of 2 d to d, the first half times silu of the second.
 struct Activate {
     Raw raw;
     int kind;
@@ -49,8 +49,8 @@ struct Activate {
     int64_t d;
 };
 
-// Each channel over its own last `width` rows, none from before its window (`age` counts rows since that began).
-// taps [width d], the present row's last.
+// A causal depthwise convolution over the last `width` rows within a window (`age`: rows since the window's start).
+// taps [width d], the current row's last.
 struct Causal {
     const uint16_t* x;
     const float *taps, *bias;
@@ -59,9 +59,9 @@ struct Causal {
     int64_t width, d;
 };
 
-// A depthwise convolution 3 x 3 of stride 2 and padding 1 behind relu of a product [times, bands, d], or of a first
-// convolution of the same kind over one channel: frames with blanks around them, `frame` floats apart (weights [9 d]).
-// Times of its input where `heard` is 0 are blank. To [times/2 * bands/2 d], halves rounded up.
+// A depthwise 3 x 3 convolution of stride 2 and padding 1 after relu of a product [times, bands, d], or of a first
+// convolution of the same kind over one channel: frames padded with zeros, `frame` floats apart (weights [9 d]). Input
+// times whose `heard` is 0 are zero. To [times/2 * bands/2 d], halves rounded up.
 struct Strided {
     Raw raw;
     const float* frames;
@@ -97,7 +97,7 @@ ON_EVERY_PATH(strided, Strided)
 
 extern "C" {
 
-// Of all these, a product is its rows `at`, their stride, their scales and the bias; what is null isn't owed.
+// In all of these a product is its rows `at`, their stride, their scales and the bias; null ones are not applied.
 
 void polyphi_layer_norm(int isa, const void* x, const void* at, int64_t stride, const float* scale, const float* bias,
                         float factor, void* sum, const float* weight, const float* shift, float eps, uint8_t* q,

@@ -1,12 +1,12 @@
-// What the encoders' kernels share: products as an int8 kernel leaves them.
+// Shared by the encoders' kernels: outputs of an int8 kernel.
 #pragma once
 
 #include "native.h"
 
 namespace polyphi {
 
-// Rows of a product in bfloat16, `stride` apart, of which value * scale[row] + bias is meant. A null `scale` means none is
-// owed, a null `bias` neither.
+// Rows of a product in bfloat16, `stride` apart, whose values are value * scale[row] + bias. A null `scale` or `bias`
+// means that there is none to apply.
 struct Raw {
     const uint16_t* at;
     int64_t stride;

@@ -1,7 +1,8 @@
 // Bidirectional attention of the encoders over bfloat16, within segments.
 //
-// Where the CPU has products of bfloat16 (AVX-512 BF16) these are used, for heads of up to 80 channels; elsewhere keys and
-// values are widened to float32 (encoder_attention_kernel.h, written once over the vectors of each set of instructions).
+// Products of bfloat16 (AVX-512 BF16) are used if the CPU has them, for heads of up to 80 channels; otherwise keys and
+// values are converted to float32 (encoder_attention_kernel.h, written once over the vectors of each set of
+// instructions).
 
 #include "encoder.h"
 
@@ -11,8 +12,8 @@ using namespace polyphi;
 
 namespace {
 
-// Within segments of rows: of each the first `keys` rows are seen by the first `queries` rows. Scores are scaled by
-// 1/sqrt(d), and `distances` [heads, 2 longest - 1], if given, is added to them by key - query.
+// Attention within segments of rows: the first `queries` rows of a segment attend to its first `keys` rows. Logits are
+// scaled by 1/sqrt(d), and `distances` [heads, 2 longest - 1], if not null, is added to them by key - query.
 struct Attention {
     Raw q, k, v;
     uint16_t* y;
@@ -36,12 +37,12 @@ namespace pairs {
 #define WITH_BF16 __attribute__((target(POLYPHI_AVX512 ",avx512bf16")))
 
 constexpr int LANES = 16;
-constexpr int TOGETHER = 5;    // queries whose scores are made at once
-constexpr int BLOCK = 64;      // keys beside each other
-constexpr int WIDEST = 80;     // channels of a head: 5 vectors for 5 queries are all the sums that registers hold
+constexpr int TOGETHER = 5;    // queries whose logits are computed at once
+constexpr int BLOCK = 64;      // keys of a block
+constexpr int WIDEST = 80;     // channels of a head: 5 vectors for 5 queries are the most sums that fit in registers
 
-// A head's keys and values as products of pairs want them: keys [block, pair of channels, 64 keys, 2], values [pair of
-// keys, channels rounded up to 16, 2]; and scores of some queries.
+// A head's keys and values in the layout of products of pairs: keys [block, pair of channels, 64 keys, 2], values [pair
+// of keys, channels rounded up to 16, 2]; and the logits of some queries.
 struct Head {
     Room<uint16_t> rows, keys, values, shares;
     Room<float> scores;
@@ -102,7 +103,7 @@ WITH_BF16 inline __m512bh pair_of(const uint16_t* at) {
     return (__m512bh)_mm512_set1_epi32(pair);
 }
 
-// Scores of Q queries (`rows`, `room` apart) and all keys, `width` apart.
+// Logits of Q queries (`rows`, `room` apart) and all keys, `width` apart.
 template <int Q>
 WITH_BF16 void score(const Head& head, const uint16_t* rows, int64_t room, int64_t d, int64_t width, float* scores) {
     const uint16_t* at = head.keys.first;
@@ -132,7 +133,7 @@ WITH_BF16 inline __m512 exponential_512(__m512 x) {  // of x <= 0
     return _mm512_scalef_ps(p, n);
 }
 
-// Scores of one query to shares in bfloat16 that add up to the returned sum; `distances` are those of its first key on.
+// Exponentials of one query's logits in bfloat16; returns their sum. `distances` begins with that of its first key.
 WITH_BF16 float softmax(float* scores, int64_t count, int64_t width, float scale, const float* distances,
                         uint16_t* shares) {
     const __m512 none = _mm512_set1_ps(-INFINITY);
@@ -159,7 +160,7 @@ WITH_BF16 float softmax(float* scores, int64_t count, int64_t width, float scale
     return _mm512_reduce_add_ps(total);
 }
 
-// Values of V vectors mixed by the shares of Q queries.
+// Sums of V vectors of the values weighted for Q queries.
 template <int Q, int V>
 WITH_BF16 void mix(const Head& head, const uint16_t* shares, int64_t width, const float* sums, int64_t d, uint16_t* y,
                    int64_t stride) {
@@ -207,7 +208,7 @@ WITH_BF16 void attend(const Attention& w, int64_t index) {
     static thread_local Head head;
     const int64_t segment = index / w.heads, h = index % w.heads;
     const int64_t start = w.starts[segment], count = w.keys[segment], queries = w.queries[segment];
-    if (!count) {  // nothing to be seen
+    if (!count) {  // no key to attend to
         for (int64_t t = start; t < start + queries; t++)
             std::memset(w.y + t * w.heads * w.d + h * w.d, 0, w.d * 2);
         return;
@@ -241,7 +242,7 @@ Attend attend(int isa, bool by_pairs) {
 
 extern "C" {
 
-// q, k and v [rows, heads * d] of one stride, to y [rows, heads * d]. `by_pairs` is for tests: 0 does without products of
+// q, k and v [rows, heads * d] of one stride, to y [rows, heads * d]. `by_pairs` is for tests: 0 disables products of
 // bfloat16. See `polyphi_linear` for `isa`, `parallel` and `threads`.
 void polyphi_attention(int isa, int by_pairs, const void* q, const void* k, const void* v, int64_t stride, const float* scale,
                        const float* q_bias, const float* k_bias, const float* v_bias, void* y, const int64_t* starts,

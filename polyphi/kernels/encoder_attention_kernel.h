@@ -2,7 +2,7 @@
 
 // Queries and vectors of keys or channels whose sums stay in registers: 12 vectors of 16, or 24 of 32.
 constexpr int BLOCK = LANES == 16 ? 12 : LANES == 1 ? 2 : 6, VECTORS = LANES >= 8 ? 2 : 4;
-constexpr int64_t WIDTH = VECTORS * LANES;  // keys or channels side by side
+constexpr int64_t WIDTH = VECTORS * LANES;  // keys or channels of a block
 
 // A head's keys [block, channel, WIDTH keys] and values [block of WIDTH channels, key, WIDTH], a block of queries, and
 // their scores.
@@ -40,7 +40,7 @@ void pack_head(const Attention& w, Head& head, int64_t start, int64_t count, int
     }
 }
 
-// Scores of Q queries and all keys, `width` apart.
+// Logits of Q queries and all keys, `width` apart.
 template <int Q>
 void score(const Head& head, int64_t d, int64_t width) {
     const float* at = head.keys.first;
@@ -60,7 +60,7 @@ void score(const Head& head, int64_t d, int64_t width) {
     }
 }
 
-// Scores of one query to shares that add up to the returned sum; `distances` are those of its first key on.
+// Exponentials of one query's logits; returns their sum. `distances` begins with that of its first key.
 float softmax(float* scores, int64_t count, int64_t width, float scale, const float* distances) {
     Vec most_of = all(-INFINITY);
     int64_t i = 0;
@@ -85,7 +85,7 @@ float softmax(float* scores, int64_t count, int64_t width, float scale, const fl
     return sum(total);
 }
 
-// V vectors of a block of channels, mixed by the shares of Q queries.
+// Sums of V vectors of a block of channels weighted for Q queries.
 template <int Q, int V>
 void mix(const float* values, int64_t count, const float* shares, int64_t width, const float* sums, int64_t channels,
          uint16_t* y, int64_t stride) {

@@ -9,14 +9,14 @@ INLINE Vec gelu(Vec x) {  // the tanh form
     return x * sigmoid(1.5957691216f * (x + 0.044715f * x * x * x));
 }
 
-// A row as bytes, and its scale.
+// Quantises a row to bytes; returns its scale.
 INLINE float quantise(const float* row, int64_t d, uint8_t* q) {
     Vec high = all(0);
     for (int64_t i = 0; i < d; i += LANES) high = most(high, magnitude(load(row + i)));
     const float scale = std::max(most(high) / 127.0f, 1e-12f), inverse = 1.0f / scale;
     for (int64_t i = 0; i < d; i += LANES) {
         const Vec value = load(row + i) * inverse;
-        // Adding 1.5 * 2^23 leaves the nearest whole number in the lowest bits; 128 on top.
+        // Adding 1.5 * 2^23 leaves the nearest integer in the low bits; plus 128.
         const Vec shifted = most(least(value, all(127)), all(-127)) + 12583040.0f;
         const Bytes bytes = narrowed(as<Ints>(shifted));
         std::memcpy(q + i, &bytes, sizeof bytes);
@@ -31,7 +31,7 @@ INLINE Vec load(const Raw& raw, int64_t row, int64_t i) {
     return raw.bias ? value + load(raw.bias + i) : value;
 }
 
-// A row to where rows go.
+// Stores a row in the output.
 INLINE void put(const Out& out, int64_t row, const float* values, int64_t d) {
     if (out.q) out.scale[row] = quantise(values, d, out.q + row * d);
     if (out.y)
@@ -113,7 +113,7 @@ void causal(const Causal& w, int64_t begin, int64_t end) {
     }
 }
 
-// ABREAST outputs: `at(y, x)` gives the input of the first one's tap, the next one's lies two further.
+// ABREAST outputs: `at(y, x)` returns the input of the first one's tap; the next one's is two further.
 template <typename At, typename Put>
 INLINE void convolve(const Vec* weight, Vec bias, const At& at, const Put& put) {
     Vec total[ABREAST];
@@ -129,8 +129,8 @@ INLINE void taps(const float* weights, int64_t d, int64_t i, Vec* to) {
     for (int j = 0; j < 9; j++) to[j] = load(weights + j * d + i);
 }
 
-// One time of the output. Three times of the input are made first, a vector of channels after the other, with a blank
-// band before and after.
+// One output time. Three input times are computed first, one vector of channels after the other, with a zero band
+// before and after.
 void strided(const Strided& w, int64_t begin, int64_t end) {
     const int64_t bands = (w.bands + 1) / 2, room = 2 * rounded_up(bands) + 2 * ABREAST;
     float *rows = scratch(rounded_up(bands) * w.d + 3 * room * LANES), *inputs = rows + rounded_up(bands) * w.d;

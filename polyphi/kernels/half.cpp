@@ -1,8 +1,8 @@
-// Linear layers with weights [n k] of bfloat16 and sums of float32.
+// Linear layers with weights [n k] in bfloat16 and float32 sums.
 //
-// Few tokens: weights are read in one stream, at the rate that memory gives; a matrix product's kernel reads them at two
-// thirds of it. Many tokens: for CPUs without products of bfloat16, where torch's are slow. Weights are
-// widened to float32 some panels at a time, in a buffer that stays in the second-level cache, and multiplied from there.
+// Few tokens: weights are read in one stream at memory bandwidth; the kernel of a matrix product reads them at two
+// thirds of it. Many tokens: for CPUs without products of bfloat16, where torch's are slow. Weights are unpacked to
+// float32 some panels at a time, in a buffer that stays in the second-level cache.
 //
 // The kernel (half_kernel.h) is written once, over the vectors of each set of instructions.
 
@@ -12,14 +12,14 @@ using namespace polyphi;
 
 namespace {
 
-constexpr int64_t FEW = 16;      // tokens for which weights are read row by row
-constexpr int64_t AHEAD = 1024;  // weights that are prefetched before they are needed then
-constexpr int64_t DEPTH = 256;   // inputs that are multiplied between two rounds of sums
-constexpr int64_t SHARE = 96;    // tokens whose inputs stay in the second-level cache meanwhile
-constexpr int64_t WIDEST = 128;  // outputs that a thread takes at once
+constexpr int64_t FEW = 16;      // most tokens for which weights are read row by row
+constexpr int64_t AHEAD = 1024;  // distance of prefetching in weights, for few tokens
+constexpr int64_t DEPTH = 256;   // inputs that are multiplied before sums are stored
+constexpr int64_t SHARE = 96;    // tokens whose inputs stay in the second-level cache
+constexpr int64_t WIDEST = 128;  // outputs that a thread processes at once
 constexpr int64_t SKEW = 16;     // floats between tokens, so that their addresses don't compete for the same cache lines
 
-// y [m n], float32 or bfloat16, is what is there times `keep`, plus the product and `bias` (or null) times `scale`.
+// y [m n], float32 or bfloat16: keep * y + scale * (product + bias); `bias` may be null.
 struct Results {
     void* y;
     const uint16_t* bias;
@@ -44,7 +44,7 @@ struct Results {
     }
 };
 
-// Tokens x [m k] as floats, `stride` apart, by weights [n k].
+// The product of tokens x [m k] as floats, `stride` apart, and weights [n k].
 struct Work {
     const float* x;
     int64_t stride;
@@ -53,7 +53,7 @@ struct Work {
     int64_t m, n, k;
 };
 
-// Memory of a thread that is kept between calls.
+// Memory of a thread, reused between calls.
 float* scratch(int64_t floats) {
     static thread_local Room<float> room;
     return room.of(floats);
@@ -66,8 +66,8 @@ float* scratch(int64_t floats) {
 
 extern "C" {
 
-// x [m k] by w [n k] and a bias [n] (or null), both in bfloat16: y [m n] = keep * y + scale * (w x + bias), x and y of one
-// type (float32 or bfloat16). See `polyphi_linear` for `isa`, `parallel` and `threads`.
+// The linear layer of x [m k] with w [n k] and a bias [n] (or null), both in bfloat16: y [m n] = keep * y + scale * (w
+// x + bias), x and y of one type (float32 or bfloat16). See `polyphi_linear` for `isa`, `parallel` and `threads`.
 void polyphi_half(int isa, const void* x, const uint16_t* w, const uint16_t* bias, void* y, int bf16, float keep,
                   float scale, int64_t m, int64_t n, int64_t k, Parallel parallel, int threads) {
     if (isa < 0) isa = best();

@@ -2,17 +2,17 @@
 
 // Tokens and vectors of outputs whose sums stay in registers: 12 vectors of 16, or 24 of 32.
 constexpr int BLOCK = LANES == 16 ? 12 : LANES == 1 ? 2 : 6, VECTORS = LANES >= 8 ? 2 : LANES == 4 ? 4 : 8;
-constexpr int PANEL = VECTORS * LANES;  // outputs side by side
+constexpr int PANEL = VECTORS * LANES;  // outputs of a panel
 static_assert(PANEL % 8 == 0, "weights are transposed eight by eight");
 
-// k numbers of bfloat16 as floats.
+// Converts k bfloat16 numbers to floats.
 void wide(const uint16_t* x, int64_t k, float* out) {
     int64_t i = 0;
     for (; i + LANES <= k; i += LANES) store(out + i, load(x + i));
     for (; i < k; i++) out[i] = one(x[i]);
 }
 
-// A row of weights by T tokens: each sum is made in the same order, whatever T is.
+// The dot products of a row of weights and T tokens; the order of each sum doesn't depend on T.
 template <int T>
 INLINE void dot(const Work& work, int64_t token, int64_t row, bool prefetch) {
     const uint16_t* at = work.w + row * work.k;
@@ -34,7 +34,7 @@ INLINE void dot(const Work& work, int64_t token, int64_t row, bool prefetch) {
     }
 }
 
-// Rows from `begin` to `end` of the weights by a few tokens.
+// The products of weight rows `begin` to `end` and a few tokens.
 void rows(const Work& work, int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; row++) {
         int64_t token = 0;
@@ -47,7 +47,7 @@ void rows(const Work& work, int64_t begin, int64_t end) {
     }
 }
 
-// Eight inputs of eight outputs, `stride` apart, as floats to [8, PANEL].
+// Transposes eight inputs of eight outputs, `stride` apart, to floats [8, PANEL].
 INLINE void transpose(const uint16_t* w, int64_t stride, float* to) {
 #if POLYPHI_X86
     __m128i a[8], b[8];
@@ -75,7 +75,7 @@ INLINE void transpose(const uint16_t* w, int64_t stride, float* to) {
 #endif
 }
 
-// Inputs `from` to `from + depth` of a panel's outputs to [depth, PANEL]; outputs that aren't there are 0.
+// Packs inputs `from` to `from + depth` of a panel's outputs to [depth, PANEL]; missing outputs are 0.
 void pack(const Work& work, int64_t panel, int64_t from, int64_t depth, float* to) {
     const int64_t there = std::min<int64_t>(PANEL, work.n - panel * PANEL);
     const uint16_t* w = work.w + panel * PANEL * work.k + from;
@@ -114,7 +114,7 @@ Tile tile_of(int64_t tokens, std::integer_sequence<int, T...>) {
     return tiles[tokens - 1];
 }
 
-// Sums of a token and a panel to where results go.
+// Stores the sums of a token and a panel in the results.
 template <typename To>
 void finish(const Work& work, int64_t token, int64_t panel, const float* sums) {
     const Results& r = work.results;
@@ -131,7 +131,7 @@ void finish(const Work& work, int64_t token, int64_t panel, const float* sums) {
     for (; o < there; o++) r.put(to + o, first + o, sums[o]);
 }
 
-// Panels `begin` to `end` by all tokens.
+// The products of panels `begin` to `end` and all tokens.
 void panels(const Work& work, int64_t begin, int64_t end) {
     const int64_t count = end - begin, each = DEPTH * PANEL;
     float *packed = scratch(count * each + count * work.m * PANEL), *sums = packed + count * each;

@@ -1,20 +1,21 @@
 // Linear layers with weights of 4 and 8 bits. Activations are quantised to 8 bits per token, products and sums are of
 // integers, and weights are read from memory once for all tokens.
 //
-// 4 bits: a weight is row * s * (q - z / 16), with q from 0 to 15; s and z are a byte each for an output and a group of 32
-// inputs, row is a float of the output. Weights lie in panels of 32 outputs, and in a panel group after group, 576 bytes
-// each, read in one stream: 512 bytes of nibbles, 32 s, 32 z. Of the nibbles, part j (of 4) is 128 bytes, 4 for each
-// output: low ones hold the inputs 4j..4j+3, high ones 16+4j..16+4j+3, so that 32 bits are four consecutive inputs of one
-// output, as dot-product instructions want it.
+// 4 bits: a weight is row * s * (q - z / 16), with q from 0 to 15; s and z are a byte each per output and group of 32
+// inputs, row is a float per output. Weights are packed in panels of 32 outputs, and a panel in groups of 576 bytes,
+// read in one stream: 512 bytes of nibbles, 32 s, 32 z. Of the nibbles, part j (of 4) is 128 bytes, 4 for each output:
+// low ones have the inputs 4j..4j+3, high ones 16+4j..16+4j+3, so that 32 bits are four consecutive inputs of one
+// output, as dot-product instructions require.
 //
-// 8 bits: a weight is row * (u - 128), with u from 1 to 255. In a panel come four inputs after the other: 128 bytes, 4 for
-// each output.
+// 8 bits: a weight is row * (u - 128), with u from 1 to 255. A panel is a sequence of four inputs each: 128 bytes, 4
+// for each output.
 //
-// Scales of groups take a fifth of the instructions of a product of 4 bits. For a prompt's many tokens a panel of 4 bits is
-// therefore rounded to one of 8 first, with a scale per output: normal weights are then off by 7.15 % instead of 7.10.
+// Scales of groups take a fifth of the instructions of a product of 4 bits. For the many tokens of a prompt a panel of
+// 4 bits is therefore unpacked to int8 first, with a scale per output: normal weights then have an error of 7.15 %
+// instead of 7.10.
 //
-// The kernel (linear_kernel.h) is written once, over what each set of instructions calls a register. All add the same
-// integers; sums of floats are made in the same order, and differ by fused multiply-adds alone.
+// The kernel (linear_kernel.h) is written once, over the registers of each set of instructions. All paths add the same
+// integers; sums of floats have the same order, and differ only by fused multiply-adds.
 
 #include "native.h"
 
@@ -22,22 +23,22 @@ using namespace polyphi;
 
 namespace {
 
-constexpr int GROUP = 32;                       // inputs with one scale, and what inputs are padded to
+constexpr int GROUP = 32;                       // inputs with one scale; inputs are padded to a multiple
 constexpr int QUAD = 4;                         // inputs of one output in 32 bits
-constexpr int PANEL = 32;                       // outputs side by side
+constexpr int PANEL = 32;                       // outputs of a panel
 constexpr int NIBBLES = PANEL * GROUP / 2;     // bytes before a group's s
 constexpr int BYTES4 = NIBBLES + 2 * PANEL;    // of a group: nibbles, s, z
 constexpr int BYTES8 = PANEL * GROUP;          // of a group in 8 bits
-constexpr int AHEAD = 8192;                     // bytes that a word's product asks of memory before it needs them
-constexpr int TOKENS = 264;                     // whose activations are kept near while weights pass, at most
-constexpr int64_t NEAR = 1 << 19;               // bytes of panels in 8 bits that are made of 4 at once
-constexpr int MANY = 128;                       // tokens for which that pays, more than are decoded together
-constexpr int MANY_WORDS = 24;                  // tokens for which weights of 8 bits are widened to 16 (AVX2)
-constexpr int EVEN = 12;                        // tokens that every path takes in whole steps
+constexpr int AHEAD = 8192;                     // distance of prefetching in bytes, for few tokens
+constexpr int TOKENS = 264;                     // most tokens whose activations stay in the cache
+constexpr int64_t NEAR = 1 << 19;               // bytes of int8 panels that are unpacked from 4 bits at once
+constexpr int MANY = 128;                       // tokens for which that is faster, more than decode steps have
+constexpr int MANY_WORDS = 24;                  // tokens for which int8 weights are unpacked to int16 (AVX2)
+constexpr int EVEN = 12;                        // a multiple of the tokens of a step on every path
 
-// Activations [m, groups * GROUP] as integers. `minus` has for each token and group the negative sum of its activations,
-// as 16 bits of 32 (null where 8 bits do without); `total` a token's sum. `words` are the same activations in 16 bits, null
-// where nothing multiplies those.
+// Activations [m, groups * GROUP] as integers. `minus` has for each token and group the negative sum of its
+// activations, as 16 bits of 32 (null if 8 bits don't need it); `total` has the sum of a token. `words` are the same
+// activations in 16 bits, null if they aren't used.
 struct Tokens {
     const int8_t* a;
     const int16_t* words;
@@ -47,21 +48,21 @@ struct Tokens {
     int64_t m, groups;
 };
 
-// What is asked of memory meanwhile: so many lines at each group, from `at` on.
+// Memory to prefetch: `lines` cache lines per group, from `at` on.
 struct Ahead {
     const uint8_t* at;
     int lines;
 };
 
-// A panel of results, and which of the two parts that make them, where it is two.
+// A panel of results, and the index of its part if there are two parts.
 struct Place {
     int64_t panel;
     int part;
 };
 
-// Tokens by a weight, whose sums are scaled by a token's, an output's and this `unit`. `w` and `row` begin with panel
-// `first`; those of the second part lie `apart` panels behind. Where they were widened, so many at a time, `narrow` is
-// what is widened next.
+// The product of tokens and a weight, whose sums are scaled by the factors of token and output and by `unit`. `w` and
+// `row` begin with panel `first`; those of the second part are `apart` panels further. If panels were unpacked, some at
+// a time, `narrow` are the packed panels of the next step.
 struct Factor {
     Tokens x;
     int bits;
@@ -77,8 +78,8 @@ struct Factor {
     const float* row_at(Place place) const { return row + index(place) * PANEL; }
     float scale(int64_t token) const { return x.scale[token] * unit; }
 
-    // While a panel meets the first of `blocks` blocks of tokens, the same that is needed soon; while it meets them all,
-    // each a part of the next panel.
+    // What to prefetch: with a single block of tokens the data that is needed soon; with several `blocks`, a part of
+    // the next panel during each.
     Ahead ahead(Place place, int64_t block, int64_t blocks) const {
         if (narrow) return narrow->ahead({place.panel + apart - 1, place.part}, block, blocks);
         const int64_t all = bytes() / 64, lines = up(all, blocks);
@@ -88,8 +89,8 @@ struct Factor {
     }
 };
 
-// Results y [m, width] in float32 or bfloat16: a product, with what an adapter adds, and onto what lies [m, width] in
-// `onto` (each or null); or, of two parts, the second one gated by the first. Tokens are worked on by shares.
+// Results y [m, width] in float32 or bfloat16: a product, plus an adapter's product and plus `onto` [m, width] (each
+// may be null); or, of two parts, the second one gated by the first. Tokens are processed in shares.
 struct Work {
     Factor base;
     const Factor* adapter;
@@ -107,7 +108,7 @@ struct Work {
     }
 };
 
-// Tokens of a share, of which at most so many are worked on together.
+// Tokens of a share; at most so many are processed at once.
 int64_t share_of(int64_t tokens, int64_t most) { return up(up(tokens, up(tokens, most)), EVEN) * EVEN; }
 
 // ------------------------------------------------------------------ registers
@@ -158,7 +159,7 @@ inline Int zero() { return _mm512_setzero_si512(); }
 inline Real nothing() { return _mm512_setzero_ps(); }
 inline Int load(const uint8_t* at) { return _mm512_loadu_si512(at); }
 inline Int four(const int8_t* at) { int32_t found; std::memcpy(&found, at, 4); return _mm512_set1_epi32(found); }
-// Nibbles stay 16 times as large, which spares a shift of the sums.
+// Nibbles stay 16 times as large, which saves a shift of the sums.
 inline Int low(Int pairs) { return _mm512_and_si512(_mm512_slli_epi16(pairs, 4), _mm512_set1_epi8(-16)); }
 inline Int high(Int pairs) { return _mm512_and_si512(pairs, _mm512_set1_epi8(-16)); }
 inline Int dot4(Int sum, Int w, Int a) { return _mm512_dpbusd_epi32(sum, w, a); }
@@ -221,17 +222,17 @@ namespace avx2 {
 constexpr bool OFFSET = false;
 #define WORDS
 POLYPHI_256
-// Sums of two products are of 16 bits. Those of nibbles stay so through a group: 16 * 15 * 127 is 30,480.
+// Sums of two products have 16 bits. Those of nibbles fit in 16 bits over a group: 16 * 15 * 127 is 30,480.
 inline Int dot4(Int sum, Int w, Int a) { return _mm256_add_epi16(sum, _mm256_maddubs_epi16(w, a)); }
 inline Int settled(Int sum, const uint8_t* z, int32_t minus) {
     return shifted(_mm256_madd_epi16(sum, _mm256_set1_epi16(1)), z, minus);
 }
-// Weights take the sign of the activations, which lose theirs: 2 * 127 * 127 is 32,258.
+// The sign of the activations is moved to the weights: 2 * 127 * 127 is 32,258.
 inline Int dot8(Int sum, Int w, Int a) {
     const Int own = _mm256_sign_epi8(_mm256_xor_si256(w, _mm256_set1_epi8(-128)), a);
     const Int pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(a), own);
     Int total = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
-    asm("" : "+x"(total));  // one after the other: GCC would interleave them, and spill sums to memory
+    asm("" : "+x"(total));  // keeps the order: GCC would interleave them, and spill sums to memory
     return total;
 }
 inline Int dot16(Int sum, Int w, Int a) {
@@ -297,8 +298,8 @@ inline Int dot8(Int sum, Int w, Int a) {
 }  // namespace neon
 POLYPHI_END
 
-// Matrix instructions multiply two outputs by two tokens over eight inputs. Weights stay unsigned, and the sums are
-// corrected by a token's total as on VNNI. 4 bits use dot products; for many tokens they are unpacked to 8 bits.
+// Matrix instructions multiply two outputs by two tokens over eight inputs. Weights are unsigned, and the sums are
+// corrected by a token's total, as with VNNI. 4 bits use dot products; for many tokens they are unpacked to 8 bits.
 POLYPHI_BEGIN(POLYPHI_I8MM)
 namespace i8mm {
 #define LANES 4
@@ -335,7 +336,7 @@ POLYPHI_END
 
 #endif
 
-// What each set of instructions has of the kernel.
+// The functions of the kernel for each set of instructions.
 struct Kernel {
     void (*quantise)(const void*, bool, int64_t, int64_t, int64_t, int8_t*, float*, int32_t*, int32_t*);
     void (*products)(const Work&, int64_t, int64_t);
@@ -356,25 +357,25 @@ Kernel kernel(int isa) {
     }
 }
 
-// Who computes.
+// The path that computes.
 struct Pool {
     Kernel own;
     Parallel parallel;
     int threads;
 };
 
-// Memory for activations [m, groups * GROUP] in 16 bits, where they are multiplied so.
+// Memory for activations [m, groups * GROUP] in 16 bits, if they are used.
 int16_t* words_of(const Pool& pool, int bits, int64_t m, int64_t groups) {
     return pool.own.words && bits == 8 && m >= MANY_WORDS ? new int16_t[m * groups * GROUP] : nullptr;
 }
 
-// Activations of tokens `begin` to `end` to 16 bits (null `to`: not wanted).
+// Converts activations of tokens `begin` to `end` to 16 bits (null `to`: does nothing).
 void widen(const int8_t* a, int16_t* to, int64_t begin, int64_t end, int64_t stride) {
     if (to)
         for (int64_t i = begin * stride; i < end * stride; i++) to[i] = a[i];
 }
 
-// Activations [m k], rounded; with sums of groups where 4 bits ask for them.
+// Quantises activations [m k]; with the sums of groups for 4 bits.
 struct Rounded {
     const int64_t groups;
     const std::unique_ptr<int8_t[]> a;
@@ -395,7 +396,7 @@ struct Rounded {
     }
 };
 
-// The same of activations that are rounded already: bytes q + 128 [m k] with a scale for each row.
+// The same for quantised activations: bytes q + 128 [m k] with a scale per row.
 struct RoundedRows {
     const std::unique_ptr<int8_t[]> a;
     const std::unique_ptr<int16_t[]> words;
@@ -423,7 +424,7 @@ struct RoundedRows {
     }
 };
 
-// All panels; a thread takes some at a time.
+// All panels; a thread processes some at a time.
 void run(const Pool& pool, Work work) {
     work.share = share_of(work.base.x.m, TOKENS);
     const auto some = [&](int64_t begin, int64_t end) { pool.own.products(work, begin, end); };
@@ -435,17 +436,17 @@ void run(const Pool& pool, Work work) {
 
 extern "C" {
 
-// From now on no path above this place in `Isa` runs, and products of bfloat16 only where `bf16` says so.
+// Limits the paths to this value of `Isa`, and products of bfloat16 to `bf16`.
 void polyphi_limit(int isa, int bf16) { limit = {isa, bf16 != 0}; }
 
-// A place in `Isa`, and whether this CPU has the instructions of one.
+// The best value of `Isa`, and whether this CPU has the instructions of one.
 int polyphi_isa() { return best(); }
 int polyphi_has(int isa) { return has(isa); }
 
-// Activations x [m k], float32 or bfloat16, by a weight of so many bits, onto what lies in `onto` (or null), into y
-// [m n] of the same type; where it is `gate`, into y [m n/2], the second half by silu of the first, each of whole
-// panels. An adapter of 8 bits (or nulls), a [rank k] and b [n rank], adds `scale` times its product. `isa` is one that
-// `polyphi_has` (-1: the best); `parallel` runs it in `threads` threads (null: threads of its own).
+// The product of activations x [m k], float32 or bfloat16, and a weight of `bits` bits, plus `onto` (or null), into y
+// [m n] of the same type; with `gate` into y [m n/2], the second half times silu of the first, each of whole panels. An
+// int8 adapter (or nulls), a [rank k] and b [n rank], adds `scale` times its product. `isa` must be supported
+// (`polyphi_has`; -1: the best); `parallel` runs it in `threads` threads (null: in new threads).
 void polyphi_linear(int isa, int bits, const void* x, const uint8_t* w, const float* row, const void* onto, void* y,
                     int bf16, int gate, int64_t m, int64_t n, int64_t k, const uint8_t* a, const float* a_row,
                     const uint8_t* b, const float* b_row, int64_t rank, float scale, Parallel parallel, int threads) {
@@ -465,8 +466,8 @@ void polyphi_linear(int isa, int bits, const void* x, const uint8_t* w, const fl
     run(pool, work);
 }
 
-// The product of activations that are rounded already, bytes q + 128 [m k] with a `scale` for each row, and a weight of 8
-// bits, to y [m n] in bfloat16.
+// The product of quantised activations, bytes q + 128 [m k] with a `scale` per row, and a weight of 8 bits, to y [m n]
+// in bfloat16.
 void polyphi_linear_rows(int isa, const uint8_t* q, const float* scale, const uint8_t* w, const float* row, void* y,
                          int64_t m, int64_t n, int64_t k, Parallel parallel, int threads) {
     const Pool pool{kernel(isa), parallel, std::max(1, threads)};

@@ -1,7 +1,7 @@
-// The kernel of linear.cpp over one set of instructions, whose registers the including namespace has defined: LANES
-// outputs in one, and at most MOST tokens with `wide_for` of them side by side, so that all sums stay in registers.
+// The kernel of linear.cpp over one set of instructions, whose registers the including namespace defines: LANES
+// outputs in one, and at most MOST tokens by `wide_for` registers at once, so that all sums stay in registers.
 
-// Sums [T, PANEL] of T tokens by a panel of 4 bits, W registers of them, from `column` on.
+// Sums [T, PANEL] of the product of T tokens and a panel of 4 bits, W registers of them, from `column` on.
 template <int T, int W>
 void four_bits(const Tokens& x, int64_t token, const uint8_t* group, int column, Ahead ahead, float* sums) {
     const int8_t* a = x.a + token * x.groups * GROUP;
@@ -42,7 +42,7 @@ void four_bits(const Tokens& x, int64_t token, const uint8_t* group, int column,
         UNROLLED for (int w = 0; w < W; w++) store(sums + t * PANEL + column + w * LANES, total[t][w]);
 }
 
-// The same of 8 bits.
+// The same for 8 bits.
 template <int T, int W>
 void eight_bits(const Tokens& x, int64_t token, const uint8_t* panel, int column, Ahead ahead, float* sums) {
     const int64_t stride = x.groups * GROUP;
@@ -51,7 +51,7 @@ void eight_bits(const Tokens& x, int64_t token, const uint8_t* panel, int column
     Int sum[T][W];
     UNROLLED for (int t = 0; t < T; t++)
         UNROLLED for (int w = 0; w < W; w++) sum[t][w] = zero();
-    // beside each four inputs, for many at once would be in each other's way
+    // Prefetched with every four inputs, since many prefetches at once would delay each other.
     const int each = ahead.lines / (GROUP / QUAD), rest = ahead.lines % (GROUP / QUAD);
     for (int64_t g = 0; g < x.groups; g++) {
         for (int line = 0; line < rest; line++, ahead.at += 64) ask(ahead.at);
@@ -119,10 +119,10 @@ constexpr auto eight_bits_run = eight_bits<T, W>;
 
 // Tokens and registers of outputs whose sums of products in 16 bits stay in registers.
 constexpr int TOKENS_WORDS = 6, WIDE_WORDS = 2;
-// Tokens that are worked on together, at most.
+// Most tokens that are processed at once.
 constexpr int AT_ONCE = std::max(MOST, TOKENS_WORDS);
 
-// The same of 8 bits that were widened to 16: [WIDE_WORDS registers of outputs, pair of inputs, output, 2].
+// The same for int8 unpacked to int16: [WIDE_WORDS registers of outputs, pair of inputs, output, 2].
 template <int T>
 void sixteen_bits(const Tokens& x, int64_t token, const uint8_t* panel, int column, Ahead ahead, float* sums) {
     constexpr int W = WIDE_WORDS;
@@ -147,7 +147,7 @@ void sixteen_bits(const Tokens& x, int64_t token, const uint8_t* panel, int colu
         UNROLLED for (int w = 0; w < W; w++) store(sums + t * PANEL + column + w * LANES, real(sum[t][w]));
 }
 
-// A panel of 8 bits as `sixteen_bits` reads it.
+// Unpacks a panel of 8 bits to the layout of `sixteen_bits`.
 void widen_words(const uint8_t* eight, int64_t groups, uint8_t* sixteen) {
     constexpr int W = WIDE_WORDS, STEP = W * LANES * QUAD;  // bytes of a pair of inputs
     for (int column = 0; column < PANEL; column += W * LANES)
@@ -206,7 +206,7 @@ void sum(const Factor& by, Place panel, int64_t token, int tokens, Ahead ahead, 
     }
 }
 
-// A token's sums of a panel, and of an adapter's where there is one, with what they are to be multiplied by.
+// A token's sums of a panel, and of an adapter's if there is one, with their factors.
 struct Sums {
     const float *base, *row, *adapted, *adapter_row;
     float scale, adapter_scale;
@@ -225,8 +225,8 @@ struct Sums {
     }
 };
 
-// Sums [parts, AT_ONCE, PANEL] of panels to where results go. What is gated or added to is rounded before, as a product
-// alone would be.
+// Stores the sums [parts, AT_ONCE, PANEL] of panels in the results. Products are rounded before they are gated or
+// added, as a separate product would be.
 template <typename To>
 void finish(const Work& work, int64_t panel, int64_t token, int tokens, const float* base, const float* adapted) {
     const Place first{panel, 0}, second{panel, 1};
@@ -253,7 +253,8 @@ void finish(const Work& work, int64_t panel, int64_t token, int tokens, const fl
     }
 }
 
-// Panels `begin` to `end`, each by a share of the tokens; then by the next share, for which they lie near.
+// The products of panels `begin` to `end` and a share of the tokens; then of the next share, while they are in the
+// cache.
 void multiply(const Work& work, int64_t begin, int64_t end) {
     const Factor *base = &work.base, *adapter = work.adapter;
     const int most = base->bits == 16 ? AT_ONCE : MOST;
@@ -265,7 +266,7 @@ void multiply(const Work& work, int64_t begin, int64_t end) {
             for (int64_t block = 0; block < blocks; block++) {
                 const int tokens = int(up(last - token, blocks - block));
                 float sums[2 * AT_ONCE * PANEL], adapted[2 * AT_ONCE * PANEL];
-                for (int t = 0; t < tokens; t++) ask(work.at(token + t, panel));  // they come meanwhile
+                for (int t = 0; t < tokens; t++) ask(work.at(token + t, panel));  // prefetched during the product
                 for (int part = 0; part < work.parts; part++) {
                     const Place place{panel, part};
                     const int64_t at = part * AT_ONCE * PANEL;
@@ -286,7 +287,7 @@ typedef uint16_t Shorts __attribute__((vector_size(LANES * 4)));
 
 INLINE Vec as_vector(const uint8_t* numbers) { return as<Vec>(bytes(numbers)); }
 
-// A panel of 4 bits as one of 8, and the scales of its outputs: the largest number that a group can hold becomes 127.
+// Unpacks a panel of 4 bits to int8, with the scales of its outputs: the largest possible value becomes 127.
 void widen(const uint8_t* four, int64_t groups, const float* row, int outputs, uint8_t* eight, float* eight_row) {
     constexpr int VECTORS = PANEL / LANES;
     Vec largest[VECTORS] = {}, factor[VECTORS];
@@ -302,7 +303,7 @@ void widen(const uint8_t* four, int64_t groups, const float* row, int outputs, u
     for (int o = 0; o < outputs; o++) eight_row[o] = row[o] * sizes[o] / (127.0f * 16);
     for (int64_t g = 0; g < groups; g++, four += BYTES4, eight += BYTES8)
         for (int v = 0; v < VECTORS; v++) {
-            // In 256ths: the step of a nibble, and what a nibble of 0 is, half of one for rounding and 128 on top.
+            // In 256ths: the step of a nibble, and the value of nibble 0 plus one half for rounding and 128.
             const uint8_t* at = four + NIBBLES + v * LANES;
             const Vec s = as_vector(at) * factor[v], none = 128.5f * 256 - as_vector(at + PANEL) * s;
             const Ints step = __builtin_convertvector(16.0f * s + 0.5f, Ints);
@@ -323,8 +324,8 @@ void widen(const uint8_t* four, int64_t groups, const float* row, int outputs, u
 
 #endif
 
-// Panels `begin` to `end` by all tokens. Where there are many of them, weights are widened first, some panels at a time:
-// those of 4 bits to 8, or those of 8 bits to 16.
+// The products of panels `begin` to `end` and all tokens. For many tokens weights are unpacked first, some panels at a
+// time: 4 bits to 8, or 8 bits to 16.
 void products(const Work& work, int64_t begin, int64_t end) {
     const Factor& base = work.base;
     const bool to_words = base.bits == 8 && base.x.words;
@@ -358,13 +359,13 @@ void products(const Work& work, int64_t begin, int64_t end) {
     }
 }
 
-// One token's k activations as int8 of which the largest is 127. A token with one that is no finite number gets a scale
-// that is none. `minus` where it isn't null.
+// Quantises one token's k activations to int8 with a largest magnitude of 127. A token with an infinite or NaN
+// activation gets the scale NaN. Writes `minus` if it isn't null.
 template <typename From>
 void quantise_token(const From* x, int64_t k, int64_t groups, int8_t* a, float* scale, int32_t* minus, int32_t* total) {
     constexpr int VECTORS = GROUP / LANES;
     const int64_t whole = k / GROUP * GROUP;
-    From rest[GROUP] = {};  // what the last group has, where it isn't whole
+    From rest[GROUP] = {};  // the last group, if it is incomplete
     std::memcpy(rest, x + whole, size_t(k - whole) * sizeof(From));
 
     Ints most[VECTORS] = {};
@@ -383,7 +384,7 @@ void quantise_token(const From* x, int64_t k, int64_t groups, int8_t* a, float* 
     *scale = finite ? std::max(as<float>(largest) / 127.0f, 1e-30f) : NAN;
     const float inverse = finite ? 1.0f / *scale : 0.0f;
 
-    // Adding 1.5 * 2^23 leaves the nearest whole number in the lowest bits.
+    // Adding 1.5 * 2^23 leaves the nearest integer in the low bits.
     Bits sums[VECTORS] = {};
     const auto round = [&](const From* from, int8_t* to) {
         for (int v = 0; v < VECTORS; v++) {
@@ -407,7 +408,7 @@ void quantise_token(const From* x, int64_t k, int64_t groups, int8_t* a, float* 
     }
 }
 
-// Tokens `begin` to `end` of x [m k], float32 or bfloat16, as `Tokens` has them.
+// Tokens `begin` to `end` of x [m k], float32 or bfloat16, in the form of `Tokens`.
 void quantise(const void* x, bool bf16, int64_t begin, int64_t end, int64_t k, int8_t* a, float* scale, int32_t* minus,
               int32_t* total) {
     const int64_t groups = up(k, GROUP);

@@ -1,4 +1,4 @@
-// What all kernels share: the instructions that this CPU has, bfloat16, and a run of work in torch's own threads.
+// Shared by all kernels: the instructions of this CPU, bfloat16, and the execution of work in torch's threads.
 #pragma once
 
 #include <algorithm>
@@ -25,7 +25,7 @@
 #define POLYPHI_NEON 1
 #endif
 
-// Functions between these two may use instructions that not every CPU has; `best` tells which to call.
+// Functions between these two may use instructions that not every CPU has; `best` returns the path to call.
 #if defined(__clang__)
 #define POLYPHI_DOTPROD "dotprod"
 #define POLYPHI_I8MM "dotprod,i8mm"
@@ -43,7 +43,7 @@
 #define POLYPHI_END POLYPHI_PRAGMA(GCC pop_options)
 #endif
 #define INLINE inline __attribute__((always_inline))
-// Sums in an array stay in registers only where every loop over it is unrolled, which GCC wants to be told.
+// Sums in an array stay in registers only if every loop over it is unrolled, for which GCC needs this pragma.
 #define UNROLLED POLYPHI_PRAGMA(GCC unroll 32)
 #define POLYPHI_AVX512 "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma"
 #define POLYPHI_AVXVNNI "avxvnni,avx2,fma"
@@ -53,7 +53,7 @@ namespace polyphi {
 
 enum Isa { SCALAR, AVX2, AVXVNNI, AVX512, NEON, I8MM };
 
-// The highest path that may run, and whether products of bfloat16 may: lowered to see what another CPU does.
+// The highest path that may run, and whether products of bfloat16 may: lowered to test as another CPU.
 struct Limit {
     int isa = I8MM;
     bool bf16 = true;
@@ -120,13 +120,13 @@ inline uint16_t to_bf16(float value) {
     uint32_t bits;
     std::memcpy(&bits, &value, 4);
     const uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-    return uint16_t((bits & 0x7fffffff) > 0x7f800000 ? bits >> 16 | 64 : rounded);  // no number stays none
+    return uint16_t((bits & 0x7fffffff) > 0x7f800000 ? bits >> 16 | 64 : rounded);  // NaN stays NaN
 }
 
-// How many pieces of `to` hold `count`.
+// The number of pieces of size `to` that cover `count`.
 inline int64_t up(int64_t count, int64_t to) { return (count + to - 1) / to; }
 
-// Memory that grows, from the start of a cache line on: a vector across two lines takes two reads.
+// Growing memory, aligned to cache lines: a vector across two lines takes two reads.
 template <typename T>
 class Room {
 public:
@@ -143,11 +143,11 @@ private:
     std::vector<T> held;
 };
 
-// As GOMP_parallel of GNU's OpenMP: runs a function in so many threads, this one among them, and waits.
+// The type of GOMP_parallel of GNU's OpenMP: runs a function in a number of threads, including this one, and waits.
 using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
 
-// Calls work(begin, end) for pieces of 0..count, `chunk` at a time, whoever is free takes the next; by `parallel` (null:
-// threads of its own).
+// Calls work(begin, end) for pieces of 0..count, `chunk` at a time, with dynamic scheduling; by `parallel` (null: in
+// new threads).
 template <typename Work>
 void spread(const Work& work, int64_t count, int64_t chunk, Parallel parallel, int threads) {
     struct Job {

@@ -1,5 +1,5 @@
-// Includes the file KERNEL once for each set of instructions, in a namespace named for it: with vectors.h before it, and
-// LANES defined as the floats of a vector.
+// Includes the file KERNEL once for each set of instructions, in a namespace of its name, after vectors.h and with
+// LANES defined as the number of floats of a vector.
 
 namespace scalar {
 #define LANES 1
@@ -39,7 +39,7 @@ namespace neon {
 
 #endif
 
-// What has this name in the namespace of a place in `Isa`. (A name with template arguments may have commas.)
+// The function of this name in the namespace of a value of `Isa`. (A name with template arguments may have commas.)
 #if POLYPHI_X86
 #define CHOSEN(isa, ...) \
     ((isa) == AVX512 ? avx512::__VA_ARGS__ : (isa) == SCALAR ? scalar::__VA_ARGS__ : avx2::__VA_ARGS__)

@@ -1,5 +1,5 @@
-// Vectors of LANES floats, and what attention and blocks compute with them. Included once for each set of instructions,
-// by the namespace of that set, which defines LANES.
+// Vectors of LANES floats and functions on them. Included once for each set of instructions, in its namespace, after
+// LANES is defined.
 
 typedef float Vec __attribute__((vector_size(LANES * 4)));
 typedef int32_t Ints __attribute__((vector_size(LANES * 4)));
@@ -27,7 +27,7 @@ INLINE Vec all(float value) { return value - Vec{}; }
 
 INLINE Vec load(const float* at) { return read<Vec>(at); }
 
-// GCC 12 converts integers of other widths one by one, so x86 is told how.
+// GCC 12 converts integers of other widths one by one, so x86 uses intrinsics.
 #if LANES == 16
 INLINE Bits widened(Halves halves) { return as<Bits>(_mm512_cvtepu16_epi32(as<__m256i>(halves))); }
 INLINE Ints widened(Bytes bytes) { return as<Ints>(_mm512_cvtepi8_epi32(as<__m128i>(bytes))); }
@@ -59,11 +59,11 @@ INLINE Vec load(const int8_t* at) { return __builtin_convertvector(widened(read<
 INLINE float one(float value) { return value; }
 INLINE float one(uint16_t value) { return from_bf16(value); }
 
-// As bfloat16, in the high half of each lane; the low half is rubbish.
+// As bfloat16, in the high half of each lane; the low half is undefined.
 INLINE Bits rounded(Vec value) {
     const Bits bits = as<Bits>(value);
     const Bits up = bits + 0x7fff + (bits >> 16 & 1);
-    return value == value ? up : bits | 0x400000;  // no number stays none
+    return value == value ? up : bits | 0x400000;  // NaN stays NaN
 }
 
 INLINE void store(float* at, Vec value) { std::memcpy(at, &value, sizeof value); }
@@ -75,13 +75,13 @@ INLINE void store(uint16_t* at, Vec value) {
 INLINE void put(float* at, float value) { *at = value; }
 INLINE void put(uint16_t* at, float value) { *at = to_bf16(value); }
 
-// What `store` leaves of a number.
+// The value after `store` and `load`.
 INLINE Vec kept(const float*, Vec value) { return value; }
 INLINE Vec kept(const uint16_t*, Vec value) { return as<Vec>(rounded(value) & 0xffff0000u); }
 
 INLINE Vec most(Vec a, Vec b) { return a > b ? a : b; }
 
-// a * b + c, rounded once where the CPU has such an instruction.
+// a * b + c, rounded once if the CPU has a fused instruction.
 #if LANES == 16
 INLINE Vec fused(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
 #elif LANES == 8
@@ -131,7 +131,7 @@ INLINE float most(Vec value) {
 
 // e^x to 2 units in the last place, for x from -87 to 88.
 INLINE Vec power(Vec x) {
-    // x = n ln 2 + rest; adding 1.5 * 2^23 rounds to a whole number, which the low bits then are.
+    // x = n ln 2 + rest; adding 1.5 * 2^23 rounds to an integer in the low bits.
     const Vec shifted = fused(x, all(1.44269504f), all(12582912.0f)), n = shifted - 12582912.0f;
     const Vec rest = fused(n, all(-1.42860677e-6f), fused(n, all(-0.693145752f), x));
     Vec p = fused(rest, all(1.3888889e-3f), all(8.3333333e-3f));
