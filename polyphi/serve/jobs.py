@@ -91,7 +91,7 @@ class Job:
                 Times(request.arrived, request.started, request.first, now),
                 reason,
                 prompt=len(request.ids) - len(request.tokens) if request.started else 0,
-                cached=request.cached or 0,
+                cached=request.cached_tokens or 0,
                 generated=len(request.tokens),
             )
 
