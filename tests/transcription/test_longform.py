@@ -414,7 +414,7 @@ def test_a_recording_with_a_too_long_header_is_not_read() -> None:
 
     file = io.BytesIO()
     soundfile.write(file, np.zeros(48000, np.float32), 16000, format="FLAC")
-    with pytest.raises(ValueError, match=r"2 s, found .* 3\.0 s"):
+    with pytest.raises(ValueError, match=r"2 s, found 3\.0 s"):
         Unread(file.getvalue(), 2.0, threading.Event())
 
 
