@@ -84,7 +84,7 @@ def test_load_tells_its_room_and_refuses_early(
     monkeypatch.undo()
     monkeypatch.delenv(precision.VARIABLE, raising=False)
     monkeypatch.setattr(half, "needed", lambda: False)
-    monkeypatch.setattr(precision, "suits", lambda *_: False)
+    monkeypatch.setattr(precision, "is_fast", lambda *_: False)
     save_checkpoint(phi.model, folder, dtype=torch.bfloat16)
     phi.tokenizer.save(folder)
     assert polyphi.load(folder).model.decoder.norm.weight.dtype == torch.float32

@@ -8,9 +8,9 @@ import sys
 FAILS = """
 import torch
 from torch import distributed
-from polyphi import dist
+from polyphi.runtime.distributed import start
 
-dist.start()
+start()
 for _ in range(30):
     parts = [torch.zeros(200_000) for _ in range(2)]
     work = distributed.all_gather(parts, torch.ones(200_000), async_op=True)
