@@ -148,7 +148,7 @@ def test_invalid_arguments_raise_before_anything_runs(
             files.find(names)
     soundfile.write(tmp_path / "a.wav", say([1], [0.1] * 2), 16000)
     recordings = files.find([str(talks / "a.wav"), str(tmp_path / "a.wav")])
-    with pytest.raises(ValueError, match=r"a\.txt"):
+    with pytest.raises(ValueError, match=r"a\.wav\.txt"):
         files.targets(recordings, tmp_path, "text")
     with pytest.raises(ValueError, match="unknown adapter 'x'"):
         run(phi, [str(talks / "a.wav")], None, adapter="x")
