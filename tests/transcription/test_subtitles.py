@@ -119,7 +119,7 @@ def test_cues_show_the_translation() -> None:
     assert parsed(srt(transcript), ",") == [(0.0, 2.0, "guten Tag")]
     assert text(transcript) == "good day\nguten Tag\n"
     result = verbose(transcript)
-    assert (result["task"], found["text"], found["transcript"]) == (
+    assert (result["task"], result["text"], result["transcript"]) == (
         "translate",
         "guten Tag",
         "good day",
@@ -145,7 +145,11 @@ def test_formats() -> None:
     assert json.loads(written["json"])["segments"][0]["source"] == "window"
     result = json.loads(written["verbose_json"])
     assert result == verbose(transcript)
-    assert (result["task"], found["language"], found["duration"]) == ("transcribe", "unknown", 3.0)
+    assert (result["task"], result["language"], result["duration"]) == (
+        "transcribe",
+        "unknown",
+        3.0,
+    )
     assert result["segments"] == [
         {
             "id": 0,
