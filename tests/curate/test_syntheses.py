@@ -1,4 +1,4 @@
-"""The report's syntheses, each from source samples to samples by a recorded teacher: what passes, what is refused."""
+"""The report's syntheses with a recorded teacher: which answers are accepted, which are refused."""
 
 import json
 from dataclasses import replace
@@ -26,13 +26,13 @@ SEEN, HEARD = sha256(PNG).hexdigest(), sha256(WAV).hexdigest()
 def run(
     synthesis: Synthesis, source: Sample, chats: dict[str, Any], tmp_path: Path
 ) -> tuple[list[Sample], list[str], Replay]:
-    """Samples and reasons for refusal, by way of a shard."""
+    """Return the samples read back from a shard, and the reasons of the refused answers."""
     with Replay(chats) as replay:
         model = Endpoint(replay.where, "m")
-        told = estimate(synthesis, [source], model, tmp_path, price=(1, 1))
+        estimated = estimate(synthesis, [source], model, tmp_path, price=(1, 1))
         made = synthesize(synthesis, [source], model, tmp_path)
         shards.write(tmp_path / "out", made, pipeline="test")
-        assert told.requests == 1 and len(replay.asked) <= told.requests_at_most
+        assert estimated.requests == 1 and len(replay.asked) <= estimated.requests_at_most
     refused = (tmp_path / f"{synthesis.name}.refused.jsonl").read_text().splitlines()
     samples = list(Shards(tmp_path / "out"))
     assert all(s.licence == source.licence and s.id.startswith(source.id) for s in samples)
@@ -43,7 +43,7 @@ def pairs(**answers: str) -> list[dict[str, str]]:
     return [{"question": f"{q.replace('_', ' ')}?", "answer": a} for q, a in answers.items()]
 
 
-def said(samples: list[Sample]) -> list[tuple[str, str]]:
+def qa_pairs(samples: list[Sample]) -> list[tuple[str, str]]:
     return [(s.messages[0].text, s.answer) for s in samples]
 
 
@@ -83,17 +83,17 @@ PICTURE = Sample("p1", (Message.user(Image(PNG)),), "pictures", "CC0-1.0")
 def test_a_picture_gets_a_caption(tmp_path: Path) -> None:
     chats = {SEEN: "A red cat lies on a green sofa."}
     [made], _, _ = run(syntheses.CAPTION, PICTURE, chats, tmp_path)
-    assert said([made]) == [("Describe the picture.", "A red cat lies on a green sofa.")]
+    assert qa_pairs([made]) == [("Describe the picture.", "A red cat lies on a green sofa.")]
     assert media(made.messages, Image) == [Image(PNG)]
     none, [reason], _ = run(syntheses.CAPTION, PICTURE, {SEEN: "A cat."}, tmp_path / "b")
     assert not none and reason == "too short: 2 words, expected 5"
 
 
 def test_questions_about_a_page_are_answered_on_it(tmp_path: Path) -> None:
-    asked = pairs(Who_is_it="Ann  Lee", What_is_due="$40", Whose="annual", Empty=" ")
-    chats = {SEEN: {"text": "Invoice\nTo: Ann Lee,\nTotal 40", "pairs": asked}}
+    qa = pairs(Who_is_it="Ann  Lee", What_is_due="$40", Whose="annual", Empty=" ")
+    chats = {SEEN: {"text": "Invoice\nTo: Ann Lee,\nTotal 40", "pairs": qa}}
     made, refused, _ = run(syntheses.OCR_QA, PICTURE, chats, tmp_path)
-    assert said(made) == [("Who is it?", "Ann  Lee"), ("What is due?", "$40")]
+    assert qa_pairs(made) == [("Who is it?", "Ann  Lee"), ("What is due?", "$40")]
     assert refused == ["the answer doesn't stand on the page", "an empty question or answer"]
     assert [s.id for s in made] == ["p1/ocr_qa/0", "p1/ocr_qa/1"]
 
@@ -107,13 +107,13 @@ def test_a_long_table_checks_nothing(tmp_path: Path) -> None:
 
 def test_questions_about_a_chart_follow_from_its_numbers(tmp_path: Path) -> None:
     table = [{"label": "May", "value": 1200}, {"label": "June", "value": 800.0}]
-    asked = pairs(
+    qa = pairs(
         Which="June.", More="Yes", May="1,200", Sum="2000", Rise="50%", Wrong="1,350", What="many"
     )
     made, refused, _ = run(
-        syntheses.CHART_QA, PICTURE, {SEEN: {"table": table, "pairs": asked}}, tmp_path
+        syntheses.CHART_QA, PICTURE, {SEEN: {"table": table, "pairs": qa}}, tmp_path
     )
-    assert [answer for _, answer in said(made)] == ["June.", "Yes", "1,200", "2000"]
+    assert [answer for _, answer in qa_pairs(made)] == ["June.", "Yes", "1,200", "2000"]
     assert refused == [
         "50 doesn't follow from the chart's numbers",
         "1350 doesn't follow from the chart's numbers",
@@ -134,12 +134,12 @@ CLIP = Sample(
 
 
 def test_questions_about_speech_are_answered_in_it(tmp_path: Path) -> None:
-    asked = pairs(Where="At the old harbour", Who="Tom", Did_they_meet="Yes.", Why="to buy fish")
-    asked += [{"question": "What does the transcript say?", "answer": "Tom"}]
-    made, refused, replay = run(syntheses.SPEECH_QA, CLIP, {"harbour": {"pairs": asked}}, tmp_path)
-    assert [question for question, _ in said(made)] == ["Where?", "Who?", "Did they meet?"]
+    qa = pairs(Where="At the old harbour", Who="Tom", Did_they_meet="Yes.", Why="to buy fish")
+    qa += [{"question": "What does the transcript say?", "answer": "Tom"}]
+    made, refused, replay = run(syntheses.SPEECH_QA, CLIP, {"harbour": {"pairs": qa}}, tmp_path)
+    assert [question for question, _ in qa_pairs(made)] == ["Where?", "Who?", "Did they meet?"]
     assert all(media(s.messages, Audio) == [Audio(WAV)] for s in made)
-    assert all(s.meta["transcript"] == CLIP.answer for s in made), "for whoever judges them"
+    assert all(s.meta["transcript"] == CLIP.answer for s in made), "for the judge"
     assert refused == [
         "0% of the answer's words are said in the clip",
         "speaks of its transcript",
@@ -150,9 +150,11 @@ def test_questions_about_speech_are_answered_in_it(tmp_path: Path) -> None:
 
 
 def test_a_spoken_question_is_answered(tmp_path: Path) -> None:
-    asked = replace(CLIP, messages=(CLIP.messages[0], Message.assistant("Who wrote Faust?")))
+    question_clip = replace(
+        CLIP, messages=(CLIP.messages[0], Message.assistant("Who wrote Faust?"))
+    )
     chats = {"Who wrote Faust?": "Goethe did."}
-    [made], _, replay = run(syntheses.SPOKEN_ANSWER, asked, chats, tmp_path)
+    [made], _, replay = run(syntheses.SPOKEN_ANSWER, question_clip, chats, tmp_path)
     assert made.messages == (Message.user(Audio(WAV)), Message.assistant("Goethe did."))
     assert made.meta["question"] == replay.asked[0]["messages"][0]["content"] == "Who wrote Faust?"
 
@@ -164,7 +166,7 @@ def test_what_speech_is_translated(tmp_path: Path) -> None:
         "German texts": {"texts": ["We met Tom at the old harbour."]},
     }
     [made], _, _ = run(speech_translation("de", at_least=60.0), CLIP, chats, tmp_path)
-    assert said([made]) == [("Translate the audio to German.", german["texts"][0])]
+    assert qa_pairs([made]) == [("Translate the audio to German.", german["texts"][0])]
     assert (made.meta["language"], made.meta["to"], made.meta["cot"]) == ("en", "de", False)
     assert made.meta["transcript"] == CLIP.answer and made.meta["lineage"][0]["chrf"] == 100
     french = replace(CLIP, meta={"language": "fr"})
@@ -215,9 +217,9 @@ def test_questions_about_sounds_come_from_what_is_known_of_them(tmp_path: Path) 
         "CC0-1.0",
         {"tags": ["dog", "rain"], "lineage": [{"step": "secret"}]},
     )
-    asked = pairs(Which_animal="A dog", Which_tags_are_there="dog")
-    made, refused, replay = run(syntheses.AUDIO_QA, source, {"rain": {"pairs": asked}}, tmp_path)
-    assert said(made) == [("Which animal?", "A dog")] and refused == ["speaks of its tags"]
+    qa = pairs(Which_animal="A dog", Which_tags_are_there="dog")
+    made, refused, replay = run(syntheses.AUDIO_QA, source, {"rain": {"pairs": qa}}, tmp_path)
+    assert qa_pairs(made) == [("Which animal?", "A dog")] and refused == ["speaks of its tags"]
     assert "secret" not in replay.asked[0]["messages"][0]["content"]
 
 
