@@ -143,8 +143,8 @@ def right(outcome: Outcome) -> Iterator[Sample]:
 
 
 def preferences(outcome: Outcome, known: str | None = None) -> Iterator[Sample]:
-    """Yield pairs for DPO: each distinct wrong answer of the first round is dispreferred once. Its correction is the
-    preferred answer; if it was never corrected, the problem's right answer with the nearest length (the first of equals), so
+    """Yield pairs for DPO: each distinct wrong answer of the first round is dispreferred once. Its correction is
+    preferred; if it was never corrected, the problem's right answer with the nearest length (the first of equals), so
     that length carries little information about the preference. If no answer was right it is `known`, a right answer
     from elsewhere; without one there are no pairs."""
     rights = list(_distinct(a for a in outcome.attempts if a.verdict.right))
@@ -283,8 +283,8 @@ class CachedAsk:
 
 
 def judged(ask: Ask, problem: Sequence[Message], seed: int = 0) -> Verify:
-    """Return a verifier that asks a model for yes or no with a reason (its last line that begins with either); any other
-    reply counts as no. After a rule in `every`, the model judges only answers that pass the rule."""
+    """Return a verifier that asks a model for yes or no with a reason (its last line that begins with either); any
+    other reply counts as no. After a rule in `every`, the model judges only answers that pass the rule."""
     problem_text = "\n".join(m.text for m in problem)
 
     def verify(text: str) -> Verdict:
@@ -300,8 +300,8 @@ def judged(ask: Ask, problem: Sequence[Message], seed: int = 0) -> Verify:
 
 
 def judged_by_transcript(ask: Ask, seed: int = 0) -> Callable[[Sample], Verify]:
-    """Return a verifier for `Verified`: a model reads the transcript of an audio clip and judges a question about it and
-    its answer. Raises ValueError for a sample without `meta["transcript"]`."""
+    """Return a verifier for `Verified`: a model reads the transcript of an audio clip and judges a question about it
+    and its answer. Raises ValueError for a sample without `meta["transcript"]`."""
 
     def verifier(sample: Sample) -> Verify:
         if not (transcript := sample.meta.get("transcript")):

@@ -14,7 +14,7 @@ GREEDY = SamplingParams()
 
 
 class Teacher(Protocol):
-    """A model that answers chat requests: an `Endpoint` or a `Command`. `name` is part of the answer cache's key. `chat`
+    """A model that answers chat requests: an `Endpoint` or a `Command`. `name` is part of the cache's key. `chat`
     raises `Rejected` for a request that the teacher refuses, and any other error for a fault of the teacher."""
 
     @property
