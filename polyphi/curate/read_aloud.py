@@ -20,7 +20,7 @@ import numpy as np
 from datatrove.data import Document
 from datatrove.pipeline.filters.base_filter import BaseFilter
 
-from polyphi.curate.documents import become, note, sample
+from polyphi.curate.documents import note, replace_sample, sample
 from polyphi.curate.language import language_of
 from polyphi.curate.voices import ACCENTS, SPARE_FLITE, VARIANTS, unfit, varied
 from polyphi.curate.waves import RATE, Wave, augment, encode, level, resample, trim
@@ -129,7 +129,7 @@ class ReadAloud(BaseFilter):
         if reading.voice.engine == "espeak-ng" and language == "ja" and has_kanji(text):
             return False, "unfit to be read: kanji, which espeak-ng can't read"
         wave = self._speak(text, reading, rng, split == "train")
-        become(doc, _spoken(one, text, wave, reading))
+        replace_sample(doc, _spoken(one, text, wave, reading))
         note(doc, "read aloud", speaker=reading.name, seconds=round(len(wave) / RATE, 2))
         return True
 

@@ -18,7 +18,7 @@ import soundfile
 from datatrove.data import Document
 from datatrove.pipeline.filters.base_filter import BaseFilter
 
-from polyphi.curate.documents import become, note, sample
+from polyphi.curate.documents import note, replace_sample, sample
 from polyphi.curate.language import language_of
 from polyphi.curate.read_aloud import Cast
 from polyphi.curate.voices import unfit
@@ -125,6 +125,6 @@ class ReadPages(BaseFilter):
         }
         asked = Message.user(Audio(made.audio), TRANSCRIBE)
         spoken = replace(one, messages=(asked, Message.assistant(text)), meta=meta)
-        become(doc, spoken)
+        replace_sample(doc, spoken)
         note(doc, "read aloud", speaker=names, seconds=made.seconds, paragraphs=len(made.said))
         return True
