@@ -340,14 +340,14 @@ def test_the_filter_drops_and_keeps_a_ledger(leaks: ModuleType, tmp_path: Path) 
             for line in path.read_text().splitlines()
         ]
         rows = {
-            (line_["sample"], line_["set"], line_["item"], line_["modality"]) for line_ in ledger
+            (entry["sample"], entry["set"], entry["item"], entry["modality"]) for entry in ledger
         }
         assert rows == {
             ("quoted", "gsm", "g1", "text"),
             ("cropped", "charts", "c1", "image"),
             ("noisy", "speech", "s1", "audio"),
         }
-        assert len(ledger) == 3 and all(line_["evidence"] for line_ in ledger)
+        assert len(ledger) == 3 and all(entry["evidence"] for entry in ledger)
         names = {d.id for d in kept}
         assert names == ({"fine", "broken"} if drop else {s.id for s in training})
         lineage = {d.id: d.metadata["lineage"] for d in kept}

@@ -81,7 +81,7 @@ def test_training_is_held_against_held_out_samples_and_loses_duplicates_across_t
     assert all((one in kept) != (other in kept) for one, other in pairs)
     lost = next(id for pair in pairs for id in pair if id not in kept)
     assert "dropped by Duplicates-0" in cards.explain(folder, lost)
-    with pytest.raises(ValueError, match="near .*instructions"):
+    with pytest.raises(ValueError, match=r"near .*instructions"):
         held_out(replace(here, rows={"train": 1}), "near", "instructions")
 
 
