@@ -324,11 +324,11 @@ def test_the_filter_drops_and_keeps_a_ledger(leaks: ModuleType, tmp_path: Path) 
         sample_of("broken", Image(b"\x89PNG\r\n\x1a\nnothing"), "What is this?"),
     ]
     for drop in (True, False):
-        kept: list[Document] = []
+        documents: list[Document] = []
         step = Decontaminate(tmp_path / "known", tmp_path / "ledger", drop=drop)
         for _ in range(2):  # a repeated task rewrites its ledger
             LocalPipelineExecutor(
-                [Read(training), step, Take(kept)],
+                [Read(training), step, Take(documents)],
                 2,
                 1,
                 skip_completed=False,
@@ -348,9 +348,9 @@ def test_the_filter_drops_and_keeps_a_ledger(leaks: ModuleType, tmp_path: Path) 
             ("noisy", "speech", "s1", "audio"),
         }
         assert len(ledger) == 3 and all(entry["evidence"] for entry in ledger)
-        names = {d.id for d in kept}
+        names = {d.id for d in documents}
         assert names == ({"fine", "broken"} if drop else {s.id for s in training})
-        lineage = {d.id: d.metadata["lineage"] for d in kept}
+        lineage = {d.id: d.metadata["lineage"] for d in documents}
         assert "damaged" in lineage["broken"][0]["unreadable"]
         assert drop or lineage["quoted"][0]["item"] == "g1"
 

@@ -34,10 +34,10 @@ class Script:
     """Returns the given answers in order, whatever the request; records the requests in `asked`."""
 
     def __init__(self, *answers: str) -> None:
-        self.answers, self.asked = list(answers), []
+        self.answers, self.requests = list(answers), []
 
     def __call__(self, messages: Sequence[Message], seed: int) -> str:
-        self.asked.append((tuple(messages), seed))
+        self.requests.append((tuple(messages), seed))
         return self.answers.pop(0)
 
 
@@ -53,12 +53,12 @@ def test_wrong_answers_are_fed_back_until_they_are_right() -> None:
         *((1, 1, True), (2, 1, False)),
         (2, 2, False),
     ]
-    first, second, third = (script.asked[i][0] for i in (0, 3, 5))
+    first, second, third = (script.requests[i][0] for i in (0, 3, 5))
     assert first == problem().prompt
     assert second[:2] == (*first, Message.assistant("Answer: 8"))
     assert "'8' is not right" in second[2].text and "7" not in second[2].text
     assert third[1] == Message.assistant("Answer: 9"), "only the last wrong answer"
-    assert len({seed for _, seed in script.asked}) == 6
+    assert len({seed for _, seed in script.requests}) == 6
 
 
 def test_nothing_is_asked_again_where_all_is_right() -> None:
@@ -117,11 +117,11 @@ def test_same_chains_are_kept_once() -> None:
             attempt("Answer: 9", 3, 0, False),
         ),
     )
-    kept = list(judge.right(outcome))
-    assert [s.answer for s in kept] == ["3 + 4 = 7\nAnswer: 7", "4 + 3 = 7\nAnswer: 7"]
-    assert [s.id for s in kept] == ["seven-right-0", "seven-right-1"]
-    assert kept[1].prompt == problem().prompt and kept[1].licence == "CC0"
-    assert kept[1].meta == {
+    samples = list(judge.right(outcome))
+    assert [s.answer for s in samples] == ["3 + 4 = 7\nAnswer: 7", "4 + 3 = 7\nAnswer: 7"]
+    assert [s.id for s in samples] == ["seven-right-0", "seven-right-1"]
+    assert samples[1].prompt == problem().prompt and samples[1].licence == "CC0"
+    assert samples[1].meta == {
         "task": "sums",
         "lineage": [
             {
@@ -176,9 +176,9 @@ def test_chains_of_others_are_verified_in_a_pipeline(tmp_path: Path) -> None:
         steps=lambda work: [judge.Verified(lambda sample: verifiers.number(sample.meta["answer"]))],
     )
     corpus.build(corpus_, Work({"train": 99}, 0, tmp_path, tmp_path / "data"))
-    kept = list(Shards(tmp_path / "data" / "checked" / "train"))
-    assert [s.id for s in kept] == ["0", "2", "4"]
-    assert kept[1].meta["lineage"] == [
+    samples = list(Shards(tmp_path / "data" / "checked" / "train"))
+    assert [s.id for s in samples] == ["0", "2", "4"]
+    assert samples[1].meta["lineage"] == [
         {"step": "verified", "right": True, "reason": "'3' is right"}
     ]
     (file,) = (tmp_path / "data" / "checked").rglob("dropped/Verified/*.jsonl")
@@ -373,7 +373,7 @@ def test_programs_are_run_on_inputs() -> None:
 def test_a_model_judges(reply: str, right: bool, reason: str) -> None:
     script = Script(reply)
     assert judge.judged(script, problem().prompt)("Answer: {7}") == Verdict(right, reason)
-    ((question,), _) = script.asked[0]
+    ((question,), _) = script.requests[0]
     assert "3 + 4?" in question.text and "Answer: {7}" in question.text
 
 
@@ -389,7 +389,7 @@ def test_a_judges_reply_takes_no_time_to_read() -> None:
 def test_rules_come_before_models() -> None:
     script = Script("yes, fine")
     verify = verifiers.every(verifiers.number(7), judge.judged(script, ()))
-    assert not verify("Answer: 8").right and not script.asked
+    assert not verify("Answer: 8").right and not script.requests
     assert verify("Answer: 7") == Verdict(True, "fine")
 
 

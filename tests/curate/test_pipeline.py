@@ -221,7 +221,7 @@ def test_another_word_in_a_data_file_is_another_corpus(
 
 
 @pytest.mark.parametrize(
-    ("made", "workers"),
+    ("module", "workers"),
     [
         pytest.param(copying, 1, marks=pytest.mark.long),
         pytest.param(copying, 2, marks=pytest.mark.long),
@@ -229,12 +229,12 @@ def test_another_word_in_a_data_file_is_another_corpus(
     ],
 )
 def test_killed_anywhere_it_makes_the_same_shards(
-    made: ModuleType, workers: int, tmp_path: Path
+    module: ModuleType, workers: int, tmp_path: Path
 ) -> None:
     """Five kills at random times after a part was begun, with increasing delays; at least two interrupt one. `tools` is
     checked against its held-out split, and deduplicated across its parts."""
-    name, rows = made.corpus.name, ROWS[made.corpus.name]
-    corpus.build(made.corpus, work(tmp_path / "whole", rows))
+    name, rows = module.corpus.name, ROWS[module.corpus.name]
+    corpus.build(module.corpus, work(tmp_path / "whole", rows))
     script = (
         f"import sys; from pathlib import Path; from curate.test_pipeline import *; corpus.build({name}.corpus, "
         f"work(Path(sys.argv[1]), {rows}), Machines(workers=int(sys.argv[2])))"
@@ -299,17 +299,17 @@ def test_slurm_makes_the_same_shards(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("made", [copying, tools])
-def test_ray_makes_the_same_shards(made: ModuleType, tmp_path: Path) -> None:
+@pytest.mark.parametrize("module", [copying, tools])
+def test_ray_makes_the_same_shards(module: ModuleType, tmp_path: Path) -> None:
     ray = pytest.importorskip("ray")
     ray.init(num_cpus=2, log_to_driver=False)
     try:
         for name, machines in (("local", Machines()), ("ray", Machines("ray", workers=2))):
-            corpus.build(made.corpus, work(tmp_path / name, 400), machines)
+            corpus.build(module.corpus, work(tmp_path / name, 400), machines)
     finally:
         ray.shutdown()
-    result = hashes(tmp_path / "ray", made.corpus.name)
-    assert result == hashes(tmp_path / "local", made.corpus.name) and set(result) == {
+    result = hashes(tmp_path / "ray", module.corpus.name)
+    assert result == hashes(tmp_path / "local", module.corpus.name) and set(result) == {
         "train",
         "test",
     }

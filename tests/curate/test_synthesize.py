@@ -67,7 +67,7 @@ def written(folder: Path, samples: object) -> dict[str, bytes]:
 def test_samples_carry_what_made_them(tmp_path: Path) -> None:
     tallies: list[Tally] = []
     with Replay(CHATS) as replay:
-        made = list(
+        samples = list(
             synthesize(
                 ECHO,
                 sources(9),
@@ -76,10 +76,10 @@ def test_samples_carry_what_made_them(tmp_path: Path) -> None:
                 progress=lambda t: tallies.append(replace(t)),
             )
         )
-    assert [s.id for s in made] == [f"s{i}/echo/0" for i in (0, 2, 3, 6, 8)]
-    assert [s.answer for s in made] == [f"number {i} in words" for i in (0, 2, 3, 6, 8)]
-    assert {(s.source, s.licence) for s in made} == {("numbers, echo by m", "CC0-1.0")}
-    count, step = made[1].meta["lineage"]
+    assert [s.id for s in samples] == [f"s{i}/echo/0" for i in (0, 2, 3, 6, 8)]
+    assert [s.answer for s in samples] == [f"number {i} in words" for i in (0, 2, 3, 6, 8)]
+    assert {(s.source, s.licence) for s in samples} == {("numbers, echo by m", "CC0-1.0")}
+    count, step = samples[1].meta["lineage"]
     assert count == {"step": "count"} and step["step"] == "echo" and step["from"] == "s2"
     answer = json.loads(
         (tmp_path / "answers" / step["request"][:2] / f"{step['request']}.json").read_text()
@@ -125,17 +125,17 @@ list(synthesize(ECHO, sources(), Endpoint(sys.argv[1], "m"), Path(sys.argv[2]), 
         os.kill(run.pid, signal.SIGKILL)
         assert run.wait() == -signal.SIGKILL
         time.sleep(0.1)
-        kept = {
+        cached_prompts = {
             json.loads(p.read_text())["request"]["messages"][0]["parts"][0]["text"]
             for p in (tmp_path / "a" / "answers").rglob("[0-9a-f]*.json")
         }
         before = len(replay.asked)
-        assert before - 3 <= len(kept) < N - 1  # all but the requests in flight
+        assert before - 3 <= len(cached_prompts) < N - 1  # all but the requests in flight
         after = written(
             tmp_path / "out", synthesize(ECHO, sources(), teacher(replay), tmp_path / "a")
         )
         again = {body["messages"][0]["content"] for body in replay.asked[before:]}
-        assert not again & kept and len(again) == N - 1 - len(kept)
+        assert not again & cached_prompts and len(again) == N - 1 - len(cached_prompts)
         assert len(replay.asked) - before == len(again)
         before = len(replay.asked)
         written(tmp_path / "third", synthesize(ECHO, sources(), teacher(replay), tmp_path / "a"))
@@ -165,9 +165,9 @@ def test_sources_are_read_as_they_are_needed(tmp_path: Path) -> None:
                 yield sample
 
     with Replay(CHATS) as replay:
-        made = synthesize(ECHO, endless(), teacher(replay), tmp_path, concurrency=2)
-        assert len([next(made) for _ in range(30)]) == 30
-        made.close()
+        samples = synthesize(ECHO, endless(), teacher(replay), tmp_path, concurrency=2)
+        assert len([next(samples) for _ in range(30)]) == 30
+        samples.close()
     assert len(read) <= 2 * 30 + 4 * 2
 
 
@@ -221,8 +221,8 @@ def test_what_cannot_be_used_is_kept_with_its_reason(
 
 def test_fenced_json_is_read(tmp_path: Path) -> None:
     with Replay({"number 0 ": '```json\n{"word": "zero"}\n```'}) as replay:
-        [made] = synthesize(JSON, sources(1), teacher(replay), tmp_path)
-    assert made.answer == "zero"
+        [samples] = synthesize(JSON, sources(1), teacher(replay), tmp_path)
+    assert samples.answer == "zero"
 
 
 def test_a_request_that_is_rejected_or_cut_off_is_one_refusal(tmp_path: Path) -> None:
@@ -244,9 +244,9 @@ def test_a_request_that_is_rejected_or_cut_off_is_one_refusal(tmp_path: Path) ->
 def test_a_refused_answer_is_asked_for_again_with_another_seed(tmp_path: Path) -> None:
     patient = replace(ECHO, tries=3, verify=lambda s, text: "" if text == "right" else "wrong")
     with Replay({"number 0 ": ["no", "right"], "number 1 ": ["a", "b", "c"]}) as replay:
-        [made] = synthesize(patient, sources(2), teacher(replay), tmp_path, concurrency=1)
+        [samples] = synthesize(patient, sources(2), teacher(replay), tmp_path, concurrency=1)
         assert [b["seed"] for b in replay.asked] == [0, 1, 0, 1, 2]
-    assert (made.id, made.answer) == ("s0/echo/0", "right")
+    assert (samples.id, samples.answer) == ("s0/echo/0", "right")
     assert len((tmp_path / "echo.refused.jsonl").read_text().splitlines()) == 4
 
 
@@ -312,8 +312,8 @@ print(json.dumps({"rejected": "never two"} if number == "2" else {"text": asked[
 
 def test_any_command_is_a_teacher(tmp_path: Path) -> None:
     model = Command(program(SAY), "own")
-    made = list(synthesize(ECHO, sources(4), model, tmp_path))
-    assert [s.answer for s in made] == ["own0", "own3"]
+    samples = list(synthesize(ECHO, sources(4), model, tmp_path))
+    assert [s.answer for s in samples] == ["own0", "own3"]
     reasons = [
         json.loads(line)["reason"]
         for line in (tmp_path / "echo.refused.jsonl").read_text().splitlines()
@@ -346,8 +346,8 @@ def test_the_first_answer_stays_where_two_processes_ask(tmp_path: Path) -> None:
                 list(synthesize(ECHO, sources(1), teacher(replay), tmp_path, refused_name="other"))
             return Completion("second")
 
-    [made] = synthesize(ECHO, sources(1), Slow(), tmp_path)
-    assert made.answer == "first"
+    [samples] = synthesize(ECHO, sources(1), Slow(), tmp_path)
+    assert samples.answer == "first"
     assert not [p for p in (tmp_path / "answers").rglob("*partial")]
 
 
