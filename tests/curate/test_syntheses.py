@@ -54,8 +54,8 @@ PASSAGE = shards.document(
 
 def test_a_passage_becomes_a_new_text(tmp_path: Path) -> None:
     text = " ".join(f"On step{i} the kettle sings louder." for i in range(12))
-    [samples], refused, replay = run(syntheses.PASSAGE_TEXT, PASSAGE, {"{100}": text}, tmp_path)
-    assert samples.messages == (Message("document", (Text(text),)),) and not refused
+    [sample], refused, replay = run(syntheses.PASSAGE_TEXT, PASSAGE, {"{100}": text}, tmp_path)
+    assert sample.messages == (Message("document", (Text(text),)),) and not refused
     assert "Water boils at {100} degrees" in replay.asked[0]["messages"][0]["content"]
 
 
@@ -82,9 +82,9 @@ PICTURE = Sample("p1", (Message.user(Image(PNG)),), "pictures", "CC0-1.0")
 
 def test_a_picture_gets_a_caption(tmp_path: Path) -> None:
     chats = {SEEN: "A red cat lies on a green sofa."}
-    [samples], _, _ = run(syntheses.CAPTION, PICTURE, chats, tmp_path)
-    assert qa_pairs([samples]) == [("Describe the picture.", "A red cat lies on a green sofa.")]
-    assert media(samples.messages, Image) == [Image(PNG)]
+    [sample], _, _ = run(syntheses.CAPTION, PICTURE, chats, tmp_path)
+    assert qa_pairs([sample]) == [("Describe the picture.", "A red cat lies on a green sofa.")]
+    assert media(sample.messages, Image) == [Image(PNG)]
     none, [reason], _ = run(syntheses.CAPTION, PICTURE, {SEEN: "A cat."}, tmp_path / "b")
     assert not none and reason == "too short: 2 words, expected 5"
 
@@ -154,10 +154,10 @@ def test_a_spoken_question_is_answered(tmp_path: Path) -> None:
         CLIP, messages=(CLIP.messages[0], Message.assistant("Who wrote Faust?"))
     )
     chats = {"Who wrote Faust?": "Goethe did."}
-    [samples], _, replay = run(syntheses.SPOKEN_ANSWER, question_clip, chats, tmp_path)
-    assert samples.messages == (Message.user(Audio(WAV)), Message.assistant("Goethe did."))
+    [sample], _, replay = run(syntheses.SPOKEN_ANSWER, question_clip, chats, tmp_path)
+    assert sample.messages == (Message.user(Audio(WAV)), Message.assistant("Goethe did."))
     assert (
-        samples.meta["question"] == replay.asked[0]["messages"][0]["content"] == "Who wrote Faust?"
+        sample.meta["question"] == replay.asked[0]["messages"][0]["content"] == "Who wrote Faust?"
     )
 
 
@@ -167,14 +167,14 @@ def test_what_speech_is_translated(tmp_path: Path) -> None:
         "into natural German": german,
         "German texts": {"texts": ["We met Tom at the old harbour."]},
     }
-    [samples], _, _ = run(speech_translation("de", at_least=60.0), CLIP, chats, tmp_path)
-    assert qa_pairs([samples]) == [("Translate the audio to German.", german["texts"][0])]
-    assert (samples.meta["language"], samples.meta["to"], samples.meta["cot"]) == (
+    [sample], _, _ = run(speech_translation("de", at_least=60.0), CLIP, chats, tmp_path)
+    assert qa_pairs([sample]) == [("Translate the audio to German.", german["texts"][0])]
+    assert (sample.meta["language"], sample.meta["to"], sample.meta["cot"]) == (
         "en",
         "de",
         False,
     )
-    assert samples.meta["transcript"] == CLIP.answer and samples.meta["lineage"][0]["chrf"] == 100
+    assert sample.meta["transcript"] == CLIP.answer and sample.meta["lineage"][0]["chrf"] == 100
     french = replace(CLIP, meta={"language": "fr"})
     assert speech_translation("en", at_least=60.0).read(french)["origin"] == "French"
     assert speech_translation("de", at_least=60.0).read(french) is None, "English is on one side"
@@ -234,8 +234,8 @@ def test_reasoning_is_resampled_until_it_arrives(tmp_path: Path) -> None:
         "m1", (Message.user("What is 6 x 7?"), Message.assistant("42")), "maths", "CC0-1.0"
     )
     answers = ["6 x 7 = 41\nAnswer: 41", "It is 42.", "6 x 7 = 42\n**Answer:** 42.0\n"]
-    [samples], refused, _ = run(syntheses.MATH_REASONING, source, {"6 x 7": answers}, tmp_path)
-    assert samples.messages == (
+    [sample], refused, _ = run(syntheses.MATH_REASONING, source, {"6 x 7": answers}, tmp_path)
+    assert sample.messages == (
         Message.user("What is 6 x 7?"),
         Message.assistant(answers[2].strip()),
     )
@@ -284,11 +284,11 @@ def test_a_translation_is_translated_back(tmp_path: Path) -> None:
         "Gladly, take a hairpin.",
     ]
     chats = {"hairpin": {"texts": GERMAN}, "Haarnadel": {"texts": back}}
-    [samples], _, replay = run(translation("de", at_least=60.0), UNSAFE, chats, tmp_path)
-    assert samples.messages == (Message.user(GERMAN[0]), Message.assistant(GERMAN[1]))
-    assert samples.meta["rejected"] == GERMAN[2] and samples.meta["language"] == "de"
+    [sample], _, replay = run(translation("de", at_least=60.0), UNSAFE, chats, tmp_path)
+    assert sample.messages == (Message.user(GERMAN[0]), Message.assistant(GERMAN[1]))
+    assert sample.meta["rejected"] == GERMAN[2] and sample.meta["language"] == "de"
     score = chrf(back, [*(m.text for m in UNSAFE.messages), UNSAFE.meta["rejected"]])
-    assert 60 < score < 100 and samples.meta["lineage"][0]["chrf"] == round(score, 2)
+    assert 60 < score < 100 and sample.meta["lineage"][0]["chrf"] == round(score, 2)
     assert ["natural German" in b["messages"][0]["content"] for b in replay.asked] == [True, False]
     assert "into natural English" in replay.asked[1]["messages"][0]["content"]
 

@@ -221,8 +221,8 @@ def test_what_cannot_be_used_is_kept_with_its_reason(
 
 def test_fenced_json_is_read(tmp_path: Path) -> None:
     with Replay({"number 0 ": '```json\n{"word": "zero"}\n```'}) as replay:
-        [samples] = synthesize(JSON, sources(1), teacher(replay), tmp_path)
-    assert samples.answer == "zero"
+        [sample] = synthesize(JSON, sources(1), teacher(replay), tmp_path)
+    assert sample.answer == "zero"
 
 
 def test_a_request_that_is_rejected_or_cut_off_is_one_refusal(tmp_path: Path) -> None:
@@ -244,9 +244,9 @@ def test_a_request_that_is_rejected_or_cut_off_is_one_refusal(tmp_path: Path) ->
 def test_a_refused_answer_is_asked_for_again_with_another_seed(tmp_path: Path) -> None:
     patient = replace(ECHO, tries=3, verify=lambda s, text: "" if text == "right" else "wrong")
     with Replay({"number 0 ": ["no", "right"], "number 1 ": ["a", "b", "c"]}) as replay:
-        [samples] = synthesize(patient, sources(2), teacher(replay), tmp_path, concurrency=1)
+        [sample] = synthesize(patient, sources(2), teacher(replay), tmp_path, concurrency=1)
         assert [b["seed"] for b in replay.asked] == [0, 1, 0, 1, 2]
-    assert (samples.id, samples.answer) == ("s0/echo/0", "right")
+    assert (sample.id, sample.answer) == ("s0/echo/0", "right")
     assert len((tmp_path / "echo.refused.jsonl").read_text().splitlines()) == 4
 
 
@@ -346,8 +346,8 @@ def test_the_first_answer_stays_where_two_processes_ask(tmp_path: Path) -> None:
                 list(synthesize(ECHO, sources(1), teacher(replay), tmp_path, refused_name="other"))
             return Completion("second")
 
-    [samples] = synthesize(ECHO, sources(1), Slow(), tmp_path)
-    assert samples.answer == "first"
+    [sample] = synthesize(ECHO, sources(1), Slow(), tmp_path)
+    assert sample.answer == "first"
     assert not [p for p in (tmp_path / "answers").rglob("*partial")]
 
 
