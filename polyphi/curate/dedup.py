@@ -73,20 +73,20 @@ class Likeness:
         return float(1 - (1 - similarity**self.rows) ** self.buckets)
 
 
-def exact(document: Document) -> UInt64[np.ndarray, " 1"]:
+def exact_shingle(document: Document) -> UInt64[np.ndarray, " 1"]:
     """Return one shingle: a hash of the text with normalized spaces and compatibility forms, and of the media's bytes.
     Among a billion documents, two different ones have equal hashes with a probability of 3 % (64 bits)."""
     return _digest(_normalized_text(document), *(m.id for m in document.media))
 
 
-def text(document: Document) -> UInt64[np.ndarray, " n"]:
+def text_shingles(document: Document) -> UInt64[np.ndarray, " n"]:
     """Return the runs of 5 words; a shorter text is one run. Only documents with the same media match."""
     hashed = hashes(tokens(document.text))
     runs = ngrams(hashed, min(WORDS, max(1, len(hashed))))
     return _salted(np.unique(runs), *(m.id for m in document.media))
 
 
-def pictures(document: Document) -> UInt64[np.ndarray, " n"]:
+def image_shingles(document: Document) -> UInt64[np.ndarray, " n"]:
     """Return the 64 bits of each image's hash with their positions. Only documents with the same text and audio
     match."""
     shingles = []
@@ -106,7 +106,7 @@ def pictures(document: Document) -> UInt64[np.ndarray, " n"]:
     )
 
 
-def clips(document: Document) -> UInt64[np.ndarray, " n"]:
+def audio_shingles(document: Document) -> UInt64[np.ndarray, " n"]:
     """Return the quantized landmarks of each audio clip. Only documents with the same text and images match."""
     shingles = [
         np.unique(keys(landmarks(*decode_audio(m)))).astype(np.uint64) + np.uint64(number << 32)
@@ -124,8 +124,8 @@ def _normalized_text(document: Document) -> str:
     return " ".join(unicodedata.normalize("NFKC", document.text).split())
 
 
-def _media(document: Document, kind: str) -> list[bytes]:
-    return [m.media_bytes for m in document.media if m.metadata["kind"] == kind]
+def _media(document: Document, modality: str) -> list[bytes]:
+    return [m.media_bytes for m in document.media if m.metadata["kind"] == modality]
 
 
 def _no_shingles() -> np.ndarray:
@@ -142,12 +142,12 @@ def _salted(shingles: np.ndarray, *others: str) -> np.ndarray:
     return mix(shingles + _digest(*others))
 
 
-EXACT = Likeness("exact", exact, buckets=1, rows=1)
-TEXTS = Likeness("texts", text, buckets=14, rows=8)
+EXACT = Likeness("exact", exact_shingle, buckets=1, rows=1)
+TEXTS = Likeness("texts", text_shingles, buckets=14, rows=8)
 """FineWeb's settings find half of the pairs that share 69 % of their runs, 92 % of those that share 80 %."""
-PICTURES = Likeness("pictures", pictures, buckets=64, rows=24)
+PICTURES = Likeness("pictures", image_shingles, buckets=64, rows=24)
 """Hashes that differ in d bits of 64 have the similarity (64 - d) / (64 + d): half of the pairs are found at d = 6."""
-CLIPS = Likeness("clips", clips, buckets=100, rows=5)
+CLIPS = Likeness("clips", audio_shingles, buckets=100, rows=5)
 """Noise removes landmarks and adds others: half of the pairs that share 37 % are found. Other clips share 2 to 8 %."""
 
 
@@ -315,11 +315,11 @@ class _LineageWriter:
 
     def __exit__(
         self,
-        kind: type[BaseException] | None,
+        type_: type[BaseException] | None,
         error: BaseException | None,
         at: TracebackType | None,
     ) -> None:
-        self.writer.__exit__(kind, error, at)
+        self.writer.__exit__(type_, error, at)
 
     def write(self, document: Document, rank: int = 0) -> None:
         _move_to_lineage(document, self.by)

@@ -95,12 +95,12 @@ def finding(row: Any, root: Path) -> Finding:
     )
 
 
-def _read(name: str, root: Path, kind: str) -> bytes:
+def _read(name: str, root: Path, modality: str) -> bytes:
     try:
         data = inside(root, name).read_bytes()
     except ValueError as error:
-        raise ValueError(f"`{kind}`: {error}") from None
-    media.decode_image(data) if kind == "image" else media.decode_audio(data)
+        raise ValueError(f"`{modality}`: {error}") from None
+    media.decode_image(data) if modality == "image" else media.decode_audio(data)
     return data
 
 
@@ -196,9 +196,9 @@ def main(arguments: Sequence[str]) -> None:
     adding.add_argument("file", type=Path)
     adding.add_argument("--prompt", default="")
     adding.add_argument("--language", required=True)
-    kind = adding.add_mutually_exclusive_group(required=True)
-    kind.add_argument("--harmful", action="store_true", dest="harmful")
-    kind.add_argument("--harmless", action="store_false", dest="harmful")
+    harm = adding.add_mutually_exclusive_group(required=True)
+    harm.add_argument("--harmful", action="store_true", dest="harmful")
+    harm.add_argument("--harmless", action="store_false", dest="harmful")
     for key in OPTIONAL:
         adding.add_argument(f"--{key}")
     checking = verbs.add_parser("check", help="list every line that can't be used")

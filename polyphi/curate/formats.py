@@ -336,7 +336,7 @@ def _from_turns(messages: Sequence[Message], as_text: Callable[[Message], str]) 
 def _only_text(message: Message) -> str:
     for part in message.parts:
         if not isinstance(part, Text):
-            raise ValueError(f"this format holds text only, found {type(part).__name__.lower()}")
+            raise ValueError(f"this format supports text only, found {type(part).__name__.lower()}")
     return message.text
 
 
@@ -383,7 +383,7 @@ _READERS = {
 
 def _tools_of(messages: Sequence[Message]) -> list[dict[str, Any]]:
     if any(m.tools is not None for m in messages[1:]):
-        raise ValueError("tools stand on the first message in this format, found them on another")
+        raise ValueError("expected tools on the first message only, found them on another")
     if not messages or messages[0].tools is None:
         return []
     return functions(json.loads(messages[0].tools)) or []
@@ -483,6 +483,6 @@ def _check_call_marks(number: int, text: str) -> None:
         assert parsed
     except (ValueError, TypeError, AssertionError):
         raise ValueError(
-            f"message {number}: {CALL} and {CALL_END} become control tokens in an assistant's text and may only stand "
-            "around a JSON list of calls at its end"
+            f"message {number}: {CALL} and {CALL_END} become control tokens in an assistant's text and may only enclose "
+            "a JSON list of calls at its end"
         ) from None

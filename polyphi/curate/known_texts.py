@@ -147,7 +147,7 @@ class Texts:
     def _reworded(self, words: Sequence[str]) -> list[Match]:
         if not len(self.shingles):
             return []
-        stems, where = content(words)
+        stems, positions = content(words)
         own = pairs(hashes(stems))  # [stems, 3]
         at = np.minimum(np.searchsorted(self.shingles, own), len(self.shingles) - 1)
         ids = np.where(self.shingles[at] == own, at, -1)  # [stems, 3]
@@ -155,7 +155,7 @@ class Texts:
         for item in self._candidates(np.unique(ids[ids >= 0])):
             score, start, end = self._stretch(item, ids)
             if score >= HALF:
-                first, last = where[start], where[min(end, len(where)) - 1] + 1
+                first, last = positions[start], positions[min(end, len(positions)) - 1] + 1
                 span = " ".join(words[first : min(last, first + 60)])
                 matches.append(Match(item, "reworded", round(score, 3), span))
         return matches

@@ -36,8 +36,8 @@ ROWS = {"train": 400, "test": 150}
 def rows(work: Work, split: str) -> Iterator[Labelled]:
     """Yield the rows of every aspect and language for which packages are available; deterministic in `work.seed`.
     Pages, modules and verbs are held out for the test split; texts of the training split are excluded from it, too."""
-    known = {row.text for row in _rows(work, "train")} if split == "test" else set()
-    return (row for row in _rows(work, split) if row.text not in known)
+    train_texts = {row.text for row in _rows(work, "train")} if split == "test" else set()
+    return (row for row in _rows(work, split) if row.text not in train_texts)
 
 
 def _rows(work: Work, split: str) -> Iterator[Labelled]:

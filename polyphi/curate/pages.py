@@ -181,7 +181,7 @@ def content(path: Path) -> bytes:
 
 def _format(path: Path) -> str:
     name = path.name.removesuffix(".gz").lower()
-    return next((kind for kind in FORMATS if name.endswith(f".{kind}")), "")
+    return next((format_ for format_ in FORMATS if name.endswith(f".{format_}")), "")
 
 
 def _open(path: Path) -> Any:

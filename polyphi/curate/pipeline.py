@@ -130,7 +130,7 @@ def run(
     """Build the split `folder` by its tasks, each of at most `rows` samples, unless it exists. `pipeline` is the hash
     of all that decides the result. Each step of `across` processes the parts of all tasks: `dedup.deduplicate` with
     its `Likeness` bound. With Slurm, returns when jobs are submitted (and at once while they wait or run); when called
-    after they have ended, joins their parts. Raises ValueError where an executor isn't installed."""
+    after they have ended, joins their parts. Raises ValueError if an executor isn't installed."""
     if _is_built(folder, pipeline):
         return
     build_folder = _build_folder(folder, pipeline)

@@ -76,8 +76,8 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as file:
-        known = [c for c in COLUMNS if c in file.schema_arrow.names]
-        for batch in file.iter_batches(BATCH, columns=known):
+        columns = [c for c in COLUMNS if c in file.schema_arrow.names]
+        for batch in file.iter_batches(BATCH, columns=columns):
             yield from batch.to_pylist()
 
 

@@ -16,9 +16,9 @@ class Readable(BaseFilter):
     def filter(self, doc: Document) -> bool | tuple[bool, str]:
         """Return True, or False with the reason."""
         for medium in doc.media:
-            kind = medium.metadata["kind"]
+            modality = medium.metadata["kind"]
             try:
-                (decode_image if kind == "image" else decode_audio)(medium.media_bytes)
+                (decode_image if modality == "image" else decode_audio)(medium.media_bytes)
             except ValueError as error:
-                return False, f"broken {kind}: {error}"
+                return False, f"broken {modality}: {error}"
         return True

@@ -105,8 +105,8 @@ def copied(text: str, passage: str, run: int = COPIED_RUN) -> float:
         tokens = words(text)
         return [tuple(tokens[i : i + run]) for i in range(len(tokens) - run + 1)]
 
-    own, theirs = runs(text), set(runs(passage))
-    return sum(r in theirs for r in own) / len(own) if own else 0.0
+    text_runs, passage_runs = runs(text), set(runs(passage))
+    return sum(r in passage_runs for r in text_runs) / len(text_runs) if text_runs else 0.0
 
 
 def _new_text(sample: Sample, text: str) -> str:

@@ -128,7 +128,7 @@ class Answers:
         answer: dict[str, str] | None = self.cache.find(key)
         return answer
 
-    def ask(self, request: Request) -> dict[str, str]:
+    def answer(self, request: Request) -> dict[str, str]:
         """Return the cached answer, or send the request to the teacher and store the answer."""
         key = self.key(request)
         with self._request_locks[int(key[:3], 16)]:
@@ -221,7 +221,7 @@ def _synthesize_one(synthesis: Synthesis, sample: Sample, answers: Answers) -> O
     try:
         request = next(steps)
         while True:
-            request = steps.send(answers.ask(request))
+            request = steps.send(answers.answer(request))
     except StopIteration as end:
         return end.value
 
@@ -382,9 +382,9 @@ class Taught(PipelineStep):  # type: ignore[misc]
         split = first.metadata.get("split", "train")
 
         def read() -> Iterator[Sample]:
-            for one in chain([first], remaining):
+            for doc in chain([first], remaining):
                 self.stat_update("total")
-                yield documents.sample(one)
+                yield documents.sample(doc)
 
         previous = Tally()
 

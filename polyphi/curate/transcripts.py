@@ -71,8 +71,8 @@ def _decoder() -> Any:
     return Decoder(samprate=RATE, loglevel="FATAL")  # loading its model takes a second
 
 
-def _transcribe(clip: bytes, language: str) -> str:
-    wave, rate = soundfile.read(io.BytesIO(clip), dtype="float32", always_2d=True)
+def _transcribe(audio: bytes, language: str) -> str:
+    wave, rate = soundfile.read(io.BytesIO(audio), dtype="float32", always_2d=True)
     mono, _ = resample(wave.mean(1), rate)
     decoder = _decoder()
     decoder.start_utt()

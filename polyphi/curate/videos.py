@@ -87,8 +87,8 @@ def _sample(
     user_turns = [t for t in turns if formats.SPEAKERS.get(str(t.get("from"))) == "user"]
     if (marks := sum(t["value"].count(VIDEO) for t in user_turns)) != 1:
         raise ValueError(f"expected one {VIDEO} in the user's turns, found {marks}")
-    pictures = decode_video(formats.inside(root, row["video"]), frames=frames)
-    images = [{"bytes": encoded(shrunk(picture, cap))} for picture in pictures]
+    frame_images = decode_video(formats.inside(root, row["video"]), frames=frames)
+    images = [{"bytes": encoded(shrunk(image, cap))} for image in frame_images]
     for turn in user_turns:
         head, mark, tail = turn["value"].partition(VIDEO)
         if mark:
