@@ -483,6 +483,6 @@ def _check_call_marks(number: int, text: str) -> None:
         assert parsed
     except (ValueError, TypeError, AssertionError):
         raise ValueError(
-            f"message {number}: {CALL} and {CALL_END} become control tokens in an assistant's text and may only enclose "
-            "a JSON list of calls at its end"
+            f"message {number}: {CALL} and {CALL_END} become control tokens in an assistant's text and may only "
+            "enclose a JSON list of calls at its end"
         ) from None
