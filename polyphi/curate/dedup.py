@@ -176,7 +176,9 @@ def deduplicate(
     config = MinhashConfig(
         num_buckets=likeness.buckets,
         hashes_per_bucket=likeness.rows,
-        hash_config=HashConfig(hash_fc="sha1"),  # the name alone: shingles come hashed
+        hash_config=HashConfig(
+            hash_fc="sha1"
+        ),  # only the name is used: shingles are already hashed
     )
     folders = {name: str(work / name) for name in ("signatures", "pairs", "clusters")}
     stages = [

@@ -1,6 +1,6 @@
 """Conversion between `Sample` and datatrove's `Document`, the input and output of curation steps.
 
-    sample  user "What is this?" + picture, assistant "A dog."      ->
+    sample  user "What is this?" + image, assistant "A dog."      ->
     text    "What is this?\\nA dog."           all text, for text filters
     media   [Media(id=SHA-256, media_bytes=...)]
     metadata["sample"]     the row (polyphi/data/shards.py) without the bytes

@@ -53,7 +53,7 @@ class Match(NamedTuple):
 @dataclass(frozen=True)
 class Texts:
     """An index of texts, as arrays. `runs`, sorted, are hashes of `run_words` words each, from item `run_items`; runs
-    of 0 words stand for whole texts. Shingle `i` is `shingles[i]` (sorted), found in `common[i]` items; the shingles
+    of 0 words are whole texts. Shingle `i` is `shingles[i]` (sorted), found in `common[i]` items; the shingles
     of item k are `parts[starts[k] : starts[k + 1]]`, and `lengths[k]` is its number of content words."""
 
     runs: np.ndarray

@@ -7,7 +7,7 @@
     SPEECH_SUMMARY    audio up to 30 minutes with its transcript -> queries and summaries in many forms (3.3)
     SPOKEN_ANSWER     a spoken question with its transcript -> a model's answer (3.3, SQQA)
     AUDIO_QA          audio with its metadata -> questions for a listener without the metadata (3.3)
-    MATH_REASONING    a problem with its answer -> a chain of thought that arrives there (3.1.3)
+    MATH_REASONING    a problem with its answer -> a chain of thought with this answer (3.1.3)
     translation(...)  a conversation -> the same in another language, translated back to check (5.1)
     speech_translation(...)  audio with its transcript -> its translation, translated back to check (3.3, AST)
 

@@ -1,7 +1,7 @@
 """The word error rate filter: keeps clips whose transcript a recogniser confirms (report 3.3).
 
-    transcript      heard           errors
-    seven nine      seven nine      0 %         stays
+    transcript      recognised      errors
+    seven nine      seven nine      0 %         kept
     seven nine      two red dogs    150 %       dropped: "word error rate 150 %"
 
 A recogniser that doesn't understand a kind of speech would filter at random. Its known limits are part of it: for
@@ -102,7 +102,7 @@ def _word_errors(recogniser: Recogniser, clip: Sample) -> tuple[float, str]:
     language, engine = clip.meta.get("language", "en"), clip.meta.get("engine", "")
     language = clip.meta.get(
         "spoken", language
-    )  # of a question about a picture, `language` is the answer's
+    )  # for a question about an image, `language` is the answer's
     if reason := recogniser.refuses(language, engine):
         raise ValueError(f"{reason}: sample {clip.id} can't be judged; choose another recogniser")
     audio = [p.source for m in clip.messages for p in m.parts if isinstance(p, Audio)]
