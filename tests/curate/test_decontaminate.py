@@ -362,7 +362,7 @@ def test_what_is_no_evaluation_set(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"line 2: .*found \['prompt'\]"):
         list(items(tmp_path / "a.jsonl"))
     (tmp_path / "b.jsonl").write_text("not json\n")
-    with pytest.raises(ValueError, match="line 1: "):
+    with pytest.raises(ValueError, match="line 1: expected JSON"):
         list(items(tmp_path / "b.jsonl"))
     with pytest.raises(ValueError, match=r"items\.json"):
         Index.load(tmp_path)

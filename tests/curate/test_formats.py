@@ -274,7 +274,7 @@ def test_what_a_format_has_no_place_for() -> None:
     with pytest.raises(ValueError, match="found user, user"):
         formats.to_alpaca((Message.user("x"), Message.user("y")))
     for write_row in (formats.to_openai, formats.to_sharegpt):
-        with pytest.raises(ValueError, match="message 2: "):
+        with pytest.raises(ValueError, match=r"message 2: .*control tokens"):
             write_row((Message.user("x"), Message.assistant("<|tool_call|>")))
     with pytest.raises(ValueError, match="a tool's answer needs a call"):
         formats.to_openai((Message("tool_response", (Text("x"),)),))
@@ -330,7 +330,7 @@ def test_calls_in_arguments_of_calls_stay_words(tokenizer: Tokenizer) -> None:
     ],
 )
 def test_an_assistants_marks_stand_around_calls_only(text: str) -> None:
-    with pytest.raises(ValueError, match="row 1: message 2: "):
+    with pytest.raises(ValueError, match=r"row 1: message 2: .*control tokens"):
         messages_of({"instruction": "x", "output": text})
 
 
@@ -399,7 +399,7 @@ def test_links_do_not_lead_out(root: Path, tmp_path_factory: pytest.TempPathFact
     outside.write_bytes(RED)
     (root / "link.png").symlink_to(outside)
     row = {"image": "link.png", "conversations": turns(("human", "<image>"), ("gpt", "y"))}
-    with pytest.raises(ValueError, match=r"link\.png"):
+    with pytest.raises(ValueError, match="inside the row's folder"):
         messages_of(row, root)
 
 
