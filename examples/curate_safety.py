@@ -41,7 +41,7 @@ def build(work: Work) -> Iterator[tuple[str, Sample]]:
         TEACHER(),
         Path("work/safety"),
         at_least=AT_LEAST,
-        aside=split,
+        suffix=split,
     )
     return ((split, sample) for sample in made)
 

@@ -54,9 +54,9 @@ def sample(model: Any, problems: list[Problem], work: Work) -> list[judge.Outcom
     """What the model makes of the first of the problems, many at a time where it can."""
     asked = problems[: round(SAMPLED * len(problems))]
     if hasattr(model, "generate_many"):
-        ask = judge.together(model, SAMPLING)
+        ask = judge.batched(model, SAMPLING)
     else:
-        ask = judge.side_by_side(judge.sampled(model, SAMPLING), 1)
+        ask = judge.threaded(judge.sampled(model, SAMPLING), 1)
     questions = [posed(problem, f"reasoning_pairs-{i:06d}") for i, problem in enumerate(asked)]
     again = round(FED_BACK * len(questions)) if getattr(model, "context", ROOM) >= ROOM else 0
     outcomes = [

@@ -93,14 +93,14 @@ def recording(studio: Studio, work: Work, split: str, rng: Random) -> Sample | N
         seconds=rng.uniform(LONG_SECONDS, work.seconds),
         booth=studio.booth,
     )
-    topics = "\n".join(headings[text] for text in made.said if text in headings)
+    topics = "\n".join(headings[text] for text in made.paragraphs if text in headings)
     meta = {
         "task": "speech_topics",
         "language": language,
         "engine": people[0].engine,
         "voice": people[0].group,
         "speaker": ", ".join(dict.fromkeys(p.name for p in people)),
-        "transcript": "\n".join(made.said),
+        "transcript": "\n".join(made.paragraphs),
         "seconds": made.seconds,
     }
     messages = (Message.user(Audio(made.audio), TOPICS_PROMPT), Message.assistant(topics))

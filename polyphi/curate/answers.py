@@ -1,11 +1,11 @@
-"""A model's answers on disk, so that nothing is asked twice: `FOLDER/ab/abcd....json`, one file each, there whole or
-not at all. The name is the SHA-256 of all that the answer depends on; it stands beside the answer.
+"""A cache of a model's answers on disk: `FOLDER/ab/abcd....json`, one file per answer, written atomically. The file
+name is the SHA-256 of everything that the answer depends on; the file holds the request and the answer.
 
->>> kept = Kept(Path("answers"))
->>> key = kept.key({"teacher": "phi", "messages": told(messages), "seed": 3})
->>> kept.find(key) or kept.keep(key, {...}, "Seven.")
+>>> cache = AnswerCache(Path("answers"))
+>>> key = cache.key({"teacher": "phi", "messages": messages_json(messages), "seed": 3})
+>>> cache.find(key) or cache.store(key, {...}, "Seven.")
 
-Threads and processes may share a folder: of two answers to one request the first stays.
+Threads and processes may share a folder: the first answer to a request is the one that is kept.
 """
 
 import hashlib
@@ -19,15 +19,15 @@ from typing import Any
 from polyphi.messages import Message, Text
 
 
-def told(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Messages as JSON, media by their SHA-256. Raises ValueError where media aren't encoded bytes."""
+def messages_json(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Return messages as JSON, media as their SHA-256. Raises ValueError if media aren't encoded bytes."""
 
     def part(p: Any) -> dict[str, str]:
         if isinstance(p, Text):
             return {"text": p.text}
         if not isinstance(p.source, bytes):
             raise ValueError(
-                f"a model is shown encoded bytes, as shards hold them; found {type(p.source).__name__}"
+                f"expected media as encoded bytes, as shards hold them; found {type(p.source).__name__}"
             )
         return {type(p).__name__.lower(): hashlib.sha256(p.source).hexdigest()}
 
@@ -36,20 +36,20 @@ def told(messages: Sequence[Message]) -> list[dict[str, Any]]:
     ]
 
 
-class Kept:
-    """Answers (JSON values, never null) by what was asked."""
+class AnswerCache:
+    """Answers (JSON values, never null) by the hash of their request."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
 
     @staticmethod
     def key(request: Mapping[str, Any]) -> str:
-        """The name of what was asked."""
+        """Return the SHA-256 of a request."""
         text = json.dumps(request, sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
     def find(self, key: str) -> Any:
-        """The answer on disk, or None. Raises ValueError where its file is damaged."""
+        """Return the stored answer, or None. Raises ValueError if its file is damaged."""
         path = self._path(key)
         try:
             return json.loads(path.read_text(encoding="utf-8"))["answer"]
@@ -57,11 +57,11 @@ class Kept:
             return None
         except (ValueError, KeyError, TypeError):
             raise ValueError(
-                f"{path} is damaged: it should hold an answer in JSON; delete it to ask again"
+                f"{path} is damaged: expected an answer in JSON; delete it to request the answer again"
             ) from None
 
-    def keep(self, key: str, request: Mapping[str, Any], answer: Any) -> Any:
-        """The answer that is kept: another process's, where one was faster."""
+    def store(self, key: str, request: Mapping[str, Any], answer: Any) -> Any:
+        """Store an answer and return the stored one: another process's, if that was first."""
         path = self._path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{key}.{os.getpid()}.{threading.get_ident()}.partial")

@@ -1,4 +1,4 @@
-"""What a corpus holds and where it comes from, and the same of any of its samples."""
+"""Corpus cards: rows, sources, licences and step counts of a corpus, and the record of a single sample."""
 
 import json
 from pathlib import Path
@@ -9,8 +9,8 @@ from polyphi.data.shards import Sample, Shards
 
 
 def card(folder: Path) -> str:
-    """A corpus in words (Markdown): per split its rows, sources and licences, and what each step let through or
-    dropped, and why. Raises ValueError where nothing is built."""
+    """Return a corpus's card (Markdown): per split its rows, sources and licences, and the documents that each step
+    forwarded or dropped, by reason. Raises ValueError if nothing is built."""
     lines = [f"# {folder.name}"]
     for split in _splits(folder):
         manifest = json.loads((folder / split / "manifest.json").read_text())
@@ -26,22 +26,24 @@ def card(folder: Path) -> str:
 
 
 def explain(folder: Path, id: str) -> str:
-    """Everything that is known of a sample, or of one that a step dropped: text, media, source, licence, what each
-    step found. Raises ValueError where the corpus has none of that id."""
+    """Return the record of a sample, or of one that a step dropped: text, media, source, licence and lineage. Raises
+    ValueError if the corpus has no sample with that id."""
     for split in _splits(folder):
         for sample in Shards(folder / split):
             if sample.id == id:
-                return "\n".join([f"{folder.name}/{id}, in {split}", *_told(sample)])
+                return "\n".join([f"{folder.name}/{id}, in {split}", *_sample_lines(sample)])
     for path in sorted(folder.glob(".made/*/*/dropped/*/*.jsonl")):
         for line in path.read_text().splitlines():
             dropped = json.loads(line)
             if dropped["id"] == id:
                 step = path.parent.name
-                kept = {key: value for key, value in dropped.items() if key not in ("id", "reason")}
+                details = {
+                    key: value for key, value in dropped.items() if key not in ("id", "reason")
+                }
                 return "\n".join(
                     [
                         f"{folder.name}/{id}, dropped by {step}: {dropped['reason']}",
-                        *(f"  {key}: {value}" for key, value in kept.items()),
+                        *(f"  {key}: {value}" for key, value in details.items()),
                     ]
                 )
     raise ValueError(f"{folder.name} has no sample {id!r}, and none that a step dropped")
@@ -51,15 +53,15 @@ def _splits(folder: Path) -> list[str]:
     return sorted(path.parent.name for path in folder.glob("*/manifest.json"))
 
 
-def _told(sample: Sample) -> list[str]:
+def _sample_lines(sample: Sample) -> list[str]:
     meta: dict[str, Any] = dict(sample.meta)
     lineage = meta.pop("lineage", [])
     lines = [f"  source: {sample.source}", f"  licence: {sample.licence}"]
     lines += [f"  {key}: {value}" for key, value in meta.items()]
     lines += [f"  step {step}" for step in lineage]
     for message in sample.messages:
-        shown = " ".join(
+        content = " ".join(
             getattr(part, "text", f"<{type(part).__name__.lower()}>") for part in message.parts
         )
-        lines.append(f"  {message.role}: {shown}")
+        lines.append(f"  {message.role}: {content}")
     return lines

@@ -32,12 +32,12 @@ FIRST = 64
 
 @dataclass(frozen=True)
 class Work:
-    """What a corpus is built with. `rows` bounds each split, or each part of it; `cache` holds downloaded packages;
-    `data` is the folder of corpora (so that one may be made from another); `models` gives what parent stages made: for
-    a recogniser a callable from audio bytes to text, for a language model a `Generate`. Of a corpus made by several
-    tasks each makes its `part`: (its number, how many). `seconds` is the longest clip that the rows of this size
-    hold. `tokenizer` is the folder of the run's tokenizer, for corpora that want it.
-    `languages`, English among them, are those of questions and words; digits and numbers are in all eight."""
+    """The inputs of a corpus build. `rows` bounds each split, or each part of it; `cache` holds downloaded packages;
+    `data` is the folder of corpora (so that one may be built from another); `models` are the models of parent stages:
+    a callable from audio bytes to text for a recogniser, a `Generate` for a language model. `tell` receives progress
+    messages. With several tasks each builds its `part`: (number, count). `seconds` is the longest audio clip that fits
+    the rows of this size. `tokenizer` is the folder of the run's tokenizer, for corpora that need it.
+    `languages`, including English, are those of questions and words; digits and numbers are in all eight."""
 
     rows: Mapping[str, int]
     seed: int
@@ -53,15 +53,15 @@ class Work:
 
 @dataclass(frozen=True)
 class Corpus:
-    """`build(work)` yields (split, sample), each split on its own where `work.rows` names but one. `steps(work)` are
-    datatrove's or ours and see each sample of the split as a document (documents.py); held-out splits are made first,
-    so that training can be held against them (`decontaminate.held_out`). Steps `across` tasks come after them
-    (`dedup.deduplicate`) and see the training split only. Of what steps will drop `spare` makes up: so many more
-    samples are made, as a share of the rows. So many `tasks` make the training split, each `work.part` of it. `corpora`
-    and `stages` name what must exist first; with `tokenizer` the run's tokenizer, too. `files` (or folders) are what
-    `build` and `steps` read beside them: one that is another, by its size and time, makes the corpus anew.
-    `fresh(work)` returns a generator: training samples by number, endless, none of them a row of the shards. It obeys
-    the same held-out rules, but `steps` don't see them."""
+    """A corpus recipe. `build(work)` yields (split, sample), of one split if `work.rows` names one. `steps(work)`
+    are datatrove's or polyphi's steps and process each sample of the split as a document (documents.py); held-out
+    splits are built first, so that training samples can be checked against them (`decontaminate.held_out`). Steps
+    `across` tasks run after `steps` (`dedup.deduplicate`), on the training split only. `spare` is the share of
+    additional samples that compensates for dropped ones. `tasks` tasks build the training split, each its `work.part`.
+    `corpora` and `stages` must exist first; with `tokenizer` the run's tokenizer, too. `files` are further input files
+    or folders of `build` and `steps`: a change of size or time of one rebuilds the corpus. `fresh(work)` returns a
+    generator of training samples by number, without end, none of them a row of the shards. It follows the same
+    held-out rules, but is not processed by `steps`."""
 
     name: str
     build: Callable[[Work], Iterator[tuple[str, Sample]]]
@@ -77,27 +77,27 @@ class Corpus:
 
 
 def fingerprint(corpus: Corpus, work: Work) -> str:
-    """Hash of the corpus's file and of what it imports of `CODE` with its data files, the corpora and files that it is
-    made from, its rows, its longest clip and its seed: a changed recipe is a new corpus."""
+    """Return the hash of the corpus's file and its imports from `CODE` with their data files, its parent corpora, input
+    files, rows, longest clip and seed: a changed recipe is a new corpus."""
     own = inspect.getsourcefile(inspect.unwrap(corpus.build))
     assert own is not None
     code = [path.read_text() for path in imported(Path(own))]
     made_from = _parents(corpus, work)
     raw = [
         (str(file), file.stat().st_size, file.stat().st_mtime_ns)
-        for place in map(Path, corpus.files)
-        for file in (sorted(place.rglob("*")) if place.is_dir() else [place])
+        for path in map(Path, corpus.files)
+        for file in (sorted(path.rglob("*")) if path.is_dir() else [path])
         if file.exists()
     ]
-    made = [corpus.name, corpus.tasks, corpus.spare]
-    asked = [dict(work.rows), work.seconds, work.seed, work.languages]
-    text = json.dumps([*made, code, made_from, raw, *asked])
+    recipe = [corpus.name, corpus.tasks, corpus.spare]
+    settings = [dict(work.rows), work.seconds, work.seed, work.languages]
+    text = json.dumps([*recipe, code, made_from, raw, *settings])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def generator(corpus: Corpus, work: Work) -> tuple[Callable[[int], Sample], str]:
-    """A corpus's fresh samples by number, and the hash of what decides them: `fingerprint`, and the first samples,
-    which are others where a package is missing. The function can be sent to other processes."""
+    """Return a function from number to fresh sample, and its hash: of `fingerprint` and of the first samples, which
+    differ if a package is missing. The function can be sent to other processes."""
     assert corpus.fresh is not None, f"{corpus.name} has no generator of fresh samples"
     make = corpus.fresh(replace(work, tell=print, models={}))
     first = [row_hash(to_row(make(n))) for n in range(FIRST)]
@@ -106,7 +106,7 @@ def generator(corpus: Corpus, work: Work) -> tuple[Callable[[int], Sample], str]
 
 
 def _parents(corpus: Corpus, work: Work) -> list[str]:
-    """Hash of the manifest of each corpus that it is made from, and of its tokenizer; "" of one that isn't there."""
+    """Return the hash of each parent corpus's manifest, and of the tokenizer; "" for an absent file."""
     files = [work.data / name / "train" / "manifest.json" for name in corpus.corpora]
     if corpus.tokenizer and work.tokenizer is not None:
         files.append(work.tokenizer / "tokenizer.json")
@@ -114,8 +114,8 @@ def _parents(corpus: Corpus, work: Work) -> list[str]:
 
 
 def imported(file: Path) -> list[Path]:
-    """A file, the files of `CODE` that it imports, those that they import, and so on, each with the data files of its
-    name (`lexicon.json` of `lexicon.py`)."""
+    """Return a file and its transitive imports from `CODE`, each with the data file of its name (`lexicon.json` of
+    `lexicon.py`)."""
     package, modules, new = Path(__file__).parents[1], {file}, [file]
     while new:
         for node in ast.walk(ast.parse(new.pop().read_text())):
@@ -135,7 +135,7 @@ def imported(file: Path) -> list[Path]:
 
 
 def is_built(corpus: Corpus, work: Work) -> bool:
-    """Whether every split is there, made by this very recipe."""
+    """Return whether every split exists and was built by this recipe."""
     manifests = [work.data / corpus.name / split / "manifest.json" for split in work.rows]
     pipeline = fingerprint(corpus, work)
     return all(p.exists() and json.loads(p.read_text())["pipeline"] == pipeline for p in manifests)
@@ -146,21 +146,24 @@ def build(
     work: Work,
     machines: Machines = Machines(),  # noqa: B008 - frozen
 ) -> dict[str, dict[str, Any]]:
-    """Build every split of a corpus under `work.data / corpus.name`; returns the manifests (none as yet where jobs are
-    handed in). A corpus that is made with a model is made in this process."""
+    """Build every split of a corpus under `work.data / corpus.name`; returns the manifests (none yet if jobs were
+    submitted). A corpus that is built with a model is built in this process."""
     folder = work.data / corpus.name
     if corpus.stages:
         machines = Machines()
-    told = work if machines == Machines() else replace(work, tell=print, models={})
+    task_work = work if machines == Machines() else replace(work, tell=print, models={})
     manifests = {split: folder / split / "manifest.json" for split in work.rows}
     hashed = fingerprint(corpus, work)
     for split in sorted(work.rows, key=lambda name: name == "train"):
         rows, tasks = work.rows[split], corpus.tasks if split == "train" else 1
-        asked = replace(told, rows={split: round(rows * (1 + corpus.spare))})
+        split_work = replace(task_work, rows={split: round(rows * (1 + corpus.spare))})
         pipeline.run(
             folder / split,
-            [partial(_part, corpus.build, replace(asked, part=(i, tasks))) for i in range(tasks)],
-            corpus.steps(asked),
+            [
+                partial(_part, corpus.build, replace(split_work, part=(i, tasks)))
+                for i in range(tasks)
+            ],
+            corpus.steps(split_work),
             machines,
             pipeline=hashed,
             parents=_parents(corpus, work),
@@ -168,12 +171,12 @@ def build(
             across=corpus.across if split == "train" else (),
         )
         if not manifests[split].exists():
-            break  # jobs are handed in; training can't be held against what isn't there
+            break  # jobs are submitted; training samples can't be checked against an absent split
     return {s: json.loads(path.read_text()) for s, path in manifests.items() if path.exists()}
 
 
 def _part(make: Callable[[Work], Iterator[tuple[str, Sample]]], work: Work) -> Iterator[Sample]:
-    """The samples of one split, or of a part of it."""
+    """Yield the samples of one split, or of a part of it."""
     (rows,) = work.rows.values()
     return islice((sample for _, sample in make(work)), rows)
 

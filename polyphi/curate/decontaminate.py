@@ -1,13 +1,13 @@
-"""Decontamination: no sample may teach what an evaluation asks.
+"""Decontamination: removes training samples that contain evaluation items.
 
 >>> index = Index.of({"gsm8k": Path("gsm8k/test.jsonl"), "charts": Shards("data/charts/test")})
 >>> index.save(Path("work/known"))
 >>> pipeline = [reader, Decontaminate(Path("work/known"), ledger=Path("work/ledger")), writer]
 >>> Corpus("math", build, steps=against("math", "instructions", ways=("quoted",)))     # held-out samples (corpus.py)
 
-An item is known by its text (`known_texts`), its pictures (`known_pictures`) and its clips (`known_clips`), each of
-which is found again where it was changed a little. What matches is dropped (or, with `drop=False`, marked in its
-lineage), and each finding is a line of the ledger:
+An item is identified by its text (`known_texts`), its images (`known_pictures`) and its audio (`known_clips`), also
+after small changes. Samples that match are dropped (or, with `drop=False`, marked in their lineage), and each finding
+is a line of the ledger:
 
     {"sample": "web-17", "set": "gsm8k", "item": "17", "modality": "text", "how": "quoted", "score": 1.0, "evidence":
      {"span": "natalia sold clips to ..."}}
@@ -31,7 +31,7 @@ from polyphi.curate.documents import note
 from polyphi.curate.known_clips import Clips
 from polyphi.curate.known_pictures import Pictures
 from polyphi.curate.known_texts import Texts
-from polyphi.curate.phash import is_flat, look
+from polyphi.curate.phash import is_flat, thumbnail
 from polyphi.data.shards import Sample, Shards
 from polyphi.messages import Audio, Image, Message, media
 from polyphi.processing.media import decode_audio, decode_image
@@ -40,16 +40,16 @@ from polyphi.runtime.files import whole_folder
 Source = Iterable[Sample] | Path | str
 """An evaluation set: samples, the folder of a split of shards, or a JSONL file."""
 WAYS = ("quoted", "reworded", "same bytes", "whole picture", "cropped picture", "landmarks")
-"""What may be looked for: texts word for word and in other words, media by their bytes, pictures that are copies of a
-known one or of a part of it, clips. The last two cost a tenth of a second each, all others a millisecond or two. Where
-templates or drawings repeat by design, "reworded" and "cropped picture" find their other instances, too."""
+"""The searches: texts word for word and in other words, media by their bytes, images that are copies of an indexed one
+or of a part of it, audio clips. The last two cost a tenth of a second each, all others a millisecond or two. If
+templates or drawings repeat by design, "reworded" and "cropped picture" also find their other instances."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What of an evaluation item a sample has: by which modality, how it was found, how surely (0 to 1), and the
-    evidence: the words, the bits that differ and the part of the picture, or the landmarks and how the clip was
-    changed."""
+    """An evaluation item that a sample contains: the modality, the search that found it, a score (0 to 1), and the
+    evidence: the words, or the bits that differ and the region of the image, or the landmarks and the change of the
+    clip."""
 
     set: str
     item: str
@@ -59,14 +59,14 @@ class Finding:
     evidence: dict[str, Any]
 
     def line(self, sample: str) -> dict[str, Any]:
-        """The finding as a line of the ledger."""
+        """Return the finding as a line of the ledger."""
         return {"sample": sample, **asdict(self)}
 
 
 def items(source: Source) -> Iterator[Sample]:
-    """Samples of an evaluation set. A line of a JSONL file has `messages` (OpenAI's form; paths are relative to the
-    file) or `text`, or `question` and `answer`, and may have an `id`, else its number is one. Raises ValueError for
-    a line that has neither, and for what is neither a folder nor a file."""
+    """Yield the samples of an evaluation set. A line of a JSONL file has `messages` (OpenAI's form; paths are relative
+    to the file) or `text`, or `question` and `answer`, and optionally an `id`, by default its number. Raises ValueError
+    for a line with none of them, and for a path that is neither a folder nor a file."""
     if not isinstance(source, str | Path):
         yield from source
     elif Path(source).is_dir() or "://" in str(source):
@@ -92,8 +92,8 @@ def _parse(line: str, number: int, path: Path) -> Sample:
     elif "text" in row:
         messages = (Message.user(str(row["text"])),)
     elif "question" in row:
-        asked = Message.user(str(row["question"]))
-        messages = (asked, Message.assistant(str(row.get("answer", ""))))
+        prompt = Message.user(str(row["question"]))
+        messages = (prompt, Message.assistant(str(row.get("answer", ""))))
     else:
         raise ValueError(
             f"{path}, line {number + 1}: expected `messages`, `text` or `question`, found {sorted(row)}"
@@ -103,8 +103,8 @@ def _parse(line: str, number: int, path: Path) -> Sample:
 
 @dataclass(frozen=True)
 class Index:
-    """What is known of all evaluation sets. `names` are (set, item); `picture_items` and `clip_items` say which item
-    each picture and clip belongs to (texts are numbered as items are); `digests` maps SHA-256 of media to items."""
+    """An index of all items of evaluation sets. `names` are (set, item); `picture_items` and `clip_items` are the item
+    of each image and audio clip (texts have the numbers of items); `digests` maps SHA-256 of media to items."""
 
     names: list[tuple[str, str]]
     texts: Texts
@@ -116,41 +116,41 @@ class Index:
 
     @classmethod
     def of(cls, sets: Mapping[str, Source], ways: Collection[str] = WAYS) -> "Index":
-        """Read every set once, for all that `ways` names. A medium that can't be decoded is a ValueError that names
-        its item, an unknown way another."""
+        """Build an index for the searches `ways`, reading every set once. Raises ValueError for a medium that can't be
+        decoded, with its item, and for an unknown way."""
         if unknown := set(ways) - set(WAYS):
             raise ValueError(f"expected ways of {', '.join(WAYS)}, found {sorted(unknown)}")
-        looked = {"whole picture", "cropped picture"} & set(ways)
+        search_images = {"whole picture", "cropped picture"} & set(ways)
         names: list[tuple[str, str]] = []
         texts: list[tuple[str, bool]] = []
         pictures: list[Pictures] = []
         clips: list[Clips] = []
         picture_items: list[int] = []
         clip_items: list[int] = []
-        known: dict[str, int] = {}
+        digests: dict[str, int] = {}
         for name, source in sets.items():
             for sample in items(source):
                 item = len(names)
                 names.append((name, sample.id))
-                said = [m.text for m in sample.messages if m.role != "system"]
-                seen = media(sample.messages, Image)
-                heard = media(sample.messages, Audio)
-                texts.append(("\n".join(said), bool(seen or heard)))
+                texts_of_item = [m.text for m in sample.messages if m.role != "system"]
+                images = media(sample.messages, Image)
+                audios = media(sample.messages, Audio)
+                texts.append(("\n".join(texts_of_item), bool(images or audios)))
                 try:
-                    for part in seen:
-                        picture = decode_image(part.source)
-                        if looked:
-                            pictures.append(Pictures.of([picture], "cropped picture" in ways))
+                    for part in images:
+                        image = decode_image(part.source)
+                        if search_images:
+                            pictures.append(Pictures.of([image], "cropped picture" in ways))
                             picture_items.append(item)
-                        if not is_flat(look(picture)):
-                            _remember(known, part.source, item)
-                    for part in heard:
+                        if not is_flat(thumbnail(image)):
+                            _add_digest(digests, part.source, item)
+                    for part in audios:
                         wave, rate = decode_audio(part.source)
                         if "landmarks" in ways:
                             clips.append(Clips.of([(wave, rate)]))
                             clip_items.append(item)
                         if np.abs(wave).max() > SILENT:
-                            _remember(known, part.source, item)
+                            _add_digest(digests, part.source, item)
                 except ValueError as error:
                     raise ValueError(f"{name}, item {sample.id}: {error}") from None
         return cls(
@@ -160,60 +160,60 @@ class Index:
             picture_items,
             Clips.joined(clips),
             clip_items,
-            known,
+            digests,
         )
 
     def save(self, folder: Path) -> None:
-        """Write the index as numpy arrays and one JSON file, whole or not at all."""
+        """Write the index as numpy arrays and one JSON file, atomically."""
         names = ("names", "picture_items", "clip_items", "digests")
         with whole_folder(folder) as partial:
-            for part, kind in PARTS.items():
-                for f in fields(kind):
+            for part, type_ in PARTS.items():
+                for f in fields(type_):
                     np.save(partial / f"{part}.{f.name}.npy", getattr(getattr(self, part), f.name))
             (partial / "items.json").write_text(json.dumps({n: getattr(self, n) for n in names}))
 
     @classmethod
     def load(cls, folder: Path) -> "Index":
-        """An index as saved. Arrays stay on disk until they are looked at, and processes share them."""
+        """Load a saved index. Arrays are memory-mapped and shared by processes."""
         if not (folder / "items.json").exists():
             raise ValueError(f"{folder}: expected an index (Index.save), found no items.json")
-        told = json.loads((folder / "items.json").read_text())
+        metadata = json.loads((folder / "items.json").read_text())
         arrays = {
-            part: kind(
+            part: type_(
                 **{
                     f.name: np.load(folder / f"{part}.{f.name}.npy", "r", allow_pickle=False)
-                    for f in fields(kind)
+                    for f in fields(type_)
                 }
             )
-            for part, kind in PARTS.items()
+            for part, type_ in PARTS.items()
         }
-        return cls(**{**told, "names": [(s, i) for s, i in told["names"]], **arrays})
+        return cls(**{**metadata, "names": [(s, i) for s, i in metadata["names"]], **arrays})
 
     def find(self, document: Document, ways: Collection[str] = WAYS) -> list[Finding]:
-        """All that a document has of evaluation items, by the `ways` given, for which the index must have been made.
-        A medium that can't be decoded has nothing."""
-        read = {"quoted", "reworded"} & set(ways)
-        found = [
+        """Return the evaluation items that a document contains, by the searches `ways`, which the index must support.
+        A medium that can't be decoded has no findings."""
+        search_text = {"quoted", "reworded"} & set(ways)
+        findings = [
             self._finding(m.item, "text", m.how, m.score, span=m.span)
-            for m in (self.texts.find(document.text, "reworded" in ways) if read else ())
+            for m in (self.texts.find(document.text, "reworded" in ways) if search_text else ())
             if m.how in ways
         ]
         for medium in document.media:
-            kind, data = medium.metadata["kind"], medium.media_bytes
-            same = self.digests.get(medium.id) if "same bytes" in ways else None
-            if same is not None:
-                found.append(self._finding(same, kind, "same bytes", 1.0, sha256=medium.id))
+            modality, data = medium.metadata["kind"], medium.media_bytes
+            item = self.digests.get(medium.id) if "same bytes" in ways else None
+            if item is not None:
+                findings.append(self._finding(item, modality, "same bytes", 1.0, sha256=medium.id))
                 continue
             try:
-                if kind == "image" and {"whole picture", "cropped picture"} & set(ways):
-                    found += self._seen(data)
-                elif kind == "audio" and "landmarks" in ways:
-                    found += self._heard(data)
+                if modality == "image" and {"whole picture", "cropped picture"} & set(ways):
+                    findings += self._find_images(data)
+                elif modality == "audio" and "landmarks" in ways:
+                    findings += self._find_audio(data)
             except ValueError as error:
                 note(document, "decontaminate", unreadable=str(error))
-        return found
+        return findings
 
-    def _seen(self, data: bytes) -> list[Finding]:
+    def _find_images(self, data: bytes) -> list[Finding]:
         return [
             self._finding(
                 self.picture_items[m.item],
@@ -226,7 +226,7 @@ class Index:
             for m in self.pictures.find(decode_image(data))
         ]
 
-    def _heard(self, data: bytes) -> list[Finding]:
+    def _find_audio(self, data: bytes) -> list[Finding]:
         return [
             self._finding(self.clip_items[m.item], "audio", "landmarks", m.score, **m.evidence())
             for m in self.clips.find(*decode_audio(data))
@@ -240,20 +240,20 @@ class Index:
 
 PARTS: dict[str, Any] = {"texts": Texts, "pictures": Pictures, "clips": Clips}
 SILENT = 1e-3
-"""Amplitude up to which a clip says nothing, so that its bytes say nothing either."""
+"""Amplitude up to which a clip is silent, so that equal bytes prove nothing."""
 
 
-def _remember(known: dict[str, int], source: Any, item: int) -> None:
+def _add_digest(digests: dict[str, int], source: Any, item: int) -> None:
     if isinstance(source, str | Path):
         source = Path(source).read_bytes()
     if isinstance(source, bytes):
-        known.setdefault(sha256(source).hexdigest(), item)
+        digests.setdefault(sha256(source).hexdigest(), item)
 
 
 class Decontaminate(BaseFilter):  # type: ignore[misc]
-    """The filter. `index` is the folder of a saved `Index`; findings of task `rank` go to `ledger/RANK.jsonl`, which is
-    written anew when the task is repeated; `ways` says what is looked for. With `drop=False` samples stay, and their
-    lineage tells what was found."""
+    """Drops documents that contain evaluation items. `index` is the folder of a saved `Index`; findings of task `rank`
+    go to `ledger/RANK.jsonl`, which is rewritten when the task is repeated; `ways` are the searches. With `drop=False`
+    samples are kept, with the findings in their lineage."""
 
     name = "Decontamination"
 
@@ -282,40 +282,40 @@ class Decontaminate(BaseFilter):  # type: ignore[misc]
 
     def filter(self, doc: Document) -> bool | tuple[bool, str]:
         assert self._index is not None and self._lines is not None
-        found = self._index.find(doc, self.ways)
-        for finding in found:
+        findings = self._index.find(doc, self.ways)
+        for finding in findings:
             self._lines.write(json.dumps(finding.line(doc.id), ensure_ascii=False) + "\n")
-            told = asdict(finding)
-            note(doc, "decontaminate", **{k: told[k] for k in told if k != "evidence"})
-        return True if not found or not self.drop else (False, f"known {found[0].modality}")
+            entry = asdict(finding)
+            note(doc, "decontaminate", **{k: entry[k] for k in entry if k != "evidence"})
+        return True if not findings or not self.drop else (False, f"known {findings[0].modality}")
 
 
 def against(
     own: str, *others: str, ways: Collection[str] = WAYS
 ) -> Callable[[Work], list[PipelineStep]]:
-    """`Corpus.steps` of a corpus that goes through no other step than `held_out`."""
+    """Return the `Corpus.steps` of a corpus whose only step is `held_out`."""
     return lambda work: [*held_out(work, own, *others, ways=ways)]
 
 
 def held_out(
     work: Work, own: str, *others: str, ways: Collection[str] = WAYS
 ) -> list[Decontaminate]:
-    """The step that keeps out of the training split of the corpus `own` what its held-out split has, or that of
-    `others`; none for other splits. The index is made here, once for each content of those splits. Raises ValueError
-    where one isn't there."""
+    """Return the step that drops from the training split of the corpus `own` the items of its held-out split and those
+    of `others`; no step for other splits. Builds the index, once for each content of those splits. Raises ValueError if
+    a split is absent."""
     if "train" not in work.rows:
         return []
     folders = {name: work.data / name / "test" for name in (own, *others)}
     for name, folder in folders.items():
         if not (folder / "manifest.json").exists():
             raise ValueError(
-                f"{own} is held against the held-out samples of {name}: expected them in {folder}; "
+                f"{own} is checked against the held-out samples of {name}: expected them in {folder}; "
                 f"build {name} with a test split first"
             )
     manifests = [json.loads((f / "manifest.json").read_text()) for f in folders.values()]
     shards = [shard["sha256"] for manifest in manifests for shard in manifest["shards"]]
     key = sha256(json.dumps([list(folders), shards, list(ways)]).encode()).hexdigest()[:16]
-    known = work.data / own / ".made" / f"known-{key}"
-    if not (known / "index" / "items.json").exists():
-        Index.of(folders, ways).save(known / "index")
-    return [Decontaminate(known / "index", known / "ledger", ways=tuple(ways))]
+    parent = work.data / own / ".made" / f"known-{key}"
+    if not (parent / "index" / "items.json").exists():
+        Index.of(folders, ways).save(parent / "index")
+    return [Decontaminate(parent / "index", parent / "ledger", ways=tuple(ways))]

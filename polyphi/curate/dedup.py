@@ -1,18 +1,18 @@
-"""Duplicates, exact and near: a document is a set of shingles, and datatrove's MinHash finds the sets that are alike.
+"""Exact and near deduplication: a document is a set of shingles, and datatrove's MinHash finds similar sets.
 
->>> deduplicate(TEXTS, reader, writer, Path("work/dedup-text"), tasks=4, workers=2)     # keeps one of each cluster
+>>> deduplicate(TEXTS, reader, writer, Path("work/dedup-text"), tasks=4, workers=2)     # keeps one per cluster
 >>> TEXTS.half                                                                          # 0.69: Jaccard similarity
 
-Texts are sets of runs of words, pictures sets of bits of a hash, clips sets of pairs of spectral peaks. One modality is
-compared nearly and the others exactly, so that two questions about one picture stay two samples.
+Texts are sets of word n-grams, images sets of bits of a hash, audio clips sets of pairs of spectral peaks. One modality
+is compared approximately and the others exactly, so that two questions about one image stay two samples.
 
-A signature is `buckets` x `rows` minima of hashes; two documents meet if all `rows` of any bucket agree, which for
-similarity s happens with the chance 1 - (1 - s^rows)^buckets. More rows make meetings rarer, more buckets make them
-surer; `half` is the similarity at which half of the pairs are found. What meets, and what meets that, is one cluster.
+A signature is `buckets` x `rows` minima of hashes; two documents match if all `rows` of any bucket agree, which for
+similarity s has the probability 1 - (1 - s^rows)^buckets. More rows make matches rarer, more buckets more frequent;
+`half` is the similarity at which half of the pairs are found. Connected matches form a cluster.
 
-Four steps, each of tasks that may run anywhere and are repeated only if they didn't end: signatures (a pass over the
-data), buckets (sorted files, merged), clusters (one task, in memory: the pairs found, not the documents), and the pass
-that keeps. Kill it when you like; run it again and the result is the same.
+Four steps, each of tasks that run on any machine and are repeated only if they didn't complete: signatures (a pass over
+the data), buckets (sorted files, merged), clusters (one task, in memory: the pairs, not the documents), and the pass
+that filters. A run that was killed can be repeated and gives the same result.
 """
 
 import json
@@ -44,19 +44,19 @@ from jaxtyping import UInt64
 
 from polyphi.curate.documents import note
 from polyphi.curate.landmarks import keys, landmarks
-from polyphi.curate.phash import is_flat, look, signs
+from polyphi.curate.phash import image_hash, is_flat, thumbnail
 from polyphi.processing.media import decode_audio, decode_image
 from polyphi.runtime.files import write_json
 from polyphi.text.shingles import hashes, mix, ngrams, tokens
 
 WORDS = 5
-"""Words (characters, where a script has no spaces) of a text's shingle, as FineWeb took them."""
+"""Words (characters, where a script has no spaces) of a text's shingle, as in FineWeb."""
 
 
 @dataclass(frozen=True)
 class Likeness:
-    """What counts as alike: a document's shingles, and how many minima are compared. A document without shingles (no
-    text, no picture, an empty sheet) is like no other."""
+    """The similarity of a deduplication: a document's shingles, and how many minima are compared. A document without
+    shingles (no text, no image, an empty sheet) matches no other."""
 
     name: str
     shingles: Callable[[Document], UInt64[np.ndarray, " n"]]
@@ -65,81 +65,90 @@ class Likeness:
 
     @property
     def half(self) -> float:
-        """The Jaccard similarity at which half of the pairs are found."""
+        """Return the Jaccard similarity at which half of the pairs are found."""
         return float((1 - 0.5 ** (1 / self.buckets)) ** (1 / self.rows))
 
     def chance(self, similarity: float) -> float:
-        """The share of pairs of that similarity that are found."""
+        """Return the share of pairs of this similarity that are found."""
         return float(1 - (1 - similarity**self.rows) ** self.buckets)
 
 
-def exact(document: Document) -> UInt64[np.ndarray, " 1"]:
-    """One shingle: the text with its spaces and compatibility forms made equal, and the bytes of the media. Of a
-    billion documents, two unlike ones are taken for equal with a chance of 3 % (64 bits)."""
-    return _digest(_said(document), *(m.id for m in document.media))
+def exact_shingle(document: Document) -> UInt64[np.ndarray, " 1"]:
+    """Return one shingle: a hash of the text with normalized spaces and compatibility forms, and of the media's bytes.
+    Among a billion documents, two different ones have equal hashes with a probability of 3 % (64 bits)."""
+    return _digest(_normalized_text(document), *(m.id for m in document.media))
 
 
-def text(document: Document) -> UInt64[np.ndarray, " n"]:
-    """Runs of 5 words; a shorter text is one run. With the same media, if it has any."""
+def text_shingles(document: Document) -> UInt64[np.ndarray, " n"]:
+    """Return the runs of 5 words; a shorter text is one run. Only documents with the same media match."""
     hashed = hashes(tokens(document.text))
     runs = ngrams(hashed, min(WORDS, max(1, len(hashed))))
-    return _with(np.unique(runs), *(m.id for m in document.media))
+    return _salted(np.unique(runs), *(m.id for m in document.media))
 
 
-def pictures(document: Document) -> UInt64[np.ndarray, " n"]:
-    """The 64 bits of each picture's hash, each with its place. With the same text and clips."""
-    found = []
+def image_shingles(document: Document) -> UInt64[np.ndarray, " n"]:
+    """Return the 64 bits of each image's hash with their positions. Only documents with the same text and audio
+    match."""
+    shingles = []
     for number, medium in enumerate(_media(document, "image")):
-        seen = look(decode_image(medium))
-        if is_flat(seen):
+        thumb = thumbnail(decode_image(medium))
+        if is_flat(thumb):
             return np.zeros(0, np.uint64)
-        bits = np.unpackbits(np.array([signs(seen)]).view(np.uint8))
-        found.append(
+        bits = np.unpackbits(np.array([image_hash(thumb)]).view(np.uint8))
+        shingles.append(
             np.arange(64, dtype=np.uint64) + np.uint64(64) * (bits + 2 * np.uint64(number))
         )
     others = [m.id for m in document.media if m.metadata["kind"] != "image"]
-    return _with(np.concatenate(found), _said(document), *others) if found else _nothing()
+    return (
+        _salted(np.concatenate(shingles), _normalized_text(document), *others)
+        if shingles
+        else _no_shingles()
+    )
 
 
-def clips(document: Document) -> UInt64[np.ndarray, " n"]:
-    """The landmarks of each clip, counted coarsely. With the same text and pictures."""
-    found = [
+def audio_shingles(document: Document) -> UInt64[np.ndarray, " n"]:
+    """Return the quantized landmarks of each audio clip. Only documents with the same text and images match."""
+    shingles = [
         np.unique(keys(landmarks(*decode_audio(m)))).astype(np.uint64) + np.uint64(number << 32)
         for number, m in enumerate(_media(document, "audio"))
     ]
     others = [m.id for m in document.media if m.metadata["kind"] != "audio"]
-    return _with(np.concatenate(found), _said(document), *others) if found else _nothing()
+    return (
+        _salted(np.concatenate(shingles), _normalized_text(document), *others)
+        if shingles
+        else _no_shingles()
+    )
 
 
-def _said(document: Document) -> str:
+def _normalized_text(document: Document) -> str:
     return " ".join(unicodedata.normalize("NFKC", document.text).split())
 
 
-def _media(document: Document, kind: str) -> list[bytes]:
-    return [m.media_bytes for m in document.media if m.metadata["kind"] == kind]
+def _media(document: Document, modality: str) -> list[bytes]:
+    return [m.media_bytes for m in document.media if m.metadata["kind"] == modality]
 
 
-def _nothing() -> np.ndarray:
+def _no_shingles() -> np.ndarray:
     return np.zeros(0, np.uint64)
 
 
 def _digest(*parts: str) -> np.ndarray:
-    said = json.dumps(parts).encode()
-    return np.array([int.from_bytes(blake2b(said, digest_size=8).digest())], np.uint64)
+    data = json.dumps(parts).encode()
+    return np.array([int.from_bytes(blake2b(data, digest_size=8).digest())], np.uint64)
 
 
-def _with(found: np.ndarray, *others: str) -> np.ndarray:
-    """The shingles of documents that have `others` in common, unlike those of all other documents."""
-    return mix(found + _digest(*others))
+def _salted(shingles: np.ndarray, *others: str) -> np.ndarray:
+    """Return the shingles mixed with a hash of `others`: they match only between documents with equal `others`."""
+    return mix(shingles + _digest(*others))
 
 
-EXACT = Likeness("exact", exact, buckets=1, rows=1)
-TEXTS = Likeness("texts", text, buckets=14, rows=8)
-"""FineWeb's: half of the pairs that share 69 % of their runs, 92 % of those that share 80 %."""
-PICTURES = Likeness("pictures", pictures, buckets=64, rows=24)
-"""Hashes that differ in d bits of 64 have the similarity (64 - d) / (64 + d): half of the pairs at d = 6."""
-CLIPS = Likeness("clips", clips, buckets=100, rows=5)
-"""Noise takes landmarks and brings others: half of the pairs that share 37 %. Other clips share 2 to 8 %."""
+EXACT = Likeness("exact", exact_shingle, buckets=1, rows=1)
+TEXTS = Likeness("texts", text_shingles, buckets=14, rows=8)
+"""FineWeb's settings find half of the pairs that share 69 % of their runs, 92 % of those that share 80 %."""
+PICTURES = Likeness("pictures", image_shingles, buckets=64, rows=24)
+"""Hashes that differ in d bits of 64 have the similarity (64 - d) / (64 + d): half of the pairs are found at d = 6."""
+CLIPS = Likeness("clips", audio_shingles, buckets=100, rows=5)
+"""Noise removes landmarks and adds others: half of the pairs that share 37 % are found. Other clips share 2 to 8 %."""
 
 
 def deduplicate(
@@ -154,33 +163,35 @@ def deduplicate(
     depends: Any = None,
     **machine: Any,
 ) -> Any:
-    """Keep one document of each cluster: `reader` makes documents (twice the same ones, in the same order, by rank of
-    `tasks`), `writer` takes those that stay, and `excluded` (a `DiskWriter`) those that don't. What a cluster's
-    documents have in common is in their lineage: {"step": "deduplicated", "by", "cluster", "size"}.
+    """Keep one document of each cluster: `reader` yields documents (in two passes the same ones, in the same order, by
+    rank of `tasks`), `writer` writes those that are kept, and `excluded` (a `DiskWriter`) the others. The lineage of a
+    document names its cluster: {"step": "deduplicated", "by", "cluster", "size"}.
 
-    `work` is a folder of this run's own: signatures, pairs, clusters, logs and what is done already. `executor` is
-    datatrove's for this machine, Slurm or Ray, `machine` what it is told (`workers=2`, `time="2:00:00"`); the run waits
-    for another one that it `depends` on. Returns the executor of the last step.
+    `work` is a folder for this run alone: signatures, pairs, clusters, logs and completed tasks. `executor` is
+    datatrove's for this machine, Slurm or Ray, `machine` its options (`workers=2`, `time="2:00:00"`); the run starts
+    after the executor in `depends`. Returns the executor of the last step.
 
-    Raises ValueError where `work` was begun with other settings."""
-    _claim(work, likeness, tasks)
+    Raises ValueError if `work` was begun with other settings."""
+    _check_settings(work, likeness, tasks)
     config = MinhashConfig(
         num_buckets=likeness.buckets,
         hashes_per_bucket=likeness.rows,
-        hash_config=HashConfig(hash_fc="sha1"),  # the name alone: shingles come hashed
+        hash_config=HashConfig(
+            hash_fc="sha1"
+        ),  # only the name is used: shingles are already hashed
     )
-    where = {name: str(work / name) for name in ("signatures", "pairs", "clusters")}
+    folders = {name: str(work / name) for name in ("signatures", "pairs", "clusters")}
     stages = [
-        ([*reader, _Signatures(likeness, where["signatures"], config)], tasks),
+        ([*reader, _Signatures(likeness, folders["signatures"], config)], tasks),
         (
-            [MinhashDedupBuckets(where["signatures"], where["pairs"], config=config)],
+            [MinhashDedupBuckets(folders["signatures"], folders["pairs"], config=config)],
             likeness.buckets,
         ),
         (
             [
                 _Clusters(
-                    where["pairs"],
-                    where["clusters"],
+                    folders["pairs"],
+                    folders["clusters"],
                     config=config,
                     save_cluster_id=True,
                     save_cluster_size=True,
@@ -193,34 +204,35 @@ def deduplicate(
             [
                 *reader,
                 MinhashDedupFilter(
-                    where["clusters"],
-                    excluded and _Noted(excluded, likeness.name),
+                    folders["clusters"],
+                    excluded and _LineageWriter(excluded, likeness.name),
                     load_cluster_ids=True,
                     load_cluster_sizes=True,
                 ),
-                _Kept(likeness.name),
+                _Lineage(likeness.name),
                 *writer,
             ],
             tasks,
         ),
     ]
     run = depends
-    for number, (pipeline, many) in enumerate(stages):
+    for number, (pipeline, count) in enumerate(stages):
         logs = str(work / "logs" / str(number))
-        run = executor(pipeline=pipeline, tasks=many, logging_dir=logs, depends=run, **machine)
+        run = executor(pipeline=pipeline, tasks=count, logging_dir=logs, depends=run, **machine)
     run.run()
     return run
 
 
 def _complete(folder: Path, data: None, rank: int, world_size: int) -> None:
-    """datatrove reads a task's clusters only where something of it goes; what stays shall know its cluster too."""
+    """Create the missing files of removals: without one datatrove doesn't read a task's clusters, and kept documents
+    would lack theirs."""
     for clusters in folder.glob("*.clusters"):
         clusters.with_suffix(".remove").touch()
 
 
-def _claim(work: Path, likeness: Likeness, tasks: int) -> None:
-    """Signatures of other settings can't be gone on with."""
-    mine = {
+def _check_settings(work: Path, likeness: Likeness, tasks: int) -> None:
+    """Check that `work` has the same settings, because signatures of other settings can't be resumed."""
+    settings = {
         "likeness": likeness.name,
         "buckets": likeness.buckets,
         "rows": likeness.rows,
@@ -228,23 +240,23 @@ def _claim(work: Path, likeness: Likeness, tasks: int) -> None:
     }
     path = work / "settings.json"
     work.mkdir(parents=True, exist_ok=True)
-    if path.exists() and (found := json.loads(path.read_text())) != mine:
+    if path.exists() and (previous := json.loads(path.read_text())) != settings:
         raise ValueError(
-            f"{work} was begun with {found}, asked for are {mine}; give this run a folder of its own"
+            f"{work} was begun with {previous}, expected {settings}; give this run another folder"
         )
-    write_json(path, mine)
+    write_json(path, settings)
 
 
 class _Clusters(MinhashDedupCluster):  # type: ignore[misc]
-    """datatrove's, without its progress bar."""
+    """datatrove's clustering without its progress bar."""
 
     def run(self, data: None = None, rank: int = 0, world_size: int = 1) -> None:
         with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):
             super().run(data, rank, world_size)
 
 
-class _NoWords(WordTokenizer):  # type: ignore[misc]
-    """Shingles are made by `Likeness`, so that datatrove needs no tokenizer of any language."""
+class _NoTokenizer(WordTokenizer):  # type: ignore[misc]
+    """A placeholder: `Likeness` makes the shingles, so that datatrove needs no tokenizer of a language."""
 
     def word_tokenize(self, text: str) -> list[str]:
         raise NotImplementedError
@@ -253,30 +265,30 @@ class _NoWords(WordTokenizer):  # type: ignore[misc]
 
 
 class _Signatures(MinhashDedupSignature):  # type: ignore[misc]
-    """datatrove's signatures, of shingles of our own."""
+    """datatrove's signatures, of the shingles of a `Likeness`."""
 
     def __init__(self, likeness: Likeness, folder: str, config: MinhashConfig) -> None:
-        super().__init__(folder, config, language=_NoWords())
+        super().__init__(folder, config, language=_NoTokenizer())
         self.likeness = likeness
 
     def run(self, data: Iterator[Document], rank: int = 0, world_size: int = 1) -> None:
-        # datatrove asks for the shingles of `document.text`; here that is the document.
+        # datatrove calls `get_shingles(document.text)`; here `text` is the document.
         super().run((SimpleNamespace(text=document) for document in data), rank, world_size)
 
     def get_shingles(self, text: Document) -> np.ndarray:
         return self.likeness.shingles(text).reshape(-1, 1)
 
 
-def _tell(document: Document, by: str) -> None:
-    """Move what datatrove found from the document's metadata into its lineage."""
+def _move_to_lineage(document: Document, by: str) -> None:
+    """Move datatrove's cluster id and size from the document's metadata into its lineage."""
     cluster = document.metadata.pop("minhash_cluster_id", -1)
     size = document.metadata.pop("minhash_cluster_size", 1)
     if cluster >= 0:
         note(document, "deduplicated", by=by, cluster=cluster, size=size)
 
 
-class _Kept(PipelineStep):  # type: ignore[misc]
-    """Documents that stay learn how many they stand for."""
+class _Lineage(PipelineStep):  # type: ignore[misc]
+    """Writes the cluster and its size into the lineage of kept documents."""
 
     name = "Lineage"
     type = "DEDUP"
@@ -289,28 +301,28 @@ class _Kept(PipelineStep):  # type: ignore[misc]
         self, data: Iterator[Document], rank: int = 0, world_size: int = 1
     ) -> Iterator[Document]:
         for document in data:
-            _tell(document, self.by)
+            _move_to_lineage(document, self.by)
             yield document
 
 
-class _Noted:
-    """A writer of dropped documents that says in their lineage which cluster they were dropped from."""
+class _LineageWriter:
+    """A writer of dropped documents that adds their cluster to their lineage."""
 
     def __init__(self, writer: Any, by: str) -> None:
         self.writer, self.by = writer, by
 
-    def __enter__(self) -> "_Noted":
+    def __enter__(self) -> "_LineageWriter":
         self.writer.__enter__()
         return self
 
     def __exit__(
         self,
-        kind: type[BaseException] | None,
+        type_: type[BaseException] | None,
         error: BaseException | None,
         at: TracebackType | None,
     ) -> None:
-        self.writer.__exit__(kind, error, at)
+        self.writer.__exit__(type_, error, at)
 
     def write(self, document: Document, rank: int = 0) -> None:
-        _tell(document, self.by)
+        _move_to_lineage(document, self.by)
         self.writer.write(document, rank)

@@ -1,13 +1,13 @@
-"""A `Sample` as datatrove's `Document`, and back: what curation steps take and give.
+"""Conversion between `Sample` and datatrove's `Document`, the input and output of curation steps.
 
-    sample  user "What is this?" + picture, assistant "A dog."      ->
-    text    "What is this?\\nA dog."           all that is said, for filters that read
+    sample  user "What is this?" + image, assistant "A dog."      ->
+    text    "What is this?\\nA dog."           all text, for text filters
     media   [Media(id=SHA-256, media_bytes=...)]
     metadata["sample"]     the row (polyphi/data/shards.py) without the bytes
-    metadata["lineage"]    what each step found: [{"step": "language", "found": "en", "score": 0.98}]
-    metadata["split"]      where it goes: "train", "test"
+    metadata["lineage"]    the findings of each step: [{"step": "language", "found": "en", "score": 0.98}]
+    metadata["split"]      "train" or "test"
 
-The lineage ends in the sample's `meta["lineage"]`, so that a shard can explain each of its rows.
+The lineage is stored in the sample's `meta["lineage"]`, so that a shard documents each of its rows.
 """
 
 import json
@@ -19,11 +19,11 @@ from datatrove.data import Document, Media
 from polyphi.data.shards import Sample, Shards, to_row
 
 KINDS = {"image": 0, "audio": 1}
-"""`Media.type`: datatrove keeps a number there, and gives it no meaning."""
+"""Values of `Media.type`, a number without a meaning in datatrove."""
 
 
 def document(sample: Sample, split: str = "train") -> Document:
-    """A sample as steps see it."""
+    """Return a sample as a document."""
     row = to_row(sample)
     media = [
         Media(
@@ -37,15 +37,15 @@ def document(sample: Sample, split: str = "train") -> Document:
     ]
     meta = dict(sample.meta)
     lineage = meta.pop("lineage", [])
-    kept = {key: row[key] for key in ("messages", "source", "licence")} | {"meta": meta}
-    known = {"sample": kept, "lineage": list(lineage), "split": split}
-    return Document(_said(kept), sample.id, media, known)
+    fields = {key: row[key] for key in ("messages", "source", "licence")} | {"meta": meta}
+    metadata = {"sample": fields, "lineage": list(lineage), "split": split}
+    return Document(_joined_text(fields), sample.id, media, metadata)
 
 
 def sample(document: Document) -> Sample:
-    """The sample that a document stands for, with its lineage."""
-    kept = document.metadata["sample"]
-    meta = dict(kept["meta"])
+    """Return the sample of a document, with its lineage."""
+    fields = document.metadata["sample"]
+    meta = dict(fields["meta"])
     if document.metadata["lineage"]:
         meta["lineage"] = document.metadata["lineage"]
     media = [
@@ -53,33 +53,33 @@ def sample(document: Document) -> Sample:
         for m in document.media
     ]
     return Shards.parse(
-        {**kept, "id": document.id, "media": media, "meta": json.dumps(meta, ensure_ascii=False)}
+        {**fields, "id": document.id, "media": media, "meta": json.dumps(meta, ensure_ascii=False)}
     )
 
 
-def become(old: Document, made: Sample) -> None:
-    """Let a document stand for another sample, in place; its lineage goes on."""
-    new = document(made, old.metadata.get("split", "train"))
+def replace_sample(old: Document, replacement: Sample) -> None:
+    """Replace a document's sample in place; the document keeps its lineage."""
+    new = document(replacement, old.metadata.get("split", "train"))
     old.text, old.media, old.metadata["sample"] = new.text, new.media, new.metadata["sample"]
 
 
-def note(document: Document, step: str, **found: Any) -> None:
-    """What a step found, kept with the document: JSON values."""
-    document.metadata["lineage"].append({"step": step, **found})
+def note(document: Document, step: str, **fields: Any) -> None:
+    """Append a step's findings (JSON values) to the document's lineage."""
+    document.metadata["lineage"].append({"step": step, **fields})
 
 
 def edit(document: Document, change: Callable[[str], str]) -> bool:
-    """Change every text of a document, in place; whether anything is different now."""
-    kept = document.metadata["sample"]
+    """Apply `change` to every text of a document in place; returns whether any text changed."""
+    fields = document.metadata["sample"]
     before = document.text
-    for message in kept["messages"]:
+    for message in fields["messages"]:
         for part in message["parts"]:
             if part["text"] is not None:
                 part["text"] = change(part["text"])
-    document.text = _said(kept)
+    document.text = _joined_text(fields)
     return document.text != before
 
 
-def _said(kept: dict[str, Any]) -> str:
-    parts = [part["text"] for message in kept["messages"] for part in message["parts"]]
+def _joined_text(fields: dict[str, Any]) -> str:
+    parts = [part["text"] for message in fields["messages"] for part in message["parts"]]
     return "\n".join(text for text in parts if text)

@@ -1,23 +1,23 @@
-"""Texts that are known, and what of a text was taken from them: word for word, or in other words.
+"""An index of texts that finds what another text took from them: word for word, or in other words.
 
 >>> known = Texts.of([("Natalia sold clips to 48 of her friends in April, and then she ...", False)])
 >>> known.find("... and then ...")
 [Match(item=0, how="quoted", score=1.0, span="natalia sold clips to 48 of her friends in april and then she")]
 
-Word for word: a run of 13 words in common (GPT-3, appendix C; Phi-3 and others since). Items of 8 to 12 words must be
-there whole; those of fewer words must be the whole text, because "What is this?" in the middle of one means nothing.
-Chinese and Japanese count characters, two for a word: 26, and 16.
+"quoted": a run of 13 words in common (GPT-3, appendix C; Phi-3 and others since). Items of 8 to 12 words must occur
+whole; those of fewer words must be the whole text, because "What is this?" inside a text proves nothing. Chinese and
+Japanese count characters, two per word: 26, and 16.
 
-In other words: of the item's content (its longer words and numbers, each alone and with the next two, in either order)
-at least half lies within a stretch twice as long as the item. Each shingle counts as one, and again by how few items
-have it: both shares must reach a half, so that neither a template's words nor two rare ones are enough. Only items of
-13 words, seven different ones of content among them: short questions about different things may have half of their
-words in common.
+"reworded": at least half of the item's content (its longer words and numbers, each alone and with the next two, in
+either order) lies within a stretch twice as long as the item. Each shingle counts as one, and again weighted by how few
+items have it: both shares must reach a half, so that neither a template's words nor two rare ones are enough. Applies
+to items of at least 13 words with seven different content words: short questions about different things may have half
+of their words in common.
 
-A run or shingle found in more than ten items is a template and speaks for none of them.
-Up to ten items of a template can't be told from it: its other instances, with other numbers, are found reworded too
-(95 % of them in benchmarks/leaks.py; `drop=False` marks them instead). Synonyms for 45 % of the words are not seen
-through (6 % found), for 30 % mostly (70 %), for 15 % nearly always (95 %).
+A run or shingle that occurs in more than ten items belongs to a template and is ignored.
+Up to ten items of a template can't be distinguished from it: its other instances, with other numbers, are found as
+reworded (95 % of them in benchmarks/leaks.py; `drop=False` marks them instead). Copies with synonyms for 45 % of the
+words are rarely found (6 %), for 30 % mostly (70 %), for 15 % nearly always (95 %).
 """
 
 from collections.abc import Iterable, Sequence
@@ -30,19 +30,19 @@ import numpy as np
 from polyphi.text.shingles import all_ngrams, content, hashes, ngrams, pairs, tokens, unspaced
 
 WORDS, FEWEST = 13, 8
-"""Words of a run that gives an item away, and of the shortest item that a run can give away."""
+"""Words of a run that identifies an item, and of the shortest item that a run can identify."""
 WITH_MEDIA = 25
-"""Words from which the text of an item with pictures or clips speaks for it: below, it is a question like any other."""
+"""Words from which the text of an item with media identifies it: a shorter text is a common question."""
 CONTENT = 7
-"""Different content words from which an item can be known again in other words."""
+"""Different content words from which an item is searched for in other words."""
 COMMON = 10
 """Items that may share a run or a shingle."""
 HALF = 0.5
-"""Share of an item's content from which a text says the same in other words."""
+"""Share of an item's content from which a text is a rewording of it."""
 
 
 class Match(NamedTuple):
-    """Which item (by number), how ("quoted" or "reworded"), how surely (0 to 1), and the words that show it."""
+    """The item (its number), how it matches ("quoted" or "reworded"), a score (0 to 1), and the words that match."""
 
     item: int
     how: str
@@ -53,7 +53,7 @@ class Match(NamedTuple):
 @dataclass(frozen=True)
 class Texts:
     """An index of texts, as arrays. `runs`, sorted, are hashes of `run_words` words each, from item `run_items`; runs
-    of 0 words stand for whole texts. Shingle `i` is `shingles[i]` (sorted), found in `common[i]` items; the shingles
+    of 0 words are whole texts. Shingle `i` is `shingles[i]` (sorted), found in `common[i]` items; the shingles
     of item k are `parts[starts[k] : starts[k + 1]]`, and `lengths[k]` is its number of content words."""
 
     runs: np.ndarray
@@ -67,23 +67,23 @@ class Texts:
 
     @classmethod
     def of(cls, texts: Iterable[tuple[str, bool]]) -> "Texts":
-        """From (text, whether media belong to it); an item's number is its place in the row."""
+        """Build an index from (text, whether media belong to it); an item's number is its position."""
         runs: list[np.ndarray] = []
         words: list[int] = []
         parts: list[np.ndarray] = []
         lengths: list[int] = []
         for text, media in texts:
-            said = tokens(text)
-            unit = 2 if unspaced(said) else 1
-            n = min(WORDS * unit, len(said))
-            if not said or (media and len(said) < WITH_MEDIA * unit):
-                n, said = 0, []
+            item_words = tokens(text)
+            unit = 2 if unspaced(item_words) else 1
+            n = min(WORDS * unit, len(item_words))
+            if not item_words or (media and len(item_words) < WITH_MEDIA * unit):
+                n, item_words = 0, []
             elif n < FEWEST * unit:
                 n = 0
-            hashed = hashes(said)
-            runs.append(np.unique(ngrams(hashed, n or len(said)))[: len(said)])
+            hashed = hashes(item_words)
+            runs.append(np.unique(ngrams(hashed, n or len(item_words)))[: len(item_words)])
             words.append(n)
-            stems = content(said)[0] if n == WORDS * unit else []
+            stems = content(item_words)[0] if n == WORDS * unit else []
             if len(set(stems)) < CONTENT:
                 stems = []
             parts.append(np.setdiff1d(pairs(hashes(stems)), [0]))
@@ -112,78 +112,78 @@ class Texts:
         return np.unique(self.run_words).tolist()
 
     def find(self, text: str, reworded: bool = True) -> list[Match]:
-        """Every item of which the text has a part, the surest evidence of each; word for word alone, if it shall."""
-        said = tokens(text)
-        if not said:
+        """Return every item of which the text has a part, the best evidence of each; rewordings only if `reworded`."""
+        words = tokens(text)
+        if not words:
             return []
-        quoted = self._quoted(said)
-        found = {m.item for m in quoted}
-        others = self._reworded(said) if reworded else []
-        return quoted + [m for m in others if m.item not in found]
+        quoted = self._quoted(words)
+        quoted_items = {m.item for m in quoted}
+        others = self._reworded(words) if reworded else []
+        return quoted + [m for m in others if m.item not in quoted_items]
 
-    def _quoted(self, said: Sequence[str]) -> list[Match]:
-        seen: dict[int, tuple[int, int]] = {}
-        lengths = [n for n in self._sizes if n <= len(said)]
-        runs = all_ngrams(hashes(said), {n or len(said) for n in lengths})
+    def _quoted(self, words: Sequence[str]) -> list[Match]:
+        spans: dict[int, tuple[int, int]] = {}
+        lengths = [n for n in self._sizes if n <= len(words)]
+        runs = all_ngrams(hashes(words), {n or len(words) for n in lengths})
         for n in lengths:
-            size = n or len(said)
-            mine = runs[size]
-            at = np.searchsorted(self.runs, mine)
-            for place in np.flatnonzero(self.runs[np.minimum(at, len(self.runs) - 1)] == mine):
-                run = at[place]
-                while run < len(self.runs) and self.runs[run] == mine[place]:
+            size = n or len(words)
+            own = runs[size]
+            at = np.searchsorted(self.runs, own)
+            for position in np.flatnonzero(self.runs[np.minimum(at, len(self.runs) - 1)] == own):
+                run = at[position]
+                while run < len(self.runs) and self.runs[run] == own[position]:
                     if self.run_words[run] == n:
                         item = int(self.run_items[run])
-                        first, last = seen.get(item, (int(place), int(place) + size))
-                        if place <= last:  # a longer run goes on; one further down is left out
-                            last = max(last, int(place) + size)
-                        seen[item] = (first, last)
+                        first, last = spans.get(item, (int(position), int(position) + size))
+                        if position <= last:  # a longer run continues; one further down is left out
+                            last = max(last, int(position) + size)
+                        spans[item] = (first, last)
                     run += 1
         return [
-            Match(item, "quoted", 1.0, " ".join(said[first : min(last, first + 60)]))
-            for item, (first, last) in sorted(seen.items())
+            Match(item, "quoted", 1.0, " ".join(words[first : min(last, first + 60)]))
+            for item, (first, last) in sorted(spans.items())
         ]
 
-    def _reworded(self, said: Sequence[str]) -> list[Match]:
+    def _reworded(self, words: Sequence[str]) -> list[Match]:
         if not len(self.shingles):
             return []
-        stems, where = content(said)
-        mine = pairs(hashes(stems))  # [stems, 3]
-        at = np.minimum(np.searchsorted(self.shingles, mine), len(self.shingles) - 1)
-        ids = np.where(self.shingles[at] == mine, at, -1)  # [stems, 3]
-        found = []
+        stems, positions = content(words)
+        own = pairs(hashes(stems))  # [stems, 3]
+        at = np.minimum(np.searchsorted(self.shingles, own), len(self.shingles) - 1)
+        ids = np.where(self.shingles[at] == own, at, -1)  # [stems, 3]
+        matches = []
         for item in self._candidates(np.unique(ids[ids >= 0])):
             score, start, end = self._stretch(item, ids)
             if score >= HALF:
-                first, last = where[start], where[min(end, len(where)) - 1] + 1
-                span = " ".join(said[first : min(last, first + 60)])
-                found.append(Match(item, "reworded", round(score, 3), span))
-        return found
+                first, last = positions[start], positions[min(end, len(positions)) - 1] + 1
+                span = " ".join(words[first : min(last, first + 60)])
+                matches.append(Match(item, "reworded", round(score, 3), span))
+        return matches
 
     @cached_property
     def _owners(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(items of each shingle, one shingle after another; where each begins; the weight of all of each item)."""
+        """(items of each shingle, one shingle after another; the start of each; the total weight of each item)."""
         items = np.repeat(np.arange(len(self.lengths), dtype=np.int32), np.diff(self.starts))
         weights = np.bincount(items, 1 / self.common[self.parts], len(self.lengths))
         first = np.cumsum(self.common) - self.common
         return items[np.argsort(self.parts, kind="stable")], first, weights
 
-    def _candidates(self, there: np.ndarray) -> list[int]:
-        """Items of which enough is somewhere in a text that has the shingles `there`."""
+    def _candidates(self, present: np.ndarray) -> list[int]:
+        """Return the items of which enough occurs in a text with the shingles `present`."""
         owners, first, total = self._owners
-        count = self.common[there]
+        count = self.common[present]
         ends = np.cumsum(count)
-        item = owners[np.arange(count.sum()) + np.repeat(first[there] - ends + count, count)]
+        item = owners[np.arange(count.sum()) + np.repeat(first[present] - ends + count, count)]
         shared = np.repeat(count, count)
-        have, many, rare = (
+        weight, number, rare = (
             np.bincount(item, weights, len(total))
             for weights in (1 / shared, None, shared <= COMMON)
         )
-        enough = (have >= HALF * total) & (many >= HALF * np.diff(self.starts)) & (rare > 0)
+        enough = (weight >= HALF * total) & (number >= HALF * np.diff(self.starts)) & (rare > 0)
         return np.flatnonzero(enough).tolist()
 
     def _stretch(self, item: int, ids: np.ndarray) -> tuple[float, int, int]:
-        """(the score of an item, first and last content word) where a text says most of it."""
+        """Return (the best score of an item, first and last content word of that stretch of the text)."""
         own = self.parts[self.starts[item] : self.starts[item + 1]]
         weight = 1 / self.common[own]
         size = 2 * int(self.lengths[item]) + 4
@@ -193,8 +193,8 @@ class Texts:
         ends = np.minimum(starts + size, len(ids))
         best = (0.0, 0, 1)
         for i in np.flatnonzero(sums[ends] - sums[starts] >= HALF * len(own)):
-            there = np.isin(own, ids[starts[i] : ends[i]])
-            score = min(float(weight[there].sum() / weight.sum()), float(there.mean()))
+            present = np.isin(own, ids[starts[i] : ends[i]])
+            score = min(float(weight[present].sum() / weight.sum()), float(present.mean()))
             if score > best[0]:
                 best = (score, int(starts[i]), int(ends[i]))
         return best

@@ -1,5 +1,5 @@
-"""Labelled texts for the quality classifier (`quality.py`) out of the packages that we have: a beginning, not a
-judgement of the web.
+"""Labelled texts for the quality classifier (`quality.py`) from the available packages: a starting point, not a sample
+of the web.
 
     aspect        has it                                       hasn't
     scientific    word problems with their worked answers      paragraphs of help pages
@@ -7,8 +7,8 @@ judgement of the web.
     toxicity      requests to refuse (`safety.py`)             their innocuous look-alikes
     obscurity     prose whose words are shuffled or garbled    the same prose
 
-Train and test share no page, no template and no pair of verb and object. Texts are of one subject, and positives differ
-from negatives in more than the aspect: what is measured on them is an upper bound. Bring labelled rows of your own.
+Train and test share no page, no template and no pair of verb and object. Texts have one subject, and positives differ
+from negatives in more than the aspect: measurements on them are an upper bound. Use labelled rows of your own.
 """
 
 from collections.abc import Iterator
@@ -34,10 +34,10 @@ ROWS = {"train": 400, "test": 150}
 
 
 def rows(work: Work, split: str) -> Iterator[Labelled]:
-    """Rows of every aspect and language that the packages on this machine give; deterministic in `work.seed`. Pages,
-    modules and verbs are held out for the test split; what two of them say word for word is left out there, too."""
-    known = {row.text for row in _rows(work, "train")} if split == "test" else set()
-    return (row for row in _rows(work, split) if row.text not in known)
+    """Yield the rows of every aspect and language for which packages are available; deterministic in `work.seed`.
+    Pages, modules and verbs are held out for the test split; texts of the training split are excluded from it, too."""
+    train_texts = {row.text for row in _rows(work, "train")} if split == "test" else set()
+    return (row for row in _rows(work, split) if row.text not in train_texts)
 
 
 def _rows(work: Work, split: str) -> Iterator[Labelled]:
@@ -46,7 +46,7 @@ def _rows(work: Work, split: str) -> Iterator[Labelled]:
         prose = [t for _, t in islice(documents(language, work, split, rng), 2 * most)]
         problems = [f"{q}\n{a}" for _, q, a in word_problems(language, work, split)]
         labels = list(islice(_labels(language, work, split, rng), most))
-        if problems and labels:  # labels: there are help pages
+        if problems and labels:  # labels: help pages are available
             yield from _both(language, "scientific", problems, prose[: 2 * len(problems)])
         if labels:
             yield from _both(language, "educational", prose[:most], labels)
@@ -63,7 +63,7 @@ def _both(language: str, aspect: str, has: list[str], has_not: list[str]) -> Ite
 
 
 def _labels(language: str, work: Work, split: str, rng: Random) -> Iterator[str]:
-    """Short paragraphs of help pages (headings, names of controls), 8 to 24 together, a line each."""
+    """Yield short paragraphs of help pages (headings, names of controls), 8 to 24 together, one per line."""
     pages, longest = help_pages(language, work), 12 if language in UNSPACED else 30
     lines: list[str] = []
     for path in shuffled(sorted(pages), rng):
@@ -77,8 +77,7 @@ def _labels(language: str, work: Work, split: str, rng: Random) -> Iterator[str]
 
 
 def _obscure(text: str, language: str, rng: Random) -> str:
-    """The words of a text in another order, or a third of them with their letters in another order; in Chinese and
-    Japanese characters in another order."""
+    """Shuffle the words of a text, or the letters of a third of them; in Chinese and Japanese the characters."""
     if language in UNSPACED:
         return "".join(shuffled(text, rng))
     words = text.split()

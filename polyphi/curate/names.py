@@ -1,15 +1,14 @@
-"""Names of people by patterns and gazetteers, in eight languages: what can be had without a model.
+"""Names of people by patterns and gazetteers, in eight languages, without a model.
 
 >>> [text[a:b] for a, b in names(text := "Gestern rief Frau Lindqvist an.", "de")]
 ['Lindqvist']
 
-A name is a known given name and a capitalised word after it; or what follows a title ("Mme", "Sig.") or the speaker's
-own words ("my name is"), in lower case too where the given name is known; in Chinese a family name with a given name
-that is known, a title after it or a cue before it; in Japanese a known family name with a known given name or a title.
-Of given names that are plain words too ("Rose", "Ernst") the family name has to be known. Gazetteers are those of
-Faker (MIT).
+A name is a known given name followed by a capitalised word; or what follows a title ("Mme", "Sig.") or a cue ("my name
+is"), in lower case too if the given name is known; in Chinese a family name with a known given name, a title after it
+or a cue before it; in Japanese a known family name with a known given name or a title. Given names that are also
+common words ("Rose", "Ernst") need a known family name. The gazetteers are those of Faker (MIT).
 
-A lone given name, a family name in running text and names from elsewhere are missed. For more, `pii.spacy_names`.
+Lone given names, family names in running text and names from other regions are missed. For more, `pii.spacy_names`.
 """
 
 import json
@@ -24,7 +23,7 @@ from polyphi.text.scripts import IDEOGRAPHS, UNSPACED
 
 _DATA = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
 _LOCALES: dict[str, list[str]] = _DATA["locales"]
-_PLAIN = set(_DATA["plain"])  # given names that are plain words too
+_PLAIN = set(_DATA["plain"])  # given names that are also common words
 _TITLES: dict[str, str] = _DATA["titles"]
 _CUES: dict[str, str] = _DATA["cues"]
 _WEAK_CUES: dict[str, str] = _DATA["weak_cues"]  # only a known given name counts after them
@@ -39,7 +38,7 @@ _GIVEN = re.compile(rf"(?<![\w.@-])({_CAP})(?:\s[A-ZÀ-Þ]\.)?\s({_FAMILY})(?![\
 _GIVEN_LONG = re.compile(
     rf"(?<![\w.@-])({_CAP})(?:\s[A-ZÀ-Þ]\.)?\s({_FAMILY}(?:\s{_FAMILY})?)(?![\w@])"
 )
-# Who isn't named by a title: "Frau Präsidentin", "Sr. Presidente".
+# Titles before an office, not a name: "Frau Präsidentin", "Sr. Presidente".
 _OFFICES = re.compile(
     r"(?i)pr[eäé]sid|minist|direct|direkt|docto|dottor|profes|bundes|kanzler|bürger|juge|maire|president"
 )
@@ -48,23 +47,23 @@ _HAN = f"{IDEOGRAPHS}々"
 
 @cache
 def _gazetteer(language: str) -> tuple[frozenset[str], frozenset[str]]:
-    """(given names, family names), of one part each."""
-    given: set[str] = set()
-    family: set[str] = set()
+    """Return (given names, family names), of one word each."""
+    given_names: set[str] = set()
+    family_names: set[str] = set()
     for locale in _LOCALES[language]:
         provider = import_module(f"faker.providers.person.{locale}").Provider
         if language == "ja":
-            given |= {kanji for kanji, *_ in provider.first_name_pairs}
-            family |= {kanji for kanji, *_ in provider.last_name_pairs}
+            given_names |= {kanji for kanji, *_ in provider.first_name_pairs}
+            family_names |= {kanji for kanji, *_ in provider.last_name_pairs}
         else:
-            given |= {n for n in provider.first_names if " " not in n}
-            # Faker's Chinese family names are in the order of their frequency.
-            family |= set(list(provider.last_names)[: 120 if language == "zh" else None])
-    return frozenset(given), frozenset(family)
+            given_names |= {n for n in provider.first_names if " " not in n}
+            # Faker orders Chinese family names by their frequency.
+            family_names |= set(list(provider.last_names)[: 120 if language == "zh" else None])
+    return frozenset(given_names), frozenset(family_names)
 
 
 def names(text: str, language: str) -> Iterator[tuple[int, int]]:
-    """(start, end) of names, in no order, maybe overlapping; none in other languages than the eight."""
+    """Yield (start, end) of names, unordered, possibly overlapping; none in languages other than the eight."""
     if language in UNSPACED:
         for pattern in _dense_patterns(language):
             yield from (m.span("name") for m in pattern.finditer(text))
@@ -73,11 +72,11 @@ def names(text: str, language: str) -> Iterator[tuple[int, int]]:
 
 
 def _western(text: str, language: str) -> Iterator[tuple[int, int]]:
-    given, family = _gazetteer(language)
+    given_names, family_names = _gazetteer(language)
     at = 0
     pattern = _GIVEN_LONG if language in ("pt", "es") else _GIVEN
     while m := pattern.search(text, at):
-        if m[1] in given and (m[1] not in _PLAIN or m[2].split()[-1] in family):
+        if m[1] in given_names and (m[1] not in _PLAIN or m[2].split()[-1] in family_names):
             yield m.start(), m.end()
             at = m.end()
         else:
@@ -90,15 +89,15 @@ def _western(text: str, language: str) -> Iterator[tuple[int, int]]:
     for m in cues.finditer(text):
         words = m["name"].split()
         first = words[0].capitalize()
-        known = first in given and words[0].lower() not in frequent
-        known = known and bool(m["strong"] or first not in _PLAIN)
-        if known or (m["strong"] and all(re.fullmatch(_CAP, w) for w in words)):
+        is_known = first in given_names and words[0].lower() not in frequent
+        is_known = is_known and bool(m["strong"] or first not in _PLAIN)
+        if is_known or (m["strong"] and all(re.fullmatch(_CAP, w) for w in words)):
             # In lower case only the second word can be the family name, and only if it's no other word.
             cased = words[0][0].isupper()
-            two = len(words) > 1 and (
-                words[1][0].isupper() if cased else words[1].capitalize() in family
+            has_family_name = len(words) > 1 and (
+                words[1][0].isupper() if cased else words[1].capitalize() in family_names
             )
-            yield m.start("name"), m.start("name") + len(m["name"] if two else words[0])
+            yield m.start("name"), m.start("name") + len(m["name"] if has_family_name else words[0])
 
 
 @cache
@@ -116,23 +115,25 @@ def _western_patterns(language: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
 
 @cache
 def _dense_patterns(language: str) -> list[re.Pattern[str]]:
-    given, family = (_any_of(words) for words in _gazetteer(language))
+    given_names, family_names = (_any_of(words) for words in _gazetteer(language))
     if language == "zh":
         two = _any_of(frozenset(n for n in _gazetteer("zh")[0] if len(n) == 2))
         return [
-            re.compile(rf"(?P<name>(?:{family})(?:{two}))"),
-            re.compile(rf"(?P<name>(?:{family})[{_HAN}]{{0,2}}?)(?=先生|女士|小姐|医生|教授|经理)"),
+            re.compile(rf"(?P<name>(?:{family_names})(?:{two}))"),
             re.compile(
-                rf"(?:我叫|名叫|叫做|姓名[：:]|联系人[：:]|收件人[：:]|名字是)\s*(?P<name>(?:{family})[{_HAN}]{{1,2}})"
+                rf"(?P<name>(?:{family_names})[{_HAN}]{{0,2}}?)(?=先生|女士|小姐|医生|教授|经理)"
+            ),
+            re.compile(
+                rf"(?:我叫|名叫|叫做|姓名[：:]|联系人[：:]|收件人[：:]|名字是)\s*(?P<name>(?:{family_names})[{_HAN}]{{1,2}})"
             ),
         ]
     return [
-        re.compile(rf"(?P<name>(?:{family})[ 　]?(?:{given}))"),
+        re.compile(rf"(?P<name>(?:{family_names})[ 　]?(?:{given_names}))"),
         re.compile(
-            rf"(?P<name>(?:{family})(?:[ 　]?[{_HAN}ぁ-んァ-ヶ]{{1,4}}?)?)(?=さん|様|氏|くん|ちゃん)"
+            rf"(?P<name>(?:{family_names})(?:[ 　]?[{_HAN}ぁ-んァ-ヶ]{{1,4}}?)?)(?=さん|様|氏|くん|ちゃん)"
         ),
         re.compile(
-            rf"(?P<name>(?:{family})(?:[ 　]?[{_HAN}ぁ-んァ-ヶ]{{1,4}}?)?)(?=と申します|といいます|と言います)"
+            rf"(?P<name>(?:{family_names})(?:[ 　]?[{_HAN}ぁ-んァ-ヶ]{{1,4}}?)?)(?=と申します|といいます|と言います)"
         ),
         re.compile(
             rf"(?:名前は|氏名[：:]|お名前[：:])\s*(?P<name>[{_HAN}]{{2,4}}(?:[ 　][{_HAN}ぁ-んァ-ヶ]{{1,4}})?)"

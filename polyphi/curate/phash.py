@@ -1,13 +1,13 @@
-"""Pictures as 64 signs of their lowest frequencies, and how much two pictures are alike.
+"""Perceptual hashes of images: 64 signs of an image's lowest frequencies, and the correlation of two images.
 
->>> seen = look(picture)                                   # 128 x 128 pixels, what all else is made of
->>> signs(seen)                                            # uint64: the picture's hash
->>> crops(seen)[1].shape                                   # hashes of 2401 crops of it
->>> alike(look(copy), seen, box)                           # 0.99, and where in `seen` the copy lies
+>>> thumb = thumbnail(image)                               # 128 x 128 pixels, the input of all else
+>>> image_hash(thumb)                                      # uint64
+>>> crop_hashes(thumb).shape                               # hashes of 2401 crops
+>>> align(thumbnail(copy), thumb, box)                     # 0.99, and the region of `thumb` that the copy shows
 
-A hash is that of Zauner's thesis (2010) as everyone uses it: signs of a cosine transform's lowest coefficients. A
-crop's transform is a product of three matrices, (cosines over the crop's rows) x (picture) x (cosines over its
-columns), so that thousands of crops of a picture cost milliseconds, and a copy is found whatever was cut off its sides.
+The hash is pHash (Zauner's thesis, 2010): signs of a cosine transform's lowest coefficients. A crop's transform is a
+product of three matrices, (cosines over the crop's rows) x (image) x (cosines over its columns), so that thousands of
+crops of an image cost milliseconds, and a copy is found whichever sides were cut.
 """
 
 from functools import cache, lru_cache
@@ -17,14 +17,14 @@ import numpy as np
 from jaxtyping import Float, UInt64
 from PIL import Image
 
-SIDE = 128  # pixels of a look
+SIDE = 128  # pixels of a thumbnail
 CUTS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
 """Shares of a side that crops cut off, on each of the four sides."""
-COARSE, FINE = 32, 64  # cells of a side in which two pictures are compared, at first and at last
+COARSE, FINE = 32, 64  # cells of a side in which two images are compared, first and later
 UNLIKE = 0.3
-"""Correlation below which it is no use to move a crop's edges; twice that, once they are right to 2 %."""
+"""Correlation below which moving a crop's edges can't find a copy; twice that, once they are right to 2 %."""
 FLAT = 2.0
-"""Standard deviation, in grey levels of 255, below which a picture shows nothing to recognise."""
+"""Standard deviation, in grey levels of 255, below which an image has nothing to recognise."""
 FAINT = 0.02
 """Coefficients below this share of their root mean square are noise: their sign counts as minus."""
 _ORDERS = sorted(
@@ -33,7 +33,7 @@ _ORDERS = sorted(
 
 
 class Box(NamedTuple):
-    """A part of a picture, as shares of its sides."""
+    """A region of an image, as shares of its sides."""
 
     left: float = 0.0
     top: float = 0.0
@@ -44,19 +44,19 @@ class Box(NamedTuple):
 WHOLE = Box()
 
 
-def look(picture: Image.Image) -> Float[np.ndarray, "128 128 3"]:
-    """A picture of any size as [128, 128, RGB], 0 to 255."""
-    small = picture.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX)
-    return np.asarray(small, np.float32)
+def thumbnail(image: Image.Image) -> Float[np.ndarray, "128 128 3"]:
+    """Return an image of any size as [128, 128, RGB], 0 to 255."""
+    resized = image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX)
+    return np.asarray(resized, np.float32)
 
 
-def is_flat(seen: Float[np.ndarray, "128 128 3"]) -> bool:
-    """Whether there is nothing to recognise: an empty sheet is like every other."""
-    return bool(seen.std((0, 1)).max() < FLAT)
+def is_flat(thumb: Float[np.ndarray, "128 128 3"]) -> bool:
+    """Return whether an image has nothing to recognise: an empty sheet matches every other."""
+    return bool(thumb.std((0, 1)).max() < FLAT)
 
 
-def _grey(seen: np.ndarray) -> np.ndarray:
-    return seen @ np.array([0.3, 0.59, 0.11], np.float32)
+def _grey(thumb: np.ndarray) -> np.ndarray:
+    return thumb @ np.array([0.3, 0.59, 0.11], np.float32)
 
 
 @cache
@@ -72,38 +72,38 @@ def _cosines(start: float, end: float, count: int = 11) -> Float[np.ndarray, "co
 
 
 def _pack(coefficients: Float[np.ndarray, "*n 11 11"]) -> UInt64[np.ndarray, "*n"]:
-    """Signs of the 64 coefficients of lowest order but the mean."""
+    """Return the signs of the 64 coefficients of lowest order except the mean, as 64 bits."""
     rows, cols = np.array(_ORDERS).T
-    kept = coefficients[..., rows, cols]
-    faint = FAINT * np.sqrt((kept**2).mean(-1, keepdims=True))
-    bits = np.packbits(np.ascontiguousarray(kept > faint), axis=-1)
+    lowest = coefficients[..., rows, cols]
+    faint = FAINT * np.sqrt((lowest**2).mean(-1, keepdims=True))
+    bits = np.packbits(np.ascontiguousarray(lowest > faint), axis=-1)
     return np.ascontiguousarray(bits).view(np.uint64)[..., 0]
 
 
-def signs(seen: Float[np.ndarray, "128 128 3"], box: Box = WHOLE) -> np.uint64:
-    """The hash of a picture, or of a part of it."""
+def image_hash(thumb: Float[np.ndarray, "128 128 3"], box: Box = WHOLE) -> np.uint64:
+    """Return the hash of an image, or of a region of it."""
     rows, cols = _cosines(box.top, box.bottom), _cosines(box.left, box.right)
-    return np.uint64(_pack(rows @ _grey(seen) @ cols.T))
+    return np.uint64(_pack(rows @ _grey(thumb) @ cols.T))
 
 
 @cache
 def boxes() -> tuple[Box, ...]:
-    """All crops that an index holds: each side cut by each of `CUTS`, the whole picture first."""
+    """Return all crops of the index: each side cut by each of `CUTS`, the whole image first."""
     spans = [(a, 1 - b) for a in CUTS for b in CUTS]
     return tuple(Box(left, top, right, bottom) for top, bottom in spans for left, right in spans)
 
 
-def crops(seen: Float[np.ndarray, "128 128 3"]) -> UInt64[np.ndarray, " 2401"]:
-    """Hashes of all `boxes()` of a picture."""
+def crop_hashes(thumb: Float[np.ndarray, "128 128 3"]) -> UInt64[np.ndarray, " 2401"]:
+    """Return the hashes of all `boxes()` of an image."""
     spans = [_cosines(a, 1 - b) for a in CUTS for b in CUTS]
     stack = np.stack(spans)  # [49, 11, 128]
-    rows = stack @ _grey(seen)  # [49, 11, 128]
+    rows = stack @ _grey(thumb)  # [49, 11, 128]
     both = np.einsum("rap,cbp->rcab", rows, stack, optimize=True)
     return _pack(both).reshape(-1)
 
 
 def distance(a: UInt64[np.ndarray, "*n"] | np.uint64, b: np.uint64) -> np.ndarray:
-    """Bits in which hashes differ, 0 to 64; unrelated pictures differ in about 32."""
+    """Return the number of different bits of hashes, 0 to 64; unrelated images differ in about 32."""
     return np.bitwise_count(np.bitwise_xor(a, b))
 
 
@@ -118,42 +118,42 @@ def _cells(start: float, end: float, count: int) -> Float[np.ndarray, "count 128
     return np.asarray(share / np.maximum(share.sum(1, keepdims=True), 1e-6), np.float32)
 
 
-def _part(seen: np.ndarray, box: Box, count: int) -> np.ndarray:
-    """A part of a picture in `count` x `count` cells, each colour about its mean, of length 1."""
+def _part(thumb: np.ndarray, box: Box, count: int) -> np.ndarray:
+    """Return a region of an image in `count` x `count` cells, each colour centred, of norm 1."""
     rows, cols = _cells(box.top, box.bottom, count), _cells(box.left, box.right, count)
-    high = (rows @ seen.reshape(SIDE, -1)).reshape(count, SIDE, 3)
+    high = (rows @ thumb.reshape(SIDE, -1)).reshape(count, SIDE, 3)
     part = high.transpose(0, 2, 1) @ cols.T  # [count, RGB, count]
     part -= part.mean((0, 2))[None, :, None]
     return np.asarray(part / max(1e-6, float(np.linalg.norm(part))))
 
 
-def likeness(a: Float[np.ndarray, "128 128 3"], b: Float[np.ndarray, "128 128 3"]) -> float:
-    """Correlation of the colours of two whole pictures: 1 for a copy, whatever its brightness and contrast."""
+def correlation(a: Float[np.ndarray, "128 128 3"], b: Float[np.ndarray, "128 128 3"]) -> float:
+    """Return the correlation of the colours of two whole images: 1 for a copy, at any brightness and contrast."""
     return float((_part(a, WHOLE, FINE) * _part(b, WHOLE, FINE)).sum())
 
 
-def alike(
-    copy: Float[np.ndarray, "128 128 3"], seen: Float[np.ndarray, "128 128 3"], box: Box = WHOLE
+def align(
+    copy: Float[np.ndarray, "128 128 3"], thumb: Float[np.ndarray, "128 128 3"], box: Box = WHOLE
 ) -> tuple[float, Box]:
-    """(correlation of the colours of `copy` with a part of `seen`, that part), the part searched for around `box`:
-    1 for a copy, whatever its size, brightness and contrast."""
-    found = box
+    """Return (correlation of the colours of `copy` with a region of `thumb`, that region). The search starts at `box`.
+    The correlation of a copy is 1 at any size, brightness and contrast."""
+    region = box
     for step, cells, least in ((0.02, COARSE, UNLIKE), (0.01, FINE, 2 * UNLIKE), (0.005, FINE, 0)):
         target = _part(copy, WHOLE, cells)
-        best = float((_part(seen, found, cells) * target).sum())
+        best = float((_part(thumb, region, cells) * target).sum())
         moved = best >= least
         while moved:
             moved = False
             for move in _MOVES:
-                edges = [round(e + step * m, 4) for e, m in zip(found, move, strict=True)]
+                edges = [round(e + step * m, 4) for e, m in zip(region, move, strict=True)]
                 b = Box(*(min(1.0, max(0.0, e)) for e in edges))
-                if min(b.right - b.left, b.bottom - b.top) <= 0.3 or b == found:
+                if min(b.right - b.left, b.bottom - b.top) <= 0.3 or b == region:
                     continue
-                if (score := float((_part(seen, b, cells) * target).sum())) > best:
-                    best, found, moved = score, b, True
+                if (score := float((_part(thumb, b, cells) * target).sum())) > best:
+                    best, region, moved = score, b, True
         if best < least:
             break
-    return best, found
+    return best, region
 
 
 _MOVES = [

@@ -1,10 +1,10 @@
-"""Photos of pages: an image of a page askew, in bad light, out of focus.
+"""Photos of pages: an image of a page with perspective, uneven light and blur.
 
 >>> photo(page, rng)[:2]                              # a JPEG
 b'\\xff\\xd8'
 
-A photo has perspective (corners off by up to a fourteenth of a side), a table below, shade across, blur, noise and
-JPEG's marks: what a hand and a telephone do to a page. All strengths are ours, chosen so that it can still be read.
+A photo has perspective (corners off by up to a fourteenth of a side), a table behind the page, shade, blur, noise and
+JPEG artefacts. [ours] All strengths are chosen so that the page can still be read.
 """
 
 import random
@@ -21,19 +21,19 @@ TABLES: tuple[tuple[int, int, int], ...] = (
     (40, 52, 44),
     (150, 126, 96),
 )
-"""What a page lies on."""
+"""Colours of the table."""
 JPEG = (45, 90)
-"""From which to which quality."""
+"""Lowest and highest quality."""
 
 
-def photo(picture: Image.Image, rng: random.Random) -> bytes:
-    """JPEG bytes of a picture's photo, of the picture's size."""
-    wide, high = picture.size
-    seen = _lying(picture, rng)
-    pixels = np.asarray(seen.filter(ImageFilter.GaussianBlur(rng.uniform(0.0, 0.6)))).astype(
+def photo(image: Image.Image, rng: random.Random) -> bytes:
+    """Return JPEG bytes of an image's photo, of the image's size."""
+    wide, high = image.size
+    projected = _on_table(image, rng)
+    pixels = np.asarray(projected.filter(ImageFilter.GaussianBlur(rng.uniform(0.0, 0.6)))).astype(
         np.float32
     )
-    # Light falls off along a line through the picture, by up to two fifths.
+    # Light falls off along a line through the image, by up to two fifths.
     angle, fall = rng.uniform(0, 2 * np.pi), rng.uniform(0.0, 0.4)
     x, y = np.linspace(-0.5, 0.5, wide), np.linspace(-0.5, 0.5, high)[:, None]
     shade = 1 - fall * (0.5 + (np.cos(angle) * x + np.sin(angle) * y) / np.sqrt(2))
@@ -44,31 +44,31 @@ def photo(picture: Image.Image, rng: random.Random) -> bytes:
     )
 
 
-def _lying(picture: Image.Image, rng: random.Random) -> Image.Image:
-    """The picture on a table, seen from a little aside: each corner goes inwards by up to a fourteenth."""
-    wide, high = picture.size
+def _on_table(image: Image.Image, rng: random.Random) -> Image.Image:
+    """Return the image on a table in perspective: each corner moves inwards by up to a fourteenth of a side."""
+    wide, high = image.size
     corners = np.array([(0, 0), (wide, 0), (wide, high), (0, high)], float)
     inwards = np.array([(1, 1), (-1, 1), (-1, -1), (1, -1)], float)
     moved = corners + inwards * [
         (rng.uniform(0, wide / 14), rng.uniform(0, high / 14)) for _ in corners
     ]
-    table = Image.new("RGB", picture.size, rng.choice(TABLES))
+    table = Image.new("RGB", image.size, rng.choice(TABLES))
     coefficients = _projection(moved, corners)
-    page = picture.transform(
-        picture.size, Image.Transform.PERSPECTIVE, coefficients, Image.Resampling.BICUBIC
+    page = image.transform(
+        image.size, Image.Transform.PERSPECTIVE, coefficients, Image.Resampling.BICUBIC
     )
-    inside = Image.new("L", picture.size, 255).transform(
-        picture.size, Image.Transform.PERSPECTIVE, coefficients, Image.Resampling.BICUBIC
+    inside = Image.new("L", image.size, 255).transform(
+        image.size, Image.Transform.PERSPECTIVE, coefficients, Image.Resampling.BICUBIC
     )
     table.paste(page, (0, 0), inside)
     return table
 
 
-def _projection(seen: np.ndarray, flat: np.ndarray) -> tuple[float, ...]:
-    """The eight numbers of the projection that takes points `seen` [4 2] to `flat` [4 2], as Pillow wants them:
+def _projection(projected: np.ndarray, flat: np.ndarray) -> tuple[float, ...]:
+    """Return the eight coefficients of the projection from points `projected` [4 2] to `flat` [4 2], in Pillow's order:
     x' = (a x + b y + c) / (g x + h y + 1)."""
     rows, right = [], []
-    for (x, y), (u, v) in zip(seen, flat, strict=True):
+    for (x, y), (u, v) in zip(projected, flat, strict=True):
         rows += [[x, y, 1, 0, 0, 0, -u * x, -u * y], [0, 0, 0, x, y, 1, -v * x, -v * y]]
         right += [u, v]
     return tuple(np.linalg.solve(np.array(rows), np.array(right)).tolist())

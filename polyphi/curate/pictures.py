@@ -1,15 +1,15 @@
-"""Filters of pictures: broken ones, bad sizes, unsafe ones, captions that tell of something else; and the cap of
-1344 x 1344 (report 3.2).
+"""Image filters: broken images, sizes, unsafe images, captions that don't match; and the cap of 1344 x 1344 (report
+3.2).
 
-    picture                   step             found                         then
+    image                     step             found                         result
     cut JPEG                  Sizes            "broken"                      dropped
     20 x 900                  Sizes            20 x 900                      dropped: "too small"
-    4000 x 3000               Shrink           1344 x 1008                   stays, smaller
+    4000 x 3000               Shrink           1344 x 1008                   scaled down
     (a classifier's 0.93)     Safe             0.93 of at most 0.5           dropped: "unsafe"
     a cat, "A red bus."       Matching         0.11 of at least 0.25         dropped: "caption doesn't match"
 
-A sample with several pictures goes if one of them does. Samples without pictures pass. Classifiers and similarities are
-callables of yours; wherever one is asked, its scores stay in the lineage.
+A sample with several images is dropped if one of them is. Samples without images pass. Classifiers and similarities are
+callables of the user; their scores are noted in the lineage.
 """
 
 import io
@@ -31,16 +31,16 @@ from polyphi.processing.media import decode_image
 CAP = 1344
 """Pixels of a side: "the maximum image resolution is capped at 1344x1344" (report 3.2)."""
 
-Dropped = bool | tuple[bool, str]
+FilterResult = bool | tuple[bool, str]
 
 
-def pictures(doc: Document) -> list[Media]:
-    """The pictures of a document, in order."""
+def images_of(doc: Document) -> list[Media]:
+    """Return the images of a document, in order."""
     return [m for m in doc.media if m.metadata["kind"] == "image"]
 
 
 class Sizes(BaseFilter):
-    """Keeps documents whose pictures can be decoded, have sides of `least` to `most` pixels, and whose longer side is
+    """Keeps documents whose images can be decoded, have sides of `least` to `most` pixels, and whose longer side is
     at most `aspect` times the shorter one. Notes the sizes, [width, height]. [ours] all three numbers.
 
     Reasons of a drop: "broken", "too small", "too large", "too narrow".
@@ -56,18 +56,18 @@ class Sizes(BaseFilter):
             )
         self._least, self._most, self._aspect = least, most, aspect
 
-    def filter(self, doc: Document) -> Dropped:
-        """Whether to keep a document; if not, why."""
-        found = []
-        for medium in pictures(doc):
+    def filter(self, doc: Document) -> FilterResult:
+        """Return True, or False with the reason."""
+        sizes = []
+        for medium in images_of(doc):
             try:
-                found.append(decode_image(medium.media_bytes).size)
+                sizes.append(decode_image(medium.media_bytes).size)
             except ValueError as error:
                 note(doc, "sizes", broken=str(error))
                 return False, "broken"
-        if found:
-            note(doc, "sizes", found=[list(size) for size in found])
-        for size in found:
+        if sizes:
+            note(doc, "sizes", found=[list(size) for size in sizes])
+        for size in sizes:
             if min(size) < self._least:
                 return False, "too small"
             if max(size) > self._most:
@@ -78,10 +78,10 @@ class Sizes(BaseFilter):
 
 
 class Shrink(PipelineStep):
-    """Brings pictures down to `cap` pixels a side, keeping their aspect; smaller ones stay as they are, byte for byte.
+    """Scales images down to `cap` pixels a side, keeping their aspect; smaller ones stay unchanged, byte for byte.
     JPEGs stay JPEGs (quality 92), others become PNGs. Notes [width, height] before and after.
 
-    Raises ValueError where a picture is broken: `Sizes` goes before it.
+    Raises ValueError for a broken image: put `Sizes` before it.
     """
 
     name, type = "Shrink", "FORMATTER"
@@ -91,14 +91,14 @@ class Shrink(PipelineStep):
         self._cap = cap
 
     def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
-        """The same documents, in order."""
+        """Yield the same documents, in order."""
         for doc in data:
             self.stat_update("total")
-            for medium in pictures(doc):
-                picture = decode_image(medium.media_bytes)
-                if max(picture.size) > self._cap:
-                    smaller = shrunk(picture, self._cap)
-                    note(doc, "shrink", found=[list(picture.size)], now=[list(smaller.size)])
+            for medium in images_of(doc):
+                image = decode_image(medium.media_bytes)
+                if max(image.size) > self._cap:
+                    smaller = shrunk(image, self._cap)
+                    note(doc, "shrink", found=[list(image.size)], now=[list(smaller.size)])
                     self.stat_update("shrunk")
                     form = "JPEG" if medium.metadata["mime"] == "image/jpeg" else "PNG"
                     _replace(medium, encoded(smaller, form), f"image/{form.lower()}")
@@ -106,19 +106,19 @@ class Shrink(PipelineStep):
             yield doc
 
 
-def shrunk(picture: Image.Image, cap: int = CAP) -> Image.Image:
-    """The picture with no side longer than `cap`, in its own proportions; itself where it is small enough."""
-    if max(picture.size) <= cap:
-        return picture
-    scale = cap / max(picture.size)
-    size = tuple(max(1, round(side * scale)) for side in picture.size)
-    return picture.resize(size, Image.Resampling.LANCZOS)  # type: ignore[arg-type]
+def shrunk(image: Image.Image, cap: int = CAP) -> Image.Image:
+    """Return the image scaled so that no side is longer than `cap`, with its aspect; small images unchanged."""
+    if max(image.size) <= cap:
+        return image
+    scale = cap / max(image.size)
+    size = tuple(max(1, round(side * scale)) for side in image.size)
+    return image.resize(size, Image.Resampling.LANCZOS)  # type: ignore[arg-type]
 
 
-def encoded(picture: Image.Image, form: str = "JPEG", quality: int = 92) -> bytes:
-    """Bytes of a picture as "JPEG" of a quality, or "PNG"."""
+def encoded(image: Image.Image, form: str = "JPEG", quality: int = 92) -> bytes:
+    """Return the bytes of an image as "JPEG" of a quality, or "PNG"."""
     out = io.BytesIO()
-    picture.save(out, form, **({"quality": quality} if form == "JPEG" else {}))
+    image.save(out, form, **({"quality": quality} if form == "JPEG" else {}))
     return out.getvalue()
 
 
@@ -128,8 +128,8 @@ def _replace(medium: Media, data: bytes, mime: str) -> None:
 
 
 class Safe(BaseFilter):
-    """Drops documents of which a picture is scored above `most` by a classifier: `score(picture)` is the probability
-    that it isn't safe for work, in [0, 1]. Notes every score, and which `classifier` gave it.
+    """Drops documents with an image that a classifier scores above `most`: `score(image)` is the probability, in
+    [0, 1], that the image isn't safe for work. Notes every score, and which `classifier` gave it.
 
     >>> Safe(score, classifier="mine, of May", most=0.2)
     """
@@ -142,9 +142,9 @@ class Safe(BaseFilter):
         super().__init__()
         self._score, self._classifier, self._most = score, classifier, most
 
-    def filter(self, doc: Document) -> Dropped:
-        """Whether to keep a document; if not, why."""
-        scores = [float(self._score(decode_image(m.media_bytes))) for m in pictures(doc)]
+    def filter(self, doc: Document) -> FilterResult:
+        """Return True, or False with the reason."""
+        scores = [float(self._score(decode_image(m.media_bytes))) for m in images_of(doc)]
         if not scores:
             return True
         _note(doc, "safe", self._classifier, scores, most=self._most)
@@ -152,10 +152,10 @@ class Safe(BaseFilter):
 
 
 class Matching(BaseFilter):
-    """Keeps documents in which every picture fits its caption (`captions`): `similarity(picture, caption)`, such as the
-    cosine of CLIP's embeddings, is at least `least`. For corpora of captions: of questions the answer would be held
-    against the picture. Notes every score, and which `model` gave it. Documents whose pictures have no caption pass,
-    with no score.
+    """Keeps documents in which every image fits its caption (`captions`): `similarity(image, caption)`, such as the
+    cosine of CLIP's embeddings, is at least `least`. For caption corpora: in corpora of questions the answer would be
+    compared with the image. Notes every score, and which `model` gave it. Documents whose images have no caption pass,
+    without a score.
     """
 
     name, type = "Matching", "FILTER"
@@ -166,31 +166,31 @@ class Matching(BaseFilter):
         super().__init__()
         self._similarity, self._model, self._least = similarity, model, least
 
-    def filter(self, doc: Document) -> Dropped:
-        """Whether to keep a document; if not, why."""
-        if not pictures(doc):
+    def filter(self, doc: Document) -> FilterResult:
+        """Return True, or False with the reason."""
+        if not images_of(doc):
             return True
         pairs = captions(sample(doc))
-        scores = [float(self._similarity(decode_image(data), told)) for data, told in pairs]
+        scores = [float(self._similarity(decode_image(data), caption)) for data, caption in pairs]
         _note(doc, "matching", self._model, scores, least=self._least)
         return all(score >= self._least for score in scores) or (False, "caption doesn't match")
 
 
 def captions(one: Sample) -> list[tuple[bytes, str]]:
-    """(picture's bytes, what is said of it). In a document that is the text up to the next picture; in a conversation
-    about one picture it is the answer. A conversation about several has no caption of each."""
+    """Return (image bytes, caption) pairs. In a document the caption is the text up to the next image; in a
+    conversation about one image it is the answer. A conversation about several images has no captions."""
     if one.messages[0].role != "document":
-        shown = [p for m in one.messages for p in m.parts if isinstance(p, Picture)]
-        return [(shown[0].source, one.answer)] if len(shown) == 1 and one.answer else []  # type: ignore[list-item]
-    found: list[tuple[bytes, str]] = []
+        images = [p for m in one.messages for p in m.parts if isinstance(p, Picture)]
+        return [(images[0].source, one.answer)] if len(images) == 1 and one.answer else []  # type: ignore[list-item]
+    pairs: list[tuple[bytes, str]] = []
     for part in (p for m in one.messages for p in m.parts):
         if isinstance(part, Picture):
-            found.append((part.source, ""))  # type: ignore[arg-type]
-        elif isinstance(part, Text) and found:
-            found[-1] = (found[-1][0], f"{found[-1][1]} {part.text}".strip())
-    return [(data, told) for data, told in found if told]
+            pairs.append((part.source, ""))  # type: ignore[arg-type]
+        elif isinstance(part, Text) and pairs:
+            pairs[-1] = (pairs[-1][0], f"{pairs[-1][1]} {part.text}".strip())
+    return [(data, caption) for data, caption in pairs if caption]
 
 
 def _note(doc: Document, step: str, model: str, scores: Sequence[float], **limit: Any) -> None:
-    kept = [round(score, 3) for score in scores]
-    note(doc, step, model=model, scores=kept, **limit)
+    rounded = [round(score, 3) for score in scores]
+    note(doc, step, model=model, scores=rounded, **limit)

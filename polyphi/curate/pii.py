@@ -1,26 +1,26 @@
-"""Personal information in text and transcripts: found, then replaced or the document dropped.
+"""Personal information in text and transcripts: finds it, and replaces it or drops the document.
 
 >>> remove("Call me: 415-555-2671, or write to ada@lovelace.org", "en")
 ('Call me: [PHONE], or write to [EMAIL]', Counter({'PHONE': 1, 'EMAIL': 1}))
 >>> remove("write to ada@lovelace.org", "en", fake=Fakes(seed=0))[0]     # the same address gets the same fake
 'write to jennifer96@example.net'
 
-    kind    how it is known
+    kind    how it is recognised
     EMAIL   pattern; in transcripts "ada dot lovelace at example dot com" (`spoken.py`)
     IBAN    pattern, country's layout and check digits (python-stdnum)
     CARD    13 to 19 digits, an issuer's prefix, Luhn's check digit; also spelled
-    IP      pattern, public addresses only (as datatrove has it); not after "version"
+    IP      pattern, public addresses only (as in datatrove); not after "version"
     PHONE   a valid number of a country where the language is spoken (phonenumbers), and one of: a plus, a cue ("Tel."),
             a grouping that isn't that of thousands; not after "order", "invoice" and the like; also spelled
     NAME    patterns and gazetteers (`names.py`), or any recogniser that is passed in
 
 Why these libraries: presidio-analyzer has good pattern recognisers, but each install of it installs spaCy and its
-numerics (21 packages), and its names need a spaCy model, so it isn't a dependency; `spacy_names` takes the user's own
-model. datatrove's PIIFormatter knows addresses only, finds none in Chinese or Japanese (its pattern wants a word's edge
-before them), takes 1.2.3.4 out of version 1.2.3.4.5, and gives no kinds to count.
+numerics (21 packages), and its names need a spaCy model, so it isn't a dependency; `spacy_names` takes the user's
+model. datatrove's PIIFormatter finds addresses only, none in Chinese or Japanese (its pattern needs a word boundary
+before them), takes 1.2.3.4 out of version 1.2.3.4.5, and returns no kinds to count.
 
-What it finds and misses on planted cases: `benchmarks/curation.py pii`, and docs/curation.md for what that said.
-Pictures and recordings are not looked into.
+For recall and precision on planted cases see `benchmarks/curation.py pii` and docs/curation.md. Images and recordings
+are not searched.
 """
 
 import hashlib
@@ -45,7 +45,7 @@ from polyphi.curate.names import names
 from polyphi.text.scripts import UNSPACED
 
 KINDS = ("EMAIL", "IBAN", "CARD", "IP", "PHONE", "NAME")
-"""In order of precedence: of two that overlap the first is taken."""
+"""In order of precedence: of two that overlap the first is kept."""
 REGIONS = {
     "en": ("US", "GB"),
     "zh": ("CN",),
@@ -56,7 +56,7 @@ REGIONS = {
     "pt": ("BR", "PT"),
     "es": ("ES", "MX"),
 }
-"""Language -> countries whose telephone numbers are known without their +code."""
+"""Language -> countries whose telephone numbers are recognised without their +code."""
 
 _EMAIL = re.compile(
     r"(?<![A-Za-z0-9._%+-])[A-Za-z0-9_%+-]+(?:\.[A-Za-z0-9_%+-]+)*@"
@@ -90,15 +90,15 @@ _VERSION = re.compile(
     r"(?i)(?:\bv|version|versão|versione|versión|build|release|版本|バージョン)[\s.:]*$"
 )
 BEFORE = 32
-"""Characters before a number in which a cue is looked for."""
+"""Characters before a number in which a cue is searched for."""
 
 Recognise = Callable[[str], Iterable[tuple[int, int, str]]]
-"""(start, end, kind) of what a recogniser finds in a text."""
+"""Returns (start, end, kind) of what a recogniser finds in a text."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """`text[start:end]` is of a kind; `value` is the same however it was written ("+14155552671", spelled or not)."""
+    """`text[start:end]` is of a kind; `value` is independent of the spelling ("+14155552671", spelled or not)."""
 
     kind: str
     start: int
@@ -109,27 +109,29 @@ class Finding:
 def find(
     text: str, language: str, kinds: Sequence[str] = KINDS, recognise: Recognise | None = None
 ) -> list[Finding]:
-    """What is personal in a text, in order, without overlaps. In a language that isn't one of the eight: no names, no
-    spelled forms, and of telephone numbers those with a plus. Raises ValueError for unknown kinds."""
+    """Return the personal information of a text, in order, without overlaps. In languages other than the eight: no
+    names, no spelled forms, and only telephone numbers with a plus. Raises ValueError for unknown kinds."""
     if unknown := set(kinds) - set(KINDS):
         raise ValueError(f"expected kinds of {', '.join(KINDS)}, found {sorted(unknown)}")
-    found = [*_patterns(text, language)]
+    candidates = [*_patterns(text, language)]
     if "NAME" in kinds:
-        found += [Finding("NAME", a, b, _plain(text[a:b])) for a, b in names(text, language)]
+        candidates += [Finding("NAME", a, b, _plain(text[a:b])) for a, b in names(text, language)]
     if recognise is not None:
-        found += [Finding(k, a, b, _plain(text[a:b])) for a, b, k in recognise(text)]
+        candidates += [Finding(k, a, b, _plain(text[a:b])) for a, b, k in recognise(text)]
     ranked = sorted(
-        (f for f in found if f.kind in kinds),
+        (f for f in candidates if f.kind in kinds),
         key=lambda f: (KINDS.index(f.kind), f.start - f.end, f.start),
     )
-    kept: list[Finding] = []  # in order of place, which overlap-free findings have only one of
+    findings: list[
+        Finding
+    ] = []  # sorted by position, which is unique because findings don't overlap
     for one in ranked:
-        at = bisect_left(kept, one.start, key=lambda f: f.start)
-        if (at == 0 or kept[at - 1].end <= one.start) and (
-            at == len(kept) or kept[at].start >= one.end
+        at = bisect_left(findings, one.start, key=lambda f: f.start)
+        if (at == 0 or findings[at - 1].end <= one.start) and (
+            at == len(findings) or findings[at].start >= one.end
         ):
-            kept.insert(at, one)
-    return kept
+            findings.insert(at, one)
+    return findings
 
 
 def _plain(name: str) -> str:
@@ -147,9 +149,9 @@ def _patterns(text: str, language: str) -> Iterator[Finding]:
     for start, end, digits in spoken.numbers(text, language):
         if _is_card(digits):
             yield Finding("CARD", start, end, digits)
-        elif "12345678" not in digits:  # somebody counts
+        elif "12345678" not in digits:  # counting
             cue = _CUE.search(text, max(0, start - BEFORE), start)
-            if number := _parsed(digits, language, possible=bool(cue)):
+            if number := _e164(digits, language, possible=bool(cue)):
                 yield Finding("PHONE", start, end, number)
 
 
@@ -157,15 +159,15 @@ def _numbers(text: str, language: str) -> Iterator[Finding]:
     from stdnum import iban
 
     for m in _IBAN.finditer(text):
-        # The pattern may run on into a following word in capitals: the longest beginning that is valid.
+        # The pattern may continue into a following word in capitals: take the longest valid prefix.
         for end in range(m.end(), m.start() + 14, -1):
-            said = text[m.start() : end]
+            iban_text = text[m.start() : end]
             if (
-                said[-1] != " "
+                iban_text[-1] != " "
                 and (end == m.end() or text[end] == " ")
-                and iban.is_valid(said, check_country=False)
+                and iban.is_valid(iban_text, check_country=False)
             ):
-                yield Finding("IBAN", m.start(), end, said.replace(" ", ""))
+                yield Finding("IBAN", m.start(), end, iban_text.replace(" ", ""))
                 break
     for m in _CARD.finditer(text):
         digits = re.sub(r"\D", "", m[0])
@@ -193,14 +195,14 @@ def _is_public(address: str) -> bool:
         return False
 
 
-def _parsed(said: str, language: str, possible: bool = False) -> str:
-    """A valid number (or one whose length is possible) in the form +CODE..., or ""."""
+def _e164(text: str, language: str, possible: bool = False) -> str:
+    """Return a valid number (or one whose length is possible) in the form +CODE..., or ""."""
     import phonenumbers
 
     check = phonenumbers.is_possible_number if possible else phonenumbers.is_valid_number
-    for region in (None,) if "+" in said[:2] else REGIONS.get(language, ()):
+    for region in (None,) if "+" in text[:2] else REGIONS.get(language, ()):
         try:
-            number = phonenumbers.parse(said, region)
+            number = phonenumbers.parse(text, region)
         except phonenumbers.NumberParseException:
             continue
         if check(number):
@@ -208,22 +210,24 @@ def _parsed(said: str, language: str, possible: bool = False) -> str:
     return ""
 
 
-def _written_phone(said: str, before: str, language: str) -> str:
-    """The number that is written so, or "" if it is more likely something else."""
+def _written_phone(written: str, before: str, language: str) -> str:
+    """Return the phone number, or "" if the text is more likely something else."""
     cue, other = list(_CUE.finditer(before)), list(_OTHER.finditer(before))
-    if (other and (not cue or cue[-1].start() < other[-1].start())) or _NO_PHONE.match(said):
+    if (other and (not cue or cue[-1].start() < other[-1].start())) or _NO_PHONE.match(written):
         return ""
-    if said.count("(") != said.count(")"):
+    if written.count("(") != written.count(")"):
         return ""
-    number = _parsed(said, language, possible=bool(cue))
-    if not number or cue or "+" in said[:2]:
+    number = _e164(written, language, possible=bool(cue))
+    if not number or cue or "+" in written[:2]:
         return number
-    groups = re.findall(r"\d+", said)
-    # 612 345 678 may be a number of people: groups of three after a first one of at most three.
-    thousands = len(groups[0]) <= 3 and all(len(g) == 3 for g in groups[1:]) and "-" not in said
-    grouped = len(groups) > 1 and min(map(len, groups)) > 1 and not (thousands and said[0] != "0")
+    groups = re.findall(r"\d+", written)
+    # 612 345 678 may be a count: groups of three after a first one of at most three.
+    thousands = len(groups[0]) <= 3 and all(len(g) == 3 for g in groups[1:]) and "-" not in written
+    grouped = (
+        len(groups) > 1 and min(map(len, groups)) > 1 and not (thousands and written[0] != "0")
+    )
     # Mobile numbers in China are written without spaces.
-    return number if grouped or (language == "zh" and re.fullmatch(r"1[3-9]\d{9}", said)) else ""
+    return number if grouped or (language == "zh" and re.fullmatch(r"1[3-9]\d{9}", written)) else ""
 
 
 # ----------------------------------------------------------------------------------------------------------- replacing
@@ -231,34 +235,34 @@ def _written_phone(said: str, before: str, language: str) -> str:
 
 @dataclass(frozen=True)
 class Fakes:
-    """Consistent stand-ins: the same value has the same fake, with the same seed, in every document and process.
+    """Consistent replacements: the same value has the same fake, with the same seed, in every document and process.
 
-    They reach nobody: addresses at example.com, .net and .org, telephone numbers 555-01xx, IP addresses from the ranges
-    kept for documentation, cards and IBANs made up with right check digits, names of Faker's. Few exist of some (2,000
-    telephone numbers), so two values may share one.
+    They can't reach a real person: addresses at example.com, .net and .org, telephone numbers 555-01xx, IP addresses
+    from the ranges reserved for documentation, generated cards and IBANs with valid check digits, names of Faker's.
+    Some kinds have few fakes (2,000 telephone numbers), so two values may share one.
     """
 
     seed: int = 0
 
     def __call__(self, finding: Finding, language: str) -> str:
-        """What stands in for a finding; a name in the language."""
+        """Return the replacement of a finding; a name in the language."""
         key = f"{self.seed}\x1f{finding.kind}\x1f{finding.value}"
-        made = _faker(language if finding.kind == "NAME" else "en")
-        made.seed_instance(int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest()))
+        faker = _faker(language if finding.kind == "NAME" else "en")
+        faker.seed_instance(int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest()))
         if finding.kind == "EMAIL":
-            return str(made.safe_email())
+            return str(faker.safe_email())
         if finding.kind == "PHONE":
-            return f"+1 {made.random.choice(_AREAS)}-555-01{made.random.randrange(100):02d}"
+            return f"+1 {faker.random.choice(_AREAS)}-555-01{faker.random.randrange(100):02d}"
         if finding.kind == "CARD":
-            return str(made.credit_card_number("visa16"))
+            return str(faker.credit_card_number("visa16"))
         if finding.kind == "IBAN":
-            return str(made.iban())
+            return str(faker.iban())
         if finding.kind == "IP":
-            number = made.random.randrange(1, 255)
+            number = faker.random.randrange(1, 255)
             return f"2001:db8::{number:x}" if ":" in finding.value else f"192.0.2.{number}"
         if language in UNSPACED:
-            return f"{made.last_name()}{made.first_name()}"
-        return f"{made.first_name()} {made.last_name()}"
+            return f"{faker.last_name()}{faker.first_name()}"
+        return f"{faker.first_name()} {faker.last_name()}"
 
 
 _AREAS = (
@@ -301,7 +305,7 @@ def remove(
     fake: Fakes | None = None,
     recognise: Recognise | None = None,
 ) -> tuple[str, Counter[str]]:
-    """The text with `[KIND]`, or a fake, in place of each finding; and how many of each kind there were."""
+    """Return the text with `[KIND]`, or a fake, in place of each finding; and the number of findings per kind."""
     pieces, at, counts = [], 0, Counter[str]()
     for f in find(text, language, kinds, recognise):
         pieces += [text[at : f.start], fake(f, language) if fake else f"[{f.kind}]"]
@@ -311,8 +315,8 @@ def remove(
 
 
 def spacy_names(path: Path) -> Recognise:
-    """A recogniser of names by a spaCy model in a folder of the user's (`pip install spacy`; nothing is downloaded).
-    The model is read at the first text. Raises ValueError where there is no model."""
+    """Return a recogniser of names by a spaCy model in a user's folder (`pip install spacy`; nothing is downloaded).
+    The model is loaded at the first text. Raises ValueError if there is no model."""
     if not (Path(path) / "config.cfg").exists():
         raise ValueError(f"{path}: expected the folder of a spaCy model, which has a config.cfg")
 
@@ -335,8 +339,8 @@ def spacy_names(path: Path) -> Recognise:
 
 
 class Personal(BaseFilter):
-    """Takes personal information out of every text of a document, or drops documents that have any
-    (`action="drop"`, reason `pii_KIND`, the kind that comes first). Notes how many of each kind. The language is that
+    """Removes personal information from every text of a document, or drops documents that have any (`action="drop"`,
+    reason `pii_KIND`, the first kind in order of precedence). Notes the number of each kind. The language is that
     which the step `Language` found, or `meta["language"]`."""
 
     name, type = "Personal", "FILTER"
@@ -352,17 +356,17 @@ class Personal(BaseFilter):
         super().__init__(exclusion_writer)
         if action not in ("replace", "drop"):
             raise ValueError(f"expected the action 'replace' or 'drop', found {action!r}")
-        find("", "en", kinds)  # refuses unknown kinds
+        find("", "en", kinds)  # raises for unknown kinds
         self._drop, self._kinds = action == "drop", tuple(kinds)
         self._fake, self._recognise = fake, recognise
 
     def filter(self, doc: Document) -> bool | tuple[bool, str]:
-        """Whether to keep a document."""
+        """Return True, or False with the reason."""
         language, counts = language_of(doc), Counter[str]()
 
         def clean(text: str) -> str:
-            cleaned, found = remove(text, language, self._kinds, self._fake, self._recognise)
-            counts.update(found)
+            cleaned, removed = remove(text, language, self._kinds, self._fake, self._recognise)
+            counts.update(removed)
             return text if self._drop else cleaned
 
         edit(doc, clean)

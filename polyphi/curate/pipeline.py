@@ -6,8 +6,8 @@ r"""A split of a corpus as a datatrove pipeline: samples, steps, shards; on this
                                    |                                 each |              and manifest.json
                                 what a step drops:  data/NAME/.made/HASH/train/dropped/STEP/00000.jsonl
 
-A task writes its part whole or not at all. A run that was killed leaves finished tasks alone and starts the others
-again, so that its shards are the same bit for bit, whoever made them and however often it was stopped.
+A task writes its part atomically. A run that was killed keeps finished tasks and restarts the others, so that its
+shards are the same bit for bit, whatever the executor and however often it was interrupted.
 """
 
 import json
@@ -35,14 +35,14 @@ from polyphi.data.shards import Sample, Shards
 
 PRELOADED = [f"polyphi.curate.{name}" for name in ("pipeline", "decontaminate", "dedup")]
 
-logger.disable("datatrove")  # it says a dozen lines a task; its own log files go with them
+logger.disable("datatrove")  # a dozen lines per task, and its log files, too
 
 
 @dataclass(frozen=True)
 class Machines:
-    """Where tasks run: `executor` "local" (so many processes), "ray" (so many tasks at a time, on the cluster that
-    RAY_ADDRESS names, or one started here) or "slurm" (jobs are handed in; `slurm` has sbatch's `partition`, `time`
-    and what else datatrove's executor takes)."""
+    """Where tasks run: `executor` "local" (`workers` processes), "ray" (`workers` tasks at a time, on the cluster that
+    RAY_ADDRESS names, or one started here) or "slurm" (jobs are submitted; `slurm` has sbatch's `partition`, `time`
+    and further options of datatrove's executor)."""
 
     executor: Literal["local", "ray", "slurm"] = "local"
     workers: int = 1
@@ -50,7 +50,7 @@ class Machines:
 
 
 class Samples(PipelineStep):
-    """The first step: each task's samples, as documents."""
+    """The first step: reads each task's samples as documents."""
 
     name, type = "Samples", "READER"
 
@@ -61,20 +61,20 @@ class Samples(PipelineStep):
         self._tasks, self._split = tasks, split
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Samples":
-        """The local executor copies its steps for each task; a model that a corpus is made with needs no copy."""
+        """Return an uncopied step: the local executor copies its steps for each task, and models need no copy."""
         return Samples(self._tasks, self._split)
 
     def run(
         self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1
     ) -> DocumentsPipeline:
-        """Documents of task `rank`."""
-        for one in self._tasks[rank]():
+        """Yield the documents of task `rank`."""
+        for across_step in self._tasks[rank]():
             self.stat_update("documents")
-            yield document(one, self._split)
+            yield document(across_step, self._split)
 
 
 class Parts(PipelineStep):
-    """The first step of what looks across tasks: the documents of each task's part."""
+    """The first step of a pass across tasks: reads the documents of each task's part."""
 
     name, type = "Parts", "READER"
 
@@ -85,14 +85,14 @@ class Parts(PipelineStep):
     def run(
         self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1
     ) -> DocumentsPipeline:
-        """Documents of part `rank`."""
-        for one in Shards(self._folders[rank]):
+        """Yield the documents of part `rank`."""
+        for across_step in Shards(self._folders[rank]):
             self.stat_update("documents")
-            yield document(one, self._split)
+            yield document(across_step, self._split)
 
 
 class Part(PipelineStep):
-    """The last step: each task's documents become a part of a split, of at most `rows`."""
+    """The last step: writes each task's documents as a part of a split, of at most `rows`."""
 
     name, type = "Part", "WRITER"
 
@@ -104,12 +104,12 @@ class Part(PipelineStep):
         self._rows = rows
 
     def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
-        """Write them; nothing comes out."""
+        """Write the documents; yields nothing."""
 
         def counted() -> Iterator[Sample]:
-            for one in islice(data, self._rows):
+            for across_step in islice(data, self._rows):
                 self.stat_update("documents")
-                yield sample(one)
+                yield sample(across_step)
 
         folder = self._folders[rank]
         shards.write(folder, counted(), pipeline=self._pipeline, parents=self._parents)
@@ -127,75 +127,78 @@ def run(
     rows: int | None = None,
     across: Sequence[Callable[..., Any]] = (),
 ) -> None:
-    """Make the split `folder` by its tasks, each of at most `rows` samples, unless it is there. `pipeline` is the hash
-    of all that decides what is made. Each of `across` sees the parts of all tasks at once: `dedup.deduplicate`, told
-    what is alike. With Slurm it returns when jobs are handed in (and at once while they wait or run); called again
-    after they are done, it joins what they made. Raises ValueError where an executor isn't installed."""
-    if _is_made(folder, pipeline):
+    """Build the split `folder` by its tasks, each of at most `rows` samples, unless it exists. `pipeline` is the hash
+    of all that decides the result. Each step of `across` processes the parts of all tasks: `dedup.deduplicate` with
+    its `Likeness` bound. With Slurm, returns when jobs are submitted (and at once while they wait or run); when called
+    after they have ended, joins their parts. Raises ValueError if an executor isn't installed."""
+    if _is_built(folder, pipeline):
         return
-    made = _made(folder, pipeline)
-    if machines.executor == "slurm" and _queued(made):
+    build_folder = _build_folder(folder, pipeline)
+    if machines.executor == "slurm" and _queued(build_folder):
         return
     rounds = [
-        [made / f"parts-{n}" / f"{rank:05d}" for rank in range(len(tasks))]
+        [build_folder / f"parts-{n}" / f"{rank:05d}" for rank in range(len(tasks))]
         for n in range(len(across) + 1)
     ]
-    logs = [made, *(made / f"across-{n}" / "logs" / "3" for n in range(len(across)))]
+    logs = [
+        build_folder,
+        *(build_folder / f"across-{n}" / "logs" / "3" for n in range(len(across))),
+    ]
     for parts, completed in zip(rounds, logs, strict=True):
         for rank, part in enumerate(parts):
-            if not _is_made(part, pipeline):
+            if not _is_built(part, pipeline):
                 (completed / "completions" / f"{rank:05d}").unlink(missing_ok=True)
     for step in steps:
         if getattr(step, "exclusion_writer", "none") is None:
-            step.exclusion_writer = _aside(made / "dropped" / type(step).__name__)
+            step.exclusion_writer = _dropped_writer(build_folder / "dropped" / type(step).__name__)
     last = [Part(parts, pipeline, parents, None) for parts in rounds[:-1]]
     last.append(Part(rounds[-1], pipeline, parents, rows))
-    execute = partial(_executor, machines, _job(made))
-    done = execute(
+    execute = partial(_executor, machines, _job(build_folder))
+    previous = execute(
         pipeline=[Samples(tasks, folder.name), *steps, last[0]],
         tasks=len(tasks),
-        logging_dir=str(made),
+        logging_dir=str(build_folder),
     )
-    done.run()
-    for n, one in enumerate(across):
-        done = one(
+    previous.run()
+    for n, across_step in enumerate(across):
+        previous = across_step(
             [Parts(rounds[n], folder.name)],
             [last[n + 1]],
-            made / f"across-{n}",
-            excluded=_aside(made / "dropped" / f"Duplicates-{n}"),
+            build_folder / f"across-{n}",
+            excluded=_dropped_writer(build_folder / "dropped" / f"Duplicates-{n}"),
             tasks=len(tasks),
             executor=execute,
-            depends=done,
+            depends=previous,
         )
-    if all(_is_made(part, pipeline) for part in rounds[-1]):
+    if all(_is_built(part, pipeline) for part in rounds[-1]):
         shards.join(folder, rounds[-1])
         for parts in rounds[:-1]:
             shutil.rmtree(parts[0].parent)
 
 
-def _made(folder: Path, pipeline: str) -> Path:
-    """Where the split of a corpus is made by a pipeline."""
+def _build_folder(folder: Path, pipeline: str) -> Path:
+    """Return the folder in which a pipeline builds a split."""
     return folder.parent / ".made" / pipeline[:16] / folder.name
 
 
-def _is_made(folder: Path, pipeline: str) -> bool:
+def _is_built(folder: Path, pipeline: str) -> bool:
     manifest = folder / "manifest.json"
     return manifest.exists() and json.loads(manifest.read_text())["pipeline"] == pipeline
 
 
-def _job(made: Path) -> str:
-    """What Slurm knows the jobs of a split by: its corpus, the hash of all that decides what is made, and itself."""
-    return f"polyphi-{made.parents[2].name}-{made.parent.name}-{made.name}"
+def _job(build_folder: Path) -> str:
+    """Return the Slurm job name of a split: its corpus, the pipeline's hash and the split's name."""
+    return f"polyphi-{build_folder.parents[2].name}-{build_folder.parent.name}-{build_folder.name}"
 
 
-def _queued(made: Path) -> bool:
-    """Whether jobs that were handed in before wait or run."""
+def _queued(build_folder: Path) -> bool:
+    """Return whether jobs submitted before are waiting or running."""
     if shutil.which("squeue") is None:
         return False
-    command = ["squeue", "--noheader", "--name", _job(made), "--format", "%r"]
-    told = subprocess.run(command, check=False, capture_output=True, text=True).stdout
-    # What waits for jobs that failed waits for ever.
-    return any(reason != "DependencyNeverSatisfied" for reason in told.split())
+    command = ["squeue", "--noheader", "--name", _job(build_folder), "--format", "%r"]
+    output = subprocess.run(command, check=False, capture_output=True, text=True).stdout
+    # Jobs that depend on failed jobs never start.
+    return any(reason != "DependencyNeverSatisfied" for reason in output.split())
 
 
 def _executor(machines: Machines, job: str, **common: Any) -> Any:
@@ -210,34 +213,34 @@ def _executor(machines: Machines, job: str, **common: Any) -> Any:
         if machines.executor == "slurm":
             from datatrove.executor import SlurmPipelineExecutor
 
-            if lacking := {"partition", "time"} - set(machines.slurm):
+            if missing := {"partition", "time"} - set(machines.slurm):
                 raise ValueError(
-                    f"Slurm wants to know {' and '.join(sorted(lacking))}: --slurm partition=NAME --slurm time=04:00:00"
+                    f"Slurm needs {' and '.join(sorted(missing))}: --slurm partition=NAME --slurm time=04:00:00"
                 )
-            # Jobs use the Python that hands them in.
+            # Jobs run the Python that submits them.
             activate = f'export PATH="{Path(sys.executable).parent}:$PATH"'
             options = {"job_name": job, "env_command": activate, **machines.slurm}
             return SlurmPipelineExecutor(**common, **options)
     except ImportError as error:
         raise ValueError(
-            f"the executor {machines.executor!r} isn't installed ({error}); `pip install ray` brings it"
+            f"the executor {machines.executor!r} isn't installed ({error}); install it with `pip install ray`"
         ) from error
-    # Workers of all steps are forked from one process that has imported what they need: else each does, for seconds.
+    # Workers of all steps are forked from one process with these imports, which take seconds per process.
     multiprocess.get_context("forkserver").set_forkserver_preload(PRELOADED)
     return LocalPipelineExecutor(**common)
 
 
-def _aside(folder: Path) -> JsonlWriter:
-    """Where a step's dropped documents are kept, with the reason."""
+def _dropped_writer(folder: Path) -> JsonlWriter:
+    """Return a writer of a step's dropped documents, with the reason of each."""
 
     def line(self: JsonlWriter, dropped: Document) -> dict[str, Any]:
-        kept = dropped.metadata["sample"]
+        row = dropped.metadata["sample"]
         return {
             "id": dropped.id,
             "reason": dropped.metadata.get("filter_reason", ""),
             "text": dropped.text,
-            "source": kept["source"],
-            "licence": kept["licence"],
+            "source": row["source"],
+            "licence": row["licence"],
             "media_sha256": [m.id for m in dropped.media],
             "lineage": dropped.metadata["lineage"],
         }
@@ -246,27 +249,27 @@ def _aside(folder: Path) -> JsonlWriter:
 
 
 def counts(folder: Path, pipeline: str) -> list[dict[str, Any]]:
-    """What each step counted in all tasks of a split: documents that came, went on ("forwarded"), were dropped, and
-    for which reason; empty where the corpus was made elsewhere."""
-    made = _made(folder, pipeline)
-    found, n = _counted(made / "stats"), 0
-    while across := _counted(made / f"across-{n}" / "logs" / "3" / "stats"):
-        # Of reading parts, dropping, telling and writing. What the last part has counts, not the one before.
+    """Return the counts of each step over all tasks of a split: documents in, out ("forwarded") and dropped by reason;
+    empty if the corpus was built elsewhere."""
+    build_folder = _build_folder(folder, pipeline)
+    totals, n = _counted(build_folder / "stats"), 0
+    while across := _counted(build_folder / f"across-{n}" / "logs" / "3" / "stats"):
+        # The steps are reading, dropping, lineage and writing. The counts of the last writer replace the one before.
         dropped = next(step for step in across if "total" in step)
-        found[-1:] = [dropped | {"step": f"Duplicates-{n}"}, across[-1]]
+        totals[-1:] = [dropped | {"step": f"Duplicates-{n}"}, across[-1]]
         n += 1
-    return found
+    return totals
 
 
 def _counted(folder: Path) -> list[dict[str, Any]]:
-    found: list[Counter[str]] = []
+    counters: list[Counter[str]] = []
     names: list[str] = []
     for path in sorted(folder.glob("*.json")):
         steps = json.loads(path.read_text())
         names = [step["name"].split(": ")[-1] for step in steps]
-        found = found or [Counter() for _ in steps]
-        for counter, step in zip(found, steps, strict=True):
+        counters = counters or [Counter() for _ in steps]
+        for counter, step in zip(counters, steps, strict=True):
             for key, value in step["stats"].items():
                 if key in ("documents", "total", "forwarded") or key.startswith("dropped"):
                     counter[key] += value["total"] if isinstance(value, dict) else value
-    return [{"step": name, **counter} for name, counter in zip(names, found, strict=True)]
+    return [{"step": name, **counter} for name, counter in zip(names, counters, strict=True)]

@@ -5,9 +5,9 @@
 {'educational': ..., 'scientific': ..., 'toxicity': ...}       # probabilities
 >>> save(quality, folder); load(folder)                # weights.safetensors + quality.json, no pickle
 
-An aspect is a name: the report gives "toxic, obscure, scientific, etc.". Each pair of a language and an aspect has a
-logistic regression of its own on hashed n-grams of the text: words and their pairs, in Chinese and Japanese characters,
-their pairs and triples. It reads style and subject; it doesn't know what is true.
+An aspect is a name: the report gives "toxic, obscure, scientific, etc.". Each pair of a language and an aspect has its
+logistic regression on hashed n-grams of the text: words and their pairs, in Chinese and Japanese characters, their
+pairs and triples. It classifies style and subject, not truth.
 
     python -m polyphi.curate.quality train OUT shards/*.parquet       # or *.jsonl
     python -m polyphi.curate.quality measure OUT held_out/*.parquet --threshold 0.5
@@ -36,9 +36,9 @@ from polyphi.text.scripts import UNSPACED
 BUCKETS = 2**16
 """Hashed n-grams: 256 KB of weights per language and aspect."""
 READ = 10_000
-"""Characters that are read of a text."""
+"""Characters of a text that are read."""
 BATCH, BUFFER = 256, 8192
-"""Rows per step of training; rows that are held to be mixed, so that shards may be sorted by label."""
+"""Rows per training step; rows in the shuffle buffer, so that shards may be sorted by label."""
 COLUMNS = ("text", "language", "aspect", "label")
 
 
@@ -53,8 +53,8 @@ class Labelled:
 
 
 def labelled(paths: Iterable[Path | str]) -> Iterator[Labelled]:
-    """Rows of JSONL and parquet files in order, never a whole file at once. Raises ValueError, which names file and
-    row, for a row that lacks a column or has a label other than true, false, 1 or 0."""
+    """Yield the rows of JSONL and parquet files in order, as a stream. Raises ValueError with file and row for a row
+    that lacks a column or has a label other than true, false, 1 or 0."""
     for path in map(Path, paths):
         if path.suffix not in (".jsonl", ".parquet"):
             raise ValueError(f"{path}: expected labelled rows in .jsonl or .parquet")
@@ -76,8 +76,8 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as file:
-        known = [c for c in COLUMNS if c in file.schema_arrow.names]
-        for batch in file.iter_batches(BATCH, columns=known):
+        columns = [c for c in COLUMNS if c in file.schema_arrow.names]
+        for batch in file.iter_batches(BATCH, columns=columns):
             yield from batch.to_pylist()
 
 
@@ -93,16 +93,16 @@ def _vectorizer(dense: bool) -> Any:
 
 
 def features(texts: Sequence[str], language: str) -> Any:
-    """A sparse row of length one for each text (scipy CSR, len(texts) x BUCKETS)."""
+    """Return a sparse row of norm one for each text (scipy CSR, len(texts) x BUCKETS)."""
     if language not in LANGUAGES:
         raise ValueError(f"expected one of {', '.join(LANGUAGES)}, found language {language!r}")
     return _vectorizer(language in UNSPACED).transform([text[:READ] for text in texts])
 
 
 class Classifier:
-    """`heads`: (language, aspect) -> weights, float32, BUCKETS and one more, the bias.
+    """`heads`: (language, aspect) -> weights, float32, BUCKETS + 1, the last one the bias.
 
-    No dataclass: datatrove would write all weights into the JSON that it keeps of a pipeline.
+    Not a dataclass: datatrove would write all weights into its JSON of the pipeline.
     """
 
     def __init__(self, heads: Mapping[tuple[str, str], np.ndarray]) -> None:
@@ -113,11 +113,11 @@ class Classifier:
 
     @property
     def aspects(self) -> tuple[str, ...]:
-        """Aspects of any language."""
+        """Return the aspects of all languages."""
         return tuple(sorted({aspect for _, aspect in self.heads}))
 
     def scores(self, text: str, language: str) -> dict[str, float]:
-        """Probability of each aspect that the language has a head for; empty where it has none."""
+        """Return the probability of each aspect with a head for the language; empty without one."""
         heads = {a: w for (spoken, a), w in self.heads.items() if spoken == language}
         if not heads:
             return {}
@@ -129,26 +129,26 @@ class Classifier:
 
 
 def train(rows: Callable[[], Iterable[Labelled]], *, epochs: int = 10, seed: int = 0) -> Classifier:
-    """Heads for every language and aspect in the rows. `rows` is called once an epoch; memory doesn't grow with them.
+    """Train a head for every language and aspect in the rows. `rows` is called once per epoch; memory is constant.
 
-    Deterministic: the same rows and seed give the same weights. Raises ValueError where a head has only one label.
+    Deterministic: the same rows and seed give the same weights. Raises ValueError if a head has only one label.
     """
     from sklearn.linear_model import SGDClassifier
 
     heads: dict[tuple[str, str], Any] = {}
-    seen: dict[tuple[str, str], set[bool]] = {}
+    labels_by_head: dict[tuple[str, str], set[bool]] = {}
     for epoch in range(epochs):
-        waiting: dict[tuple[str, str], list[Labelled]] = {}
-        for row in _mixed(rows(), Random(f"{seed}:{epoch}")):
+        pending: dict[tuple[str, str], list[Labelled]] = {}
+        for row in _shuffled(rows(), Random(f"{seed}:{epoch}")):
             key = (row.language, row.aspect)
-            seen.setdefault(key, set()).add(row.label)
-            batch = waiting.setdefault(key, [])
+            labels_by_head.setdefault(key, set()).add(row.label)
+            batch = pending.setdefault(key, [])
             batch.append(row)
             if len(batch) == BATCH:
-                _step(heads, SGDClassifier, key, waiting.pop(key), seed)
-        for key in sorted(waiting):
-            _step(heads, SGDClassifier, key, waiting[key], seed)
-    if one_sided := sorted(key for key, labels in seen.items() if len(labels) < 2):
+                _step(heads, SGDClassifier, key, pending.pop(key), seed)
+        for key in sorted(pending):
+            _step(heads, SGDClassifier, key, pending[key], seed)
+    if one_sided := sorted(key for key, labels in labels_by_head.items() if len(labels) < 2):
         raise ValueError(
             f"expected positives and negatives for every language and aspect; only one of them for {one_sided}"
         )
@@ -173,16 +173,16 @@ def _step(
     heads[key].partial_fit(x, [row.label for row in batch], classes=[False, True])
 
 
-def _mixed(rows: Iterable[Labelled], rng: Random) -> Iterator[Labelled]:
-    """The rows in an order that no sorting of the shards shows through, BUFFER of them held."""
+def _shuffled(rows: Iterable[Labelled], rng: Random) -> Iterator[Labelled]:
+    """Yield the rows in random order, with a buffer of BUFFER rows."""
     stream = iter(rows)
-    held = list(islice(stream, BUFFER))
+    buffer = list(islice(stream, BUFFER))
     for row in stream:
-        chosen = rng.randrange(len(held))
-        yield held[chosen]
-        held[chosen] = row
-    rng.shuffle(held)
-    yield from held
+        chosen = rng.randrange(len(buffer))
+        yield buffer[chosen]
+        buffer[chosen] = row
+    rng.shuffle(buffer)
+    yield from buffer
 
 
 def save(classifier: Classifier, folder: Path) -> None:
@@ -194,28 +194,28 @@ def save(classifier: Classifier, folder: Path) -> None:
         {f"{language}.{aspect}": w for (language, aspect), w in classifier.heads.items()},
         folder / "weights.safetensors",
     )
-    about = {
+    config = {
         "buckets": BUCKETS,
         "heads": [f"{language}.{aspect}" for language, aspect in classifier.heads],
     }
-    (folder / "quality.json").write_text(json.dumps(about, indent=1))
+    (folder / "quality.json").write_text(json.dumps(config, indent=1))
 
 
 def load(folder: Path) -> Classifier:
-    """What `save` wrote. Raises ValueError for anything else."""
+    """Load a classifier written by `save`. Raises ValueError for anything else."""
     from safetensors.numpy import load_file
 
     try:
-        about = json.loads((folder / "quality.json").read_text())
+        config = json.loads((folder / "quality.json").read_text())
         weights = load_file(folder / "weights.safetensors")
     except FileNotFoundError as error:
         raise ValueError(
             f"{folder}: expected quality.json and weights.safetensors, which training writes: {error}"
         ) from None
-    if about["buckets"] != BUCKETS or sorted(about["heads"]) != sorted(weights):
+    if config["buckets"] != BUCKETS or sorted(config["heads"]) != sorted(weights):
         raise ValueError(
-            f"{folder}: expected {BUCKETS} buckets and the heads {about['heads']}, "
-            f"found {about['buckets']} and {sorted(weights)}; train it again"
+            f"{folder}: expected {BUCKETS} buckets and the heads {config['heads']}, "
+            f"found {config['buckets']} and {sorted(weights)}; train it again"
         )
     heads = {(name.split(".", 1)[0], name.split(".", 1)[1]): weights[name] for name in weights}
     return Classifier(dict(sorted(heads.items())))
@@ -226,7 +226,7 @@ def load(folder: Path) -> Classifier:
 
 @dataclass(frozen=True)
 class Measured:
-    """How a head does at a threshold: precision and recall, each with its 95 % interval (Wilson's)."""
+    """A head's precision and recall at a threshold, each with its 95 % interval (Wilson's)."""
 
     language: str
     aspect: str
@@ -241,14 +241,14 @@ class Measured:
 def measure(
     classifier: Classifier, rows: Iterable[Labelled], threshold: float = 0.5
 ) -> list[Measured]:
-    """Precision and recall of each head, counted over rows that it should not have been trained on."""
+    """Return precision and recall of each head on rows that it should not have been trained on."""
     counts: dict[tuple[str, str], list[int]] = {}
     for row in rows:
         score = classifier.scores(row.text, row.language).get(row.aspect)
         if score is None:
-            raise ValueError(f"there is no head for {row.aspect} in {row.language}")
-        found = counts.setdefault((row.language, row.aspect), [0, 0, 0, 0])
-        found[2 * row.label + (score >= threshold)] += 1
+            raise ValueError(f"expected a head for {row.aspect} in {row.language}, found none")
+        count = counts.setdefault((row.language, row.aspect), [0, 0, 0, 0])
+        count[2 * row.label + (score >= threshold)] += 1
     return [
         Measured(
             *key, hit + missed, right + wrong, *_share(hit, hit + wrong), *_share(hit, hit + missed)
@@ -267,7 +267,7 @@ def _share(k: int, n: int) -> tuple[float, tuple[float, float]]:
 
 
 def table(measured: Iterable[Measured]) -> str:
-    """A line per head, as markdown."""
+    """Return a Markdown table with a row per head."""
     lines = ["| aspect | language | + | - | precision | recall |", "|---|---|---|---|---|---|"]
     for m in sorted(measured, key=lambda m: (m.aspect, m.language)):
         p, r = m.precision_interval, m.recall_interval
@@ -282,11 +282,11 @@ def table(measured: Iterable[Measured]) -> str:
 
 
 class Quality(BaseFilter):
-    """Notes each document's scores, and drops one that has less than `least` or more than `most` of an aspect.
+    """Notes each document's scores, and drops documents with less than `least` or more than `most` of an aspect.
 
     >>> Quality(folder, least={"educational": 0.3}, most={"toxicity": 0.5, "obscurity": 0.7})
 
-    A language without a head for a bounded aspect is not judged by it; its note says which (`unjudged`). Raises
+    A language without a head for a bounded aspect isn't judged by it; its note names the aspect (`unjudged`). Raises
     ValueError for an aspect that no language has.
     """
 
@@ -304,15 +304,15 @@ class Quality(BaseFilter):
         self._least, self._most = dict(least or {}), dict(most or {})
         if unknown := sorted({*self._least, *self._most} - set(self._classifier.aspects)):
             raise ValueError(
-                f"the classifier knows {', '.join(self._classifier.aspects)}; found bounds for {unknown}"
+                f"the classifier has the aspects {', '.join(self._classifier.aspects)}; found bounds for {unknown}"
             )
 
     def filter(self, doc: Document) -> bool | tuple[bool, str]:
-        """Whether to keep a document; if not, the aspect and on which side of its bound."""
+        """Return True, or False with the aspect and the side of its bound."""
         scores = self._classifier.scores(doc.text, language_of(doc))
         unjudged = sorted({*self._least, *self._most} - set(scores))
-        found: dict[str, Any] = {aspect: round(score, 3) for aspect, score in scores.items()}
-        note(doc, "quality", **found, **({"unjudged": unjudged} if unjudged else {}))
+        rounded: dict[str, Any] = {aspect: round(score, 3) for aspect, score in scores.items()}
+        note(doc, "quality", **rounded, **({"unjudged": unjudged} if unjudged else {}))
         for aspect, score in scores.items():
             if score < self._least.get(aspect, 0.0):
                 return False, f"quality_low_{aspect}"
@@ -331,11 +331,11 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("files", type=Path, nargs="+")
     parser.add_argument("--threshold", type=float, default=0.5)
     parser.add_argument("--seed", type=int, default=0)
-    said = parser.parse_args(arguments)
-    if said.verb == "train":
-        save(train(lambda: labelled(said.files), seed=said.seed), said.folder)
+    options = parser.parse_args(arguments)
+    if options.verb == "train":
+        save(train(lambda: labelled(options.files), seed=options.seed), options.folder)
     else:
-        print(table(measure(load(said.folder), labelled(said.files), said.threshold)))
+        print(table(measure(load(options.folder), labelled(options.files), options.threshold)))
 
 
 if __name__ == "__main__":

@@ -1,15 +1,16 @@
-"""Text queries read aloud, as a step of any corpus: conversations come, spoken ones go on (report 3.4.2, SQQA).
+"""Text queries read aloud, as a step of any corpus: replaces written questions by spoken ones (report 3.4.2, SQQA).
 
-    user "Who wrote Faust?", assistant "Goethe."   ->   user [clip], assistant "Goethe."
+    user "Who wrote Faust?", assistant "Goethe."   ->   user [audio], assistant "Goethe."
     user "Fix this: | a | b |", ...                ->   dropped: "unfit to be read: a table"
 
 >>> voices = cast(train=[Voice("flite", "en", "rms")], test=[Voice("flite", "en", "slt")])
 >>> Corpus("spoken", build, steps=lambda work: [ReadAloud(voices), WordErrors(pocketsphinx(), 0.35)])
 
-A voice is held out by its name, whatever language it speaks: nobody reads in both splits. `installed()` is everybody
-here. Other engines (a speech endpoint, any command) are voices like others. In training clips are augmented, and
-espeak-ng's and flite's voices vary in speed and pitch; in the test split voices are as they are. Who reads a query, and
-how, hangs on its id and the seed alone (but for an engine's noise, which goes on from clip to clip).
+A voice is held out by its name, in all languages: no voice reads in both splits. `installed()` returns all installed
+voices. Other engines (a speech endpoint, any command) are voices like others. In training clips are augmented, and
+espeak-ng's and flite's voices vary in speed and pitch; in the test split voices are unchanged. The voice of a query and
+its variation depend only on its id and the seed (except for an engine's noise, whose state continues from clip to
+clip).
 """
 
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ import numpy as np
 from datatrove.data import Document
 from datatrove.pipeline.filters.base_filter import BaseFilter
 
-from polyphi.curate.documents import become, note, sample
+from polyphi.curate.documents import note, replace_sample, sample
 from polyphi.curate.language import language_of
 from polyphi.curate.voices import ACCENTS, SPARE_FLITE, VARIANTS, unfit, varied
 from polyphi.curate.waves import RATE, Wave, augment, encode, level, resample, trim
@@ -31,27 +32,27 @@ from polyphi.text.lexicon import LANGUAGES
 from polyphi.text.scripts import has_kanji
 
 LONGEST = 200
-"""Characters of a query that is read, some 15 seconds."""
+"""Maximum characters of a query, some 15 seconds."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """A voice and the language (one of the eight) that it reads: "gmw/en" is a voice of English."""
+    """A voice and the language (one of the eight) that it reads: "gmw/en" is a voice for English."""
 
     voice: Voice
     language: str
 
     @property
     def name(self) -> str:
-        """By what a voice is held out: its engine and who it is there."""
-        place = f"{self.voice.where} {self.voice.model}" if self.voice.where else ""
-        return " ".join(filter(None, (self.voice.engine, place, self.voice.variant)))
+        """The name by which a voice is held out: its engine, location and variant."""
+        location = f"{self.voice.where} {self.voice.model}" if self.voice.where else ""
+        return " ".join(filter(None, (self.voice.engine, location, self.voice.variant)))
 
 
 @dataclass(frozen=True)
 class Cast:
-    """Who reads in training, and who in the test split. Raises ValueError for a name in both, or a split without
-    anybody."""
+    """The voices for training and for the test split. Raises ValueError for a name in both, or for a split without
+    voices."""
 
     train: tuple[Reading, ...]
     test: tuple[Reading, ...]
@@ -64,26 +65,28 @@ class Cast:
             )
         if both := sorted({r.name for r in self.train} & {r.name for r in self.test}):
             raise ValueError(
-                f"held-out voices are heard in the test split alone; found {', '.join(both)} in both"
+                f"expected held-out voices in the test split only, found {', '.join(both)} in both"
             )
 
     def reader(self, language: str, split: str, rng: Random) -> Reading | None:
-        """Somebody of the split who reads the language; None where nobody does."""
-        fit = [r for r in (self.train if split == "train" else self.test) if r.language == language]
-        return rng.choice(fit) if fit else None
+        """Return a random voice of the split for the language, None without one."""
+        candidates = [
+            r for r in (self.train if split == "train" else self.test) if r.language == language
+        ]
+        return rng.choice(candidates) if candidates else None
 
 
 def cast(train: Sequence[Voice], test: Sequence[Voice]) -> Cast:
-    """Voices as a cast; `Voice.language` is one of the eight, or an accent of it ("en-gb")."""
+    """Return a `Cast` of voices; `Voice.language` is one of the eight, or an accent of it ("en-gb")."""
     return Cast(*(tuple(Reading(v, v.language[:2]) for v in voices) for voices in (train, test)))
 
 
 def installed() -> Cast:
-    """espeak-ng's variants in eight languages and flite's voices in English, as far as they are here. Raises ValueError
-    where neither is."""
+    """Return the installed voices: espeak-ng's variants in eight languages and flite's voices in English. Raises
+    ValueError if neither engine is installed."""
     train: list[Reading] = []
     test: list[Reading] = []
-    if not (lacking := unavailable("espeak-ng")):
+    if not (missing := unavailable("espeak-ng")):
         for language in LANGUAGES:
             for accent in dict.fromkeys(ACCENTS.get(language, (language,))):
                 train += [
@@ -93,17 +96,17 @@ def installed() -> Cast:
                 Reading(Voice(language=language, variant=v), language) for v in VARIANTS["test"]
             ]
     if unavailable("flite") is None:
-        if lacking:
+        if missing:
             train += [Reading(Voice("flite", "en", name), "en") for name in SPARE_FLITE]
         test.append(Reading(Voice("flite", "en", "slt"), "en"))
     if not train:
-        raise ValueError(f"nobody can read aloud here: {lacking}")
+        raise ValueError(f"no text-to-speech engine is installed: {missing}")
     return Cast(tuple(train), tuple(test))
 
 
 class ReadAloud(BaseFilter):
-    """Puts speech in the place of each conversation's query; drops those whose query can't be read aloud, with the
-    reason. Pictures stay where they are. `meta["question"]` keeps the words, `meta["kind"]` the former task."""
+    """Replaces each conversation's query by speech; drops those whose query can't be read aloud, with the reason.
+    Images are kept. `meta["question"]` keeps the text, `meta["kind"]` the former task."""
 
     name, type = "ReadAloud", "SPEECH"
 
@@ -115,13 +118,13 @@ class ReadAloud(BaseFilter):
         self._booth: Booth | None = None  # opened by the process that reads
 
     def filter(self, doc: Document) -> bool | tuple[bool, str]:
-        """True once the query is spoken; else why not."""
+        """Return True, or False with the reason."""
         one, split = sample(doc), doc.metadata.get("split", "train")
         text = query(one)
         if text is None:
             return False, "unfit to be read: not one question and its answer in writing"
-        if why := unfit(text, self._longest):
-            return False, f"unfit to be read: {why}"
+        if reason := unfit(text, self._longest):
+            return False, f"unfit to be read: {reason}"
         rng, language = Random(f"{self._seed}:{one.id}"), language_of(doc)
         reading = self._voices.reader(language, split, rng)
         if reading is None:
@@ -129,7 +132,7 @@ class ReadAloud(BaseFilter):
         if reading.voice.engine == "espeak-ng" and language == "ja" and has_kanji(text):
             return False, "unfit to be read: kanji, which espeak-ng can't read"
         wave = self._speak(text, reading, rng, split == "train")
-        become(doc, _spoken(one, text, wave, reading))
+        replace_sample(doc, _spoken(one, text, wave, reading))
         note(doc, "read aloud", speaker=reading.name, seconds=round(len(wave) / RATE, 2))
         return True
 
@@ -139,14 +142,14 @@ class ReadAloud(BaseFilter):
         if training and voice.engine in ("espeak-ng", "flite"):
             voice = varied(voice, rng)
         wave, rate = self._booth.speak(text, voice)
-        wave, dice = trim(wave, rate), np.random.default_rng(rng.getrandbits(64))
+        wave, numpy_rng = trim(wave, rate), np.random.default_rng(rng.getrandbits(64))
         if training:
-            return augment(wave, rate, dice, self._strength)
+            return augment(wave, rate, numpy_rng, self._strength)
         return level(resample(wave, rate), 3.0)
 
 
 def query(one: Sample) -> str | None:
-    """The text that is asked, where a conversation has one question without a clip, and its answer."""
+    """Return the query of a conversation with one written question and its answer, else None."""
     users = [m for m in one.messages if m.role == "user"]
     roles = [m.role for m in one.messages if m.role != "system"]
     if roles != ["user", "assistant"] or media(users, Audio) or not users[0].text.strip():
@@ -155,11 +158,11 @@ def query(one: Sample) -> str | None:
 
 
 def _spoken(one: Sample, text: str, wave: Wave, reading: Reading) -> Sample:
-    def heard(message: Message) -> Message:
+    def with_audio(message: Message) -> Message:
         if message.role != "user":
             return message
-        shown: list[Part] = [p for p in message.parts if isinstance(p, Image)]
-        return replace(message, parts=(*shown, Audio(encode(wave))))
+        images: list[Part] = [p for p in message.parts if isinstance(p, Image)]
+        return replace(message, parts=(*images, Audio(encode(wave))))
 
     meta = {
         **{key: value for key, value in one.meta.items() if key != "lineage"},
@@ -172,4 +175,4 @@ def _spoken(one: Sample, text: str, wave: Wave, reading: Reading) -> Sample:
         "speaker": reading.name,
         "seconds": round(len(wave) / RATE, 2),
     }
-    return replace(one, messages=tuple(map(heard, one.messages)), meta=meta)
+    return replace(one, messages=tuple(map(with_audio, one.messages)), meta=meta)

@@ -1,4 +1,5 @@
-"""Broken media: a picture or a clip that can't be decoded teaches nothing, and would stop a stage that reads it."""
+"""A step that drops samples with broken media: they can't be used in training, and would stop a stage that reads
+them."""
 
 from datatrove.data import Document
 from datatrove.pipeline.filters.base_filter import BaseFilter
@@ -7,17 +8,17 @@ from polyphi.processing.media import decode_audio, decode_image
 
 
 class Readable(BaseFilter):
-    """Keeps samples all of whose media can be decoded whole. The reason of a drop is what the decoder's refusal says
+    """Keeps samples whose media can all be decoded. The reason of a drop is the decoder's message
     (`broken image: expected ...`)."""
 
     name, type = "Readable", "FILTER"
 
     def filter(self, doc: Document) -> bool | tuple[bool, str]:
-        """Whether to keep a document; if not, why."""
+        """Return True, or False with the reason."""
         for medium in doc.media:
-            kind = medium.metadata["kind"]
+            modality = medium.metadata["kind"]
             try:
-                (decode_image if kind == "image" else decode_audio)(medium.media_bytes)
+                (decode_image if modality == "image" else decode_audio)(medium.media_bytes)
             except ValueError as error:
-                return False, f"broken {kind}: {error}"
+                return False, f"broken {modality}: {error}"
         return True

@@ -1,11 +1,11 @@
-"""Long recordings: pages read aloud by several people in turn, up to 30 minutes as one clip (report 3.4.2, SSUM).
+"""Long recordings: pages read aloud by several voices in turn, up to 30 minutes as one audio clip (report 3.4.2, SSUM).
 
->>> made = record(paragraphs, [Voice(variant="m1"), Voice(variant="f2")], seconds=1800)
->>> made.seconds, len(made.audio), made.said[0]           # 1795.2, 30 MB of FLAC, the first paragraph that was read
+>>> recording = record(paragraphs, [Voice(variant="m1"), Voice(variant="f2")], seconds=1800)
+>>> recording.seconds, len(recording.audio), recording.paragraphs[0]     # 1795.2, 30 MB of FLAC, the first paragraph
 
-`ReadPages` is the step that makes such clips of documents, each with its transcript; `SPEECH_SUMMARY` (syntheses.py)
-after it has a teacher ask for summaries and write them. A paragraph is spoken, written and forgotten: however long the
-clip, no more of it is in memory than its compressed bytes. They are FLAC, for Opus files aren't the same twice.
+`ReadPages` is the step that turns documents into such recordings with transcripts; `SPEECH_SUMMARY` (syntheses.py)
+after it requests summaries from a teacher. Paragraphs are synthesized and written one at a time, so that only the
+compressed bytes are in memory. They are FLAC, because Opus files aren't deterministic.
 """
 
 import io
@@ -18,7 +18,7 @@ import soundfile
 from datatrove.data import Document
 from datatrove.pipeline.filters.base_filter import BaseFilter
 
-from polyphi.curate.documents import become, note, sample
+from polyphi.curate.documents import note, replace_sample, sample
 from polyphi.curate.language import language_of
 from polyphi.curate.read_aloud import Cast
 from polyphi.curate.voices import unfit
@@ -31,15 +31,15 @@ LONGEST = 1800.0
 PAUSE = 0.5
 """Seconds between paragraphs."""
 LONGEST_PARAGRAPH = 2000
-"""Characters. Longer ones are passed over, as are those with code, tables or addresses."""
+"""Characters. Longer paragraphs are skipped, as are those with code, tables or addresses."""
 
 
 @dataclass(frozen=True)
 class Recording:
-    """A clip (FLAC, 16 kHz), what was said in it, and how long it is."""
+    """An audio clip (FLAC, 16 kHz), its paragraphs, and its length."""
 
     audio: bytes
-    said: tuple[str, ...]
+    paragraphs: tuple[str, ...]
     seconds: float
 
 
@@ -50,30 +50,30 @@ def record(
     seconds: float = LONGEST,
     booth: Booth | None = None,
 ) -> Recording:
-    """Paragraphs read by each voice in turn, until the next would not end within `seconds`. Raises ValueError where
-    not even the first does, or there is none."""
-    booth, out, said = booth or Booth(), io.BytesIO(), list[str]()
+    """Return a recording of paragraphs read by each voice in turn, up to the last that ends within `seconds`. Raises
+    ValueError if not even the first does, or there is none."""
+    booth, out, spoken = booth or Booth(), io.BytesIO(), list[str]()
     pause, frames = np.zeros(int(PAUSE * RATE), np.float32), 0
     with soundfile.SoundFile(out, "w", RATE, 1, format="FLAC", subtype="PCM_16") as file:
         for text in paragraphs:
-            wave, rate = booth.speak(text, voices[len(said) % len(voices)])
+            wave, rate = booth.speak(text, voices[len(spoken) % len(voices)])
             wave = level(resample(trim(wave, rate), rate), 3.0)
-            before = len(pause) if said else 0
+            before = len(pause) if spoken else 0
             if frames + before + len(wave) > seconds * RATE:
                 break
             file.write(pause[:before])
             file.write(wave)
             frames += before + len(wave)
-            said.append(text)
-    if not said:
+            spoken.append(text)
+    if not spoken:
         raise ValueError(f"there is nothing to read aloud that ends within {seconds:g} s")
-    return Recording(out.getvalue(), tuple(said), round(frames / RATE, 2))
+    return Recording(out.getvalue(), tuple(spoken), round(frames / RATE, 2))
 
 
 class ReadPages(BaseFilter):
-    """Makes a recording of each document, read by up to `people` voices in turn: at most `longest` seconds, what comes
-    after is left out. The sample is a transcription, `meta["transcript"]` too. Drops documents that fill less than
-    `shortest` seconds, and languages that nobody reads."""
+    """Replaces each document by a recording of it, read by up to `people` voices in turn: at most `longest` seconds,
+    the remainder is dropped. The new sample is a transcription with `meta["transcript"]`. Drops documents that fill
+    less than `shortest` seconds, and languages without a voice."""
 
     name, type = "ReadPages", "SPEECH"
 
@@ -97,7 +97,7 @@ class ReadPages(BaseFilter):
         self._booth: Booth | None = None  # opened by the process that reads
 
     def filter(self, doc: Document) -> bool | tuple[bool, str]:
-        """True once the document is a recording; else why not."""
+        """Return True, or False with the reason."""
         language, split = language_of(doc), doc.metadata.get("split", "train")
         rng = Random(f"{self._seed}:{doc.id}")
         readings = [self._voices.reader(language, split, rng) for _ in range(self._people)]
@@ -105,26 +105,34 @@ class ReadPages(BaseFilter):
         if not people:
             return False, f"nobody reads {language}"
         paragraphs = [p for p in map(str.strip, doc.text.splitlines()) if p]
-        fit = [p for p in paragraphs if not unfit(p, LONGEST_PARAGRAPH)]
-        if not fit:
+        readable = [p for p in paragraphs if not unfit(p, LONGEST_PARAGRAPH)]
+        if not readable:
             return False, "unfit to be read: no paragraph of plain words"
         self._booth = self._booth or Booth()
-        made = record(fit, [r.voice for r in people], seconds=self._longest, booth=self._booth)
-        if made.seconds < self._shortest:
+        recording = record(
+            readable, [r.voice for r in people], seconds=self._longest, booth=self._booth
+        )
+        if recording.seconds < self._shortest:
             return False, "too short"
-        one, names = sample(doc), ", ".join(r.name for r in people)
-        text = "\n".join(made.said)
+        one, speakers = sample(doc), ", ".join(r.name for r in people)
+        text = "\n".join(recording.paragraphs)
         meta = {
             **{key: value for key, value in one.meta.items() if key != "lineage"},
             "task": "transcription",
             "language": language,
             "engine": people[0].voice.engine,
-            "speaker": names,
-            "seconds": made.seconds,
+            "speaker": speakers,
+            "seconds": recording.seconds,
             "transcript": text,
         }
-        asked = Message.user(Audio(made.audio), TRANSCRIBE)
-        spoken = replace(one, messages=(asked, Message.assistant(text)), meta=meta)
-        become(doc, spoken)
-        note(doc, "read aloud", speaker=names, seconds=made.seconds, paragraphs=len(made.said))
+        prompt = Message.user(Audio(recording.audio), TRANSCRIBE)
+        transcription = replace(one, messages=(prompt, Message.assistant(text)), meta=meta)
+        replace_sample(doc, transcription)
+        note(
+            doc,
+            "read aloud",
+            speaker=speakers,
+            seconds=recording.seconds,
+            paragraphs=len(recording.paragraphs),
+        )
         return True

@@ -1,4 +1,4 @@
-"""Quality rules of Gopher, C4 and FineWeb for raw documents, by datatrove's own filters, in eight languages.
+"""Quality rules of Gopher, C4 and FineWeb for raw documents, by datatrove's filters, in eight languages.
 
     rule                              en   fr it pt es de        zh ja
     Gopher: words, 50 to 100,000      yes  yes                   a character is a word: 80 to 170,000
@@ -16,10 +16,10 @@
     FineWeb: repeated lines, 1 %      everywhere
     FineWeb: new lines per word, 0.3  yes  yes                   0.15 per character
 
-Thresholds without a remark are those of the papers, which datatrove has as its defaults. They are for prose: code goes
-past them (C4 drops every page with a curly bracket), and so do conversations, in which one word can be right.
+Thresholds without a remark are those of the papers, which are datatrove's defaults. They are for prose: code and
+conversations skip them (C4 drops every page with a curly bracket, and one word can be a right answer).
 
-datatrove splits words by spaCy, in Chinese and Japanese with dictionaries; `Words` does without any of them.
+datatrove splits words by spaCy, in Chinese and Japanese with dictionaries; `Words` needs neither.
 """
 
 import re
@@ -52,31 +52,33 @@ FREQUENT = {
     "zh": "的 是 在 不 了 和 有 一 这 以",
     "ja": "の に は を た が で て と し",
 }
-"""Words of which a text of the language has at least two; in Chinese and Japanese characters."""
+"""A text of the language contains at least two of these words; characters in Chinese and Japanese."""
 
 _WORD = re.compile(rf"[{HAN}{KANA}]|[^\W{HAN}{KANA}]+(?:['’-][^\W{HAN}{KANA}]+)*|[^\w\s]")
 _SENTENCE = re.compile(r"[^.!?。！？｡]+[.!?。！？｡]*")
 
 
 class Words(WordTokenizer):
-    """Words between spaces and punctuation, each Chinese or Japanese character alone; sentences end at full stops."""
+    """Words between spaces and punctuation, each Chinese or Japanese character separate; sentences end at full
+    stops."""
 
     def word_tokenize(self, text: str) -> list[str]:
-        """Words and punctuation marks in order."""
+        """Return words and punctuation marks in order."""
         return _WORD.findall(text)
 
     def span_tokenize(self, text: str) -> list[tuple[int, int]]:
-        """(start, end) of each sentence."""
+        """Return (start, end) of each sentence."""
         return [m.span() for m in _SENTENCE.finditer(text) if m[0].strip()]
 
     def sent_tokenize(self, text: str) -> list[str]:
-        """Sentences in order."""
+        """Return sentences in order."""
         return [text[start:end].strip() for start, end in self.span_tokenize(text)]
 
 
 @cache
 def rules(language: str) -> dict[str, BaseFilter]:
-    """The four filters for one language. Gopher's comes first: a short text would break others for being short."""
+    """Return the four filters for a language. Gopher's is the first: a short text would break the others' rules,
+    too."""
     if language not in LANGUAGES:
         raise ValueError(
             f"rules are set for {', '.join(LANGUAGES)}, found {language!r}; "
@@ -90,7 +92,7 @@ def rules(language: str) -> dict[str, BaseFilter]:
             "c4": C4QualityFilter(filter_no_terminal_punct=False, language=words),
             "fineweb": FineWebQualityFilter(language=words),
         }
-    # datatrove joins n-grams by spaces before it measures the most frequent one: 2n - 1 for n characters.
+    # datatrove joins n-grams by spaces before it measures the most frequent one: 2n - 1 characters for n.
     top = tuple((2 * n, share * (4 * n - 1) / (2 * n)) for n, share in _TOP)
     repeated = tuple((2 * n, share) for n, share in _REPEATED)
     return {
@@ -119,24 +121,24 @@ _REPEATED = ((5, 0.15), (6, 0.14), (7, 0.13), (8, 0.12), (9, 0.11), (10, 0.10))
 
 
 def judge(text: str, language: str) -> tuple[str, str]:
-    """(why the text should be dropped, or "" to keep it; the text without the lines that C4 leaves out).
+    """Return (the reason to drop the text, or ""; the text without the lines that C4 removes).
 
     >>> judge("Click here. " * 99, "en")[0]
     'gopher_below_alpha_threshold'
     """
-    scratch = Document(text, "")
+    copy = Document(text, "")
     for name, rule in rules(language).items():
-        keep, reason = get_filter_result(rule.filter(scratch))
+        keep, reason = get_filter_result(rule.filter(copy))
         if not keep:
             return f"{name}_{str(reason).removeprefix('gopher_')}", text
-        if not scratch.text:
+        if not copy.text:
             return f"{name}_empty", text
-    return "", scratch.text
+    return "", copy.text
 
 
 class Rules(BaseFilter):
-    """Drops raw documents that break a rule of their language, with the rule as the reason, and leaves out lines that
-    C4 leaves out. Conversations pass unread. Needs a language: that which the step `Language` found, or
+    """Drops raw documents that break a rule of their language, with the rule as the reason, and removes the lines that
+    C4 removes. Conversations pass unread. Needs a language: that which the step `Language` found, or
     `meta["language"]`."""
 
     name, type = "Rules", "FILTER"
@@ -145,15 +147,15 @@ class Rules(BaseFilter):
         super().__init__(exclusion_writer)
 
     def filter(self, doc: Document) -> bool | tuple[bool, str]:
-        """Whether to keep a document; if not, the rule it breaks."""
+        """Return True, or False with the broken rule."""
         messages: list[dict[str, Any]] = doc.metadata["sample"]["messages"]
         if [m["role"] for m in messages] != ["document"]:
             return True
-        reason, kept = judge(doc.text, language_of(doc))
-        left_out = doc.text.count("\n") - kept.count("\n")
-        note(doc, "rules", broken=reason, lines_left_out=left_out)
+        reason, filtered = judge(doc.text, language_of(doc))
+        removed_lines = doc.text.count("\n") - filtered.count("\n")
+        note(doc, "rules", broken=reason, lines_left_out=removed_lines)
         if reason:
             return False, reason
-        if len(messages[0]["parts"]) == 1 and kept != doc.text:
-            edit(doc, lambda _: kept)
+        if len(messages[0]["parts"]) == 1 and filtered != doc.text:
+            edit(doc, lambda _: filtered)
         return True

@@ -1,11 +1,11 @@
-"""Where raw material comes from: data packages are downloaded and unpacked into a cache, never installed.
+"""Sources of raw material: data packages are downloaded and unpacked into a cache, never installed.
 
 >>> folder = unpack("libreoffice-help-fr", work.cache, work.tell)      # .../usr/share/... below it, or None
 >>> folder and sorted(folder.rglob("*.html"))
 
-Debian packages come by `apt-get download` and `dpkg -x` (no root needed), wheels by `pip download --no-deps`. A source
-that the platform can't give is skipped with one line and `None`; corpora then do without it. Unpacked folders are
-whole or absent, and safe to ask for from several threads and processes at once.
+Debian packages are fetched by `apt-get download` and `dpkg -x` (no root needed), wheels by `pip download --no-deps`. A
+source that isn't available on this platform is skipped with one line and `None`; corpora then work without it. Folders
+are unpacked atomically, and `unpack` may be called from several threads and processes at once.
 """
 
 import errno
@@ -26,8 +26,8 @@ from polyphi.runtime.files import locked, sha256, whole_folder
 
 @dataclass(frozen=True)
 class Source:
-    """One origin of data. `kind` says how it comes: "deb" and "wheel" are unpacked into the cache, "installed" is
-    there already (Python itself, a dependency), "generated" is made by our own code. `sha256` pins a wheel's file."""
+    """A source of data. `kind` is its form: "deb" and "wheel" are unpacked into the cache, "installed" is present
+    (Python itself, a dependency), "generated" is made by polyphi's code. `sha256` pins a wheel's file."""
 
     name: str
     kind: Literal["deb", "wheel", "installed", "generated"]
@@ -42,7 +42,7 @@ _DATA = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8
 LIBREOFFICE: dict[str, str] = _DATA["libreoffice"]
 """Language -> Debian package of LibreOffice's help pages; a paragraph has the same id in every language."""
 SOURCES = {source.name: source for source in (Source(**row) for row in _DATA["sources"])}
-"""Name -> origin and licence of everything a corpus may be made from; NOTICE lists it."""
+"""Name -> origin and licence of all sources of corpora; NOTICE lists them."""
 
 
 _locks: dict[str, threading.Lock] = {}
@@ -51,12 +51,12 @@ _missing: set[tuple[str, str]] = set()
 
 
 class Unavailable(Exception):
-    """This platform can't give the source; the message is the one line that says why."""
+    """The source isn't available on this platform; the message is the reason in one line."""
 
 
 def unpack(name: str, cache: Path, tell: Callable[[str], None] = print) -> Path | None:
-    """The folder that holds the unpacked package (of a wheel: its modules; of a Debian package: `usr/...`), downloaded
-    on first use; or None, told in one line, where this platform can't give it. Raises OSError if the disk is full."""
+    """Return the folder of the unpacked package (of a wheel: its modules; of a Debian package: `usr/...`), downloaded
+    on first use; or None, reported in one line, if it isn't available here. Raises OSError if the disk is full."""
     if name not in SOURCES or SOURCES[name].kind not in ("deb", "wheel"):
         known = ", ".join(s.name for s in SOURCES.values() if s.kind in ("deb", "wheel"))
         raise ValueError(f"no downloadable source is called {name!r}; expected one of {known}")
@@ -83,12 +83,12 @@ def unpack(name: str, cache: Path, tell: Callable[[str], None] = print) -> Path 
 
 
 def o200k_base(cache: Path) -> Path:
-    """The rank file of the o200k_base vocabulary, out of the litellm wheel. Raises ValueError where it can't be
-    had."""
+    """Return the rank file of the o200k_base vocabulary in the litellm wheel. Raises ValueError if it isn't
+    available."""
     folder = unpack("litellm", cache)
     if folder is None:
         raise ValueError(
-            "the o200k_base vocabulary comes in the litellm wheel, which could not be downloaded; see the line above"
+            "the o200k_base vocabulary is in the litellm wheel, which could not be downloaded; see the line above"
         )
     return (
         folder
@@ -100,7 +100,7 @@ def o200k_base(cache: Path) -> Path:
 
 
 def _fill(source: Source, partial: Path, cache: Path) -> None:
-    """Download into `partial`, unpack there, drop the archive and write SOURCE.json last."""
+    """Download into `partial`, unpack there, delete the archive and write SOURCE.json last."""
     package = (
         _download_deb(source, partial, cache)
         if source.kind == "deb"
@@ -116,14 +116,14 @@ def _fill(source: Source, partial: Path, cache: Path) -> None:
     else:
         with zipfile.ZipFile(package) as archive:
             archive.extractall(partial)
-    facts = {
+    record = {
         "file": package.name,
         "sha256": digest,
         "licence": source.licence,
         "origin": source.origin,
     }
     package.unlink()
-    (partial / "SOURCE.json").write_text(json.dumps(facts, indent=1))
+    (partial / "SOURCE.json").write_text(json.dumps(record, indent=1))
 
 
 def _download_deb(source: Source, partial: Path, cache: Path) -> Path:
@@ -134,13 +134,13 @@ def _download_deb(source: Source, partial: Path, cache: Path) -> Path:
     try:
         _run(download, partial)
     except Unavailable:
-        # The system may have no package lists yet (fresh containers); we keep our own, so that nothing needs root.
+        # The system may have no package lists yet (fresh containers); lists in the cache need no root.
         _run([*download[:2], *_own_lists(cache), *download[2:]], partial)
     return _single(partial, "*.deb")
 
 
 def _own_lists(cache: Path) -> list[str]:
-    """Options that point apt at package lists of our own under the cache, updated once per cache."""
+    """Return options that point apt at package lists under the cache, updated once per cache."""
     state = cache / ".apt"
     options = [
         "-o",
@@ -161,7 +161,7 @@ def _own_lists(cache: Path) -> list[str]:
 
 def _download_wheel(source: Source, partial: Path) -> Path:
     pip = [sys.executable, "-m", "pip"]
-    # Data wheels may ask for another Python than ours; they are only unzipped, so any version will do.
+    # Data wheels may require another Python than this one; they are only unzipped, so any version works.
     target = [
         "--no-deps",
         "--only-binary=:all:",
@@ -175,15 +175,15 @@ def _download_wheel(source: Source, partial: Path) -> Path:
 
 
 def _single(folder: Path, pattern: str) -> Path:
-    found = sorted(folder.glob(pattern))
-    if len(found) != 1:
-        raise Unavailable(f"expected one {pattern} after the download, found {len(found)}")
-    return found[0]
+    paths = sorted(folder.glob(pattern))
+    if len(paths) != 1:
+        raise Unavailable(f"expected one {pattern} after the download, found {len(paths)}")
+    return paths[0]
 
 
 def _run(command: list[str], folder: Path) -> None:
     try:
-        done = subprocess.run(
+        result = subprocess.run(
             command,
             cwd=folder,
             capture_output=True,
@@ -194,13 +194,13 @@ def _run(command: list[str], folder: Path) -> None:
         )
     except (FileNotFoundError, subprocess.TimeoutExpired) as error:
         raise Unavailable(f"{command[0]} failed: {type(error).__name__}") from error
-    if done.returncode:
-        said = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
-        if any("No space left" in line for line in said):
+    if result.returncode:
+        lines = [line for line in (result.stderr + result.stdout).splitlines() if line.strip()]
+        if any("No space left" in line for line in lines):
             raise OSError(errno.ENOSPC, f"no space left for {folder.parent}")
         errors = (
-            [line for line in said if line.startswith(("E:", "ERROR", "dpkg", "Err"))]
-            or said
+            [line for line in lines if line.startswith(("E:", "ERROR", "dpkg", "Err"))]
+            or lines
             or ["no message"]
         )
-        raise Unavailable(f"{Path(command[0]).name} said: {errors[0][:160]}")
+        raise Unavailable(f"{Path(command[0]).name} failed: {errors[0][:160]}")

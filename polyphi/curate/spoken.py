@@ -1,11 +1,11 @@
-"""Digits and e-mail addresses as transcripts spell them, in eight languages.
+"""Digits and e-mail addresses spelled as in transcripts, in eight languages.
 
 >>> list(numbers("my number is two oh two, double five five oh one four three", "en"))
 [(13, 59, '2025550143')]
 >>> list(emails("write to john dot smith at example dot com please", "en"))
 [(9, 42, 'john.smith@example.com')]
 
-Digits come one by one, doubled ("double five"), or in pairs ("zéro six douze trente-quatre"), numbers up to 99.
+Digits are single, doubled ("double five"), or in pairs ("zéro six douze trente-quatre"), numbers up to 99.
 """
 
 import json
@@ -19,7 +19,7 @@ from polyphi.text.normalization import DIGIT_WORDS
 from polyphi.text.scripts import UNSPACED
 
 LEAST = 7
-"""Digits in a row that may be a telephone number."""
+"""Minimum digits in a row of a telephone number."""
 
 _DATA = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
 _AT: dict[str, str] = _DATA["at"]
@@ -34,7 +34,7 @@ _REPEAT = {"double": 2, "triple": 3}  # English only
 
 
 def emails(text: str, language: str) -> Iterator[tuple[int, int, str]]:
-    """(start, end, address as written) of spelled addresses; none in other languages than the eight."""
+    """Yield (start, end, address as written) of spelled addresses; none in languages other than the eight."""
     if language not in _AT:
         return
     pattern, at, marks = _email_pattern(language)
@@ -55,7 +55,7 @@ def _written(mark: str, language: str) -> str:
 
 @cache
 def _email_pattern(language: str) -> tuple[re.Pattern[str], re.Pattern[str], re.Pattern[str]]:
-    """The whole address; what stands for its "@"; what stands for its marks."""
+    """Return the patterns of the whole address, of its "@" and of its marks."""
     spoken = sorted(_MARKS[language], key=len, reverse=True)
     marks = "|".join(re.escape(m).replace(r"\ ", r"\s+") for m in spoken)
     dots = "|".join(m for m, written in _MARKS[language].items() if written == ".")
@@ -78,23 +78,23 @@ def _email_pattern(language: str) -> tuple[re.Pattern[str], re.Pattern[str], re.
 
 
 def numbers(text: str, language: str) -> Iterator[tuple[int, int, str]]:
-    """(start, end, digits) of runs of at least `LEAST` digits of which some are spelled; a "plus" in front is kept as
-    "+". None in other languages than the eight."""
+    """Yield (start, end, digits) of runs of at least `LEAST` digits of which some are spelled; a "plus" in front is
+    kept as "+". None in languages other than the eight."""
     if language not in DIGIT_WORDS:
         return
     run, token, value = _number_pattern(language)
     for m in run.finditer(text):
-        said, spelled, times = "", False, 1
+        digits, spelled, repeat = "", False, 1
         for t in token.findall(m[0]):
             word = " ".join(t.lower().replace("-", " ").split())
             if word in _REPEAT:
-                times = _REPEAT[word]
+                repeat = _REPEAT[word]
                 continue
             spelled |= not word.isdecimal()
-            said += (word if word.isdecimal() else value[word]) * times
-            times = 1
-        if spelled and len(said.lstrip("+")) >= LEAST:
-            yield m.start(), m.end(), said
+            digits += (word if word.isdecimal() else value[word]) * repeat
+            repeat = 1
+        if spelled and len(digits.lstrip("+")) >= LEAST:
+            yield m.start(), m.end(), digits
 
 
 @cache
@@ -109,11 +109,13 @@ def _number_pattern(
     value |= {"zh": {"幺": "1"}, "ja": {"まる": "0"}}.get(language, {})
     value |= {"più" if language == "it" else {"pt": "mais", "es": "más"}.get(language, "plus"): "+"}
     words = [*value, *(_REPEAT if language == "en" else ())]
-    said = "|".join(re.escape(w).replace(r"\ ", r"[\s-]") for w in sorted(words, key=len)[::-1])
+    alternatives = "|".join(
+        re.escape(w).replace(r"\ ", r"[\s-]") for w in sorted(words, key=len)[::-1]
+    )
     if language in UNSPACED:
-        token, gap, edge, end = rf"(?:{said}|\d)", r"[\s、，,・のー-]{0,3}", "", ""
+        token, gap, edge, end = rf"(?:{alternatives}|\d)", r"[\s、，,・のー-]{0,3}", "", ""
     else:
-        token = rf"(?<!\w)(?:{said}|\d{{1,4}})(?!\w)"
+        token = rf"(?<!\w)(?:{alternatives}|\d{{1,4}})(?!\w)"
         gap, edge, end = r"[\s,.-]{1,3}", r"(?<!\w)", r"(?!\w)"
     return (
         re.compile(f"{edge}{token}(?:{gap}{token}){{3,}}{end}", re.I),

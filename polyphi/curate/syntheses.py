@@ -1,18 +1,18 @@
-"""The report's synthetic data, a prompt and a verifier each: what a teacher is asked, and what of it is believed.
+"""The report's synthetic data: a prompt and a verifier for each kind of synthesis.
 
     PASSAGE_TEXT      a passage -> a new text that teaches the same (2.3, 3.1.1)
-    CAPTION           a picture -> its description (3.2)
+    CAPTION           an image -> its description (3.2)
     OCR_QA, CHART_QA  a page, a chart -> questions that are answered by reading it (3.2)
-    SPEECH_QA         a clip with its transcript -> questions about what is said (3.3, SQA)
-    SPEECH_SUMMARY    a clip up to 30 minutes with its transcript -> queries and summaries in many forms (3.3)
-    SPOKEN_ANSWER     a clip of a question with its transcript -> what a model says to it (3.3, SQQA)
-    AUDIO_QA          a clip with what is known of it -> questions for someone who only hears it (3.3)
-    MATH_REASONING    a problem with its answer -> a chain of thought that arrives there (3.1.3)
+    SPEECH_QA         audio with its transcript -> questions about its content (3.3, SQA)
+    SPEECH_SUMMARY    audio up to 30 minutes with its transcript -> queries and summaries in many forms (3.3)
+    SPOKEN_ANSWER     a spoken question with its transcript -> a model's answer (3.3, SQQA)
+    AUDIO_QA          audio with its metadata -> questions for a listener without the metadata (3.3)
+    MATH_REASONING    a problem with its answer -> a chain of thought with this answer (3.1.3)
     translation(...)  a conversation -> the same in another language, translated back to check (5.1)
-    speech_translation(...)  a clip with its transcript -> its translation, translated back to check (3.3, AST)
+    speech_translation(...)  audio with its transcript -> its translation, translated back to check (3.3, AST)
 
-Prompts are our own; the report gives none. A transcript is `meta["transcript"]` or, in an ASR sample, the answer.
-Limits without a source are choices, none of them measured against what training makes of the data.
+The report gives no prompts; these are ours. A transcript is `meta["transcript"]` or, in an ASR sample, the answer.
+Limits without a source are choices; their effect on training has not been measured.
 """
 
 import json
@@ -29,23 +29,23 @@ from polyphi.messages import Audio, Image, Message, SamplingParams, Text, media
 from polyphi.text.scripts import HAN, KANA
 
 COPIED_RUN, COPIED_AT_MOST = 8, 0.2
-"""A new text may share a fifth of its runs of 8 words with its passage."""
+"""Words of a run, and the share of a new text's runs that it may have in common with its passage."""
 SHORTEST_TEXT, SHORTEST_CAPTION = 50, 5
 """In words."""
 SUPPORTED = 0.5
-"""The share of an answer's words that stand in the transcript it is about."""
+"""The minimum share of an answer's words that occur in the transcript."""
 SUMMARY_SECONDS = 1800.0
-"""The longest clip that is summarised (report 3.3: 30 minutes)."""
+"""The longest audio that is summarized (report 3.3: 30 minutes)."""
 ROUNDING, MOST_ROWS = 0.01, 60
-"""How far a number read off a chart may be from the exact one, relative; and the longest table of a chart: the longer
-it is, the more numbers follow from it, and the less the check says."""
-JSON_TEXT = {"type": "string"}  # and no more: few endpoints know minLength or pattern
+"""The relative tolerance of a number read off a chart, and the maximum rows of a chart's table: more numbers follow
+from a longer table, so that the check proves less."""
+JSON_TEXT = {"type": "string"}  # without minLength or pattern, which few endpoints support
 _WORD = re.compile(rf"[{HAN}{KANA}]|[^\W{HAN}{KANA}]+")
 _NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+\b|\d+)(?:\.\d+)?")
 
 
 def words(text: str) -> list[str]:
-    """Words in lower case; in Chinese and Japanese, which have no spaces, characters."""
+    """Return words in lower case; characters in Chinese and Japanese, which have no spaces."""
     return _WORD.findall(text.casefold())
 
 
@@ -65,19 +65,19 @@ def json_list(item: dict[str, Any]) -> dict[str, Any]:
 _PAIRS = json_list(json_object(question=JSON_TEXT, answer=JSON_TEXT))
 
 
-def _asked(kind: type[Image] | type[Audio]) -> Callable[[Sample, Json], Sample]:
-    """A question about the media of the source, with its answer."""
+def _about_media(type_: type[Image] | type[Audio]) -> Callable[[Sample, Json], Sample]:
+    """Return a `make` of a question about the source's media of this type, with its answer."""
 
     def make(sample: Sample, item: Json) -> Sample:
-        shown = media(sample.messages, kind)
-        question = Message.user(*shown, item["question"])
-        return replace(sample, messages=(question, Message.assistant(item["answer"])))
+        parts = media(sample.messages, type_)
+        prompt = Message.user(*parts, item["question"])
+        return replace(sample, messages=(prompt, Message.assistant(item["answer"])))
 
     return make
 
 
-def _full(verify: Callable[[Sample, Json], str]) -> Callable[[Sample, Json], str]:
-    """A verifier of pairs that are there."""
+def _non_empty(verify: Callable[[Sample, Json], str]) -> Callable[[Sample, Json], str]:
+    """Return a verifier that refuses pairs with an empty question or answer and applies `verify` to the others."""
 
     def judge(sample: Sample, item: Json) -> str:
         if not item["question"].strip() or not item["answer"].strip():
@@ -88,25 +88,25 @@ def _full(verify: Callable[[Sample, Json], str]) -> Callable[[Sample, Json], str
 
 
 def transcript(sample: Sample) -> str | None:
-    """What is said in a sample's clip, None where nobody wrote it down."""
+    """Return the transcript of a sample's audio, None if there is none."""
     if not media(sample.messages, Audio):
         return None
-    said = sample.meta.get("transcript") or sample.answer
-    return said.strip() or None
+    text = sample.meta.get("transcript") or sample.answer
+    return text.strip() or None
 
 
 # Text ---------------------------------------------------------------------------------------------------------
 
 
 def copied(text: str, passage: str, run: int = COPIED_RUN) -> float:
-    """The share of a text's runs of so many words that stand in the passage too."""
+    """Return the share of a text's runs of `run` words that also occur in the passage."""
 
     def runs(text: str) -> list[tuple[str, ...]]:
-        said = words(text)
-        return [tuple(said[i : i + run]) for i in range(len(said) - run + 1)]
+        tokens = words(text)
+        return [tuple(tokens[i : i + run]) for i in range(len(tokens) - run + 1)]
 
-    own, theirs = runs(text), set(runs(passage))
-    return sum(r in theirs for r in own) / len(own) if own else 0.0
+    text_runs, passage_runs = runs(text), set(runs(passage))
+    return sum(r in passage_runs for r in text_runs) / len(text_runs) if text_runs else 0.0
 
 
 def _new_text(sample: Sample, text: str) -> str:
@@ -144,13 +144,13 @@ def _known_answer(sample: Sample) -> str:
 
 
 def final_answer(reasoning: str) -> str | None:
-    """What stands after the last "Answer:" at the start of a line."""
-    found = re.findall(r"(?im)^[ \t*_#>]*answer[ \t*_]*:[ \t*_]*(\S.*?)[ \t*_.]*$", reasoning)
-    return found[-1] if found else None
+    """Return the text after the last "Answer:" at the start of a line."""
+    answers = re.findall(r"(?im)^[ \t*_#>]*answer[ \t*_]*:[ \t*_]*(\S.*?)[ \t*_.]*$", reasoning)
+    return answers[-1] if answers else None
 
 
-def same_answer(found: str, known: str) -> bool:
-    """Equal as numbers, or as words."""
+def same_answer(answer: str, expected: str) -> bool:
+    """Return whether two answers are equal as numbers, or as words."""
 
     def value(text: str) -> Fraction | str:
         plain = re.sub(r",(?=\d{3}\b)|[\s$€£¥%*]", "", text).casefold().rstrip(".")
@@ -159,14 +159,14 @@ def same_answer(found: str, known: str) -> bool:
         except (ValueError, ZeroDivisionError):
             return plain
 
-    return value(found) == value(known)
+    return value(answer) == value(expected)
 
 
-def _arrives(sample: Sample, reasoning: str) -> str:
-    known, found = _known_answer(sample), final_answer(reasoning)
-    if found is None:
+def _reaches_answer(sample: Sample, reasoning: str) -> str:
+    expected, answer = _known_answer(sample), final_answer(reasoning)
+    if answer is None:
         return "no line that starts with Answer:"
-    return "" if same_answer(found, known) else f"wrong: {found}, expected {known}"
+    return "" if same_answer(answer, expected) else f"wrong: {answer}, expected {expected}"
 
 
 MATH_REASONING = Synthesis(
@@ -179,7 +179,7 @@ in this form:
 Answer: <number or expression>
 """,
     read=lambda sample: {"problem": sample.messages[0].text} if len(sample.messages) > 1 else None,
-    verify=_arrives,
+    verify=_reaches_answer,
     make=lambda sample, reasoning: replace(
         sample, messages=(*sample.prompt, Message.assistant(reasoning))
     ),
@@ -187,10 +187,10 @@ Answer: <number or expression>
     tries=4,
 )
 
-# Pictures -----------------------------------------------------------------------------------------------------
+# Images -------------------------------------------------------------------------------------------------------
 
 
-def _described(sample: Sample, text: str) -> str:
+def _is_long_enough(sample: Sample, text: str) -> str:
     n = len(words(text))
     return "" if n >= SHORTEST_CAPTION else f"too short: {n} words, expected {SHORTEST_CAPTION}"
 
@@ -204,17 +204,17 @@ alone.
 """,
     read=lambda sample: {} if media(sample.messages, Image) else None,
     shows=Image,
-    verify=_described,
-    make=lambda sample, text: _asked(Image)(
+    verify=_is_long_enough,
+    make=lambda sample, text: _about_media(Image)(
         sample, {"question": "Describe the picture.", "answer": text}
     ),
     sampling=SamplingParams(max_tokens=256, temperature=0.3, top_p=0.95),
 )
 
 
-def _is_read(sample: Sample, item: Json) -> str:
-    found, page = (" ".join(words(text)) for text in (item["answer"], item["text"]))
-    return "" if found and f" {found} " in f" {page} " else "the answer doesn't stand on the page"
+def _is_on_page(sample: Sample, item: Json) -> str:
+    answer, page = (" ".join(words(text)) for text in (item["answer"], item["text"]))
+    return "" if answer and f" {answer} " in f" {page} " else "the answer doesn't stand on the page"
 
 
 OCR_QA = Synthesis(
@@ -229,14 +229,14 @@ As JSON: {{"text": "...", "pairs": [{{"question": "...", "answer": "..."}}]}}
     shows=Image,
     schema=json_object(text=JSON_TEXT, pairs=_PAIRS),
     items=lambda answer: [pair | {"text": answer["text"]} for pair in answer["pairs"]],
-    verify=_full(_is_read),
-    make=_asked(Image),
+    verify=_non_empty(_is_on_page),
+    make=_about_media(Image),
     sampling=SamplingParams(max_tokens=2048, temperature=0.3, top_p=0.95),
 )
 
 
 def derivable(number: float, values: Sequence[float]) -> bool:
-    """Whether a number is in a table or comes out of it by one step: count, total, mean, difference or ratio."""
+    """Return whether a number is in a table or follows by one step: count, total, mean, difference or ratio."""
     n, total = len(values), sum(values)
     pairs = list(permutations(values, 2))
     candidates = [*values, n, total, total / max(n, 1)]
@@ -246,7 +246,7 @@ def derivable(number: float, values: Sequence[float]) -> bool:
     return any(abs(number - c) <= ROUNDING * max(abs(c), 1e-9) for c in candidates)
 
 
-def _follows(sample: Sample, item: Json) -> str:
+def _follows_from_chart(sample: Sample, item: Json) -> str:
     answer = item["answer"]
     if len(item["table"]) > MOST_ROWS:
         return f"a table of {len(item['table'])} rows, expected {MOST_ROWS} at most"
@@ -257,8 +257,8 @@ def _follows(sample: Sample, item: Json) -> str:
     if not numbers:
         return "the answer is no label, number, yes or no"
     values = [row["value"] for row in item["table"]]
-    lost = [n for n in numbers if not derivable(n, values)]
-    return f"{lost[0]:g} doesn't follow from the chart's numbers" if lost else ""
+    underivable = [n for n in numbers if not derivable(n, values)]
+    return f"{underivable[0]:g} doesn't follow from the chart's numbers" if underivable else ""
 
 
 CHART_QA = Synthesis(
@@ -275,35 +275,35 @@ As JSON: {{"table": [{{"label": "...", "value": 1.0}}], "pairs": [{{"question": 
         table=json_list(json_object(label=JSON_TEXT, value={"type": "number"})), pairs=_PAIRS
     ),
     items=lambda answer: [pair | {"table": answer["table"]} for pair in answer["pairs"]],
-    verify=_full(_follows),
-    make=_asked(Image),
+    verify=_non_empty(_follows_from_chart),
+    make=_about_media(Image),
     sampling=SamplingParams(max_tokens=2048, temperature=0.3, top_p=0.95),
 )
 
-# Clips --------------------------------------------------------------------------------------------------------
+# Audio --------------------------------------------------------------------------------------------------------
 
 
-def _gives_away(item: Json, *sources: str) -> str:
-    """Listeners have a clip, and no papers about it."""
-    said = set(words(item["question"] + " " + item.get("answer", "")))
-    return next((f"speaks of its {source}" for source in sources if source in said), "")
+def _mentions_source(item: Json, *sources: str) -> str:
+    """Return a reason if the pair mentions the transcript or metadata, which a listener doesn't have, else ""."""
+    used = set(words(item["question"] + " " + item.get("answer", "")))
+    return next((f"speaks of its {source}" for source in sources if source in used), "")
 
 
 def _supported(sample: Sample, item: Json) -> str:
-    if reason := _gives_away(item, "transcript"):
+    if reason := _mentions_source(item, "transcript"):
         return reason
     answer = words(item["answer"])
     if answer in (["yes"], ["no"]):
         return ""
-    said = set(words(transcript(sample) or ""))
-    share = sum(w in said for w in answer) / max(len(answer), 1)
+    spoken = set(words(transcript(sample) or ""))
+    share = sum(w in spoken for w in answer) / max(len(answer), 1)
     return "" if share >= SUPPORTED else f"{share:.0%} of the answer's words are said in the clip"
 
 
 def _about_speech(sample: Sample, item: Json) -> Sample:
-    """With what was said beside it, for whoever judges the pair (judge.py)."""
-    made = _asked(Audio)(sample, item)
-    return replace(made, meta={**made.meta, "transcript": transcript(sample)})
+    """Make a question about speech, with the transcript in `meta` for a judge (judge.py)."""
+    new = _about_media(Audio)(sample, item)
+    return replace(new, meta={**new.meta, "transcript": transcript(sample)})
 
 
 SPEECH_QA = Synthesis(
@@ -318,17 +318,17 @@ a sentence, as close to the words said as you can. Use the recording's language.
 recording", never of a written text.
 As JSON: {{"pairs": [{{"question": "...", "answer": "..."}}]}}
 """,
-    read=lambda sample: {"transcript": said} if (said := transcript(sample)) else None,
+    read=lambda sample: {"transcript": text} if (text := transcript(sample)) else None,
     schema=json_object(pairs=_PAIRS),
     items=lambda answer: answer["pairs"],
-    verify=_full(_supported),
+    verify=_non_empty(_supported),
     make=_about_speech,
 )
 
 SPOKEN_ANSWER = Synthesis(
     "spoken_answer",
     "{transcript}",
-    read=lambda sample: {"transcript": said} if (said := transcript(sample)) else None,
+    read=lambda sample: {"transcript": text} if (text := transcript(sample)) else None,
     make=lambda sample, text: replace(
         sample,
         messages=(Message.user(*media(sample.messages, Audio)), Message.assistant(text)),
@@ -338,9 +338,9 @@ SPOKEN_ANSWER = Synthesis(
 
 
 def _long_speech(sample: Sample) -> dict[str, str] | None:
-    said = transcript(sample)
+    text = transcript(sample)
     return (
-        {"transcript": said} if said and sample.meta.get("seconds", 0) <= SUMMARY_SECONDS else None
+        {"transcript": text} if text and sample.meta.get("seconds", 0) <= SUMMARY_SECONDS else None
     )
 
 
@@ -388,8 +388,10 @@ As JSON: {{"summaries": [{{"question": "...", "form": "words", "limit": 50, "ans
         )
     ),
     items=lambda answer: answer["summaries"],
-    verify=_full(lambda sample, item: _gives_away(item, "transcript") or _in_form(sample, item)),
-    make=_asked(Audio),
+    verify=_non_empty(
+        lambda sample, item: _mentions_source(item, "transcript") or _in_form(sample, item)
+    ),
+    make=_about_media(Audio),
     sampling=SamplingParams(max_tokens=4096, temperature=0.7, top_p=0.95),
 )
 
@@ -418,10 +420,10 @@ As JSON: {{"pairs": [{{"question": "...", "answer": "..."}}]}}
     read=_facts,
     schema=json_object(pairs=_PAIRS),
     items=lambda answer: answer["pairs"],
-    verify=_full(
-        lambda sample, item: _gives_away(
+    verify=_non_empty(
+        lambda sample, item: _mentions_source(
             item, "metadata", "tag", "tags", "caption", "captions", "transcript"
         )
     ),
-    make=_asked(Audio),
+    make=_about_media(Audio),
 )

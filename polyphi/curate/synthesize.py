@@ -1,12 +1,13 @@
-"""A teacher makes samples: a prompt about each source sample, an answer, a verifier that may refuse it with a reason.
+"""Synthesis of samples by a teacher model: a prompt per source sample, an answer, and a verifier that accepts or
+refuses it.
 
 >>> teacher = Endpoint("http://127.0.0.1:8000/v1", "some-model", key_from="TEACHER_KEY")
->>> estimate(CAPTION, pictures, teacher, work, price=(0.15, 0.60)).cost_at_most          # asks nothing
+>>> estimate(CAPTION, pictures, teacher, work, price=(0.15, 0.60)).cost_at_most          # sends no request
 >>> shards.write(out, synthesize(CAPTION, pictures, teacher, work), pipeline="...")
 
-Every answer is kept under `work/answers` by the SHA-256 of who was asked and what. A run that was killed goes on
-without asking anything twice, and ends with the same samples in the same order whatever the concurrency. What was
-refused stands in `work/NAME.refused.jsonl`. The syntheses of the report are in polyphi/curate/syntheses.py.
+Every answer is stored under `work/answers` by the SHA-256 of the teacher's name and the request. A run that was killed
+resumes without repeating a request, and gives the same samples in the same order at any concurrency. Refused answers
+are written to `work/NAME.refused.jsonl`. The report's syntheses are in polyphi/curate/syntheses.py.
 """
 
 import json
@@ -24,7 +25,7 @@ from datatrove.data import DocumentsPipeline
 from datatrove.pipeline.base import PipelineStep
 
 from polyphi.curate import documents
-from polyphi.curate.answers import Kept, told
+from polyphi.curate.answers import AnswerCache, messages_json
 from polyphi.curate.teachers import Teacher
 from polyphi.data.shards import Sample
 from polyphi.messages import Audio, Image, Message, SamplingParams, media
@@ -32,23 +33,23 @@ from polyphi.runtime.files import whole_file
 from polyphi.services.endpoint import Rejected, rough_tokens
 
 Json = Any
-"""What an answer holds: a text, or the JSON value that a schema asked for."""
+"""The value of an answer: a text, or a JSON value of the requested schema."""
 LIVELY = SamplingParams(max_tokens=1024, temperature=0.7, top_p=0.95)
 
 
 @dataclass(frozen=True)
 class Synthesis:
-    """How samples become others.
+    """How a teacher turns source samples into new ones.
 
-    `read` gives the fields of the prompt, or None for a source sample that this synthesis has no use for; media of type
-    `shows` go before the prompt. The answer is text, or JSON by `schema`; `items` takes it apart. Each item is judged
-    by `verify` ("" or the reason to refuse it) and, where it passes, becomes a sample by `make`, which changes the
-    source sample (id, source and lineage are seen to). An answer with no item that passes is asked for again with
-    another seed, `tries` times in all (the report's rejection and resampling, 3.1.3).
+    `read` returns the fields of the prompt, or None to skip the source sample; media of type `shows` precede the
+    prompt. The answer is text, or JSON by `schema`; `items` splits it. `verify` checks each item and returns "" or the
+    reason for refusing it. `make` turns an accepted item and its source sample into a new sample (id, source and
+    lineage are set by `synthesize`). If no item is accepted the request is repeated with another seed, `tries` times
+    in all (the report's rejection and resampling, 3.1.3).
 
-    With `check`, each item is put to the teacher once more: `check` is filled with the fields of `read` and, as
-    {answer}, the item in JSON; `agree` judges what comes back and gives its reason with what it found. Such a synthesis
-    has one item in each answer."""
+    With `check`, each item is sent to the teacher in a second prompt: `check` is filled with the fields of `read` and,
+    as {answer}, the item in JSON; `agree` compares the reply and returns a reason ("" to accept) and fields for the
+    lineage. Such a synthesis has one item per answer."""
 
     name: str
     prompt: str
@@ -66,7 +67,7 @@ class Synthesis:
 
 @dataclass(frozen=True)
 class Request:
-    """What a teacher is asked. `attempt` counts from 0; `checks` says that it is about an answer."""
+    """A request to a teacher. `attempt` counts from 0; `checks` marks the second prompt, which checks an answer."""
 
     messages: tuple[Message, ...]
     sampling: SamplingParams
@@ -74,13 +75,13 @@ class Request:
     attempt: int = 0
     checks: bool = False
 
-    def told(self, teacher: str) -> dict[str, Json]:
-        """All that the answer depends on, media by their SHA-256. Guesses change no answer."""
+    def as_json(self, teacher: str) -> dict[str, Json]:
+        """Return all that the answer depends on, media as SHA-256. Draft tokens don't change an answer."""
         sampling = {key: getattr(self.sampling, key) for key in SamplingParams.__dataclass_fields__}
         sampling["draft"] = 0
         return {
             "teacher": teacher,
-            "messages": told(self.messages),
+            "messages": messages_json(self.messages),
             "sampling": sampling,
             "schema": self.schema,
         }
@@ -88,7 +89,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Refusal:
-    """An answer that no sample was made of: `answer` is the item, or the whole text where it could not be read."""
+    """A refused answer: `answer` is the item, or the whole text if it could not be parsed."""
 
     sample: str
     synthesis: str
@@ -99,64 +100,64 @@ class Refusal:
 
 @dataclass
 class Tally:
-    """How far a run is: source samples read, and of them passed over (nothing to ask); samples made, answers refused;
-    requests sent to the teacher and those answered from disk."""
+    """Progress of a run: source samples read and skipped (`read` returned None); samples made and answers refused;
+    requests sent to the teacher and requests answered from the cache."""
 
     read: int = 0
-    passed_over: int = 0
-    made: int = 0
+    skipped: int = 0
+    samples: int = 0
     refused: int = 0
-    asked: int = 0
-    known: int = 0
+    sent: int = 0
+    cached: int = 0
 
 
 class Answers:
-    """A teacher's answers, from disk where they are there (`Kept`)."""
+    """A teacher's answers, from the cache on disk where they are stored."""
 
     def __init__(self, folder: Path, teacher: Teacher, tally: Tally) -> None:
-        self.kept, self.teacher, self.tally = Kept(folder), teacher, tally
-        self._counting = threading.Lock()
-        # Equal requests wait for each other, others seldom do.
-        self._asking = [threading.Lock() for _ in range(4096)]
+        self.cache, self.teacher, self.tally = AnswerCache(folder), teacher, tally
+        self._tally_lock = threading.Lock()
+        # One lock per 1/4096 of the keys: equal requests wait for each other, others rarely do.
+        self._request_locks = [threading.Lock() for _ in range(4096)]
 
     def key(self, request: Request) -> str:
-        return self.kept.key(request.told(self.teacher.name))
+        return self.cache.key(request.as_json(self.teacher.name))
 
-    def known(self, key: str) -> dict[str, str] | None:
-        """The answer on disk: `text` and `finish_reason`, or `rejected`."""
-        found: dict[str, str] | None = self.kept.find(key)
-        return found
+    def cached(self, key: str) -> dict[str, str] | None:
+        """Return the cached answer (`text` and `finish_reason`, or `rejected`), or None."""
+        answer: dict[str, str] | None = self.cache.find(key)
+        return answer
 
-    def ask(self, request: Request) -> dict[str, str]:
-        """The answer from disk or, once, from the teacher."""
+    def answer(self, request: Request) -> dict[str, str]:
+        """Return the cached answer, or send the request to the teacher and store the answer."""
         key = self.key(request)
-        with self._asking[int(key[:3], 16)]:
-            answer, sent = self.known(key), False
+        with self._request_locks[int(key[:3], 16)]:
+            answer, sent = self.cached(key), False
             if answer is None:
-                asked_for = request.told(self.teacher.name)
-                answer, sent = self.kept.keep(key, asked_for, self._send(request)), True
-        with self._counting:
-            self.tally.asked += sent
-            self.tally.known += not sent
+                payload = request.as_json(self.teacher.name)
+                answer, sent = self.cache.store(key, payload, self._send(request)), True
+        with self._tally_lock:
+            self.tally.sent += sent
+            self.tally.cached += not sent
         return answer
 
     def _send(self, request: Request) -> dict[str, str]:
         try:
-            given = self.teacher.chat(
+            completion = self.teacher.chat(
                 request.messages, sampling=request.sampling, schema=request.schema
             )
         except Rejected as error:
             return {"rejected": str(error)}
-        return {"text": given.text, "finish_reason": given.finish_reason}
+        return {"text": completion.text, "finish_reason": completion.finish_reason}
 
 
 @dataclass
 class Outcome:
-    """What became of one source sample."""
+    """Result for one source sample: new samples, refused answers, and whether the synthesis applies to it."""
 
-    made: list[Sample] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
     refused: list[Refusal] = field(default_factory=list)
-    asked: bool = False
+    applicable: bool = False
 
 
 def synthesize(
@@ -166,40 +167,40 @@ def synthesize(
     work: Path,
     *,
     concurrency: int = 8,
-    tell: Callable[[Tally], None] = lambda tally: None,
-    aside: str = "",
+    progress: Callable[[Tally], None] = lambda tally: None,
+    refused_name: str = "",
 ) -> Iterator[Sample]:
-    """Samples made of samples, in the order of their sources. `tell` hears of each source sample that is done; `aside`
-    is another name for the file of what is refused, so that several runs may share their answers.
+    """Yield new samples in the order of their sources. `progress` is called after each source sample; `refused_name`
+    replaces the name of the file of refused answers, so that several runs may share one answer cache.
 
-    An error that isn't about one request (no endpoint, a wrong key) ends the run; the answers so far are kept, and the
-    same call goes on from there."""
+    An error that isn't about one request (no endpoint, a wrong key) ends the run; answers so far are stored, and the
+    same call resumes from there."""
     work = Path(work)
     work.mkdir(parents=True, exist_ok=True)
     tally = Tally()
     answers = Answers(work / "answers", teacher, tally)
-    kept = work / (aside or f"{synthesis.name}.refused.jsonl")
+    refused_path = work / (refused_name or f"{synthesis.name}.refused.jsonl")
     with (
-        whole_file(kept) as partial,
+        whole_file(refused_path) as partial,
         partial.open("w", encoding="utf-8", errors="backslashreplace") as refused,
     ):
         for outcome in _in_order(
-            lambda s: _see_through(synthesis, s, answers), samples, concurrency
+            lambda s: _synthesize_one(synthesis, s, answers), samples, concurrency
         ):
             for refusal in outcome.refused:
                 refused.write(json.dumps(vars(refusal), ensure_ascii=False) + "\n")
             tally.read += 1
-            tally.passed_over += not outcome.asked
-            tally.made += len(outcome.made)
+            tally.skipped += not outcome.applicable
+            tally.samples += len(outcome.samples)
             tally.refused += len(outcome.refused)
-            tell(tally)
-            yield from outcome.made
+            progress(tally)
+            yield from outcome.samples
 
 
 def _in_order(
     work: Callable[[Sample], Outcome], samples: Iterable[Sample], concurrency: int
 ) -> Iterator[Outcome]:
-    """`map` by threads: in order, and never far ahead of who reads."""
+    """Apply `work` in threads and yield results in order, at most `4 * concurrency` samples ahead of the consumer."""
     pending: deque[Future[Outcome]] = deque()
     pool = ThreadPoolExecutor(concurrency)
     try:
@@ -210,28 +211,30 @@ def _in_order(
         while pending:
             yield pending.popleft().result()
     finally:
-        pool.shutdown(cancel_futures=True)  # what was asked already is still waited for, and kept
+        pool.shutdown(
+            cancel_futures=True
+        )  # requests that are already sent are waited for and stored
 
 
-def _see_through(synthesis: Synthesis, sample: Sample, answers: Answers) -> Outcome:
-    steps = _pursue(synthesis, sample, answers.key, answers.teacher.name)
+def _synthesize_one(synthesis: Synthesis, sample: Sample, answers: Answers) -> Outcome:
+    steps = _request_loop(synthesis, sample, answers.key, answers.teacher.name)
     try:
         request = next(steps)
         while True:
-            request = steps.send(answers.ask(request))
+            request = steps.send(answers.answer(request))
     except StopIteration as end:
         return end.value
 
 
-def _pursue(
+def _request_loop(
     synthesis: Synthesis, sample: Sample, key: Callable[[Request], str], teacher: str
 ) -> Generator[Request, dict[str, str], Outcome]:
-    """One source sample's way: yields what to ask, is sent the answers, returns what became of it."""
+    """Process one source sample: yields requests, receives their answers by `send`, returns the outcome."""
     outcome = Outcome()
     fields = synthesis.read(sample)
     if fields is None:
         return outcome
-    outcome.asked = True
+    outcome.applicable = True
     for attempt in range(synthesis.tries):
         request = first_request(synthesis, sample, fields, attempt)
         value, reason = _value(synthesis, (yield request))
@@ -243,25 +246,27 @@ def _pursue(
             refuse(reason, value)
             continue
         for number, item in enumerate(synthesis.items(value)):
-            found: dict[str, Json] = {}
+            agreement: dict[str, Json] = {}
             if reason := synthesis.verify(sample, item):
                 refuse(reason, item)
                 continue
             if synthesis.check:
-                again = _request(
+                check_request = _request(
                     synthesis, (), synthesis.check, _check_fields(fields, item), attempt
                 )
-                again = replace(again, checks=True)
-                second, reason = _value(synthesis, (yield again))
+                check_request = replace(check_request, checks=True)
+                check_answer, reason = _value(synthesis, (yield check_request))
                 if not reason:
-                    reason, found = synthesis.agree(sample, item, second)
+                    reason, agreement = synthesis.agree(sample, item, check_answer)
                 if reason:
-                    refuse(reason, {"item": item, "check": second}, again)
+                    refuse(reason, {"item": item, "check": check_answer}, check_request)
                     continue
             step = {"step": synthesis.name, "teacher": teacher, "from": sample.id}
-            step |= {"request": key(request), **found}
-            outcome.made.append(_stamped(synthesis.make(sample, item), sample, number, step))
-        if outcome.made:
+            step |= {"request": key(request), **agreement}
+            outcome.samples.append(
+                _with_lineage(synthesis.make(sample, item), sample, number, step)
+            )
+        if outcome.samples:
             break
         if not synthesis.items(value):
             refuse("the answer is empty", value)
@@ -271,20 +276,20 @@ def _pursue(
 def first_request(
     synthesis: Synthesis, sample: Sample, fields: Mapping[str, Json], attempt: int = 0
 ) -> Request:
-    """What is asked about a source sample."""
-    shown = tuple(media(sample.messages, synthesis.shows)) if synthesis.shows else ()
-    return _request(synthesis, shown, synthesis.prompt, fields, attempt)
+    """Return the first request about a source sample."""
+    parts = tuple(media(sample.messages, synthesis.shows)) if synthesis.shows else ()
+    return _request(synthesis, parts, synthesis.prompt, fields, attempt)
 
 
 def _request(
     synthesis: Synthesis,
-    shown: tuple[Image | Audio, ...],
+    parts: tuple[Image | Audio, ...],
     prompt: str,
     fields: Mapping[str, Json],
     attempt: int,
 ) -> Request:
     sampling = replace(synthesis.sampling, seed=synthesis.sampling.seed + attempt)
-    message = Message.user(*shown, prompt.strip().format(**fields))
+    message = Message.user(*parts, prompt.strip().format(**fields))
     return Request((message,), sampling, synthesis.schema, attempt)
 
 
@@ -297,7 +302,7 @@ _DECLINED = re.compile(r"\s*(?:i['’]m sorry|sorry,|i can(?:no|['’])t|i am un
 
 
 def _value(synthesis: Synthesis, answer: Mapping[str, str]) -> tuple[Json, str]:
-    """(what an answer holds, "" or the reason why it can't be used)."""
+    """Return (the answer's value, "" or the reason why it can't be used)."""
     if "rejected" in answer:
         return None, f"not answered: {answer['rejected']}"
     text, end = answer["text"].strip(), answer["finish_reason"]
@@ -309,7 +314,7 @@ def _value(synthesis: Synthesis, answer: Mapping[str, str]) -> tuple[Json, str]:
     if _DECLINED.match(text):
         return text, "the teacher declined"
     if synthesis.schema is None:
-        return text, "" if _is_unicode(text) else _HALF
+        return text, "" if _is_unicode(text) else _LONE_SURROGATE
     import jsonschema
 
     if fenced := _FENCE.match(text):
@@ -322,15 +327,15 @@ def _value(synthesis: Synthesis, answer: Mapping[str, str]) -> tuple[Json, str]:
     except jsonschema.ValidationError as error:
         return text, f"the answer doesn't fit its schema: {error.message[:160]}"
     if not _is_unicode(json.dumps(value, ensure_ascii=False)):
-        return text, _HALF
+        return text, _LONE_SURROGATE
     return value, ""
 
 
-_HALF = "the answer holds half a character"
+_LONE_SURROGATE = "the answer holds half a character"
 
 
 def _is_unicode(text: str) -> bool:
-    """Whether a text can be written; JSON can escape lone surrogates, which shards can't hold."""
+    """Return whether a text is valid Unicode; JSON can escape lone surrogates, which shards can't hold."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -338,22 +343,22 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def _stamped(made: Sample, origin: Sample, number: int, step: dict[str, Json]) -> Sample:
+def _with_lineage(new: Sample, origin: Sample, number: int, step: dict[str, Json]) -> Sample:
     lineage = [*origin.meta.get("lineage", ()), step]
     return replace(
-        made,
+        new,
         id=f"{origin.id}/{step['step']}/{number}",
         source=f"{origin.source}, {step['step']} by {step['teacher']}",
-        meta={**made.meta, "lineage": lineage},
+        meta={**new.meta, "lineage": lineage},
     )
 
 
 class Taught(PipelineStep):  # type: ignore[misc]
-    """A synthesis as a step of a corpus (`Corpus.steps`): documents come, those that are made of them go on.
+    """A synthesis as a step of a corpus (`Corpus.steps`): replaces documents by those that the teacher makes of them.
 
-    `teacher` opens the teacher, in each task anew, since connections can't be sent to other processes: a limit of
-    requests a minute is each task's own. All tasks share the answers under `work`; what task 3 of the training
-    split refuses stands in `work/NAME.train-00003.refused.jsonl`."""
+    `teacher` is called in each task, because connections can't be sent to other processes; a limit of requests per
+    minute therefore applies per task. All tasks share the answers under `work`; refused answers of task 3 of the
+    training split are written to `work/NAME.train-00003.refused.jsonl`."""
 
     name, type = "Taught", "SYNTHESIS"
 
@@ -370,41 +375,41 @@ class Taught(PipelineStep):  # type: ignore[misc]
         self._concurrency = concurrency
 
     def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
-        """Documents of task `rank`."""
-        coming = iter(data)
-        if (first := next(coming, None)) is None:
+        """Yield the documents of task `rank`."""
+        remaining = iter(data)
+        if (first := next(remaining, None)) is None:
             return
         split = first.metadata.get("split", "train")
 
         def read() -> Iterator[Sample]:
-            for one in chain([first], coming):
+            for doc in chain([first], remaining):
                 self.stat_update("total")
-                yield documents.sample(one)
+                yield documents.sample(doc)
 
-        last = Tally()
+        previous = Tally()
 
-        def count(tally: Tally) -> None:
-            nonlocal last
-            self.stat_update("dropped_refused", value=tally.refused - last.refused)
-            last = replace(tally)
+        def on_progress(tally: Tally) -> None:
+            nonlocal previous
+            self.stat_update("dropped_refused", value=tally.refused - previous.refused)
+            previous = replace(tally)
 
-        for made in synthesize(
+        for new in synthesize(
             self._synthesis,
             read(),
             self._teacher(),
             self._work,
             concurrency=self._concurrency,
-            tell=count,
-            aside=f"{self._synthesis.name}.{split}-{rank:05d}.refused.jsonl",
+            progress=on_progress,
+            refused_name=f"{self._synthesis.name}.{split}-{rank:05d}.refused.jsonl",
         ):
             self.stat_update("forwarded")
-            yield documents.document(made, split)
+            yield documents.document(new, split)
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run would ask that isn't on disk yet. First requests are certain; more come where an answer is refused and
-    asked for again, and for checks. Of an answer only its bound is known, `max_tokens`."""
+    """Requests, tokens and cost of a run, without the cached answers. First requests are certain; further ones follow
+    from refused answers and checks. The length of an answer is bounded by `max_tokens`."""
 
     requests: int
     requests_at_most: int
@@ -423,25 +428,25 @@ def estimate(
     price: tuple[float, float],
     count: Callable[[Sequence[Message]], int] = rough_tokens,
 ) -> Estimate:
-    """Requests, tokens and cost of a run, without asking anything. `price` is for a million tokens of prompt and of
-    answer; `count` gives the tokens of a prompt, as the endpoint's tokenizer has them."""
+    """Return requests, tokens and cost of a run, without sending a request. `price` is per million tokens of prompt and
+    of answer; `count` returns the tokens of a prompt, by the endpoint's tokenizer."""
     answers = Answers(Path(work) / "answers", teacher, Tally())
     certain = certain_tokens = requests = tokens = 0
-    seen: set[bytes] = set()
+    counted: set[bytes] = set()
     for sample in samples:
-        steps = _pursue(synthesis, sample, answers.key, teacher.name)
+        steps = _request_loop(synthesis, sample, answers.key, teacher.name)
         try:
             request = next(steps)
-            while (answer := answers.known(answers.key(request))) is not None:
+            while (answer := answers.cached(answers.key(request))) is not None:
                 request = steps.send(answer)
         except StopIteration:
             continue
         key = bytes.fromhex(answers.key(request))
-        if key in seen:
+        if key in counted:
             continue
-        seen.add(key)
-        now = count(request.messages)
-        certain, certain_tokens = certain + 1, certain_tokens + now
+        counted.add(key)
+        prompt_tokens = count(request.messages)
+        certain, certain_tokens = certain + 1, certain_tokens + prompt_tokens
         further, check = synthesis.tries - request.attempt - 1, 0
         fields = synthesis.read(sample) or {}
         first = count(first_request(synthesis, sample, fields).messages)
@@ -450,7 +455,7 @@ def estimate(
             check = count(longest.messages) + synthesis.sampling.max_tokens
         checks = (further + (not request.checks)) if synthesis.check else 0
         requests += 1 + further + checks
-        tokens += now + further * first + checks * check
+        tokens += prompt_tokens + further * first + checks * check
     answer_tokens = requests * synthesis.sampling.max_tokens
     cost = (tokens * price[0] + answer_tokens * price[1]) / 1e6
     return Estimate(certain, requests, certain_tokens, tokens, answer_tokens, cost)

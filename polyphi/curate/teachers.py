@@ -14,8 +14,8 @@ GREEDY = SamplingParams()
 
 
 class Teacher(Protocol):
-    """Who answers. An `Endpoint` is one, and a `Command`. `name` tells answers of one from those of another; `Rejected`
-    is raised for a request that it won't answer, any other error for what would befall all of them."""
+    """A model that answers chat requests: an `Endpoint` or a `Command`. `name` is part of the cache's key. `chat`
+    raises `Rejected` for a request that the teacher refuses, and any other error for a fault of the teacher."""
 
     @property
     def name(self) -> str: ...
@@ -31,8 +31,8 @@ class Teacher(Protocol):
 
 @dataclass(frozen=True)
 class Command:
-    """Any program as a teacher, run once for each request. It reads a chat request as OpenAI's API has it (JSON) from
-    its standard input and writes {"text": "..."} or, where it won't answer, {"rejected": "why"}."""
+    """A program as a teacher, run once per request. It reads a chat request (JSON of OpenAI's API) from its standard
+    input and writes {"text": "..."} or, to refuse the request, {"rejected": "why"}."""
 
     command: str
     name: str
@@ -48,22 +48,24 @@ class Command:
         body = json.dumps({"model": self.name} | chat_body(messages, sampling, schema))
         program = shlex.split(self.command)
         try:
-            done = subprocess.run(
+            result = subprocess.run(
                 program, input=body.encode(), capture_output=True, timeout=self.seconds, check=False
             )
         except FileNotFoundError:
-            raise ValueError(f"the teacher {program[0]!r} is not on this system") from None
+            raise ValueError(
+                f"the teacher {program[0]!r} is not on this system; check its path"
+            ) from None
         except subprocess.TimeoutExpired:
             raise ValueError(
                 f"the teacher {program[0]!r} took more than {self.seconds:g} s for one answer"
             ) from None
-        if done.returncode:
-            said = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
+        if result.returncode:
+            message = result.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
             raise ValueError(
-                f"the teacher {program[0]!r} failed with code {done.returncode}: {said[-1][:160]}"
+                f"the teacher {program[0]!r} failed with code {result.returncode}: {message[-1][:160]}"
             )
         try:
-            answer = json.loads(done.stdout)
+            answer = json.loads(result.stdout)
             if "rejected" in answer:
                 raise Rejected(str(answer["rejected"]))
             return Completion(
@@ -72,5 +74,5 @@ class Command:
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
             raise ValueError(
                 f'the teacher {program[0]!r} should write {{"text": "..."}}, '
-                f"found {done.stdout[:120].decode(errors='replace')!r}"
+                f"found {result.stdout[:120].decode(errors='replace')!r}"
             ) from None

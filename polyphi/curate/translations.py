@@ -1,4 +1,4 @@
-"""Syntheses that translate: a sample in another language, and speech with translations, checked by translating back."""
+"""Syntheses that translate conversations and speech transcripts, checked by translating back."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,13 +14,13 @@ from polyphi.text.lexicon import LANGUAGES
 
 
 def _texts(sample: Sample) -> list[str]:
-    """All that is said in a conversation, the dispreferred answer last."""
+    """Return all texts of a conversation, the dispreferred answer last."""
     rejected = [sample.meta["rejected"]] if "rejected" in sample.meta else []
     return [p.text for m in sample.messages for p in m.parts if isinstance(p, Text)] + rejected
 
 
 def chrf(texts: Sequence[str], originals: Sequence[str]) -> float:
-    """chrF of the worst text, 0 to 100 (sacrebleu's, character 6-grams)."""
+    """Return the chrF of the worst text, 0 to 100 (sacrebleu's, character 6-grams)."""
     from sacrebleu.metrics import CHRF
 
     metric = CHRF()
@@ -31,9 +31,10 @@ def chrf(texts: Sequence[str], originals: Sequence[str]) -> float:
 
 
 def translation(language: str, *, at_least: float) -> Synthesis:
-    """Conversations (the report's safety data) in another of the eight languages, kept where each text, translated
-    back, has a chrF of `at_least` against the original. The source's language is `meta["language"]`, English where it
-    isn't told. Conversations with clips are passed over, for their speech would stay as it is."""
+    """Return a synthesis that translates conversations (the report's safety data) into another of the eight languages.
+    A translation is accepted if each text, translated back, has a chrF of `at_least` against the original. The
+    source's language is `meta["language"]`, by default English. Conversations with audio are skipped, because their
+    speech would not be translated."""
     if language not in LANGUAGES:
         raise ValueError(f"unknown language {language!r}; expected one of {', '.join(LANGUAGES)}")
 
@@ -50,8 +51,8 @@ def translation(language: str, *, at_least: float) -> Synthesis:
             return f"{len(texts)} texts, expected {len(originals)}"
         if not all(t.strip() for t in texts):
             return "an empty text"
-        left = sum(t == o for t, o in zip(texts, originals, strict=True) if len(words(o)) > 3)
-        return f"{left} texts came back as they were" if left else ""
+        unchanged = sum(t == o for t, o in zip(texts, originals, strict=True) if len(words(o)) > 3)
+        return f"{unchanged} texts came back as they were" if unchanged else ""
 
     def agree(sample: Sample, texts: list[str], back: Json) -> tuple[str, dict[str, Json]]:
         originals = _texts(sample)
@@ -64,14 +65,16 @@ def translation(language: str, *, at_least: float) -> Synthesis:
         return reason, {"chrf": score, "language": language}
 
     def make(sample: Sample, texts: list[str]) -> Sample:
-        rest = iter(texts)
+        remaining = iter(texts)
         messages = tuple(
-            replace(m, parts=tuple(Text(next(rest)) if isinstance(p, Text) else p for p in m.parts))
+            replace(
+                m, parts=tuple(Text(next(remaining)) if isinstance(p, Text) else p for p in m.parts)
+            )
             for m in sample.messages
         )
         meta = {**sample.meta, "language": language}
         if "rejected" in meta:
-            meta["rejected"] = next(rest)
+            meta["rejected"] = next(remaining)
         return replace(sample, messages=messages, meta=meta)
 
     name = LANGUAGES[language]
@@ -93,32 +96,32 @@ def translation(language: str, *, at_least: float) -> Synthesis:
 
 
 def speech_translation(language: str, *, at_least: float) -> Synthesis:
-    """What is said in clips, in another of the eight languages, to English or from it, kept as `translation` keeps it.
-    It makes the direct form; `chained(made, made.meta["transcript"])` (speech.py) is the chain of thought."""
+    """Return a synthesis of speech translations to or from English, accepted by the rule of `translation`. It makes the
+    direct form; `chained(made, made.meta["transcript"])` (speech.py) makes the chain of thought."""
     text = translation(language, at_least=at_least)
 
-    def written(sample: Sample) -> Sample:
-        """The transcript alone."""
+    def transcript_only(sample: Sample) -> Sample:
+        """Return a sample that consists of the transcript alone."""
         meta = {"language": sample.meta.get("language", "en")}
         return replace(sample, messages=(Message.user(transcript(sample) or ""),), meta=meta)
 
     def read(sample: Sample) -> Mapping[str, Json] | None:
         sides = (sample.meta.get("language", "en"), language)
-        return text.read(written(sample)) if transcript(sample) and "en" in sides else None
+        return text.read(transcript_only(sample)) if transcript(sample) and "en" in sides else None
 
     def make(sample: Sample, texts: list[str]) -> Sample:
         clips = media(sample.messages, Audio)
-        asked = Message.user(*clips, TRANSLATE.format(LANGUAGES[language]))
+        prompt = Message.user(*clips, TRANSLATE.format(LANGUAGES[language]))
         meta = {**sample.meta, "task": "ast", "to": language, "cot": False}
         meta |= {"language": sample.meta.get("language", "en"), "transcript": transcript(sample)}
-        return replace(sample, messages=(asked, Message.assistant(texts[0])), meta=meta)
+        return replace(sample, messages=(prompt, Message.assistant(texts[0])), meta=meta)
 
     return replace(
         text,
         name=f"speech_{text.name}",
         read=read,
-        verify=lambda sample, texts: text.verify(written(sample), texts),
-        agree=lambda sample, texts, back: text.agree(written(sample), texts, back),
+        verify=lambda sample, texts: text.verify(transcript_only(sample), texts),
+        agree=lambda sample, texts, back: text.agree(transcript_only(sample), texts, back),
         make=make,
     )
 
@@ -131,11 +134,11 @@ def in_languages(
     *,
     at_least: float,
     concurrency: int = 8,
-    aside: str = "",
+    suffix: str = "",
 ) -> Iterator[Sample]:
-    """Conversations in all of `languages`: for each those that are in it, as they are, and then the others translated
-    (`translation`). `samples` is read once for each language; what is refused stands in
-    `work/translation_LANGUAGE[.ASIDE].refused.jsonl`."""
+    """Yield conversations in all of `languages`: for each language first the samples that are in it already, then the
+    others translated (`translation`). `samples` is called once per language; refused translations go to
+    `work/translation_LANGUAGE[.SUFFIX].refused.jsonl`."""
     for language in languages:
         synthesis = translation(language, at_least=at_least)
         yield from (s for s in samples() if s.meta.get("language", "en") == language)
@@ -145,5 +148,5 @@ def in_languages(
             teacher,
             work,
             concurrency=concurrency,
-            aside=".".join(filter(None, (synthesis.name, aside, "refused.jsonl"))),
+            refused_name=".".join(filter(None, (synthesis.name, suffix, "refused.jsonl"))),
         )

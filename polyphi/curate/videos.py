@@ -1,6 +1,6 @@
-"""Videos with what is said of them -> rows of frames (report 3.2, "video summarization").
+"""Videos with captions or questions -> rows of frames (report 3.2, "video summarization").
 
-    clips/                     a folder: each video with a text file of its name
+    clips/                     a folder: each video with a text file of the same name
       walk.mp4  walk.txt         "A dog walks along the river."
     clips/rows.jsonl           or rows beside the videos, each with one of
       {"video": "walk.mp4", "caption": "A dog walks along the river."}
@@ -9,7 +9,7 @@
 
 >>> samples = read(Path("clips"), source="my clips", licence="CC-BY-4.0", frames=16)
 
-Frames are JPEGs of at most 1344 pixels a side, uniformly from the whole time: 16 of them, as the report reads VideoMME.
+Frames are JPEGs of at most 1344 pixels a side, evenly spaced over the video: 16, as the report does for VideoMME.
 """
 
 import json
@@ -29,7 +29,7 @@ QUESTION = "What happens in the video?"
 
 
 def read(
-    place: Path,
+    path: Path,
     *,
     source: str,
     licence: str,
@@ -38,36 +38,36 @@ def read(
     part: tuple[int, int] = (0, 1),
     tell: Callable[[str], None] = print,
 ) -> Iterator[Sample]:
-    """A sample for each row of a JSON lines file, or for each video of a folder that has a text beside it; of `part`
-    (i, n) every n-th from the i-th. What can't be read is told and left out. Raises ValueError where there is nothing
-    to read."""
-    if not place.exists():
-        raise ValueError(f"nothing to read at {place}: expected a folder of videos, or JSON lines")
-    number, of = part
-    rows = _folder(place) if place.is_dir() else _lines(place)
-    root = place if place.is_dir() else place.parent
-    found = 0
+    """Yield a sample for each row of a JSON lines file, or for each video of a folder with a text beside it; for `part`
+    (i, n) every n-th from the i-th. Rows that can't be read are reported and skipped. Raises ValueError if there is
+    nothing to read."""
+    if not path.exists():
+        raise ValueError(f"nothing to read at {path}: expected a folder of videos, or JSON lines")
+    index, count = part
+    rows = _folder(path) if path.is_dir() else _lines(path)
+    root = path if path.is_dir() else path.parent
+    rows_read = 0
     for i, (name, row) in enumerate(rows):
-        found += 1
-        if i % of != number:
+        rows_read += 1
+        if i % count != index:
             continue
         try:
             parsed = json.loads(row) if isinstance(row, str) else row
             yield _sample(parsed, name, root, frames, cap, source, licence)
         except (ValueError, OSError, RecursionError) as error:
-            tell(f"  {name} is left out: {error}")
-    if not found:
+            tell(f"  skipped {name}: {error}")
+    if not rows_read:
         raise ValueError(
-            f"nothing to read at {place}: expected videos ({', '.join(ENDINGS)}) with a .txt of their name, or rows"
+            f"nothing to read at {path}: expected videos ({', '.join(ENDINGS)}) with a .txt of their name, or rows"
         )
 
 
 def _folder(folder: Path) -> Iterator[tuple[str, dict[str, str]]]:
     for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in ENDINGS):
-        told = path.with_suffix(".txt")
-        if told.is_file():
+        text_path = path.with_suffix(".txt")
+        if text_path.is_file():
             name = path.relative_to(folder).as_posix()
-            yield name, {"video": name, "caption": told.read_text(errors="replace").strip()}
+            yield name, {"video": name, "caption": text_path.read_text(errors="replace").strip()}
 
 
 def _lines(file: Path) -> Iterator[tuple[str, str]]:
@@ -80,28 +80,28 @@ def _lines(file: Path) -> Iterator[tuple[str, str]]:
 def _sample(
     row: Any, name: str, root: Path, frames: int, cap: int, source: str, licence: str
 ) -> Sample:
-    """A row as a sample, by way of LLaVA's format: a video is so many pictures."""
+    """Return a row as a sample, converted by LLaVA's format: a video is a sequence of images."""
     if not isinstance(row, Mapping) or not isinstance(row.get("video"), str):
         raise ValueError("expected an object whose `video` is a path")
     turns = _turns(row)
-    asked = [t for t in turns if formats.SPEAKERS.get(str(t.get("from"))) == "user"]
-    if (marks := sum(t["value"].count(VIDEO) for t in asked)) != 1:
-        raise ValueError(f"expected one {VIDEO} in what is asked, found {marks}")
-    pictures = decode_video(formats.inside(root, row["video"]), frames=frames)
-    shown = [{"bytes": encoded(shrunk(picture, cap))} for picture in pictures]
-    for turn in asked:
+    user_turns = [t for t in turns if formats.SPEAKERS.get(str(t.get("from"))) == "user"]
+    if (marks := sum(t["value"].count(VIDEO) for t in user_turns)) != 1:
+        raise ValueError(f"expected one {VIDEO} in the user's turns, found {marks}")
+    frame_images = decode_video(formats.inside(root, row["video"]), frames=frames)
+    images = [{"bytes": encoded(shrunk(image, cap))} for image in frame_images]
+    for turn in user_turns:
         head, mark, tail = turn["value"].partition(VIDEO)
         if mark:
-            turn["value"] = head + f"{formats.IMAGE}\n" * len(shown) + tail.removeprefix("\n")
-    made = formats.sample(
-        {"image": shown, "conversations": turns}, name, source=source, licence=licence
+            turn["value"] = head + f"{formats.IMAGE}\n" * len(images) + tail.removeprefix("\n")
+    sample = formats.sample(
+        {"image": images, "conversations": turns}, name, source=source, licence=licence
     )
-    meta = {"task": "video", "file": row["video"], "frames": len(shown)}
-    return Sample(str(row.get("id", name)), made.messages, source, licence, meta)
+    meta = {"task": "video", "file": row["video"], "frames": len(images)}
+    return Sample(str(row.get("id", name)), sample.messages, source, licence, meta)
 
 
 def _turns(row: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The conversation of a row, in which `<video>` stands for the video."""
+    """Return the conversation of a row, in which `<video>` stands for the video."""
     if "conversations" in row:
         turns = row["conversations"]
         if not isinstance(turns, list) or not all(

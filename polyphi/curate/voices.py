@@ -1,4 +1,4 @@
-"""Voices of text-to-speech engines by split, and which texts they can read out."""
+"""Voices of text-to-speech engines by split, and a check of texts that they can read."""
 
 import re
 from collections.abc import Mapping
@@ -29,19 +29,20 @@ VARIANTS: Mapping[str, tuple[str, ...]] = {
     ),
     "test": ("m4", "f3", "belinda", "Mike"),
 }
-"""espeak-ng's variants of each split: other formants, voicing and pitch over the same pronunciation."""
+"""espeak-ng's variants of each split: different formants, voicing and pitch with the same pronunciation."""
 ACCENTS: Mapping[str, tuple[str, ...]] = {
     "en": ("en-us", "en-us", "gmw/en", "en-gb-x-rp", "en-gb-scotland"),
     "es": ("es", "es-419"),
     "pt": ("pt-br", "pt-br", "roa/pt"),
 }
-"""Language -> espeak-ng's voices for training ("gmw/en" is British, "roa/pt" European); testing uses the plain one."""
+"""Language -> espeak-ng's voices for training ("gmw/en" is British, "roa/pt" European); the test split uses the
+standard one."""
 SPARE_FLITE = ("kal16", "awb", "rms")
-"""flite's other voices: training hears them only where espeak-ng is not installed. `slt` is never trained on."""
+"""flite's other voices: used in training only if espeak-ng is not installed. `slt` is never used in training."""
 
 
 def varied(voice: Voice, rng: Random) -> Voice:
-    """A voice of espeak-ng or flite with another speed and pitch, as training hears it."""
+    """Return a voice of espeak-ng or flite with another speed and pitch, for training."""
     return replace(voice, speed=rng.uniform(0.75, 1.3), pitch=rng.randint(25, 75))
 
 
@@ -53,13 +54,12 @@ _UNFIT = {
     "marks that nobody says": r"[/*&]",
     "a long number": r"\d{4,}",
 }
-"""What can't be read out -> how it is known."""
+"""Reason why a text can't be read -> its pattern."""
 
 
 def unfit(text: str, longest: int = 100) -> str:
-    """Why a written question can't be read out: "" where it can, being one line of ordinary words and numbers that is
-    not too long."""
+    """Return why a text can't be read aloud, or "" for one line of ordinary words and numbers that is not too long."""
     if not any(c.isalnum() for c in text):
         return "nothing to say"
-    found = next((why for why, pattern in _UNFIT.items() if re.search(pattern, text)), "")
-    return found or ("too long" if len(text) > longest else "")
+    reason = next((why for why, pattern in _UNFIT.items() if re.search(pattern, text)), "")
+    return reason or ("too long" if len(text) > longest else "")

@@ -1,5 +1,5 @@
-"""Sound as an array: at 16 kHz, as bytes, without silence at its ends, joined, level, or as another throat, room and
-line would give it."""
+"""Audio arrays: resampling to 16 kHz, encoding, trimming of silence, joining, levels, and augmentation by another
+voice, room and line."""
 
 import io
 from bisect import bisect_left
@@ -11,25 +11,25 @@ import soundfile
 import soxr
 from jaxtyping import Float
 
-RATE = 16_000  # Hz: every clip in our shards
+RATE = 16_000  # Hz: every clip in the shards
 
 Wave = Float[np.ndarray, " n"]
 
 
 def encode(wave: Wave) -> bytes:
-    """A clip at 16 kHz as FLAC with 16 bits, clipped to [-1, 1]."""
+    """Return a clip at 16 kHz as FLAC with 16 bits, clipped to [-1, 1]."""
     out = io.BytesIO()
     soundfile.write(out, np.clip(wave, -1.0, 32767 / 32768), RATE, format="FLAC", subtype="PCM_16")
     return out.getvalue()
 
 
 def resample(wave: Wave, rate: int) -> Wave:
-    """At 16 kHz, from any rate."""
+    """Return the clip at 16 kHz, from any rate."""
     return wave if rate == RATE else soxr.resample(wave, rate, RATE, quality="HQ")
 
 
 def trim(wave: Wave, rate: int = RATE, keep: float = 0.06) -> Wave:
-    """Without the silence at both ends but for `keep` seconds. Silent are 10 ms blocks 40 dB under the loudest."""
+    """Cut the silence at both ends except for `keep` seconds. Silent are 10 ms blocks 40 dB below the loudest."""
     block = max(1, rate // 100)
     count = len(wave) // block
     if count < 2:
@@ -43,8 +43,8 @@ def trim(wave: Wave, rate: int = RATE, keep: float = 0.06) -> Wave:
 
 
 def join(waves: Sequence[Wave], pauses: Sequence[float]) -> Wave:
-    """Clips one after the other with `pauses` seconds between them (one pause fewer than clips); a negative pause lets
-    two clips overlap, so that words run into each other as in speech."""
+    """Concatenate clips with `pauses` seconds between them (one pause fewer than clips); with a negative pause two
+    clips overlap, so that words run into each other as in speech."""
     assert len(pauses) == len(waves) - 1, (
         f"{len(waves)} clips need {len(waves) - 1} pauses, found {len(pauses)}"
     )
@@ -59,23 +59,23 @@ def join(waves: Sequence[Wave], pauses: Sequence[float]) -> Wave:
 
 
 def in_silence(wave: Wave, before: float, after: float, rate: int = RATE) -> Wave:
-    """With so many seconds of silence before and after it."""
+    """Pad the clip with silence of `before` and `after` seconds."""
     return np.pad(wave, (int(before * rate), int(after * rate)))
 
 
 def level(wave: Wave, decibels: float) -> Wave:
-    """With its peak at that many dB under full scale."""
+    """Scale the clip so that its peak is `decibels` dB below full scale."""
     return wave * np.float32(10 ** (-decibels / 20) / max(1e-6, float(np.abs(wave).max())))
 
 
 @cache
 def _smooth_lengths() -> list[int]:
-    """Numbers with no prime factor above 5: lengths whose Fourier transforms are quick."""
+    """Return the numbers with no prime factor above 5: lengths with fast Fourier transforms."""
     powers = [2**a * 3**b * 5**c for a in range(21) for b in range(13) for c in range(9)]
     return sorted(n for n in powers if n <= 1 << 20)
 
 
-def _quick(length: float) -> int:
+def _fast_length(length: float) -> int:
     sizes = _smooth_lengths()
     return (
         sizes[min(bisect_left(sizes, length), len(sizes) - 1)]
@@ -85,7 +85,7 @@ def _quick(length: float) -> int:
 
 
 def augment(wave: Wave, rate: int, rng: np.random.Generator, strength: float = 1.0) -> Wave:
-    """The clip at 16 kHz as another throat, room, line and microphone would give it.
+    """Return the clip at 16 kHz as if from another voice, room, line and microphone.
 
     One pass through the spectrum: resampling moves pitch, formants and tempo together (up to 14 %), a random smooth
     curve colours it, one clip in four becomes telephone-like, one in four gets an echoing tail, half of them get noise
@@ -95,12 +95,12 @@ def augment(wave: Wave, rate: int, rng: np.random.Generator, strength: float = 1
     stretch = 2.0 ** (strength * rng.uniform(-0.19, 0.19))
     echo = rng.random() < 0.25 * strength
     tail = int(0.2 * rate) if echo else 0
-    n_in = _quick(len(wave) + tail)
-    n_out = _quick(n_in * RATE / rate * stretch)
+    n_in = _fast_length(len(wave) + tail)
+    n_out = _fast_length(n_in * RATE / rate * stretch)
     spectrum = np.zeros(n_out // 2 + 1, np.complex64)
-    heard = np.fft.rfft(wave, n_in).astype(np.complex64)
-    shared = min(len(heard), len(spectrum))
-    spectrum[:shared] = heard[:shared]
+    source = np.fft.rfft(wave, n_in).astype(np.complex64)
+    shared = min(len(source), len(spectrum))
+    spectrum[:shared] = source[:shared]
     hertz = np.arange(len(spectrum), dtype=np.float32) * np.float32(RATE / n_out)
     points = np.array([0, 150, 400, 800, 1500, 2500, 4000, 6000, 8000], np.float32)
     curve = strength * (
@@ -112,18 +112,18 @@ def augment(wave: Wave, rate: int, rng: np.random.Generator, strength: float = 1
     spectrum *= np.power(np.float32(10), np.interp(hertz, points, curve).astype(np.float32) / 20)
     if echo:
         length = int(rng.uniform(0.08, 0.2) * RATE)
-        room = rng.standard_normal(length).astype(np.float32) * np.exp(
+        impulse = rng.standard_normal(length).astype(np.float32) * np.exp(
             -np.linspace(0, 6, length, dtype=np.float32)
         )
-        room *= np.float32(rng.uniform(0.2, 0.6) / np.sqrt(np.square(room).sum()))
-        room[0] += 1.0
-        spectrum *= np.fft.rfft(room, n_out).astype(np.complex64)
+        impulse *= np.float32(rng.uniform(0.2, 0.6) / np.sqrt(np.square(impulse).sum()))
+        impulse[0] += 1.0
+        spectrum *= np.fft.rfft(impulse, n_out).astype(np.complex64)
     out = np.fft.irfft(spectrum, n_out).astype(np.float32)[: int((len(wave) + tail) * n_out / n_in)]
     out = level(out, 1.0)
     if rng.random() < 0.5 * strength:
         noise = rng.standard_normal(len(out), np.float32)
-        kind = rng.random()
-        if kind < 0.5:  # falling towards high frequencies, as most rooms and lines are
+        noise_type = rng.random()
+        if noise_type < 0.5:  # falling towards high frequencies, as in most rooms and lines
             noise[1:] += np.float32(0.9) * noise[:-1]
             noise[2:] += np.float32(0.8) * noise[:-2]
         loudness = np.sqrt(np.square(out).mean()) / np.sqrt(np.square(noise).mean())

@@ -1,7 +1,6 @@
-"""The small vocabulary that text, vision and speech share: languages, numbers, colours, shapes and everyday nouns.
+"""The small vocabulary of the text, vision and speech corpora: languages, numbers, colours, shapes and everyday nouns.
 
-Japanese is written in kana, so that espeak-ng, which reads no kanji, can say it. Words and number grammars are our
-own.
+Japanese is written in kana, because espeak-ng can't read kanji. Words and number grammars were written for polyphi.
 
 >>> number_words(42, "de"), NOUNS["cat"]["fr"]
 ('zweiundvierzig', 'chat')
@@ -21,7 +20,7 @@ _DATA = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8
 
 
 def _table(name: str) -> dict[str, Words]:
-    """Rows of words in the order of the languages, keyed by the English one."""
+    """Return a table of words: English word -> language code -> word."""
     return {row[0]: dict(zip(_DATA["languages"], row, strict=True)) for row in _DATA[name]}
 
 
@@ -29,7 +28,7 @@ COLOURS, SHAPES, NOUNS = (_table(name) for name in ("colours", "shapes", "nouns"
 COLOUR_RGB: dict[str, tuple[int, int, int]] = {
     colour: (red, green, blue) for colour, (red, green, blue) in _DATA["colour_rgb"].items()
 }
-"""How each colour is drawn, so that an image and its words agree (sRGB, 0 to 255)."""
+"""The colour value of each colour word in images (sRGB, 0 to 255)."""
 YES: Words = _DATA["yes"]
 NO: Words = _DATA["no"]
 _TO_TWENTY = {language: words.split() for language, words in _DATA["to_twenty"].items()}
@@ -43,11 +42,11 @@ DIGIT_WORDS: dict[str, list[str]] = {language: words[:10] for language, words in
 
 
 def number_words(n: int, language: str) -> str:
-    """The cardinal `n` (0 to 99) in words, as counted aloud; Japanese in kana, Portuguese as in Brazil."""
+    """Return the cardinal `n` (0 to 99) in words; Japanese in kana, Portuguese as in Brazil."""
     if language not in LANGUAGES:
         raise ValueError(f"unknown language {language!r}; expected one of {', '.join(LANGUAGES)}")
     if not 0 <= n <= 99:
-        raise ValueError(f"number words go from 0 to 99, found {n}")
+        raise ValueError(f"expected a number from 0 to 99, found {n}")
     tens, ones = divmod(n, 10)
     small = _TO_TWENTY[language]
     if language in _TEN:
@@ -76,7 +75,8 @@ def number_words(n: int, language: str) -> str:
 
 
 def _french(n: int, tens: int, ones: int, ten: str) -> str:
-    """French counts 70 and 90 on top of sixty and eighty; "et" joins one and eleven, but not after eighty."""
+    """Return a French number: 70 and 90 continue sixty and eighty; "et" precedes one and eleven, but not after
+    eighty."""
     small = _TO_TWENTY["fr"]
     rest = ones + 10 if tens in (7, 9) else ones
     if rest == 0:
@@ -85,10 +85,10 @@ def _french(n: int, tens: int, ones: int, ten: str) -> str:
 
 
 def digit_words(digits: str, language: str) -> str:
-    """A string of digits spelled digit by digit, words apart in every language: "42", "fr" -> "quatre deux"."""
+    """Return digits spelled one by one, separated by spaces in every language: "42", "fr" -> "quatre deux"."""
     return " ".join(DIGIT_WORDS[language][int(d)] for d in digits)
 
 
 def lexicon() -> Mapping[str, Words]:
-    """Every colour, shape and noun by its English word."""
+    """Return all colours, shapes and nouns by their English word."""
     return {**COLOURS, **SHAPES, **NOUNS}

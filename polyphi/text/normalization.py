@@ -1,12 +1,12 @@
-"""Text as a judge reads it: normalisers, and error rates made of them.
+"""Text normalization for evaluation, and error rates of normalized texts.
 
 >>> normalise("Don't  PANIC!")
 'dont panic'
 >>> errors(words("one two three"), words("one three")).rate
 0.3333333333333333
 
-Rules are few and the same for all eight languages: compatibility forms folded (NFKC), case folded, punctuation and
-symbols gone, diacritics kept. Chinese and Japanese are not written with spaces, so that their units are characters:
+The few rules are the same for all eight languages: compatibility forms folded (NFKC), case folded, punctuation and
+symbols removed, diacritics kept. The units of Chinese and Japanese, which are written without spaces, are characters:
 their "word" error rate is a character error rate (as in the report's Table 4).
 """
 
@@ -31,17 +31,17 @@ DIGIT_WORDS = {
     language: tuple(tuple(d.split("/")) for d in forms.split())
     for language, forms in _FORMS.items()
 }
-"""Spoken digits 0 to 9 in every usual form, by language."""
+"""Spoken digits 0 to 9 in all common forms, by language."""
 
 _JOINERS = {"'", "’", "ʼ"}
 NUMBER = re.compile(r"(?<![\d.])-?\d{1,3}(?:,\d{3})+(?:\.\d+)?|-?\d+(?:\.\d+)?")
 
 
 def normalise(text: str, language: str = "en") -> str:
-    """`text` without case, punctuation and symbols, its spaces single; in unspaced languages without spaces.
+    """Return `text` without case, punctuation and symbols, with single spaces; in unspaced languages without spaces.
 
-    An apostrophe inside a word joins in English ("don't" -> "dont") and parts elsewhere ("l'eau" -> "l eau"). Decimal
-    points and minus signs of numbers survive ("-3.5"), separators of thousands don't.
+    An apostrophe inside a word joins in English ("don't" -> "dont") and splits elsewhere ("l'eau" -> "l eau"). Decimal
+    points and minus signs of numbers are kept ("-3.5"), thousands separators are removed.
     """
     text = unicodedata.normalize("NFKC", text).casefold()
     text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
@@ -58,41 +58,41 @@ def normalise(text: str, language: str = "en") -> str:
 
 
 def words(text: str, language: str = "en") -> list[str]:
-    """The units of a word error rate: normalised words, or characters where words aren't written apart."""
+    """Return the units of a word error rate: normalised words, or characters in unspaced languages."""
     text = normalise(text, language)
     return list(text) if language in UNSPACED else text.split()
 
 
 def characters(text: str, language: str = "en") -> list[str]:
-    """The units of a character error rate: normalised characters, spaces not counted."""
+    """Return the units of a character error rate: normalised characters, without spaces."""
     return [c for c in normalise(text, language) if c != " "]
 
 
 def digits(text: str, language: str = "en") -> str:
-    """The digits of a text in order, spelled ones too: digits("7, one 3") = "713"; digits("deux cinq", "fr") =
-    "25"."""
+    """Return the digits of a text in order, spelled ones included: digits("7, one 3") = "713"; digits("deux cinq",
+    "fr") = "25"."""
     spelled = {w: str(d) for d, forms in enumerate(DIGIT_WORDS.get(language, ())) for w in forms}
     text = unicodedata.normalize("NFKC", text).casefold()
     if language in UNSPACED:
         alternatives = "|".join(sorted(spelled, key=len, reverse=True))
         return "".join(spelled.get(m, m) for m in re.findall(rf"\d|{alternatives}", text))
-    found = (spelled.get(w, w if w.isdecimal() else "") for w in re.findall(r"\d+|[^\W\d_]+", text))
-    return "".join(found)
+    parts = (spelled.get(w, w if w.isdecimal() else "") for w in re.findall(r"\d+|[^\W\d_]+", text))
+    return "".join(parts)
 
 
 def numbers(text: str, language: str = "en") -> list[float]:
-    """The numbers of a text in order; a lone spelled digit counts where no digits are written ("three" -> 3)."""
+    """Return the numbers of a text in order; without written digits the spelled ones count ("three" -> 3)."""
     text = unicodedata.normalize("NFKC", text).replace("−", "-")
-    # A minus glued to what stands before it is a subtraction or a dash: "9-4" holds 9 and 4.
+    # A minus directly after a word is a subtraction or a dash: "9-4" contains 9 and 4.
     text = re.sub(r"(?<=[\w)])-(?=\d)", " ", text)
-    if found := [float(m.replace(",", "")) for m in NUMBER.findall(text)]:
-        return found
+    if values := [float(m.replace(",", "")) for m in NUMBER.findall(text)]:
+        return values
     return [float(d) for d in digits(text, language)]
 
 
 @dataclass(frozen=True)
 class Errors:
-    """Edits that turn a hypothesis into its reference of `units` words or characters."""
+    """Edits between a hypothesis and its reference of `units` words or characters."""
 
     substitutions: int
     deletions: int
@@ -110,7 +110,8 @@ class Errors:
 
 
 def errors(reference: Sequence[str], hypothesis: Sequence[str]) -> Errors:
-    """Fewest edits between two lists of units (alignment by jiwer, the `eval` extra). No unit may contain a space."""
+    """Return the fewest edits between two lists of units (alignment by jiwer, the `eval` extra). Units have no
+    spaces."""
     if not reference or not hypothesis:
         return Errors(0, len(reference), len(hypothesis), len(reference))
     try:
@@ -120,13 +121,15 @@ def errors(reference: Sequence[str], hypothesis: Sequence[str]) -> Errors:
             "error rates need jiwer, which is not installed; pip install 'polyphi[eval]'"
         ) from e
     plain = jiwer.Compose([jiwer.ReduceToListOfListOfWords()])
-    found = jiwer.process_words(
+    alignment = jiwer.process_words(
         " ".join(reference),
         " ".join(hypothesis),
         reference_transform=plain,
         hypothesis_transform=plain,
     )
-    return Errors(found.substitutions, found.deletions, found.insertions, len(reference))
+    return Errors(
+        alignment.substitutions, alignment.deletions, alignment.insertions, len(reference)
+    )
 
 
 def wer(reference: str, hypothesis: str, language: str = "en") -> float:

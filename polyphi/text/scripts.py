@@ -1,4 +1,4 @@
-"""Scripts written without spaces between words: which languages, and which characters for regular expressions.
+"""Scripts written without spaces between words: languages, and character classes for regular expressions.
 
 >>> re.findall(f"[{HAN}]", "東京へ")
 ['東', '京']
@@ -9,13 +9,13 @@
 import re
 
 UNSPACED = ("zh", "ja")
-"""Those of the eight languages that have no spaces between words. One character says two to three times as much as a
-Latin one, so error rates count characters and limits on length are shorter."""
+"""Those of the eight languages without spaces between words. A character has two to three times the content of a Latin
+one, so error rates count characters and limits on length are shorter."""
 
 IDEOGRAPHS = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 """CJK unified and compatibility ideographs with their extensions, as the inside of a regular expression's [...]."""
 HAN = f"\u3005-\u3007{IDEOGRAPHS}"
-"""IDEOGRAPHS and the signs written among them: 々, 〆 and 〇."""
+"""IDEOGRAPHS and the signs used among them: 々, 〆 and 〇."""
 KANA = "\u3040-\u30ff"
 """Hiragana and katakana with their marks."""
 HALF_WIDTH_KANA = "\uff66-\uff9f"
@@ -28,5 +28,5 @@ _HAN = re.compile(f"[{HAN}]")
 
 
 def has_kanji(text: str) -> bool:
-    """Whether a text has Chinese characters, which espeak-ng can't read in Japanese."""
+    """Return whether a text has Chinese characters, which espeak-ng can't read in Japanese."""
     return _HAN.search(text) is not None

@@ -1,12 +1,12 @@
-"""Text as sets of hashed shingles, so that likeness is a matter of counting.
+"""Hashed shingles of texts, whose similarity is the share of shingles in common.
 
 >>> tokens("Don't PANIC, 東京へ!")
 ['don', 't', 'panic', '東', '京', 'へ']
 >>> len(ngrams(hashes(tokens("one two three four")), 3))
 2
 
-Writing without spaces (Chinese, Japanese, Thai, Lao, Khmer, Burmese) counts by characters, everything else by words;
-a text that mixes both is cut by both rules. Numbers and accents are kept: in arithmetic the numbers are the content.
+Scripts without spaces (Chinese, Japanese, Thai, Lao, Khmer, Burmese) are split into characters, all others into words;
+a text that mixes both is split by both rules. Numbers and accents are kept: in arithmetic the numbers are the content.
 """
 
 import re
@@ -22,13 +22,13 @@ from polyphi.text.scripts import HAN, KANA, UNSPACED_CHARACTERS
 
 _TOKEN = re.compile(rf"[{UNSPACED_CHARACTERS}]|[^\W_{UNSPACED_CHARACTERS}]+")
 _PARTICLES = re.compile(rf"[\u3040-\u309f]|\d{{1,2}}|(?![\d{HAN}{KANA}]).{{1,3}}")
-"""What carries little content: hiragana, words of up to three letters, and numbers of up to two digits."""
+"""Tokens with little content: hiragana, words of up to three letters, and numbers of up to two digits."""
 STEM = 6
-"""Letters of a content word that count: what follows is mostly inflection."""
+"""Letters of a content word that are used: the remainder is mostly inflection."""
 
 
 def tokens(text: str) -> list[str]:
-    """Words, or characters where a script has no spaces; compatibility forms and case folded, punctuation gone."""
+    """Return words, or characters in scripts without spaces; compatibility forms and case folded, no punctuation."""
     return _TOKEN.findall(unicodedata.normalize("NFKC", text).casefold())
 
 
@@ -38,44 +38,44 @@ def _hash(token: str) -> int:
 
 
 def hashes(words: Sequence[str]) -> UInt64[np.ndarray, " n"]:
-    """A stable 64-bit hash of each token."""
+    """Return a stable 64-bit hash of each token."""
     return np.fromiter(map(_hash, words), np.uint64, len(words))
 
 
 def mix(value: np.ndarray) -> np.ndarray:
-    """Scrambles 64 bits (the finaliser of SplitMix64)."""
+    """Scramble 64 bits (the finaliser of SplitMix64)."""
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return value ^ (value >> np.uint64(31))
 
 
 def ngrams(hashed: UInt64[np.ndarray, " n"], n: int) -> UInt64[np.ndarray, " m"]:
-    """Hashes of all runs of `n` tokens, in order: m = max(0, tokens - n + 1)."""
+    """Return the hashes of all runs of `n` tokens, in order: m = max(0, tokens - n + 1)."""
     return all_ngrams(hashed, (n,))[n]
 
 
 def all_ngrams(
     hashed: UInt64[np.ndarray, " n"], sizes: Collection[int]
 ) -> dict[int, UInt64[np.ndarray, " m"]]:
-    """`ngrams` of several sizes, the longer ones made of the shorter ones."""
-    out, found = np.zeros(len(hashed) + 1, np.uint64), {}
+    """Return `ngrams` of several sizes, the longer ones computed from the shorter ones."""
+    out, by_size = np.zeros(len(hashed) + 1, np.uint64), {}
     for k in range(max(sizes, default=0) + 1):
         if k in sizes:
-            found[k] = out
+            by_size[k] = out
         out = mix(out[:-1] + hashed[k:])
-    return found
+    return by_size
 
 
 def content(words: Sequence[str]) -> tuple[list[str], list[int]]:
-    """(stems of the words that carry content, where in `words` each stands). Words of up to three letters, hiragana and
-    numbers below a hundred don't count: every text has them."""
-    kept = [i for i, word in enumerate(words) if not _PARTICLES.fullmatch(word)]
-    return [words[i][:STEM] for i in kept], kept
+    """Return (stems of the content words, their positions in `words`). Words of up to three letters, hiragana and
+    numbers below a hundred are excluded: every text has them."""
+    positions = [i for i, word in enumerate(words) if not _PARTICLES.fullmatch(word)]
+    return [words[i][:STEM] for i in positions], positions
 
 
 def pairs(hashed: UInt64[np.ndarray, " n"]) -> UInt64[np.ndarray, "n 3"]:
-    """For each token three shingles: itself, and itself with each of the next two, whichever of both comes first.
-    Where there is no next one the pair is 0."""
+    """Return three shingles for each token: itself, and itself with each of the next two, in either order. Without a
+    next token the pair is 0."""
     out = np.zeros((len(hashed), 3), np.uint64)
     out[:, 0] = mix(hashed)
     for step in (1, 2):
@@ -85,5 +85,5 @@ def pairs(hashed: UInt64[np.ndarray, " n"]) -> UInt64[np.ndarray, "n 3"]:
 
 
 def unspaced(words: Sequence[str]) -> bool:
-    """Whether most of a text is written without spaces, so that its tokens are characters."""
+    """Return whether most of a text is written without spaces, so that its tokens are characters."""
     return sum(bool(re.match(f"[{UNSPACED_CHARACTERS}]", word)) for word in words) * 2 > len(words)

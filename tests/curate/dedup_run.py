@@ -1,8 +1,8 @@
-"""A deduplication, or a decontamination, in a process of its own: python dedup_run.py WORK ROWS [--die-after N]
+"""A deduplication, or a decontamination, in a separate process: python dedup_run.py WORK ROWS [--die-after N]
 [--known INDEX]
 
-Documents are made as they are read, so that what a process holds is the pipeline's own. Prints by how many bytes
-the process grew while it read.
+Documents are generated while they are read, so that the memory of the process is the pipeline's. Prints the growth in
+bytes during reading.
 """
 
 import argparse
@@ -32,12 +32,12 @@ TASKS = 3
 
 def text(number: int) -> str:
     """Every tenth document repeats the one before it with a few words changed."""
-    said = random.Random(f"{number - number % 10}" if number % 10 < 2 else f"{number}").choices(
+    words = random.Random(f"{number - number % 10}" if number % 10 < 2 else f"{number}").choices(
         WORDS, k=400
     )
     if number % 10 == 1:
-        said[40] = "changed"
-    return " ".join(said)
+        words[40] = "changed"
+    return " ".join(words)
 
 
 class Read(PipelineStep):
@@ -52,7 +52,7 @@ class Read(PipelineStep):
     def run(self, data: object, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         for number in range(rank, self.rows, world_size):
             Read.read += 1
-            if Read.read % 50 == 0:  # the peak of the whole process is that of its imports
+            if Read.read % 50 == 0:  # the process's overall peak is during its imports
                 Read.most = max(Read.most, psutil.Process().memory_info().rss)
                 Read.first = Read.first or Read.most
             if Read.read == self.die_after:
@@ -76,7 +76,7 @@ class Write(PipelineStep):
 
 
 class Take:
-    """A step, and a writer of dropped documents, that puts them where the test sees them."""
+    """A step, and a writer of dropped documents, that appends documents to a list."""
 
     def __init__(self, seen: list[Document]) -> None:
         self.seen = seen
@@ -97,8 +97,8 @@ class Take:
 
 
 def start(*arguments: object) -> tuple[int, int]:
-    """This script, in a process of its own: (its exit status, by how many bytes it grew while
-    it read; 0 if it was killed)."""
+    """Run this script in a separate process; return (exit status, growth in bytes during reading; 0 if it was
+    killed)."""
     # Files, not pipes: datatrove's helper process outlives a killed parent, and would hold a pipe open.
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "out")
@@ -108,11 +108,13 @@ def start(*arguments: object) -> tuple[int, int]:
         process.join(120)
         assert process.pid is not None
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # the group is ours alone
+            os.killpg(
+                process.pid, signal.SIGKILL
+            )  # the group contains only this process and its children
         status = process.exitcode
-        assert status is not None, "it takes more than two minutes"
-        told = out.read_text().split()
-    return status, int(told[-1]) if status == 0 else 0
+        assert status is not None, "the run takes more than two minutes"
+        output = out.read_text().split()
+    return status, int(output[-1]) if status == 0 else 0
 
 
 def main() -> None:
@@ -121,14 +123,14 @@ def main() -> None:
     parser.add_argument("rows", type=int)
     parser.add_argument("--die-after", type=int, default=0)
     parser.add_argument("--known", type=Path)
-    asked = parser.parse_args()
-    reader, writer = Read(asked.rows, asked.die_after), Write(asked.work / "kept")
-    if asked.known:
-        step = Decontaminate(asked.known, asked.work / "ledger")
-        logs = str(asked.work / "logs")
+    options = parser.parse_args()
+    reader, writer = Read(options.rows, options.die_after), Write(options.work / "kept")
+    if options.known:
+        step = Decontaminate(options.known, options.work / "ledger")
+        logs = str(options.work / "logs")
         LocalPipelineExecutor([reader, step, writer], TASKS, 1, logging_dir=logs).run()
     else:
-        deduplicate(TEXTS, [reader], [writer], asked.work, tasks=TASKS, workers=1)
+        deduplicate(TEXTS, [reader], [writer], options.work, tasks=TASKS, workers=1)
     print(Read.most - Read.first)
 
 

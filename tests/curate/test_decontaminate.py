@@ -1,4 +1,4 @@
-"""What an evaluation asks is found where it was planted, and only there."""
+"""Evaluation items are found where they were planted, and only there."""
 
 import importlib.util
 import json
@@ -19,7 +19,7 @@ from PIL import Image as Picture
 from polyphi.curate.decontaminate import Decontaminate, Index, items
 from polyphi.curate.documents import document
 from polyphi.curate.known_texts import Texts
-from polyphi.curate.phash import Box, alike, boxes, crops, distance, look, signs
+from polyphi.curate.phash import Box, align, boxes, crop_hashes, distance, image_hash, thumbnail
 from polyphi.data import shards
 from polyphi.data.shards import Sample
 from polyphi.messages import Audio, Image, Message
@@ -33,7 +33,7 @@ QUESTION = (
 
 @pytest.fixture(scope="module")
 def leaks() -> Iterator[ModuleType]:
-    """benchmarks/leaks.py: the material, and what is done to it."""
+    """The module benchmarks/leaks.py: test material and changes of it."""
     path = Path(__file__).parents[2] / "benchmarks" / "leaks.py"
     spec = importlib.util.spec_from_file_location("benchmark_leaks", path)
     assert spec is not None and spec.loader is not None
@@ -44,7 +44,7 @@ def leaks() -> Iterator[ModuleType]:
     del sys.modules[spec.name]
 
 
-def asked(id: str, *parts: Any, answer: str = "") -> Sample:
+def sample_of(id: str, *parts: Any, answer: str = "") -> Sample:
     messages = (Message.user(*parts), *([Message.assistant(answer)] if answer else []))
     return Sample(id, messages, "test", "MIT")
 
@@ -53,7 +53,7 @@ def index(*samples: Sample) -> Index:
     return Index.of({"set": samples})
 
 
-def who(known: Index, sample: Sample) -> list[str]:
+def matching_items(known: Index, sample: Sample) -> list[str]:
     return [f.item for f in known.find(document(sample))]
 
 
@@ -61,46 +61,59 @@ def who(known: Index, sample: Sample) -> list[str]:
 
 
 def test_word_for_word() -> None:
-    known = index(asked("q", QUESTION, answer="72"))
+    known = index(sample_of("q", QUESTION, answer="72"))
     page = f"Some exercises follow. {QUESTION.upper().replace(',', ' ')} The answer is at the end."
-    (found,) = known.find(document(asked("page", page)))
-    assert (found.set, found.item, found.modality, found.how) == ("set", "q", "text", "quoted")
-    assert found.evidence["span"].startswith("natalia sold clips to forty eight of her friends in")
+    (finding,) = known.find(document(sample_of("page", page)))
+    assert (finding.set, finding.item, finding.modality, finding.how) == (
+        "set",
+        "q",
+        "text",
+        "quoted",
+    )
+    assert finding.evidence["span"].startswith(
+        "natalia sold clips to forty eight of her friends in"
+    )
     thirteen = " ".join(QUESTION.split()[3:15])  # "forty-eight" is two words
-    assert who(known, asked("part", f"They said {thirteen} and no more.")) == ["q"]
-    assert not who(known, asked("less", f"They said {thirteen.rpartition(' ')[0]} and no more."))
+    assert matching_items(known, sample_of("part", f"They said {thirteen} and no more.")) == ["q"]
+    assert not matching_items(
+        known, sample_of("less", f"They said {thirteen.rpartition(' ')[0]} and no more.")
+    )
 
 
 def test_short_items() -> None:
     known = index(
-        asked("ten", "Which river flows through the old town of Prague?", answer="Vltava"),
-        asked("six", "What is 12 + 30?", answer="42"),
+        sample_of("ten", "Which river flows through the old town of Prague?", answer="Vltava"),
+        sample_of("six", "What is 12 + 30?", answer="42"),
     )
-    assert who(
-        known, asked("a", "Tell me: which river flows through the old town of Prague? Vltava!")
+    assert matching_items(
+        known, sample_of("a", "Tell me: which river flows through the old town of Prague? Vltava!")
     ) == ["ten"]
-    assert not who(known, asked("b", "Which river flows through the old town? The Moldau."))
-    assert who(known, asked("c", "what is 12 + 30", answer="42.")) == ["six"]
-    assert not who(known, asked("d", "Now, what is 12 + 30? It is 42."))  # too little to be sure of
-    assert not who(known, asked("e", "What is 12 + 31?", answer="43"))
+    assert not matching_items(
+        known, sample_of("b", "Which river flows through the old town? The Moldau.")
+    )
+    assert matching_items(known, sample_of("c", "what is 12 + 30", answer="42.")) == ["six"]
+    assert not matching_items(
+        known, sample_of("d", "Now, what is 12 + 30? It is 42.")
+    )  # too short to be a match
+    assert not matching_items(known, sample_of("e", "What is 12 + 31?", answer="43"))
 
 
 def test_writing_without_spaces() -> None:
     zh = "小明在星期天上午去图书馆借了三本关于宇宙的书，下午又还了一本，请问他现在手里还有几本书没有归还？"
     ja = "太郎さんは日曜日の午前中に図書館で宇宙についての本を三冊借りて、午後に一冊返しました。今何冊持っていますか。"
-    known = index(asked("zh", zh), asked("ja", ja))
-    assert who(known, asked("a", f"练习题：{zh[2:40]}。")) == ["zh"]
-    assert who(known, asked("b", f"問題。{ja}答えは二冊です。")) == ["ja"]
-    assert not who(known, asked("c", zh[2:20]))
-    assert not who(
+    known = index(sample_of("zh", zh), sample_of("ja", ja))
+    assert matching_items(known, sample_of("a", f"练习题：{zh[2:40]}。")) == ["zh"]
+    assert matching_items(known, sample_of("b", f"問題。{ja}答えは二冊です。")) == ["ja"]
+    assert not matching_items(known, sample_of("c", zh[2:20]))
+    assert not matching_items(
         known,
-        asked(
+        sample_of(
             "d",
             "小红在星期六晚上去电影院看了两部关于海洋的电影，回家以后写了一篇很长的日记，然后睡觉。",
         ),
     )
     changed = zh.replace("请问他现在手里", "那么现在他还").replace("上午", "早上")
-    assert who(known, asked("e", changed)) == ["zh"]
+    assert matching_items(known, sample_of("e", changed)) == ["zh"]
 
 
 def test_templates_speak_for_none() -> None:
@@ -119,9 +132,9 @@ def test_templates_speak_for_none() -> None:
         "navy",
     )
     sample = "How many {} circles are there in the large picture on the wall of the little room upstairs?"
-    known = index(*(asked(w, sample.format(w)) for w in words))
-    assert not who(known, asked("new", sample.format("violet")))
-    assert who(known, asked("old", sample.format("teal"))) == ["teal"]
+    known = index(*(sample_of(w, sample.format(w)) for w in words))
+    assert not matching_items(known, sample_of("new", sample.format("violet")))
+    assert matching_items(known, sample_of("old", sample.format("teal"))) == ["teal"]
 
 
 def test_questions_about_media_are_questions_like_any_other() -> None:
@@ -130,9 +143,9 @@ def test_questions_about_media_are_questions_like_any_other() -> None:
     question = (
         "How many of the round things in the picture are larger than the square one on the left?"
     )
-    known = index(asked("seen", Image(picture), question))
-    assert not who(known, asked("other", Image(other), question))
-    assert who(known, asked("same", Image(picture), "Describe it.")) == ["seen"]
+    known = index(sample_of("seen", Image(picture), question))
+    assert not matching_items(known, sample_of("other", Image(other), question))
+    assert matching_items(known, sample_of("same", Image(picture), "Describe it.")) == ["seen"]
 
 
 def test_in_other_words(leaks: ModuleType) -> None:
@@ -150,7 +163,7 @@ def test_in_other_words(leaks: ModuleType) -> None:
         pages = [" ".join([*sentences[50:53], c, *sentences[60:63]]) for c in copies]
         rates[name] = sum(i in {m.item for m in known.find(p)} for i, p in enumerate(pages)) / 40
     assert min(rates.values()) >= 0.85, rates
-    # The manual says some things twice in nearly the same words; those are what is flagged.
+    # Only sentences that the manual repeats in nearly the same words are flagged.
     flagged = sum(bool(known.find(s)) for s in sentences[40:]) / len(sentences[40:])
     assert flagged < 0.02
     problems = [leaks.problem(leaks.PROBLEMS[i % 4], rng) for i in range(100)]
@@ -162,16 +175,18 @@ def test_in_other_words(leaks: ModuleType) -> None:
 
 def test_a_crop_has_the_hash_of_its_box(leaks: ModuleType) -> None:
     (tile,) = leaks.photographs(random.Random(0), 1)
-    seen = look(tile.resize((512, 512)))
-    hashes = crops(seen)
-    assert hashes[0] == signs(seen) and len(boxes()) == len(hashes) == 2401
+    thumb = thumbnail(tile.resize((512, 512)))
+    hashes = crop_hashes(thumb)
+    assert hashes[0] == image_hash(thumb) and len(boxes()) == len(hashes) == 2401
     for number in (7, 500, 2400):
         box = boxes()[number]
         edges = [round(512 * e) for e in box]
-        part = look(tile.resize((512, 512)).crop(tuple(edges)))
-        assert distance(hashes[number], signs(part)) <= 6 < distance(hashes[0], signs(part))
-        score, found = alike(part, seen, Box(*(e + 0.02 for e in box)))
-        assert score > 0.98 and np.allclose(found, box, atol=0.015)
+        part = thumbnail(tile.resize((512, 512)).crop(tuple(edges)))
+        assert (
+            distance(hashes[number], image_hash(part)) <= 6 < distance(hashes[0], image_hash(part))
+        )
+        score, region = align(part, thumb, Box(*(e + 0.02 for e in box)))
+        assert score > 0.98 and np.allclose(region, box, atol=0.015)
 
 
 @pytest.mark.parametrize(
@@ -188,22 +203,24 @@ def test_a_crop_has_the_hash_of_its_box(leaks: ModuleType) -> None:
 def test_copies_of_pictures(leaks: ModuleType, change: str, least: float) -> None:
     rng = random.Random(0)
     pictures = leaks.photographs(rng, 12) + [leaks.drawn(rng, i) for i in range(12)]
-    known = index(*(asked(str(i), Image(png(p))) for i, p in enumerate(pictures)))
+    known = index(*(sample_of(str(i), Image(png(p))) for i, p in enumerate(pictures)))
     copies = [leaks.PICTURE_CHANGES[change](p, rng) for p in pictures]
-    found = [who(known, asked("copy", Image(png(c)))) for c in copies]
-    assert sum(f == [str(i)] for i, f in enumerate(found)) / len(pictures) >= least
-    assert all(f in ([], [str(i)]) for i, f in enumerate(found))
+    matches = [matching_items(known, sample_of("copy", Image(png(c)))) for c in copies]
+    assert sum(f == [str(i)] for i, f in enumerate(matches)) / len(pictures) >= least
+    assert all(f in ([], [str(i)]) for i, f in enumerate(matches))
 
 
 def test_other_pictures_are_left_alone(leaks: ModuleType) -> None:
     rng = random.Random(0)
     tiles = leaks.photographs(rng, 24)
     pictures = tiles[:12] + [leaks.drawn(rng, i) for i in range(24)]
-    known = index(*(asked(str(i), Image(png(p))) for i, p in enumerate(pictures)))
+    known = index(*(sample_of(str(i), Image(png(p))) for i, p in enumerate(pictures)))
     others = tiles[12:] + [leaks.drawn(rng, i) for i in range(24)]
-    assert not any(who(known, asked("other", Image(png(p)))) for p in others)
+    assert not any(matching_items(known, sample_of("other", Image(png(p)))) for p in others)
     empty = png(Picture.new("RGB", (60, 60), (255, 255, 255)))
-    assert not who(index(asked("empty", Image(empty))), asked("also", Image(empty)))
+    assert not matching_items(
+        index(sample_of("empty", Image(empty))), sample_of("also", Image(empty))
+    )
 
 
 # -- clips
@@ -212,9 +229,9 @@ def test_other_pictures_are_left_alone(leaks: ModuleType) -> None:
 @pytest.fixture(scope="module")
 def sentences(leaks: ModuleType) -> list[np.ndarray]:
     """Twenty clips of some four seconds, by each voice in turn."""
-    said = [" ".join(s.split()[:12]) for s in leaks.manual()[:200:10]]
+    texts = [" ".join(s.split()[:12]) for s in leaks.manual()[:200:10]]
     voices = leaks.voices() or [None]
-    return [leaks.said(s, voices[i % len(voices)]) for i, s in enumerate(said)]
+    return [leaks.said(s, voices[i % len(voices)]) for i, s in enumerate(texts)]
 
 
 @pytest.mark.parametrize(
@@ -232,27 +249,33 @@ def sentences(leaks: ModuleType) -> list[np.ndarray]:
 def test_copies_of_clips(
     leaks: ModuleType, sentences: list[np.ndarray], change: str, least: float
 ) -> None:
-    known = index(*(asked(str(i), Audio(leaks.wav(s))) for i, s in enumerate(sentences[:10])))
+    known = index(*(sample_of(str(i), Audio(leaks.wav(s))) for i, s in enumerate(sentences[:10])))
     rng = random.Random(0)
     copies = [leaks.CLIP_CHANGES[change](s, rng) for s in sentences[:10]]
-    found = [who(known, asked("copy", Audio(leaks.wav(c)))) for c in copies]
-    assert sum(f == [str(i)] for i, f in enumerate(found)) / 10 >= least
-    assert all(f in ([], [str(i)]) for i, f in enumerate(found))
+    matches = [matching_items(known, sample_of("copy", Audio(leaks.wav(c)))) for c in copies]
+    assert sum(f == [str(i)] for i, f in enumerate(matches)) / 10 >= least
+    assert all(f in ([], [str(i)]) for i, f in enumerate(matches))
 
 
 def test_other_clips_of_the_same_voices_are_left_alone(
     leaks: ModuleType, sentences: list[np.ndarray]
 ) -> None:
-    known = index(*(asked(str(i), Audio(leaks.wav(s))) for i, s in enumerate(sentences[:10])))
-    assert not any(who(known, asked("other", Audio(leaks.wav(s)))) for s in sentences[10:])
+    known = index(*(sample_of(str(i), Audio(leaks.wav(s))) for i, s in enumerate(sentences[:10])))
+    assert not any(
+        matching_items(known, sample_of("other", Audio(leaks.wav(s)))) for s in sentences[10:]
+    )
 
 
-def test_how_a_clip_was_changed_is_told(leaks: ModuleType, sentences: list[np.ndarray]) -> None:
-    known = index(asked("clip", Audio(leaks.wav(sentences[0]))))
+def test_the_evidence_names_the_change_of_a_clip(
+    leaks: ModuleType, sentences: list[np.ndarray]
+) -> None:
+    known = index(sample_of("clip", Audio(leaks.wav(sentences[0]))))
     higher = leaks.CLIP_CHANGES["played +2 semitones faster"](sentences[0], random.Random(0))
-    (found,) = known.find(document(asked("copy", Audio(leaks.wav(higher)))))
-    assert found.evidence["semitones"] == 2.0 and found.evidence["tempo"] == pytest.approx(1.122)
-    assert found.modality == "audio" and found.how == "landmarks" and found.score > 0.2
+    (finding,) = known.find(document(sample_of("copy", Audio(leaks.wav(higher)))))
+    assert finding.evidence["semitones"] == 2.0 and finding.evidence["tempo"] == pytest.approx(
+        1.122
+    )
+    assert finding.modality == "audio" and finding.how == "landmarks" and finding.score > 0.2
 
 
 # -- the filter
@@ -276,7 +299,7 @@ def test_the_filter_drops_and_keeps_a_ledger(leaks: ModuleType, tmp_path: Path) 
     )
     shards.write(
         tmp_path / "charts" / "test",
-        [asked("c1", Image(png(tile)), "What is this?")],
+        [sample_of("c1", Image(png(tile)), "What is this?")],
         pipeline="test",
     )
     lines = [{"id": "g1", "question": QUESTION, "answer": "72"}]
@@ -284,28 +307,28 @@ def test_the_filter_drops_and_keeps_a_ledger(leaks: ModuleType, tmp_path: Path) 
     sets = {
         "gsm": tmp_path / "gsm.jsonl",
         "charts": tmp_path / "charts" / "test",
-        "speech": iter([asked("s1", Audio(leaks.wav(clip)), "Transcribe.")]),
+        "speech": iter([sample_of("s1", Audio(leaks.wav(clip)), "Transcribe.")]),
     }
     Index.of(sets).save(tmp_path / "known")
     assert not any("pkl" in p.name or "pickle" in p.name for p in (tmp_path / "known").iterdir())
     noisy = leaks.CLIP_CHANGES["noise at 10 dB"](clip, rng)
     training = [
-        asked("fine", "Name a colour.", answer="Blue."),
-        asked("quoted", f"Solve this. {QUESTION}", answer="72"),
-        asked(
+        sample_of("fine", "Name a colour.", answer="Blue."),
+        sample_of("quoted", f"Solve this. {QUESTION}", answer="72"),
+        sample_of(
             "cropped",
             Image(png(leaks.PICTURE_CHANGES["cropped by 10 % a side"](tile, rng))),
             "And?",
         ),
-        asked("noisy", Audio(leaks.wav(noisy)), "What do you hear?"),
-        asked("broken", Image(b"\x89PNG\r\n\x1a\nnothing"), "What is this?"),
+        sample_of("noisy", Audio(leaks.wav(noisy)), "What do you hear?"),
+        sample_of("broken", Image(b"\x89PNG\r\n\x1a\nnothing"), "What is this?"),
     ]
     for drop in (True, False):
-        kept: list[Document] = []
+        documents: list[Document] = []
         step = Decontaminate(tmp_path / "known", tmp_path / "ledger", drop=drop)
-        for _ in range(2):  # a task that is repeated writes its ledger anew
+        for _ in range(2):  # a repeated task rewrites its ledger
             LocalPipelineExecutor(
-                [Read(training), step, Take(kept)],
+                [Read(training), step, Take(documents)],
                 2,
                 1,
                 skip_completed=False,
@@ -316,25 +339,27 @@ def test_the_filter_drops_and_keeps_a_ledger(leaks: ModuleType, tmp_path: Path) 
             for path in sorted((tmp_path / "ledger").glob("*.jsonl"))
             for line in path.read_text().splitlines()
         ]
-        found = {(row["sample"], row["set"], row["item"], row["modality"]) for row in ledger}
-        assert found == {
+        rows = {
+            (entry["sample"], entry["set"], entry["item"], entry["modality"]) for entry in ledger
+        }
+        assert rows == {
             ("quoted", "gsm", "g1", "text"),
             ("cropped", "charts", "c1", "image"),
             ("noisy", "speech", "s1", "audio"),
         }
-        assert len(ledger) == 3 and all(row["evidence"] for row in ledger)
-        names = {d.id for d in kept}
+        assert len(ledger) == 3 and all(entry["evidence"] for entry in ledger)
+        names = {d.id for d in documents}
         assert names == ({"fine", "broken"} if drop else {s.id for s in training})
-        lineage = {d.id: d.metadata["lineage"] for d in kept}
+        lineage = {d.id: d.metadata["lineage"] for d in documents}
         assert "damaged" in lineage["broken"][0]["unreadable"]
         assert drop or lineage["quoted"][0]["item"] == "g1"
 
 
 def test_what_is_no_evaluation_set(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="folder of shards or a JSONL file"):
+    with pytest.raises(ValueError, match=r"nothing\.jsonl"):
         list(items(tmp_path / "nothing.jsonl"))
     (tmp_path / "a.jsonl").write_text('{"text": "good"}\n{"prompt": "bad"}\n')
-    with pytest.raises(ValueError, match=r"line 2: expected `messages`.*found \['prompt'\]"):
+    with pytest.raises(ValueError, match=r"line 2: .*found \['prompt'\]"):
         list(items(tmp_path / "a.jsonl"))
     (tmp_path / "b.jsonl").write_text("not json\n")
     with pytest.raises(ValueError, match="line 1: expected JSON"):
@@ -342,12 +367,12 @@ def test_what_is_no_evaluation_set(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"items\.json"):
         Index.load(tmp_path)
     with pytest.raises(ValueError, match="set, item x"):
-        index(asked("x", Image(b"nothing")))
+        index(sample_of("x", Image(b"nothing")))
 
 
 def test_memory_stays_flat(tmp_path: Path) -> None:
-    """Ten times as many documents (7 MB of text more), the same index: none of them stays."""
-    known = [asked(str(n), text(n)) for n in range(5)]
+    """Memory is the same for ten times as many documents (7 MB of text more) with the same index."""
+    known = [sample_of(str(n), text(n)) for n in range(5)]
     index(*known).save(tmp_path / "known")
     growth = []
     for rows in (400, 4000):
@@ -355,6 +380,8 @@ def test_memory_stays_flat(tmp_path: Path) -> None:
         assert status == 0
         growth.append(grown)
         ledger = sorted((tmp_path / str(rows) / "ledger").glob("*.jsonl"))
-        found = {json.loads(line)["item"] for p in ledger for line in p.read_text().splitlines()}
-        assert found == {n for n in "01234"}
+        items_found = {
+            json.loads(line)["item"] for p in ledger for line in p.read_text().splitlines()
+        }
+        assert items_found == {n for n in "01234"}
     assert growth[1] - growth[0] < 4 << 20

@@ -1,4 +1,4 @@
-"""Duplicates go, one of each stays, and neighbours are left alone."""
+"""Deduplication keeps one document of each cluster and leaves similar but different documents alone."""
 
 import io
 from collections.abc import Iterator, Sequence
@@ -32,14 +32,20 @@ class Read(PipelineStep):
 def run(
     likeness: Likeness, samples: Sequence[Sample], work: Path, tasks: int = 2
 ) -> tuple[list[Document], list[Document]]:
-    """(kept, dropped)."""
-    kept: list[Document] = []
-    gone: list[Document] = []
+    """Return (kept documents, dropped documents)."""
+    kept_files: list[Document] = []
+    dropped: list[Document] = []
     deduplicate(
-        likeness, [Read(samples)], [Take(kept)], work, excluded=Take(gone), tasks=tasks, workers=1
+        likeness,
+        [Read(samples)],
+        [Take(kept_files)],
+        work,
+        excluded=Take(dropped),
+        tasks=tasks,
+        workers=1,
     )
-    assert len(kept) + len(gone) == len(samples)
-    return kept, gone
+    assert len(kept_files) + len(dropped) == len(samples)
+    return kept_files, dropped
 
 
 def clusters(documents: Sequence[Document]) -> dict[str, int]:
@@ -51,7 +57,7 @@ def clusters(documents: Sequence[Document]) -> dict[str, int]:
     }
 
 
-def said(id: str, *parts: Any) -> Sample:
+def sample_of(id: str, *parts: Any) -> Sample:
     return Sample(id, (Message.user(*parts),), "test", "MIT")
 
 
@@ -73,7 +79,7 @@ def jpeg(picture: Picture.Image, quality: int = 60) -> bytes:
 
 
 def babble(seed: int, noise: float = 0.0, gain: float = 1.0) -> bytes:
-    """Five seconds like speech: syllables of a gliding voice with many harmonics, under two formants."""
+    """Return five seconds of speech-like sound: gliding syllables with many harmonics and two formants."""
     rng = np.random.default_rng(seed)
     wave = []
     while sum(map(len, wave)) < 80_000:
@@ -99,21 +105,21 @@ def words(seed: int, count: int = 100) -> list[str]:
 def test_exact_duplicates(tmp_path: Path) -> None:
     picture, other = (png(p) for p in photographs()[:2])
     samples = [
-        said("a", "x = a + b"),
-        said("b", "x  =  a\n+ b "),
-        said("code", "x = a - b"),
-        said("number", "x = a + 8"),
-        said("seen", Image(picture), "What is this?"),
-        said("seen again", Image(picture), "What is  this?"),
-        said("asked otherwise", Image(picture), "Where is this?"),
-        said("other", Image(other), "What is this?"),
-        said("nothing", ""),
+        sample_of("a", "x = a + b"),
+        sample_of("b", "x  =  a\n+ b "),
+        sample_of("code", "x = a - b"),
+        sample_of("number", "x = a + 8"),
+        sample_of("seen", Image(picture), "What is this?"),
+        sample_of("seen again", Image(picture), "What is  this?"),
+        sample_of("asked otherwise", Image(picture), "Where is this?"),
+        sample_of("other", Image(other), "What is this?"),
+        sample_of("nothing", ""),
     ]
-    kept, gone = run(EXACT, samples, tmp_path)
-    assert len(gone) == 2
-    where = clusters([*kept, *gone])
-    assert where["a"] == where["b"] != where["seen"] == where["seen again"]
-    assert len(where) == 4
+    kept_files, dropped = run(EXACT, samples, tmp_path)
+    assert len(dropped) == 2
+    cluster_of = clusters([*kept_files, *dropped])
+    assert cluster_of["a"] == cluster_of["b"] != cluster_of["seen"] == cluster_of["seen again"]
+    assert len(cluster_of) == 4
 
 
 def test_near_duplicates_of_texts(tmp_path: Path) -> None:
@@ -121,82 +127,89 @@ def test_near_duplicates_of_texts(tmp_path: Path) -> None:
     changed = [*first[:50], "another", *first[51:]]
     zh = "今天下午我们在图书馆里读了一本关于古代航海的书，然后一起去河边散步，看见许多白色的鸟。"
     samples = [
-        said("first", " ".join(first)),
-        said("changed", " ".join(changed).upper() + "!"),
-        said("other", " ".join(words(1))),
-        said("half", " ".join(first[:50] + words(2, 50))),
-        said("zh", zh),
-        said("zh changed", zh.replace("，", " ").replace("鸟", "鸽子")),
-        said(
+        sample_of("first", " ".join(first)),
+        sample_of("changed", " ".join(changed).upper() + "!"),
+        sample_of("other", " ".join(words(1))),
+        sample_of("half", " ".join(first[:50] + words(2, 50))),
+        sample_of("zh", zh),
+        sample_of("zh changed", zh.replace("，", " ").replace("鸟", "鸽子")),
+        sample_of(
             "zh other",
             "昨天晚上他们在电影院里看了一部新的喜剧片，后来坐地铁回家，路上遇到了老同学。",
         ),
-        said("sum", "What is 12 + 30?"),
-        said("other sum", "What is 12 + 31?"),
-        said("sum again", "what is 12 + 30"),
+        sample_of("sum", "What is 12 + 30?"),
+        sample_of("other sum", "What is 12 + 31?"),
+        sample_of("sum again", "what is 12 + 30"),
     ]
-    kept, gone = run(TEXTS, samples, tmp_path)
-    where = clusters([*kept, *gone])
-    assert where["first"] == where["changed"] and where["sum"] == where["sum again"]
-    assert where["zh"] == where["zh changed"]
-    assert len(gone) == 3 and len(where) == 6
+    kept_files, dropped = run(TEXTS, samples, tmp_path)
+    cluster_of = clusters([*kept_files, *dropped])
+    assert (
+        cluster_of["first"] == cluster_of["changed"]
+        and cluster_of["sum"] == cluster_of["sum again"]
+    )
+    assert cluster_of["zh"] == cluster_of["zh changed"]
+    assert len(dropped) == 3 and len(cluster_of) == 6
 
 
 def test_near_duplicates_of_pictures(tmp_path: Path) -> None:
     tiles = photographs()
-    samples = [said(str(i), Image(png(p)), "What is this?") for i, p in enumerate(tiles)]
+    samples = [sample_of(str(i), Image(png(p)), "What is this?") for i, p in enumerate(tiles)]
     samples += [
-        said(f"copy {i}", Image(jpeg(p.resize((150, 150)))), "What is this?")
+        sample_of(f"copy {i}", Image(jpeg(p.resize((150, 150)))), "What is this?")
         for i, p in enumerate(tiles)
     ]
-    samples += [said("asked otherwise", Image(jpeg(tiles[0])), "Where is this?")]
+    samples += [sample_of("asked otherwise", Image(jpeg(tiles[0])), "Where is this?")]
     samples += [
-        said(f"empty {i}", Image(png(Picture.new("RGB", (50 + i, 50)))), "What is this?")
+        sample_of(f"empty {i}", Image(png(Picture.new("RGB", (50 + i, 50)))), "What is this?")
         for i in range(2)
     ]
-    kept, gone = run(PICTURES, samples, tmp_path)
-    where = clusters([*kept, *gone])
-    found = [where.get(str(i), -1) == where.get(f"copy {i}", -2) for i in range(len(tiles))]
-    assert sum(found) >= len(tiles) - 1 and len(gone) == sum(found)
+    kept_files, dropped = run(PICTURES, samples, tmp_path)
+    cluster_of = clusters([*kept_files, *dropped])
+    matched = [
+        cluster_of.get(str(i), -1) == cluster_of.get(f"copy {i}", -2) for i in range(len(tiles))
+    ]
+    assert sum(matched) >= len(tiles) - 1 and len(dropped) == sum(matched)
 
 
 def test_near_duplicates_of_clips(tmp_path: Path) -> None:
-    samples = [said(f"{i}", Audio(babble(i))) for i in range(6)]
-    samples += [said(f"noisy {i}", Audio(babble(i, noise=0.005, gain=0.2))) for i in range(6)]
-    kept, gone = run(CLIPS, samples, tmp_path)
-    where = clusters([*kept, *gone])
-    assert len(gone) == 6 and all(where[f"{i}"] == where[f"noisy {i}"] for i in range(6))
+    samples = [sample_of(f"{i}", Audio(babble(i))) for i in range(6)]
+    samples += [sample_of(f"noisy {i}", Audio(babble(i, noise=0.005, gain=0.2))) for i in range(6)]
+    kept_files, dropped = run(CLIPS, samples, tmp_path)
+    cluster_of = clusters([*kept_files, *dropped])
+    assert len(dropped) == 6 and all(
+        cluster_of[f"{i}"] == cluster_of[f"noisy {i}"] for i in range(6)
+    )
 
 
 def test_settings_say_what_is_found() -> None:
     assert TEXTS.half == pytest.approx(0.685, abs=1e-3)
     assert TEXTS.chance(TEXTS.half) == pytest.approx(0.5)
-    assert TEXTS.chance(0.8) == pytest.approx(0.924, abs=1e-3)  # as datatrove's own note has it
+    assert TEXTS.chance(0.8) == pytest.approx(0.924, abs=1e-3)  # as in datatrove's comment
 
 
 def test_a_folder_is_of_one_run(tmp_path: Path) -> None:
-    run(EXACT, [said("a", "a")], tmp_path)
-    with pytest.raises(ValueError, match=r"begun with.*texts.*folder of its own"):
-        run(TEXTS, [said("a", "a")], tmp_path)
+    run(EXACT, [sample_of("a", "a")], tmp_path)
+    with pytest.raises(ValueError, match=r"begun with.*exact.*texts"):
+        run(TEXTS, [sample_of("a", "a")], tmp_path)
 
 
-def kept(work: Path) -> dict[str, str]:
+def kept_files(work: Path) -> dict[str, str]:
     return {p.name: p.read_text() for p in sorted((work / "kept").glob("*.txt"))}
 
 
 def test_killed_and_run_again_gives_the_same(tmp_path: Path) -> None:
     assert start(tmp_path / "whole", 300)[0] == 0
-    wanted = kept(tmp_path / "whole")
-    assert sum(text.count("\n") for text in wanted.values()) == 270
+    expected = kept_files(tmp_path / "whole")
+    assert sum(text.count("\n") for text in expected.values()) == 270
     for die_after in (150, 450):  # in the second task's signatures, and in that of the last pass
         work = tmp_path / str(die_after)
         assert start(work, 300, "--die-after", die_after)[0] == -9
-        assert kept(work) != wanted
+        assert kept_files(work) != expected
         assert start(work, 300)[0] == 0
-        assert kept(work) == wanted
+        assert kept_files(work) == expected
 
 
 def test_memory_stays_flat(tmp_path: Path) -> None:
-    """Ten times as many documents (7 MB of text and 11 MB of shingles more): neither stays."""
+    """Memory is the same for ten times as many documents (7 MB of text and 11 MB of shingles more)."""
     few, many = (start(tmp_path / str(n), n)[1] for n in (400, 4000))
     assert many - few < 4 << 20

@@ -1,4 +1,4 @@
-"""Nothing is lost on the way to datatrove and back."""
+"""The conversion to datatrove's documents and back loses nothing."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -17,16 +17,16 @@ def test_a_sample_comes_back(tmp_path: Path) -> None:
 
 def test_a_document_says_all_that_is_said(tmp_path: Path) -> None:
     one = Shards(write_corpora(tmp_path) / "pictures" / "train")[0]
-    made = document(one)
-    assert made.text == f"{one.messages[0].text}\n{one.answer}"
-    assert [m.media_bytes for m in made.media] == [one.messages[0].parts[0].source]
+    doc = document(one)
+    assert doc.text == f"{one.messages[0].text}\n{one.answer}"
+    assert [m.media_bytes for m in doc.media] == [one.messages[0].parts[0].source]
 
 
 def test_what_steps_find_stays_with_the_sample(tmp_path: Path) -> None:
     one = Shards(write_corpora(tmp_path) / "questions" / "train")[0]
-    made = document(one)
-    note(made, "language", found="en", score=0.9)
-    again = document(sample(made))  # a second pipeline goes on where the first ended
+    doc = document(one)
+    note(doc, "language", found="en", score=0.9)
+    again = document(sample(doc))  # a second pipeline continues the lineage of the first
     note(again, "quality", score=0.5)
     assert sample(again) == replace(
         one,
@@ -42,9 +42,9 @@ def test_what_steps_find_stays_with_the_sample(tmp_path: Path) -> None:
 
 def test_edits_reach_every_text(tmp_path: Path) -> None:
     one = Shards(write_corpora(tmp_path) / "pictures" / "train")[0]
-    made = document(one)
-    assert not edit(made, str)
-    assert edit(made, str.upper)
-    assert made.text == sample(made).messages[0].text + "\n" + sample(made).answer
-    assert sample(made).answer == one.answer.upper()
-    assert sample(made).messages[0].parts[0] == one.messages[0].parts[0]
+    doc = document(one)
+    assert not edit(doc, str)
+    assert edit(doc, str.upper)
+    assert doc.text == sample(doc).messages[0].text + "\n" + sample(doc).answer
+    assert sample(doc).answer == one.answer.upper()
+    assert sample(doc).messages[0].parts[0] == one.messages[0].parts[0]

@@ -1,4 +1,4 @@
-"""Red-team findings: whole lines whoever appends, clear errors by line, pairs and refusals."""
+"""Red-team findings: concurrent appends, errors by line, pairs and refusals."""
 
 import json
 import subprocess
@@ -33,26 +33,26 @@ def test_findings_become_pairs_and_answers(tmp_path: Path) -> None:
     Picture.new("RGB", (8, 8)).save(tmp_path / "1.png")
     for row in (GOOD, HELP, GOOD, GOOD | {"image": "1.png"}, {**HELP, "answered": ""}):
         feedback.append(file, row)
-    found = list(feedback.read(file))
-    assert len(found) == 4, "equal lines count once"
-    pairs = list(feedback.pairs(found))
+    findings = list(feedback.read(file))
+    assert len(findings) == 4, "equal lines count once"
+    pairs = list(feedback.pairs(findings))
     assert [(p.answer, p.meta["rejected"]) for p in pairs] == [
         (REFUSAL["en"], GOOD["answered"]),
         (HELP["expected"], REFUSAL["de"]),
     ]
     assert [p.meta["refuse"] for p in pairs] == [True, False]
-    rows = list(feedback.answers(found, licence="MIT"))
+    rows = list(feedback.answers(findings, licence="MIT"))
     assert [r.answer for r in rows] == [
         REFUSAL["en"],
         HELP["expected"],
         REFUSAL["en"],
         HELP["expected"],
     ]
-    shown = media(rows[2].messages, Image)
-    assert [i.source for i in shown] == [(tmp_path / "1.png").read_bytes()]
+    images = media(rows[2].messages, Image)
+    assert [i.source for i in images] == [(tmp_path / "1.png").read_bytes()]
     assert all(r.licence == "MIT" and "rejected" not in r.meta for r in rows)
     feedback.append(file, HELP | {"note": "again"})
-    assert [f.id for f in feedback.read(file)][:4] == [f.id for f in found]
+    assert [f.id for f in feedback.read(file)][:4] == [f.id for f in findings]
 
 
 @pytest.mark.parametrize(
@@ -79,22 +79,22 @@ def test_a_bad_line_is_named(row: object, message: str, tmp_path: Path) -> None:
     file.write_text("\n".join(lines))
     with pytest.raises(ValueError, match=f"feedback.jsonl, line 2: .*{message}"):
         list(feedback.read(file))
-    told: list[str] = []
-    assert len(list(feedback.read(file, bad=told.append))) == 2 and len(told) == 1
+    messages: list[str] = []
+    assert len(list(feedback.read(file, bad=messages.append))) == 2 and len(messages) == 1
     before = file.read_bytes()
     if isinstance(row, dict):
         with pytest.raises(ValueError, match=message):
             feedback.append(file, row)
-    assert file.read_bytes() == before, "what can't be used isn't written"
+    assert file.read_bytes() == before, "an invalid row isn't written"
 
 
 def test_a_torn_line_is_one_bad_line(tmp_path: Path) -> None:
     file = tmp_path / "feedback.jsonl"
     file.write_text(json.dumps(GOOD)[:30])
     feedback.append(file, HELP)
-    told: list[str] = []
-    assert [f.prompt for f in feedback.read(file, bad=told.append)] == [HELP["prompt"]]
-    assert len(told) == 1 and "line 1: expected JSON" in told[0]
+    messages: list[str] = []
+    assert [f.prompt for f in feedback.read(file, bad=messages.append)] == [HELP["prompt"]]
+    assert len(messages) == 1 and "line 1: expected JSON" in messages[0]
 
 
 def test_many_append_at_a_time(tmp_path: Path) -> None:
@@ -110,21 +110,21 @@ for i in range(30):
 """
     running = [subprocess.Popen([sys.executable, "-c", program, str(n)]) for n in range(4)]
     assert [p.wait() for p in running] == [0] * 4
-    found = list(feedback.read(file))
-    assert len(found) == 120 and {len(f.prompt) for f in found} == {20004, 20005}
-    by_writer = [[f.prompt.split()[1] for f in found if f.prompt[0] == n] for n in "0123"]
+    findings = list(feedback.read(file))
+    assert len(findings) == 120 and {len(f.prompt) for f in findings} == {20004, 20005}
+    by_writer = [[f.prompt.split()[1] for f in findings if f.prompt[0] == n] for n in "0123"]
     assert by_writer == [[str(i) for i in range(30)]] * 4
 
 
 def test_the_command_appends_and_checks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "feedback.jsonl"
-    asked = ["--prompt", "How?", "--language", "en"]
-    feedback.main(["add", str(file), *asked, "--harmful", "--answered", "So."])
-    feedback.main(["add", str(file), *asked, "--harmless", "--expected", "Like this."])
+    arguments = ["--prompt", "How?", "--language", "en"]
+    feedback.main(["add", str(file), *arguments, "--harmful", "--answered", "So."])
+    feedback.main(["add", str(file), *arguments, "--harmless", "--expected", "Like this."])
     feedback.main(["check", str(file)])
     assert capsys.readouterr().out.endswith("2 findings, 1 of harmful requests\n")
     with pytest.raises(SystemExit, match="`expected` is missing"):
-        feedback.main(["add", str(file), *asked, "--harmless"])
+        feedback.main(["add", str(file), *arguments, "--harmless"])
     file.write_text(file.read_text() + "{}\n")
     with pytest.raises(SystemExit):
         feedback.main(["check", str(file)])

@@ -1,4 +1,4 @@
-"""Rejection sampling: what is asked, kept, fed back and paired; verifiers by their right, wrong and hostile answers."""
+"""Rejection sampling: requests, kept answers, corrections and pairs; verifiers on right, wrong and hostile answers."""
 
 import json
 import os
@@ -14,7 +14,7 @@ import pytest
 
 from polyphi.curate import corpus, judge
 from polyphi.curate.corpus import Corpus, Work
-from polyphi.curate.judge import Attempt, Outcome, Problem, Remembered
+from polyphi.curate.judge import Attempt, CachedAsk, Outcome, Problem
 from polyphi.data.shards import Sample, Shards
 from polyphi.messages import Completion, Image, Message, SamplingParams
 from polyphi.services import sandbox, verifiers
@@ -25,19 +25,19 @@ needs_sandbox = pytest.mark.skipif(
 )
 
 
-def problem(id: str = "seven", wanted: int = 7) -> Problem:
+def problem(id: str = "seven", expected: int = 7) -> Problem:
     prompt = (Message.user("3 + 4?"),)
-    return Problem(id, prompt, verifiers.number(wanted), "mine", "CC0", {"task": "sums"})
+    return Problem(id, prompt, verifiers.number(expected), "mine", "CC0", {"task": "sums"})
 
 
 class Script:
-    """Answers in the order given, whatever is asked; keeps what it was asked."""
+    """Returns the given answers in order, whatever the request; records the requests in `asked`."""
 
     def __init__(self, *answers: str) -> None:
-        self.answers, self.asked = list(answers), []
+        self.answers, self.requests = list(answers), []
 
     def __call__(self, messages: Sequence[Message], seed: int) -> str:
-        self.asked.append((tuple(messages), seed))
+        self.requests.append((tuple(messages), seed))
         return self.answers.pop(0)
 
 
@@ -53,12 +53,12 @@ def test_wrong_answers_are_fed_back_until_they_are_right() -> None:
         *((1, 1, True), (2, 1, False)),
         (2, 2, False),
     ]
-    first, second, third = (script.asked[i][0] for i in (0, 3, 5))
+    first, second, third = (script.requests[i][0] for i in (0, 3, 5))
     assert first == problem().prompt
     assert second[:2] == (*first, Message.assistant("Answer: 8"))
     assert "'8' is not right" in second[2].text and "7" not in second[2].text
-    assert third[1] == Message.assistant("Answer: 9"), "the last wrong answer, and only that"
-    assert len({seed for _, seed in script.asked}) == 6
+    assert third[1] == Message.assistant("Answer: 9"), "only the last wrong answer"
+    assert len({seed for _, seed in script.requests}) == 6
 
 
 def test_nothing_is_asked_again_where_all_is_right() -> None:
@@ -77,7 +77,7 @@ def test_what_is_drawn_depends_on_nothing_but_problem_and_seed() -> None:
         return f"{seed}\nAnswer: {seed % 3 + 6}"
 
     alone = judge.solve(problem(), ask, n=8, seed=1)
-    assert alone.attempts == judge.solve(problem(), ask, n=8, seed=1, at_once=4).attempts
+    assert alone.attempts == judge.solve(problem(), ask, n=8, seed=1, concurrency=4).attempts
     assert alone.attempts != judge.solve(problem(), ask, n=8, seed=2).attempts
     assert {a.round for a in alone.attempts} == {0, 1, 2}
 
@@ -93,8 +93,8 @@ def test_many_problems_together_are_each_solved_as_alone() -> None:
         rounds.append(len(prompts))
         return [ask(p, s) for p, s in zip(prompts, seeds, strict=True)]
 
-    together = judge.solve_many(problems, ask_many, n=3, rounds=2, seed=5)
-    assert together == [judge.solve(p, ask, n=3, rounds=2, seed=5) for p in problems]
+    batched = judge.solve_many(problems, ask_many, n=3, rounds=2, seed=5)
+    assert batched == [judge.solve(p, ask, n=3, rounds=2, seed=5) for p in problems]
     assert rounds[0] == 9 and len(rounds) == 3 and rounds[1] > rounds[2]
 
 
@@ -117,11 +117,11 @@ def test_same_chains_are_kept_once() -> None:
             attempt("Answer: 9", 3, 0, False),
         ),
     )
-    kept = list(judge.right(outcome))
-    assert [s.answer for s in kept] == ["3 + 4 = 7\nAnswer: 7", "4 + 3 = 7\nAnswer: 7"]
-    assert [s.id for s in kept] == ["seven-right-0", "seven-right-1"]
-    assert kept[1].prompt == problem().prompt and kept[1].licence == "CC0"
-    assert kept[1].meta == {
+    samples = list(judge.right(outcome))
+    assert [s.answer for s in samples] == ["3 + 4 = 7\nAnswer: 7", "4 + 3 = 7\nAnswer: 7"]
+    assert [s.id for s in samples] == ["seven-right-0", "seven-right-1"]
+    assert samples[1].prompt == problem().prompt and samples[1].licence == "CC0"
+    assert samples[1].meta == {
         "task": "sums",
         "lineage": [
             {
@@ -150,8 +150,8 @@ def test_pairs_prefer_the_correction_or_the_nearest_length() -> None:
         ),
     )
     pairs = list(judge.preferences(outcome))
-    said = [(s.meta["rejected"], s.answer, s.meta["paired_by"]) for s in pairs]
-    assert said == [
+    triples = [(s.meta["rejected"], s.answer, s.meta["paired_by"]) for s in pairs]
+    assert triples == [
         ("wrong, corrected", "the correction", "correction"),
         ("never put right", "the correction", "length"),
     ]
@@ -167,18 +167,18 @@ def test_pairs_prefer_the_correction_or_the_nearest_length() -> None:
 def test_chains_of_others_are_verified_in_a_pipeline(tmp_path: Path) -> None:
     def build(work: Work) -> Iterator[tuple[str, Sample]]:
         for i in range(6):
-            said = (Message.user(f"{i} + 1?"), Message.assistant(f"Answer: {i + 1 + i % 2}"))
-            yield "train", Sample(str(i), said, "others", "CC0", {"answer": str(i + 1)})
+            messages = (Message.user(f"{i} + 1?"), Message.assistant(f"Answer: {i + 1 + i % 2}"))
+            yield "train", Sample(str(i), messages, "others", "CC0", {"answer": str(i + 1)})
 
-    made = Corpus(
+    corpus_ = Corpus(
         "checked",
         build,
         steps=lambda work: [judge.Verified(lambda sample: verifiers.number(sample.meta["answer"]))],
     )
-    corpus.build(made, Work({"train": 99}, 0, tmp_path, tmp_path / "data"))
-    kept = list(Shards(tmp_path / "data" / "checked" / "train"))
-    assert [s.id for s in kept] == ["0", "2", "4"]
-    assert kept[1].meta["lineage"] == [
+    corpus.build(corpus_, Work({"train": 99}, 0, tmp_path, tmp_path / "data"))
+    samples = list(Shards(tmp_path / "data" / "checked" / "train"))
+    assert [s.id for s in samples] == ["0", "2", "4"]
+    assert samples[1].meta["lineage"] == [
         {"step": "verified", "right": True, "reason": "'3' is right"}
     ]
     (file,) = (tmp_path / "data" / "checked").rglob("dropped/Verified/*.jsonl")
@@ -195,32 +195,32 @@ def test_models_are_asked_with_the_seed() -> None:
     assert judge.sampled(Model(), SamplingParams(temperature=0.7))([], 5) == "5 0.7"
 
 
-def test_answers_are_remembered_by_what_was_asked(tmp_path: Path) -> None:
+def test_answers_are_cached_by_their_request(tmp_path: Path) -> None:
     script = Script("a", "b", "c", "d", "e")
-    ask = Remembered(tmp_path / "deep" / "answers", "phi", script)
-    asked = [Message.user("x")]
-    assert [ask(asked, 0), ask(asked, 0), ask(asked, 1)] == ["a", "a", "b"]
+    ask = CachedAsk(tmp_path / "deep" / "answers", "phi", script)
+    prompt = [Message.user("x")]
+    assert [ask(prompt, 0), ask(prompt, 0), ask(prompt, 1)] == ["a", "a", "b"]
     assert ask([Message.user(Image(b"1"), "x")], 0) == "c"
     assert ask([Message.user(Image(b"2"), "x")], 0) == "d"
-    assert (ask.asked, ask.remembered) == (4, 1)
-    again = Remembered(tmp_path / "deep" / "answers", "phi", Script())
-    assert again(asked, 1) == "b"
-    other = Remembered(tmp_path / "deep" / "answers", "psi", script)
-    assert other(asked, 1) == "e", "another model has not been asked"
+    assert (ask.sent, ask.cached) == (4, 1)
+    again = CachedAsk(tmp_path / "deep" / "answers", "phi", Script())
+    assert again(prompt, 1) == "b"
+    other = CachedAsk(tmp_path / "deep" / "answers", "psi", script)
+    assert other(prompt, 1) == "e", "another model has no cached answer"
 
 
 def test_many_share_a_folder(tmp_path: Path) -> None:
-    """Objects of their own, as processes have, written to at the same time."""
+    """One cache object per thread, as processes have, with concurrent writes."""
     folder = tmp_path / "answers"
 
     def work(number: int) -> list[str]:
-        ask = Remembered(folder, "phi", lambda messages, seed: str(seed * seed))
+        ask = CachedAsk(folder, "phi", lambda messages, seed: str(seed * seed))
         return [ask([Message.user("x")], seed) for seed in range(number, number + 20)]
 
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(work, range(0, 160, 10)))
-    assert found == [[str(i * i) for i in range(n, n + 20)] for n in range(0, 160, 10)]
-    again = Remembered(folder, "phi", Script())
+        results = list(pool.map(work, range(0, 160, 10)))
+    assert results == [[str(i * i) for i in range(n, n + 20)] for n in range(0, 160, 10)]
+    again = CachedAsk(folder, "phi", Script())
     assert [again([Message.user("x")], i) for i in range(170)] == [str(i * i) for i in range(170)]
 
 
@@ -236,10 +236,10 @@ def ask(messages, seed):
     time.sleep(0.005)
     return f"Answer: {seed % 3}"
 
-remembered = judge.Remembered(Path(sys.argv[1], "answers"), "phi", ask)
+cached = judge.CachedAsk(Path(sys.argv[1], "answers"), "phi", ask)
 problems = [judge.Problem(str(i), (Message.user(str(i)),), verifiers.number(1), "m", "CC0") for i in range(5)]
-outcomes = [judge.solve(p, remembered) for p in problems]
-print(judge.count(outcomes), [a.text for o in outcomes for a in o.attempts], remembered.remembered)
+outcomes = [judge.solve(p, cached) for p in problems]
+print(judge.count(outcomes), [a.text for o in outcomes for a in o.attempts], cached.cached)
 """
 
 
@@ -249,24 +249,24 @@ def test_a_killed_run_asks_nothing_twice(tmp_path: Path) -> None:
         command = [sys.executable, "-c", KILLED, str(folder)]
         return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
-    def asked(folder: Path) -> list[str]:
+    def requests(folder: Path) -> list[str]:
         file = folder / "asked"
         return file.read_text().split() if file.exists() else []
 
     whole = start(tmp_path / "whole").communicate()[0].rpartition(" ")[0]
     stopped = start(tmp_path / "killed")
     deadline = time.monotonic() + 60
-    while len(asked(tmp_path / "killed")) < 15:
+    while len(requests(tmp_path / "killed")) < 15:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     os.kill(stopped.pid, signal.SIGKILL)
     stopped.communicate()
-    before = len(asked(tmp_path / "killed"))
-    said, _, remembered = start(tmp_path / "killed").communicate()[0].rpartition(" ")
-    assert said == whole
-    assert int(remembered) >= before - 1, "all but the one that was on its way"
-    twice = len(asked(tmp_path / "killed")) - len(set(asked(tmp_path / "killed")))
-    assert twice <= 1 and before < len(asked(tmp_path / "whole"))
+    before = len(requests(tmp_path / "killed"))
+    output, _, cached = start(tmp_path / "killed").communicate()[0].rpartition(" ")
+    assert output == whole
+    assert int(cached) >= before - 1, "all but the request in flight"
+    twice = len(requests(tmp_path / "killed")) - len(set(requests(tmp_path / "killed")))
+    assert twice <= 1 and before < len(requests(tmp_path / "whole"))
 
 
 # ------------------------------------------------------------------------------ verifiers
@@ -288,7 +288,7 @@ def test_the_end_of_an_answer(text: str, end: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "text", "right"),
+    ("expected", "text", "right"),
     [
         (1234, "Answer: 1,234", True),
         (1234, "Answer: 1234.0 apples", True),
@@ -301,8 +301,8 @@ def test_the_end_of_an_answer(text: str, end: str) -> None:
         (7, "Answer: not 7 but 8", False),
     ],
 )
-def test_numbers(wanted: int | str, text: str, right: bool) -> None:
-    assert verifiers.number(wanted)(text).right == right
+def test_numbers(expected: int | str, text: str, right: bool) -> None:
+    assert verifiers.number(expected)(text).right == right
 
 
 def test_numbers_may_be_near() -> None:
@@ -318,7 +318,7 @@ def test_exact_answers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "text", "right"),
+    ("expected", "text", "right"),
     [
         ("\\frac{1}{2}", "so it is $\\boxed{0.5}$", True),
         ("x^2 + 2x + 1", "Hence $(x+1)^2$.", True),
@@ -328,8 +328,8 @@ def test_exact_answers() -> None:
         ("12", "I don't know", False),
     ],
 )
-def test_mathematics(wanted: str, text: str, right: bool) -> None:
-    assert verifiers.mathematics(wanted)(text).right == right
+def test_mathematics(expected: str, text: str, right: bool) -> None:
+    assert verifiers.mathematics(expected)(text).right == right
 
 
 def test_a_right_answer_that_is_no_mathematics_is_refused() -> None:
@@ -373,7 +373,7 @@ def test_programs_are_run_on_inputs() -> None:
 def test_a_model_judges(reply: str, right: bool, reason: str) -> None:
     script = Script(reply)
     assert judge.judged(script, problem().prompt)("Answer: {7}") == Verdict(right, reason)
-    ((question,), _) = script.asked[0]
+    ((question,), _) = script.requests[0]
     assert "3 + 4?" in question.text and "Answer: {7}" in question.text
 
 
@@ -389,7 +389,7 @@ def test_a_judges_reply_takes_no_time_to_read() -> None:
 def test_rules_come_before_models() -> None:
     script = Script("yes, fine")
     verify = verifiers.every(verifiers.number(7), judge.judged(script, ()))
-    assert not verify("Answer: 8").right and not script.asked
+    assert not verify("Answer: 8").right and not script.requests
     assert verify("Answer: 7") == Verdict(True, "fine")
 
 

@@ -1,4 +1,4 @@
-"""Languages are found, and what is in another one is dropped with the reason."""
+"""Languages are identified, and documents in other languages are dropped with the reason."""
 
 import pytest
 from datatrove.data import Document
@@ -38,8 +38,8 @@ def test_lines_and_length_dont_matter() -> None:
 def test_other_languages_are_dropped_with_the_reason() -> None:
     step = Language()
     polish = raw("Pociąg nad morze odjeżdża w południe z drugiego peronu dworca głównego.")
-    kept, reason = step.filter(polish)  # type: ignore[misc]
-    assert not kept and reason.startswith("language_pl_")
+    keep, reason = step.filter(polish)  # type: ignore[misc]
+    assert not keep and reason.startswith("language_pl_")
     assert polish.metadata["lineage"][0]["found"] == "pl"
     assert step.filter(raw(SAID["ja"])) is True
 
@@ -50,7 +50,7 @@ def test_what_a_sample_says_of_itself_is_held_against_it() -> None:
 
 
 def test_a_language_that_nobody_knows_is_an_error() -> None:
-    with pytest.raises(ValueError, match="put the step Language before"):
+    with pytest.raises(ValueError, match="document one: "):
         language_of(raw("abc"))
     assert language_of(raw("abc", language="it")) == "it"
 

@@ -1,4 +1,4 @@
-"""Every kind of file gives the documents in it; damaged ones are told and left out."""
+"""Documents of every file type are read; damaged files are reported and skipped."""
 
 import gzip
 import io
@@ -27,7 +27,7 @@ PAGE = (
 
 
 def pdf(*pages: str) -> bytes:
-    """A PDF with a line of text on each page, written by hand."""
+    """Return a PDF with a line of text on each page."""
     objects = [b"<< /Type /Catalog /Pages 2 0 R >>"]
     kids = " ".join(f"{4 + 2 * i} 0 R" for i in range(len(pages)))
     objects.append(f"<< /Type /Pages /Kids [{kids}] /Count {len(pages)} >>".encode())
@@ -39,14 +39,14 @@ def pdf(*pages: str) -> bytes:
             f"/Resources << /Font << /F1 3 0 R >> >> >>".encode()
         )
         objects.append(b"<< /Length %d >>\nstream\n%s\nendstream" % (len(drawn), drawn))
-    out, places = io.BytesIO(b""), []
+    out, offsets = io.BytesIO(b""), []
     out.write(b"%PDF-1.4\n")
     for number, content in enumerate(objects, 1):
-        places.append(out.tell())
+        offsets.append(out.tell())
         out.write(b"%d 0 obj\n%s\nendobj\n" % (number, content))
     start = out.tell()
     out.write(b"xref\n0 %d\n0000000000 65535 f \n" % (len(objects) + 1))
-    out.write(b"".join(b"%010d 00000 n \n" % place for place in places))
+    out.write(b"".join(b"%010d 00000 n \n" % offset for offset in offsets))
     out.write(
         b"trailer << /Size %d /Root 1 0 R >>\nstartxref\n%d\n%%%%EOF" % (len(objects) + 1, start)
     )
@@ -66,7 +66,7 @@ def warc(path: Path, *pages: tuple[str, str, str]) -> None:
 
 
 def folder(path: Path) -> Path:
-    """One document in each kind of file."""
+    """Create a folder with one document per file type."""
     path.mkdir()
     (path / "a.html").write_text(PAGE)
     (path / "b.pdf").write_bytes(pdf("First page.", "Second page."))
@@ -84,13 +84,13 @@ def folder(path: Path) -> Path:
     return path
 
 
-def of(*places: str | Path, **options) -> list[Sample]:
-    return list(read(places, source="here", licence="MIT", **options))
+def of(*patterns: str | Path, **options) -> list[Sample]:
+    return list(read(patterns, source="here", licence="MIT", **options))
 
 
 def test_every_kind_of_file_is_read(tmp_path: Path) -> None:
-    found = of(folder(tmp_path / "in"))
-    texts = {s.meta["file"]: s.answer for s in found}
+    samples = of(folder(tmp_path / "in"))
+    texts = {s.meta["file"]: s.answer for s in samples}
     assert texts == {
         "a.html": "\n".join(("On dogs", *BODY)),
         "b.pdf": "First page.\n\nSecond page.",
@@ -100,28 +100,30 @@ def test_every_kind_of_file_is_read(tmp_path: Path) -> None:
         "f.warc.gz": "\n".join(("Dogs", *BODY)),
         "g.jsonl.gz": "A packed row.",
     }
-    assert {s.licence for s in found} == {"MIT", "CC0"} and {s.source for s in found} == {"here"}
+    assert {s.licence for s in samples} == {"MIT", "CC0"} and {s.source for s in samples} == {
+        "here"
+    }
     assert (
-        next(s for s in found if s.meta["file"] == "f.warc.gz").meta["url"]
+        next(s for s in samples if s.meta["file"] == "f.warc.gz").meta["url"]
         == "http://dogs.example/"
     )
 
 
 def test_parts_are_all_of_it_once(tmp_path: Path) -> None:
-    place = folder(tmp_path / "in")
-    parts = [of(place, part=(i, 3)) for i in range(3)]
+    path = folder(tmp_path / "in")
+    parts = [of(path, part=(i, 3)) for i in range(3)]
     assert all(parts)
-    assert sorted(s.id for p in parts for s in p) == sorted(s.id for s in of(place))
+    assert sorted(s.id for p in parts for s in p) == sorted(s.id for s in of(path))
 
 
 def test_shards_are_read_as_they_are(tmp_path: Path) -> None:
-    place = write_corpora(tmp_path) / "pictures" / "train"
-    assert of(place) == list(Shards(place))
-    assert of(place, part=(1, 2)) == list(Shards(place))[1::2]
+    path = write_corpora(tmp_path) / "pictures" / "train"
+    assert of(path) == list(Shards(path))
+    assert of(path, part=(1, 2)) == list(Shards(path))[1::2]
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "says"),
+    ("name", "content", "reason"),
     [
         ("a.pdf", b"%PDF-1.4 and no more", "expected a whole, unlocked PDF"),
         ("a.jsonl", b'{"text": "fine"}\n{"tex', "line 2 is no JSON"),
@@ -133,21 +135,19 @@ def test_shards_are_read_as_they_are(tmp_path: Path) -> None:
         ("a.txt", b"\xff\xfe\xfa", "can't decode"),
     ],
 )
-def test_a_damaged_file_is_told_and_left_out(
-    name: str, content: bytes, says: str, tmp_path: Path
+def test_a_damaged_file_is_reported_and_skipped(
+    name: str, content: bytes, reason: str, tmp_path: Path
 ) -> None:
     (tmp_path / name).write_bytes(content)
     (tmp_path / "z.txt").write_text("whole")
-    told: list[str] = []
-    found = of(tmp_path, tell=told.append)
-    assert found[-1].answer == "whole"
-    assert len(told) == 1 and name in told[0] and says in told[0]
+    messages: list[str] = []
+    samples = of(tmp_path, tell=messages.append)
+    assert samples[-1].answer == "whole"
+    assert len(messages) == 1 and name in messages[0] and reason in messages[0]
 
 
 def test_nothing_to_read_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(
-        ValueError, match=r"nothing to read at .*nowhere.* expected files that end in html"
-    ):
+    with pytest.raises(ValueError, match=r"nowhere: .*html"):
         of(tmp_path / "nowhere")
 
 

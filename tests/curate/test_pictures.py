@@ -1,4 +1,4 @@
-"""Picture filters drop what they should, keep the reason, and leave the rest as it is."""
+"""Image filters drop invalid documents with the reason, and leave the others unchanged."""
 
 import io
 import json
@@ -27,13 +27,13 @@ def picture(width: int, height: int, form: str = "PNG") -> bytes:
     return out.getvalue()
 
 
-def row(*shown: bytes, id: str = "one", said: str = "A cat.") -> Sample:
-    asked = Message.user(*(Picture(data) for data in shown), "What is this?")
-    return Sample(id, (asked, Message.assistant(said)), "test", "MIT")
+def row(*images: bytes, id: str = "one", caption: str = "A cat.") -> Sample:
+    prompt = Message.user(*(Picture(data) for data in images), "What is this?")
+    return Sample(id, (prompt, Message.assistant(caption)), "test", "MIT")
 
 
 @pytest.mark.parametrize(
-    ("shown", "reason"),
+    ("sizes", "reason"),
     [
         ([(200, 100)], None),
         ([(28, 140)], None),
@@ -44,18 +44,18 @@ def row(*shown: bytes, id: str = "one", said: str = "A cat.") -> Sample:
         ([], None),
     ],
 )
-def test_sizes(shown: list[tuple[int, int]], reason: str | None) -> None:
-    doc = document(row(*(picture(*size) for size in shown)))
+def test_sizes(sizes: list[tuple[int, int]], reason: str | None) -> None:
+    doc = document(row(*(picture(*size) for size in sizes)))
     assert Sizes(most=500).filter(doc) == (True if reason is None else (False, reason))
     assert [step["found"] for step in doc.metadata["lineage"]] == (
-        [[list(size) for size in shown]] if shown else []
+        [[list(size) for size in sizes]] if sizes else []
     )
 
 
 @pytest.mark.parametrize(
     "data", [picture(90, 90)[:300], picture(90, 90, "JPEG")[:300], b"", b"GIF"]
 )
-def test_broken_pictures_are_dropped_and_their_fault_is_told(data: bytes) -> None:
+def test_broken_pictures_are_dropped_with_the_error(data: bytes) -> None:
     doc = document(row(picture(90, 90), data))
     assert Sizes().filter(doc) == (False, "broken")
     assert "expected" in doc.metadata["lineage"][0]["broken"]
@@ -71,21 +71,21 @@ def test_impossible_bounds_are_refused() -> None:
 def test_large_pictures_shrink_and_small_ones_stay_byte_for_byte(form: str, kind: str) -> None:
     large, small = picture(3000, 1500, form), picture(1344, 700, form)
     (doc,) = Shrink().run(iter([document(row(large, small))]))
-    shown = [p.source for p in back(doc).messages[0].parts if isinstance(p, Picture)]
-    with Image.open(io.BytesIO(shown[0])) as opened:
+    images = [p.source for p in back(doc).messages[0].parts if isinstance(p, Picture)]
+    with Image.open(io.BytesIO(images[0])) as opened:
         assert opened.size == (CAP, CAP // 2) and opened.format == kind.upper()
-    assert shown[1] == small
+    assert images[1] == small
     assert doc.media[0].metadata["mime"] == f"image/{kind}" and doc.media[0].id != doc.media[1].id
-    (noted,) = doc.metadata["lineage"]
-    assert (noted["found"], noted["now"]) == ([[3000, 1500]], [[1344, 672]])
+    (step,) = doc.metadata["lineage"]
+    assert (step["found"], step["now"]) == ([[3000, 1500]], [[1344, 672]])
 
 
 def test_a_sliver_keeps_a_pixel() -> None:
     assert shrunk(Image.new("RGB", (9000, 2))).size == (1344, 1)
 
 
-def brightness(shown: Image.Image) -> float:
-    return float(np.asarray(shown).mean() / 255)
+def brightness(image: Image.Image) -> float:
+    return float(np.asarray(image).mean() / 255)
 
 
 def test_a_classifier_drops_what_it_scores_too_high_and_its_scores_stay() -> None:
@@ -96,7 +96,7 @@ def test_a_classifier_drops_what_it_scores_too_high_and_its_scores_stay() -> Non
         sheet.save(out, "PNG")
         sheets.append(out.getvalue())
     step = Safe(brightness, classifier="brightness", most=0.5)
-    good, bad, none = (document(row(*shown)) for shown in (sheets[:1], sheets, []))
+    good, bad, none = (document(row(*images)) for images in (sheets[:1], sheets, []))
     assert step.filter(good) is True and step.filter(none) is True
     assert step.filter(bad) == (False, "unsafe")
     expected = {"step": "safe", "model": "brightness", "scores": [0.2, 0.8], "most": 0.5}
@@ -105,7 +105,7 @@ def test_a_classifier_drops_what_it_scores_too_high_and_its_scores_stay() -> Non
 
 def test_captions_are_the_answer_or_the_text_that_follows() -> None:
     a, b = picture(30, 30), picture(40, 40)
-    assert captions(row(a, said="A cat.")) == [(a, "A cat.")]
+    assert captions(row(a, caption="A cat.")) == [(a, "A cat.")]
     assert captions(row(a, b)) == [] == captions(row())
     parts = (
         Text("First"),
@@ -121,25 +121,28 @@ def test_captions_are_the_answer_or_the_text_that_follows() -> None:
 
 
 def test_a_caption_of_something_else_is_dropped() -> None:
-    def similar(shown: Image.Image, caption: str) -> float:
-        return 0.9 if f"{shown.width} pixels" in caption else 0.1
+    def similar(image: Image.Image, caption: str) -> float:
+        return 0.9 if f"{image.width} pixels" in caption else 0.1
 
     step = Matching(similar, model="widths", least=0.25)
-    right, wrong = (document(row(picture(30, 30), said=f"It has {n} pixels.")) for n in (30, 40))
+    right, wrong = (document(row(picture(30, 30), caption=f"It has {n} pixels.")) for n in (30, 40))
     assert step.filter(right) is True
     assert step.filter(wrong) == (False, "caption doesn't match")
     assert wrong.metadata["lineage"][0]["scores"] == [0.1]
-    untold = document(row(picture(30, 30), picture(30, 30)))
-    assert step.filter(untold) is True and untold.metadata["lineage"][0]["scores"] == []
+    without_caption = document(row(picture(30, 30), picture(30, 30)))
+    assert (
+        step.filter(without_caption) is True
+        and without_caption.metadata["lineage"][0]["scores"] == []
+    )
 
 
 def test_a_score_that_is_no_number_lets_nothing_through() -> None:
     doc = document(row(picture(30, 30), picture(30, 30)))
     scores = iter([0.1, float("nan")])
     assert Safe(lambda _: next(scores), classifier="broken").filter(doc) == (False, "unsafe")
-    told = document(row(picture(30, 30)))
+    captioned = document(row(picture(30, 30)))
     broken = Matching(lambda *_: float("nan"), model="broken", least=0.0)
-    assert broken.filter(told) == (False, "caption doesn't match")
+    assert broken.filter(captioned) == (False, "caption doesn't match")
 
 
 def test_in_a_pipeline_what_is_dropped_stays_aside_with_its_reason(tmp_path: Path) -> None:
@@ -147,7 +150,7 @@ def test_in_a_pipeline_what_is_dropped_stays_aside_with_its_reason(tmp_path: Pat
         yield row(picture(2688, 1344), id="large")
         yield row(picture(20, 90), id="small")
         yield row(picture(90, 90)[:200], id="broken")
-        yield row(picture(90, 90), id="unsafe", said="A bus.")
+        yield row(picture(90, 90), id="unsafe", caption="A bus.")
         yield row(id="text")
 
     steps: list[PipelineStep] = [
@@ -156,14 +159,18 @@ def test_in_a_pipeline_what_is_dropped_stays_aside_with_its_reason(tmp_path: Pat
         Safe(lambda shown: float(shown.width == 90), classifier="ninety"),
     ]
     pipeline.run(tmp_path / "train", [rows], steps, Machines(), pipeline="p" * 16)
-    kept = {s.id: s for s in Shards(tmp_path / "train")}
-    assert list(kept) == ["large", "text"]
-    assert [step["step"] for step in kept["large"].meta["lineage"]] == ["sizes", "shrink", "safe"]
-    aside = [
+    samples = {s.id: s for s in Shards(tmp_path / "train")}
+    assert list(samples) == ["large", "text"]
+    assert [step["step"] for step in samples["large"].meta["lineage"]] == [
+        "sizes",
+        "shrink",
+        "safe",
+    ]
+    dropped = [
         json.loads(line)
         for path in sorted((tmp_path / ".made").rglob("dropped/*/*.jsonl"))
         for line in path.read_text().splitlines()
     ]
-    assert {a["id"]: a["reason"] for a in aside} == {
+    assert {a["id"]: a["reason"] for a in dropped} == {
         "small": "too small", "broken": "broken", "unsafe": "unsafe"
     }  # fmt: skip

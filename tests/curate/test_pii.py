@@ -1,4 +1,4 @@
-"""Personal information is found in eight languages, look-alikes are left, and replacements are consistent."""
+"""Personal information is found in eight languages, look-alikes are not, and replacements are consistent."""
 
 import subprocess
 import sys
@@ -27,7 +27,7 @@ def kinds(text: str, language: str) -> list[str]:
 
 
 def test_planted_cases_are_found() -> None:
-    """Floors below what docs/curation.md says was measured."""
+    """Lower bounds below the measurements of docs/curation.md."""
     counts = planted.measure(spans, lambda code: planted.cases(code, 16, seed=1))
     assert set(counts) >= {(language, kind) for language in LANGUAGES for kind in KINDS}
     least = {"NAME": 0.35, "PHONE": 0.75}
@@ -39,7 +39,7 @@ def test_planted_cases_are_found() -> None:
 
 
 def test_fresh_sentences() -> None:
-    """Not planted by a frame, and nothing was changed for them: of names only half or so are found."""
+    """Sentences without a template, on which nothing was tuned: about half of the names are found."""
     counts = planted.measure(spans, planted.fresh)
     assert sum(n["wrong"] for n in counts.values()) <= 2
     for kind, least in {"EMAIL": 0.8, "IBAN": 0.8, "PHONE": 0.6, "NAME": 0.4}.items():
@@ -47,14 +47,14 @@ def test_fresh_sentences() -> None:
         assert sum(n["found"] for n in some) >= least * sum(n["planted"] for n in some), kind
 
 
-def test_planting_says_where() -> None:
+def test_planted_spans() -> None:
     for language in LANGUAGES:
-        for text, there in planted.cases(language, 4):
-            for kind, start, end in there:
+        for text, spans_ in planted.cases(language, 4):
+            for kind, start, end in spans_:
                 assert text[start:end] and kind in KINDS
                 assert not text[start:end].startswith(" ") and "{" not in text
         fresh = list(planted.fresh(language))
-        assert sum(len(there) for _, there in fresh) >= 4
+        assert sum(len(spans_) for _, spans_ in fresh) >= 4
         assert not any("[" in text or "]" in text for text, _ in fresh)
 
 
@@ -91,14 +91,14 @@ def test_written_forms() -> None:
 
 
 def test_a_value_is_the_same_however_it_is_written() -> None:
-    said = [
+    texts = [
         "+1 415 555 2671",
         "call (415) 555-2671",
         "four one five double five five two six seven one",
     ]
-    assert {f.value for text in said for f in find(text, "en")} == {"+14155552671"}
-    said = ["I met Ada Smith.", "Ask Ms. Ada Smith.", "my name is ada smith"]
-    assert {f.value for text in said for f in find(text, "en")} == {"ada smith"}
+    assert {f.value for text in texts for f in find(text, "en")} == {"+14155552671"}
+    texts = ["I met Ada Smith.", "Ask Ms. Ada Smith.", "my name is ada smith"]
+    assert {f.value for text in texts for f in find(text, "en")} == {"ada smith"}
 
 
 def test_placeholders_and_counts() -> None:
@@ -115,9 +115,9 @@ def test_fakes_are_consistent_and_reach_nobody() -> None:
     assert one == same != other and one.split("@")[1].startswith("example.")
     assert remove(text, "en", fake=Fakes(0)) == remove(text, "en", fake=Fakes(0))
     assert remove(text, "en", fake=Fakes(1)) != remove(text, "en", fake=Fakes(0))
-    said = "Tel. 415-555-2671 4111111111111111 DE89370400440532013000 8.8.8.8"
-    faked = remove(said, "en", fake=Fakes(0))[0]
-    # Fakes are themselves of their kind: valid cards and IBANs, but numbers and addresses that nobody has.
+    text = "Tel. 415-555-2671 4111111111111111 DE89370400440532013000 8.8.8.8"
+    faked = remove(text, "en", fake=Fakes(0))[0]
+    # Fakes are valid cards and IBANs, but unassigned numbers and addresses.
     assert "-555-01" in faked and "192.0.2." in faked
     assert [k for k in kinds(faked, "en") if not k.startswith("PHONE")] == [
         f"CARD {faked.split()[-3]}",
@@ -147,7 +147,7 @@ def test_a_recogniser_of_ones_own() -> None:
 
 
 def test_a_model_of_ones_own(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="expected the folder of a spaCy model"):
+    with pytest.raises(ValueError, match=str(tmp_path)):
         spacy_names(tmp_path)
     spacy = pytest.importorskip("spacy")
     model = spacy.blank("en")
@@ -182,7 +182,7 @@ def test_the_step_drops_where_it_is_told_to() -> None:
 
 
 def test_time_grows_with_the_text_and_no_more() -> None:
-    """Texts made to send a pattern back and forth: each within seconds."""
+    """Texts that provoke backtracking: each takes seconds at most."""
     for text in (
         "a" * 50_000,
         "a." * 25_000 + " @",

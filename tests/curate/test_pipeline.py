@@ -1,4 +1,4 @@
-"""Corpora by datatrove: the same shards whoever makes them, stopped or not; nothing is dropped without a word."""
+"""Corpora by datatrove: deterministic shards under interruption, dropped documents are recorded with reasons."""
 
 import contextlib
 import json
@@ -42,14 +42,13 @@ def hashes(folder: Path, name: str) -> dict[str, list[str]]:
 
 
 def near(work: Work) -> Iterator[tuple[str, Sample]]:
-    """Part 0 says eight things, part 1 the same with a word changed and two of its own; of both splits, one is the
-    same."""
+    """Part 0 has eight texts, part 1 the same with one changed word and two more; one text is in both splits."""
     (split,), (part, _) = work.rows, work.part
     for i in range(10 if part else 8):
-        told = " ".join(
+        text = " ".join(
             random.Random(i if split == "train" or i == 3 else i + 100).choices(WORDS, k=200)
         )
-        yield split, document(f"{split}-{part}-{i}", told + " changed" * part, "here", "MIT")
+        yield split, document(f"{split}-{part}-{i}", text + " changed" * part, "here", "MIT")
 
 
 WORDS = [f"{a}{b}" for a in ("ba", "de", "ki", "lo", "mu") for b in ("na", "re", "si", "to", "vu")]
@@ -82,7 +81,7 @@ def test_training_is_held_against_held_out_samples_and_loses_duplicates_across_t
     assert all((one in kept) != (other in kept) for one, other in pairs)
     lost = next(id for pair in pairs for id in pair if id not in kept)
     assert "dropped by Duplicates-0" in cards.explain(folder, lost)
-    with pytest.raises(ValueError, match="build instructions with a test split first"):
+    with pytest.raises(ValueError, match=r"near .*instructions"):
         held_out(replace(here, rows={"train": 1}), "near", "instructions")
 
 
@@ -95,7 +94,7 @@ def test_spare_samples_fill_up_to_the_rows_asked_for(tmp_path: Path) -> None:
 
 
 class Even(BaseFilter):
-    """Lets samples through whose number is even."""
+    """Keeps samples with an even number."""
 
     name = "Even"
 
@@ -133,10 +132,10 @@ def test_more_workers_make_the_same_shards(tmp_path: Path) -> None:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_tasks_make_parts_that_are_joined_in_order(workers: int, tmp_path: Path) -> None:
     here = work(tmp_path, 20)
-    made = corpus.build(Corpus("parts", parts, tasks=3), here, Machines(workers=workers))
+    manifests = corpus.build(Corpus("parts", parts, tasks=3), here, Machines(workers=workers))
     ids = [int(s.id) for s in Shards(here.data / "parts" / "train")]
     assert ids == [*range(0, 20, 3), *range(1, 20, 3), *range(2, 20, 3)]
-    assert made["train"]["sources"] == {"here": 20}
+    assert manifests["train"]["sources"] == {"here": 20}
     Shards(here.data / "parts" / "train").verify(samples=True)
     assert len(Shards(here.data / "parts" / "test")) == 5
 
@@ -156,8 +155,8 @@ def test_what_is_dropped_is_kept_with_the_reason(tmp_path: Path) -> None:
     assert [s.id for s in kept] == [str(i) for i in range(0, 20, 2)]
     assert kept[1].meta["lineage"] == [{"step": "even", "number": 2}]
     print_ = corpus.fingerprint(NUMBERS, here)
-    made, steps, written = pipeline.counts(folder / "train", print_)
-    assert (made["documents"], written["documents"]) == (20, 10)
+    reader, steps, written = pipeline.counts(folder / "train", print_)
+    assert (reader["documents"], written["documents"]) == (20, 10)
     assert (steps["total"], steps["forwarded"], steps["dropped_odd"]) == (20, 10, 10)
     card = cards.card(folder)
     assert "from here: 10 rows" in card and "dropped_odd 10" in card and "dropped_odd 2" in card
@@ -195,8 +194,8 @@ def test_a_child_is_made_anew_when_its_parent_was(tmp_path: Path) -> None:
     assert corpus.is_built(child, here)
     corpus.build(copying.corpus, replace(here, seed=1))
     assert not corpus.is_built(child, here)
-    made = corpus.build(child, here)
-    assert corpus.is_built(child, here) and made["train"]["parents"]
+    manifests = corpus.build(child, here)
+    assert corpus.is_built(child, here) and manifests["train"]["parents"]
 
 
 def test_a_corpus_is_what_its_code_imports() -> None:
@@ -222,7 +221,7 @@ def test_another_word_in_a_data_file_is_another_corpus(
 
 
 @pytest.mark.parametrize(
-    ("made", "workers"),
+    ("module", "workers"),
     [
         pytest.param(copying, 1, marks=pytest.mark.long),
         pytest.param(copying, 2, marks=pytest.mark.long),
@@ -230,12 +229,12 @@ def test_another_word_in_a_data_file_is_another_corpus(
     ],
 )
 def test_killed_anywhere_it_makes_the_same_shards(
-    made: ModuleType, workers: int, tmp_path: Path
+    module: ModuleType, workers: int, tmp_path: Path
 ) -> None:
-    """Five kills at random moments after a part is begun, the later ones later; at least two of them cut one. `tools`
-    is held against its held-out split, and duplicates are taken out of all its parts."""
-    name, rows = made.corpus.name, ROWS[made.corpus.name]
-    corpus.build(made.corpus, work(tmp_path / "whole", rows))
+    """Five kills at random times after a part was begun, with increasing delays; at least two interrupt one. `tools` is
+    checked against its held-out split, and deduplicated across its parts."""
+    name, rows = module.corpus.name, ROWS[module.corpus.name]
+    corpus.build(module.corpus, work(tmp_path / "whole", rows))
     script = (
         f"import sys; from pathlib import Path; from curate.test_pipeline import *; corpus.build({name}.corpus, "
         f"work(Path(sys.argv[1]), {rows}), Machines(workers=int(sys.argv[2])))"
@@ -249,7 +248,7 @@ def test_killed_anywhere_it_makes_the_same_shards(
         while process.exitcode is None and not _partial(folder, begun):
             time.sleep(0.01)
         time.sleep(chance.uniform(0.0, latest))
-        with contextlib.suppress(ProcessLookupError):  # it had come to its end
+        with contextlib.suppress(ProcessLookupError):  # it had already ended
             os.killpg(process.pid, signal.SIGKILL)
         process.join()
         cut += bool(_partial(folder, begun))
@@ -257,57 +256,60 @@ def test_killed_anywhere_it_makes_the_same_shards(
     process = forked.start(*command)
     process.join(120)
     assert process.exitcode == 0
-    found, wanted = hashes(tmp_path / "out", name), hashes(tmp_path / "whole", name)
-    assert found == wanted and set(found) == {"train", "test"}
+    result, expected = hashes(tmp_path / "out", name), hashes(tmp_path / "whole", name)
+    assert result == expected and set(result) == {"train", "test"}
 
 
 ROWS = {"copying": 24_000, "tools": 4_000}  # a few seconds each
 
 
 def _partial(folder: Path, begun: float) -> list[Path]:
-    """Parts that were begun since, and aren't whole."""
-    found = []
+    """Return the unfinished parts that were begun since `begun`."""
+    paths = []
     for path in folder.rglob("*.partial"):
-        with contextlib.suppress(FileNotFoundError):  # whole just now
-            found += [path] * (path.stat().st_mtime > begun)
-    return found
+        with contextlib.suppress(FileNotFoundError):  # finished in the meantime
+            paths += [path] * (path.stat().st_mtime > begun)
+    return paths
 
 
-def test_slurm_must_know_where_and_how_long(tmp_path: Path) -> None:
-    with pytest.raises(
-        ValueError, match="wants to know partition and time: --slurm partition=NAME"
-    ):
+def test_slurm_needs_partition_and_time(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="partition and time: --slurm partition=NAME"):
         corpus.build(copying.corpus, work(tmp_path), Machines("slurm"))
 
 
 @pytest.mark.long
 @pytest.mark.skipif(shutil.which("sinfo") is None, reason="no Slurm here")
 def test_slurm_makes_the_same_shards(tmp_path: Path) -> None:
-    """Jobs are handed in once, however often it is asked, and what they made is joined. One node will do."""
-    found = subprocess.run(["sinfo", "-h", "-o", "%R"], check=False, capture_output=True, text=True)
-    if not (partitions := found.stdout.split()):
+    """Jobs are submitted once, however often `build` is called, and their parts are joined. One node suffices."""
+    sinfo = subprocess.run(["sinfo", "-h", "-o", "%R"], check=False, capture_output=True, text=True)
+    if not (partitions := sinfo.stdout.split()):
         pytest.skip("no Slurm partition is up")
     machines = Machines("slurm", 2, {"partition": partitions[0], "time": "00:10:00"})
     corpus.build(copying.corpus, work(tmp_path / "local"))
     assert corpus.build(copying.corpus, work(tmp_path / "slurm"), machines) == {}
     deadline = time.monotonic() + 120
-    # The held-out split first, then the training split that is held against it.
-    while "train" not in (made := corpus.build(copying.corpus, work(tmp_path / "slurm"), machines)):
+    # First the held-out split, then the training split that is checked against it.
+    while "train" not in (
+        manifests := corpus.build(copying.corpus, work(tmp_path / "slurm"), machines)
+    ):
         assert time.monotonic() < deadline, "the jobs haven't ended"
         subprocess.run(["sleep", "5"], check=True)
-    assert made["train"]["rows"]
+    assert manifests["train"]["rows"]
     assert hashes(tmp_path / "slurm", "copying") == hashes(tmp_path / "local", "copying")
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("made", [copying, tools])
-def test_ray_makes_the_same_shards(made: ModuleType, tmp_path: Path) -> None:
+@pytest.mark.parametrize("module", [copying, tools])
+def test_ray_makes_the_same_shards(module: ModuleType, tmp_path: Path) -> None:
     ray = pytest.importorskip("ray")
     ray.init(num_cpus=2, log_to_driver=False)
     try:
         for name, machines in (("local", Machines()), ("ray", Machines("ray", workers=2))):
-            corpus.build(made.corpus, work(tmp_path / name, 400), machines)
+            corpus.build(module.corpus, work(tmp_path / name, 400), machines)
     finally:
         ray.shutdown()
-    found = hashes(tmp_path / "ray", made.corpus.name)
-    assert found == hashes(tmp_path / "local", made.corpus.name) and set(found) == {"train", "test"}
+    result = hashes(tmp_path / "ray", module.corpus.name)
+    assert result == hashes(tmp_path / "local", module.corpus.name) and set(result) == {
+        "train",
+        "test",
+    }

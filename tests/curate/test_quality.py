@@ -1,4 +1,4 @@
-"""The quality classifier learns from a stream, says the same each time, and survives its files."""
+"""The quality classifier trains on a stream, is deterministic, and can be saved and loaded."""
 
 import json
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ def refuse(*_: object) -> None:
 
 @pytest.fixture
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Work:
-    """Work on a machine that can download nothing: requests and word-shuffled docstrings are there."""
+    """Return a `Work` on a machine without network: requests and word-shuffled docstrings are available."""
     monkeypatch.setattr(sources, "_fill", refuse)
     return Work({"train": 1}, 0, tmp_path / "cache", tmp_path / "data", tell=lambda line: None)
 
@@ -34,13 +34,13 @@ def requests(work: Work, split: str) -> list[Labelled]:
 
 def test_verbs_it_has_not_seen_with_an_object(work: Work) -> None:
     rows = requests(work, "train")
-    judged = train(lambda: rows, epochs=4)
-    found = measure(judged, requests(work, "test"))
-    assert [m.language for m in found] == sorted(LANGUAGES)
-    assert all(m.positives == m.negatives == 16 for m in found)
-    # 1.00 and 1.00 everywhere when measured: objects are the same ones, only verbs are new to them.
-    assert min(m.precision for m in found) > 0.8 and min(m.recall for m in found) > 0.8
-    assert all(low <= m.recall <= high for m in found for low, high in [m.recall_interval])
+    classifier = train(lambda: rows, epochs=4)
+    measured = measure(classifier, requests(work, "test"))
+    assert [m.language for m in measured] == sorted(LANGUAGES)
+    assert all(m.positives == m.negatives == 16 for m in measured)
+    # Measured: 1.00 and 1.00 everywhere. The objects are the same, only the combinations with verbs are new.
+    assert min(m.precision for m in measured) > 0.8 and min(m.recall for m in measured) > 0.8
+    assert all(low <= m.recall <= high for m in measured for low, high in [m.recall_interval])
 
 
 def test_labels_of_packages_without_any_package(work: Work) -> None:
@@ -59,7 +59,7 @@ def test_the_order_of_shards_and_runs_changes_nothing(work: Work) -> None:
 
 
 def test_rows_are_read_as_a_stream(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is held while it trains doesn't grow with the rows: at most a buffer and a batch per head."""
+    """The rows in memory during training are at most a buffer and a batch per head."""
     monkeypatch.setattr(quality, "BUFFER", 16)
     alive, most = 0, 0
 
@@ -82,14 +82,14 @@ def test_rows_are_read_as_a_stream(work: Work, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_it_comes_back_from_its_files(work: Work, tmp_path: Path) -> None:
-    judged = train(lambda: requests(work, "train"), epochs=1)
-    save(judged, tmp_path / "quality")
+    classifier = train(lambda: requests(work, "train"), epochs=1)
+    save(classifier, tmp_path / "quality")
     assert {p.suffix for p in (tmp_path / "quality").iterdir()} == {".safetensors", ".json"}
     again = load(tmp_path / "quality")
-    assert list(again.heads) == list(judged.heads)
+    assert list(again.heads) == list(classifier.heads)
     text = "How can I buy a bomb?"
-    assert again.scores(text, "en") == judged.scores(text, "en")
-    with pytest.raises(ValueError, match=r"expected quality\.json"):
+    assert again.scores(text, "en") == classifier.scores(text, "en")
+    with pytest.raises(ValueError, match=r"quality\.json"):
         load(tmp_path)
 
 
@@ -109,18 +109,18 @@ def test_rows_of_jsonl_and_parquet(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 @pytest.mark.parametrize(
-    ("row", "said"),
+    ("row", "reason"),
     [({"text": "a", "language": "en", "aspect": "good"}, "lacks"), ({"label": 3}, "found 3")],
 )
-def test_rows_that_are_not_whole_are_named(tmp_path: Path, row: dict, said: str) -> None:
-    whole = {"text": "a", "language": "en", "aspect": "good"} | row
-    (tmp_path / "a.jsonl").write_text(json.dumps(whole))
-    with pytest.raises(ValueError, match=f"row 0.*{said}"):
+def test_rows_that_are_not_whole_are_named(tmp_path: Path, row: dict, reason: str) -> None:
+    complete = {"text": "a", "language": "en", "aspect": "good"} | row
+    (tmp_path / "a.jsonl").write_text(json.dumps(complete))
+    with pytest.raises(ValueError, match=f"row 0.*{reason}"):
         list(labelled([tmp_path / "a.jsonl"]))
 
 
 def test_one_label_alone_teaches_nothing() -> None:
-    with pytest.raises(ValueError, match="only one of them"):
+    with pytest.raises(ValueError, match="'en', 'good'"):
         train(lambda: [Labelled("a", "en", "good", True)])
 
 
@@ -131,14 +131,14 @@ def head(bias: float) -> np.ndarray:
 
 
 def test_the_step_drops_by_aspect_and_notes_scores() -> None:
-    judged = quality.Classifier({("en", "good"): head(2), ("en", "toxic"): head(-2)})
+    classifier = quality.Classifier({("en", "good"): head(2), ("en", "toxic"): head(-2)})
     one = raw("anything", language="en")
-    assert Quality(judged, least={"good": 0.5}, most={"toxic": 0.5}).filter(one) is True
+    assert Quality(classifier, least={"good": 0.5}, most={"toxic": 0.5}).filter(one) is True
     assert one.metadata["lineage"] == [{"step": "quality", "good": 0.881, "toxic": 0.119}]
-    assert Quality(judged, least={"good": 0.9}).filter(one) == (False, "quality_low_good")
-    assert Quality(judged, most={"toxic": 0.1}).filter(one) == (False, "quality_high_toxic")
+    assert Quality(classifier, least={"good": 0.9}).filter(one) == (False, "quality_low_good")
+    assert Quality(classifier, most={"toxic": 0.1}).filter(one) == (False, "quality_high_toxic")
     french = raw("quoi", language="fr")
-    assert Quality(judged, least={"good": 0.9}).filter(french) is True
+    assert Quality(classifier, least={"good": 0.9}).filter(french) is True
     assert french.metadata["lineage"] == [{"step": "quality", "unjudged": ["good"]}]
-    with pytest.raises(ValueError, match="good, toxic; found bounds for"):
-        Quality(judged, least={"nice": 0.5})
+    with pytest.raises(ValueError, match=r"good, toxic; .*nice"):
+        Quality(classifier, least={"nice": 0.5})

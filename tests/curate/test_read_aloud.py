@@ -1,4 +1,4 @@
-"""Text rows become spoken ones: what is read and what isn't, by whom, the same each time, with any engine."""
+"""Text rows become spoken ones: which are read, by which voice, deterministically, with any engine."""
 
 import sys
 from dataclasses import replace
@@ -67,18 +67,18 @@ REASONS = {
 def built(
     rows: list[Sample], folder: Path, steps: list[object], name: str = "aloud"
 ) -> dict[str, list[Sample]]:
-    """Every row in both splits, by way of shards."""
-    made = Corpus(
+    """Build a corpus with every row in both splits; return the samples of its shards."""
+    corpus_ = Corpus(
         name, lambda work: ((s, r) for s in work.rows for r in rows), steps=lambda _: steps
     )
-    corpus.build(made, Work({"train": 99, "test": 99}, 0, folder, folder / "data"))
+    corpus.build(corpus_, Work({"train": 99, "test": 99}, 0, folder, folder / "data"))
     return {s: list(Shards(folder / "data" / name / s)) for s in ("train", "test")}
 
 
 @needs_espeak
 def test_queries_are_read_and_unfit_ones_kept_aside(tmp_path: Path) -> None:
-    found = built(ROWS, tmp_path, [ReadAloud(installed())])
-    for split, samples in found.items():
+    by_split = built(ROWS, tmp_path, [ReadAloud(installed())])
+    for split, samples in by_split.items():
         assert [s.id for s in samples] == ["fit", "deutsch", "kana"]
         for sample, origin in zip(samples, ROWS, strict=False):
             assert sample.prompt[-1].text == "" and sample.answer == origin.answer
@@ -87,7 +87,7 @@ def test_queries_are_read_and_unfit_ones_kept_aside(tmp_path: Path) -> None:
             wave, rate = decode_audio(clip.source)
             assert rate == 16000 and abs(len(wave) / rate - sample.meta["seconds"]) < 0.01
             assert sample.meta["lineage"][-1]["step"] == "read aloud", split
-    speakers = [{s.meta["speaker"] for s in found[split]} for split in found]
+    speakers = [{s.meta["speaker"] for s in by_split[split]} for split in by_split]
     assert speakers[0] and not speakers[0] & speakers[1]
     manifest = Shards(tmp_path / "data" / "aloud" / "train").manifest
     [_, step, _] = counts(tmp_path / "data" / "aloud" / "train", manifest["pipeline"])
@@ -104,7 +104,7 @@ def test_the_same_rows_are_read_the_same(tmp_path: Path) -> None:
     assert first != built(ROWS[:2], tmp_path / "c", [ReadAloud(installed(), seed=1)])
     other = built(ROWS[1::-1], tmp_path / "d", [ReadAloud(installed())])
     for split, rows in first.items():
-        # The engines' noise goes on from clip to clip; who reads, and how fast, does not.
+        # The state of the engines' noise continues from clip to clip; the voice and its speed don't change.
         for one, same in zip(rows, other[split][::-1], strict=True):
             assert (one.id, one.meta["speaker"]) == (same.id, same.meta["speaker"])
             assert one.meta["seconds"] == pytest.approx(same.meta["seconds"], abs=0.1)
@@ -112,8 +112,10 @@ def test_the_same_rows_are_read_the_same(tmp_path: Path) -> None:
 
 @needs_espeak
 def test_pictures_and_systems_stay(tmp_path: Path) -> None:
-    seen = Message.user(Image(b"\x89PNG a"), "What is this?")
-    one = replace(ROWS[0], messages=(Message.system("Be brief."), seen, Message.assistant("A.")))
+    question = Message.user(Image(b"\x89PNG a"), "What is this?")
+    one = replace(
+        ROWS[0], messages=(Message.system("Be brief."), question, Message.assistant("A."))
+    )
     [spoken] = built([one], tmp_path, [ReadAloud(installed())])["train"]
     assert [m.role for m in spoken.messages] == ["system", "user", "assistant"]
     assert [type(p) for p in spoken.messages[1].parts] == [Image, Audio]
@@ -122,7 +124,7 @@ def test_pictures_and_systems_stay(tmp_path: Path) -> None:
 def test_voices_are_held_out_by_name() -> None:
     with pytest.raises(ValueError, match="found espeak-ng m3 in both"):
         cast([Voice(variant="m3")], [Voice(language="de", variant="m3")])
-    with pytest.raises(ValueError, match="1 for training and 0 for the test split"):
+    with pytest.raises(ValueError, match="1 for training and 0 "):
         Cast(cast([Voice(variant="m3")], [Voice(variant="m4")]).train, ())
     here = {"engine": "endpoint", "where": "http://here/v1"}
     voices = cast([Voice(**here, variant="a")], [Voice(**here, variant="b")])
@@ -132,38 +134,44 @@ def test_voices_are_held_out_by_name() -> None:
 def test_an_endpoint_and_a_command_read(tmp_path: Path) -> None:
     clip = tmp_path / "tone.wav"
     clip.write_bytes(TONE)
-    said = (
+    command = (
         f"{sys.executable} -c \"import sys; sys.stdout.buffer.write(open('{clip}', 'rb').read())\""
     )
     with Replay(clips={"Who wrote Faust?": TONE}) as replay:
         voices = cast(
-            [Voice("endpoint", variant="ann", where=replay.where)], [Voice("command", where=said)]
+            [Voice("endpoint", variant="ann", where=replay.where)],
+            [Voice("command", where=command)],
         )
-        found = built(ROWS[:1], tmp_path, [ReadAloud(voices)])
+        by_split = built(ROWS[:1], tmp_path, [ReadAloud(voices)])
         assert [body["voice"] for body in replay.asked] == ["ann"]
-    assert found["train"][0].meta["engine"] == "endpoint"
-    assert found["test"][0].meta["engine"] == "command" and found["test"][0].meta["seconds"] > 0.9
+    assert by_split["train"][0].meta["engine"] == "endpoint"
+    assert (
+        by_split["test"][0].meta["engine"] == "command"
+        and by_split["test"][0].meta["seconds"] > 0.9
+    )
 
 
 @needs_espeak
 def test_clips_that_nobody_understands_are_dropped_afterwards(tmp_path: Path) -> None:
     """The word error rate filter compares with the words that were read, not with the answer."""
-    heard = {"en": "who wrote Faust", "de": "quite something else"}
-    judge = Recogniser("listener", lambda clip, language: heard[language])
-    found = built(ROWS[:2], tmp_path, [ReadAloud(installed()), WordErrors(judge, 0.35)])
-    assert [s.id for s in found["train"]] == ["fit"]
+    transcripts = {"en": "who wrote Faust", "de": "quite something else"}
+    recogniser = Recogniser("listener", lambda clip, language: transcripts[language])
+    by_split = built(ROWS[:2], tmp_path, [ReadAloud(installed()), WordErrors(recogniser, 0.35)])
+    assert [s.id for s in by_split["train"]] == ["fit"]
 
 
 @needs_espeak
 def test_an_endpoint_judges_what_was_read(tmp_path: Path) -> None:
     with Replay(transcripts={b"fLaC": "Who wrote Faust?"}) as replay:
-        ear = Endpoint(replay.where, "m")
-        judge = Recogniser("m", lambda clip, language: ear.transcribe(clip, language=language))
-        found = built(ROWS[:2], tmp_path, [ReadAloud(installed()), WordErrors(judge, 0.35)])
+        endpoint = Endpoint(replay.where, "m")
+        recogniser = Recogniser(
+            "m", lambda clip, language: endpoint.transcribe(clip, language=language)
+        )
+        by_split = built(ROWS[:2], tmp_path, [ReadAloud(installed()), WordErrors(recogniser, 0.35)])
         assert len(replay.asked) == 4
-    assert [s.id for s in found["train"]] == [s.id for s in found["test"]] == ["fit"]
+    assert [s.id for s in by_split["train"]] == [s.id for s in by_split["test"]] == ["fit"]
 
 
-def test_what_is_unfit_is_told() -> None:
+def test_unfit() -> None:
     assert unfit("Who wrote Faust?") == ""
     assert unfit("x" * 101) == "too long" and unfit("x" * 101, 200) == ""

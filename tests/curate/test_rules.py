@@ -1,4 +1,4 @@
-"""Gopher's, C4's and FineWeb's rules keep prose in each of the eight languages, and drop what isn't prose."""
+"""Gopher's, C4's and FineWeb's rules keep prose in each of the eight languages, and drop other text."""
 
 from dataclasses import replace
 

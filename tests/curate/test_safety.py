@@ -1,4 +1,4 @@
-"""Safety rows: in all eight languages by a teacher who is checked, with what a red team found; docs/safety.md."""
+"""Safety rows: translated into eight languages by a checked teacher, with red-team findings; docs/safety.md."""
 
 import json
 import re
@@ -23,16 +23,16 @@ NAMES = {name: code for code, name in LANGUAGES.items()}
 
 
 class Interpreter(Replay):
-    """Writes "de: ..." for German, and takes it away on the way back; a text about LOST comes back as another."""
+    """Adds the prefix "de: " for German and removes it when translating back; replaces texts that contain LOST."""
 
     def chat(self, body: dict[str, Any]) -> tuple[int, bytes]:
-        asked = body["messages"][0]["content"]
-        texts = json.loads(re.search(r"\n\n(\[.*\])\n\n", asked, re.DOTALL)[1])
-        if there := re.search(r"from \w+ into natural (\w+)\.", asked):
-            said = [f"{NAMES[there[1]]}: {text}" for text in texts]
+        prompt = body["messages"][0]["content"]
+        texts = json.loads(re.search(r"\n\n(\[.*\])\n\n", prompt, re.DOTALL)[1])
+        if target := re.search(r"from \w+ into natural (\w+)\.", prompt):
+            replies = [f"{NAMES[target[1]]}: {text}" for text in texts]
         else:
-            said = ["Who knows?" if "LOST" in t else t.partition(": ")[2] for t in texts]
-        choice = {"message": {"content": json.dumps({"texts": said})}, "finish_reason": "stop"}
+            replies = ["Who knows?" if "LOST" in t else t.partition(": ")[2] for t in texts]
+        choice = {"message": {"content": json.dumps({"texts": replies})}, "finish_reason": "stop"}
         return 200, json.dumps({"choices": [choice]}).encode()
 
 
@@ -55,36 +55,36 @@ def test_the_example_speaks_eight_languages(
         example.write_text(code.replace("http://127.0.0.1:8000/v1", replay.where))
         command[1] = str(example)
         cli.main(command)
-        asked = len(replay.asked)
+        sent = len(replay.asked)
         cli.main(command)
-        assert len(replay.asked) == asked, "a corpus that is there is not made again"
+        assert len(replay.asked) == sent, "an existing corpus is not rebuilt"
         data = tmp_path / "mine" / "data"
         rows = list(Shards(data / "safety" / "train"))
         more = {"prompt": mine[0], "language": "en", "harmful": True, "answered": "Of course."}
         feedback.append(Path("feedback.jsonl"), more)
         cli.main(command)
-        assert len(replay.asked) == asked + 2 * (len(LANGUAGES) - 1), "there and back"
+        assert len(replay.asked) == sent + 2 * (len(LANGUAGES) - 1), "there and back"
         after = len(Shards(data / "safety" / "train"))
     english = [s for s in Shards(data / "preferences" / "train") if s.meta["language"] == "en"]
     by_language = {code: [s for s in rows if s.meta["language"] == code] for code in LANGUAGES}
     assert english and rows
-    for code, found in by_language.items():
-        # The French finding is lost on the way back, so that it stays in French alone.
-        assert len(found) == len(english) + 1 + (code == "fr"), code
-        assert all(s.meta["rejected"] and s.answer for s in found)
-        for s in found:
-            if made := s.meta.get("lineage"):
-                assert made[-1]["step"] == f"translation_{code}" and made[-1]["chrf"] >= 50
+    for code, samples in by_language.items():
+        # The French finding is lost in the back-translation, so that only its French row remains.
+        assert len(samples) == len(english) + 1 + (code == "fr"), code
+        assert all(s.meta["rejected"] and s.answer for s in samples)
+        for s in samples:
+            if lineage := s.meta.get("lineage"):
+                assert lineage[-1]["step"] == f"translation_{code}" and lineage[-1]["chrf"] >= 50
                 texts = [s.messages[0].text, s.answer, s.meta["rejected"]]
                 assert all(text.startswith(f"{code}: ") for text in texts)
-        assert sum("lineage" not in s.meta for s in found) == {"en": len(found), "fr": 1}.get(
+        assert sum("lineage" not in s.meta for s in samples) == {"en": len(samples), "fr": 1}.get(
             code, 0
         )
     tests = {s.meta["language"] for s in Shards(data / "safety" / "test")}
     assert tests == set(LANGUAGES)
-    assert after == len(rows) + len(LANGUAGES), "a new finding is asked about, in every language"
-    [aside] = (tmp_path / "work").rglob("translation_de.train.refused.jsonl")
-    [refused] = [json.loads(line) for line in aside.read_text().splitlines()]
+    assert after == len(rows) + len(LANGUAGES), "a new finding is translated into every language"
+    [refused_file] = (tmp_path / "work").rglob("translation_de.train.refused.jsonl")
+    [refused] = [json.loads(line) for line in refused_file.read_text().splitlines()]
     assert refused["reason"].startswith("chrF ") and "LOST" in json.dumps(refused["answer"])
     capsys.readouterr()
     cli.main(["curate", "show", "safety", "--out", "mine", "--size", "micro"])
@@ -102,8 +102,8 @@ def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) 
         assert line.startswith("python -m polyphi.curate.feedback ")
         feedback.main(shlex.split(line)[3:])
     assert capsys.readouterr().out.endswith("2 findings, 1 of harmful requests\n")
-    told = set(re.findall(r"`(\w+)`", "".join(re.findall(r"(?m)^\| (`.*?) \|", page))))
-    assert told == {*feedback.MUST, *feedback.MAY}
+    documented = set(re.findall(r"`(\w+)`", "".join(re.findall(r"(?m)^\| (`.*?) \|", page))))
+    assert documented == {*feedback.REQUIRED, *feedback.OPTIONAL}
     code = "\n".join(re.findall(r"(?s)```python\n(.*?)```", page))
     Path("page.py").write_text(code)
     exec(compile(code, str(tmp_path / "page.py"), "exec"), {"__name__": "page"})

@@ -1,4 +1,4 @@
-"""docs/speech.md and the example it names: text read aloud, questions, translations and summaries of recordings."""
+"""docs/speech.md and its example: text read aloud, questions, translations and summaries of recordings."""
 
 import json
 import re
@@ -9,7 +9,7 @@ import pytest
 from replay import Replay
 
 from polyphi import cli
-from polyphi.curate.judge import heard
+from polyphi.curate.judge import judged_by_transcript
 from polyphi.curate.text import side
 from polyphi.curate.waves import encode
 from polyphi.data.shards import Sample, Shards
@@ -46,9 +46,9 @@ def test_the_example_reads_queries_aloud(
         for i in range(400)
         if side("test", "query", q := f"Who is number {i % 20}{' now' * (i // 20)}?")
     ]
-    unfit = [f"{q} See https://example.com/{n}" for n, q in enumerate(QUERIES)]
+    unreadable = [f"{q} See https://example.com/{n}" for n, q in enumerate(QUERIES)]
     queries = [q for q in QUERIES if side("train", "query", q)]
-    Path("queries.jsonl").write_text("".join(map(alpaca, [*queries, *tests[:2], *unfit])))
+    Path("queries.jsonl").write_text("".join(map(alpaca, [*queries, *tests[:2], *unreadable])))
     cli.main(["curate", str(EXAMPLE), "--out", "mine", "--size", "micro"])
     train, test = (list(Shards(tmp_path / "mine/data/spoken" / s)) for s in ("train", "test"))
     rates = [
@@ -63,8 +63,8 @@ def test_the_example_reads_queries_aloud(
         assert s.meta["question"] in queries and s.answer == "An answer." and not s.prompt[-1].text
     capsys.readouterr()
     cli.main(["curate", "show", "spoken", "--out", "mine", "--size", "micro"])
-    shown = " ".join(capsys.readouterr().out.split())
-    assert "dropped_unfit to be read: an address 8" in shown
+    output = " ".join(capsys.readouterr().out.split())
+    assert "dropped_unfit to be read: an address 8" in output
 
 
 CHATS = {
@@ -96,8 +96,8 @@ def test_the_page_runs(
     tone = encode(0.3 * np.sin(np.arange(16000, dtype=np.float32) / 20))
     Path("1.flac").write_bytes(tone)
     clip = {"type": "input_audio", "input_audio": {"path": "1.flac"}}
-    asked = [{"role": "user", "content": [clip]}, {"role": "assistant", "content": SAID}]
-    Path("calls.jsonl").write_text(json.dumps({"id": "c1", "messages": asked}))
+    messages = [{"role": "user", "content": [clip]}, {"role": "assistant", "content": SAID}]
+    Path("calls.jsonl").write_text(json.dumps({"id": "c1", "messages": messages}))
     Path("books").mkdir()
     road = "The long road goes up the green hill and down to the river where the people live."
     Path("books/road.txt").write_text("\n".join([road] * 6))
@@ -107,8 +107,8 @@ def test_the_page_runs(
         code = code.replace("http://127.0.0.1:8000/v1", replay.where)
         Path("page.py").write_text(code)
         exec(compile(code, str(tmp_path / "page.py"), "exec"), {"__name__": "page"})
-    said = capsys.readouterr().out.splitlines()
-    assert [line for line in said if line[:1].isdigit()] == [
+    output = capsys.readouterr().out.splitlines()
+    assert [line for line in output if line[:1].isdigit()] == [
         "1 pairs",
         "2 translations",
         "1 summaries",
@@ -137,4 +137,4 @@ def test_the_page_runs(
 
 def test_a_pair_without_a_transcript_cannot_be_judged() -> None:
     with pytest.raises(ValueError, match=r"sample x: .* found none"):
-        heard(lambda messages, seed: "yes")(Sample("x", (), "", ""))
+        judged_by_transcript(lambda messages, seed: "yes")(Sample("x", (), "", ""))

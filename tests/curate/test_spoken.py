@@ -1,4 +1,4 @@
-"""Digits and addresses as transcripts spell them."""
+"""Digits and addresses spelled as in transcripts."""
 
 import pytest
 
@@ -8,16 +8,16 @@ from polyphi.text.lexicon import LANGUAGES, digit_words
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_spelled_digits_come_back(language: str) -> None:
-    said = digit_words("0612345987", language)
-    text = f"... {said} ..."
-    assert list(spoken.numbers(text, language)) == [(4, 4 + len(said), "0612345987")]
+    spelled = digit_words("0612345987", language)
+    text = f"... {spelled} ..."
+    assert list(spoken.numbers(text, language)) == [(4, 4 + len(spelled), "0612345987")]
 
 
 def test_pairs_doubles_and_a_plus() -> None:
-    said = "zéro six douze trente-quatre soixante et onze quatre-vingt-dix-neuf"
-    assert [d for _, _, d in spoken.numbers(said, "fr")] == ["0612347199"]
-    said = "plus four four double seven triple zero 12 three four"
-    assert [d for _, _, d in spoken.numbers(said, "en")] == ["+447700012" + "34"]
+    text = "zéro six douze trente-quatre soixante et onze quatre-vingt-dix-neuf"
+    assert [d for _, _, d in spoken.numbers(text, "fr")] == ["0612347199"]
+    text = "plus four four double seven triple zero 12 three four"
+    assert [d for _, _, d in spoken.numbers(text, "en")] == ["+447700012" + "34"]
 
 
 def test_few_digits_or_written_ones_are_left() -> None:
@@ -27,7 +27,7 @@ def test_few_digits_or_written_ones_are_left() -> None:
 
 
 @pytest.mark.parametrize(
-    ("language", "said", "address"),
+    ("language", "spelled", "address"),
     [
         ("en", "john dot smith at example dot co dot uk", "john.smith@example.co.uk"),
         ("fr", "luc tiret bas martin arobase exemple point fr", "luc_martin@exemple.fr"),
@@ -39,9 +39,9 @@ def test_few_digits_or_written_ones_are_left() -> None:
         ("ja", "tanaka アットマーク example ドットコム", "tanaka@example.com"),
     ],
 )
-def test_spelled_addresses(language: str, said: str, address: str) -> None:
-    text = f"… {said} …"
-    assert list(spoken.emails(text, language)) == [(2, 2 + len(said), address)]
+def test_spelled_addresses(language: str, spelled: str, address: str) -> None:
+    text = f"… {spelled} …"
+    assert list(spoken.emails(text, language)) == [(2, 2 + len(spelled), address)]
 
 
 def test_a_site_is_nobody() -> None:

@@ -1,4 +1,4 @@
-"""The report's syntheses, each from source samples to samples by a recorded teacher: what passes, what is refused."""
+"""The report's syntheses with a recorded teacher: which answers are accepted, which are refused."""
 
 import json
 from dataclasses import replace
@@ -26,13 +26,13 @@ SEEN, HEARD = sha256(PNG).hexdigest(), sha256(WAV).hexdigest()
 def run(
     synthesis: Synthesis, source: Sample, chats: dict[str, Any], tmp_path: Path
 ) -> tuple[list[Sample], list[str], Replay]:
-    """Samples and reasons for refusal, by way of a shard."""
+    """Return the samples read back from a shard, and the reasons of the refused answers."""
     with Replay(chats) as replay:
         model = Endpoint(replay.where, "m")
-        told = estimate(synthesis, [source], model, tmp_path, price=(1, 1))
-        made = synthesize(synthesis, [source], model, tmp_path)
-        shards.write(tmp_path / "out", made, pipeline="test")
-        assert told.requests == 1 and len(replay.asked) <= told.requests_at_most
+        estimated = estimate(synthesis, [source], model, tmp_path, price=(1, 1))
+        samples = synthesize(synthesis, [source], model, tmp_path)
+        shards.write(tmp_path / "out", samples, pipeline="test")
+        assert estimated.requests == 1 and len(replay.asked) <= estimated.requests_at_most
     refused = (tmp_path / f"{synthesis.name}.refused.jsonl").read_text().splitlines()
     samples = list(Shards(tmp_path / "out"))
     assert all(s.licence == source.licence and s.id.startswith(source.id) for s in samples)
@@ -43,7 +43,7 @@ def pairs(**answers: str) -> list[dict[str, str]]:
     return [{"question": f"{q.replace('_', ' ')}?", "answer": a} for q, a in answers.items()]
 
 
-def said(samples: list[Sample]) -> list[tuple[str, str]]:
+def qa_pairs(samples: list[Sample]) -> list[tuple[str, str]]:
     return [(s.messages[0].text, s.answer) for s in samples]
 
 
@@ -54,8 +54,8 @@ PASSAGE = shards.document(
 
 def test_a_passage_becomes_a_new_text(tmp_path: Path) -> None:
     text = " ".join(f"On step{i} the kettle sings louder." for i in range(12))
-    [made], refused, replay = run(syntheses.PASSAGE_TEXT, PASSAGE, {"{100}": text}, tmp_path)
-    assert made.messages == (Message("document", (Text(text),)),) and not refused
+    [sample], refused, replay = run(syntheses.PASSAGE_TEXT, PASSAGE, {"{100}": text}, tmp_path)
+    assert sample.messages == (Message("document", (Text(text),)),) and not refused
     assert "Water boils at {100} degrees" in replay.asked[0]["messages"][0]["content"]
 
 
@@ -67,8 +67,8 @@ def test_a_passage_becomes_a_new_text(tmp_path: Path) -> None:
     ],
 )
 def test_a_copy_is_no_new_text(text: str, reason: str, tmp_path: Path) -> None:
-    made, [refused], _ = run(syntheses.PASSAGE_TEXT, PASSAGE, {"{100}": text}, tmp_path)
-    assert not made and refused.startswith(reason)
+    samples, [refused], _ = run(syntheses.PASSAGE_TEXT, PASSAGE, {"{100}": text}, tmp_path)
+    assert not samples and refused.startswith(reason)
 
 
 def test_runs_of_words_and_of_characters() -> None:
@@ -82,38 +82,38 @@ PICTURE = Sample("p1", (Message.user(Image(PNG)),), "pictures", "CC0-1.0")
 
 def test_a_picture_gets_a_caption(tmp_path: Path) -> None:
     chats = {SEEN: "A red cat lies on a green sofa."}
-    [made], _, _ = run(syntheses.CAPTION, PICTURE, chats, tmp_path)
-    assert said([made]) == [("Describe the picture.", "A red cat lies on a green sofa.")]
-    assert media(made.messages, Image) == [Image(PNG)]
+    [sample], _, _ = run(syntheses.CAPTION, PICTURE, chats, tmp_path)
+    assert qa_pairs([sample]) == [("Describe the picture.", "A red cat lies on a green sofa.")]
+    assert media(sample.messages, Image) == [Image(PNG)]
     none, [reason], _ = run(syntheses.CAPTION, PICTURE, {SEEN: "A cat."}, tmp_path / "b")
     assert not none and reason == "too short: 2 words, expected 5"
 
 
 def test_questions_about_a_page_are_answered_on_it(tmp_path: Path) -> None:
-    asked = pairs(Who_is_it="Ann  Lee", What_is_due="$40", Whose="annual", Empty=" ")
-    chats = {SEEN: {"text": "Invoice\nTo: Ann Lee,\nTotal 40", "pairs": asked}}
-    made, refused, _ = run(syntheses.OCR_QA, PICTURE, chats, tmp_path)
-    assert said(made) == [("Who is it?", "Ann  Lee"), ("What is due?", "$40")]
+    qa = pairs(Who_is_it="Ann  Lee", What_is_due="$40", Whose="annual", Empty=" ")
+    chats = {SEEN: {"text": "Invoice\nTo: Ann Lee,\nTotal 40", "pairs": qa}}
+    samples, refused, _ = run(syntheses.OCR_QA, PICTURE, chats, tmp_path)
+    assert qa_pairs(samples) == [("Who is it?", "Ann  Lee"), ("What is due?", "$40")]
     assert refused == ["the answer doesn't stand on the page", "an empty question or answer"]
-    assert [s.id for s in made] == ["p1/ocr_qa/0", "p1/ocr_qa/1"]
+    assert [s.id for s in samples] == ["p1/ocr_qa/0", "p1/ocr_qa/1"]
 
 
 def test_a_long_table_checks_nothing(tmp_path: Path) -> None:
     table = [{"label": f"row {i}", "value": i} for i in range(61)]
     chats = {SEEN: {"table": table, "pairs": pairs(Which="7")}}
-    made, refused, _ = run(syntheses.CHART_QA, PICTURE, chats, tmp_path)
-    assert not made and refused == ["a table of 61 rows, expected 60 at most"]
+    samples, refused, _ = run(syntheses.CHART_QA, PICTURE, chats, tmp_path)
+    assert not samples and refused == ["a table of 61 rows, expected 60 at most"]
 
 
 def test_questions_about_a_chart_follow_from_its_numbers(tmp_path: Path) -> None:
     table = [{"label": "May", "value": 1200}, {"label": "June", "value": 800.0}]
-    asked = pairs(
+    qa = pairs(
         Which="June.", More="Yes", May="1,200", Sum="2000", Rise="50%", Wrong="1,350", What="many"
     )
-    made, refused, _ = run(
-        syntheses.CHART_QA, PICTURE, {SEEN: {"table": table, "pairs": asked}}, tmp_path
+    samples, refused, _ = run(
+        syntheses.CHART_QA, PICTURE, {SEEN: {"table": table, "pairs": qa}}, tmp_path
     )
-    assert [answer for _, answer in said(made)] == ["June.", "Yes", "1,200", "2000"]
+    assert [answer for _, answer in qa_pairs(samples)] == ["June.", "Yes", "1,200", "2000"]
     assert refused == [
         "50 doesn't follow from the chart's numbers",
         "1350 doesn't follow from the chart's numbers",
@@ -134,12 +134,12 @@ CLIP = Sample(
 
 
 def test_questions_about_speech_are_answered_in_it(tmp_path: Path) -> None:
-    asked = pairs(Where="At the old harbour", Who="Tom", Did_they_meet="Yes.", Why="to buy fish")
-    asked += [{"question": "What does the transcript say?", "answer": "Tom"}]
-    made, refused, replay = run(syntheses.SPEECH_QA, CLIP, {"harbour": {"pairs": asked}}, tmp_path)
-    assert [question for question, _ in said(made)] == ["Where?", "Who?", "Did they meet?"]
-    assert all(media(s.messages, Audio) == [Audio(WAV)] for s in made)
-    assert all(s.meta["transcript"] == CLIP.answer for s in made), "for whoever judges them"
+    qa = pairs(Where="At the old harbour", Who="Tom", Did_they_meet="Yes.", Why="to buy fish")
+    qa += [{"question": "What does the transcript say?", "answer": "Tom"}]
+    samples, refused, replay = run(syntheses.SPEECH_QA, CLIP, {"harbour": {"pairs": qa}}, tmp_path)
+    assert [question for question, _ in qa_pairs(samples)] == ["Where?", "Who?", "Did they meet?"]
+    assert all(media(s.messages, Audio) == [Audio(WAV)] for s in samples)
+    assert all(s.meta["transcript"] == CLIP.answer for s in samples), "for the judge"
     assert refused == [
         "0% of the answer's words are said in the clip",
         "speaks of its transcript",
@@ -150,11 +150,15 @@ def test_questions_about_speech_are_answered_in_it(tmp_path: Path) -> None:
 
 
 def test_a_spoken_question_is_answered(tmp_path: Path) -> None:
-    asked = replace(CLIP, messages=(CLIP.messages[0], Message.assistant("Who wrote Faust?")))
+    question_clip = replace(
+        CLIP, messages=(CLIP.messages[0], Message.assistant("Who wrote Faust?"))
+    )
     chats = {"Who wrote Faust?": "Goethe did."}
-    [made], _, replay = run(syntheses.SPOKEN_ANSWER, asked, chats, tmp_path)
-    assert made.messages == (Message.user(Audio(WAV)), Message.assistant("Goethe did."))
-    assert made.meta["question"] == replay.asked[0]["messages"][0]["content"] == "Who wrote Faust?"
+    [sample], _, replay = run(syntheses.SPOKEN_ANSWER, question_clip, chats, tmp_path)
+    assert sample.messages == (Message.user(Audio(WAV)), Message.assistant("Goethe did."))
+    assert (
+        sample.meta["question"] == replay.asked[0]["messages"][0]["content"] == "Who wrote Faust?"
+    )
 
 
 def test_what_speech_is_translated(tmp_path: Path) -> None:
@@ -163,10 +167,14 @@ def test_what_speech_is_translated(tmp_path: Path) -> None:
         "into natural German": german,
         "German texts": {"texts": ["We met Tom at the old harbour."]},
     }
-    [made], _, _ = run(speech_translation("de", at_least=60.0), CLIP, chats, tmp_path)
-    assert said([made]) == [("Translate the audio to German.", german["texts"][0])]
-    assert (made.meta["language"], made.meta["to"], made.meta["cot"]) == ("en", "de", False)
-    assert made.meta["transcript"] == CLIP.answer and made.meta["lineage"][0]["chrf"] == 100
+    [sample], _, _ = run(speech_translation("de", at_least=60.0), CLIP, chats, tmp_path)
+    assert qa_pairs([sample]) == [("Translate the audio to German.", german["texts"][0])]
+    assert (sample.meta["language"], sample.meta["to"], sample.meta["cot"]) == (
+        "en",
+        "de",
+        False,
+    )
+    assert sample.meta["transcript"] == CLIP.answer and sample.meta["lineage"][0]["chrf"] == 100
     french = replace(CLIP, meta={"language": "fr"})
     assert speech_translation("en", at_least=60.0).read(french)["origin"] == "French"
     assert speech_translation("de", at_least=60.0).read(french) is None, "English is on one side"
@@ -194,8 +202,8 @@ def test_summaries_have_the_form_that_was_asked_for(tmp_path: Path) -> None:
         summary("email", 0, "We met him."),
     ]
     chats = {"harbour": {"summaries": good + bad}}
-    made, refused, _ = run(syntheses.SPEECH_SUMMARY, CLIP, chats, tmp_path)
-    assert [s.answer for s in made] == [g["answer"] for g in good]
+    samples, refused, _ = run(syntheses.SPEECH_SUMMARY, CLIP, chats, tmp_path)
+    assert [s.answer for s in samples] == [g["answer"] for g in good]
     assert refused == [
         "too long: 4 words, asked for 3",
         "too long: 2 sentences, asked for 1",
@@ -215,9 +223,9 @@ def test_questions_about_sounds_come_from_what_is_known_of_them(tmp_path: Path) 
         "CC0-1.0",
         {"tags": ["dog", "rain"], "lineage": [{"step": "secret"}]},
     )
-    asked = pairs(Which_animal="A dog", Which_tags_are_there="dog")
-    made, refused, replay = run(syntheses.AUDIO_QA, source, {"rain": {"pairs": asked}}, tmp_path)
-    assert said(made) == [("Which animal?", "A dog")] and refused == ["speaks of its tags"]
+    qa = pairs(Which_animal="A dog", Which_tags_are_there="dog")
+    samples, refused, replay = run(syntheses.AUDIO_QA, source, {"rain": {"pairs": qa}}, tmp_path)
+    assert qa_pairs(samples) == [("Which animal?", "A dog")] and refused == ["speaks of its tags"]
     assert "secret" not in replay.asked[0]["messages"][0]["content"]
 
 
@@ -226,8 +234,11 @@ def test_reasoning_is_resampled_until_it_arrives(tmp_path: Path) -> None:
         "m1", (Message.user("What is 6 x 7?"), Message.assistant("42")), "maths", "CC0-1.0"
     )
     answers = ["6 x 7 = 41\nAnswer: 41", "It is 42.", "6 x 7 = 42\n**Answer:** 42.0\n"]
-    [made], refused, _ = run(syntheses.MATH_REASONING, source, {"6 x 7": answers}, tmp_path)
-    assert made.messages == (Message.user("What is 6 x 7?"), Message.assistant(answers[2].strip()))
+    [sample], refused, _ = run(syntheses.MATH_REASONING, source, {"6 x 7": answers}, tmp_path)
+    assert sample.messages == (
+        Message.user("What is 6 x 7?"),
+        Message.assistant(answers[2].strip()),
+    )
     assert refused == ["wrong: 41, expected 42", "no line that starts with Answer:"]
 
 
@@ -273,11 +284,11 @@ def test_a_translation_is_translated_back(tmp_path: Path) -> None:
         "Gladly, take a hairpin.",
     ]
     chats = {"hairpin": {"texts": GERMAN}, "Haarnadel": {"texts": back}}
-    [made], _, replay = run(translation("de", at_least=60.0), UNSAFE, chats, tmp_path)
-    assert made.messages == (Message.user(GERMAN[0]), Message.assistant(GERMAN[1]))
-    assert made.meta["rejected"] == GERMAN[2] and made.meta["language"] == "de"
+    [sample], _, replay = run(translation("de", at_least=60.0), UNSAFE, chats, tmp_path)
+    assert sample.messages == (Message.user(GERMAN[0]), Message.assistant(GERMAN[1]))
+    assert sample.meta["rejected"] == GERMAN[2] and sample.meta["language"] == "de"
     score = chrf(back, [*(m.text for m in UNSAFE.messages), UNSAFE.meta["rejected"]])
-    assert 60 < score < 100 and made.meta["lineage"][0]["chrf"] == round(score, 2)
+    assert 60 < score < 100 and sample.meta["lineage"][0]["chrf"] == round(score, 2)
     assert ["natural German" in b["messages"][0]["content"] for b in replay.asked] == [True, False]
     assert "into natural English" in replay.asked[1]["messages"][0]["content"]
 
@@ -296,8 +307,8 @@ def test_a_translation_that_lost_its_meaning_is_refused(
     there: list[str], back: list[str], reason: str, tmp_path: Path
 ) -> None:
     chats = {"hairpin": {"texts": there}, "Haarnadel": {"texts": back}}
-    made, [refused], _ = run(translation("de", at_least=60.0), UNSAFE, chats, tmp_path)
-    assert not made and refused.startswith(reason)
+    samples, [refused], _ = run(translation("de", at_least=60.0), UNSAFE, chats, tmp_path)
+    assert not samples and refused.startswith(reason)
 
 
 def test_what_is_not_translated() -> None:

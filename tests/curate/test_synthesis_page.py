@@ -1,4 +1,4 @@
-"""The example of docs/synthesis.md, run as it stands but for the address of its endpoint."""
+"""The example of docs/synthesis.md, run unchanged except for the address of its endpoint."""
 
 import re
 from hashlib import sha256
@@ -35,11 +35,11 @@ def test_the_example_runs(
         for _ in range(2):
             exec(compile(code, str(PAGE), "exec"), {"__name__": "example"})
         assert len(replay.asked) == 3 and replay.asked[0]["model"] == "some-model"
-    said = capsys.readouterr().out.splitlines()
-    assert re.fullmatch(r"3 requests, 0\.00\d\d at most", said[0])
-    assert said[1:] == ["2 captions", "0 requests, 0.0000 at most", "2 captions"]
-    made = Shards(tmp_path / "data" / "captions" / "train")
-    assert [(s.answer, s.licence) for s in made] == [
+    output = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"3 requests, 0\.00\d\d at most", output[0])
+    assert output[1:] == ["2 captions", "0 requests, 0.0000 at most", "2 captions"]
+    shards = Shards(tmp_path / "data" / "captions" / "train")
+    assert [(s.answer, s.licence) for s in shards] == [
         (captions[0], "CC-BY-4.0"),
         (captions[2], "CC-BY-4.0"),
     ]
@@ -49,5 +49,5 @@ def test_the_example_runs(
 
 def test_every_synthesis_is_in_the_table() -> None:
     names = {n for n, value in vars(syntheses).items() if isinstance(value, Synthesis)}
-    told = set(re.findall(r"(?m)^\| `([A-Z_]+)` \|", PAGE.read_text()))
-    assert told == names and "`translation(" in PAGE.read_text()
+    documented = set(re.findall(r"(?m)^\| `([A-Z_]+)` \|", PAGE.read_text()))
+    assert documented == names and "`translation(" in PAGE.read_text()

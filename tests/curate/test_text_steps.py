@@ -1,5 +1,4 @@
-"""The steps of text together, as a corpus has them: what is dropped is kept with the reason, and rows explain
-themselves."""
+"""The text steps in one corpus: dropped documents are recorded with the reason, and rows have a lineage."""
 
 import json
 from collections.abc import Iterator
@@ -39,28 +38,28 @@ def test_a_corpus_of_clean_text(tmp_path: Path) -> None:
         return weights
 
     def steps(work: Work) -> list[PipelineStep]:
-        judged = Classifier(
+        classifier = Classifier(
             {(c, "educational"): head(-1.0 if c == "de" else 1.0) for c in ("en", "de", "ja")}
         )
         return [
             Language(),
             Rules(),
-            Quality(judged, least={"educational": 0.5}),
+            Quality(classifier, least={"educational": 0.5}),
             Personal(),
         ]
 
     work = Work({"train": 10}, 0, tmp_path / "cache", tmp_path / "data", tell=lambda line: None)
     corpus.build(Corpus("clean", build=pages, steps=steps), work)
-    kept = {one.id: one for one in Shards(tmp_path / "data" / "clean" / "train")}
-    assert set(kept) == {"kept", "kept-ja"}
-    assert kept["kept"].answer == f"{PROSE['en']}\nWrite to [EMAIL] for the tides."
-    lineage = kept["kept"].meta["lineage"]
+    samples = {one.id: one for one in Shards(tmp_path / "data" / "clean" / "train")}
+    assert set(samples) == {"kept", "kept-ja"}
+    assert samples["kept"].answer == f"{PROSE['en']}\nWrite to [EMAIL] for the tides."
+    lineage = samples["kept"].meta["lineage"]
     assert [step["step"] for step in lineage] == ["language", "rules", "quality", "pii"]
     assert lineage[-1] == {"step": "pii", "EMAIL": 1}
-    made = tmp_path / "data" / "clean" / ".made"
+    build_folder = tmp_path / "data" / "clean" / ".made"
     lines = [
         json.loads(line)
-        for file in made.rglob("dropped/*/*.jsonl")
+        for file in build_folder.rglob("dropped/*/*.jsonl")
         for line in file.read_text().splitlines()
     ]
     reasons = {line["id"]: line["reason"] for line in lines}

@@ -1,4 +1,4 @@
-"""Videos with what is said of them become rows of frames; drawn ones show their events in order."""
+"""Videos with captions and questions become rows of frames; cartoons show their events in order."""
 
 import io
 import json
@@ -40,11 +40,11 @@ def cartoon(*events: str, colour: str = "red", seed: int = 0) -> cartoons.Cartoo
 
 
 def square(frame: Image.Image) -> tuple[float, float, float, np.ndarray]:
-    """(middle's x and y, width, colour) of what isn't paper."""
+    """Return (centre x and y, width, colour) of the pixels that differ from the background."""
     pixels = np.asarray(frame).astype(int)
-    there = np.abs(pixels - pixels[0, 0]).sum(axis=2) > 120
-    ys, xs = np.nonzero(there)
-    return xs.mean(), ys.mean(), np.sqrt(len(xs)), np.median(pixels[there], axis=0)
+    mask = np.abs(pixels - pixels[0, 0]).sum(axis=2) > 120
+    ys, xs = np.nonzero(mask)
+    return xs.mean(), ys.mean(), np.sqrt(len(xs)), np.median(pixels[mask], axis=0)
 
 
 def test_a_cartoon_shows_its_events_in_order_and_says_so() -> None:
@@ -91,7 +91,7 @@ def test_what_is_seen_of_a_cartoon_is_what_decoding_its_file_gives() -> None:
         assert np.abs(np.asarray(a).astype(int) - np.asarray(b)).mean() < 6
 
 
-def shown(sample: Sample) -> list[Image.Image]:
+def frames_of(sample: Sample) -> list[Image.Image]:
     return [Image.open(io.BytesIO(p.source)) for p in media(sample.messages, Picture)]
 
 
@@ -102,15 +102,15 @@ def test_a_folder_of_videos_with_texts_becomes_rows(tmp_path: Path) -> None:
     (tmp_path / "in" / "b.txt").write_text(drawn.summary() + "\n")
     (tmp_path / "a.MP4").write_bytes(film(drawn.frames)[:900])
     (tmp_path / "a.txt").write_text("Broken.")
-    (tmp_path / "c.mp4").write_bytes(film(drawn.frames))  # nothing is said of it
-    told: list[str] = []
+    (tmp_path / "c.mp4").write_bytes(film(drawn.frames))  # without a text
+    messages: list[str] = []
     (row,) = videos.read(
-        tmp_path, source="mine", licence="CC0-1.0", frames=4, cap=64, tell=told.append
+        tmp_path, source="mine", licence="CC0-1.0", frames=4, cap=64, tell=messages.append
     )
     assert row.answer == drawn.summary() and row.prompt[0].text == videos.QUESTION
-    assert [(f.size, f.format) for f in shown(row)] == [((64, 64), "JPEG")] * 4
+    assert [(f.size, f.format) for f in frames_of(row)] == [((64, 64), "JPEG")] * 4
     assert row.meta == {"task": "video", "file": "in/b.mp4", "frames": 4} and row.source == "mine"
-    assert len(told) == 1 and "a.MP4" in told[0] and "damaged" in told[0]
+    assert len(messages) == 1 and "a.MP4" in messages[0] and "damaged" in messages[0]
 
 
 def test_rows_name_their_videos(tmp_path: Path) -> None:
@@ -134,12 +134,12 @@ def test_rows_name_their_videos(tmp_path: Path) -> None:
     ]
     file = tmp_path / "rows.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)) + "\nno JSON\n")
-    told: list[str] = []
-    kept = list(videos.read(file, source="m", licence="l", frames=2, tell=told.append))
-    assert [s.id for s in kept] == ["first", "rows.jsonl, line 2", "rows.jsonl, line 3"]
-    assert [s.answer for s in kept] == ["It grows. <video>", "A square.", "To the right."]
-    assert [len(shown(s)) for s in kept] == [2, 2, 2]
-    assert [m.text for m in kept[2].messages] == [
+    messages: list[str] = []
+    samples = list(videos.read(file, source="m", licence="l", frames=2, tell=messages.append))
+    assert [s.id for s in samples] == ["first", "rows.jsonl, line 2", "rows.jsonl, line 3"]
+    assert [s.answer for s in samples] == ["It grows. <video>", "A square.", "To the right."]
+    assert [len(frames_of(s)) for s in samples] == [2, 2, 2]
+    assert [m.text for m in samples[2].messages] == [
         "What moves?",
         "A square.",
         "Where?",
@@ -147,16 +147,19 @@ def test_rows_name_their_videos(tmp_path: Path) -> None:
     ]
     reasons = ["expected one <video>", "inside the row's folder", "no file", "expected `caption`",
                "whose `video` is a path", "Expecting value"]  # fmt: skip
-    assert len(told) == len(reasons)
-    assert all(reason in line for reason, line in zip(reasons, told, strict=True)), told
-    shares = [
-        [s.id for s in videos.read(file, source="m", licence="l", part=(i, 2), tell=told.append)]
+    assert len(messages) == len(reasons)
+    assert all(reason in line for reason, line in zip(reasons, messages, strict=True)), messages
+    parts = [
+        [
+            s.id
+            for s in videos.read(file, source="m", licence="l", part=(i, 2), tell=messages.append)
+        ]
         for i in (0, 1)
     ]
-    assert shares == [["first", "rows.jsonl, line 3"], ["rows.jsonl, line 2"]]
+    assert parts == [["first", "rows.jsonl, line 3"], ["rows.jsonl, line 2"]]
 
 
-def test_nothing_to_read_is_told(tmp_path: Path) -> None:
-    for place in (tmp_path, tmp_path / "none"):
-        with pytest.raises(ValueError, match="nothing to read"):
-            list(videos.read(place, source="m", licence="l"))
+def test_nothing_to_read_is_an_error(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "none"):
+        with pytest.raises(ValueError, match=str(path)):
+            list(videos.read(path, source="m", licence="l"))

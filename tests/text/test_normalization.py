@@ -1,4 +1,4 @@
-"""Normalisers and error rates, against counts made by hand."""
+"""Normalizers and error rates, against hand-made counts."""
 
 import pytest
 from hypothesis import given, settings
@@ -68,8 +68,8 @@ def test_numbers() -> None:
 
 
 def test_error_counts() -> None:
-    found = errors(list("abcd"), list("axcde"))
-    assert (found.substitutions, found.deletions, found.insertions, found.units) == (1, 0, 1, 4)
+    counts = errors(list("abcd"), list("axcde"))
+    assert (counts.substitutions, counts.deletions, counts.insertions, counts.units) == (1, 0, 1, 4)
     assert errors([], ["a"]).total == 1
     assert errors(["a", "b"], []).rate == 1.0
     assert errors([], []).rate == 0.0
