@@ -1,4 +1,4 @@
-"""The examples of docs/curation.md, from files to shards and their card; only classifiers are replaced by simple ones."""
+"""The examples of docs/curation.md, from files to shards and their card, with simple classifiers."""
 
 import io
 import json

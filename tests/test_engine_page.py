@@ -1,4 +1,4 @@
-"""The Python of docs/engine.md runs as it stands; only the model is replaced by one that samples at random."""
+"""The Python of docs/engine.md runs as it stands, with a model that samples at random."""
 
 import re
 from pathlib import Path
