@@ -1,4 +1,4 @@
-"""The examples of docs/curation.md, from files to shards and their card; only classifiers are stand-ins."""
+"""The examples of docs/curation.md, from files to shards and their card, with simple classifiers."""
 
 import io
 import json
@@ -57,10 +57,10 @@ def run(code: str) -> None:
     exec(compile(code, str(PAGE), "exec"), {"__name__": "example"})
 
 
-def test_the_page_s_picture_filters_make_a_corpus(
+def test_the_page_s_image_filters_make_a_corpus(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, _ = blocks("Pictures")
+    (code,) = blocks("Image filters")
     (tmp_path / "pairs").mkdir()
     kinds = {
         "good": ("black", 1600),
@@ -118,7 +118,7 @@ def test_the_page_s_pdfs_and_videos_become_shards(
         container.mux(stream.encode(None))
     (tmp_path / "clips" / "walk.txt").write_text("It dawns.")
     monkeypatch.chdir(tmp_path)
-    run(blocks("Pictures")[1])
+    run(*blocks("PDF pages"))
     run(*blocks("Video"))
     (page,) = Shards(tmp_path / "read_pages" / "train")
     assert page.answer == "A paper." and page.source == "my papers"

@@ -27,7 +27,7 @@ def kinds(text: str, language: str) -> list[str]:
 
 
 def test_planted_cases_are_found() -> None:
-    """Lower bounds below the measurements of docs/curation.md."""
+    """Floors below the recall and precision that docs/numbers.md reports."""
     counts = planted.measure(spans, lambda code: planted.cases(code, 16, seed=1))
     assert set(counts) >= {(language, kind) for language in LANGUAGES for kind in KINDS}
     least = {"NAME": 0.35, "PHONE": 0.75}
