@@ -24,7 +24,7 @@ from polyphi.stages import lineage
 from polyphi.stages.sizes import Size
 from polyphi.train.aed import AttentionDecoder
 from polyphi.train.contrastive import GLOBAL_VIEW, Contrastive
-from polyphi.train.loss import CHUNK_SCORES
+from polyphi.train.loss import CHUNK_LOGITS
 from polyphi.train.optim import groups
 from polyphi.train.preference import DPO
 from polyphi.train.stage import Budget, Stage, matching
@@ -446,7 +446,7 @@ def memory(
     written, symbols = done["supervised"], d.vocab_size
     if it.decoder == "learns":
         # A chunk's scores and their gradient; hidden states and theirs; the head in bf16, or twice its gradient.
-        scores = min(CHUNK_SCORES["cpu" if cpu else "cuda"], written * symbols)
+        scores = min(CHUNK_LOGITS["cpu" if cpu else "cuda"], written * symbols)
         head = (8 if it.learns(HEAD[:-1]) else 2) * symbols * d.hidden_size
         found["logits"] = 10 * scores + 8 * written * d.hidden_size + head
     elif it.decoder == "is not asked":

@@ -30,7 +30,7 @@ from polyphi.planning.vocabulary import VocabularyOnly
 from polyphi.runtime import distributed
 from polyphi.train import parallel
 from polyphi.train.freeze import check_gradients, freeze, named
-from polyphi.train.optim import optimiser, set_rate
+from polyphi.train.optim import optimiser, set_lr
 from polyphi.train.reference import References
 from polyphi.train.trainer import StageLoss
 
@@ -150,8 +150,8 @@ def rehearse(
             if isinstance(part, nn.Module):
                 for tensor in (*part.parameters(), *part.buffers()):
                     meter.add(tensor)
-        spread = parallel.spread(model, context)
-        loss = StageLoss(stage.objective, spread, head, reference, "bf16")
+        context_model = parallel.context_parallel(model, context)
+        loss = StageLoss(stage.objective, context_model, head, reference, "bf16")
         optimizer = optimiser(stage, parameters, it.budget)
         learned = [p for p in parameters.values() if p.requires_grad]
         # A shard's buffers are made from nothing, so the fakes must be on. Elsewhere what comes from the weights is
@@ -163,7 +163,7 @@ def rehearse(
                 if number == 0:
                     check_gradients(stage, parameters, CPU)
                 parallel.clip_gradients(learned, 1 / max(1, record["count"]), stage.clip_norm)
-                set_rate(optimizer, stage.schedule.factor(number, it.budget.steps))
+                set_lr(optimizer, stage.schedule.factor(number, it.budget.steps))
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
             meter.recount()

@@ -19,7 +19,7 @@ from polyphi.planning.vocabulary import VocabularyOnly
 from polyphi.stages import sizes
 from polyphi.train import parallel
 from polyphi.train.freeze import freeze
-from polyphi.train.optim import optimiser, set_rate
+from polyphi.train.optim import optimiser, set_lr
 from polyphi.train.stage import Budget
 from polyphi.train.trainer import StageLoss
 
@@ -81,7 +81,7 @@ def main(name: str) -> None:
             loss = StageLoss(it.stage.objective, model, head, reference_of(it, model), "bf16")
             loss.accumulate([Pack(short), Pack(last)])
             parallel.clip_gradients(learned, 1e-3, 1.0)
-            set_rate(adamw, 1.0)
+            set_lr(adamw, 1.0)
             adamw.step()
             adamw.zero_grad(set_to_none=True)
     found = {"planned": planned["peak"], "counted": meter.peak, "grown": grown()["VmHWM"] - before}

@@ -92,7 +92,7 @@ def test_a_clip_gives_what_it_gives_alone(fused, clip) -> None:
 @pytest.mark.parametrize("features", [1, 5])
 def test_parts_of_a_clip_are_heard_as_the_whole_is(fused, features, monkeypatch) -> None:
     whole = heard(fused)
-    monkeypatch.setattr(subsampling, "FEATURES", features)
+    monkeypatch.setattr(subsampling, "BATCH_FEATURES", features)
     assert torch.equal(heard(fused), whole)
 
 

@@ -12,7 +12,7 @@ import published
 import pytest
 import torch
 from safetensors.torch import load_file
-from train.small import Fails, told
+from train.small import Fails, trajectory
 
 import polyphi
 from polyphi import Image, Message, cli
@@ -133,7 +133,7 @@ def test_interrupted_and_resumed_is_never_stopped(run: Callable[..., Path]) -> N
     with pytest.raises(KeyboardInterrupt):
         run(replace(SIBLING, objective=stops), out="half")
     half = run(out="half")
-    assert len(told(half)) == 3 and told(half) == told(straight)
+    assert len(trajectory(half)) == 3 and trajectory(half) == trajectory(straight)
     one, two = (load_file(f / "trained.safetensors") for f in (straight, half))
     assert one.keys() == two.keys() and all(torch.equal(one[n], two[n]) for n in one)
     one, two = state(straight / "model"), state(half / "model")
@@ -257,9 +257,9 @@ def test_a_sibling_is_asked_for_by_name(
             "sends data to the adapter 'medicine'; this model has: vision, speech, medical",
         ),
         ({"copy": {"audio.projector.vision.*": "audio.projector.speech.*"}}, "adapters={NEW: OLD}"),
-        ({"adapters": {"vision": AdapterConfig(2, 4.0)}}, "needs a name of its own"),
-        ({"adapters": {"a.b": AdapterConfig(2, 4.0)}}, "needs a name of its own"),
-        ({"adapters": {"none": AdapterConfig(2, 4.0)}}, "needs a name of its own"),
+        ({"adapters": {"vision": AdapterConfig(2, 4.0)}}, "expected a new name"),
+        ({"adapters": {"a.b": AdapterConfig(2, 4.0)}}, "expected a new name"),
+        ({"adapters": {"none": AdapterConfig(2, 4.0)}}, "expected a new name"),
         ({"adapters": {"medical": "sight"}}, "copy of 'sight'; this model has: vision, speech"),
     ],
 )
