@@ -40,11 +40,11 @@ def optimiser(
     Muon's matrices are sharded."""
     adamw_groups, muon_groups = [], []
     for glob, names in groups(stage, parameters).items():
-        layers = [n for n in names if budget.muon_groups and is_layer(n, parameters[n])]
+        layers = [n for n in names if budget.muon and is_layer(n, parameters[n])]
         if any(isinstance(parameters[n], DTensor) for n in layers):
             raise ValueError("Muon needs whole matrices, found sharded ones; train without --shard")
         if layers:
-            peak = stage.learn[glob] * budget.muon_groups
+            peak = stage.learn[glob] * budget.muon
             by_muon = [parameters[n] for n in layers]
             muon_groups.append({"params": by_muon, "lr": 0.0, "peak": peak, "glob": glob})
         others = [parameters[n] for n in names if n not in layers]
