@@ -326,7 +326,7 @@ class Run:
             glob.startswith("decoder.") and ".lora." not in glob for glob in stage.learn
         )
         before = frozen_text.text_logits(model, self.processor) if adapters_only else None
-        it = cost.subject(stage.name, self.size)
+        target = cost.stage_model(stage.name, self.size)
         self.report(f"\n[bold]{stage.name}[/bold]")
         with self.clock(stage.name):
             train(
@@ -347,7 +347,9 @@ class Run:
                         progress.tracker(t, out / t, f"{self.size.name} {stage.name}")
                         for t in self.track
                     ],
-                    flops=lambda pack: sum(cost.flops(it, cost.work([pack], it.config)).values()),
+                    flops=lambda pack: sum(
+                        cost.flops(target, cost.work([pack], target.config)).values()
+                    ),
                     peak_flops=plan.peak_flops(next(model.parameters()).device),
                     report=self.report,
                 ),
