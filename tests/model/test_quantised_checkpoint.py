@@ -180,7 +180,7 @@ def test_wrong_uses_raise_errors(whole: Path) -> None:
     ):
         load_checkpoint(folder, quant="int4")
     loaded = load_checkpoint(folder, quant="int8")
-    with pytest.raises(ValueError, match="can't be saved as anything else"):
+    with pytest.raises(ValueError, match="can't be saved with quant="):
         save_checkpoint(loaded, whole.with_name("again"))
     with pytest.raises(ValueError, match="adapters of a quantised model"):
         loaded.add_adapter("mine", "speech")
@@ -188,7 +188,7 @@ def test_wrong_uses_raise_errors(whole: Path) -> None:
         loaded.merge_adapter("speech")
     with pytest.raises(ValueError, match="int8, int4, int8-all, int4-all; found 'bf16'"):
         save_checkpoint(load_checkpoint(whole), whole.with_name("again"), quant="bf16")
-    with pytest.raises(ValueError, match="layout of their own"):
+    with pytest.raises(ValueError, match="original layout"):
         save_checkpoint(load_checkpoint(whole), whole.with_name("again"), "original", quant="int8")
 
 
@@ -202,9 +202,9 @@ def changed(folder: Path, **fields: object) -> None:
 def test_foreign_quantisation_and_newer_layouts_are_refused(whole: Path) -> None:
     folder = quantised(whole, "int8")
     for fields, message in (
-        ({"format": 2}, "version 2 of the quantised layout; this polyphi reads"),
+        ({"format": 2}, "version 2 of the quantised layout"),
         ({"format": 1, "kind": "int2"}, "kind 'int2'"),
-        ({"quant_method": "gptq"}, "says that 'gptq' quantised these weights"),
+        ({"quant_method": "gptq"}, "quantization method 'gptq'"),
     ):
         changed(folder, **fields)
         with pytest.raises(ValueError, match=message):
@@ -217,7 +217,7 @@ def test_broken_files_raise_errors(whole: Path) -> None:
     data, tensors = file.read_bytes(), load_file(file)
     for cut in (7, 100, len(data) // 2, len(data) - 1):
         file.write_bytes(data[:cut])
-        with pytest.raises(ValueError, match="not a whole safetensors file"):
+        with pytest.raises(ValueError, match="not a complete safetensors file"):
             load_checkpoint(folder)
     head = f"{quantized.EMBEDDING}.q8"
     for change, message in (
