@@ -46,7 +46,6 @@ class StageModel:
 
     @cached_property
     def trainable(self) -> frozenset[str]:
-        """Names of the trainable parameters."""
         return frozenset(name for names in self.trainable_groups.values() for name in names)
 
     def trains(self, prefix: str) -> bool:
@@ -60,14 +59,9 @@ class StageModel:
     @cached_property
     def decoder(self) -> Literal["backward", "forward", "unused"]:
         """Use of the language model: forward and backward, forward only (the embeddings of captions), or none."""
-        objective = type(self.stage.objective)
-        return (
-            "forward"
-            if objective is Contrastive
-            else "unused"
-            if objective is AttentionDecoder
-            else "backward"
-        )
+        if isinstance(self.stage.objective, Contrastive):
+            return "forward"
+        return "unused" if isinstance(self.stage.objective, AttentionDecoder) else "backward"
 
     def passes_gradient(self, name: str) -> bool:
         """Whether the backward pass computes the gradient of a matrix's input, since a parameter before it is
@@ -90,10 +84,8 @@ class StageModel:
             if tensor.ndim > 1:
                 glob = next(g for g in globs if fnmatch.fnmatchcase(name, g))
                 repeated = ".layers." in name or ".blocks." in name
-                group = MatrixGroup(
-                    glob, name in self.trainable, self.passes_gradient(name), repeated
-                )
-                sizes[group] += tensor.numel()
+                passes = self.passes_gradient(name)
+                sizes[MatrixGroup(glob, name in self.trainable, passes, repeated)] += tensor.numel()
         return sizes
 
 
@@ -407,9 +399,7 @@ def memory(
     keys and values of all tokens."""
     d = target.config.decoder
     layers = [n for n in target.tensors if n.startswith("decoder.layers.")]
-    other_devices = target.size(layers) * (
-        1 - 1 / on.shard
-    )  # the part of the layers on other devices
+    other_devices = target.size(layers) * (1 - 1 / on.shard)  # parameters of layers elsewhere
     other_trainable = other_devices if target.trains("decoder.norm") else 0.0
     trainable, total = target.size(target.trainable), target.size(target.tensors)
     parts = {
@@ -422,7 +412,7 @@ def memory(
     # bf16 copies of the matrices, kept until their backward; a shard's layers are gathered two at a time.
     recompute, row_counts, bf16_copies = on.activations == "recompute", rows(target, amounts), 0.0
     for group, size in target.matrices.items():
-        used = row_counts[group.glob] > 0 and (group.trainable or group.through)
+        used = row_counts[group.glob] > 0 and (group.trainable or group.passes_gradient)
         again = recompute and group.repeated and not group.trainable
         elsewhere = on.shard > 1 and group.glob == "decoder.layers.*"
         if used and not (again or elsewhere or group.glob == HEAD):
@@ -433,13 +423,9 @@ def memory(
 
     # Bytes stored per row of a tower's layers; with recomputation only the inputs of all layers but one are stored.
     vision, audio = target.config.vision, target.config.audio
+    size, count = d.hidden_size, d.num_hidden_layers
     towers = [
-        (
-            amounts[f"lora.{a}"],
-            layer_bytes(target, "decoder", a, cpu),
-            d.hidden_size,
-            d.num_hidden_layers,
-        )
+        (amounts[f"lora.{a}"], layer_bytes(target, "decoder", a, cpu), size, count)
         for a in (None, *target.config.adapters)
     ]
     parts["activations"] = 0.0
@@ -464,8 +450,7 @@ def memory(
 
     written, symbols = amounts["supervised"], d.vocab_size
     if target.decoder == "backward":
-        # A chunk's logits and their gradient; hidden states and their gradient; the head in bf16, or twice its
-        # gradient.
+        # A chunk's logits with their gradient; hidden states with theirs; the head in bf16, or twice its gradient.
         logits = min(CHUNK_LOGITS["cpu" if cpu else "cuda"], written * symbols)
         head = (8 if target.trains(HEAD[:-1]) else 2) * symbols * d.hidden_size
         parts["logits"] = 10 * logits + 8 * written * d.hidden_size + head
@@ -501,7 +486,7 @@ def traffic(target: StageModel, on: Switches, world: int, packs: int) -> dict[st
     waits."""
     layers = sum(t.numel() for n, t in target.tensors.items() if n.startswith("decoder.layers."))
     sharded = on.shard > 1
-    replicas = target.size(target.learned) - sharded * layers
+    replicas = target.size(target.trainable) - sharded * layers
     sent = {"gradients": 2 * 4 * replicas * (world - 1) / world, "shards": 0.0}
     if sharded:
         gathers = 2 + precomputes_reference(target)

@@ -246,9 +246,9 @@ def measure(
         if name not in failed and messages != [UNSIMULATED] and not _is_private(name, chosen)
     }
     if missing and not skip_missing:
-        lines = [f"{name}: {text}" for name, messages in missing.items() for text in messages]
+        problems = [f"{name}: {text}" for name, messages in missing.items() for text in messages]
         raise ValueError(
-            "\n  ".join(["data are missing; --skip-missing skips these benchmarks:", *lines])
+            "\n  ".join(["data are missing; --skip-missing skips these benchmarks:", *problems])
         )
     for benchmark in chosen:
         if skipped.get(benchmark.name) == [UNSIMULATED]:

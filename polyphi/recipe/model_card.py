@@ -242,7 +242,7 @@ def _training(
             f"recipe at the size {identity['size']}, {len(run['stages'])} stages of it."
         )
         rows = ["| stage | trained | steps | tokens | data |", "|---|---|---:|---:|---|"]
-        rows += [_stage_row(name, manifest) for name, manifest in run["stages"].items()]
+        rows += [_stage_row(*stage) for stage in run["stages"].items()]
         paragraphs.append("\n".join(rows))
         same = sum(c["logits_sha256_before"] == c["logits_sha256_after"] for c in run["freeze"])
         if run["freeze"]:
