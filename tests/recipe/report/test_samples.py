@@ -85,7 +85,7 @@ def test_media_stay_within_their_bounds(
     middle = usual[len(usual) // 2]
     assert middle < usual[-1]
     with monkeypatch.context() as patch:
-        patch.setattr(samples, "LARGEST_MEDIA", middle)
+        patch.setattr(samples, "MAX_SAMPLE_MEDIA", middle)
         assert max(sizes()) <= middle
-    monkeypatch.setattr(samples, "ALL_MEDIA", sum(usual) // 2)
+    monkeypatch.setattr(samples, "MAX_MEDIA", sum(usual) // 2)
     assert 0 < sum(sizes()) <= sum(usual) // 2
