@@ -119,7 +119,7 @@ def test_other_models_are_refused(folder: Path) -> None:
     for change, message in (
         ({"model_type": "llama"}, "'llama'"),
         ({"tie_word_embeddings": False}, "tie_word_embeddings"),
-        ({"rope_scaling": {"type": "yarn"}}, "rope type 'yarn'"),
+        ({"rope_scaling": {"type": "yarn"}}, "'yarn'"),
         ({"sliding_window": 100}, "sliding window of 100"),
         (
             {"rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}},
